@@ -1,0 +1,216 @@
+//! The one error type of the library: what was tried, on which address, what happened, and its source.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+/// Shorthand for results of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in terms a caller can act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// What was asked for is not there: a library, a device, a route, a listener. Installing or starting it helps.
+    Unavailable,
+    /// The other end answered and said no: a port without a listener, another protocol, another version.
+    Refused,
+    /// The peer vanished: its process died, its connection broke, or its heartbeats stopped.
+    PeerLost,
+    /// A stated time passed first.
+    TimedOut,
+    /// The receiver rejected the message, or the owner of a region rejected the access. The connection lives on.
+    Rejected,
+    /// This link cannot do that: see [`Caps`](crate::Caps).
+    Unsupported,
+    /// The caller passed something that cannot be right.
+    Invalid,
+    /// A limit would be passed; the message names it.
+    TooLarge,
+    /// The peer could not prove that it knows the token, or one side has a token and the other has none.
+    Unauthenticated,
+    /// The peer broke the protocol, or bytes arrived damaged.
+    Corrupt,
+    /// This end, or the peer, closed the connection in good order.
+    Closed,
+    /// The operating system failed; the source says how.
+    Io,
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused",
+            Self::PeerLost => "peer lost",
+            Self::TimedOut => "timed out",
+            Self::Rejected => "rejected",
+            Self::Unsupported => "unsupported",
+            Self::Invalid => "invalid",
+            Self::TooLarge => "too large",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Corrupt => "corrupt",
+            Self::Closed => "closed",
+            Self::Io => "input/output error",
+        })
+    }
+}
+
+/// One failure. It reads as a sentence: `tcp: connect tcp://10.0.0.2:7000: refused: nobody listens there`.
+///
+/// Cloning is cheap: one lost link fails every operation that was in flight on it with the same error.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+#[derive(Clone)]
+struct Inner {
+    kind: ErrorKind,
+    backend: Option<&'static str>,
+    doing: Option<Cow<'static, str>>,
+    on: Option<String>,
+    detail: Cow<'static, str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
+    pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            backend: None,
+            doing: None,
+            on: None,
+            detail: detail.into(),
+            source: None,
+        }))
+    }
+
+    /// What a caller can act on.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What happened, without the operation and the address around it.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// The backend that failed, one of `mem tcp shm ucx ib`, where it was one.
+    pub fn backend(&self) -> Option<&'static str> {
+        self.0.backend
+    }
+
+    /// Names the backend, unless one is named already.
+    #[must_use]
+    pub fn by(mut self, backend: &'static str) -> Self {
+        Arc::make_mut(&mut self.0).backend.get_or_insert(backend);
+        self
+    }
+
+    /// Names the operation (`connect`, `send`, `get`), unless one is named already.
+    #[must_use]
+    pub fn during(mut self, doing: impl Into<Cow<'static, str>>) -> Self {
+        Arc::make_mut(&mut self.0).doing.get_or_insert_with(|| doing.into());
+        self
+    }
+
+    /// Names the address or object, unless one is named already.
+    #[must_use]
+    pub fn on(mut self, address: impl fmt::Display) -> Self {
+        Arc::make_mut(&mut self.0).on.get_or_insert_with(|| address.to_string());
+        self
+    }
+
+    /// Keeps what caused this.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        Arc::make_mut(&mut self.0).source = Some(Arc::new(source));
+        self
+    }
+
+    /// An operating-system failure as an error of the kind a caller would act on.
+    pub fn io(error: std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        let (kind, detail) = match error.kind() {
+            Io::ConnectionRefused => (ErrorKind::Refused, "nobody listens there"),
+            Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::UnexpectedEof => {
+                (ErrorKind::PeerLost, "the connection was cut")
+            }
+            Io::TimedOut => (ErrorKind::TimedOut, "no answer in time"),
+            Io::HostUnreachable | Io::NetworkUnreachable => (ErrorKind::Unavailable, "no route leads there"),
+            Io::AddrInUse => (ErrorKind::Unavailable, "the address is in use; choose another port, or 0 for any"),
+            Io::AddrNotAvailable => (ErrorKind::Unavailable, "no interface here has that address"),
+            Io::PermissionDenied => (ErrorKind::Unavailable, "the operating system denies it to this user"),
+            _ => (ErrorKind::Io, "the operating system failed"),
+        };
+        Self::new(kind, detail).caused_by(error)
+    }
+}
+
+impl From<std::io::Error> for Error {
+    fn from(error: std::io::Error) -> Self {
+        Self::io(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, backend, doing, on, detail, source } = &*self.0;
+        if let Some(backend) = backend {
+            write!(f, "{backend}: ")?;
+        }
+        match (doing, on) {
+            (Some(doing), Some(on)) => write!(f, "{doing} {on}: ")?,
+            (Some(doing), None) => write!(f, "{doing}: ")?,
+            (None, Some(on)) => write!(f, "{on}: ")?,
+            (None, None) => {}
+        }
+        write!(f, "{kind}: {detail}")?;
+        match source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.0.kind)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+/// A failed operation: why, and the memory it was given.
+///
+/// `?` turns it into an [`Error`], dropping the memory; match on it to keep the memory.
+#[derive(Debug)]
+pub struct Failed<T> {
+    /// Why.
+    pub error: Error,
+    /// What the operation owned, untouched by anyone from now on.
+    pub returned: T,
+}
+
+impl<T> From<Failed<T>> for Error {
+    fn from(failed: Failed<T>) -> Self {
+        failed.error
+    }
+}
+
+impl<T> fmt::Display for Failed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<T: fmt::Debug> StdError for Failed<T> {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}

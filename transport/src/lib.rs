@@ -1,0 +1,3 @@
+//! Towline
+mod error;
+pub use error::{Error, ErrorKind, Failed, Result};
