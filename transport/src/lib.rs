@@ -1,3 +1,4 @@
 //! Towline
+pub mod environment;
 mod error;
 pub use error::{Error, ErrorKind, Failed, Result};
