@@ -5,7 +5,13 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result};
 
 /// A boxed future that may move between threads.
 pub type Task<T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
@@ -25,6 +31,55 @@ pub trait Environment: Debug + Send + Sync + 'static {
 
     /// Runs `task` to its end, whatever the caller does next.
     fn spawn(&self, task: Task);
+}
+
+/// The real world: the monotonic clock, the operating system's randomness, and one driver thread that runs the tasks.
+/// The thread ends when this is dropped.
+#[derive(Debug)]
+pub struct System {
+    origin: Instant,
+    driver: Handle,
+    dropped: Arc<Notify>,
+}
+
+impl System {
+    /// Starts the driver thread.
+    pub fn start() -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::io)?;
+        let driver = runtime.handle().clone();
+        let dropped = Arc::new(Notify::new());
+        let ended = dropped.clone();
+        std::thread::Builder::new()
+            .name("towline-driver".into())
+            .spawn(move || runtime.block_on(ended.notified()))
+            .map_err(Error::io)?;
+        Ok(Self { origin: Instant::now(), driver, dropped })
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        self.dropped.notify_one();
+    }
+}
+
+impl Environment for System {
+    fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Task {
+        let at = self.origin + at;
+        Box::pin(async move { tokio::time::sleep_until(at.into()).await })
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        getrandom::fill(out).expect("the operating system gives random bytes");
+    }
+
+    fn spawn(&self, task: Task) {
+        self.driver.spawn(task);
+    }
 }
 
 /// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped.

@@ -1,0 +1,76 @@
+//! Where a link leaves what the peer sent, in order, and its own end.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::error::{Error, Result};
+use crate::message::Announced;
+
+/// Announced messages, oldest first, and after them the link's end.
+#[derive(Debug, Default)]
+pub struct Inbox(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Announced>,
+    end: Option<Error>,
+    waker: Option<Waker>,
+}
+
+impl Inbox {
+    /// Adds a message.
+    pub fn announce(&self, announced: Announced) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.queue.push_back(announced);
+        }
+        wake(state);
+    }
+
+    /// Says that nothing more will come, and why. What was announced can still be taken; only the first word counts.
+    pub fn end(&self, why: Error) {
+        let mut state = self.lock();
+        state.end.get_or_insert(why);
+        wake(state);
+    }
+
+    /// Why nothing more will come, if that is so.
+    pub fn ended(&self) -> Option<Error> {
+        self.lock().end.clone()
+    }
+
+    /// The next message, or the end; otherwise remembers whom to wake.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Result<Announced>> {
+        let mut state = self.lock();
+        if let Some(announced) = state.queue.pop_front() {
+            return Poll::Ready(Ok(announced));
+        }
+        if let Some(end) = &state.end {
+            return Poll::Ready(Err(end.clone()));
+        }
+        if !state.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            state.waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Gives back a message that was taken but not handed to the application.
+    pub(crate) fn put_back(&self, announced: Announced) {
+        let mut state = self.lock();
+        state.queue.push_front(announced);
+        wake(state);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wake(mut state: MutexGuard<'_, State>) {
+    let waker = state.waker.take();
+    drop(state);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}

@@ -1,0 +1,215 @@
+//! One end of an in-process pair: a send moves the message into the peer's inbox under the pair's one lock.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::CAPS;
+use crate::backend::{
+    Announced, Arrival, Caps, Delivery, Done, FrameInfo, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::credit::WINDOW;
+
+/// Both ends' state.
+#[derive(Debug, Default)]
+pub(super) struct Pair(Mutex<[End; 2]>);
+
+/// One end before it is attached to a connection.
+#[derive(Debug)]
+pub(super) struct Half {
+    pair: Arc<Pair>,
+    me: usize,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    attached: Option<(Arc<Inbox>, Arc<Regions>)>,
+    /// Announced before the peer attached.
+    early: Vec<Announced>,
+    /// Sends that wait for credit, in order.
+    queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
+    /// Announced to the peer, not settled yet.
+    unsettled: HashMap<u64, Done<Delivery>>,
+    next_id: u64,
+    closing: Option<Done<()>>,
+    ended: Option<Error>,
+    stats: LinkStats,
+}
+
+impl Pair {
+    pub(super) fn split() -> (Half, Half) {
+        let pair = Arc::new(Self::default());
+        (Half { pair: pair.clone(), me: 0 }, Half { pair, me: 1 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [End; 2]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Half {
+    pub(super) fn attach(self, inbox: Arc<Inbox>, regions: Arc<Regions>) -> Arc<dyn Link> {
+        let mut ends = self.pair.lock();
+        let end = &mut ends[self.me];
+        for announced in end.early.drain(..) {
+            inbox.announce(announced);
+        }
+        if let Some(why) = &end.ended {
+            inbox.end(why.clone());
+        }
+        end.attached = Some((inbox, regions));
+        drop(ends);
+        Arc::new(MemLink(self))
+    }
+}
+
+/// One end of the pair.
+#[derive(Debug)]
+struct MemLink(Half);
+
+impl Link for MemLink {
+    fn caps(&self) -> Caps {
+        CAPS
+    }
+
+    fn submit(&self, op: Op) {
+        let Half { pair, me } = &self.0;
+        let mut ends = pair.lock();
+        if let Some(why) = ends[*me].ended.clone() {
+            drop(ends);
+            return op.fail(why);
+        }
+        match op {
+            Op::Send { message, receipt, prompt } => {
+                ends[*me].queued.push_back((message, receipt, prompt));
+                if !announce(&mut ends, *me) {
+                    ends[*me].stats.credit_stalls += 1;
+                }
+            }
+            Op::Settle { id, delivery, .. } => {
+                let receipt = ends[1 - *me].unsettled.remove(&id);
+                proceed(ends, 1 - *me);
+                if let Some(receipt) = receipt {
+                    receipt.resolve(Ok(delivery));
+                }
+            }
+            Op::Get { region, offset, mut into } => {
+                let regions = peer_regions(ends, *me);
+                let len = (into.memory().capacity() - into.memory().len()) as u64;
+                let read = regions.and_then(|regions| regions.read(region.key(), offset, len));
+                match read.and_then(|(bytes, _lease)| into.memory_mut().fill_from(&bytes)) {
+                    Ok(()) => into.finish(|memory| memory),
+                    Err(error) => into.fail(error),
+                }
+            }
+            Op::Put { region, offset, from } => {
+                let regions = peer_regions(ends, *me);
+                let len = from.memory().len() as u64;
+                let lease = regions.and_then(|regions| regions.write(region.key(), offset, len));
+                let written = lease.and_then(|lease| {
+                    lease.with(0, |bytes| from.memory().copy_to(bytes)).unwrap_or_else(|| Err(revoked()))
+                });
+                match written {
+                    Ok(()) => from.finish(drop),
+                    Err(error) => from.fail(error),
+                }
+            }
+            Op::Close(done) => {
+                ends[*me].closing = Some(done);
+                proceed(ends, *me);
+            }
+            Op::Accept { landings, .. } => {
+                drop(ends);
+                landings.fail(Error::new(ErrorKind::Invalid, "every message of this link is here already"));
+            }
+            Op::Recv => {}
+        }
+    }
+
+    fn end(&self, why: Error) {
+        let lost = Error::new(ErrorKind::PeerLost, "the peer gave the connection up");
+        end(self.0.pair.lock(), self.0.me, why, lost);
+    }
+
+    fn stats(&self) -> LinkStats {
+        self.0.pair.lock()[self.0.me].stats
+    }
+}
+
+impl Drop for MemLink {
+    fn drop(&mut self) {
+        self.end(Error::new(ErrorKind::Closed, "the link was dropped"));
+    }
+}
+
+/// Moves queued messages of `me` into the peer's inbox while there is credit. False if some must wait.
+fn announce(ends: &mut [End; 2], me: usize) -> bool {
+    let [first, second] = ends;
+    let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
+    while mine.unsettled.len() < WINDOW.messages as usize {
+        let Some((message, receipt, prompt)) = mine.queued.pop_front() else { break };
+        let id = mine.next_id;
+        mine.next_id += 1;
+        mine.unsettled.insert(id, receipt);
+        message.finish(|message| {
+            let (header, frames) = message.into_parts();
+            let table = frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
+            let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
+            match &theirs.attached {
+                Some((inbox, _)) => inbox.announce(announced),
+                None => theirs.early.push(announced),
+            }
+        });
+    }
+    mine.queued.is_empty()
+}
+
+/// Sends what credit allows, and ends the pair in good order once everything before a close has left.
+fn proceed(mut ends: MutexGuard<'_, [End; 2]>, me: usize) {
+    if !announce(&mut ends, me) {
+        return;
+    }
+    if let Some(done) = ends[me].closing.take() {
+        let mine = Error::new(ErrorKind::Closed, "this end closed the connection");
+        end(ends, me, mine, Error::new(ErrorKind::Closed, "the peer closed the connection"));
+        done.resolve(Ok(()));
+    }
+}
+
+/// Ends both sides, each with its own reason; what was in flight fails outside the lock.
+fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error) {
+    let mut failed = Vec::new();
+    for (side, why) in [(me, mine), (1 - me, theirs)] {
+        let end = &mut ends[side];
+        if end.ended.is_some() {
+            continue;
+        }
+        end.ended = Some(why.clone());
+        if let Some((inbox, _)) = &end.attached {
+            inbox.end(why.clone());
+        }
+        let queued = std::mem::take(&mut end.queued);
+        failed.push((why, queued, std::mem::take(&mut end.unsettled), end.closing.take()));
+    }
+    drop(ends);
+    for (why, queued, unsettled, closing) in failed {
+        for (message, receipt, prompt) in queued {
+            Op::Send { message, receipt, prompt }.fail(why.clone());
+        }
+        for receipt in unsettled.into_values() {
+            receipt.resolve(Err(why.clone()));
+        }
+        if let Some(done) = closing {
+            done.resolve(Err(why));
+        }
+    }
+}
+
+fn peer_regions(ends: MutexGuard<'_, [End; 2]>, me: usize) -> Result<Arc<Regions>> {
+    let attached = ends[1 - me].attached.as_ref().map(|(_, regions)| regions.clone());
+    attached.ok_or_else(revoked)
+}
+
+fn revoked() -> Error {
+    Error::new(ErrorKind::Rejected, "the region was revoked")
+}

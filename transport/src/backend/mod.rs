@@ -1,0 +1,260 @@
+//! The seam: what one transport technology must offer. This file is the contract; `mem` is its reference.
+//!
+//! A [`Backend`] is a technology, a [`Link`] one data path to one peer. A link takes [`Op`]s, which own their memory and
+//! end exactly once, and announces what the peer sent through its [`Inbox`], in order. It moves either by itself or
+//! inside [`Link::progress`], never both.
+
+pub mod faulty;
+mod inbox;
+pub mod mem;
+mod staging;
+pub mod tcp;
+
+use std::fmt::Debug;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use inbox::Inbox;
+pub(crate) use staging::Staging;
+
+pub use crate::caps::Caps;
+pub use crate::door::{Control, Identity, Role};
+use crate::environment::Environment;
+use crate::error::{Error, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message};
+pub use crate::operation::{Completion, Done, Operation};
+pub use crate::region::{Regions, RemoteRegion};
+
+/// One transport technology on this machine.
+pub trait Backend: Debug + Send + Sync + 'static {
+    /// Its one spelling, in module, scheme, command and metric.
+    fn name(&self) -> &'static str;
+
+    /// What it can do here, or why it cannot. Cheap enough to ask at every connection.
+    fn probe(&self) -> Probe;
+
+    /// What the peer must know to open the other end of one connection, at most 16 KiB.
+    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>>;
+
+    /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;
+
+    /// Whether its links carry control in their own frames, and take the door's stream to do so.
+    fn carries_control(&self) -> bool {
+        false
+    }
+
+    /// Opens this end of the data path. The peer's end is being opened at the same time.
+    ///
+    /// A backend that carries control takes `site.control`; otherwise the door keeps it, answers heartbeats on it, and
+    /// ends the link when it ends.
+    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>>;
+}
+
+/// What a machine offers of one technology.
+#[derive(Clone, Debug)]
+pub enum Probe {
+    /// It works.
+    Ready {
+        /// What it can do here.
+        caps: Caps,
+        /// The version of the library behind it, if there is one.
+        version: Option<String>,
+        /// The devices it would use.
+        devices: Vec<String>,
+        /// What it should reach on this machine, before anything is measured.
+        nominal: Nominal,
+    },
+    /// It does not work.
+    Unavailable {
+        /// Why not.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+}
+
+/// An expectation from the technology alone, for choosing among paths that were never measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Nominal {
+    /// Bandwidth at 1 MiB, in 10^9 bytes per second.
+    pub gb_per_s: f64,
+    /// Half a round trip of 8 bytes, in microseconds.
+    pub p50_us: f64,
+}
+
+/// Where a link is to be opened: everything one connection gives its backend.
+#[derive(Debug)]
+pub struct Site {
+    /// Which end this is.
+    pub role: Role,
+    /// This process.
+    pub local: Identity,
+    /// The peer.
+    pub peer: Identity,
+    /// What this end offered for this connection.
+    pub offer: Vec<u8>,
+    /// What the peer offered.
+    pub peer_offer: Vec<u8>,
+    /// The door's stream, taken by backends that carry their own control.
+    pub control: Option<Control>,
+    /// Where the link announces messages and its end.
+    pub inbox: Arc<Inbox>,
+    /// What the peer may reach by itself.
+    pub regions: Arc<Regions>,
+    /// Host memory for what arrives.
+    pub pool: Pool,
+    /// Clock, timers, randomness, tasks.
+    pub environment: Arc<dyn Environment>,
+    /// How often a silent peer is asked for a sign of life; three times without one is its end.
+    pub heartbeat: Duration,
+}
+
+/// One data path to one peer.
+///
+/// The rules, each a conformance case:
+/// 1. Every [`Op`] ends exactly once, with its memory, within the stated times, whatever happens; never before the last
+///    access to that memory by kernel, hardware or peer.
+/// 2. Messages are announced in the order they were sent; a large one delays no small one, and no get or put.
+/// 3. Nothing below blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
+/// 4. After [`end`](Self::end), or the peer's loss, [`Inbox::end`] is called once and every later operation fails.
+/// 5. A receiver that settles nothing bounds what the peer can have in flight.
+pub trait Link: Debug + Send + Sync + 'static {
+    /// The promise.
+    fn caps(&self) -> Caps;
+
+    /// Takes an operation. It may end within this call or at any time later.
+    fn submit(&self, op: Op);
+
+    /// Moves what can be moved without waiting, bounded. Whoever calls holds the link's baton meanwhile; if another
+    /// thread has it, this returns at once and that thread does the work.
+    fn progress(&self) -> Progress {
+        Progress::Idle
+    }
+
+    /// What to sleep on until `progress` can move something, or `None` for a link that moves by itself.
+    fn source(&self) -> Option<Source<'_>> {
+        None
+    }
+
+    /// Time passed: heartbeats are due or missed, and laggards are sent. Called at least four times a heartbeat.
+    fn tick(&self) {}
+
+    /// Ends it now. Everything in flight fails with `why`, and gives its memory back.
+    fn end(&self, why: Error);
+
+    /// What it counted so far.
+    fn stats(&self) -> LinkStats;
+}
+
+/// What one poll of a link came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Something moved; there may be more.
+    Moved,
+    /// Nothing to move until the source is ready.
+    Idle,
+    /// Another thread is polling.
+    Elsewhere,
+}
+
+/// A descriptor to sleep on.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// Ready to read whenever `progress` may have work.
+    pub descriptor: BorrowedFd<'a>,
+    /// Ready to write is awaited too: output is blocked.
+    pub writable: bool,
+}
+
+/// What one link counted. Only a tool for understanding: nothing is proved by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// User-space copies of payload bytes made.
+    pub bytes_copied: u64,
+    /// System calls that moved data, or tried to.
+    pub system_calls: u64,
+    /// Times a message had to wait for credit.
+    pub credit_stalls: u64,
+}
+
+/// Work for a link. Operations are data: they own their memory, and a wrapper can look at them.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Op {
+    /// Carry a message. Ends when its memory can be reused.
+    Send {
+        /// The message.
+        message: Operation<Message>,
+        /// The receiver's word on it.
+        receipt: Done<Delivery>,
+        /// The sender waits for that word: the receiver's end must not save it up.
+        prompt: bool,
+    },
+    /// The application waits for messages and will take them in pool memory: large ones may stream ahead.
+    Recv,
+    /// Land an announced message whose payload is not here: a buffer of sufficient capacity for each frame, `None` to
+    /// discard it (an empty buffer is returned in its stead). No landings for one that is `Coming`.
+    Accept {
+        /// Which.
+        id: u64,
+        /// Where to.
+        landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
+    },
+    /// The application's word on a message that is `Here` or `Waiting`. (An accept that ended well has said it.)
+    Settle {
+        /// Which.
+        id: u64,
+        /// The word.
+        delivery: Delivery,
+        /// The sender waits for it.
+        prompt: bool,
+    },
+    /// Read from the peer's region into `into`, from its length to its capacity.
+    Get {
+        /// The region.
+        region: RemoteRegion,
+        /// The first byte to read.
+        offset: u64,
+        /// Where to.
+        into: Operation<BufferMut, BufferMut>,
+    },
+    /// Write `from` into the peer's region. Ends when the bytes are there.
+    Put {
+        /// The region.
+        region: RemoteRegion,
+        /// The first byte to write.
+        offset: u64,
+        /// What to write.
+        from: Operation<Buffer>,
+    },
+    /// Say good-bye: ends when everything submitted before has left and the peer has heard of the end.
+    Close(Done<()>),
+}
+
+impl Op {
+    /// Ends it badly, memory returned.
+    pub fn fail(self, error: Error) {
+        match self {
+            Self::Send { message, receipt, .. } => {
+                receipt.resolve(Err(error.clone()));
+                message.fail(error);
+            }
+            Self::Accept { landings, .. } => landings.fail(error),
+            Self::Get { into, .. } => into.fail(error),
+            Self::Put { from, .. } => from.fail(error),
+            Self::Close(done) => done.resolve(Err(error)),
+            Self::Recv | Self::Settle { .. } => {}
+        }
+    }
+}
+
+/// The backends of this build, in the order of preference.
+pub fn all() -> Vec<Arc<dyn Backend>> {
+    vec![Arc::new(mem::Mem), Arc::new(tcp::Tcp)]
+}
+
+/// Those still to come: known to every list, ready nowhere.
+pub const PLANNED: [&str; 3] = ["shm", "ucx", "ib"];

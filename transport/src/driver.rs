@@ -1,0 +1,243 @@
+//! Who moves links when nobody waits on them: the driver's two tasks, run by the endpoint's environment.
+//!
+//! One sleeps on the links that are armed, one looks every 50 ms at the others (they have a lead, who may be computing),
+//! sends what was left for later, and lets the heartbeats tick.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use crate::backend::{Progress, Source};
+use crate::connection::Core;
+use crate::environment::Environment;
+use crate::error::{Error, Result};
+
+/// How long a link may be ready before the driver polls it in its lead's stead, and the longest that work left for later
+/// stays undone.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Polls of one link in a row before the others have their turn.
+const POLLS_MAX: u32 = 64;
+
+/// Moves the links of one endpoint.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    pub(crate) environment: Arc<dyn Environment>,
+    heartbeat: Duration,
+    /// Links that nobody leads: the driver sleeps on this.
+    armed: OwnedFd,
+    /// Every link: the driver looks at this, and never sleeps on it.
+    watched: OwnedFd,
+    connections: Mutex<HashMap<u64, Connected>>,
+    next: AtomicU64,
+    later: Mutex<Vec<Weak<Core>>>,
+    /// The task that sleeps on `armed` runs.
+    serving: AtomicBool,
+    /// A connection came.
+    wanted: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Connected {
+    core: Weak<Core>,
+    /// It was ready at that look, and had been polled so often.
+    ready_at: Option<(u64, u64)>,
+}
+
+impl Driver {
+    pub(crate) fn start(environment: Arc<dyn Environment>, heartbeat: Duration) -> Result<Arc<Self>> {
+        let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::io(errno.into()));
+        let driver = Arc::new(Self {
+            environment,
+            heartbeat,
+            armed: epoll()?,
+            watched: epoll()?,
+            connections: Mutex::default(),
+            next: AtomicU64::new(0),
+            later: Mutex::default(),
+            serving: AtomicBool::new(false),
+            wanted: Arc::default(),
+        });
+        driver.environment.spawn(Box::pin(look_after(Arc::downgrade(&driver))));
+        Ok(driver)
+    }
+
+    /// The number of a connection to come.
+    pub(crate) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Moves `core`'s link from now on, until it ends.
+    pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
+        self.connections().insert(core.number, Connected { core: Arc::downgrade(core), ready_at: None });
+        self.wanted.notify_one();
+        if let Some(source) = core.link.source() {
+            let data = epoll::EventData::new_u64(core.number);
+            let add = |to: &OwnedFd, flags| {
+                epoll::add(to, source.descriptor, data, flags).map_err(|errno| Error::io(errno.into()))
+            };
+            add(&self.armed, epoll::EventFlags::empty())?;
+            add(&self.watched, epoll::EventFlags::IN)?;
+            if !self.serving.swap(true, Ordering::AcqRel) {
+                self.serve_armed()?;
+            }
+            core.waiters.arm();
+        }
+        Ok(())
+    }
+
+    /// Forgets a connection; its descriptor may be closed afterwards.
+    pub(crate) fn forget(&self, core: &Core) {
+        if self.connections().remove(&core.number).is_some()
+            && let Some(source) = core.link.source()
+        {
+            // Not being registered is the only failure, and is what is wanted.
+            let _ = epoll::delete(&self.armed, source.descriptor);
+            let _ = epoll::delete(&self.watched, source.descriptor);
+        }
+    }
+
+    /// Sleeps on a link's source.
+    pub(crate) fn arm(&self, number: u64, source: Source<'_>) {
+        let mut flags = epoll::EventFlags::IN;
+        flags.set(epoll::EventFlags::OUT, source.writable);
+        self.modify(number, source, flags);
+    }
+
+    /// Leaves it to its lead.
+    pub(crate) fn disarm(&self, number: u64, source: Source<'_>) {
+        self.modify(number, source, epoll::EventFlags::empty());
+    }
+
+    fn modify(&self, number: u64, source: Source<'_>, flags: epoll::EventFlags) {
+        // Fails only for a link that was forgotten because it ended.
+        let _ = epoll::modify(&self.armed, source.descriptor, epoll::EventData::new_u64(number), flags);
+    }
+
+    /// Polls `core`'s link within 50 ms, whatever its callers do.
+    pub(crate) fn later(&self, core: &Arc<Core>) {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(core));
+    }
+
+    /// All living connections.
+    pub(crate) fn living(&self) -> Vec<Arc<Core>> {
+        self.connections().values().filter_map(|connected| connected.core.upgrade()).collect()
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Connected>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn core(&self, number: u64) -> Option<Arc<Core>> {
+        self.connections().get(&number).and_then(|connected| connected.core.upgrade())
+    }
+
+    /// Starts the task that sleeps on the armed links.
+    fn serve_armed(self: &Arc<Self>) -> Result<()> {
+        let descriptor = self.armed.try_clone().map_err(Error::io)?;
+        let driver = Arc::downgrade(self);
+        self.environment.spawn(Box::pin(async move {
+            // An environment without a reactor has no links with a source.
+            let Ok(descriptor) = AsyncFd::new(descriptor) else { return };
+            while let Ok(mut ready) = descriptor.readable().await {
+                let Some(driver) = driver.upgrade() else { return };
+                let numbers = ready_in(descriptor.get_ref());
+                if numbers.is_empty() {
+                    ready.clear_ready();
+                }
+                for core in numbers.into_iter().filter_map(|number| driver.core(number)) {
+                    driver.drive(&core);
+                }
+                drop(driver);
+                tokio::task::yield_now().await;
+            }
+        }));
+        Ok(())
+    }
+
+    /// Moves one link, for a while.
+    fn drive(&self, core: &Arc<Core>) {
+        for _ in 0..POLLS_MAX {
+            if core.link.progress() != Progress::Moved {
+                break;
+            }
+        }
+        if core.inbox.ended().is_some() {
+            self.forget(core);
+        } else if core.waiters.is_armed() {
+            core.waiters.arm();
+        }
+    }
+
+    /// Takes over links that were ready at two looks in a row and were not polled between them.
+    fn look(&self, look: u64) {
+        for number in ready_in(&self.watched) {
+            let core = {
+                let mut connections = self.connections();
+                let Some(connected) = connections.get_mut(&number) else { continue };
+                let Some(core) = connected.core.upgrade() else { continue };
+                let polls = core.waiters.polls();
+                let neglected = connected.ready_at == Some((look - 1, polls));
+                connected.ready_at = Some((look, polls));
+                if !neglected {
+                    continue;
+                }
+                core
+            };
+            core.waiters.arm();
+            self.drive(&core);
+        }
+    }
+}
+
+async fn look_after(driver: Weak<Driver>) {
+    let Some(strong) = driver.upgrade() else { return };
+    let tick_every = strong.heartbeat / 4;
+    let wanted = strong.wanted.clone();
+    drop(strong);
+    let mut ticked = Duration::ZERO;
+    for look in 1.. {
+        let Some(strong) = driver.upgrade() else { return };
+        let now = strong.environment.now();
+        let sleep = strong.environment.sleep_until(now + LOOK_EVERY.min(tick_every));
+        let nothing_to_do = strong.connections().is_empty();
+        drop(strong);
+        if nothing_to_do {
+            wanted.notified().await;
+        }
+        sleep.await;
+        let Some(driver) = driver.upgrade() else { return };
+        driver.look(look);
+        let later = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
+        for core in later.into_iter().filter_map(|core| core.upgrade()) {
+            core.left_for_later.store(false, Ordering::Release);
+            driver.drive(&core);
+        }
+        let now = driver.environment.now();
+        if now.saturating_sub(ticked) >= tick_every {
+            ticked = now;
+            for core in driver.living() {
+                core.link.tick();
+                if core.inbox.ended().is_some() {
+                    driver.forget(&core);
+                }
+            }
+        }
+    }
+}
+
+/// The numbers of the links that are ready in `epoll`, at most 256.
+fn ready_in(epoll: &OwnedFd) -> Vec<u64> {
+    let mut events = Vec::with_capacity(256);
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match epoll::wait(epoll, spare_capacity(&mut events), Some(&now)) {
+        Ok(_) => events.iter().map(|event| event.data.u64()).collect(),
+        Err(_) => Vec::new(),
+    }
+}

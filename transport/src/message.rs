@@ -1,0 +1,132 @@
+//! What travels: a header and frames, and how a message shows itself before its payload has a place to land.
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, Place};
+
+/// The largest header, in bytes.
+pub const HEADER_LEN_MAX: usize = 64 << 10;
+/// The most frames of one message.
+pub const FRAMES_MAX: usize = 65_536;
+/// The largest payload of one message, all frames together, in bytes.
+pub const PAYLOAD_LEN_MAX: u64 = 1 << 48;
+/// Payload below this travels with its announcement; from here on it waits for a landing, and is never copied.
+pub const EAGER_LEN_MAX: u64 = 16 << 10;
+
+/// A small header and an ordered list of frames, each in its own place.
+///
+/// ```
+/// use towline::{Buffer, Message};
+/// let message = Message::new("tensor 3x4 f32").with_frame(Buffer::from(vec![0u8; 48]));
+/// assert_eq!(message.payload_len(), 48);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    header: Bytes,
+    frames: Vec<Buffer>,
+}
+
+impl Message {
+    /// A message of `header` (at most 64 KiB) and no frames.
+    pub fn new(header: impl Into<Bytes>) -> Self {
+        Self { header: header.into(), frames: Vec::new() }
+    }
+
+    /// A message of `header` and `frames`.
+    pub fn from_parts(header: impl Into<Bytes>, frames: Vec<Buffer>) -> Self {
+        Self { header: header.into(), frames }
+    }
+
+    /// Appends a frame.
+    #[must_use]
+    pub fn with_frame(mut self, frame: impl Into<Buffer>) -> Self {
+        self.frames.push(frame.into());
+        self
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Bytes {
+        &self.header
+    }
+
+    /// The frames, in order.
+    pub fn frames(&self) -> &[Buffer] {
+        &self.frames
+    }
+
+    /// All frames' bytes together.
+    pub fn payload_len(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len() as u64).sum()
+    }
+
+    /// The header and the frames.
+    pub fn into_parts(self) -> (Bytes, Vec<Buffer>) {
+        (self.header, self.frames)
+    }
+
+    /// Refuses what no link may carry, naming the limit.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_limits(self.header.len(), self.frames.len(), self.payload_len())
+    }
+}
+
+pub(crate) fn check_limits(header_len: usize, frames: usize, payload_len: u64) -> Result<()> {
+    let too_large = |what: &str, is: u64, max: u64| {
+        Err(Error::new(ErrorKind::TooLarge, format!("{what} is {is}, and the limit is {max}")))
+    };
+    if header_len > HEADER_LEN_MAX {
+        return too_large("the header's length in bytes", header_len as u64, HEADER_LEN_MAX as u64);
+    }
+    if frames > FRAMES_MAX {
+        return too_large("the number of frames", frames as u64, FRAMES_MAX as u64);
+    }
+    if payload_len > PAYLOAD_LEN_MAX {
+        return too_large("the payload's length in bytes", payload_len, PAYLOAD_LEN_MAX);
+    }
+    Ok(())
+}
+
+/// One line of a message's frame table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// Bytes.
+    pub len: usize,
+    /// Where the sender has it.
+    pub place: Place,
+}
+
+/// The application's word on a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Every byte is in the memory that the receiver chose.
+    Delivered,
+    /// The receiver did not want it.
+    Rejected,
+}
+
+/// A message that a link announces, in the order the peer sent it.
+#[derive(Debug)]
+pub struct Announced {
+    /// The link's name for it.
+    pub id: u64,
+    /// The header.
+    pub header: Bytes,
+    /// The frame table.
+    pub frames: Vec<FrameInfo>,
+    /// Where its payload is.
+    pub arrival: Arrival,
+    /// The sender waits for the word on it.
+    pub prompt: bool,
+}
+
+/// Where an announced message's payload is.
+#[derive(Debug)]
+pub enum Arrival {
+    /// In this memory already.
+    Here(Vec<Buffer>),
+    /// On its way into the link's own memory: accept it without landings.
+    Coming,
+    /// With the sender: accept it with a landing for each frame.
+    Waiting,
+}

@@ -1,0 +1,231 @@
+//! An operation owns its memory and ends exactly once: the halves are [`Operation`] (held by the link) and
+//! [`Completion`] (held by the caller). Dropping the first fails it; dropping the second detaches it.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::error::{Error, ErrorKind, Failed, Result};
+
+/// One result on its way from a link to whoever waits for it. Dropping it unresolved tells the waiter `Closed`.
+pub struct Done<T>(Option<Sink<Result<T>>>);
+
+impl<T> Done<T> {
+    /// The two halves of one result.
+    pub fn new() -> (Self, Completion<Result<T>>) {
+        let slot = Arc::new(Slot::default());
+        (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
+    }
+
+    /// Calls `then` with the result, on the thread that ends it, possibly under a link's lock: it must be short
+    /// and must not wait.
+    pub fn with(then: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Self(Some(Sink::Hook(Box::new(then))))
+    }
+
+    /// Ends it.
+    pub fn resolve(mut self, result: Result<T>) {
+        if let Some(sink) = self.0.take() {
+            sink.end(result);
+        }
+    }
+}
+
+impl<T> Drop for Done<T> {
+    fn drop(&mut self) {
+        if let Some(sink) = self.0.take() {
+            sink.end(Err(dropped()));
+        }
+    }
+}
+
+impl<T> fmt::Debug for Done<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Done")
+    }
+}
+
+/// Memory `M` in flight, and the promise of a `T` for it. Ends once: by `finish`, by `fail`, or by being dropped, which
+/// fails it; in each case its memory is handed on or back.
+pub struct Operation<M, T = ()> {
+    memory: Option<M>,
+    sink: Option<Sink<Result<T, Failed<M>>>>,
+}
+
+impl<M, T> Operation<M, T> {
+    /// The two halves of one operation over `memory`.
+    pub fn new(memory: M) -> (Self, Completion<Result<T, Failed<M>>>) {
+        let slot = Arc::new(Slot::default());
+        (Self { memory: Some(memory), sink: Some(Sink::Slot(slot.clone())) }, Completion(slot))
+    }
+
+    /// Calls `then` with the result, under the rules of [`Done::with`].
+    pub fn with(memory: M, then: impl FnOnce(Result<T, Failed<M>>) + Send + 'static) -> Self {
+        Self { memory: Some(memory), sink: Some(Sink::Hook(Box::new(then))) }
+    }
+
+    /// The memory, while it is in flight.
+    pub fn memory(&self) -> &M {
+        self.memory.as_ref().expect("an operation holds its memory until it ends")
+    }
+
+    /// The memory, while it is in flight.
+    pub fn memory_mut(&mut self) -> &mut M {
+        self.memory.as_mut().expect("an operation holds its memory until it ends")
+    }
+
+    /// Ends it well: `make` turns the memory into the result.
+    pub fn finish(mut self, make: impl FnOnce(M) -> T) {
+        if let (Some(memory), Some(sink)) = (self.memory.take(), self.sink.take()) {
+            sink.end(Ok(make(memory)));
+        }
+    }
+
+    /// Ends it badly and gives the memory back.
+    pub fn fail(mut self, error: Error) {
+        self.end_failed(error);
+    }
+
+    fn end_failed(&mut self, error: Error) {
+        if let (Some(returned), Some(sink)) = (self.memory.take(), self.sink.take()) {
+            sink.end(Err(Failed { error, returned }));
+        }
+    }
+}
+
+impl<M, T> Drop for Operation<M, T> {
+    fn drop(&mut self) {
+        self.end_failed(dropped());
+    }
+}
+
+impl<M: fmt::Debug, T> fmt::Debug for Operation<M, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Operation").field(&self.memory).finish()
+    }
+}
+
+fn dropped() -> Error {
+    Error::new(ErrorKind::Closed, "the connection ended before the operation did")
+}
+
+/// The caller's half of an operation. Dropping it detaches the operation, which runs on.
+#[must_use = "a completion does nothing unless it is awaited"]
+pub struct Completion<V>(Arc<Slot<V>>);
+
+impl<V> Completion<V> {
+    /// The result, if it is there; otherwise remembers whom to wake.
+    pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<V> {
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Done(value) => Poll::Ready(value),
+            State::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => {
+                *state = State::Waiting(Some(waker));
+                Poll::Pending
+            }
+            State::Waiting(_) => {
+                *state = State::Waiting(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+            State::Taken => Poll::Pending,
+        }
+    }
+
+    /// The result, if it is there.
+    pub fn try_take(&self) -> Option<V> {
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Done(value) => Some(value),
+            other => {
+                *state = other;
+                None
+            }
+        }
+    }
+}
+
+impl<V> Future for Completion<V> {
+    type Output = V;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<V> {
+        self.poll_take(cx)
+    }
+}
+
+impl<V> fmt::Debug for Completion<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Completion")
+    }
+}
+
+enum Sink<V> {
+    Slot(Arc<Slot<V>>),
+    Hook(Box<dyn FnOnce(V) + Send>),
+}
+
+impl<V> Sink<V> {
+    fn end(self, value: V) {
+        match self {
+            Self::Slot(slot) => slot.end(value),
+            Self::Hook(then) => then(value),
+        }
+    }
+}
+
+struct Slot<V>(Mutex<State<V>>);
+
+enum State<V> {
+    Waiting(Option<Waker>),
+    Done(V),
+    Taken,
+}
+
+impl<V> Slot<V> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State<V>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, value: V) {
+        let before = std::mem::replace(&mut *self.lock(), State::Done(value));
+        if let State::Waiting(Some(waker)) = before {
+            waker.wake();
+        }
+    }
+}
+
+impl<V> Default for Slot<V> {
+    fn default() -> Self {
+        Self(Mutex::new(State::Waiting(None)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_operation_gives_its_memory_back() {
+        let (operation, completion) = Operation::<_, ()>::new(vec![1, 2, 3]);
+        drop(operation);
+        let failed = completion.try_take().expect("ended").expect_err("failed");
+        assert_eq!(failed.returned, [1, 2, 3]);
+        assert_eq!(failed.error.kind(), ErrorKind::Closed);
+    }
+
+    #[test]
+    fn an_operation_ends_once() {
+        let (operation, completion) = Operation::new(7);
+        operation.finish(|memory| memory + 1);
+        assert_eq!(completion.try_take().expect("ended").expect("well"), 8);
+        assert!(completion.try_take().is_none());
+    }
+
+    #[test]
+    fn a_dropped_completion_detaches_its_operation() {
+        let (operation, completion) = Operation::new(7);
+        drop(completion);
+        operation.finish(|memory| memory);
+    }
+}

@@ -1,0 +1,287 @@
+//! How a caller waits on a connection: it polls the link itself, spins briefly, then sleeps on its own reactor as the
+//! link's lead.
+//!
+//! The invariant: a link with a source always has somebody who will notice it: the lead, the driver (while it is armed),
+//! or the driver's look every 50 ms.
+
+use std::future::Future;
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+
+use crate::backend::{Link, Progress};
+use crate::driver::Driver;
+
+/// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Wait {
+    /// Never sleeps.
+    Spin,
+    /// Spins for 50 µs, then sleeps.
+    #[default]
+    Adaptive,
+    /// Sleeps at once.
+    Sleep,
+}
+
+const SPIN_MAX: Duration = Duration::from_micros(50);
+/// A spinning waiter lets sibling tasks run this often.
+const YIELD_EVERY: Duration = Duration::from_micros(10);
+/// A waiter that moves this much for others lets sibling tasks run.
+const MOVES_MAX: u32 = 64;
+
+/// A link, and who is waiting for it to move.
+#[derive(Debug)]
+pub(crate) struct Waiters {
+    link: Arc<dyn Link>,
+    driver: Arc<Driver>,
+    /// The connection's number with the driver.
+    number: u64,
+    wait: Wait,
+    state: Mutex<State>,
+    /// Polls by waiters, so that the driver can see a link that nobody polls.
+    polls: AtomicU64,
+    /// The driver sleeps on the source.
+    armed: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    lead: Option<Lead>,
+    followers: Vec<(u64, Waker)>,
+    reactor: Option<Reactor>,
+}
+
+#[derive(Debug)]
+struct Lead {
+    waiter: u64,
+    waker: Waker,
+    /// It sleeps on writability too.
+    writable: bool,
+}
+
+#[derive(Debug)]
+struct Reactor {
+    runtime: Id,
+    descriptor: AsyncFd<Descriptor>,
+}
+
+/// The link's source; it holds the link, so that the descriptor stays open while a reactor knows it.
+#[derive(Debug)]
+struct Descriptor(Arc<dyn Link>);
+
+impl AsRawFd for Descriptor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.source().map_or(-1, |source| source.descriptor.as_raw_fd())
+    }
+}
+
+impl Waiters {
+    pub(crate) fn new(link: Arc<dyn Link>, driver: Arc<Driver>, number: u64, wait: Wait) -> Self {
+        Self {
+            link,
+            driver,
+            number,
+            wait,
+            state: Mutex::default(),
+            polls: AtomicU64::new(0),
+            armed: AtomicBool::new(false),
+        }
+    }
+
+    /// Waits until `check` is ready, moving the link meanwhile. `check` must leave its waker with whatever it polls.
+    pub(crate) fn until<T, F>(&self, check: F) -> Until<'_, F>
+    where
+        F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
+    {
+        Until { waiters: self, check, waiter: None, idle_since: None }
+    }
+
+    /// How often waiters polled so far.
+    pub(crate) fn polls(&self) -> u64 {
+        self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Lets the driver sleep on the source.
+    pub(crate) fn arm(&self) {
+        if let Some(source) = self.link.source() {
+            self.armed.store(true, Ordering::Release);
+            self.driver.arm(self.number, source);
+        }
+    }
+
+    fn disarm(&self) {
+        if self.armed.swap(false, Ordering::AcqRel)
+            && let Some(source) = self.link.source()
+        {
+            self.driver.disarm(self.number, source);
+        }
+    }
+
+    /// Whether the driver sleeps on the source.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Acquire)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps as lead or follower. False: the link may move now, poll again.
+    fn park(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
+        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
+            // No reactor here, or the link moves by itself.
+            self.arm();
+            return true;
+        };
+        let mut state = self.state();
+        let me = *waiter.get_or_insert_with(|| {
+            state.next += 1;
+            state.next
+        });
+        if let Some(lead) = &mut state.lead
+            && lead.waiter != me
+        {
+            if source.writable && !lead.writable {
+                lead.waker.wake_by_ref();
+            }
+            follow(&mut state.followers, me, cx.waker());
+            return true;
+        }
+        state.followers.retain(|(follower, _)| *follower != me);
+        state.lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: source.writable });
+        self.disarm();
+        if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
+            state.reactor = None;
+            let interest = Interest::READABLE | Interest::WRITABLE;
+            match AsyncFd::with_interest(Descriptor(self.link.clone()), interest) {
+                Ok(descriptor) => state.reactor = Some(Reactor { runtime: runtime.id(), descriptor }),
+                Err(_) => {
+                    self.arm();
+                    return true;
+                }
+            }
+        }
+        let Some(Reactor { descriptor, .. }) = &state.reactor else { return true };
+        let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
+        if source.writable {
+            asleep &= self.sleep_until_ready(descriptor.poll_write_ready(cx));
+        }
+        asleep
+    }
+
+    /// True if the reactor will wake the lead; false if the link may move now.
+    fn sleep_until_ready<T: AsRawFd>(
+        &self,
+        ready: Poll<std::io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, T>>>,
+    ) -> bool {
+        match ready {
+            Poll::Pending => true,
+            Poll::Ready(Ok(mut guard)) => {
+                // Readiness may be forgotten only after the link was seen to be dry since.
+                if self.link.progress() == Progress::Idle {
+                    guard.clear_ready();
+                }
+                false
+            }
+            Poll::Ready(Err(_)) => {
+                // The caller's runtime is shutting down.
+                self.arm();
+                true
+            }
+        }
+    }
+
+    fn leave(&self, waiter: u64) {
+        let mut state = self.state();
+        if state.lead.as_ref().is_some_and(|lead| lead.waiter == waiter) {
+            state.lead = None;
+            let next = state.followers.pop();
+            drop(state);
+            if let Some((_, waker)) = next {
+                waker.wake();
+            }
+        } else {
+            state.followers.retain(|(follower, _)| *follower != waiter);
+        }
+    }
+}
+
+fn follow(followers: &mut Vec<(u64, Waker)>, me: u64, waker: &Waker) {
+    match followers.iter_mut().find(|(follower, _)| *follower == me) {
+        Some((_, known)) => known.clone_from(waker),
+        None => followers.push((me, waker.clone())),
+    }
+}
+
+/// One wait.
+#[derive(Debug)]
+pub(crate) struct Until<'a, F> {
+    waiters: &'a Waiters,
+    check: F,
+    /// Set once it has slept.
+    waiter: Option<u64>,
+    idle_since: Option<Instant>,
+}
+
+impl<T, F> Future for Until<'_, F>
+where
+    F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
+{
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let mut polled_since = None;
+        let mut moves = 0;
+        loop {
+            if let Poll::Ready(value) = check(cx) {
+                return Poll::Ready(value);
+            }
+            waiters.polls.fetch_add(1, Ordering::Relaxed);
+            if waiters.link.progress() == Progress::Moved {
+                *idle_since = None;
+                moves += 1;
+                if moves < MOVES_MAX {
+                    continue;
+                }
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if waiters.wait != Wait::Sleep && waiters.link.source().is_some() {
+                let now = Instant::now();
+                let idle = now - *idle_since.get_or_insert(now);
+                if waiters.wait == Wait::Spin || idle < SPIN_MAX {
+                    if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
+                        std::hint::spin_loop();
+                        continue;
+                    }
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+            if let Poll::Ready(value) = check(cx) {
+                return Poll::Ready(value);
+            }
+            if waiters.park(waiter, cx) {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl<F> Drop for Until<'_, F> {
+    fn drop(&mut self) {
+        if let Some(waiter) = self.waiter {
+            self.waiters.leave(waiter);
+        }
+    }
+}
