@@ -1,0 +1,69 @@
+//! Copies of memory that others may write at the same time: word by word, each word an atomic.
+//!
+//! A racing writer can tear the content, never the program: no slice, no value with an invalid form, no second read.
+
+#![expect(unsafe_code, reason = "memory shared with other processes is reached through raw addresses")]
+
+use std::mem::MaybeUninit;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU8, AtomicU64};
+
+const WORD: usize = size_of::<u64>();
+
+/// Copies `dst.len()` bytes from `from`.
+///
+/// # Safety
+///
+/// The bytes are readable for the length of the call, and whoever writes them meanwhile is outside this program or
+/// uses atomics.
+pub(super) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
+    let (head, rest) = dst.split_at_mut(from.align_offset(WORD).min(dst.len()));
+    let aligned = from.wrapping_add(head.len());
+    let (words, tail) = rest.as_chunks_mut::<WORD>();
+    let end = aligned.wrapping_add(words.len() * WORD);
+
+    for (at, byte) in head.iter_mut().enumerate() {
+        // SAFETY: in the caller's range, hence readable for now (M1); read only as an atomic (M5).
+        let source = unsafe { AtomicU8::from_ptr(from.wrapping_add(at).cast_mut()) };
+        byte.write(source.load(Relaxed));
+    }
+    for (at, word) in words.iter_mut().enumerate() {
+        // SAFETY: in the caller's range (M1), word-aligned by `align_offset`; read only as an atomic (M5).
+        let source = unsafe { AtomicU64::from_ptr(aligned.wrapping_add(at * WORD).cast_mut().cast()) };
+        *word = source.load(Relaxed).to_ne_bytes().map(MaybeUninit::new);
+    }
+    for (at, byte) in tail.iter_mut().enumerate() {
+        // SAFETY: in the caller's range, hence readable for now (M1); read only as an atomic (M5).
+        let source = unsafe { AtomicU8::from_ptr(end.wrapping_add(at).cast_mut()) };
+        byte.write(source.load(Relaxed));
+    }
+}
+
+/// Copies `src` to `to`.
+///
+/// # Safety
+///
+/// The bytes are writable for the length of the call, and whoever touches them meanwhile is outside this program or
+/// uses atomics.
+pub(super) unsafe fn store(src: &[u8], to: *mut u8) {
+    let (head, rest) = src.split_at(to.align_offset(WORD).min(src.len()));
+    let aligned = to.wrapping_add(head.len());
+    let (words, tail) = rest.as_chunks::<WORD>();
+    let end = aligned.wrapping_add(words.len() * WORD);
+
+    for (at, byte) in head.iter().enumerate() {
+        // SAFETY: in the caller's range, hence writable for now (M1); written only as an atomic (M5).
+        let target = unsafe { AtomicU8::from_ptr(to.wrapping_add(at)) };
+        target.store(*byte, Relaxed);
+    }
+    for (at, word) in words.iter().enumerate() {
+        // SAFETY: in the caller's range (M1), word-aligned by `align_offset`; written only as an atomic (M5).
+        let target = unsafe { AtomicU64::from_ptr(aligned.wrapping_add(at * WORD).cast()) };
+        target.store(u64::from_ne_bytes(*word), Relaxed);
+    }
+    for (at, byte) in tail.iter().enumerate() {
+        // SAFETY: in the caller's range, hence writable for now (M1); written only as an atomic (M5).
+        let target = unsafe { AtomicU8::from_ptr(end.wrapping_add(at)) };
+        target.store(*byte, Relaxed);
+    }
+}

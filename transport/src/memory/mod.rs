@@ -1,0 +1,21 @@
+//! Memory: owned, reference-counted bytes in one place, and pools that recycle them.
+//!
+//! [`Buffer`] is shared and immutable, [`BufferMut`] unique and writable; `freeze` turns the second into the first.
+//! Both are a range of one [`Allocation`], which frees its memory when the last handle drops. The numbered invariants
+//! (M1 …) that the unsafe blocks below cite are in `docs/safety.md`.
+
+mod allocation;
+mod buffer;
+mod buffer_mut;
+mod foreign;
+mod host;
+mod place;
+mod pool;
+#[cfg(test)]
+mod tests;
+
+pub use allocation::{Access, Allocation, Fence};
+pub use buffer::Buffer;
+pub use buffer_mut::BufferMut;
+pub use place::Place;
+pub use pool::{Pool, PoolStats, Source};
