@@ -139,7 +139,9 @@ impl Error {
             }
             Io::TimedOut => (ErrorKind::TimedOut, "no answer in time"),
             Io::HostUnreachable | Io::NetworkUnreachable => (ErrorKind::Unavailable, "no route leads there"),
-            Io::AddrInUse => (ErrorKind::Unavailable, "the address is in use; choose another port, or 0 for any"),
+            Io::AddrInUse => {
+                (ErrorKind::Unavailable, "the address is in use; choose another port, or 0 for any")
+            }
             Io::AddrNotAvailable => (ErrorKind::Unavailable, "no interface here has that address"),
             Io::PermissionDenied => (ErrorKind::Unavailable, "the operating system denies it to this user"),
             _ => (ErrorKind::Io, "the operating system failed"),
