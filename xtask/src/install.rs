@@ -38,14 +38,10 @@ pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {
     }
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let mut unmet = Vec::new();
-    for need in missing {
-        if names(&required, need.name) {
-            unmet.push(need.name);
-        } else {
-            eprintln!(
-                "{} is missing ({}, package {}): its tests will skip",
-                need.binary, need.purpose, need.package
-            );
+    for Need { name, binary, package, purpose } in missing {
+        eprintln!("{binary} is missing (package {package}, {purpose}): tests that need {name} cannot run");
+        if names(&required, name) {
+            unmet.push(*name);
         }
     }
     if unmet.is_empty() {
