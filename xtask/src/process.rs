@@ -84,7 +84,8 @@ fn describe(command: &Command) -> String {
     line
 }
 
-/// Ends every process below this one. They share our process group, so that Ctrl-C reaches them; hence the search by parent.
+/// Ends every process below this one. They share our process group, so that Ctrl-C reaches them: they are found by
+/// their parents instead.
 fn end_descendants() {
     // Children of a process that ends first become ours, and are found in the next round.
     let _ = set_child_subreaper(Some(getpid()));
