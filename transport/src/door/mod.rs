@@ -3,6 +3,7 @@
 //! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
 //! follows the last message belongs to the data path.
 
+mod control;
 mod identity;
 mod refusal;
 mod token;
@@ -13,13 +14,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::environment::{Environment, within};
 use crate::wire::handshake::{
-    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Role, Transcript, VERSION_MAX, VERSION_MIN, agree,
+    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN, agree,
     decode, head,
 };
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
 pub(crate) use crate::wire::handshake::Offer;
+pub use crate::wire::handshake::Role;
+pub use control::Control;
 pub use identity::Identity;
 pub use token::Token;
 
