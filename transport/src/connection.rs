@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -235,7 +235,11 @@ impl Connection {
     ///
     /// # Errors
     /// As [`expose`](Self::expose).
-    pub fn expose_mut(&self, buffer: BufferMut, lifetime: Duration) -> Result<Region<BufferMut>, Failed<BufferMut>> {
+    pub fn expose_mut(
+        &self,
+        buffer: BufferMut,
+        lifetime: Duration,
+    ) -> Result<Region<BufferMut>, Failed<BufferMut>> {
         if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
             return Err(Failed { error, returned: buffer });
         }
@@ -387,7 +391,8 @@ impl Core {
             })
             .await;
             if timed_out {
-                core.link.end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
+                core.link
+                    .end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
             }
             core.span.in_scope(|| tracing::debug!("closed"));
             core.driver.forget(&core);

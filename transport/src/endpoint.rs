@@ -219,9 +219,10 @@ impl Endpoint {
             return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
         }
         match address.options().next() {
-            Some((key, _)) => {
-                Err(Error::new(ErrorKind::Invalid, format!("{name} has no option {key:?}: leave ?{key}=… out")))
-            }
+            Some((key, _)) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{name} has no option {key:?}: leave ?{key}=… out"),
+            )),
             None => Ok(()),
         }
     }

@@ -39,7 +39,12 @@ struct Entrant {
 
 impl Establisher {
     /// The connecting end.
-    pub(crate) async fn connect(&self, mut control: Control, scheme: Scheme, address: String) -> Result<Connection> {
+    pub(crate) async fn connect(
+        &self,
+        mut control: Control,
+        scheme: Scheme,
+        address: String,
+    ) -> Result<Connection> {
         let (mut entrants, mut refused) = self.entrants(scheme);
         if entrants.is_empty() {
             return Err(no_path(&refused));
@@ -69,7 +74,12 @@ impl Establisher {
     }
 
     /// The accepting end.
-    pub(crate) async fn accept(&self, mut control: Control, scheme: Scheme, address: String) -> Result<Connection> {
+    pub(crate) async fn accept(
+        &self,
+        mut control: Control,
+        scheme: Scheme,
+        address: String,
+    ) -> Result<Connection> {
         let (mut entrants, mut refused) = self.entrants(scheme);
         let environment = &*self.environment;
         let greeting = door::greet_as_acceptor(&mut control, &self.terms(&entrants), environment).await?;

@@ -29,7 +29,7 @@ pub use error::{Error, ErrorKind, Failed, Result};
 pub use incoming::{Incoming, Landing};
 pub use listener::Listener;
 pub use memory::{Buffer, BufferMut, Place, Pool};
-pub use message::{FrameInfo, Message};
+pub use message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
 pub use path::{Candidate, CandidateState, Path};
 pub use region::{Region, RegionAccess, RemoteRegion};
 pub use waiting::Wait;

@@ -83,14 +83,21 @@ pub(crate) async fn call(name: &str, stream: DuplexStream) -> Result<()> {
 }
 
 /// The socket addresses an address stands for. Runs on the driver, whatever the caller's executor.
-pub(crate) async fn resolve(environment: &Arc<dyn Environment>, address: &Address) -> Result<Vec<SocketAddr>> {
+pub(crate) async fn resolve(
+    environment: &Arc<dyn Environment>,
+    address: &Address,
+) -> Result<Vec<SocketAddr>> {
     let (host, port) = match address.host() {
         "" | "*" | "::" => ("::".to_owned(), address.port()),
         host => (host.to_owned(), address.port()),
     };
     on_driver(environment, async move {
         let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Error::io)?.collect();
-        if found.is_empty() { Err(Error::new(ErrorKind::Unavailable, "the name has no address")) } else { Ok(found) }
+        if found.is_empty() {
+            Err(Error::new(ErrorKind::Unavailable, "the name has no address"))
+        } else {
+            Ok(found)
+        }
     })
     .await
 }
@@ -118,7 +125,10 @@ pub(crate) async fn listen(
         };
         let (callers, mut calls) = mpsc::channel(ACCEPTED_MAX);
         if names().contains_key(&name) {
-            return Err(Error::new(ErrorKind::Unavailable, "the name is in use in this process; choose another"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the name is in use in this process; choose another",
+            ));
         }
         names().insert(name.clone(), callers);
         open.name = Some(name.clone());

@@ -56,7 +56,9 @@ impl Backend for Faulty {
     fn probe(&self) -> Probe {
         match self.faults.call("probe") {
             Ok(()) => self.backend.probe(),
-            Err(error) => Probe::Unavailable { reason: error.to_string(), remedy: "run without faults".into() },
+            Err(error) => {
+                Probe::Unavailable { reason: error.to_string(), remedy: "run without faults".into() }
+            }
         }
     }
 

@@ -57,7 +57,8 @@ impl Staging {
         let mut far = Vec::new();
         let mut short = None;
         for (index, landing) in landings.memory_mut().iter_mut().enumerate() {
-            let Some(buffer) = landing.take_if(|buffer| buffer.capacity() > 0 && !buffer.place().cpu_can_touch())
+            let Some(buffer) =
+                landing.take_if(|buffer| buffer.capacity() > 0 && !buffer.place().cpu_can_touch())
             else {
                 continue;
             };
@@ -97,7 +98,11 @@ fn is_carried(frame: &Buffer) -> bool {
 }
 
 /// Copies what landed in host memory on to where it belongs.
-fn unstage(frames: &mut [Buffer], far: &mut Vec<(usize, BufferMut)>, copied: &AtomicU64) -> Result<(), Error> {
+fn unstage(
+    frames: &mut [Buffer],
+    far: &mut Vec<(usize, BufferMut)>,
+    copied: &AtomicU64,
+) -> Result<(), Error> {
     while let Some((index, mut buffer)) = far.pop() {
         if let Err(error) = buffer.fill_from(&frames[index]) {
             far.push((index, buffer));
@@ -129,7 +134,11 @@ impl Link for Staging {
                 self.send(message, receipt, prompt);
             }
             Op::Accept { id, landings }
-                if landings.memory().iter().flatten().any(|b| b.capacity() > 0 && !b.place().cpu_can_touch()) =>
+                if landings
+                    .memory()
+                    .iter()
+                    .flatten()
+                    .any(|b| b.capacity() > 0 && !b.place().cpu_can_touch()) =>
             {
                 self.accept(id, landings);
             }

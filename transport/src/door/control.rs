@@ -48,7 +48,9 @@ impl Control {
     pub fn into_socket(self) -> Result<std::net::TcpStream> {
         match self.0 {
             Line::Socket(stream) => stream.into_std().map_err(Error::io),
-            Line::Process(_) => Err(Error::new(ErrorKind::Unsupported, "the handshake did not run on a socket")),
+            Line::Process(_) => {
+                Err(Error::new(ErrorKind::Unsupported, "the handshake did not run on a socket"))
+            }
         }
     }
 

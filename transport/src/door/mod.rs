@@ -14,8 +14,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::environment::{Environment, within};
 use crate::wire::handshake::{
-    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN, agree,
-    decode, head,
+    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN, agree, decode,
+    head,
 };
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;

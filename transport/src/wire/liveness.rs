@@ -43,7 +43,9 @@ impl Liveness {
         if silent >= self.heartbeat * MISSED_MAX && self.unanswered >= MISSED_MAX - 1 {
             return Due::Lost(silent);
         }
-        if silent >= self.heartbeat && (self.unanswered == 0 || now.saturating_sub(self.asked) >= self.heartbeat) {
+        if silent >= self.heartbeat
+            && (self.unanswered == 0 || now.saturating_sub(self.asked) >= self.heartbeat)
+        {
             self.asked = now;
             self.unanswered += 1;
             return Due::Ask;
@@ -61,7 +63,9 @@ mod tests {
     #[test]
     fn a_silent_peer_is_lost_within_ten_seconds() {
         let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
-        let lost = (0..40).map(|quarter| HEARTBEAT / 4 * quarter).find(|now| matches!(liveness.due(*now), Due::Lost(_)));
+        let lost = (0..40)
+            .map(|quarter| HEARTBEAT / 4 * quarter)
+            .find(|now| matches!(liveness.due(*now), Due::Lost(_)));
         assert_eq!(lost, Some(Duration::from_secs(9)));
     }
 
