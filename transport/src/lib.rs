@@ -1,6 +1,7 @@
 //! Towline
 mod addr;
 pub mod backend;
+pub mod blocking;
 mod caps;
 mod connection;
 mod door;
