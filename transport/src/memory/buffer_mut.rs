@@ -208,6 +208,48 @@ impl BufferMut {
         self.fill_by_bounce(source).inspect_err(|_| self.truncate(len_before))
     }
 
+    /// Appends what `fill` writes to the front of the room that is left, and tells how much that was: a read from a file
+    /// or a socket straight into its destination, without zeroing it first.
+    ///
+    /// ```
+    /// use std::fs::File;
+    ///
+    /// let file = File::open("Cargo.toml")?;
+    /// let mut buffer = towline::BufferMut::with_capacity(100);
+    /// let n = buffer.fill_with(|room| {
+    ///     let (filled, _rest) = rustix::io::pread(&file, room, 0).map_err(std::io::Error::from)?;
+    ///     Ok(filled)
+    /// })?;
+    /// assert_eq!(buffer.len(), n);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What `fill` reports, and `Unsupported` outside [`Access::Owned`]. Nothing is appended then.
+    ///
+    /// # Panics
+    ///
+    /// Where `fill` returns something else than the front of the room it was given.
+    pub fn fill_with(
+        &mut self,
+        fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<&mut [u8]>,
+    ) -> Result<usize> {
+        let place = self.place();
+        let room = self.spare_mut().ok_or_else(|| {
+            let why = format!("{place} memory cannot be filled in place: use fill_from or extend_from_slice");
+            Error::new(ErrorKind::Unsupported, why)
+        })?;
+        let (start, room_len) = (room.as_ptr().addr(), room.len());
+        let filled = fill(room)?;
+        let n = filled.len();
+        // Initialised bytes of anywhere else would say nothing about the room.
+        let in_front = n <= room_len && (n == 0 || filled.as_ptr().addr() == start);
+        assert!(in_front, "what was filled is not the front of the room");
+        self.len += n;
+        Ok(n)
+    }
+
     /// Copies the filled part to `dst`.
     ///
     /// # Errors
