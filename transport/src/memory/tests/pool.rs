@@ -4,23 +4,7 @@ use std::sync::Arc;
 
 use super::bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::pool::Class;
 use crate::memory::{Allocation, Buffer, BufferMut, Place, Pool, Source};
-
-#[test]
-fn classes_are_dense_ordered_and_tight() {
-    let mut capacities = (1..70_000).chain((17..62).flat_map(|p| [(1 << p) - 1, 1 << p, (1 << p) + 1]));
-    let mut last = Class::of(1).unwrap();
-    assert!(capacities.all(|capacity| {
-        let class = Class::of(capacity).unwrap();
-        let same = class == last;
-        let later = class.index > last.index && class.bytes > last.bytes;
-        last = class;
-        let tight = capacity <= 256 || class.bytes - capacity < class.bytes / 5 + 1;
-        (same || later) && class.bytes >= capacity && class.bytes % 64 == 0 && tight
-    }));
-    assert_eq!(Class::of(usize::MAX).unwrap_err().kind(), ErrorKind::TooLarge);
-}
 
 #[test]
 fn a_dropped_buffer_is_taken_again() {
