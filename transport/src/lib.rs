@@ -1,6 +1,33 @@
 //! Towline
+mod addr;
+pub mod backend;
+mod caps;
+mod connection;
+mod door;
+mod driver;
+mod endpoint;
 pub mod environment;
 mod error;
+mod incoming;
+mod listener;
 pub mod memory;
+mod message;
+mod operation;
+mod path;
+mod region;
+mod waiting;
+mod wire;
+
+pub use addr::{Address, Scheme};
+pub use caps::Caps;
+pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
+pub use door::{Identity, Token};
+pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use error::{Error, ErrorKind, Failed, Result};
+pub use incoming::{Incoming, Landing};
+pub use listener::Listener;
 pub use memory::{Buffer, BufferMut, Place, Pool};
+pub use message::{FrameInfo, Message};
+pub use path::{Candidate, CandidateState, Path};
+pub use region::{Region, RegionAccess, RemoteRegion};
+pub use waiting::Wait;

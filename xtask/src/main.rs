@@ -1,1 +1,53 @@
-fn main() {}
+//! The one command behind check, test and ci: `cargo xtask --help`.
+//!
+//! Every command it starts has a time limit, and what that command started ends with it.
+
+mod asan;
+mod check;
+mod ci;
+mod install;
+mod licences;
+mod process;
+mod stage;
+mod stages;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Towline's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Before a commit: format, tidy, clippy, tests, docs, examples. Stops at the first failure, installs nothing.
+    Check,
+    /// All tests, after installing what they need and this machine lacks.
+    Test(test::Arguments),
+    /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did.
+    Ci(ci::Arguments),
+    /// The unit tests of memory and of the reference backend under AddressSanitizer.
+    Asan,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Check => check::run(),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Ci(arguments) => ci::run(&arguments),
+        Task::Asan => asan::run(stages::ASAN.deadline()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Imports point downward only, as ARCHITECTURE.md draws them.
+
+use crate::code::words;
+use crate::paths::{is_below, paths};
+use crate::tree::Tree;
+use crate::{assert_clean, assert_finds};
+
+/// A layer, what its files may not mention, and why.
+const LAYERS: [(&str, &[&str], &str); 4] = [
+    (
+        "transport/src/wire",
+        &[
+            "std::net",
+            "std::os",
+            "std::thread",
+            "std::time::Instant",
+            "std::time::SystemTime",
+            "tokio",
+            "rustix",
+            "socket2",
+            "crate::endpoint",
+            "crate::connection",
+            "crate::driver",
+            "crate::path",
+            "crate::door",
+            "crate::backend",
+        ],
+        "wire is given bytes and time; it owns no socket, thread or clock",
+    ),
+    (
+        "transport/src/memory",
+        &[
+            "crate::endpoint",
+            "crate::Endpoint",
+            "crate::connection",
+            "crate::Connection",
+            "crate::driver",
+            "crate::path",
+            "crate::door",
+            "crate::backend",
+            "crate::wire",
+        ],
+        "memory knows nothing of how bytes travel",
+    ),
+    (
+        "transport/src/backend",
+        &["crate::endpoint", "crate::Endpoint", "crate::connection", "crate::Connection"],
+        "a backend is below the connection that uses it",
+    ),
+    (
+        "transport/src/door",
+        &["crate::endpoint", "crate::Endpoint", "crate::connection", "crate::Connection"],
+        "the front door is below the endpoint that opens it",
+    ),
+];
+
+const BACKENDS: [&str; 5] = ["mem", "tcp", "shm", "ucx", "ib"];
+
+/// Packages that stand where a user stands.
+const USERS: [&str; 4] = ["bench/", "examples/", "tests/", "runtime/"];
+
+#[test]
+fn imports_point_downward() {
+    assert_clean(upward_imports, "Move the shared thing down, or pass it in as an argument.");
+    assert_finds(
+        upward_imports,
+        &[
+            ("transport/src/wire/bad.rs", "use std::{fmt, time::{Duration, Instant}};"),
+            ("transport/src/wire/worse_bad.rs", "fn f() { tokio::spawn(g()) }"),
+            ("transport/src/wire/good.rs", "//! Unlike tokio::net.\nuse std::time::Duration;"),
+            ("transport/src/memory/bad.rs", "use super::super::backend::mem;"),
+            ("transport/src/memory/good.rs", "use crate::error::Error; use super::pool::Pool;"),
+            ("transport/src/door.rs", "use crate::wire::handshake;"),
+            ("transport/src/backend/tcp/bad.rs", "use crate::{error::Error, connection};"),
+        ],
+    );
+}
+
+#[test]
+fn a_backend_never_mentions_a_sibling() {
+    assert_clean(
+        sibling_imports,
+        "What two backends share belongs above the seam or below it, written once.",
+    );
+    assert_finds(
+        sibling_imports,
+        &[
+            ("transport/src/backend/shm/bad.rs", "use crate::backend::{Link, tcp::Tcp};"),
+            ("transport/src/backend/ib/bad.rs", "fn f() -> super::super::mem::Mem;"),
+            ("transport/src/backend/tcp/good.rs", "use super::link::Link; use crate::backend::tcp::x;"),
+            ("transport/src/backend/faulty.rs", "use super::mem::Mem;"),
+        ],
+    );
+}
+
+#[test]
+fn users_see_only_the_public_crate() {
+    assert_clean(backstairs, "Use what lib.rs exports; if it is not enough, the interface lacks something.");
+    assert_finds(
+        backstairs,
+        &[
+            ("tests/src/bad.rs", "#[path = \"../../transport/src/wire/mod.rs\"] mod wire;"),
+            ("bench/src/bad.rs", "use towline::__internal::Driver;"),
+            ("bench/src/good.rs", "use towline::Endpoint;"),
+            ("transport/Cargo.toml", "[dependencies]\nucx-sys.workspace = true"),
+        ],
+    );
+    let upward = Tree::of(&[("transport/Cargo.toml", "[dependencies]\ntowline-bench.workspace = true")]);
+    assert_eq!(backstairs(&upward).len(), 1);
+}
+
+fn upward_imports(tree: &Tree) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in tree.with("rs") {
+        for (layer, forbidden, reason) in LAYERS {
+            if !is_in(&file.path, layer) {
+                continue;
+            }
+            for (line, path) in paths(&file.path, &file.text) {
+                if forbidden.iter().any(|prefix| is_below(&path, prefix)) {
+                    problems.push(format!("{}: {path}: {reason}", file.at(line)));
+                }
+            }
+        }
+    }
+    problems
+}
+
+fn sibling_imports(tree: &Tree) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in tree.with("rs") {
+        let own = |name: &&&str| is_in(&file.path, &format!("transport/src/backend/{name}"));
+        let Some(own) = BACKENDS.iter().find(own) else { continue };
+        for (line, path) in paths(&file.path, &file.text) {
+            let sibling = BACKENDS
+                .iter()
+                .find(|name| *name != own && is_below(&path, &format!("crate::backend::{name}")));
+            if let Some(sibling) = sibling {
+                problems.push(format!("{}: {own} mentions {sibling}", file.at(line)));
+            }
+        }
+    }
+    problems
+}
+
+fn backstairs(tree: &Tree) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in tree.with("rs").filter(|file| USERS.iter().any(|user| file.path.starts_with(user))) {
+        for (line, text) in file.text.lines().enumerate() {
+            let includes = ["#[path", "include!("].iter().any(|word| text.trim_start().starts_with(word));
+            if includes && text.contains("transport/") {
+                problems.push(format!("{}: takes a file of transport/", file.at(line)));
+            }
+        }
+        for (line, path) in paths(&file.path, &file.text) {
+            if path.starts_with("towline::__") {
+                problems.push(format!("{}: {path} is not public", file.at(line)));
+            }
+        }
+    }
+    if let Some(manifest) = tree.find("transport/Cargo.toml") {
+        for (line, text) in manifest.text.lines().enumerate() {
+            if words(text, "towline-").next() == Some(0) {
+                problems.push(format!("{}: the transport depends on a crate above it", manifest.at(line)));
+            }
+        }
+    }
+    problems
+}
+
+/// Whether a file is the module of this path or lies in its folder.
+fn is_in(file: &str, module: &str) -> bool {
+    file.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+}

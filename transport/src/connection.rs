@@ -1,0 +1,491 @@
+//! The link to one peer, as its users see it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
+use crate::driver::Driver;
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::incoming::{Incoming, Taking};
+use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::message::{Delivery, Message};
+use crate::path::Path;
+use crate::region::{Region, RegionAccess, Regions, RemoteRegion};
+use crate::waiting::{Wait, Waiters};
+
+/// An ordered, reliable, message-oriented, full-duplex link to one peer.
+///
+/// Clones are handles to the same connection. Dropping the last one closes it gracefully, in the background and within the
+/// endpoint's `linger`; [`close`](Self::close) does the same and tells when it is done.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    handle: Arc<LastHandle>,
+}
+
+/// The last of these to be dropped closes the connection.
+#[derive(Debug)]
+struct LastHandle(Arc<Core>);
+
+/// What a connection consists of, shared with its driver.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) number: u64,
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) waiters: Waiters,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    /// Work waits for the driver's next look.
+    pub(crate) left_for_later: AtomicBool,
+    /// The message that a cancelled `recv` had begun to take; held by whoever receives.
+    pub(crate) taking: tokio::sync::Mutex<Option<Taking>>,
+    pub(crate) counts: Counts,
+    regions: Arc<Regions>,
+    driver: Arc<Driver>,
+    peer: Identity,
+    path: Path,
+    linger: Duration,
+    recv_announced: AtomicBool,
+    span: tracing::Span,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) messages_sent: AtomicU64,
+    pub(crate) messages_received: AtomicU64,
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    pub(crate) bytes_copied: AtomicU64,
+}
+
+/// What one connection counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages whose memory was reusable again.
+    pub messages_sent: u64,
+    /// Messages handed to the application.
+    pub messages_received: u64,
+    /// Payload bytes of sent messages.
+    pub bytes_sent: u64,
+    /// Payload bytes of received messages.
+    pub bytes_received: u64,
+    /// Payload bytes copied in user space by this end.
+    pub bytes_copied: u64,
+    /// System calls that moved data, or tried to.
+    pub system_calls: u64,
+    /// Times a message had to wait for credit.
+    pub credit_stalls: u64,
+}
+
+/// What the making of a connection settled.
+pub(crate) struct Parts {
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) regions: Arc<Regions>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) peer: Identity,
+    pub(crate) path: Path,
+    pub(crate) wait: Wait,
+    pub(crate) linger: Duration,
+}
+
+impl Connection {
+    pub(crate) fn new(parts: Parts) -> Result<Self> {
+        let Parts { link, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
+        let number = driver.number();
+        let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
+        let core = Arc::new(Core {
+            number,
+            waiters: Waiters::new(link.clone(), driver.clone(), number, wait),
+            link,
+            inbox,
+            pools,
+            left_for_later: AtomicBool::new(false),
+            taking: tokio::sync::Mutex::default(),
+            counts: Counts::default(),
+            regions,
+            driver: driver.clone(),
+            peer,
+            path,
+            linger,
+            recv_announced: AtomicBool::new(false),
+            span,
+        });
+        driver.adopt(&core)?;
+        Ok(Self { handle: Arc::new(LastHandle(core)) })
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.handle.0
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Identity {
+        &self.core().peer
+    }
+
+    /// What carries the bytes, and why.
+    pub fn path(&self) -> &Path {
+        &self.core().path
+    }
+
+    /// What this link promises.
+    pub fn caps(&self) -> Caps {
+        self.core().link.caps()
+    }
+
+    /// What it counted so far.
+    pub fn stats(&self) -> Stats {
+        let core = self.core();
+        let link = core.link.stats();
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Stats {
+            messages_sent: read(&core.counts.messages_sent),
+            messages_received: read(&core.counts.messages_received),
+            bytes_sent: read(&core.counts.bytes_sent),
+            bytes_received: read(&core.counts.bytes_received),
+            bytes_copied: link.bytes_copied + read(&core.counts.bytes_copied),
+            system_calls: link.system_calls,
+            credit_stalls: link.credit_stalls,
+        }
+    }
+
+    /// Sends `message`; ends when its memory can be reused. The receipt tells whether the receiver took it.
+    ///
+    /// Waits while the receiver has given no credit. A dropped future detaches: the message still leaves.
+    ///
+    /// # Errors
+    /// `TooLarge` beyond the limits of [`Message`], `PeerLost`, `Closed`; the message comes back.
+    pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
+        self.send_with(message, false).await
+    }
+
+    /// Sends `message` and waits until every byte is in the memory that the receiver chose.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and `Rejected` if the receiver did not want it.
+    pub async fn deliver(&self, message: Message) -> Result<()> {
+        self.send_with(message, true).await?.delivered().await
+    }
+
+    async fn send_with(&self, message: Message, prompt: bool) -> Result<Receipt, Failed<Message>> {
+        let core = self.core();
+        if let Err(error) = message.check() {
+            return Err(Failed { error: core.placed(error, "send"), returned: message });
+        }
+        let payload_len = message.payload_len();
+        let (message, sent) = Operation::new(message);
+        let (receipt, settled) = Done::new();
+        core.link.submit(Op::Send { message, receipt, prompt });
+        match core.finish(&sent).await {
+            Ok(()) => {
+                core.counts.messages_sent.fetch_add(1, Ordering::Relaxed);
+                core.counts.bytes_sent.fetch_add(payload_len, Ordering::Relaxed);
+                Ok(Receipt { connection: self.clone(), settled })
+            }
+            Err(failed) => Err(core.failed(failed, "send")),
+        }
+    }
+
+    /// The next message, in pool memory of this host. Cancel-safe: a dropped future loses nothing.
+    ///
+    /// # Errors
+    /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
+    pub async fn recv(&self) -> Result<Message> {
+        self.core().announce_recv();
+        self.incoming().await?.accept().await.map_err(Error::from)
+    }
+
+    /// The next message, its frames one after another in `buffer`.
+    ///
+    /// Cancel-safe for the message; the buffer then stays with the connection, and goes with the message.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and `TooLarge` if `buffer`'s capacity does not hold the payload: the message can still be
+    /// received. The buffer comes back.
+    pub async fn recv_into(&self, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        match self.incoming().await {
+            Ok(incoming) => incoming.accept_as_one(buffer).await,
+            Err(error) => Err(Failed { error, returned: buffer }),
+        }
+    }
+
+    /// The next message's header and frame table, before its payload has a place to land. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv).
+    pub async fn incoming(&self) -> Result<Incoming> {
+        Incoming::next(self).await
+    }
+
+    /// Lets the peer read `buffer` until `lifetime` has passed, the region is revoked, or the connection ends.
+    ///
+    /// # Errors
+    /// `Unsupported` where this link cannot do it, or the buffer is not in host memory.
+    pub fn expose(&self, buffer: Buffer, lifetime: Duration) -> Result<Region<Buffer>, Failed<Buffer>> {
+        if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
+            return Err(Failed { error, returned: buffer });
+        }
+        Ok(self.core().regions.expose(buffer, lifetime))
+    }
+
+    /// Lets the peer write the filled part of `buffer` until `lifetime` has passed, the region is revoked, or the
+    /// connection ends.
+    ///
+    /// # Errors
+    /// As [`expose`](Self::expose).
+    pub fn expose_mut(&self, buffer: BufferMut, lifetime: Duration) -> Result<Region<BufferMut>, Failed<BufferMut>> {
+        if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
+            return Err(Failed { error, returned: buffer });
+        }
+        Ok(self.core().regions.expose_mut(buffer, lifetime))
+    }
+
+    /// Reads `[offset, offset + n)` of the peer's region into the spare part of `into`, `n` being its spare capacity.
+    ///
+    /// # Errors
+    /// `Rejected` outside the region, after its revocation or lifetime; `PeerLost`, `Closed`. The buffer comes back.
+    pub async fn get(
+        &self,
+        region: &RemoteRegion,
+        offset: u64,
+        into: BufferMut,
+    ) -> Result<BufferMut, Failed<BufferMut>> {
+        let core = self.core();
+        let len = (into.capacity() - into.len()) as u64;
+        let on_host = into.capacity() == 0 || into.place().cpu_can_touch();
+        let fine = core.check_one_sided(on_host).and_then(|()| region.check(RegionAccess::Read, offset, len));
+        if let Err(error) = fine {
+            return Err(Failed { error: core.placed(error, "get"), returned: into });
+        }
+        let (into, got) = Operation::new(into);
+        core.link.submit(Op::Get { region: *region, offset, into });
+        core.finish(&got).await.map_err(|failed| core.failed(failed, "get"))
+    }
+
+    /// Writes `from` to `offset` of the peer's region; ends when the bytes are there.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn put(&self, region: &RemoteRegion, offset: u64, from: Buffer) -> Result<(), Failed<Buffer>> {
+        let core = self.core();
+        let fine = core
+            .check_one_sided(from.is_empty() || from.as_slice().is_some())
+            .and_then(|()| region.check(RegionAccess::Write, offset, from.len() as u64));
+        if let Err(error) = fine {
+            return Err(Failed { error: core.placed(error, "put"), returned: from });
+        }
+        let (from, put) = Operation::new(from);
+        core.link.submit(Op::Put { region: *region, offset, from });
+        core.finish(&put).await.map_err(|failed| core.failed(failed, "put"))
+    }
+
+    /// Closes in good order: what was submitted leaves first, within the endpoint's `linger`. The peer can still take what
+    /// arrived, and then sees `Closed`.
+    ///
+    /// # Errors
+    /// `TimedOut` if the peer did not take part within `linger`; the connection is ended all the same.
+    pub async fn close(&self) -> Result<()> {
+        let core = self.core();
+        let (done, closed) = Done::new();
+        core.link.submit(Op::Close(done));
+        core.end_after_linger();
+        let result = core.finish(&closed).await;
+        match result {
+            Err(error) if error.kind() == ErrorKind::Closed => Ok(()),
+            other => other.map_err(|error| core.placed(error, "close")),
+        }
+    }
+
+    /// Ends it now: everything in flight fails, and gives its memory back.
+    pub fn abort(&self) {
+        self.core().link.end(Error::new(ErrorKind::Closed, "this end aborted the connection"));
+    }
+
+    /// A sending and a receiving half, for two tasks. Both are handles to this connection.
+    pub fn split(self) -> (Sender, Receiver) {
+        (Sender(self.clone()), Receiver(self))
+    }
+}
+
+impl Core {
+    /// Waits for an operation of this connection, moving the link meanwhile.
+    pub(crate) async fn finish<V>(&self, completion: &Completion<V>) -> V {
+        self.waiters.until(|cx| completion.poll_take(cx)).await
+    }
+
+    /// Runs `task`, moving the link meanwhile.
+    pub(crate) async fn until<T>(&self, task: impl Future<Output = T>) -> T {
+        let mut task = std::pin::pin!(task);
+        self.waiters.until(move |cx| task.as_mut().poll(cx)).await
+    }
+
+    /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
+    pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
+        self.link.submit(op);
+        if self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel) {
+            self.driver.later(self);
+        }
+    }
+
+    fn announce_recv(&self) {
+        if !self.recv_announced.load(Ordering::Relaxed) {
+            self.recv_announced.store(true, Ordering::Relaxed);
+            self.link.submit(Op::Recv);
+        }
+    }
+
+    /// The pool of host memory.
+    pub(crate) fn pool(&self, place: Place) -> Result<&Pool> {
+        self.pools.get(&place).ok_or_else(|| {
+            let hint = "give the endpoint a pool of that place";
+            Error::new(ErrorKind::Unsupported, format!("this endpoint has no pool of {place} memory: {hint}"))
+        })
+    }
+
+    fn check_one_sided(&self, on_host: bool) -> Result<()> {
+        let refused = |why| Err(Error::new(ErrorKind::Unsupported, why).by(self.backend()));
+        if !self.link.caps().contains(Caps::ONE_SIDED) {
+            return refused("this link has no get and put");
+        }
+        if !on_host {
+            return refused("get and put need host memory");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn backend(&self) -> &'static str {
+        self.path.chosen()
+    }
+
+    /// Adds what was tried, and on whom.
+    pub(crate) fn placed(&self, error: Error, doing: &'static str) -> Error {
+        error.by(self.backend()).during(doing).on(&self.path.address)
+    }
+
+    pub(crate) fn failed<T>(&self, failed: Failed<T>, doing: &'static str) -> Failed<T> {
+        Failed { error: self.placed(failed.error, doing), returned: failed.returned }
+    }
+
+    /// Ends the link if it has not ended by itself when `linger` has passed.
+    fn end_after_linger(self: &Arc<Self>) {
+        if self.link.source().is_some() && self.inbox.ended().is_none() {
+            self.waiters.arm();
+        }
+        let core = self.clone();
+        let environment = &self.driver.environment;
+        let timeout = environment.sleep_until(environment.now().saturating_add(self.linger));
+        environment.spawn(Box::pin(async move {
+            let mut timeout = timeout;
+            let mut ended = std::pin::pin!(core.inbox.until_ended());
+            let timed_out = std::future::poll_fn(|cx| {
+                if ended.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                timeout.as_mut().poll(cx).map(|()| true)
+            })
+            .await;
+            if timed_out {
+                core.link.end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
+            }
+            core.span.in_scope(|| tracing::debug!("closed"));
+            core.driver.forget(&core);
+        }));
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.driver.forget(self);
+    }
+}
+
+impl Drop for LastHandle {
+    fn drop(&mut self) {
+        let core = &self.0;
+        if core.inbox.ended().is_some() {
+            return core.driver.forget(core);
+        }
+        core.link.submit(Op::Close(Done::with(|_| ())));
+        core.end_after_linger();
+    }
+}
+
+/// The receiver's word on one sent message. Dropping it loses the word, not the message.
+#[derive(Debug)]
+pub struct Receipt {
+    connection: Connection,
+    settled: Completion<Result<Delivery>>,
+}
+
+impl Receipt {
+    /// Waits until every byte is in the memory that the receiver chose.
+    ///
+    /// # Errors
+    /// `Rejected` if the receiver did not want it; `PeerLost` or `Closed` if the connection ended before it said so.
+    pub async fn delivered(self) -> Result<()> {
+        let core = self.connection.core();
+        match core.finish(&self.settled).await {
+            Ok(Delivery::Delivered) => Ok(()),
+            Ok(Delivery::Rejected) => {
+                let error = Error::new(ErrorKind::Rejected, "the receiver did not want the message");
+                Err(core.placed(error, "send"))
+            }
+            Err(error) => Err(core.placed(error, "send")),
+        }
+    }
+}
+
+/// The sending half of a split connection.
+#[derive(Clone, Debug)]
+pub struct Sender(Connection);
+
+impl Sender {
+    /// See [`Connection::send`].
+    pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
+        self.0.send(message).await
+    }
+
+    /// See [`Connection::deliver`].
+    pub async fn deliver(&self, message: Message) -> Result<()> {
+        self.0.deliver(message).await
+    }
+
+    /// The whole connection.
+    pub fn connection(&self) -> &Connection {
+        &self.0
+    }
+}
+
+/// The receiving half of a split connection.
+#[derive(Debug)]
+pub struct Receiver(Connection);
+
+impl Receiver {
+    /// See [`Connection::recv`].
+    pub async fn recv(&mut self) -> Result<Message> {
+        self.0.recv().await
+    }
+
+    /// See [`Connection::recv_into`].
+    pub async fn recv_into(&mut self, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        self.0.recv_into(buffer).await
+    }
+
+    /// See [`Connection::incoming`].
+    pub async fn incoming(&mut self) -> Result<Incoming> {
+        self.0.incoming().await
+    }
+
+    /// The whole connection.
+    pub fn connection(&self) -> &Connection {
+        &self.0
+    }
+}
+
+/// A connection that may have ended already.
+pub(crate) type WeakCore = Weak<Core>;

@@ -1,0 +1,348 @@
+//! The front door: what two ends say to each other before a data path exists, on any stream.
+//!
+//! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
+//! follows the last message belongs to the data path.
+
+mod identity;
+mod refusal;
+mod token;
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::environment::{Environment, within};
+use crate::wire::handshake::{
+    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Role, Transcript, VERSION_MAX, VERSION_MIN, agree,
+    decode, head,
+};
+use crate::{Error, ErrorKind, Result};
+use refusal::Refusal;
+
+pub(crate) use crate::wire::handshake::Offer;
+pub use identity::Identity;
+pub use token::Token;
+
+/// How long a handshake may take, where nothing else was asked for.
+pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+
+/// What a handshake runs on: a socket, or TLS over one.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// What this end brings to a handshake.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) identity: Identity,
+    /// With one, the peer must know it too; without one, the peer must have none.
+    pub(crate) token: Option<Token>,
+    pub(crate) features: u64,
+    /// At most 16, of at most 16 KiB each and a little less than 64 KiB together. Strangers can read them.
+    pub(crate) offers: Vec<Offer>,
+    /// Bounds the whole greeting; telling the peer about a refusal may add 0.1 s.
+    pub(crate) handshake_time: Duration,
+}
+
+/// What both ends know after a handshake.
+pub(crate) struct Greeting {
+    pub(crate) peer: Identity,
+    /// The protocol version, the highest that both speak.
+    pub(crate) version: u16,
+    /// The features that both have.
+    pub(crate) features: u64,
+    /// What the peer's backends offer.
+    pub(crate) offers: Vec<Offer>,
+    /// Equal at both ends and of this connection only. With a token, nobody else knows it; without one, whoever saw
+    /// the handshake does.
+    pub(crate) secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Greeting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { peer, version, features, offers, secret: _ } = self;
+        f.debug_struct("Greeting")
+            .field("peer", peer)
+            .field("version", version)
+            .field("features", features)
+            .field("offers", offers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The handshake of the end that connected. After an error the stream is of no more use.
+pub(crate) async fn greet_as_connector<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
+    greet(Role::Connector, stream, terms, env).await
+}
+
+/// The handshake of the end that listened. After an error the stream is of no more use.
+pub(crate) async fn greet_as_acceptor<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
+    greet(Role::Acceptor, stream, terms, env).await
+}
+
+/// Asks the acceptor for `backend`; `Ok(Err(reason))` says that it cannot, and the next may be proposed.
+///
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+pub(crate) async fn propose<S: Stream>(
+    stream: &mut S,
+    backend: &str,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<Result<(), String>> {
+    let proposal = encoded(&Message::Propose { backend: backend.to_owned() })?;
+    let conversation = async {
+        send(stream, &proposal).await?;
+        match receive(stream).await?.0 {
+            Message::Ready => Ok(Ok(())),
+            Message::NotReady { reason } => Ok(Err(reason)),
+            other => Err(out_of_turn("Ready or NotReady", &other)),
+        }
+    };
+    match within(env, deadline, conversation).await {
+        Some(Ok(answer)) => Ok(answer),
+        Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
+        None => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("the acceptor did not answer the proposal of {backend} in time"),
+        )),
+    }
+}
+
+/// Waits for the connector's next proposal, the name of a backend; `Closed` where it ends without one.
+///
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+pub(crate) async fn proposed<S: Stream>(
+    stream: &mut S,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<String> {
+    let conversation = async {
+        let mut head = [0; HEAD_LEN];
+        if fill(stream, &mut head).await? == 0 {
+            let detail = "the connector ended the connection without choosing a backend";
+            return Err(Refusal::untold(Error::new(ErrorKind::Closed, detail)));
+        }
+        match receive_body(stream, head).await?.0 {
+            Message::Propose { backend } => Ok(backend),
+            other => Err(out_of_turn("Propose", &other)),
+        }
+    };
+    match within(env, deadline, conversation).await {
+        Some(Ok(backend)) => Ok(backend),
+        Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
+        None => Err(Error::new(ErrorKind::TimedOut, "the connector proposed no backend in time")),
+    }
+}
+
+/// Answers a proposal. What a reason has beyond 1 KiB is cut off.
+pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -> Result<()> {
+    let message = match ready {
+        Ok(()) => Message::Ready,
+        Err(reason) => Message::NotReady { reason: reason.to_owned() },
+    };
+    send(stream, &encoded(&message)?).await?;
+    Ok(())
+}
+
+async fn greet<S: Stream>(
+    role: Role,
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
+    let deadline = env.now().saturating_add(terms.handshake_time);
+    match within(env, deadline, converse(role, stream, terms, env)).await {
+        Some(Ok(greeting)) => Ok(greeting),
+        Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
+        None => Err(Error::new(
+            ErrorKind::TimedOut,
+            format!("the handshake was not done within its {:?}: {}", terms.handshake_time, slow(role)),
+        )),
+    }
+}
+
+fn slow(role: Role) -> &'static str {
+    match role {
+        Role::Connector => "the other end may be overloaded, or no Towline endpoint",
+        Role::Acceptor => "the other end may be slow, gone, or no Towline endpoint",
+    }
+}
+
+async fn converse<S: Stream>(
+    role: Role,
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting, Refusal> {
+    let ours = our_hello(terms, env);
+    let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
+    let token = terms.token.as_ref().map(Token::as_bytes);
+    match role {
+        Role::Connector => {
+            send_hello(stream, &our_bytes, env).await?;
+            let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
+            let version = agree(&ours, &theirs)?;
+            let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes };
+            send_proof(stream, &transcript, token, role).await?;
+            check_proof(stream, &transcript, token, Role::Acceptor).await?;
+            Ok(greeting(&ours, theirs, version, transcript.secret(token)))
+        }
+        Role::Acceptor => {
+            let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
+            let version = agree(&theirs, &ours)?;
+            send(stream, &our_bytes).await?;
+            let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes };
+            check_proof(stream, &transcript, token, Role::Connector).await?;
+            send_proof(stream, &transcript, token, role).await?;
+            Ok(greeting(&ours, theirs, version, transcript.secret(token)))
+        }
+    }
+}
+
+fn our_hello(terms: &Terms, env: &dyn Environment) -> Hello {
+    let mut nonce = [0; NONCE_LEN];
+    env.random(&mut nonce);
+    Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION_MAX,
+        features: terms.features,
+        nonce,
+        identity: terms.identity.to_bytes(),
+        authenticates: terms.token.is_some(),
+        offers: terms.offers.clone(),
+    }
+}
+
+fn greeting(ours: &Hello, theirs: Hello, version: u16, secret: [u8; 32]) -> Greeting {
+    Greeting {
+        peer: Identity::from_bytes(&theirs.identity),
+        version,
+        features: ours.features & theirs.features,
+        offers: theirs.offers,
+        secret,
+    }
+}
+
+/// A peer that refuses may be gone before it has read everything; then its reason is worth more than the broken pipe.
+async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environment) -> Result<(), Refusal> {
+    let Err(broken) = send(stream, bytes).await else {
+        return Ok(());
+    };
+    match receive_hello(Role::Connector, stream, env).await {
+        Err(refusal) if refusal.kind() != ErrorKind::PeerLost => Err(refusal),
+        _ => Err(broken.into()),
+    }
+}
+
+/// The first message from the other end. Whatever shows that it is no Towline endpoint ends the wait at once.
+async fn receive_hello<S: Stream>(
+    role: Role,
+    stream: &mut S,
+    env: &dyn Environment,
+) -> Result<(Hello, Vec<u8>), Refusal> {
+    let mut head = [0; HEAD_LEN];
+    let mut len = 0;
+    while len < HEAD_LEN {
+        let read = stream.read(&mut head[len..]).await?;
+        if read == 0 {
+            return Err(cut_off());
+        }
+        len += read;
+        if !MAGIC.starts_with(&head[..len.min(MAGIC.len())]) {
+            return Err(refusal::of_stranger(role, stream, &head[..len], env).await);
+        }
+    }
+    match receive_body(stream, head).await? {
+        (Message::Hello(hello), bytes) => Ok((hello, bytes)),
+        (other, _) => Err(out_of_turn("Hello", &other)),
+    }
+}
+
+async fn send_proof<S: Stream>(
+    stream: &mut S,
+    transcript: &Transcript<'_>,
+    token: Option<&[u8]>,
+    role: Role,
+) -> Result<(), Refusal> {
+    let proof = encoded(&Message::Proof { mac: transcript.proof(token, role) })?;
+    Ok(send(stream, &proof).await?)
+}
+
+async fn check_proof<S: Stream>(
+    stream: &mut S,
+    transcript: &Transcript<'_>,
+    token: Option<&[u8]>,
+    peer: Role,
+) -> Result<(), Refusal> {
+    match receive(stream).await?.0 {
+        Message::Proof { mac } => Ok(transcript.verify(token, peer, &mac)?),
+        other => Err(out_of_turn("Proof", &other)),
+    }
+}
+
+async fn receive<S: Stream>(stream: &mut S) -> Result<(Message, Vec<u8>), Refusal> {
+    let mut head = [0; HEAD_LEN];
+    fill(stream, &mut head).await?;
+    receive_body(stream, head).await
+}
+
+/// The message that `head` begins, and its bytes, head included. The peer's refusal comes back as an error.
+async fn receive_body<S: Stream>(
+    stream: &mut S,
+    head_bytes: [u8; HEAD_LEN],
+) -> Result<(Message, Vec<u8>), Refusal> {
+    let (kind, body_len) = head(&head_bytes)?;
+    let mut bytes = vec![0; HEAD_LEN + body_len];
+    bytes[..HEAD_LEN].copy_from_slice(&head_bytes);
+    if body_len > 0 && fill(stream, &mut bytes[HEAD_LEN..]).await? == 0 {
+        return Err(cut_off());
+    }
+    match decode(kind, &bytes[HEAD_LEN..])? {
+        Message::Refuse { kind, reason } => Err(refusal::from_peer(kind, &reason)),
+        message => Ok((message, bytes)),
+    }
+}
+
+/// Fills `out`, or returns 0 if the stream ends before its first byte.
+async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<usize, Refusal> {
+    let mut len = 0;
+    while len < out.len() {
+        match stream.read(&mut out[len..]).await? {
+            0 if len == 0 => return Ok(0),
+            0 => return Err(cut_off()),
+            read => len += read,
+        }
+    }
+    Ok(len)
+}
+
+async fn send<S: Stream>(stream: &mut S, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
+}
+
+fn encoded(message: &Message) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    message.encode(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn out_of_turn(expected: &str, message: &Message) -> Refusal {
+    let kind: Kind = message.kind();
+    Error::new(ErrorKind::Corrupt, format!("{kind} came where {expected} was due")).into()
+}
+
+fn cut_off() -> Refusal {
+    Refusal::untold(Error::new(ErrorKind::PeerLost, "the peer ended the connection during the handshake"))
+}
+
+#[cfg(test)]
+mod tests;

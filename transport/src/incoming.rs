@@ -1,0 +1,343 @@
+//! A message whose header is here and whose payload has no place yet: the receiver chooses one.
+//!
+//! The invariant: a message leaves the connection only with a word to its sender, delivered or rejected, exactly once.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::backend::{Announced, Arrival, Completion, Delivery, FrameInfo, Op, Operation};
+use crate::connection::{Connection, Core};
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::message::Message;
+
+/// Where one frame shall land.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Landing {
+    /// From the start of this buffer, whose capacity must hold it.
+    Buffer(BufferMut),
+    /// In memory of this pool.
+    Pool(Pool),
+    /// In memory of the endpoint's pool of this place.
+    Place(Place),
+    /// Nowhere: the frame is not wanted, and an empty buffer stands in its stead.
+    Discard,
+}
+
+/// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on.
+pub struct Incoming {
+    connection: Connection,
+    /// `None` once its word is said.
+    taking: Option<Taking>,
+}
+
+/// A message being taken.
+#[derive(Debug)]
+pub(crate) struct Taking {
+    id: u64,
+    header: Bytes,
+    frames: Vec<FrameInfo>,
+    prompt: bool,
+    payload: Payload,
+}
+
+#[derive(Debug)]
+enum Payload {
+    Here(Vec<Buffer>),
+    Coming,
+    Waiting,
+    Landing(Completion<Landed>),
+}
+
+type Landings = Vec<Option<BufferMut>>;
+type Landed = Result<Vec<Buffer>, Failed<Landings>>;
+
+impl Incoming {
+    pub(crate) async fn next(connection: &Connection) -> Result<Self> {
+        let core = connection.core();
+        let mut begun = core.until(core.taking.lock()).await;
+        let taking = match begun.take() {
+            Some(taking) => taking,
+            None => Taking::next(core).await?,
+        };
+        Ok(Self { connection: connection.clone(), taking: Some(taking) })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Bytes {
+        &self.taking().header
+    }
+
+    /// The frame table: each frame's length, and where its sender has it.
+    pub fn frames(&self) -> &[FrameInfo] {
+        &self.taking().frames
+    }
+
+    /// All frames' bytes together.
+    pub fn payload_len(&self) -> u64 {
+        self.taking().payload_len()
+    }
+
+    /// Takes it in memory of this host: the link's own where the payload is here already, else the endpoint's pool.
+    ///
+    /// # Errors
+    /// `PeerLost` or `Closed` if the connection ends before the payload is here.
+    pub async fn accept(mut self) -> Result<Message> {
+        let mut taking = self.taking.take().expect("its word is said once");
+        let core = self.connection.core();
+        taking.land_in_pool(core)?;
+        taking.landed(core).await.map_err(Error::from)
+    }
+
+    /// Takes it, each frame where its landing says. The message's frames are then that memory, filled.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong number of landings or one that is too small, `Unsupported` for a place without a pool (in these
+    /// cases the message is rejected); `PeerLost` or `Closed`. The buffers come back.
+    pub async fn accept_into(mut self, landings: Vec<Landing>) -> Result<Message, Failed<Vec<Landing>>> {
+        let core = self.connection.core().clone();
+        let buffers = match self.taking().buffers(&core, landings) {
+            Ok(buffers) => buffers,
+            Err(failed) => return Err(core.failed(failed, "accept")),
+        };
+        let mut taking = self.taking.take().expect("its word is said once");
+        let result = match taking.payload {
+            Payload::Waiting => {
+                taking.land_in(&core, buffers);
+                taking.landed(&core).await
+            }
+            _ => taking.copied(&core, buffers).await,
+        };
+        result.map_err(|failed| Failed {
+            error: failed.error,
+            returned: failed.returned.into_iter().map(|b| b.map_or(Landing::Discard, Landing::Buffer)).collect(),
+        })
+    }
+
+    /// Tells the sender that it is not wanted.
+    pub fn reject(self) {}
+
+    fn taking(&self) -> &Taking {
+        self.taking.as_ref().expect("its word is not said yet")
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Some(taking) = self.taking.take() {
+            taking.settle(self.connection.core(), Delivery::Rejected);
+        }
+    }
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("Incoming");
+        if let Some(taking) = &self.taking {
+            debug.field("id", &taking.id).field("frames", &taking.frames.len());
+        }
+        debug.finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// The next message in pool memory; what a dropped future had begun goes on with the next call.
+    pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
+        let mut begun = self.until(self.taking.lock()).await;
+        if begun.is_none() {
+            *begun = Some(Taking::next(self).await?);
+        }
+        let Some(taking) = begun.as_mut() else { unreachable!("set above") };
+        let result = match taking.land_in_pool(self) {
+            Ok(()) => taking.landed(self).await.map_err(Error::from),
+            Err(error) => Err(error),
+        };
+        *begun = None;
+        result
+    }
+
+    /// The next message, its frames one after another in `buffer`.
+    pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        let mut begun = self.until(self.taking.lock()).await;
+        if begun.is_none() {
+            match Taking::next(self).await {
+                Ok(taking) => *begun = Some(taking),
+                Err(error) => return Err(Failed { error, returned: buffer }),
+            }
+        }
+        let Some(taking) = begun.as_mut() else { unreachable!("set above") };
+        let payload_len = taking.payload_len();
+        if payload_len > buffer.capacity() as u64 {
+            let capacity = buffer.capacity();
+            let why = format!("the message has {payload_len} bytes and the buffer holds {capacity}");
+            let error = self.placed(Error::new(ErrorKind::TooLarge, why), "recv");
+            return Err(Failed { error, returned: buffer });
+        }
+        let buffers = cut(buffer, &taking.frames);
+        let result = match taking.payload {
+            Payload::Waiting => {
+                taking.land_in(self, buffers);
+                taking.landed(self).await
+            }
+            _ => taking.copied(self, buffers).await,
+        };
+        *begun = None;
+        result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned) })
+    }
+}
+
+impl Taking {
+    async fn next(core: &Core) -> Result<Self> {
+        let announced = core.waiters.until(|cx| core.inbox.poll_take(cx)).await;
+        let Announced { id, header, frames, arrival, prompt } = announced.map_err(|error| core.placed(error, "recv"))?;
+        let payload = match arrival {
+            Arrival::Here(buffers) => Payload::Here(buffers),
+            Arrival::Coming => Payload::Coming,
+            Arrival::Waiting => Payload::Waiting,
+        };
+        Ok(Self { id, header, frames, prompt, payload })
+    }
+
+    fn payload_len(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len as u64).sum()
+    }
+
+    /// Sees to it that the payload lands in memory of this host.
+    fn land_in_pool(&mut self, core: &Core) -> Result<()> {
+        match self.payload {
+            Payload::Waiting => {
+                let pool = core.pool(Place::Host)?;
+                let buffers = pool.landings(self.frames.iter().map(|frame| frame.len))?;
+                self.land_in(core, buffers.into_iter().map(Some).collect());
+            }
+            Payload::Coming => self.land_in(core, Vec::new()),
+            Payload::Here(_) | Payload::Landing(_) => {}
+        }
+        Ok(())
+    }
+
+    fn land_in(&mut self, core: &Core, buffers: Landings) {
+        let (landings, landed) = Operation::new(buffers);
+        core.link.submit(Op::Accept { id: self.id, landings });
+        self.payload = Payload::Landing(landed);
+    }
+
+    /// The whole message, once its payload is here.
+    async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Landings>> {
+        let frames = match &mut self.payload {
+            Payload::Landing(landed) => {
+                core.finish(landed).await.map_err(|failed| core.failed(failed, "accept"))?
+            }
+            Payload::Here(buffers) => {
+                let buffers = std::mem::take(buffers);
+                self.say(core, Delivery::Delivered);
+                buffers
+            }
+            Payload::Coming | Payload::Waiting => unreachable!("a landing was chosen before"),
+        };
+        core.counts.messages_received.fetch_add(1, Ordering::Relaxed);
+        core.counts.bytes_received.fetch_add(self.payload_len(), Ordering::Relaxed);
+        Ok(Message::from_parts(self.header.clone(), frames))
+    }
+
+    /// The whole message, copied once from where the link has it into `buffers`.
+    async fn copied(&mut self, core: &Arc<Core>, buffers: Landings) -> Result<Message, Failed<Landings>> {
+        let here = match self.land_in_pool(core) {
+            Ok(()) => self.landed(core).await,
+            Err(error) => Err(Failed { error, returned: Vec::new() }),
+        };
+        let message = match here {
+            Ok(message) => message,
+            Err(failed) => return Err(Failed { error: failed.error, returned: buffers }),
+        };
+        let (header, sources) = message.into_parts();
+        let mut frames = Vec::with_capacity(buffers.len());
+        for (buffer, source) in buffers.into_iter().zip(&sources) {
+            let Some(mut buffer) = buffer else {
+                frames.push(Buffer::new());
+                continue;
+            };
+            if let Err(error) = buffer.fill_from(source) {
+                return Err(core.failed(Failed { error, returned: vec![Some(buffer)] }, "accept"));
+            }
+            core.counts.bytes_copied.fetch_add(source.len() as u64, Ordering::Relaxed);
+            frames.push(buffer.freeze());
+        }
+        Ok(Message::from_parts(header, frames))
+    }
+
+    /// Empty buffers for the landings, checked.
+    fn buffers(&self, core: &Core, mut landings: Vec<Landing>) -> Result<Landings, Failed<Vec<Landing>>> {
+        let invalid = |why| Error::new(ErrorKind::Invalid, why);
+        if landings.len() != self.frames.len() {
+            let why = format!("{} landings for a message of {} frames", landings.len(), self.frames.len());
+            return Err(Failed { error: invalid(why), returned: landings });
+        }
+        for (index, (landing, frame)) in landings.iter_mut().zip(&self.frames).enumerate() {
+            let pool = match landing {
+                Landing::Pool(pool) => Ok(&*pool),
+                Landing::Place(place) => core.pool(*place),
+                Landing::Buffer(buffer) if buffer.capacity() < frame.len => {
+                    let (holds, len) = (buffer.capacity(), frame.len);
+                    Err(invalid(format!("frame {index} has {len} bytes and its landing holds {holds}")))
+                }
+                Landing::Buffer(buffer) => {
+                    buffer.clear();
+                    continue;
+                }
+                Landing::Discard => continue,
+            };
+            match pool.and_then(|pool| pool.take(frame.len)) {
+                Ok(buffer) => *landing = Landing::Buffer(buffer),
+                Err(error) => return Err(Failed { error, returned: landings }),
+            }
+        }
+        let buffer = |landing| match landing {
+            Landing::Buffer(buffer) => Some(buffer),
+            _ => None,
+        };
+        Ok(landings.into_iter().map(buffer).collect())
+    }
+
+    fn settle(mut self, core: &Arc<Core>, delivery: Delivery) {
+        match self.payload {
+            // The link has memory for it: it is taken, and forgotten.
+            Payload::Coming => self.land_in(core, Vec::new()),
+            Payload::Landing(_) => {}
+            Payload::Here(_) | Payload::Waiting => self.say(core, delivery),
+        }
+    }
+
+    fn say(&self, core: &Arc<Core>, delivery: Delivery) {
+        let op = Op::Settle { id: self.id, delivery, prompt: self.prompt };
+        if self.prompt { core.link.submit(op) } else { core.submit_for_later(op) }
+    }
+}
+
+/// `buffer` in pieces of the frames' lengths.
+fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> Landings {
+    buffer.clear();
+    let mut pieces = Vec::with_capacity(frames.len());
+    for frame in frames {
+        let rest = buffer.split_off(frame.len);
+        pieces.push(Some(std::mem::replace(&mut buffer, rest)));
+    }
+    pieces
+}
+
+/// The pieces in one again, empty.
+fn paste(pieces: Landings) -> BufferMut {
+    let mut pieces = pieces.into_iter().flatten();
+    let mut whole = pieces.next().unwrap_or_default();
+    whole.clear();
+    for mut piece in pieces {
+        piece.clear();
+        // Adjacent pieces of one buffer rejoin; anything else was never cut from it.
+        let _ = whole.rejoin(piece);
+    }
+    whole
+}

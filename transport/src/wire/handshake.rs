@@ -1,0 +1,305 @@
+//! Handshake messages and what both ends must agree on; `docs/wire.md` shows every byte.
+//!
+//! All of this is read from strangers: a length is checked before anything of that length is allocated, and text
+//! from a peer is cleaned before anyone sees it.
+#![forbid(unsafe_code)]
+
+mod decode;
+mod text;
+mod transcript;
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use crate::{Error, ErrorKind, Result};
+
+pub(crate) use decode::{decode, head};
+pub(crate) use text::{clean, excerpt, shorten};
+pub(crate) use transcript::{Role, Transcript};
+
+/// What every handshake message begins with. The last byte stops a terminal that was shown the stream.
+pub(crate) const MAGIC: [u8; 8] = *b"TOWLINE\x1a";
+/// The versions this build speaks.
+pub(crate) const VERSION_MIN: u16 = 1;
+/// The versions this build speaks.
+pub(crate) const VERSION_MAX: u16 = 1;
+
+pub(crate) const HEAD_LEN: usize = 16;
+/// Bounds one message, head and body.
+pub(crate) const MESSAGE_LEN_MAX: usize = 64 * 1024;
+pub(crate) const IDENTITY_LEN: usize = 56;
+pub(crate) const NONCE_LEN: usize = 32;
+pub(crate) const MAC_LEN: usize = 32;
+pub(crate) const OFFERS_MAX: usize = 16;
+pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
+pub(crate) const BACKEND_LEN_MAX: usize = 16;
+pub(crate) const REASON_LEN_MAX: usize = 1024;
+
+/// One message of the handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Message {
+    /// Both ends' first word.
+    Hello(Hello),
+    /// Evidence of knowing the token; all zero where neither side has one.
+    Proof { mac: [u8; MAC_LEN] },
+    /// The connector asks for a backend.
+    Propose { backend: String },
+    /// The acceptor is ready to open it.
+    Ready,
+    /// The acceptor cannot open it; another may be proposed.
+    NotReady { reason: String },
+    /// The sender ends the conversation.
+    Refuse { kind: ErrorKind, reason: String },
+}
+
+/// What one end says of itself, all of it covered by the proofs.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Hello {
+    pub(crate) version_min: u16,
+    pub(crate) version_max: u16,
+    pub(crate) features: u64,
+    pub(crate) nonce: [u8; NONCE_LEN],
+    /// Opaque here; `door::identity` reads it.
+    pub(crate) identity: [u8; IDENTITY_LEN],
+    /// Whether the sender has a token, and will prove it and ask for proof.
+    pub(crate) authenticates: bool,
+    pub(crate) offers: Vec<Offer>,
+}
+
+/// What one backend tells its twin at the peer. Strangers read it before they prove anything, so nothing in it may
+/// grant access.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Offer {
+    /// `mem`, `tcp`, …: at most 16 lowercase letters, digits, `-` and `_`.
+    pub(crate) backend: String,
+    /// Whatever that backend needs, at most 16 KiB.
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Message {
+    /// Appends the message, head included. What breaks a limit is `Invalid` or `TooLarge`, and `out` is as before.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        let start = out.len();
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[self.kind().code(), 0, 0, 0, 0, 0, 0, 0]);
+        let result = self.encode_body(out).and_then(|()| {
+            let body_len = out.len() - start - HEAD_LEN;
+            if body_len > self.kind().body_len_max() {
+                return Err(too_large(format!(
+                    "{} of {body_len} bytes passes the limit of {}: offer fewer backends, or shorter offers",
+                    self.kind(),
+                    self.kind().body_len_max()
+                )));
+            }
+            out[start + 12..start + HEAD_LEN].copy_from_slice(&(body_len as u32).to_le_bytes());
+            Ok(())
+        });
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
+    /// Which message this is.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Hello(_) => Kind::Hello,
+            Self::Proof { .. } => Kind::Proof,
+            Self::Propose { .. } => Kind::Propose,
+            Self::Ready => Kind::Ready,
+            Self::NotReady { .. } => Kind::NotReady,
+            Self::Refuse { .. } => Kind::Refuse,
+        }
+    }
+
+    fn encode_body(&self, out: &mut Vec<u8>) -> Result<()> {
+        match self {
+            Self::Hello(hello) => hello.encode(out)?,
+            Self::Proof { mac } => out.extend_from_slice(mac),
+            Self::Propose { backend } => {
+                check_backend(backend.as_bytes(), ErrorKind::Invalid)?;
+                out.extend_from_slice(backend.as_bytes());
+            }
+            Self::Ready => {}
+            Self::NotReady { reason } => {
+                out.extend_from_slice(shorten(reason, REASON_LEN_MAX).as_bytes());
+            }
+            Self::Refuse { kind, reason } => {
+                out.push(code_of(*kind));
+                out.extend_from_slice(shorten(reason, REASON_LEN_MAX).as_bytes());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Hello {
+    fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(&self.version_min.to_le_bytes());
+        out.extend_from_slice(&self.version_max.to_le_bytes());
+        out.extend_from_slice(&self.features.to_le_bytes());
+        out.extend_from_slice(&self.nonce);
+        out.extend_from_slice(&self.identity);
+        out.push(self.authenticates.into());
+        if self.offers.len() > OFFERS_MAX {
+            return Err(too_large(format!("{} offers pass the limit of {OFFERS_MAX}", self.offers.len())));
+        }
+        out.push(self.offers.len() as u8);
+        for (at, Offer { backend, bytes }) in self.offers.iter().enumerate() {
+            check_backend(backend.as_bytes(), ErrorKind::Invalid)?;
+            if self.offers[..at].iter().any(|earlier| earlier.backend == *backend) {
+                return Err(Error::new(ErrorKind::Invalid, format!("two offers are named {backend}")));
+            }
+            if bytes.len() > OFFER_LEN_MAX {
+                return Err(too_large(format!(
+                    "the offer of {backend}, {} bytes, passes the limit of {OFFER_LEN_MAX}",
+                    bytes.len()
+                )));
+            }
+            out.push(backend.len() as u8);
+            out.extend_from_slice(backend.as_bytes());
+            out.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
+            out.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Hello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("versions", &(self.version_min..=self.version_max))
+            .field("authenticates", &self.authenticates)
+            .field("offers", &self.offers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Offer({}, {} bytes)", self.backend, self.bytes.len())
+    }
+}
+
+/// Which message a head announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Hello = 1,
+    Proof,
+    Propose,
+    Ready,
+    NotReady,
+    Refuse,
+}
+
+impl Kind {
+    const ALL: [Self; 6] =
+        [Self::Hello, Self::Proof, Self::Propose, Self::Ready, Self::NotReady, Self::Refuse];
+
+    fn code(self) -> u8 {
+        self as u8
+    }
+
+    fn body_len_max(self) -> usize {
+        match self {
+            Self::Hello => MESSAGE_LEN_MAX - HEAD_LEN,
+            Self::Proof => MAC_LEN,
+            Self::Propose => BACKEND_LEN_MAX,
+            Self::Ready => 0,
+            Self::NotReady => REASON_LEN_MAX,
+            Self::Refuse => 1 + REASON_LEN_MAX,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Whether these two may talk, and in which version. Both ends ask, with the same arguments, and find the same.
+///
+/// The sentences name roles, since the end that refuses sends them to the other.
+pub(crate) fn agree(connector: &Hello, acceptor: &Hello) -> Result<u16> {
+    let version = negotiate(
+        acceptor.version_min..=acceptor.version_max,
+        connector.version_min..=connector.version_max,
+    )?;
+    if connector.nonce == acceptor.nonce {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            "both ends sent the same nonce: someone reflects the handshake, or the randomness is broken",
+        ));
+    }
+    let lacking = match (connector.authenticates, acceptor.authenticates) {
+        (false, true) => {
+            "the acceptor requires a token and the connector has none: give the connector the same token"
+        }
+        (true, false) => {
+            "the connector requires a token and the acceptor has none: give the acceptor the same token"
+        }
+        _ => return Ok(version),
+    };
+    Err(Error::new(ErrorKind::Unauthenticated, lacking))
+}
+
+/// The highest version in both ranges. The sentence suits both ends: the one that refuses and the one refused.
+pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u16>) -> Result<u16> {
+    let highest = *refusing.end().min(refused.end());
+    if refusing.contains(&highest) && refused.contains(&highest) {
+        return Ok(highest);
+    }
+    let range = |versions: &RangeInclusive<u16>| format!("{} to {}", versions.start(), versions.end());
+    Err(Error::new(
+        ErrorKind::Refused,
+        format!(
+            "no common protocol version: the refusing end speaks {}, the other end {}; upgrade the older one",
+            range(&refusing),
+            range(&refused)
+        ),
+    ))
+}
+
+/// The codes of [`Message::Refuse`]. A kind without one travels as `Refused`, and so is read a code without a kind.
+const CODES: [(u8, ErrorKind); 9] = [
+    (1, ErrorKind::Refused),
+    (2, ErrorKind::Unauthenticated),
+    (3, ErrorKind::TooLarge),
+    (4, ErrorKind::Corrupt),
+    (5, ErrorKind::Unavailable),
+    (6, ErrorKind::Unsupported),
+    (7, ErrorKind::Invalid),
+    (8, ErrorKind::TimedOut),
+    (9, ErrorKind::Closed),
+];
+
+fn code_of(kind: ErrorKind) -> u8 {
+    CODES.iter().find(|(_, known)| *known == kind).map_or(1, |(code, _)| *code)
+}
+
+fn kind_of(code: u8) -> ErrorKind {
+    CODES.iter().find(|(known, _)| *known == code).map_or(ErrorKind::Refused, |(_, kind)| *kind)
+}
+
+fn check_backend(name: &[u8], kind: ErrorKind) -> Result<&str> {
+    let fits = (1..=BACKEND_LEN_MAX).contains(&name.len());
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    match std::str::from_utf8(name) {
+        Ok(name) if fits && name.as_bytes().iter().all(plain) => Ok(name),
+        _ => Err(Error::new(
+            kind,
+            format!(
+                "\"{}\" names no backend: 1 to {BACKEND_LEN_MAX} lowercase letters, digits, - and _ do",
+                excerpt(name)
+            ),
+        )),
+    }
+}
+
+fn too_large(detail: String) -> Error {
+    Error::new(ErrorKind::TooLarge, detail)
+}
+
+#[cfg(test)]
+mod tests;

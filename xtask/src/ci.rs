@@ -1,0 +1,36 @@
+//! `cargo xtask ci`: every stage of continuous integration. `.ci/run` is this after `cargo xtask test`.
+
+use std::time::Duration;
+
+use crate::process::Outcome;
+use crate::stage::{OnFailure, Stage, run_all};
+use crate::stages::{ASAN, BENCH, BUILD, CLIPPY, DOC, FORMAT, LICENCES, TEST};
+
+// ---- THE STAGE LIST: a new stage is a constant in stages.rs and a word here. ----
+const STAGES: [&Stage; 8] = [&FORMAT, &CLIPPY, &BUILD, &TEST, &DOC, &LICENCES, &ASAN, &BENCH];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Leave these stages out.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names())]
+    skip: Vec<String>,
+    /// Run these stages only.
+    #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names(), conflicts_with = "skip")]
+    only: Vec<String>,
+    /// Time for all stages together; each has a limit of its own as well.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
+    limit_s: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let wanted = |stage: &&&Stage| {
+        let named = |list: &[String]| list.iter().any(|name| name == stage.name);
+        !named(&arguments.skip) && (arguments.only.is_empty() || named(&arguments.only))
+    };
+    let stages: Vec<&Stage> = STAGES.iter().filter(wanted).copied().collect();
+    run_all(&stages, Duration::from_secs(arguments.limit_s), OnFailure::Continue)
+}
+
+fn names() -> Vec<&'static str> {
+    STAGES.iter().map(|stage| stage.name).collect()
+}

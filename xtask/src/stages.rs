@@ -1,0 +1,77 @@
+//! The stages that `check` and `ci` are made of. A new one is a constant here and a word in their lists.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use crate::process::{Outcome, cargo, find_program, run, target_directory};
+use crate::stage::Stage;
+use crate::{asan, licences, test};
+
+pub(crate) const FORMAT: Stage = Stage { name: "format", limit: minutes(1), run: format };
+pub(crate) const TIDY: Stage = Stage { name: "tidy", limit: minutes(10), run: tidy };
+pub(crate) const CLIPPY: Stage = Stage { name: "clippy", limit: minutes(10), run: clippy };
+pub(crate) const BUILD: Stage = Stage { name: "build", limit: minutes(10), run: build_with_cargo_alone };
+pub(crate) const TEST: Stage = Stage { name: "test", limit: minutes(20), run: test::install_and_test };
+pub(crate) const TEST_AS_IS: Stage = Stage { name: "test", limit: minutes(20), run: test::test_as_is };
+pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc };
+pub(crate) const EXAMPLES: Stage = Stage { name: "examples", limit: minutes(10), run: examples };
+pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), run: licences::run };
+pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(10), run: asan::run };
+pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(10), run: bench };
+
+/// What a build may find on the search path: Rust and its linker. No pkg-config, cmake, make, clang, protoc or Python.
+const BUILD_PROGRAMS: [&str; 5] = ["cargo", "rustc", "cc", "ld", "as"];
+
+const fn minutes(count: u64) -> Duration {
+    Duration::from_secs(60 * count)
+}
+
+fn format(deadline: Instant) -> Outcome {
+    run(&mut cargo(&["fmt", "--all", "--check"]), deadline)
+}
+
+fn tidy(deadline: Instant) -> Outcome {
+    run(&mut cargo(&["test", "--package", "towline-tests", "--test", "tidy"]), deadline)
+}
+
+fn clippy(deadline: Instant) -> Outcome {
+    let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    run(&mut cargo(&arguments), deadline)
+}
+
+fn doc(deadline: Instant) -> Outcome {
+    let arguments = ["doc", "--no-deps", "--workspace"];
+    run(cargo(&arguments).env("RUSTDOCFLAGS", "-D warnings"), deadline)
+}
+
+fn examples(deadline: Instant) -> Outcome {
+    run(&mut cargo(&["build", "--package", "towline-examples", "--all-targets"]), deadline)
+}
+
+/// The promise to somebody with a bare laptop: nothing but cargo is needed. The build directory is its own, because
+/// a dependency that is already built does not ask for its tools again.
+fn build_with_cargo_alone(deadline: Instant) -> Outcome {
+    let target = target_directory().join("bare");
+    let programs = target.join("programs");
+    let setup = || {
+        if programs.exists() {
+            fs::remove_dir_all(&programs)?;
+        }
+        fs::create_dir_all(&programs)?;
+        for name in BUILD_PROGRAMS {
+            if let Some(program) = find_program(name) {
+                symlink(program, programs.join(name))?;
+            }
+        }
+        Ok(())
+    };
+    setup().map_err(|error: std::io::Error| format!("{}: {error}", programs.display()))?;
+    let mut command = cargo(&["build", "--workspace", "--locked", "--target-dir"]);
+    run(command.arg(&target).env("PATH", &programs), deadline)
+}
+
+fn bench(deadline: Instant) -> Outcome {
+    let arguments = ["run", "--release", "--package", "towline-bench", "--", "bench", "--help"];
+    run(&mut cargo(&arguments), deadline)
+}
