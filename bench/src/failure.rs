@@ -55,3 +55,9 @@ impl From<towline::Error> for Failure {
         Self::Run(error.to_string())
     }
 }
+
+impl<T> From<towline::Failed<T>> for Failure {
+    fn from(failed: towline::Failed<T>) -> Self {
+        failed.error.into()
+    }
+}

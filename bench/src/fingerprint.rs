@@ -1,7 +1,7 @@
 //! What a figure was measured on: the machine, and the versions of what ran.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::{fmt, fs};
 
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ impl Fingerprint {
         let mut versions = BTreeMap::from([("towline".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
         versions.extend(libraries);
         Self {
-            host: uname.nodename().to_string_lossy().into_owned(),
+            host: host_name(),
             cpu: cpu_model().unwrap_or_else(|| uname.machine().to_string_lossy().into_owned()),
             kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -37,6 +37,18 @@ impl Fingerprint {
             commit: option_env!("TOWLINE_COMMIT"),
         }
     }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, cpu, cores, kernel, memory_bytes, .. } = self;
+        write!(f, "{host}: {cpu}, {cores} cores, {:.1} GiB, {kernel}", *memory_bytes as f64 / (1u64 << 30) as f64)
+    }
+}
+
+/// What this host calls itself.
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn cpu_model() -> Option<String> {

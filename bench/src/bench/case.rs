@@ -169,6 +169,16 @@ impl Wait {
     }
 }
 
+impl From<Wait> for towline::Wait {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Spin => Self::Spin,
+            Wait::Adaptive => Self::Adaptive,
+            Wait::Sleep => Self::Sleep,
+        }
+    }
+}
+
 /// Where bytes live at either end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Place {

@@ -131,7 +131,7 @@ impl Row {
                 .zip(cost(Sample::recv_cpu_s_per_gb))
                 .map(|(send, recv)| CpuCost { send, recv });
         }
-        row.copies = cost(Sample::copies_per_message);
+        row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
         row
     }
@@ -303,7 +303,7 @@ pub(crate) mod tests {
         sample.elapsed = std::time::Duration::from_secs_f64(sample.bytes as f64 / 1e9 / gb_per_s);
         sample.cold = Some(std::time::Duration::from_micros(500));
         sample.cpu = Some((0.5, 0.25));
-        sample.copies = Some(100);
+        sample.bytes_copied = Some(100 << 20);
         sample
     }
 

@@ -20,19 +20,24 @@ pub(crate) struct Sample {
     pub(crate) cold: Option<Duration>,
     /// CPU seconds of the giving and of the taking end.
     pub(crate) cpu: Option<(f64, f64)>,
-    /// Copies that both ends made.
-    pub(crate) copies: Option<u64>,
+    /// Payload bytes that both ends copied in user space.
+    pub(crate) bytes_copied: Option<u64>,
 }
 
 impl Sample {
     pub(crate) fn new() -> Self {
         #[expect(clippy::expect_used, reason = "the bounds are constants that hdrhistogram takes")]
         let times = Histogram::new_with_bounds(1, TIME_MAX_NS, 3).expect("constant bounds");
-        Self { times, messages: 0, bytes: 0, elapsed: Duration::ZERO, cold: None, cpu: None, copies: None }
+        Self { times, messages: 0, bytes: 0, elapsed: Duration::ZERO, cold: None, cpu: None, bytes_copied: None }
     }
 
     pub(crate) fn record(&mut self, time: Duration) {
         self.times.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(TIME_MAX_NS).max(1));
+    }
+
+    pub(crate) fn count(&mut self, messages: u64, bytes: u64) {
+        self.messages += messages;
+        self.bytes += bytes;
     }
 
     pub(crate) fn gb_per_s(&self) -> f64 {
@@ -55,8 +60,9 @@ impl Sample {
         (self.bytes > 0).then(|| seconds / (self.bytes as f64 / 1e9))
     }
 
-    pub(crate) fn copies_per_message(&self) -> Option<f64> {
-        (self.messages > 0).then_some(self.copies? as f64 / self.messages as f64)
+    /// How often each payload byte was copied.
+    pub(crate) fn copies(&self) -> Option<f64> {
+        (self.bytes > 0).then_some(self.bytes_copied? as f64 / self.bytes as f64)
     }
 
     pub(crate) fn merged_times(samples: &[Self]) -> Histogram<u64> {
