@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -197,7 +197,7 @@ impl Connection {
     /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
     pub async fn recv(&self) -> Result<Message> {
         self.core().announce_recv();
-        self.incoming().await?.accept().await.map_err(Error::from)
+        self.core().recv().await
     }
 
     /// The next message, its frames one after another in `buffer`.
@@ -208,10 +208,7 @@ impl Connection {
     /// As [`recv`](Self::recv), and `TooLarge` if `buffer`'s capacity does not hold the payload: the message can still be
     /// received. The buffer comes back.
     pub async fn recv_into(&self, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
-        match self.incoming().await {
-            Ok(incoming) => incoming.accept_as_one(buffer).await,
-            Err(error) => Err(Failed { error, returned: buffer }),
-        }
+        self.core().recv_into(buffer).await
     }
 
     /// The next message's header and frame table, before its payload has a place to land. Cancel-safe.
@@ -238,7 +235,11 @@ impl Connection {
     ///
     /// # Errors
     /// As [`expose`](Self::expose).
-    pub fn expose_mut(&self, buffer: BufferMut, lifetime: Duration) -> Result<Region<BufferMut>, Failed<BufferMut>> {
+    pub fn expose_mut(
+        &self,
+        buffer: BufferMut,
+        lifetime: Duration,
+    ) -> Result<Region<BufferMut>, Failed<BufferMut>> {
         if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
             return Err(Failed { error, returned: buffer });
         }
@@ -372,7 +373,7 @@ impl Core {
     }
 
     /// Ends the link if it has not ended by itself when `linger` has passed.
-    fn end_after_linger(self: &Arc<Self>) {
+    pub(crate) fn end_after_linger(self: &Arc<Self>) {
         if self.link.source().is_some() && self.inbox.ended().is_none() {
             self.waiters.arm();
         }
@@ -390,7 +391,8 @@ impl Core {
             })
             .await;
             if timed_out {
-                core.link.end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
+                core.link
+                    .end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
             }
             core.span.in_scope(|| tracing::debug!("closed"));
             core.driver.forget(&core);
@@ -486,6 +488,3 @@ impl Receiver {
         &self.0
     }
 }
-
-/// A connection that may have ended already.
-pub(crate) type WeakCore = Weak<Core>;

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 use tokio::sync::Notify;
 
 use crate::backend::{Progress, Source};
 use crate::connection::Core;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+use crate::reactor::register;
 
 /// How long a link may be ready before the driver polls it in its lead's stead, and the longest that work left for later
 /// stays undone.
@@ -144,10 +145,10 @@ impl Driver {
         let driver = Arc::downgrade(self);
         self.environment.spawn(Box::pin(async move {
             // An environment without a reactor has no links with a source.
-            let Ok(descriptor) = AsyncFd::new(descriptor) else { return };
+            let Some(descriptor) = register(descriptor, Interest::READABLE) else { return };
             while let Ok(mut ready) = descriptor.readable().await {
                 let Some(driver) = driver.upgrade() else { return };
-                let numbers = ready_in(descriptor.get_ref());
+                let numbers = ready_in(descriptor.get_ref().descriptor());
                 if numbers.is_empty() {
                     ready.clear_ready();
                 }

@@ -114,7 +114,11 @@ impl Incoming {
         };
         result.map_err(|failed| Failed {
             error: failed.error,
-            returned: failed.returned.into_iter().map(|b| b.map_or(Landing::Discard, Landing::Buffer)).collect(),
+            returned: failed
+                .returned
+                .into_iter()
+                .map(|b| b.map_or(Landing::Discard, Landing::Buffer))
+                .collect(),
         })
     }
 
@@ -193,7 +197,8 @@ impl Core {
 impl Taking {
     async fn next(core: &Core) -> Result<Self> {
         let announced = core.waiters.until(|cx| core.inbox.poll_take(cx)).await;
-        let Announced { id, header, frames, arrival, prompt } = announced.map_err(|error| core.placed(error, "recv"))?;
+        let Announced { id, header, frames, arrival, prompt } =
+            announced.map_err(|error| core.placed(error, "recv"))?;
         let payload = match arrival {
             Arrival::Here(buffers) => Payload::Here(buffers),
             Arrival::Coming => Payload::Coming,

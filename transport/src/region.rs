@@ -191,7 +191,7 @@ impl Regions {
     }
 
     /// Serves a `get`: the bytes, held until the lease is dropped.
-    pub fn read(&self, key: &Key, offset: u64, len: u64) -> Result<(Buffer, ReadLease)> {
+    pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<(Buffer, ReadLease)> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
             (entry, Memory::Read(memory)) => (entry, memory),
@@ -206,7 +206,7 @@ impl Regions {
     }
 
     /// Serves a `put`: where its bytes go.
-    pub fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
+    pub(crate) fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
             (entry, Memory::Write(memory)) => (entry, memory),
@@ -254,7 +254,7 @@ fn check_range(is: RegionAccess, region_len: u64, wanted: RegionAccess, offset: 
 
 /// Bytes of a region on their way to the peer; a revocation waits for it to drop.
 #[derive(Debug)]
-pub struct ReadLease(Shared<Buffer>);
+pub(crate) struct ReadLease(Shared<Buffer>);
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
@@ -271,7 +271,7 @@ impl Drop for ReadLease {
 
 /// A checked range of a region that the peer is writing.
 #[derive(Debug)]
-pub struct WriteLease {
+pub(crate) struct WriteLease {
     memory: Shared<BufferMut>,
     offset: usize,
     len: usize,
@@ -279,17 +279,17 @@ pub struct WriteLease {
 
 impl WriteLease {
     /// Bytes of the range.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether the range is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// Lets `write` fill `[at, len)` of the range, or nothing if the region was revoked meanwhile (`None`).
-    pub fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+    pub(crate) fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         let mut held = lock(&self.memory);
         let bytes = held.memory.as_mut()?.as_mut_slice()?;
         Some(write(&mut bytes[self.offset + at..self.offset + self.len]))

@@ -5,7 +5,7 @@
 //! or the driver's look every 50 ms.
 
 use std::future::Future;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +18,7 @@ use tokio::runtime::{Handle, Id};
 
 use crate::backend::{Link, Progress};
 use crate::driver::Driver;
+use crate::reactor::{Owner, register};
 
 /// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -71,16 +72,16 @@ struct Lead {
 #[derive(Debug)]
 struct Reactor {
     runtime: Id,
-    descriptor: AsyncFd<Descriptor>,
+    descriptor: AsyncFd<Owner<SourceOf>>,
 }
 
-/// The link's source; it holds the link, so that the descriptor stays open while a reactor knows it.
+/// A link with a source; it holds the link, so that the descriptor stays open while a reactor knows it.
 #[derive(Debug)]
-struct Descriptor(Arc<dyn Link>);
+struct SourceOf(Arc<dyn Link>);
 
-impl AsRawFd for Descriptor {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.source().map_or(-1, |source| source.descriptor.as_raw_fd())
+impl AsFd for SourceOf {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.source().expect("checked before, and a link keeps its source").descriptor
     }
 }
 
@@ -162,13 +163,11 @@ impl Waiters {
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
             let interest = Interest::READABLE | Interest::WRITABLE;
-            match AsyncFd::with_interest(Descriptor(self.link.clone()), interest) {
-                Ok(descriptor) => state.reactor = Some(Reactor { runtime: runtime.id(), descriptor }),
-                Err(_) => {
-                    self.arm();
-                    return true;
-                }
-            }
+            let Some(descriptor) = register(SourceOf(self.link.clone()), interest) else {
+                self.arm();
+                return true;
+            };
+            state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
         let Some(Reactor { descriptor, .. }) = &state.reactor else { return true };
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));

@@ -4,12 +4,17 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use tokio::sync::Notify;
+
 use crate::error::{Error, Result};
 use crate::message::Announced;
 
 /// Announced messages, oldest first, and after them the link's end.
 #[derive(Debug, Default)]
-pub struct Inbox(Mutex<State>);
+pub struct Inbox {
+    state: Mutex<State>,
+    ended: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -33,6 +38,16 @@ impl Inbox {
         let mut state = self.lock();
         state.end.get_or_insert(why);
         wake(state);
+        self.ended.notify_waiters();
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn until_ended(&self) {
+        let mut notified = std::pin::pin!(self.ended.notified());
+        notified.as_mut().enable();
+        if self.ended().is_none() {
+            notified.await;
+        }
     }
 
     /// Why nothing more will come, if that is so.
@@ -55,15 +70,8 @@ impl Inbox {
         Poll::Pending
     }
 
-    /// Gives back a message that was taken but not handed to the application.
-    pub(crate) fn put_back(&self, announced: Announced) {
-        let mut state = self.lock();
-        state.queue.push_front(announced);
-        wake(state);
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
 //! follows the last message belongs to the data path.
 
+mod control;
 mod identity;
 mod refusal;
 mod token;
@@ -13,13 +14,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::environment::{Environment, within};
 use crate::wire::handshake::{
-    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Role, Transcript, VERSION_MAX, VERSION_MIN, agree,
-    decode, head,
+    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN, agree, decode,
+    head,
 };
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
 pub(crate) use crate::wire::handshake::Offer;
+pub use crate::wire::handshake::Role;
+pub use control::Control;
 pub use identity::Identity;
 pub use token::Token;
 
@@ -126,10 +129,12 @@ pub(crate) async fn proposed<S: Stream>(
 ) -> Result<String> {
     let conversation = async {
         let mut head = [0; HEAD_LEN];
-        if fill(stream, &mut head).await? == 0 {
+        let len = stream.read(&mut head).await?;
+        if len == 0 {
             let detail = "the connector ended the connection without choosing a backend";
             return Err(Refusal::untold(Error::new(ErrorKind::Closed, detail)));
         }
+        fill(stream, &mut head[len..]).await?;
         match receive_body(stream, head).await?.0 {
             Message::Propose { backend } => Ok(backend),
             other => Err(out_of_turn("Propose", &other)),
@@ -302,26 +307,23 @@ async fn receive_body<S: Stream>(
     let (kind, body_len) = head(&head_bytes)?;
     let mut bytes = vec![0; HEAD_LEN + body_len];
     bytes[..HEAD_LEN].copy_from_slice(&head_bytes);
-    if body_len > 0 && fill(stream, &mut bytes[HEAD_LEN..]).await? == 0 {
-        return Err(cut_off());
-    }
+    fill(stream, &mut bytes[HEAD_LEN..]).await?;
     match decode(kind, &bytes[HEAD_LEN..])? {
         Message::Refuse { kind, reason } => Err(refusal::from_peer(kind, &reason)),
         message => Ok((message, bytes)),
     }
 }
 
-/// Fills `out`, or returns 0 if the stream ends before its first byte.
-async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<usize, Refusal> {
+/// Fills `out`, and not a byte more.
+async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<(), Refusal> {
     let mut len = 0;
     while len < out.len() {
         match stream.read(&mut out[len..]).await? {
-            0 if len == 0 => return Ok(0),
             0 => return Err(cut_off()),
             read => len += read,
         }
     }
-    Ok(len)
+    Ok(())
 }
 
 async fn send<S: Stream>(stream: &mut S, bytes: &[u8]) -> std::io::Result<()> {

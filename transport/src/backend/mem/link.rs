@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CAPS;
 use crate::backend::{
-    Announced, Arrival, Caps, Delivery, Done, FrameInfo, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
+    Announced, Arrival, Caps, Delivery, Done, FrameInfo, Inbox, Link, LinkStats, Message, Op, Operation,
+    Regions,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::credit::WINDOW;
@@ -153,7 +154,8 @@ fn announce(ends: &mut [End; 2], me: usize) -> bool {
         mine.unsettled.insert(id, receipt);
         message.finish(|message| {
             let (header, frames) = message.into_parts();
-            let table = frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
+            let table =
+                frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
             let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),

@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind, Result};
 
 /// Which end of the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
+pub enum Role {
     /// Opened the connection, and proves first.
     Connector,
     /// Took it.

@@ -1,0 +1,134 @@
+//! A backend that fails on purpose: the n-th call into it, whatever that is. For tests of everything above the seam.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Backend, Caps, Identity, Link, LinkStats, Op, Probe, Progress, Site, Source};
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Wraps a backend; the `n`-th call into it, or into any of its links, fails. Count `n` up until a run ends with
+/// [`fired`](Faults::fired) still false: then every call has failed once.
+#[derive(Clone, Debug)]
+pub struct Faulty {
+    backend: Arc<dyn Backend>,
+    faults: Faults,
+}
+
+/// The countdown to the one fault.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    calls_left: Arc<AtomicU64>,
+}
+
+impl Faults {
+    /// The `n`-th call from now fails, counting from 1.
+    pub fn nth(n: u64) -> Self {
+        Self { calls_left: Arc::new(AtomicU64::new(n)) }
+    }
+
+    /// Whether the fault was injected.
+    pub fn fired(&self) -> bool {
+        self.calls_left.load(Ordering::Acquire) == 0
+    }
+
+    fn call(&self, what: &str) -> Result<()> {
+        let count = |left: u64| left.checked_sub(1);
+        match self.calls_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, count) {
+            Ok(1) => Err(Error::new(ErrorKind::Io, format!("an injected fault in {what}"))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Faulty {
+    /// `backend`, failing as `faults` say.
+    pub fn over(backend: Arc<dyn Backend>, faults: Faults) -> Arc<dyn Backend> {
+        Arc::new(Self { backend, faults })
+    }
+}
+
+impl Backend for Faulty {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn probe(&self) -> Probe {
+        match self.faults.call("probe") {
+            Ok(()) => self.backend.probe(),
+            Err(error) => {
+                Probe::Unavailable { reason: error.to_string(), remedy: "run without faults".into() }
+            }
+        }
+    }
+
+    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
+        self.faults.call("offer")?;
+        self.backend.offer(environment)
+    }
+
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
+        self.faults.call("reach").map_err(|error| error.to_string())?;
+        self.backend.reach(local, peer)
+    }
+
+    fn carries_control(&self) -> bool {
+        self.backend.carries_control()
+    }
+
+    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
+        self.faults.call("open")?;
+        Ok(Arc::new(FaultyLink { link: self.backend.open(site)?, faults: self.faults.clone() }))
+    }
+}
+
+/// A failing operation fails alone; a failing poll costs the link.
+#[derive(Debug)]
+struct FaultyLink {
+    link: Arc<dyn Link>,
+    faults: Faults,
+}
+
+impl Link for FaultyLink {
+    fn caps(&self) -> Caps {
+        self.link.caps()
+    }
+
+    fn submit(&self, op: Op) {
+        // Words and wishes cannot fail alone.
+        if matches!(op, Op::Settle { .. } | Op::Recv) {
+            return self.link.submit(op);
+        }
+        match self.faults.call("submit") {
+            Ok(()) => self.link.submit(op),
+            Err(error) => op.fail(error),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let progress = self.link.progress();
+        // Only polls that move something count: how many others there are is a matter of time.
+        if progress == Progress::Moved
+            && let Err(error) = self.faults.call("progress")
+        {
+            self.link.end(error);
+        }
+        progress
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        self.link.source()
+    }
+
+    fn tick(&self) {
+        self.link.tick();
+    }
+
+    fn end(&self, why: Error) {
+        self.link.end(why);
+    }
+
+    fn stats(&self) -> LinkStats {
+        self.link.stats()
+    }
+}

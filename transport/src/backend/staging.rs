@@ -1,0 +1,170 @@
+//! Frames in memory that a link cannot carry go through host memory of the pool, on either side, copied once each.
+//!
+//! Written once, around any link without [`Caps::ANY_PLACE`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, Source};
+use crate::error::{Error, Failed, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+
+#[derive(Debug)]
+pub(crate) struct Staging {
+    link: Arc<dyn Link>,
+    pool: Pool,
+    bytes_copied: Arc<AtomicU64>,
+}
+
+impl Staging {
+    /// `link`, able to send from and land in memory of any place.
+    pub(crate) fn over(link: Arc<dyn Link>, pool: Pool) -> Arc<dyn Link> {
+        if link.caps().contains(Caps::ANY_PLACE) {
+            return link;
+        }
+        Arc::new(Self { link, pool, bytes_copied: Arc::default() })
+    }
+
+    /// A copy of `message` in host memory, frames that are there already excepted.
+    fn staged(&self, message: &Message) -> Result<Message> {
+        let stage = |frame: &Buffer| {
+            if is_carried(frame) {
+                return Ok(frame.clone());
+            }
+            let mut staged = self.pool.take(frame.len())?;
+            staged.fill_from(frame)?;
+            self.bytes_copied.fetch_add(frame.len() as u64, Ordering::Relaxed);
+            Ok(staged.freeze())
+        };
+        let frames = message.frames().iter().map(stage).collect::<Result<_>>()?;
+        Ok(Message::from_parts(message.header().clone(), frames))
+    }
+
+    fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
+        let staged = match self.staged(message.memory()) {
+            Ok(staged) => staged,
+            Err(error) => return Op::Send { message, receipt, prompt }.fail(error),
+        };
+        let message = Operation::with(staged, |sent| match sent {
+            Ok(()) => message.finish(drop),
+            Err(Failed { error, .. }) => message.fail(error),
+        });
+        self.link.submit(Op::Send { message, receipt, prompt });
+    }
+
+    fn accept(&self, id: u64, mut landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+        // Host memory stands in for what the link cannot reach; `far` keeps the real landings meanwhile.
+        let mut far = Vec::new();
+        let mut short = None;
+        for (index, landing) in landings.memory_mut().iter_mut().enumerate() {
+            let Some(buffer) =
+                landing.take_if(|buffer| buffer.capacity() > 0 && !buffer.place().cpu_can_touch())
+            else {
+                continue;
+            };
+            match self.pool.take(buffer.capacity()) {
+                Ok(staged) => *landing = Some(staged),
+                Err(error) => short = Some(error),
+            }
+            far.push((index, buffer));
+        }
+        if let Some(error) = short {
+            put_back(landings.memory_mut(), far);
+            return landings.fail(error);
+        }
+        let bytes_copied = self.bytes_copied.clone();
+        let near = std::mem::take(landings.memory_mut());
+        let landings = Operation::with(near, move |landed: Result<Vec<Buffer>, Failed<_>>| match landed {
+            Ok(mut frames) => match unstage(&mut frames, &mut far, &bytes_copied) {
+                Ok(()) => landings.finish(|_| frames),
+                Err(error) => {
+                    put_back(landings.memory_mut(), far);
+                    landings.fail(error);
+                }
+            },
+            Err(Failed { error, returned }) => {
+                *landings.memory_mut() = returned;
+                put_back(landings.memory_mut(), far);
+                landings.fail(error);
+            }
+        });
+        self.link.submit(Op::Accept { id, landings });
+    }
+}
+
+/// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
+fn is_carried(frame: &Buffer) -> bool {
+    frame.as_slice().is_some()
+}
+
+/// Copies what landed in host memory on to where it belongs.
+fn unstage(
+    frames: &mut [Buffer],
+    far: &mut Vec<(usize, BufferMut)>,
+    copied: &AtomicU64,
+) -> Result<(), Error> {
+    while let Some((index, mut buffer)) = far.pop() {
+        if let Err(error) = buffer.fill_from(&frames[index]) {
+            far.push((index, buffer));
+            return Err(error);
+        }
+        copied.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        frames[index] = buffer.freeze();
+    }
+    Ok(())
+}
+
+fn put_back(landings: &mut Vec<Option<BufferMut>>, far: Vec<(usize, BufferMut)>) {
+    for (index, buffer) in far {
+        if landings.len() <= index {
+            landings.resize_with(index + 1, || None);
+        }
+        landings[index] = Some(buffer);
+    }
+}
+
+impl Link for Staging {
+    fn caps(&self) -> Caps {
+        self.link.caps()
+    }
+
+    fn submit(&self, op: Op) {
+        match op {
+            Op::Send { message, receipt, prompt } if !message.memory().frames().iter().all(is_carried) => {
+                self.send(message, receipt, prompt);
+            }
+            Op::Accept { id, landings }
+                if landings
+                    .memory()
+                    .iter()
+                    .flatten()
+                    .any(|b| b.capacity() > 0 && !b.place().cpu_can_touch()) =>
+            {
+                self.accept(id, landings);
+            }
+            op => self.link.submit(op),
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        self.link.progress()
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        self.link.source()
+    }
+
+    fn tick(&self) {
+        self.link.tick();
+    }
+
+    fn end(&self, why: Error) {
+        self.link.end(why);
+    }
+
+    fn stats(&self) -> LinkStats {
+        let mut stats = self.link.stats();
+        stats.bytes_copied += self.bytes_copied.load(Ordering::Relaxed);
+        stats
+    }
+}

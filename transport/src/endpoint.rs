@@ -1,0 +1,358 @@
+//! This process's front door: opens backends, listens, connects, chooses, drives.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::duplex;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+use crate::addr::{Address, Scheme};
+use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
+use crate::caps::Caps;
+use crate::connection::Connection;
+use crate::door::{Control, HANDSHAKE_TIME, Identity, Token};
+use crate::driver::Driver;
+use crate::environment::{Environment, System, within};
+use crate::error::{Error, ErrorKind, Result};
+use crate::establish::Establisher;
+use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
+use crate::memory::{Place, Pool};
+use crate::waiting::Wait;
+
+/// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
+const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
+
+/// A process's front door. Clones are handles to the same endpoint.
+///
+/// It owns one driver thread and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
+/// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    establisher: Arc<Establisher>,
+    connect_time: Duration,
+    insecure: bool,
+    unauthenticated_max: usize,
+}
+
+/// Settles what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    environment: Option<Arc<dyn Environment>>,
+    backends: Vec<Arc<dyn Backend>>,
+    pools: HashMap<Place, Pool>,
+    token: Option<Token>,
+    insecure: bool,
+    wait: Wait,
+    heartbeat: Duration,
+    linger: Duration,
+    handshake_time: Duration,
+    connect_time: Duration,
+    unauthenticated_max: usize,
+}
+
+/// One backend, as [`Endpoint::backends`] tells of it.
+#[derive(Clone, Debug)]
+pub struct BackendReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it works here.
+    pub state: BackendState,
+}
+
+/// Whether a backend works on this machine.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum BackendState {
+    /// It works.
+    Ready {
+        /// The version of the library behind it, if there is one.
+        version: Option<String>,
+        /// What it can do here.
+        caps: Caps,
+        /// The devices it would use.
+        devices: Vec<String>,
+    },
+    /// It does not work.
+    Unavailable {
+        /// Why not.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A later version will have it.
+    Planned,
+}
+
+impl Endpoint {
+    /// An endpoint with every backend of this build, and the defaults of [`Builder`].
+    ///
+    /// # Errors
+    /// `Io` if the driver thread cannot be started.
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// The settings of an endpoint to be.
+    pub fn builder() -> Builder {
+        Builder {
+            environment: None,
+            backends: backend::all(),
+            pools: HashMap::new(),
+            token: None,
+            insecure: false,
+            wait: Wait::default(),
+            heartbeat: Duration::from_secs(3),
+            linger: Duration::from_secs(5),
+            handshake_time: HANDSHAKE_TIME,
+            connect_time: Duration::from_secs(5),
+            unauthenticated_max: 128,
+        }
+    }
+
+    /// Who this endpoint is, as its peers see it.
+    pub fn identity(&self) -> &Identity {
+        &self.establisher.identity
+    }
+
+    /// The pool that what arrives lands in, where the receiver names no memory.
+    pub fn pool(&self) -> &Pool {
+        &self.establisher.pools[&Place::Host]
+    }
+
+    /// Every backend, in the order of preference, and then those still to come.
+    pub fn backends(&self) -> Vec<BackendReport> {
+        let report = |backend: &Arc<dyn Backend>| BackendReport {
+            name: backend.name(),
+            state: match backend.probe() {
+                Probe::Ready { caps, version, devices, .. } => BackendState::Ready { version, caps, devices },
+                Probe::Unavailable { reason, remedy } => BackendState::Unavailable { reason, remedy },
+            },
+        };
+        let planned = |name| BackendReport { name, state: BackendState::Planned };
+        self.establisher.backends.iter().map(report).chain(PLANNED.map(planned)).collect()
+    }
+
+    /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned.
+    ///
+    /// # Errors
+    /// `Invalid` beyond loopback without a token, unless the endpoint is `insecure`; `Unavailable` if the address is in use,
+    /// or this machine has none such.
+    pub async fn listen(&self, address: &Address) -> Result<Listener> {
+        let listening = async {
+            self.check_scheme(address)?;
+            self.check_exposure(address).await?;
+            listener::listen(&self.establisher, address, self.unauthenticated_max).await
+        };
+        listening.await.map_err(|error| error.during("listen").on(address))
+    }
+
+    /// Connects to the listener at `address`, by the best backend that both ends have and the address allows.
+    ///
+    /// # Errors
+    /// `Refused` if nobody listens there or it is no Towline endpoint, `Unavailable` without a route or a backend in common,
+    /// `TimedOut` after the connect time (5 s) or the handshake time, `Unauthenticated`.
+    pub async fn connect(&self, address: &Address) -> Result<Connection> {
+        let connecting = async {
+            self.check_scheme(address)?;
+            self.connect_on_driver(address).await
+        };
+        let connection = connecting.await.map_err(|error| error.during("connect").on(address))?;
+        tracing::debug!(%address, path = connection.path().chosen(), "connected");
+        Ok(connection)
+    }
+
+    /// Closes every connection of this endpoint in good order, within `linger`.
+    pub async fn close(&self) {
+        let cores = self.establisher.driver.living();
+        for core in &cores {
+            core.link.submit(Op::Close(Done::with(|_| ())));
+            core.end_after_linger();
+        }
+        for core in &cores {
+            core.inbox.until_ended().await;
+        }
+    }
+
+    /// The handshake runs on the driver, so that any caller's executor will do.
+    async fn connect_on_driver(&self, address: &Address) -> Result<Connection> {
+        let (mut done, connected) = oneshot::channel();
+        let (this, address) = (self.clone(), address.clone());
+        self.environment().spawn(Box::pin(async move {
+            let mut work = std::pin::pin!(this.dial_and_greet(&address));
+            let result = std::future::poll_fn(|cx| {
+                if done.poll_closed(cx).is_ready() {
+                    return std::task::Poll::Ready(None);
+                }
+                work.as_mut().poll(cx).map(Some)
+            })
+            .await;
+            if let Some(result) = result {
+                // The caller may have given up; the connection then closes itself.
+                let _ = done.send(result);
+            }
+        }));
+        connected.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the endpoint's driver ended")))
+    }
+
+    async fn dial_and_greet(&self, address: &Address) -> Result<Connection> {
+        let environment = &**self.environment();
+        let deadline = environment.now() + self.connect_time;
+        let dialled = within(environment, deadline, dial(address)).await;
+        let control = dialled.unwrap_or_else(|| {
+            let why = format!("no answer within {} s", self.connect_time.as_secs_f64());
+            Err(Error::new(ErrorKind::TimedOut, why))
+        })?;
+        self.establisher.connect(control, address.scheme(), address.to_string()).await
+    }
+
+    fn environment(&self) -> &Arc<dyn Environment> {
+        &self.establisher.environment
+    }
+
+    fn check_scheme(&self, address: &Address) -> Result<()> {
+        let name = address.scheme().as_str();
+        if PLANNED.contains(&name) {
+            let why = format!("the {name} backend is planned, and not in this version: use tcp or towline");
+            return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
+        }
+        match address.options().next() {
+            Some((key, _)) => Err(Error::new(
+                ErrorKind::Invalid,
+                format!("{name} has no option {key:?}: leave ?{key}=… out"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody opens a port to strangers by accident.
+    async fn check_exposure(&self, address: &Address) -> Result<()> {
+        if address.scheme() == Scheme::Mem || self.insecure || self.establisher.token.is_some() {
+            return Ok(());
+        }
+        let loopback = !address.is_wildcard()
+            && listener::resolve(self.environment(), address).await?.iter().all(|at| at.ip().is_loopback());
+        if loopback {
+            return Ok(());
+        }
+        let why = "it would accept anybody who can reach this machine: give the endpoint a token, or make it insecure";
+        Err(Error::new(ErrorKind::Invalid, why))
+    }
+}
+
+/// A stream to whoever listens at `address`; runs on the driver.
+async fn dial(address: &Address) -> Result<Control> {
+    if let Some(name) = address.name() {
+        let (mine, theirs) = duplex(PROCESS_STREAM_LEN);
+        listener::call(name, theirs).await?;
+        return Ok(mine.into());
+    }
+    if address.port() == 0 || address.is_wildcard() {
+        let why = "it names no single listener: write the host and port that the listener printed";
+        return Err(Error::new(ErrorKind::Invalid, why));
+    }
+    let stream = TcpStream::connect((address.host(), address.port())).await.map_err(Error::io)?;
+    stream.set_nodelay(true).map_err(Error::io)?;
+    Ok(stream.into())
+}
+
+impl Builder {
+    /// Where clock, timers, randomness and tasks come from; by default the real world, with one driver thread.
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// The backends, in the order of preference; by default all of this build.
+    pub fn backends(mut self, backends: Vec<Arc<dyn Backend>>) -> Self {
+        self.backends = backends;
+        self
+    }
+
+    /// A pool for what lands in its place. Without one, host memory has a pool that keeps 256 MiB warm.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pools.insert(pool.place(), pool);
+        self
+    }
+
+    /// The secret that every peer must know. It never travels.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Lets a listener beyond loopback accept anybody, without a token.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// How waiting callers divide their time between spinning and sleeping.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// How long a peer may be silent before it is asked for a sign of life; after three times that it is lost. 3 s.
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat.max(Duration::from_millis(10));
+        self
+    }
+
+    /// How long a graceful close may take. 5 s.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// How long a handshake may take. 5 s.
+    pub fn handshake_time(mut self, handshake_time: Duration) -> Self {
+        self.handshake_time = handshake_time;
+        self
+    }
+
+    /// How long resolving a name and reaching its host may take. 5 s.
+    pub fn connect_time(mut self, connect_time: Duration) -> Self {
+        self.connect_time = connect_time;
+        self
+    }
+
+    /// How many strangers may be in their handshakes at once, per listener; more wait in the operating system's queue. 128.
+    pub fn unauthenticated_max(mut self, unauthenticated_max: usize) -> Self {
+        self.unauthenticated_max = unauthenticated_max.max(1);
+        self
+    }
+
+    /// Starts the endpoint.
+    ///
+    /// # Errors
+    /// `Io` if the driver thread cannot be started.
+    pub fn build(mut self) -> Result<Endpoint> {
+        let environment = match self.environment {
+            Some(environment) => environment,
+            None => Arc::new(System::start()?),
+        };
+        self.pools.entry(Place::Host).or_insert_with(|| Pool::new(POOL_IDLE_BYTES_MAX));
+        let driver = Driver::start(environment.clone(), self.heartbeat)?;
+        let establisher = Establisher {
+            identity: Identity::of_this_process(&*environment),
+            environment,
+            driver,
+            backends: self.backends,
+            token: self.token,
+            pools: Arc::new(self.pools),
+            wait: self.wait,
+            heartbeat: self.heartbeat,
+            linger: self.linger,
+            handshake_time: self.handshake_time,
+        };
+        Ok(Endpoint {
+            establisher: Arc::new(establisher),
+            connect_time: self.connect_time,
+            insecure: self.insecure,
+            unauthenticated_max: self.unauthenticated_max,
+        })
+    }
+}

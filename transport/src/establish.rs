@@ -1,0 +1,258 @@
+//! From a stream to a connection: greet, choose a backend that both ends have, open it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::addr::Scheme;
+use crate::backend::{Backend, PLANNED, Probe, Regions, Role, Site, Staging};
+use crate::connection::{Connection, Parts};
+use crate::door::{self, Control, Greeting, Identity, Offer, Terms, Token};
+use crate::driver::Driver;
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Place, Pool};
+use crate::path::{Candidate, CandidateState, Path};
+use crate::waiting::Wait;
+
+/// What an endpoint brings to each of its connections.
+#[derive(Debug)]
+pub(crate) struct Establisher {
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) backends: Vec<Arc<dyn Backend>>,
+    pub(crate) identity: Identity,
+    pub(crate) token: Option<Token>,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) wait: Wait,
+    pub(crate) heartbeat: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) handshake_time: Duration,
+}
+
+/// One backend in the running for one connection.
+struct Entrant {
+    backend: Arc<dyn Backend>,
+    offer: Vec<u8>,
+    candidate: Candidate,
+}
+
+impl Establisher {
+    /// The connecting end.
+    pub(crate) async fn connect(
+        &self,
+        mut control: Control,
+        scheme: Scheme,
+        address: String,
+    ) -> Result<Connection> {
+        let (mut entrants, mut refused) = self.entrants(scheme);
+        if entrants.is_empty() {
+            return Err(no_path(&refused));
+        }
+        let environment = &*self.environment;
+        let greeting = door::greet_as_connector(&mut control, &self.terms(&entrants), environment).await?;
+        while !entrants.is_empty() {
+            let mut entrant = entrants.remove(0);
+            let reason = match self.meets(&entrant, &greeting) {
+                Ok(()) => {
+                    let deadline = environment.now() + self.handshake_time;
+                    door::propose(&mut control, entrant.backend.name(), deadline, environment).await?
+                }
+                Err(reason) => Err(reason),
+            };
+            if let Err(reason) = reason {
+                entrant.candidate.reason = reason;
+                refused.push(entrant.candidate);
+                continue;
+            }
+            let candidates = settle(&entrant, entrants, refused);
+            let mut site = self.site(Role::Connector, &entrant, &greeting, control);
+            let link = entrant.backend.open(&mut site)?;
+            return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
+        }
+        Err(no_path(&refused))
+    }
+
+    /// The accepting end.
+    pub(crate) async fn accept(
+        &self,
+        mut control: Control,
+        scheme: Scheme,
+        address: String,
+    ) -> Result<Connection> {
+        let (mut entrants, mut refused) = self.entrants(scheme);
+        let environment = &*self.environment;
+        let greeting = door::greet_as_acceptor(&mut control, &self.terms(&entrants), environment).await?;
+        loop {
+            let deadline = environment.now() + self.handshake_time;
+            let name = door::proposed(&mut control, deadline, environment).await?;
+            let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == name) else {
+                door::answer(&mut control, Err("it is not offered here")).await?;
+                continue;
+            };
+            let mut entrant = entrants.remove(at);
+            if let Err(reason) = self.meets(&entrant, &greeting) {
+                door::answer(&mut control, Err(&reason)).await?;
+                entrant.candidate.reason = reason;
+                refused.push(entrant.candidate);
+                continue;
+            }
+            // A link that takes the stream can be opened only when nothing more is to be said on it.
+            let takes_stream = entrant.backend.carries_control();
+            if takes_stream {
+                door::answer(&mut control, Ok(())).await?;
+            }
+            let mut site = self.site(Role::Acceptor, &entrant, &greeting, control);
+            let opened = entrant.backend.open(&mut site);
+            if let Some(kept) = &mut site.control {
+                let answer = opened.as_ref().map(|_| ()).map_err(ToString::to_string);
+                door::answer(kept, answer.as_ref().map(|()| ()).map_err(|reason| reason.as_str())).await?;
+            }
+            let link = match (opened, site.control.take()) {
+                (Ok(link), kept) => {
+                    site.control = kept;
+                    link
+                }
+                (Err(error), Some(kept)) => {
+                    control = kept;
+                    entrant.candidate.reason = error.to_string();
+                    refused.push(entrant.candidate);
+                    continue;
+                }
+                (Err(error), None) => return Err(error),
+            };
+            let candidates = settle(&entrant, entrants, refused);
+            return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
+        }
+    }
+
+    fn terms(&self, entrants: &[Entrant]) -> Terms {
+        let offer = |entrant: &Entrant| Offer {
+            backend: entrant.backend.name().to_owned(),
+            bytes: entrant.offer.clone(),
+        };
+        Terms {
+            identity: self.identity,
+            token: self.token.clone(),
+            features: 0,
+            offers: entrants.iter().map(offer).collect(),
+            handshake_time: self.handshake_time,
+        }
+    }
+
+    /// The backends that `scheme` allows and this machine has, and what became of the others.
+    fn entrants(&self, scheme: Scheme) -> (Vec<Entrant>, Vec<Candidate>) {
+        let (mut entrants, mut refused) = (Vec::new(), Vec::new());
+        for backend in &self.backends {
+            let mut candidate = Candidate {
+                name: backend.name(),
+                state: CandidateState::Refused,
+                reason: String::new(),
+                remedy: None,
+                nominal: None,
+            };
+            if scheme != Scheme::Towline && scheme.as_str() != backend.name() {
+                candidate.reason = format!("the address asks for {} alone", scheme.as_str());
+                refused.push(candidate);
+                continue;
+            }
+            match backend.probe() {
+                Probe::Ready { nominal, .. } => candidate.nominal = Some(nominal),
+                Probe::Unavailable { reason, remedy } => {
+                    candidate.reason = reason;
+                    candidate.remedy = Some(remedy);
+                    refused.push(candidate);
+                    continue;
+                }
+            }
+            match backend.offer(&*self.environment) {
+                Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
+                Err(error) => {
+                    candidate.reason = error.to_string();
+                    refused.push(candidate);
+                }
+            }
+        }
+        refused.extend(PLANNED.iter().map(|name| Candidate {
+            name,
+            state: CandidateState::Refused,
+            reason: "this version does not have it yet".into(),
+            remedy: None,
+            nominal: None,
+        }));
+        (entrants, refused)
+    }
+
+    fn meets(&self, entrant: &Entrant, greeting: &Greeting) -> Result<(), String> {
+        if !greeting.offers.iter().any(|offer| offer.backend == entrant.backend.name()) {
+            return Err("the peer does not offer it".into());
+        }
+        entrant.backend.reach(&self.identity, &greeting.peer)
+    }
+
+    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting, control: Control) -> Site {
+        let name = entrant.backend.name();
+        let peer_offer = greeting.offers.iter().find(|offer| offer.backend == name);
+        Site {
+            role,
+            local: self.identity,
+            peer: greeting.peer,
+            offer: entrant.offer.clone(),
+            peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
+            control: Some(control),
+            inbox: Arc::default(),
+            regions: Regions::new(self.environment.clone()),
+            pool: self.pools[&Place::Host].clone(),
+            environment: self.environment.clone(),
+            heartbeat: self.heartbeat,
+        }
+    }
+
+    fn connection(&self, site: Site, link: Arc<dyn crate::backend::Link>, path: Path) -> Result<Connection> {
+        let link = Staging::over(link, site.pool);
+        if let Some(control) = site.control {
+            let (link, inbox) = (link.clone(), site.inbox.clone());
+            let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
+            self.environment.spawn(Box::pin(async move {
+                if let Some(why) = control.attend(heartbeat, &*environment, inbox.until_ended()).await {
+                    link.end(why);
+                }
+            }));
+        }
+        Connection::new(Parts {
+            link,
+            inbox: site.inbox,
+            regions: site.regions,
+            driver: self.driver.clone(),
+            pools: self.pools.clone(),
+            peer: site.peer,
+            path,
+            wait: self.wait,
+            linger: self.linger,
+        })
+    }
+}
+
+/// Every candidate's end, once one is chosen.
+fn settle(chosen: &Entrant, others: Vec<Entrant>, refused: Vec<Candidate>) -> Vec<Candidate> {
+    let chosen = Candidate {
+        state: CandidateState::Chosen,
+        reason: "the first that both ends have, in the order of preference".into(),
+        ..chosen.candidate.clone()
+    };
+    let available = others.into_iter().map(|entrant| Candidate {
+        state: CandidateState::Available,
+        reason: format!("{} is preferred", chosen.name),
+        ..entrant.candidate
+    });
+    std::iter::once(chosen.clone()).chain(available.collect::<Vec<_>>()).chain(refused).collect()
+}
+
+fn no_path(refused: &[Candidate]) -> Error {
+    let reasons: Vec<_> = refused
+        .iter()
+        .filter(|candidate| !PLANNED.contains(&candidate.name))
+        .map(|candidate| format!("{} refused because {}", candidate.name, candidate.reason))
+        .collect();
+    Error::new(ErrorKind::Unavailable, format!("no path to the peer: {}", reasons.join("; ")))
+}

@@ -1,0 +1,277 @@
+//! Where peers arrive.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::DuplexStream;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+
+use crate::addr::{Address, Scheme};
+use crate::connection::Connection;
+use crate::door::Control;
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::establish::Establisher;
+
+/// Made connections that wait for `accept`; more wait in the operating system's queue.
+const ACCEPTED_MAX: usize = 1024;
+/// Connections that wait for the operating system to hand them over.
+const BACKLOG: i32 = 1024;
+/// Bytes that one direction of a handshake within the process may hold.
+pub(crate) const PROCESS_STREAM_LEN: usize = 64 << 10;
+/// How long a listener that ran out of descriptors waits before it tries again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens at one address until it is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    address: Address,
+    accepted: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
+    _open: Open,
+}
+
+/// Stops the accepting task, and gives a `mem` name back, when dropped.
+#[derive(Debug)]
+struct Open {
+    name: Option<String>,
+    closed: Arc<Notify>,
+}
+
+impl Listener {
+    /// Where it listens, with the port or name it was given.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The next peer that passed the handshake. Cancel-safe. A peer that fails it is told why, and nobody else notices.
+    ///
+    /// # Errors
+    /// `Closed` if the endpoint's driver ended.
+    pub async fn accept(&self) -> Result<Connection> {
+        let connection = self.accepted.lock().await.recv().await;
+        connection.ok_or_else(|| {
+            Error::new(ErrorKind::Closed, "the endpoint's driver ended").during("accept").on(&self.address)
+        })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            names().remove(name);
+        }
+        self.closed.notify_one();
+    }
+}
+
+/// Who listens at which `mem` name of this process.
+static NAMES: LazyLock<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>> = LazyLock::new(Mutex::default);
+
+fn names() -> MutexGuard<'static, HashMap<String, mpsc::Sender<DuplexStream>>> {
+    NAMES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hands a stream to the listener of a `mem` name.
+pub(crate) async fn call(name: &str, stream: DuplexStream) -> Result<()> {
+    let nobody = || Error::new(ErrorKind::Refused, "nobody in this process listens there");
+    let listener = names().get(name).cloned().ok_or_else(nobody)?;
+    listener.send(stream).await.map_err(|_| nobody())
+}
+
+/// The socket addresses an address stands for. Runs on the driver, whatever the caller's executor.
+pub(crate) async fn resolve(
+    environment: &Arc<dyn Environment>,
+    address: &Address,
+) -> Result<Vec<SocketAddr>> {
+    let (host, port) = match address.host() {
+        "" | "*" | "::" => ("::".to_owned(), address.port()),
+        host => (host.to_owned(), address.port()),
+    };
+    on_driver(environment, async move {
+        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Error::io)?.collect();
+        if found.is_empty() {
+            Err(Error::new(ErrorKind::Unavailable, "the name has no address"))
+        } else {
+            Ok(found)
+        }
+    })
+    .await
+}
+
+pub(crate) async fn listen(
+    establisher: &Arc<Establisher>,
+    address: &Address,
+    unauthenticated_max: usize,
+) -> Result<Listener> {
+    let (arrive, accepted) = mpsc::channel(ACCEPTED_MAX);
+    let closed = Arc::new(Notify::new());
+    let reception = Reception {
+        establisher: establisher.clone(),
+        scheme: address.scheme(),
+        arrive,
+        strangers: Arc::new(Semaphore::new(unauthenticated_max)),
+    };
+    let environment = &establisher.environment;
+    // Dropping this future ends what it began.
+    let mut open = Open { name: None, closed: closed.clone() };
+    let address = if address.scheme() == Scheme::Mem {
+        let name = match address.name() {
+            Some("") | None => free_name(&**environment),
+            Some(name) => name.to_owned(),
+        };
+        let (callers, mut calls) = mpsc::channel(ACCEPTED_MAX);
+        if names().contains_key(&name) {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the name is in use in this process; choose another",
+            ));
+        }
+        names().insert(name.clone(), callers);
+        open.name = Some(name.clone());
+        let until = closed.clone();
+        environment.spawn(Box::pin(async move {
+            let receive = async {
+                while let Some(stream) = calls.recv().await {
+                    reception.receive(stream.into(), "mem://".into()).await;
+                }
+            };
+            first(receive, until.notified()).await;
+        }));
+        Address::mem(name)?
+    } else {
+        let mut sockets = resolve(environment, address).await?;
+        if address.host() == "0.0.0.0" {
+            sockets.retain(SocketAddr::is_ipv4);
+        }
+        let until = closed.clone();
+        let (told, bound) = oneshot::channel();
+        environment.spawn(Box::pin(async move {
+            let listener = match bind_any(&sockets) {
+                Ok(listener) => listener,
+                Err(error) => return drop(told.send(Err(error))),
+            };
+            // Whoever asked may have given up; the listener then ends with `until`.
+            let _ = told.send(listener.local_addr().map_err(Error::io));
+            first(reception.serve(listener), until.notified()).await;
+        }));
+        let bound = bound.await.map_err(|_| driver_ended())??;
+        with_port(address, bound.port())?
+    };
+    tracing::info!(%address, "listening");
+    Ok(Listener { address, accepted: tokio::sync::Mutex::new(accepted), _open: open })
+}
+
+/// What becomes of those who arrive.
+struct Reception {
+    establisher: Arc<Establisher>,
+    scheme: Scheme,
+    arrive: mpsc::Sender<Connection>,
+    strangers: Arc<Semaphore>,
+}
+
+impl Reception {
+    async fn serve(self, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, from)) => {
+                    // Without it small messages wait for acknowledgements; its failure costs speed alone.
+                    let _ = stream.set_nodelay(true);
+                    self.receive(stream.into(), format!("tcp://{from}")).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting failed; trying again");
+                    let environment = &self.establisher.environment;
+                    environment.sleep_until(environment.now() + PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Greets one peer in a task of its own, once there are not too many strangers.
+    async fn receive(&self, control: Control, from: String) {
+        let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
+        let (establisher, arrive, scheme) = (self.establisher.clone(), self.arrive.clone(), self.scheme);
+        self.establisher.environment.spawn(Box::pin(async move {
+            match establisher.accept(control, scheme, from.clone()).await {
+                Ok(connection) => {
+                    drop(stranger);
+                    tracing::debug!(%from, path = connection.path().chosen(), "accepted");
+                    // A listener that is gone needs no more connections.
+                    let _ = arrive.send(connection).await;
+                }
+                Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
+            }
+        }));
+    }
+}
+
+/// Binds the first of `sockets` that can be bound. An unspecified IPv6 address takes IPv4 as well.
+fn bind_any(sockets: &[SocketAddr]) -> Result<TcpListener> {
+    let mut failed = Error::new(ErrorKind::Unavailable, "the name has no address of the kind asked for");
+    for socket in sockets {
+        match bind(*socket) {
+            Ok(listener) => return TcpListener::from_std(listener).map_err(Error::io),
+            Err(error) => failed = Error::io(error),
+        }
+    }
+    Err(failed)
+}
+
+fn bind(at: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
+    if at.is_ipv6() {
+        socket.set_only_v6(!at.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&at.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn with_port(address: &Address, port: u16) -> Result<Address> {
+    let mut bound = Address::new(address.scheme(), address.host(), port)?;
+    for (key, value) in address.options() {
+        bound = bound.with_option(key, value)?;
+    }
+    Ok(bound)
+}
+
+fn free_name(environment: &dyn Environment) -> String {
+    let mut random = [0; 8];
+    environment.random(&mut random);
+    format!("{:016x}", u64::from_le_bytes(random))
+}
+
+fn driver_ended() -> Error {
+    Error::new(ErrorKind::Closed, "the endpoint's driver ended")
+}
+
+/// Runs `task` in the environment, and waits for it from wherever the caller is.
+async fn on_driver<T: Send + 'static>(
+    environment: &Arc<dyn Environment>,
+    task: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let (done, result) = oneshot::channel();
+    environment.spawn(Box::pin(async move {
+        // The caller may have given up.
+        let _ = done.send(task.await);
+    }));
+    result.await.unwrap_or_else(|_| Err(driver_ended()))
+}
+
+/// Runs `task` until `end`.
+async fn first(task: impl Future<Output = ()>, end: impl Future<Output = ()>) {
+    let (mut task, mut end) = (std::pin::pin!(task), std::pin::pin!(end));
+    std::future::poll_fn(|cx| {
+        if end.as_mut().poll(cx).is_ready() {
+            return std::task::Poll::Ready(());
+        }
+        task.as_mut().poll(cx)
+    })
+    .await;
+}

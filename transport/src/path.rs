@@ -1,0 +1,54 @@
+//! The chosen way to one peer, with its reasons.
+
+use crate::backend::Nominal;
+
+/// What carries a connection's bytes, and what became of every other candidate.
+#[derive(Clone, Debug)]
+pub struct Path {
+    pub(crate) address: String,
+    pub(crate) chosen: &'static str,
+    pub(crate) candidates: Vec<Candidate>,
+}
+
+/// One backend that might have carried the connection.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its name.
+    pub name: &'static str,
+    /// What became of it.
+    pub state: CandidateState,
+    /// Why, in words.
+    pub reason: String,
+    /// What to do to have it, where something can be done.
+    pub remedy: Option<String>,
+    /// What was expected of it here.
+    pub nominal: Option<Nominal>,
+}
+
+/// What became of a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CandidateState {
+    /// It carries the connection.
+    Chosen,
+    /// It could, but another was preferred.
+    Available,
+    /// It cannot.
+    Refused,
+}
+
+impl Path {
+    /// The backend that carries the bytes.
+    pub fn chosen(&self) -> &'static str {
+        self.chosen
+    }
+
+    /// The peer's address as it was asked for; at the accepting end, the peer's own end of the stream.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Every candidate, in the order of preference.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+}

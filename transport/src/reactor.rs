@@ -1,0 +1,31 @@
+//! A descriptor known to the caller's tokio reactor, together with whatever keeps it open.
+
+#![expect(unsafe_code, reason = "tokio cannot see that the owner travels with the registration")]
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// The owner of a registered descriptor.
+#[derive(Debug)]
+pub(crate) struct Owner<T>(T);
+
+impl<T: AsFd> Owner<T> {
+    pub(crate) fn descriptor(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: AsFd> AsRawFd for Owner<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+/// Registers `owner`'s descriptor with the reactor of the current runtime; `None` if it cannot.
+pub(crate) fn register<T: AsFd>(owner: T, interest: Interest) -> Option<AsyncFd<Owner<T>>> {
+    // SAFETY: R1: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes it, until the
+    // registration is dropped.
+    unsafe { AsyncFd::register_with_interest(Owner(owner), interest) }.ok()
+}

@@ -1,0 +1,94 @@
+//! When to ask a silent peer for a sign of life, and when to give it up.
+
+use std::time::Duration;
+
+/// Silence of this many heartbeats is the peer's end.
+const MISSED_MAX: u32 = 3;
+
+/// What is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    Nothing,
+    /// Ask the peer for a sign of life.
+    Ask,
+    /// It has been silent for this long.
+    Lost(Duration),
+}
+
+/// One peer's signs of life.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    heartbeat: Duration,
+    heard: Duration,
+    asked: Duration,
+    unanswered: u32,
+}
+
+impl Liveness {
+    /// The peer was heard at `now`, and is asked after every `heartbeat` of silence.
+    pub(crate) fn new(heartbeat: Duration, now: Duration) -> Self {
+        Self { heartbeat, heard: now, asked: now, unanswered: 0 }
+    }
+
+    /// Anything at all came from the peer.
+    pub(crate) fn heard(&mut self, now: Duration) {
+        self.heard = now;
+        self.unanswered = 0;
+    }
+
+    /// What is due at `now`. Whatever arrived must have been told before: this end may have been asleep itself, so that
+    /// a long silence alone proves nothing before the peer was asked twice.
+    pub(crate) fn due(&mut self, now: Duration) -> Due {
+        let silent = now.saturating_sub(self.heard);
+        if silent >= self.heartbeat * MISSED_MAX && self.unanswered >= MISSED_MAX - 1 {
+            return Due::Lost(silent);
+        }
+        if silent >= self.heartbeat
+            && (self.unanswered == 0 || now.saturating_sub(self.asked) >= self.heartbeat)
+        {
+            self.asked = now;
+            self.unanswered += 1;
+            return Due::Ask;
+        }
+        Due::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEARTBEAT: Duration = Duration::from_secs(3);
+
+    #[test]
+    fn a_silent_peer_is_lost_within_ten_seconds() {
+        let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
+        let lost = (0..40)
+            .map(|quarter| HEARTBEAT / 4 * quarter)
+            .find(|now| matches!(liveness.due(*now), Due::Lost(_)));
+        assert_eq!(lost, Some(Duration::from_secs(9)));
+    }
+
+    #[test]
+    fn a_peer_that_answers_is_never_lost() {
+        let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
+        for quarter in 0..1000 {
+            let now = HEARTBEAT / 4 * quarter;
+            match liveness.due(now) {
+                Due::Ask => liveness.heard(now + Duration::from_millis(1)),
+                Due::Lost(silent) => panic!("lost after {silent:?}"),
+                Due::Nothing => {}
+            }
+        }
+    }
+
+    #[test]
+    fn our_own_long_sleep_gives_the_peer_time_to_answer() {
+        let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
+        let woke = Duration::from_secs(3600);
+        assert_eq!(liveness.due(woke), Due::Ask);
+        assert_eq!(liveness.due(woke + HEARTBEAT / 4), Due::Nothing);
+        liveness.heard(woke + HEARTBEAT / 2);
+        assert_eq!(liveness.due(woke + HEARTBEAT), Due::Nothing);
+    }
+}
