@@ -42,7 +42,11 @@ impl Fingerprint {
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, cpu, cores, kernel, memory_bytes, .. } = self;
-        write!(f, "{host}: {cpu}, {cores} cores, {:.1} GiB, {kernel}", *memory_bytes as f64 / (1u64 << 30) as f64)
+        write!(
+            f,
+            "{host}: {cpu}, {cores} cores, {:.1} GiB, {kernel}",
+            *memory_bytes as f64 / (1u64 << 30) as f64
+        )
     }
 }
 

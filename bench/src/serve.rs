@@ -61,7 +61,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
 /// An address that cannot be had is wrong usage; everything else is a failure.
 fn refused(error: towline::Error) -> Failure {
     match error.kind() {
-        ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),
+        ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported => {
+            Failure::usage(error.to_string())
+        }
         _ => error.into(),
     }
 }
@@ -71,7 +73,8 @@ async fn stdin_ends() {
     std::thread::spawn(move || {
         let mut byte = [0; 64];
         while std::io::stdin().read(&mut byte).is_ok_and(|count| count > 0) {}
-        drop(ended.send(()));
+        // Nobody listens where the command has ended first.
+        let _ = ended.send(());
     });
     // A thread that could not tell has ended as well.
     let _ = wait.await;

@@ -64,6 +64,9 @@ impl Operator {
     }
 }
 
+/// Keys and values that a row must have.
+type Brackets = Vec<(String, String)>;
+
 /// One demand on one row.
 #[derive(Clone, Debug)]
 pub(crate) struct Assertion {
@@ -71,7 +74,7 @@ pub(crate) struct Assertion {
     transport: String,
     pattern: String,
     size_bytes: usize,
-    brackets: Vec<(String, String)>,
+    brackets: Brackets,
     field: String,
     operator: Operator,
     bound: f64,
@@ -196,13 +199,13 @@ fn split_operator(text: &str) -> Result<(&str, Operator, &str), String> {
 }
 
 /// `[k=v,…].field` or `.field`.
-fn split_brackets(rest: &str) -> Result<(Vec<(String, String)>, &str), String> {
+fn split_brackets(rest: &str) -> Result<(Brackets, &str), String> {
     let Some(inside) = rest.strip_prefix('[') else {
-        return Ok((Vec::new(), &rest[1..]));
+        return Ok((Brackets::new(), &rest[1..]));
     };
     let (inside, field) = inside.split_once(']').ok_or("the bracket is not closed")?;
     let field = field.strip_prefix('.').ok_or("there is no .field after the bracket")?;
-    let mut brackets: Vec<(String, String)> = Vec::new();
+    let mut brackets = Brackets::new();
     for pair in inside.split(',') {
         let (key, value) = pair
             .split_once('=')

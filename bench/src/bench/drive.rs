@@ -11,9 +11,9 @@ use super::load::Load;
 use super::patterns::{self, Bench};
 use super::plan::Pace;
 use super::sample::Sample;
+use crate::ceiling::Ceiling;
 use crate::ceiling::memcpy::Landing;
 use crate::ceiling::socket::{self, Course};
-use crate::ceiling::Ceiling;
 use crate::failure::Failure;
 use crate::payload::Payload;
 use crate::peer::{Peer, Request, Serving};
@@ -179,7 +179,8 @@ mod tests {
     #[test]
     fn an_address_elsewhere_takes_the_transport_and_its_options() {
         let mut tcp = case("tcp", Pattern::Latency, 8);
-        let narrowed = |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
+        let narrowed =
+            |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
         assert_eq!(narrowed(&tcp, "towline://[::1]:7"), "tcp://[::1]:7");
         tcp.transport.options.insert("streams".into(), "4".into());
         assert_eq!(narrowed(&tcp, "tcp://host:7?tls=on"), "tcp://host:7?streams=4&tls=on");

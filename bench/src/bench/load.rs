@@ -19,10 +19,6 @@ impl Load {
         Self { memory: Buffer::from(memory.clone()), layout, frames }
     }
 
-    pub(crate) fn layout(&self) -> Layout {
-        self.layout
-    }
-
     /// The payload of message `number`.
     pub(crate) fn payload(&self, number: u64) -> Buffer {
         let begin = self.layout.offset(number);

@@ -15,9 +15,10 @@ use std::io::Write;
 use towline::BackendState;
 
 use self::assertion::{Assertion, Verdict};
-use self::drive::Drive;
+pub(crate) use self::drive::{Drive, Repeat};
 pub(crate) use self::options::Options;
 use self::plan::Plan;
+pub(crate) use self::plan::{Pace, ready};
 use self::report::{Report, Row};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;

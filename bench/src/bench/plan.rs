@@ -130,9 +130,15 @@ async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), F
     }
     let place = if transport.name == "mem" { "" } else { "127.0.0.1:0" };
     let address = format!("{}://{place}{}", transport.scheme(), transport.query());
-    let address: Address = address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
+    let address: Address =
+        address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
     match endpoint.listen(&address).await {
-        Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported
+            ) =>
+        {
             Err(Failure::usage(format!("--transport {transport}: {error}")))
         }
         outcome => outcome.map(drop).map_err(Failure::from),
@@ -146,10 +152,14 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
         patterns = vec![Pattern::Latency, Pattern::Bandwidth];
     }
     if options.window.is_some() && !patterns.iter().any(|pattern| pattern.takes_window()) {
-        return Err(Failure::usage("--window means nothing to the patterns latency and connect: one is in flight"));
+        return Err(Failure::usage(
+            "--window means nothing to the patterns latency and connect: one is in flight",
+        ));
     }
     if options.frames.is_some() && !patterns.iter().any(|pattern| pattern.takes_frames()) {
-        return Err(Failure::usage("--frames means nothing to the patterns get and put: they move one range"));
+        return Err(Failure::usage(
+            "--frames means nothing to the patterns get and put: they move one range",
+        ));
     }
     let asked: Vec<Size> = options.size.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
     let mut cases: Vec<Case> = Vec::new();
@@ -158,10 +168,19 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
                 let window = window(options, pattern, size, memory)?;
-                let frames = options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
+                let frames =
+                    options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
                 for wait in unique(&options.wait) {
                     let transport = transport.clone();
-                    cases.push(Case { transport, pattern, size, wait, frames, window, verify: options.verify });
+                    cases.push(Case {
+                        transport,
+                        pattern,
+                        size,
+                        wait,
+                        frames,
+                        window,
+                        verify: options.verify,
+                    });
                 }
             }
         }
@@ -236,7 +255,11 @@ mod tests {
 
     fn cases(line: &str) -> Result<Vec<Case>, String> {
         let options = options(line);
-        let transports = if options.transport.is_empty() { vec![Transport::plain("tcp")] } else { options.transport.clone() };
+        let transports = if options.transport.is_empty() {
+            vec![Transport::plain("tcp")]
+        } else {
+            options.transport.clone()
+        };
         expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())
     }
 
@@ -256,7 +279,8 @@ mod tests {
 
     #[test]
     fn lists_multiply_and_repetitions_count_once() {
-        let line = "--transport tcp,mem --pattern latency,rate,latency --size 8..32,8 --wait spin,sleep --frames 2";
+        let line =
+            "--transport tcp,mem --pattern latency,rate,latency --size 8..32,8 --wait spin,sleep --frames 2";
         let cases = cases(line).unwrap();
         assert_eq!(cases.len(), 2 * 2 * 3 * 2);
         assert!(cases.iter().all(|case| case.frames == 2));
@@ -268,7 +292,11 @@ mod tests {
         assert_eq!(windows("--pattern latency,bandwidth,rate,connect --size 8"), [1, 16, 256, 1]);
         assert_eq!(windows("--pattern bandwidth --size 16M,64M,1G"), [16, 4, 1]);
         assert_eq!(windows("--pattern bandwidth,latency --size 64M --window 5"), [5, 1]);
-        assert!(cases("--pattern bandwidth --size 1G --window 64").unwrap_err().contains("lower --size or --window"));
+        assert!(
+            cases("--pattern bandwidth --size 1G --window 64")
+                .unwrap_err()
+                .contains("lower --size or --window")
+        );
         assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
         assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
         assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames means nothing"));

@@ -28,7 +28,15 @@ impl Sample {
     pub(crate) fn new() -> Self {
         #[expect(clippy::expect_used, reason = "the bounds are constants that hdrhistogram takes")]
         let times = Histogram::new_with_bounds(1, TIME_MAX_NS, 3).expect("constant bounds");
-        Self { times, messages: 0, bytes: 0, elapsed: Duration::ZERO, cold: None, cpu: None, bytes_copied: None }
+        Self {
+            times,
+            messages: 0,
+            bytes: 0,
+            elapsed: Duration::ZERO,
+            cold: None,
+            cpu: None,
+            bytes_copied: None,
+        }
     }
 
     pub(crate) fn record(&mut self, time: Duration) {

@@ -38,10 +38,13 @@ impl Peer {
         self.connection.deliver(Message::new(header)).await?;
         let message = self.connection.recv().await?;
         if !is_conversation(message.header()) {
-            return Err(Failure::run("a message came back where an answer was due: is the other end a `towline serve`?"));
+            return Err(Failure::run(
+                "a message came back where an answer was due: is the other end a `towline serve`?",
+            ));
         }
-        serde_json::from_slice(message.header())
-            .map_err(|error| Failure::run(format!("an answer that this version does not understand: {error}")))
+        serde_json::from_slice(message.header()).map_err(|error| {
+            Failure::run(format!("an answer that this version does not understand: {error}"))
+        })
     }
 
     /// Asks for something that is done or not.
@@ -70,7 +73,11 @@ impl Peer {
 
     /// What this end has spent.
     pub(crate) fn own_usage(&self, clock: CpuClock) -> Usage {
-        Usage { cpu_s: clock.seconds(), bytes_copied: self.connection.stats().bytes_copied, ..Usage::default() }
+        Usage {
+            cpu_s: clock.seconds(),
+            bytes_copied: self.connection.stats().bytes_copied,
+            ..Usage::default()
+        }
     }
 
     pub(crate) async fn region(&self, request: &Request) -> Result<RemoteRegion, Failure> {
@@ -91,7 +98,9 @@ impl Peer {
     /// Says good-bye; that it takes too long is nobody's failure.
     pub(crate) async fn close(self) -> Result<(), Failure> {
         match self.connection.close().await {
-            Err(error) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::TimedOut) => Err(error.into()),
+            Err(error) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::TimedOut) => {
+                Err(error.into())
+            }
             _ => Ok(()),
         }
     }
@@ -114,7 +123,9 @@ impl Candidate {
             .to_owned(),
             reason: candidate.reason.clone(),
             remedy: candidate.remedy.clone(),
-            predicted: candidate.nominal.map(|nominal| Speed { gb_per_s: nominal.gb_per_s, p50_us: nominal.p50_us }),
+            predicted: candidate
+                .nominal
+                .map(|nominal| Speed { gb_per_s: nominal.gb_per_s, p50_us: nominal.p50_us }),
         };
         path.candidates().iter().map(one).collect()
     }

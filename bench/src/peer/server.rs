@@ -92,7 +92,9 @@ impl Session {
     async fn run(mut self) -> Result<(), towline::Error> {
         loop {
             match self.step().await {
-                Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::PeerLost) => return Ok(()),
+                Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::PeerLost) => {
+                    return Ok(());
+                }
                 outcome => outcome?,
             }
         }
@@ -148,7 +150,8 @@ impl Session {
             Request::Lend { layout } => {
                 bounded(layout)?;
                 let memory = Buffer::from(self.payload.prepare(layout));
-                let region = self.connection.expose(memory, REGION_LIFETIME).map_err(|failed| failed.to_string())?;
+                let region =
+                    self.connection.expose(memory, REGION_LIFETIME).map_err(|failed| failed.to_string())?;
                 let remote = region.remote().to_bytes().to_vec();
                 self.lent = Some(region);
                 Ok(Answer::Region { remote })
@@ -156,8 +159,10 @@ impl Session {
             Request::Borrow { layout } => {
                 bounded(layout)?;
                 let memory = BufferMut::zeroed(layout.size_bytes * layout.window);
-                let region =
-                    self.connection.expose_mut(memory, REGION_LIFETIME).map_err(|failed| failed.to_string())?;
+                let region = self
+                    .connection
+                    .expose_mut(memory, REGION_LIFETIME)
+                    .map_err(|failed| failed.to_string())?;
                 let remote = region.remote().to_bytes().to_vec();
                 self.borrowed = Some((region, layout));
                 Ok(Answer::Region { remote })
@@ -225,7 +230,8 @@ pub(crate) fn inspect(
         ));
     }
     for (frame, range) in message.frames().iter().zip(payload::cuts(layout.size_bytes, frames)) {
-        let bytes = frame.as_slice().ok_or_else(|| format!("message {number} arrived in unreadable memory"))?;
+        let bytes =
+            frame.as_slice().ok_or_else(|| format!("message {number} arrived in unreadable memory"))?;
         if bytes.len() != range.len() {
             return Err(format!("message {number} arrived cut elsewhere"));
         }
@@ -240,7 +246,8 @@ fn bounded(layout: Layout) -> Result<(), String> {
         return Err("a layout of nothing".to_owned());
     }
     let limit = fingerprint::memory_bytes("MemAvailable").unwrap_or(1 << 30) / 2;
-    let room = (layout.size_bytes as u64).checked_add(8192).and_then(|size| size.checked_mul(layout.window as u64));
+    let room =
+        (layout.size_bytes as u64).checked_add(8192).and_then(|size| size.checked_mul(layout.window as u64));
     match room {
         Some(bytes) if bytes <= limit => Ok(()),
         _ => Err(format!(

@@ -64,7 +64,9 @@ impl Serving {
     pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
         let Self::Process(process) = self else { return failure };
         match process.ended() {
-            Some(status) => Failure::run(format!("the serving process {} died ({status})", process.child.id())),
+            Some(status) => {
+                Failure::run(format!("the serving process {} died ({status})", process.child.id()))
+            }
             None => failure,
         }
     }
@@ -92,7 +94,9 @@ impl Drop for Process {
 }
 
 async fn process(case: &Case) -> Result<Process, Failure> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| Failure::run(format!("{what} the serving process: {error}"));
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::run(format!("{what} the serving process: {error}"))
+    };
     let executable = std::env::current_exe().map_err(|error| failed("find", &error))?;
     let asked = format!("{}://127.0.0.1:0{}", case.transport.scheme(), case.transport.query());
     let mut child = Command::new(executable)
@@ -116,7 +120,9 @@ async fn process(case: &Case) -> Result<Process, Failure> {
     };
     if line.is_empty() {
         let status = process.ended().map_or_else(|| "still running".to_owned(), |status| status.to_string());
-        return Err(Failure::run(format!("the serving process gave no address ({status}): its own words stand above")));
+        return Err(Failure::run(format!(
+            "the serving process gave no address ({status}): its own words stand above"
+        )));
     }
     process.address = parse(line.trim())?;
     Ok(process)
