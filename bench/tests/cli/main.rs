@@ -1,5 +1,7 @@
 //! The `towline` command as its users and scripts see it: what it prints, and how it exits.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 mod bench;
 mod command;
 mod death;
