@@ -103,7 +103,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None }
+        Until { waiters: self, check, waiter: None, idle_since: None, ended: false }
     }
 
     /// How often waiters polled so far.
@@ -125,6 +125,11 @@ impl Waiters {
         {
             self.driver.disarm(self.number, source);
         }
+    }
+
+    /// Whether a waiter sleeps on the source.
+    pub(crate) fn is_led(&self) -> bool {
+        self.state().lead.is_some()
     }
 
     /// Whether the driver sleeps on the source.
@@ -229,6 +234,7 @@ pub(crate) struct Until<'a, F> {
     /// Set once it has slept.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
+    ended: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -238,11 +244,12 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
         let mut polled_since = None;
         let mut moves = 0;
         loop {
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -268,6 +275,7 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
             if waiters.park(waiter, cx) {
@@ -281,6 +289,10 @@ impl<F> Drop for Until<'_, F> {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
+        }
+        // What a cancelled caller submitted goes on without it.
+        if !self.ended && self.waiters.link.source().is_some_and(|source| source.writable) {
+            self.waiters.arm();
         }
     }
 }
