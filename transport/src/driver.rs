@@ -183,7 +183,7 @@ impl Driver {
                 let Some(connected) = connections.get_mut(&number) else { continue };
                 let Some(core) = connected.core.upgrade() else { continue };
                 let polls = core.waiters.polls();
-                let neglected = connected.ready_at == Some((look - 1, polls)) || !core.waiters.is_led();
+                let neglected = connected.ready_at == Some((look - 1, polls));
                 connected.ready_at = Some((look, polls));
                 if !neglected {
                     continue;

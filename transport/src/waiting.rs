@@ -127,11 +127,6 @@ impl Waiters {
         }
     }
 
-    /// Whether a waiter sleeps on the source.
-    pub(crate) fn is_led(&self) -> bool {
-        self.state().lead.is_some()
-    }
-
     /// Whether the driver sleeps on the source.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.load(Ordering::Acquire)
@@ -245,6 +240,8 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
+        // While a caller polls, the driver need not wake for every packet.
+        waiters.disarm();
         let mut polled_since = None;
         let mut moves = 0;
         loop {
