@@ -1,6 +1,40 @@
-//! Towline
+//! Towline moves host and device buffers between processes with as few copies as the hardware allows: inside a process, and
+//! between processes of one host or of several. Both ends negotiate the fastest path they have in common.
+//!
+//! ```
+#![doc = include_str!("../../examples/examples/hello.rs")]
+//! ```
+//!
+//! An [`Endpoint`] is a process's front door: it listens at an [`Address`] and connects to others. A [`Connection`] carries
+//! [`Message`]s, each a small header and any number of [`Buffer`]s, in order and both ways at once. Memory moves into an
+//! operation and comes out of it once: when nobody else can touch it. A failed one returns it in [`Failed`]. The receiver may
+//! look at an [`Incoming`] message first and choose a [`Landing`] for each frame, and a [`Region`] is memory that one peer may
+//! read ([`get`](Connection::get)) or write ([`put`](Connection::put)) by itself.
+//!
+//! # What is cancel-safe
+//!
+//! What happens if a future is dropped before it ended, by `select!` or a timeout for example. It never harms memory.
+//!
+//! | call | a dropped future |
+//! |---|---|
+//! | [`Listener::accept`], [`Connection::recv`], [`Connection::incoming`] | loses nothing: the next call gets the same |
+//! | [`Connection::recv_into`] | loses no message, but its buffer, which goes with the message once that has begun to land |
+//! | [`Connection::send`], [`Connection::deliver`], [`Connection::put`] | is detached: the bytes still leave, then their memory is freed |
+//! | [`Connection::get`] | is detached: the bytes still come, and are freed with their buffer |
+//! | [`Incoming::accept`], [`Incoming::accept_into`] | is detached: the message is taken, and forgotten; before its first poll, rejected |
+//! | [`Receipt::delivered`] | loses the receiver's word, not the message |
+//! | [`Region::revoke`] | has revoked it: the memory is freed once the peer's last access ended |
+//! | [`Connection::close`], [`Endpoint::close`] | is detached: the closing goes on; before its first poll, nothing |
+//! | [`Endpoint::listen`], [`Endpoint::connect`] | leaves nothing behind |
+//!
+//! # Where to look
+//!
+//! [`blocking`] has the same calls for plain threads, [`memory`] the buffers, pools and places; [`Path`] tells why a connection
+//! goes the way it goes. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
+
 mod addr;
 pub mod backend;
+pub mod blocking;
 mod caps;
 mod connection;
 mod door;

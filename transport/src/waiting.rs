@@ -103,7 +103,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None }
+        Until { waiters: self, check, waiter: None, idle_since: None, ended: false }
     }
 
     /// How often waiters polled so far.
@@ -229,6 +229,7 @@ pub(crate) struct Until<'a, F> {
     /// Set once it has slept.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
+    ended: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -238,11 +239,14 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
+        // While a caller polls, the driver need not wake for every packet.
+        waiters.disarm();
         let mut polled_since = None;
         let mut moves = 0;
         loop {
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -268,6 +272,7 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
             if waiters.park(waiter, cx) {
@@ -281,6 +286,10 @@ impl<F> Drop for Until<'_, F> {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
+        }
+        // What a cancelled caller submitted goes on without it.
+        if !self.ended && self.waiters.link.source().is_some_and(|source| source.writable) {
+            self.waiters.arm();
         }
     }
 }

@@ -94,7 +94,7 @@ impl Staging {
 
 /// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_carried(frame: &Buffer) -> bool {
-    frame.as_slice().is_some()
+    frame.is_empty() || frame.as_slice().is_some()
 }
 
 /// Copies what landed in host memory on to where it belongs.

@@ -127,18 +127,21 @@ impl BufferMut {
     }
 
     /// The filled part, where nobody else can write it: [`Access::Owned`].
+    #[inline]
     pub fn as_slice(&self) -> Option<&[u8]> {
         // SAFETY: the handle keeps them there (M1), writes need `&mut self` (M2), and `len` counts filled ones (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts(self.start, self.len) })
     }
 
     /// The filled part to change, where nobody else can write it.
+    #[inline]
     pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         // SAFETY: the handle keeps them there (M1), is the only one (M2), and `len` counts filled ones (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts_mut(self.start, self.len) })
     }
 
     /// The part still to be filled, where nobody else can write it. [`set_len`](Self::set_len) makes it count.
+    #[inline]
     pub fn spare_mut(&mut self) -> Option<&mut [MaybeUninit<u8>]> {
         let spare = self.start.wrapping_add(self.len).cast();
         // SAFETY: the rest of the capacity is there (M1), this handle's alone (M2), and may be uninitialised (M4).
@@ -206,6 +209,48 @@ impl BufferMut {
         }
         let len_before = self.len;
         self.fill_by_bounce(source).inspect_err(|_| self.truncate(len_before))
+    }
+
+    /// Appends what `fill` writes to the front of the room that is left, and tells how much that was: a read from a file
+    /// or a socket straight into its destination, without zeroing it first.
+    ///
+    /// ```
+    /// use std::fs::File;
+    ///
+    /// let file = File::open("Cargo.toml")?;
+    /// let mut buffer = towline::BufferMut::with_capacity(100);
+    /// let n = buffer.fill_with(|room| {
+    ///     let (filled, _rest) = rustix::io::pread(&file, room, 0).map_err(std::io::Error::from)?;
+    ///     Ok(filled)
+    /// })?;
+    /// assert_eq!(buffer.len(), n);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What `fill` reports, and `Unsupported` outside [`Access::Owned`]. Nothing is appended then.
+    ///
+    /// # Panics
+    ///
+    /// Where `fill` returns something else than the front of the room it was given.
+    pub fn fill_with(
+        &mut self,
+        fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<&mut [u8]>,
+    ) -> Result<usize> {
+        let place = self.place();
+        let room = self.spare_mut().ok_or_else(|| {
+            let why = format!("{place} memory cannot be filled in place: use fill_from or extend_from_slice");
+            Error::new(ErrorKind::Unsupported, why)
+        })?;
+        let (start, room_len) = (room.as_ptr().addr(), room.len());
+        let filled = fill(room)?;
+        let n = filled.len();
+        // Initialised bytes of anywhere else would say nothing about the room.
+        let in_front = n <= room_len && (n == 0 || filled.as_ptr().addr() == start);
+        assert!(in_front, "what was filled is not the front of the room");
+        self.len += n;
+        Ok(n)
     }
 
     /// Copies the filled part to `dst`.

@@ -1,0 +1,194 @@
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Connection, Endpoint};
+use crate::error::ErrorKind;
+use crate::incoming::Landing;
+use crate::memory::{Buffer, BufferMut};
+use crate::message::Message;
+use crate::region::RemoteRegion;
+
+/// What must not happen would wait for ever: it fails instead.
+const LONG: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_millis(30);
+const LIFETIME: Duration = Duration::from_secs(60);
+
+const ADDRESSES: [&str; 1] = ["mem://"];
+
+/// Two ends of a connection, each bounded so that a mistake does not hang.
+fn pair(address: &str) -> (Connection, Connection) {
+    let endpoint = Endpoint::new().unwrap();
+    let listener = endpoint.listen(&address.parse().unwrap()).unwrap().with_deadline(LONG);
+    let connected = thread::scope(|scope| {
+        let connecting = scope.spawn(|| endpoint.connect(listener.address()).unwrap());
+        (connecting.join().unwrap(), listener.accept().unwrap())
+    });
+    (connected.0.with_deadline(LONG), connected.1.with_deadline(LONG))
+}
+
+fn payload(len: usize) -> Buffer {
+    (0..len).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
+}
+
+#[test]
+fn threads_exchange_messages_both_ways_at_once() {
+    const COUNT: usize = 200;
+    const LENGTHS: [usize; 4] = [0, 100, 20_000, 300_000];
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        thread::scope(|scope| {
+            for (from, to) in [(left.clone(), right.clone()), (right, left)] {
+                scope.spawn(move || {
+                    let receipts: Vec<_> = (0..COUNT)
+                        .map(|i| {
+                            let frame = payload(LENGTHS[i % LENGTHS.len()]);
+                            from.send(Message::new(i.to_string()).with_frame(frame)).unwrap()
+                        })
+                        .collect();
+                    for receipt in receipts {
+                        receipt.delivered().unwrap();
+                    }
+                });
+                scope.spawn(move || {
+                    for i in 0..COUNT {
+                        let message = to.recv().unwrap();
+                        assert_eq!(&message.header()[..], i.to_string().as_bytes());
+                        let expected = payload(LENGTHS[i % LENGTHS.len()]);
+                        assert_eq!(message.frames()[0].to_vec().unwrap(), expected.to_vec().unwrap());
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn the_receiver_chooses_where_a_message_lands() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let message = Message::new("x").with_frame(payload(50_000)).with_frame(payload(10));
+                left.deliver(message.clone()).unwrap();
+                left.deliver(message.clone()).unwrap();
+                let error = left.deliver(message).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Rejected, "{error}");
+            });
+            let message = right.recv_into(BufferMut::with_capacity(50_010)).unwrap();
+            assert_eq!(message.payload_len(), 50_010);
+            let incoming = right.incoming().unwrap();
+            assert_eq!((incoming.frames().len(), incoming.payload_len()), (2, 50_010));
+            let landing = BufferMut::with_capacity(50_000);
+            let at = landing.as_ptr();
+            let landings = vec![Landing::Buffer(landing), Landing::Discard];
+            let message = incoming.accept_into(landings).unwrap();
+            assert_eq!(message.frames()[0].as_ptr(), at);
+            right.incoming().unwrap().reject();
+        });
+    }
+}
+
+#[test]
+fn regions_are_read_written_and_taken_back() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let readable = left.expose(payload(30_000), LIFETIME).unwrap();
+                let writable = left.expose_mut(BufferMut::zeroed(30_000), LIFETIME).unwrap();
+                let keys = [readable.remote().to_bytes(), writable.remote().to_bytes()].concat();
+                left.deliver(Message::new(keys)).unwrap();
+                left.recv().unwrap();
+                let written = left.revoke(writable).unwrap();
+                assert_eq!(written.as_slice().unwrap(), payload(30_000).as_slice().unwrap());
+                assert_eq!(left.revoke(readable).unwrap().len(), 30_000);
+                left.deliver(Message::new("revoked")).unwrap();
+            });
+            let keys = right.recv().unwrap();
+            let [readable, writable] =
+                [0, 32].map(|at| RemoteRegion::from_bytes(&keys.header()[at..at + 32]).unwrap());
+            let got = right.get(&readable, 0, BufferMut::with_capacity(30_000)).unwrap().freeze();
+            assert_eq!(got.as_slice(), payload(30_000).as_slice());
+            right.put(&writable, 0, got).unwrap();
+            right.deliver(Message::new("written")).unwrap();
+            right.recv().unwrap();
+            let failed = right.get(&readable, 0, BufferMut::with_capacity(10)).unwrap_err();
+            assert_eq!(failed.error.kind(), ErrorKind::Rejected, "{failed}");
+            assert_eq!(failed.returned.unwrap().capacity(), 10);
+        });
+    }
+}
+
+#[test]
+fn a_deadline_names_its_time_and_loses_no_message() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        let hasty = right.clone().with_deadline(SHORT);
+        let begun = Instant::now();
+        let error = hasty.recv().unwrap_err();
+        assert!(begun.elapsed() >= SHORT);
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(error.to_string().contains("recv") && error.to_string().contains("30ms"), "{error}");
+        let failed = hasty.recv_into(BufferMut::with_capacity(10)).unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::TimedOut);
+
+        let receipt = left.send(Message::new("late")).unwrap();
+        assert_eq!(&hasty.with_deadline(LONG).recv().unwrap().header()[..], b"late");
+        receipt.delivered().unwrap();
+    }
+}
+
+#[test]
+fn accept_keeps_to_its_deadline() {
+    for address in ADDRESSES {
+        let listener = Endpoint::new().unwrap().listen(&address.parse().unwrap()).unwrap();
+        let error = listener.with_deadline(SHORT).accept().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(error.to_string().starts_with(&format!("accept {address}")), "{error}");
+    }
+}
+
+#[test]
+fn a_closed_connection_is_told_apart() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        thread::scope(|scope| {
+            scope.spawn(|| left.close().unwrap());
+            assert_eq!(right.recv().unwrap_err().kind(), ErrorKind::Closed);
+        });
+        let failed = left.send(Message::new("x")).err().unwrap();
+        assert_eq!(failed.error.kind(), ErrorKind::Closed);
+        assert_eq!(&failed.returned.unwrap().header()[..], b"x");
+    }
+}
+
+#[test]
+fn inside_an_async_runtime_nothing_is_taken() {
+    let (left, right) = pair("mem://");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let failed = left.send(Message::new("x")).err().unwrap();
+        assert_eq!(failed.error.kind(), ErrorKind::Invalid);
+        assert!(failed.error.to_string().contains("async"), "{failed}");
+        let message = failed.returned.unwrap();
+        assert_eq!(left.recv().unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(Endpoint::new().unwrap().close().unwrap_err().kind(), ErrorKind::Invalid);
+
+        let receipt = left.as_async().send(message).await.unwrap();
+        assert_eq!(&right.as_async().recv().await.unwrap().header()[..], b"x");
+        receipt.delivered().await.unwrap();
+    });
+}
+
+#[test]
+fn a_connection_outlives_the_threads_that_waited_on_it() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        for i in 0..20 {
+            thread::scope(|scope| {
+                scope.spawn(|| left.deliver(Message::new(vec![i])).unwrap());
+                scope.spawn(|| assert_eq!(right.recv().unwrap().header()[..], [i]));
+            });
+        }
+    }
+}
