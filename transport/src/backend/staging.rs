@@ -37,7 +37,7 @@ impl Staging {
             Ok(staged.freeze())
         };
         let frames = message.frames().iter().map(stage).collect::<Result<_>>()?;
-        Ok(Message::from_parts(message.header().clone(), frames))
+        Ok(message.staged(frames))
     }
 
     fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
