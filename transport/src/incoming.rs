@@ -308,12 +308,10 @@ impl Taking {
         Ok(landings.into_iter().map(buffer).collect())
     }
 
-    fn settle(mut self, core: &Arc<Core>, delivery: Delivery) {
-        match self.payload {
-            // The link has memory for it: it is taken, and forgotten.
-            Payload::Coming => self.land_in(core, Vec::new()),
-            Payload::Landing(_) => {}
-            Payload::Here(_) | Payload::Waiting => self.say(core, delivery),
+    fn settle(self, core: &Arc<Core>, delivery: Delivery) {
+        // A landing under way ends by itself, and says its own word.
+        if !matches!(self.payload, Payload::Landing(_)) {
+            self.say(core, delivery);
         }
     }
 

@@ -8,7 +8,7 @@ pub mod faulty;
 mod inbox;
 pub mod mem;
 mod staging;
-// pub mod tcp;
+pub mod tcp;
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -203,7 +203,7 @@ pub enum Op {
         /// Where to.
         landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
     },
-    /// The application's word on a message that is `Here` or `Waiting`. (An accept that ended well has said it.)
+    /// The application's word on a message it did not accept, or that was `Here`. (An accept that ended well has said it.)
     Settle {
         /// Which.
         id: u64,
@@ -253,7 +253,7 @@ impl Op {
 
 /// The backends of this build, in the order of preference.
 pub fn all() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(mem::Mem)]
+    vec![Arc::new(mem::Mem), Arc::new(tcp::Tcp)]
 }
 
 /// Those still to come: known to every list, ready nowhere.

@@ -7,6 +7,7 @@
 mod allocation;
 mod buffer;
 mod buffer_mut;
+mod class;
 mod foreign;
 mod host;
 mod place;

@@ -9,6 +9,7 @@ use std::mem::{self, MaybeUninit};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::class::Class;
 use super::host::HostMemory;
 use super::{Access, Allocation, BufferMut, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -264,30 +265,6 @@ impl Shelves {
         shelf.used_at = self.clock;
         shelf.block_bytes = class.bytes;
         shelf
-    }
-}
-
-/// A size of block: multiples of 64 bytes up to 256, then four to a doubling, so that at most a fifth is wasted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Class {
-    index: usize,
-    bytes: usize,
-}
-
-impl Class {
-    /// The smallest class that holds `capacity` bytes, which are not zero.
-    fn of(capacity: usize) -> Result<Self> {
-        if capacity > isize::MAX as usize / 2 {
-            return Err(Error::new(ErrorKind::TooLarge, format!("{capacity} bytes from a pool")));
-        }
-        if capacity <= 256 {
-            let steps = capacity.div_ceil(64);
-            return Ok(Self { index: steps - 1, bytes: steps * 64 });
-        }
-        let doubling = (capacity - 1).ilog2() as usize;
-        let (below, step) = (1 << doubling, 1 << (doubling - 2));
-        let steps = (capacity - below).div_ceil(step);
-        Ok(Self { index: 4 + (doubling - 8) * 4 + steps - 1, bytes: below + steps * step })
     }
 }
 

@@ -2,4 +2,11 @@
 
 pub(crate) mod credit;
 pub(crate) mod handshake;
+mod ledger;
 pub(crate) mod liveness;
+mod one_sided;
+mod outbox;
+mod receives;
+mod record;
+mod sends;
+pub(crate) mod session;

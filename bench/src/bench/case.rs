@@ -1,0 +1,266 @@
+//! One case: what is measured, with every choice made.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+
+use crate::payload::{Check, Layout};
+use crate::units::Size;
+
+/// A transport as the command line names it, with the options that ride on the address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Transport {
+    pub(crate) name: &'static str,
+    pub(crate) options: BTreeMap<String, String>,
+}
+
+impl Transport {
+    /// Every name there is, in the order of `towline info`; `auto` leaves the choice to the library.
+    pub(crate) const NAMES: [&str; 6] = ["auto", "mem", "tcp", "shm", "ucx", "ib"];
+
+    pub(crate) fn plain(name: &'static str) -> Self {
+        Self { name, options: BTreeMap::new() }
+    }
+
+    /// The scheme of its addresses.
+    pub(crate) fn scheme(&self) -> &'static str {
+        if self.name == "auto" { "towline" } else { self.name }
+    }
+
+    /// The options as they stand behind an address, with the question mark, or nothing.
+    pub(crate) fn query(&self) -> String {
+        let mut query = String::new();
+        for (key, value) in &self.options {
+            query.push(if query.is_empty() { '?' } else { '&' });
+            query.push_str(key);
+            query.push('=');
+            query.push_str(value);
+        }
+        query
+    }
+}
+
+impl FromStr for Transport {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, query) = text.split_once('?').unwrap_or((text, ""));
+        let name = Self::NAMES
+            .into_iter()
+            .find(|known| *known == name)
+            .ok_or_else(|| format!("`{name}` is no transport: choose from {}", Self::NAMES.join(", ")))?;
+        let mut options = BTreeMap::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair
+                .split_once('=')
+                .filter(|(key, value)| !key.is_empty() && !value.is_empty())
+                .ok_or_else(|| format!("`{pair}` in `{text}` is not `key=value`"))?;
+            if options.insert(key.to_owned(), value.to_owned()).is_some() {
+                return Err(format!("`{text}` gives `{key}` twice"));
+            }
+        }
+        Ok(Self { name, options })
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.name, self.query())
+    }
+}
+
+/// What is done with the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pattern {
+    /// One message there and back, in turn.
+    Latency,
+    /// A window of messages in flight, one way.
+    Bandwidth,
+    /// As many messages a second as go through.
+    Rate,
+    /// One-sided reads of the peer's memory.
+    Get,
+    /// One-sided writes into the peer's memory.
+    Put,
+    /// New connections, each with one confirmed message.
+    Connect,
+}
+
+impl Pattern {
+    pub(crate) const OFFERED: [Self; 6] =
+        [Self::Latency, Self::Bandwidth, Self::Rate, Self::Get, Self::Put, Self::Connect];
+
+    const PLANNED: [&str; 5] = ["bidirectional", "incast", "alltoall", "tasks", "shuffle"];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Latency => "latency",
+            Self::Bandwidth => "bandwidth",
+            Self::Rate => "rate",
+            Self::Get => "get",
+            Self::Put => "put",
+            Self::Connect => "connect",
+        }
+    }
+
+    /// The size measured when none is asked for.
+    pub(crate) fn default_sizes(self) -> &'static [usize] {
+        match self {
+            Self::Latency | Self::Rate | Self::Connect => &[8],
+            Self::Bandwidth | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
+        }
+    }
+
+    /// How many are in flight when nothing is asked for.
+    pub(crate) fn default_window(self) -> usize {
+        match self {
+            Self::Latency | Self::Connect => 1,
+            Self::Bandwidth | Self::Get | Self::Put => 16,
+            Self::Rate => 256,
+        }
+    }
+
+    /// Whether `--window` and `--frames` mean anything to it.
+    pub(crate) fn takes_window(self) -> bool {
+        !matches!(self, Self::Latency | Self::Connect)
+    }
+
+    pub(crate) fn takes_frames(self) -> bool {
+        !matches!(self, Self::Get | Self::Put)
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let offered = || Self::OFFERED.map(Self::name).join(", ");
+        if Self::PLANNED.contains(&text) {
+            return Err(format!("this version does not measure `{text}` yet: choose from {}", offered()));
+        }
+        Self::OFFERED
+            .into_iter()
+            .find(|pattern| pattern.name() == text)
+            .ok_or_else(|| format!("`{text}` is no pattern: choose from {}", offered()))
+    }
+}
+
+/// How both ends wait for the other one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Wait {
+    /// Poll and never sleep.
+    Spin,
+    /// Spin briefly, then sleep.
+    #[default]
+    Adaptive,
+    /// Sleep at once.
+    Sleep,
+}
+
+impl Wait {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Spin => "spin",
+            Self::Adaptive => "adaptive",
+            Self::Sleep => "sleep",
+        }
+    }
+}
+
+impl From<Wait> for towline::Wait {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Spin => Self::Spin,
+            Wait::Adaptive => Self::Adaptive,
+            Wait::Sleep => Self::Sleep,
+        }
+    }
+}
+
+/// Where bytes live at either end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Ordinary memory of the process.
+    #[default]
+    Host,
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "host" => Ok(Self::Host),
+            _ if text == "arena" || text == "pinned" || text.starts_with("cuda:") => {
+                Err(format!("this version does not place bytes in `{text}` yet: only `host`"))
+            }
+            _ => Err(format!(
+                "`{text}` is no place: choose from host, arena, pinned, cuda:N (this version: host)"
+            )),
+        }
+    }
+}
+
+/// One thing to measure.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) transport: Transport,
+    pub(crate) pattern: Pattern,
+    pub(crate) size: Size,
+    pub(crate) wait: Wait,
+    pub(crate) frames: usize,
+    pub(crate) window: usize,
+    pub(crate) verify: bool,
+}
+
+impl Case {
+    pub(crate) fn layout(&self) -> Layout {
+        Layout { size_bytes: self.size.0, window: self.window }
+    }
+
+    pub(crate) fn check(&self) -> Check {
+        if self.verify { Check::Whole } else { Check::Edges }
+    }
+}
+
+impl fmt::Display for Case {
+    /// `tcp bandwidth 64K (adaptive)`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} ({})", self.transport, self.pattern.name(), self.size, self.wait.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transport_takes_options_as_a_query() {
+        let tcp: Transport = "tcp?streams=4&integrity=crc32c".parse().unwrap();
+        assert_eq!((tcp.name, tcp.options["streams"].as_str()), ("tcp", "4"));
+        assert_eq!(tcp.to_string(), "tcp?integrity=crc32c&streams=4");
+        assert_eq!("auto".parse::<Transport>().unwrap().scheme(), "towline");
+        for (text, says) in [
+            ("udp", "choose from auto, mem, tcp"),
+            ("", "is no transport"),
+            ("TCP", "is no transport"),
+            ("tcp?streams", "not `key=value`"),
+            ("tcp?=4", "not `key=value`"),
+            ("tcp?a=1&a=2", "`a` twice"),
+        ] {
+            let error = text.parse::<Transport>().unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_planned_is_told_from_what_is_wrong() {
+        assert!("shuffle".parse::<Pattern>().unwrap_err().contains("does not measure `shuffle` yet"));
+        assert!("latencies".parse::<Pattern>().unwrap_err().contains("is no pattern"));
+        assert!("cuda:0".parse::<Place>().unwrap_err().contains("yet: only `host`"));
+        assert!("moon".parse::<Place>().unwrap_err().contains("is no place"));
+        assert_eq!("host".parse(), Ok(Place::Host));
+    }
+}

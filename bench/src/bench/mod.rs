@@ -1,0 +1,82 @@
+//! `towline bench`: moves data between two workers and reports what that costs, beside the ceilings of this machine.
+
+pub(crate) mod assertion;
+pub(crate) mod case;
+mod drive;
+mod load;
+mod options;
+mod patterns;
+mod plan;
+pub(crate) mod report;
+mod sample;
+
+use std::io::Write;
+
+use towline::BackendState;
+
+use self::assertion::{Assertion, Verdict};
+pub(crate) use self::drive::{Drive, Repeat};
+pub(crate) use self::options::Options;
+use self::plan::Plan;
+pub(crate) use self::plan::{Pace, ready};
+use self::report::{Report, Row};
+use crate::failure::Failure;
+use crate::fingerprint::Fingerprint;
+use crate::progress::Progress;
+
+pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
+    options.output.check()?;
+    let endpoint = options.trust.endpoint(case::Wait::default())?;
+    let plan = Plan::make(options, &endpoint).await?;
+    let libraries = endpoint.backends().into_iter().filter_map(|backend| match backend.state {
+        BackendState::Ready { version: Some(version), .. } => Some((backend.name.to_owned(), version)),
+        _ => None,
+    });
+    let fingerprint = Fingerprint::read(libraries);
+    drop(endpoint);
+    let results = measure(options, &plan).await?;
+    let report = Report { schema: 1, fingerprint, results };
+    options.output.give(&report, |out: &mut dyn Write| {
+        writeln!(out, "{}", report.fingerprint)?;
+        report::table(out, &report.results)
+    })?;
+    judge(&options.assertions, &report.results)
+}
+
+/// Every case, each repeat in turn with its ceilings.
+async fn measure(options: &Options, plan: &Plan) -> Result<Vec<Row>, Failure> {
+    let mut progress = Progress::start();
+    let mut drive = Drive::new(plan.pace, &options.trust, options.connect.as_ref(), &mut progress);
+    let mut rows = Vec::with_capacity(plan.cases.len());
+    for (index, case) in plan.cases.iter().enumerate() {
+        let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
+        for turn in 1..=plan.repeats {
+            let line = format!("{}/{} {case}, {turn} of {}", index + 1, plan.cases.len(), plan.repeats);
+            drive.progress.tell(&line);
+            let repeat = drive.repeat(case).await.map_err(|failure| failure.during(case))?;
+            path = repeat.path;
+            samples.push(repeat.sample);
+            ceilings.push(repeat.ceilings);
+        }
+        rows.push(Row::measured(case, path, &samples, &ceilings));
+    }
+    Ok(rows)
+}
+
+/// Every assertion's verdict on stderr; one that does not hold fails the run.
+fn judge(assertions: &[Assertion], rows: &[Row]) -> Result<(), Failure> {
+    let mut broken = 0;
+    for assertion in assertions {
+        match assertion.judge(rows) {
+            Verdict::Holds(ours) => eprintln!("towline: holds: {assertion} ({ours})"),
+            Verdict::Broken(why) => {
+                broken += 1;
+                eprintln!("towline: does not hold: {assertion}: {why}");
+            }
+        }
+    }
+    match broken {
+        0 => Ok(()),
+        _ => Err(Failure::run(format!("{broken} of {} assertions do not hold", assertions.len()))),
+    }
+}

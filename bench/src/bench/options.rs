@@ -1,0 +1,76 @@
+//! What `towline bench` can be asked for.
+
+use std::time::Duration;
+
+use towline::Address;
+
+use super::assertion::Assertion;
+use super::case::{Pattern, Place, Transport, Wait};
+use crate::output::Output;
+use crate::trust::Trust;
+use crate::units::{Sizes, parse_seconds};
+
+const EXAMPLE: &str = "\
+Examples:
+  towline bench                                            # every ready transport, within a minute
+  towline bench --transport tcp --pattern latency,bandwidth --size 8..64M --wait spin,adaptive
+  towline bench --transport tcp --pattern bandwidth --size 1M --json-file run.json \\
+      --assert 'tcp.bandwidth.1M.ceiling.socket.share>=0.9'
+  towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there";
+
+/// Move data between two workers, and report what it costs beside the ceilings of this machine
+///
+/// Without options: every ready transport, latency at 8 B and bandwidth at 64 KiB, 1 MiB and 64 MiB, within a minute.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Options {
+    /// What carries the data: auto, mem, tcp; options of the transport as a query
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) transport: Vec<Transport>,
+    /// What is done: latency, bandwidth, rate, get, put, connect
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) pattern: Vec<Pattern>,
+    /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub(crate) size: Vec<Sizes>,
+    /// Where the sender's bytes live: host
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) from: Option<Place>,
+    /// Where the receiver's bytes live: host
+    #[arg(long, value_name = "PLACE")]
+    pub(crate) to: Option<Place>,
+    /// Where both ends' bytes live: host
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["from", "to"])]
+    pub(crate) place: Option<Place>,
+    /// How both ends wait
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "adaptive")]
+    pub(crate) wait: Vec<Wait>,
+    /// Frames of a message
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) frames: Option<u32>,
+    /// Messages in flight; by default 16 (rate: 256), fewer where they would not fit in 256 MiB
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) window: Option<u32>,
+    /// Seconds each repeat measures; by default 0.5, and less where a run without options would take a minute
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    pub(crate) duration: Option<Duration>,
+    /// Seconds each repeat warms up before it measures; by default a fifth of the duration
+    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    pub(crate) warmup: Option<Duration>,
+    /// How often each case is measured, in turn with its ceilings; medians and ranges are reported
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: u32,
+    /// The other half is a `towline serve` that listens there
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) connect: Option<Address>,
+    /// Check every byte at the receiver (length and edges are always checked)
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Fail unless transport.pattern.size[key=value,…].field OP number holds, for exactly one row; may be repeated
+    #[arg(long = "assert", value_name = "EXPR")]
+    pub(crate) assertions: Vec<Assertion>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}

@@ -1,0 +1,56 @@
+//! Tasks that each keep one message in flight.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::bench::sample::Sample;
+use crate::failure::Failure;
+
+/// A window of tasks, and what they measured together.
+#[derive(Debug)]
+pub(super) struct Lanes<T> {
+    tasks: JoinSet<Result<T, Failure>>,
+    tally: Tally,
+    size_bytes: u64,
+}
+
+/// Where every lane writes down its messages.
+#[derive(Clone, Debug)]
+pub(super) struct Tally(Arc<Mutex<Sample>>);
+
+impl Tally {
+    pub(super) fn record(&self, time: Duration) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).record(time);
+    }
+}
+
+impl<T: Send + 'static> Lanes<T> {
+    /// Lanes for messages of `size_bytes`.
+    pub(super) fn new(size_bytes: usize) -> Self {
+        let tally = Tally(Arc::new(Mutex::new(Sample::new())));
+        Self { tasks: JoinSet::new(), tally, size_bytes: size_bytes as u64 }
+    }
+
+    pub(super) fn tally(&self) -> Tally {
+        self.tally.clone()
+    }
+
+    pub(super) fn spawn(&mut self, lane: impl Future<Output = Result<T, Failure>> + Send + 'static) {
+        self.tasks.spawn(lane);
+    }
+
+    /// Waits for every lane and adds to `sample` what they did. The first failure ends them all.
+    pub(super) async fn end(mut self, sample: &mut Sample) -> Result<Vec<T>, Failure> {
+        let mut ends = Vec::with_capacity(self.tasks.len());
+        while let Some(end) = self.tasks.join_next().await {
+            ends.push(end.map_err(|error| Failure::run(format!("a lane of messages: {error}")))??);
+        }
+        let tally = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Both have the same bounds, so adding cannot fail.
+        let _ = sample.times.add(&tally.times);
+        sample.count(tally.times.len(), tally.times.len() * self.size_bytes);
+        Ok(ends)
+    }
+}

@@ -1,0 +1,86 @@
+//! What is done with the messages: one file a pattern, each an [`Exercise`].
+
+mod bandwidth;
+mod connect;
+mod get;
+mod lanes;
+mod latency;
+mod put;
+mod rate;
+
+use std::time::{Duration, Instant};
+
+use towline::{Address, Endpoint};
+
+use super::case::{Case, Pattern};
+use super::load::Load;
+use super::plan::Pace;
+use super::sample::Sample;
+use crate::failure::Failure;
+use crate::peer::{CpuClock, Peer, Usage};
+
+/// What a pattern works with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bench<'a> {
+    pub(crate) case: &'a Case,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) address: &'a Address,
+    /// A fresh connection.
+    pub(crate) peer: &'a Peer,
+    pub(crate) load: &'a Load,
+    /// Whose CPU time the near end is.
+    pub(crate) clock: CpuClock,
+}
+
+/// A pattern at work on one connection.
+trait Exercise {
+    /// The near end gives the bytes; otherwise it takes them.
+    const GIVES: bool = true;
+
+    /// The first message, with unwarmed buffers; `None` where there is no such thing.
+    async fn cold(&mut self) -> Result<Option<Duration>, Failure>;
+
+    /// Moves messages until `until`, and ends with the last one's confirmation.
+    async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure>;
+
+    /// Afterwards: what is left to check.
+    async fn finish(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+/// One repeat of the case's pattern.
+pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Failure> {
+    match bench.case.pattern {
+        Pattern::Latency => exercise(bench, pace, latency::Latency::new(bench).await?).await,
+        Pattern::Bandwidth => exercise(bench, pace, bandwidth::Bandwidth::new(bench).await?).await,
+        Pattern::Rate => exercise(bench, pace, rate::Rate::new(bench).await?).await,
+        Pattern::Get => exercise(bench, pace, get::Get::new(bench).await?).await,
+        Pattern::Put => exercise(bench, pace, put::Put::new(bench).await?).await,
+        Pattern::Connect => exercise(bench, pace, connect::Connect::new(bench)).await,
+    }
+}
+
+/// Cold, warm up, measure, check.
+async fn exercise<E: Exercise>(bench: Bench<'_>, pace: Pace, mut exercise: E) -> Result<Sample, Failure> {
+    let cold = exercise.cold().await?;
+    exercise.run(Instant::now() + pace.warmup, &mut Sample::new()).await?;
+    let mut sample = Sample::new();
+    let far_before = bench.peer.usage().await?;
+    let near_before = bench.peer.own_usage(bench.clock);
+    let begin = Instant::now();
+    exercise.run(begin + pace.duration, &mut sample).await?;
+    sample.elapsed = begin.elapsed();
+    let near = spent(&near_before, &bench.peer.own_usage(bench.clock));
+    let far = spent(&far_before, &bench.peer.usage().await?);
+    exercise.finish().await?;
+    sample.cold = cold;
+    sample.cpu = Some(if E::GIVES { (near.0, far.0) } else { (far.0, near.0) });
+    sample.bytes_copied = Some(near.1 + far.1);
+    Ok(sample)
+}
+
+/// CPU seconds and bytes copied between two looks.
+fn spent(before: &Usage, after: &Usage) -> (f64, u64) {
+    (after.cpu_s - before.cpu_s, after.bytes_copied.saturating_sub(before.bytes_copied))
+}

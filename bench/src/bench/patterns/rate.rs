@@ -1,0 +1,55 @@
+//! As many messages a second as go through: sent one after another, confirmed a window behind.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use towline::Receipt;
+
+use super::{Bench, Exercise};
+use crate::bench::sample::Sample;
+use crate::failure::Failure;
+use crate::peer::Request;
+
+#[derive(Debug)]
+pub(super) struct Rate<'a> {
+    bench: Bench<'a>,
+    number: u64,
+}
+
+impl<'a> Rate<'a> {
+    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+        let (layout, frames, check) = (bench.case.layout(), bench.case.frames, bench.case.check());
+        bench.peer.require(&Request::Sink { layout, frames, check }).await?;
+        Ok(Self { bench, number: 0 })
+    }
+}
+
+impl Exercise for Rate<'_> {
+    async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
+        let message = self.bench.load.fresh_message(self.number)?;
+        self.number += 1;
+        let sent = Instant::now();
+        self.bench.peer.connection.deliver(message).await?;
+        Ok(Some(sent.elapsed()))
+    }
+
+    async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let connection = &self.bench.peer.connection;
+        let mut unconfirmed: VecDeque<(Instant, Receipt)> = VecDeque::with_capacity(self.bench.case.window);
+        loop {
+            let sent = Instant::now();
+            let done = sent >= until && sample.messages > 0;
+            if done || unconfirmed.len() >= self.bench.case.window {
+                let Some((sent, receipt)) = unconfirmed.pop_front() else { return Ok(()) };
+                receipt.delivered().await?;
+                sample.record(sent.elapsed());
+                sample.count(1, self.bench.case.size.0 as u64);
+            } else {
+                let message = self.bench.load.message(self.number);
+                self.number += 1;
+                let receipt = connection.send(message).await?;
+                unconfirmed.push_back((sent, receipt));
+            }
+        }
+    }
+}

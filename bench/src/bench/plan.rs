@@ -1,0 +1,349 @@
+//! What is asked for, expanded into cases, each of which can be met: what cannot is refused here, before anything runs.
+
+use std::time::Duration;
+
+use towline::{Address, BackendReport, BackendState, Endpoint, ErrorKind, Scheme};
+
+use super::case::{Case, Pattern, Transport, Wait};
+use super::options::Options;
+use super::report::Row;
+use crate::failure::Failure;
+use crate::fingerprint;
+use crate::units::Size;
+
+/// The memory of all messages in flight, unless a window is asked for.
+const WINDOW_BYTES_MAX: usize = 256 << 20;
+
+/// What a run without options takes at most, with some seconds to spare for starting and stopping.
+const DEFAULT_RUN: Duration = Duration::from_secs(48);
+
+/// What a repeat takes beside its measurements: a process is started, memory is warmed.
+const OVERHEAD: Duration = Duration::from_millis(250);
+
+/// Everything that will be measured.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) cases: Vec<Case>,
+    pub(crate) pace: Pace,
+    pub(crate) repeats: u32,
+}
+
+/// How long the parts of one repeat take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pace {
+    pub(crate) warmup: Duration,
+    pub(crate) duration: Duration,
+}
+
+impl Pace {
+    /// How long each ceiling is measured.
+    pub(crate) fn ceiling(self) -> Duration {
+        self.duration / 3
+    }
+}
+
+impl Plan {
+    /// The cases of `options`, on a machine where `endpoint` lives.
+    pub(crate) async fn make(options: &Options, endpoint: &Endpoint) -> Result<Self, Failure> {
+        let transports = transports(options, &endpoint.backends())?;
+        for transport in &transports {
+            try_options(endpoint, transport).await?;
+        }
+        let memory = fingerprint::memory_bytes("MemAvailable").unwrap_or(u64::MAX);
+        let cases = expand(options, &transports, memory)?;
+        let plan = Self { pace: pace(options, cases.len()), repeats: options.repeat, cases };
+        let rows: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
+        for assertion in &options.assertions {
+            assertion.check_plan(&rows).map_err(Failure::usage)?;
+        }
+        Ok(plan)
+    }
+}
+
+/// The transports asked for, or every ready one.
+fn transports(options: &Options, backends: &[BackendReport]) -> Result<Vec<Transport>, Failure> {
+    if let Some(address) = &options.connect {
+        return connected(&options.transport, address);
+    }
+    if options.transport.is_empty() {
+        let ready = backends.iter().filter(|backend| matches!(backend.state, BackendState::Ready { .. }));
+        return Ok(ready.map(|backend| Transport::plain(backend.name)).collect());
+    }
+    let mut transports: Vec<Transport> = Vec::new();
+    for transport in &options.transport {
+        ready(transport.name, backends)?;
+        if !transports.contains(transport) {
+            transports.push(transport.clone());
+        }
+    }
+    Ok(transports)
+}
+
+/// Refuses a transport that does not work here, with the reason.
+pub(crate) fn ready(name: &str, backends: &[BackendReport]) -> Result<(), Failure> {
+    if name == "auto" {
+        return Ok(());
+    }
+    let sentence = match backends.iter().find(|backend| backend.name == name).map(|backend| &backend.state) {
+        Some(BackendState::Ready { .. }) => return Ok(()),
+        Some(BackendState::Unavailable { reason, remedy }) => {
+            format!("{name} is not ready on this machine: {reason}: {remedy}")
+        }
+        Some(BackendState::Planned) => {
+            format!("{name} is planned, and not in this version: `towline info` lists what is ready")
+        }
+        _ => format!("this version does not know {name}: `towline info` lists what is ready"),
+    };
+    Err(Failure::usage(sentence))
+}
+
+/// With `--connect` the address says the transport, and `--transport` may narrow a `towline://` one.
+fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, Failure> {
+    let scheme = address.scheme();
+    if scheme == Scheme::Mem {
+        return Err(Failure::usage("--connect: mem reaches only its own process: leave --connect out"));
+    }
+    let name = if scheme == Scheme::Towline { "auto" } else { scheme.as_str() };
+    if asked.is_empty() {
+        let name = Transport::NAMES.into_iter().find(|known| *known == name);
+        return Ok(name.map(Transport::plain).into_iter().collect());
+    }
+    for transport in asked {
+        if transport.name == "mem" {
+            return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
+        }
+        if name != "auto" && transport.name != name {
+            let why = format!(
+                "--transport {} does not fit --connect {address}: connect to a towline:// address, or leave one out",
+                transport.name
+            );
+            return Err(Failure::usage(why));
+        }
+    }
+    Ok(asked.to_vec())
+}
+
+/// Asks the library whether it takes the transport's options.
+async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), Failure> {
+    if transport.options.is_empty() {
+        return Ok(());
+    }
+    let place = if transport.name == "mem" { "" } else { "127.0.0.1:0" };
+    let address = format!("{}://{place}{}", transport.scheme(), transport.query());
+    let address: Address =
+        address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
+    match endpoint.listen(&address).await {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported
+            ) =>
+        {
+            Err(Failure::usage(format!("--transport {transport}: {error}")))
+        }
+        outcome => outcome.map(drop).map_err(Failure::from),
+    }
+}
+
+/// Every combination, in the order of the options.
+fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Vec<Case>, Failure> {
+    let mut patterns = options.pattern.clone();
+    if patterns.is_empty() {
+        patterns = vec![Pattern::Latency, Pattern::Bandwidth];
+    }
+    if options.window.is_some() && !patterns.iter().any(|pattern| pattern.takes_window()) {
+        return Err(Failure::usage(
+            "--window means nothing to the patterns latency and connect: one is in flight",
+        ));
+    }
+    if options.frames.is_some() && !patterns.iter().any(|pattern| pattern.takes_frames()) {
+        return Err(Failure::usage(
+            "--frames means nothing to the patterns get and put: they move one range",
+        ));
+    }
+    let asked: Vec<Size> = options.size.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
+    let mut cases: Vec<Case> = Vec::new();
+    for transport in transports {
+        for pattern in unique(&patterns) {
+            let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
+            for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
+                let window = window(options, pattern, size, memory)?;
+                let frames =
+                    options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
+                for wait in unique(&options.wait) {
+                    let transport = transport.clone();
+                    cases.push(Case {
+                        transport,
+                        pattern,
+                        size,
+                        wait,
+                        frames,
+                        window,
+                        verify: options.verify,
+                    });
+                }
+            }
+        }
+    }
+    if cases.is_empty() {
+        return Err(Failure::usage("no transport is ready on this machine: `towline info` says why"));
+    }
+    Ok(cases)
+}
+
+fn window(options: &Options, pattern: Pattern, size: Size, memory: u64) -> Result<usize, Failure> {
+    let window = match options.window.filter(|_| pattern.takes_window()) {
+        Some(window) => window as usize,
+        None => pattern.default_window().min((WINDOW_BYTES_MAX / size.0).max(1)),
+    };
+    // Both ends hold a window, and so do the ceilings beside them.
+    match (size.0 as u64).checked_mul(window as u64) {
+        Some(bytes) if bytes <= memory / 5 => Ok(window),
+        _ => Err(Failure::usage(format!(
+            "{window} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
+             memory are free; lower --size or --window",
+            memory >> 20
+        ))),
+    }
+}
+
+fn unique<T: Copy + PartialEq>(items: &[T]) -> Vec<T> {
+    let mut kept: Vec<T> = Vec::new();
+    for item in items {
+        if !kept.contains(item) {
+            kept.push(*item);
+        }
+    }
+    kept
+}
+
+/// A run without options ends within a minute; one with options takes what it takes.
+fn pace(options: &Options, cases: usize) -> Pace {
+    let asked = !(options.transport.is_empty()
+        && options.pattern.is_empty()
+        && options.size.is_empty()
+        && options.duration.is_none()
+        && options.warmup.is_none()
+        && options.repeat == 3
+        && options.wait == [Wait::default()]);
+    let mut duration = options.duration.unwrap_or(Duration::from_millis(500));
+    if !asked {
+        // A repeat takes its duration, a fifth of it to warm up, and a third for each of three ceilings.
+        let repeat = DEFAULT_RUN / (cases as u32 * options.repeat).max(1);
+        let longest = repeat.saturating_sub(OVERHEAD).mul_f64(1.0 / 2.2);
+        duration = duration.min(longest).max(Duration::from_millis(20));
+    }
+    Pace { warmup: options.warmup.unwrap_or(duration / 5), duration }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn options(line: &str) -> Options {
+        let words = std::iter::once("bench").chain(line.split_whitespace());
+        Line::try_parse_from(words).unwrap().options
+    }
+
+    fn cases(line: &str) -> Result<Vec<Case>, String> {
+        let options = options(line);
+        let transports = if options.transport.is_empty() {
+            vec![Transport::plain("tcp")]
+        } else {
+            options.transport.clone()
+        };
+        expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())
+    }
+
+    #[test]
+    fn without_options_it_is_latency_and_bandwidth() {
+        let names: Vec<String> = cases("").unwrap().iter().map(Case::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "tcp latency 8 (adaptive)",
+                "tcp bandwidth 64K (adaptive)",
+                "tcp bandwidth 1M (adaptive)",
+                "tcp bandwidth 64M (adaptive)"
+            ]
+        );
+    }
+
+    #[test]
+    fn lists_multiply_and_repetitions_count_once() {
+        let line =
+            "--transport tcp,mem --pattern latency,rate,latency --size 8..32,8 --wait spin,sleep --frames 2";
+        let cases = cases(line).unwrap();
+        assert_eq!(cases.len(), 2 * 2 * 3 * 2);
+        assert!(cases.iter().all(|case| case.frames == 2));
+    }
+
+    #[test]
+    fn windows_fit_in_memory() {
+        let windows = |line| -> Vec<usize> { cases(line).unwrap().iter().map(|case| case.window).collect() };
+        assert_eq!(windows("--pattern latency,bandwidth,rate,connect --size 8"), [1, 16, 256, 1]);
+        assert_eq!(windows("--pattern bandwidth --size 16M,64M,1G"), [16, 4, 1]);
+        assert_eq!(windows("--pattern bandwidth,latency --size 64M --window 5"), [5, 1]);
+        assert!(
+            cases("--pattern bandwidth --size 1G --window 64")
+                .unwrap_err()
+                .contains("lower --size or --window")
+        );
+        assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
+        assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
+        assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames means nothing"));
+    }
+
+    #[test]
+    fn a_run_without_options_stays_below_a_minute() {
+        for cases in [1, 8, 20, 40] {
+            let pace = pace(&options(""), cases);
+            let repeat = pace.warmup + pace.duration + 3 * pace.ceiling() + OVERHEAD;
+            assert!(repeat * 3 * cases as u32 <= Duration::from_secs(55), "{cases}: {pace:?}");
+        }
+        assert_eq!(pace(&options("--size 8"), 1000).duration, Duration::from_millis(500));
+        assert_eq!(pace(&options("--duration 2"), 4).duration, Duration::from_secs(2));
+        assert_eq!(pace(&options("--duration 2 --warmup 1"), 4).warmup, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn what_is_not_ready_is_refused_with_the_reason() {
+        let backends = [
+            BackendReport { name: "shm", state: BackendState::Planned },
+            BackendReport {
+                name: "ib",
+                state: BackendState::Unavailable { reason: "no device".into(), remedy: "plug one in".into() },
+            },
+        ];
+        let refused = |name| ready(name, &backends).unwrap_err().to_string();
+        assert!(refused("shm").contains("planned, and not in this version"));
+        assert!(refused("ib").contains("no device: plug one in"));
+        assert!(refused("ucx").contains("does not know ucx"));
+        ready("auto", &backends).unwrap();
+    }
+
+    #[test]
+    fn connect_says_the_transport() {
+        let towline: Address = "towline://host:1".parse().unwrap();
+        let tcp: Address = "tcp://host:1".parse().unwrap();
+        let names = |asked: &[&'static str], address| -> Result<Vec<&'static str>, String> {
+            let asked: Vec<Transport> = asked.iter().copied().map(Transport::plain).collect();
+            let found = connected(&asked, address).map_err(|failure| failure.to_string())?;
+            Ok(found.iter().map(|transport| transport.name).collect())
+        };
+        assert_eq!(names(&[], &towline), Ok(vec!["auto"]));
+        assert_eq!(names(&[], &tcp), Ok(vec!["tcp"]));
+        assert_eq!(names(&["tcp"], &towline), Ok(vec!["tcp"]));
+        assert!(names(&["ucx"], &tcp).unwrap_err().contains("does not fit"));
+        assert!(names(&["mem"], &towline).unwrap_err().contains("its own process"));
+        assert!(names(&[], &"mem://x".parse().unwrap()).unwrap_err().contains("its own process"));
+    }
+}

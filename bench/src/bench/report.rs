@@ -1,0 +1,404 @@
+//! The document: one row a case, as `docs/bench.md` and its JSON Schema promise them, and the table people read.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::case::{Case, Pattern};
+use super::sample::Sample;
+use crate::ceiling::Ceiling;
+use crate::fingerprint::Fingerprint;
+use crate::units::Size;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) schema: u32,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) results: Vec<Row>,
+}
+
+/// One case and what was measured; what does not apply is `null`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Row {
+    pub(crate) transport: String,
+    /// What carried the bytes; `null` before the case has run.
+    pub(crate) path: Option<String>,
+    pub(crate) options: BTreeMap<String, String>,
+    pub(crate) pattern: &'static str,
+    pub(crate) size_bytes: usize,
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+    pub(crate) wait: &'static str,
+    pub(crate) processes: u32,
+    pub(crate) frames: usize,
+    pub(crate) streams: u32,
+    pub(crate) window: usize,
+    pub(crate) workers: u32,
+    pub(crate) rate: Option<f64>,
+    pub(crate) samples: u64,
+    pub(crate) gb_per_s: Option<f64>,
+    pub(crate) gb_per_s_range: Option<[f64; 2]>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) p99_us: Option<f64>,
+    pub(crate) p999_us: Option<f64>,
+    pub(crate) cold_us: Option<f64>,
+    pub(crate) messages_per_s: Option<f64>,
+    pub(crate) tasks_per_s: Option<f64>,
+    pub(crate) cpu_s_per_gb: Option<CpuCost>,
+    pub(crate) copies: Option<f64>,
+    pub(crate) verified: bool,
+    pub(crate) ceilings: Vec<CeilingRow>,
+    pub(crate) against: Vec<serde_json::Value>,
+}
+
+/// CPU seconds spent per 10^9 bytes, at the end that gives them and at the end that takes them.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct CpuCost {
+    pub(crate) send: f64,
+    pub(crate) recv: f64,
+}
+
+/// A ceiling, and our share of it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct CeilingRow {
+    pub(crate) kind: &'static str,
+    pub(crate) gb_per_s: Option<f64>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) share: Option<f64>,
+}
+
+impl Row {
+    /// The row of a case that has not run yet: what it is, and nothing measured.
+    pub(crate) fn planned(case: &Case) -> Self {
+        Self {
+            transport: case.transport.name.to_owned(),
+            path: None,
+            options: case.transport.options.clone(),
+            pattern: case.pattern.name(),
+            size_bytes: case.size.0,
+            from: "host",
+            to: "host",
+            wait: case.wait.name(),
+            processes: if case.transport.name == "mem" { 1 } else { 2 },
+            frames: case.frames,
+            streams: 1,
+            window: case.window,
+            workers: 2,
+            rate: None,
+            samples: 0,
+            gb_per_s: None,
+            gb_per_s_range: None,
+            p50_us: None,
+            p99_us: None,
+            p999_us: None,
+            cold_us: None,
+            messages_per_s: None,
+            tasks_per_s: None,
+            cpu_s_per_gb: None,
+            copies: None,
+            verified: case.verify,
+            ceilings: Vec::new(),
+            against: Vec::new(),
+        }
+    }
+
+    /// Medians and ranges over the repeats; percentiles over all their samples together.
+    pub(crate) fn measured(case: &Case, path: String, repeats: &[Sample], ceilings: &[Vec<Ceiling>]) -> Self {
+        let mut row = Self { path: Some(path), ..Self::planned(case) };
+        row.samples = repeats.iter().map(|sample| sample.times.len()).sum();
+        let rates: Vec<f64> = repeats.iter().map(Sample::gb_per_s).collect();
+        if !matches!(case.pattern, Pattern::Latency | Pattern::Connect) {
+            row.gb_per_s = median(&rates).map(round);
+            row.gb_per_s_range = range(&rates).map(|ends| ends.map(round));
+        }
+        if case.pattern != Pattern::Latency {
+            let messages: Vec<f64> = repeats.iter().map(Sample::messages_per_s).collect();
+            row.messages_per_s = median(&messages).map(round);
+        }
+        let times = Sample::merged_times(repeats);
+        let quantile_us = |q| (!times.is_empty()).then(|| round(times.value_at_quantile(q) as f64 / 1e3));
+        (row.p50_us, row.p99_us, row.p999_us) = (quantile_us(0.5), quantile_us(0.99), quantile_us(0.999));
+        let cold: Vec<f64> =
+            repeats.iter().filter_map(|sample| sample.cold).map(|cold| cold.as_secs_f64() * 1e6).collect();
+        row.cold_us = median(&cold).map(round);
+        let cost = |side: fn(&Sample) -> Option<f64>| {
+            median(&repeats.iter().filter_map(side).collect::<Vec<_>>()).map(round)
+        };
+        if case.pattern != Pattern::Connect {
+            row.cpu_s_per_gb = cost(Sample::send_cpu_s_per_gb)
+                .zip(cost(Sample::recv_cpu_s_per_gb))
+                .map(|(send, recv)| CpuCost { send, recv });
+        }
+        row.copies = cost(Sample::copies);
+        row.ceilings = ceiling_rows(&row, ceilings);
+        row
+    }
+
+    /// `tcp.bandwidth.64K`, as an assertion names it.
+    pub(crate) fn name(&self) -> String {
+        format!("{}.{}.{}", self.transport, self.pattern, Size(self.size_bytes))
+    }
+}
+
+/// One row a kind of ceiling: the median over the repeats, and ours beside it.
+fn ceiling_rows(row: &Row, repeats: &[Vec<Ceiling>]) -> Vec<CeilingRow> {
+    let mut kinds: Vec<&'static str> = Vec::new();
+    for ceiling in repeats.iter().flatten() {
+        if !kinds.contains(&ceiling.kind) {
+            kinds.push(ceiling.kind);
+        }
+    }
+    let rows = kinds.into_iter().map(|kind| {
+        let of = |value: fn(&Ceiling) -> Option<f64>| {
+            let same = repeats.iter().flatten().filter(|ceiling| ceiling.kind == kind);
+            median(&same.filter_map(value).collect::<Vec<_>>())
+        };
+        let (gb_per_s, p50_us) = (of(|ceiling| ceiling.gb_per_s), of(|ceiling| ceiling.p50_us));
+        let share = match (row.gb_per_s.zip(gb_per_s), row.p50_us.zip(p50_us)) {
+            (Some((ours, ceiling)), _) => Some(ours / ceiling),
+            (None, Some((ours, ceiling))) => Some(ceiling / ours),
+            (None, None) => None,
+        };
+        CeilingRow {
+            kind,
+            gb_per_s: gb_per_s.map(round),
+            p50_us: p50_us.map(round),
+            share: share.filter(|share| share.is_finite()).map(round),
+        }
+    });
+    rows.collect()
+}
+
+/// The middle one, or the mean of the two in the middle.
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        length if length % 2 == 1 => Some(sorted[middle]),
+        _ => Some((sorted[middle - 1] + sorted[middle]) / 2.0),
+    }
+}
+
+fn range(values: &[f64]) -> Option<[f64; 2]> {
+    let low = values.iter().copied().min_by(f64::total_cmp)?;
+    let high = values.iter().copied().max_by(f64::total_cmp)?;
+    Some([low, high])
+}
+
+/// Six significant digits: more would be noise in the document.
+fn round(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let scale = 10f64.powi(5 - value.abs().log10().floor() as i32);
+    (value * scale).round() / scale
+}
+
+const COLUMNS: [&str; 11] = [
+    "transport",
+    "pattern",
+    "size",
+    "wait",
+    "GB/s",
+    "range",
+    "p50 µs",
+    "p99 µs",
+    "cold µs",
+    "msg/s",
+    "of the ceiling",
+];
+
+/// The rows as a table: figures right-aligned, what does not apply a dash.
+pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
+    let mut lines: Vec<[String; COLUMNS.len()]> = vec![COLUMNS.map(str::to_owned)];
+    lines.extend(rows.iter().map(cells));
+    let widths: Vec<usize> = (0..COLUMNS.len())
+        .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    for line in &lines {
+        let mut text = String::new();
+        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+            match column {
+                0..=1 | 3 => text.push_str(&format!("{cell:<width$}  ")),
+                10 => text.push_str(cell),
+                _ => text.push_str(&format!("{cell:>width$}  ")),
+            }
+        }
+        writeln!(out, "{}", text.trim_end())?;
+    }
+    Ok(())
+}
+
+fn cells(row: &Row) -> [String; COLUMNS.len()] {
+    let transport = match &row.path {
+        Some(path) if *path != row.transport => format!("{} ({path})", row.transport),
+        _ => row.transport.clone(),
+    };
+    let shares: Vec<String> = row
+        .ceilings
+        .iter()
+        .map(|ceiling| match ceiling.share {
+            Some(share) => format!("{} {:.0} %", ceiling.kind, share * 100.0),
+            None => format!("{} -", ceiling.kind),
+        })
+        .collect();
+    [
+        transport,
+        row.pattern.to_owned(),
+        Size(row.size_bytes).to_string(),
+        row.wait.to_owned(),
+        figure(row.gb_per_s),
+        row.gb_per_s_range
+            .map_or_else(dash, |[low, high]| format!("{}-{}", figure(Some(low)), figure(Some(high)))),
+        figure(row.p50_us),
+        figure(row.p99_us),
+        figure(row.cold_us),
+        row.messages_per_s.map_or_else(dash, |rate| format!("{rate:.0}")),
+        if shares.is_empty() { dash() } else { shares.join(", ") },
+    ]
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// Three digits are what a run repeats.
+fn figure(value: Option<f64>) -> String {
+    match value {
+        None => dash(),
+        Some(value) if value >= 100.0 => format!("{value:.0}"),
+        Some(value) if value >= 10.0 => format!("{value:.1}"),
+        Some(value) => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::bench::case::{Transport, Wait};
+
+    pub(crate) fn case(transport: &'static str, pattern: Pattern, size: usize) -> Case {
+        Case {
+            transport: Transport::plain(transport),
+            pattern,
+            size: Size(size),
+            wait: Wait::Adaptive,
+            frames: 1,
+            window: 16,
+            verify: false,
+        }
+    }
+
+    fn sample(gb_per_s: f64) -> Sample {
+        let mut sample = Sample::new();
+        for micros in 1..=100u64 {
+            sample.record(std::time::Duration::from_micros(micros));
+        }
+        sample.messages = 100;
+        sample.bytes = 100 << 20;
+        sample.elapsed = std::time::Duration::from_secs_f64(sample.bytes as f64 / 1e9 / gb_per_s);
+        sample.cold = Some(std::time::Duration::from_micros(500));
+        sample.cpu = Some((0.5, 0.25));
+        sample.bytes_copied = Some(100 << 20);
+        sample
+    }
+
+    pub(crate) fn bandwidth_row() -> Row {
+        let ceilings = [10.0, 8.0, 20.0].map(|gb_per_s| vec![Ceiling::rate("memcpy", gb_per_s)]);
+        let repeats = [2.0, 5.0, 4.0].map(sample);
+        Row::measured(&case("tcp", Pattern::Bandwidth, 1 << 20), "tcp".into(), &repeats, &ceilings)
+    }
+
+    #[test]
+    fn a_row_has_the_keys_of_the_contract_in_order() {
+        let text = serde_json::to_string(&bandwidth_row()).unwrap();
+        let keys = [
+            "transport",
+            "path",
+            "options",
+            "pattern",
+            "size_bytes",
+            "from",
+            "to",
+            "wait",
+            "processes",
+            "frames",
+            "streams",
+            "window",
+            "workers",
+            "rate",
+            "samples",
+            "gb_per_s",
+            "gb_per_s_range",
+            "p50_us",
+            "p99_us",
+            "p999_us",
+            "cold_us",
+            "messages_per_s",
+            "tasks_per_s",
+            "cpu_s_per_gb",
+            "copies",
+            "verified",
+            "ceilings",
+            "against",
+        ];
+        let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(row.len(), keys.len());
+        let positions: Vec<_> = keys.iter().map(|key| text.find(&format!("\"{key}\":"))).collect();
+        assert!(positions.iter().all(Option::is_some), "{text}");
+        assert!(positions.is_sorted(), "{text}");
+    }
+
+    #[test]
+    fn repeats_give_medians_and_ranges() {
+        let row = bandwidth_row();
+        assert_eq!(row.gb_per_s, Some(4.0));
+        assert_eq!(row.gb_per_s_range, Some([2.0, 5.0]));
+        assert_eq!(row.samples, 300);
+        assert_eq!(row.cold_us, Some(500.0));
+        assert!((row.p50_us.unwrap() - 50.0).abs() < 0.1);
+        assert_eq!(row.copies, Some(1.0));
+        assert!((row.cpu_s_per_gb.unwrap().send - 0.5 / 0.1048576).abs() < 1e-4);
+        assert_eq!(row.ceilings[0].gb_per_s, Some(10.0));
+        assert_eq!(row.ceilings[0].share, Some(0.4));
+    }
+
+    #[test]
+    fn the_share_of_a_latency_is_the_ceiling_over_ours() {
+        let ceilings = [vec![Ceiling::latency("socket", 25.0)]];
+        let row = Row::measured(&case("tcp", Pattern::Latency, 8), "tcp".into(), &[sample(1.0)], &ceilings);
+        assert_eq!((row.gb_per_s, row.messages_per_s), (None, None));
+        assert!((row.ceilings[0].share.unwrap() - 0.5).abs() < 0.01);
+    }
+
+    #[test]
+    fn what_does_not_apply_is_null() {
+        let row = serde_json::to_value(Row::planned(&case("mem", Pattern::Latency, 8))).unwrap();
+        for key in ["path", "rate", "gb_per_s", "gb_per_s_range", "tasks_per_s", "cpu_s_per_gb", "copies"] {
+            assert!(row[key].is_null(), "{key}");
+        }
+        assert_eq!(row["processes"], 1);
+        assert_eq!(row["options"], serde_json::json!({}));
+    }
+
+    #[test]
+    fn the_table_shows_the_share() {
+        let mut out = Vec::new();
+        table(&mut out, &[bandwidth_row()]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("memcpy 40 %") && text.contains("2.00-5.00"), "{text}");
+        assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn figures_keep_six_digits() {
+        assert_eq!(round(1234.56789), 1234.57);
+        assert_eq!(round(0.000_123_456_78), 0.000_123_457);
+        assert_eq!(round(0.0), 0.0);
+        assert_eq!((median(&[]), median(&[1.0, 2.0])), (None, Some(1.5)));
+    }
+}

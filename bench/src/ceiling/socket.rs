@@ -1,0 +1,284 @@
+//! A bare TCP socket between the two processes moves the same messages: once blocking, once spinning.
+//!
+//! The far half confirms what it has read, as a receiver of ours does; the near half keeps at most the window unconfirmed.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::Ceiling;
+use crate::payload::Layout;
+
+/// The far half gives up when nobody connects in this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// What may pass beyond the agreed duration before either half gives up.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Messages below this length are read many at a time, as any good receiver does.
+const BATCH_BELOW_BYTES: usize = 16 << 10;
+
+/// How much is read at once when messages are small.
+const BATCH_BYTES: usize = 64 << 10;
+
+static CONFIRMATIONS: [u8; BATCH_BYTES] = [1; BATCH_BYTES];
+
+/// What both halves agree on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Course {
+    pub(crate) layout: Layout,
+    pub(crate) ping_pong: bool,
+    pub(crate) spin: bool,
+    pub(crate) duration_ms: u64,
+}
+
+impl Course {
+    fn duration(self) -> Duration {
+        Duration::from_millis(self.duration_ms)
+    }
+
+    /// Messages that one confirmation stands for: a confirmation each would halve the rate of small ones.
+    fn confirm_every(self) -> u64 {
+        let small = self.layout.size_bytes < BATCH_BELOW_BYTES;
+        if small { (self.layout.window as u64 / 4).max(1) } else { 1 }
+    }
+}
+
+/// The far half: accepts one connection that presents `key`, then reads and confirms until its end.
+pub(crate) fn far(listener: &TcpListener, key: [u8; 16], course: Course) -> io::Result<()> {
+    let stream = accept_within(listener, CONNECT_WITHIN)?;
+    let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
+    let mut presented = [0; 16];
+    wire.read_exact(&mut presented)?;
+    if presented != key {
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "a stranger connected"));
+    }
+    let mut window = vec![1u8; course.layout.size_bytes * course.layout.window];
+    wire.write_all(&[1])?;
+    if course.ping_pong { echo(&mut wire, &mut window) } else { sink(&mut wire, &mut window, course) }
+}
+
+/// The near half: connects, and measures for the agreed duration.
+pub(crate) fn near(address: SocketAddr, key: [u8; 16], course: Course, source: &[u8]) -> io::Result<Ceiling> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
+    let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
+    wire.write_all(&key)?;
+    wire.read_exact(&mut [0])?;
+    let ceiling =
+        if course.ping_pong { ping(&mut wire, course, source) } else { pour(&mut wire, course, source) }?;
+    wire.stream.shutdown(Shutdown::Write)?;
+    Ok(ceiling)
+}
+
+fn message(layout: Layout, source: &[u8], number: u64) -> &[u8] {
+    let begin = layout.offset(number);
+    &source[begin..begin + layout.size_bytes]
+}
+
+/// Half round trips; the first tenth of the time warms up.
+fn ping(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
+    let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)
+        .map_err(|why| io::Error::other(why.to_string()))?;
+    let mut back = vec![1u8; course.layout.size_bytes];
+    let begin = Instant::now();
+    let warm = course.duration() / 10;
+    for number in 0.. {
+        let sent = Instant::now();
+        wire.write_all(message(course.layout, source, number))?;
+        wire.read_exact(&mut back)?;
+        if sent - begin >= warm || times.is_empty() {
+            times.saturating_record((sent.elapsed().as_nanos() / 2) as u64);
+        }
+        if begin.elapsed() >= course.duration() {
+            break;
+        }
+    }
+    Ok(Ceiling::latency("socket", times.value_at_quantile(0.5) as f64 / 1e3))
+}
+
+/// One direction, the window full; the first tenth of the time warms up.
+fn pour(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
+    let every = course.confirm_every();
+    let window = (course.layout.window as u64).max(every);
+    let (mut sent, mut confirmed) = (0u64, 0u64);
+    let begin = Instant::now();
+    let mut warm: Option<(Instant, u64)> = None;
+    while begin.elapsed() < course.duration() || confirmed == 0 {
+        if sent - confirmed >= window {
+            confirmed += every * wire.read_some(&mut [0; 64])? as u64;
+            if warm.is_none() && begin.elapsed() >= course.duration() / 10 {
+                warm = Some((Instant::now(), confirmed));
+            }
+        } else {
+            wire.write_all(message(course.layout, source, sent))?;
+            sent += 1;
+        }
+    }
+    while sent - confirmed >= every {
+        confirmed += every * wire.read_some(&mut [0; 64])? as u64;
+    }
+    let (since, before) = warm.filter(|(_, before)| *before < confirmed).unwrap_or((begin, 0));
+    let bytes = (confirmed - before) as f64 * course.layout.size_bytes as f64;
+    Ok(Ceiling::rate("socket", bytes / 1e9 / since.elapsed().as_secs_f64()))
+}
+
+fn echo(wire: &mut Wire, window: &mut [u8]) -> io::Result<()> {
+    loop {
+        match wire.read_exact(window) {
+            Ok(()) => wire.write_all(window)?,
+            Err(end) if end.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads each message into its slot, or many small ones at a time, and confirms.
+fn sink(wire: &mut Wire, window: &mut [u8], course: Course) -> io::Result<()> {
+    let size = course.layout.size_bytes;
+    let every = size as u64 * course.confirm_every();
+    let mut batch = vec![1u8; if size < BATCH_BELOW_BYTES { BATCH_BYTES } else { 0 }];
+    let (mut read, mut confirmed, mut at) = (0u64, 0u64, 0usize);
+    loop {
+        let landing = if batch.is_empty() {
+            let slot = at / size * size;
+            &mut window[at..slot + size]
+        } else {
+            &mut batch[..]
+        };
+        let count = wire.read_some(landing)?;
+        if count == 0 {
+            return Ok(());
+        }
+        read += count as u64;
+        at = (at + count) % window.len();
+        let due = (read - confirmed) / every;
+        confirmed += due * every;
+        // A confirmation is a byte; one read never holds more messages than there are bytes in a batch.
+        wire.write_all(&CONFIRMATIONS[..due as usize])?;
+    }
+}
+
+/// A socket that sleeps or spins, and gives up in time.
+#[derive(Debug)]
+struct Wire {
+    stream: TcpStream,
+    spin: bool,
+    deadline: Instant,
+}
+
+impl Wire {
+    fn new(stream: TcpStream, spin: bool, limit: Duration) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(spin)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        Ok(Self { stream, spin, deadline: Instant::now() + limit })
+    }
+
+    /// Repeats `operation` while it would block and there is time.
+    fn patiently<T>(&mut self, mut operation: impl FnMut(&mut TcpStream) -> io::Result<T>) -> io::Result<T> {
+        for turn in 1u32.. {
+            match operation(&mut self.stream) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && self.spin => {
+                    if turn.is_multiple_of(1024) && Instant::now() >= self.deadline {
+                        break;
+                    }
+                    std::hint::spin_loop();
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                outcome => return outcome,
+            }
+        }
+        Err(io::Error::new(ErrorKind::TimedOut, "the other half of the bare socket fell silent"))
+    }
+
+    fn read_some(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.patiently(|stream| stream.read(into))
+    }
+
+    fn read_exact(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match self.read_some(into)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => into = &mut into[count..],
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, mut from: &[u8]) -> io::Result<()> {
+        while !from.is_empty() {
+            let count = self.patiently(|stream| stream.write(from))?;
+            from = &from[count..];
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a connection, but not for ever.
+fn accept_within(listener: &TcpListener, limit: Duration) -> io::Result<TcpStream> {
+    listener.set_nonblocking(true)?;
+    let deadline = Instant::now() + limit;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => return Ok(stream),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            Err(_) if Instant::now() >= deadline => {
+                return Err(io::Error::new(ErrorKind::TimedOut, "nobody connected"));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::payload::Payload;
+
+    fn run(layout: Layout, ping_pong: bool, spin: bool) -> Ceiling {
+        let course = Course { layout, ping_pong, spin, duration_ms: 20 };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let source = Payload::default().prepare(layout);
+        std::thread::scope(|scope| {
+            let far = scope.spawn(|| far(&listener, [7; 16], course));
+            let ceiling = near(address, [7; 16], course, &source).unwrap();
+            far.join().unwrap().unwrap();
+            ceiling
+        })
+    }
+
+    #[test]
+    fn both_ways_of_waiting_move_every_size() {
+        for spin in [false, true] {
+            for (size_bytes, window) in [(8, 256), (1, 1), (100, 3), (65_537, 4)] {
+                let layout = Layout { size_bytes, window };
+                assert!(run(layout, false, spin).gb_per_s.is_some_and(|rate| rate > 0.0), "{layout:?}");
+            }
+            let latency = run(Layout { size_bytes: 8, window: 1 }, true, spin);
+            assert!(latency.p50_us.is_some_and(|time| time > 0.0));
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_turned_away() {
+        let course = Course {
+            layout: Layout { size_bytes: 8, window: 1 },
+            ping_pong: true,
+            spin: false,
+            duration_ms: 10,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::scope(|scope| {
+            let far = scope.spawn(|| far(&listener, [7; 16], course));
+            near(address, [8; 16], course, &[0; 1024]).unwrap_err();
+            assert_eq!(far.join().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
+        });
+    }
+}

@@ -1,0 +1,194 @@
+//! `towline explain`: which path leads to a peer, why, what was expected of it, and what it does.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use serde::Serialize;
+use towline::{Address, Scheme};
+
+use crate::bench::case::{Case, Pattern, Transport, Wait};
+use crate::bench::{Drive, Pace, Repeat, ready};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::peer::{About, Candidate, Peer, Speed};
+use crate::progress::Progress;
+use crate::trust::Trust;
+use crate::units::Size;
+
+const EXAMPLE: &str = "\
+Examples:
+  towline explain towline://10.0.0.2:7000           # `towline serve` runs there
+  towline explain tcp://127.0.0.1:7000 --json | jq .chosen";
+
+/// A peer that has not said what it is by then is no `towline serve`.
+const HELLO_WITHIN: Duration = Duration::from_secs(3);
+
+/// The probe: short, and long enough to tell.
+const PROBE: Pace = Pace { warmup: Duration::from_millis(50), duration: Duration::from_millis(250) };
+
+/// Connect, and tell every candidate path: chosen or refused and why, expected and measured
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Options {
+    /// Where a `towline serve` listens
+    address: Address,
+    /// How to wait for the peer
+    #[arg(long, value_name = "HOW", default_value = "adaptive")]
+    wait: Wait,
+    #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    chosen: String,
+    candidates: Vec<Explained>,
+    /// The other end's view; `null` if it is no `towline serve`.
+    peer: Option<About>,
+}
+
+/// A candidate, and what the probe found if it is the chosen one.
+#[derive(Debug, Serialize)]
+struct Explained {
+    #[serde(flatten)]
+    candidate: Candidate,
+    measured: Option<Speed>,
+    /// Of the machine's ceiling, in bandwidth.
+    share: Option<f64>,
+    copies: Option<f64>,
+    encryption: Option<&'static str>,
+    integrity: Option<&'static str>,
+}
+
+/// What the probe found.
+#[derive(Debug)]
+struct Found {
+    speed: Speed,
+    share: Option<f64>,
+    copies: Option<f64>,
+}
+
+pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
+    options.output.check()?;
+    let address = &options.address;
+    if address.scheme() == Scheme::Mem {
+        return Err(Failure::usage(format!(
+            "{address}: mem reaches only its own process, and no peer runs in this one"
+        )));
+    }
+    let endpoint = options.trust.endpoint(options.wait)?;
+    let transport = transport(address);
+    ready(transport.name, &endpoint.backends())?;
+    let peer = Peer::new(endpoint.connect(address).await?);
+    let path = peer.connection.path().clone();
+    let mut progress = Progress::start();
+    let about = match tokio::time::timeout(HELLO_WITHIN, peer.hello()).await {
+        Ok(about) => Some(about?),
+        Err(_) => {
+            progress
+                .warn("the other end is no `towline serve`: nothing is measured, and its view is unknown");
+            None
+        }
+    };
+    peer.close().await?;
+    let found = match about {
+        Some(_) => Some(probe(options, transport, &mut progress).await?),
+        None => None,
+    };
+    drop(progress);
+    let document = Document {
+        schema: 1,
+        chosen: path.chosen().to_owned(),
+        candidates: Candidate::all_of(&path)
+            .into_iter()
+            .map(|candidate| {
+                let chosen = candidate.transport == path.chosen();
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen)
+            })
+            .collect(),
+        peer: about,
+    };
+    options.output.give(&document, |out: &mut dyn Write| document.write(out))
+}
+
+fn transport(address: &Address) -> Transport {
+    let scheme = address.scheme().as_str();
+    Transport::plain(Transport::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto"))
+}
+
+/// A short measurement of latency and bandwidth, beside their ceilings.
+async fn probe(options: &Options, transport: Transport, progress: &mut Progress) -> Result<Found, Failure> {
+    progress.tell("measuring");
+    let mut drive = Drive::new(PROBE, &options.trust, Some(&options.address), progress);
+    let case = |pattern: Pattern, size, window| Case {
+        transport: transport.clone(),
+        pattern,
+        size: Size(size),
+        wait: options.wait,
+        frames: 1,
+        window,
+        verify: false,
+    };
+    let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;
+    let bandwidth = drive.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;
+    let Repeat { sample, ceilings, .. } = bandwidth;
+    // A copy is the ceiling of what stays within the process or the host, a bare socket of what does not.
+    let ceiling = ceilings.iter().rev().find_map(|ceiling| ceiling.gb_per_s);
+    let gb_per_s = sample.gb_per_s();
+    Ok(Found {
+        speed: Speed { gb_per_s, p50_us: latency.sample.times.value_at_quantile(0.5) as f64 / 1e3 },
+        share: ceiling.map(|ceiling| gb_per_s / ceiling),
+        copies: sample.copies(),
+    })
+}
+
+impl Explained {
+    fn new(candidate: Candidate, found: Option<&Found>, chosen: bool) -> Self {
+        Self {
+            candidate,
+            measured: found.map(|found| found.speed),
+            share: found.and_then(|found| found.share),
+            copies: found.and_then(|found| found.copies),
+            encryption: chosen.then_some("none"),
+            integrity: chosen.then_some("none"),
+        }
+    }
+}
+
+impl Document {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "chosen: {}", self.chosen)?;
+        for explained in &self.candidates {
+            let Candidate { transport, state, reason, remedy, predicted } = &explained.candidate;
+            writeln!(out, "  {transport:<6} {state:<10} {reason}")?;
+            if let Some(remedy) = remedy {
+                writeln!(out, "         to have it: {remedy}")?;
+            }
+            for (what, speed) in [("expected", predicted), ("measured", &explained.measured)] {
+                if let Some(Speed { gb_per_s, p50_us }) = speed {
+                    writeln!(out, "         {what}: {gb_per_s:.2} GB/s at 1 MiB, {p50_us:.2} µs at 8 B")?;
+                }
+            }
+            if let (Some(share), Some(copies)) = (explained.share, explained.copies) {
+                writeln!(
+                    out,
+                    "         {:.0} % of the ceiling, {copies:.1} copies of each byte",
+                    share * 100.0
+                )?;
+            }
+            if let (Some(encryption), Some(integrity)) = (explained.encryption, explained.integrity) {
+                writeln!(out, "         encryption {encryption}, integrity {integrity}")?;
+            }
+        }
+        if let Some(About { version, host, process, chosen, candidates }) = &self.peer {
+            writeln!(out, "peer: process {process} on {host}, towline {version}, sees {chosen}")?;
+            for Candidate { transport, state, reason, .. } in candidates {
+                writeln!(out, "  {transport:<6} {state:<10} {reason}")?;
+            }
+        }
+        Ok(())
+    }
+}

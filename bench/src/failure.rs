@@ -1,0 +1,63 @@
+//! How a command ends when it does not succeed: a sentence, and the exit code that goes with it.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// What a command that did not succeed says.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The demand cannot be met, or was written wrongly. Exit code 2.
+    Usage(String),
+    /// The run failed, or an assertion did not hold. Exit code 1.
+    Run(String),
+    /// Somebody pressed Ctrl-C. Exit code 130.
+    Interrupted,
+}
+
+impl Failure {
+    pub(crate) fn usage(sentence: impl Into<String>) -> Self {
+        Self::Usage(sentence.into())
+    }
+
+    pub(crate) fn run(sentence: impl Into<String>) -> Self {
+        Self::Run(sentence.into())
+    }
+
+    /// Puts `what: ` before the sentence.
+    pub(crate) fn during(self, what: impl fmt::Display) -> Self {
+        match self {
+            Self::Usage(sentence) => Self::Usage(format!("{what}: {sentence}")),
+            Self::Run(sentence) => Self::Run(format!("{what}: {sentence}")),
+            Self::Interrupted => Self::Interrupted,
+        }
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Run(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Interrupted => 130,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(sentence) | Self::Run(sentence) => f.write_str(sentence),
+            Self::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl From<towline::Error> for Failure {
+    fn from(error: towline::Error) -> Self {
+        Self::Run(error.to_string())
+    }
+}
+
+impl<T> From<towline::Failed<T>> for Failure {
+    fn from(failed: towline::Failed<T>) -> Self {
+        failed.error.into()
+    }
+}

@@ -1,0 +1,204 @@
+//! `towline info`: what this machine offers, and what it lacks and why.
+
+mod machine;
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use towline::{BackendReport, BackendState, Endpoint};
+
+use self::machine::{Gpu, Interface, Limits, RdmaDevice};
+use crate::failure::Failure;
+use crate::fingerprint::{self, Fingerprint};
+use crate::output::Output;
+
+const EXAMPLE: &str = "\
+Examples:
+  towline info
+  towline info --json | jq '.backends[] | select(.state != \"ready\")'";
+
+/// Tell what this machine offers: every transport, ready or why not, and the hardware beneath
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    version: &'static str,
+    host: Host,
+    backends: Vec<Backend>,
+    gpus: Vec<Gpu>,
+    rdma: Vec<RdmaDevice>,
+    limits: Limits,
+}
+
+#[derive(Debug, Serialize)]
+struct Host {
+    name: String,
+    cpu: String,
+    kernel: String,
+    cores: usize,
+    numa_nodes: usize,
+    memory_bytes: u64,
+    memory_available_bytes: Option<u64>,
+    interfaces: Vec<Interface>,
+}
+
+#[derive(Debug, Serialize)]
+struct Backend {
+    name: &'static str,
+    state: &'static str,
+    reason: Option<String>,
+    remedy: Option<String>,
+    version: Option<String>,
+    caps: Vec<String>,
+    devices: Vec<String>,
+}
+
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    options.output.check()?;
+    let document = Document {
+        schema: 1,
+        version: env!("CARGO_PKG_VERSION"),
+        host: Host::read(),
+        backends: Endpoint::new()?.backends().into_iter().map(Backend::from).collect(),
+        gpus: machine::gpus(),
+        rdma: machine::rdma(),
+        limits: Limits::read(),
+    };
+    options.output.give(&document, |out: &mut dyn Write| document.write(out))
+}
+
+impl Host {
+    fn read() -> Self {
+        let Fingerprint { host, cpu, kernel, cores, numa_nodes, memory_bytes, .. } = Fingerprint::read([]);
+        Self {
+            name: host,
+            cpu,
+            kernel,
+            cores,
+            numa_nodes,
+            memory_bytes,
+            memory_available_bytes: fingerprint::memory_bytes("MemAvailable"),
+            interfaces: machine::interfaces(),
+        }
+    }
+}
+
+impl From<BackendReport> for Backend {
+    fn from(report: BackendReport) -> Self {
+        let mut backend = Self {
+            name: report.name,
+            state: "unavailable",
+            reason: None,
+            remedy: None,
+            version: None,
+            caps: Vec::new(),
+            devices: Vec::new(),
+        };
+        match report.state {
+            BackendState::Ready { version, caps, devices } => {
+                backend.state = "ready";
+                backend.version = version;
+                backend.caps = caps.names();
+                backend.devices = devices;
+            }
+            BackendState::Unavailable { reason, remedy } => {
+                (backend.reason, backend.remedy) = (Some(reason), Some(remedy));
+            }
+            BackendState::Planned => {
+                backend.state = "planned";
+                backend.reason = Some("a later version will have it".to_owned());
+            }
+            _ => backend.reason = Some("a state that this command does not know".to_owned()),
+        }
+        backend
+    }
+}
+
+impl Document {
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
+        writeln!(out, "towline {}", self.version)?;
+        let Host { name, cpu, kernel, cores, numa_nodes, memory_bytes, memory_available_bytes, interfaces } =
+            &self.host;
+        writeln!(out, "{name}: {kernel}")?;
+        writeln!(
+            out,
+            "  cpu      {cpu}, {cores} cores, {numa_nodes} NUMA node{}",
+            if *numa_nodes == 1 { "" } else { "s" }
+        )?;
+        let available =
+            memory_available_bytes.map_or(String::new(), |bytes| format!(", {:.1} GiB free", gib(bytes)));
+        writeln!(out, "  memory   {:.1} GiB{available}", gib(*memory_bytes))?;
+        for interface in interfaces {
+            writeln!(out, "  network  {interface}")?;
+        }
+        if self.gpus.is_empty() {
+            writeln!(out, "  gpu      none that an NVIDIA driver shows")?;
+        }
+        for gpu in &self.gpus {
+            writeln!(out, "  gpu      {gpu}")?;
+        }
+        if self.rdma.is_empty() {
+            writeln!(out, "  rdma     none: {} is missing or empty", machine::RDMA_DEVICES)?;
+        }
+        for device in &self.rdma {
+            writeln!(out, "  rdma     {device}")?;
+        }
+        writeln!(out, "  limits   {}", self.limits)?;
+        writeln!(out, "transports")?;
+        for backend in &self.backends {
+            writeln!(out, "  {backend}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:<8} {:<12}", self.name, self.state)?;
+        let details = [&self.version, &self.reason, &self.remedy];
+        let mut parts: Vec<String> = details.into_iter().flatten().cloned().collect();
+        for list in [&self.devices, &self.caps] {
+            if !list.is_empty() {
+                parts.push(list.join(" "));
+            }
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_of_a_backend_shows() {
+        let shown = |state| Backend::from(BackendReport { name: "ib", state });
+        let unavailable =
+            BackendState::Unavailable { reason: "no device".into(), remedy: "plug one in".into() };
+        assert_eq!(shown(unavailable).to_string(), "ib       unavailable no device; plug one in");
+        assert!(shown(BackendState::Planned).to_string().contains("planned     a later version"));
+        let ready = BackendState::Ready {
+            version: Some("1.2".into()),
+            caps: towline::Caps::CROSS_PROCESS,
+            devices: vec!["mlx5_0".into()],
+        };
+        assert_eq!(shown(ready).to_string(), "ib       ready       1.2; mlx5_0; cross_process");
+    }
+
+    #[test]
+    fn the_document_has_the_keys_of_the_contract() {
+        let backend =
+            serde_json::to_value(Backend::from(BackendReport { name: "shm", state: BackendState::Planned }))
+                .unwrap();
+        for key in ["name", "state", "reason", "remedy", "version", "caps", "devices"] {
+            assert!(backend.get(key).is_some(), "{key}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The asking half of the conversation with a serving side.
+
+use std::time::Duration;
+
+use towline::{CandidateState, Connection, ErrorKind, Message, Path, RemoteRegion};
+
+use super::{About, Answer, Candidate, CpuClock, Request, Speed, Usage, encode, is_conversation};
+use crate::failure::Failure;
+
+/// An answer takes less, unless the other end is no `towline serve`.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// A connection to a serving side.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) connection: Connection,
+}
+
+impl Peer {
+    pub(crate) fn new(connection: Connection) -> Self {
+        Self { connection }
+    }
+
+    /// Asks, and waits for the answer.
+    pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
+        match tokio::time::timeout(ANSWER_WITHIN, self.exchange(request)).await {
+            Ok(Ok(Answer::Problem { why })) => Err(Failure::run(format!("the serving side: {why}"))),
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::run(format!(
+                "no answer within {} s: is the other end a `towline serve` of this version?",
+                ANSWER_WITHIN.as_secs()
+            ))),
+        }
+    }
+
+    async fn exchange(&self, request: &Request) -> Result<Answer, Failure> {
+        let header = encode(request).map_err(Failure::run)?;
+        self.connection.deliver(Message::new(header)).await?;
+        let message = self.connection.recv().await?;
+        if !is_conversation(message.header()) {
+            return Err(Failure::run(
+                "a message came back where an answer was due: is the other end a `towline serve`?",
+            ));
+        }
+        serde_json::from_slice(message.header()).map_err(|error| {
+            Failure::run(format!("an answer that this version does not understand: {error}"))
+        })
+    }
+
+    /// Asks for something that is done or not.
+    pub(crate) async fn require(&self, request: &Request) -> Result<(), Failure> {
+        match self.ask(request).await? {
+            Answer::Ready => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn hello(&self) -> Result<About, Failure> {
+        match self.ask(&Request::Hello).await? {
+            Answer::Hello(about) => Ok(about),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the far end has spent; a message that it found wrong is a failure.
+    pub(crate) async fn usage(&self) -> Result<Usage, Failure> {
+        match self.ask(&Request::Usage).await? {
+            Answer::Usage(Usage { problem: Some(why), .. }) => Err(Failure::run(why)),
+            Answer::Usage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What this end has spent.
+    pub(crate) fn own_usage(&self, clock: CpuClock) -> Usage {
+        Usage {
+            cpu_s: clock.seconds(),
+            bytes_copied: self.connection.stats().bytes_copied,
+            ..Usage::default()
+        }
+    }
+
+    pub(crate) async fn region(&self, request: &Request) -> Result<RemoteRegion, Failure> {
+        match self.ask(request).await? {
+            Answer::Region { remote } => Ok(RemoteRegion::from_bytes(&remote)?),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Where the far half of a bare socket waits: its port, and what to present there.
+    pub(crate) async fn socket(&self, request: &Request) -> Result<(u16, [u8; 16]), Failure> {
+        match self.ask(request).await? {
+            Answer::Socket { port, key } => Ok((port, key)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Says good-bye; that it takes too long is nobody's failure.
+    pub(crate) async fn close(self) -> Result<(), Failure> {
+        match self.connection.close().await {
+            Err(error) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::TimedOut) => {
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unexpected(answer: &Answer) -> Failure {
+    Failure::run(format!("the serving side gave an answer to another question: {answer:?}"))
+}
+
+impl Candidate {
+    /// Every path that one end considered.
+    pub(crate) fn all_of(path: &Path) -> Vec<Self> {
+        let one = |candidate: &towline::Candidate| Self {
+            transport: candidate.name.to_owned(),
+            state: match candidate.state {
+                CandidateState::Chosen => "chosen",
+                CandidateState::Available => "available",
+                CandidateState::Refused => "refused",
+            }
+            .to_owned(),
+            reason: candidate.reason.clone(),
+            remedy: candidate.remedy.clone(),
+            predicted: candidate
+                .nominal
+                .map(|nominal| Speed { gb_per_s: nominal.gb_per_s, p50_us: nominal.p50_us }),
+        };
+        path.candidates().iter().map(one).collect()
+    }
+}

@@ -1,0 +1,197 @@
+//! The other half of a measurement: what is asked of it, and how it answers.
+//!
+//! A message whose header starts with `{` is a [`Request`] or its [`Answer`], as JSON. Every other message is data, and
+//! its header is [`Stamp`]; what happens to it follows from the last request. A fresh connection echoes.
+
+mod client;
+mod server;
+mod serving;
+mod usage;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use client::Peer;
+pub(crate) use server::{inspect, serve};
+pub(crate) use serving::Serving;
+pub(crate) use usage::CpuClock;
+
+use crate::ceiling::socket::Course;
+use crate::payload::{Check, Layout};
+
+/// What the serving side is asked to do.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub(crate) enum Request {
+    /// Who are you, and how do you see this connection?
+    Hello,
+    /// Send every message back.
+    Echo,
+    /// Check every message and let it go.
+    Sink {
+        /// What the messages hold.
+        layout: Layout,
+        /// Frames of each.
+        frames: usize,
+        /// How closely to look.
+        check: Check,
+    },
+    /// What has it cost you so far, and was anything wrong?
+    Usage,
+    /// Expose memory that holds the pattern, to be read.
+    Lend {
+        /// What it must hold.
+        layout: Layout,
+    },
+    /// Expose memory to be written, a slot of `size_bytes` for each message of the window.
+    Borrow {
+        /// What will be written.
+        layout: Layout,
+    },
+    /// Take the exposed memory back, and check what was written.
+    Withdraw {
+        /// The last message written into each slot, if any was.
+        last: Vec<Option<u64>>,
+        /// How closely to look.
+        check: Check,
+    },
+    /// Be the far half of a bare socket.
+    Socket {
+        /// What both halves do.
+        course: Course,
+    },
+}
+
+/// What the serving side says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub(crate) enum Answer {
+    /// Who it is.
+    Hello(About),
+    /// Done.
+    Ready,
+    /// What it has cost.
+    Usage(Usage),
+    /// Memory is exposed.
+    Region {
+        /// The capability to reach it.
+        remote: Vec<u8>,
+    },
+    /// The far half of a bare socket waits.
+    Socket {
+        /// Where.
+        port: u16,
+        /// What to present there.
+        key: [u8; 16],
+    },
+    /// It cannot, or something was wrong.
+    Problem {
+        /// What.
+        why: String,
+    },
+}
+
+/// The serving side's view.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct About {
+    pub(crate) version: String,
+    pub(crate) host: String,
+    pub(crate) process: u32,
+    /// What it says carries the bytes.
+    pub(crate) chosen: String,
+    pub(crate) candidates: Vec<Candidate>,
+}
+
+/// One path as one end sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Candidate {
+    pub(crate) transport: String,
+    pub(crate) state: String,
+    pub(crate) reason: String,
+    pub(crate) remedy: Option<String>,
+    /// What was expected of it before anything was measured.
+    pub(crate) predicted: Option<Speed>,
+}
+
+/// A bandwidth at 1 MiB, and half a round trip of 8 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Speed {
+    pub(crate) gb_per_s: f64,
+    pub(crate) p50_us: f64,
+}
+
+/// What one end of a connection has spent and counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Usage {
+    pub(crate) cpu_s: f64,
+    pub(crate) messages: u64,
+    pub(crate) bytes_copied: u64,
+    /// The first message that was not what it should have been.
+    pub(crate) problem: Option<String>,
+}
+
+/// The header of a data message: a mark and the message's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp(pub(crate) u64);
+
+impl Stamp {
+    const MARK: u8 = b'#';
+
+    pub(crate) fn to_header(self) -> Bytes {
+        let mut header = [Self::MARK; 9];
+        header[1..].copy_from_slice(&self.0.to_le_bytes());
+        Bytes::copy_from_slice(&header)
+    }
+
+    pub(crate) fn from_header(header: &[u8]) -> Option<Self> {
+        match header.split_first() {
+            Some((&Self::MARK, number)) => Some(Self(u64::from_le_bytes(number.try_into().ok()?))),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a header holds a request or an answer.
+pub(crate) fn is_conversation(header: &[u8]) -> bool {
+    header.first() == Some(&b'{')
+}
+
+pub(crate) fn encode(value: &impl Serialize) -> Result<Bytes, String> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_told_from_a_conversation() {
+        for number in [0, 1, u64::from(b'{'), u64::MAX] {
+            let header = Stamp(number).to_header();
+            assert_eq!(Stamp::from_header(&header), Some(Stamp(number)));
+            assert!(!is_conversation(&header));
+        }
+        let request = encode(&Request::Echo).unwrap();
+        assert!(is_conversation(&request) && Stamp::from_header(&request).is_none());
+        for header in [&b""[..], b"#", b"#1234567", b"#123456789"] {
+            assert_eq!(Stamp::from_header(header), None);
+        }
+    }
+
+    #[test]
+    fn requests_and_answers_survive_the_trip() {
+        let layout = Layout { size_bytes: 8, window: 2 };
+        let course = Course { layout, ping_pong: true, spin: false, duration_ms: 5 };
+        for request in [
+            Request::Hello,
+            Request::Sink { layout, frames: 3, check: Check::Whole },
+            Request::Withdraw { last: vec![Some(2), None], check: Check::Edges },
+            Request::Socket { course },
+        ] {
+            let header = encode(&request).unwrap();
+            assert_eq!(serde_json::from_slice::<Request>(&header).unwrap(), request);
+        }
+        let answer = Answer::Usage(Usage { cpu_s: 0.5, messages: 3, bytes_copied: 24, problem: None });
+        assert_eq!(serde_json::from_slice::<Answer>(&encode(&answer).unwrap()).unwrap(), answer);
+    }
+}

@@ -1,0 +1,321 @@
+//! The serving half: answers requests, echoes, sinks and checks data, exposes memory.
+
+use std::collections::VecDeque;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline::{Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
+
+use super::{About, Answer, Candidate, CpuClock, Request, Stamp, Usage, encode, is_conversation};
+use crate::ceiling::socket::{self, Course};
+use crate::failure::Failure;
+use crate::fingerprint;
+use crate::payload::{self, Check, Layout, Payload};
+
+/// Connections served at once; more wait at the door until one ends.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long exposed memory stays exposed if the peer forgets it.
+const REGION_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Serves `listener` until it fails or the caller drops this.
+pub(crate) async fn serve(listener: Listener, clock: CpuClock) -> Result<(), Failure> {
+    let address = listener.address();
+    let host: Arc<str> = if address.is_wildcard() { "::".into() } else { address.host().into() };
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= CONNECTIONS_MAX {
+            connections.join_next().await;
+        }
+        match listener.accept().await {
+            Ok(connection) => {
+                let host = host.clone();
+                connections.spawn(async move {
+                    let name = connection.peer().to_string();
+                    if let Err(why) = Session::new(connection, clock, host).run().await {
+                        eprintln!("towline: {name}: {why}");
+                    }
+                });
+            }
+            Err(error) if error.kind() == ErrorKind::Closed => return Err(error.into()),
+            Err(error) => {
+                // One stranger at the door is no reason to stop, and many are no reason to spin.
+                eprintln!("towline: {error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Session {
+    connection: Connection,
+    clock: CpuClock,
+    /// Where bare sockets listen: where the endpoint does.
+    host: Arc<str>,
+    mode: Mode,
+    messages: u64,
+    problem: Option<String>,
+    /// The last window of messages: so much memory is landed in, in turn.
+    held: VecDeque<Message>,
+    payload: Payload,
+    lent: Option<Region<Buffer>>,
+    borrowed: Option<(Region<BufferMut>, Layout)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    Echo,
+    Sink { layout: Layout, frames: usize, check: Check },
+}
+
+impl Session {
+    fn new(connection: Connection, clock: CpuClock, host: Arc<str>) -> Self {
+        Self {
+            connection,
+            clock,
+            host,
+            mode: Mode::Echo,
+            messages: 0,
+            problem: None,
+            held: VecDeque::new(),
+            payload: Payload::default(),
+            lent: None,
+            borrowed: None,
+        }
+    }
+
+    /// Until the peer closes. A peer that is gone is no failure of ours.
+    async fn run(mut self) -> Result<(), towline::Error> {
+        loop {
+            match self.step().await {
+                Err(error) if matches!(error.kind(), ErrorKind::Closed | ErrorKind::PeerLost) => {
+                    return Ok(());
+                }
+                outcome => outcome?,
+            }
+        }
+    }
+
+    /// Takes one message, and does what it is for.
+    async fn step(&mut self) -> Result<(), towline::Error> {
+        let message = self.connection.recv().await?;
+        if !is_conversation(message.header()) {
+            return self.take(message).await;
+        }
+        let answer = self.answer(message.header()).await.unwrap_or_else(|why| Answer::Problem { why });
+        let header = encode(&answer).map_err(|why| towline::Error::new(ErrorKind::Invalid, why))?;
+        self.connection.send(Message::new(header)).await?;
+        Ok(())
+    }
+
+    async fn take(&mut self, message: Message) -> Result<(), towline::Error> {
+        match self.mode {
+            Mode::Echo => {
+                self.connection.send(message).await?;
+            }
+            Mode::Sink { layout, frames, check } => {
+                let verdict = inspect(&message, layout, frames, check, self.messages);
+                if let Err(why) = verdict {
+                    self.problem.get_or_insert(why);
+                }
+                if self.held.len() >= layout.window {
+                    self.held.pop_front();
+                }
+                self.held.push_back(message);
+            }
+        }
+        self.messages += 1;
+        Ok(())
+    }
+
+    async fn answer(&mut self, request: &[u8]) -> Result<Answer, String> {
+        let request = serde_json::from_slice(request).map_err(|error| format!("not a request: {error}"))?;
+        match request {
+            Request::Hello => Ok(Answer::Hello(self.about())),
+            Request::Echo => self.begin(Mode::Echo),
+            Request::Sink { layout, frames, check } => {
+                bounded(layout)?;
+                self.begin(Mode::Sink { layout, frames: frames.max(1), check })
+            }
+            Request::Usage => Ok(Answer::Usage(Usage {
+                cpu_s: self.clock.seconds(),
+                messages: self.messages,
+                bytes_copied: self.connection.stats().bytes_copied,
+                problem: self.problem.clone(),
+            })),
+            Request::Lend { layout } => {
+                bounded(layout)?;
+                let memory = Buffer::from(self.payload.prepare(layout));
+                let region =
+                    self.connection.expose(memory, REGION_LIFETIME).map_err(|failed| failed.to_string())?;
+                let remote = region.remote().to_bytes().to_vec();
+                self.lent = Some(region);
+                Ok(Answer::Region { remote })
+            }
+            Request::Borrow { layout } => {
+                bounded(layout)?;
+                let memory = BufferMut::zeroed(layout.size_bytes * layout.window);
+                let region = self
+                    .connection
+                    .expose_mut(memory, REGION_LIFETIME)
+                    .map_err(|failed| failed.to_string())?;
+                let remote = region.remote().to_bytes().to_vec();
+                self.borrowed = Some((region, layout));
+                Ok(Answer::Region { remote })
+            }
+            Request::Withdraw { last, check } => self.withdraw(&last, check).await,
+            Request::Socket { course } => far_socket(&self.host, course),
+        }
+    }
+
+    fn begin(&mut self, mode: Mode) -> Result<Answer, String> {
+        self.mode = mode;
+        self.messages = 0;
+        self.held.clear();
+        Ok(Answer::Ready)
+    }
+
+    fn about(&self) -> About {
+        let path = self.connection.path();
+        About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: fingerprint::host_name(),
+            process: std::process::id(),
+            chosen: path.chosen().to_owned(),
+            candidates: Candidate::all_of(path),
+        }
+    }
+
+    async fn withdraw(&mut self, last: &[Option<u64>], check: Check) -> Result<Answer, String> {
+        if let Some(region) = self.lent.take() {
+            region.revoke().await;
+        }
+        let Some((region, layout)) = self.borrowed.take() else { return Ok(Answer::Ready) };
+        let memory = region.revoke().await;
+        let bytes = memory.as_slice().ok_or("the region's memory is not readable")?;
+        for (slot, number) in last.iter().take(layout.window).enumerate() {
+            if let Some(number) = number {
+                let begin = slot * layout.size_bytes;
+                payload::check(layout, *number, 0, &bytes[begin..begin + layout.size_bytes], check)?;
+            }
+        }
+        Ok(Answer::Ready)
+    }
+}
+
+/// Is this message number `expected`, with the frames and the bytes that it should have?
+pub(crate) fn inspect(
+    message: &Message,
+    layout: Layout,
+    frames: usize,
+    check: Check,
+    expected: u64,
+) -> Result<(), String> {
+    let Some(Stamp(number)) = Stamp::from_header(message.header()) else {
+        return Err(format!("a message of {} header bytes without a stamp arrived", message.header().len()));
+    };
+    if number != expected {
+        return Err(format!("message {number} arrived where {expected} was due"));
+    }
+    if message.frames().len() != frames || message.payload_len() != layout.size_bytes as u64 {
+        return Err(format!(
+            "message {number} arrived with {} frames of {} bytes together, sent were {frames} of {}",
+            message.frames().len(),
+            message.payload_len(),
+            layout.size_bytes
+        ));
+    }
+    for (frame, range) in message.frames().iter().zip(payload::cuts(layout.size_bytes, frames)) {
+        let bytes =
+            frame.as_slice().ok_or_else(|| format!("message {number} arrived in unreadable memory"))?;
+        if bytes.len() != range.len() {
+            return Err(format!("message {number} arrived cut elsewhere"));
+        }
+        payload::check(layout, number, range.start, bytes, check)?;
+    }
+    Ok(())
+}
+
+/// A request may come from anybody who may connect: it gets at most half of the free memory.
+fn bounded(layout: Layout) -> Result<(), String> {
+    if layout.size_bytes == 0 || layout.window == 0 {
+        return Err("a layout of nothing".to_owned());
+    }
+    let limit = fingerprint::memory_bytes("MemAvailable").unwrap_or(1 << 30) / 2;
+    let room =
+        (layout.size_bytes as u64).checked_add(8192).and_then(|size| size.checked_mul(layout.window as u64));
+    match room {
+        Some(bytes) if bytes <= limit => Ok(()),
+        _ => Err(format!(
+            "a window of {} messages of {} bytes needs more than half of the free memory ({limit} bytes)",
+            layout.window, layout.size_bytes
+        )),
+    }
+}
+
+/// Starts the far half on a thread of its own.
+fn far_socket(host: &str, course: Course) -> Result<Answer, String> {
+    bounded(course.layout)?;
+    let listen = || match TcpListener::bind((host, 0)) {
+        Err(_) if host == "::" => TcpListener::bind("0.0.0.0:0"),
+        outcome => outcome,
+    };
+    let open = || -> std::io::Result<(TcpListener, u16, [u8; 16])> {
+        let listener = listen()?;
+        let port = listener.local_addr()?.port();
+        let mut key = [0; 16];
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
+        Ok((listener, port, key))
+    };
+    let (listener, port, key) = open().map_err(|error| format!("a bare socket: {error}"))?;
+    let far = move || {
+        if let Err(error) = socket::far(&listener, key, course) {
+            eprintln!("towline: the far half of a bare socket: {error}");
+        }
+    };
+    std::thread::Builder::new()
+        .name("bare-socket".to_owned())
+        .spawn(far)
+        .map_err(|error| format!("a thread for a bare socket: {error}"))?;
+    Ok(Answer::Socket { port, key })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(layout: Layout, number: u64, frames: usize) -> Message {
+        let memory = Payload::default().prepare(layout);
+        let begin = layout.offset(number);
+        let cuts = payload::cuts(layout.size_bytes, frames);
+        let frames = cuts.map(|cut| Buffer::from(memory.slice(begin + cut.start..begin + cut.end)));
+        Message::from_parts(Stamp(number).to_header(), frames.collect())
+    }
+
+    #[test]
+    fn a_wrong_message_is_noticed() {
+        let layout = Layout { size_bytes: 100, window: 3 };
+        let verdict = |message: &Message, expected| inspect(message, layout, 2, Check::Whole, expected);
+        verdict(&message(layout, 7, 2), 7).unwrap();
+        assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was due"));
+        assert!(verdict(&message(layout, 7, 3), 7).unwrap_err().contains("3 frames"));
+        let (_, frames) = message(layout, 8, 2).into_parts();
+        let swapped = Message::from_parts(Stamp(7).to_header(), frames);
+        assert!(verdict(&swapped, 7).unwrap_err().contains("damaged"));
+        assert!(verdict(&Message::new("hello"), 0).unwrap_err().contains("without a stamp"));
+        let uneven = Message::from_parts(Stamp(0).to_header(), vec![vec![0; 99].into(), vec![0; 1].into()]);
+        assert!(verdict(&uneven, 0).unwrap_err().contains("cut elsewhere"));
+    }
+
+    #[test]
+    fn greed_is_refused() {
+        bounded(Layout { size_bytes: 8, window: 256 }).unwrap();
+        for (size_bytes, window) in [(0, 1), (1, 0), (usize::MAX, 2), (1 << 45, 1), (1, 1 << 50)] {
+            assert!(bounded(Layout { size_bytes, window }).is_err(), "{size_bytes} {window}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What is going on, on stderr: one line that changes on a terminal, a line now and then elsewhere.
+
+use std::io::{IsTerminal, Write, stderr};
+use std::time::{Duration, Instant};
+
+/// How often a line is written where it cannot be replaced.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// The present state of a long run.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    terminal: bool,
+    told: Instant,
+    shown: bool,
+}
+
+impl Progress {
+    pub(crate) fn start() -> Self {
+        Self { terminal: stderr().is_terminal(), told: Instant::now(), shown: false }
+    }
+
+    /// Shows `line` if it is time to.
+    pub(crate) fn tell(&mut self, line: &str) {
+        // Nothing depends on whether anybody reads it.
+        if self.terminal {
+            let _ = write!(stderr(), "\r\x1b[K{line}");
+            self.shown = true;
+        } else if self.told.elapsed() >= EVERY {
+            self.told = Instant::now();
+            let _ = writeln!(stderr(), "towline: {line}");
+        }
+    }
+
+    /// Says something that must not be lost.
+    pub(crate) fn warn(&mut self, line: &str) {
+        self.clear();
+        let _ = writeln!(stderr(), "towline: {line}");
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let _ = write!(stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

@@ -1,0 +1,157 @@
+//! Sizes as people write them: binary units, lists and ranges.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// The largest size that can be asked for: 1 TiB.
+const SIZE_MAX_BYTES: u64 = 1 << 40;
+
+const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+
+/// A number of bytes; `64K` is 65,536.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size(pub(crate) usize);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!("`{text}` is not a size: write bytes, or a number with K, M or G, such as 8, 64K or 1M")
+        };
+        let number = text.strip_suffix("iB").unwrap_or(text);
+        let (digits, shift) = match number.chars().last().map(|last| last.to_ascii_uppercase()) {
+            Some(last) => match UNITS.iter().find(|(letter, _)| *letter == last) {
+                Some((_, shift)) => (&number[..number.len() - 1], *shift),
+                None => (number, 0),
+            },
+            None => return Err(wrong()),
+        };
+        if digits.is_empty()
+            || !digits.bytes().all(|byte| byte.is_ascii_digit())
+            || (number != text && shift == 0)
+        {
+            return Err(wrong());
+        }
+        let bytes = digits
+            .parse::<u64>()
+            .ok()
+            .and_then(|count| count.checked_mul(1 << shift))
+            .filter(|bytes| *bytes <= SIZE_MAX_BYTES)
+            .ok_or_else(|| format!("`{text}` is too large: at most 1024G"))?;
+        if bytes == 0 {
+            return Err(format!("`{text}` is no message: at least 1 byte"));
+        }
+        usize::try_from(bytes)
+            .map(Self)
+            .map_err(|_| format!("`{text}` does not fit this machine's addresses"))
+    }
+}
+
+impl fmt::Display for Size {
+    /// The shortest exact spelling: `64K`, `1M`, `1500`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (letter, shift) in UNITS.iter().rev() {
+            if self.0 != 0 && self.0.trailing_zeros() >= *shift {
+                return write!(f, "{}{letter}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+/// One item of a list of sizes: a size, or a range that stands for its powers of two.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes(pub(crate) Vec<Size>);
+
+impl FromStr for Sizes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((from, to)) = text.split_once("..") else {
+            return Ok(Self(vec![text.parse()?]));
+        };
+        let (from, to): (Size, Size) = (from.parse()?, to.parse()?);
+        if let Some(odd) = [from, to].iter().find(|size| !size.0.is_power_of_two()) {
+            return Err(format!("`{text}` stands for powers of two, and {odd} is none"));
+        }
+        if from > to {
+            return Err(format!("`{text}` runs backwards: write {to}..{from}"));
+        }
+        let sizes = (from.0.trailing_zeros()..=to.0.trailing_zeros()).map(|power| Size(1 << power));
+        Ok(Self(sizes.collect()))
+    }
+}
+
+/// A number of seconds above zero, as `0.5` or `3`, at most an hour.
+pub(crate) fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= 3600.0)
+        .map(std::time::Duration::from_secs_f64)
+        .ok_or_else(|| format!("`{text}` is not a time: write seconds, such as 0.5, at most 3600"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(text: &str) -> Result<usize, String> {
+        text.parse().map(|Size(bytes)| bytes)
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        for (text, bytes) in [
+            ("8", 8),
+            ("64K", 65_536),
+            ("64k", 65_536),
+            ("1M", 1 << 20),
+            ("2G", 2 << 30),
+            ("4KiB", 4096),
+            ("1500", 1500),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_no_size() {
+        for text in ["", "K", "x", "8 K", "-8", "+8", "1.5M", "8KB", "8iB", "0x10", "8..", "é", "Ké"] {
+            assert!(size(text).unwrap_err().contains("not a size"), "{text}");
+        }
+        assert!(size("0").unwrap_err().contains("at least 1 byte"));
+        assert!(size("0K").unwrap_err().contains("at least 1 byte"));
+        for text in ["1025G", "99999999999999999999", "18014398509481984K"] {
+            assert!(size(text).unwrap_err().contains("too large"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_size_prints_as_it_is_written() {
+        for text in ["8", "64K", "1M", "3M", "1500", "1G", "1023"] {
+            assert_eq!(Size(size(text).unwrap()).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_range_is_its_powers_of_two() {
+        let range: Sizes = "8..64".parse().unwrap();
+        assert_eq!(range.0.iter().map(|size| size.0).collect::<Vec<_>>(), [8, 16, 32, 64]);
+        assert_eq!("64K..64K".parse::<Sizes>().unwrap().0.len(), 1);
+        assert_eq!("8..64M".parse::<Sizes>().unwrap().0.len(), 24);
+        assert!("7..64".parse::<Sizes>().unwrap_err().contains("7 is none"));
+        assert!("64..8".parse::<Sizes>().unwrap_err().contains("8..64"));
+        for text in ["..", "8..", "..8", "8...64", "8..64..128"] {
+            assert!(text.parse::<Sizes>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn seconds_are_positive_and_bounded() {
+        assert_eq!(parse_seconds("0.5"), Ok(std::time::Duration::from_millis(500)));
+        for text in ["0", "-1", "nan", "inf", "1s", "", "3601"] {
+            assert!(parse_seconds(text).unwrap_err().contains("not a time"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What `towline bench` and `towline explain` measure and report.
+
+use serde_json::Value;
+
+use crate::command::{Finished, start, towline};
+
+const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
+
+fn bench(line: &str) -> Finished {
+    let mut words = vec!["bench"];
+    words.extend(line.split_whitespace());
+    words.extend(SHORT);
+    towline(&words)
+}
+
+/// `document` is made as its schema says.
+#[track_caller]
+fn fits(schema: &Value, document: &Value, at: &str) {
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+        _ => vec![],
+    };
+    let is = match document {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_u64() => "integer",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let fitting = types.is_empty() || types.contains(&is) || (is == "integer" && types.contains(&"number"));
+    assert!(fitting, "{at} is a {is}, not one of {types:?}");
+    if let Some(expected) = schema.get("const") {
+        assert_eq!(document, expected, "{at}");
+    }
+    if let Some(choices) = schema["enum"].as_array() {
+        assert!(choices.contains(document), "{at} is {document}");
+    }
+    if let (Some(properties), Some(object)) = (schema["properties"].as_object(), document.as_object()) {
+        for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            assert!(object.contains_key(key), "{at} lacks {key}");
+        }
+        for (key, value) in object {
+            let known = properties.get(key).unwrap_or_else(|| panic!("{at}.{key} is not in the schema"));
+            fits(known, value, &format!("{at}.{key}"));
+        }
+    }
+    for (index, item) in document.as_array().into_iter().flatten().enumerate() {
+        fits(&schema["items"], item, &format!("{at}[{index}]"));
+    }
+}
+
+#[track_caller]
+fn rows(finished: &Finished) -> Vec<Value> {
+    finished.exits_with(0);
+    let document = finished.document();
+    let schema: Value = serde_json::from_str(include_str!("../../bench.schema.json")).unwrap();
+    fits(&schema, &document, "document");
+    document["results"].as_array().unwrap().clone()
+}
+
+/// Every pattern moves and checks its bytes, and says what it cost.
+#[track_caller]
+fn measures_every_pattern(transport: &str) {
+    let line = format!(
+        "--transport {transport} --pattern latency,bandwidth,rate,get,put,connect --size 8,100000 --verify --json"
+    );
+    let rows = rows(&bench(&line));
+    assert_eq!(rows.len(), 12);
+    for row in rows {
+        assert_eq!(row["transport"], transport);
+        assert_eq!(row["verified"], true);
+        assert!(row["samples"].as_u64().unwrap() > 0, "{row}");
+        assert!(row["p50_us"].as_f64().unwrap() > 0.0, "{row}");
+        let pattern = row["pattern"].as_str().unwrap();
+        assert_eq!(row["gb_per_s"].is_null(), ["latency", "connect"].contains(&pattern), "{row}");
+        assert_eq!(row["messages_per_s"].is_null(), pattern == "latency", "{row}");
+        assert_eq!(row["cold_us"].is_null(), pattern == "connect", "{row}");
+        let kinds: Vec<&str> = row["ceilings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|ceiling| ceiling["kind"].as_str())
+            .collect();
+        let socket = row["path"] != "mem" && pattern != "connect";
+        assert_eq!(kinds.contains(&"socket"), socket, "{row}");
+        assert_eq!(kinds.contains(&"memcpy"), ["bandwidth", "get", "put"].contains(&pattern), "{row}");
+    }
+}
+
+#[test]
+fn mem_is_measured_within_one_process() {
+    measures_every_pattern("mem");
+}
+
+#[test]
+fn tcp_is_measured_between_two_processes() {
+    measures_every_pattern("tcp");
+}
+
+#[test]
+fn auto_says_what_carried_the_bytes() {
+    let rows = rows(&bench("--transport auto --pattern latency --json"));
+    assert_eq!((&rows[0]["transport"], &rows[0]["processes"]), (&"auto".into(), &2.into()));
+    assert!(rows[0]["path"].is_string());
+}
+
+#[test]
+fn frames_and_waits_are_rows_of_their_own() {
+    let rows = rows(&bench(
+        "--transport mem,tcp --pattern bandwidth --size 64K --frames 3 --wait adaptive,sleep --json",
+    ));
+    let told: Vec<(&str, &str)> =
+        rows.iter().map(|row| (row["transport"].as_str().unwrap(), row["wait"].as_str().unwrap())).collect();
+    assert_eq!(told, [("mem", "adaptive"), ("mem", "sleep"), ("tcp", "adaptive"), ("tcp", "sleep")]);
+    assert!(rows.iter().all(|row| row["frames"] == 3 && row["window"] == 16));
+}
+
+#[test]
+fn without_json_it_is_a_table() {
+    let table = bench("--transport mem --pattern latency");
+    table.exits_with(0);
+    assert!(table.out.contains("transport") && table.out.contains("latency"), "{}", table.out);
+}
+
+#[test]
+fn an_assertion_decides_the_exit_code() {
+    let line = "--transport mem --pattern bandwidth --size 64K --assert mem.bandwidth.64K.gb_per_s";
+    let holds = bench(&format!("{line}>0"));
+    holds.exits_with(0);
+    assert!(holds.err.contains("holds: mem.bandwidth.64K.gb_per_s>0"), "{}", holds.err);
+    let broken = bench(&format!("{line}>1e9"));
+    broken.exits_with(1);
+    assert!(
+        broken.err.contains("does not hold: mem.bandwidth.64K.gb_per_s>1e9: gb_per_s is"),
+        "{}",
+        broken.err
+    );
+    assert!(broken.out.contains("bandwidth"), "the result is told all the same: {}", broken.out);
+}
+
+#[test]
+fn a_serving_side_elsewhere_is_measured_and_explained() {
+    let mut serve = start(&["serve", "towline://127.0.0.1:0"]);
+    let (address, _rest) = serve.first_line();
+    assert!(address.starts_with("towline://127.0.0.1:"), "{address}");
+
+    let rows = rows(&bench(&format!("--connect {address} --pattern latency,put --size 4K --json")));
+    assert!(rows.iter().all(|row| row["transport"] == "auto" && row["path"] == "tcp"));
+
+    let explain = towline(&["explain", &address, "--json"]);
+    explain.exits_with(0);
+    let document = explain.document();
+    assert_eq!((&document["schema"], &document["chosen"]), (&1.into(), &"tcp".into()));
+    let candidates = document["candidates"].as_array().unwrap();
+    let tcp = candidates.iter().find(|candidate| candidate["transport"] == "tcp").unwrap();
+    assert_eq!(tcp["state"], "chosen");
+    assert!(tcp["measured"]["gb_per_s"].as_f64().unwrap() > 0.0, "{tcp}");
+    assert!(tcp["share"].as_f64().unwrap() > 0.0 && tcp["encryption"] == "none", "{tcp}");
+    let mem = candidates.iter().find(|candidate| candidate["transport"] == "mem").unwrap();
+    assert_eq!(mem["state"], "refused");
+    assert!(!mem["reason"].as_str().unwrap().is_empty() && mem["measured"].is_null(), "{mem}");
+    assert_eq!(document["peer"]["process"], serve.id());
+    assert_eq!(document["peer"]["chosen"], "tcp");
+}
+
+#[test]
+fn a_token_is_asked_for() {
+    let file = std::env::temp_dir().join(format!("towline-token-{}", std::process::id()));
+    std::fs::write(&file, "a secret of the tests").unwrap();
+    let file_name = file.to_string_lossy().into_owned();
+    let mut serve = start(&["serve", "tcp://127.0.0.1:0", "--token-file", &file_name]);
+    let (address, _rest) = serve.first_line();
+    let line = format!("--connect {address} --pattern latency --json");
+    let stranger = bench(&line);
+    stranger.exits_with(1);
+    assert!(stranger.err.contains("unauthenticated"), "{}", stranger.err);
+    rows(&bench(&format!("{line} --token-file {file_name}")));
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn nobody_there_is_a_failed_run() {
+    for line in ["explain tcp://127.0.0.1:1", "bench --pattern latency --connect tcp://127.0.0.1:1"] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let finished = towline(&words);
+        finished.exits_with(1);
+        assert!(finished.err.contains("refused: nobody listens there"), "{}", finished.err);
+    }
+}

@@ -1,0 +1,99 @@
+//! A run that is interrupted, or loses its other half, ends soon, says so, and leaves nobody behind.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::command::{Running, start};
+
+const LONG: [&str; 8] =
+    ["bench", "--transport", "tcp", "--pattern", "bandwidth", "--duration", "60", "--json"];
+
+/// Ends of processes are noticed within this.
+const SOON: Duration = Duration::from_secs(20);
+
+fn signal(id: u32, signal: Signal) {
+    kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
+}
+
+/// The parent of a process that lives and is no zombie.
+fn parent(id: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // The name in brackets may hold anything: what follows it does not.
+    let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" { None } else { fields.next()?.parse().ok() }
+}
+
+/// The serving process of `bench`, once it is there.
+fn serving_process(bench: &Running) -> u32 {
+    let begin = Instant::now();
+    loop {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        if let Some(child) = ids.into_iter().find(|id| parent(*id) == Some(bench.id())) {
+            return child;
+        }
+        assert!(begin.elapsed() < SOON, "no serving process was started");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn ends(id: u32) {
+    let begin = Instant::now();
+    while parent(id).is_some() {
+        assert!(begin.elapsed() < SOON, "process {id} was left behind");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A run in the midst of its measurement.
+fn busy() -> (Running, u32) {
+    let bench = start(&LONG);
+    let child = serving_process(&bench);
+    thread::sleep(Duration::from_millis(700));
+    (bench, child)
+}
+
+#[test]
+fn a_dead_serving_process_is_a_failed_run() {
+    let (bench, child) = busy();
+    signal(child, Signal::KILL);
+    let begin = Instant::now();
+    let finished = bench.finish();
+    finished.exits_with(1);
+    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert!(
+        finished.err.contains(&format!("the serving process {child} died (signal: 9")),
+        "{}",
+        finished.err
+    );
+}
+
+#[test]
+fn an_interruption_exits_with_130_and_ends_the_serving_process() {
+    let (bench, child) = busy();
+    signal(bench.id(), Signal::INT);
+    let finished = bench.finish();
+    finished.exits_with(130);
+    assert!(finished.out.is_empty(), "{}", finished.out);
+    ends(child);
+}
+
+#[test]
+fn a_killed_bench_leaves_no_serving_process() {
+    let (bench, child) = busy();
+    signal(bench.id(), Signal::KILL);
+    drop(bench);
+    ends(child);
+}
+
+#[test]
+fn an_interrupted_serve_exits_with_130() {
+    let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
+    let _rest = serve.first_line();
+    signal(serve.id(), Signal::INT);
+    serve.finish().exits_with(130);
+}

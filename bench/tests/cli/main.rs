@@ -1,0 +1,60 @@
+//! The `towline` command as its users and scripts see it: what it prints, and how it exits.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod bench;
+mod command;
+mod death;
+mod usage;
+
+use command::towline;
+
+#[test]
+fn every_help_has_an_example() {
+    for subcommand in ["info", "serve", "bench", "explain"] {
+        let help = towline(&[subcommand, "--help"]);
+        help.exits_with(0);
+        assert!(help.out.contains(&format!("  towline {subcommand}")), "{subcommand}: {}", help.out);
+        assert!(help.out.contains("--json"), "{subcommand}: {}", help.out);
+    }
+    let help = towline(&["--help"]);
+    help.exits_with(0);
+    assert!(
+        help.out
+            .contains("Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted")
+    );
+}
+
+#[test]
+fn info_lists_every_backend_whatever_its_state() {
+    let text = towline(&["info"]);
+    text.exits_with(0);
+    let info = towline(&["info", "--json"]);
+    info.exits_with(0);
+    let document = info.document();
+    assert_eq!(document["schema"], 1);
+    for key in ["version", "host", "backends", "gpus", "rdma", "limits"] {
+        assert!(!document[key].is_null(), "{key}");
+    }
+    for name in ["mem", "tcp", "shm", "ucx", "ib"] {
+        let backends = document["backends"].as_array().unwrap();
+        let backend =
+            backends.iter().find(|backend| backend["name"] == name).unwrap_or_else(|| panic!("{name}"));
+        let state = backend["state"].as_str().unwrap();
+        assert!(["ready", "unavailable", "planned"].contains(&state), "{backend}");
+        assert_eq!(backend["reason"].is_null(), state == "ready", "{backend}");
+        assert!(text.out.contains(name), "{}", text.out);
+    }
+    assert_eq!(document["backends"][0]["state"], "ready");
+}
+
+#[test]
+fn a_json_file_holds_the_document_beside_the_text() {
+    let file = std::env::temp_dir().join(format!("towline-cli-{}.json", std::process::id()));
+    let info = towline(&["info", "--json-file", &file.to_string_lossy()]);
+    info.exits_with(0);
+    let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(written["schema"], 1);
+    assert!(info.out.starts_with("towline "), "{}", info.out);
+}

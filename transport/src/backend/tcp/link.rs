@@ -1,0 +1,306 @@
+//! The link: a session and its socket behind one baton.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::CAPS;
+use super::socket::{BUFFERS_MAX, Moved, SLICES_MAX, Socket};
+use crate::backend::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::session::{Session, Target};
+
+/// Bytes of records read at once.
+const SCRATCH_LEN: usize = 64 << 10;
+/// A head's bytes, read together with the bulk before it.
+const NEXT_HEAD_LEN: usize = 16;
+/// Reads of one poll.
+const READS_MAX: usize = 16;
+
+thread_local! {
+    /// Where records are read to, shared by all links that this thread polls, so that an idle one needs none.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_LEN]);
+}
+
+#[derive(Debug)]
+pub(super) struct TcpLink {
+    socket: Socket,
+    inbox: Arc<Inbox>,
+    environment: Arc<dyn Environment>,
+    /// Operations that the session has not seen yet.
+    submitted: Mutex<VecDeque<Op>>,
+    /// The baton. `None` once the link has ended.
+    session: Mutex<Option<Session>>,
+    /// Output waits for the socket.
+    blocked: AtomicBool,
+    /// Copied bytes and credit stalls, as last seen.
+    copied: AtomicU64,
+    stalls: AtomicU64,
+}
+
+impl TcpLink {
+    pub(super) fn new(stream: TcpStream, site: &Site) -> Arc<dyn Link> {
+        let now = site.environment.now();
+        let session = Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now);
+        Arc::new(Self {
+            socket: Socket::new(stream),
+            inbox: site.inbox.clone(),
+            environment: site.environment.clone(),
+            submitted: Mutex::default(),
+            session: Mutex::new(Some(session)),
+            blocked: AtomicBool::new(false),
+            copied: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
+        })
+    }
+
+    fn submitted(&self) -> MutexGuard<'_, VecDeque<Op>> {
+        self.submitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Polls with the baton, if it is free; looks for operations of those who could not have it afterwards.
+    fn with_baton(&self, poll: impl Fn(&Self, &mut Session) -> Result<Progress>) -> Progress {
+        loop {
+            let mut baton = match self.session.try_lock() {
+                Ok(baton) => baton,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return Progress::Elsewhere,
+            };
+            let Some(session) = baton.as_mut() else {
+                drop(baton);
+                self.fail_submitted();
+                return Progress::Idle;
+            };
+            self.take_submitted(session);
+            let result = poll(self, session);
+            let (copied, stalls) = session.counts();
+            self.copied.store(copied, Ordering::Relaxed);
+            self.stalls.store(stalls, Ordering::Relaxed);
+            let progress = match result {
+                Ok(progress) => progress,
+                Err(why) => {
+                    self.finish(&mut baton, &why);
+                    Progress::Moved
+                }
+            };
+            drop(baton);
+            if self.submitted().is_empty() {
+                return progress;
+            }
+        }
+    }
+
+    fn take_submitted(&self, session: &mut Session) {
+        let ops = std::mem::take(&mut *self.submitted());
+        for op in ops {
+            match op {
+                Op::Send { message, receipt, prompt } => session.send(message, receipt, prompt),
+                Op::Recv => session.recv(),
+                Op::Accept { id, landings } => session.accept(id, landings),
+                Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
+                Op::Get { region, offset, into } => session.get(region, offset, into),
+                Op::Put { region, offset, from } => session.put(region, offset, from),
+                Op::Close(done) => session.close(done),
+            }
+        }
+    }
+
+    fn fail_submitted(&self) {
+        let ops = std::mem::take(&mut *self.submitted());
+        let why = self.inbox.ended().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the link has ended"));
+        for op in ops {
+            op.fail(why.clone());
+        }
+    }
+
+    /// Writes what is due, reads what has come, and then says what could wait.
+    fn poll(&self, session: &mut Session) -> Result<Progress> {
+        let mut moved = self.write(session, false)?;
+        let read = self.read(session)?;
+        moved |= read;
+        for announced in session.take_announced() {
+            self.inbox.announce(announced);
+        }
+        moved |= self.write(session, !read)?;
+        if session.is_over() {
+            return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
+        }
+        Ok(if moved { Progress::Moved } else { Progress::Idle })
+    }
+
+    fn write_what_is_due(&self, session: &mut Session) -> Result<Progress> {
+        self.write(session, false).map(|moved| if moved { Progress::Moved } else { Progress::Idle })
+    }
+
+    /// Writes until nothing is due (or, when `idle`, nothing at all is left) or the socket is full.
+    fn write(&self, session: &mut Session, idle: bool) -> Result<bool> {
+        let mut moved = false;
+        while session.is_due() || (idle && session.has_words()) {
+            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
+            session.gather(&mut slices, SLICES_MAX);
+            if slices.is_empty() {
+                session.wrote(0);
+                continue;
+            }
+            let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+            match self.socket.write(&slices).map_err(cut)? {
+                Moved::Bytes(written) => {
+                    session.wrote(written);
+                    moved = true;
+                    if written == wanted {
+                        continue;
+                    }
+                }
+                Moved::Nothing => {}
+            }
+            self.blocked.store(true, Ordering::Release);
+            return Ok(moved);
+        }
+        self.blocked.store(false, Ordering::Release);
+        Ok(moved)
+    }
+
+    /// Reads until nothing is left, or for a while.
+    fn read(&self, session: &mut Session) -> Result<bool> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            for reads in 0..READS_MAX {
+                match self.read_once(session, scratch)? {
+                    (Moved::Nothing, _) => return Ok(reads > 0),
+                    (Moved::Bytes(0), _) => return Err(ended(session)),
+                    (Moved::Bytes(len), asked) => {
+                        session.heard(self.environment.now());
+                        if len < asked {
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// One read, to where the session wants it, and how many bytes it asked for.
+    fn read_once(&self, session: &mut Session, scratch: &mut [u8]) -> Result<(Moved, usize)> {
+        let Some((target, remaining)) = session.target(BUFFERS_MAX) else {
+            let len = session.bytes_wanted().min(scratch.len());
+            let moved = self.socket.read(&mut scratch[..len]).map_err(cut)?;
+            if let Moved::Bytes(len) = moved {
+                session.received(&scratch[..len])?;
+            }
+            return Ok((moved, len));
+        };
+        let (moved, room, then, revoked) = match target {
+            Target::Buffers(mut buffers) => {
+                let room = limit(&mut buffers, remaining);
+                let then = if room == remaining { NEXT_HEAD_LEN } else { 0 };
+                (self.socket.read_into(&mut buffers, &mut scratch[..then]), room, then, false)
+            }
+            Target::Region(lease, at) => {
+                let read = |bytes: &mut [u8]| {
+                    self.socket.read_region(&mut bytes[..remaining], &mut scratch[..NEXT_HEAD_LEN])
+                };
+                match lease.with(at, read) {
+                    Some(moved) => (moved, remaining, NEXT_HEAD_LEN, false),
+                    None => {
+                        let room = remaining.min(scratch.len());
+                        (self.socket.read(&mut scratch[..room]), room, 0, true)
+                    }
+                }
+            }
+        };
+        let moved = moved.map_err(cut)?;
+        if let Moved::Bytes(len) = moved {
+            session.landed(len.min(room), revoked);
+            if len > room {
+                session.received(&scratch[..len - room])?;
+            }
+        }
+        Ok((moved, room + then))
+    }
+
+    /// Ends the link, once.
+    fn finish(&self, baton: &mut Option<Session>, why: &Error) {
+        let Some(mut session) = baton.take() else { return };
+        for announced in session.take_announced() {
+            self.inbox.announce(announced);
+        }
+        self.inbox.end(why.clone());
+        self.socket.shutdown_write();
+        session.give_up(why);
+        self.blocked.store(false, Ordering::Release);
+    }
+}
+
+impl Link for TcpLink {
+    fn caps(&self) -> Caps {
+        CAPS
+    }
+
+    fn submit(&self, op: Op) {
+        // Words can wait for company; `progress` takes them along.
+        let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Recv);
+        self.submitted().push_back(op);
+        if !can_wait {
+            self.with_baton(Self::write_what_is_due);
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        self.with_baton(Self::poll)
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        Some(Source { descriptor: self.socket.descriptor(), writable: self.blocked.load(Ordering::Acquire) })
+    }
+
+    fn tick(&self) {
+        self.with_baton(|link, session| {
+            // What has come is a sign of life, even if nobody read it yet.
+            let progress = link.poll(session)?;
+            session.tick(link.environment.now())?;
+            link.write(session, true)?;
+            Ok(progress)
+        });
+    }
+
+    fn end(&self, why: Error) {
+        let mut baton = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        self.finish(&mut baton, &why);
+        drop(baton);
+        self.fail_submitted();
+    }
+
+    fn stats(&self) -> LinkStats {
+        LinkStats {
+            bytes_copied: self.copied.load(Ordering::Relaxed),
+            system_calls: self.socket.calls(),
+            credit_stalls: self.stalls.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Shortens the room of `buffers` to `remaining` bytes in all, and tells how much it is.
+fn limit(buffers: &mut Vec<(&mut crate::memory::BufferMut, usize)>, remaining: usize) -> usize {
+    let mut total = 0;
+    for (_, room) in buffers.iter_mut() {
+        *room = (*room).min(remaining - total);
+        total += *room;
+    }
+    buffers.retain(|(_, room)| *room > 0);
+    total
+}
+
+fn ended(session: &Session) -> Error {
+    if session.may_end() {
+        return Error::new(ErrorKind::Closed, "the connection was closed in good order");
+    }
+    Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
+}
+
+fn cut(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::PeerLost, "the connection was cut").caused_by(error)
+}

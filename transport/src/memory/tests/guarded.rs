@@ -1,0 +1,174 @@
+//! A place whose pages fault on any touch outside its copy functions: what passes here passes on a device.
+
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+
+use super::bytes;
+use crate::error::{ErrorKind, Result};
+use crate::memory::{Access, Allocation, Buffer, BufferMut, Place, Pool, Source};
+
+/// A mapping without permissions, but for the length of a copy.
+#[derive(Debug)]
+struct Guarded {
+    base: NonNull<u8>,
+    len: usize,
+    copying: Mutex<()>,
+}
+
+// SAFETY: the mapping stays at its address until drop, and is reached through this value only.
+unsafe impl Send for Guarded {}
+// SAFETY: copies are serialised by the lock.
+unsafe impl Sync for Guarded {}
+
+impl Guarded {
+    fn new(len: usize) -> Result<Self> {
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE)
+        };
+        let base = NonNull::new(base.map_err(std::io::Error::from)?.cast()).expect("not at zero");
+        Ok(Self { base, len, copying: Mutex::new(()) })
+    }
+
+    fn unguarded<T>(&self, copy: impl FnOnce() -> T) -> Result<T> {
+        let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        self.protect(MprotectFlags::READ | MprotectFlags::WRITE)?;
+        let done = copy();
+        self.protect(MprotectFlags::empty())?;
+        Ok(done)
+    }
+
+    fn protect(&self, flags: MprotectFlags) -> Result<()> {
+        // SAFETY: a whole mapping of this value's own.
+        Ok(unsafe { rustix::mm::mprotect(self.base.as_ptr().cast(), self.len, flags) }
+            .map_err(std::io::Error::from)?)
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: a whole mapping of this value's own, with no handle left (M1).
+        unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) }.unwrap();
+    }
+}
+
+// SAFETY: a mapping stays at its address until drop (M1); nobody else knows it (M2).
+unsafe impl Allocation for Guarded {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn place(&self) -> Place {
+        Place::Guarded
+    }
+
+    fn access(&self) -> Access {
+        Access::Remote
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+
+    unsafe fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) -> Result<()> {
+        let from = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: the caller's range, readable while unguarded.
+        self.unguarded(|| unsafe { ptr::copy_nonoverlapping(from, dst.as_mut_ptr().cast(), dst.len()) })
+    }
+
+    unsafe fn copy_in(&self, offset: usize, src: &[u8]) -> Result<()> {
+        let to = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: the caller's range, writable while unguarded.
+        self.unguarded(|| unsafe { ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) })
+    }
+}
+
+#[derive(Debug)]
+struct GuardedSource;
+
+impl Source for GuardedSource {
+    fn place(&self) -> Place {
+        Place::Guarded
+    }
+
+    fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>> {
+        Ok(Arc::new(Guarded::new(len)?))
+    }
+}
+
+fn guarded(capacity: usize) -> BufferMut {
+    let memory = Guarded::new(capacity).unwrap();
+    BufferMut::from_allocation(Arc::new(memory)).unwrap()
+}
+
+#[test]
+fn guarded_memory_offers_no_slices() {
+    let mut buffer = guarded(100);
+    assert!(buffer.as_slice().is_none() && buffer.as_mut_slice().is_none() && buffer.spare_mut().is_none());
+    buffer.extend_from_slice(b"towline").unwrap();
+    let frozen = buffer.freeze();
+    assert!(frozen.as_slice().is_none());
+    assert_eq!((frozen.place(), frozen.access()), (Place::Guarded, Access::Remote));
+    assert_eq!((frozen.slice(..0).place(), frozen.slice(..0).to_vec().unwrap()), (Place::Guarded, vec![]));
+}
+
+#[test]
+fn bytes_pass_through_guarded_memory() {
+    let mut buffer = guarded(100);
+    buffer.extend_from_slice(b"tow").unwrap();
+    buffer.extend_from_slice(b"").unwrap();
+    let mut tail = buffer.split_off(3);
+    tail.fill_from(&Buffer::from("line")).unwrap();
+    buffer.rejoin(tail).unwrap();
+    let mut copy = [0; 7];
+    buffer.copy_to(&mut copy).unwrap();
+    assert_eq!(&copy, b"towline");
+    let frozen = buffer.freeze();
+    assert_eq!(frozen.slice(2..5).to_vec().unwrap(), b"wli");
+    assert_eq!(frozen.try_into_vec().unwrap_err().try_into_mut().unwrap().capacity(), 7);
+}
+
+#[test]
+fn every_pair_of_places_copies() {
+    // More than one bounce, and not a multiple of it.
+    let content = bytes((2 << 20) + 77);
+    let places: [fn(usize) -> BufferMut; 2] = [BufferMut::with_capacity, guarded];
+    for from in places {
+        for to in places {
+            let mut source = from(content.len());
+            source.fill_from(&Buffer::from(content.clone())).unwrap();
+            let mut target = to(content.len() + 4);
+            target.extend_from_slice(b"head").unwrap();
+            target.fill_from(&source.freeze()).unwrap();
+            assert_eq!(target.fill_from(&Buffer::from("x")).unwrap_err().kind(), ErrorKind::TooLarge);
+            let back = target.freeze().slice(4..).to_vec().unwrap();
+            assert!(back == content);
+        }
+    }
+}
+
+#[test]
+fn guarded_pools_recycle() {
+    let pool = Pool::with_source(Arc::new(GuardedSource), 1 << 20);
+    assert_eq!((pool.place(), pool.take(0).unwrap().place()), (Place::Guarded, Place::Guarded));
+    let mut buffer = pool.take(5000).unwrap();
+    buffer.extend_from_slice(&bytes(5000)).unwrap();
+    let (address, frozen) = (buffer.as_ptr(), buffer.freeze());
+    assert_eq!(frozen.slice(4990..).to_vec().unwrap(), &bytes(5000)[4990..]);
+    drop(frozen);
+    let again = pool.take(5100).unwrap();
+    assert_eq!((again.as_ptr(), pool.stats().hits), (address, 1));
+    let inner = again.allocation().unwrap() as &dyn std::any::Any;
+    assert!(inner.is::<Guarded>(), "a backend finds its own memory under the pool");
+
+    let mut landings = pool.landings([100, 0, 20_000].into_iter()).unwrap();
+    landings[0].extend_from_slice(&bytes(100)).unwrap();
+    assert_eq!(landings.remove(0).freeze().to_vec().unwrap(), bytes(100));
+}

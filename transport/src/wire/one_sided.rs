@@ -1,0 +1,304 @@
+//! Gets and puts: ours, in flight; the peer's, being served.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, BufferMut};
+use crate::message::EAGER_LEN_MAX;
+use crate::operation::Operation;
+use crate::region::{Regions, RemoteRegion, WriteLease};
+use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
+use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
+use crate::wire::sends::RECORDS_LEN;
+
+/// Requests of one end that may be unanswered; more wait.
+const REQUESTS_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct OneSided {
+    regions: Arc<Regions>,
+    queued: VecDeque<(RemoteRegion, u64, Request)>,
+    requests: HashMap<u64, Request>,
+    next: u64,
+    /// The peer's puts whose payload is coming.
+    landing: HashMap<u64, Landing>,
+    /// The peer's requests whose answer has not left.
+    serving: usize,
+    /// Our gets whose bytes are coming.
+    gets: usize,
+    pub(crate) bytes_copied: u64,
+}
+
+#[derive(Debug)]
+enum Request {
+    Get { into: Operation<BufferMut, BufferMut>, end: usize },
+    Put { from: Operation<Buffer>, may_go: bool },
+}
+
+#[derive(Debug)]
+struct Landing {
+    lease: WriteLease,
+    at: usize,
+    revoked: bool,
+}
+
+/// Where bulk goes.
+#[derive(Debug)]
+pub(crate) enum Room<'a> {
+    Buffer(&'a mut BufferMut, usize),
+    /// The lease, and where in it.
+    Region(&'a WriteLease, usize),
+}
+
+impl OneSided {
+    pub(crate) fn new(regions: Arc<Regions>) -> Self {
+        Self {
+            regions,
+            queued: VecDeque::new(),
+            requests: HashMap::new(),
+            next: 0,
+            landing: HashMap::new(),
+            serving: 0,
+            gets: 0,
+            bytes_copied: 0,
+        }
+    }
+
+    pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
+        let end = into.memory().capacity();
+        self.queued.push_back((region, offset, Request::Get { into, end }));
+    }
+
+    pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
+        self.queued.push_back((region, offset, Request::Put { from, may_go: false }));
+    }
+
+    /// Whether bulk of a get or put may come.
+    pub(crate) fn expect_bulk(&self) -> bool {
+        self.gets > 0 || !self.landing.is_empty()
+    }
+
+    /// Whether a request could leave now.
+    pub(crate) fn are_due(&self) -> bool {
+        !self.queued.is_empty() && self.requests.len() < REQUESTS_MAX
+    }
+
+    /// Whether all of ours are answered.
+    pub(crate) fn are_done(&self) -> bool {
+        self.queued.is_empty() && self.requests.is_empty()
+    }
+
+    /// Writes requests while the segment has room.
+    pub(crate) fn ask(&mut self, outbox: &mut Outbox) {
+        while self.are_due() && outbox.records_len() < RECORDS_LEN && outbox.has_room() {
+            let Some((region, offset, mut request)) = self.queued.pop_front() else { return };
+            let id = self.next;
+            self.next += 1;
+            match &mut request {
+                Request::Get { into, end } => {
+                    let len = (*end - into.memory().len()) as u64;
+                    put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len });
+                    self.gets += 1;
+                }
+                Request::Put { from, may_go } => {
+                    let len = from.memory().len() as u64;
+                    let eager = len < EAGER_LEN_MAX;
+                    put_put(outbox.text(), id, region.key(), offset, len, eager);
+                    if eager {
+                        outbox.payload(std::iter::once(from.memory().clone()));
+                    }
+                    *may_go = !eager;
+                }
+            }
+            self.requests.insert(id, request);
+        }
+    }
+
+    /// The peer wants to read.
+    pub(crate) fn asked_get(
+        &mut self,
+        id: u64,
+        key: &[u8; 16],
+        offset: u64,
+        len: u64,
+        records: &mut Vec<u8>,
+    ) -> Result<Option<Bulk>> {
+        self.serve()?;
+        match self.regions.read(key, offset, len) {
+            Ok((bytes, lease)) if len > 0 => {
+                Ok(Some(Bulk::new(Transfer::Get(id), Source::Region(bytes, lease))))
+            }
+            Ok(_) => {
+                put(records, &Record::Done { id });
+                Ok(None)
+            }
+            Err(error) => {
+                put(records, &Record::Refused { id, reason: error.detail().to_owned() });
+                Ok(None)
+            }
+        }
+    }
+
+    /// The peer wants to write.
+    pub(crate) fn asked_put(
+        &mut self,
+        id: u64,
+        (key, offset, len): (&[u8; 16], u64, u64),
+        payload: Option<&[u8]>,
+        records: &mut Vec<u8>,
+    ) -> Result<()> {
+        self.serve()?;
+        let lease = match self.regions.write(key, offset, len) {
+            Ok(lease) => lease,
+            Err(error) => {
+                put(records, &Record::Refused { id, reason: error.detail().to_owned() });
+                return Ok(());
+            }
+        };
+        match payload {
+            Some(payload) => {
+                self.bytes_copied += payload.len() as u64;
+                let written = lease.with(0, |bytes| bytes.copy_from_slice(payload));
+                put(records, &if written.is_some() { Record::Done { id } } else { refused(id) });
+            }
+            None if len < EAGER_LEN_MAX => return Err(corrupt("a small put without its payload")),
+            None => {
+                put(records, &Record::Go { id });
+                if self.landing.insert(id, Landing { lease, at: 0, revoked: false }).is_some() {
+                    return Err(corrupt("two puts of one number"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        self.serving += 1;
+        if self.serving > REQUESTS_MAX {
+            return Err(corrupt(format!(
+                "more than {REQUESTS_MAX} gets and puts without waiting for answers"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Answers that are records leave with the batch that is being made.
+    pub(crate) fn replied(&mut self, answers: usize) {
+        self.serving = self.serving.saturating_sub(answers);
+    }
+
+    /// A put of ours may stream.
+    pub(crate) fn may_go(&mut self, id: u64) -> Result<Bulk> {
+        match self.requests.get_mut(&id) {
+            Some(Request::Put { from, may_go }) if *may_go => {
+                *may_go = false;
+                Ok(Bulk::new(Transfer::Put(id), Source::Put(from.memory().clone())))
+            }
+            _ => Err(corrupt("a go for no put that waits")),
+        }
+    }
+
+    /// A put's bytes are in place, or a get of nothing is done.
+    pub(crate) fn done(&mut self, id: u64) -> Result<()> {
+        match self.requests.remove(&id) {
+            Some(Request::Put { from, may_go: false }) => from.finish(drop),
+            Some(Request::Get { into, end }) if into.memory().len() == end => {
+                self.gets -= 1;
+                into.finish(|memory| memory);
+            }
+            _ => return Err(corrupt("an answer to no request")),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn refused(&mut self, id: u64, reason: String) -> Result<()> {
+        let error = Error::new(ErrorKind::Rejected, reason);
+        match self.requests.remove(&id) {
+            Some(Request::Put { from, .. }) => from.fail(error),
+            Some(Request::Get { into, .. }) => {
+                self.gets -= 1;
+                into.fail(error);
+            }
+            None => return Err(corrupt("a refusal of no request")),
+        }
+        Ok(())
+    }
+
+    /// How much bulk of a transfer is still to come.
+    pub(crate) fn remaining(&self, transfer: Transfer) -> Option<u64> {
+        match transfer {
+            Transfer::Get(id) => match self.requests.get(&id)? {
+                Request::Get { into, end } => Some((*end - into.memory().len()) as u64),
+                Request::Put { .. } => None,
+            },
+            Transfer::Put(id) => {
+                self.landing.get(&id).map(|landing| (landing.lease.len() - landing.at) as u64)
+            }
+            Transfer::Message(_) => None,
+        }
+    }
+
+    /// Where the next bytes of a transfer go.
+    pub(crate) fn room(&mut self, transfer: Transfer) -> Option<Room<'_>> {
+        match transfer {
+            Transfer::Get(id) => match self.requests.get_mut(&id)? {
+                Request::Get { into, end } => {
+                    let missing = *end - into.memory().len();
+                    Some(Room::Buffer(into.memory_mut(), missing))
+                }
+                Request::Put { .. } => None,
+            },
+            Transfer::Put(id) => {
+                self.landing.get(&id).map(|landing| Room::Region(&landing.lease, landing.at))
+            }
+            Transfer::Message(_) => None,
+        }
+    }
+
+    /// `len` bytes of a transfer landed, or fell through a region that was `revoked`.
+    pub(crate) fn landed(&mut self, transfer: Transfer, len: u64, revoked: bool, records: &mut Vec<u8>) {
+        match transfer {
+            Transfer::Get(id) => {
+                if self.remaining(transfer) == Some(0)
+                    && let Some(Request::Get { into, .. }) = self.requests.remove(&id)
+                {
+                    self.gets -= 1;
+                    into.finish(|memory| memory);
+                }
+            }
+            Transfer::Put(id) => {
+                let Some(landing) = self.landing.get_mut(&id) else { return };
+                landing.at += len as usize;
+                landing.revoked |= revoked;
+                if landing.at == landing.lease.len() {
+                    put(records, &if landing.revoked { refused(id) } else { Record::Done { id } });
+                    self.landing.remove(&id);
+                }
+            }
+            Transfer::Message(_) => {}
+        }
+    }
+
+    /// Fails all of ours, lets go of the peer's.
+    pub(crate) fn give_up(&mut self, why: &Error) {
+        let queued = self.queued.drain(..).map(|(_, _, request)| request);
+        for request in queued.chain(self.requests.drain().map(|(_, request)| request)) {
+            match request {
+                Request::Get { into, .. } => into.fail(why.clone()),
+                Request::Put { from, .. } => from.fail(why.clone()),
+            }
+        }
+        self.landing.clear();
+        self.gets = 0;
+    }
+}
+
+fn refused(id: u64) -> Record<'static> {
+    Record::Refused { id, reason: "the region was revoked".into() }
+}
+
+/// The ending of a batch that carries `answers` records to the peer's requests.
+pub(crate) fn replies(answers: usize) -> impl Iterator<Item = Ending> {
+    (0..answers).map(|_| Ending::Replied(None))
+}

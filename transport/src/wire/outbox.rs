@@ -1,0 +1,236 @@
+//! What is on its way to the socket: one batch of segments, as pieces to gather and as endings to run once they left.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use crate::memory::Buffer;
+use crate::message::Message;
+use crate::operation::Operation;
+use crate::region::ReadLease;
+use crate::wire::record::{BULK_LEN_MAX, HEAD_LEN, Head, Transfer};
+
+/// A batch is closed when it holds this much.
+const BATCH_LEN: usize = 1 << 20;
+/// A segment's bulk is cut after so many frames, so that a batch fits the operating system's vectors.
+const BULK_PIECES_MAX: usize = 256;
+/// A batch is closed when it has so many pieces.
+const BATCH_PIECES_MAX: usize = 512;
+
+/// One batch, being written.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// The bytes of our own making; pieces point into them.
+    text: Vec<u8>,
+    pieces: VecDeque<Piece>,
+    len: usize,
+    /// The segment being made: where its head is in `text`, and how many bytes of its records are payload.
+    open: Option<(usize, usize)>,
+    /// How much of `text` is covered by pieces.
+    covered: usize,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Text(std::ops::Range<usize>),
+    Bytes(Buffer),
+    End(Ending),
+}
+
+/// What is due when everything before it has been handed to the operating system.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    /// The message's memory can be reused.
+    Sent(u64, Operation<Message>),
+    /// The answer to one request of the peer's left.
+    Replied(Option<ReadLease>),
+    /// The good-bye left.
+    Closed,
+}
+
+impl Outbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Whether another segment may join the batch.
+    pub(crate) fn has_room(&self) -> bool {
+        self.pieces.is_empty() || (self.len < BATCH_LEN && self.pieces.len() < BATCH_PIECES_MAX)
+    }
+
+    /// Begins a segment.
+    pub(crate) fn begin(&mut self) {
+        if self.pieces.is_empty() {
+            self.text.clear();
+            self.covered = 0;
+            self.len = 0;
+        }
+        self.open = Some((self.text.len(), 0));
+        self.text.extend_from_slice(&[0; HEAD_LEN]);
+    }
+
+    /// Where records are written.
+    pub(crate) fn text(&mut self) -> &mut Vec<u8> {
+        &mut self.text
+    }
+
+    /// Bytes of the open segment's records.
+    pub(crate) fn records_len(&self) -> usize {
+        self.open.map_or(0, |(head, payload)| self.text.len() - head - HEAD_LEN + payload)
+    }
+
+    /// Payload within the records.
+    pub(crate) fn payload(&mut self, frames: impl Iterator<Item = Buffer>) {
+        self.cover();
+        for frame in frames.filter(|frame| !frame.is_empty()) {
+            if let Some((_, payload)) = &mut self.open {
+                *payload += frame.len();
+            }
+            self.len += frame.len();
+            self.pieces.push_back(Piece::Bytes(frame));
+        }
+    }
+
+    /// What is due after everything so far.
+    pub(crate) fn end(&mut self, ending: Ending) {
+        self.cover();
+        self.pieces.push_back(Piece::End(ending));
+    }
+
+    /// Closes the segment with bulk of `transfer`; an empty segment is taken back.
+    pub(crate) fn finish(&mut self, transfer: Transfer, bulk: Vec<Buffer>) {
+        let records_len = self.records_len();
+        let Some((head, _)) = self.open.take() else { return };
+        let bulk_len = bulk.iter().map(Buffer::len).sum();
+        if records_len == 0 && bulk_len == 0 {
+            self.text.truncate(head);
+            return;
+        }
+        self.text[head..head + HEAD_LEN].copy_from_slice(&Head { records_len, bulk_len, transfer }.encode());
+        self.cover();
+        self.len += bulk_len;
+        self.pieces.extend(bulk.into_iter().map(Piece::Bytes));
+    }
+
+    fn cover(&mut self) {
+        if self.covered < self.text.len() {
+            self.len += self.text.len() - self.covered;
+            self.pieces.push_back(Piece::Text(self.covered..self.text.len()));
+            self.covered = self.text.len();
+        }
+    }
+
+    /// The bytes to write next.
+    pub(crate) fn gather<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
+        for piece in &self.pieces {
+            if slices.len() == slices_max {
+                return;
+            }
+            match piece {
+                Piece::Text(range) => slices.push(IoSlice::new(&self.text[range.clone()])),
+                Piece::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
+                Piece::End(_) => {}
+            }
+        }
+    }
+
+    /// `written` bytes left; hands out the endings that are due now.
+    pub(crate) fn advance(&mut self, mut written: usize, mut due: impl FnMut(Ending)) {
+        while let Some(piece) = self.pieces.front_mut() {
+            let len = match piece {
+                Piece::Text(range) => range.len(),
+                Piece::Bytes(buffer) => buffer.len(),
+                Piece::End(_) => 0,
+            };
+            if written < len {
+                match piece {
+                    Piece::Text(range) => range.start += written,
+                    Piece::Bytes(buffer) => drop(buffer.split_to(written)),
+                    Piece::End(_) => {}
+                }
+                return;
+            }
+            written -= len;
+            if let Some(Piece::End(ending)) = self.pieces.pop_front() {
+                due(ending);
+            }
+        }
+    }
+
+    /// Gives everything up, and hands out the endings that will never be due.
+    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Ending> + '_ {
+        self.open = None;
+        self.pieces.drain(..).filter_map(|piece| match piece {
+            Piece::End(ending) => Some(ending),
+            _ => None,
+        })
+    }
+}
+
+/// Frames that leave as bulk, a segment at a time.
+#[derive(Debug)]
+pub(crate) struct Bulk {
+    pub(crate) transfer: Transfer,
+    pub(crate) source: Source,
+    /// The first frame that has not left entirely, and how much of it has.
+    frame: usize,
+    offset: usize,
+}
+
+/// Whose frames they are.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A message's, but for those that the receiver discards (by bitmap).
+    Message(u64, Operation<Message>, Vec<u8>),
+    /// A put's: the operation waits elsewhere for the peer's word.
+    Put(Buffer),
+    /// A region's.
+    Region(Buffer, ReadLease),
+}
+
+impl Bulk {
+    pub(crate) fn new(transfer: Transfer, source: Source) -> Self {
+        Self { transfer, source, frame: 0, offset: 0 }
+    }
+
+    /// The next segment's worth, and whether it is the last.
+    pub(crate) fn next(&mut self) -> (Vec<Buffer>, bool) {
+        let (frames, discarded): (&[Buffer], &[u8]) = match &self.source {
+            Source::Message(_, message, discarded) => (message.memory().frames(), discarded),
+            Source::Put(buffer) | Source::Region(buffer, _) => (std::slice::from_ref(buffer), &[]),
+        };
+        let mut bulk = Vec::new();
+        let mut room = BULK_LEN_MAX;
+        while let Some(frame) = frames.get(self.frame) {
+            let skipped = frame.len() == self.offset || is_set(discarded, self.frame);
+            if !skipped {
+                if room == 0 || bulk.len() == BULK_PIECES_MAX {
+                    return (bulk, false);
+                }
+                let len = room.min(frame.len() - self.offset);
+                bulk.push(frame.slice(self.offset..self.offset + len));
+                room -= len;
+                self.offset += len;
+                if self.offset < frame.len() {
+                    return (bulk, false);
+                }
+            }
+            self.frame += 1;
+            self.offset = 0;
+        }
+        (bulk, true)
+    }
+
+    /// What is due when its last byte has left.
+    pub(crate) fn ending(self) -> Option<Ending> {
+        match self.source {
+            Source::Message(id, message, _) => Some(Ending::Sent(id, message)),
+            Source::Region(_, lease) => Some(Ending::Replied(Some(lease))),
+            Source::Put(_) => None,
+        }
+    }
+}
+
+/// Whether bit `index` is set in a bitmap that may be shorter.
+pub(crate) fn is_set(bitmap: &[u8], index: usize) -> bool {
+    bitmap.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)
+}

@@ -1,0 +1,372 @@
+//! Messages on their way in: announced, landing, waiting for the application's word.
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+use crate::message::{Announced, Arrival, Delivery};
+use crate::operation::Operation;
+use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::ledger::Ledger;
+use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
+
+/// The word on messages is sent at once when so much of a window depends on it.
+const SETTLE_AT: u64 = 4;
+
+#[derive(Debug)]
+pub(crate) struct Receives {
+    pool: Pool,
+    held: Ledger<Held>,
+    bytes_in_use: u64,
+    ahead_in_use: u64,
+    /// The application takes what comes in pool memory.
+    in_pool: bool,
+    /// The peer was told so.
+    ahead: u64,
+    /// Words not sent yet, as runs.
+    words: Vec<(u64, u32, Delivery)>,
+    /// What they free, and whether their senders wait.
+    words_messages: u64,
+    words_bytes: u64,
+    words_ahead: u64,
+    words_prompt: bool,
+    /// Accepted or streaming payloads that are not complete: bulk may come at any time.
+    landing: usize,
+    pub(crate) bytes_copied: u64,
+}
+
+/// A message without a final word.
+#[derive(Debug)]
+struct Held {
+    cost: u64,
+    ahead: u64,
+    prompt: bool,
+    /// The length of each frame, while they matter.
+    lens: Vec<usize>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// With the application, payload and all.
+    Here,
+    /// The payload is with its sender.
+    Waiting,
+    /// The payload is coming.
+    Landing(Landing),
+    /// The payload came into memory of our choice before it was accepted.
+    Landed(Vec<Buffer>),
+}
+
+#[derive(Debug)]
+struct Landing {
+    buffers: Buffers,
+    /// The first frame that is not full.
+    frame: usize,
+    remaining: u64,
+    /// What becomes of it when it is complete, if the application said so already.
+    rejected: bool,
+}
+
+#[derive(Debug)]
+enum Buffers {
+    /// Of our choice; accepted once there is an operation.
+    Ours(Vec<Option<BufferMut>>, Option<Operation<Vec<Option<BufferMut>>, Vec<Buffer>>>),
+    /// The application's.
+    Theirs(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
+}
+
+impl Landing {
+    fn buffers(&mut self) -> &mut Vec<Option<BufferMut>> {
+        match &mut self.buffers {
+            Buffers::Ours(buffers, _) => buffers,
+            Buffers::Theirs(operation) => operation.memory_mut(),
+        }
+    }
+}
+
+impl Receives {
+    pub(crate) fn new(pool: Pool) -> Self {
+        Self {
+            pool,
+            held: Ledger::default(),
+            bytes_in_use: 0,
+            ahead_in_use: 0,
+            in_pool: false,
+            ahead: 0,
+            words: Vec::new(),
+            words_messages: 0,
+            words_bytes: 0,
+            words_ahead: 0,
+            words_prompt: false,
+            landing: 0,
+            bytes_copied: 0,
+        }
+    }
+
+    /// Whether bulk of a message may come.
+    pub(crate) fn expect_bulk(&self) -> bool {
+        self.landing > 0 || self.ahead > 0
+    }
+
+    /// Whether an accepted payload is still coming.
+    pub(crate) fn are_landing(&self) -> bool {
+        self.landing > 0
+    }
+
+    /// The application takes what comes in pool memory from now on.
+    pub(crate) fn take_in_pool(&mut self) {
+        self.in_pool = true;
+    }
+
+    /// The peer announced a message.
+    pub(crate) fn announced(
+        &mut self,
+        message: Announcement<'_>,
+        records: &mut Vec<u8>,
+    ) -> Result<Announced> {
+        if message.id != self.held.next() {
+            return Err(corrupt(format!("message {} where {} is next", message.id, self.held.next())));
+        }
+        let (cost, payload_len) = (message.cost(), message.payload_len());
+        let streams = message.payload == Payload::Streams;
+        let ahead = if streams { payload_len } else { 0 };
+        let within = self.held.len() < WINDOW.messages as usize
+            && self.bytes_in_use + cost <= WINDOW.bytes
+            && self.ahead_in_use + ahead <= self.ahead;
+        if !within {
+            return Err(corrupt("a message beyond the credit it was given"));
+        }
+        self.bytes_in_use += cost;
+        self.ahead_in_use += ahead;
+        let mut lens: Vec<_> = message.frames.iter().map(|frame| frame.len).collect();
+        let (state, arrival) = match message.payload {
+            Payload::Eager(payload) => {
+                let buffers = self.land_eager(&lens, payload)?;
+                lens = Vec::new();
+                (State::Here, Arrival::Here(buffers))
+            }
+            Payload::Waits => {
+                if self.in_pool && self.ahead == 0 {
+                    // Large ones do come: the next may stream at once.
+                    self.ahead = AHEAD;
+                    put(records, &Record::Ahead { bytes: AHEAD });
+                }
+                (State::Waiting, Arrival::Waiting)
+            }
+            Payload::Streams => {
+                let buffers = self.pool.landings(lens.iter().copied())?.into_iter().map(Some).collect();
+                self.landing += 1;
+                let buffers = Buffers::Ours(buffers, None);
+                let landing = Landing { buffers, frame: 0, remaining: payload_len, rejected: false };
+                (State::Landing(landing), Arrival::Coming)
+            }
+        };
+        let id = self.held.push(Held { cost, ahead, prompt: message.prompt, lens, state });
+        Ok(Announced {
+            id,
+            header: Bytes::copy_from_slice(message.header),
+            frames: message.frames,
+            arrival,
+            prompt: message.prompt,
+        })
+    }
+
+    /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
+    fn land_eager(&mut self, lens: &[usize], mut payload: &[u8]) -> Result<Vec<Buffer>> {
+        self.bytes_copied += payload.len() as u64;
+        let mut buffers = Vec::with_capacity(lens.len());
+        for mut buffer in self.pool.landings(lens.iter().copied())? {
+            let (frame, rest) = payload.split_at(lens[buffers.len()]);
+            buffer.extend_from_slice(frame)?;
+            payload = rest;
+            buffers.push(buffer.freeze());
+        }
+        Ok(buffers)
+    }
+
+    /// The application accepts a message.
+    pub(crate) fn accept(
+        &mut self,
+        id: u64,
+        landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
+        records: &mut Vec<u8>,
+    ) {
+        let wrong = |why| Error::new(ErrorKind::Invalid, why);
+        let Some(held) = self.held.at(id) else {
+            return landings.fail(wrong("that message has its word already"));
+        };
+        match std::mem::replace(&mut held.state, State::Here) {
+            State::Waiting => {
+                if let Err(error) = check(&held.lens, landings.memory()) {
+                    held.state = State::Waiting;
+                    return landings.fail(error);
+                }
+                let (discarded, remaining) = wanted(&held.lens, landings.memory());
+                put(records, &Record::Accept { id, discarded: &discarded });
+                let buffers = Buffers::Theirs(landings);
+                held.state = State::Landing(Landing { buffers, frame: 0, remaining, rejected: false });
+                self.landing += 1;
+                if remaining == 0 {
+                    self.complete(id);
+                }
+            }
+            State::Landing(Landing { buffers: Buffers::Ours(buffers, None), frame, remaining, rejected }) => {
+                let buffers = Buffers::Ours(buffers, Some(landings));
+                held.state = State::Landing(Landing { buffers, frame, remaining, rejected });
+            }
+            State::Landed(buffers) => {
+                landings.finish(|_| buffers);
+                self.settle(id, Delivery::Delivered, false);
+            }
+            other => {
+                held.state = other;
+                landings.fail(wrong("that message was accepted already"));
+            }
+        }
+    }
+
+    /// The application's word.
+    pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
+        let Some(held) = self.held.at(id) else { return };
+        if let State::Landing(landing) = &mut held.state {
+            // It cannot be stopped; it is rejected when it is here.
+            landing.rejected |= delivery == Delivery::Rejected;
+            return;
+        }
+        let Some(held) = self.held.remove(id) else { return };
+        self.bytes_in_use -= held.cost;
+        self.ahead_in_use -= held.ahead;
+        self.words_messages += 1;
+        self.words_bytes += held.cost;
+        self.words_ahead += held.ahead;
+        self.words_prompt |= prompt || held.prompt;
+        match self.words.last_mut() {
+            Some((first, count, word)) if *first + u64::from(*count) == id && *word == delivery => {
+                *count += 1
+            }
+            _ => self.words.push((id, 1, delivery)),
+        }
+    }
+
+    /// Whether there are words to send, and whether they should leave at once.
+    pub(crate) fn words(&self) -> (bool, bool) {
+        let urgent = self.words_prompt
+            || self.words_messages >= WINDOW.messages / SETTLE_AT
+            || self.words_bytes >= WINDOW.bytes / SETTLE_AT
+            || self.words_ahead >= AHEAD / SETTLE_AT;
+        (!self.words.is_empty(), urgent)
+    }
+
+    /// Writes the words.
+    pub(crate) fn say(&mut self, records: &mut Vec<u8>) {
+        for (first, count, delivery) in self.words.drain(..) {
+            put(records, &Record::Settle { first, count, delivery });
+        }
+        (self.words_messages, self.words_bytes, self.words_ahead, self.words_prompt) = (0, 0, 0, false);
+    }
+
+    /// Where the next bytes of a message's bulk go: buffers and the bytes each still takes.
+    pub(crate) fn room<'a>(
+        &'a mut self,
+        id: u64,
+        room: &mut Vec<(&'a mut BufferMut, usize)>,
+        room_max: usize,
+    ) {
+        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else { return };
+        let from = landing.frame;
+        let frames = landing.buffers().iter_mut().zip(lens.iter()).skip(from);
+        let open = frames.filter_map(|(buffer, len)| {
+            let buffer = buffer.as_mut()?;
+            let missing = len - buffer.len();
+            (missing > 0).then_some((buffer, missing))
+        });
+        room.extend(open.take(room_max));
+    }
+
+    /// How much bulk of a message is still to come.
+    pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
+        match self.held.at(id) {
+            Some(Held { state: State::Landing(landing), .. }) => Some(landing.remaining),
+            _ => None,
+        }
+    }
+
+    /// `len` bytes of a message's bulk landed.
+    pub(crate) fn landed(&mut self, id: u64, len: u64) {
+        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else { return };
+        landing.remaining -= len;
+        let (mut frame, remaining) = (landing.frame, landing.remaining);
+        let buffers = landing.buffers();
+        while lens
+            .get(frame)
+            .is_some_and(|len| buffers[frame].as_ref().is_none_or(|buffer| buffer.len() == *len))
+        {
+            frame += 1;
+        }
+        landing.frame = frame;
+        if remaining == 0 {
+            self.complete(id);
+        }
+    }
+
+    fn complete(&mut self, id: u64) {
+        let Some(held) = self.held.at(id) else { return };
+        let State::Landing(landing) = std::mem::replace(&mut held.state, State::Here) else { return };
+        self.landing -= 1;
+        let delivery = if landing.rejected { Delivery::Rejected } else { Delivery::Delivered };
+        match landing.buffers {
+            Buffers::Theirs(operation) => operation.finish(freeze),
+            Buffers::Ours(buffers, Some(operation)) => operation.finish(|_| freeze(buffers)),
+            Buffers::Ours(_, None) if landing.rejected => {}
+            Buffers::Ours(buffers, None) => {
+                held.state = State::Landed(freeze(buffers));
+                return;
+            }
+        }
+        self.settle(id, delivery, false);
+    }
+
+    /// Fails every accept in flight.
+    pub(crate) fn give_up(&mut self, why: &Error) {
+        for held in self.held.drain() {
+            if let State::Landing(Landing {
+                buffers: Buffers::Theirs(operation) | Buffers::Ours(_, Some(operation)),
+                ..
+            }) = held.state
+            {
+                operation.fail(why.clone());
+            }
+        }
+        self.landing = 0;
+    }
+}
+
+fn freeze(buffers: Vec<Option<BufferMut>>) -> Vec<Buffer> {
+    buffers.into_iter().map(|buffer| buffer.map(BufferMut::freeze).unwrap_or_default()).collect()
+}
+
+/// The bitmap of discarded frames, and the bytes that will come.
+fn wanted(lens: &[usize], landings: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
+    let mut discarded = Vec::new();
+    let mut remaining = 0;
+    for (index, (len, landing)) in lens.iter().zip(landings).enumerate() {
+        if landing.is_some() {
+            remaining += *len as u64;
+        } else {
+            discarded.resize(index / 8 + 1, 0);
+            discarded[index / 8] |= 1 << (index % 8);
+        }
+    }
+    (discarded, remaining)
+}
+
+fn check(lens: &[usize], landings: &[Option<BufferMut>]) -> Result<()> {
+    let fits = |(len, landing): (&usize, &Option<BufferMut>)| {
+        landing.as_ref().is_none_or(|buffer| buffer.is_empty() && buffer.capacity() >= *len)
+    };
+    if lens.len() == landings.len() && lens.iter().zip(landings).all(fits) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, "the landings do not fit the message's frames"))
+}

@@ -1,0 +1,403 @@
+//! The bytes of a data stream: segments of records and bulk. docs/wire.md draws them.
+//!
+//! Nothing is allocated from a length before the length was checked against its limit and against the bytes at hand.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Place;
+use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
+
+/// A segment's head: how many bytes of records follow, how many of bulk, and whose.
+pub(crate) const HEAD_LEN: usize = 16;
+/// A record's head: kind, flags, two zeroes, the body's length, a number.
+const RECORD_HEAD_LEN: usize = 16;
+/// The most bytes of records in one segment.
+pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
+/// The most bytes of bulk in one segment.
+pub(crate) const BULK_LEN_MAX: usize = 1 << 20;
+/// The longest reason that a refusal carries, in bytes.
+const REASON_LEN_MAX: usize = 1024;
+
+const MESSAGE: u8 = 1;
+const ACCEPT: u8 = 2;
+const SETTLE: u8 = 3;
+const AHEAD: u8 = 4;
+const ASK: u8 = 5;
+const ANSWER: u8 = 6;
+const GET: u8 = 7;
+const PUT: u8 = 8;
+const GO: u8 = 9;
+const DONE: u8 = 10;
+const REFUSED: u8 = 11;
+const CLOSE: u8 = 12;
+
+/// Message: the sender waits for the word on it.
+const PROMPT: u8 = 1;
+/// Message: the payload follows as bulk without waiting. Put: the payload is in the record.
+const STREAMS: u8 = 2;
+/// Message: the payload is in the record.
+const EAGER: u8 = 4;
+/// Settle: rejected.
+const REJECTED: u8 = 1;
+
+/// A segment's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) records_len: usize,
+    pub(crate) bulk_len: usize,
+    pub(crate) transfer: Transfer,
+}
+
+/// Whose bytes a segment's bulk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Transfer {
+    /// Payload of the sender's message.
+    Message(u64),
+    /// The answer to the receiver's get.
+    Get(u64),
+    /// The payload of the sender's put.
+    Put(u64),
+}
+
+impl Head {
+    pub(crate) fn encode(self) -> [u8; HEAD_LEN] {
+        let mut bytes = [0; HEAD_LEN];
+        bytes[..4].copy_from_slice(&(self.records_len as u32).to_le_bytes());
+        bytes[4..8].copy_from_slice(&(self.bulk_len as u32).to_le_bytes());
+        let transfer = match self.transfer {
+            Transfer::Message(id) => id << 2,
+            Transfer::Get(id) => id << 2 | 1,
+            Transfer::Put(id) => id << 2 | 2,
+        };
+        bytes[8..].copy_from_slice(&transfer.to_le_bytes());
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut fields = Fields(bytes);
+        let (records_len, bulk_len) = (fields.u32()? as usize, fields.u32()? as usize);
+        let transfer = fields.u64()?;
+        if records_len > RECORDS_LEN_MAX || bulk_len > BULK_LEN_MAX {
+            return Err(corrupt(format!(
+                "a segment of {records_len} and {bulk_len} bytes is beyond its limits"
+            )));
+        }
+        let transfer = match transfer & 3 {
+            0 => Transfer::Message(transfer >> 2),
+            1 => Transfer::Get(transfer >> 2),
+            2 => Transfer::Put(transfer >> 2),
+            _ => return Err(corrupt("a segment's bulk belongs to nothing")),
+        };
+        Ok(Self { records_len, bulk_len, transfer })
+    }
+}
+
+/// What one record says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Record<'a> {
+    Message(Announcement<'a>),
+    /// The payload of a message may stream, the discarded frames excepted (by bitmap; empty discards none).
+    Accept {
+        id: u64,
+        discarded: &'a [u8],
+    },
+    /// The word on `count` messages from `first`.
+    Settle {
+        first: u64,
+        count: u32,
+        delivery: Delivery,
+    },
+    /// So many bytes of payload may stream ahead.
+    Ahead {
+        bytes: u64,
+    },
+    Ask,
+    Answer,
+    Get {
+        id: u64,
+        key: [u8; 16],
+        offset: u64,
+        len: u64,
+    },
+    /// With its payload, or asking to stream it.
+    Put {
+        id: u64,
+        key: [u8; 16],
+        offset: u64,
+        len: u64,
+        payload: Option<&'a [u8]>,
+    },
+    /// The payload of a put may stream.
+    Go {
+        id: u64,
+    },
+    /// A put's bytes are in place; a get of nothing is done.
+    Done {
+        id: u64,
+    },
+    /// A get or put is refused.
+    Refused {
+        id: u64,
+        reason: String,
+    },
+    Close,
+}
+
+/// A message as the stream announces it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Announcement<'a> {
+    pub(crate) id: u64,
+    pub(crate) prompt: bool,
+    pub(crate) payload: Payload<'a>,
+    pub(crate) header: &'a [u8],
+    pub(crate) frames: Vec<FrameInfo>,
+}
+
+/// How a message's payload travels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Payload<'a> {
+    /// In the record.
+    Eager(&'a [u8]),
+    /// As bulk, at once.
+    Streams,
+    /// As bulk, after it was accepted.
+    Waits,
+}
+
+impl Announcement<'_> {
+    pub(crate) fn payload_len(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len as u64).sum()
+    }
+
+    /// What it takes from the window: header, table, and the payload in the record.
+    pub(crate) fn cost(&self) -> u64 {
+        let eager = match self.payload {
+            Payload::Eager(payload) => payload.len(),
+            Payload::Streams | Payload::Waits => 0,
+        };
+        cost(self.header.len(), self.frames.len(), eager as u64)
+    }
+}
+
+/// What a message takes from the window.
+pub(crate) fn cost(header_len: usize, frames: usize, eager_len: u64) -> u64 {
+    (RECORD_HEAD_LEN + 8 + header_len + 8 * frames) as u64 + eager_len
+}
+
+/// Writes an announcement up to its payload, which follows in the record if it is `Eager` (its bytes are not looked at).
+pub(crate) fn put_message(
+    out: &mut Vec<u8>,
+    id: u64,
+    prompt: bool,
+    payload: Payload<'_>,
+    header: &[u8],
+    frames: impl ExactSizeIterator<Item = FrameInfo>,
+    payload_len: u64,
+) {
+    let mut flags = if prompt { PROMPT } else { 0 };
+    let mut body_len = 8 + header.len() + 8 * frames.len();
+    match payload {
+        Payload::Eager(_) => {
+            flags |= EAGER;
+            body_len += payload_len as usize;
+        }
+        Payload::Streams => flags |= STREAMS,
+        Payload::Waits => {}
+    }
+    put_head(out, MESSAGE, flags, body_len, id);
+    out.extend_from_slice(&(header.len() as u32).to_le_bytes());
+    out.extend_from_slice(&(frames.len() as u32).to_le_bytes());
+    for frame in frames {
+        out.extend_from_slice(&(frame.len as u64 | u64::from(frame.place.code()) << 48).to_le_bytes());
+    }
+    out.extend_from_slice(header);
+}
+
+/// Writes a put up to its payload, which follows in the record if `eager`.
+pub(crate) fn put_put(out: &mut Vec<u8>, id: u64, key: &[u8; 16], offset: u64, len: u64, eager: bool) {
+    let (flags, body_len) = if eager { (STREAMS, 32 + len as usize) } else { (0, 32) };
+    put_head(out, PUT, flags, body_len, id);
+    put_range(out, key, offset, len);
+}
+
+/// Writes any other record.
+pub(crate) fn put(out: &mut Vec<u8>, record: &Record<'_>) {
+    match record {
+        Record::Accept { id, discarded } => {
+            put_head(out, ACCEPT, 0, discarded.len(), *id);
+            out.extend_from_slice(discarded);
+        }
+        Record::Settle { first, count, delivery } => {
+            let flags = if *delivery == Delivery::Rejected { REJECTED } else { 0 };
+            put_head(out, SETTLE, flags, 4, *first);
+            out.extend_from_slice(&count.to_le_bytes());
+        }
+        Record::Ahead { bytes } => put_head(out, AHEAD, 0, 0, *bytes),
+        Record::Ask => put_head(out, ASK, 0, 0, 0),
+        Record::Answer => put_head(out, ANSWER, 0, 0, 0),
+        Record::Get { id, key, offset, len } => {
+            put_head(out, GET, 0, 32, *id);
+            put_range(out, key, *offset, *len);
+        }
+        Record::Go { id } => put_head(out, GO, 0, 0, *id),
+        Record::Done { id } => put_head(out, DONE, 0, 0, *id),
+        Record::Refused { id, reason } => {
+            let reason = &reason.as_bytes()[..reason.floor_char_boundary(REASON_LEN_MAX)];
+            put_head(out, REFUSED, 0, reason.len(), *id);
+            out.extend_from_slice(reason);
+        }
+        Record::Close => put_head(out, CLOSE, 0, 0, 0),
+        Record::Message(_) | Record::Put { .. } => unreachable!("they are written around their payload"),
+    }
+}
+
+fn put_head(out: &mut Vec<u8>, kind: u8, flags: u8, body_len: usize, id: u64) {
+    out.extend_from_slice(&[kind, flags, 0, 0]);
+    out.extend_from_slice(&(body_len as u32).to_le_bytes());
+    out.extend_from_slice(&id.to_le_bytes());
+}
+
+fn put_range(out: &mut Vec<u8>, key: &[u8; 16], offset: u64, len: u64) {
+    out.extend_from_slice(key);
+    out.extend_from_slice(&offset.to_le_bytes());
+    out.extend_from_slice(&len.to_le_bytes());
+}
+
+/// The length of the record at the start of `records`, which we wrote ourselves.
+pub(crate) fn len_of_first(records: &[u8]) -> usize {
+    let mut len = [0; 4];
+    len.copy_from_slice(&records[4..8]);
+    RECORD_HEAD_LEN + u32::from_le_bytes(len) as usize
+}
+
+/// Takes the next record off `records`.
+pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
+    let mut fields = Fields(records);
+    let (kind, flags) = (fields.u8()?, fields.u8()?);
+    if fields.take(2)? != [0, 0] {
+        return Err(corrupt("a record's zeroes are not zero"));
+    }
+    let body_len = fields.u32()? as usize;
+    let id = fields.u64()?;
+    let mut body = Fields(fields.take(body_len)?);
+    *records = fields.0;
+    let known = match kind {
+        MESSAGE => PROMPT | STREAMS | EAGER,
+        SETTLE => REJECTED,
+        PUT => STREAMS,
+        _ => 0,
+    };
+    if flags & !known != 0 {
+        return Err(corrupt(format!("a record of kind {kind} has unknown flags {flags:#x}")));
+    }
+    let record = match kind {
+        MESSAGE => Record::Message(take_message(&mut body, id, flags)?),
+        ACCEPT => Record::Accept { id, discarded: body.rest(FRAMES_MAX / 8)? },
+        SETTLE => {
+            let delivery = if flags & REJECTED == 0 { Delivery::Delivered } else { Delivery::Rejected };
+            Record::Settle { first: id, count: body.u32()?, delivery }
+        }
+        AHEAD => Record::Ahead { bytes: id },
+        ASK => Record::Ask,
+        ANSWER => Record::Answer,
+        GET => {
+            let (key, offset, len) = body.range()?;
+            Record::Get { id, key, offset, len }
+        }
+        PUT => {
+            let (key, offset, len) = body.range()?;
+            let payload = if flags & STREAMS == 0 { None } else { Some(body.rest(EAGER_LEN_MAX as usize)?) };
+            if payload.is_some_and(|payload| payload.len() as u64 != len) {
+                return Err(corrupt("a put's payload has another length than it says"));
+            }
+            Record::Put { id, key, offset, len, payload }
+        }
+        GO => Record::Go { id },
+        DONE => Record::Done { id },
+        REFUSED => {
+            let reason = String::from_utf8_lossy(body.rest(REASON_LEN_MAX)?);
+            Record::Refused { id, reason: reason.replace(char::is_control, " ") }
+        }
+        CLOSE => Record::Close,
+        other => return Err(corrupt(format!("a record of unknown kind {other}"))),
+    };
+    if !body.0.is_empty() {
+        return Err(corrupt(format!("a record of kind {kind} is {} bytes too long", body.0.len())));
+    }
+    Ok(record)
+}
+
+fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announcement<'a>> {
+    let (header_len, count) = (body.u32()? as usize, body.u32()? as usize);
+    check_limits(header_len, count, 0).map_err(|error| corrupt(error.detail().to_owned()))?;
+    let table = body.take(8 * count)?;
+    let mut frames = Vec::with_capacity(count);
+    let mut payload_len = 0u64;
+    for entry in table.chunks_exact(8) {
+        let entry = Fields(entry).u64()?;
+        let (len, code) = (entry & ((1 << 48) - 1), (entry >> 48) as u16);
+        let place =
+            Place::from_code(code).ok_or_else(|| corrupt(format!("a frame in unknown place {code:#x}")))?;
+        payload_len += len;
+        frames.push(FrameInfo { len: len as usize, place });
+    }
+    check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
+    let header = body.take(header_len)?;
+    let payload = match flags & (EAGER | STREAMS) {
+        EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
+        STREAMS => Payload::Streams,
+        0 => Payload::Waits,
+        _ => return Err(corrupt("a message is both eager and streaming")),
+    };
+    let fits = match payload {
+        Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
+        Payload::Streams | Payload::Waits => payload_len >= EAGER_LEN_MAX,
+    };
+    if !fits {
+        return Err(corrupt(format!("a payload of {payload_len} bytes does not travel that way")));
+    }
+    Ok(Announcement { id, prompt: flags & PROMPT != 0, payload, header, frames })
+}
+
+/// Little-endian fields, taken off the front.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len).ok_or_else(|| corrupt("a record is cut short"))?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn rest(&mut self, len_max: usize) -> Result<&'a [u8]> {
+        if self.0.len() > len_max {
+            return Err(corrupt(format!("{} bytes where at most {len_max} may be", self.0.len())));
+        }
+        Ok(std::mem::take(&mut self.0))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N)?);
+        Ok(array)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn range(&mut self) -> Result<([u8; 16], u64, u64)> {
+        Ok((self.array()?, self.u64()?, self.u64()?))
+    }
+}
+
+pub(crate) fn corrupt(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Corrupt, why)
+}

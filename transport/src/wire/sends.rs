@@ -1,0 +1,203 @@
+//! Messages on their way out: queued for credit, announced, moving, waiting for the receiver's word.
+
+use std::collections::VecDeque;
+
+use crate::error::{Error, Result};
+use crate::message::{Delivery, EAGER_LEN_MAX, FrameInfo, Message};
+use crate::operation::{Done, Operation};
+use crate::wire::credit::WINDOW;
+use crate::wire::ledger::Ledger;
+use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
+use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
+
+/// A segment's records are closed when they hold this much.
+pub(crate) const RECORDS_LEN: usize = 64 << 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct Sends {
+    queued: VecDeque<Queued>,
+    announced: Ledger<Announced>,
+    /// What the announced take from the window.
+    bytes_in_use: u64,
+    /// What may stream ahead, and what of it is in use.
+    ahead: u64,
+    ahead_in_use: u64,
+    stalled: bool,
+    pub(crate) stalls: u64,
+}
+
+#[derive(Debug)]
+struct Queued {
+    message: Operation<Message>,
+    receipt: Done<Delivery>,
+    prompt: bool,
+}
+
+#[derive(Debug)]
+struct Announced {
+    receipt: Done<Delivery>,
+    cost: u64,
+    ahead: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The payload waits for the receiver's accept.
+    Waiting(Operation<Message>),
+    /// The payload is on its way to the operating system.
+    Moving,
+    /// All of it is with the operating system.
+    Left,
+}
+
+impl Sends {
+    pub(crate) fn push(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
+        self.queued.push_back(Queued { message, receipt, prompt });
+    }
+
+    /// Whether one could be announced now.
+    pub(crate) fn are_due(&self) -> bool {
+        self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
+    }
+
+    /// Whether everything has left.
+    pub(crate) fn are_done(&self) -> bool {
+        self.queued.is_empty()
+            && self.announced.iter().all(|announced| matches!(announced.state, State::Left))
+    }
+
+    fn has_credit(&self, message: &Message) -> bool {
+        self.announced.len() < WINDOW.messages as usize
+            && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
+    }
+
+    /// Announces what credit and the segment allow.
+    pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
+        while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
+            let Some(queued) = self.queued.front() else { return };
+            if !self.has_credit(queued.message.memory()) {
+                self.stalls += u64::from(!self.stalled);
+                self.stalled = true;
+                return;
+            }
+            self.stalled = false;
+            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { return };
+            self.announce_one(message, receipt, prompt, outbox, bulks);
+        }
+    }
+
+    fn announce_one(
+        &mut self,
+        message: Operation<Message>,
+        receipt: Done<Delivery>,
+        prompt: bool,
+        outbox: &mut Outbox,
+        bulks: &mut VecDeque<Bulk>,
+    ) {
+        let id = self.announced.next();
+        let memory = message.memory();
+        let payload_len = memory.payload_len();
+        let eager = payload_len < EAGER_LEN_MAX;
+        let ahead = if !eager && payload_len <= self.ahead - self.ahead_in_use { payload_len } else { 0 };
+        let payload = match (eager, ahead) {
+            (true, _) => Payload::Eager(&[]),
+            (false, 0) => Payload::Waits,
+            (false, _) => Payload::Streams,
+        };
+        let table = memory.frames().iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() });
+        put_message(outbox.text(), id, prompt, payload, memory.header(), table, payload_len);
+        let cost = cost_of(memory);
+        self.bytes_in_use += cost;
+        self.ahead_in_use += ahead;
+        let state = if eager {
+            outbox.payload(memory.frames().iter().cloned());
+            outbox.end(Ending::Sent(id, message));
+            State::Moving
+        } else if ahead > 0 {
+            bulks.push_back(Bulk::new(Transfer::Message(id), Source::Message(id, message, Vec::new())));
+            State::Moving
+        } else {
+            State::Waiting(message)
+        };
+        self.announced.push(Announced { receipt, cost, ahead, state });
+    }
+
+    /// A message's memory is with the operating system.
+    pub(crate) fn left(&mut self, id: u64, message: Operation<Message>) {
+        if let Some(announced) = self.announced.at(id) {
+            announced.state = State::Left;
+        }
+        message.finish(drop);
+    }
+
+    /// The receiver accepted a message.
+    pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<Bulk>> {
+        let announced =
+            self.announced.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
+        let message = match std::mem::replace(&mut announced.state, State::Moving) {
+            State::Waiting(message) => message,
+            other => {
+                announced.state = other;
+                return Err(corrupt("an accept of a message that does not wait for it"));
+            }
+        };
+        let mut frames = message.memory().frames().iter().enumerate();
+        if frames.all(|(index, frame)| frame.is_empty() || is_set(discarded, index)) {
+            self.left(id, message);
+            return Ok(None);
+        }
+        Ok(Some(Bulk::new(Transfer::Message(id), Source::Message(id, message, discarded.to_vec()))))
+    }
+
+    /// The receiver's word on `count` messages.
+    pub(crate) fn settled(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
+        for id in (first..).take(count as usize) {
+            let announced =
+                self.announced.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
+            match (delivery, std::mem::replace(&mut announced.state, State::Left)) {
+                (_, State::Left) => {}
+                (Delivery::Rejected, State::Waiting(message)) => message.finish(drop),
+                (_, other) => {
+                    announced.state = other;
+                    return Err(corrupt("a word on a message that has not left"));
+                }
+            }
+            if let Some(Announced { receipt, cost, ahead, .. }) = self.announced.remove(id) {
+                self.bytes_in_use -= cost;
+                self.ahead_in_use -= ahead;
+                receipt.resolve(Ok(delivery));
+            }
+        }
+        Ok(())
+    }
+
+    /// The receiver lets payload stream ahead.
+    pub(crate) fn let_ahead(&mut self, bytes: u64) -> Result<()> {
+        if bytes < self.ahead {
+            return Err(corrupt("the room for payload that streams ahead cannot shrink"));
+        }
+        self.ahead = bytes;
+        Ok(())
+    }
+
+    /// Fails everything that is not settled.
+    pub(crate) fn give_up(&mut self, why: &Error) {
+        for Queued { message, receipt, .. } in self.queued.drain(..) {
+            receipt.resolve(Err(why.clone()));
+            message.fail(why.clone());
+        }
+        for Announced { receipt, state, .. } in self.announced.drain() {
+            receipt.resolve(Err(why.clone()));
+            if let State::Waiting(message) = state {
+                message.fail(why.clone());
+            }
+        }
+    }
+}
+
+fn cost_of(message: &Message) -> u64 {
+    let payload_len = message.payload_len();
+    let eager_len = if payload_len < EAGER_LEN_MAX { payload_len } else { 0 };
+    cost(message.header().len(), message.frames().len(), eager_len)
+}

@@ -1,0 +1,481 @@
+//! One data stream's protocol, sans-IO: operations and received bytes go in, bytes to write and events come out.
+//!
+//! The invariant: whatever comes in is checked against what was granted before it changes anything; the first breach is an
+//! error, after which only `give_up` may be called.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+use crate::message::{Announced, Delivery, Message};
+use crate::operation::{Done, Operation};
+use crate::region::{Regions, RemoteRegion};
+use crate::wire::liveness::{Due, Liveness};
+use crate::wire::one_sided::{OneSided, Room, replies};
+use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
+use crate::wire::receives::Receives;
+use crate::wire::record::{self, HEAD_LEN, Head, Record, Transfer, corrupt};
+use crate::wire::sends::{RECORDS_LEN, Sends};
+
+/// One end of a data stream.
+#[derive(Debug)]
+pub(crate) struct Session {
+    sends: Sends,
+    receives: Receives,
+    one_sided: OneSided,
+    liveness: Liveness,
+    outbox: Outbox,
+    bulks: VecDeque<Bulk>,
+    /// Records for the next batch, and how many of them answer the peer's requests.
+    records: Vec<u8>,
+    answers: usize,
+    reading: Reading,
+    /// The start of a head or of records whose rest has not come.
+    partial: Vec<u8>,
+    /// What the application should see, in order.
+    announced: Vec<Announced>,
+    ask: bool,
+    answer: bool,
+    closing: Closing,
+    peer_closed: bool,
+    closers: Vec<Done<()>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Reading {
+    Head,
+    Records { len: usize, bulk_len: usize, transfer: Transfer },
+    Bulk { remaining: usize, transfer: Transfer },
+}
+
+/// How far our good-bye is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closing {
+    No,
+    /// It follows what was submitted before it.
+    Wanted,
+    InBatch,
+    Left,
+}
+
+/// Where the next bulk goes.
+#[derive(Debug)]
+pub(crate) enum Target<'a> {
+    /// Into these buffers, in order, each taking so many bytes more.
+    Buffers(Vec<(&'a mut BufferMut, usize)>),
+    /// Into a region's range from this offset, or nowhere if it was revoked.
+    Region(&'a crate::region::WriteLease, usize),
+}
+
+impl Session {
+    pub(crate) fn new(pool: Pool, regions: Arc<Regions>, heartbeat: Duration, now: Duration) -> Self {
+        Self {
+            sends: Sends::default(),
+            receives: Receives::new(pool),
+            one_sided: OneSided::new(regions),
+            liveness: Liveness::new(heartbeat, now),
+            outbox: Outbox::default(),
+            bulks: VecDeque::new(),
+            records: Vec::new(),
+            answers: 0,
+            reading: Reading::Head,
+            partial: Vec::new(),
+            announced: Vec::new(),
+            ask: false,
+            answer: false,
+            closing: Closing::No,
+            peer_closed: false,
+            closers: Vec::new(),
+        }
+    }
+
+    pub(crate) fn send(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
+        self.sends.push(message, receipt, prompt);
+    }
+
+    pub(crate) fn recv(&mut self) {
+        self.receives.take_in_pool();
+    }
+
+    pub(crate) fn accept(&mut self, id: u64, landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+        self.receives.accept(id, landings, &mut self.records);
+    }
+
+    pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
+        self.receives.settle(id, delivery, prompt);
+    }
+
+    pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
+        self.one_sided.get(region, offset, into);
+    }
+
+    pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
+        self.one_sided.put(region, offset, from);
+    }
+
+    pub(crate) fn close(&mut self, done: Done<()>) {
+        self.closers.push(done);
+        if self.closing == Closing::No {
+            self.closing = Closing::Wanted;
+        }
+    }
+
+    /// What the peer announced since the last call.
+    pub(crate) fn take_announced(&mut self) -> impl Iterator<Item = Announced> + '_ {
+        self.announced.drain(..)
+    }
+
+    /// Payload copied in user space, and waits for credit.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.receives.bytes_copied + self.one_sided.bytes_copied, self.sends.stalls)
+    }
+
+    /// Both ends said good-bye, or the peer did and ours has left.
+    pub(crate) fn is_over(&self) -> bool {
+        self.peer_closed && self.closing == Closing::Left
+    }
+
+    /// Whether ours has left, or the peer's has come: the stream may end without loss.
+    pub(crate) fn may_end(&self) -> bool {
+        self.peer_closed || self.closing == Closing::Left
+    }
+
+    /// Time passed; an error is the peer's end. Whatever arrived must have been given in before.
+    pub(crate) fn tick(&mut self, now: Duration) -> Result<()> {
+        match self.liveness.due(now) {
+            Due::Nothing => {}
+            Due::Ask => self.ask = true,
+            Due::Lost(silent) => {
+                let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
+                return Err(Error::new(ErrorKind::PeerLost, why));
+            }
+        }
+        Ok(())
+    }
+
+    // What leaves.
+
+    /// Whether something should be written at once; words that nobody waits for can wait for `is_idle`.
+    pub(crate) fn is_due(&self) -> bool {
+        if matches!(self.closing, Closing::InBatch | Closing::Left) {
+            return !self.outbox.is_empty();
+        }
+        !self.outbox.is_empty()
+            || !self.records.is_empty()
+            || !self.bulks.is_empty()
+            || self.ask
+            || self.answer
+            || self.sends.are_due()
+            || self.one_sided.are_due()
+            || self.receives.words().1
+            || self.good_bye_is_due()
+    }
+
+    /// Whether words are left for an idle moment.
+    pub(crate) fn has_words(&self) -> bool {
+        self.receives.words().0 && matches!(self.closing, Closing::No | Closing::Wanted)
+    }
+
+    fn good_bye_is_due(&self) -> bool {
+        let submitted = || {
+            self.sends.are_done()
+                && self.one_sided.are_done()
+                && self.bulks.is_empty()
+                && self.records.is_empty()
+                && (self.peer_closed || !self.receives.are_landing())
+        };
+        match self.closing {
+            Closing::Wanted => submitted(),
+            Closing::No => self.peer_closed,
+            Closing::InBatch | Closing::Left => false,
+        }
+    }
+
+    /// The bytes to write next; makes a batch if there is none.
+    pub(crate) fn gather<'a>(&'a mut self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
+        if self.outbox.is_empty() {
+            self.make_batch();
+        }
+        debug_assert!(!self.outbox.is_empty(), "what is due makes a batch");
+        self.outbox.gather(slices, slices_max);
+    }
+
+    /// `written` of the gathered bytes are with the operating system.
+    pub(crate) fn wrote(&mut self, written: usize) {
+        let Self { outbox, sends, one_sided, closing, .. } = self;
+        outbox.advance(written, |ending| match ending {
+            Ending::Sent(id, message) => sends.left(id, message),
+            Ending::Replied(_) => one_sided.replied(1),
+            Ending::Closed => *closing = Closing::Left,
+        });
+    }
+
+    fn make_batch(&mut self) {
+        while self.outbox.has_room() && matches!(self.closing, Closing::No | Closing::Wanted) {
+            self.outbox.begin();
+            let good_bye = self.good_bye_is_due();
+            self.write_records();
+            self.one_sided.ask(&mut self.outbox);
+            self.sends.announce(&mut self.outbox, &mut self.bulks);
+            if good_bye {
+                record::put(self.outbox.text(), &Record::Close);
+                self.outbox.end(Ending::Closed);
+                self.closing = Closing::InBatch;
+            }
+            let Some(mut bulk) = self.bulks.pop_front() else {
+                let nothing = self.outbox.records_len() == 0;
+                self.outbox.finish(Transfer::Message(0), Vec::new());
+                if nothing {
+                    return;
+                }
+                continue;
+            };
+            let transfer = bulk.transfer;
+            let (bytes, is_last) = bulk.next();
+            self.outbox.finish(transfer, bytes);
+            if !is_last {
+                self.bulks.push_back(bulk);
+            } else if let Some(ending) = bulk.ending() {
+                self.outbox.end(ending);
+            }
+        }
+    }
+
+    /// Records that were waiting, up to a segment's worth.
+    fn write_records(&mut self) {
+        if self.ask {
+            record::put(&mut self.records, &Record::Ask);
+        }
+        if self.answer {
+            record::put(&mut self.records, &Record::Answer);
+        }
+        (self.ask, self.answer) = (false, false);
+        self.receives.say(&mut self.records);
+        if self.records.len() <= RECORDS_LEN {
+            self.outbox.text().append(&mut self.records);
+            for reply in replies(std::mem::take(&mut self.answers)) {
+                self.outbox.end(reply);
+            }
+            return;
+        }
+        let mut len = 0;
+        while len < RECORDS_LEN {
+            len += record::len_of_first(&self.records[len..]);
+        }
+        self.outbox.text().extend(self.records.drain(..len));
+    }
+
+    // What arrives.
+
+    /// How many bytes may be read before the next must go to a target: as many as one likes where no bulk can come.
+    pub(crate) fn bytes_wanted(&self) -> usize {
+        if !self.receives.expect_bulk() && !self.one_sided.expect_bulk() {
+            return usize::MAX;
+        }
+        self.needed() - self.partial.len()
+    }
+
+    fn needed(&self) -> usize {
+        match self.reading {
+            Reading::Head => HEAD_LEN,
+            Reading::Records { len, .. } => len,
+            Reading::Bulk { .. } => 0,
+        }
+    }
+
+    /// Something came from the peer.
+    pub(crate) fn heard(&mut self, now: Duration) {
+        self.liveness.heard(now);
+    }
+
+    /// Bytes that arrived outside a target.
+    pub(crate) fn received(&mut self, mut bytes: &[u8]) -> Result<()> {
+        loop {
+            if let Reading::Bulk { remaining, .. } = self.reading {
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                let (bulk, rest) = bytes.split_at(remaining.min(bytes.len()));
+                self.copy_bulk(bulk)?;
+                bytes = rest;
+                continue;
+            }
+            let needed = self.needed();
+            if self.partial.is_empty() && bytes.len() >= needed {
+                let (item, rest) = bytes.split_at(needed);
+                self.item(item)?;
+                bytes = rest;
+            } else {
+                let (more, rest) = bytes.split_at(bytes.len().min(needed - self.partial.len()));
+                self.partial.extend_from_slice(more);
+                bytes = rest;
+                if self.partial.len() < needed {
+                    return Ok(());
+                }
+                let item = std::mem::take(&mut self.partial);
+                self.item(&item)?;
+            }
+            if bytes.is_empty() && self.needed() > 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn item(&mut self, bytes: &[u8]) -> Result<()> {
+        match self.reading {
+            Reading::Head => {
+                let Head { records_len, bulk_len, transfer } = Head::decode(bytes)?;
+                self.reading = Reading::Records { len: records_len, bulk_len, transfer };
+                if records_len == 0 {
+                    self.records_are_over(bulk_len, transfer)?;
+                }
+            }
+            Reading::Records { bulk_len, transfer, .. } => {
+                let mut records = bytes;
+                while !records.is_empty() {
+                    let record = record::take(&mut records)?;
+                    self.hear(record)?;
+                }
+                self.records_are_over(bulk_len, transfer)?;
+            }
+            Reading::Bulk { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn records_are_over(&mut self, bulk_len: usize, transfer: Transfer) -> Result<()> {
+        if bulk_len == 0 {
+            self.reading = Reading::Head;
+            return Ok(());
+        }
+        let expected = match transfer {
+            Transfer::Message(id) => self.receives.remaining(id),
+            Transfer::Get(_) | Transfer::Put(_) => self.one_sided.remaining(transfer),
+        };
+        if expected.is_none_or(|expected| expected < bulk_len as u64) {
+            return Err(corrupt(format!("{bulk_len} bytes of bulk that nobody expects ({transfer:?})")));
+        }
+        self.reading = Reading::Bulk { remaining: bulk_len, transfer };
+        Ok(())
+    }
+
+    fn hear(&mut self, record: Record<'_>) -> Result<()> {
+        if self.peer_closed {
+            return Err(corrupt("a record after the good-bye"));
+        }
+        let waiting = self.records.len();
+        match record {
+            Record::Message(message) => {
+                let announced = self.receives.announced(message, &mut self.records)?;
+                self.announced.push(announced);
+            }
+            Record::Accept { id, discarded } => self.bulks.extend(self.sends.accepted(id, discarded)?),
+            Record::Settle { first, count, delivery } => self.sends.settled(first, count, delivery)?,
+            Record::Ahead { bytes } => self.sends.let_ahead(bytes)?,
+            Record::Ask => self.answer = true,
+            Record::Answer => {}
+            Record::Get { id, key, offset, len } => {
+                let bulk = self.one_sided.asked_get(id, &key, offset, len, &mut self.records)?;
+                self.answers += usize::from(self.records.len() > waiting);
+                self.bulks.extend(bulk);
+            }
+            Record::Put { id, key, offset, len, payload } => {
+                self.one_sided.asked_put(id, (&key, offset, len), payload, &mut self.records)?;
+                self.answers += usize::from(self.one_sided.remaining(Transfer::Put(id)).is_none());
+            }
+            Record::Go { id } => {
+                let bulk = self.one_sided.may_go(id)?;
+                self.bulks.push_back(bulk);
+            }
+            Record::Done { id } => self.one_sided.done(id)?,
+            Record::Refused { id, reason } => self.one_sided.refused(id, reason)?,
+            Record::Close => self.peer_closed = true,
+        }
+        Ok(())
+    }
+
+    /// Where the next bulk goes, and how much of it: `None` where something else comes next.
+    pub(crate) fn target(&mut self, buffers_max: usize) -> Option<(Target<'_>, usize)> {
+        let Reading::Bulk { remaining, transfer } = self.reading else { return None };
+        let target = match transfer {
+            Transfer::Message(id) => {
+                let mut room = Vec::with_capacity(8);
+                self.receives.room(id, &mut room, buffers_max);
+                Target::Buffers(room)
+            }
+            Transfer::Get(_) | Transfer::Put(_) => match self.one_sided.room(transfer)? {
+                Room::Buffer(buffer, missing) => Target::Buffers(vec![(buffer, missing)]),
+                Room::Region(lease, at) => Target::Region(lease, at),
+            },
+        };
+        Some((target, remaining))
+    }
+
+    /// `len` bytes went into the target, or, as it was `revoked`, nowhere.
+    pub(crate) fn landed(&mut self, len: usize, revoked: bool) {
+        let Reading::Bulk { remaining, transfer } = self.reading else { return };
+        match transfer {
+            Transfer::Message(id) => self.receives.landed(id, len as u64),
+            Transfer::Get(_) | Transfer::Put(_) => {
+                let waiting = self.records.len();
+                self.one_sided.landed(transfer, len as u64, revoked, &mut self.records);
+                self.answers += usize::from(self.records.len() > waiting);
+            }
+        }
+        self.reading = match remaining - len {
+            0 => Reading::Head,
+            remaining => Reading::Bulk { remaining, transfer },
+        };
+    }
+
+    /// Bulk that was read together with what came before it: only a peer that breaks the protocol sends it so early that
+    /// this happens, or one whose credit was used before our own read began.
+    fn copy_bulk(&mut self, mut bulk: &[u8]) -> Result<()> {
+        while !bulk.is_empty() {
+            let Some((target, _)) = self.target(1) else { return Err(corrupt("bulk out of turn")) };
+            let (len, revoked) = match target {
+                Target::Buffers(mut buffers) => {
+                    let Some((buffer, missing)) = buffers.first_mut() else {
+                        return Err(corrupt("more bulk than its frames take"));
+                    };
+                    let len = bulk.len().min(*missing);
+                    buffer.extend_from_slice(&bulk[..len])?;
+                    (len, false)
+                }
+                Target::Region(lease, at) => {
+                    let write = |bytes: &mut [u8]| bytes[..bulk.len()].copy_from_slice(bulk);
+                    (bulk.len(), lease.with(at, write).is_none())
+                }
+            };
+            self.one_sided.bytes_copied += len as u64;
+            self.landed(len, revoked);
+            bulk = &bulk[len..];
+        }
+        Ok(())
+    }
+
+    /// Fails everything in flight.
+    pub(crate) fn give_up(&mut self, why: &Error) {
+        for ending in self.outbox.give_up() {
+            if let Ending::Sent(_, message) = ending {
+                message.fail(why.clone());
+            }
+        }
+        for bulk in self.bulks.drain(..) {
+            if let Source::Message(_, message, _) = bulk.source {
+                message.fail(why.clone());
+            }
+        }
+        self.sends.give_up(why);
+        self.receives.give_up(why);
+        self.one_sided.give_up(why);
+        self.announced.clear();
+        for done in self.closers.drain(..) {
+            let graceful = why.kind() == ErrorKind::Closed;
+            done.resolve(if graceful { Ok(()) } else { Err(why.clone()) });
+        }
+    }
+}
