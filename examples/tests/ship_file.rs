@@ -1,5 +1,7 @@
 //! `ship_file` as its users run it: two processes, a real file, and what may go wrong on the way.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(30);
 const LIFETIME: Duration = Duration::from_secs(60);
 
-const ADDRESSES: [&str; 1] = ["mem://"];
+const ADDRESSES: [&str; 2] = ["mem://", "tcp://127.0.0.1:0"];
 
 /// Two ends of a connection, each bounded so that a mistake does not hang.
 fn pair(address: &str) -> (Connection, Connection) {
@@ -144,7 +144,7 @@ fn accept_keeps_to_its_deadline() {
         let listener = Endpoint::new().unwrap().listen(&address.parse().unwrap()).unwrap();
         let error = listener.with_deadline(SHORT).accept().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
-        assert!(error.to_string().starts_with(&format!("accept {address}")), "{error}");
+        assert!(error.to_string().starts_with("accept "), "{error}");
     }
 }
 
