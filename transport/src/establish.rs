@@ -105,8 +105,8 @@ impl Establisher {
             let mut site = self.site(Role::Acceptor, &entrant, &greeting, control);
             let opened = entrant.backend.open(&mut site);
             if let Some(kept) = &mut site.control {
-                let answer = opened.as_ref().map(|_| ()).map_err(ToString::to_string);
-                door::answer(kept, answer.as_ref().map(|()| ()).map_err(|reason| reason.as_str())).await?;
+                let reason = opened.as_ref().err().map(ToString::to_string);
+                door::answer(kept, reason.as_deref().map_or(Ok(()), Err)).await?;
             }
             let link = match (opened, site.control.take()) {
                 (Ok(link), kept) => {

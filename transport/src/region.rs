@@ -283,11 +283,6 @@ impl WriteLease {
         self.len
     }
 
-    /// Whether the range is empty.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Lets `write` fill `[at, len)` of the range, or nothing if the region was revoked meanwhile (`None`).
     pub(crate) fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         let mut held = lock(&self.memory);

@@ -58,6 +58,7 @@ pub(crate) struct Greeting {
     pub(crate) offers: Vec<Offer>,
     /// Equal at both ends and of this connection only. With a token, nobody else knows it; without one, whoever saw
     /// the handshake does.
+    #[cfg_attr(not(test), expect(dead_code, reason = "further streams of a connection will join by it"))]
     pub(crate) secret: [u8; 32],
 }
 

@@ -92,6 +92,7 @@ impl Buffer {
     }
 
     /// The bytes, where nobody else can write them and they are ready: [`Access::Owned`], no fence pending.
+    #[inline]
     pub fn as_slice(&self) -> Option<&[u8]> {
         if self.kind.access != Access::Owned || !self.is_ready() {
             return None;
@@ -111,6 +112,7 @@ impl Buffer {
     /// # Panics
     ///
     /// Where the range starts after its end or ends beyond [`len`](Self::len), as with slices.
+    #[inline]
     #[must_use]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
         let begin = match range.start_bound() {
@@ -290,6 +292,7 @@ impl Buffer {
         Self { start: NonNull::dangling().as_ptr(), len: 0, owner: None, fence: None, kind }
     }
 
+    #[inline]
     fn keep(&mut self, begin: usize, end: usize) {
         assert!(
             begin <= end && end <= self.len,
@@ -304,6 +307,7 @@ impl Buffer {
         }
     }
 
+    #[inline]
     fn is_ready(&self) -> bool {
         self.fence.as_ref().is_none_or(|fence| fence.is_ready())
     }

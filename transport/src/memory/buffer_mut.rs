@@ -127,18 +127,21 @@ impl BufferMut {
     }
 
     /// The filled part, where nobody else can write it: [`Access::Owned`].
+    #[inline]
     pub fn as_slice(&self) -> Option<&[u8]> {
         // SAFETY: the handle keeps them there (M1), writes need `&mut self` (M2), and `len` counts filled ones (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts(self.start, self.len) })
     }
 
     /// The filled part to change, where nobody else can write it.
+    #[inline]
     pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
         // SAFETY: the handle keeps them there (M1), is the only one (M2), and `len` counts filled ones (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts_mut(self.start, self.len) })
     }
 
     /// The part still to be filled, where nobody else can write it. [`set_len`](Self::set_len) makes it count.
+    #[inline]
     pub fn spare_mut(&mut self) -> Option<&mut [MaybeUninit<u8>]> {
         let spare = self.start.wrapping_add(self.len).cast();
         // SAFETY: the rest of the capacity is there (M1), this handle's alone (M2), and may be uninitialised (M4).

@@ -40,7 +40,7 @@ mod tests {
             let later = class.index > last.index && class.bytes > last.bytes;
             last = class;
             let tight = capacity <= 256 || class.bytes - capacity < class.bytes / 5 + 1;
-            (same || later) && class.bytes >= capacity && class.bytes % 64 == 0 && tight
+            (same || later) && class.bytes >= capacity && class.bytes.is_multiple_of(64) && tight
         }));
         assert_eq!(Class::of(usize::MAX).unwrap_err().kind(), ErrorKind::TooLarge);
     }

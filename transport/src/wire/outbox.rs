@@ -42,7 +42,7 @@ pub(crate) enum Ending {
     /// The message's memory can be reused.
     Sent(u64, Operation<Message>),
     /// The answer to one request of the peer's left.
-    Replied(Option<ReadLease>),
+    Replied(#[expect(dead_code, reason = "held until the bytes have left")] Option<ReadLease>),
     /// The good-bye left.
     Closed,
 }

@@ -43,7 +43,7 @@ pub(super) struct TcpLink {
 }
 
 impl TcpLink {
-    pub(super) fn new(stream: TcpStream, site: &Site) -> Arc<dyn Link> {
+    pub(super) fn open(stream: TcpStream, site: &Site) -> Arc<dyn Link> {
         let now = site.environment.now();
         let session = Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now);
         Arc::new(Self {

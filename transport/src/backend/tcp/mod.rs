@@ -54,6 +54,6 @@ impl Backend for Tcp {
         let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
         let socket =
             site.control.take().ok_or_else(nothing)?.into_socket().map_err(|error| error.by("tcp"))?;
-        Ok(TcpLink::new(socket, site))
+        Ok(TcpLink::open(socket, site))
     }
 }
