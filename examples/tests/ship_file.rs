@@ -16,7 +16,7 @@ use towline::{Buffer, Message};
 
 const LOCAL: &str = "tcp://127.0.0.1:0";
 /// What must not happen would take for ever: it fails instead.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(120);
 /// Of zeroes that take no room: more than is sent before a test does what it wants to do meanwhile.
 const ENDLESS: u64 = 256 << 30;
 const CHUNK_LEN: usize = 2 << 20;

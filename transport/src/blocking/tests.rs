@@ -1,3 +1,4 @@
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,11 @@ fn pair(address: &str) -> (Connection, Connection) {
     (connected.0.with_deadline(LONG), connected.1.with_deadline(LONG))
 }
 
+/// The first `len` of 300,000 bytes.
 fn payload(len: usize) -> Buffer {
-    (0..len).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into()
+    static BYTES: LazyLock<Buffer> =
+        LazyLock::new(|| (0..300_000).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into());
+    BYTES.slice(..len)
 }
 
 #[test]
