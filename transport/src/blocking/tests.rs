@@ -1,4 +1,5 @@
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -139,6 +140,47 @@ fn a_deadline_names_its_time_and_loses_no_message() {
         let receipt = left.send(Message::new("late")).unwrap();
         assert_eq!(&hasty.with_deadline(LONG).recv().unwrap().header()[..], b"late");
         receipt.delivered().unwrap();
+    }
+}
+
+#[test]
+fn threads_that_give_up_and_return_lose_and_repeat_nothing() {
+    const PER_SENDER: usize = 150;
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        let hasty = right.with_deadline(Duration::from_micros(300));
+        let taken = AtomicUsize::new(0);
+        let received = thread::scope(|scope| {
+            for sender in 0..2 {
+                let left = &left;
+                scope.spawn(move || {
+                    for i in sender * PER_SENDER..(sender + 1) * PER_SENDER {
+                        let message = Message::new(i.to_string()).with_frame(payload(i * 200));
+                        left.deliver(message).unwrap();
+                    }
+                });
+            }
+            let receive = || {
+                let mut mine = Vec::new();
+                while taken.load(Ordering::Relaxed) < 2 * PER_SENDER {
+                    match hasty.recv() {
+                        Ok(message) => {
+                            taken.fetch_add(1, Ordering::Relaxed);
+                            let i: usize = str::from_utf8(message.header()).unwrap().parse().unwrap();
+                            assert_eq!(message.frames()[0].as_slice(), payload(i * 200).as_slice());
+                            mine.push(i);
+                        }
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}"),
+                    }
+                }
+                mine
+            };
+            let receivers = [(); 3].map(|()| scope.spawn(receive));
+            let mut all: Vec<_> = receivers.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+            all.sort_unstable();
+            all
+        });
+        assert_eq!(received, (0..2 * PER_SENDER).collect::<Vec<_>>());
     }
 }
 
