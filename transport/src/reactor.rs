@@ -25,7 +25,7 @@ impl<T: AsFd> AsRawFd for Owner<T> {
 
 /// Registers `owner`'s descriptor with the reactor of the current runtime; `None` if it cannot.
 pub(crate) fn register<T: AsFd>(owner: T, interest: Interest) -> Option<AsyncFd<Owner<T>>> {
-    // SAFETY: R1: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes it, until the
+    // SAFETY: M7: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes it, until the
     // registration is dropped.
     unsafe { AsyncFd::register_with_interest(Owner(owner), interest) }.ok()
 }

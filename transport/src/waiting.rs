@@ -103,7 +103,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None }
+        Until { waiters: self, check, waiter: None, idle_since: None, ended: false }
     }
 
     /// How often waiters polled so far.
@@ -136,29 +136,48 @@ impl Waiters {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps as lead or follower. False: the link may move now, poll again.
-    fn park(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
-        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
-            // No reactor here, or the link moves by itself.
-            self.arm();
-            return true;
-        };
+    /// Makes the waiter the lead, who spins and sleeps for all; false if there is one, who will wake it when its turn comes.
+    fn lead(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let me = *waiter.get_or_insert_with(|| {
             state.next += 1;
             state.next
         });
-        if let Some(lead) = &mut state.lead
-            && lead.waiter != me
-        {
-            if source.writable && !lead.writable {
-                lead.waker.wake_by_ref();
+        let State { lead, followers, .. } = &mut *state;
+        match lead {
+            Some(lead) if lead.waiter != me => {
+                if !lead.writable && self.link.source().is_some_and(|source| source.writable) {
+                    lead.waker.wake_by_ref();
+                }
+                match followers.iter_mut().find(|(follower, _)| *follower == me) {
+                    Some((_, known)) => known.clone_from(cx.waker()),
+                    None => followers.push((me, cx.waker().clone())),
+                }
+                false
             }
-            follow(&mut state.followers, me, cx.waker());
-            return true;
+            Some(lead) => {
+                lead.waker.clone_from(cx.waker());
+                true
+            }
+            None => {
+                followers.retain(|(follower, _)| *follower != me);
+                *lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: false });
+                true
+            }
         }
-        state.followers.retain(|(follower, _)| *follower != me);
-        state.lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: source.writable });
+    }
+
+    /// Lets the lead sleep. False: the link may move now, poll again.
+    fn park(&self, cx: &mut Context<'_>) -> bool {
+        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
+            // No reactor here.
+            self.arm();
+            return true;
+        };
+        let mut state = self.state();
+        if let Some(lead) = &mut state.lead {
+            lead.writable = source.writable;
+        }
         self.disarm();
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
@@ -214,21 +233,15 @@ impl Waiters {
     }
 }
 
-fn follow(followers: &mut Vec<(u64, Waker)>, me: u64, waker: &Waker) {
-    match followers.iter_mut().find(|(follower, _)| *follower == me) {
-        Some((_, known)) => known.clone_from(waker),
-        None => followers.push((me, waker.clone())),
-    }
-}
-
 /// One wait.
 #[derive(Debug)]
 pub(crate) struct Until<'a, F> {
     waiters: &'a Waiters,
     check: F,
-    /// Set once it has slept.
+    /// Its number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
+    ended: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -238,11 +251,14 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
+        // While a caller polls, the driver need not wake for every packet.
+        waiters.disarm();
         let mut polled_since = None;
-        let mut moves = 0;
+        let (mut moves, mut leads) = (0, false);
         loop {
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -255,7 +271,12 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if waiters.wait != Wait::Sleep && waiters.link.source().is_some() {
+            // A link without a source moves by itself, and wakes whoever waits.
+            if waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx)) {
+                return Poll::Pending;
+            }
+            leads = true;
+            if waiters.wait != Wait::Sleep {
                 let now = Instant::now();
                 let idle = now - *idle_since.get_or_insert(now);
                 if waiters.wait == Wait::Spin || idle < SPIN_MAX {
@@ -268,9 +289,10 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
+                *ended = true;
                 return Poll::Ready(value);
             }
-            if waiters.park(waiter, cx) {
+            if waiters.park(cx) {
                 return Poll::Pending;
             }
         }
@@ -281,6 +303,10 @@ impl<F> Drop for Until<'_, F> {
     fn drop(&mut self) {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
+        }
+        // What a cancelled caller submitted goes on without it.
+        if !self.ended && self.waiters.link.source().is_some_and(|source| source.writable) {
+            self.waiters.arm();
         }
     }
 }

@@ -37,7 +37,7 @@ impl Staging {
             Ok(staged.freeze())
         };
         let frames = message.frames().iter().map(stage).collect::<Result<_>>()?;
-        Ok(Message::from_parts(message.header().clone(), frames))
+        Ok(message.staged(frames))
     }
 
     fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
@@ -94,7 +94,7 @@ impl Staging {
 
 /// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_carried(frame: &Buffer) -> bool {
-    frame.as_slice().is_some()
+    frame.is_empty() || frame.as_slice().is_some()
 }
 
 /// Copies what landed in host memory on to where it belongs.

@@ -36,6 +36,11 @@ impl Liveness {
         self.unanswered = 0;
     }
 
+    /// Whether anything can be due at `now`.
+    pub(crate) fn is_silent(&self, now: Duration) -> bool {
+        now.saturating_sub(self.heard) >= self.heartbeat
+    }
+
     /// What is due at `now`. Whatever arrived must have been told before: this end may have been asleep itself, so that
     /// a long silence alone proves nothing before the peer was asked twice.
     pub(crate) fn due(&mut self, now: Duration) -> Due {

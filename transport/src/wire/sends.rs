@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
-use crate::message::{Delivery, EAGER_LEN_MAX, FrameInfo, Message};
+use crate::message::{Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
 use crate::wire::ledger::Ledger;
@@ -105,8 +105,7 @@ impl Sends {
             (false, 0) => Payload::Waits,
             (false, _) => Payload::Streams,
         };
-        let table = memory.frames().iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() });
-        put_message(outbox.text(), id, prompt, payload, memory.header(), table, payload_len);
+        put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), payload_len);
         let cost = cost_of(memory);
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;

@@ -143,6 +143,11 @@ impl Session {
         self.peer_closed || self.closing == Closing::Left
     }
 
+    /// Whether the peer has been silent so long that `tick` may have something to do.
+    pub(crate) fn is_silent(&self, now: Duration) -> bool {
+        self.liveness.is_silent(now)
+    }
+
     /// Time passed; an error is the peer's end. Whatever arrived must have been given in before.
     pub(crate) fn tick(&mut self, now: Duration) -> Result<()> {
         match self.liveness.due(now) {

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::CAPS;
 use crate::backend::{
-    Announced, Arrival, Caps, Delivery, Done, FrameInfo, Inbox, Link, LinkStats, Message, Op, Operation,
-    Regions,
+    Announced, Arrival, Caps, Delivery, Done, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::credit::WINDOW;
@@ -98,7 +97,7 @@ impl Link for MemLink {
                 let regions = peer_regions(ends, *me);
                 let len = (into.memory().capacity() - into.memory().len()) as u64;
                 let read = regions.and_then(|regions| regions.read(region.key(), offset, len));
-                match read.and_then(|(bytes, _lease)| into.memory_mut().fill_from(&bytes)) {
+                match read.and_then(|lease| into.memory_mut().fill_from(lease.bytes())) {
                     Ok(()) => into.finish(|memory| memory),
                     Err(error) => into.fail(error),
                 }
@@ -153,9 +152,9 @@ fn announce(ends: &mut [End; 2], me: usize) -> bool {
         mine.next_id += 1;
         mine.unsettled.insert(id, receipt);
         message.finish(|message| {
+            let table = message.table().collect();
+            let table = message.table().collect();
             let (header, frames) = message.into_parts();
-            let table =
-                frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
             let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),

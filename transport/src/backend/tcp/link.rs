@@ -259,6 +259,9 @@ impl Link for TcpLink {
 
     fn tick(&self) {
         self.with_baton(|link, session| {
+            if !session.is_silent(link.environment.now()) {
+                return Ok(Progress::Idle);
+            }
             // What has come is a sign of life, even if nobody read it yet.
             let progress = link.poll(session)?;
             session.tick(link.environment.now())?;

@@ -1,0 +1,82 @@
+//! The table: one row joins a backend.
+
+use std::sync::Arc;
+
+use towline::backend::{self, Backend};
+use towline::{Address, Builder, Caps, Connection, Endpoint, Listener, Pool};
+
+use crate::threaded::Threaded;
+
+/// One backend as the cases see it.
+pub(crate) struct Row {
+    /// The first word of its cases' names.
+    pub(crate) name: &'static str,
+    /// Where to listen for it.
+    pub(crate) address: &'static str,
+    /// What an endpoint of it is made of.
+    pub(crate) backends: fn() -> Vec<Arc<dyn Backend>>,
+    /// What its links promise; selects the cases.
+    pub(crate) caps: Caps,
+}
+
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        name: "mem",
+        address: "mem://",
+        backends: backend::all,
+        caps: Caps::ONE_SIDED
+            .union(Caps::SOFT_REVOKE)
+            .union(Caps::MOVES_OWNERSHIP)
+            .union(Caps::ANY_PLACE)
+            .union(Caps::FLOW_CONTROL),
+    },
+    Row { name: "threaded", address: "mem://", backends: Threaded::alone, caps: Caps::FLOW_CONTROL },
+];
+
+/// Two connected ends, and what they came from.
+pub(crate) struct Pair {
+    /// The connecting end.
+    pub(crate) a: Connection,
+    /// The accepting end.
+    pub(crate) b: Connection,
+    pub(crate) near: Endpoint,
+    pub(crate) far: Endpoint,
+    pub(crate) listener: Listener,
+}
+
+impl Row {
+    /// Settings of an endpoint with a pool of its own, which shows what is in use.
+    pub(crate) fn builder(&self) -> Builder {
+        Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20))
+    }
+
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.builder().build().unwrap()
+    }
+
+    pub(crate) fn address(&self) -> Address {
+        self.address.parse().unwrap()
+    }
+
+    /// Two connected endpoints.
+    pub(crate) async fn pair(&self) -> Pair {
+        self.pair_with(|builder| builder).await
+    }
+
+    /// Two connected endpoints with these settings.
+    pub(crate) async fn pair_with(&self, settle: impl Fn(Builder) -> Builder) -> Pair {
+        let (near, far) = (settle(self.builder()).build().unwrap(), settle(self.builder()).build().unwrap());
+        let listener = far.listen(&self.address()).await.unwrap();
+        let (a, b) = meet(&near, &listener).await;
+        for end in [&a, &b] {
+            assert_eq!(end.caps(), self.caps, "the table and {} agree on the caps", self.name);
+        }
+        Pair { a, b, near, far, listener }
+    }
+}
+
+/// One more connection from `near` to `listener`: the connecting end, and the accepting one.
+pub(crate) async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
+    let (a, b) = tokio::join!(near.connect(listener.address()), listener.accept());
+    (a.unwrap(), b.unwrap())
+}

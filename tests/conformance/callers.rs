@@ -1,0 +1,233 @@
+//! Whoever calls, from whatever executor, task or thread: the connection works.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use towline::{Connection, ErrorKind, Message, Wait};
+
+use crate::backends::{Pair, Row};
+use crate::content::{assert_message, message, number};
+use crate::polls::{block_on, soon};
+use crate::suite::cases;
+
+cases! {
+    ANY:
+        threads_without_tokio_talk,
+        one_thread_serves_both_ends,
+        halves_work_in_two_tasks,
+        two_tasks_receive_each_message_once,
+        many_tasks_send_on_one_connection,
+        a_task_that_blocks_its_thread_delays_itself_alone,
+        every_way_to_wait_works,
+        a_connection_is_used_from_several_runtimes;
+}
+
+const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
+
+/// A few messages of every size there and back.
+async fn converse(a: &Connection, b: &Connection) {
+    for (at, len) in LENS.into_iter().enumerate() {
+        for (from, to) in [(a, b), (b, a)] {
+            let both = async { tokio::join!(from.deliver(message(at, &[len, len])), to.recv()) };
+            let (sent, taken) = both.await;
+            sent.unwrap();
+            assert_message(&taken.unwrap(), at, &[len, len]);
+        }
+    }
+}
+
+/// Runs `work` on a thread that knows no tokio.
+async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = thread::spawn(work);
+    tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
+}
+
+async fn threads_without_tokio_talk(row: &'static Row) {
+    const COUNT: usize = 200;
+    let echo = |row: &Row| {
+        let endpoint = row.endpoint();
+        let listener = block_on(endpoint.listen(&row.address())).unwrap();
+        let address = listener.address().clone();
+        let serve = move || {
+            block_on(async {
+                let connection = listener.accept().await.unwrap();
+                loop {
+                    match connection.recv().await {
+                        Ok(message) => drop(connection.send(message).await.unwrap()),
+                        Err(end) => return end.kind(),
+                    }
+                }
+            })
+        };
+        (address, thread::spawn(serve))
+    };
+    let talk = without_tokio(move || {
+        let (address, server) = echo(row);
+        let endpoint = row.endpoint();
+        block_on(async {
+            let connection = endpoint.connect(&address).await.unwrap();
+            for at in 0..COUNT {
+                let lengths = [LENS[at % LENS.len()]];
+                connection.send(message(at, &lengths)).await.unwrap();
+                assert_message(&connection.recv().await.unwrap(), at, &lengths);
+            }
+            connection.close().await.unwrap();
+        });
+        server.join().unwrap()
+    });
+    assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+}
+
+async fn one_thread_serves_both_ends(row: &'static Row) {
+    let talk = without_tokio(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pair = row.pair().await;
+            converse(&pair.a, &pair.b).await;
+            let (a, b) = (pair.a.clone(), pair.b.clone());
+            let sending = tokio::spawn(async move {
+                for at in 0..500 {
+                    a.send(message(at, &[LENS[at % 3]])).await.unwrap();
+                }
+            });
+            for at in 0..500 {
+                assert_message(&b.recv().await.unwrap(), at, &[LENS[at % 3]]);
+            }
+            sending.await.unwrap();
+        });
+    });
+    soon("one thread", talk).await;
+}
+
+async fn halves_work_in_two_tasks(row: &'static Row) {
+    const COUNT: usize = 300;
+    let Pair { a, b, near: _near, far: _far, .. } = row.pair().await;
+    let both = [a, b].map(|end| {
+        let (sender, mut receiver) = end.split();
+        let sending = tokio::spawn(async move {
+            for at in 0..COUNT {
+                sender.send(message(at, &[LENS[at % 3], 5])).await.unwrap();
+            }
+            sender.deliver(Message::new("last")).await.unwrap();
+        });
+        let receiving = tokio::spawn(async move {
+            for at in 0..COUNT {
+                assert_message(&receiver.recv().await.unwrap(), at, &[LENS[at % 3], 5]);
+            }
+            assert_eq!(receiver.recv().await.unwrap().header().as_ref(), b"last");
+            // The other half may be gone: this one keeps the connection.
+            receiver
+        });
+        (sending, receiving)
+    });
+    for (sending, receiving) in both {
+        soon("the sending half", sending).await.unwrap();
+        soon("the receiving half", receiving).await.unwrap();
+    }
+}
+
+async fn two_tasks_receive_each_message_once(row: &'static Row) {
+    const COUNT: usize = 600;
+    let pair = row.pair().await;
+    let tasks: Vec<_> = (0..2)
+        .map(|_| {
+            let b = pair.b.clone();
+            tokio::spawn(async move {
+                let mut taken = Vec::new();
+                loop {
+                    match b.recv().await {
+                        Ok(message) => {
+                            let at = number(message.header());
+                            assert_message(&message, at, &[LENS[at % 3]]);
+                            taken.push(at);
+                        }
+                        Err(end) => return (end.kind(), taken),
+                    }
+                }
+            })
+        })
+        .collect();
+    for at in 0..COUNT {
+        soon("send", pair.a.send(message(at, &[LENS[at % 3]]))).await.unwrap();
+    }
+    soon("close", pair.a.close()).await.unwrap();
+    let mut all = Vec::new();
+    for task in tasks {
+        let (end, taken) = soon("a receiver", task).await.unwrap();
+        assert_eq!(end, ErrorKind::Closed);
+        assert!(taken.is_sorted(), "each sees them in order");
+        all.extend(taken);
+    }
+    assert_eq!(all.len(), COUNT);
+    assert_eq!(BTreeSet::from_iter(all).len(), COUNT);
+}
+
+async fn many_tasks_send_on_one_connection(row: &'static Row) {
+    const TASKS: usize = 16;
+    const EACH: usize = 50;
+    let pair = row.pair().await;
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|task| {
+            let a = pair.a.clone();
+            tokio::spawn(async move {
+                for at in 0..EACH {
+                    let number = task * EACH + at;
+                    a.deliver(message(number, &[LENS[number % 3]])).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut last = [None; TASKS];
+    for _ in 0..TASKS * EACH {
+        let taken = soon("recv", pair.b.recv()).await.unwrap();
+        let at = number(taken.header());
+        assert_message(&taken, at, &[LENS[at % 3]]);
+        assert!(last[at / EACH] < Some(at), "each task's messages in order");
+        last[at / EACH] = Some(at);
+    }
+    for task in tasks {
+        soon("a sender", task).await.unwrap();
+    }
+}
+
+async fn a_task_that_blocks_its_thread_delays_itself_alone(row: &'static Row) {
+    let pair = Arc::new(row.pair().await);
+    // It leads the link, and then holds its thread.
+    let blocking = {
+        let b = pair.b.clone();
+        tokio::spawn(async move {
+            let message = b.recv().await.unwrap();
+            thread::sleep(Duration::from_secs(1));
+            message
+        })
+    };
+    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    let others = async { converse(&pair.a, &pair.b).await };
+    crate::polls::within(Duration::from_millis(900), "others on the connection", others).await;
+    assert_message(&blocking.await.unwrap(), 0, &[10]);
+}
+
+async fn every_way_to_wait_works(row: &'static Row) {
+    for wait in [Wait::Spin, Wait::Adaptive, Wait::Sleep] {
+        let pair = row.pair_with(|builder| builder.wait(wait)).await;
+        soon(&format!("{wait:?}"), converse(&pair.a, &pair.b)).await;
+        soon("close", pair.a.close()).await.unwrap();
+    }
+}
+
+async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
+    let pair = row.pair().await;
+    for _ in 0..5 {
+        let (a, b) = (pair.a.clone(), pair.b.clone());
+        let elsewhere = without_tokio(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(converse(&a, &b));
+        });
+        soon("another runtime", elsewhere).await;
+        soon("this runtime", converse(&pair.a, &pair.b)).await;
+        let (a, b) = (pair.a.clone(), pair.b.clone());
+        soon("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
+    }
+}

@@ -1,0 +1,170 @@
+//! Connecting, to whoever is or is not there.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use towline::{Address, CandidateState, ErrorKind};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::polls::{all, soon, within};
+use crate::suite::cases;
+
+cases! {
+    ANY:
+        many_connect_at_once,
+        the_path_tells_what_carries_the_bytes,
+        an_address_of_nobody_is_refused;
+    CROSS_HOST:
+        a_name_is_resolved,
+        a_name_that_does_not_resolve_is_unavailable,
+        a_server_that_says_nothing_times_out,
+        a_server_that_hangs_up_is_lost,
+        a_server_of_another_kind_is_refused,
+        an_address_that_names_no_listener_is_invalid;
+}
+
+async fn many_connect_at_once(row: &'static Row) {
+    const COUNT: usize = 60;
+    let pair = row.pair().await;
+    let connecting = all((0..COUNT).map(|_| pair.near.connect(pair.listener.address())));
+    let accepting = async {
+        let mut accepted = Vec::new();
+        for _ in 0..COUNT {
+            accepted.push(pair.listener.accept().await.unwrap());
+        }
+        accepted
+    };
+    let (connected, accepted) = soon("sixty peers", async { tokio::join!(connecting, accepting) }).await;
+    let sending = all(connected.into_iter().map(|connected| async {
+        let connection = connected.unwrap();
+        connection.deliver(message(1, &[1000])).await.unwrap();
+        connection
+    }));
+    let taking = all(accepted.iter().map(|accepted| accepted.recv()));
+    let (_connected, taken) = soon("their messages", async { tokio::join!(sending, taking) }).await;
+    for message in taken {
+        assert_message(&message.unwrap(), 1, &[1000]);
+    }
+}
+
+async fn the_path_tells_what_carries_the_bytes(row: &'static Row) {
+    let pair = row.pair().await;
+    let scheme = row.address().scheme().as_str();
+    for end in [&pair.a, &pair.b] {
+        let path = end.path();
+        assert_eq!(path.chosen(), scheme);
+        let chosen: Vec<_> = path
+            .candidates()
+            .iter()
+            .filter(|candidate| candidate.state == CandidateState::Chosen)
+            .map(|candidate| candidate.name)
+            .collect();
+        assert_eq!(chosen, [scheme]);
+        for candidate in path.candidates() {
+            assert!(
+                !candidate.reason.is_empty(),
+                "{} is {:?} without a reason",
+                candidate.name,
+                candidate.state
+            );
+        }
+    }
+    assert_eq!(pair.a.path().address(), pair.listener.address().to_string());
+    assert_eq!(pair.a.peer(), pair.far.identity());
+    assert_eq!(pair.b.peer(), pair.near.identity());
+}
+
+async fn an_address_of_nobody_is_refused(row: &'static Row) {
+    let pair = row.pair().await;
+    let address = match row.address().name() {
+        Some(_) => Address::mem("nobody-has-this-name").unwrap(),
+        // Bound, and not listening: nobody else gets it meanwhile.
+        None => {
+            let socket = std::net::TcpListener::bind((row.address().host(), 0)).unwrap();
+            let port = socket.local_addr().unwrap().port();
+            drop(socket);
+            Address::new(row.address().scheme(), row.address().host(), port).unwrap()
+        }
+    };
+    let error = within(Duration::from_secs(2), "connect", pair.near.connect(&address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    let sentence = error.to_string();
+    assert!(sentence.contains("connect") && sentence.contains(&address.to_string()), "{sentence}");
+}
+
+async fn a_name_is_resolved(row: &'static Row) {
+    let pair = row.pair().await;
+    let by_name = format!("{}://localhost:0", row.address().scheme()).parse().unwrap();
+    let listener = pair.far.listen(&by_name).await.unwrap();
+    assert_eq!(listener.address().host(), "localhost");
+    let (a, b) = soon("a connection", meet(&pair.near, &listener)).await;
+    let (sent, taken) = tokio::join!(a.deliver(message(1, &[10])), b.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[10]);
+}
+
+async fn a_name_that_does_not_resolve_is_unavailable(row: &'static Row) {
+    let endpoint = row.builder().connect_time(Duration::from_secs(5)).build().unwrap();
+    let address = format!("{}://no-such-host.invalid:7000", row.address().scheme()).parse().unwrap();
+    let error = within(Duration::from_secs(8), "connect", endpoint.connect(&address)).await.unwrap_err();
+    // A resolver without an answer takes its time.
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut), "{error}");
+    assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
+    let error = within(Duration::from_secs(12), "listen", endpoint.listen(&address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+}
+
+/// A server that is no Towline endpoint, and where it listens.
+async fn strange_server(row: &Row) -> (TcpListener, Address) {
+    let listener = TcpListener::bind((row.address().host(), 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, Address::new(row.address().scheme(), row.address().host(), port).unwrap())
+}
+
+async fn a_server_that_says_nothing_times_out(row: &'static Row) {
+    let (_server, address) = strange_server(row).await;
+    let endpoint = row.builder().handshake_time(Duration::from_millis(500)).build().unwrap();
+    let began = Instant::now();
+    let error = within(Duration::from_secs(3), "connect", endpoint.connect(&address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(began.elapsed() >= Duration::from_millis(450), "after {:?}", began.elapsed());
+}
+
+async fn a_server_that_hangs_up_is_lost(row: &'static Row) {
+    let (server, address) = strange_server(row).await;
+    let hanging_up = tokio::spawn(async move { drop(server.accept().await.unwrap()) });
+    let error = soon("connect", row.endpoint().connect(&address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+    hanging_up.await.unwrap();
+}
+
+async fn a_server_of_another_kind_is_refused(row: &'static Row) {
+    let (server, address) = strange_server(row).await;
+    let answering = tokio::spawn(async move {
+        for answer in
+            ["HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-OpenSSH_9.6\r\n", "\x15\x03\x01\x00\x02\x02\x28"]
+        {
+            let (mut stream, _) = server.accept().await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            // Until the connector has gone.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    for said in ["HTTP/1.1", "SSH-2.0", "TLS"] {
+        let error = soon("connect", row.endpoint().connect(&address)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains(said), "it shows what was said: {error}");
+    }
+    answering.await.unwrap();
+}
+
+async fn an_address_that_names_no_listener_is_invalid(row: &'static Row) {
+    let endpoint = row.endpoint();
+    let scheme = row.address().scheme();
+    for address in [format!("{scheme}://127.0.0.1:0"), format!("{scheme}://*:7000")] {
+        let error = soon("connect", endpoint.connect(&address.parse().unwrap())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+}

@@ -1,0 +1,76 @@
+//! Where a backend promises not to copy, it does not.
+
+use towline::{BufferMut, Landing};
+
+use crate::backends::{Pair, Row};
+use crate::content::{assert_message, message};
+use crate::polls::soon;
+use crate::suite::cases;
+
+cases! {
+    NAMED_LANDING:
+        payload_goes_straight_to_its_named_landing,
+        payload_goes_straight_into_one_buffer;
+    MOVES_OWNERSHIP:
+        the_receiver_gets_the_senders_own_buffers;
+}
+
+const LENS: [usize; 4] = [16 << 10, 100_000, (1 << 20) + 1, 32 << 20];
+
+#[track_caller]
+fn assert_nothing_copied(pair: &Pair) {
+    assert_eq!(pair.a.stats().bytes_copied, 0, "at the sender");
+    assert_eq!(pair.b.stats().bytes_copied, 0, "at the receiver");
+}
+
+async fn payload_goes_straight_to_its_named_landing(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            let landings: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(len)).collect();
+            let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
+            let taken =
+                incoming.accept_into(landings.into_iter().map(Landing::Buffer).collect()).await.unwrap();
+            assert_eq!(taken.frames().iter().map(|frame| frame.as_ptr()).collect::<Vec<_>>(), starts);
+            taken
+        };
+        let sending = pair.a.deliver(message(1, &[len, len]));
+        let (sent, taken) = soon("a message", async { tokio::join!(sending, take) }).await;
+        sent.unwrap();
+        assert_message(&taken, 1, &[len, len]);
+        assert_nothing_copied(&pair);
+    }
+}
+
+async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        let buffer = BufferMut::with_capacity(2 * len);
+        let start = buffer.as_ptr();
+        let both = async { tokio::join!(pair.a.deliver(message(1, &[len, len])), pair.b.recv_into(buffer)) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        let taken = taken.unwrap();
+        assert_eq!(taken.frames()[0].as_ptr(), start);
+        assert_eq!(taken.frames()[1].as_ptr(), start.wrapping_add(len));
+        assert_message(&taken, 1, &[len, len]);
+        assert_nothing_copied(&pair);
+    }
+}
+
+async fn the_receiver_gets_the_senders_own_buffers(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in [1, 1000, 1 << 20] {
+        let sent = message(1, &[len, len]);
+        let starts: Vec<_> = sent.frames().iter().map(|frame| frame.as_ptr()).collect();
+        let (delivered, taken) = tokio::join!(pair.a.deliver(sent), pair.b.recv());
+        delivered.unwrap();
+        let frames = taken.unwrap().into_parts().1;
+        assert_eq!(frames.iter().map(|frame| frame.as_ptr()).collect::<Vec<_>>(), starts);
+        for frame in frames {
+            assert!(frame.try_into_mut().is_ok(), "and nobody else holds them");
+        }
+        assert_nothing_copied(&pair);
+    }
+}

@@ -1,0 +1,180 @@
+//! A receiver that is slow, busy or absent holds its sender back, and loses nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use towline::BufferMut;
+
+use crate::backends::Row;
+use crate::content::{assert_message, bytes, message};
+use crate::polls::{all, eventually, soon, within};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    FLOW_CONTROL:
+        a_receiver_that_takes_nothing_bounds_its_sender,
+        a_sender_without_credit_still_receives;
+    ANY:
+        a_slow_receiver_gets_everything,
+        a_small_message_is_not_delayed_by_large_ones_the_other_way,
+        a_receiver_that_computes_is_not_lost;
+    ONE_SIDED:
+        gets_are_served_while_their_owner_computes;
+}
+
+/// More than any backend's window, in messages.
+const BEYOND_MESSAGES: usize = 3000;
+const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Three missed heartbeats, and more.
+const COMPUTING: Duration = Duration::from_millis(2000);
+
+async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
+    for len in [0, 8 << 10, 40 << 10] {
+        let pair = row.pair().await;
+        let (sent, settled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let before = usage::resident();
+        let sending = {
+            let (a, sent, settled) = (pair.a.clone(), sent.clone(), settled.clone());
+            // One memory for all of them: what grows is not the sender's.
+            let one = message(0, &[len]);
+            tokio::spawn(async move {
+                let mut receipts = Vec::new();
+                for _ in 0..BEYOND_MESSAGES {
+                    let receipt = a.send(one.clone()).await.unwrap();
+                    sent.fetch_add(1, Relaxed);
+                    let settled = settled.clone();
+                    receipts.push(tokio::spawn(async move {
+                        receipt.delivered().await.unwrap();
+                        settled.fetch_add(1, Relaxed);
+                    }));
+                }
+                for receipt in receipts {
+                    receipt.await.unwrap();
+                }
+            })
+        };
+        let mut so_far = usize::MAX;
+        eventually("the sender stands still", || {
+            std::thread::sleep(Duration::from_millis(300));
+            std::mem::replace(&mut so_far, sent.load(Relaxed)) == so_far
+        })
+        .await;
+        assert!(so_far <= 2048, "{so_far} messages of {len} bytes were sent to nobody");
+        assert_eq!(settled.load(Relaxed), 0, "nothing was taken, and nothing has a receipt");
+        let growth = usage::resident().saturating_sub(before);
+        assert!(growth < 24 << 20, "{growth} bytes for {so_far} messages of {len} bytes");
+        if so_far > 0 {
+            assert!(pair.a.stats().credit_stalls > 0, "{:?}", pair.a.stats());
+        }
+
+        for _ in 0..BEYOND_MESSAGES {
+            assert_message(&soon("recv", pair.b.recv()).await.unwrap(), 0, &[len]);
+        }
+        soon("the sender", sending).await.unwrap();
+        assert_eq!(settled.load(Relaxed), BEYOND_MESSAGES);
+    }
+}
+
+async fn a_sender_without_credit_still_receives(row: &'static Row) {
+    let pair = row.pair().await;
+    let one = message(0, &[100]);
+    let sending = all((0..BEYOND_MESSAGES).map(|_| pair.a.deliver(one.clone())));
+    let conversation = async {
+        for number in 0..100 {
+            let lengths = [number * 1000];
+            let (sent, taken) = tokio::join!(pair.b.deliver(message(number, &lengths)), pair.a.recv());
+            sent.unwrap();
+            assert_message(&taken.unwrap(), number, &lengths);
+        }
+        for _ in 0..BEYOND_MESSAGES {
+            pair.b.recv().await.unwrap();
+        }
+    };
+    let (sent, ()) = soon("both directions", async { tokio::join!(sending, conversation) }).await;
+    assert_eq!(sent.into_iter().filter(Result::is_ok).count(), BEYOND_MESSAGES);
+}
+
+async fn a_slow_receiver_gets_everything(row: &'static Row) {
+    const COUNT: usize = 300;
+    let pair = row.pair().await;
+    let lengths = |number: usize| [[0, 100, 10_000, 20_000, 300_000][number % 5]];
+    let a = pair.a.clone();
+    let sending = tokio::spawn(async move {
+        for number in 0..COUNT {
+            a.send(message(number, &lengths(number))).await.unwrap();
+        }
+    });
+    for number in 0..COUNT {
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        assert_message(&soon("recv", pair.b.recv()).await.unwrap(), number, &lengths(number));
+    }
+    soon("the sender", sending).await.unwrap();
+}
+
+async fn a_small_message_is_not_delayed_by_large_ones_the_other_way(row: &'static Row) {
+    let pair = row.pair().await;
+    let (a, b) = (pair.a.clone(), pair.b.clone());
+    let large = tokio::spawn(async move { all((0..8).map(|at| a.deliver(message(at, &[32 << 20])))).await });
+    let taking = tokio::spawn(async move {
+        for at in 0..8 {
+            assert_message(&b.recv().await.unwrap(), at, &[32 << 20]);
+        }
+    });
+    for number in 0..20 {
+        let small = async { tokio::join!(pair.b.deliver(message(number, &[10])), pair.a.recv()) };
+        let (sent, taken) = within(Duration::from_secs(5), "a small message", small).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[10]);
+    }
+    taking.await.unwrap();
+    assert!(large.await.unwrap().into_iter().all(|sent| sent.is_ok()));
+}
+
+/// Receives once on a runtime of one thread, then computes on that thread, then receives again.
+fn computing(from: towline::Connection) -> std::thread::JoinHandle<towline::Result<()>> {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            from.recv().await?;
+            let until = Instant::now() + COMPUTING;
+            while Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            from.recv().await?;
+            Ok(())
+        })
+    })
+}
+
+async fn a_receiver_that_computes_is_not_lost(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.heartbeat(HEARTBEAT)).await;
+    let computing = computing(pair.b.clone());
+    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    // A large one, which needs the other end's consent.
+    soon("the second", pair.a.deliver(message(1, &[1 << 20]))).await.unwrap();
+    computing.join().unwrap().unwrap();
+    let (sent, taken) = tokio::join!(pair.b.deliver(message(2, &[10])), pair.a.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 2, &[10]);
+}
+
+async fn gets_are_served_while_their_owner_computes(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.heartbeat(HEARTBEAT)).await;
+    let region = pair.b.expose(bytes(1, 1 << 20).into(), Duration::from_secs(60)).unwrap();
+    let remote = region.remote();
+    let computing = computing(pair.b.clone());
+    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    let until = Instant::now() + COMPUTING * 3 / 4;
+    let mut gets = 0;
+    while Instant::now() < until {
+        let get = pair.a.get(&remote, 0, BufferMut::with_capacity(1 << 20));
+        let got = within(Duration::from_secs(1), "a get while the owner computes", get).await;
+        assert!(got.unwrap().as_slice().unwrap() == bytes(1, 1 << 20));
+        gets += 1;
+    }
+    assert!(gets >= 5, "{gets} gets in {:?}", COMPUTING * 3 / 4);
+    soon("the second", pair.a.deliver(message(1, &[10]))).await.unwrap();
+    computing.join().unwrap().unwrap();
+}

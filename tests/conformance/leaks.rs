@@ -1,0 +1,140 @@
+//! What comes and goes leaves nothing behind: no descriptor, no thread, no memory.
+
+use towline::{Connection, Endpoint, ErrorKind, Listener};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::polls::{eventually, soon};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    ANY:
+        a_thousand_connections_leave_nothing_behind,
+        failed_connects_leave_nothing_behind,
+        endpoints_leave_nothing_behind,
+        a_long_connection_does_not_grow;
+}
+
+const GROWTH_MAX: u64 = 30 << 20;
+
+/// What a process has now.
+struct Usage {
+    descriptors: usize,
+    threads: usize,
+    resident: u64,
+}
+
+impl Usage {
+    fn now() -> Self {
+        Self { descriptors: usage::descriptors(), threads: usage::threads(), resident: usage::resident() }
+    }
+
+    /// Things end in the background: a little later there are no more than there were.
+    async fn assert_no_more(&self) {
+        eventually("as many descriptors as before", || usage::descriptors() <= self.descriptors).await;
+        eventually("as many threads as before", || usage::threads() <= self.threads).await;
+        let growth = || usage::resident().saturating_sub(self.resident);
+        eventually("as much memory as before", || growth() < GROWTH_MAX).await;
+    }
+}
+
+/// One connection, in one of the ways in which it can end.
+async fn come_and_go(near: &Endpoint, listener: &Listener, turn: usize) {
+    let (a, b) = soon("a connection", meet(near, listener)).await;
+    talk(&a, &b, turn).await;
+    match turn % 4 {
+        0 => drop((a, b)),
+        1 => drop((b, a)),
+        2 => a.abort(),
+        _ => soon("close", a.close()).await.unwrap(),
+    }
+}
+
+async fn talk(a: &Connection, b: &Connection, turn: usize) {
+    let lengths = [100, if turn.is_multiple_of(10) { 100_000 } else { 0 }];
+    let both = async { tokio::join!(a.deliver(message(turn, &lengths)), b.recv()) };
+    let (sent, taken) = soon("a message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), turn, &lengths);
+}
+
+async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    for turn in 0..50 {
+        come_and_go(&near, &listener, turn).await;
+    }
+    // The warm-up's last ones end first.
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let before = Usage::now();
+    for turn in 0..1000 {
+        come_and_go(&near, &listener, turn).await;
+    }
+    before.assert_no_more().await;
+
+    // As many at once.
+    let mut alive = Vec::new();
+    for turn in 0..200 {
+        let (a, b) = soon("a connection", meet(&near, &listener)).await;
+        talk(&a, &b, turn).await;
+        alive.push((a, b));
+    }
+    for (a, b) in &alive {
+        talk(a, b, 10).await;
+    }
+    drop(alive);
+    before.assert_no_more().await;
+}
+
+async fn failed_connects_leave_nothing_behind(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    drop(listener);
+    for _ in 0..10 {
+        soon("a connect to nobody", near.connect(&address)).await.unwrap_err();
+    }
+    let before = Usage::now();
+    for _ in 0..500 {
+        let error = soon("a connect to nobody", near.connect(&address)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    }
+    before.assert_no_more().await;
+}
+
+async fn endpoints_leave_nothing_behind(row: &'static Row) {
+    let round = async |turn| {
+        let (near, far) = (row.endpoint(), row.endpoint());
+        let listener = far.listen(&row.address()).await.unwrap();
+        come_and_go(&near, &listener, turn).await;
+    };
+    for turn in 0..8 {
+        round(turn).await;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let before = Usage::now();
+    for turn in 0..100 {
+        round(turn).await;
+    }
+    before.assert_no_more().await;
+}
+
+async fn a_long_connection_does_not_grow(row: &'static Row) {
+    let pair = row.pair().await;
+    let round = async || {
+        for turn in 0..500 {
+            talk(&pair.a, &pair.b, turn).await;
+            talk(&pair.b, &pair.a, turn).await;
+            drop(pair.a.send(message(turn, &[10])).await.unwrap());
+            drop(soon("incoming", pair.b.incoming()).await.unwrap());
+        }
+    };
+    round().await;
+    let before = Usage::now();
+    for _ in 0..4 {
+        round().await;
+    }
+    let growth = usage::resident().saturating_sub(before.resident);
+    assert!(growth < 8 << 20, "{growth} bytes for 8,000 messages");
+}

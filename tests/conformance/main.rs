@@ -1,0 +1,79 @@
+//! What every backend promises, as cases: backends × cases, chosen by capability.
+//!
+//! A row of the table in `backends.rs` joins a backend. Each case runs in a process of its own, in a runtime of its own and
+//! under a time limit, so that a case that hangs, leaks or dies is one failure. `TOWLINE_CASE=mem::flow::…` runs one case
+//! in this process, for a debugger.
+#![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+mod backends;
+mod callers;
+mod cancel;
+mod connect;
+mod content;
+mod copies;
+mod door;
+mod ending;
+mod faults;
+mod flow;
+mod leaks;
+mod messages;
+mod namespaces;
+mod network;
+mod one_sided;
+mod peer;
+mod places;
+mod polls;
+mod processes;
+mod receipts;
+mod stuck;
+mod suite;
+mod taking;
+mod threaded;
+mod usage;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use backends::{ROWS, Row};
+use suite::{Case, Claims, Need};
+
+const GROUPS: &[&[Claims]] = &[
+    messages::CASES,
+    taking::CASES,
+    receipts::CASES,
+    flow::CASES,
+    cancel::CASES,
+    ending::CASES,
+    one_sided::CASES,
+    places::CASES,
+    copies::CASES,
+    callers::CASES,
+    faults::CASES,
+    leaks::CASES,
+    door::CASES,
+    connect::CASES,
+    processes::CASES,
+    network::CASES,
+];
+
+fn main() -> ExitCode {
+    if let Ok(role) = std::env::var(peer::ROLE) {
+        return peer::run(&role);
+    }
+    let cases: Vec<(&Row, Case)> =
+        ROWS.iter().flat_map(|row| Case::all(row, GROUPS).into_iter().map(move |case| (row, case))).collect();
+    if let Ok(name) = std::env::var(suite::CASE) {
+        let found = cases.into_iter().find(|(row, case)| case.full_name(row) == name);
+        let (row, case) = found.unwrap_or_else(|| panic!("no case is named {name}"));
+        suite::run_here(row, case);
+        return ExitCode::SUCCESS;
+    }
+    let trial = |(row, case): (&'static Row, Case)| match Need::unmet(case) {
+        None => Trial::test(case.full_name(row), move || suite::run_apart(row, case)),
+        Some((need, reason)) => {
+            Trial::ignorable_test(case.full_name(row), move || suite::skip(need, &reason))
+        }
+    };
+    libtest_mimic::run(&Arguments::from_args(), cases.into_iter().map(trial).collect()).exit_code()
+}

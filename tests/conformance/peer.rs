@@ -1,0 +1,247 @@
+//! A peer in a process of its own: this program once more, in one of a few roles.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit,
+};
+use tokio::sync::mpsc;
+use towline::{
+    Address, Buffer, BufferMut, Connection, Endpoint, ErrorKind, Landing, Message, Place, Region, Result,
+};
+
+use crate::backends::{ROWS, Row};
+use crate::content::{assert_frame, assert_message, bytes, message};
+use crate::polls::soon;
+use crate::usage;
+
+/// Names the role, and makes a process a peer.
+pub(crate) const ROLE: &str = "TOWLINE_PEER";
+const ROW: &str = "TOWLINE_PEER_ROW";
+/// An address: where to listen, or whom to connect to.
+const ADDRESS: &str = "TOWLINE_PEER_ADDRESS";
+
+/// How often a peer's endpoint asks for a sign of life.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// What a peer of limited memory takes, and how much more memory than that it may have.
+pub(crate) const LIMITED_LEN: usize = 256 << 20;
+const LIMITED_ROOM: usize = 96 << 20;
+
+/// A peer process. It dies with this handle, or with its parent.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Peer {
+    /// A peer that listens and does what each connection's messages ask for: see [`serve`].
+    pub(crate) async fn serving(row: &Row) -> (Self, Address) {
+        Self::listening("serve", row, None, row.address).await
+    }
+
+    /// A peer that listens, and prints where.
+    pub(crate) async fn listening(
+        role: &str,
+        row: &Row,
+        namespace: Option<&str>,
+        at: &str,
+    ) -> (Self, Address) {
+        let mut peer = Self::start(role, row, namespace, at);
+        let address = peer.line().await.parse().unwrap();
+        (peer, address)
+    }
+
+    /// A peer in a role of this file.
+    pub(crate) fn start(role: &str, row: &Row, namespace: Option<&str>, address: &str) -> Self {
+        let program = std::env::current_exe().unwrap();
+        let mut command = match namespace {
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.env(ROLE, role).env(ROW, row.name).env(ADDRESS, address);
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::unbounded_channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(std::io::Result::ok) {
+                // Nobody may listen any more.
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// What it says next.
+    pub(crate) async fn line(&mut self) -> String {
+        soon("the peer's word", self.lines.recv()).await.expect("the peer lives")
+    }
+
+    /// Waits for it to end well.
+    pub(crate) async fn assert_done(&mut self) {
+        while let Some(line) = soon("the peer's end", self.lines.recv()).await {
+            panic!("it said {line:?}");
+        }
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// This process is a peer.
+pub(crate) fn run(role: &str) -> ExitCode {
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let variable = |name| std::env::var(name).unwrap();
+    let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
+    let address: Address = variable(ADDRESS).parse().unwrap();
+    let endpoint = row.builder().heartbeat(HEARTBEAT).insecure(true).connect_time(Duration::from_secs(2));
+    let endpoint = endpoint.build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async {
+        match role {
+            "serve" => listen(&endpoint, &address).await,
+            "serve-limited" => serve_limited(&endpoint, &address).await,
+            "connect" => connect(&endpoint, &address).await,
+            "converse" => converse(&endpoint, &address).await,
+            other => panic!("no role is named {other}"),
+        }
+    });
+    ExitCode::SUCCESS
+}
+
+fn say(line: impl std::fmt::Display) {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{line}").unwrap();
+    output.flush().unwrap();
+}
+
+async fn listen(endpoint: &Endpoint, address: &Address) {
+    let listener = endpoint.listen(address).await.unwrap();
+    say(listener.address());
+    loop {
+        let connection = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            // However it ends: the other end is the one that looks.
+            let _ = serve(connection).await;
+        });
+    }
+}
+
+/// What a message's header may ask for.
+pub(crate) const ECHO: &str = "echo";
+/// Answers with a region of [`EXPOSED_LEN`] bytes to read.
+pub(crate) const EXPOSE: &str = "expose";
+/// Takes nothing more.
+pub(crate) const IGNORE: &str = "ignore";
+pub(crate) const CLOSE: &str = "close";
+/// Ends the process without a word.
+pub(crate) const EXIT: &str = "exit";
+
+pub(crate) const EXPOSED_LEN: usize = 32 << 20;
+
+async fn serve(connection: Connection) -> Result<()> {
+    let mut regions: Vec<Region<Buffer>> = Vec::new();
+    loop {
+        let (header, frames) = connection.recv().await?.into_parts();
+        match std::str::from_utf8(&header).unwrap() {
+            ECHO => drop(connection.send(Message::from_parts(header, frames)).await?),
+            EXPOSE => {
+                let region = connection.expose(bytes(1, EXPOSED_LEN).into(), Duration::from_secs(600))?;
+                drop(connection.send(Message::new(region.remote().to_bytes().to_vec())).await?);
+                regions.push(region);
+            }
+            IGNORE => std::future::pending().await,
+            CLOSE => return connection.close().await,
+            EXIT => std::process::exit(0),
+            other => panic!("nothing is called {other}"),
+        }
+    }
+}
+
+/// Sends frames there and back.
+pub(crate) async fn echo(connection: &Connection, len: usize) {
+    let message = Message::new(ECHO).with_frame(bytes(len, len)).with_frame(bytes(1, 10));
+    let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
+    let (sent, back) = soon("an echo", both).await;
+    sent.unwrap();
+    let back = back.unwrap();
+    assert_frame(&back.frames()[0], len, len);
+    assert_frame(&back.frames()[1], 1, 10);
+}
+
+/// Takes a message into named memory, sends it back from there, and takes another into pool memory, with no room for a
+/// second copy of it.
+async fn serve_limited(endpoint: &Endpoint, address: &Address) {
+    let listener = endpoint.listen(address).await.unwrap();
+    say(listener.address());
+    let connection = listener.accept().await.unwrap();
+    let limit = Some(usage::data() + (LIMITED_LEN + LIMITED_ROOM) as u64);
+    setrlimit(Resource::Data, Rlimit { current: limit, maximum: limit }).unwrap();
+
+    let landing = BufferMut::with_capacity(LIMITED_LEN);
+    let too_much = BufferMut::with_alignment(LIMITED_LEN, 1).unwrap_err();
+    assert_eq!(too_much.kind(), ErrorKind::TooLarge, "the limit holds: {too_much}");
+    let incoming = connection.incoming().await.unwrap();
+    let taken = incoming.accept_into(vec![Landing::Buffer(landing)]).await.unwrap();
+    assert_message(&taken, 1, &[LIMITED_LEN]);
+    connection.deliver(taken).await.unwrap();
+
+    let taken = connection.recv().await.unwrap();
+    assert_eq!(taken.frames()[0].place(), Place::Host);
+    assert_message(&taken, 2, &[LIMITED_LEN]);
+    drop(taken);
+    connection.deliver(message(3, &[])).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Says how an attempt to connect ends: a kind, and its time in ms.
+async fn connect(endpoint: &Endpoint, address: &Address) {
+    let began = Instant::now();
+    let how = match endpoint.connect(address).await {
+        Ok(_) => "connected".to_owned(),
+        Err(error) => format!("{:?}", error.kind()),
+    };
+    say(format_args!("{how} {}", began.elapsed().as_millis()));
+}
+
+/// Echoes, and goes on sending until the peer is lost; says when that begins, and how it ends.
+async fn converse(endpoint: &Endpoint, address: &Address) {
+    let connection = endpoint.connect(address).await.unwrap();
+    for len in [0, 100, 20_000, 8 << 20] {
+        echo(&connection, len).await;
+    }
+    say("well");
+    let sending = async {
+        loop {
+            let large = Message::new(ECHO).with_frame(bytes(1, 4 << 20));
+            if let Err(error) = connection.deliver(large).await {
+                return error;
+            }
+        }
+    };
+    let receiving = async {
+        loop {
+            if let Err(error) = connection.recv().await {
+                return error;
+            }
+        }
+    };
+    let (sent, received) = tokio::join!(sending, receiving);
+    say(format_args!("{:?} {:?}", sent.kind(), received.kind()));
+}

@@ -1,0 +1,88 @@
+//! Waiting in tests: with a limit that names what did not end, or one poll at a time.
+
+use std::fmt::Debug;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+/// Long enough for anything that is not stuck, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// The result of `future`, which must not take long.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    within(SOON, what, future).await
+}
+
+/// The result of `future`, which must not take longer than `limit`.
+pub(crate) async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    let result = tokio::time::timeout(limit, future).await;
+    result.unwrap_or_else(|_| panic!("{what} did not end within {limit:?}"))
+}
+
+/// Sees that `future` does not end for a while.
+pub(crate) async fn pending<T: Debug>(what: &str, future: impl Future<Output = T>) {
+    if let Ok(early) = tokio::time::timeout(Duration::from_millis(200), future).await {
+        panic!("{what} ended already: {early:?}");
+    }
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let limit = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < limit, "not within {SOON:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Polls at most `times` times, a moment apart, with a waker that wakes nobody.
+pub(crate) async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..times {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+            return Some(value);
+        }
+        tokio::time::sleep(Duration::from_micros(100)).await;
+    }
+    None
+}
+
+/// All results, in order; each poll goes through the futures in order, hence the first one submits them in order.
+pub(crate) async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut open = false;
+        for (future, done) in &mut futures {
+            if done.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(value) => *done = Some(value),
+                    Poll::Pending => open = true,
+                }
+            }
+        }
+        if open { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    futures.into_iter().filter_map(|(_, done)| done).collect()
+}
+
+/// Runs `future` on this thread without tokio: it sleeps by parking.
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(thread::current())).into();
+    let (mut future, mut cx) = (pin!(future), Context::from_waker(&waker));
+    loop {
+        match future.as_mut().poll(&mut cx) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

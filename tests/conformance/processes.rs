@@ -1,0 +1,163 @@
+//! Peers that are other processes, and that die, stop, or leave.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::task::JoinSet;
+use towline::{BufferMut, Caps, Connection, ErrorKind, Message, RemoteRegion};
+
+use crate::backends::Row;
+use crate::content::{assert_bytes, assert_message, message};
+use crate::peer::{CLOSE, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, IGNORE, LIMITED_LEN, Peer, echo};
+use crate::polls::{soon, within};
+use crate::stuck::Stuck;
+use crate::suite::cases;
+
+cases! {
+    CROSS_PROCESS:
+        messages_cross_processes,
+        a_killed_peer_is_lost_at_once,
+        a_stopped_peer_is_lost_by_its_heartbeats,
+        a_peer_that_exits_without_a_word_is_lost,
+        a_peer_that_closes_and_exits_has_closed,
+        an_idle_connection_stays;
+    CROSS_PROCESS | NAMED_LANDING:
+        a_process_without_room_for_a_second_copy_takes_a_message;
+    CROSS_PROCESS | ONE_SIDED:
+        gets_cross_processes;
+}
+
+async fn messages_cross_processes(row: &'static Row) {
+    let (_peer, address) = Peer::serving(row).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    for len in [0, 1, 1000, 16 << 10, 100_000, 16 << 20] {
+        echo(&connection, len).await;
+    }
+    assert_ne!(connection.peer().process, std::process::id());
+}
+
+async fn gets_cross_processes(row: &'static Row) {
+    let (_peer, address) = Peer::serving(row).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    let region = expose(&connection).await;
+    for (offset, len) in [(0, EXPOSED_LEN), (5, 10), (EXPOSED_LEN - 1, 1)] {
+        let into = BufferMut::with_capacity(len);
+        let got = soon("get", connection.get(&region, offset as u64, into)).await.unwrap();
+        assert_bytes(got.as_slice().unwrap(), 1, offset);
+    }
+}
+
+async fn expose(connection: &Connection) -> RemoteRegion {
+    let both = async { tokio::join!(connection.deliver(Message::new(EXPOSE)), connection.recv()) };
+    let (asked, region) = soon("a region", both).await;
+    asked.unwrap();
+    RemoteRegion::from_bytes(region.unwrap().header()).unwrap()
+}
+
+/// Whether everything in flight on a connection ends in time, memory returned, and nothing else notices, when `end` happens
+/// to its peer.
+async fn assert_lost(row: &Row, limit: Duration, end: impl AsyncFn(&Peer)) {
+    let (peer, address) = Peer::serving(row).await;
+    let (_other_peer, other_address) = Peer::serving(row).await;
+    let endpoint = row.builder().heartbeat(HEARTBEAT).build().unwrap();
+    let connection = endpoint.connect(&address).await.unwrap();
+    let other = endpoint.connect(&other_address).await.unwrap();
+    echo(&connection, 100).await;
+    echo(&other, 100).await;
+
+    let mut gets = JoinSet::new();
+    if row.caps.contains(Caps::ONE_SIDED) {
+        let region = expose(&connection).await;
+        for _ in 0..2 {
+            let connection = connection.clone();
+            gets.spawn(async move {
+                let mut into = BufferMut::with_capacity(EXPOSED_LEN);
+                let start = into.as_ptr().addr();
+                loop {
+                    match connection.get(&region, 0, into).await {
+                        Ok(got) => {
+                            into = got;
+                            into.clear();
+                        }
+                        Err(failed) => {
+                            assert_eq!(failed.returned.as_ptr().addr(), start, "the same memory comes back");
+                            return failed.error.kind();
+                        }
+                    }
+                }
+            });
+        }
+    }
+    soon("the last word", connection.deliver(Message::new(IGNORE))).await.unwrap();
+    let stuck = Stuck::on(&connection).await;
+
+    end(&peer).await;
+    within(limit, "what was in flight", async {
+        stuck.assert_ended(limit, &[ErrorKind::PeerLost]).await;
+        for kind in gets.join_all().await {
+            assert_eq!(kind, ErrorKind::PeerLost);
+        }
+        let failed = connection.send(message(1, &[5])).await.unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+        assert_eq!(connection.recv().await.unwrap_err().kind(), ErrorKind::PeerLost);
+    })
+    .await;
+    for len in [10, 1 << 20] {
+        echo(&other, len).await;
+    }
+    let again = endpoint.connect(&other_address).await.unwrap();
+    echo(&again, 100).await;
+}
+
+async fn a_killed_peer_is_lost_at_once(row: &'static Row) {
+    assert_lost(row, Duration::from_secs(1), async |peer| peer.signal(Signal::KILL)).await;
+}
+
+async fn a_stopped_peer_is_lost_by_its_heartbeats(row: &'static Row) {
+    assert_lost(row, Duration::from_millis(1500), async |peer| peer.signal(Signal::STOP)).await;
+}
+
+async fn a_peer_that_exits_without_a_word_is_lost(row: &'static Row) {
+    let (mut peer, address) = Peer::serving(row).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    echo(&connection, 100).await;
+    // Its acknowledgement may or may not have left.
+    let last = connection.send(Message::new(EXIT)).await;
+    drop(last.unwrap());
+    let end = within(Duration::from_secs(2), "the end", connection.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+    peer.assert_done().await;
+}
+
+async fn a_peer_that_closes_and_exits_has_closed(row: &'static Row) {
+    let (peer, address) = Peer::serving(row).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    echo(&connection, 100).await;
+    soon("the last word", connection.deliver(Message::new(CLOSE))).await.unwrap();
+    let end = soon("the end", connection.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
+    drop(peer);
+    assert_eq!(connection.recv().await.unwrap_err().kind(), ErrorKind::Closed, "once closed, never lost");
+}
+
+async fn an_idle_connection_stays(row: &'static Row) {
+    let (_peer, address) = Peer::serving(row).await;
+    let connection = row.builder().heartbeat(HEARTBEAT).build().unwrap().connect(&address).await.unwrap();
+    echo(&connection, 100).await;
+    // Nobody calls anything, for many heartbeats.
+    tokio::time::sleep(HEARTBEAT * 10).await;
+    echo(&connection, 100).await;
+}
+
+async fn a_process_without_room_for_a_second_copy_takes_a_message(row: &'static Row) {
+    let (mut peer, address) = Peer::listening("serve-limited", row, None, row.address).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    soon("the first", connection.deliver(message(1, &[LIMITED_LEN]))).await.unwrap();
+    let back = soon("its echo", connection.recv()).await.unwrap();
+    assert_message(&back, 1, &[LIMITED_LEN]);
+    drop(back);
+    soon("the second", connection.deliver(message(2, &[LIMITED_LEN]))).await.unwrap();
+    assert_message(&soon("its word", connection.recv()).await.unwrap(), 3, &[]);
+    assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    peer.assert_done().await;
+}

@@ -1,0 +1,171 @@
+//! What a case is, and how one is run: apart from the others, and never for ever.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{Read, Seek};
+use std::pin::Pin;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Completion, Failed};
+use rustix::fs::{MemfdFlags, memfd_create};
+use towline::Caps;
+
+use crate::backends::Row;
+use crate::namespaces;
+
+/// Runs the case it names in this process.
+pub(crate) const CASE: &str = "TOWLINE_CASE";
+/// A comma list of [`Need`]s whose lack is a failure.
+const REQUIRE: &str = "TOWLINE_REQUIRE";
+/// The longest that a case may take.
+const CASE_TIME: Duration = Duration::from_secs(90);
+/// How much later a case's process is killed: it hangs where its own timer does not run.
+const HANG_TIME: Duration = Duration::from_secs(10);
+
+/// A claim about a backend.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) claims: &'static Claims,
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&'static Row) -> Run,
+}
+
+/// Claims of one file that make sense for the same backends.
+pub(crate) struct Claims {
+    pub(crate) module: &'static str,
+    pub(crate) needs: Caps,
+    pub(crate) environment: Option<Need>,
+    pub(crate) cases: &'static [(&'static str, fn(&'static Row) -> Run)],
+}
+
+/// A case under way.
+pub(crate) type Run = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What a machine may lack.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need {
+    /// Root, and the `ip` command.
+    Netns,
+}
+
+/// `CAP | CAP, need: claim, claim;` names the functions of a file that are cases, and what they need.
+macro_rules! cases {
+    ($($($cap:ident)|+ $(, $need:ident)?: $($case:ident),+;)+) => {
+        pub(crate) const CASES: &[$crate::suite::Claims] = &[$($crate::suite::Claims {
+            module: module_path!(),
+            needs: towline::Caps::empty()$(.union($crate::suite::caps!($cap)))+,
+            environment: $crate::suite::need!($($need)?),
+            cases: &[$((stringify!($case), |row| Box::pin($case(row)))),+],
+        }),+];
+    };
+}
+macro_rules! caps {
+    (ANY) => {
+        towline::Caps::empty()
+    };
+    ($cap:ident) => {
+        towline::Caps::$cap
+    };
+}
+macro_rules! need {
+    () => {
+        None
+    };
+    (netns) => {
+        Some($crate::suite::Need::Netns)
+    };
+}
+pub(crate) use {caps, cases, need};
+
+impl Case {
+    /// All cases that fit `row`.
+    pub(crate) fn all(row: &Row, groups: &[&'static [Claims]]) -> Vec<Self> {
+        let claims = groups.iter().flat_map(|group| group.iter());
+        let fitting = claims.filter(|claims| row.caps.contains(claims.needs));
+        fitting
+            .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }))
+            .collect()
+    }
+
+    /// `tcp::messages::sizes_around_every_threshold`.
+    pub(crate) fn full_name(&self, row: &Row) -> String {
+        let module = self.claims.module.rsplit("::").next().unwrap_or_default();
+        format!("{}::{module}::{}", row.name, self.name)
+    }
+}
+
+impl Need {
+    /// What `case` needs and this machine lacks, and why.
+    pub(crate) fn unmet(case: Case) -> Option<(Self, String)> {
+        let need = case.claims.environment?;
+        match need {
+            Self::Netns => namespaces::unavailable().map(|reason| (need, reason)),
+        }
+    }
+
+    /// Its word in [`REQUIRE`].
+    fn name(self) -> &'static str {
+        match self {
+            Self::Netns => "netns",
+        }
+    }
+}
+
+/// A case that cannot run here: a failure where its need is required.
+pub(crate) fn skip(need: Need, reason: &str) -> Result<Completion, Failed> {
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let name = need.name();
+    if required.split(',').any(|word| word.trim() == name) {
+        return Err(format!("{REQUIRE} asks for {name}, and there is none: {reason}").into());
+    }
+    Ok(Completion::ignored_with(format!("needs {name}: {reason}")))
+}
+
+/// Runs a case in this process.
+pub(crate) fn run_here(row: &'static Row, case: Case) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let limited = async {
+        if tokio::time::timeout(CASE_TIME, (case.run)(row)).await.is_err() {
+            panic!("{} is not done after {} s", case.full_name(row), CASE_TIME.as_secs());
+        }
+    };
+    runtime.unwrap().block_on(limited);
+}
+
+/// Runs a case in a process of its own.
+pub(crate) fn run_apart(row: &'static Row, case: Case) -> Result<(), Failed> {
+    let name = case.full_name(row);
+    let mut output = File::from(memfd_create("output", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
+    let mut child = Command::new(std::env::current_exe()?)
+        .env(CASE, &name)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let limit = Instant::now() + CASE_TIME + HANG_TIME;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break Some(status);
+        }
+        if Instant::now() > limit {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    namespaces::remove_those_of(child.id());
+    if status.is_some_and(|status| status.success()) {
+        return Ok(());
+    }
+    let mut text = String::new();
+    output.rewind()?;
+    output.read_to_string(&mut text)?;
+    let how = status.map_or_else(|| "hangs: killed".to_owned(), ended);
+    Err(format!("{name} {how}\n{text}").into())
+}
+
+fn ended(status: ExitStatus) -> String {
+    format!("failed, {status}")
+}

@@ -1,0 +1,176 @@
+//! A message lands where its receiver says, and stays takeable when the receiver says something impossible.
+
+use towline::{BufferMut, ErrorKind, Landing, Place, Pool};
+
+use crate::backends::Row;
+use crate::content::{assert_frame, assert_message, bytes, message};
+use crate::polls::{eventually, soon};
+use crate::suite::cases;
+
+cases! {
+    ANY:
+        frames_land_where_each_was_told_to,
+        frames_may_be_discarded,
+        landings_that_cannot_be_right_come_back,
+        a_place_without_a_pool_is_unsupported,
+        a_buffer_too_small_leaves_the_message_to_be_taken,
+        pool_memory_returns_with_the_last_frame,
+        a_message_larger_than_the_pool_arrives;
+}
+
+/// Below the threshold that makes a message wait for its landings, and above.
+const LENS: [usize; 2] = [700, 70_000];
+
+async fn frames_land_where_each_was_told_to(row: &'static Row) {
+    let pair = row.pair().await;
+    let own = Pool::new(1 << 20);
+    for len in LENS {
+        let lengths = [len; 4];
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            let named = BufferMut::with_capacity(len);
+            let start = named.as_ptr();
+            let landings = vec![
+                Landing::Buffer(named),
+                Landing::Pool(own.clone()),
+                Landing::Place(Place::Host),
+                Landing::Discard,
+            ];
+            (start, incoming.accept_into(landings).await.unwrap())
+        };
+        let (sent, (start, taken)) =
+            soon("landing", async { tokio::join!(pair.a.deliver(message(1, &lengths)), take) }).await;
+        sent.unwrap();
+        for (at, frame) in taken.frames()[..3].iter().enumerate() {
+            assert_frame(frame, 1 + at, len);
+        }
+        assert_eq!(taken.frames()[0].as_ptr(), start);
+        assert!(own.stats().in_use_bytes >= len, "the second frame is in the pool that was named");
+        assert!(taken.frames()[3].is_empty());
+    }
+    assert_eq!(own.stats().in_use_bytes, 0, "and leaves it when it drops");
+}
+
+async fn frames_may_be_discarded(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        for kept in [None, Some(0), Some(2)] {
+            let take = async {
+                let incoming = pair.b.incoming().await.unwrap();
+                let landing = |at| match kept {
+                    Some(kept) if kept == at => Landing::Buffer(BufferMut::with_capacity(len)),
+                    _ => Landing::Discard,
+                };
+                incoming.accept_into((0..3).map(landing).collect()).await.unwrap()
+            };
+            let sending = pair.a.deliver(message(1, &[len; 3]));
+            let (sent, taken) = soon("discarding", async { tokio::join!(sending, take) }).await;
+            sent.expect("a message whose frames were discarded was not rejected");
+            for (at, frame) in taken.frames().iter().enumerate() {
+                match kept {
+                    Some(kept) if kept == at => assert_frame(frame, 1 + at, len),
+                    _ => assert!(frame.is_empty()),
+                }
+            }
+        }
+    }
+}
+
+async fn landings_that_cannot_be_right_come_back(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        let buffer = |capacity| BufferMut::with_capacity(capacity);
+        for wrong in [
+            vec![],
+            vec![buffer(len)],
+            vec![buffer(len), buffer(len - 1)],
+            vec![buffer(len), buffer(len), buffer(len)],
+        ] {
+            let starts: Vec<_> = wrong.iter().map(BufferMut::as_ptr).collect();
+            let take = async {
+                let incoming = pair.b.incoming().await.unwrap();
+                incoming.accept_into(wrong.into_iter().map(Landing::Buffer).collect()).await.unwrap_err()
+            };
+            let sending = pair.a.deliver(message(1, &[len, len]));
+            let (sent, failed) = soon("a wrong landing", async { tokio::join!(sending, take) }).await;
+            assert_eq!(sent.unwrap_err().kind(), ErrorKind::Rejected);
+            assert_eq!(failed.error.kind(), ErrorKind::Invalid, "{}", failed.error);
+            let returned = failed.returned.iter().map(|landing| match landing {
+                Landing::Buffer(buffer) => buffer.as_ptr(),
+                other => panic!("{other:?} came back"),
+            });
+            assert_eq!(returned.collect::<Vec<_>>(), starts);
+        }
+        let (sent, taken) = tokio::join!(pair.a.deliver(message(2, &[len])), pair.b.recv());
+        sent.unwrap();
+        assert_message(&taken.unwrap(), 2, &[len]);
+    }
+}
+
+async fn a_place_without_a_pool_is_unsupported(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            let landings = vec![
+                Landing::Buffer(BufferMut::with_capacity(len)),
+                Landing::Place(Place::Cuda(7)),
+                Landing::Discard,
+            ];
+            incoming.accept_into(landings).await.unwrap_err()
+        };
+        let sending = pair.a.deliver(message(1, &[len; 3]));
+        let (sent, failed) = soon("a place without a pool", async { tokio::join!(sending, take) }).await;
+        assert_eq!(sent.unwrap_err().kind(), ErrorKind::Rejected);
+        assert_eq!(failed.error.kind(), ErrorKind::Unsupported, "{}", failed.error);
+        assert!(failed.error.to_string().contains("cuda:7"), "{}", failed.error);
+        assert_eq!(failed.returned.len(), 3);
+        assert!(matches!(failed.returned[0], Landing::Buffer(_)));
+    }
+}
+
+async fn a_buffer_too_small_leaves_the_message_to_be_taken(row: &'static Row) {
+    let pair = row.pair().await;
+    for len in LENS {
+        let take = async {
+            let small = BufferMut::with_capacity(len - 1);
+            let start = small.as_ptr();
+            let failed = pair.b.recv_into(small).await.unwrap_err();
+            assert_eq!(failed.error.kind(), ErrorKind::TooLarge, "{}", failed.error);
+            assert!(failed.error.to_string().contains(&len.to_string()), "{}", failed.error);
+            assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, len - 1));
+            // Whichever way it is asked for next.
+            pair.b.incoming().await.unwrap().accept().await.unwrap()
+        };
+        let sending = pair.a.deliver(message(4, &[len]));
+        let (sent, taken) = soon("a small buffer", async { tokio::join!(sending, take) }).await;
+        sent.unwrap();
+        assert_message(&taken, 4, &[len]);
+    }
+}
+
+async fn pool_memory_returns_with_the_last_frame(row: &'static Row) {
+    let pair = row.pair().await;
+    let mut kept = Vec::new();
+    for (number, len) in [100, 5000, 20_000, 300_000].into_iter().enumerate() {
+        let (sent, taken) = tokio::join!(pair.a.deliver(message(number, &[len, len])), pair.b.recv());
+        sent.unwrap();
+        // The message goes, one frame's middle stays.
+        kept.push((number, len, taken.unwrap().frames()[1].slice(1..len - 1)));
+    }
+    for (number, len, frame) in &kept {
+        assert_eq!(frame.to_vec().unwrap(), bytes(number + 1, *len)[1..len - 1]);
+    }
+    drop(kept);
+    let in_use = || [&pair.near, &pair.far].map(|end| end.pool().stats().in_use_bytes);
+    eventually("the pools have their memory back", || in_use() == [0, 0]).await;
+}
+
+async fn a_message_larger_than_the_pool_arrives(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.pool(Pool::new(64 << 10))).await;
+    let lengths = [1 << 20, 10, 3 << 20];
+    let (sent, taken) = tokio::join!(pair.a.deliver(message(1, &lengths)), pair.b.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &lengths);
+    assert!(pair.far.pool().stats().idle_bytes <= 64 << 10, "{:?}", pair.far.pool());
+}

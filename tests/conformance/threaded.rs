@@ -1,0 +1,302 @@
+//! A backend for one purpose: whatever it does, it does on a thread of its own, a little later. What passes here does not
+//! depend on operations that end while they are submitted, or on the thread of whoever polls.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{self, SendError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use towline::backend::{
+    Announced, Arrival, Backend, Delivery, Done, FrameInfo, Identity, Inbox, Link, LinkStats, Nominal, Op,
+    Operation, Probe, Role, Site,
+};
+use towline::environment::Environment;
+use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
+
+/// It calls itself `mem`, whose scheme and reach it has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Threaded;
+
+const CAPS: Caps = Caps::FLOW_CONTROL;
+/// Messages that may be announced and not settled.
+const WINDOW: usize = 64;
+
+/// The other ends of links that only one end has opened, by both offers.
+static WAITING: LazyLock<Mutex<HashMap<Vec<u8>, mpsc::Sender<Command>>>> = LazyLock::new(Mutex::default);
+
+impl Threaded {
+    pub(crate) fn alone() -> Vec<Arc<dyn Backend>> {
+        vec![Arc::new(Self)]
+    }
+}
+
+impl Backend for Threaded {
+    fn name(&self) -> &'static str {
+        "mem"
+    }
+
+    fn probe(&self) -> Probe {
+        let nominal = Nominal { gb_per_s: 1.0, p50_us: 500.0 };
+        Probe::Ready { caps: CAPS, version: None, devices: Vec::new(), nominal }
+    }
+
+    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
+        let mut nonce = vec![0; 16];
+        environment.random(&mut nonce);
+        Ok(nonce)
+    }
+
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
+        if local.same_process(peer) { Ok(()) } else { Err("the peer is another process".into()) }
+    }
+
+    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
+        let (side, name) = match site.role {
+            Role::Connector => (0, [site.offer.as_slice(), &site.peer_offer].concat()),
+            Role::Acceptor => (1, [site.peer_offer.as_slice(), &site.offer].concat()),
+        };
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let commands = match waiting.remove(&name) {
+            Some(commands) => commands,
+            None => {
+                let (sender, commands) = mpsc::channel();
+                thread::Builder::new().name("threaded".into()).spawn(|| serve(commands))?;
+                waiting.insert(name, sender.clone());
+                sender
+            }
+        };
+        let stalls = Arc::new(AtomicU64::new(0));
+        let link = ThreadedLink { side, commands, stalls: stalls.clone() };
+        link.tell(Command::Attach(side, site.inbox.clone(), stalls));
+        Ok(Arc::new(link))
+    }
+}
+
+/// One end: all it does is pass the work on.
+#[derive(Debug)]
+struct ThreadedLink {
+    side: usize,
+    commands: mpsc::Sender<Command>,
+    stalls: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Attach(usize, Arc<Inbox>, Arc<AtomicU64>),
+    Submit(usize, Op),
+    End(usize, Error),
+}
+
+impl ThreadedLink {
+    fn tell(&self, command: Command) {
+        if let Err(SendError(Command::Submit(_, op))) = self.commands.send(command) {
+            op.fail(Error::new(ErrorKind::Closed, "the pair's thread ended"));
+        }
+    }
+}
+
+impl Link for ThreadedLink {
+    fn caps(&self) -> Caps {
+        CAPS
+    }
+
+    fn submit(&self, op: Op) {
+        self.tell(Command::Submit(self.side, op));
+    }
+
+    fn end(&self, why: Error) {
+        self.tell(Command::End(self.side, why));
+    }
+
+    fn stats(&self) -> LinkStats {
+        LinkStats { credit_stalls: self.stalls.load(Relaxed), ..LinkStats::default() }
+    }
+}
+
+impl Drop for ThreadedLink {
+    fn drop(&mut self) {
+        self.end(Error::new(ErrorKind::Closed, "the link was dropped"));
+    }
+}
+
+/// What one end has given, as the pair's thread knows it.
+#[derive(Default)]
+struct End {
+    inbox: Option<Arc<Inbox>>,
+    /// Announced before the end was there.
+    early: Vec<Announced>,
+    queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
+    /// Announced to the other end, by number: the large ones' memory, and where the word on them goes.
+    unsettled: HashMap<u64, (Option<Operation<Message>>, Done<Delivery>)>,
+    next_id: u64,
+    closing: Option<Done<()>>,
+    ended: Option<Error>,
+    stalls: Arc<AtomicU64>,
+}
+
+/// The pair's thread; it ends with the last of the two links.
+fn serve(commands: mpsc::Receiver<Command>) {
+    let mut ends = [End::default(), End::default()];
+    let mut delays = Delays(0x2545_f491_4f6c_dd1d);
+    for command in commands {
+        delays.now_and_then();
+        match command {
+            Command::Attach(side, inbox, stalls) => {
+                attach(&mut ends[side], inbox);
+                ends[side].stalls = stalls;
+            }
+            Command::Submit(side, op) => match &ends[side].ended {
+                Some(why) => op.fail(why.clone()),
+                None => perform(&mut ends, side, op),
+            },
+            Command::End(side, why) => {
+                let lost = Error::new(ErrorKind::PeerLost, "the peer gave the connection up");
+                end(&mut ends, side, why, lost);
+            }
+        }
+        for side in [0, 1] {
+            announce(&mut ends, side);
+            close(&mut ends, side);
+        }
+    }
+}
+
+fn attach(end: &mut End, inbox: Arc<Inbox>) {
+    for announced in end.early.drain(..) {
+        inbox.announce(announced);
+    }
+    if let Some(why) = &end.ended {
+        inbox.end(why.clone());
+    }
+    end.inbox = Some(inbox);
+}
+
+fn perform(ends: &mut [End; 2], side: usize, op: Op) {
+    match op {
+        Op::Send { message, receipt, prompt } => {
+            ends[side].queued.push_back((message, receipt, prompt));
+            if ends[side].unsettled.len() == WINDOW {
+                ends[side].stalls.fetch_add(1, Relaxed);
+            }
+        }
+        Op::Accept { id, landings } => accept(&mut ends[1 - side], id, landings),
+        Op::Settle { id, delivery, .. } => {
+            if let Some((message, receipt)) = ends[1 - side].unsettled.remove(&id) {
+                release(message);
+                receipt.resolve(Ok(delivery));
+            }
+        }
+        Op::Close(done) => ends[side].closing = Some(done),
+        Op::Recv => {}
+        other => other.fail(Error::new(ErrorKind::Unsupported, "this backend has no such operation")),
+    }
+}
+
+/// Announces what there is credit for: a small message with its payload, a large one without.
+fn announce(ends: &mut [End; 2], side: usize) {
+    let [first, second] = ends;
+    let (mine, theirs) = if side == 0 { (first, second) } else { (second, first) };
+    while mine.unsettled.len() < WINDOW {
+        let Some((message, receipt, prompt)) = mine.queued.pop_front() else { return };
+        let id = mine.next_id;
+        mine.next_id += 1;
+        let (header, frames) = message.memory().clone().into_parts();
+        let table = frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
+        let (arrival, kept) = if message.memory().payload_len() < EAGER_LEN_MAX {
+            release(Some(message));
+            (Arrival::Here(frames), None)
+        } else {
+            (Arrival::Waiting, Some(message))
+        };
+        mine.unsettled.insert(id, (kept, receipt));
+        let announced = Announced { id, header, frames: table, arrival, prompt };
+        match &theirs.inbox {
+            Some(inbox) => inbox.announce(announced),
+            None => theirs.early.push(announced),
+        }
+    }
+}
+
+fn accept(sender: &mut End, id: u64, mut landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+    let Some((Some(message), receipt)) = sender.unsettled.remove(&id) else {
+        return landings.fail(Error::new(ErrorKind::Invalid, "no such message is waiting"));
+    };
+    let mut copied = Ok(());
+    for (landing, frame) in landings.memory_mut().iter_mut().zip(message.memory().frames()) {
+        if let Some(landing) = landing {
+            copied = copied.and_then(|()| landing.fill_from(frame));
+        }
+    }
+    release(Some(message));
+    match copied {
+        Ok(()) => {
+            receipt.resolve(Ok(Delivery::Delivered));
+            let frozen = |landing: Option<BufferMut>| landing.map(BufferMut::freeze).unwrap_or_default();
+            landings.finish(|landings| landings.into_iter().map(frozen).collect());
+        }
+        Err(error) => {
+            receipt.resolve(Ok(Delivery::Rejected));
+            landings.fail(error);
+        }
+    }
+}
+
+fn release(message: Option<Operation<Message>>) {
+    if let Some(message) = message {
+        message.finish(drop);
+    }
+}
+
+/// Ends the pair in good order once everything before a close has left.
+fn close(ends: &mut [End; 2], side: usize) {
+    let in_memory = |end: &End| end.unsettled.values().any(|(message, _)| message.is_some());
+    if ends[side].queued.is_empty()
+        && !in_memory(&ends[side])
+        && let Some(done) = ends[side].closing.take()
+    {
+        let mine = Error::new(ErrorKind::Closed, "this end closed the connection");
+        end(ends, side, mine, Error::new(ErrorKind::Closed, "the peer closed the connection"));
+        done.resolve(Ok(()));
+    }
+}
+
+fn end(ends: &mut [End; 2], side: usize, mine: Error, theirs: Error) {
+    for (side, why) in [(side, mine), (1 - side, theirs)] {
+        let end = &mut ends[side];
+        if end.ended.is_some() {
+            continue;
+        }
+        end.ended = Some(why.clone());
+        for (message, receipt, prompt) in end.queued.drain(..) {
+            Op::Send { message, receipt, prompt }.fail(why.clone());
+        }
+        for (message, receipt) in end.unsettled.drain().map(|(_, unsettled)| unsettled) {
+            if let Some(message) = message {
+                message.fail(why.clone());
+            }
+            receipt.resolve(Err(why.clone()));
+        }
+        if let Some(inbox) = &end.inbox {
+            inbox.end(why.clone());
+        }
+        if let Some(done) = end.closing.take() {
+            done.resolve(Err(why));
+        }
+    }
+}
+
+/// Every eighth command has to wait for up to 0.3 ms, always the same ones.
+struct Delays(u64);
+
+impl Delays {
+    fn now_and_then(&mut self) {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        if self.0.is_multiple_of(8) {
+            thread::sleep(Duration::from_micros(self.0 / 8 % 300));
+        }
+    }
+}
