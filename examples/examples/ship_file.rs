@@ -402,7 +402,7 @@ impl Progress {
 
     fn rate(&self) -> String {
         let seconds = self.begun.elapsed().as_secs_f64();
-        let mega = self.done as f64 / 1e6;
-        format!("{mega:.1} MB in {seconds:.2} s, {:.0} MB/s", mega / seconds.max(1e-6))
+        let mega_per_s = self.done as f64 / 1e6 / seconds.max(1e-6);
+        format!("{} bytes in {seconds:.2} s, {mega_per_s:.0} MB/s", self.done)
     }
 }

@@ -368,6 +368,7 @@ fn a_receiver_outlives_what_fails() {
     let (receiving, address) = receiver(&[], there.path());
     fs::create_dir(there.path().join("taken")).unwrap();
     sender(&address, &file(&home, "taken", b"x")).end(1).complains(&["receiver failed", "is a directory"]);
+    until("it complains", || receiving.stderr().ends_with('\n').then_some(()));
     receiving.complains(&["taken", "is a directory"]);
     for contents in ["first", "second, which replaces it"] {
         sender(&address, &file(&home, "x", contents.as_bytes())).end(0);

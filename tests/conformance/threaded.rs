@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, FrameInfo, Identity, Inbox, Link, LinkStats, Nominal, Op,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op,
     Operation, Probe, Role, Site,
 };
 use towline::environment::Environment;
@@ -203,7 +203,7 @@ fn announce(ends: &mut [End; 2], side: usize) {
         let id = mine.next_id;
         mine.next_id += 1;
         let (header, frames) = message.memory().clone().into_parts();
-        let table = frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
+        let table = message.memory().table().collect();
         let (arrival, kept) = if message.memory().payload_len() < EAGER_LEN_MAX {
             release(Some(message));
             (Arrival::Here(frames), None)

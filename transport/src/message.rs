@@ -68,7 +68,7 @@ impl Message {
     pub fn table(&self) -> impl ExactSizeIterator<Item = FrameInfo> + '_ {
         self.frames.iter().enumerate().map(|(index, frame)| FrameInfo {
             len: frame.len(),
-            place: self.places.as_ref().map_or(frame.place(), |places| places[index]),
+            place: self.places.as_ref().map_or_else(|| frame.place(), |places| places[index]),
         })
     }
 

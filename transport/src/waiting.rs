@@ -281,7 +281,10 @@ where
                 let idle = now - *idle_since.get_or_insert(now);
                 if waiters.wait == Wait::Spin || idle < SPIN_MAX {
                     if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
-                        std::hint::spin_loop();
+                        if waiters.wait == Wait::Adaptive {
+                            // The peer may need this very core.
+                            std::thread::yield_now();
+                        }
                         continue;
                     }
                     cx.waker().wake_by_ref();

@@ -152,8 +152,7 @@ fn announce(ends: &mut [End; 2], me: usize) -> bool {
         mine.next_id += 1;
         mine.unsettled.insert(id, receipt);
         message.finish(|message| {
-            let table = message.table().collect::<Vec<_>>();
-            let table = message.table().collect::<Vec<_>>();
+            let table = message.table().collect();
             let (header, frames) = message.into_parts();
             let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
             match &theirs.attached {
