@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op,
-    Operation, Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op, Operation,
+    Probe, Role, Site,
 };
 use towline::environment::Environment;
 use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -189,7 +189,7 @@ fn perform(ends: &mut [End; 2], side: usize, op: Op) {
             }
         }
         Op::Close(done) => ends[side].closing = Some(done),
-        Op::Recv => {}
+        Op::Expect { .. } => {}
         other => other.fail(Error::new(ErrorKind::Unsupported, "this backend has no such operation")),
     }
 }

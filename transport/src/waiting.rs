@@ -103,7 +103,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None, ended: false }
+        Until { waiters: self, check, waiter: None, idle_since: None }
     }
 
     /// How often waiters polled so far.
@@ -162,6 +162,8 @@ impl Waiters {
             None => {
                 followers.retain(|(follower, _)| *follower != me);
                 *lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: false });
+                // While it polls, the driver need not wake for every packet.
+                self.disarm();
                 true
             }
         }
@@ -220,15 +222,15 @@ impl Waiters {
 
     fn leave(&self, waiter: u64) {
         let mut state = self.state();
-        if state.lead.as_ref().is_some_and(|lead| lead.waiter == waiter) {
-            state.lead = None;
+        state.followers.retain(|(follower, _)| *follower != waiter);
+        state.lead.take_if(|lead| lead.waiter == waiter);
+        if state.lead.is_none() {
+            // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
             let next = state.followers.pop();
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
             }
-        } else {
-            state.followers.retain(|(follower, _)| *follower != waiter);
         }
     }
 }
@@ -241,7 +243,6 @@ pub(crate) struct Until<'a, F> {
     /// Its number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
-    ended: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -251,14 +252,11 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
-        // While a caller polls, the driver need not wake for every packet.
-        waiters.disarm();
+        let Self { waiters, check, waiter, idle_since } = self.get_mut();
         let mut polled_since = None;
         let (mut moves, mut leads) = (0, false);
         loop {
             if let Poll::Ready(value) = check(cx) {
-                *ended = true;
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -292,7 +290,6 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
-                *ended = true;
                 return Poll::Ready(value);
             }
             if waiters.park(cx) {
@@ -307,8 +304,10 @@ impl<F> Drop for Until<'_, F> {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
         }
-        // What a cancelled caller submitted goes on without it.
-        if !self.ended && self.waiters.link.source().is_some_and(|source| source.writable) {
+        // Output that is blocked goes on without its caller.
+        if self.waiters.link.source().is_some_and(|source| source.writable)
+            && self.waiters.state().lead.is_none()
+        {
             self.waiters.arm();
         }
     }

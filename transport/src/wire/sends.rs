@@ -105,7 +105,11 @@ impl Sends {
         let memory = message.memory();
         let payload_len = memory.payload_len();
         let eager = payload_len < EAGER_LEN_MAX;
-        let ahead = if !eager && payload_len <= self.ahead - self.ahead_in_use { payload_len } else { 0 };
+        let ahead = if !eager && payload_len <= self.ahead.saturating_sub(self.ahead_in_use) {
+            payload_len
+        } else {
+            0
+        };
         let payload = match (eager, ahead) {
             (true, _) => Payload::Eager(&[]),
             (false, 0) => Payload::Waits,
@@ -157,7 +161,10 @@ impl Sends {
 
     /// The receiver's word on `count` messages.
     pub(crate) fn settled(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
-        for id in (first..).take(count as usize) {
+        let end = first
+            .checked_add(count.into())
+            .ok_or_else(|| corrupt("a word on messages beyond all numbers"))?;
+        for id in first..end {
             let announced =
                 self.announced.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
             match (delivery, std::mem::replace(&mut announced.state, State::Left)) {
@@ -177,13 +184,9 @@ impl Sends {
         Ok(())
     }
 
-    /// The receiver lets payload stream ahead.
-    pub(crate) fn let_ahead(&mut self, bytes: u64) -> Result<()> {
-        if bytes < self.ahead {
-            return Err(corrupt("the room for payload that streams ahead cannot shrink"));
-        }
+    /// The receiver lets so much payload stream ahead from now on.
+    pub(crate) fn let_ahead(&mut self, bytes: u64) {
         self.ahead = bytes;
-        Ok(())
     }
 
     /// Fails everything that is not settled.
