@@ -5,6 +5,7 @@ use std::sync::Arc;
 use towline::backend::{self, Backend};
 use towline::{Address, Builder, Caps, Connection, Endpoint, Listener, Pool};
 
+use crate::suite::Need;
 use crate::threaded::Threaded;
 
 /// One backend as the cases see it.
@@ -17,7 +18,16 @@ pub(crate) struct Row {
     pub(crate) backends: fn() -> Vec<Arc<dyn Backend>>,
     /// What its links promise; selects the cases.
     pub(crate) caps: Caps,
+    /// What the machine must have for it.
+    pub(crate) environment: Option<Need>,
 }
+
+const TCP: Caps = Caps::ONE_SIDED
+    .union(Caps::SOFT_REVOKE)
+    .union(Caps::CROSS_PROCESS)
+    .union(Caps::CROSS_HOST)
+    .union(Caps::NAMED_LANDING)
+    .union(Caps::FLOW_CONTROL);
 
 pub(crate) const ROWS: &[Row] = &[
     Row {
@@ -29,8 +39,23 @@ pub(crate) const ROWS: &[Row] = &[
             .union(Caps::MOVES_OWNERSHIP)
             .union(Caps::ANY_PLACE)
             .union(Caps::FLOW_CONTROL),
+        environment: None,
     },
-    Row { name: "threaded", address: "mem://", backends: Threaded::alone, caps: Caps::FLOW_CONTROL },
+    Row {
+        name: "threaded",
+        address: "mem://",
+        backends: Threaded::alone,
+        caps: Caps::FLOW_CONTROL,
+        environment: None,
+    },
+    Row { name: "tcp", address: "tcp://127.0.0.1:0", backends: backend::all, caps: TCP, environment: None },
+    Row {
+        name: "tcp6",
+        address: "tcp://[::1]:0",
+        backends: backend::all,
+        caps: TCP,
+        environment: Some(Need::Ipv6),
+    },
 ];
 
 /// Two connected ends, and what they came from.

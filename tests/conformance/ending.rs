@@ -15,6 +15,7 @@ cases! {
     ANY:
         close_flushes_everything_submitted,
         what_arrived_before_a_close_can_be_taken_after_it,
+        large_messages_that_arrived_before_a_close_can_be_taken_after_it,
         closing_twice_is_well,
         both_ends_may_close_at_once,
         the_last_handle_dropped_closes,
@@ -63,7 +64,47 @@ async fn what_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
     for number in 0..50 {
         assert_message(&soon("recv", pair.b.recv()).await.unwrap(), number, &[number * 100]);
     }
+    assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
+    const LEN: usize = 50_000;
+    let pair = row.pair().await;
+    // A receiver that waits for large messages may let the next ones stream ahead.
+    for number in 0..3 {
+        let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[LEN]);
+    }
+    // As many as do, alone.
+    let mut sent = 0;
+    while sent < 20 {
+        let next = message(sent, &[LEN]);
+        match tokio::time::timeout(Duration::from_millis(500), pair.a.send(next)).await {
+            Ok(done) => drop(done.unwrap()),
+            Err(_) => break,
+        }
+        sent += 1;
+    }
+    if sent < 20 {
+        // The one that waits is submitted as well, and taken while the close waits for it.
+        sent += 1;
+    }
+    let taking = async {
+        if sent == 20 {
+            // All of them have left: the end comes before the first is taken.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        for number in 0..sent {
+            assert_message(&pair.b.recv().await.unwrap(), number, &[LEN]);
+        }
+        pair.b.recv().await.unwrap_err()
+    };
+    let (closed, end) = soon("close", async { tokio::join!(pair.a.close(), taking) }).await;
+    closed.unwrap();
     for _ in 0..2 {
+        assert_eq!(end.kind(), ErrorKind::Closed);
         assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     }
 }

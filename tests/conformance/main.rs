@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         suite::run_here(row, case);
         return ExitCode::SUCCESS;
     }
-    let trial = |(row, case): (&'static Row, Case)| match Need::unmet(case) {
+    let trial = |(row, case): (&'static Row, Case)| match Need::unmet(row, case) {
         None => Trial::test(case.full_name(row), move || suite::run_apart(row, case)),
         Some((need, reason)) => {
             Trial::ignorable_test(case.full_name(row), move || suite::skip(need, &reason))

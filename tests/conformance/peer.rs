@@ -23,7 +23,7 @@ const ROW: &str = "TOWLINE_PEER_ROW";
 /// An address: where to listen, or whom to connect to.
 const ADDRESS: &str = "TOWLINE_PEER_ADDRESS";
 
-/// How often a peer's endpoint asks for a sign of life.
+/// How often an endpoint asks for a sign of life that has to notice soon.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 /// What a peer of limited memory takes, and how much more memory than that it may have.
 pub(crate) const LIMITED_LEN: usize = 256 << 20;
@@ -110,7 +110,11 @@ pub(crate) fn run(role: &str) -> ExitCode {
     let variable = |name| std::env::var(name).unwrap();
     let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
     let address: Address = variable(ADDRESS).parse().unwrap();
-    let endpoint = row.builder().heartbeat(HEARTBEAT).insecure(true).connect_time(Duration::from_secs(2));
+    let builder = row.builder().insecure(true).connect_time(Duration::from_secs(2));
+    let endpoint = match role {
+        "converse" => builder.heartbeat(HEARTBEAT),
+        _ => builder,
+    };
     let endpoint = endpoint.build().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.unwrap().block_on(async {

@@ -25,7 +25,7 @@ impl Stuck {
         while sends.is_empty() {
             let (connection, small) = (connection.clone(), small.clone());
             let mut send = tokio::spawn(async move { connection.send(small).await });
-            if tokio::time::timeout(Duration::from_millis(300), &mut send).await.is_err() {
+            if tokio::time::timeout(Duration::from_secs(1), &mut send).await.is_err() {
                 sends.push((ptr::null(), send));
             }
         }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Seek};
+use std::net::TcpListener;
 use std::pin::Pin;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ pub(crate) type Run = Pin<Box<dyn Future<Output = ()>>>;
 pub(crate) enum Need {
     /// Root, and the `ip` command.
     Netns,
+    /// An IPv6 loopback.
+    Ipv6,
 }
 
 /// `CAP | CAP, need: claim, claim;` names the functions of a file that are cases, and what they need.
@@ -96,11 +99,17 @@ impl Case {
 }
 
 impl Need {
-    /// What `case` needs and this machine lacks, and why.
-    pub(crate) fn unmet(case: Case) -> Option<(Self, String)> {
-        let need = case.claims.environment?;
-        match need {
-            Self::Netns => namespaces::unavailable().map(|reason| (need, reason)),
+    /// What `case` needs for `row` and this machine lacks, and why.
+    pub(crate) fn unmet(row: &Row, case: Case) -> Option<(Self, String)> {
+        let needs = [row.environment, case.claims.environment];
+        needs.into_iter().flatten().find_map(|need| need.lacking().map(|reason| (need, reason)))
+    }
+
+    /// Why this machine has not got it, if so.
+    fn lacking(self) -> Option<String> {
+        match self {
+            Self::Netns => namespaces::unavailable(),
+            Self::Ipv6 => TcpListener::bind("[::1]:0").err().map(|error| error.to_string()),
         }
     }
 
@@ -108,6 +117,7 @@ impl Need {
     fn name(self) -> &'static str {
         match self {
             Self::Netns => "netns",
+            Self::Ipv6 => "ipv6",
         }
     }
 }
