@@ -54,6 +54,14 @@ enum State {
 impl Sends {
     pub(crate) fn push(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
         self.queued.push_back(Queued { message, receipt, prompt });
+        self.note_stall();
+    }
+
+    /// Counts the times that the queue began to wait for credit.
+    fn note_stall(&mut self) {
+        let stalled = !self.queued.is_empty() && !self.are_due();
+        self.stalls += u64::from(stalled && !self.stalled);
+        self.stalled = stalled;
     }
 
     /// Whether one could be announced now.
@@ -75,16 +83,14 @@ impl Sends {
     /// Announces what credit and the segment allow.
     pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
-            let Some(queued) = self.queued.front() else { return };
+            let Some(queued) = self.queued.front() else { break };
             if !self.has_credit(queued.message.memory()) {
-                self.stalls += u64::from(!self.stalled);
-                self.stalled = true;
-                return;
+                break;
             }
-            self.stalled = false;
-            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { return };
+            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { break };
             self.announce_one(message, receipt, prompt, outbox, bulks);
         }
+        self.note_stall();
     }
 
     fn announce_one(
