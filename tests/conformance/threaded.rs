@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, FrameInfo, Identity, Inbox, Link, LinkStats, Nominal, Op,
-    Operation, Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op, Operation,
+    Probe, Role, Site,
 };
 use towline::environment::Environment;
 use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -189,7 +189,7 @@ fn perform(ends: &mut [End; 2], side: usize, op: Op) {
             }
         }
         Op::Close(done) => ends[side].closing = Some(done),
-        Op::Recv => {}
+        Op::Expect { .. } => {}
         other => other.fail(Error::new(ErrorKind::Unsupported, "this backend has no such operation")),
     }
 }
@@ -203,7 +203,7 @@ fn announce(ends: &mut [End; 2], side: usize) {
         let id = mine.next_id;
         mine.next_id += 1;
         let (header, frames) = message.memory().clone().into_parts();
-        let table = frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
+        let table = message.memory().table().collect();
         let (arrival, kept) = if message.memory().payload_len() < EAGER_LEN_MAX {
             release(Some(message));
             (Arrival::Here(frames), None)

@@ -11,7 +11,7 @@ use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operatio
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::incoming::{Incoming, Taking};
-use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
 use crate::message::{Delivery, Message};
 use crate::path::Path;
 use crate::region::{Region, RegionAccess, Regions, RemoteRegion};
@@ -48,7 +48,8 @@ pub(crate) struct Core {
     peer: Identity,
     path: Path,
     linger: Duration,
-    recv_announced: AtomicBool,
+    /// The link was told that the application takes what comes in pool memory.
+    expects_in_pool: AtomicBool,
     span: tracing::Span,
 }
 
@@ -112,7 +113,7 @@ impl Connection {
             peer,
             path,
             linger,
-            recv_announced: AtomicBool::new(false),
+            expects_in_pool: AtomicBool::new(false),
             span,
         });
         driver.adopt(&core)?;
@@ -196,7 +197,6 @@ impl Connection {
     /// # Errors
     /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
     pub async fn recv(&self) -> Result<Message> {
-        self.core().announce_recv();
         self.core().recv().await
     }
 
@@ -258,7 +258,7 @@ impl Connection {
     ) -> Result<BufferMut, Failed<BufferMut>> {
         let core = self.core();
         let len = (into.capacity() - into.len()) as u64;
-        let on_host = into.capacity() == 0 || into.place().cpu_can_touch();
+        let on_host = into.capacity() == 0 || into.access() == Access::Owned;
         let fine = core.check_one_sided(on_host).and_then(|()| region.check(RegionAccess::Read, offset, len));
         if let Err(error) = fine {
             return Err(Failed { error: core.placed(error, "get"), returned: into });
@@ -333,10 +333,11 @@ impl Core {
         }
     }
 
-    fn announce_recv(&self) {
-        if !self.recv_announced.load(Ordering::Relaxed) {
-            self.recv_announced.store(true, Ordering::Relaxed);
-            self.link.submit(Op::Recv);
+    /// Tells the link how the application takes what comes, if that changed.
+    pub(crate) fn expect(self: &Arc<Self>, in_pool: bool) {
+        if self.expects_in_pool.load(Ordering::Relaxed) != in_pool {
+            self.expects_in_pool.store(in_pool, Ordering::Relaxed);
+            self.submit_for_later(Op::Expect { in_pool });
         }
     }
 

@@ -178,20 +178,16 @@ impl Driver {
     /// Takes over links that were ready at two looks in a row and were not polled between them.
     fn look(&self, look: u64) {
         for number in ready_in(&self.watched) {
-            let core = {
-                let mut connections = self.connections();
-                let Some(connected) = connections.get_mut(&number) else { continue };
-                let Some(core) = connected.core.upgrade() else { continue };
-                let polls = core.waiters.polls();
-                let neglected = connected.ready_at == Some((look - 1, polls));
-                connected.ready_at = Some((look, polls));
-                if !neglected {
-                    continue;
-                }
-                core
+            let Some(core) = self.core(number) else { continue };
+            let ready_now = Some((look, core.waiters.polls()));
+            let ready_before = match self.connections().get_mut(&number) {
+                Some(connected) => std::mem::replace(&mut connected.ready_at, ready_now),
+                None => continue,
             };
-            core.waiters.arm();
-            self.drive(&core);
+            if ready_before == Some((look - 1, core.waiters.polls())) {
+                core.waiters.arm();
+                self.drive(&core);
+            }
         }
     }
 }

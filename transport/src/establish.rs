@@ -15,6 +15,9 @@ use crate::memory::{Place, Pool};
 use crate::path::{Candidate, CandidateState, Path};
 use crate::waiting::Wait;
 
+/// What a connector may propose before it is sent away.
+const PROPOSALS_MAX: usize = 16;
+
 /// What an endpoint brings to each of its connections.
 #[derive(Debug)]
 pub(crate) struct Establisher {
@@ -65,7 +68,7 @@ impl Establisher {
                 refused.push(entrant.candidate);
                 continue;
             }
-            let candidates = settle(&entrant, entrants, refused);
+            let candidates = self.settle(&entrant, entrants, refused);
             let mut site = self.site(Role::Connector, &entrant, &greeting, control);
             let link = entrant.backend.open(&mut site)?;
             return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
@@ -83,8 +86,8 @@ impl Establisher {
         let (mut entrants, mut refused) = self.entrants(scheme);
         let environment = &*self.environment;
         let greeting = door::greet_as_acceptor(&mut control, &self.terms(&entrants), environment).await?;
-        loop {
-            let deadline = environment.now() + self.handshake_time;
+        let deadline = environment.now() + self.handshake_time;
+        for _ in 0..PROPOSALS_MAX {
             let name = door::proposed(&mut control, deadline, environment).await?;
             let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == name) else {
                 door::answer(&mut control, Err("it is not offered here")).await?;
@@ -121,9 +124,33 @@ impl Establisher {
                 }
                 (Err(error), None) => return Err(error),
             };
-            let candidates = settle(&entrant, entrants, refused);
+            let candidates = self.settle(&entrant, entrants, refused);
             return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
         }
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!("the peer made {PROPOSALS_MAX} proposals and none would do"),
+        ))
+    }
+
+    /// Every candidate's end, once one is chosen, in the order of preference.
+    fn settle(&self, chosen: &Entrant, others: Vec<Entrant>, refused: Vec<Candidate>) -> Vec<Candidate> {
+        let name = chosen.candidate.name;
+        let chosen = Candidate {
+            state: CandidateState::Chosen,
+            reason: "the first that both ends have, in the order of preference".into(),
+            ..chosen.candidate.clone()
+        };
+        let available = others.into_iter().map(|entrant| Candidate {
+            state: CandidateState::Available,
+            reason: format!("{name} is preferred"),
+            ..entrant.candidate
+        });
+        let mut candidates: Vec<_> = [chosen].into_iter().chain(available).chain(refused).collect();
+        let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
+        // Those still to come have no place in the order, and come last.
+        candidates.sort_by_key(|candidate| preference(candidate.name).unwrap_or(usize::MAX));
+        candidates
     }
 
     fn terms(&self, entrants: &[Entrant]) -> Terms {
@@ -231,21 +258,6 @@ impl Establisher {
             linger: self.linger,
         })
     }
-}
-
-/// Every candidate's end, once one is chosen.
-fn settle(chosen: &Entrant, others: Vec<Entrant>, refused: Vec<Candidate>) -> Vec<Candidate> {
-    let chosen = Candidate {
-        state: CandidateState::Chosen,
-        reason: "the first that both ends have, in the order of preference".into(),
-        ..chosen.candidate.clone()
-    };
-    let available = others.into_iter().map(|entrant| Candidate {
-        state: CandidateState::Available,
-        reason: format!("{} is preferred", chosen.name),
-        ..entrant.candidate
-    });
-    std::iter::once(chosen.clone()).chain(available.collect::<Vec<_>>()).chain(refused).collect()
 }
 
 fn no_path(refused: &[Candidate]) -> Error {

@@ -59,6 +59,7 @@ type Landed = Result<Vec<Buffer>, Failed<Landings>>;
 impl Incoming {
     pub(crate) async fn next(connection: &Connection) -> Result<Self> {
         let core = connection.core();
+        core.expect(false);
         let mut begun = core.until(core.taking.lock()).await;
         let taking = match begun.take() {
             Some(taking) => taking,
@@ -87,10 +88,12 @@ impl Incoming {
     /// # Errors
     /// `PeerLost` or `Closed` if the connection ends before the payload is here.
     pub async fn accept(mut self) -> Result<Message> {
+        let core = self.connection.core().clone();
+        let taking = self.taking.as_mut().expect("its word is not said yet");
+        // Dropped without its word, the message is rejected.
+        taking.land_in_pool(&core).map_err(|error| core.placed(error, "accept"))?;
         let mut taking = self.taking.take().expect("its word is said once");
-        let core = self.connection.core();
-        taking.land_in_pool(core)?;
-        taking.landed(core).await.map_err(Error::from)
+        taking.landed(&core).await.map_err(Error::from)
     }
 
     /// Takes it, each frame where its landing says. The message's frames are then that memory, filled.
@@ -151,21 +154,22 @@ impl fmt::Debug for Incoming {
 impl Core {
     /// The next message in pool memory; what a dropped future had begun goes on with the next call.
     pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
+        self.expect(true);
         let mut begun = self.until(self.taking.lock()).await;
         if begun.is_none() {
             *begun = Some(Taking::next(self).await?);
         }
         let Some(taking) = begun.as_mut() else { unreachable!("set above") };
-        let result = match taking.land_in_pool(self) {
-            Ok(()) => taking.landed(self).await.map_err(Error::from),
-            Err(error) => Err(error),
-        };
+        // Without memory for it the message stays: `incoming` can land it elsewhere, or reject it.
+        taking.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
+        let result = taking.landed(self).await.map_err(Error::from);
         *begun = None;
         result
     }
 
     /// The next message, its frames one after another in `buffer`.
     pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        self.expect(false);
         let mut begun = self.until(self.taking.lock()).await;
         if begun.is_none() {
             match Taking::next(self).await {
@@ -181,7 +185,7 @@ impl Core {
             let error = self.placed(Error::new(ErrorKind::TooLarge, why), "recv");
             return Err(Failed { error, returned: buffer });
         }
-        let buffers = cut(buffer, &taking.frames);
+        let (buffers, rest) = cut(buffer, &taking.frames);
         let result = match taking.payload {
             Payload::Waiting => {
                 taking.land_in(self, buffers);
@@ -190,7 +194,7 @@ impl Core {
             _ => taking.copied(self, buffers).await,
         };
         *begun = None;
-        result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned) })
+        result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned, rest) })
     }
 }
 
@@ -234,9 +238,14 @@ impl Taking {
     /// The whole message, once its payload is here.
     async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Landings>> {
         let frames = match &mut self.payload {
-            Payload::Landing(landed) => {
-                core.finish(landed).await.map_err(|failed| core.failed(failed, "accept"))?
-            }
+            Payload::Landing(landed) => match core.finish(landed).await {
+                Ok(frames) => frames,
+                Err(failed) => {
+                    // An accept that failed alone leaves the message without its word.
+                    self.say(core, Delivery::Rejected);
+                    return Err(core.failed(failed, "accept"));
+                }
+            },
             Payload::Here(buffers) => {
                 let buffers = std::mem::take(buffers);
                 self.say(core, Delivery::Delivered);
@@ -316,31 +325,31 @@ impl Taking {
     }
 
     fn say(&self, core: &Arc<Core>, delivery: Delivery) {
-        let op = Op::Settle { id: self.id, delivery, prompt: self.prompt };
-        if self.prompt { core.link.submit(op) } else { core.submit_for_later(op) }
+        core.submit_for_later(Op::Settle { id: self.id, delivery, prompt: self.prompt });
     }
 }
 
-/// `buffer` in pieces of the frames' lengths.
-fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> Landings {
+/// `buffer` in pieces of the frames' lengths, and its rest.
+fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Landings, BufferMut) {
     buffer.clear();
     let mut pieces = Vec::with_capacity(frames.len());
     for frame in frames {
         let rest = buffer.split_off(frame.len);
         pieces.push(Some(std::mem::replace(&mut buffer, rest)));
     }
-    pieces
+    (pieces, buffer)
 }
 
 /// The pieces in one again, empty.
-fn paste(pieces: Landings) -> BufferMut {
-    let mut pieces = pieces.into_iter().flatten();
-    let mut whole = pieces.next().unwrap_or_default();
-    whole.clear();
-    for mut piece in pieces {
+fn paste(pieces: Landings, rest: BufferMut) -> BufferMut {
+    let mut whole: Option<BufferMut> = None;
+    for mut piece in pieces.into_iter().flatten().filter(|piece| piece.capacity() > 0).chain([rest]) {
         piece.clear();
-        // Adjacent pieces of one buffer rejoin; anything else was never cut from it.
-        let _ = whole.rejoin(piece);
+        match &mut whole {
+            // Adjacent pieces of one buffer rejoin; anything else was never cut from it.
+            Some(whole) => drop(whole.rejoin(piece)),
+            None => whole = Some(piece),
+        }
     }
-    whole
+    whole.unwrap_or_default()
 }

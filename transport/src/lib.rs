@@ -67,3 +67,8 @@ pub use message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message,
 pub use path::{Candidate, CandidateState, Path};
 pub use region::{Region, RegionAccess, RemoteRegion};
 pub use waiting::Wait;
+
+/// The README's example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,7 +1,8 @@
 //! Where peers arrive.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::hash_map::Entry;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -124,13 +125,13 @@ pub(crate) async fn listen(
             Some(name) => name.to_owned(),
         };
         let (callers, mut calls) = mpsc::channel(ACCEPTED_MAX);
-        if names().contains_key(&name) {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                "the name is in use in this process; choose another",
-            ));
+        match names().entry(name.clone()) {
+            Entry::Vacant(vacant) => drop(vacant.insert(callers)),
+            Entry::Occupied(_) => {
+                let why = "the name is in use in this process; choose another";
+                return Err(Error::new(ErrorKind::Unavailable, why));
+            }
         }
-        names().insert(name.clone(), callers);
         open.name = Some(name.clone());
         let until = closed.clone();
         environment.spawn(Box::pin(async move {
@@ -144,8 +145,9 @@ pub(crate) async fn listen(
         Address::mem(name)?
     } else {
         let mut sockets = resolve(environment, address).await?;
-        if address.host() == "0.0.0.0" {
-            sockets.retain(SocketAddr::is_ipv4);
+        if matches!(address.host(), "" | "*") {
+            // A kernel without IPv6 still has every IPv4 interface.
+            sockets.push((Ipv4Addr::UNSPECIFIED, address.port()).into());
         }
         let until = closed.clone();
         let (told, bound) = oneshot::channel();
@@ -198,10 +200,10 @@ impl Reception {
         self.establisher.environment.spawn(Box::pin(async move {
             match establisher.accept(control, scheme, from.clone()).await {
                 Ok(connection) => {
-                    drop(stranger);
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
                     // A listener that is gone needs no more connections.
                     let _ = arrive.send(connection).await;
+                    drop(stranger);
                 }
                 Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
             }

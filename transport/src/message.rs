@@ -25,23 +25,32 @@ pub const EAGER_LEN_MAX: u64 = 16 << 10;
 pub struct Message {
     header: Bytes,
     frames: Vec<Buffer>,
+    /// Where the frames were before they were staged, if any was.
+    places: Option<Vec<Place>>,
 }
 
 impl Message {
     /// A message of `header` (at most 64 KiB) and no frames.
     pub fn new(header: impl Into<Bytes>) -> Self {
-        Self { header: header.into(), frames: Vec::new() }
+        Self { header: header.into(), frames: Vec::new(), places: None }
     }
 
     /// A message of `header` and `frames`.
     pub fn from_parts(header: impl Into<Bytes>, frames: Vec<Buffer>) -> Self {
-        Self { header: header.into(), frames }
+        Self { header: header.into(), frames, places: None }
+    }
+
+    /// The same message with its frames copied to where a link can reach them; its frame table stays what it was.
+    pub(crate) fn staged(&self, frames: Vec<Buffer>) -> Self {
+        let places = self.table().map(|frame| frame.place).collect();
+        Self { header: self.header.clone(), frames, places: Some(places) }
     }
 
     /// Appends a frame.
     #[must_use]
     pub fn with_frame(mut self, frame: impl Into<Buffer>) -> Self {
         self.frames.push(frame.into());
+        self.places = None;
         self
     }
 
@@ -53,6 +62,14 @@ impl Message {
     /// The frames, in order.
     pub fn frames(&self) -> &[Buffer] {
         &self.frames
+    }
+
+    /// What the receiver learns of each frame before its payload.
+    pub fn table(&self) -> impl ExactSizeIterator<Item = FrameInfo> + '_ {
+        self.frames.iter().enumerate().map(|(index, frame)| FrameInfo {
+            len: frame.len(),
+            place: self.places.as_ref().map_or_else(|| frame.place(), |places| places[index]),
+        })
     }
 
     /// All frames' bytes together.

@@ -19,8 +19,8 @@ impl<T> Done<T> {
         (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
     }
 
-    /// Calls `then` with the result, on the thread that ends it, possibly under a link's lock: it must be short
-    /// and must not wait.
+    /// Calls `then` with the result, on the thread that ends it, possibly under the link's baton: it must not call the link
+    /// and must not wait. (Copying staged frames is as long as it may take.)
     pub fn with(then: impl FnOnce(Result<T>) + Send + 'static) -> Self {
         Self(Some(Sink::Hook(Box::new(then))))
     }

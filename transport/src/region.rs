@@ -191,7 +191,7 @@ impl Regions {
     }
 
     /// Serves a `get`: the bytes, held until the lease is dropped.
-    pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<(Buffer, ReadLease)> {
+    pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<ReadLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
             (entry, Memory::Read(memory)) => (entry, memory),
@@ -202,7 +202,7 @@ impl Regions {
         let Some(buffer) = &held.memory else { return Err(rejected(REVOKED)) };
         let bytes = buffer.slice(offset as usize..(offset + len) as usize);
         held.readers += 1;
-        Ok((bytes, ReadLease(memory.clone())))
+        Ok(ReadLease { bytes, memory: memory.clone() })
     }
 
     /// Serves a `put`: where its bytes go.
@@ -254,11 +254,22 @@ fn check_range(is: RegionAccess, region_len: u64, wanted: RegionAccess, offset: 
 
 /// Bytes of a region on their way to the peer; a revocation waits for it to drop.
 #[derive(Debug)]
-pub(crate) struct ReadLease(Shared<Buffer>);
+pub(crate) struct ReadLease {
+    bytes: Buffer,
+    memory: Shared<Buffer>,
+}
+
+impl ReadLease {
+    pub(crate) fn bytes(&self) -> &Buffer {
+        &self.bytes
+    }
+}
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
-        let mut held = lock(&self.0);
+        // Whoever revokes may expect to hold the only handle afterwards.
+        self.bytes = Buffer::new();
+        let mut held = lock(&self.memory);
         held.readers -= 1;
         if held.readers == 0
             && let Some(waker) = held.revoker.take()

@@ -103,7 +103,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None, ended: false }
+        Until { waiters: self, check, waiter: None, idle_since: None }
     }
 
     /// How often waiters polled so far.
@@ -136,29 +136,50 @@ impl Waiters {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps as lead or follower. False: the link may move now, poll again.
-    fn park(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
-        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
-            // No reactor here, or the link moves by itself.
-            self.arm();
-            return true;
-        };
+    /// Makes the waiter the lead, who spins and sleeps for all; false if there is one, who will wake it when its turn comes.
+    fn lead(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let me = *waiter.get_or_insert_with(|| {
             state.next += 1;
             state.next
         });
-        if let Some(lead) = &mut state.lead
-            && lead.waiter != me
-        {
-            if source.writable && !lead.writable {
-                lead.waker.wake_by_ref();
+        let State { lead, followers, .. } = &mut *state;
+        match lead {
+            Some(lead) if lead.waiter != me => {
+                if !lead.writable && self.link.source().is_some_and(|source| source.writable) {
+                    lead.waker.wake_by_ref();
+                }
+                match followers.iter_mut().find(|(follower, _)| *follower == me) {
+                    Some((_, known)) => known.clone_from(cx.waker()),
+                    None => followers.push((me, cx.waker().clone())),
+                }
+                false
             }
-            follow(&mut state.followers, me, cx.waker());
-            return true;
+            Some(lead) => {
+                lead.waker.clone_from(cx.waker());
+                true
+            }
+            None => {
+                followers.retain(|(follower, _)| *follower != me);
+                *lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: false });
+                // While it polls, the driver need not wake for every packet.
+                self.disarm();
+                true
+            }
         }
-        state.followers.retain(|(follower, _)| *follower != me);
-        state.lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: source.writable });
+    }
+
+    /// Lets the lead sleep. False: the link may move now, poll again.
+    fn park(&self, cx: &mut Context<'_>) -> bool {
+        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
+            // No reactor here.
+            self.arm();
+            return true;
+        };
+        let mut state = self.state();
+        if let Some(lead) = &mut state.lead {
+            lead.writable = source.writable;
+        }
         self.disarm();
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
@@ -201,23 +222,16 @@ impl Waiters {
 
     fn leave(&self, waiter: u64) {
         let mut state = self.state();
-        if state.lead.as_ref().is_some_and(|lead| lead.waiter == waiter) {
-            state.lead = None;
+        state.followers.retain(|(follower, _)| *follower != waiter);
+        state.lead.take_if(|lead| lead.waiter == waiter);
+        if state.lead.is_none() {
+            // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
             let next = state.followers.pop();
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
             }
-        } else {
-            state.followers.retain(|(follower, _)| *follower != waiter);
         }
-    }
-}
-
-fn follow(followers: &mut Vec<(u64, Waker)>, me: u64, waker: &Waker) {
-    match followers.iter_mut().find(|(follower, _)| *follower == me) {
-        Some((_, known)) => known.clone_from(waker),
-        None => followers.push((me, waker.clone())),
     }
 }
 
@@ -226,10 +240,9 @@ fn follow(followers: &mut Vec<(u64, Waker)>, me: u64, waker: &Waker) {
 pub(crate) struct Until<'a, F> {
     waiters: &'a Waiters,
     check: F,
-    /// Set once it has slept.
+    /// Its number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
-    ended: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -239,14 +252,11 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since, ended } = self.get_mut();
-        // While a caller polls, the driver need not wake for every packet.
-        waiters.disarm();
+        let Self { waiters, check, waiter, idle_since } = self.get_mut();
         let mut polled_since = None;
-        let mut moves = 0;
+        let (mut moves, mut leads) = (0, false);
         loop {
             if let Poll::Ready(value) = check(cx) {
-                *ended = true;
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -259,12 +269,20 @@ where
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if waiters.wait != Wait::Sleep && waiters.link.source().is_some() {
+            // A link without a source moves by itself, and wakes whoever waits.
+            if waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx)) {
+                return Poll::Pending;
+            }
+            leads = true;
+            if waiters.wait != Wait::Sleep {
                 let now = Instant::now();
                 let idle = now - *idle_since.get_or_insert(now);
                 if waiters.wait == Wait::Spin || idle < SPIN_MAX {
                     if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
-                        std::hint::spin_loop();
+                        if waiters.wait == Wait::Adaptive {
+                            // The peer may need this very core.
+                            std::thread::yield_now();
+                        }
                         continue;
                     }
                     cx.waker().wake_by_ref();
@@ -272,10 +290,9 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
-                *ended = true;
                 return Poll::Ready(value);
             }
-            if waiters.park(waiter, cx) {
+            if waiters.park(cx) {
                 return Poll::Pending;
             }
         }
@@ -287,8 +304,10 @@ impl<F> Drop for Until<'_, F> {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
         }
-        // What a cancelled caller submitted goes on without it.
-        if !self.ended && self.waiters.link.source().is_some_and(|source| source.writable) {
+        // Output that is blocked goes on without its caller.
+        if self.waiters.link.source().is_some_and(|source| source.writable)
+            && self.waiters.state().lead.is_none()
+        {
             self.waiters.arm();
         }
     }

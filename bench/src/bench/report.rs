@@ -266,13 +266,14 @@ fn dash() -> String {
     "-".to_owned()
 }
 
-/// Three digits are what a run repeats.
+/// Three digits are what a run repeats; of very little, two.
 fn figure(value: Option<f64>) -> String {
     match value {
         None => dash(),
         Some(value) if value >= 100.0 => format!("{value:.0}"),
         Some(value) if value >= 10.0 => format!("{value:.1}"),
-        Some(value) => format!("{value:.2}"),
+        Some(value) if value >= 0.1 || value <= 0.0 => format!("{value:.2}"),
+        Some(value) => format!("{value:.*}", (1.0 - value.log10().floor()) as usize),
     }
 }
 
@@ -399,6 +400,8 @@ pub(crate) mod tests {
         assert_eq!(round(1234.56789), 1234.57);
         assert_eq!(round(0.000_123_456_78), 0.000_123_457);
         assert_eq!(round(0.0), 0.0);
+        let figures = [0.0, 0.000_123, 0.0567, 0.5, 12.34, 123.4].map(|value| figure(Some(value)));
+        assert_eq!(figures, ["0.00", "0.00012", "0.057", "0.50", "12.3", "123"]);
         assert_eq!((median(&[]), median(&[1.0, 2.0])), (None, Some(1.5)));
     }
 }

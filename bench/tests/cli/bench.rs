@@ -56,7 +56,7 @@ fn fits(schema: &Value, document: &Value, at: &str) {
 fn rows(finished: &Finished) -> Vec<Value> {
     finished.exits_with(0);
     let document = finished.document();
-    let schema: Value = serde_json::from_str(include_str!("../../bench.schema.json")).unwrap();
+    let schema: Value = serde_json::from_str(include_str!("../../../docs/bench.schema.json")).unwrap();
     fits(&schema, &document, "document");
     document["results"].as_array().unwrap().clone()
 }

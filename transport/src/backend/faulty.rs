@@ -96,7 +96,7 @@ impl Link for FaultyLink {
 
     fn submit(&self, op: Op) {
         // Words and wishes cannot fail alone.
-        if matches!(op, Op::Settle { .. } | Op::Recv) {
+        if matches!(op, Op::Settle { .. } | Op::Expect { .. }) {
             return self.link.submit(op);
         }
         match self.faults.call("submit") {

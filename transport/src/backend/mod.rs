@@ -139,7 +139,7 @@ pub trait Link: Debug + Send + Sync + 'static {
         None
     }
 
-    /// Time passed: heartbeats are due or missed, and laggards are sent. Called at least four times a heartbeat.
+    /// Time passed: heartbeats are due or missed, and laggards are sent. Called several times a heartbeat.
     fn tick(&self) {}
 
     /// Ends it now. Everything in flight fails with `why`, and gives its memory back.
@@ -193,8 +193,12 @@ pub enum Op {
         /// The sender waits for that word: the receiver's end must not save it up.
         prompt: bool,
     },
-    /// The application waits for messages and will take them in pool memory: large ones may stream ahead.
-    Recv,
+    /// How the application will take what comes: in pool memory, so that large messages may stream ahead, or in memory that
+    /// it names. Until the first word, the second.
+    Expect {
+        /// In pool memory.
+        in_pool: bool,
+    },
     /// Land an announced message whose payload is not here: a buffer of sufficient capacity for each frame, `None` to
     /// discard it (an empty buffer is returned in its stead). No landings for one that is `Coming`.
     Accept {
@@ -246,7 +250,7 @@ impl Op {
             Self::Get { into, .. } => into.fail(error),
             Self::Put { from, .. } => from.fail(error),
             Self::Close(done) => done.resolve(Err(error)),
-            Self::Recv | Self::Settle { .. } => {}
+            Self::Expect { .. } | Self::Settle { .. } => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, Source};
 use crate::error::{Error, Failed, Result};
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{Access, Buffer, BufferMut, Pool};
 
 #[derive(Debug)]
 pub(crate) struct Staging {
@@ -37,7 +37,7 @@ impl Staging {
             Ok(staged.freeze())
         };
         let frames = message.frames().iter().map(stage).collect::<Result<_>>()?;
-        Ok(Message::from_parts(message.header().clone(), frames))
+        Ok(message.staged(frames))
     }
 
     fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
@@ -57,9 +57,7 @@ impl Staging {
         let mut far = Vec::new();
         let mut short = None;
         for (index, landing) in landings.memory_mut().iter_mut().enumerate() {
-            let Some(buffer) =
-                landing.take_if(|buffer| buffer.capacity() > 0 && !buffer.place().cpu_can_touch())
-            else {
+            let Some(buffer) = landing.take_if(|buffer| !is_reached(buffer)) else {
                 continue;
             };
             match self.pool.take(buffer.capacity()) {
@@ -95,6 +93,11 @@ impl Staging {
 /// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_carried(frame: &Buffer) -> bool {
     frame.is_empty() || frame.as_slice().is_some()
+}
+
+/// Whether such a link can write to the buffer itself.
+fn is_reached(buffer: &BufferMut) -> bool {
+    buffer.capacity() == 0 || buffer.access() == Access::Owned
 }
 
 /// Copies what landed in host memory on to where it belongs.
@@ -134,11 +137,7 @@ impl Link for Staging {
                 self.send(message, receipt, prompt);
             }
             Op::Accept { id, landings }
-                if landings
-                    .memory()
-                    .iter()
-                    .flatten()
-                    .any(|b| b.capacity() > 0 && !b.place().cpu_can_touch()) =>
+                if landings.memory().iter().flatten().any(|buffer| !is_reached(buffer)) =>
             {
                 self.accept(id, landings);
             }

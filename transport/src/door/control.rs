@@ -79,21 +79,22 @@ impl Control {
                 })
                 .await?
             };
-            match event {
+            match &event {
                 Some(Ok(0)) => return Some(Error::new(ErrorKind::PeerLost, "its control stream ended")),
-                Some(Err(error)) => return Some(Error::io(error)),
+                Some(Err(error)) => return Some(Error::io(error.kind().into())),
                 Some(Ok(_)) => liveness.heard(environment.now()),
-                None => byte[0] = 0,
+                None => {}
             }
-            let say = match (byte[0], liveness.due(environment.now())) {
+            let said = event.is_some().then_some(byte[0]);
+            let say = match (said, liveness.due(environment.now())) {
                 (_, Due::Lost(silent)) => {
                     let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
                     return Some(Error::new(ErrorKind::PeerLost, why));
                 }
-                (ASK, _) => ANSWER,
-                (0 | ANSWER, Due::Ask) => ASK,
-                (0 | ANSWER, Due::Nothing) => continue,
-                (other, _) => {
+                (Some(ASK), _) => ANSWER,
+                (None | Some(ANSWER), Due::Ask) => ASK,
+                (None | Some(ANSWER), Due::Nothing) => continue,
+                (Some(other), _) => {
                     let why = format!("byte {other} on the control stream means nothing");
                     return Some(Error::new(ErrorKind::Corrupt, why));
                 }

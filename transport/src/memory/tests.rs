@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 
 use super::{Access, Allocation, Buffer, BufferMut, Fence, Place};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
@@ -221,6 +221,28 @@ fn filling_counts_only_what_was_written() {
 }
 
 #[test]
+fn filling_in_place_appends_what_the_reader_wrote() {
+    let mut buffer = BufferMut::with_capacity(10);
+    for piece in [&b"tow"[..], b"", b"line"] {
+        let room_len = buffer.capacity() - buffer.len();
+        let n = buffer.fill_with(|room| {
+            assert_eq!(room.len(), room_len);
+            Ok(room[..piece.len()].write_copy_of_slice(piece))
+        });
+        assert_eq!(n.unwrap(), piece.len());
+    }
+    let failed = buffer.fill_with(|_| Err(Error::new(ErrorKind::Io, "no")));
+    assert_eq!(failed.unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(buffer.as_slice(), Some(&b"towline"[..]));
+}
+
+#[test]
+#[should_panic(expected = "not the front of the room")]
+fn filling_something_else_panics() {
+    let _ = BufferMut::with_capacity(10).fill_with(|room| Ok(room[1..4].write_copy_of_slice(b"tow")));
+}
+
+#[test]
 fn writable_splits_divide_the_filled_part() {
     for (filled, at) in [(0, 4), (3, 4), (6, 4), (10, 4), (6, 0), (6, 10)] {
         let mut head = BufferMut::with_capacity(10);
@@ -326,6 +348,8 @@ fn foreign_memory_is_only_copied() {
     let memory = super::host::HostMemory::new(200, 64, false).unwrap();
     let mut buffer = BufferMut::from_allocation(Arc::new(Shared(memory))).unwrap();
     assert!(buffer.as_slice().is_none() && buffer.as_mut_slice().is_none() && buffer.spare_mut().is_none());
+    let filled = buffer.fill_with(|_| panic!("there is no room to fill in place"));
+    assert_eq!(filled.unwrap_err().kind(), ErrorKind::Unsupported);
     let content = bytes(200);
     // Pieces of all lengths, so that words start and end anywhere.
     let mut rest = &content[..];

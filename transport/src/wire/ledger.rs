@@ -1,64 +1,53 @@
 //! Consecutively numbered entries that leave in any order.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
-/// Entries by number; the next one is always `next`.
+/// Entries by number; the next one is always `next`. An entry that stays long costs nothing to those after it.
 #[derive(Debug)]
 pub(crate) struct Ledger<T> {
-    first: u64,
-    entries: VecDeque<Option<T>>,
-    len: usize,
+    next: u64,
+    entries: HashMap<u64, T>,
 }
 
 impl<T> Default for Ledger<T> {
     fn default() -> Self {
-        Self { first: 0, entries: VecDeque::new(), len: 0 }
+        Self { next: 0, entries: HashMap::new() }
     }
 }
 
 impl<T> Ledger<T> {
     /// How many are in.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.entries.len()
     }
 
     /// The number that the next entry gets.
     pub(crate) fn next(&self) -> u64 {
-        self.first + self.entries.len() as u64
+        self.next
     }
 
     pub(crate) fn push(&mut self, entry: T) -> u64 {
-        let id = self.next();
-        self.entries.push_back(Some(entry));
-        self.len += 1;
+        let id = self.next;
+        self.next += 1;
+        self.entries.insert(id, entry);
         id
     }
 
     pub(crate) fn at(&mut self, id: u64) -> Option<&mut T> {
-        let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
-        self.entries.get_mut(index)?.as_mut()
+        self.entries.get_mut(&id)
     }
 
     pub(crate) fn remove(&mut self, id: u64) -> Option<T> {
-        let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
-        let entry = self.entries.get_mut(index)?.take()?;
-        self.len -= 1;
-        while let Some(None) = self.entries.front() {
-            self.entries.pop_front();
-            self.first += 1;
-        }
-        Some(entry)
+        self.entries.remove(&id)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.entries.iter().flatten()
+        self.entries.values()
     }
 
-    /// Takes everything out, in order.
+    /// Takes everything out.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
-        self.first = self.next();
-        self.len = 0;
-        self.entries.drain(..).flatten()
+        self.entries.drain().map(|(_, entry)| entry)
     }
 }
 

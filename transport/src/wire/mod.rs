@@ -10,3 +10,5 @@ mod receives;
 mod record;
 mod sends;
 pub(crate) mod session;
+#[cfg(test)]
+mod tests;

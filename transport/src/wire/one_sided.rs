@@ -126,9 +126,7 @@ impl OneSided {
     ) -> Result<Option<Bulk>> {
         self.serve()?;
         match self.regions.read(key, offset, len) {
-            Ok((bytes, lease)) if len > 0 => {
-                Ok(Some(Bulk::new(Transfer::Get(id), Source::Region(bytes, lease))))
-            }
+            Ok(lease) if len > 0 => Ok(Some(Bulk::new(Transfer::Get(id), Source::Region(lease)))),
             Ok(_) => {
                 put(records, &Record::Done { id });
                 Ok(None)

@@ -184,7 +184,7 @@ pub(crate) enum Source {
     /// A put's: the operation waits elsewhere for the peer's word.
     Put(Buffer),
     /// A region's.
-    Region(Buffer, ReadLease),
+    Region(ReadLease),
 }
 
 impl Bulk {
@@ -196,7 +196,8 @@ impl Bulk {
     pub(crate) fn next(&mut self) -> (Vec<Buffer>, bool) {
         let (frames, discarded): (&[Buffer], &[u8]) = match &self.source {
             Source::Message(_, message, discarded) => (message.memory().frames(), discarded),
-            Source::Put(buffer) | Source::Region(buffer, _) => (std::slice::from_ref(buffer), &[]),
+            Source::Put(buffer) => (std::slice::from_ref(buffer), &[]),
+            Source::Region(lease) => (std::slice::from_ref(lease.bytes()), &[]),
         };
         let mut bulk = Vec::new();
         let mut room = BULK_LEN_MAX;
@@ -224,7 +225,7 @@ impl Bulk {
     pub(crate) fn ending(self) -> Option<Ending> {
         match self.source {
             Source::Message(id, message, _) => Some(Ending::Sent(id, message)),
-            Source::Region(_, lease) => Some(Ending::Replied(Some(lease))),
+            Source::Region(lease) => Some(Ending::Replied(Some(lease))),
             Source::Put(_) => None,
         }
     }

@@ -114,9 +114,15 @@ impl Receives {
         self.landing > 0
     }
 
-    /// The application takes what comes in pool memory from now on.
-    pub(crate) fn take_in_pool(&mut self) {
-        self.in_pool = true;
+    /// The application takes what comes in pool memory from now on, or names memory. In the second case the peer is told to
+    /// wait with large payload again; what it has sent by then is still within its room.
+    pub(crate) fn expect(&mut self, in_pool: bool, records: &mut Vec<u8>) {
+        if self.in_pool && !in_pool && self.ahead > 0 {
+            put(records, &Record::Ahead { bytes: 0 });
+        } else if !self.in_pool && in_pool && self.ahead > 0 {
+            put(records, &Record::Ahead { bytes: self.ahead });
+        }
+        self.in_pool = in_pool;
     }
 
     /// The peer announced a message.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
-use crate::message::{Delivery, EAGER_LEN_MAX, FrameInfo, Message};
+use crate::message::{Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
 use crate::wire::ledger::Ledger;
@@ -54,6 +54,14 @@ enum State {
 impl Sends {
     pub(crate) fn push(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
         self.queued.push_back(Queued { message, receipt, prompt });
+        self.note_stall();
+    }
+
+    /// Counts the times that the queue began to wait for credit.
+    fn note_stall(&mut self) {
+        let stalled = !self.queued.is_empty() && !self.are_due();
+        self.stalls += u64::from(stalled && !self.stalled);
+        self.stalled = stalled;
     }
 
     /// Whether one could be announced now.
@@ -75,16 +83,14 @@ impl Sends {
     /// Announces what credit and the segment allow.
     pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
-            let Some(queued) = self.queued.front() else { return };
+            let Some(queued) = self.queued.front() else { break };
             if !self.has_credit(queued.message.memory()) {
-                self.stalls += u64::from(!self.stalled);
-                self.stalled = true;
-                return;
+                break;
             }
-            self.stalled = false;
-            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { return };
+            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { break };
             self.announce_one(message, receipt, prompt, outbox, bulks);
         }
+        self.note_stall();
     }
 
     fn announce_one(
@@ -99,14 +105,17 @@ impl Sends {
         let memory = message.memory();
         let payload_len = memory.payload_len();
         let eager = payload_len < EAGER_LEN_MAX;
-        let ahead = if !eager && payload_len <= self.ahead - self.ahead_in_use { payload_len } else { 0 };
+        let ahead = if !eager && payload_len <= self.ahead.saturating_sub(self.ahead_in_use) {
+            payload_len
+        } else {
+            0
+        };
         let payload = match (eager, ahead) {
             (true, _) => Payload::Eager(&[]),
             (false, 0) => Payload::Waits,
             (false, _) => Payload::Streams,
         };
-        let table = memory.frames().iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() });
-        put_message(outbox.text(), id, prompt, payload, memory.header(), table, payload_len);
+        put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), payload_len);
         let cost = cost_of(memory);
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
@@ -152,7 +161,10 @@ impl Sends {
 
     /// The receiver's word on `count` messages.
     pub(crate) fn settled(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
-        for id in (first..).take(count as usize) {
+        let end = first
+            .checked_add(count.into())
+            .ok_or_else(|| corrupt("a word on messages beyond all numbers"))?;
+        for id in first..end {
             let announced =
                 self.announced.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
             match (delivery, std::mem::replace(&mut announced.state, State::Left)) {
@@ -172,13 +184,9 @@ impl Sends {
         Ok(())
     }
 
-    /// The receiver lets payload stream ahead.
-    pub(crate) fn let_ahead(&mut self, bytes: u64) -> Result<()> {
-        if bytes < self.ahead {
-            return Err(corrupt("the room for payload that streams ahead cannot shrink"));
-        }
+    /// The receiver lets so much payload stream ahead from now on.
+    pub(crate) fn let_ahead(&mut self, bytes: u64) {
         self.ahead = bytes;
-        Ok(())
     }
 
     /// Fails everything that is not settled.

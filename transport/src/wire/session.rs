@@ -96,8 +96,8 @@ impl Session {
         self.sends.push(message, receipt, prompt);
     }
 
-    pub(crate) fn recv(&mut self) {
-        self.receives.take_in_pool();
+    pub(crate) fn expect(&mut self, in_pool: bool) {
+        self.receives.expect(in_pool, &mut self.records);
     }
 
     pub(crate) fn accept(&mut self, id: u64, landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
@@ -190,10 +190,10 @@ impl Session {
                 && self.one_sided.are_done()
                 && self.bulks.is_empty()
                 && self.records.is_empty()
-                && (self.peer_closed || !self.receives.are_landing())
+                && !self.receives.are_landing()
         };
         match self.closing {
-            Closing::Wanted => submitted(),
+            Closing::Wanted => self.peer_closed || submitted(),
             Closing::No => self.peer_closed,
             Closing::InBatch | Closing::Left => false,
         }
@@ -379,7 +379,7 @@ impl Session {
             }
             Record::Accept { id, discarded } => self.bulks.extend(self.sends.accepted(id, discarded)?),
             Record::Settle { first, count, delivery } => self.sends.settled(first, count, delivery)?,
-            Record::Ahead { bytes } => self.sends.let_ahead(bytes)?,
+            Record::Ahead { bytes } => self.sends.let_ahead(bytes),
             Record::Ask => self.answer = true,
             Record::Answer => {}
             Record::Get { id, key, offset, len } => {

@@ -3,10 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::CAPS;
+use super::{CAPS, forget};
 use crate::backend::{
-    Announced, Arrival, Caps, Delivery, Done, FrameInfo, Inbox, Link, LinkStats, Message, Op, Operation,
-    Regions,
+    Announced, Arrival, Caps, Delivery, Done, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::credit::WINDOW;
@@ -20,6 +19,8 @@ pub(super) struct Pair(Mutex<[End; 2]>);
 pub(super) struct Half {
     pair: Arc<Pair>,
     me: usize,
+    /// What the other half waits under until it is fetched.
+    pub(super) name: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
@@ -32,15 +33,15 @@ struct End {
     /// Announced to the peer, not settled yet.
     unsettled: HashMap<u64, Done<Delivery>>,
     next_id: u64,
-    closing: Option<Done<()>>,
+    closing: Vec<Done<()>>,
     ended: Option<Error>,
     stats: LinkStats,
 }
 
 impl Pair {
-    pub(super) fn split() -> (Half, Half) {
+    pub(super) fn split(name: Vec<u8>) -> (Half, Half) {
         let pair = Arc::new(Self::default());
-        (Half { pair: pair.clone(), me: 0 }, Half { pair, me: 1 })
+        (Half { pair: pair.clone(), me: 0, name: name.clone() }, Half { pair, me: 1, name })
     }
 
     fn lock(&self) -> MutexGuard<'_, [End; 2]> {
@@ -74,7 +75,7 @@ impl Link for MemLink {
     }
 
     fn submit(&self, op: Op) {
-        let Half { pair, me } = &self.0;
+        let Half { pair, me, .. } = &self.0;
         let mut ends = pair.lock();
         if let Some(why) = ends[*me].ended.clone() {
             drop(ends);
@@ -98,7 +99,7 @@ impl Link for MemLink {
                 let regions = peer_regions(ends, *me);
                 let len = (into.memory().capacity() - into.memory().len()) as u64;
                 let read = regions.and_then(|regions| regions.read(region.key(), offset, len));
-                match read.and_then(|(bytes, _lease)| into.memory_mut().fill_from(&bytes)) {
+                match read.and_then(|lease| into.memory_mut().fill_from(lease.bytes())) {
                     Ok(()) => into.finish(|memory| memory),
                     Err(error) => into.fail(error),
                 }
@@ -116,14 +117,14 @@ impl Link for MemLink {
                 }
             }
             Op::Close(done) => {
-                ends[*me].closing = Some(done);
+                ends[*me].closing.push(done);
                 proceed(ends, *me);
             }
             Op::Accept { landings, .. } => {
                 drop(ends);
                 landings.fail(Error::new(ErrorKind::Invalid, "every message of this link is here already"));
             }
-            Op::Recv => {}
+            Op::Expect { .. } => {}
         }
     }
 
@@ -139,6 +140,7 @@ impl Link for MemLink {
 
 impl Drop for MemLink {
     fn drop(&mut self) {
+        forget(&self.0.name);
         self.end(Error::new(ErrorKind::Closed, "the link was dropped"));
     }
 }
@@ -153,9 +155,8 @@ fn announce(ends: &mut [End; 2], me: usize) -> bool {
         mine.next_id += 1;
         mine.unsettled.insert(id, receipt);
         message.finish(|message| {
+            let table = message.table().collect();
             let (header, frames) = message.into_parts();
-            let table =
-                frames.iter().map(|frame| FrameInfo { len: frame.len(), place: frame.place() }).collect();
             let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),
@@ -171,10 +172,13 @@ fn proceed(mut ends: MutexGuard<'_, [End; 2]>, me: usize) {
     if !announce(&mut ends, me) {
         return;
     }
-    if let Some(done) = ends[me].closing.take() {
+    let closing = std::mem::take(&mut ends[me].closing);
+    if !closing.is_empty() {
         let mine = Error::new(ErrorKind::Closed, "this end closed the connection");
         end(ends, me, mine, Error::new(ErrorKind::Closed, "the peer closed the connection"));
-        done.resolve(Ok(()));
+        for done in closing {
+            done.resolve(Ok(()));
+        }
     }
 }
 
@@ -191,7 +195,7 @@ fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error
             inbox.end(why.clone());
         }
         let queued = std::mem::take(&mut end.queued);
-        failed.push((why, queued, std::mem::take(&mut end.unsettled), end.closing.take()));
+        failed.push((why, queued, std::mem::take(&mut end.unsettled), std::mem::take(&mut end.closing)));
     }
     drop(ends);
     for (why, queued, unsettled, closing) in failed {
@@ -201,8 +205,8 @@ fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error
         for receipt in unsettled.into_values() {
             receipt.resolve(Err(why.clone()));
         }
-        if let Some(done) = closing {
-            done.resolve(Err(why));
+        for done in closing {
+            done.resolve(Err(why.clone()));
         }
     }
 }

@@ -4,7 +4,7 @@
 mod link;
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
 use super::{Backend, Caps, Identity, Link, Nominal, Probe, Role, Site};
@@ -23,6 +23,15 @@ const CAPS: Caps = Caps::ONE_SIDED
 
 /// Halves whose other end has not been opened yet, by both offers.
 static WAITING: LazyLock<Mutex<HashMap<Vec<u8>, Half>>> = LazyLock::new(Mutex::default);
+
+fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, Half>> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A half that is gone needs no other.
+fn forget(name: &[u8]) {
+    waiting().remove(name);
+}
 
 impl Backend for Mem {
     fn name(&self) -> &'static str {
@@ -57,11 +66,11 @@ impl Backend for Mem {
             return Err(Error::new(ErrorKind::Corrupt, "the peer's offer is not 16 bytes").by("mem"));
         }
         let name = [first.as_slice(), second].concat();
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = waiting();
         let half = match waiting.remove(&name) {
             Some(half) => half,
             None => {
-                let (mine, theirs) = Pair::split();
+                let (mine, theirs) = Pair::split(name.clone());
                 waiting.insert(name, theirs);
                 mine
             }

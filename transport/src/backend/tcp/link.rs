@@ -99,7 +99,7 @@ impl TcpLink {
         for op in ops {
             match op {
                 Op::Send { message, receipt, prompt } => session.send(message, receipt, prompt),
-                Op::Recv => session.recv(),
+                Op::Expect { in_pool } => session.expect(in_pool),
                 Op::Accept { id, landings } => session.accept(id, landings),
                 Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
                 Op::Get { region, offset, into } => session.get(region, offset, into),
@@ -242,7 +242,7 @@ impl Link for TcpLink {
 
     fn submit(&self, op: Op) {
         // Words can wait for company; `progress` takes them along.
-        let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Recv);
+        let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Expect { .. });
         self.submitted().push_back(op);
         if !can_wait {
             self.with_baton(Self::write_what_is_due);

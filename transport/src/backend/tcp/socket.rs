@@ -67,9 +67,10 @@ impl Socket {
     ) -> io::Result<Moved> {
         let mut slices = Vec::with_capacity(buffers.len() + 1);
         for (buffer, room) in buffers.iter_mut() {
-            let Some(spare) = buffer.spare_mut() else { break };
-            let room = (*room).min(spare.len());
-            slices.push(uninitialised(&mut spare[..room]));
+            // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
+            let spare = buffer.spare_mut().unwrap_or_default();
+            *room = (*room).min(spare.len());
+            slices.push(uninitialised(&mut spare[..*room]));
         }
         slices.push(IoSliceMut::new(then));
         let moved = self.call(|| rustix::io::readv(&self.stream, &mut slices))?;

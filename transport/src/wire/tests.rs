@@ -1,0 +1,351 @@
+//! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::environment::{Environment, Task};
+use crate::error::{ErrorKind, Failed, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
+use crate::operation::{Completion, Done, Operation};
+use crate::region::Regions;
+use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::session::{Session, Target};
+
+const HEARTBEAT: Duration = Duration::from_secs(3);
+
+/// A stopped clock and a constant for randomness.
+#[derive(Debug)]
+struct Still;
+
+impl Environment for Still {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep_until(&self, _: Duration) -> Task {
+        Box::pin(std::future::pending())
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        out.fill(7);
+    }
+
+    fn spawn(&self, _: Task) {}
+}
+
+/// splitmix64.
+struct Seed(u64);
+
+impl Seed {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+}
+
+struct End {
+    session: Session,
+    regions: Arc<Regions>,
+    /// Bytes on their way here.
+    wire: VecDeque<u8>,
+    announced: VecDeque<Announced>,
+}
+
+impl End {
+    fn new() -> Self {
+        let regions = Regions::new(Arc::new(Still));
+        let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO);
+        Self { session, regions, wire: VecDeque::new(), announced: VecDeque::new() }
+    }
+
+    fn send(&mut self, message: Message) -> (Sent, Completion<Result<Delivery>>) {
+        let (message, sent) = Operation::new(message);
+        let (receipt, settled) = Done::new();
+        self.session.send(message, receipt, false);
+        (sent, settled)
+    }
+
+    /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
+    fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
+        if !self.session.is_due() && !self.session.has_words() {
+            return false;
+        }
+        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        self.session.gather(&mut slices, 64);
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(len_max).collect();
+        self.session.wrote(bytes.len());
+        to.extend(&bytes);
+        true
+    }
+
+    /// Reads at most `len_max` bytes, to where the session wants them.
+    fn read(&mut self, len_max: usize) -> Result<bool> {
+        let len = len_max.min(self.wire.len());
+        if len == 0 {
+            return Ok(false);
+        }
+        self.session.heard(Duration::ZERO);
+        let Some((target, remaining)) = self.session.target(4) else {
+            let len = len.min(self.session.bytes_wanted());
+            let bytes: Vec<u8> = self.wire.drain(..len).collect();
+            self.session.received(&bytes)?;
+            self.announced.extend(self.session.take_announced());
+            return Ok(true);
+        };
+        let bytes: Vec<u8> = self.wire.drain(..len.min(remaining)).collect();
+        let (landed, revoked) = match target {
+            Target::Buffers(buffers) => {
+                let mut rest = &bytes[..];
+                for (buffer, room) in buffers {
+                    let (part, more) = rest.split_at(rest.len().min(room));
+                    buffer.extend_from_slice(part)?;
+                    rest = more;
+                }
+                for byte in rest.iter().rev() {
+                    self.wire.push_front(*byte);
+                }
+                (bytes.len() - rest.len(), false)
+            }
+            Target::Region(lease, at) => {
+                (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
+            }
+        };
+        self.session.landed(landed, revoked);
+        Ok(true)
+    }
+
+    /// Takes the next announced message, accepting it if it waits.
+    fn take(&mut self) -> Option<Taken> {
+        let Announced { id, frames, arrival, .. } = self.announced.pop_front()?;
+        Some(match arrival {
+            Arrival::Here(buffers) => {
+                self.session.settle(id, Delivery::Delivered, false);
+                Taken::Here(buffers)
+            }
+            Arrival::Coming => self.accept(id, Vec::new()),
+            Arrival::Waiting => {
+                let landings = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
+                self.accept(id, landings)
+            }
+        })
+    }
+
+    fn accept(&mut self, id: u64, landings: Vec<Option<BufferMut>>) -> Taken {
+        let (landings, landed) = Operation::new(landings);
+        self.session.accept(id, landings);
+        Taken::Landing(landed)
+    }
+}
+
+type Sent = Completion<Result<(), Failed<Message>>>;
+type Landed = Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>;
+
+enum Taken {
+    Here(Vec<Buffer>),
+    Landing(Completion<Landed>),
+}
+
+impl Taken {
+    fn frames(self) -> Vec<Buffer> {
+        match self {
+            Self::Here(buffers) => buffers,
+            Self::Landing(landed) => landed.try_take().expect("landed").expect("well"),
+        }
+    }
+}
+
+/// Moves bytes both ways in random cuts until nothing moves.
+fn run(a: &mut End, b: &mut End, seed: &mut Seed) -> Result<()> {
+    loop {
+        let mut cut = || 1 + seed.below(100_000);
+        let wrote = [a.write(&mut b.wire, cut()), b.write(&mut a.wire, cut())];
+        let read = [a.read(cut())?, b.read(cut())?];
+        if wrote == [false; 2] && read == [false; 2] {
+            return Ok(());
+        }
+    }
+}
+
+/// Frames of mixed lengths around the thresholds, filled with their number.
+fn message(number: usize, seed: &mut Seed) -> Message {
+    let lens = [0, 1, 100, EAGER_LEN_MAX as usize - 1, EAGER_LEN_MAX as usize, 70_000];
+    let frames =
+        (0..seed.below(5)).map(|_| Buffer::from(vec![number as u8; lens[seed.below(lens.len())]])).collect();
+    Message::from_parts(number.to_string(), frames)
+}
+
+#[test]
+fn messages_arrive_whole_and_in_order_however_the_stream_is_cut() {
+    for seed in 0..40 {
+        let mut seed = Seed(seed);
+        let (mut a, mut b) = (End::new(), End::new());
+        if seed.below(2) == 1 {
+            b.session.expect(true);
+        }
+        let sent: Vec<_> = (0..30).map(|number| message(number, &mut seed)).collect();
+        let completions: Vec<_> = sent.iter().map(|message| a.send(message.clone())).collect();
+        let mut taken = Vec::new();
+        while taken.len() < sent.len() {
+            run(&mut a, &mut b, &mut seed).expect("a good peer");
+            let more: Vec<_> = std::iter::from_fn(|| b.take()).collect();
+            assert!(!more.is_empty(), "seed {}: stuck after {} messages", seed.0, taken.len());
+            taken.extend(more);
+        }
+        run(&mut a, &mut b, &mut seed).expect("a good peer");
+        for (message, taken) in sent.iter().zip(taken) {
+            let frames = taken.frames();
+            let bytes =
+                |frames: &[Buffer]| frames.iter().map(|frame| frame.to_vec().unwrap()).collect::<Vec<_>>();
+            assert_eq!(bytes(&frames), bytes(message.frames()));
+        }
+        for (sent, settled) in completions {
+            assert!(sent.try_take().expect("sent").is_ok());
+            assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+        }
+    }
+}
+
+#[test]
+fn gets_and_puts_reach_their_ranges_however_the_stream_is_cut() {
+    for seed in 0..20 {
+        let mut seed = Seed(seed);
+        let (mut a, mut b) = (End::new(), End::new());
+        let len = [1, 1000, 16_384, 300_000][seed.below(4)];
+        let source: Vec<u8> = (0..len + 20).map(|index| index as u8).collect();
+        let readable = b.regions.expose(source.clone().into(), Duration::MAX);
+        let (into, got) = Operation::new(BufferMut::with_capacity(len));
+        a.session.get(readable.remote(), 10, into);
+        run(&mut a, &mut b, &mut seed).expect("a good peer");
+        let got = got.try_take().expect("ended").expect("got");
+        assert_eq!(got.as_slice().unwrap(), &source[10..10 + len]);
+        drop(readable);
+
+        let writable = b.regions.expose_mut(BufferMut::zeroed(len + 20), Duration::MAX);
+        let (from, put) = Operation::new(Buffer::from(source[10..10 + len].to_vec()));
+        a.session.put(writable.remote(), 10, from);
+        let (outside, refused) = Operation::new(Buffer::from(vec![1; 30]));
+        a.session.put(writable.remote(), len as u64, outside);
+        run(&mut a, &mut b, &mut seed).expect("a good peer");
+        assert!(put.try_take().expect("ended").is_ok());
+        let failed = refused.try_take().expect("ended").expect_err("outside");
+        assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Rejected, 30));
+    }
+}
+
+#[test]
+fn a_receiver_that_says_nothing_bounds_what_is_announced() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let sent: Vec<_> = (0..3 * WINDOW.messages).map(|_| a.send(Message::new("x"))).collect();
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    assert_eq!(b.announced.len() as u64, WINDOW.messages);
+    assert_eq!(sent.iter().filter(|(sent, _)| sent.try_take().is_some()).count() as u64, WINDOW.messages);
+    while b.take().is_some() {}
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    assert_eq!(b.announced.len() as u64, WINDOW.messages);
+    assert!(a.session.counts().1 > 0, "waiting for credit was counted");
+}
+
+#[test]
+fn large_messages_stream_ahead_once_the_receiver_said_so_and_within_its_room() {
+    let (mut a, mut b) = (End::new(), End::new());
+    b.session.expect(true);
+    let large = || Message::new("").with_frame(vec![1; 1 << 20]);
+    drop(a.send(large()));
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    assert!(matches!(b.announced[0].arrival, Arrival::Waiting), "the first one asks");
+    for _ in 0..6 {
+        drop(a.send(large()));
+    }
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    let coming = b.announced.iter().filter(|message| matches!(message.arrival, Arrival::Coming)).count();
+    assert_eq!(coming as u64, AHEAD >> 20);
+}
+
+#[test]
+fn a_silent_peer_is_asked_and_then_lost() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let mut now = Duration::ZERO;
+    while now < Duration::from_secs(60) {
+        now += HEARTBEAT / 4;
+        a.session.tick(now).expect("it answers");
+        while a.write(&mut b.wire, usize::MAX) {}
+        while b.read(usize::MAX).unwrap() {}
+        while b.write(&mut a.wire, usize::MAX) {}
+        while !a.wire.is_empty() {
+            a.read(usize::MAX).unwrap();
+            a.session.heard(now);
+        }
+    }
+    let stopped = now;
+    let error = loop {
+        now += HEARTBEAT / 4;
+        if let Err(error) = a.session.tick(now) {
+            break error;
+        }
+        a.write(&mut VecDeque::new(), usize::MAX);
+    };
+    assert_eq!(error.kind(), ErrorKind::PeerLost);
+    assert!(now - stopped <= Duration::from_secs(10), "it took {:?}", now - stopped);
+}
+
+#[test]
+fn a_good_bye_follows_what_was_submitted_before_it() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let (sent, _) = a.send(Message::new("").with_frame(vec![1; 100_000]));
+    let (done, closed) = Done::new();
+    a.session.close(done);
+    run(&mut a, &mut b, &mut Seed(3)).unwrap();
+    assert!(!a.session.may_end() && !b.session.may_end(), "a large message waits for its accept");
+    let taken = b.take().expect("announced");
+    run(&mut a, &mut b, &mut Seed(3)).unwrap();
+    assert_eq!(taken.frames()[0].len(), 100_000);
+    assert!(sent.try_take().expect("sent").is_ok());
+    assert!(a.session.is_over() && b.session.is_over());
+    a.session.give_up(&crate::Error::new(ErrorKind::Closed, "over"));
+    assert!(closed.try_take().expect("closed").is_ok());
+}
+
+#[test]
+fn damaged_streams_are_errors_that_return_all_memory() {
+    let mut errors = 0;
+    for seed in 0..200 {
+        let mut seed = Seed(seed);
+        let (mut a, mut b) = (End::new(), End::new());
+        b.session.expect(true);
+        let readable = b.regions.expose(vec![1; 1000].into(), Duration::MAX);
+        let completions: Vec<_> = (0..10).map(|number| a.send(message(number, &mut seed))).collect();
+        let (into, got) = Operation::new(BufferMut::with_capacity(1000));
+        a.session.get(readable.remote(), 0, into);
+        let mut result = Ok(());
+        for _ in 0..40 {
+            a.write(&mut b.wire, usize::MAX);
+            if !b.wire.is_empty() && seed.below(3) == 0 {
+                let at = seed.below(b.wire.len().min(60));
+                b.wire[at] ^= 1 << seed.below(8);
+            }
+            result = b.read(1 + seed.below(50_000)).and_then(|_| {
+                while b.take().is_some() {}
+                b.write(&mut a.wire, usize::MAX);
+                a.read(usize::MAX).map(drop)
+            });
+            if result.is_err() {
+                break;
+            }
+        }
+        errors += usize::from(result.is_err());
+        let why = crate::Error::new(ErrorKind::Corrupt, "given up");
+        a.session.give_up(&why);
+        b.session.give_up(&why);
+        for (sent, settled) in completions {
+            assert!(sent.try_take().is_some() && settled.try_take().is_some(), "everything ends");
+        }
+        assert!(got.try_take().is_some());
+    }
+    assert!(errors > 50, "damage was noticed {errors} times");
+}
