@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use towline::{Connection, ErrorKind, Message, Wait};
+use towline::{BufferMut, Connection, ErrorKind, Landing, Message, Wait, blocking};
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message, number};
-use crate::polls::{block_on, soon};
+use crate::polls::{SOON, block_on, soon, within};
 use crate::suite::cases;
 
 cases! {
     ANY:
         threads_without_tokio_talk,
+        blocking_calls_talk,
         one_thread_serves_both_ends,
         halves_work_in_two_tasks,
         two_tasks_receive_each_message_once,
@@ -75,6 +76,39 @@ async fn threads_without_tokio_talk(row: &'static Row) {
             }
             connection.close().await.unwrap();
         });
+        server.join().unwrap()
+    });
+    assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+}
+
+async fn blocking_calls_talk(row: &'static Row) {
+    let talk = without_tokio(move || {
+        let (near, far) =
+            (blocking::Endpoint::from(row.endpoint()), blocking::Endpoint::from(row.endpoint()));
+        let listener = far.listen(&row.address()).unwrap();
+        let address = listener.address().clone();
+        let server = thread::spawn(move || {
+            let connection = listener.accept().unwrap();
+            for at in 0..LENS.len() {
+                let incoming = connection.incoming().unwrap();
+                let landings = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
+                let landings = landings.map(Landing::Buffer).collect();
+                let message = incoming.accept_into(landings).unwrap();
+                assert_message(&message, at, &[LENS[at]]);
+                connection.deliver(message).unwrap();
+            }
+            drop(connection.incoming().unwrap());
+            connection.recv().unwrap_err().kind()
+        });
+        let connection = near.connect(&address).unwrap().with_deadline(SOON);
+        for (at, len) in LENS.into_iter().enumerate() {
+            connection.send(message(at, &[len])).unwrap().delivered().unwrap();
+            assert_message(&connection.recv_into(BufferMut::with_capacity(len)).unwrap(), at, &[len]);
+        }
+        assert_eq!(connection.deliver(message(9, &[1])).unwrap_err().kind(), ErrorKind::Rejected);
+        let impatient = connection.clone().with_deadline(Duration::from_millis(50));
+        assert_eq!(impatient.recv().unwrap_err().kind(), ErrorKind::TimedOut);
+        connection.close().unwrap();
         server.join().unwrap()
     });
     assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
@@ -205,7 +239,7 @@ async fn a_task_that_blocks_its_thread_delays_itself_alone(row: &'static Row) {
     };
     soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
     let others = async { converse(&pair.a, &pair.b).await };
-    crate::polls::within(Duration::from_millis(900), "others on the connection", others).await;
+    within(Duration::from_millis(900), "others on the connection", others).await;
     assert_message(&blocking.await.unwrap(), 0, &[10]);
 }
 

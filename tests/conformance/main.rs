@@ -17,6 +17,7 @@ mod faults;
 mod flow;
 mod leaks;
 mod messages;
+mod mixed;
 mod namespaces;
 mod network;
 mod one_sided;
@@ -49,6 +50,7 @@ const GROUPS: &[&[Claims]] = &[
     places::CASES,
     copies::CASES,
     callers::CASES,
+    mixed::CASES,
     faults::CASES,
     leaks::CASES,
     door::CASES,

@@ -40,9 +40,8 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 
 /// Polls at most `times` times, a moment apart, with a waker that wakes nobody.
 pub(crate) async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
-    let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..times {
-        if let Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Some(value);
         }
         tokio::time::sleep(Duration::from_micros(100)).await;
