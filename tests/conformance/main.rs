@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 mod backends;
+mod by_hand;
 mod callers;
 mod cancel;
 mod connect;
@@ -54,6 +55,7 @@ const GROUPS: &[&[Claims]] = &[
     faults::CASES,
     leaks::CASES,
     door::CASES,
+    by_hand::CASES,
     connect::CASES,
     processes::CASES,
     network::CASES,

@@ -1,0 +1,293 @@
+//! A peer made by hand, byte for byte as docs/wire.md has it, that goes as far as it likes and then misbehaves.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use towline::{BufferMut, Connection, Endpoint, ErrorKind, Listener};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::polls::{soon, within};
+use crate::suite::cases;
+
+cases! {
+    CROSS_HOST:
+        a_peer_made_by_hand_is_a_peer,
+        a_peer_that_proposes_nothing_is_dropped,
+        a_peer_that_falls_silent_is_lost,
+        a_peer_that_is_cut_off_is_lost,
+        a_breach_costs_its_own_connection_and_no_other,
+        a_peer_that_reads_nothing_harms_nobody_else;
+}
+
+const HEARTBEAT: Duration = Duration::from_millis(250);
+const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
+const MAGIC: &[u8] = b"TOWLINE\x1a";
+
+/// A message of the handshake.
+fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
+    [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
+}
+
+/// A segment of the data stream.
+fn segment(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+    let lens = [records.len() as u32, bulk.len() as u32].map(u32::to_le_bytes).concat();
+    [&lens[..], &transfer.to_le_bytes(), records, bulk].concat()
+}
+
+/// A record of the data stream.
+fn record(kind: u8, flags: u8, number: u64, body: &[u8]) -> Vec<u8> {
+    [&[kind, flags, 0, 0][..], &(body.len() as u32).to_le_bytes(), &number.to_le_bytes(), body].concat()
+}
+
+/// A message with a header and one host frame.
+fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64, payload: &[u8]) -> Vec<u8> {
+    let lens = [header.len() as u32, 1].map(u32::to_le_bytes).concat();
+    record(1, flags, number, &[&lens[..], &frame_len.to_le_bytes(), header, payload].concat())
+}
+
+const EAGER: u8 = 4;
+const STREAMS: u8 = 2;
+const ASK: u8 = 5;
+const ANSWER: u8 = 6;
+const CLOSE: u8 = 12;
+
+/// A stream whose handshake is done: whoever holds it is the peer.
+async fn greeted(listener: &Listener, nonce: u8) -> TcpStream {
+    let address = listener.address();
+    let mut stream = TcpStream::connect((address.host(), address.port())).await.unwrap();
+    let mut hello = vec![1, 0, 1, 0];
+    hello.extend([0; 8]); // features
+    hello.extend([nonce; 32]);
+    hello.extend([nonce; 56]); // identity
+    hello.extend([0, 1]); // no token, one offer
+    hello.extend(b"\x03tcp\0\0");
+    stream.write_all(&hand(1, &hello)).await.unwrap();
+    assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
+    stream.write_all(&hand(2, &[0; 32])).await.unwrap();
+    assert_eq!(heard(&mut stream).await, (2, vec![0; 32]), "its Proof");
+    stream
+}
+
+/// The next message of the handshake.
+async fn heard(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 16];
+    soon("a head", stream.read_exact(&mut head)).await.unwrap();
+    assert!(head.starts_with(MAGIC), "{head:?}");
+    let len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
+    let mut body = vec![0; len as usize];
+    soon("a body", stream.read_exact(&mut body)).await.unwrap();
+    (head[8], body)
+}
+
+/// A peer by hand, and this end of its connection.
+async fn connected(listener: &Listener, nonce: u8) -> (TcpStream, Connection) {
+    let mut stream = greeted(listener, nonce).await;
+    stream.write_all(&hand(3, b"tcp")).await.unwrap();
+    assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
+    (stream, soon("the connection", listener.accept()).await.unwrap())
+}
+
+async fn listening(row: &Row) -> (Endpoint, Listener) {
+    let endpoint = row.builder().heartbeat(HEARTBEAT).handshake_time(HANDSHAKE_TIME).build().unwrap();
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    (endpoint, listener)
+}
+
+/// Reads until the end of the stream.
+async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset is an end as well.
+    let _ = soon("the end of the stream", stream.read_to_end(&mut bytes)).await;
+    bytes
+}
+
+async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
+    let (_endpoint, listener) = listening(row).await;
+    let (mut stream, connection) = connected(&listener, 1).await;
+    // The example of docs/wire.md.
+    stream.write_all(&segment(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
+    let taken = soon("recv", connection.recv()).await.unwrap();
+    assert_eq!(
+        (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
+        (&b"hi"[..], b"hello".to_vec())
+    );
+    let mut word = [0; 36];
+    soon("the word", stream.read_exact(&mut word)).await.unwrap();
+    assert_eq!(word[..], segment(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
+
+    // A large one waits for its accept.
+    stream.write_all(&segment(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
+    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let answering = async {
+        let mut accept = [0; 32];
+        stream.read_exact(&mut accept).await.unwrap();
+        assert_eq!(accept[16..], record(2, 0, 1, &[]));
+        // In two pieces, a question between them.
+        stream.write_all(&segment(&[], 4, &[7; 16_000])).await.unwrap();
+        stream.write_all(&segment(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
+    };
+    let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept(), answering) }).await;
+    let payload = taken.unwrap().frames()[0].to_vec().unwrap();
+    assert!(payload[..16_000] == [7; 16_000] && payload[16_000..] == [8; 384]);
+
+    stream.write_all(&segment(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
+    assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    let bytes = rest(&mut stream).await;
+    let holds = |record: Vec<u8>| bytes.windows(record.len()).any(|window| window == record);
+    assert!(holds(record(ANSWER, 0, 0, &[])), "the question was answered");
+    assert!(holds(record(3, 0, 1, &1_u32.to_le_bytes())), "the second message has its word");
+    assert!(bytes.ends_with(&record(CLOSE, 0, 0, &[])), "the good-bye is the last");
+}
+
+async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
+    let (_endpoint, listener) = listening(row).await;
+    let mut silent = greeted(&listener, 1).await;
+    let mut undecided = greeted(&listener, 2).await;
+    undecided.write_all(&hand(3, b"carrier-pigeon")).await.unwrap();
+    assert_eq!(heard(&mut undecided).await.0, 5, "it is not ready for that");
+    for stream in [&mut silent, &mut undecided] {
+        within(HANDSHAKE_TIME * 2 + Duration::from_secs(1), "the end", rest(stream)).await;
+    }
+    assert_open(row, &listener).await;
+}
+
+async fn assert_open(row: &Row, listener: &Listener) {
+    let (a, b) = soon("a friend", meet(&row.endpoint(), listener)).await;
+    let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
+    let (sent, taken) = soon("its message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[20_000]);
+}
+
+async fn a_peer_that_falls_silent_is_lost(row: &'static Row) {
+    let (_endpoint, listener) = listening(row).await;
+    let (mut stream, connection) = connected(&listener, 1).await;
+    let began = Instant::now();
+    let end = within(Duration::from_secs(2), "the end", connection.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+    assert!(began.elapsed() >= HEARTBEAT * 2, "it was given up after {:?}", began.elapsed());
+    let asked = rest(&mut stream).await;
+    let ask = segment(&record(ASK, 0, 0, &[]), 0, &[]);
+    assert_eq!(asked, [ask.clone(), ask].concat(), "it was asked twice");
+}
+
+async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
+    let (_endpoint, listener) = listening(row).await;
+    let message = segment(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[]);
+    for len in 0..message.len() {
+        let (mut stream, connection) = connected(&listener, len as u8).await;
+        stream.write_all(&message[..len]).await.unwrap();
+        drop(stream);
+        let end = within(Duration::from_secs(1), "the end", connection.recv()).await.unwrap_err();
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "after {len} bytes: {end}");
+    }
+    // In the middle of an accepted payload: the landing comes back.
+    let (mut stream, connection) = connected(&listener, 99).await;
+    stream.write_all(&segment(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
+    let buffer = BufferMut::with_capacity(100_000);
+    let start = buffer.as_ptr();
+    let cutting = async {
+        stream.read_exact(&mut [0; 32]).await.unwrap();
+        stream.write_all(&segment(&[], 0, &[7; 50_000])).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(stream);
+    };
+    let both = async { tokio::join!(connection.recv_into(buffer), cutting) };
+    let (taken, ()) = soon("the end", both).await;
+    let failed = taken.unwrap_err();
+    assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+    assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, 100_000));
+    assert_open(row, &listener).await;
+}
+
+async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let records = |records: &[Vec<u8>]| segment(&records.concat(), 0, &[]);
+    let small = |number| announcement(number, EAGER, b"hi", 5, b"hello");
+    let endless = [u32::MAX.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
+    let mut reserved = small(0);
+    reserved[2] = 1;
+    let breaches: [(&str, Vec<u8>); 27] = [
+        ("a head beyond its limits", endless.clone()),
+        ("bulk beyond its limits", [[0; 4], (2_u32 << 20).to_le_bytes(), [0; 4], [0; 4]].concat()),
+        ("transfer kind 3", segment(&small(0), 3, &[])),
+        ("bulk that was not granted", segment(&[], 0, &[1; 100])),
+        ("bulk of an eager message", segment(&small(0), 0, &[1; 100])),
+        ("an unknown record", records(&[record(13, 0, 0, &[])])),
+        ("an unknown flag", records(&[record(1, 64, 0, &small(0)[16..])])),
+        ("reserved bytes", records(&[reserved])),
+        ("half a record", records(&[small(0)[..20].to_vec()])),
+        ("a record with bytes left over", records(&[record(CLOSE, 0, 0, &[0])])),
+        ("a message out of number", records(&[small(1)])),
+        ("a message twice", records(&[small(0), small(0)])),
+        ("an endless header", records(&[record(1, EAGER, 0, &[0xff; 24])])),
+        ("a large eager message", records(&[announcement(0, EAGER, b"", 16_384, &[0; 16_384])])),
+        ("a small message that waits", records(&[announcement(0, 0, b"", 5, b"")])),
+        ("streaming without being let", records(&[announcement(0, STREAMS, b"", 16_384, b"")])),
+        ("a frame in an unknown place", records(&[announcement(0, EAGER, b"", 5 | 77 << 48, b"hello")])),
+        ("a frame of another length", records(&[announcement(0, EAGER, b"", 6, b"hello")])),
+        ("an accept of no message", records(&[record(2, 0, 0, &[])])),
+        ("a word on no message", records(&[record(3, 0, 0, &1_u32.to_le_bytes())])),
+        ("an Ahead that shrinks", records(&[record(4, 0, 9, &[]), record(4, 0, 8, &[])])),
+        ("Go for no put", records(&[record(9, 0, 0, &[])])),
+        ("Done for no request", records(&[record(10, 0, 0, &[])])),
+        ("Refused for no request", records(&[record(11, 0, 0, b"no")])),
+        ("a large put that goes at once", records(&[record(8, 2, 0, &[0; 32 + 20_000])])),
+        ("anything after Close", records(&[record(CLOSE, 0, 0, &[]), small(0)])),
+        ("too many messages", records(&(0..1025).map(small).collect::<Vec<_>>())),
+    ];
+    for (nonce, (what, bytes)) in breaches.into_iter().enumerate() {
+        let (mut stream, connection) = connected(&listener, nonce as u8).await;
+        // It may be gone before it has read everything.
+        let _ = stream.write_all(&bytes).await;
+        let end = async {
+            loop {
+                if let Err(end) = connection.recv().await {
+                    return end;
+                }
+            }
+        };
+        let end = within(Duration::from_secs(1), what, end).await;
+        assert_eq!(end.kind(), ErrorKind::Corrupt, "{what}: {end}");
+        within(Duration::from_secs(1), what, rest(&mut stream)).await;
+    }
+    let both = async { tokio::join!(friend.deliver(message(1, &[20_000])), owner.recv()) };
+    let (sent, taken) = soon("the friend's message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[20_000]);
+    assert_eq!(endpoint.pool().stats().in_use_bytes, 32_768, "all but the friend's message is back");
+}
+
+/// It asks and answers, and takes nothing off the wire: its connection stands still, and nothing else does.
+async fn a_peer_that_reads_nothing_harms_nobody_else(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let (mut stream, connection) = connected(&listener, 1).await;
+    let sending = {
+        let connection = connection.clone();
+        tokio::spawn(async move {
+            loop {
+                if let Err(failed) = connection.send(message(1, &[10_000])).await {
+                    return failed.error;
+                }
+            }
+        })
+    };
+    let until = Instant::now() + HEARTBEAT * 8;
+    while Instant::now() < until {
+        // A sign of life.
+        stream.write_all(&segment(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
+        let both = async { tokio::join!(friend.deliver(message(2, &[100_000])), owner.recv()) };
+        let (sent, taken) = within(Duration::from_secs(1), "the friend's message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), 2, &[100_000]);
+        tokio::time::sleep(HEARTBEAT / 4).await;
+    }
+    assert!(!sending.is_finished(), "it is alive, and takes nothing");
+    // Now it says nothing either.
+    let end = within(Duration::from_secs(2), "the end", sending).await.unwrap();
+    assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+}
