@@ -253,9 +253,17 @@ async fn dial(address: &Address) -> Result<Control> {
         let why = "it names no single listener: write the host and port that the listener printed";
         return Err(Error::new(ErrorKind::Invalid, why));
     }
-    let stream = TcpStream::connect((address.host(), address.port())).await.map_err(Error::io)?;
-    stream.set_nodelay(true).map_err(Error::io)?;
-    Ok(stream.into())
+    let mut failed = None;
+    for at in listener::look_up(address.host().to_owned(), address.port()).await? {
+        match TcpStream::connect(at).await {
+            Ok(stream) => {
+                stream.set_nodelay(true).map_err(Error::io)?;
+                return Ok(stream.into());
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.map_or_else(listener::unknown_name, Error::io))
 }
 
 impl Builder {

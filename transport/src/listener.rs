@@ -92,15 +92,18 @@ pub(crate) async fn resolve(
         "" | "*" | "::" => ("::".to_owned(), address.port()),
         host => (host.to_owned(), address.port()),
     };
-    on_driver(environment, async move {
-        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Error::io)?.collect();
-        if found.is_empty() {
-            Err(Error::new(ErrorKind::Unavailable, "the name has no address"))
-        } else {
-            Ok(found)
-        }
-    })
-    .await
+    on_driver(environment, async move { look_up(host, port).await }).await
+}
+
+/// The socket addresses of a host; runs on the driver.
+pub(crate) async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
+    let found =
+        tokio::net::lookup_host((host, port)).await.map_err(|error| unknown_name().caused_by(error))?;
+    Ok(found.collect())
+}
+
+pub(crate) fn unknown_name() -> Error {
+    Error::new(ErrorKind::Unavailable, "the host's name does not resolve: check it, or write its address")
 }
 
 pub(crate) async fn listen(
