@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::duplex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
 use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
@@ -159,7 +160,9 @@ impl Endpoint {
             self.check_scheme(address)?;
             self.connect_on_driver(address).await
         };
-        let connection = connecting.await.map_err(|error| error.during("connect").on(address))?;
+        let span = tracing::debug_span!("connect", %address);
+        let connection =
+            connecting.instrument(span).await.map_err(|error| error.during("connect").on(address))?;
         tracing::debug!(%address, path = connection.path().chosen(), "connected");
         Ok(connection)
     }

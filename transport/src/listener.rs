@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
 use crate::connection::Connection;
@@ -200,7 +201,8 @@ impl Reception {
     async fn receive(&self, control: Control, from: String) {
         let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
         let (establisher, arrive, scheme) = (self.establisher.clone(), self.arrive.clone(), self.scheme);
-        self.establisher.environment.spawn(Box::pin(async move {
+        let span = tracing::debug_span!("accept", %from);
+        let greet = async move {
             match establisher.accept(control, scheme, from.clone()).await {
                 Ok(connection) => {
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
@@ -210,7 +212,8 @@ impl Reception {
                 }
                 Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
             }
-        }));
+        };
+        self.establisher.environment.spawn(Box::pin(greet.instrument(span)));
     }
 }
 
