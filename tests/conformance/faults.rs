@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use towline::backend::faulty::{Faults, Faulty};
 use towline::{BufferMut, Caps, Connection, Error, ErrorKind, Message, RemoteRegion, Result};
 
@@ -58,14 +59,22 @@ async fn run(row: &Row, faults: &Faults) -> Result<()> {
     let (near, far) = (endpoint(), endpoint());
     let listener = far.listen(&row.address()).await?;
     let address = listener.address().clone();
+    let (gone, is_gone) = oneshot::channel();
     let serving = tokio::spawn(async move {
-        // A peer that fails to connect never arrives.
-        let accepted = tokio::time::timeout(Duration::from_secs(1), listener.accept()).await;
-        serve(&accepted.map_err(|_| Error::new(ErrorKind::TimedOut, "nobody came"))??).await
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            // Who fails to connect does not arrive, or has arrived already.
+            Err(_) = is_gone => tokio::time::timeout(Duration::from_millis(50), listener.accept()).await
+                .map_err(|_| Error::new(ErrorKind::Refused, "nobody came"))??,
+        };
+        serve(&accepted).await
     });
     let using = {
         let near = near.clone();
-        tokio::spawn(async move { make_use_of(&near.connect(&address).await?).await })
+        tokio::spawn(async move {
+            let _gone: oneshot::Sender<()> = gone;
+            make_use_of(&near.connect(&address).await?).await
+        })
     };
     let (used, served) = (using.await.unwrap(), serving.await.unwrap());
     for end in [&near, &far] {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use towline::BufferMut;
 
 use crate::backends::Row;
@@ -80,7 +81,11 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
 async fn a_sender_without_credit_still_receives(row: &'static Row) {
     let pair = row.pair().await;
     let one = message(0, &[100]);
-    let sending = all((0..BEYOND_MESSAGES).map(|_| pair.a.deliver(one.clone())));
+    let mut sending = JoinSet::new();
+    for _ in 0..BEYOND_MESSAGES {
+        let (a, one) = (pair.a.clone(), one.clone());
+        sending.spawn(async move { a.deliver(one).await });
+    }
     let conversation = async {
         for number in 0..100 {
             let lengths = [number * 1000];
@@ -92,7 +97,7 @@ async fn a_sender_without_credit_still_receives(row: &'static Row) {
             pair.b.recv().await.unwrap();
         }
     };
-    let (sent, ()) = soon("both directions", async { tokio::join!(sending, conversation) }).await;
+    let (sent, ()) = soon("both directions", async { tokio::join!(sending.join_all(), conversation) }).await;
     assert_eq!(sent.into_iter().filter(Result::is_ok).count(), BEYOND_MESSAGES);
 }
 

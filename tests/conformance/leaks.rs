@@ -43,11 +43,11 @@ impl Usage {
 async fn come_and_go(near: &Endpoint, listener: &Listener, turn: usize) {
     let (a, b) = soon("a connection", meet(near, listener)).await;
     talk(&a, &b, turn).await;
-    match turn % 4 {
-        0 => drop((a, b)),
-        1 => drop((b, a)),
-        2 => a.abort(),
-        _ => soon("close", a.close()).await.unwrap(),
+    match turn % 16 {
+        0 => soon("close", a.close()).await.unwrap(),
+        1..6 => a.abort(),
+        6..11 => drop((a, b)),
+        _ => drop((b, a)),
     }
 }
 

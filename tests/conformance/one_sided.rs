@@ -251,6 +251,8 @@ where
                     Ok(()) => drop(count.fetch_add(1, Relaxed)),
                     Err(kind) => return assert_eq!(kind, ErrorKind::Rejected),
                 }
+                // An operation may end at once.
+                tokio::task::yield_now().await;
             }
         });
     }
@@ -258,7 +260,7 @@ where
 }
 
 async fn revoke_waits_for_gets_in_flight(row: &'static Row) {
-    const LARGE: usize = 8 << 20;
+    const LARGE: usize = 4 << 20;
     let pair = row.pair().await;
     for turn in 0..5 {
         let buffer = Buffer::from(bytes(1, LARGE));
