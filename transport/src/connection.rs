@@ -196,7 +196,8 @@ impl Connection {
         }
     }
 
-    /// The next message, in pool memory of this host. Cancel-safe: a dropped future loses nothing.
+    /// The next message, in pool memory of this host (within a process: in the sender's own buffers, wherever they are).
+    /// Cancel-safe: a dropped future loses nothing.
     ///
     /// # Errors
     /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
@@ -334,6 +335,11 @@ impl Core {
     /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
     pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
         self.link.submit(op);
+        self.leave_for_later();
+    }
+
+    /// Has the driver poll the link within 50 ms, should nobody else.
+    pub(crate) fn leave_for_later(self: &Arc<Self>) {
         if self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel) {
             self.driver.later(self);
         }

@@ -238,7 +238,11 @@ impl Taking {
     async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Landings>> {
         let frames = match &mut self.payload {
             Payload::Landing(landed) => match core.finish(landed).await {
-                Ok(frames) => frames,
+                Ok(frames) => {
+                    // The link has the word on it, and may have nothing else to send.
+                    core.leave_for_later();
+                    frames
+                }
                 Err(failed) => {
                     // An accept that failed alone leaves the message without its word.
                     self.say(core, Delivery::Rejected);
