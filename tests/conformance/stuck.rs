@@ -9,9 +9,11 @@ use towline::{Connection, Error, ErrorKind, Failed, Message, Receipt};
 use crate::content::message;
 use crate::polls::{soon, within};
 
+type Sent = Result<Receipt, Failed<Message>>;
+
 /// Operations of every kind that cannot end while the peer takes nothing, as tasks with their memory's addresses.
 pub(crate) struct Stuck {
-    sends: Vec<(*const u8, JoinHandle<Result<Receipt, Failed<Message>>>)>,
+    sends: Vec<(*const u8, JoinHandle<Sent>)>,
     recv: JoinHandle<towline::Result<Message>>,
     receipt: Option<Receipt>,
 }

@@ -37,8 +37,11 @@ pub(crate) struct Claims {
     pub(crate) module: &'static str,
     pub(crate) needs: Caps,
     pub(crate) environment: Option<Need>,
-    pub(crate) cases: &'static [(&'static str, fn(&'static Row) -> Run)],
+    pub(crate) cases: &'static [(&'static str, CaseFn)],
 }
+
+/// What runs a case on a row.
+pub(crate) type CaseFn = fn(&'static Row) -> Run;
 
 /// A case under way.
 pub(crate) type Run = Pin<Box<dyn Future<Output = ()>>>;

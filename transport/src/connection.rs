@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use tracing::Instrument;
+
 use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Failed, Result};
@@ -162,7 +164,8 @@ impl Connection {
     /// # Errors
     /// `TooLarge` beyond the limits of [`Message`], `PeerLost`, `Closed`; the message comes back.
     pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
-        self.send_with(message, false).await
+        let span = tracing::trace_span!(parent: &self.core().span, "send", bytes = message.payload_len());
+        self.send_with(message, false).instrument(span).await
     }
 
     /// Sends `message` and waits until every byte is in the memory that the receiver chose.
@@ -170,7 +173,8 @@ impl Connection {
     /// # Errors
     /// As [`send`](Self::send), and `Rejected` if the receiver did not want it.
     pub async fn deliver(&self, message: Message) -> Result<()> {
-        self.send_with(message, true).await?.delivered().await
+        let span = tracing::trace_span!(parent: &self.core().span, "deliver", bytes = message.payload_len());
+        async { self.send_with(message, true).await?.delivered().await }.instrument(span).await
     }
 
     async fn send_with(&self, message: Message, prompt: bool) -> Result<Receipt, Failed<Message>> {
@@ -192,12 +196,14 @@ impl Connection {
         }
     }
 
-    /// The next message, in pool memory of this host. Cancel-safe: a dropped future loses nothing.
+    /// The next message, in pool memory of this host (within a process: in the sender's own buffers, wherever they are).
+    /// Cancel-safe: a dropped future loses nothing.
     ///
     /// # Errors
     /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
     pub async fn recv(&self) -> Result<Message> {
-        self.core().recv().await
+        let span = tracing::trace_span!(parent: &self.core().span, "recv");
+        self.core().recv().instrument(span).await
     }
 
     /// The next message, its frames one after another in `buffer`.
@@ -295,7 +301,8 @@ impl Connection {
         let (done, closed) = Done::new();
         core.link.submit(Op::Close(done));
         core.end_after_linger();
-        let result = core.finish(&closed).await;
+        let span = tracing::debug_span!(parent: &core.span, "close");
+        let result = core.finish(&closed).instrument(span).await;
         match result {
             Err(error) if error.kind() == ErrorKind::Closed => Ok(()),
             other => other.map_err(|error| core.placed(error, "close")),
@@ -328,6 +335,11 @@ impl Core {
     /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
     pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
         self.link.submit(op);
+        self.leave_for_later();
+    }
+
+    /// Has the driver poll the link within 50 ms, should nobody else.
+    pub(crate) fn leave_for_later(self: &Arc<Self>) {
         if self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel) {
             self.driver.later(self);
         }

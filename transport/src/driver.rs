@@ -20,7 +20,8 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 use crate::reactor::register;
 
-/// A link that is ready at two looks in a row, unpolled between them, is taken over. Work left for later waits for one.
+/// A link that is ready at two looks in a row, unpolled between them, is taken over, and at the first if nobody waits on it.
+/// Work left for later waits for one.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Polls of one link in a row before the others have their turn.
 const POLLS_MAX: u32 = 64;
@@ -184,7 +185,8 @@ impl Driver {
                 Some(connected) => std::mem::replace(&mut connected.ready_at, ready_now),
                 None => continue,
             };
-            if ready_before == Some((look - 1, core.waiters.polls())) {
+            let neglected = ready_before == Some((look - 1, core.waiters.polls()));
+            if neglected || core.waiters.is_abandoned() {
                 core.waiters.arm();
                 self.drive(&core);
             }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::duplex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
 use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
@@ -159,7 +160,9 @@ impl Endpoint {
             self.check_scheme(address)?;
             self.connect_on_driver(address).await
         };
-        let connection = connecting.await.map_err(|error| error.during("connect").on(address))?;
+        let span = tracing::debug_span!("connect", %address);
+        let connection =
+            connecting.instrument(span).await.map_err(|error| error.during("connect").on(address))?;
         tracing::debug!(%address, path = connection.path().chosen(), "connected");
         Ok(connection)
     }
@@ -253,9 +256,17 @@ async fn dial(address: &Address) -> Result<Control> {
         let why = "it names no single listener: write the host and port that the listener printed";
         return Err(Error::new(ErrorKind::Invalid, why));
     }
-    let stream = TcpStream::connect((address.host(), address.port())).await.map_err(Error::io)?;
-    stream.set_nodelay(true).map_err(Error::io)?;
-    Ok(stream.into())
+    let mut failed = None;
+    for at in listener::look_up(address.host().to_owned(), address.port()).await? {
+        match TcpStream::connect(at).await {
+            Ok(stream) => {
+                stream.set_nodelay(true).map_err(Error::io)?;
+                return Ok(stream.into());
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.map_or_else(listener::unknown_name, Error::io))
 }
 
 impl Builder {

@@ -107,7 +107,7 @@ impl Establisher {
             }
             let mut site = self.site(Role::Acceptor, &entrant, &greeting, control);
             let opened = entrant.backend.open(&mut site);
-            if let Some(kept) = &mut site.control {
+            if let Some(kept) = site.control.as_mut().filter(|_| !takes_stream) {
                 let reason = opened.as_ref().err().map(ToString::to_string);
                 door::answer(kept, reason.as_deref().map_or(Ok(()), Err)).await?;
             }
@@ -116,13 +116,13 @@ impl Establisher {
                     site.control = kept;
                     link
                 }
-                (Err(error), Some(kept)) => {
+                (Err(error), Some(kept)) if !takes_stream => {
                     control = kept;
                     entrant.candidate.reason = error.to_string();
                     refused.push(entrant.candidate);
                     continue;
                 }
-                (Err(error), None) => return Err(error),
+                (Err(error), _) => return Err(error),
             };
             let candidates = self.settle(&entrant, entrants, refused);
             return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });

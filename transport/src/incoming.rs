@@ -48,7 +48,7 @@ pub(crate) struct Taking {
 #[derive(Debug)]
 enum Payload {
     Here(Vec<Buffer>),
-    Coming,
+    Coming(Completion<Result<Vec<Buffer>>>),
     Waiting,
     Landing(Completion<Landed>),
 }
@@ -205,7 +205,7 @@ impl Taking {
             announced.map_err(|error| core.placed(error, "recv"))?;
         let payload = match arrival {
             Arrival::Here(buffers) => Payload::Here(buffers),
-            Arrival::Coming => Payload::Coming,
+            Arrival::Coming(landed) => Payload::Coming(landed),
             Arrival::Waiting => Payload::Waiting,
         };
         Ok(Self { id, header, frames, prompt, payload })
@@ -223,8 +223,7 @@ impl Taking {
                 let buffers = pool.landings(self.frames.iter().map(|frame| frame.len))?;
                 self.land_in(core, buffers.into_iter().map(Some).collect());
             }
-            Payload::Coming => self.land_in(core, Vec::new()),
-            Payload::Here(_) | Payload::Landing(_) => {}
+            Payload::Here(_) | Payload::Coming(_) | Payload::Landing(_) => {}
         }
         Ok(())
     }
@@ -239,7 +238,11 @@ impl Taking {
     async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Landings>> {
         let frames = match &mut self.payload {
             Payload::Landing(landed) => match core.finish(landed).await {
-                Ok(frames) => frames,
+                Ok(frames) => {
+                    // The link has the word on it, and may have nothing else to send.
+                    core.leave_for_later();
+                    frames
+                }
                 Err(failed) => {
                     // An accept that failed alone leaves the message without its word.
                     self.say(core, Delivery::Rejected);
@@ -251,7 +254,16 @@ impl Taking {
                 self.say(core, Delivery::Delivered);
                 buffers
             }
-            Payload::Coming | Payload::Waiting => unreachable!("a landing was chosen before"),
+            Payload::Coming(landed) => match core.finish(landed).await {
+                Ok(frames) => {
+                    self.say(core, Delivery::Delivered);
+                    frames
+                }
+                Err(error) => {
+                    return Err(Failed { error: core.placed(error, "accept"), returned: Vec::new() });
+                }
+            },
+            Payload::Waiting => unreachable!("a landing was chosen before"),
         };
         core.counts.messages_received.fetch_add(1, Ordering::Relaxed);
         core.counts.bytes_received.fetch_add(self.payload_len(), Ordering::Relaxed);

@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
 use crate::connection::Connection;
@@ -92,15 +93,18 @@ pub(crate) async fn resolve(
         "" | "*" | "::" => ("::".to_owned(), address.port()),
         host => (host.to_owned(), address.port()),
     };
-    on_driver(environment, async move {
-        let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(Error::io)?.collect();
-        if found.is_empty() {
-            Err(Error::new(ErrorKind::Unavailable, "the name has no address"))
-        } else {
-            Ok(found)
-        }
-    })
-    .await
+    on_driver(environment, async move { look_up(host, port).await }).await
+}
+
+/// The socket addresses of a host; runs on the driver.
+pub(crate) async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
+    let found =
+        tokio::net::lookup_host((host, port)).await.map_err(|error| unknown_name().caused_by(error))?;
+    Ok(found.collect())
+}
+
+pub(crate) fn unknown_name() -> Error {
+    Error::new(ErrorKind::Unavailable, "the host's name does not resolve: check it, or write its address")
 }
 
 pub(crate) async fn listen(
@@ -197,7 +201,8 @@ impl Reception {
     async fn receive(&self, control: Control, from: String) {
         let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
         let (establisher, arrive, scheme) = (self.establisher.clone(), self.arrive.clone(), self.scheme);
-        self.establisher.environment.spawn(Box::pin(async move {
+        let span = tracing::debug_span!("accept", %from);
+        let greet = async move {
             match establisher.accept(control, scheme, from.clone()).await {
                 Ok(connection) => {
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
@@ -207,7 +212,8 @@ impl Reception {
                 }
                 Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
             }
-        }));
+        };
+        self.establisher.environment.spawn(Box::pin(greet.instrument(span)));
     }
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, Place};
+use crate::operation::Completion;
 
 /// The largest header, in bytes.
 pub const HEADER_LEN_MAX: usize = 64 << 10;
@@ -142,8 +143,8 @@ pub struct Announced {
 pub enum Arrival {
     /// In this memory already.
     Here(Vec<Buffer>),
-    /// On its way into the link's own memory: accept it without landings.
-    Coming,
+    /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says so.
+    Coming(Completion<Result<Vec<Buffer>>>),
     /// With the sender: accept it with a landing for each frame.
     Waiting,
 }

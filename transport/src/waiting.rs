@@ -4,17 +4,19 @@
 //! The invariant: a link with a source always has somebody who will notice it: the lead, the driver (while it is armed),
 //! or the driver's look every 50 ms.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
+use tokio::task::coop::poll_proceed;
 
 use crate::backend::{Link, Progress};
 use crate::driver::Driver;
@@ -57,7 +59,10 @@ pub(crate) struct Waiters {
 struct State {
     next: u64,
     lead: Option<Lead>,
-    followers: Vec<(u64, Waker)>,
+    /// Oldest first.
+    followers: BTreeMap<u64, Waker>,
+    /// When the last lead left without a successor.
+    left: Option<Instant>,
     reactor: Option<Reactor>,
 }
 
@@ -127,6 +132,12 @@ impl Waiters {
         }
     }
 
+    /// Whether nobody waits, and has not for a while.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        let state = self.state();
+        state.lead.is_none() && state.left.is_none_or(|left| left.elapsed() > SPIN_MAX)
+    }
+
     /// Whether the driver sleeps on the source.
     pub(crate) fn is_armed(&self) -> bool {
         self.armed.load(Ordering::Acquire)
@@ -149,10 +160,10 @@ impl Waiters {
                 if !lead.writable && self.link.source().is_some_and(|source| source.writable) {
                     lead.waker.wake_by_ref();
                 }
-                match followers.iter_mut().find(|(follower, _)| *follower == me) {
-                    Some((_, known)) => known.clone_from(cx.waker()),
-                    None => followers.push((me, cx.waker().clone())),
-                }
+                followers
+                    .entry(me)
+                    .and_modify(|known| known.clone_from(cx.waker()))
+                    .or_insert_with(|| cx.waker().clone());
                 false
             }
             Some(lead) => {
@@ -160,7 +171,7 @@ impl Waiters {
                 true
             }
             None => {
-                followers.retain(|(follower, _)| *follower != me);
+                followers.remove(&me);
                 *lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: false });
                 // While it polls, the driver need not wake for every packet.
                 self.disarm();
@@ -222,11 +233,12 @@ impl Waiters {
 
     fn leave(&self, waiter: u64) {
         let mut state = self.state();
-        state.followers.retain(|(follower, _)| *follower != waiter);
+        state.followers.remove(&waiter);
         state.lead.take_if(|lead| lead.waiter == waiter);
         if state.lead.is_none() {
             // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
-            let next = state.followers.pop();
+            let next = state.followers.pop_first();
+            state.left = Some(Instant::now());
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
@@ -253,10 +265,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        // A task that never has to wait must let its siblings run all the same.
+        let budget = ready!(poll_proceed(cx));
         let mut polled_since = None;
         let (mut moves, mut leads) = (0, false);
         loop {
             if let Poll::Ready(value) = check(cx) {
+                budget.made_progress();
                 return Poll::Ready(value);
             }
             waiters.polls.fetch_add(1, Ordering::Relaxed);
@@ -290,6 +305,7 @@ where
                 }
             }
             if let Poll::Ready(value) = check(cx) {
+                budget.made_progress();
                 return Poll::Ready(value);
             }
             if waiters.park(cx) {

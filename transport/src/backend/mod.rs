@@ -200,7 +200,7 @@ pub enum Op {
         in_pool: bool,
     },
     /// Land an announced message whose payload is not here: a buffer of sufficient capacity for each frame, `None` to
-    /// discard it (an empty buffer is returned in its stead). No landings for one that is `Coming`.
+    /// discard it (an empty buffer is returned in its stead). Only for one that is `Waiting`.
     Accept {
         /// Which.
         id: u64,

@@ -92,7 +92,7 @@ impl Staging {
 
 /// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_carried(frame: &Buffer) -> bool {
-    frame.is_empty() || frame.as_slice().is_some()
+    frame.as_slice().is_some()
 }
 
 /// Whether such a link can write to the buffer itself.

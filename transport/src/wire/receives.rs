@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Arrival, Delivery};
-use crate::operation::Operation;
+use crate::operation::{Done, Operation};
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::ledger::Ledger;
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
@@ -54,8 +54,6 @@ enum State {
     Waiting,
     /// The payload is coming.
     Landing(Landing),
-    /// The payload came into memory of our choice before it was accepted.
-    Landed(Vec<Buffer>),
 }
 
 #[derive(Debug)]
@@ -70,8 +68,8 @@ struct Landing {
 
 #[derive(Debug)]
 enum Buffers {
-    /// Of our choice; accepted once there is an operation.
-    Ours(Vec<Option<BufferMut>>, Option<Operation<Vec<Option<BufferMut>>, Vec<Buffer>>>),
+    /// Of our choice, before the application said anything.
+    Ours(Vec<Option<BufferMut>>, Done<Vec<Buffer>>),
     /// The application's.
     Theirs(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
 }
@@ -163,9 +161,10 @@ impl Receives {
             Payload::Streams => {
                 let buffers = self.pool.landings(lens.iter().copied())?.into_iter().map(Some).collect();
                 self.landing += 1;
-                let buffers = Buffers::Ours(buffers, None);
+                let (done, landed) = Done::new();
+                let buffers = Buffers::Ours(buffers, done);
                 let landing = Landing { buffers, frame: 0, remaining: payload_len, rejected: false };
-                (State::Landing(landing), Arrival::Coming)
+                (State::Landing(landing), Arrival::Coming(landed))
             }
         };
         let id = self.held.push(Held { cost, ahead, prompt: message.prompt, lens, state });
@@ -217,17 +216,9 @@ impl Receives {
                     self.complete(id);
                 }
             }
-            State::Landing(Landing { buffers: Buffers::Ours(buffers, None), frame, remaining, rejected }) => {
-                let buffers = Buffers::Ours(buffers, Some(landings));
-                held.state = State::Landing(Landing { buffers, frame, remaining, rejected });
-            }
-            State::Landed(buffers) => {
-                landings.finish(|_| buffers);
-                self.settle(id, Delivery::Delivered, false);
-            }
             other => {
                 held.state = other;
-                landings.fail(wrong("that message was accepted already"));
+                landings.fail(wrong("that message does not wait for a landing"));
             }
         }
     }
@@ -320,28 +311,28 @@ impl Receives {
         let Some(held) = self.held.at(id) else { return };
         let State::Landing(landing) = std::mem::replace(&mut held.state, State::Here) else { return };
         self.landing -= 1;
-        let delivery = if landing.rejected { Delivery::Rejected } else { Delivery::Delivered };
         match landing.buffers {
-            Buffers::Theirs(operation) => operation.finish(freeze),
-            Buffers::Ours(buffers, Some(operation)) => operation.finish(|_| freeze(buffers)),
-            Buffers::Ours(_, None) if landing.rejected => {}
-            Buffers::Ours(buffers, None) => {
-                held.state = State::Landed(freeze(buffers));
-                return;
+            Buffers::Theirs(operation) => {
+                operation.finish(freeze);
+                self.settle(id, Delivery::Delivered, false);
             }
+            Buffers::Ours(..) if landing.rejected => self.settle(id, Delivery::Rejected, false),
+            // The application's word is still to come.
+            Buffers::Ours(buffers, done) => done.resolve(Ok(freeze(buffers))),
         }
-        self.settle(id, delivery, false);
     }
 
-    /// Fails every accept in flight.
+    /// Fails every landing in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
         for held in self.held.drain() {
-            if let State::Landing(Landing {
-                buffers: Buffers::Theirs(operation) | Buffers::Ours(_, Some(operation)),
-                ..
-            }) = held.state
-            {
-                operation.fail(why.clone());
+            match held.state {
+                State::Landing(Landing { buffers: Buffers::Theirs(operation), .. }) => {
+                    operation.fail(why.clone())
+                }
+                State::Landing(Landing { buffers: Buffers::Ours(_, done), .. }) => {
+                    done.resolve(Err(why.clone()))
+                }
+                State::Here | State::Waiting => {}
             }
         }
         self.landing = 0;

@@ -122,13 +122,23 @@ impl End {
 
     /// Takes the next announced message, accepting it if it waits.
     fn take(&mut self) -> Option<Taken> {
-        let Announced { id, frames, arrival, .. } = self.announced.pop_front()?;
+        let Announced { id, header, frames, arrival, prompt } = self.announced.pop_front()?;
         Some(match arrival {
             Arrival::Here(buffers) => {
                 self.session.settle(id, Delivery::Delivered, false);
                 Taken::Here(buffers)
             }
-            Arrival::Coming => self.accept(id, Vec::new()),
+            Arrival::Coming(landed) => match landed.try_take() {
+                Some(buffers) => {
+                    self.session.settle(id, Delivery::Delivered, false);
+                    Taken::Here(buffers.expect("landed"))
+                }
+                None => {
+                    let arrival = Arrival::Coming(landed);
+                    self.announced.push_front(Announced { id, header, frames, arrival, prompt });
+                    return None;
+                }
+            },
             Arrival::Waiting => {
                 let landings = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
                 self.accept(id, landings)
@@ -263,7 +273,7 @@ fn large_messages_stream_ahead_once_the_receiver_said_so_and_within_its_room() {
         drop(a.send(large()));
     }
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
-    let coming = b.announced.iter().filter(|message| matches!(message.arrival, Arrival::Coming)).count();
+    let coming = b.announced.iter().filter(|message| matches!(message.arrival, Arrival::Coming(_))).count();
     assert_eq!(coming as u64, AHEAD >> 20);
 }
 

@@ -149,6 +149,10 @@ impl TcpLink {
             let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
             match self.socket.write(&slices).map_err(cut)? {
                 Moved::Bytes(written) => {
+                    if self.blocked.load(Ordering::Acquire) {
+                        // A peer that makes room is alive, though its answer may be queued behind megabytes.
+                        session.heard(self.environment.now());
+                    }
                     session.wrote(written);
                     moved = true;
                     if written == wanted {
