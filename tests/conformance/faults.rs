@@ -40,6 +40,7 @@ async fn every_call_may_fail(row: &'static Row) {
                 ErrorKind::Closed,
                 ErrorKind::TimedOut,
                 ErrorKind::Refused,
+                // A receiver whose accept failed has no other word for the sender.
                 ErrorKind::Rejected,
             ];
             assert!(known.contains(&error.kind()), "call {n}: {error:?}");

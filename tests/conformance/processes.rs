@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::task::JoinSet;
-use towline::{BufferMut, Caps, Connection, ErrorKind, Message, RemoteRegion};
+use towline::{BufferMut, Caps, Connection, ErrorKind, Landing, Message, RemoteRegion};
 
 use crate::backends::Row;
-use crate::content::{assert_bytes, assert_message, message};
-use crate::peer::{CLOSE, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, IGNORE, LIMITED_LEN, Peer, echo};
+use crate::content::{assert_bytes, assert_message, bytes, message};
+use crate::peer::{CLOSE, ECHO, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, IGNORE, LIMITED_LEN, Peer, echo};
 use crate::polls::{soon, within};
 use crate::stuck::Stuck;
 use crate::suite::cases;
@@ -18,6 +18,8 @@ cases! {
         messages_cross_processes,
         a_killed_peer_is_lost_at_once,
         a_stopped_peer_is_lost_by_its_heartbeats,
+        a_peer_killed_in_the_middle_of_a_message_gives_it_back,
+        a_sender_killed_in_the_middle_of_a_message_gives_landings_back,
         a_peer_that_exits_without_a_word_is_lost,
         a_peer_that_closes_and_exits_has_closed,
         an_idle_connection_stays;
@@ -115,6 +117,83 @@ async fn a_killed_peer_is_lost_at_once(row: &'static Row) {
 
 async fn a_stopped_peer_is_lost_by_its_heartbeats(row: &'static Row) {
     assert_lost(row, Duration::from_millis(1500), async |peer| peer.signal(Signal::STOP)).await;
+}
+
+/// Whether nobody else holds a frame's memory any more: what a kernel or a peer might still touch is not given back.
+fn assert_free(frame: towline::Buffer) {
+    assert!(frame.try_into_mut().is_ok(), "nobody else holds it");
+}
+
+async fn a_peer_killed_in_the_middle_of_a_message_gives_it_back(row: &'static Row) {
+    const LEN: usize = 64 << 20;
+    let mut in_the_middle = 0;
+    for delay_ms in [0, 2, 5, 10, 20] {
+        let (peer, address) = Peer::serving(row).await;
+        let connection = row.endpoint().connect(&address).await.unwrap();
+        echo(&connection, 100).await;
+        let message = Message::new(ECHO).with_frame(bytes(1, LEN)).with_frame(bytes(2, LEN));
+        let starts: Vec<_> = message.frames().iter().map(|frame| frame.as_ptr()).collect();
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            peer.signal(Signal::KILL);
+        };
+        let (sent, ()) =
+            within(Duration::from_secs(3), "send", async { tokio::join!(connection.send(message), killing) })
+                .await;
+        match sent {
+            Ok(receipt) => drop(receipt.delivered().await),
+            Err(failed) => {
+                assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+                in_the_middle += 1;
+                for (frame, start) in failed.returned.into_parts().1.into_iter().zip(starts) {
+                    assert_eq!(frame.as_ptr(), start);
+                    assert_free(frame);
+                }
+            }
+        }
+    }
+    assert!(in_the_middle > 0, "no message was cut in the middle");
+}
+
+async fn a_sender_killed_in_the_middle_of_a_message_gives_landings_back(row: &'static Row) {
+    const LEN: usize = 64 << 20;
+    let mut in_the_middle = 0;
+    for delay_ms in [0, 2, 5, 10, 20] {
+        let (peer, address) = Peer::serving(row).await;
+        let connection = row.endpoint().connect(&address).await.unwrap();
+        let asked = connection.clone();
+        let asking = tokio::spawn(async move {
+            let message = Message::new(ECHO).with_frame(bytes(1, LEN)).with_frame(bytes(2, LEN));
+            asked.deliver(message).await
+        });
+        let incoming = soon("the echo", connection.incoming()).await.unwrap();
+        soon("the question", asking).await.unwrap().unwrap();
+        let landings: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(LEN)).collect();
+        let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
+        let killing = async {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            peer.signal(Signal::KILL);
+        };
+        let landings = landings.into_iter().map(Landing::Buffer).collect();
+        let (taken, ()) = within(Duration::from_secs(3), "accept", async {
+            tokio::join!(incoming.accept_into(landings), killing)
+        })
+        .await;
+        if let Err(failed) = taken {
+            assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+            in_the_middle += 1;
+            let returned: Vec<_> = failed
+                .returned
+                .iter()
+                .map(|landing| match landing {
+                    Landing::Buffer(buffer) => buffer.as_ptr(),
+                    other => panic!("{other:?} came back"),
+                })
+                .collect();
+            assert_eq!(returned, starts);
+        }
+    }
+    assert!(in_the_middle > 0, "no message was cut in the middle");
 }
 
 async fn a_peer_that_exits_without_a_word_is_lost(row: &'static Row) {
