@@ -89,12 +89,12 @@ async fn blocking_calls_talk(row: &'static Row) {
         let address = listener.address().clone();
         let server = thread::spawn(move || {
             let connection = listener.accept().unwrap();
-            for at in 0..LENS.len() {
+            for (at, len) in LENS.into_iter().enumerate() {
                 let incoming = connection.incoming().unwrap();
                 let landings = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
                 let landings = landings.map(Landing::Buffer).collect();
                 let message = incoming.accept_into(landings).unwrap();
-                assert_message(&message, at, &[LENS[at]]);
+                assert_message(&message, at, &[len]);
                 connection.deliver(message).unwrap();
             }
             drop(connection.incoming().unwrap());
