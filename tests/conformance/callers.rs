@@ -11,6 +11,7 @@ use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message, number};
 use crate::polls::{SOON, block_on, soon, within};
 use crate::suite::cases;
+use crate::usage;
 
 cases! {
     ANY:
@@ -22,7 +23,8 @@ cases! {
         many_tasks_send_on_one_connection,
         a_task_that_blocks_its_thread_delays_itself_alone,
         every_way_to_wait_works,
-        a_connection_is_used_from_several_runtimes;
+        a_connection_is_used_from_several_runtimes,
+        waiting_takes_no_processor_time;
 }
 
 const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
@@ -264,4 +266,31 @@ async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
         let (a, b) = (pair.a.clone(), pair.b.clone());
         soon("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
     }
+}
+
+async fn waiting_takes_no_processor_time(row: &'static Row) {
+    let pair = row.pair().await;
+    converse(&pair.a, &pair.b).await;
+    let waiting: Vec<_> = [&pair.a, &pair.b, &pair.b]
+        .map(|end| {
+            let end = end.clone();
+            tokio::spawn(async move { end.recv().await })
+        })
+        .into();
+    let (undelivered, b) = (pair.a.clone(), pair.b.clone());
+    let without_reactor = thread::spawn(move || block_on(b.recv()));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = usage::processor_time();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = usage::processor_time() - before;
+    assert!(spent < Duration::from_millis(200), "{spent:?} of processor time in a second of waiting");
+    // They were waiting indeed.
+    for at in 0..3 {
+        soon("a message", undelivered.deliver(message(at, &[10]))).await.unwrap();
+    }
+    soon("a message", pair.b.deliver(message(3, &[10]))).await.unwrap();
+    for task in waiting {
+        soon("a receiver", task).await.unwrap().unwrap();
+    }
+    without_reactor.join().unwrap().unwrap();
 }

@@ -1,13 +1,16 @@
 //! Connecting, to whoever is or is not there.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use towline::{Address, CandidateState, ErrorKind};
+use towline::backend::mem::Mem;
+use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
+use crate::peer::{Peer, echo};
 use crate::polls::{all, soon, within};
 use crate::suite::cases;
 
@@ -17,6 +20,7 @@ cases! {
         the_path_tells_what_carries_the_bytes,
         an_address_of_nobody_is_refused;
     CROSS_HOST:
+        the_towline_scheme_takes_the_first_path_that_reaches,
         a_name_is_resolved,
         a_name_that_does_not_resolve_is_unavailable,
         a_server_that_says_nothing_times_out,
@@ -92,6 +96,44 @@ async fn an_address_of_nobody_is_refused(row: &'static Row) {
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     let sentence = error.to_string();
     assert!(sentence.contains("connect") && sentence.contains(&address.to_string()), "{sentence}");
+}
+
+async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row) {
+    let open = Address::new(Scheme::Towline, row.address().host(), 0).unwrap();
+    let state_of = |connection: &Connection, name| {
+        let candidates = connection.path().candidates();
+        candidates.iter().find(|candidate| candidate.name == name).map(|candidate| candidate.state)
+    };
+    // Within the process.
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&open).await.unwrap();
+    let (a, b) = soon("a connection", meet(&near, &listener)).await;
+    for end in [&a, &b] {
+        assert_eq!(end.path().chosen(), "mem");
+        assert_eq!(state_of(end, "tcp"), Some(CandidateState::Available));
+    }
+    for number in 0..20 {
+        let lengths = [number * 10_000];
+        let both = async { tokio::join!(a.deliver(message(number, &lengths)), b.recv()) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &lengths);
+    }
+    soon("close", a.close()).await.unwrap();
+    assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+
+    // Between processes.
+    let (_peer, address) = Peer::listening("serve", row, None, &open.to_string()).await;
+    let connection = soon("a connection", near.connect(&address)).await.unwrap();
+    assert_eq!(connection.path().chosen(), "tcp");
+    assert_eq!(state_of(&connection, "mem"), Some(CandidateState::Refused));
+    echo(&connection, 100_000).await;
+
+    // One path alone, which the other end has not got.
+    let only_mem = row.builder().backends(vec![Arc::new(Mem)]).build().unwrap();
+    let error = soon("connect", only_mem.connect(&address)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(error.to_string().contains("another process"), "it says why: {error}");
 }
 
 async fn a_name_is_resolved(row: &'static Row) {

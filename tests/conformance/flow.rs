@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use towline::BufferMut;
+use towline::{BufferMut, Connection, HEADER_LEN_MAX, Message};
 
 use crate::backends::Row;
 use crate::content::{assert_message, bytes, message};
@@ -19,6 +19,8 @@ cases! {
         a_sender_without_credit_still_receives;
     ANY:
         a_slow_receiver_gets_everything,
+        long_headers_wait_for_their_turn,
+        nobody_waits_for_a_timer,
         a_small_message_is_not_delayed_by_large_ones_the_other_way,
         a_receiver_that_computes_is_not_lost;
     ONE_SIDED:
@@ -118,6 +120,85 @@ async fn a_slow_receiver_gets_everything(row: &'static Row) {
     soon("the sender", sending).await.unwrap();
 }
 
+async fn long_headers_wait_for_their_turn(row: &'static Row) {
+    const COUNT: usize = 100;
+    let pair = row.pair().await;
+    let header = bytes(1, HEADER_LEN_MAX);
+    let work = |from: Connection, to: Connection| {
+        let header = header.clone();
+        async move {
+            let message = Message::new(header.clone()).with_frame(bytes(2, 10_000));
+            let sending = all((0..COUNT).map(|_| from.deliver(message.clone())));
+            let taking = async {
+                for _ in 0..COUNT {
+                    let taken = to.recv().await.unwrap();
+                    assert!(taken.header()[..] == header[..]);
+                }
+            };
+            let (sent, ()) = tokio::join!(sending, taking);
+            assert!(sent.iter().all(Result::is_ok));
+        }
+    };
+    let both = async {
+        tokio::join!(work(pair.a.clone(), pair.b.clone()), work(pair.b.clone(), pair.a.clone()));
+    };
+    soon("long headers both ways", both).await;
+}
+
+/// Every kind of exchange ends by itself: what waits for a heartbeat, or for somebody's next look, is found out here.
+async fn nobody_waits_for_a_timer(row: &'static Row) {
+    const TURNS: usize = 50;
+    let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
+    let region = pair.b.expose(bytes(1, 100_000).into(), Duration::from_secs(60)).ok();
+    for len in [0, 1000, 100_000] {
+        let began = Instant::now();
+        let exchanges = async {
+            for turn in 0..TURNS {
+                let (there, back) = (message(turn, &[len]), message(turn, &[len]));
+                match turn % 5 {
+                    // There and back.
+                    0 => {
+                        let (sent, taken) = tokio::join!(pair.a.send(there), pair.b.recv());
+                        sent.unwrap();
+                        taken.unwrap();
+                        let (sent, taken) = tokio::join!(pair.b.send(back), pair.a.recv());
+                        sent.unwrap();
+                        taken.unwrap();
+                    }
+                    // The receiver is done before its sender hears of it.
+                    1 => {
+                        let a = pair.a.clone();
+                        let sent = tokio::spawn(async move { a.send(there).await?.delivered().await });
+                        pair.b.incoming().await.unwrap().accept().await.unwrap();
+                        sent.await.unwrap().unwrap();
+                    }
+                    2 => {
+                        let a = pair.a.clone();
+                        let sent = tokio::spawn(async move { a.send(there).await?.delivered().await });
+                        pair.b.recv_into(BufferMut::with_capacity(len)).await.unwrap();
+                        sent.await.unwrap().unwrap();
+                    }
+                    3 => {
+                        let a = pair.a.clone();
+                        let sent = tokio::spawn(async move { a.send(there).await?.delivered().await });
+                        pair.b.incoming().await.unwrap().reject();
+                        sent.await.unwrap().unwrap_err();
+                    }
+                    _ => {
+                        if let Some(region) = &region {
+                            let into = BufferMut::with_capacity(len);
+                            pair.a.get(&region.remote(), 0, into).await.unwrap();
+                        }
+                    }
+                }
+            }
+        };
+        soon("the exchanges", exchanges).await;
+        let each = began.elapsed() / TURNS as u32;
+        assert!(each < Duration::from_millis(100), "{each:?} for an exchange of {len} bytes");
+    }
+}
+
 async fn a_small_message_is_not_delayed_by_large_ones_the_other_way(row: &'static Row) {
     let pair = row.pair().await;
     let (a, b) = (pair.a.clone(), pair.b.clone());
@@ -138,7 +219,7 @@ async fn a_small_message_is_not_delayed_by_large_ones_the_other_way(row: &'stati
 }
 
 /// Receives once on a runtime of one thread, then computes on that thread, then receives again.
-fn computing(from: towline::Connection) -> std::thread::JoinHandle<towline::Result<()>> {
+fn computing(from: Connection) -> std::thread::JoinHandle<towline::Result<()>> {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {

@@ -171,15 +171,17 @@ async fn the_most_frames_pass_and_one_more_is_too_large(row: &'static Row) {
     assert_eq!(failed.returned.frames().len(), FRAMES_MAX + 1);
     assert_eq!(failed.returned.frames()[9].as_ptr(), frames[9].as_ptr());
 
-    let one_byte_each = Message::from_parts("bytes", frames[..FRAMES_MAX].to_vec());
-    let empty = Message::from_parts("empty", vec![Buffer::new(); FRAMES_MAX]);
+    let header = bytes(4, HEADER_LEN_MAX);
+    let one_byte_each = Message::from_parts(header.clone(), frames[..FRAMES_MAX].to_vec());
+    let empty = Message::from_parts(header.clone(), vec![Buffer::new(); FRAMES_MAX]);
     for message in [one_byte_each, empty] {
         let (sent, taken) =
             soon("65,536 frames", async { tokio::join!(pair.a.deliver(message.clone()), pair.b.recv()) })
                 .await;
         sent.unwrap();
         let taken = taken.unwrap();
-        assert_eq!(taken.frames().len(), FRAMES_MAX);
+        assert_eq!((taken.header().len(), taken.frames().len()), (header.len(), FRAMES_MAX));
+        assert!(taken.header()[..] == header[..]);
         for (is, should) in taken.frames().iter().zip(message.frames()) {
             assert!(is.as_slice() == should.as_slice(), "the frames in their order");
         }

@@ -23,6 +23,7 @@ cases! {
         a_region_ends_with_its_lifetime,
         revoked_memory_comes_back_whole,
         a_hundred_gets_and_puts_at_once,
+        thousands_of_requests_wait_for_their_turn,
         large_gets_and_puts,
         regions_work_in_both_directions,
         a_connection_that_ends_gives_regions_back;
@@ -332,6 +333,28 @@ async fn a_hundred_gets_and_puts_at_once(row: &'static Row) {
         async move { pair.a.put(&remote, (at * LEN) as u64, from).await.unwrap() }
     }));
     soon("a hundred of each", async { tokio::join!(gets, puts) }).await;
+    assert_bytes(soon("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
+}
+
+async fn thousands_of_requests_wait_for_their_turn(row: &'static Row) {
+    const COUNT: usize = 3000;
+    let pair = row.pair().await;
+    let readable = pair.b.expose(bytes(1, COUNT).into(), LONG).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(COUNT), LONG).unwrap();
+    let from = Buffer::from(bytes(2, COUNT));
+    let mut requests = tokio::task::JoinSet::new();
+    for at in 0..COUNT {
+        let (a, read, write) = (pair.a.clone(), readable.remote(), writable.remote());
+        let byte = from.slice(at..at + 1);
+        requests.spawn(async move {
+            if at % 2 == 0 {
+                let got = a.get(&read, at as u64, BufferMut::with_capacity(1)).await.unwrap();
+                assert_bytes(got.as_slice().unwrap(), 1, at);
+            }
+            a.put(&write, at as u64, byte).await.unwrap();
+        });
+    }
+    soon("all of them", requests.join_all()).await;
     assert_bytes(soon("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
 }
 

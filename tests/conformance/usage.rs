@@ -1,6 +1,7 @@
 //! What this process uses, as the kernel counts it.
 
 use std::fs;
+use std::time::Duration;
 
 /// Resident memory now, in bytes.
 pub(crate) fn resident() -> u64 {
@@ -34,4 +35,14 @@ fn status(key: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+}
+
+/// Processor time of all threads that live.
+pub(crate) fn processor_time() -> Duration {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let of = |task: std::io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+        text.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.filter_map(of).sum())
 }
