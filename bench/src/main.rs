@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::failure::Failure;
@@ -93,10 +94,15 @@ fn start(command: &Command) -> Result<(), Failure> {
 fn watch_for_interruption() -> Result<Arc<Notify>, Failure> {
     let wrong = |error| Failure::run(format!("the thread that watches for Ctrl-C: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    // From here on, before anything is promised, an interruption is ours.
+    let mut interruptions = {
+        let _context = runtime.enter();
+        signal(SignalKind::interrupt()).map_err(wrong)?
+    };
     let interrupted = Arc::new(Notify::new());
     let tell = interrupted.clone();
     let watch = move || {
-        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+        if runtime.block_on(interruptions.recv()).is_some() {
             tell.notify_one();
             std::thread::sleep(STOP_WITHIN);
             std::process::exit(130);
