@@ -291,7 +291,13 @@ where
             leads = true;
             if waiters.wait != Wait::Sleep {
                 let now = Instant::now();
-                let idle = now - *idle_since.get_or_insert(now);
+                let Some(since) = *idle_since else {
+                    // Whatever siblings have to submit leaves first; without it, each would wait out the others' round trips.
+                    *idle_since = Some(now);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                };
+                let idle = now - since;
                 if waiters.wait == Wait::Spin || idle < SPIN_MAX {
                     if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
                         if waiters.wait == Wait::Adaptive {
