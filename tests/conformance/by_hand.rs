@@ -15,6 +15,7 @@ cases! {
     CROSS_HOST:
         a_peer_made_by_hand_is_a_peer,
         a_peer_that_proposes_nothing_is_dropped,
+        a_peer_that_proposes_for_ever_is_dropped,
         a_peer_that_falls_silent_is_lost,
         a_peer_that_is_cut_off_is_lost,
         a_breach_costs_its_own_connection_and_no_other,
@@ -159,6 +160,30 @@ async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
     assert_open(row, &listener).await;
 }
 
+async fn a_peer_that_proposes_for_ever_is_dropped(row: &'static Row) {
+    let (_endpoint, listener) = listening(row).await;
+    let mut stream = greeted(&listener, 1).await;
+    let began = Instant::now();
+    let proposing = async {
+        loop {
+            tokio::time::sleep(HANDSHAKE_TIME / 2).await;
+            let mut head = [0; 16];
+            let answered = match stream.write_all(&hand(3, b"carrier-pigeon")).await {
+                Ok(()) => stream.read_exact(&mut head).await,
+                Err(gone) => Err(gone),
+            };
+            if answered.is_err() {
+                return;
+            }
+            let mut reason = vec![0; usize::from(head[12])];
+            stream.read_exact(&mut reason).await.unwrap();
+        }
+    };
+    within(HANDSHAKE_TIME * 5, "its patience", proposing).await;
+    assert!(began.elapsed() >= HANDSHAKE_TIME, "it was dropped after {:?}", began.elapsed());
+    assert_open(row, &listener).await;
+}
+
 async fn assert_open(row: &Row, listener: &Listener) {
     let (a, b) = soon("a friend", meet(&row.endpoint(), listener)).await;
     let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
@@ -192,7 +217,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     // In the middle of an accepted payload: the landing comes back.
     let (mut stream, connection) = connected(&listener, 99).await;
     stream.write_all(&segment(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
-    let buffer = BufferMut::with_capacity(100_000);
+    let buffer = BufferMut::with_capacity(150_000);
     let start = buffer.as_ptr();
     let cutting = async {
         until(&mut stream, &record(2, 0, 0, &[])).await;
@@ -204,7 +229,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     let (taken, ()) = soon("the end", both).await;
     let failed = taken.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
-    assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, 100_000));
+    assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, 150_000));
     assert_open(row, &listener).await;
 }
 
@@ -216,7 +241,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
     let endless = [u32::MAX.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
     let mut reserved = small(0);
     reserved[2] = 1;
-    let breaches: [(&str, Vec<u8>); 26] = [
+    let breaches: [(&str, Vec<u8>); 27] = [
         ("a head beyond its limits", endless),
         ("bulk beyond its limits", [[0; 4], (2_u32 << 20).to_le_bytes(), [0; 4], [0; 4]].concat()),
         ("transfer kind 3", segment(&small(0), 3, &[])),
@@ -235,6 +260,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
         ("streaming without being let", records(&[announcement(0, STREAMS, b"", 16_384, b"")])),
         ("a frame in an unknown place", records(&[announcement(0, EAGER, b"", 5 | 77 << 48, b"hello")])),
         ("a frame of another length", records(&[announcement(0, EAGER, b"", 6, b"hello")])),
+        ("a word beyond all numbers", records(&[record(3, 0, u64::MAX, &9_u32.to_le_bytes())])),
         ("an accept of no message", records(&[record(2, 0, 0, &[])])),
         ("a word on no message", records(&[record(3, 0, 0, &1_u32.to_le_bytes())])),
         ("Go for no put", records(&[record(9, 0, 0, &[])])),

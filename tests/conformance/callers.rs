@@ -9,7 +9,7 @@ use towline::{BufferMut, Connection, ErrorKind, Landing, Message, Wait, blocking
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message, number};
-use crate::polls::{SOON, block_on, soon, within};
+use crate::polls::{SOON, block_on, polled, soon, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -24,6 +24,7 @@ cases! {
         a_task_that_blocks_its_thread_delays_itself_alone,
         every_way_to_wait_works,
         a_connection_is_used_from_several_runtimes,
+        a_detached_send_arrives_though_nobody_waits,
         waiting_takes_no_processor_time;
 }
 
@@ -265,6 +266,28 @@ async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
         soon("this runtime", converse(&pair.a, &pair.b)).await;
         let (a, b) = (pair.a.clone(), pair.b.clone());
         soon("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
+    }
+}
+
+async fn a_detached_send_arrives_though_nobody_waits(row: &'static Row) {
+    const LEN: usize = 48 << 20;
+    let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
+    for turn in 0..3 {
+        // More than a socket takes; dropped once it is under way, and another caller comes, gets what it wants, and goes.
+        let mut sending = Box::pin(pair.a.send(message(turn, &[LEN])));
+        let submitted = polled(sending.as_mut(), 1).await;
+        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let taking = tokio::spawn(incoming.accept());
+        if submitted.is_none() {
+            drop(polled(sending.as_mut(), 3).await);
+        }
+        drop((submitted, sending));
+        let back = async { tokio::join!(pair.b.send(message(9, &[10])), pair.a.recv()) };
+        let (sent, taken) = soon("a message the other way", back).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), 9, &[10]);
+        let taken = within(Duration::from_secs(10), "the detached message", taking).await.unwrap();
+        assert_message(&taken.unwrap(), turn, &[LEN]);
     }
 }
 

@@ -10,7 +10,8 @@ use crate::suite::cases;
 cases! {
     NAMED_LANDING:
         payload_goes_straight_to_its_named_landing,
-        payload_goes_straight_into_one_buffer;
+        payload_goes_straight_into_one_buffer,
+        a_receiver_that_names_its_landings_again_is_believed;
     MOVES_OWNERSHIP:
         the_receiver_gets_the_senders_own_buffers;
 }
@@ -57,6 +58,38 @@ async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
         assert_message(&taken, 1, &[len, len]);
         assert_nothing_copied(&pair);
     }
+}
+
+async fn a_receiver_that_names_its_landings_again_is_believed(row: &'static Row) {
+    const LEN: usize = 200_000;
+    let pair = row.pair().await;
+    // In pool memory, where the next ones may stream ahead.
+    for number in 0..5 {
+        let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[LEN]);
+    }
+    assert_nothing_copied(&pair);
+    let mut copied = Vec::new();
+    for number in 0..6 {
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            let landing = BufferMut::with_capacity(LEN);
+            let start = landing.as_ptr();
+            let taken = incoming.accept_into(vec![Landing::Buffer(landing)]).await.unwrap();
+            assert_eq!(taken.frames()[0].as_ptr(), start);
+            taken
+        };
+        let before = pair.b.stats().bytes_copied;
+        let sending = pair.a.deliver(message(number, &[LEN]));
+        let (sent, taken) = soon("a message", async { tokio::join!(sending, take) }).await;
+        sent.unwrap();
+        assert_message(&taken, number, &[LEN]);
+        copied.push(pair.b.stats().bytes_copied - before);
+    }
+    // What was under way before the sender knew may have been.
+    assert_eq!(copied[2..], [0; 4], "bytes copied for each message: {copied:?}");
 }
 
 async fn the_receiver_gets_the_senders_own_buffers(row: &'static Row) {

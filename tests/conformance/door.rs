@@ -18,7 +18,8 @@ cases! {
         a_token_at_one_end_is_unauthenticated,
         an_unknown_option_is_invalid,
         a_planned_scheme_says_what_to_use_instead,
-        a_place_to_listen_is_taken_once;
+        a_place_to_listen_is_taken_once,
+        a_place_to_listen_is_taken_by_one_of_two;
     CROSS_HOST:
         strangers_are_not_invited_by_accident,
         a_browser_is_told_where_it_is,
@@ -123,6 +124,33 @@ async fn a_place_to_listen_is_taken_once(row: &'static Row) {
     };
     let listener = soon("the place", again).await;
     assert_open(&pair.far, &listener).await;
+}
+
+async fn a_place_to_listen_is_taken_by_one_of_two(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    for turn in 0..100 {
+        let address = match row.address().name() {
+            Some(_) => Address::mem(format!("contested-{turn}")).unwrap(),
+            None => {
+                let listener = near.listen(&row.address()).await.unwrap();
+                let address = listener.address().clone();
+                drop(listener);
+                // It is free a little later.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                address
+            }
+        };
+        let listening = [&near, &far].map(|endpoint| {
+            let (endpoint, address) = (endpoint.clone(), address.clone());
+            tokio::spawn(async move { endpoint.listen(&address).await })
+        });
+        let [first, second] = listening;
+        let listeners: Vec<_> = [first.await.unwrap(), second.await.unwrap()].into_iter().flatten().collect();
+        assert!(listeners.len() <= 1, "both listen at {address}");
+        if let Some(listener) = listeners.first() {
+            assert_open(&near, listener).await;
+        }
+    }
 }
 
 async fn strangers_are_not_invited_by_accident(row: &'static Row) {

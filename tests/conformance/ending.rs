@@ -27,7 +27,9 @@ cases! {
         a_listener_dropped_leaves_its_connections_well;
     FLOW_CONTROL:
         abort_gives_everything_back_at_both_ends,
-        close_gives_up_after_linger;
+        close_gives_up_after_linger,
+        two_closes_wait_for_the_same,
+        both_ends_close_with_something_untaken;
 }
 
 /// What an end of any kind may take.
@@ -213,6 +215,44 @@ async fn close_gives_up_after_linger(row: &'static Row) {
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(began.elapsed() >= Duration::from_millis(350), "it waited for {:?}", began.elapsed());
     stuck.assert_ended(END_TIME, &[ErrorKind::TimedOut, ErrorKind::Closed]).await;
+}
+
+async fn two_closes_wait_for_the_same(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.linger(Duration::from_millis(400))).await;
+    let stuck = Stuck::on(&pair.a).await;
+    let both = async { tokio::join!(pair.a.close(), pair.a.close()) };
+    let (first, second) = within(END_TIME, "two closes that nobody answers", both).await;
+    for closed in [first, second] {
+        assert_eq!(closed.unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+    stuck.assert_ended(END_TIME, &[ErrorKind::TimedOut, ErrorKind::Closed]).await;
+}
+
+async fn both_ends_close_with_something_untaken(row: &'static Row) {
+    for len in [100, 100_000] {
+        let pair = row.pair().await;
+        let message = message(1, &[len]);
+        let start = message.frames()[0].as_ptr();
+        let mut sending = pin!(pair.a.send(message));
+        let sent = polled(sending.as_mut(), 3).await;
+        let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+        let began = Instant::now();
+        let both = async { tokio::join!(pair.b.close(), pair.a.close()) };
+        let (b, a) = within(END_TIME, "both closes", both).await;
+        assert!(a.is_ok() && b.is_ok(), "{a:?} {b:?} after {:?}", began.elapsed());
+        let sent = match sent {
+            Some(sent) => sent,
+            None => within(END_TIME, "the send", sending).await,
+        };
+        match sent {
+            Ok(receipt) => assert!(within(END_TIME, "its receipt", receipt.delivered()).await.is_err()),
+            Err(failed) => {
+                assert_eq!(failed.error.kind(), ErrorKind::Closed, "{failed}");
+                assert_eq!(failed.returned.frames()[0].as_ptr(), start);
+            }
+        }
+        drop(undecided);
+    }
 }
 
 async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {

@@ -2,7 +2,8 @@
 //!
 //! A row of the table in `backends.rs` joins a backend. Each case runs in a process of its own, in a runtime of its own and
 //! under a time limit, so that a case that hangs, leaks or dies is one failure. `TOWLINE_CASE=mem::flow::…` runs one case
-//! in this process, for a debugger.
+//! in this process, for a debugger; `TOWLINE_SEED=7` chooses what mixed traffic is made of; `TOWLINE_REQUIRE=netns,ipv6` turns skips
+//! into failures.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 mod backends;

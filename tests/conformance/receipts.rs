@@ -8,6 +8,7 @@ use crate::backends::Row;
 use crate::content::{assert_message, bytes, message};
 use crate::polls::{all, pending, soon, within};
 use crate::suite::cases;
+use crate::usage;
 
 cases! {
     ANY:
@@ -15,7 +16,8 @@ cases! {
         a_receipt_waits_until_the_message_is_taken,
         receipts_resolve_in_any_order,
         a_dropped_receipt_loses_the_word_alone,
-        an_undecided_incoming_blocks_nobody_else;
+        an_undecided_incoming_blocks_nobody_else,
+        an_undecided_incoming_costs_no_more_with_time;
     ONE_SIDED:
         gets_and_puts_pass_an_undecided_incoming;
 }
@@ -119,6 +121,33 @@ async fn an_undecided_incoming_blocks_nobody_else(row: &'static Row) {
         assert_message(&soon("accept", undecided.accept()).await.unwrap(), 0, &[len]);
         soon("the receipt", first).await.unwrap();
     }
+}
+
+async fn an_undecided_incoming_costs_no_more_with_time(row: &'static Row) {
+    const COUNT: usize = 20_000;
+    let pair = row.pair().await;
+    let first = receipt(&pair.a, message(0, &[10]));
+    let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+    let traffic = async |count| {
+        let a = pair.a.clone();
+        let sending = tokio::spawn(async move {
+            let one = message(1, &[10]);
+            for _ in 0..count {
+                drop(a.send(one.clone()).await.unwrap());
+            }
+        });
+        for _ in 0..count {
+            soon("recv", pair.b.recv()).await.unwrap();
+        }
+        sending.await.unwrap();
+    };
+    traffic(5000).await;
+    let before = usage::resident();
+    traffic(COUNT).await;
+    let growth = usage::resident().saturating_sub(before);
+    assert!(growth < 3 << 20, "{growth} bytes for {COUNT} messages after an undecided one");
+    assert_message(&soon("accept", undecided.accept()).await.unwrap(), 0, &[10]);
+    soon("its receipt", first).await.unwrap();
 }
 
 async fn gets_and_puts_pass_an_undecided_incoming(row: &'static Row) {

@@ -1,6 +1,7 @@
 //! A message lands where its receiver says, and stays takeable when the receiver says something impossible.
 
 use towline::{BufferMut, ErrorKind, Landing, Place, Pool};
+use towline_tests::scarce::Scarce;
 
 use crate::backends::Row;
 use crate::content::{assert_frame, assert_message, bytes, message};
@@ -14,6 +15,7 @@ cases! {
         landings_that_cannot_be_right_come_back,
         a_place_without_a_pool_is_unsupported,
         a_buffer_too_small_leaves_the_message_to_be_taken,
+        a_message_without_memory_for_it_gets_its_word,
         pool_memory_returns_with_the_last_frame,
         a_message_larger_than_the_pool_arrives;
 }
@@ -146,6 +148,47 @@ async fn a_buffer_too_small_leaves_the_message_to_be_taken(row: &'static Row) {
         let (sent, taken) = soon("a small buffer", async { tokio::join!(sending, take) }).await;
         sent.unwrap();
         assert_message(&taken, 4, &[len]);
+    }
+}
+
+async fn a_message_without_memory_for_it_gets_its_word(row: &'static Row) {
+    const LARGE: usize = 1 << 20;
+    let pair = row.pair_with(|builder| builder.pool(Scarce::pool(128 << 10))).await;
+    for turn in 0..20 {
+        let taking = async {
+            match turn % 3 {
+                0 => match pair.b.recv().await {
+                    // It stays, to be landed elsewhere.
+                    Err(error) if error.kind() == ErrorKind::TooLarge => {
+                        let incoming = pair.b.incoming().await.unwrap();
+                        let landing = Landing::Buffer(BufferMut::with_capacity(LARGE));
+                        Ok(incoming.accept_into(vec![landing, Landing::Discard]).await.unwrap())
+                    }
+                    taken => taken,
+                },
+                1 => pair.b.incoming().await.unwrap().accept().await,
+                _ => {
+                    let incoming = pair.b.incoming().await.unwrap();
+                    let landings = vec![Landing::Place(Place::Host), Landing::Discard];
+                    incoming.accept_into(landings).await.map_err(towline::Error::from)
+                }
+            }
+        };
+        let sending = pair.a.deliver(message(turn, &[LARGE, 10]));
+        let (sent, taken) = soon("the word", async { tokio::join!(sending, taking) }).await;
+        // A backend that needs none is as good.
+        match (sent, taken) {
+            (Ok(()), Ok(taken)) => assert_eq!(taken.frames().len(), 2),
+            (Err(rejected), Err(error)) => {
+                assert_eq!(rejected.kind(), ErrorKind::Rejected, "{rejected}");
+                assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
+            }
+            (sent, taken) => panic!("{sent:?} and {taken:?}"),
+        }
+        let small = async { tokio::join!(pair.a.deliver(message(turn, &[70_000])), pair.b.recv()) };
+        let (sent, taken) = soon("the next message", small).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), turn, &[70_000]);
     }
 }
 

@@ -131,7 +131,7 @@ struct End {
     /// Announced to the other end, by number: the large ones' memory, and where the word on them goes.
     unsettled: HashMap<u64, (Option<Operation<Message>>, Done<Delivery>)>,
     next_id: u64,
-    closing: Option<Done<()>>,
+    closing: Vec<Done<()>>,
     ended: Option<Error>,
     stalls: Arc<AtomicU64>,
 }
@@ -188,7 +188,7 @@ fn perform(ends: &mut [End; 2], side: usize, op: Op) {
                 receipt.resolve(Ok(delivery));
             }
         }
-        Op::Close(done) => ends[side].closing = Some(done),
+        Op::Close(done) => ends[side].closing.push(done),
         Op::Expect { .. } => {}
         other => other.fail(Error::new(ErrorKind::Unsupported, "this backend has no such operation")),
     }
@@ -252,13 +252,13 @@ fn release(message: Option<Operation<Message>>) {
 /// Ends the pair in good order once everything before a close has left.
 fn close(ends: &mut [End; 2], side: usize) {
     let in_memory = |end: &End| end.unsettled.values().any(|(message, _)| message.is_some());
-    if ends[side].queued.is_empty()
-        && !in_memory(&ends[side])
-        && let Some(done) = ends[side].closing.take()
-    {
+    if ends[side].queued.is_empty() && !in_memory(&ends[side]) && !ends[side].closing.is_empty() {
+        let closing = std::mem::take(&mut ends[side].closing);
         let mine = Error::new(ErrorKind::Closed, "this end closed the connection");
         end(ends, side, mine, Error::new(ErrorKind::Closed, "the peer closed the connection"));
-        done.resolve(Ok(()));
+        for done in closing {
+            done.resolve(Ok(()));
+        }
     }
 }
 
@@ -281,8 +281,8 @@ fn end(ends: &mut [End; 2], side: usize, mine: Error, theirs: Error) {
         if let Some(inbox) = &end.inbox {
             inbox.end(why.clone());
         }
-        if let Some(done) = end.closing.take() {
-            done.resolve(Err(why));
+        for done in end.closing.drain(..) {
+            done.resolve(Err(why.clone()));
         }
     }
 }

@@ -159,7 +159,7 @@ impl Receives {
                 (State::Waiting, Arrival::Waiting)
             }
             Payload::Streams => {
-                let buffers = self.pool.landings(lens.iter().copied())?.into_iter().map(Some).collect();
+                let buffers = self.landings(&lens)?.into_iter().map(Some).collect();
                 self.landing += 1;
                 let (done, landed) = Done::new();
                 let buffers = Buffers::Ours(buffers, done);
@@ -177,11 +177,18 @@ impl Receives {
         })
     }
 
+    /// Memory for payload that comes unasked, bounded by the window and by what may stream ahead. It must land somewhere: a pool
+    /// that has run out costs no connection.
+    fn landings(&self, lens: &[usize]) -> Result<Vec<BufferMut>> {
+        let lens = lens.iter().copied();
+        self.pool.landings(lens.clone()).or_else(|_| Pool::new(0).landings(lens))
+    }
+
     /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
     fn land_eager(&mut self, lens: &[usize], mut payload: &[u8]) -> Result<Vec<Buffer>> {
         self.bytes_copied += payload.len() as u64;
         let mut buffers = Vec::with_capacity(lens.len());
-        for mut buffer in self.pool.landings(lens.iter().copied())? {
+        for mut buffer in self.landings(lens)? {
             let (frame, rest) = payload.split_at(lens[buffers.len()]);
             buffer.extend_from_slice(frame)?;
             payload = rest;
