@@ -353,7 +353,7 @@ impl Core {
         }
     }
 
-    /// The pool of host memory.
+    /// The endpoint's pool of `place`.
     pub(crate) fn pool(&self, place: Place) -> Result<&Pool> {
         self.pools.get(&place).ok_or_else(|| {
             let hint = "give the endpoint a pool of that place";
