@@ -6,6 +6,7 @@ mod explain;
 mod failure;
 mod fingerprint;
 mod info;
+mod metrics;
 mod output;
 mod payload;
 mod peer;

@@ -1,12 +1,14 @@
 //! `towline serve`: the echo, sink and region peer for `explain` and `bench --connect`.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 
 use serde::Serialize;
-use towline::{Address, ErrorKind};
+use towline::{Address, Endpoint, ErrorKind};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
+use crate::metrics::Exporter;
 use crate::output::Output;
 use crate::peer::{self, CpuClock};
 use crate::trust::Trust;
@@ -15,6 +17,7 @@ const EXAMPLE: &str = "\
 Examples:
   towline serve tcp://127.0.0.1:7000
   towline serve 'towline://*:7000' --token-file secret    # any path that both ends have
+  towline serve tcp://127.0.0.1:7000 --metrics 127.0.0.1:9100
   towline bench --connect tcp://127.0.0.1:7000            # in another terminal";
 
 /// Be the other end of `explain` and `bench --connect`, until interrupted
@@ -26,6 +29,9 @@ pub(crate) struct Options {
     /// How to wait for the peer
     #[arg(long, value_name = "HOW", default_value = "adaptive")]
     wait: Wait,
+    /// Answer `GET /metrics` there, for Prometheus: whoever can reach it reads it. Port 0 takes any free one
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
@@ -39,14 +45,27 @@ pub(crate) struct Options {
 struct Document {
     schema: u32,
     address: String,
+    /// Where the metrics are, if they are served.
+    metrics: Option<String>,
 }
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
     let endpoint = options.trust.endpoint(options.wait)?;
     let listener = endpoint.listen(&options.address).await.map_err(refused)?;
-    let document = Document { schema: 1, address: listener.address().to_string() };
-    options.output.give(&document, |out: &mut dyn Write| writeln!(out, "{}", document.address))?;
+    let exporter = match options.metrics {
+        Some(at) => Some(export(at, &endpoint).await?),
+        None => None,
+    };
+    let metrics = exporter.as_ref().map(|(_, url)| url.clone());
+    let document = Document { schema: 1, address: listener.address().to_string(), metrics };
+    options.output.give(&document, |out: &mut dyn Write| {
+        writeln!(out, "{}", document.address)?;
+        document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))
+    })?;
+    if let Some((exporter, _)) = exporter {
+        tokio::spawn(exporter.serve());
+    }
     let serving = peer::serve(listener, CpuClock::Process);
     if options.until_stdin_ends {
         tokio::select! {
@@ -56,6 +75,16 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     } else {
         serving.await
     }
+}
+
+/// Listens for Prometheus, and tells where.
+async fn export(at: SocketAddr, endpoint: &Endpoint) -> Result<(Exporter, String), Failure> {
+    let bind = async {
+        let exporter = Exporter::bind(at, endpoint.metrics()).await?;
+        let url = format!("http://{}/metrics", exporter.address()?);
+        Ok((exporter, url))
+    };
+    bind.await.map_err(|error: std::io::Error| Failure::usage(format!("metrics at {at}: {error}")))
 }
 
 /// An address that cannot be had is wrong usage; everything else is a failure.

@@ -6,7 +6,7 @@ use towline::{Buffer, BufferMut, Connection, ErrorKind, FRAMES_MAX, HEADER_LEN_M
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message, number};
-use crate::polls::{all, soon};
+use crate::polls::{all, eventually, soon};
 use crate::suite::cases;
 use crate::usage;
 
@@ -24,7 +24,8 @@ cases! {
         many_sends_in_flight_arrive_in_order,
         both_directions_at_once,
         frames_of_every_origin_travel,
-        stats_count_what_travelled;
+        stats_count_what_travelled,
+        metrics_tell_of_connections_that_are_gone;
 }
 
 const KIB: usize = 1 << 10;
@@ -310,4 +311,28 @@ async fn stats_count_what_travelled(row: &'static Row) {
     assert_eq!((sent.messages_sent, sent.bytes_sent), (3, 101_015));
     assert_eq!((received.messages_received, received.bytes_received), (3, 101_015));
     assert_eq!((sent.messages_received, received.messages_sent), (0, 0));
+}
+
+async fn metrics_tell_of_connections_that_are_gone(row: &'static Row) {
+    let pair = row.pair().await;
+    for _ in 0..3 {
+        let (sent, taken) = tokio::join!(pair.a.deliver(message(0, &[1000])), pair.b.recv());
+        sent.unwrap();
+        taken.unwrap();
+    }
+    let metrics = pair.near.metrics();
+    let told = |line: &str| metrics.text().lines().any(|told| told == line);
+    let sums =
+        ["towline_sent_bytes_sum 3000.0", "towline_sent_bytes_count 3", "towline_deliver_seconds_count 3"];
+    for line in ["towline_connections 1"].into_iter().chain(sums) {
+        assert!(told(line), "no {line} in {}", metrics.text());
+    }
+    assert!(metrics.text().contains("towline_connection_sent_bytes_count{connection="));
+
+    drop((pair.a, pair.b));
+    eventually("no connection", || told("towline_connections 0")).await;
+    for line in sums.into_iter().chain(["towline_connections_ended_total{how=\"closed\"} 1"]) {
+        assert!(told(line), "no {line} in {}", metrics.text());
+    }
+    assert!(!metrics.text().contains("towline_connection_sent_bytes_count{connection="));
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::incoming::{Incoming, Taking};
 use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
 use crate::message::{Delivery, Message};
+use crate::metrics::Counts;
 use crate::path::Path;
 use crate::region::{Region, RegionAccess, Regions, RemoteRegion};
 use crate::waiting::{Wait, Waiters};
@@ -44,7 +45,7 @@ pub(crate) struct Core {
     pub(crate) left_for_later: AtomicBool,
     /// The message that a cancelled `recv` had begun to take; held by whoever receives.
     pub(crate) taking: tokio::sync::Mutex<Option<Taking>>,
-    pub(crate) counts: Counts,
+    pub(crate) counts: Arc<Counts>,
     regions: Arc<Regions>,
     driver: Arc<Driver>,
     peer: Identity,
@@ -53,15 +54,6 @@ pub(crate) struct Core {
     /// The link was told that the application takes what comes in pool memory.
     expects_in_pool: AtomicBool,
     span: tracing::Span,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) messages_sent: AtomicU64,
-    pub(crate) messages_received: AtomicU64,
-    pub(crate) bytes_sent: AtomicU64,
-    pub(crate) bytes_received: AtomicU64,
-    pub(crate) bytes_copied: AtomicU64,
 }
 
 /// What one connection counted since it was made.
@@ -101,6 +93,8 @@ impl Connection {
         let Parts { link, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
         let number = driver.number();
         let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
+        let counts = Arc::new(Counts::of(link.clone()));
+        driver.meters.adopt(number, &counts, path.chosen(), peer.to_string());
         let core = Arc::new(Core {
             number,
             waiters: Waiters::new(link.clone(), driver.clone(), number, wait),
@@ -109,7 +103,7 @@ impl Connection {
             pools,
             left_for_later: AtomicBool::new(false),
             taking: tokio::sync::Mutex::default(),
-            counts: Counts::default(),
+            counts: counts.clone(),
             regions,
             driver: driver.clone(),
             peer,
@@ -143,18 +137,7 @@ impl Connection {
 
     /// What it counted so far.
     pub fn stats(&self) -> Stats {
-        let core = self.core();
-        let link = core.link.stats();
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Stats {
-            messages_sent: read(&core.counts.messages_sent),
-            messages_received: read(&core.counts.messages_received),
-            bytes_sent: read(&core.counts.bytes_sent),
-            bytes_received: read(&core.counts.bytes_received),
-            bytes_copied: link.bytes_copied + read(&core.counts.bytes_copied),
-            system_calls: link.system_calls,
-            credit_stalls: link.credit_stalls,
-        }
+        self.core().counts.stats()
     }
 
     /// Sends `message`; ends when its memory can be reused. The receipt tells whether the receiver took it.
@@ -174,7 +157,12 @@ impl Connection {
     /// As [`send`](Self::send), and `Rejected` if the receiver did not want it.
     pub async fn deliver(&self, message: Message) -> Result<()> {
         let span = tracing::trace_span!(parent: &self.core().span, "deliver", bytes = message.payload_len());
-        async { self.send_with(message, true).await?.delivered().await }.instrument(span).await
+        let core = self.core();
+        let begin = core.driver.environment.now();
+        let delivered = async { self.send_with(message, true).await?.delivered().await };
+        delivered.instrument(span).await?;
+        core.counts.deliveries.record_time(core.driver.environment.now().saturating_sub(begin));
+        Ok(())
     }
 
     async fn send_with(&self, message: Message, prompt: bool) -> Result<Receipt, Failed<Message>> {
@@ -188,8 +176,7 @@ impl Connection {
         core.link.submit(Op::Send { message, receipt, prompt });
         match core.finish(&sent).await {
             Ok(()) => {
-                core.counts.messages_sent.fetch_add(1, Ordering::Relaxed);
-                core.counts.bytes_sent.fetch_add(payload_len, Ordering::Relaxed);
+                core.counts.sent.record(payload_len);
                 Ok(Receipt { connection: self.clone(), settled })
             }
             Err(failed) => Err(core.failed(failed, "send")),
@@ -416,6 +403,8 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         self.driver.forget(self);
+        let end = self.inbox.ended().map(|end| end.kind());
+        self.driver.meters.retire(self.number, &self.counts, end);
     }
 }
 

@@ -18,6 +18,7 @@ use crate::backend::{Progress, Source};
 use crate::connection::Core;
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+use crate::metrics::Meters;
 use crate::reactor::register;
 
 /// A link that is ready at two looks in a row, unpolled between them, is taken over, and at the first if nobody waits on it.
@@ -30,6 +31,7 @@ const POLLS_MAX: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) meters: Arc<Meters>,
     heartbeat: Duration,
     /// Links that nobody leads: the driver sleeps on this.
     armed: OwnedFd,
@@ -56,6 +58,7 @@ impl Driver {
         let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::io(errno.into()));
         let driver = Arc::new(Self {
             environment,
+            meters: Arc::new(Meters::new()),
             heartbeat,
             armed: epoll()?,
             watched: epoll()?,

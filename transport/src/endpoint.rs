@@ -20,6 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
 use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
 use crate::memory::{Place, Pool};
+use crate::metrics::Metrics;
 use crate::waiting::Wait;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
@@ -123,6 +124,11 @@ impl Endpoint {
         &self.establisher.pools[&Place::Host]
     }
 
+    /// What this endpoint counts, for Prometheus.
+    pub fn metrics(&self) -> Metrics {
+        Metrics { meters: self.establisher.driver.meters.clone(), pools: self.establisher.pools.clone() }
+    }
+
     /// Every backend, in the order of preference, and then those still to come.
     pub fn backends(&self) -> Vec<BackendReport> {
         let report = |backend: &Arc<dyn Backend>| BackendReport {
@@ -184,6 +190,7 @@ impl Endpoint {
         let (mut done, connected) = oneshot::channel();
         let (this, address) = (self.clone(), address.clone());
         self.environment().spawn(Box::pin(async move {
+            let begin = this.environment().now();
             let mut work = std::pin::pin!(this.dial_and_greet(&address));
             let result = std::future::poll_fn(|cx| {
                 if done.poll_closed(cx).is_ready() {
@@ -193,6 +200,7 @@ impl Endpoint {
             })
             .await;
             if let Some(result) = result {
+                this.establisher.count("connector", begin, &result);
                 // The caller may have given up; the connection then closes itself.
                 let _ = done.send(result);
             }

@@ -133,6 +133,12 @@ impl Establisher {
         ))
     }
 
+    /// Counts what became of an attempt that began at `begin`.
+    pub(crate) fn count(&self, role: &'static str, begin: Duration, result: &Result<Connection>) {
+        let path = result.as_ref().map(|connection| connection.path().chosen()).map_err(Error::kind);
+        self.driver.meters.established(role, path, self.environment.now().saturating_sub(begin));
+    }
+
     /// Every candidate's end, once one is chosen, in the order of preference.
     fn settle(&self, chosen: &Entrant, others: Vec<Entrant>, refused: Vec<Candidate>) -> Vec<Candidate> {
         let name = chosen.candidate.name;

@@ -265,8 +265,7 @@ impl Taking {
             },
             Payload::Waiting => unreachable!("a landing was chosen before"),
         };
-        core.counts.messages_received.fetch_add(1, Ordering::Relaxed);
-        core.counts.bytes_received.fetch_add(self.payload_len(), Ordering::Relaxed);
+        core.counts.received.record(self.payload_len());
         Ok(Message::from_parts(self.header.clone(), frames))
     }
 

@@ -203,7 +203,10 @@ impl Reception {
         let (establisher, arrive, scheme) = (self.establisher.clone(), self.arrive.clone(), self.scheme);
         let span = tracing::debug_span!("accept", %from);
         let greet = async move {
-            match establisher.accept(control, scheme, from.clone()).await {
+            let begin = establisher.environment.now();
+            let result = establisher.accept(control, scheme, from.clone()).await;
+            establisher.count("acceptor", begin, &result);
+            match result {
                 Ok(connection) => {
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
                     // A listener that is gone needs no more connections.

@@ -5,6 +5,7 @@
 mod bench;
 mod command;
 mod death;
+mod metrics;
 mod usage;
 
 use command::towline;

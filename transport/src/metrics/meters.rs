@@ -1,0 +1,187 @@
+//! What is counted: by each connection without a lock, and by the endpoint when one comes or goes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use super::tally::{Tallied, Tally};
+use crate::backend::Link;
+use crate::connection::Stats;
+use crate::error::ErrorKind;
+
+/// What one connection counts. Two relaxed additions a message and direction, and two a delivery.
+#[derive(Debug)]
+pub(crate) struct Counts {
+    link: Arc<dyn Link>,
+    pub(crate) sent: Tally,
+    pub(crate) received: Tally,
+    pub(crate) deliveries: Tally,
+    pub(crate) bytes_copied: AtomicU64,
+}
+
+impl Counts {
+    pub(crate) fn of(link: Arc<dyn Link>) -> Self {
+        Self {
+            link,
+            sent: Tally::of_bytes(),
+            received: Tally::of_bytes(),
+            deliveries: Tally::of_times(),
+            bytes_copied: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.read().stats()
+    }
+
+    fn read(&self) -> Counted {
+        let link = self.link.stats();
+        Counted {
+            sent: self.sent.read(),
+            received: self.received.read(),
+            deliveries: self.deliveries.read(),
+            bytes_copied: link.bytes_copied + self.bytes_copied.load(Ordering::Relaxed),
+            system_calls: link.system_calls,
+            credit_stalls: link.credit_stalls,
+        }
+    }
+}
+
+/// What one connection had counted at one moment, or many had together.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    pub(super) sent: Tallied,
+    pub(super) received: Tallied,
+    pub(super) deliveries: Tallied,
+    pub(super) bytes_copied: u64,
+    pub(super) system_calls: u64,
+    pub(super) credit_stalls: u64,
+}
+
+impl Counted {
+    fn nothing() -> Self {
+        let bytes = || Tally::of_bytes().read();
+        Self {
+            sent: bytes(),
+            received: bytes(),
+            deliveries: Tally::of_times().read(),
+            bytes_copied: 0,
+            system_calls: 0,
+            credit_stalls: 0,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.sent += &other.sent;
+        self.received += &other.received;
+        self.deliveries += &other.deliveries;
+        self.bytes_copied += other.bytes_copied;
+        self.system_calls += other.system_calls;
+        self.credit_stalls += other.credit_stalls;
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            messages_sent: self.sent.count(),
+            messages_received: self.received.count(),
+            bytes_sent: self.sent.sum(),
+            bytes_received: self.received.sum(),
+            bytes_copied: self.bytes_copied,
+            system_calls: self.system_calls,
+            credit_stalls: self.credit_stalls,
+        }
+    }
+}
+
+pub(super) type Labels<const N: usize> = [(&'static str, String); N];
+
+/// What one endpoint counts; its driver keeps it.
+#[derive(Debug)]
+pub(crate) struct Meters {
+    connections: Mutex<Connections>,
+    pub(super) opened: Family<Labels<2>, Counter>,
+    pub(super) ended: Family<Labels<1>, Counter>,
+    pub(super) failed: Family<Labels<2>, Counter>,
+    pub(super) establishing: Tally,
+}
+
+#[derive(Debug)]
+struct Connections {
+    living: BTreeMap<u64, (Arc<Counts>, Labels<3>)>,
+    /// What those counted that are gone.
+    gone: Counted,
+}
+
+impl Meters {
+    pub(crate) fn new() -> Self {
+        Self {
+            connections: Mutex::new(Connections { living: BTreeMap::new(), gone: Counted::nothing() }),
+            opened: Family::default(),
+            ended: Family::default(),
+            failed: Family::default(),
+            establishing: Tally::of_times(),
+        }
+    }
+
+    /// A connection was made.
+    pub(crate) fn adopt(&self, number: u64, counts: &Arc<Counts>, path: &'static str, peer: String) {
+        let labels = [("connection", number.to_string()), ("path", path.to_owned()), ("peer", peer)];
+        self.connections().living.insert(number, (counts.clone(), labels));
+    }
+
+    /// A connection is gone; `end` tells how it ended.
+    pub(crate) fn retire(&self, number: u64, counts: &Counts, end: Option<ErrorKind>) {
+        let counted = counts.read();
+        let mut connections = self.connections();
+        if let Some(kept) = connections.living.remove(&number) {
+            connections.gone.add(&counted);
+            drop(connections);
+            drop(kept);
+            self.ended.get_or_create(&[("how", end.map_or_else(|| "dropped".into(), word))]).inc();
+        }
+    }
+
+    /// An end took `time` to become a connection over `path`, or failed.
+    pub(crate) fn established(
+        &self,
+        role: &'static str,
+        path: Result<&'static str, ErrorKind>,
+        time: Duration,
+    ) {
+        match path {
+            Ok(path) => {
+                self.establishing.record_time(time);
+                self.opened.get_or_create(&[("role", role.into()), ("path", path.into())]).inc();
+            }
+            Err(kind) => {
+                self.failed.get_or_create(&[("role", role.into()), ("why", word(kind))]).inc();
+            }
+        }
+    }
+
+    /// What each connection that lives has counted, and all that ever lived together.
+    pub(super) fn read(&self) -> (Vec<(Counted, Labels<3>)>, Counted) {
+        let (living, mut all) = {
+            let connections = self.connections();
+            (connections.living.values().cloned().collect::<Vec<_>>(), connections.gone.clone())
+        };
+        let living: Vec<_> = living.into_iter().map(|(counts, labels)| (counts.read(), labels)).collect();
+        for (counted, _) in &living {
+            all.add(counted);
+        }
+        (living, all)
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A kind of error as a label's value: `peer_lost`.
+fn word(kind: ErrorKind) -> String {
+    kind.to_string().replace([' ', '/'], "_")
+}

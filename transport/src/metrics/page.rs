@@ -1,0 +1,110 @@
+//! One scrape as it is written: a family of metrics a call.
+
+use std::fmt;
+
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use super::meters::{Counted, Labels};
+use super::tally::Tallied;
+
+/// Of an endpoint's sums, there is nothing to tell apart.
+pub(super) const NO_LABELS: Labels<0> = [];
+
+/// What is being written.
+pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    pub(super) fn family<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        family: &Family<Labels<N>, Counter>,
+    ) -> fmt::Result {
+        family.encode(self.describe(name, help, MetricType::Counter)?)
+    }
+
+    pub(super) fn gauges<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: &[(usize, Labels<N>)],
+    ) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Gauge)?;
+        for (value, labels) in values {
+            metric.encode_family(labels)?.encode_gauge(&(*value as i64))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn counters<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = (u64, Labels<N>)>,
+    ) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Counter)?;
+        for (value, labels) in values {
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn histograms<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = (Tallied, Labels<N>)>,
+    ) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Histogram)?;
+        for (tallied, labels) in values {
+            let (sum, count, buckets) = (tallied.sum_told(), tallied.count(), tallied.buckets());
+            metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
+    }
+
+    /// What connections count: all of the endpoint together, or each (then `of` is `connection_`).
+    pub(super) fn counted<const N: usize>(
+        &mut self,
+        of: &str,
+        values: &[(Counted, Labels<N>)],
+    ) -> fmt::Result {
+        let name = |what: &str| format!("towline_{of}{what}");
+        for (what, help, tally) in TALLIES {
+            let values = values.iter().map(|(counted, labels)| (tally(counted), labels.clone()));
+            self.histograms(&name(what), help, values)?;
+        }
+        for (what, help, sum) in SUMS {
+            let values = values.iter().map(|(counted, labels)| (sum(counted), labels.clone()));
+            self.counters(&name(what), help, values)?;
+        }
+        Ok(())
+    }
+
+    fn describe<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+        of: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, of)
+    }
+}
+
+/// The end of a name, what it tells, and where the value is.
+type Told<T> = (&'static str, &'static str, fn(&Counted) -> T);
+
+const TALLIES: [Told<Tallied>; 3] = [
+    ("sent_bytes", "Payload of each message sent", |counted| counted.sent.clone()),
+    ("received_bytes", "Payload of each message received", |counted| counted.received.clone()),
+    ("deliver_seconds", "From deliver to the receiver's word", |counted| counted.deliveries.clone()),
+];
+
+const SUMS: [Told<u64>; 3] = [
+    ("copied_bytes", "Payload copied in user space", |counted| counted.bytes_copied),
+    ("system_calls", "System calls that moved data, or tried to", |counted| counted.system_calls),
+    ("credit_stalls", "Messages that waited for credit", |counted| counted.credit_stalls),
+];
