@@ -1,5 +1,6 @@
 //! The `towline` command: what a machine offers, which path was chosen, how fast it is.
 
+mod against;
 mod bench;
 mod ceiling;
 mod explain;
