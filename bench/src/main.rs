@@ -51,6 +51,8 @@ enum Command {
     Serve(serve::Options),
     Bench(Box<bench::Options>),
     Explain(explain::Options),
+    #[command(hide = true)]
+    Keep(against::keep::Options),
 }
 
 impl Command {
@@ -60,6 +62,7 @@ impl Command {
             Self::Serve(options) => serve::run(options).await,
             Self::Bench(options) => bench::run(options).await,
             Self::Explain(options) => explain::run(options).await,
+            Self::Keep(options) => against::keep::run(options),
         }
     }
 }

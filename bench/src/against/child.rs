@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 /// How often a process is looked at: seldom enough to leave its core alone.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A child process. It is killed by its own id and reaped when this is dropped, if it has not ended before.
+/// How long a keeper takes at most to end what it keeps.
+const KEEPER_ENDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A child process. It is ended and reaped when this is dropped, if it has not ended before.
 #[derive(Debug)]
 pub(super) struct Child {
     program: String,
     process: std::process::Child,
+    /// The process is a keeper, which ends the program when its input ends.
+    kept: bool,
     out: Option<JoinHandle<String>>,
     err: Option<JoinHandle<String>>,
 }
@@ -27,17 +32,23 @@ pub(super) struct Ended {
 }
 
 impl Child {
-    /// Starts the program that the first of `words` names, with the others as its arguments.
-    pub(super) fn start(words: &[String], environment: &[(&str, &str)]) -> Result<Self, String> {
-        let (program, arguments) = words.split_first().ok_or("a command without words")?;
-        let mut command = Command::new(program);
-        command.args(arguments).envs(environment.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    /// Starts the program that the first of `words` names, with the others as its arguments; in the hands of
+    /// `keeper`, if it is not empty.
+    pub(super) fn start(
+        keeper: &[String],
+        words: &[String],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        let program = words.first().ok_or("a command without words")?;
+        let mut line = keeper.iter().chain(words);
+        let mut command = Command::new(line.next().unwrap_or(program));
+        command.args(line).envs(environment.iter().copied());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().map_err(|error| format!("{program}: cannot start: {error}"))?;
         // Both are read all the time: a full pipe would hold the process up.
         let out = process.stdout.take().map(|out| std::thread::spawn(move || text(out)));
         let err = process.stderr.take().map(|err| std::thread::spawn(move || text(err)));
-        Ok(Self { program: program.clone(), process, out, err })
+        Ok(Self { program: program.clone(), process, kept: !keeper.is_empty(), out, err })
     }
 
     /// Waits until somebody listens on `port`; it is an error if the process ends first.
@@ -84,6 +95,12 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let begin = Instant::now();
+        while self.kept && begin.elapsed() < KEEPER_ENDS_WITHIN && matches!(self.process.try_wait(), Ok(None))
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         // Both fail only for a child that has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -130,7 +147,7 @@ mod tests {
 
     fn shell(script: &str) -> Child {
         let words = ["sh", "-c", script].map(str::to_owned);
-        Child::start(&words, &[("COLOUR", "red")]).unwrap()
+        Child::start(&[], &words, &[("COLOUR", "red")]).unwrap()
     }
 
     #[tokio::test]
@@ -141,7 +158,7 @@ mod tests {
         assert!(ended.says().ends_with(": wrong"), "{}", ended.says());
         let silent = shell("exit 4").finish(Instant::now() + LONG).await.unwrap();
         assert_eq!(silent.says(), "exit status: 4");
-        let missing = Child::start(&["towline-no-such-program".to_owned()], &[]).map(drop).unwrap_err();
+        let missing = Child::start(&[], &["towline-no-such-program".to_owned()], &[]).map(drop).unwrap_err();
         assert!(missing.contains("towline-no-such-program: cannot start"), "{missing}");
     }
 

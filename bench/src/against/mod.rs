@@ -4,6 +4,7 @@ mod child;
 mod entry;
 mod fi_pingpong;
 mod iperf3;
+pub(crate) mod keep;
 mod run;
 mod ucx_perftest;
 

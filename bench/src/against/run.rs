@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::child::Child;
 use super::entry::Turn;
+use super::keep::keeper;
 use super::{Asked, Figures, Job, Session, Tool};
 use crate::bench::case::Case;
 use crate::bench::{Pace, Repeat};
@@ -26,7 +27,10 @@ const ATTEMPTS: u32 = 2;
 
 /// The tools that this run compares with, all of them found.
 #[derive(Debug)]
-pub(crate) struct Peers(Vec<(&'static dyn Tool, Option<String>)>);
+pub(crate) struct Peers {
+    tools: Vec<(&'static dyn Tool, Option<String>)>,
+    keeper: Vec<String>,
+}
 
 impl Peers {
     /// Asks every tool for its version; one that is not there is refused.
@@ -39,7 +43,7 @@ impl Peers {
         for Asked(tool) in asked {
             found.push((tool, version(tool).await));
         }
-        Ok(Self(found))
+        Ok(Self { tools: found, keeper: keeper()? })
     }
 
     /// One run of each tool, after one repeat of ours.
@@ -55,13 +59,13 @@ impl Peers {
         let warmup = (messages as f64 * share).ceil() as u64;
         let job = Job { messages, warmup, ..Job::of(case, &repeat.path) };
         let limit = SLOWER_MAX * (pace.warmup + pace.duration) + GRACE;
-        let mut turns = Vec::with_capacity(self.0.len());
-        for (tool, version) in &self.0 {
+        let mut turns = Vec::with_capacity(self.tools.len());
+        for (tool, version) in &self.tools {
             progress.tell(&format!("{case}, {}", tool.name()));
             let outcome = match tool.session(&job) {
                 Err(why) => Err(why),
                 Ok(_) => {
-                    let (mut session, figures) = several_attempts(*tool, job, limit, progress)
+                    let (mut session, figures) = several_attempts(*tool, job, &self.keeper, limit, progress)
                         .await
                         .map_err(|why| Failure::run(why).during(tool.name()))?;
                     remark(&mut session, case);
@@ -86,7 +90,7 @@ fn remark(session: &mut Session, case: &Case) {
 
 async fn version(tool: &dyn Tool) -> Option<String> {
     let words: Vec<String> = tool.version_command().iter().map(|word| (*word).to_owned()).collect();
-    let mut child = Child::start(&words, &[]).ok()?;
+    let mut child = Child::start(&[], &words, &[]).ok()?;
     let ended = child.finish(Instant::now() + LISTENS_WITHIN).await.ok()?;
     tool.version(&ended.out)
 }
@@ -94,12 +98,13 @@ async fn version(tool: &dyn Tool) -> Option<String> {
 async fn several_attempts(
     tool: &dyn Tool,
     job: Job<'_>,
+    keeper: &[String],
     limit: Duration,
     progress: &mut Progress,
 ) -> Result<(Session, Figures), String> {
     let mut attempt = 1;
     loop {
-        match attempt_once(tool, job, limit).await {
+        match attempt_once(tool, job, keeper, limit).await {
             Err(why) if attempt < ATTEMPTS => progress.warn(&format!("{}: {why}: once more", tool.name())),
             outcome => return outcome,
         }
@@ -107,13 +112,18 @@ async fn several_attempts(
     }
 }
 
-async fn attempt_once(tool: &dyn Tool, job: Job<'_>, limit: Duration) -> Result<(Session, Figures), String> {
+async fn attempt_once(
+    tool: &dyn Tool,
+    job: Job<'_>,
+    keeper: &[String],
+    limit: Duration,
+) -> Result<(Session, Figures), String> {
     let job = Job { port: free_port()?, ..job };
     let session = tool.session(&job)?;
-    let mut server = Child::start(&session.server, session.environment)?;
+    let mut server = Child::start(keeper, &session.server, session.environment)?;
     server.listens(job.port, Instant::now() + LISTENS_WITHIN).await?;
     let ended = {
-        let mut client = Child::start(&session.client, session.environment)?;
+        let mut client = Child::start(keeper, &session.client, session.environment)?;
         client.finish(Instant::now() + limit).await?
     };
     let figures = match tool.read(&job, &ended.out) {
@@ -186,7 +196,7 @@ mod tests {
     async fn a_server_that_cannot_listen_is_tried_again_and_then_a_failure() {
         let tool = Scripts("echo taken >&2; exit 1", "echo 1");
         let job = job(Pattern::Bandwidth, 8);
-        let failed = several_attempts(&tool, job, LONG, &mut Progress::start()).await.unwrap_err();
+        let failed = several_attempts(&tool, job, &[], LONG, &mut Progress::start()).await.unwrap_err();
         assert!(failed.contains("ended instead of listening") && failed.contains("taken"), "{failed}");
         assert_eq!(version(&tool).await.unwrap(), "7");
     }

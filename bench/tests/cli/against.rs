@@ -11,7 +11,7 @@ use crate::command::Running;
 const REQUIRE: &str = "TOWLINE_REQUIRE";
 
 /// Whether `tool` is here; if not, the test that asks skips, or fails where the tool is required.
-fn there(tool: &str) -> bool {
+pub(crate) fn there(tool: &str) -> bool {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&folders).any(|folder| folder.join(tool).is_file()) {
         return true;
