@@ -3,6 +3,7 @@
 pub(crate) mod assertion;
 pub(crate) mod case;
 mod drive;
+mod history;
 mod load;
 mod options;
 mod patterns;
@@ -30,6 +31,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = options.trust.endpoint(case::Wait::default())?;
     let peers = Peers::find(&options.against).await?;
     let plan = Plan::make(options, &endpoint).await?;
+    let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
+    let earlier = options.history.open(&planned)?;
     let libraries = endpoint.backends().into_iter().filter_map(|backend| match backend.state {
         BackendState::Ready { version: Some(version), .. } => Some((backend.name.to_owned(), version)),
         _ => None,
@@ -42,7 +45,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         writeln!(out, "{}", report.fingerprint)?;
         report::table(out, &report.results)
     })?;
-    judge(&options.assertions, &report.results)
+    options.history.save(&report)?;
+    let compared = options.history.judge(earlier.as_ref(), &report);
+    judge(&options.assertions, &report.results).and(compared)
 }
 
 /// Every case, each repeat in turn with its ceilings and with the peers' tools.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::case::{Case, Pattern};
@@ -52,6 +53,9 @@ pub(crate) struct Row {
     pub(crate) verified: bool,
     pub(crate) ceilings: Vec<CeilingRow>,
     pub(crate) against: Vec<Entry>,
+    /// Of all repeats together; not in the document.
+    #[serde(skip)]
+    pub(crate) times: Option<Histogram<u64>>,
 }
 
 /// CPU seconds spent per 10^9 bytes, at the end that gives them and at the end that takes them.
@@ -102,6 +106,7 @@ impl Row {
             verified: case.verify,
             ceilings: Vec::new(),
             against: Vec::new(),
+            times: None,
         }
     }
 
@@ -132,6 +137,7 @@ impl Row {
                 .zip(cost(Sample::recv_cpu_s_per_gb))
                 .map(|(send, recv)| CpuCost { send, recv });
         }
+        row.times = Some(times);
         row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
         row

@@ -6,6 +6,7 @@ mod against;
 mod bench;
 mod command;
 mod death;
+mod history;
 mod usage;
 
 use command::towline;

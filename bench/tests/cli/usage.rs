@@ -52,6 +52,10 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --against iperf3 --connect tcp://127.0.0.1:1", "--connect"),
         ("bench --html x", "--html"),
         ("bench --assert fast", "no comparison"),
+        ("bench --compare /no/such/file", "--compare /no/such/file"),
+        ("bench --save-histograms /no/such/folder/x", "--save-histograms /no/such/folder/x"),
+        ("bench --threshold 5", "--compare"),
+        ("bench --threshold little --compare x", "not a percentage"),
         ("bench --transport mem --assert mem.latency.9.p50_us<1", "matches no row of this run"),
         ("bench --transport mem --wait spin,sleep --assert mem.latency.8.p50_us<1", "wait=sleep|spin"),
         (
