@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::{Completion, Figures, Job, Session, Tool, words};
-use crate::bench::case::Pattern;
 use crate::bench::report::CpuCost;
 
 /// The longest write that iperf3 makes.
@@ -35,9 +34,12 @@ impl Tool for Iperf3 {
 
     fn session(&self, job: &Job<'_>) -> Result<Session, String> {
         job.over_tcp()?;
-        if job.pattern != Pattern::Bandwidth {
-            return Err("it only streams: it measures bandwidth one way".to_owned());
-        }
+        // By its name, so that a pattern which this version cannot measure yet has its command already.
+        let both_ways = match job.pattern.name() {
+            "bandwidth" => "",
+            "bidirectional" => " --bidir",
+            _ => return Err("it only streams: it measures bandwidth".to_owned()),
+        };
         let write = job.size_bytes.min(WRITE_BYTES_MAX);
         let bytes = job.messages.saturating_mul(job.size_bytes as u64);
         let least = (BYTES_MIN / write).min(WRITES_MAX_OF_MIN) as u64;
@@ -50,7 +52,9 @@ impl Tool for Iperf3 {
         Ok(Session {
             environment: &[],
             server: words(&format!("iperf3 -s -1 -B 127.0.0.1 -p {port}")),
-            client: words(&format!("iperf3 -c 127.0.0.1 -p {port} -l {write} -k {writes} -i 0 -J")),
+            client: words(&format!(
+                "iperf3 -c 127.0.0.1 -p {port} -l {write} -k {writes} -i 0 -J{both_ways}"
+            )),
             completion: Completion::Receiver,
             note,
         })
@@ -65,7 +69,9 @@ impl Tool for Iperf3 {
         let number =
             |value: &Value, what: &str| value.as_f64().ok_or_else(|| format!("its JSON has no {what}"));
         let received = &end["sum_received"];
-        let bytes = number(&received["bytes"], "end.sum_received.bytes")?;
+        // The other way, of a run with `--bidir`.
+        let back = end["sum_received_bidir_reverse"]["bytes"].as_f64().unwrap_or(0.0);
+        let bytes = number(&received["bytes"], "end.sum_received.bytes")? + back;
         let seconds = number(&received["seconds"], "end.sum_received.seconds")?;
         if bytes <= 0.0 || seconds <= 0.0 {
             return Err("it ended before its receiver had anything".to_owned());
@@ -88,6 +94,7 @@ impl Tool for Iperf3 {
 mod tests {
     use super::super::tests::job;
     use super::*;
+    use crate::bench::case::Pattern;
 
     #[test]
     fn its_receiver_and_its_cpu_time_are_read() {
@@ -100,6 +107,14 @@ mod tests {
         let cpu = figures.cpu_s_per_gb.unwrap();
         assert!(cpu.send > 0.01 && cpu.send < 1.0 && cpu.recv > 0.01 && cpu.recv < 1.0, "{cpu:?}");
         assert_eq!(Iperf3.version(include_str!("recorded/iperf3_version.txt")).unwrap(), "3.12");
+    }
+
+    #[test]
+    fn both_ways_count() {
+        let text = include_str!("recorded/iperf3_bidir.json");
+        let figures = Iperf3.read(&job(Pattern::Bandwidth, 1 << 20), text).unwrap();
+        let both = (2_474_639_360.0 + 1_736_441_008.0) / 1e9 / 1.161305;
+        assert!((figures.gb_per_s.unwrap() - both).abs() < 1e-6, "{figures:?}");
     }
 
     #[test]
