@@ -1,5 +1,6 @@
 //! The `towline` command: what a machine offers, which path was chosen, how fast it is.
 
+mod against;
 mod bench;
 mod ceiling;
 mod explain;
@@ -51,6 +52,8 @@ enum Command {
     Serve(serve::Options),
     Bench(Box<bench::Options>),
     Explain(explain::Options),
+    #[command(hide = true)]
+    Keep(against::keep::Options),
 }
 
 impl Command {
@@ -60,6 +63,7 @@ impl Command {
             Self::Serve(options) => serve::run(options).await,
             Self::Bench(options) => bench::run(options).await,
             Self::Explain(options) => explain::run(options).await,
+            Self::Keep(options) => against::keep::run(options),
         }
     }
 }

@@ -22,12 +22,32 @@ struct Need {
 }
 
 /// Everything the test command installs; `.ci/run` requires the names in the first column.
-const NEEDS: [Need; 1] = [Need {
-    name: "netns",
-    binary: "ip",
-    package: "iproute2",
-    purpose: "network namespaces for connect time-outs",
-}];
+const NEEDS: [Need; 4] = [
+    Need {
+        name: "netns",
+        binary: "ip",
+        package: "iproute2",
+        purpose: "network namespaces for connect time-outs",
+    },
+    Need {
+        name: "iperf3",
+        binary: "iperf3",
+        package: "iperf3",
+        purpose: "a peer tool that bench runs beside tcp",
+    },
+    Need {
+        name: "ucx_perftest",
+        binary: "ucx_perftest",
+        package: "ucx-utils",
+        purpose: "a peer tool that bench runs beside tcp",
+    },
+    Need {
+        name: "fi_pingpong",
+        binary: "fi_pingpong",
+        package: "libfabric-bin",
+        purpose: "a peer tool that bench runs beside tcp",
+    },
+];
 
 /// Installs what is missing if it may. What stays missing is reported, and is an error only where it is required.
 pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::report::Row;
+use crate::against::Asked;
 use crate::units::Size;
 
 const EXAMPLE: &str = "tcp.bandwidth.1M[wait=adaptive].ceiling.socket.share>=0.9";
@@ -27,6 +28,7 @@ const FIELDS: [&str; 11] = [
 
 const CEILINGS: [&str; 6] = ["memcpy", "socket", "tls_socket", "eventfd", "device_copy", "pcie"];
 const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
+const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
 /// Keys of a row that brackets may name; options of the transport join them.
 const KEYS: [&str; 10] =
@@ -143,6 +145,9 @@ impl Assertion {
         }
         let matches: Vec<&Row> = rows.iter().filter(|row| self.matches(row, false)).collect();
         let by_path = self.brackets.iter().any(|(key, _)| key == "path");
+        if let [only] = matches[..] {
+            self.check_tool(only)?;
+        }
         match matches.len() {
             0 => Err(format!("`{self}` matches no row of this run: {}", names(rows))),
             1 => Ok(()),
@@ -151,6 +156,18 @@ impl Assertion {
                 "`{self}` matches {count} rows of this run, and must match exactly one: say which in brackets, {}",
                 differences(&matches)
             )),
+        }
+    }
+
+    /// Before the run: will the tool that a figure is asked of run beside `row`?
+    fn check_tool(&self, row: &Row) -> Result<(), String> {
+        let asked = self.field.strip_prefix("against.").and_then(|rest| rest.split_once('.'));
+        let Some((tool, _)) = asked else { return Ok(()) };
+        let entry = row.against.iter().find(|entry| entry.tool == tool);
+        let entry = entry.ok_or_else(|| format!("`{self}`: --against does not name {tool}"))?;
+        match &entry.note {
+            Some(why) if !entry.applies() => Err(format!("`{self}`: {tool} does not apply: {why}")),
+            _ => Ok(()),
         }
     }
 
@@ -221,8 +238,13 @@ fn split_brackets(rest: &str) -> Result<(Brackets, &str), String> {
 }
 
 fn known_field(field: &str) -> Result<(), String> {
-    if field.split('.').next() == Some("against") {
-        return Err("this version runs no peer tools, so there is no `against`".to_owned());
+    if let Some(rest) = field.strip_prefix("against.") {
+        let (tool, figure) = rest.split_once('.').unwrap_or((rest, ""));
+        tool.parse::<Asked>()?;
+        if !AGAINST_FIELDS.contains(&figure) {
+            return Err(format!("`{figure}` is no figure of a peer tool: {}", AGAINST_FIELDS.join(", ")));
+        }
+        return Ok(());
     }
     if let Some(rest) = field.strip_prefix("ceiling.") {
         let (kind, figure) = rest.split_once('.').unwrap_or((rest, ""));
@@ -237,17 +259,27 @@ fn known_field(field: &str) -> Result<(), String> {
     if FIELDS.contains(&field) {
         return Ok(());
     }
-    Err(format!("`{field}` is no field: {}, or ceiling.KIND.{}", FIELDS.join(", "), CEILING_FIELDS.join("|")))
+    Err(format!(
+        "`{field}` is no field: {}, ceiling.KIND.{} or against.TOOL.{}",
+        FIELDS.join(", "),
+        CEILING_FIELDS.join("|"),
+        AGAINST_FIELDS.join("|")
+    ))
 }
 
 /// The figure that `field` names in the row as the document shows it.
 fn figure(row: &Row, field: &str) -> Option<f64> {
     let row = serde_json::to_value(row).ok()?;
-    let found = match field.strip_prefix("ceiling.").and_then(|rest| rest.split_once('.')) {
-        Some((kind, figure)) => {
-            row["ceilings"].as_array()?.iter().find(|ceiling| ceiling["kind"] == kind)?[figure].clone()
-        }
-        None => field.split('.').fold(row, |value, key| value[key].clone()),
+    let among = |list: &str, key: &str, rest: &str| {
+        let (name, figure) = rest.split_once('.')?;
+        Some(row[list].as_array()?.iter().find(|entry| entry[key] == name)?[figure].clone())
+    };
+    let found = if let Some(rest) = field.strip_prefix("ceiling.") {
+        among("ceilings", "kind", rest)?
+    } else if let Some(rest) = field.strip_prefix("against.") {
+        among("against", "tool", rest)?
+    } else {
+        field.split('.').fold(row, |value, key| value[key].clone())
     };
     found.as_f64()
 }
@@ -354,7 +386,9 @@ mod tests {
             ("tcp.bandwidth.1M.ceiling.share>=1", "`share` is no ceiling"),
             ("tcp.bandwidth.1M.ceiling.memcpy>=1", "`` is no figure"),
             ("tcp.bandwidth.1M.ceiling.memcpy.speed>=1", "`speed` is no figure"),
-            ("tcp.bandwidth.1M.against.iperf3.ratio>=1", "no peer tools"),
+            ("tcp.bandwidth.1M.against.netperf.ratio>=1", "`netperf` is no peer tool"),
+            ("tcp.bandwidth.1M.against.iperf3.speed>=1", "`speed` is no figure"),
+            ("tcp.bandwidth.1M.against.iperf3>=1", "`` is no figure"),
             ("tcp.bandwidth.1M[wait=spin.gb_per_s>=1", "not closed"),
             ("tcp.bandwidth.1M[wait=spin]gb_per_s>=1", "no .field after the bracket"),
             ("tcp.bandwidth.1M[wait=spin]>=1", "no .field after the bracket"),

@@ -3,6 +3,7 @@
 pub(crate) mod assertion;
 pub(crate) mod case;
 mod drive;
+mod history;
 mod load;
 mod options;
 mod patterns;
@@ -20,6 +21,7 @@ pub(crate) use self::options::Options;
 use self::plan::Plan;
 pub(crate) use self::plan::{Pace, ready};
 use self::report::{Report, Row};
+use crate::against::{Entry, Peers};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
 use crate::progress::Progress;
@@ -27,38 +29,48 @@ use crate::progress::Progress;
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
     let endpoint = options.trust.endpoint(case::Wait::default())?;
+    let peers = Peers::find(&options.against).await?;
     let plan = Plan::make(options, &endpoint).await?;
+    let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
+    let earlier = options.history.open(&planned)?;
     let libraries = endpoint.backends().into_iter().filter_map(|backend| match backend.state {
         BackendState::Ready { version: Some(version), .. } => Some((backend.name.to_owned(), version)),
         _ => None,
     });
     let fingerprint = Fingerprint::read(libraries);
     drop(endpoint);
-    let results = measure(options, &plan).await?;
+    let results = measure(options, &plan, &peers).await?;
     let report = Report { schema: 1, fingerprint, results };
     options.output.give(&report, |out: &mut dyn Write| {
         writeln!(out, "{}", report.fingerprint)?;
         report::table(out, &report.results)
     })?;
-    judge(&options.assertions, &report.results)
+    options.history.save(&report)?;
+    let compared = options.history.judge(earlier.as_ref(), &report);
+    judge(&options.assertions, &report.results).and(compared)
 }
 
-/// Every case, each repeat in turn with its ceilings.
-async fn measure(options: &Options, plan: &Plan) -> Result<Vec<Row>, Failure> {
+/// Every case, each repeat in turn with its ceilings and with the peers' tools.
+async fn measure(options: &Options, plan: &Plan, peers: &Peers) -> Result<Vec<Row>, Failure> {
     let mut progress = Progress::start();
     let mut drive = Drive::new(plan.pace, &options.trust, options.connect.as_ref(), &mut progress);
     let mut rows = Vec::with_capacity(plan.cases.len());
     for (index, case) in plan.cases.iter().enumerate() {
         let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
+        let mut turns = Vec::new();
         for turn in 1..=plan.repeats {
             let line = format!("{}/{} {case}, {turn} of {}", index + 1, plan.cases.len(), plan.repeats);
             drive.progress.tell(&line);
             let repeat = drive.repeat(case).await.map_err(|failure| failure.during(case))?;
+            let turn = peers.turn(case, &repeat, plan.pace, drive.progress).await;
+            turns.push(turn.map_err(|failure| failure.during(case))?);
             path = repeat.path;
             samples.push(repeat.sample);
             ceilings.push(repeat.ceilings);
         }
-        rows.push(Row::measured(case, path, &samples, &ceilings));
+        let mut row = Row::measured(case, path, &samples, &ceilings);
+        row.against = Entry::all(&row, &turns);
+        rows.push(row);
     }
     Ok(rows)
 }

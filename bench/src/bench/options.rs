@@ -6,6 +6,8 @@ use towline::Address;
 
 use super::assertion::Assertion;
 use super::case::{Pattern, Place, Transport, Wait};
+use super::history::History;
+use crate::against::Asked;
 use crate::output::Output;
 use crate::trust::Trust;
 use crate::units::{Sizes, parse_seconds};
@@ -16,6 +18,8 @@ Examples:
   towline bench --transport tcp --pattern latency,bandwidth --size 8..64M --wait spin,adaptive
   towline bench --transport tcp --pattern bandwidth --size 1M --json-file run.json \\
       --assert 'tcp.bandwidth.1M.ceiling.socket.share>=0.9'
+  towline bench --transport tcp --pattern latency,bandwidth --against iperf3,ucx_perftest,fi_pingpong
+  towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there";
 
 /// Move data between two workers, and report what it costs beside the ceilings of this machine
@@ -63,12 +67,17 @@ pub(crate) struct Options {
     /// The other half is a `towline serve` that listens there
     #[arg(long, value_name = "ADDR")]
     pub(crate) connect: Option<Address>,
+    /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong
+    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "connect")]
+    pub(crate) against: Vec<Asked>,
     /// Check every byte at the receiver (length and edges are always checked)
     #[arg(long)]
     pub(crate) verify: bool,
     /// Fail unless transport.pattern.size[key=value,…].field OP number holds, for exactly one row; may be repeated
     #[arg(long = "assert", value_name = "EXPR")]
     pub(crate) assertions: Vec<Assertion>,
+    #[command(flatten)]
+    pub(crate) history: History,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]

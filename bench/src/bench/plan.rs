@@ -7,6 +7,7 @@ use towline::{Address, BackendReport, BackendState, Endpoint, ErrorKind, Scheme}
 use super::case::{Case, Pattern, Transport, Wait};
 use super::options::Options;
 use super::report::Row;
+use crate::against::Asked;
 use crate::failure::Failure;
 use crate::fingerprint;
 use crate::units::Size;
@@ -52,7 +53,12 @@ impl Plan {
         let memory = fingerprint::memory_bytes("MemAvailable").unwrap_or(u64::MAX);
         let cases = expand(options, &transports, memory)?;
         let plan = Self { pace: pace(options, cases.len()), repeats: options.repeat, cases };
-        let rows: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
+        let against = Asked::unique(&options.against);
+        let planned = |case: &Case| {
+            let entries = against.iter().map(|tool| tool.planned(case));
+            Row { against: entries.collect(), ..Row::planned(case) }
+        };
+        let rows: Vec<Row> = plan.cases.iter().map(planned).collect();
         for assertion in &options.assertions {
             assertion.check_plan(&rows).map_err(Failure::usage)?;
         }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::case::{Case, Pattern};
 use super::sample::Sample;
+use crate::against::Entry;
 use crate::ceiling::Ceiling;
 use crate::fingerprint::Fingerprint;
 use crate::units::Size;
@@ -50,7 +52,10 @@ pub(crate) struct Row {
     pub(crate) copies: Option<f64>,
     pub(crate) verified: bool,
     pub(crate) ceilings: Vec<CeilingRow>,
-    pub(crate) against: Vec<serde_json::Value>,
+    pub(crate) against: Vec<Entry>,
+    /// Of all repeats together; not in the document.
+    #[serde(skip)]
+    pub(crate) times: Option<Histogram<u64>>,
 }
 
 /// CPU seconds spent per 10^9 bytes, at the end that gives them and at the end that takes them.
@@ -101,6 +106,7 @@ impl Row {
             verified: case.verify,
             ceilings: Vec::new(),
             against: Vec::new(),
+            times: None,
         }
     }
 
@@ -131,6 +137,7 @@ impl Row {
                 .zip(cost(Sample::recv_cpu_s_per_gb))
                 .map(|(send, recv)| CpuCost { send, recv });
         }
+        row.times = Some(times);
         row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
         row
@@ -190,7 +197,7 @@ fn range(values: &[f64]) -> Option<[f64; 2]> {
 }
 
 /// Six significant digits: more would be noise in the document.
-fn round(value: f64) -> f64 {
+pub(crate) fn round(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
     }
@@ -198,7 +205,7 @@ fn round(value: f64) -> f64 {
     (value * scale).round() / scale
 }
 
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 12] = [
     "transport",
     "pattern",
     "size",
@@ -210,6 +217,7 @@ const COLUMNS: [&str; 11] = [
     "cold µs",
     "msg/s",
     "of the ceiling",
+    "ours over",
 ];
 
 /// The rows as a table: figures right-aligned, what does not apply a dash.
@@ -219,12 +227,13 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     let widths: Vec<usize> = (0..COLUMNS.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
+    // The last column only says something where somebody else ran.
+    let shown = if rows.iter().all(|row| row.against.is_empty()) { COLUMNS.len() - 1 } else { COLUMNS.len() };
     for line in &lines {
         let mut text = String::new();
-        for (column, (cell, width)) in line.iter().zip(&widths).enumerate() {
+        for (column, (cell, width)) in line.iter().zip(&widths).take(shown).enumerate() {
             match column {
-                0..=1 | 3 => text.push_str(&format!("{cell:<width$}  ")),
-                10 => text.push_str(cell),
+                0..=1 | 3 | 10.. => text.push_str(&format!("{cell:<width$}  ")),
                 _ => text.push_str(&format!("{cell:>width$}  ")),
             }
         }
@@ -246,6 +255,7 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
             None => format!("{} -", ceiling.kind),
         })
         .collect();
+    let against: Vec<String> = row.against.iter().map(Entry::short).collect();
     [
         transport,
         row.pattern.to_owned(),
@@ -259,6 +269,7 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         figure(row.cold_us),
         row.messages_per_s.map_or_else(dash, |rate| format!("{rate:.0}")),
         if shares.is_empty() { dash() } else { shares.join(", ") },
+        if against.is_empty() { dash() } else { against.join(", ") },
     ]
 }
 

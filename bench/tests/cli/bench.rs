@@ -6,7 +6,7 @@ use crate::command::{Finished, start, towline};
 
 const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
 
-fn bench(line: &str) -> Finished {
+pub(crate) fn bench(line: &str) -> Finished {
     let mut words = vec!["bench"];
     words.extend(line.split_whitespace());
     words.extend(SHORT);
@@ -53,7 +53,7 @@ fn fits(schema: &Value, document: &Value, at: &str) {
 }
 
 #[track_caller]
-fn rows(finished: &Finished) -> Vec<Value> {
+pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
     finished.exits_with(0);
     let document = finished.document();
     let schema: Value = serde_json::from_str(include_str!("../../../docs/bench.schema.json")).unwrap();

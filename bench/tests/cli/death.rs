@@ -1,11 +1,13 @@
 //! A run that is interrupted, or loses its other half, ends soon, says so, and leaves nobody behind.
 
 use std::fs;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::against::there;
 use crate::command::{Running, start};
 
 const LONG: [&str; 8] =
@@ -27,18 +29,30 @@ fn parent(id: u32) -> Option<u32> {
     if state == "Z" { None } else { fields.next()?.parse().ok() }
 }
 
-/// The serving process of `bench`, once it is there.
-fn serving_process(bench: &Running) -> u32 {
+/// The first process that `is` the one, once it is there.
+fn process(is: impl Fn(u32) -> bool) -> u32 {
     let begin = Instant::now();
     loop {
         let processes = fs::read_dir("/proc").unwrap().flatten();
-        let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        if let Some(child) = ids.into_iter().find(|id| parent(*id) == Some(bench.id())) {
-            return child;
+        let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        if let Some(id) = ids.find(|id| is(*id)) {
+            return id;
         }
-        assert!(begin.elapsed() < SOON, "no serving process was started");
-        thread::sleep(Duration::from_millis(10));
+        assert!(begin.elapsed() < SOON, "no such process was started");
+        thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The serving process of `bench`, once it is there.
+fn serving_process(bench: &Running) -> u32 {
+    process(|id| parent(id) == Some(bench.id()))
+}
+
+/// A process of `program` that a keeper of `bench` runs, once it is there.
+fn kept_process(bench: &Running, program: &str) -> u32 {
+    let runs =
+        |id: u32| fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == program);
+    process(|id| runs(id) && parent(id).and_then(parent) == Some(bench.id()))
 }
 
 fn ends(id: u32) {
@@ -88,6 +102,35 @@ fn a_killed_bench_leaves_no_serving_process() {
     signal(bench.id(), Signal::KILL);
     drop(bench);
     ends(child);
+}
+
+#[test]
+fn no_end_of_a_bench_leaves_a_peer_tool() {
+    if !there("iperf3") {
+        return;
+    }
+    let many = ["--duration", "0.02", "--repeat", "1000", "--against", "iperf3", "--json"];
+    let line =
+        [&["bench", "--transport", "tcp", "--pattern", "bandwidth", "--size", "64K"][..], &many].concat();
+    for by in [Signal::INT, Signal::KILL] {
+        let bench = start(&line);
+        let tool = kept_process(&bench, "iperf3");
+        signal(bench.id(), by);
+        let finished = bench.finish();
+        assert_eq!(finished.code, (by == Signal::INT).then_some(130), "{}", finished.err);
+        ends(tool);
+    }
+}
+
+#[test]
+fn a_kept_program_ends_with_the_input_of_its_keeper() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    command.args(["keep", "--", "sleep", "1000"]);
+    let mut keeper = Running(command.stdin(Stdio::piped()).spawn().unwrap());
+    let kept = process(|id| parent(id) == Some(keeper.id()));
+    drop(keeper.0.stdin.take());
+    keeper.finish().exits_with(128 + 9);
+    ends(kept);
 }
 
 #[test]

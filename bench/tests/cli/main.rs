@@ -2,10 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod against;
 mod bench;
 mod command;
 mod death;
 mod metrics;
+mod history;
 mod usage;
 
 use command::towline;

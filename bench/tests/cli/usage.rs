@@ -44,12 +44,24 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --connect nowhere", "://"),
         ("bench --token-file /no/such/file", "/no/such/file"),
         ("bench --json-file /no/such/folder/x", "/no/such/folder/x"),
-        ("bench --against iperf3", "--against"),
+        (
+            "bench --against netperf",
+            "`netperf` is no peer tool: choose from iperf3, ucx_perftest, fi_pingpong",
+        ),
+        ("bench --against iceoryx2", "does not run `iceoryx2` yet"),
+        ("bench --against iperf3 --connect tcp://127.0.0.1:1", "--connect"),
         ("bench --html x", "--html"),
         ("bench --assert fast", "no comparison"),
+        ("bench --compare /no/such/file", "--compare /no/such/file"),
+        ("bench --save-histograms /no/such/folder/x", "--save-histograms /no/such/folder/x"),
+        ("bench --threshold 5", "--compare"),
+        ("bench --threshold little --compare x", "not a percentage"),
         ("bench --transport mem --assert mem.latency.9.p50_us<1", "matches no row of this run"),
         ("bench --transport mem --wait spin,sleep --assert mem.latency.8.p50_us<1", "wait=sleep|spin"),
-        ("bench --transport mem --assert mem.latency.8.against.iperf3.ratio<1", "no peer tools"),
+        (
+            "bench --transport mem --assert mem.latency.8.against.iperf3.ratio<1",
+            "--against does not name iperf3",
+        ),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         towline(&words).is_wrong_usage(says);

@@ -1,0 +1,172 @@
+//! What the document says about a tool beside a case.
+
+use serde::Serialize;
+
+use super::{Completion, Figures, Session};
+use crate::bench::report::{CpuCost, Row, median, round};
+
+/// One tool beside one case. Where the tool cannot do what the case does, `note` says why and all else is `null`.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Entry {
+    pub(crate) tool: &'static str,
+    pub(crate) version: Option<String>,
+    /// Of the last repeat: its server and its client.
+    pub(crate) command: Option<String>,
+    pub(crate) completion: Option<&'static str>,
+    pub(crate) gb_per_s: Option<f64>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) cpu_s_per_gb: Option<CpuCost>,
+    /// Ours over theirs.
+    pub(crate) ratio: Option<f64>,
+    pub(crate) note: Option<String>,
+}
+
+/// One run of a tool, after one repeat of ours.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    pub(super) tool: &'static str,
+    pub(super) version: Option<String>,
+    /// What was run and what it gave, or why it does not apply.
+    pub(super) outcome: Result<(Session, Figures), String>,
+}
+
+impl Entry {
+    /// Before the run: whether the tool applies.
+    pub(super) fn planned(tool: &'static str, completion: Option<Completion>, note: Option<String>) -> Self {
+        Self {
+            tool,
+            version: None,
+            command: None,
+            completion: completion.map(Completion::name),
+            gb_per_s: None,
+            p50_us: None,
+            cpu_s_per_gb: None,
+            ratio: None,
+            note,
+        }
+    }
+
+    /// Whether the tool does what the case does.
+    pub(crate) fn applies(&self) -> bool {
+        self.completion.is_some()
+    }
+
+    /// Medians over the turns of every tool, in the order of the first repeat, with ours in `row` beside them.
+    pub(crate) fn all(row: &Row, repeats: &[Vec<Turn>]) -> Vec<Self> {
+        let tools = repeats.first().into_iter().flatten().map(|turn| turn.tool);
+        let turns_of = |tool| repeats.iter().flatten().filter(move |turn| turn.tool == tool);
+        tools.filter_map(|tool| Self::of(row, &turns_of(tool).collect::<Vec<_>>())).collect()
+    }
+
+    fn of(row: &Row, turns: &[&Turn]) -> Option<Self> {
+        let last = turns.last()?;
+        let (completion, command, note) = match &last.outcome {
+            Ok((session, _)) => (Some(session.completion), Some(session.line()), session.note.clone()),
+            Err(why) => (None, None, why.clone()),
+        };
+        let ran: Vec<Figures> = turns.iter().filter_map(|turn| Some(turn.outcome.as_ref().ok()?.1)).collect();
+        let of =
+            |value: fn(&Figures) -> Option<f64>| median(&ran.iter().filter_map(value).collect::<Vec<_>>());
+        let (gb_per_s, p50_us) = (of(|figures| figures.gb_per_s), of(|figures| figures.p50_us));
+        let send = of(|figures| figures.cpu_s_per_gb.map(|cost| cost.send));
+        let recv = of(|figures| figures.cpu_s_per_gb.map(|cost| cost.recv));
+        let ratio = match (row.gb_per_s.zip(gb_per_s), row.p50_us.zip(p50_us)) {
+            (Some((ours, theirs)), _) | (None, Some((ours, theirs))) => Some(ours / theirs),
+            (None, None) => None,
+        };
+        Some(Self {
+            version: last.version.clone(),
+            command,
+            gb_per_s: gb_per_s.map(round),
+            p50_us: p50_us.map(round),
+            cpu_s_per_gb: send.zip(recv).map(|(send, recv)| CpuCost { send: round(send), recv: round(recv) }),
+            ratio: ratio.filter(|ratio| ratio.is_finite()).map(round),
+            ..Self::planned(last.tool, completion, Some(note))
+        })
+    }
+
+    /// `iperf3 1.05`, for people.
+    pub(crate) fn short(&self) -> String {
+        match self.ratio {
+            Some(ratio) => format!("{} {ratio:.2}", self.tool),
+            None => format!("{} -", self.tool),
+        }
+    }
+}
+
+impl Session {
+    /// Both commands as a shell takes them.
+    fn line(&self) -> String {
+        let of = |words: &[String]| {
+            let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}"));
+            environment.chain(words.iter().cloned()).collect::<Vec<_>>().join(" ")
+        };
+        format!("{} & {}", of(&self.server), of(&self.client))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::job;
+    use super::super::{Tool, fi_pingpong, iperf3, ucx_perftest};
+    use super::*;
+    use crate::bench::case::Pattern;
+    use crate::bench::report::tests::bandwidth_row;
+
+    fn turn(tool: &dyn Tool, figures: Figures) -> Turn {
+        let job = job(Pattern::Bandwidth, 1 << 20);
+        let outcome = tool.session(&job).map(|session| (session, figures));
+        Turn { tool: tool.name(), version: Some("1.0".into()), outcome }
+    }
+
+    fn repeat(gb_per_s: f64) -> Vec<Turn> {
+        let figures = Figures {
+            gb_per_s: Some(gb_per_s),
+            p50_us: None,
+            cpu_s_per_gb: Some(CpuCost { send: gb_per_s / 10.0, recv: 0.5 }),
+        };
+        let without_cpu = Figures { cpu_s_per_gb: None, ..figures };
+        let none = Figures::default();
+        vec![
+            turn(&iperf3::Iperf3, figures),
+            turn(&ucx_perftest::UcxPerftest, without_cpu),
+            turn(&fi_pingpong::FiPingpong, none),
+        ]
+    }
+
+    #[test]
+    fn repeats_give_medians_and_the_ratio_to_ours() {
+        let row = bandwidth_row();
+        let entries = Entry::all(&row, &[8.0, 2.0, 1.0].map(repeat));
+        let [iperf3, ucx, fi] = &entries[..] else { panic!("{entries:?}") };
+        assert_eq!((iperf3.gb_per_s, iperf3.ratio), (Some(2.0), Some(row.gb_per_s.unwrap() / 2.0)));
+        assert_eq!(iperf3.cpu_s_per_gb.map(|cost| (cost.send, cost.recv)), Some((0.2, 0.5)));
+        assert_eq!((iperf3.completion, ucx.completion), (Some("receiver"), Some("sender")));
+        assert_eq!((ucx.ratio, ucx.short().as_str()), (Some(2.0), "ucx_perftest 2.00"));
+        let command = ucx.command.as_ref().unwrap();
+        let begin =
+            "UCX_TLS=tcp UCX_NET_DEVICES=lo ucx_perftest -p 7000 & UCX_TLS=tcp UCX_NET_DEVICES=lo ucx_p";
+        assert!(command.starts_with(begin), "{command}");
+        assert!(ucx.applies() && !fi.applies() && fi.command.is_none() && fi.ratio.is_none());
+        assert_eq!(fi.short(), "fi_pingpong -");
+        assert!(fi.note.as_ref().unwrap().contains("ping pong"));
+    }
+
+    #[test]
+    fn a_latency_is_ours_over_theirs_too() {
+        let mut row = bandwidth_row();
+        (row.gb_per_s, row.p50_us) = (None, Some(6.0));
+        let figures = Figures { p50_us: Some(4.0), ..Figures::default() };
+        let entries = Entry::all(&row, &[vec![turn(&iperf3::Iperf3, figures)]]);
+        assert_eq!(entries[0].ratio, Some(1.5));
+    }
+
+    #[test]
+    fn an_entry_has_the_keys_of_the_contract_in_order() {
+        let text = serde_json::to_string(&Entry::planned("iperf3", None, None)).unwrap();
+        let keys = "tool version command completion gb_per_s p50_us cpu_s_per_gb ratio note";
+        let keys: Vec<String> = keys.split(' ').map(|key| format!("\"{key}\":")).collect();
+        let positions: Vec<_> = keys.iter().map(|key| text.find(key.as_str())).collect();
+        assert!(positions.iter().all(Option::is_some) && positions.is_sorted(), "{text}");
+    }
+}

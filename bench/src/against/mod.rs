@@ -1,0 +1,229 @@
+//! The tools of others that `--against` runs in turn with ours: one file a tool, and one line in [`TOOLS`].
+
+mod child;
+mod entry;
+mod fi_pingpong;
+mod iperf3;
+pub(crate) mod keep;
+mod run;
+mod ucx_perftest;
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+pub(crate) use self::entry::Entry;
+pub(crate) use self::run::Peers;
+use crate::bench::case::{Case, Pattern, Wait};
+use crate::bench::report::CpuCost;
+use crate::failure::Failure;
+
+/// Every tool that can be asked for.
+const TOOLS: [&dyn Tool; 3] = [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong];
+
+/// Tools that a later version may run.
+const PLANNED: [&str; 1] = ["iceoryx2"];
+
+/// A tool of somebody else: a server and a client of it move messages as ours do.
+pub(crate) trait Tool: fmt::Debug + Sync {
+    /// Its name everywhere, which is its program.
+    fn name(&self) -> &'static str;
+
+    /// The Debian package that has it.
+    fn package(&self) -> &'static str;
+
+    /// A program of that package, with arguments, that prints the version.
+    fn version_command(&self) -> &'static [&'static str];
+
+    /// The version in what that prints.
+    fn version(&self, output: &str) -> Option<String>;
+
+    /// How it does `job`, or why it cannot.
+    fn session(&self, job: &Job<'_>) -> Result<Session, String>;
+
+    /// What its client's output says about `job`.
+    fn read(&self, job: &Job<'_>, output: &str) -> Result<Figures, String>;
+}
+
+/// What a tool is to do: what ours just did, as far as a tool can be told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Job<'a> {
+    pub(crate) pattern: Pattern,
+    /// What carries our bytes.
+    pub(crate) path: &'a str,
+    pub(crate) size_bytes: usize,
+    pub(crate) window: usize,
+    pub(crate) wait: Wait,
+    /// As many as ours timed.
+    pub(crate) messages: u64,
+    /// As many again, before those.
+    pub(crate) warmup: u64,
+    /// A free port on loopback.
+    pub(crate) port: u16,
+}
+
+/// The two commands of one run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Session {
+    /// Of both.
+    pub(crate) environment: &'static [(&'static str, &'static str)],
+    pub(crate) server: Vec<String>,
+    pub(crate) client: Vec<String>,
+    pub(crate) completion: Completion,
+    /// How it differs from ours.
+    pub(crate) note: String,
+}
+
+/// Whose word ends a transfer in the tool's figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completion {
+    /// The sending end's memory is free again: the bytes may still be under way.
+    Sender,
+    /// The receiving end has the bytes.
+    Receiver,
+}
+
+impl Completion {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sender => "sender",
+            Self::Receiver => "receiver",
+        }
+    }
+}
+
+/// What a run of a tool gave, in the units of a row.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) gb_per_s: Option<f64>,
+    pub(crate) p50_us: Option<f64>,
+    pub(crate) cpu_s_per_gb: Option<CpuCost>,
+}
+
+impl<'a> Job<'a> {
+    /// A message of `case`, over `path`.
+    fn of(case: &Case, path: &'a str) -> Self {
+        let Case { pattern, size, window, wait, .. } = *case;
+        Self { pattern, path, size_bytes: size.0, window, wait, messages: 1, warmup: 1, port: 1 }
+    }
+
+    /// Why a tool that only knows TCP cannot do it, if so.
+    fn over_tcp(&self) -> Result<(), String> {
+        match self.path {
+            "tcp" => Ok(()),
+            path => Err(format!("it runs over tcp here, and ours over {path}")),
+        }
+    }
+}
+
+/// A tool that `--against` names.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked(&'static dyn Tool);
+
+impl Asked {
+    /// Refuses a tool that is not on the search path, with the line that installs it.
+    pub(crate) fn check(self) -> Result<(), Failure> {
+        if on_search_path(self.0.name()) {
+            return Ok(());
+        }
+        let (name, package) = (self.0.name(), self.0.package());
+        let how = format!("--against {name}: it is not on the search path: apt install {package}");
+        Err(Failure::usage(how))
+    }
+
+    /// The tools without repetitions.
+    pub(crate) fn unique(asked: &[Self]) -> Vec<Self> {
+        let mut kept: Vec<Self> = Vec::new();
+        for tool in asked {
+            if !kept.iter().any(|known| known.0.name() == tool.0.name()) {
+                kept.push(*tool);
+            }
+        }
+        kept
+    }
+
+    /// The entry of a case that has not run yet. What `auto` will choose is not known then; between two processes it
+    /// is taken for tcp.
+    pub(crate) fn planned(self, case: &Case) -> Entry {
+        let path = if case.transport.name == "auto" { "tcp" } else { case.transport.name };
+        match self.0.session(&Job::of(case, path)) {
+            Ok(session) => Entry::planned(self.0.name(), Some(session.completion), None),
+            Err(why) => Entry::planned(self.0.name(), None, Some(why)),
+        }
+    }
+}
+
+impl FromStr for Asked {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if PLANNED.contains(&text) {
+            return Err(format!("this version does not run `{text}` yet: choose from {}", names()));
+        }
+        TOOLS
+            .into_iter()
+            .find(|tool| tool.name() == text)
+            .map(Self)
+            .ok_or_else(|| format!("`{text}` is no peer tool: choose from {}", names()))
+    }
+}
+
+/// What can be asked for.
+pub(crate) fn names() -> String {
+    TOOLS.map(Tool::name).join(", ")
+}
+
+fn on_search_path(program: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&folders).any(|folder| is_program(&folder.join(program)))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}
+
+/// The words of a command.
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::report::tests::case;
+
+    /// A job that every tool's tests use.
+    pub(super) fn job(pattern: Pattern, size_bytes: usize) -> Job<'static> {
+        let case = case("tcp", pattern, size_bytes);
+        Job { messages: 1000, warmup: 100, port: 7000, ..Job::of(&case, "tcp") }
+    }
+
+    #[test]
+    fn a_tool_is_known_by_its_program() {
+        for tool in TOOLS {
+            let Asked(found) = tool.name().parse().unwrap();
+            assert_eq!(found.name(), tool.name());
+        }
+        assert!("netperf".parse::<Asked>().unwrap_err().contains("choose from iperf3, ucx_perftest"));
+        assert!("iceoryx2".parse::<Asked>().unwrap_err().contains("does not run `iceoryx2` yet"));
+        let twice: Vec<Asked> = ["iperf3", "fi_pingpong", "iperf3"].map(|name| name.parse().unwrap()).into();
+        assert_eq!(Asked::unique(&twice).len(), 2);
+    }
+
+    #[test]
+    fn nothing_of_others_stays_within_a_process() {
+        for tool in TOOLS {
+            for pattern in Pattern::OFFERED {
+                let job = Job { path: "mem", ..job(pattern, 8) };
+                assert!(!tool.session(&job).unwrap_err().is_empty(), "{tool:?} {pattern:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_can_be_executed() {
+        assert!(is_program(Path::new("/bin/sh")));
+        assert!(!is_program(Path::new("/etc/passwd")) && !is_program(Path::new("/bin")));
+    }
+}

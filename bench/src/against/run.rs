@@ -1,0 +1,214 @@
+//! The runs themselves: a server on a free port of loopback, its client, and the end of both.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{Duration, Instant};
+
+use super::child::Child;
+use super::entry::Turn;
+use super::keep::keeper;
+use super::{Asked, Figures, Job, Session, Tool};
+use crate::bench::case::Case;
+use crate::bench::{Pace, Repeat};
+use crate::failure::Failure;
+use crate::progress::Progress;
+
+/// What a run may take beside its measurement, which may be slower than ours by [`SLOWER_MAX`].
+const GRACE: Duration = Duration::from_secs(60);
+const SLOWER_MAX: u32 = 20;
+
+/// A server listens within this.
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
+
+/// A server whose client has ended gets this long to follow.
+const FOLLOWS_WITHIN: Duration = Duration::from_secs(5);
+
+/// A free port may be taken before the tool takes it, so the first failure is no verdict.
+const ATTEMPTS: u32 = 2;
+
+/// The tools that this run compares with, all of them found.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    tools: Vec<(&'static dyn Tool, Option<String>)>,
+    keeper: Vec<String>,
+}
+
+impl Peers {
+    /// Asks every tool for its version; one that is not there is refused.
+    pub(crate) async fn find(asked: &[Asked]) -> Result<Self, Failure> {
+        let asked = Asked::unique(asked);
+        for tool in &asked {
+            tool.check()?;
+        }
+        let mut found = Vec::new();
+        for Asked(tool) in asked {
+            found.push((tool, version(tool).await));
+        }
+        Ok(Self { tools: found, keeper: keeper()? })
+    }
+
+    /// One run of each tool, after one repeat of ours.
+    pub(crate) async fn turn(
+        &self,
+        case: &Case,
+        repeat: &Repeat,
+        pace: Pace,
+        progress: &mut Progress,
+    ) -> Result<Vec<Turn>, Failure> {
+        let messages = repeat.sample.times.len().max(1);
+        let share = pace.warmup.as_secs_f64() / pace.duration.as_secs_f64();
+        let warmup = (messages as f64 * share).ceil() as u64;
+        let job = Job { messages, warmup, ..Job::of(case, &repeat.path) };
+        let limit = SLOWER_MAX * (pace.warmup + pace.duration) + GRACE;
+        let mut turns = Vec::with_capacity(self.tools.len());
+        for (tool, version) in &self.tools {
+            progress.tell(&format!("{case}, {}", tool.name()));
+            let outcome = match tool.session(&job) {
+                Err(why) => Err(why),
+                Ok(_) => {
+                    let (mut session, figures) = several_attempts(*tool, job, &self.keeper, limit, progress)
+                        .await
+                        .map_err(|why| Failure::run(why).during(tool.name()))?;
+                    remark(&mut session, case);
+                    Ok((session, figures))
+                }
+            };
+            turns.push(Turn { tool: tool.name(), version: version.clone(), outcome });
+        }
+        Ok(turns)
+    }
+}
+
+/// What no tool can be told about our case.
+fn remark(session: &mut Session, case: &Case) {
+    if case.frames > 1 {
+        session.note.push_str("; one buffer a message, ours has more");
+    }
+    if !case.transport.options.is_empty() {
+        session.note.push_str(&format!("; without our {}", case.transport.query()));
+    }
+}
+
+async fn version(tool: &dyn Tool) -> Option<String> {
+    let words: Vec<String> = tool.version_command().iter().map(|word| (*word).to_owned()).collect();
+    let mut child = Child::start(&[], &words, &[]).ok()?;
+    let ended = child.finish(Instant::now() + LISTENS_WITHIN).await.ok()?;
+    tool.version(&ended.out)
+}
+
+async fn several_attempts(
+    tool: &dyn Tool,
+    job: Job<'_>,
+    keeper: &[String],
+    limit: Duration,
+    progress: &mut Progress,
+) -> Result<(Session, Figures), String> {
+    let mut attempt = 1;
+    loop {
+        match attempt_once(tool, job, keeper, limit).await {
+            Err(why) if attempt < ATTEMPTS => progress.warn(&format!("{}: {why}: once more", tool.name())),
+            outcome => return outcome,
+        }
+        attempt += 1;
+    }
+}
+
+async fn attempt_once(
+    tool: &dyn Tool,
+    job: Job<'_>,
+    keeper: &[String],
+    limit: Duration,
+) -> Result<(Session, Figures), String> {
+    let job = Job { port: free_port()?, ..job };
+    let session = tool.session(&job)?;
+    let mut server = Child::start(keeper, &session.server, session.environment)?;
+    server.listens(job.port, Instant::now() + LISTENS_WITHIN).await?;
+    let ended = {
+        let mut client = Child::start(keeper, &session.client, session.environment)?;
+        client.finish(Instant::now() + limit).await?
+    };
+    let figures = match tool.read(&job, &ended.out) {
+        Ok(figures) if ended.status.success() => figures,
+        Err(why) if ended.status.success() || ended.err.trim().is_empty() => return Err(why),
+        _ => return Err(ended.says()),
+    };
+    // It has done its part: one that stays is killed with its handle.
+    let _ = server.finish(Instant::now() + FOLLOWS_WITHIN).await;
+    Ok((session, figures))
+}
+
+fn free_port() -> Result<u16, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let address = listener.and_then(|listener| listener.local_addr());
+    address.map(|address| address.port()).map_err(|error| format!("no free port on loopback: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::job;
+    use super::super::{Completion, words};
+    use super::*;
+    use crate::bench::case::Pattern;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// A tool whose server and client are shell scripts.
+    #[derive(Debug)]
+    struct Scripts(&'static str, &'static str);
+
+    impl Tool for Scripts {
+        fn name(&self) -> &'static str {
+            "scripts"
+        }
+
+        fn package(&self) -> &'static str {
+            "none"
+        }
+
+        fn version_command(&self) -> &'static [&'static str] {
+            &["echo", "7"]
+        }
+
+        fn version(&self, output: &str) -> Option<String> {
+            Some(output.trim().to_owned())
+        }
+
+        fn session(&self, _: &Job<'_>) -> Result<Session, String> {
+            let script = |text: &str| vec!["sh".to_owned(), "-c".to_owned(), text.to_owned()];
+            Ok(Session {
+                environment: &[],
+                server: script(self.0),
+                client: script(self.1),
+                completion: Completion::Sender,
+                note: String::new(),
+            })
+        }
+
+        fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+            output
+                .trim()
+                .parse()
+                .map(|rate| Figures { gb_per_s: Some(rate), ..Figures::default() })
+                .map_err(|_| "no figure".to_owned())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_cannot_listen_is_tried_again_and_then_a_failure() {
+        let tool = Scripts("echo taken >&2; exit 1", "echo 1");
+        let job = job(Pattern::Bandwidth, 8);
+        let failed = several_attempts(&tool, job, &[], LONG, &mut Progress::start()).await.unwrap_err();
+        assert!(failed.contains("ended instead of listening") && failed.contains("taken"), "{failed}");
+        assert_eq!(version(&tool).await.unwrap(), "7");
+    }
+
+    #[test]
+    fn what_a_tool_cannot_be_told_is_remarked() {
+        let mut case = crate::bench::report::tests::case("tcp", Pattern::Bandwidth, 8);
+        case.frames = 3;
+        case.transport.options.insert("tls".into(), "on".into());
+        let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();
+        remark(&mut session, &case);
+        assert_eq!(session.note, "; one buffer a message, ours has more; without our ?tls=on");
+        assert_eq!(words("a  b"), ["a", "b"]);
+    }
+}

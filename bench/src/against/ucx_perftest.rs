@@ -1,0 +1,150 @@
+//! UCX's own measure, over its TCP on loopback: tag matching, and one-sided reads and writes.
+
+use super::{Completion, Figures, Job, Session, Tool, words};
+use crate::bench::case::{Pattern, Wait};
+
+/// It prints megabytes of 2^20 bytes.
+const MEGABYTE: f64 = (1 << 20) as f64;
+
+#[derive(Debug)]
+pub(super) struct UcxPerftest;
+
+impl Tool for UcxPerftest {
+    fn name(&self) -> &'static str {
+        "ucx_perftest"
+    }
+
+    fn package(&self) -> &'static str {
+        "ucx-utils"
+    }
+
+    fn version_command(&self) -> &'static [&'static str] {
+        &["ucx_info", "-v"]
+    }
+
+    fn version(&self, output: &str) -> Option<String> {
+        // `# Version 1.13.1`, later `# Library version: 1.17.0`.
+        let after = output.lines().find_map(|line| Some(line.split_once("ersion")?.1))?;
+        Some(after.trim_start_matches([':', ' ']).split_whitespace().next()?.to_owned())
+    }
+
+    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+        job.over_tcp()?;
+        let (test, completion) = match job.pattern {
+            Pattern::Latency => ("tag_lat", Completion::Receiver),
+            Pattern::Bandwidth | Pattern::Rate => ("tag_bw", Completion::Sender),
+            Pattern::Get => ("ucp_get", Completion::Receiver),
+            Pattern::Put => ("ucp_put_bw", Completion::Sender),
+            other => return Err(format!("it has no test like {}", other.name())),
+        };
+        let mut note = "the same buffer again and again at either end".to_owned();
+        // Its owner of the memory never wakes up in `-E sleep`, so a get hangs there.
+        let sleeps = job.wait == Wait::Sleep && job.pattern != Pattern::Get;
+        let wait = if sleeps { "sleep" } else { "poll" };
+        if wait != job.wait.name() && !(job.wait == Wait::Spin && wait == "poll") {
+            note.push_str("; it polls");
+        }
+        let Job { size_bytes, window, messages, warmup, port, .. } = *job;
+        let mut client = format!(
+            "ucx_perftest 127.0.0.1 -p {port} -t {test} -s {size_bytes} -n {messages} -w {warmup} -E {wait} -v -f"
+        );
+        if job.pattern != Pattern::Latency {
+            client.push_str(&format!(" -O {window}"));
+        }
+        Ok(Session {
+            environment: &[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")],
+            server: words(&format!("ucx_perftest -p {port}")),
+            client: words(&client),
+            completion,
+            note,
+        })
+    }
+
+    fn read(&self, job: &Job<'_>, output: &str) -> Result<Figures, String> {
+        // UCX warns on standard output too: the figures are under their names.
+        let mut lines = output.lines().skip_while(|line| !line.starts_with("iterations,"));
+        let names = lines.next().ok_or("it printed no table")?;
+        let names: Vec<&str> = names.split(',').map(str::trim).collect();
+        let values: Vec<&str> = lines
+            .map(|line| line.split(',').map(str::trim).collect::<Vec<_>>())
+            .find(|values| values.len() == names.len())
+            .ok_or("it printed no figures")?;
+        let figure = |name: &str| {
+            let at = names.iter().position(|known| *known == name);
+            let found = at.and_then(|at| values[at].parse::<f64>().ok());
+            found.filter(|value| *value > 0.0).ok_or_else(|| format!("it printed no {name}"))
+        };
+        let mut figures = Figures::default();
+        if job.pattern == Pattern::Latency {
+            figures.p50_us = Some(figure("50.0_percentile_lat")?);
+        } else {
+            // Its bandwidth has two decimals and its rate none: whichever is large says more.
+            figures.gb_per_s = Some(match figure("overall_bw").map(|megabytes| megabytes * MEGABYTE / 1e9) {
+                Ok(gb_per_s) if gb_per_s > 0.01 => gb_per_s,
+                _ => figure("overall_mr")? * job.size_bytes as f64 / 1e9,
+            });
+        }
+        Ok(figures)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::job;
+    use super::*;
+
+    fn read(pattern: Pattern, size: usize, text: &str) -> Result<Figures, String> {
+        UcxPerftest.read(&job(pattern, size), text)
+    }
+
+    #[test]
+    fn its_table_is_read() {
+        let latency = read(Pattern::Latency, 8, include_str!("recorded/ucx_perftest_tag_lat.txt")).unwrap();
+        assert_eq!((latency.p50_us, latency.gb_per_s), (Some(3.949), None));
+        let text = include_str!("recorded/ucx_perftest_tag_bw.txt");
+        let bandwidth = read(Pattern::Bandwidth, 1 << 20, text).unwrap();
+        assert!((bandwidth.gb_per_s.unwrap() - 907.63 * 1.048576e-3).abs() < 1e-6, "{bandwidth:?}");
+        assert!(bandwidth.p50_us.is_none() && bandwidth.cpu_s_per_gb.is_none());
+        let get = read(Pattern::Get, 65536, include_str!("recorded/ucx_perftest_ucp_get.txt")).unwrap();
+        assert!((get.gb_per_s.unwrap() - 618.77 * 1.048576e-3).abs() < 1e-6, "{get:?}");
+        let version = UcxPerftest.version(include_str!("recorded/ucx_info.txt"));
+        assert_eq!(version.unwrap(), "1.13.1");
+        assert_eq!(UcxPerftest.version("# Library version: 1.17.0\n").unwrap(), "1.17.0");
+    }
+
+    #[test]
+    fn a_warning_before_the_table_is_passed_over_and_nothing_is_no_figure() {
+        let table = include_str!("recorded/ucx_perftest_tag_lat.txt");
+        let warned = format!("[1795565312.169194] [vm:23600:0] UCX  WARN  something, it says\n{table}");
+        assert_eq!(read(Pattern::Latency, 8, &warned).unwrap().p50_us, Some(3.949));
+        assert!(read(Pattern::Latency, 8, "").unwrap_err().contains("no table"));
+        let headline = table.lines().next().unwrap();
+        assert!(read(Pattern::Latency, 8, headline).unwrap_err().contains("no figures"));
+        assert!(read(Pattern::Latency, 8, "iterations,x\n1,2\n").unwrap_err().contains("percentile"));
+    }
+
+    #[test]
+    fn small_messages_count_by_their_rate() {
+        let text = "iterations,50.0_percentile_lat,avg_lat,overall_lat,avg_bw,overall_bw,avg_mr,overall_mr\n\
+                    1000,1.649,2.153,2.153,3.54,3.54,464485,464485\n";
+        let rate = read(Pattern::Rate, 8, text).unwrap();
+        assert!((rate.gb_per_s.unwrap() - 464_485.0 * 8.0 / 1e9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn each_pattern_has_its_test() {
+        let line = |pattern| UcxPerftest.session(&job(pattern, 8)).unwrap().client.join(" ");
+        let latency = "ucx_perftest 127.0.0.1 -p 7000 -t tag_lat -s 8 -n 1000 -w 100 -E poll -v -f";
+        assert_eq!(line(Pattern::Latency), latency);
+        assert!(
+            line(Pattern::Bandwidth).contains("-t tag_bw") && line(Pattern::Bandwidth).ends_with("-O 16")
+        );
+        assert!(line(Pattern::Rate).contains("tag_bw") && line(Pattern::Put).contains("ucp_put_bw"));
+        let asleep = |pattern| {
+            UcxPerftest.session(&Job { wait: Wait::Sleep, ..job(pattern, 8) }).unwrap().client.join(" ")
+        };
+        assert!(asleep(Pattern::Put).contains("-E sleep") && asleep(Pattern::Get).contains("-E poll"));
+        let connect = UcxPerftest.session(&job(Pattern::Connect, 8)).unwrap_err();
+        assert_eq!(connect, "it has no test like connect");
+    }
+}

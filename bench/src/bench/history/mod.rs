@@ -1,0 +1,93 @@
+//! Runs of another day: `--save-histograms` keeps this one with its raw times, `--compare` holds it against an earlier one.
+
+mod compare;
+mod saved;
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+
+pub(super) use self::compare::Earlier;
+use self::saved::Saved;
+use super::report::{Report, Row};
+use crate::failure::Failure;
+
+/// What of other days a run is asked for.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct History {
+    /// Keep the document in FILE, with the raw histogram of every row's times
+    #[arg(long, value_name = "FILE")]
+    save_histograms: Option<PathBuf>,
+    /// Hold every row against the same one in FILE, of --save-histograms or --json-file, and fail where it is worse
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// How much worse than in --compare a row may be: GB/s where it has one, else the median time
+    #[arg(long, value_name = "PERCENT", default_value_t = 10.0, requires = "compare", value_parser = percent)]
+    threshold: f64,
+}
+
+impl History {
+    /// Before the run: the earlier run, which must have a row of this one, and a file that can be written.
+    pub(super) fn open(&self, planned: &[Row]) -> Result<Option<Earlier>, Failure> {
+        let mut earlier = None;
+        if let Some(path) = &self.compare {
+            let wrong = |why: String| Failure::usage(format!("--compare {}: {why}", path.display()));
+            let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+            let read = Earlier::read(&text).map_err(wrong)?;
+            if !planned.iter().any(|row| read.has(row)) {
+                return Err(wrong(format!("it has no row of this run: {}", read.names())));
+            }
+            earlier = Some(read);
+        }
+        if let Some(path) = &self.save_histograms {
+            let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+            let wrong = |error| Failure::usage(format!("--save-histograms {}: {error}", path.display()));
+            open.map(drop).map_err(wrong)?;
+        }
+        Ok(earlier)
+    }
+
+    /// After the run: keeps it.
+    pub(super) fn save(&self, report: &Report) -> Result<(), Failure> {
+        let Some(path) = &self.save_histograms else { return Ok(()) };
+        let wrong = |error: &dyn std::fmt::Display| {
+            Failure::run(format!("--save-histograms {}: {error}", path.display()))
+        };
+        let text = Saved::of(report).to_text().map_err(|error| wrong(&error))?;
+        std::fs::write(path, text).map_err(|error| wrong(&error))
+    }
+
+    /// After the run: every row beside its earlier self, on stderr; a row that is worse beyond the threshold fails the run.
+    pub(super) fn judge(&self, earlier: Option<&Earlier>, report: &Report) -> Result<(), Failure> {
+        let Some(earlier) = earlier else { return Ok(()) };
+        if let Some(other) = earlier.measured_elsewhere(&report.fingerprint) {
+            eprintln!("towline: the earlier run was measured on something else: {other}");
+        }
+        let (mut compared, mut worse) = (0, 0);
+        for row in &report.results {
+            match earlier.beside(row) {
+                None => eprintln!("towline: not in the earlier run: {}", row.name()),
+                Some(comparison) => {
+                    compared += 1;
+                    let beyond = comparison.worse_percent > self.threshold;
+                    worse += usize::from(beyond);
+                    let word = if beyond { "worse" } else { "compared" };
+                    eprintln!("towline: {word}: {}: {comparison}", row.name());
+                }
+            }
+        }
+        match worse {
+            0 => Ok(()),
+            _ => Err(Failure::run(format!(
+                "{worse} of {compared} rows are worse than before by more than {} %",
+                self.threshold
+            ))),
+        }
+    }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|percent| percent.is_finite() && *percent >= 0.0)
+        .ok_or_else(|| format!("`{text}` is not a percentage: write a number from 0, such as 5"))
+}

@@ -1,0 +1,126 @@
+//! `--against`: every tool really runs, once, and its entry says what it did.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::bench::{bench, rows};
+use crate::command::Running;
+
+/// A comma list of what this machine is supposed to have: it turns a skip into a failure.
+const REQUIRE: &str = "TOWLINE_REQUIRE";
+
+/// Whether `tool` is here; if not, the test that asks skips, or fails where the tool is required.
+pub(crate) fn there(tool: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    if std::env::split_paths(&folders).any(|folder| folder.join(tool).is_file()) {
+        return true;
+    }
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    let asked = required.split(',').any(|word| word.trim() == tool);
+    assert!(!asked, "{REQUIRE} asks for {tool}, and it is not on the search path");
+    eprintln!("skipped: needs {tool}: it is not on the search path");
+    false
+}
+
+/// The entry of the only tool of the only row.
+fn entry(line: &str) -> (Value, Value) {
+    let mut rows = rows(&bench(&format!("--transport tcp --wait sleep --json {line}")));
+    assert_eq!(rows.len(), 1);
+    let row = rows.remove(0);
+    let entries = row["against"].as_array().unwrap();
+    assert_eq!(entries.len(), 1, "{row}");
+    (row.clone(), entries[0].clone())
+}
+
+/// What holds for every entry whose tool ran.
+#[track_caller]
+fn ran(row: &Value, entry: &Value, tool: &str, completion: &str, figure: &str) {
+    assert_eq!((&entry["tool"], &entry["completion"]), (&tool.into(), &completion.into()), "{entry}");
+    assert!(entry["version"].as_str().unwrap().starts_with(|c: char| c.is_ascii_digit()), "{entry}");
+    let size = row["size_bytes"].to_string();
+    let command = entry["command"].as_str().unwrap();
+    assert!(command.contains(tool) && command.contains(&size), "{command}");
+    assert!(!entry["note"].as_str().unwrap().is_empty(), "{entry}");
+    let other = if figure == "gb_per_s" { "p50_us" } else { "gb_per_s" };
+    assert!(entry[other].is_null(), "{entry}");
+    let (ours, theirs) = (row[figure].as_f64().unwrap(), entry[figure].as_f64().unwrap());
+    let ratio = entry["ratio"].as_f64().unwrap();
+    assert!(theirs > 0.0 && (ratio / (ours / theirs) - 1.0).abs() < 1e-3, "{ours} {entry}");
+}
+
+#[test]
+fn iperf3_streams_beside_ours_and_tells_its_cpu_time() {
+    if !there("iperf3") {
+        return;
+    }
+    let (row, entry) = entry("--pattern bandwidth --size 128K --against iperf3");
+    ran(&row, &entry, "iperf3", "receiver", "gb_per_s");
+    let cpu = &entry["cpu_s_per_gb"];
+    assert!(cpu["send"].as_f64().unwrap() >= 0.0 && cpu["recv"].as_f64().unwrap() >= 0.0, "{entry}");
+}
+
+#[test]
+fn ucx_perftest_runs_beside_a_latency_and_a_bandwidth() {
+    if !there("ucx_perftest") {
+        return;
+    }
+    let (row, entry_of_latency) = entry("--pattern latency --size 64 --against ucx_perftest");
+    ran(&row, &entry_of_latency, "ucx_perftest", "receiver", "p50_us");
+    let (row, entry) = entry("--pattern bandwidth --size 128K --against ucx_perftest");
+    ran(&row, &entry, "ucx_perftest", "sender", "gb_per_s");
+    assert!(entry["command"].as_str().unwrap().starts_with("UCX_TLS=tcp UCX_NET_DEVICES=lo "), "{entry}");
+}
+
+#[test]
+fn fi_pingpong_runs_beside_a_latency() {
+    if !there("fi_pingpong") {
+        return;
+    }
+    let (row, entry) = entry("--pattern latency --size 64 --against fi_pingpong");
+    ran(&row, &entry, "fi_pingpong", "receiver", "p50_us");
+}
+
+#[test]
+fn what_a_tool_cannot_do_is_null_and_says_why() {
+    if !there("iperf3") {
+        return;
+    }
+    let rows = rows(&bench("--transport mem --pattern latency --size 8 --against iperf3,iperf3 --json"));
+    let entry = &rows[0]["against"][0];
+    for key in ["command", "completion", "gb_per_s", "p50_us", "cpu_s_per_gb", "ratio"] {
+        assert!(entry[key].is_null(), "{key}: {entry}");
+    }
+    assert!(entry["note"].as_str().unwrap().contains("ours over mem"), "{entry}");
+    assert_eq!(rows[0]["against"].as_array().unwrap().len(), 1, "named twice, run once");
+    let asked =
+        "--transport tcp --pattern latency --against iperf3 --assert tcp.latency.8.against.iperf3.ratio<9";
+    bench(asked).is_wrong_usage("iperf3 does not apply: it only streams");
+}
+
+#[test]
+fn people_and_assertions_see_the_ratio() {
+    if !there("iperf3") {
+        return;
+    }
+    let line = "--transport tcp --pattern bandwidth --size 128K --against iperf3";
+    let told = bench(&format!("{line} --assert tcp.bandwidth.128K.against.iperf3.ratio>0"));
+    told.exits_with(0);
+    assert!(told.err.contains("holds: tcp.bandwidth.128K.against.iperf3.ratio>0"), "{}", told.err);
+    assert!(told.out.contains("ours over") && told.out.contains("iperf3 "), "{}", told.out);
+}
+
+#[test]
+fn a_missing_tool_is_refused_before_anything_runs_with_the_line_that_installs_it() {
+    for (tool, package) in
+        [("iperf3", "iperf3"), ("ucx_perftest", "ucx-utils"), ("fi_pingpong", "libfabric-bin")]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+        command.args(["bench", "--transport", "mem", "--against", tool]).env("PATH", "");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let finished = Running(command.spawn().unwrap()).finish();
+        finished.is_wrong_usage(&format!(
+            "--against {tool}: it is not on the search path: apt install {package}"
+        ));
+    }
+}
