@@ -6,8 +6,8 @@ mod against;
 mod bench;
 mod command;
 mod death;
-mod metrics;
 mod history;
+mod metrics;
 mod usage;
 
 use command::towline;
