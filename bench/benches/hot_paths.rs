@@ -1,0 +1,89 @@
+//! What the hot paths cost the processor, each beside its floor: both ends on one thread, so that nothing waits.
+//!
+//! `cargo bench -p towline-bench -- --save-baseline before` keeps a run, `-- --baseline before` compares with it.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tokio::runtime::Runtime;
+use towline::{Buffer, Connection, Endpoint, Message, Pool, Wait};
+
+/// A small message, and one that is not eager.
+const SIZES: [usize; 2] = [8, 64 << 10];
+
+criterion_group! {
+    name = hot_paths;
+    config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    targets = pool, messages
+}
+criterion_main!(hot_paths);
+
+/// Taking a block and giving it back, warm; beside a fresh allocation.
+fn pool(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pool");
+    let pool = Pool::new(64 << 20);
+    for len in SIZES {
+        group.bench_function(format!("take and drop/{len}"), |bencher| {
+            bencher.iter(|| pool.take(len).unwrap());
+        });
+        group.bench_function(format!("a vector/{len}"), |bencher| {
+            bencher.iter(|| Vec::<u8>::with_capacity(len));
+        });
+    }
+    group.finish();
+}
+
+/// One message from end to end: `send` at one, `recv` at the other.
+fn messages(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut group = criterion.benchmark_group("one way");
+    for len in SIZES {
+        group.throughput(Throughput::Bytes(len as u64));
+        let frame = Buffer::from(vec![1; len]);
+        for address in ["mem://", "tcp://127.0.0.1:0"] {
+            let (a, b) = runtime.block_on(pair(address));
+            let name = a.path().chosen();
+            group.bench_function(format!("{name}/{len}"), |bencher| {
+                bencher.iter(|| one_way(&runtime, &a, &b, &frame));
+            });
+        }
+        let (mut near, mut far) = sockets();
+        let (message, mut landing) = (vec![1; len], vec![0; len]);
+        group.bench_function(format!("bare socket/{len}"), |bencher| {
+            bencher.iter(|| {
+                near.write_all(&message).unwrap();
+                far.read_exact(&mut landing).unwrap();
+            });
+        });
+    }
+    group.finish();
+}
+
+fn one_way(runtime: &Runtime, a: &Connection, b: &Connection, frame: &Buffer) {
+    let message = Message::new("").with_frame(frame.clone());
+    let (sent, taken) = runtime.block_on(async { tokio::join!(a.send(message), b.recv()) });
+    drop(sent.unwrap());
+    taken.unwrap();
+}
+
+async fn pair(address: &str) -> (Connection, Connection) {
+    let endpoint = || Endpoint::builder().wait(Wait::Spin).build().unwrap();
+    let listener = endpoint().listen(&address.parse().unwrap()).await.unwrap();
+    let near = endpoint();
+    let (a, b) = tokio::join!(near.connect(listener.address()), listener.accept());
+    (a.unwrap(), b.unwrap())
+}
+
+fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (far, _) = listener.accept().unwrap();
+    for end in [&near, &far] {
+        end.set_nodelay(true).unwrap();
+    }
+    (near, far)
+}
