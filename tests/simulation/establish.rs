@@ -5,7 +5,7 @@ use std::time::Duration;
 use towline::{Address, Connection, Endpoint, Listener, Message};
 
 use crate::dice::Dice;
-use crate::scene::{Scene, polled, until};
+use crate::scene::{Mood, Scene, polled, until};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -19,9 +19,9 @@ pub(crate) async fn pair(
     let [(_, from), (_, to)] = ends;
     let address = Address::mem(format!("simulated-{}-{number}", scene.seed)).expect("a name");
     let listener = to.listen(&address).await.expect("nobody else has the name");
-    let connected = connect(scene, from, &address, dice).await;
-    // Those that were given up may have arrived, and end at once.
-    let accepted = until(accept(&listener), scene.world.sleep(PATIENCE)).await;
+    let mut turns = Dice::new(dice.next(), 0);
+    let accepting = until(accept(&listener, &mut turns), scene.world.sleep(PATIENCE));
+    let (connected, accepted) = tokio::join!(connect(scene, from, &address, dice), accepting);
     match (connected, accepted) {
         (Some(connected), Some(accepted)) => Some([connected, accepted]),
         (connected, accepted) => {
@@ -37,20 +37,36 @@ async fn connect(scene: &Scene, from: &Endpoint, to: &Address, dice: &mut Dice) 
         // What the cancelled attempt leaves, its peer must notice.
         drop(polled(from.connect(to), 1 + dice.below(40)).await);
     }
-    let connected = match from.connect(to).await {
-        Ok(connection) => {
-            connection.send(Message::new("this one")).await.map(|_| connection).map_err(Into::into)
+    loop {
+        let connected =
+            from.connect(to).await.inspect_err(|error| scene.may_fail("connect", error.kind())).ok()?;
+        match connected.recv().await {
+            Ok(welcome) => assert_eq!(welcome.header(), "welcome"),
+            // Turned away at once; or lost.
+            Err(_) if scene.mood == Mood::Calm => continue,
+            Err(_) => return None,
         }
-        Err(error) => Err(error),
-    };
-    connected.inspect_err(|error| scene.may_fail("connect", error.kind())).ok()
+        let sent = connected.send(Message::new("this one")).await;
+        return sent
+            .map(|_| connected)
+            .inspect_err(|failed| scene.may_fail("send", failed.error.kind()))
+            .ok();
+    }
 }
 
-async fn accept(listener: &Listener) -> Connection {
+/// The first connection that is not turned away, and whose other end did not give up.
+async fn accept(listener: &Listener, dice: &mut Dice) -> Connection {
     loop {
-        let Ok(connection) = listener.accept().await else { continue };
-        if connection.recv().await.is_ok_and(|message| message.header() == "this one") {
-            return connection;
+        let connection = listener.accept().await.expect("the driver lives");
+        match dice.below(6) {
+            0 => connection.abort(),
+            1 => drop(connection),
+            _ => {
+                let welcomed = connection.send(Message::new("welcome")).await.is_ok();
+                if welcomed && connection.recv().await.is_ok_and(|message| message.header() == "this one") {
+                    return connection;
+                }
+            }
         }
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Flow(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     seed: u64,
+    /// The longest frame.
+    len_max: usize,
     submitted: u64,
     /// Messages whose send ended well.
     sent: u64,
@@ -22,8 +24,8 @@ struct State {
 }
 
 impl Flow {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State { seed, submitted: 0, sent: 0, said: Vec::new() })))
+    pub(crate) fn new(seed: u64, len_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(State { seed, len_max, submitted: 0, sent: 0, said: Vec::new() })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -35,7 +37,7 @@ impl Flow {
         let mut state = self.state();
         let number = state.submitted;
         state.submitted += 1;
-        (number, message(state.seed, number))
+        (number, state.message(number))
     }
 
     pub(crate) fn sent(&self) {
@@ -60,7 +62,7 @@ impl Flow {
     pub(crate) fn took(&self, taken: &Message, discarded: &[bool]) {
         self.is_next(taken.header());
         let mut state = self.state();
-        let original = message(state.seed, state.said.len() as u64);
+        let original = state.message(state.said.len() as u64);
         assert_same(taken, &original, discarded);
         state.said.push(true);
     }
@@ -86,17 +88,19 @@ impl Flow {
 
     /// A message came back: it must be what was given.
     pub(crate) fn came_back(&self, number: u64, returned: &Message) {
-        assert_same(returned, &message(self.state().seed, number), &[]);
+        assert_same(returned, &self.state().message(number), &[]);
     }
 }
 
-/// Message `number` of a direction, the same whenever it is asked for.
-fn message(seed: u64, number: u64) -> Message {
-    let mut dice = Dice::new(seed, number + 2);
-    let lens = [0, 1, 63, 1000, 5000, 16_384];
-    let frames = dice.of(&[0, 1, 1, 2, 3]);
-    let frame = |index| Buffer::from(vec![(number as u8).wrapping_add(index); dice.of(&lens)]);
-    Message::from_parts(number.to_le_bytes().to_vec(), (0..frames).map(frame).collect())
+impl State {
+    /// Message `number`, the same whenever it is asked for.
+    fn message(&self, number: u64) -> Message {
+        let mut dice = Dice::new(self.seed, number + 2);
+        let lens = [0, 1, 63, 1000, 5000, 16_384].map(|len| self.len_max.min(len));
+        let frames = dice.of(&[0, 1, 1, 2, 3]);
+        let frame = |index| Buffer::from(vec![(number as u8).wrapping_add(index); dice.of(&lens)]);
+        Message::from_parts(number.to_le_bytes().to_vec(), (0..frames).map(frame).collect())
+    }
 }
 
 fn assert_same(is: &Message, should_be: &Message, discarded: &[bool]) {

@@ -134,20 +134,25 @@ impl Network {
     }
 }
 
-/// Hands queued operations on, each in its time.
+/// Hands queued operations on, in order, some at a time.
 async fn carry(ends: Arc<Ends>) {
     loop {
-        let time = Duration::from_micros(lock(&ends.line).dice.below(3000) as u64);
-        ends.host.world.sleep(time).await;
-        let next = {
-            let mut line = lock(&ends.line);
-            let next = line.queue.pop_front();
-            line.carrying = next.is_some();
-            next
+        let (time_us, count) = {
+            let dice = &mut lock(&ends.line).dice;
+            (dice.below(3000), 1 + dice.below(64))
         };
-        match next {
-            Some(op) => ends.link.submit(op),
-            None => return,
+        ends.host.world.sleep(Duration::from_micros(time_us as u64)).await;
+        for _ in 0..count {
+            let next = {
+                let mut line = lock(&ends.line);
+                let next = line.queue.pop_front();
+                line.carrying = next.is_some();
+                next
+            };
+            match next {
+                Some(op) => ends.link.submit(op),
+                None => return,
+            }
         }
     }
 }

@@ -79,7 +79,8 @@ pub(crate) fn run(seed: u64) -> Trace {
     world.trace()
 }
 
-fn endpoint(world: &Arc<World>, number: usize, network: &Arc<Mutex<Network>>) -> Endpoint {
+/// An endpoint of host `number`, whose heartbeat is 0.4 s and whose other times are 1 s.
+pub(crate) fn endpoint(world: &Arc<World>, number: usize, network: &Arc<Mutex<Network>>) -> Endpoint {
     let host = Host { world: world.clone(), number };
     let mem = towline::backend::all().into_iter().find(|backend| backend.name() == "mem");
     let backend =

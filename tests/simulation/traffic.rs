@@ -13,6 +13,9 @@ use crate::flow::Flow;
 use crate::regions;
 use crate::scene::{Mood, Scene, polled};
 
+/// More messages than the receiver's window holds, sent before it takes the first.
+const BURST: u64 = 1100;
+
 /// Traffic both ways; ends when all of it has, and the connection too.
 pub(crate) async fn run(
     scene: &Scene,
@@ -24,9 +27,8 @@ pub(crate) async fn run(
     let mut flows = Vec::new();
     for way in 0..2 {
         let (from, to) = (pair[way].clone(), pair[1 - way].clone());
-        // Rarely more than the receiver's window holds.
-        let count = if dice.once_in(100) { 1100 } else { dice.below(12) as u64 };
-        let flow = Flow::new(dice.next());
+        let count = if dice.once_in(150) { BURST } else { dice.below(12) as u64 };
+        let flow = Flow::new(dice.next(), if count == BURST { 10 } else { usize::MAX });
         flows.push(flow.clone());
         let host = ends[way].0;
         crew.begin(host, send(crew.clone(), host, from.clone(), flow.clone(), count, fork(dice)));
@@ -94,7 +96,7 @@ fn fork(dice: &mut Dice) -> Dice {
 async fn send(crew: Crew, host: usize, from: Connection, flow: Flow, count: u64, mut dice: Dice) {
     let scene = &crew.scene;
     for _ in 0..count {
-        if dice.once_in(4) {
+        if count < BURST && dice.once_in(4) {
             scene.pause(&mut dice, 10).await;
         }
         let (number, message) = flow.next();
@@ -122,7 +124,8 @@ async fn send(crew: Crew, host: usize, from: Connection, flow: Flow, count: u64,
         });
         // The first poll submits it, in order; whatever becomes of the call then, the message leaves.
         let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
-        let lives = match (first, dice.below(3)) {
+        let waits_from = if count < BURST { 0 } else { 1 };
+        let lives = match (first, waits_from + dice.below(3 - waits_from)) {
             (Poll::Ready(lives), _) => lives,
             (Poll::Pending, 0) => sending.await,
             (Poll::Pending, 1) => {
@@ -153,6 +156,9 @@ fn judge(scene: &Scene, flow: &Flow, number: u64, word: Result<(), ErrorKind>) -
 
 /// Takes every message, each in a way of its own, with calls dropped in between.
 async fn take(scene: Scene, to: Connection, flow: Flow, count: u64, pool: Pool, mut dice: Dice) {
+    if count == BURST {
+        scene.world.sleep(Duration::from_millis(200)).await;
+    }
     while flow.counts().2 < count {
         if dice.once_in(4) {
             scene.pause(&mut dice, 10).await;
