@@ -1,5 +1,7 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod simulated;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
