@@ -159,4 +159,16 @@ fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
     assert_eq!(taken.unwrap().header(), "still there");
     world.run(a.close()).unwrap();
     assert_eq!(world.run(b.recv()).unwrap_err().kind(), ErrorKind::Closed);
+
+    // What is dropped leaves no task, though its environment lives on: not even those that wait for a next connection.
+    let pass = |time| {
+        let now = Shared(world.clone()).now();
+        world.run(Shared(world.clone()).sleep_until(now + time));
+    };
+    drop((a, b));
+    pass(Duration::from_secs(10));
+    assert_ne!(world.state().tasks.len(), 0);
+    drop(endpoint);
+    pass(Duration::from_secs(10));
+    assert_eq!(world.state().tasks.len(), 0);
 }

@@ -242,7 +242,8 @@ impl Connection {
     /// Reads `[offset, offset + n)` of the peer's region into the spare part of `into`, `n` being its spare capacity.
     ///
     /// # Errors
-    /// `Rejected` outside the region, after its revocation or lifetime; `PeerLost`, `Closed`. The buffer comes back.
+    /// `Rejected` outside the region, after its revocation or lifetime; `PeerLost`, `Closed`. The buffer comes back, filled as
+    /// far as it was given.
     pub async fn get(
         &self,
         region: &RemoteRegion,

@@ -46,6 +46,13 @@ pub(crate) struct Driver {
     wanted: Arc<Notify>,
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The task that waits for a connection sees that none will come; otherwise its environment kept it for ever.
+        self.wanted.notify_one();
+    }
+}
+
 #[derive(Debug)]
 struct Connected {
     core: Weak<Core>,

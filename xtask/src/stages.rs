@@ -14,6 +14,7 @@ pub(crate) const CLIPPY: Stage = Stage { name: "clippy", limit: minutes(10), run
 pub(crate) const BUILD: Stage = Stage { name: "build", limit: minutes(10), run: build_with_cargo_alone };
 pub(crate) const TEST: Stage = Stage { name: "test", limit: minutes(20), run: test::install_and_test };
 pub(crate) const TEST_AS_IS: Stage = Stage { name: "test", limit: minutes(20), run: test::test_as_is };
+pub(crate) const SIMULATION: Stage = Stage { name: "simulation", limit: minutes(10), run: simulation };
 pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc };
 pub(crate) const EXAMPLES: Stage = Stage { name: "examples", limit: minutes(10), run: examples };
 pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), run: licences::run };
@@ -69,6 +70,14 @@ fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     setup().map_err(|error: std::io::Error| format!("{}: {error}", programs.display()))?;
     let mut command = cargo(&["build", "--workspace", "--locked", "--target-dir"]);
     run(command.arg(&target).env("PATH", &programs), deadline)
+}
+
+/// As many seeds as two minutes hold on two busy cores; the suite runs a tenth of them.
+fn simulation(deadline: Instant) -> Outcome {
+    let arguments = ["test", "--package", "towline-tests", "--test", "simulation"];
+    run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)?;
+    let arguments = ["test", "--package", "towline", "--lib", "--", "simulated"];
+    run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)
 }
 
 fn bench(deadline: Instant) -> Outcome {

@@ -32,8 +32,21 @@ pub(crate) struct OneSided {
 
 #[derive(Debug)]
 enum Request {
-    Get { into: Operation<BufferMut, BufferMut>, end: usize },
+    Get { into: Operation<BufferMut, BufferMut>, start: usize, end: usize },
     Put { from: Operation<Buffer>, may_go: bool },
+}
+
+impl Request {
+    /// Gives the memory back as it came: half of a get would look like the owner's filled part to whoever tries again.
+    fn fail(self, error: Error) {
+        match self {
+            Self::Get { mut into, start, .. } => {
+                into.memory_mut().truncate(start);
+                into.fail(error);
+            }
+            Self::Put { from, .. } => from.fail(error),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -66,8 +79,8 @@ impl OneSided {
     }
 
     pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
-        let end = into.memory().capacity();
-        self.queued.push_back((region, offset, Request::Get { into, end }));
+        let (start, end) = (into.memory().len(), into.memory().capacity());
+        self.queued.push_back((region, offset, Request::Get { into, start, end }));
     }
 
     pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
@@ -96,7 +109,7 @@ impl OneSided {
             let id = self.next;
             self.next += 1;
             match &mut request {
-                Request::Get { into, end } => {
+                Request::Get { into, end, .. } => {
                     let len = (*end - into.memory().len()) as u64;
                     put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len });
                     self.gets += 1;
@@ -201,7 +214,7 @@ impl OneSided {
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
             Some(Request::Put { from, may_go: false }) => from.finish(drop),
-            Some(Request::Get { into, end }) if into.memory().len() == end => {
+            Some(Request::Get { into, end, .. }) if into.memory().len() == end => {
                 self.gets -= 1;
                 into.finish(|memory| memory);
             }
@@ -212,14 +225,9 @@ impl OneSided {
 
     pub(crate) fn refused(&mut self, id: u64, reason: String) -> Result<()> {
         let error = Error::new(ErrorKind::Rejected, reason);
-        match self.requests.remove(&id) {
-            Some(Request::Put { from, .. }) => from.fail(error),
-            Some(Request::Get { into, .. }) => {
-                self.gets -= 1;
-                into.fail(error);
-            }
-            None => return Err(corrupt("a refusal of no request")),
-        }
+        let Some(request) = self.requests.remove(&id) else { return Err(corrupt("a refusal of no request")) };
+        self.gets -= usize::from(matches!(request, Request::Get { .. }));
+        request.fail(error);
         Ok(())
     }
 
@@ -227,7 +235,7 @@ impl OneSided {
     pub(crate) fn remaining(&self, transfer: Transfer) -> Option<u64> {
         match transfer {
             Transfer::Get(id) => match self.requests.get(&id)? {
-                Request::Get { into, end } => Some((*end - into.memory().len()) as u64),
+                Request::Get { into, end, .. } => Some((*end - into.memory().len()) as u64),
                 Request::Put { .. } => None,
             },
             Transfer::Put(id) => {
@@ -241,7 +249,7 @@ impl OneSided {
     pub(crate) fn room(&mut self, transfer: Transfer) -> Option<Room<'_>> {
         match transfer {
             Transfer::Get(id) => match self.requests.get_mut(&id)? {
-                Request::Get { into, end } => {
+                Request::Get { into, end, .. } => {
                     let missing = *end - into.memory().len();
                     Some(Room::Buffer(into.memory_mut(), missing))
                 }
@@ -282,10 +290,7 @@ impl OneSided {
     pub(crate) fn give_up(&mut self, why: &Error) {
         let queued = self.queued.drain(..).map(|(_, _, request)| request);
         for request in queued.chain(self.requests.drain().map(|(_, request)| request)) {
-            match request {
-                Request::Get { into, .. } => into.fail(why.clone()),
-                Request::Put { from, .. } => from.fail(why.clone()),
-            }
+            request.fail(why.clone());
         }
         self.landing.clear();
         self.gets = 0;

@@ -1,5 +1,7 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod simulated;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -78,7 +80,10 @@ impl End {
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         self.session.gather(&mut slices, 64);
-        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(len_max).collect();
+        let mut bytes = Vec::new();
+        for slice in slices {
+            bytes.extend_from_slice(&slice[..slice.len().min(len_max - bytes.len())]);
+        }
         self.session.wrote(bytes.len());
         to.extend(&bytes);
         true
@@ -93,12 +98,12 @@ impl End {
         self.session.heard(Duration::ZERO);
         let Some((target, remaining)) = self.session.target(4) else {
             let len = len.min(self.session.bytes_wanted());
-            let bytes: Vec<u8> = self.wire.drain(..len).collect();
+            let bytes = arrived(&mut self.wire, len);
             self.session.received(&bytes)?;
             self.announced.extend(self.session.take_announced());
             return Ok(true);
         };
-        let bytes: Vec<u8> = self.wire.drain(..len.min(remaining)).collect();
+        let bytes = arrived(&mut self.wire, len.min(remaining));
         let (landed, revoked) = match target {
             Target::Buffers(buffers) => {
                 let mut rest = &bytes[..];
@@ -151,6 +156,12 @@ impl End {
         self.session.accept(id, landings);
         Taken::Landing(landed)
     }
+}
+
+/// The next `len` bytes off a wire.
+fn arrived(wire: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
+    let rest = wire.split_off(len);
+    Vec::from(std::mem::replace(wire, rest))
 }
 
 type Sent = Completion<Result<(), Failed<Message>>>;
@@ -246,6 +257,23 @@ fn gets_and_puts_reach_their_ranges_however_the_stream_is_cut() {
         let failed = refused.try_take().expect("ended").expect_err("outside");
         assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Rejected, 30));
     }
+}
+
+#[test]
+fn a_get_that_is_cut_gives_its_buffer_back_as_it_came() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let readable = b.regions.expose(vec![1; 100_000].into(), Duration::MAX);
+    let mut into = BufferMut::with_capacity(100_003);
+    into.extend_from_slice(b"abc").unwrap();
+    let (into, got) = Operation::new(into);
+    a.session.get(readable.remote(), 0, into);
+    a.write(&mut b.wire, usize::MAX);
+    while b.read(usize::MAX).unwrap() {}
+    b.write(&mut a.wire, 50_000);
+    while a.read(usize::MAX).unwrap() {}
+    a.session.give_up(&crate::Error::new(ErrorKind::PeerLost, "cut"));
+    let failed = got.try_take().expect("ended").expect_err("cut");
+    assert_eq!(failed.returned.as_slice().unwrap(), b"abc");
 }
 
 #[test]

@@ -1,0 +1,72 @@
+//! From two endpoints to a connected pair, with attempts that are given up at any step of the handshake.
+
+use std::time::Duration;
+
+use towline::{Address, Connection, Endpoint, Listener, Message};
+
+use crate::dice::Dice;
+use crate::scene::{Mood, Scene, polled, until};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Both ends of one connection, if nothing that may happen in this run prevents it.
+pub(crate) async fn pair(
+    scene: &Scene,
+    ends: &[(usize, Endpoint); 2],
+    number: usize,
+    dice: &mut Dice,
+) -> Option<[Connection; 2]> {
+    let [(_, from), (_, to)] = ends;
+    let address = Address::mem(format!("simulated-{}-{number}", scene.seed)).expect("a name");
+    let listener = to.listen(&address).await.expect("nobody else has the name");
+    let mut turns = Dice::new(dice.next(), 0);
+    let accepting = until(accept(&listener, &mut turns), scene.world.sleep(PATIENCE));
+    let (connected, accepted) = tokio::join!(connect(scene, from, &address, dice), accepting);
+    match (connected, accepted) {
+        (Some(connected), Some(accepted)) => Some([connected, accepted]),
+        (connected, accepted) => {
+            let what = format!("connected: {}, accepted: {}", connected.is_some(), accepted.is_some());
+            scene.may_fail(&what, towline::ErrorKind::TimedOut);
+            None
+        }
+    }
+}
+
+async fn connect(scene: &Scene, from: &Endpoint, to: &Address, dice: &mut Dice) -> Option<Connection> {
+    while dice.once_in(3) {
+        // What the cancelled attempt leaves, its peer must notice.
+        drop(polled(from.connect(to), 1 + dice.below(40)).await);
+    }
+    loop {
+        let connected =
+            from.connect(to).await.inspect_err(|error| scene.may_fail("connect", error.kind())).ok()?;
+        match connected.recv().await {
+            Ok(welcome) => assert_eq!(welcome.header(), "welcome"),
+            // Turned away at once; or lost.
+            Err(_) if scene.mood == Mood::Calm => continue,
+            Err(_) => return None,
+        }
+        let sent = connected.send(Message::new("this one")).await;
+        return sent
+            .map(|_| connected)
+            .inspect_err(|failed| scene.may_fail("send", failed.error.kind()))
+            .ok();
+    }
+}
+
+/// The first connection that is not turned away, and whose other end did not give up.
+async fn accept(listener: &Listener, dice: &mut Dice) -> Connection {
+    loop {
+        let connection = listener.accept().await.expect("the driver lives");
+        match dice.below(6) {
+            0 => connection.abort(),
+            1 => drop(connection),
+            _ => {
+                let welcomed = connection.send(Message::new("welcome")).await.is_ok();
+                if welcomed && connection.recv().await.is_ok_and(|message| message.header() == "this one") {
+                    return connection;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Gets and puts of one end in regions of the other, some of them given up, and what the owner finds afterwards.
+
+use std::time::Duration;
+
+use towline::{Buffer, BufferMut, Connection, ErrorKind};
+
+use crate::dice::Dice;
+use crate::scene::{Scene, polled};
+
+const LEN: usize = 4096;
+
+pub(crate) async fn access(scene: Scene, user: Connection, owner: Connection, mut dice: Dice) {
+    let content: Vec<u8> = (0..LEN).map(|at| at as u8).collect();
+    let readable = owner.expose(content.clone().into(), Duration::MAX).expect("mem is one-sided");
+    let writable = owner.expose_mut(BufferMut::zeroed(LEN), Duration::MAX).expect("mem is one-sided");
+    // What is there, where it is known: a put that was given up may or may not be done.
+    let mut known = vec![Some(0); LEN];
+    for turn in 0..dice.below(8) {
+        if dice.once_in(3) {
+            scene.pause(&mut dice, 10).await;
+        }
+        let len = dice.of(&[0, 1, 500, LEN]);
+        let outside = dice.once_in(6);
+        let at = if outside { LEN - len + 1 } else { dice.below(LEN - len + 1) };
+        let polls = if dice.once_in(4) { 1 } else { usize::MAX };
+        let kind = if dice.once_in(2) {
+            let into = BufferMut::with_capacity(len);
+            let region = readable.remote();
+            match given_up(user.get(&region, at as u64, into), polls).await {
+                None => continue,
+                Some(Ok(got)) => {
+                    assert!(got.as_slice().expect("host memory") == &content[at..at + len], "what was got");
+                    continue;
+                }
+                Some(Err(failed)) => {
+                    assert_eq!((failed.returned.len(), failed.returned.capacity()), (0, len));
+                    failed.error.kind()
+                }
+            }
+        } else {
+            let byte = turn as u8 + 1;
+            let region = writable.remote();
+            let put = given_up(user.put(&region, at as u64, Buffer::from(vec![byte; len])), polls).await;
+            let is = matches!(put, Some(Ok(()))).then_some(byte);
+            if !outside {
+                known[at..at + len].fill(is);
+            }
+            match put {
+                None | Some(Ok(())) => continue,
+                Some(Err(failed)) => {
+                    assert!(failed.returned.as_slice().expect("host memory") == vec![byte; len]);
+                    failed.error.kind()
+                }
+            }
+        };
+        if outside && kind == ErrorKind::Rejected {
+            continue;
+        }
+        scene.may_fail("an access", kind);
+        break;
+    }
+    let key = readable.remote();
+    assert!(readable.revoke().await.as_slice().expect("host memory") == content);
+    let late = user.get(&key, 0, BufferMut::with_capacity(1)).await.expect_err("it was revoked");
+    if late.error.kind() != ErrorKind::Rejected {
+        scene.may_fail("an access after the revocation", late.error.kind());
+    }
+    let written = writable.revoke().await;
+    let written = written.as_slice().expect("host memory");
+    let same = |(is, known): (&u8, &Option<u8>)| known.is_none_or(|known| known == *is);
+    assert!(written.iter().zip(&known).all(same), "what was put is not there");
+}
+
+async fn given_up<T>(access: impl Future<Output = T>, polls: usize) -> Option<T> {
+    if polls == usize::MAX { Some(access.await) } else { polled(access, polls).await }
+}

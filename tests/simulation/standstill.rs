@@ -1,0 +1,82 @@
+//! A host that stands still for ever, from any moment on: its peers learn it in time.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use towline::{Address, Endpoint, ErrorKind, Listener, Message};
+
+use crate::dice::Dice;
+use crate::network::Network;
+use crate::scene::endpoint;
+use crate::world::World;
+
+/// Three heartbeats of 0.4 s and a look; or a handshake's two steps of 1 s.
+const NOTICED_MAX: Duration = Duration::from_millis(2500);
+
+/// Runs one seed; panics if the other host does not notice.
+pub(crate) fn run(seed: u64) {
+    let mut dice = Dice::new(seed, 4);
+    let world = World::new(seed);
+    let network = Arc::new(Mutex::new(Network { dice: Dice::new(seed, 3), cut_in: None }));
+    let [user, server] = [0, 1].map(|host| endpoint(&world, host, &network));
+    let address = Address::mem(format!("standing-still-{seed}")).expect("a name");
+    let listening = Arc::new(Mutex::new(None));
+    let (listens, at) = (listening.clone(), address.clone());
+    let listen = async move {
+        let listener = server.listen(&at).await.expect("nobody else has the name");
+        *listens.lock().expect("one thread") = Some(listener);
+    };
+    world.spawn(1, Box::pin(listen));
+    assert!(world.run_until(Duration::ZERO, || listening.lock().expect("one thread").is_some()));
+    let listener = listening.lock().expect("one thread").take().expect("it listens");
+    world.spawn(1, Box::pin(serve(listener)));
+    let noticed = Arc::new(AtomicBool::new(false));
+    let told = noticed.clone();
+    world.spawn(
+        0,
+        Box::pin(async move {
+            use_it(user, address).await;
+            told.store(true, Ordering::Relaxed);
+        }),
+    );
+    let stops =
+        Duration::from_micros(if dice.once_in(2) { dice.below(3000) } else { dice.below(300_000) } as u64);
+    let began = world.clone();
+    world.spawn(
+        2,
+        Box::pin(async move {
+            began.sleep(stops).await;
+            began.stop(1, Duration::from_secs(3600));
+        }),
+    );
+    let is_over = || noticed.load(Ordering::Relaxed);
+    assert!(world.run_until(stops + NOTICED_MAX, is_over), "stopped at {stops:?}, and not noticed");
+}
+
+/// Answers everything, on one connection after the other.
+async fn serve(listener: Listener) {
+    while let Ok(connection) = listener.accept().await {
+        while let Ok(message) = connection.recv().await {
+            if connection.send(message).await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+async fn use_it(endpoint: Endpoint, address: Address) {
+    let connection = match endpoint.connect(&address).await {
+        Ok(connection) => connection,
+        Err(error) => return assert_eq!(error.kind(), ErrorKind::TimedOut),
+    };
+    let lost = loop {
+        if let Err(error) = connection.deliver(Message::new("are you there?")).await {
+            break error;
+        }
+        if let Err(error) = connection.recv().await {
+            break error;
+        }
+    };
+    assert_eq!(lost.kind(), ErrorKind::PeerLost);
+}

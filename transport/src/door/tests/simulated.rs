@@ -1,0 +1,253 @@
+//! The handshake over a stream that a seed owns: bytes take their time and come in pieces, and the stream ends, breaks or
+//! falls silent at any of them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::*;
+use crate::environment::Task;
+
+/// Seeds of a run that was not asked for more.
+const SEEDS: u64 = 500;
+/// A greeting and a proposal of 5 s each, the 0.1 s that a refusal may add to either, and the turns between.
+const TIME_MAX: Duration = Duration::from_secs(12);
+
+/// What befalls one direction once so many bytes went through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Never,
+    Eof(usize),
+    Broken(usize),
+    Silent(usize),
+}
+
+#[derive(Debug)]
+struct State {
+    seed: u64,
+    now: Duration,
+    pipes: [Pipe; 2],
+}
+
+/// Bytes to one end, each piece with the time of its arrival.
+#[derive(Debug)]
+struct Pipe {
+    under_way: VecDeque<(Duration, Vec<u8>)>,
+    written: usize,
+    end: End,
+    closed: bool,
+}
+
+impl State {
+    /// splitmix64.
+    fn below(&mut self, bound: usize) -> usize {
+        self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Simulation(Arc<Mutex<State>>);
+
+impl Simulation {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Terms in which nothing but the seed is random.
+    fn terms(&self, token: Option<&str>) -> Terms {
+        Terms { identity: Identity::of_this_process(self), ..terms(token) }
+    }
+}
+
+impl Environment for Simulation {
+    fn now(&self) -> Duration {
+        self.state().now
+    }
+
+    fn sleep_until(&self, at: Duration) -> Task {
+        let simulation = self.clone();
+        // Everything is polled all the time: nobody has to be woken.
+        Box::pin(std::future::poll_fn(move |_| match simulation.now() >= at {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }))
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        let mut state = self.state();
+        out.fill_with(|| state.below(256) as u8);
+    }
+
+    fn spawn(&self, _: Task) {}
+}
+
+/// One end's stream; the other end sees its end when it is dropped.
+struct Line {
+    simulation: Simulation,
+    me: usize,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.simulation.state().pipes[1 - self.me].closed = true;
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.simulation.state();
+        let most = 1 + state.below(200);
+        let now = state.now;
+        let pipe = &mut state.pipes[self.me];
+        match pipe.under_way.front_mut() {
+            Some((at, bytes)) if *at <= now => {
+                let len = most.min(bytes.len()).min(buf.remaining());
+                buf.put_slice(&bytes[..len]);
+                bytes.drain(..len);
+                if bytes.is_empty() {
+                    pipe.under_way.pop_front();
+                }
+                Poll::Ready(Ok(()))
+            }
+            Some(_) => Poll::Pending,
+            None => match pipe.end {
+                End::Eof(at) if pipe.written >= at => Poll::Ready(Ok(())),
+                End::Broken(at) if pipe.written >= at => {
+                    Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+                }
+                End::Silent(at) if pipe.written >= at => Poll::Pending,
+                _ if pipe.closed => Poll::Ready(Ok(())),
+                _ => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut state = self.simulation.state();
+        if state.below(4) == 0 {
+            return Poll::Pending;
+        }
+        let len = buf.len().min(1 + state.below(200));
+        let delayed = state.now + Duration::from_millis([0, 0, 1, 30][state.below(4)]);
+        let pipe = &mut state.pipes[1 - self.me];
+        let room = match pipe.end {
+            End::Never => usize::MAX,
+            End::Eof(at) | End::Broken(at) | End::Silent(at) => at.saturating_sub(pipe.written),
+        };
+        if room == 0 && matches!(pipe.end, End::Broken(_)) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let at = pipe.under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
+        let through = &buf[..len.min(room)];
+        if !through.is_empty() {
+            pipe.under_way.push_back((at, through.to_vec()));
+        }
+        pipe.written += len;
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Ends with the secret of the connection.
+type Conversation = Pin<Box<dyn Future<Output = Result<[u8; 32]>>>>;
+
+async fn connector(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
+    let mut stream = Line { simulation: simulation.clone(), me: 0 };
+    let greeting = greet_as_connector(&mut stream, &terms, &simulation).await?;
+    let deadline = simulation.now() + HANDSHAKE_TIME;
+    propose(&mut stream, "tcp", deadline, &simulation).await?.expect("it is accepted");
+    Ok(greeting.secret)
+}
+
+async fn acceptor(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
+    let mut stream = Line { simulation: simulation.clone(), me: 1 };
+    let greeting = greet_as_acceptor(&mut stream, &terms, &simulation).await?;
+    let deadline = simulation.now() + HANDSHAKE_TIME;
+    assert_eq!(proposed(&mut stream, deadline, &simulation).await?, "tcp");
+    answer(&mut stream, Ok(())).await?;
+    Ok(greeting.secret)
+}
+
+/// Runs one seed; panics if something is wrong. The same seed gives the same end.
+fn simulate(seed: u64) -> String {
+    let mut state = State { seed, now: Duration::ZERO, pipes: [(); 2].map(|()| Pipe::new()) };
+    let calm = state.below(3) == 0;
+    for way in 0..2 {
+        let at = state.below(400);
+        let end = [End::Never, End::Eof(at), End::Broken(at), End::Silent(at)][state.below(4)];
+        state.pipes[way].end = if calm { End::Never } else { end };
+    }
+    let tokens = [(None, None), (Some("one"), Some("one")), (Some("one"), Some("two"))][state.below(3)];
+    let simulation = Simulation(Arc::new(Mutex::new(state)));
+    let mut ends: [Conversation; 2] = [
+        Box::pin(connector(simulation.clone(), simulation.terms(tokens.0))),
+        Box::pin(acceptor(simulation.clone(), simulation.terms(tokens.1))),
+    ];
+    let mut results = [None, None];
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    while results.iter().any(Option::is_none) {
+        let turn = simulation.state().below(2);
+        if results[turn].is_none()
+            && let Poll::Ready(result) = ends[turn].as_mut().poll(&mut cx)
+        {
+            results[turn] = Some(result);
+            // What it held goes: the other end sees the stream's end.
+            ends[turn] = Box::pin(std::future::pending());
+        }
+        let mut state = simulation.state();
+        let passes = state.below(2) as u64 * 10;
+        state.now += Duration::from_millis(passes);
+        assert!(state.now < TIME_MAX, "the handshake never ended: {results:?}");
+    }
+    let results = results.map(|result| result.expect("both have ended"));
+    match &results {
+        [Ok(ours), Ok(theirs)] => assert!(ours == theirs && tokens.0 == tokens.1),
+        [first, second] if calm => {
+            let kinds = [first, second].map(|result| result.as_ref().err().map(Error::kind));
+            assert!(tokens.0 != tokens.1, "nothing happened to it: {results:?}");
+            // The acceptor is the first to know, and has 0.1 s to say so: on a stream that is slower its word is lost.
+            let lost = [Some(ErrorKind::PeerLost), Some(ErrorKind::Unauthenticated)];
+            assert!(kinds == lost || kinds == [Some(ErrorKind::Unauthenticated); 2], "{results:?}");
+        }
+        _ => {}
+    }
+    format!("{results:?} {:?}", simulation.now())
+}
+
+impl Pipe {
+    fn new() -> Self {
+        Self { under_way: VecDeque::new(), written: 0, end: End::Never, closed: false }
+    }
+}
+
+#[test]
+fn a_simulated_handshake_ends_in_time_whatever_befalls_its_stream() {
+    let asked = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
+    let seeds = match asked("TOWLINE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS),
+    };
+    let failed: Vec<u64> =
+        seeds.filter(|seed| std::panic::catch_unwind(|| simulate(*seed)).is_err()).collect();
+    let again = "TOWLINE_SEED=… cargo test --package towline --lib -- simulated";
+    assert!(failed.is_empty(), "{} seeds failed, each runs again with {again}: {failed:?}", failed.len());
+}
+
+#[test]
+fn a_simulated_handshake_ends_the_same_every_time() {
+    for seed in 0..20 {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
+    }
+}

@@ -1,0 +1,109 @@
+//! Sessions on a clock and a wire that a seed owns: bytes take their time and come in pieces, ends stand still, and a
+//! connection is cut at any step, while several run interleaved.
+//!
+//! Seeds that fail are printed, and `TOWLINE_SEED=7 cargo test --package towline --lib -- simulated` runs one again.
+
+mod line;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::catch_unwind;
+use std::time::Duration;
+
+use super::{HEARTBEAT, Seed};
+use line::Line;
+
+/// Seeds of a run that was not asked for more.
+const SEEDS: u64 = 300;
+/// A peer that says nothing is lost within this time: three heartbeats, a look at the clock every 0.75 s, and the turns that an
+/// end may have to wait for.
+const LOST_MAX: Duration = Duration::from_secs(12);
+/// Whatever was begun ends within this time of the simulated clock.
+const TIME_MAX: Duration = Duration::from_secs(300);
+
+/// What befalls the connections of a run.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+enum Fate {
+    /// Delays and short standstills: nothing may fail.
+    Calm,
+    /// Both ends learn at once that it is cut.
+    Cut,
+    /// Every byte vanishes from now on, and nobody is told.
+    Silent,
+    /// One end stands still for longer than the other waits.
+    Stopped,
+    /// One end says good-bye in the middle of everything.
+    Closed,
+}
+
+/// Runs one seed; panics if something is wrong. The same seed gives the same trace.
+fn simulate(number: u64) -> u64 {
+    let mut seed = Seed(number);
+    let mut trace = DefaultHasher::new();
+    let fates = [Fate::Calm, Fate::Calm, Fate::Cut, Fate::Silent, Fate::Stopped, Fate::Closed];
+    let mut now = Duration::ZERO;
+    // Connection, its fate, and the step at which that befalls it.
+    let mut lines: Vec<_> = (0..1 + seed.below(3))
+        .map(|_| (Line::new(&mut seed), fates[seed.below(fates.len())], seed.below(400)))
+        .collect();
+    for step in 0.. {
+        assert!(
+            now < TIME_MAX,
+            "something never ended: {:?}",
+            lines.iter().map(|line| line.1).collect::<Vec<_>>()
+        );
+        let which = seed.below(lines.len());
+        for (index, (line, fate, at)) in lines.iter_mut().enumerate() {
+            if *at == step {
+                (index, *fate, now).hash(&mut trace);
+                befall(line, *fate, now, &mut seed);
+            }
+        }
+        lines[which].0.step(now, &mut seed, &mut trace);
+        // Time passes rarely while there is work to interleave.
+        if seed.below(8) == 0 {
+            now += Duration::from_millis([0, 1, 20, 150][seed.below(4)] as u64);
+        }
+        if step > 400 {
+            // Nothing new is begun: time may run.
+            now += Duration::from_millis(20);
+            if lines.iter_mut().all(|(line, ..)| line.is_over()) {
+                break;
+            }
+        }
+    }
+    for (line, fate, _) in lines {
+        line.check(fate == Fate::Calm);
+    }
+    now.hash(&mut trace);
+    trace.finish()
+}
+
+fn befall(line: &mut Line, fate: Fate, now: Duration, seed: &mut Seed) {
+    match fate {
+        Fate::Calm => line.stop(seed.below(2), now + Duration::from_millis(seed.below(3000) as u64)),
+        Fate::Cut => line.cut(),
+        Fate::Silent => line.silence(now + LOST_MAX),
+        Fate::Stopped => line.stop(seed.below(2), now + HEARTBEAT * (4 + seed.below(4) as u32)),
+        Fate::Closed => line.close(seed.below(2)),
+    }
+}
+
+#[test]
+fn simulated_sessions_keep_their_promises_whatever_befalls_them() {
+    let asked = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
+    let seeds = match asked("TOWLINE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS),
+    };
+    let failed: Vec<u64> = seeds.filter(|seed| catch_unwind(|| simulate(*seed)).is_err()).collect();
+    let again = "TOWLINE_SEED=… cargo test --package towline --lib -- simulated";
+    assert!(failed.is_empty(), "{} seeds failed, each runs again with {again}: {failed:?}", failed.len());
+}
+
+#[test]
+fn a_simulated_seed_gives_the_same_trace_every_time() {
+    for seed in 0..20 {
+        assert_eq!(simulate(seed), simulate(seed), "seed {seed}");
+    }
+    assert_ne!(simulate(0), simulate(1));
+}

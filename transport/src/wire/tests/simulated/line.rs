@@ -1,0 +1,382 @@
+//! One connection of the simulation: two sessions, the bytes between them, and the model of what each end may see.
+
+use std::collections::VecDeque;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use super::super::{End, HEARTBEAT, Landed, Seed};
+use crate::environment::{Environment, Task};
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::memory::{Buffer, BufferMut, Pool};
+use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
+use crate::operation::{Completion, Done, Operation};
+use crate::region::{Region, Regions};
+use crate::wire::session::Session;
+
+/// What one end of each sort begins at most.
+const MESSAGES_MAX: usize = 8;
+const ACCESSES_MAX: usize = 8;
+/// What a put writes at most: each has a range of its own.
+const SLOT: usize = 17_000;
+
+/// Gives every region another key.
+#[derive(Debug)]
+struct Keys(AtomicU8);
+
+impl Environment for Keys {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep_until(&self, _: Duration) -> Task {
+        Box::pin(std::future::pending())
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        out.fill(self.0.fetch_add(1, Ordering::Relaxed));
+    }
+
+    fn spawn(&self, _: Task) {}
+}
+
+/// Two sessions and what is between them. The first end reads and writes regions of the second.
+pub(super) struct Line {
+    ends: [Side; 2],
+    readable: Region<Buffer>,
+    writable: Region<BufferMut>,
+    gets: Vec<(usize, Ended<BufferMut, BufferMut>)>,
+    puts: Vec<Ended<(), Buffer>>,
+    /// Nothing arrives any more.
+    silent: bool,
+    /// When each end must have learned so.
+    lost_by: Option<Duration>,
+}
+
+type Ended<T, M> = Awaited<Result<T, Failed<M>>>;
+type Sending = (Ended<(), Message>, Awaited<Result<Delivery>>);
+
+/// What has not ended, or its result.
+struct Awaited<V>(Completion<V>, Option<V>);
+
+impl<V> Awaited<V> {
+    fn on(completion: Completion<V>) -> Self {
+        Self(completion, None)
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.1 = self.1.take().or_else(|| self.0.try_take());
+        self.1.is_some()
+    }
+
+    fn result(mut self) -> V {
+        assert!(self.has_ended(), "something never ended");
+        self.1.take().expect("it has ended")
+    }
+}
+
+struct Side {
+    end: End,
+    pool: Pool,
+    /// Bytes to this end, each piece with the time of its arrival.
+    under_way: VecDeque<(Duration, Vec<u8>)>,
+    stopped_until: Duration,
+    ticked: Duration,
+    ended: Option<Error>,
+    sent: Vec<Message>,
+    sending: Vec<Sending>,
+    /// What this end said on the peer's messages, in order.
+    said: Vec<Delivery>,
+    landing: Vec<(usize, Awaited<Landed>)>,
+    closed: Option<Awaited<Result<()>>>,
+}
+
+impl Side {
+    fn new() -> Self {
+        let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
+        let pool = Pool::new(1 << 20);
+        let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO);
+        let end = End { session, regions, wire: VecDeque::new(), announced: VecDeque::new() };
+        Self {
+            end,
+            pool,
+            under_way: VecDeque::new(),
+            stopped_until: Duration::ZERO,
+            ticked: Duration::ZERO,
+            ended: None,
+            sent: Vec::new(),
+            sending: Vec::new(),
+            said: Vec::new(),
+            landing: Vec::new(),
+            closed: None,
+        }
+    }
+
+    fn finish(&mut self, why: Error) {
+        if self.ended.is_none() {
+            self.end.session.give_up(&why);
+            self.ended = Some(why);
+        }
+    }
+
+    /// Reads all that has arrived, in pieces.
+    fn read(&mut self, now: Duration, seed: &mut Seed) -> Result<()> {
+        while self.under_way.front().is_some_and(|(at, _)| *at <= now) {
+            self.end.wire.extend(self.under_way.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+        }
+        while self.end.read(1 + seed.below(30_000))? {
+            self.end.session.heard(now);
+        }
+        if self.end.session.is_over() {
+            return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
+        }
+        Ok(())
+    }
+
+    /// Decides on the next message; `original` is what the peer sent.
+    fn take(&mut self, peer: &[Message], seed: &mut Seed) {
+        let Some(announced) = self.end.announced.pop_front() else { return };
+        let Announced { id, header, frames, arrival, prompt } = announced;
+        let number = self.said.len();
+        assert_eq!(header, number.to_string(), "a message came twice, or out of order, or was lost");
+        let original = &peer[number];
+        if seed.below(5) == 0 {
+            self.said.push(Delivery::Rejected);
+            return self.end.session.settle(id, Delivery::Rejected, prompt);
+        }
+        match arrival {
+            Arrival::Here(buffers) => same(&buffers, original),
+            Arrival::Coming(landed) => match landed.try_take() {
+                Some(buffers) => same(&buffers.expect("the connection lives"), original),
+                None => {
+                    let arrival = Arrival::Coming(landed);
+                    return self.end.announced.push_front(Announced { id, header, frames, arrival, prompt });
+                }
+            },
+            Arrival::Waiting => {
+                self.said.push(Delivery::Delivered);
+                let buffers = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
+                let (landings, landed) = Operation::new(buffers);
+                self.end.session.accept(id, landings);
+                return self.landing.push((number, Awaited::on(landed)));
+            }
+        }
+        self.said.push(Delivery::Delivered);
+        self.end.session.settle(id, Delivery::Delivered, prompt);
+    }
+}
+
+/// Frames of lengths around the thresholds, filled with the message's number.
+fn message(number: usize, seed: &mut Seed) -> Message {
+    let eager = EAGER_LEN_MAX as usize;
+    let lens = [0, 1, 100, 1000, eager - 1, eager, SLOT];
+    let frames = (0..seed.below(4)).map(|_| Buffer::from(vec![number as u8; lens[seed.below(lens.len())]]));
+    Message::from_parts(number.to_string(), frames.collect())
+}
+
+fn same(buffers: &[Buffer], original: &Message) {
+    assert_eq!(buffers.len(), original.frames().len());
+    for (is, should_be) in buffers.iter().zip(original.frames()) {
+        assert!(is.as_slice() == should_be.as_slice(), "the bytes of message {:?}", original.header());
+    }
+}
+
+impl Line {
+    pub(super) fn new(seed: &mut Seed) -> Self {
+        let mut ends = [Side::new(), Side::new()];
+        for side in &mut ends {
+            if seed.below(2) == 0 {
+                side.end.session.expect(true);
+            }
+        }
+        let content: Vec<u8> = (0..SLOT).map(|at| at as u8).collect();
+        let readable = ends[1].end.regions.expose(content.into(), Duration::MAX);
+        let writable = ends[1].end.regions.expose_mut(BufferMut::zeroed(ACCESSES_MAX * SLOT), Duration::MAX);
+        Self { ends, readable, writable, gets: Vec::new(), puts: Vec::new(), silent: false, lost_by: None }
+    }
+
+    /// Something happens at one end, if it does not stand still.
+    pub(super) fn step(&mut self, now: Duration, seed: &mut Seed, trace: &mut impl std::hash::Hasher) {
+        let (me, what) = (seed.below(2), seed.below(10));
+        (me, what, now).hash(trace);
+        if let Some(by) = self.lost_by {
+            let waits =
+                self.ends.iter().any(|side| side.ended.is_none() && side.stopped_until == Duration::ZERO);
+            assert!(now <= by || !waits, "a silent peer was not lost by {by:?}");
+        }
+        let (first, second) = self.ends.split_at_mut(1);
+        let (side, peer) =
+            if me == 0 { (&mut first[0], &mut second[0]) } else { (&mut second[0], &mut first[0]) };
+        if now < side.stopped_until || side.ended.is_some() {
+            return;
+        }
+        if now >= side.ticked + HEARTBEAT / 4 {
+            side.ticked = now;
+            let alive = side.read(now, seed).and_then(|()| side.end.session.tick(now));
+            if let Err(why) = alive {
+                return side.finish(why);
+            }
+        }
+        match what {
+            0 if side.closed.is_none() && side.sent.len() < MESSAGES_MAX => {
+                let message = message(side.sent.len(), seed);
+                let (operation, sent) = Operation::new(message.clone());
+                let (receipt, settled) = Done::new();
+                side.end.session.send(operation, receipt, seed.below(2) == 0);
+                side.sent.push(message);
+                side.sending.push((Awaited::on(sent), Awaited::on(settled)));
+            }
+            1 if me == 0 && side.closed.is_none() => self.access(seed),
+            2 | 3 => side.take(&peer.sent, seed),
+            4..7 => {
+                let mut bytes = VecDeque::new();
+                side.end.write(&mut bytes, 1 + seed.below(40_000));
+                bytes.len().hash(trace);
+                let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
+                let at = peer.under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
+                if !self.silent && !bytes.is_empty() {
+                    peer.under_way.push_back((at, bytes.into()));
+                }
+            }
+            _ => {
+                if let Err(why) = side.read(now, seed) {
+                    side.finish(why);
+                }
+            }
+        }
+    }
+
+    fn access(&mut self, seed: &mut Seed) {
+        let session = &mut self.ends[0].end.session;
+        let len = [0, 1, 5000, 16_384, SLOT][seed.below(5)];
+        if seed.below(2) == 0 && self.gets.len() < ACCESSES_MAX {
+            let at = seed.below(SLOT - len + 1);
+            let (into, got) = Operation::new(BufferMut::with_capacity(len));
+            session.get(self.readable.remote(), at as u64, into);
+            self.gets.push((at, Awaited::on(got)));
+        } else if self.puts.len() < ACCESSES_MAX {
+            let number = self.puts.len();
+            let (from, put) = Operation::new(Buffer::from(vec![number as u8 + 1; SLOT]));
+            session.put(self.writable.remote(), (number * SLOT) as u64, from);
+            self.puts.push(Awaited::on(put));
+        }
+    }
+
+    pub(super) fn stop(&mut self, which: usize, until: Duration) {
+        self.ends[which].stopped_until = until;
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.silence(Duration::MAX);
+        for side in &mut self.ends {
+            side.finish(Error::new(ErrorKind::PeerLost, "the connection was cut"));
+        }
+    }
+
+    pub(super) fn silence(&mut self, lost_by: Duration) {
+        self.silent = true;
+        self.lost_by = Some(lost_by);
+        for side in &mut self.ends {
+            side.under_way.clear();
+            side.end.wire.clear();
+        }
+    }
+
+    pub(super) fn close(&mut self, which: usize) {
+        let side = &mut self.ends[which];
+        if side.ended.is_none() {
+            let (done, closed) = Done::new();
+            side.end.session.close(done);
+            side.closed = Some(Awaited::on(closed));
+        }
+    }
+
+    /// Whether all that was begun has ended. An end whose peer has gone sees the end of the stream.
+    pub(super) fn is_over(&mut self) -> bool {
+        for me in 0..2 {
+            let gone = self.ends[1 - me].ended.clone();
+            let side = &mut self.ends[me];
+            let read = side.under_way.is_empty() && side.end.wire.is_empty();
+            if let (Some(_), true, false) = (gone, read, self.silent) {
+                let kind = if side.end.session.may_end() { ErrorKind::Closed } else { ErrorKind::PeerLost };
+                side.finish(Error::new(kind, "the stream ended"));
+            }
+        }
+        if self.ends.iter().all(|side| side.ended.is_some()) {
+            return true;
+        }
+        if self.silent || self.ends.iter().any(|side| side.closed.is_some()) {
+            return false;
+        }
+        let taken = [0, 1].iter().all(|me| self.ends[*me].said.len() == self.ends[1 - *me].sent.len());
+        let ended = self.ends.iter_mut().all(|side| {
+            side.sending.iter_mut().all(|(sent, settled)| sent.has_ended() && settled.has_ended())
+                && side.landing.iter_mut().all(|(_, landed)| landed.has_ended())
+        });
+        let accessed = self.gets.iter_mut().all(|(_, got)| got.has_ended())
+            && self.puts.iter_mut().all(Awaited::has_ended);
+        taken && ended && accessed
+    }
+
+    /// What must be true at the end of everything.
+    pub(super) fn check(mut self, calm: bool) {
+        for side in &mut self.ends {
+            assert!(!calm || side.ended.is_none(), "a calm connection ended: {:?}", side.ended);
+            side.finish(Error::new(ErrorKind::Closed, "the simulation is over"));
+            side.end.announced.clear();
+        }
+        for me in 0..2 {
+            for (number, landed) in std::mem::take(&mut self.ends[me].landing) {
+                match landed.result() {
+                    Ok(buffers) => same(&buffers, &self.ends[1 - me].sent[number]),
+                    Err(failed) => assert!(!calm, "{:?}", failed.error),
+                }
+            }
+            let said = std::mem::take(&mut self.ends[1 - me].said);
+            let side = &mut self.ends[me];
+            for (number, (original, (sent, settled))) in
+                side.sent.iter().zip(side.sending.drain(..)).enumerate()
+            {
+                match sent.result() {
+                    Ok(()) => {}
+                    Err(failed) => {
+                        assert!(!calm, "{:?}", failed.error);
+                        same(failed.returned.frames(), original);
+                    }
+                }
+                match settled.result() {
+                    Ok(word) => assert_eq!(said.get(number), Some(&word), "the word on message {number}"),
+                    Err(error) => assert!(!calm, "{error:?}"),
+                }
+            }
+            if let Some(closed) = self.ends[me].closed.take() {
+                drop(closed.result());
+            }
+        }
+        for (at, got) in self.gets {
+            match got.result() {
+                Ok(got) => assert!(
+                    got.as_slice().expect("host").iter().enumerate().all(|(i, b)| *b == (at + i) as u8)
+                ),
+                Err(failed) => assert!(!calm && failed.returned.is_empty(), "{:?}", failed.error),
+            }
+        }
+        let mut revoking = std::pin::pin!(self.writable.revoke());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(written) = revoking.as_mut().poll(&mut cx) else {
+            panic!("an access is in flight")
+        };
+        for (number, put) in self.puts.into_iter().enumerate() {
+            let range = &written.as_slice().expect("host")[number * SLOT..(number + 1) * SLOT];
+            match put.result() {
+                Ok(()) => assert!(range.iter().all(|byte| *byte == number as u8 + 1), "put {number}"),
+                Err(failed) => assert!(!calm && failed.returned.len() == SLOT, "{:?}", failed.error),
+            }
+        }
+        for side in self.ends {
+            drop(side.end);
+            assert_eq!(side.pool.stats().in_use_bytes, 0, "memory is missing in a pool");
+        }
+    }
+}
