@@ -1,5 +1,7 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod integrity;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -59,8 +61,12 @@ struct End {
 
 impl End {
     fn new() -> Self {
+        Self::with(false)
+    }
+
+    fn with(checked: bool) -> Self {
         let regions = Regions::new(Arc::new(Still));
-        let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO);
+        let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         Self { session, regions, wire: VecDeque::new(), announced: VecDeque::new() }
     }
 
@@ -91,7 +97,7 @@ impl End {
             return Ok(false);
         }
         self.session.heard(Duration::ZERO);
-        let Some((target, remaining)) = self.session.target(4) else {
+        let Some((target, remaining, mut sum)) = self.session.target(4) else {
             let len = len.min(self.session.bytes_wanted());
             let bytes: Vec<u8> = self.wire.drain(..len).collect();
             self.session.received(&bytes)?;
@@ -105,6 +111,7 @@ impl End {
                 for (buffer, room) in buffers {
                     let (part, more) = rest.split_at(rest.len().min(room));
                     buffer.extend_from_slice(part)?;
+                    sum.add(part);
                     rest = more;
                 }
                 for byte in rest.iter().rev() {
@@ -113,10 +120,11 @@ impl End {
                 (bytes.len() - rest.len(), false)
             }
             Target::Region(lease, at) => {
+                sum.add(&bytes);
                 (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
             }
         };
-        self.session.landed(landed, revoked);
+        self.session.landed(landed, revoked)?;
         Ok(true)
     }
 
