@@ -3,6 +3,7 @@
 //! `cargo bench -p towline-bench -- --save-baseline before` keeps a run, `-- --baseline before` compares with it.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+#![expect(missing_docs, reason = "criterion's macro makes a public function")]
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -106,7 +106,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen)
+                let integrity = chosen.then(|| path.integrity());
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), integrity)
             })
             .collect(),
         peer: about,
@@ -146,14 +147,15 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 }
 
 impl Explained {
-    fn new(candidate: Candidate, found: Option<&Found>, chosen: bool) -> Self {
+    /// `integrity` is what is in force on the chosen one.
+    fn new(candidate: Candidate, found: Option<&Found>, integrity: Option<&'static str>) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
             share: found.and_then(|found| found.share),
             copies: found.and_then(|found| found.copies),
-            encryption: chosen.then_some("none"),
-            integrity: chosen.then_some("none"),
+            encryption: integrity.map(|_| "none"),
+            integrity,
         }
     }
 }

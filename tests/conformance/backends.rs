@@ -20,6 +20,8 @@ pub(crate) struct Row {
     pub(crate) caps: Caps,
     /// What the machine must have for it.
     pub(crate) environment: Option<Need>,
+    /// The files whose cases it runs, where all would only say what a sibling row says.
+    pub(crate) only: Option<&'static [&'static str]>,
 }
 
 const TCP: Caps = Caps::ONE_SIDED
@@ -40,6 +42,7 @@ pub(crate) const ROWS: &[Row] = &[
             .union(Caps::ANY_PLACE)
             .union(Caps::FLOW_CONTROL),
         environment: None,
+        only: None,
     },
     Row {
         name: "threaded",
@@ -47,14 +50,32 @@ pub(crate) const ROWS: &[Row] = &[
         backends: Threaded::alone,
         caps: Caps::FLOW_CONTROL,
         environment: None,
+        only: None,
     },
-    Row { name: "tcp", address: "tcp://127.0.0.1:0", backends: backend::all, caps: TCP, environment: None },
+    Row {
+        name: "tcp",
+        address: "tcp://127.0.0.1:0",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        only: None,
+    },
+    Row {
+        name: "tcp+crc",
+        address: "tcp://127.0.0.1:0?integrity=crc32c",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        // Where payload goes, in every way it goes there.
+        only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
+    },
     Row {
         name: "tcp6",
         address: "tcp://[::1]:0",
         backends: backend::all,
         caps: TCP,
         environment: Some(Need::Ipv6),
+        only: None,
     },
 ];
 

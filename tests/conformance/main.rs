@@ -17,6 +17,7 @@ mod door;
 mod ending;
 mod faults;
 mod flow;
+mod integrity;
 mod leaks;
 mod messages;
 mod mixed;
@@ -57,6 +58,7 @@ const GROUPS: &[&[Claims]] = &[
     leaks::CASES,
     door::CASES,
     by_hand::CASES,
+    integrity::CASES,
     connect::CASES,
     processes::CASES,
     network::CASES,

@@ -88,7 +88,8 @@ impl Case {
     /// All cases that fit `row`.
     pub(crate) fn all(row: &Row, groups: &[&'static [Claims]]) -> Vec<Self> {
         let claims = groups.iter().flat_map(|group| group.iter());
-        let fitting = claims.filter(|claims| row.caps.contains(claims.needs));
+        let wanted = |claims: &Claims| row.only.is_none_or(|only| only.contains(&claims.file()));
+        let fitting = claims.filter(|claims| row.caps.contains(claims.needs) && wanted(claims));
         fitting
             .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }))
             .collect()
@@ -96,8 +97,14 @@ impl Case {
 
     /// `tcp::messages::sizes_around_every_threshold`.
     pub(crate) fn full_name(&self, row: &Row) -> String {
-        let module = self.claims.module.rsplit("::").next().unwrap_or_default();
-        format!("{}::{module}::{}", row.name, self.name)
+        format!("{}::{}::{}", row.name, self.claims.file(), self.name)
+    }
+}
+
+impl Claims {
+    /// The file's name, without its ending.
+    fn file(&self) -> &'static str {
+        self.module.rsplit("::").next().unwrap_or_default()
     }
 }
 

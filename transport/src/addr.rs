@@ -56,6 +56,11 @@ impl fmt::Display for Scheme {
 /// an IPv4 address, an IPv6 address in brackets, or a name; a listener may also write `*`, or nothing, for every
 /// interface. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
+/// `integrity=crc32c` (for `tcp` and `towline`): what travels carries checksums both ways, and damage on the way is
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting address asks
+/// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
+/// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.
+///
 /// ```
 /// use towline::{Address, Scheme};
 ///

@@ -216,7 +216,7 @@ impl Endpoint {
             let why = format!("no answer within {} s", self.connect_time.as_secs_f64());
             Err(Error::new(ErrorKind::TimedOut, why))
         })?;
-        self.establisher.connect(control, address.scheme(), address.to_string()).await
+        self.establisher.connect(control, address).await
     }
 
     fn environment(&self) -> &Arc<dyn Environment> {
@@ -229,13 +229,21 @@ impl Endpoint {
             let why = format!("the {name} backend is planned, and not in this version: use tcp or towline");
             return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
         }
-        match address.options().next() {
-            Some((key, _)) => Err(Error::new(
-                ErrorKind::Invalid,
-                format!("{name} has no option {key:?}: leave ?{key}=… out"),
-            )),
-            None => Ok(()),
+        for (key, value) in address.options() {
+            let why = match (key, value) {
+                // What stays within a process does not travel.
+                ("integrity", _) if address.scheme() == Scheme::Mem => {
+                    "mem has no option \"integrity\": nothing travels: leave ?integrity=… out".to_owned()
+                }
+                ("integrity", "crc32c") => continue,
+                ("integrity", _) => {
+                    format!("{value:?} is no integrity: write integrity=crc32c, or leave it out")
+                }
+                _ => format!("{name} has no option {key:?}: leave ?{key}=… out"),
+            };
+            return Err(Error::new(ErrorKind::Invalid, why));
         }
+        Ok(())
     }
 
     /// Nobody opens a port to strangers by accident.

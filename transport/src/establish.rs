@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::addr::Scheme;
+use crate::addr::{Address, Scheme};
 use crate::backend::{Backend, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
-use crate::door::{self, Control, Greeting, Identity, Offer, Terms, Token};
+use crate::door::{self, CRC32C, Control, Greeting, Identity, Offer, Terms, Token};
 use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -42,18 +42,20 @@ struct Entrant {
 
 impl Establisher {
     /// The connecting end.
-    pub(crate) async fn connect(
-        &self,
-        mut control: Control,
-        scheme: Scheme,
-        address: String,
-    ) -> Result<Connection> {
-        let (mut entrants, mut refused) = self.entrants(scheme);
+    pub(crate) async fn connect(&self, mut control: Control, address: &Address) -> Result<Connection> {
+        let checked = address.option("integrity") == Some("crc32c");
+        let (mut entrants, mut refused) = self.entrants(address.scheme());
         if entrants.is_empty() {
             return Err(no_path(&refused));
         }
+        let features = if checked { CRC32C } else { 0 };
         let environment = &*self.environment;
-        let greeting = door::greet_as_connector(&mut control, &self.terms(&entrants), environment).await?;
+        let greeting =
+            door::greet_as_connector(&mut control, &self.terms(&entrants, features), environment).await?;
+        if checked && greeting.features & CRC32C == 0 {
+            let why = "the peer's version has no integrity=crc32c: upgrade it, or leave the option out";
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
         while !entrants.is_empty() {
             let mut entrant = entrants.remove(0);
             let reason = match self.meets(&entrant, &greeting) {
@@ -71,7 +73,8 @@ impl Establisher {
             let candidates = self.settle(&entrant, entrants, refused);
             let mut site = self.site(Role::Connector, &entrant, &greeting, control);
             let link = entrant.backend.open(&mut site)?;
-            return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
+            let path = path(address.to_string(), &entrant, &site, candidates);
+            return self.connection(site, link, path);
         }
         Err(no_path(&refused))
     }
@@ -85,7 +88,8 @@ impl Establisher {
     ) -> Result<Connection> {
         let (mut entrants, mut refused) = self.entrants(scheme);
         let environment = &*self.environment;
-        let greeting = door::greet_as_acceptor(&mut control, &self.terms(&entrants), environment).await?;
+        let greeting =
+            door::greet_as_acceptor(&mut control, &self.terms(&entrants, CRC32C), environment).await?;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
             let name = door::proposed(&mut control, deadline, environment).await?;
@@ -125,7 +129,8 @@ impl Establisher {
                 (Err(error), _) => return Err(error),
             };
             let candidates = self.settle(&entrant, entrants, refused);
-            return self.connection(site, link, Path { address, chosen: entrant.backend.name(), candidates });
+            let path = path(address, &entrant, &site, candidates);
+            return self.connection(site, link, path);
         }
         Err(Error::new(
             ErrorKind::Refused,
@@ -159,7 +164,7 @@ impl Establisher {
         candidates
     }
 
-    fn terms(&self, entrants: &[Entrant]) -> Terms {
+    fn terms(&self, entrants: &[Entrant], features: u64) -> Terms {
         let offer = |entrant: &Entrant| Offer {
             backend: entrant.backend.name().to_owned(),
             bytes: entrant.offer.clone(),
@@ -167,7 +172,7 @@ impl Establisher {
         Terms {
             identity: self.identity,
             token: self.token.clone(),
-            features: 0,
+            features,
             offers: entrants.iter().map(offer).collect(),
             handshake_time: self.handshake_time,
         }
@@ -238,6 +243,7 @@ impl Establisher {
             pool: self.pools[&Place::Host].clone(),
             environment: self.environment.clone(),
             heartbeat: self.heartbeat,
+            checked: entrant.backend.checks() && greeting.features & CRC32C != 0,
         }
     }
 
@@ -264,6 +270,10 @@ impl Establisher {
             linger: self.linger,
         })
     }
+}
+
+fn path(address: String, entrant: &Entrant, site: &Site, candidates: Vec<Candidate>) -> Path {
+    Path { address, chosen: entrant.backend.name(), checked: site.checked, candidates }
 }
 
 fn no_path(refused: &[Candidate]) -> Error {

@@ -7,6 +7,7 @@ use crate::backend::Nominal;
 pub struct Path {
     pub(crate) address: String,
     pub(crate) chosen: &'static str,
+    pub(crate) checked: bool,
     pub(crate) candidates: Vec<Candidate>,
 }
 
@@ -45,6 +46,11 @@ impl Path {
     /// The peer's address as it was asked for; at the accepting end, the peer's own end of the stream.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// How damage on the way is noticed beyond what the transport itself does: `crc32c`, or `none`.
+    pub fn integrity(&self) -> &'static str {
+        if self.checked { "crc32c" } else { "none" }
     }
 
     /// Every candidate, in the order of preference.

@@ -243,10 +243,13 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 }
 
 fn cells(row: &Row) -> [String; COLUMNS.len()] {
-    let transport = match &row.path {
-        Some(path) if *path != row.transport => format!("{} ({path})", row.transport),
-        _ => row.transport.clone(),
-    };
+    let mut transport = row.transport.clone();
+    for (at, (key, value)) in row.options.iter().enumerate() {
+        transport.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
+    }
+    if let Some(path) = row.path.as_ref().filter(|path| **path != row.transport) {
+        transport.push_str(&format!(" ({path})"));
+    }
     let shares: Vec<String> = row
         .ceilings
         .iter()

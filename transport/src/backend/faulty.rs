@@ -76,6 +76,10 @@ impl Backend for Faulty {
         self.backend.carries_control()
     }
 
+    fn checks(&self) -> bool {
+        self.backend.checks()
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         self.faults.call("open")?;
         Ok(Arc::new(FaultyLink { link: self.backend.open(site)?, faults: self.faults.clone() }))

@@ -46,6 +46,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether its links check what travels where [`Site::checked`] asks for it.
+    fn checks(&self) -> bool {
+        false
+    }
+
     /// Opens this end of the data path. The peer's end is being opened at the same time.
     ///
     /// A backend that carries control takes `site.control`; otherwise the door keeps it, answers heartbeats on it, and
@@ -110,6 +115,8 @@ pub struct Site {
     pub environment: Arc<dyn Environment>,
     /// How often a silent peer is asked for a sign of life; three times without one is its end.
     pub heartbeat: Duration,
+    /// Both ends agreed that what travels carries checksums.
+    pub checked: bool,
 }
 
 /// One data path to one peer.

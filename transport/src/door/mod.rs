@@ -20,8 +20,8 @@ use crate::wire::handshake::{
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
-pub(crate) use crate::wire::handshake::Offer;
 pub use crate::wire::handshake::Role;
+pub(crate) use crate::wire::handshake::{CRC32C, Offer};
 pub use control::Control;
 pub use identity::Identity;
 pub use token::Token;

@@ -25,6 +25,9 @@ pub(crate) const VERSION_MIN: u16 = 1;
 /// The versions this build speaks.
 pub(crate) const VERSION_MAX: u16 = 1;
 
+/// The feature of checksums on the data stream: an acceptor always has it, a connector if its address asks for it.
+pub(crate) const CRC32C: u64 = 1;
+
 pub(crate) const HEAD_LEN: usize = 16;
 /// Bounds one message, head and body.
 pub(crate) const MESSAGE_LEN_MAX: usize = 64 * 1024;

@@ -2,6 +2,7 @@
 
 pub(crate) mod credit;
 pub(crate) mod handshake;
+pub(crate) mod integrity;
 mod ledger;
 pub(crate) mod liveness;
 mod one_sided;

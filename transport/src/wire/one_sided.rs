@@ -245,6 +245,18 @@ impl OneSided {
         }
     }
 
+    /// How much of a transfer has come.
+    pub(crate) fn position(&self, transfer: Transfer) -> u64 {
+        match transfer {
+            Transfer::Get(id) => match self.requests.get(&id) {
+                Some(Request::Get { into, .. }) => into.memory().len() as u64,
+                _ => 0,
+            },
+            Transfer::Put(id) => self.landing.get(&id).map_or(0, |landing| landing.at as u64),
+            Transfer::Message(_) => 0,
+        }
+    }
+
     /// Where the next bytes of a transfer go.
     pub(crate) fn room(&mut self, transfer: Transfer) -> Option<Room<'_>> {
         match transfer {

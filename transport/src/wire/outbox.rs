@@ -7,6 +7,7 @@ use crate::memory::Buffer;
 use crate::message::Message;
 use crate::operation::Operation;
 use crate::region::ReadLease;
+use crate::wire::integrity;
 use crate::wire::record::{BULK_LEN_MAX, HEAD_LEN, Head, Transfer};
 
 /// A batch is closed when it holds this much.
@@ -25,6 +26,10 @@ pub(crate) struct Outbox {
     len: usize,
     /// The segment being made: where its head is in `text`, and how many bytes of its records are payload.
     open: Option<(usize, usize)>,
+    /// How many pieces were there before it.
+    earlier: usize,
+    /// Heads carry checksums.
+    checked: bool,
     /// How much of `text` is covered by pieces.
     covered: usize,
 }
@@ -48,6 +53,10 @@ pub(crate) enum Ending {
 }
 
 impl Outbox {
+    pub(crate) fn new(checked: bool) -> Self {
+        Self { checked, ..Self::default() }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -65,7 +74,12 @@ impl Outbox {
             self.len = 0;
         }
         self.open = Some((self.text.len(), 0));
-        self.text.extend_from_slice(&[0; HEAD_LEN]);
+        self.earlier = self.pieces.len();
+        self.text.resize(self.text.len() + self.head_len(), 0);
+    }
+
+    fn head_len(&self) -> usize {
+        integrity::head_len(self.checked)
     }
 
     /// Where records are written.
@@ -75,7 +89,7 @@ impl Outbox {
 
     /// Bytes of the open segment's records.
     pub(crate) fn records_len(&self) -> usize {
-        self.open.map_or(0, |(head, payload)| self.text.len() - head - HEAD_LEN + payload)
+        self.open.map_or(0, |(head, payload)| self.text.len() - head - self.head_len() + payload)
     }
 
     /// Payload within the records.
@@ -107,8 +121,24 @@ impl Outbox {
         }
         self.text[head..head + HEAD_LEN].copy_from_slice(&Head { records_len, bulk_len, transfer }.encode());
         self.cover();
+        if self.checked {
+            let records = integrity::of_slices(self.records_of(head));
+            let slices = bulk.iter().filter_map(Buffer::as_slice).map(IoSlice::new);
+            let bulk = integrity::of_slices(slices);
+            integrity::seal(&mut self.text[head..], records, bulk);
+        }
         self.len += bulk_len;
         self.pieces.extend(bulk.into_iter().map(Piece::Bytes));
+    }
+
+    /// The records of the segment being closed, whose head is at `head`.
+    fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
+        let records = head + self.head_len();
+        self.pieces.range(self.earlier..).filter_map(move |piece| match piece {
+            Piece::Text(range) => Some(IoSlice::new(&self.text[range.start.max(records)..range.end])),
+            Piece::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
+            Piece::End(_) => None,
+        })
     }
 
     fn cover(&mut self) {

@@ -288,6 +288,23 @@ impl Receives {
         room.extend(open.take(room_max));
     }
 
+    /// The number of the next message.
+    pub(crate) fn next(&self) -> u64 {
+        self.held.next()
+    }
+
+    /// The frame that a message's next bulk goes to, and the offset in it.
+    pub(crate) fn position(&mut self, id: u64) -> (usize, u64) {
+        match self.held.at(id) {
+            Some(Held { state: State::Landing(landing), .. }) => {
+                let frame = landing.frame;
+                let buffer = landing.buffers().get(frame).and_then(Option::as_ref);
+                (frame, buffer.map_or(0, |buffer| buffer.len() as u64))
+            }
+            _ => (0, 0),
+        }
+    }
+
     /// How much bulk of a message is still to come.
     pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
         match self.held.at(id) {

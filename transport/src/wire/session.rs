@@ -3,6 +3,8 @@
 //! The invariant: whatever comes in is checked against what was granted before it changes anything; the first breach is an
 //! error, after which only `give_up` may be called.
 
+mod landing;
+
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::sync::Arc;
@@ -13,12 +15,15 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Delivery, Message};
 use crate::operation::{Done, Operation};
 use crate::region::{Regions, RemoteRegion};
+use crate::wire::integrity::{Check, head_len};
 use crate::wire::liveness::{Due, Liveness};
-use crate::wire::one_sided::{OneSided, Room, replies};
+use crate::wire::one_sided::{OneSided, replies};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::receives::Receives;
-use crate::wire::record::{self, HEAD_LEN, Head, Record, Transfer, corrupt};
+use crate::wire::record::{self, Head, Record, Transfer, corrupt};
 use crate::wire::sends::{RECORDS_LEN, Sends};
+
+pub(crate) use landing::Target;
 
 /// One end of a data stream.
 #[derive(Debug)]
@@ -33,6 +38,7 @@ pub(crate) struct Session {
     records: Vec<u8>,
     answers: usize,
     reading: Reading,
+    check: Check,
     /// The start of a head or of records whose rest has not come.
     partial: Vec<u8>,
     /// What the application should see, in order.
@@ -61,27 +67,26 @@ enum Closing {
     Left,
 }
 
-/// Where the next bulk goes.
-#[derive(Debug)]
-pub(crate) enum Target<'a> {
-    /// Into these buffers, in order, each taking so many bytes more.
-    Buffers(Vec<(&'a mut BufferMut, usize)>),
-    /// Into a region's range from this offset, or nowhere if it was revoked.
-    Region(&'a crate::region::WriteLease, usize),
-}
-
 impl Session {
-    pub(crate) fn new(pool: Pool, regions: Arc<Regions>, heartbeat: Duration, now: Duration) -> Self {
+    /// With `checked`, what travels carries checksums, both ways.
+    pub(crate) fn new(
+        pool: Pool,
+        regions: Arc<Regions>,
+        heartbeat: Duration,
+        now: Duration,
+        checked: bool,
+    ) -> Self {
         Self {
             sends: Sends::default(),
             receives: Receives::new(pool),
             one_sided: OneSided::new(regions),
             liveness: Liveness::new(heartbeat, now),
-            outbox: Outbox::default(),
+            outbox: Outbox::new(checked),
             bulks: VecDeque::new(),
             records: Vec::new(),
             answers: 0,
             reading: Reading::Head,
+            check: Check::new(checked),
             partial: Vec::new(),
             announced: Vec::new(),
             ask: false,
@@ -283,9 +288,14 @@ impl Session {
         self.needed() - self.partial.len()
     }
 
+    /// The length of a segment's head.
+    pub(crate) fn head_len(&self) -> usize {
+        head_len(self.check.is_on())
+    }
+
     fn needed(&self) -> usize {
         match self.reading {
-            Reading::Head => HEAD_LEN,
+            Reading::Head => self.head_len(),
             Reading::Records { len, .. } => len,
             Reading::Bulk { .. } => 0,
         }
@@ -332,6 +342,7 @@ impl Session {
     fn item(&mut self, bytes: &[u8]) -> Result<()> {
         match self.reading {
             Reading::Head => {
+                self.check.head(bytes)?;
                 let Head { records_len, bulk_len, transfer } = Head::decode(bytes)?;
                 self.reading = Reading::Records { len: records_len, bulk_len, transfer };
                 if records_len == 0 {
@@ -339,6 +350,7 @@ impl Session {
                 }
             }
             Reading::Records { bulk_len, transfer, .. } => {
+                self.check.records(bytes, self.receives.next())?;
                 let mut records = bytes;
                 while !records.is_empty() {
                     let record = record::take(&mut records)?;
@@ -363,6 +375,11 @@ impl Session {
         if expected.is_none_or(|expected| expected < bulk_len as u64) {
             return Err(corrupt(format!("{bulk_len} bytes of bulk that nobody expects ({transfer:?})")));
         }
+        let (frame, offset) = match transfer {
+            Transfer::Message(id) => self.receives.position(id),
+            Transfer::Get(_) | Transfer::Put(_) => (0, self.one_sided.position(transfer)),
+        };
+        self.check.begin(frame, offset);
         self.reading = Reading::Bulk { remaining: bulk_len, transfer };
         Ok(())
     }
@@ -398,66 +415,6 @@ impl Session {
             Record::Done { id } => self.one_sided.done(id)?,
             Record::Refused { id, reason } => self.one_sided.refused(id, reason)?,
             Record::Close => self.peer_closed = true,
-        }
-        Ok(())
-    }
-
-    /// Where the next bulk goes, and how much of it: `None` where something else comes next.
-    pub(crate) fn target(&mut self, buffers_max: usize) -> Option<(Target<'_>, usize)> {
-        let Reading::Bulk { remaining, transfer } = self.reading else { return None };
-        let target = match transfer {
-            Transfer::Message(id) => {
-                let mut room = Vec::with_capacity(8);
-                self.receives.room(id, &mut room, buffers_max);
-                Target::Buffers(room)
-            }
-            Transfer::Get(_) | Transfer::Put(_) => match self.one_sided.room(transfer)? {
-                Room::Buffer(buffer, missing) => Target::Buffers(vec![(buffer, missing)]),
-                Room::Region(lease, at) => Target::Region(lease, at),
-            },
-        };
-        Some((target, remaining))
-    }
-
-    /// `len` bytes went into the target, or, as it was `revoked`, nowhere.
-    pub(crate) fn landed(&mut self, len: usize, revoked: bool) {
-        let Reading::Bulk { remaining, transfer } = self.reading else { return };
-        match transfer {
-            Transfer::Message(id) => self.receives.landed(id, len as u64),
-            Transfer::Get(_) | Transfer::Put(_) => {
-                let waiting = self.records.len();
-                self.one_sided.landed(transfer, len as u64, revoked, &mut self.records);
-                self.answers += usize::from(self.records.len() > waiting);
-            }
-        }
-        self.reading = match remaining - len {
-            0 => Reading::Head,
-            remaining => Reading::Bulk { remaining, transfer },
-        };
-    }
-
-    /// Bulk that was read together with what came before it: only a peer that breaks the protocol sends it so early that
-    /// this happens, or one whose credit was used before our own read began.
-    fn copy_bulk(&mut self, mut bulk: &[u8]) -> Result<()> {
-        while !bulk.is_empty() {
-            let Some((target, _)) = self.target(1) else { return Err(corrupt("bulk out of turn")) };
-            let (len, revoked) = match target {
-                Target::Buffers(mut buffers) => {
-                    let Some((buffer, missing)) = buffers.first_mut() else {
-                        return Err(corrupt("more bulk than its frames take"));
-                    };
-                    let len = bulk.len().min(*missing);
-                    buffer.extend_from_slice(&bulk[..len])?;
-                    (len, false)
-                }
-                Target::Region(lease, at) => {
-                    let write = |bytes: &mut [u8]| bytes[..bulk.len()].copy_from_slice(bulk);
-                    (bulk.len(), lease.with(at, write).is_none())
-                }
-            };
-            self.one_sided.bytes_copied += len as u64;
-            self.landed(len, revoked);
-            bulk = &bulk[len..];
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod integrity;
 mod simulated;
 
 use std::collections::VecDeque;
@@ -61,8 +62,12 @@ struct End {
 
 impl End {
     fn new() -> Self {
+        Self::with(false)
+    }
+
+    fn with(checked: bool) -> Self {
         let regions = Regions::new(Arc::new(Still));
-        let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO);
+        let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         Self { session, regions, wire: VecDeque::new(), announced: VecDeque::new() }
     }
 
@@ -96,7 +101,7 @@ impl End {
             return Ok(false);
         }
         self.session.heard(Duration::ZERO);
-        let Some((target, remaining)) = self.session.target(4) else {
+        let Some((target, remaining, mut sum)) = self.session.target(4) else {
             let len = len.min(self.session.bytes_wanted());
             let bytes = arrived(&mut self.wire, len);
             self.session.received(&bytes)?;
@@ -110,6 +115,7 @@ impl End {
                 for (buffer, room) in buffers {
                     let (part, more) = rest.split_at(rest.len().min(room));
                     buffer.extend_from_slice(part)?;
+                    sum.add(part);
                     rest = more;
                 }
                 for byte in rest.iter().rev() {
@@ -118,10 +124,11 @@ impl End {
                 (bytes.len() - rest.len(), false)
             }
             Target::Region(lease, at) => {
+                sum.add(&bytes);
                 (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
             }
         };
-        self.session.landed(landed, revoked);
+        self.session.landed(landed, revoked)?;
         Ok(true)
     }
 

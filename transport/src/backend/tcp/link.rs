@@ -16,8 +16,6 @@ use crate::wire::session::{Session, Target};
 
 /// Bytes of records read at once.
 const SCRATCH_LEN: usize = 64 << 10;
-/// A head's bytes, read together with the bulk before it.
-const NEXT_HEAD_LEN: usize = 16;
 /// Reads of one poll.
 const READS_MAX: usize = 16;
 
@@ -45,7 +43,8 @@ pub(super) struct TcpLink {
 impl TcpLink {
     pub(super) fn open(stream: TcpStream, site: &Site) -> Arc<dyn Link> {
         let now = site.environment.now();
-        let session = Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now);
+        let session =
+            Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked);
         Arc::new(Self {
             socket: Socket::new(stream),
             inbox: site.inbox.clone(),
@@ -189,7 +188,9 @@ impl TcpLink {
 
     /// One read, to where the session wants it, and how many bytes it asked for.
     fn read_once(&self, session: &mut Session, scratch: &mut [u8]) -> Result<(Moved, usize)> {
-        let Some((target, remaining)) = session.target(BUFFERS_MAX) else {
+        // The next head is read together with the bulk before it.
+        let next_head_len = session.head_len();
+        let Some((target, remaining, mut sum)) = session.target(BUFFERS_MAX) else {
             let len = session.bytes_wanted().min(scratch.len());
             let moved = self.socket.read(&mut scratch[..len]).map_err(cut)?;
             if let Moved::Bytes(len) = moved {
@@ -200,25 +201,38 @@ impl TcpLink {
         let (moved, room, then, revoked) = match target {
             Target::Buffers(mut buffers) => {
                 let room = limit(&mut buffers, remaining);
-                let then = if room == remaining { NEXT_HEAD_LEN } else { 0 };
-                (self.socket.read_into(&mut buffers, &mut scratch[..then]), room, then, false)
+                let then = if room == remaining { next_head_len } else { 0 };
+                let moved = self.socket.read_into(&mut buffers, &mut scratch[..then]);
+                if let Ok(Moved::Bytes(len)) = moved {
+                    sum.add_filled(&buffers, len.min(room));
+                }
+                (moved, room, then, false)
             }
             Target::Region(lease, at) => {
                 let read = |bytes: &mut [u8]| {
-                    self.socket.read_region(&mut bytes[..remaining], &mut scratch[..NEXT_HEAD_LEN])
+                    let bytes = &mut bytes[..remaining];
+                    let moved = self.socket.read_region(bytes, &mut scratch[..next_head_len]);
+                    if let Ok(Moved::Bytes(len)) = moved {
+                        sum.add(&bytes[..len.min(remaining)]);
+                    }
+                    moved
                 };
                 match lease.with(at, read) {
-                    Some(moved) => (moved, remaining, NEXT_HEAD_LEN, false),
+                    Some(moved) => (moved, remaining, next_head_len, false),
                     None => {
                         let room = remaining.min(scratch.len());
-                        (self.socket.read(&mut scratch[..room]), room, 0, true)
+                        let moved = self.socket.read(&mut scratch[..room]);
+                        if let Ok(Moved::Bytes(len)) = moved {
+                            sum.add(&scratch[..len]);
+                        }
+                        (moved, room, 0, true)
                     }
                 }
             }
         };
         let moved = moved.map_err(cut)?;
         if let Moved::Bytes(len) = moved {
-            session.landed(len.min(room), revoked);
+            session.landed(len.min(room), revoked)?;
             if len > room {
                 session.received(&scratch[..len - room])?;
             }

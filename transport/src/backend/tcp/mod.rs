@@ -50,6 +50,10 @@ impl Backend for Tcp {
         true
     }
 
+    fn checks(&self) -> bool {
+        true
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
         let socket =

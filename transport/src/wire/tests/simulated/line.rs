@@ -93,10 +93,10 @@ struct Side {
 }
 
 impl Side {
-    fn new() -> Self {
+    fn new(checked: bool) -> Self {
         let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
         let pool = Pool::new(1 << 20);
-        let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO);
+        let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         let end = End { session, regions, wire: VecDeque::new(), announced: VecDeque::new() };
         Self {
             end,
@@ -184,7 +184,8 @@ fn same(buffers: &[Buffer], original: &Message) {
 
 impl Line {
     pub(super) fn new(seed: &mut Seed) -> Self {
-        let mut ends = [Side::new(), Side::new()];
+        let checked = seed.below(2) == 0;
+        let mut ends = [Side::new(checked), Side::new(checked)];
         for side in &mut ends {
             if seed.below(2) == 0 {
                 side.end.session.expect(true);

@@ -1,0 +1,117 @@
+//! Checksums: what is damaged on the way is never delivered, and costs its own connection alone.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
+use tokio::net::{TcpListener, TcpStream};
+use towline::{Address, ErrorKind, Scheme};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::polls::soon;
+use crate::suite::cases;
+
+cases! {
+    CROSS_HOST:
+        a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection,
+        integrity_is_in_force_where_the_connecting_address_asks,
+        an_unknown_integrity_is_invalid;
+}
+
+/// Where in the stream the proxy flips a bit: in the second chunk of the large frame.
+const FLIP_AT: usize = 1_500_000;
+const LARGE_LEN: usize = 3_000_000;
+const CHUNK_LEN: usize = 1 << 20;
+
+/// Carries one connection to `to`, and flips a bit of what the connector says.
+async fn proxy(listener: TcpListener, to: (String, u16)) {
+    let (near, _) = listener.accept().await.unwrap();
+    let far = TcpStream::connect(to).await.unwrap();
+    let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
+        (near.into_split(), far.into_split());
+    let back = tokio::spawn(async move {
+        // Either end may go first.
+        let _ = copy(&mut far_read, &mut near_write).await;
+    });
+    let mut bytes = vec![0; 64 << 10];
+    let mut passed = 0;
+    while let Ok(len @ 1..) = near_read.read(&mut bytes).await {
+        if (passed..passed + len).contains(&FLIP_AT) {
+            bytes[FLIP_AT - passed] ^= 16;
+        }
+        passed += len;
+        if far_write.write_all(&bytes[..len]).await.is_err() {
+            break;
+        }
+    }
+    drop(far_write);
+    let _ = back.await;
+}
+
+async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (friend, owner) = soon("a friend", meet(&near, &listener)).await;
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = between.local_addr().unwrap().port();
+    let proxy =
+        tokio::spawn(proxy(between, (listener.address().host().to_owned(), listener.address().port())));
+    let address = Address::new(Scheme::Tcp, "127.0.0.1", port).unwrap();
+    let address = address.with_option("integrity", "crc32c").unwrap();
+    let (a, b) =
+        soon("the connection", async { tokio::join!(near.connect(&address), listener.accept()) }).await;
+    let (a, b) = (a.unwrap(), b.unwrap());
+
+    let lens = [100, LARGE_LEN];
+    let sending = async {
+        a.deliver(message(0, &[5])).await.unwrap();
+        a.deliver(message(1, &lens)).await.unwrap_err()
+    };
+    let taking = async {
+        assert_message(&b.recv().await.unwrap(), 0, &[5]);
+        b.recv().await.unwrap_err()
+    };
+    let (sent, end) = soon("the end", async { tokio::join!(sending, taking) }).await;
+    assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
+    let place = format!("message 1, frame 1, the chunk at offset {}", CHUNK_LEN - lens[0]);
+    let text = end.to_string();
+    assert!(text.contains(&place) && text.contains(b.path().address()), "{text}");
+    assert_eq!(sent.kind(), ErrorKind::PeerLost, "{sent}");
+
+    let both = async { tokio::join!(friend.deliver(message(2, &lens)), owner.recv()) };
+    let (sent, taken) = soon("the friend's message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 2, &lens);
+    drop((a, b));
+    soon("the proxy's end", proxy).await.unwrap();
+}
+
+async fn integrity_is_in_force_where_the_connecting_address_asks(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (host, port) = (listener.address().host(), listener.address().port());
+    let plain = Address::new(Scheme::Tcp, host, port).unwrap();
+    let checked = plain.clone().with_option("integrity", "crc32c").unwrap();
+    for (address, integrity) in [(plain, "none"), (checked, "crc32c")] {
+        let both = async { tokio::join!(near.connect(&address), listener.accept()) };
+        let (a, b) = soon("the connection", both).await;
+        let (a, b) = (a.unwrap(), b.unwrap());
+        assert_eq!((a.path().integrity(), b.path().integrity()), (integrity, integrity));
+        let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), 1, &[20_000]);
+    }
+}
+
+async fn an_unknown_integrity_is_invalid(row: &'static Row) {
+    let endpoint = row.endpoint();
+    let wrong = row.address().with_option("integrity", "sha256").unwrap();
+    let error = endpoint.listen(&wrong).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("integrity=crc32c"), "{error}");
+    let error = endpoint.connect(&wrong).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    let mem: Address = "mem://x?integrity=crc32c".parse().unwrap();
+    let error = endpoint.listen(&mem).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("nothing travels"), "{error}");
+}

@@ -1,0 +1,138 @@
+//! Checksums of a data stream, where both ends agreed on them: each segment's head carries those of itself, its records
+//! and its bulk.
+//!
+//! Nothing is acted on before its checksum was found right: records are checked before they are read, a segment's bulk
+//! before its transfer goes on. The sum is taken over memory that was just read or is about to be written: no byte is
+//! copied for it.
+
+use std::io::IoSlice;
+
+use crc32c::{crc32c, crc32c_append};
+
+use crate::error::Result;
+use crate::memory::BufferMut;
+use crate::wire::record::{HEAD_LEN, Transfer, corrupt};
+
+/// A head's length with its checksums: of the records, of the bulk, of the 24 bytes before.
+const CHECKED_HEAD_LEN: usize = HEAD_LEN + 12;
+
+/// A head's length, with checksums or without.
+pub(crate) fn head_len(checked: bool) -> usize {
+    if checked { CHECKED_HEAD_LEN } else { HEAD_LEN }
+}
+
+/// Writes the checksums behind the head that `bytes` begins with.
+pub(crate) fn seal(bytes: &mut [u8], records: u32, bulk: u32) {
+    bytes[16..20].copy_from_slice(&records.to_le_bytes());
+    bytes[20..24].copy_from_slice(&bulk.to_le_bytes());
+    let head = crc32c(&bytes[..24]);
+    bytes[24..28].copy_from_slice(&head.to_le_bytes());
+}
+
+/// The checksum of slices, one after another.
+pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = IoSlice<'a>>) -> u32 {
+    slices.into_iter().fold(0, |sum, slice| crc32c_append(sum, &slice))
+}
+
+/// What one end checks of what comes.
+#[derive(Debug, Default)]
+pub(crate) struct Check {
+    /// Both ends agreed to.
+    on: bool,
+    /// The current segment's checksums, and the sum of its bulk so far.
+    records: u32,
+    bulk: u32,
+    sum: u32,
+    /// Where its bulk goes: the frame, and the offset in it.
+    frame: usize,
+    offset: u64,
+    /// Where the current segment begins and ends in the stream.
+    start: u64,
+    end: u64,
+}
+
+impl Check {
+    pub(crate) fn new(on: bool) -> Self {
+        Self { on, ..Self::default() }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// A segment's head came.
+    pub(crate) fn head(&mut self, bytes: &[u8]) -> Result<()> {
+        if !self.on {
+            return Ok(());
+        }
+        self.start = self.end;
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        if crc32c(&bytes[..24]) != word(24) {
+            return Err(corrupt(format!(
+                "damaged on its way: the head at byte {} of the stream",
+                self.start
+            )));
+        }
+        (self.records, self.bulk, self.sum) = (word(16), word(20), 0);
+        self.end += bytes.len() as u64 + u64::from(word(0)) + u64::from(word(4));
+        Ok(())
+    }
+
+    /// A segment's records came; `next` is the number of the next message to be announced.
+    pub(crate) fn records(&self, bytes: &[u8], next: u64) -> Result<()> {
+        if !self.on || crc32c(bytes) == self.records {
+            return Ok(());
+        }
+        let (len, offset) = (bytes.len(), self.start + CHECKED_HEAD_LEN as u64);
+        Err(corrupt(format!(
+            "damaged on their way: {len} bytes of records at byte {offset} of the stream, where message {next} is next"
+        )))
+    }
+
+    /// Bulk is to come, for this place.
+    pub(crate) fn begin(&mut self, frame: usize, offset: u64) {
+        (self.frame, self.offset) = (frame, offset);
+    }
+
+    /// Where the bytes that come are added up.
+    pub(crate) fn sum(&mut self) -> Sum<'_> {
+        Sum(self.on.then_some(&mut self.sum))
+    }
+
+    /// A segment's bulk is all here.
+    pub(crate) fn end(&self, transfer: Transfer) -> Result<()> {
+        if !self.on || self.sum == self.bulk {
+            return Ok(());
+        }
+        let (frame, offset) = (self.frame, self.offset);
+        let whose = match transfer {
+            Transfer::Message(id) => format!("message {id}, frame {frame}, the chunk at offset {offset}"),
+            Transfer::Get(id) => format!("the answer to get {id}, the chunk at offset {offset}"),
+            Transfer::Put(id) => format!("put {id}, the chunk at offset {offset}"),
+        };
+        Err(corrupt(format!("damaged on its way: {whose}")))
+    }
+}
+
+/// The sum of a segment's bulk, if it is taken.
+#[derive(Debug)]
+pub(crate) struct Sum<'a>(Option<&'a mut u32>);
+
+impl Sum<'_> {
+    /// These bytes came.
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        if let Some(sum) = &mut self.0 {
+            **sum = crc32c_append(**sum, bytes);
+        }
+    }
+
+    /// `len` bytes came into the ends of `buffers`, each of which took at most so many.
+    pub(crate) fn add_filled(&mut self, buffers: &[(&mut BufferMut, usize)], mut len: usize) {
+        for (buffer, room) in buffers {
+            let filled = len.min(*room);
+            let bytes = buffer.as_slice().unwrap_or_default();
+            self.add(&bytes[bytes.len().saturating_sub(filled)..]);
+            len -= filled;
+        }
+    }
+}
