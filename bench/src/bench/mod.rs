@@ -3,7 +3,7 @@
 pub(crate) mod assertion;
 pub(crate) mod case;
 mod drive;
-mod load;
+pub(crate) mod load;
 mod options;
 mod patterns;
 mod plan;
