@@ -5,6 +5,7 @@
 mod bench;
 mod command;
 mod death;
+mod network;
 mod usage;
 
 use command::towline;
