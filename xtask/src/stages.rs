@@ -84,6 +84,7 @@ fn bench(deadline: Instant) -> Outcome {
     // Whether the main job runs and tells the truth about every byte; its figures mean nothing on a busy machine.
     let main_job = ["run", "--release", "--package", "towline-bench", "--", "bench"];
     let short = ["--duration", "0.2", "--warmup", "0.1", "--repeat", "1", "--verify"];
-    let patterns = ["--pattern", "latency,bandwidth,rate,put,get,connect", "--size", "8,100000"];
+    let patterns =
+        ["--pattern", "latency,bandwidth,bidirectional,rate,put,get,connect", "--size", "8,100000"];
     run(cargo(&main_job).args(short).args(patterns), deadline)
 }

@@ -78,6 +78,8 @@ pub(crate) enum Pattern {
     Latency,
     /// A window of messages in flight, one way.
     Bandwidth,
+    /// The same both ways at once.
+    Bidirectional,
     /// As many messages a second as go through.
     Rate,
     /// One-sided reads of the peer's memory.
@@ -89,15 +91,23 @@ pub(crate) enum Pattern {
 }
 
 impl Pattern {
-    pub(crate) const OFFERED: [Self; 6] =
-        [Self::Latency, Self::Bandwidth, Self::Rate, Self::Get, Self::Put, Self::Connect];
+    pub(crate) const OFFERED: [Self; 7] = [
+        Self::Latency,
+        Self::Bandwidth,
+        Self::Bidirectional,
+        Self::Rate,
+        Self::Get,
+        Self::Put,
+        Self::Connect,
+    ];
 
-    const PLANNED: [&str; 5] = ["bidirectional", "incast", "alltoall", "tasks", "shuffle"];
+    const PLANNED: [&str; 4] = ["incast", "alltoall", "tasks", "shuffle"];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Latency => "latency",
             Self::Bandwidth => "bandwidth",
+            Self::Bidirectional => "bidirectional",
             Self::Rate => "rate",
             Self::Get => "get",
             Self::Put => "put",
@@ -109,7 +119,7 @@ impl Pattern {
     pub(crate) fn default_sizes(self) -> &'static [usize] {
         match self {
             Self::Latency | Self::Rate | Self::Connect => &[8],
-            Self::Bandwidth | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
+            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
         }
     }
 
@@ -117,7 +127,7 @@ impl Pattern {
     pub(crate) fn default_window(self) -> usize {
         match self {
             Self::Latency | Self::Connect => 1,
-            Self::Bandwidth | Self::Get | Self::Put => 16,
+            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => 16,
             Self::Rate => 256,
         }
     }

@@ -98,7 +98,7 @@ impl<'a> Drive<'a> {
         if matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put) {
             ceilings.push(self.memcpy(case, memory).await?);
         }
-        if path != "mem" && case.pattern != Pattern::Connect {
+        if path != "mem" && !matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
             match self.socket(case, peer, address, memory).await {
                 Ok(ceiling) => ceilings.push(ceiling),
                 // A firewall may let our port through and no other.

@@ -4,7 +4,7 @@ pub(crate) mod assertion;
 pub(crate) mod case;
 mod drive;
 mod history;
-mod load;
+pub(crate) mod load;
 mod options;
 mod patterns;
 mod plan;

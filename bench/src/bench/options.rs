@@ -31,7 +31,7 @@ pub(crate) struct Options {
     /// What carries the data: auto, mem, tcp; options of the transport as a query
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
-    /// What is done: latency, bandwidth, rate, get, put, connect
+    /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) pattern: Vec<Pattern>,
     /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between

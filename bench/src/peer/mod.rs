@@ -4,6 +4,7 @@
 //! its header is [`Stamp`]; what happens to it follows from the last request. A fresh connection echoes.
 
 mod client;
+mod sending;
 mod server;
 mod serving;
 mod usage;
@@ -35,6 +36,14 @@ pub(crate) enum Request {
         frames: usize,
         /// How closely to look.
         check: Check,
+    },
+    /// Beside a [`Request::Sink`]: send messages of its kind for a while. The only answer is [`Answer::Sent`], behind the
+    /// last of them.
+    Send {
+        /// The number of the first.
+        first: u64,
+        /// How long.
+        duration_ms: u64,
     },
     /// What has it cost you so far, and was anything wrong?
     Usage,
@@ -70,6 +79,11 @@ pub(crate) enum Answer {
     Hello(About),
     /// Done.
     Ready,
+    /// All was sent, and confirmed by the one who asked.
+    Sent {
+        /// How many messages.
+        messages: u64,
+    },
     /// What it has cost.
     Usage(Usage),
     /// Memory is exposed.
@@ -185,6 +199,7 @@ mod tests {
         for request in [
             Request::Hello,
             Request::Sink { layout, frames: 3, check: Check::Whole },
+            Request::Send { first: 7, duration_ms: 5 },
             Request::Withdraw { last: vec![Some(2), None], check: Check::Edges },
             Request::Socket { course },
         ] {

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
+use super::sending::Sending;
 use super::{About, Answer, Candidate, CpuClock, Request, Stamp, Usage, encode, is_conversation};
+use crate::bench::load::Load;
 use crate::ceiling::socket::{self, Course};
 use crate::failure::Failure;
 use crate::fingerprint;
@@ -106,6 +108,10 @@ impl Session {
         if !is_conversation(message.header()) {
             return self.take(message).await;
         }
+        if let Ok(Request::Send { first, duration_ms }) = serde_json::from_slice(message.header()) {
+            self.start_sending(first, duration_ms);
+            return Ok(());
+        }
         let answer = self.answer(message.header()).await.unwrap_or_else(|why| Answer::Problem { why });
         let header = encode(&answer).map_err(|why| towline::Error::new(ErrorKind::Invalid, why))?;
         self.connection.send(Message::new(header)).await?;
@@ -141,6 +147,7 @@ impl Session {
                 bounded(layout)?;
                 self.begin(Mode::Sink { layout, frames: frames.max(1), check })
             }
+            Request::Send { .. } => Err("a request to send has no answer of its own".to_owned()),
             Request::Usage => Ok(Answer::Usage(Usage {
                 cpu_s: self.clock.seconds(),
                 messages: self.messages,
@@ -170,6 +177,18 @@ impl Session {
             Request::Withdraw { last, check } => self.withdraw(&last, check).await,
             Request::Socket { course } => far_socket(&self.host, course),
         }
+    }
+
+    /// Sends on a task of its own, so that this end takes messages meanwhile.
+    fn start_sending(&mut self, first: u64, duration_ms: u64) {
+        let load = match self.mode {
+            Mode::Echo => Err("nothing was said of what to send".to_owned()),
+            Mode::Sink { layout, frames, .. } => {
+                Ok((Load::new(&self.payload.prepare(layout), layout, frames), layout))
+            }
+        };
+        let sending = Sending { connection: self.connection.clone(), first, duration_ms };
+        tokio::spawn(sending.run(load));
     }
 
     fn begin(&mut self, mode: Mode) -> Result<Answer, String> {

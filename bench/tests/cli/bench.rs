@@ -65,10 +65,10 @@ pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
 #[track_caller]
 fn measures_every_pattern(transport: &str) {
     let line = format!(
-        "--transport {transport} --pattern latency,bandwidth,rate,get,put,connect --size 8,100000 --verify --json"
+        "--transport {transport} --pattern latency,bandwidth,bidirectional,rate,get,put,connect --size 8,100000 --verify --json"
     );
     let rows = rows(&bench(&line));
-    assert_eq!(rows.len(), 12);
+    assert_eq!(rows.len(), 14);
     for row in rows {
         assert_eq!(row["transport"], transport);
         assert_eq!(row["verified"], true);
@@ -84,7 +84,7 @@ fn measures_every_pattern(transport: &str) {
             .iter()
             .filter_map(|ceiling| ceiling["kind"].as_str())
             .collect();
-        let socket = row["path"] != "mem" && pattern != "connect";
+        let socket = row["path"] != "mem" && !["connect", "bidirectional"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
         assert_eq!(kinds.contains(&"memcpy"), ["bandwidth", "get", "put"].contains(&pattern), "{row}");
     }

@@ -8,6 +8,7 @@ mod command;
 mod death;
 mod history;
 mod metrics;
+mod network;
 mod usage;
 
 use command::towline;

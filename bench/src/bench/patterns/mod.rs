@@ -1,6 +1,7 @@
 //! What is done with the messages: one file a pattern, each an [`Exercise`].
 
 mod bandwidth;
+mod bidirectional;
 mod connect;
 mod get;
 mod lanes;
@@ -54,6 +55,9 @@ pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Fail
     match bench.case.pattern {
         Pattern::Latency => exercise(bench, pace, latency::Latency::new(bench).await?).await,
         Pattern::Bandwidth => exercise(bench, pace, bandwidth::Bandwidth::new(bench).await?).await,
+        Pattern::Bidirectional => {
+            exercise(bench, pace, bidirectional::Bidirectional::new(bench).await?).await
+        }
         Pattern::Rate => exercise(bench, pace, rate::Rate::new(bench).await?).await,
         Pattern::Get => exercise(bench, pace, get::Get::new(bench).await?).await,
         Pattern::Put => exercise(bench, pace, put::Put::new(bench).await?).await,

@@ -1,0 +1,60 @@
+//! The serving half sends: a window of messages in flight, until a time has passed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use towline::{Connection, Message};
+
+use super::{Answer, encode};
+use crate::bench::load::Load;
+use crate::payload::Layout;
+
+/// Nobody is sent to for longer.
+const DURATION_MS_MAX: u64 = 3_600_000;
+
+/// What a peer asked to be sent.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) connection: Connection,
+    pub(super) first: u64,
+    pub(super) duration_ms: u64,
+}
+
+impl Sending {
+    /// Sends, and says behind the last message how many there were, or why there are no more.
+    pub(super) async fn run(self, load: Result<(Load, Layout), String>) {
+        let answer = match load {
+            Ok((load, layout)) => self.send(&load, layout).await,
+            Err(why) => Err(why),
+        };
+        let header = encode(&answer.unwrap_or_else(|why| Answer::Problem { why }));
+        if let Ok(header) = header {
+            // A peer that is gone needs no answer; the session notices its end.
+            let _ = self.connection.send(Message::new(header)).await;
+        }
+    }
+
+    async fn send(&self, load: &Load, layout: Layout) -> Result<Answer, String> {
+        let until = Instant::now() + Duration::from_millis(self.duration_ms.min(DURATION_MS_MAX));
+        // A lane takes a number in the same step as it sends, so numbers leave in order.
+        let next = Arc::new(AtomicU64::new(self.first));
+        let mut lanes = JoinSet::new();
+        for _ in 0..layout.window {
+            let (connection, load, next) = (self.connection.clone(), load.clone(), next.clone());
+            lanes.spawn(async move {
+                loop {
+                    connection.deliver(load.message(next.fetch_add(1, Ordering::Relaxed))).await?;
+                    if Instant::now() >= until {
+                        return Ok::<_, towline::Error>(());
+                    }
+                }
+            });
+        }
+        while let Some(end) = lanes.join_next().await {
+            end.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        }
+        Ok(Answer::Sent { messages: next.load(Ordering::Relaxed) - self.first })
+    }
+}
