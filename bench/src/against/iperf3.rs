@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::{Completion, Figures, Job, Session, Tool, words};
+use crate::bench::case::Pattern;
 use crate::bench::report::CpuCost;
 
 /// The longest write that iperf3 makes.
@@ -34,10 +35,9 @@ impl Tool for Iperf3 {
 
     fn session(&self, job: &Job<'_>) -> Result<Session, String> {
         job.over_tcp()?;
-        // By its name, so that a pattern which this version cannot measure yet has its command already.
-        let both_ways = match job.pattern.name() {
-            "bandwidth" => "",
-            "bidirectional" => " --bidir",
+        let both_ways = match job.pattern {
+            Pattern::Bandwidth => "",
+            Pattern::Bidirectional => " --bidir",
             _ => return Err("it only streams: it measures bandwidth".to_owned()),
         };
         let write = job.size_bytes.min(WRITE_BYTES_MAX);
@@ -94,7 +94,6 @@ impl Tool for Iperf3 {
 mod tests {
     use super::super::tests::job;
     use super::*;
-    use crate::bench::case::Pattern;
 
     #[test]
     fn its_receiver_and_its_cpu_time_are_read() {
