@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
 use super::sending::Sending;
@@ -66,6 +67,8 @@ struct Session {
     payload: Payload,
     lent: Option<Region<Buffer>>,
     borrowed: Option<(Region<BufferMut>, Layout)>,
+    /// The far half of a bare socket at work; it is gone when this ends.
+    bare: Option<oneshot::Receiver<()>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +90,7 @@ impl Session {
             payload: Payload::default(),
             lent: None,
             borrowed: None,
+            bare: None,
         }
     }
 
@@ -104,6 +108,10 @@ impl Session {
 
     /// Takes one message, and does what it is for.
     async fn step(&mut self) -> Result<(), towline::Error> {
+        if let Some(bare) = self.bare.take() {
+            // Waiting for a message beside it may spin, and would take a core from what is measured.
+            let _ = bare.await;
+        }
         let message = self.connection.recv().await?;
         if !is_conversation(message.header()) {
             return self.take(message).await;
@@ -175,7 +183,11 @@ impl Session {
                 Ok(Answer::Region { remote })
             }
             Request::Withdraw { last, check } => self.withdraw(&last, check).await,
-            Request::Socket { course } => far_socket(&self.host, course),
+            Request::Socket { course } => {
+                let (answer, bare) = far_socket(&self.host, course)?;
+                self.bare = Some(bare);
+                Ok(answer)
+            }
         }
     }
 
@@ -276,8 +288,8 @@ fn bounded(layout: Layout) -> Result<(), String> {
     }
 }
 
-/// Starts the far half on a thread of its own.
-fn far_socket(host: &str, course: Course) -> Result<Answer, String> {
+/// Starts the far half on a thread of its own, and tells when that ends.
+fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<()>), String> {
     bounded(course.layout)?;
     let listen = || match TcpListener::bind((host, 0)) {
         Err(_) if host == "::" => TcpListener::bind("0.0.0.0:0"),
@@ -291,7 +303,9 @@ fn far_socket(host: &str, course: Course) -> Result<Answer, String> {
         Ok((listener, port, key))
     };
     let (listener, port, key) = open().map_err(|error| format!("a bare socket: {error}"))?;
+    let (done, ends) = oneshot::channel();
     let far = move || {
+        let _done: oneshot::Sender<()> = done;
         if let Err(error) = socket::far(&listener, key, course) {
             eprintln!("towline: the far half of a bare socket: {error}");
         }
@@ -300,7 +314,7 @@ fn far_socket(host: &str, course: Course) -> Result<Answer, String> {
         .name("bare-socket".to_owned())
         .spawn(far)
         .map_err(|error| format!("a thread for a bare socket: {error}"))?;
-    Ok(Answer::Socket { port, key })
+    Ok((Answer::Socket { port, key }, ends))
 }
 
 #[cfg(test)]
