@@ -13,7 +13,7 @@ use crate::peer::Request;
 #[derive(Debug)]
 pub(super) struct Bandwidth<'a> {
     bench: Bench<'a>,
-    /// The next message's number; a lane takes it in the same step as it sends, so numbers leave in order.
+    /// The next message's number.
     next: Arc<AtomicU64>,
 }
 
@@ -36,22 +36,6 @@ impl Exercise for Bandwidth<'_> {
 
     /// One task for each message in flight.
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        let mut lanes = Lanes::new(self.bench.case.size.0);
-        for _ in 0..self.bench.case.window {
-            let (connection, load) = (self.bench.peer.connection.clone(), self.bench.load.clone());
-            let (next, tally) = (self.next.clone(), lanes.tally());
-            lanes.spawn(async move {
-                loop {
-                    let message = load.message(next.fetch_add(1, Ordering::Relaxed));
-                    let sent = Instant::now();
-                    connection.deliver(message).await?;
-                    tally.record(sent.elapsed());
-                    if Instant::now() >= until {
-                        return Ok(());
-                    }
-                }
-            });
-        }
-        lanes.end(sample).await.map(drop)
+        Lanes::delivering(self.bench, &self.next, until).end(sample).await.map(drop)
     }
 }

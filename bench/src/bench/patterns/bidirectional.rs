@@ -71,22 +71,7 @@ impl Exercise for Bidirectional<'_> {
         let request = Request::Send { first: self.back, duration_ms: left.as_millis() as u64 };
         let header = encode(&request).map_err(Failure::run)?;
         self.bench.peer.connection.send(Message::new(header)).await?;
-        let mut lanes = Lanes::new(self.bench.case.size.0);
-        for _ in 0..self.bench.case.window {
-            let (connection, load) = (self.bench.peer.connection.clone(), self.bench.load.clone());
-            let (next, tally) = (self.out.clone(), lanes.tally());
-            lanes.spawn(async move {
-                loop {
-                    let message = load.message(next.fetch_add(1, Ordering::Relaxed));
-                    let sent = Instant::now();
-                    connection.deliver(message).await?;
-                    tally.record(sent.elapsed());
-                    if Instant::now() >= until {
-                        return Ok(());
-                    }
-                }
-            });
-        }
+        let lanes = Lanes::delivering(self.bench, &self.out, until);
         let taken = self.take().await?;
         lanes.end(sample).await?;
         sample.count(taken, taken * self.bench.case.size.0 as u64);

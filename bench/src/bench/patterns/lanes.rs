@@ -1,10 +1,12 @@
 //! Tasks that each keep one message in flight.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
+use super::Bench;
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
 
@@ -52,5 +54,29 @@ impl<T: Send + 'static> Lanes<T> {
         let _ = sample.times.add(&tally.times);
         sample.count(tally.times.len(), tally.times.len() * self.size_bytes);
         Ok(ends)
+    }
+}
+
+impl Lanes<()> {
+    /// A window of lanes that deliver messages until `until`. Each takes the next number in the same step as it sends, so
+    /// numbers leave in order.
+    pub(super) fn delivering(bench: Bench<'_>, next: &Arc<AtomicU64>, until: Instant) -> Self {
+        let mut lanes = Self::new(bench.case.size.0);
+        for _ in 0..bench.case.window {
+            let (connection, load) = (bench.peer.connection.clone(), bench.load.clone());
+            let (next, tally) = (next.clone(), lanes.tally());
+            lanes.spawn(async move {
+                loop {
+                    let message = load.message(next.fetch_add(1, Ordering::Relaxed));
+                    let sent = Instant::now();
+                    connection.deliver(message).await?;
+                    tally.record(sent.elapsed());
+                    if Instant::now() >= until {
+                        return Ok(());
+                    }
+                }
+            });
+        }
+        lanes
     }
 }
