@@ -25,6 +25,7 @@ cases! {
         every_way_to_wait_works,
         a_connection_is_used_from_several_runtimes,
         a_detached_send_arrives_though_nobody_waits,
+        a_burst_arrives_though_its_sender_waits_for_nothing,
         waiting_takes_no_processor_time;
 }
 
@@ -115,6 +116,40 @@ async fn blocking_calls_talk(row: &'static Row) {
         server.join().unwrap()
     });
     assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+}
+
+async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) {
+    const COUNT: usize = 1000;
+    let Pair { a, b, .. } = &row.pair().await;
+    let take = async |first: usize| {
+        for at in first..first + COUNT {
+            assert_message(&b.recv().await.unwrap(), at, &[10]);
+        }
+    };
+    let (sender, (done, idle)) = (a.clone(), tokio::sync::oneshot::channel::<()>());
+    let burst = tokio::spawn(async move {
+        for at in 0..COUNT {
+            drop(sender.send(message(at, &[10])).await.unwrap());
+        }
+        idle.await.unwrap();
+    });
+    soon("a burst of a task that waits elsewhere", take(0)).await;
+    done.send(()).unwrap();
+    burst.await.unwrap();
+    // A runtime that nobody runs any more.
+    let (sender, (done, computing)) = (a.clone(), std::sync::mpsc::channel::<()>());
+    let burst = thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            for at in COUNT..2 * COUNT {
+                drop(sender.send(message(at, &[10])).await.unwrap());
+            }
+        });
+        computing.recv_timeout(SOON).unwrap();
+    });
+    soon("a burst of a thread that computes", take(COUNT)).await;
+    done.send(()).unwrap();
+    tokio::task::spawn_blocking(|| burst.join().unwrap()).await.unwrap();
 }
 
 async fn one_thread_serves_both_ends(row: &'static Row) {

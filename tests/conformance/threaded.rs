@@ -175,7 +175,7 @@ fn attach(end: &mut End, inbox: Arc<Inbox>) {
 
 fn perform(ends: &mut [End; 2], side: usize, op: Op) {
     match op {
-        Op::Send { message, receipt, prompt } => {
+        Op::Send { message, receipt, prompt, .. } => {
             ends[side].queued.push_back((message, receipt, prompt));
             if ends[side].unsettled.len() == WINDOW {
                 ends[side].stalls.fetch_add(1, Relaxed);
@@ -270,7 +270,7 @@ fn end(ends: &mut [End; 2], side: usize, mine: Error, theirs: Error) {
         }
         end.ended = Some(why.clone());
         for (message, receipt, prompt) in end.queued.drain(..) {
-            Op::Send { message, receipt, prompt }.fail(why.clone());
+            Op::Send { message, receipt, prompt, more: false }.fail(why.clone());
         }
         for (message, receipt) in end.unsettled.drain().map(|(_, unsettled)| unsettled) {
             if let Some(message) = message {

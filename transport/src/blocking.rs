@@ -199,7 +199,8 @@ impl Connection {
 
     /// See [`Connection::send`](crate::Connection::send).
     pub fn send(&self, message: Message) -> Result<Receipt, Failed<Option<Message>>> {
-        let receipt = self.give(message, "send", async |message| self.connection.send(message).await)?;
+        let receipt =
+            self.give(message, "send", async |message| self.connection.send_alone(message).await)?;
         Ok(Receipt { receipt, deadline: self.deadline })
     }
 

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
@@ -43,6 +44,10 @@ pub(crate) struct Core {
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
     /// Work waits for the driver's next look.
     pub(crate) left_for_later: AtomicBool,
+    /// How often waiters had polled when the last message was sent.
+    polls_at_send: AtomicU64,
+    /// What waits for company leaves when the sender's task yields.
+    flushing: AtomicBool,
     /// The message that a cancelled `recv` had begun to take; held by whoever receives.
     pub(crate) taking: tokio::sync::Mutex<Option<Taking>>,
     pub(crate) counts: Arc<Counts>,
@@ -102,6 +107,8 @@ impl Connection {
             inbox,
             pools,
             left_for_later: AtomicBool::new(false),
+            polls_at_send: AtomicU64::new(u64::MAX),
+            flushing: AtomicBool::new(false),
             taking: tokio::sync::Mutex::default(),
             counts: counts.clone(),
             regions,
@@ -142,13 +149,15 @@ impl Connection {
 
     /// Sends `message`; ends when its memory can be reused. The receipt tells whether the receiver took it.
     ///
-    /// Waits while the receiver has given no credit. A dropped future detaches: the message still leaves.
+    /// Waits while the receiver has given no credit. A dropped future detaches: the message still leaves. Small messages
+    /// that follow one another directly leave together: when they fill a packet or two, when anything waits on this
+    /// connection, or when the sending task yields (one that computes instead delays them by up to 50 ms).
     ///
     /// # Errors
     /// `TooLarge` beyond the limits of [`Message`], `PeerLost`, `Closed`; the message comes back.
     pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
         let span = tracing::trace_span!(parent: &self.core().span, "send", bytes = message.payload_len());
-        self.send_with(message, false).instrument(span).await
+        self.send_with(message, false, true).instrument(span).await
     }
 
     /// Sends `message` and waits until every byte is in the memory that the receiver chose.
@@ -159,13 +168,24 @@ impl Connection {
         let span = tracing::trace_span!(parent: &self.core().span, "deliver", bytes = message.payload_len());
         let core = self.core();
         let begin = core.driver.environment.now();
-        let delivered = async { self.send_with(message, true).await?.delivered().await };
+        let delivered = async { self.send_with(message, true, false).await?.delivered().await };
         delivered.instrument(span).await?;
         core.counts.deliveries.record_time(core.driver.environment.now().saturating_sub(begin));
         Ok(())
     }
 
-    async fn send_with(&self, message: Message, prompt: bool) -> Result<Receipt, Failed<Message>> {
+    /// As [`send`](Self::send), for callers without a task to yield: it waits for no company.
+    pub(crate) async fn send_alone(&self, message: Message) -> Result<Receipt, Failed<Message>> {
+        let span = tracing::trace_span!(parent: &self.core().span, "send", bytes = message.payload_len());
+        self.send_with(message, false, false).instrument(span).await
+    }
+
+    async fn send_with(
+        &self,
+        message: Message,
+        prompt: bool,
+        joins: bool,
+    ) -> Result<Receipt, Failed<Message>> {
         let core = self.core();
         if let Err(error) = message.check() {
             return Err(Failed { error: core.placed(error, "send"), returned: message });
@@ -173,7 +193,11 @@ impl Connection {
         let payload_len = message.payload_len();
         let (message, sent) = Operation::new(message);
         let (receipt, settled) = Done::new();
-        core.link.submit(Op::Send { message, receipt, prompt });
+        let more = joins && core.is_burst();
+        core.link.submit(Op::Send { message, receipt, prompt, more });
+        if more {
+            core.flush_soon();
+        }
         match core.finish(&sent).await {
             Ok(()) => {
                 core.counts.sent.record(payload_len);
@@ -333,6 +357,26 @@ impl Core {
         }
     }
 
+    /// Whether the message being sent follows another without a wait between them, on a link and from a task that can make
+    /// use of it.
+    fn is_burst(&self) -> bool {
+        let polls = self.waiters.polls();
+        self.polls_at_send.swap(polls, Ordering::Relaxed) == polls
+            && self.link.source().is_some()
+            && Handle::try_current().is_ok()
+    }
+
+    /// Polls the link when the caller's task has yielded.
+    fn flush_soon(self: &Arc<Self>) {
+        if self.flushing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let flush = Flush(self.clone());
+        tokio::spawn(async move { flush.0.waiters.poll_link() });
+        // Its task may compute, or its runtime end.
+        self.leave_for_later();
+    }
+
     /// Tells the link how the application takes what comes, if that changed.
     pub(crate) fn expect(self: &Arc<Self>, in_pool: bool) {
         if self.expects_in_pool.load(Ordering::Relaxed) != in_pool {
@@ -398,6 +442,15 @@ impl Core {
             core.span.in_scope(|| tracing::debug!("closed"));
             core.driver.forget(&core);
         }));
+    }
+}
+
+/// A flush to come; the next may be asked for once this is run or dropped.
+struct Flush(Arc<Core>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        self.0.flushing.store(false, Ordering::Release);
     }
 }
 

@@ -116,6 +116,12 @@ impl Waiters {
         self.polls.load(Ordering::Relaxed)
     }
 
+    /// Moves the link on behalf of its callers.
+    pub(crate) fn poll_link(&self) -> Progress {
+        self.polls.fetch_add(1, Ordering::Relaxed);
+        self.link.progress()
+    }
+
     /// Lets the driver sleep on the source.
     pub(crate) fn arm(&self) {
         if let Some(source) = self.link.source() {
@@ -274,8 +280,7 @@ where
                 budget.made_progress();
                 return Poll::Ready(value);
             }
-            waiters.polls.fetch_add(1, Ordering::Relaxed);
-            if waiters.link.progress() == Progress::Moved {
+            if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
                 moves += 1;
                 if moves < MOVES_MAX {

@@ -199,6 +199,8 @@ pub enum Op {
         receipt: Done<Delivery>,
         /// The sender waits for that word: the receiver's end must not save it up.
         prompt: bool,
+        /// More may follow at once: it need not leave before the next `progress`.
+        more: bool,
     },
     /// How the application will take what comes: in pool memory, so that large messages may stream ahead, or in memory that
     /// it names. Until the first word, the second.

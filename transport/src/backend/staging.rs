@@ -41,15 +41,16 @@ impl Staging {
     }
 
     fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
+        let more = false;
         let staged = match self.staged(message.memory()) {
             Ok(staged) => staged,
-            Err(error) => return Op::Send { message, receipt, prompt }.fail(error),
+            Err(error) => return Op::Send { message, receipt, prompt, more }.fail(error),
         };
         let message = Operation::with(staged, |sent| match sent {
             Ok(()) => message.finish(drop),
             Err(Failed { error, .. }) => message.fail(error),
         });
-        self.link.submit(Op::Send { message, receipt, prompt });
+        self.link.submit(Op::Send { message, receipt, prompt, more });
     }
 
     fn accept(&self, id: u64, mut landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
@@ -133,7 +134,9 @@ impl Link for Staging {
 
     fn submit(&self, op: Op) {
         match op {
-            Op::Send { message, receipt, prompt } if !message.memory().frames().iter().all(is_carried) => {
+            Op::Send { message, receipt, prompt, .. }
+                if !message.memory().frames().iter().all(is_carried) =>
+            {
                 self.send(message, receipt, prompt);
             }
             Op::Accept { id, landings }

@@ -12,10 +12,16 @@ use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
 
 /// A segment's records are closed when they hold this much.
 pub(crate) const RECORDS_LEN: usize = 64 << 10;
+/// What one message may take from the window to join others.
+const JOINS_COST_MAX: u64 = 1 << 10;
+/// Messages that joined leave when they are this much.
+pub(crate) const JOINED_LEN: usize = 16 << 10;
 
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
     queued: VecDeque<Queued>,
+    /// Records of small messages that wait for company, payload and all: their memory is free already.
+    joined: Vec<u8>,
     announced: Ledger<Announced>,
     /// What the announced take from the window.
     bytes_in_use: u64,
@@ -24,6 +30,7 @@ pub(crate) struct Sends {
     ahead_in_use: u64,
     stalled: bool,
     pub(crate) stalls: u64,
+    pub(crate) bytes_copied: u64,
 }
 
 #[derive(Debug)]
@@ -52,9 +59,42 @@ enum State {
 }
 
 impl Sends {
-    pub(crate) fn push(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
+    /// With `more`, a small one waits for others to leave together.
+    pub(crate) fn push(
+        &mut self,
+        message: Operation<Message>,
+        receipt: Done<Delivery>,
+        prompt: bool,
+        more: bool,
+    ) {
+        let is_small =
+            |message: &Message| message.payload_len() <= JOINS_COST_MAX && cost_of(message) <= JOINS_COST_MAX;
+        let joins = |message| is_small(message) && self.has_credit(message);
+        if more && self.queued.is_empty() && joins(message.memory()) {
+            return self.join(message, receipt, prompt);
+        }
         self.queued.push_back(Queued { message, receipt, prompt });
         self.note_stall();
+    }
+
+    /// Copies a message to those that wait for company, and ends it.
+    fn join(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
+        let (memory, cost) = (message.memory(), cost_of(message.memory()));
+        let (id, payload_len) = (self.announced.next(), memory.payload_len());
+        let out = &mut self.joined;
+        put_message(out, id, prompt, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
+        for frame in memory.frames() {
+            out.extend_from_slice(frame.as_slice().unwrap_or_default());
+        }
+        self.bytes_copied += payload_len;
+        self.bytes_in_use += cost;
+        self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Left });
+        message.finish(drop);
+    }
+
+    /// Whether some wait for company.
+    pub(crate) fn have_joined(&self) -> bool {
+        !self.joined.is_empty()
     }
 
     /// Counts the times that the queue began to wait for credit.
@@ -64,14 +104,16 @@ impl Sends {
         self.stalled = stalled;
     }
 
-    /// Whether one could be announced now.
+    /// Whether one could be announced now, and should.
     pub(crate) fn are_due(&self) -> bool {
-        self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
+        self.joined.len() >= JOINED_LEN
+            || self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
     }
 
     /// Whether everything has left.
     pub(crate) fn are_done(&self) -> bool {
         self.queued.is_empty()
+            && self.joined.is_empty()
             && self.announced.iter().all(|announced| matches!(announced.state, State::Left))
     }
 
@@ -82,6 +124,7 @@ impl Sends {
 
     /// Announces what credit and the segment allow.
     pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
+        outbox.text().append(&mut self.joined);
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
             let Some(queued) = self.queued.front() else { break };
             if !self.has_credit(queued.message.memory()) {

@@ -57,6 +57,17 @@ enum Reading {
     Bulk { remaining: usize, transfer: Transfer },
 }
 
+/// What can wait how long, the most urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// Leaves at once.
+    Now,
+    /// Small messages leave with those that follow, or with the next poll.
+    Company,
+    /// Words that nobody waits for leave with anything else, or when nothing more comes in.
+    Word,
+}
+
 /// How far our good-bye is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Closing {
@@ -97,8 +108,14 @@ impl Session {
         }
     }
 
-    pub(crate) fn send(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
-        self.sends.push(message, receipt, prompt);
+    pub(crate) fn send(
+        &mut self,
+        message: Operation<Message>,
+        receipt: Done<Delivery>,
+        prompt: bool,
+        more: bool,
+    ) {
+        self.sends.push(message, receipt, prompt, more);
     }
 
     pub(crate) fn expect(&mut self, in_pool: bool) {
@@ -135,7 +152,8 @@ impl Session {
 
     /// Payload copied in user space, and waits for credit.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        (self.receives.bytes_copied + self.one_sided.bytes_copied, self.sends.stalls)
+        let copied = self.sends.bytes_copied + self.receives.bytes_copied + self.one_sided.bytes_copied;
+        (copied, self.sends.stalls)
     }
 
     /// Both ends said good-bye, or the peer did and ours has left.
@@ -168,11 +186,17 @@ impl Session {
 
     // What leaves.
 
-    /// Whether something should be written at once; words that nobody waits for can wait for `is_idle`.
-    pub(crate) fn is_due(&self) -> bool {
+    /// Whether something should leave that is no less urgent than `least`.
+    pub(crate) fn is_due(&self, least: Urgency) -> bool {
         if matches!(self.closing, Closing::InBatch | Closing::Left) {
             return !self.outbox.is_empty();
         }
+        let joined = least >= Urgency::Company && self.sends.have_joined();
+        let words = least >= Urgency::Word && self.receives.words().0;
+        joined || words || self.is_due_at_once()
+    }
+
+    fn is_due_at_once(&self) -> bool {
         !self.outbox.is_empty()
             || !self.records.is_empty()
             || !self.bulks.is_empty()
@@ -182,11 +206,7 @@ impl Session {
             || self.one_sided.are_due()
             || self.receives.words().1
             || self.good_bye_is_due()
-    }
-
-    /// Whether words are left for an idle moment.
-    pub(crate) fn has_words(&self) -> bool {
-        self.receives.words().0 && matches!(self.closing, Closing::No | Closing::Wanted)
+            || (self.closing == Closing::Wanted && self.sends.have_joined())
     }
 
     fn good_bye_is_due(&self) -> bool {

@@ -15,7 +15,8 @@ use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Completion, Done, Operation};
 use crate::region::Regions;
 use crate::wire::credit::{AHEAD, WINDOW};
-use crate::wire::session::{Session, Target};
+use crate::wire::sends::JOINED_LEN;
+use crate::wire::session::{Session, Target, Urgency};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
@@ -72,15 +73,20 @@ impl End {
     }
 
     fn send(&mut self, message: Message) -> (Sent, Completion<Result<Delivery>>) {
+        self.send_with(message, false)
+    }
+
+    /// With `more`, it waits for company if it can.
+    fn send_with(&mut self, message: Message, more: bool) -> (Sent, Completion<Result<Delivery>>) {
         let (message, sent) = Operation::new(message);
         let (receipt, settled) = Done::new();
-        self.session.send(message, receipt, false);
+        self.session.send(message, receipt, false, more);
         (sent, settled)
     }
 
     /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
     fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
-        if !self.session.is_due() && !self.session.has_words() {
+        if !self.session.is_due(Urgency::Word) {
             return false;
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
@@ -284,9 +290,43 @@ fn a_get_that_is_cut_gives_its_buffer_back_as_it_came() {
 }
 
 #[test]
+fn small_messages_wait_for_company_and_leave_in_order() {
+    let (mut a, mut b) = (End::new(), End::new());
+    let small = |text: &'static str| Message::new(text).with_frame(text);
+    let (sent, _) = a.send_with(small("first"), true);
+    assert!(sent.try_take().is_some_and(|sent| sent.is_ok()), "its memory is free");
+    assert!(!a.session.is_due(Urgency::Now) && a.session.is_due(Urgency::Company));
+    let large = Message::new("second").with_frame(vec![2; 2000]);
+    drop(a.send_with(large, true));
+    assert!(a.session.is_due(Urgency::Now), "what is not small waits for nothing");
+    drop(a.send_with(small("third"), true));
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    let headers: Vec<_> = b.announced.iter().map(|announced| announced.header.clone()).collect();
+    assert_eq!(headers, ["first", "second", "third"]);
+    assert_eq!(a.session.counts().0, 5, "the first was copied");
+    for _ in 0..JOINED_LEN / 100 {
+        assert!(!a.session.is_due(Urgency::Now));
+        drop(a.send_with(Message::new("").with_frame(vec![3; 68]), true));
+    }
+    drop(a.send_with(Message::new("").with_frame(vec![3; 68]), true));
+    assert!(a.session.is_due(Urgency::Now), "company enough");
+}
+
+#[test]
+fn a_close_takes_along_what_waits_for_company() {
+    let (mut a, mut b) = (End::new(), End::new());
+    drop(a.send_with(Message::new("last"), true));
+    let (done, _) = Done::new();
+    a.session.close(done);
+    assert!(a.session.is_due(Urgency::Now));
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    assert_eq!(b.announced[0].header, "last");
+}
+
+#[test]
 fn a_receiver_that_says_nothing_bounds_what_is_announced() {
     let (mut a, mut b) = (End::new(), End::new());
-    let sent: Vec<_> = (0..3 * WINDOW.messages).map(|_| a.send(Message::new("x"))).collect();
+    let sent: Vec<_> = (0..3 * WINDOW.messages).map(|n| a.send_with(Message::new("x"), n % 3 > 0)).collect();
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     assert_eq!(b.announced.len() as u64, WINDOW.messages);
     assert_eq!(sent.iter().filter(|(sent, _)| sent.try_take().is_some()).count() as u64, WINDOW.messages);

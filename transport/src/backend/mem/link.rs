@@ -82,7 +82,7 @@ impl Link for MemLink {
             return op.fail(why);
         }
         match op {
-            Op::Send { message, receipt, prompt } => {
+            Op::Send { message, receipt, prompt, .. } => {
                 ends[*me].queued.push_back((message, receipt, prompt));
                 if !announce(&mut ends, *me) {
                     ends[*me].stats.credit_stalls += 1;
@@ -200,7 +200,7 @@ fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error
     drop(ends);
     for (why, queued, unsettled, closing) in failed {
         for (message, receipt, prompt) in queued {
-            Op::Send { message, receipt, prompt }.fail(why.clone());
+            Op::Send { message, receipt, prompt, more: false }.fail(why.clone());
         }
         for receipt in unsettled.into_values() {
             receipt.resolve(Err(why.clone()));

@@ -12,7 +12,7 @@ use super::socket::{BUFFERS_MAX, Moved, SLICES_MAX, Socket};
 use crate::backend::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::session::{Session, Target};
+use crate::wire::session::{Session, Target, Urgency};
 
 /// Bytes of records read at once.
 const SCRATCH_LEN: usize = 64 << 10;
@@ -97,7 +97,7 @@ impl TcpLink {
         let ops = std::mem::take(&mut *self.submitted());
         for op in ops {
             match op {
-                Op::Send { message, receipt, prompt } => session.send(message, receipt, prompt),
+                Op::Send { message, receipt, prompt, more } => session.send(message, receipt, prompt, more),
                 Op::Expect { in_pool } => session.expect(in_pool),
                 Op::Accept { id, landings } => session.accept(id, landings),
                 Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
@@ -118,13 +118,13 @@ impl TcpLink {
 
     /// Writes what is due, reads what has come, and then says what could wait.
     fn poll(&self, session: &mut Session) -> Result<Progress> {
-        let mut moved = self.write(session, false)?;
+        let mut moved = self.write(session, Urgency::Company)?;
         let read = self.read(session)?;
         moved |= read;
         for announced in session.take_announced() {
             self.inbox.announce(announced);
         }
-        moved |= self.write(session, !read)?;
+        moved |= self.write(session, if read { Urgency::Company } else { Urgency::Word })?;
         if session.is_over() {
             return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
         }
@@ -132,13 +132,14 @@ impl TcpLink {
     }
 
     fn write_what_is_due(&self, session: &mut Session) -> Result<Progress> {
-        self.write(session, false).map(|moved| if moved { Progress::Moved } else { Progress::Idle })
+        let moved = self.write(session, Urgency::Now)?;
+        Ok(if moved { Progress::Moved } else { Progress::Idle })
     }
 
-    /// Writes until nothing is due (or, when `idle`, nothing at all is left) or the socket is full.
-    fn write(&self, session: &mut Session, idle: bool) -> Result<bool> {
+    /// Writes until nothing as urgent as `least` is left or the socket is full.
+    fn write(&self, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
-        while session.is_due() || (idle && session.has_words()) {
+        while session.is_due(least) {
             let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
             session.gather(&mut slices, SLICES_MAX);
             if slices.is_empty() {
@@ -283,7 +284,7 @@ impl Link for TcpLink {
             // What has come is a sign of life, even if nobody read it yet.
             let progress = link.poll(session)?;
             session.tick(link.environment.now())?;
-            link.write(session, true)?;
+            link.write(session, Urgency::Word)?;
             Ok(progress)
         });
     }

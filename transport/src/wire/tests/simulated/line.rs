@@ -224,7 +224,7 @@ impl Line {
                 let message = message(side.sent.len(), seed);
                 let (operation, sent) = Operation::new(message.clone());
                 let (receipt, settled) = Done::new();
-                side.end.session.send(operation, receipt, seed.below(2) == 0);
+                side.end.session.send(operation, receipt, seed.below(2) == 0, seed.below(2) == 0);
                 side.sent.push(message);
                 side.sending.push((Awaited::on(sent), Awaited::on(settled)));
             }
