@@ -10,7 +10,6 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tokio::runtime::Runtime;
 use towline::{Buffer, Connection, Endpoint, Message, Pool, Wait};
 
 /// A small message, and one that is not eager.
@@ -38,18 +37,18 @@ fn pool(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One message from end to end: `send` at one, `recv` at the other.
+/// One message there, and one back: `send` at one end, `recv` at the other. Each leaves alone.
 fn messages(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut group = criterion.benchmark_group("one way");
+    let mut group = criterion.benchmark_group("there and back");
     for len in SIZES {
-        group.throughput(Throughput::Bytes(len as u64));
+        group.throughput(Throughput::Bytes(2 * len as u64));
         let frame = Buffer::from(vec![1; len]);
         for address in ["mem://", "tcp://127.0.0.1:0"] {
             let (a, b) = runtime.block_on(pair(address));
             let name = a.path().chosen();
             group.bench_function(format!("{name}/{len}"), |bencher| {
-                bencher.iter(|| one_way(&runtime, &a, &b, &frame));
+                bencher.iter(|| runtime.block_on(there_and_back(&a, &b, &frame)));
             });
         }
         let (mut near, mut far) = sockets();
@@ -58,17 +57,21 @@ fn messages(criterion: &mut Criterion) {
             bencher.iter(|| {
                 near.write_all(&message).unwrap();
                 far.read_exact(&mut landing).unwrap();
+                far.write_all(&landing).unwrap();
+                near.read_exact(&mut landing).unwrap();
             });
         });
     }
     group.finish();
 }
 
-fn one_way(runtime: &Runtime, a: &Connection, b: &Connection, frame: &Buffer) {
-    let message = Message::new("").with_frame(frame.clone());
-    let (sent, taken) = runtime.block_on(async { tokio::join!(a.send(message), b.recv()) });
-    drop(sent.unwrap());
-    taken.unwrap();
+async fn there_and_back(a: &Connection, b: &Connection, frame: &Buffer) {
+    for (from, to) in [(a, b), (b, a)] {
+        let message = Message::new("").with_frame(frame.clone());
+        let (sent, taken) = tokio::join!(from.send(message), to.recv());
+        drop(sent.unwrap());
+        taken.unwrap();
+    }
 }
 
 async fn pair(address: &str) -> (Connection, Connection) {

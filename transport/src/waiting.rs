@@ -280,6 +280,10 @@ where
                 budget.made_progress();
                 return Poll::Ready(value);
             }
+            if waiters.is_armed() {
+                // The driver need not wake for every packet beside a caller who polls.
+                waiters.disarm();
+            }
             if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
                 moves += 1;

@@ -1,17 +1,37 @@
 //! Consecutively numbered entries that leave in any order.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Entries by number; the next one is always `next`. An entry that stays long costs nothing to those after it.
 #[derive(Debug)]
 pub(crate) struct Ledger<T> {
     next: u64,
-    entries: HashMap<u64, T>,
+    entries: HashMap<u64, T, BuildHasherDefault<Spread>>,
+}
+
+/// Numbers are given by us or checked to be consecutive, so that nobody can choose them to collide.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("the keys are numbers")
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Both ends of the hash are used: the golden ratio spreads neighbours over all of it.
+        self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
 }
 
 impl<T> Default for Ledger<T> {
     fn default() -> Self {
-        Self { next: 0, entries: HashMap::new() }
+        Self { next: 0, entries: HashMap::default() }
     }
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::message::{Announced, Arrival, Delivery};
+use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::ledger::Ledger;
@@ -143,11 +143,13 @@ impl Receives {
         }
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
-        let mut lens: Vec<_> = message.frames.iter().map(|frame| frame.len).collect();
+        let mut lens = Vec::new();
+        if !matches!(message.payload, Payload::Eager(_)) {
+            lens.extend(message.frames.iter().map(|frame| frame.len));
+        }
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
-                let buffers = self.land_eager(&lens, payload)?;
-                lens = Vec::new();
+                let buffers = self.land_eager(&message.frames, payload)?;
                 (State::Here, Arrival::Here(buffers))
             }
             Payload::Waits => {
@@ -159,7 +161,7 @@ impl Receives {
                 (State::Waiting, Arrival::Waiting)
             }
             Payload::Streams => {
-                let buffers = self.landings(&lens)?.into_iter().map(Some).collect();
+                let buffers = self.landings(lens.iter().copied())?.into_iter().map(Some).collect();
                 self.landing += 1;
                 let (done, landed) = Done::new();
                 let buffers = Buffers::Ours(buffers, done);
@@ -179,17 +181,16 @@ impl Receives {
 
     /// Memory for payload that comes unasked, bounded by the window and by what may stream ahead. It must land somewhere: a pool
     /// that has run out costs no connection.
-    fn landings(&self, lens: &[usize]) -> Result<Vec<BufferMut>> {
-        let lens = lens.iter().copied();
+    fn landings(&self, lens: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
         self.pool.landings(lens.clone()).or_else(|_| Pool::new(0).landings(lens))
     }
 
     /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
-    fn land_eager(&mut self, lens: &[usize], mut payload: &[u8]) -> Result<Vec<Buffer>> {
+    fn land_eager(&mut self, frames: &[FrameInfo], mut payload: &[u8]) -> Result<Vec<Buffer>> {
         self.bytes_copied += payload.len() as u64;
-        let mut buffers = Vec::with_capacity(lens.len());
-        for mut buffer in self.landings(lens)? {
-            let (frame, rest) = payload.split_at(lens[buffers.len()]);
+        let mut buffers = Vec::with_capacity(frames.len());
+        for mut buffer in self.landings(frames.iter().map(|frame| frame.len))? {
+            let (frame, rest) = payload.split_at(frames[buffers.len()].len);
             buffer.extend_from_slice(frame)?;
             payload = rest;
             buffers.push(buffer.freeze());

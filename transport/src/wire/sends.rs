@@ -22,6 +22,8 @@ pub(crate) struct Sends {
     queued: VecDeque<Queued>,
     /// Records of small messages that wait for company, payload and all: their memory is free already.
     joined: Vec<u8>,
+    /// One of them waits no longer.
+    urgent: bool,
     announced: Ledger<Announced>,
     /// What the announced take from the window.
     bytes_in_use: u64,
@@ -70,7 +72,8 @@ impl Sends {
         let is_small =
             |message: &Message| message.payload_len() <= JOINS_COST_MAX && cost_of(message) <= JOINS_COST_MAX;
         let joins = |message| is_small(message) && self.has_credit(message);
-        if more && self.queued.is_empty() && joins(message.memory()) {
+        if self.queued.is_empty() && joins(message.memory()) {
+            self.urgent |= !more;
             return self.join(message, receipt, prompt);
         }
         self.queued.push_back(Queued { message, receipt, prompt });
@@ -106,7 +109,8 @@ impl Sends {
 
     /// Whether one could be announced now, and should.
     pub(crate) fn are_due(&self) -> bool {
-        self.joined.len() >= JOINED_LEN
+        self.urgent
+            || self.joined.len() >= JOINED_LEN
             || self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
     }
 
@@ -125,6 +129,7 @@ impl Sends {
     /// Announces what credit and the segment allow.
     pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
         outbox.text().append(&mut self.joined);
+        self.urgent = false;
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
             let Some(queued) = self.queued.front() else { break };
             if !self.has_credit(queued.message.memory()) {

@@ -61,20 +61,35 @@ impl TcpLink {
         self.submitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Polls with the baton, if it is free; looks for operations of those who could not have it afterwards.
-    fn with_baton(&self, poll: impl Fn(&Self, &mut Session) -> Result<Progress>) -> Progress {
+    /// Polls with the baton, if it is free, `op` first; looks for operations of those who could not have it afterwards.
+    fn with_baton(
+        &self,
+        mut op: Option<Op>,
+        poll: impl Fn(&Self, &mut Session) -> Result<Progress>,
+    ) -> Progress {
         loop {
             let mut baton = match self.session.try_lock() {
                 Ok(baton) => baton,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => return Progress::Elsewhere,
+                Err(TryLockError::WouldBlock) => {
+                    let Some(op) = op.take() else { return Progress::Elsewhere };
+                    self.submitted().push_back(op);
+                    // Whoever has the baton looks after letting it go, which may have been before there was anything to see.
+                    continue;
+                }
             };
             let Some(session) = baton.as_mut() else {
                 drop(baton);
+                self.submitted().extend(op.take());
                 self.fail_submitted();
                 return Progress::Idle;
             };
-            self.take_submitted(session);
+            while let Some(op) = self.next_submitted() {
+                perform(op, session);
+            }
+            if let Some(op) = op.take() {
+                perform(op, session);
+            }
             let result = poll(self, session);
             let (copied, stalls) = session.counts();
             self.copied.store(copied, Ordering::Relaxed);
@@ -93,19 +108,8 @@ impl TcpLink {
         }
     }
 
-    fn take_submitted(&self, session: &mut Session) {
-        let ops = std::mem::take(&mut *self.submitted());
-        for op in ops {
-            match op {
-                Op::Send { message, receipt, prompt, more } => session.send(message, receipt, prompt, more),
-                Op::Expect { in_pool } => session.expect(in_pool),
-                Op::Accept { id, landings } => session.accept(id, landings),
-                Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
-                Op::Get { region, offset, into } => session.get(region, offset, into),
-                Op::Put { region, offset, from } => session.put(region, offset, from),
-                Op::Close(done) => session.close(done),
-            }
-        }
+    fn next_submitted(&self) -> Option<Op> {
+        self.submitted().pop_front()
     }
 
     fn fail_submitted(&self) {
@@ -262,14 +266,15 @@ impl Link for TcpLink {
     fn submit(&self, op: Op) {
         // Words can wait for company; `progress` takes them along.
         let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Expect { .. });
-        self.submitted().push_back(op);
-        if !can_wait {
-            self.with_baton(Self::write_what_is_due);
+        if can_wait {
+            self.submitted().push_back(op);
+        } else {
+            self.with_baton(Some(op), Self::write_what_is_due);
         }
     }
 
     fn progress(&self) -> Progress {
-        self.with_baton(Self::poll)
+        self.with_baton(None, Self::poll)
     }
 
     fn source(&self) -> Option<Source<'_>> {
@@ -277,7 +282,7 @@ impl Link for TcpLink {
     }
 
     fn tick(&self) {
-        self.with_baton(|link, session| {
+        self.with_baton(None, |link, session| {
             if !session.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
@@ -302,6 +307,18 @@ impl Link for TcpLink {
             system_calls: self.socket.calls(),
             credit_stalls: self.stalls.load(Ordering::Relaxed),
         }
+    }
+}
+
+fn perform(op: Op, session: &mut Session) {
+    match op {
+        Op::Send { message, receipt, prompt, more } => session.send(message, receipt, prompt, more),
+        Op::Expect { in_pool } => session.expect(in_pool),
+        Op::Accept { id, landings } => session.accept(id, landings),
+        Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
+        Op::Get { region, offset, into } => session.get(region, offset, into),
+        Op::Put { region, offset, from } => session.put(region, offset, from),
+        Op::Close(done) => session.close(done),
     }
 }
 
