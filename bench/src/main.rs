@@ -3,6 +3,7 @@
 mod against;
 mod bench;
 mod ceiling;
+mod child;
 mod explain;
 mod failure;
 mod fingerprint;
