@@ -1,6 +1,7 @@
 //! A process of this program that works for this one: it ends with the value that stands for it, and by itself when this
 //! process ends, however that happens.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use std::time::Duration;
 pub(crate) struct Child {
     process: std::process::Child,
     /// Open for as long as it shall live.
-    _lifeline: Option<ChildStdin>,
+    /// Open for as long as it shall live.
+    input: Option<ChildStdin>,
 }
 
 impl Child {
@@ -24,18 +26,31 @@ impl Child {
         // Ctrl-C is for this process, which ends its children and says so once.
         command.args(arguments).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut process = command.spawn()?;
-        let (lifeline, output) = (process.stdin.take(), process.stdout.take());
-        Ok((Self { process, _lifeline: lifeline }, output))
+        let (input, output) = (process.stdin.take(), process.stdout.take());
+        Ok((Self { process, input }, output))
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
 
+    /// Gives it a line to read; an error means that it has ended.
+    pub(crate) fn tell(&mut self, line: &str) -> std::io::Result<()> {
+        match &mut self.input {
+            Some(input) => input.write_all(format!("{line}\n").as_bytes()),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Its exit status, if it has ended.
+    pub(crate) fn status(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().ok().flatten()
+    }
+
     /// Its exit status, if it has ended or does so within a moment.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         for _ in 0..50 {
-            if let Ok(Some(status)) = self.process.try_wait() {
+            if let Some(status) = self.status() {
                 return Some(status);
             }
             std::thread::sleep(Duration::from_millis(1));

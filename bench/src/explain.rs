@@ -131,6 +131,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         wait: options.wait,
         frames: 1,
         window,
+        workers: 2,
         verify: false,
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;

@@ -29,6 +29,12 @@ impl Transport {
         if self.name == "auto" { "towline" } else { self.name }
     }
 
+    /// Where a worker on this host listens, with the options: any free place.
+    pub(crate) fn local_address(&self) -> String {
+        let place = if self.name == "mem" { "" } else { "127.0.0.1:0" };
+        format!("{}://{place}{}", self.scheme(), self.query())
+    }
+
     /// The options as they stand behind an address, with the question mark, or nothing.
     pub(crate) fn query(&self) -> String {
         let mut query = String::new();
@@ -88,10 +94,12 @@ pub(crate) enum Pattern {
     Put,
     /// New connections, each with one confirmed message.
     Connect,
+    /// Several workers send to one at once.
+    Incast,
 }
 
 impl Pattern {
-    pub(crate) const OFFERED: [Self; 7] = [
+    pub(crate) const OFFERED: [Self; 8] = [
         Self::Latency,
         Self::Bandwidth,
         Self::Bidirectional,
@@ -99,9 +107,10 @@ impl Pattern {
         Self::Get,
         Self::Put,
         Self::Connect,
+        Self::Incast,
     ];
 
-    const PLANNED: [&str; 4] = ["incast", "alltoall", "tasks", "shuffle"];
+    const PLANNED: [&str; 3] = ["alltoall", "tasks", "shuffle"];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -112,6 +121,7 @@ impl Pattern {
             Self::Get => "get",
             Self::Put => "put",
             Self::Connect => "connect",
+            Self::Incast => "incast",
         }
     }
 
@@ -120,6 +130,7 @@ impl Pattern {
         match self {
             Self::Latency | Self::Rate | Self::Connect => &[8],
             Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
+            Self::Incast => &[64 << 10, 1 << 20],
         }
     }
 
@@ -127,7 +138,7 @@ impl Pattern {
     pub(crate) fn default_window(self) -> usize {
         match self {
             Self::Latency | Self::Connect => 1,
-            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => 16,
+            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put | Self::Incast => 16,
             Self::Rate => 256,
         }
     }
@@ -135,6 +146,27 @@ impl Pattern {
     /// Whether `--window` and `--frames` mean anything to it.
     pub(crate) fn takes_window(self) -> bool {
         !matches!(self, Self::Latency | Self::Connect)
+    }
+
+    /// Whether it has as many workers as `--workers` says.
+    pub(crate) fn takes_workers(self) -> bool {
+        self == Self::Incast
+    }
+
+    /// How many move data where `--workers` says `asked`; without it all are counted, the receiver too.
+    pub(crate) fn workers(self, asked: usize) -> usize {
+        match self {
+            Self::Incast => asked + 1,
+            _ => 2,
+        }
+    }
+
+    /// How many windows are in flight at once between `workers`.
+    pub(crate) fn flows(self, workers: usize) -> usize {
+        match self {
+            Self::Incast => workers - 1,
+            _ => 1,
+        }
     }
 
     pub(crate) fn takes_frames(self) -> bool {
@@ -222,12 +254,19 @@ pub(crate) struct Case {
     pub(crate) wait: Wait,
     pub(crate) frames: usize,
     pub(crate) window: usize,
+    /// All that move data.
+    pub(crate) workers: usize,
     pub(crate) verify: bool,
 }
 
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
         Layout { size_bytes: self.size.0, window: self.window }
+    }
+
+    /// How many workers send, of a pattern of many.
+    pub(crate) fn senders(&self) -> usize {
+        if self.pattern == Pattern::Incast { self.workers - 1 } else { self.workers }
     }
 
     pub(crate) fn check(&self) -> Check {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use towline::{Address, Endpoint};
 
 use super::case::{Case, Pattern};
+use super::crowd;
 use super::load::Load;
 use super::patterns::{self, Bench};
 use super::plan::Pace;
@@ -68,6 +69,9 @@ impl<'a> Drive<'a> {
     }
 
     async fn measure(&mut self, case: &Case, serving: &Serving) -> Result<Repeat, Failure> {
+        if case.pattern.takes_workers() {
+            return crowd::measure(case, self.pace, self.trust, Some(serving.address())).await;
+        }
         let memory = self.payload.prepare(case.layout());
         let load = Load::new(&memory, case.layout(), case.frames);
         let endpoint = self.trust.endpoint(case.wait)?;

@@ -15,6 +15,9 @@ use crate::units::Size;
 /// The memory of all messages in flight, unless a window is asked for.
 const WINDOW_BYTES_MAX: usize = 256 << 20;
 
+/// How many send at once where `--workers` does not say.
+const WORKERS: u32 = 4;
+
 /// What a run without options takes at most, with some seconds to spare for starting and stopping.
 const DEFAULT_RUN: Duration = Duration::from_secs(48);
 
@@ -134,8 +137,7 @@ async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), F
     if transport.options.is_empty() {
         return Ok(());
     }
-    let place = if transport.name == "mem" { "" } else { "127.0.0.1:0" };
-    let address = format!("{}://{place}{}", transport.scheme(), transport.query());
+    let address = transport.local_address();
     let address: Address =
         address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
     match endpoint.listen(&address).await {
@@ -167,13 +169,19 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
             "--frames means nothing to the patterns get and put: they move one range",
         ));
     }
+    if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
+        return Err(Failure::usage(
+            "--workers means nothing to these patterns: only incast has more than two",
+        ));
+    }
     let asked: Vec<Size> = options.size.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
     let mut cases: Vec<Case> = Vec::new();
     for transport in transports {
         for pattern in unique(&patterns) {
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
-                let window = window(options, pattern, size, memory)?;
+                let workers = pattern.workers(options.workers.unwrap_or(WORKERS) as usize);
+                let window = window(options, pattern, pattern.flows(workers), size, memory)?;
                 let frames =
                     options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
                 for wait in unique(&options.wait) {
@@ -185,6 +193,7 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
                         wait,
                         frames,
                         window,
+                        workers,
                         verify: options.verify,
                     });
                 }
@@ -197,16 +206,32 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
     Ok(cases)
 }
 
-fn window(options: &Options, pattern: Pattern, size: Size, memory: u64) -> Result<usize, Failure> {
+/// Messages in flight of each of `flows`.
+fn window(
+    options: &Options,
+    pattern: Pattern,
+    flows: usize,
+    size: Size,
+    memory: u64,
+) -> Result<usize, Failure> {
+    let room = WINDOW_BYTES_MAX / size.0.saturating_mul(flows);
     let window = match options.window.filter(|_| pattern.takes_window()) {
         Some(window) => window as usize,
-        None => pattern.default_window().min((WINDOW_BYTES_MAX / size.0).max(1)),
+        None if room == 0 && flows > 1 => {
+            return Err(Failure::usage(format!(
+                "{flows} messages of {size} at once are more than the {} MiB that are in flight by default: lower --size \
+                 or --workers, or say --window 1",
+                WINDOW_BYTES_MAX >> 20
+            )));
+        }
+        None => pattern.default_window().min(room.max(1)),
     };
     // Both ends hold a window, and so do the ceilings beside them.
-    match (size.0 as u64).checked_mul(window as u64) {
+    let messages = window.saturating_mul(flows);
+    match (size.0 as u64).checked_mul(messages as u64) {
         Some(bytes) if bytes <= memory / 5 => Ok(window),
         _ => Err(Failure::usage(format!(
-            "{window} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
+            "{messages} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
              memory are free; lower --size or --window",
             memory >> 20
         ))),

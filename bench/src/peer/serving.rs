@@ -75,7 +75,7 @@ async fn process(case: &Case) -> Result<Process, Failure> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Failure::run(format!("{what} the serving process: {error}"))
     };
-    let asked = format!("{}://127.0.0.1:0{}", case.transport.scheme(), case.transport.query());
+    let asked = case.transport.local_address();
     let arguments = ["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"];
     let (mut child, output) = Child::start(arguments).map_err(|error| failed("start", &error))?;
     let read = tokio::task::spawn_blocking(move || {

@@ -39,6 +39,13 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --repeat 0", "0"),
         ("bench --pattern latency --window 4", "--window means nothing"),
         ("bench --pattern get --frames 4", "--frames means nothing"),
+        ("bench --pattern latency,connect --workers 4", "--workers means nothing"),
+        ("bench --pattern incast --workers 0", "--workers"),
+        ("bench --pattern incast --workers 65", "--workers"),
+        (
+            "bench --transport tcp --pattern incast --workers 64 --size 64M",
+            "64 messages of 64M at once are more than the 256 MiB",
+        ),
         ("bench --connect mem://x", "mem reaches only its own process"),
         ("bench --connect tcp://127.0.0.1:1 --transport mem", "mem reaches only its own process"),
         ("bench --connect nowhere", "://"),
