@@ -96,10 +96,12 @@ pub(crate) enum Pattern {
     Connect,
     /// Several workers send to one at once.
     Incast,
+    /// Several workers, each of which sends to all the others at once.
+    Alltoall,
 }
 
 impl Pattern {
-    pub(crate) const OFFERED: [Self; 8] = [
+    pub(crate) const OFFERED: [Self; 9] = [
         Self::Latency,
         Self::Bandwidth,
         Self::Bidirectional,
@@ -108,9 +110,10 @@ impl Pattern {
         Self::Put,
         Self::Connect,
         Self::Incast,
+        Self::Alltoall,
     ];
 
-    const PLANNED: [&str; 3] = ["alltoall", "tasks", "shuffle"];
+    const PLANNED: [&str; 2] = ["tasks", "shuffle"];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -122,6 +125,7 @@ impl Pattern {
             Self::Put => "put",
             Self::Connect => "connect",
             Self::Incast => "incast",
+            Self::Alltoall => "alltoall",
         }
     }
 
@@ -130,7 +134,7 @@ impl Pattern {
         match self {
             Self::Latency | Self::Rate | Self::Connect => &[8],
             Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
-            Self::Incast => &[64 << 10, 1 << 20],
+            Self::Incast | Self::Alltoall => &[64 << 10, 1 << 20],
         }
     }
 
@@ -138,7 +142,9 @@ impl Pattern {
     pub(crate) fn default_window(self) -> usize {
         match self {
             Self::Latency | Self::Connect => 1,
-            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put | Self::Incast => 16,
+            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put | Self::Incast | Self::Alltoall => {
+                16
+            }
             Self::Rate => 256,
         }
     }
@@ -150,21 +156,23 @@ impl Pattern {
 
     /// Whether it has as many workers as `--workers` says.
     pub(crate) fn takes_workers(self) -> bool {
-        self == Self::Incast
+        matches!(self, Self::Incast | Self::Alltoall)
     }
 
-    /// How many move data where `--workers` says `asked`; without it all are counted, the receiver too.
+    /// How many move data, receivers too, where `--workers` says that `asked` send.
     pub(crate) fn workers(self, asked: usize) -> usize {
         match self {
             Self::Incast => asked + 1,
+            Self::Alltoall => asked,
             _ => 2,
         }
     }
 
-    /// How many windows are in flight at once between `workers`.
+    /// How many windows are in flight at once among `workers`.
     pub(crate) fn flows(self, workers: usize) -> usize {
         match self {
             Self::Incast => workers - 1,
+            Self::Alltoall => workers * (workers - 1),
             _ => 1,
         }
     }

@@ -57,15 +57,15 @@ impl<'a> Drive<'a> {
     /// One repeat, within a time that leaves room for nothing but a hang.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        let mut serving = Serving::start(case, address.as_ref()).await?;
         let limit = self.pace.warmup + self.pace.duration + 3 * self.pace.ceiling() + GRACE;
-        match tokio::time::timeout(limit, self.measure(case, &serving)).await {
-            Ok(outcome) => outcome.map_err(|failure| serving.explain(failure)),
-            Err(_) => {
-                let hung = Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
-                Err(serving.explain(hung))
-            }
+        let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
+        if case.pattern == Pattern::Alltoall {
+            let outcome = tokio::time::timeout(limit, crowd::measure(case, self.pace, self.trust, None));
+            return outcome.await.map_err(hung).flatten();
         }
+        let mut serving = Serving::start(case, address.as_ref()).await?;
+        let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;
+        outcome.map_err(hung).flatten().map_err(|failure| serving.explain(failure))
     }
 
     async fn measure(&mut self, case: &Case, serving: &Serving) -> Result<Repeat, Failure> {

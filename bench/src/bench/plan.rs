@@ -171,8 +171,20 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
     }
     if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
         return Err(Failure::usage(
-            "--workers means nothing to these patterns: only incast has more than two",
+            "--workers means nothing to these patterns: only incast and alltoall have more than two",
         ));
+    }
+    if patterns.contains(&Pattern::Alltoall) {
+        if options.connect.is_some() {
+            return Err(Failure::usage(
+                "--pattern alltoall: every worker connects to every other one, and --connect names one only: leave it out",
+            ));
+        }
+        if options.workers == Some(1) {
+            return Err(Failure::usage(
+                "--pattern alltoall: one worker has nobody to send to: --workers 2 or more",
+            ));
+        }
     }
     let asked: Vec<Size> = options.size.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
     let mut cases: Vec<Case> = Vec::new();
@@ -331,6 +343,20 @@ mod tests {
         assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
         assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
         assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames means nothing"));
+    }
+
+    #[test]
+    fn many_senders_share_what_is_in_flight() {
+        let line = "--pattern incast,alltoall --workers 4 --size 1M,16M";
+        let of = |case: Case| (case.workers, case.window);
+        let cases_of = |line| cases(line).unwrap().into_iter().map(of).collect::<Vec<_>>();
+        assert_eq!(cases_of(line), [(5, 16), (5, 4), (4, 16), (4, 1)]);
+        assert_eq!(cases_of("--pattern incast --workers 64 --size 1M"), [(65, 4)]);
+        assert_eq!(cases_of("--pattern incast --workers 8 --size 64M --window 1"), [(9, 1)]);
+        let refused = |line| cases(line).unwrap_err();
+        assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
+        assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));
+        assert!(refused("--pattern rate --workers 8").contains("--workers means nothing"));
     }
 
     #[test]

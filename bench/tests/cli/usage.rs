@@ -46,6 +46,8 @@ fn wrong_usage_names_what_is_wrong() {
             "bench --transport tcp --pattern incast --workers 64 --size 64M",
             "64 messages of 64M at once are more than the 256 MiB",
         ),
+        ("bench --pattern alltoall --workers 1", "one worker has nobody to send to"),
+        ("bench --pattern alltoall --connect tcp://127.0.0.1:1", "--connect names one only"),
         ("bench --connect mem://x", "mem reaches only its own process"),
         ("bench --connect tcp://127.0.0.1:1 --transport mem", "mem reaches only its own process"),
         ("bench --connect nowhere", "://"),

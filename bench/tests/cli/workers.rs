@@ -40,12 +40,31 @@ fn sixty_four_senders_share_what_is_in_flight() {
     assert!(rows[0]["fairness"].as_f64().unwrap() > 0.0, "{}", rows[0]);
 }
 
+#[test]
+fn all_send_to_all_the_others() {
+    for (transport, processes) in [("mem", 1), ("tcp", 3)] {
+        let line = format!(
+            "--transport {transport} --pattern alltoall --workers 3 --size 64K --frames 2 --verify --json \
+             --assert {transport}.alltoall.64K[workers=3].fairness<=1"
+        );
+        let rows = rows(&bench(&line));
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((&row["workers"], &row["processes"]), (&3.into(), &processes.into()));
+        assert!(row["fairness"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
+        // Six flows share 256 MiB, which is more than 16 messages each.
+        assert_eq!(row["window"], 16);
+        assert!(row["cpu_s_per_gb"].is_null(), "a worker's time is for both: {row}");
+    }
+}
+
 /// A run in the midst of its measurement, with all that it started.
-fn busy() -> (Running, Vec<u32>) {
-    let line = "bench --transport tcp --pattern incast --workers 3 --size 64K --duration 60 --json";
+fn busy(pattern: &str) -> (Running, Vec<u32>) {
+    let line =
+        format!("bench --transport tcp --pattern {pattern} --workers 3 --size 64K --duration 60 --json");
     let bench = start(&line.split(' ').collect::<Vec<_>>());
     let begin = Instant::now();
-    while children(&bench).len() < 4 {
+    let all = if pattern == "incast" { 4 } else { 3 };
+    while children(&bench).len() < all {
         assert!(begin.elapsed() < SOON, "not all were started");
         thread::sleep(Duration::from_millis(2));
     }
@@ -64,11 +83,13 @@ fn running(processes: &[u32], subcommand: &str) -> Vec<u32> {
 }
 
 #[test]
-fn a_dead_sender_or_receiver_is_a_failed_run_and_leaves_nobody() {
-    for (subcommand, says) in
-        [("work", ", process {}, died (signal: 9"), ("serve", "the serving process {} died")]
-    {
-        let (bench, all) = busy();
+fn a_dead_worker_or_receiver_is_a_failed_run_and_leaves_nobody() {
+    for (pattern, subcommand, says) in [
+        ("incast", "work", ", process {}, died (signal: 9"),
+        ("incast", "serve", "the serving process {} died (signal: 9"),
+        ("alltoall", "work", ", process {}, died (signal: 9"),
+    ] {
+        let (bench, all) = busy(pattern);
         let victim = *running(&all, subcommand).last().unwrap();
         signal(victim, Signal::KILL);
         let begin = Instant::now();
@@ -82,8 +103,8 @@ fn a_dead_sender_or_receiver_is_a_failed_run_and_leaves_nobody() {
 
 #[test]
 fn an_interrupted_or_killed_run_leaves_no_worker() {
-    for by in [Signal::INT, Signal::KILL] {
-        let (bench, all) = busy();
+    for (pattern, by) in [("incast", Signal::INT), ("incast", Signal::KILL), ("alltoall", Signal::KILL)] {
+        let (bench, all) = busy(pattern);
         assert_eq!(running(&all, "work").len(), 3);
         signal(bench.id(), by);
         let finished = bench.finish();
