@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use towline::Address;
 
 use crate::payload::{Check, Layout};
 use crate::units::Size;
@@ -22,6 +23,14 @@ impl Transport {
 
     pub(crate) fn plain(name: &'static str) -> Self {
         Self { name, options: BTreeMap::new() }
+    }
+
+    /// What carries the bytes to `address`, with its options.
+    pub(crate) fn to(address: &Address) -> Self {
+        let scheme = address.scheme().as_str();
+        let options = address.options().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let name = Self::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto");
+        Self { name, options: options.collect() }
     }
 
     /// The scheme of its addresses.

@@ -162,22 +162,19 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(work).await.map_err(|error| Failure::run(format!("a ceiling: {error}")))
 }
 
-/// The address elsewhere, narrowed to the case's transport, with its options.
+/// The address elsewhere, narrowed to the case's transport, which has the options of both.
 fn address_for(case: &Case, elsewhere: &Address) -> Result<Address, Failure> {
     let place = elsewhere.to_string();
     let place = place.split_once("://").map_or(place.as_str(), |(_, place)| place);
-    let (place, query) = place.split_once('?').unwrap_or((place, ""));
-    let mut text = format!("{}://{place}{}", case.transport.scheme(), case.transport.query());
-    if !query.is_empty() {
-        text.push(if case.transport.options.is_empty() { '?' } else { '&' });
-        text.push_str(query);
-    }
+    let (place, _) = place.split_once('?').unwrap_or((place, ""));
+    let text = format!("{}://{place}{}", case.transport.scheme(), case.transport.query());
     text.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::case::Transport;
     use crate::bench::report::tests::case;
 
     #[test]
@@ -186,7 +183,7 @@ mod tests {
         let narrowed =
             |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
         assert_eq!(narrowed(&tcp, "towline://[::1]:7"), "tcp://[::1]:7");
-        tcp.transport.options.insert("streams".into(), "4".into());
-        assert_eq!(narrowed(&tcp, "tcp://host:7?tls=on"), "tcp://host:7?streams=4&tls=on");
+        tcp.transport = Transport::to(&"tcp://host:7?streams=4&tls=on".parse().unwrap());
+        assert_eq!(narrowed(&tcp, "tcp://host:7?streams=4&tls=on"), "tcp://host:7?streams=4&tls=on");
     }
 }

@@ -112,24 +112,32 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
     if scheme == Scheme::Mem {
         return Err(Failure::usage("--connect: mem reaches only its own process: leave --connect out"));
     }
-    let name = if scheme == Scheme::Towline { "auto" } else { scheme.as_str() };
+    let there = Transport::to(address);
     if asked.is_empty() {
-        let name = Transport::NAMES.into_iter().find(|known| *known == name);
-        return Ok(name.map(Transport::plain).into_iter().collect());
+        return Ok(vec![there]);
     }
-    for transport in asked {
+    let mut transports = asked.to_vec();
+    for transport in &mut transports {
         if transport.name == "mem" {
             return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
         }
-        if name != "auto" && transport.name != name {
+        if there.name != "auto" && transport.name != there.name {
             let why = format!(
                 "--transport {} does not fit --connect {address}: connect to a towline:// address, or leave one out",
                 transport.name
             );
             return Err(Failure::usage(why));
         }
+        for (key, value) in &there.options {
+            if transport.options.contains_key(key) {
+                return Err(Failure::usage(format!(
+                    "--transport {transport} and --connect {address}: both say {key}: leave one out"
+                )));
+            }
+            transport.options.insert(key.clone(), value.clone());
+        }
     }
-    Ok(asked.to_vec())
+    Ok(transports)
 }
 
 /// Asks the library whether it takes the transport's options.
@@ -399,6 +407,11 @@ mod tests {
         assert_eq!(names(&[], &towline), Ok(vec!["auto"]));
         assert_eq!(names(&[], &tcp), Ok(vec!["tcp"]));
         assert_eq!(names(&["tcp"], &towline), Ok(vec!["tcp"]));
+        let several: Address = "tcp://host:1?streams=4".parse().unwrap();
+        let asked = |text: &str| connected(&[text.parse().unwrap()], &several);
+        assert_eq!(asked("tcp?integrity=crc32c").unwrap()[0].to_string(), "tcp?integrity=crc32c&streams=4");
+        assert_eq!(connected(&[], &several).unwrap()[0].to_string(), "tcp?streams=4");
+        assert!(asked("tcp?streams=2").unwrap_err().to_string().contains("both say streams"));
         assert!(names(&["ucx"], &tcp).unwrap_err().contains("does not fit"));
         assert!(names(&["mem"], &towline).unwrap_err().contains("its own process"));
         assert!(names(&[], &"mem://x".parse().unwrap()).unwrap_err().contains("its own process"));
