@@ -33,6 +33,16 @@ impl Transport {
         Self { name, options: options.collect() }
     }
 
+    /// Whether a connection of it can have several streams.
+    pub(crate) fn takes_streams(&self) -> bool {
+        matches!(self.name, "auto" | "tcp")
+    }
+
+    /// Streams of a connection: an option, which the library has taken by then.
+    pub(crate) fn streams(&self) -> u32 {
+        self.options.get("streams").and_then(|count| count.parse().ok()).unwrap_or(1)
+    }
+
     /// The scheme of its addresses.
     pub(crate) fn scheme(&self) -> &'static str {
         if self.name == "auto" { "towline" } else { self.name }

@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Frames of a message
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) frames: Option<u32>,
+    /// TCP streams of a connection: the option streams=N of the transports tcp and auto
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) streams: Option<u32>,
     /// Messages in flight; by default 16 (rate: 256), fewer where they would not fit in 256 MiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) window: Option<u32>,

@@ -49,7 +49,8 @@ impl Pace {
 impl Plan {
     /// The cases of `options`, on a machine where `endpoint` lives.
     pub(crate) async fn make(options: &Options, endpoint: &Endpoint) -> Result<Self, Failure> {
-        let transports = transports(options, &endpoint.backends())?;
+        let mut transports = transports(options, &endpoint.backends())?;
+        set_streams(options.streams, &mut transports)?;
         for transport in &transports {
             try_options(endpoint, transport).await?;
         }
@@ -86,6 +87,25 @@ fn transports(options: &Options, backends: &[BackendReport]) -> Result<Vec<Trans
         }
     }
     Ok(transports)
+}
+
+/// `--streams` is the option of that name of every transport.
+fn set_streams(asked: Option<u32>, transports: &mut [Transport]) -> Result<(), Failure> {
+    let Some(streams) = asked else { return Ok(()) };
+    for transport in transports {
+        if !transport.takes_streams() {
+            return Err(Failure::usage(format!(
+                "--streams means nothing to {}: name transports that have streams, as --transport tcp",
+                transport.name
+            )));
+        }
+        if let Some(said) = transport.options.insert("streams".to_owned(), streams.to_string())
+            && said != streams.to_string()
+        {
+            return Err(Failure::usage(format!("--streams {streams} and streams={said}: leave one out")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a transport that does not work here, with the reason.
@@ -365,6 +385,26 @@ mod tests {
         assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
         assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));
         assert!(refused("--pattern rate --workers 8").contains("--workers means nothing"));
+    }
+
+    #[test]
+    fn streams_are_an_option_of_the_transport_and_a_key_of_the_row() {
+        let rows = |line: &str| -> Result<Vec<Row>, String> {
+            let options = options(line);
+            let mut transports = options.transport.clone();
+            set_streams(options.streams, &mut transports).map_err(|failure| failure.to_string())?;
+            let cases = expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())?;
+            Ok(cases.iter().map(Row::planned).collect())
+        };
+        let line = "--transport tcp,auto?integrity=crc32c --pattern latency";
+        for row in rows(&format!("{line} --streams 4")).unwrap() {
+            assert_eq!((row.streams, row.options["streams"].as_str()), (4, "4"));
+        }
+        assert!(rows(line).unwrap().iter().all(|row| row.streams == 1));
+        let same = rows("--transport tcp?streams=4 --streams 4 --pattern latency").unwrap();
+        assert_eq!((same.len(), same[0].streams), (1, 4));
+        assert!(rows("--transport tcp?streams=2 --streams 4").unwrap_err().contains("leave one out"));
+        assert!(rows("--transport tcp,mem --streams 4").unwrap_err().contains("means nothing to mem"));
     }
 
     #[test]

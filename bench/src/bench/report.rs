@@ -90,7 +90,7 @@ impl Row {
             wait: case.wait.name(),
             processes: if case.transport.name == "mem" { 1 } else { case.workers },
             frames: case.frames,
-            streams: 1,
+            streams: case.transport.streams(),
             window: case.window,
             workers: case.workers,
             rate: None,
