@@ -1,55 +1,92 @@
 //! Patterns of more than two workers: every one sends to its peers while this process waits, and all count at the same time.
 
+use towline::Address;
+
 use super::case::{Case, Pattern};
-use super::drive::Repeat;
 use super::plan::Pace;
 use super::sample::Sample;
+use crate::ceiling::Ceiling;
+use crate::ceiling::socket::Course;
 use crate::failure::Failure;
 use crate::trust::Trust;
 use crate::workers::{Answer, Counted, Order, Spent, Workers};
-use towline::Address;
 
-/// One repeat: workers that send to the one at `address`, or to each other where there is none.
-pub(super) async fn measure(
-    case: &Case,
-    pace: Pace,
-    trust: &Trust,
-    address: Option<&Address>,
-) -> Result<Repeat, Failure> {
-    let mut workers = Workers::start(case.senders(), case, trust)?;
-    let peers = match address {
-        Some(address) => vec![vec![address.to_string()]; workers.count()],
-        None => others(&listen(&mut workers, case).await?),
-    };
-    let meet = |addresses| Order::Meet {
-        addresses,
-        layout: case.layout(),
-        frames: case.frames,
-        check: case.check(),
-    };
-    let mut paths = workers
-        .each(peers.into_iter().map(meet).collect(), |answer| match answer {
+/// Workers that are connected to their peers.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    workers: Workers,
+    pub(super) path: String,
+}
+
+impl Crowd {
+    /// Workers that send to the one at `address`, or to each other where there is none.
+    pub(super) async fn gather(
+        case: &Case,
+        trust: &Trust,
+        address: Option<&Address>,
+    ) -> Result<Self, Failure> {
+        let mut workers = Workers::start(case.senders(), case, trust)?;
+        let peers = match address {
+            Some(address) => vec![vec![address.to_string()]; workers.count()],
+            None => others(&listen(&mut workers, case).await?),
+        };
+        let meet = |addresses| Order::Meet {
+            addresses,
+            layout: case.layout(),
+            frames: case.frames,
+            check: case.check(),
+        };
+        let path = |answer| match answer {
             Answer::Met { path } => Some(path),
             _ => None,
-        })
-        .await?;
-    paths.sort();
-    paths.dedup();
-    workers.all(Order::Run, |answer| (answer == Answer::Running).then_some(())).await?;
-    // From here on all of them send, until the last one has counted.
-    workers.rest(pace.warmup).await?;
-    let counted = |answer| match answer {
-        Answer::Counted(counted) => Some(counted),
-        _ => None,
-    };
-    let duration_us = pace.duration.as_micros() as u64;
-    let counted = workers.all(Order::Count { duration_us }, counted).await?;
-    let spent = |answer| match answer {
-        Answer::Stopped(spent) => Some(spent),
-        _ => None,
-    };
-    let spent = workers.all(Order::Stop, spent).await?;
-    Ok(Repeat { path: paths.join("+"), sample: sample(case, &counted, &spent), ceilings: Vec::new() })
+        };
+        let mut paths = workers.each(peers.into_iter().map(meet).collect(), path).await?;
+        paths.sort();
+        paths.dedup();
+        Ok(Self { workers, path: paths.join("+") })
+    }
+
+    /// All send, and count while all are sending.
+    pub(super) async fn measure(&mut self, case: &Case, pace: Pace) -> Result<Sample, Failure> {
+        self.workers.all(Order::Run, |answer| (answer == Answer::Running).then_some(())).await?;
+        self.workers.rest(pace.warmup).await?;
+        let counted = |answer| match answer {
+            Answer::Counted(counted) => Some(counted),
+            _ => None,
+        };
+        let duration_us = pace.duration.as_micros() as u64;
+        let counted = self.workers.all(Order::Count { duration_us }, counted).await?;
+        let spent = |answer| match answer {
+            Answer::Stopped(spent) => Some(spent),
+            _ => None,
+        };
+        let spent = self.workers.all(Order::Stop, spent).await?;
+        Ok(sample(case, &counted, &spent))
+    }
+
+    /// A bare socket each, all at once: blocking, and spinning too where every half of `senders` sockets has a core.
+    pub(super) async fn sockets(
+        &mut self,
+        senders: usize,
+        course: impl Fn(bool) -> Course,
+    ) -> Result<Ceiling, Failure> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let blocking = self.pour(course(false)).await?;
+        if 2 * senders > cores {
+            return Ok(blocking);
+        }
+        Ok(blocking.best(self.pour(course(true)).await?))
+    }
+
+    async fn pour(&mut self, course: Course) -> Result<Ceiling, Failure> {
+        self.workers.all(Order::Open { course }, |answer| (answer == Answer::Opened).then_some(())).await?;
+        let rate = |answer| match answer {
+            Answer::Poured { gb_per_s } => Some(gb_per_s),
+            _ => None,
+        };
+        let rates = self.workers.all(Order::Pour, rate).await?;
+        Ok(Ceiling::rate("socket", rates.iter().sum()))
+    }
 }
 
 /// Where each worker listens.

@@ -1,23 +1,22 @@
 //! One repeat of one case: starts the serving side, measures ours, then the ceilings.
 
-use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use bytes::Bytes;
 use towline::{Address, Endpoint};
 
 use super::case::{Case, Pattern};
-use super::crowd;
+use super::crowd::Crowd;
 use super::load::Load;
 use super::patterns::{self, Bench};
 use super::plan::Pace;
 use super::sample::Sample;
-use crate::ceiling::Ceiling;
 use crate::ceiling::memcpy::Landing;
-use crate::ceiling::socket::{self, Course};
+use crate::ceiling::socket::Course;
+use crate::ceiling::{Ceiling, blocking};
 use crate::failure::Failure;
 use crate::payload::Payload;
-use crate::peer::{Peer, Request, Serving};
+use crate::peer::{Peer, Serving};
 use crate::progress::Progress;
 use crate::trust::Trust;
 
@@ -60,8 +59,7 @@ impl<'a> Drive<'a> {
         let limit = self.pace.warmup + self.pace.duration + 3 * self.pace.ceiling() + GRACE;
         let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
-            let outcome = tokio::time::timeout(limit, crowd::measure(case, self.pace, self.trust, None));
-            return outcome.await.map_err(hung).flatten();
+            return tokio::time::timeout(limit, self.crowd(case, None)).await.map_err(hung).flatten();
         }
         let mut serving = Serving::start(case, address.as_ref()).await?;
         let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;
@@ -70,7 +68,7 @@ impl<'a> Drive<'a> {
 
     async fn measure(&mut self, case: &Case, serving: &Serving) -> Result<Repeat, Failure> {
         if case.pattern.takes_workers() {
-            return crowd::measure(case, self.pace, self.trust, Some(serving.address())).await;
+            return self.crowd(case, Some(serving.address())).await;
         }
         let memory = self.payload.prepare(case.layout());
         let load = Load::new(&memory, case.layout(), case.frames);
@@ -83,6 +81,18 @@ impl<'a> Drive<'a> {
         let ceilings = self.ceilings(case, &path, &peer, address, &memory).await?;
         peer.close().await?;
         Ok(Repeat { path, sample, ceilings })
+    }
+
+    /// The same of many workers, which send to `address`, or to each other.
+    async fn crowd(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
+        let mut crowd = Crowd::gather(case, self.trust, address).await?;
+        let sample = crowd.measure(case, self.pace).await?;
+        let mut ceilings = Vec::new();
+        if case.pattern == Pattern::Incast && crowd.path != "mem" {
+            let outcome = crowd.sockets(case.senders(), |spin| self.course(case, spin)).await;
+            ceilings.extend(self.bare(case, outcome)?);
+        }
+        Ok(Repeat { path: crowd.path, sample, ceilings })
     }
 
     async fn connect(&self, endpoint: &Endpoint, address: &Address) -> Result<Peer, Failure> {
@@ -103,16 +113,33 @@ impl<'a> Drive<'a> {
             ceilings.push(self.memcpy(case, memory).await?);
         }
         if path != "mem" && !matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
-            match self.socket(case, peer, address, memory).await {
-                Ok(ceiling) => ceilings.push(ceiling),
-                // A firewall may let our port through and no other.
-                Err(failure) if self.elsewhere.is_some() => {
-                    self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
-                }
-                Err(failure) => return Err(failure.during("the ceiling of a bare socket")),
-            }
+            let outcome = self.socket(case, peer, address, memory).await;
+            ceilings.extend(self.bare(case, outcome)?);
         }
         Ok(ceilings)
+    }
+
+    /// The ceiling of bare sockets, or a word that there is none.
+    fn bare(&mut self, case: &Case, outcome: Result<Ceiling, Failure>) -> Result<Option<Ceiling>, Failure> {
+        match outcome {
+            Ok(ceiling) => Ok(Some(ceiling)),
+            // A firewall may let our port through and no other.
+            Err(failure) if self.elsewhere.is_some() => {
+                self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
+                Ok(None)
+            }
+            Err(failure) => Err(failure.during("the ceiling of a bare socket")),
+        }
+    }
+
+    /// What both halves of a bare socket do beside `case`.
+    fn course(&self, case: &Case, spin: bool) -> Course {
+        Course {
+            layout: case.layout(),
+            ping_pong: case.pattern == Pattern::Latency,
+            spin,
+            duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
+        }
     }
 
     async fn memcpy(&mut self, case: &Case, memory: &Bytes) -> Result<Ceiling, Failure> {
@@ -137,29 +164,14 @@ impl<'a> Drive<'a> {
     ) -> Result<Ceiling, Failure> {
         let mut best: Option<Ceiling> = None;
         for spin in [false, true] {
-            let course = Course {
-                layout: case.layout(),
-                ping_pong: case.pattern == Pattern::Latency,
-                spin,
-                duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
-            };
-            let (port, key) = peer.socket(&Request::Socket { course }).await?;
-            let (host, memory) = (address.host().to_owned(), memory.clone());
-            let near = move || {
-                let nowhere = || std::io::Error::other("the host has no address");
-                let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
-                socket::near(address, key, course, &memory)
-            };
-            let ceiling = blocking(near).await?.map_err(|error| Failure::run(error.to_string()))?;
+            let near = peer.open_socket(address.host(), self.course(case, spin)).await?;
+            let memory = memory.clone();
+            let ceiling = blocking(move || near.measure(&memory)).await?;
+            let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
             best = Some(best.map_or(ceiling, |best| best.best(ceiling)));
         }
         best.ok_or_else(|| Failure::run("not measured"))
     }
-}
-
-/// Runs `work` on a thread of its own, so that an interruption is noticed meanwhile.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::run(format!("a ceiling: {error}")))
 }
 
 /// The address elsewhere, narrowed to the case's transport, which has the options of both.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::conductor::Workers;
 pub(crate) use self::work::{Options, run};
 use crate::bench::Times;
+use crate::ceiling::socket::Course;
 use crate::payload::{Check, Layout};
 
 /// What a worker is told. Each order has one answer, unless the worker fails.
@@ -30,6 +31,10 @@ pub(crate) enum Order {
     Count { duration_us: u64 },
     /// Send nothing more.
     Stop,
+    /// Connect a bare socket to the first of those it met.
+    Open { course: Course },
+    /// Send through the bare socket.
+    Pour,
 }
 
 /// What a worker says.
@@ -46,6 +51,10 @@ pub(crate) enum Answer {
     Counted(Counted),
     /// It sends no more.
     Stopped(Spent),
+    /// The bare socket is connected.
+    Opened,
+    /// What went through the bare socket.
+    Poured { gb_per_s: f64 },
     /// It cannot go on.
     Failed { why: String },
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use towline::{Address, Endpoint};
@@ -11,6 +12,8 @@ use towline::{Address, Endpoint};
 use super::tally::Tally;
 use super::{Answer, Order, Spent};
 use crate::bench::load::Load;
+use crate::ceiling::blocking;
+use crate::ceiling::socket::{Course, Near};
 use crate::failure::Failure;
 use crate::payload::{Check, Layout, Payload};
 use crate::peer::{self, CpuClock, Peer, Request, Usage};
@@ -20,18 +23,22 @@ pub(super) struct Worker {
     endpoint: Endpoint,
     clock: CpuClock,
     flows: Vec<Flow>,
+    /// What messages are made of.
+    memory: Bytes,
     tally: Arc<Tally>,
     lanes: JoinSet<Result<(), towline::Error>>,
     /// What takes the others' messages.
     serving: JoinSet<Result<(), Failure>>,
     /// What this end had spent when it began.
     begun_cpu_s: f64,
+    bare: Option<Near>,
 }
 
 /// Messages to one peer.
 #[derive(Debug)]
 struct Flow {
     peer: Peer,
+    host: String,
     load: Load,
     window: usize,
     /// What the far end had spent before.
@@ -44,10 +51,12 @@ impl Worker {
             endpoint,
             clock,
             flows: Vec::new(),
+            memory: Bytes::new(),
             tally: Arc::default(),
             lanes: JoinSet::new(),
             serving: JoinSet::new(),
             begun_cpu_s: 0.0,
+            bare: None,
         }
     }
 
@@ -91,6 +100,8 @@ impl Worker {
                 counted.map(Answer::Counted).map_err(|_| Failure::run("it did not count"))
             }
             Order::Stop => self.stop().await,
+            Order::Open { course } => self.open(course).await,
+            Order::Pour => self.pour().await,
         }
     }
 
@@ -108,14 +119,16 @@ impl Worker {
         frames: usize,
         check: Check,
     ) -> Result<Answer, Failure> {
-        let load = Load::new(&Payload::default().prepare(layout), layout, frames);
+        let memory = Payload::default().prepare(layout);
+        let load = Load::new(&memory, layout, frames);
         for address in addresses {
             let address: Address = address.parse()?;
             let peer = Peer::new(self.endpoint.connect(&address).await?);
             peer.require(&Request::Sink { layout, frames, check }).await?;
-            let load = load.clone();
-            self.flows.push(Flow { peer, load, window: layout.window, before: Usage::default() });
+            let (host, load) = (address.host().to_owned(), load.clone());
+            self.flows.push(Flow { peer, host, load, window: layout.window, before: Usage::default() });
         }
+        self.memory = memory;
         let mut paths: Vec<&str> =
             self.flows.iter().map(|flow| flow.peer.connection.path().chosen()).collect();
         paths.dedup();
@@ -162,6 +175,20 @@ impl Worker {
             bytes_copied += after.bytes_copied + flow.peer.connection.stats().bytes_copied;
         }
         Ok(Answer::Stopped(Spent { messages: self.tally.confirmed(), cpu_s, far_cpu_s, bytes_copied }))
+    }
+
+    async fn open(&mut self, course: Course) -> Result<Answer, Failure> {
+        let flow = self.flows.first().ok_or_else(|| Failure::run("a bare socket to nobody"))?;
+        self.bare = Some(flow.peer.open_socket(&flow.host, course).await?);
+        Ok(Answer::Opened)
+    }
+
+    async fn pour(&mut self) -> Result<Answer, Failure> {
+        let near = self.bare.take().ok_or_else(|| Failure::run("no bare socket"))?;
+        let memory = self.memory.clone();
+        let ceiling = blocking(move || near.measure(&memory)).await?;
+        let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
+        Ok(Answer::Poured { gb_per_s: ceiling.gb_per_s.unwrap_or_default() })
     }
 }
 

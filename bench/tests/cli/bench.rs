@@ -87,7 +87,7 @@ fn measures_every_pattern(transport: &str) {
             .iter()
             .filter_map(|ceiling| ceiling["kind"].as_str())
             .collect();
-        let socket = row["path"] != "mem" && !of_many && !["connect", "bidirectional"].contains(&pattern);
+        let socket = row["path"] != "mem" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
         assert_eq!(kinds.contains(&"memcpy"), ["bandwidth", "get", "put"].contains(&pattern), "{row}");
     }
