@@ -80,7 +80,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         )));
     }
     let endpoint = options.trust.endpoint(options.wait)?;
-    let transport = transport(address);
+    let transport = Transport::to(address);
     ready(transport.name, &endpoint.backends())?;
     let peer = Peer::new(endpoint.connect(address).await?);
     let path = peer.connection.path().clone();
@@ -115,11 +115,6 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.give(&document, |out: &mut dyn Write| document.write(out))
 }
 
-fn transport(address: &Address) -> Transport {
-    let scheme = address.scheme().as_str();
-    Transport::plain(Transport::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto"))
-}
-
 /// A short measurement of latency and bandwidth, beside their ceilings.
 async fn probe(options: &Options, transport: Transport, progress: &mut Progress) -> Result<Found, Failure> {
     progress.tell("measuring");
@@ -131,6 +126,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         wait: options.wait,
         frames: 1,
         window,
+        workers: 2,
         verify: false,
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;

@@ -3,6 +3,7 @@
 mod against;
 mod bench;
 mod ceiling;
+mod child;
 mod explain;
 mod failure;
 mod fingerprint;
@@ -15,6 +16,7 @@ mod progress;
 mod serve;
 mod trust;
 mod units;
+mod workers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -54,6 +56,8 @@ enum Command {
     Explain(explain::Options),
     #[command(hide = true)]
     Keep(against::keep::Options),
+    #[command(hide = true)]
+    Work(workers::Options),
 }
 
 impl Command {
@@ -64,6 +68,7 @@ impl Command {
             Self::Bench(options) => bench::run(options).await,
             Self::Explain(options) => explain::run(options).await,
             Self::Keep(options) => against::keep::run(options),
+            Self::Work(options) => workers::run(options).await,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The options that say whom to trust.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use towline::{Builder, Endpoint, Token};
@@ -22,6 +23,12 @@ impl Trust {
     /// An endpoint with these settings; a token that cannot be read is wrong usage.
     pub(crate) fn endpoint(&self, wait: Wait) -> Result<Endpoint, Failure> {
         Ok(self.builder(wait)?.build()?)
+    }
+
+    /// The same on the command line of another process of this program.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let token = self.token_file.iter().flat_map(|file| ["--token-file".into(), file.clone().into()]);
+        token.chain(self.insecure.then(|| "--insecure".into())).collect()
     }
 
     fn builder(&self, wait: Wait) -> Result<Builder, Failure> {

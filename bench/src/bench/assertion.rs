@@ -12,7 +12,7 @@ use crate::units::Size;
 const EXAMPLE: &str = "tcp.bandwidth.1M[wait=adaptive].ceiling.socket.share>=0.9";
 
 /// Figures that stand directly in a row.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 12] = [
     "samples",
     "gb_per_s",
     "p50_us",
@@ -21,6 +21,7 @@ const FIELDS: [&str; 11] = [
     "cold_us",
     "messages_per_s",
     "tasks_per_s",
+    "fairness",
     "cpu_s_per_gb.send",
     "cpu_s_per_gb.recv",
     "copies",

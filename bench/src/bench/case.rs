@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use towline::Address;
 
 use crate::payload::{Check, Layout};
 use crate::units::Size;
@@ -24,9 +25,33 @@ impl Transport {
         Self { name, options: BTreeMap::new() }
     }
 
+    /// What carries the bytes to `address`, with its options.
+    pub(crate) fn to(address: &Address) -> Self {
+        let scheme = address.scheme().as_str();
+        let options = address.options().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let name = Self::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto");
+        Self { name, options: options.collect() }
+    }
+
+    /// Whether a connection of it can have several streams.
+    pub(crate) fn takes_streams(&self) -> bool {
+        matches!(self.name, "auto" | "tcp")
+    }
+
+    /// Streams of a connection: an option, which the library has taken by then.
+    pub(crate) fn streams(&self) -> u32 {
+        self.options.get("streams").and_then(|count| count.parse().ok()).unwrap_or(1)
+    }
+
     /// The scheme of its addresses.
     pub(crate) fn scheme(&self) -> &'static str {
         if self.name == "auto" { "towline" } else { self.name }
+    }
+
+    /// Where a worker on this host listens, with the options: any free place.
+    pub(crate) fn local_address(&self) -> String {
+        let place = if self.name == "mem" { "" } else { "127.0.0.1:0" };
+        format!("{}://{place}{}", self.scheme(), self.query())
     }
 
     /// The options as they stand behind an address, with the question mark, or nothing.
@@ -88,10 +113,14 @@ pub(crate) enum Pattern {
     Put,
     /// New connections, each with one confirmed message.
     Connect,
+    /// Several workers send to one at once.
+    Incast,
+    /// Several workers, each of which sends to all the others at once.
+    Alltoall,
 }
 
 impl Pattern {
-    pub(crate) const OFFERED: [Self; 7] = [
+    pub(crate) const OFFERED: [Self; 9] = [
         Self::Latency,
         Self::Bandwidth,
         Self::Bidirectional,
@@ -99,9 +128,11 @@ impl Pattern {
         Self::Get,
         Self::Put,
         Self::Connect,
+        Self::Incast,
+        Self::Alltoall,
     ];
 
-    const PLANNED: [&str; 4] = ["incast", "alltoall", "tasks", "shuffle"];
+    const PLANNED: [&str; 2] = ["tasks", "shuffle"];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -112,6 +143,8 @@ impl Pattern {
             Self::Get => "get",
             Self::Put => "put",
             Self::Connect => "connect",
+            Self::Incast => "incast",
+            Self::Alltoall => "alltoall",
         }
     }
 
@@ -120,6 +153,7 @@ impl Pattern {
         match self {
             Self::Latency | Self::Rate | Self::Connect => &[8],
             Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => &[64 << 10, 1 << 20, 64 << 20],
+            Self::Incast | Self::Alltoall => &[64 << 10, 1 << 20],
         }
     }
 
@@ -127,7 +161,9 @@ impl Pattern {
     pub(crate) fn default_window(self) -> usize {
         match self {
             Self::Latency | Self::Connect => 1,
-            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put => 16,
+            Self::Bandwidth | Self::Bidirectional | Self::Get | Self::Put | Self::Incast | Self::Alltoall => {
+                16
+            }
             Self::Rate => 256,
         }
     }
@@ -135,6 +171,29 @@ impl Pattern {
     /// Whether `--window` and `--frames` mean anything to it.
     pub(crate) fn takes_window(self) -> bool {
         !matches!(self, Self::Latency | Self::Connect)
+    }
+
+    /// Whether it has as many workers as `--workers` says.
+    pub(crate) fn takes_workers(self) -> bool {
+        matches!(self, Self::Incast | Self::Alltoall)
+    }
+
+    /// How many move data, receivers too, where `--workers` says that `asked` send.
+    pub(crate) fn workers(self, asked: usize) -> usize {
+        match self {
+            Self::Incast => asked + 1,
+            Self::Alltoall => asked,
+            _ => 2,
+        }
+    }
+
+    /// How many windows are in flight at once among `workers`.
+    pub(crate) fn flows(self, workers: usize) -> usize {
+        match self {
+            Self::Incast => workers - 1,
+            Self::Alltoall => workers * (workers - 1),
+            _ => 1,
+        }
     }
 
     pub(crate) fn takes_frames(self) -> bool {
@@ -222,12 +281,19 @@ pub(crate) struct Case {
     pub(crate) wait: Wait,
     pub(crate) frames: usize,
     pub(crate) window: usize,
+    /// All that move data.
+    pub(crate) workers: usize,
     pub(crate) verify: bool,
 }
 
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
         Layout { size_bytes: self.size.0, window: self.window }
+    }
+
+    /// How many workers send, of a pattern of many.
+    pub(crate) fn senders(&self) -> usize {
+        if self.pattern == Pattern::Incast { self.workers - 1 } else { self.workers }
     }
 
     pub(crate) fn check(&self) -> Check {

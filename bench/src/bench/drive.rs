@@ -1,22 +1,22 @@
 //! One repeat of one case: starts the serving side, measures ours, then the ceilings.
 
-use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use bytes::Bytes;
 use towline::{Address, Endpoint};
 
 use super::case::{Case, Pattern};
+use super::crowd::Crowd;
 use super::load::Load;
 use super::patterns::{self, Bench};
 use super::plan::Pace;
 use super::sample::Sample;
-use crate::ceiling::Ceiling;
 use crate::ceiling::memcpy::Landing;
-use crate::ceiling::socket::{self, Course};
+use crate::ceiling::socket::Course;
+use crate::ceiling::{Ceiling, blocking};
 use crate::failure::Failure;
 use crate::payload::Payload;
-use crate::peer::{Peer, Request, Serving};
+use crate::peer::{Peer, Serving};
 use crate::progress::Progress;
 use crate::trust::Trust;
 
@@ -56,18 +56,20 @@ impl<'a> Drive<'a> {
     /// One repeat, within a time that leaves room for nothing but a hang.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        let mut serving = Serving::start(case, address.as_ref()).await?;
         let limit = self.pace.warmup + self.pace.duration + 3 * self.pace.ceiling() + GRACE;
-        match tokio::time::timeout(limit, self.measure(case, &serving)).await {
-            Ok(outcome) => outcome.map_err(|failure| serving.explain(failure)),
-            Err(_) => {
-                let hung = Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
-                Err(serving.explain(hung))
-            }
+        let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
+        if case.pattern == Pattern::Alltoall {
+            return tokio::time::timeout(limit, self.crowd(case, None)).await.map_err(hung).flatten();
         }
+        let mut serving = Serving::start(case, address.as_ref()).await?;
+        let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;
+        outcome.map_err(hung).flatten().map_err(|failure| serving.explain(failure))
     }
 
     async fn measure(&mut self, case: &Case, serving: &Serving) -> Result<Repeat, Failure> {
+        if case.pattern.takes_workers() {
+            return self.crowd(case, Some(serving.address())).await;
+        }
         let memory = self.payload.prepare(case.layout());
         let load = Load::new(&memory, case.layout(), case.frames);
         let endpoint = self.trust.endpoint(case.wait)?;
@@ -79,6 +81,18 @@ impl<'a> Drive<'a> {
         let ceilings = self.ceilings(case, &path, &peer, address, &memory).await?;
         peer.close().await?;
         Ok(Repeat { path, sample, ceilings })
+    }
+
+    /// The same of many workers, which send to `address`, or to each other.
+    async fn crowd(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
+        let mut crowd = Crowd::gather(case, self.trust, address).await?;
+        let sample = crowd.measure(case, self.pace).await?;
+        let mut ceilings = Vec::new();
+        if case.pattern == Pattern::Incast && crowd.path != "mem" {
+            let outcome = crowd.sockets(case.senders(), |spin| self.course(case, spin)).await;
+            ceilings.extend(self.bare(case, outcome)?);
+        }
+        Ok(Repeat { path: crowd.path, sample, ceilings })
     }
 
     async fn connect(&self, endpoint: &Endpoint, address: &Address) -> Result<Peer, Failure> {
@@ -99,16 +113,33 @@ impl<'a> Drive<'a> {
             ceilings.push(self.memcpy(case, memory).await?);
         }
         if path != "mem" && !matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
-            match self.socket(case, peer, address, memory).await {
-                Ok(ceiling) => ceilings.push(ceiling),
-                // A firewall may let our port through and no other.
-                Err(failure) if self.elsewhere.is_some() => {
-                    self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
-                }
-                Err(failure) => return Err(failure.during("the ceiling of a bare socket")),
-            }
+            let outcome = self.socket(case, peer, address, memory).await;
+            ceilings.extend(self.bare(case, outcome)?);
         }
         Ok(ceilings)
+    }
+
+    /// The ceiling of bare sockets, or a word that there is none.
+    fn bare(&mut self, case: &Case, outcome: Result<Ceiling, Failure>) -> Result<Option<Ceiling>, Failure> {
+        match outcome {
+            Ok(ceiling) => Ok(Some(ceiling)),
+            // A firewall may let our port through and no other.
+            Err(failure) if self.elsewhere.is_some() => {
+                self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
+                Ok(None)
+            }
+            Err(failure) => Err(failure.during("the ceiling of a bare socket")),
+        }
+    }
+
+    /// What both halves of a bare socket do beside `case`.
+    fn course(&self, case: &Case, spin: bool) -> Course {
+        Course {
+            layout: case.layout(),
+            ping_pong: case.pattern == Pattern::Latency,
+            spin,
+            duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
+        }
     }
 
     async fn memcpy(&mut self, case: &Case, memory: &Bytes) -> Result<Ceiling, Failure> {
@@ -133,47 +164,29 @@ impl<'a> Drive<'a> {
     ) -> Result<Ceiling, Failure> {
         let mut best: Option<Ceiling> = None;
         for spin in [false, true] {
-            let course = Course {
-                layout: case.layout(),
-                ping_pong: case.pattern == Pattern::Latency,
-                spin,
-                duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
-            };
-            let (port, key) = peer.socket(&Request::Socket { course }).await?;
-            let (host, memory) = (address.host().to_owned(), memory.clone());
-            let near = move || {
-                let nowhere = || std::io::Error::other("the host has no address");
-                let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
-                socket::near(address, key, course, &memory)
-            };
-            let ceiling = blocking(near).await?.map_err(|error| Failure::run(error.to_string()))?;
+            let near = peer.open_socket(address.host(), self.course(case, spin)).await?;
+            let memory = memory.clone();
+            let ceiling = blocking(move || near.measure(&memory)).await?;
+            let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
             best = Some(best.map_or(ceiling, |best| best.best(ceiling)));
         }
         best.ok_or_else(|| Failure::run("not measured"))
     }
 }
 
-/// Runs `work` on a thread of its own, so that an interruption is noticed meanwhile.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::run(format!("a ceiling: {error}")))
-}
-
-/// The address elsewhere, narrowed to the case's transport, with its options.
+/// The address elsewhere, narrowed to the case's transport, which has the options of both.
 fn address_for(case: &Case, elsewhere: &Address) -> Result<Address, Failure> {
     let place = elsewhere.to_string();
     let place = place.split_once("://").map_or(place.as_str(), |(_, place)| place);
-    let (place, query) = place.split_once('?').unwrap_or((place, ""));
-    let mut text = format!("{}://{place}{}", case.transport.scheme(), case.transport.query());
-    if !query.is_empty() {
-        text.push(if case.transport.options.is_empty() { '?' } else { '&' });
-        text.push_str(query);
-    }
+    let (place, _) = place.split_once('?').unwrap_or((place, ""));
+    let text = format!("{}://{place}{}", case.transport.scheme(), case.transport.query());
     text.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::case::Transport;
     use crate::bench::report::tests::case;
 
     #[test]
@@ -182,7 +195,7 @@ mod tests {
         let narrowed =
             |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
         assert_eq!(narrowed(&tcp, "towline://[::1]:7"), "tcp://[::1]:7");
-        tcp.transport.options.insert("streams".into(), "4".into());
-        assert_eq!(narrowed(&tcp, "tcp://host:7?tls=on"), "tcp://host:7?streams=4&tls=on");
+        tcp.transport = Transport::to(&"tcp://host:7?streams=4&tls=on".parse().unwrap());
+        assert_eq!(narrowed(&tcp, "tcp://host:7?streams=4&tls=on"), "tcp://host:7?streams=4&tls=on");
     }
 }

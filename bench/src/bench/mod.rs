@@ -2,6 +2,7 @@
 
 pub(crate) mod assertion;
 pub(crate) mod case;
+mod crowd;
 mod drive;
 mod history;
 pub(crate) mod load;
@@ -17,10 +18,12 @@ use towline::BackendState;
 
 use self::assertion::{Assertion, Verdict};
 pub(crate) use self::drive::{Drive, Repeat};
+pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
 use self::plan::Plan;
 pub(crate) use self::plan::{Pace, ready};
 use self::report::{Report, Row};
+pub(crate) use self::sample::Sample;
 use crate::against::{Entry, Peers};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;

@@ -20,6 +20,7 @@ Examples:
       --assert 'tcp.bandwidth.1M.ceiling.socket.share>=0.9'
   towline bench --transport tcp --pattern latency,bandwidth --against iperf3,ucx_perftest,fi_pingpong
   towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
+  towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there";
 
 /// Move data between two workers, and report what it costs beside the ceilings of this machine
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     /// What carries the data: auto, mem, tcp; options of the transport as a query
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
-    /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect
+    /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) pattern: Vec<Pattern>,
     /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between
@@ -52,9 +53,15 @@ pub(crate) struct Options {
     /// Frames of a message
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) frames: Option<u32>,
+    /// TCP streams of a connection: the option streams=N of the transports tcp and auto
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) streams: Option<u32>,
     /// Messages in flight; by default 16 (rate: 256), fewer where they would not fit in 256 MiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) window: Option<u32>,
+    /// How many send at once: to one receiver in incast, to each other in alltoall; by default 4
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) workers: Option<u32>,
     /// Seconds each repeat measures; by default 0.5, and less where a run without options would take a minute
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) duration: Option<Duration>,

@@ -15,6 +15,9 @@ use crate::units::Size;
 /// The memory of all messages in flight, unless a window is asked for.
 const WINDOW_BYTES_MAX: usize = 256 << 20;
 
+/// How many send at once where `--workers` does not say.
+const WORKERS: u32 = 4;
+
 /// What a run without options takes at most, with some seconds to spare for starting and stopping.
 const DEFAULT_RUN: Duration = Duration::from_secs(48);
 
@@ -46,7 +49,8 @@ impl Pace {
 impl Plan {
     /// The cases of `options`, on a machine where `endpoint` lives.
     pub(crate) async fn make(options: &Options, endpoint: &Endpoint) -> Result<Self, Failure> {
-        let transports = transports(options, &endpoint.backends())?;
+        let mut transports = transports(options, &endpoint.backends())?;
+        set_streams(options.streams, &mut transports)?;
         for transport in &transports {
             try_options(endpoint, transport).await?;
         }
@@ -85,6 +89,25 @@ fn transports(options: &Options, backends: &[BackendReport]) -> Result<Vec<Trans
     Ok(transports)
 }
 
+/// `--streams` is the option of that name of every transport.
+fn set_streams(asked: Option<u32>, transports: &mut [Transport]) -> Result<(), Failure> {
+    let Some(streams) = asked else { return Ok(()) };
+    for transport in transports {
+        if !transport.takes_streams() {
+            return Err(Failure::usage(format!(
+                "--streams means nothing to {}: name transports that have streams, as --transport tcp",
+                transport.name
+            )));
+        }
+        if let Some(said) = transport.options.insert("streams".to_owned(), streams.to_string())
+            && said != streams.to_string()
+        {
+            return Err(Failure::usage(format!("--streams {streams} and streams={said}: leave one out")));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a transport that does not work here, with the reason.
 pub(crate) fn ready(name: &str, backends: &[BackendReport]) -> Result<(), Failure> {
     if name == "auto" {
@@ -109,24 +132,32 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
     if scheme == Scheme::Mem {
         return Err(Failure::usage("--connect: mem reaches only its own process: leave --connect out"));
     }
-    let name = if scheme == Scheme::Towline { "auto" } else { scheme.as_str() };
+    let there = Transport::to(address);
     if asked.is_empty() {
-        let name = Transport::NAMES.into_iter().find(|known| *known == name);
-        return Ok(name.map(Transport::plain).into_iter().collect());
+        return Ok(vec![there]);
     }
-    for transport in asked {
+    let mut transports = asked.to_vec();
+    for transport in &mut transports {
         if transport.name == "mem" {
             return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
         }
-        if name != "auto" && transport.name != name {
+        if there.name != "auto" && transport.name != there.name {
             let why = format!(
                 "--transport {} does not fit --connect {address}: connect to a towline:// address, or leave one out",
                 transport.name
             );
             return Err(Failure::usage(why));
         }
+        for (key, value) in &there.options {
+            if transport.options.contains_key(key) {
+                return Err(Failure::usage(format!(
+                    "--transport {transport} and --connect {address}: both say {key}: leave one out"
+                )));
+            }
+            transport.options.insert(key.clone(), value.clone());
+        }
     }
-    Ok(asked.to_vec())
+    Ok(transports)
 }
 
 /// Asks the library whether it takes the transport's options.
@@ -134,8 +165,7 @@ async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), F
     if transport.options.is_empty() {
         return Ok(());
     }
-    let place = if transport.name == "mem" { "" } else { "127.0.0.1:0" };
-    let address = format!("{}://{place}{}", transport.scheme(), transport.query());
+    let address = transport.local_address();
     let address: Address =
         address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
     match endpoint.listen(&address).await {
@@ -167,13 +197,31 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
             "--frames means nothing to the patterns get and put: they move one range",
         ));
     }
+    if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
+        return Err(Failure::usage(
+            "--workers means nothing to these patterns: only incast and alltoall have more than two",
+        ));
+    }
+    if patterns.contains(&Pattern::Alltoall) {
+        if options.connect.is_some() {
+            return Err(Failure::usage(
+                "--pattern alltoall: every worker connects to every other one, and --connect names one only: leave it out",
+            ));
+        }
+        if options.workers == Some(1) {
+            return Err(Failure::usage(
+                "--pattern alltoall: one worker has nobody to send to: --workers 2 or more",
+            ));
+        }
+    }
     let asked: Vec<Size> = options.size.iter().flat_map(|sizes| sizes.0.iter().copied()).collect();
     let mut cases: Vec<Case> = Vec::new();
     for transport in transports {
         for pattern in unique(&patterns) {
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
-                let window = window(options, pattern, size, memory)?;
+                let workers = pattern.workers(options.workers.unwrap_or(WORKERS) as usize);
+                let window = window(options, pattern, pattern.flows(workers), size, memory)?;
                 let frames =
                     options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
                 for wait in unique(&options.wait) {
@@ -185,6 +233,7 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
                         wait,
                         frames,
                         window,
+                        workers,
                         verify: options.verify,
                     });
                 }
@@ -197,16 +246,32 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
     Ok(cases)
 }
 
-fn window(options: &Options, pattern: Pattern, size: Size, memory: u64) -> Result<usize, Failure> {
+/// Messages in flight of each of `flows`.
+fn window(
+    options: &Options,
+    pattern: Pattern,
+    flows: usize,
+    size: Size,
+    memory: u64,
+) -> Result<usize, Failure> {
+    let room = WINDOW_BYTES_MAX / size.0.saturating_mul(flows);
     let window = match options.window.filter(|_| pattern.takes_window()) {
         Some(window) => window as usize,
-        None => pattern.default_window().min((WINDOW_BYTES_MAX / size.0).max(1)),
+        None if room == 0 && flows > 1 => {
+            return Err(Failure::usage(format!(
+                "{flows} messages of {size} at once are more than the {} MiB that are in flight by default: lower --size \
+                 or --workers, or say --window 1",
+                WINDOW_BYTES_MAX >> 20
+            )));
+        }
+        None => pattern.default_window().min(room.max(1)),
     };
     // Both ends hold a window, and so do the ceilings beside them.
-    match (size.0 as u64).checked_mul(window as u64) {
+    let messages = window.saturating_mul(flows);
+    match (size.0 as u64).checked_mul(messages as u64) {
         Some(bytes) if bytes <= memory / 5 => Ok(window),
         _ => Err(Failure::usage(format!(
-            "{window} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
+            "{messages} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
              memory are free; lower --size or --window",
             memory >> 20
         ))),
@@ -309,6 +374,40 @@ mod tests {
     }
 
     #[test]
+    fn many_senders_share_what_is_in_flight() {
+        let line = "--pattern incast,alltoall --workers 4 --size 1M,16M";
+        let of = |case: Case| (case.workers, case.window);
+        let cases_of = |line| cases(line).unwrap().into_iter().map(of).collect::<Vec<_>>();
+        assert_eq!(cases_of(line), [(5, 16), (5, 4), (4, 16), (4, 1)]);
+        assert_eq!(cases_of("--pattern incast --workers 64 --size 1M"), [(65, 4)]);
+        assert_eq!(cases_of("--pattern incast --workers 8 --size 64M --window 1"), [(9, 1)]);
+        let refused = |line| cases(line).unwrap_err();
+        assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
+        assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));
+        assert!(refused("--pattern rate --workers 8").contains("--workers means nothing"));
+    }
+
+    #[test]
+    fn streams_are_an_option_of_the_transport_and_a_key_of_the_row() {
+        let rows = |line: &str| -> Result<Vec<Row>, String> {
+            let options = options(line);
+            let mut transports = options.transport.clone();
+            set_streams(options.streams, &mut transports).map_err(|failure| failure.to_string())?;
+            let cases = expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())?;
+            Ok(cases.iter().map(Row::planned).collect())
+        };
+        let line = "--transport tcp,auto?integrity=crc32c --pattern latency";
+        for row in rows(&format!("{line} --streams 4")).unwrap() {
+            assert_eq!((row.streams, row.options["streams"].as_str()), (4, "4"));
+        }
+        assert!(rows(line).unwrap().iter().all(|row| row.streams == 1));
+        let same = rows("--transport tcp?streams=4 --streams 4 --pattern latency").unwrap();
+        assert_eq!((same.len(), same[0].streams), (1, 4));
+        assert!(rows("--transport tcp?streams=2 --streams 4").unwrap_err().contains("leave one out"));
+        assert!(rows("--transport tcp,mem --streams 4").unwrap_err().contains("means nothing to mem"));
+    }
+
+    #[test]
     fn a_run_without_options_stays_below_a_minute() {
         for cases in [1, 8, 20, 40] {
             let pace = pace(&options(""), cases);
@@ -348,6 +447,11 @@ mod tests {
         assert_eq!(names(&[], &towline), Ok(vec!["auto"]));
         assert_eq!(names(&[], &tcp), Ok(vec!["tcp"]));
         assert_eq!(names(&["tcp"], &towline), Ok(vec!["tcp"]));
+        let several: Address = "tcp://host:1?streams=4".parse().unwrap();
+        let asked = |text: &str| connected(&[text.parse().unwrap()], &several);
+        assert_eq!(asked("tcp?integrity=crc32c").unwrap()[0].to_string(), "tcp?integrity=crc32c&streams=4");
+        assert_eq!(connected(&[], &several).unwrap()[0].to_string(), "tcp?streams=4");
+        assert!(asked("tcp?streams=2").unwrap_err().to_string().contains("both say streams"));
         assert!(names(&["ucx"], &tcp).unwrap_err().contains("does not fit"));
         assert!(names(&["mem"], &towline).unwrap_err().contains("its own process"));
         assert!(names(&[], &"mem://x".parse().unwrap()).unwrap_err().contains("its own process"));

@@ -33,11 +33,11 @@ pub(crate) struct Row {
     pub(crate) from: &'static str,
     pub(crate) to: &'static str,
     pub(crate) wait: &'static str,
-    pub(crate) processes: u32,
+    pub(crate) processes: usize,
     pub(crate) frames: usize,
     pub(crate) streams: u32,
     pub(crate) window: usize,
-    pub(crate) workers: u32,
+    pub(crate) workers: usize,
     pub(crate) rate: Option<f64>,
     pub(crate) samples: u64,
     pub(crate) gb_per_s: Option<f64>,
@@ -48,6 +48,8 @@ pub(crate) struct Row {
     pub(crate) cold_us: Option<f64>,
     pub(crate) messages_per_s: Option<f64>,
     pub(crate) tasks_per_s: Option<f64>,
+    /// The slowest sender's share of their mean rate.
+    pub(crate) fairness: Option<f64>,
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
     pub(crate) copies: Option<f64>,
     pub(crate) verified: bool,
@@ -86,11 +88,11 @@ impl Row {
             from: "host",
             to: "host",
             wait: case.wait.name(),
-            processes: if case.transport.name == "mem" { 1 } else { 2 },
+            processes: if case.transport.name == "mem" { 1 } else { case.workers },
             frames: case.frames,
-            streams: 1,
+            streams: case.transport.streams(),
             window: case.window,
-            workers: 2,
+            workers: case.workers,
             rate: None,
             samples: 0,
             gb_per_s: None,
@@ -101,6 +103,7 @@ impl Row {
             cold_us: None,
             messages_per_s: None,
             tasks_per_s: None,
+            fairness: None,
             cpu_s_per_gb: None,
             copies: None,
             verified: case.verify,
@@ -137,6 +140,7 @@ impl Row {
                 .zip(cost(Sample::recv_cpu_s_per_gb))
                 .map(|(send, recv)| CpuCost { send, recv });
         }
+        row.fairness = cost(|sample| sample.fairness);
         row.times = Some(times);
         row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
@@ -261,7 +265,10 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
     let against: Vec<String> = row.against.iter().map(Entry::short).collect();
     [
         transport,
-        row.pattern.to_owned(),
+        row.fairness.map_or_else(
+            || row.pattern.to_owned(),
+            |fairness| format!("{}, fairness {}", row.pattern, figure(Some(fairness))),
+        ),
         Size(row.size_bytes).to_string(),
         row.wait.to_owned(),
         figure(row.gb_per_s),
@@ -304,6 +311,7 @@ pub(crate) mod tests {
             wait: Wait::Adaptive,
             frames: 1,
             window: 16,
+            workers: pattern.workers(1),
             verify: false,
         }
     }
@@ -355,6 +363,7 @@ pub(crate) mod tests {
             "cold_us",
             "messages_per_s",
             "tasks_per_s",
+            "fairness",
             "cpu_s_per_gb",
             "copies",
             "verified",
@@ -393,7 +402,16 @@ pub(crate) mod tests {
     #[test]
     fn what_does_not_apply_is_null() {
         let row = serde_json::to_value(Row::planned(&case("mem", Pattern::Latency, 8))).unwrap();
-        for key in ["path", "rate", "gb_per_s", "gb_per_s_range", "tasks_per_s", "cpu_s_per_gb", "copies"] {
+        for key in [
+            "path",
+            "rate",
+            "gb_per_s",
+            "gb_per_s_range",
+            "tasks_per_s",
+            "fairness",
+            "cpu_s_per_gb",
+            "copies",
+        ] {
             assert!(row[key].is_null(), "{key}");
         }
         assert_eq!(row["processes"], 1);

@@ -18,6 +18,8 @@ pub(crate) struct Sample {
     pub(crate) elapsed: Duration,
     /// The first message on a fresh connection, with unwarmed buffers.
     pub(crate) cold: Option<Duration>,
+    /// The slowest sender's share of their mean rate, where there are several.
+    pub(crate) fairness: Option<f64>,
     /// CPU seconds of the giving and of the taking end.
     pub(crate) cpu: Option<(f64, f64)>,
     /// Payload bytes that both ends copied in user space.
@@ -34,6 +36,7 @@ impl Sample {
             bytes: 0,
             elapsed: Duration::ZERO,
             cold: None,
+            fairness: None,
             cpu: None,
             bytes_copied: None,
         }

@@ -3,6 +3,8 @@
 pub(crate) mod memcpy;
 pub(crate) mod socket;
 
+use crate::failure::Failure;
+
 /// What the machine could do at best, by one yardstick, in one repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ceiling {
@@ -29,6 +31,13 @@ impl Ceiling {
         };
         if better { self } else { other }
     }
+}
+
+/// Runs `work` on a thread of its own, so that an interruption is noticed meanwhile.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::run(format!("a ceiling: {error}")))
 }
 
 #[cfg(test)]

@@ -61,16 +61,29 @@ pub(crate) fn far(listener: &TcpListener, key: [u8; 16], course: Course) -> io::
     if course.ping_pong { echo(&mut wire, &mut window) } else { sink(&mut wire, &mut window, course) }
 }
 
-/// The near half: connects, and measures for the agreed duration.
-pub(crate) fn near(address: SocketAddr, key: [u8; 16], course: Course, source: &[u8]) -> io::Result<Ceiling> {
-    let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
-    let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
-    wire.write_all(&key)?;
-    wire.read_exact(&mut [0])?;
-    let ceiling =
-        if course.ping_pong { ping(&mut wire, course, source) } else { pour(&mut wire, course, source) }?;
-    wire.stream.shutdown(Shutdown::Write)?;
-    Ok(ceiling)
+/// The near half, connected.
+#[derive(Debug)]
+pub(crate) struct Near {
+    wire: Wire,
+    course: Course,
+}
+
+impl Near {
+    pub(crate) fn open(address: SocketAddr, key: [u8; 16], course: Course) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
+        let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
+        wire.write_all(&key)?;
+        wire.read_exact(&mut [0])?;
+        Ok(Self { wire, course })
+    }
+
+    /// Measures for the agreed duration, with messages of `source`.
+    pub(crate) fn measure(mut self, source: &[u8]) -> io::Result<Ceiling> {
+        let work = if self.course.ping_pong { ping } else { pour };
+        let ceiling = work(&mut self.wire, self.course, source)?;
+        self.wire.stream.shutdown(Shutdown::Write)?;
+        Ok(ceiling)
+    }
 }
 
 fn message(layout: Layout, source: &[u8], number: u64) -> &[u8] {
@@ -273,7 +286,7 @@ mod tests {
         let source = Payload::default().prepare(course.layout);
         std::thread::scope(|scope| {
             let far = scope.spawn(|| far(&listener, [7; 16], course));
-            let ceiling = near(address, [7; 16], course, &source).unwrap();
+            let ceiling = Near::open(address, [7; 16], course).unwrap().measure(&source).unwrap();
             far.join().unwrap().unwrap();
             ceiling
         })
@@ -312,7 +325,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         std::thread::scope(|scope| {
             let far = scope.spawn(|| far(&listener, [7; 16], course));
-            near(address, [8; 16], course, &[0; 1024]).unwrap_err();
+            Near::open(address, [8; 16], course).unwrap_err();
             assert_eq!(far.join().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
         });
     }

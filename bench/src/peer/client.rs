@@ -1,10 +1,13 @@
 //! The asking half of the conversation with a serving side.
 
+use std::net::ToSocketAddrs;
 use std::time::Duration;
 
 use towline::{CandidateState, Connection, ErrorKind, Message, Path, RemoteRegion};
 
 use super::{About, Answer, Candidate, CpuClock, Request, Speed, Usage, encode, is_conversation};
+use crate::ceiling::blocking;
+use crate::ceiling::socket::{Course, Near};
 use crate::failure::Failure;
 
 /// An answer takes less, unless the other end is no `towline serve`.
@@ -87,12 +90,19 @@ impl Peer {
         }
     }
 
-    /// Where the far half of a bare socket waits: its port, and what to present there.
-    pub(crate) async fn socket(&self, request: &Request) -> Result<(u16, [u8; 16]), Failure> {
-        match self.ask(request).await? {
-            Answer::Socket { port, key } => Ok((port, key)),
-            other => Err(unexpected(&other)),
-        }
+    /// A bare socket to the far end, which is at `host`.
+    pub(crate) async fn open_socket(&self, host: &str, course: Course) -> Result<Near, Failure> {
+        let (port, key) = match self.ask(&Request::Socket { course }).await? {
+            Answer::Socket { port, key } => (port, key),
+            other => return Err(unexpected(&other)),
+        };
+        let host = host.to_owned();
+        let open = move || {
+            let nowhere = || std::io::Error::other("the host has no address");
+            let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
+            Near::open(address, key, course)
+        };
+        blocking(open).await?.map_err(|error| Failure::run(error.to_string()))
     }
 
     /// Says good-bye; that it takes too long is nobody's failure.

@@ -1,7 +1,6 @@
 //! Where the serving side runs: a process of its own, a thread of this one for `mem`, or elsewhere.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,6 +8,7 @@ use towline::{Address, Endpoint};
 
 use super::{CpuClock, serve};
 use crate::bench::case::{Case, Wait};
+use crate::child::Child;
 use crate::failure::Failure;
 
 /// A child that has not said where it listens by then never will.
@@ -30,12 +30,11 @@ pub(crate) enum Serving {
     Elsewhere(Address),
 }
 
-/// A child process; it is killed by its own id when this is dropped, and ends by itself when this process does.
+/// A process of its own.
 #[derive(Debug)]
 pub(crate) struct Process {
     address: Address,
     child: Child,
-    _lifeline: Option<ChildStdin>,
 }
 
 impl Serving {
@@ -63,7 +62,7 @@ impl Serving {
     /// What to say about a failure: if the serving process died, that is the reason.
     pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
         let Self::Process(process) = self else { return failure };
-        match process.ended() {
+        match process.child.ended() {
             Some(status) => {
                 Failure::run(format!("the serving process {} died ({status})", process.child.id()))
             }
@@ -72,43 +71,13 @@ impl Serving {
     }
 }
 
-impl Process {
-    /// Its exit status, if it has ended or does so within a moment.
-    fn ended(&mut self) -> Option<ExitStatus> {
-        for _ in 0..50 {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Some(status);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        None
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Both fail only for a child that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 async fn process(case: &Case) -> Result<Process, Failure> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Failure::run(format!("{what} the serving process: {error}"))
     };
-    let executable = std::env::current_exe().map_err(|error| failed("find", &error))?;
-    let asked = format!("{}://127.0.0.1:0{}", case.transport.scheme(), case.transport.query());
-    let mut child = Command::new(executable)
-        .args(["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed("start", &error))?;
-    let output = child.stdout.take();
-    let lifeline = child.stdin.take();
-    // From here on a failure kills the child.
-    let mut process = Process { address: parse(&asked)?, child, _lifeline: lifeline };
+    let asked = case.transport.local_address();
+    let arguments = ["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"];
+    let (mut child, output) = Child::start(arguments).map_err(|error| failed("start", &error))?;
     let read = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
         output.map(|output| BufReader::new(output).read_line(&mut line));
@@ -119,13 +88,12 @@ async fn process(case: &Case) -> Result<Process, Failure> {
         Err(_) => return Err(Failure::run("the serving process did not say where it listens within 10 s")),
     };
     if line.is_empty() {
-        let status = process.ended().map_or_else(|| "still running".to_owned(), |status| status.to_string());
+        let status = child.ended().map_or_else(|| "still running".to_owned(), |status| status.to_string());
         return Err(Failure::run(format!(
             "the serving process gave no address ({status}): its own words stand above"
         )));
     }
-    process.address = parse(line.trim())?;
-    Ok(process)
+    Ok(Process { address: parse(line.trim())?, child })
 }
 
 async fn thread(wait: Wait) -> Result<Serving, Failure> {

@@ -65,10 +65,11 @@ pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
 #[track_caller]
 fn measures_every_pattern(transport: &str) {
     let line = format!(
-        "--transport {transport} --pattern latency,bandwidth,bidirectional,rate,get,put,connect --size 8,100000 --verify --json"
+        "--transport {transport} --pattern latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall \
+         --size 8,100000 --verify --json"
     );
     let rows = rows(&bench(&line));
-    assert_eq!(rows.len(), 14);
+    assert_eq!(rows.len(), 18);
     for row in rows {
         assert_eq!(row["transport"], transport);
         assert_eq!(row["verified"], true);
@@ -77,14 +78,16 @@ fn measures_every_pattern(transport: &str) {
         let pattern = row["pattern"].as_str().unwrap();
         assert_eq!(row["gb_per_s"].is_null(), ["latency", "connect"].contains(&pattern), "{row}");
         assert_eq!(row["messages_per_s"].is_null(), pattern == "latency", "{row}");
-        assert_eq!(row["cold_us"].is_null(), pattern == "connect", "{row}");
+        let of_many = ["incast", "alltoall"].contains(&pattern);
+        assert_eq!(row["cold_us"].is_null(), of_many || pattern == "connect", "{row}");
+        assert_eq!(row["fairness"].is_null(), !of_many, "{row}");
         let kinds: Vec<&str> = row["ceilings"]
             .as_array()
             .unwrap()
             .iter()
             .filter_map(|ceiling| ceiling["kind"].as_str())
             .collect();
-        let socket = row["path"] != "mem" && !["connect", "bidirectional"].contains(&pattern);
+        let socket = row["path"] != "mem" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
         assert_eq!(kinds.contains(&"memcpy"), ["bandwidth", "get", "put"].contains(&pattern), "{row}");
     }

@@ -14,9 +14,9 @@ const LONG: [&str; 8] =
     ["bench", "--transport", "tcp", "--pattern", "bandwidth", "--duration", "60", "--json"];
 
 /// Ends of processes are noticed within this.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
-fn signal(id: u32, signal: Signal) {
+pub(crate) fn signal(id: u32, signal: Signal) {
     kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
 }
 
@@ -43,6 +43,13 @@ fn process(is: impl Fn(u32) -> bool) -> u32 {
     }
 }
 
+/// All processes that `bench` started and that live.
+pub(crate) fn children(bench: &Running) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.filter(|id| parent(*id) == Some(bench.id())).collect()
+}
+
 /// The serving process of `bench`, once it is there.
 fn serving_process(bench: &Running) -> u32 {
     process(|id| parent(id) == Some(bench.id()))
@@ -55,7 +62,7 @@ fn kept_process(bench: &Running, program: &str) -> u32 {
     process(|id| runs(id) && parent(id).and_then(parent) == Some(bench.id()))
 }
 
-fn ends(id: u32) {
+pub(crate) fn ends(id: u32) {
     let begin = Instant::now();
     while parent(id).is_some() {
         assert!(begin.elapsed() < SOON, "process {id} was left behind");

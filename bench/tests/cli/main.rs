@@ -10,6 +10,7 @@ mod history;
 mod metrics;
 mod network;
 mod usage;
+mod workers;
 
 use command::towline;
 

@@ -69,13 +69,16 @@ fn every_pattern_works_between_two_namespaces() {
     let mut serve = namespaces.start(1, &format!("serve tcp://{}:0 --insecure", ADDRESSES[1]));
     let (address, _rest) = serve.first_line();
     let line = format!(
-        "bench --connect {address} --pattern latency,bandwidth,bidirectional,rate,get,put,connect --size 8,100000 \
+        "bench --connect {address} --pattern latency,bandwidth,bidirectional,rate,get,put,connect,incast --size 8,100000 \
          --verify --duration 0.02 --warmup 0.01 --repeat 1 --json"
     );
     let finished = namespaces.start(0, &line).finish();
     finished.exits_with(0);
     let document = finished.document();
     let rows = document["results"].as_array().unwrap();
-    assert_eq!(rows.len(), 14);
+    assert_eq!(rows.len(), 16);
     assert!(rows.iter().all(|row| row["path"] == "tcp" && row["samples"].as_u64() > Some(0)), "{document}");
+    // Its workers stay on one side: there it needs nothing but a loopback.
+    let line = "bench --transport tcp --pattern alltoall --size 8,100000 --verify --duration 0.02 --repeat 1";
+    namespaces.start(0, line).finish().exits_with(0);
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 pub(super) use self::compare::Earlier;
 use self::saved::Saved;
+pub(crate) use self::saved::Times;
 use super::report::{Report, Row};
 use crate::failure::Failure;
 

@@ -24,7 +24,7 @@ struct SavedRow<'a> {
 
 /// Times of messages, without their order: what was counted, shortest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Times {
+pub(crate) struct Times {
     /// Digits that hold in each time.
     significant_digits: u8,
     /// Nanoseconds, and how many messages took so long.
@@ -47,7 +47,7 @@ impl<'a> Saved<'a> {
 }
 
 impl Times {
-    fn of(times: &Histogram<u64>) -> Self {
+    pub(crate) fn of(times: &Histogram<u64>) -> Self {
         let counted = times.iter_recorded();
         Self {
             significant_digits: times.sigfig(),
@@ -56,7 +56,7 @@ impl Times {
     }
 
     /// Back into a histogram, to ask for quantiles.
-    pub(super) fn to_histogram(&self) -> Histogram<u64> {
+    pub(crate) fn to_histogram(&self) -> Histogram<u64> {
         let mut times = Sample::new().times;
         for (time_ns, count) in &self.counts_ns {
             times.saturating_record_n(*time_ns, *count);

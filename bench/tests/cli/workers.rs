@@ -1,0 +1,114 @@
+//! Patterns of several workers: what their rows say, and that no end of a run leaves one behind.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::bench::{bench, rows};
+use crate::command::{Running, start};
+use crate::death::{SOON, children, ends, signal};
+
+#[test]
+fn all_senders_and_the_receiver_are_counted() {
+    for (transport, processes) in [("mem", 1), ("tcp", 4)] {
+        let line = format!(
+            "--transport {transport} --pattern incast --workers 3 --size 64K --frames 2 --window 4 --json \
+             --assert {transport}.incast.64K[workers=4].fairness<=1"
+        );
+        let rows = rows(&bench(&line));
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((&row["workers"], &row["processes"]), (&4.into(), &processes.into()));
+        assert_eq!((&row["frames"], &row["window"]), (&2.into(), &4.into()));
+        assert!(row["fairness"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["gb_per_s"].as_f64().unwrap() > 0.0 && row["path"] == transport, "{row}");
+        for end in ["send", "recv"] {
+            assert!(row["cpu_s_per_gb"][end].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+}
+
+#[test]
+fn sixty_four_senders_share_what_is_in_flight() {
+    let line = "--transport tcp --pattern incast --workers 64 --size 1M --json";
+    let begin = Instant::now();
+    let rows = rows(&bench(line));
+    assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
+    // 64 senders, 4 messages each, 1 MiB a message: 256 MiB.
+    assert_eq!((&rows[0]["workers"], &rows[0]["window"]), (&65.into(), &4.into()));
+    assert!(rows[0]["fairness"].as_f64().unwrap() > 0.0, "{}", rows[0]);
+}
+
+#[test]
+fn all_send_to_all_the_others() {
+    for (transport, processes) in [("mem", 1), ("tcp", 3)] {
+        let line = format!(
+            "--transport {transport} --pattern alltoall --workers 3 --size 64K --frames 2 --verify --json \
+             --assert {transport}.alltoall.64K[workers=3].fairness<=1"
+        );
+        let rows = rows(&bench(&line));
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((&row["workers"], &row["processes"]), (&3.into(), &processes.into()));
+        assert!(row["fairness"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
+        // Six flows share 256 MiB, which is more than 16 messages each.
+        assert_eq!(row["window"], 16);
+        assert!(row["cpu_s_per_gb"].is_null(), "a worker's time is for both: {row}");
+    }
+}
+
+/// A run in the midst of its measurement, with all that it started.
+fn busy(pattern: &str) -> (Running, Vec<u32>) {
+    let line =
+        format!("bench --transport tcp --pattern {pattern} --workers 3 --size 64K --duration 60 --json");
+    let bench = start(&line.split(' ').collect::<Vec<_>>());
+    let begin = Instant::now();
+    let all = if pattern == "incast" { 4 } else { 3 };
+    while children(&bench).len() < all {
+        assert!(begin.elapsed() < SOON, "not all were started");
+        thread::sleep(Duration::from_millis(2));
+    }
+    thread::sleep(Duration::from_millis(700));
+    let children = children(&bench);
+    (bench, children)
+}
+
+/// Those of `processes` that run `towline SUBCOMMAND`.
+fn running(processes: &[u32], subcommand: &str) -> Vec<u32> {
+    let is = |id: &u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(subcommand.as_bytes())
+    };
+    processes.iter().copied().filter(is).collect()
+}
+
+#[test]
+fn a_dead_worker_or_receiver_is_a_failed_run_and_leaves_nobody() {
+    for (pattern, subcommand, says) in [
+        ("incast", "work", ", process {}, died (signal: 9"),
+        ("incast", "serve", "the serving process {} died (signal: 9"),
+        ("alltoall", "work", ", process {}, died (signal: 9"),
+    ] {
+        let (bench, all) = busy(pattern);
+        let victim = *running(&all, subcommand).last().unwrap();
+        signal(victim, Signal::KILL);
+        let begin = Instant::now();
+        let finished = bench.finish();
+        finished.exits_with(1);
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+        assert!(finished.err.contains(&says.replace("{}", &victim.to_string())), "{}", finished.err);
+        all.into_iter().for_each(ends);
+    }
+}
+
+#[test]
+fn an_interrupted_or_killed_run_leaves_no_worker() {
+    for (pattern, by) in [("incast", Signal::INT), ("incast", Signal::KILL), ("alltoall", Signal::KILL)] {
+        let (bench, all) = busy(pattern);
+        assert_eq!(running(&all, "work").len(), 3);
+        signal(bench.id(), by);
+        let finished = bench.finish();
+        assert_eq!(finished.code, (by == Signal::INT).then_some(130), "{}", finished.err);
+        all.into_iter().for_each(ends);
+    }
+}
