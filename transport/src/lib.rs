@@ -44,6 +44,9 @@ pub mod environment;
 mod error;
 mod establish;
 mod incoming;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals;
 mod listener;
 pub mod memory;
 mod message;

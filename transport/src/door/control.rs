@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::environment::Environment;
@@ -63,29 +63,29 @@ impl Control {
     ) -> Option<Error> {
         let mut ended = std::pin::pin!(ended);
         let mut liveness = Liveness::new(heartbeat, environment.now());
+        // A word that the peer makes no room for waits beside everything else, and so holds nothing up.
+        let mut unsaid = None;
         loop {
             let mut timer = environment.sleep_until(environment.now() + heartbeat / 4);
-            let mut byte = [0];
-            let event = {
-                let mut read = std::pin::pin!(self.read(&mut byte));
-                std::future::poll_fn(|cx| {
-                    if ended.as_mut().poll(cx).is_ready() {
-                        return Poll::Ready(None);
-                    }
-                    if let Poll::Ready(read) = read.as_mut().poll(cx) {
-                        return Poll::Ready(Some(Some(read)));
-                    }
-                    timer.as_mut().poll(cx).map(|()| Some(None))
-                })
-                .await?
+            let event = std::future::poll_fn(|cx| {
+                if ended.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(None);
+                }
+                match self.poll_turn(cx, &mut unsaid) {
+                    Poll::Ready(event) => Poll::Ready(Some(event)),
+                    Poll::Pending => timer.as_mut().poll(cx).map(|()| Some(Ok(Event::Nothing))),
+                }
+            })
+            .await?;
+            let said = match event {
+                Ok(Event::Heard(byte)) => Some(byte),
+                Ok(Event::Nothing) => None,
+                Ok(Event::End) => return Some(Error::new(ErrorKind::PeerLost, "its control stream ended")),
+                Err(error) => return Some(Error::io(error)),
             };
-            match &event {
-                Some(Ok(0)) => return Some(Error::new(ErrorKind::PeerLost, "its control stream ended")),
-                Some(Err(error)) => return Some(Error::io(error.kind().into())),
-                Some(Ok(_)) => liveness.heard(environment.now()),
-                None => {}
+            if said.is_some() {
+                liveness.heard(environment.now());
             }
-            let said = event.is_some().then_some(byte[0]);
             let say = match (said, liveness.due(environment.now())) {
                 (_, Due::Lost(silent)) => {
                     let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
@@ -99,11 +99,33 @@ impl Control {
                     return Some(Error::new(ErrorKind::Corrupt, why));
                 }
             };
-            if let Err(error) = self.write_all(&[say]).await {
-                return Some(Error::io(error));
+            if unsaid != Some(ANSWER) {
+                unsaid = Some(say);
             }
         }
     }
+
+    /// Says what is unsaid if it can, and hears a byte if there is one.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, unsaid: &mut Option<u8>) -> Poll<io::Result<Event>> {
+        if let Some(word) = *unsaid
+            && let Poll::Ready(written) = Pin::new(&mut *self).poll_write(cx, &[word])
+        {
+            written?;
+            *unsaid = None;
+        }
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        std::task::ready!(Pin::new(self).poll_read(cx, &mut buf))?;
+        Poll::Ready(Ok(buf.filled().first().map_or(Event::End, |byte| Event::Heard(*byte))))
+    }
+}
+
+/// What happens on a control stream.
+enum Event {
+    Heard(u8),
+    End,
+    /// Time passed.
+    Nothing,
 }
 
 impl AsyncRead for Control {
@@ -135,5 +157,35 @@ impl AsyncWrite for Control {
             Line::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
             Line::Process(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::environment::System;
+
+    #[tokio::test]
+    async fn a_peer_that_reads_nothing_holds_up_no_end() {
+        let (near, mut far) = tokio::io::duplex(4);
+        let system = System::start().unwrap();
+        let over = Notify::new();
+        let attending = Control::from(near).attend(Duration::from_secs(60), &system, over.notified());
+        let asking = async {
+            // Four answers fill the stream, and the others find no room.
+            far.write_all(&[ASK; 16]).await.unwrap();
+            over.notify_one();
+            std::future::pending::<()>().await;
+        };
+        let end = tokio::time::timeout(Duration::from_secs(5), async {
+            tokio::select! {
+                end = attending => end,
+                () = asking => unreachable!("it waits"),
+            }
+        });
+        assert!(end.await.expect("it hears of the end").is_none());
     }
 }

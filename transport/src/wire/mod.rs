@@ -8,7 +8,7 @@ pub(crate) mod liveness;
 mod one_sided;
 mod outbox;
 mod receives;
-mod record;
+pub(crate) mod record;
 mod sends;
 pub(crate) mod session;
 #[cfg(test)]

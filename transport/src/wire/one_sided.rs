@@ -218,7 +218,11 @@ impl OneSided {
                 self.gets -= 1;
                 into.finish(|memory| memory);
             }
-            _ => return Err(corrupt("an answer to no request")),
+            other => {
+                // One that waits for more fails with all others, its memory as it came.
+                self.requests.extend(other.map(|request| (id, request)));
+                return Err(corrupt("an answer to no request"));
+            }
         }
         Ok(())
     }

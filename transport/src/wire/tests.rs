@@ -15,6 +15,7 @@ use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Completion, Done, Operation};
 use crate::region::Regions;
 use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::record::{self, Head, Record, Transfer};
 use crate::wire::sends::JOINED_LEN;
 use crate::wire::session::{Session, Target, Urgency};
 
@@ -321,6 +322,43 @@ fn a_close_takes_along_what_waits_for_company() {
     assert!(a.session.is_due(Urgency::Now));
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     assert_eq!(b.announced[0].header, "last");
+}
+
+#[test]
+fn a_get_or_put_that_is_done_too_early_fails_with_its_memory_as_it_came() {
+    let done = |id| {
+        let mut records = Vec::new();
+        record::put(&mut records, &Record::Done { id });
+        let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+        [&head.encode()[..], &records].concat()
+    };
+    let half = Head { records_len: 0, bulk_len: 50, transfer: Transfer::Get(0) };
+    let half = [&half.encode()[..], &[7; 50]].concat();
+    let why = crate::Error::new(ErrorKind::Corrupt, "it ends like that");
+    let region = End::new().regions.expose(vec![1; 100_000].into(), Duration::MAX).remote();
+
+    let mut a = End::new();
+    let mut into = BufferMut::with_capacity(103);
+    into.extend_from_slice(b"abc").unwrap();
+    let (into, got) = Operation::new(into);
+    a.session.get(region, 0, into);
+    a.write(&mut VecDeque::new(), usize::MAX);
+    a.wire.extend([half, done(0)].concat());
+    let error = std::iter::repeat_with(|| a.read(usize::MAX)).find_map(Result::err).expect("half is not all");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    a.session.give_up(&why);
+    let failed = got.try_take().expect("ended").expect_err("half is not all");
+    assert_eq!((failed.error.kind(), failed.returned.as_slice().unwrap()), (ErrorKind::Corrupt, &b"abc"[..]));
+
+    let mut a = End::new();
+    let (from, put) = Operation::new(Buffer::from(vec![1; 20_000]));
+    a.session.put(region, 0, from);
+    a.write(&mut VecDeque::new(), usize::MAX);
+    a.wire.extend(done(0));
+    assert_eq!(a.read(usize::MAX).unwrap_err().kind(), ErrorKind::Corrupt, "it was not told to go");
+    a.session.give_up(&why);
+    let failed = put.try_take().expect("ended").expect_err("not one byte left");
+    assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Corrupt, 20_000));
 }
 
 #[test]

@@ -1,0 +1,126 @@
+//! The `towline` command: what a machine offers, which path was chosen, how fast it is. Here, so that its parsers can be fuzzed.
+
+mod against;
+mod bench;
+mod ceiling;
+mod child;
+mod explain;
+#[doc(hidden)]
+pub mod expressions;
+mod failure;
+mod fingerprint;
+mod info;
+mod metrics;
+mod output;
+mod payload;
+mod peer;
+mod progress;
+mod serve;
+mod trust;
+mod units;
+mod workers;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::failure::Failure;
+
+const EXAMPLE: &str = "\
+Examples:
+  towline info                          # what this machine offers
+  towline bench                         # how fast it is, within a minute
+  towline serve tcp://127.0.0.1:7000    # the other end of:
+  towline explain tcp://127.0.0.1:7000  # which path, and why
+
+Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted.";
+
+/// After an interruption, what is running gets this long to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Moves host and device buffers between processes with as few copies as the hardware allows.
+#[derive(Debug, Parser)]
+#[command(name = "towline", version, after_help = EXAMPLE)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Info(info::Options),
+    Serve(serve::Options),
+    Bench(Box<bench::Options>),
+    Explain(explain::Options),
+    #[command(hide = true)]
+    Keep(against::keep::Options),
+    #[command(hide = true)]
+    Work(workers::Options),
+}
+
+impl Command {
+    async fn run(&self) -> Result<(), Failure> {
+        match self {
+            Self::Info(options) => info::run(options),
+            Self::Serve(options) => serve::run(options).await,
+            Self::Bench(options) => bench::run(options).await,
+            Self::Explain(options) => explain::run(options).await,
+            Self::Keep(options) => against::keep::run(options),
+            Self::Work(options) => workers::run(options).await,
+        }
+    }
+}
+
+/// Does what the command line says.
+pub fn run() -> ExitCode {
+    match start(&Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("towline: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+/// Runs `command` on this thread: its waits then have no hop to another one.
+fn start(command: &Command) -> Result<(), Failure> {
+    let wrong = |error| Failure::run(format!("the runtime: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    let interrupted = watch_for_interruption()?;
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            outcome = command.run() => outcome,
+            () = interrupted.notified() => Err(Failure::Interrupted),
+        }
+    });
+    // Threads that are still at work on a ceiling end with the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Tells of Ctrl-C from a thread of its own, which a spinning wait does not hold up.
+fn watch_for_interruption() -> Result<Arc<Notify>, Failure> {
+    let wrong = |error| Failure::run(format!("the thread that watches for Ctrl-C: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
+    // From here on, before anything is promised, an interruption is ours.
+    let mut interruptions = {
+        let _context = runtime.enter();
+        signal(SignalKind::interrupt()).map_err(wrong)?
+    };
+    let interrupted = Arc::new(Notify::new());
+    let tell = interrupted.clone();
+    let watch = move || {
+        if runtime.block_on(interruptions.recv()).is_some() {
+            tell.notify_one();
+            std::thread::sleep(STOP_WITHIN);
+            std::process::exit(130);
+        }
+    };
+    std::thread::Builder::new().name("ctrl-c".to_owned()).spawn(watch).map_err(wrong)?;
+    Ok(interrupted)
+}

@@ -1,0 +1,237 @@
+//! A data stream: whatever arrives, however it is cut, the session obeys or ends, and gives all memory back.
+
+use std::time::Duration;
+
+use towline::backend::{Announced, Arrival, Delivery};
+use towline::internals::{Landing, Sending, Stream, decoded_and_encoded};
+use towline::{Buffer, BufferMut, Error, ErrorKind, Message};
+
+use crate::HeapMax;
+use crate::script::Script;
+use crate::wire::Liar;
+
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// What one input does at most.
+const STEPS_MAX: usize = 100;
+/// Credit for messages, and for the bytes of headers, tables and eager payload.
+const WINDOW_MESSAGES: usize = 1024;
+/// What streams ahead, twice, since the pool hands out powers of two; the window; what this target sends and accepts.
+const HEAP_MAX: HeapMax = (2 * 4 + 8 + 16) << 20;
+/// Every kind of record, and those that lead somewhere more than once.
+const KINDS: [u8; 20] = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1];
+
+/// The first byte says how.
+pub fn run(input: &[u8]) -> HeapMax {
+    let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
+    let checked = which & 1 == 1;
+    match which >> 1 & 3 {
+        0 => records(rest),
+        1 => raw(rest, checked),
+        2 => lies(rest, checked),
+        _ => damage(rest, checked),
+    }
+    HEAP_MAX
+}
+
+/// What can be decoded is what we would have written.
+fn records(bytes: &[u8]) {
+    if let Ok(again) = decoded_and_encoded(bytes) {
+        // A refusal's reason is cleaned, and then stays as it is.
+        assert!(again == bytes || decoded_and_encoded(&again).expect("we wrote it") == again);
+    }
+}
+
+/// The input as it is, in pieces.
+fn raw(input: &[u8], checked: bool) {
+    let mut end = End::new(checked);
+    let mut script = Script(input);
+    end.stream.expect(script.byte() % 2 == 0);
+    let piece = 1 + script.below(600);
+    let mut result = Ok(());
+    while result.is_ok() && !script.is_over() {
+        result = end.stream.arrive(script.take(piece)).map(|()| end.take(&mut Script(&[])));
+        end.leave();
+    }
+    end.finish(result);
+}
+
+/// A peer that knows the protocol.
+fn lies(input: &[u8], checked: bool) {
+    let mut script = Script(input);
+    let mut end = End::new(checked);
+    let mut liar = Liar { checked, ..Liar::default() };
+    let mut result = Ok(());
+    for _ in 0..STEPS_MAX {
+        if result.is_err() || script.is_over() {
+            break;
+        }
+        match script.byte() {
+            0..30 => end.act(&mut script),
+            30..60 => end.leave(),
+            60..110 => end.take(&mut script),
+            110..120 => result = end.stream.pass(HEARTBEAT / 4),
+            _ => {
+                let segment = liar.segment(&mut script, &KINDS);
+                let cut = script.below(segment.len() + 1);
+                let (first, second) = segment.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
+                result = end.stream.arrive(first).and_then(|()| end.stream.arrive(second));
+            }
+        }
+    }
+    end.finish(result);
+}
+
+/// Two good ends, with damage between them.
+fn damage(input: &[u8], checked: bool) {
+    let mut script = Script(input);
+    let mut ends = [End::new(checked), End::new(checked)];
+    let mut result = Ok(());
+    for _ in 0..STEPS_MAX {
+        if result.is_err() || script.is_over() {
+            break;
+        }
+        let choice = script.byte();
+        let [first, second] = &mut ends;
+        let (from, to) = if choice % 2 == 0 { (first, second) } else { (second, first) };
+        match choice / 2 {
+            0..50 => from.act(&mut script),
+            50..80 => from.take(&mut script),
+            _ => {
+                let mut bytes = Vec::new();
+                from.stream.leave(&mut bytes, usize::MAX);
+                if choice >= 240 && !bytes.is_empty() {
+                    let at = script.below(bytes.len().min(200));
+                    bytes[at] ^= 1 << (script.byte() % 8);
+                }
+                result = to.stream.arrive(&bytes);
+            }
+        }
+    }
+    let [first, second] = ends;
+    first.finish(Ok(()));
+    second.finish(result);
+}
+
+/// One end, and what it began.
+struct End {
+    stream: Stream,
+    announced: Vec<Announced>,
+    /// The number of the next message to come.
+    next: u64,
+    sending: Vec<Sending>,
+    landing: Vec<(Vec<usize>, Landing)>,
+    /// What it accepted beyond the pool.
+    accepted_len: usize,
+    closed: bool,
+}
+
+impl End {
+    fn new(checked: bool) -> Self {
+        Self {
+            stream: Stream::new(HEARTBEAT, checked),
+            announced: Vec::new(),
+            next: 0,
+            sending: Vec::new(),
+            landing: Vec::new(),
+            accepted_len: 0,
+            closed: false,
+        }
+    }
+
+    /// Sends, closes, or makes room.
+    fn act(&mut self, script: &mut Script<'_>) {
+        match script.byte() {
+            0..190 if !self.closed => {
+                let len = script.one_of(&[0, 8, 300, 0x3fff, 0x4000, 70_000]);
+                let frames = (0..script.byte() % 3).map(|_| Buffer::from(vec![0x22; len])).collect();
+                let message = Message::from_parts("x", frames);
+                self.sending.push(self.stream.send(message, script.byte() % 2 == 0, script.byte() % 2 == 0));
+            }
+            190..250 => self.stream.expect(script.byte() % 3 > 0),
+            250.. if !self.closed => {
+                self.closed = true;
+                drop(self.stream.close());
+            }
+            _ => {}
+        }
+    }
+
+    /// Writes what is due into the void.
+    fn leave(&mut self) {
+        let mut void = Vec::new();
+        for _ in 0..4 {
+            if !self.stream.leave(&mut void, usize::MAX) {
+                break;
+            }
+        }
+    }
+
+    /// Looks at what came, and decides on it.
+    fn take(&mut self, script: &mut Script<'_>) {
+        for announced in self.stream.announced() {
+            assert_eq!(announced.id, self.next, "a message out of order");
+            self.next += 1;
+            assert!(announced.header.len() <= 64 << 10 && announced.frames.len() <= 65_536);
+            self.announced.push(announced);
+        }
+        assert!(self.announced.len() <= WINDOW_MESSAGES, "more messages than credit was given for");
+        while script.byte() % 4 > 0 && !self.announced.is_empty() {
+            let at = script.below(self.announced.len());
+            self.decide(at, script);
+        }
+    }
+
+    fn decide(&mut self, at: usize, script: &mut Script<'_>) {
+        let Announced { id, frames, arrival, .. } = self.announced.swap_remove(at);
+        let lens: Vec<usize> = frames.iter().map(|frame| frame.len).collect();
+        let total = lens.iter().fold(0_usize, |sum, len| sum.saturating_add(*len));
+        match arrival {
+            Arrival::Here(buffers) => assert_lens(&buffers, &lens),
+            Arrival::Coming(landed) => {
+                if let Some(Ok(buffers)) = landed.try_take() {
+                    assert_lens(&buffers, &lens);
+                }
+            }
+            Arrival::Waiting if total <= 100_000 && script.byte() < 200 => {
+                self.accepted_len += total;
+                let landings =
+                    lens.iter().map(|len| (script.byte() < 200).then(|| BufferMut::with_capacity(*len)));
+                let landings = landings.collect();
+                self.landing.push((lens, self.stream.accept(id, landings)));
+                return;
+            }
+            Arrival::Waiting => {}
+        }
+        let delivery = if script.byte() % 4 == 0 { Delivery::Rejected } else { Delivery::Delivered };
+        self.stream.settle(id, delivery, script.byte() % 2 == 0);
+    }
+
+    /// What must be true at the end, however it came.
+    fn finish(mut self, result: Result<(), Error>) {
+        if let Err(error) = &result {
+            assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::PeerLost), "{error}");
+        }
+        let why = result.err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the input is over"));
+        self.stream.give_up(&why);
+        for (sent, settled) in self.sending {
+            assert!(sent.try_take().is_some() && settled.try_take().is_some(), "a send never ended");
+        }
+        for (lens, landed) in self.landing {
+            match landed.try_take().expect("an accept ends") {
+                Ok(buffers) => {
+                    for (buffer, len) in buffers.iter().zip(lens) {
+                        assert!(buffer.is_empty() || buffer.len() == len, "half a frame");
+                    }
+                }
+                Err(failed) => assert_eq!(failed.returned.len(), lens.len()),
+            }
+        }
+        let pool = self.stream.pool().clone();
+        drop((self.stream, self.announced));
+        assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing");
+    }
+}
+
+fn assert_lens(buffers: &[Buffer], lens: &[usize]) {
+    assert!(buffers.iter().map(Buffer::len).eq(lens.iter().copied()), "frames of other lengths");
+}

@@ -1,0 +1,171 @@
+//! The handshake: every message of it, and whole conversations with a peer that says what it likes.
+
+use std::time::Duration;
+
+use towline::backend::Role;
+use towline::internals::{Peer, Said, Visit, greet, greeting_message, proof};
+
+use crate::HeapMax;
+use crate::script::Script;
+
+const HEAD_LEN: usize = 16;
+const TIME: Duration = Duration::from_secs(5);
+const TOKEN: &[u8] = b"a token";
+
+/// The first byte says whether the rest is messages, or what a peer does.
+pub fn run(input: &[u8]) -> HeapMax {
+    let Some((which, rest)) = input.split_first() else { return 0 };
+    if which % 4 == 0 {
+        messages(rest)
+    } else {
+        conversation(*which, rest)
+    }
+    // A `Hello` is at most 64 KiB, and is held as bytes and as offers.
+    256 << 10
+}
+
+fn messages(mut bytes: &[u8]) {
+    while let Ok(Some((again, len))) = greeting_message(bytes) {
+        let kind = bytes[8];
+        // What people read is cleaned, and then stays as it is; everything else is what came.
+        if kind <= 4 {
+            assert_eq!(again, bytes[..len]);
+        } else {
+            let (same, _) = greeting_message(&again).expect("we wrote it").expect("whole");
+            assert_eq!(same, again);
+        }
+        bytes = &bytes[len..];
+    }
+}
+
+fn conversation(which: u8, script: &[u8]) {
+    let role = if which & 4 == 0 { Role::Connector } else { Role::Acceptor };
+    let token = (which & 8 == 0).then_some(TOKEN);
+    let mut stranger = Stranger {
+        role: if role == Role::Connector { Role::Acceptor } else { Role::Connector },
+        token,
+        script: Script(script),
+        saying: Vec::new(),
+        heard: Vec::new(),
+        hello: Vec::new(),
+        proved: false,
+    };
+    let visit = Visit { role, token, offers: &["tcp", "shm"], time: TIME };
+    let greeted = greet(&visit, &mut stranger).expect("the terms are right");
+    assert!(
+        token.is_none() || stranger.proved || !greeted.greeted,
+        "it never proved that it knows the token"
+    );
+    assert!(greeted.greeted || greeted.outcome.is_err());
+    assert!(greeted.offers_len < 64 << 10);
+    assert!(greeted.took <= TIME * 2 + Duration::from_millis(500), "{:?}", greeted.took);
+    if let Ok(backend) = &greeted.outcome {
+        assert!(role == Role::Connector || visit.offers.contains(&backend.as_str()), "{backend}");
+    }
+}
+
+struct Stranger<'a> {
+    /// Which end it plays.
+    role: Role,
+    token: Option<&'a [u8]>,
+    script: Script<'a>,
+    /// What it is about to say.
+    saying: Vec<u8>,
+    heard: Vec<u8>,
+    hello: Vec<u8>,
+    /// It said the right proof once.
+    proved: bool,
+}
+
+impl Peer for Stranger<'_> {
+    fn hear(&mut self, bytes: &[u8]) {
+        self.heard.extend_from_slice(bytes);
+    }
+
+    fn say(&mut self, len_max: usize) -> Said {
+        if self.saying.is_empty() {
+            if self.script.is_over() {
+                return Said::End;
+            }
+            match self.script.byte() {
+                0..16 => {
+                    let len = 1 + usize::from(self.script.byte());
+                    self.saying = self.script.take(len).to_vec();
+                }
+                16..48 => return Said::Nothing,
+                48..50 => return Said::End,
+                50..52 => return Said::Broken,
+                choice => self.message(choice),
+            }
+            if self.saying.is_empty() {
+                return Said::Nothing;
+            }
+        }
+        let cut =
+            [usize::MAX, usize::MAX, 1, 7][usize::from(self.script.0.first().copied().unwrap_or(0)) % 4];
+        let rest = self.saying.split_off(len_max.min(cut).min(self.saying.len()));
+        Said::Bytes(std::mem::replace(&mut self.saying, rest))
+    }
+}
+
+impl Stranger<'_> {
+    fn message(&mut self, choice: u8) {
+        let script = &mut self.script;
+        let honest = choice % 8 != 0;
+        let (kind, body) = match choice {
+            52..120 => (1, hello(script, self.token.is_some(), honest)),
+            120..170 => {
+                let ours = self.heard.get(..HEAD_LEN).map_or(0, |head| {
+                    HEAD_LEN + u32::from_le_bytes([head[12], head[13], head[14], head[15]]) as usize
+                });
+                let ours = self.heard.get(..ours).unwrap_or_default();
+                let (connector, acceptor) = if self.role == Role::Connector {
+                    (&self.hello[..], ours)
+                } else {
+                    (ours, &self.hello[..])
+                };
+                self.proved |= honest;
+                let mac = proof(self.token, self.role, connector, acceptor);
+                (2, if honest { mac.to_vec() } else { script.take(32).to_vec() })
+            }
+            170..210 => (3, if honest { b"tcp".to_vec() } else { name(script) }),
+            210..230 => (4, Vec::new()),
+            230..242 => (5, name(script)),
+            _ => (6, name(script)),
+        };
+        let mut message =
+            [&b"TOWLINE\x1a"[..], &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), &body].concat();
+        if choice % 16 == 9 {
+            // A lie in its head.
+            let at = 8 + script.below(8);
+            message[at] = script.byte();
+        }
+        if kind == 1 && self.hello.is_empty() {
+            self.hello.clone_from(&message);
+        }
+        self.saying = message;
+    }
+}
+
+fn hello(script: &mut Script<'_>, authenticates: bool, honest: bool) -> Vec<u8> {
+    let mut hello = vec![1, 0, 1, 0, script.byte(), 0, 0, 0, 0, 0, 0, 0];
+    hello.extend([script.byte(); 32]);
+    hello.extend([9; 56]);
+    hello.extend([authenticates.into(), 1]);
+    hello.extend(b"\x03tcp\0\0");
+    if !honest {
+        let lies = 1 + script.below(4);
+        for _ in 0..lies {
+            let at = script.below(hello.len());
+            hello[at] = script.byte();
+        }
+        let more = script.byte();
+        hello.extend(script.take(more.into()));
+    }
+    hello
+}
+
+fn name(script: &mut Script<'_>) -> Vec<u8> {
+    let len = script.byte();
+    script.take((len % 40).into()).to_vec()
+}

@@ -1,0 +1,27 @@
+//! What each fuzz target does with its input, and what must be true then.
+
+pub mod addresses;
+pub mod control;
+pub mod expressions;
+pub mod frames;
+pub mod handshake;
+pub mod one_sided;
+pub mod script;
+pub mod wire;
+
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static HEAP: PeakAlloc = PeakAlloc;
+
+/// What a target may return: how much heap it may have used at once.
+pub type HeapMax = usize;
+
+/// Runs a target, and asserts that it kept to the heap that it says it may use.
+pub fn bounded(input: &[u8], run: fn(&[u8]) -> HeapMax) {
+    HEAP.reset_peak_usage();
+    let before = HEAP.current_usage();
+    let heap_max = run(input);
+    let used = HEAP.peak_usage() - before;
+    assert!(used <= heap_max, "{used} bytes of heap for an input of {}", input.len());
+}

@@ -1,0 +1,175 @@
+//! The bytes of a data stream as docs/wire.md has them, written without the library's help, and a peer that lies in them.
+
+use crate::script::Script;
+
+/// The largest payload that travels in a record, and one more.
+pub const EAGER_LEN_MAX: u64 = 16 << 10;
+/// The kinds of records.
+pub const MESSAGE: u8 = 1;
+/// See docs/wire.md.
+pub const GET: u8 = 7;
+/// See docs/wire.md.
+pub const PUT: u8 = 8;
+
+/// A peer that knows the protocol, the keys it was given, and what it should not do.
+#[derive(Debug, Default)]
+pub struct Liar {
+    /// Its stream carries checksums, which it gets right, mostly.
+    pub checked: bool,
+    /// The number of its next message, and of its next request.
+    pub messages: u64,
+    /// Its next request's number.
+    pub requests: u64,
+    /// Keys that it knows.
+    pub keys: Vec<[u8; 16]>,
+    /// The ranges of all puts that it asked for: key, offset, length.
+    pub written: Vec<([u8; 16], u64, u64)>,
+    /// A segment was altered after it was made: what it asks for is not known.
+    pub altered: bool,
+}
+
+impl Liar {
+    /// Its next segment: up to four records of these kinds, and perhaps bulk.
+    pub fn segment(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> Vec<u8> {
+        let mut records = Vec::new();
+        for _ in 0..script.byte() % 5 {
+            self.record(script, kinds, &mut records);
+        }
+        let mut transfer = 0;
+        let mut bulk = Vec::new();
+        if script.byte() % 2 == 1 {
+            transfer = script.number() << 2 | script.number() & 3;
+            bulk = filler(script);
+        }
+        let mut segment = segment(self.checked, &records, transfer, &bulk);
+        if script.byte() >= 240 {
+            self.altered = true;
+            let at = script.below(segment.len().min(80));
+            segment[at] ^= 1 << (script.byte() % 8);
+            if self.checked && script.byte() >= 64 && segment.len() >= 28 {
+                seal(&mut segment, records.len());
+            }
+        }
+        segment
+    }
+
+    fn record(&mut self, script: &mut Script<'_>, kinds: &[u8], out: &mut Vec<u8>) {
+        let kind = script.one_of(kinds);
+        let flags = if script.byte() >= 250 { script.byte() } else { 0 };
+        match kind {
+            MESSAGE => self.message(script, flags, out),
+            2 => {
+                let len = usize::from(script.byte() % 4);
+                record(out, kind, flags, script.number(), script.take(len));
+            }
+            3 => {
+                let (first, count) = (script.number(), script.number() as u32);
+                record(out, kind, flags | script.byte() & 1, first, &count.to_le_bytes());
+            }
+            4 => record(out, kind, flags, script.number(), &[]),
+            GET | PUT => self.request(script, kind, flags, out),
+            9..=10 => record(out, kind, flags, script.number(), &[]),
+            11 => {
+                let len = usize::from(script.byte());
+                record(out, kind, flags, script.number(), script.take(len));
+            }
+            _ => record(out, kind, flags, 0, &[]),
+        }
+    }
+
+    fn message(&mut self, script: &mut Script<'_>, flags: u8, out: &mut Vec<u8>) {
+        let header_len = script.byte() % 8;
+        let header = script.take(header_len.into());
+        let frames: Vec<u64> = (0..script.byte() % 4).map(|_| frame(script)).collect();
+        let (count, header_len) = match script.byte() {
+            250.. => (script.number() as u32, script.number() as u32),
+            _ => (frames.len() as u32, header.len() as u32),
+        };
+        let payload_len = frames.iter().fold(0_u64, |sum, len| sum.saturating_add(*len));
+        let eager = payload_len < EAGER_LEN_MAX;
+        let flags = flags | if eager { 4 } else { script.byte() & 3 };
+        let mut body = [header_len.to_le_bytes(), count.to_le_bytes()].concat();
+        for len in &frames {
+            body.extend(len.to_le_bytes());
+        }
+        body.extend(header);
+        if eager {
+            body.resize(body.len() + payload_len as usize, 0x5a);
+        }
+        let id = if script.byte() >= 250 { script.number() } else { self.messages };
+        self.messages += 1;
+        record(out, MESSAGE, flags, id, &body);
+    }
+
+    fn request(&mut self, script: &mut Script<'_>, kind: u8, flags: u8, out: &mut Vec<u8>) {
+        let key = match script.byte() {
+            0..240 if !self.keys.is_empty() => script.one_of(&self.keys),
+            _ => script.array(),
+        };
+        let (offset, len) = (script.number(), script.number());
+        let mut body = [&key[..], &offset.to_le_bytes(), &len.to_le_bytes()].concat();
+        let mut flags = flags;
+        if kind == PUT {
+            self.written.push((key, offset, len));
+            if len < EAGER_LEN_MAX && script.byte() < 250 {
+                flags |= 2;
+                body.resize(body.len() + len as usize, 0x5a);
+            }
+        }
+        let id = if script.byte() >= 240 { script.number() } else { self.requests };
+        self.requests += 1;
+        record(out, kind, flags, id, &body);
+    }
+}
+
+/// The entry of a frame table.
+fn frame(script: &mut Script<'_>) -> u64 {
+    match script.byte() {
+        0..150 => u64::from(script.byte()),
+        150..230 => script.one_of(&[0, 0x3fff, 0x4000, 20_000, 70_000]),
+        _ => script.number(),
+    }
+}
+
+/// Bulk, of a length that something may want.
+fn filler(script: &mut Script<'_>) -> Vec<u8> {
+    let len = match script.byte() {
+        0..100 => usize::from(script.byte()),
+        100..240 => script.one_of(&[0x4000, 0x4000, 20_000, 70_000, 8192, 0x4001]),
+        _ => script.below(1 << 16),
+    };
+    vec![0x5a; len]
+}
+
+/// A segment.
+pub fn segment(checked: bool, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+    let head_len = if checked { 28 } else { 16 };
+    let mut segment = Vec::with_capacity(head_len + records.len() + bulk.len());
+    segment.extend((records.len() as u32).to_le_bytes());
+    segment.extend((bulk.len() as u32).to_le_bytes());
+    segment.extend(transfer.to_le_bytes());
+    segment.resize(head_len, 0);
+    segment.extend(records);
+    segment.extend(bulk);
+    if checked {
+        seal(&mut segment, records.len());
+    }
+    segment
+}
+
+/// Makes the checksums right.
+fn seal(segment: &mut [u8], records_len: usize) {
+    let (head, rest) = segment.split_at_mut(28);
+    let (records, bulk) = rest.split_at(records_len);
+    head[16..20].copy_from_slice(&crc32c::crc32c(records).to_le_bytes());
+    head[20..24].copy_from_slice(&crc32c::crc32c(bulk).to_le_bytes());
+    let sum = crc32c::crc32c(&head[..24]);
+    head[24..].copy_from_slice(&sum.to_le_bytes());
+}
+
+fn record(out: &mut Vec<u8>, kind: u8, flags: u8, number: u64, body: &[u8]) {
+    out.extend([kind, flags, 0, 0]);
+    out.extend((body.len() as u32).to_le_bytes());
+    out.extend(number.to_le_bytes());
+    out.extend(body);
+}

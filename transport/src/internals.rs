@@ -1,0 +1,11 @@
+//! The inside as this repository's fuzz targets and benchmarks see it, behind the feature `internals`: bytes go in and come
+//! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
+
+mod clockwork;
+mod door;
+mod records;
+mod stream;
+
+pub use door::{Attended, Greeted, Peer, Said, Visit, attend, greet, greeting_message, proof};
+pub use records::{Sample, decode, decoded_and_encoded};
+pub use stream::{Getting, Landing, Putting, Sending, Stream};

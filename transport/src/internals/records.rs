@@ -1,0 +1,85 @@
+//! The records of a data stream, decoded and encoded.
+
+use crate::backend::{Delivery, FrameInfo};
+use crate::error::Result;
+use crate::memory::Place;
+use crate::wire::record::{self, Announcement, Payload, Record};
+
+/// Records of one sort, ready to be encoded.
+#[derive(Clone, Debug)]
+pub enum Sample {
+    /// An eager message of one frame, and its payload.
+    Announcement(Vec<u8>),
+    /// A message that waits, of so many frames.
+    Table(Vec<FrameInfo>),
+    /// So many words on messages, none next to another.
+    Words(u64),
+    /// A get.
+    Get,
+    /// A small put, and its payload.
+    Put(Vec<u8>),
+}
+
+impl Sample {
+    /// Appends its records to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Announcement(payload) => {
+                let frame = FrameInfo { len: payload.len(), place: Place::Host };
+                let (table, len) = ([frame].into_iter(), payload.len() as u64);
+                record::put_message(out, 0, true, Payload::Eager(&[]), b"", table, len);
+                out.extend_from_slice(payload);
+            }
+            Self::Table(frames) => {
+                let len = frames.iter().map(|frame| frame.len as u64).sum();
+                record::put_message(out, 0, true, Payload::Waits, b"", frames.iter().copied(), len);
+            }
+            Self::Words(count) => {
+                for first in 0..*count {
+                    let word = Record::Settle { first: 2 * first, count: 1, delivery: Delivery::Delivered };
+                    record::put(out, &word);
+                }
+            }
+            Self::Get => record::put(out, &Record::Get { id: 0, key: [7; 16], offset: 0, len: 1 << 20 }),
+            Self::Put(payload) => {
+                record::put_put(out, 0, &[7; 16], 0, payload.len() as u64, true);
+                out.extend_from_slice(payload);
+            }
+        }
+    }
+}
+
+/// How many records these bytes are.
+pub fn decode(mut records: &[u8]) -> Result<usize> {
+    let mut count = 0;
+    while !records.is_empty() {
+        std::hint::black_box(record::take(&mut records)?);
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The same records, written by us.
+pub fn decoded_and_encoded(mut records: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(records.len());
+    while !records.is_empty() {
+        match record::take(&mut records)? {
+            Record::Message(message) => put_message(&mut out, &message),
+            Record::Put { id, key, offset, len, payload } => {
+                record::put_put(&mut out, id, &key, offset, len, payload.is_some());
+                out.extend_from_slice(payload.unwrap_or_default());
+            }
+            other => record::put(&mut out, &other),
+        }
+    }
+    Ok(out)
+}
+
+fn put_message(out: &mut Vec<u8>, message: &Announcement<'_>) {
+    let Announcement { id, prompt, payload, header, frames } = message;
+    let len = message.payload_len();
+    record::put_message(out, *id, *prompt, *payload, header, frames.iter().copied(), len);
+    if let Payload::Eager(payload) = payload {
+        out.extend_from_slice(payload);
+    }
+}
