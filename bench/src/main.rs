@@ -7,6 +7,7 @@ mod child;
 mod explain;
 mod failure;
 mod fingerprint;
+mod html;
 mod info;
 mod metrics;
 mod output;

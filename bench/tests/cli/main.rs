@@ -7,6 +7,7 @@ mod bench;
 mod command;
 mod death;
 mod history;
+mod html;
 mod metrics;
 mod network;
 mod usage;
