@@ -9,6 +9,7 @@ mod explain;
 pub mod expressions;
 mod failure;
 mod fingerprint;
+mod html;
 mod info;
 mod metrics;
 mod output;

@@ -2,7 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -22,9 +22,7 @@ pub(crate) struct Output {
 impl Output {
     /// Refuses a file that cannot be written, before the work.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        let Some(path) = &self.json_file else { return Ok(()) };
-        let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        open.map(drop).map_err(|error| Failure::usage(format!("--json-file {}: {error}", path.display())))
+        self.json_file.as_ref().map_or(Ok(()), |path| check_file("--json-file", path))
     }
 
     /// Gives `document` to whom it was promised; people get what `text` writes.
@@ -37,8 +35,7 @@ impl Output {
         let mut json = serde_json::to_string_pretty(document).map_err(|error| wrong(&error))?;
         json.push('\n');
         if let Some(path) = &self.json_file {
-            std::fs::write(path, &json)
-                .map_err(|error| Failure::run(format!("--json-file {}: {error}", path.display())))?;
+            write_file("--json-file", path, &json)?;
         }
         let mut out = io::stdout().lock();
         let printed = if self.json { out.write_all(json.as_bytes()) } else { text(&mut out) };
@@ -48,4 +45,15 @@ impl Output {
             _ => Ok(()),
         }
     }
+}
+
+/// Refuses a file for `option` that cannot be written; what it holds stays.
+pub(crate) fn check_file(option: &str, path: &Path) -> Result<(), Failure> {
+    let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
+    open.map(drop).map_err(|error| Failure::usage(format!("{option} {}: {error}", path.display())))
+}
+
+/// Writes the file for `option` anew.
+pub(crate) fn write_file(option: &str, path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| Failure::run(format!("{option} {}: {error}", path.display())))
 }

@@ -22,7 +22,7 @@ struct Need {
 }
 
 /// Everything the test command installs; `.ci/run` requires the names in the first column.
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         name: "netns",
         binary: "ip",
@@ -46,6 +46,12 @@ const NEEDS: [Need; 4] = [
         binary: "fi_pingpong",
         package: "libfabric-bin",
         purpose: "a peer tool that bench runs beside tcp",
+    },
+    Need {
+        name: "chromium",
+        binary: "chromium",
+        package: "chromium",
+        purpose: "a browser that reads the pages of bench --html",
     },
 ];
 

@@ -32,7 +32,7 @@ pub(crate) struct Turn {
 
 impl Entry {
     /// Before the run: whether the tool applies.
-    pub(super) fn planned(tool: &'static str, completion: Option<Completion>, note: Option<String>) -> Self {
+    pub(crate) fn planned(tool: &'static str, completion: Option<Completion>, note: Option<String>) -> Self {
         Self {
             tool,
             version: None,
@@ -85,7 +85,15 @@ impl Entry {
         })
     }
 
-    /// `iperf3 1.05`, for people.
+    /// `iperf3 3.12`: the tool and its version.
+    pub(crate) fn name(&self) -> String {
+        match &self.version {
+            Some(version) => format!("{} {version}", self.tool),
+            None => self.tool.to_owned(),
+        }
+    }
+
+    /// `iperf3 1.05`: the tool and our ratio to it.
     pub(crate) fn short(&self) -> String {
         match self.ratio {
             Some(ratio) => format!("{} {ratio:.2}", self.tool),

@@ -31,6 +31,7 @@ use crate::progress::Progress;
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
+    options.html.check()?;
     let endpoint = options.trust.endpoint(case::Wait::default())?;
     let peers = Peers::find(&options.against).await?;
     let plan = Plan::make(options, &endpoint).await?;
@@ -48,6 +49,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         writeln!(out, "{}", report.fingerprint)?;
         report::table(out, &report.results)
     })?;
+    options.html.write(&report)?;
     options.history.save(&report)?;
     let compared = options.history.judge(earlier.as_ref(), &report);
     judge(&options.assertions, &report.results).and(compared)

@@ -8,6 +8,7 @@ use super::assertion::Assertion;
 use super::case::{Pattern, Place, Transport, Wait};
 use super::history::History;
 use crate::against::Asked;
+use crate::html::Html;
 use crate::output::Output;
 use crate::trust::Trust;
 use crate::units::{Sizes, parse_seconds};
@@ -18,6 +19,7 @@ Examples:
   towline bench --transport tcp --pattern latency,bandwidth --size 8..64M --wait spin,adaptive
   towline bench --transport tcp --pattern bandwidth --size 1M --json-file run.json \\
       --assert 'tcp.bandwidth.1M.ceiling.socket.share>=0.9'
+  towline bench --pattern bandwidth --size 8..64M --html run.html   # plots, beside the ceilings
   towline bench --transport tcp --pattern latency,bandwidth --against iperf3,ucx_perftest,fi_pingpong
   towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
   towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
@@ -85,6 +87,8 @@ pub(crate) struct Options {
     pub(crate) assertions: Vec<Assertion>,
     #[command(flatten)]
     pub(crate) history: History,
+    #[command(flatten)]
+    pub(crate) html: Html,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]

@@ -151,6 +151,31 @@ impl Row {
     pub(crate) fn name(&self) -> String {
         format!("{}.{}.{}", self.transport, self.pattern, Size(self.size_bytes))
     }
+
+    /// `tcp?integrity=crc32c`, `auto (tcp)`: what carried it, for people.
+    pub(crate) fn carrier(&self) -> String {
+        let mut carrier = self.transport.clone();
+        for (at, (key, value)) in self.options.iter().enumerate() {
+            carrier.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
+        }
+        if let Some(path) = self.path.as_ref().filter(|path| **path != self.transport) {
+            carrier.push_str(&format!(" ({path})"));
+        }
+        carrier
+    }
+
+    /// `incast, fairness 0.98`: what was done, and how fairly, for people.
+    pub(crate) fn doing(&self) -> String {
+        self.fairness.map_or_else(
+            || self.pattern.to_owned(),
+            |fairness| format!("{}, fairness {}", self.pattern, figure(Some(fairness))),
+        )
+    }
+
+    /// What tells a row from others of the same pattern and size.
+    pub(crate) fn line_name(&self) -> String {
+        format!("{}, {}", self.carrier(), self.wait)
+    }
 }
 
 /// One row a kind of ceiling: the median over the repeats, and ours beside it.
@@ -247,13 +272,6 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 }
 
 fn cells(row: &Row) -> [String; COLUMNS.len()] {
-    let mut transport = row.transport.clone();
-    for (at, (key, value)) in row.options.iter().enumerate() {
-        transport.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
-    }
-    if let Some(path) = row.path.as_ref().filter(|path| **path != row.transport) {
-        transport.push_str(&format!(" ({path})"));
-    }
     let shares: Vec<String> = row
         .ceilings
         .iter()
@@ -264,11 +282,8 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         .collect();
     let against: Vec<String> = row.against.iter().map(Entry::short).collect();
     [
-        transport,
-        row.fairness.map_or_else(
-            || row.pattern.to_owned(),
-            |fairness| format!("{}, fairness {}", row.pattern, figure(Some(fairness))),
-        ),
+        row.carrier(),
+        row.doing(),
         Size(row.size_bytes).to_string(),
         row.wait.to_owned(),
         figure(row.gb_per_s),
@@ -288,7 +303,7 @@ fn dash() -> String {
 }
 
 /// Three digits are what a run repeats; of very little, two.
-fn figure(value: Option<f64>) -> String {
+pub(crate) fn figure(value: Option<f64>) -> String {
     match value {
         None => dash(),
         Some(value) if value >= 100.0 => format!("{value:.0}"),

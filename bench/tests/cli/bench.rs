@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::command::{Finished, start, towline};
+use crate::schema::assert_fits;
 
 const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
 
@@ -13,51 +14,12 @@ pub(crate) fn bench(line: &str) -> Finished {
     towline(&words)
 }
 
-/// `document` is made as its schema says.
-#[track_caller]
-fn fits(schema: &Value, document: &Value, at: &str) {
-    let types: Vec<&str> = match &schema["type"] {
-        Value::String(one) => vec![one],
-        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
-        _ => vec![],
-    };
-    let is = match document {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_u64() => "integer",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    let fitting = types.is_empty() || types.contains(&is) || (is == "integer" && types.contains(&"number"));
-    assert!(fitting, "{at} is a {is}, not one of {types:?}");
-    if let Some(expected) = schema.get("const") {
-        assert_eq!(document, expected, "{at}");
-    }
-    if let Some(choices) = schema["enum"].as_array() {
-        assert!(choices.contains(document), "{at} is {document}");
-    }
-    if let (Some(properties), Some(object)) = (schema["properties"].as_object(), document.as_object()) {
-        for key in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
-            assert!(object.contains_key(key), "{at} lacks {key}");
-        }
-        for (key, value) in object {
-            let known = properties.get(key).unwrap_or_else(|| panic!("{at}.{key} is not in the schema"));
-            fits(known, value, &format!("{at}.{key}"));
-        }
-    }
-    for (index, item) in document.as_array().into_iter().flatten().enumerate() {
-        fits(&schema["items"], item, &format!("{at}[{index}]"));
-    }
-}
-
+/// The rows of a document, which is made as its schema says.
 #[track_caller]
 pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
     finished.exits_with(0);
     let document = finished.document();
-    let schema: Value = serde_json::from_str(include_str!("../../../docs/bench.schema.json")).unwrap();
-    fits(&schema, &document, "document");
+    assert_fits(&document);
     document["results"].as_array().unwrap().clone()
 }
 

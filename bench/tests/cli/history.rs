@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use crate::bench::bench;
+use crate::schema::assert_fits;
 
 /// A file of this test, removed at its end.
 struct Temporary(PathBuf);
@@ -16,7 +17,9 @@ impl Temporary {
     }
 
     fn read(&self) -> Value {
-        serde_json::from_slice(&fs::read(&self.0).unwrap()).unwrap()
+        let document = serde_json::from_slice(&fs::read(&self.0).unwrap()).unwrap();
+        assert_fits(&document);
+        document
     }
 
     /// As if every rate had been so many times what it was.

@@ -7,8 +7,10 @@ mod bench;
 mod command;
 mod death;
 mod history;
+mod html;
 mod metrics;
 mod network;
+mod schema;
 mod usage;
 mod workers;
 

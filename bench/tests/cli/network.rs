@@ -3,6 +3,7 @@
 use std::process::{Command, Stdio};
 
 use crate::command::Running;
+use crate::schema::assert_fits;
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1", "10.78.0.2"];
 
@@ -75,6 +76,7 @@ fn every_pattern_works_between_two_namespaces() {
     let finished = namespaces.start(0, &line).finish();
     finished.exits_with(0);
     let document = finished.document();
+    assert_fits(&document);
     let rows = document["results"].as_array().unwrap();
     assert_eq!(rows.len(), 16);
     assert!(rows.iter().all(|row| row["path"] == "tcp" && row["samples"].as_u64() > Some(0)), "{document}");

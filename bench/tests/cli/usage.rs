@@ -62,7 +62,7 @@ fn wrong_usage_names_what_is_wrong() {
         ),
         ("bench --against iceoryx2", "does not run `iceoryx2` yet"),
         ("bench --against iperf3 --connect tcp://127.0.0.1:1", "--connect"),
-        ("bench --html x", "--html"),
+        ("bench --html /no/such/folder/x", "--html /no/such/folder/x"),
         ("bench --assert fast", "no comparison"),
         ("bench --compare /no/such/file", "--compare /no/such/file"),
         ("bench --save-histograms /no/such/folder/x", "--save-histograms /no/such/folder/x"),

@@ -3,7 +3,6 @@
 mod compare;
 mod saved;
 
-use std::fs::OpenOptions;
 use std::path::PathBuf;
 
 pub(super) use self::compare::Earlier;
@@ -11,6 +10,7 @@ use self::saved::Saved;
 pub(crate) use self::saved::Times;
 use super::report::{Report, Row};
 use crate::failure::Failure;
+use crate::output::{check_file, write_file};
 
 /// What of other days a run is asked for.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,9 +40,7 @@ impl History {
             earlier = Some(read);
         }
         if let Some(path) = &self.save_histograms {
-            let open = OpenOptions::new().create(true).truncate(false).write(true).open(path);
-            let wrong = |error| Failure::usage(format!("--save-histograms {}: {error}", path.display()));
-            open.map(drop).map_err(wrong)?;
+            check_file("--save-histograms", path)?;
         }
         Ok(earlier)
     }
@@ -50,11 +48,8 @@ impl History {
     /// After the run: keeps it.
     pub(super) fn save(&self, report: &Report) -> Result<(), Failure> {
         let Some(path) = &self.save_histograms else { return Ok(()) };
-        let wrong = |error: &dyn std::fmt::Display| {
-            Failure::run(format!("--save-histograms {}: {error}", path.display()))
-        };
-        let text = Saved::of(report).to_text().map_err(|error| wrong(&error))?;
-        std::fs::write(path, text).map_err(|error| wrong(&error))
+        let wrong = |error| Failure::run(format!("--save-histograms {}: {error}", path.display()));
+        write_file("--save-histograms", path, &Saved::of(report).to_text().map_err(wrong)?)
     }
 
     /// After the run: every row beside its earlier self, on stderr; a row that is worse beyond the threshold fails the run.
