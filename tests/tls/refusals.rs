@@ -62,7 +62,10 @@ async fn a_name_that_is_asked_for_counts_in_place_of_the_host() {
 /// A connector that shows this is not let in, both ends know why, and the listener lets a friend in.
 async fn assert_kept_out(theirs: Option<&Certificate>, words: &[&str]) {
     let door = Door::open(showing(&listeners(), &ours())).await;
-    let tls = theirs.map_or(believing(&ours()), |theirs| theirs.shown_by(believing(&ours())));
+    let tls = match theirs {
+        Some(theirs) => theirs.shown_by(believing(&ours())),
+        None => believing(&ours()),
+    };
     let near = endpoint(tls.build().unwrap());
     for count in 1..=3 {
         let error = refused(&near, door.listener.address()).await;
