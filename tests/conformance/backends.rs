@@ -5,6 +5,7 @@ use std::sync::Arc;
 use towline::backend::{self, Backend};
 use towline::{Address, Builder, Caps, Connection, Endpoint, Listener, Pool};
 
+use crate::encrypted;
 use crate::suite::Need;
 use crate::threaded::Threaded;
 
@@ -70,6 +71,14 @@ pub(crate) const ROWS: &[Row] = &[
         only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
     },
     Row {
+        name: "tls",
+        address: "tls://127.0.0.1:0",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        only: None,
+    },
+    Row {
         name: "tcp6",
         address: "tcp://[::1]:0",
         backends: backend::all,
@@ -93,7 +102,8 @@ pub(crate) struct Pair {
 impl Row {
     /// Settings of an endpoint with a pool of its own, which shows what is in use.
     pub(crate) fn builder(&self) -> Builder {
-        Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20))
+        let builder = Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20));
+        if self.address().scheme().is_encrypted() { builder.tls(encrypted::tls()) } else { builder }
     }
 
     pub(crate) fn endpoint(&self) -> Endpoint {

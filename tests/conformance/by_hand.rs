@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use towline::{BufferMut, Connection, Endpoint, ErrorKind, Listener};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
+use crate::encrypted::{Stream, dial};
 use crate::polls::{soon, within};
 use crate::suite::cases;
 
@@ -55,9 +55,8 @@ const ANSWER: u8 = 6;
 const CLOSE: u8 = 12;
 
 /// A stream whose handshake is done: whoever holds it is the peer.
-async fn greeted(listener: &Listener, nonce: u8) -> TcpStream {
-    let address = listener.address();
-    let mut stream = TcpStream::connect((address.host(), address.port())).await.unwrap();
+async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
+    let mut stream = dial(listener).await;
     let mut hello = vec![1, 0, 1, 0];
     hello.extend([0; 8]); // features
     hello.extend([nonce; 32]);
@@ -72,7 +71,7 @@ async fn greeted(listener: &Listener, nonce: u8) -> TcpStream {
 }
 
 /// The next message of the handshake.
-async fn heard(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
     let mut head = [0; 16];
     soon("a head", stream.read_exact(&mut head)).await.unwrap();
     assert!(head.starts_with(MAGIC), "{head:?}");
@@ -83,7 +82,7 @@ async fn heard(stream: &mut TcpStream) -> (u8, Vec<u8>) {
 }
 
 /// A peer by hand, and this end of its connection.
-async fn connected(listener: &Listener, nonce: u8) -> (TcpStream, Connection) {
+async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream>, Connection) {
     let mut stream = greeted(listener, nonce).await;
     stream.write_all(&hand(3, b"tcp")).await.unwrap();
     assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
@@ -97,7 +96,7 @@ async fn listening(row: &Row) -> (Endpoint, Listener) {
 }
 
 /// Reads until this record has come, whatever comes with it.
-async fn until(stream: &mut TcpStream, record: &[u8]) {
+async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
     let mut bytes = Vec::new();
     while !bytes.ends_with(record) {
         bytes.push(soon("a record", stream.read_u8()).await.unwrap());
@@ -105,7 +104,7 @@ async fn until(stream: &mut TcpStream, record: &[u8]) {
 }
 
 /// Reads until the end of the stream.
-async fn rest(stream: &mut TcpStream) -> Vec<u8> {
+async fn rest(stream: &mut Box<dyn Stream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset is an end as well.
     let _ = soon("the end of the stream", stream.read_to_end(&mut bytes)).await;

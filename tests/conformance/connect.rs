@@ -55,17 +55,20 @@ async fn many_connect_at_once(row: &'static Row) {
 
 async fn the_path_tells_what_carries_the_bytes(row: &'static Row) {
     let pair = row.pair().await;
-    let scheme = row.address().scheme().as_str();
+    let scheme = row.address().scheme();
+    let backend = scheme.backend().unwrap();
+    // What stays in the process needs no hiding.
+    let encryption = if scheme.is_encrypted() { "tls" } else { "none" };
     for end in [&pair.a, &pair.b] {
         let path = end.path();
-        assert_eq!(path.chosen(), scheme);
+        assert_eq!((path.chosen(), path.encryption()), (backend, encryption));
         let chosen: Vec<_> = path
             .candidates()
             .iter()
             .filter(|candidate| candidate.state == CandidateState::Chosen)
             .map(|candidate| candidate.name)
             .collect();
-        assert_eq!(chosen, [scheme]);
+        assert_eq!(chosen, [backend]);
         for candidate in path.candidates() {
             assert!(
                 !candidate.reason.is_empty(),

@@ -14,6 +14,7 @@ mod connect;
 mod content;
 mod copies;
 mod door;
+mod encrypted;
 mod ending;
 mod faults;
 mod flow;

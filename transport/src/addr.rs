@@ -15,8 +15,12 @@ const LEN_MAX: usize = 1024;
 pub enum Scheme {
     /// Whatever serves the pair best.
     Towline,
+    /// Whatever serves the pair best and shows nothing to whoever is on the way: what leaves the host goes over TLS.
+    Towlines,
     /// Only TCP.
     Tcp,
+    /// Only TCP, over TLS.
+    Tls,
     /// Only shared memory.
     Shm,
     /// Only UCX.
@@ -29,18 +33,35 @@ pub enum Scheme {
 
 impl Scheme {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Towline, Self::Tcp, Self::Shm, Self::Ucx, Self::Ib, Self::Mem];
+    pub const ALL: [Self; 8] =
+        [Self::Towline, Self::Towlines, Self::Tcp, Self::Tls, Self::Shm, Self::Ucx, Self::Ib, Self::Mem];
 
     /// As written before `://`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Towline => "towline",
+            Self::Towlines => "towlines",
             Self::Tcp => "tcp",
+            Self::Tls => "tls",
             Self::Shm => "shm",
             Self::Ucx => "ucx",
             Self::Ib => "ib",
             Self::Mem => "mem",
         }
+    }
+
+    /// The one backend that it asks for, by name; `None` where both ends choose.
+    pub fn backend(self) -> Option<&'static str> {
+        match self {
+            Self::Towline | Self::Towlines => None,
+            Self::Tls => Some("tcp"),
+            Self::Tcp | Self::Shm | Self::Ucx | Self::Ib | Self::Mem => Some(self.as_str()),
+        }
+    }
+
+    /// Whether peers meet over TLS.
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Self::Towlines | Self::Tls)
     }
 }
 
@@ -56,7 +77,7 @@ impl fmt::Display for Scheme {
 /// an IPv4 address, an IPv6 address in brackets, or a name; a listener may also write `*`, or nothing, for every
 /// interface. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
-/// `integrity=crc32c` (for `tcp` and `towline`): what travels carries checksums both ways, and damage on the way is
+/// `integrity=crc32c` (for `tcp` and `towline`, `tls` and `towlines`): what travels carries checksums both ways, and damage on the way is
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting address asks
 /// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
 /// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.

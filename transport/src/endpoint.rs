@@ -13,7 +13,7 @@ use crate::addr::{Address, Scheme};
 use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
-use crate::door::{Control, HANDSHAKE_TIME, Identity, Token};
+use crate::door::{Control, HANDSHAKE_TIME, Identity, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System, within};
 use crate::error::{Error, ErrorKind, Result};
@@ -46,6 +46,7 @@ pub struct Builder {
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
     token: Option<Token>,
+    tls: Option<Tls>,
     insecure: bool,
     wait: Wait,
     heartbeat: Duration,
@@ -104,6 +105,7 @@ impl Endpoint {
             backends: backend::all(),
             pools: HashMap::new(),
             token: None,
+            tls: None,
             insecure: false,
             wait: Wait::default(),
             heartbeat: Duration::from_secs(3),
@@ -145,11 +147,15 @@ impl Endpoint {
     /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned.
     ///
     /// # Errors
-    /// `Invalid` beyond loopback without a token, unless the endpoint is `insecure`; `Unavailable` if the address is in use,
+    /// `Invalid` beyond loopback without a token or TLS, unless the endpoint is `insecure`, and over TLS without a
+    /// certificate; `Unavailable` if the address is in use,
     /// or this machine has none such.
     pub async fn listen(&self, address: &Address) -> Result<Listener> {
         let listening = async {
             self.check_scheme(address)?;
+            if address.scheme().is_encrypted() {
+                self.establisher.tls()?.server()?;
+            }
             self.check_exposure(address).await?;
             listener::listen(&self.establisher, address, self.unauthenticated_max).await
         };
@@ -164,6 +170,10 @@ impl Endpoint {
     pub async fn connect(&self, address: &Address) -> Result<Connection> {
         let connecting = async {
             self.check_scheme(address)?;
+            if address.scheme().is_encrypted() {
+                let tls = self.establisher.tls()?;
+                tls.client().and_then(|_| tls.server_name(address.host()))?;
+            }
             self.connect_on_driver(address).await
         };
         let span = tracing::debug_span!("connect", %address);
@@ -239,6 +249,9 @@ impl Endpoint {
                 ("integrity", _) => {
                     format!("{value:?} is no integrity: write integrity=crc32c, or leave it out")
                 }
+                ("tls", _) => {
+                    format!("{name} has no option \"tls\": write tls:// or towlines:// in place of {name}://")
+                }
                 _ => format!("{name} has no option {key:?}: leave ?{key}=… out"),
             };
             return Err(Error::new(ErrorKind::Invalid, why));
@@ -248,12 +261,21 @@ impl Endpoint {
 
     /// Nobody opens a port to strangers by accident.
     async fn check_exposure(&self, address: &Address) -> Result<()> {
-        if address.scheme() == Scheme::Mem || self.insecure || self.establisher.token.is_some() {
+        let Establisher { token, tls, .. } = &*self.establisher;
+        if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
+            return Ok(());
+        }
+        let encrypted = address.scheme().is_encrypted();
+        if encrypted && tls.as_ref().is_some_and(Tls::knows_clients) {
             return Ok(());
         }
         let loopback = !address.is_wildcard()
             && listener::resolve(self.environment(), address).await?.iter().all(|at| at.ip().is_loopback());
         if loopback {
+            return Ok(());
+        }
+        if encrypted {
+            tracing::warn!(%address, "anybody who can reach this listener may connect: give it a token, or an authority that signed its peers' certificates");
             return Ok(());
         }
         let why = "it would accept anybody who can reach this machine: give the endpoint a token, or make it insecure";
@@ -310,7 +332,13 @@ impl Builder {
         self
     }
 
-    /// Lets a listener beyond loopback accept anybody, without a token.
+    /// What `tls://` and `towlines://` show and believe.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Lets a listener beyond loopback accept anybody, without a token and without TLS.
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = insecure;
         self
@@ -369,6 +397,7 @@ impl Builder {
             driver,
             backends: self.backends,
             token: self.token,
+            tls: self.tls,
             pools: Arc::new(self.pools),
             wait: self.wait,
             heartbeat: self.heartbeat,

@@ -28,7 +28,8 @@ pub enum ErrorKind {
     Invalid,
     /// A limit would be passed; the message names it.
     TooLarge,
-    /// The peer could not prove that it knows the token, or one side has a token and the other has none.
+    /// One end could not prove to the other who it is: it does not know the token, or has none; or its certificate is
+    /// missing or not believed.
     Unauthenticated,
     /// The peer broke the protocol, or bytes arrived damaged.
     Corrupt,
@@ -132,6 +133,10 @@ impl Error {
     /// An operating-system failure as an error of the kind a caller would act on.
     pub fn io(error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
+        // One of ours that came through a stream.
+        if let Some(ours) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
+            return ours.clone();
+        }
         let (kind, detail) = match error.kind() {
             Io::ConnectionRefused => (ErrorKind::Refused, "nobody listens there"),
             Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::UnexpectedEof => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::addr::{Address, Scheme};
 use crate::backend::{Backend, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
-use crate::door::{self, CRC32C, Control, Greeting, Identity, Offer, Terms, Token};
+use crate::door::{self, CRC32C, Control, Greeting, Identity, Offer, Terms, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +26,7 @@ pub(crate) struct Establisher {
     pub(crate) backends: Vec<Arc<dyn Backend>>,
     pub(crate) identity: Identity,
     pub(crate) token: Option<Token>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
     pub(crate) wait: Wait,
     pub(crate) heartbeat: Duration,
@@ -42,7 +43,7 @@ struct Entrant {
 
 impl Establisher {
     /// The connecting end.
-    pub(crate) async fn connect(&self, mut control: Control, address: &Address) -> Result<Connection> {
+    pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
         let checked = address.option("integrity") == Some("crc32c");
         let (mut entrants, mut refused) = self.entrants(address.scheme());
         if entrants.is_empty() {
@@ -50,8 +51,10 @@ impl Establisher {
         }
         let features = if checked { CRC32C } else { 0 };
         let environment = &*self.environment;
-        let greeting =
-            door::greet_as_connector(&mut control, &self.terms(&entrants, features), environment).await?;
+        let deadline = environment.now() + self.handshake_time;
+        let mut control = self.secure(Role::Connector, control, address, deadline).await?;
+        let terms = self.terms(&entrants, features, &control, deadline)?;
+        let greeting = door::greet_as_connector(&mut control, &terms, environment).await?;
         if checked && greeting.features & CRC32C == 0 {
             let why = "the peer's version has no integrity=crc32c: upgrade it, or leave the option out";
             return Err(Error::new(ErrorKind::Unsupported, why));
@@ -73,7 +76,7 @@ impl Establisher {
             let candidates = self.settle(&entrant, entrants, refused);
             let mut site = self.site(Role::Connector, &entrant, &greeting, control);
             let link = entrant.backend.open(&mut site)?;
-            let path = path(address.to_string(), &entrant, &site, candidates);
+            let path = path(address.to_string(), &entrant, &site, terms.binding.is_some(), candidates);
             return self.connection(site, link, path);
         }
         Err(no_path(&refused))
@@ -82,14 +85,16 @@ impl Establisher {
     /// The accepting end.
     pub(crate) async fn accept(
         &self,
-        mut control: Control,
-        scheme: Scheme,
+        control: Control,
+        listening: &Address,
         address: String,
     ) -> Result<Connection> {
-        let (mut entrants, mut refused) = self.entrants(scheme);
+        let (mut entrants, mut refused) = self.entrants(listening.scheme());
         let environment = &*self.environment;
-        let greeting =
-            door::greet_as_acceptor(&mut control, &self.terms(&entrants, CRC32C), environment).await?;
+        let deadline = environment.now() + self.handshake_time;
+        let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
+        let terms = self.terms(&entrants, CRC32C, &control, deadline)?;
+        let greeting = door::greet_as_acceptor(&mut control, &terms, environment).await?;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
             let name = door::proposed(&mut control, deadline, environment).await?;
@@ -129,7 +134,7 @@ impl Establisher {
                 (Err(error), _) => return Err(error),
             };
             let candidates = self.settle(&entrant, entrants, refused);
-            let path = path(address, &entrant, &site, candidates);
+            let path = path(address, &entrant, &site, terms.binding.is_some(), candidates);
             return self.connection(site, link, path);
         }
         Err(Error::new(
@@ -164,18 +169,49 @@ impl Establisher {
         candidates
     }
 
-    fn terms(&self, entrants: &[Entrant], features: u64) -> Terms {
+    /// The endpoint's TLS, or what to do to have it.
+    pub(crate) fn tls(&self) -> Result<&Tls> {
+        let missing = || {
+            let why = "the endpoint has no TLS: to listen it needs a certificate and its key (--cert, --key), to connect an authority \
+                       to believe (--ca)";
+            Error::new(ErrorKind::Invalid, why)
+        };
+        self.tls.as_ref().ok_or_else(missing)
+    }
+
+    /// Puts TLS under the handshake, where `address` asks for it.
+    async fn secure(
+        &self,
+        role: Role,
+        control: Control,
+        address: &Address,
+        deadline: Duration,
+    ) -> Result<Control> {
+        if !address.scheme().is_encrypted() {
+            return Ok(control);
+        }
+        door::secure(role, control, self.tls()?, address.host(), deadline, &*self.environment).await
+    }
+
+    fn terms(
+        &self,
+        entrants: &[Entrant],
+        features: u64,
+        control: &Control,
+        deadline: Duration,
+    ) -> Result<Terms> {
         let offer = |entrant: &Entrant| Offer {
             backend: entrant.backend.name().to_owned(),
             bytes: entrant.offer.clone(),
         };
-        Terms {
+        Ok(Terms {
             identity: self.identity,
             token: self.token.clone(),
             features,
             offers: entrants.iter().map(offer).collect(),
-            handshake_time: self.handshake_time,
-        }
+            binding: control.binding()?,
+            handshake_time: deadline.saturating_sub(self.environment.now()),
+        })
     }
 
     /// The backends that `scheme` allows and this machine has, and what became of the others.
@@ -189,8 +225,15 @@ impl Establisher {
                 remedy: None,
                 nominal: None,
             };
-            if scheme != Scheme::Towline && scheme.as_str() != backend.name() {
-                candidate.reason = format!("the address asks for {} alone", scheme.as_str());
+            let why = match scheme.backend() {
+                Some(name) if name != backend.name() => format!("the address asks for {name} alone"),
+                _ if scheme.is_encrypted() && !backend.is_private() => {
+                    "it would carry in the clear what the address wants encrypted".to_owned()
+                }
+                _ => String::new(),
+            };
+            if !why.is_empty() {
+                candidate.reason = why;
                 refused.push(candidate);
                 continue;
             }
@@ -272,8 +315,10 @@ impl Establisher {
     }
 }
 
-fn path(address: String, entrant: &Entrant, site: &Site, candidates: Vec<Candidate>) -> Path {
-    Path { address, chosen: entrant.backend.name(), checked: site.checked, candidates }
+/// `over_tls`: the door's stream is, and whatever carries control took it over.
+fn path(address: String, entrant: &Entrant, site: &Site, over_tls: bool, candidates: Vec<Candidate>) -> Path {
+    let encrypted = over_tls && entrant.backend.carries_control();
+    Path { address, chosen: entrant.backend.name(), checked: site.checked, encrypted, candidates }
 }
 
 fn no_path(refused: &[Candidate]) -> Error {

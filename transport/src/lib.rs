@@ -61,7 +61,7 @@ mod wire;
 pub use addr::{Address, Scheme};
 pub use caps::Caps;
 pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
-pub use door::{Identity, Token};
+pub use door::{Identity, Tls, TlsBuilder, Token};
 pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use error::{Error, ErrorKind, Failed, Result};
 pub use incoming::{Incoming, Landing};

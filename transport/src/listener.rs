@@ -116,7 +116,7 @@ pub(crate) async fn listen(
     let closed = Arc::new(Notify::new());
     let reception = Reception {
         establisher: establisher.clone(),
-        scheme: address.scheme(),
+        address: address.clone(),
         arrive,
         strangers: Arc::new(Semaphore::new(unauthenticated_max)),
     };
@@ -174,7 +174,8 @@ pub(crate) async fn listen(
 /// What becomes of those who arrive.
 struct Reception {
     establisher: Arc<Establisher>,
-    scheme: Scheme,
+    /// Where they arrive.
+    address: Address,
     arrive: mpsc::Sender<Connection>,
     strangers: Arc<Semaphore>,
 }
@@ -200,11 +201,12 @@ impl Reception {
     /// Greets one peer in a task of its own, once there are not too many strangers.
     async fn receive(&self, control: Control, from: String) {
         let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
-        let (establisher, arrive, scheme) = (self.establisher.clone(), self.arrive.clone(), self.scheme);
+        let (establisher, arrive) = (self.establisher.clone(), self.arrive.clone());
+        let address = self.address.clone();
         let span = tracing::debug_span!("accept", %from);
         let greet = async move {
             let begin = establisher.environment.now();
-            let result = establisher.accept(control, scheme, from.clone()).await;
+            let result = establisher.accept(control, &address, from.clone()).await;
             establisher.count("acceptor", begin, &result);
             match result {
                 Ok(connection) => {

@@ -8,6 +8,7 @@ pub struct Path {
     pub(crate) address: String,
     pub(crate) chosen: &'static str,
     pub(crate) checked: bool,
+    pub(crate) encrypted: bool,
     pub(crate) candidates: Vec<Candidate>,
 }
 
@@ -51,6 +52,11 @@ impl Path {
     /// How damage on the way is noticed beyond what the transport itself does: `crc32c`, or `none`.
     pub fn integrity(&self) -> &'static str {
         if self.checked { "crc32c" } else { "none" }
+    }
+
+    /// What hides the bytes from whoever is on the way: `tls`, or `none`.
+    pub fn encryption(&self) -> &'static str {
+        if self.encrypted { "tls" } else { "none" }
     }
 
     /// Every candidate, in the order of preference.

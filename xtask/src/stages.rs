@@ -21,8 +21,9 @@ pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), 
 pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(10), run: asan::run };
 pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(10), run: bench };
 
-/// What a build may find on the search path: Rust and its linker. No pkg-config, cmake, make, clang, protoc or Python.
-const BUILD_PROGRAMS: [&str; 5] = ["cargo", "rustc", "cc", "ld", "as"];
+/// What a build may find on the search path: Rust, its linker, and what comes with that, which is what the cryptography behind
+/// TLS is built by. No pkg-config, cmake, make, clang, protoc, Perl or Python.
+const BUILD_PROGRAMS: [&str; 6] = ["cargo", "rustc", "cc", "ld", "as", "ar"];
 
 const fn minutes(count: u64) -> Duration {
     Duration::from_secs(60 * count)
@@ -50,8 +51,8 @@ fn examples(deadline: Instant) -> Outcome {
     run(&mut cargo(&["build", "--package", "towline-examples", "--all-targets"]), deadline)
 }
 
-/// The promise to somebody with a bare laptop: nothing but cargo is needed. The build directory is its own, because
-/// a dependency that is already built does not ask for its tools again.
+/// The promise to somebody with a bare laptop: nothing is needed but cargo and the C compiler that links for it. The build
+/// directory is its own, because a dependency that is already built does not ask for its tools again.
 fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     let target = target_directory().join("bare");
     let programs = target.join("programs");

@@ -45,7 +45,10 @@ fn address(text: &str) -> Result<Address> {
 
 fn parse_scheme(text: &str) -> Result<Scheme> {
     Scheme::ALL.into_iter().find(|scheme| scheme.as_str() == text).ok_or_else(|| {
-        invalid(format!("unknown scheme \"{}\": use one of towline, tcp, shm, ucx, ib, mem", quote(text)))
+        invalid(format!(
+            "unknown scheme \"{}\": use one of towline, towlines, tcp, tls, shm, ucx, ib, mem",
+            quote(text)
+        ))
     })
 }
 

@@ -63,7 +63,7 @@ fn errors_say_what_is_wrong_and_what_is_right() {
     for (text, expected) in [
         ("", "no \"://\": write tcp://host:port"),
         ("tcp//x", "\"tcp//x\": no \"://\": write tcp://host:port"),
-        ("http://x:1", "unknown scheme \"http\": use one of towline, tcp, shm, ucx, ib, mem"),
+        ("http://x:1", "unknown scheme \"http\": use one of towline, towlines, tcp, tls, shm, ucx, ib, mem"),
         ("TCP://x:1", "unknown scheme \"TCP\""),
         ("tcp://x", "no port: write tcp://host:7000"),
         ("ib://x:", "no port: write ib://host:7000"),

@@ -76,6 +76,10 @@ impl Backend for Faulty {
         self.backend.carries_control()
     }
 
+    fn is_private(&self) -> bool {
+        self.backend.is_private()
+    }
+
     fn checks(&self) -> bool {
         self.backend.checks()
     }

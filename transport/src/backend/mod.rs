@@ -46,6 +46,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether nobody on the way can read or change what its links carry over a door that is encrypted: since it takes the
+    /// door's stream over, or since nothing leaves the process. `tls` and `towlines` take no other.
+    fn is_private(&self) -> bool {
+        false
+    }
+
     /// Whether its links check what travels where [`Site::checked`] asks for it.
     fn checks(&self) -> bool {
         false

@@ -11,8 +11,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::tls::{Tls, TlsStream, secure_as_acceptor, secure_as_connector};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::handshake::{BINDING_LEN, Role};
 use crate::wire::liveness::{Due, Liveness};
 
 const ASK: u8 = 1;
@@ -25,6 +27,7 @@ pub struct Control(Line);
 #[derive(Debug)]
 enum Line {
     Socket(TcpStream),
+    Tls(Box<TlsStream>),
     Process(DuplexStream),
 }
 
@@ -46,11 +49,45 @@ impl Control {
     /// # Errors
     /// `Unsupported` if the handshake did not run on a plain socket.
     pub fn into_socket(self) -> Result<std::net::TcpStream> {
+        match self.into_parts()? {
+            (socket, None) => Ok(socket),
+            (_, Some(_)) => Err(Error::new(ErrorKind::Unsupported, "the handshake ran on TLS")),
+        }
+    }
+
+    /// The socket, non-blocking, and the TLS session on it, if there is one.
+    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<rustls::Connection>)> {
         match self.0 {
-            Line::Socket(stream) => stream.into_std().map_err(Error::io),
+            Line::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
+            Line::Tls(stream) => stream.into_parts().map(|(socket, tls)| (socket, Some(tls))),
             Line::Process(_) => {
                 Err(Error::new(ErrorKind::Unsupported, "the handshake did not run on a socket"))
             }
+        }
+    }
+
+    /// TLS over a socket that has carried nothing yet, which is one of a listener at `host` for the connector; a stream
+    /// within the process needs none.
+    pub(super) async fn secure(
+        self,
+        role: Role,
+        tls: &Tls,
+        host: &str,
+        environment: &dyn Environment,
+    ) -> Result<Self> {
+        let Line::Socket(socket) = self.0 else { return Ok(self) };
+        let stream = match role {
+            Role::Connector => secure_as_connector(socket, tls, host, environment).await?,
+            Role::Acceptor => secure_as_acceptor(socket, tls, environment).await?,
+        };
+        Ok(Self(Line::Tls(Box::new(stream))))
+    }
+
+    /// What the TLS session is known by, if there is one.
+    pub(crate) fn binding(&self) -> Result<Option<[u8; BINDING_LEN]>> {
+        match &self.0 {
+            Line::Tls(stream) => stream.binding().map(Some),
+            Line::Socket(_) | Line::Process(_) => Ok(None),
         }
     }
 
@@ -132,6 +169,7 @@ impl AsyncRead for Control {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Line::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
+            Line::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
             Line::Process(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -141,6 +179,7 @@ impl AsyncWrite for Control {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().0 {
             Line::Socket(stream) => Pin::new(stream).poll_write(cx, buf),
+            Line::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
             Line::Process(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -148,6 +187,7 @@ impl AsyncWrite for Control {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Line::Socket(stream) => Pin::new(stream).poll_flush(cx),
+            Line::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
             Line::Process(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -155,6 +195,7 @@ impl AsyncWrite for Control {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
             Line::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
+            Line::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
             Line::Process(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -6,6 +6,7 @@
 mod control;
 mod identity;
 mod refusal;
+mod tls;
 mod token;
 
 use std::time::Duration;
@@ -14,8 +15,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::environment::{Environment, within};
 use crate::wire::handshake::{
-    HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN, agree, decode,
-    head,
+    BINDING_LEN, HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN,
+    agree, decode, head,
 };
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
@@ -24,6 +25,8 @@ pub use crate::wire::handshake::Role;
 pub(crate) use crate::wire::handshake::{CRC32C, Offer};
 pub use control::Control;
 pub use identity::Identity;
+pub(crate) use tls::broken;
+pub use tls::{Tls, TlsBuilder};
 pub use token::Token;
 
 /// How long a handshake may take, where nothing else was asked for.
@@ -43,6 +46,8 @@ pub(crate) struct Terms {
     pub(crate) features: u64,
     /// At most 16, of at most 16 KiB each and a little less than 64 KiB together. Strangers can read them.
     pub(crate) offers: Vec<Offer>,
+    /// What the TLS session is known by that this runs on: the proofs cover it.
+    pub(crate) binding: Option<[u8; BINDING_LEN]>,
     /// Bounds the whole greeting; telling the peer about a refusal may add 0.1 s.
     pub(crate) handshake_time: Duration,
 }
@@ -72,6 +77,24 @@ impl std::fmt::Debug for Greeting {
             .field("offers", offers)
             .finish_non_exhaustive()
     }
+}
+
+/// TLS under the handshake, where `control` is a socket: with a listener at `host` for the end that connected.
+///
+/// `deadline` is a time of `env`'s clock, not a duration; telling the peer about a refusal may add 0.1 s.
+pub(crate) async fn secure(
+    role: Role,
+    control: Control,
+    tls: &Tls,
+    host: &str,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<Control> {
+    let secured = within(env, deadline, control.secure(role, tls, host, env)).await;
+    secured.unwrap_or_else(|| {
+        let why = format!("TLS was not set up within the time of a handshake: {}", slow(role));
+        Err(Error::new(ErrorKind::TimedOut, why))
+    })
 }
 
 /// The handshake of the end that connected. After an error the stream is of no more use.
@@ -191,12 +214,13 @@ async fn converse<S: Stream>(
     let ours = our_hello(terms, env);
     let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
     let token = terms.token.as_ref().map(Token::as_bytes);
+    let binding = terms.binding.as_ref();
     match role {
         Role::Connector => {
             send_hello(stream, &our_bytes, env).await?;
             let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
             let version = agree(&ours, &theirs)?;
-            let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes };
+            let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes, binding };
             send_proof(stream, &transcript, token, role).await?;
             check_proof(stream, &transcript, token, Role::Acceptor).await?;
             Ok(greeting(&ours, theirs, version, transcript.secret(token)))
@@ -205,7 +229,7 @@ async fn converse<S: Stream>(
             let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
             let version = agree(&theirs, &ours)?;
             send(stream, &our_bytes).await?;
-            let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes };
+            let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes, binding };
             check_proof(stream, &transcript, token, Role::Connector).await?;
             send_proof(stream, &transcript, token, role).await?;
             Ok(greeting(&ours, theirs, version, transcript.secret(token)))

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Stream;
 use crate::environment::{Environment, within};
-use crate::wire::handshake::{Message, Role, excerpt};
+use crate::wire::handshake::{MAGIC, Message, Role, excerpt};
 use crate::{Error, ErrorKind};
 
 /// Bounds telling the peer, from the first byte written to the last byte drained, and also how long a stranger's
@@ -43,19 +43,31 @@ impl Refusal {
 
     /// Tells the peer, ends the stream, and returns the error for this end. Best effort, bounded by [`PARTING_TIME`].
     pub(super) async fn deliver<S: Stream>(self, stream: &mut S, env: &dyn Environment) -> Error {
-        let words = match self.answer {
-            Answer::Nothing => return self.error,
-            Answer::Http => http_answer(),
+        self.deliver_after(&[], stream, env).await
+    }
+
+    /// The same, with words of TLS's own before it.
+    pub(super) async fn deliver_after<S: Stream>(
+        self,
+        words: &[u8],
+        stream: &mut S,
+        env: &dyn Environment,
+    ) -> Error {
+        let mut words = words.to_vec();
+        match self.answer {
+            Answer::Nothing => {}
+            Answer::Http => words.extend(http_answer()),
             Answer::Message => {
                 let (kind, reason) = (self.error.kind(), self.error.detail().to_owned());
-                let mut bytes = Vec::new();
                 let refuse = Message::Refuse { kind, reason };
-                if refuse.encode(&mut bytes).is_err() {
+                if refuse.encode(&mut words).is_err() {
                     return self.error;
                 }
-                bytes
             }
-        };
+        }
+        if words.is_empty() {
+            return self.error;
+        }
         let parting = async {
             stream.write_all(&words).await?;
             stream.shutdown().await?;
@@ -94,6 +106,32 @@ pub(super) async fn of_stranger<S: Stream>(
     first: &[u8],
     env: &dyn Environment,
 ) -> Refusal {
+    stranger(role, &first_words(stream, first, env).await)
+}
+
+/// A connector says something where TLS was due.
+pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+    let words = first_words(stream, &[], env).await;
+    if !words.starts_with(&MAGIC) {
+        return stranger(Role::Acceptor, &words);
+    }
+    let why = "the connector speaks Towline in the clear, and this listener only over TLS: connect to tls:// or towlines://";
+    Error::new(ErrorKind::Refused, why).into()
+}
+
+/// A listener answers in the clear where TLS was due.
+pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+    match super::receive_hello(Role::Connector, stream, env).await {
+        Err(refusal) => Refusal::untold(refusal.error),
+        Ok(_) => {
+            let why = "the listener speaks Towline in the clear: connect to tcp:// or towline://, or have it listen over TLS";
+            Refusal::untold(Error::new(ErrorKind::Refused, why))
+        }
+    }
+}
+
+/// What somebody says first, as far as it comes soon.
+async fn first_words<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
     let mut words = first.to_vec();
     let listening = async {
         let mut more = [0; WORDS_LEN_MAX];
@@ -107,21 +145,26 @@ pub(super) async fn of_stranger<S: Stream>(
     };
     // Whatever came until then has to do.
     let _ = within(env, env.now().saturating_add(PARTING_TIME), listening).await;
+    words
+}
+
+/// What is said to and of somebody who is no Towline endpoint.
+fn stranger(role: Role, words: &[u8]) -> Refusal {
     let refused = |detail: String| Error::new(ErrorKind::Refused, detail);
-    let said = excerpt(&words);
+    let said = excerpt(words);
     match role {
-        Role::Connector if is_tls(&words) => {
+        Role::Connector if is_tls(words) => {
             Refusal::untold(refused("not a plain Towline endpoint: it answered in TLS".to_owned()))
         }
         Role::Connector => {
             Refusal::untold(refused(format!("not a Towline endpoint: it answered \"{said}\"")))
         }
-        Role::Acceptor if is_tls(&words) => refused(
+        Role::Acceptor if is_tls(words) => refused(
             "the connector speaks TLS and this endpoint does not: use TLS at both ends or at neither"
                 .to_owned(),
         )
         .into(),
-        Role::Acceptor if is_http(&words) => Refusal {
+        Role::Acceptor if is_http(words) => Refusal {
             error: refused(format!("the connector speaks HTTP, and this is a Towline endpoint: \"{said}\"")),
             answer: Answer::Http,
         },

@@ -104,6 +104,7 @@ fn terms(token: Option<&str>) -> Terms {
             Offer { backend: "tcp".to_owned(), bytes: Vec::new() },
             Offer { backend: "shm".to_owned(), bytes: vec![1, 2, 3] },
         ],
+        binding: None,
         handshake_time: HANDSHAKE_TIME,
     }
 }

@@ -34,6 +34,8 @@ pub(crate) const MESSAGE_LEN_MAX: usize = 64 * 1024;
 pub(crate) const IDENTITY_LEN: usize = 56;
 pub(crate) const NONCE_LEN: usize = 32;
 pub(crate) const MAC_LEN: usize = 32;
+/// What an encrypted session is known by.
+pub(crate) const BINDING_LEN: usize = 32;
 pub(crate) const OFFERS_MAX: usize = 16;
 pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;

@@ -57,6 +57,10 @@ impl Backend for Mem {
         if local.same_process(peer) { Ok(()) } else { Err("the peer is another process".into()) }
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         let (first, second) = match site.role {
             Role::Connector => (&site.offer, &site.peer_offer),

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
@@ -41,12 +40,12 @@ pub(super) struct TcpLink {
 }
 
 impl TcpLink {
-    pub(super) fn open(stream: TcpStream, site: &Site) -> Arc<dyn Link> {
+    pub(super) fn open(socket: Socket, site: &Site) -> Arc<dyn Link> {
         let now = site.environment.now();
         let session =
             Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked);
         Arc::new(Self {
-            socket: Socket::new(stream),
+            socket,
             inbox: site.inbox.clone(),
             environment: site.environment.clone(),
             submitted: Mutex::default(),
@@ -129,7 +128,7 @@ impl TcpLink {
             self.inbox.announce(announced);
         }
         moved |= self.write(session, if read { Urgency::Company } else { Urgency::Word })?;
-        if session.is_over() {
+        if session.is_over() && !self.blocked.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
         }
         Ok(if moved { Progress::Moved } else { Progress::Idle })
@@ -168,7 +167,7 @@ impl TcpLink {
             self.blocked.store(true, Ordering::Release);
             return Ok(moved);
         }
-        self.blocked.store(false, Ordering::Release);
+        self.blocked.store(!self.socket.flush().map_err(cut)?, Ordering::Release);
         Ok(moved)
     }
 
@@ -278,7 +277,9 @@ impl Link for TcpLink {
     }
 
     fn source(&self) -> Option<Source<'_>> {
-        Some(Source { descriptor: self.socket.descriptor(), writable: self.blocked.load(Ordering::Acquire) })
+        // What the socket holds is not seen by a descriptor that waits for more of it; one that waits for room wakes at once.
+        let writable = self.blocked.load(Ordering::Acquire) || self.socket.holds();
+        Some(Source { descriptor: self.socket.descriptor(), writable })
     }
 
     fn tick(&self) {
@@ -341,5 +342,9 @@ fn ended(session: &Session) -> Error {
 }
 
 fn cut(error: std::io::Error) -> Error {
+    let error = match error.downcast::<Error>() {
+        Ok(ours) => return ours,
+        Err(error) => error,
+    };
     Error::new(ErrorKind::PeerLost, "the connection was cut").caused_by(error)
 }

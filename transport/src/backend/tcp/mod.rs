@@ -3,12 +3,14 @@
 //! Vectored writes straight from the buffers, reads straight into their destination: payload of 16 KiB and above is never
 //! copied in user space, smaller payload once, at the receiver.
 
+mod encrypted;
 mod link;
 mod socket;
 
 use std::sync::Arc;
 
 use self::link::TcpLink;
+use self::socket::Socket;
 use super::{Backend, Caps, Identity, Link, Nominal, Probe, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -50,14 +52,18 @@ impl Backend for Tcp {
         true
     }
 
+    fn is_private(&self) -> bool {
+        true
+    }
+
     fn checks(&self) -> bool {
         true
     }
 
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
-        let socket =
-            site.control.take().ok_or_else(nothing)?.into_socket().map_err(|error| error.by("tcp"))?;
-        Ok(TcpLink::open(socket, site))
+        let control = site.control.take().ok_or_else(nothing)?;
+        let (stream, tls) = control.into_parts().map_err(|error| error.by("tcp"))?;
+        Ok(TcpLink::open(Socket::new(stream, tls), site))
     }
 }

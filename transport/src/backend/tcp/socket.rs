@@ -1,16 +1,20 @@
-//! The socket: vectored, non-blocking, into memory that need not be initialised.
+//! The socket: vectored, non-blocking, into memory that need not be initialised. Over TLS it is the same socket to its link,
+//! which encrypts.
 
 #![expect(unsafe_code, reason = "the operating system fills memory that no Rust code initialised")]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
+use std::ops::DerefMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use rustls::Connection;
 
+use super::encrypted::Encrypted;
 use crate::memory::BufferMut;
 
 /// The most slices of one call.
@@ -18,9 +22,16 @@ pub(super) const SLICES_MAX: usize = 512;
 /// The most buffers of one read.
 pub(super) const BUFFERS_MAX: usize = 64;
 
-/// A connected, non-blocking socket.
+/// A connected, non-blocking socket, plain or over TLS.
 #[derive(Debug)]
 pub(super) struct Socket {
+    raw: Raw,
+    tls: Option<Encrypted>,
+}
+
+/// A connected, non-blocking socket.
+#[derive(Debug)]
+pub(super) struct Raw {
     stream: TcpStream,
     calls: AtomicU64,
 }
@@ -35,27 +46,40 @@ pub(super) enum Moved {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, calls: AtomicU64::new(0) }
+    pub(super) fn new(stream: TcpStream, tls: Option<Connection>) -> Self {
+        Self { raw: Raw { stream, calls: AtomicU64::new(0) }, tls: tls.map(Encrypted::new) }
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.raw.stream.as_fd()
     }
 
     pub(super) fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+        self.raw.calls.load(Ordering::Relaxed)
+    }
+
+    /// Whether a read would find something though the descriptor may not be ready.
+    pub(super) fn holds(&self) -> bool {
+        self.tls.as_ref().is_some_and(Encrypted::holds)
     }
 
     pub(super) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
-        self.call(|| {
-            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-            rustix::net::sendmsg(&self.stream, slices, &mut SendAncillaryBuffer::default(), flags)
-        })
+        match &self.tls {
+            Some(tls) => tls.write(&self.raw, slices),
+            None => self.raw.send(slices),
+        }
+    }
+
+    /// Sends what was written and has not left; false if the socket is full.
+    pub(super) fn flush(&self) -> io::Result<bool> {
+        self.tls.as_ref().map_or(Ok(true), |tls| tls.flush(&self.raw))
     }
 
     pub(super) fn read(&self, bytes: &mut [u8]) -> io::Result<Moved> {
-        self.call(|| rustix::io::read(&self.stream, &mut *bytes))
+        match &self.tls {
+            Some(tls) => tls.read(&self.raw, bytes.len(), filling(&mut [bytes])),
+            None => self.raw.receive(bytes),
+        }
     }
 
     /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
@@ -73,13 +97,13 @@ impl Socket {
             slices.push(uninitialised(&mut spare[..*room]));
         }
         slices.push(IoSliceMut::new(then));
-        let moved = self.call(|| rustix::io::readv(&self.stream, &mut slices))?;
+        let moved = self.read_slices(&mut slices)?;
         if let Moved::Bytes(mut len) = moved {
             for (buffer, room) in buffers {
                 let filled = len.min(*room);
                 let new_len = buffer.len() + filled;
-                // SAFETY: M4: the operating system wrote the first `filled` bytes of this buffer's spare part, since it
-                // fills slices in order and `len` is what is left of its count.
+                // SAFETY: M4: the first `filled` bytes of this buffer's spare part were written, by the operating system or by
+                // TLS, since slices are filled in order and `len` is what is left of their count.
                 unsafe { buffer.set_len(new_len) };
                 len -= filled;
             }
@@ -89,14 +113,37 @@ impl Socket {
 
     /// Reads into a region's bytes.
     pub(super) fn read_region(&self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
-        let mut slices = [IoSliceMut::new(bytes), IoSliceMut::new(then)];
-        self.call(|| rustix::io::readv(&self.stream, &mut slices))
+        self.read_slices(&mut [IoSliceMut::new(bytes), IoSliceMut::new(then)])
     }
 
     /// Nothing more will be written.
     pub(super) fn shutdown_write(&self) {
+        if let Some(tls) = &self.tls {
+            tls.say_good_bye(&self.raw);
+        }
         // A socket that is gone already has nothing to shut.
-        let _ = rustix::net::shutdown(&self.stream, Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
+    }
+
+    fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<Moved> {
+        let Some(tls) = &self.tls else {
+            return self.raw.call(|| rustix::io::readv(&self.raw.stream, slices));
+        };
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        tls.read(&self.raw, wanted, filling(slices))
+    }
+}
+
+impl Raw {
+    pub(super) fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+        self.call(|| {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            rustix::net::sendmsg(&self.stream, slices, &mut SendAncillaryBuffer::default(), flags)
+        })
+    }
+
+    pub(super) fn receive(&self, bytes: &mut [u8]) -> io::Result<Moved> {
+        self.call(|| rustix::io::read(&self.stream, &mut *bytes))
     }
 
     fn call(&self, mut call: impl FnMut() -> Result<usize, Errno>) -> io::Result<Moved> {
@@ -112,10 +159,27 @@ impl Socket {
     }
 }
 
+/// Fills `slices` in order with whatever it is called with, which is no more than they take.
+fn filling<'a, S: DerefMut<Target = [u8]>>(slices: &'a mut [S]) -> impl FnMut(&[u8]) + 'a {
+    let (mut at, mut filled) = (0, 0);
+    move |mut bytes| {
+        while !bytes.is_empty() && at < slices.len() {
+            let room = &mut slices[at][filled..];
+            let len = room.len().min(bytes.len());
+            room[..len].copy_from_slice(&bytes[..len]);
+            bytes = &bytes[len..];
+            filled += len;
+            if filled == slices[at].len() {
+                (at, filled) = (at + 1, 0);
+            }
+        }
+    }
+}
+
 /// Memory for the operating system to write to.
 fn uninitialised(bytes: &mut [MaybeUninit<u8>]) -> IoSliceMut<'_> {
     let (start, len) = (bytes.as_mut_ptr().cast::<u8>(), bytes.len());
     // SAFETY: M2, M4: the range is exclusively borrowed for as long as the slice lives, and the slice is only ever handed
-    // to `readv`, which writes and does not read.
+    // to `readv` or to `filling`, which write and do not read.
     IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(start, len) })
 }

@@ -230,8 +230,8 @@ fn reflection_and_one_sided_tokens_are_refused() {
 
 #[test]
 fn proofs_and_secrets_differ_by_role_token_and_transcript() {
-    let transcript = Transcript { connector: b"one", acceptor: b"two" };
-    let swapped = Transcript { connector: b"two", acceptor: b"one" };
+    let transcript = Transcript { connector: b"one", acceptor: b"two", binding: None };
+    let swapped = Transcript { connector: b"two", acceptor: b"one", binding: None };
     let token = Some(&b"token"[..]);
     let proof = transcript.proof(token, Role::Connector);
     transcript.verify(token, Role::Connector, &proof).unwrap();
@@ -255,7 +255,7 @@ fn proofs_and_secrets_differ_by_role_token_and_transcript() {
 #[test]
 fn the_proof_is_the_documented_one() {
     // Computed by Python: hmac.new(b"Jefe", b"towline acceptor", hashlib.sha256).hexdigest()
-    let transcript = Transcript { connector: b"", acceptor: b"" };
+    let transcript = Transcript { connector: b"", acceptor: b"", binding: None };
     let proof = transcript.proof(Some(b"Jefe"), Role::Acceptor);
     let hex: String = proof.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, "fc32abaf655d06fd742e35c886ed61d8bacd7b9df96634e0effc2a73f5f06809");

@@ -5,7 +5,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::MAC_LEN;
+use super::{BINDING_LEN, MAC_LEN};
 use crate::{Error, ErrorKind, Result};
 
 /// Which end of the handshake.
@@ -39,6 +39,8 @@ impl Role {
 pub(crate) struct Transcript<'a> {
     pub(crate) connector: &'a [u8],
     pub(crate) acceptor: &'a [u8],
+    /// What the session below this one is known by, where it is encrypted: who sits in the middle has two of them.
+    pub(crate) binding: Option<&'a [u8; BINDING_LEN]>,
 }
 
 impl Transcript<'_> {
@@ -76,7 +78,7 @@ impl Transcript<'_> {
             Some(token) => self.mac(token, LABEL).finalize().into_bytes().into(),
             None => {
                 let hash = Sha256::new().chain_update(LABEL).chain_update(self.connector);
-                hash.chain_update(self.acceptor).finalize().into()
+                hash.chain_update(self.acceptor).chain_update(self.bound()).finalize().into()
             }
         }
     }
@@ -84,6 +86,13 @@ impl Transcript<'_> {
     /// No label begins another, and each `Hello` carries its length: two transcripts never feed the same bytes.
     fn mac(&self, token: &[u8], label: &[u8]) -> Hmac<Sha256> {
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(token).expect("HMAC takes keys of every length");
-        mac.chain_update(label).chain_update(self.connector).chain_update(self.acceptor)
+        mac.chain_update(label)
+            .chain_update(self.connector)
+            .chain_update(self.acceptor)
+            .chain_update(self.bound())
+    }
+
+    fn bound(&self) -> &[u8] {
+        self.binding.map_or(&[], |binding| &binding[..])
     }
 }

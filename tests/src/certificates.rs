@@ -1,0 +1,99 @@
+//! Certificates for tests. Keys come from fixed seeds, so that processes that never met know the same authority.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
+};
+use towline::{Tls, TlsBuilder};
+
+/// Who signs, by the seed of its key.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, as PEM.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    /// The certificate.
+    pub chain: String,
+    /// Its private key.
+    pub key: String,
+}
+
+/// What is unusual about a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Usual,
+    /// It is no longer valid.
+    Expired,
+    /// It is not valid yet.
+    Future,
+    /// It is for listeners alone.
+    ServerOnly,
+}
+
+impl Authority {
+    /// The authority whose key is made of this byte.
+    pub fn new(seed: u8) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("Towline tests {seed}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let issuer = CertifiedIssuer::self_signed(params, key(seed)).expect("a certificate from valid parts");
+        Self { issuer }
+    }
+
+    /// Its certificate, as PEM.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Signs a certificate for these names and addresses, with a key of this seed.
+    pub fn sign(&self, names: &[&str], seed: u8, kind: Kind) -> Certificate {
+        let key = key(seed);
+        let certificate = params(names, kind).signed_by(&key, &self.issuer).expect("valid parts");
+        Certificate { chain: certificate.pem(), key: key.serialize_pem() }
+    }
+}
+
+/// A certificate that nobody but itself signed.
+pub fn self_signed(names: &[&str], seed: u8) -> Certificate {
+    let key = key(seed);
+    let certificate = params(names, Kind::Usual).self_signed(&key).expect("valid parts");
+    Certificate { chain: certificate.pem(), key: key.serialize_pem() }
+}
+
+/// What an endpoint at these names and addresses shows and believes: both ends one authority.
+pub fn mutual_tls(names: &[&str]) -> Tls {
+    let authority = Authority::new(1);
+    let certificate = authority.sign(names, 2, Kind::Usual);
+    certificate.shown_by(Tls::builder()).authority(authority.pem()).build().expect("valid parts")
+}
+
+impl Certificate {
+    /// Settings of an endpoint that shows it.
+    pub fn shown_by(&self, tls: TlsBuilder) -> TlsBuilder {
+        tls.certificate(self.chain.clone(), self.key.clone())
+    }
+}
+
+fn params(names: &[&str], kind: Kind) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(names).expect("names that a certificate can bear");
+    match kind {
+        Kind::Usual => {}
+        Kind::Expired => params.not_after = date_time_ymd(2020, 1, 1),
+        Kind::Future => params.not_before = date_time_ymd(3000, 1, 1),
+        Kind::ServerOnly => params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth],
+    }
+    params
+}
+
+/// RFC 8410, section 7: an Ed25519 key of 32 equal bytes, as PKCS #8.
+fn key(seed: u8) -> KeyPair {
+    const HEAD: [u8; 16] = [0x30, 46, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 34, 4, 32];
+    let der = [HEAD.as_slice(), &[seed; 32]].concat();
+    KeyPair::from_pkcs8_der_and_sign_algo(&der.as_slice().into(), &PKCS_ED25519).expect("a valid key")
+}

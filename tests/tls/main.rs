@@ -1,0 +1,124 @@
+//! Who comes in over TLS, who does not, and what both ends hear of it.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod meddler;
+mod refusals;
+mod settings;
+
+use std::time::Duration;
+
+use towline::{
+    Address, Connection, Endpoint, Error, ErrorKind, Listener, Message, Scheme, Tls, TlsBuilder, Token,
+};
+use towline_tests::certificates::{Authority, Certificate, Kind};
+
+/// Longer than anything here takes, handshakes that are given up included.
+const SOON: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
+
+/// The authority of those who belong together.
+fn ours() -> Authority {
+    Authority::new(1)
+}
+
+fn listeners() -> Certificate {
+    ours().sign(&["localhost", "127.0.0.1"], 2, Kind::Usual)
+}
+
+fn connectors() -> Certificate {
+    ours().sign(&["worker"], 3, Kind::Usual)
+}
+
+/// What shows `certificate`, and believes `authority`.
+fn showing(certificate: &Certificate, authority: &Authority) -> Tls {
+    certificate.shown_by(believing(authority)).build().unwrap()
+}
+
+fn believing(authority: &Authority) -> TlsBuilder {
+    Tls::builder().authority(authority.pem())
+}
+
+fn endpoint(tls: Tls) -> Endpoint {
+    Endpoint::builder().tls(tls).handshake_time(HANDSHAKE_TIME).build().unwrap()
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+/// A listener, and the endpoint that counts who was not let in.
+struct Door {
+    endpoint: Endpoint,
+    listener: Listener,
+}
+
+impl Door {
+    async fn open(tls: Tls) -> Self {
+        Self::at("tls://127.0.0.1:0", endpoint(tls)).await
+    }
+
+    async fn at(address: &str, endpoint: Endpoint) -> Self {
+        let listener = endpoint.listen(&address.parse().unwrap()).await.unwrap();
+        Self { endpoint, listener }
+    }
+
+    fn port(&self) -> u16 {
+        self.listener.address().port()
+    }
+
+    /// The same place by another scheme and host.
+    fn address(&self, scheme: Scheme, host: &str) -> Address {
+        Address::new(scheme, host, self.port()).unwrap()
+    }
+
+    async fn meet(&self, near: &Endpoint, address: &Address) -> (Connection, Connection) {
+        let both = async { tokio::join!(near.connect(address), self.listener.accept()) };
+        let (a, b) = soon("a connection", both).await;
+        (a.unwrap(), b.unwrap())
+    }
+
+    /// A friend comes in, and both ends hear the other.
+    async fn assert_open(&self) {
+        let friend = endpoint(showing(&connectors(), &ours()));
+        let (a, b) = self.meet(&friend, self.listener.address()).await;
+        let both = async {
+            tokio::join!(
+                a.deliver(Message::new("there")),
+                b.recv(),
+                b.deliver(Message::new("back")),
+                a.recv()
+            )
+        };
+        let (there, taken, back, heard) = soon("messages", both).await;
+        there.and(back).unwrap();
+        assert_eq!(
+            (&taken.unwrap().header()[..], &heard.unwrap().header()[..]),
+            (&b"there"[..], &b"back"[..])
+        );
+    }
+
+    /// Peers that failed to come in for this reason, as this end saw it.
+    async fn assert_refused(&self, why: &str, count: u64) {
+        let line = format!("towline_connections_failed_total{{role=\"acceptor\",why=\"{why}\"}} {count}");
+        let counted = async {
+            while !self.endpoint.metrics().text().contains(&line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let counted = tokio::time::timeout(SOON, counted).await;
+        assert!(counted.is_ok(), "no {line} in {}", self.endpoint.metrics().text());
+    }
+}
+
+/// Fails to connect there.
+async fn refused(near: &Endpoint, address: &Address) -> Error {
+    soon("a refusal", near.connect(address)).await.unwrap_err()
+}
+
+#[track_caller]
+fn assert_says(error: &Error, kind: ErrorKind, words: &[&str]) {
+    assert_eq!(error.kind(), kind, "{error}");
+    for words in words {
+        assert!(error.to_string().contains(words), "{words:?} in: {error}");
+    }
+}

@@ -1,0 +1,61 @@
+//! Somebody in the middle whose certificate is believed, since the authority signed it for another purpose or lost its key.
+
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::*;
+
+/// Takes one connection, and carries what is said to the listener at `port` and back, decrypted and encrypted again.
+async fn meddle(between: TcpListener, port: u16) {
+    let Certificate { chain, key } = listeners();
+    let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let mut shown = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap();
+    shown.alpn_protocols = vec![b"towline/1".to_vec()];
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ours().pem().as_bytes()).unwrap()).unwrap();
+    let mut asked = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    asked.alpn_protocols = vec![b"towline/1".to_vec()];
+
+    let (near, _) = between.accept().await.unwrap();
+    let mut near = TlsAcceptor::from(Arc::new(shown)).accept(near).await.unwrap();
+    let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut far = TlsConnector::from(Arc::new(asked)).connect(name, far).await.unwrap();
+    // Both ends hang up when they notice.
+    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+}
+
+/// How an attempt to connect through the meddler ends.
+async fn through_a_meddler(token: Option<&str>) -> towline::Result<Connection> {
+    let endpoint = |tls: TlsBuilder| {
+        let builder = Endpoint::builder().tls(tls.build().unwrap());
+        match token {
+            Some(token) => builder.token(Token::from_bytes(token).unwrap()).build().unwrap(),
+            None => builder.build().unwrap(),
+        }
+    };
+    let door = Door::at("tls://127.0.0.1:0", endpoint(listeners().shown_by(Tls::builder()))).await;
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = Address::new(Scheme::Tls, "127.0.0.1", between.local_addr().unwrap().port()).unwrap();
+    let meddling = tokio::spawn(meddle(between, door.port()));
+    let result = soon("the attempt", endpoint(believing(&ours())).connect(&address)).await;
+    if token.is_some() {
+        door.assert_refused("unauthenticated", 1).await;
+        soon("the meddler's end", meddling).await.unwrap();
+    }
+    result
+}
+
+#[tokio::test]
+async fn a_token_keeps_out_who_sits_in_the_middle() {
+    let error = through_a_meddler(Some("secret")).await.unwrap_err();
+    assert_says(&error, ErrorKind::Unauthenticated, &["someone meddles"]);
+    // Certificates alone cannot tell: whom the authority vouches for is believed.
+    through_a_meddler(None).await.unwrap();
+}

@@ -1,0 +1,112 @@
+//! What an endpoint is told, and what it then does.
+
+use super::*;
+
+#[tokio::test]
+async fn what_leaves_the_process_is_encrypted_and_what_stays_is_not() {
+    let tls = || showing(&listeners(), &ours());
+    let door = Door::at("towlines://127.0.0.1:0", endpoint(tls())).await;
+    let (a, b) = door.meet(&endpoint(tls()), door.listener.address()).await;
+    assert_eq!((a.path().chosen(), a.path().encryption()), ("mem", "none"));
+    assert_eq!((b.path().chosen(), b.path().encryption()), ("mem", "none"));
+    // As between two processes.
+    let backends = || {
+        vec![std::sync::Arc::new(towline::backend::tcp::Tcp) as std::sync::Arc<dyn towline::backend::Backend>]
+    };
+    let near = Endpoint::builder().tls(tls()).backends(backends()).build().unwrap();
+    let (a, b) = door.meet(&near, door.listener.address()).await;
+    assert_eq!((a.path().chosen(), a.path().encryption()), ("tcp", "tls"));
+    assert_eq!((b.path().chosen(), b.path().encryption()), ("tcp", "tls"));
+    // And forced.
+    let (a, b) = door.meet(&near, &door.address(Scheme::Tls, "localhost")).await;
+    assert_eq!((a.path().encryption(), b.path().encryption()), ("tls", "tls"));
+}
+
+#[tokio::test]
+async fn anonymous_connectors_come_in_where_they_may() {
+    let tls = listeners().shown_by(believing(&ours())).anonymous_clients(true).build().unwrap();
+    let door = Door::open(tls).await;
+    door.meet(&endpoint(believing(&ours()).build().unwrap()), door.listener.address()).await;
+    // And where nobody could be believed anyway.
+    let door = Door::open(listeners().shown_by(Tls::builder()).build().unwrap()).await;
+    door.meet(&endpoint(believing(&ours()).build().unwrap()), door.listener.address()).await;
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_over_tls_as_well() {
+    let with = |token: &str| {
+        let builder = Endpoint::builder().tls(showing(&listeners(), &ours()));
+        builder.token(Token::from_bytes(token).unwrap()).build().unwrap()
+    };
+    let door = Door::at("tls://127.0.0.1:0", with("secret")).await;
+    door.meet(&with("secret"), door.listener.address()).await;
+    let error = refused(&with("another"), door.listener.address()).await;
+    assert_says(&error, ErrorKind::Unauthenticated, &["different tokens"]);
+}
+
+#[tokio::test]
+async fn a_listener_over_tls_needs_no_insecure_beyond_loopback() {
+    let only_shown = listeners().shown_by(Tls::builder()).build().unwrap();
+    for tls in [showing(&listeners(), &ours()), only_shown] {
+        for address in ["tls://*:0", "towlines://0.0.0.0:0"] {
+            endpoint(tls.clone()).listen(&address.parse().unwrap()).await.unwrap();
+        }
+        // The same endpoint without TLS in its address is as open as ever.
+        let error = endpoint(tls).listen(&"tcp://*:0".parse().unwrap()).await.unwrap_err();
+        assert_says(&error, ErrorKind::Invalid, &["accept anybody"]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named() {
+    let address: Address = "tls://127.0.0.1:7000".parse().unwrap();
+    let bare = Endpoint::new().unwrap();
+    for error in [bare.listen(&address).await.unwrap_err(), bare.connect(&address).await.unwrap_err()] {
+        assert_says(&error, ErrorKind::Invalid, &["has no TLS", "--cert", "--ca"]);
+    }
+    let believer = endpoint(believing(&ours()).build().unwrap());
+    assert_says(
+        &believer.listen(&address).await.unwrap_err(),
+        ErrorKind::Invalid,
+        &["shows a certificate", "--cert"],
+    );
+    let shower = endpoint(listeners().shown_by(Tls::builder()).build().unwrap());
+    assert_says(
+        &shower.connect(&address).await.unwrap_err(),
+        ErrorKind::Invalid,
+        &["nobody would be believed", "--ca"],
+    );
+    let optional: Address = "tcp://127.0.0.1:7000?tls=on".parse().unwrap();
+    assert_says(
+        &shower.connect(&optional).await.unwrap_err(),
+        ErrorKind::Invalid,
+        &["write tls:// or towlines://"],
+    );
+}
+
+#[test]
+fn what_is_no_certificate_is_told_at_once() {
+    let wrong = |tls: TlsBuilder| tls.build().unwrap_err();
+    let Certificate { chain, key } = listeners();
+    assert_says(
+        &wrong(Tls::builder().certificate("", key.clone())),
+        ErrorKind::Invalid,
+        &["certificate holds none"],
+    );
+    assert_says(&wrong(Tls::builder().certificate(chain.clone(), "")), ErrorKind::Invalid, &["private key"]);
+    let damaged = chain.replace("MI", "?!");
+    assert_says(&wrong(Tls::builder().certificate(damaged, key)), ErrorKind::Invalid, &["certificate"]);
+    let another = connectors().key;
+    assert_says(&wrong(Tls::builder().certificate(chain, another)), ErrorKind::Invalid, &["cannot be used"]);
+    assert_says(&wrong(Tls::builder().authority("nobody")), ErrorKind::Invalid, &["authority holds none"]);
+    assert_says(&wrong(Tls::builder().server_name("no name")), ErrorKind::Invalid, &["no name"]);
+}
+
+#[test]
+fn nothing_of_a_key_is_shown() {
+    let tls = listeners().shown_by(believing(&ours()));
+    let key = listeners().key;
+    let line = key.lines().nth(1).unwrap();
+    let text = format!("{tls:?} {:?}", showing(&listeners(), &ours()));
+    assert!(!text.contains(line) && text.len() < 400, "{text}");
+}

@@ -1,0 +1,200 @@
+//! TLS between a link and its socket: plaintext above, ciphertext below, and as little as possible in between.
+//!
+//! The invariant: plaintext that could be handed over is never left behind unseen ([`Encrypted::holds`]), since the socket
+//! would not be ready again for it.
+
+use std::cell::RefCell;
+use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustls::Connection;
+
+use super::socket::{Moved, Raw};
+use crate::door;
+
+/// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is
+/// made.
+const UNSENT_LEN_MAX: usize = 256 << 10;
+/// Ciphertext read at once: what is wanted, within these bounds.
+const READ_LEN_MIN: usize = 32 << 10;
+const READ_LEN_MAX: usize = 256 << 10;
+/// A record's plaintext, and what TLS 1.3 adds to it.
+const RECORD_LEN_MAX: usize = 16 << 10;
+const RECORD_EXTRA_LEN: usize = 22;
+
+thread_local! {
+    /// Where ciphertext is read to, shared by all links that this thread polls, so that an idle one needs none.
+    static CIPHERTEXT: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN_MAX]);
+}
+
+/// A TLS session over a link's socket.
+#[derive(Debug)]
+pub(super) struct Encrypted {
+    state: Mutex<State>,
+    /// There is plaintext that nobody has taken.
+    holds: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    tls: Connection,
+    /// Ciphertext that was read and has not been decrypted.
+    held: Vec<u8>,
+}
+
+impl Encrypted {
+    pub(super) fn new(mut tls: Connection) -> Self {
+        tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
+        // What came right behind the handshake may be here already.
+        let holds = AtomicBool::new(true);
+        Self { state: Mutex::new(State { tls, held: Vec::new() }), holds }
+    }
+
+    /// Whether a read would find something without the socket.
+    pub(super) fn holds(&self) -> bool {
+        self.holds.load(Ordering::Acquire)
+    }
+
+    /// Takes plaintext until the socket is full. What was taken is not the caller's any more, though it may not have left.
+    pub(super) fn write(&self, raw: &Raw, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+        let mut state = self.state();
+        let mut rest = slices.to_vec();
+        let mut rest = &mut rest[..];
+        let mut taken = 0;
+        while state.send(raw)? && !rest.is_empty() {
+            let len = state.tls.writer().write_vectored(rest)?;
+            IoSlice::advance_slices(&mut rest, len);
+            taken += len;
+        }
+        Ok(if taken > 0 { Moved::Bytes(taken) } else { Moved::Nothing })
+    }
+
+    /// Sends what has not left, and tells whether everything has.
+    pub(super) fn flush(&self, raw: &Raw) -> io::Result<bool> {
+        self.state().send(raw)
+    }
+
+    /// Hands over up to `wanted` bytes of plaintext. `Nothing` says that the socket is dry, and nothing is held.
+    pub(super) fn read(&self, raw: &Raw, wanted: usize, mut land: impl FnMut(&[u8])) -> io::Result<Moved> {
+        let mut state = self.state();
+        let state = &mut *state;
+        CIPHERTEXT.with_borrow_mut(|scratch| {
+            let held = std::mem::take(&mut state.held);
+            scratch[..held.len()].copy_from_slice(&held);
+            let mut fresh = 0..held.len();
+            let (mut landed, mut dry) = (0, false);
+            let ended = loop {
+                let ended = state.hand_over(wanted, &mut landed, &mut land);
+                if ended || landed == wanted {
+                    break ended;
+                }
+                if !fresh.is_empty() {
+                    fresh.start += state.decrypt(&scratch[fresh.clone()])?;
+                    continue;
+                }
+                if dry {
+                    break false;
+                }
+                let asked = ciphertext_len(wanted - landed);
+                match raw.receive(&mut scratch[..asked]) {
+                    Ok(Moved::Bytes(0)) => drop(state.tls.read_tls(&mut io::empty())?),
+                    Ok(Moved::Bytes(len)) => (fresh, dry) = (0..len, len < asked),
+                    Ok(Moved::Nothing) => dry = true,
+                    // What came before the connection broke counts; the next read finds its end.
+                    Err(_) if landed > 0 => dry = true,
+                    Err(error) => return Err(error),
+                }
+            };
+            while !fresh.is_empty() && !state.holds() {
+                fresh.start += state.decrypt(&scratch[fresh.clone()])?;
+            }
+            state.held = scratch[fresh].to_vec();
+            self.holds.store(state.holds(), Ordering::Release);
+            Ok(if landed > 0 || ended { Moved::Bytes(landed) } else { Moved::Nothing })
+        })
+    }
+
+    /// Nothing more will be written, and the peer is told so in a way that nobody can forge.
+    pub(super) fn say_good_bye(&self, raw: &Raw) {
+        let mut state = self.state();
+        state.tls.send_close_notify();
+        // Best effort: the socket may be full, or gone.
+        let _ = state.send(raw);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Sends ciphertext until none is left (true), or the socket is full.
+    fn send(&mut self, raw: &Raw) -> io::Result<bool> {
+        while self.tls.wants_write() {
+            match self.tls.write_tls(&mut Sending(raw)) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Gives plaintext to `land` until `wanted` bytes have `landed` or there is none; true is the end of the stream.
+    fn hand_over(&mut self, wanted: usize, landed: &mut usize, land: &mut impl FnMut(&[u8])) -> bool {
+        while *landed < wanted {
+            let mut plaintext = self.tls.reader();
+            match plaintext.fill_buf() {
+                Ok([]) => return true,
+                Ok(bytes) => {
+                    let len = bytes.len().min(wanted - *landed);
+                    land(&bytes[..len]);
+                    plaintext.consume(len);
+                    *landed += len;
+                }
+                // An end that the peer did not announce is an end: whether it is a loss is told by the session's good-byes.
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
+        }
+        false
+    }
+
+    /// Decrypts the next records of `ciphertext`, while all plaintext has been handed over, and tells how much it took.
+    fn decrypt(&mut self, mut ciphertext: &[u8]) -> io::Result<usize> {
+        let len = self.tls.read_tls(&mut ciphertext)?;
+        self.tls.process_new_packets().map_err(|fault| io::Error::other(door::broken(&self.tls, fault)))?;
+        Ok(len)
+    }
+
+    /// Whether there is plaintext, or the end of it.
+    fn holds(&mut self) -> bool {
+        !matches!(self.tls.reader().fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+}
+
+/// How much ciphertext to read for so much plaintext.
+fn ciphertext_len(wanted: usize) -> usize {
+    let extra = (wanted / RECORD_LEN_MAX + 2) * RECORD_EXTRA_LEN;
+    wanted.saturating_add(extra).clamp(READ_LEN_MIN, READ_LEN_MAX)
+}
+
+/// A socket as rustls writes to it.
+struct Sending<'a>(&'a Raw);
+
+impl Write for Sending<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.0.send(slices)? {
+            Moved::Bytes(len) => Ok(len),
+            Moved::Nothing => Err(ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
