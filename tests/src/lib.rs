@@ -1,5 +1,8 @@
-//! What the tests of Towline need and its users do not: memory that behaves like a device's, and memory that runs
-//! out.
+//! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out, waiting
+//! with a limit, what a process uses, and what a machine may lack.
 
 pub mod guarded;
+pub mod need;
+pub mod polls;
 pub mod scarce;
+pub mod usage;
