@@ -27,18 +27,17 @@ mod network;
 mod one_sided;
 mod peer;
 mod places;
-mod polls;
 mod processes;
 mod receipts;
 mod stuck;
 mod suite;
 mod taking;
 mod threaded;
-mod usage;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
+use towline_tests::{need, polls, usage};
 
 use backends::{ROWS, Row};
 use suite::{Case, Claims, Need};
@@ -80,7 +79,7 @@ fn main() -> ExitCode {
     let trial = |(row, case): (&'static Row, Case)| match Need::unmet(row, case) {
         None => Trial::test(case.full_name(row), move || suite::run_apart(row, case)),
         Some((need, reason)) => {
-            Trial::ignorable_test(case.full_name(row), move || suite::skip(need, &reason))
+            Trial::ignorable_test(case.full_name(row), move || need::skip(need.name(), &reason))
         }
     };
     libtest_mimic::run(&Arguments::from_args(), cases.into_iter().map(trial).collect()).exit_code()

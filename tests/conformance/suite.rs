@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use libtest_mimic::{Completion, Failed};
+use libtest_mimic::Failed;
 use rustix::fs::{MemfdFlags, memfd_create};
 use towline::Caps;
 
@@ -17,8 +17,6 @@ use crate::namespaces;
 
 /// Runs the case it names in this process.
 pub(crate) const CASE: &str = "TOWLINE_CASE";
-/// A comma list of [`Need`]s whose lack is a failure.
-const REQUIRE: &str = "TOWLINE_REQUIRE";
 /// The longest that a case may take.
 const CASE_TIME: Duration = Duration::from_secs(90);
 /// How much later a case's process is killed: it hangs where its own timer does not run.
@@ -123,23 +121,13 @@ impl Need {
         }
     }
 
-    /// Its word in [`REQUIRE`].
-    fn name(self) -> &'static str {
+    /// Its word in `TOWLINE_REQUIRE`.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Netns => "netns",
             Self::Ipv6 => "ipv6",
         }
     }
-}
-
-/// A case that cannot run here: a failure where its need is required.
-pub(crate) fn skip(need: Need, reason: &str) -> Result<Completion, Failed> {
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    let name = need.name();
-    if required.split(',').any(|word| word.trim() == name) {
-        return Err(format!("{REQUIRE} asks for {name}, and there is none: {reason}").into());
-    }
-    Ok(Completion::ignored_with(format!("needs {name}: {reason}")))
 }
 
 /// Runs a case in this process.

@@ -1,6 +1,9 @@
-//! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out, and
-//! certificates.
+//! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out,
+//! certificates, waiting with a limit, what a process uses, and what a machine may lack.
 
 pub mod certificates;
 pub mod guarded;
+pub mod need;
+pub mod polls;
 pub mod scarce;
+pub mod usage;

@@ -9,28 +9,28 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// Long enough for anything that is not stuck, on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// The result of `future`, which must not take long.
-pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     within(SOON, what, future).await
 }
 
 /// The result of `future`, which must not take longer than `limit`.
-pub(crate) async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
+pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
     let result = tokio::time::timeout(limit, future).await;
     result.unwrap_or_else(|_| panic!("{what} did not end within {limit:?}"))
 }
 
 /// Sees that `future` does not end for a while.
-pub(crate) async fn pending<T: Debug>(what: &str, future: impl Future<Output = T>) {
+pub async fn pending<T: Debug>(what: &str, future: impl Future<Output = T>) {
     if let Ok(early) = tokio::time::timeout(Duration::from_millis(200), future).await {
         panic!("{what} ended already: {early:?}");
     }
 }
 
 /// Waits until `condition` holds.
-pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < limit, "not within {SOON:?}: {what}");
@@ -39,7 +39,7 @@ pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) 
 }
 
 /// Polls at most `times` times, a moment apart, with a waker that wakes nobody.
-pub(crate) async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
+pub async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
     for _ in 0..times {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             return Some(value);
@@ -50,7 +50,7 @@ pub(crate) async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> 
 }
 
 /// All results, in order; each poll goes through the futures in order, hence the first one submits them in order.
-pub(crate) async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+pub async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
     poll_fn(|cx| {
         let mut open = false;
@@ -69,7 +69,7 @@ pub(crate) async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<
 }
 
 /// Runs `future` on this thread without tokio: it sleeps by parking.
-pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

@@ -1,0 +1,140 @@
+//! Ten thousand connections from one process to one endpoint of another.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use towline::{Address, Connection, Endpoint, Message};
+use towline_tests::polls::{SOON, soon};
+
+use crate::peer::{Peer, USAGE, Usage, allow_files};
+
+const CONNECTIONS: usize = 10_000;
+/// What each process opens, with room for what it has besides.
+pub(crate) const FILES: u64 = CONNECTIONS as u64 + 200;
+/// Memory of one connection at one end, all told: the session, its registrations with the driver and a reactor, what is
+/// counted, the application's task that waits for a message, and what the allocator loses between them.
+const MEMORY_MAX: u64 = 20 << 10;
+/// Connections being made at once, and messages on their way.
+const AT_ONCE: usize = 64;
+/// Longer than a heartbeat: each connection is asked for a sign of life.
+const IDLE: Duration = Duration::from_secs(4);
+
+pub(crate) async fn ten_thousand() {
+    allow_files();
+    let (_peer, address) = Peer::serving();
+    let endpoint = Endpoint::new().unwrap();
+    let control = soon("the first connection", endpoint.connect(&address)).await.unwrap();
+
+    // What is set up once is there before anything is counted.
+    let nothing = Both::now(&control).await;
+    let few = open(&endpoint, &address, 200).await;
+    echo_on(few).await;
+    let before = settled(&control, nothing).await;
+
+    let connections = open(&endpoint, &address, CONNECTIONS).await;
+    echo_on(connections.clone()).await;
+    sleep(IDLE).await;
+    let while_open = Both::now(&control).await;
+    for (end, now, before) in while_open.beside(before) {
+        assert_eq!(now.descriptors - before.descriptors, CONNECTIONS as u64, "descriptors of the {end} end");
+        let each = now.memory.saturating_sub(before.memory) / CONNECTIONS as u64;
+        println!("{each} bytes a connection at the {end} end");
+        assert!(each <= MEMORY_MAX, "{each} bytes a connection at the {end} end");
+    }
+    // Any of them is as good as new: every 23rd, wherever they lie.
+    echo_on(connections.iter().skip(17).step_by(23).cloned().collect()).await;
+
+    drop(connections);
+    settled(&control, before).await;
+    // What they used serves as many others: what was kept of each would come on top. (The allocator cuts it up anew.)
+    let connections = open(&endpoint, &address, CONNECTIONS).await;
+    echo_on(connections.clone()).await;
+    let again = Both::now(&control).await;
+    for (end, again, first) in again.beside(while_open) {
+        assert!(
+            again.memory <= first.memory + first.memory / 4,
+            "the {end} end: {} bytes, and {} with the first ones",
+            again.memory,
+            first.memory
+        );
+    }
+    drop(connections);
+    settled(&control, before).await;
+}
+
+/// What both ends use.
+#[derive(Clone, Copy, Debug)]
+struct Both {
+    near: Usage,
+    far: Usage,
+}
+
+impl Both {
+    async fn now(control: &Connection) -> Self {
+        let answer = exchange(control, Message::new(USAGE)).await;
+        Self { near: Usage::now(), far: Usage::from_bytes(answer.header()) }
+    }
+
+    fn beside(self, other: Self) -> [(&'static str, Usage, Usage); 2] {
+        [("connecting", self.near, other.near), ("accepting", self.far, other.far)]
+    }
+}
+
+/// Waits until both ends have no more descriptors than `before`: things end in the background.
+async fn settled(control: &Connection, before: Both) -> Both {
+    let limit = Instant::now() + SOON;
+    loop {
+        let now = Both::now(control).await;
+        if now.beside(before).iter().all(|(_, now, before)| now.descriptors <= before.descriptors) {
+            return now;
+        }
+        assert!(Instant::now() < limit, "still open after {SOON:?}: {now:?}, before {before:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn open(endpoint: &Endpoint, address: &Address, count: usize) -> Vec<Connection> {
+    let connect = |_| {
+        let (endpoint, address) = (endpoint.clone(), address.clone());
+        async move { soon("a connection", endpoint.connect(&address)).await.unwrap() }
+    };
+    some_at_once((0..count).map(connect)).await
+}
+
+/// A message of its own there and back on each.
+async fn echo_on(connections: Vec<Connection>) {
+    let echo = |(number, connection): (usize, Connection)| async move {
+        let frame = vec![number as u8; 100];
+        let message = Message::new(number.to_le_bytes().to_vec()).with_frame(frame.clone());
+        let answer = exchange(&connection, message).await;
+        assert_eq!(answer.header(), &number.to_le_bytes()[..]);
+        assert_eq!(answer.frames()[0].as_slice().unwrap(), frame);
+    };
+    some_at_once(connections.into_iter().enumerate().map(echo)).await;
+}
+
+async fn exchange(connection: &Connection, message: Message) -> Message {
+    let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
+    let (sent, answer) = soon("an echo", both).await;
+    sent.unwrap();
+    answer.unwrap()
+}
+
+/// Runs all, [`AT_ONCE`] at a time, each in a task of its own; the outputs come as they end.
+async fn some_at_once<F>(tasks: impl Iterator<Item = F>) -> Vec<F::Output>
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    let (mut running, mut outputs) = (JoinSet::new(), Vec::new());
+    for task in tasks {
+        // A task that has ended keeps its memory until it is joined.
+        if running.len() == AT_ONCE {
+            outputs.extend(running.join_next().await.map(Result::unwrap));
+        }
+        running.spawn(task);
+    }
+    outputs.extend(running.join_all().await);
+    outputs
+}

@@ -1,0 +1,43 @@
+//! Many connections at once: what each costs at either end, and that a crowd of senders is served alike.
+//!
+//! One test after the other, each with a peer that is a process of its own: they count what a process uses.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod idle;
+mod peer;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Resource, getrlimit};
+use towline_tests::need;
+use towline_tests::polls::within;
+
+/// The longest that a test may take.
+const TEST_TIME: Duration = Duration::from_secs(150);
+
+fn main() -> ExitCode {
+    if let Ok(role) = std::env::var(peer::ROLE) {
+        return peer::run(&role);
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let ten_thousand = "ten_thousand_idle_connections_cost_a_descriptor_and_20_kib_each_at_either_end";
+    let trials = vec![match lack_of_files() {
+        None => Trial::test(ten_thousand, || run(idle::ten_thousand())),
+        Some(reason) => Trial::ignorable_test(ten_thousand, move || need::skip("files", &reason)),
+    }];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Why this machine cannot open as many descriptors as the tests need, if so.
+fn lack_of_files() -> Option<String> {
+    let most = getrlimit(Resource::Nofile).maximum?;
+    (most < idle::FILES).then(|| format!("a process may open {most} files, and {} are needed", idle::FILES))
+}
+
+fn run(test: impl Future<Output = ()>) -> Result<(), Failed> {
+    peer::runtime().block_on(within(TEST_TIME, "the test", test));
+    Ok(())
+}
