@@ -1,9 +1,11 @@
 //! Who moves links when nobody waits on them: the driver's two tasks, run by the endpoint's environment.
 //!
 //! One sleeps on the links that are armed; one looks every 25 ms at the others (they have a lead, who may be computing, so
-//! that a link is ready and unpolled for 50 ms at most), sends what was left for later, and lets the heartbeats tick.
+//! that a link is ready and unpolled for 50 ms at most), sends what was left for later, and lets the heartbeats tick. What
+//! it does for every link it spreads over its looks, so that ten thousand of them never hold it up together.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -37,7 +39,7 @@ pub(crate) struct Driver {
     armed: OwnedFd,
     /// Every link: the driver looks at this, and never sleeps on it.
     watched: OwnedFd,
-    connections: Mutex<HashMap<u64, Connected>>,
+    connections: Mutex<BTreeMap<u64, Connected>>,
     next: AtomicU64,
     later: Mutex<Vec<Weak<Core>>>,
     /// The task that sleeps on `armed` runs.
@@ -58,6 +60,13 @@ struct Connected {
     core: Weak<Core>,
     /// It was ready at that look, and had been polled so often.
     ready_at: Option<(u64, u64)>,
+}
+
+/// Who had a turn last, and what has passed of the next ones' time.
+#[derive(Debug, Default)]
+struct Turns {
+    last: u64,
+    owed_nanos: u128,
 }
 
 impl Driver {
@@ -131,7 +140,7 @@ impl Driver {
         let _ = epoll::modify(&self.armed, source.descriptor, epoll::EventData::new_u64(number), flags);
     }
 
-    /// Polls `core`'s link within 50 ms, whatever its callers do.
+    /// Lets `core`'s link send its laggards within 50 ms, but not within 25: until then they may leave with something else.
     pub(crate) fn later(&self, core: &Arc<Core>) {
         self.later.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(core));
     }
@@ -141,7 +150,7 @@ impl Driver {
         self.connections().values().filter_map(|connected| connected.core.upgrade()).collect()
     }
 
-    fn connections(&self) -> MutexGuard<'_, HashMap<u64, Connected>> {
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Connected>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -186,6 +195,28 @@ impl Driver {
         }
     }
 
+    /// Lets time pass for one link: it sends its laggards, and asks for signs of life.
+    fn tick(&self, core: &Arc<Core>) {
+        core.link.tick();
+        if core.inbox.ended().is_some() {
+            self.forget(core);
+        } else if core.link.source().is_some_and(|source| source.writable) {
+            core.waiters.arm();
+        }
+    }
+
+    /// Whose turn it is, `elapsed` after the turns before: everybody's about every `tick_every`, one after another.
+    fn in_turn(&self, turns: &mut Turns, elapsed: Duration, tick_every: Duration) -> Vec<Arc<Core>> {
+        let connections = self.connections();
+        turns.owed_nanos += elapsed.as_nanos() * connections.len() as u128;
+        let count = (turns.owed_nanos / tick_every.as_nanos()).min(connections.len() as u128);
+        turns.owed_nanos %= tick_every.as_nanos();
+        let next =
+            connections.range((Excluded(turns.last), Unbounded)).chain(connections.range(..=turns.last));
+        let chosen = next.take(count as usize).inspect(|(number, _)| turns.last = **number);
+        chosen.filter_map(|(_, connected)| connected.core.upgrade()).collect()
+    }
+
     /// Takes over links that were ready at two looks in a row and were not polled between them.
     fn look(&self, look: u64) {
         for number in ready_in(&self.watched) {
@@ -208,8 +239,10 @@ async fn look_after(driver: Weak<Driver>) {
     let Some(strong) = driver.upgrade() else { return };
     let tick_every = strong.heartbeat / 4;
     let wanted = strong.wanted.clone();
+    let (mut turns, mut looked) = (Turns::default(), strong.environment.now());
     drop(strong);
-    let mut ticked = Duration::ZERO;
+    // What was left before the last look; what was left since may still leave with something else.
+    let mut later: Vec<Weak<Core>> = Vec::new();
     for look in 1.. {
         let Some(strong) = driver.upgrade() else { return };
         let now = strong.environment.now();
@@ -217,26 +250,22 @@ async fn look_after(driver: Weak<Driver>) {
         let nothing_to_do = strong.connections().is_empty();
         drop(strong);
         if nothing_to_do {
+            later.clear();
             wanted.notified().await;
         }
         sleep.await;
         let Some(driver) = driver.upgrade() else { return };
         driver.look(look);
-        let later = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
-        for core in later.into_iter().filter_map(|core| core.upgrade()) {
+        let left = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
+        for core in std::mem::replace(&mut later, left).into_iter().filter_map(|core| core.upgrade()) {
             core.left_for_later.store(false, Ordering::Release);
-            driver.drive(&core);
+            driver.tick(&core);
         }
         let now = driver.environment.now();
-        if now.saturating_sub(ticked) >= tick_every {
-            ticked = now;
-            for core in driver.living() {
-                core.link.tick();
-                if core.inbox.ended().is_some() {
-                    driver.forget(&core);
-                }
-            }
+        for core in driver.in_turn(&mut turns, now.saturating_sub(looked), tick_every) {
+            driver.tick(&core);
         }
+        looked = now;
     }
 }
 

@@ -284,6 +284,7 @@ impl Link for TcpLink {
 
     fn tick(&self) {
         self.with_baton(None, |link, session| {
+            link.write(session, Urgency::Word)?;
             if !session.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
