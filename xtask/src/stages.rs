@@ -38,7 +38,9 @@ fn tidy(deadline: Instant) -> Outcome {
 }
 
 fn clippy(deadline: Instant) -> Outcome {
-    let arguments = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    // With all features, so that what only the fuzz targets see builds too.
+    let arguments =
+        ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     run(&mut cargo(&arguments), deadline)
 }
 

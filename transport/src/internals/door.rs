@@ -77,6 +77,7 @@ pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
     let clock = Clockwork::default();
     let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: vec![7; 3] };
     let terms = Terms {
+        binding: None,
         identity: Identity::from_bytes(&[3; 56]),
         token: visit.token.map(Token::from_bytes).transpose()?,
         features: 1,
@@ -141,7 +142,7 @@ async fn converse(
 
 /// What the end in `role` proves, for these two `Hello`s.
 pub fn proof(token: Option<&[u8]>, role: Role, connector: &[u8], acceptor: &[u8]) -> [u8; MAC_LEN] {
-    Transcript { connector, acceptor }.proof(token, role)
+    Transcript { connector, acceptor, binding: None }.proof(token, role)
 }
 
 /// The message of a handshake that `bytes` begin with, read and written again, and how many bytes it took.
