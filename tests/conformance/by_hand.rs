@@ -27,32 +27,32 @@ const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 const MAGIC: &[u8] = b"TOWLINE\x1a";
 
 /// A message of the handshake.
-fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
     [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
 }
 
 /// A segment of the data stream.
-fn segment(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+pub(crate) fn segment(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
     let lens = [records.len() as u32, bulk.len() as u32].map(u32::to_le_bytes).concat();
     [&lens[..], &transfer.to_le_bytes(), records, bulk].concat()
 }
 
 /// A record of the data stream.
-fn record(kind: u8, flags: u8, number: u64, body: &[u8]) -> Vec<u8> {
+pub(crate) fn record(kind: u8, flags: u8, number: u64, body: &[u8]) -> Vec<u8> {
     [&[kind, flags, 0, 0][..], &(body.len() as u32).to_le_bytes(), &number.to_le_bytes(), body].concat()
 }
 
 /// A message with a header and one host frame.
-fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64, payload: &[u8]) -> Vec<u8> {
     let lens = [header.len() as u32, 1].map(u32::to_le_bytes).concat();
     record(1, flags, number, &[&lens[..], &frame_len.to_le_bytes(), header, payload].concat())
 }
 
-const EAGER: u8 = 4;
-const STREAMS: u8 = 2;
+pub(crate) const EAGER: u8 = 4;
+pub(crate) const STREAMS: u8 = 2;
 const ASK: u8 = 5;
 const ANSWER: u8 = 6;
-const CLOSE: u8 = 12;
+pub(crate) const CLOSE: u8 = 12;
 
 /// A stream whose handshake is done: whoever holds it is the peer.
 async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
@@ -82,21 +82,21 @@ async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
 }
 
 /// A peer by hand, and this end of its connection.
-async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream>, Connection) {
+pub(crate) async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream>, Connection) {
     let mut stream = greeted(listener, nonce).await;
     stream.write_all(&hand(3, b"tcp")).await.unwrap();
     assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
     (stream, soon("the connection", listener.accept()).await.unwrap())
 }
 
-async fn listening(row: &Row) -> (Endpoint, Listener) {
+pub(crate) async fn listening(row: &Row) -> (Endpoint, Listener) {
     let endpoint = row.builder().heartbeat(HEARTBEAT).handshake_time(HANDSHAKE_TIME).build().unwrap();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     (endpoint, listener)
 }
 
 /// Reads until this record has come, whatever comes with it.
-async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
+pub(crate) async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
     let mut bytes = Vec::new();
     while !bytes.ends_with(record) {
         bytes.push(soon("a record", stream.read_u8()).await.unwrap());
@@ -104,7 +104,7 @@ async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
 }
 
 /// Reads until the end of the stream.
-async fn rest(stream: &mut Box<dyn Stream>) -> Vec<u8> {
+pub(crate) async fn rest(stream: &mut Box<dyn Stream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset is an end as well.
     let _ = soon("the end of the stream", stream.read_to_end(&mut bytes)).await;

@@ -18,6 +18,7 @@ mod encrypted;
 mod ending;
 mod faults;
 mod flow;
+mod hostile;
 mod integrity;
 mod leaks;
 mod messages;
@@ -58,6 +59,7 @@ const GROUPS: &[&[Claims]] = &[
     leaks::CASES,
     door::CASES,
     by_hand::CASES,
+    hostile::CASES,
     integrity::CASES,
     connect::CASES,
     processes::CASES,

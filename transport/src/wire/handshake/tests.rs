@@ -270,6 +270,7 @@ fn text_from_strangers_is_cleaned_and_bounded() {
     );
     assert_eq!(clean("a\u{202e}b\u{200b}c".as_bytes(), 64), "a\u{fffd}b\u{fffd}c");
     assert!(clean(&[0xff; 2000], REASON_LEN_MAX).len() <= REASON_LEN_MAX, "replacing makes it longer");
+    assert_eq!(clean(b"a\xff b", 5), "a\u{fffd}", "what is cut off leaves no space behind");
     assert_eq!(shorten("aé", 2), "a");
     assert_eq!(excerpt(b"SSH-2.0-OpenSSH_9.6\r\nmore"), "SSH-2.0-OpenSSH_9.6");
     assert_eq!(excerpt(b"\x16\x03\"x"), "\\x16\\x03\\\"x");

@@ -8,7 +8,7 @@ pub(crate) fn clean(bytes: &[u8], len_max: usize) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(len_max)]);
     let text: String =
         text.trim().chars().map(|c| if obeyed(c) { char::REPLACEMENT_CHARACTER } else { c }).collect();
-    shorten(&text, len_max).to_owned()
+    shorten(&text, len_max).trim_end().to_owned()
 }
 
 /// The first bytes of whatever this is, escaped: at most 32 characters, and `…` where there was more.

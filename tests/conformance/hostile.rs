@@ -1,0 +1,424 @@
+//! A peer by hand that does everything right until it lies: about lengths, numbers, order, credit, keys, reserved bytes.
+//!
+//! Each lie is a row of the table. It costs its own connection at most: what was in flight there ends and gives its memory
+//! back, what the peer may not touch is as it was, and a friend's messages go on.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
+use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, Incoming, Message, Region, RemoteRegion};
+
+use crate::backends::{Row, meet};
+use crate::by_hand::{
+    CLOSE, EAGER, STREAMS, announcement, connected, hand, listening, record, rest, segment, until,
+};
+use crate::content::{assert_message, message};
+use crate::encrypted::Stream;
+use crate::polls::{eventually, soon, within};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    CROSS_HOST:
+        a_lie_costs_its_own_connection_at_most;
+}
+
+/// How long our end may take to see through a lie.
+const LIMIT: Duration = Duration::from_secs(2);
+const GROWTH_MAX: u64 = 30 << 20;
+const ACCEPT: u8 = 2;
+const SETTLE: u8 = 3;
+const GET: u8 = 7;
+const PUT: u8 = 8;
+const GO: u8 = 9;
+const DONE: u8 = 10;
+const REFUSED: u8 = 11;
+/// Of a put: its payload is in the record.
+const AT_ONCE: u8 = 2;
+/// A payload that travels as bulk, and what is announced and asked for in that length.
+const LARGE: usize = 20_000;
+/// The length of a region that may be read, and of our get; one that may be written is `LARGE`.
+const REGION_LEN: usize = 1000;
+
+/// What comes of a lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// The connection ends: `Corrupt`.
+    Breach,
+    /// Nothing: the connection goes on.
+    Nothing,
+    /// The request is refused, and the connection goes on.
+    Refused,
+    /// The request of nothing is done, and the connection goes on.
+    Done,
+}
+use Outcome::{Breach, Done, Nothing, Refused};
+
+/// A lie, and what comes of it.
+type Lie = (&'static str, Outcome, fn(&Scene) -> Vec<u8>);
+
+const LENGTHS: &[Lie] = &[
+    ("records longer than their segment says", Breach, |_| {
+        let mut bytes = records(&[small(2)]);
+        bytes[0] -= 1;
+        bytes
+    }),
+    ("records shorter than their segment says", Breach, |_| {
+        let mut bytes = records(&[small(2), small(3)]);
+        bytes[0] += 16;
+        [bytes, records(&[small(4)])].concat()
+    }),
+    ("a record beyond its segment", Breach, |_| {
+        let mut large = small(2);
+        large[5] = 1;
+        records(&[large])
+    }),
+    ("a header beyond its record", Breach, |_| {
+        let body = [&9_u32.to_le_bytes()[..], &[0; 4], b"hi"].concat();
+        records(&[record(1, EAGER, 2, &body)])
+    }),
+    ("a header beyond its limit", Breach, |_| records(&[announcement(2, EAGER, &[0; 65_537], 0, b"")])),
+    ("a frame table beyond its record", Breach, |_| {
+        records(&[record(1, EAGER, 2, &[[0; 4], 65_536_u32.to_le_bytes()].concat())])
+    }),
+    ("a frame table beyond its limit", Breach, |_| {
+        let body = [[0; 4], 65_537_u32.to_le_bytes()].concat();
+        records(&[record(1, EAGER, 2, &[body, vec![0; 65_537 * 8]].concat())])
+    }),
+    ("frames beyond what a message can be", Breach, |_| {
+        let body = [[0; 4], 3_u32.to_le_bytes()].concat();
+        let frames = [(1_u64 << 48) - 1; 3].map(u64::to_le_bytes).concat();
+        records(&[record(1, 0, 2, &[body, frames].concat())])
+    }),
+    ("eager payload a byte short", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hell")])),
+    ("eager payload a byte long", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hello!")])),
+    ("bulk a byte longer than its message", Breach, |_| segment(&[], 1 << 2, &[7; LARGE + 1])),
+    ("bulk that goes on behind its message", Breach, |_| {
+        [segment(&[], 1 << 2, &[7; LARGE]), segment(&[], 1 << 2, &[7; 1])].concat()
+    }),
+    ("a get answered with more than it asked for", Breach, |_| segment(&[], 1, &[7; REGION_LEN + 1])),
+    ("a put that is longer than it says", Breach, |scene| records(&[scene.put(AT_ONCE, 0, 5, b"hello!")])),
+    ("a small put without its payload", Breach, |scene| records(&[scene.put(0, 0, 5, b"")])),
+    ("a reason beyond its limit", Breach, |_| records(&[record(REFUSED, 0, 0, &[b'x'; 1025])])),
+    ("a bitmap beyond its limit", Breach, |_| records(&[record(ACCEPT, 0, 1, &[0; 8193])])),
+];
+
+const NUMBERS: &[Lie] = &[
+    ("the number of a message that came", Breach, |_| records(&[small(1)])),
+    ("a number left out", Breach, |_| records(&[small(3)])),
+    ("the last number there is", Breach, |_| records(&[small(u64::MAX)])),
+    ("a word on a message that was never sent", Breach, |_| records(&[word(0, 3)])),
+    ("a word on a message that waits for its accept", Breach, |_| records(&[word(1, 1)])),
+    ("words without end", Breach, |_| records(&[word(0, u32::MAX)])),
+    ("an accept of a small message", Breach, |_| records(&[record(ACCEPT, 0, 0, &[])])),
+    ("two accepts of one message", Breach, |_| {
+        records(&[record(ACCEPT, 0, 1, &[]), record(ACCEPT, 0, 1, &[])])
+    }),
+    ("bulk of a message that is here", Breach, |_| segment(&[], 0, &[7; 5])),
+    ("bulk of a message to come", Breach, |_| segment(&[], 9 << 2, &[7; 5])),
+    ("bulk of nothing", Breach, |_| segment(&[], 3, &[])),
+    ("bulk for a put that was never asked for", Breach, |_| segment(&[], 2, &[7; 5])),
+    ("an answer to no get", Breach, |_| segment(&[], 7 << 2 | 1, &[7; 5])),
+    ("an answer to a put", Breach, |_| segment(&[], 1 << 2 | 1, &[7; 5])),
+    ("Go for a get", Breach, |_| records(&[record(GO, 0, 0, &[])])),
+    ("Go for a small put", Breach, |_| records(&[record(GO, 0, 2, &[])])),
+    ("Refused twice", Breach, |_| records(&[record(REFUSED, 0, 0, b"no"), record(REFUSED, 0, 0, b"no")])),
+    ("Done twice", Breach, |_| records(&[record(DONE, 0, 2, &[]), record(DONE, 0, 2, &[])])),
+    ("two puts of one number", Breach, |scene| records(&[scene.large_put(5, 0), scene.large_put(5, 0)])),
+];
+
+const ORDER: &[Lie] = &[
+    ("the handshake once more", Breach, |_| hand(3, b"tcp")),
+    ("payload that was not asked for", Breach, |_| {
+        [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), segment(&[], 2 << 2, &[7; LARGE])].concat()
+    }),
+    ("Go twice", Breach, |_| records(&[record(GO, 0, 1, &[]), record(GO, 0, 1, &[])])),
+    ("Done before Go", Breach, |_| records(&[record(DONE, 0, 1, &[])])),
+    ("a get half answered, and done", Breach, |_| {
+        [segment(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
+    }),
+    ("a get answered, and done once more", Breach, |_| {
+        [segment(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
+    }),
+    ("a get refused, and answered", Breach, |_| segment(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
+    ("a message after the good-bye", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), small(2)])),
+    ("two good-byes", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), record(CLOSE, 0, 0, &[])])),
+];
+
+const CREDIT: &[Lie] = &[
+    ("more messages than were granted", Breach, |_| records(&(2..1027).map(small).collect::<Vec<_>>())),
+    ("more bytes than were granted", Breach, |_| {
+        let full = |number| announcement(number, EAGER, b"", 16_383, &[7; 16_383]);
+        [records(&(2..34).map(full).collect::<Vec<_>>()), records(&(34..80).map(full).collect::<Vec<_>>())]
+            .concat()
+    }),
+    ("more requests than may be unanswered", Breach, |scene| {
+        records(&(0..1025).map(|number| scene.get_from(scene.readable(), number, 0, 5)).collect::<Vec<_>>())
+    }),
+    ("payload ahead of its grant", Breach, |_| records(&[announcement(2, STREAMS, b"", (4 << 20) + 1, b"")])),
+    ("a segment of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
+];
+
+const KEYS: &[Lie] = &[
+    ("a key that was given to nobody", Refused, |scene| records(&[scene.get_from([9; 16], 0, 0, 5)])),
+    ("the key of another connection", Refused, |scene| records(&[scene.get_from(scene.foreign, 0, 0, 5)])),
+    ("a put by the key of another connection", Refused, |scene| {
+        records(&[put_to(scene.foreign, AT_ONCE, 0, 0, 5, b"hello")])
+    }),
+    ("the key of a region that was revoked", Refused, |scene| {
+        records(&[scene.get_from(scene.revoked, 0, 0, 5)])
+    }),
+    ("a read where it may write", Refused, |scene| records(&[scene.get_from(scene.writable(), 0, 0, 5)])),
+    ("a write where it may read", Refused, |scene| {
+        records(&[put_to(scene.readable(), AT_ONCE, 0, 0, 5, b"hello")])
+    }),
+    ("a read beyond the end", Refused, |scene| {
+        records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64 - 4, 5)])
+    }),
+    ("a write beyond the end", Refused, |scene| {
+        records(&[scene.put(AT_ONCE, LARGE as u64 - 4, 5, b"hello")])
+    }),
+    ("a large write beyond the end", Refused, |scene| records(&[scene.large_put(0, 1)])),
+    ("a range that wraps around", Refused, |scene| {
+        records(&[scene.get_from(scene.readable(), 0, u64::MAX, u64::MAX)])
+    }),
+    ("everything there is", Refused, |scene| records(&[scene.get_from(scene.readable(), 0, 0, u64::MAX)])),
+];
+
+const RESERVED: &[Lie] = &[
+    ("the first reserved byte", Breach, |_| reserved(2)),
+    ("the second reserved byte", Breach, |_| reserved(3)),
+    ("a flag that no word has", Breach, |_| records(&[record(SETTLE, 2, 0, &1_u32.to_le_bytes())])),
+    ("a flag that no get has", Breach, |scene| {
+        let mut get = scene.get_from(scene.readable(), 0, 0, 5);
+        get[1] = 1;
+        records(&[get])
+    }),
+    ("a message both eager and streaming", Breach, |_| {
+        records(&[announcement(2, EAGER | STREAMS, b"", 5, b"hello")])
+    }),
+    ("an Ask with a body", Breach, |_| records(&[record(5, 0, 0, &[0])])),
+    ("a Go with a body", Breach, |_| records(&[record(GO, 0, 1, &[0])])),
+    ("kind 0", Breach, |_| records(&[record(0, 0, 0, &[])])),
+    ("kind 255", Breach, |_| records(&[record(255, 0, 0, &[])])),
+];
+
+/// Not lies, though they look like it.
+const EMPTY: &[Lie] = &[
+    ("empty segments", Nothing, |_| segment(&[], 0, &[]).repeat(1000)),
+    ("a word on no message at all", Nothing, |_| records(&[word(0, 0)])),
+    ("a grant of everything", Nothing, |_| records(&[record(4, 0, u64::MAX, &[])])),
+    ("a get of nothing", Done, |scene| records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64, 0)])),
+    ("a put of nothing", Done, |scene| records(&[scene.put(AT_ONCE, LARGE as u64, 0, b"")])),
+    ("a get of nothing beyond the end", Refused, |scene| {
+        records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64 + 1, 0)])
+    }),
+];
+
+const LIES: [&[Lie]; 7] = [LENGTHS, NUMBERS, ORDER, CREDIT, KEYS, RESERVED, EMPTY];
+
+fn records(records: &[Vec<u8>]) -> Vec<u8> {
+    segment(&records.concat(), 0, &[])
+}
+
+/// A small message, as it should be but for its number.
+fn small(number: u64) -> Vec<u8> {
+    announcement(number, EAGER, b"hi", 5, b"hello")
+}
+
+fn word(first: u64, count: u32) -> Vec<u8> {
+    record(SETTLE, 0, first, &count.to_le_bytes())
+}
+
+fn reserved(at: usize) -> Vec<u8> {
+    let mut message = small(2);
+    message[at] = 1;
+    records(&[message])
+}
+
+fn range(key: [u8; 16], offset: u64, len: u64) -> Vec<u8> {
+    [&key[..], &offset.to_le_bytes(), &len.to_le_bytes()].concat()
+}
+
+fn put_to(key: [u8; 16], flags: u8, number: u64, offset: u64, len: u64, payload: &[u8]) -> Vec<u8> {
+    record(PUT, flags, number, &[&range(key, offset, len), payload].concat())
+}
+
+fn key<M>(region: &Region<M>) -> [u8; 16] {
+    let bytes = region.remote().to_bytes();
+    std::array::from_fn(|at| bytes[16 + at])
+}
+
+/// A connection in the middle of everything. The peer announced message 0, which was taken, and 1, which is large and was
+/// accepted. This end sent message 0, and 1, which is large and waits; it asked for a get (0), a large put (1), a small put (2).
+struct Scene {
+    stream: Box<dyn Stream>,
+    connection: Connection,
+    readable: Region<Buffer>,
+    writable: Region<BufferMut>,
+    revoked: [u8; 16],
+    /// The key of a friend's region.
+    foreign: [u8; 16],
+    accepting: JoinHandle<Result<Message, towline::Error>>,
+    sending: JoinHandle<Result<(), Failed<Message>>>,
+    getting: JoinHandle<Result<BufferMut, Failed<BufferMut>>>,
+    putting: JoinHandle<Result<(), Failed<Buffer>>>,
+}
+
+impl Scene {
+    async fn set(stream: Box<dyn Stream>, connection: Connection, foreign: [u8; 16]) -> Self {
+        let mut stream = stream;
+        let large = announcement(1, 0, b"large", LARGE as u64, b"");
+        stream.write_all(&records(&[small(0), large])).await.unwrap();
+        let first = soon("the first message", connection.recv()).await.unwrap();
+        assert_eq!(first.header(), "hi");
+        let incoming: Incoming = soon("the large one", connection.incoming()).await.unwrap();
+        let accepting = tokio::spawn(incoming.accept());
+        until(&mut stream, &record(ACCEPT, 0, 1, &[])).await;
+
+        connection.send(Message::new("small").with_frame("frame")).await.unwrap();
+        let sender = connection.clone();
+        let message = Message::new("waits").with_frame(vec![1; LARGE]);
+        let sending = tokio::spawn(async move { sender.send(message).await.map(drop) });
+        until(&mut stream, b"waits").await;
+        let remote = |access| {
+            let bytes =
+                [&[1, access, 0, 0, 0, 0, 0, 0][..], &(LARGE as u64).to_le_bytes(), &[5; 16]].concat();
+            RemoteRegion::from_bytes(&bytes).unwrap()
+        };
+        let getter = connection.clone();
+        let getting =
+            tokio::spawn(
+                async move { getter.get(&remote(1), 0, BufferMut::with_capacity(REGION_LEN)).await },
+            );
+        until(&mut stream, &record(GET, 0, 0, &range([5; 16], 0, REGION_LEN as u64))).await;
+        let putter = connection.clone();
+        let putting =
+            tokio::spawn(async move { putter.put(&remote(2), 0, Buffer::from(vec![1; LARGE])).await });
+        until(&mut stream, &record(PUT, 0, 1, &range([5; 16], 0, LARGE as u64))).await;
+        let putter = connection.clone();
+        tokio::spawn(async move { putter.put(&remote(2), 0, Buffer::from(b"tiny".to_vec())).await });
+        until(&mut stream, b"tiny").await;
+
+        let revoked = connection.expose(Buffer::from(vec![4; 10]), Duration::MAX).unwrap();
+        let revoked_key = key(&revoked);
+        drop(revoked.revoke().await);
+        Self {
+            readable: connection.expose(Buffer::from(vec![2; REGION_LEN]), Duration::MAX).unwrap(),
+            writable: connection.expose_mut(BufferMut::zeroed(LARGE), Duration::MAX).unwrap(),
+            revoked: revoked_key,
+            foreign,
+            stream,
+            connection,
+            accepting,
+            sending,
+            getting,
+            putting,
+        }
+    }
+
+    fn readable(&self) -> [u8; 16] {
+        key(&self.readable)
+    }
+
+    fn writable(&self) -> [u8; 16] {
+        key(&self.writable)
+    }
+
+    fn get_from(&self, key: [u8; 16], number: u64, offset: u64, len: u64) -> Vec<u8> {
+        record(GET, 0, number, &range(key, offset, len))
+    }
+
+    /// A put into the region that may be written.
+    fn put(&self, flags: u8, offset: u64, len: u64, payload: &[u8]) -> Vec<u8> {
+        put_to(self.writable(), flags, 0, offset, len, payload)
+    }
+
+    /// One whose payload comes as bulk.
+    fn large_put(&self, number: u64, offset: u64) -> Vec<u8> {
+        put_to(self.writable(), 0, number, offset, LARGE as u64, b"")
+    }
+
+    /// What came of the lie.
+    async fn assert(mut self, what: &str, outcome: Outcome) {
+        if outcome == Breach {
+            self.assert_breach(what).await;
+        } else {
+            self.assert_goes_on(what, outcome).await;
+            self.connection.abort();
+        }
+        let ended = async {
+            (
+                self.accepting.await.unwrap(),
+                self.sending.await.unwrap(),
+                self.getting.await.unwrap(),
+                self.putting.await.unwrap(),
+            )
+        };
+        let (accepted, sent, got, put) = within(LIMIT, what, ended).await;
+        if let Ok(message) = accepted {
+            assert_eq!(message.payload_len(), LARGE as u64, "{what}");
+        }
+        let failed = sent.unwrap_err();
+        assert_eq!(failed.returned.payload_len(), LARGE as u64, "{what}");
+        if let Err(failed) = got {
+            assert_eq!((failed.returned.len(), failed.returned.capacity()), (0, REGION_LEN), "{what}");
+        }
+        if let Err(failed) = put {
+            assert_eq!(failed.returned.len(), LARGE, "{what}");
+        }
+        let written = within(LIMIT, what, self.writable.revoke()).await;
+        assert!(written.as_slice().unwrap().iter().all(|byte| *byte == 0), "{what}: the region was written");
+        let read = within(LIMIT, what, self.readable.revoke()).await;
+        assert!(read.as_slice().unwrap().iter().all(|byte| *byte == 2), "{what}");
+    }
+
+    async fn assert_breach(&mut self, what: &str) {
+        let end = async {
+            loop {
+                if let Err(end) = self.connection.recv().await {
+                    return end;
+                }
+            }
+        };
+        let end = within(LIMIT, what, end).await;
+        assert_eq!(end.kind(), ErrorKind::Corrupt, "{what}: {end}");
+        within(LIMIT, what, rest(&mut self.stream)).await;
+    }
+
+    async fn assert_goes_on(&mut self, what: &str, outcome: Outcome) {
+        // Of a refusal its kind alone: its reason is for people.
+        let answer = match outcome {
+            Refused => vec![REFUSED, 0, 0, 0],
+            Done => record(DONE, 0, 0, &[]),
+            Nothing | Breach => Vec::new(),
+        };
+        within(LIMIT, what, until(&mut self.stream, &answer)).await;
+        self.stream.write_all(&records(&[small(2)])).await.unwrap();
+        let taken = within(LIMIT, what, self.connection.recv()).await.unwrap();
+        assert_eq!(taken.header(), "hi", "{what}");
+    }
+}
+
+async fn a_lie_costs_its_own_connection_at_most(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let foreign = owner.expose(Buffer::from(vec![6; 100]), Duration::MAX).unwrap();
+    let before = usage::resident();
+    for (number, (what, outcome, lie)) in LIES.into_iter().flatten().enumerate() {
+        let (stream, connection) = connected(&listener, number as u8).await;
+        let mut scene = soon(what, Scene::set(stream, connection, key(&foreign))).await;
+        let bytes = lie(&scene);
+        // It may be gone before it has read everything.
+        let _ = scene.stream.write_all(&bytes).await;
+        scene.assert(what, *outcome).await;
+        let both = async { tokio::join!(friend.deliver(message(number, &[100, LARGE])), owner.recv()) };
+        let (sent, taken) = within(LIMIT, "the friend's message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[100, LARGE]);
+    }
+    eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+    let growth = usage::resident().saturating_sub(before);
+    assert!(growth < GROWTH_MAX, "{growth} bytes more are resident");
+}
