@@ -70,6 +70,14 @@ pub(crate) const ROWS: &[Row] = &[
         only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
     },
     Row {
+        name: "tcp+streams",
+        address: "tcp://127.0.0.1:0?streams=3",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        only: None,
+    },
+    Row {
         name: "tcp6",
         address: "tcp://[::1]:0",
         backends: backend::all,

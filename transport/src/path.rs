@@ -8,6 +8,7 @@ pub struct Path {
     pub(crate) address: String,
     pub(crate) chosen: &'static str,
     pub(crate) checked: bool,
+    pub(crate) streams: usize,
     pub(crate) candidates: Vec<Candidate>,
 }
 
@@ -51,6 +52,11 @@ impl Path {
     /// How damage on the way is noticed beyond what the transport itself does: `crc32c`, or `none`.
     pub fn integrity(&self) -> &'static str {
         if self.checked { "crc32c" } else { "none" }
+    }
+
+    /// How many streams carry the bytes: 1 unless the address asked for more and the backend stripes.
+    pub fn streams(&self) -> usize {
+        self.streams
     }
 
     /// Every candidate, in the order of preference.

@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -51,6 +52,14 @@ impl Control {
             Line::Process(_) => {
                 Err(Error::new(ErrorKind::Unsupported, "the handshake did not run on a socket"))
             }
+        }
+    }
+
+    /// Where the other end of the socket is; `None` within a process.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Line::Socket(stream) => stream.peer_addr().ok(),
+            Line::Process(_) => None,
         }
     }
 

@@ -107,10 +107,10 @@ impl End {
             return Ok(false);
         }
         self.session.heard(Duration::ZERO);
-        let Some((target, remaining, mut sum)) = self.session.target(4) else {
-            let len = len.min(self.session.bytes_wanted());
+        let Some((target, remaining, mut sum)) = self.session.target(0, 4) else {
+            let len = len.min(self.session.bytes_wanted(0));
             let bytes = arrived(&mut self.wire, len);
-            self.session.received(&bytes)?;
+            self.session.received(0, &bytes)?;
             self.announced.extend(self.session.take_announced());
             return Ok(true);
         };
@@ -134,7 +134,7 @@ impl End {
                 (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
             }
         };
-        self.session.landed(landed, revoked)?;
+        self.session.landed(0, landed, revoked)?;
         Ok(true)
     }
 

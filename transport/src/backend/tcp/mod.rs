@@ -5,11 +5,12 @@
 
 mod link;
 mod socket;
+mod strands;
 
 use std::sync::Arc;
 
 use self::link::TcpLink;
-use super::{Backend, Caps, Identity, Link, Nominal, Probe, Site};
+use super::{Backend, Caps, Control, Identity, Link, Nominal, Probe, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -54,10 +55,16 @@ impl Backend for Tcp {
         true
     }
 
+    fn stripes(&self) -> bool {
+        true
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
         let socket =
             site.control.take().ok_or_else(nothing)?.into_socket().map_err(|error| error.by("tcp"))?;
-        Ok(TcpLink::open(socket, site))
+        let strands = std::mem::take(&mut site.strands).into_iter().map(Control::into_socket);
+        let strands = strands.collect::<Result<_>>().map_err(|error| error.by("tcp"))?;
+        TcpLink::open(socket, strands, site).map_err(|error| error.by("tcp"))
     }
 }

@@ -5,7 +5,7 @@
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::MAC_LEN;
+use super::{Join, MAC_LEN, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
 /// Which end of the handshake.
@@ -85,5 +85,52 @@ impl Transcript<'_> {
     fn mac(&self, token: &[u8], label: &[u8]) -> Hmac<Sha256> {
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(token).expect("HMAC takes keys of every length");
         mac.chain_update(label).chain_update(self.connector).chain_update(self.acceptor)
+    }
+}
+
+/// What the further streams of one connection join it by: made of its secret, and of their number.
+#[derive(Clone)]
+pub(crate) struct JoinKey {
+    secret: [u8; 32],
+    streams: u8,
+}
+
+impl JoinKey {
+    /// For a connection of so many streams, the main one included.
+    pub(crate) fn new(secret: [u8; 32], streams: u8) -> Self {
+        Self { secret, streams }
+    }
+
+    /// What the connection goes by while it waits: known to nobody who does not know its secret.
+    pub(crate) fn name(&self) -> [u8; NAME_LEN] {
+        let mac: [u8; MAC_LEN] = self.mac(b"towline streams").finalize().into_bytes().into();
+        std::array::from_fn(|at| mac[at])
+    }
+
+    /// What a further stream says.
+    pub(crate) fn join(&self, stream: u8) -> Join {
+        Join { connection: self.name(), stream, mac: self.proof(stream).finalize().into_bytes().into() }
+    }
+
+    /// Whether a stream proves that it belongs; compared in constant time.
+    pub(crate) fn verify(&self, join: &Join) -> Result<()> {
+        let is_one = (1..self.streams).contains(&join.stream);
+        let proof = self.proof(join.stream).verify_slice(&join.mac);
+        if is_one && proof.is_ok() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Unauthenticated,
+            "the stream's proof is wrong: it is of no connection here",
+        ))
+    }
+
+    fn proof(&self, stream: u8) -> Hmac<Sha256> {
+        self.mac(b"towline join").chain_update([self.streams, stream])
+    }
+
+    fn mac(&self, label: &[u8]) -> Hmac<Sha256> {
+        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.secret);
+        mac.expect("HMAC takes keys of every length").chain_update(label)
     }
 }
