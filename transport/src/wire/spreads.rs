@@ -46,12 +46,12 @@ impl Spreads {
         self.queue.is_empty()
     }
 
-    /// Whether a chunk is left for a strand: one of a transfer of several.
+    /// Whether a chunk is left for a strand.
     pub(crate) fn has_large(&mut self) -> bool {
         self.queue.iter().any(|id| self.spreads.at(*id).is_some_and(|spread| spread.is_large()))
     }
 
-    /// The next chunk; for a strand, one of a transfer of several.
+    /// The next chunk; for a strand, none of a small transfer.
     pub(crate) fn next(&mut self, is_strand: bool) -> Option<NextChunk> {
         let fits = |id: &u64| self.spreads.at(*id).is_some_and(|spread| !is_strand || spread.is_large());
         let at = self.queue.iter().position(fits)?;
@@ -85,8 +85,8 @@ impl Spreads {
 }
 
 impl Spread {
-    /// A transfer of one chunk stays on the main stream: a second socket to read would only cost.
+    /// What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
     fn is_large(&self) -> bool {
-        self.len > CHUNK_LEN as u64
+        self.len >= CHUNK_LEN as u64
     }
 }
