@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
-use towline::{Address, Scheme};
+use towline::{Address, Path, Scheme};
 
 use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::{Drive, Pace, Repeat, ready};
@@ -61,6 +61,8 @@ struct Explained {
     copies: Option<f64>,
     encryption: Option<&'static str>,
     integrity: Option<&'static str>,
+    /// Sockets that carry the bytes.
+    streams: Option<usize>,
 }
 
 /// What the probe found.
@@ -106,8 +108,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                let integrity = chosen.then(|| path.integrity());
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), integrity)
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen.then_some(&path))
             })
             .collect(),
         peer: about,
@@ -147,15 +148,16 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 }
 
 impl Explained {
-    /// `integrity` is what is in force on the chosen one.
-    fn new(candidate: Candidate, found: Option<&Found>, integrity: Option<&'static str>) -> Self {
+    /// `path` is given for the chosen one.
+    fn new(candidate: Candidate, found: Option<&Found>, path: Option<&Path>) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
             share: found.and_then(|found| found.share),
             copies: found.and_then(|found| found.copies),
-            encryption: integrity.map(|_| "none"),
-            integrity,
+            encryption: path.map(|_| "none"),
+            integrity: path.map(Path::integrity),
+            streams: path.map(Path::streams),
         }
     }
 }
@@ -181,8 +183,9 @@ impl Document {
                     share * 100.0
                 )?;
             }
-            if let (Some(encryption), Some(integrity)) = (explained.encryption, explained.integrity) {
-                writeln!(out, "         encryption {encryption}, integrity {integrity}")?;
+            let Explained { encryption, integrity, streams, .. } = explained;
+            if let (Some(encryption), Some(integrity), Some(streams)) = (encryption, integrity, streams) {
+                writeln!(out, "         encryption {encryption}, integrity {integrity}, streams {streams}")?;
             }
         }
         if let Some(About { version, host, process, chosen, candidates }) = &self.peer {

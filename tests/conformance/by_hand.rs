@@ -27,7 +27,7 @@ const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 const MAGIC: &[u8] = b"TOWLINE\x1a";
 
 /// A message of the handshake.
-fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
+pub(crate) fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
     [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
 }
 
@@ -72,7 +72,7 @@ async fn greeted(listener: &Listener, nonce: u8) -> TcpStream {
 }
 
 /// The next message of the handshake.
-async fn heard(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+pub(crate) async fn heard(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     let mut head = [0; 16];
     soon("a head", stream.read_exact(&mut head)).await.unwrap();
     assert!(head.starts_with(MAGIC), "{head:?}");

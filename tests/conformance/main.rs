@@ -29,6 +29,7 @@ mod places;
 mod polls;
 mod processes;
 mod receipts;
+mod streams;
 mod stuck;
 mod suite;
 mod taking;
@@ -59,6 +60,7 @@ const GROUPS: &[&[Claims]] = &[
     door::CASES,
     by_hand::CASES,
     integrity::CASES,
+    streams::CASES,
     connect::CASES,
     processes::CASES,
     network::CASES,

@@ -1,5 +1,6 @@
 //! Two ends over a pipe in memory, whole or tampered with.
 
+mod joins;
 mod simulated;
 mod strangers;
 
