@@ -18,6 +18,7 @@ use crate::units::Size;
 const EXAMPLE: &str = "\
 Examples:
   towline explain towline://10.0.0.2:7000           # `towline serve` runs there
+  towline explain tls://worker-1:7000 --ca ca.pem   # with --cert and --key where the listener asks for them
   towline explain tcp://127.0.0.1:7000 --json | jq .chosen";
 
 /// A peer that has not said what it is by then is no `towline serve`.
@@ -80,7 +81,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         )));
     }
     let endpoint = options.trust.endpoint(options.wait)?;
-    let transport = transport(address);
+    let transport = Transport::of(address).unwrap_or_else(|| Transport::plain("auto"));
     ready(transport.name, &endpoint.backends())?;
     let peer = Peer::new(endpoint.connect(address).await?);
     let path = peer.connection.path().clone();
@@ -106,18 +107,13 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                let integrity = chosen.then(|| path.integrity());
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), integrity)
+                let in_force = chosen.then(|| (path.encryption(), path.integrity()));
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), in_force)
             })
             .collect(),
         peer: about,
     };
     options.output.give(&document, |out: &mut dyn Write| document.write(out))
-}
-
-fn transport(address: &Address) -> Transport {
-    let scheme = address.scheme().as_str();
-    Transport::plain(Transport::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto"))
 }
 
 /// A short measurement of latency and bandwidth, beside their ceilings.
@@ -147,15 +143,19 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 }
 
 impl Explained {
-    /// `integrity` is what is in force on the chosen one.
-    fn new(candidate: Candidate, found: Option<&Found>, integrity: Option<&'static str>) -> Self {
+    /// The encryption and integrity in force, on the chosen one.
+    fn new(
+        candidate: Candidate,
+        found: Option<&Found>,
+        in_force: Option<(&'static str, &'static str)>,
+    ) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
             share: found.and_then(|found| found.share),
             copies: found.and_then(|found| found.copies),
-            encryption: integrity.map(|_| "none"),
-            integrity,
+            encryption: in_force.map(|(encryption, _)| encryption),
+            integrity: in_force.map(|(_, integrity)| integrity),
         }
     }
 }

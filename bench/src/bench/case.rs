@@ -5,9 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
+use towline::Address;
 
 use crate::payload::{Check, Layout};
 use crate::units::Size;
+
+/// The option that has data go over TLS.
+const TLS: &str = "tls";
 
 /// A transport as the command line names it, with the options that ride on the address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,22 +28,43 @@ impl Transport {
         Self { name, options: BTreeMap::new() }
     }
 
-    /// The scheme of its addresses.
-    pub(crate) fn scheme(&self) -> &'static str {
-        if self.name == "auto" { "towline" } else { self.name }
+    /// What carries the data to `address`; `None` for a scheme that this command does not know.
+    pub(crate) fn of(address: &Address) -> Option<Self> {
+        let name = address.scheme().backend().unwrap_or("auto");
+        let name = Self::NAMES.into_iter().find(|known| *known == name)?;
+        let tls = address.scheme().is_encrypted().then(|| (TLS.to_owned(), "on".to_owned()));
+        Some(Self { name, options: tls.into_iter().collect() })
     }
 
-    /// The options as they stand behind an address, with the question mark, or nothing.
-    pub(crate) fn query(&self) -> String {
-        let mut query = String::new();
-        for (key, value) in &self.options {
-            query.push(if query.is_empty() { '?' } else { '&' });
-            query.push_str(key);
-            query.push('=');
-            query.push_str(value);
-        }
-        query
+    /// Whether it goes over TLS, which addresses say in their scheme.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.options.contains_key(TLS)
     }
+
+    /// The scheme of its addresses.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match (self.name, self.is_encrypted()) {
+            ("auto", false) => "towline",
+            ("auto", true) => "towlines",
+            ("tcp", true) => "tls",
+            (name, _) => name,
+        }
+    }
+
+    /// All options as they are asked for, with the question mark, or nothing.
+    pub(crate) fn options(&self) -> String {
+        joined(self.options.iter())
+    }
+
+    /// The options as they stand behind an address, whose scheme says the rest.
+    pub(crate) fn query(&self) -> String {
+        joined(self.options.iter().filter(|(key, _)| *key != TLS))
+    }
+}
+
+fn joined<'a>(options: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    let pairs: Vec<String> = options.map(|(key, value)| format!("{key}={value}")).collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }
 
 impl FromStr for Transport {
@@ -61,13 +86,21 @@ impl FromStr for Transport {
                 return Err(format!("`{text}` gives `{key}` twice"));
             }
         }
+        match options.get(TLS).map(String::as_str) {
+            None => {}
+            Some("on") if matches!(name, "auto" | "tcp") => {}
+            Some("on") => return Err(format!("`{name}` has no TLS: tcp and auto have")),
+            Some(other) => {
+                return Err(format!("`{TLS}={other}` in `{text}`: write {TLS}=on, or leave it out"));
+            }
+        }
         Ok(Self { name, options })
     }
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.name, self.query())
+        write!(f, "{}{}", self.name, self.options())
     }
 }
 
@@ -252,6 +285,11 @@ mod tests {
         assert_eq!((tcp.name, tcp.options["streams"].as_str()), ("tcp", "4"));
         assert_eq!(tcp.to_string(), "tcp?integrity=crc32c&streams=4");
         assert_eq!("auto".parse::<Transport>().unwrap().scheme(), "towline");
+        let tls: Transport = "tcp?tls=on&integrity=crc32c".parse().unwrap();
+        assert_eq!((tls.scheme(), tls.query().as_str()), ("tls", "?integrity=crc32c"));
+        assert_eq!(tls.to_string(), "tcp?integrity=crc32c&tls=on");
+        let towlines: Address = "towlines://host:1".parse().unwrap();
+        assert_eq!(Transport::of(&towlines), Some("auto?tls=on".parse().unwrap()));
         for (text, says) in [
             ("udp", "choose from auto, mem, tcp"),
             ("", "is no transport"),
@@ -259,6 +297,8 @@ mod tests {
             ("tcp?streams", "not `key=value`"),
             ("tcp?=4", "not `key=value`"),
             ("tcp?a=1&a=2", "`a` twice"),
+            ("mem?tls=on", "has no TLS"),
+            ("tcp?tls=yes", "write tls=on"),
         ] {
             let error = text.parse::<Transport>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

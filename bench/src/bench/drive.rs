@@ -56,8 +56,8 @@ impl<'a> Drive<'a> {
     /// One repeat, within a time that leaves room for nothing but a hang.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        let mut serving = Serving::start(case, address.as_ref()).await?;
-        let limit = self.pace.warmup + self.pace.duration + 3 * self.pace.ceiling() + GRACE;
+        let mut serving = Serving::start(case, self.trust, address.as_ref()).await?;
+        let limit = self.pace.warmup + self.pace.duration + 5 * self.pace.ceiling() + GRACE;
         match tokio::time::timeout(limit, self.measure(case, &serving)).await {
             Ok(outcome) => outcome.map_err(|failure| serving.explain(failure)),
             Err(_) => {
@@ -75,8 +75,8 @@ impl<'a> Drive<'a> {
         let (address, clock) = (serving.address(), serving.near_clock());
         let bench = Bench { case, endpoint: &endpoint, address, peer: &peer, load: &load, clock };
         let sample = patterns::measure(bench, self.pace).await?;
+        let ceilings = self.ceilings(case, &peer, address, &memory).await?;
         let path = peer.connection.path().chosen().to_owned();
-        let ceilings = self.ceilings(case, &path, &peer, address, &memory).await?;
         peer.close().await?;
         Ok(Repeat { path, sample, ceilings })
     }
@@ -89,7 +89,6 @@ impl<'a> Drive<'a> {
     async fn ceilings(
         &mut self,
         case: &Case,
-        path: &str,
         peer: &Peer,
         address: &Address,
         memory: &Bytes,
@@ -98,8 +97,13 @@ impl<'a> Drive<'a> {
         if matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put) {
             ceilings.push(self.memcpy(case, memory).await?);
         }
-        if path != "mem" && !matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
-            match self.socket(case, peer, address, memory).await {
+        let path = peer.connection.path();
+        if path.chosen() == "mem" || matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
+            return Ok(ceilings);
+        }
+        let over_tls = (path.encryption() == "tls").then_some(true);
+        for tls in [Some(false), over_tls].into_iter().flatten() {
+            match self.socket(case, tls, peer, address, memory).await {
                 Ok(ceiling) => ceilings.push(ceiling),
                 // A firewall may let our port through and no other.
                 Err(failure) if self.elsewhere.is_some() => {
@@ -127,6 +131,7 @@ impl<'a> Drive<'a> {
     async fn socket(
         &self,
         case: &Case,
+        tls: bool,
         peer: &Peer,
         address: &Address,
         memory: &Bytes,
@@ -137,14 +142,15 @@ impl<'a> Drive<'a> {
                 layout: case.layout(),
                 ping_pong: case.pattern == Pattern::Latency,
                 spin,
+                tls,
                 duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
             };
-            let (port, key) = peer.socket(&Request::Socket { course }).await?;
+            let (port, key, certificate) = peer.socket(&Request::Socket { course }).await?;
             let (host, memory) = (address.host().to_owned(), memory.clone());
             let near = move || {
                 let nowhere = || std::io::Error::other("the host has no address");
                 let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
-                socket::near(address, key, course, &memory)
+                socket::near(address, key, course, certificate.as_deref(), &memory)
             };
             let ceiling = blocking(near).await?.map_err(|error| Failure::run(error.to_string()))?;
             best = Some(best.map_or(ceiling, |best| best.best(ceiling)));
@@ -165,7 +171,7 @@ fn address_for(case: &Case, elsewhere: &Address) -> Result<Address, Failure> {
     let (place, query) = place.split_once('?').unwrap_or((place, ""));
     let mut text = format!("{}://{place}{}", case.transport.scheme(), case.transport.query());
     if !query.is_empty() {
-        text.push(if case.transport.options.is_empty() { '?' } else { '&' });
+        text.push(if case.transport.query().is_empty() { '?' } else { '&' });
         text.push_str(query);
     }
     text.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))
@@ -183,6 +189,11 @@ mod tests {
             |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
         assert_eq!(narrowed(&tcp, "towline://[::1]:7"), "tcp://[::1]:7");
         tcp.transport.options.insert("streams".into(), "4".into());
-        assert_eq!(narrowed(&tcp, "tcp://host:7?tls=on"), "tcp://host:7?streams=4&tls=on");
+        assert_eq!(
+            narrowed(&tcp, "tcp://host:7?integrity=crc32c"),
+            "tcp://host:7?streams=4&integrity=crc32c"
+        );
+        tcp.transport.options.insert("tls".into(), "on".into());
+        assert_eq!(narrowed(&tcp, "towlines://host:7"), "tls://host:7?streams=4");
     }
 }

@@ -109,29 +109,35 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
     if scheme == Scheme::Mem {
         return Err(Failure::usage("--connect: mem reaches only its own process: leave --connect out"));
     }
-    let name = if scheme == Scheme::Towline { "auto" } else { scheme.as_str() };
+    let Some(connected) = Transport::of(address) else {
+        return Err(Failure::usage(format!("--connect {address}: this version does not measure {scheme}")));
+    };
     if asked.is_empty() {
-        let name = Transport::NAMES.into_iter().find(|known| *known == name);
-        return Ok(name.map(Transport::plain).into_iter().collect());
+        return Ok(vec![connected]);
     }
+    let mut transports = Vec::new();
     for transport in asked {
         if transport.name == "mem" {
             return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
         }
-        if name != "auto" && transport.name != name {
+        let fits = connected.name == "auto" || transport.name == connected.name;
+        if !fits || (transport.is_encrypted() && !connected.is_encrypted()) {
             let why = format!(
-                "--transport {} does not fit --connect {address}: connect to a towline:// address, or leave one out",
-                transport.name
+                "--transport {transport} does not fit --connect {address}: connect to a towline:// address (towlines:// for \
+                 tls=on), or leave one out",
             );
             return Err(Failure::usage(why));
         }
+        let mut transport = transport.clone();
+        transport.options.extend(connected.options.clone());
+        transports.push(transport);
     }
-    Ok(asked.to_vec())
+    Ok(transports)
 }
 
 /// Asks the library whether it takes the transport's options.
 async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), Failure> {
-    if transport.options.is_empty() {
+    if transport.query().is_empty() {
         return Ok(());
     }
     let place = if transport.name == "mem" { "" } else { "127.0.0.1:0" };
@@ -348,6 +354,12 @@ mod tests {
         assert_eq!(names(&[], &towline), Ok(vec!["auto"]));
         assert_eq!(names(&[], &tcp), Ok(vec!["tcp"]));
         assert_eq!(names(&["tcp"], &towline), Ok(vec!["tcp"]));
+        let towlines: Address = "towlines://host:1".parse().unwrap();
+        assert_eq!(names(&["tcp"], &towlines), Ok(vec!["tcp"]));
+        let tls = connected(&[], &"tls://host:1".parse().unwrap()).unwrap();
+        assert_eq!(tls, ["tcp?tls=on".parse().unwrap()]);
+        let plainly = connected(&tls, &tcp).unwrap_err().to_string();
+        assert!(plainly.contains("towlines://"), "{plainly}");
         assert!(names(&["ucx"], &tcp).unwrap_err().contains("does not fit"));
         assert!(names(&["mem"], &towline).unwrap_err().contains("its own process"));
         assert!(names(&[], &"mem://x".parse().unwrap()).unwrap_err().contains("its own process"));

@@ -2,6 +2,7 @@
 
 pub(crate) mod memcpy;
 pub(crate) mod socket;
+pub(crate) mod tls_socket;
 
 /// What the machine could do at best, by one yardstick, in one repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]

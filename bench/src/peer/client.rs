@@ -87,10 +87,10 @@ impl Peer {
         }
     }
 
-    /// Where the far half of a bare socket waits: its port, and what to present there.
-    pub(crate) async fn socket(&self, request: &Request) -> Result<(u16, [u8; 16]), Failure> {
+    /// Where the far half of a bare socket waits: its port, what to present there, and what it shows over TLS.
+    pub(crate) async fn socket(&self, request: &Request) -> Result<(u16, [u8; 16], Option<String>), Failure> {
         match self.ask(request).await? {
-            Answer::Socket { port, key } => Ok((port, key)),
+            Answer::Socket { port, key, certificate } => Ok((port, key, certificate)),
             other => Err(unexpected(&other)),
         }
     }

@@ -10,6 +10,7 @@ use towline::{Address, Endpoint};
 use super::{CpuClock, serve};
 use crate::bench::case::{Case, Wait};
 use crate::failure::Failure;
+use crate::trust::Trust;
 
 /// A child that has not said where it listens by then never will.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -40,11 +41,15 @@ pub(crate) struct Process {
 
 impl Serving {
     /// Starts what `case` needs, or takes the one that is already there.
-    pub(crate) async fn start(case: &Case, elsewhere: Option<&Address>) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        case: &Case,
+        trust: &Trust,
+        elsewhere: Option<&Address>,
+    ) -> Result<Self, Failure> {
         match elsewhere {
             Some(address) => Ok(Self::Elsewhere(address.clone())),
             None if case.transport.name == "mem" => thread(case.wait).await,
-            None => process(case).await.map(Self::Process),
+            None => process(case, trust).await.map(Self::Process),
         }
     }
 
@@ -93,7 +98,7 @@ impl Drop for Process {
     }
 }
 
-async fn process(case: &Case) -> Result<Process, Failure> {
+async fn process(case: &Case, trust: &Trust) -> Result<Process, Failure> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Failure::run(format!("{what} the serving process: {error}"))
     };
@@ -101,6 +106,7 @@ async fn process(case: &Case) -> Result<Process, Failure> {
     let asked = format!("{}://127.0.0.1:0{}", case.transport.scheme(), case.transport.query());
     let mut child = Command::new(executable)
         .args(["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"])
+        .args(trust.serving_options())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
