@@ -12,13 +12,15 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use towline::{Buffer, Connection, Endpoint, Message, Pool, Wait};
 
+/// Connections of one endpoint that have their turns.
+const CONNECTIONS: [usize; 4] = [1, 10, 100, 1000];
 /// A small message, and one that is not eager.
 const SIZES: [usize; 2] = [8, 64 << 10];
 
 criterion_group! {
     name = hot_paths;
     config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
-    targets = pool, messages
+    targets = pool, messages, connections
 }
 criterion_main!(hot_paths);
 
@@ -65,6 +67,24 @@ fn messages(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The same over many connections of one endpoint in turn: what a message costs does not grow with their number.
+fn connections(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut group = criterion.benchmark_group("connections");
+    let frame = Buffer::from(vec![1; SIZES[0]]);
+    for count in CONNECTIONS {
+        let pairs = runtime.block_on(pairs("tcp://127.0.0.1:0", count));
+        let mut turns = pairs.iter().cycle();
+        group.bench_function(format!("{count}"), |bencher| {
+            bencher.iter(|| {
+                let (a, b) = turns.next().unwrap();
+                runtime.block_on(there_and_back(a, b, &frame));
+            });
+        });
+    }
+    group.finish();
+}
+
 async fn there_and_back(a: &Connection, b: &Connection, frame: &Buffer) {
     for (from, to) in [(a, b), (b, a)] {
         let message = Message::new("").with_frame(frame.clone());
@@ -75,11 +95,20 @@ async fn there_and_back(a: &Connection, b: &Connection, frame: &Buffer) {
 }
 
 async fn pair(address: &str) -> (Connection, Connection) {
+    pairs(address, 1).await.remove(0)
+}
+
+/// As many connections between two endpoints.
+async fn pairs(address: &str, count: usize) -> Vec<(Connection, Connection)> {
     let endpoint = || Endpoint::builder().wait(Wait::Spin).build().unwrap();
     let listener = endpoint().listen(&address.parse().unwrap()).await.unwrap();
     let near = endpoint();
-    let (a, b) = tokio::join!(near.connect(listener.address()), listener.accept());
-    (a.unwrap(), b.unwrap())
+    let mut pairs = Vec::new();
+    for _ in 0..count {
+        let (a, b) = tokio::join!(near.connect(listener.address()), listener.accept());
+        pairs.push((a.unwrap(), b.unwrap()));
+    }
+    pairs
 }
 
 fn sockets() -> (TcpStream, TcpStream) {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod idle;
+mod incast;
 mod peer;
 
 use std::process::ExitCode;
@@ -24,10 +25,18 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let ten_thousand = "ten_thousand_idle_connections_cost_a_descriptor_and_20_kib_each_at_either_end";
-    let trials = vec![match lack_of_files() {
-        None => Trial::test(ten_thousand, || run(idle::ten_thousand())),
-        Some(reason) => Trial::ignorable_test(ten_thousand, move || need::skip("files", &reason)),
-    }];
+    let trials = vec![
+        match lack_of_files() {
+            None => Trial::test(ten_thousand, || run(idle::ten_thousand())),
+            Some(reason) => Trial::ignorable_test(ten_thousand, move || need::skip("files", &reason)),
+        },
+        Trial::test("a_crowd_of_64_senders_of_64_kib_is_served_in_bounded_memory", || {
+            run(incast::crowd(64 << 10))
+        }),
+        Trial::test("a_crowd_of_64_senders_of_1_mib_is_served_in_bounded_memory", || {
+            run(incast::crowd(1 << 20))
+        }),
+    ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

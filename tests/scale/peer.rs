@@ -5,11 +5,14 @@ use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use tokio::runtime::Runtime;
-use towline::{Address, Connection, Endpoint, Message, Result};
+use tokio::task::JoinSet;
+use towline::{Address, Buffer, Connection, Endpoint, Message, Result};
 use towline_tests::usage;
 
 /// Names the role, and makes a process a peer.
 pub(crate) const ROLE: &str = "TOWLINE_PEER";
+/// What a sender is to do: an address, how many connections, how many messages each, of how many bytes.
+const TASK: &str = "TOWLINE_PEER_TASK";
 /// A message's header that asks what the peer uses; any other comes back.
 pub(crate) const USAGE: &str = "usage";
 
@@ -23,15 +26,20 @@ pub(crate) struct Peer {
 impl Peer {
     /// A peer that echoes, and its address.
     pub(crate) fn serving() -> (Self, Address) {
-        let mut peer = Self::start("serve");
+        let mut peer = Self::start("serve", "");
         let mut address = String::new();
         peer.output.read_line(&mut address).unwrap();
         (peer, address.trim().parse().unwrap())
     }
 
-    fn start(role: &str) -> Self {
+    /// A peer that sends as much as it can.
+    pub(crate) fn sending(address: &Address, connections: usize, messages: usize, len: usize) -> Self {
+        Self::start("send", &format!("{address} {connections} {messages} {len}"))
+    }
+
+    fn start(role: &str, task: &str) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(ROLE, role).stdin(Stdio::null()).stdout(Stdio::piped());
+        command.env(ROLE, role).env(TASK, task).stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         Self { child, output }
@@ -62,6 +70,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     match role {
         "serve" => runtime().block_on(serve()),
+        "send" => runtime().block_on(send()),
         other => panic!("no role is named {other}"),
     }
     ExitCode::SUCCESS
@@ -91,6 +100,33 @@ async fn echo(connection: Connection) -> Result<()> {
         };
         drop(connection.send(answer).await?);
     }
+}
+
+/// Sends on all connections at once, once all are there: each message's header is its number.
+async fn send() {
+    let task = std::env::var(TASK).unwrap();
+    let mut words = task.split(' ');
+    let address: Address = words.next().unwrap().parse().unwrap();
+    let [connections, messages, len]: [usize; 3] =
+        std::array::from_fn(|_| words.next().unwrap().parse().unwrap());
+    let endpoint = Endpoint::new().unwrap();
+    let mut all = Vec::new();
+    for _ in 0..connections {
+        all.push(endpoint.connect(&address).await.unwrap());
+    }
+    let mut senders = JoinSet::new();
+    let frame = Buffer::from(vec![1; len]);
+    for connection in all {
+        let frame = frame.clone();
+        senders.spawn(async move {
+            for number in 0..messages {
+                let message = Message::new(number.to_le_bytes().to_vec()).with_frame(frame.clone());
+                drop(connection.send(message).await.unwrap());
+            }
+            connection.close().await.unwrap();
+        });
+    }
+    senders.join_all().await;
 }
 
 /// What a process uses.
