@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
-use towline::{Address, ErrorKind};
+use towline::{Address, Endpoint, ErrorKind};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
@@ -75,7 +75,9 @@ async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'sta
     let text = end.to_string();
     // TLS notices before any checksum of ours, and does not know what it carries.
     let found = if row.address().scheme().is_encrypted() { "breaks TLS" } else { &place };
-    assert!(text.contains(found) && text.contains(b.path().address()), "{text}");
+    // The number that metrics give it: this is the endpoint's second connection.
+    let whose = format!("{} (connection {})", b.path().address(), number_of_the_newest(&far));
+    assert!(text.contains(found) && text.contains(&whose), "{text}");
     assert_eq!(sent.kind(), ErrorKind::PeerLost, "{sent}");
 
     let both = async { tokio::join!(friend.deliver(message(2, &lens)), owner.recv()) };
@@ -84,6 +86,13 @@ async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'sta
     assert_message(&taken.unwrap(), 2, &lens);
     drop((a, b));
     soon("the proxy's end", proxy).await.unwrap();
+}
+
+/// The number of an endpoint's newest connection, as its metrics have it.
+fn number_of_the_newest(endpoint: &Endpoint) -> u64 {
+    let page = endpoint.metrics().text();
+    let numbers = page.split("connection=\"").skip(1).filter_map(|rest| rest.split('"').next()?.parse().ok());
+    numbers.max().unwrap()
 }
 
 async fn integrity_is_in_force_where_the_connecting_address_asks(row: &'static Row) {

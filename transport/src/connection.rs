@@ -408,9 +408,10 @@ impl Core {
         self.path.chosen()
     }
 
-    /// Adds what was tried, and on whom.
+    /// Adds what was tried, on whom, and on which connection: its number is the one in spans and metrics.
     pub(crate) fn placed(&self, error: Error, doing: &'static str) -> Error {
-        error.by(self.backend()).during(doing).on(&self.path.address)
+        let Self { number, path, .. } = self;
+        error.by(self.backend()).during(doing).on(format_args!("{} (connection {number})", path.address))
     }
 
     pub(crate) fn failed<T>(&self, failed: Failed<T>, doing: &'static str) -> Failed<T> {

@@ -6,6 +6,8 @@ mod door;
 mod records;
 mod stream;
 
-pub use door::{Attended, Greeted, Peer, Said, Visit, attend, greet, greeting_message, proof};
+pub use door::{
+    Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,
+};
 pub use records::{Sample, decode, decoded_and_encoded};
 pub use stream::{Getting, Landing, Putting, Sending, Stream};

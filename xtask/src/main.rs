@@ -5,6 +5,7 @@
 mod asan;
 mod check;
 mod ci;
+mod fuzz;
 mod install;
 mod licences;
 mod process;
@@ -34,6 +35,8 @@ enum Task {
     Ci(ci::Arguments),
     /// The unit tests of memory and of the reference backend under AddressSanitizer.
     Asan,
+    /// The fuzz targets, from their committed corpora.
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Asan => asan::run(stages::ASAN.deadline()),
+        Task::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,9 @@ use crate::door::{
 };
 use crate::environment::Environment;
 use crate::error::{Error, Result};
-use crate::wire::handshake::{HEAD_LEN, MAC_LEN, Transcript, decode, head};
+use crate::wire::handshake::{
+    HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
+};
 
 /// How far the clock moves when nothing else does.
 const TICK: Duration = Duration::from_millis(20);
@@ -78,7 +80,7 @@ pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
     let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: vec![7; 3] };
     let terms = Terms {
         binding: None,
-        identity: Identity::from_bytes(&[3; 56]),
+        identity: Identity::from_bytes(&[3; IDENTITY_LEN]),
         token: visit.token.map(Token::from_bytes).transpose()?,
         features: 1,
         offers: visit.offers.iter().map(offer).collect(),
@@ -145,14 +147,41 @@ pub fn proof(token: Option<&[u8]>, role: Role, connector: &[u8], acceptor: &[u8]
     Transcript { connector, acceptor, binding: None }.proof(token, role)
 }
 
+/// A `Hello` that offers these backends.
+pub fn hello(offers: &[&str]) -> Result<Vec<u8>> {
+    let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: Vec::new() };
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        features: 1,
+        nonce: [1; NONCE_LEN],
+        identity: [2; IDENTITY_LEN],
+        authenticates: false,
+        offers: offers.iter().map(offer).collect(),
+    };
+    let mut out = Vec::new();
+    Message::Hello(hello).encode(&mut out)?;
+    Ok(out)
+}
+
+/// Reads the message of a handshake that `bytes` are.
+pub fn decode_greeting(bytes: &[u8]) -> Result<()> {
+    read(bytes).map(|message| drop(std::hint::black_box(message)))
+}
+
 /// The message of a handshake that `bytes` begin with, read and written again, and how many bytes it took.
 pub fn greeting_message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
+    let Some((message, len)) = read(bytes)? else { return Ok(None) };
+    let mut out = Vec::new();
+    message.encode(&mut out)?;
+    Ok(Some((out, len)))
+}
+
+fn read(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
     let Some((first, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { return Ok(None) };
     let (kind, len) = head(first)?;
     let Some(body) = rest.get(..len) else { return Ok(None) };
-    let mut out = Vec::new();
-    decode(kind, body)?.encode(&mut out)?;
-    Ok(Some((out, HEAD_LEN + len)))
+    Ok(Some((decode(kind, body)?, HEAD_LEN + len)))
 }
 
 struct Line<'a> {
