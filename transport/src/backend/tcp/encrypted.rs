@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -16,16 +17,14 @@ use crate::door;
 /// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is
 /// made.
 const UNSENT_LEN_MAX: usize = 256 << 10;
-/// Ciphertext read at once: what is wanted, within these bounds.
-const READ_LEN_MIN: usize = 32 << 10;
-const READ_LEN_MAX: usize = 256 << 10;
-/// A record's plaintext, and what TLS 1.3 adds to it.
-const RECORD_LEN_MAX: usize = 16 << 10;
-const RECORD_EXTRA_LEN: usize = 22;
+/// Ciphertext read at once: what is not wanted yet is wanted soon.
+const READ_LEN: usize = 256 << 10;
+/// Memory for ciphertext that a thread keeps, while no link has bytes in it.
+const IDLE_MAX: usize = 2;
 
 thread_local! {
-    /// Where ciphertext is read to, shared by all links that this thread polls, so that an idle one needs none.
-    static CIPHERTEXT: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_LEN_MAX]);
+    /// Where ciphertext is read to. A link has one of these only while undecrypted bytes are in it, so that an idle one has none.
+    static IDLE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A TLS session over a link's socket.
@@ -39,8 +38,9 @@ pub(super) struct Encrypted {
 #[derive(Debug)]
 struct State {
     tls: Connection,
-    /// Ciphertext that was read and has not been decrypted.
-    held: Vec<u8>,
+    /// Ciphertext; what of it has not been decrypted.
+    ciphertext: Vec<u8>,
+    fresh: Range<usize>,
 }
 
 impl Encrypted {
@@ -48,7 +48,7 @@ impl Encrypted {
         tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
         // What came right behind the handshake may be here already.
         let holds = AtomicBool::new(true);
-        Self { state: Mutex::new(State { tls, held: Vec::new() }), holds }
+        Self { state: Mutex::new(State { tls, ciphertext: Vec::new(), fresh: 0..0 }), holds }
     }
 
     /// Whether a read would find something without the socket.
@@ -78,41 +78,33 @@ impl Encrypted {
     /// Hands over up to `wanted` bytes of plaintext. `Nothing` says that the socket is dry, and nothing is held.
     pub(super) fn read(&self, raw: &Raw, wanted: usize, mut land: impl FnMut(&[u8])) -> io::Result<Moved> {
         let mut state = self.state();
-        let state = &mut *state;
-        CIPHERTEXT.with_borrow_mut(|scratch| {
-            let held = std::mem::take(&mut state.held);
-            scratch[..held.len()].copy_from_slice(&held);
-            let mut fresh = 0..held.len();
-            let (mut landed, mut dry) = (0, false);
-            let ended = loop {
-                let ended = state.hand_over(wanted, &mut landed, &mut land);
-                if ended || landed == wanted {
-                    break ended;
-                }
-                if !fresh.is_empty() {
-                    fresh.start += state.decrypt(&scratch[fresh.clone()])?;
-                    continue;
-                }
-                if dry {
-                    break false;
-                }
-                let asked = ciphertext_len(wanted - landed);
-                match raw.receive(&mut scratch[..asked]) {
-                    Ok(Moved::Bytes(0)) => drop(state.tls.read_tls(&mut io::empty())?),
-                    Ok(Moved::Bytes(len)) => (fresh, dry) = (0..len, len < asked),
-                    Ok(Moved::Nothing) => dry = true,
-                    // What came before the connection broke counts; the next read finds its end.
-                    Err(_) if landed > 0 => dry = true,
-                    Err(error) => return Err(error),
-                }
-            };
-            while !fresh.is_empty() && !state.holds() {
-                fresh.start += state.decrypt(&scratch[fresh.clone()])?;
+        let (mut landed, mut dry) = (0, false);
+        let ended = loop {
+            let ended = state.hand_over(wanted, &mut landed, &mut land);
+            if ended || landed == wanted {
+                break ended;
             }
-            state.held = scratch[fresh].to_vec();
-            self.holds.store(state.holds(), Ordering::Release);
-            Ok(if landed > 0 || ended { Moved::Bytes(landed) } else { Moved::Nothing })
-        })
+            if !state.fresh.is_empty() {
+                state.decrypt()?;
+                continue;
+            }
+            if dry {
+                break false;
+            }
+            match state.receive(raw) {
+                Ok(Moved::Bytes(len)) => dry = len < READ_LEN,
+                Ok(Moved::Nothing) => dry = true,
+                // What came before the connection broke counts; the next read finds its end.
+                Err(_) if landed > 0 => dry = true,
+                Err(error) => return Err(error),
+            }
+        };
+        while !state.fresh.is_empty() && !state.holds() {
+            state.decrypt()?;
+        }
+        state.give_back_memory();
+        self.holds.store(state.holds(), Ordering::Release);
+        Ok(if landed > 0 || ended { Moved::Bytes(landed) } else { Moved::Nothing })
     }
 
     /// Nothing more will be written, and the peer is told so in a way that nobody can forge.
@@ -160,23 +152,43 @@ impl State {
         false
     }
 
-    /// Decrypts the next records of `ciphertext`, while all plaintext has been handed over, and tells how much it took.
-    fn decrypt(&mut self, mut ciphertext: &[u8]) -> io::Result<usize> {
-        let len = self.tls.read_tls(&mut ciphertext)?;
+    /// Reads ciphertext, while there is none.
+    fn receive(&mut self, raw: &Raw) -> io::Result<Moved> {
+        if self.ciphertext.is_empty() {
+            let idle = IDLE.with_borrow_mut(Vec::pop);
+            self.ciphertext = idle.unwrap_or_else(|| vec![0; READ_LEN]);
+        }
+        let moved = raw.receive(&mut self.ciphertext)?;
+        match moved {
+            Moved::Bytes(0) => drop(self.tls.read_tls(&mut io::empty())?),
+            Moved::Bytes(len) => self.fresh = 0..len,
+            Moved::Nothing => {}
+        }
+        Ok(moved)
+    }
+
+    /// Decrypts the next records, while all plaintext has been handed over.
+    fn decrypt(&mut self) -> io::Result<()> {
+        self.fresh.start += self.tls.read_tls(&mut &self.ciphertext[self.fresh.clone()])?;
         self.tls.process_new_packets().map_err(|fault| io::Error::other(door::broken(&self.tls, fault)))?;
-        Ok(len)
+        Ok(())
+    }
+
+    fn give_back_memory(&mut self) {
+        if self.fresh.is_empty() && !self.ciphertext.is_empty() {
+            let memory = std::mem::take(&mut self.ciphertext);
+            IDLE.with_borrow_mut(|idle| {
+                if idle.len() < IDLE_MAX {
+                    idle.push(memory);
+                }
+            });
+        }
     }
 
     /// Whether there is plaintext, or the end of it.
     fn holds(&mut self) -> bool {
         !matches!(self.tls.reader().fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
-}
-
-/// How much ciphertext to read for so much plaintext.
-fn ciphertext_len(wanted: usize) -> usize {
-    let extra = (wanted / RECORD_LEN_MAX + 2) * RECORD_EXTRA_LEN;
-    wanted.saturating_add(extra).clamp(READ_LEN_MIN, READ_LEN_MAX)
 }
 
 /// A socket as rustls writes to it.
