@@ -18,6 +18,7 @@ use crate::units::Size;
 const EXAMPLE: &str = "\
 Examples:
   towline explain towline://10.0.0.2:7000           # `towline serve` runs there
+  towline explain tls://worker-1:7000 --ca ca.pem   # with --cert and --key where the listener asks for them
   towline explain tcp://127.0.0.1:7000 --json | jq .chosen";
 
 /// A peer that has not said what it is by then is no `towline serve`.
@@ -106,8 +107,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                let integrity = chosen.then(|| path.integrity());
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), integrity)
+                let in_force = chosen.then(|| (path.encryption(), path.integrity()));
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), in_force)
             })
             .collect(),
         peer: about,
@@ -143,15 +144,19 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 }
 
 impl Explained {
-    /// `integrity` is what is in force on the chosen one.
-    fn new(candidate: Candidate, found: Option<&Found>, integrity: Option<&'static str>) -> Self {
+    /// The encryption and integrity in force, on the chosen one.
+    fn new(
+        candidate: Candidate,
+        found: Option<&Found>,
+        in_force: Option<(&'static str, &'static str)>,
+    ) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
             share: found.and_then(|found| found.share),
             copies: found.and_then(|found| found.copies),
-            encryption: integrity.map(|_| "none"),
-            integrity,
+            encryption: in_force.map(|(encryption, _)| encryption),
+            integrity: in_force.map(|(_, integrity)| integrity),
         }
     }
 }

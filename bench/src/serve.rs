@@ -17,6 +17,7 @@ const EXAMPLE: &str = "\
 Examples:
   towline serve tcp://127.0.0.1:7000
   towline serve 'towline://*:7000' --token-file secret    # any path that both ends have
+  towline serve 'tls://*:7000' --cert cert.pem --key key.pem --ca ca.pem    # whom ca.pem signed comes in
   towline serve tcp://127.0.0.1:7000 --metrics 127.0.0.1:9100
   towline bench --connect tcp://127.0.0.1:7000            # in another terminal";
 

@@ -1,44 +1,122 @@
 //! The options that say whom to trust.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use towline::{Builder, Endpoint, Token};
+use tempfile::TempDir;
+use towline::{Builder, Endpoint, Tls, Token};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
 
-/// Whom an endpoint accepts.
+/// Whom an endpoint accepts, and what it shows.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Trust {
     /// A file that holds the secret which both ends know
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// This end's certificate for tls:// and towlines://, and those between it and the authority, as PEM
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// The certificate's private key, as PEM
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The authority that signed the other end's certificate, as PEM; a listener then lets in only whom it signed
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Go without a secret beyond this machine
     #[arg(long)]
     insecure: bool,
+    /// Keeps the files of a throw-away certificate.
+    #[arg(skip)]
+    thrown_away: Option<Arc<TempDir>>,
 }
 
 impl Trust {
-    /// An endpoint with these settings; a token that cannot be read is wrong usage.
+    /// An endpoint with these settings; a file that cannot be used is wrong usage.
     pub(crate) fn endpoint(&self, wait: Wait) -> Result<Endpoint, Failure> {
         Ok(self.builder(wait)?.build()?)
     }
 
     /// The same on the command line of another process of this program.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let token = self.token_file.iter().flat_map(|file| ["--token-file".into(), file.clone().into()]);
-        token.chain(self.insecure.then(|| "--insecure".into())).collect()
+        let files = [
+            ("--token-file", &self.token_file),
+            ("--cert", &self.cert),
+            ("--key", &self.key),
+            ("--ca", &self.ca),
+        ];
+        let named = files.into_iter().filter_map(|(name, file)| Some([name.into(), file.clone()?.into()]));
+        named.flatten().chain(self.insecure.then(|| "--insecure".into())).collect()
+    }
+
+    /// The part of them that a serving process of this run needs: nobody but this run knows where it listens.
+    pub(crate) fn throw_away_arguments(&self) -> Vec<OsString> {
+        let own = Self { token_file: None, insecure: false, ..self.clone() };
+        if self.thrown_away.is_some() { own.arguments() } else { Vec::new() }
+    }
+
+    /// The same with a certificate for two processes of this machine, which is gone with this.
+    pub(crate) fn with_throw_away_certificate(&self) -> Result<Self, Failure> {
+        if self.cert.is_some() || self.ca.is_some() {
+            let why = "--cert, --key and --ca go with --connect: two processes of one run have a certificate of their own";
+            return Err(Failure::usage(why));
+        }
+        let failed = |what: &str, why: &dyn std::fmt::Display| {
+            Failure::run(format!("{what} a throw-away certificate: {why}"))
+        };
+        let certificate = throw_away_certificate(["127.0.0.1"]).map_err(|why| failed("making", &why))?;
+        let directory = TempDir::new().map_err(|why| failed("a place for", &why))?;
+        let file = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).map_err(|why| failed("keeping", &why)).map(|()| Some(path))
+        };
+        let cert = file("cert.pem", &certificate.chain)?;
+        let key = file("key.pem", &certificate.key)?;
+        Ok(Self { ca: cert.clone(), cert, key, thrown_away: Some(Arc::new(directory)), ..self.clone() })
     }
 
     fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
-        let builder = Endpoint::builder().wait(wait.into()).insecure(self.insecure);
-        match &self.token_file {
-            None => Ok(builder),
-            Some(file) => {
-                let token = Token::from_file(file).map_err(|error| Failure::usage(error.to_string()))?;
-                Ok(builder.token(token))
-            }
+        let mut builder = Endpoint::builder().wait(wait.into()).insecure(self.insecure);
+        if let Some(file) = &self.token_file {
+            let token = Token::from_file(file).map_err(|error| Failure::usage(error.to_string()))?;
+            builder = builder.token(token);
         }
+        if self.cert.is_some() || self.ca.is_some() {
+            builder = builder.tls(self.tls()?);
+        }
+        Ok(builder)
     }
+
+    fn tls(&self) -> Result<Tls, Failure> {
+        let mut tls = Tls::builder();
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            tls = tls.certificate(read(cert)?, read(key)?);
+        }
+        if let Some(ca) = &self.ca {
+            tls = tls.authority(read(ca)?);
+        }
+        tls.build().map_err(|error| Failure::usage(error.to_string()))
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+}
+
+/// A certificate that signed itself, and its key, as PEM.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    pub(crate) chain: String,
+    pub(crate) key: String,
+}
+
+/// For one use, at these names and addresses.
+pub(crate) fn throw_away_certificate(
+    names: impl IntoIterator<Item = &'static str>,
+) -> Result<Certificate, rcgen::Error> {
+    let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    let made = rcgen::generate_simple_self_signed(names)?;
+    Ok(Certificate { chain: made.cert.pem(), key: made.signing_key.serialize_pem() })
 }

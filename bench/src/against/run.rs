@@ -84,7 +84,7 @@ fn remark(session: &mut Session, case: &Case) {
         session.note.push_str("; one buffer a message, ours has more");
     }
     if !case.transport.options.is_empty() {
-        session.note.push_str(&format!("; without our {}", case.transport.query()));
+        session.note.push_str(&format!("; without our {}", case.transport.options()));
     }
 }
 

@@ -10,6 +10,9 @@ use towline::Address;
 use crate::payload::{Check, Layout};
 use crate::units::Size;
 
+/// The option that has data go over TLS.
+const TLS: &str = "tls";
+
 /// A transport as the command line names it, with the options that ride on the address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Transport {
@@ -27,10 +30,11 @@ impl Transport {
 
     /// What carries the bytes to `address`, with its options.
     pub(crate) fn to(address: &Address) -> Self {
-        let scheme = address.scheme().as_str();
         let options = address.options().map(|(key, value)| (key.to_owned(), value.to_owned()));
-        let name = Self::NAMES.into_iter().find(|name| *name == scheme).unwrap_or("auto");
-        Self { name, options: options.collect() }
+        let tls = address.scheme().is_encrypted().then(|| (TLS.to_owned(), "on".to_owned()));
+        let backend = address.scheme().backend();
+        let name = Self::NAMES.into_iter().find(|name| Some(*name) == backend).unwrap_or("auto");
+        Self { name, options: options.chain(tls).collect() }
     }
 
     /// Whether a connection of it can have several streams.
@@ -43,28 +47,41 @@ impl Transport {
         self.options.get("streams").and_then(|count| count.parse().ok()).unwrap_or(1)
     }
 
-    /// The scheme of its addresses.
-    pub(crate) fn scheme(&self) -> &'static str {
-        if self.name == "auto" { "towline" } else { self.name }
-    }
-
     /// Where a worker on this host listens, with the options: any free place.
     pub(crate) fn local_address(&self) -> String {
         let place = if self.name == "mem" { "" } else { "127.0.0.1:0" };
         format!("{}://{place}{}", self.scheme(), self.query())
     }
 
-    /// The options as they stand behind an address, with the question mark, or nothing.
-    pub(crate) fn query(&self) -> String {
-        let mut query = String::new();
-        for (key, value) in &self.options {
-            query.push(if query.is_empty() { '?' } else { '&' });
-            query.push_str(key);
-            query.push('=');
-            query.push_str(value);
-        }
-        query
+    /// Whether it goes over TLS, which addresses say in their scheme.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.options.contains_key(TLS)
     }
+
+    /// The scheme of its addresses.
+    pub(crate) fn scheme(&self) -> &'static str {
+        match (self.name, self.is_encrypted()) {
+            ("auto", false) => "towline",
+            ("auto", true) => "towlines",
+            ("tcp", true) => "tls",
+            (name, _) => name,
+        }
+    }
+
+    /// All options as they are asked for, with the question mark, or nothing.
+    pub(crate) fn options(&self) -> String {
+        joined(self.options.iter())
+    }
+
+    /// The options as they stand behind an address, whose scheme says the rest.
+    pub(crate) fn query(&self) -> String {
+        joined(self.options.iter().filter(|(key, _)| *key != TLS))
+    }
+}
+
+fn joined<'a>(options: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    let pairs: Vec<String> = options.map(|(key, value)| format!("{key}={value}")).collect();
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }
 
 impl FromStr for Transport {
@@ -86,13 +103,21 @@ impl FromStr for Transport {
                 return Err(format!("`{text}` gives `{key}` twice"));
             }
         }
+        match options.get(TLS).map(String::as_str) {
+            None => {}
+            Some("on") if matches!(name, "auto" | "tcp") => {}
+            Some("on") => return Err(format!("`{name}` has no TLS: tcp and auto have")),
+            Some(other) => {
+                return Err(format!("`{TLS}={other}` in `{text}`: write {TLS}=on, or leave it out"));
+            }
+        }
         Ok(Self { name, options })
     }
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.name, self.query())
+        write!(f, "{}{}", self.name, self.options())
     }
 }
 
@@ -318,6 +343,11 @@ mod tests {
         assert_eq!((tcp.name, tcp.options["streams"].as_str()), ("tcp", "4"));
         assert_eq!(tcp.to_string(), "tcp?integrity=crc32c&streams=4");
         assert_eq!("auto".parse::<Transport>().unwrap().scheme(), "towline");
+        let tls: Transport = "tcp?tls=on&integrity=crc32c".parse().unwrap();
+        assert_eq!((tls.scheme(), tls.query().as_str()), ("tls", "?integrity=crc32c"));
+        assert_eq!(tls.to_string(), "tcp?integrity=crc32c&tls=on");
+        let towlines: Address = "towlines://host:1".parse().unwrap();
+        assert_eq!(Transport::to(&towlines), "auto?tls=on".parse().unwrap());
         for (text, says) in [
             ("udp", "choose from auto, mem, tcp"),
             ("", "is no transport"),
@@ -325,6 +355,8 @@ mod tests {
             ("tcp?streams", "not `key=value`"),
             ("tcp?=4", "not `key=value`"),
             ("tcp?a=1&a=2", "`a` twice"),
+            ("mem?tls=on", "has no TLS"),
+            ("tcp?tls=yes", "write tls=on"),
         ] {
             let error = text.parse::<Transport>().unwrap_err();
             assert!(error.contains(says), "{text}: {error}");

@@ -56,12 +56,12 @@ impl<'a> Drive<'a> {
     /// One repeat, within a time that leaves room for nothing but a hang.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        let limit = self.pace.warmup + self.pace.duration + 3 * self.pace.ceiling() + GRACE;
+        let limit = self.pace.warmup + self.pace.duration + 5 * self.pace.ceiling() + GRACE;
         let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
             return tokio::time::timeout(limit, self.crowd(case, None)).await.map_err(hung).flatten();
         }
-        let mut serving = Serving::start(case, address.as_ref()).await?;
+        let mut serving = Serving::start(case, self.trust, address.as_ref()).await?;
         let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;
         outcome.map_err(hung).flatten().map_err(|failure| serving.explain(failure))
     }
@@ -77,8 +77,8 @@ impl<'a> Drive<'a> {
         let (address, clock) = (serving.address(), serving.near_clock());
         let bench = Bench { case, endpoint: &endpoint, address, peer: &peer, load: &load, clock };
         let sample = patterns::measure(bench, self.pace).await?;
+        let ceilings = self.ceilings(case, &peer, address, &memory).await?;
         let path = peer.connection.path().chosen().to_owned();
-        let ceilings = self.ceilings(case, &path, &peer, address, &memory).await?;
         peer.close().await?;
         Ok(Repeat { path, sample, ceilings })
     }
@@ -89,7 +89,7 @@ impl<'a> Drive<'a> {
         let sample = crowd.measure(case, self.pace).await?;
         let mut ceilings = Vec::new();
         if case.pattern == Pattern::Incast && crowd.path != "mem" {
-            let outcome = crowd.sockets(case.senders(), |spin| self.course(case, spin)).await;
+            let outcome = crowd.sockets(case.senders(), |spin| self.course(case, spin, false)).await;
             ceilings.extend(self.bare(case, outcome)?);
         }
         Ok(Repeat { path: crowd.path, sample, ceilings })
@@ -103,7 +103,6 @@ impl<'a> Drive<'a> {
     async fn ceilings(
         &mut self,
         case: &Case,
-        path: &str,
         peer: &Peer,
         address: &Address,
         memory: &Bytes,
@@ -112,8 +111,13 @@ impl<'a> Drive<'a> {
         if matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put) {
             ceilings.push(self.memcpy(case, memory).await?);
         }
-        if path != "mem" && !matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
-            let outcome = self.socket(case, peer, address, memory).await;
+        let path = peer.connection.path();
+        if path.chosen() == "mem" || matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
+            return Ok(ceilings);
+        }
+        let over_tls = (path.encryption() == "tls").then_some(true);
+        for tls in [Some(false), over_tls].into_iter().flatten() {
+            let outcome = self.socket(case, tls, peer, address, memory).await;
             ceilings.extend(self.bare(case, outcome)?);
         }
         Ok(ceilings)
@@ -133,11 +137,12 @@ impl<'a> Drive<'a> {
     }
 
     /// What both halves of a bare socket do beside `case`.
-    fn course(&self, case: &Case, spin: bool) -> Course {
+    fn course(&self, case: &Case, spin: bool, tls: bool) -> Course {
         Course {
             layout: case.layout(),
             ping_pong: case.pattern == Pattern::Latency,
             spin,
+            tls,
             duration_ms: self.pace.ceiling().as_millis().max(1) as u64,
         }
     }
@@ -158,13 +163,14 @@ impl<'a> Drive<'a> {
     async fn socket(
         &self,
         case: &Case,
+        tls: bool,
         peer: &Peer,
         address: &Address,
         memory: &Bytes,
     ) -> Result<Ceiling, Failure> {
         let mut best: Option<Ceiling> = None;
         for spin in [false, true] {
-            let near = peer.open_socket(address.host(), self.course(case, spin)).await?;
+            let near = peer.open_socket(address.host(), self.course(case, spin, tls)).await?;
             let memory = memory.clone();
             let ceiling = blocking(move || near.measure(&memory)).await?;
             let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
@@ -195,7 +201,9 @@ mod tests {
         let narrowed =
             |case: &Case, text: &str| address_for(case, &text.parse().unwrap()).unwrap().to_string();
         assert_eq!(narrowed(&tcp, "towline://[::1]:7"), "tcp://[::1]:7");
-        tcp.transport = Transport::to(&"tcp://host:7?streams=4&tls=on".parse().unwrap());
-        assert_eq!(narrowed(&tcp, "tcp://host:7?streams=4&tls=on"), "tcp://host:7?streams=4&tls=on");
+        tcp.transport = Transport::to(&"tcp://host:7?streams=4".parse().unwrap());
+        assert_eq!(narrowed(&tcp, "tcp://host:7?streams=4"), "tcp://host:7?streams=4");
+        tcp.transport = "tcp?tls=on".parse().unwrap();
+        assert_eq!(narrowed(&tcp, "towlines://host:7"), "tls://host:7");
     }
 }

@@ -17,6 +17,7 @@ use std::io::Write;
 use towline::BackendState;
 
 use self::assertion::{Assertion, Verdict};
+use self::case::Transport;
 pub(crate) use self::drive::{Drive, Repeat};
 pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
@@ -28,11 +29,14 @@ use crate::against::{Entry, Peers};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
 use crate::progress::Progress;
+use crate::trust::Trust;
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
     options.html.check()?;
-    let endpoint = options.trust.endpoint(case::Wait::default())?;
+    let own = options.connect.is_none() && options.transport.iter().any(Transport::is_encrypted);
+    let trust = if own { options.trust.with_throw_away_certificate()? } else { options.trust.clone() };
+    let endpoint = trust.endpoint(case::Wait::default())?;
     let peers = Peers::find(&options.against).await?;
     let plan = Plan::make(options, &endpoint).await?;
     let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
@@ -43,7 +47,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     });
     let fingerprint = Fingerprint::read(libraries);
     drop(endpoint);
-    let results = measure(options, &plan, &peers).await?;
+    let results = measure(options, &trust, &plan, &peers).await?;
     let report = Report { schema: 1, fingerprint, results };
     options.output.give(&report, |out: &mut dyn Write| {
         writeln!(out, "{}", report.fingerprint)?;
@@ -56,9 +60,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// Every case, each repeat in turn with its ceilings and with the peers' tools.
-async fn measure(options: &Options, plan: &Plan, peers: &Peers) -> Result<Vec<Row>, Failure> {
+async fn measure(options: &Options, trust: &Trust, plan: &Plan, peers: &Peers) -> Result<Vec<Row>, Failure> {
     let mut progress = Progress::start();
-    let mut drive = Drive::new(plan.pace, &options.trust, options.connect.as_ref(), &mut progress);
+    let mut drive = Drive::new(plan.pace, trust, options.connect.as_ref(), &mut progress);
     let mut rows = Vec::with_capacity(plan.cases.len());
     for (index, case) in plan.cases.iter().enumerate() {
         let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());

@@ -141,15 +141,16 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
         if transport.name == "mem" {
             return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
         }
-        if there.name != "auto" && transport.name != there.name {
+        let fits = there.name == "auto" || transport.name == there.name;
+        if !fits || (transport.is_encrypted() && !there.is_encrypted()) {
             let why = format!(
-                "--transport {} does not fit --connect {address}: connect to a towline:// address, or leave one out",
-                transport.name
+                "--transport {transport} does not fit --connect {address}: connect to a towline:// address (towlines:// for \
+                 tls=on), or leave one out",
             );
             return Err(Failure::usage(why));
         }
         for (key, value) in &there.options {
-            if transport.options.contains_key(key) {
+            if transport.options.get(key).is_some_and(|asked| asked != value) {
                 return Err(Failure::usage(format!(
                     "--transport {transport} and --connect {address}: both say {key}: leave one out"
                 )));
@@ -162,7 +163,7 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
 
 /// Asks the library whether it takes the transport's options.
 async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), Failure> {
-    if transport.options.is_empty() {
+    if transport.query().is_empty() {
         return Ok(());
     }
     let address = transport.local_address();
@@ -452,6 +453,12 @@ mod tests {
         assert_eq!(asked("tcp?integrity=crc32c").unwrap()[0].to_string(), "tcp?integrity=crc32c&streams=4");
         assert_eq!(connected(&[], &several).unwrap()[0].to_string(), "tcp?streams=4");
         assert!(asked("tcp?streams=2").unwrap_err().to_string().contains("both say streams"));
+        let towlines: Address = "towlines://host:1".parse().unwrap();
+        assert_eq!(names(&["tcp"], &towlines), Ok(vec!["tcp"]));
+        let tls = connected(&[], &"tls://host:1".parse().unwrap()).unwrap();
+        assert_eq!(tls, ["tcp?tls=on".parse().unwrap()]);
+        let plainly = connected(&tls, &tcp).unwrap_err().to_string();
+        assert!(plainly.contains("towlines://"), "{plainly}");
         assert!(names(&["ucx"], &tcp).unwrap_err().contains("does not fit"));
         assert!(names(&["mem"], &towline).unwrap_err().contains("its own process"));
         assert!(names(&[], &"mem://x".parse().unwrap()).unwrap_err().contains("its own process"));

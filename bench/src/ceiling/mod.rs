@@ -2,6 +2,7 @@
 
 pub(crate) mod memcpy;
 pub(crate) mod socket;
+pub(crate) mod tls_socket;
 
 use crate::failure::Failure;
 

@@ -1,8 +1,8 @@
-//! A bare TCP socket between the two processes moves the same messages: once blocking, once spinning.
+//! A bare TCP socket between the two processes moves the same messages: once blocking, once spinning; plain, or over TLS.
 //!
 //! The far half confirms what it has read, as a receiver of ours does; the near half keeps at most the window unconfirmed.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,9 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::Ceiling;
+use super::tls_socket::Session;
 use crate::payload::Layout;
+use crate::trust::Certificate;
 
 /// The far half gives up when nobody connects in this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -32,10 +34,16 @@ pub(crate) struct Course {
     pub(crate) layout: Layout,
     pub(crate) ping_pong: bool,
     pub(crate) spin: bool,
+    pub(crate) tls: bool,
     pub(crate) duration_ms: u64,
 }
 
 impl Course {
+    /// The ceiling's name.
+    pub(crate) fn kind(self) -> &'static str {
+        if self.tls { "tls_socket" } else { "socket" }
+    }
+
     fn duration(self) -> Duration {
         Duration::from_millis(self.duration_ms)
     }
@@ -47,10 +55,17 @@ impl Course {
     }
 }
 
-/// The far half: accepts one connection that presents `key`, then reads and confirms until its end.
-pub(crate) fn far(listener: &TcpListener, key: [u8; 16], course: Course) -> io::Result<()> {
+/// The far half: accepts one connection that presents `key`, then reads and confirms until its end. With a certificate, over
+/// TLS.
+pub(crate) fn far(
+    listener: &TcpListener,
+    key: [u8; 16],
+    course: Course,
+    certificate: Option<&Certificate>,
+) -> io::Result<()> {
     let stream = accept_within(listener, CONNECT_WITHIN)?;
-    let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
+    let tls = certificate.map(Session::far).transpose()?;
+    let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE, tls)?;
     let mut presented = [0; 16];
     wire.read_exact(&mut presented)?;
     if presented != key {
@@ -69,9 +84,16 @@ pub(crate) struct Near {
 }
 
 impl Near {
-    pub(crate) fn open(address: SocketAddr, key: [u8; 16], course: Course) -> io::Result<Self> {
+    /// Over TLS, `believed` is the far half's certificate.
+    pub(crate) fn open(
+        address: SocketAddr,
+        key: [u8; 16],
+        course: Course,
+        believed: Option<&str>,
+    ) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
-        let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE)?;
+        let tls = believed.map(Session::near).transpose()?;
+        let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE, tls)?;
         wire.write_all(&key)?;
         wire.read_exact(&mut [0])?;
         Ok(Self { wire, course })
@@ -81,7 +103,7 @@ impl Near {
     pub(crate) fn measure(mut self, source: &[u8]) -> io::Result<Ceiling> {
         let work = if self.course.ping_pong { ping } else { pour };
         let ceiling = work(&mut self.wire, self.course, source)?;
-        self.wire.stream.shutdown(Shutdown::Write)?;
+        self.wire.socket.stream.shutdown(Shutdown::Write)?;
         Ok(ceiling)
     }
 }
@@ -109,7 +131,7 @@ fn ping(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
             break;
         }
     }
-    Ok(Ceiling::latency("socket", times.value_at_quantile(0.5) as f64 / 1e3))
+    Ok(Ceiling::latency(course.kind(), times.value_at_quantile(0.5) as f64 / 1e3))
 }
 
 /// One direction, the window full, from the first send to the last confirmation; a shorter pass before warms up.
@@ -119,7 +141,7 @@ fn pour(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
     let (before, begin) = (sent, Instant::now());
     pass(wire, course, source, &mut sent, course.duration())?;
     let bytes = (sent - before) as f64 * course.layout.size_bytes as f64;
-    Ok(Ceiling::rate("socket", bytes / 1e9 / begin.elapsed().as_secs_f64()))
+    Ok(Ceiling::rate(course.kind(), bytes / 1e9 / begin.elapsed().as_secs_f64()))
 }
 
 /// Sends at least a window of messages, and for `duration`, and waits until all are confirmed.
@@ -197,23 +219,60 @@ fn sink(wire: &mut Wire, window: &mut [u8], course: Course) -> io::Result<()> {
     }
 }
 
-/// A socket that sleeps or spins, and gives up in time.
+/// What messages are written to and read from.
 #[derive(Debug)]
 struct Wire {
+    socket: Socket,
+    tls: Option<Session>,
+}
+
+/// A socket that sleeps or spins, and gives up in time.
+#[derive(Debug)]
+struct Socket {
     stream: TcpStream,
     spin: bool,
     deadline: Instant,
 }
 
 impl Wire {
-    fn new(stream: TcpStream, spin: bool, limit: Duration) -> io::Result<Self> {
+    fn new(stream: TcpStream, spin: bool, limit: Duration, mut tls: Option<Session>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(spin)?;
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
-        Ok(Self { stream, spin, deadline: Instant::now() + limit })
+        let mut socket = Socket { stream, spin, deadline: Instant::now() + limit };
+        if let Some(tls) = &mut tls {
+            tls.shake(&mut socket)?;
+        }
+        Ok(Self { socket, tls })
     }
 
+    fn read_some(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match &mut self.tls {
+            Some(tls) => tls.read(&mut self.socket, into),
+            None => self.socket.read(into),
+        }
+    }
+
+    fn read_exact(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+        while !into.is_empty() {
+            match self.read_some(into)? {
+                0 => return Err(ErrorKind::UnexpectedEof.into()),
+                count => into = &mut into[count..],
+            }
+        }
+        Ok(())
+    }
+
+    fn write_all(&mut self, from: &[u8]) -> io::Result<()> {
+        match &mut self.tls {
+            Some(tls) => tls.write_all(&mut self.socket, from),
+            None => self.socket.write_all(from),
+        }
+    }
+}
+
+impl Socket {
     /// Repeats `operation` while it would block and there is time.
     fn patiently<T>(&mut self, mut operation: impl FnMut(&mut TcpStream) -> io::Result<T>) -> io::Result<T> {
         for turn in 1u32.. {
@@ -231,26 +290,24 @@ impl Wire {
         }
         Err(io::Error::new(ErrorKind::TimedOut, "the other half of the bare socket fell silent"))
     }
+}
 
-    fn read_some(&mut self, into: &mut [u8]) -> io::Result<usize> {
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.patiently(|stream| stream.read(into))
     }
+}
 
-    fn read_exact(&mut self, mut into: &mut [u8]) -> io::Result<()> {
-        while !into.is_empty() {
-            match self.read_some(into)? {
-                0 => return Err(ErrorKind::UnexpectedEof.into()),
-                count => into = &mut into[count..],
-            }
-        }
-        Ok(())
+impl Write for Socket {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.patiently(|stream| stream.write(from))
     }
 
-    fn write_all(&mut self, mut from: &[u8]) -> io::Result<()> {
-        while !from.is_empty() {
-            let count = self.patiently(|stream| stream.write(from))?;
-            from = &from[count..];
-        }
+    fn write_vectored(&mut self, from: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.patiently(|stream| stream.write_vectored(from))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
@@ -274,10 +331,11 @@ fn accept_within(listener: &TcpListener, limit: Duration) -> io::Result<TcpStrea
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ceiling::tls_socket::certificate;
     use crate::payload::Payload;
 
-    fn run(layout: Layout, ping_pong: bool, spin: bool) -> Ceiling {
-        measure(Course { layout, ping_pong, spin, duration_ms: 20 })
+    fn run(layout: Layout, ping_pong: bool, spin: bool, tls: bool) -> Ceiling {
+        measure(Course { layout, ping_pong, spin, tls, duration_ms: 20 })
     }
 
     fn measure(course: Course) -> Ceiling {
@@ -285,8 +343,12 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let source = Payload::default().prepare(course.layout);
         std::thread::scope(|scope| {
-            let far = scope.spawn(|| far(&listener, [7; 16], course));
-            let ceiling = Near::open(address, [7; 16], course).unwrap().measure(&source).unwrap();
+            let certificate = course.tls.then(|| certificate().unwrap());
+            let believed = certificate.as_ref().map(|certificate| certificate.chain.clone());
+            let far = scope.spawn(move || far(&listener, [7; 16], course, certificate.as_ref()));
+            let near = Near::open(address, [7; 16], course, believed.as_deref()).unwrap();
+            let ceiling = near.measure(&source).unwrap();
+            assert_eq!(ceiling.kind, course.kind());
             far.join().unwrap().unwrap();
             ceiling
         })
@@ -294,12 +356,12 @@ mod tests {
 
     #[test]
     fn both_ways_of_waiting_move_every_size() {
-        for spin in [false, true] {
+        for (spin, tls) in [(false, false), (true, false), (false, true), (true, true)] {
             for (size_bytes, window) in [(8, 256), (1, 1), (100, 3), (65_537, 4)] {
                 let layout = Layout { size_bytes, window };
-                assert!(run(layout, false, spin).gb_per_s.is_some_and(|rate| rate > 0.0), "{layout:?}");
+                assert!(run(layout, false, spin, tls).gb_per_s.is_some_and(|rate| rate > 0.0), "{layout:?}");
             }
-            let latency = run(Layout { size_bytes: 8, window: 1 }, true, spin);
+            let latency = run(Layout { size_bytes: 8, window: 1 }, true, spin, tls);
             assert!(latency.p50_us.is_some_and(|time| time > 0.0));
         }
     }
@@ -308,7 +370,7 @@ mod tests {
     fn confirmations_that_come_at_once_are_no_speed() {
         for spin in [false, true] {
             let layout = Layout { size_bytes: 8 << 20, window: 4 };
-            let course = Course { layout, ping_pong: false, spin, duration_ms: 1 };
+            let course = Course { layout, ping_pong: false, spin, tls: false, duration_ms: 1 };
             assert!(measure(course).gb_per_s.is_some_and(|rate| rate < 100.0));
         }
     }
@@ -319,13 +381,14 @@ mod tests {
             layout: Layout { size_bytes: 8, window: 1 },
             ping_pong: true,
             spin: false,
+            tls: false,
             duration_ms: 10,
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::scope(|scope| {
-            let far = scope.spawn(|| far(&listener, [7; 16], course));
-            Near::open(address, [8; 16], course).unwrap_err();
+            let far = scope.spawn(|| far(&listener, [7; 16], course, None));
+            Near::open(address, [8; 16], course, None).unwrap_err();
             assert_eq!(far.join().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
         });
     }

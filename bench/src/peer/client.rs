@@ -92,15 +92,15 @@ impl Peer {
 
     /// A bare socket to the far end, which is at `host`.
     pub(crate) async fn open_socket(&self, host: &str, course: Course) -> Result<Near, Failure> {
-        let (port, key) = match self.ask(&Request::Socket { course }).await? {
-            Answer::Socket { port, key } => (port, key),
+        let (port, key, certificate) = match self.ask(&Request::Socket { course }).await? {
+            Answer::Socket { port, key, certificate } => (port, key, certificate),
             other => return Err(unexpected(&other)),
         };
         let host = host.to_owned();
         let open = move || {
             let nowhere = || std::io::Error::other("the host has no address");
             let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
-            Near::open(address, key, course)
+            Near::open(address, key, course, certificate.as_deref())
         };
         blocking(open).await?.map_err(|error| Failure::run(error.to_string()))
     }

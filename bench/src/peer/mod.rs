@@ -97,6 +97,8 @@ pub(crate) enum Answer {
         port: u16,
         /// What to present there.
         key: [u8; 16],
+        /// What it shows over TLS, as PEM.
+        certificate: Option<String>,
     },
     /// It cannot, or something was wrong.
     Problem {
@@ -195,7 +197,7 @@ mod tests {
     #[test]
     fn requests_and_answers_survive_the_trip() {
         let layout = Layout { size_bytes: 8, window: 2 };
-        let course = Course { layout, ping_pong: true, spin: false, duration_ms: 5 };
+        let course = Course { layout, ping_pong: true, spin: false, tls: true, duration_ms: 5 };
         for request in [
             Request::Hello,
             Request::Sink { layout, frames: 3, check: Check::Whole },

@@ -12,6 +12,7 @@ use super::sending::Sending;
 use super::{About, Answer, Candidate, CpuClock, Request, Stamp, Usage, encode, is_conversation};
 use crate::bench::load::Load;
 use crate::ceiling::socket::{self, Course};
+use crate::ceiling::tls_socket;
 use crate::failure::Failure;
 use crate::fingerprint;
 use crate::payload::{self, Check, Layout, Payload};
@@ -302,11 +303,14 @@ fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<(
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
         Ok((listener, port, key))
     };
-    let (listener, port, key) = open().map_err(|error| format!("a bare socket: {error}"))?;
+    let failed = |error: std::io::Error| format!("a bare socket: {error}");
+    let (listener, port, key) = open().map_err(failed)?;
+    let shown = if course.tls { Some(tls_socket::certificate().map_err(failed)?) } else { None };
+    let certificate = shown.as_ref().map(|certificate| certificate.chain.clone());
     let (done, ends) = oneshot::channel();
     let far = move || {
         let _done: oneshot::Sender<()> = done;
-        if let Err(error) = socket::far(&listener, key, course) {
+        if let Err(error) = socket::far(&listener, key, course, shown.as_ref()) {
             eprintln!("towline: the far half of a bare socket: {error}");
         }
     };
@@ -314,7 +318,7 @@ fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<(
         .name("bare-socket".to_owned())
         .spawn(far)
         .map_err(|error| format!("a thread for a bare socket: {error}"))?;
-    Ok((Answer::Socket { port, key }, ends))
+    Ok((Answer::Socket { port, key, certificate }, ends))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Where the serving side runs: a process of its own, a thread of this one for `mem`, or elsewhere.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use super::{CpuClock, serve};
 use crate::bench::case::{Case, Wait};
 use crate::child::Child;
 use crate::failure::Failure;
+use crate::trust::Trust;
 
 /// A child that has not said where it listens by then never will.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -39,11 +41,15 @@ pub(crate) struct Process {
 
 impl Serving {
     /// Starts what `case` needs, or takes the one that is already there.
-    pub(crate) async fn start(case: &Case, elsewhere: Option<&Address>) -> Result<Self, Failure> {
+    pub(crate) async fn start(
+        case: &Case,
+        trust: &Trust,
+        elsewhere: Option<&Address>,
+    ) -> Result<Self, Failure> {
         match elsewhere {
             Some(address) => Ok(Self::Elsewhere(address.clone())),
             None if case.transport.name == "mem" => thread(case.wait).await,
-            None => process(case).await.map(Self::Process),
+            None => process(case, trust).await.map(Self::Process),
         }
     }
 
@@ -71,12 +77,13 @@ impl Serving {
     }
 }
 
-async fn process(case: &Case) -> Result<Process, Failure> {
+async fn process(case: &Case, trust: &Trust) -> Result<Process, Failure> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         Failure::run(format!("{what} the serving process: {error}"))
     };
     let asked = case.transport.local_address();
-    let arguments = ["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"];
+    let arguments = ["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"].map(OsString::from);
+    let arguments = arguments.into_iter().chain(trust.throw_away_arguments());
     let (mut child, output) = Child::start(arguments).map_err(|error| failed("start", &error))?;
     let read = tokio::task::spawn_blocking(move || {
         let mut line = String::new();
