@@ -1,5 +1,6 @@
 //! A peer made by hand, byte for byte as docs/wire.md has it, that goes as far as it likes and then misbehaves.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -63,9 +64,9 @@ async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
     hello.extend([nonce; 56]); // identity
     hello.extend([0, 1]); // no token, one offer
     hello.extend(b"\x03tcp\0\0");
-    stream.write_all(&hand(1, &hello)).await.unwrap();
+    send(&mut stream, &hand(1, &hello)).await.unwrap();
     assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
-    stream.write_all(&hand(2, &[0; 32])).await.unwrap();
+    send(&mut stream, &hand(2, &[0; 32])).await.unwrap();
     assert_eq!(heard(&mut stream).await, (2, vec![0; 32]), "its Proof");
     stream
 }
@@ -84,7 +85,7 @@ async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
 /// A peer by hand, and this end of its connection.
 pub(crate) async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream>, Connection) {
     let mut stream = greeted(listener, nonce).await;
-    stream.write_all(&hand(3, b"tcp")).await.unwrap();
+    send(&mut stream, &hand(3, b"tcp")).await.unwrap();
     assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
     (stream, soon("the connection", listener.accept()).await.unwrap())
 }
@@ -93,6 +94,12 @@ pub(crate) async fn listening(row: &Row) -> (Endpoint, Listener) {
     let endpoint = row.builder().heartbeat(HEARTBEAT).handshake_time(HANDSHAKE_TIME).build().unwrap();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     (endpoint, listener)
+}
+
+/// Writes all of this, and leaves nothing of it in this end: TLS would keep what the socket had no room for.
+pub(crate) async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(bytes).await?;
+    stream.flush().await
 }
 
 /// Reads until this record has come, whatever comes with it.
@@ -115,7 +122,7 @@ async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
     let (mut stream, connection) = connected(&listener, 1).await;
     // The example of docs/wire.md.
-    stream.write_all(&segment(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
+    send(&mut stream, &segment(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
     let taken = soon("recv", connection.recv()).await.unwrap();
     assert_eq!(
         (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
@@ -126,19 +133,19 @@ async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
     assert_eq!(word[..], segment(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
 
     // A large one waits for its accept.
-    stream.write_all(&segment(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
+    send(&mut stream, &segment(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
     let incoming = soon("incoming", connection.incoming()).await.unwrap();
     let answering = async {
         until(&mut stream, &record(2, 0, 1, &[])).await;
         // In two pieces, a question between them.
-        stream.write_all(&segment(&[], 4, &[7; 16_000])).await.unwrap();
-        stream.write_all(&segment(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
+        send(&mut stream, &segment(&[], 4, &[7; 16_000])).await.unwrap();
+        send(&mut stream, &segment(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
     };
     let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept(), answering) }).await;
     let payload = taken.unwrap().frames()[0].to_vec().unwrap();
     assert!(payload[..16_000] == [7; 16_000] && payload[16_000..] == [8; 384]);
 
-    stream.write_all(&segment(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
+    send(&mut stream, &segment(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
     assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     let bytes = rest(&mut stream).await;
     let holds = |record: Vec<u8>| bytes.windows(record.len()).any(|window| window == record);
@@ -151,7 +158,7 @@ async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
     let mut silent = greeted(&listener, 1).await;
     let mut undecided = greeted(&listener, 2).await;
-    undecided.write_all(&hand(3, b"carrier-pigeon")).await.unwrap();
+    send(&mut undecided, &hand(3, b"carrier-pigeon")).await.unwrap();
     assert_eq!(heard(&mut undecided).await.0, 5, "it is not ready for that");
     for stream in [&mut silent, &mut undecided] {
         within(HANDSHAKE_TIME * 2 + Duration::from_secs(1), "the end", rest(stream)).await;
@@ -167,7 +174,7 @@ async fn a_peer_that_proposes_for_ever_is_dropped(row: &'static Row) {
         loop {
             tokio::time::sleep(HANDSHAKE_TIME / 2).await;
             let mut head = [0; 16];
-            let answered = match stream.write_all(&hand(3, b"carrier-pigeon")).await {
+            let answered = match send(&mut stream, &hand(3, b"carrier-pigeon")).await {
                 Ok(()) => stream.read_exact(&mut head).await,
                 Err(gone) => Err(gone),
             };
@@ -208,19 +215,19 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     let message = segment(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[]);
     for len in 0..message.len() {
         let (mut stream, connection) = connected(&listener, len as u8).await;
-        stream.write_all(&message[..len]).await.unwrap();
+        send(&mut stream, &message[..len]).await.unwrap();
         drop(stream);
         let end = within(Duration::from_secs(1), "the end", connection.recv()).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "after {len} bytes: {end}");
     }
     // In the middle of an accepted payload: the landing comes back.
     let (mut stream, connection) = connected(&listener, 99).await;
-    stream.write_all(&segment(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
+    send(&mut stream, &segment(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
     let buffer = BufferMut::with_capacity(150_000);
     let start = buffer.as_ptr();
     let cutting = async {
         until(&mut stream, &record(2, 0, 0, &[])).await;
-        stream.write_all(&segment(&[], 0, &[7; 50_000])).await.unwrap();
+        send(&mut stream, &segment(&[], 0, &[7; 50_000])).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(stream);
     };
@@ -272,7 +279,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
     for (nonce, (what, bytes)) in breaches.into_iter().enumerate() {
         let (mut stream, connection) = connected(&listener, nonce as u8).await;
         // It may be gone before it has read everything.
-        let _ = stream.write_all(&bytes).await;
+        let _ = send(&mut stream, &bytes).await;
         let end = async {
             loop {
                 if let Err(end) = connection.recv().await {
@@ -309,7 +316,7 @@ async fn a_peer_that_reads_nothing_harms_nobody_else(row: &'static Row) {
     let until = Instant::now() + HEARTBEAT * 8;
     while Instant::now() < until {
         // A sign of life.
-        stream.write_all(&segment(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
+        send(&mut stream, &segment(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
         let both = async { tokio::join!(friend.deliver(message(2, &[100_000])), owner.recv()) };
         let (sent, taken) = within(Duration::from_secs(1), "the friend's message", both).await;
         sent.unwrap();
