@@ -128,6 +128,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         frames: 1,
         window,
         workers: 2,
+        rate: None,
         verify: false,
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;

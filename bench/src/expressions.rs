@@ -26,6 +26,7 @@ fn cases() -> [Case; 2] {
         frames: 1,
         window: 16,
         workers: 2,
+        rate: None,
         verify: false,
     })
 }

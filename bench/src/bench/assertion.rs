@@ -32,8 +32,8 @@ const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
 /// Keys of a row that brackets may name; options of the transport join them.
-const KEYS: [&str; 10] =
-    ["path", "from", "to", "wait", "processes", "frames", "streams", "window", "workers", "verified"];
+const KEYS: [&str; 11] =
+    ["path", "from", "to", "wait", "processes", "frames", "streams", "window", "workers", "rate", "verified"];
 
 const OPERATORS: [(&str, Operator); 6] = [
     (">=", Operator::AtLeast),

@@ -221,6 +221,11 @@ impl Pattern {
         }
     }
 
+    /// Whether its messages can leave by a schedule, as `--rate` asks.
+    pub(crate) fn takes_rate(self) -> bool {
+        matches!(self, Self::Latency | Self::Bandwidth | Self::Rate)
+    }
+
     pub(crate) fn takes_frames(self) -> bool {
         !matches!(self, Self::Get | Self::Put)
     }
@@ -308,6 +313,8 @@ pub(crate) struct Case {
     pub(crate) window: usize,
     /// All that move data.
     pub(crate) workers: usize,
+    /// Messages a second, in an open loop.
+    pub(crate) rate: Option<u32>,
     pub(crate) verify: bool,
 }
 

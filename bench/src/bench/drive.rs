@@ -56,7 +56,9 @@ impl<'a> Drive<'a> {
     /// One repeat, within a time that leaves room for nothing but a hang.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        let limit = self.pace.warmup + self.pace.duration + 5 * self.pace.ceiling() + GRACE;
+        // Who falls behind a schedule gets as long again.
+        let turns = if case.rate.is_some() { 2 } else { 1 };
+        let limit = turns * (self.pace.warmup + self.pace.duration) + 5 * self.pace.ceiling() + GRACE;
         let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
             return tokio::time::timeout(limit, self.crowd(case, None)).await.map_err(hung).flatten();
@@ -174,6 +176,7 @@ impl<'a> Drive<'a> {
             let memory = memory.clone();
             let ceiling = blocking(move || near.measure(&memory)).await?;
             let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
+            let ceiling = if case.rate.is_some() { ceiling.there_and_back() } else { ceiling };
             best = Some(best.map_or(ceiling, |best| best.best(ceiling)));
         }
         best.ok_or_else(|| Failure::run("not measured"))

@@ -37,8 +37,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let own = options.connect.is_none() && options.transport.iter().any(Transport::is_encrypted);
     let trust = if own { options.trust.with_throw_away_certificate()? } else { options.trust.clone() };
     let endpoint = trust.endpoint(case::Wait::default())?;
-    let peers = Peers::find(&options.against).await?;
     let plan = Plan::make(options, &endpoint).await?;
+    let peers = Peers::find(&options.against).await?;
     let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
     let earlier = options.history.open(&planned)?;
     let libraries = endpoint.backends().into_iter().filter_map(|backend| match backend.state {

@@ -22,6 +22,7 @@ Examples:
   towline bench --pattern bandwidth --size 8..64M --html run.html   # plots, beside the ceilings
   towline bench --transport tcp --pattern latency,bandwidth --against iperf3,ucx_perftest,fi_pingpong
   towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
+  towline bench --transport tcp --pattern latency --rate 10000      # how late answers are under that load
   towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there";
 
@@ -58,12 +59,15 @@ pub(crate) struct Options {
     /// TCP streams of a connection: the option streams=N of the transports tcp and auto
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) streams: Option<u32>,
-    /// Messages in flight; by default 16 (rate: 256), fewer where they would not fit in 256 MiB
+    /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) window: Option<u32>,
     /// How many send at once: to one receiver in incast, to each other in alltoall; by default 4
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) workers: Option<u32>,
+    /// Messages a second that latency, bandwidth or rate sends by a schedule; times count from when a message was due
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rate: Option<u32>,
     /// Seconds each repeat measures; by default 0.5, and less where a run without options would take a minute
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) duration: Option<Duration>,

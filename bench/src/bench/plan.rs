@@ -188,7 +188,10 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
     if patterns.is_empty() {
         patterns = vec![Pattern::Latency, Pattern::Bandwidth];
     }
-    if options.window.is_some() && !patterns.iter().any(|pattern| pattern.takes_window()) {
+    if options.rate.is_some() {
+        check_rate(options, &patterns)?;
+    }
+    if options.window.is_some() && !patterns.iter().any(|pattern| takes_window(options, *pattern)) {
         return Err(Failure::usage(
             "--window means nothing to the patterns latency and connect: one is in flight",
         ));
@@ -235,6 +238,7 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
                         frames,
                         window,
                         workers,
+                        rate: options.rate,
                         verify: options.verify,
                     });
                 }
@@ -247,6 +251,25 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
     Ok(cases)
 }
 
+/// Refuses `--rate` with what knows no schedule.
+fn check_rate(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
+    if let Some(pattern) = patterns.iter().find(|pattern| !pattern.takes_rate()) {
+        return Err(Failure::usage(format!(
+            "--rate means nothing to the pattern {}: only latency, bandwidth and rate send by a schedule; leave one out",
+            pattern.name()
+        )));
+    }
+    if !options.against.is_empty() {
+        return Err(Failure::usage("--rate and --against: those tools send by no schedule; leave one out"));
+    }
+    Ok(())
+}
+
+/// A schedule may have more than one message in flight in every pattern.
+fn takes_window(options: &Options, pattern: Pattern) -> bool {
+    pattern.takes_window() || options.rate.is_some()
+}
+
 /// Messages in flight of each of `flows`.
 fn window(
     options: &Options,
@@ -256,7 +279,9 @@ fn window(
     memory: u64,
 ) -> Result<usize, Failure> {
     let room = WINDOW_BYTES_MAX / size.0.saturating_mul(flows);
-    let window = match options.window.filter(|_| pattern.takes_window()) {
+    // A schedule that waits for answers would be none: the window is only where it ends.
+    let default = if options.rate.is_some() { Pattern::Rate } else { pattern }.default_window();
+    let window = match options.window.filter(|_| takes_window(options, pattern)) {
         Some(window) => window as usize,
         None if room == 0 && flows > 1 => {
             return Err(Failure::usage(format!(
@@ -265,7 +290,7 @@ fn window(
                 WINDOW_BYTES_MAX >> 20
             )));
         }
-        None => pattern.default_window().min(room.max(1)),
+        None => default.min(room.max(1)),
     };
     // Both ends hold a window, and so do the ceilings beside them.
     let messages = window.saturating_mul(flows);
@@ -386,6 +411,25 @@ mod tests {
         assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
         assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));
         assert!(refused("--pattern rate --workers 8").contains("--workers means nothing"));
+    }
+
+    #[test]
+    fn a_rate_is_for_patterns_that_have_a_schedule() {
+        let of = |case: Case| (case.pattern.name(), case.rate, case.window);
+        let cases_of = |line| cases(line).unwrap().into_iter().map(of).collect::<Vec<_>>();
+        assert_eq!(
+            cases_of("--rate 1000 --pattern latency,bandwidth,rate --size 1M"),
+            [("latency", Some(1000), 256), ("bandwidth", Some(1000), 256), ("rate", Some(1000), 256)]
+        );
+        assert_eq!(cases_of("--rate 5 --pattern latency --window 4"), [("latency", Some(5), 4)]);
+        for (line, says) in [
+            ("--pattern latency,get", "means nothing to the pattern get: only latency, bandwidth and rate"),
+            ("--pattern alltoall", "the pattern alltoall"),
+            ("--against iperf3", "--rate and --against: those tools send by no schedule; leave one out"),
+        ] {
+            let refused = cases(&format!("--rate 1000 {line}")).unwrap_err();
+            assert!(refused.contains(says), "{line}: {refused}");
+        }
     }
 
     #[test]

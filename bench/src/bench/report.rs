@@ -13,6 +13,9 @@ use crate::ceiling::Ceiling;
 use crate::fingerprint::Fingerprint;
 use crate::units::Size;
 
+/// The part of a schedule that counts as all of it.
+const ON_TIME: f64 = 0.95;
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -38,7 +41,8 @@ pub(crate) struct Row {
     pub(crate) streams: u32,
     pub(crate) window: usize,
     pub(crate) workers: usize,
-    pub(crate) rate: Option<f64>,
+    /// Messages a second asked for, in an open loop.
+    pub(crate) rate: Option<u32>,
     pub(crate) samples: u64,
     pub(crate) gb_per_s: Option<f64>,
     pub(crate) gb_per_s_range: Option<[f64; 2]>,
@@ -55,6 +59,8 @@ pub(crate) struct Row {
     pub(crate) verified: bool,
     pub(crate) ceilings: Vec<CeilingRow>,
     pub(crate) against: Vec<Entry>,
+    /// What to know about its figures.
+    pub(crate) note: Option<String>,
     /// Of all repeats together; not in the document.
     #[serde(skip)]
     pub(crate) times: Option<Histogram<u64>>,
@@ -93,7 +99,7 @@ impl Row {
             streams: case.transport.streams(),
             window: case.window,
             workers: case.workers,
-            rate: None,
+            rate: case.rate,
             samples: 0,
             gb_per_s: None,
             gb_per_s_range: None,
@@ -109,6 +115,7 @@ impl Row {
             verified: case.verify,
             ceilings: Vec::new(),
             against: Vec::new(),
+            note: None,
             times: None,
         }
     }
@@ -122,7 +129,7 @@ impl Row {
             row.gb_per_s = median(&rates).map(round);
             row.gb_per_s_range = range(&rates).map(|ends| ends.map(round));
         }
-        if case.pattern != Pattern::Latency {
+        if case.pattern != Pattern::Latency || case.rate.is_some() {
             let messages: Vec<f64> = repeats.iter().map(Sample::messages_per_s).collect();
             row.messages_per_s = median(&messages).map(round);
         }
@@ -144,6 +151,10 @@ impl Row {
         row.times = Some(times);
         row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
+        let whole = case.pattern == Pattern::Latency && case.rate.is_some();
+        let whole = whole.then(|| "times are of whole round trips".to_owned());
+        let notes: Vec<String> = whole.into_iter().chain(row.behind()).collect();
+        row.note = (!notes.is_empty()).then(|| notes.join("; "));
         row
     }
 
@@ -164,12 +175,24 @@ impl Row {
         carrier
     }
 
-    /// `incast, fairness 0.98`: what was done, and how fairly, for people.
+    /// `incast, fairness 0.98`, `latency at 1000/s`: what was done, and how, for people.
     pub(crate) fn doing(&self) -> String {
-        self.fairness.map_or_else(
-            || self.pattern.to_owned(),
-            |fairness| format!("{}, fairness {}", self.pattern, figure(Some(fairness))),
-        )
+        let rate = self.rate.map(|rate| format!(" at {rate}/s"));
+        let fairness = self.fairness.map(|fairness| format!(", fairness {}", figure(Some(fairness))));
+        [Some(self.pattern.to_owned()), rate, fairness].into_iter().flatten().collect()
+    }
+
+    /// The bandwidth, where it is a result: in an open loop it was asked for.
+    pub(crate) fn reached_gb_per_s(&self) -> Option<f64> {
+        self.gb_per_s.filter(|_| self.rate.is_none())
+    }
+
+    /// That fewer messages went through than a schedule asked for, if so.
+    pub(crate) fn behind(&self) -> Option<String> {
+        let (rate, reached) = (self.rate?, self.messages_per_s?);
+        (reached < ON_TIME * f64::from(rate)).then(|| {
+            format!("only {reached:.0} of {rate} messages a second went through: the schedule was not kept")
+        })
     }
 
     /// What tells a row from others of the same pattern and size.
@@ -268,6 +291,9 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         }
         writeln!(out, "{}", text.trim_end())?;
     }
+    for (row, behind) in rows.iter().filter_map(|row| Some((row, row.behind()?))) {
+        writeln!(out, "{}, {}: {behind}", row.name(), row.wait)?;
+    }
     Ok(())
 }
 
@@ -327,6 +353,7 @@ pub(crate) mod tests {
             frames: 1,
             window: 16,
             workers: pattern.workers(1),
+            rate: None,
             verify: false,
         }
     }
@@ -384,6 +411,7 @@ pub(crate) mod tests {
             "verified",
             "ceilings",
             "against",
+            "note",
         ];
         let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
         assert_eq!(row.len(), keys.len());
@@ -415,6 +443,27 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_row_of_an_open_loop_tells_what_its_times_are_and_that_it_fell_behind() {
+        let at = |rate, pattern| {
+            let case = Case { rate: Some(rate), ..case("tcp", pattern, 8) };
+            Row::measured(&case, "tcp".into(), &[sample(1.0)], &[])
+        };
+        // It reached 954 a second.
+        let (on_time, late) = (at(1000, Pattern::Latency), at(1100, Pattern::Latency));
+        assert_eq!(on_time.note.as_deref(), Some("times are of whole round trips"));
+        assert_eq!((at(1000, Pattern::Rate).note, on_time.behind()), (None, None));
+        let said = "only 954 of 1100 messages a second went through";
+        let note = late.note.clone().unwrap();
+        assert!(note.starts_with(&format!("times are of whole round trips; {said}")), "{note}");
+        let mut out = Vec::new();
+        table(&mut out, &[on_time, late]).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("latency at 1000/s"), "{text}");
+        assert_eq!(text.lines().count(), 4, "one is late: {text}");
+        assert!(text.contains(&format!("tcp.latency.8, adaptive: {said}")), "{text}");
+    }
+
+    #[test]
     fn what_does_not_apply_is_null() {
         let row = serde_json::to_value(Row::planned(&case("mem", Pattern::Latency, 8))).unwrap();
         for key in [
@@ -426,6 +475,7 @@ pub(crate) mod tests {
             "fairness",
             "cpu_s_per_gb",
             "copies",
+            "note",
         ] {
             assert!(row[key].is_null(), "{key}");
         }

@@ -23,6 +23,11 @@ impl Ceiling {
         Self { kind, gb_per_s: None, p50_us: Some(p50_us) }
     }
 
+    /// The same of whole round trips, where it is of half ones.
+    pub(crate) fn there_and_back(self) -> Self {
+        Self { p50_us: self.p50_us.map(|half_us| 2.0 * half_us), ..self }
+    }
+
     /// The better of two measurements of the same kind.
     pub(crate) fn best(self, other: Self) -> Self {
         let better = match (self.gb_per_s.zip(other.gb_per_s), self.p50_us.zip(other.p50_us)) {
@@ -51,5 +56,6 @@ mod tests {
         assert_eq!((slow.best(fast), fast.best(slow)), (fast, fast));
         let (near, far) = (Ceiling::latency("socket", 5.0), Ceiling::latency("socket", 50.0));
         assert_eq!((near.best(far), far.best(near)), (near, near));
+        assert_eq!((near.there_and_back().p50_us, fast.there_and_back()), (Some(10.0), fast));
     }
 }

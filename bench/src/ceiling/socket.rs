@@ -73,7 +73,11 @@ pub(crate) fn far(
     }
     let mut window = vec![1u8; course.layout.size_bytes * course.layout.window];
     wire.write_all(&[1])?;
-    if course.ping_pong { echo(&mut wire, &mut window) } else { sink(&mut wire, &mut window, course) }
+    if course.ping_pong {
+        echo(&mut wire, &mut window[..course.layout.size_bytes])
+    } else {
+        sink(&mut wire, &mut window, course)
+    }
 }
 
 /// The near half, connected.
@@ -183,10 +187,10 @@ fn confirmations(wire: &mut Wire) -> io::Result<u64> {
     }
 }
 
-fn echo(wire: &mut Wire, window: &mut [u8]) -> io::Result<()> {
+fn echo(wire: &mut Wire, message: &mut [u8]) -> io::Result<()> {
     loop {
-        match wire.read_exact(window) {
-            Ok(()) => wire.write_all(window)?,
+        match wire.read_exact(message) {
+            Ok(()) => wire.write_all(message)?,
             Err(end) if end.kind() == ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error),
         }

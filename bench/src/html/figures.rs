@@ -96,7 +96,7 @@ impl Quantity {
 
 /// Bandwidth over size; for a pattern without one the median time, where there are sizes to compare.
 fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
-    let quantity = match rows.iter().any(|row| row.gb_per_s.is_some()) {
+    let quantity = match rows.iter().any(|row| row.reached_gb_per_s().is_some()) {
         true => Quantity::Bandwidth,
         false if sizes > 1 => Quantity::Median,
         false => return None,
@@ -266,7 +266,7 @@ mod tests {
         (row.pattern, row.gb_per_s, row.gb_per_s_range) = ("latency", None, None);
         (row.ceilings[0].gb_per_s, row.ceilings[0].p50_us) = (None, Some(3.0));
         assert!(all(std::slice::from_ref(&row))[0].over_size.is_none());
-        let larger = Row { size_bytes: 2 << 20, ..row.clone() };
+        let larger = Row { size_bytes: 2 << 20, gb_per_s: Some(4.0), rate: Some(1000), ..row.clone() };
         let figures = all(&[row, larger]);
         let plot = figures[0].over_size.as_ref().unwrap();
         assert_eq!(plot.title, "latency: median time over size");

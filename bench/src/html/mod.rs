@@ -212,10 +212,13 @@ fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
         writeln!(f, "</tr>")?;
     }
     writeln!(f, "</tbody>\n</table>\n</div>")?;
+    for (row, behind) in rows.iter().filter_map(|row| Some((row, row.behind()?))) {
+        writeln!(f, "<p class=\"note\">{}, {}: {behind}.</p>", Escaped(&row.name()), row.wait)?;
+    }
     writeln!(
         f,
         "<p class=\"note\">GB is 10<sup>9</sup> bytes. Times run from a message's send to the receiver's confirmation; \
-         a latency is half a round trip. The share of a ceiling is ours over it, for a latency it over ours; a ratio is \
+         a latency is half a round trip. At a rate they run from when a message was due, and a latency is a whole one. The share of a ceiling is ours over it, for a latency it over ours; a ratio is \
          ours over theirs: above 1 is better for bandwidth, below 1 for latency.</p>\n</section>"
     )
 }
@@ -352,14 +355,20 @@ mod tests {
 
     #[test]
     fn nothing_is_asked_for_elsewhere() {
-        let report = Report { schema: 1, fingerprint: Fingerprint::read([]), results: vec![bandwidth_row()] };
+        let late = Row { rate: Some(1 << 30), ..bandwidth_row() };
+        let results = vec![bandwidth_row(), late];
+        let report = Report { schema: 1, fingerprint: Fingerprint::read([]), results };
         let page = page(&report, &["bench"]);
         for asks in ["http:", "https:", "src=", "url(", "@import", "<link", "<script", "<img"] {
             assert!(!page.contains(asks), "{asks}: {page}");
         }
-        for says in
-            ["<h1>towline bench</h1>", "bandwidth over tcp", "memcpy 10.0 GB/s <b>40 %</b>", "1970-01-01"]
-        {
+        for says in [
+            "<h1>towline bench</h1>",
+            "of 1073741824 messages a second",
+            "bandwidth over tcp",
+            "memcpy 10.0 GB/s <b>40 %</b>",
+            "1970-01-01",
+        ] {
             assert!(page.contains(says), "{says}: {page}");
         }
     }

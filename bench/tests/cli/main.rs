@@ -10,6 +10,7 @@ mod history;
 mod html;
 mod metrics;
 mod network;
+mod open;
 mod schema;
 mod usage;
 mod workers;

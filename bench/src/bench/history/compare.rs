@@ -117,11 +117,12 @@ impl Earlier {
     pub(super) fn beside(&self, row: &Row) -> Option<Comparison> {
         let earlier = self.find(row)?;
         let of = |key: &str| earlier.row.get(key).and_then(Value::as_f64).filter(|figure| *figure > 0.0);
-        let (figure, before, now) = match (of("gb_per_s").zip(row.gb_per_s), of("p50_us").zip(row.p50_us)) {
-            (Some((before, now)), _) => ("GB/s", before, now),
-            (None, Some((before, now))) => ("p50 µs", before, now),
-            (None, None) => return None,
-        };
+        let (figure, before, now) =
+            match (of("gb_per_s").zip(row.reached_gb_per_s()), of("p50_us").zip(row.p50_us)) {
+                (Some((before, now)), _) => ("GB/s", before, now),
+                (None, Some((before, now))) => ("p50 µs", before, now),
+                (None, None) => return None,
+            };
         let more_percent = (now / before - 1.0) * 100.0;
         let worse_percent = if figure == "GB/s" { -more_percent } else { more_percent };
         let longer = |(before, now): (&Histogram<u64>, &Histogram<u64>)| {
@@ -196,7 +197,10 @@ mod tests {
         (row.gb_per_s, row.p50_us) = (None, row.p50_us.map(|p50_us| p50_us * 1.5));
         let later = earlier.beside(row).unwrap();
         assert!((later.worse_percent - 50.0).abs() < 0.1, "{later}");
-        row.p50_us = None;
+        (row.gb_per_s, row.rate) = (Some(4.0), Some(1000));
+        assert!(earlier.beside(row).is_none(), "another load");
+        row.rate = None;
+        (row.gb_per_s, row.p50_us) = (None, None);
         assert!(earlier.beside(row).is_none(), "nothing to compare");
     }
 

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinHandle;
+
 use super::lanes::Lanes;
-use super::{Bench, Exercise};
+use super::{Bench, Exercise, open};
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
 use crate::peer::Request;
@@ -23,6 +25,25 @@ impl<'a> Bandwidth<'a> {
         bench.peer.require(&Request::Sink { layout, frames, check }).await?;
         Ok(Self { bench, next: Arc::default() })
     }
+
+    /// The same by a schedule. Tasks begin in the order in which they are spawned, so numbers leave in order.
+    async fn offer(&self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let Bench { case, peer, load, .. } = self.bench;
+        let send = async || {
+            let message = load.message(self.next.fetch_add(1, Ordering::Relaxed));
+            let connection = peer.connection.clone();
+            let deliver = async move { connection.deliver(message).await.map(|()| Instant::now()) };
+            Ok(tokio::spawn(deliver))
+        };
+        let confirm = async |due, delivery: JoinHandle<Result<Instant, towline::Error>>| {
+            let delivered =
+                delivery.await.map_err(|error| Failure::run(format!("a delivery: {error}")))??;
+            sample.record(delivered.saturating_duration_since(due));
+            sample.count(1, case.size.0 as u64);
+            Ok(())
+        };
+        open::offer(case, rate, until, send, confirm).await
+    }
 }
 
 impl Exercise for Bandwidth<'_> {
@@ -36,6 +57,9 @@ impl Exercise for Bandwidth<'_> {
 
     /// One task for each message in flight.
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        Lanes::delivering(self.bench, &self.next, until).end(sample).await.map(drop)
+        match self.bench.case.rate {
+            Some(rate) => self.offer(rate, until, sample).await,
+            None => Lanes::delivering(self.bench, &self.next, until).end(sample).await.map(drop),
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! One message there and back, in turn: half a round trip.
+//! One message there and back, in turn: half a round trip; by a schedule whole ones, as many as are due.
 
 use std::time::{Duration, Instant};
 
 use towline::Message;
 
-use super::{Bench, Exercise};
+use super::{Bench, Exercise, open};
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
 use crate::peer::{Request, inspect};
@@ -21,31 +21,62 @@ impl<'a> Latency<'a> {
         Ok(Self { bench, number: 0 })
     }
 
-    /// Half of the time that `message` takes there and back; what comes back is checked outside of that time.
+    /// The time that `message` takes there and back; what comes back is checked outside of that time.
     async fn round_trip(&mut self, message: Message) -> Result<Duration, Failure> {
         let connection = &self.bench.peer.connection;
         let sent = Instant::now();
         connection.send(message).await?;
         let back = connection.recv().await?;
-        let half = sent.elapsed() / 2;
-        let case = self.bench.case;
-        inspect(&back, case.layout(), case.frames, case.check(), self.number).map_err(Failure::run)?;
+        let time = sent.elapsed();
+        self.inspect(&back, self.number)?;
         self.number += 1;
-        Ok(half)
+        Ok(time)
+    }
+
+    fn inspect(&self, back: &Message, number: u64) -> Result<(), Failure> {
+        let case = self.bench.case;
+        inspect(back, case.layout(), case.frames, case.check(), number).map_err(Failure::run)
+    }
+
+    /// By a schedule: half of what a message took from when it was due is no way of anything, so the whole counts.
+    async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let Bench { case, peer, load, .. } = self.bench;
+        let (mut out, mut back) = (self.number, self.number);
+        let send = async || {
+            let message = load.message(out);
+            out += 1;
+            peer.connection.send(message).await?;
+            Ok(())
+        };
+        let confirm = async |due: Instant, ()| {
+            let message = peer.connection.recv().await?;
+            sample.record(due.elapsed());
+            sample.count(1, 2 * case.size.0 as u64);
+            self.inspect(&message, back)?;
+            back += 1;
+            Ok(())
+        };
+        open::offer(case, rate, until, send, confirm).await?;
+        self.number = back;
+        Ok(())
     }
 }
 
 impl Exercise for Latency<'_> {
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let message = self.bench.load.fresh_message(self.number)?;
-        self.round_trip(message).await.map(Some)
+        let time = self.round_trip(message).await?;
+        Ok(Some(if self.bench.case.rate.is_some() { time } else { time / 2 }))
     }
 
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        if let Some(rate) = self.bench.case.rate {
+            return self.offer(rate, until, sample).await;
+        }
         loop {
             let message = self.bench.load.message(self.number);
-            let half = self.round_trip(message).await?;
-            sample.record(half);
+            let time = self.round_trip(message).await?;
+            sample.record(time / 2);
             // There and back are two messages.
             sample.count(2, 2 * self.bench.case.size.0 as u64);
             if Instant::now() >= until {

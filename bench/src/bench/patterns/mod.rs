@@ -6,6 +6,7 @@ mod connect;
 mod get;
 mod lanes;
 mod latency;
+mod open;
 mod put;
 mod rate;
 

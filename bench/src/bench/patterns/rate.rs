@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use towline::Receipt;
+use towline::{Message, Receipt};
 
-use super::{Bench, Exercise};
+use super::{Bench, Exercise, open};
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
 use crate::peer::Request;
@@ -22,6 +22,25 @@ impl<'a> Rate<'a> {
         bench.peer.require(&Request::Sink { layout, frames, check }).await?;
         Ok(Self { bench, number: 0 })
     }
+
+    /// The next message, in warm memory.
+    fn message(&mut self) -> Message {
+        self.number += 1;
+        self.bench.load.message(self.number - 1)
+    }
+
+    /// The same by a schedule: each is confirmed as soon as its receipt says so.
+    async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let Bench { case, peer, .. } = self.bench;
+        let send = async || Ok(peer.connection.send(self.message()).await?);
+        let confirm = async |due: Instant, receipt: Receipt| {
+            receipt.delivered().await?;
+            sample.record(due.elapsed());
+            sample.count(1, case.size.0 as u64);
+            Ok(())
+        };
+        open::offer(case, rate, until, send, confirm).await
+    }
 }
 
 impl Exercise for Rate<'_> {
@@ -34,6 +53,9 @@ impl Exercise for Rate<'_> {
     }
 
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        if let Some(rate) = self.bench.case.rate {
+            return self.offer(rate, until, sample).await;
+        }
         let connection = &self.bench.peer.connection;
         let mut unconfirmed: VecDeque<(Instant, Receipt)> = VecDeque::with_capacity(self.bench.case.window);
         loop {
@@ -45,9 +67,7 @@ impl Exercise for Rate<'_> {
                 sample.record(sent.elapsed());
                 sample.count(1, self.bench.case.size.0 as u64);
             } else {
-                let message = self.bench.load.message(self.number);
-                self.number += 1;
-                let receipt = connection.send(message).await?;
+                let receipt = connection.send(self.message()).await?;
                 unconfirmed.push_back((sent, receipt));
             }
         }
