@@ -11,6 +11,7 @@ mod html;
 mod metrics;
 mod network;
 mod schema;
+mod tls;
 mod usage;
 mod workers;
 
