@@ -80,6 +80,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             "{address}: mem reaches only its own process, and no peer runs in this one"
         )));
     }
+    options.trust.check(address)?;
     let endpoint = options.trust.endpoint(options.wait)?;
     let transport = Transport::to(address);
     ready(transport.name, &endpoint.backends())?;

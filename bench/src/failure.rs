@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use towline::ErrorKind;
+
 /// What a command that did not succeed says.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -50,9 +52,13 @@ impl fmt::Display for Failure {
     }
 }
 
+/// What makes no sense to ask for is wrong usage.
 impl From<towline::Error> for Failure {
     fn from(error: towline::Error) -> Self {
-        Self::Run(error.to_string())
+        match error.kind() {
+            ErrorKind::Invalid => Self::Usage(error.to_string()),
+            _ => Self::Run(error.to_string()),
+        }
     }
 }
 

@@ -52,6 +52,7 @@ struct Document {
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
+    options.trust.check(&options.address)?;
     let endpoint = options.trust.endpoint(options.wait)?;
     let listener = endpoint.listen(&options.address).await.map_err(refused)?;
     let exporter = match options.metrics {
@@ -91,9 +92,7 @@ async fn export(at: SocketAddr, endpoint: &Endpoint) -> Result<(Exporter, String
 /// An address that cannot be had is wrong usage; everything else is a failure.
 fn refused(error: towline::Error) -> Failure {
     match error.kind() {
-        ErrorKind::Invalid | ErrorKind::Unavailable | ErrorKind::Unsupported => {
-            Failure::usage(error.to_string())
-        }
+        ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),
         _ => error.into(),
     }
 }

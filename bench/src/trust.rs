@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use towline::{Builder, Endpoint, Tls, Token};
+use towline::{Address, Builder, Endpoint, Tls, Token};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
@@ -30,7 +30,7 @@ pub(crate) struct Trust {
     insecure: bool,
     /// Keeps the files of a throw-away certificate.
     #[arg(skip)]
-    thrown_away: Option<Arc<TempDir>>,
+    _thrown_away: Option<Arc<TempDir>>,
 }
 
 impl Trust {
@@ -51,17 +51,34 @@ impl Trust {
         named.flatten().chain(self.insecure.then(|| "--insecure".into())).collect()
     }
 
-    /// The part of them that a serving process of this run needs: nobody but this run knows where it listens.
-    pub(crate) fn throw_away_arguments(&self) -> Vec<OsString> {
-        let own = Self { token_file: None, insecure: false, ..self.clone() };
-        if self.thrown_away.is_some() { own.arguments() } else { Vec::new() }
+    /// The part of them that is about TLS.
+    pub(crate) fn tls_arguments(&self) -> Vec<OsString> {
+        Self { token_file: None, insecure: false, ..self.clone() }.arguments()
     }
 
-    /// The same with a certificate for two processes of this machine, which is gone with this.
-    pub(crate) fn with_throw_away_certificate(&self) -> Result<Self, Failure> {
-        if self.cert.is_some() || self.ca.is_some() {
-            let why = "--cert, --key and --ca go with --connect: two processes of one run have a certificate of their own";
+    /// Refuses settings of TLS where nothing goes over it: whoever gave them believes that it does.
+    pub(crate) fn check(&self, address: &Address) -> Result<(), Failure> {
+        if self.settles_tls() && !address.scheme().is_encrypted() {
+            return Err(Failure::usage(format!(
+                "{address} is not encrypted, and --cert, --key and --ca mean nothing there: use tls:// or towlines://, or leave \
+                 them out"
+            )));
+        }
+        Ok(())
+    }
+
+    fn settles_tls(&self) -> bool {
+        self.cert.is_some() || self.ca.is_some()
+    }
+
+    /// The same for the processes of one run on this machine; `over_tls`, with a certificate that is gone with this.
+    pub(crate) fn within_one_run(&self, over_tls: bool) -> Result<Self, Failure> {
+        if self.settles_tls() {
+            let why = "--cert, --key and --ca go with --connect: a run of its own has a certificate of its own where it needs one";
             return Err(Failure::usage(why));
+        }
+        if !over_tls {
+            return Ok(self.clone());
         }
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             Failure::run(format!("{what} a throw-away certificate: {why}"))
@@ -74,7 +91,7 @@ impl Trust {
         };
         let cert = file("cert.pem", &certificate.chain)?;
         let key = file("key.pem", &certificate.key)?;
-        Ok(Self { ca: cert.clone(), cert, key, thrown_away: Some(Arc::new(directory)), ..self.clone() })
+        Ok(Self { ca: cert.clone(), cert, key, _thrown_away: Some(Arc::new(directory)), ..self.clone() })
     }
 
     fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
@@ -83,7 +100,7 @@ impl Trust {
             let token = Token::from_file(file).map_err(|error| Failure::usage(error.to_string()))?;
             builder = builder.token(token);
         }
-        if self.cert.is_some() || self.ca.is_some() {
+        if self.settles_tls() {
             builder = builder.tls(self.tls()?);
         }
         Ok(builder)

@@ -34,8 +34,10 @@ use crate::trust::Trust;
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
     options.html.check()?;
-    let own = options.connect.is_none() && options.transport.iter().any(Transport::is_encrypted);
-    let trust = if own { options.trust.with_throw_away_certificate()? } else { options.trust.clone() };
+    let trust = match &options.connect {
+        Some(address) => options.trust.check(address).map(|()| options.trust.clone()),
+        None => options.trust.within_one_run(options.transport.iter().any(Transport::is_encrypted)),
+    }?;
     let endpoint = trust.endpoint(case::Wait::default())?;
     let plan = Plan::make(options, &endpoint).await?;
     let peers = Peers::find(&options.against).await?;

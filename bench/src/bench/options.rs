@@ -24,7 +24,9 @@ Examples:
   towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
   towline bench --transport tcp --pattern latency --rate 10000      # how late answers are under that load
   towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
-  towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there";
+  towline bench --transport 'tcp,tcp?tls=on' --pattern bandwidth    # what TLS costs, beside a bare TLS socket
+  towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there
+  towline bench --connect tls://worker-1:7000 --ca ca.pem           # with --cert and --key where it asks for them";
 
 /// Move data between two workers, and report what it costs beside the ceilings of this machine
 ///
@@ -32,7 +34,7 @@ Examples:
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// What carries the data: auto, mem, tcp; options of the transport as a query
+    /// What carries the data: auto, mem, tcp; options of the transport as a query, such as tcp?tls=on
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
     /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall

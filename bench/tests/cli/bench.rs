@@ -32,8 +32,10 @@ fn measures_every_pattern(transport: &str) {
     );
     let rows = rows(&bench(&line));
     assert_eq!(rows.len(), 18);
+    let (name, options) = transport.split_once('?').unwrap_or((transport, ""));
     for row in rows {
-        assert_eq!(row["transport"], transport);
+        assert_eq!(row["transport"], name);
+        assert_eq!(row["options"]["tls"].is_string(), options == "tls=on", "{row}");
         assert_eq!(row["verified"], true);
         assert!(row["samples"].as_u64().unwrap() > 0, "{row}");
         assert!(row["p50_us"].as_f64().unwrap() > 0.0, "{row}");
@@ -43,16 +45,19 @@ fn measures_every_pattern(transport: &str) {
         let of_many = ["incast", "alltoall"].contains(&pattern);
         assert_eq!(row["cold_us"].is_null(), of_many || pattern == "connect", "{row}");
         assert_eq!(row["fairness"].is_null(), !of_many, "{row}");
-        let kinds: Vec<&str> = row["ceilings"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(|ceiling| ceiling["kind"].as_str())
-            .collect();
+        let kinds = ceilings(&row);
         let socket = row["path"] != "mem" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
+        let tls_socket = socket && options == "tls=on" && pattern != "incast";
+        assert_eq!(kinds.contains(&"tls_socket"), tls_socket, "{row}");
         assert_eq!(kinds.contains(&"memcpy"), ["bandwidth", "get", "put"].contains(&pattern), "{row}");
     }
+}
+
+/// The kinds of ceilings that a row stands beside.
+pub(crate) fn ceilings(row: &Value) -> Vec<&str> {
+    let ceilings = row["ceilings"].as_array().unwrap();
+    ceilings.iter().filter_map(|ceiling| ceiling["kind"].as_str()).collect()
 }
 
 #[test]
@@ -63,6 +68,11 @@ fn mem_is_measured_within_one_process() {
 #[test]
 fn tcp_is_measured_between_two_processes() {
     measures_every_pattern("tcp");
+}
+
+#[test]
+fn tls_is_measured_between_two_processes_beside_a_bare_tls_socket() {
+    measures_every_pattern("tcp?tls=on");
 }
 
 #[test]

@@ -45,8 +45,12 @@ pub(crate) fn towline(arguments: &[&str]) -> Finished {
 
 /// Starts `towline` with `arguments`.
 pub(crate) fn start(arguments: &[&str]) -> Running {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    spawn(Command::new(env!("CARGO_BIN_EXE_towline")).args(arguments))
+}
+
+/// Starts `command`, which says nothing but to its caller.
+pub(crate) fn spawn(command: &mut Command) -> Running {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running(command.spawn().unwrap())
 }
 

@@ -12,6 +12,7 @@ mod metrics;
 mod network;
 mod open;
 mod schema;
+mod tls;
 mod usage;
 mod workers;
 

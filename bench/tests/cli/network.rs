@@ -1,8 +1,8 @@
 //! Between two hosts in one: network namespaces and a cable between them. Needs root and the `ip` command.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::command::Running;
+use crate::command::{Running, spawn};
 use crate::schema::assert_fits;
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1", "10.78.0.2"];
@@ -36,8 +36,7 @@ impl Namespaces {
     fn start(&self, side: usize, line: &str) -> Running {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0[side], env!("CARGO_BIN_EXE_towline")]);
-        command.args(line.split_whitespace()).stdin(Stdio::null());
-        Running(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        spawn(command.args(line.split_whitespace()))
     }
 }
 

@@ -1,0 +1,176 @@
+//! The command over TLS: whom it believes, what it refuses, and what it measures beside.
+
+use std::process::Command;
+
+use tempfile::TempDir;
+use towline_tests::certificates::{Authority, Kind};
+
+use crate::bench::{bench, ceilings, rows};
+use crate::command::{Running, spawn, start, towline};
+
+/// The files of two ends that one authority signed, and those of a stranger.
+#[derive(Debug)]
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        let files = Self(TempDir::new().unwrap());
+        for (name, authority, seed) in [("ours", Authority::new(1), 2), ("stranger", Authority::new(9), 3)] {
+            let certificate = authority.sign(&["127.0.0.1"], seed, Kind::Usual);
+            files.write(&format!("{name}-ca.pem"), &authority.pem());
+            files.write(&format!("{name}.pem"), &certificate.chain);
+            files.write(&format!("{name}-key.pem"), &certificate.key);
+        }
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    /// A command line with `@` for the directory of the files.
+    fn line(&self, line: &str) -> String {
+        line.replace('@', &format!("{}/", self.0.path().display()))
+    }
+
+    /// A serving process, and where it listens.
+    fn serve(&self, line: &str) -> (Running, String) {
+        let line = self.line(&format!("serve {line}"));
+        let mut serve = start(&line.split_whitespace().collect::<Vec<_>>());
+        let (address, _rest) = serve.first_line();
+        (serve, address)
+    }
+}
+
+const MUTUAL: &str = "--cert @ours.pem --key @ours-key.pem --ca @ours-ca.pem";
+
+#[test]
+fn a_serving_side_over_tls_is_measured_and_explained() {
+    let files = Files::new();
+    for scheme in ["tls", "towlines"] {
+        let (_serve, address) = files.serve(&format!("{scheme}://127.0.0.1:0 {MUTUAL}"));
+        assert!(address.starts_with(&format!("{scheme}://127.0.0.1:")), "{address}");
+
+        let line =
+            format!("--connect {address} {MUTUAL} --pattern latency,bandwidth --size 4K --verify --json");
+        for row in rows(&bench(&files.line(&line))) {
+            assert_eq!((&row["path"], &row["options"]["tls"]), (&"tcp".into(), &"on".into()), "{row}");
+            assert!(ceilings(&row).contains(&"tls_socket"), "{row}");
+        }
+
+        let line = files.line(&format!("explain {address} {MUTUAL} --json"));
+        let explain = towline(&line.split_whitespace().collect::<Vec<_>>());
+        explain.exits_with(0);
+        let document = explain.document();
+        let candidates = document["candidates"].as_array().unwrap();
+        let tcp = candidates.iter().find(|candidate| candidate["transport"] == "tcp").unwrap();
+        assert_eq!((&tcp["state"], &tcp["encryption"]), (&"chosen".into(), &"tls".into()), "{tcp}");
+        assert!(tcp["share"].as_f64().unwrap() > 0.0, "{tcp}");
+    }
+}
+
+#[test]
+fn a_serving_side_without_an_authority_lets_anybody_in() {
+    let files = Files::new();
+    let (_serve, address) = files.serve("tls://127.0.0.1:0 --cert @ours.pem --key @ours-key.pem");
+    let line = format!("--connect {address} --ca @ours-ca.pem --pattern latency --json");
+    assert_eq!(rows(&bench(&files.line(&line))).len(), 1);
+}
+
+#[test]
+fn whoever_is_not_believed_fails_the_run() {
+    let files = Files::new();
+    let (_serve, address) = files.serve(&format!("tls://127.0.0.1:0 {MUTUAL}"));
+    let plain = address.replace("tls://", "tcp://");
+    for (end, says) in [
+        // This end does not believe the other, the other does not believe this one, and one says nothing of itself.
+        (
+            format!("{address} --cert @ours.pem --key @ours-key.pem --ca @stranger-ca.pem"),
+            ["signed by nobody whom this end believes", "--ca"],
+        ),
+        (
+            format!("{address} --cert @stranger.pem --key @stranger-key.pem --ca @ours-ca.pem"),
+            ["believes nobody who signed this end's certificate", "--ca"],
+        ),
+        (format!("{address} --ca @ours-ca.pem"), ["lets nobody in without a certificate", "--cert, --key"]),
+        (plain, ["only over TLS", "tls:// or towlines://"]),
+    ] {
+        for line in [format!("explain {end}"), format!("bench --pattern latency --connect {end}")] {
+            let line = files.line(&line);
+            let finished = towline(&line.split_whitespace().collect::<Vec<_>>());
+            finished.exits_with(1);
+            assert!(finished.out.is_empty(), "{}", finished.out);
+            for word in says {
+                assert!(finished.err.contains(word), "{line}: wanted {word}: {}", finished.err);
+            }
+        }
+    }
+    // Whom it believes still comes in.
+    rows(&bench(&files.line(&format!("--connect {address} {MUTUAL} --pattern latency --json"))));
+}
+
+#[test]
+fn what_tls_cannot_do_so_is_wrong_usage() {
+    let files = Files::new();
+    let pair = "--cert @ours.pem --key @ours-key.pem";
+    for (line, says) in [
+        ("serve tls://127.0.0.1:0 --cert @ours.pem".to_owned(), "--key <FILE>"),
+        ("serve tls://127.0.0.1:0 --key @ours-key.pem".to_owned(), "--cert <FILE>"),
+        ("bench --connect tls://127.0.0.1:1 --ca @ours-ca.pem --cert @ours.pem".to_owned(), "--key <FILE>"),
+        ("serve tls://127.0.0.1:0".to_owned(), "a certificate and its key (--cert, --key)"),
+        ("serve tls://127.0.0.1:0 --ca @ours-ca.pem".to_owned(), "a listener over TLS shows a certificate"),
+        ("explain tls://127.0.0.1:1".to_owned(), "an authority to believe (--ca)"),
+        ("bench --connect tls://127.0.0.1:1 --pattern latency".to_owned(), "an authority to believe (--ca)"),
+        (format!("bench --connect tls://127.0.0.1:1 {pair}"), "nobody would be believed"),
+        ("serve tls://127.0.0.1:0 --cert @none.pem --key @ours-key.pem".to_owned(), "none.pem: No such file"),
+        (
+            "serve tls://127.0.0.1:0 --cert @ours-key.pem --key @ours-key.pem".to_owned(),
+            "the certificate holds none",
+        ),
+        (
+            "serve tls://127.0.0.1:0 --cert @ours.pem --key @ours.pem".to_owned(),
+            "the private key cannot be read",
+        ),
+        ("serve tls://127.0.0.1:0 --cert @ours.pem --key @stranger-key.pem".to_owned(), "cannot be used"),
+        // Whoever asks for TLS gets it, or is told.
+        (format!("serve tcp://127.0.0.1:0 {pair}"), "tcp://127.0.0.1:0 is not encrypted"),
+        (
+            "explain towline://127.0.0.1:1 --ca @ours-ca.pem".to_owned(),
+            "towline://127.0.0.1:1 is not encrypted",
+        ),
+        (
+            "bench --connect tcp://127.0.0.1:1 --ca @ours-ca.pem".to_owned(),
+            "tcp://127.0.0.1:1 is not encrypted",
+        ),
+        (
+            "bench --connect tcp://127.0.0.1:1 --transport tcp?tls=on".to_owned(),
+            "connect to a towline:// address",
+        ),
+        ("bench --transport tcp --ca @ours-ca.pem".to_owned(), "go with --connect"),
+        (format!("bench --transport tcp?tls=on {pair}"), "go with --connect"),
+    ] {
+        let line = files.line(&line);
+        towline(&line.split_whitespace().collect::<Vec<_>>()).is_wrong_usage(says);
+    }
+}
+
+#[test]
+fn assertions_know_the_bare_tls_socket() {
+    let line = "--transport tcp,tcp?tls=on --pattern bandwidth --size 64K";
+    let assert = "--assert tcp.bandwidth.64K[tls=on].ceiling.tls_socket.share";
+    bench(&format!("{line} {assert}>0")).exits_with(0);
+    let broken = bench(&format!("{line} {assert}>1000"));
+    broken.exits_with(1);
+    assert!(broken.err.contains("does not hold"), "{}", broken.err);
+}
+
+#[test]
+fn a_throw_away_certificate_is_thrown_away() {
+    let directory = TempDir::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    let line = "bench --transport tcp?tls=on --pattern connect --duration 0.02 --repeat 1";
+    command.args(line.split_whitespace()).env("TMPDIR", directory.path());
+    spawn(&mut command).finish().exits_with(0);
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
