@@ -8,6 +8,7 @@ mod dead_files;
 mod layers;
 mod leftovers;
 mod links;
+mod locks;
 mod paths;
 mod shape;
 mod tree;

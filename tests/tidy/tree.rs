@@ -87,7 +87,7 @@ fn read_folder(root: &Path, folder: &str, ignored: &[&str], files: &mut Vec<File
         let path = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
         let kind = entry.file_type().expect("a file of the repository can be read");
         let skip = name == ".git" || (folder.is_empty() && name.starts_with("target"));
-        if skip || ignored.iter().any(|pattern| matches(pattern, &name)) {
+        if skip || ignored.iter().any(|pattern| matches(pattern, &name) || *pattern == path) {
             continue;
         }
         if kind.is_dir() {

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/` under libFuzzer, from their committed corpora.
+//! `cargo xtask fuzz`: the targets of `fuzz/` under libFuzzer, from their committed corpora and what ever crashed them.
 //!
 //! It builds them as cargo-fuzz does, on the stable compiler, and so needs nothing installed but a C++ compiler, which builds
 //! libFuzzer. `cargo fuzz run TARGET` does the same with a nightly.
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::process::{Outcome, cargo, host_triple, root, run as run_command, target_directory};
+use crate::process::{Outcome, cargo, find_program, host_triple, root, run as run_command, target_directory};
 
 pub(crate) const TARGETS: [&str; 6] =
     ["addresses", "control", "expressions", "frames", "handshake", "one_sided"];
@@ -16,12 +16,12 @@ pub(crate) const TARGETS: [&str; 6] =
 const COVERAGE: &str = "--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
-/// What one allocation, and the whole process, may have.
-const LIMITS: [&str; 2] = ["-malloc_limit_mb=64", "-rss_limit_mb=1024"];
+/// What one allocation, the whole process, and an input may have.
+const LIMITS: [&str; 3] = ["-malloc_limit_mb=64", "-rss_limit_mb=1024", "-max_len=4096"];
 /// What one input may take before it counts as a hang, in seconds.
 const HANG: &str = "-timeout=10";
 /// What each target gets in continuous integration.
-const STAGE: Effort = Effort { runs: Some(20_000), seconds: Some(20) };
+const STAGE: Effort = Effort { runs: Some(50_000), seconds: Some(15) };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -84,7 +84,8 @@ fn fuzz(targets: &[String], effort: Effort, fast: bool, keep: bool, deadline: In
     let artifacts = root().join("fuzz/artifacts");
     let mut failed = Vec::new();
     for target in targets {
-        let corpus = root().join("fuzz/corpus").join(target);
+        let [corpus, crashes] =
+            ["fuzz/corpus", "fuzz/crashes"].map(|folder| root().join(folder).join(target));
         let found = scratch.join(target);
         let artifacts = artifacts.join(target);
         for folder in [&found, &artifacts] {
@@ -94,7 +95,8 @@ fn fuzz(targets: &[String], effort: Effort, fast: bool, keep: bool, deadline: In
         let mut command = program(&folder.join(target));
         command.args(LIMITS).arg(HANG).args(effort.arguments()).arg("-print_final_stats=1");
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
-        if let Err(why) = run_command(command.arg(&found).arg(&corpus), deadline) {
+        command.arg(&found).arg(&corpus).args(crashes.is_dir().then_some(&crashes));
+        if let Err(why) = run_command(&mut command, deadline) {
             eprintln!("{why}: the input is in {}", artifacts.display());
             failed.push(target.as_str());
         } else if keep {
@@ -122,6 +124,9 @@ fn program(path: &Path) -> std::process::Command {
 
 /// Builds all targets, and tells where they are.
 fn build(fast: bool, deadline: Instant) -> Result<PathBuf, String> {
+    if std::env::var_os("CXX").is_none() && find_program("c++").is_none() {
+        return Err("a C++ compiler builds libFuzzer, and there is no c++: sudo apt-get install g++".into());
+    }
     let (name, sanitizer) = if fast { ("fuzz-fast", "") } else { ("fuzz", " -Zsanitizer=address") };
     let target = target_directory().join(name);
     let triple = host_triple();

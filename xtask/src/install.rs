@@ -1,4 +1,4 @@
-//! What the tests need beyond cargo, and how it gets onto a machine that lacks it.
+//! What the tests and the fuzz targets need beyond cargo, and how it gets onto a machine that lacks it.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
@@ -22,7 +22,7 @@ struct Need {
 }
 
 /// Everything the test command installs; `.ci/run` requires the names in the first column.
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     Need {
         name: "netns",
         binary: "ip",
@@ -53,6 +53,12 @@ const NEEDS: [Need; 5] = [
         package: "chromium",
         purpose: "a browser that reads the pages of bench --html",
     },
+    Need {
+        name: "c++",
+        binary: "c++",
+        package: "g++",
+        purpose: "what builds libFuzzer, for the fuzz targets",
+    },
 ];
 
 /// Installs what is missing if it may. What stays missing is reported, and is an error only where it is required.
@@ -65,7 +71,7 @@ pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let mut unmet = Vec::new();
     for Need { name, binary, package, purpose } in missing {
-        eprintln!("{binary} is missing (package {package}, {purpose}): tests that need {name} cannot run");
+        eprintln!("{binary} is missing (package {package}, {purpose}): what needs {name} cannot run");
         if names(&required, name) {
             unmet.push(*name);
         }

@@ -1,0 +1,98 @@
+//! The fuzz targets are a workspace of their own, whose lock file follows the main one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::assert_clean;
+use crate::tree::Tree;
+
+const MAIN: &str = "Cargo.lock";
+const FUZZ: &str = "fuzz/Cargo.lock";
+
+/// What a lock file says of the packages of one name.
+#[derive(Debug, Default)]
+struct Locked<'a> {
+    versions: BTreeSet<&'a str>,
+    dependencies: BTreeSet<&'a str>,
+}
+
+#[test]
+fn fuzz_targets_run_what_is_locked() {
+    assert_clean(
+        drift,
+        "cp Cargo.lock fuzz/ && cargo update --workspace --manifest-path fuzz/Cargo.toml, which needs the registry.",
+    );
+    let problems = |version: &str, dependencies: &str| {
+        let main = "[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n";
+        let fuzz = format!(
+            "[[package]]\nname = \"a\"\nversion = \"{version}\"\n[[package]]\nname = \"own\"\ndependencies = [\n{dependencies}]\n"
+        );
+        let manifest =
+            "name = \"own\"\n[dependencies]\na = \"2\"\nb.workspace = true\n[dev-dependencies]\nc = \"1\"\n";
+        drift(&Tree::of(&[(MAIN, main), (FUZZ, &fuzz), ("own/Cargo.toml", manifest)]))
+    };
+    assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n \"b\",\n"), [""; 0]);
+    assert_eq!(problems("2.0.1", " \"a 2.0.1\",\n \"b\",\n").len(), 1);
+    assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n").len(), 1);
+    assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n \"b\",\n \"c\",\n").len(), 1);
+}
+
+/// Where the fuzz targets' lock file has other versions than the main one, or does not fit a manifest of ours.
+fn drift(tree: &Tree) -> Vec<String> {
+    let text = |path| tree.find(path).map_or("", |file| &file.text);
+    let (main, fuzz) = (locked(text(MAIN)), locked(text(FUZZ)));
+    let mut problems = Vec::new();
+    for (name, Locked { versions, .. }) in &fuzz {
+        if let Some(main) = main.get(name)
+            && !versions.is_subset(&main.versions)
+        {
+            problems.push(format!("{FUZZ}: {name} {versions:?}, not {:?}", main.versions));
+        }
+    }
+    for manifest in tree.files.iter().filter(|file| file.path.ends_with("/Cargo.toml")) {
+        let name = manifest.text.lines().find_map(|line| line.strip_prefix("name = "));
+        let Some(locked) = name.and_then(|name| fuzz.get(name.trim_matches('"'))) else { continue };
+        let wanted = wanted(&manifest.text);
+        if wanted != locked.dependencies {
+            problems.push(format!("{FUZZ}: {} wants {wanted:?}", manifest.path));
+        }
+    }
+    problems
+}
+
+/// What a lock file holds.
+fn locked(text: &str) -> BTreeMap<&str, Locked<'_>> {
+    let mut packages = BTreeMap::<_, Locked<'_>>::new();
+    let mut name = "";
+    for line in text.lines() {
+        let (key, value) = line.split_once(" = ").unwrap_or((line, ""));
+        let value = value.trim_matches('"');
+        match key {
+            "name" => {
+                name = value;
+                packages.entry(name).or_default();
+            }
+            "version" if !name.is_empty() => drop(packages.entry(name).or_default().versions.insert(value)),
+            _ => {
+                if let Some(dependency) = line.strip_prefix(" \"") {
+                    let dependency = dependency.split([' ', '"']).next().unwrap_or_default();
+                    packages.entry(name).or_default().dependencies.insert(dependency);
+                }
+            }
+        }
+    }
+    packages
+}
+
+/// What a manifest depends on to build.
+fn wanted(manifest: &str) -> BTreeSet<&str> {
+    let mut wanted = BTreeSet::new();
+    let mut counts = false;
+    for line in manifest.lines() {
+        if let Some(heading) = line.strip_prefix('[') {
+            counts = heading.ends_with("dependencies]") && !heading.ends_with("dev-dependencies]");
+        } else if counts && line.starts_with(|first: char| first.is_ascii_alphabetic()) {
+            wanted.extend(line.split(['.', ' ', '=']).next());
+        }
+    }
+    wanted
+}
