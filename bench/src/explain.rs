@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
-use towline::{Address, Scheme};
+use towline::{Address, Path, Scheme};
 
 use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::{Drive, Pace, Repeat, ready};
@@ -62,6 +62,8 @@ struct Explained {
     copies: Option<f64>,
     encryption: Option<&'static str>,
     integrity: Option<&'static str>,
+    /// Sockets that carry the bytes.
+    streams: Option<usize>,
 }
 
 /// What the probe found.
@@ -108,8 +110,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                let in_force = chosen.then(|| (path.encryption(), path.integrity()));
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), in_force)
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen.then_some(&path))
             })
             .collect(),
         peer: about,
@@ -146,19 +147,16 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 }
 
 impl Explained {
-    /// The encryption and integrity in force, on the chosen one.
-    fn new(
-        candidate: Candidate,
-        found: Option<&Found>,
-        in_force: Option<(&'static str, &'static str)>,
-    ) -> Self {
+    /// `path` is given for the chosen one.
+    fn new(candidate: Candidate, found: Option<&Found>, path: Option<&Path>) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
             share: found.and_then(|found| found.share),
             copies: found.and_then(|found| found.copies),
-            encryption: in_force.map(|(encryption, _)| encryption),
-            integrity: in_force.map(|(_, integrity)| integrity),
+            encryption: path.map(Path::encryption),
+            integrity: path.map(Path::integrity),
+            streams: path.map(Path::streams),
         }
     }
 }
@@ -184,8 +182,9 @@ impl Document {
                     share * 100.0
                 )?;
             }
-            if let (Some(encryption), Some(integrity)) = (explained.encryption, explained.integrity) {
-                writeln!(out, "         encryption {encryption}, integrity {integrity}")?;
+            let Explained { encryption, integrity, streams, .. } = explained;
+            if let (Some(encryption), Some(integrity), Some(streams)) = (encryption, integrity, streams) {
+                writeln!(out, "         encryption {encryption}, integrity {integrity}, streams {streams}")?;
             }
         }
         if let Some(About { version, host, process, chosen, candidates }) = &self.peer {

@@ -28,7 +28,7 @@ fn messages(mut bytes: &[u8]) {
     while let Ok(Some((again, len))) = greeting_message(bytes) {
         let kind = bytes[8];
         // What people read is cleaned, and then stays as it is; everything else is what came.
-        if kind <= 4 {
+        if !matches!(kind, 5 | 6) {
             assert_eq!(again, bytes[..len]);
         } else {
             let (same, _) = greeting_message(&again).expect("we wrote it").expect("whole");
@@ -128,10 +128,15 @@ impl Stranger<'_> {
                 let mac = proof(self.token, self.role, connector, acceptor);
                 (2, if honest { mac.to_vec() } else { script.take(32).to_vec() })
             }
-            170..210 => (3, if honest { b"tcp".to_vec() } else { name(script) }),
+            170..200 => (3, if honest { b"tcp".to_vec() } else { name(script) }),
+            200..210 => (
+                7,
+                [&[script.byte() % 20][..], &if honest { b"tcp".to_vec() } else { name(script) }].concat(),
+            ),
             210..230 => (4, Vec::new()),
             230..242 => (5, name(script)),
-            _ => (6, name(script)),
+            242..250 => (6, name(script)),
+            _ => (8, script.take(49).to_vec()),
         };
         let mut message =
             [&b"TOWLINE\x1a"[..], &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), &body].concat();

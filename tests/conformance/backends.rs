@@ -71,12 +71,29 @@ pub(crate) const ROWS: &[Row] = &[
         only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
     },
     Row {
+        name: "tcp+streams",
+        address: "tcp://127.0.0.1:0?streams=3",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        only: None,
+    },
+    Row {
         name: "tls",
         address: "tls://127.0.0.1:0",
         backends: backend::all,
         caps: TCP,
         environment: None,
         only: None,
+    },
+    Row {
+        name: "tls+streams",
+        address: "tls://127.0.0.1:0?streams=3",
+        backends: backend::all,
+        caps: TCP,
+        environment: None,
+        // Where payload goes, and how a stream's end is told.
+        only: Some(&["messages", "taking", "one_sided", "mixed", "ending", "streams"]),
     },
     Row {
         name: "tcp6",

@@ -72,7 +72,7 @@ async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
 }
 
 /// The next message of the handshake.
-async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
+pub(crate) async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
     let mut head = [0; 16];
     soon("a head", stream.read_exact(&mut head)).await.unwrap();
     assert!(head.starts_with(MAGIC), "{head:?}");

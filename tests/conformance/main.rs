@@ -30,6 +30,7 @@ mod peer;
 mod places;
 mod processes;
 mod receipts;
+mod streams;
 mod stuck;
 mod suite;
 mod taking;
@@ -61,6 +62,7 @@ const GROUPS: &[&[Claims]] = &[
     by_hand::CASES,
     hostile::CASES,
     integrity::CASES,
+    streams::CASES,
     connect::CASES,
     processes::CASES,
     network::CASES,

@@ -4,6 +4,7 @@ mod parse;
 
 use std::fmt::{self, Write};
 
+use crate::door::STREAMS_MAX;
 use crate::{Error, ErrorKind, Result};
 
 /// Bounds an address as text.
@@ -81,6 +82,9 @@ impl fmt::Display for Scheme {
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting address asks
 /// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
 /// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.
+///
+/// `streams=N` (for the same, 1 to 16): the connection spreads large payload over N sockets, for links that are
+/// faster than one TCP flow. It is asked for and granted like `integrity`.
 ///
 /// ```
 /// use towline::{Address, Scheme};
@@ -169,6 +173,15 @@ impl Address {
     /// All options, in the order they were written.
     pub fn options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options.iter().map(|(key, value)| (&**key, &**value))
+    }
+
+    /// How many streams it asks for: 1 where it says nothing.
+    pub(crate) fn streams(&self) -> Result<u8> {
+        let Some(streams) = self.option("streams") else { return Ok(1) };
+        let count = streams.parse().ok().filter(|count| (1..=STREAMS_MAX).contains(&usize::from(*count)));
+        count.ok_or_else(|| {
+            invalid(format!("{streams:?} is no number of streams: write streams=N, from 1 to {STREAMS_MAX}"))
+        })
     }
 
     /// The same address with this option, in place of one of the same key.

@@ -13,7 +13,7 @@ use crate::addr::{Address, Scheme};
 use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
-use crate::door::{Control, HANDSHAKE_TIME, Identity, Tls, Token};
+use crate::door::{Control, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System, within};
 use crate::error::{Error, ErrorKind, Result};
@@ -252,6 +252,13 @@ impl Endpoint {
                 ("tls", _) => {
                     format!("{name} has no option \"tls\": write tls:// or towlines:// in place of {name}://")
                 }
+                ("streams", _) if address.scheme() == Scheme::Mem => {
+                    "mem has no option \"streams\": nothing travels: leave ?streams=… out".to_owned()
+                }
+                ("streams", _) => match address.streams() {
+                    Ok(_) => continue,
+                    Err(error) => return Err(error),
+                },
                 _ => format!("{name} has no option {key:?}: leave ?{key}=… out"),
             };
             return Err(Error::new(ErrorKind::Invalid, why));
@@ -403,6 +410,7 @@ impl Builder {
             heartbeat: self.heartbeat,
             linger: self.linger,
             handshake_time: self.handshake_time,
+            joins: Joins::default(),
         };
         Ok(Endpoint {
             establisher: Arc::new(establisher),

@@ -4,12 +4,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::addr::{Address, Scheme};
 use crate::backend::{Backend, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
-use crate::door::{self, CRC32C, Control, Greeting, Identity, Offer, Terms, Tls, Token};
+use crate::door::{
+    self, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, STREAMS, Terms, Tls, Token,
+};
 use crate::driver::Driver;
-use crate::environment::Environment;
+use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Place, Pool};
 use crate::path::{Candidate, CandidateState, Path};
@@ -32,6 +37,7 @@ pub(crate) struct Establisher {
     pub(crate) heartbeat: Duration,
     pub(crate) linger: Duration,
     pub(crate) handshake_time: Duration,
+    pub(crate) joins: Joins,
 }
 
 /// One backend in the running for one connection.
@@ -49,22 +55,27 @@ impl Establisher {
         if entrants.is_empty() {
             return Err(no_path(&refused));
         }
-        let features = if checked { CRC32C } else { 0 };
+        let streams = address.streams()?;
+        let asked = [(checked, CRC32C, "integrity=crc32c"), (streams > 1, STREAMS, "streams")];
+        let asked = asked.into_iter().filter(|(is_asked, ..)| *is_asked);
+        let features = asked.clone().fold(0, |features, (_, feature, _)| features | feature);
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Connector, control, address, deadline).await?;
         let terms = self.terms(&entrants, features, &control, deadline)?;
         let greeting = door::greet_as_connector(&mut control, &terms, environment).await?;
-        if checked && greeting.features & CRC32C == 0 {
-            let why = "the peer's version has no integrity=crc32c: upgrade it, or leave the option out";
+        if let Some((.., option)) = asked.clone().find(|(_, feature, _)| greeting.features & feature == 0) {
+            let why = format!("the peer's version has no {option}: upgrade it, or leave the option out");
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
         while !entrants.is_empty() {
             let mut entrant = entrants.remove(0);
+            let streams = if entrant.backend.stripes() { streams } else { 1 };
             let reason = match self.meets(&entrant, &greeting) {
                 Ok(()) => {
                     let deadline = environment.now() + self.handshake_time;
-                    door::propose(&mut control, entrant.backend.name(), deadline, environment).await?
+                    let proposal = (entrant.backend.name(), streams);
+                    door::propose(&mut control, proposal, deadline, environment).await?
                 }
                 Err(reason) => Err(reason),
             };
@@ -74,30 +85,68 @@ impl Establisher {
                 continue;
             }
             let candidates = self.settle(&entrant, entrants, refused);
+            let over_tls = terms.binding.is_some();
+            let key = JoinKey::new(greeting.secret, streams, over_tls);
+            let strands = self.join(&control, &key, address, streams).await?;
             let mut site = self.site(Role::Connector, &entrant, &greeting, control);
+            site.strands = strands;
             let link = entrant.backend.open(&mut site)?;
-            let path = path(address.to_string(), &entrant, &site, terms.binding.is_some(), candidates);
+            let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
             return self.connection(site, link, path);
         }
         Err(no_path(&refused))
     }
 
-    /// The accepting end.
+    /// The further streams of a connection, each joined to it where its main stream leads, and as encrypted.
+    async fn join(
+        &self,
+        main: &Control,
+        key: &JoinKey,
+        address: &Address,
+        streams: u8,
+    ) -> Result<Vec<Control>> {
+        let environment = &*self.environment;
+        let deadline = environment.now() + self.handshake_time;
+        let mut strands = Vec::new();
+        for stream in 1..streams {
+            let nowhere = || Error::new(ErrorKind::Unsupported, "streams=N needs a socket to begin with");
+            let peer = main.peer_addr().ok_or_else(nowhere)?;
+            let late = || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
+            let dialled = within(environment, deadline, TcpStream::connect(peer)).await.ok_or_else(late)?;
+            let socket = dialled.map_err(Error::io)?;
+            socket.set_nodelay(true).map_err(Error::io)?;
+            let mut strand = self.secure(Role::Connector, socket.into(), address, deadline).await?;
+            let join = key.join(stream, strand.binding()?.as_ref());
+            door::join(&mut strand, join, deadline, environment).await?;
+            strands.push(strand);
+        }
+        Ok(strands)
+    }
+
+    /// The accepting end; `None` for a stream that joined a connection that waited for it. `stranger` counts those whose
+    /// handshake goes on.
     pub(crate) async fn accept(
         &self,
         control: Control,
         listening: &Address,
         address: String,
-    ) -> Result<Connection> {
+        stranger: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Option<Connection>> {
         let (mut entrants, mut refused) = self.entrants(listening.scheme());
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
-        let terms = self.terms(&entrants, CRC32C, &control, deadline)?;
-        let greeting = door::greet_as_acceptor(&mut control, &terms, environment).await?;
+        let terms = self.terms(&entrants, CRC32C | STREAMS, &control, deadline)?;
+        let over_tls = terms.binding.is_some();
+        let greeting = match door::greet_caller(&mut control, &terms, environment).await? {
+            Caller::Peer(greeting) => greeting,
+            Caller::Strand(join) => {
+                return self.joins.join(&join, control, environment).await.map(|()| None);
+            }
+        };
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
-            let name = door::proposed(&mut control, deadline, environment).await?;
+            let (name, streams) = door::proposed(&mut control, deadline, environment).await?;
             let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == name) else {
                 door::answer(&mut control, Err("it is not offered here")).await?;
                 continue;
@@ -109,12 +158,38 @@ impl Establisher {
                 refused.push(entrant.candidate);
                 continue;
             }
+            let may_stripe = entrant.backend.stripes() && greeting.features & STREAMS != 0;
+            let expected = match streams {
+                1 => Ok(None),
+                _ if may_stripe => {
+                    self.joins.expect(JoinKey::new(greeting.secret, streams, over_tls)).map(Some)
+                }
+                _ => Err("it has one stream"),
+            };
+            let expected = match expected {
+                Ok(expected) => expected,
+                Err(reason) => {
+                    door::answer(&mut control, Err(reason)).await?;
+                    entrant.candidate.reason = reason.to_owned();
+                    refused.push(entrant.candidate);
+                    continue;
+                }
+            };
             // A link that takes the stream can be opened only when nothing more is to be said on it.
             let takes_stream = entrant.backend.carries_control();
             if takes_stream {
                 door::answer(&mut control, Ok(())).await?;
             }
+            let strands = match expected {
+                Some(expected) => {
+                    // It is no stranger any more, and its streams are.
+                    drop(stranger.take());
+                    expected.all(deadline, environment).await?
+                }
+                None => Vec::new(),
+            };
             let mut site = self.site(Role::Acceptor, &entrant, &greeting, control);
+            site.strands = strands;
             let opened = entrant.backend.open(&mut site);
             if let Some(kept) = site.control.as_mut().filter(|_| !takes_stream) {
                 let reason = opened.as_ref().err().map(ToString::to_string);
@@ -134,8 +209,8 @@ impl Establisher {
                 (Err(error), _) => return Err(error),
             };
             let candidates = self.settle(&entrant, entrants, refused);
-            let path = path(address, &entrant, &site, terms.binding.is_some(), candidates);
-            return self.connection(site, link, path);
+            let path = path(address, &entrant, &site, (over_tls, streams), candidates);
+            return self.connection(site, link, path).map(Some);
         }
         Err(Error::new(
             ErrorKind::Refused,
@@ -281,6 +356,7 @@ impl Establisher {
             offer: entrant.offer.clone(),
             peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
             control: Some(control),
+            strands: Vec::new(),
             inbox: Arc::default(),
             regions: Regions::new(self.environment.clone()),
             pool: self.pools[&Place::Host].clone(),
@@ -316,9 +392,16 @@ impl Establisher {
 }
 
 /// `over_tls`: the door's stream is, and whatever carries control took it over.
-fn path(address: String, entrant: &Entrant, site: &Site, over_tls: bool, candidates: Vec<Candidate>) -> Path {
+fn path(
+    address: String,
+    entrant: &Entrant,
+    site: &Site,
+    (over_tls, streams): (bool, u8),
+    candidates: Vec<Candidate>,
+) -> Path {
     let encrypted = over_tls && entrant.backend.carries_control();
-    Path { address, chosen: entrant.backend.name(), checked: site.checked, encrypted, candidates }
+    let (chosen, checked, streams) = (entrant.backend.name(), site.checked, streams.into());
+    Path { address, chosen, checked, encrypted, streams, candidates }
 }
 
 fn no_path(refused: &[Candidate]) -> Error {

@@ -202,15 +202,20 @@ impl Reception {
     async fn receive(&self, control: Control, from: String) {
         let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
         let (establisher, arrive) = (self.establisher.clone(), self.arrive.clone());
-        let address = self.address.clone();
+        let (address, strangers) = (self.address.clone(), self.strangers.clone());
         let span = tracing::debug_span!("accept", %from);
         let greet = async move {
             let begin = establisher.environment.now();
-            let result = establisher.accept(control, &address, from.clone()).await;
+            let mut stranger = Some(stranger);
+            let result = establisher.accept(control, &address, from.clone(), &mut stranger).await;
+            let Some(result) = result.transpose() else { return };
             establisher.count("acceptor", begin, &result);
             match result {
                 Ok(connection) => {
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
+                    if stranger.is_none() {
+                        stranger = strangers.acquire_owned().await.ok();
+                    }
                     // A listener that is gone needs no more connections.
                     let _ = arrive.send(connection).await;
                     drop(stranger);

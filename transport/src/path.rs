@@ -9,6 +9,7 @@ pub struct Path {
     pub(crate) chosen: &'static str,
     pub(crate) checked: bool,
     pub(crate) encrypted: bool,
+    pub(crate) streams: usize,
     pub(crate) candidates: Vec<Candidate>,
 }
 
@@ -57,6 +58,11 @@ impl Path {
     /// What hides the bytes from whoever is on the way: `tls`, or `none`.
     pub fn encryption(&self) -> &'static str {
         if self.encrypted { "tls" } else { "none" }
+    }
+
+    /// How many streams carry the bytes: 1 unless the address asked for more and the backend stripes.
+    pub fn streams(&self) -> usize {
+        self.streams
     }
 
     /// Every candidate, in the order of preference.

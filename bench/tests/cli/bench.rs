@@ -76,6 +76,18 @@ fn tls_is_measured_between_two_processes_beside_a_bare_tls_socket() {
 }
 
 #[test]
+fn streams_are_told_by_the_row_and_carry_every_pattern() {
+    let line = "--transport tcp --streams 3 --pattern latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall \
+                --size 100000 --verify --json --assert tcp.bandwidth.100000[streams=3].gb_per_s>0";
+    let rows = rows(&bench(line));
+    assert_eq!(rows.len(), 9);
+    for row in rows {
+        assert_eq!((&row["streams"], &row["options"]["streams"]), (&3.into(), &"3".into()), "{row}");
+        assert!(row["samples"].as_u64().unwrap() > 0, "{row}");
+    }
+}
+
+#[test]
 fn auto_says_what_carried_the_bytes() {
     let rows = rows(&bench("--transport auto --pattern latency --json"));
     assert_eq!((&rows[0]["transport"], &rows[0]["processes"]), (&"auto".into(), &2.into()));

@@ -79,6 +79,11 @@ fn every_pattern_works_between_two_namespaces() {
     let rows = document["results"].as_array().unwrap();
     assert_eq!(rows.len(), 16);
     assert!(rows.iter().all(|row| row["path"] == "tcp" && row["samples"].as_u64() > Some(0)), "{document}");
+    let line = format!(
+        "bench --connect {address} --streams 3 --pattern bandwidth,get,put,incast --size 1M --verify --duration 0.02 \
+         --repeat 1"
+    );
+    namespaces.start(0, &line).finish().exits_with(0);
     // Its workers stay on one side: there it needs nothing but a loopback.
     let line = "bench --transport tcp --pattern alltoall --size 8,100000 --verify --duration 0.02 --repeat 1";
     namespaces.start(0, line).finish().exits_with(0);

@@ -84,6 +84,10 @@ impl Backend for Faulty {
         self.backend.checks()
     }
 
+    fn stripes(&self) -> bool {
+        self.backend.stripes()
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         self.faults.call("open")?;
         Ok(Arc::new(FaultyLink { link: self.backend.open(site)?, faults: self.faults.clone() }))

@@ -57,6 +57,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Whether its links spread bulk over [`Site::strands`].
+    fn stripes(&self) -> bool {
+        false
+    }
+
     /// Opens this end of the data path. The peer's end is being opened at the same time.
     ///
     /// A backend that carries control takes `site.control`; otherwise the door keeps it, answers heartbeats on it, and
@@ -111,6 +116,8 @@ pub struct Site {
     pub peer_offer: Vec<u8>,
     /// The door's stream, taken by backends that carry their own control.
     pub control: Option<Control>,
+    /// The further streams of the connection, where both ends agreed on some and the backend stripes.
+    pub strands: Vec<Control>,
     /// Where the link announces messages and its end.
     pub inbox: Arc<Inbox>,
     /// What the peer may reach by itself.

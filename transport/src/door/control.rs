@@ -4,6 +4,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -88,6 +89,15 @@ impl Control {
         match &self.0 {
             Line::Tls(stream) => stream.binding().map(Some),
             Line::Socket(_) | Line::Process(_) => Ok(None),
+        }
+    }
+
+    /// Where the other end of the socket is; `None` within a process.
+    pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Line::Socket(stream) => stream.peer_addr().ok(),
+            Line::Tls(stream) => stream.peer_addr().ok(),
+            Line::Process(_) => None,
         }
     }
 

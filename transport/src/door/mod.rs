@@ -5,6 +5,7 @@
 
 mod control;
 mod identity;
+mod joins;
 mod refusal;
 mod tls;
 mod token;
@@ -15,16 +16,17 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::environment::{Environment, within};
 use crate::wire::handshake::{
-    BINDING_LEN, HEAD_LEN, Hello, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX, VERSION_MIN,
-    agree, decode, head,
+    BINDING_LEN, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX,
+    VERSION_MIN, agree, decode, head,
 };
 use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
 pub use crate::wire::handshake::Role;
-pub(crate) use crate::wire::handshake::{CRC32C, Offer};
+pub(crate) use crate::wire::handshake::{CRC32C, JoinKey, Offer, STREAMS, STREAMS_MAX};
 pub use control::Control;
 pub use identity::Identity;
+pub(crate) use joins::{Joins, join};
 pub(crate) use tls::broken;
 pub use tls::{Tls, TlsBuilder};
 pub use token::Token;
@@ -62,8 +64,7 @@ pub(crate) struct Greeting {
     /// What the peer's backends offer.
     pub(crate) offers: Vec<Offer>,
     /// Equal at both ends and of this connection only. With a token, nobody else knows it; without one, whoever saw
-    /// the handshake does.
-    #[cfg_attr(not(test), expect(dead_code, reason = "further streams of a connection will join by it"))]
+    /// the handshake does. The connection's further streams join by it.
     pub(crate) secret: [u8; 32],
 }
 
@@ -97,34 +98,50 @@ pub(crate) async fn secure(
     })
 }
 
+/// Who arrived.
+#[derive(Debug)]
+pub(crate) enum Caller {
+    /// A peer, after its greeting.
+    Peer(Greeting),
+    /// A further stream of a connection, so it says.
+    Strand(Join),
+}
+
 /// The handshake of the end that connected. After an error the stream is of no more use.
 pub(crate) async fn greet_as_connector<S: Stream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
 ) -> Result<Greeting> {
-    greet(Role::Connector, stream, terms, env).await
+    let deadline = env.now().saturating_add(terms.handshake_time);
+    let greeted = within(env, deadline, call(stream, terms, env)).await;
+    in_time(greeted, Role::Connector, stream, terms, env).await
 }
 
 /// The handshake of the end that listened. After an error the stream is of no more use.
-pub(crate) async fn greet_as_acceptor<S: Stream>(
+pub(crate) async fn greet_caller<S: Stream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
-) -> Result<Greeting> {
-    greet(Role::Acceptor, stream, terms, env).await
+) -> Result<Caller> {
+    let deadline = env.now().saturating_add(terms.handshake_time);
+    let greeted = within(env, deadline, take_call(stream, terms, env)).await;
+    in_time(greeted, Role::Acceptor, stream, terms, env).await
 }
 
-/// Asks the acceptor for `backend`; `Ok(Err(reason))` says that it cannot, and the next may be proposed.
+/// Asks the acceptor for `backend`, with so many streams; `Ok(Err(reason))` says that it cannot, and the next may be proposed.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
 pub(crate) async fn propose<S: Stream>(
     stream: &mut S,
-    backend: &str,
+    (backend, streams): (&str, u8),
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<Result<(), String>> {
-    let proposal = encoded(&Message::Propose { backend: backend.to_owned() })?;
+    let proposal = encoded(&match (streams, backend.to_owned()) {
+        (1, backend) => Message::Propose { backend },
+        (streams, backend) => Message::ProposeStreams { streams, backend },
+    })?;
     let conversation = async {
         send(stream, &proposal).await?;
         match receive(stream).await?.0 {
@@ -143,14 +160,14 @@ pub(crate) async fn propose<S: Stream>(
     }
 }
 
-/// Waits for the connector's next proposal, the name of a backend; `Closed` where it ends without one.
+/// Waits for the connector's next proposal, the name of a backend and how many streams; `Closed` where it ends without one.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
 pub(crate) async fn proposed<S: Stream>(
     stream: &mut S,
     deadline: Duration,
     env: &dyn Environment,
-) -> Result<String> {
+) -> Result<(String, u8)> {
     let conversation = async {
         let mut head = [0; HEAD_LEN];
         let len = stream.read(&mut head).await?;
@@ -160,12 +177,13 @@ pub(crate) async fn proposed<S: Stream>(
         }
         fill(stream, &mut head[len..]).await?;
         match receive_body(stream, head).await?.0 {
-            Message::Propose { backend } => Ok(backend),
+            Message::Propose { backend } => Ok((backend, 1)),
+            Message::ProposeStreams { streams, backend } => Ok((backend, streams)),
             other => Err(out_of_turn("Propose", &other)),
         }
     };
     match within(env, deadline, conversation).await {
-        Some(Ok(backend)) => Ok(backend),
+        Some(Ok(proposal)) => Ok(proposal),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
         None => Err(Error::new(ErrorKind::TimedOut, "the connector proposed no backend in time")),
     }
@@ -181,15 +199,16 @@ pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -
     Ok(())
 }
 
-async fn greet<S: Stream>(
+/// What a greeting came to, told to the peer where that is an error.
+async fn in_time<S: Stream, T>(
+    greeted: Option<Result<T, Refusal>>,
     role: Role,
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
-) -> Result<Greeting> {
-    let deadline = env.now().saturating_add(terms.handshake_time);
-    match within(env, deadline, converse(role, stream, terms, env)).await {
-        Some(Ok(greeting)) => Ok(greeting),
+) -> Result<T> {
+    match greeted {
+        Some(Ok(greeted)) => Ok(greeted),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
         None => Err(Error::new(
             ErrorKind::TimedOut,
@@ -205,36 +224,39 @@ fn slow(role: Role) -> &'static str {
     }
 }
 
-async fn converse<S: Stream>(
-    role: Role,
-    stream: &mut S,
-    terms: &Terms,
-    env: &dyn Environment,
-) -> Result<Greeting, Refusal> {
+async fn call<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -> Result<Greeting, Refusal> {
     let ours = our_hello(terms, env);
     let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
     let token = terms.token.as_ref().map(Token::as_bytes);
+    send_hello(stream, &our_bytes, env).await?;
+    let (theirs, their_bytes) = hello(first(Role::Connector, stream, env).await?)?;
+    let version = agree(&ours, &theirs)?;
     let binding = terms.binding.as_ref();
-    match role {
-        Role::Connector => {
-            send_hello(stream, &our_bytes, env).await?;
-            let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
-            let version = agree(&ours, &theirs)?;
-            let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes, binding };
-            send_proof(stream, &transcript, token, role).await?;
-            check_proof(stream, &transcript, token, Role::Acceptor).await?;
-            Ok(greeting(&ours, theirs, version, transcript.secret(token)))
-        }
-        Role::Acceptor => {
-            let (theirs, their_bytes) = receive_hello(role, stream, env).await?;
-            let version = agree(&theirs, &ours)?;
-            send(stream, &our_bytes).await?;
-            let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes, binding };
-            check_proof(stream, &transcript, token, Role::Connector).await?;
-            send_proof(stream, &transcript, token, role).await?;
-            Ok(greeting(&ours, theirs, version, transcript.secret(token)))
-        }
-    }
+    let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes, binding };
+    send_proof(stream, &transcript, token, Role::Connector).await?;
+    check_proof(stream, &transcript, token, Role::Acceptor).await?;
+    Ok(greeting(&ours, theirs, version, transcript.secret(token)))
+}
+
+async fn take_call<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Caller, Refusal> {
+    let ours = our_hello(terms, env);
+    let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
+    let token = terms.token.as_ref().map(Token::as_bytes);
+    let (theirs, their_bytes) = match first(Role::Acceptor, stream, env).await? {
+        (Message::Join(join), _) => return Ok(Caller::Strand(join)),
+        other => hello(other)?,
+    };
+    let version = agree(&theirs, &ours)?;
+    send(stream, &our_bytes).await?;
+    let binding = terms.binding.as_ref();
+    let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes, binding };
+    check_proof(stream, &transcript, token, Role::Connector).await?;
+    send_proof(stream, &transcript, token, Role::Acceptor).await?;
+    Ok(Caller::Peer(greeting(&ours, theirs, version, transcript.secret(token))))
 }
 
 fn our_hello(terms: &Terms, env: &dyn Environment) -> Hello {
@@ -266,18 +288,18 @@ async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environme
     let Err(broken) = send(stream, bytes).await else {
         return Ok(());
     };
-    match receive_hello(Role::Connector, stream, env).await {
+    match first(Role::Connector, stream, env).await {
         Err(refusal) if refusal.kind() != ErrorKind::PeerLost => Err(refusal),
         _ => Err(broken.into()),
     }
 }
 
 /// The first message from the other end. Whatever shows that it is no Towline endpoint ends the wait at once.
-async fn receive_hello<S: Stream>(
+async fn first<S: Stream>(
     role: Role,
     stream: &mut S,
     env: &dyn Environment,
-) -> Result<(Hello, Vec<u8>), Refusal> {
+) -> Result<(Message, Vec<u8>), Refusal> {
     let mut head = [0; HEAD_LEN];
     let mut len = 0;
     while len < HEAD_LEN {
@@ -290,9 +312,13 @@ async fn receive_hello<S: Stream>(
             return Err(refusal::of_stranger(role, stream, &head[..len], env).await);
         }
     }
-    match receive_body(stream, head).await? {
-        (Message::Hello(hello), bytes) => Ok((hello, bytes)),
-        (other, _) => Err(out_of_turn("Hello", &other)),
+    receive_body(stream, head).await
+}
+
+fn hello((message, bytes): (Message, Vec<u8>)) -> Result<(Hello, Vec<u8>), Refusal> {
+    match message {
+        Message::Hello(hello) => Ok((hello, bytes)),
+        other => Err(out_of_turn("Hello", &other)),
     }
 }
 

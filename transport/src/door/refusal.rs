@@ -121,7 +121,7 @@ pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Envi
 
 /// A listener answers in the clear where TLS was due.
 pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
-    match super::receive_hello(Role::Connector, stream, env).await {
+    match super::first(Role::Connector, stream, env).await.and_then(super::hello) {
         Err(refusal) => Refusal::untold(refusal.error),
         Ok(_) => {
             let why = "the listener speaks Towline in the clear: connect to tcp:// or towline://, or have it listen over TLS";

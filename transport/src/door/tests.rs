@@ -1,5 +1,6 @@
 //! Two ends over a pipe in memory, whole or tampered with.
 
+mod joins;
 mod simulated;
 mod strangers;
 
@@ -106,6 +107,18 @@ fn terms(token: Option<&str>) -> Terms {
         ],
         binding: None,
         handshake_time: HANDSHAKE_TIME,
+    }
+}
+
+/// The greeting of an acceptor that is called by a peer.
+async fn greet_as_acceptor<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
+    match greet_caller(stream, terms, env).await? {
+        Caller::Peer(greeting) => Ok(greeting),
+        Caller::Strand(join) => panic!("{join:?} is no peer"),
     }
 }
 
@@ -315,14 +328,14 @@ async fn the_connector_proposes_until_the_acceptor_is_ready() {
     let (mut near, mut far) = greeted().await;
     let world = World::new();
     let connector = async {
-        let reason = propose(&mut near, "ucx", LATER, &world).await.unwrap().unwrap_err();
-        propose(&mut near, "tcp", LATER, &world).await.unwrap().unwrap();
+        let reason = propose(&mut near, ("ucx", 1), LATER, &world).await.unwrap().unwrap_err();
+        propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap().unwrap();
         reason
     };
     let acceptor = async {
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), "ucx");
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("ucx".to_owned(), 1));
         answer(&mut far, Err("libucp.so is\nmissing")).await.unwrap();
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), "tcp");
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("tcp".to_owned(), 1));
         answer(&mut far, Ok(())).await.unwrap();
     };
     assert_eq!(tokio::join!(connector, acceptor).0, "libucp.so is\u{fffd}missing");
@@ -349,7 +362,7 @@ async fn nothing_is_read_past_the_last_message() {
 
     near.write_all(&encoded(&Message::Propose { backend: "tcp".to_owned() }).unwrap()).await.unwrap();
     near.write_all(b"after").await.unwrap();
-    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), "tcp");
+    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("tcp".to_owned(), 1));
     let mut after = [0; 5];
     far.read_exact(&mut after).await.unwrap();
     assert_eq!(&after, b"after");
@@ -368,21 +381,21 @@ async fn a_choice_ends_by_closing_by_silence_or_by_nonsense() {
 
     let (mut near, _far) = greeted().await;
     let soon = world.now() + Duration::from_millis(10);
-    let error = propose(&mut near, "ib", soon, &world).await.unwrap_err();
+    let error = propose(&mut near, ("ib", 1), soon, &world).await.unwrap_err();
     assert!(error.kind() == ErrorKind::TimedOut && error.detail().contains("ib"), "{error}");
-    let error = propose(&mut near, "I B", soon, &world).await.unwrap_err();
+    let error = propose(&mut near, ("I B", 1), soon, &world).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 
     let (mut near, mut far) = greeted().await;
     answer(&mut near, Ok(())).await.unwrap();
     let error = proposed(&mut far, LATER, &world).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: Ready came where Propose was due");
-    let error = propose(&mut near, "tcp", LATER, &world).await.unwrap_err();
+    let error = propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: the peer refused: Ready came where Propose was due");
 
     let (mut near, far) = greeted().await;
     drop(far);
-    assert_eq!(propose(&mut near, "tcp", LATER, &world).await.unwrap_err().kind(), ErrorKind::PeerLost);
+    assert_eq!(propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap_err().kind(), ErrorKind::PeerLost);
 }
 
 #[tokio::test]

@@ -10,11 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
 
 use super::clockwork::Clockwork;
 use crate::door::{
-    Control, Greeting, Identity, Offer, Role, Terms, Token, answer, greet_as_acceptor, greet_as_connector,
-    propose, proposed,
+    CRC32C, Caller, Control, Greeting, Identity, Offer, Role, STREAMS, Terms, Token, answer,
+    greet_as_connector, greet_caller, propose, proposed,
 };
 use crate::environment::Environment;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::handshake::{
     HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
 };
@@ -82,7 +82,7 @@ pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
         binding: None,
         identity: Identity::from_bytes(&[3; IDENTITY_LEN]),
         token: visit.token.map(Token::from_bytes).transpose()?,
-        features: 1,
+        features: CRC32C | STREAMS,
         offers: visit.offers.iter().map(offer).collect(),
         handshake_time: visit.time,
     };
@@ -118,20 +118,24 @@ async fn converse(
 ) -> Result<String> {
     match visit.role {
         Role::Connector => {
-            let offers = &greeting.insert(greet_as_connector(stream, terms, clock).await?).offers;
-            let Some(name) = offers.first().map(|offer| offer.backend.clone()) else {
+            let greeting = greeting.insert(greet_as_connector(stream, terms, clock).await?);
+            let Some(name) = greeting.offers.first().map(|offer| offer.backend.clone()) else {
                 return Ok(String::new());
             };
-            match propose(stream, &name, clock.now() + visit.time, clock).await? {
+            let streams = if greeting.features & STREAMS != 0 { 3 } else { 1 };
+            match propose(stream, (&name, streams), clock.now() + visit.time, clock).await? {
                 Ok(()) => Ok(name),
                 Err(_) => Ok(String::new()),
             }
         }
         Role::Acceptor => {
-            *greeting = Some(greet_as_acceptor(stream, terms, clock).await?);
+            let Caller::Peer(greeted) = greet_caller(stream, terms, clock).await? else {
+                return Err(Error::new(ErrorKind::Refused, "no connection waits for streams here"));
+            };
+            *greeting = Some(greeted);
             let deadline = clock.now() + visit.time;
             loop {
-                let name = proposed(stream, deadline, clock).await?;
+                let (name, _) = proposed(stream, deadline, clock).await?;
                 if terms.offers.iter().any(|offer| offer.backend == name) {
                     answer(stream, Ok(())).await?;
                     return Ok(name);

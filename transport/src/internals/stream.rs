@@ -114,10 +114,10 @@ impl Stream {
     pub fn arrive(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.session.heard(self.clock.now());
         while !bytes.is_empty() {
-            let Some((target, remaining, mut sum)) = self.session.target(PIECES_MAX) else {
-                let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted()));
+            let Some((target, remaining, mut sum)) = self.session.target(0, PIECES_MAX) else {
+                let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted(0)));
                 assert!(!wanted.is_empty(), "the session wants neither bulk nor anything else");
-                self.session.received(wanted)?;
+                self.session.received(0, wanted)?;
                 bytes = rest;
                 continue;
             };
@@ -141,7 +141,7 @@ impl Stream {
                 }
             }
             assert!(landed > 0, "the session wants bulk and has no room for it");
-            self.session.landed(landed, revoked)?;
+            self.session.landed(0, landed, revoked)?;
             bytes = &bytes[landed..];
         }
         Ok(())

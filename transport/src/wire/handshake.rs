@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) use decode::{decode, head};
 pub(crate) use text::{clean, excerpt, shorten};
 pub use transcript::Role;
-pub(crate) use transcript::Transcript;
+pub(crate) use transcript::{JoinKey, Transcript};
 
 /// What every handshake message begins with. The last byte stops a terminal that was shown the stream.
 pub(crate) const MAGIC: [u8; 8] = *b"TOWLINE\x1a";
@@ -28,6 +28,11 @@ pub(crate) const VERSION_MAX: u16 = 1;
 /// The feature of checksums on the data stream: an acceptor always has it, a connector if its address asks for it.
 pub(crate) const CRC32C: u64 = 1;
 
+/// The feature of several streams: an acceptor always has it, a connector if its address asks for it.
+pub(crate) const STREAMS: u64 = 2;
+/// The most streams of one connection, the main one included.
+pub(crate) const STREAMS_MAX: usize = 16;
+
 pub(crate) const HEAD_LEN: usize = 16;
 /// Bounds one message, head and body.
 pub(crate) const MESSAGE_LEN_MAX: usize = 64 * 1024;
@@ -36,6 +41,8 @@ pub(crate) const NONCE_LEN: usize = 32;
 pub(crate) const MAC_LEN: usize = 32;
 /// What an encrypted session is known by.
 pub(crate) const BINDING_LEN: usize = 32;
+/// What a connection that waits for its streams goes by.
+pub(crate) const NAME_LEN: usize = 16;
 pub(crate) const OFFERS_MAX: usize = 16;
 pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
@@ -56,6 +63,19 @@ pub(crate) enum Message {
     NotReady { reason: String },
     /// The sender ends the conversation.
     Refuse { kind: ErrorKind, reason: String },
+    /// The connector asks for a backend, and for so many streams.
+    ProposeStreams { streams: u8, backend: String },
+    /// A further stream's first and only word.
+    Join(Join),
+}
+
+/// Which stream of which connection, and the evidence of belonging there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) connection: [u8; NAME_LEN],
+    /// From 1 on: 0 is the stream of the handshake.
+    pub(crate) stream: u8,
+    pub(crate) mac: [u8; MAC_LEN],
 }
 
 /// What one end says of itself, all of it covered by the proofs.
@@ -115,6 +135,8 @@ impl Message {
             Self::Ready => Kind::Ready,
             Self::NotReady { .. } => Kind::NotReady,
             Self::Refuse { .. } => Kind::Refuse,
+            Self::ProposeStreams { .. } => Kind::ProposeStreams,
+            Self::Join(_) => Kind::Join,
         }
     }
 
@@ -133,6 +155,16 @@ impl Message {
             Self::Refuse { kind, reason } => {
                 out.push(code_of(*kind));
                 out.extend_from_slice(shorten(reason, REASON_LEN_MAX).as_bytes());
+            }
+            Self::ProposeStreams { streams, backend } => {
+                check_backend(backend.as_bytes(), ErrorKind::Invalid)?;
+                out.push(*streams);
+                out.extend_from_slice(backend.as_bytes());
+            }
+            Self::Join(Join { connection, stream, mac }) => {
+                out.extend_from_slice(connection);
+                out.push(*stream);
+                out.extend_from_slice(mac);
             }
         }
         Ok(())
@@ -196,11 +228,21 @@ pub(crate) enum Kind {
     Ready,
     NotReady,
     Refuse,
+    ProposeStreams,
+    Join,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::Hello, Self::Proof, Self::Propose, Self::Ready, Self::NotReady, Self::Refuse];
+    const ALL: [Self; 8] = [
+        Self::Hello,
+        Self::Proof,
+        Self::Propose,
+        Self::Ready,
+        Self::NotReady,
+        Self::Refuse,
+        Self::ProposeStreams,
+        Self::Join,
+    ];
 
     fn code(self) -> u8 {
         self as u8
@@ -214,6 +256,8 @@ impl Kind {
             Self::Ready => 0,
             Self::NotReady => REASON_LEN_MAX,
             Self::Refuse => 1 + REASON_LEN_MAX,
+            Self::ProposeStreams => 1 + BACKEND_LEN_MAX,
+            Self::Join => NAME_LEN + 1 + MAC_LEN,
         }
     }
 }

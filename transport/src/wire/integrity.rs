@@ -11,22 +11,15 @@ use crc32c::{crc32c, crc32c_append};
 
 use crate::error::Result;
 use crate::memory::BufferMut;
-use crate::wire::record::{HEAD_LEN, Transfer, corrupt};
+use crate::wire::record::{Transfer, corrupt};
 
-/// A head's length with its checksums: of the records, of the bulk, of the 24 bytes before.
-const CHECKED_HEAD_LEN: usize = HEAD_LEN + 12;
-
-/// A head's length, with checksums or without.
-pub(crate) fn head_len(checked: bool) -> usize {
-    if checked { CHECKED_HEAD_LEN } else { HEAD_LEN }
-}
-
-/// Writes the checksums behind the head that `bytes` begins with.
-pub(crate) fn seal(bytes: &mut [u8], records: u32, bulk: u32) {
-    bytes[16..20].copy_from_slice(&records.to_le_bytes());
-    bytes[20..24].copy_from_slice(&bulk.to_le_bytes());
-    let head = crc32c(&bytes[..24]);
-    bytes[24..28].copy_from_slice(&head.to_le_bytes());
+/// Writes the checksums of the records, of the bulk, and of what is before, to the end of a head.
+pub(crate) fn seal(head: &mut [u8], records: u32, bulk: u32) {
+    let sums = head.len() - 12;
+    head[sums..sums + 4].copy_from_slice(&records.to_le_bytes());
+    head[sums + 4..sums + 8].copy_from_slice(&bulk.to_le_bytes());
+    let sum = crc32c(&head[..sums + 8]);
+    head[sums + 8..].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// The checksum of slices, one after another.
@@ -46,8 +39,9 @@ pub(crate) struct Check {
     /// Where its bulk goes: the frame, and the offset in it.
     frame: usize,
     offset: u64,
-    /// Where the current segment begins and ends in the stream.
+    /// Where the current segment begins, its records do, and it ends in the stream.
     start: u64,
+    records_at: u64,
     end: u64,
 }
 
@@ -67,13 +61,15 @@ impl Check {
         }
         self.start = self.end;
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if crc32c(&bytes[..24]) != word(24) {
+        let sums = bytes.len() - 12;
+        if crc32c(&bytes[..sums + 8]) != word(sums + 8) {
             return Err(corrupt(format!(
                 "damaged on its way: the head at byte {} of the stream",
                 self.start
             )));
         }
-        (self.records, self.bulk, self.sum) = (word(16), word(20), 0);
+        (self.records, self.bulk, self.sum) = (word(sums), word(sums + 4), 0);
+        self.records_at = self.start + bytes.len() as u64;
         self.end += bytes.len() as u64 + u64::from(word(0)) + u64::from(word(4));
         Ok(())
     }
@@ -83,7 +79,7 @@ impl Check {
         if !self.on || crc32c(bytes) == self.records {
             return Ok(());
         }
-        let (len, offset) = (bytes.len(), self.start + CHECKED_HEAD_LEN as u64);
+        let (len, offset) = (bytes.len(), self.records_at);
         Err(corrupt(format!(
             "damaged on their way: {len} bytes of records at byte {offset} of the stream, where message {next} is next"
         )))

@@ -1,5 +1,6 @@
 //! The bytes peers exchange, sans-IO: every function here is given bytes and returns bytes.
 
+mod chunks;
 pub(crate) mod credit;
 pub(crate) mod handshake;
 pub(crate) mod integrity;
@@ -11,5 +12,6 @@ mod receives;
 pub(crate) mod record;
 mod sends;
 pub(crate) mod session;
+mod spreads;
 #[cfg(test)]
 mod tests;

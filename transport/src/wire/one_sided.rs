@@ -8,6 +8,7 @@ use crate::memory::{Buffer, BufferMut};
 use crate::message::EAGER_LEN_MAX;
 use crate::operation::Operation;
 use crate::region::{Regions, RemoteRegion, WriteLease};
+use crate::wire::chunks::{Chunk, Chunks, Parts};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
 use crate::wire::sends::RECORDS_LEN;
@@ -27,20 +28,34 @@ pub(crate) struct OneSided {
     serving: usize,
     /// Our gets whose bytes are coming.
     gets: usize,
+    /// Payload comes in chunks, over several streams.
+    striped: bool,
     pub(crate) bytes_copied: u64,
 }
 
 #[derive(Debug)]
 enum Request {
-    Get { into: Operation<BufferMut, BufferMut>, start: usize, end: usize },
-    Put { from: Operation<Buffer>, may_go: bool },
+    /// `chunks` is the room that is cut into them.
+    Get {
+        into: Operation<BufferMut, BufferMut>,
+        start: usize,
+        end: usize,
+        chunks: Option<Box<Chunks>>,
+    },
+    Put {
+        from: Operation<Buffer>,
+        may_go: bool,
+    },
 }
 
 impl Request {
     /// Gives the memory back as it came: half of a get would look like the owner's filled part to whoever tries again.
     fn fail(self, error: Error) {
         match self {
-            Self::Get { mut into, start, .. } => {
+            Self::Get { mut into, start, end, chunks } => {
+                if let Some(chunks) = chunks {
+                    chunks.join(std::iter::once((into.memory_mut(), end - start)));
+                }
                 into.memory_mut().truncate(start);
                 into.fail(error);
             }
@@ -54,6 +69,8 @@ struct Landing {
     lease: WriteLease,
     at: usize,
     revoked: bool,
+    /// Which chunks of it came, where it comes in chunks.
+    chunks: Option<Box<Chunks>>,
 }
 
 /// Where bulk goes.
@@ -74,13 +91,19 @@ impl OneSided {
             landing: HashMap::new(),
             serving: 0,
             gets: 0,
+            striped: false,
             bytes_copied: 0,
         }
     }
 
+    /// Payload comes in chunks, over several streams.
+    pub(crate) fn stripe(&mut self) {
+        self.striped = true;
+    }
+
     pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
         let (start, end) = (into.memory().len(), into.memory().capacity());
-        self.queued.push_back((region, offset, Request::Get { into, start, end }));
+        self.queued.push_back((region, offset, Request::Get { into, start, end, chunks: None }));
     }
 
     pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
@@ -109,10 +132,13 @@ impl OneSided {
             let id = self.next;
             self.next += 1;
             match &mut request {
-                Request::Get { into, end, .. } => {
-                    let len = (*end - into.memory().len()) as u64;
-                    put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len });
+                Request::Get { into, start, end, chunks } => {
+                    let len = *end - *start;
+                    put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len: len as u64 });
                     self.gets += 1;
+                    if self.striped {
+                        *chunks = Some(Box::new(Chunks::cut(std::iter::once((into.memory_mut(), len)))));
+                    }
                 }
                 Request::Put { from, may_go } => {
                     let len = from.memory().len() as u64;
@@ -176,7 +202,9 @@ impl OneSided {
             None if len < EAGER_LEN_MAX => return Err(corrupt("a small put without its payload")),
             None => {
                 put(records, &Record::Go { id });
-                if self.landing.insert(id, Landing { lease, at: 0, revoked: false }).is_some() {
+                let chunks = self.striped.then(|| Box::new(Chunks::of_region(lease.len())));
+                let landing = Landing { lease, at: 0, revoked: false, chunks };
+                if self.landing.insert(id, landing).is_some() {
                     return Err(corrupt("two puts of one number"));
                 }
             }
@@ -214,7 +242,7 @@ impl OneSided {
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
             Some(Request::Put { from, may_go: false }) => from.finish(drop),
-            Some(Request::Get { into, end, .. }) if into.memory().len() == end => {
+            Some(Request::Get { into, start, end, .. }) if start == end => {
                 self.gets -= 1;
                 into.finish(|memory| memory);
             }
@@ -229,6 +257,9 @@ impl OneSided {
 
     pub(crate) fn refused(&mut self, id: u64, reason: String) -> Result<()> {
         let error = Error::new(ErrorKind::Rejected, reason);
+        if self.chunks(Transfer::Get(id)).is_some_and(|chunks| !chunks.are_untouched()) {
+            return Err(corrupt("a refusal of a get whose answer came"));
+        }
         let Some(request) = self.requests.remove(&id) else { return Err(corrupt("a refusal of no request")) };
         self.gets -= usize::from(matches!(request, Request::Get { .. }));
         request.fail(error);
@@ -299,6 +330,64 @@ impl OneSided {
                 }
             }
             Transfer::Message(_) => {}
+        }
+    }
+
+    /// The range that a put of the peer's goes to.
+    pub(crate) fn lease(&self, id: u64) -> Option<&WriteLease> {
+        self.landing.get(&id).map(|landing| &landing.lease)
+    }
+
+    /// Hands out the parts of a transfer's chunk that is about to be read.
+    pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<Parts> {
+        match self.chunks(transfer) {
+            Some(chunks) => chunks.claim(offset, len),
+            None => Err(corrupt(format!("{len} bytes of bulk that nobody expects ({transfer:?})"))),
+        }
+    }
+
+    fn chunks(&mut self, transfer: Transfer) -> Option<&mut Chunks> {
+        match transfer {
+            Transfer::Get(id) => match self.requests.get_mut(&id)? {
+                Request::Get { chunks, .. } => chunks.as_deref_mut(),
+                Request::Put { .. } => None,
+            },
+            Transfer::Put(id) => self.landing.get_mut(&id)?.chunks.as_deref_mut(),
+            Transfer::Message(_) => None,
+        }
+    }
+
+    /// A transfer's chunk landed, or fell through a region that was `revoked`.
+    pub(crate) fn chunk_landed(&mut self, chunk: Chunk, records: &mut Vec<u8>) {
+        let Chunk { transfer, offset, parts, revoked, .. } = chunk;
+        let is_whole = self.chunks(transfer).is_some_and(|chunks| chunks.landed(offset, parts));
+        match transfer {
+            Transfer::Get(id) if is_whole => {
+                let Some(Request::Get { mut into, start, end, chunks: Some(chunks) }) =
+                    self.requests.remove(&id)
+                else {
+                    return;
+                };
+                self.gets -= 1;
+                chunks.join(std::iter::once((into.memory_mut(), end - start)));
+                into.finish(|memory| memory);
+            }
+            Transfer::Put(id) => {
+                let Some(landing) = self.landing.get_mut(&id) else { return };
+                landing.revoked |= revoked;
+                if is_whole {
+                    put(records, &if landing.revoked { refused(id) } else { Record::Done { id } });
+                    self.landing.remove(&id);
+                }
+            }
+            Transfer::Get(_) | Transfer::Message(_) => {}
+        }
+    }
+
+    /// A chunk will not come.
+    pub(crate) fn put_back(&mut self, chunk: Chunk) {
+        if let Some(chunks) = self.chunks(chunk.transfer) {
+            chunks.put_back(chunk.offset, chunk.parts);
         }
     }
 

@@ -8,7 +8,7 @@ use crate::message::Message;
 use crate::operation::Operation;
 use crate::region::ReadLease;
 use crate::wire::integrity;
-use crate::wire::record::{BULK_LEN_MAX, HEAD_LEN, Head, Transfer};
+use crate::wire::record::{self, BULK_LEN_MAX, HEAD_LEN, Head, Transfer};
 
 /// A batch is closed when it holds this much.
 const BATCH_LEN: usize = 1 << 20;
@@ -30,6 +30,8 @@ pub(crate) struct Outbox {
     earlier: usize,
     /// Heads carry checksums.
     checked: bool,
+    /// Heads carry offsets.
+    striped: bool,
     /// How much of `text` is covered by pieces.
     covered: usize,
 }
@@ -48,13 +50,16 @@ pub(crate) enum Ending {
     Sent(u64, Operation<Message>),
     /// The answer to one request of the peer's left.
     Replied(#[expect(dead_code, reason = "held until the bytes have left")] Option<ReadLease>),
+    /// A chunk of a transfer that several streams carry left.
+    Chunk(u64),
     /// The good-bye left.
     Closed,
 }
 
 impl Outbox {
-    pub(crate) fn new(checked: bool) -> Self {
-        Self { checked, ..Self::default() }
+    /// Heads are `checked` where they carry checksums, `striped` where they carry offsets.
+    pub(crate) fn new(checked: bool, striped: bool) -> Self {
+        Self { checked, striped, ..Self::default() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -79,7 +84,7 @@ impl Outbox {
     }
 
     fn head_len(&self) -> usize {
-        integrity::head_len(self.checked)
+        record::head_len(self.checked, self.striped)
     }
 
     /// Where records are written.
@@ -112,20 +117,30 @@ impl Outbox {
 
     /// Closes the segment with bulk of `transfer`; an empty segment is taken back.
     pub(crate) fn finish(&mut self, transfer: Transfer, bulk: Vec<Buffer>) {
-        let records_len = self.records_len();
-        let Some((head, _)) = self.open.take() else { return };
-        let bulk_len = bulk.iter().map(Buffer::len).sum();
-        if records_len == 0 && bulk_len == 0 {
+        if bulk.is_empty() && self.records_len() == 0 {
+            let Some((head, _)) = self.open.take() else { return };
             self.text.truncate(head);
             return;
         }
+        self.finish_at(transfer, 0, bulk);
+    }
+
+    /// Closes the segment, empty or not, with bulk that begins at that offset of `transfer`.
+    pub(crate) fn finish_at(&mut self, transfer: Transfer, offset: u64, bulk: Vec<Buffer>) {
+        let records_len = self.records_len();
+        let Some((head, _)) = self.open.take() else { return };
+        let bulk_len = bulk.iter().map(Buffer::len).sum();
         self.text[head..head + HEAD_LEN].copy_from_slice(&Head { records_len, bulk_len, transfer }.encode());
+        if self.striped {
+            record::put_offset(&mut self.text[head..], offset);
+        }
         self.cover();
         if self.checked {
             let records = integrity::of_slices(self.records_of(head));
             let slices = bulk.iter().filter_map(Buffer::as_slice).map(IoSlice::new);
             let bulk = integrity::of_slices(slices);
-            integrity::seal(&mut self.text[head..], records, bulk);
+            let head_len = self.head_len();
+            integrity::seal(&mut self.text[head..head + head_len], records, bulk);
         }
         self.len += bulk_len;
         self.pieces.extend(bulk.into_iter().map(Piece::Bytes));
@@ -222,19 +237,20 @@ impl Bulk {
         Self { transfer, source, frame: 0, offset: 0 }
     }
 
-    /// The next segment's worth, and whether it is the last.
-    pub(crate) fn next(&mut self) -> (Vec<Buffer>, bool) {
-        let (frames, discarded): (&[Buffer], &[u8]) = match &self.source {
-            Source::Message(_, message, discarded) => (message.memory().frames(), discarded),
-            Source::Put(buffer) => (std::slice::from_ref(buffer), &[]),
-            Source::Region(lease) => (std::slice::from_ref(lease.bytes()), &[]),
-        };
+    /// A segment's worth, and whether it is the last.
+    pub(crate) fn next_segment(&mut self) -> (Vec<Buffer>, bool) {
+        self.next(BULK_LEN_MAX, BULK_PIECES_MAX)
+    }
+
+    /// The next bytes, in so many pieces at most, and whether they are the last.
+    pub(crate) fn next(&mut self, len_max: usize, pieces_max: usize) -> (Vec<Buffer>, bool) {
+        let (frames, discarded) = self.source.frames();
         let mut bulk = Vec::new();
-        let mut room = BULK_LEN_MAX;
+        let mut room = len_max;
         while let Some(frame) = frames.get(self.frame) {
             let skipped = frame.len() == self.offset || is_set(discarded, self.frame);
             if !skipped {
-                if room == 0 || bulk.len() == BULK_PIECES_MAX {
+                if room == 0 || bulk.len() == pieces_max {
                     return (bulk, false);
                 }
                 let len = room.min(frame.len() - self.offset);
@@ -251,12 +267,30 @@ impl Bulk {
         (bulk, true)
     }
 
+    /// Its bytes, all together.
+    pub(crate) fn len(&self) -> u64 {
+        let (frames, discarded) = self.source.frames();
+        let kept = frames.iter().enumerate().filter(|(index, _)| !is_set(discarded, *index));
+        kept.map(|(_, frame)| frame.len() as u64).sum()
+    }
+}
+
+impl Source {
+    /// The frames, and which of them are discarded.
+    fn frames(&self) -> (&[Buffer], &[u8]) {
+        match self {
+            Self::Message(_, message, discarded) => (message.memory().frames(), discarded),
+            Self::Put(buffer) => (std::slice::from_ref(buffer), &[]),
+            Self::Region(lease) => (std::slice::from_ref(lease.bytes()), &[]),
+        }
+    }
+
     /// What is due when its last byte has left.
     pub(crate) fn ending(self) -> Option<Ending> {
-        match self.source {
-            Source::Message(id, message, _) => Some(Ending::Sent(id, message)),
-            Source::Region(lease) => Some(Ending::Replied(Some(lease))),
-            Source::Put(_) => None,
+        match self {
+            Self::Message(id, message, _) => Some(Ending::Sent(id, message)),
+            Self::Region(lease) => Some(Ending::Replied(Some(lease))),
+            Self::Put(_) => None,
         }
     }
 }

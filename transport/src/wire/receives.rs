@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
+use crate::wire::chunks::{Chunks, Parts};
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::ledger::Ledger;
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
@@ -32,6 +33,8 @@ pub(crate) struct Receives {
     words_prompt: bool,
     /// Accepted or streaming payloads that are not complete: bulk may come at any time.
     landing: usize,
+    /// Payload comes in chunks, over several streams.
+    striped: bool,
     pub(crate) bytes_copied: u64,
 }
 
@@ -62,6 +65,8 @@ struct Landing {
     /// The first frame that is not full.
     frame: usize,
     remaining: u64,
+    /// Its buffers, where they are cut into chunks.
+    chunks: Option<Box<Chunks>>,
     /// What becomes of it when it is complete, if the application said so already.
     rejected: bool,
 }
@@ -75,6 +80,28 @@ enum Buffers {
 }
 
 impl Landing {
+    fn new(buffers: Buffers, remaining: u64) -> Self {
+        Self { buffers, frame: 0, remaining, chunks: None, rejected: false }
+    }
+
+    /// Cuts the buffers into chunks.
+    fn cut(&mut self, lens: &[usize]) {
+        self.chunks = Some(Box::new(Chunks::cut(self.frames(lens))));
+    }
+
+    /// Makes buffers that were cut into chunks whole.
+    fn join(&mut self, lens: &[usize]) {
+        if let Some(chunks) = self.chunks.take() {
+            chunks.join(self.frames(lens));
+        }
+    }
+
+    /// The buffers that payload goes to, and its length in each.
+    fn frames(&mut self, lens: &[usize]) -> impl Iterator<Item = (&mut BufferMut, usize)> {
+        let frames = self.buffers().iter_mut().zip(lens);
+        frames.filter_map(|(buffer, len)| Some((buffer.as_mut()?, *len)))
+    }
+
     fn buffers(&mut self) -> &mut Vec<Option<BufferMut>> {
         match &mut self.buffers {
             Buffers::Ours(buffers, _) => buffers,
@@ -98,8 +125,14 @@ impl Receives {
             words_ahead: 0,
             words_prompt: false,
             landing: 0,
+            striped: false,
             bytes_copied: 0,
         }
+    }
+
+    /// Payload comes in chunks, over several streams.
+    pub(crate) fn stripe(&mut self) {
+        self.striped = true;
     }
 
     /// Whether bulk of a message may come.
@@ -165,7 +198,10 @@ impl Receives {
                 self.landing += 1;
                 let (done, landed) = Done::new();
                 let buffers = Buffers::Ours(buffers, done);
-                let landing = Landing { buffers, frame: 0, remaining: payload_len, rejected: false };
+                let mut landing = Landing::new(buffers, payload_len);
+                if self.striped {
+                    landing.cut(&lens);
+                }
                 (State::Landing(landing), Arrival::Coming(landed))
             }
         };
@@ -217,8 +253,11 @@ impl Receives {
                 }
                 let (discarded, remaining) = wanted(&held.lens, landings.memory());
                 put(records, &Record::Accept { id, discarded: &discarded });
-                let buffers = Buffers::Theirs(landings);
-                held.state = State::Landing(Landing { buffers, frame: 0, remaining, rejected: false });
+                let mut landing = Landing::new(Buffers::Theirs(landings), remaining);
+                if self.striped {
+                    landing.cut(&held.lens);
+                }
+                held.state = State::Landing(landing);
                 self.landing += 1;
                 if remaining == 0 {
                     self.complete(id);
@@ -332,9 +371,57 @@ impl Receives {
         }
     }
 
+    /// Whether a message of that number may still be announced.
+    pub(crate) fn may_come(&self, id: u64) -> bool {
+        (self.held.next()..self.held.next() + WINDOW.messages).contains(&id)
+    }
+
+    /// Hands out the parts of a message's chunk that is about to be read.
+    pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
+        match self.held.at(id) {
+            Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) => {
+                chunks.claim(offset, len)
+            }
+            _ => Err(corrupt(format!("{len} bytes of bulk that nobody expects, for message {id}"))),
+        }
+    }
+
+    /// The frame that a message's payload at `at` goes to, and the offset in it.
+    pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
+        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else {
+            return (0, at);
+        };
+        for (frame, (buffer, len)) in landing.buffers().iter().zip(lens).enumerate() {
+            let len = if buffer.is_some() { *len as u64 } else { 0 };
+            if at < len {
+                return (frame, at);
+            }
+            at -= len;
+        }
+        (0, at)
+    }
+
+    /// A message's chunk landed.
+    pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
+        let Some(Held { state: State::Landing(landing), .. }) = self.held.at(id) else { return };
+        if landing.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
+            self.complete(id);
+        }
+    }
+
+    /// A message's chunk will not come.
+    pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
+        if let Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) =
+            self.held.at(id)
+        {
+            chunks.put_back(offset, parts);
+        }
+    }
+
     fn complete(&mut self, id: u64) {
         let Some(held) = self.held.at(id) else { return };
-        let State::Landing(landing) = std::mem::replace(&mut held.state, State::Here) else { return };
+        let State::Landing(mut landing) = std::mem::replace(&mut held.state, State::Here) else { return };
+        landing.join(&held.lens);
         self.landing -= 1;
         match landing.buffers {
             Buffers::Theirs(operation) => {
@@ -349,15 +436,12 @@ impl Receives {
 
     /// Fails every landing in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
-        for held in self.held.drain() {
-            match held.state {
-                State::Landing(Landing { buffers: Buffers::Theirs(operation), .. }) => {
-                    operation.fail(why.clone())
-                }
-                State::Landing(Landing { buffers: Buffers::Ours(_, done), .. }) => {
-                    done.resolve(Err(why.clone()))
-                }
-                State::Here | State::Waiting => {}
+        for Held { lens, state, .. } in self.held.drain() {
+            let State::Landing(mut landing) = state else { continue };
+            landing.join(&lens);
+            match landing.buffers {
+                Buffers::Theirs(operation) => operation.fail(why.clone()),
+                Buffers::Ours(_, done) => done.resolve(Err(why.clone())),
             }
         }
         self.landing = 0;

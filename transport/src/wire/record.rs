@@ -8,6 +8,10 @@ use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limit
 
 /// A segment's head: how many bytes of records follow, how many of bulk, and whose.
 pub(crate) const HEAD_LEN: usize = 16;
+/// What a head has more where a connection has several streams: where in its transfer the bulk belongs.
+const OFFSET_LEN: usize = 8;
+/// And where it has checksums: of the records, of the bulk, of all before.
+const SUMS_LEN: usize = 12;
 /// A record's head: kind, flags, two zeroes, the body's length, a number.
 const RECORD_HEAD_LEN: usize = 16;
 /// The most bytes of records in one segment.
@@ -89,6 +93,21 @@ impl Head {
         };
         Ok(Self { records_len, bulk_len, transfer })
     }
+}
+
+/// A head's length, with checksums, with an offset, or without.
+pub(crate) fn head_len(checked: bool, striped: bool) -> usize {
+    HEAD_LEN + if striped { OFFSET_LEN } else { 0 } + if checked { SUMS_LEN } else { 0 }
+}
+
+/// Writes the offset behind the head that `bytes` begins with.
+pub(crate) fn put_offset(bytes: &mut [u8], offset: u64) {
+    bytes[HEAD_LEN..HEAD_LEN + OFFSET_LEN].copy_from_slice(&offset.to_le_bytes());
+}
+
+/// The offset behind the head that `bytes` begins with.
+pub(crate) fn offset_of(bytes: &[u8]) -> Result<u64> {
+    Fields(bytes.get(HEAD_LEN..).unwrap_or_default()).u64()
 }
 
 /// What one record says.

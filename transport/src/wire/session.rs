@@ -3,7 +3,9 @@
 //! The invariant: whatever comes in is checked against what was granted before it changes anything; the first breach is an
 //! error, after which only `give_up` may be called.
 
+mod inlet;
 mod landing;
+mod strands;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -15,13 +17,15 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Delivery, Message};
 use crate::operation::{Done, Operation};
 use crate::region::{Regions, RemoteRegion};
-use crate::wire::integrity::{Check, head_len};
 use crate::wire::liveness::{Due, Liveness};
 use crate::wire::one_sided::{OneSided, replies};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::receives::Receives;
-use crate::wire::record::{self, Head, Record, Transfer, corrupt};
+use crate::wire::record::{self, Record, Transfer, corrupt};
 use crate::wire::sends::{RECORDS_LEN, Sends};
+
+use inlet::Inlet;
+use strands::{Strands, due};
 
 pub(crate) use landing::Target;
 
@@ -37,10 +41,9 @@ pub(crate) struct Session {
     /// Records for the next batch, and how many of them answer the peer's requests.
     records: Vec<u8>,
     answers: usize,
-    reading: Reading,
-    check: Check,
-    /// The start of a head or of records whose rest has not come.
-    partial: Vec<u8>,
+    inlet: Inlet,
+    /// What the further streams of the connection carry.
+    strands: Option<Box<Strands>>,
     /// What the application should see, in order.
     announced: Vec<Announced>,
     ask: bool,
@@ -48,13 +51,6 @@ pub(crate) struct Session {
     closing: Closing,
     peer_closed: bool,
     closers: Vec<Done<()>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Reading {
-    Head,
-    Records { len: usize, bulk_len: usize, transfer: Transfer },
-    Bulk { remaining: usize, transfer: Transfer },
 }
 
 /// What can wait how long, the most urgent first.
@@ -92,13 +88,12 @@ impl Session {
             receives: Receives::new(pool),
             one_sided: OneSided::new(regions),
             liveness: Liveness::new(heartbeat, now),
-            outbox: Outbox::new(checked),
+            outbox: Outbox::new(checked, false),
             bulks: VecDeque::new(),
             records: Vec::new(),
             answers: 0,
-            reading: Reading::Head,
-            check: Check::new(checked),
-            partial: Vec::new(),
+            inlet: Inlet::new(checked),
+            strands: None,
             announced: Vec::new(),
             ask: false,
             answer: false,
@@ -158,12 +153,17 @@ impl Session {
 
     /// Both ends said good-bye, or the peer did and ours has left.
     pub(crate) fn is_over(&self) -> bool {
-        self.peer_closed && self.closing == Closing::Left
+        self.has_peer_closed() && self.closing == Closing::Left
     }
 
     /// Whether ours has left, or the peer's has come: the stream may end without loss.
     pub(crate) fn may_end(&self) -> bool {
-        self.peer_closed || self.closing == Closing::Left
+        self.has_peer_closed() || self.closing == Closing::Left
+    }
+
+    /// Whether the peer's good-bye has come, on every stream.
+    fn has_peer_closed(&self) -> bool {
+        self.peer_closed && self.strands.as_ref().is_none_or(|strands| strands.have_ended())
     }
 
     /// Whether the peer has been silent so long that `tick` may have something to do.
@@ -200,6 +200,7 @@ impl Session {
         !self.outbox.is_empty()
             || !self.records.is_empty()
             || !self.bulks.is_empty()
+            || self.strands.as_ref().is_some_and(|strands| !strands.spreads.is_empty())
             || self.ask
             || self.answer
             || self.sends.are_due()
@@ -214,12 +215,13 @@ impl Session {
             self.sends.are_done()
                 && self.one_sided.are_done()
                 && self.bulks.is_empty()
+                && self.strands.as_ref().is_none_or(|strands| strands.spreads.is_empty())
                 && self.records.is_empty()
                 && !self.receives.are_landing()
         };
         match self.closing {
-            Closing::Wanted => self.peer_closed || submitted(),
-            Closing::No => self.peer_closed,
+            Closing::Wanted => self.has_peer_closed() || submitted(),
+            Closing::No => self.has_peer_closed(),
             Closing::InBatch | Closing::Left => false,
         }
     }
@@ -235,12 +237,8 @@ impl Session {
 
     /// `written` of the gathered bytes are with the operating system.
     pub(crate) fn wrote(&mut self, written: usize) {
-        let Self { outbox, sends, one_sided, closing, .. } = self;
-        outbox.advance(written, |ending| match ending {
-            Ending::Sent(id, message) => sends.left(id, message),
-            Ending::Replied(_) => one_sided.replied(1),
-            Ending::Closed => *closing = Closing::Left,
-        });
+        let Self { outbox, sends, one_sided, closing, strands, .. } = self;
+        outbox.advance(written, |ending| due(ending, (sends, one_sided), closing, strands));
     }
 
     fn make_batch(&mut self) {
@@ -255,6 +253,9 @@ impl Session {
                 self.outbox.end(Ending::Closed);
                 self.closing = Closing::InBatch;
             }
+            if self.chunk_to(0) {
+                return;
+            }
             let Some(mut bulk) = self.bulks.pop_front() else {
                 let nothing = self.outbox.records_len() == 0;
                 self.outbox.finish(Transfer::Message(0), Vec::new());
@@ -264,11 +265,11 @@ impl Session {
                 continue;
             };
             let transfer = bulk.transfer;
-            let (bytes, is_last) = bulk.next();
+            let (bytes, is_last) = bulk.next_segment();
             self.outbox.finish(transfer, bytes);
             if !is_last {
                 self.bulks.push_back(bulk);
-            } else if let Some(ending) = bulk.ending() {
+            } else if let Some(ending) = bulk.source.ending() {
                 self.outbox.end(ending);
             }
         }
@@ -299,110 +300,6 @@ impl Session {
     }
 
     // What arrives.
-
-    /// How many bytes may be read before the next must go to a target: as many as one likes where no bulk can come.
-    pub(crate) fn bytes_wanted(&self) -> usize {
-        if !self.receives.expect_bulk() && !self.one_sided.expect_bulk() {
-            return usize::MAX;
-        }
-        self.needed() - self.partial.len()
-    }
-
-    /// The length of a segment's head.
-    pub(crate) fn head_len(&self) -> usize {
-        head_len(self.check.is_on())
-    }
-
-    fn needed(&self) -> usize {
-        match self.reading {
-            Reading::Head => self.head_len(),
-            Reading::Records { len, .. } => len,
-            Reading::Bulk { .. } => 0,
-        }
-    }
-
-    /// Something came from the peer.
-    pub(crate) fn heard(&mut self, now: Duration) {
-        self.liveness.heard(now);
-    }
-
-    /// Bytes that arrived outside a target.
-    pub(crate) fn received(&mut self, mut bytes: &[u8]) -> Result<()> {
-        loop {
-            if let Reading::Bulk { remaining, .. } = self.reading {
-                if bytes.is_empty() {
-                    return Ok(());
-                }
-                let (bulk, rest) = bytes.split_at(remaining.min(bytes.len()));
-                self.copy_bulk(bulk)?;
-                bytes = rest;
-                continue;
-            }
-            let needed = self.needed();
-            if self.partial.is_empty() && bytes.len() >= needed {
-                let (item, rest) = bytes.split_at(needed);
-                self.item(item)?;
-                bytes = rest;
-            } else {
-                let (more, rest) = bytes.split_at(bytes.len().min(needed - self.partial.len()));
-                self.partial.extend_from_slice(more);
-                bytes = rest;
-                if self.partial.len() < needed {
-                    return Ok(());
-                }
-                let item = std::mem::take(&mut self.partial);
-                self.item(&item)?;
-            }
-            if bytes.is_empty() && self.needed() > 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    fn item(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.reading {
-            Reading::Head => {
-                self.check.head(bytes)?;
-                let Head { records_len, bulk_len, transfer } = Head::decode(bytes)?;
-                self.reading = Reading::Records { len: records_len, bulk_len, transfer };
-                if records_len == 0 {
-                    self.records_are_over(bulk_len, transfer)?;
-                }
-            }
-            Reading::Records { bulk_len, transfer, .. } => {
-                self.check.records(bytes, self.receives.next())?;
-                let mut records = bytes;
-                while !records.is_empty() {
-                    let record = record::take(&mut records)?;
-                    self.hear(record)?;
-                }
-                self.records_are_over(bulk_len, transfer)?;
-            }
-            Reading::Bulk { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn records_are_over(&mut self, bulk_len: usize, transfer: Transfer) -> Result<()> {
-        if bulk_len == 0 {
-            self.reading = Reading::Head;
-            return Ok(());
-        }
-        let expected = match transfer {
-            Transfer::Message(id) => self.receives.remaining(id),
-            Transfer::Get(_) | Transfer::Put(_) => self.one_sided.remaining(transfer),
-        };
-        if expected.is_none_or(|expected| expected < bulk_len as u64) {
-            return Err(corrupt(format!("{bulk_len} bytes of bulk that nobody expects ({transfer:?})")));
-        }
-        let (frame, offset) = match transfer {
-            Transfer::Message(id) => self.receives.position(id),
-            Transfer::Get(_) | Transfer::Put(_) => (0, self.one_sided.position(transfer)),
-        };
-        self.check.begin(frame, offset);
-        self.reading = Reading::Bulk { remaining: bulk_len, transfer };
-        Ok(())
-    }
 
     fn hear(&mut self, record: Record<'_>) -> Result<()> {
         if self.peer_closed {
@@ -441,6 +338,7 @@ impl Session {
 
     /// Fails everything in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
+        self.give_up_strands(why);
         for ending in self.outbox.give_up() {
             if let Ending::Sent(_, message) = ending {
                 message.fail(why.clone());

@@ -2,6 +2,7 @@
 
 mod integrity;
 mod simulated;
+mod strands;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -59,6 +60,8 @@ struct End {
     regions: Arc<Regions>,
     /// Bytes on their way here.
     wire: VecDeque<u8>,
+    /// Bytes on their way here on the further streams.
+    strands: Vec<VecDeque<u8>>,
     announced: VecDeque<Announced>,
 }
 
@@ -70,7 +73,14 @@ impl End {
     fn with(checked: bool) -> Self {
         let regions = Regions::new(Arc::new(Still));
         let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
-        Self { session, regions, wire: VecDeque::new(), announced: VecDeque::new() }
+        Self { session, regions, wire: VecDeque::new(), strands: Vec::new(), announced: VecDeque::new() }
+    }
+
+    fn striped(checked: bool, strands: usize) -> Self {
+        let mut end = Self::with(checked);
+        end.session = end.session.striped(strands);
+        end.strands = vec![VecDeque::new(); strands];
+        end
     }
 
     fn send(&mut self, message: Message) -> (Sent, Completion<Result<Delivery>>) {
@@ -101,21 +111,42 @@ impl End {
         true
     }
 
+    /// Writes at most `len_max` bytes to `to`, the peer's end of a further stream.
+    fn write_strand(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
+        if !self.session.strand_is_due(stream) {
+            return false;
+        }
+        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        self.session.strand_gather(stream, &mut slices, 64);
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(len_max).collect();
+        self.session.strand_wrote(stream, bytes.len());
+        to.extend(&bytes);
+        true
+    }
+
     /// Reads at most `len_max` bytes, to where the session wants them.
     fn read(&mut self, len_max: usize) -> Result<bool> {
-        let len = len_max.min(self.wire.len());
-        if len == 0 {
+        self.read_from(0, len_max)
+    }
+
+    /// Reads one of several streams.
+    fn read_from(&mut self, stream: usize, len_max: usize) -> Result<bool> {
+        let Self { session, wire, strands, announced, .. } = self;
+        let wire = if stream == 0 { wire } else { &mut strands[stream - 1] };
+        let len = len_max.min(wire.len());
+        if len == 0 || !session.reads(stream) {
             return Ok(false);
         }
-        self.session.heard(Duration::ZERO);
-        let Some((target, remaining, mut sum)) = self.session.target(4) else {
-            let len = len.min(self.session.bytes_wanted());
-            let bytes = arrived(&mut self.wire, len);
-            self.session.received(&bytes)?;
-            self.announced.extend(self.session.take_announced());
+        session.heard(Duration::ZERO);
+        let Some((target, remaining, mut sum)) = session.target(stream, 4) else {
+            let len = len.min(session.bytes_wanted(stream));
+            let bytes = arrived(wire, len);
+            session.received(stream, &bytes)?;
+            session.unpark()?;
+            announced.extend(session.take_announced());
             return Ok(true);
         };
-        let bytes = arrived(&mut self.wire, len.min(remaining));
+        let bytes = arrived(wire, len.min(remaining));
         let (landed, revoked) = match target {
             Target::Buffers(buffers) => {
                 let mut rest = &bytes[..];
@@ -126,7 +157,7 @@ impl End {
                     rest = more;
                 }
                 for byte in rest.iter().rev() {
-                    self.wire.push_front(*byte);
+                    wire.push_front(*byte);
                 }
                 (bytes.len() - rest.len(), false)
             }
@@ -135,7 +166,7 @@ impl End {
                 (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
             }
         };
-        self.session.landed(landed, revoked)?;
+        session.landed(stream, landed, revoked)?;
         Ok(true)
     }
 
@@ -201,7 +232,15 @@ fn run(a: &mut End, b: &mut End, seed: &mut Seed) -> Result<()> {
         let mut cut = || 1 + seed.below(100_000);
         let wrote = [a.write(&mut b.wire, cut()), b.write(&mut a.wire, cut())];
         let read = [a.read(cut())?, b.read(cut())?];
-        if wrote == [false; 2] && read == [false; 2] {
+        let mut beside = false;
+        for stream in 1..=a.strands.len() {
+            // Some lag behind, as seldom as the seed has it.
+            beside |= seed.below(3) == 0 || a.write_strand(stream, &mut b.strands[stream - 1], usize::MAX);
+            beside |= b.write_strand(stream, &mut a.strands[stream - 1], 1 + seed.below(100_000));
+            beside |= seed.below(3) == 0 || a.read_from(stream, 1 + seed.below(100_000))?;
+            beside |= b.read_from(stream, 1 + seed.below(100_000))?;
+        }
+        if wrote == [false; 2] && read == [false; 2] && !beside {
             return Ok(());
         }
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::CAPS;
 use super::socket::{BUFFERS_MAX, Moved, SLICES_MAX, Socket};
+use super::strands::Strands;
 use crate::backend::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,7 +26,9 @@ thread_local! {
 
 #[derive(Debug)]
 pub(super) struct TcpLink {
-    socket: Socket,
+    pub(super) socket: Socket,
+    /// The further sockets of the connection.
+    strands: Option<Box<Strands>>,
     inbox: Arc<Inbox>,
     environment: Arc<dyn Environment>,
     /// Operations that the session has not seen yet.
@@ -33,19 +36,27 @@ pub(super) struct TcpLink {
     /// The baton. `None` once the link has ended.
     session: Mutex<Option<Session>>,
     /// Output waits for the socket.
-    blocked: AtomicBool,
+    pub(super) blocked: AtomicBool,
     /// Copied bytes and credit stalls, as last seen.
     copied: AtomicU64,
     stalls: AtomicU64,
 }
 
 impl TcpLink {
-    pub(super) fn open(socket: Socket, site: &Site) -> Arc<dyn Link> {
+    /// `sockets` are the main one and what else the connection has.
+    pub(super) fn open(mut sockets: Vec<Socket>, site: &Site) -> Result<Arc<dyn Link>> {
+        let socket = sockets.remove(0);
         let now = site.environment.now();
         let session =
-            Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked);
-        Arc::new(Self {
+            Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked)
+                .striped(sockets.len());
+        let strands = match sockets.len() {
+            0 => None,
+            _ => Some(Box::new(Strands::new(&socket, sockets)?)),
+        };
+        Ok(Arc::new(Self {
             socket,
+            strands,
             inbox: site.inbox.clone(),
             environment: site.environment.clone(),
             submitted: Mutex::default(),
@@ -53,7 +64,7 @@ impl TcpLink {
             blocked: AtomicBool::new(false),
             copied: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
-        })
+        }))
     }
 
     fn submitted(&self) -> MutexGuard<'_, VecDeque<Op>> {
@@ -122,7 +133,10 @@ impl TcpLink {
     /// Writes what is due, reads what has come, and then says what could wait.
     fn poll(&self, session: &mut Session) -> Result<Progress> {
         let mut moved = self.write(session, Urgency::Company)?;
-        let read = self.read(session)?;
+        let read = match &self.strands {
+            None => self.read(session, &self.socket, 0)?,
+            Some(strands) => strands.read(self, session)?,
+        };
         moved |= read;
         for announced in session.take_announced() {
             self.inbox.announce(announced);
@@ -141,6 +155,9 @@ impl TcpLink {
 
     /// Writes until nothing as urgent as `least` is left or the socket is full.
     fn write(&self, session: &mut Session, least: Urgency) -> Result<bool> {
+        if let Some(strands) = &self.strands {
+            return strands.write(self, session, least);
+        }
         let mut moved = false;
         while session.is_due(least) {
             let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
@@ -154,7 +171,7 @@ impl TcpLink {
                 Moved::Bytes(written) => {
                     if self.blocked.load(Ordering::Acquire) {
                         // A peer that makes room is alive, though its answer may be queued behind megabytes.
-                        session.heard(self.environment.now());
+                        self.heard(session);
                     }
                     session.wrote(written);
                     moved = true;
@@ -171,16 +188,17 @@ impl TcpLink {
         Ok(moved)
     }
 
-    /// Reads until nothing is left, or for a while.
-    fn read(&self, session: &mut Session) -> Result<bool> {
+    /// Reads one of the connection's streams until nothing is left, or for a while.
+    pub(super) fn read(&self, session: &mut Session, socket: &Socket, stream: usize) -> Result<bool> {
         SCRATCH.with_borrow_mut(|scratch| {
             for reads in 0..READS_MAX {
-                match self.read_once(session, scratch)? {
+                match read_once(session, socket, stream, scratch)? {
                     (Moved::Nothing, _) => return Ok(reads > 0),
+                    (Moved::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
                     (Moved::Bytes(0), _) => return Err(ended(session)),
                     (Moved::Bytes(len), asked) => {
-                        session.heard(self.environment.now());
-                        if len < asked {
+                        self.heard(session);
+                        if len < asked || !session.reads(stream) {
                             return Ok(true);
                         }
                     }
@@ -190,58 +208,8 @@ impl TcpLink {
         })
     }
 
-    /// One read, to where the session wants it, and how many bytes it asked for.
-    fn read_once(&self, session: &mut Session, scratch: &mut [u8]) -> Result<(Moved, usize)> {
-        // The next head is read together with the bulk before it.
-        let next_head_len = session.head_len();
-        let Some((target, remaining, mut sum)) = session.target(BUFFERS_MAX) else {
-            let len = session.bytes_wanted().min(scratch.len());
-            let moved = self.socket.read(&mut scratch[..len]).map_err(cut)?;
-            if let Moved::Bytes(len) = moved {
-                session.received(&scratch[..len])?;
-            }
-            return Ok((moved, len));
-        };
-        let (moved, room, then, revoked) = match target {
-            Target::Buffers(mut buffers) => {
-                let room = limit(&mut buffers, remaining);
-                let then = if room == remaining { next_head_len } else { 0 };
-                let moved = self.socket.read_into(&mut buffers, &mut scratch[..then]);
-                if let Ok(Moved::Bytes(len)) = moved {
-                    sum.add_filled(&buffers, len.min(room));
-                }
-                (moved, room, then, false)
-            }
-            Target::Region(lease, at) => {
-                let read = |bytes: &mut [u8]| {
-                    let bytes = &mut bytes[..remaining];
-                    let moved = self.socket.read_region(bytes, &mut scratch[..next_head_len]);
-                    if let Ok(Moved::Bytes(len)) = moved {
-                        sum.add(&bytes[..len.min(remaining)]);
-                    }
-                    moved
-                };
-                match lease.with(at, read) {
-                    Some(moved) => (moved, remaining, next_head_len, false),
-                    None => {
-                        let room = remaining.min(scratch.len());
-                        let moved = self.socket.read(&mut scratch[..room]);
-                        if let Ok(Moved::Bytes(len)) = moved {
-                            sum.add(&scratch[..len]);
-                        }
-                        (moved, room, 0, true)
-                    }
-                }
-            }
-        };
-        let moved = moved.map_err(cut)?;
-        if let Moved::Bytes(len) = moved {
-            session.landed(len.min(room), revoked)?;
-            if len > room {
-                session.received(&scratch[..len - room])?;
-            }
-        }
-        Ok((moved, room + then))
+    pub(super) fn heard(&self, session: &mut Session) {
+        session.heard(self.environment.now());
     }
 
     /// Ends the link, once.
@@ -252,6 +220,9 @@ impl TcpLink {
         }
         self.inbox.end(why.clone());
         self.socket.shutdown_write();
+        if let Some(strands) = &self.strands {
+            strands.shutdown_write();
+        }
         session.give_up(why);
         self.blocked.store(false, Ordering::Release);
     }
@@ -277,6 +248,9 @@ impl Link for TcpLink {
     }
 
     fn source(&self) -> Option<Source<'_>> {
+        if let Some(strands) = &self.strands {
+            return Some(strands.source());
+        }
         // What the socket holds is not seen by a descriptor that waits for more of it; one that waits for room wakes at once.
         let writable = self.blocked.load(Ordering::Acquire) || self.socket.holds();
         Some(Source { descriptor: self.socket.descriptor(), writable })
@@ -306,7 +280,7 @@ impl Link for TcpLink {
     fn stats(&self) -> LinkStats {
         LinkStats {
             bytes_copied: self.copied.load(Ordering::Relaxed),
-            system_calls: self.socket.calls(),
+            system_calls: self.socket.calls() + self.strands.as_ref().map_or(0, |strands| strands.calls()),
             credit_stalls: self.stalls.load(Ordering::Relaxed),
         }
     }
@@ -324,6 +298,65 @@ fn perform(op: Op, session: &mut Session) {
     }
 }
 
+/// One read, to where the session wants it, and how many bytes it asked for.
+fn read_once(
+    session: &mut Session,
+    socket: &Socket,
+    stream: usize,
+    scratch: &mut [u8],
+) -> Result<(Moved, usize)> {
+    // The next head is read together with the bulk before it.
+    let next_head_len = session.head_len();
+    let Some((target, remaining, mut sum)) = session.target(stream, BUFFERS_MAX) else {
+        let len = session.bytes_wanted(stream).min(scratch.len());
+        let moved = socket.read(&mut scratch[..len]).map_err(cut)?;
+        if let Moved::Bytes(len) = moved {
+            session.received(stream, &scratch[..len])?;
+        }
+        return Ok((moved, len));
+    };
+    let (moved, room, then, revoked) = match target {
+        Target::Buffers(mut buffers) => {
+            let room = limit(&mut buffers, remaining);
+            let then = if room == remaining { next_head_len } else { 0 };
+            let moved = socket.read_into(&mut buffers, &mut scratch[..then]);
+            if let Ok(Moved::Bytes(len)) = moved {
+                sum.add_filled(&buffers, len.min(room));
+            }
+            (moved, room, then, false)
+        }
+        Target::Region(lease, at) => {
+            let read = |bytes: &mut [u8]| {
+                let bytes = &mut bytes[..remaining];
+                let moved = socket.read_region(bytes, &mut scratch[..next_head_len]);
+                if let Ok(Moved::Bytes(len)) = moved {
+                    sum.add(&bytes[..len.min(remaining)]);
+                }
+                moved
+            };
+            match lease.with(at, read) {
+                Some(moved) => (moved, remaining, next_head_len, false),
+                None => {
+                    let room = remaining.min(scratch.len());
+                    let moved = socket.read(&mut scratch[..room]);
+                    if let Ok(Moved::Bytes(len)) = moved {
+                        sum.add(&scratch[..len]);
+                    }
+                    (moved, room, 0, true)
+                }
+            }
+        }
+    };
+    let moved = moved.map_err(cut)?;
+    if let Moved::Bytes(len) = moved {
+        session.landed(stream, len.min(room), revoked)?;
+        if len > room {
+            session.received(stream, &scratch[..len - room])?;
+        }
+    }
+    Ok((moved, room + then))
+}
+
 /// Shortens the room of `buffers` to `remaining` bytes in all, and tells how much it is.
 fn limit(buffers: &mut Vec<(&mut crate::memory::BufferMut, usize)>, remaining: usize) -> usize {
     let mut total = 0;
@@ -335,14 +368,14 @@ fn limit(buffers: &mut Vec<(&mut crate::memory::BufferMut, usize)>, remaining: u
     total
 }
 
-fn ended(session: &Session) -> Error {
+pub(super) fn ended(session: &Session) -> Error {
     if session.may_end() {
         return Error::new(ErrorKind::Closed, "the connection was closed in good order");
     }
     Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
 }
 
-fn cut(error: std::io::Error) -> Error {
+pub(super) fn cut(error: std::io::Error) -> Error {
     let error = match error.downcast::<Error>() {
         Ok(ours) => return ours,
         Err(error) => error,

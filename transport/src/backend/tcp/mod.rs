@@ -6,6 +6,7 @@
 mod encrypted;
 mod link;
 mod socket;
+mod strands;
 
 use std::sync::Arc;
 
@@ -60,10 +61,19 @@ impl Backend for Tcp {
         true
     }
 
+    fn stripes(&self) -> bool {
+        true
+    }
+
     fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
         let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
-        let control = site.control.take().ok_or_else(nothing)?;
-        let (stream, tls) = control.into_parts().map_err(|error| error.by("tcp"))?;
-        Ok(TcpLink::open(Socket::new(stream, tls), site))
+        let main = site.control.take().ok_or_else(nothing)?;
+        let strands = std::mem::take(&mut site.strands);
+        let sockets = std::iter::once(main).chain(strands).map(|control| {
+            let (stream, tls) = control.into_parts()?;
+            Ok(Socket::new(stream, tls))
+        });
+        let sockets: Result<Vec<_>> = sockets.collect();
+        sockets.and_then(|sockets| TcpLink::open(sockets, site)).map_err(|error| error.by("tcp"))
     }
 }

@@ -1,6 +1,7 @@
 //! The stream that a handshake runs on over TLS, and how it comes to be.
 
 use std::io::{self, BufRead, ErrorKind::WouldBlock, Read, Write};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -78,6 +79,11 @@ impl TlsStream {
     /// What both ends of this TLS session know, and nobody else.
     pub(crate) fn binding(&self) -> Result<[u8; BINDING_LEN]> {
         self.tls.export_keying_material([0; BINDING_LEN], b"EXPORTER-towline", None).map_err(unusable)
+    }
+
+    /// Where the other end of the socket is.
+    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.peer_addr()
     }
 
     /// The socket, non-blocking, and the TLS session, which may hold bytes of either direction.

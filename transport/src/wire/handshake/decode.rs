@@ -1,8 +1,8 @@
 //! From bytes to [`Message`]s. Nothing is allocated before the length it stands on was checked.
 
 use super::{
-    BACKEND_LEN_MAX, HEAD_LEN, Hello, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer, REASON_LEN_MAX,
-    VERSION_MAX, VERSION_MIN, check_backend, clean, kind_of, negotiate,
+    BACKEND_LEN_MAX, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer,
+    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, clean, kind_of, negotiate,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -46,6 +46,17 @@ pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<Message> {
         Kind::NotReady => Message::NotReady { reason: clean(reader.rest(), REASON_LEN_MAX) },
         Kind::Refuse => {
             Message::Refuse { kind: kind_of(reader.u8()?), reason: clean(reader.rest(), REASON_LEN_MAX) }
+        }
+        Kind::ProposeStreams => {
+            let streams = reader.u8()?;
+            if !(2..=STREAMS_MAX).contains(&streams.into()) {
+                return Err(corrupt(format!("{streams} streams: 2 to {STREAMS_MAX} are possible")));
+            }
+            let backend = check_backend(reader.rest(), ErrorKind::Corrupt)?.to_owned();
+            Message::ProposeStreams { streams, backend }
+        }
+        Kind::Join => {
+            Message::Join(Join { connection: reader.array()?, stream: reader.u8()?, mac: reader.array()? })
         }
     };
     match reader.0.len() {

@@ -28,6 +28,8 @@ fn every_message() -> Vec<Message> {
         Message::NotReady { reason: "no device".to_owned() },
         Message::NotReady { reason: String::new() },
         Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "wrong token".to_owned() },
+        Message::ProposeStreams { streams: 4, backend: "tcp".to_owned() },
+        Message::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
     ]
 }
 

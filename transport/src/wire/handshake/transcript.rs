@@ -2,10 +2,12 @@
 //!
 //! The transcript is both `Hello`s as the bytes that travelled, so whoever changes one of them breaks both proofs.
 
+use std::ops::Range;
+
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use super::{BINDING_LEN, MAC_LEN};
+use super::{BINDING_LEN, Join, MAC_LEN, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
 /// Which end of the handshake.
@@ -94,5 +96,62 @@ impl Transcript<'_> {
 
     fn bound(&self) -> &[u8] {
         self.binding.map_or(&[], |binding| &binding[..])
+    }
+}
+
+/// What the further streams of one connection join it by: made of its secret, and of their number.
+#[derive(Clone)]
+pub(crate) struct JoinKey {
+    secret: [u8; 32],
+    streams: u8,
+    /// Each of them is.
+    encrypted: bool,
+}
+
+impl JoinKey {
+    /// For a connection of so many streams, the main one included.
+    pub(crate) fn new(secret: [u8; 32], streams: u8, encrypted: bool) -> Self {
+        Self { secret, streams, encrypted }
+    }
+
+    /// The numbers of the streams beside the main one.
+    pub(crate) fn further(&self) -> Range<u8> {
+        1..self.streams
+    }
+
+    /// What the connection goes by while it waits: known to nobody who does not know its secret.
+    pub(crate) fn name(&self) -> [u8; NAME_LEN] {
+        let mac: [u8; MAC_LEN] = self.mac(b"towline streams").finalize().into_bytes().into();
+        std::array::from_fn(|at| mac[at])
+    }
+
+    /// What a further stream says. `binding` is of the encrypted session that it runs in itself.
+    pub(crate) fn join(&self, stream: u8, binding: Option<&[u8; BINDING_LEN]>) -> Join {
+        let mac = self.proof(stream, binding).finalize().into_bytes().into();
+        Join { connection: self.name(), stream, mac }
+    }
+
+    /// Whether a stream proves that it belongs, over this session; compared in constant time.
+    pub(crate) fn verify(&self, join: &Join, binding: Option<&[u8; BINDING_LEN]>) -> Result<()> {
+        let wrong = |why| Err(Error::new(ErrorKind::Unauthenticated, why));
+        if binding.is_some() != self.encrypted {
+            return wrong("a connection's streams are all encrypted, or none is");
+        }
+        let is_one = self.further().contains(&join.stream);
+        let proof = self.proof(join.stream, binding).verify_slice(&join.mac);
+        if !is_one || proof.is_err() {
+            return wrong("the stream's proof is wrong: it is of no connection here");
+        }
+        Ok(())
+    }
+
+    fn proof(&self, stream: u8, binding: Option<&[u8; BINDING_LEN]>) -> Hmac<Sha256> {
+        let mac = self.mac(b"towline join").chain_update([self.streams, stream]);
+        mac.chain_update(binding.map_or(&[][..], |binding| &binding[..]))
+    }
+
+    fn mac(&self, label: &[u8]) -> Hmac<Sha256> {
+        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.secret);
+        mac.expect("HMAC takes keys of every length").chain_update(label)
     }
 }

@@ -1,6 +1,7 @@
 //! Bulk on its way into its place: where it goes, and what it was once it is there.
 
-use super::{Reading, Session};
+use super::Session;
+use super::inlet::{Inlet, Reading};
 use crate::error::Result;
 use crate::memory::BufferMut;
 use crate::region::WriteLease;
@@ -18,30 +19,64 @@ pub(crate) enum Target<'a> {
 }
 
 impl Session {
-    /// Where the next bulk goes, how much of it, and where to add it up: `None` where something else comes next.
-    pub(crate) fn target(&mut self, buffers_max: usize) -> Option<(Target<'_>, usize, Sum<'_>)> {
-        let Reading::Bulk { remaining, transfer } = self.reading else { return None };
-        let sum = self.check.sum();
-        let target = match transfer {
-            Transfer::Message(id) => {
+    /// Where a stream's next bulk goes, how much of it, and where to add it up: `None` where something else comes next.
+    pub(crate) fn target(
+        &mut self,
+        stream: usize,
+        buffers_max: usize,
+    ) -> Option<(Target<'_>, usize, Sum<'_>)> {
+        let Self { inlet, strands, receives, one_sided, .. } = self;
+        let Inlet { reading, check, .. } = Inlet::of(inlet, strands, stream);
+        let sum = check.sum();
+        let (target, remaining) = match reading {
+            Reading::Bulk { remaining, transfer: Transfer::Message(id) } => {
                 let mut room = Vec::with_capacity(8);
-                self.receives.room(id, &mut room, buffers_max);
-                Target::Buffers(room)
+                receives.room(*id, &mut room, buffers_max);
+                (Target::Buffers(room), *remaining)
             }
-            Transfer::Get(_) | Transfer::Put(_) => match self.one_sided.room(transfer)? {
-                Room::Buffer(buffer, missing) => Target::Buffers(vec![(buffer, missing)]),
-                Room::Region(lease, at) => Target::Region(lease, at),
+            Reading::Bulk { remaining, transfer } => match one_sided.room(*transfer)? {
+                Room::Buffer(buffer, missing) => (Target::Buffers(vec![(buffer, missing)]), *remaining),
+                Room::Region(lease, at) => (Target::Region(lease, at), *remaining),
             },
+            Reading::Chunk(chunk) => {
+                let (at, remaining) = (chunk.at(), chunk.remaining);
+                match chunk.transfer {
+                    Transfer::Put(id) => (Target::Region(one_sided.lease(id)?, at), remaining),
+                    Transfer::Message(_) | Transfer::Get(_) => {
+                        (Target::Buffers(chunk.room(buffers_max)), remaining)
+                    }
+                }
+            }
+            _ => return None,
         };
         Some((target, remaining, sum))
     }
 
-    /// `len` bytes went into the target, or, as it was `revoked`, nowhere. They were added up before.
-    pub(crate) fn landed(&mut self, len: usize, revoked: bool) -> Result<()> {
-        let Reading::Bulk { remaining, transfer } = self.reading else { return Ok(()) };
+    /// `len` bytes went into a stream's target, or, as it was `revoked`, nowhere. They were added up before.
+    pub(crate) fn landed(&mut self, stream: usize, len: usize, revoked: bool) -> Result<()> {
+        let inlet = Inlet::of(&mut self.inlet, &mut self.strands, stream);
+        let (remaining, transfer) = match &mut inlet.reading {
+            Reading::Bulk { remaining, transfer } => (*remaining, *transfer),
+            Reading::Chunk(chunk) => {
+                chunk.advance(len, revoked);
+                if chunk.remaining > 0 {
+                    return Ok(());
+                }
+                inlet.check.end(chunk.transfer)?;
+                if let Reading::Chunk(chunk) = std::mem::replace(&mut inlet.reading, Reading::Head) {
+                    self.chunk_landed(chunk);
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
         if remaining == len {
-            self.check.end(transfer)?;
+            inlet.check.end(transfer)?;
         }
+        inlet.reading = match remaining - len {
+            0 => Reading::Head,
+            remaining => Reading::Bulk { remaining, transfer },
+        };
         match transfer {
             Transfer::Message(id) => self.receives.landed(id, len as u64),
             Transfer::Get(_) | Transfer::Put(_) => {
@@ -50,18 +85,16 @@ impl Session {
                 self.answers += usize::from(self.records.len() > waiting);
             }
         }
-        self.reading = match remaining - len {
-            0 => Reading::Head,
-            remaining => Reading::Bulk { remaining, transfer },
-        };
         Ok(())
     }
 
     /// Bulk that was read together with what came before it: only a peer that breaks the protocol sends it so early that
     /// this happens, or one whose credit was used before our own read began.
-    pub(super) fn copy_bulk(&mut self, mut bulk: &[u8]) -> Result<()> {
+    pub(super) fn copy_bulk(&mut self, stream: usize, mut bulk: &[u8]) -> Result<()> {
         while !bulk.is_empty() {
-            let Some((target, _, mut sum)) = self.target(1) else { return Err(corrupt("bulk out of turn")) };
+            let Some((target, _, mut sum)) = self.target(stream, 1) else {
+                return Err(corrupt("bulk out of turn"));
+            };
             let (len, revoked) = match target {
                 Target::Buffers(mut buffers) => {
                     let Some((buffer, missing)) = buffers.first_mut() else {
@@ -79,7 +112,7 @@ impl Session {
                 }
             };
             self.one_sided.bytes_copied += len as u64;
-            self.landed(len, revoked)?;
+            self.landed(stream, len, revoked)?;
             bulk = &bulk[len..];
         }
         Ok(())

@@ -79,8 +79,8 @@ impl<V> Awaited<V> {
 struct Side {
     end: End,
     pool: Pool,
-    /// Bytes to this end, each piece with the time of its arrival.
-    under_way: VecDeque<(Duration, Vec<u8>)>,
+    /// Bytes to this end on each stream, each piece with the time of its arrival.
+    under_way: Vec<VecDeque<(Duration, Vec<u8>)>>,
     stopped_until: Duration,
     ticked: Duration,
     ended: Option<Error>,
@@ -93,15 +93,17 @@ struct Side {
 }
 
 impl Side {
-    fn new(checked: bool) -> Self {
+    fn new(checked: bool, strands: usize) -> Self {
         let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
         let pool = Pool::new(1 << 20);
         let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
-        let end = End { session, regions, wire: VecDeque::new(), announced: VecDeque::new() };
+        let session = session.striped(strands);
+        let wires = vec![VecDeque::new(); strands];
+        let end = End { session, regions, wire: VecDeque::new(), strands: wires, announced: VecDeque::new() };
         Self {
             end,
             pool,
-            under_way: VecDeque::new(),
+            under_way: vec![VecDeque::new(); 1 + strands],
             stopped_until: Duration::ZERO,
             ticked: Duration::ZERO,
             ended: None,
@@ -122,11 +124,16 @@ impl Side {
 
     /// Reads all that has arrived, in pieces.
     fn read(&mut self, now: Duration, seed: &mut Seed) -> Result<()> {
-        while self.under_way.front().is_some_and(|(at, _)| *at <= now) {
-            self.end.wire.extend(self.under_way.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+        for (stream, under_way) in self.under_way.iter_mut().enumerate() {
+            let wire = if stream == 0 { &mut self.end.wire } else { &mut self.end.strands[stream - 1] };
+            while under_way.front().is_some_and(|(at, _)| *at <= now) {
+                wire.extend(under_way.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+            }
         }
-        while self.end.read(1 + seed.below(30_000))? {
-            self.end.session.heard(now);
+        for stream in 0..self.under_way.len() {
+            while self.end.read_from(stream, 1 + seed.below(30_000))? {
+                self.end.session.heard(now);
+            }
         }
         if self.end.session.is_over() {
             return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
@@ -185,7 +192,8 @@ fn same(buffers: &[Buffer], original: &Message) {
 impl Line {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let checked = seed.below(2) == 0;
-        let mut ends = [Side::new(checked), Side::new(checked)];
+        let strands = [0, 0, 1, 3][seed.below(4)];
+        let mut ends = [Side::new(checked, strands), Side::new(checked, strands)];
         for side in &mut ends {
             if seed.below(2) == 0 {
                 side.end.session.expect(true);
@@ -231,13 +239,22 @@ impl Line {
             1 if me == 0 && side.closed.is_none() => self.access(seed),
             2 | 3 => side.take(&peer.sent, seed),
             4..7 => {
-                let mut bytes = VecDeque::new();
-                side.end.write(&mut bytes, 1 + seed.below(40_000));
-                bytes.len().hash(trace);
-                let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
-                let at = peer.under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
-                if !self.silent && !bytes.is_empty() {
-                    peer.under_way.push_back((at, bytes.into()));
+                for (stream, under_way) in peer.under_way.iter_mut().enumerate() {
+                    let mut bytes = VecDeque::new();
+                    match stream {
+                        0 => side.end.write(&mut bytes, 1 + seed.below(40_000)),
+                        // Strands have their own pace.
+                        _ => {
+                            seed.below(2) == 0
+                                && side.end.write_strand(stream, &mut bytes, 1 + seed.below(40_000))
+                        }
+                    };
+                    bytes.len().hash(trace);
+                    let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
+                    let at = under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
+                    if !self.silent && !bytes.is_empty() {
+                        under_way.push_back((at, bytes.into()));
+                    }
                 }
             }
             _ => {
@@ -279,8 +296,9 @@ impl Line {
         self.silent = true;
         self.lost_by = Some(lost_by);
         for side in &mut self.ends {
-            side.under_way.clear();
+            side.under_way.iter_mut().for_each(VecDeque::clear);
             side.end.wire.clear();
+            side.end.strands.iter_mut().for_each(VecDeque::clear);
         }
     }
 
@@ -298,7 +316,9 @@ impl Line {
         for me in 0..2 {
             let gone = self.ends[1 - me].ended.clone();
             let side = &mut self.ends[me];
-            let read = side.under_way.is_empty() && side.end.wire.is_empty();
+            let read = side.under_way.iter().all(VecDeque::is_empty)
+                && side.end.wire.is_empty()
+                && side.end.strands.iter().all(VecDeque::is_empty);
             if let (Some(_), true, false) = (gone, read, self.silent) {
                 let kind = if side.end.session.may_end() { ErrorKind::Closed } else { ErrorKind::PeerLost };
                 side.finish(Error::new(kind, "the stream ended"));

@@ -1,0 +1,163 @@
+//! Further streams of a connection, and the handshakes that wait for theirs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use super::refusal::Refusal;
+use super::{Control, Stream, answer, encoded, out_of_turn, receive, send};
+use crate::environment::{Environment, within};
+use crate::wire::handshake::{BINDING_LEN, Join, JoinKey, Message, NAME_LEN};
+use crate::{Error, ErrorKind, Result};
+
+/// Handshakes of one endpoint that may wait for their streams at once.
+const WAITING_MAX: usize = 128;
+
+/// Who waits for which streams.
+#[derive(Debug, Default)]
+pub(crate) struct Joins(Mutex<HashMap<[u8; NAME_LEN], Waiting>>);
+
+struct Waiting {
+    key: JoinKey,
+    /// By number, from stream 1 on.
+    slots: Vec<Slot>,
+    joined: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").field("slots", &self.slots).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+enum Slot {
+    Free,
+    /// Its answer is on its way.
+    Taken,
+    Joined(Control),
+}
+
+/// One connection that waits for its streams; it stops waiting when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Expected<'a> {
+    joins: &'a Joins,
+    name: [u8; NAME_LEN],
+    joined: Arc<Notify>,
+}
+
+impl Joins {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], Waiting>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the further streams of a connection, or says why it cannot.
+    pub(crate) fn expect(&self, key: JoinKey) -> Result<Expected<'_>, &'static str> {
+        let (name, joined) = (key.name(), Arc::new(Notify::new()));
+        let mut waiting = self.waiting();
+        if waiting.len() >= WAITING_MAX {
+            return Err("too many connections wait for their streams: try again");
+        }
+        let slots = key.further().map(|_| Slot::Free).collect();
+        waiting.insert(name, Waiting { key, slots, joined: joined.clone() });
+        Ok(Expected { joins: self, name, joined })
+    }
+
+    /// A stream says that it belongs to a connection that waits. If it does not, it is told, and nothing else happens.
+    pub(crate) async fn join(&self, join: &Join, mut stream: Control, env: &dyn Environment) -> Result<()> {
+        let taken = stream.binding().and_then(|binding| self.take(join, binding.as_ref()));
+        if let Err(error) = taken {
+            return Err(Refusal::from(error).deliver(&mut stream, env).await);
+        }
+        let answered = answer(&mut stream, Ok(())).await;
+        // Whoever waited may have given up meanwhile; the stream then ends here.
+        if let Some(waiting) = self.waiting().get_mut(&join.connection) {
+            waiting.slots[usize::from(join.stream) - 1] = match &answered {
+                Ok(()) => Slot::Joined(stream),
+                Err(_) => Slot::Free,
+            };
+            waiting.joined.notify_one();
+        }
+        answered
+    }
+
+    fn take(&self, join: &Join, binding: Option<&[u8; BINDING_LEN]>) -> Result<()> {
+        let mut waiting = self.waiting();
+        let Some(waiting) = waiting.get_mut(&join.connection) else {
+            let why = "no connection waits for this stream: it came late, or to the wrong listener";
+            return Err(Error::new(ErrorKind::Refused, why));
+        };
+        waiting.key.verify(join, binding)?;
+        let slot = &mut waiting.slots[usize::from(join.stream) - 1];
+        if !matches!(slot, Slot::Free) {
+            return Err(Error::new(ErrorKind::Refused, format!("stream {} has joined already", join.stream)));
+        }
+        *slot = Slot::Taken;
+        Ok(())
+    }
+}
+
+impl Expected<'_> {
+    /// The streams, in order, once all have joined.
+    ///
+    /// `deadline` is a time of `env`'s clock, not a duration.
+    pub(crate) async fn all(self, deadline: Duration, env: &dyn Environment) -> Result<Vec<Control>> {
+        let all = within(env, deadline, async {
+            while !self.slots(|slots| slots.iter().all(|slot| matches!(slot, Slot::Joined(_)))) {
+                self.joined.notified().await;
+            }
+        });
+        if all.await.is_none() {
+            let (joined, of) = self.slots(|slots| {
+                (slots.iter().filter(|slot| matches!(slot, Slot::Joined(_))).count(), slots.len())
+            });
+            let why = format!("{joined} of {of} further streams joined in time");
+            return Err(Error::new(ErrorKind::TimedOut, why));
+        }
+        let slots = self.slots(std::mem::take);
+        let joined = slots.into_iter().filter_map(|slot| match slot {
+            Slot::Joined(stream) => Some(stream),
+            Slot::Free | Slot::Taken => None,
+        });
+        Ok(joined.collect())
+    }
+
+    fn slots<R>(&self, look: impl FnOnce(&mut Vec<Slot>) -> R) -> R {
+        match self.joins.waiting().get_mut(&self.name) {
+            Some(waiting) => look(&mut waiting.slots),
+            None => look(&mut Vec::new()),
+        }
+    }
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.joins.waiting().remove(&self.name);
+    }
+}
+
+/// Joins a connection whose acceptor waits for this stream.
+///
+/// `deadline` is a time of `env`'s clock, not a duration.
+pub(crate) async fn join<S: Stream>(
+    stream: &mut S,
+    join: Join,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<()> {
+    let word = encoded(&Message::Join(join))?;
+    let conversation = async {
+        send(stream, &word).await?;
+        match receive(stream).await?.0 {
+            Message::Ready => Ok(()),
+            other => Err(out_of_turn("Ready", &other)),
+        }
+    };
+    match within(env, deadline, conversation).await {
+        Some(Ok(())) => Ok(()),
+        Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
+        None => Err(Error::new(ErrorKind::TimedOut, "the acceptor let a further stream join too late")),
+    }
+}

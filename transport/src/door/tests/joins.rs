@@ -1,0 +1,113 @@
+//! Further streams join the connection that waits for them, and nobody else's.
+
+use super::*;
+
+const SECRET: [u8; 32] = [3; 32];
+const STREAMS: u8 = 4;
+
+fn key() -> JoinKey {
+    JoinKey::new(SECRET, STREAMS, false)
+}
+
+/// Both ends' view of one attempt.
+async fn attempt(joins: &Joins, word: Join) -> Result<()> {
+    let world = World::new();
+    let (mut near, far) = duplex(1024);
+    let later = world.now() + Duration::from_secs(5);
+    let (connector, acceptor) =
+        tokio::join!(join(&mut near, word, later, &world), joins.join(&word, far.into(), &world));
+    match (&connector, &acceptor) {
+        (Ok(()), Ok(())) => {}
+        (Err(told), Err(found)) => assert_eq!(told.kind(), found.kind(), "{told}, {found}"),
+        other => panic!("the ends disagree: {other:?}"),
+    }
+    acceptor
+}
+
+#[tokio::test]
+async fn streams_join_in_any_order() {
+    let (joins, world) = (Joins::default(), World::new());
+    let expected = joins.expect(key()).unwrap();
+    let joining = async {
+        for stream in [3, 1, 2] {
+            attempt(&joins, key().join(stream, None)).await.unwrap();
+        }
+    };
+    let later = world.now() + Duration::from_secs(5);
+    let (joined, ()) = tokio::join!(expected.all(later, &world), joining);
+    assert_eq!(joined.unwrap().len(), 3);
+    let late = attempt(&joins, key().join(1, None)).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Refused, "{late}");
+}
+
+#[tokio::test]
+async fn a_wrong_join_is_refused_and_hurts_nobody() {
+    let (joins, world) = (Joins::default(), World::new());
+    let expected = joins.expect(key()).unwrap();
+    let right = key().join(1, None);
+    let of_others =
+        Join { connection: right.connection, ..JoinKey::new([4; 32], STREAMS, false).join(1, None) };
+    let of_another_count = JoinKey::new(SECRET, STREAMS - 1, false).join(1, None);
+    for (wrong, kind) in [
+        (of_others, ErrorKind::Unauthenticated),
+        (of_another_count, ErrorKind::Unauthenticated),
+        (Join { stream: 2, ..right }, ErrorKind::Unauthenticated),
+        (key().join(0, None), ErrorKind::Unauthenticated),
+        (key().join(STREAMS, None), ErrorKind::Unauthenticated),
+        (key().join(255, None), ErrorKind::Unauthenticated),
+        (JoinKey::new([4; 32], STREAMS, false).join(1, None), ErrorKind::Refused),
+    ] {
+        let error = attempt(&joins, wrong).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{wrong:?}: {error}");
+    }
+    attempt(&joins, right).await.unwrap();
+    let twice = attempt(&joins, right).await.unwrap_err();
+    assert_eq!(twice.kind(), ErrorKind::Refused, "{twice}");
+    for stream in [2, 3] {
+        attempt(&joins, key().join(stream, None)).await.unwrap();
+    }
+    let later = world.now() + Duration::from_secs(5);
+    assert_eq!(expected.all(later, &world).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn who_waits_is_bounded_in_time_and_number() {
+    let (joins, world) = (Joins::default(), World::new());
+    let expected = joins.expect(key()).unwrap();
+    attempt(&joins, key().join(2, None)).await.unwrap();
+    let soon = world.now() + Duration::from_millis(20);
+    let error = expected.all(soon, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(error.detail().contains("1 of 3"), "{error}");
+
+    let of = |number: u8| JoinKey::new([number; 32], 2, false);
+    let mut waiting: Vec<_> = (0..128).map(|number| joins.expect(of(number)).unwrap()).collect();
+    assert!(joins.expect(of(128)).is_err());
+    waiting.pop();
+    assert!(joins.expect(of(128)).is_ok());
+}
+
+#[tokio::test]
+async fn a_stream_in_the_clear_joins_no_encrypted_connection() {
+    let joins = Joins::default();
+    let key = JoinKey::new(SECRET, STREAMS, true);
+    let _expected = joins.expect(key.clone()).unwrap();
+    let error = attempt(&joins, key.join(1, None)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    assert!(error.detail().contains("all encrypted"), "{error}");
+}
+
+#[test]
+fn a_proof_is_worth_nothing_in_another_encrypted_session() {
+    let key = JoinKey::new(SECRET, STREAMS, true);
+    let (this, other) = ([1; 32], [2; 32]);
+    let join = key.join(1, Some(&this));
+    key.verify(&join, Some(&this)).unwrap();
+    for session in [Some(&other), None] {
+        let error = key.verify(&join, session).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    }
+    let plain = key.join(1, None);
+    assert!(key.verify(&plain, Some(&this)).is_err(), "it lacks the session");
+    assert!(self::key().verify(&join, Some(&this)).is_err(), "its connection is in the clear");
+}

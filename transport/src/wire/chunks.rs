@@ -1,0 +1,242 @@
+//! A transfer that lands in chunks, in any order: each is claimed once, by the stream that reads it, and owns its part of the
+//! landing until it is there.
+
+use crate::error::Result;
+use crate::memory::BufferMut;
+use crate::wire::record::{BULK_LEN_MAX, Transfer, corrupt};
+
+/// The length of a chunk; the last one of a transfer takes the rest. Simulated payload is short, and shall be of several too.
+pub(crate) const CHUNK_LEN: usize = if cfg!(test) { 16 << 10 } else { BULK_LEN_MAX };
+
+/// What one chunk fills: pieces of buffers and the bytes each takes. Nothing where the chunk goes to a region.
+pub(crate) type Parts = Vec<(BufferMut, usize)>;
+
+/// A landing, cut into chunks.
+#[derive(Debug)]
+pub(crate) struct Chunks {
+    states: Vec<State>,
+    len: u64,
+    missing: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Free(Parts),
+    /// A stream is reading it.
+    Claimed,
+    Landed(Parts),
+}
+
+impl Chunks {
+    /// Cuts buffers, each of which takes so many bytes behind what is filled of it. [`join`](Self::join) makes them whole.
+    pub(crate) fn cut<'a>(buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>) -> Self {
+        let (mut states, mut parts, mut room, mut len) = (Vec::new(), Vec::new(), CHUNK_LEN, 0);
+        for (buffer, mut wanted) in buffers.filter(|(_, wanted)| *wanted > 0) {
+            len += wanted as u64;
+            let mut rest = buffer.split_off(buffer.len());
+            while wanted > 0 {
+                let part_len = wanted.min(room);
+                // What a buffer has beyond its frame stays with its last part.
+                let more = rest.split_off(if part_len == wanted { rest.capacity() } else { part_len });
+                parts.push((std::mem::replace(&mut rest, more), part_len));
+                wanted -= part_len;
+                room -= part_len;
+                if room == 0 {
+                    states.push(State::Free(std::mem::take(&mut parts)));
+                    room = CHUNK_LEN;
+                }
+            }
+        }
+        if !parts.is_empty() {
+            states.push(State::Free(parts));
+        }
+        Self { states, len, missing: len }
+    }
+
+    /// Chunks of `len` bytes that go to a region.
+    pub(crate) fn of_region(len: usize) -> Self {
+        let states = (0..len.div_ceil(CHUNK_LEN)).map(|_| State::Free(Parts::new())).collect();
+        Self { states, len: len as u64, missing: len as u64 }
+    }
+
+    /// Hands a chunk to whoever reads it, if it is one, and has not come yet.
+    pub(crate) fn claim(&mut self, offset: u64, len: usize) -> Result<Parts> {
+        let fits = offset.is_multiple_of(CHUNK_LEN as u64)
+            && offset < self.len
+            && len as u64 == (self.len - offset).min(CHUNK_LEN as u64);
+        if !fits {
+            return Err(corrupt(format!("{len} bytes at {offset} are no chunk of {} bytes", self.len)));
+        }
+        let state = &mut self.states[(offset / CHUNK_LEN as u64) as usize];
+        match std::mem::replace(state, State::Claimed) {
+            State::Free(parts) => Ok(parts),
+            other => {
+                *state = other;
+                Err(corrupt(format!("the chunk at {offset} came twice")))
+            }
+        }
+    }
+
+    /// Whether none was claimed so far.
+    pub(crate) fn are_untouched(&self) -> bool {
+        self.states.iter().all(|state| matches!(state, State::Free(_)))
+    }
+
+    /// A claimed chunk is there; true if it was the last.
+    pub(crate) fn landed(&mut self, offset: u64, parts: Parts) -> bool {
+        self.missing -= (self.len - offset).min(CHUNK_LEN as u64);
+        self.put_back(offset, parts);
+        self.missing == 0
+    }
+
+    /// A claimed chunk will not come.
+    pub(crate) fn put_back(&mut self, offset: u64, parts: Parts) {
+        self.states[(offset / CHUNK_LEN as u64) as usize] = State::Landed(parts);
+    }
+
+    /// Makes the buffers that were cut whole again: filled if every chunk landed, else as they came.
+    pub(crate) fn join<'a>(self, buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>) {
+        let is_whole = self.missing == 0;
+        let mut parts = self.states.into_iter().flat_map(|state| match state {
+            State::Free(parts) | State::Landed(parts) => parts,
+            State::Claimed => unreachable!("a claimed chunk is put back first"),
+        });
+        for (buffer, mut wanted) in buffers {
+            while wanted > 0 {
+                let Some((mut part, len)) = parts.next() else { return };
+                if !is_whole {
+                    part.clear();
+                }
+                let joined = buffer.rejoin(part);
+                assert!(joined.is_ok(), "parts are joined in the order they were cut");
+                wanted -= len;
+            }
+        }
+    }
+}
+
+/// A chunk that a stream is reading.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    pub(crate) transfer: Transfer,
+    pub(crate) offset: u64,
+    len: usize,
+    pub(crate) remaining: usize,
+    pub(crate) parts: Parts,
+    /// The first part that is not full.
+    first: usize,
+    /// Some of it found its region revoked.
+    pub(crate) revoked: bool,
+}
+
+impl Chunk {
+    pub(crate) fn new(transfer: Transfer, offset: u64, len: usize, parts: Parts) -> Self {
+        Self { transfer, offset, len, remaining: len, parts, first: 0, revoked: false }
+    }
+
+    /// Where in its transfer the next byte belongs.
+    pub(crate) fn at(&self) -> usize {
+        self.offset as usize + self.len - self.remaining
+    }
+
+    /// Where the next bytes go: at most so many buffers, and the bytes each still takes.
+    pub(crate) fn room(&mut self, buffers_max: usize) -> Vec<(&mut BufferMut, usize)> {
+        let open = self.parts[self.first..].iter_mut().take(buffers_max);
+        open.map(|(part, len)| {
+            let missing = *len - part.len();
+            (part, missing)
+        })
+        .collect()
+    }
+
+    /// `len` bytes went there.
+    pub(crate) fn advance(&mut self, len: usize, revoked: bool) {
+        self.remaining -= len;
+        self.revoked |= revoked;
+        while self.parts.get(self.first).is_some_and(|(part, len)| part.len() == *len) {
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    const WANTED: [usize; 5] = [CHUNK_LEN - 1, 0, 3, 2 * CHUNK_LEN, 7];
+
+    fn buffers() -> Vec<BufferMut> {
+        // One has more room than its frame, one is filled in part.
+        let mut buffers: Vec<_> = WANTED.map(|wanted| BufferMut::with_capacity(wanted + 5)).into();
+        buffers[2].extend_from_slice(b"ab").unwrap();
+        buffers
+    }
+
+    fn cut(buffers: &mut [BufferMut]) -> Chunks {
+        Chunks::cut(buffers.iter_mut().zip(WANTED))
+    }
+
+    #[test]
+    fn chunks_that_land_in_any_order_make_the_buffers_whole() {
+        let mut whole = buffers();
+        let mut chunks = cut(&mut whole);
+        let total: usize = WANTED.iter().sum();
+        let starts: Vec<_> = (0..total).step_by(CHUNK_LEN).collect();
+        for start in starts.iter().rev() {
+            let len = CHUNK_LEN.min(total - start);
+            let mut parts = chunks.claim(*start as u64, len).unwrap();
+            let mut at = *start;
+            for (part, len) in &mut parts {
+                let bytes: Vec<_> = (at..at + *len).map(|at| at as u8).collect();
+                part.extend_from_slice(&bytes).unwrap();
+                at += *len;
+            }
+            assert_eq!(chunks.landed(*start as u64, parts), *start == 0);
+        }
+        chunks.join(whole.iter_mut().zip(WANTED));
+        let mut at = 0;
+        for (buffer, (index, wanted)) in whole.iter().zip(WANTED.into_iter().enumerate()) {
+            assert_eq!(buffer.capacity(), wanted + 5);
+            let filled = buffer.as_slice().unwrap();
+            let came = filled.strip_prefix(if index == 2 { &b"ab"[..] } else { b"" }).unwrap();
+            assert_eq!(came.len(), wanted);
+            assert!(came.iter().enumerate().all(|(i, byte)| *byte == (at + i) as u8), "buffer {index}");
+            at += wanted;
+        }
+    }
+
+    #[test]
+    fn buffers_come_back_as_they_were_where_a_chunk_is_missing() {
+        let mut whole = buffers();
+        let mut chunks = cut(&mut whole);
+        let mut parts = chunks.claim(0, CHUNK_LEN).unwrap();
+        parts[0].0.extend_from_slice(b"half").unwrap();
+        chunks.put_back(0, parts);
+        chunks.join(whole.iter_mut().zip(WANTED));
+        let found: Vec<_> = whole.iter().map(|buffer| (buffer.len(), buffer.capacity())).collect();
+        let before: Vec<_> = buffers().iter().map(|buffer| (buffer.len(), buffer.capacity())).collect();
+        assert_eq!(found, before);
+    }
+
+    #[test]
+    fn what_is_no_chunk_or_came_before_is_corrupt() {
+        let mut chunks = Chunks::of_region(CHUNK_LEN + 10);
+        let chunk = CHUNK_LEN as u64;
+        for (offset, len) in [
+            (1, 10),
+            (0, 10),
+            (chunk, 9),
+            (chunk, 11),
+            (2 * chunk, 10),
+            (u64::MAX - (chunk - 1), 10),
+            (chunk, CHUNK_LEN),
+        ] {
+            assert_eq!(chunks.claim(offset, len).unwrap_err().kind(), ErrorKind::Corrupt, "{offset} {len}");
+        }
+        let parts = chunks.claim(chunk, 10).unwrap();
+        assert_eq!(chunks.claim(chunk, 10).unwrap_err().kind(), ErrorKind::Corrupt);
+        assert!(!chunks.landed(chunk, parts));
+        assert_eq!(chunks.claim(chunk, 10).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}
