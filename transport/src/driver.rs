@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::metrics::Meters;
 use crate::reactor::register;
 
-/// A link that is ready at two looks in a row, unpolled between them, is taken over, and at the first if nobody waits on it.
+/// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
 /// Work left for later waits for one.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// Polls of one link in a row before the others have their turn.
@@ -58,8 +58,8 @@ impl Drop for Driver {
 #[derive(Debug)]
 struct Connected {
     core: Weak<Core>,
-    /// It was ready at that look, and had been polled so often.
-    ready_at: Option<(u64, u64)>,
+    /// How often it had been polled when it was last seen ready.
+    polls_when_ready: Option<u64>,
 }
 
 /// Who had a turn last, and what has passed of the next ones' time.
@@ -95,7 +95,8 @@ impl Driver {
 
     /// Moves `core`'s link from now on, until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
-        self.connections().insert(core.number, Connected { core: Arc::downgrade(core), ready_at: None });
+        self.connections()
+            .insert(core.number, Connected { core: Arc::downgrade(core), polls_when_ready: None });
         self.wanted.notify_one();
         if let Some(source) = core.link.source() {
             let data = epoll::EventData::new_u64(core.number);
@@ -183,15 +184,13 @@ impl Driver {
 
     /// Moves one link, for a while.
     fn drive(&self, core: &Arc<Core>) {
-        for _ in 0..POLLS_MAX {
-            if core.link.progress() != Progress::Moved {
-                break;
-            }
-        }
+        let mut polls = (0..POLLS_MAX).map(|_| core.link.progress());
+        let last = polls.find(|progress| *progress != Progress::Moved);
         if core.inbox.ended().is_some() {
             self.forget(core);
-        } else if core.waiters.is_armed() || core.link.source().is_some_and(|source| source.writable) {
-            core.waiters.arm();
+        } else if last != Some(Progress::Elsewhere) {
+            // What a link looks like in the middle of another's poll says nothing; whoever polls it watches it.
+            core.waiters.watch();
         }
     }
 
@@ -200,8 +199,8 @@ impl Driver {
         core.link.tick();
         if core.inbox.ended().is_some() {
             self.forget(core);
-        } else if core.link.source().is_some_and(|source| source.writable) {
-            core.waiters.arm();
+        } else {
+            core.waiters.watch();
         }
     }
 
@@ -217,17 +216,17 @@ impl Driver {
         chosen.filter_map(|(_, connected)| connected.core.upgrade()).collect()
     }
 
-    /// Takes over links that were ready at two looks in a row and were not polled between them.
-    fn look(&self, look: u64) {
+    /// Takes over links that were ready at two looks and were not polled between them.
+    fn look(&self) {
         for number in ready_in(&self.watched) {
             let Some(core) = self.core(number) else { continue };
-            let ready_now = Some((look, core.waiters.polls()));
-            let ready_before = match self.connections().get_mut(&number) {
-                Some(connected) => std::mem::replace(&mut connected.ready_at, ready_now),
+            let polls = core.waiters.polls();
+            let before = match self.connections().get_mut(&number) {
+                Some(connected) => connected.polls_when_ready.replace(polls),
                 None => continue,
             };
-            let neglected = ready_before == Some((look - 1, core.waiters.polls()));
-            if neglected || core.waiters.is_abandoned() {
+            // Whoever finds something at each poll never waits, and is there all the same.
+            if before.map_or_else(|| core.waiters.is_abandoned(), |before| before == polls) {
                 core.waiters.arm();
                 self.drive(&core);
             }
@@ -243,7 +242,7 @@ async fn look_after(driver: Weak<Driver>) {
     drop(strong);
     // What was left before the last look; what was left since may still leave with something else.
     let mut later: Vec<Weak<Core>> = Vec::new();
-    for look in 1.. {
+    loop {
         let Some(strong) = driver.upgrade() else { return };
         let now = strong.environment.now();
         let sleep = strong.environment.sleep_until(now + LOOK_EVERY.min(tick_every));
@@ -255,7 +254,7 @@ async fn look_after(driver: Weak<Driver>) {
         }
         sleep.await;
         let Some(driver) = driver.upgrade() else { return };
-        driver.look(look);
+        driver.look();
         let left = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
         for core in std::mem::replace(&mut later, left).into_iter().filter_map(|core| core.upgrade()) {
             core.left_for_later.store(false, Ordering::Release);

@@ -130,6 +130,26 @@ impl Waiters {
         }
     }
 
+    /// Sees to it, after the driver moved the link, that somebody notices when it can be moved on: the lead, if there is one. A
+    /// driver armed beside a lead would wake for what the lead is about to do, and take the baton from it.
+    pub(crate) fn watch(&self) {
+        if self.is_armed() {
+            return self.arm();
+        }
+        if !self.link.source().is_some_and(|source| source.writable) {
+            return;
+        }
+        let state = self.state();
+        match &state.lead {
+            Some(lead) if !lead.writable => lead.waker.wake_by_ref(),
+            Some(_) => {}
+            None => {
+                drop(state);
+                self.arm();
+            }
+        }
+    }
+
     fn disarm(&self) {
         if self.armed.swap(false, Ordering::AcqRel)
             && let Some(source) = self.link.source()

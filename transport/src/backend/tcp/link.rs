@@ -18,6 +18,8 @@ use crate::wire::session::{Session, Target, Urgency};
 const SCRATCH_LEN: usize = 64 << 10;
 /// Reads of one poll.
 const READS_MAX: usize = 16;
+/// The same while the socket holds something: whoever stops there has the driver wake for it.
+const READS_MAX_HELD: usize = 64;
 
 thread_local! {
     /// Where records are read to, shared by all links that this thread polls, so that an idle one needs none.
@@ -191,7 +193,10 @@ impl TcpLink {
     /// Reads one of the connection's streams until nothing is left, or for a while.
     pub(super) fn read(&self, session: &mut Session, socket: &Socket, stream: usize) -> Result<bool> {
         SCRATCH.with_borrow_mut(|scratch| {
-            for reads in 0..READS_MAX {
+            for reads in 0..READS_MAX_HELD {
+                if reads >= READS_MAX && !socket.holds() {
+                    break;
+                }
                 match read_once(session, socket, stream, scratch)? {
                     (Moved::Nothing, _) => return Ok(reads > 0),
                     (Moved::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
