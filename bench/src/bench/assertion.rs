@@ -27,7 +27,8 @@ const FIELDS: [&str; 12] = [
     "copies",
 ];
 
-const CEILINGS: [&str; 6] = ["memcpy", "socket", "tls_socket", "eventfd", "device_copy", "pcie"];
+const CEILINGS: [&str; 7] =
+    ["memcpy", "socket", "blocking_socket", "tls_socket", "eventfd", "device_copy", "pcie"];
 const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use towline::{Address, Endpoint};
 
-use super::case::{Case, Pattern};
+use super::case::{Case, Pattern, Wait};
 use super::crowd::Crowd;
 use super::load::Load;
 use super::patterns::{self, Bench};
@@ -119,16 +119,21 @@ impl<'a> Drive<'a> {
         }
         let over_tls = (path.encryption() == "tls").then_some(true);
         for tls in [Some(false), over_tls].into_iter().flatten() {
-            let outcome = self.socket(case, tls, peer, address, memory).await;
-            ceilings.extend(self.bare(case, outcome)?);
+            let outcome = self.sockets(case, tls, peer, address, memory).await;
+            let Some([blocking, spinning]) = self.bare(case, outcome)? else { continue };
+            ceilings.push(blocking.best(spinning));
+            if case.wait == Wait::Sleep && !tls {
+                // What sleeps costs a wake-up: it stands beside what sleeps as well.
+                ceilings.push(Ceiling { kind: "blocking_socket", ..blocking });
+            }
         }
         Ok(ceilings)
     }
 
-    /// The ceiling of bare sockets, or a word that there is none.
-    fn bare(&mut self, case: &Case, outcome: Result<Ceiling, Failure>) -> Result<Option<Ceiling>, Failure> {
+    /// What bare sockets did, or a word that there are none.
+    fn bare<T>(&mut self, case: &Case, outcome: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match outcome {
-            Ok(ceiling) => Ok(Some(ceiling)),
+            Ok(measured) => Ok(Some(measured)),
             // A firewall may let our port through and no other.
             Err(failure) if self.elsewhere.is_some() => {
                 self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
@@ -161,25 +166,34 @@ impl<'a> Drive<'a> {
         Ok(ceiling)
     }
 
-    /// The faster of a blocking and a spinning one.
-    async fn socket(
+    /// A bare socket that blocks, and one that spins.
+    async fn sockets(
         &self,
         case: &Case,
         tls: bool,
         peer: &Peer,
         address: &Address,
         memory: &Bytes,
+    ) -> Result<[Ceiling; 2], Failure> {
+        Ok([
+            self.socket(case, (false, tls), peer, address, memory).await?,
+            self.socket(case, (true, tls), peer, address, memory).await?,
+        ])
+    }
+
+    async fn socket(
+        &self,
+        case: &Case,
+        (spin, tls): (bool, bool),
+        peer: &Peer,
+        address: &Address,
+        memory: &Bytes,
     ) -> Result<Ceiling, Failure> {
-        let mut best: Option<Ceiling> = None;
-        for spin in [false, true] {
-            let near = peer.open_socket(address.host(), self.course(case, spin, tls)).await?;
-            let memory = memory.clone();
-            let ceiling = blocking(move || near.measure(&memory)).await?;
-            let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
-            let ceiling = if case.rate.is_some() { ceiling.there_and_back() } else { ceiling };
-            best = Some(best.map_or(ceiling, |best| best.best(ceiling)));
-        }
-        best.ok_or_else(|| Failure::run("not measured"))
+        let near = peer.open_socket(address.host(), self.course(case, spin, tls)).await?;
+        let memory = memory.clone();
+        let ceiling = blocking(move || near.measure(&memory)).await?;
+        let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
+        Ok(if case.rate.is_some() { ceiling.there_and_back() } else { ceiling })
     }
 }
 

@@ -88,6 +88,18 @@ fn streams_are_told_by_the_row_and_carry_every_pattern() {
 }
 
 #[test]
+fn what_sleeps_stands_beside_a_socket_that_sleeps() {
+    let rows =
+        rows(&bench("--transport tcp --pattern latency,bandwidth --size 64K --wait sleep,adaptive --json"));
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        let ceilings = ceilings(&row);
+        assert_eq!(ceilings.contains(&"blocking_socket"), row["wait"] == "sleep", "{row}");
+        assert!(ceilings.contains(&"socket"), "{row}");
+    }
+}
+
+#[test]
 fn auto_says_what_carried_the_bytes() {
     let rows = rows(&bench("--transport auto --pattern latency --json"));
     assert_eq!((&rows[0]["transport"], &rows[0]["processes"]), (&"auto".into(), &2.into()));
