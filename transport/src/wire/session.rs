@@ -199,8 +199,7 @@ impl Session {
     fn is_due_at_once(&self) -> bool {
         !self.outbox.is_empty()
             || !self.records.is_empty()
-            || !self.bulks.is_empty()
-            || self.strands.as_ref().is_some_and(|strands| !strands.spreads.is_empty())
+            || self.strands.as_ref().map_or(!self.bulks.is_empty(), |strands| strands.has_chunk_for(0))
             || self.ask
             || self.answer
             || self.sends.are_due()
@@ -254,7 +253,7 @@ impl Session {
                 self.closing = Closing::InBatch;
             }
             if self.chunk_to(0) {
-                return;
+                continue;
             }
             let Some(mut bulk) = self.bulks.pop_front() else {
                 let nothing = self.outbox.records_len() == 0;

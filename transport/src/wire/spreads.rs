@@ -1,4 +1,4 @@
-//! Transfers on their way out over several streams: each hands out chunks in order, to whichever stream takes the next, and
+//! Transfers on their way out over several streams: each hands out chunks in order, to the stream whose turn it is, and
 //! has left when all of them have.
 
 use std::collections::VecDeque;
@@ -12,8 +12,9 @@ use crate::wire::record::Transfer;
 #[derive(Debug, Default)]
 pub(crate) struct Spreads {
     spreads: Ledger<Spread>,
-    /// Those with chunks to hand out, which take turns.
-    queue: VecDeque<u64>,
+    /// Those with chunks to hand out, which take turns: small ones, for the main stream, and large ones, for any.
+    small: VecDeque<u64>,
+    large: VecDeque<u64>,
 }
 
 #[derive(Debug)]
@@ -38,33 +39,34 @@ pub(crate) struct NextChunk {
 impl Spreads {
     pub(crate) fn push(&mut self, bulk: Bulk) {
         let len = bulk.len();
-        self.queue.push_back(self.spreads.push(Spread { bulk, len, handed_out: 0, leaving: 0 }));
+        // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
+        let queue = if len < CHUNK_LEN as u64 { &mut self.small } else { &mut self.large };
+        queue.push_back(self.spreads.push(Spread { bulk, len, handed_out: 0, leaving: 0 }));
     }
 
     /// Whether every chunk was handed out.
     pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.small.is_empty() && self.large.is_empty()
     }
 
-    /// Whether a chunk is left for a strand.
-    pub(crate) fn has_large(&mut self) -> bool {
-        self.queue.iter().any(|id| self.spreads.at(*id).is_some_and(|spread| spread.is_large()))
+    /// Whether a chunk of a small transfer is left to hand out.
+    pub(crate) fn has_small(&self) -> bool {
+        !self.small.is_empty()
     }
 
-    /// The next chunk; for a strand, none of a small transfer.
-    pub(crate) fn next(&mut self, is_strand: bool) -> Option<NextChunk> {
-        let fits = |id: &u64| self.spreads.at(*id).is_some_and(|spread| !is_strand || spread.is_large());
-        let at = self.queue.iter().position(fits)?;
-        let id = self.queue.remove(at)?;
-        let spread = self.spreads.at(id)?;
-        let (bytes, _) = spread.bulk.next(CHUNK_LEN, usize::MAX);
-        let offset = spread.handed_out;
-        spread.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
-        spread.leaving += 1;
-        if spread.handed_out < spread.len {
-            self.queue.push_back(id);
-        }
-        Some(NextChunk { spread: id, transfer: spread.bulk.transfer, offset, bytes })
+    /// Whether a chunk of a large transfer is left to hand out.
+    pub(crate) fn has_large(&self) -> bool {
+        !self.large.is_empty()
+    }
+
+    /// The next chunk of a small transfer.
+    pub(crate) fn next_small(&mut self) -> Option<NextChunk> {
+        next(&mut self.spreads, &mut self.small)
+    }
+
+    /// The next chunk of a large transfer.
+    pub(crate) fn next_large(&mut self) -> Option<NextChunk> {
+        next(&mut self.spreads, &mut self.large)
     }
 
     /// A chunk left; hands out the transfer's source if it was the last.
@@ -79,14 +81,22 @@ impl Spreads {
 
     /// Gives everything up.
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Bulk> + '_ {
-        self.queue.clear();
+        self.small.clear();
+        self.large.clear();
         self.spreads.drain().map(|spread| spread.bulk)
     }
 }
 
-impl Spread {
-    /// What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
-    fn is_large(&self) -> bool {
-        self.len >= CHUNK_LEN as u64
+/// The next chunk of the first transfer in `queue`, which goes to its end.
+fn next(spreads: &mut Ledger<Spread>, queue: &mut VecDeque<u64>) -> Option<NextChunk> {
+    let id = queue.pop_front()?;
+    let spread = spreads.at(id)?;
+    let (bytes, _) = spread.bulk.next(CHUNK_LEN, usize::MAX);
+    let offset = spread.handed_out;
+    spread.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+    spread.leaving += 1;
+    if spread.handed_out < spread.len {
+        queue.push_back(id);
     }
+    Some(NextChunk { spread: id, transfer: spread.bulk.transfer, offset, bytes })
 }

@@ -97,6 +97,7 @@ impl End {
 
     /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
     fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
+        self.session.pass_over(!1);
         if !self.session.is_due(Urgency::Word) {
             return false;
         }
@@ -113,6 +114,8 @@ impl End {
 
     /// Writes at most `len_max` bytes to `to`, the peer's end of a further stream.
     fn write_strand(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
+        // As if every other stream were full: any may carry any chunk.
+        self.session.pass_over(!(1 << stream));
         if !self.session.strand_is_due(stream) {
             return false;
         }

@@ -25,7 +25,12 @@ pub(super) struct Strands {
     /// What the epoll waits for: bytes, and room.
     awaits_bytes: AtomicU32,
     awaits_room: AtomicU32,
+    /// Reads of the main stream since the strands were last asked for bytes.
+    unasked: AtomicU32,
 }
+
+/// Reads of the main stream that found something, after which quiet strands are asked too.
+const UNASKED_MAX: u32 = 4;
 
 impl Strands {
     pub(super) fn new(main: &Socket, sockets: Vec<Socket>) -> Result<Self> {
@@ -43,6 +48,7 @@ impl Strands {
             full: AtomicU32::new(0),
             awaits_bytes: AtomicU32::new(all),
             awaits_room: AtomicU32::new(all),
+            unasked: AtomicU32::new(0),
         })
     }
 
@@ -63,10 +69,24 @@ impl Strands {
 
     /// Reads what has come, on every stream that the session can read now.
     pub(super) fn read(&self, link: &TcpLink, session: &mut Session) -> Result<bool> {
+        // The main stream comes first: it announces what the others carry.
+        let moved = session.reads(0) && link.read(session, &link.socket, 0)?;
+        if moved {
+            session.unpark()?;
+            self.await_what_is_wanted(link, session);
+            let unasked = self.unasked.fetch_add(1, Ordering::Relaxed);
+            if unasked < UNASKED_MAX && self.full.load(Ordering::Relaxed) == 0 {
+                return Ok(true);
+            }
+        }
+        Ok(self.read_strands(link, session)? || moved)
+    }
+
+    /// Asks the system which streams are ready, and reads what has come on the strands.
+    fn read_strands(&self, link: &TcpLink, session: &mut Session) -> Result<bool> {
         let mut moved = false;
         let Ready { bytes, room, lost } = self.ready();
         self.full.fetch_and(!room, Ordering::Relaxed);
-        // The main stream comes first: it announces what the others carry.
         for stream in self.streams() {
             let (socket, bit) = (self.socket(link, stream), 1 << stream);
             if !session.reads(stream) {
@@ -74,22 +94,25 @@ impl Strands {
                 if lost & bit != 0 {
                     return Err(ended(session));
                 }
-            } else if bytes & bit != 0 || socket.holds() {
+            } else if stream > 0 && (bytes & bit != 0 || socket.holds()) {
                 moved |= link.read(session, socket, stream)?;
             }
-            if stream == 0 {
-                session.unpark()?;
-            }
         }
-        self.await_what_is_wanted(link, session);
+        // Where the strands are quiet, they may wait for a while that the main stream is not.
+        self.unasked.store(if moved { UNASKED_MAX } else { 0 }, Ordering::Relaxed);
+        if moved || room != 0 {
+            self.await_what_is_wanted(link, session);
+        }
         Ok(moved)
     }
 
     /// Writes to every stream in turn until nothing as urgent as `least` is left or all are full.
     pub(super) fn write(&self, link: &TcpLink, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
+        let full = self.full.load(Ordering::Relaxed);
         loop {
             let mut wrote = false;
+            session.pass_over(self.full.load(Ordering::Relaxed));
             for stream in self.streams() {
                 let is_due = match stream {
                     0 => session.is_due(least),
@@ -109,8 +132,11 @@ impl Strands {
                 self.full.fetch_or(1 << stream, Ordering::Relaxed);
             }
         }
-        link.blocked.store(self.full.load(Ordering::Relaxed) != 0, Ordering::Release);
-        self.await_what_is_wanted(link, session);
+        let full_now = self.full.load(Ordering::Relaxed);
+        link.blocked.store(full_now != 0, Ordering::Release);
+        if full_now != full {
+            self.await_what_is_wanted(link, session);
+        }
         Ok(moved)
     }
 

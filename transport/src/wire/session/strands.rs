@@ -18,6 +18,8 @@ pub(super) struct Strands {
     pub(super) inlets: Vec<Inlet>,
     outlets: Vec<Outlet>,
     pub(super) spreads: Spreads,
+    /// The stream that takes the next chunk of a large transfer: the first that is not full.
+    turn: usize,
     /// Streams that our good-bye has left on.
     closed: usize,
 }
@@ -30,6 +32,11 @@ struct Outlet {
 }
 
 impl Strands {
+    /// Whether a stream could take a chunk on.
+    pub(super) fn has_chunk_for(&self, stream: usize) -> bool {
+        (self.turn == stream && self.spreads.has_large()) || (stream == 0 && self.spreads.has_small())
+    }
+
     /// Whether the peer's good-bye has come on each.
     pub(super) fn have_ended(&self) -> bool {
         self.inlets.iter().all(|inlet| matches!(inlet.reading, Reading::Ended))
@@ -79,6 +86,7 @@ impl Session {
                 .map(|_| Outlet { outbox: Outbox::new(checked, true), closes: false })
                 .collect(),
             spreads: Spreads::default(),
+            turn: 0,
             closed: 0,
         }));
         self
@@ -90,13 +98,12 @@ impl Session {
     }
 
     /// Whether a strand has something to write, or takes something on.
-    pub(crate) fn strand_is_due(&mut self, stream: usize) -> bool {
-        self.spread();
-        let Some(strands) = &mut self.strands else { return false };
+    pub(crate) fn strand_is_due(&self, stream: usize) -> bool {
+        let Some(strands) = &self.strands else { return false };
         let outlet = &strands.outlets[stream - 1];
         !outlet.outbox.is_empty()
             || match self.closing {
-                Closing::No | Closing::Wanted => strands.spreads.has_large(),
+                Closing::No | Closing::Wanted => strands.has_chunk_for(stream),
                 Closing::InBatch | Closing::Left => !outlet.closes,
             }
     }
@@ -128,6 +135,16 @@ impl Session {
         }
     }
 
+    /// Spreads what was granted since the last call, and lets the first stream that is not in this set, of those that are full,
+    /// take the next chunk. To be called before anything is written.
+    pub(crate) fn pass_over(&mut self, full: u32) {
+        self.spread();
+        if let Some(strands) = &mut self.strands {
+            let first = full.trailing_ones() as usize;
+            strands.turn = if first <= strands.outlets.len() { first } else { 0 };
+        }
+    }
+
     /// Bulk that was granted is spread over all streams.
     fn spread(&mut self) {
         if let Some(strands) = &mut self.strands {
@@ -135,14 +152,17 @@ impl Session {
         }
     }
 
-    /// Gives the next chunk to a stream; on the main one a segment is open for it.
+    /// Gives a stream a chunk, if it has the turn; on the main one a segment is open for it.
     pub(super) fn chunk_to(&mut self, stream: usize) -> bool {
         self.spread();
         let may_take = matches!(self.closing, Closing::No | Closing::Wanted);
         let Some(strands) = self.strands.as_mut().filter(|_| may_take) else { return false };
-        let Some(NextChunk { spread, transfer, offset, bytes }) = strands.spreads.next(stream > 0) else {
-            return false;
+        let small = if stream == 0 { strands.spreads.next_small() } else { None };
+        let chunk = match small {
+            None if strands.turn == stream => strands.spreads.next_large(),
+            small => small,
         };
+        let Some(NextChunk { spread, transfer, offset, bytes }) = chunk else { return false };
         let outbox = match stream {
             0 => &mut self.outbox,
             _ => {

@@ -109,6 +109,26 @@ fn gets_and_puts_are_spread_too() {
 }
 
 #[test]
+fn a_strand_carries_nothing_while_the_main_stream_has_room() {
+    let (mut a, mut b) = pair(false);
+    let (sent, _) = a.send(Message::new("").with_frame(bytes(3 * CHUNK_LEN)));
+    settle_main(&mut a, &mut b);
+    let taken = b.take().expect("announced");
+    b.write(&mut a.wire, usize::MAX);
+    a.read(usize::MAX).unwrap();
+    for (full, first) in [(0b0000, 0), (0b0001, 1), (0b0011, 2), (0b0101, 1), (0b0111, 3), (0b1110, 0)] {
+        a.session.pass_over(full);
+        assert_eq!(a.session.is_due(Urgency::Now), first == 0, "{full:04b}");
+        for stream in 1..=STRANDS {
+            assert_eq!(a.session.strand_is_due(stream), stream == first, "{full:04b}, stream {stream}");
+        }
+    }
+    settle_main(&mut a, &mut b);
+    assert!(sent.try_take().expect("it left on the main stream").is_ok());
+    assert!(taken.frames()[0].as_slice().unwrap() == bytes(3 * CHUNK_LEN));
+}
+
+#[test]
 fn a_good_bye_counts_when_all_before_it_has_come_beside_it() {
     let (mut a, mut b) = pair(false);
     let (sent, _) = a.send(Message::new("").with_frame(bytes(8 * CHUNK_LEN)));
