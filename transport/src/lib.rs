@@ -55,6 +55,7 @@ mod operation;
 mod path;
 mod reactor;
 mod region;
+mod turns;
 mod waiting;
 mod wire;
 

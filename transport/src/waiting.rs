@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
-use tokio::task::coop::poll_proceed;
+use tokio::task::coop::{has_budget_remaining, poll_proceed};
 
 use crate::backend::{Link, Progress};
 use crate::driver::Driver;
 use crate::reactor::{Owner, register};
+use crate::turns::give_way;
 
 /// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -37,8 +38,11 @@ pub enum Wait {
 const SPIN_MAX: Duration = Duration::from_micros(50);
 /// A spinning waiter lets sibling tasks run this often.
 const YIELD_EVERY: Duration = Duration::from_micros(10);
-/// A waiter that moves this much for others lets sibling tasks run.
-const MOVES_MAX: u32 = 64;
+/// Moves of a link, each of a few messages of 1 MiB at most, before sibling tasks run.
+const MOVES_MAX: u32 = 4;
+/// What one takes from the budget that tokio gives a task for each of its turns, so that several waits have no more moves
+/// than one: 128 for all of them.
+const MOVE_COST: u32 = 128 / MOVES_MAX;
 
 /// A link, and who is waiting for it to move.
 #[derive(Debug)]
@@ -108,7 +112,7 @@ impl Waiters {
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None }
+        Until { waiters: self, check, waiter: None, idle_since: None, gives_way: false }
     }
 
     /// How often waiters polled so far.
@@ -281,6 +285,8 @@ pub(crate) struct Until<'a, F> {
     /// Its number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
+    /// It gave way once, and will once more: the others' processes then have had time to act on what they were told.
+    gives_way: bool,
 }
 
 impl<T, F> Future for Until<'_, F>
@@ -290,8 +296,18 @@ where
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let Self { waiters, check, waiter, idle_since, gives_way } = self.get_mut();
+        if std::mem::take(gives_way) {
+            return match check(cx) {
+                Poll::Pending => give_way(cx),
+                ready => ready,
+            };
+        }
         // A task that never has to wait must let its siblings run all the same.
+        if !has_budget_remaining() {
+            *gives_way = true;
+            return give_way(cx);
+        }
         let budget = ready!(poll_proceed(cx));
         let mut polled_since = None;
         let (mut moves, mut leads) = (0, false);
@@ -307,11 +323,13 @@ where
             if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
                 moves += 1;
+                budget.made_progress();
+                charge(cx);
                 if moves < MOVES_MAX {
                     continue;
                 }
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                *gives_way = true;
+                return give_way(cx);
             }
             // A link without a source moves by itself, and wakes whoever waits.
             if waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx)) {
@@ -323,8 +341,8 @@ where
                 let Some(since) = *idle_since else {
                     // Whatever siblings have to submit leaves first; without it, each would wait out the others' round trips.
                     *idle_since = Some(now);
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    *gives_way = true;
+                    return give_way(cx);
                 };
                 let idle = now - since;
                 if waiters.wait == Wait::Spin || idle < SPIN_MAX {
@@ -335,8 +353,7 @@ where
                         }
                         continue;
                     }
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    return give_way(cx);
                 }
             }
             if let Poll::Ready(value) = check(cx) {
@@ -346,6 +363,18 @@ where
             if waiters.park(cx) {
                 return Poll::Pending;
             }
+        }
+    }
+}
+
+/// Takes what a move costs from the task's budget, as far as there is any.
+fn charge(cx: &mut Context<'_>) {
+    for _ in 0..MOVE_COST {
+        if !has_budget_remaining() {
+            return;
+        }
+        if let Poll::Ready(budget) = poll_proceed(cx) {
+            budget.made_progress();
         }
     }
 }

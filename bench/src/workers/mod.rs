@@ -25,7 +25,7 @@ pub(crate) enum Order {
     Listen { address: String },
     /// Connect to each of these, one after another, and say what they will be sent.
     Meet { addresses: Vec<String>, layout: Layout, frames: usize, check: Check },
-    /// Send to all of them, until told to stop; answered when the first message is confirmed.
+    /// Send to all of them, until told to stop; answered when several windows of each connection were confirmed.
     Run,
     /// Count what is confirmed in so much time, from one confirmation to another.
     Count { duration_us: u64 },

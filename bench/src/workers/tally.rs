@@ -14,14 +14,16 @@ use crate::bench::{Sample, Times};
 pub(super) struct Tally {
     state: Mutex<State>,
     stopped: AtomicBool,
-    /// The first message was confirmed.
-    begun: Notify,
+    /// As many messages were confirmed as were asked for.
+    confirmed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// Messages since the beginning.
     confirmed: u64,
+    /// Whoever waits for this many is told.
+    awaited: u64,
     count: Option<Count>,
 }
 
@@ -40,8 +42,8 @@ impl Tally {
     pub(super) fn confirm(&self, sent: Instant, now: Instant) {
         let mut state = self.state();
         state.confirmed += 1;
-        if state.confirmed == 1 {
-            self.begun.notify_one();
+        if state.confirmed == state.awaited {
+            self.confirmed.notify_one();
         }
         let Some(count) = &mut state.count else { return };
         // From a confirmation to a confirmation: neither half a message more nor half a message less.
@@ -67,8 +69,12 @@ impl Tally {
         counted
     }
 
-    pub(super) async fn begun(&self) {
-        self.begun.notified().await;
+    /// Waits for that many confirmations since the beginning.
+    pub(super) async fn until(&self, messages: u64) {
+        self.state().awaited = messages;
+        while self.confirmed() < messages {
+            self.confirmed.notified().await;
+        }
     }
 
     pub(super) fn confirmed(&self) -> u64 {
@@ -91,6 +97,27 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn so_many_confirmations_are_waited_for() {
+        let (tally, now) = (Tally::default(), Instant::now());
+        let mut until = std::pin::pin!(tally.until(3));
+        for expected in [false, false, true] {
+            assert!(at_once(&mut until).await.is_none());
+            tally.confirm(now, now);
+            assert_eq!(at_once(&mut until).await.is_some(), expected);
+        }
+        tally.until(2).await;
+    }
+
+    /// What comes of a future that is polled once.
+    async fn at_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|cx| match std::pin::Pin::new(&mut *future).poll(cx) {
+            std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+            std::task::Poll::Pending => std::task::Poll::Ready(None),
+        })
+        .await
+    }
 
     #[test]
     fn a_count_lasts_from_a_confirmation_to_a_confirmation() {

@@ -18,6 +18,10 @@ use crate::failure::Failure;
 use crate::payload::{Check, Layout, Payload};
 use crate::peer::{self, CpuClock, Peer, Request, Usage};
 
+/// A worker is at work when so many windows of each connection, on average, were confirmed. TCP begins with 64 KiB on its way and
+/// lets those have more that were read from, so that of many connections some take half a second to get there.
+const RAMP_WINDOWS: usize = 8;
+
 #[derive(Debug)]
 pub(super) struct Worker {
     endpoint: Endpoint,
@@ -158,7 +162,8 @@ impl Worker {
             }
         }
         let tally = self.tally.clone();
-        self.unless_lost(tally.begun()).await?;
+        let ramp: usize = self.flows.iter().map(|flow| RAMP_WINDOWS * flow.window).sum();
+        self.unless_lost(tally.until(ramp as u64)).await?;
         Ok(Answer::Running)
     }
 
