@@ -7,6 +7,7 @@ use std::{env, fs, io};
 use towline::backend::{Arrival, Delivery, Role};
 use towline::internals::{Peer, Said, Stream, Visit, greet};
 use towline::{Buffer, BufferMut, Message};
+use towline_fuzz::wire::head_len;
 
 fn main() -> io::Result<()> {
     let folder = PathBuf::from(env::args_os().nth(1).ok_or_else(|| io::Error::other("name the folder"))?);
@@ -80,8 +81,15 @@ fn handshakes() -> Vec<Vec<u8>> {
         Visit { role: Role::Connector, token: None, offers: &["tcp", "shm"], time: Duration::from_secs(5) };
     drop(greet(&visit, &mut listener));
     let mut said = listener.0;
-    for (kind, body) in [(2, &[0; 32][..]), (3, b"tcp"), (4, b""), (5, b"no device"), (6, b"\x02wrong token")]
-    {
+    for (kind, body) in [
+        (2, &[0; 32][..]),
+        (3, b"tcp"),
+        (4, b""),
+        (5, b"no device"),
+        (6, b"\x02wrong token"),
+        (7, b"\x04tcp"),
+        (8, &[1; 49]),
+    ] {
         said.extend(
             [b"TOWLINE\x1a", &[kind, 0, 0, 0][..], &(body.len() as u32).to_le_bytes(), body].concat(),
         );
@@ -102,7 +110,7 @@ fn exchanges() -> Vec<Vec<u8>> {
 }
 
 fn recorded(checked: bool) -> Vec<Vec<u8>> {
-    let ends = || Stream::new(Duration::from_secs(3), checked);
+    let ends = || Stream::new(Duration::from_secs(3), checked, 0);
     let (mut a, mut b) = (ends(), ends());
     b.expect(true);
     for lens in [&[][..], &[5], &[0, 300, 20], &[0x4000], &[100, 20_000]] {
@@ -119,8 +127,8 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
             drop(a.close());
         }
         let before = [there.len(), back.len()];
-        a.leave(&mut there, usize::MAX);
-        b.arrive(&there[before[0]..]).expect("a good end");
+        a.leave(0, &mut there);
+        b.arrive(0, &there[before[0]..]).expect("a good end");
         let announced: Vec<_> = b.announced().collect();
         for message in announced {
             match message.arrival {
@@ -132,11 +140,11 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
                 _ => b.settle(message.id, Delivery::Delivered, true),
             }
         }
-        b.leave(&mut back, usize::MAX);
-        a.arrive(&back[before[1]..]).expect("a good end");
+        b.leave(0, &mut back);
+        a.arrive(0, &back[before[1]..]).expect("a good end");
     }
     let raw = |bytes: &[u8]| [&[2 | u8::from(checked), 0, 255, 1][..], bytes].concat();
-    let head_len = if checked { 28 } else { 16 };
+    let head_len = head_len(checked, false);
     let records_len = u32::from_le_bytes([there[0], there[1], there[2], there[3]]) as usize;
     let records = [&[0], &there[head_len..head_len + records_len]].concat();
     vec![raw(&there), raw(&back), records]

@@ -15,6 +15,10 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
 /// Credit for messages, and for the bytes of headers, tables and eager payload.
 const WINDOW_MESSAGES: usize = 1024;
+/// Streams beside the main one, where there are several.
+const STRANDS: usize = 3;
+/// What it accepts at most, beyond the pool.
+const ACCEPTED_LEN_MAX: usize = 8 << 20;
 /// What streams ahead, twice, since the pool hands out powers of two; the window; what this target sends and accepts.
 const HEAP_MAX: HeapMax = (2 * 4 + 8 + 16) << 20;
 /// Every kind of record, and those that lead somewhere more than once.
@@ -24,11 +28,12 @@ const KINDS: [u8; 20] = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12
 pub fn run(input: &[u8]) -> HeapMax {
     let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
     let checked = which & 1 == 1;
+    let strands = if which & 8 == 0 { 0 } else { STRANDS };
     match which >> 1 & 3 {
         0 => records(rest),
-        1 => raw(rest, checked),
-        2 => lies(rest, checked),
-        _ => damage(rest, checked),
+        1 => raw(rest, checked, strands),
+        2 => lies(rest, checked, strands),
+        _ => damage(rest, checked, strands),
     }
     HEAP_MAX
 }
@@ -42,24 +47,25 @@ fn records(bytes: &[u8]) {
 }
 
 /// The input as it is, in pieces.
-fn raw(input: &[u8], checked: bool) {
-    let mut end = End::new(checked);
+fn raw(input: &[u8], checked: bool, strands: usize) {
+    let mut end = End::new(checked, strands);
     let mut script = Script(input);
     end.stream.expect(script.byte() % 2 == 0);
     let piece = 1 + script.below(600);
     let mut result = Ok(());
     while result.is_ok() && !script.is_over() {
-        result = end.stream.arrive(script.take(piece)).map(|()| end.take(&mut Script(&[])));
+        let stream = end.one_of_its_streams(&mut script);
+        result = end.stream.arrive(stream, script.take(piece)).map(|()| end.take(&mut Script(&[])));
         end.leave();
     }
     end.finish(result);
 }
 
 /// A peer that knows the protocol.
-fn lies(input: &[u8], checked: bool) {
+fn lies(input: &[u8], checked: bool, strands: usize) {
     let mut script = Script(input);
-    let mut end = End::new(checked);
-    let mut liar = Liar { checked, ..Liar::default() };
+    let mut end = End::new(checked, strands);
+    let mut liar = Liar { checked, strands, ..Liar::default() };
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -69,12 +75,18 @@ fn lies(input: &[u8], checked: bool) {
             0..30 => end.act(&mut script),
             30..60 => end.leave(),
             60..110 => end.take(&mut script),
-            110..120 => result = end.stream.pass(HEARTBEAT / 4),
+            110..118 => result = end.stream.pass(HEARTBEAT / 4),
+            118..121 => {
+                let stream = end.one_of_its_streams(&mut script);
+                if !end.stream.end(stream) {
+                    result = Err(Error::new(ErrorKind::PeerLost, "the stream ended"));
+                }
+            }
             _ => {
-                let segment = liar.segment(&mut script, &KINDS);
+                let (stream, segment) = liar.segment(&mut script, &KINDS);
                 let cut = script.below(segment.len() + 1);
                 let (first, second) = segment.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
-                result = end.stream.arrive(first).and_then(|()| end.stream.arrive(second));
+                result = end.stream.arrive(stream, first).and_then(|()| end.stream.arrive(stream, second));
             }
         }
     }
@@ -82,9 +94,9 @@ fn lies(input: &[u8], checked: bool) {
 }
 
 /// Two good ends, with damage between them.
-fn damage(input: &[u8], checked: bool) {
+fn damage(input: &[u8], checked: bool, strands: usize) {
     let mut script = Script(input);
-    let mut ends = [End::new(checked), End::new(checked)];
+    let mut ends = [End::new(checked, strands), End::new(checked, strands)];
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -98,12 +110,13 @@ fn damage(input: &[u8], checked: bool) {
             50..80 => from.take(&mut script),
             _ => {
                 let mut bytes = Vec::new();
-                from.stream.leave(&mut bytes, usize::MAX);
+                let stream = from.one_of_its_streams(&mut script);
+                from.stream.leave(stream, &mut bytes);
                 if choice >= 240 && !bytes.is_empty() {
                     let at = script.below(bytes.len().min(200));
                     bytes[at] ^= 1 << (script.byte() % 8);
                 }
-                result = to.stream.arrive(&bytes);
+                result = to.stream.arrive(stream, &bytes);
             }
         }
     }
@@ -115,6 +128,7 @@ fn damage(input: &[u8], checked: bool) {
 /// One end, and what it began.
 struct End {
     stream: Stream,
+    strands: usize,
     announced: Vec<Announced>,
     /// The number of the next message to come.
     next: u64,
@@ -126,9 +140,10 @@ struct End {
 }
 
 impl End {
-    fn new(checked: bool) -> Self {
+    fn new(checked: bool, strands: usize) -> Self {
         Self {
-            stream: Stream::new(HEARTBEAT, checked),
+            stream: Stream::new(HEARTBEAT, checked, strands),
+            strands,
             announced: Vec::new(),
             next: 0,
             sending: Vec::new(),
@@ -145,9 +160,13 @@ impl End {
                 let len = script.one_of(&[0, 8, 300, 0x3fff, 0x4000, 70_000]);
                 let frames = (0..script.byte() % 3).map(|_| Buffer::from(vec![0x22; len])).collect();
                 let message = Message::from_parts("x", frames);
-                self.sending.push(self.stream.send(message, script.byte() % 2 == 0, script.byte() % 2 == 0));
+                self.sending.push(self.stream.send(
+                    message,
+                    script.byte().is_multiple_of(2),
+                    script.byte().is_multiple_of(2),
+                ));
             }
-            190..250 => self.stream.expect(script.byte() % 3 > 0),
+            190..250 => self.stream.expect(!script.byte().is_multiple_of(3)),
             250.. if !self.closed => {
                 self.closed = true;
                 drop(self.stream.close());
@@ -156,12 +175,19 @@ impl End {
         }
     }
 
+    /// The main stream or a strand.
+    fn one_of_its_streams(&self, script: &mut Script<'_>) -> usize {
+        if self.strands == 0 { 0 } else { usize::from(script.byte()) % (self.strands + 1) }
+    }
+
     /// Writes what is due into the void.
     fn leave(&mut self) {
         let mut void = Vec::new();
-        for _ in 0..4 {
-            if !self.stream.leave(&mut void, usize::MAX) {
-                break;
+        for stream in 0..=self.strands {
+            for _ in 0..4 {
+                if !self.stream.leave(stream, &mut void) {
+                    break;
+                }
             }
         }
     }
@@ -175,7 +201,7 @@ impl End {
             self.announced.push(announced);
         }
         assert!(self.announced.len() <= WINDOW_MESSAGES, "more messages than credit was given for");
-        while script.byte() % 4 > 0 && !self.announced.is_empty() {
+        while !script.byte().is_multiple_of(4) && !self.announced.is_empty() {
             let at = script.below(self.announced.len());
             self.decide(at, script);
         }
@@ -192,7 +218,11 @@ impl End {
                     assert_lens(&buffers, &lens);
                 }
             }
-            Arrival::Waiting if total <= 100_000 && script.byte() < 200 => {
+            Arrival::Waiting
+                if total <= 100_000
+                    && self.accepted_len + total <= ACCEPTED_LEN_MAX
+                    && script.byte() < 200 =>
+            {
                 self.accepted_len += total;
                 let landings =
                     lens.iter().map(|len| (script.byte() < 200).then(|| BufferMut::with_capacity(*len)));
@@ -202,8 +232,8 @@ impl End {
             }
             Arrival::Waiting => {}
         }
-        let delivery = if script.byte() % 4 == 0 { Delivery::Rejected } else { Delivery::Delivered };
-        self.stream.settle(id, delivery, script.byte() % 2 == 0);
+        let delivery = if script.byte().is_multiple_of(4) { Delivery::Rejected } else { Delivery::Delivered };
+        self.stream.settle(id, delivery, script.byte().is_multiple_of(2));
     }
 
     /// What must be true at the end, however it came.

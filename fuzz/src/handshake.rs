@@ -111,7 +111,7 @@ impl Peer for Stranger<'_> {
 impl Stranger<'_> {
     fn message(&mut self, choice: u8) {
         let script = &mut self.script;
-        let honest = choice % 8 != 0;
+        let honest = !choice.is_multiple_of(8);
         let (kind, body) = match choice {
             52..120 => (1, hello(script, self.token.is_some(), honest)),
             120..170 => {

@@ -14,6 +14,8 @@ use crate::wire::Liar;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
+/// Streams beside the main one, where there are several.
+const STRANDS: usize = 2;
 const HEAP_MAX: HeapMax = 32 << 20;
 /// Requests, and their answers.
 const KINDS: [u8; 12] = [7, 8, 8, 8, 9, 10, 11, 7, 9, 10, 8, 5];
@@ -27,17 +29,19 @@ const WRITABLE: u8 = 0x33;
 /// What our own gets find in their buffer, and keep.
 const BEFORE: &[u8] = b"abc";
 
-/// The first byte says whether there are checksums.
+/// The first byte says whether there are checksums, and several streams.
 pub fn run(input: &[u8]) -> HeapMax {
     let mut script = Script(input);
-    let checked = script.byte() % 2 == 1;
-    let mut owner = Owner::new(checked);
+    let which = script.byte();
+    let checked = which % 2 == 1;
+    let strands = if which & 8 == 0 { 0 } else { STRANDS };
+    let mut owner = Owner::new(checked, strands);
     let keys = vec![
         key(&owner.writable.as_ref().expect("it is new").remote()),
         key(&owner.readable.remote()),
         owner.foreign_key(),
     ];
-    let mut liar = Liar { checked, keys, ..Liar::default() };
+    let mut liar = Liar { checked, strands, keys, ..Liar::default() };
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -49,10 +53,11 @@ pub fn run(input: &[u8]) -> HeapMax {
             40..80 => owner.leave(),
             80..84 => owner.revoke(),
             _ => {
-                let segment = liar.segment(&mut script, &KINDS);
+                let (stream, segment) = liar.segment(&mut script, &KINDS);
                 let cut = if script.byte() % 2 == 0 { 0 } else { script.below(segment.len() + 1) };
                 let (first, second) = segment.split_at(cut);
-                result = owner.stream.arrive(first).and_then(|()| owner.stream.arrive(second));
+                result =
+                    owner.stream.arrive(stream, first).and_then(|()| owner.stream.arrive(stream, second));
             }
         }
     }
@@ -69,6 +74,7 @@ fn key(region: &RemoteRegion) -> [u8; 16] {
 /// The end whose memory it is.
 struct Owner {
     stream: Stream,
+    strands: usize,
     /// What lies around the writable region.
     guards: [BufferMut; 2],
     writable: Option<Region<BufferMut>>,
@@ -83,8 +89,8 @@ struct Owner {
 }
 
 impl Owner {
-    fn new(checked: bool) -> Self {
-        let stream = Stream::new(HEARTBEAT, checked);
+    fn new(checked: bool, strands: usize) -> Self {
+        let stream = Stream::new(HEARTBEAT, checked, strands);
         let mut front = filled(SECRET, GUARD_LEN * 2 + REGION_LEN);
         let mut region = front.split_off(GUARD_LEN);
         let back = region.split_off(REGION_LEN);
@@ -93,12 +99,13 @@ impl Owner {
         let mut around = vec![SECRET; GUARD_LEN * 2 + REGION_LEN];
         around[GUARD_LEN..GUARD_LEN + REGION_LEN].fill(READABLE);
         let readable = stream.expose(Buffer::from(around).slice(GUARD_LEN..GUARD_LEN + REGION_LEN));
-        let other = Stream::new(HEARTBEAT, checked);
+        let other = Stream::new(HEARTBEAT, checked, 0);
         // Their keys are drawn in turn: the third is of no region here.
         let regions = (0..3).map(|_| other.expose_mut(filled(SECRET, 100))).collect();
         Self {
             writable_key: key(&writable.remote()),
             stream,
+            strands,
             guards: [front, back],
             writable: Some(writable),
             revoked: None,
@@ -128,9 +135,11 @@ impl Owner {
     /// Writes what is due, in which nothing secret may be.
     fn leave(&mut self) {
         let mut out = Vec::new();
-        for _ in 0..4 {
-            if !self.stream.leave(&mut out, usize::MAX) {
-                break;
+        for stream in 0..=self.strands {
+            for _ in 0..4 {
+                if !self.stream.leave(stream, &mut out) {
+                    break;
+                }
             }
         }
         // In steps, so that a long input does not spend its time here: what leaks is longer.

@@ -2,6 +2,8 @@
 
 use crate::script::Script;
 
+/// The length of a chunk, where there are several streams and the library is built to be fuzzed.
+pub const CHUNK_LEN: u64 = 16 << 10;
 /// The largest payload that travels in a record, and one more.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
 /// The kinds of records.
@@ -16,6 +18,8 @@ pub const PUT: u8 = 8;
 pub struct Liar {
     /// Its stream carries checksums, which it gets right, mostly.
     pub checked: bool,
+    /// Streams beside the main one.
+    pub strands: usize,
     /// The number of its next message, and of its next request.
     pub messages: u64,
     /// Its next request's number.
@@ -29,28 +33,37 @@ pub struct Liar {
 }
 
 impl Liar {
-    /// Its next segment: up to four records of these kinds, and perhaps bulk.
-    pub fn segment(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> Vec<u8> {
+    /// Its next segment, and the stream that it is on: up to four records of these kinds, and perhaps bulk.
+    pub fn segment(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
+        let striped = self.strands > 0;
+        let stream = if striped { usize::from(script.byte()) % (self.strands + 1) } else { 0 };
         let mut records = Vec::new();
-        for _ in 0..script.byte() % 5 {
-            self.record(script, kinds, &mut records);
+        if stream == 0 || script.byte() >= 250 {
+            for _ in 0..script.byte() % 5 {
+                self.record(script, kinds, &mut records);
+            }
         }
-        let mut transfer = 0;
-        let mut bulk = Vec::new();
-        if script.byte() % 2 == 1 {
+        let (mut transfer, mut offset, mut bulk) = (0, 0, Vec::new());
+        let has_bulk = script.byte();
+        // A strand says good-bye where it has none.
+        if has_bulk % 2 == 1 || (stream > 0 && has_bulk >= 16) {
             transfer = script.number() << 2 | script.number() & 3;
-            bulk = filler(script);
+            if striped {
+                let chunk = script.byte();
+                offset = if chunk < 240 { u64::from(chunk % 6) * CHUNK_LEN } else { script.number() };
+            }
+            bulk = filler(script, striped);
         }
-        let mut segment = segment(self.checked, &records, transfer, &bulk);
+        let mut segment = segment(self.checked, striped.then_some(offset), &records, transfer, &bulk);
         if script.byte() >= 240 {
             self.altered = true;
             let at = script.below(segment.len().min(80));
             segment[at] ^= 1 << (script.byte() % 8);
-            if self.checked && script.byte() >= 64 && segment.len() >= 28 {
-                seal(&mut segment, records.len());
+            if self.checked && script.byte() >= 64 {
+                seal(&mut segment, records.len(), striped);
             }
         }
-        segment
+        (stream, segment)
     }
 
     fn record(&mut self, script: &mut Script<'_>, kinds: &[u8], out: &mut Vec<u8>) {
@@ -132,39 +145,48 @@ fn frame(script: &mut Script<'_>) -> u64 {
 }
 
 /// Bulk, of a length that something may want.
-fn filler(script: &mut Script<'_>) -> Vec<u8> {
+fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     let len = match script.byte() {
         0..100 => usize::from(script.byte()),
+        // A chunk, and what is left of the frames that are longer.
+        100..240 if striped => script.one_of(&[0x4000, 0x4000, 20_000 - 0x4000, 70_000 - 4 * 0x4000]),
         100..240 => script.one_of(&[0x4000, 0x4000, 20_000, 70_000, 8192, 0x4001]),
         _ => script.below(1 << 16),
     };
     vec![0x5a; len]
 }
 
-/// A segment.
-pub fn segment(checked: bool, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
-    let head_len = if checked { 28 } else { 16 };
+/// A segment; where there are several streams, the offset of its bulk is in its head.
+pub fn segment(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+    let head_len = head_len(checked, offset.is_some());
     let mut segment = Vec::with_capacity(head_len + records.len() + bulk.len());
     segment.extend((records.len() as u32).to_le_bytes());
     segment.extend((bulk.len() as u32).to_le_bytes());
     segment.extend(transfer.to_le_bytes());
+    segment.extend(offset.into_iter().flat_map(u64::to_le_bytes));
     segment.resize(head_len, 0);
     segment.extend(records);
     segment.extend(bulk);
     if checked {
-        seal(&mut segment, records.len());
+        seal(&mut segment, records.len(), offset.is_some());
     }
     segment
 }
 
+/// The length of a segment's head, with an offset if it is `striped`.
+pub fn head_len(checked: bool, striped: bool) -> usize {
+    16 + if striped { 8 } else { 0 } + if checked { 12 } else { 0 }
+}
+
 /// Makes the checksums right.
-fn seal(segment: &mut [u8], records_len: usize) {
-    let (head, rest) = segment.split_at_mut(28);
+fn seal(segment: &mut [u8], records_len: usize, striped: bool) {
+    let (head, rest) = segment.split_at_mut(head_len(true, striped));
     let (records, bulk) = rest.split_at(records_len);
-    head[16..20].copy_from_slice(&crc32c::crc32c(records).to_le_bytes());
-    head[20..24].copy_from_slice(&crc32c::crc32c(bulk).to_le_bytes());
-    let sum = crc32c::crc32c(&head[..24]);
-    head[24..].copy_from_slice(&sum.to_le_bytes());
+    let (before, sums) = head.split_at_mut(head_len(false, striped));
+    sums[..4].copy_from_slice(&crc32c::crc32c(records).to_le_bytes());
+    sums[4..8].copy_from_slice(&crc32c::crc32c(bulk).to_le_bytes());
+    let sum = crc32c::crc32c_append(crc32c::crc32c(before), &sums[..8]);
+    sums[8..].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn record(out: &mut Vec<u8>, kind: u8, flags: u8, number: u64, body: &[u8]) {

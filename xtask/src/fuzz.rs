@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// Without AddressSanitizer: several times as fast.
     #[arg(long)]
     fast: bool,
-    /// Adds what was found to the committed corpora, and keeps the smallest inputs that reach as much.
+    /// Adds what was found to the committed corpora, and keeps few and small inputs that reach as much.
     #[arg(long)]
     keep: bool,
     /// Only these targets.
@@ -106,13 +106,13 @@ fn fuzz(targets: &[String], effort: Effort, fast: bool, keep: bool, deadline: In
     if failed.is_empty() { Ok(()) } else { Err(format!("found something: {}", failed.join(", "))) }
 }
 
-/// Replaces `corpus` by the smallest inputs among `sources` that reach all that these reach.
+/// Replaces `corpus` by few and small inputs among `sources` that reach all that these reach.
 fn merge(program_at: &Path, sources: &[&Path], corpus: &Path, deadline: Instant) -> Outcome {
     let kept = corpus.with_extension("kept");
     let wrong = |error: std::io::Error| format!("{}: {error}", kept.display());
     fs::create_dir_all(&kept).map_err(wrong)?;
     let mut command = program(program_at);
-    run_command(command.arg("-merge=1").args(LIMITS).arg(&kept).args(sources), deadline)?;
+    run_command(command.arg("-set_cover_merge=1").args(LIMITS).arg(&kept).args(sources), deadline)?;
     fs::remove_dir_all(corpus).and_then(|()| fs::rename(&kept, corpus)).map_err(wrong)
 }
 

@@ -24,15 +24,23 @@ pub struct Stream {
     regions: Arc<Regions>,
     pool: Pool,
     clock: Clockwork,
+    /// What came on each stream and cannot be read yet.
+    waiting: Vec<Vec<u8>>,
 }
 
 impl Stream {
-    /// A new one, with checksums if `checked`.
-    pub fn new(heartbeat: Duration, checked: bool) -> Self {
+    /// A new one, with checksums if `checked`, and with so many strands beside its main stream.
+    pub fn new(heartbeat: Duration, checked: bool, strands: usize) -> Self {
         let clock = Clockwork::default();
         let (regions, pool) = (Regions::new(Arc::new(clock.clone())), Pool::new(POOL_LEN));
         let session = Session::new(pool.clone(), regions.clone(), heartbeat, Duration::ZERO, checked);
-        Self { session, regions, pool, clock }
+        Self {
+            session: session.striped(strands),
+            regions,
+            pool,
+            clock,
+            waiting: vec![Vec::new(); strands + 1],
+        }
     }
 
     /// Where payload lands that nobody named memory for.
@@ -107,17 +115,35 @@ impl Stream {
         self.session.tick(self.clock.now())
     }
 
-    /// `bytes` arrive, and go to where the session wants them.
+    /// `bytes` arrive on one of its streams, and go to where the session wants them. What it does not want yet waits for the
+    /// main stream to go on.
     ///
     /// # Panics
-    /// If the session wants none of them.
-    pub fn arrive(&mut self, mut bytes: &[u8]) -> Result<()> {
+    /// If the session wants none of what it says it does.
+    pub fn arrive(&mut self, stream: usize, bytes: &[u8]) -> Result<()> {
         self.session.heard(self.clock.now());
-        while !bytes.is_empty() {
-            let Some((target, remaining, mut sum)) = self.session.target(0, PIECES_MAX) else {
-                let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted(0)));
+        if self.waiting[stream].is_empty() {
+            let rest = self.read(stream, bytes)?;
+            self.waiting[stream].extend(rest);
+        } else {
+            self.waiting[stream].extend(bytes);
+        }
+        self.session.unpark()?;
+        for stream in 1..self.waiting.len() {
+            let waiting = std::mem::take(&mut self.waiting[stream]);
+            let rest = self.read(stream, &waiting)?;
+            self.waiting[stream].extend(rest);
+        }
+        Ok(())
+    }
+
+    /// Reads from the front of `bytes`, and tells what is left of them.
+    fn read<'a>(&mut self, stream: usize, mut bytes: &'a [u8]) -> Result<&'a [u8]> {
+        while !bytes.is_empty() && self.session.reads(stream) {
+            let Some((target, remaining, mut sum)) = self.session.target(stream, PIECES_MAX) else {
+                let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted(stream)));
                 assert!(!wanted.is_empty(), "the session wants neither bulk nor anything else");
-                self.session.received(0, wanted)?;
+                self.session.received(stream, wanted)?;
                 bytes = rest;
                 continue;
             };
@@ -141,24 +167,40 @@ impl Stream {
                 }
             }
             assert!(landed > 0, "the session wants bulk and has no room for it");
-            self.session.landed(0, landed, revoked)?;
+            self.session.landed(stream, landed, revoked)?;
             bytes = &bytes[landed..];
         }
-        Ok(())
+        Ok(bytes)
     }
 
-    /// Appends at most `len_max` bytes of what is due to `out`; whether anything was.
-    pub fn leave(&mut self, out: &mut Vec<u8>, len_max: usize) -> bool {
-        if !self.session.is_due(Urgency::Word) {
+    /// One of its streams ends; whether the connection goes on.
+    pub fn end(&mut self, stream: usize) -> bool {
+        self.session.goes_on_without(stream)
+    }
+
+    /// Appends what is due on one of its streams to `out`; whether anything was.
+    pub fn leave(&mut self, stream: usize, out: &mut Vec<u8>) -> bool {
+        // It is the first that is not full.
+        self.session.pass_over((1 << stream) - 1);
+        let is_due = match stream {
+            0 => self.session.is_due(Urgency::Word),
+            _ => self.session.strand_is_due(stream),
+        };
+        if !is_due {
             return false;
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        self.session.gather(&mut slices, PIECES_MAX);
-        let before = out.len();
-        for slice in slices {
-            out.extend_from_slice(&slice[..slice.len().min(len_max - (out.len() - before))]);
+        match stream {
+            0 => self.session.gather(&mut slices, PIECES_MAX),
+            _ => self.session.strand_gather(stream, &mut slices, PIECES_MAX),
         }
-        self.session.wrote(out.len() - before);
+        let before = out.len();
+        slices.iter().for_each(|slice| out.extend_from_slice(slice));
+        let len = out.len() - before;
+        match stream {
+            0 => self.session.wrote(len),
+            _ => self.session.strand_wrote(stream, len),
+        }
         true
     }
 

@@ -5,8 +5,9 @@ use crate::error::Result;
 use crate::memory::BufferMut;
 use crate::wire::record::{BULK_LEN_MAX, Transfer, corrupt};
 
-/// The length of a chunk; the last one of a transfer takes the rest. Simulated payload is short, and shall be of several too.
-pub(crate) const CHUNK_LEN: usize = if cfg!(test) { 16 << 10 } else { BULK_LEN_MAX };
+/// The length of a chunk; the last one of a transfer takes the rest. Simulated and fuzzed payload is short, and shall be of
+/// several too.
+pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } else { BULK_LEN_MAX };
 
 /// What one chunk fills: pieces of buffers and the bytes each takes. Nothing where the chunk goes to a region.
 pub(crate) type Parts = Vec<(BufferMut, usize)>;
