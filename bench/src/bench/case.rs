@@ -203,11 +203,12 @@ impl Pattern {
         matches!(self, Self::Incast | Self::Alltoall)
     }
 
-    /// How many move data, receivers too, where `--workers` says that `asked` send.
-    pub(crate) fn workers(self, asked: usize) -> usize {
+    /// How many move data, receivers too, where `--workers` says that `asked` send from here; `elsewhere` is one that somebody
+    /// else started.
+    pub(crate) fn workers(self, asked: usize, elsewhere: bool) -> usize {
         match self {
             Self::Incast => asked + 1,
-            Self::Alltoall => asked,
+            Self::Alltoall => asked + usize::from(elsewhere),
             _ => 2,
         }
     }
@@ -321,11 +322,6 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
         Layout { size_bytes: self.size.0, window: self.window }
-    }
-
-    /// How many workers send, of a pattern of many.
-    pub(crate) fn senders(&self) -> usize {
-        if self.pattern == Pattern::Incast { self.workers - 1 } else { self.workers }
     }
 
     pub(crate) fn check(&self) -> Check {

@@ -19,19 +19,21 @@ pub(super) struct Crowd {
 }
 
 impl Crowd {
-    /// Workers that send to the one at `address`, or to each other where there is none.
+    /// Workers that send to the one at `address`, or to each other: then that one is one of all, if it is there.
     pub(super) async fn gather(
         case: &Case,
         trust: &Trust,
         address: Option<&Address>,
     ) -> Result<Self, Failure> {
-        let mut workers = Workers::start(case.senders(), case, trust)?;
-        let peers = match address {
-            Some(address) => vec![vec![address.to_string()]; workers.count()],
-            None => others(&listen(&mut workers, case).await?),
+        let mut workers = Workers::start(case.workers - usize::from(address.is_some()), case, trust)?;
+        let address = address.map(Address::to_string);
+        let (peers, mutual) = match address {
+            Some(address) if case.pattern == Pattern::Incast => (vec![vec![address]; workers.count()], None),
+            mutual => (others(&listen(&mut workers, case).await?), mutual),
         };
         let meet = |addresses| Order::Meet {
             addresses,
+            mutual: mutual.clone(),
             layout: case.layout(),
             frames: case.frames,
             check: case.check(),
@@ -51,7 +53,7 @@ impl Crowd {
         self.workers.all(Order::Run, |answer| (answer == Answer::Running).then_some(())).await?;
         self.workers.rest(pace.warmup).await?;
         let counted = |answer| match answer {
-            Answer::Counted(counted) => Some(counted),
+            Answer::Counted { out, back } => Some((out, back)),
             _ => None,
         };
         let duration_us = pace.duration.as_micros() as u64;
@@ -64,15 +66,11 @@ impl Crowd {
         Ok(sample(case, &counted, &spent))
     }
 
-    /// A bare socket each, all at once: blocking, and spinning too where every half of `senders` sockets has a core.
-    pub(super) async fn sockets(
-        &mut self,
-        senders: usize,
-        course: impl Fn(bool) -> Course,
-    ) -> Result<Ceiling, Failure> {
+    /// A bare socket each, all at once: blocking, and spinning too where every half of them has a core.
+    pub(super) async fn sockets(&mut self, course: impl Fn(bool) -> Course) -> Result<Ceiling, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let blocking = self.pour(course(false)).await?;
-        if 2 * senders > cores {
+        if 2 * self.workers.count() > cores {
             return Ok(blocking);
         }
         Ok(blocking.best(self.pour(course(true)).await?))
@@ -107,16 +105,19 @@ fn others(addresses: &[String]) -> Vec<Vec<String>> {
     (0..count).map(of).collect()
 }
 
-/// What they did together. Each one's rate is of its own time, and all were sending in all of these times.
-fn sample(case: &Case, counted: &[Counted], spent: &[Spent]) -> Sample {
+/// What they did together. Each one's rate is of its own time, and all were sending in all of these times. What came to each
+/// from one that all met is the rate of that one.
+fn sample(case: &Case, counted: &[(Counted, Option<Counted>)], spent: &[Spent]) -> Sample {
     let mut sample = Sample::new();
-    let mut rates = Vec::with_capacity(counted.len());
-    for Counted { elapsed_ns, times } in counted {
-        let times = times.to_histogram();
-        rates.push(times.len() as f64 / (*elapsed_ns as f64 / 1e9));
-        sample.count(times.len(), times.len() * case.size.0 as u64);
+    let mut rates: Vec<f64> = counted.iter().map(|(out, _)| out.messages_per_s()).collect();
+    let came: Vec<&Counted> = counted.iter().filter_map(|(_, back)| back.as_ref()).collect();
+    if !came.is_empty() {
+        rates.push(came.iter().map(|back| back.messages_per_s()).sum());
+    }
+    for Counted { messages, times, .. } in counted.iter().map(|(out, _)| out).chain(came) {
+        sample.count(*messages, messages * case.size.0 as u64);
         // All have the same bounds, so adding cannot fail.
-        let _ = sample.times.add(&times);
+        let _ = sample.times.add(times.to_histogram());
     }
     let together: f64 = rates.iter().sum();
     sample.elapsed = std::time::Duration::from_secs_f64(sample.messages as f64 / together);
@@ -148,7 +149,11 @@ mod tests {
     fn counted(messages: u64, elapsed_ms: u64) -> Counted {
         let mut sample = Sample::new();
         (0..messages).for_each(|_| sample.record(Duration::from_micros(10)));
-        Counted { elapsed_ns: elapsed_ms * 1_000_000, times: Times::of(&sample.times) }
+        Counted { elapsed_ns: elapsed_ms * 1_000_000, messages, times: Times::of(&sample.times) }
+    }
+
+    fn came(messages: u64, elapsed_ms: u64) -> Counted {
+        Counted { messages, ..counted(0, elapsed_ms) }
     }
 
     #[test]
@@ -161,7 +166,7 @@ mod tests {
         };
         let case = case("tcp", Pattern::Incast, 1 << 20);
         // 1,000 and 3,000 a second, over different times.
-        let counted = [counted(200, 200), counted(300, 100)];
+        let counted = [(counted(200, 200), None), (counted(300, 100), None)];
         let sample = sample(&case, &counted, &[spent(5.0, 6.5), spent(5.5, 7.0)]);
         assert_eq!((sample.messages, sample.times.len()), (500, 500));
         assert!((sample.messages_per_s() - 4000.0).abs() < 1e-3, "{}", sample.messages_per_s());
@@ -172,6 +177,19 @@ mod tests {
         let gb = 1200.0 * 1.048576e-3;
         assert!((sample.send_cpu_s_per_gb().unwrap() - 0.5 / gb).abs() < 1e-9);
         assert!((sample.recv_cpu_s_per_gb().unwrap() - 2.0 / gb).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_comes_from_one_that_all_met_is_a_rate_of_its_own() {
+        let spent = Spent { messages: 1000, cpu_s: 0.25, far_cpu_s: (5.0, 6.0), bytes_copied: 1000 << 10 };
+        let case = case("tcp", Pattern::Alltoall, 1 << 10);
+        // 2,000 and 3,000 a second of the two here, 400 and 600 of the one there.
+        let counted = [(counted(200, 100), Some(came(80, 200))), (counted(600, 200), Some(came(60, 100)))];
+        let sample = sample(&case, &counted, &[spent.clone(), spent]);
+        assert_eq!((sample.messages, sample.times.len()), (940, 800), "the times are of the near ones");
+        assert!((sample.messages_per_s() - 6000.0).abs() < 1e-3, "{}", sample.messages_per_s());
+        assert_eq!((sample.fairness, sample.cpu), (Some(0.5), None), "1,000 where 2,000 is the mean");
+        assert_eq!(sample.copies(), Some(1.0));
     }
 
     #[test]

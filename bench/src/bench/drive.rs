@@ -61,7 +61,10 @@ impl<'a> Drive<'a> {
         let limit = turns * (self.pace.warmup + self.pace.duration) + 5 * self.pace.ceiling() + GRACE;
         let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
-            return tokio::time::timeout(limit, self.crowd(case, None)).await.map_err(hung).flatten();
+            return tokio::time::timeout(limit, self.crowd(case, address.as_ref()))
+                .await
+                .map_err(hung)
+                .flatten();
         }
         let mut serving = Serving::start(case, self.trust, address.as_ref()).await?;
         let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;
@@ -85,13 +88,13 @@ impl<'a> Drive<'a> {
         Ok(Repeat { path, sample, ceilings })
     }
 
-    /// The same of many workers, which send to `address`, or to each other.
+    /// The same of many workers, with the one at `address`, if any.
     async fn crowd(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
         let mut crowd = Crowd::gather(case, self.trust, address).await?;
         let sample = crowd.measure(case, self.pace).await?;
         let mut ceilings = Vec::new();
         if case.pattern == Pattern::Incast && crowd.path != "mem" {
-            let outcome = crowd.sockets(case.senders(), |spin| self.course(case, spin, false)).await;
+            let outcome = crowd.sockets(|spin| self.course(case, spin, false)).await;
             ceilings.extend(self.bare(case, outcome)?);
         }
         Ok(Repeat { path: crowd.path, sample, ceilings })

@@ -64,7 +64,8 @@ pub(crate) struct Options {
     /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) window: Option<u32>,
-    /// How many send at once: to one receiver in incast, to each other in alltoall; by default 4
+    /// How many send at once: to one receiver in incast, to each other in alltoall (with --connect, also to and from the one
+    /// there); by default 4
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) workers: Option<u32>,
     /// Messages a second that latency, bandwidth or rate sends by a schedule; times count from when a message was due

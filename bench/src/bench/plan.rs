@@ -207,12 +207,13 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
         ));
     }
     if patterns.contains(&Pattern::Alltoall) {
-        if options.connect.is_some() {
+        if options.connect.is_some() && transports.iter().any(Transport::is_encrypted) {
             return Err(Failure::usage(
-                "--pattern alltoall: every worker connects to every other one, and --connect names one only: leave it out",
+                "--pattern alltoall --connect over TLS: the workers here connect to each other too, and have no certificate \
+                 for that: leave one out",
             ));
         }
-        if options.workers == Some(1) {
+        if options.connect.is_none() && options.workers == Some(1) {
             return Err(Failure::usage(
                 "--pattern alltoall: one worker has nobody to send to: --workers 2 or more",
             ));
@@ -224,7 +225,8 @@ fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Ve
         for pattern in unique(&patterns) {
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
-                let workers = pattern.workers(options.workers.unwrap_or(WORKERS) as usize);
+                let asked = options.workers.unwrap_or(WORKERS) as usize;
+                let workers = pattern.workers(asked, options.connect.is_some());
                 let window = window(options, pattern, pattern.flows(workers), size, memory)?;
                 let frames =
                     options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
@@ -407,6 +409,15 @@ mod tests {
         assert_eq!(cases_of(line), [(5, 16), (5, 4), (4, 16), (4, 1)]);
         assert_eq!(cases_of("--pattern incast --workers 64 --size 1M"), [(65, 4)]);
         assert_eq!(cases_of("--pattern incast --workers 8 --size 64M --window 1"), [(9, 1)]);
+        // The one elsewhere is one more of all to all.
+        assert_eq!(
+            cases_of("--connect tcp://127.0.0.1:1 --pattern incast,alltoall --workers 3 --size 16M"),
+            [(4, 5), (4, 1)]
+        );
+        assert_eq!(
+            cases_of("--connect tcp://127.0.0.1:1 --pattern incast,alltoall --workers 1 --size 16M"),
+            [(2, 16), (2, 8)]
+        );
         let refused = |line| cases(line).unwrap_err();
         assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
         assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));

@@ -352,7 +352,7 @@ pub(crate) mod tests {
             wait: Wait::Adaptive,
             frames: 1,
             window: 16,
-            workers: pattern.workers(1),
+            workers: pattern.workers(1, false),
             rate: None,
             verify: false,
         }

@@ -50,6 +50,13 @@ impl Peer {
         })
     }
 
+    /// Asks for what has no answer of its own.
+    pub(crate) async fn tell(&self, request: &Request) -> Result<(), Failure> {
+        let header = encode(request).map_err(Failure::run)?;
+        self.connection.send(Message::new(header)).await?;
+        Ok(())
+    }
+
     /// Asks for something that is done or not.
     pub(crate) async fn require(&self, request: &Request) -> Result<(), Failure> {
         match self.ask(request).await? {

@@ -7,6 +7,7 @@ mod client;
 mod sending;
 mod server;
 mod serving;
+mod taking;
 mod usage;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use client::Peer;
 pub(crate) use server::{inspect, serve};
 pub(crate) use serving::Serving;
+pub(crate) use taking::Taking;
 pub(crate) use usage::CpuClock;
 
 use crate::ceiling::socket::Course;
@@ -42,9 +44,11 @@ pub(crate) enum Request {
     Send {
         /// The number of the first.
         first: u64,
-        /// How long.
+        /// How long, unless a [`Request::Enough`] comes before; nobody is sent to for more than an hour.
         duration_ms: u64,
     },
+    /// Send no more. It has no answer of its own: [`Answer::Sent`] follows, as it would have later.
+    Enough,
     /// What has it cost you so far, and was anything wrong?
     Usage,
     /// Expose memory that holds the pattern, to be read.
@@ -202,6 +206,7 @@ mod tests {
             Request::Hello,
             Request::Sink { layout, frames: 3, check: Check::Whole },
             Request::Send { first: 7, duration_ms: 5 },
+            Request::Enough,
             Request::Withdraw { last: vec![Some(2), None], check: Check::Edges },
             Request::Socket { course },
         ] {

@@ -1,7 +1,7 @@
-//! The serving half sends: a window of messages in flight, until a time has passed.
+//! The serving half sends: a window of messages in flight, until a time has passed or the peer has enough.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -20,6 +20,8 @@ pub(super) struct Sending {
     pub(super) connection: Connection,
     pub(super) first: u64,
     pub(super) duration_ms: u64,
+    /// Set when the peer has enough.
+    pub(super) enough: Arc<AtomicBool>,
 }
 
 impl Sending {
@@ -43,10 +45,11 @@ impl Sending {
         let mut lanes = JoinSet::new();
         for _ in 0..layout.window {
             let (connection, load, next) = (self.connection.clone(), load.clone(), next.clone());
+            let enough = self.enough.clone();
             lanes.spawn(async move {
                 loop {
                     connection.deliver(load.message(next.fetch_add(1, Ordering::Relaxed))).await?;
-                    if Instant::now() >= until {
+                    if Instant::now() >= until || enough.load(Ordering::Relaxed) {
                         return Ok::<_, towline::Error>(());
                     }
                 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -68,6 +69,8 @@ struct Session {
     payload: Payload,
     lent: Option<Region<Buffer>>,
     borrowed: Option<(Region<BufferMut>, Layout)>,
+    /// Set when the peer has enough of what is sent to it.
+    enough: Arc<AtomicBool>,
     /// The far half of a bare socket at work; it is gone when this ends.
     bare: Option<oneshot::Receiver<()>>,
 }
@@ -91,6 +94,7 @@ impl Session {
             payload: Payload::default(),
             lent: None,
             borrowed: None,
+            enough: Arc::default(),
             bare: None,
         }
     }
@@ -117,9 +121,16 @@ impl Session {
         if !is_conversation(message.header()) {
             return self.take(message).await;
         }
-        if let Ok(Request::Send { first, duration_ms }) = serde_json::from_slice(message.header()) {
-            self.start_sending(first, duration_ms);
-            return Ok(());
+        match serde_json::from_slice(message.header()) {
+            Ok(Request::Send { first, duration_ms }) => {
+                self.start_sending(first, duration_ms);
+                return Ok(());
+            }
+            Ok(Request::Enough) => {
+                self.enough.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
+            _ => {}
         }
         let answer = self.answer(message.header()).await.unwrap_or_else(|why| Answer::Problem { why });
         let header = encode(&answer).map_err(|why| towline::Error::new(ErrorKind::Invalid, why))?;
@@ -156,7 +167,7 @@ impl Session {
                 bounded(layout)?;
                 self.begin(Mode::Sink { layout, frames: frames.max(1), check })
             }
-            Request::Send { .. } => Err("a request to send has no answer of its own".to_owned()),
+            Request::Send { .. } | Request::Enough => Err("that has no answer of its own".to_owned()),
             Request::Usage => Ok(Answer::Usage(Usage {
                 cpu_s: self.clock.seconds(),
                 messages: self.messages,
@@ -200,7 +211,9 @@ impl Session {
                 Ok((Load::new(&self.payload.prepare(layout), layout, frames), layout))
             }
         };
-        let sending = Sending { connection: self.connection.clone(), first, duration_ms };
+        self.enough = Arc::default();
+        let (connection, enough) = (self.connection.clone(), self.enough.clone());
+        let sending = Sending { connection, first, duration_ms, enough };
         tokio::spawn(sending.run(load));
     }
 

@@ -4,6 +4,7 @@
 //! An [`Order`] reaches a process as a line of JSON on its standard input, and its [`Answer`] comes as a line on its standard
 //! output: what conducts is no part of what is measured, and nobody else can give orders.
 
+mod back;
 mod conductor;
 mod tally;
 mod work;
@@ -23,11 +24,12 @@ use crate::payload::{Check, Layout};
 pub(crate) enum Order {
     /// Listen there, and take what the others will send.
     Listen { address: String },
-    /// Connect to each of these, one after another, and say what they will be sent.
-    Meet { addresses: Vec<String>, layout: Layout, frames: usize, check: Check },
-    /// Send to all of them, until told to stop; answered when the first message is confirmed.
+    /// Connect to each of these, one after another, and say what they will be sent. The one at `mutual` comes last, and will
+    /// send as well.
+    Meet { addresses: Vec<String>, mutual: Option<String>, layout: Layout, frames: usize, check: Check },
+    /// Send to all of them, until told to stop; answered when the first message each way is confirmed.
     Run,
-    /// Count what is confirmed in so much time, from one confirmation to another.
+    /// Count what is confirmed each way in so much time, from one confirmation to another.
     Count { duration_us: u64 },
     /// Send nothing more.
     Stop,
@@ -48,7 +50,12 @@ pub(crate) enum Answer {
     /// It sends.
     Running,
     /// What was confirmed while all were sending.
-    Counted(Counted),
+    Counted {
+        /// Of this worker's.
+        out: Counted,
+        /// Of the one's that sends to it as well.
+        back: Option<Counted>,
+    },
     /// It sends no more.
     Stopped(Spent),
     /// The bare socket is connected.
@@ -59,16 +66,25 @@ pub(crate) enum Answer {
     Failed { why: String },
 }
 
-/// Messages of one worker that their receivers confirmed in some time.
+/// Messages that their receivers confirmed in some time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Counted {
     pub(crate) elapsed_ns: u64,
+    pub(crate) messages: u64,
+    /// None of messages that came: another clock saw them leave.
     pub(crate) times: Times,
+}
+
+impl Counted {
+    pub(crate) fn messages_per_s(&self) -> f64 {
+        self.messages as f64 / (self.elapsed_ns as f64 / 1e9)
+    }
 }
 
 /// What a worker's part has cost, from its first message to its last one's confirmation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spent {
+    /// Each way.
     pub(crate) messages: u64,
     /// CPU seconds of this end.
     pub(crate) cpu_s: f64,
@@ -89,7 +105,7 @@ mod tests {
         let addresses = vec!["tcp://127.0.0.1:7".to_owned()];
         for order in [
             Order::Listen { address: "mem://".to_owned() },
-            Order::Meet { addresses, layout, frames: 3, check: Check::Whole },
+            Order::Meet { addresses, mutual: None, layout, frames: 3, check: Check::Whole },
             Order::Run,
             Order::Count { duration_us: 5 },
             Order::Stop,
@@ -100,9 +116,11 @@ mod tests {
         }
         let mut sample = Sample::new();
         sample.record(std::time::Duration::from_micros(7));
+        let counted = Counted { elapsed_ns: 9, messages: 1, times: Times::of(&sample.times) };
         for answer in [
             Answer::Running,
-            Answer::Counted(Counted { elapsed_ns: 9, times: Times::of(&sample.times) }),
+            Answer::Counted { out: counted.clone(), back: None },
+            Answer::Counted { out: counted.clone(), back: Some(counted) },
             Answer::Stopped(Spent { messages: 1, cpu_s: 0.5, far_cpu_s: (1.0, 2.0), bytes_copied: 3 }),
             Answer::Failed { why: "two\nlines".to_owned() },
         ] {

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use towline::{Address, Endpoint};
 
+use super::back::Back;
 use super::tally::Tally;
-use super::{Answer, Order, Spent};
+use super::{Answer, Counted, Order, Spent};
 use crate::bench::load::Load;
 use crate::ceiling::blocking;
 use crate::ceiling::socket::{Course, Near};
@@ -26,7 +27,9 @@ pub(super) struct Worker {
     /// What messages are made of.
     memory: Bytes,
     tally: Arc<Tally>,
-    lanes: JoinSet<Result<(), towline::Error>>,
+    /// What the last peer sends, if it does.
+    back: Option<Back>,
+    lanes: JoinSet<Result<(), Failure>>,
     /// What takes the others' messages.
     serving: JoinSet<Result<(), Failure>>,
     /// What this end had spent when it began.
@@ -53,6 +56,7 @@ impl Worker {
             flows: Vec::new(),
             memory: Bytes::new(),
             tally: Arc::default(),
+            back: None,
             lanes: JoinSet::new(),
             serving: JoinSet::new(),
             begun_cpu_s: 0.0,
@@ -90,15 +94,11 @@ impl Worker {
     async fn follow(&mut self, order: Order) -> Result<Answer, Failure> {
         match order {
             Order::Listen { address } => self.listen(&address).await,
-            Order::Meet { addresses, layout, frames, check } => {
-                self.meet(&addresses, layout, frames, check).await
+            Order::Meet { addresses, mutual, layout, frames, check } => {
+                self.meet(&addresses, mutual.as_deref(), layout, frames, check).await
             }
             Order::Run => self.run().await,
-            Order::Count { duration_us } => {
-                let counted = self.tally.count(Duration::from_micros(duration_us));
-                let counted = self.unless_lost(counted).await?;
-                counted.map(Answer::Counted).map_err(|_| Failure::run("it did not count"))
-            }
+            Order::Count { duration_us } => self.count(Duration::from_micros(duration_us)).await,
             Order::Stop => self.stop().await,
             Order::Open { course } => self.open(course).await,
             Order::Pour => self.pour().await,
@@ -115,18 +115,24 @@ impl Worker {
     async fn meet(
         &mut self,
         addresses: &[String],
+        mutual: Option<&str>,
         layout: Layout,
         frames: usize,
         check: Check,
     ) -> Result<Answer, Failure> {
         let memory = Payload::default().prepare(layout);
         let load = Load::new(&memory, layout, frames);
-        for address in addresses {
+        for address in addresses.iter().map(String::as_str).chain(mutual) {
             let address: Address = address.parse()?;
             let peer = Peer::new(self.endpoint.connect(&address).await?);
             peer.require(&Request::Sink { layout, frames, check }).await?;
             let (host, load) = (address.host().to_owned(), load.clone());
             self.flows.push(Flow { peer, host, load, window: layout.window, before: Usage::default() });
+        }
+        if mutual.is_some()
+            && let Some(Flow { peer, .. }) = self.flows.last()
+        {
+            self.back = Some(Back { peer: peer.clone(), layout, frames, check, tally: Arc::default() });
         }
         self.memory = memory;
         let mut paths: Vec<&str> =
@@ -140,6 +146,9 @@ impl Worker {
             flow.before = flow.peer.usage().await?;
         }
         self.begun_cpu_s = self.clock.seconds();
+        if let Some(back) = &self.back {
+            self.lanes.spawn(back.begin().await?);
+        }
         for flow in &self.flows {
             // A lane takes a number in the same step as it sends, so numbers leave in order.
             let next = Arc::new(AtomicU64::new(0));
@@ -157,13 +166,34 @@ impl Worker {
                 });
             }
         }
-        let tally = self.tally.clone();
-        self.unless_lost(tally.begun()).await?;
+        let back = self.back.iter().map(|back| &back.tally);
+        let tallies: Vec<Arc<Tally>> = back.chain([&self.tally]).cloned().collect();
+        for tally in tallies {
+            self.unless_lost(tally.begun()).await?;
+        }
         Ok(Answer::Running)
+    }
+
+    async fn count(&mut self, duration: Duration) -> Result<Answer, Failure> {
+        let back = self.back.as_ref().map(|back| back.tally.count(duration));
+        let out = self.tally.count(duration);
+        let out = self.counted(out).await?;
+        let back = match back {
+            Some(back) => Some(self.counted(back).await?),
+            None => None,
+        };
+        Ok(Answer::Counted { out, back })
+    }
+
+    async fn counted(&mut self, counted: oneshot::Receiver<Counted>) -> Result<Counted, Failure> {
+        self.unless_lost(counted).await?.map_err(|_| Failure::run("it did not count"))
     }
 
     async fn stop(&mut self) -> Result<Answer, Failure> {
         self.tally.stop();
+        if let Some(back) = &self.back {
+            back.enough().await?;
+        }
         while let Some(end) = self.lanes.join_next().await {
             ended(end)?;
         }
@@ -174,7 +204,9 @@ impl Worker {
             far_cpu_s = (flow.before.cpu_s.min(far_cpu_s.0), after.cpu_s.max(far_cpu_s.1));
             bytes_copied += after.bytes_copied + flow.peer.connection.stats().bytes_copied;
         }
-        Ok(Answer::Stopped(Spent { messages: self.tally.confirmed(), cpu_s, far_cpu_s, bytes_copied }))
+        let came = self.back.as_ref().map_or(0, |back| back.tally.confirmed());
+        let messages = self.tally.confirmed() + came;
+        Ok(Answer::Stopped(Spent { messages, cpu_s, far_cpu_s, bytes_copied }))
     }
 
     async fn open(&mut self, course: Course) -> Result<Answer, Failure> {
@@ -192,6 +224,6 @@ impl Worker {
     }
 }
 
-fn ended(lane: Result<Result<(), towline::Error>, tokio::task::JoinError>) -> Result<(), Failure> {
-    lane.map_err(|error| Failure::run(format!("a lane of messages: {error}")))?.map_err(Failure::from)
+fn ended(lane: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(), Failure> {
+    lane.map_err(|error| Failure::run(format!("a lane of messages: {error}")))?
 }

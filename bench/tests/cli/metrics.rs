@@ -6,13 +6,18 @@ use std::net::TcpStream;
 use crate::command::{LIMIT, Running, start, towline};
 
 /// A serving process with its address, and where its metrics are.
-fn serve() -> (Running, String, String) {
+pub(crate) fn serve() -> (Running, String, String) {
     let mut serving = start(&["serve", "tcp://127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
     let (address, mut rest) = serving.first_line();
     let mut line = String::new();
     rest.read_line(&mut line).unwrap();
     let url = line.trim().strip_prefix("metrics at http://").unwrap().to_owned();
     (serving, address, url.strip_suffix("/metrics").unwrap().to_owned())
+}
+
+/// The page that it gives.
+pub(crate) fn page(at: &str) -> String {
+    ask(at, b"GET /metrics HTTP/1.0\r\n\r\n")
 }
 
 /// What the server answers to `request`.
@@ -27,7 +32,7 @@ fn ask(at: &str, request: &[u8]) -> String {
 }
 
 /// The value of the one line that begins with `name`.
-fn value(page: &str, name: &str) -> f64 {
+pub(crate) fn value(page: &str, name: &str) -> f64 {
     let mut lines = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = lines.next().unwrap_or_else(|| panic!("no {name} in {page}"));
     assert_eq!(lines.next(), None, "{name} twice");
@@ -68,7 +73,7 @@ fn whoever_asks_otherwise_is_told() {
             "{says}: {answer}"
         );
     }
-    assert!(ask(&at, b"GET /metrics HTTP/1.0\r\n\r\n").ends_with("# EOF\n"));
+    assert!(page(&at).ends_with("# EOF\n"));
 }
 
 #[test]

@@ -55,7 +55,10 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --rate 1000 --pattern incast", "leave one out"),
         ("bench --rate 1000 --against iperf3", "--rate and --against: those tools send by no schedule"),
         ("bench --pattern alltoall --workers 1", "one worker has nobody to send to"),
-        ("bench --pattern alltoall --connect tcp://127.0.0.1:1", "--connect names one only"),
+        (
+            "bench --pattern alltoall --connect tls://127.0.0.1:1",
+            "have no certificate for that: leave one out",
+        ),
         ("bench --connect mem://x", "mem reaches only its own process"),
         ("bench --connect tcp://127.0.0.1:1 --transport mem", "mem reaches only its own process"),
         ("bench --connect nowhere", "://"),

@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use crate::bench::{bench, rows};
 use crate::command::{Running, start};
 use crate::death::{SOON, children, ends, signal};
+use crate::metrics::{page, serve, value};
 
 #[test]
 fn all_senders_and_the_receiver_are_counted() {
@@ -55,6 +56,54 @@ fn all_send_to_all_the_others() {
         assert_eq!(row["window"], 16);
         assert!(row["cpu_s_per_gb"].is_null(), "a worker's time is for both: {row}");
     }
+}
+
+#[test]
+fn one_elsewhere_is_one_more_of_all_that_send_to_all() {
+    let (_serving, address, at) = serve();
+    for (workers, all) in [(1, 2), (3, 4)] {
+        let moved = || {
+            let page = page(&at);
+            ["towline_received_bytes_sum", "towline_sent_bytes_sum"].map(|name| value(&page, name))
+        };
+        let before = moved();
+        let line = format!(
+            "--connect {address} --pattern alltoall --workers {workers} --size 64K --frames 2 --verify --json"
+        );
+        let rows = rows(&bench(&line));
+        let [row] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!((&row["workers"], &row["processes"]), (&all.into(), &all.into()));
+        assert_eq!((&row["path"], &row["verified"]), (&"tcp".into(), &true.into()));
+        assert!(row["fairness"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["samples"].as_u64().unwrap() >= workers, "{row}");
+        // A message to and from each of the workers here at least, and the counting comes after that one.
+        for (before, after) in before.into_iter().zip(moved()) {
+            assert!(after - before >= 2.0 * 65_536.0 * workers as f64, "{before} {after}");
+        }
+    }
+}
+
+#[test]
+fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
+    let (serving, address, at) = serve();
+    let line = format!("bench --connect {address} --pattern alltoall --workers 2 --size 64K --duration 60");
+    let busy = || {
+        let sent = value(&page(&at), "towline_sent_bytes_count");
+        let bench = start(&line.split(' ').collect::<Vec<_>>());
+        let begin = Instant::now();
+        while value(&page(&at), "towline_sent_bytes_count") < sent + 100.0 {
+            assert!(begin.elapsed() < SOON, "it does not send");
+            thread::sleep(Duration::from_millis(2));
+        }
+        bench
+    };
+    signal(busy().id(), Signal::KILL);
+    let bench = busy();
+    signal(serving.id(), Signal::KILL);
+    let begin = Instant::now();
+    let finished = bench.finish();
+    finished.exits_with(1);
+    assert!(begin.elapsed() < SOON && finished.err.contains("worker "), "{}", finished.err);
 }
 
 /// A run in the midst of its measurement, with all that it started.

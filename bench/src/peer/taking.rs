@@ -1,0 +1,60 @@
+//! The asking half takes what it had the serving half send.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use towline::Message;
+
+use super::{Answer, Peer, Request, inspect, is_conversation};
+use crate::failure::Failure;
+use crate::payload::{Check, Layout};
+
+/// Messages that come from the serving half, of the kind that a [`Request::Sink`] told it.
+#[derive(Debug)]
+pub(crate) struct Taking {
+    peer: Peer,
+    layout: Layout,
+    frames: usize,
+    check: Check,
+    /// The number of the next message.
+    next: u64,
+    /// The last window of messages: so much memory is landed in, in turn.
+    held: VecDeque<Message>,
+}
+
+impl Taking {
+    pub(crate) fn new(peer: Peer, layout: Layout, frames: usize, check: Check) -> Self {
+        Self { peer, layout, frames, check, next: 0, held: VecDeque::new() }
+    }
+
+    /// Has the serving half send for so long; what comes must be taken, or it waits.
+    pub(crate) async fn ask(&self, time: Duration) -> Result<(), Failure> {
+        let duration_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.peer.tell(&Request::Send { first: self.next, duration_ms }).await
+    }
+
+    /// Takes and checks what comes, and tells `taken` of each, until the serving half says how many they were.
+    pub(crate) async fn all(&mut self, mut taken: impl FnMut(Instant)) -> Result<u64, Failure> {
+        let first = self.next;
+        loop {
+            let message = self.peer.connection.recv().await?;
+            if is_conversation(message.header()) {
+                let came = self.next - first;
+                return match serde_json::from_slice(message.header()) {
+                    Ok(Answer::Sent { messages }) if messages == came => Ok(messages),
+                    Ok(Answer::Problem { why }) => Err(Failure::run(format!("the serving side: {why}"))),
+                    other => Err(Failure::run(format!(
+                        "{came} messages came, and the serving side says {other:?}"
+                    ))),
+                };
+            }
+            inspect(&message, self.layout, self.frames, self.check, self.next).map_err(Failure::run)?;
+            self.next += 1;
+            if self.held.len() >= self.layout.window {
+                self.held.pop_front();
+            }
+            self.held.push_back(message);
+            taken(Instant::now());
+        }
+    }
+}
