@@ -10,6 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tokio::task::JoinSet;
 use towline::{Buffer, Connection, Endpoint, Message, Pool, Wait};
 
 /// Connections of one endpoint that have their turns.
@@ -67,15 +68,21 @@ fn messages(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The same over many connections of one endpoint in turn: what a message costs does not grow with their number.
+/// The same over many connections of one endpoint, all busy at once and one after another: what a message costs does not
+/// grow with their number.
 fn connections(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = criterion.benchmark_group("connections");
     let frame = Buffer::from(vec![1; SIZES[0]]);
     for count in CONNECTIONS {
         let pairs = runtime.block_on(pairs("tcp://127.0.0.1:0", count));
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(format!("at once/{count}"), |bencher| {
+            bencher.iter(|| runtime.block_on(all_there_and_back(&pairs, &frame)));
+        });
         let mut turns = pairs.iter().cycle();
-        group.bench_function(format!("{count}"), |bencher| {
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(format!("in turn/{count}"), |bencher| {
             bencher.iter(|| {
                 let (a, b) = turns.next().unwrap();
                 runtime.block_on(there_and_back(a, b, &frame));
@@ -92,6 +99,15 @@ async fn there_and_back(a: &Connection, b: &Connection, frame: &Buffer) {
         drop(sent.unwrap());
         taken.unwrap();
     }
+}
+
+async fn all_there_and_back(pairs: &[(Connection, Connection)], frame: &Buffer) {
+    let mut tasks = JoinSet::new();
+    for (a, b) in pairs {
+        let (a, b, frame) = (a.clone(), b.clone(), frame.clone());
+        tasks.spawn(async move { there_and_back(&a, &b, &frame).await });
+    }
+    tasks.join_all().await;
 }
 
 async fn pair(address: &str) -> (Connection, Connection) {

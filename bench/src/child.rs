@@ -12,7 +12,6 @@ use std::time::Duration;
 pub(crate) struct Child {
     process: std::process::Child,
     /// Open for as long as it shall live.
-    /// Open for as long as it shall live.
     input: Option<ChildStdin>,
 }
 
