@@ -247,8 +247,8 @@ impl Establisher {
     /// The endpoint's TLS, or what to do to have it.
     pub(crate) fn tls(&self) -> Result<&Tls> {
         let missing = || {
-            let why = "the endpoint has no TLS: to listen it needs a certificate and its key (--cert, --key), to connect an authority \
-                       to believe (--ca)";
+            let why = "the endpoint has no TLS (`Builder::tls`): to listen it needs a certificate and its key (--cert, --key), \
+                       to connect an authority to believe (--ca)";
             Error::new(ErrorKind::Invalid, why)
         };
         self.tls.as_ref().ok_or_else(missing)
