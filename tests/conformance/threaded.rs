@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op, Operation,
-    Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op, Opening,
+    Operation, Probe, Role, Site,
 };
 use towline::environment::Environment;
 use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -42,7 +42,7 @@ impl Backend for Threaded {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new(), nominal }
     }
 
-    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
         let mut nonce = vec![0; 16];
         environment.random(&mut nonce);
         Ok(nonce)
@@ -52,26 +52,30 @@ impl Backend for Threaded {
         if local.same_process(peer) { Ok(()) } else { Err("the peer is another process".into()) }
     }
 
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
-        let (side, name) = match site.role {
-            Role::Connector => (0, [site.offer.as_slice(), &site.peer_offer].concat()),
-            Role::Acceptor => (1, [site.peer_offer.as_slice(), &site.offer].concat()),
-        };
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let commands = match waiting.remove(&name) {
-            Some(commands) => commands,
-            None => {
-                let (sender, commands) = mpsc::channel();
-                thread::Builder::new().name("threaded".into()).spawn(|| serve(commands))?;
-                waiting.insert(name, sender.clone());
-                sender
-            }
-        };
-        let stalls = Arc::new(AtomicU64::new(0));
-        let link = ThreadedLink { side, commands, stalls: stalls.clone() };
-        link.tell(Command::Attach(side, site.inbox.clone(), stalls));
-        Ok(Arc::new(link))
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async { open(site) })
     }
+}
+
+fn open(site: &Site) -> Result<Arc<dyn Link>> {
+    let (side, name) = match site.role {
+        Role::Connector => (0, [site.offer.as_slice(), &site.peer_offer].concat()),
+        Role::Acceptor => (1, [site.peer_offer.as_slice(), &site.offer].concat()),
+    };
+    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let commands = match waiting.remove(&name) {
+        Some(commands) => commands,
+        None => {
+            let (sender, commands) = mpsc::channel();
+            thread::Builder::new().name("threaded".into()).spawn(|| serve(commands))?;
+            waiting.insert(name, sender.clone());
+            sender
+        }
+    };
+    let stalls = Arc::new(AtomicU64::new(0));
+    let link = ThreadedLink { side, commands, stalls: stalls.clone() };
+    link.tell(Command::Attach(side, site.inbox.clone(), stalls));
+    Ok(Arc::new(link))
 }
 
 /// One end: all it does is pass the work on.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use towline::backend::{Backend, Caps, Identity, Link, LinkStats, Op, Probe, Site};
+use towline::backend::{Backend, Caps, Identity, Link, LinkStats, Op, Opening, Probe, Role, Site};
 use towline::environment::Environment;
 use towline::{Error, ErrorKind, Result};
 
@@ -40,24 +40,23 @@ impl Backend for Networked {
         self.backend.probe()
     }
 
-    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
-        self.backend.offer(environment)
+    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+        self.backend.offer(role, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
         self.backend.reach(local, peer)
     }
 
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
-        let dice = Dice::new(lock(&self.network).dice.next(), 0);
-        let line = Line { queue: VecDeque::new(), carrying: false, ended: None, dice };
-        let (host, network) = (self.host.clone(), self.network.clone());
-        Ok(Arc::new(Wire(Arc::new(Ends {
-            link: self.backend.open(site)?,
-            line: Mutex::new(line),
-            host,
-            network,
-        }))))
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async {
+            let dice = Dice::new(lock(&self.network).dice.next(), 0);
+            let line = Line { queue: VecDeque::new(), carrying: false, ended: None, dice };
+            let (host, network) = (self.host.clone(), self.network.clone());
+            let link = self.backend.open(site).await?;
+            let ends = Ends { link, line: Mutex::new(line), host, network };
+            Ok(Arc::new(Wire(Arc::new(ends))) as Arc<dyn Link>)
+        })
     }
 }
 

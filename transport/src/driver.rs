@@ -58,8 +58,9 @@ impl Drop for Driver {
 #[derive(Debug)]
 struct Connected {
     core: Weak<Core>,
-    /// How often it had been polled when it was last seen ready.
+    /// How often it had been polled when it was last seen ready; at the last look, if its source is a bell.
     polls_when_ready: Option<u64>,
+    has_bell: bool,
 }
 
 /// Who had a turn last, and what has passed of the next ones' time.
@@ -95,8 +96,9 @@ impl Driver {
 
     /// Moves `core`'s link from now on, until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
-        self.connections()
-            .insert(core.number, Connected { core: Arc::downgrade(core), polls_when_ready: None });
+        let has_bell = core.link.source().is_some_and(|source| source.bell);
+        let connected = Connected { core: Arc::downgrade(core), polls_when_ready: None, has_bell };
+        self.connections().insert(core.number, connected);
         self.wanted.notify_one();
         if let Some(source) = core.link.source() {
             let data = epoll::EventData::new_u64(core.number);
@@ -127,7 +129,7 @@ impl Driver {
     /// Sleeps on a link's source.
     pub(crate) fn arm(&self, number: u64, source: Source<'_>) {
         let mut flags = epoll::EventFlags::IN;
-        flags.set(epoll::EventFlags::OUT, source.writable);
+        flags.set(epoll::EventFlags::OUT, source.writable && !source.bell);
         self.modify(number, source, flags);
     }
 
@@ -229,6 +231,27 @@ impl Driver {
             if before.map_or_else(|| core.waiters.is_abandoned(), |before| before == polls) {
                 core.waiters.arm();
                 self.drive(&core);
+            }
+        }
+        self.look_at_bells();
+    }
+
+    /// Takes over links that nobody polled since the last look, where nothing shows that they are ready before their bell was
+    /// asked for.
+    fn look_at_bells(&self) {
+        let connections = self.connections();
+        let with_bell = connections.values().filter(|connected| connected.has_bell);
+        // Upgraded handles are dropped without the lock, which whoever drops the last one takes.
+        let cores: Vec<_> = with_bell.filter_map(|connected| connected.core.upgrade()).collect();
+        drop(connections);
+        for core in cores.into_iter().filter(|core| !core.waiters.is_armed()) {
+            let polls = core.waiters.polls();
+            let before = match self.connections().get_mut(&core.number) {
+                Some(connected) => connected.polls_when_ready.replace(polls),
+                None => continue,
+            };
+            if before == Some(polls) && core.waiters.is_abandoned() {
+                core.waiters.arm();
             }
         }
     }

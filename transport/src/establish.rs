@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::addr::{Address, Scheme};
-use crate::backend::{Backend, PLANNED, Probe, Regions, Role, Site, Staging};
+use crate::backend::{Backend, Link, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
     self, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, STREAMS, Terms, Tls, Token,
@@ -51,7 +52,7 @@ impl Establisher {
     /// The connecting end.
     pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
         let checked = address.option("integrity") == Some("crc32c");
-        let (mut entrants, mut refused) = self.entrants(address.scheme());
+        let (mut entrants, mut refused) = self.entrants(Role::Connector, address.scheme());
         if entrants.is_empty() {
             return Err(no_path(&refused));
         }
@@ -84,15 +85,31 @@ impl Establisher {
                 refused.push(entrant.candidate);
                 continue;
             }
-            let candidates = self.settle(&entrant, entrants, refused);
             let over_tls = terms.binding.is_some();
-            let key = JoinKey::new(greeting.secret, streams, over_tls);
-            let strands = self.join(&control, &key, address, streams).await?;
-            let mut site = self.site(Role::Connector, &entrant, &greeting, control);
-            site.strands = strands;
-            let link = entrant.backend.open(&mut site)?;
+            let (site, link) = if entrant.backend.takes_stream() {
+                let key = JoinKey::new(greeting.secret, streams, over_tls);
+                let strands = self.join(&control, &key, address, streams).await?;
+                let mut site = self.site(Role::Connector, &entrant, &greeting);
+                (site.control, site.strands) = (Some(control), strands);
+                let link = entrant.backend.open(&mut site).await?;
+                (site, link)
+            } else {
+                let mut site = self.site(Role::Connector, &entrant, &greeting);
+                match self.open_beside(&entrant, &mut site, &mut control).await? {
+                    Ok(link) => {
+                        site.control = Some(control);
+                        (site, link)
+                    }
+                    Err(reason) => {
+                        entrant.candidate.reason = reason;
+                        refused.push(entrant.candidate);
+                        continue;
+                    }
+                }
+            };
+            let candidates = self.settle(&entrant, entrants, refused);
             let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(site, link, path);
+            return self.connection(&entrant, site, link, path);
         }
         Err(no_path(&refused))
     }
@@ -132,7 +149,7 @@ impl Establisher {
         address: String,
         stranger: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<Option<Connection>> {
-        let (mut entrants, mut refused) = self.entrants(listening.scheme());
+        let (mut entrants, mut refused) = self.entrants(Role::Acceptor, listening.scheme());
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
@@ -175,47 +192,92 @@ impl Establisher {
                     continue;
                 }
             };
-            // A link that takes the stream can be opened only when nothing more is to be said on it.
-            let takes_stream = entrant.backend.carries_control();
-            if takes_stream {
+            let mut site = self.site(Role::Acceptor, &entrant, &greeting);
+            let link = if entrant.backend.takes_stream() {
+                // It can be opened only when nothing more is to be said on the stream.
                 door::answer(&mut control, Ok(())).await?;
-            }
-            let strands = match expected {
-                Some(expected) => {
+                if let Some(expected) = expected {
                     // It is no stranger any more, and its streams are.
                     drop(stranger.take());
-                    expected.all(deadline, environment).await?
+                    site.strands = expected.all(deadline, environment).await?;
                 }
-                None => Vec::new(),
-            };
-            let mut site = self.site(Role::Acceptor, &entrant, &greeting, control);
-            site.strands = strands;
-            let opened = entrant.backend.open(&mut site);
-            if let Some(kept) = site.control.as_mut().filter(|_| !takes_stream) {
-                let reason = opened.as_ref().err().map(ToString::to_string);
-                door::answer(kept, reason.as_deref().map_or(Ok(()), Err)).await?;
-            }
-            let link = match (opened, site.control.take()) {
-                (Ok(link), kept) => {
-                    site.control = kept;
-                    link
+                site.control = Some(control);
+                entrant.backend.open(&mut site).await?
+            } else {
+                match self.open_beside(&entrant, &mut site, &mut control).await? {
+                    Ok(link) => {
+                        site.control = Some(control);
+                        link
+                    }
+                    Err(reason) => {
+                        entrant.candidate.reason = reason;
+                        refused.push(entrant.candidate);
+                        continue;
+                    }
                 }
-                (Err(error), Some(kept)) if !takes_stream => {
-                    control = kept;
-                    entrant.candidate.reason = error.to_string();
-                    refused.push(entrant.candidate);
-                    continue;
-                }
-                (Err(error), _) => return Err(error),
             };
             let candidates = self.settle(&entrant, entrants, refused);
             let path = path(address, &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(site, link, path).map(Some);
+            return self.connection(&entrant, site, link, path).map(Some);
         }
         Err(Error::new(
             ErrorKind::Refused,
             format!("the peer made {PROPOSALS_MAX} proposals and none would do"),
         ))
+    }
+
+    /// Opens one end of a path beside the stream, while the peer opens the other; `Ok(Err(reason))` says that one of the two
+    /// could not, which both know then, and another path may be proposed.
+    async fn open_beside(
+        &self,
+        entrant: &Entrant,
+        site: &mut Site,
+        control: &mut Control,
+    ) -> Result<Result<Arc<dyn Link>, String>> {
+        let environment = &*self.environment;
+        let now = environment.now();
+        let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
+        let role = site.role;
+        let opening = async {
+            let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
+            let opened = within(environment, opened_by, entrant.backend.open(site)).await;
+            opened.unwrap_or_else(late).map_err(|error| error.to_string())
+        };
+        if role == Role::Connector {
+            let opened = opening.await;
+            door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
+            let Ok(link) = opened else { return Ok(opened) };
+            return Ok(door::answered(control, entrant.backend.name(), answered_by, environment)
+                .await?
+                .map(|()| link));
+        }
+        let (mut opening, mut opened) = (std::pin::pin!(opening), None);
+        let said = {
+            let peer = async {
+                door::answer(control, Ok(())).await?;
+                door::answered(control, entrant.backend.name(), answered_by, environment).await
+            };
+            let mut peer = std::pin::pin!(peer);
+            std::future::poll_fn(|cx| {
+                // This end can be met before the peer hears that it may come.
+                if opened.is_none()
+                    && let Poll::Ready(result) = opening.as_mut().poll(cx)
+                {
+                    opened = Some(result);
+                }
+                peer.as_mut().poll(cx)
+            })
+            .await?
+        };
+        if let Err(reason) = said {
+            return Ok(Err(reason));
+        }
+        let opened = match opened {
+            Some(opened) => opened,
+            None => opening.await,
+        };
+        door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
+        Ok(opened)
     }
 
     /// Counts what became of an attempt that began at `begin`.
@@ -290,7 +352,7 @@ impl Establisher {
     }
 
     /// The backends that `scheme` allows and this machine has, and what became of the others.
-    fn entrants(&self, scheme: Scheme) -> (Vec<Entrant>, Vec<Candidate>) {
+    fn entrants(&self, role: Role, scheme: Scheme) -> (Vec<Entrant>, Vec<Candidate>) {
         let (mut entrants, mut refused) = (Vec::new(), Vec::new());
         for backend in &self.backends {
             let mut candidate = Candidate {
@@ -321,7 +383,7 @@ impl Establisher {
                     continue;
                 }
             }
-            match backend.offer(&*self.environment) {
+            match backend.offer(role, &*self.environment) {
                 Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
                 Err(error) => {
                     candidate.reason = error.to_string();
@@ -346,7 +408,7 @@ impl Establisher {
         entrant.backend.reach(&self.identity, &greeting.peer)
     }
 
-    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting, control: Control) -> Site {
+    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting) -> Site {
         let name = entrant.backend.name();
         let peer_offer = greeting.offers.iter().find(|offer| offer.backend == name);
         Site {
@@ -355,7 +417,8 @@ impl Establisher {
             peer: greeting.peer,
             offer: entrant.offer.clone(),
             peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
-            control: Some(control),
+            secret: greeting.secret,
+            control: None,
             strands: Vec::new(),
             inbox: Arc::default(),
             regions: Regions::new(self.environment.clone()),
@@ -366,9 +429,15 @@ impl Establisher {
         }
     }
 
-    fn connection(&self, site: Site, link: Arc<dyn crate::backend::Link>, path: Path) -> Result<Connection> {
+    fn connection(
+        &self,
+        entrant: &Entrant,
+        site: Site,
+        link: Arc<dyn Link>,
+        path: Path,
+    ) -> Result<Connection> {
         let link = Staging::over(link, site.pool);
-        if let Some(control) = site.control {
+        if let Some(control) = site.control.filter(|_| !entrant.backend.carries_control()) {
             let (link, inbox) = (link.clone(), site.inbox.clone());
             let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
             self.environment.spawn(Box::pin(async move {
@@ -399,7 +468,7 @@ fn path(
     (over_tls, streams): (bool, u8),
     candidates: Vec<Candidate>,
 ) -> Path {
-    let encrypted = over_tls && entrant.backend.carries_control();
+    let encrypted = over_tls && entrant.backend.takes_stream();
     let (chosen, checked, streams) = (entrant.backend.name(), site.checked, streams.into());
     Path { address, chosen, checked, encrypted, streams, candidates }
 }

@@ -127,6 +127,7 @@ impl Waiters {
         if let Some(source) = self.link.source() {
             self.armed.store(true, Ordering::Release);
             self.driver.arm(self.number, source);
+            self.link.doze();
         }
     }
 
@@ -228,8 +229,9 @@ impl Waiters {
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
         let Some(Reactor { descriptor, .. }) = &state.reactor else { return true };
+        self.link.doze();
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
-        if source.writable {
+        if source.writable && !source.bell {
             asleep &= self.sleep_until_ready(descriptor.poll_write_ready(cx));
         }
         asleep

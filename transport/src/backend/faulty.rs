@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Backend, Caps, Identity, Link, LinkStats, Op, Probe, Progress, Site, Source};
+use super::{Backend, Caps, Identity, Link, LinkStats, Op, Opening, Probe, Progress, Role, Site, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -62,14 +62,18 @@ impl Backend for Faulty {
         }
     }
 
-    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
         self.faults.call("offer")?;
-        self.backend.offer(environment)
+        self.backend.offer(role, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
         self.faults.call("reach").map_err(|error| error.to_string())?;
         self.backend.reach(local, peer)
+    }
+
+    fn takes_stream(&self) -> bool {
+        self.backend.takes_stream()
     }
 
     fn carries_control(&self) -> bool {
@@ -88,9 +92,12 @@ impl Backend for Faulty {
         self.backend.stripes()
     }
 
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
-        self.faults.call("open")?;
-        Ok(Arc::new(FaultyLink { link: self.backend.open(site)?, faults: self.faults.clone() }))
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async {
+            self.faults.call("open")?;
+            let link = self.backend.open(site).await?;
+            Ok(Arc::new(FaultyLink { link, faults: self.faults.clone() }) as Arc<dyn Link>)
+        })
     }
 }
 
@@ -130,6 +137,10 @@ impl Link for FaultyLink {
 
     fn source(&self) -> Option<Source<'_>> {
         self.link.source()
+    }
+
+    fn doze(&self) {
+        self.link.doze();
     }
 
     fn tick(&self) {

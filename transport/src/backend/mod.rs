@@ -8,10 +8,13 @@ pub mod faulty;
 mod inbox;
 pub mod mem;
 mod staging;
+mod streamed;
 pub mod tcp;
 
 use std::fmt::Debug;
+use std::future::Future;
 use std::os::fd::BorrowedFd;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,15 +38,22 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// What it can do here, or why it cannot. Cheap enough to ask at every connection.
     fn probe(&self) -> Probe;
 
-    /// What the peer must know to open the other end of one connection, at most 16 KiB.
-    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>>;
+    /// What the peer must know to open the other end of one connection of ours, at most 16 KiB.
+    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>>;
 
     /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;
 
-    /// Whether its links carry control in their own frames, and take the door's stream to do so.
-    fn carries_control(&self) -> bool {
+    /// Whether its links are made of the door's stream: nothing more can be said on it once they open, so that there is no way
+    /// back to another backend.
+    fn takes_stream(&self) -> bool {
         false
+    }
+
+    /// Whether its links notice a lost peer by themselves, as those do that take the door's stream. For others the door keeps
+    /// its stream, answers heartbeats on it, and ends the link when it ends.
+    fn carries_control(&self) -> bool {
+        self.takes_stream()
     }
 
     /// Whether nobody on the way can read or change what its links carry over a door that is encrypted: since it takes the
@@ -62,12 +72,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Opens this end of the data path. The peer's end is being opened at the same time.
-    ///
-    /// A backend that carries control takes `site.control`; otherwise the door keeps it, answers heartbeats on it, and
-    /// ends the link when it ends.
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>>;
+    /// Opens this end of the data path, on the driver. The peer's end is being opened at the same time. Where one of them
+    /// cannot, both are given up, and the connection takes another path. The first poll does what the peer may count on.
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a>;
 }
+
+/// One end of a data path that is being opened; dropped, it leaves nothing behind.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Arc<dyn Link>>> + Send + 'a>>;
 
 /// What a machine offers of one technology.
 #[derive(Clone, Debug)]
@@ -114,7 +125,9 @@ pub struct Site {
     pub offer: Vec<u8>,
     /// What the peer offered.
     pub peer_offer: Vec<u8>,
-    /// The door's stream, taken by backends that carry their own control.
+    /// Equal at both ends, and of this connection alone: with a token, or over TLS, nobody else can know it.
+    pub secret: [u8; 32],
+    /// The door's stream, for backends that take it.
     pub control: Option<Control>,
     /// The further streams of the connection, where both ends agreed on some and the backend stripes.
     pub strands: Vec<Control>,
@@ -159,6 +172,10 @@ pub trait Link: Debug + Send + Sync + 'static {
         None
     }
 
+    /// Nobody polls until the source is ready: whatever comes must make it so, as must what has come already. Nothing to do
+    /// where the operating system sees to that.
+    fn doze(&self) {}
+
     /// Time passed: heartbeats are due or missed, and laggards are sent. Called several times a heartbeat.
     fn tick(&self) {}
 
@@ -187,6 +204,9 @@ pub struct Source<'a> {
     pub descriptor: BorrowedFd<'a>,
     /// Ready to write is awaited too: output is blocked.
     pub writable: bool,
+    /// It is a bell, readable whatever there is to do, and only if the peer was asked to ring it: by [`Link::doze`], after the
+    /// last poll before sleeping.
+    pub bell: bool,
 }
 
 /// What one link counted. Only a tool for understanding: nothing is proved by it.

@@ -156,6 +156,10 @@ impl Link for Staging {
         self.link.source()
     }
 
+    fn doze(&self) {
+        self.link.doze();
+    }
+
     fn tick(&self) {
         self.link.tick();
     }

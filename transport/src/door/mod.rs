@@ -142,8 +142,24 @@ pub(crate) async fn propose<S: Stream>(
         (1, backend) => Message::Propose { backend },
         (streams, backend) => Message::ProposeStreams { streams, backend },
     })?;
+    match within(env, deadline, send(stream, &proposal)).await {
+        Some(sent) => sent?,
+        None => {
+            let why = format!("the acceptor made no room for the proposal of {backend} in time");
+            return Err(Error::new(ErrorKind::TimedOut, why));
+        }
+    }
+    answered(stream, backend, deadline, env).await
+}
+
+/// Waits for the other end's word on `backend`: ready, or why not. `deadline` as for a proposal.
+pub(crate) async fn answered<S: Stream>(
+    stream: &mut S,
+    backend: &str,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<Result<(), String>> {
     let conversation = async {
-        send(stream, &proposal).await?;
         match receive(stream).await?.0 {
             Message::Ready => Ok(Ok(())),
             Message::NotReady { reason } => Ok(Err(reason)),
@@ -153,10 +169,10 @@ pub(crate) async fn propose<S: Stream>(
     match within(env, deadline, conversation).await {
         Some(Ok(answer)) => Ok(answer),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
-        None => Err(Error::new(
-            ErrorKind::TimedOut,
-            format!("the acceptor did not answer the proposal of {backend} in time"),
-        )),
+        None => {
+            let why = format!("the other end did not say in time whether it is ready for {backend}");
+            Err(Error::new(ErrorKind::TimedOut, why))
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
-use super::{Backend, Caps, Identity, Link, Nominal, Probe, Role, Site};
+use super::{Backend, Caps, Identity, Link, Nominal, Opening, Probe, Role, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -47,7 +47,7 @@ impl Backend for Mem {
         }
     }
 
-    fn offer(&self, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
         let mut nonce = vec![0; 16];
         environment.random(&mut nonce);
         Ok(nonce)
@@ -61,24 +61,28 @@ impl Backend for Mem {
         true
     }
 
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
-        let (first, second) = match site.role {
-            Role::Connector => (&site.offer, &site.peer_offer),
-            Role::Acceptor => (&site.peer_offer, &site.offer),
-        };
-        if first.len() != 16 || second.len() != 16 {
-            return Err(Error::new(ErrorKind::Corrupt, "the peer's offer is not 16 bytes").by("mem"));
-        }
-        let name = [first.as_slice(), second].concat();
-        let mut waiting = waiting();
-        let half = match waiting.remove(&name) {
-            Some(half) => half,
-            None => {
-                let (mine, theirs) = Pair::split(name.clone());
-                waiting.insert(name, theirs);
-                mine
-            }
-        };
-        Ok(half.attach(site.inbox.clone(), site.regions.clone()))
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async { open(site) })
     }
+}
+
+fn open(site: &Site) -> Result<Arc<dyn Link>> {
+    let (first, second) = match site.role {
+        Role::Connector => (&site.offer, &site.peer_offer),
+        Role::Acceptor => (&site.peer_offer, &site.offer),
+    };
+    if first.len() != 16 || second.len() != 16 {
+        return Err(Error::new(ErrorKind::Corrupt, "the peer's offer is not 16 bytes").by("mem"));
+    }
+    let name = [first.as_slice(), second].concat();
+    let mut waiting = waiting();
+    let half = match waiting.remove(&name) {
+        Some(half) => half,
+        None => {
+            let (mine, theirs) = Pair::split(name.clone());
+            waiting.insert(name, theirs);
+            mine
+        }
+    };
+    Ok(half.attach(site.inbox.clone(), site.regions.clone()))
 }

@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustls::Connection;
 
-use super::socket::{Moved, Raw};
+use super::socket::Raw;
+use crate::backend::streamed::Moved;
 use crate::door;
 
 /// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is

@@ -8,11 +8,8 @@ mod link;
 mod socket;
 mod strands;
 
-use std::sync::Arc;
-
-use self::link::TcpLink;
 use self::socket::Socket;
-use super::{Backend, Caps, Identity, Link, Nominal, Probe, Site};
+use super::{Backend, Caps, Identity, Nominal, Opening, Probe, Role, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -41,7 +38,7 @@ impl Backend for Tcp {
         }
     }
 
-    fn offer(&self, _: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, _: &dyn Environment) -> Result<Vec<u8>> {
         Ok(Vec::new())
     }
 
@@ -49,7 +46,7 @@ impl Backend for Tcp {
         Ok(())
     }
 
-    fn carries_control(&self) -> bool {
+    fn takes_stream(&self) -> bool {
         true
     }
 
@@ -65,15 +62,17 @@ impl Backend for Tcp {
         true
     }
 
-    fn open(&self, site: &mut Site) -> Result<Arc<dyn Link>> {
-        let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
-        let main = site.control.take().ok_or_else(nothing)?;
-        let strands = std::mem::take(&mut site.strands);
-        let sockets = std::iter::once(main).chain(strands).map(|control| {
-            let (stream, tls) = control.into_parts()?;
-            Ok(Socket::new(stream, tls))
-        });
-        let sockets: Result<Vec<_>> = sockets.collect();
-        sockets.and_then(|sockets| TcpLink::open(sockets, site)).map_err(|error| error.by("tcp"))
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async {
+            let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
+            let main = site.control.take().ok_or_else(nothing)?;
+            let strands = std::mem::take(&mut site.strands);
+            let sockets = std::iter::once(main).chain(strands).map(|control| {
+                let (stream, tls) = control.into_parts()?;
+                Ok(Socket::new(stream, tls))
+            });
+            let sockets: Result<Vec<_>> = sockets.collect();
+            sockets.and_then(|sockets| link::open(sockets, site)).map_err(|error| error.by("tcp"))
+        })
     }
 }

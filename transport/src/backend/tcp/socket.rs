@@ -15,12 +15,8 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 use rustls::Connection;
 
 use super::encrypted::Encrypted;
+use crate::backend::streamed::{Moved, Stream};
 use crate::memory::BufferMut;
-
-/// The most slices of one call.
-pub(super) const SLICES_MAX: usize = 512;
-/// The most buffers of one read.
-pub(super) const BUFFERS_MAX: usize = 64;
 
 /// A connected, non-blocking socket, plain or over TLS.
 #[derive(Debug)]
@@ -36,15 +32,6 @@ pub(super) struct Raw {
     calls: AtomicU64,
 }
 
-/// What became of a call.
-#[derive(Debug)]
-pub(super) enum Moved {
-    /// So many bytes; 0 from a read is the end of the stream.
-    Bytes(usize),
-    /// The call would have waited.
-    Nothing,
-}
-
 impl Socket {
     pub(super) fn new(stream: TcpStream, tls: Option<Connection>) -> Self {
         Self { raw: Raw { stream, calls: AtomicU64::new(0) }, tls: tls.map(Encrypted::new) }
@@ -58,24 +45,42 @@ impl Socket {
         self.raw.calls.load(Ordering::Relaxed)
     }
 
-    /// Whether a read would find something though the descriptor may not be ready.
-    pub(super) fn holds(&self) -> bool {
+    /// Sends what was written and has not left; false if the socket is full.
+    pub(super) fn flush(&self) -> io::Result<bool> {
+        self.tls.as_ref().map_or(Ok(true), |tls| tls.flush(&self.raw))
+    }
+
+    /// Nothing more will be written.
+    pub(super) fn shutdown_write(&self) {
+        if let Some(tls) = &self.tls {
+            tls.say_good_bye(&self.raw);
+        }
+        // A socket that is gone already has nothing to shut.
+        let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
+    }
+
+    fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<Moved> {
+        let Some(tls) = &self.tls else {
+            return self.raw.call(|| rustix::io::readv(&self.raw.stream, slices));
+        };
+        let wanted = slices.iter().map(|slice| slice.len()).sum();
+        tls.read(&self.raw, wanted, filling(slices))
+    }
+}
+
+impl Stream for &Socket {
+    fn holds(&self) -> bool {
         self.tls.as_ref().is_some_and(Encrypted::holds)
     }
 
-    pub(super) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
         match &self.tls {
             Some(tls) => tls.write(&self.raw, slices),
             None => self.raw.send(slices),
         }
     }
 
-    /// Sends what was written and has not left; false if the socket is full.
-    pub(super) fn flush(&self) -> io::Result<bool> {
-        self.tls.as_ref().map_or(Ok(true), |tls| tls.flush(&self.raw))
-    }
-
-    pub(super) fn read(&self, bytes: &mut [u8]) -> io::Result<Moved> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved> {
         match &self.tls {
             Some(tls) => tls.read(&self.raw, bytes.len(), filling(&mut [bytes])),
             None => self.raw.receive(bytes),
@@ -84,11 +89,7 @@ impl Socket {
 
     /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
     /// buffers' lengths grow by what they got.
-    pub(super) fn read_into(
-        &self,
-        buffers: &mut [(&mut BufferMut, usize)],
-        then: &mut [u8],
-    ) -> io::Result<Moved> {
+    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved> {
         let mut slices = Vec::with_capacity(buffers.len() + 1);
         for (buffer, room) in buffers.iter_mut() {
             // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
@@ -112,25 +113,8 @@ impl Socket {
     }
 
     /// Reads into a region's bytes.
-    pub(super) fn read_region(&self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
         self.read_slices(&mut [IoSliceMut::new(bytes), IoSliceMut::new(then)])
-    }
-
-    /// Nothing more will be written.
-    pub(super) fn shutdown_write(&self) {
-        if let Some(tls) = &self.tls {
-            tls.say_good_bye(&self.raw);
-        }
-        // A socket that is gone already has nothing to shut.
-        let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
-    }
-
-    fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<Moved> {
-        let Some(tls) = &self.tls else {
-            return self.raw.call(|| rustix::io::readv(&self.raw.stream, slices));
-        };
-        let wanted = slices.iter().map(|slice| slice.len()).sum();
-        tls.read(&self.raw, wanted, filling(slices))
     }
 }
 

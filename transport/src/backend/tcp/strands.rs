@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::event::{Timespec, epoll};
 
-use super::link::{TcpLink, cut, ended};
-use super::socket::{Moved, SLICES_MAX, Socket};
+use super::link::TcpLine;
+use super::socket::Socket;
 use crate::backend::Source;
+use crate::backend::streamed::{Moved, SLICES_MAX, Stream, cut, ended, read_from};
 use crate::door::STREAMS_MAX;
 use crate::error::{Error, Result};
 use crate::wire::session::{Session, Urgency};
@@ -55,7 +56,7 @@ impl Strands {
     /// What to sleep on: it is ready to read when one of the sockets is ready for what is awaited of it.
     pub(super) fn source(&self) -> Source<'_> {
         let writable = self.awaits_room.load(Ordering::Acquire) != 0;
-        Source { descriptor: self.epoll.as_fd(), writable }
+        Source { descriptor: self.epoll.as_fd(), writable, bell: false }
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -68,9 +69,9 @@ impl Strands {
     }
 
     /// Reads what has come, on every stream that the session can read now.
-    pub(super) fn read(&self, link: &TcpLink, session: &mut Session) -> Result<bool> {
+    pub(super) fn read(&self, link: &TcpLine, session: &mut Session) -> Result<bool> {
         // The main stream comes first: it announces what the others carry.
-        let moved = session.reads(0) && link.read(session, &link.socket, 0)?;
+        let moved = session.reads(0) && read_from(&mut &link.socket, session, 0)?;
         if moved {
             session.unpark()?;
             self.await_what_is_wanted(link, session);
@@ -83,7 +84,7 @@ impl Strands {
     }
 
     /// Asks the system which streams are ready, and reads what has come on the strands.
-    fn read_strands(&self, link: &TcpLink, session: &mut Session) -> Result<bool> {
+    fn read_strands(&self, link: &TcpLine, session: &mut Session) -> Result<bool> {
         let mut moved = false;
         let Ready { bytes, room, lost } = self.ready();
         self.full.fetch_and(!room, Ordering::Relaxed);
@@ -95,7 +96,7 @@ impl Strands {
                     return Err(ended(session));
                 }
             } else if stream > 0 && (bytes & bit != 0 || socket.holds()) {
-                moved |= link.read(session, socket, stream)?;
+                moved |= read_from(&mut { socket }, session, stream)?;
             }
         }
         // Where the strands are quiet, they may wait for a while that the main stream is not.
@@ -107,7 +108,7 @@ impl Strands {
     }
 
     /// Writes to every stream in turn until nothing as urgent as `least` is left or all are full.
-    pub(super) fn write(&self, link: &TcpLink, session: &mut Session, least: Urgency) -> Result<bool> {
+    pub(super) fn write(&self, link: &TcpLine, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
         let full = self.full.load(Ordering::Relaxed);
         loop {
@@ -141,7 +142,7 @@ impl Strands {
     }
 
     /// Offers a stream what is to be written next.
-    fn write_once(&self, link: &TcpLink, session: &mut Session, stream: usize) -> Result<bool> {
+    fn write_once(&self, link: &TcpLine, session: &mut Session, stream: usize) -> Result<bool> {
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
         match stream {
             0 => session.gather(&mut slices, SLICES_MAX),
@@ -150,7 +151,7 @@ impl Strands {
         let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
         let written = match slices.len() {
             0 => Some(0),
-            _ => match self.socket(link, stream).write(&slices).map_err(cut)? {
+            _ => match { self.socket(link, stream) }.write(&slices).map_err(cut)? {
                 Moved::Bytes(written) => Some(written),
                 Moved::Nothing => None,
             },
@@ -159,10 +160,6 @@ impl Strands {
             self.full.fetch_or(1 << stream, Ordering::Relaxed);
             return Ok(false);
         };
-        if link.blocked.load(Ordering::Acquire) {
-            // A peer that makes room is alive, though its answer may be queued behind megabytes.
-            link.heard(session);
-        }
         match stream {
             0 => session.wrote(written),
             _ => session.strand_wrote(stream, written),
@@ -173,7 +170,7 @@ impl Strands {
         Ok(true)
     }
 
-    fn socket<'a>(&'a self, link: &'a TcpLink, stream: usize) -> &'a Socket {
+    fn socket<'a>(&'a self, link: &'a TcpLine, stream: usize) -> &'a Socket {
         match stream {
             0 => &link.socket,
             _ => &self.sockets[stream - 1],
@@ -210,7 +207,7 @@ impl Strands {
 
     /// Tells the epoll what would be of use: bytes where the session reads, room where something waits for it. Room is there
     /// at once, mostly, where bytes were decrypted already, which the epoll would not see.
-    fn await_what_is_wanted(&self, link: &TcpLink, session: &Session) {
+    fn await_what_is_wanted(&self, link: &TcpLine, session: &Session) {
         let set = |wanted: &dyn Fn(usize) -> bool| {
             self.streams().filter(|stream| wanted(*stream)).fold(0, |set, stream| set | 1 << stream)
         };

@@ -1,0 +1,440 @@
+//! A link whose data path is a stream of bytes: a session and its line behind one baton.
+//!
+//! Written once, for every backend that has such a stream, whatever it is made of. A backend brings the [`Line`].
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::BufferMut;
+use crate::wire::session::{Session, Target, Urgency};
+
+/// The most slices that are offered to a line at once.
+pub(super) const SLICES_MAX: usize = 512;
+/// The most buffers of one read.
+const BUFFERS_MAX: usize = 64;
+/// Bytes of records read at once.
+const SCRATCH_LEN: usize = 64 << 10;
+/// Reads of one poll.
+const READS_MAX: usize = 16;
+/// The same while the stream holds something: whoever stops there has the driver wake for it.
+const READS_MAX_HELD: usize = 64;
+
+thread_local! {
+    /// Where records are read to, shared by all links that this thread polls, so that an idle one needs none.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_LEN]);
+}
+
+/// What carries a link's bytes, both ways.
+pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
+    /// What only the holder of the baton may touch.
+    type Held: std::fmt::Debug + Send;
+
+    /// Writes what is no less urgent than `least`, until nothing of it is left or there is no room. Tells whether any left.
+    fn write(&self, held: &mut Self::Held, session: &mut Session, least: Urgency) -> Result<bool>;
+
+    /// Gives the session what has come, bounded. Tells whether anything had.
+    fn read(&self, held: &mut Self::Held, session: &mut Session) -> Result<bool>;
+
+    /// Output waits for room.
+    fn is_blocked(&self) -> bool;
+
+    /// Nothing more will be written or read.
+    fn shut(&self, held: &mut Self::Held);
+
+    /// See [`Link::source`].
+    fn source(&self) -> Source<'_>;
+
+    /// See [`Link::doze`].
+    fn doze(&self, _: &mut Self::Held) {}
+
+    /// System calls that moved data, or tried to.
+    fn calls(&self) -> u64;
+}
+
+/// One stream of a line, non-blocking.
+pub(super) trait Stream {
+    /// Takes what it has room for, from the front.
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved>;
+
+    /// Fills `bytes` as far as bytes have come.
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved>;
+
+    /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
+    /// buffers' lengths grow by what they got.
+    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved>;
+
+    /// Reads into a region's bytes, and what is left into `then`.
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved>;
+
+    /// Whether a read would find something though the line's source may not be ready.
+    fn holds(&self) -> bool {
+        false
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Moved {
+    /// So many bytes; 0 from a read is the end of the stream.
+    Bytes(usize),
+    /// The call would have waited.
+    Nothing,
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub(super) struct Streamed<L: Line> {
+    line: L,
+    caps: Caps,
+    inbox: Arc<Inbox>,
+    environment: Arc<dyn Environment>,
+    /// Operations that the session has not seen yet.
+    submitted: Mutex<VecDeque<Op>>,
+    /// The baton. `None` once the link has ended.
+    moving: Mutex<Option<Moving<L>>>,
+    /// Copied bytes and credit stalls, as last seen.
+    copied: AtomicU64,
+    stalls: AtomicU64,
+}
+
+/// What the holder of the baton moves.
+#[derive(Debug)]
+struct Moving<L: Line> {
+    session: Session,
+    held: L::Held,
+}
+
+impl<L: Line> Streamed<L> {
+    /// A session for `site`.
+    pub(super) fn session(site: &Site) -> Session {
+        let now = site.environment.now();
+        Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked)
+    }
+
+    pub(super) fn open(line: L, held: L::Held, session: Session, caps: Caps, site: &Site) -> Arc<Self> {
+        Arc::new(Self {
+            line,
+            caps,
+            inbox: site.inbox.clone(),
+            environment: site.environment.clone(),
+            submitted: Mutex::default(),
+            moving: Mutex::new(Some(Moving { session, held })),
+            copied: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
+        })
+    }
+
+    fn submitted(&self) -> MutexGuard<'_, VecDeque<Op>> {
+        self.submitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Polls with the baton, if it is free, `op` first; looks for operations of those who could not have it afterwards.
+    fn with_baton(
+        &self,
+        mut op: Option<Op>,
+        poll: impl Fn(&Self, &mut Moving<L>) -> Result<Progress>,
+    ) -> Progress {
+        loop {
+            let mut baton = match self.moving.try_lock() {
+                Ok(baton) => baton,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {
+                    let Some(op) = op.take() else { return Progress::Elsewhere };
+                    self.submitted().push_back(op);
+                    // Whoever has the baton looks after letting it go, which may have been before there was anything to see.
+                    continue;
+                }
+            };
+            let Some(moving) = baton.as_mut() else {
+                drop(baton);
+                self.submitted().extend(op.take());
+                self.fail_submitted();
+                return Progress::Idle;
+            };
+            while let Some(op) = self.next_submitted() {
+                perform(op, &mut moving.session);
+            }
+            if let Some(op) = op.take() {
+                perform(op, &mut moving.session);
+            }
+            let result = poll(self, moving);
+            let (copied, stalls) = moving.session.counts();
+            self.copied.store(copied, Ordering::Relaxed);
+            self.stalls.store(stalls, Ordering::Relaxed);
+            let progress = match result {
+                Ok(progress) => progress,
+                Err(why) => {
+                    self.finish(&mut baton, &why);
+                    Progress::Moved
+                }
+            };
+            drop(baton);
+            if self.submitted().is_empty() {
+                return progress;
+            }
+        }
+    }
+
+    fn next_submitted(&self) -> Option<Op> {
+        self.submitted().pop_front()
+    }
+
+    fn fail_submitted(&self) {
+        let ops = std::mem::take(&mut *self.submitted());
+        let why = self.inbox.ended().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the link has ended"));
+        for op in ops {
+            op.fail(why.clone());
+        }
+    }
+
+    /// Writes what is due, reads what has come, and then says what could wait.
+    fn poll(&self, moving: &mut Moving<L>) -> Result<Progress> {
+        let mut moved = self.write(moving, Urgency::Company)?;
+        let read = self.line.read(&mut moving.held, &mut moving.session)?;
+        if read {
+            moving.session.heard(self.environment.now());
+            for announced in moving.session.take_announced() {
+                self.inbox.announce(announced);
+            }
+        }
+        moved |= read;
+        moved |= self.write(moving, if read { Urgency::Company } else { Urgency::Word })?;
+        if moving.session.is_over() && !self.line.is_blocked() {
+            return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
+        }
+        Ok(if moved { Progress::Moved } else { Progress::Idle })
+    }
+
+    fn write(&self, moving: &mut Moving<L>, least: Urgency) -> Result<bool> {
+        let was_blocked = self.line.is_blocked();
+        let moved = self.line.write(&mut moving.held, &mut moving.session, least)?;
+        if was_blocked && moved {
+            // A peer that makes room is alive, though its answer may be queued behind megabytes.
+            moving.session.heard(self.environment.now());
+        }
+        Ok(moved)
+    }
+
+    fn write_what_is_due(&self, moving: &mut Moving<L>) -> Result<Progress> {
+        let moved = self.write(moving, Urgency::Now)?;
+        Ok(if moved { Progress::Moved } else { Progress::Idle })
+    }
+
+    /// Ends the link, once.
+    fn finish(&self, baton: &mut Option<Moving<L>>, why: &Error) {
+        let Some(Moving { mut session, mut held }) = baton.take() else { return };
+        for announced in session.take_announced() {
+            self.inbox.announce(announced);
+        }
+        self.inbox.end(why.clone());
+        self.line.shut(&mut held);
+        session.give_up(why);
+    }
+}
+
+impl<L: Line> Link for Streamed<L> {
+    fn caps(&self) -> Caps {
+        self.caps
+    }
+
+    fn submit(&self, op: Op) {
+        // Words can wait for company; `progress` takes them along.
+        let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Expect { .. });
+        if can_wait {
+            self.submitted().push_back(op);
+        } else {
+            self.with_baton(Some(op), Self::write_what_is_due);
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        self.with_baton(None, Self::poll)
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        Some(self.line.source())
+    }
+
+    fn doze(&self) {
+        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(moving) = baton.as_mut() {
+            self.line.doze(&mut moving.held);
+        }
+    }
+
+    fn tick(&self) {
+        self.with_baton(None, |link, moving| {
+            link.write(moving, Urgency::Word)?;
+            if !moving.session.is_silent(link.environment.now()) {
+                return Ok(Progress::Idle);
+            }
+            // What has come is a sign of life, even if nobody read it yet.
+            let progress = link.poll(moving)?;
+            moving.session.tick(link.environment.now())?;
+            link.write(moving, Urgency::Word)?;
+            Ok(progress)
+        });
+    }
+
+    fn end(&self, why: Error) {
+        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.finish(&mut baton, &why);
+        drop(baton);
+        self.fail_submitted();
+    }
+
+    fn stats(&self) -> LinkStats {
+        LinkStats {
+            bytes_copied: self.copied.load(Ordering::Relaxed),
+            system_calls: self.line.calls(),
+            credit_stalls: self.stalls.load(Ordering::Relaxed),
+        }
+    }
+}
+
+fn perform(op: Op, session: &mut Session) {
+    match op {
+        Op::Send { message, receipt, prompt, more } => session.send(message, receipt, prompt, more),
+        Op::Expect { in_pool } => session.expect(in_pool),
+        Op::Accept { id, landings } => session.accept(id, landings),
+        Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
+        Op::Get { region, offset, into } => session.get(region, offset, into),
+        Op::Put { region, offset, from } => session.put(region, offset, from),
+        Op::Close(done) => session.close(done),
+    }
+}
+
+/// Writes to the main stream until nothing as urgent as `least` is left, or there is no room: whether any left, and whether
+/// there was room for all.
+pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgency) -> Result<(bool, bool)> {
+    let mut moved = false;
+    while session.is_due(least) {
+        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
+        session.gather(&mut slices, SLICES_MAX);
+        if slices.is_empty() {
+            session.wrote(0);
+            continue;
+        }
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        let Moved::Bytes(written) = to.write(&slices).map_err(cut)? else { return Ok((moved, false)) };
+        session.wrote(written);
+        moved = true;
+        if written < wanted {
+            return Ok((moved, false));
+        }
+    }
+    Ok((moved, true))
+}
+
+/// Reads one of the connection's streams until nothing is left, or for a while.
+pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: usize) -> Result<bool> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        for reads in 0..READS_MAX_HELD {
+            if reads >= READS_MAX && !from.holds() {
+                break;
+            }
+            match read_once(session, from, stream, scratch)? {
+                (Moved::Nothing, _) => return Ok(reads > 0),
+                (Moved::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
+                (Moved::Bytes(0), _) => return Err(ended(session)),
+                (Moved::Bytes(len), asked) => {
+                    if len < asked || !session.reads(stream) {
+                        return Ok(true);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    })
+}
+
+/// One read, to where the session wants it, and how many bytes it asked for.
+fn read_once(
+    session: &mut Session,
+    from: &mut impl Stream,
+    stream: usize,
+    scratch: &mut [u8],
+) -> Result<(Moved, usize)> {
+    // The next head is read together with the bulk before it.
+    let next_head_len = session.head_len();
+    let Some((target, remaining, mut sum)) = session.target(stream, BUFFERS_MAX) else {
+        let len = session.bytes_wanted(stream).min(scratch.len());
+        let moved = from.read(&mut scratch[..len]).map_err(cut)?;
+        if let Moved::Bytes(len) = moved {
+            session.received(stream, &scratch[..len])?;
+        }
+        return Ok((moved, len));
+    };
+    let (moved, room, then, revoked) = match target {
+        Target::Buffers(mut buffers) => {
+            let room = limit(&mut buffers, remaining);
+            let then = if room == remaining { next_head_len } else { 0 };
+            let moved = from.read_into(&mut buffers, &mut scratch[..then]);
+            if let Ok(Moved::Bytes(len)) = moved {
+                sum.add_filled(&buffers, len.min(room));
+            }
+            (moved, room, then, false)
+        }
+        Target::Region(lease, at) => {
+            let read = |bytes: &mut [u8]| {
+                let bytes = &mut bytes[..remaining];
+                let moved = from.read_region(bytes, &mut scratch[..next_head_len]);
+                if let Ok(Moved::Bytes(len)) = moved {
+                    sum.add(&bytes[..len.min(remaining)]);
+                }
+                moved
+            };
+            match lease.with(at, read) {
+                Some(moved) => (moved, remaining, next_head_len, false),
+                None => {
+                    let room = remaining.min(scratch.len());
+                    let moved = from.read(&mut scratch[..room]);
+                    if let Ok(Moved::Bytes(len)) = moved {
+                        sum.add(&scratch[..len]);
+                    }
+                    (moved, room, 0, true)
+                }
+            }
+        }
+    };
+    let moved = moved.map_err(cut)?;
+    if let Moved::Bytes(len) = moved {
+        session.landed(stream, len.min(room), revoked)?;
+        if len > room {
+            session.received(stream, &scratch[..len - room])?;
+        }
+    }
+    Ok((moved, room + then))
+}
+
+/// Shortens the room of `buffers` to `remaining` bytes in all, and tells how much it is.
+fn limit(buffers: &mut Vec<(&mut BufferMut, usize)>, remaining: usize) -> usize {
+    let mut total = 0;
+    for (_, room) in buffers.iter_mut() {
+        *room = (*room).min(remaining - total);
+        total += *room;
+    }
+    buffers.retain(|(_, room)| *room > 0);
+    total
+}
+
+pub(super) fn ended(session: &Session) -> Error {
+    if session.may_end() {
+        return Error::new(ErrorKind::Closed, "the connection was closed in good order");
+    }
+    Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
+}
+
+pub(super) fn cut(error: std::io::Error) -> Error {
+    let error = match error.downcast::<Error>() {
+        Ok(ours) => return ours,
+        Err(error) => error,
+    };
+    Error::new(ErrorKind::PeerLost, "the connection was cut").caused_by(error)
+}
