@@ -152,7 +152,7 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
 
 /// Scripts: a get and a put, asked for and answered.
 fn accesses() -> Vec<Vec<u8>> {
-    // A choice above 83 is a segment; then come the number of its records, and of each its kind.
+    // A choice above 83 is a parcel; then come the number of its records, and of each its kind.
     let get = [0, 90, 1, 0, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let put = [0, 90, 1, 1, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let large = [0, 90, 1, 2, 0, 0, 0, 0, 200, 1, 0, 0, 0, 50];

@@ -83,9 +83,9 @@ fn lies(input: &[u8], checked: bool, strands: usize) {
                 }
             }
             _ => {
-                let (stream, segment) = liar.segment(&mut script, &KINDS);
-                let cut = script.below(segment.len() + 1);
-                let (first, second) = segment.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
+                let (stream, parcel) = liar.parcel(&mut script, &KINDS);
+                let cut = script.below(parcel.len() + 1);
+                let (first, second) = parcel.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
                 result = end.stream.arrive(stream, first).and_then(|()| end.stream.arrive(stream, second));
             }
         }

@@ -53,9 +53,9 @@ pub fn run(input: &[u8]) -> HeapMax {
             40..80 => owner.leave(),
             80..84 => owner.revoke(),
             _ => {
-                let (stream, segment) = liar.segment(&mut script, &KINDS);
-                let cut = if script.byte() % 2 == 0 { 0 } else { script.below(segment.len() + 1) };
-                let (first, second) = segment.split_at(cut);
+                let (stream, parcel) = liar.parcel(&mut script, &KINDS);
+                let cut = if script.byte() % 2 == 0 { 0 } else { script.below(parcel.len() + 1) };
+                let (first, second) = parcel.split_at(cut);
                 result =
                     owner.stream.arrive(stream, first).and_then(|()| owner.stream.arrive(stream, second));
             }

@@ -28,13 +28,13 @@ pub struct Liar {
     pub keys: Vec<[u8; 16]>,
     /// The ranges of all puts that it asked for: key, offset, length.
     pub written: Vec<([u8; 16], u64, u64)>,
-    /// A segment was altered after it was made: what it asks for is not known.
+    /// A parcel was altered after it was made: what it asks for is not known.
     pub altered: bool,
 }
 
 impl Liar {
-    /// Its next segment, and the stream that it is on: up to four records of these kinds, and perhaps bulk.
-    pub fn segment(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
+    /// Its next parcel, and the stream that it is on: up to four records of these kinds, and perhaps bulk.
+    pub fn parcel(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
         let striped = self.strands > 0;
         let stream = if striped { usize::from(script.byte()) % (self.strands + 1) } else { 0 };
         let mut records = Vec::new();
@@ -54,16 +54,16 @@ impl Liar {
             }
             bulk = filler(script, striped);
         }
-        let mut segment = segment(self.checked, striped.then_some(offset), &records, transfer, &bulk);
+        let mut parcel = parcel(self.checked, striped.then_some(offset), &records, transfer, &bulk);
         if script.byte() >= 240 {
             self.altered = true;
-            let at = script.below(segment.len().min(80));
-            segment[at] ^= 1 << (script.byte() % 8);
+            let at = script.below(parcel.len().min(80));
+            parcel[at] ^= 1 << (script.byte() % 8);
             if self.checked && script.byte() >= 64 {
-                seal(&mut segment, records.len(), striped);
+                seal(&mut parcel, records.len(), striped);
             }
         }
-        (stream, segment)
+        (stream, parcel)
     }
 
     fn record(&mut self, script: &mut Script<'_>, kinds: &[u8], out: &mut Vec<u8>) {
@@ -156,31 +156,31 @@ fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     vec![0x5a; len]
 }
 
-/// A segment; where there are several streams, the offset of its bulk is in its head.
-pub fn segment(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+/// A parcel; where there are several streams, the offset of its bulk is in its head.
+pub fn parcel(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
     let head_len = head_len(checked, offset.is_some());
-    let mut segment = Vec::with_capacity(head_len + records.len() + bulk.len());
-    segment.extend((records.len() as u32).to_le_bytes());
-    segment.extend((bulk.len() as u32).to_le_bytes());
-    segment.extend(transfer.to_le_bytes());
-    segment.extend(offset.into_iter().flat_map(u64::to_le_bytes));
-    segment.resize(head_len, 0);
-    segment.extend(records);
-    segment.extend(bulk);
+    let mut parcel = Vec::with_capacity(head_len + records.len() + bulk.len());
+    parcel.extend((records.len() as u32).to_le_bytes());
+    parcel.extend((bulk.len() as u32).to_le_bytes());
+    parcel.extend(transfer.to_le_bytes());
+    parcel.extend(offset.into_iter().flat_map(u64::to_le_bytes));
+    parcel.resize(head_len, 0);
+    parcel.extend(records);
+    parcel.extend(bulk);
     if checked {
-        seal(&mut segment, records.len(), offset.is_some());
+        seal(&mut parcel, records.len(), offset.is_some());
     }
-    segment
+    parcel
 }
 
-/// The length of a segment's head, with an offset if it is `striped`.
+/// The length of a parcel's head, with an offset if it is `striped`.
 pub fn head_len(checked: bool, striped: bool) -> usize {
     16 + if striped { 8 } else { 0 } + if checked { 12 } else { 0 }
 }
 
 /// Makes the checksums right.
-fn seal(segment: &mut [u8], records_len: usize, striped: bool) {
-    let (head, rest) = segment.split_at_mut(head_len(true, striped));
+fn seal(parcel: &mut [u8], records_len: usize, striped: bool) {
+    let (head, rest) = parcel.split_at_mut(head_len(true, striped));
     let (records, bulk) = rest.split_at(records_len);
     let (before, sums) = head.split_at_mut(head_len(false, striped));
     sums[..4].copy_from_slice(&crc32c::crc32c(records).to_le_bytes());

@@ -32,8 +32,8 @@ pub(crate) fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
     [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
 }
 
-/// A segment of the data stream.
-pub(crate) fn segment(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+/// A parcel of the data stream.
+pub(crate) fn parcel(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
     let lens = [records.len() as u32, bulk.len() as u32].map(u32::to_le_bytes).concat();
     [&lens[..], &transfer.to_le_bytes(), records, bulk].concat()
 }
@@ -122,7 +122,7 @@ async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
     let (mut stream, connection) = connected(&listener, 1).await;
     // The example of docs/wire.md.
-    send(&mut stream, &segment(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
+    send(&mut stream, &parcel(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
     let taken = soon("recv", connection.recv()).await.unwrap();
     assert_eq!(
         (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
@@ -130,22 +130,22 @@ async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
     );
     let mut word = [0; 36];
     soon("the word", stream.read_exact(&mut word)).await.unwrap();
-    assert_eq!(word[..], segment(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
+    assert_eq!(word[..], parcel(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
 
     // A large one waits for its accept.
-    send(&mut stream, &segment(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
+    send(&mut stream, &parcel(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
     let incoming = soon("incoming", connection.incoming()).await.unwrap();
     let answering = async {
         until(&mut stream, &record(2, 0, 1, &[])).await;
         // In two pieces, a question between them.
-        send(&mut stream, &segment(&[], 4, &[7; 16_000])).await.unwrap();
-        send(&mut stream, &segment(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
+        send(&mut stream, &parcel(&[], 4, &[7; 16_000])).await.unwrap();
+        send(&mut stream, &parcel(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
     };
     let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept(), answering) }).await;
     let payload = taken.unwrap().frames()[0].to_vec().unwrap();
     assert!(payload[..16_000] == [7; 16_000] && payload[16_000..] == [8; 384]);
 
-    send(&mut stream, &segment(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
+    send(&mut stream, &parcel(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
     assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     let bytes = rest(&mut stream).await;
     let holds = |record: Vec<u8>| bytes.windows(record.len()).any(|window| window == record);
@@ -206,13 +206,13 @@ async fn a_peer_that_falls_silent_is_lost(row: &'static Row) {
     assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
     assert!(began.elapsed() >= HEARTBEAT * 2, "it was given up after {:?}", began.elapsed());
     let asked = rest(&mut stream).await;
-    let ask = segment(&record(ASK, 0, 0, &[]), 0, &[]);
+    let ask = parcel(&record(ASK, 0, 0, &[]), 0, &[]);
     assert_eq!(asked, [ask.clone(), ask].concat(), "it was asked twice");
 }
 
 async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
-    let message = segment(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[]);
+    let message = parcel(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[]);
     for len in 0..message.len() {
         let (mut stream, connection) = connected(&listener, len as u8).await;
         send(&mut stream, &message[..len]).await.unwrap();
@@ -222,12 +222,12 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     }
     // In the middle of an accepted payload: the landing comes back.
     let (mut stream, connection) = connected(&listener, 99).await;
-    send(&mut stream, &segment(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
+    send(&mut stream, &parcel(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
     let buffer = BufferMut::with_capacity(150_000);
     let start = buffer.as_ptr();
     let cutting = async {
         until(&mut stream, &record(2, 0, 0, &[])).await;
-        send(&mut stream, &segment(&[], 0, &[7; 50_000])).await.unwrap();
+        send(&mut stream, &parcel(&[], 0, &[7; 50_000])).await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
         drop(stream);
     };
@@ -242,7 +242,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
 async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
-    let records = |records: &[Vec<u8>]| segment(&records.concat(), 0, &[]);
+    let records = |records: &[Vec<u8>]| parcel(&records.concat(), 0, &[]);
     let small = |number| announcement(number, EAGER, b"hi", 5, b"hello");
     let endless = [u32::MAX.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
     let mut reserved = small(0);
@@ -250,9 +250,9 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
     let breaches: [(&str, Vec<u8>); 27] = [
         ("a head beyond its limits", endless),
         ("bulk beyond its limits", [[0; 4], (2_u32 << 20).to_le_bytes(), [0; 4], [0; 4]].concat()),
-        ("transfer kind 3", segment(&small(0), 3, &[])),
-        ("bulk that was not granted", segment(&[], 0, &[1; 100])),
-        ("bulk of an eager message", segment(&small(0), 0, &[1; 100])),
+        ("transfer kind 3", parcel(&small(0), 3, &[])),
+        ("bulk that was not granted", parcel(&[], 0, &[1; 100])),
+        ("bulk of an eager message", parcel(&small(0), 0, &[1; 100])),
         ("an unknown record", records(&[record(13, 0, 0, &[])])),
         ("an unknown flag", records(&[record(1, 64, 0, &small(0)[16..])])),
         ("reserved bytes", records(&[reserved])),
@@ -316,7 +316,7 @@ async fn a_peer_that_reads_nothing_harms_nobody_else(row: &'static Row) {
     let until = Instant::now() + HEARTBEAT * 8;
     while Instant::now() < until {
         // A sign of life.
-        send(&mut stream, &segment(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
+        send(&mut stream, &parcel(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
         let both = async { tokio::join!(friend.deliver(message(2, &[100_000])), owner.recv()) };
         let (sent, taken) = within(Duration::from_secs(1), "the friend's message", both).await;
         sent.unwrap();

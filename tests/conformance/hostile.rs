@@ -10,7 +10,7 @@ use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, Incoming, Messag
 
 use crate::backends::{Row, meet};
 use crate::by_hand::{
-    CLOSE, EAGER, STREAMS, announcement, connected, hand, record, rest, segment, send, until,
+    CLOSE, EAGER, STREAMS, announcement, connected, hand, parcel, record, rest, send, until,
 };
 use crate::content::{assert_message, message};
 use crate::encrypted::Stream;
@@ -58,17 +58,17 @@ use Outcome::{Breach, Done, Nothing, Refused};
 type Lie = (&'static str, Outcome, fn(&Scene) -> Vec<u8>);
 
 const LENGTHS: &[Lie] = &[
-    ("records longer than their segment says", Breach, |_| {
+    ("records longer than their parcel says", Breach, |_| {
         let mut bytes = records(&[small(2)]);
         bytes[0] -= 1;
         bytes
     }),
-    ("records shorter than their segment says", Breach, |_| {
+    ("records shorter than their parcel says", Breach, |_| {
         let mut bytes = records(&[small(2), small(3)]);
         bytes[0] += 16;
         [bytes, records(&[small(4)])].concat()
     }),
-    ("a record beyond its segment", Breach, |_| {
+    ("a record beyond its parcel", Breach, |_| {
         let mut large = small(2);
         large[5] = 1;
         records(&[large])
@@ -92,11 +92,11 @@ const LENGTHS: &[Lie] = &[
     }),
     ("eager payload a byte short", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hell")])),
     ("eager payload a byte long", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hello!")])),
-    ("bulk a byte longer than its message", Breach, |_| segment(&[], 1 << 2, &[7; LARGE + 1])),
+    ("bulk a byte longer than its message", Breach, |_| parcel(&[], 1 << 2, &[7; LARGE + 1])),
     ("bulk that goes on behind its message", Breach, |_| {
-        [segment(&[], 1 << 2, &[7; LARGE]), segment(&[], 1 << 2, &[7; 1])].concat()
+        [parcel(&[], 1 << 2, &[7; LARGE]), parcel(&[], 1 << 2, &[7; 1])].concat()
     }),
-    ("a get answered with more than it asked for", Breach, |_| segment(&[], 1, &[7; REGION_LEN + 1])),
+    ("a get answered with more than it asked for", Breach, |_| parcel(&[], 1, &[7; REGION_LEN + 1])),
     ("a put that is longer than it says", Breach, |scene| records(&[scene.put(AT_ONCE, 0, 5, b"hello!")])),
     ("a small put without its payload", Breach, |scene| records(&[scene.put(0, 0, 5, b"")])),
     ("a reason beyond its limit", Breach, |_| records(&[record(REFUSED, 0, 0, &[b'x'; 1025])])),
@@ -114,12 +114,12 @@ const NUMBERS: &[Lie] = &[
     ("two accepts of one message", Breach, |_| {
         records(&[record(ACCEPT, 0, 1, &[]), record(ACCEPT, 0, 1, &[])])
     }),
-    ("bulk of a message that is here", Breach, |_| segment(&[], 0, &[7; 5])),
-    ("bulk of a message to come", Breach, |_| segment(&[], 9 << 2, &[7; 5])),
-    ("bulk of nothing", Breach, |_| segment(&[], 3, &[])),
-    ("bulk for a put that was never asked for", Breach, |_| segment(&[], 2, &[7; 5])),
-    ("an answer to no get", Breach, |_| segment(&[], 7 << 2 | 1, &[7; 5])),
-    ("an answer to a put", Breach, |_| segment(&[], 1 << 2 | 1, &[7; 5])),
+    ("bulk of a message that is here", Breach, |_| parcel(&[], 0, &[7; 5])),
+    ("bulk of a message to come", Breach, |_| parcel(&[], 9 << 2, &[7; 5])),
+    ("bulk of nothing", Breach, |_| parcel(&[], 3, &[])),
+    ("bulk for a put that was never asked for", Breach, |_| parcel(&[], 2, &[7; 5])),
+    ("an answer to no get", Breach, |_| parcel(&[], 7 << 2 | 1, &[7; 5])),
+    ("an answer to a put", Breach, |_| parcel(&[], 1 << 2 | 1, &[7; 5])),
     ("Go for a get", Breach, |_| records(&[record(GO, 0, 0, &[])])),
     ("Go for a small put", Breach, |_| records(&[record(GO, 0, 2, &[])])),
     ("Refused twice", Breach, |_| records(&[record(REFUSED, 0, 0, b"no"), record(REFUSED, 0, 0, b"no")])),
@@ -130,17 +130,17 @@ const NUMBERS: &[Lie] = &[
 const ORDER: &[Lie] = &[
     ("the handshake once more", Breach, |_| hand(3, b"tcp")),
     ("payload that was not asked for", Breach, |_| {
-        [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), segment(&[], 2 << 2, &[7; LARGE])].concat()
+        [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), parcel(&[], 2 << 2, &[7; LARGE])].concat()
     }),
     ("Go twice", Breach, |_| records(&[record(GO, 0, 1, &[]), record(GO, 0, 1, &[])])),
     ("Done before Go", Breach, |_| records(&[record(DONE, 0, 1, &[])])),
     ("a get half answered, and done", Breach, |_| {
-        [segment(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
+        [parcel(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
     ("a get answered, and done once more", Breach, |_| {
-        [segment(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
+        [parcel(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
-    ("a get refused, and answered", Breach, |_| segment(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
+    ("a get refused, and answered", Breach, |_| parcel(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
     ("a message after the good-bye", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), small(2)])),
     ("two good-byes", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), record(CLOSE, 0, 0, &[])])),
 ];
@@ -156,7 +156,7 @@ const CREDIT: &[Lie] = &[
         records(&(0..1025).map(|number| scene.get_from(scene.readable(), number, 0, 5)).collect::<Vec<_>>())
     }),
     ("payload ahead of its grant", Breach, |_| records(&[announcement(2, STREAMS, b"", (4 << 20) + 1, b"")])),
-    ("a segment of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
+    ("a parcel of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
 ];
 
 const KEYS: &[Lie] = &[
@@ -205,7 +205,7 @@ const RESERVED: &[Lie] = &[
 
 /// Not lies, though they look like it.
 const EMPTY: &[Lie] = &[
-    ("empty segments", Nothing, |_| segment(&[], 0, &[]).repeat(1000)),
+    ("empty parcels", Nothing, |_| parcel(&[], 0, &[]).repeat(1000)),
     ("a word on no message at all", Nothing, |_| records(&[word(0, 0)])),
     ("a grant of everything", Nothing, |_| records(&[record(4, 0, u64::MAX, &[])])),
     ("a get of nothing", Done, |scene| records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64, 0)])),
@@ -218,7 +218,7 @@ const EMPTY: &[Lie] = &[
 const LIES: [&[Lie]; 7] = [LENGTHS, NUMBERS, ORDER, CREDIT, KEYS, RESERVED, EMPTY];
 
 fn records(records: &[Vec<u8>]) -> Vec<u8> {
-    segment(&records.concat(), 0, &[])
+    parcel(&records.concat(), 0, &[])
 }
 
 /// A small message, as it should be but for its number.

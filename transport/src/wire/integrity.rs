@@ -1,7 +1,7 @@
-//! Checksums of a data stream, where both ends agreed on them: each segment's head carries those of itself, its records
+//! Checksums of a data stream, where both ends agreed on them: each parcel's head carries those of itself, its records
 //! and its bulk.
 //!
-//! Nothing is acted on before its checksum was found right: records are checked before they are read, a segment's bulk
+//! Nothing is acted on before its checksum was found right: records are checked before they are read, a parcel's bulk
 //! before its transfer goes on. The sum is taken over memory that was just read or is about to be written: no byte is
 //! copied for it.
 
@@ -32,14 +32,14 @@ pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = IoSlice<'a>>) -> u3
 pub(crate) struct Check {
     /// Both ends agreed to.
     on: bool,
-    /// The current segment's checksums, and the sum of its bulk so far.
+    /// The current parcel's checksums, and the sum of its bulk so far.
     records: u32,
     bulk: u32,
     sum: u32,
     /// Where its bulk goes: the frame, and the offset in it.
     frame: usize,
     offset: u64,
-    /// Where the current segment begins, its records do, and it ends in the stream.
+    /// Where the current parcel begins, its records do, and it ends in the stream.
     start: u64,
     records_at: u64,
     end: u64,
@@ -54,7 +54,7 @@ impl Check {
         self.on
     }
 
-    /// A segment's head came.
+    /// A parcel's head came.
     pub(crate) fn head(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.on {
             return Ok(());
@@ -74,7 +74,7 @@ impl Check {
         Ok(())
     }
 
-    /// A segment's records came; `next` is the number of the next message to be announced.
+    /// A parcel's records came; `next` is the number of the next message to be announced.
     pub(crate) fn records(&self, bytes: &[u8], next: u64) -> Result<()> {
         if !self.on || crc32c(bytes) == self.records {
             return Ok(());
@@ -95,7 +95,7 @@ impl Check {
         Sum(self.on.then_some(&mut self.sum))
     }
 
-    /// A segment's bulk is all here.
+    /// A parcel's bulk is all here.
     pub(crate) fn end(&self, transfer: Transfer) -> Result<()> {
         if !self.on || self.sum == self.bulk {
             return Ok(());
@@ -110,7 +110,7 @@ impl Check {
     }
 }
 
-/// The sum of a segment's bulk, if it is taken.
+/// The sum of a parcel's bulk, if it is taken.
 #[derive(Debug)]
 pub(crate) struct Sum<'a>(Option<&'a mut u32>);
 

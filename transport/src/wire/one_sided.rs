@@ -125,7 +125,7 @@ impl OneSided {
         self.queued.is_empty() && self.requests.is_empty()
     }
 
-    /// Writes requests while the segment has room.
+    /// Writes requests while the parcel has room.
     pub(crate) fn ask(&mut self, outbox: &mut Outbox) {
         while self.are_due() && outbox.records_len() < RECORDS_LEN && outbox.has_room() {
             let Some((region, offset, mut request)) = self.queued.pop_front() else { return };

@@ -1,4 +1,4 @@
-//! What is on its way to the socket: one batch of segments, as pieces to gather and as endings to run once they left.
+//! What is on its way to the socket: one batch of parcels, as pieces to gather and as endings to run once they left.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -12,7 +12,7 @@ use crate::wire::record::{self, BULK_LEN_MAX, HEAD_LEN, Head, Transfer};
 
 /// A batch is closed when it holds this much.
 const BATCH_LEN: usize = 1 << 20;
-/// A segment's bulk is cut after so many frames, so that a batch fits the operating system's vectors.
+/// A parcel's bulk is cut after so many frames, so that a batch fits the operating system's vectors.
 const BULK_PIECES_MAX: usize = 256;
 /// A batch is closed when it has so many pieces.
 const BATCH_PIECES_MAX: usize = 512;
@@ -24,7 +24,7 @@ pub(crate) struct Outbox {
     text: Vec<u8>,
     pieces: VecDeque<Piece>,
     len: usize,
-    /// The segment being made: where its head is in `text`, and how many bytes of its records are payload.
+    /// The parcel being made: where its head is in `text`, and how many bytes of its records are payload.
     open: Option<(usize, usize)>,
     /// How many pieces were there before it.
     earlier: usize,
@@ -66,12 +66,12 @@ impl Outbox {
         self.pieces.is_empty()
     }
 
-    /// Whether another segment may join the batch.
+    /// Whether another parcel may join the batch.
     pub(crate) fn has_room(&self) -> bool {
         self.pieces.is_empty() || (self.len < BATCH_LEN && self.pieces.len() < BATCH_PIECES_MAX)
     }
 
-    /// Begins a segment.
+    /// Begins a parcel.
     pub(crate) fn begin(&mut self) {
         if self.pieces.is_empty() {
             self.text.clear();
@@ -92,7 +92,7 @@ impl Outbox {
         &mut self.text
     }
 
-    /// Bytes of the open segment's records.
+    /// Bytes of the open parcel's records.
     pub(crate) fn records_len(&self) -> usize {
         self.open.map_or(0, |(head, payload)| self.text.len() - head - self.head_len() + payload)
     }
@@ -115,7 +115,7 @@ impl Outbox {
         self.pieces.push_back(Piece::End(ending));
     }
 
-    /// Closes the segment with bulk of `transfer`; an empty segment is taken back.
+    /// Closes the parcel with bulk of `transfer`; an empty parcel is taken back.
     pub(crate) fn finish(&mut self, transfer: Transfer, bulk: Vec<Buffer>) {
         if bulk.is_empty() && self.records_len() == 0 {
             let Some((head, _)) = self.open.take() else { return };
@@ -125,7 +125,7 @@ impl Outbox {
         self.finish_at(transfer, 0, bulk);
     }
 
-    /// Closes the segment, empty or not, with bulk that begins at that offset of `transfer`.
+    /// Closes the parcel, empty or not, with bulk that begins at that offset of `transfer`.
     pub(crate) fn finish_at(&mut self, transfer: Transfer, offset: u64, bulk: Vec<Buffer>) {
         let records_len = self.records_len();
         let Some((head, _)) = self.open.take() else { return };
@@ -146,7 +146,7 @@ impl Outbox {
         self.pieces.extend(bulk.into_iter().map(Piece::Bytes));
     }
 
-    /// The records of the segment being closed, whose head is at `head`.
+    /// The records of the parcel being closed, whose head is at `head`.
     fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
         let records = head + self.head_len();
         self.pieces.range(self.earlier..).filter_map(move |piece| match piece {
@@ -211,7 +211,7 @@ impl Outbox {
     }
 }
 
-/// Frames that leave as bulk, a segment at a time.
+/// Frames that leave as bulk, a parcel at a time.
 #[derive(Debug)]
 pub(crate) struct Bulk {
     pub(crate) transfer: Transfer,
@@ -237,8 +237,8 @@ impl Bulk {
         Self { transfer, source, frame: 0, offset: 0 }
     }
 
-    /// A segment's worth, and whether it is the last.
-    pub(crate) fn next_segment(&mut self) -> (Vec<Buffer>, bool) {
+    /// A parcel's worth, and whether it is the last.
+    pub(crate) fn next_parcel(&mut self) -> (Vec<Buffer>, bool) {
         self.next(BULK_LEN_MAX, BULK_PIECES_MAX)
     }
 

@@ -1,4 +1,4 @@
-//! The bytes of a data stream: segments of records and bulk. docs/wire.md draws them.
+//! The bytes of a data stream: parcels of records and bulk. docs/wire.md draws them.
 //!
 //! Nothing is allocated from a length before the length was checked against its limit and against the bytes at hand.
 
@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
 
-/// A segment's head: how many bytes of records follow, how many of bulk, and whose.
+/// A parcel's head: how many bytes of records follow, how many of bulk, and whose.
 pub(crate) const HEAD_LEN: usize = 16;
 /// What a head has more where a connection has several streams: where in its transfer the bulk belongs.
 const OFFSET_LEN: usize = 8;
@@ -14,9 +14,9 @@ const OFFSET_LEN: usize = 8;
 const SUMS_LEN: usize = 12;
 /// A record's head: kind, flags, two zeroes, the body's length, a number.
 const RECORD_HEAD_LEN: usize = 16;
-/// The most bytes of records in one segment.
+/// The most bytes of records in one parcel.
 pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
-/// The most bytes of bulk in one segment.
+/// The most bytes of bulk in one parcel.
 pub(crate) const BULK_LEN_MAX: usize = 1 << 20;
 /// The longest reason that a refusal carries, in bytes.
 const REASON_LEN_MAX: usize = 1024;
@@ -43,7 +43,7 @@ const EAGER: u8 = 4;
 /// Settle: rejected.
 const REJECTED: u8 = 1;
 
-/// A segment's head.
+/// A parcel's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) records_len: usize,
@@ -51,7 +51,7 @@ pub(crate) struct Head {
     pub(crate) transfer: Transfer,
 }
 
-/// Whose bytes a segment's bulk is.
+/// Whose bytes a parcel's bulk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Transfer {
     /// Payload of the sender's message.
@@ -82,14 +82,14 @@ impl Head {
         let transfer = fields.u64()?;
         if records_len > RECORDS_LEN_MAX || bulk_len > BULK_LEN_MAX {
             return Err(corrupt(format!(
-                "a segment of {records_len} and {bulk_len} bytes is beyond its limits"
+                "a parcel of {records_len} and {bulk_len} bytes is beyond its limits"
             )));
         }
         let transfer = match transfer & 3 {
             0 => Transfer::Message(transfer >> 2),
             1 => Transfer::Get(transfer >> 2),
             2 => Transfer::Put(transfer >> 2),
-            _ => return Err(corrupt("a segment's bulk belongs to nothing")),
+            _ => return Err(corrupt("a parcel's bulk belongs to nothing")),
         };
         Ok(Self { records_len, bulk_len, transfer })
     }
@@ -433,7 +433,7 @@ mod tests {
         put_message(&mut message, 0, true, Payload::Eager(&[]), b"hi", table.into_iter(), 5);
         message.extend_from_slice(b"hello");
         assert_eq!(
-            segment(&message),
+            parcel(&message),
             hex("27000000 00000000 0000000000000000 01050000 17000000 0000000000000000 \
                  02000000 01000000 0500000000000000 6869 68656c6c6f")
         );
@@ -441,13 +441,13 @@ mod tests {
         let mut word = Vec::new();
         put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
         assert_eq!(
-            segment(&word),
+            parcel(&word),
             hex("14000000 00000000 0000000000000000 03000000 04000000 0000000000000000 01000000")
         );
         let mut close = Vec::new();
         put(&mut close, &Record::Close);
         assert_eq!(
-            segment(&close),
+            parcel(&close),
             hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000")
         );
         let record = take(&mut &message[..]).unwrap();
@@ -456,7 +456,7 @@ mod tests {
         assert_eq!(announced.frames, table);
     }
 
-    fn segment(records: &[u8]) -> Vec<u8> {
+    fn parcel(records: &[u8]) -> Vec<u8> {
         let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
         [&head.encode(), records].concat()
     }

@@ -10,7 +10,7 @@ use crate::wire::ledger::Ledger;
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
 use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
 
-/// A segment's records are closed when they hold this much.
+/// A parcel's records are closed when they hold this much.
 pub(crate) const RECORDS_LEN: usize = 64 << 10;
 /// What one message may take from the window to join others.
 const JOINS_COST_MAX: u64 = 1 << 10;
@@ -126,7 +126,7 @@ impl Sends {
             && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
     }
 
-    /// Announces what credit and the segment allow.
+    /// Announces what credit and the parcel allow.
     pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
         outbox.text().append(&mut self.joined);
         self.urgent = false;

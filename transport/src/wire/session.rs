@@ -264,7 +264,7 @@ impl Session {
                 continue;
             };
             let transfer = bulk.transfer;
-            let (bytes, is_last) = bulk.next_segment();
+            let (bytes, is_last) = bulk.next_parcel();
             self.outbox.finish(transfer, bytes);
             if !is_last {
                 self.bulks.push_back(bulk);
@@ -274,7 +274,7 @@ impl Session {
         }
     }
 
-    /// Records that were waiting, up to a segment's worth.
+    /// Records that were waiting, up to a parcel's worth.
     fn write_records(&mut self) {
         if self.ask {
             record::put(&mut self.records, &Record::Ask);

@@ -83,7 +83,7 @@ impl Session {
         self.needed(stream) - self.inlet(stream).partial.len()
     }
 
-    /// The length of a segment's head.
+    /// The length of a parcel's head.
     pub(crate) fn head_len(&self) -> usize {
         record::head_len(self.inlet.check.is_on(), self.strands.is_some())
     }

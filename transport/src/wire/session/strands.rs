@@ -152,7 +152,7 @@ impl Session {
         }
     }
 
-    /// Gives a stream a chunk, if it has the turn; on the main one a segment is open for it.
+    /// Gives a stream a chunk, if it has the turn; on the main one a parcel is open for it.
     pub(super) fn chunk_to(&mut self, stream: usize) -> bool {
         self.spread();
         let may_take = matches!(self.closing, Closing::No | Closing::Wanted);

@@ -15,13 +15,13 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 251 + at) as u8).collect()
 }
 
-/// A segment without checksums, where the connection has several streams.
-fn segment(records: &[u8], transfer: Transfer, offset: u64, bulk: &[u8]) -> Vec<u8> {
+/// A parcel without checksums, where the connection has several streams.
+fn parcel(records: &[u8], transfer: Transfer, offset: u64, bulk: &[u8]) -> Vec<u8> {
     let head = Head { records_len: records.len(), bulk_len: bulk.len(), transfer };
-    let mut segment = [&head.encode()[..], &[0; 8]].concat();
-    put_offset(&mut segment, offset);
-    assert_eq!(segment.len(), HEAD_LEN + 8);
-    [&segment, records, bulk].concat()
+    let mut parcel = [&head.encode()[..], &[0; 8]].concat();
+    put_offset(&mut parcel, offset);
+    assert_eq!(parcel.len(), HEAD_LEN + 8);
+    [&parcel, records, bulk].concat()
 }
 
 /// Moves everything on the main stream, and nothing beside it.
@@ -251,11 +251,11 @@ fn settle_main_one_way(a: &mut End, b: &mut End) {
 fn what_was_not_granted_is_corrupt_on_every_stream() {
     let (message, get) = (Transfer::Message(0), Transfer::Get(0));
     let chunk = bytes(CHUNK_LEN);
-    let at = |transfer, offset, bulk: &[u8]| segment(&[], transfer, offset, bulk);
+    let at = |transfer, offset, bulk: &[u8]| parcel(&[], transfer, offset, bulk);
     let record = |record: &Record<'_>| {
         let mut records = Vec::new();
         put(&mut records, record);
-        segment(&records, Transfer::Message(0), 0, &[])
+        parcel(&records, Transfer::Message(0), 0, &[])
     };
     let first = at(message, 0, &chunk);
     let half = first[..first.len() / 2].to_vec();
