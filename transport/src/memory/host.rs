@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 const CACHE_LINE: usize = 64;
 const PAGE: usize = 4 << 10;
-const HUGE_PAGE: usize = 2 << 20;
+pub(super) const HUGE_PAGE: usize = 2 << 20;
 
 /// Aligned memory from the heap or, where it is large, a mapping of its own.
 #[derive(Debug)]
@@ -288,7 +288,7 @@ fn address_of(bytes: &[u8]) -> NonNull<u8> {
     NonNull::from(bytes).cast()
 }
 
-fn unmap(start: *mut u8, len: usize) {
+pub(super) fn unmap(start: *mut u8, len: usize) {
     if len == 0 {
         return;
     }

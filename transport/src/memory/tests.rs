@@ -1,9 +1,10 @@
-//! Claims about buffers; `pool` and `guarded` hold those about pools and untouchable places.
+//! Claims about buffers; `pool`, `guarded` and `segment` hold those about pools, untouchable places and shared memory.
 
 #![expect(unsafe_code, reason = "the tests fill spare memory and bring allocations of their own")]
 
 mod guarded;
 mod pool;
+mod segment;
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;

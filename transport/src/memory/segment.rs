@@ -1,0 +1,245 @@
+//! Shared memory of this host: a [`Segment`] is what this process owns and others map, a [`PeerSegment`] what a peer owns.
+//!
+//! Both exist as a descriptor only: no name in any file system, and nothing is left when the last descriptor and mapping
+//! are gone. A segment is whole from the start and sealed so: it never changes its size, loses a page, or is written
+//! through any mapping but its owner's first.
+
+#![expect(unsafe_code, reason = "this is where shared memory is mapped")]
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use super::host::{HUGE_PAGE, unmap};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a peer relies on: the size stays, and nobody maps it writable from here on. That also forbids to punch holes.
+const SEALS: [(SealFlags, &str); 3] = [
+    (SealFlags::SHRINK, "shrinking"),
+    (SealFlags::GROW, "growing"),
+    (SealFlags::FUTURE_WRITE, "future writes"),
+];
+
+/// Where the kernel has memfds without huge pages of their own (`TMPFS_MAGIC` of `linux/magic.h`).
+const TMPFS: i64 = 0x0102_1994;
+
+/// Shared memory that this process owns and alone writes. Others map it by its descriptor, to read.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    id: u32,
+    descriptor: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Segment {
+    /// `len` bytes of zeroes, rounded up to whole pages, each of them there from the start: no later touch, of anyone,
+    /// allocates or fails. From 2 MiB on aligned to that, in huge pages where the system lets shared memory have them.
+    /// `name` is what `/proc/PID/maps` shows; nothing is found by it.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge` where this machine has not that much memory, `Unsupported` where its kernel is too old.
+    pub(crate) fn create(name: &str, len: usize) -> Result<Self> {
+        let page = rustix::param::page_size();
+        let len = len.max(1).checked_next_multiple_of(page).filter(|len| *len <= isize::MAX as usize / 2);
+        let len = len.ok_or_else(|| Error::new(ErrorKind::TooLarge, "no machine has a segment that long"))?;
+        within_what_is_available(len)?;
+        let descriptor = memfd(name).map_err(|errno| failed("cannot be created", len, errno))?;
+        rustix::fs::ftruncate(&descriptor, len as u64)
+            .map_err(|errno| failed("cannot be sized", len, errno))?;
+        let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
+        if len >= HUGE_PAGE {
+            // Refused where the system has none for shared memory, which costs speed only.
+            let _ = mapping.advise(Advice::LinuxHugepage);
+        }
+        // Not `fallocate`: it knows no mapping, so it ignores the advice, and leaves the zeroing to the first touch.
+        mapping.advise(Advice::LinuxPopulateWrite).map_err(|errno| failed("cannot be filled", len, errno))?;
+        let seals = SEALS.iter().fold(SealFlags::SEAL, |all, (seal, _)| all | *seal);
+        rustix::fs::fcntl_add_seals(&descriptor, seals)
+            .map_err(|errno| failed("cannot be sealed", len, errno))?;
+        static IDS: AtomicU32 = AtomicU32::new(0);
+        Ok(Self { id: IDS.fetch_add(1, Ordering::Relaxed), descriptor, mapping })
+    }
+
+    /// Which one of this process's it is.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// What to send to a peer that may read all of it.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    /// The first byte.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.mapping.base
+    }
+
+    /// The number of bytes, whole pages of them.
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len
+    }
+}
+
+/// Shared memory that a peer owns, mapped read-only. The peer may write it at any time: whether that is
+/// [`Access::Foreign`](super::Access) or believed not to happen is the caller's to know (M5).
+#[derive(Debug)]
+pub(crate) struct PeerSegment {
+    mapping: Mapping,
+}
+
+impl PeerSegment {
+    /// Maps what a stranger sent, once it is proven to be what a [`Segment`] is: a memfd of at most `len_max` bytes,
+    /// sealed against shrinking, growing and future writes, with every page there, so that no read faults or allocates.
+    ///
+    /// # Errors
+    ///
+    /// `Corrupt`, saying which of that is missing; `TooLarge` where it cannot be mapped.
+    pub(crate) fn map(descriptor: OwnedFd, len_max: usize) -> Result<Self> {
+        let len = checked_len(descriptor.as_fd(), len_max)?;
+        // The mapping holds what it maps: the descriptor is no longer needed.
+        let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ)?;
+        Ok(Self { mapping })
+    }
+
+    /// Enters all its pages into this process's page table, so that no first touch is a fault. It takes longer than
+    /// [`map`](Self::map), some milliseconds a GiB, and may happen at any time, on any thread.
+    pub(crate) fn populate(&self) -> Result<()> {
+        self.mapping
+            .advise(Advice::LinuxPopulateRead)
+            .map_err(|errno| failed("cannot be entered", self.len(), errno))
+    }
+
+    /// The first byte.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.mapping.base
+    }
+
+    /// The number of bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.mapping.len
+    }
+}
+
+/// The length of what is fit to be mapped. The seals come first: with them, what is seen after them stays so.
+fn checked_len(descriptor: BorrowedFd<'_>, len_max: usize) -> Result<usize> {
+    let seals = rustix::fs::fcntl_get_seals(descriptor).map_err(|_| corrupt("it is no memfd"))?;
+    if let Some((_, what)) = SEALS.iter().find(|(seal, _)| !seals.contains(*seal)) {
+        return Err(corrupt(format!("it is not sealed against {what}")));
+    }
+    let filesystem =
+        rustix::fs::fstatfs(descriptor).map_err(|errno| corrupt("it is no memfd").caused_by(errno))?;
+    if filesystem.f_type as i64 != TMPFS {
+        return Err(corrupt("it is of huge pages by itself, or no memfd"));
+    }
+    let found = rustix::fs::fstat(descriptor).map_err(|errno| corrupt("it has no size").caused_by(errno))?;
+    let len = usize::try_from(found.st_size).unwrap_or(usize::MAX);
+    if len == 0 || !len.is_multiple_of(rustix::param::page_size()) {
+        return Err(corrupt(format!("its {len} bytes are not whole pages")));
+    }
+    if len > len_max {
+        return Err(corrupt(format!("its {len} bytes are more than the {len_max} agreed")));
+    }
+    // Its number of blocks would not tell: pages beyond the end count as well.
+    let hole = rustix::fs::seek(descriptor, SeekFrom::Hole(0));
+    if hole != Ok(len as u64) {
+        return Err(corrupt("it has pages that are not allocated"));
+    }
+    Ok(len)
+}
+
+/// A mapping of a whole descriptor, gone with the value.
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an address to hand out, valid until drop from any thread (M1); who may touch the bytes is the users' matter.
+unsafe impl Send for Mapping {}
+// SAFETY: a shared reference gives away the address only (M1).
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// From 2 MiB on aligned to that, as huge pages need: in the middle of a stretch of addresses taken before.
+    fn new(descriptor: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> Result<Self> {
+        let align = if len >= HUGE_PAGE { HUGE_PAGE } else { rustix::param::page_size() };
+        let len_taken = len.saturating_add(align);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: a new mapping without access, at an address of the kernel's choice, replaces nothing (M1).
+        let taken =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len_taken, ProtFlags::empty(), flags) };
+        let start = taken.map_err(|errno| failed("cannot be mapped", len, errno))?.cast::<u8>();
+        let skip = start.align_offset(align);
+        let base = start.wrapping_add(skip);
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: it replaces a part of what was just taken, which nobody else knows (M1).
+        let mapped = unsafe { rustix::mm::mmap(base.cast(), len, protection, flags, descriptor, 0) };
+        if let Err(errno) = mapped {
+            unmap(start, len_taken);
+            return Err(failed("cannot be mapped", len, errno));
+        }
+        unmap(start, skip);
+        unmap(base.wrapping_add(len), align - skip);
+        let base = NonNull::new(base).ok_or_else(|| failed("cannot be mapped", len, Errno::FAULT))?;
+        Ok(Self { base, len })
+    }
+
+    fn advise(&self, advice: Advice) -> Result<(), Errno> {
+        // SAFETY: whole pages of this mapping, and advice that changes no content (M1, M2).
+        retry_on_intr(|| unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.len, advice) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        unmap(self.base.as_ptr(), self.len);
+    }
+}
+
+/// A memfd to be sealed, and not to be executed where the kernel (from 6.3 on) knows of that.
+fn memfd(name: &str) -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        found => found,
+    }
+}
+
+/// Refuses what would call the kernel's out-of-memory killer: it gives pages until there are none, and no error.
+fn within_what_is_available(len: usize) -> Result<()> {
+    let Ok(report) = fs::read_to_string("/proc/meminfo") else { return Ok(()) };
+    let Some(kib) = report.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<usize>().ok()
+    }) else {
+        return Ok(());
+    };
+    let available = kib.saturating_mul(1024);
+    if len <= available {
+        return Ok(());
+    }
+    let detail = format!("a segment of {len} bytes, and this machine has {available} available");
+    Err(Error::new(ErrorKind::TooLarge, detail))
+}
+
+fn failed(what: &str, len: usize, errno: Errno) -> Error {
+    let (kind, hint) = match errno {
+        Errno::INVAL | Errno::NOSYS => (ErrorKind::Unsupported, "; it takes Linux 5.14 or newer"),
+        // A page that cannot be given is a bad address to who populates.
+        Errno::NOMEM | Errno::NOSPC | Errno::FAULT | Errno::FBIG => {
+            (ErrorKind::TooLarge, "; ask for less, or raise the limit on memory")
+        }
+        _ => (ErrorKind::Io, ""),
+    };
+    Error::new(kind, format!("a segment of {len} bytes {what}{hint}")).caused_by(errno)
+}
+
+fn corrupt(why: impl AsRef<str>) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("a segment of the peer cannot be used: {}", why.as_ref()))
+}
