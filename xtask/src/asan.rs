@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use crate::process::{self, Outcome, cargo, host_triple, target_directory};
 
-/// What runs: the library's tests of memory and of the protocol above it, and the cases of the in-process backend, but for those
+/// What runs: the library's tests of memory, of the ring that processes share and of the protocol, and the cases of the in-process backend, but for those
 /// that bound the process's memory, since the sanitizer keeps what is freed.
 const RUNS: [&[&str]; 2] = [
-    &["--package", "towline", "--lib", "--", "memory", "wire::tests"],
+    &["--package", "towline", "--lib", "--", "memory", "wire::tests", "shm::ring"],
     &[
         "--package",
         "towline-tests",

@@ -8,6 +8,7 @@ mod ci;
 mod fuzz;
 mod install;
 mod licences;
+mod loom;
 mod process;
 mod stage;
 mod stages;
@@ -35,6 +36,8 @@ enum Task {
     Ci(ci::Arguments),
     /// The unit tests of memory and of the reference backend under AddressSanitizer.
     Asan,
+    /// What processes share without a lock, under loom.
+    Loom,
     /// The fuzz targets, from their committed corpora.
     Fuzz(fuzz::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Asan => asan::run(stages::ASAN.deadline()),
+        Task::Loom => loom::run(stages::LOOM.deadline()),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match outcome {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::stage::Stage;
-use crate::{asan, fuzz, licences, test};
+use crate::{asan, fuzz, licences, loom, test};
 
 pub(crate) const FORMAT: Stage = Stage { name: "format", limit: minutes(1), run: format };
 pub(crate) const TIDY: Stage = Stage { name: "tidy", limit: minutes(10), run: tidy };
@@ -19,6 +19,7 @@ pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc 
 pub(crate) const EXAMPLES: Stage = Stage { name: "examples", limit: minutes(10), run: examples };
 pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), run: licences::run };
 pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(10), run: asan::run };
+pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(5), run: loom::run };
 pub(crate) const FUZZ: Stage = Stage { name: "fuzz", limit: minutes(8), run: fuzz::stage };
 pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(10), run: bench };
 

@@ -7,6 +7,7 @@
 pub mod faulty;
 mod inbox;
 pub mod mem;
+pub mod shm;
 mod staging;
 mod streamed;
 pub mod tcp;

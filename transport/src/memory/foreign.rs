@@ -16,7 +16,7 @@ const WORD: usize = size_of::<u64>();
 ///
 /// The bytes are readable for the length of the call, and whoever writes them meanwhile is outside this program or
 /// uses atomics.
-pub(super) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
+pub(crate) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
     let (head, rest) = dst.split_at_mut(from.align_offset(WORD).min(dst.len()));
     let aligned = from.wrapping_add(head.len());
     let (words, tail) = rest.as_chunks_mut::<WORD>();

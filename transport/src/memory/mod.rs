@@ -8,7 +8,7 @@ mod allocation;
 mod buffer;
 mod buffer_mut;
 mod class;
-mod foreign;
+pub(crate) mod foreign;
 mod host;
 mod place;
 mod pool;

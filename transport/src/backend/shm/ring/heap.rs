@@ -1,0 +1,49 @@
+//! Two ends in ordinary memory.
+
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::sync::UnsafeCell;
+use super::{Half, Ring, Words};
+
+/// A segment that is not shared with anybody.
+#[derive(Debug)]
+pub(super) struct Heap {
+    pub(super) words: Words,
+    bytes: Box<[UnsafeCell<u8>]>,
+}
+
+// SAFETY: words are atomics, and nobody but the two rings reaches the bytes (M9).
+unsafe impl Send for Heap {}
+// SAFETY: the same (M9).
+unsafe impl Sync for Heap {}
+
+impl Heap {
+    fn new(len: usize) -> Arc<Self> {
+        let bytes = (0..len).map(|_| UnsafeCell::new(0)).collect();
+        Arc::new(Self { words: Words::default(), bytes })
+    }
+
+    fn half(self: &Arc<Self>) -> Half {
+        let bytes = NonNull::from(&*self.bytes).cast();
+        // SAFETY: the half holds the heap, which never moves (M1); `pair` gives each to one ring as its own (M9).
+        unsafe { Half::new(self.clone(), NonNull::from(&self.words), bytes, self.bytes.len()) }
+    }
+}
+
+/// Two ends, and the segment of the second, whose words a test may change as a hostile peer would.
+pub(super) fn pair(len: usize) -> (Ring, Ring, Arc<Heap>) {
+    let (one, other) = (Heap::new(len), Heap::new(len));
+    (Ring::new(one.half(), other.half()), Ring::new(other.half(), one.half()), other)
+}
+
+impl Ring {
+    /// As many bytes as are known to be readable, at most `count`.
+    pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
+        let mut into = vec![MaybeUninit::uninit(); count.min(self.unread())];
+        self.copy_out(&mut into);
+        // SAFETY: the call above has filled all of it (M4).
+        into.into_iter().map(|byte| unsafe { byte.assume_init() }).collect()
+    }
+}

@@ -1,0 +1,138 @@
+//! The ring under loom: every order of two threads' steps, and every value that memory may show them. A byte read while it is
+//! written is a failure, and so is a sleep that nobody ends.
+
+#![cfg(towline_loom)]
+
+use loom::model::Builder;
+use loom::sync::{Arc, Notify};
+use loom::thread;
+
+use super::Ring;
+use super::heap::pair;
+
+/// How often a thread is interrupted where it could go on. All orders of the longest model take minutes.
+const PREEMPTIONS_MAX: usize = 4;
+
+fn model(run: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(PREEMPTIONS_MAX);
+    builder.check(run);
+}
+
+/// Two ends that ring each other.
+fn ends(len: usize) -> (End, End) {
+    let (one, other, _) = pair(len);
+    let bells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+    let [first, second] = bells.clone();
+    (
+        End { ring: one, own: first.clone(), peers: second.clone() },
+        End { ring: other, own: second, peers: first },
+    )
+}
+
+struct End {
+    ring: Ring,
+    own: Arc<Notify>,
+    peers: Arc<Notify>,
+}
+
+impl End {
+    /// Writes `bytes` in messages of at most `len`, and waits for room.
+    fn write(&mut self, mut bytes: &[u8], len: usize) {
+        while !bytes.is_empty() {
+            let room = self.ring.writable(1).unwrap();
+            if room == 0 {
+                self.sleep(true);
+                continue;
+            }
+            let (now, later) = bytes.split_at(room.min(len).min(bytes.len()));
+            self.ring.copy_in(now);
+            if self.ring.publish() {
+                self.peers.notify();
+            }
+            bytes = later;
+        }
+    }
+
+    /// Waits until `count` bytes came.
+    fn read(&mut self, count: usize) -> Vec<u8> {
+        let mut all = Vec::new();
+        while all.len() < count {
+            if self.ring.readable(1).unwrap() == 0 {
+                self.sleep(false);
+                continue;
+            }
+            all.extend(self.ring.take(count - all.len()));
+            if self.ring.release() {
+                self.peers.notify();
+            }
+        }
+        all
+    }
+
+    fn sleep(&mut self, for_room: bool) {
+        if self.ring.doze(for_room) {
+            self.own.wait();
+            self.ring.wake();
+        }
+    }
+}
+
+#[test]
+fn what_is_readable_is_whole_and_in_order() {
+    model(|| {
+        let (mut one, mut other, _) = pair(4);
+        let writer = thread::spawn(move || {
+            for message in [[1, 2], [3, 4], [5, 6]] {
+                if one.writable(2).unwrap() >= 2 {
+                    one.copy_in(&message);
+                    assert!(!one.publish());
+                }
+            }
+            one
+        });
+        let mut got = Vec::new();
+        for _ in 0..2 {
+            other.readable(4).unwrap();
+            got.extend(other.take(4));
+            assert!(!other.release());
+        }
+        let one = writer.join().unwrap();
+        other.readable(4).unwrap();
+        got.extend(other.take(4));
+        assert_eq!(got, [1, 2, 3, 4, 5, 6][..one.written as usize]);
+    });
+}
+
+#[test]
+fn a_reader_that_sleeps_is_woken() {
+    model(|| {
+        let (mut one, mut other) = ends(4);
+        let writer = thread::spawn(move || one.write(&[1, 2], 1));
+        assert_eq!(other.read(2), [1, 2]);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn a_writer_at_a_full_ring_is_woken() {
+    model(|| {
+        let (mut one, mut other) = ends(1);
+        let writer = thread::spawn(move || one.write(&[1, 2], 1));
+        assert_eq!(other.read(2), [1, 2]);
+        writer.join().unwrap();
+    });
+}
+
+#[test]
+fn ends_that_both_write_and_then_sleep_are_both_woken() {
+    model(|| {
+        let (mut one, mut other) = ends(2);
+        let peer = thread::spawn(move || {
+            one.write(&[1], 1);
+            one.read(1)
+        });
+        other.write(&[2], 1);
+        assert_eq!((other.read(1), peer.join().unwrap()), (vec![1], vec![2]));
+    });
+}

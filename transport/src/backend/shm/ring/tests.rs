@@ -1,0 +1,272 @@
+//! Claims about the ring between two ends in ordinary memory. `models` holds those that need every order of steps.
+
+#![cfg(not(towline_loom))]
+
+use std::mem::offset_of;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use super::heap::{Heap, pair};
+use super::{BYTES_AT, Line, Ring, Words};
+use crate::error::ErrorKind;
+
+const LEN: usize = 64;
+
+fn byte(position: usize) -> u8 {
+    (position * 31 + position / 251) as u8
+}
+
+fn bytes(from: usize, count: usize) -> Vec<u8> {
+    (from..from + count).map(byte).collect()
+}
+
+/// Moves `count` bytes from one end to the other.
+fn carry(from: &mut Ring, to: &mut Ring, count: usize) {
+    let sent = bytes(from.written as usize, count);
+    assert!(from.writable(count).unwrap() >= count);
+    from.copy_in(&sent);
+    assert!(!from.publish(), "nobody sleeps");
+    assert_eq!(to.readable(count).unwrap(), count);
+    assert_eq!(to.take(count), sent);
+    assert!(!to.release(), "nobody sleeps");
+}
+
+#[test]
+fn each_word_has_its_cache_lines_before_the_bytes() {
+    let places = [offset_of!(Words, produced), offset_of!(Words, consumed), offset_of!(Words, asleep)];
+    assert_eq!(places, [0, 128, 256]);
+    assert!(size_of::<Words>() <= BYTES_AT && align_of::<Words>() == 128);
+}
+
+#[test]
+fn bytes_come_out_as_they_went_in_wherever_the_ring_wraps() {
+    for offset in 0..LEN {
+        for count in 0..=LEN {
+            let (mut one, mut other, _) = pair(LEN);
+            carry(&mut one, &mut other, offset);
+            carry(&mut one, &mut other, count);
+            carry(&mut other, &mut one, count);
+        }
+    }
+}
+
+#[test]
+fn counters_that_pass_their_own_end_go_on() {
+    let (mut one, mut other, peer) = pair(LEN);
+    let late = u64::MAX - 20;
+    (one.written, one.published, one.taken) = (late, late, late);
+    (other.arrived, other.read, other.released) = (late, late, late);
+    peer.words.consumed.0.store(late, Relaxed);
+    one.copy_in(&bytes(0, LEN));
+    assert!(!one.publish());
+    assert_eq!((one.writable(1).unwrap(), other.readable(1).unwrap()), (0, LEN));
+    assert_eq!(other.take(LEN), bytes(0, LEN));
+    assert!(!other.release());
+    assert_eq!(one.writable(1).unwrap(), LEN);
+}
+
+#[test]
+fn a_ring_takes_its_length_and_no_more() {
+    let (mut one, mut other, _) = pair(LEN);
+    assert_eq!(one.writable(LEN + 1).unwrap(), LEN);
+    one.copy_in(&bytes(0, LEN - 1));
+    assert_eq!(one.writable(LEN).unwrap(), 1);
+    assert_eq!(other.readable(1).unwrap(), 0, "nothing is published");
+    one.copy_in(&[byte(LEN - 1)]);
+    assert!(!one.publish());
+    assert_eq!((one.writable(1).unwrap(), other.readable(1).unwrap()), (0, LEN));
+    assert_eq!(other.take(10), bytes(0, 10));
+    assert_eq!(one.writable(1).unwrap(), 0, "nothing is released");
+    assert!(!other.release());
+    assert_eq!(one.writable(1).unwrap(), 10);
+    one.copy_in(&bytes(LEN, 10));
+    assert!(!one.publish());
+    assert_eq!(other.take(LEN), bytes(10, LEN - 10), "what was known of");
+    assert_eq!(other.readable(1).unwrap(), 10);
+    assert_eq!(other.take(10), bytes(LEN, 10));
+}
+
+#[test]
+#[should_panic(expected = "more than is writable")]
+fn writing_beyond_the_room_is_a_bug() {
+    pair(LEN).0.copy_in(&[0; LEN + 1]);
+}
+
+#[test]
+#[should_panic(expected = "more than is readable")]
+fn reading_beyond_what_came_is_a_bug() {
+    pair(LEN).0.copy_out(&mut [std::mem::MaybeUninit::uninit()]);
+}
+
+/// An end of which 40 bytes were written and 30 published, of which the peer took 5; and that knows of 50 bytes of the peer,
+/// read 20, and released 10.
+fn amid() -> (Ring, Arc<Heap>) {
+    let (mut one, mut other, peer) = pair(LEN);
+    one.copy_in(&bytes(0, 30));
+    assert!(!one.publish());
+    one.copy_in(&bytes(30, 10));
+    assert_eq!(other.readable(1).unwrap(), 30);
+    other.take(5);
+    assert!(!other.release());
+    assert_eq!(one.writable(LEN).unwrap(), LEN - 35);
+    other.copy_in(&bytes(0, 50));
+    assert!(!other.publish());
+    assert_eq!(one.readable(1).unwrap(), 50);
+    one.take(10);
+    assert!(!one.release());
+    one.take(10);
+    (one, peer)
+}
+
+#[test]
+fn a_word_that_cannot_be_true_is_corrupt() {
+    let near = |at: u64| (0..300).map(move |step| at.wrapping_add(step).wrapping_sub(150));
+    let far = (0..64).flat_map(|bit| near(1 << bit)).chain(near(u64::MAX));
+    for word in near(150).chain(far) {
+        let (mut one, peer) = amid();
+        peer.words.consumed.0.store(word, Relaxed);
+        match one.writable(LEN) {
+            Ok(room) => assert_eq!(room as u64, LEN as u64 - (40 - word), "{word}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+                assert_eq!(one.writable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "nor is it later");
+            }
+        }
+        assert_eq!(one.writable(LEN).is_ok(), (5..=30).contains(&word), "consumed {word}");
+
+        peer.words.produced.0.store(word, Relaxed);
+        match one.readable(LEN) {
+            Ok(unread) => {
+                assert_eq!(unread as u64, word - 20, "{word}");
+                assert_eq!(one.take(LEN).len(), unread);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+                assert_eq!(one.readable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "nor is it later");
+            }
+        }
+        let possible = 50..=10 + LEN as u64;
+        assert_eq!(one.arrived == word, possible.contains(&word), "produced {word}");
+    }
+}
+
+#[test]
+fn what_a_hostile_peer_says_of_its_sleep_costs_a_ring_at_most() {
+    for word in [0, 1, 2, 3, 4, 7, 1 << 63, u64::MAX] {
+        let (mut one, peer) = amid();
+        peer.words.asleep.0.store(word, Relaxed);
+        assert_eq!(one.publish(), word & 1 != 0, "{word}");
+        assert_eq!(one.release(), word & 2 != 0 && word & 1 == 0, "{word}: once for each");
+        assert!(!one.publish() && !one.release(), "no news");
+    }
+}
+
+#[test]
+fn the_peers_word_is_looked_at_only_when_the_known_does_not_do() {
+    let (mut one, peer) = amid();
+    peer.words.consumed.0.store(u64::MAX, Relaxed);
+    peer.words.produced.0.store(u64::MAX, Relaxed);
+    assert_eq!((one.writable(29).unwrap(), one.readable(30).unwrap()), (29, 30));
+    assert!(one.writable(30).is_err() && one.readable(31).is_err());
+}
+
+#[test]
+fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
+    let (mut one, mut other, _) = pair(LEN);
+    let write = |ring: &mut Ring| {
+        ring.copy_in(&[7]);
+        ring.publish()
+    };
+    assert!(!write(&mut one), "it is awake");
+    assert_eq!(other.readable(1).unwrap(), 1);
+    assert!(other.doze(false));
+    assert!(write(&mut one));
+    assert!(!write(&mut one), "it was rung");
+    other.wake();
+    assert!(!write(&mut one));
+    assert!(!other.doze(false), "there is more than it knows of");
+    assert!(!write(&mut one), "it did not sleep");
+    assert_eq!(other.readable(9).unwrap(), 5);
+    assert!(other.doze(false));
+    assert!(other.doze(false), "again: a sleep of its own");
+    assert!(write(&mut one));
+
+    one.taken = 0;
+    assert!(one.doze(true), "nothing is released");
+    assert_eq!(other.take(2).len(), 2);
+    assert!(other.release());
+    assert_eq!(other.take(1).len(), 1);
+    assert!(!other.release(), "it was rung");
+    assert!(!one.doze(true), "there is room that it does not know of");
+    assert!(one.doze(false), "and no bytes");
+    assert_eq!(other.take(1).len(), 1);
+    assert!(!other.release(), "it sleeps for bytes");
+    assert!(write(&mut other));
+    one.wake();
+    assert!(!write(&mut other));
+}
+
+/// A doorbell that a sleeper waits for. Ten seconds of silence are a lost wake-up.
+#[derive(Debug, Default)]
+struct Bell {
+    rung: Mutex<bool>,
+    ringing: Condvar,
+}
+
+impl Bell {
+    fn ring(&self, due: bool) {
+        if due {
+            *self.rung.lock().unwrap() = true;
+            self.ringing.notify_one();
+        }
+    }
+
+    fn wait(&self) {
+        let rung = self.rung.lock().unwrap();
+        let patience = Duration::from_secs(10);
+        let (mut rung, late) = self.ringing.wait_timeout_while(rung, patience, |rung| !*rung).unwrap();
+        assert!(!late.timed_out(), "a wake-up was lost");
+        *rung = false;
+    }
+}
+
+#[test]
+fn two_threads_stream_both_ways_and_sleep_in_between() {
+    const TOTAL: usize = 4 << 20;
+    let (one, other, _) = pair(1024);
+    let bells = [Bell::default(), Bell::default()];
+    thread::scope(|scope| {
+        scope.spawn(|| stream(one, &bells[0], &bells[1], TOTAL, 1));
+        scope.spawn(|| stream(other, &bells[1], &bells[0], TOTAL, 2));
+    });
+}
+
+/// Writes and reads `total` bytes in pieces of every size, and sleeps whenever neither goes on.
+fn stream(mut ring: Ring, own: &Bell, peers: &Bell, total: usize, seed: usize) {
+    let (mut written, mut read, mut size) = (0, 0, seed);
+    while written < total || read < total {
+        size = (size * 5 + 3) % 1021;
+        let room = ring.writable(size + 1).unwrap().min(size + 1).min(total - written);
+        ring.copy_in(&bytes(written, room));
+        written += room;
+        peers.ring(ring.publish());
+        ring.readable(size + 1).unwrap();
+        let taken = ring.take(size + 1);
+        assert_eq!(taken, bytes(read, taken.len()));
+        read += taken.len();
+        peers.ring(ring.release());
+        if room == 0 && taken.is_empty() && (written < total || read < total) && ring.doze(written < total) {
+            own.wait();
+            ring.wake();
+        }
+    }
+}
+
+#[test]
+fn a_ring_may_go_to_another_thread() {
+    fn goes<T: Send>() {}
+    goes::<Ring>();
+    assert_eq!(align_of::<Line<u8>>(), 128);
+}
