@@ -54,6 +54,14 @@ pub(crate) const ROWS: &[Row] = &[
         only: None,
     },
     Row {
+        name: "shm",
+        address: "shm://127.0.0.1:0",
+        backends: backend::all,
+        caps: Caps::ONE_SIDED.union(Caps::SOFT_REVOKE).union(Caps::CROSS_PROCESS).union(Caps::FLOW_CONTROL),
+        environment: None,
+        only: None,
+    },
+    Row {
         name: "tcp",
         address: "tcp://127.0.0.1:0",
         backends: backend::all,

@@ -12,6 +12,7 @@ const HOMES: [&str; 9] = [
     "transport/src/reactor.rs",
     "transport/src/backend/tcp/",
     "transport/src/backend/shm/segment",
+    "transport/src/backend/shm/duplex",
     "transport/src/backend/shm/ring",
     "transport/src/backend/ucx/",
     "transport/src/backend/ib/",

@@ -184,6 +184,18 @@ impl Driver {
         Ok(())
     }
 
+    /// Moves a link that has something to do already, though its source does not show it.
+    pub(crate) fn drive_soon(self: &Arc<Self>, number: u64) {
+        let driver = Arc::downgrade(self);
+        self.environment.spawn(Box::pin(async move {
+            if let Some(driver) = driver.upgrade()
+                && let Some(core) = driver.core(number)
+            {
+                driver.drive(&core);
+            }
+        }));
+    }
+
     /// Moves one link, for a while.
     fn drive(&self, core: &Arc<Core>) {
         let mut polls = (0..POLLS_MAX).map(|_| core.link.progress());

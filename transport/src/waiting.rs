@@ -127,7 +127,9 @@ impl Waiters {
         if let Some(source) = self.link.source() {
             self.armed.store(true, Ordering::Release);
             self.driver.arm(self.number, source);
-            self.link.doze();
+            if !self.link.doze() {
+                self.driver.drive_soon(self.number);
+            }
         }
     }
 
@@ -229,7 +231,9 @@ impl Waiters {
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
         let Some(Reactor { descriptor, .. }) = &state.reactor else { return true };
-        self.link.doze();
+        if !self.link.doze() {
+            return false;
+        }
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
         if source.writable && !source.bell {
             asleep &= self.sleep_until_ready(descriptor.poll_write_ready(cx));

@@ -139,8 +139,8 @@ impl Link for FaultyLink {
         self.link.source()
     }
 
-    fn doze(&self) {
-        self.link.doze();
+    fn doze(&self) -> bool {
+        self.link.doze()
     }
 
     fn tick(&self) {

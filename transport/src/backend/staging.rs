@@ -156,8 +156,8 @@ impl Link for Staging {
         self.link.source()
     }
 
-    fn doze(&self) {
-        self.link.doze();
+    fn doze(&self) -> bool {
+        self.link.doze()
     }
 
     fn tick(&self) {

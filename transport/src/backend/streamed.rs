@@ -51,10 +51,17 @@ pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
     fn source(&self) -> Source<'_>;
 
     /// See [`Link::doze`].
-    fn doze(&self, _: &mut Self::Held) {}
+    fn doze(&self, _: &mut Self::Held) -> bool {
+        true
+    }
 
     /// System calls that moved data, or tried to.
     fn calls(&self) -> u64;
+
+    /// Bytes that it copied in user space.
+    fn copied(&self) -> u64 {
+        0
+    }
 }
 
 /// One stream of a line, non-blocking.
@@ -108,6 +115,8 @@ pub(super) struct Streamed<L: Line> {
 struct Moving<L: Line> {
     session: Session,
     held: L::Held,
+    /// The last poll found nothing to move.
+    dry: bool,
 }
 
 impl<L: Line> Streamed<L> {
@@ -124,7 +133,7 @@ impl<L: Line> Streamed<L> {
             inbox: site.inbox.clone(),
             environment: site.environment.clone(),
             submitted: Mutex::default(),
-            moving: Mutex::new(Some(Moving { session, held })),
+            moving: Mutex::new(Some(Moving { session, held, dry: false })),
             copied: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
         })
@@ -208,6 +217,7 @@ impl<L: Line> Streamed<L> {
         if moving.session.is_over() && !self.line.is_blocked() {
             return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
         }
+        moving.dry = !moved;
         Ok(if moved { Progress::Moved } else { Progress::Idle })
     }
 
@@ -228,7 +238,7 @@ impl<L: Line> Streamed<L> {
 
     /// Ends the link, once.
     fn finish(&self, baton: &mut Option<Moving<L>>, why: &Error) {
-        let Some(Moving { mut session, mut held }) = baton.take() else { return };
+        let Some(Moving { mut session, mut held, .. }) = baton.take() else { return };
         for announced in session.take_announced() {
             self.inbox.announce(announced);
         }
@@ -261,11 +271,13 @@ impl<L: Line> Link for Streamed<L> {
         Some(self.line.source())
     }
 
-    fn doze(&self) {
-        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(moving) = baton.as_mut() {
-            self.line.doze(&mut moving.held);
+    fn doze(&self) -> bool {
+        if !self.line.source().bell {
+            return true;
         }
+        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no bell rings for the rest.
+        baton.as_mut().is_none_or(|moving| moving.dry && self.line.doze(&mut moving.held))
     }
 
     fn tick(&self) {
@@ -291,7 +303,7 @@ impl<L: Line> Link for Streamed<L> {
 
     fn stats(&self) -> LinkStats {
         LinkStats {
-            bytes_copied: self.copied.load(Ordering::Relaxed),
+            bytes_copied: self.copied.load(Ordering::Relaxed) + self.line.copied(),
             system_calls: self.line.calls(),
             credit_stalls: self.stalls.load(Ordering::Relaxed),
         }

@@ -23,7 +23,7 @@ use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
 pub use crate::wire::handshake::Role;
-pub(crate) use crate::wire::handshake::{CRC32C, JoinKey, Offer, STREAMS, STREAMS_MAX};
+pub(crate) use crate::wire::handshake::{CRC32C, JoinKey, MeetingKey, Offer, STREAMS, STREAMS_MAX};
 pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};

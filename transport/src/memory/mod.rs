@@ -12,7 +12,6 @@ pub(crate) mod foreign;
 mod host;
 mod place;
 mod pool;
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend that maps segments comes next"))]
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -22,3 +21,4 @@ pub use buffer::Buffer;
 pub use buffer_mut::BufferMut;
 pub use place::Place;
 pub use pool::{Pool, PoolStats, Source};
+pub(crate) use segment::{PeerSegment, Segment};

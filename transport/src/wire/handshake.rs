@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) use decode::{decode, head};
 pub(crate) use text::{clean, excerpt, shorten};
 pub use transcript::Role;
-pub(crate) use transcript::{JoinKey, Transcript};
+pub(crate) use transcript::{JoinKey, MeetingKey, Transcript};
 
 /// What every handshake message begins with. The last byte stops a terminal that was shown the stream.
 pub(crate) const MAGIC: [u8; 8] = *b"TOWLINE\x1a";

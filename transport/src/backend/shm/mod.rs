@@ -1,4 +1,102 @@
-//! Between processes of one host, through memory that both map.
+//! `shm`: between processes of one host, through memory that both map.
+//!
+//! Each end owns one segment, which it alone writes: a ring for what it sends, and the words about both rings. A Unix socket
+//! brings the two together and shows each the other's descriptors; a pipe each way wakes whoever sleeps, and ends with its
+//! process. Nothing has a name in any file system, so nothing is left behind.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the link that moves bytes through it is still to come"))]
+mod duplex;
+mod link;
+mod meeting;
 mod ring;
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use self::meeting::Hall;
+use super::{Backend, Caps, Identity, Nominal, Opening, Probe, Role, Site};
+use crate::environment::Environment;
+use crate::error::Result;
+use crate::memory::Segment;
+
+/// The shared-memory backend.
+#[derive(Debug, Default)]
+pub struct Shm {
+    /// Where peers of this host come to, once one was expected.
+    hall: Mutex<Option<Arc<Hall>>>,
+}
+
+const CAPS: Caps =
+    Caps::ONE_SIDED.union(Caps::SOFT_REVOKE).union(Caps::CROSS_PROCESS).union(Caps::FLOW_CONTROL);
+
+impl Shm {
+    fn hall(&self, environment: &dyn Environment) -> Result<Arc<Hall>> {
+        let mut hall = self.hall.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hall) = &*hall {
+            return Ok(hall.clone());
+        }
+        Ok(hall.insert(Hall::open(environment)?).clone())
+    }
+}
+
+impl Backend for Shm {
+    fn name(&self) -> &'static str {
+        "shm"
+    }
+
+    fn probe(&self) -> Probe {
+        static LACKING: OnceLock<Option<String>> = OnceLock::new();
+        let lacking =
+            LACKING.get_or_init(|| Segment::create("towline-probe", 1).err().map(|error| error.to_string()));
+        match lacking {
+            Some(reason) => Probe::Unavailable {
+                reason: reason.clone(),
+                remedy: "a Linux kernel from 5.14 on, and memory for shared pages".into(),
+            },
+            None => Probe::Ready {
+                caps: CAPS,
+                version: None,
+                devices: Vec::new(),
+                nominal: Nominal { gb_per_s: 6.0, p50_us: 1.0 },
+            },
+        }
+    }
+
+    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+        match role {
+            Role::Connector => Ok(Vec::new()),
+            Role::Acceptor => Ok(self.hall(environment)?.name().to_vec()),
+        }
+    }
+
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
+        if local.same_host(peer) { Ok(()) } else { Err("the peer is on another host".into()) }
+    }
+
+    fn carries_control(&self) -> bool {
+        true
+    }
+
+    fn is_private(&self) -> bool {
+        true
+    }
+
+    fn checks(&self) -> bool {
+        true
+    }
+
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async {
+            let opened = async {
+                let ours = link::Ours::create()?;
+                let met = match site.role {
+                    Role::Connector => meeting::visit(site, ours.shown()).await?,
+                    Role::Acceptor => {
+                        let hall = self.hall(&*site.environment)?;
+                        hall.meet(site, ours.shown()).await?
+                    }
+                };
+                link::open(ours, met, site)
+            };
+            opened.await.map_err(|error| error.by("shm"))
+        })
+    }
+}

@@ -155,3 +155,37 @@ impl JoinKey {
         mac.expect("HMAC takes keys of every length").chain_update(label)
     }
 }
+
+/// What the two ends of a path beside the stream know each other by where they meet: made of the connection's secret.
+#[derive(Clone)]
+pub(crate) struct MeetingKey([u8; 32]);
+
+impl MeetingKey {
+    pub(crate) fn new(secret: [u8; 32]) -> Self {
+        Self(secret)
+    }
+
+    /// What the connection goes by there.
+    pub(crate) fn name(&self) -> [u8; NAME_LEN] {
+        let mac: [u8; MAC_LEN] = self.mac(b"towline meeting").finalize().into_bytes().into();
+        std::array::from_fn(|at| mac[at])
+    }
+
+    /// What the end in `role` shows, together with what it says.
+    pub(crate) fn proof(&self, role: Role, words: &[u8]) -> [u8; MAC_LEN] {
+        self.mac(role.label()).chain_update(words).finalize().into_bytes().into()
+    }
+
+    /// Whether the end in `role` said that; compared in constant time.
+    pub(crate) fn verify(&self, role: Role, words: &[u8], proof: &[u8; MAC_LEN]) -> Result<()> {
+        self.mac(role.label()).chain_update(words).verify_slice(proof).map_err(|_| {
+            let why = "whoever came to the meeting is not the peer of this connection";
+            Error::new(ErrorKind::Unauthenticated, why)
+        })
+    }
+
+    fn mac(&self, label: &[u8]) -> Hmac<Sha256> {
+        let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0);
+        mac.expect("HMAC takes keys of every length").chain_update(label)
+    }
+}

@@ -1,0 +1,195 @@
+//! Both directions of a link as one stream: what is written goes into our ring, what is read comes out of the peer's, straight
+//! into memory that need not be initialised.
+
+#![expect(
+    unsafe_code,
+    reason = "rings are laid over segments here, and fill memory that no Rust code initialised"
+)]
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::ring::{BYTES_AT, Half, Ring};
+use crate::backend::streamed::{Moved, Stream};
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{BufferMut, PeerSegment, Segment};
+
+/// The shortest and the longest ring that a peer may have.
+const RING_LENS: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
+/// A long copy is told of in parts, so that the other end works on the first while the next is made.
+const PART_LEN: usize = 32 << 10;
+
+/// One end of both rings, and the bell for whoever sleeps at the other.
+#[derive(Debug)]
+pub(super) struct Duplex {
+    ring: Ring,
+    bell: Bell,
+    /// The peer will not write any more.
+    pub(super) gone: bool,
+    /// Bytes copied into our ring and out of the peer's.
+    pub(super) copied: u64,
+    /// Times the bell was rung.
+    pub(super) rings: u64,
+}
+
+/// What this end rings.
+#[derive(Debug)]
+pub(super) struct Bell {
+    pub(super) rope: OwnedFd,
+    /// Where the peer hears it. Kept, so that ringing for a peer that is gone is no signal to this process.
+    pub(super) heard_at: OwnedFd,
+}
+
+impl Bell {
+    fn ring(&self) {
+        // A pipe that is full has rung often enough, and whoever is gone needs no bell.
+        let _ = rustix::io::write(&self.rope, &[1]);
+    }
+}
+
+impl Duplex {
+    /// Lays the rings over both segments: ours of `len` bytes, and the peer's, which says that its own is of `peer_len`.
+    pub(super) fn over(
+        ours: Arc<Segment>,
+        len: usize,
+        theirs: OwnedFd,
+        peer_len: usize,
+        bell: Bell,
+    ) -> Result<Self> {
+        let corrupt = |why: String| Err(Error::new(ErrorKind::Corrupt, why));
+        if !peer_len.is_power_of_two() || !RING_LENS.contains(&peer_len) {
+            return corrupt(format!("the peer has a ring of {peer_len} bytes"));
+        }
+        let theirs = Arc::new(PeerSegment::map(theirs, BYTES_AT + peer_len)?);
+        if theirs.len() != BYTES_AT + peer_len {
+            return corrupt(format!("the peer's segment has {} bytes, too few for its ring", theirs.len()));
+        }
+        theirs.populate()?;
+        let (our_base, their_base) = (ours.base(), theirs.base());
+        // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as words and ring; made for this ring
+        // alone (M9).
+        let ours = unsafe { Half::new(ours, our_base.cast(), bytes_of(our_base).cast(), len) };
+        // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as words and ring, as was checked; this process
+        // cannot write it (M9).
+        let theirs = unsafe { Half::new(theirs, their_base.cast(), bytes_of(their_base).cast(), peer_len) };
+        Ok(Self { ring: Ring::new(ours, theirs), bell, gone: false, copied: 0, rings: 0 })
+    }
+
+    /// See [`Ring::doze`]. Whoever is gone does not ring.
+    pub(super) fn doze(&mut self, for_room: bool) -> bool {
+        !self.gone && self.ring.doze(for_room)
+    }
+
+    /// How many bytes have come, or `None` where no more can.
+    fn readable(&mut self, wanted: usize) -> io::Result<Option<usize>> {
+        let readable = self.ring.readable(wanted).map_err(io::Error::other)?;
+        Ok(if readable == 0 && self.gone { None } else { Some(readable) })
+    }
+
+    /// Fills `into`, no more than was readable.
+    fn fill(&mut self, into: &mut [MaybeUninit<u8>]) {
+        for part in into.chunks_mut(PART_LEN) {
+            self.ring.copy_out(part);
+            if self.ring.release() {
+                self.ring_bell();
+            }
+        }
+        self.copied += into.len() as u64;
+    }
+
+    fn publish(&mut self) {
+        if self.ring.publish() {
+            self.ring_bell();
+        }
+    }
+
+    fn ring_bell(&mut self) {
+        self.rings += 1;
+        self.bell.ring();
+    }
+
+    /// What is read behind `total` bytes that were there.
+    fn and(&mut self, total: usize, then: &mut [u8]) -> io::Result<Moved> {
+        match self.read(then)? {
+            Moved::Bytes(len) if total + len > 0 => Ok(Moved::Bytes(total + len)),
+            _ if total > 0 => Ok(Moved::Bytes(total)),
+            other => Ok(other),
+        }
+    }
+}
+
+impl Stream for Duplex {
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+        let (mut written, mut unpublished) = (0, 0);
+        for slice in slices {
+            let mut rest = &slice[..];
+            while !rest.is_empty() {
+                let part_len = rest.len().min(PART_LEN - unpublished);
+                let room = self.ring.writable(part_len).map_err(io::Error::other)?;
+                let (part, after) = rest.split_at(part_len.min(room));
+                self.ring.copy_in(part);
+                written += part.len();
+                unpublished += part.len();
+                if unpublished == PART_LEN || part.len() < part_len {
+                    unpublished = 0;
+                    self.publish();
+                }
+                if part.len() < part_len {
+                    self.copied += written as u64;
+                    return Ok(if written > 0 { Moved::Bytes(written) } else { Moved::Nothing });
+                }
+                rest = after;
+            }
+        }
+        self.publish();
+        self.copied += written as u64;
+        Ok(Moved::Bytes(written))
+    }
+
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved> {
+        let Some(readable) = self.readable(bytes.len())? else { return Ok(Moved::Bytes(0)) };
+        let len = readable.min(bytes.len());
+        if len == 0 {
+            return Ok(Moved::Nothing);
+        }
+        // SAFETY: initialised bytes as ones that need not be; only initialised ones are written there (M4).
+        let into = unsafe { &mut *(&raw mut bytes[..len] as *mut [MaybeUninit<u8>]) };
+        self.fill(into);
+        Ok(Moved::Bytes(len))
+    }
+
+    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved> {
+        let mut total = 0;
+        for (buffer, room) in buffers {
+            // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
+            let spare = buffer.spare_mut().unwrap_or_default();
+            *room = (*room).min(spare.len());
+            let Some(readable) = self.readable(*room)? else { break };
+            let len = readable.min(*room);
+            self.fill(&mut spare[..len]);
+            let filled = buffer.len() + len;
+            // SAFETY: M4: so many bytes of its spare part were just written.
+            unsafe { buffer.set_len(filled) };
+            total += len;
+            if len < *room {
+                return Ok(if total > 0 { Moved::Bytes(total) } else { Moved::Nothing });
+            }
+        }
+        self.and(total, then)
+    }
+
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
+        match self.read(bytes)? {
+            Moved::Bytes(len) if len > 0 && len == bytes.len() => self.and(len, then),
+            other => Ok(other),
+        }
+    }
+}
+
+/// Where a segment's ring begins.
+fn bytes_of(base: NonNull<u8>) -> NonNull<u8> {
+    NonNull::new(base.as_ptr().wrapping_add(BYTES_AT)).unwrap_or(base)
+}

@@ -1,0 +1,146 @@
+//! The line: both rings, and where the peer's bell is heard.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::CAPS;
+use super::duplex::{Bell, Duplex};
+use super::meeting::{Met, Shown};
+use super::ring::BYTES_AT;
+use crate::backend::streamed::{Line, Streamed, read_from, write_to};
+use crate::backend::{Link, Site, Source};
+use crate::error::Result;
+use crate::memory::Segment;
+use crate::wire::session::{Session, Urgency};
+
+/// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
+const RING_LEN: usize = 256 << 10;
+/// Polls that find nothing, after which the bell is looked at: whether the peer is there.
+const IDLE_MAX: u32 = 64;
+
+/// What one end brings to a link.
+#[derive(Debug)]
+pub(super) struct Ours {
+    segment: Arc<Segment>,
+    bell: Bell,
+}
+
+impl Ours {
+    pub(super) fn create() -> Result<Self> {
+        let segment = Arc::new(Segment::create("towline-ring", BYTES_AT + RING_LEN)?);
+        let (heard_at, rope) =
+            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from)?;
+        Ok(Self { segment, bell: Bell { rope, heard_at } })
+    }
+
+    pub(super) fn shown(&self) -> Shown<BorrowedFd<'_>> {
+        let (segment, bell) = (self.segment.descriptor(), self.bell.heard_at.as_fd());
+        Shown { ring_len: RING_LEN as u32, segment, bell }
+    }
+}
+
+/// Opens a link with a peer that was met.
+pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
+    let Met { socket, peer } = met;
+    let duplex = Duplex::over(ours.segment, RING_LEN, peer.segment, peer.ring_len as usize, ours.bell)?;
+    let line = ShmLine {
+        heard: peer.bell,
+        _socket: socket,
+        blocked: AtomicBool::new(false),
+        copied: AtomicU64::new(0),
+        calls: AtomicU64::new(0),
+    };
+    let held = Held { duplex, idle: 0 };
+    Ok(Streamed::open(line, held, Streamed::<ShmLine>::session(site), CAPS, site))
+}
+
+/// Both directions of one link, as everybody sees them.
+#[derive(Debug)]
+struct ShmLine {
+    /// The peer's bell; its end is the peer's.
+    heard: OwnedFd,
+    _socket: OwnedFd,
+    /// Output waits for room in the ring.
+    blocked: AtomicBool,
+    /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.
+    copied: AtomicU64,
+    calls: AtomicU64,
+}
+
+/// And as the holder of the baton does.
+#[derive(Debug)]
+struct Held {
+    duplex: Duplex,
+    /// Polls since something came, or the bell was looked at.
+    idle: u32,
+}
+
+impl Line for ShmLine {
+    type Held = Held;
+
+    fn write(&self, held: &mut Held, session: &mut Session, least: Urgency) -> Result<bool> {
+        let (moved, had_room) = write_to(&mut held.duplex, session, least)?;
+        self.blocked.store(!had_room, Ordering::Release);
+        Ok(moved)
+    }
+
+    fn read(&self, held: &mut Held, session: &mut Session) -> Result<bool> {
+        if held.idle >= IDLE_MAX {
+            held.idle = 0;
+            held.duplex.gone |= self.has_hung_up();
+            self.count_calls(held, 1);
+        }
+        let moved = read_from(&mut held.duplex, session, 0)?;
+        held.idle = if moved { 0 } else { held.idle + 1 };
+        self.copied.store(held.duplex.copied, Ordering::Relaxed);
+        Ok(moved)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Acquire)
+    }
+
+    fn shut(&self, held: &mut Held) {
+        // What is held is dropped next, and with it the bell's rope, of which the peer hears the end.
+        self.count_calls(held, 0);
+        self.blocked.store(false, Ordering::Release);
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source { descriptor: self.heard.as_fd(), writable: self.is_blocked(), bell: true }
+    }
+
+    /// Nobody but who is about to sleep takes what the bell said: whoever sleeps meanwhile would not hear it.
+    fn doze(&self, held: &mut Held) -> bool {
+        self.count_calls(held, 1);
+        held.duplex.gone |= matches!(rustix::io::read(&self.heard, &mut [0u8; 64]), Ok(0));
+        held.duplex.doze(self.is_blocked())
+    }
+
+    fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+}
+
+impl ShmLine {
+    /// Whether the peer's end of the bell is gone. What it rang stays unheard.
+    fn has_hung_up(&self) -> bool {
+        let mut heard = [PollFd::new(&self.heard, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut heard, Some(&now)).is_ok() && heard[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// Counts system calls, and the peer's bell as often as it was rung.
+    fn count_calls(&self, held: &mut Held, calls: u64) {
+        self.calls.fetch_add(calls + std::mem::take(&mut held.duplex.rings), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,288 @@
+//! Where two processes of one host meet: a Unix socket with no name in any file system, on which each shows the other what
+//! it is about to share.
+//!
+//! The invariant: whoever does not prove to be the peer of a connection that waits gets nothing, and is dropped.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::cmsg_space;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use crate::backend::{Role, Site};
+use crate::door::MeetingKey;
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+
+/// What a socket of a hall is called, before its random part.
+const PREFIX: &[u8] = b"towline-";
+/// The random part, which is what an acceptor offers.
+pub(super) const NAME_LEN: usize = 16;
+const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
+const VERSION: u16 = 1;
+const WORDS_LEN: usize = 32;
+const HELLO_LEN: usize = WORDS_LEN + 32;
+/// What each end shows: its segment, and where to hear its bell.
+const DESCRIPTORS: usize = 2;
+/// Strangers that may be in the hall at once, and how long each may take to say who it is.
+const STRANGERS_MAX: usize = 128;
+const STRANGER_TIME: Duration = Duration::from_secs(2);
+/// How long whoever comes waits where the hall is full, before it knocks again.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// One end's socket for peers on this host, and the connections that wait for theirs.
+#[derive(Debug)]
+pub(super) struct Hall {
+    name: [u8; NAME_LEN],
+    waiting: Mutex<HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>>,
+    closed: Arc<Notify>,
+}
+
+/// What one end says and shows to the other.
+#[derive(Debug)]
+pub(super) struct Shown<D> {
+    /// The length of its ring, in bytes.
+    pub(super) ring_len: u32,
+    /// Its segment.
+    pub(super) segment: D,
+    /// Where to hear its bell.
+    pub(super) bell: D,
+}
+
+/// A peer that was met.
+#[derive(Debug)]
+pub(super) struct Met {
+    pub(super) socket: OwnedFd,
+    pub(super) peer: Shown<OwnedFd>,
+}
+
+/// Somebody who came, and what it said.
+#[derive(Debug)]
+struct Caller {
+    stream: UnixStream,
+    hello: [u8; HELLO_LEN],
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Hall {
+    /// Opens it, on the driver; it closes when this is dropped.
+    pub(super) fn open(environment: &dyn Environment) -> Result<Arc<Self>> {
+        let mut name = [0; NAME_LEN];
+        environment.random(&mut name);
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(full(&name))?)?;
+        listener.set_nonblocking(true)?;
+        let hall = Arc::new(Self { name, waiting: Mutex::default(), closed: Arc::default() });
+        let (receiving, closed) = (Arc::downgrade(&hall), hall.closed.clone());
+        environment.spawn(Box::pin(async move {
+            // An environment without a reactor has no peers outside of its process.
+            if Handle::try_current().is_err() {
+                return;
+            }
+            let Ok(listener) = tokio::net::UnixListener::from_std(listener) else { return };
+            tokio::select! {
+                () = receive(&listener, &receiving) => {}
+                () = closed.notified() => {}
+            }
+        }));
+        Ok(hall)
+    }
+
+    /// What a peer needs to find it.
+    pub(super) fn name(&self) -> &[u8; NAME_LEN] {
+        &self.name
+    }
+
+    /// Waits for the connector of this connection, and shows it `ours`.
+    pub(super) async fn meet(&self, site: &Site, ours: Shown<BorrowedFd<'_>>) -> Result<Met> {
+        let key = MeetingKey::new(site.secret);
+        let (called, caller) = oneshot::channel();
+        self.waiting().insert(key.name(), called);
+        let _waiting = Waiting { hall: self, name: key.name() };
+        let closed = || Error::new(ErrorKind::Closed, "the meeting place was closed");
+        let Caller { stream, hello, descriptors } = caller.await.map_err(|_| closed())?;
+        let peer = checked(&key, Role::Connector, &hello, descriptors)?;
+        say(&stream, &hello_of(&key, Role::Acceptor, ours.ring_len), &ours).await?;
+        Ok(Met { socket: stream.into_std()?.into(), peer })
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hall {
+    fn drop(&mut self) {
+        self.closed.notify_one();
+    }
+}
+
+/// A connection stops waiting when this is dropped.
+struct Waiting<'a> {
+    hall: &'a Hall,
+    name: [u8; NAME_LEN],
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.hall.waiting().remove(&self.name);
+    }
+}
+
+/// Goes to the acceptor's hall, and shows it `ours`.
+pub(super) async fn visit(site: &Site, ours: Shown<BorrowedFd<'_>>) -> Result<Met> {
+    let name = site.peer_offer.as_slice();
+    if name.len() != NAME_LEN {
+        return Err(Error::new(ErrorKind::Corrupt, format!("the peer's offer is not {NAME_LEN} bytes")));
+    }
+    let stream = UnixStream::from_std(dial(name).await?.into())?;
+    let key = MeetingKey::new(site.secret);
+    say(&stream, &hello_of(&key, Role::Connector, ours.ring_len), &ours).await?;
+    let (hello, descriptors) = hear(&stream).await?;
+    let peer = checked(&key, Role::Acceptor, &hello, descriptors)?;
+    Ok(Met { socket: stream.into_std()?.into(), peer })
+}
+
+async fn dial(name: &[u8]) -> Result<OwnedFd> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(io::Error::from)?;
+    let at = SocketAddrUnix::new_abstract_name(&full(name)).map_err(io::Error::from)?;
+    loop {
+        match rustix::net::connect(&socket, &at) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(PAUSE).await,
+            Err(Errno::CONNREFUSED) => {
+                let why = "its socket is not to be found from here: the two are in different network namespaces, or \
+                           the peer's endpoint is gone";
+                return Err(Error::new(ErrorKind::Unavailable, why));
+            }
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+    }
+}
+
+/// Takes in whoever comes, each for a while.
+async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    loop {
+        let Ok(stranger) = strangers.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "taking in a peer of this host failed; trying again");
+                tokio::time::sleep(PAUSE * 50).await;
+                continue;
+            }
+        };
+        let hall = hall.clone();
+        tokio::spawn(async move {
+            let heard = tokio::time::timeout(STRANGER_TIME, hear(&stream)).await;
+            drop(stranger);
+            let Ok(Ok((hello, descriptors))) = heard else { return };
+            let mut name = [0; NAME_LEN];
+            name.copy_from_slice(&hello[16..WORDS_LEN]);
+            let waiting = hall.upgrade().and_then(|hall| hall.waiting().remove(&name));
+            if let Some(waiting) = waiting {
+                // Whoever waited may have given up; the caller then sees the end of its stream.
+                let _ = waiting.send(Caller { stream, hello, descriptors });
+            }
+        });
+    }
+}
+
+fn full(name: &[u8]) -> Vec<u8> {
+    let digits = name.iter().map(|byte| format!("{byte:02x}"));
+    [PREFIX, digits.collect::<String>().as_bytes()].concat()
+}
+
+fn hello_of(key: &MeetingKey, role: Role, ring_len: u32) -> [u8; HELLO_LEN] {
+    let mut hello = [0; HELLO_LEN];
+    hello[..8].copy_from_slice(&MAGIC);
+    hello[8..10].copy_from_slice(&VERSION.to_le_bytes());
+    hello[12..16].copy_from_slice(&ring_len.to_le_bytes());
+    hello[16..WORDS_LEN].copy_from_slice(&key.name());
+    let proof = key.proof(role, &hello[..WORDS_LEN]);
+    hello[WORDS_LEN..].copy_from_slice(&proof);
+    hello
+}
+
+/// What the end in `role` shows, once it is proven to be that.
+fn checked(
+    key: &MeetingKey,
+    role: Role,
+    hello: &[u8; HELLO_LEN],
+    descriptors: Vec<OwnedFd>,
+) -> Result<Shown<OwnedFd>> {
+    let (words, proof) = hello.split_at(WORDS_LEN);
+    let mut mac = [0; 32];
+    mac.copy_from_slice(proof);
+    key.verify(role, words, &mac)?;
+    if words[..8] != MAGIC || words[8..12] != [VERSION.to_le_bytes()[0], VERSION.to_le_bytes()[1], 0, 0] {
+        return Err(Error::new(ErrorKind::Unsupported, "the peer shares memory in another version's way"));
+    }
+    let ring_len = u32::from_le_bytes([words[12], words[13], words[14], words[15]]);
+    let [segment, bell] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
+        let why = format!("the peer showed {} descriptors and not {DESCRIPTORS}", shown.len());
+        Error::new(ErrorKind::Corrupt, why)
+    })?;
+    Ok(Shown { ring_len, segment, bell })
+}
+
+async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Shown<BorrowedFd<'_>>) -> Result<()> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let shown = [ours.segment, ours.bell];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&shown)), "there is space for {DESCRIPTORS}");
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(hello)], &mut control, flags)?)
+    };
+    let sent = stream.async_io(Interest::WRITABLE, send).await.map_err(gone)?;
+    // A fresh socket has room for as little as that.
+    if sent < HELLO_LEN { Err(gone(io::ErrorKind::WriteZero.into())) } else { Ok(()) }
+}
+
+async fn hear(stream: &UnixStream) -> Result<([u8; HELLO_LEN], Vec<OwnedFd>)> {
+    let (mut hello, mut len, mut descriptors) = ([0; HELLO_LEN], 0, Vec::new());
+    while len < HELLO_LEN {
+        let receive = || {
+            let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            let mut room = [IoSliceMut::new(&mut hello[len..])];
+            let received = rustix::net::recvmsg(stream.as_fd(), &mut room, &mut control, flags)?;
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(shown) = message {
+                    descriptors.extend(shown);
+                }
+            }
+            Ok(received.bytes)
+        };
+        match stream.async_io(Interest::READABLE, receive).await.map_err(gone)? {
+            0 => return Err(gone(io::ErrorKind::UnexpectedEof.into())),
+            bytes => len += bytes,
+        }
+        if descriptors.len() > DESCRIPTORS {
+            return Err(Error::new(ErrorKind::Corrupt, "the peer showed too many descriptors"));
+        }
+    }
+    Ok((hello, descriptors))
+}
+
+fn gone(error: io::Error) -> Error {
+    Error::new(ErrorKind::PeerLost, "the peer left where the two were to meet").caused_by(error)
+}
