@@ -1,5 +1,7 @@
 //! The link to one peer, as its users see it.
 
+mod halves;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tracing::Instrument;
 
+pub use self::halves::{Receiver, Sender};
 use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
 use crate::driver::Driver;
 use crate::error::{Error, ErrorKind, Failed, Result};
@@ -496,52 +499,5 @@ impl Receipt {
             }
             Err(error) => Err(core.placed(error, "send")),
         }
-    }
-}
-
-/// The sending half of a split connection.
-#[derive(Clone, Debug)]
-pub struct Sender(Connection);
-
-impl Sender {
-    /// See [`Connection::send`].
-    pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
-        self.0.send(message).await
-    }
-
-    /// See [`Connection::deliver`].
-    pub async fn deliver(&self, message: Message) -> Result<()> {
-        self.0.deliver(message).await
-    }
-
-    /// The whole connection.
-    pub fn connection(&self) -> &Connection {
-        &self.0
-    }
-}
-
-/// The receiving half of a split connection.
-#[derive(Debug)]
-pub struct Receiver(Connection);
-
-impl Receiver {
-    /// See [`Connection::recv`].
-    pub async fn recv(&mut self) -> Result<Message> {
-        self.0.recv().await
-    }
-
-    /// See [`Connection::recv_into`].
-    pub async fn recv_into(&mut self, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
-        self.0.recv_into(buffer).await
-    }
-
-    /// See [`Connection::incoming`].
-    pub async fn incoming(&mut self) -> Result<Incoming> {
-        self.0.incoming().await
-    }
-
-    /// The whole connection.
-    pub fn connection(&self) -> &Connection {
-        &self.0
     }
 }
