@@ -44,7 +44,7 @@ async fn converse(a: &Connection, b: &Connection) {
 }
 
 /// Runs `work` on a thread that knows no tokio.
-async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = thread::spawn(work);
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
 }

@@ -18,6 +18,7 @@ mod encrypted;
 mod ending;
 mod faults;
 mod flow;
+mod fork;
 mod hostile;
 mod integrity;
 mod leaks;
@@ -39,7 +40,7 @@ mod threaded;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
-use towline_tests::{need, polls, usage};
+use towline_tests::{forked, need, polls, usage};
 
 use backends::{ROWS, Row};
 use suite::{Case, Claims, Need};
@@ -65,6 +66,7 @@ const GROUPS: &[&[Claims]] = &[
     streams::CASES,
     connect::CASES,
     processes::CASES,
+    fork::CASES,
     network::CASES,
 ];
 

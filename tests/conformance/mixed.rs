@@ -24,10 +24,10 @@ const TIME: Duration = Duration::from_secs(60);
 
 /// A sequence that its seed decides.
 #[derive(Clone)]
-struct Dice(u64);
+pub(crate) struct Dice(u64);
 
 impl Dice {
-    fn new(seed: usize, number: usize) -> Self {
+    pub(crate) fn new(seed: usize, number: usize) -> Self {
         let mixed = (seed + 1).wrapping_mul(0x9e37_79b9) ^ (number + 1).wrapping_mul(0x85eb_ca6b);
         let mut dice = Self(mixed as u64 | 1);
         for _ in 0..8 {
@@ -36,7 +36,7 @@ impl Dice {
         dice
     }
 
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -219,7 +219,7 @@ async fn mixed(row: &Row, seed: usize) {
 }
 
 /// These, or the one that `TOWLINE_SEED` asks for.
-fn seeds(usual: Range<usize>) -> Range<usize> {
+pub(crate) fn seeds(usual: Range<usize>) -> Range<usize> {
     match std::env::var("TOWLINE_SEED") {
         Ok(seed) => seed.parse().map(|seed| seed..seed + 1).unwrap(),
         Err(_) => usual,

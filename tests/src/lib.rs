@@ -1,7 +1,8 @@
 //! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out,
-//! certificates, waiting with a limit, what a process uses, and what a machine may lack.
+//! certificates, forks, waiting with a limit, what a process uses, and what a machine may lack.
 
 pub mod certificates;
+pub mod forked;
 pub mod guarded;
 pub mod need;
 pub mod polls;

@@ -39,7 +39,7 @@
 //! Await the same call of the type that `as_async` gives. On tokio's blocking threads (`spawn_blocking`), where waiting is
 //! fine, `Handle::current().block_on` does it.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::future::Future;
 use std::time::Duration;
 
@@ -56,6 +56,7 @@ use crate::listener;
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{FrameInfo, Message};
 use crate::path::Path;
+use crate::process::Own;
 use crate::region::{Region, RemoteRegion};
 
 #[cfg(test)]
@@ -243,7 +244,7 @@ impl Connection {
     ///
     /// # Errors
     /// `TimedOut` if the peer's access outlasts the deadline: the region is revoked, and its memory freed once nobody uses it.
-    pub fn revoke<M>(&self, region: Region<M>) -> Result<M, Failed<Option<Region<M>>>> {
+    pub fn revoke<M: Default>(&self, region: Region<M>) -> Result<M, Failed<Option<Region<M>>>> {
         self.give(region, "revoke", async |region| Ok(region.revoke().await))
     }
 
@@ -356,7 +357,7 @@ impl Incoming {
 
 thread_local! {
     /// Moves nothing by itself: it lends a waiting thread a reactor to sleep on.
-    static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
+    static RUNTIME: RefCell<Option<Own<Runtime>>> = const { RefCell::new(None) };
 }
 
 /// Takes the thread until `work` ends, or `deadline` has passed, which drops it.
@@ -366,11 +367,13 @@ fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<
         return Err(Error::new(ErrorKind::Invalid, why));
     }
     let waited = RUNTIME.try_with(|runtime| {
-        let runtime = match runtime.get() {
-            Some(runtime) => runtime,
+        let mut runtime = runtime.borrow_mut();
+        // A fork's copy shares its reactor with the parent.
+        let runtime = match runtime.take_if(|known| known.process().is_this()) {
+            Some(known) => runtime.insert(known),
             None => {
                 let made = Builder::new_current_thread().enable_all().build().map_err(Error::io)?;
-                runtime.get_or_init(|| made)
+                runtime.insert(Own::new(made))
             }
         };
         match deadline {

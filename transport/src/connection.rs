@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use tokio::sync::MutexGuard;
 use tracing::Instrument;
 
 pub use self::halves::{Receiver, Sender};
@@ -21,6 +22,7 @@ use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
 use crate::message::{Delivery, Message};
 use crate::metrics::Counts;
 use crate::path::Path;
+use crate::process::{Inherited, Own};
 use crate::region::{Region, RegionAccess, Regions, RemoteRegion};
 use crate::waiting::{Wait, Waiters};
 
@@ -35,7 +37,7 @@ pub struct Connection {
 
 /// The last of these to be dropped closes the connection.
 #[derive(Debug)]
-struct LastHandle(Arc<Core>);
+struct LastHandle(Own<Arc<Core>>);
 
 /// What a connection consists of, shared with its driver.
 #[derive(Debug)]
@@ -123,7 +125,7 @@ impl Connection {
             span,
         });
         driver.adopt(&core)?;
-        Ok(Self { handle: Arc::new(LastHandle(core)) })
+        Ok(Self { handle: Arc::new(LastHandle(Own::new(core))) })
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -145,9 +147,9 @@ impl Connection {
         self.core().link.caps()
     }
 
-    /// What it counted so far.
+    /// What it counted so far; nothing in a process that inherited it.
     pub fn stats(&self) -> Stats {
-        self.core().counts.stats()
+        if self.core().is_ours() { self.core().counts.stats() } else { Stats::default() }
     }
 
     /// Sends `message`; ends when its memory can be reused. The receipt tells whether the receiver took it.
@@ -197,11 +199,7 @@ impl Connection {
         let (message, sent) = Operation::new(message);
         let (receipt, settled) = Done::new();
         let more = joins && core.is_burst();
-        core.link.submit(Op::Send { message, receipt, prompt, more });
-        if more {
-            core.flush_soon();
-        }
-        match core.finish(&sent).await {
+        match core.perform(Op::Send { message, receipt, prompt, more }, &sent).await {
             Ok(()) => {
                 core.counts.sent.record(payload_len);
                 Ok(Receipt { connection: self.clone(), settled })
@@ -285,8 +283,9 @@ impl Connection {
             return Err(Failed { error: core.placed(error, "get"), returned: into });
         }
         let (into, got) = Operation::new(into);
-        core.link.submit(Op::Get { region: *region, offset, into });
-        core.finish(&got).await.map_err(|failed| core.failed(failed, "get"))
+        core.perform(Op::Get { region: *region, offset, into }, &got)
+            .await
+            .map_err(|failed| core.failed(failed, "get"))
     }
 
     /// Writes `from` to `offset` of the peer's region; ends when the bytes are there.
@@ -302,8 +301,9 @@ impl Connection {
             return Err(Failed { error: core.placed(error, "put"), returned: from });
         }
         let (from, put) = Operation::new(from);
-        core.link.submit(Op::Put { region: *region, offset, from });
-        core.finish(&put).await.map_err(|failed| core.failed(failed, "put"))
+        core.perform(Op::Put { region: *region, offset, from }, &put)
+            .await
+            .map_err(|failed| core.failed(failed, "put"))
     }
 
     /// Closes in good order: what was submitted leaves first, within the endpoint's `linger`. The peer can still take what
@@ -314,7 +314,7 @@ impl Connection {
     pub async fn close(&self) -> Result<()> {
         let core = self.core();
         let (done, closed) = Done::new();
-        core.link.submit(Op::Close(done));
+        core.submit(Op::Close(done));
         core.end_after_linger();
         let span = tracing::debug_span!(parent: &core.span, "close");
         let result = core.finish(&closed).instrument(span).await;
@@ -324,8 +324,11 @@ impl Connection {
         }
     }
 
-    /// Ends it now: everything in flight fails, and gives its memory back.
+    /// Ends it now: everything in flight fails, and gives its memory back. In a process that inherited it: nothing.
     pub fn abort(&self) {
+        if !self.core().is_ours() {
+            return;
+        }
         self.core().link.end(Error::new(ErrorKind::Closed, "this end aborted the connection"));
     }
 
@@ -336,26 +339,73 @@ impl Connection {
 }
 
 impl Core {
-    /// Waits for an operation of this connection, moving the link meanwhile.
-    pub(crate) async fn finish<V>(&self, completion: &Completion<V>) -> V {
+    /// Whether this process made it, and did not inherit it by a fork.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.waiters.process.is_this()
+    }
+
+    /// Tells a process that inherited it what to do instead.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.waiters.process.check()
+    }
+
+    /// Has the link do this; false if it failed then and there, since this process only inherited the link.
+    pub(crate) fn submit(&self, op: Op) -> bool {
+        match self.check() {
+            Ok(()) => self.link.submit(op),
+            Err(error) => {
+                op.fail(error);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Has the link do `op`, and waits for its end, moving the link meanwhile.
+    async fn perform<V: Inherited>(self: &Arc<Self>, op: Op, completion: &Completion<V>) -> V {
+        let more = matches!(op, Op::Send { more: true, .. });
+        if !self.submit(op) {
+            return completion.try_take().unwrap_or_else(V::inherited);
+        }
+        if more {
+            self.flush_soon();
+        }
         self.waiters.until(|cx| completion.poll_take(cx)).await
     }
 
-    /// Runs `task`, moving the link meanwhile.
-    pub(crate) async fn until<T>(&self, task: impl Future<Output = T>) -> T {
-        let mut task = std::pin::pin!(task);
-        self.waiters.until(move |cx| task.as_mut().poll(cx)).await
+    /// Waits for an operation of this connection, moving the link meanwhile.
+    pub(crate) async fn finish<V: Inherited>(&self, completion: &Completion<V>) -> V {
+        if !self.is_ours() {
+            return completion.take_uncontended().unwrap_or_else(V::inherited);
+        }
+        self.waiters.until(|cx| completion.poll_take(cx)).await
+    }
+
+    /// The message that a cancelled call had begun to take, held while this caller receives.
+    pub(crate) async fn begun(&self) -> Result<Own<MutexGuard<'_, Option<Taking>>>> {
+        let process = self.waiters.process;
+        process.check()?;
+        let begun = match self.taking.try_lock() {
+            Ok(begun) => begun,
+            Err(_) => {
+                let mut queue = Own::of(process, Box::pin(self.taking.lock()));
+                self.waiters.until(move |cx| queue.as_mut().poll(cx).map(Result::<_>::Ok)).await?
+            }
+        };
+        Ok(Own::of(process, begun))
     }
 
     /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
     pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
-        self.link.submit(op);
-        self.leave_for_later();
+        if self.submit(op) {
+            self.leave_for_later();
+        }
     }
 
     /// Has the driver poll the link within 50 ms, should nobody else.
     pub(crate) fn leave_for_later(self: &Arc<Self>) {
-        if self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel) {
+        if self.is_ours() && self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel)
+        {
             self.driver.later(self);
         }
     }
@@ -398,6 +448,7 @@ impl Core {
 
     fn check_one_sided(&self, on_host: bool) -> Result<()> {
         let refused = |why| Err(Error::new(ErrorKind::Unsupported, why).by(self.backend()));
+        self.check().map_err(|error| error.by(self.backend()))?;
         if !self.link.caps().contains(Caps::ONE_SIDED) {
             return refused("this link has no get and put");
         }
@@ -423,6 +474,9 @@ impl Core {
 
     /// Ends the link if it has not ended by itself when `linger` has passed.
     pub(crate) fn end_after_linger(self: &Arc<Self>) {
+        if !self.is_ours() {
+            return;
+        }
         if self.link.source().is_some() && self.inbox.ended().is_none() {
             self.waiters.arm();
         }
@@ -469,6 +523,9 @@ impl Drop for Core {
 impl Drop for LastHandle {
     fn drop(&mut self) {
         let core = &self.0;
+        if !core.is_ours() {
+            return;
+        }
         if core.inbox.ended().is_some() {
             return core.driver.forget(core);
         }

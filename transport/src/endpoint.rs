@@ -21,6 +21,7 @@ use crate::establish::Establisher;
 use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
 use crate::memory::{Place, Pool};
 use crate::metrics::Metrics;
+use crate::process::Own;
 use crate::waiting::Wait;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
@@ -32,7 +33,7 @@ const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 /// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    establisher: Arc<Establisher>,
+    establisher: Own<Arc<Establisher>>,
     connect_time: Duration,
     insecure: bool,
     unauthenticated_max: usize,
@@ -128,7 +129,8 @@ impl Endpoint {
 
     /// What this endpoint counts, for Prometheus.
     pub fn metrics(&self) -> Metrics {
-        Metrics { meters: self.establisher.driver.meters.clone(), pools: self.establisher.pools.clone() }
+        let Establisher { driver, pools, .. } = &**self.establisher;
+        Metrics { meters: driver.meters.clone(), pools: pools.clone(), process: self.establisher.process() }
     }
 
     /// Every backend, in the order of preference, and then those still to come.
@@ -159,7 +161,8 @@ impl Endpoint {
             self.check_exposure(address).await?;
             listener::listen(&self.establisher, address, self.unauthenticated_max).await
         };
-        listening.await.map_err(|error| error.during("listen").on(address))
+        let listened = self.establisher.process().run(listening).await;
+        listened.and_then(|listened| listened).map_err(|error| error.during("listen").on(address))
     }
 
     /// Connects to the listener at `address`, by the best backend that both ends have and the address allows.
@@ -177,22 +180,27 @@ impl Endpoint {
             self.connect_on_driver(address).await
         };
         let span = tracing::debug_span!("connect", %address);
+        let connected = self.establisher.process().run(connecting.instrument(span)).await;
         let connection =
-            connecting.instrument(span).await.map_err(|error| error.during("connect").on(address))?;
+            connected.and_then(|connected| connected).map_err(|error| error.during("connect").on(address))?;
         tracing::debug!(%address, path = connection.path().chosen(), "connected");
         Ok(connection)
     }
 
-    /// Closes every connection of this endpoint in good order, within `linger`.
+    /// Closes every connection of this endpoint in good order, within `linger`. In a process that inherited it: nothing.
     pub async fn close(&self) {
-        let cores = self.establisher.driver.living();
-        for core in &cores {
-            core.link.submit(Op::Close(Done::with(|_| ())));
-            core.end_after_linger();
-        }
-        for core in &cores {
-            core.inbox.until_ended().await;
-        }
+        let closing = async {
+            let cores = self.establisher.driver.living();
+            for core in &cores {
+                core.link.submit(Op::Close(Done::with(|_| ())));
+                core.end_after_linger();
+            }
+            for core in &cores {
+                core.inbox.until_ended().await;
+            }
+        };
+        // Elsewhere there is nothing to close.
+        let _ = self.establisher.process().run(closing).await;
     }
 
     /// The handshake runs on the driver, so that any caller's executor will do.
@@ -268,7 +276,7 @@ impl Endpoint {
 
     /// Nobody opens a port to strangers by accident.
     async fn check_exposure(&self, address: &Address) -> Result<()> {
-        let Establisher { token, tls, .. } = &*self.establisher;
+        let Establisher { token, tls, .. } = &**self.establisher;
         if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
             return Ok(());
         }
@@ -413,7 +421,7 @@ impl Builder {
             joins: Joins::default(),
         };
         Ok(Endpoint {
-            establisher: Arc::new(establisher),
+            establisher: Own::new(Arc::new(establisher)),
             connect_time: self.connect_time,
             insecure: self.insecure,
             unauthenticated_max: self.unauthenticated_max,

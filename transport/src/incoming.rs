@@ -60,7 +60,7 @@ impl Incoming {
     pub(crate) async fn next(connection: &Connection) -> Result<Self> {
         let core = connection.core();
         core.expect(false);
-        let mut begun = core.until(core.taking.lock()).await;
+        let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?;
         let taking = match begun.take() {
             Some(taking) => taking,
             None => Taking::next(core).await?,
@@ -89,6 +89,7 @@ impl Incoming {
     /// `PeerLost` or `Closed` if the connection ends before the payload is here.
     pub async fn accept(mut self) -> Result<Message> {
         let core = self.connection.core().clone();
+        core.check().map_err(|error| core.placed(error, "accept"))?;
         let taking = self.taking.as_mut().expect("its word is not said yet");
         // Dropped without its word, the message is rejected.
         taking.land_in_pool(&core).map_err(|error| core.placed(error, "accept"))?;
@@ -103,6 +104,9 @@ impl Incoming {
     /// cases the message is rejected); `PeerLost` or `Closed`. The buffers come back.
     pub async fn accept_into(mut self, landings: Vec<Landing>) -> Result<Message, Failed<Vec<Landing>>> {
         let core = self.connection.core().clone();
+        if let Err(error) = core.check() {
+            return Err(Failed { error: core.placed(error, "accept"), returned: landings });
+        }
         let buffers = match self.taking().buffers(&core, landings) {
             Ok(buffers) => buffers,
             Err(failed) => return Err(core.failed(failed, "accept")),
@@ -155,25 +159,28 @@ impl Core {
     /// The next message in pool memory; what a dropped future had begun goes on with the next call.
     pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
         self.expect(true);
-        let mut begun = self.until(self.taking.lock()).await;
+        let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
         if begun.is_none() {
-            *begun = Some(Taking::next(self).await?);
+            **begun = Some(Taking::next(self).await?);
         }
         let Some(taking) = begun.as_mut() else { unreachable!("set above") };
         // Without memory for it the message stays: `incoming` can land it elsewhere, or reject it.
         taking.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
         let result = taking.landed(self).await.map_err(Error::from);
-        *begun = None;
+        **begun = None;
         result
     }
 
     /// The next message, its frames one after another in `buffer`.
     pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
         self.expect(false);
-        let mut begun = self.until(self.taking.lock()).await;
+        let mut begun = match self.begun().await {
+            Ok(begun) => begun,
+            Err(error) => return Err(Failed { error: self.placed(error, "recv"), returned: buffer }),
+        };
         if begun.is_none() {
             match Taking::next(self).await {
-                Ok(taking) => *begun = Some(taking),
+                Ok(taking) => **begun = Some(taking),
                 Err(error) => return Err(Failed { error, returned: buffer }),
             }
         }
@@ -193,7 +200,7 @@ impl Core {
             }
             _ => taking.copied(self, buffers).await,
         };
-        *begun = None;
+        **begun = None;
         result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned, rest) })
     }
 }
@@ -230,7 +237,7 @@ impl Taking {
 
     fn land_in(&mut self, core: &Core, buffers: Landings) {
         let (landings, landed) = Operation::new(buffers);
-        core.link.submit(Op::Accept { id: self.id, landings });
+        core.submit(Op::Accept { id: self.id, landings });
         self.payload = Payload::Landing(landed);
     }
 

@@ -27,6 +27,13 @@
 //! | [`Connection::close`], [`Endpoint::close`] | is detached: the closing goes on; before its first poll, nothing |
 //! | [`Endpoint::listen`], [`Endpoint::connect`] | leaves nothing behind |
 //!
+//! # In a forked child
+//!
+//! A child forked without `exec`, as Python's `multiprocessing` makes them by `fork`, must open its own endpoint. What it inherited
+//! is inert there: dropping it says nothing to any peer (and frees nothing until the child exits), using it fails with
+//! `Unsupported` and gives memory back, and neither waits for a lock that another thread of the parent held. A call that was under
+//! way at the fork fails the same way, without its memory. Buffers are the child's own copies and stay readable.
+//!
 //! # Where to look
 //!
 //! [`blocking`] has the same calls for plain threads, [`memory`] the buffers, pools and places; [`Path`] tells why a connection
@@ -53,6 +60,7 @@ mod message;
 mod metrics;
 mod operation;
 mod path;
+mod process;
 mod reactor;
 mod region;
 mod waiting;

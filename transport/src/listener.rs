@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -18,6 +18,7 @@ use crate::door::Control;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
+use crate::process::{Own, PerProcess};
 
 /// Made connections that wait for `accept`; more wait in the operating system's queue.
 const ACCEPTED_MAX: usize = 1024;
@@ -32,6 +33,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Listener {
     address: Address,
+    arrivals: Own<Arrivals>,
+}
+
+#[derive(Debug)]
+struct Arrivals {
     accepted: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
     _open: Open,
 }
@@ -54,10 +60,11 @@ impl Listener {
     /// # Errors
     /// `Closed` if the endpoint's driver ended.
     pub async fn accept(&self) -> Result<Connection> {
-        let connection = self.accepted.lock().await.recv().await;
-        connection.ok_or_else(|| {
-            Error::new(ErrorKind::Closed, "the endpoint's driver ended").during("accept").on(&self.address)
-        })
+        let accept = async { self.arrivals.accepted.lock().await.recv().await };
+        let accepted = self.arrivals.process().run(accept).await;
+        accepted
+            .and_then(|connection| connection.ok_or_else(driver_ended))
+            .map_err(|error| error.during("accept").on(&self.address))
     }
 }
 
@@ -71,10 +78,11 @@ impl Drop for Open {
 }
 
 /// Who listens at which `mem` name of this process.
-static NAMES: LazyLock<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>> = LazyLock::new(Mutex::default);
+static NAMES: PerProcess<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>> =
+    PerProcess::new(Mutex::default);
 
 fn names() -> MutexGuard<'static, HashMap<String, mpsc::Sender<DuplexStream>>> {
-    NAMES.lock().unwrap_or_else(PoisonError::into_inner)
+    NAMES.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Hands a stream to the listener of a `mem` name.
@@ -168,7 +176,8 @@ pub(crate) async fn listen(
         with_port(address, bound.port())?
     };
     tracing::info!(%address, "listening");
-    Ok(Listener { address, accepted: tokio::sync::Mutex::new(accepted), _open: open })
+    let arrivals = Arrivals { accepted: tokio::sync::Mutex::new(accepted), _open: open };
+    Ok(Listener { address, arrivals: Own::new(arrivals) })
 }
 
 /// What becomes of those who arrive.

@@ -18,11 +18,12 @@ use prometheus_client::registry::Registry;
 pub(crate) use self::meters::{Counts, Meters};
 use self::page::{NO_LABELS, Page};
 use crate::memory::{Place, Pool};
+use crate::process::Process;
 
 /// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools.
 ///
 /// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.
-/// `docs/metrics.md` lists every name.
+/// `docs/metrics.md` lists every name. A process forked from the endpoint's sees none of it.
 ///
 /// ```
 /// use prometheus_client::registry::Registry;
@@ -38,6 +39,7 @@ use crate::memory::{Place, Pool};
 pub struct Metrics {
     pub(crate) meters: Arc<Meters>,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) process: Process,
 }
 
 impl Metrics {
@@ -54,6 +56,9 @@ impl Metrics {
 
 impl Collector for Metrics {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        if !self.process.is_this() {
+            return Ok(());
+        }
         let mut page = Page(encoder);
         let (living, all) = self.meters.read();
         let Meters { opened, ended, failed, establishing, .. } = &*self.meters;

@@ -133,6 +133,15 @@ impl<V> Completion<V> {
         }
     }
 
+    /// As [`try_take`](Self::try_take), and nothing if another thread is at it; in a fork, that thread is for ever.
+    pub(crate) fn take_uncontended(&self) -> Option<V> {
+        let mut state = self.0.0.try_lock().ok()?;
+        match std::mem::replace(&mut *state, State::Taken) {
+            State::Done(value) => Some(value),
+            State::Waiting(_) | State::Taken => None,
+        }
+    }
+
     /// The result, if it is there.
     pub fn try_take(&self) -> Option<V> {
         let mut state = self.0.lock();

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut};
+use crate::process::Own;
 
 /// What a peer may do with a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +96,7 @@ impl fmt::Debug for RemoteRegion {
 #[derive(Debug)]
 pub struct Region<M> {
     remote: RemoteRegion,
-    table: Arc<Regions>,
+    table: Own<Arc<Regions>>,
     memory: Shared<M>,
 }
 
@@ -113,11 +114,23 @@ impl<M> Region<M> {
     pub fn remote(&self) -> RemoteRegion {
         self.remote
     }
+}
 
+impl<M: Default> Region<M> {
     /// Takes the memory back: from now on an access is `Rejected`, and this ends when no access is in flight.
+    ///
+    /// A process forked from the one that exposed it gets its own copy, as it was at the fork, and revokes nothing; the copy
+    /// is empty if the peer had access at that very moment.
     pub async fn revoke(self) -> M {
-        self.table.forget(self.remote.key());
+        let process = self.table.process();
+        if process.is_this() {
+            self.table.forget(self.remote.key());
+        }
         poll_fn(|cx| {
+            if !process.is_this() {
+                let copy = self.memory.try_lock().ok().and_then(|mut held| held.memory.take());
+                return Poll::Ready(copy.unwrap_or_default());
+            }
             let mut held = lock(&self.memory);
             if held.readers > 0 {
                 held.revoker = Some(cx.waker().clone());
@@ -134,7 +147,9 @@ impl<M> Region<M> {
 
 impl<M> Drop for Region<M> {
     fn drop(&mut self) {
-        self.table.forget(self.remote.key());
+        if self.table.process().is_this() {
+            self.table.forget(self.remote.key());
+        }
     }
 }
 
@@ -187,7 +202,7 @@ impl Regions {
         let memory = Arc::new(Mutex::new(Held { memory: Some(memory), readers: 0, revoker: None }));
         let expires = self.environment.now().saturating_add(lifetime);
         self.entries().insert(key, Entry { len, expires, memory: kind(memory.clone()) });
-        Region { remote: RemoteRegion { key, len, access }, table: self.clone(), memory }
+        Region { remote: RemoteRegion { key, len, access }, table: Own::new(self.clone()), memory }
     }
 
     /// Serves a `get`: the bytes, held until the lease is dropped.

@@ -20,6 +20,7 @@ use tokio::task::coop::poll_proceed;
 
 use crate::backend::{Link, Progress};
 use crate::driver::Driver;
+use crate::process::{Inherited, Process};
 use crate::reactor::{Owner, register};
 
 /// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
@@ -53,6 +54,8 @@ pub(crate) struct Waiters {
     polls: AtomicU64,
     /// The driver sleeps on the source.
     armed: AtomicBool,
+    /// Whose link it is.
+    pub(crate) process: Process,
 }
 
 #[derive(Debug, Default)]
@@ -100,15 +103,17 @@ impl Waiters {
             state: Mutex::default(),
             polls: AtomicU64::new(0),
             armed: AtomicBool::new(false),
+            process: Process::current(),
         }
     }
 
-    /// Waits until `check` is ready, moving the link meanwhile. `check` must leave its waker with whatever it polls.
+    /// Waits until `check` is ready, moving the link meanwhile. `check` must leave its waker with whatever it polls. Whoever
+    /// calls knows that the link is this process's.
     pub(crate) fn until<T, F>(&self, check: F) -> Until<'_, F>
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
     {
-        Until { waiters: self, check, waiter: None, idle_since: None }
+        Until { waiters: self, check, waiter: None, idle_since: None, suspended: false }
     }
 
     /// How often waiters polled so far.
@@ -287,16 +292,33 @@ pub(crate) struct Until<'a, F> {
     /// Its number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
+    /// It was polled before; since then its process may have forked.
+    suspended: bool,
 }
 
-impl<T, F> Future for Until<'_, F>
+impl<T: Inherited, F> Future for Until<'_, F>
 where
     F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
 {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        let Self { waiters, check, waiter, idle_since } = self.get_mut();
+        let this = self.get_mut();
+        if this.suspended && !this.waiters.process.is_this() {
+            return Poll::Ready(T::inherited());
+        }
+        let polled = this.poll_here(cx);
+        this.suspended = polled.is_pending();
+        polled
+    }
+}
+
+impl<F> Until<'_, F> {
+    fn poll_here<T>(&mut self, cx: &mut Context<'_>) -> Poll<T>
+    where
+        F: FnMut(&mut Context<'_>) -> Poll<T>,
+    {
+        let Self { waiters, check, waiter, idle_since, .. } = self;
         // A task that never has to wait must let its siblings run all the same.
         let budget = ready!(poll_proceed(cx));
         let mut polled_since = None;
@@ -358,6 +380,9 @@ where
 
 impl<F> Drop for Until<'_, F> {
     fn drop(&mut self) {
+        if self.suspended && !self.waiters.process.is_this() {
+            return;
+        }
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
         }

@@ -1,9 +1,9 @@
 //! Who an endpoint is, and how near: same host, same process.
 
 use std::fmt;
-use std::sync::OnceLock;
 
 use crate::environment::Environment;
+use crate::process::PerProcess;
 use crate::wire::handshake::IDENTITY_LEN;
 
 /// One endpoint, as its peers see it.
@@ -81,11 +81,11 @@ impl fmt::Display for Identity {
 }
 
 fn boot_id() -> [u8; 16] {
-    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
-    *BOOT_ID.get_or_init(|| {
+    static BOOT_ID: PerProcess<[u8; 16]> = PerProcess::new(|| {
         let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         parse_uuid(text.trim()).unwrap_or_default()
-    })
+    });
+    *BOOT_ID.get()
 }
 
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
@@ -100,15 +100,15 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
 /// From the operating system even under simulation: it is a fact of the process, and drawing it from the first
 /// endpoint's environment would shift that environment's random numbers.
 fn process_nonce() -> [u8; 16] {
-    static NONCE: OnceLock<[u8; 16]> = OnceLock::new();
-    *NONCE.get_or_init(|| {
+    static NONCE: PerProcess<[u8; 16]> = PerProcess::new(|| {
         let mut nonce = [0; 16];
         match getrandom::fill(&mut nonce) {
             Ok(()) => nonce,
             // Without randomness, processes are told apart by their numbers alone.
             Err(_) => [0; 16],
         }
-    })
+    });
+    *NONCE.get()
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
     fn one_process_number_in_two_namespaces_is_two_processes() {
         assert!(someone().same_process(&Identity { id: [8; 16], ..someone() }));
         assert!(!someone().same_process(&Identity { process_nonce: [8; 16], ..someone() }));
-        assert!(!someone().same_process(&Identity { process: 43, ..someone() }), "a fork keeps the nonce");
+        assert!(!someone().same_process(&Identity { process: 43, ..someone() }));
     }
 
     #[test]

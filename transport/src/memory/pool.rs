@@ -13,11 +13,15 @@ use super::class::Class;
 use super::host::HostMemory;
 use super::{Access, Allocation, BufferMut, Place};
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Process;
 
 /// Recycles memory of one place, within a bound on what lies idle. Clones are the same pool.
 ///
 /// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may
 /// outlive the pool.
+///
+/// A process forked from the one that made it may go on taking from it, and dropping what it inherited: nothing is recycled
+/// there.
 ///
 /// ```
 /// use towline::Pool;
@@ -69,7 +73,7 @@ impl Pool {
     pub fn with_source(source: Arc<dyn Source>, idle_bytes_max: usize) -> Self {
         let place = source.place();
         let shelves = Mutex::new(Shelves::new(idle_bytes_max));
-        Self(Arc::new(Inner { source, place, shelves }))
+        Self(Arc::new(Inner { source, place, shelves, process: Process::current() }))
     }
 
     /// Room for `capacity` bytes, none filled. `take(0)` allocates nothing.
@@ -82,7 +86,7 @@ impl Pool {
             return Ok(BufferMut::nothing_in(self.0.place));
         }
         let class = Class::of(capacity)?;
-        let idle = self.0.shelves().take(class);
+        let idle = self.0.shelves().and_then(|mut shelves| shelves.take(class));
         let block = match idle {
             Some(block) => block,
             None => self.0.allocate(class)?,
@@ -125,9 +129,9 @@ impl Pool {
         self.0.place
     }
 
-    /// What it holds now.
+    /// What it holds now; nothing in a process that inherited it.
     pub fn stats(&self) -> PoolStats {
-        self.0.shelves().stats
+        self.0.shelves().map(|shelves| shelves.stats).unwrap_or_default()
     }
 
     /// Frees all that waits to be taken.
@@ -155,11 +159,13 @@ struct Inner {
     source: Arc<dyn Source>,
     place: Place,
     shelves: Mutex<Shelves>,
+    process: Process,
 }
 
 impl Inner {
-    fn shelves(&self) -> MutexGuard<'_, Shelves> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    /// None in a process that inherited the pool: somebody may have been at them when it was forked.
+    fn shelves(&self) -> Option<MutexGuard<'_, Shelves>> {
+        self.process.is_this().then(|| self.shelves.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// A new block, already counted as in use; idle ones of other classes make way if they must.
@@ -168,7 +174,11 @@ impl Inner {
             self.trim();
             self.source.allocate(class.bytes)
         });
-        found.and_then(|block| self.check(block, class)).inspect_err(|_| self.shelves().forget(class))
+        found.and_then(|block| self.check(block, class)).inspect_err(|_| {
+            if let Some(mut shelves) = self.shelves() {
+                shelves.forget(class);
+            }
+        })
     }
 
     /// A source is safe code: what it gives is checked before it is lent (M2).
@@ -178,7 +188,7 @@ impl Inner {
     }
 
     fn trim(&self) {
-        let freed = self.shelves().empty();
+        let freed = self.shelves().map(|mut shelves| shelves.empty());
         drop(freed); // after the lock: freeing a mapping takes its time
     }
 }
@@ -287,7 +297,7 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let (Some(block), Some(pool)) = (self.block.take(), self.pool.upgrade()) else { return };
-        let freed = pool.shelves().put_back(self.class, block);
+        let freed = pool.shelves().map(|mut shelves| shelves.put_back(self.class, block));
         drop(freed); // after the lock: freeing a mapping takes its time
     }
 }

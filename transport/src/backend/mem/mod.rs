@@ -4,12 +4,13 @@
 mod link;
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
 use super::{Backend, Caps, Identity, Link, Nominal, Opening, Probe, Role, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::PerProcess;
 
 /// The in-process backend.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +23,10 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::FLOW_CONTROL);
 
 /// Halves whose other end has not been opened yet, by both offers.
-static WAITING: LazyLock<Mutex<HashMap<Vec<u8>, Half>>> = LazyLock::new(Mutex::default);
+static WAITING: PerProcess<Mutex<HashMap<Vec<u8>, Half>>> = PerProcess::new(Mutex::default);
 
 fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, Half>> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+    WAITING.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A half that is gone needs no other.

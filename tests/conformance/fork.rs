@@ -1,0 +1,342 @@
+//! A child forked without `exec`: what it inherited is inert there, and what it makes itself works.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use towline::{
+    Address, Buffer, BufferMut, Caps, Connection, Endpoint, Error, ErrorKind, Failed, Landing, Listener,
+    Message, blocking,
+};
+
+use crate::backends::{Pair, Row, meet};
+use crate::callers::without_tokio;
+use crate::content::{assert_message, message};
+use crate::forked::Forked;
+use crate::mixed::{Dice, seeds};
+use crate::polls::{SOON, block_on, polled, soon};
+use crate::suite::cases;
+
+cases! {
+    ONE_SIDED:
+        what_a_fork_drops_disturbs_nobody,
+        what_a_fork_inherited_says_so,
+        a_call_under_way_at_the_fork_ends_there_and_goes_on_here,
+        a_fork_has_endpoints_of_its_own,
+        a_close_is_seen_though_a_fork_lives,
+        forks_of_a_busy_process_end_and_disturb_nobody;
+}
+
+const LENS: Range<usize> = 0..6;
+const LIFETIME: Duration = Duration::from_secs(60);
+
+fn lengths(at: usize) -> Vec<usize> {
+    vec![[0, 10, 700, 20_000, 300_000, 2 << 20][at % LENS.end]; 2]
+}
+
+/// Messages of every size there and back, numbered from `from` on.
+async fn converse(a: &Connection, b: &Connection, from: usize) {
+    for at in LENS {
+        for (near, far) in [(a, b), (b, a)] {
+            let message = message(from + at, &lengths(at));
+            let both = async { tokio::join!(near.deliver(message), far.recv()) };
+            let (sent, taken) = soon("a message", both).await;
+            sent.unwrap();
+            assert_message(&taken.unwrap(), from + at, &lengths(at));
+        }
+    }
+}
+
+/// Whether the peer of `a` sees its good-bye.
+async fn assert_closes(a: &Connection, b: &Connection) {
+    let both = async { tokio::join!(a.close(), b.recv()) };
+    let (closed, end) = soon("the close", both).await;
+    closed.unwrap();
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::Closed);
+}
+
+#[track_caller]
+fn assert_inherited(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("forked from the one that owns this"), "{error}");
+}
+
+/// Whether a call ends with that word, and gives its memory back.
+#[track_caller]
+fn returned<T: Debug, M>(result: Result<T, Failed<M>>) -> M {
+    let failed = result.map(drop).expect_err("an inherited connection does nothing");
+    assert_inherited(&failed.error);
+    failed.returned
+}
+
+async fn what_a_fork_drops_disturbs_nobody(row: &'static Row) {
+    let pair = row.pair().await;
+    let Pair { a, b, .. } = &pair;
+    converse(a, b, 0).await;
+    // Whatever there is to inherit, at both ends.
+    let receipt = a.send(message(100, &[10])).await.unwrap();
+    let large = Message::new("large").with_frame(vec![1; 300_000]);
+    let sending = tokio::spawn({
+        let a = a.clone();
+        async move { a.deliver(large).await }
+    });
+    let small = soon("the small one", b.incoming()).await.unwrap();
+    let incoming = soon("the large one", b.incoming()).await.unwrap();
+    let region = a.expose(vec![7; 1000].into(), LIFETIME).unwrap();
+    let remote = region.remote();
+    let pooled = pair.near.pool().take(100_000).unwrap();
+    let mut held = Some((pair, receipt, small, incoming, region, pooled));
+    let held = without_tokio(move || {
+        // In the child the handles here are the last but those of tasks that never run there.
+        Forked::new(|| drop(held.take())).assert_done(SOON);
+        held
+    });
+    let (pair, receipt, small, incoming, region, pooled) = held.await.unwrap();
+    let Pair { a, b, near, far, listener } = &pair;
+    assert_message(&soon("accept", small.accept()).await.unwrap(), 100, &[10]);
+    soon("the word", receipt.delivered()).await.unwrap();
+    let taken = soon("accept", incoming.accept()).await.unwrap();
+    assert_eq!(taken.frames()[0].to_vec().unwrap(), vec![1; 300_000]);
+    soon("deliver", sending).await.unwrap().unwrap();
+    let got = soon("get", b.get(&remote, 0, BufferMut::with_capacity(1000))).await.unwrap();
+    assert_eq!(got.as_slice().unwrap(), [7; 1000]);
+    assert_eq!(soon("revoke", region.revoke()).await.len(), 1000);
+    drop(pooled);
+    converse(a, b, 200).await;
+    let (c, d) = soon("one more", meet(near, listener)).await;
+    converse(&c, &d, 300).await;
+    assert_closes(a, b).await;
+    assert_closes(&d, &c).await;
+    soon("the end", far.close()).await;
+}
+
+async fn what_a_fork_inherited_says_so(row: &'static Row) {
+    let pair = row.pair().await;
+    let Pair { a, b, near, far, listener } = &pair;
+    let receipt = a.send(message(0, &[10])).await.unwrap();
+    let incoming = soon("incoming", b.incoming()).await.unwrap();
+    let sending = tokio::spawn({
+        let a = a.clone();
+        async move { a.send(message(1, &[300_000])).await.map(drop) }
+    });
+    let region = a.expose(vec![7; 1000].into(), LIFETIME).unwrap();
+    let second = soon("incoming", b.incoming()).await.unwrap();
+    let (near, far, a, b) = (near.clone(), far.clone(), a.clone(), b.clone());
+    let mut held = Some((receipt, incoming, second, region));
+    thread::scope(|scope| {
+        let work = || {
+            let (receipt, incoming, second, region) = held.take().unwrap();
+            let remote = region.remote();
+            assert_eq!(returned(block_on(a.send(message(7, &[10])))).payload_len(), 10);
+            assert_eq!(returned(block_on(b.send(message(7, &[300_000])))).payload_len(), 300_000);
+            assert_inherited(&block_on(a.deliver(message(7, &[]))).unwrap_err());
+            assert_inherited(&block_on(b.recv()).unwrap_err());
+            assert_inherited(&block_on(a.incoming()).unwrap_err());
+            assert_eq!(returned(block_on(b.recv_into(BufferMut::with_capacity(99)))).capacity(), 99);
+            assert_eq!(returned(block_on(b.get(&remote, 0, BufferMut::with_capacity(9)))).capacity(), 9);
+            assert_eq!(returned(block_on(b.put(&remote, 0, Buffer::new()))).len(), 0);
+            assert_eq!(returned(a.expose(vec![1; 5].into(), LIFETIME)).len(), 5);
+            assert_eq!(returned(a.expose_mut(vec![1; 5].into(), LIFETIME)).len(), 5);
+            assert_inherited(&block_on(receipt.delivered()).unwrap_err());
+            assert_inherited(&block_on(incoming.accept()).unwrap_err());
+            assert_eq!(returned(block_on(second.accept_into(vec![Landing::Discard]))).len(), 1);
+            assert_eq!(block_on(region.revoke()).to_vec().unwrap(), [7; 1000], "its own copy");
+            assert_inherited(&block_on(listener.accept()).unwrap_err());
+            assert_inherited(&block_on(near.connect(listener.address())).unwrap_err());
+            assert_inherited(&block_on(far.listen(&row.address())).unwrap_err());
+            assert_inherited(&block_on(a.close()).unwrap_err());
+            assert_inherited(&blocking::Connection::from(a.clone()).recv().unwrap_err());
+            b.abort();
+            block_on(near.close());
+            assert_eq!((a.stats().messages_sent, near.metrics().text().as_str()), (0, "# EOF\n"));
+            assert!(near.pool().take(5000).is_ok());
+        };
+        scope.spawn(move || Forked::new(work).assert_done(SOON)).join().unwrap();
+    });
+    drop(held);
+    soon("what was rejected", sending).await.unwrap().unwrap();
+    converse(&pair.a, &pair.b, 10).await;
+    assert_closes(&pair.b, &pair.a).await;
+}
+
+async fn a_call_under_way_at_the_fork_ends_there_and_goes_on_here(row: &'static Row) {
+    let pair = row.pair().await;
+    let Pair { a, b, near, listener, .. } = &pair;
+    let mut recv = Box::pin(b.recv());
+    let mut incoming = Box::pin(b.incoming());
+    let mut accept = Box::pin(listener.accept());
+    let mut deliver = Box::pin(a.deliver(message(0, &[300_000])));
+    assert!(polled(recv.as_mut(), 2).await.is_none(), "there is nothing to take");
+    assert!(polled(incoming.as_mut(), 2).await.is_none(), "it is the other's turn");
+    assert!(polled(accept.as_mut(), 2).await.is_none(), "nobody comes");
+    assert!(polled(deliver.as_mut(), 1).await.is_none(), "nobody took it yet");
+    // The child drops what the parent goes on with, polled there or not.
+    let mut under_way = Some((recv, incoming, accept, deliver));
+    Forked::new(|| drop(under_way.take())).assert_done(SOON);
+    Forked::new(|| {
+        let (recv, incoming, accept, deliver) = under_way.take().unwrap();
+        assert_inherited(&block_on(recv).unwrap_err());
+        assert_inherited(&block_on(incoming).unwrap_err());
+        assert_inherited(&block_on(accept).unwrap_err());
+        assert_inherited(&block_on(deliver).unwrap_err());
+    })
+    .assert_done(SOON);
+    let (recv, incoming, accept, deliver) = under_way.unwrap();
+    let (sent, taken) = soon("the message", async { tokio::join!(deliver, recv) }).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 0, &[300_000]);
+    let (sent, taken) = soon("one more", async { tokio::join!(a.send(message(1, &[])), incoming) }).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap().accept().await.unwrap(), 1, &[]);
+    let (connected, accepted) =
+        soon("a peer", async { tokio::join!(near.connect(listener.address()), accept) }).await;
+    connected.unwrap();
+    accepted.unwrap();
+}
+
+/// Two endpoints that this process makes, and messages between them.
+fn talk_to_oneself(row: &Row, at: &Address, from: usize) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = blocking::Endpoint::from(far).listen(at).unwrap();
+    let near = blocking::Endpoint::from(near);
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            let connection = listener.accept().unwrap().with_deadline(SOON);
+            for at in LENS {
+                assert_message(&connection.recv().unwrap(), from + at, &lengths(at));
+                connection.deliver(message(from + at, &lengths(at))).unwrap();
+            }
+            assert_eq!(connection.recv().unwrap_err().kind(), ErrorKind::Closed);
+        });
+        let connection = near.connect(listener.address()).unwrap().with_deadline(SOON);
+        for at in LENS {
+            connection.deliver(message(from + at, &lengths(at))).unwrap();
+            assert_message(&connection.recv().unwrap(), from + at, &lengths(at));
+        }
+        connection.close().unwrap();
+        serving.join().unwrap();
+    });
+}
+
+async fn a_fork_has_endpoints_of_its_own(row: &'static Row) {
+    let pair = row.pair().await;
+    let Pair { a, b, near, listener, .. } = &pair;
+    // The thread that forks has waited before: its runtime is inherited too.
+    let (address, identity) = (listener.address().clone(), *near.identity());
+    let crosses = row.caps.contains(Caps::CROSS_PROCESS);
+    let child = without_tokio(move || {
+        talk_to_oneself(row, &row.address(), 0);
+        Forked::new(move || {
+            let own = blocking::Endpoint::from(row.endpoint());
+            assert!(!own.as_async().identity().same_process(&identity), "a fork is another process");
+            assert_ne!(own.as_async().identity().process_nonce, identity.process_nonce);
+            if crosses {
+                let connection = own.connect(&address).unwrap().with_deadline(SOON);
+                connection.deliver(message(50, &[300_000])).unwrap();
+                assert_message(&connection.recv().unwrap(), 51, &[10]);
+                connection.close().unwrap();
+                talk_to_oneself(row, &row.address(), 60);
+            } else {
+                // The name is its parent's there, and free here.
+                assert_eq!(own.connect(&address).unwrap_err().kind(), ErrorKind::Refused);
+                talk_to_oneself(row, &address, 60);
+            }
+            // And its children are others again.
+            let child = Forked::new(|| {
+                assert_inherited(&own.listen(&row.address()).unwrap_err());
+                talk_to_oneself(row, &row.address(), 70);
+            });
+            child.assert_done(SOON);
+            talk_to_oneself(row, &row.address(), 80);
+        })
+    })
+    .await;
+    if crosses {
+        let from_child = soon("the child", listener.accept()).await.unwrap();
+        assert_message(&soon("its word", from_child.recv()).await.unwrap(), 50, &[300_000]);
+        soon("an answer", from_child.deliver(message(51, &[10]))).await.unwrap();
+        assert_eq!(soon("its end", from_child.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    }
+    without_tokio(move || child.assert_done(2 * SOON)).await;
+    converse(a, b, 100).await;
+}
+
+async fn a_close_is_seen_though_a_fork_lives(row: &'static Row) {
+    let pair = row.pair().await;
+    let child = without_tokio(|| Forked::new(|| thread::sleep(LIFETIME))).await;
+    converse(&pair.a, &pair.b, 0).await;
+    assert_closes(&pair.a, &pair.b).await;
+    drop(child);
+}
+
+const FORKS: usize = 50;
+
+/// What a child of a busy process may do with copies of everything.
+fn misbehave(row: &Row, choice: usize, a: Connection, b: Connection, near: &Endpoint, listener: &Listener) {
+    match choice {
+        0 => drop((a, b)),
+        1 => drop(returned(block_on(a.send(message(7, &[10]))))),
+        2 => assert_inherited(&block_on(b.recv()).unwrap_err()),
+        3 => assert_inherited(&block_on(a.close()).unwrap_err()),
+        4 => assert_inherited(&block_on(near.connect(listener.address())).unwrap_err()),
+        5 => assert_inherited(&block_on(listener.accept()).unwrap_err()),
+        6 => drop((near.pool().take(100_000).unwrap(), a.stats(), near.metrics().text())),
+        _ => talk_to_oneself(row, &row.address(), 0),
+    }
+}
+
+async fn forks_of_a_busy_process_end_and_disturb_nobody(row: &'static Row) {
+    let seed = seeds(1..2).start;
+    println!("seed {seed}");
+    let pair = row.pair().await;
+    let Pair { a, b, near, listener, .. } = &pair;
+    // What the tests themselves make once is made before.
+    converse(a, b, 0).await;
+    let done = AtomicBool::new(false);
+    // Each thread sends until the forks are over, and then says how many there were.
+    let send = |from: &Connection| {
+        let mut at = 0;
+        while !done.load(Ordering::Relaxed) {
+            block_on(from.deliver(message(at, &lengths(at)))).unwrap();
+            at += 1;
+        }
+        block_on(from.deliver(message(usize::MAX, &[]))).unwrap();
+        at
+    };
+    let take = |by: &Connection| {
+        for at in 0.. {
+            let message = block_on(by.recv()).unwrap();
+            if message.header()[..] == (usize::MAX as u64).to_le_bytes() {
+                return at;
+            }
+            assert_message(&message, at, &lengths(at));
+        }
+        unreachable!("it says when it is done")
+    };
+    let talk = || {
+        thread::scope(|scope| {
+            let sending = [scope.spawn(|| send(a)), scope.spawn(|| send(b))];
+            let taking = [scope.spawn(|| take(b)), scope.spawn(|| take(a))];
+            let forking = scope.spawn(|| {
+                let mut dice = Dice::new(seed, 0);
+                for fork in 0..FORKS {
+                    thread::sleep(Duration::from_micros(dice.below(3000) as u64));
+                    let choice = dice.below(8);
+                    let child = Forked::new(|| misbehave(row, choice, a.clone(), b.clone(), near, listener));
+                    child.assert_done(SOON);
+                    println!("fork {fork} did {choice}");
+                }
+            });
+            let forked = forking.join();
+            done.store(true, Ordering::Relaxed);
+            let sent = sending.map(|thread| thread.join().unwrap());
+            assert_eq!(taking.map(|thread| thread.join().unwrap()), sent, "none lost, none twice");
+            forked.unwrap();
+        });
+    };
+    tokio::task::block_in_place(talk);
+    converse(a, b, 0).await;
+    assert_closes(a, b).await;
+}

@@ -1,0 +1,278 @@
+//! Which process made a thing, as forks tell: a child forked without `exec` inherits copies of everything, and must leave
+//! alone what its parent goes on using.
+//!
+//! The invariant (M10): what a process inherited is neither locked, nor polled, nor dropped by it. A number that a fork
+//! changes tells: a word of a page that the kernel wipes in the child, so that asking is one load; where the kernel cannot
+//! do that, the process's number, which is a system call.
+
+#![expect(
+    unsafe_code,
+    reason = "a page of the kernel's, and what is leaked so that it outlives every reader"
+)]
+
+use std::future::{Future, poll_fn};
+use std::ops::{Deref, DerefMut};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::task::Poll;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::process::getpid;
+
+use crate::error::{Error, ErrorKind, Failed, Result};
+
+/// The process that made something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process {
+    generation: u64,
+    /// What a fork wipes; `None` where the generation is the process's number.
+    word: Option<&'static AtomicU64>,
+}
+
+impl Process {
+    /// This one.
+    pub(crate) fn current() -> Self {
+        let Some(word) = word() else { return Self { generation: number(), word: None } };
+        let generation = match word.load(Ordering::Relaxed) {
+            0 => renew(word),
+            generation => generation,
+        };
+        Self { generation, word: Some(word) }
+    }
+
+    /// Whether that is the process which asks.
+    pub(crate) fn is_this(&self) -> bool {
+        self.generation == self.word.map_or_else(number, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Tells a process that inherited something what to do instead.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_this() { Ok(()) } else { Err(inherited()) }
+    }
+
+    /// The result of `work`, which is left alone in a process that inherited it.
+    pub(crate) async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
+        let mut work = Own::of(self, Box::pin(work));
+        poll_fn(|cx| match self.check() {
+            Ok(()) => work.as_mut().poll(cx).map(Ok),
+            Err(error) => Poll::Ready(Err(error)),
+        })
+        .await
+    }
+}
+
+/// What a call says that is made in a fork of the process that owns what it is about.
+fn inherited() -> Error {
+    let why = "this process was forked from the one that owns this connection; open its own endpoint after fork, or use spawn";
+    Error::new(ErrorKind::Unsupported, why)
+}
+
+fn number() -> u64 {
+    getpid().as_raw_nonzero().get() as u64
+}
+
+/// The word that reads zero after a fork, until it is [renewed](renew).
+fn word() -> Option<&'static AtomicU64> {
+    /// Stands for a page that cannot be had.
+    static NONE: AtomicU64 = AtomicU64::new(0);
+    static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
+    let mut known = WORD.load(Ordering::Acquire);
+    if known.is_null() {
+        let page = wiped_page();
+        let made = page.unwrap_or_else(|| ptr::from_ref(&NONE).cast_mut());
+        known = match WORD.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => made,
+            Err(first) => {
+                if let Some(page) = page {
+                    unmap(page);
+                }
+                first
+            }
+        };
+    }
+    // SAFETY: M10: not null, and either a static or a page that is never unmapped once it is known here.
+    let word = unsafe { &*known };
+    (!ptr::eq(word, &NONE)).then_some(word)
+}
+
+const PAGE_LEN: usize = 4096;
+
+/// A page of zeroes that a fork turns to zeroes again.
+fn wiped_page() -> Option<*mut AtomicU64> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: M10: a new private mapping at an address of the kernel's choice replaces nothing.
+    let page = unsafe { mmap_anonymous(ptr::null_mut(), PAGE_LEN, protection, MapFlags::PRIVATE) }.ok()?;
+    // SAFETY: M10: it changes what a child finds in this page, which nothing refers to yet.
+    match unsafe { madvise(page, PAGE_LEN, Advice::LinuxWipeOnFork) } {
+        Ok(()) => Some(page.cast()),
+        Err(_) => {
+            unmap(page.cast());
+            None
+        }
+    }
+}
+
+fn unmap(page: *mut AtomicU64) {
+    // SAFETY: M10: a page of `wiped_page` that nothing refers to. Its failure would cost the page alone.
+    let _ = unsafe { munmap(page.cast(), PAGE_LEN) };
+}
+
+/// Gives a process that finds its word wiped a generation that none of its ancestors had.
+fn renew(word: &AtomicU64) -> u64 {
+    /// Not wiped: what the ancestors came to.
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) => next,
+        Err(first) => first,
+    }
+}
+
+/// A value that only the process which made it drops: elsewhere it is a copy of something in use, and is leaked.
+#[derive(Clone, Debug)]
+pub(crate) struct Own<T> {
+    process: Process,
+    /// `None` only while dropping.
+    value: Option<T>,
+}
+
+impl<T> Own<T> {
+    /// A value of this process.
+    pub(crate) fn new(value: T) -> Self {
+        Self::of(Process::current(), value)
+    }
+
+    /// A value of `process`.
+    pub(crate) fn of(process: Process, value: T) -> Self {
+        Self { process, value: Some(value) }
+    }
+
+    /// The process that made it.
+    pub(crate) fn process(&self) -> Process {
+        self.process
+    }
+}
+
+impl<T> Deref for Own<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.value.as_ref().unwrap_or_else(|| unreachable!("taken out by drop only"))
+    }
+}
+
+impl<T> DerefMut for Own<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.value.as_mut().unwrap_or_else(|| unreachable!("taken out by drop only"))
+    }
+}
+
+impl<T> Drop for Own<T> {
+    fn drop(&mut self) {
+        if !self.process.is_this() {
+            std::mem::forget(self.value.take());
+        }
+    }
+}
+
+/// A static that every process makes for itself: what a fork inherits may be locked for ever, and speaks of others.
+#[derive(Debug)]
+pub(crate) struct PerProcess<T: 'static> {
+    make: fn() -> T,
+    made: AtomicPtr<(u64, T)>,
+}
+
+impl<T: Send + Sync> PerProcess<T> {
+    pub(crate) const fn new(make: fn() -> T) -> Self {
+        Self { make, made: AtomicPtr::new(ptr::null_mut()) }
+    }
+
+    /// This process's.
+    pub(crate) fn get(&'static self) -> &'static T {
+        let now = Process::current().generation;
+        let mut known = self.made.load(Ordering::Acquire);
+        loop {
+            // SAFETY: M10: null, or a box that was leaked below and is never freed once it is known here.
+            if let Some((generation, value)) = unsafe { known.as_ref() }
+                && *generation == now
+            {
+                return value;
+            }
+            let made = Box::into_raw(Box::new((now, (self.make)())));
+            match self.made.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => known = made,
+                Err(first) => {
+                    // SAFETY: M10: the box of this turn, which nobody else has seen.
+                    drop(unsafe { Box::from_raw(made) });
+                    known = first;
+                }
+            }
+        }
+    }
+}
+
+/// What a call comes to in a process that only inherited what it is about.
+pub(crate) trait Inherited {
+    fn inherited() -> Self;
+}
+
+impl<T> Inherited for Result<T> {
+    fn inherited() -> Self {
+        Err(inherited())
+    }
+}
+
+/// The memory stays with the copy of the operation, which nobody touches.
+impl<T, M: Default> Inherited for Result<T, Failed<M>> {
+    fn inherited() -> Self {
+        Err(Failed { error: inherited(), returned: M::default() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// As an inherited thing looks to the child: made by a process that this one is not.
+    fn ancestor() -> Process {
+        Process { generation: u64::MAX, ..Process::current() }
+    }
+
+    #[test]
+    fn a_process_knows_itself_and_not_its_ancestors() {
+        assert!(Process::current().is_this());
+        Process::current().check().expect("its own");
+        assert_eq!(ancestor().check().expect_err("another's").kind(), ErrorKind::Unsupported);
+        let by_number = Process { generation: number(), word: None };
+        assert!(by_number.is_this());
+        assert!(!Process { generation: number() + 1, word: None }.is_this());
+    }
+
+    #[test]
+    fn a_wiped_word_is_renewed_once_with_a_number_never_used() {
+        let before = Process::current().generation;
+        let word = AtomicU64::new(0);
+        let renewed = renew(&word);
+        assert!(renewed > before && word.load(Ordering::Relaxed) == renewed);
+        assert_eq!(renew(&word), renewed, "the first to renew it decides");
+    }
+
+    #[test]
+    fn what_is_inherited_is_not_dropped() {
+        let held = std::sync::Arc::new(());
+        drop(Own::new(held.clone()));
+        assert_eq!(std::sync::Arc::strong_count(&held), 1);
+        drop(Own::of(ancestor(), held.clone()));
+        assert_eq!(std::sync::Arc::strong_count(&held), 2);
+    }
+
+    #[test]
+    fn threads_share_the_static_of_their_process() {
+        static COUNT: PerProcess<Mutex<usize>> = PerProcess::new(Mutex::default);
+        let add = || *COUNT.get().lock().expect("nobody panics") += 1;
+        std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(add))));
+        assert_eq!(*COUNT.get().lock().expect("nobody panics"), 8);
+    }
+}
