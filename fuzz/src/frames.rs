@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use towline::backend::{Announced, Arrival, Delivery};
-use towline::internals::{Landing, Sending, Stream, decoded_and_encoded};
+use towline::internals::{Arena, Landing, Sending, Stream, decoded_and_encoded};
 use towline::{Buffer, BufferMut, Error, ErrorKind, Message};
 
 use crate::HeapMax;
 use crate::script::Script;
-use crate::wire::Liar;
+use crate::wire::{LENT_LEN, Liar};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// What one input does at most.
@@ -17,6 +17,10 @@ const STEPS_MAX: usize = 100;
 const WINDOW_MESSAGES: usize = 1024;
 /// Streams beside the main one, where there are several.
 const STRANDS: usize = 3;
+/// Leases that are out at once at most, where frames are lent.
+const LEASES_MAX: usize = 3;
+/// Loans that a liar may make.
+const LOANS: usize = 8;
 /// What it accepts at most, beyond the pool.
 const ACCEPTED_LEN_MAX: usize = 8 << 20;
 /// What streams ahead, twice, since the pool hands out powers of two; the window; what this target sends and accepts.
@@ -24,16 +28,24 @@ const HEAP_MAX: HeapMax = (2 * 4 + 8 + 16) << 20;
 /// Every kind of record, and those that lead somewhere more than once.
 const KINDS: [u8; 20] = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1];
 
+/// What the ends of an input have.
+#[derive(Clone, Copy)]
+struct Way {
+    checked: bool,
+    strands: usize,
+    lends: bool,
+}
+
 /// The first byte says how.
 pub fn run(input: &[u8]) -> HeapMax {
     let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
-    let checked = which & 1 == 1;
     let strands = if which & 8 == 0 { 0 } else { STRANDS };
+    let way = Way { checked: which & 1 == 1, strands, lends: which & 16 != 0 };
     match which >> 1 & 3 {
         0 => records(rest),
-        1 => raw(rest, checked, strands),
-        2 => lies(rest, checked, strands),
-        _ => damage(rest, checked, strands),
+        1 => raw(rest, way),
+        2 => lies(rest, way),
+        _ => damage(rest, way),
     }
     HEAP_MAX
 }
@@ -47,8 +59,9 @@ fn records(bytes: &[u8]) {
 }
 
 /// The input as it is, in pieces.
-fn raw(input: &[u8], checked: bool, strands: usize) {
-    let mut end = End::new(checked, strands);
+fn raw(input: &[u8], way: Way) {
+    let arenas = [Arena::default(), Arena::default()];
+    let mut end = End::new(way, &arenas[0], &arenas[1]);
     let mut script = Script(input);
     end.stream.expect(script.byte() % 2 == 0);
     let piece = 1 + script.below(600);
@@ -59,13 +72,18 @@ fn raw(input: &[u8], checked: bool, strands: usize) {
         end.leave();
     }
     end.finish(result);
+    arenas.iter().for_each(Arena::check);
 }
 
 /// A peer that knows the protocol.
-fn lies(input: &[u8], checked: bool, strands: usize) {
+fn lies(input: &[u8], way: Way) {
     let mut script = Script(input);
-    let mut end = End::new(checked, strands);
-    let mut liar = Liar { checked, strands, ..Liar::default() };
+    let arenas = [Arena::default(), Arena::default()];
+    let mut end = End::new(way, &arenas[0], &arenas[1]);
+    let Way { checked, strands, lends } = way;
+    let lend = |_| arenas[1].lend(&arenas[1].block(vec![0x33; LENT_LEN as usize]), &arenas[0]);
+    let loans = (0..if lends { LOANS } else { 0 }).filter_map(lend).collect();
+    let mut liar = Liar { checked, strands, loans, ..Liar::default() };
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -91,12 +109,14 @@ fn lies(input: &[u8], checked: bool, strands: usize) {
         }
     }
     end.finish(result);
+    arenas.iter().for_each(Arena::check);
 }
 
 /// Two good ends, with damage between them.
-fn damage(input: &[u8], checked: bool, strands: usize) {
+fn damage(input: &[u8], way: Way) {
     let mut script = Script(input);
-    let mut ends = [End::new(checked, strands), End::new(checked, strands)];
+    let arenas = [Arena::default(), Arena::default()];
+    let mut ends = [End::new(way, &arenas[0], &arenas[1]), End::new(way, &arenas[1], &arenas[0])];
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -123,12 +143,15 @@ fn damage(input: &[u8], checked: bool, strands: usize) {
     let [first, second] = ends;
     first.finish(Ok(()));
     second.finish(result);
+    arenas.iter().for_each(Arena::check);
 }
 
 /// One end, and what it began.
 struct End {
     stream: Stream,
     strands: usize,
+    /// What it lends from, if it lends.
+    arena: Option<Arena>,
     announced: Vec<Announced>,
     /// The number of the next message to come.
     next: u64,
@@ -140,10 +163,13 @@ struct End {
 }
 
 impl End {
-    fn new(checked: bool, strands: usize) -> Self {
+    fn new(way: Way, ours: &Arena, theirs: &Arena) -> Self {
+        let Way { checked, strands, lends } = way;
+        let stream = Stream::new(HEARTBEAT, checked, strands);
         Self {
-            stream: Stream::new(HEARTBEAT, checked, strands),
+            stream: if lends { stream.lending(ours, theirs, LEASES_MAX) } else { stream },
             strands,
+            arena: lends.then(|| ours.clone()),
             announced: Vec::new(),
             next: 0,
             sending: Vec::new(),
@@ -158,7 +184,11 @@ impl End {
         match script.byte() {
             0..190 if !self.closed => {
                 let len = script.one_of(&[0, 8, 300, 0x3fff, 0x4000, 70_000]);
-                let frames = (0..script.byte() % 3).map(|_| Buffer::from(vec![0x22; len])).collect();
+                let frame = |_| match &self.arena {
+                    Some(arena) if len > 0 => arena.block(vec![0x22; len]),
+                    _ => Buffer::from(vec![0x22; len]),
+                };
+                let frames = (0..script.byte() % 3).map(frame).collect();
                 let message = Message::from_parts("x", frames);
                 self.sending.push(self.stream.send(
                     message,

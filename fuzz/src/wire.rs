@@ -6,6 +6,8 @@ use crate::script::Script;
 pub const CHUNK_LEN: u64 = 16 << 10;
 /// The largest payload that travels in a record, and one more.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
+/// The length of each frame that a liar may lend.
+pub const LENT_LEN: u64 = 20_000;
 /// The kinds of records.
 pub const MESSAGE: u8 = 1;
 /// See docs/wire.md.
@@ -28,6 +30,8 @@ pub struct Liar {
     pub keys: Vec<[u8; 16]>,
     /// The ranges of all puts that it asked for: key, offset, length.
     pub written: Vec<([u8; 16], u64, u64)>,
+    /// Loans that it could make, each of `LENT_LEN` bytes.
+    pub loans: Vec<[u8; 20]>,
     /// A parcel was altered after it was made: what it asks for is not known.
     pub altered: bool,
 }
@@ -91,6 +95,9 @@ impl Liar {
     }
 
     fn message(&mut self, script: &mut Script<'_>, flags: u8, out: &mut Vec<u8>) {
+        if !self.loans.is_empty() && script.byte() >= 128 {
+            return self.lent(script, flags, out);
+        }
         let header_len = script.byte() % 8;
         let header = script.take(header_len.into());
         let frames: Vec<u64> = (0..script.byte() % 4).map(|_| frame(script)).collect();
@@ -112,6 +119,29 @@ impl Liar {
         let id = if script.byte() >= 250 { script.number() } else { self.messages };
         self.messages += 1;
         record(out, MESSAGE, flags, id, &body);
+    }
+
+    /// A message of one small frame and of some that are lent, with one loan each, mostly.
+    fn lent(&mut self, script: &mut Script<'_>, flags: u8, out: &mut Vec<u8>) {
+        let frames = u32::from(script.byte() % 4);
+        let mut body = [0_u32.to_le_bytes(), (frames + 1).to_le_bytes()].concat();
+        for _ in 0..frames {
+            let len = if script.byte() < 230 { LENT_LEN } else { script.number() };
+            body.extend((len | 2 << 48).to_le_bytes());
+        }
+        body.extend(5_u64.to_le_bytes());
+        let loans = if script.byte() < 230 { frames } else { u32::from(script.byte() % 5) };
+        for _ in 0..loans {
+            let mut loan = script.one_of(&self.loans);
+            if script.byte() >= 230 {
+                loan[script.below(20)] ^= script.byte();
+            }
+            body.extend(loan);
+        }
+        body.extend([0x5a; 5]);
+        let id = if script.byte() >= 250 { script.number() } else { self.messages };
+        self.messages += 1;
+        record(out, MESSAGE, flags | 8, id, &body);
     }
 
     fn request(&mut self, script: &mut Script<'_>, kind: u8, flags: u8, out: &mut Vec<u8>) {

@@ -1,11 +1,13 @@
 //! The inside as this repository's fuzz targets and benchmarks see it, behind the feature `internals`: bytes go in and come
 //! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
 
+mod arena;
 mod clockwork;
 mod door;
 mod records;
 mod stream;
 
+pub use arena::Arena;
 pub use door::{
     Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,
 };

@@ -31,8 +31,7 @@ impl Sample {
                 out.extend_from_slice(payload);
             }
             Self::Table(frames) => {
-                let len = frames.iter().map(|frame| frame.len as u64).sum();
-                record::put_message(out, 0, true, Payload::Waits, b"", frames.iter().copied(), len);
+                record::put_message(out, 0, true, Payload::Waits, b"", frames.iter().copied(), 0);
             }
             Self::Words(count) => {
                 for first in 0..*count {
@@ -77,9 +76,14 @@ pub fn decoded_and_encoded(mut records: &[u8]) -> Result<Vec<u8>> {
 
 fn put_message(out: &mut Vec<u8>, message: &Announcement<'_>) {
     let Announcement { id, prompt, payload, header, frames } = message;
-    let len = message.payload_len();
+    let len = payload.len_in_record();
     record::put_message(out, *id, *prompt, *payload, header, frames.iter().copied(), len);
-    if let Payload::Eager(payload) = payload {
-        out.extend_from_slice(payload);
+    match payload {
+        Payload::Eager(payload) => out.extend_from_slice(payload),
+        Payload::Lent(loans, payload) => {
+            out.extend_from_slice(loans.as_flattened());
+            out.extend_from_slice(payload);
+        }
+        Payload::Streams | Payload::Waits => {}
     }
 }

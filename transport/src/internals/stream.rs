@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::arena::Arena;
 use super::clockwork::Clockwork;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::environment::Environment;
@@ -41,6 +42,13 @@ impl Stream {
             clock,
             waiting: vec![Vec::new(); strands + 1],
         }
+    }
+
+    /// The same, which lends its peer frames of `ours`, so many at once, and is lent those of `theirs`.
+    #[must_use]
+    pub fn lending(mut self, ours: &Arena, theirs: &Arena, leases_max: usize) -> Self {
+        self.session = self.session.lending(ours.lender(theirs, leases_max));
+        self
     }
 
     /// Where payload lands that nobody named memory for.

@@ -275,6 +275,14 @@ impl Buffer {
         self
     }
 
+    /// Bytes that stand in for some in another place whose bytes the CPU can touch. They are not empty.
+    #[cfg(any(test, feature = "internals"))]
+    pub(crate) fn placed(bytes: Bytes, place: Place) -> Self {
+        debug_assert!(place.cpu_can_touch() && !bytes.is_empty());
+        // SAFETY: M4: `Bytes` are initialised, and M2: immutable for their life.
+        unsafe { Self::from_allocation(Arc::new(BytesMemory::new(bytes, place))) }
+    }
+
     /// `len` bytes from `start` on, which the caller has filled, of an allocation with that `kind`.
     pub(super) fn part_of(
         owner: Option<Arc<dyn Allocation>>,
@@ -348,7 +356,7 @@ impl From<Bytes> for Buffer {
             return Self::new();
         }
         // SAFETY: M4: `Bytes` are initialised, and M2: immutable for their life.
-        unsafe { Self::from_allocation(Arc::new(BytesMemory::new(bytes))) }
+        unsafe { Self::from_allocation(Arc::new(BytesMemory::new(bytes, Place::Host))) }
     }
 }
 

@@ -204,11 +204,12 @@ unsafe impl Allocation for VecMemory {
 pub(super) struct BytesMemory {
     base: NonNull<u8>,
     bytes: Bytes,
+    place: Place,
 }
 
 impl BytesMemory {
-    pub(super) fn new(bytes: Bytes) -> Self {
-        Self { base: address_of(&bytes), bytes }
+    pub(super) fn new(bytes: Bytes, place: Place) -> Self {
+        Self { base: address_of(&bytes), bytes, place }
     }
 }
 
@@ -234,7 +235,7 @@ unsafe impl Allocation for BytesMemory {
     }
 
     fn place(&self) -> Place {
-        Place::Host
+        self.place
     }
 
     fn access(&self) -> Access {

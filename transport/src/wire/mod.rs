@@ -5,6 +5,7 @@ pub(crate) mod credit;
 pub(crate) mod handshake;
 pub(crate) mod integrity;
 mod ledger;
+pub(crate) mod lending;
 pub(crate) mod liveness;
 mod one_sided;
 mod outbox;

@@ -9,6 +9,7 @@ use crate::operation::{Done, Operation};
 use crate::wire::chunks::{Chunks, Parts};
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::ledger::Ledger;
+use crate::wire::lending::{Lender, Loan, is_lent};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
 
 /// The word on messages is sent at once when so much of a window depends on it.
@@ -161,6 +162,7 @@ impl Receives {
         &mut self,
         message: Announcement<'_>,
         records: &mut Vec<u8>,
+        lender: &mut Option<Box<dyn Lender>>,
     ) -> Result<Announced> {
         if message.id != self.held.next() {
             return Err(corrupt(format!("message {} where {} is next", message.id, self.held.next())));
@@ -177,12 +179,24 @@ impl Receives {
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
         let mut lens = Vec::new();
-        if !matches!(message.payload, Payload::Eager(_)) {
+        if matches!(message.payload, Payload::Streams | Payload::Waits) {
             lens.extend(message.frames.iter().map(|frame| frame.len));
         }
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
-                let buffers = self.land_eager(&message.frames, payload)?;
+                let lens = message.frames.iter().map(|frame| frame.len);
+                (State::Here, Arrival::Here(self.land_eager(lens, payload)?))
+            }
+            Payload::Lent(loans, payload) => {
+                let lender =
+                    lender.as_mut().ok_or_else(|| corrupt("frames lent to an end that borrows none"))?;
+                // Empty buffers keep the places of those that are lent.
+                let travelled = |frame: &FrameInfo| if is_lent(frame) { 0 } else { frame.len };
+                let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload)?;
+                let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| is_lent(frame));
+                for ((buffer, frame), loan) in lent.zip(loans) {
+                    *buffer = lender.borrow(Loan::decode(loan), frame.len)?;
+                }
                 (State::Here, Arrival::Here(buffers))
             }
             Payload::Waits => {
@@ -222,11 +236,15 @@ impl Receives {
     }
 
     /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
-    fn land_eager(&mut self, frames: &[FrameInfo], mut payload: &[u8]) -> Result<Vec<Buffer>> {
+    fn land_eager(
+        &mut self,
+        lens: impl ExactSizeIterator<Item = usize> + Clone,
+        mut payload: &[u8],
+    ) -> Result<Vec<Buffer>> {
         self.bytes_copied += payload.len() as u64;
-        let mut buffers = Vec::with_capacity(frames.len());
-        for mut buffer in self.landings(frames.iter().map(|frame| frame.len))? {
-            let (frame, rest) = payload.split_at(frames[buffers.len()].len);
+        let mut buffers = Vec::with_capacity(lens.len());
+        for (mut buffer, len) in self.landings(lens.clone())?.into_iter().zip(lens) {
+            let (frame, rest) = payload.split_at(len);
             buffer.extend_from_slice(frame)?;
             payload = rest;
             buffers.push(buffer.freeze());

@@ -2,9 +2,13 @@
 //!
 //! Nothing is allocated from a length before the length was checked against its limit and against the bytes at hand.
 
+#[cfg(test)]
+mod tests;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
+use crate::wire::lending::{LOAN_LEN, LOANS_MAX, is_lent};
 
 /// A parcel's head: how many bytes of records follow, how many of bulk, and whose.
 pub(crate) const HEAD_LEN: usize = 16;
@@ -40,6 +44,8 @@ const PROMPT: u8 = 1;
 const STREAMS: u8 = 2;
 /// Message: the payload is in the record.
 const EAGER: u8 = 4;
+/// Message: frames in arenas stay where they are, the payload of the others is in the record.
+const LENT: u8 = 8;
 /// Settle: rejected.
 const REJECTED: u8 = 1;
 
@@ -180,6 +186,20 @@ pub(crate) enum Payload<'a> {
     Streams,
     /// As bulk, after it was accepted.
     Waits,
+    /// Not at all, where it is in an arena: the loans, in the order of their frames. Of the other frames in the record.
+    Lent(&'a [[u8; LOAN_LEN]], &'a [u8]),
+}
+
+impl Payload<'_> {
+    /// How much of it is in the record.
+    pub(crate) fn len_in_record(&self) -> u64 {
+        let len = match self {
+            Self::Eager(payload) => payload.len(),
+            Self::Streams | Self::Waits => 0,
+            Self::Lent(loans, payload) => loans.as_flattened().len() + payload.len(),
+        };
+        len as u64
+    }
 }
 
 impl Announcement<'_> {
@@ -189,20 +209,17 @@ impl Announcement<'_> {
 
     /// What it takes from the window: header, table, and the payload in the record.
     pub(crate) fn cost(&self) -> u64 {
-        let eager = match self.payload {
-            Payload::Eager(payload) => payload.len(),
-            Payload::Streams | Payload::Waits => 0,
-        };
-        cost(self.header.len(), self.frames.len(), eager as u64)
+        cost(self.header.len(), self.frames.len(), self.payload.len_in_record())
     }
 }
 
-/// What a message takes from the window.
-pub(crate) fn cost(header_len: usize, frames: usize, eager_len: u64) -> u64 {
-    (RECORD_HEAD_LEN + 8 + header_len + 8 * frames) as u64 + eager_len
+/// What a message takes from the window, with so many bytes in the record behind its header.
+pub(crate) const fn cost(header_len: usize, frames: usize, len_in_record: u64) -> u64 {
+    (RECORD_HEAD_LEN + 8 + header_len + 8 * frames) as u64 + len_in_record
 }
 
-/// Writes an announcement up to its payload, which follows in the record if it is `Eager` (its bytes are not looked at).
+/// Writes an announcement up to the `len_in_record` bytes that follow in it, where the payload is `Eager` or `Lent` (whose bytes
+/// are not looked at).
 pub(crate) fn put_message(
     out: &mut Vec<u8>,
     id: u64,
@@ -210,18 +227,17 @@ pub(crate) fn put_message(
     payload: Payload<'_>,
     header: &[u8],
     frames: impl ExactSizeIterator<Item = FrameInfo>,
-    payload_len: u64,
+    len_in_record: u64,
 ) {
-    let mut flags = if prompt { PROMPT } else { 0 };
-    let mut body_len = 8 + header.len() + 8 * frames.len();
-    match payload {
-        Payload::Eager(_) => {
-            flags |= EAGER;
-            body_len += payload_len as usize;
-        }
-        Payload::Streams => flags |= STREAMS,
-        Payload::Waits => {}
-    }
+    let prompt = if prompt { PROMPT } else { 0 };
+    let flags = prompt
+        | match payload {
+            Payload::Eager(_) => EAGER,
+            Payload::Streams => STREAMS,
+            Payload::Waits => 0,
+            Payload::Lent(..) => LENT,
+        };
+    let body_len = 8 + header.len() + 8 * frames.len() + len_in_record as usize;
     put_head(out, MESSAGE, flags, body_len, id);
     out.extend_from_slice(&(header.len() as u32).to_le_bytes());
     out.extend_from_slice(&(frames.len() as u32).to_le_bytes());
@@ -300,7 +316,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let mut body = Fields(fields.take(body_len)?);
     *records = fields.0;
     let known = match kind {
-        MESSAGE => PROMPT | STREAMS | EAGER,
+        MESSAGE => PROMPT | STREAMS | EAGER | LENT,
         SETTLE => REJECTED,
         PUT => STREAMS,
         _ => 0,
@@ -361,15 +377,24 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     }
     check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
     let header = body.take(header_len)?;
-    let payload = match flags & (EAGER | STREAMS) {
+    let payload = match flags & (EAGER | STREAMS | LENT) {
         EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
         STREAMS => Payload::Streams,
+        LENT => {
+            let loans = body.take(LOAN_LEN * frames.iter().filter(|frame| is_lent(frame)).count())?;
+            Payload::Lent(loans.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?)
+        }
         0 => Payload::Waits,
-        _ => return Err(corrupt("a message is both eager and streaming")),
+        _ => return Err(corrupt("a message travels in two ways")),
     };
     let fits = match payload {
         Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
         Payload::Streams | Payload::Waits => payload_len >= EAGER_LEN_MAX,
+        Payload::Lent(loans, payload) => {
+            let others =
+                frames.iter().filter(|frame| !is_lent(frame)).map(|frame| frame.len as u64).sum::<u64>();
+            (1..=LOANS_MAX).contains(&loans.len()) && payload.len() as u64 == others && others < EAGER_LEN_MAX
+        }
     };
     if !fits {
         return Err(corrupt(format!("a payload of {payload_len} bytes does not travel that way")));
@@ -419,50 +444,4 @@ impl<'a> Fields<'a> {
 
 pub(crate) fn corrupt(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::Corrupt, why)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The example of docs/wire.md.
-    #[test]
-    fn the_documented_bytes_are_what_travels() {
-        let table = [FrameInfo { len: 5, place: Place::Host }];
-        let mut message = Vec::new();
-        put_message(&mut message, 0, true, Payload::Eager(&[]), b"hi", table.into_iter(), 5);
-        message.extend_from_slice(b"hello");
-        assert_eq!(
-            parcel(&message),
-            hex("27000000 00000000 0000000000000000 01050000 17000000 0000000000000000 \
-                 02000000 01000000 0500000000000000 6869 68656c6c6f")
-        );
-        assert_eq!(message.len() as u64, cost(2, 1, 5));
-        let mut word = Vec::new();
-        put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
-        assert_eq!(
-            parcel(&word),
-            hex("14000000 00000000 0000000000000000 03000000 04000000 0000000000000000 01000000")
-        );
-        let mut close = Vec::new();
-        put(&mut close, &Record::Close);
-        assert_eq!(
-            parcel(&close),
-            hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000")
-        );
-        let record = take(&mut &message[..]).unwrap();
-        let Record::Message(announced) = record else { panic!("{record:?}") };
-        assert_eq!((announced.payload, announced.header), (Payload::Eager(b"hello"), &b"hi"[..]));
-        assert_eq!(announced.frames, table);
-    }
-
-    fn parcel(records: &[u8]) -> Vec<u8> {
-        let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
-        [&head.encode(), records].concat()
-    }
-
-    fn hex(text: &str) -> Vec<u8> {
-        let digits: Vec<_> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
-        digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
-    }
 }

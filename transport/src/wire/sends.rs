@@ -7,6 +7,7 @@ use crate::message::{Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
 use crate::wire::ledger::Ledger;
+use crate::wire::lending::{LENT_LEN_MIN, Lender, Loan, is_lent, len_if_lent};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
 use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
 
@@ -17,6 +18,8 @@ const JOINS_COST_MAX: u64 = 1 << 10;
 /// Messages that joined leave when they are this much.
 pub(crate) const JOINED_LEN: usize = 16 << 10;
 
+const _: () = assert!(JOINS_COST_MAX <= LENT_LEN_MIN, "what joins is copied, and could not be lent");
+
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
     queued: VecDeque<Queued>,
@@ -25,6 +28,8 @@ pub(crate) struct Sends {
     /// One of them waits no longer.
     urgent: bool,
     announced: Ledger<Announced>,
+    /// Loans whose announcements are still to leave, in order: the peer acts on none of them before its last byte came.
+    unheard: VecDeque<(u64, Loan)>,
     /// What the announced take from the window.
     bytes_in_use: u64,
     /// What may stream ahead, and what of it is in use.
@@ -127,7 +132,12 @@ impl Sends {
     }
 
     /// Announces what credit and the parcel allow.
-    pub(crate) fn announce(&mut self, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
+    pub(crate) fn announce(
+        &mut self,
+        outbox: &mut Outbox,
+        bulks: &mut VecDeque<Bulk>,
+        lender: &mut Option<Box<dyn Lender>>,
+    ) {
         outbox.text().append(&mut self.joined);
         self.urgent = false;
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
@@ -135,20 +145,55 @@ impl Sends {
             if !self.has_credit(queued.message.memory()) {
                 break;
             }
-            let Some(Queued { message, receipt, prompt }) = self.queued.pop_front() else { break };
-            self.announce_one(message, receipt, prompt, outbox, bulks);
+            let Some(queued) = self.queued.pop_front() else { break };
+            let lent = lender.as_mut().and_then(|lender| self.lend(queued.message.memory(), &mut **lender));
+            match lent {
+                Some(loans) => self.announce_lent(queued, loans, outbox),
+                None => self.announce_one(queued, outbox, bulks),
+            }
         }
         self.note_stall();
     }
 
-    fn announce_one(
-        &mut self,
-        message: Operation<Message>,
-        receipt: Done<Delivery>,
-        prompt: bool,
-        outbox: &mut Outbox,
-        bulks: &mut VecDeque<Bulk>,
-    ) {
+    /// Lends all frames of a message that could be, and tells how many: all, or none if one cannot, or it is not worth it.
+    fn lend(&mut self, message: &Message, lender: &mut dyn Lender) -> Option<usize> {
+        len_if_lent(message)?;
+        let (id, before) = (self.announced.next(), self.unheard.len());
+        for (frame, info) in message.frames().iter().zip(message.table()) {
+            if !is_lent(&info) {
+                continue;
+            }
+            let Some(loan) = lender.lend(frame) else {
+                self.unheard.drain(before..).for_each(|(_, loan)| lender.take_back(loan));
+                return None;
+            };
+            self.unheard.push_back((id, loan));
+        }
+        Some(self.unheard.len() - before)
+    }
+
+    /// Announces a message whose frames in arenas were lent, with the last so many loans. Its operation ends when that has
+    /// left: the lender holds the memory, as long as the peer has it.
+    fn announce_lent(&mut self, queued: Queued, loans: usize, outbox: &mut Outbox) {
+        let Queued { message, receipt, prompt } = queued;
+        let id = self.announced.next();
+        let memory = message.memory();
+        let len = len_if_lent(memory).unwrap_or_default();
+        let text = outbox.text();
+        put_message(text, id, prompt, Payload::Lent(&[], &[]), memory.header(), memory.table(), len);
+        for (_, loan) in self.unheard.range(self.unheard.len() - loans..) {
+            text.extend_from_slice(&loan.encode());
+        }
+        let others = memory.frames().iter().zip(memory.table()).filter(|(_, info)| !is_lent(info));
+        outbox.payload(others.map(|(frame, _)| frame.clone()));
+        let cost = cost(memory.header().len(), memory.frames().len(), len);
+        self.bytes_in_use += cost;
+        outbox.end(Ending::Sent(id, message));
+        self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Moving });
+    }
+
+    fn announce_one(&mut self, queued: Queued, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
+        let Queued { message, receipt, prompt } = queued;
         let id = self.announced.next();
         let memory = message.memory();
         let payload_len = memory.payload_len();
@@ -163,8 +208,9 @@ impl Sends {
             (false, 0) => Payload::Waits,
             (false, _) => Payload::Streams,
         };
-        put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), payload_len);
-        let cost = cost_of(memory);
+        let len = eager_len(memory);
+        put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), len);
+        let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
         let state = if eager {
@@ -185,6 +231,7 @@ impl Sends {
         if let Some(announced) = self.announced.at(id) {
             announced.state = State::Left;
         }
+        while self.unheard.pop_front_if(|(lent, _)| *lent == id).is_some() {}
         message.finish(drop);
     }
 
@@ -237,8 +284,12 @@ impl Sends {
         self.ahead = bytes;
     }
 
-    /// Fails everything that is not settled.
-    pub(crate) fn give_up(&mut self, why: &Error) {
+    /// Fails everything that is not settled, and takes back what the peer has not heard of. What it has stays lent: its lender
+    /// sees to that.
+    pub(crate) fn give_up(&mut self, why: &Error, lender: &mut Option<Box<dyn Lender>>) {
+        if let Some(lender) = lender {
+            self.unheard.drain(..).for_each(|(_, loan)| lender.take_back(loan));
+        }
         for Queued { message, receipt, .. } in self.queued.drain(..) {
             receipt.resolve(Err(why.clone()));
             message.fail(why.clone());
@@ -252,8 +303,14 @@ impl Sends {
     }
 }
 
+/// What a message takes from the window at most: whether it is lent turns out when it is announced.
 fn cost_of(message: &Message) -> u64 {
+    let len = eager_len(message).max(len_if_lent(message).unwrap_or_default());
+    cost(message.header().len(), message.frames().len(), len)
+}
+
+/// The payload in the record of a message that travels.
+fn eager_len(message: &Message) -> u64 {
     let payload_len = message.payload_len();
-    let eager_len = if payload_len < EAGER_LEN_MAX { payload_len } else { 0 };
-    cost(message.header().len(), message.frames().len(), eager_len)
+    if payload_len < EAGER_LEN_MAX { payload_len } else { 0 }
 }

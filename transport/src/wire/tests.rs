@@ -1,6 +1,7 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
 mod integrity;
+mod lending;
 mod simulated;
 mod strands;
 
@@ -11,12 +12,12 @@ use std::time::Duration;
 
 use crate::environment::{Environment, Task};
 use crate::error::{ErrorKind, Failed, Result};
-use crate::memory::{Buffer, BufferMut, Pool};
-use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
+use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, FrameInfo, Message};
 use crate::operation::{Completion, Done, Operation};
 use crate::region::Regions;
 use crate::wire::credit::{AHEAD, WINDOW};
-use crate::wire::record::{self, Head, Record, Transfer};
+use crate::wire::record::{self, Head, Payload, Record, Transfer};
 use crate::wire::sends::JOINED_LEN;
 use crate::wire::session::{Session, Target, Urgency};
 

@@ -13,6 +13,8 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Completion, Done, Operation};
 use crate::region::{Region, Regions};
+use crate::wire::lending::Lender;
+use crate::wire::lending::arena::Arena;
 use crate::wire::session::Session;
 
 /// What one end of each sort begins at most.
@@ -48,6 +50,8 @@ pub(super) struct Line {
     writable: Region<BufferMut>,
     gets: Vec<(usize, Ended<BufferMut, BufferMut>)>,
     puts: Vec<Ended<(), Buffer>>,
+    /// What each end lends from.
+    arenas: [Arena; 2],
     /// Nothing arrives any more.
     silent: bool,
     /// When each end must have learned so.
@@ -93,11 +97,14 @@ struct Side {
 }
 
 impl Side {
-    fn new(checked: bool, strands: usize) -> Self {
+    fn new(checked: bool, strands: usize, lender: Option<Box<dyn Lender>>) -> Self {
         let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
         let pool = Pool::new(1 << 20);
         let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
-        let session = session.striped(strands);
+        let mut session = session.striped(strands);
+        if let Some(lender) = lender {
+            session = session.lending(lender);
+        }
         let wires = vec![VecDeque::new(); strands];
         let end = End { session, regions, wire: VecDeque::new(), strands: wires, announced: VecDeque::new() };
         Self {
@@ -175,10 +182,13 @@ impl Side {
 }
 
 /// Frames of lengths around the thresholds, filled with the message's number.
-fn message(number: usize, seed: &mut Seed) -> Message {
+fn message(number: usize, arena: &Arena, seed: &mut Seed) -> Message {
     let eager = EAGER_LEN_MAX as usize;
     let lens = [0, 1, 100, 1000, eager - 1, eager, SLOT];
-    let frames = (0..seed.below(4)).map(|_| Buffer::from(vec![number as u8; lens[seed.below(lens.len())]]));
+    let frames = (0..seed.below(4)).map(|_| match vec![number as u8; lens[seed.below(lens.len())]] {
+        bytes if bytes.is_empty() || seed.below(2) == 0 => Buffer::from(bytes),
+        bytes => arena.block(bytes),
+    });
     Message::from_parts(number.to_string(), frames.collect())
 }
 
@@ -193,7 +203,10 @@ impl Line {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let checked = seed.below(2) == 0;
         let strands = [0, 0, 1, 3][seed.below(4)];
-        let mut ends = [Side::new(checked, strands), Side::new(checked, strands)];
+        let arenas = [Arena::default(), Arena::default()];
+        let leases_max = [0, 1, 3, 100][seed.below(4)];
+        let lender = |me: usize| (leases_max > 0).then(|| arenas[me].lender(&arenas[1 - me], leases_max));
+        let mut ends = [Side::new(checked, strands, lender(0)), Side::new(checked, strands, lender(1))];
         for side in &mut ends {
             if seed.below(2) == 0 {
                 side.end.session.expect(true);
@@ -202,7 +215,8 @@ impl Line {
         let content: Vec<u8> = (0..SLOT).map(|at| at as u8).collect();
         let readable = ends[1].end.regions.expose(content.into(), Duration::MAX);
         let writable = ends[1].end.regions.expose_mut(BufferMut::zeroed(ACCESSES_MAX * SLOT), Duration::MAX);
-        Self { ends, readable, writable, gets: Vec::new(), puts: Vec::new(), silent: false, lost_by: None }
+        let (gets, puts) = (Vec::new(), Vec::new());
+        Self { ends, readable, writable, gets, puts, arenas, silent: false, lost_by: None }
     }
 
     /// Something happens at one end, if it does not stand still.
@@ -229,7 +243,7 @@ impl Line {
         }
         match what {
             0 if side.closed.is_none() && side.sent.len() < MESSAGES_MAX => {
-                let message = message(side.sent.len(), seed);
+                let message = message(side.sent.len(), &self.arenas[me], seed);
                 let (operation, sent) = Operation::new(message.clone());
                 let (receipt, settled) = Done::new();
                 side.end.session.send(operation, receipt, seed.below(2) == 0, seed.below(2) == 0);
@@ -398,6 +412,13 @@ impl Line {
         for side in self.ends {
             drop(side.end);
             assert_eq!(side.pool.stats().in_use_bytes, 0, "memory is missing in a pool");
+        }
+        for arena in self.arenas {
+            if !calm {
+                arena.peer_is_gone();
+            }
+            arena.check();
+            assert_eq!((arena.leases().out, arena.leases().borrowed), (0, 0), "leases never came back");
         }
     }
 }

@@ -1,0 +1,215 @@
+//! A host's shared memory as a model, for tests and fuzzing: what a lender must see to, and whether the session lets it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Lender, Loan};
+use crate::error::Result;
+use crate::memory::{Buffer, Place};
+use crate::wire::record::corrupt;
+
+/// The segment that all of an arena is.
+pub(crate) const SEGMENT: u32 = 3;
+
+/// One process's arena, which its peer reaches too.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Arena(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Frames that a handle is left of, by address, and where they are in the segment.
+    blocks: BTreeMap<usize, (Bytes, u64)>,
+    /// How long the segment is.
+    len: u64,
+    leases: Vec<Lease>,
+    out: usize,
+    /// What nobody may ever do, done.
+    faults: Vec<&'static str>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    offset: u64,
+    /// The lender's handle, until it came back.
+    frame: Option<Buffer>,
+    /// The peer reads it.
+    borrowed: bool,
+}
+
+/// What became of an arena's leases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Leases {
+    pub(crate) made: usize,
+    pub(crate) out: usize,
+    pub(crate) borrowed: usize,
+}
+
+impl Arena {
+    /// A frame in it.
+    pub(crate) fn block(&self, bytes: Vec<u8>) -> Buffer {
+        let bytes = Bytes::from(bytes);
+        let mut state = self.state();
+        let offset = state.len;
+        state.len += bytes.len() as u64;
+        state.blocks.insert(bytes.as_ptr().addr(), (bytes.clone(), offset));
+        drop(state);
+        Buffer::placed(Bytes::from_owner(Block { arena: self.clone(), bytes }), Place::Arena)
+    }
+
+    /// A lender of the process that has it, to one that has `peers`: at most so many leases are out at once.
+    pub(crate) fn lender(&self, peers: &Self, leases_max: usize) -> Box<dyn Lender> {
+        Box::new(Counter { ours: self.clone(), theirs: peers.clone(), leases_max })
+    }
+
+    /// The peer's process is gone, with all it had heard of: what it never borrowed comes back.
+    pub(crate) fn peer_is_gone(&self) {
+        let mut state = self.state();
+        let reclaimed: Vec<_> = (0..state.leases.len())
+            .filter_map(|number| if state.leases[number].borrowed { None } else { state.end(number as u64) })
+            .collect();
+        drop(state);
+        drop(reclaimed);
+    }
+
+    pub(crate) fn leases(&self) -> Leases {
+        let state = self.state();
+        Leases {
+            made: state.leases.len(),
+            out: state.out,
+            borrowed: state.leases.iter().filter(|lease| lease.borrowed).count(),
+        }
+    }
+
+    /// Panics if anybody did what nobody may.
+    pub(crate) fn check(&self) {
+        let faults = std::mem::take(&mut self.state().faults);
+        assert!(faults.is_empty(), "{faults:?}");
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The block that these bytes are of, and where they are in it.
+    fn block_of(&self, at: usize, len: usize) -> Option<(&(Bytes, u64), usize)> {
+        let (start, block) = self.blocks.range(..=at).next_back()?;
+        (at - start + len <= block.0.len()).then_some((block, at - start))
+    }
+
+    fn lease(&mut self, number: u64) -> Option<&mut Lease> {
+        self.leases.get_mut(usize::try_from(number).ok()?)
+    }
+
+    /// A lease ends, if it had not: the frame is to be dropped outside, as its block looks in here.
+    fn end(&mut self, number: u64) -> Option<Buffer> {
+        let lease = self.lease(number)?;
+        lease.borrowed = false;
+        let frame = lease.frame.take();
+        self.out -= usize::from(frame.is_some());
+        frame
+    }
+}
+
+/// The owner of a frame's memory: there while a handle is left in this process.
+struct Block {
+    arena: Arena,
+    bytes: Bytes,
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // From here on something else could be written there.
+        self.arena.state().blocks.remove(&self.bytes.as_ptr().addr());
+    }
+}
+
+/// What a peer borrowed: its mapping of the bytes, and no handle of the owner's.
+struct Borrowed {
+    owner: Arena,
+    lease: u64,
+    bytes: Bytes,
+}
+
+impl AsRef<[u8]> for Borrowed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        let mut state = self.owner.state();
+        let is_there = state.block_of(self.bytes.as_ptr().addr(), self.bytes.len()).is_some();
+        if !is_there {
+            state.faults.push("a frame was freed while the peer read it");
+        }
+        let frame = state.end(self.lease);
+        if frame.is_none() {
+            state.faults.push("a lease came back twice");
+        }
+        drop(state);
+        drop(frame);
+    }
+}
+
+#[derive(Debug)]
+struct Counter {
+    ours: Arena,
+    theirs: Arena,
+    leases_max: usize,
+}
+
+impl Lender for Counter {
+    fn lend(&mut self, frame: &Buffer) -> Option<Loan> {
+        let mut state = self.ours.state();
+        let ((_, start), at) = state.block_of(frame.as_ptr().addr(), frame.len())?;
+        let offset = start + at as u64;
+        if state.out >= self.leases_max {
+            return None;
+        }
+        let lease = state.leases.len() as u64;
+        state.out += 1;
+        state.leases.push(Lease { offset, frame: Some(frame.clone()), borrowed: false });
+        Some(Loan { segment: SEGMENT, offset, lease })
+    }
+
+    fn take_back(&mut self, loan: Loan) {
+        let mut state = self.ours.state();
+        let is_borrowed = state.lease(loan.lease).is_some_and(|lease| lease.borrowed);
+        let frame = state.end(loan.lease);
+        if is_borrowed || frame.is_none() {
+            state.faults.push("a loan was taken back that was not out, or that the peer has");
+        }
+        drop(state);
+        drop(frame);
+    }
+
+    fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer> {
+        let mut state = self.theirs.state();
+        let wrong = || corrupt(format!("{loan:?} of {len} bytes was never made"));
+        let lease = state.lease(loan.lease).ok_or_else(wrong)?;
+        let frame =
+            lease.frame.as_ref().filter(|frame| frame.len() == len && !lease.borrowed).ok_or_else(wrong)?;
+        if loan.segment != SEGMENT || loan.offset != lease.offset {
+            return Err(wrong());
+        }
+        let start = frame.as_ptr().addr();
+        lease.borrowed = true;
+        let ((block, _), at) = state.block_of(start, len).ok_or_else(wrong)?;
+        let bytes = block.slice(at..at + len);
+        Ok(Buffer::placed(
+            Bytes::from_owner(Borrowed { owner: self.theirs.clone(), lease: loan.lease, bytes }),
+            Place::Arena,
+        ))
+    }
+}

@@ -1,0 +1,354 @@
+//! Two ends of one host that lend each other frames: nothing is copied, and every lease comes back once, whatever happens.
+
+use super::*;
+use crate::wire::lending::arena::{Arena, Leases, SEGMENT};
+use crate::wire::lending::{LOANS_MAX, Loan};
+use crate::wire::record::put_message;
+
+/// More leases than any of these tests needs.
+const LEASES: usize = 100_000;
+
+/// Two ends, and the arena that each lends from.
+struct Host {
+    a: End,
+    b: End,
+    arenas: [Arena; 2],
+}
+
+impl Host {
+    fn new(leases_max: usize) -> Self {
+        let arenas = [Arena::default(), Arena::default()];
+        let end = |ours: &Arena, theirs: &Arena| {
+            let mut end = End::new();
+            end.session = end.session.lending(ours.lender(theirs, leases_max));
+            end
+        };
+        Self { a: end(&arenas[0], &arenas[1]), b: end(&arenas[1], &arenas[0]), arenas }
+    }
+
+    /// A frame of the first end's arena.
+    fn block(&self, len: usize) -> Buffer {
+        self.arenas[0].block((0..len).map(|at| (at / 251 + at) as u8).collect())
+    }
+
+    fn run(&mut self) {
+        run(&mut self.a, &mut self.b, &mut Seed(1)).expect("a good peer");
+    }
+
+    /// Sends a message to the other end, which takes it.
+    fn exchange(&mut self, message: &Message) -> Vec<Buffer> {
+        let (sent, _) = self.a.send(message.clone());
+        self.run();
+        let taken = self.b.take().expect("announced");
+        self.run();
+        assert!(sent.try_take().expect("it left").is_ok());
+        taken.frames()
+    }
+
+    fn leases(&self) -> Leases {
+        self.arenas[0].leases()
+    }
+
+    fn finish(self) {
+        let Self { a, b, arenas } = self;
+        drop((a, b));
+        for arena in arenas {
+            arena.check();
+            let Leases { out, borrowed, .. } = arena.leases();
+            assert_eq!((out, borrowed), (0, 0), "leases that never came back");
+        }
+    }
+}
+
+fn same(frames: &[Buffer], originals: &[Buffer]) {
+    assert_eq!(frames.len(), originals.len());
+    for (frame, original) in frames.iter().zip(originals) {
+        assert!(frame.as_slice() == original.as_slice());
+    }
+}
+
+#[test]
+fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
+    let mut host = Host::new(LEASES);
+    let block = host.block(5 << 20);
+    let message = Message::new("lent")
+        .with_frame(block.slice(100..))
+        .with_frame("beside")
+        .with_frame(Buffer::new())
+        .with_frame(block.slice(..7))
+        .with_frame(vec![1; 16_000]);
+    let (sent, settled) = host.a.send(message.clone());
+    let mut len = 0;
+    while host.a.write(&mut host.b.wire, usize::MAX) {
+        len = host.b.wire.len();
+    }
+    assert_eq!(len, 16 + 16 + 8 + 5 * 8 + 4 + 2 * 20 + 6 + 16_000);
+    assert!(sent.try_take().expect("its announcement left").is_ok());
+    assert!(settled.try_take().is_none());
+    assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 0 });
+    host.run();
+    let places: Vec<_> = host.b.announced[0].frames.iter().map(|frame| frame.place).collect();
+    assert_eq!(places, [Place::Arena, Place::Host, Place::Host, Place::Arena, Place::Host]);
+    let frames = host.b.take().expect("announced").frames();
+    host.run();
+    assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+    same(&frames, message.frames());
+    assert_eq!((frames[0].place(), frames[0].as_ptr()), (Place::Arena, message.frames()[0].as_ptr()));
+    assert_eq!((frames[3].place(), frames[3].as_ptr()), (Place::Arena, block.as_ptr()));
+    assert_eq!(frames[1].place(), Place::Host);
+    assert_eq!((host.a.session.counts().0, host.b.session.counts().0), (0, 16_006), "only what travelled");
+    // The owner lets go of its own: what the peer has stays.
+    drop((message, block));
+    assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 2 });
+    let slice = frames[0].slice(10..20);
+    drop(frames);
+    assert_eq!(host.leases(), Leases { made: 2, out: 1, borrowed: 1 });
+    drop(slice);
+    host.finish();
+}
+
+#[test]
+fn what_cannot_be_lent_travels_whole() {
+    let mut host = Host::new(2);
+    let block = host.block(40_000);
+    let others = |len: usize| Message::new("").with_frame(block.clone()).with_frame(vec![1; len]);
+    let many = vec![block.slice(..1); LOANS_MAX + 1];
+    let stranger = Arena::default().block(vec![3; 20_000]);
+    for (what, message, made, frames_lent) in [
+        ("little", Message::new("").with_frame(block.slice(..1000)), 0, 0),
+        (
+            "little in all",
+            Message::new("").with_frame(block.slice(..500)).with_frame(block.slice(..523)),
+            0,
+            0,
+        ),
+        (
+            "enough in all",
+            Message::new("").with_frame(block.slice(..500)).with_frame(block.slice(..524)),
+            2,
+            2,
+        ),
+        ("beside large frames", others(EAGER_LEN_MAX as usize), 0, 0),
+        ("beside small ones", others(EAGER_LEN_MAX as usize - 1), 1, 1),
+        ("one lease too many", Message::from_parts("", vec![block.slice(..9000); 3]), 2, 0),
+        ("one that is not ours", Message::new("").with_frame(block.clone()).with_frame(stranger), 1, 0),
+        ("more loans than a message has", Message::from_parts("", many), 0, 0),
+    ] {
+        let before = host.leases().made;
+        let frames = host.exchange(&message);
+        same(&frames, message.frames());
+        let lent = frames.iter().filter(|frame| frame.place() == Place::Arena).count();
+        let leases = host.leases();
+        assert_eq!((leases.made - before, lent), (made, frames_lent), "{what}");
+        assert_eq!((leases.out, leases.borrowed), (lent, lent), "{what}");
+    }
+    host.finish();
+}
+
+#[test]
+fn a_borrowed_frame_that_is_sent_on_travels_and_the_loan_lasts_as_long_as_it_takes() {
+    let mut host = Host::new(LEASES);
+    let original = Message::new("").with_frame(host.block(100_000));
+    let frames = host.exchange(&original);
+    let (sent, _) = host.b.send(Message::from_parts("", frames));
+    host.run();
+    assert_eq!(host.leases().borrowed, 1, "it waits to be sent on");
+    let back = host.a.take().expect("announced");
+    host.run();
+    assert!(sent.try_take().expect("sent").is_ok());
+    same(&back.frames(), original.frames());
+    assert_eq!(host.leases(), Leases { made: 1, out: 0, borrowed: 0 });
+    host.finish();
+}
+
+#[test]
+fn small_frames_in_an_arena_wait_for_company_as_others_do() {
+    let mut host = Host::new(LEASES);
+    let message = Message::new("").with_frame(host.block(900));
+    let (sent, _) = host.a.send_with(message.clone(), true);
+    assert!(sent.try_take().is_some_and(|sent| sent.is_ok()), "its memory is free");
+    assert!(!host.a.session.is_due(Urgency::Now) && host.a.session.is_due(Urgency::Company));
+    let (large, _) = host.a.send_with(Message::new("").with_frame(host.block(2000)), true);
+    assert!(host.a.session.is_due(Urgency::Now));
+    host.run();
+    assert!(large.try_take().is_some());
+    same(&host.b.take().expect("announced").frames(), message.frames());
+    drop(host.b.take());
+    host.finish();
+}
+
+#[test]
+fn many_loans_stay_within_the_window_as_both_ends_count_it() {
+    let mut host = Host::new(LEASES);
+    let block = host.block(LOANS_MAX);
+    let frames: Vec<_> = (0..LOANS_MAX).map(|at| block.slice(at..=at)).collect();
+    for _ in 0..5 {
+        drop(host.a.send(Message::from_parts("", frames.clone())));
+    }
+    let mut taken = 0;
+    while taken < 5 {
+        host.run();
+        assert_eq!(host.b.announced.len(), 2.min(5 - taken), "459 KB of a window of 1 MiB each");
+        while let Some(message) = host.b.take() {
+            same(&message.frames(), &frames);
+            taken += 1;
+        }
+    }
+    host.finish();
+}
+
+#[test]
+fn a_checked_session_lends_nothing() {
+    let arena = Arena::default();
+    let (mut a, mut b) = (End::with(true), End::with(true));
+    a.session = a.session.lending(arena.lender(&arena, LEASES));
+    b.session = b.session.lending(arena.lender(&arena, LEASES));
+    let message = Message::new("").with_frame(arena.block(vec![4; 20_000]));
+    drop(a.send(message.clone()));
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    let taken = b.take().expect("announced");
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    same(&taken.frames(), message.frames());
+    assert_eq!(arena.leases(), Leases::default());
+}
+
+#[test]
+fn loans_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
+    let lent = |host: &Host| {
+        Message::new("").with_frame(host.block(5000)).with_frame("travels").with_frame(host.block(70))
+    };
+    let mut len = usize::MAX;
+    let mut cut_at = 0;
+    while cut_at <= len {
+        let mut host = Host::new(LEASES);
+        let (sent, settled) = host.a.send(lent(&host));
+        let (later, _) = host.a.send(lent(&host));
+        // What follows the second one's last byte is none of its business.
+        host.a.write(&mut host.b.wire, cut_at);
+        let why = crate::Error::new(ErrorKind::PeerLost, "cut");
+        host.a.session.give_up(&why);
+        assert!(settled.try_take().expect("it ends").is_err());
+        let (first_left, second_left) =
+            (sent.try_take().expect("it ends").is_ok(), later.try_take().expect("it ends"));
+        let made = if cut_at == usize::MAX { 0 } else { 4 };
+        let out = 2 * usize::from(first_left) + 2 * usize::from(second_left.is_ok());
+        assert_eq!(host.leases(), Leases { made, out, borrowed: 0 }, "after {cut_at} bytes");
+        if let Err(failed) = second_left {
+            same(failed.returned.frames(), lent(&host).frames());
+        } else {
+            len = cut_at;
+        }
+        // The other end reads on: what it can have heard of is there for it.
+        while host.b.read(usize::MAX).unwrap() {}
+        let heard = host.b.announced.len();
+        assert!(2 * heard <= out && (cut_at < len || heard == 2));
+        let kept: Vec<_> = std::iter::from_fn(|| host.b.take()).map(Taken::frames).collect();
+        host.b.session.give_up(&why);
+        host.arenas[0].peer_is_gone();
+        assert_eq!(host.leases().out, 2 * heard, "what it reads stays with it");
+        kept.iter().for_each(|frames| same(frames, lent(&host).frames()));
+        drop(kept);
+        host.finish();
+        cut_at += 1;
+    }
+    assert!(len > 200, "{len}");
+}
+
+#[test]
+fn a_receiver_that_rejects_or_gives_up_gives_every_loan_back() {
+    let mut host = Host::new(LEASES);
+    for _ in 0..3 {
+        drop(host.a.send(Message::new("").with_frame(host.block(5000))));
+    }
+    host.run();
+    let Announced { id, arrival, .. } = host.b.announced.pop_front().expect("announced");
+    host.b.session.settle(id, Delivery::Rejected, false);
+    drop(arrival);
+    assert_eq!(host.leases().out, 2);
+    drop(host.b.announced.pop_front());
+    assert_eq!(host.leases().out, 1, "before its word as well");
+    drop(host.a.send(Message::new("").with_frame(host.block(5000))));
+    while host.a.write(&mut host.b.wire, usize::MAX) {}
+    // Heard and not handed out.
+    let bytes: Vec<u8> = host.b.wire.drain(..).collect();
+    host.b.session.received(0, &bytes).unwrap();
+    assert_eq!(host.leases().borrowed, 2);
+    host.b.session.give_up(&crate::Error::new(ErrorKind::PeerLost, "cut"));
+    assert_eq!(host.leases().borrowed, 1);
+    host.b.announced.clear();
+    host.finish();
+}
+
+/// A message of these frames, announced with these loans and this payload of the others.
+fn announcement(flags: u8, frames: &[FrameInfo], loans: &[Loan], payload: &[u8]) -> Vec<u8> {
+    let mut records = Vec::new();
+    let len = loans.len() * 20 + payload.len();
+    put_message(&mut records, 0, false, Payload::Lent(&[], &[]), b"", frames.iter().copied(), len as u64);
+    records[1] = flags;
+    records.extend(loans.iter().flat_map(|loan| loan.encode()));
+    records.extend(payload);
+    let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    [&head.encode()[..], &records].concat()
+}
+
+#[test]
+fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
+    const LENT: u8 = 8;
+    let frame = |place, len| FrameInfo { len, place };
+    let large = frame(Place::Arena, 20_000);
+    // A good loan is made anew for each.
+    let lend = || {
+        let host = Host::new(LEASES);
+        let block = host.block(20_000);
+        let loan = host.arenas[0].lender(&host.arenas[1], 1).lend(&block).expect("lent");
+        (host, loan)
+    };
+    let hear = |end: &mut End, said: Vec<u8>| -> Result<()> {
+        end.wire.extend(said);
+        while end.read(usize::MAX)? {}
+        Ok(())
+    };
+    let (mut host, loan) = lend();
+    hear(&mut host.b, announcement(LENT, &[large], &[loan], b"")).expect("a peer that is right");
+    assert_eq!(host.b.take().expect("announced").frames()[0].len(), 20_000);
+    host.finish();
+
+    let good = |loan| vec![loan];
+    let many = vec![frame(Place::Arena, 1); LOANS_MAX + 1];
+    type Lie<'a> = (&'a str, u8, Vec<FrameInfo>, &'a dyn Fn(Loan) -> Vec<Loan>, &'a [u8]);
+    let lies: [Lie<'_>; 17] = [
+        ("no loan", LENT, vec![large], &|_| Vec::new(), b""),
+        ("a loan too many", LENT, vec![large], &|loan| vec![loan; 2], b""),
+        ("nothing to lend", LENT, vec![frame(Place::Host, 5)], &|_| Vec::new(), b"hello"),
+        ("nothing at all", LENT, Vec::new(), &|_| Vec::new(), b""),
+        ("a frame of no bytes", LENT, vec![frame(Place::Arena, 0)], &good, b""),
+        ("a host frame lent", LENT, vec![frame(Place::Host, 20_000)], &good, b""),
+        ("payload that nobody has", LENT, vec![large], &good, b"x"),
+        ("payload that is missing", LENT, vec![large, frame(Place::Host, 5)], &good, b"hell"),
+        ("payload that should wait", LENT, vec![large, frame(Place::Host, 16_384)], &good, &[0; 16_384]),
+        ("more loans than a message has", LENT, many, &|loan| vec![loan; LOANS_MAX + 1], b""),
+        ("lent and eager", LENT | 4, vec![large], &good, b""),
+        ("lent and streaming", LENT | 2, vec![large], &good, b""),
+        ("another segment", LENT, vec![large], &|loan| vec![Loan { segment: SEGMENT + 1, ..loan }], b""),
+        ("another place", LENT, vec![large], &|loan| vec![Loan { offset: u64::MAX, ..loan }], b""),
+        ("another lease", LENT, vec![large], &|loan| vec![Loan { lease: u64::MAX, ..loan }], b""),
+        ("a longer frame", LENT, vec![frame(Place::Arena, 20_001)], &good, b""),
+        ("one lease twice", LENT, vec![large, large], &|loan| vec![loan; 2], b""),
+    ];
+    for (what, flags, frames, loans, payload) in lies {
+        let (mut host, loan) = lend();
+        let error = hear(&mut host.b, announcement(flags, &frames, &loans(loan), payload)).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
+        assert!(host.b.announced.is_empty());
+        assert_eq!(host.leases().borrowed, 0, "{what}");
+        host.arenas[0].peer_is_gone();
+        host.finish();
+    }
+
+    let (host, loan) = lend();
+    let mut end = End::new();
+    let error = hear(&mut end, announcement(LENT, &[large], &[loan], b"")).expect_err("nobody lends here");
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    host.arenas[0].peer_is_gone();
+    host.finish();
+}
