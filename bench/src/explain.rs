@@ -8,6 +8,7 @@ use towline::{Address, Path, Scheme};
 
 use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::{Drive, Pace, Repeat, ready};
+use crate::ceiling::Ceiling;
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::peer::{About, Candidate, Peer, Speed};
@@ -87,7 +88,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let transport = Transport::to(address);
     ready(transport.name, &endpoint.backends())?;
     let peer = Peer::new(endpoint.connect(address).await?);
-    let path = peer.connection.path().clone();
+    let explanation = peer.connection.explain().await;
+    let path = &explanation.path;
     let mut progress = Progress::start();
     let about = match tokio::time::timeout(HELLO_WITHIN, peer.hello()).await {
         Ok(about) => Some(about?),
@@ -106,11 +108,11 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let document = Document {
         schema: 1,
         chosen: path.chosen().to_owned(),
-        candidates: Candidate::all_of(&path)
+        candidates: Candidate::all_of(&explanation)
             .into_iter()
             .map(|candidate| {
                 let chosen = candidate.transport == path.chosen();
-                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen.then_some(&path))
+                Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen.then_some(path))
             })
             .collect(),
         peer: about,
@@ -135,9 +137,10 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;
     let bandwidth = drive.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;
-    let Repeat { sample, ceilings, .. } = bandwidth;
-    // A copy is the ceiling of what stays within the process or the host, a bare socket of what does not.
-    let ceiling = ceilings.iter().rev().find_map(|ceiling| ceiling.gb_per_s);
+    let Repeat { path, sample, ceilings } = bandwidth;
+    // A copy is the ceiling of what stays in memory, the most alike of the bare sockets of what does not.
+    let fits = |ceiling: &&Ceiling| !matches!(&path[..], "mem" | "shm") || ceiling.kind == "memcpy";
+    let ceiling = ceilings.iter().rev().find(fits).and_then(|ceiling| ceiling.gb_per_s);
     let gb_per_s = sample.gb_per_s();
     Ok(Found {
         speed: Speed { gb_per_s, p50_us: latency.sample.times.value_at_quantile(0.5) as f64 / 1e3 },
@@ -165,15 +168,19 @@ impl Document {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "chosen: {}", self.chosen)?;
         for explained in &self.candidates {
-            let Candidate { transport, state, reason, remedy, predicted } = &explained.candidate;
+            let Candidate { transport, state, reason, remedy, predicted, basis } = &explained.candidate;
             writeln!(out, "  {transport:<6} {state:<10} {reason}")?;
             if let Some(remedy) = remedy {
                 writeln!(out, "         to have it: {remedy}")?;
             }
-            for (what, speed) in [("expected", predicted), ("measured", &explained.measured)] {
-                if let Some(Speed { gb_per_s, p50_us }) = speed {
-                    writeln!(out, "         {what}: {gb_per_s:.2} GB/s at 1 MiB, {p50_us:.2} µs at 8 B")?;
-                }
+            if let (Some(speed), Some(basis)) = (predicted, basis) {
+                writeln!(out, "         predicted: {speed}, as fast as {basis}")?;
+            }
+            if predicted.is_none() && state != "refused" {
+                writeln!(out, "         predicted: nothing on this machine tells")?;
+            }
+            if let Some(speed) = &explained.measured {
+                writeln!(out, "         measured:  {speed}")?;
             }
             if let (Some(share), Some(copies)) = (explained.share, explained.copies) {
                 writeln!(

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Nominal, Op, Opening,
-    Operation, Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Op, Opening, Operation,
+    Probe, Role, Site,
 };
 use towline::environment::Environment;
 use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -38,8 +38,7 @@ impl Backend for Threaded {
     }
 
     fn probe(&self) -> Probe {
-        let nominal = Nominal { gb_per_s: 1.0, p50_us: 500.0 };
-        Probe::Ready { caps: CAPS, version: None, devices: Vec::new(), nominal }
+        Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
     fn offer(&self, _: Role, environment: &dyn Environment) -> Result<Vec<u8>> {

@@ -51,6 +51,7 @@ use crate::connection::{self, Stats};
 use crate::door::Identity;
 use crate::endpoint;
 use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::explain::Explanation;
 use crate::incoming::{self, Landing};
 use crate::listener;
 use crate::memory::{Buffer, BufferMut, Pool};
@@ -196,6 +197,24 @@ impl Connection {
     /// What it counted so far.
     pub fn stats(&self) -> Stats {
         self.connection.stats()
+    }
+
+    /// See [`Connection::explain`](crate::Connection::explain).
+    ///
+    /// # Errors
+    /// `Invalid` inside an async runtime, `TimedOut` after the deadline.
+    pub fn explain(&self) -> Result<Explanation> {
+        self.wait("explain", async { Ok(self.connection.explain().await) })
+    }
+
+    /// See [`Connection::measure`](crate::Connection::measure).
+    pub fn measure(&self) -> Result<Explanation> {
+        self.wait("measure", self.connection.measure())
+    }
+
+    /// See [`Connection::be_measured`](crate::Connection::be_measured).
+    pub fn be_measured(&self) -> Result<()> {
+        self.wait("be measured", self.connection.be_measured())
     }
 
     /// See [`Connection::send`](crate::Connection::send).

@@ -16,6 +16,7 @@ use tracing::Instrument;
 pub use self::halves::{Receiver, Sender};
 use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
 use crate::driver::Driver;
+use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::incoming::{Incoming, Taking};
 use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
@@ -456,6 +457,10 @@ impl Core {
             return refused("get and put need host memory");
         }
         Ok(())
+    }
+
+    pub(crate) fn environment(&self) -> &dyn Environment {
+        &*self.driver.environment
     }
 
     pub(crate) fn backend(&self) -> &'static str {

@@ -107,7 +107,7 @@ impl Establisher {
                     }
                 }
             };
-            let candidates = self.settle(&entrant, entrants, refused);
+            let candidates = self.settle(&entrant, entrants, refused, &greeting);
             let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
             return self.connection(&entrant, site, link, path);
         }
@@ -216,7 +216,7 @@ impl Establisher {
                     }
                 }
             };
-            let candidates = self.settle(&entrant, entrants, refused);
+            let candidates = self.settle(&entrant, entrants, refused, &greeting);
             let path = path(address, &entrant, &site, (over_tls, streams), candidates);
             return self.connection(&entrant, site, link, path).map(Some);
         }
@@ -287,20 +287,34 @@ impl Establisher {
     }
 
     /// Every candidate's end, once one is chosen, in the order of preference.
-    fn settle(&self, chosen: &Entrant, others: Vec<Entrant>, refused: Vec<Candidate>) -> Vec<Candidate> {
+    fn settle(
+        &self,
+        chosen: &Entrant,
+        others: Vec<Entrant>,
+        refused: Vec<Candidate>,
+        greeting: &Greeting,
+    ) -> Vec<Candidate> {
         let name = chosen.candidate.name;
         let chosen = Candidate {
             state: CandidateState::Chosen,
             reason: "the first that both ends have, in the order of preference".into(),
             ..chosen.candidate.clone()
         };
-        let available = others.into_iter().map(|entrant| Candidate {
-            state: CandidateState::Available,
-            reason: format!("{name} is preferred"),
-            ..entrant.candidate
-        });
-        let mut candidates: Vec<_> = [chosen].into_iter().chain(available).chain(refused).collect();
         let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
+        // What nobody proposed may still be out of the question, and both ends say so.
+        let others = others.into_iter().map(|entrant| match self.meets(&entrant, greeting) {
+            // Only at the accepting end: whoever connects has gone through these.
+            Ok(()) if preference(entrant.candidate.name) < preference(name) => {
+                Candidate { reason: "the peer did not propose it".into(), ..entrant.candidate }
+            }
+            Ok(()) => Candidate {
+                state: CandidateState::Available,
+                reason: format!("{name} is preferred"),
+                ..entrant.candidate
+            },
+            Err(reason) => Candidate { reason, ..entrant.candidate },
+        });
+        let mut candidates: Vec<_> = [chosen].into_iter().chain(others).chain(refused).collect();
         // Those still to come have no place in the order, and come last.
         candidates.sort_by_key(|candidate| preference(candidate.name).unwrap_or(usize::MAX));
         candidates
@@ -360,7 +374,7 @@ impl Establisher {
                 state: CandidateState::Refused,
                 reason: String::new(),
                 remedy: None,
-                nominal: None,
+                backend: None,
             };
             let why = match scheme.backend() {
                 Some(name) if name != backend.name() => format!("the address asks for {name} alone"),
@@ -375,7 +389,7 @@ impl Establisher {
                 continue;
             }
             match backend.probe() {
-                Probe::Ready { nominal, .. } => candidate.nominal = Some(nominal),
+                Probe::Ready { .. } => candidate.backend = Some(backend.clone()),
                 Probe::Unavailable { reason, remedy } => {
                     candidate.reason = reason;
                     candidate.remedy = Some(remedy);
@@ -396,7 +410,7 @@ impl Establisher {
             state: CandidateState::Refused,
             reason: "this version does not have it yet".into(),
             remedy: None,
-            nominal: None,
+            backend: None,
         }));
         (entrants, refused)
     }
@@ -470,7 +484,8 @@ fn path(
 ) -> Path {
     let encrypted = over_tls && entrant.backend.takes_stream();
     let (chosen, checked, streams) = (entrant.backend.name(), site.checked, streams.into());
-    Path { address, chosen, checked, encrypted, streams, candidates }
+    let Site { local, peer, .. } = *site;
+    Path { address, chosen, checked, encrypted, streams, candidates, local, peer }
 }
 
 fn no_path(refused: &[Candidate]) -> Error {

@@ -23,6 +23,8 @@
 //! | [`Connection::get`] | is detached: the bytes still come, and are freed with their buffer |
 //! | [`Incoming::accept`], [`Incoming::accept_into`] | is detached: the message is taken, and forgotten; before its first poll, rejected |
 //! | [`Receipt::delivered`] | loses the receiver's word, not the message |
+//! | [`Connection::explain`] | loses nothing |
+//! | [`Connection::measure`], [`Connection::be_measured`] | leaves a measurement half done: close the connection |
 //! | [`Region::revoke`] | has revoked it: the memory is freed once the peer's last access ended |
 //! | [`Connection::close`], [`Endpoint::close`] | is detached: the closing goes on; before its first poll, nothing |
 //! | [`Endpoint::listen`], [`Endpoint::connect`] | leaves nothing behind |
@@ -37,7 +39,7 @@
 //! # Where to look
 //!
 //! [`blocking`] has the same calls for plain threads, [`memory`] the buffers, pools and places; [`Path`] tells why a connection
-//! goes the way it goes. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
+//! goes the way it goes, [`Connection::explain`] what was expected of every way, and [`Connection::measure`] what this one does. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
 
 mod addr;
 pub mod backend;
@@ -50,11 +52,13 @@ mod endpoint;
 pub mod environment;
 mod error;
 mod establish;
+mod explain;
 mod incoming;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
 mod listener;
+mod machine;
 pub mod memory;
 mod message;
 mod metrics;
@@ -72,6 +76,7 @@ pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
 pub use door::{Identity, Tls, TlsBuilder, Token};
 pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use error::{Error, ErrorKind, Failed, Result};
+pub use explain::{Explained, Explanation, Measured, Opinion, View};
 pub use incoming::{Incoming, Landing};
 pub use listener::Listener;
 pub use memory::{Buffer, BufferMut, Place, Pool};

@@ -1,6 +1,8 @@
 //! The chosen way to one peer, with its reasons.
 
-use crate::backend::Nominal;
+use std::sync::Arc;
+
+use crate::backend::{Backend, Identity, Machine, Prediction};
 
 /// What carries a connection's bytes, and what became of every other candidate.
 #[derive(Clone, Debug)]
@@ -11,6 +13,8 @@ pub struct Path {
     pub(crate) encrypted: bool,
     pub(crate) streams: usize,
     pub(crate) candidates: Vec<Candidate>,
+    pub(crate) local: Identity,
+    pub(crate) peer: Identity,
 }
 
 /// One backend that might have carried the connection.
@@ -24,8 +28,8 @@ pub struct Candidate {
     pub reason: String,
     /// What to do to have it, where something can be done.
     pub remedy: Option<String>,
-    /// What was expected of it here.
-    pub nominal: Option<Nominal>,
+    /// What tells what to expect of it, unless it was out of the question.
+    pub(crate) backend: Option<Arc<dyn Backend>>,
 }
 
 /// What became of a candidate.
@@ -68,5 +72,11 @@ impl Path {
     /// Every candidate, in the order of preference.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
+    }
+
+    /// What `machine` tells to expect of a candidate that reaches the peer, whatever became of it.
+    pub(crate) fn predict(&self, candidate: &Candidate, machine: &Machine) -> Option<Prediction> {
+        let reaching = |backend: &&Arc<dyn Backend>| backend.reach(&self.local, &self.peer).is_ok();
+        candidate.backend.as_ref().filter(reaching)?.predict(machine, &self.local, &self.peer)
     }
 }

@@ -3,7 +3,7 @@
 use std::net::ToSocketAddrs;
 use std::time::Duration;
 
-use towline::{CandidateState, Connection, ErrorKind, Message, Path, RemoteRegion};
+use towline::{CandidateState, Connection, ErrorKind, Explained, Explanation, Message, RemoteRegion};
 
 use super::{About, Answer, Candidate, CpuClock, Request, Speed, Usage, encode, is_conversation};
 use crate::ceiling::blocking;
@@ -129,8 +129,8 @@ fn unexpected(answer: &Answer) -> Failure {
 
 impl Candidate {
     /// Every path that one end considered.
-    pub(crate) fn all_of(path: &Path) -> Vec<Self> {
-        let one = |candidate: &towline::Candidate| Self {
+    pub(crate) fn all_of(explanation: &Explanation) -> Vec<Self> {
+        let one = |Explained { candidate, predicted, .. }: &Explained| Self {
             transport: candidate.name.to_owned(),
             state: match candidate.state {
                 CandidateState::Chosen => "chosen",
@@ -140,10 +140,12 @@ impl Candidate {
             .to_owned(),
             reason: candidate.reason.clone(),
             remedy: candidate.remedy.clone(),
-            predicted: candidate
-                .nominal
-                .map(|nominal| Speed { gb_per_s: nominal.gb_per_s, p50_us: nominal.p50_us }),
+            predicted: predicted.map(|predicted| Speed {
+                gb_per_s: predicted.speed.gb_per_s,
+                p50_us: predicted.speed.p50_us,
+            }),
+            basis: predicted.map(|predicted| predicted.basis.to_owned()),
         };
-        path.candidates().iter().map(one).collect()
+        explanation.candidates.iter().map(one).collect()
     }
 }

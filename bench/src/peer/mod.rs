@@ -129,8 +129,10 @@ pub(crate) struct Candidate {
     pub(crate) state: String,
     pub(crate) reason: String,
     pub(crate) remedy: Option<String>,
-    /// What was expected of it before anything was measured.
+    /// What that end expects of it, from a probe of its own machine.
     pub(crate) predicted: Option<Speed>,
+    /// What the expectation is derived from.
+    pub(crate) basis: Option<String>,
 }
 
 /// A bandwidth at 1 MiB, and half a round trip of 8 bytes.
@@ -138,6 +140,12 @@ pub(crate) struct Candidate {
 pub(crate) struct Speed {
     pub(crate) gb_per_s: f64,
     pub(crate) p50_us: f64,
+}
+
+impl std::fmt::Display for Speed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2} GB/s at 1 MiB, {:.2} µs at 8 B", self.gb_per_s, self.p50_us)
+    }
 }
 
 /// What one end of a connection has spent and counted.

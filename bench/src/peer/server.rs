@@ -161,7 +161,7 @@ impl Session {
     async fn answer(&mut self, request: &[u8]) -> Result<Answer, String> {
         let request = serde_json::from_slice(request).map_err(|error| format!("not a request: {error}"))?;
         match request {
-            Request::Hello => Ok(Answer::Hello(self.about())),
+            Request::Hello => Ok(Answer::Hello(self.about().await)),
             Request::Echo => self.begin(Mode::Echo),
             Request::Sink { layout, frames, check } => {
                 bounded(layout)?;
@@ -224,14 +224,14 @@ impl Session {
         Ok(Answer::Ready)
     }
 
-    fn about(&self) -> About {
-        let path = self.connection.path();
+    async fn about(&self) -> About {
+        let explanation = self.connection.explain().await;
         About {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: fingerprint::host_name(),
             process: std::process::id(),
-            chosen: path.chosen().to_owned(),
-            candidates: Candidate::all_of(path),
+            chosen: explanation.path.chosen().to_owned(),
+            candidates: Candidate::all_of(&explanation),
         }
     }
 

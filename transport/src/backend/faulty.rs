@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Backend, Caps, Identity, Link, LinkStats, Op, Opening, Probe, Progress, Role, Site, Source};
+use super::{
+    Backend, Caps, Identity, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
+    Source,
+};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -70,6 +73,10 @@ impl Backend for Faulty {
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
         self.faults.call("reach").map_err(|error| error.to_string())?;
         self.backend.reach(local, peer)
+    }
+
+    fn predict(&self, machine: &Machine, local: &Identity, peer: &Identity) -> Option<Prediction> {
+        self.backend.predict(machine, local, peer)
     }
 
     fn takes_stream(&self) -> bool {

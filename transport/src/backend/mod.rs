@@ -26,6 +26,7 @@ pub use crate::caps::Caps;
 pub use crate::door::{Control, Identity, Role};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+pub use crate::machine::{Machine, Speed};
 use crate::memory::{Buffer, BufferMut, Pool};
 pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message};
 pub use crate::operation::{Completion, Done, Operation};
@@ -44,6 +45,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;
+
+    /// What a link between these two should reach, from what this machine does; `None` where that tells nothing. Asked of
+    /// paths that [`reach`](Self::reach) allows, and only to explain.
+    fn predict(&self, _machine: &Machine, _local: &Identity, _peer: &Identity) -> Option<Prediction> {
+        None
+    }
 
     /// Whether its links are made of the door's stream: nothing more can be said on it once they open, so that there is no way
     /// back to another backend.
@@ -92,8 +99,6 @@ pub enum Probe {
         version: Option<String>,
         /// The devices it would use.
         devices: Vec<String>,
-        /// What it should reach on this machine, before anything is measured.
-        nominal: Nominal,
     },
     /// It does not work.
     Unavailable {
@@ -104,13 +109,13 @@ pub enum Probe {
     },
 }
 
-/// An expectation from the technology alone, for choosing among paths that were never measured.
+/// What is expected of a path that was never measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Nominal {
-    /// Bandwidth at 1 MiB, in 10^9 bytes per second.
-    pub gb_per_s: f64,
-    /// Half a round trip of 8 bytes, in microseconds.
-    pub p50_us: f64,
+pub struct Prediction {
+    /// The figures.
+    pub speed: Speed,
+    /// What they are derived from, in words that finish "as fast as".
+    pub basis: &'static str,
 }
 
 /// Where a link is to be opened: everything one connection gives its backend.

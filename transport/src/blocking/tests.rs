@@ -68,6 +68,23 @@ fn threads_exchange_messages_both_ways_at_once() {
 }
 
 #[test]
+fn threads_measure_and_are_measured() {
+    for address in ADDRESSES {
+        let (left, right) = pair(address);
+        let explanation = thread::scope(|scope| {
+            let other = scope.spawn(|| right.be_measured());
+            let explanation = left.measure().unwrap();
+            other.join().unwrap().unwrap();
+            explanation
+        });
+        let measured = explanation.measured.unwrap();
+        assert!(measured.speed.gb_per_s > 0.0 && measured.speed.p50_us > 0.0, "{measured:?}");
+        assert_eq!(measured.peer.chosen(), Some(left.path().chosen()));
+        assert!(right.explain().unwrap().measured.is_none());
+    }
+}
+
+#[test]
 fn the_receiver_chooses_where_a_message_lands() {
     for address in ADDRESSES {
         let (left, right) = pair(address);

@@ -12,7 +12,7 @@ mod ring;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use self::meeting::Hall;
-use super::{Backend, Caps, Identity, Nominal, Opening, Probe, Role, Site};
+use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site, Speed};
 use crate::environment::Environment;
 use crate::error::Result;
 use crate::memory::Segment;
@@ -51,12 +51,7 @@ impl Backend for Shm {
                 reason: reason.clone(),
                 remedy: "a Linux kernel from 5.14 on, and memory for shared pages".into(),
             },
-            None => Probe::Ready {
-                caps: CAPS,
-                version: None,
-                devices: Vec::new(),
-                nominal: Nominal { gb_per_s: 6.0, p50_us: 1.0 },
-            },
+            None => Probe::Ready { caps: CAPS, version: None, devices: Vec::new() },
         }
     }
 
@@ -69,6 +64,11 @@ impl Backend for Shm {
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
         if local.same_host(peer) { Ok(()) } else { Err("the peer is on another host".into()) }
+    }
+
+    fn predict(&self, machine: &Machine, _: &Identity, _: &Identity) -> Option<Prediction> {
+        let speed = Speed { gb_per_s: machine.copy_gb_per_s, p50_us: machine.hand_off_us? };
+        Some(Prediction { speed, basis: "a copy in memory at either end, both at the same time" })
     }
 
     fn carries_control(&self) -> bool {

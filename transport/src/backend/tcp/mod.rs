@@ -9,7 +9,7 @@ mod socket;
 mod strands;
 
 use self::socket::Socket;
-use super::{Backend, Caps, Identity, Nominal, Opening, Probe, Role, Site};
+use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,12 +30,7 @@ impl Backend for Tcp {
     }
 
     fn probe(&self) -> Probe {
-        Probe::Ready {
-            caps: CAPS,
-            version: None,
-            devices: Vec::new(),
-            nominal: Nominal { gb_per_s: 4.0, p50_us: 15.0 },
-        }
+        Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
     fn offer(&self, _: Role, _: &dyn Environment) -> Result<Vec<u8>> {
@@ -44,6 +39,13 @@ impl Backend for Tcp {
 
     fn reach(&self, _: &Identity, _: &Identity) -> Result<(), String> {
         Ok(())
+    }
+
+    /// Nothing here tells what the network to another host does.
+    fn predict(&self, machine: &Machine, local: &Identity, peer: &Identity) -> Option<Prediction> {
+        let within_host = local.same_host(peer) || local.same_process(peer);
+        let speed = machine.loopback.filter(|_| within_host)?;
+        Some(Prediction { speed, basis: "a bare socket over loopback" })
     }
 
     fn takes_stream(&self) -> bool {

@@ -1,0 +1,143 @@
+//! A backend in trouble: it is not there, cannot be opened, or is slow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use towline::backend::{
+    Backend, Caps, Identity, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
+    Source,
+};
+use towline::environment::Environment;
+use towline::{Error, ErrorKind, Result};
+
+/// What every refusal says.
+pub(crate) const REASON: &str = "a limit of this test is 0";
+pub(crate) const REMEDY: &str = "raise that limit";
+/// What each message waits where it is slow.
+pub(crate) const DELAY: Duration = Duration::from_millis(2);
+
+/// What is wrong with a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// The machine lacks something.
+    Missing,
+    /// There is nothing to offer.
+    NoOffer,
+    /// It does not lead to the peer.
+    NoWay,
+    /// It fails when it is opened.
+    NotOpened,
+    /// Each message waits for [`DELAY`] before it leaves.
+    Slow,
+}
+
+#[derive(Debug)]
+pub(crate) struct Degraded {
+    backend: Arc<dyn Backend>,
+    trouble: Trouble,
+}
+
+impl Degraded {
+    pub(crate) fn over(backend: Arc<dyn Backend>, trouble: Trouble) -> Arc<dyn Backend> {
+        Arc::new(Self { backend, trouble })
+    }
+
+    fn unless(&self, trouble: Trouble) -> Result<()> {
+        if self.trouble == trouble { Err(Error::new(ErrorKind::Unavailable, REASON)) } else { Ok(()) }
+    }
+}
+
+impl Backend for Degraded {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn probe(&self) -> Probe {
+        match self.unless(Trouble::Missing) {
+            Ok(()) => self.backend.probe(),
+            Err(_) => Probe::Unavailable { reason: REASON.into(), remedy: REMEDY.into() },
+        }
+    }
+
+    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+        self.unless(Trouble::NoOffer)?;
+        self.backend.offer(role, environment)
+    }
+
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
+        self.unless(Trouble::NoWay).map_err(|_| REASON.to_owned())?;
+        self.backend.reach(local, peer)
+    }
+
+    fn predict(&self, machine: &Machine, local: &Identity, peer: &Identity) -> Option<Prediction> {
+        self.backend.predict(machine, local, peer)
+    }
+
+    fn takes_stream(&self) -> bool {
+        self.backend.takes_stream()
+    }
+
+    fn carries_control(&self) -> bool {
+        self.backend.carries_control()
+    }
+
+    fn is_private(&self) -> bool {
+        self.backend.is_private()
+    }
+
+    fn checks(&self) -> bool {
+        self.backend.checks()
+    }
+
+    fn stripes(&self) -> bool {
+        self.backend.stripes()
+    }
+
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async move {
+            self.unless(Trouble::NotOpened)?;
+            let link = self.backend.open(site).await?;
+            Ok(if self.trouble == Trouble::Slow { Arc::new(Slow(link)) } else { link })
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Slow(Arc<dyn Link>);
+
+impl Link for Slow {
+    fn caps(&self) -> Caps {
+        self.0.caps()
+    }
+
+    fn submit(&self, op: Op) {
+        if matches!(op, Op::Send { .. }) {
+            std::thread::sleep(DELAY);
+        }
+        self.0.submit(op);
+    }
+
+    fn progress(&self) -> Progress {
+        self.0.progress()
+    }
+
+    fn source(&self) -> Option<Source<'_>> {
+        self.0.source()
+    }
+
+    fn doze(&self) {
+        self.0.doze();
+    }
+
+    fn tick(&self) {
+        self.0.tick();
+    }
+
+    fn end(&self, why: Error) {
+        self.0.end(why);
+    }
+
+    fn stats(&self) -> LinkStats {
+        self.0.stats()
+    }
+}

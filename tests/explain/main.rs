@@ -1,0 +1,172 @@
+//! A path that gets worse is not taken, or is told to be worse: choice, reasons and figures follow, and both ends agree.
+//!
+//! Each test goes over every backend of this build that reaches the own process: a new one joins by being there.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod degraded;
+
+use std::sync::Arc;
+
+use towline::backend::{self, Backend};
+use towline::{
+    Candidate, CandidateState, Connection, Endpoint, ErrorKind, Explanation, Measured, Message, Path,
+};
+use towline_tests::polls::soon;
+
+use degraded::{DELAY, Degraded, REASON, REMEDY, Trouble};
+
+const REFUSALS: [Trouble; 4] = [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotOpened];
+
+type Backends = Vec<Arc<dyn Backend>>;
+
+/// For each backend of this build, it and those that come after it in the order of preference.
+fn ways() -> Vec<Backends> {
+    let all = backend::all();
+    (0..all.len()).map(|first| all[first..].to_vec()).collect()
+}
+
+/// The same, with trouble in the first of them.
+fn degraded(way: &Backends, trouble: Trouble) -> Backends {
+    let mut way = way.clone();
+    way[0] = Degraded::over(way[0].clone(), trouble);
+    way
+}
+
+fn endpoint(backends: Backends) -> Endpoint {
+    Endpoint::builder().backends(backends).build().unwrap()
+}
+
+/// The connecting end, and the accepting one.
+async fn meet(near: &Endpoint, far: &Endpoint, address: &str) -> (Connection, Connection) {
+    let listener = far.listen(&address.parse().unwrap()).await.unwrap();
+    let (a, b) =
+        soon("a connection", async { tokio::join!(near.connect(listener.address()), listener.accept()) })
+            .await;
+    (a.unwrap(), b.unwrap())
+}
+
+async fn measure(a: &Connection, b: &Connection) -> (Explanation, Measured) {
+    let (explained, taken) =
+        soon("a measurement", async { tokio::join!(a.measure(), b.be_measured()) }).await;
+    taken.unwrap();
+    let explanation = explained.unwrap();
+    let measured = explanation.measured.clone().unwrap();
+    (explanation, measured)
+}
+
+fn states(path: &Path) -> Vec<(&'static str, CandidateState)> {
+    path.candidates().iter().map(|candidate| (candidate.name, candidate.state)).collect()
+}
+
+fn of<'a>(path: &'a Path, name: &str) -> &'a Candidate {
+    path.candidates().iter().find(|candidate| candidate.name == name).unwrap()
+}
+
+#[tokio::test]
+async fn a_path_that_is_refused_falls_to_the_next_with_its_reason_kept() {
+    for way in ways() {
+        let [first, next, ..] = &way[..] else { continue };
+        let name = first.name();
+        for trouble in REFUSALS {
+            let ends = [endpoint(degraded(&way, trouble)), endpoint(way.clone())];
+            for (near, far, end) in [(&ends[0], &ends[1], 0), (&ends[1], &ends[0], 1)] {
+                let what = format!("{name} {trouble:?} at end {end}");
+                let (a, b) = meet(near, far, "towline://127.0.0.1:0").await;
+                for side in [&a, &b] {
+                    assert_eq!(side.path().chosen(), next.name(), "{what}");
+                    assert_eq!(of(side.path(), name).state, CandidateState::Refused, "{what}");
+                }
+                assert_eq!(states(a.path()), states(b.path()), "{what}");
+                let (troubled, other) = if end == 0 { (&a, &b) } else { (&b, &a) };
+                assert!(of(troubled.path(), name).reason.contains(REASON), "{what}");
+                let remedy = (trouble == Trouble::Missing).then_some(REMEDY);
+                assert_eq!(of(troubled.path(), name).remedy.as_deref(), remedy, "{what}");
+                // The other end tells what it was told, or that it was told nothing.
+                let said = &of(other.path(), name).reason;
+                let told = match trouble {
+                    Trouble::Missing | Trouble::NoOffer => said.contains("does not offer it"),
+                    Trouble::NoWay if end == 0 => said.contains("did not propose it"),
+                    _ => said.contains(REASON),
+                };
+                assert!(told, "{what}: {said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forced_path_that_is_refused_is_an_error_that_tells_why() {
+    // A name of mem is the process's own, and needs no port.
+    for way in ways().into_iter().filter(|way| way[0].name() != "mem") {
+        let name = way[0].name();
+        let address = format!("{name}://127.0.0.1:0");
+        for trouble in [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay] {
+            let (near, far) = (endpoint(degraded(&way, trouble)), endpoint(way.clone()));
+            let listener = far.listen(&address.parse().unwrap()).await.unwrap();
+            let error = soon("connect", near.connect(listener.address())).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {trouble:?}: {error}");
+            assert!(error.to_string().contains(REASON), "{name} {trouble:?}: {error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_path_has_the_figures_of_a_slow_one() {
+    for way in ways() {
+        let name = way[0].name();
+        let (healthy, degraded) = (endpoint(way.clone()), endpoint(degraded(&way, Trouble::Slow)));
+        let mut found = Vec::new();
+        for end in [&healthy, &degraded] {
+            let (a, b) = meet(end, end, "towline://127.0.0.1:0").await;
+            let (explanation, measured) = measure(&a, &b).await;
+            let chosen = explanation.chosen().unwrap();
+            assert_eq!(chosen.candidate.name, name);
+            let predicted = chosen.predicted.unwrap();
+            assert!(predicted.speed.gb_per_s > 0.0 && predicted.speed.p50_us > 0.0, "{predicted:?}");
+            let share = measured.speed.gb_per_s / predicted.speed.gb_per_s;
+            assert_eq!(measured.share, Some(share), "{name}");
+            assert!((0.0..=4.0).contains(&measured.copies), "{name}: {measured:?}");
+            // The other end tells what its own path tells.
+            assert_eq!(measured.peer.chosen(), Some(name));
+            let told: Vec<_> = measured.peer.candidates.iter().map(|it| (&it.name[..], it.state)).collect();
+            assert_eq!(told, states(b.path()));
+            assert_eq!(told, states(a.path()));
+            found.push(measured.speed);
+        }
+        let [healthy, degraded] = found[..] else { unreachable!() };
+        let delay_us = DELAY.as_secs_f64() * 1e6;
+        assert!(degraded.p50_us >= delay_us, "{name}: {degraded:?}");
+        assert!(degraded.p50_us > healthy.p50_us, "{name}: {degraded:?} {healthy:?}");
+        // A message of 1 MiB leaves every 2 ms at best.
+        let ceiling = f64::from(1 << 20) / 1e3 / delay_us;
+        assert!(degraded.gb_per_s <= 1.01 * ceiling, "{name}: {degraded:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_refused_has_a_prediction_only_where_it_would_lead_to_the_peer() {
+    let all = Endpoint::new().unwrap();
+    let (a, b) = meet(&all, &all, "tcp://127.0.0.1:0").await;
+    assert_eq!(states(a.path()), states(b.path()));
+    for end in [&a, &b] {
+        let explanation = end.explain().await;
+        assert!(explanation.measured.is_none());
+        for explained in &explanation.candidates {
+            let asked_for = explained.candidate.name == "tcp";
+            assert_eq!(explained.predicted.is_some(), asked_for, "{explained:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_says_something_else_is_no_measurement() {
+    let all = Endpoint::new().unwrap();
+    let (a, b) = meet(&all, &all, "mem://").await;
+    b.send(Message::new("hello")).await.unwrap();
+    let error = soon("a measurement", a.measure()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    // It took a ping of the one that gives up now.
+    drop(a);
+    let error = soon("the other part", b.be_measured()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
+}

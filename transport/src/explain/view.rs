@@ -1,0 +1,112 @@
+//! One end's view of a connection, as it travels to the other.
+
+use crate::path::{CandidateState, Path};
+use crate::wire::handshake::clean;
+
+/// Bounds what a peer may say.
+const OPINIONS_MAX: usize = 32;
+const NAME_LEN_MAX: usize = 32;
+const REASON_LEN_MAX: usize = 512;
+
+/// What one end says of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct View {
+    /// Every candidate, in that end's order of preference.
+    pub candidates: Vec<Opinion>,
+}
+
+/// What one end says of a candidate. Text of the other end's, fit for a log line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Opinion {
+    /// Its name.
+    pub name: String,
+    /// What became of it.
+    pub state: CandidateState,
+    /// Why.
+    pub reason: String,
+}
+
+impl View {
+    /// What `path` says.
+    pub fn of(path: &Path) -> Self {
+        let opinion = |candidate: &crate::path::Candidate| Opinion {
+            name: clean(candidate.name.as_bytes(), NAME_LEN_MAX),
+            state: candidate.state,
+            reason: clean(candidate.reason.as_bytes(), REASON_LEN_MAX),
+        };
+        Self { candidates: path.candidates().iter().take(OPINIONS_MAX).map(opinion).collect() }
+    }
+
+    /// The candidate that it says carries the connection.
+    pub fn chosen(&self) -> Option<&str> {
+        let chosen = |opinion: &&Opinion| opinion.state == CandidateState::Chosen;
+        self.candidates.iter().find(chosen).map(|opinion| &opinion.name[..])
+    }
+
+    /// A line each: the state's letter, the name, a space, the reason.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let line = |opinion: &Opinion| {
+            let state = match opinion.state {
+                CandidateState::Chosen => 'c',
+                CandidateState::Available => 'a',
+                CandidateState::Refused => 'r',
+            };
+            format!("{state}{} {}\n", opinion.name, opinion.reason)
+        };
+        self.candidates.iter().map(line).collect::<String>().into_bytes()
+    }
+
+    /// `None` if it is no view at all.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let opinion = |line: &[u8]| {
+            let (state, rest) = line.split_first()?;
+            let space = rest.iter().position(|byte| *byte == b' ')?;
+            Some(Opinion {
+                state: match state {
+                    b'c' => CandidateState::Chosen,
+                    b'a' => CandidateState::Available,
+                    b'r' => CandidateState::Refused,
+                    _ => return None,
+                },
+                name: clean(&rest[..space], NAME_LEN_MAX),
+                reason: clean(&rest[space..], REASON_LEN_MAX),
+            })
+        };
+        let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.take(OPINIONS_MAX).map(opinion).collect::<Option<_>>().map(|candidates| Self { candidates })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_survives_the_trip_and_a_strangers_is_bounded() {
+        let opinion =
+            |name: &str, state, reason: &str| Opinion { name: name.into(), state, reason: reason.into() };
+        let view = View {
+            candidates: vec![
+                opinion("mem", CandidateState::Refused, "the peer is another process"),
+                opinion("tcp", CandidateState::Chosen, "the first of two"),
+                opinion("shm", CandidateState::Available, ""),
+            ],
+        };
+        assert_eq!(View::decode(&view.encode()).as_ref(), Some(&view));
+        assert_eq!(view.chosen(), Some("tcp"));
+        for wrong in [&b"x"[..], b"xmem no such state", b"c", b"cmem"] {
+            assert_eq!(View::decode(wrong), None, "{}", wrong.escape_ascii());
+        }
+        let greedy =
+            View::decode(&[b"rx \x1b[31m".as_slice(), &[b'y'; 9000], b"\n"].concat().repeat(100)).unwrap();
+        assert_eq!(greedy.candidates.len(), OPINIONS_MAX);
+        assert!(
+            greedy
+                .candidates
+                .iter()
+                .all(|it| it.reason.len() <= REASON_LEN_MAX && !it.reason.contains('\x1b'))
+        );
+    }
+}
