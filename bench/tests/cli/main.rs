@@ -6,6 +6,7 @@ mod against;
 mod bench;
 mod command;
 mod death;
+mod explain;
 mod history;
 mod html;
 mod metrics;
