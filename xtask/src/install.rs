@@ -1,12 +1,14 @@
-//! What the tests and the fuzz targets need beyond cargo, and how it gets onto a machine that lacks it.
+//! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
+//! a package, or for what is a library and no tool, a build of `bench/compare/`.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
 use std::io::stderr;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::process::{Outcome, find_program, run};
+use crate::process::{Outcome, cargo, find_program, run, target_directory};
 
 /// The variable that turns a skip into a failure: a comma list of [`Need::name`]s and of what else tests can lack.
 const REQUIRE: &str = "TOWLINE_REQUIRE";
@@ -21,7 +23,10 @@ struct Need {
     purpose: &'static str,
 }
 
-/// Everything the test command installs; `.ci/run` requires the names in the first column.
+/// A program of `bench/compare/`, which is its word in `TOWLINE_REQUIRE` too.
+const COMPARED: [(&str, &str); 1] = [("iceoryx2", "iceoryx2_pingpong")];
+
+/// Everything the test command installs besides; `.ci/run` requires the names in the first column.
 const NEEDS: [Need; 6] = [
     Need {
         name: "netns",
@@ -61,26 +66,42 @@ const NEEDS: [Need; 6] = [
     },
 ];
 
+/// As a task: installs everything, and fails where something stays missing.
+pub(crate) fn install_all() -> Outcome {
+    provide(true, Instant::now() + 2 * INSTALL_LIMIT, |_| true)
+}
+
 /// Installs what is missing if it may. What stays missing is reported, and is an error only where it is required.
 pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {
+    let required = std::env::var(REQUIRE).unwrap_or_default();
+    provide(may_install, deadline, |name| names(&required, name))
+        .map_err(|missing| format!("{REQUIRE} names it: {missing}"))
+}
+
+fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool) -> Outcome {
     let mut missing = missing();
     if may_install && !missing.is_empty() {
         install(&missing, deadline.min(Instant::now() + INSTALL_LIMIT));
         missing = self::missing();
     }
-    let required = std::env::var(REQUIRE).unwrap_or_default();
+    if may_install && let Err(message) = build_compared(deadline.min(Instant::now() + INSTALL_LIMIT)) {
+        eprintln!("{message}");
+    }
     let mut unmet = Vec::new();
     for Need { name, binary, package, purpose } in missing {
         eprintln!("{binary} is missing (package {package}, {purpose}): what needs {name} cannot run");
-        if names(&required, name) {
-            unmet.push(*name);
-        }
+        unmet.push(*name);
     }
-    if unmet.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("{REQUIRE} names what is missing: {}", unmet.join(", ")))
+    for (name, program) in
+        COMPARED.iter().filter(|(_, program)| !compared().join("release").join(program).is_file())
+    {
+        eprintln!(
+            "{program} is not built (bench/compare, for bench --against {name}): what needs {name} cannot run"
+        );
+        unmet.push(name);
     }
+    unmet.retain(|name| required(name));
+    if unmet.is_empty() { Ok(()) } else { Err(format!("still missing: {}", unmet.join(", "))) }
 }
 
 fn missing() -> Vec<&'static Need> {
@@ -113,6 +134,17 @@ fn install(needs: &[&Need], deadline: Instant) {
     if let Err(message) = run(command.args(&packages), deadline) {
         eprintln!("{message}; by hand: {by_hand}");
     }
+}
+
+/// Where `bench/compare/` is built, and `towline bench --against` looks.
+fn compared() -> PathBuf {
+    target_directory().join("compare")
+}
+
+/// Always: cargo knows what is built already, and whether it still is what the sources say.
+fn build_compared(deadline: Instant) -> Outcome {
+    let manifest = ["build", "--release", "--locked", "--manifest-path", "bench/compare/Cargo.toml"];
+    run(cargo(&manifest).arg("--target-dir").arg(compared()).stdout(stderr()), deadline)
 }
 
 /// Standard output belongs to the tests, so apt-get writes to standard error.

@@ -30,6 +30,8 @@ struct Arguments {
 enum Task {
     /// Before a commit: format, tidy, clippy, tests, docs, examples. Stops at the first failure, installs nothing.
     Check,
+    /// What tests and `bench --against` need and this machine lacks: packages, and the programs of bench/compare.
+    Install,
     /// All tests, after installing what they need and this machine lacks.
     Test(test::Arguments),
     /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did.
@@ -45,6 +47,7 @@ enum Task {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().task {
         Task::Check => check::run(),
+        Task::Install => install::install_all(),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
         Task::Asan => asan::run(stages::ASAN.deadline()),

@@ -32,7 +32,8 @@ const fn minutes(count: u64) -> Duration {
 }
 
 fn format(deadline: Instant) -> Outcome {
-    run(&mut cargo(&["fmt", "--all", "--check"]), deadline)
+    run(&mut cargo(&["fmt", "--all", "--check"]), deadline)?;
+    run(&mut cargo(&["fmt", "--check", "--manifest-path", "bench/compare/Cargo.toml"]), deadline)
 }
 
 fn tidy(deadline: Instant) -> Outcome {

@@ -11,12 +11,12 @@ impl Tool for FiPingpong {
         "fi_pingpong"
     }
 
-    fn package(&self) -> &'static str {
-        "libfabric-bin"
+    fn remedy(&self) -> &'static str {
+        "it is not on the search path: apt install libfabric-bin"
     }
 
-    fn version_command(&self) -> &'static [&'static str] {
-        &["fi_info", "--version"]
+    fn version_command(&self) -> Vec<String> {
+        words("fi_info --version")
     }
 
     fn version(&self, output: &str) -> Option<String> {

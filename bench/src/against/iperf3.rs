@@ -21,12 +21,12 @@ impl Tool for Iperf3 {
         "iperf3"
     }
 
-    fn package(&self) -> &'static str {
-        "iperf3"
+    fn remedy(&self) -> &'static str {
+        "it is not on the search path: apt install iperf3"
     }
 
-    fn version_command(&self) -> &'static [&'static str] {
-        &["iperf3", "--version"]
+    fn version_command(&self) -> Vec<String> {
+        words("iperf3 --version")
     }
 
     fn version(&self, output: &str) -> Option<String> {

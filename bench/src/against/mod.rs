@@ -3,13 +3,14 @@
 mod child;
 mod entry;
 mod fi_pingpong;
+mod iceoryx2;
 mod iperf3;
 pub(crate) mod keep;
 mod run;
 mod ucx_perftest;
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub(crate) use self::entry::Entry;
@@ -19,21 +20,24 @@ use crate::bench::report::CpuCost;
 use crate::failure::Failure;
 
 /// Every tool that can be asked for.
-const TOOLS: [&dyn Tool; 3] = [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong];
-
-/// Tools that a later version may run.
-const PLANNED: [&str; 1] = ["iceoryx2"];
+const TOOLS: [&dyn Tool; 4] =
+    [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong, &iceoryx2::Iceoryx2];
 
 /// A tool of somebody else: a server and a client of it move messages as ours do.
 pub(crate) trait Tool: fmt::Debug + Sync {
-    /// Its name everywhere, which is its program.
+    /// Its name everywhere.
     fn name(&self) -> &'static str;
 
-    /// The Debian package that has it.
-    fn package(&self) -> &'static str;
+    /// Its program, if this machine has it.
+    fn program(&self) -> Option<PathBuf> {
+        on_search_path(self.name())
+    }
 
-    /// A program of that package, with arguments, that prints the version.
-    fn version_command(&self) -> &'static [&'static str];
+    /// Why it has no program, and what to do.
+    fn remedy(&self) -> &'static str;
+
+    /// A program that comes with it, with arguments, that prints the version.
+    fn version_command(&self) -> Vec<String>;
 
     /// The version in what that prints.
     fn version(&self, output: &str) -> Option<String>;
@@ -121,14 +125,12 @@ impl<'a> Job<'a> {
 pub(crate) struct Asked(&'static dyn Tool);
 
 impl Asked {
-    /// Refuses a tool that is not on the search path, with the line that installs it.
+    /// Refuses a tool that is not here, with the line that installs it.
     pub(crate) fn check(self) -> Result<(), Failure> {
-        if on_search_path(self.0.name()) {
-            return Ok(());
+        match self.0.program() {
+            Some(_) => Ok(()),
+            None => Err(Failure::usage(format!("--against {}: {}", self.0.name(), self.0.remedy()))),
         }
-        let (name, package) = (self.0.name(), self.0.package());
-        let how = format!("--against {name}: it is not on the search path: apt install {package}");
-        Err(Failure::usage(how))
     }
 
     /// The tools without repetitions.
@@ -157,9 +159,6 @@ impl FromStr for Asked {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if PLANNED.contains(&text) {
-            return Err(format!("this version does not run `{text}` yet: choose from {}", names()));
-        }
         TOOLS
             .into_iter()
             .find(|tool| tool.name() == text)
@@ -173,9 +172,9 @@ pub(crate) fn names() -> String {
     TOOLS.map(Tool::name).join(", ")
 }
 
-fn on_search_path(program: &str) -> bool {
+fn on_search_path(program: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&folders).any(|folder| is_program(&folder.join(program)))
+    std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {
@@ -200,13 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_is_known_by_its_program() {
+    fn a_tool_is_known_by_its_name() {
         for tool in TOOLS {
             let Asked(found) = tool.name().parse().unwrap();
             assert_eq!(found.name(), tool.name());
         }
         assert!("netperf".parse::<Asked>().unwrap_err().contains("choose from iperf3, ucx_perftest"));
-        assert!("iceoryx2".parse::<Asked>().unwrap_err().contains("does not run `iceoryx2` yet"));
         let twice: Vec<Asked> = ["iperf3", "fi_pingpong", "iperf3"].map(|name| name.parse().unwrap()).into();
         assert_eq!(Asked::unique(&twice).len(), 2);
     }

@@ -89,8 +89,7 @@ fn remark(session: &mut Session, case: &Case) {
 }
 
 async fn version(tool: &dyn Tool) -> Option<String> {
-    let words: Vec<String> = tool.version_command().iter().map(|word| (*word).to_owned()).collect();
-    let mut child = Child::start(&[], &words, &[]).ok()?;
+    let mut child = Child::start(&[], &tool.version_command(), &[]).ok()?;
     let ended = child.finish(Instant::now() + LISTENS_WITHIN).await.ok()?;
     tool.version(&ended.out)
 }
@@ -160,12 +159,12 @@ mod tests {
             "scripts"
         }
 
-        fn package(&self) -> &'static str {
+        fn remedy(&self) -> &'static str {
             "none"
         }
 
-        fn version_command(&self) -> &'static [&'static str] {
-            &["echo", "7"]
+        fn version_command(&self) -> Vec<String> {
+            words("echo 7")
         }
 
         fn version(&self, output: &str) -> Option<String> {

@@ -1,10 +1,16 @@
-//! UCX's own measure, over its TCP on loopback: tag matching, and one-sided reads and writes.
+//! UCX's own measure, over its TCP on loopback or its shared memory: tag matching, and one-sided reads and writes.
 
 use super::{Completion, Figures, Job, Session, Tool, words};
 use crate::bench::case::{Pattern, Wait};
 
 /// It prints megabytes of 2^20 bytes.
 const MEGABYTE: f64 = (1 << 20) as f64;
+
+/// Neither shared memory nor another interface.
+const TCP: &[(&str, &str)] = &[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")];
+
+/// Every way that it has between processes of one host.
+const SHARED_MEMORY: &[(&str, &str)] = &[("UCX_TLS", "shm")];
 
 #[derive(Debug)]
 pub(super) struct UcxPerftest;
@@ -14,12 +20,12 @@ impl Tool for UcxPerftest {
         "ucx_perftest"
     }
 
-    fn package(&self) -> &'static str {
-        "ucx-utils"
+    fn remedy(&self) -> &'static str {
+        "it is not on the search path: apt install ucx-utils"
     }
 
-    fn version_command(&self) -> &'static [&'static str] {
-        &["ucx_info", "-v"]
+    fn version_command(&self) -> Vec<String> {
+        words("ucx_info -v")
     }
 
     fn version(&self, output: &str) -> Option<String> {
@@ -29,7 +35,10 @@ impl Tool for UcxPerftest {
     }
 
     fn session(&self, job: &Job<'_>) -> Result<Session, String> {
-        job.over_tcp()?;
+        let environment = match job.path {
+            "shm" => SHARED_MEMORY,
+            _ => job.over_tcp().map(|()| TCP)?,
+        };
         let (test, completion) = match job.pattern {
             Pattern::Latency => ("tag_lat", Completion::Receiver),
             Pattern::Bandwidth | Pattern::Rate => ("tag_bw", Completion::Sender),
@@ -52,7 +61,7 @@ impl Tool for UcxPerftest {
             client.push_str(&format!(" -O {window}"));
         }
         Ok(Session {
-            environment: &[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")],
+            environment,
             server: words(&format!("ucx_perftest -p {port}")),
             client: words(&client),
             completion,
@@ -129,6 +138,14 @@ mod tests {
                     1000,1.649,2.153,2.153,3.54,3.54,464485,464485\n";
         let rate = read(Pattern::Rate, 8, text).unwrap();
         assert!((rate.gb_per_s.unwrap() - 464_485.0 * 8.0 / 1e9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn it_goes_where_ours_went() {
+        let environment =
+            |path| UcxPerftest.session(&Job { path, ..job(Pattern::Latency, 8) }).map(|it| it.environment);
+        assert_eq!((environment("shm"), environment("tcp")), (Ok(SHARED_MEMORY), Ok(TCP)));
+        assert_eq!(environment("mem").unwrap_err(), "it runs over tcp here, and ours over mem");
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub(crate) struct Options {
     /// The other half is a `towline serve` that listens there
     #[arg(long, value_name = "ADDR")]
     pub(crate) connect: Option<Address>,
-    /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong
+    /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong, iceoryx2
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "connect")]
     pub(crate) against: Vec<Asked>,
     /// Check every byte at the receiver (length and edges are always checked)

@@ -1,11 +1,13 @@
 //! `--against`: every tool really runs, once, and its entry says what it did.
 
-use std::process::{Command, Stdio};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
 use crate::bench::{bench, rows};
-use crate::command::Running;
+use crate::command::spawn;
 
 /// A comma list of what this machine is supposed to have: it turns a skip into a failure.
 const REQUIRE: &str = "TOWLINE_REQUIRE";
@@ -16,10 +18,15 @@ pub(crate) fn there(tool: &str) -> bool {
     if std::env::split_paths(&folders).any(|folder| folder.join(tool).is_file()) {
         return true;
     }
+    needs(tool, "it is not on the search path")
+}
+
+/// Skips what needs `tool`, or fails where it is required.
+fn needs(tool: &str, why: &str) -> bool {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let asked = required.split(',').any(|word| word.trim() == tool);
-    assert!(!asked, "{REQUIRE} asks for {tool}, and it is not on the search path");
-    eprintln!("skipped: needs {tool}: it is not on the search path");
+    assert!(!asked, "{REQUIRE} asks for {tool}: {why}");
+    eprintln!("skipped: needs {tool}: {why}");
     false
 }
 
@@ -82,6 +89,36 @@ fn fi_pingpong_runs_beside_a_latency() {
 }
 
 #[test]
+fn iceoryx2_runs_beside_a_latency_and_leaves_nothing() {
+    let folders = Path::new(env!("CARGO_BIN_EXE_towline")).ancestors();
+    let built = |folder: &Path| folder.join("compare/release/iceoryx2_pingpong").is_file();
+    if !folders.into_iter().any(built) && !needs("iceoryx2", "cargo xtask install builds it") {
+        return;
+    }
+    // As a run leaves it that was killed.
+    let mut dead = Command::new("true").spawn().unwrap();
+    dead.wait().unwrap();
+    let [of_killed, temporary] = [Path::new("/dev/shm"), &std::env::temp_dir()]
+        .map(|folder| folder.join(format!("towline_iceoryx2_{}_left", dead.id())));
+    fs::write(&of_killed, "").unwrap();
+    fs::create_dir(&temporary).unwrap();
+    let (row, entry) = entry("--pattern latency --size 64 --against iceoryx2");
+    ran(&row, &entry, "iceoryx2", "receiver", "p50_us");
+    let command = entry["command"].as_str().unwrap();
+    assert!(command.contains("iceoryx2_pingpong serve ") && command.contains("ping "), "{command}");
+    assert!(!of_killed.exists() && !temporary.exists());
+    // Other runs may be under way, each under a name of its own.
+    for folder in [of_killed.parent().unwrap(), temporary.parent().unwrap()] {
+        for left in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()) {
+            let owner =
+                left.to_str().and_then(|left| left.strip_prefix("towline_iceoryx2_")?.split_once('_'));
+            let dead = owner.is_some_and(|(owner, _)| !Path::new("/proc").join(owner).exists());
+            assert!(!dead, "{} is left in {}", left.display(), folder.display());
+        }
+    }
+}
+
+#[test]
 fn what_a_tool_cannot_do_is_null_and_says_why() {
     if !there("iperf3") {
         return;
@@ -112,15 +149,18 @@ fn people_and_assertions_see_the_ratio() {
 
 #[test]
 fn a_missing_tool_is_refused_before_anything_runs_with_the_line_that_installs_it() {
-    for (tool, package) in
-        [("iperf3", "iperf3"), ("ucx_perftest", "ucx-utils"), ("fi_pingpong", "libfabric-bin")]
-    {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    // Away from where it was built, so that it finds nothing beside itself.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("towline");
+    fs::copy(env!("CARGO_BIN_EXE_towline"), &program).unwrap();
+    for (tool, says) in [
+        ("iperf3", "it is not on the search path: apt install iperf3"),
+        ("ucx_perftest", "it is not on the search path: apt install ucx-utils"),
+        ("fi_pingpong", "it is not on the search path: apt install libfabric-bin"),
+        ("iceoryx2", "iceoryx2_pingpong is neither built nor on the search path: cargo xtask install"),
+    ] {
+        let mut command = Command::new(&program);
         command.args(["bench", "--transport", "mem", "--against", tool]).env("PATH", "");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let finished = Running(command.spawn().unwrap()).finish();
-        finished.is_wrong_usage(&format!(
-            "--against {tool}: it is not on the search path: apt install {package}"
-        ));
+        spawn(&mut command).finish().is_wrong_usage(&format!("--against {tool}: {says}"));
     }
 }

@@ -66,9 +66,8 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --json-file /no/such/folder/x", "/no/such/folder/x"),
         (
             "bench --against netperf",
-            "`netperf` is no peer tool: choose from iperf3, ucx_perftest, fi_pingpong",
+            "`netperf` is no peer tool: choose from iperf3, ucx_perftest, fi_pingpong, iceoryx2",
         ),
-        ("bench --against iceoryx2", "does not run `iceoryx2` yet"),
         ("bench --against iperf3 --connect tcp://127.0.0.1:1", "--connect"),
         ("bench --html /no/such/folder/x", "--html /no/such/folder/x"),
         ("bench --assert fast", "no comparison"),

@@ -1,0 +1,115 @@
+//! iceoryx2's publish-subscribe, by a program of ours on its library: `bench/compare/`, a workspace of its own.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Completion, Figures, Job, Session, Tool, is_program, on_search_path, words};
+use crate::bench::case::{Pattern, Wait};
+
+const PROGRAM: &str = "iceoryx2_pingpong";
+
+/// Where `cargo xtask install` builds it, from the folder that this program was built in.
+const BUILT: &str = "compare/release";
+
+#[derive(Debug)]
+pub(super) struct Iceoryx2;
+
+/// What the program prints.
+#[derive(Debug, Deserialize)]
+struct Printed {
+    p50_us: f64,
+}
+
+impl Tool for Iceoryx2 {
+    fn name(&self) -> &'static str {
+        "iceoryx2"
+    }
+
+    fn program(&self) -> Option<PathBuf> {
+        let own = std::env::current_exe().ok();
+        let folders = own.iter().flat_map(|own| own.ancestors());
+        let built = folders.map(|folder| folder.join(BUILT).join(PROGRAM)).find(|file| is_program(file));
+        built.or_else(|| on_search_path(PROGRAM))
+    }
+
+    fn remedy(&self) -> &'static str {
+        "iceoryx2_pingpong is neither built nor on the search path: cargo xtask install"
+    }
+
+    fn version_command(&self) -> Vec<String> {
+        self.command("--version")
+    }
+
+    fn version(&self, output: &str) -> Option<String> {
+        Some(output.trim().strip_prefix("iceoryx2 ")?.to_owned())
+    }
+
+    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+        if job.path == "mem" {
+            return Err("it runs between two processes, and ours over mem".to_owned());
+        }
+        if job.pattern != Pattern::Latency {
+            return Err("it only plays ping pong: it measures latency".to_owned());
+        }
+        let mut note = "loaned samples that nobody writes or reads".to_owned();
+        if job.path != "shm" {
+            note.push_str(&format!("; over shared memory, ours over {}", job.path));
+        }
+        if job.wait != Wait::Spin {
+            note.push_str("; it polls");
+        }
+        let Job { size_bytes, messages, warmup, port, .. } = *job;
+        Ok(Session {
+            environment: &[],
+            server: self.command(&format!("serve {port}")),
+            client: self.command(&format!("ping {port} {size_bytes} {messages} {warmup}")),
+            completion: Completion::Receiver,
+            note,
+        })
+    }
+
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+        let line = output.lines().next().ok_or("it printed nothing")?;
+        let Printed { p50_us } =
+            serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))?;
+        Ok(Figures { p50_us: Some(p50_us), ..Figures::default() })
+    }
+}
+
+impl Iceoryx2 {
+    /// The program, wherever it is, with `arguments`.
+    fn command(&self, arguments: &str) -> Vec<String> {
+        let program = self.program().unwrap_or_else(|| PROGRAM.into());
+        [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::job;
+    use super::*;
+
+    #[test]
+    fn its_line_is_read() {
+        let job = job(Pattern::Latency, 65536);
+        let figures = Iceoryx2.read(&job, include_str!("recorded/iceoryx2_pingpong.json")).unwrap();
+        assert_eq!((figures.p50_us, figures.gb_per_s), (Some(0.29), None));
+        assert_eq!(Iceoryx2.version(include_str!("recorded/iceoryx2_version.txt")).unwrap(), "0.10.0");
+        assert!(Iceoryx2.read(&job, "").unwrap_err().contains("printed nothing"));
+        assert!(Iceoryx2.read(&job, "{\"samples\":7}").unwrap_err().contains("no figures"));
+        assert_eq!(Iceoryx2.version("usage: …"), None);
+    }
+
+    #[test]
+    fn it_plays_ping_pong_between_processes_and_nothing_else() {
+        let asked = |path, wait| Iceoryx2.session(&Job { path, wait, ..job(Pattern::Latency, 64) }).unwrap();
+        let session = asked("shm", Wait::Spin);
+        assert_eq!(session.server[1..], ["serve", "7000"]);
+        assert_eq!(session.client[1..], ["ping", "7000", "64", "1000", "100"]);
+        assert!(session.client[0].ends_with(PROGRAM) && !session.note.contains("ours"), "{session:?}");
+        let other = asked("tcp", Wait::Sleep);
+        assert!(other.note.ends_with("; over shared memory, ours over tcp; it polls"), "{}", other.note);
+        assert!(Iceoryx2.session(&job(Pattern::Bandwidth, 64)).unwrap_err().contains("ping pong"));
+    }
+}
