@@ -11,6 +11,7 @@ mod patterns;
 mod plan;
 pub(crate) mod report;
 mod sample;
+mod transports;
 
 use std::io::Write;
 
@@ -21,10 +22,11 @@ use self::case::Transport;
 pub(crate) use self::drive::{Drive, Repeat};
 pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
+pub(crate) use self::plan::Pace;
 use self::plan::Plan;
-pub(crate) use self::plan::{Pace, ready};
 use self::report::{Report, Row};
 pub(crate) use self::sample::Sample;
+pub(crate) use self::transports::ready;
 use crate::against::{Entry, Peers};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
