@@ -144,13 +144,13 @@ impl Asked {
         kept
     }
 
-    /// The entry of a case that has not run yet. What `auto` will choose is not known then; between two processes it
-    /// is taken for tcp.
+    /// The entry of a case that has not run yet. What `auto` will choose is not known then: whatever suits the tool may be it.
     pub(crate) fn planned(self, case: &Case) -> Entry {
-        let path = if case.transport.name == "auto" { "tcp" } else { case.transport.name };
-        match self.0.session(&Job::of(case, path)) {
-            Ok(session) => Entry::planned(self.0.name(), Some(session.completion), None),
-            Err(why) => Entry::planned(self.0.name(), None, Some(why)),
+        let sessions = case.transport.paths().into_iter().map(|path| self.0.session(&Job::of(case, path)));
+        match sessions.reduce(Result::or) {
+            Some(Ok(session)) => Entry::planned(self.0.name(), Some(session.completion), None),
+            Some(Err(why)) => Entry::planned(self.0.name(), None, Some(why)),
+            None => Entry::planned(self.0.name(), None, Some("nothing carries it".to_owned())),
         }
     }
 }

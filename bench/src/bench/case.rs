@@ -5,10 +5,13 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::ValueEnum;
-use towline::Address;
+use towline::{Address, Scheme};
 
 use crate::payload::{Check, Layout};
 use crate::units::Size;
+
+/// The transport that the library chooses.
+const AUTO: &str = "auto";
 
 /// The option that has data go over TLS.
 const TLS: &str = "tls";
@@ -21,8 +24,31 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Every name there is, in the order of `towline info`; `auto` leaves the choice to the library.
-    pub(crate) const NAMES: [&str; 6] = ["auto", "mem", "tcp", "shm", "ucx", "ib"];
+    /// Every name there is: `auto`, which leaves the choice to the library, and each backend that an address can ask for.
+    pub(crate) fn names() -> Vec<&'static str> {
+        let mut names = vec![AUTO];
+        for backend in Scheme::ALL.into_iter().filter_map(Scheme::backend) {
+            if !names.contains(&backend) {
+                names.push(backend);
+            }
+        }
+        names
+    }
+
+    /// What may carry it: for `auto` any backend.
+    pub(crate) fn paths(&self) -> Vec<&'static str> {
+        if self.is_auto() { Self::names().split_off(1) } else { vec![self.name] }
+    }
+
+    /// Whether both ends choose.
+    pub(crate) fn is_auto(&self) -> bool {
+        self.name == AUTO
+    }
+
+    /// Whatever the library chooses.
+    pub(crate) fn auto() -> Self {
+        Self::plain(AUTO)
+    }
 
     pub(crate) fn plain(name: &'static str) -> Self {
         Self { name, options: BTreeMap::new() }
@@ -32,14 +58,13 @@ impl Transport {
     pub(crate) fn to(address: &Address) -> Self {
         let options = address.options().map(|(key, value)| (key.to_owned(), value.to_owned()));
         let tls = address.scheme().is_encrypted().then(|| (TLS.to_owned(), "on".to_owned()));
-        let backend = address.scheme().backend();
-        let name = Self::NAMES.into_iter().find(|name| Some(*name) == backend).unwrap_or("auto");
+        let name = address.scheme().backend().unwrap_or(AUTO);
         Self { name, options: options.chain(tls).collect() }
     }
 
     /// Whether a connection of it can have several streams.
     pub(crate) fn takes_streams(&self) -> bool {
-        matches!(self.name, "auto" | "tcp")
+        matches!(self.name, AUTO | "tcp")
     }
 
     /// Streams of a connection: an option, which the library has taken by then.
@@ -61,8 +86,8 @@ impl Transport {
     /// The scheme of its addresses.
     pub(crate) fn scheme(&self) -> &'static str {
         match (self.name, self.is_encrypted()) {
-            ("auto", false) => "towline",
-            ("auto", true) => "towlines",
+            (AUTO, false) => "towline",
+            (AUTO, true) => "towlines",
             ("tcp", true) => "tls",
             (name, _) => name,
         }
@@ -89,10 +114,10 @@ impl FromStr for Transport {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, query) = text.split_once('?').unwrap_or((text, ""));
-        let name = Self::NAMES
-            .into_iter()
-            .find(|known| *known == name)
-            .ok_or_else(|| format!("`{name}` is no transport: choose from {}", Self::NAMES.join(", ")))?;
+        let names = Self::names();
+        let known = names.iter().find(|known| **known == name);
+        let name =
+            *known.ok_or_else(|| format!("`{name}` is no transport: choose from {}", names.join(", ")))?;
         let mut options = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair
@@ -105,7 +130,7 @@ impl FromStr for Transport {
         }
         match options.get(TLS).map(String::as_str) {
             None => {}
-            Some("on") if matches!(name, "auto" | "tcp") => {}
+            Some("on") if matches!(name, AUTO | "tcp") => {}
             Some("on") => return Err(format!("`{name}` has no TLS: tcp and auto have")),
             Some(other) => {
                 return Err(format!("`{TLS}={other}` in `{text}`: write {TLS}=on, or leave it out"));
@@ -352,7 +377,7 @@ mod tests {
         let towlines: Address = "towlines://host:1".parse().unwrap();
         assert_eq!(Transport::to(&towlines), "auto?tls=on".parse().unwrap());
         for (text, says) in [
-            ("udp", "choose from auto, mem, tcp"),
+            ("udp", "choose from auto, tcp, shm, ucx, ib, mem"),
             ("", "is no transport"),
             ("TCP", "is no transport"),
             ("tcp?streams", "not `key=value`"),

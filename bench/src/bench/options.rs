@@ -30,11 +30,12 @@ Examples:
 
 /// Move data between two workers, and report what it costs beside the ceilings of this machine
 ///
-/// Without options: every ready transport, latency at 8 B and bandwidth at 64 KiB, 1 MiB and 64 MiB, within a minute.
+/// Without options: every ready transport, and auto where it has a choice, latency at 8 B and bandwidth at 64 KiB, 1 MiB and 64 MiB, within a minute.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// What carries the data: auto, mem, tcp; options of the transport as a query, such as tcp?tls=on
+    /// What carries the data: auto, which has both ends choose, or what `towline info` lists, such as tcp; its options as a
+    /// query, such as tcp?tls=on
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
     /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall

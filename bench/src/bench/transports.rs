@@ -1,6 +1,6 @@
 //! What carries the data: what is asked for, or every transport that is ready. What does not work here is refused with the reason.
 
-use towline::{Address, BackendReport, BackendState, Endpoint, ErrorKind, Scheme};
+use towline::{Address, BackendReport, BackendState, Caps, Endpoint, ErrorKind, Scheme};
 
 use super::case::Transport;
 use super::options::Options;
@@ -12,8 +12,7 @@ pub(super) fn transports(options: &Options, backends: &[BackendReport]) -> Resul
         return connected(&options.transport, address);
     }
     if options.transport.is_empty() {
-        let ready = backends.iter().filter(|backend| matches!(backend.state, BackendState::Ready { .. }));
-        return Ok(ready.map(|backend| Transport::plain(backend.name)).collect());
+        return Ok(all(backends));
     }
     let mut transports: Vec<Transport> = Vec::new();
     for transport in &options.transport {
@@ -23,6 +22,16 @@ pub(super) fn transports(options: &Options, backends: &[BackendReport]) -> Resul
         }
     }
     Ok(transports)
+}
+
+/// Every ready transport, and before them `auto` where it has a choice between two processes.
+fn all(backends: &[BackendReport]) -> Vec<Transport> {
+    let ready = |caps: Caps| {
+        let ready = move |backend: &&BackendReport| matches!(&backend.state, BackendState::Ready { caps: has, .. } if has.contains(caps));
+        backends.iter().filter(ready)
+    };
+    let auto = (ready(Caps::CROSS_PROCESS).count() > 1).then(Transport::auto);
+    auto.into_iter().chain(ready(Caps::empty()).map(|backend| Transport::plain(backend.name))).collect()
 }
 
 /// `--streams` is the option of that name of every transport.
@@ -46,7 +55,7 @@ pub(super) fn set_streams(asked: Option<u32>, transports: &mut [Transport]) -> R
 
 /// Refuses a transport that does not work here, with the reason.
 pub(crate) fn ready(name: &str, backends: &[BackendReport]) -> Result<(), Failure> {
-    if name == "auto" {
+    if name == Transport::auto().name {
         return Ok(());
     }
     let sentence = match backends.iter().find(|backend| backend.name == name).map(|backend| &backend.state) {
@@ -77,7 +86,7 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
         if transport.name == "mem" {
             return Err(Failure::usage("--transport mem reaches only its own process: leave --connect out"));
         }
-        let fits = there.name == "auto" || transport.name == there.name;
+        let fits = there.is_auto() || transport.name == there.name;
         if !fits || (transport.is_encrypted() && !there.is_encrypted()) {
             let why = format!(
                 "--transport {transport} does not fit --connect {address}: connect to a towline:// address (towlines:// for \
@@ -143,6 +152,23 @@ mod tests {
         assert_eq!((same.len(), same[0].streams), (1, 4));
         assert!(rows("--transport tcp?streams=2 --streams 4").unwrap_err().contains("leave one out"));
         assert!(rows("--transport tcp,mem --streams 4").unwrap_err().contains("means nothing to mem"));
+    }
+
+    #[test]
+    fn without_options_it_is_all_that_is_ready_and_auto_where_there_is_a_choice() {
+        let ready = |name, caps| BackendReport {
+            name,
+            state: BackendState::Ready { version: None, devices: Vec::new(), caps },
+        };
+        let names = |backends: &[BackendReport]| -> Vec<&str> {
+            all(backends).iter().map(|transport| transport.name).collect()
+        };
+        let (mem, tcp) =
+            (ready("mem", Caps::ANY_PLACE), ready("tcp", Caps::CROSS_PROCESS | Caps::CROSS_HOST));
+        let ib = BackendReport { name: "ib", state: BackendState::Planned };
+        assert_eq!(names(&[mem.clone(), tcp.clone(), ib.clone()]), ["mem", "tcp"]);
+        let shm = ready("shm", Caps::CROSS_PROCESS);
+        assert_eq!(names(&[mem, shm, tcp, ib]), ["auto", "mem", "shm", "tcp"]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::command::towline;
+
 /// The document fits `docs/bench.schema.json`.
 #[track_caller]
 pub(crate) fn assert_fits(document: &Value) {
@@ -97,6 +99,17 @@ fn additional<'a>(
     let named = schema.get("properties").and_then(Value::as_object);
     let members = document.as_object().into_iter().flatten();
     members.filter(move |(key, _)| !named.is_some_and(|named| named.contains_key(*key)))
+}
+
+#[test]
+fn every_backend_that_info_lists_may_be_in_a_row() {
+    let schema: Value = serde_json::from_str(include_str!("../../../docs/bench.schema.json")).unwrap();
+    let rows = &schema["properties"]["results"]["items"]["properties"];
+    let listed = towline(&["info", "--json"]).document();
+    let names = listed["backends"].as_array().unwrap().iter().map(|backend| &backend["name"]);
+    for name in names.chain([&json!("auto")]) {
+        assert!(rows["transport"]["enum"].as_array().unwrap().contains(name), "{name}");
+    }
 }
 
 #[test]
