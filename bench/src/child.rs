@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// A child process; it is killed by its own id when this is dropped. It reads its standard input, which ends when this process
-/// does.
+/// A child process; it is killed by its own id when this is dropped. Where it reads its standard input, that ends when this
+/// process does.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: std::process::Child,
@@ -21,12 +21,22 @@ impl Child {
     where
         I: IntoIterator<Item: AsRef<std::ffi::OsStr>>,
     {
+        let mut child = Self::start_with(arguments, [Stdio::piped(), Stdio::piped()])?;
+        let output = child.process.stdout.take();
+        Ok((child, output))
+    }
+
+    /// The same, with these as its standard input and output.
+    pub(crate) fn start_with<I>(arguments: I, [input, output]: [Stdio; 2]) -> std::io::Result<Self>
+    where
+        I: IntoIterator<Item: AsRef<std::ffi::OsStr>>,
+    {
         let mut command = Command::new(std::env::current_exe()?);
         // Ctrl-C is for this process, which ends its children and says so once.
-        command.args(arguments).process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(arguments).process_group(0).stdin(input).stdout(output);
         let mut process = command.spawn()?;
-        let (input, output) = (process.stdin.take(), process.stdout.take());
-        Ok((Self { process, input }, output))
+        let input = process.stdin.take();
+        Ok(Self { process, input })
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -58,6 +58,8 @@ enum Command {
     Bench(Box<bench::Options>),
     Explain(explain::Options),
     #[command(hide = true)]
+    Beat(ceiling::eventfd::Options),
+    #[command(hide = true)]
     Keep(against::keep::Options),
     #[command(hide = true)]
     Work(workers::Options),
@@ -70,6 +72,7 @@ impl Command {
             Self::Serve(options) => serve::run(options).await,
             Self::Bench(options) => bench::run(options).await,
             Self::Explain(options) => explain::run(options).await,
+            Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
             Self::Work(options) => workers::run(options).await,
         }

@@ -13,7 +13,7 @@ use super::plan::Pace;
 use super::sample::Sample;
 use crate::ceiling::memcpy::Landing;
 use crate::ceiling::socket::Course;
-use crate::ceiling::{Ceiling, blocking};
+use crate::ceiling::{Ceiling, blocking, eventfd};
 use crate::failure::Failure;
 use crate::payload::Payload;
 use crate::peer::{Peer, Serving};
@@ -93,7 +93,7 @@ impl<'a> Drive<'a> {
         let mut crowd = Crowd::gather(case, self.trust, address).await?;
         let sample = crowd.measure(case, self.pace).await?;
         let mut ceilings = Vec::new();
-        if case.pattern == Pattern::Incast && crowd.path != "mem" {
+        if case.pattern == Pattern::Incast && !matches!(crowd.path.as_str(), "mem" | "shm") {
             let outcome = crowd.sockets(|spin| self.course(case, spin, false)).await;
             ceilings.extend(self.bare(case, outcome)?);
         }
@@ -117,8 +117,17 @@ impl<'a> Drive<'a> {
             ceilings.push(self.memcpy(case, memory).await?);
         }
         let path = peer.connection.path();
-        if path.chosen() == "mem" || matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) {
-            return Ok(ceilings);
+        match path.chosen() {
+            "mem" => return Ok(ceilings),
+            "shm" => {
+                // Who spins needs no wake-up.
+                if case.pattern == Pattern::Latency && case.wait != Wait::Spin {
+                    ceilings.push(self.eventfd(case).await?);
+                }
+                return Ok(ceilings);
+            }
+            _ if matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional) => return Ok(ceilings),
+            _ => {}
         }
         let over_tls = (path.encryption() == "tls").then_some(true);
         for tls in [Some(false), over_tls].into_iter().flatten() {
@@ -167,6 +176,13 @@ impl<'a> Drive<'a> {
         .await?;
         self.landing = landing;
         Ok(ceiling)
+    }
+
+    async fn eventfd(&self, case: &Case) -> Result<Ceiling, Failure> {
+        let duration = self.pace.ceiling();
+        let ceiling = blocking(move || eventfd::measure(duration)).await?;
+        let ceiling = ceiling.map_err(|error| Failure::run(format!("the ceiling of eventfds: {error}")))?;
+        Ok(if case.rate.is_some() { ceiling.there_and_back() } else { ceiling })
     }
 
     /// A bare socket that blocks, and one that spins.

@@ -1,5 +1,6 @@
 //! The ceilings that our figures stand beside, measured in the same run on the same memory.
 
+pub(crate) mod eventfd;
 pub(crate) mod memcpy;
 pub(crate) mod socket;
 pub(crate) mod tls_socket;

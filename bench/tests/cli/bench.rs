@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::command::{Finished, start, towline};
 use crate::schema::assert_fits;
+use crate::shm::best;
 
 const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
 
@@ -25,7 +26,7 @@ pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
 
 /// Every pattern moves and checks its bytes, and says what it cost.
 #[track_caller]
-fn measures_every_pattern(transport: &str) {
+pub(crate) fn measures_every_pattern(transport: &str) {
     let line = format!(
         "--transport {transport} --pattern latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall \
          --size 8,100000 --verify --json"
@@ -46,7 +47,7 @@ fn measures_every_pattern(transport: &str) {
         assert_eq!(row["cold_us"].is_null(), of_many || pattern == "connect", "{row}");
         assert_eq!(row["fairness"].is_null(), !of_many, "{row}");
         let kinds = ceilings(&row);
-        let socket = row["path"] != "mem" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
+        let socket = row["path"] == "tcp" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
         let tls_socket = socket && options == "tls=on" && pattern != "incast";
         assert_eq!(kinds.contains(&"tls_socket"), tls_socket, "{row}");
@@ -103,7 +104,7 @@ fn what_sleeps_stands_beside_a_socket_that_sleeps() {
 fn auto_says_what_carried_the_bytes() {
     let rows = rows(&bench("--transport auto --pattern latency --json"));
     assert_eq!((&rows[0]["transport"], &rows[0]["processes"]), (&"auto".into(), &2.into()));
-    assert!(rows[0]["path"].is_string());
+    assert_eq!(rows[0]["path"], best().as_str());
 }
 
 #[test]
@@ -146,8 +147,9 @@ fn a_serving_side_elsewhere_is_measured() {
     let (address, _rest) = serve.first_line();
     assert!(address.starts_with("towline://127.0.0.1:"), "{address}");
 
+    let best = best();
     let rows = rows(&bench(&format!("--connect {address} --pattern latency,put --size 4K --json")));
-    assert!(rows.iter().all(|row| row["transport"] == "auto" && row["path"] == "tcp"));
+    assert!(rows.iter().all(|row| row["transport"] == "auto" && row["path"] == best.as_str()));
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod metrics;
 mod network;
 mod open;
 mod schema;
+mod shm;
 mod tls;
 mod usage;
 mod workers;
