@@ -11,6 +11,7 @@ use crate::bench::{Drive, Pace, Repeat, ready};
 use crate::ceiling::Ceiling;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::payload::Check;
 use crate::peer::{About, Candidate, Peer, Speed};
 use crate::progress::Progress;
 use crate::trust::Trust;
@@ -133,7 +134,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         window,
         workers: 2,
         rate: None,
-        verify: false,
+        check: Check::Edges,
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;
     let bandwidth = drive.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;

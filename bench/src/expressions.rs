@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::bench::assertion::Assertion;
 use crate::bench::case::{Case, Pattern, Place, Transport, Wait};
 use crate::bench::report::Row;
+use crate::payload::Check;
 use crate::units::{Size, Sizes, parse_seconds};
 
 /// `--assert`: as it will be printed. A good one is judged as well, on rows of which no two are alike.
@@ -27,7 +28,7 @@ fn cases() -> [Case; 2] {
         window: 16,
         workers: 2,
         rate: None,
-        verify: false,
+        check: Check::Edges,
     })
 }
 

@@ -80,6 +80,8 @@ fn pattern(length: usize) -> Vec<u8> {
 pub(crate) enum Check {
     /// The first and last 8 bytes of each frame.
     Edges,
+    /// The same, and every byte is read, as by somebody who uses it.
+    Read,
     /// Every byte.
     Whole,
 }
@@ -95,12 +97,24 @@ pub(crate) fn check(
     let begin = layout.offset(number) + skip;
     match how {
         Check::Whole => compare(begin, bytes, number),
+        Check::Read => {
+            read(bytes);
+            check(layout, number, skip, bytes, Check::Edges)
+        }
         Check::Edges => {
             compare(begin, &bytes[..bytes.len().min(WORD)], number)?;
             let last = bytes.len().saturating_sub(WORD);
             compare(begin + last, &bytes[last..], number)
         }
     }
+}
+
+/// Loads every byte, and does as little with it as can be done: a sum that nobody looks at, as fast as memory is.
+pub(crate) fn read(bytes: &[u8]) {
+    let words = bytes.chunks_exact(WORD);
+    let tail = words.remainder().iter().map(|byte| u64::from(*byte)).sum::<u64>();
+    let sum = |sum: u64, word: &[u8]| sum.wrapping_add(word.try_into().map_or(0, u64::from_ne_bytes));
+    std::hint::black_box(words.fold(tail, sum));
 }
 
 /// `bytes` must be the pattern from `begin` on.
@@ -170,7 +184,7 @@ mod tests {
             let begin = layout.offset(number);
             let message = &memory[begin..begin + 1003];
             for range in cuts(1003, 4) {
-                for how in [Check::Edges, Check::Whole] {
+                for how in [Check::Edges, Check::Read, Check::Whole] {
                     check(layout, number, range.start, &message[range.clone()], how).unwrap();
                 }
             }

@@ -33,8 +33,20 @@ const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
 /// Keys of a row that brackets may name; options of the transport join them.
-const KEYS: [&str; 11] =
-    ["path", "from", "to", "wait", "processes", "frames", "streams", "window", "workers", "rate", "verified"];
+const KEYS: [&str; 12] = [
+    "path",
+    "from",
+    "to",
+    "wait",
+    "processes",
+    "frames",
+    "streams",
+    "window",
+    "workers",
+    "rate",
+    "verified",
+    "read",
+];
 
 const OPERATORS: [(&str, Operator); 6] = [
     (">=", Operator::AtLeast),

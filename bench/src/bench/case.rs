@@ -252,6 +252,11 @@ impl Pattern {
         matches!(self, Self::Latency | Self::Bandwidth | Self::Rate)
     }
 
+    /// Whether it has a receiver that can read what comes, as `--read` asks.
+    pub(crate) fn takes_read(self) -> bool {
+        !matches!(self, Self::Put | Self::Connect)
+    }
+
     pub(crate) fn takes_frames(self) -> bool {
         !matches!(self, Self::Get | Self::Put)
     }
@@ -341,16 +346,13 @@ pub(crate) struct Case {
     pub(crate) workers: usize,
     /// Messages a second, in an open loop.
     pub(crate) rate: Option<u32>,
-    pub(crate) verify: bool,
+    /// What the receiver does with the bytes.
+    pub(crate) check: Check,
 }
 
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
         Layout { size_bytes: self.size.0, window: self.window }
-    }
-
-    pub(crate) fn check(&self) -> Check {
-        if self.verify { Check::Whole } else { Check::Edges }
     }
 }
 

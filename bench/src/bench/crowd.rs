@@ -36,7 +36,7 @@ impl Crowd {
             mutual: mutual.clone(),
             layout: case.layout(),
             frames: case.frames,
-            check: case.check(),
+            check: case.check,
         };
         let path = |answer| match answer {
             Answer::Met { path } => Some(path),

@@ -90,6 +90,9 @@ pub(crate) struct Options {
     /// Check every byte at the receiver (length and edges are always checked)
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Have the receiver read every byte of a message before it takes the next: what a hand-over costs who uses the bytes
+    #[arg(long, conflicts_with = "verify")]
+    pub(crate) read: bool,
     /// Fail unless transport.pattern.size[key=value,…].field OP number holds, for exactly one row; may be repeated
     #[arg(long = "assert", value_name = "EXPR")]
     pub(crate) assertions: Vec<Assertion>,

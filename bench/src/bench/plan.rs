@@ -11,6 +11,7 @@ use super::transports::{set_streams, transports, try_options};
 use crate::against::Asked;
 use crate::failure::Failure;
 use crate::fingerprint;
+use crate::payload::Check;
 use crate::units::Size;
 
 /// The memory of all messages in flight, unless a window is asked for.
@@ -90,6 +91,11 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
             "--frames means nothing to the patterns get and put: they move one range",
         ));
     }
+    if options.read && !patterns.iter().any(|pattern| pattern.takes_read()) {
+        return Err(Failure::usage(
+            "--read means nothing to the patterns put and connect: nobody takes messages there",
+        ));
+    }
     if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
         return Err(Failure::usage(
             "--workers means nothing to these patterns: only incast and alltoall have more than two",
@@ -130,7 +136,7 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
                         window,
                         workers,
                         rate: options.rate,
-                        verify: options.verify,
+                        check: check(options, pattern),
                     });
                 }
             }
@@ -154,6 +160,15 @@ fn check_rate(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
         return Err(Failure::usage("--rate and --against: those tools send by no schedule; leave one out"));
     }
     Ok(())
+}
+
+/// What the receiver does with the bytes.
+fn check(options: &Options, pattern: Pattern) -> Check {
+    match (options.verify, options.read && pattern.takes_read()) {
+        (true, _) => Check::Whole,
+        (false, true) => Check::Read,
+        (false, false) => Check::Edges,
+    }
 }
 
 /// A schedule may have more than one message in flight in every pattern.

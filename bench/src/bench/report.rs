@@ -11,6 +11,7 @@ use super::sample::Sample;
 use crate::against::Entry;
 use crate::ceiling::Ceiling;
 use crate::fingerprint::Fingerprint;
+use crate::payload::Check;
 use crate::units::Size;
 
 /// The part of a schedule that counts as all of it.
@@ -57,6 +58,8 @@ pub(crate) struct Row {
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
     pub(crate) copies: Option<f64>,
     pub(crate) verified: bool,
+    /// The receiver read every byte.
+    pub(crate) read: bool,
     pub(crate) ceilings: Vec<CeilingRow>,
     pub(crate) against: Vec<Entry>,
     /// What to know about its figures.
@@ -112,7 +115,8 @@ impl Row {
             fairness: None,
             cpu_s_per_gb: None,
             copies: None,
-            verified: case.verify,
+            verified: case.check == Check::Whole,
+            read: case.check == Check::Read,
             ceilings: Vec::new(),
             against: Vec::new(),
             note: None,
@@ -175,11 +179,12 @@ impl Row {
         carrier
     }
 
-    /// `incast, fairness 0.98`, `latency at 1000/s`: what was done, and how, for people.
+    /// `incast, fairness 0.98`, `bandwidth and read`, `latency at 1000/s`: what was done, and how, for people.
     pub(crate) fn doing(&self) -> String {
         let rate = self.rate.map(|rate| format!(" at {rate}/s"));
         let fairness = self.fairness.map(|fairness| format!(", fairness {}", figure(Some(fairness))));
-        [Some(self.pattern.to_owned()), rate, fairness].into_iter().flatten().collect()
+        let read = self.read.then(|| " and read".to_owned());
+        [Some(self.pattern.to_owned()), read, rate, fairness].into_iter().flatten().collect()
     }
 
     /// The bandwidth, where it is a result: in an open loop it was asked for.
@@ -354,7 +359,7 @@ pub(crate) mod tests {
             window: 16,
             workers: pattern.workers(1, false),
             rate: None,
-            verify: false,
+            check: Check::Edges,
         }
     }
 
@@ -409,6 +414,7 @@ pub(crate) mod tests {
             "cpu_s_per_gb",
             "copies",
             "verified",
+            "read",
             "ceilings",
             "against",
             "note",

@@ -29,7 +29,10 @@ pub(crate) enum Request {
     /// Who are you, and how do you see this connection?
     Hello,
     /// Send every message back.
-    Echo,
+    Echo {
+        /// Read it before.
+        read: bool,
+    },
     /// Check every message and let it go.
     Sink {
         /// What the messages hold.
@@ -199,7 +202,7 @@ mod tests {
             assert_eq!(Stamp::from_header(&header), Some(Stamp(number)));
             assert!(!is_conversation(&header));
         }
-        let request = encode(&Request::Echo).unwrap();
+        let request = encode(&Request::Echo { read: false }).unwrap();
         assert!(is_conversation(&request) && Stamp::from_header(&request).is_none());
         for header in [&b""[..], b"#", b"#1234567", b"#123456789"] {
             assert_eq!(Stamp::from_header(header), None);

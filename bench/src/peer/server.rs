@@ -77,7 +77,7 @@ struct Session {
 
 #[derive(Clone, Copy, Debug)]
 enum Mode {
-    Echo,
+    Echo { read: bool },
     Sink { layout: Layout, frames: usize, check: Check },
 }
 
@@ -87,7 +87,7 @@ impl Session {
             connection,
             clock,
             host,
-            mode: Mode::Echo,
+            mode: Mode::Echo { read: false },
             messages: 0,
             problem: None,
             held: VecDeque::new(),
@@ -140,7 +140,10 @@ impl Session {
 
     async fn take(&mut self, message: Message) -> Result<(), towline::Error> {
         match self.mode {
-            Mode::Echo => {
+            Mode::Echo { read } => {
+                if read {
+                    message.frames().iter().filter_map(Buffer::as_slice).for_each(payload::read);
+                }
                 self.connection.send(message).await?;
             }
             Mode::Sink { layout, frames, check } => {
@@ -162,7 +165,7 @@ impl Session {
         let request = serde_json::from_slice(request).map_err(|error| format!("not a request: {error}"))?;
         match request {
             Request::Hello => Ok(Answer::Hello(self.about().await)),
-            Request::Echo => self.begin(Mode::Echo),
+            Request::Echo { read } => self.begin(Mode::Echo { read }),
             Request::Sink { layout, frames, check } => {
                 bounded(layout)?;
                 self.begin(Mode::Sink { layout, frames: frames.max(1), check })
@@ -206,7 +209,7 @@ impl Session {
     /// Sends on a task of its own, so that this end takes messages meanwhile.
     fn start_sending(&mut self, first: u64, duration_ms: u64) {
         let load = match self.mode {
-            Mode::Echo => Err("nothing was said of what to send".to_owned()),
+            Mode::Echo { .. } => Err("nothing was said of what to send".to_owned()),
             Mode::Sink { layout, frames, .. } => {
                 Ok((Load::new(&self.payload.prepare(layout), layout, frames), layout))
             }

@@ -119,6 +119,22 @@ fn frames_and_waits_are_rows_of_their_own() {
 }
 
 #[test]
+fn a_receiver_that_reads_is_told_by_the_row() {
+    let line = "--transport mem,tcp --pattern latency,bandwidth,bidirectional,rate,get,put,incast --size 100000 --read --json";
+    let rows =
+        rows(&bench(&format!("{line} --assert mem.bandwidth.100000[read=true].ceiling.memcpy.share>0")));
+    assert_eq!(rows.len(), 14);
+    for row in rows {
+        assert_eq!(
+            (&row["read"], &row["verified"]),
+            (&(row["pattern"] != "put").into(), &false.into()),
+            "{row}"
+        );
+        assert!(row["samples"].as_u64().unwrap() > 0, "{row}");
+    }
+}
+
+#[test]
 fn without_json_it_is_a_table() {
     let table = bench("--transport mem --pattern latency");
     table.exits_with(0);

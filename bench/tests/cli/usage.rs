@@ -39,6 +39,8 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --pattern latency --window 4", "--window means nothing"),
         ("bench --pattern get --frames 4", "--frames means nothing"),
         ("bench --pattern latency,connect --workers 4", "--workers means nothing"),
+        ("bench --pattern put,connect --read", "--read means nothing to the patterns put and connect"),
+        ("bench --read --verify", "--verify"),
         ("bench --pattern incast --workers 0", "--workers"),
         ("bench --pattern incast --workers 65", "--workers"),
         (

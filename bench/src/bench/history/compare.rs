@@ -10,7 +10,7 @@ use super::saved::Times;
 use crate::fingerprint::Fingerprint;
 
 /// What makes two rows the same case. What they measured, and how it was carried, may differ.
-const IDENTITY: [&str; 14] = [
+const IDENTITY: [&str; 15] = [
     "transport",
     "options",
     "pattern",
@@ -25,6 +25,7 @@ const IDENTITY: [&str; 14] = [
     "workers",
     "rate",
     "verified",
+    "read",
 ];
 
 /// Of the fingerprint: what figures of different runs should have in common.

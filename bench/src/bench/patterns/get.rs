@@ -31,7 +31,7 @@ impl Exercise for Get<'_> {
     const GIVES: bool = false;
 
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
-        let (layout, how) = (self.bench.case.layout(), self.bench.case.check());
+        let (layout, how) = (self.bench.case.layout(), self.bench.case.check);
         let into = BufferMut::with_capacity(layout.size_bytes);
         let begin = Instant::now();
         let offset = layout.offset(0) as u64;
@@ -44,7 +44,7 @@ impl Exercise for Get<'_> {
     }
 
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        let (layout, how) = (self.bench.case.layout(), self.bench.case.check());
+        let (layout, how) = (self.bench.case.layout(), self.bench.case.check);
         let mut lanes = Lanes::new(layout.size_bytes);
         for (mut memory, mut number) in self.lanes.drain(..) {
             let (connection, remote) = (self.bench.peer.connection.clone(), self.remote);
@@ -55,8 +55,9 @@ impl Exercise for Get<'_> {
                     let begin = Instant::now();
                     let offset = layout.offset(number) as u64;
                     memory = connection.get(&remote, offset, memory).await?;
-                    tally.record(begin.elapsed());
+                    let came = begin.elapsed();
                     judge(&memory, layout, number, how)?;
+                    tally.record(if how == Check::Read { begin.elapsed() } else { came });
                     number += layout.window as u64;
                     if Instant::now() >= until {
                         return Ok((memory, number));

@@ -7,6 +7,7 @@ use towline::Message;
 use super::{Bench, Exercise, open};
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
+use crate::payload::Check;
 use crate::peer::{Request, inspect};
 
 #[derive(Debug)]
@@ -17,25 +18,29 @@ pub(super) struct Latency<'a> {
 
 impl<'a> Latency<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        bench.peer.require(&Request::Echo).await?;
+        let read = bench.case.check == Check::Read;
+        bench.peer.require(&Request::Echo { read }).await?;
         Ok(Self { bench, number: 0 })
     }
 
-    /// The time that `message` takes there and back; what comes back is checked outside of that time.
+    /// The time that `message` takes there and back; what comes back is checked outside of that time, unless reading is part
+    /// of it.
     async fn round_trip(&mut self, message: Message) -> Result<Duration, Failure> {
         let connection = &self.bench.peer.connection;
         let sent = Instant::now();
         connection.send(message).await?;
         let back = connection.recv().await?;
-        let time = sent.elapsed();
-        self.inspect(&back, self.number)?;
+        let time = self.inspect(&back, self.number, sent)?;
         self.number += 1;
         Ok(time)
     }
 
-    fn inspect(&self, back: &Message, number: u64) -> Result<(), Failure> {
+    /// The time since `begin`, and whether what came back is right.
+    fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
         let case = self.bench.case;
-        inspect(back, case.layout(), case.frames, case.check(), number).map_err(Failure::run)
+        let came = begin.elapsed();
+        inspect(back, case.layout(), case.frames, case.check, number).map_err(Failure::run)?;
+        Ok(if case.check == Check::Read { begin.elapsed() } else { came })
     }
 
     /// By a schedule: half of what a message took from when it was due is no way of anything, so the whole counts.
@@ -50,9 +55,8 @@ impl<'a> Latency<'a> {
         };
         let confirm = async |due: Instant, ()| {
             let message = peer.connection.recv().await?;
-            sample.record(due.elapsed());
+            sample.record(self.inspect(&message, back, due)?);
             sample.count(1, 2 * case.size.0 as u64);
-            self.inspect(&message, back)?;
             back += 1;
             Ok(())
         };

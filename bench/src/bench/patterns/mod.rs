@@ -19,6 +19,7 @@ use super::load::Load;
 use super::plan::Pace;
 use super::sample::Sample;
 use crate::failure::Failure;
+use crate::payload::Check;
 use crate::peer::{CpuClock, Peer, Usage};
 
 /// What a pattern works with.
@@ -76,6 +77,10 @@ async fn exercise<E: Exercise>(bench: Bench<'_>, pace: Pace, mut exercise: E) ->
     let near_before = bench.peer.own_usage(bench.clock);
     let begin = Instant::now();
     exercise.run(begin + pace.duration, &mut sample).await?;
+    if bench.case.check == Check::Read {
+        // What was confirmed need not be read yet; the answer comes behind the last message.
+        bench.peer.usage().await?;
+    }
     sample.elapsed = begin.elapsed();
     let near = spent(&near_before, &bench.peer.own_usage(bench.clock));
     let far = spent(&far_before, &bench.peer.usage().await?);

@@ -65,6 +65,6 @@ impl Exercise for Put<'_> {
         for next in &self.next {
             last[layout.slot(*next)] = next.checked_sub(layout.window as u64);
         }
-        self.bench.peer.require(&Request::Withdraw { last, check: self.bench.case.check() }).await
+        self.bench.peer.require(&Request::Withdraw { last, check: self.bench.case.check }).await
     }
 }
