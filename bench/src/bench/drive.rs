@@ -23,6 +23,9 @@ use crate::trust::Trust;
 /// What a repeat may take beyond its measurements before it counts as hung.
 const GRACE: Duration = Duration::from_secs(60);
 
+/// And for each connection among many workers, all of which connect at once and then share the cores.
+const FLOW_GRACE: Duration = Duration::from_millis(30);
+
 /// What is kept from repeat to repeat: warm memory, and where the other half is.
 #[derive(Debug)]
 pub(crate) struct Drive<'a> {
@@ -58,7 +61,11 @@ impl<'a> Drive<'a> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
         // Who falls behind a schedule gets as long again.
         let turns = if case.rate.is_some() { 2 } else { 1 };
-        let limit = turns * (self.pace.warmup + self.pace.duration) + 5 * self.pace.ceiling() + GRACE;
+        let flows = case.pattern.flows(case.workers) as u32;
+        let limit = turns * (self.pace.warmup + self.pace.duration)
+            + 5 * self.pace.ceiling()
+            + GRACE
+            + flows * FLOW_GRACE;
         let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
             return tokio::time::timeout(limit, self.crowd(case, address.as_ref()))
