@@ -125,8 +125,8 @@ impl Link for Slow {
         self.0.source()
     }
 
-    fn doze(&self) {
-        self.0.doze();
+    fn doze(&self) -> bool {
+        self.0.doze()
     }
 
     fn tick(&self) {

@@ -12,12 +12,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::{Access, Allocation, Place};
+use super::{Access, Allocation, Place, huge};
 use crate::error::{Error, ErrorKind, Result};
 
 const CACHE_LINE: usize = 64;
 const PAGE: usize = 4 << 10;
-pub(super) const HUGE_PAGE: usize = 2 << 20;
 
 /// Aligned memory from the heap or, where it is large, a mapping of its own.
 #[derive(Debug)]
@@ -41,8 +40,8 @@ unsafe impl Sync for HostMemory {}
 impl HostMemory {
     /// `len` bytes, which is not zero, aligned to `align`, a power of two, at least.
     pub(super) fn new(len: usize, align: usize, zeroed: bool) -> Result<Self> {
-        if len >= HUGE_PAGE {
-            return Self::map(len, align.max(HUGE_PAGE));
+        if len >= huge::PAGE {
+            return Self::map(len, align.max(huge::PAGE));
         }
         let align = align.max(if len >= PAGE { PAGE } else { CACHE_LINE });
         Self::heap(len, align, zeroed)

@@ -5,11 +5,14 @@
 //! (M1 …) that the unsafe blocks below cite are in `docs/safety.md`.
 
 mod allocation;
+#[cfg_attr(not(test), expect(dead_code, reason = "the backend that lends and borrows comes next"))]
+pub(crate) mod arena;
 mod buffer;
 mod buffer_mut;
 mod class;
 pub(crate) mod foreign;
 mod host;
+mod huge;
 mod place;
 mod pool;
 mod segment;
@@ -17,6 +20,7 @@ mod segment;
 mod tests;
 
 pub use allocation::{Access, Allocation, Fence};
+pub use arena::{Arena, ArenaStats};
 pub use buffer::Buffer;
 pub use buffer_mut::BufferMut;
 pub use place::Place;

@@ -45,6 +45,12 @@ pub trait Source: fmt::Debug + Send + Sync {
 
     /// Writable memory of at least `len` bytes, of which the caller gets the only handle.
     fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>>;
+
+    /// Whether memory of it may be lent here, asked before a pool lends a block that lay idle. An arena's may not in a
+    /// forked child, which has the parent's idle blocks, and the same memory.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What a pool holds, and how often it had what was asked for.
@@ -86,6 +92,7 @@ impl Pool {
             return Ok(BufferMut::nothing_in(self.0.place));
         }
         let class = Class::of(capacity)?;
+        self.0.source.check()?;
         let idle = self.0.shelves().and_then(|mut shelves| shelves.take(class));
         let block = match idle {
             Some(block) => block,

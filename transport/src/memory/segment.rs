@@ -15,7 +15,8 @@ use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::host::{HUGE_PAGE, unmap};
+use super::host::unmap;
+use super::huge;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What a peer relies on: the size stays, and nobody maps it writable from here on. That also forbids to punch holes.
@@ -53,7 +54,7 @@ impl Segment {
         rustix::fs::ftruncate(&descriptor, len as u64)
             .map_err(|errno| failed("cannot be sized", len, errno))?;
         let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
-        if len >= HUGE_PAGE {
+        if len >= huge::PAGE {
             // Refused where the system has none for shared memory, which costs speed only.
             let _ = mapping.advise(Advice::LinuxHugepage);
         }
@@ -88,7 +89,7 @@ impl Segment {
 }
 
 /// Shared memory that a peer owns, mapped read-only. The peer may write it at any time: whether that is
-/// [`Access::Foreign`](super::Access) or believed not to happen is the caller's to know (M5).
+/// [`Access::Foreign`](super::Access) or believed not to happen is the caller's to know (M5, M11).
 #[derive(Debug)]
 pub(crate) struct PeerSegment {
     mapping: Mapping,
@@ -169,7 +170,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// From 2 MiB on aligned to that, as huge pages need: in the middle of a stretch of addresses taken before.
     fn new(descriptor: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> Result<Self> {
-        let align = if len >= HUGE_PAGE { HUGE_PAGE } else { rustix::param::page_size() };
+        let align = if len >= huge::PAGE { huge::PAGE } else { rustix::param::page_size() };
         let len_taken = len.saturating_add(align);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: a new mapping without access, at an address of the kernel's choice, replaces nothing (M1).

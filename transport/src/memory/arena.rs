@@ -1,0 +1,301 @@
+//! An arena: host memory in few shared segments, which trusted processes of this host map once and read for good.
+//!
+//! A buffer of it is handed to such a process as a segment, an offset and a length ([`lendable`]). There it is
+//! [`borrowed`](borrowed::borrowed) until the lease that came with it is back, and until then nobody writes it (M11).
+
+#![expect(unsafe_code, reason = "a block of a segment is an allocation")]
+
+pub(crate) mod borrowed;
+mod room;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use room::{Room, STRETCH_BYTES, Spot};
+
+use super::segment::Segment;
+use super::{Access, Allocation, Buffer, BufferMut, Place, Source, huge};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Process;
+
+/// What the first segment has, where the arena is that large: enough that few follow.
+const FIRST_SEGMENT_BYTES: usize = 64 << 20;
+
+/// Host memory that trusted processes of this host may map: few large segments, made as they are needed, each mapped and
+/// populated once. Clones are the same arena.
+///
+/// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may outlive
+/// the arena. Segments stay until the arena and their last buffer are gone, so that memory is taken again while it is
+/// warm. Nothing of it has a name in any file system, and nothing is left when the processes are gone.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use towline::{Arena, Endpoint, Place, Pool};
+///
+/// let arena = Arena::new(32 << 20)?;
+/// let mut buffer = arena.take(100_000)?;
+/// buffer.extend_from_slice(b"towline")?;
+/// assert_eq!((buffer.place(), buffer.capacity()), (Place::Arena, 100_000));
+/// drop(buffer.freeze());
+/// assert_eq!((arena.stats().in_use_bytes, arena.stats().segments), (0, 1));
+///
+/// // What an endpoint receives shall lie in it.
+/// let pool = Pool::with_source(Arc::new(arena), 16 << 20);
+/// let endpoint = Endpoint::builder().pool(pool).build()?;
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Arena(Arc<Inner>);
+
+/// What an arena holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ArenaStats {
+    /// How many segments there are.
+    pub segments: usize,
+    /// The bytes of all of them.
+    pub bytes: usize,
+    /// The most that they may have.
+    pub bytes_max: usize,
+    /// In buffers that live, rounded up to blocks.
+    pub in_use_bytes: usize,
+    /// The most that the present segments have in one piece. More segments come until `bytes_max` is reached.
+    pub largest_free_bytes: usize,
+    /// In huge pages, as the kernel told when the segments were made.
+    pub huge_bytes: usize,
+    /// Why not all of it is in huge pages, and what to do about it. `None` where all of it is, or there is none yet.
+    pub not_huge: Option<String>,
+}
+
+impl Arena {
+    /// An arena that grows up to `bytes_max`, rounded down to whole pages. It takes no memory before it is asked for some.
+    ///
+    /// # Errors
+    ///
+    /// `Invalid` where that is less than a page.
+    pub fn new(bytes_max: usize) -> Result<Self> {
+        let page = rustix::param::page_size();
+        let bytes_max = bytes_max / page * page;
+        if bytes_max == 0 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("an arena of less than a page of {page} bytes"),
+            ));
+        }
+        let state = State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0 };
+        let process = Process::current();
+        Ok(Self(Arc::new(Inner { bytes_max, process, growing: Mutex::new(()), state: Mutex::new(state) })))
+    }
+
+    /// Room for `len` bytes, none filled, aligned to 64 bytes; from 16 KiB on to a page. `take(0)` takes nothing. Constant
+    /// time, unless a segment has to be made first.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge` where the arena, or this machine's memory, has not that much left in one piece. `Unsupported` in a
+    /// process forked from the one that made the arena, as both would write the same memory, and where the kernel is too
+    /// old to share any.
+    pub fn take(&self, len: usize) -> Result<BufferMut> {
+        if len == 0 {
+            return Ok(BufferMut::nothing_in(Place::Arena));
+        }
+        let shared = |_| unreachable!("what was just made has one handle");
+        Ok(BufferMut::from_allocation(self.0.allocate(len)?).unwrap_or_else(shared))
+    }
+
+    /// What it holds now.
+    pub fn stats(&self) -> ArenaStats {
+        let state = self.0.state();
+        let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
+        ArenaStats {
+            segments: state.segments.len(),
+            bytes,
+            bytes_max: self.0.bytes_max,
+            in_use_bytes: state.room.in_use_bytes(),
+            largest_free_bytes: state.room.largest_free_bytes(),
+            huge_bytes,
+            not_huge: (huge_bytes < bytes).then(huge::why_not),
+        }
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Arena").field(&self.stats()).finish()
+    }
+}
+
+/// Pool memory that can be handed to other processes: `Pool::with_source(Arc::new(arena), …)`. Idle blocks of the pool are
+/// in use to the arena; the pool gives them back where the arena has no room for another.
+impl Source for Arena {
+    fn place(&self) -> Place {
+        Place::Arena
+    }
+
+    fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>> {
+        Ok(self.0.allocate(len)?)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.0.check()
+    }
+}
+
+struct Inner {
+    bytes_max: usize,
+    /// Which process made it.
+    process: Process,
+    /// Held by who makes a segment, which takes its time; `state` is not.
+    growing: Mutex<()>,
+    state: Mutex<State>,
+}
+
+struct State {
+    room: Room,
+    segments: Vec<Arc<Segment>>,
+    huge_bytes: usize,
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this is the process that made it.
+    fn check(&self) -> Result<()> {
+        if self.process.is_this() {
+            return Ok(());
+        }
+        let why = "this process was forked from the one whose arena this is, and both would write it: make another arena";
+        Err(Error::new(ErrorKind::Unsupported, why))
+    }
+
+    fn allocate(self: &Arc<Self>, len: usize) -> Result<Arc<ArenaMemory>> {
+        self.check()?;
+        if let Some(memory) = self.take(len) {
+            return Ok(Arc::new(memory));
+        }
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have made room meanwhile.
+        if let Some(memory) = self.take(len) {
+            return Ok(Arc::new(memory));
+        }
+        self.grow(len)?;
+        self.take(len).map(Arc::new).ok_or_else(|| self.full(len))
+    }
+
+    fn take(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
+        let mut state = self.state();
+        let spot = state.room.take(len)?;
+        let segment = Arc::clone(&state.segments[spot.segment]);
+        Some(ArenaMemory { segment, spot, len, arena: Arc::downgrade(self) })
+    }
+
+    /// One more segment, with `len` bytes at least: as much as all before it together, so that their number stays small,
+    /// or, if the machine has not that much, as little as will do.
+    fn grow(&self, len: usize) -> Result<()> {
+        let bytes = self.state().room.bytes();
+        let left = self.bytes_max - bytes;
+        let huge = |len: usize| len.checked_next_multiple_of(huge::PAGE).map_or(left, |len| len.min(left));
+        let least = huge(len.max(STRETCH_BYTES));
+        if least < len {
+            return Err(self.full(len));
+        }
+        let wanted = huge(len.max(bytes).max(FIRST_SEGMENT_BYTES));
+        let made = Segment::create("towline-arena", wanted).or_else(|error| {
+            let smaller = least < wanted && error.kind() == ErrorKind::TooLarge;
+            if smaller { Segment::create("towline-arena", least) } else { Err(error) }
+        });
+        let segment = made.map_err(|error| error.during("grow the arena"))?;
+        let huge_bytes = huge::bytes_of(segment.base().addr().get());
+        let mut state = self.state();
+        state.room.add(segment.len());
+        state.segments.push(Arc::new(segment));
+        state.huge_bytes += huge_bytes;
+        Ok(())
+    }
+
+    fn full(&self, len: usize) -> Error {
+        let state = self.state();
+        let detail = format!(
+            "{len} bytes of an arena of {}: {} are in use, and the largest free piece has {}; drop buffers, or make it larger",
+            self.bytes_max,
+            state.room.in_use_bytes(),
+            state.room.largest_free_bytes().max(self.bytes_max - state.room.bytes()),
+        );
+        Error::new(ErrorKind::TooLarge, detail)
+    }
+}
+
+/// A block of an arena, back in it on drop.
+pub(crate) struct ArenaMemory {
+    segment: Arc<Segment>,
+    spot: Spot,
+    len: usize,
+    /// Weak: buffers may outlive their arena, and keep their segment alone.
+    arena: Weak<Inner>,
+}
+
+impl Drop for ArenaMemory {
+    fn drop(&mut self) {
+        let Some(arena) = self.arena.upgrade() else { return };
+        // In a forked child the books are a copy, and their lock may be held by a thread that is not there.
+        if arena.check().is_ok() {
+            arena.state().room.give(self.spot);
+        }
+    }
+}
+
+impl fmt::Debug for ArenaMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArenaMemory")
+            .field("segment", &self.segment.id())
+            .field("offset", &self.spot.offset)
+            .field("len", &self.len)
+            .finish()
+    }
+}
+
+// SAFETY: the segment stays mapped while this holds it (M1, M8); the room gives each of its bytes to one block at a time,
+// and other processes can only read them (M2).
+unsafe impl Allocation for ArenaMemory {
+    fn base(&self) -> NonNull<u8> {
+        part(self.segment.base(), self.spot.offset)
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn place(&self) -> Place {
+        Place::Arena
+    }
+
+    fn access(&self) -> Access {
+        Access::Owned
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+}
+
+/// The segment that a buffer's bytes lie in, and where in it its first one does, if it is of an arena of this process. Who
+/// hands it to a peer holds a handle of the buffer until the peer's lease is back (M11).
+pub(crate) fn lendable(buffer: &Buffer) -> Option<(&Arc<Segment>, usize)> {
+    let memory: &dyn Any = buffer.allocation()?;
+    let segment = &memory.downcast_ref::<ArenaMemory>()?.segment;
+    Some((segment, buffer.as_ptr().addr() - segment.base().addr().get()))
+}
+
+/// The address of a byte within a segment.
+fn part(base: NonNull<u8>, offset: usize) -> NonNull<u8> {
+    NonNull::new(base.as_ptr().wrapping_add(offset))
+        .unwrap_or_else(|| unreachable!("a mapping does not wrap around"))
+}

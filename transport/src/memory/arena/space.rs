@@ -1,0 +1,325 @@
+//! Which parts of some regions are free: offsets and lengths alone, no memory.
+//!
+//! Two-level segregated fit (Masmano et al., 2004): free blocks stand in lists by size, 32 sizes to a doubling, and two
+//! words of bits tell the first list that serves. What is given back joins its free neighbours at once. Everything takes
+//! constant time.
+
+/// No block.
+const NONE: u32 = u32::MAX;
+
+const COLUMNS_BITS: u32 = 5;
+const COLUMNS: usize = 1 << COLUMNS_BITS;
+const ROWS: usize = (usize::BITS - COLUMNS_BITS + 1) as usize;
+
+/// How many blocks are looked at where only some of a list fit, which is where nothing larger is free.
+const SEARCH_MAX: usize = 64;
+
+/// Free and taken blocks of the regions given to it, in multiples of a unit.
+#[derive(Debug)]
+pub(super) struct Space {
+    unit: usize,
+    blocks: Vec<Block>,
+    /// Entries of `blocks` that stand for nothing.
+    vacant: Vec<u32>,
+    /// The first free block of each class.
+    lists: Vec<u32>,
+    /// Which rows have a list that is not empty, and which lists of each row are not.
+    rows: u64,
+    columns: [u32; ROWS],
+}
+
+/// A stretch of one region, in units. It knows its neighbours there, and in the list that it is in while it is free.
+#[derive(Debug)]
+struct Block {
+    tag: u32,
+    offset: usize,
+    len: usize,
+    before: u32,
+    after: u32,
+    previous: u32,
+    next: u32,
+    free: bool,
+}
+
+/// A block that was taken, or a whole region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// What to give back.
+    pub(super) slot: u32,
+    /// The region's.
+    pub(super) tag: u32,
+    /// Bytes from the region's start.
+    pub(super) offset: usize,
+    /// Bytes, at least what was asked for.
+    pub(super) len: usize,
+}
+
+impl Space {
+    /// Without regions. What is taken starts at multiples of `unit` bytes.
+    pub(super) fn new(unit: usize) -> Self {
+        Self {
+            unit,
+            blocks: Vec::new(),
+            vacant: Vec::new(),
+            lists: vec![NONE; ROWS * COLUMNS],
+            rows: 0,
+            columns: [0; ROWS],
+        }
+    }
+
+    /// One more region of `len` bytes, all of it free, to be told by `tag`. What is no whole unit at its end is lost.
+    pub(super) fn add(&mut self, tag: u32, len: usize) {
+        let len = len / self.unit;
+        let block =
+            Block { tag, offset: 0, len, before: NONE, after: NONE, previous: NONE, next: NONE, free: false };
+        let slot = self.insert(block);
+        self.link(slot);
+    }
+
+    /// At least `len` bytes, which are not zero, in one piece. Rounded up by at most a 32nd, so that whatever is in the
+    /// list of its size fits: what was given back last is taken first.
+    pub(super) fn take(&mut self, len: usize) -> Option<Taken> {
+        let asked = len.div_ceil(self.unit);
+        let rounded = rounded(asked)?;
+        let slot = self.first_of(class(rounded)).or_else(|| self.search(class(asked), asked))?;
+        self.unlink(slot);
+        self.split(slot, rounded);
+        Some(self.taken(slot))
+    }
+
+    /// Takes a block back. Tells the region where all of it is free now.
+    pub(super) fn give(&mut self, slot: u32) -> Option<Taken> {
+        debug_assert!(!self.block(slot).free, "given back twice");
+        let (mut slot, after) = (slot, self.block(slot).after);
+        if self.is_free(after) {
+            self.unlink(after);
+            self.join(slot, after);
+        }
+        let before = self.block(slot).before;
+        if self.is_free(before) {
+            self.unlink(before);
+            self.join(before, slot);
+            slot = before;
+        }
+        self.link(slot);
+        let block = self.block(slot);
+        (block.before == NONE && block.after == NONE).then(|| self.taken(slot))
+    }
+
+    /// Forgets a region of which all is free.
+    pub(super) fn remove(&mut self, slot: u32) {
+        let block = self.block(slot);
+        assert!(block.free && block.before == NONE && block.after == NONE, "a region in use is not removed");
+        self.unlink(slot);
+        self.vacant.push(slot);
+    }
+
+    /// What was taken as `slot`.
+    pub(super) fn taken(&self, slot: u32) -> Taken {
+        let block = self.block(slot);
+        Taken { slot, tag: block.tag, offset: block.offset * self.unit, len: block.len * self.unit }
+    }
+
+    /// The most bytes that are free in one piece. Takes as long as there are blocks of about that size.
+    pub(super) fn largest_free(&self) -> usize {
+        let Some(row) = self.rows.checked_ilog2() else { return 0 };
+        let row = row as usize;
+        let list = row * COLUMNS + self.columns[row].ilog2() as usize;
+        self.list(list).map(|slot| self.block(slot).len).max().unwrap_or(0) * self.unit
+    }
+
+    /// Cuts off what is beyond `len` units, as a free block.
+    fn split(&mut self, slot: u32, len: usize) {
+        let Block { tag, offset, len: len_before, after, .. } = *self.block(slot);
+        if len_before <= len {
+            return;
+        }
+        let rest = self.insert(Block {
+            tag,
+            offset: offset + len,
+            len: len_before - len,
+            before: slot,
+            after,
+            previous: NONE,
+            next: NONE,
+            free: false,
+        });
+        self.block_mut(slot).len = len;
+        self.block_mut(slot).after = rest;
+        if after != NONE {
+            self.block_mut(after).before = rest;
+        }
+        self.link(rest);
+    }
+
+    /// Makes `right`, which is in no list, a part of `left`.
+    fn join(&mut self, left: u32, right: u32) {
+        let (len, after) = (self.block(right).len, self.block(right).after);
+        self.block_mut(left).len += len;
+        self.block_mut(left).after = after;
+        if after != NONE {
+            self.block_mut(after).before = left;
+        }
+        self.vacant.push(right);
+    }
+
+    /// The first block of `list` or, if that is empty, of the next that is not.
+    fn first_of(&self, list: usize) -> Option<u32> {
+        let (row, column) = (list / COLUMNS, list % COLUMNS);
+        let here = self.columns[row] & (!0 << column);
+        if here != 0 {
+            return Some(self.lists[row * COLUMNS + here.trailing_zeros() as usize]);
+        }
+        let above = self.rows & (!0 << row) & !(1 << row);
+        if above == 0 {
+            return None;
+        }
+        let row = above.trailing_zeros() as usize;
+        Some(self.lists[row * COLUMNS + self.columns[row].trailing_zeros() as usize])
+    }
+
+    /// A block of `list` with at least `len` units, among the first ones.
+    fn search(&self, list: usize, len: usize) -> Option<u32> {
+        self.list(list).take(SEARCH_MAX).find(|slot| self.block(*slot).len >= len)
+    }
+
+    fn list(&self, list: usize) -> impl Iterator<Item = u32> {
+        let some = |slot: u32| (slot != NONE).then_some(slot);
+        std::iter::successors(some(self.lists[list]), move |slot| some(self.block(*slot).next))
+    }
+
+    /// Puts a block in front of the list of its size.
+    fn link(&mut self, slot: u32) {
+        let list = class(self.block(slot).len);
+        let next = std::mem::replace(&mut self.lists[list], slot);
+        if next != NONE {
+            self.block_mut(next).previous = slot;
+        }
+        let block = self.block_mut(slot);
+        (block.previous, block.next, block.free) = (NONE, next, true);
+        self.rows |= 1 << (list / COLUMNS);
+        self.columns[list / COLUMNS] |= 1 << (list % COLUMNS);
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Block { len, previous, next, .. } = *self.block(slot);
+        self.block_mut(slot).free = false;
+        if next != NONE {
+            self.block_mut(next).previous = previous;
+        }
+        if previous != NONE {
+            self.block_mut(previous).next = next;
+            return;
+        }
+        let list = class(len);
+        self.lists[list] = next;
+        if next == NONE {
+            let columns = &mut self.columns[list / COLUMNS];
+            *columns &= !(1 << (list % COLUMNS));
+            if *columns == 0 {
+                self.rows &= !(1 << (list / COLUMNS));
+            }
+        }
+    }
+
+    fn insert(&mut self, block: Block) -> u32 {
+        if let Some(slot) = self.vacant.pop() {
+            *self.block_mut(slot) = block;
+            return slot;
+        }
+        self.blocks.push(block);
+        (self.blocks.len() - 1) as u32
+    }
+
+    fn is_free(&self, slot: u32) -> bool {
+        slot != NONE && self.block(slot).free
+    }
+
+    fn block(&self, slot: u32) -> &Block {
+        &self.blocks[slot as usize]
+    }
+
+    fn block_mut(&mut self, slot: u32) -> &mut Block {
+        &mut self.blocks[slot as usize]
+    }
+}
+
+/// The list in which a free block of `len` units stands: exact below 32 units, then 32 to a doubling.
+fn class(len: usize) -> usize {
+    if len < COLUMNS {
+        return len;
+    }
+    let top = len.ilog2();
+    let row = (top - COLUMNS_BITS + 1) as usize;
+    row * COLUMNS + (len >> (top - COLUMNS_BITS)) - COLUMNS
+}
+
+/// The least that blocks of some class have, and no less than `len`.
+fn rounded(len: usize) -> Option<usize> {
+    if len < COLUMNS {
+        return Some(len.max(1));
+    }
+    len.checked_next_multiple_of(1 << (len.ilog2() - COLUMNS_BITS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_dense_ordered_and_tight() {
+        let lens = (1..70_000).chain((17..63).flat_map(|p| [(1 << p) - 1, 1 << p, (1 << p) + 1]));
+        let mut last = 0;
+        for len in lens {
+            let class_here = class(len);
+            assert!(class_here >= last, "{len}");
+            last = class_here;
+            assert!(class_here < ROWS * COLUMNS);
+            let rounded = rounded(len).unwrap();
+            assert!(rounded >= len && rounded - len <= len / 32, "{len} {rounded}");
+            assert!(rounded == 1 || class(rounded - 1) < class(rounded), "all of a class fit");
+        }
+        assert_eq!(rounded(usize::MAX), None);
+    }
+
+    #[test]
+    fn all_of_a_region_is_one_block() {
+        for pages in [1, 31, 32, 33, 1000, 25_856] {
+            let mut space = Space::new(4096);
+            space.add(7, pages * 4096 + 4095);
+            assert_eq!(space.largest_free(), pages * 4096);
+            assert_eq!(space.take(pages * 4096 + 1), None);
+            let whole = space.take(pages * 4096).unwrap();
+            assert_eq!((whole.tag, whole.offset, whole.len), (7, 0, pages * 4096));
+            assert_eq!((space.take(1), space.largest_free()), (None, 0));
+            let free = space.give(whole.slot).unwrap();
+            assert_eq!(free, Taken { slot: free.slot, ..whole });
+            space.remove(free.slot);
+            assert_eq!((space.take(1), space.largest_free()), (None, 0));
+        }
+    }
+
+    #[test]
+    fn what_came_back_last_is_taken_first() {
+        let mut space = Space::new(64);
+        space.add(0, 1 << 20);
+        let taken: Vec<_> = (0..4).map(|_| space.take(3000).unwrap()).collect();
+        space.give(taken[0].slot);
+        space.give(taken[2].slot);
+        assert_eq!(space.take(3000).unwrap().offset, taken[2].offset);
+        assert_eq!(space.take(3000).unwrap().offset, taken[0].offset);
+    }
+
+    #[test]
+    fn neighbours_of_other_regions_stay_apart() {
+        let mut space = Space::new(64);
+        space.add(1, 128);
+        space.add(2, 128);
+        assert_eq!(space.take(192), None);
+        let halves = [(); 4].map(|()| space.take(64).unwrap());
+        let whole = halves.iter().filter_map(|half| space.give(half.slot)).map(|region| region.tag);
+        let mut whole: Vec<_> = whole.collect();
+        whole.sort_unstable();
+        assert_eq!(whole, [1, 2]);
+    }
+}

@@ -1,0 +1,226 @@
+//! Claims about arenas, what is lent of them, and the room in them; `churn` holds those about fragmentation.
+
+mod churn;
+mod lending;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::room::{Room, Spot};
+use super::{Arena, FIRST_SEGMENT_BYTES};
+use crate::error::ErrorKind;
+use crate::memory::{Place, Pool};
+
+const PAGE: usize = 4096;
+
+/// splitmix64.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        (self.roll() % end as u64) as usize
+    }
+
+    /// Each doubling of `from..to` as likely as the next.
+    fn length(&mut self, from: usize, to: usize) -> usize {
+        let doublings = (to / from).ilog2() as usize;
+        let base = from << self.below(doublings);
+        base + self.below(base)
+    }
+}
+
+#[test]
+fn blocks_never_overlap_and_all_of_them_join_again() {
+    const SEGMENTS: [usize; 3] = [1 << 20, 3 << 20, (8 << 20) + PAGE];
+    for seed in 0..8 {
+        let mut dice = Dice(seed);
+        let mut room = Room::new(PAGE);
+        SEGMENTS.iter().for_each(|len| room.add(*len));
+        // What is in use: where each block starts, and where it ends.
+        let mut model: BTreeMap<(usize, usize), Spot> = BTreeMap::new();
+        let mut refused = 0;
+        for _ in 0..5000 {
+            if dice.below(5) < 3 {
+                let len = dice.length(64, 2 << 20);
+                let Some(spot) = room.take(len) else {
+                    assert!(
+                        room.largest_free_bytes() < len + len / 32,
+                        "seed {seed}: {len} would have fitted"
+                    );
+                    refused += 1;
+                    continue;
+                };
+                let (start, end) = (spot.offset, spot.offset + spot.len);
+                assert!(spot.len >= len && end <= SEGMENTS[spot.segment], "seed {seed}");
+                assert!(start.is_multiple_of(if len < 16 << 10 { 64 } else { PAGE }));
+                let before = model.range(..(spot.segment, start)).next_back();
+                let clear = before
+                    .is_none_or(|((segment, at), other)| *segment != spot.segment || at + other.len <= start);
+                let after = model.range((spot.segment, start)..).next();
+                let clear =
+                    clear && after.is_none_or(|((segment, at), _)| *segment != spot.segment || *at >= end);
+                assert!(clear, "seed {seed}: {spot:?} overlaps");
+                model.insert((spot.segment, start), spot);
+            } else if let Some(at) = model.len().checked_sub(1) {
+                let key = *model.keys().nth(dice.below(at + 1)).unwrap();
+                room.give(model.remove(&key).unwrap());
+            }
+            assert_eq!(room.in_use_bytes(), model.values().map(|spot| spot.len).sum());
+        }
+        assert!(refused > 0, "seed {seed} never filled the room");
+        std::mem::take(&mut model).into_values().for_each(|spot| room.give(spot));
+        assert_eq!((room.in_use_bytes(), room.largest_free_bytes()), (0, SEGMENTS[2]));
+        let mut wholes: Vec<_> =
+            SEGMENTS.iter().rev().map(|len| room.take(*len).map(|spot| (spot.offset, spot.len))).collect();
+        wholes.reverse();
+        assert_eq!(wholes, SEGMENTS.map(|len| Some((0, len))), "seed {seed}");
+    }
+}
+
+#[test]
+fn taken_memory_is_aligned_writable_and_in_the_arena() {
+    let arena = Arena::new(16 << 20).unwrap();
+    for len in [1, 63, 64, 65, 4096, (16 << 10) - 1, 16 << 10, 100_000, (2 << 20) + 1, 5 << 20] {
+        let mut buffer = arena.take(len).unwrap();
+        assert_eq!((buffer.place(), buffer.len(), buffer.capacity()), (Place::Arena, 0, len));
+        let align = if len < 16 << 10 { 64 } else { PAGE };
+        assert_eq!(buffer.as_ptr().align_offset(align), 0);
+        buffer.extend_from_slice(&vec![7; len]).unwrap();
+        let frozen = buffer.freeze();
+        assert!(frozen.as_slice().unwrap().iter().all(|byte| *byte == 7));
+        assert_eq!(frozen.slice(..1).try_into_mut().unwrap_err().to_vec().unwrap(), [7]);
+        assert_eq!(frozen.try_into_mut().unwrap().capacity(), len);
+    }
+    let stats = arena.stats();
+    assert_eq!((stats.segments, stats.bytes, stats.bytes_max), (1, 16 << 20, 16 << 20));
+    assert_eq!((stats.in_use_bytes, stats.largest_free_bytes), (0, 16 << 20));
+    let nothing = arena.take(0).unwrap();
+    assert_eq!((nothing.place(), nothing.allocation().is_none()), (Place::Arena, true));
+}
+
+#[test]
+fn memory_that_returns_is_taken_again() {
+    let arena = Arena::new(8 << 20).unwrap();
+    for len in [64, 10_000, 1 << 20] {
+        let (first, second) = (arena.take(len).unwrap(), arena.take(len).unwrap());
+        let warm = second.as_ptr();
+        drop(second.freeze());
+        assert_eq!(arena.take(len).unwrap().as_ptr(), warm);
+        drop(first);
+    }
+    for _ in 0..10_000 {
+        drop(arena.take(3000).unwrap());
+    }
+    assert_eq!((arena.stats().segments, arena.stats().in_use_bytes), (1, 0));
+}
+
+#[test]
+fn a_full_arena_says_how_full() {
+    let arena = Arena::new(4 << 20).unwrap();
+    let held: Vec<_> = (0..4).map(|_| arena.take(1 << 20).unwrap()).collect();
+    for len in [1, 100_000, 4 << 20, usize::MAX] {
+        let error = arena.take(len).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert!(error.detail().contains("4194304 are in use, and the largest free piece has 0"), "{error}");
+    }
+    drop(held);
+    assert_eq!(arena.take(4 << 20).unwrap().capacity(), 4 << 20);
+    let error = arena.take((4 << 20) + 1).unwrap_err();
+    assert!(error.detail().contains("0 are in use, and the largest free piece has 4194304"), "{error}");
+}
+
+#[test]
+fn an_arena_grows_by_few_segments_and_to_its_bound() {
+    const MAX: usize = FIRST_SEGMENT_BYTES / 2 * 5;
+    let arena = Arena::new(MAX).unwrap();
+    assert_eq!((arena.stats().segments, arena.stats().bytes), (0, 0));
+    let mut held = Vec::new();
+    while let Ok(buffer) = arena.take(FIRST_SEGMENT_BYTES / 4) {
+        held.push(buffer);
+        let stats = arena.stats();
+        assert!(stats.segments <= 3 && stats.bytes <= MAX, "{stats:?}");
+    }
+    assert_eq!((held.len(), arena.stats().bytes), (10, MAX));
+    for (len, kind) in [(0, ErrorKind::Invalid), (PAGE - 1, ErrorKind::Invalid)] {
+        assert_eq!(Arena::new(len).unwrap_err().kind(), kind);
+    }
+}
+
+#[test]
+fn huge_pages_are_used_or_the_reason_is_told() {
+    let arena = Arena::new(8 << 20).unwrap();
+    assert_eq!((arena.stats().huge_bytes, arena.stats().not_huge), (0, None), "there is nothing yet");
+    drop(arena.take(1).unwrap());
+    let stats = arena.stats();
+    match &stats.not_huge {
+        None => assert_eq!(stats.huge_bytes, stats.bytes),
+        Some(why) => assert!(stats.huge_bytes < stats.bytes && why.contains("huge pages"), "{why}"),
+    }
+}
+
+#[test]
+fn what_this_machine_has_not_is_refused() {
+    let arena = Arena::new(1 << 60).unwrap();
+    let error = arena.take(1 << 50).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().starts_with("grow the arena: "), "{error}");
+    assert_eq!(arena.stats().segments, 0);
+}
+
+#[test]
+fn buffers_outlive_their_arena() {
+    let arena = Arena::new(4 << 20).unwrap();
+    let mut buffer = arena.take(100).unwrap();
+    drop(arena);
+    buffer.extend_from_slice(b"towline").unwrap();
+    assert_eq!(buffer.freeze().as_slice(), Some(&b"towline"[..]));
+}
+
+#[test]
+fn threads_share_an_arena_without_sharing_memory() {
+    let arena = Arena::new(8 << 20).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let arena = arena.clone();
+            scope.spawn(move || {
+                let (mut held, mut dice) = (Vec::new(), Dice(thread.into()));
+                for round in 0..300 {
+                    let len = dice.length(64, 128 << 10);
+                    let mark = thread.wrapping_mul(61).wrapping_add(round as u8);
+                    let mut buffer = arena.take(len).unwrap();
+                    buffer.extend_from_slice(&vec![mark; len]).unwrap();
+                    held.push((mark, buffer.freeze()));
+                    if held.len() > 5 {
+                        let (mark, buffer) = held.swap_remove(dice.below(6));
+                        assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == mark));
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!((arena.stats().in_use_bytes, arena.stats().largest_free_bytes), (0, 8 << 20));
+}
+
+#[test]
+fn a_pool_of_an_arena_makes_way_for_other_sizes() {
+    let arena = Arena::new(4 << 20).unwrap();
+    let pool = Pool::with_source(Arc::new(arena.clone()), 4 << 20);
+    assert_eq!(pool.place(), Place::Arena);
+    let held: Vec<_> = (0..4).map(|_| pool.take(1 << 20).unwrap()).collect();
+    let warm = held[3].as_ptr();
+    drop(held);
+    assert_eq!((pool.stats().idle_bytes, arena.stats().in_use_bytes), (4 << 20, 4 << 20));
+    assert_eq!(pool.take(1 << 20).unwrap().as_ptr(), warm);
+    assert_eq!(pool.take(3 << 20).unwrap().capacity(), 3 << 20, "idle blocks of 1 MiB are given back");
+    assert_eq!((pool.stats().in_use_bytes, arena.stats().in_use_bytes), (0, 3 << 20));
+    let error = pool.take(5 << 20).unwrap_err();
+    assert!(error.kind() == ErrorKind::TooLarge && error.detail().contains("an arena of 4194304"), "{error}");
+}
