@@ -59,7 +59,7 @@ impl Backend for Degraded {
         }
     }
 
-    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.unless(Trouble::NoOffer)?;
         self.backend.offer(role, environment)
     }

@@ -40,7 +40,7 @@ impl Backend for Networked {
         self.backend.probe()
     }
 
-    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.backend.offer(role, environment)
     }
 

@@ -246,10 +246,9 @@ impl Establisher {
         if role == Role::Connector {
             let opened = opening.await;
             door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
-            let Ok(link) = opened else { return Ok(opened) };
-            return Ok(door::answered(control, entrant.backend.name(), answered_by, environment)
-                .await?
-                .map(|()| link));
+            // The acceptor knows which of the two failed first.
+            let answered = door::answered(control, entrant.backend.name(), answered_by, environment).await?;
+            return Ok(answered.and(opened));
         }
         let (mut opening, mut opened) = (std::pin::pin!(opening), None);
         let said = {
@@ -269,12 +268,11 @@ impl Establisher {
             })
             .await?
         };
-        if let Err(reason) = said {
-            return Ok(Err(reason));
-        }
-        let opened = match opened {
-            Some(opened) => opened,
-            None => opening.await,
+        let opened = match (opened, said) {
+            (Some(Err(reason)), _) => Err(reason),
+            (_, Err(reason)) => Err(reason),
+            (Some(opened), Ok(())) => opened,
+            (None, Ok(())) => opening.await,
         };
         door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
         Ok(opened)
@@ -397,7 +395,7 @@ impl Establisher {
                     continue;
                 }
             }
-            match backend.offer(role, &*self.environment) {
+            match backend.offer(role, &self.environment) {
                 Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
                 Err(error) => {
                     candidate.reason = error.to_string();

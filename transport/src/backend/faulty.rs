@@ -65,7 +65,7 @@ impl Backend for Faulty {
         }
     }
 
-    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.faults.call("offer")?;
         self.backend.offer(role, environment)
     }

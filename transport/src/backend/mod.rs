@@ -41,7 +41,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
     fn probe(&self) -> Probe;
 
     /// What the peer must know to open the other end of one connection of ours, at most 16 KiB.
-    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>>;
+    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>>;
 
     /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;

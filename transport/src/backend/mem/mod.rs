@@ -44,7 +44,7 @@ impl Backend for Mem {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
-    fn offer(&self, _: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         let mut nonce = vec![0; 16];
         environment.random(&mut nonce);
         Ok(nonce)

@@ -47,6 +47,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// One end's socket for peers on this host, and the connections that wait for theirs.
 #[derive(Debug)]
 pub(super) struct Hall {
+    /// Whose driver takes peers in.
+    owner: Weak<dyn Environment>,
     name: [u8; NAME_LEN],
     waiting: Mutex<HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>>,
     closed: Arc<Notify>,
@@ -80,13 +82,14 @@ struct Caller {
 
 impl Hall {
     /// Opens it, on the driver; it closes when this is dropped.
-    pub(super) fn open(environment: &dyn Environment) -> Result<Arc<Self>> {
+    pub(super) fn open(environment: &Arc<dyn Environment>) -> Result<Arc<Self>> {
         let mut name = [0; NAME_LEN];
         environment.random(&mut name);
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(full(&name))?)?;
         listener.set_nonblocking(true)?;
-        let hall = Arc::new(Self { name, waiting: Mutex::default(), closed: Arc::default() });
-        let (receiving, closed) = (Arc::downgrade(&hall), hall.closed.clone());
+        let owner = Arc::downgrade(environment);
+        let hall = Arc::new(Self { owner, name, waiting: Mutex::default(), closed: Arc::default() });
+        let (weak, closed) = (Arc::downgrade(&hall), hall.closed.clone());
         environment.spawn(Box::pin(async move {
             // An environment without a reactor has no peers outside of its process.
             if Handle::try_current().is_err() {
@@ -94,11 +97,21 @@ impl Hall {
             }
             let Ok(listener) = tokio::net::UnixListener::from_std(listener) else { return };
             tokio::select! {
-                () = receive(&listener, &receiving) => {}
+                () = receive(&listener, &weak) => {}
                 () = closed.notified() => {}
             }
         }));
         Ok(hall)
+    }
+
+    /// Whether anybody takes peers in.
+    pub(super) fn is_open(&self) -> bool {
+        self.owner.strong_count() > 0
+    }
+
+    /// Whether that one's driver does.
+    pub(super) fn is_of(&self, environment: &Arc<dyn Environment>) -> bool {
+        self.owner.ptr_eq(&Arc::downgrade(environment))
     }
 
     /// What a peer needs to find it.

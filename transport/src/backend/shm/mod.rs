@@ -20,20 +20,24 @@ use crate::memory::Segment;
 /// The shared-memory backend.
 #[derive(Debug, Default)]
 pub struct Shm {
-    /// Where peers of this host come to, once one was expected.
-    hall: Mutex<Option<Arc<Hall>>>,
+    /// Where peers of this host come to, once one was expected: one for each endpoint that this serves.
+    halls: Mutex<Vec<Arc<Hall>>>,
 }
 
 const CAPS: Caps =
     Caps::ONE_SIDED.union(Caps::SOFT_REVOKE).union(Caps::CROSS_PROCESS).union(Caps::FLOW_CONTROL);
 
 impl Shm {
-    fn hall(&self, environment: &dyn Environment) -> Result<Arc<Hall>> {
-        let mut hall = self.hall.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(hall) = &*hall {
+    /// The endpoint's own: its driver takes peers in, and ends with it.
+    fn hall(&self, environment: &Arc<dyn Environment>) -> Result<Arc<Hall>> {
+        let mut halls = self.halls.lock().unwrap_or_else(PoisonError::into_inner);
+        halls.retain(|hall| hall.is_open());
+        if let Some(hall) = halls.iter().find(|hall| hall.is_of(environment)) {
             return Ok(hall.clone());
         }
-        Ok(hall.insert(Hall::open(environment)?).clone())
+        let hall = Hall::open(environment)?;
+        halls.push(hall.clone());
+        Ok(hall)
     }
 }
 
@@ -55,7 +59,7 @@ impl Backend for Shm {
         }
     }
 
-    fn offer(&self, role: Role, environment: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         match role {
             Role::Connector => Ok(Vec::new()),
             Role::Acceptor => Ok(self.hall(environment)?.name().to_vec()),
@@ -90,7 +94,7 @@ impl Backend for Shm {
                 let met = match site.role {
                     Role::Connector => meeting::visit(site, ours.shown()).await?,
                     Role::Acceptor => {
-                        let hall = self.hall(&*site.environment)?;
+                        let hall = self.hall(&site.environment)?;
                         hall.meet(site, ours.shown()).await?
                     }
                 };

@@ -8,6 +8,8 @@ mod link;
 mod socket;
 mod strands;
 
+use std::sync::Arc;
+
 use self::socket::Socket;
 use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site};
 use crate::environment::Environment;
@@ -33,7 +35,7 @@ impl Backend for Tcp {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
-    fn offer(&self, _: Role, _: &dyn Environment) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         Ok(Vec::new())
     }
 
