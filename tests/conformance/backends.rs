@@ -57,7 +57,11 @@ pub(crate) const ROWS: &[Row] = &[
         name: "shm",
         address: "shm://127.0.0.1:0",
         backends: backend::all,
-        caps: Caps::ONE_SIDED.union(Caps::SOFT_REVOKE).union(Caps::CROSS_PROCESS).union(Caps::FLOW_CONTROL),
+        caps: Caps::ONE_SIDED
+            .union(Caps::SOFT_REVOKE)
+            .union(Caps::CROSS_PROCESS)
+            .union(Caps::LENDS)
+            .union(Caps::FLOW_CONTROL),
         environment: None,
         only: None,
     },
@@ -127,7 +131,8 @@ pub(crate) struct Pair {
 impl Row {
     /// Settings of an endpoint with a pool of its own, which shows what is in use.
     pub(crate) fn builder(&self) -> Builder {
-        let builder = Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20));
+        let builder =
+            Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20)).trust_user(true);
         if self.address().scheme().is_encrypted() { builder.tls(encrypted::tls()) } else { builder }
     }
 

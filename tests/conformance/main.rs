@@ -6,6 +6,7 @@
 //! into failures.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+mod arena;
 mod backends;
 mod by_hand;
 mod callers;
@@ -55,6 +56,7 @@ const GROUPS: &[&[Claims]] = &[
     one_sided::CASES,
     places::CASES,
     copies::CASES,
+    arena::CASES,
     callers::CASES,
     mixed::CASES,
     faults::CASES,

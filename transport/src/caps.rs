@@ -21,6 +21,8 @@ bitflags::bitflags! {
         const ANY_PLACE = 1 << 6;
         /// Back-pressure: a receiver that does not receive bounds what the sender can have in flight.
         const FLOW_CONTROL = 1 << 7;
+        /// Frames in an arena are handed over where they are, to a peer that is trusted: nothing is copied, whatever their length.
+        const LENDS = 1 << 8;
     }
 }
 

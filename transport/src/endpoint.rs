@@ -47,6 +47,7 @@ pub struct Builder {
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
     token: Option<Token>,
+    trusts_user: bool,
     tls: Option<Tls>,
     insecure: bool,
     wait: Wait,
@@ -106,6 +107,7 @@ impl Endpoint {
             backends: backend::all(),
             pools: HashMap::new(),
             token: None,
+            trusts_user: false,
             tls: None,
             insecure: false,
             wait: Wait::default(),
@@ -347,6 +349,15 @@ impl Builder {
         self
     }
 
+    /// Trusts every process of this user on this host as if it knew the token: buffers in arenas are handed to it without a
+    /// copy, it may read all of the arenas they are in, and it is believed to leave alone what it handed over. It is what
+    /// processes of one user can do to one another anyway, where nothing else keeps them apart. With a token, those that know
+    /// it are trusted so by default.
+    pub fn trust_user(mut self, trust: bool) -> Self {
+        self.trusts_user = trust;
+        self
+    }
+
     /// What `tls://` and `towlines://` show and believe.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -412,6 +423,7 @@ impl Builder {
             driver,
             backends: self.backends,
             token: self.token,
+            trusts_user: self.trusts_user,
             tls: self.tls,
             pools: Arc::new(self.pools),
             wait: self.wait,

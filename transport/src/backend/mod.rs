@@ -133,6 +133,9 @@ pub struct Site {
     pub peer_offer: Vec<u8>,
     /// Equal at both ends, and of this connection alone: with a token, or over TLS, nobody else can know it.
     pub secret: [u8; 32],
+    /// This end trusts its peer, if that is of the same user of the same host: each may see all of the other's arenas, and
+    /// believes that what is lent to it stays as it is.
+    pub trusts: bool,
     /// The door's stream, for backends that take it.
     pub control: Option<Control>,
     /// The further streams of the connection, where both ends agreed on some and the backend stripes.

@@ -14,7 +14,7 @@ mod tests;
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use room::{Room, STRETCH_BYTES, Spot};
 
@@ -111,6 +111,7 @@ impl Arena {
 
     /// What it holds now.
     pub fn stats(&self) -> ArenaStats {
+        reclaim();
         let state = self.0.state();
         let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
         ArenaStats {
@@ -178,6 +179,10 @@ impl Inner {
 
     fn allocate(self: &Arc<Self>, len: usize) -> Result<Arc<ArenaMemory>> {
         self.check()?;
+        if let Some(memory) = self.take(len) {
+            return Ok(Arc::new(memory));
+        }
+        reclaim();
         if let Some(memory) = self.take(len) {
             return Ok(Arc::new(memory));
         }
@@ -283,6 +288,21 @@ unsafe impl Allocation for ArenaMemory {
 
     fn writable(&self) -> bool {
         true
+    }
+}
+
+/// What frees lent memory that has come back.
+static RECLAIM: OnceLock<fn()> = OnceLock::new();
+
+/// Has `free` called before an arena grows, and before it tells what it holds: whoever lends memory frees what has come back.
+pub(crate) fn reclaim_by(free: fn()) {
+    // There is one way to lend.
+    let _ = RECLAIM.set(free);
+}
+
+fn reclaim() {
+    if let Some(free) = RECLAIM.get() {
+        free();
     }
 }
 

@@ -5,7 +5,7 @@
 //! (M1 …) that the unsafe blocks below cite are in `docs/safety.md`.
 
 mod allocation;
-#[cfg_attr(not(test), expect(dead_code, reason = "the backend that lends and borrows comes next"))]
+
 pub(crate) mod arena;
 mod buffer;
 mod buffer_mut;

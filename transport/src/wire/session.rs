@@ -109,10 +109,6 @@ impl Session {
 
     /// The same with frames lent where `lender` can, both ways, before anything travelled. A session that checks what travels has
     /// every frame travel: what is lent passes no checksum.
-    #[cfg_attr(
-        not(any(test, feature = "internals")),
-        expect(dead_code, reason = "the backend whose peers reach each other's memory comes next")
-    )]
     pub(crate) fn lending(mut self, lender: Box<dyn Lender>) -> Self {
         self.lender = Some(lender).filter(|_| !self.inlet.check.is_on());
         self

@@ -13,6 +13,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::ring::{BYTES_AT, Half, Ring};
+use super::table::{TABLE_LEN, Table};
 use crate::backend::streamed::{Moved, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{BufferMut, PeerSegment, Segment};
@@ -51,33 +52,6 @@ impl Bell {
 }
 
 impl Duplex {
-    /// Lays the rings over both segments: ours of `len` bytes, and the peer's, which says that its own is of `peer_len`.
-    pub(super) fn over(
-        ours: Arc<Segment>,
-        len: usize,
-        theirs: OwnedFd,
-        peer_len: usize,
-        bell: Bell,
-    ) -> Result<Self> {
-        let corrupt = |why: String| Err(Error::new(ErrorKind::Corrupt, why));
-        if !peer_len.is_power_of_two() || !RING_LENS.contains(&peer_len) {
-            return corrupt(format!("the peer has a ring of {peer_len} bytes"));
-        }
-        let theirs = Arc::new(PeerSegment::map(theirs, BYTES_AT + peer_len)?);
-        if theirs.len() != BYTES_AT + peer_len {
-            return corrupt(format!("the peer's segment has {} bytes, too few for its ring", theirs.len()));
-        }
-        theirs.populate()?;
-        let (our_base, their_base) = (ours.base(), theirs.base());
-        // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as words and ring; made for this ring
-        // alone (M9).
-        let ours = unsafe { Half::new(ours, our_base.cast(), bytes_of(our_base).cast(), len) };
-        // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as words and ring, as was checked; this process
-        // cannot write it (M9).
-        let theirs = unsafe { Half::new(theirs, their_base.cast(), bytes_of(their_base).cast(), peer_len) };
-        Ok(Self { ring: Ring::new(ours, theirs), bell, gone: false, copied: 0, rings: 0 })
-    }
-
     /// See [`Ring::doze`]. Whoever is gone does not ring.
     pub(super) fn doze(&mut self, for_room: bool) -> bool {
         !self.gone && self.ring.doze(for_room)
@@ -189,7 +163,45 @@ impl Stream for Duplex {
     }
 }
 
-/// Where a segment's ring begins.
-fn bytes_of(base: NonNull<u8>) -> NonNull<u8> {
-    NonNull::new(base.as_ptr().wrapping_add(BYTES_AT)).unwrap_or(base)
+/// The length of a segment with a ring of that length.
+pub(super) const fn segment_len(ring_len: usize) -> usize {
+    BYTES_AT + ring_len + TABLE_LEN
+}
+
+/// Lays rings and tables over both segments: ours, with a ring of so many bytes, and the peer's, which says how many its has.
+/// The tables are ours and the peer's.
+pub(super) fn over(
+    (ours, our_len): (Arc<Segment>, usize),
+    (theirs, their_len): (OwnedFd, usize),
+    bell: Bell,
+) -> Result<(Duplex, (Table, Table))> {
+    let corrupt = |why: String| Err(Error::new(ErrorKind::Corrupt, why));
+    if !their_len.is_power_of_two() || !RING_LENS.contains(&their_len) {
+        return corrupt(format!("the peer has a ring of {their_len} bytes"));
+    }
+    let theirs = Arc::new(PeerSegment::map(theirs, segment_len(their_len))?);
+    if theirs.len() != segment_len(their_len) {
+        return corrupt(format!("the peer's segment has {} bytes, too few for its ring", theirs.len()));
+    }
+    theirs.populate()?;
+    let (our_base, their_base) = (ours.base(), theirs.base());
+    let (our_bytes, their_bytes) = (part(our_base, BYTES_AT), part(their_base, BYTES_AT));
+    let (our_words, their_words) = (part(our_bytes, our_len).cast(), part(their_bytes, their_len).cast());
+    // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as all three parts; made for this link
+    // alone, whose ring is the one to write that part (M9).
+    let our_half = unsafe { Half::new(ours.clone(), our_base.cast(), our_bytes.cast(), our_len) };
+    // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as all three parts, as was checked; this process
+    // cannot write it (M9).
+    let their_half = unsafe { Half::new(theirs.clone(), their_base.cast(), their_bytes.cast(), their_len) };
+    // SAFETY: M1: as for our half; the part behind the ring, which is a multiple of 8 and written as atomics alone (M9).
+    let our_table = unsafe { Table::new(ours, our_words) };
+    // SAFETY: M1: as for their half; the part behind the ring, which is a multiple of 8 (M9).
+    let their_table = unsafe { Table::new(theirs, their_words) };
+    let ring = Ring::new(our_half, their_half);
+    Ok((Duplex { ring, bell, gone: false, copied: 0, rings: 0 }, (our_table, their_table)))
+}
+
+/// The address so many bytes behind.
+fn part(base: NonNull<u8>, offset: usize) -> NonNull<u8> {
+    NonNull::new(base.as_ptr().wrapping_add(offset)).unwrap_or(base)
 }

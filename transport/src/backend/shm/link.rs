@@ -9,11 +9,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::CAPS;
-use super::duplex::{Bell, Duplex};
+use super::duplex::{self, Bell, Duplex, segment_len};
+use super::lender::ArenaLender;
 use super::meeting::{Met, Shown};
-use super::ring::BYTES_AT;
 use crate::backend::streamed::{Line, Streamed, read_from, write_to};
-use crate::backend::{Link, Site, Source};
+use crate::backend::{Caps, Link, Site, Source};
 use crate::error::Result;
 use crate::memory::Segment;
 use crate::wire::session::{Session, Urgency};
@@ -28,35 +28,57 @@ const IDLE_MAX: u32 = 64;
 pub(super) struct Ours {
     segment: Arc<Segment>,
     bell: Bell,
+    /// Ends when nobody holds what this end lent.
+    holders: OwnedFd,
+    holder: OwnedFd,
+    /// Whether the peer may map our arenas, as far as this end can tell before they met.
+    trusts: bool,
 }
 
 impl Ours {
-    pub(super) fn create() -> Result<Self> {
-        let segment = Arc::new(Segment::create("towline-ring", BYTES_AT + RING_LEN)?);
-        let (heard_at, rope) =
-            pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from)?;
-        Ok(Self { segment, bell: Bell { rope, heard_at } })
+    pub(super) fn create(trusts: bool) -> Result<Self> {
+        let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
+        let pipe = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from);
+        let ((heard_at, rope), (holders, holder)) = (pipe()?, pipe()?);
+        Ok(Self { segment, bell: Bell { rope, heard_at }, holders, holder, trusts })
     }
 
     pub(super) fn shown(&self) -> Shown<BorrowedFd<'_>> {
         let (segment, bell) = (self.segment.descriptor(), self.bell.heard_at.as_fd());
-        Shown { ring_len: RING_LEN as u32, segment, bell }
+        let (holder, trusts) = (self.holder.as_fd(), self.trusts);
+        Shown { ring_len: RING_LEN as u32, segment, bell, holder, trusts }
     }
 }
 
 /// Opens a link with a peer that was met.
 pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let Met { socket, peer } = met;
-    let duplex = Duplex::over(ours.segment, RING_LEN, peer.segment, peer.ring_len as usize, ours.bell)?;
+    let Ours { segment, bell, holders, holder: _, trusts } = ours;
+    let trusted = trusts && peer.trusts && is_same_user(&socket);
+    let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
     let line = ShmLine {
         heard: peer.bell,
-        _socket: socket,
         blocked: AtomicBool::new(false),
         copied: AtomicU64::new(0),
         calls: AtomicU64::new(0),
     };
-    let held = Held { duplex, idle: 0 };
-    Ok(Streamed::open(line, held, Streamed::<ShmLine>::session(site), CAPS, site))
+    let mut session = Streamed::<ShmLine>::session(site);
+    if trusted {
+        let lender = ArenaLender::new(socket, tables, (holders, peer.holder));
+        session = session.lending(Box::new(lender));
+    }
+    // What the backend can do, and this link does not promise.
+    let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
+    Ok(Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site))
+}
+
+/// Whether whoever is at the other end is of this user. The user that stands for all that a namespace does not know is nobody's.
+fn is_same_user(socket: &OwnedFd) -> bool {
+    let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
+    let overflow = overflow.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_534);
+    let ours = rustix::process::geteuid();
+    rustix::net::sockopt::socket_peercred(socket)
+        .is_ok_and(|peer| peer.uid == ours && ours.as_raw() != overflow)
 }
 
 /// Both directions of one link, as everybody sees them.
@@ -64,7 +86,6 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
 struct ShmLine {
     /// The peer's bell; its end is the peer's.
     heard: OwnedFd,
-    _socket: OwnedFd,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
     /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.

@@ -36,8 +36,10 @@ const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const VERSION: u16 = 1;
 const WORDS_LEN: usize = 32;
 const HELLO_LEN: usize = WORDS_LEN + 32;
-/// What each end shows: its segment, and where to hear its bell.
-const DESCRIPTORS: usize = 2;
+/// What each end shows: its segment, where to hear its bell, and what a holder of its arenas' memory keeps.
+const DESCRIPTORS: usize = 3;
+/// In a hello: the peer may map our arenas, and we believe what it says of its own.
+const TRUSTS: u8 = 1;
 /// Strangers that may be in the hall at once, and how long each may take to say who it is.
 const STRANGERS_MAX: usize = 128;
 const STRANGER_TIME: Duration = Duration::from_secs(2);
@@ -63,6 +65,10 @@ pub(super) struct Shown<D> {
     pub(super) segment: D,
     /// Where to hear its bell.
     pub(super) bell: D,
+    /// Kept by whoever holds what it lent.
+    pub(super) holder: D,
+    /// It trusts the other to map its arenas.
+    pub(super) trusts: bool,
 }
 
 /// A peer that was met.
@@ -128,7 +134,7 @@ impl Hall {
         let closed = || Error::new(ErrorKind::Closed, "the meeting place was closed");
         let Caller { stream, hello, descriptors } = caller.await.map_err(|_| closed())?;
         let peer = checked(&key, Role::Connector, &hello, descriptors)?;
-        say(&stream, &hello_of(&key, Role::Acceptor, ours.ring_len), &ours).await?;
+        say(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
         Ok(Met { socket: stream.into_std()?.into(), peer })
     }
 
@@ -163,7 +169,7 @@ pub(super) async fn visit(site: &Site, ours: Shown<BorrowedFd<'_>>) -> Result<Me
     }
     let stream = UnixStream::from_std(dial(name).await?.into())?;
     let key = MeetingKey::new(site.secret);
-    say(&stream, &hello_of(&key, Role::Connector, ours.ring_len), &ours).await?;
+    say(&stream, &hello_of(&key, Role::Connector, &ours), &ours).await?;
     let (hello, descriptors) = hear(&stream).await?;
     let peer = checked(&key, Role::Acceptor, &hello, descriptors)?;
     Ok(Met { socket: stream.into_std()?.into(), peer })
@@ -222,11 +228,12 @@ fn full(name: &[u8]) -> Vec<u8> {
     [PREFIX, digits.collect::<String>().as_bytes()].concat()
 }
 
-fn hello_of(key: &MeetingKey, role: Role, ring_len: u32) -> [u8; HELLO_LEN] {
+fn hello_of(key: &MeetingKey, role: Role, ours: &Shown<BorrowedFd<'_>>) -> [u8; HELLO_LEN] {
     let mut hello = [0; HELLO_LEN];
     hello[..8].copy_from_slice(&MAGIC);
     hello[8..10].copy_from_slice(&VERSION.to_le_bytes());
-    hello[12..16].copy_from_slice(&ring_len.to_le_bytes());
+    hello[10] = if ours.trusts { TRUSTS } else { 0 };
+    hello[12..16].copy_from_slice(&ours.ring_len.to_le_bytes());
     hello[16..WORDS_LEN].copy_from_slice(&key.name());
     let proof = key.proof(role, &hello[..WORDS_LEN]);
     hello[WORDS_LEN..].copy_from_slice(&proof);
@@ -244,22 +251,23 @@ fn checked(
     let mut mac = [0; 32];
     mac.copy_from_slice(proof);
     key.verify(role, words, &mac)?;
-    if words[..8] != MAGIC || words[8..12] != [VERSION.to_le_bytes()[0], VERSION.to_le_bytes()[1], 0, 0] {
+    let is_known = words[..8] == MAGIC && words[8..10] == VERSION.to_le_bytes();
+    if !is_known || words[10] & !TRUSTS != 0 || words[11] != 0 {
         return Err(Error::new(ErrorKind::Unsupported, "the peer shares memory in another version's way"));
     }
     let ring_len = u32::from_le_bytes([words[12], words[13], words[14], words[15]]);
-    let [segment, bell] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
+    let [segment, bell, holder] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
         let why = format!("the peer showed {} descriptors and not {DESCRIPTORS}", shown.len());
         Error::new(ErrorKind::Corrupt, why)
     })?;
-    Ok(Shown { ring_len, segment, bell })
+    Ok(Shown { ring_len, segment, bell, holder, trusts: words[10] & TRUSTS != 0 })
 }
 
 async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Shown<BorrowedFd<'_>>) -> Result<()> {
     let send = || {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let shown = [ours.segment, ours.bell];
+        let shown = [ours.segment, ours.bell, ours.holder];
         assert!(control.push(SendAncillaryMessage::ScmRights(&shown)), "there is space for {DESCRIPTORS}");
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(hello)], &mut control, flags)?)

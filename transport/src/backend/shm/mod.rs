@@ -4,10 +4,13 @@
 //! brings the two together and shows each the other's descriptors; a pipe each way wakes whoever sleeps, and ends with its
 //! process. Nothing has a name in any file system, so nothing is left behind.
 
+mod borrowing;
 mod duplex;
+mod lender;
 mod link;
 mod meeting;
 mod ring;
+mod table;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -24,8 +27,11 @@ pub struct Shm {
     halls: Mutex<Vec<Arc<Hall>>>,
 }
 
-const CAPS: Caps =
-    Caps::ONE_SIDED.union(Caps::SOFT_REVOKE).union(Caps::CROSS_PROCESS).union(Caps::FLOW_CONTROL);
+const CAPS: Caps = Caps::ONE_SIDED
+    .union(Caps::SOFT_REVOKE)
+    .union(Caps::CROSS_PROCESS)
+    .union(Caps::FLOW_CONTROL)
+    .union(Caps::LENDS);
 
 impl Shm {
     /// The endpoint's own: its driver takes peers in, and ends with it.
@@ -90,7 +96,7 @@ impl Backend for Shm {
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async {
             let opened = async {
-                let ours = link::Ours::create()?;
+                let ours = link::Ours::create(site.trusts)?;
                 let met = match site.role {
                     Role::Connector => meeting::visit(site, ours.shown()).await?,
                     Role::Acceptor => {

@@ -17,9 +17,11 @@ pub(crate) struct BorrowedMemory {
     segment: Arc<PeerSegment>,
     offset: usize,
     len: usize,
+    #[cfg_attr(not(test), expect(dead_code, reason = "held until the last handle is gone"))]
     lease: Box<dyn Any + Send + Sync>,
 }
 
+#[cfg(test)]
 impl BorrowedMemory {
     /// Whose memory it is.
     pub(crate) fn segment(&self) -> &Arc<PeerSegment> {
@@ -56,6 +58,7 @@ pub(crate) unsafe fn borrowed(
     Ok(unsafe { Buffer::from_allocation(Arc::new(memory)) })
 }
 
+#[cfg(test)]
 /// The block that a buffer's bytes lie in, if a peer lent it, and where in its segment the first of them does.
 pub(crate) fn borrowed_from(buffer: &Buffer) -> Option<(&BorrowedMemory, usize)> {
     let memory: &dyn Any = buffer.allocation()?;

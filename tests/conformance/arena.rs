@@ -1,0 +1,164 @@
+//! Buffers in arenas: over every backend they arrive as they were, and where the two ends share memory they stay where they
+//! are, until the receiver has let go of them.
+
+use rustix::process::Signal;
+use towline::{Arena, Buffer, Caps, Connection, Landing, Message, Place, Pool};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_bytes, bytes};
+use crate::peer::{ECHO, Peer};
+use crate::polls::{eventually, soon};
+use crate::suite::cases;
+
+cases! {
+    ANY:
+        frames_in_arenas_arrive,
+        frames_land_in_an_arena;
+    LENDS:
+        a_killed_holder_gives_back_what_it_held,
+        frames_are_lent_and_not_copied,
+        many_frames_and_slices_are_lent_both_ways,
+        what_is_held_outlives_its_connection,
+        a_full_arena_has_room_again_when_the_receiver_lets_go,
+        without_trust_nothing_is_lent;
+}
+
+const SIZES: [usize; 6] = [1, 1000, 1024, 16_384, 300_000, 8 << 20];
+
+/// A frame of `len` bytes of an arena.
+fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
+    let mut buffer = arena.take(len).unwrap();
+    buffer.extend_from_slice(&bytes(seed, len)).unwrap();
+    buffer.freeze()
+}
+
+async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
+    let both = async { tokio::join!(from.deliver(message), to.recv()) };
+    let (delivered, received) = soon("a message", both).await;
+    delivered.unwrap();
+    received.unwrap()
+}
+
+async fn frames_in_arenas_arrive(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(64 << 20).unwrap();
+    for (seed, len) in SIZES.into_iter().enumerate() {
+        let message = Message::new("beside others").with_frame(frame(&arena, seed, len)).with_frame("host");
+        let received = sent(&pair.a, &pair.b, message).await;
+        assert_bytes(received.frames()[0].as_slice().unwrap(), seed, 0);
+        assert_eq!((received.frames()[0].len(), received.frames()[1].as_slice()), (len, Some(&b"host"[..])));
+    }
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn frames_land_in_an_arena(row: &'static Row) {
+    let near = Arena::new(64 << 20).unwrap();
+    let pool = Pool::with_source(std::sync::Arc::new(near), 0);
+    let pair = row.pair_with(|builder| builder.pool(pool.clone())).await;
+    for (seed, len) in SIZES.into_iter().enumerate() {
+        let message = Message::new("land").with_frame(bytes(seed, len));
+        let taking = async {
+            pair.b.incoming().await.unwrap().accept_into(vec![Landing::Place(Place::Arena)]).await.unwrap()
+        };
+        let (delivered, taken) =
+            soon("a message", async { tokio::join!(pair.a.deliver(message), taking) }).await;
+        delivered.unwrap();
+        assert_eq!(taken.frames()[0].place(), Place::Arena);
+        assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
+    }
+}
+
+async fn frames_are_lent_and_not_copied(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(128 << 20).unwrap();
+    let before = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
+    for (seed, len) in [1024, 300_000, 64 << 20].into_iter().enumerate() {
+        let received = sent(&pair.a, &pair.b, Message::new("").with_frame(frame(&arena, seed, len))).await;
+        let [held] = received.frames() else { panic!("one frame") };
+        assert_eq!((held.place(), held.len()), (Place::Arena, len));
+        assert_bytes(held.as_slice().unwrap(), seed, 0);
+        assert!(arena.stats().in_use_bytes >= len, "it is held at the other end");
+        let copy = held.clone().try_into_mut();
+        assert!(copy.is_err(), "what was lent cannot be written");
+        drop((received, copy));
+        eventually("the lease is back", || arena.stats().in_use_bytes == 0).await;
+    }
+    let copied = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
+    // Announcements and words are copied through the ring.
+    assert!(copied[0] - before[0] < 4096 && copied[1] - before[1] < 4096, "{before:?} {copied:?}");
+}
+
+async fn many_frames_and_slices_are_lent_both_ways(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(64 << 20).unwrap();
+    for (from, to) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
+        let whole = frame(&arena, 5, 1 << 20);
+        let frames: Vec<_> = (0..500).map(|at| whole.slice(at * 2000..at * 2000 + at)).collect();
+        let received = sent(from, to, Message::from_parts("slices", frames)).await;
+        for (at, held) in received.frames().iter().enumerate() {
+            assert_eq!((held.len(), at == 0 || held.place() == Place::Arena), (at, true));
+            assert_bytes(held.as_slice().unwrap(), 5, at * 2000);
+        }
+        drop(whole);
+    }
+    eventually("every lease is back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn what_is_held_outlives_its_connection(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(64 << 20).unwrap();
+    let received = sent(&pair.a, &pair.b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
+    soon("a close", pair.a.close()).await.unwrap();
+    drop(pair);
+    // Whatever else takes the arena's memory, this is not given away.
+    let others: Vec<_> = (0..40).map(|seed| frame(&arena, seed, 1 << 20)).collect();
+    assert_bytes(received.frames()[0].as_slice().unwrap(), 3, 0);
+    drop((received, others));
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn a_full_arena_has_room_again_when_the_receiver_lets_go(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(8 << 20).unwrap();
+    let mut held = Vec::new();
+    for seed in 0..7 {
+        let message = Message::new("").with_frame(frame(&arena, seed, 1 << 20));
+        held.push(sent(&pair.a, &pair.b, message).await);
+    }
+    let full = arena.take(2 << 20).unwrap_err();
+    assert_eq!(full.kind(), towline::ErrorKind::TooLarge, "{full}");
+    held.clear();
+    eventually("there is room", || arena.take(2 << 20).is_ok()).await;
+}
+
+async fn without_trust_nothing_is_lent(row: &'static Row) {
+    // It takes both: each end may see all of the other's arena.
+    let (near, far) = (row.builder().trust_user(false).build().unwrap(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (a, b) = meet(&near, &listener).await;
+    assert!(!a.caps().contains(Caps::LENDS) && !b.caps().contains(Caps::LENDS));
+    let arena = Arena::new(64 << 20).unwrap();
+    let received = sent(&a, &b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
+    assert_bytes(received.frames()[0].as_slice().unwrap(), 3, 0);
+    assert_eq!(received.frames()[0].place(), Place::Host);
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
+    let (peer, address) = Peer::serving(row).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    let arena = Arena::new(64 << 20).unwrap();
+    for seed in 0..20 {
+        // It sends them back, and holds what nobody takes.
+        let message = Message::new(ECHO).with_frame(frame(&arena, seed, 1 << 20));
+        drop(soon("a send", connection.send(message)).await.unwrap());
+    }
+    peer.signal(Signal::KILL);
+    let end = loop {
+        if let Err(end) = soon("the end", connection.recv()).await {
+            break end;
+        }
+    };
+    assert_eq!(end.kind(), towline::ErrorKind::PeerLost, "{end}");
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
