@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::io::Interest;
 
 use super::CAPS;
 use super::duplex::{self, Bell, Duplex, segment_len};
@@ -16,6 +18,7 @@ use crate::backend::streamed::{Line, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, Site, Source};
 use crate::error::Result;
 use crate::memory::Segment;
+use crate::reactor::register;
 use crate::wire::session::{Session, Urgency};
 
 /// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
@@ -52,12 +55,14 @@ impl Ours {
 
 /// Opens a link with a peer that was met.
 pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
-    let Met { socket, peer } = met;
+    let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts } = ours;
-    let trusted = trusts && peer.trusts && is_same_user(&socket);
+    let trusted = trusts && peer.trusts && is_ours(user);
     let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
+    let exited = Arc::new(AtomicBool::new(false));
     let line = ShmLine {
         heard: peer.bell,
+        exited: exited.clone(),
         blocked: AtomicBool::new(false),
         copied: AtomicU64::new(0),
         calls: AtomicU64::new(0),
@@ -69,16 +74,50 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     }
     // What the backend can do, and this link does not promise.
     let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
-    Ok(Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site))
+    let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
+    if let Some(process) = process.and_then(watched) {
+        let (link, inbox) = (Arc::downgrade(&link), site.inbox.clone());
+        site.environment.spawn(Box::pin(async move {
+            tokio::select! {
+                () = until_exit(process) => {}
+                () = inbox.until_ended() => return,
+            }
+            exited.store(true, Ordering::Release);
+            // What it sent before is taken first; whoever polls meanwhile sees the same.
+            while let Some(link) = link.upgrade().filter(|_| inbox.ended().is_none()) {
+                link.progress();
+                drop(link);
+                tokio::task::yield_now().await;
+            }
+        }));
+    }
+    Ok(link)
 }
 
-/// Whether whoever is at the other end is of this user. The user that stands for all that a namespace does not know is nobody's.
-fn is_same_user(socket: &OwnedFd) -> bool {
+/// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.
+fn is_ours(user: u32) -> bool {
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
     let overflow = overflow.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_534);
-    let ours = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(socket)
-        .is_ok_and(|peer| peer.uid == ours && ours.as_raw() != overflow)
+    user == rustix::process::geteuid().as_raw() && user != overflow
+}
+
+/// The peer's process, to be told of its exit: a forked child of its may keep its end of the bell. `None` if it is this one.
+fn watched(process: Pid) -> Option<OwnedFd> {
+    if process == rustix::process::getpid() {
+        return None;
+    }
+    rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()
+}
+
+/// Ends when the process has; never where nobody tells.
+async fn until_exit(process: OwnedFd) {
+    let told = match register(process, Interest::READABLE) {
+        Some(process) => process.readable().await.map(drop).is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Both directions of one link, as everybody sees them.
@@ -86,6 +125,8 @@ fn is_same_user(socket: &OwnedFd) -> bool {
 struct ShmLine {
     /// The peer's bell; its end is the peer's.
     heard: OwnedFd,
+    /// The peer's process has.
+    exited: Arc<AtomicBool>,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
     /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.
@@ -115,6 +156,9 @@ impl Line for ShmLine {
             held.idle = 0;
             held.duplex.gone |= self.has_hung_up();
             self.count_calls(held, 1);
+        }
+        if self.exited.load(Ordering::Acquire) {
+            held.duplex.gone = true;
         }
         let moved = read_from(&mut held.duplex, session, 0)?;
         held.idle = if moved { 0 } else { held.idle + 1 };

@@ -18,6 +18,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
@@ -76,6 +77,18 @@ pub(super) struct Shown<D> {
 pub(super) struct Met {
     pub(super) socket: OwnedFd,
     pub(super) peer: Shown<OwnedFd>,
+    /// Its user, as the kernel tells.
+    pub(super) user: u32,
+    /// Its process, where that can be seen from here.
+    pub(super) process: Option<Pid>,
+}
+
+impl Met {
+    fn new(stream: UnixStream, peer: Shown<OwnedFd>) -> Result<Self> {
+        let credentials = stream.peer_cred()?;
+        let process = credentials.pid().and_then(Pid::from_raw);
+        Ok(Self { socket: stream.into_std()?.into(), peer, user: credentials.uid(), process })
+    }
 }
 
 /// Somebody who came, and what it said.
@@ -135,7 +148,7 @@ impl Hall {
         let Caller { stream, hello, descriptors } = caller.await.map_err(|_| closed())?;
         let peer = checked(&key, Role::Connector, &hello, descriptors)?;
         say(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
-        Ok(Met { socket: stream.into_std()?.into(), peer })
+        Met::new(stream, peer)
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>> {
@@ -172,7 +185,7 @@ pub(super) async fn visit(site: &Site, ours: Shown<BorrowedFd<'_>>) -> Result<Me
     say(&stream, &hello_of(&key, Role::Connector, &ours), &ours).await?;
     let (hello, descriptors) = hear(&stream).await?;
     let peer = checked(&key, Role::Acceptor, &hello, descriptors)?;
-    Ok(Met { socket: stream.into_std()?.into(), peer })
+    Met::new(stream, peer)
 }
 
 async fn dial(name: &[u8]) -> Result<OwnedFd> {
