@@ -17,6 +17,7 @@ mod copies;
 mod door;
 mod encrypted;
 mod ending;
+mod event_loop;
 mod faults;
 mod flow;
 mod fork;
@@ -58,6 +59,7 @@ const GROUPS: &[&[Claims]] = &[
     copies::CASES,
     arena::CASES,
     callers::CASES,
+    event_loop::CASES,
     mixed::CASES,
     faults::CASES,
     leaks::CASES,

@@ -38,7 +38,8 @@
 //!
 //! # Where to look
 //!
-//! [`blocking`] has the same calls for plain threads, [`memory`] the buffers, pools and places; [`Path`] tells why a connection
+//! [`blocking`] has the same calls for plain threads, and [`Wakeups`] lets any other event loop (`asyncio`, `poll(2)`) sleep on one
+//! descriptor and poll by hand, without an async runtime. [`memory`] has the buffers, pools and places; [`Path`] tells why a connection
 //! goes the way it goes, [`Connection::explain`] what was expected of every way, and [`Connection::measure`] what this one does. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
 
 mod addr;
@@ -68,6 +69,7 @@ mod process;
 mod reactor;
 mod region;
 mod waiting;
+mod wakeups;
 mod wire;
 
 pub use addr::{Address, Scheme};
@@ -85,6 +87,7 @@ pub use metrics::Metrics;
 pub use path::{Candidate, CandidateState, Path};
 pub use region::{Region, RegionAccess, RemoteRegion};
 pub use waiting::Wait;
+pub use wakeups::Wakeups;
 
 /// The README's example is compiled and run as a test.
 #[cfg(doctest)]
