@@ -14,7 +14,7 @@ const LEN_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// Whatever serves the pair best.
+    /// Whatever serves the pair best: `mem` within a process, `shm` within a host, `tcp` beyond.
     Towline,
     /// Whatever serves the pair best and shows nothing to whoever is on the way: what leaves the host goes over TLS.
     Towlines,
@@ -22,7 +22,7 @@ pub enum Scheme {
     Tcp,
     /// Only TCP, over TLS.
     Tls,
-    /// Only shared memory.
+    /// Only shared memory, between processes of one host.
     Shm,
     /// Only UCX.
     Ucx,
@@ -76,15 +76,16 @@ impl fmt::Display for Scheme {
 ///
 /// `scheme://host:port`, or `mem://name` within a process (`mem://` lets the listener assign the name). The host is
 /// an IPv4 address, an IPv6 address in brackets, or a name; a listener may also write `*`, or nothing, for every
-/// interface. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
+/// interface. The port is TCP's whatever the scheme is: both ends meet there, and `shm` leads on into memory that they
+/// share. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
-/// `integrity=crc32c` (for `tcp` and `towline`, `tls` and `towlines`): what travels carries checksums both ways, and damage on the way is
+/// `integrity=crc32c` (for all but `mem`): what travels carries checksums both ways, and damage on the way is
 /// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting address asks
 /// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
 /// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.
 ///
 /// `streams=N` (for the same, 1 to 16): the connection spreads large payload over N sockets, for links that are
-/// faster than one TCP flow. It is asked for and granted like `integrity`.
+/// faster than one TCP flow. It is asked for and granted like `integrity`; `shm` has one stream whatever is asked for.
 ///
 /// ```
 /// use towline::{Address, Scheme};

@@ -1,5 +1,6 @@
 //! Towline moves host and device buffers between processes with as few copies as the hardware allows: inside a process, and
-//! between processes of one host or of several. Both ends negotiate the fastest path they have in common.
+//! between processes of one host or of several. Both ends negotiate the fastest path they have in common: a hand-over within a
+//! process (`mem`), rings in shared memory within a host (`shm`), sockets beyond (`tcp`).
 //!
 //! ```
 #![doc = include_str!("../../examples/examples/hello.rs")]
