@@ -22,6 +22,7 @@ mod fork;
 mod hostile;
 mod integrity;
 mod leaks;
+mod meeting;
 mod messages;
 mod mixed;
 mod namespaces;
@@ -31,6 +32,7 @@ mod peer;
 mod places;
 mod processes;
 mod receipts;
+mod sharing;
 mod streams;
 mod stuck;
 mod suite;
@@ -65,6 +67,7 @@ const GROUPS: &[&[Claims]] = &[
     integrity::CASES,
     streams::CASES,
     connect::CASES,
+    meeting::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,
