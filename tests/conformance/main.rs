@@ -33,6 +33,7 @@ mod places;
 mod processes;
 mod receipts;
 mod sharing;
+mod spoiled;
 mod streams;
 mod stuck;
 mod suite;
@@ -68,6 +69,7 @@ const GROUPS: &[&[Claims]] = &[
     streams::CASES,
     connect::CASES,
     meeting::CASES,
+    spoiled::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,

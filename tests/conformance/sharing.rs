@@ -258,14 +258,27 @@ pub(crate) struct Sharer {
 impl Sharer {
     /// One, and the connection it is the peer of.
     pub(crate) async fn connected(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Self, Connection) {
+        let connected = Self::connected_by(endpoint, listener, nonce, |_| ()).await;
+        connected.expect("what is honest is believed")
+    }
+
+    /// The same after a lie, if it is believed.
+    pub(crate) async fn connected_by(
+        endpoint: &Endpoint,
+        listener: &Listener,
+        nonce: u8,
+        lie: impl FnOnce(&mut Hello),
+    ) -> Result<(Self, Connection), String> {
         let mut visitor = Visitor::new(endpoint, listener, nonce).await;
-        let (hello, ours, rope) = visitor.hello();
+        let (mut hello, ours, rope) = visitor.hello();
+        lie(&mut hello);
         let (meeting, shown) = visitor.meet(&hello);
+        visitor.conclude().await?;
         let theirs = shown.expect("it comes to the meeting").try_into().expect("it shows two");
-        visitor.conclude().await.unwrap();
-        let connection = soon("the connection", listener.accept()).await.unwrap();
+        let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
+        let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
         let control = visitor.control;
-        (Self { ours, theirs, rope, written: 0, _meeting: meeting, _control: control }, connection)
+        Ok((Self { ours, theirs, rope, written: 0, _meeting: meeting, _control: control }, connection))
     }
 
     /// Writes into its ring, tells of it and rings.
