@@ -57,18 +57,34 @@ pub(crate) const CLOSE: u8 = 12;
 
 /// A stream whose handshake is done: whoever holds it is the peer.
 async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
+    greet(listener, nonce, &[nonce; 56], &["tcp"]).await.0
+}
+
+/// The same, with this identity and these offers; and the `Hello` of either end, ours first.
+pub(crate) async fn greet(
+    listener: &Listener,
+    nonce: u8,
+    identity: &[u8; 56],
+    offers: &[&str],
+) -> (Box<dyn Stream>, [Vec<u8>; 2]) {
     let mut stream = dial(listener).await;
     let mut hello = vec![1, 0, 1, 0];
     hello.extend([0; 8]); // features
     hello.extend([nonce; 32]);
-    hello.extend([nonce; 56]); // identity
-    hello.extend([0, 1]); // no token, one offer
-    hello.extend(b"\x03tcp\0\0");
-    send(&mut stream, &hand(1, &hello)).await.unwrap();
-    assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
+    hello.extend(identity);
+    hello.extend([0, offers.len() as u8]); // no token
+    for name in offers {
+        hello.push(name.len() as u8);
+        hello.extend(name.as_bytes());
+        hello.extend([0, 0]); // nothing to say of it
+    }
+    let hello = hand(1, &hello);
+    send(&mut stream, &hello).await.unwrap();
+    let (kind, peers) = heard(&mut stream).await;
+    assert_eq!(kind, 1, "its Hello");
     send(&mut stream, &hand(2, &[0; 32])).await.unwrap();
     assert_eq!(heard(&mut stream).await, (2, vec![0; 32]), "its Proof");
-    stream
+    (stream, [hello, hand(1, &peers)])
 }
 
 /// The next message of the handshake.

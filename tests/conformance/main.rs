@@ -24,6 +24,7 @@ mod fork;
 mod hostile;
 mod integrity;
 mod leaks;
+mod meeting;
 mod messages;
 mod mixed;
 mod namespaces;
@@ -33,6 +34,8 @@ mod peer;
 mod places;
 mod processes;
 mod receipts;
+mod sharing;
+mod spoiled;
 mod streams;
 mod stuck;
 mod suite;
@@ -69,6 +72,8 @@ const GROUPS: &[&[Claims]] = &[
     integrity::CASES,
     streams::CASES,
     connect::CASES,
+    meeting::CASES,
+    spoiled::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,

@@ -34,6 +34,7 @@ pub(crate) struct Case {
 pub(crate) struct Claims {
     pub(crate) module: &'static str,
     pub(crate) needs: Caps,
+    pub(crate) lacks: Caps,
     pub(crate) environment: Option<Need>,
     pub(crate) cases: &'static [(&'static str, CaseFn)],
 }
@@ -53,12 +54,14 @@ pub(crate) enum Need {
     Ipv6,
 }
 
-/// `CAP | CAP, need: claim, claim;` names the functions of a file that are cases, and what they need.
+/// `CAP | CAP - CAP, need: claim, claim;` names the functions of a file that are cases, and what they need: a backend with some
+/// capabilities and without others, and what a machine may lack.
 macro_rules! cases {
-    ($($($cap:ident)|+ $(, $need:ident)?: $($case:ident),+;)+) => {
+    ($($($cap:ident)|+ $(- $lack:ident)? $(, $need:ident)?: $($case:ident),+;)+) => {
         pub(crate) const CASES: &[$crate::suite::Claims] = &[$($crate::suite::Claims {
             module: module_path!(),
             needs: towline::Caps::empty()$(.union($crate::suite::caps!($cap)))+,
+            lacks: towline::Caps::empty()$(.union($crate::suite::caps!($lack)))?,
             environment: $crate::suite::need!($($need)?),
             cases: &[$((stringify!($case), |row| Box::pin($case(row)))),+],
         }),+];
@@ -87,7 +90,8 @@ impl Case {
     pub(crate) fn all(row: &Row, groups: &[&'static [Claims]]) -> Vec<Self> {
         let claims = groups.iter().flat_map(|group| group.iter());
         let wanted = |claims: &Claims| row.only.is_none_or(|only| only.contains(&claims.file()));
-        let fitting = claims.filter(|claims| row.caps.contains(claims.needs) && wanted(claims));
+        let fits = |claims: &Claims| row.caps.contains(claims.needs) && !row.caps.intersects(claims.lacks);
+        let fitting = claims.filter(|claims| fits(claims) && wanted(claims));
         fitting
             .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }))
             .collect()
