@@ -50,7 +50,10 @@ async fn scene(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Sharer, 
     (sharer, connection)
 }
 
-const LIES: &[(&str, fn(&mut Sharer))] = &[
+/// What a peer does to the memory that it shares.
+type Lie = fn(&mut Sharer);
+
+const LIES: &[(&str, Lie)] = &[
     ("more was written than the ring has", |sharer| {
         sharer.tell(PRODUCED, sharer.told(PRODUCED) + RING_LEN as u64 + 1);
     }),
