@@ -13,6 +13,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::payload::Check;
 use crate::peer::{About, Candidate, Peer, Speed};
+use crate::place::Places;
 use crate::progress::Progress;
 use crate::trust::Trust;
 use crate::units::Size;
@@ -135,6 +136,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         workers: 2,
         rate: None,
         check: Check::Edges,
+        places: Places::default(),
     };
     let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;
     let bandwidth = drive.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;

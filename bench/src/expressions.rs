@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::bench::assertion::Assertion;
-use crate::bench::case::{Case, Pattern, Place, Transport, Wait};
+use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::report::Row;
 use crate::payload::Check;
+use crate::place::{Place, Places};
 use crate::units::{Size, Sizes, parse_seconds};
 
 /// `--assert`: as it will be printed. A good one is judged as well, on rows of which no two are alike.
@@ -29,6 +30,7 @@ fn cases() -> [Case; 2] {
         workers: 2,
         rate: None,
         check: Check::Edges,
+        places: Places::default(),
     })
 }
 
@@ -50,7 +52,7 @@ pub fn pattern(text: &str) -> Result<&'static str, String> {
 
 /// `--from` and `--to`.
 pub fn place(text: &str) -> Result<(), String> {
-    text.parse().map(|Place::Host| ())
+    text.parse::<Place>().map(drop)
 }
 
 /// `--duration` and its like.

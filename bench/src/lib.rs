@@ -15,6 +15,7 @@ mod metrics;
 mod output;
 mod payload;
 mod peer;
+mod place;
 mod progress;
 mod serve;
 mod trust;

@@ -3,7 +3,9 @@
 //! One allocation holds a pattern whose every 8-byte word follows from its position. A message is a slice of it; each
 //! round of the window starts a little later, so the same warm memory never carries the same bytes twice in a row.
 
-use bytes::Bytes;
+use towline::{Buffer, Error};
+
+use crate::place::{Place, Places};
 
 const WORD: usize = 8;
 
@@ -51,18 +53,38 @@ impl Layout {
     }
 }
 
-/// Warm memory that holds the pattern; grows to the largest layout asked for, and is shared by everything that sends.
+/// The messages of one case: what they hold, where that lies, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Cargo {
+    pub(crate) layout: Layout,
+    /// Frames of each.
+    pub(crate) frames: usize,
+    /// How closely their receiver looks.
+    pub(crate) check: Check,
+    pub(crate) places: Places,
+}
+
+/// Warm memory that holds the pattern; grows to the largest layout asked for, and is shared by everything that sends. It is
+/// never written again, since a peer may have been lent it.
 #[derive(Debug, Default)]
-pub(crate) struct Payload(Bytes);
+pub(crate) struct Payload {
+    place: Place,
+    memory: Buffer,
+}
 
 impl Payload {
-    /// Memory for `layout`, warm when this returns.
-    pub(crate) fn prepare(&mut self, layout: Layout) -> Bytes {
+    /// Memory for `layout` in `place`, warm when this returns.
+    ///
+    /// # Errors
+    /// There is not that much in that place.
+    pub(crate) fn prepare(&mut self, layout: Layout, place: Place) -> Result<Buffer, Error> {
         let length = layout.total_bytes().next_multiple_of(WORD);
-        if self.0.len() < length {
-            self.0 = Bytes::from(pattern(length));
+        if self.place != place || self.memory.len() < length {
+            // What was there goes first: a machine may not have room for both.
+            *self = Self { place, memory: Buffer::new() };
+            self.memory = place.filled(pattern(length))?.freeze();
         }
-        self.0.slice(..layout.total_bytes())
+        Ok(self.memory.slice(..layout.total_bytes()))
     }
 }
 
@@ -73,6 +95,14 @@ fn pattern(length: usize) -> Vec<u8> {
         chunk.copy_from_slice(&word(index as u64).to_le_bytes());
     }
     memory
+}
+
+impl Cargo {
+    /// The same for who has read every byte before.
+    pub(crate) fn read_already(self) -> Self {
+        let check = if self.check == Check::Read { Check::Edges } else { self.check };
+        Self { check, ..self }
+    }
 }
 
 /// How closely arriving bytes are looked at.
@@ -179,7 +209,8 @@ mod tests {
     #[test]
     fn what_was_sent_passes_and_one_wrong_byte_does_not() {
         let layout = Layout { size_bytes: 1003, window: 3 };
-        let memory = Payload::default().prepare(layout);
+        let memory = Payload::default().prepare(layout, Place::Arena).unwrap();
+        let memory = memory.as_slice().unwrap();
         for number in 0..50 {
             let begin = layout.offset(number);
             let message = &memory[begin..begin + 1003];
@@ -207,7 +238,8 @@ mod tests {
     #[test]
     fn tiny_messages_are_checked_too() {
         let layout = Layout { size_bytes: 3, window: 2 };
-        let memory = Payload::default().prepare(layout);
+        let memory = Payload::default().prepare(layout, Place::Host).unwrap();
+        let memory = memory.as_slice().unwrap();
         let begin = layout.offset(5);
         check(layout, 5, 0, &memory[begin..begin + 3], Check::Edges).unwrap();
         assert!(check(layout, 5, 0, &[0, 0, 0], Check::Edges).is_err());
@@ -228,8 +260,10 @@ mod tests {
     #[test]
     fn memory_is_kept_between_cases() {
         let mut payload = Payload::default();
-        let large = payload.prepare(Layout { size_bytes: 1 << 16, window: 4 });
-        let small = payload.prepare(Layout { size_bytes: 8, window: 4 });
-        assert_eq!(large.as_ptr(), small.as_ptr());
+        for place in [Place::Host, Place::Arena] {
+            let large = payload.prepare(Layout { size_bytes: 1 << 16, window: 4 }, place).unwrap();
+            let small = payload.prepare(Layout { size_bytes: 8, window: 4 }, place).unwrap();
+            assert_eq!((large.as_ptr(), large.place()), (small.as_ptr(), place.of_library()));
+        }
     }
 }

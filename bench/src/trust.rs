@@ -28,6 +28,9 @@ pub(crate) struct Trust {
     /// Go without a secret beyond this machine
     #[arg(long)]
     insecure: bool,
+    /// Trust every process of this user on this host as if it knew the secret: over shm, memory in arenas is handed over to it
+    #[arg(long)]
+    trust_user: bool,
     /// Keeps the files of a throw-away certificate.
     #[arg(skip)]
     _thrown_away: Option<Arc<TempDir>>,
@@ -48,12 +51,16 @@ impl Trust {
             ("--ca", &self.ca),
         ];
         let named = files.into_iter().filter_map(|(name, file)| Some([name.into(), file.clone()?.into()]));
-        named.flatten().chain(self.insecure.then(|| "--insecure".into())).collect()
+        let flags = [("--insecure", self.insecure), ("--trust-user", self.trust_user)];
+        let set = flags.into_iter().filter(|(_, set)| *set).map(|(name, _)| name.into());
+        named.flatten().chain(set).collect()
     }
 
-    /// The part of them that is about TLS.
-    pub(crate) fn tls_arguments(&self) -> Vec<OsString> {
-        Self { token_file: None, insecure: false, ..self.clone() }.arguments()
+    /// The part of them that a serving side of one run needs, whose address nobody else knows.
+    pub(crate) fn serving_arguments(&self, over_tls: bool) -> Vec<OsString> {
+        let tls = if over_tls { self.clone() } else { Self::default() };
+        let own = Self { token_file: None, insecure: false, trust_user: self.trust_user, ..tls };
+        own.arguments()
     }
 
     /// Refuses settings of TLS where nothing goes over it: whoever gave them believes that it does.
@@ -71,14 +78,16 @@ impl Trust {
         self.cert.is_some() || self.ca.is_some()
     }
 
-    /// The same for the processes of one run on this machine; `over_tls`, with a certificate that is gone with this.
+    /// The same for the processes of one run on this machine, which trust each other; `over_tls`, with a certificate that is
+    /// gone with this.
     pub(crate) fn within_one_run(&self, over_tls: bool) -> Result<Self, Failure> {
         if self.settles_tls() {
             let why = "--cert, --key and --ca go with --connect: a run of its own has a certificate of its own where it needs one";
             return Err(Failure::usage(why));
         }
+        let among_us = Self { trust_user: true, ..self.clone() };
         if !over_tls {
-            return Ok(self.clone());
+            return Ok(among_us);
         }
         let failed = |what: &str, why: &dyn std::fmt::Display| {
             Failure::run(format!("{what} a throw-away certificate: {why}"))
@@ -91,11 +100,12 @@ impl Trust {
         };
         let cert = file("cert.pem", &certificate.chain)?;
         let key = file("key.pem", &certificate.key)?;
-        Ok(Self { ca: cert.clone(), cert, key, _thrown_away: Some(Arc::new(directory)), ..self.clone() })
+        Ok(Self { ca: cert.clone(), cert, key, _thrown_away: Some(Arc::new(directory)), ..among_us })
     }
 
     fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
-        let mut builder = Endpoint::builder().wait(wait.into()).insecure(self.insecure);
+        let mut builder =
+            Endpoint::builder().wait(wait.into()).insecure(self.insecure).trust_user(self.trust_user);
         if let Some(file) = &self.token_file {
             let token = Token::from_file(file).map_err(|error| Failure::usage(error.to_string()))?;
             builder = builder.token(token);

@@ -7,7 +7,8 @@ use std::str::FromStr;
 use clap::ValueEnum;
 use towline::{Address, Scheme};
 
-use crate::payload::{Check, Layout};
+use crate::payload::{Cargo, Check, Layout};
+use crate::place::Places;
 use crate::units::Size;
 
 /// The transport that the library chooses.
@@ -257,6 +258,11 @@ impl Pattern {
         !matches!(self, Self::Put | Self::Connect)
     }
 
+    /// Whether both ends know where its bytes shall live: a fresh connection was told nothing.
+    pub(crate) fn takes_places(self) -> bool {
+        self != Self::Connect
+    }
+
     pub(crate) fn takes_frames(self) -> bool {
         !matches!(self, Self::Get | Self::Put)
     }
@@ -309,30 +315,6 @@ impl From<Wait> for towline::Wait {
     }
 }
 
-/// Where bytes live at either end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Ordinary memory of the process.
-    #[default]
-    Host,
-}
-
-impl FromStr for Place {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "host" => Ok(Self::Host),
-            _ if text == "arena" || text == "pinned" || text.starts_with("cuda:") => {
-                Err(format!("this version does not place bytes in `{text}` yet: only `host`"))
-            }
-            _ => Err(format!(
-                "`{text}` is no place: choose from host, arena, pinned, cuda:N (this version: host)"
-            )),
-        }
-    }
-}
-
 /// One thing to measure.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
@@ -348,18 +330,24 @@ pub(crate) struct Case {
     pub(crate) rate: Option<u32>,
     /// What the receiver does with the bytes.
     pub(crate) check: Check,
+    pub(crate) places: Places,
 }
 
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
         Layout { size_bytes: self.size.0, window: self.window }
     }
+
+    pub(crate) fn cargo(&self) -> Cargo {
+        Cargo { layout: self.layout(), frames: self.frames, check: self.check, places: self.places }
+    }
 }
 
 impl fmt::Display for Case {
-    /// `tcp bandwidth 64K (adaptive)`
+    /// `tcp bandwidth 64K (adaptive)`, `shm latency 64K (spin) in arena`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} ({})", self.transport, self.pattern.name(), self.size, self.wait.name())
+        let Self { transport, pattern, size, wait, places, .. } = self;
+        write!(f, "{transport} {} {size} ({}){places}", pattern.name(), wait.name())
     }
 }
 
@@ -397,8 +385,5 @@ mod tests {
     fn what_is_planned_is_told_from_what_is_wrong() {
         assert!("shuffle".parse::<Pattern>().unwrap_err().contains("does not measure `shuffle` yet"));
         assert!("latencies".parse::<Pattern>().unwrap_err().contains("is no pattern"));
-        assert!("cuda:0".parse::<Place>().unwrap_err().contains("yet: only `host`"));
-        assert!("moon".parse::<Place>().unwrap_err().contains("is no place"));
-        assert_eq!("host".parse(), Ok(Place::Host));
     }
 }

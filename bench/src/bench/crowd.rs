@@ -31,13 +31,7 @@ impl Crowd {
             Some(address) if case.pattern == Pattern::Incast => (vec![vec![address]; workers.count()], None),
             mutual => (others(&listen(&mut workers, case).await?), mutual),
         };
-        let meet = |addresses| Order::Meet {
-            addresses,
-            mutual: mutual.clone(),
-            layout: case.layout(),
-            frames: case.frames,
-            check: case.check,
-        };
+        let meet = |addresses| Order::Meet { addresses, mutual: mutual.clone(), cargo: case.cargo() };
         let path = |answer| match answer {
             Answer::Met { path } => Some(path),
             _ => None,

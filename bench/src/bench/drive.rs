@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use towline::{Address, Endpoint};
+use towline::{Address, Buffer, Endpoint};
 
 use super::case::{Case, Pattern, Wait};
 use super::crowd::Crowd;
@@ -82,8 +81,8 @@ impl<'a> Drive<'a> {
         if case.pattern.takes_workers() {
             return self.crowd(case, Some(serving.address())).await;
         }
-        let memory = self.payload.prepare(case.layout());
-        let load = Load::new(&memory, case.layout(), case.frames);
+        let memory = self.payload.prepare(case.layout(), case.places.from)?;
+        let load = Load::new(memory.clone(), case.cargo());
         let endpoint = self.trust.endpoint(case.wait)?;
         let peer = self.connect(&endpoint, serving.address()).await?;
         let (address, clock) = (serving.address(), serving.near_clock());
@@ -117,7 +116,7 @@ impl<'a> Drive<'a> {
         case: &Case,
         peer: &Peer,
         address: &Address,
-        memory: &Bytes,
+        memory: &Buffer,
     ) -> Result<Vec<Ceiling>, Failure> {
         let mut ceilings = Vec::new();
         if matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put) {
@@ -173,11 +172,11 @@ impl<'a> Drive<'a> {
         }
     }
 
-    async fn memcpy(&mut self, case: &Case, memory: &Bytes) -> Result<Ceiling, Failure> {
+    async fn memcpy(&mut self, case: &Case, memory: &Buffer) -> Result<Ceiling, Failure> {
         let (mut landing, memory) = (std::mem::take(&mut self.landing), memory.clone());
         let (layout, duration) = (case.layout(), self.pace.ceiling());
         let (landing, ceiling) = blocking(move || {
-            let ceiling = landing.measure(layout, &memory, duration);
+            let ceiling = landing.measure(layout, memory.as_slice().unwrap_or_default(), duration);
             (landing, ceiling)
         })
         .await?;
@@ -199,7 +198,7 @@ impl<'a> Drive<'a> {
         tls: bool,
         peer: &Peer,
         address: &Address,
-        memory: &Bytes,
+        memory: &Buffer,
     ) -> Result<[Ceiling; 2], Failure> {
         Ok([
             self.socket(case, (false, tls), peer, address, memory).await?,
@@ -213,11 +212,11 @@ impl<'a> Drive<'a> {
         (spin, tls): (bool, bool),
         peer: &Peer,
         address: &Address,
-        memory: &Bytes,
+        memory: &Buffer,
     ) -> Result<Ceiling, Failure> {
         let near = peer.open_socket(address.host(), self.course(case, spin, tls)).await?;
         let memory = memory.clone();
-        let ceiling = blocking(move || near.measure(&memory)).await?;
+        let ceiling = blocking(move || near.measure(memory.as_slice().unwrap_or_default())).await?;
         let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
         Ok(if case.rate.is_some() { ceiling.there_and_back() } else { ceiling })
     }

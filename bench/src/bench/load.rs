@@ -1,28 +1,27 @@
 //! The messages of one case: slices of warm memory, or memory that no message used before.
 
-use bytes::Bytes;
 use towline::{Buffer, Message};
 
-use crate::payload::{Layout, cuts};
+use crate::payload::{Cargo, cuts};
 use crate::peer::Stamp;
 
 /// Makes messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     memory: Buffer,
-    layout: Layout,
-    frames: usize,
+    cargo: Cargo,
 }
 
 impl Load {
-    pub(crate) fn new(memory: &Bytes, layout: Layout, frames: usize) -> Self {
-        Self { memory: Buffer::from(memory.clone()), layout, frames }
+    pub(crate) fn new(memory: Buffer, cargo: Cargo) -> Self {
+        Self { memory, cargo }
     }
 
     /// The payload of message `number`.
     pub(crate) fn payload(&self, number: u64) -> Buffer {
-        let begin = self.layout.offset(number);
-        self.memory.slice(begin..begin + self.layout.size_bytes)
+        let layout = self.cargo.layout;
+        let begin = layout.offset(number);
+        self.memory.slice(begin..begin + layout.size_bytes)
     }
 
     /// Message `number`, in warm memory.
@@ -32,7 +31,7 @@ impl Load {
 
     /// The payload of message `number` in memory that carried nothing before.
     pub(crate) fn fresh_payload(&self, number: u64) -> Result<Buffer, towline::Error> {
-        Ok(Buffer::from(self.payload(number).to_vec()?))
+        Ok(self.cargo.places.from.filled(self.payload(number).to_vec()?)?.freeze())
     }
 
     /// Message `number`, in memory that carried nothing before.
@@ -42,10 +41,10 @@ impl Load {
 
     fn cut(&self, number: u64, payload: Buffer) -> Message {
         let header = Stamp(number).to_header();
-        if self.frames == 1 {
+        if self.cargo.frames == 1 {
             return Message::new(header).with_frame(payload);
         }
-        let frames = cuts(self.layout.size_bytes, self.frames).map(|range| payload.slice(range));
+        let frames = cuts(self.cargo.layout.size_bytes, self.cargo.frames).map(|range| payload.slice(range));
         Message::from_parts(header, frames.collect())
     }
 }
@@ -53,17 +52,22 @@ impl Load {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::{Check, Payload};
+    use crate::payload::{Check, Layout, Payload};
     use crate::peer::inspect;
+    use crate::place::{Place, Places};
 
     #[test]
     fn warm_and_fresh_messages_pass_the_receivers_check() {
         let layout = Layout { size_bytes: 1000, window: 4 };
-        for frames in [1, 3] {
-            let load = Load::new(&Payload::default().prepare(layout), layout, frames);
+        for (frames, from) in [(1, Place::Host), (3, Place::Host), (1, Place::Arena), (3, Place::Arena)] {
+            let places = Places { from, to: Place::Host };
+            let cargo = Cargo { layout, frames, check: Check::Whole, places };
+            let load = Load::new(Payload::default().prepare(layout, from).unwrap(), cargo);
             for number in [0, 5, 300] {
-                inspect(&load.message(number), layout, frames, Check::Whole, number).unwrap();
-                inspect(&load.fresh_message(number).unwrap(), layout, frames, Check::Whole, number).unwrap();
+                for message in [load.message(number), load.fresh_message(number).unwrap()] {
+                    inspect(&message, cargo, number).unwrap();
+                    assert!(message.frames().iter().all(|frame| frame.place() == from.of_library()));
+                }
             }
         }
     }

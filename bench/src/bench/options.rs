@@ -5,11 +5,12 @@ use std::time::Duration;
 use towline::Address;
 
 use super::assertion::Assertion;
-use super::case::{Pattern, Place, Transport, Wait};
+use super::case::{Pattern, Transport, Wait};
 use super::history::History;
 use crate::against::Asked;
 use crate::html::Html;
 use crate::output::Output;
+use crate::place::{Place, Places};
 use crate::trust::Trust;
 use crate::units::{Sizes, parse_seconds};
 
@@ -23,6 +24,7 @@ Examples:
   towline bench --transport tcp --pattern latency,bandwidth --against iperf3,ucx_perftest,fi_pingpong
   towline bench --save-histograms before.json; towline bench --compare before.json --threshold 5
   towline bench --transport tcp --pattern latency --rate 10000      # how late answers are under that load
+  towline bench --transport shm --pattern latency --size 4K..1G --place arena --wait spin   # memory changes hands
   towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
   towline bench --transport 'tcp,tcp?tls=on' --pattern bandwidth    # what TLS costs, beside a bare TLS socket
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there
@@ -44,13 +46,13 @@ pub(crate) struct Options {
     /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) size: Vec<Sizes>,
-    /// Where the sender's bytes live: host
+    /// Where the sender's bytes live: host, or arena, whose memory changes hands over shm and mem
     #[arg(long, value_name = "PLACE")]
     pub(crate) from: Option<Place>,
-    /// Where the receiver's bytes live: host
+    /// Where the receiver's bytes live: host or arena; what comes elsewhere is copied there
     #[arg(long, value_name = "PLACE")]
     pub(crate) to: Option<Place>,
-    /// Where both ends' bytes live: host
+    /// Where both ends' bytes live: host or arena
     #[arg(long, value_name = "PLACE", conflicts_with_all = ["from", "to"])]
     pub(crate) place: Option<Place>,
     /// How both ends wait
@@ -104,4 +106,12 @@ pub(crate) struct Options {
     pub(crate) trust: Trust,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+impl Options {
+    /// Where bytes live, for patterns that are told.
+    pub(super) fn places(&self) -> Places {
+        let at = |end: Option<Place>| end.or(self.place).unwrap_or_default();
+        Places { from: at(self.from), to: at(self.to) }
+    }
 }

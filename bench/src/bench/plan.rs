@@ -12,6 +12,7 @@ use crate::against::Asked;
 use crate::failure::Failure;
 use crate::fingerprint;
 use crate::payload::Check;
+use crate::place::Places;
 use crate::units::Size;
 
 /// The memory of all messages in flight, unless a window is asked for.
@@ -56,6 +57,9 @@ impl Plan {
         for transport in &transports {
             try_options(endpoint, transport).await?;
         }
+        let Places { from, to } = options.places();
+        from.check()?;
+        to.check()?;
         let memory = fingerprint::memory_bytes("MemAvailable").unwrap_or(u64::MAX);
         let cases = expand(options, &transports, memory)?;
         let plan = Self { pace: pace(options, cases.len()), repeats: options.repeat, cases };
@@ -94,6 +98,12 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
     if options.read && !patterns.iter().any(|pattern| pattern.takes_read()) {
         return Err(Failure::usage(
             "--read means nothing to the patterns put and connect: nobody takes messages there",
+        ));
+    }
+    let places = options.places();
+    if places != Places::default() && !patterns.iter().any(|pattern| pattern.takes_places()) {
+        return Err(Failure::usage(
+            "--from, --to and --place mean nothing to the pattern connect: nobody was told of a place there yet",
         ));
     }
     if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
@@ -137,6 +147,7 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
                         workers,
                         rate: options.rate,
                         check: check(options, pattern),
+                        places: if pattern.takes_places() { places } else { Places::default() },
                     });
                 }
             }

@@ -12,6 +12,7 @@ use crate::against::Entry;
 use crate::ceiling::Ceiling;
 use crate::fingerprint::Fingerprint;
 use crate::payload::Check;
+use crate::place::{Place, Places};
 use crate::units::Size;
 
 /// The part of a schedule that counts as all of it.
@@ -34,8 +35,8 @@ pub(crate) struct Row {
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) pattern: &'static str,
     pub(crate) size_bytes: usize,
-    pub(crate) from: &'static str,
-    pub(crate) to: &'static str,
+    pub(crate) from: Place,
+    pub(crate) to: Place,
     pub(crate) wait: &'static str,
     pub(crate) processes: usize,
     pub(crate) frames: usize,
@@ -94,8 +95,8 @@ impl Row {
             options: case.transport.options.clone(),
             pattern: case.pattern.name(),
             size_bytes: case.size.0,
-            from: "host",
-            to: "host",
+            from: case.places.from,
+            to: case.places.to,
             wait: case.wait.name(),
             processes: if case.transport.name == "mem" { 1 } else { case.workers },
             frames: case.frames,
@@ -179,12 +180,13 @@ impl Row {
         carrier
     }
 
-    /// `incast, fairness 0.98`, `bandwidth and read`, `latency at 1000/s`: what was done, and how, for people.
+    /// `incast, fairness 0.98`, `bandwidth in arena and read`, `latency at 1000/s`: what was done, and how, for people.
     pub(crate) fn doing(&self) -> String {
         let rate = self.rate.map(|rate| format!(" at {rate}/s"));
         let fairness = self.fairness.map(|fairness| format!(", fairness {}", figure(Some(fairness))));
         let read = self.read.then(|| " and read".to_owned());
-        [Some(self.pattern.to_owned()), read, rate, fairness].into_iter().flatten().collect()
+        let places = Places { from: self.from, to: self.to }.to_string();
+        [Some(self.pattern.to_owned()), Some(places), read, rate, fairness].into_iter().flatten().collect()
     }
 
     /// The bandwidth, where it is a result: in an open loop it was asked for.
@@ -360,6 +362,7 @@ pub(crate) mod tests {
             workers: pattern.workers(1, false),
             rate: None,
             check: Check::Edges,
+            places: Places::default(),
         }
     }
 

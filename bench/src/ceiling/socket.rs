@@ -337,6 +337,7 @@ mod tests {
     use super::*;
     use crate::ceiling::tls_socket::certificate;
     use crate::payload::Payload;
+    use crate::place::Place;
 
     fn run(layout: Layout, ping_pong: bool, spin: bool, tls: bool) -> Ceiling {
         measure(Course { layout, ping_pong, spin, tls, duration_ms: 20 })
@@ -345,13 +346,14 @@ mod tests {
     fn measure(course: Course) -> Ceiling {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let source = Payload::default().prepare(course.layout);
+        let source = Payload::default().prepare(course.layout, Place::Host).unwrap();
+        let source = source.as_slice().unwrap();
         std::thread::scope(|scope| {
             let certificate = course.tls.then(|| certificate().unwrap());
             let believed = certificate.as_ref().map(|certificate| certificate.chain.clone());
             let far = scope.spawn(move || far(&listener, [7; 16], course, certificate.as_ref()));
             let near = Near::open(address, [7; 16], course, believed.as_deref()).unwrap();
-            let ceiling = near.measure(&source).unwrap();
+            let ceiling = near.measure(source).unwrap();
             assert_eq!(ceiling.kind, course.kind());
             far.join().unwrap().unwrap();
             ceiling

@@ -1,14 +1,17 @@
 //! The asking half of the conversation with a serving side.
 
 use std::net::ToSocketAddrs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use towline::{CandidateState, Connection, ErrorKind, Explained, Explanation, Message, RemoteRegion};
 
-use super::{About, Answer, Candidate, CpuClock, Request, Speed, Usage, encode, is_conversation};
+use super::{About, Answer, Candidate, CpuClock, Intake, Request, Speed, Usage, encode, is_conversation};
 use crate::ceiling::blocking;
 use crate::ceiling::socket::{Course, Near};
 use crate::failure::Failure;
+use crate::payload::Cargo;
 
 /// An answer takes less, unless the other end is no `towline serve`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -17,11 +20,18 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) connection: Connection,
+    /// Payload bytes copied here, beside what the connection counts.
+    copied: Arc<AtomicU64>,
 }
 
 impl Peer {
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection }
+        Self { connection, copied: Arc::default() }
+    }
+
+    /// What takes messages of `cargo` from it.
+    pub(crate) fn intake(&self, cargo: Cargo) -> Result<Intake, Failure> {
+        Ok(Intake::new(&self.connection, cargo, &self.copied)?)
     }
 
     /// Asks, and waits for the answer.
@@ -85,7 +95,7 @@ impl Peer {
     pub(crate) fn own_usage(&self, clock: CpuClock) -> Usage {
         Usage {
             cpu_s: clock.seconds(),
-            bytes_copied: self.connection.stats().bytes_copied,
+            bytes_copied: self.connection.stats().bytes_copied + self.copied.load(Ordering::Relaxed),
             ..Usage::default()
         }
     }

@@ -4,6 +4,7 @@
 //! its header is [`Stamp`]; what happens to it follows from the last request. A fresh connection echoes.
 
 mod client;
+mod intake;
 mod sending;
 mod server;
 mod serving;
@@ -14,13 +15,15 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Peer;
+pub(crate) use intake::Intake;
 pub(crate) use server::{inspect, serve};
 pub(crate) use serving::Serving;
 pub(crate) use taking::Taking;
 pub(crate) use usage::CpuClock;
 
 use crate::ceiling::socket::Course;
-use crate::payload::{Check, Layout};
+use crate::payload::{Cargo, Check, Layout};
+use crate::place::Place;
 
 /// What the serving side is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,15 +36,10 @@ pub(crate) enum Request {
         /// Read it before.
         read: bool,
     },
+    /// Answer every message with the same one from memory of your own, and look at it then.
+    Reply(Cargo),
     /// Check every message and let it go.
-    Sink {
-        /// What the messages hold.
-        layout: Layout,
-        /// Frames of each.
-        frames: usize,
-        /// How closely to look.
-        check: Check,
-    },
+    Sink(Cargo),
     /// Beside a [`Request::Sink`]: send messages of its kind for a while. The only answer is [`Answer::Sent`], behind the
     /// last of them.
     Send {
@@ -58,11 +56,15 @@ pub(crate) enum Request {
     Lend {
         /// What it must hold.
         layout: Layout,
+        /// Where it lies.
+        place: Place,
     },
     /// Expose memory to be written, a slot of `size_bytes` for each message of the window.
     Borrow {
         /// What will be written.
         layout: Layout,
+        /// Where it lies.
+        place: Place,
     },
     /// Take the exposed memory back, and check what was written.
     Withdraw {
@@ -194,6 +196,7 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Bytes, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::Places;
 
     #[test]
     fn a_stamp_is_told_from_a_conversation() {
@@ -212,10 +215,14 @@ mod tests {
     #[test]
     fn requests_and_answers_survive_the_trip() {
         let layout = Layout { size_bytes: 8, window: 2 };
+        let places = Places { from: Place::Host, to: Place::Arena };
+        let cargo = Cargo { layout, frames: 3, check: Check::Whole, places };
         let course = Course { layout, ping_pong: true, spin: false, tls: true, duration_ms: 5 };
         for request in [
             Request::Hello,
-            Request::Sink { layout, frames: 3, check: Check::Whole },
+            Request::Reply(cargo),
+            Request::Sink(cargo),
+            Request::Borrow { layout, place: Place::Host },
             Request::Send { first: 7, duration_ms: 5 },
             Request::Enough,
             Request::Withdraw { last: vec![Some(2), None], check: Check::Edges },

@@ -3,20 +3,20 @@
 use std::collections::VecDeque;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
 use super::sending::Sending;
-use super::{About, Answer, Candidate, CpuClock, Request, Stamp, Usage, encode, is_conversation};
+use super::{About, Answer, Candidate, CpuClock, Intake, Request, Stamp, Usage, encode, is_conversation};
 use crate::bench::load::Load;
 use crate::ceiling::socket::{self, Course};
 use crate::ceiling::tls_socket;
 use crate::failure::Failure;
 use crate::fingerprint;
-use crate::payload::{self, Check, Layout, Payload};
+use crate::payload::{self, Cargo, Check, Layout, Payload};
 
 /// Connections served at once; more wait at the door until one ends.
 const CONNECTIONS_MAX: usize = 256;
@@ -62,6 +62,10 @@ struct Session {
     /// Where bare sockets listen: where the endpoint does.
     host: Arc<str>,
     mode: Mode,
+    /// Where messages are taken to, once that was said.
+    intake: Option<Intake>,
+    /// Payload bytes copied here, beside what the connection counts.
+    copied: Arc<AtomicU64>,
     messages: u64,
     problem: Option<String>,
     /// The last window of messages: so much memory is landed in, in turn.
@@ -75,10 +79,11 @@ struct Session {
     bare: Option<oneshot::Receiver<()>>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Mode {
     Echo { read: bool },
-    Sink { layout: Layout, frames: usize, check: Check },
+    Reply(Cargo, Load),
+    Sink(Cargo),
 }
 
 impl Session {
@@ -88,6 +93,8 @@ impl Session {
             clock,
             host,
             mode: Mode::Echo { read: false },
+            intake: None,
+            copied: Arc::default(),
             messages: 0,
             problem: None,
             held: VecDeque::new(),
@@ -117,7 +124,10 @@ impl Session {
             // Waiting for a message beside it may spin, and would take a core from what is measured.
             let _ = bare.await;
         }
-        let message = self.connection.recv().await?;
+        let message = match &self.intake {
+            Some(intake) => intake.next().await?,
+            None => self.connection.recv().await?,
+        };
         if !is_conversation(message.header()) {
             return self.take(message).await;
         }
@@ -139,19 +149,30 @@ impl Session {
     }
 
     async fn take(&mut self, message: Message) -> Result<(), towline::Error> {
-        match self.mode {
-            Mode::Echo { read } => {
-                if read {
-                    message.frames().iter().filter_map(Buffer::as_slice).for_each(payload::read);
+        let read = |message: &Message| {
+            message.frames().iter().filter_map(Buffer::as_slice).for_each(payload::read);
+        };
+        match &self.mode {
+            Mode::Echo { read: asked } => {
+                if *asked {
+                    read(&message);
                 }
                 self.connection.send(message).await?;
             }
-            Mode::Sink { layout, frames, check } => {
-                let verdict = inspect(&message, layout, frames, check, self.messages);
-                if let Err(why) = verdict {
+            Mode::Reply(cargo, load) => {
+                if cargo.check == Check::Read {
+                    read(&message);
+                }
+                self.connection.send(load.message(self.messages)).await?;
+                if let Err(why) = inspect(&message, cargo.read_already(), self.messages) {
                     self.problem.get_or_insert(why);
                 }
-                if self.held.len() >= layout.window {
+            }
+            Mode::Sink(cargo) => {
+                if let Err(why) = inspect(&message, *cargo, self.messages) {
+                    self.problem.get_or_insert(why);
+                }
+                if self.held.len() >= cargo.layout.window {
                     self.held.pop_front();
                 }
                 self.held.push_back(message);
@@ -165,30 +186,36 @@ impl Session {
         let request = serde_json::from_slice(request).map_err(|error| format!("not a request: {error}"))?;
         match request {
             Request::Hello => Ok(Answer::Hello(self.about().await)),
-            Request::Echo { read } => self.begin(Mode::Echo { read }),
-            Request::Sink { layout, frames, check } => {
-                bounded(layout)?;
-                self.begin(Mode::Sink { layout, frames: frames.max(1), check })
+            Request::Echo { read } => Ok(self.begin(Mode::Echo { read }, None)),
+            Request::Reply(cargo) => {
+                let intake = self.intake(cargo)?;
+                let load = self.load(cargo)?;
+                Ok(self.begin(Mode::Reply(cargo, load), Some(intake)))
+            }
+            Request::Sink(cargo) => {
+                let intake = self.intake(cargo)?;
+                Ok(self.begin(Mode::Sink(cargo), Some(intake)))
             }
             Request::Send { .. } | Request::Enough => Err("that has no answer of its own".to_owned()),
             Request::Usage => Ok(Answer::Usage(Usage {
                 cpu_s: self.clock.seconds(),
                 messages: self.messages,
-                bytes_copied: self.connection.stats().bytes_copied,
+                bytes_copied: self.connection.stats().bytes_copied + self.copied.load(Ordering::Relaxed),
                 problem: self.problem.clone(),
             })),
-            Request::Lend { layout } => {
+            Request::Lend { layout, place } => {
                 bounded(layout)?;
-                let memory = Buffer::from(self.payload.prepare(layout));
+                let memory = self.payload.prepare(layout, place).map_err(|error| error.to_string())?;
                 let region =
                     self.connection.expose(memory, REGION_LIFETIME).map_err(|failed| failed.to_string())?;
                 let remote = region.remote().to_bytes().to_vec();
                 self.lent = Some(region);
                 Ok(Answer::Region { remote })
             }
-            Request::Borrow { layout } => {
+            Request::Borrow { layout, place } => {
                 bounded(layout)?;
-                let memory = BufferMut::zeroed(layout.size_bytes * layout.window);
+                let memory = place.zeroed(layout.size_bytes * layout.window);
+                let memory = memory.map_err(|error| error.to_string())?;
                 let region = self
                     .connection
                     .expose_mut(memory, REGION_LIFETIME)
@@ -209,10 +236,8 @@ impl Session {
     /// Sends on a task of its own, so that this end takes messages meanwhile.
     fn start_sending(&mut self, first: u64, duration_ms: u64) {
         let load = match self.mode {
-            Mode::Echo { .. } => Err("nothing was said of what to send".to_owned()),
-            Mode::Sink { layout, frames, .. } => {
-                Ok((Load::new(&self.payload.prepare(layout), layout, frames), layout))
-            }
+            Mode::Echo { .. } | Mode::Reply(..) => Err("nothing was said of what to send".to_owned()),
+            Mode::Sink(cargo) => self.load(cargo).map(|load| (load, cargo.layout)),
         };
         self.enough = Arc::default();
         let (connection, enough) = (self.connection.clone(), self.enough.clone());
@@ -220,11 +245,27 @@ impl Session {
         tokio::spawn(sending.run(load));
     }
 
-    fn begin(&mut self, mode: Mode) -> Result<Answer, String> {
+    /// What takes messages of `cargo`, which a stranger may have asked for.
+    fn intake(&self, cargo: Cargo) -> Result<Intake, String> {
+        bounded(cargo.layout)?;
+        if cargo.frames == 0 {
+            return Err("messages without frames".to_owned());
+        }
+        Intake::new(&self.connection, cargo, &self.copied).map_err(|error| error.to_string())
+    }
+
+    /// Messages of `cargo` from here.
+    fn load(&mut self, cargo: Cargo) -> Result<Load, String> {
+        let memory = self.payload.prepare(cargo.layout, cargo.places.from);
+        memory.map(|memory| Load::new(memory, cargo)).map_err(|error| error.to_string())
+    }
+
+    fn begin(&mut self, mode: Mode, intake: Option<Intake>) -> Answer {
         self.mode = mode;
+        self.intake = intake;
         self.messages = 0;
         self.held.clear();
-        Ok(Answer::Ready)
+        Answer::Ready
     }
 
     async fn about(&self) -> About {
@@ -256,13 +297,8 @@ impl Session {
 }
 
 /// Is this message number `expected`, with the frames and the bytes that it should have?
-pub(crate) fn inspect(
-    message: &Message,
-    layout: Layout,
-    frames: usize,
-    check: Check,
-    expected: u64,
-) -> Result<(), String> {
+pub(crate) fn inspect(message: &Message, cargo: Cargo, expected: u64) -> Result<(), String> {
+    let Cargo { layout, frames, check, .. } = cargo;
     let Some(Stamp(number)) = Stamp::from_header(message.header()) else {
         return Err(format!("a message of {} header bytes without a stamp arrived", message.header().len()));
     };
@@ -340,19 +376,21 @@ fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::place::{Place, Places};
 
     fn message(layout: Layout, number: u64, frames: usize) -> Message {
-        let memory = Payload::default().prepare(layout);
+        let memory = Payload::default().prepare(layout, Place::Host).unwrap();
         let begin = layout.offset(number);
         let cuts = payload::cuts(layout.size_bytes, frames);
-        let frames = cuts.map(|cut| Buffer::from(memory.slice(begin + cut.start..begin + cut.end)));
+        let frames = cuts.map(|cut| memory.slice(begin + cut.start..begin + cut.end));
         Message::from_parts(Stamp(number).to_header(), frames.collect())
     }
 
     #[test]
     fn a_wrong_message_is_noticed() {
         let layout = Layout { size_bytes: 100, window: 3 };
-        let verdict = |message: &Message, expected| inspect(message, layout, 2, Check::Whole, expected);
+        let cargo = Cargo { layout, frames: 2, check: Check::Whole, places: Places::default() };
+        let verdict = |message: &Message, expected| inspect(message, cargo, expected);
         verdict(&message(layout, 7, 2), 7).unwrap();
         assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was due"));
         assert!(verdict(&message(layout, 7, 3), 7).unwrap_err().contains("3 frames"));

@@ -83,9 +83,8 @@ async fn process(case: &Case, trust: &Trust) -> Result<Process, Failure> {
     };
     let asked = case.transport.local_address();
     let arguments = ["serve", &asked, "--wait", case.wait.name(), "--until-stdin-ends"].map(OsString::from);
-    // Nobody but this run knows where it listens: it needs no secret.
-    let own = case.transport.is_encrypted().then(|| trust.tls_arguments());
-    let arguments = arguments.into_iter().chain(own.into_iter().flatten());
+    let own = trust.serving_arguments(case.transport.is_encrypted());
+    let arguments = arguments.into_iter().chain(own);
     let (mut child, output) = Child::start(arguments).map_err(|error| failed("start", &error))?;
     let read = tokio::task::spawn_blocking(move || {
         let mut line = String::new();

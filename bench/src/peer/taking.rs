@@ -5,17 +5,16 @@ use std::time::{Duration, Instant};
 
 use towline::Message;
 
-use super::{Answer, Peer, Request, inspect, is_conversation};
+use super::{Answer, Intake, Peer, Request, inspect, is_conversation};
 use crate::failure::Failure;
-use crate::payload::{Check, Layout};
+use crate::payload::Cargo;
 
 /// Messages that come from the serving half, of the kind that a [`Request::Sink`] told it.
 #[derive(Debug)]
 pub(crate) struct Taking {
     peer: Peer,
-    layout: Layout,
-    frames: usize,
-    check: Check,
+    cargo: Cargo,
+    intake: Intake,
     /// The number of the next message.
     next: u64,
     /// The last window of messages: so much memory is landed in, in turn.
@@ -23,8 +22,9 @@ pub(crate) struct Taking {
 }
 
 impl Taking {
-    pub(crate) fn new(peer: Peer, layout: Layout, frames: usize, check: Check) -> Self {
-        Self { peer, layout, frames, check, next: 0, held: VecDeque::new() }
+    pub(crate) fn new(peer: Peer, cargo: Cargo) -> Result<Self, Failure> {
+        let intake = peer.intake(cargo)?;
+        Ok(Self { peer, cargo, intake, next: 0, held: VecDeque::new() })
     }
 
     /// Has the serving half send for so long; what comes must be taken, or it waits.
@@ -37,7 +37,7 @@ impl Taking {
     pub(crate) async fn all(&mut self, mut taken: impl FnMut(Instant)) -> Result<u64, Failure> {
         let first = self.next;
         loop {
-            let message = self.peer.connection.recv().await?;
+            let message = self.intake.next().await?;
             if is_conversation(message.header()) {
                 let came = self.next - first;
                 return match serde_json::from_slice(message.header()) {
@@ -48,9 +48,9 @@ impl Taking {
                     ))),
                 };
             }
-            inspect(&message, self.layout, self.frames, self.check, self.next).map_err(Failure::run)?;
+            inspect(&message, self.cargo, self.next).map_err(Failure::run)?;
             self.next += 1;
-            if self.held.len() >= self.layout.window {
+            if self.held.len() >= self.cargo.layout.window {
                 self.held.pop_front();
             }
             self.held.push_back(message);

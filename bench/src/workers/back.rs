@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use super::tally::Tally;
 use crate::failure::Failure;
-use crate::payload::{Check, Layout};
+use crate::payload::Cargo;
 use crate::peer::{Peer, Request, Taking};
 
 /// Messages from a peer that a worker sends to as well.
 #[derive(Debug)]
 pub(super) struct Back {
     pub(super) peer: Peer,
-    pub(super) layout: Layout,
-    pub(super) frames: usize,
-    pub(super) check: Check,
+    pub(super) cargo: Cargo,
     /// What came, and whether the peer was told to stop.
     pub(super) tally: Arc<Tally>,
 }
@@ -24,7 +22,7 @@ impl Back {
     pub(super) async fn begin(
         &self,
     ) -> Result<impl Future<Output = Result<(), Failure>> + Send + 'static, Failure> {
-        let mut taking = Taking::new(self.peer.clone(), self.layout, self.frames, self.check);
+        let mut taking = Taking::new(self.peer.clone(), self.cargo)?;
         // It is told when it is enough: how long all others count is not known yet.
         taking.ask(Duration::MAX).await?;
         let tally = self.tally.clone();

@@ -16,7 +16,7 @@ pub(crate) use self::conductor::Workers;
 pub(crate) use self::work::{Options, run};
 use crate::bench::Times;
 use crate::ceiling::socket::Course;
-use crate::payload::{Check, Layout};
+use crate::payload::Cargo;
 
 /// What a worker is told. Each order has one answer, unless the worker fails.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub(crate) enum Order {
     Listen { address: String },
     /// Connect to each of these, one after another, and say what they will be sent. The one at `mutual` comes last, and will
     /// send as well.
-    Meet { addresses: Vec<String>, mutual: Option<String>, layout: Layout, frames: usize, check: Check },
+    Meet { addresses: Vec<String>, mutual: Option<String>, cargo: Cargo },
     /// Send to all of them, until told to stop; answered when the first message each way is confirmed.
     Run,
     /// Count what is confirmed each way in so much time, from one confirmation to another.
@@ -98,14 +98,17 @@ pub(crate) struct Spent {
 mod tests {
     use super::*;
     use crate::bench::Sample;
+    use crate::payload::{Check, Layout};
+    use crate::place::Places;
 
     #[test]
     fn orders_and_answers_are_a_line_each() {
         let layout = Layout { size_bytes: 8, window: 2 };
+        let cargo = Cargo { layout, frames: 3, check: Check::Whole, places: Places::default() };
         let addresses = vec!["tcp://127.0.0.1:7".to_owned()];
         for order in [
             Order::Listen { address: "mem://".to_owned() },
-            Order::Meet { addresses, mutual: None, layout, frames: 3, check: Check::Whole },
+            Order::Meet { addresses, mutual: None, cargo },
             Order::Run,
             Order::Count { duration_us: 5 },
             Order::Stop,

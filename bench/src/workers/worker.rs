@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use towline::{Address, Endpoint};
+use towline::{Address, Buffer, Endpoint};
 
 use super::back::Back;
 use super::tally::Tally;
@@ -16,7 +15,7 @@ use crate::bench::load::Load;
 use crate::ceiling::blocking;
 use crate::ceiling::socket::{Course, Near};
 use crate::failure::Failure;
-use crate::payload::{Check, Layout, Payload};
+use crate::payload::{Cargo, Payload};
 use crate::peer::{self, CpuClock, Peer, Request, Usage};
 
 #[derive(Debug)]
@@ -25,7 +24,7 @@ pub(super) struct Worker {
     clock: CpuClock,
     flows: Vec<Flow>,
     /// What messages are made of.
-    memory: Bytes,
+    memory: Buffer,
     tally: Arc<Tally>,
     /// What the last peer sends, if it does.
     back: Option<Back>,
@@ -54,7 +53,7 @@ impl Worker {
             endpoint,
             clock,
             flows: Vec::new(),
-            memory: Bytes::new(),
+            memory: Buffer::new(),
             tally: Arc::default(),
             back: None,
             lanes: JoinSet::new(),
@@ -94,9 +93,7 @@ impl Worker {
     async fn follow(&mut self, order: Order) -> Result<Answer, Failure> {
         match order {
             Order::Listen { address } => self.listen(&address).await,
-            Order::Meet { addresses, mutual, layout, frames, check } => {
-                self.meet(&addresses, mutual.as_deref(), layout, frames, check).await
-            }
+            Order::Meet { addresses, mutual, cargo } => self.meet(&addresses, mutual.as_deref(), cargo).await,
             Order::Run => self.run().await,
             Order::Count { duration_us } => self.count(Duration::from_micros(duration_us)).await,
             Order::Stop => self.stop().await,
@@ -116,23 +113,21 @@ impl Worker {
         &mut self,
         addresses: &[String],
         mutual: Option<&str>,
-        layout: Layout,
-        frames: usize,
-        check: Check,
+        cargo: Cargo,
     ) -> Result<Answer, Failure> {
-        let memory = Payload::default().prepare(layout);
-        let load = Load::new(&memory, layout, frames);
+        let memory = Payload::default().prepare(cargo.layout, cargo.places.from)?;
+        let load = Load::new(memory.clone(), cargo);
         for address in addresses.iter().map(String::as_str).chain(mutual) {
             let address: Address = address.parse()?;
             let peer = Peer::new(self.endpoint.connect(&address).await?);
-            peer.require(&Request::Sink { layout, frames, check }).await?;
+            peer.require(&Request::Sink(cargo)).await?;
             let (host, load) = (address.host().to_owned(), load.clone());
-            self.flows.push(Flow { peer, host, load, window: layout.window, before: Usage::default() });
+            self.flows.push(Flow { peer, host, load, window: cargo.layout.window, before: Usage::default() });
         }
         if mutual.is_some()
             && let Some(Flow { peer, .. }) = self.flows.last()
         {
-            self.back = Some(Back { peer: peer.clone(), layout, frames, check, tally: Arc::default() });
+            self.back = Some(Back { peer: peer.clone(), cargo, tally: Arc::default() });
         }
         self.memory = memory;
         let mut paths: Vec<&str> =
@@ -202,7 +197,7 @@ impl Worker {
         for flow in &self.flows {
             let after = flow.peer.usage().await?;
             far_cpu_s = (flow.before.cpu_s.min(far_cpu_s.0), after.cpu_s.max(far_cpu_s.1));
-            bytes_copied += after.bytes_copied + flow.peer.connection.stats().bytes_copied;
+            bytes_copied += after.bytes_copied + flow.peer.own_usage(self.clock).bytes_copied;
         }
         let came = self.back.as_ref().map_or(0, |back| back.tally.confirmed());
         let messages = self.tally.confirmed() + came;
@@ -218,7 +213,7 @@ impl Worker {
     async fn pour(&mut self) -> Result<Answer, Failure> {
         let near = self.bare.take().ok_or_else(|| Failure::run("no bare socket"))?;
         let memory = self.memory.clone();
-        let ceiling = blocking(move || near.measure(&memory)).await?;
+        let ceiling = blocking(move || near.measure(memory.as_slice().unwrap_or_default())).await?;
         let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
         Ok(Answer::Poured { gb_per_s: ceiling.gb_per_s.unwrap_or_default() })
     }

@@ -12,6 +12,7 @@ mod html;
 mod metrics;
 mod network;
 mod open;
+mod places;
 mod schema;
 mod shm;
 mod tls;

@@ -27,7 +27,7 @@ pub(crate) fn best() -> String {
 }
 
 /// Whether there is shared memory to measure; if not, the test that asks skips.
-fn there() -> bool {
+pub(crate) fn there() -> bool {
     let there = ready("cross_process").iter().any(|name| name == "shm");
     if !there {
         eprintln!("skipped: needs shm: `towline info` says why it is not ready");

@@ -21,8 +21,7 @@ pub(super) struct Bandwidth<'a> {
 
 impl<'a> Bandwidth<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        let (layout, frames, check) = (bench.case.layout(), bench.case.frames, bench.case.check);
-        bench.peer.require(&Request::Sink { layout, frames, check }).await?;
+        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
         Ok(Self { bench, next: Arc::default() })
     }
 

@@ -20,9 +20,8 @@ pub(super) struct Bidirectional<'a> {
 
 impl<'a> Bidirectional<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        let (layout, frames, check) = (bench.case.layout(), bench.case.frames, bench.case.check);
-        bench.peer.require(&Request::Sink { layout, frames, check }).await?;
-        let back = Taking::new(bench.peer.clone(), layout, frames, check);
+        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
+        let back = Taking::new(bench.peer.clone(), bench.case.cargo())?;
         Ok(Self { bench, out: Arc::default(), back })
     }
 }

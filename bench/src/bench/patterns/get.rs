@@ -22,7 +22,7 @@ pub(super) struct Get<'a> {
 impl<'a> Get<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
         let layout = bench.case.layout();
-        let remote = bench.peer.region(&Request::Lend { layout }).await?;
+        let remote = bench.peer.region(&Request::Lend { layout, place: bench.case.places.from }).await?;
         Ok(Self { bench, remote, lanes: Vec::new() })
     }
 }
@@ -32,14 +32,19 @@ impl Exercise for Get<'_> {
 
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let (layout, how) = (self.bench.case.layout(), self.bench.case.check);
-        let into = BufferMut::with_capacity(layout.size_bytes);
+        let pool = self.bench.case.places.to.pool(layout.window, layout.size_bytes)?;
+        let into = pool.take(layout.size_bytes)?;
         let begin = Instant::now();
         let offset = layout.offset(0) as u64;
         let got = self.bench.peer.connection.get(&self.remote, offset, into).await?;
         let cold = begin.elapsed();
         judge(&got, layout, 0, how)?;
-        let warm = |lane| (BufferMut::zeroed(layout.size_bytes), lane);
-        self.lanes = (0..layout.window as u64).map(warm).collect();
+        let zeros = vec![0; layout.size_bytes];
+        for lane in 0..layout.window as u64 {
+            let mut warm = pool.take(layout.size_bytes)?;
+            warm.extend_from_slice(&zeros)?;
+            self.lanes.push((warm, lane));
+        }
         Ok(Some(cold))
     }
 

@@ -8,28 +8,33 @@ use super::{Bench, Exercise, open};
 use crate::bench::sample::Sample;
 use crate::failure::Failure;
 use crate::payload::Check;
-use crate::peer::{Request, inspect};
+use crate::peer::{Intake, Request, inspect};
+use crate::place::Places;
 
 #[derive(Debug)]
 pub(super) struct Latency<'a> {
     bench: Bench<'a>,
+    intake: Intake,
     number: u64,
 }
 
 impl<'a> Latency<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        let read = bench.case.check == Check::Read;
-        bench.peer.require(&Request::Echo { read }).await?;
-        Ok(Self { bench, number: 0 })
+        let cargo = bench.case.cargo();
+        // Nothing is copied for an echo of what came, but it comes from where that landed: a place that was asked for is
+        // that of a message of the far end's own.
+        let echo = Request::Echo { read: cargo.check == Check::Read };
+        let request = if cargo.places == Places::default() { echo } else { Request::Reply(cargo) };
+        bench.peer.require(&request).await?;
+        Ok(Self { bench, intake: bench.peer.intake(cargo)?, number: 0 })
     }
 
     /// The time that `message` takes there and back; what comes back is checked outside of that time, unless reading is part
     /// of it.
     async fn round_trip(&mut self, message: Message) -> Result<Duration, Failure> {
-        let connection = &self.bench.peer.connection;
         let sent = Instant::now();
-        connection.send(message).await?;
-        let back = connection.recv().await?;
+        self.bench.peer.connection.send(message).await?;
+        let back = self.intake.next().await?;
         let time = self.inspect(&back, self.number, sent)?;
         self.number += 1;
         Ok(time)
@@ -39,7 +44,7 @@ impl<'a> Latency<'a> {
     fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
         let case = self.bench.case;
         let came = begin.elapsed();
-        inspect(back, case.layout(), case.frames, case.check, number).map_err(Failure::run)?;
+        inspect(back, case.cargo(), number).map_err(Failure::run)?;
         Ok(if case.check == Check::Read { begin.elapsed() } else { came })
     }
 
@@ -54,7 +59,7 @@ impl<'a> Latency<'a> {
             Ok(())
         };
         let confirm = async |due: Instant, ()| {
-            let message = peer.connection.recv().await?;
+            let message = self.intake.next().await?;
             sample.record(self.inspect(&message, back, due)?);
             sample.count(1, 2 * case.size.0 as u64);
             back += 1;

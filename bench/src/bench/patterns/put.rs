@@ -21,7 +21,7 @@ pub(super) struct Put<'a> {
 impl<'a> Put<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
         let layout = bench.case.layout();
-        let remote = bench.peer.region(&Request::Borrow { layout }).await?;
+        let remote = bench.peer.region(&Request::Borrow { layout, place: bench.case.places.to }).await?;
         Ok(Self { bench, remote, next: (0..layout.window as u64).collect() })
     }
 }

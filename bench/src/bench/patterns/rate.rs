@@ -18,8 +18,7 @@ pub(super) struct Rate<'a> {
 
 impl<'a> Rate<'a> {
     pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        let (layout, frames, check) = (bench.case.layout(), bench.case.frames, bench.case.check);
-        bench.peer.require(&Request::Sink { layout, frames, check }).await?;
+        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
         Ok(Self { bench, number: 0 })
     }
 
