@@ -128,7 +128,7 @@ async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row)
     // Between processes.
     let (_peer, address) = Peer::listening("serve", row, None, &open.to_string()).await;
     let connection = soon("a connection", near.connect(&address)).await.unwrap();
-    assert_eq!(connection.path().chosen(), "tcp");
+    assert_eq!(connection.path().chosen(), "shm");
     assert_eq!(state_of(&connection, "mem"), Some(CandidateState::Refused));
     echo(&connection, 100_000).await;
 
