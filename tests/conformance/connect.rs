@@ -10,7 +10,7 @@ use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
-use crate::peer::{Peer, echo};
+use crate::peer::{Home, Peer, echo};
 use crate::polls::{all, soon, within};
 use crate::suite::cases;
 
@@ -126,7 +126,7 @@ async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row)
     assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 
     // Between processes.
-    let (_peer, address) = Peer::listening("serve", row, None, &open.to_string()).await;
+    let (_peer, address) = Peer::listening("serve", row, Home::Here, &open.to_string()).await;
     let connection = soon("a connection", near.connect(&address)).await.unwrap();
     assert_eq!(connection.path().chosen(), "shm");
     assert_eq!(state_of(&connection, "mem"), Some(CandidateState::Refused));

@@ -6,6 +6,7 @@
 //! into failures.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+mod apart;
 mod arena;
 mod backends;
 mod by_hand;
@@ -14,6 +15,7 @@ mod cancel;
 mod connect;
 mod content;
 mod copies;
+mod deaths;
 mod door;
 mod encrypted;
 mod ending;
@@ -77,6 +79,8 @@ const GROUPS: &[&[Claims]] = &[
     processes::CASES,
     fork::CASES,
     network::CASES,
+    deaths::CASES,
+    apart::CASES,
 ];
 
 fn main() -> ExitCode {

@@ -75,13 +75,14 @@ const LIES: &[Lie] = &[
     ("another's name", "did not meet in time", |hello| hello.words[20] ^= 1),
     ("another magic", "another version", |hello| hello.words[0] ^= 1),
     ("another version", "another version", |hello| hello.words[8] = 2),
+    ("a flag that nobody knows", "another version", |hello| hello.words[10] = 2),
     ("reserved bytes", "another version", |hello| hello.words[11] = 1),
     ("no descriptor", "0 descriptors", |hello| hello.shown.clear()),
-    ("one descriptor", "1 descriptors", |hello| drop(hello.shown.pop())),
+    ("two descriptors", "2 descriptors", |hello| drop(hello.shown.pop())),
     ("eight descriptors", "", |hello| {
-        hello.shown.extend((0..6).map(|_| File::open("/dev/null").unwrap().into()));
+        hello.shown.extend((0..5).map(|_| File::open("/dev/null").unwrap().into()));
     }),
-    ("the two the wrong way round", "it is no memfd", |hello| hello.shown.reverse()),
+    ("all the wrong way round", "it is no memfd", |hello| hello.shown.reverse()),
     ("a file for a segment", "it is no memfd", |hello| {
         hello.shown[0] = File::open(std::env::current_exe().unwrap()).unwrap().into();
     }),
@@ -102,7 +103,7 @@ const LIES: &[Lie] = &[
         sparse.seal(ALL);
         hello.shown[0] = sparse.memfd.try_clone().unwrap();
     }),
-    ("a segment without room for its ring", "too few for its ring", |hello| {
+    ("a segment without room for its ring", "bytes", |hello| {
         hello.shown[0] = sealed_with(ALL, SEGMENT_LEN - 4096);
     }),
     ("a segment of more than was said", "more than the", |hello| {

@@ -49,7 +49,7 @@ impl Dice {
 }
 
 /// The frames of a message: the receiver knows them too.
-fn lengths(seed: usize, number: usize) -> Vec<usize> {
+pub(crate) fn lengths(seed: usize, number: usize) -> Vec<usize> {
     let mut dice = Dice::new(seed, number);
     let frames = dice.of(&[0, 1, 1, 1, 2, 3, 40]);
     let sizes = dice.of(&[&[0, 1, 63, 64, 200][..], &[0, 5000, 16_383], &[16_384, 70_000, 0], &[300_000, 1]]);

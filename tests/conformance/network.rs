@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::backends::Row;
 use crate::namespaces::{ELSEWHERE, IPV4, IPV6, Namespaces};
-use crate::peer::{HEARTBEAT, Peer};
+use crate::peer::{HEARTBEAT, Home, Peer};
 use crate::suite::cases;
 
 cases! {
@@ -42,15 +42,17 @@ impl Hosts {
 
     /// A peer at the left that serves, and one at the right that has talked with it.
     async fn talking(&self, row: &Row) -> (Peer, Peer) {
-        let (server, address) = Peer::listening("serve", row, Some(&self.namespaces.left), &self.left).await;
-        let mut client = Peer::start("converse", row, Some(&self.namespaces.right), &address.to_string());
+        let (server, address) =
+            Peer::listening("serve", row, Home::Network(&self.namespaces.left), &self.left).await;
+        let mut client =
+            Peer::start("converse", row, Home::Network(&self.namespaces.right), &address.to_string());
         assert_eq!(client.line().await, "well");
         (server, client)
     }
 
     /// How an attempt from the right to connect there ends, and after how long.
     async fn attempt(&self, row: &Row, address: &str) -> (String, Duration) {
-        let mut client = Peer::start("connect", row, Some(&self.namespaces.right), address);
+        let mut client = Peer::start("connect", row, Home::Network(&self.namespaces.right), address);
         let line = client.line().await;
         let (kind, time_ms) = line.split_once(' ').unwrap();
         (kind.to_owned(), Duration::from_millis(time_ms.parse().unwrap()))

@@ -5,15 +5,17 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit,
+    Pid, Resource, Rlimit, Signal, Uid, kill_process, set_parent_process_death_signal, setrlimit,
 };
+use rustix::thread::set_thread_uid;
 use tokio::sync::mpsc;
 use towline::{
     Address, Buffer, BufferMut, Connection, Endpoint, ErrorKind, Landing, Message, Place, Region, Result,
 };
 
 use crate::backends::{ROWS, Row};
-use crate::content::{assert_frame, assert_message, bytes, message};
+use crate::content::{assert_frame, assert_message, bytes, message, number};
+use crate::mixed::lengths;
 use crate::polls::soon;
 use crate::usage;
 
@@ -22,12 +24,27 @@ pub(crate) const ROLE: &str = "TOWLINE_PEER";
 const ROW: &str = "TOWLINE_PEER_ROW";
 /// An address: where to listen, or whom to connect to.
 const ADDRESS: &str = "TOWLINE_PEER_ADDRESS";
+/// A user to become.
+const USER: &str = "TOWLINE_PEER_USER";
 
 /// How often an endpoint asks for a sign of life that has to notice soon.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 /// What a peer of limited memory takes, and how much more memory than that it may have.
 pub(crate) const LIMITED_LEN: usize = 256 << 20;
 const LIMITED_ROOM: usize = 96 << 20;
+
+/// Where a peer lives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Home<'a> {
+    /// Where this process does.
+    Here,
+    /// In a network namespace.
+    Network(&'a str),
+    /// In namespaces of its own for processes and mounts.
+    Processes,
+    /// As another user.
+    User(u32),
+}
 
 /// A peer process. It dies with this handle, or with its parent.
 #[derive(Debug)]
@@ -39,32 +56,35 @@ pub(crate) struct Peer {
 impl Peer {
     /// A peer that listens and does what each connection's messages ask for: see [`serve`].
     pub(crate) async fn serving(row: &Row) -> (Self, Address) {
-        Self::listening("serve", row, None, row.address).await
+        Self::listening("serve", row, Home::Here, row.address).await
     }
 
     /// A peer that listens, and prints where.
-    pub(crate) async fn listening(
-        role: &str,
-        row: &Row,
-        namespace: Option<&str>,
-        at: &str,
-    ) -> (Self, Address) {
-        let mut peer = Self::start(role, row, namespace, at);
+    pub(crate) async fn listening(role: &str, row: &Row, home: Home<'_>, at: &str) -> (Self, Address) {
+        let mut peer = Self::start(role, row, home, at);
         let address = peer.line().await.parse().unwrap();
         (peer, address)
     }
 
     /// A peer in a role of this file.
-    pub(crate) fn start(role: &str, row: &Row, namespace: Option<&str>, address: &str) -> Self {
+    pub(crate) fn start(role: &str, row: &Row, home: Home<'_>, address: &str) -> Self {
         let program = std::env::current_exe().unwrap();
-        let mut command = match namespace {
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(program);
+        let around: &[&str] = match home {
+            Home::Here | Home::User(_) => &[],
+            Home::Network(namespace) => &["ip", "netns", "exec", namespace],
+            Home::Processes => &["unshare", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"],
+        };
+        let mut command = match around {
+            [] => Command::new(program),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
                 command
             }
-            None => Command::new(program),
         };
+        if let Home::User(user) = home {
+            command.env(USER, user.to_string());
+        }
         command.env(ROLE, role).env(ROW, row.name).env(ADDRESS, address);
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::unbounded_channel();
@@ -90,6 +110,17 @@ impl Peer {
         assert!(self.child.wait().unwrap().success());
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it, and tells when it was gone.
+    pub(crate) fn kill(&mut self) -> Instant {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        Instant::now()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
@@ -105,6 +136,10 @@ impl Drop for Peer {
 
 /// This process is a peer.
 pub(crate) fn run(role: &str) -> ExitCode {
+    if let Ok(user) = std::env::var(USER) {
+        // Only this thread, and those to come are its children.
+        set_thread_uid(Uid::from_raw(user.parse().unwrap())).unwrap();
+    }
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let variable = |name| std::env::var(name).unwrap();
     let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
@@ -121,6 +156,9 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "serve" => listen(&endpoint, &address).await,
             "serve-limited" => serve_limited(&endpoint, &address).await,
             "connect" => connect(&endpoint, &address).await,
+            "choose" => choose(&endpoint, &address).await,
+            "pour" => pour(&endpoint, &address).await,
+            "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
             other => panic!("no role is named {other}"),
         }
@@ -221,6 +259,48 @@ async fn connect(endpoint: &Endpoint, address: &Address) {
         Err(error) => format!("{:?}", error.kind()),
     };
     say(format_args!("{how} {}", began.elapsed().as_millis()));
+}
+
+/// Says what carries a connection and what became of shared memory there, or why there is none; and then echoes.
+async fn choose(endpoint: &Endpoint, address: &Address) {
+    let connection = match endpoint.connect(address).await {
+        Ok(connection) => connection,
+        Err(error) => return say(format_args!("{:?}: {error}", error.kind())),
+    };
+    let path = connection.path();
+    let shm = path.candidates().iter().find(|candidate| candidate.name == "shm").unwrap();
+    say(format_args!("{}: {}", path.chosen(), shm.reason));
+    for len in [0, 100, 20_000, 1 << 20] {
+        echo(&connection, len).await;
+    }
+    say("well");
+}
+
+/// Sends all that a seed says, the number of which comes in the first message, for as long as it lives; takes everything.
+async fn pour(endpoint: &Endpoint, address: &Address) {
+    let connection = endpoint.connect(address).await.unwrap();
+    let seed = number(connection.recv().await.unwrap().header());
+    let pouring = async {
+        for at in 0.. {
+            if connection.send(message(at, &lengths(seed, at))).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(pouring, async { while connection.recv().await.is_ok() {} });
+}
+
+/// How many messages are said before [`say_and_stay`] says that they are.
+pub(crate) const SAID: usize = 20;
+
+/// Sends messages that nobody waits for, and stays.
+async fn say_and_stay(endpoint: &Endpoint, address: &Address) {
+    let connection = endpoint.connect(address).await.unwrap();
+    for at in 0..SAID {
+        drop(connection.send(message(at, &[at * 500])).await.unwrap());
+    }
+    say("said");
+    std::future::pending().await
 }
 
 /// Echoes, and goes on sending until the peer is lost; says when that begins, and how it ends.

@@ -8,7 +8,7 @@ use towline::{BufferMut, Caps, Connection, ErrorKind, Landing, Message, RemoteRe
 
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_message, bytes, message};
-use crate::peer::{CLOSE, ECHO, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, IGNORE, LIMITED_LEN, Peer, echo};
+use crate::peer::{CLOSE, ECHO, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, Home, IGNORE, LIMITED_LEN, Peer, echo};
 use crate::polls::{soon, within};
 use crate::stuck::Stuck;
 use crate::suite::cases;
@@ -229,7 +229,7 @@ async fn an_idle_connection_stays(row: &'static Row) {
 }
 
 async fn a_process_without_room_for_a_second_copy_takes_a_message(row: &'static Row) {
-    let (mut peer, address) = Peer::listening("serve-limited", row, None, row.address).await;
+    let (mut peer, address) = Peer::listening("serve-limited", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     soon("the first", connection.deliver(message(1, &[LIMITED_LEN]))).await.unwrap();
     let back = soon("its echo", connection.recv()).await.unwrap();

@@ -36,7 +36,9 @@ const HELLO_LEN: usize = WORDS_LEN + 32;
 /// Where a ring begins in its segment, and how long this peer's is.
 const BYTES_AT: usize = 4096;
 pub(crate) const RING_LEN: usize = 64 << 10;
-pub(crate) const SEGMENT_LEN: usize = BYTES_AT + RING_LEN;
+pub(crate) const SEGMENT_LEN: usize = BYTES_AT + RING_LEN + TABLE_LEN;
+/// The words on loans, behind the ring.
+const TABLE_LEN: usize = 32 << 10;
 /// What a segment says of its end, by where.
 pub(crate) const PRODUCED: usize = 0;
 pub(crate) const CONSUMED: usize = 128;
@@ -139,7 +141,7 @@ pub(crate) struct Visitor {
 
 /// What it says and shows there.
 pub(crate) struct Hello {
-    /// What it says: magic, version, length of its ring, name of the connection.
+    /// What it says: magic, version, flags, length of its ring, name of the connection.
     pub(crate) words: [u8; WORDS_LEN],
     /// Whether that is proven.
     pub(crate) proven: bool,
@@ -169,7 +171,8 @@ impl Visitor {
         words[8] = 1;
         words[12..16].copy_from_slice(&(RING_LEN as u32).to_le_bytes());
         words[16..].copy_from_slice(&self.mac(b"towline meeting", b"")[..16]);
-        let shown = vec![segment.memfd.try_clone().unwrap(), heard_at];
+        let (_, holder) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let shown = vec![segment.memfd.try_clone().unwrap(), heard_at, holder];
         (Hello { words, proven: true, shown }, segment, rope)
     }
 
@@ -247,8 +250,8 @@ fn listen(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
 /// A peer by hand that shares memory with a connection. Dropped, it is dead.
 pub(crate) struct Sharer {
     pub(crate) ours: Segment,
-    /// The other end's segment, and where its bell is heard.
-    pub(crate) theirs: [OwnedFd; 2],
+    /// The other end's segment, where its bell is heard, and what a holder of its loans keeps.
+    pub(crate) theirs: [OwnedFd; 3],
     rope: OwnedFd,
     written: u64,
     _meeting: UnixStream,
@@ -274,7 +277,7 @@ impl Sharer {
         lie(&mut hello);
         let (meeting, shown) = visitor.meet(&hello);
         visitor.conclude().await?;
-        let theirs = shown.expect("it comes to the meeting").try_into().expect("it shows two");
+        let theirs = shown.expect("it comes to the meeting").try_into().expect("it shows three");
         let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
         let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
         let control = visitor.control;

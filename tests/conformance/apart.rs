@@ -1,0 +1,80 @@
+//! Peers of one host that live apart: in other namespaces, or as another user.
+
+use rustix::process::Signal;
+use towline::Address;
+
+use crate::backends::Row;
+use crate::namespaces::{IPV4, Namespaces};
+use crate::peer::{Home, Peer};
+use crate::suite::cases;
+
+cases! {
+    CROSS_PROCESS - CROSS_HOST, netns:
+        peers_in_other_process_and_mount_namespaces_share_memory,
+        peers_in_other_network_namespaces_fall_to_another_path_and_say_why,
+        another_user_gets_in_or_hears_why_not;
+}
+
+/// What shared memory says where the two have no network in common.
+const NOT_FOUND: &str = "its socket is not to be found from here";
+/// The user whom a namespace shows for all that it has no name for.
+const NOBODY: u32 = 65_534;
+
+async fn peers_in_other_process_and_mount_namespaces_share_memory(row: &'static Row) {
+    for (server_home, client_home) in
+        [(Home::Here, Home::Processes), (Home::Processes, Home::Here), (Home::Processes, Home::Processes)]
+    {
+        let (server, address) = Peer::listening("serve", row, server_home, row.address).await;
+        let mut client = Peer::start("choose", row, client_home, &address.to_string());
+        assert_eq!(client.line().await.split(':').next(), Some("shm"), "{server_home:?} {client_home:?}");
+        assert_eq!(client.line().await, "well");
+        client.assert_done().await;
+        let mut client = Peer::start("converse", row, client_home, &address.to_string());
+        assert_eq!(client.line().await, "well");
+        server.signal(Signal::KILL);
+        assert_eq!(client.line().await, "PeerLost PeerLost");
+        client.assert_done().await;
+    }
+}
+
+async fn peers_in_other_network_namespaces_fall_to_another_path_and_say_why(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let (left, right) = (Home::Network(&namespaces.left), Home::Network(&namespaces.right));
+    let at = format!("towline://{}:0", IPV4[0]);
+    let (_server, address) = Peer::listening("serve", row, left, &at).await;
+    let mut client = Peer::start("choose", row, right, &address.to_string());
+    let line = client.line().await;
+    assert!(line.starts_with("tcp: ") && line.contains(NOT_FOUND), "{line}");
+    assert_eq!(client.line().await, "well");
+    client.assert_done().await;
+
+    let by_shm: Address = format!("shm://{}:{}", address.host(), address.port()).parse().unwrap();
+    let mut client = Peer::start("choose", row, right, &by_shm.to_string());
+    let line = client.line().await;
+    assert!(line.starts_with("Unavailable: ") && line.contains(NOT_FOUND), "{line}");
+    client.assert_done().await;
+
+    // On the left they still meet.
+    let mut client = Peer::start("choose", row, left, &address.to_string());
+    assert!(client.line().await.starts_with("shm: "), "they have the network in common");
+    assert_eq!(client.line().await, "well");
+}
+
+async fn another_user_gets_in_or_hears_why_not(row: &'static Row) {
+    for (server_home, client_home) in [
+        (Home::Here, Home::User(NOBODY)),
+        (Home::User(NOBODY), Home::Here),
+        (Home::User(NOBODY), Home::User(NOBODY - 1)),
+    ] {
+        let (_server, address) = Peer::listening("serve", row, server_home, row.address).await;
+        let mut client = Peer::start("choose", row, client_home, &address.to_string());
+        let line = client.line().await;
+        println!("{server_home:?} to {client_home:?}: {line}");
+        if line.starts_with("shm: ") {
+            assert_eq!(client.line().await, "well");
+        } else {
+            assert!(line.starts_with("Unavailable: shm: "), "{line}");
+        }
+        client.assert_done().await;
+    }
+}

@@ -1,0 +1,233 @@
+//! Peers of one host that are killed at any step: noticed within milliseconds, after everything that had come; and nothing of
+//! either end is left anywhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use towline::{Connection, Endpoint, Error, ErrorKind, Listener, Wait};
+
+use crate::backends::Row;
+use crate::content::{assert_message, message};
+use crate::mixed::{Dice, lengths, seeds};
+use crate::peer::{Home, Peer, SAID, echo};
+use crate::polls::{eventually, soon, within};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    CROSS_PROCESS - CROSS_HOST:
+        a_killed_peer_is_noticed_within_milliseconds,
+        what_a_killed_peer_had_sent_is_taken,
+        killed_peers_leave_nothing_on_their_host,
+        a_survivor_gets_back_all_that_it_had;
+}
+
+const DEATHS: usize = 200;
+/// What 99 of 100 deaths are noticed in. On a quiet machine it is a tenth of that, which is printed.
+const NOTICE_TIME: Duration = Duration::from_millis(100);
+const WAITS: [Wait; 3] = [Wait::Adaptive, Wait::Sleep, Wait::Spin];
+
+/// Takes what a peer pours until the end, each message whole: how many came, the end, and when.
+async fn take_all(connection: Connection, seed: usize) -> (usize, Error, Instant) {
+    for at in 0.. {
+        match connection.recv().await {
+            Ok(taken) => assert_message(&taken, at, &lengths(seed, at)),
+            Err(end) => return (at, end, Instant::now()),
+        }
+    }
+    unreachable!("nobody pours for ever")
+}
+
+async fn a_killed_peer_is_noticed_within_milliseconds(row: &'static Row) {
+    let mut ends: Vec<(Endpoint, Listener)> = Vec::new();
+    for wait in WAITS {
+        let endpoint = row.builder().wait(wait).build().unwrap();
+        let listener = endpoint.listen(&row.address()).await.unwrap();
+        ends.push((endpoint, listener));
+    }
+    let (_other_peer, other) = Peer::serving(row).await;
+    let other = ends[0].0.connect(&other).await.unwrap();
+    let (mut times, mut came) = (Vec::new(), 0);
+    for seed in seeds(0..DEATHS) {
+        let mut dice = Dice::new(seed, 200);
+        let (_, listener) = &ends[seed % WAITS.len()];
+        let mut peer = Peer::start("pour", row, Home::Here, &listener.address().to_string());
+        let connection = soon("the peer", listener.accept()).await.unwrap();
+        soon("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
+        let taking = tokio::spawn(take_all(connection.clone(), seed));
+        let sending = tokio::spawn(async move {
+            loop {
+                if let Err(failed) =
+                    connection.send(message(seed, &[[100, 5000, 100_000][seed / 3 % 3]])).await
+                {
+                    return failed.error;
+                }
+            }
+        });
+        tokio::time::sleep(Duration::from_micros(dice.below(10_000) as u64)).await;
+        let gone = peer.kill();
+        let (count, end, noticed) = within(Duration::from_secs(2), "the end", taking).await.unwrap();
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "seed {seed}: {end}");
+        let end = within(Duration::from_secs(2), "the end", sending).await.unwrap();
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "seed {seed}: {end}");
+        came += count;
+        times.push(noticed.saturating_duration_since(gone));
+        if seed % 10 == 0 {
+            echo(&other, 20_000).await;
+        }
+    }
+    times.sort();
+    let p99 = times[times.len() * 99 / 100 - usize::from(times.len() > 1)];
+    println!(
+        "{} deaths noticed: p50 {:?}, p99 {p99:?}, last {:?}",
+        times.len(),
+        times[times.len() / 2],
+        times.last()
+    );
+    assert!(came > 0, "they were killed in the middle of something");
+    assert!(p99 < NOTICE_TIME, "p99 is {p99:?}");
+    for (endpoint, _) in &ends {
+        eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+    }
+}
+
+async fn what_a_killed_peer_had_sent_is_taken(row: &'static Row) {
+    let endpoint = row.endpoint();
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    for delay in [0, 1, 30] {
+        let mut peer = Peer::start("say", row, Home::Here, &listener.address().to_string());
+        let connection = soon("the peer", listener.accept()).await.unwrap();
+        assert_eq!(peer.line().await, "said");
+        peer.kill();
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        for at in 0..SAID {
+            assert_message(&soon("what was sent", connection.recv()).await.unwrap(), at, &[at * 500]);
+        }
+        let end = soon("the end", connection.recv()).await.unwrap_err();
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+    }
+}
+
+/// What a process has of the host.
+#[derive(Debug, Default)]
+struct Holdings {
+    /// Memory without a name, by inode.
+    memory: BTreeSet<u64>,
+    /// Sockets, by inode.
+    sockets: BTreeSet<u64>,
+    /// Whatever has a name in a file system, and is open or shared.
+    named: BTreeSet<String>,
+}
+
+impl Holdings {
+    /// Of a process, as far as it may be looked at, and still lives.
+    fn of(process: impl AsRef<Path>) -> Self {
+        let mut holdings = Self::default();
+        let descriptors = fs::read_dir(process.as_ref().join("fd")).into_iter().flatten().flatten();
+        for descriptor in descriptors {
+            let Ok(target) = fs::read_link(descriptor.path()) else { continue };
+            let target = target.to_string_lossy().into_owned();
+            let inode = fs::metadata(descriptor.path()).map(|found| found.ino()).unwrap_or_default();
+            if target.starts_with("/memfd:") {
+                holdings.memory.insert(inode);
+            } else if target.starts_with("socket:") {
+                holdings.sockets.insert(inode);
+            } else if target.starts_with('/') && target != "/dev/null" {
+                holdings.named.insert(target);
+            }
+        }
+        let maps = fs::read_to_string(process.as_ref().join("maps")).unwrap_or_default();
+        for line in maps.lines() {
+            let fields: Vec<_> = line.split_ascii_whitespace().collect();
+            let [_, access, _, _, inode, name, ..] = fields[..] else { continue };
+            if name.starts_with("/memfd:") {
+                holdings.memory.insert(inode.parse().unwrap());
+            } else if access.ends_with('s') && name != "/dev/zero" {
+                holdings.named.insert(name.to_owned());
+            }
+        }
+        holdings
+    }
+
+    /// Memory that some process of this host has.
+    fn memory_of_all() -> BTreeSet<u64> {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let numbered = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+        numbered.flat_map(|process| Self::of(process.path()).memory).collect()
+    }
+}
+
+/// Unix sockets of this host, by inode.
+fn unix_sockets() -> BTreeSet<u64> {
+    let table = fs::read_to_string("/proc/net/unix").unwrap();
+    table.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().nth(6)?.parse().ok()).collect()
+}
+
+async fn killed_peers_leave_nothing_on_their_host(row: &'static Row) {
+    let (mut server, address) = Peer::serving(row).await;
+    let mut client = Peer::start("converse", row, Home::Here, &address.to_string());
+    assert_eq!(client.line().await, "well");
+    let both = [&server, &client].map(|peer| Holdings::of(format!("/proc/{}", peer.id())));
+    // They inherit what whoever runs this leaves open.
+    let inherited = Holdings::of("/proc/self");
+    for holdings in &both {
+        let named: Vec<_> = holdings.named.difference(&inherited.named).collect();
+        assert!(named.is_empty(), "these have names: {named:?}");
+    }
+    let memory = both.iter().flat_map(|holdings| holdings.memory.difference(&inherited.memory).copied());
+    let memory: BTreeSet<u64> = memory.collect();
+    assert!(memory.len() >= 2, "a segment of either end: {both:?}");
+    let sockets: BTreeSet<u64> = both.iter().flat_map(|holdings| holdings.sockets.clone()).collect();
+    assert!(!sockets.is_disjoint(&unix_sockets()), "they have met somewhere");
+    client.kill();
+    server.kill();
+    eventually("no socket is left", || sockets.is_disjoint(&unix_sockets())).await;
+    eventually("nobody has their memory", || memory.is_disjoint(&Holdings::memory_of_all())).await;
+}
+
+async fn a_survivor_gets_back_all_that_it_had(row: &'static Row) {
+    let endpoint = row.endpoint();
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    let here = || Holdings::of("/proc/self").memory;
+    let (mut descriptors, mut memory) = (0, BTreeSet::new());
+    // The first round has what is made once.
+    for round in 0..4 {
+        let mut peers: Vec<Peer> = Vec::new();
+        let mut connections: Vec<Connection> = Vec::new();
+        for seed in 0..4 {
+            peers.push(Peer::start("pour", row, Home::Here, &listener.address().to_string()));
+            let connection = soon("the peer", listener.accept()).await.unwrap();
+            soon("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
+            assert_message(&soon("a message", connection.recv()).await.unwrap(), 0, &lengths(seed, 0));
+            connections.push(connection);
+        }
+        if round > 0 {
+            assert!(here().len() > memory.len() && usage::descriptors() > descriptors, "it shares memory");
+        }
+        for peer in &mut peers {
+            peer.kill();
+        }
+        for connection in &connections {
+            while connection.recv().await.is_ok() {}
+        }
+        if round > 0 {
+            // Whatever the application does with its dead connections.
+            eventually("their mappings are gone", || {
+                let maps = fs::read_to_string("/proc/self/maps").unwrap();
+                !maps.contains("/memfd:towline-ring")
+            })
+            .await;
+        }
+        drop((peers, connections));
+        if round == 0 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            (descriptors, memory) = (usage::descriptors(), here());
+        }
+        eventually("as many descriptors as before", || usage::descriptors() <= descriptors).await;
+        eventually("as much memory as before", || here().len() <= memory.len()).await;
+        eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+    }
+}
