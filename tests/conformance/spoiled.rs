@@ -108,8 +108,11 @@ async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
     eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
 }
 
+/// Where a bell is heard, and its rope.
+type Bell = fn() -> [OwnedFd; 2];
+
 /// Bells that are pipes, and whoever reads them as if nobody had meddled waits.
-const BELLS: &[(&str, fn() -> [OwnedFd; 2])] = &[
+const BELLS: &[(&str, Bell)] = &[
     ("a bell that is waited for", || pipe_with(PipeFlags::CLOEXEC).unwrap().into()),
     ("a bell that never stops", || {
         let (heard_at, rope) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
