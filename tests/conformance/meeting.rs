@@ -109,6 +109,18 @@ const LIES: &[Lie] = &[
     ("a segment of more than was said", "more than the", |hello| {
         hello.shown[0] = sealed_with(ALL, SEGMENT_LEN * 2);
     }),
+    ("a file for a bell", "its bell is no pipe", |hello| {
+        hello.shown[1] = File::open(std::env::current_exe().unwrap()).unwrap().into();
+    }),
+    ("a device for a bell", "its bell is no pipe", |hello| {
+        hello.shown[1] = File::open("/dev/zero").unwrap().into();
+    }),
+    ("a segment for a bell", "its bell is no pipe", |hello| {
+        hello.shown[1] = hello.shown[0].try_clone().unwrap();
+    }),
+    ("a bell that cannot be heard", "its bell is no pipe", |hello| {
+        hello.shown[1] = hello.shown[2].try_clone().unwrap();
+    }),
     ("a ring of no bytes", "a ring of 0 bytes", |hello| say_ring_len(hello, 0)),
     ("a ring of one byte", "a ring of 1 bytes", |hello| say_ring_len(hello, 1)),
     ("a ring of three pages", "a ring of 12288 bytes", |hello| say_ring_len(hello, 12_288)),

@@ -1,9 +1,11 @@
 //! A peer that shares memory and then writes what it likes there: it costs its own connection, and nothing else.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::pipe::{PipeFlags, pipe_with};
 use towline::{Connection, Endpoint, Error, ErrorKind, Listener};
 
 use crate::backends::Row;
@@ -12,13 +14,14 @@ use crate::content::message;
 use crate::meeting::assert_talk;
 use crate::mixed::{Dice, seeds};
 use crate::polls::{eventually, soon, within};
-use crate::sharing::{ASLEEP, CONSUMED, PRODUCED, RING_LEN, SEGMENT_LEN, Sharer, friend, listening};
+use crate::sharing::{ASLEEP, CONSUMED, Hello, PRODUCED, RING_LEN, SEGMENT_LEN, Sharer, friend, listening};
 use crate::suite::cases;
 use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
         a_word_that_lies_costs_its_own_connection,
+        a_strange_bell_holds_up_nobody,
         a_segment_of_which_bits_flip_costs_its_own_connection_at_most,
         what_came_before_a_death_is_taken_and_then_the_peer_is_lost;
 }
@@ -103,6 +106,43 @@ async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
         assert_talk(&pair, number).await;
     }
     eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+}
+
+/// Where a bell is heard, and its rope.
+type Bell = fn() -> [OwnedFd; 2];
+
+/// Bells that are pipes, and whoever reads them as if nobody had meddled waits.
+const BELLS: &[(&str, Bell)] = &[
+    ("a bell that is waited for", || pipe_with(PipeFlags::CLOEXEC).unwrap().into()),
+    ("a bell that never stops", || {
+        let (heard_at, rope) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&rope, &[1; 4096]).is_ok() {}
+        [heard_at, rope]
+    }),
+];
+
+async fn a_strange_bell_holds_up_nobody(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let near = row.endpoint();
+    let pair = friend(&near, &listener).await;
+    for (number, (what, bell)) in BELLS.iter().enumerate() {
+        let [heard_at, rope] = bell();
+        let lie = |hello: &mut Hello| hello.shown[1] = heard_at;
+        let (mut sharer, connection) =
+            Sharer::connected_by(&endpoint, &listener, number as u8, lie).await.unwrap();
+        sharer.write(&small(0));
+        let receiving = tokio::spawn(async move { end_of(&connection).await });
+        // While it polls, spins, sleeps, and is left to the driver.
+        for at in 0..10 {
+            assert_talk(&pair, at).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let more = soon("one more friend", friend(&near, &listener)).await;
+        assert_talk(&more, 99).await;
+        drop((sharer, rope));
+        let end = within(LIMIT, what, receiving).await.unwrap();
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "{what}: {end}");
+    }
 }
 
 /// One step of a peer that is mostly right, and by the seed what it spoils.

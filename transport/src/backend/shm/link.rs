@@ -1,12 +1,14 @@
 //! The line: both rings, and where the peer's bell is heard.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 
@@ -16,7 +18,7 @@ use super::lender::ArenaLender;
 use super::meeting::{Met, Shown};
 use crate::backend::streamed::{Line, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, Site, Source};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
 use crate::reactor::register;
 use crate::wire::session::{Session, Urgency};
@@ -25,6 +27,9 @@ use crate::wire::session::{Session, Urgency};
 const RING_LEN: usize = 256 << 10;
 /// Polls that find nothing, after which the bell is looked at: whether the peer is there.
 const IDLE_MAX: u32 = 64;
+
+/// Bytes that are taken out of a bell at once.
+const TAKEN_MAX: usize = 64;
 
 /// What one end brings to a link.
 #[derive(Debug)]
@@ -57,11 +62,16 @@ impl Ours {
 pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts } = ours;
+    if !is_heard(&peer.bell) {
+        return Err(Error::new(ErrorKind::Corrupt, "its bell is no pipe that can be read"));
+    }
+    let silence = silence()?;
     let trusted = trusts && peer.trusts && is_ours(user);
     let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
     let exited = Arc::new(AtomicBool::new(false));
     let line = ShmLine {
         heard: peer.bell,
+        silence,
         exited: exited.clone(),
         blocked: AtomicBool::new(false),
         copied: AtomicU64::new(0),
@@ -92,6 +102,22 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
         }));
     }
     Ok(link)
+}
+
+/// Whether this is a pipe, at its reading end.
+fn is_heard(bell: &OwnedFd) -> bool {
+    let is_pipe = fstat(bell).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
+    is_pipe && fcntl_getfl(bell).is_ok_and(|flags| (flags & OFlags::ACCMODE) == OFlags::RDONLY)
+}
+
+/// What takes everything and keeps nothing.
+fn silence() -> Result<&'static OwnedFd> {
+    static SILENCE: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(silence) = SILENCE.get() {
+        return Ok(silence);
+    }
+    let opened = File::options().write(true).open("/dev/null")?;
+    Ok(SILENCE.get_or_init(|| opened.into()))
 }
 
 /// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.
@@ -125,6 +151,8 @@ async fn until_exit(process: OwnedFd) {
 struct ShmLine {
     /// The peer's bell; its end is the peer's.
     heard: OwnedFd,
+    /// Where goes what it rang.
+    silence: &'static OwnedFd,
     /// The peer's process has.
     exited: Arc<AtomicBool>,
     /// Output waits for room in the ring.
@@ -183,7 +211,9 @@ impl Line for ShmLine {
     /// Nobody but who is about to sleep takes what the bell said: whoever sleeps meanwhile would not hear it.
     fn doze(&self, held: &mut Held) -> bool {
         self.count_calls(held, 1);
-        held.duplex.gone |= matches!(rustix::io::read(&self.heard, &mut [0u8; 64]), Ok(0));
+        // Whether a read would wait is the peer's to say, at any time, as it has the same descriptor. This does not, whatever it says.
+        let taken = splice(&self.heard, None, self.silence, None, TAKEN_MAX, SpliceFlags::NONBLOCK);
+        held.duplex.gone |= taken == Ok(0);
         held.duplex.doze(self.is_blocked())
     }
 
