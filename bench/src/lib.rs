@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -67,6 +68,11 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it may have many connections.
+    fn has_connections(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Bench(_) | Self::Work(_))
+    }
+
     async fn run(&self) -> Result<(), Failure> {
         match self {
             Self::Info(options) => info::run(options),
@@ -94,6 +100,9 @@ pub fn run() -> ExitCode {
 /// Runs `command` on this thread: its waits then have no hop to another one.
 fn start(command: &Command) -> Result<(), Failure> {
     let wrong = |error| Failure::run(format!("the runtime: {error}"));
+    if command.has_connections() {
+        raise_open_files();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let interrupted = watch_for_interruption()?;
     let outcome = runtime.block_on(async {
@@ -106,6 +115,14 @@ fn start(command: &Command) -> Result<(), Failure> {
     // Threads that are still at work on a ceiling end with the process.
     runtime.shutdown_background();
     outcome
+}
+
+/// Has as many descriptors open as may be, here and in processes that are started from here: 64 workers that all send to
+/// each other have ten of them and more for each connection, and the usual limit is 1,024.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Up to the hard limit nobody is refused; and who has too few hears of it where they are opened.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Tells of Ctrl-C from a thread of its own, which a spinning wait does not hold up.

@@ -4,7 +4,6 @@ use serde_json::Value;
 
 use crate::bench::{bench, rows};
 use crate::command::start;
-use crate::shm::there;
 
 /// Every pattern but `connect`, from one place to another, each byte checked.
 #[track_caller]
@@ -24,9 +23,7 @@ fn told(row: &Value) -> (&str, &str) {
 
 #[test]
 fn bytes_go_from_any_place_to_any_other() {
-    let mut transports = vec!["mem", "tcp"];
-    transports.extend(there().then_some("shm"));
-    for transport in transports {
+    for transport in ["mem", "tcp", "shm"] {
         for (places, ends) in [
             ("--place arena", ("arena", "arena")),
             ("--from arena", ("arena", "host")),
@@ -58,9 +55,7 @@ fn where_bytes_live_is_a_key_of_the_row_and_a_word_of_the_table() {
 
 #[test]
 fn memory_that_changes_hands_is_not_copied() {
-    let mut transports = vec!["mem"];
-    transports.extend(there().then_some("shm"));
-    for transport in transports {
+    for transport in ["mem", "shm"] {
         let line = format!(
             "--transport {transport} --pattern latency,bandwidth,incast --size 4K,4M --place arena --json"
         );
@@ -74,9 +69,6 @@ fn memory_that_changes_hands_is_not_copied() {
 
 #[test]
 fn what_is_not_trusted_is_copied_and_so_is_what_shall_lie_elsewhere() {
-    if !there() {
-        return;
-    }
     let line = "--pattern bandwidth --size 4M --json";
     for row in rows(&bench(&format!("--transport shm --from arena {line}"))) {
         assert!((0.9..1.1).contains(&row["copies"].as_f64().unwrap()), "it stays nowhere but in host: {row}");

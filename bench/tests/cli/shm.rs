@@ -1,4 +1,4 @@
-//! What `towline bench` says of transports between the processes of one host, as far as this version has them.
+//! What `towline bench` says of transports between the processes of one host.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -26,27 +26,13 @@ pub(crate) fn best() -> String {
     ready("cross_process").remove(0)
 }
 
-/// Whether there is shared memory to measure; if not, the test that asks skips.
-pub(crate) fn there() -> bool {
-    let there = ready("cross_process").iter().any(|name| name == "shm");
-    if !there {
-        eprintln!("skipped: needs shm: `towline info` says why it is not ready");
-    }
-    there
-}
-
 #[test]
 fn shm_is_measured_between_two_processes() {
-    if there() {
-        measures_every_pattern("shm");
-    }
+    measures_every_pattern("shm");
 }
 
 #[test]
 fn what_wakes_up_over_shm_stands_beside_a_bare_eventfd() {
-    if !there() {
-        return;
-    }
     let line = "--transport shm,auto --pattern latency --wait sleep,adaptive,spin --json";
     for row in rows(&bench(line)) {
         assert_eq!(row["path"], "shm", "{row}");

@@ -1,19 +1,20 @@
 //! Patterns of several workers: what their rows say, and that no end of a run leaves one behind.
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::bench::{bench, rows};
-use crate::command::{Running, start};
+use crate::command::{Running, spawn, start};
 use crate::death::{SOON, children, ends, signal};
 use crate::metrics::{page, serve, value};
 
 #[test]
 fn all_senders_and_the_receiver_are_counted() {
-    for (transport, processes) in [("mem", 1), ("tcp", 4)] {
+    for (transport, processes) in [("mem", 1), ("tcp", 4), ("shm", 4)] {
         let line = format!(
             "--transport {transport} --pattern incast --workers 3 --size 64K --frames 2 --window 4 --json \
              --assert {transport}.incast.64K[workers=4].fairness<=1"
@@ -43,7 +44,7 @@ fn sixty_four_senders_share_what_is_in_flight() {
 
 #[test]
 fn all_send_to_all_the_others() {
-    for (transport, processes) in [("mem", 1), ("tcp", 3)] {
+    for (transport, processes) in [("mem", 1), ("tcp", 3), ("shm", 3)] {
         let line = format!(
             "--transport {transport} --pattern alltoall --workers 3 --size 64K --frames 2 --verify --json \
              --assert {transport}.alltoall.64K[workers=3].fairness<=1"
@@ -56,6 +57,15 @@ fn all_send_to_all_the_others() {
         assert_eq!(row["window"], 16);
         assert!(row["cpu_s_per_gb"].is_null(), "a worker's time is for both: {row}");
     }
+}
+
+/// Each connection has several descriptors at either end, and the usual limit is no bound to what a run needs.
+#[test]
+fn many_workers_have_the_descriptors_that_they_need() {
+    let line = "bench --transport shm --pattern alltoall --workers 12 --size 8 --window 1 --duration 0.05 --repeat 1 --json";
+    let script = format!("ulimit -Sn 64; exec '{}' {line}", env!("CARGO_BIN_EXE_towline"));
+    let rows = rows(&spawn(Command::new("sh").args(["-c", &script])).finish());
+    assert_eq!((&rows[0]["workers"], &rows[0]["path"]), (&12.into(), &"shm".into()));
 }
 
 #[test]
