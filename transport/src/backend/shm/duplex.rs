@@ -163,9 +163,9 @@ impl Stream for Duplex {
     }
 }
 
-/// The length of a segment with a ring of that length.
-pub(super) const fn segment_len(ring_len: usize) -> usize {
-    BYTES_AT + ring_len + TABLE_LEN
+/// The length of a segment with a ring of that length, in whole pages.
+pub(super) fn segment_len(ring_len: usize) -> usize {
+    (BYTES_AT + ring_len + TABLE_LEN).next_multiple_of(rustix::param::page_size())
 }
 
 /// Lays rings and tables over both segments: ours, with a ring of so many bytes, and the peer's, which says how many its has.

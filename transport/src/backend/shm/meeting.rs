@@ -43,7 +43,7 @@ const DESCRIPTORS: usize = 3;
 const TRUSTS: u8 = 1;
 /// Strangers that may be in the hall at once, and how long each may take to say who it is.
 const STRANGERS_MAX: usize = 128;
-const STRANGER_TIME: Duration = Duration::from_secs(2);
+const STRANGER_TIME: Duration = Duration::from_millis(500);
 /// How long whoever comes waits where the hall is full, before it knocks again.
 const PAUSE: Duration = Duration::from_millis(1);
 
