@@ -248,8 +248,8 @@ impl Driver {
         self.look_at_bells();
     }
 
-    /// Takes over links that nobody polled since the last look, where nothing shows that they are ready before their bell was
-    /// asked for.
+    /// Takes over links that nobody polled since the last look, or polls them where somebody should: nothing shows that they are
+    /// ready before their bell was asked for.
     fn look_at_bells(&self) {
         let connections = self.connections();
         let with_bell = connections.values().filter(|connected| connected.has_bell);
@@ -262,8 +262,14 @@ impl Driver {
                 Some(connected) => connected.polls_when_ready.replace(polls),
                 None => continue,
             };
-            if before == Some(polls) && core.waiters.is_abandoned() {
+            if before != Some(polls) {
+                continue;
+            }
+            if core.waiters.is_abandoned() {
                 core.waiters.arm();
+            } else {
+                // Its lead may be held up before it asked for the bell.
+                self.drive(&core);
             }
         }
     }

@@ -25,7 +25,6 @@ use sync::{AtomicU64, Ordering, UnsafeCell, fence};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where a segment's ring begins.
-#[cfg(not(towline_loom))]
 pub(super) const BYTES_AT: usize = 4096;
 
 // What `asleep` says: nothing, or what for, and above that which sleep it is, so that each is rung once.
