@@ -71,10 +71,13 @@ async fn a_wrong_number_of_streams_is_invalid(row: &'static Row) {
             assert!(error.to_string().contains("from 1 to 16"), "{error}");
         }
     }
-    let mem: Address = "mem://x?streams=4".parse().unwrap();
-    let error = endpoint.listen(&mem).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid);
-    assert!(error.to_string().contains("nothing travels"), "{error}");
+    for (address, why) in
+        [("mem://x?streams=4", "nothing travels"), ("shm://127.0.0.1:0?streams=4", "no sockets")]
+    {
+        let error = endpoint.listen(&address.parse().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains(why), "{error}");
+    }
 }
 
 async fn a_peer_that_has_one_stream_is_unsupported(row: &'static Row) {

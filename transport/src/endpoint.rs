@@ -265,6 +265,10 @@ impl Endpoint {
                 ("streams", _) if address.scheme() == Scheme::Mem => {
                     "mem has no option \"streams\": nothing travels: leave ?streams=… out".to_owned()
                 }
+                ("streams", _) if address.scheme() == Scheme::Shm => {
+                    "shm has no option \"streams\": its memory has no sockets to spread over: leave ?streams=… out"
+                        .to_owned()
+                }
                 ("streams", _) => match address.streams() {
                     Ok(_) => continue,
                     Err(error) => return Err(error),

@@ -65,7 +65,8 @@ pub trait Backend: Debug + Send + Sync + 'static {
     }
 
     /// Whether nobody on the way can read or change what its links carry over a door that is encrypted: since it takes the
-    /// door's stream over, or since nothing leaves the process. `tls` and `towlines` take no other.
+    /// door's stream over, or since nothing leaves the process, or the memory that two processes of a host share with nobody else.
+    /// `tls` and `towlines` take no other.
     fn is_private(&self) -> bool {
         false
     }

@@ -11,13 +11,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::cmsg_space;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
 
 use super::borrowing;
+use super::pipe;
 use super::table::{LEASES, Table};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::arena::{self, lendable};
@@ -230,7 +230,7 @@ impl Lent {
     /// Whether it is of a link that ended, and nothing of it can be held by anybody.
     fn is_over(&mut self) -> bool {
         self.sweep(LEASES);
-        self.ended && (self.out.is_empty() || has_hung_up(&self.holders))
+        self.ended && (self.out.is_empty() || pipe::has_hung_up(&self.holders))
     }
 }
 
@@ -260,12 +260,6 @@ fn reclaim() {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn has_hung_up(holders: &OwnedFd) -> bool {
-    let mut holders = [PollFd::new(holders, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut holders, Some(&now)).is_ok() && holders[0].revents().contains(PollFlags::HUP)
 }
 
 fn parts(lease: u64) -> (usize, u64) {

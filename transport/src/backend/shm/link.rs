@@ -1,14 +1,9 @@
 //! The line: both rings, and where the peer's bell is heard.
 
-use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 
@@ -16,6 +11,7 @@ use super::CAPS;
 use super::duplex::{self, Bell, Duplex, segment_len};
 use super::lender::ArenaLender;
 use super::meeting::{Met, Shown};
+use super::pipe::{self, Silence};
 use crate::backend::streamed::{Line, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, Site, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,9 +23,6 @@ use crate::wire::session::{Session, Urgency};
 const RING_LEN: usize = 256 << 10;
 /// Polls that find nothing, after which the bell is looked at: whether the peer is there.
 const IDLE_MAX: u32 = 64;
-
-/// Bytes that are taken out of a bell at once.
-const TAKEN_MAX: usize = 64;
 
 /// What one end brings to a link.
 #[derive(Debug)]
@@ -46,8 +39,7 @@ pub(super) struct Ours {
 impl Ours {
     pub(super) fn create(trusts: bool) -> Result<Self> {
         let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
-        let pipe = || pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from);
-        let ((heard_at, rope), (holders, holder)) = (pipe()?, pipe()?);
+        let ((heard_at, rope), (holders, holder)) = (pipe::new()?, pipe::new()?);
         Ok(Self { segment, bell: Bell { rope, heard_at }, holders, holder, trusts })
     }
 
@@ -62,10 +54,10 @@ impl Ours {
 pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts } = ours;
-    if !is_heard(&peer.bell) {
+    if !pipe::is_reading_end(&peer.bell) {
         return Err(Error::new(ErrorKind::Corrupt, "its bell is no pipe that can be read"));
     }
-    let silence = silence()?;
+    let silence = Silence::open()?;
     let trusted = trusts && peer.trusts && is_ours(user);
     let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
     let exited = Arc::new(AtomicBool::new(false));
@@ -104,22 +96,6 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     Ok(link)
 }
 
-/// Whether this is a pipe, at its reading end.
-fn is_heard(bell: &OwnedFd) -> bool {
-    let is_pipe = fstat(bell).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
-    is_pipe && fcntl_getfl(bell).is_ok_and(|flags| (flags & OFlags::ACCMODE) == OFlags::RDONLY)
-}
-
-/// What takes everything and keeps nothing.
-fn silence() -> Result<&'static OwnedFd> {
-    static SILENCE: OnceLock<OwnedFd> = OnceLock::new();
-    if let Some(silence) = SILENCE.get() {
-        return Ok(silence);
-    }
-    let opened = File::options().write(true).open("/dev/null")?;
-    Ok(SILENCE.get_or_init(|| opened.into()))
-}
-
 /// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.
 fn is_ours(user: u32) -> bool {
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
@@ -152,7 +128,7 @@ struct ShmLine {
     /// The peer's bell; its end is the peer's.
     heard: OwnedFd,
     /// Where goes what it rang.
-    silence: &'static OwnedFd,
+    silence: Silence,
     /// The peer's process has.
     exited: Arc<AtomicBool>,
     /// Output waits for room in the ring.
@@ -182,7 +158,7 @@ impl Line for ShmLine {
     fn read(&self, held: &mut Held, session: &mut Session) -> Result<bool> {
         if held.idle >= IDLE_MAX {
             held.idle = 0;
-            held.duplex.gone |= self.has_hung_up();
+            held.duplex.gone |= pipe::has_hung_up(&self.heard);
             self.count_calls(held, 1);
         }
         if self.exited.load(Ordering::Acquire) {
@@ -211,9 +187,7 @@ impl Line for ShmLine {
     /// Nobody but who is about to sleep takes what the bell said: whoever sleeps meanwhile would not hear it.
     fn doze(&self, held: &mut Held) -> bool {
         self.count_calls(held, 1);
-        // Whether a read would wait is the peer's to say, at any time, as it has the same descriptor. This does not, whatever it says.
-        let taken = splice(&self.heard, None, self.silence, None, TAKEN_MAX, SpliceFlags::NONBLOCK);
-        held.duplex.gone |= taken == Ok(0);
+        held.duplex.gone |= self.silence.take(&self.heard);
         held.duplex.doze(self.is_blocked())
     }
 
@@ -227,13 +201,6 @@ impl Line for ShmLine {
 }
 
 impl ShmLine {
-    /// Whether the peer's end of the bell is gone. What it rang stays unheard.
-    fn has_hung_up(&self) -> bool {
-        let mut heard = [PollFd::new(&self.heard, PollFlags::empty())];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut heard, Some(&now)).is_ok() && heard[0].revents().contains(PollFlags::HUP)
-    }
-
     /// Counts system calls, and the peer's bell as often as it was rung.
     fn count_calls(&self, held: &mut Held, calls: u64) {
         self.calls.fetch_add(calls + std::mem::take(&mut held.duplex.rings), Ordering::Relaxed);

@@ -9,6 +9,7 @@ mod duplex;
 mod lender;
 mod link;
 mod meeting;
+mod pipe;
 mod ring;
 mod table;
 
