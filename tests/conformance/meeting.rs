@@ -157,8 +157,8 @@ async fn a_lie_at_the_meeting_gets_nothing_and_may_go_another_way(row: &'static 
     eventually("every descriptor that was shown is closed", || usage::descriptors() <= before).await;
 }
 
-/// As many as may be in the hall at once, and some that wait outside.
-const STRANGERS: usize = 200;
+/// Several times as many as may be in the hall at once. If each was waited for, the last came in after more than 2 s.
+const STRANGERS: usize = 600;
 
 async fn strangers_at_the_meeting_keep_nobody_out(row: &'static Row) {
     // With the patience of everyday use.
@@ -190,7 +190,7 @@ async fn strangers_at_the_meeting_keep_nobody_out(row: &'static Row) {
     assert_talk(&pair, 1).await;
     let address = by_shm(&listener);
     let connecting = async { tokio::join!(near.connect(&address), listener.accept()) };
-    let (a, b) = within(Duration::from_secs(4), "one more friend", connecting).await;
+    let (a, b) = within(Duration::from_secs(2), "one more friend", connecting).await;
     let another = (a.unwrap(), b.unwrap());
     assert_talk(&another, 2).await;
     for mut stranger in strangers {
@@ -199,7 +199,7 @@ async fn strangers_at_the_meeting_keep_nobody_out(row: &'static Row) {
         let _ = stranger.read_to_end(&mut bytes);
         assert_eq!(bytes, b"", "nobody told a stranger anything");
     }
-    assert!(began.elapsed() < Duration::from_secs(8), "the last was dropped after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(4), "the last was dropped after {:?}", began.elapsed());
     // Whole hellos of nobody: dropped at once.
     for number in 0..STRANGERS {
         let mut stranger = guide.dial();

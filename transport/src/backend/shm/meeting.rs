@@ -3,7 +3,7 @@
 //!
 //! The invariant: whoever does not prove to be the peer of a connection that waits gets nothing, and is dropped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +22,8 @@ use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
 
 use crate::backend::{Role, Site};
 use crate::door::MeetingKey;
@@ -207,11 +208,10 @@ async fn dial(name: &[u8]) -> Result<OwnedFd> {
     }
 }
 
-/// Takes in whoever comes, each for a while.
+/// Takes in whoever comes, each for a while: where too many are silent, the oldest makes room, and so keeps nobody out.
 async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
-    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    let mut strangers = VecDeque::<AbortHandle>::with_capacity(STRANGERS_MAX);
     loop {
-        let Ok(stranger) = strangers.clone().acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -220,10 +220,12 @@ async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
                 continue;
             }
         };
+        if strangers.len() == STRANGERS_MAX {
+            strangers.pop_front().inspect(AbortHandle::abort);
+        }
         let hall = hall.clone();
-        tokio::spawn(async move {
+        let stranger = tokio::spawn(async move {
             let heard = tokio::time::timeout(STRANGER_TIME, hear(&stream)).await;
-            drop(stranger);
             let Ok(Ok((hello, descriptors))) = heard else { return };
             let mut name = [0; NAME_LEN];
             name.copy_from_slice(&hello[16..WORDS_LEN]);
@@ -233,6 +235,9 @@ async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
                 let _ = waiting.send(Caller { stream, hello, descriptors });
             }
         });
+        strangers.push_back(stranger.abort_handle());
+        // Whose hello is here already is heard before the next one comes in.
+        tokio::task::yield_now().await;
     }
 }
 
