@@ -283,6 +283,7 @@ impl<L: Line> Link for Streamed<L> {
     fn tick(&self) {
         self.with_baton(None, |link, moving| {
             link.write(moving, Urgency::Word)?;
+            moving.session.tend()?;
             if !moving.session.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }

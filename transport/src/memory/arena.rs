@@ -260,7 +260,7 @@ impl Drop for ArenaMemory {
 impl fmt::Debug for ArenaMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ArenaMemory")
-            .field("segment", &self.segment.id())
+            .field("segment", &self.segment.base())
             .field("offset", &self.spot.offset)
             .field("len", &self.len)
             .finish()

@@ -9,7 +9,6 @@
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
@@ -32,7 +31,6 @@ const TMPFS: i64 = 0x0102_1994;
 /// Shared memory that this process owns and alone writes. Others map it by its descriptor, to read.
 #[derive(Debug)]
 pub(crate) struct Segment {
-    id: u32,
     descriptor: OwnedFd,
     mapping: Mapping,
 }
@@ -63,13 +61,7 @@ impl Segment {
         let seals = SEALS.iter().fold(SealFlags::SEAL, |all, (seal, _)| all | *seal);
         rustix::fs::fcntl_add_seals(&descriptor, seals)
             .map_err(|errno| failed("cannot be sealed", len, errno))?;
-        static IDS: AtomicU32 = AtomicU32::new(0);
-        Ok(Self { id: IDS.fetch_add(1, Ordering::Relaxed), descriptor, mapping })
-    }
-
-    /// Which one of this process's it is.
-    pub(crate) fn id(&self) -> u32 {
-        self.id
+        Ok(Self { descriptor, mapping })
     }
 
     /// What to send to a peer that may read all of it.
@@ -102,9 +94,9 @@ impl PeerSegment {
     /// # Errors
     ///
     /// `Corrupt`, saying which of that is missing; `TooLarge` where it cannot be mapped.
-    pub(crate) fn map(descriptor: OwnedFd, len_max: usize) -> Result<Self> {
+    pub(crate) fn map(descriptor: impl AsFd, len_max: usize) -> Result<Self> {
         let len = checked_len(descriptor.as_fd(), len_max)?;
-        // The mapping holds what it maps: the descriptor is no longer needed.
+        // The mapping holds what it maps: it needs the descriptor no longer.
         let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ)?;
         Ok(Self { mapping })
     }

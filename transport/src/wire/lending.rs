@@ -51,6 +51,14 @@ pub(crate) trait Lender: Debug + Send {
     /// # Errors
     /// `Corrupt` for a loan that the peer cannot have made, or whatever kept us from reaching it: either ends the connection.
     fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer>;
+
+    /// Time passed. Called several times a heartbeat.
+    ///
+    /// # Errors
+    /// `Corrupt` for what the peer cannot have said meanwhile, or whatever kept us from hearing it: either ends the connection.
+    fn tend(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Loan {

@@ -195,6 +195,11 @@ impl Session {
         Ok(())
     }
 
+    /// Time passed for what is lent and borrowed; an error is the connection's end.
+    pub(crate) fn tend(&mut self) -> Result<()> {
+        self.lender.as_mut().map_or(Ok(()), |lender| lender.tend())
+    }
+
     // What leaves.
 
     /// Whether something should leave that is no less urgent than `least`.

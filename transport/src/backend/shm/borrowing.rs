@@ -2,21 +2,17 @@
 
 #![expect(unsafe_code, reason = "the peer is trusted to leave alone what it lent")]
 
-use std::any::Any;
 use std::sync::Arc;
 
+use super::showing::Showing;
 use crate::error::Result;
-use crate::memory::arena::borrowed::borrowed;
-use crate::memory::{Buffer, PeerSegment};
+use crate::memory::Buffer;
+use crate::memory::arena::borrowed::{Held, borrowed};
 
-/// What a trusted peer lent, until `lease` is dropped.
-pub(super) fn borrow(
-    segment: Arc<PeerSegment>,
-    offset: usize,
-    len: usize,
-    lease: Box<dyn Any + Send + Sync>,
-) -> Result<Buffer> {
-    // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a lender: the peer's own
-    // M2 and M11 keep it from writing what it lent.
-    unsafe { borrowed(segment, offset, len, lease) }
+/// What a trusted peer lent in a segment that it showed, until `lease` is dropped.
+pub(super) fn borrow(showing: &Arc<Showing>, offset: usize, len: usize, lease: Held) -> Result<Buffer> {
+    let segment = showing.segment().clone();
+    // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a lender: whoever's memory
+    // it is holds it while the pipes of the showing, which goes along, have a writer, or the lease is out.
+    unsafe { borrowed(segment, offset, len, lease, showing.clone()) }
 }

@@ -1,27 +1,23 @@
 //! Frames that stay where they are: what this end lends to its peer, and what it borrows.
 //!
 //! The invariant (M11): a lent block is held until its lease is back, or until nobody can hold it any more. The second is told
-//! by a pipe, whose writing end every buffer of the borrower keeps open, and every process that inherited one: never by the
-//! silence of a peer, who may only be stopped.
+//! by a pipe, whose writing end everybody keeps open who can read what was lent over the link, be it sent on, and every process that
+//! inherited one: never by the silence of a peer, who may only be stopped.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::cmsg_space;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
-};
-
 use super::borrowing;
+use super::forwarding::{Forwarded, keep_sweeping};
 use super::pipe;
+use super::showing::{Number, ShownBy, ShownTo};
 use super::table::{LEASES, Table};
+use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::Buffer;
+use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, lendable};
-use crate::memory::{Buffer, PeerSegment, Segment};
 use crate::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, Loan};
 
@@ -30,8 +26,6 @@ const SLOT_BITS: u32 = 12;
 const _: () = assert!(LEASES == 1 << SLOT_BITS, "a slot's number has its bits");
 /// Leases that are looked at, oldest first, whenever another is given.
 const SWEPT_AT_ONCE: usize = 4;
-/// Segments that a peer may show.
-const SEGMENTS_MAX: usize = 4096;
 
 /// Both sides of lending on one link between peers that trust each other.
 #[derive(Debug)]
@@ -39,9 +33,10 @@ pub(super) struct ArenaLender {
     /// Where descriptors travel.
     socket: OwnedFd,
     lent: Arc<Mutex<Lent>>,
-    /// Of our segments, which the peer was shown.
-    shown: HashSet<u32>,
+    shown: ShownTo,
     borrowed: Borrowed,
+    /// Runs what looks after what is lent on.
+    environment: Arc<dyn Environment>,
 }
 
 /// What this end lent, and what tells that it is back.
@@ -62,13 +57,21 @@ struct Lent {
 #[derive(Debug, Default)]
 struct Slot {
     turn: u64,
-    frame: Option<Buffer>,
+    lent: Option<(Kept, Number)>,
+}
+
+/// What a loan is of, kept until it is back.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held")]
+enum Kept {
+    Own(Buffer),
+    Others(Forwarded),
 }
 
 /// What the peer lent.
 #[derive(Debug)]
 struct Borrowed {
-    segments: HashMap<u32, Arc<PeerSegment>>,
+    shown: ShownBy,
     /// The last turn of each slot that came.
     turns: Vec<u64>,
     borrower: Arc<Borrower>,
@@ -78,7 +81,6 @@ struct Borrowed {
 #[derive(Debug)]
 struct Borrower {
     table: Table,
-    _holder: OwnedFd,
     process: Process,
 }
 
@@ -106,6 +108,7 @@ impl ArenaLender {
         socket: OwnedFd,
         (ours, theirs): (Table, Table),
         (holders, holder): (OwnedFd, OwnedFd),
+        environment: Arc<dyn Environment>,
     ) -> Self {
         arena::reclaim_by(reclaim);
         let lent = Lent {
@@ -118,39 +121,29 @@ impl ArenaLender {
         };
         let lent = Arc::new(Mutex::new(lent));
         lock(LEDGERS.get()).push(lent.clone());
-        let borrower = Arc::new(Borrower { table: ours, _holder: holder, process: Process::current() });
-        let borrowed = Borrowed { segments: HashMap::new(), turns: Vec::new(), borrower };
-        Self { socket, lent, shown: HashSet::new(), borrowed }
-    }
-
-    /// Shows the peer a segment, once. False where there is no room for that now.
-    fn show(&mut self, segment: &Segment) -> bool {
-        if self.shown.contains(&segment.id()) {
-            return true;
-        }
-        let id = segment.id().to_le_bytes();
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [segment.descriptor()];
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        let sent = control.push(SendAncillaryMessage::ScmRights(&descriptors))
-            && rustix::net::sendmsg(&self.socket, &[IoSlice::new(&id)], &mut control, flags) == Ok(id.len());
-        if sent {
-            self.shown.insert(segment.id());
-        }
-        sent
+        let borrower = Arc::new(Borrower { table: ours, process: Process::current() });
+        let borrowed = Borrowed { shown: ShownBy::new(holder), turns: Vec::new(), borrower };
+        Self { socket, lent, shown: ShownTo::default(), borrowed, environment }
     }
 }
 
 impl Lender for ArenaLender {
     fn lend(&mut self, frame: &Buffer) -> Option<Loan> {
-        let (segment, offset) = lendable(frame)?;
-        let id = segment.id();
-        if !self.show(segment) {
-            return None;
+        let Self { socket, shown, lent, environment, .. } = self;
+        let (kept, number, offset) = if let Some((segment, offset)) = lendable(frame) {
+            let number = shown.own(socket, segment)?;
+            (Kept::Own(frame.clone()), number, offset)
+        } else {
+            let (memory, offset) = borrowed_from(frame)?;
+            let number = shown.others(socket, memory.origin())?;
+            (Kept::Others(Forwarded::new(memory.lease().clone())), number, offset)
+        };
+        let (segment, is_others) = (*number, matches!(kept, Kept::Others(_)));
+        let lease = lock(lent).give((kept, number))?;
+        if is_others {
+            keep_sweeping(environment, reclaim);
         }
-        let lease = lock(&self.lent).give(frame.clone())?;
-        Some(Loan { segment: id, offset: offset as u64, lease })
+        Some(Loan { segment, offset: offset as u64, lease })
     }
 
     fn take_back(&mut self, loan: Loan) {
@@ -158,7 +151,7 @@ impl Lender for ArenaLender {
     }
 
     fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer> {
-        let Borrowed { segments, turns, borrower } = &mut self.borrowed;
+        let Borrowed { shown, turns, borrower } = &mut self.borrowed;
         let (slot, turn) = parts(loan.lease);
         if turns.len() <= slot {
             turns.resize(slot + 1, 0);
@@ -168,25 +161,23 @@ impl Lender for ArenaLender {
         if turn <= last || borrower.table.back(slot) != last {
             return Err(corrupt("a loan under a lease that is out, or was before"));
         }
-        while !segments.contains_key(&loan.segment) {
-            if segments.len() >= SEGMENTS_MAX {
-                return Err(corrupt("the peer shows too many segments"));
-            }
-            let (id, segment) = next_shown(&self.socket)?;
-            if segments.insert(id, Arc::new(segment)).is_some() {
-                return Err(corrupt("the peer shows a segment twice"));
-            }
-        }
+        let showing = shown.find(&self.socket, loan.segment)?;
         turns[slot] = turn;
         let lease = Lease { borrower: borrower.clone(), slot, turn };
         let offset = usize::try_from(loan.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
-        borrowing::borrow(segments[&loan.segment].clone(), offset, len, Box::new(lease))
+        borrowing::borrow(showing, offset, len, Arc::new(lease))
+    }
+
+    fn tend(&mut self) -> Result<()> {
+        self.shown.withdraw(&self.socket);
+        keep_sweeping(&self.environment, reclaim);
+        self.borrowed.shown.listen(&self.socket)
     }
 }
 
 impl Lent {
     /// Lends a frame under a lease, if one is free.
-    fn give(&mut self, frame: Buffer) -> Option<u64> {
+    fn give(&mut self, lent: (Kept, Number)) -> Option<u64> {
         self.sweep(SWEPT_AT_ONCE);
         if self.free.is_empty() && self.slots.len() < LEASES {
             self.free.push(self.slots.len() as u32);
@@ -198,7 +189,7 @@ impl Lent {
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];
         slot.turn += 1;
-        slot.frame = Some(frame);
+        slot.lent = Some(lent);
         self.out.push_back(number);
         Some(u64::from(number) | slot.turn << SLOT_BITS)
     }
@@ -207,7 +198,7 @@ impl Lent {
         let (number, _) = parts(lease);
         self.out.retain(|out| *out as usize != number);
         let slot = &mut self.slots[number];
-        slot.frame = None;
+        slot.lent = None;
         // The peer never hears of the turn: the next one follows the last that it knows.
         slot.turn -= 1;
         self.free.push(number as u32);
@@ -219,7 +210,7 @@ impl Lent {
             let Some(number) = self.out.pop_front() else { return };
             let slot = &mut self.slots[number as usize];
             if self.returned.back(number as usize) == slot.turn {
-                slot.frame = None;
+                slot.lent = None;
                 self.free.push(number);
             } else {
                 self.out.push_back(number);
@@ -264,31 +255,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn parts(lease: u64) -> (usize, u64) {
     ((lease & (LEASES as u64 - 1)) as usize, lease >> SLOT_BITS)
-}
-
-/// The next segment that the peer showed, which it did before it spoke of it.
-fn next_shown(socket: &OwnedFd) -> Result<(u32, PeerSegment)> {
-    let (mut id, mut shown) = ([0; 4], None);
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(socket.as_fd(), &mut [IoSliceMut::new(&mut id)], &mut control, flags)
-        .map_err(|errno| {
-            corrupt("a loan in a segment that was not shown").caused_by(io::Error::from(errno))
-        })?;
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut descriptors) = message {
-            shown = descriptors.next();
-        }
-    }
-    match shown {
-        Some(descriptor) if received.bytes == id.len() => {
-            let segment = PeerSegment::map(descriptor, isize::MAX as usize / 2)?;
-            segment.populate()?;
-            Ok((u32::from_le_bytes(id), segment))
-        }
-        _ => Err(corrupt("the peer showed something that is no segment")),
-    }
 }
 
 fn corrupt(why: &'static str) -> Error {

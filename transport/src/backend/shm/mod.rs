@@ -6,11 +6,13 @@
 
 mod borrowing;
 mod duplex;
+mod forwarding;
 mod lender;
 mod link;
 mod meeting;
 mod pipe;
 mod ring;
+mod showing;
 mod table;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

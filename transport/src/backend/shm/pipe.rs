@@ -23,9 +23,18 @@ pub(super) fn new() -> Result<(OwnedFd, OwnedFd)> {
 
 /// Whether this is a pipe, at its reading end.
 pub(super) fn is_reading_end(descriptor: &OwnedFd) -> bool {
+    is_end(descriptor, OFlags::RDONLY)
+}
+
+/// Whether this is a pipe, at its writing end.
+pub(super) fn is_writing_end(descriptor: &OwnedFd) -> bool {
+    is_end(descriptor, OFlags::WRONLY)
+}
+
+fn is_end(descriptor: &OwnedFd, mode: OFlags) -> bool {
     let is_pipe =
         fstat(descriptor).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
-    is_pipe && fcntl_getfl(descriptor).is_ok_and(|flags| (flags & OFlags::ACCMODE) == OFlags::RDONLY)
+    is_pipe && fcntl_getfl(descriptor).is_ok_and(|flags| (flags & OFlags::ACCMODE) == mode)
 }
 
 /// Whether nobody has the writing end any more. What was written stays.

@@ -12,33 +12,36 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::segment::PeerSegment;
 use crate::memory::{Access, Allocation, Buffer, Place};
 
-/// A block that a peer lent: part of a segment of its, and whatever tells the peer on drop that it is free again.
+/// What whoever made a loan knows of it, and nobody else has to.
+pub(crate) type Held = Arc<dyn Any + Send + Sync>;
+
+/// A block that a peer lent: part of a segment that it showed.
 pub(crate) struct BorrowedMemory {
     segment: Arc<PeerSegment>,
     offset: usize,
     len: usize,
-    #[cfg_attr(not(test), expect(dead_code, reason = "held until the last handle is gone"))]
-    lease: Box<dyn Any + Send + Sync>,
+    lease: Held,
+    origin: Held,
 }
 
-#[cfg(test)]
 impl BorrowedMemory {
-    /// Whose memory it is.
-    pub(crate) fn segment(&self) -> &Arc<PeerSegment> {
-        &self.segment
+    /// Whatever tells the peer, when the last handle of it drops, that the block is free again.
+    pub(crate) fn lease(&self) -> &Held {
+        &self.lease
     }
 
-    /// What it was lent with.
-    pub(crate) fn lease(&self) -> &(dyn Any + Send + Sync) {
-        &*self.lease
+    /// Where the segment came from, and what everybody who reads of it keeps.
+    pub(crate) fn origin(&self) -> &Held {
+        &self.origin
     }
 }
 
-/// `len` bytes of a peer's segment as a buffer that nobody here can write. The lease is dropped with its last handle.
+/// `len` bytes of a peer's segment as a buffer that nobody here can write. Its last handle drops `origin`, and its share of the
+/// lease.
 ///
 /// # Errors
 ///
-/// `Corrupt`, with the lease dropped, where the range is not within the segment.
+/// `Corrupt`, with both dropped, where the range is not within the segment.
 ///
 /// # Safety
 ///
@@ -47,18 +50,18 @@ pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
     offset: usize,
     len: usize,
-    lease: Box<dyn Any + Send + Sync>,
+    lease: Held,
+    origin: Held,
 ) -> Result<Buffer> {
     if offset.checked_add(len).is_none_or(|end| end > segment.len()) {
         let detail = format!("{len} bytes from {offset} on of a segment of {} were lent", segment.len());
         return Err(Error::new(ErrorKind::Corrupt, detail));
     }
-    let memory = BorrowedMemory { segment, offset, len, lease };
+    let memory = BorrowedMemory { segment, offset, len, lease, origin };
     // SAFETY: written before it was lent, by the caller's promise (M4), and of what is not writable no `BufferMut` exists.
     Ok(unsafe { Buffer::from_allocation(Arc::new(memory)) })
 }
 
-#[cfg(test)]
 /// The block that a buffer's bytes lie in, if a peer lent it, and where in its segment the first of them does.
 pub(crate) fn borrowed_from(buffer: &Buffer) -> Option<(&BorrowedMemory, usize)> {
     let memory: &dyn Any = buffer.allocation()?;

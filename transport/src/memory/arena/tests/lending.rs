@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "the tests borrow, and fork")]
 
-use std::any::Any;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -10,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Error, ErrorKind};
-use crate::memory::arena::{borrowed, lendable};
+use crate::memory::arena::borrowed::{self, Held};
+use crate::memory::arena::lendable;
 use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
 use crate::process::Process;
@@ -43,9 +43,10 @@ fn what_is_lent_is_read_where_it_lies() {
         let lent = filled(&arena, &content).slice(cut.clone());
         let (segment, offset) = lendable(&lent).unwrap();
         let (peer, back) = (mapped(segment), Arc::new(AtomicUsize::new(0)));
-        let lease = Box::new(Lease(Arc::clone(&back)));
+        let (lease, origin): (Held, Held) = (Arc::new(Lease(Arc::clone(&back))), Arc::new("origin"));
         // SAFETY: written above, and held by `lent` until the end (M11).
-        let buffer = unsafe { borrowed::borrowed(Arc::clone(&peer), offset, lent.len(), lease) }.unwrap();
+        let buffer =
+            unsafe { borrowed::borrowed(Arc::clone(&peer), offset, lent.len(), lease, origin) }.unwrap();
 
         assert_eq!((buffer.place(), buffer.access()), (Place::Arena, Access::Owned));
         assert!(buffer.as_slice() == Some(&content[cut.clone()]));
@@ -54,8 +55,8 @@ fn what_is_lent_is_read_where_it_lies() {
 
         let part = buffer.slice(1..);
         let (memory, at) = borrowed::borrowed_from(&part).unwrap();
-        assert!(Arc::ptr_eq(memory.segment(), &peer) && at == offset + 1);
-        assert!(memory.lease().is::<Lease>());
+        assert_eq!(at, offset + 1);
+        assert!(memory.lease().is::<Lease>() && memory.origin().downcast_ref() == Some(&"origin"));
         assert!(lendable(&part).is_none() && borrowed::borrowed_from(&lent).is_none());
 
         drop((buffer, peer));
@@ -103,9 +104,9 @@ fn what_is_not_within_the_segment_is_not_borrowed() {
         (1, usize::MAX, false),
     ] {
         let back = Arc::new(AtomicUsize::new(0));
-        let lease: Box<dyn Any + Send + Sync> = Box::new(Lease(Arc::clone(&back)));
+        let lease = Arc::new(Lease(Arc::clone(&back)));
         // SAFETY: zeroes, which the test does not write (M11).
-        let buffer = unsafe { borrowed::borrowed(Arc::clone(&peer), offset, len, lease) };
+        let buffer = unsafe { borrowed::borrowed(Arc::clone(&peer), offset, len, lease, Arc::new(())) };
         match buffer {
             Ok(buffer) => assert!(fits && buffer.len() == len),
             Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "{error}"),
