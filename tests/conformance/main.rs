@@ -23,6 +23,7 @@ mod event_loop;
 mod faults;
 mod flow;
 mod fork;
+mod forward;
 mod hostile;
 mod integrity;
 mod leaks;
@@ -63,6 +64,7 @@ const GROUPS: &[&[Claims]] = &[
     places::CASES,
     copies::CASES,
     arena::CASES,
+    forward::CASES,
     callers::CASES,
     event_loop::CASES,
     mixed::CASES,

@@ -15,6 +15,7 @@ use towline::{
 
 use crate::backends::{ROWS, Row};
 use crate::content::{assert_frame, assert_message, bytes, message, number};
+use crate::forward;
 use crate::mixed::lengths;
 use crate::polls::soon;
 use crate::usage;
@@ -147,6 +148,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
     let builder = row.builder().insecure(true).connect_time(Duration::from_secs(2));
     let endpoint = match role {
         "converse" => builder.heartbeat(HEARTBEAT),
+        "hold-without-trust" => builder.trust_user(false),
         _ => builder,
     };
     let endpoint = endpoint.build().unwrap();
@@ -160,13 +162,16 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "pour" => pour(&endpoint, &address).await,
             "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
+            "send-on" => forward::send_on(row, &endpoint, &address).await,
+            "hold" | "hold-without-trust" => forward::hold(row, &endpoint).await,
             other => panic!("no role is named {other}"),
         }
     });
     ExitCode::SUCCESS
 }
 
-fn say(line: impl std::fmt::Display) {
+/// Prints a line that the test reads.
+pub(crate) fn say(line: impl std::fmt::Display) {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{line}").unwrap();
     output.flush().unwrap();

@@ -1,0 +1,385 @@
+//! Frames that a peer lent and that are sent on: nobody copies them, and who sent them on may die.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use towline::{Address, Arena, Buffer, Connection, Endpoint, ErrorKind, Message, Place};
+
+use crate::backends::Row;
+use crate::content::{assert_bytes, bytes};
+use crate::peer::{Home, Peer, say};
+use crate::polls::{eventually, soon};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    LENDS:
+        what_is_sent_on_is_copied_nowhere,
+        what_was_sent_on_outlives_who_died_in_the_middle,
+        what_was_sent_on_outlives_who_left_in_good_order,
+        what_a_killed_third_held_comes_back,
+        a_long_chain_copies_at_its_end,
+        who_is_not_trusted_gets_bytes,
+        what_goes_back_to_its_owner_leaks_nothing,
+        what_goes_to_and_fro_ends_with_its_holders;
+}
+
+const MIB: usize = 1 << 20;
+/// What records may come to that are copied beside frames.
+const RECORDS_LEN: u64 = 64 << 10;
+
+// What the two roles do when a message's header says so; they answer.
+
+/// Says how many bytes were copied: by who sends on, on its way out; by the holder, on their way in.
+const COPIED: &str = "copied";
+/// Has who sends on close its connection in good order.
+const CLOSE: &str = "close";
+/// Says how many messages are held.
+const COUNT: &str = "count";
+/// Looks at all bytes that are held, and says how many of the frames are in arenas.
+const CHECK: &str = "check";
+/// Lets go of everything.
+const DROP: &str = "drop";
+/// Sends the frames back.
+const BACK: &str = "back";
+/// Says how many descriptors are open.
+const DESCRIPTORS: &str = "descriptors";
+
+/// Sends on whatever comes to it, to `next`.
+pub(crate) async fn send_on(row: &Row, endpoint: &Endpoint, next: &Address) {
+    let next = endpoint.connect(next).await.unwrap();
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    say(listener.address());
+    while let Ok(connection) = listener.accept().await {
+        let next = next.clone();
+        tokio::spawn(async move {
+            while let Ok(message) = connection.recv().await {
+                match std::str::from_utf8(message.header()).unwrap() {
+                    COPIED => answer(&connection, next.stats().bytes_copied).await,
+                    CLOSE => {
+                        next.close().await.unwrap();
+                        answer(&connection, "closed").await;
+                    }
+                    _ => drop(next.deliver(message).await),
+                }
+            }
+        });
+    }
+}
+
+/// Holds what comes to it.
+pub(crate) async fn hold(row: &Row, endpoint: &Endpoint) {
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    say(listener.address());
+    let held: Arc<Mutex<Vec<Message>>> = Arc::default();
+    let mut connections = Vec::new();
+    while let Ok(connection) = listener.accept().await {
+        connections.push(connection.clone());
+        let (held, connections) = (held.clone(), connections.clone());
+        tokio::spawn(async move {
+            while let Ok(message) = connection.recv().await {
+                let copied =
+                    || connections.iter().map(|connection| connection.stats().bytes_copied).sum::<u64>();
+                let text = std::str::from_utf8(message.header()).unwrap();
+                let count = || held.lock().unwrap().len();
+                match text {
+                    COPIED => answer(&connection, copied()).await,
+                    COUNT => answer(&connection, count()).await,
+                    CHECK => {
+                        let in_arenas = held.lock().unwrap().iter().map(check).sum::<usize>();
+                        answer(&connection, in_arenas).await;
+                    }
+                    DROP => {
+                        held.lock().unwrap().clear();
+                        answer(&connection, "dropped").await;
+                    }
+                    BACK => {
+                        let (_, frames) = message.into_parts();
+                        connection.deliver(Message::from_parts("", frames)).await.unwrap();
+                    }
+                    DESCRIPTORS => answer(&connection, usage::descriptors()).await,
+                    _ => held.lock().unwrap().push(message),
+                }
+            }
+        });
+    }
+}
+
+async fn answer(connection: &Connection, what: impl ToString) {
+    // Whoever asked may be gone.
+    let _ = connection.deliver(Message::new(what.to_string())).await;
+}
+
+async fn ask(connection: &Connection, what: &'static str) -> String {
+    let both = async { tokio::join!(connection.deliver(Message::new(what)), connection.recv()) };
+    let (sent, answer) = soon(what, both).await;
+    sent.unwrap();
+    String::from_utf8(answer.unwrap().header().to_vec()).unwrap()
+}
+
+async fn ask_number(connection: &Connection, what: &'static str) -> u64 {
+    ask(connection, what).await.parse().unwrap()
+}
+
+/// A message that says which seed's bytes its frames are, and from where on.
+fn told(seed: usize, ranges: &[Range<usize>], frames: Vec<Buffer>) -> Message {
+    let offsets = ranges.iter().map(|range| format!(" {}", range.start));
+    Message::from_parts(format!("{seed}{}", offsets.collect::<String>()), frames)
+}
+
+/// Parts of a frame that has all bytes of a seed.
+fn parts(seed: usize, whole: &Buffer, ranges: &[Range<usize>]) -> Message {
+    told(seed, ranges, ranges.iter().map(|range| whole.slice(range.clone())).collect())
+}
+
+/// Sees that all bytes are what the message says, and tells how many frames are in arenas.
+fn check(message: &Message) -> usize {
+    let mut numbers =
+        std::str::from_utf8(message.header()).unwrap().split(' ').map(|text| text.parse().unwrap());
+    let seed = numbers.next().unwrap();
+    let frames = message.frames();
+    frames
+        .iter()
+        .zip(numbers)
+        .for_each(|(frame, offset)| assert_bytes(frame.as_slice().unwrap(), seed, offset));
+    frames.iter().filter(|frame| frame.place() == Place::Arena).count()
+}
+
+fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
+    let mut buffer = arena.take(len).unwrap();
+    buffer.extend_from_slice(&bytes(seed, len)).unwrap();
+    buffer.freeze()
+}
+
+/// Takes all memory that an arena has left, and writes it.
+fn churn(arena: &Arena, seed: usize) {
+    let taken: Vec<_> = std::iter::from_fn(|| arena.take(MIB / 2).ok()).collect();
+    for mut buffer in taken {
+        buffer.extend_from_slice(&bytes(seed, MIB / 2)).unwrap();
+    }
+}
+
+/// This process, others that send on, and one that holds.
+struct Chain {
+    arena: Arena,
+    /// To the first of the others.
+    connection: Connection,
+    /// Who sends on, the last first, and a word with each.
+    middle: Vec<(Peer, Connection)>,
+    holder: Peer,
+    /// A word with the holder.
+    end: Connection,
+    endpoint: Endpoint,
+}
+
+impl Chain {
+    async fn of(row: &Row, middle: usize) -> Self {
+        Self::ending(row, middle, "hold").await
+    }
+
+    /// One whose last has this role.
+    async fn ending(row: &Row, count: usize, role: &str) -> Self {
+        let endpoint = row.endpoint();
+        let (holder, mut next) = Peer::listening(role, row, Home::Here, row.address).await;
+        let end = soon("the holder", endpoint.connect(&next)).await.unwrap();
+        let mut middle = Vec::new();
+        for _ in 0..count {
+            let (peer, address) = Peer::listening("send-on", row, Home::Here, &next.to_string()).await;
+            middle.push((peer, soon("the next", endpoint.connect(&address)).await.unwrap()));
+            next = address;
+        }
+        let connection = soon("the first", endpoint.connect(&next)).await.unwrap();
+        let arena = Arena::new(64 * MIB).unwrap();
+        Self { arena, connection, middle, holder, end, endpoint }
+    }
+
+    /// Sends a message, and waits for the holder to have it as its `number`th.
+    async fn send(&self, message: Message, number: u64) {
+        soon("a delivery", self.connection.deliver(message)).await.unwrap();
+        soon("the end of the chain", async {
+            while ask_number(&self.end, COUNT).await < number {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    }
+
+    /// Sends frames of a MiB, until the holder has so many.
+    async fn fill(&self, count: usize) {
+        for seed in 0..count {
+            self.send(told(seed, &[0..MIB], vec![frame(&self.arena, seed, MIB)]), seed as u64 + 1).await;
+        }
+        self.assert_held(count).await;
+    }
+
+    /// The holder has so many frames of a MiB, and their bytes whatever happens to the arena.
+    async fn assert_held(&self, count: usize) {
+        for seed in 100..103 {
+            churn(&self.arena, seed);
+            assert_eq!(ask_number(&self.end, CHECK).await as usize, count);
+        }
+        assert_eq!(self.arena.stats().in_use_bytes, count * MIB);
+    }
+
+    async fn assert_comes_back(&self) {
+        eventually("the arena has its memory back", || self.arena.stats().in_use_bytes == 0).await;
+    }
+
+    /// The first of the others is killed, or whoever is `at`, counted from the end.
+    async fn kill(&mut self, at: usize) {
+        let is_first = at + 1 == self.middle.len();
+        drop(self.middle.remove(at));
+        if is_first {
+            let end = soon("the end", self.connection.recv()).await.unwrap_err();
+            assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+        }
+    }
+}
+
+async fn what_is_sent_on_is_copied_nowhere(row: &'static Row) {
+    for middle in [1, 2] {
+        let chain = Chain::of(row, middle).await;
+        let before = chain.connection.stats().bytes_copied;
+        let whole = frame(&chain.arena, 1, 32 * MIB);
+        chain.send(parts(1, &whole, &[0..32 * MIB]), 1).await;
+        let slices: Vec<_> = (0..300).map(|at| at * 2000..at * 2000 + 1 + at * 5).collect();
+        chain.send(parts(1, &whole, &slices), 2).await;
+        let beside = Buffer::from(bytes(2, 5000));
+        chain.send(told(2, &[0..MIB, 0..5000], vec![frame(&chain.arena, 2, MIB), beside]), 3).await;
+        for number in 4..200 {
+            chain.send(parts(1, &whole, &[number as usize * 4096..MIB]), number).await;
+        }
+        drop(whole);
+        assert_eq!(ask_number(&chain.end, CHECK).await, 1 + 300 + 1 + 196, "frames in arenas");
+
+        let copied = chain.connection.stats().bytes_copied - before;
+        assert!(copied < RECORDS_LEN, "{copied} by the owner");
+        for (_, word) in &chain.middle {
+            let copied = ask_number(word, COPIED).await;
+            assert!(copied < RECORDS_LEN, "{copied} in the middle");
+        }
+        let copied = ask_number(&chain.end, COPIED).await;
+        assert!(copied < RECORDS_LEN, "{copied} at the end");
+
+        assert!(chain.arena.stats().in_use_bytes >= 33 * MIB);
+        ask(&chain.end, DROP).await;
+        // Nobody in the middle has an arena, or anything to do.
+        chain.assert_comes_back().await;
+    }
+}
+
+async fn what_was_sent_on_outlives_who_died_in_the_middle(row: &'static Row) {
+    // Who dies, one after another, counted from the end.
+    for (middle, deaths) in [(1, &[0][..]), (2, &[0]), (2, &[1]), (2, &[1, 0]), (2, &[0, 0])] {
+        let mut chain = Chain::of(row, middle).await;
+        chain.fill(10).await;
+        for at in deaths {
+            chain.kill(*at).await;
+            chain.assert_held(10).await;
+        }
+        ask(&chain.end, DROP).await;
+        chain.assert_comes_back().await;
+    }
+}
+
+async fn what_was_sent_on_outlives_who_left_in_good_order(row: &'static Row) {
+    let chain = Chain::of(row, 1).await;
+    chain.fill(10).await;
+    assert_eq!(ask(&chain.middle[0].1, CLOSE).await, "closed");
+    chain.assert_held(10).await;
+    soon("a close", chain.connection.close()).await.unwrap();
+    chain.assert_held(10).await;
+    ask(&chain.end, DROP).await;
+    chain.assert_comes_back().await;
+}
+
+async fn what_a_killed_third_held_comes_back(row: &'static Row) {
+    let mut chain = Chain::of(row, 2).await;
+    chain.fill(10).await;
+    chain.holder.signal(Signal::STOP);
+    churn(&chain.arena, 7);
+    assert_eq!(chain.arena.stats().in_use_bytes, 10 * MIB, "it is only held up");
+    chain.holder.kill();
+    chain.assert_comes_back().await;
+    for (_, word) in &chain.middle {
+        ask(word, COPIED).await;
+    }
+}
+
+async fn a_long_chain_copies_at_its_end(row: &'static Row) {
+    // This process, four that send on, and the holder.
+    let chain = Chain::of(row, 4).await;
+    let message = told(1, &[0..8 * MIB], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    chain.send(message, 1).await;
+    assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
+    for (from_end, (_, word)) in chain.middle.iter().enumerate() {
+        let copied = ask_number(word, COPIED).await;
+        assert_eq!(copied >= 8 * MIB as u64, from_end == 0, "{copied} by number {from_end} from the end");
+    }
+    // What was copied holds nothing of the arena.
+    chain.assert_comes_back().await;
+}
+
+async fn who_is_not_trusted_gets_bytes(row: &'static Row) {
+    let chain = Chain::ending(row, 1, "hold-without-trust").await;
+    let message = told(1, &[0..8 * MIB], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    chain.send(message, 1).await;
+    assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
+    assert!(ask_number(&chain.middle[0].1, COPIED).await >= 8 * MIB as u64);
+    chain.assert_comes_back().await;
+}
+
+async fn what_goes_back_to_its_owner_leaks_nothing(row: &'static Row) {
+    let chain = Chain::of(row, 0).await;
+    let mut before = None;
+    for round in 0..600 {
+        // Segments come and go.
+        let arena = Arena::new(MIB).unwrap();
+        for seed in round..round + 5 {
+            let message = Message::new(BACK).with_frame(frame(&arena, seed, 50_000));
+            let both = async { tokio::join!(chain.connection.deliver(message), chain.connection.recv()) };
+            let (sent, back) = soon("an echo", both).await;
+            sent.unwrap();
+            let back = back.unwrap();
+            assert_eq!(back.frames()[0].place(), Place::Arena);
+            assert_bytes(back.frames()[0].as_slice().unwrap(), seed, 0);
+        }
+        if round == 100 {
+            before = Some((usage::descriptors(), ask_number(&chain.end, DESCRIPTORS).await));
+        }
+    }
+    let (near, far) = before.unwrap();
+    eventually("no more descriptors are open here", || usage::descriptors() <= near + 5).await;
+    let now = ask_number(&chain.end, DESCRIPTORS).await;
+    assert!(now <= far + 5, "{now} descriptors there, and {far} before");
+}
+
+async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
+    let mut chain = Chain::of(row, 0).await;
+    let mut held = vec![frame(&chain.arena, 3, MIB)];
+    let mut places = Vec::new();
+    for _ in 0..8 {
+        let message = Message::new(BACK).with_frame(held[held.len() - 1].clone());
+        let both = async { tokio::join!(chain.end.deliver(message), chain.end.recv()) };
+        let (sent, back) = soon("an echo", both).await;
+        sent.unwrap();
+        let back = back.unwrap().frames()[0].clone();
+        assert_bytes(back.as_slice().unwrap(), 3, 0);
+        places.push(back.place());
+        held.push(back);
+    }
+    // There and back, twice, and then it is another.
+    assert_eq!(places[..3], [Place::Arena, Place::Arena, Place::Host]);
+    let last = held.split_off(2).swap_remove(0);
+    drop(held);
+    chain.holder.kill();
+    soon("the end", chain.end.recv()).await.unwrap_err();
+    churn(&chain.arena, 9);
+    assert_bytes(last.as_slice().unwrap(), 3, 0);
+    assert_eq!(chain.arena.stats().in_use_bytes, MIB);
+    drop(last);
+    chain.assert_comes_back().await;
+    drop(chain.endpoint);
+}
