@@ -51,6 +51,7 @@ pub(crate) fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64
 
 pub(crate) const EAGER: u8 = 4;
 pub(crate) const STREAMS: u8 = 2;
+pub(crate) const LENT: u8 = 8;
 const ASK: u8 = 5;
 const ANSWER: u8 = 6;
 pub(crate) const CLOSE: u8 = 12;

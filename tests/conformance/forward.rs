@@ -2,15 +2,18 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use towline::{Address, Arena, Buffer, Connection, Endpoint, ErrorKind, Message, Place};
+use towline::{Address, Arena, Buffer, Connection, Endpoint, ErrorKind, Message, Place, blocking};
 
 use crate::backends::Row;
+use crate::callers::without_tokio;
 use crate::content::{assert_bytes, bytes};
+use crate::forked::Forked;
 use crate::peer::{Home, Peer, say};
-use crate::polls::{eventually, soon};
+use crate::polls::{SOON, eventually, soon};
 use crate::suite::cases;
 use crate::usage;
 
@@ -23,7 +26,8 @@ cases! {
         a_long_chain_copies_at_its_end,
         who_is_not_trusted_gets_bytes,
         what_goes_back_to_its_owner_leaks_nothing,
-        what_goes_to_and_fro_ends_with_its_holders;
+        what_goes_to_and_fro_ends_with_its_holders,
+        a_forked_child_sends_copies_of_what_it_inherited;
 }
 
 const MIB: usize = 1 << 20;
@@ -124,14 +128,15 @@ async fn ask_number(connection: &Connection, what: &'static str) -> u64 {
 }
 
 /// A message that says which seed's bytes its frames are, and from where on.
-fn told(seed: usize, ranges: &[Range<usize>], frames: Vec<Buffer>) -> Message {
-    let offsets = ranges.iter().map(|range| format!(" {}", range.start));
+fn told(seed: usize, offsets: &[usize], frames: Vec<Buffer>) -> Message {
+    let offsets = offsets.iter().map(|offset| format!(" {offset}"));
     Message::from_parts(format!("{seed}{}", offsets.collect::<String>()), frames)
 }
 
 /// Parts of a frame that has all bytes of a seed.
 fn parts(seed: usize, whole: &Buffer, ranges: &[Range<usize>]) -> Message {
-    told(seed, ranges, ranges.iter().map(|range| whole.slice(range.clone())).collect())
+    let offsets: Vec<_> = ranges.iter().map(|range| range.start).collect();
+    told(seed, &offsets, ranges.iter().map(|range| whole.slice(range.clone())).collect())
 }
 
 /// Sees that all bytes are what the message says, and tells how many frames are in arenas.
@@ -209,7 +214,7 @@ impl Chain {
     /// Sends frames of a MiB, until the holder has so many.
     async fn fill(&self, count: usize) {
         for seed in 0..count {
-            self.send(told(seed, &[0..MIB], vec![frame(&self.arena, seed, MIB)]), seed as u64 + 1).await;
+            self.send(told(seed, &[0], vec![frame(&self.arena, seed, MIB)]), seed as u64 + 1).await;
         }
         self.assert_held(count).await;
     }
@@ -243,13 +248,14 @@ async fn what_is_sent_on_is_copied_nowhere(row: &'static Row) {
         let chain = Chain::of(row, middle).await;
         let before = chain.connection.stats().bytes_copied;
         let whole = frame(&chain.arena, 1, 32 * MIB);
-        chain.send(parts(1, &whole, &[0..32 * MIB]), 1).await;
+        chain.send(told(1, &[0], vec![whole.clone()]), 1).await;
         let slices: Vec<_> = (0..300).map(|at| at * 2000..at * 2000 + 1 + at * 5).collect();
         chain.send(parts(1, &whole, &slices), 2).await;
         let beside = Buffer::from(bytes(2, 5000));
-        chain.send(told(2, &[0..MIB, 0..5000], vec![frame(&chain.arena, 2, MIB), beside]), 3).await;
+        chain.send(told(2, &[0, 0], vec![frame(&chain.arena, 2, MIB), beside]), 3).await;
         for number in 4..200 {
-            chain.send(parts(1, &whole, &[number as usize * 4096..MIB]), number).await;
+            let from = number as usize * 4096;
+            chain.send(told(1, &[from], vec![whole.slice(from..MIB)]), number).await;
         }
         drop(whole);
         assert_eq!(ask_number(&chain.end, CHECK).await, 1 + 300 + 1 + 196, "frames in arenas");
@@ -311,7 +317,7 @@ async fn what_a_killed_third_held_comes_back(row: &'static Row) {
 async fn a_long_chain_copies_at_its_end(row: &'static Row) {
     // This process, four that send on, and the holder.
     let chain = Chain::of(row, 4).await;
-    let message = told(1, &[0..8 * MIB], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    let message = told(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
     chain.send(message, 1).await;
     assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
     for (from_end, (_, word)) in chain.middle.iter().enumerate() {
@@ -324,7 +330,7 @@ async fn a_long_chain_copies_at_its_end(row: &'static Row) {
 
 async fn who_is_not_trusted_gets_bytes(row: &'static Row) {
     let chain = Chain::ending(row, 1, "hold-without-trust").await;
-    let message = told(1, &[0..8 * MIB], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    let message = told(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
     chain.send(message, 1).await;
     assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
     assert!(ask_number(&chain.middle[0].1, COPIED).await >= 8 * MIB as u64);
@@ -373,6 +379,9 @@ async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
     // There and back, twice, and then it is another.
     assert_eq!(places[..3], [Place::Arena, Place::Arena, Place::Host]);
     let last = held.split_off(2).swap_remove(0);
+    // What came back once is there again when its holder dies, and this end has lent what it borrowed of itself.
+    soon("a delivery", chain.end.deliver(told(3, &[0], held.split_off(1)))).await.unwrap();
+    assert_eq!((ask_number(&chain.end, CHECK).await, chain.arena.stats().in_use_bytes), (1, MIB));
     drop(held);
     chain.holder.kill();
     soon("the end", chain.end.recv()).await.unwrap_err();
@@ -382,4 +391,40 @@ async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
     drop(last);
     chain.assert_comes_back().await;
     drop(chain.endpoint);
+}
+
+async fn a_forked_child_sends_copies_of_what_it_inherited(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(64 * MIB).unwrap();
+    let own = frame(&arena, 3, MIB);
+    let both =
+        async { tokio::join!(pair.a.deliver(Message::new("").with_frame(own.clone())), pair.b.recv()) };
+    let (sent, taken) = soon("a message", both).await;
+    sent.unwrap();
+    let borrowed = taken.unwrap().frames()[0].clone();
+    assert_eq!(borrowed.place(), Place::Arena);
+    // Its parent may let go of both at any time.
+    let work = move || {
+        let (near, far) = (row.endpoint(), row.endpoint());
+        let listener = blocking::Endpoint::from(far).listen(&row.address()).unwrap();
+        let near = blocking::Endpoint::from(near);
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| {
+                let connection = near.connect(listener.address()).unwrap().with_deadline(SOON);
+                for frame in [own.slice(1..), borrowed.slice(2..)] {
+                    connection.deliver(Message::new("").with_frame(frame)).unwrap();
+                }
+            });
+            let connection = listener.accept().unwrap().with_deadline(SOON);
+            for from in [1, 2] {
+                let taken = connection.recv().unwrap();
+                let [frame] = taken.frames() else { panic!("one frame") };
+                assert_eq!((frame.place(), frame.len()), (Place::Host, MIB - from));
+                assert_bytes(frame.as_slice().unwrap(), 3, from);
+            }
+            sending.join().unwrap();
+        });
+    };
+    without_tokio(move || Forked::new(work).assert_done(SOON)).await;
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }

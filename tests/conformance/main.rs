@@ -38,6 +38,7 @@ mod places;
 mod processes;
 mod receipts;
 mod sharing;
+mod shown;
 mod spoiled;
 mod streams;
 mod stuck;
@@ -77,6 +78,7 @@ const GROUPS: &[&[Claims]] = &[
     streams::CASES,
     connect::CASES,
     meeting::CASES,
+    shown::CASES,
     spoiled::CASES,
     processes::CASES,
     fork::CASES,

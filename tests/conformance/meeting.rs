@@ -121,6 +121,12 @@ const LIES: &[Lie] = &[
     ("a bell that cannot be heard", "its bell is no pipe", |hello| {
         hello.shown[1] = hello.shown[2].try_clone().unwrap();
     }),
+    ("a device for its holders", "its holders keep is no pipe", |hello| {
+        hello.shown[2] = File::options().write(true).open("/dev/null").unwrap().into();
+    }),
+    ("a bell for its holders", "its holders keep is no pipe", |hello| {
+        hello.shown[2] = hello.shown[1].try_clone().unwrap();
+    }),
     ("a ring of no bytes", "a ring of 0 bytes", |hello| say_ring_len(hello, 0)),
     ("a ring of one byte", "a ring of 1 bytes", |hello| say_ring_len(hello, 1)),
     ("a ring of three pages", "a ring of 12288 bytes", |hello| say_ring_len(hello, 12_288)),

@@ -254,7 +254,7 @@ pub(crate) struct Sharer {
     pub(crate) theirs: [OwnedFd; 3],
     rope: OwnedFd,
     written: u64,
-    _meeting: UnixStream,
+    pub(crate) meeting: UnixStream,
     _control: Box<dyn Stream>,
 }
 
@@ -281,7 +281,7 @@ impl Sharer {
         let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
         let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
         let control = visitor.control;
-        Ok((Self { ours, theirs, rope, written: 0, _meeting: meeting, _control: control }, connection))
+        Ok((Self { ours, theirs, rope, written: 0, meeting, _control: control }, connection))
     }
 
     /// Writes into its ring, tells of it and rings.

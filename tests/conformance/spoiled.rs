@@ -34,7 +34,7 @@ fn small(number: u64) -> Vec<u8> {
 }
 
 /// How a connection ends, whatever comes before.
-async fn end_of(connection: &Connection) -> Error {
+pub(crate) async fn end_of(connection: &Connection) -> Error {
     loop {
         if let Err(end) = connection.recv().await {
             return end;

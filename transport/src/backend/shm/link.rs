@@ -57,12 +57,12 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     if !pipe::is_reading_end(&peer.bell) {
         return Err(Error::new(ErrorKind::Corrupt, "its bell is no pipe that can be read"));
     }
-    if !pipe::is_writing_end(&peer.holder) {
-        return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
-    }
     let silence = Silence::open()?;
     let trusted = trusts && peer.trusts && is_ours(user);
     let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
+    if !pipe::is_writing_end(&peer.holder) {
+        return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
+    }
     let exited = Arc::new(AtomicBool::new(false));
     let line = ShmLine {
         heard: peer.bell,

@@ -1,0 +1,128 @@
+//! A trusted peer that shows what is no segment, or shows it wrongly: it costs its own connection, and nothing else.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::fs::SealFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use towline::{ErrorKind, Place};
+
+use crate::backends::Row;
+use crate::by_hand::{LENT, parcel, record};
+use crate::meeting::assert_talk;
+use crate::polls::{eventually, soon, within};
+use crate::sharing::{Hello, Segment, Sharer, friend, listening, show};
+use crate::spoiled::end_of;
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    LENDS:
+        a_lie_about_a_segment_costs_its_own_connection;
+}
+
+/// How long our end may take to see through a lie.
+const LIMIT: Duration = Duration::from_secs(1);
+const FRAME_LEN: u64 = 4096;
+/// In a hello: whoever says it trusts the other end.
+const TRUSTS: u8 = 1;
+/// Segments that one end may show.
+const SEGMENTS_MAX: u32 = 256;
+
+/// A message with one frame in an arena, which is at the start of a segment.
+fn lent(number: u64, segment: u32) -> Vec<u8> {
+    let table = FRAME_LEN | 2 << 48;
+    let lease = 1 << 12 | number;
+    let words = [&[0, 0, 0, 0, 1, 0, 0, 0][..], &table.to_le_bytes()].concat();
+    let loan = [&segment.to_le_bytes()[..], &0_u64.to_le_bytes(), &lease.to_le_bytes()].concat();
+    parcel(&record(1, LENT, number, &[words, loan].concat()), 0, &[])
+}
+
+fn segment() -> OwnedFd {
+    Segment::sealed().memfd.try_clone().unwrap()
+}
+
+fn ends() -> [OwnedFd; 2] {
+    pipe_with(PipeFlags::CLOEXEC).unwrap().into()
+}
+
+fn pipe() -> OwnedFd {
+    let [_, writing] = ends();
+    writing
+}
+
+fn shown(sharer: &Sharer, number: u32, descriptors: impl IntoIterator<Item = OwnedFd>) {
+    show(&sharer.meeting, &number.to_le_bytes(), &descriptors.into_iter().collect::<Vec<_>>());
+}
+
+/// What a peer shows before it lends something in segment 1.
+type Lie = fn(&Sharer);
+
+const LIES: &[(&str, &str, Lie)] = &[
+    ("nothing", "not shown", |_| ()),
+    ("another segment", "not shown", |sharer| shown(sharer, 2, [segment()])),
+    ("no descriptor", "withdrew a segment that was not shown", |sharer| shown(sharer, 1, [])),
+    ("a segment that it withdraws twice", "withdrew a segment that was not shown", |sharer| {
+        shown(sharer, 2, [segment()]);
+        shown(sharer, 2, []);
+        shown(sharer, 2, []);
+    }),
+    ("a segment twice", "a segment twice", |sharer| {
+        shown(sharer, 2, [segment()]);
+        shown(sharer, 2, [segment()]);
+    }),
+    ("half a number", "no segment", |sharer| show(&sharer.meeting, &[1, 0], &[segment()])),
+    ("a pipe for a segment", "it is no memfd", |sharer| shown(sharer, 1, [pipe()])),
+    ("a segment that may shrink", "not sealed against shrinking", |sharer| {
+        let open = Segment::open(8192);
+        open.store(0, &[0; 8192]);
+        open.seal(SealFlags::GROW | SealFlags::FUTURE_WRITE);
+        shown(sharer, 1, [open.memfd.try_clone().unwrap()]);
+    }),
+    ("a segment for a pipe", "no pipe to write to", |sharer| shown(sharer, 1, [segment(), segment()])),
+    ("a device for a pipe", "no pipe to write to", |sharer| {
+        let device = File::options().write(true).open("/dev/null").unwrap();
+        shown(sharer, 1, [segment(), pipe(), device.into()]);
+    }),
+    ("the wrong end of a pipe", "no pipe to write to", |sharer| {
+        let [reading, _] = ends();
+        shown(sharer, 1, [segment(), pipe(), pipe(), reading]);
+    }),
+    ("a pipe too many", "no segment", |sharer| {
+        shown(sharer, 1, [segment(), pipe(), pipe(), pipe(), pipe()]);
+    }),
+    ("all that a message can show", "no segment", |sharer| {
+        shown(sharer, 1, [segment()].into_iter().chain((0..7).map(|_| pipe())));
+    }),
+    ("too many segments", "too many segments", |sharer| {
+        let one = segment();
+        (0..SEGMENTS_MAX).for_each(|at| shown(sharer, 10 + at, [one.try_clone().unwrap()]));
+    }),
+];
+
+async fn a_lie_about_a_segment_costs_its_own_connection(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let near = row.endpoint();
+    let pair = friend(&near, &listener).await;
+    assert_talk(&pair, 0).await;
+    let before = usage::descriptors();
+    for (number, (what, reason, lie)) in LIES.iter().enumerate() {
+        let trusting = |hello: &mut Hello| hello.words[10] = TRUSTS;
+        let (mut sharer, connection) =
+            Sharer::connected_by(&endpoint, &listener, number as u8, trusting).await.unwrap();
+        // Beside others, with pipes that nobody ever reads, what is true is believed.
+        shown(&sharer, 7, [segment(), pipe(), pipe(), pipe()]);
+        sharer.write(&lent(0, 7));
+        let taken = soon("recv", connection.recv()).await.unwrap();
+        assert_eq!((taken.frames()[0].place(), taken.frames()[0].len()), (Place::Arena, FRAME_LEN as usize));
+        lie(&sharer);
+        sharer.write(&lent(1, 1));
+        let end = within(LIMIT, what, end_of(&connection)).await;
+        assert!(end.kind() == ErrorKind::Corrupt && end.to_string().contains(reason), "{what}: {end}");
+        // What was taken before is read on.
+        assert!(taken.frames()[0].as_slice().unwrap().iter().all(|byte| *byte == 0), "{what}");
+        assert_talk(&pair, number).await;
+    }
+    eventually("all descriptors are closed again", || usage::descriptors() <= before + 3).await;
+}
