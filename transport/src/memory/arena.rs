@@ -311,7 +311,7 @@ fn reclaim() {
 pub(crate) fn lendable(buffer: &Buffer) -> Option<(&Arc<Segment>, usize)> {
     let memory: &dyn Any = buffer.allocation()?;
     let segment = &memory.downcast_ref::<ArenaMemory>()?.segment;
-    Some((segment, buffer.as_ptr().addr() - segment.base().addr().get()))
+    segment.is_own().then(|| (segment, buffer.as_ptr().addr() - segment.base().addr().get()))
 }
 
 /// The address of a byte within a segment.

@@ -17,6 +17,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use super::host::unmap;
 use super::huge;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Process;
 
 /// What a peer relies on: the size stays, and nobody maps it writable from here on. That also forbids to punch holes.
 const SEALS: [(SealFlags, &str); 3] = [
@@ -31,6 +32,7 @@ const TMPFS: i64 = 0x0102_1994;
 /// Shared memory that this process owns and alone writes. Others map it by its descriptor, to read.
 #[derive(Debug)]
 pub(crate) struct Segment {
+    process: Process,
     descriptor: OwnedFd,
     mapping: Mapping,
 }
@@ -61,7 +63,12 @@ impl Segment {
         let seals = SEALS.iter().fold(SealFlags::SEAL, |all, (seal, _)| all | *seal);
         rustix::fs::fcntl_add_seals(&descriptor, seals)
             .map_err(|errno| failed("cannot be sealed", len, errno))?;
-        Ok(Self { descriptor, mapping })
+        Ok(Self { process: Process::current(), descriptor, mapping })
+    }
+
+    /// Whether this process made it: a child forked from the one that did has a copy of all that is known of it, and no say.
+    pub(crate) fn is_own(&self) -> bool {
+        self.process.is_this()
     }
 
     /// What to send to a peer that may read all of it.
