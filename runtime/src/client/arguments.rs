@@ -1,0 +1,48 @@
+//! What may stand for a parameter: a value of its type, or a future of one.
+
+use serde::{Serialize, Serializer};
+
+use super::Future;
+use crate::value::serialize_gap;
+
+/// What can be passed where a function takes a `T`: a `T`, a [`Future<T>`](Future), and lists of futures where it takes a `Vec`.
+pub trait Argument<T>: Serialize {}
+
+impl<T: Serialize> Argument<T> for T {}
+impl Argument<String> for &str {}
+impl<T> Argument<T> for Future<T> {}
+impl<T> Argument<T> for &Future<T> {}
+impl<T> Argument<Vec<T>> for Vec<Future<T>> {}
+impl<T> Argument<Vec<T>> for &Vec<Future<T>> {}
+impl<T> Argument<Vec<T>> for &[Future<T>] {}
+impl<T> Argument<Vec<T>> for Vec<&Future<T>> {}
+
+/// A tuple that can be passed where a function takes the tuple of parameters `P`.
+pub trait Arguments<P>: Serialize {}
+
+impl Arguments<()> for () {}
+
+macro_rules! arguments {
+    ($($parameter:ident $argument:ident),*) => {
+        impl<$($parameter, $argument),*> Arguments<($($parameter,)*)> for ($($argument,)*)
+        where
+            $($argument: Argument<$parameter>),*
+        {
+        }
+    };
+}
+
+arguments!(P1 A1);
+arguments!(P1 A1, P2 A2);
+arguments!(P1 A1, P2 A2, P3 A3);
+arguments!(P1 A1, P2 A2, P3 A3, P4 A4);
+arguments!(P1 A1, P2 A2, P3 A3, P4 A4, P5 A5);
+arguments!(P1 A1, P2 A2, P3 A3, P4 A4, P5 A5, P6 A6);
+arguments!(P1 A1, P2 A2, P3 A3, P4 A4, P5 A5, P6 A6, P7 A7);
+
+/// As an argument of a task, and nowhere else.
+impl<T> Serialize for Future<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serialize_gap(self.key(), serializer)
+    }
+}

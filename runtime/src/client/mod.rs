@@ -1,0 +1,175 @@
+//! A client: describes tasks, and has their results where it asks for them.
+
+mod arguments;
+mod future;
+mod shell;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
+use towline::{Address, Endpoint};
+
+pub use self::arguments::{Argument, Arguments};
+pub use self::future::Future;
+use self::shell::Shell;
+use crate::error::{Error, ErrorKind, Result};
+use crate::function::Function;
+use crate::line;
+use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
+use crate::value::{Gapped, Value};
+
+/// Values that are gathered at the same time.
+const GATHERED_MAX: usize = 64;
+
+/// Submits tasks to a scheduler. What it submitted is released when it is dropped, and its futures with it.
+///
+/// It runs on the tokio runtime that it was connected on. Its calls may be made from any thread.
+///
+/// ```
+/// use towline_runtime::{Bulk, Function, LocalCluster, Registry, TaskResult};
+///
+/// const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
+/// const SUM: Function<(Vec<Bulk>,), u64> = Function::new("sum");
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline_runtime::Result<()> {
+/// let registry = Registry::new()
+///     .with(FILL, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
+///     .with(SUM, |blocks: Vec<Bulk>| {
+///         let sum = |block: &Bulk| block.as_slice().into_iter().flatten().map(|byte| u64::from(*byte)).sum::<u64>();
+///         TaskResult::Ok(blocks.iter().map(sum).sum())
+///     });
+/// let cluster = LocalCluster::start(2, registry).await?;
+///
+/// // A list of futures stands where the function takes a list: the blocks go from worker to worker, and not here.
+/// let blocks = cluster.client().map(FILL, [(1, 1000), (2, 1000)])?;
+/// let sum = cluster.client().submit(SUM, (&blocks,))?;
+/// assert_eq!(sum.result().await?, 3000);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    shell: Arc<Shell>,
+    hearing: JoinHandle<()>,
+    /// Whom the next scattered value goes to.
+    next_worker: AtomicU32,
+}
+
+impl Client {
+    /// Joins the scheduler at `address`.
+    ///
+    /// # Errors
+    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`Invalid`](ErrorKind::Invalid) for a scheduler of another
+    /// version.
+    pub async fn connect(endpoint: &Endpoint, address: &Address) -> Result<Self> {
+        let connection = endpoint.connect(address).await?;
+        let number = line::greet(&connection, Role::Client).await?;
+        let shell = Arc::new(Shell::new(number, endpoint.clone()));
+        let hearing = tokio::spawn(shell.clone().listen(connection));
+        Ok(Self { shell, hearing, next_worker: AtomicU32::new(0) })
+    }
+
+    /// Has `function` run with these arguments: a tuple of values, and of futures in place of values. It does not wait: the task
+    /// leaves as soon as the line is free, and is kept in memory until then.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for arguments that cannot travel, or a future of another client;
+    /// [`TooLarge`](ErrorKind::TooLarge) for more than 1 MiB of them, futures apart;
+    /// [`SchedulerLost`](ErrorKind::SchedulerLost).
+    pub fn submit<P, R>(&self, function: Function<P, R>, arguments: impl Arguments<P>) -> Result<Future<R>> {
+        let Gapped { bytes, gaps, inputs } = Gapped::of(&arguments)?;
+        if bytes.len() > ARGUMENTS_LEN_MAX || inputs.len() > INPUTS_MAX {
+            let (len, count) = (bytes.len(), inputs.len());
+            let why = format!(
+                "the arguments take {len} bytes and {count} futures, and the limits are {ARGUMENTS_LEN_MAX} and {INPUTS_MAX}: scatter what is large"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, why));
+        }
+        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), gaps };
+        let key = self.shell.submit(function.name(), function.types(), inputs, arguments)?;
+        Ok(Future::new(self.shell.clone(), key))
+    }
+
+    /// Submits a task for each of these arguments.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit); none of the tasks is then wanted.
+    pub fn map<P, R, A: Arguments<P>>(
+        &self,
+        function: Function<P, R>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Vec<Future<R>>> {
+        arguments.into_iter().map(|arguments| self.submit(function, arguments)).collect()
+    }
+
+    /// The results of all of them, in order. They stay with the workers.
+    ///
+    /// # Errors
+    /// The first that failed, as [`Future::result`].
+    pub async fn gather<T: DeserializeOwned>(&self, futures: &[Future<T>]) -> Result<Vec<T>> {
+        let mut results = Vec::with_capacity(futures.len());
+        let mut rest = futures.iter();
+        let mut under_way = std::collections::VecDeque::new();
+        loop {
+            while under_way.len() < GATHERED_MAX
+                && let Some(future) = rest.next()
+            {
+                under_way.push_back(Fetching(tokio::spawn(self.shell.clone().value(future.key()))));
+            }
+            let Some(mut next) = under_way.pop_front() else { return Ok(results) };
+            let value = (&mut next.0).await.map_err(|_| Error::closed())??;
+            results.push(value.read()?);
+        }
+    }
+
+    /// Gives a worker a value, so that tasks can take it as an input. If that worker is lost, so is the value.
+    ///
+    /// # Errors
+    /// [`Lost`](ErrorKind::Lost) without a worker, [`TooLarge`](ErrorKind::TooLarge) if the worker has no room.
+    pub async fn scatter<T: Serialize>(&self, value: T) -> Result<Future<T>> {
+        let value = Value::of(&value)?;
+        let workers = self.shell.peers().all();
+        let turn = self.next_worker.fetch_add(1, Ordering::Relaxed) as usize;
+        let Some((worker, _)) = workers.get(turn % workers.len().max(1)) else {
+            return Err(Error::new(ErrorKind::Lost, "no worker has joined"));
+        };
+        let key = self.shell.scatter(*worker)?;
+        let future = Future::new(self.shell.clone(), key);
+        self.shell.peers().put(*worker, key, &value).await?;
+        Ok(future)
+    }
+
+    /// The addresses of the workers that have the result, if any has.
+    ///
+    /// # Errors
+    /// [`SchedulerLost`](ErrorKind::SchedulerLost).
+    pub async fn who_has<T>(&self, future: &Future<T>) -> Result<Vec<String>> {
+        let workers = self.shell.who_has(future.key()).await?;
+        Ok(workers.into_iter().filter_map(|worker| self.shell.peers().address(worker)).collect())
+    }
+
+    /// The addresses of the workers that have joined, as far as it was heard here.
+    pub fn workers(&self) -> Vec<String> {
+        self.shell.peers().all().into_iter().map(|(_, address)| address).collect()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.shell.end(&Error::closed());
+        self.hearing.abort();
+    }
+}
+
+/// A fetch that ends with whoever waits for it.
+struct Fetching(JoinHandle<Result<Value>>);
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,255 @@
+//! The one error type of the runtime: what happened to which task, in terms a caller can act on.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Shorthand for results of the runtime.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a task's function may fail with: any error.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What a task's function returns.
+pub type TaskResult<T> = std::result::Result<T, BoxError>;
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The function returned an error: the detail is that error and its sources.
+    Failed,
+    /// The function panicked: the detail is its message.
+    Panicked,
+    /// The client cancelled the task, or one that it needs.
+    Cancelled,
+    /// Every worker that ran the task died of it, three times.
+    Killed,
+    /// The data was with workers that are gone, or cannot be reached, and nothing can make it again.
+    Lost,
+    /// It does not fit: into a message, or into the memory of any worker. The detail names the limit.
+    TooLarge,
+    /// No function of that name is registered at the worker.
+    UnknownFunction,
+    /// Bytes are not what they should be: arguments of other types than the function's, a peer of another version.
+    Invalid,
+    /// The scheduler is gone, and with it everything that it knew.
+    SchedulerLost,
+    /// A stated time passed first.
+    TimedOut,
+    /// This end was closed.
+    Closed,
+    /// The transport failed: the source says how.
+    Transport,
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed => "failed",
+            Self::Panicked => "panicked",
+            Self::Cancelled => "cancelled",
+            Self::Killed => "killed its workers",
+            Self::Lost => "lost",
+            Self::TooLarge => "too large",
+            Self::UnknownFunction => "unknown function",
+            Self::Invalid => "invalid",
+            Self::SchedulerLost => "scheduler lost",
+            Self::TimedOut => "timed out",
+            Self::Closed => "closed",
+            Self::Transport => "transport failed",
+        })
+    }
+}
+
+/// One failure. It reads as a sentence: `task "parse": failed: line 7: invalid digit found in string`.
+///
+/// A task that failed fails every task that needs it, with the same error: it names the one that failed first.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    failure: Failure,
+    source: Option<towline::Error>,
+}
+
+/// What of an error travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    pub(crate) kind: ErrorKind,
+    /// The function of the task that failed first, where it was one.
+    pub(crate) task: Option<String>,
+    pub(crate) detail: String,
+}
+
+/// The longest detail that travels, in bytes.
+const DETAIL_LEN_MAX: usize = 4096;
+
+impl Error {
+    /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
+    pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
+        Failure::new(kind, detail).into()
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, "this end was closed")
+    }
+
+    /// As what ended a line to the scheduler.
+    pub(crate) fn as_scheduler_lost(&self) -> Self {
+        let failure = match &self.0.source {
+            Some(_) => Failure::new(ErrorKind::SchedulerLost, "the connection to the scheduler ended"),
+            None => Failure::new(ErrorKind::SchedulerLost, self.to_string()),
+        };
+        Self(Arc::new(Inner { failure, source: self.0.source.clone() }))
+    }
+
+    /// What a caller can act on.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.failure.kind
+    }
+
+    /// The function of the task that failed first, where it was one.
+    pub fn task(&self) -> Option<&str> {
+        self.0.failure.task.as_deref()
+    }
+
+    /// What happened, without the task around it.
+    pub fn detail(&self) -> &str {
+        &self.0.failure.detail
+    }
+
+    /// Whether the peer said good-bye.
+    pub(crate) fn is_farewell(&self) -> bool {
+        self.0.source.as_ref().is_some_and(|source| source.kind() == towline::ErrorKind::Closed)
+    }
+
+    pub(crate) fn failure(&self) -> &Failure {
+        &self.0.failure
+    }
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
+        Self { kind, task: None, detail: detail.into() }
+    }
+
+    /// What a function returned, with all that it says caused it.
+    pub(crate) fn returned(error: &BoxError) -> Self {
+        let mut detail = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            detail = format!("{detail}: {cause}");
+            source = cause.source();
+        }
+        Self::new(ErrorKind::Failed, detail)
+    }
+
+    /// What a function panicked with.
+    pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        Self::new(ErrorKind::Panicked, text.unwrap_or("with something that is no text"))
+    }
+
+    /// Names the task, unless one is named already, and cuts what is too long to travel.
+    #[must_use]
+    pub(crate) fn of(mut self, task: &str) -> Self {
+        self.task.get_or_insert_with(|| task.to_owned());
+        if self.detail.len() > DETAIL_LEN_MAX {
+            let cut = self.detail.floor_char_boundary(DETAIL_LEN_MAX);
+            self.detail.truncate(cut);
+            self.detail.push('…');
+        }
+        self
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self(Arc::new(Inner { failure, source: None }))
+    }
+}
+
+impl From<towline::Error> for Error {
+    fn from(source: towline::Error) -> Self {
+        let kind = match source.kind() {
+            towline::ErrorKind::TimedOut => ErrorKind::TimedOut,
+            towline::ErrorKind::TooLarge => ErrorKind::TooLarge,
+            _ => ErrorKind::Transport,
+        };
+        let failure = Failure::new(kind, "the transport says");
+        Self(Arc::new(Inner { failure, source: Some(source) }))
+    }
+}
+
+impl<T> From<towline::Failed<T>> for Error {
+    fn from(failed: towline::Failed<T>) -> Self {
+        failed.error.into()
+    }
+}
+
+impl From<postcard::Error> for Error {
+    fn from(error: postcard::Error) -> Self {
+        Self::new(ErrorKind::Invalid, format!("bytes that are not what they should be: {error}"))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Failure { kind, task, detail } = &self.0.failure;
+        if let Some(task) = task {
+            write!(f, "task {task:?}: ")?;
+        }
+        write!(f, "{kind}: {detail}")?;
+        match &self.0.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Error({:?}: {self})", self.kind())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_reads_as_a_sentence_with_all_its_causes() {
+        let cause: BoxError = "x7".parse::<u32>().map_err(Box::new).unwrap_err();
+        let error = Error::from(Failure::returned(&cause).of("parse"));
+        assert_eq!(error.to_string(), "task \"parse\": failed: invalid digit found in string");
+        assert_eq!((error.kind(), error.task()), (ErrorKind::Failed, Some("parse")));
+
+        let lost = Error::from(towline::Error::new(towline::ErrorKind::PeerLost, "gone")).as_scheduler_lost();
+        assert_eq!(
+            lost.to_string(),
+            "scheduler lost: the connection to the scheduler ended: peer lost: gone"
+        );
+    }
+
+    #[test]
+    fn an_endless_detail_is_cut_at_a_character() {
+        let failure = Failure::new(ErrorKind::Failed, "ü".repeat(10_000)).of("x");
+        assert!(failure.detail.len() <= DETAIL_LEN_MAX + '…'.len_utf8());
+        assert!(failure.detail.ends_with("ü…"));
+    }
+
+    #[test]
+    fn the_task_that_failed_first_stays_named() {
+        assert_eq!(Failure::new(ErrorKind::Failed, "").of("a").of("b").task.as_deref(), Some("a"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Functions by name and type: what clients call, and what workers run.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{BoxError, ErrorKind, Failure};
+use crate::protocol::{NAME_LEN_MAX, Types};
+use crate::value::Value;
+
+/// A function by its name: `P` is the tuple of its parameters, `R` what it returns. Clients and workers share it as a constant.
+///
+/// ```
+/// use towline_runtime::Function;
+///
+/// const JOIN: Function<(String, String), String> = Function::new("join");
+/// ```
+pub struct Function<P, R> {
+    name: &'static str,
+    types: PhantomData<fn(P) -> R>,
+}
+
+impl<P, R> Function<P, R> {
+    /// The function of that name.
+    ///
+    /// # Panics
+    /// Where the name is empty or longer than 255 bytes.
+    pub const fn new(name: &'static str) -> Self {
+        assert!(!name.is_empty() && name.len() <= NAME_LEN_MAX, "a function's name has 1 to 255 bytes");
+        Self { name, types: PhantomData }
+    }
+
+    /// Its name.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Tells functions of other types apart, as long as both ends are built by one compiler from the same types.
+    pub(crate) fn types(self) -> Types {
+        let names = [std::any::type_name::<P>(), std::any::type_name::<R>()];
+        // FNV-1a.
+        names
+            .iter()
+            .flat_map(|name| name.bytes())
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+}
+
+impl<P, R> Clone for Function<P, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P, R> Copy for Function<P, R> {}
+
+impl<P, R> fmt::Debug for Function<P, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Function").field(&self.name).finish()
+    }
+}
+
+/// The functions that a worker runs.
+///
+/// ```
+/// use towline_runtime::{Function, Registry, TaskResult};
+///
+/// const ADD: Function<(i64, i64), i64> = Function::new("add");
+/// const WAIT: Function<(u64,), ()> = Function::new("wait");
+///
+/// fn add(a: i64, b: i64) -> TaskResult<i64> {
+///     a.checked_add(b).ok_or_else(|| "the sum is too large".into())
+/// }
+///
+/// async fn wait(seconds: u64) -> TaskResult<()> {
+///     tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+///     Ok(())
+/// }
+///
+/// let registry = Registry::new().with(ADD, add).with_async(WAIT, wait);
+/// # let _ = registry;
+/// ```
+#[derive(Clone, Default)]
+pub struct Registry {
+    functions: FxHashMap<&'static str, (Types, Body)>,
+}
+
+/// What runs.
+#[derive(Clone)]
+pub(crate) enum Body {
+    Sync(Arc<dyn Fn(Value) -> Outcome + Send + Sync>),
+    Async(Arc<dyn Fn(Value) -> Outcomes + Send + Sync>),
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sync(_) => "Sync",
+            Self::Async(_) => "Async",
+        })
+    }
+}
+
+/// How a run ended.
+pub(crate) type Outcome = Result<Value, Failure>;
+type Outcomes = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+impl Registry {
+    /// No functions.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Has `function` run `body`, on one of the worker's threads. It may compute and block.
+    #[must_use]
+    pub fn with<P, R, F>(mut self, function: Function<P, R>, body: F) -> Self
+    where
+        P: DeserializeOwned + 'static,
+        R: Serialize + 'static,
+        F: Callable<P, Output = TaskResultOf<R>> + Send + Sync + 'static,
+    {
+        let run = move |arguments: Value| {
+            let arguments = arguments.read::<P>().map_err(|error| error.failure().clone())?;
+            finished(body.call(arguments))
+        };
+        self.functions.insert(function.name, (function.types(), Body::Sync(Arc::new(run))));
+        self
+    }
+
+    /// Has `function` run `body`, on the tokio runtime that the worker was started on. It should not compute for long.
+    #[must_use]
+    pub fn with_async<P, R, F>(mut self, function: Function<P, R>, body: F) -> Self
+    where
+        P: DeserializeOwned + Send + 'static,
+        R: Serialize + 'static,
+        F: Callable<P> + Send + Sync + 'static,
+        F::Output: Future<Output = TaskResultOf<R>> + Send + 'static,
+    {
+        let run = move |arguments: Value| {
+            let begun = arguments.read::<P>().map(|arguments| body.call(arguments));
+            Box::pin(async move { finished(begun.map_err(|error| error.failure().clone())?.await) })
+                as Outcomes
+        };
+        self.functions.insert(function.name, (function.types(), Body::Async(Arc::new(run))));
+        self
+    }
+
+    pub(crate) fn find(&self, name: &str, types: Types) -> Result<Body, Failure> {
+        match self.functions.get(name) {
+            Some((known, body)) if *known == types => Ok(body.clone()),
+            Some(_) => {
+                let why = "the worker has a function of that name, and of other types";
+                Err(Failure::new(ErrorKind::Invalid, why))
+            }
+            None => Err(Failure::new(ErrorKind::UnknownFunction, "the worker has no function of that name")),
+        }
+    }
+}
+
+type TaskResultOf<R> = Result<R, BoxError>;
+
+fn finished<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
+    let result = result.map_err(|error| Failure::returned(&error))?;
+    Value::of(&result).map_err(|error| error.failure().clone())
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut names: Vec<_> = self.functions.keys().collect();
+        names.sort();
+        f.debug_tuple("Registry").field(&names).finish()
+    }
+}
+
+/// What can be called with a tuple `P`: every function and closure of up to seven parameters.
+pub trait Callable<P> {
+    /// What it returns.
+    type Output;
+
+    /// Calls it.
+    fn call(&self, parameters: P) -> Self::Output;
+}
+
+macro_rules! callable {
+    ($($name:ident $parameter:ident),*) => {
+        impl<F, R, $($parameter),*> Callable<($($parameter,)*)> for F
+        where
+            F: Fn($($parameter),*) -> R,
+        {
+            type Output = R;
+
+            fn call(&self, ($($name,)*): ($($parameter,)*)) -> R {
+                self($($name),*)
+            }
+        }
+    };
+}
+
+callable!();
+callable!(a A);
+callable!(a A, b B);
+callable!(a A, b B, c C);
+callable!(a A, b B, c C, d D);
+callable!(a A, b B, c C, d D, e E);
+callable!(a A, b B, c C, d D, e E, g G);
+callable!(a A, b B, c C, d D, e E, g G, h H);

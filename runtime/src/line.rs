@@ -1,0 +1,157 @@
+//! A connection that carries words of the protocol, in batches: what is said while the last batch leaves goes with the next.
+//!
+//! A batch is one message: the words one after the other in its header, or in its one frame where they are too long for that.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
+use towline::{Buffer, Connection, HEADER_LEN_MAX, Message};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
+
+/// A batch is closed when it is this long; one more word than that fits into a header, unless it is a long one.
+const BATCH_LEN: usize = 32 << 10;
+/// The longest batch that is taken from a peer.
+const BATCH_LEN_MAX: u64 = (4 * ARGUMENTS_LEN_MAX + BATCH_LEN) as u64;
+/// What a peer may leave waiting before it is given up.
+const WAITING_LEN_MAX: usize = 256 << 20;
+/// How long a stranger may take for its first words.
+pub(crate) const HELLO_TIME: Duration = Duration::from_secs(5);
+
+/// Words for one peer.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    waiting: Mutex<Waiting>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: VecDeque<Vec<u8>>,
+    len: usize,
+    is_closed: bool,
+}
+
+impl Outbox {
+    /// Says it once the line is free, and `flush` was called. What is said after the end is lost.
+    pub(crate) fn say<W: Serialize>(&self, word: &W) {
+        let mut waiting = self.lock();
+        if waiting.is_closed {
+            return;
+        }
+        let mut batch = match waiting.batches.pop_back() {
+            Some(batch) if batch.len() < BATCH_LEN => batch,
+            full => {
+                waiting.batches.extend(full);
+                Vec::new()
+            }
+        };
+        let before = batch.len();
+        batch = postcard::to_extend(word, batch).expect("words of the protocol can be written");
+        waiting.len += batch.len() - before;
+        waiting.batches.push_back(batch);
+        // A peer that does not listen is not kept in memory for.
+        waiting.is_closed = waiting.len > WAITING_LEN_MAX;
+    }
+
+    /// Has what was said leave.
+    pub(crate) fn flush(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Says no more: `carry` ends when what was said has left.
+    pub(crate) fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Carries what is said to the peer, until the connection or the outbox ends.
+    pub(crate) async fn carry(&self, connection: &Connection) -> Result<()> {
+        loop {
+            let next = {
+                let mut waiting = self.lock();
+                if waiting.len > WAITING_LEN_MAX {
+                    let why = format!("the peer let more than {WAITING_LEN_MAX} bytes of words wait");
+                    return Err(Error::new(ErrorKind::TooLarge, why));
+                }
+                let next = waiting.batches.pop_front();
+                waiting.len -= next.as_ref().map_or(0, Vec::len);
+                next.ok_or(waiting.is_closed)
+            };
+            match next {
+                Ok(batch) => _ = connection.send(message(batch)).await?,
+                Err(true) => return Ok(()),
+                Err(false) => self.changed.notified().await,
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn message(batch: Vec<u8>) -> Message {
+    if batch.len() <= HEADER_LEN_MAX { Message::new(batch) } else { Message::default().with_frame(batch) }
+}
+
+/// Says one word at once.
+pub(crate) async fn say<W: Serialize>(connection: &Connection, word: &W) -> Result<()> {
+    connection.send(message(postcard::to_allocvec(word)?)).await?;
+    Ok(())
+}
+
+/// Says hello to a scheduler; the number that it gives.
+pub(crate) async fn greet(connection: &Connection, role: Role) -> Result<u32> {
+    say(connection, &Hello { version: VERSION, role }).await?;
+    match hear_one(connection).await? {
+        Welcome::Number(number) => Ok(number),
+        Welcome::Version(theirs) => {
+            let why = format!("the scheduler speaks version {theirs}, and this end {VERSION}");
+            Err(Error::new(ErrorKind::Invalid, why))
+        }
+    }
+}
+
+/// The next batch of words. Cancel-safe until a batch with a frame has begun to arrive.
+pub(crate) async fn hear<W: DeserializeOwned>(connection: &Connection) -> Result<Vec<W>> {
+    let incoming = connection.incoming().await?;
+    if incoming.frames().len() > 1 || incoming.payload_len() > BATCH_LEN_MAX {
+        return Err(Error::new(ErrorKind::Invalid, "a batch that is longer than any may be"));
+    }
+    let message = incoming.accept().await?;
+    match message.frames() {
+        [] => words(message.header()),
+        frames => words(frames.iter().find_map(Buffer::as_slice).unwrap_or_default()),
+    }
+}
+
+/// The first word of a peer, and the only one of its batch.
+pub(crate) async fn hear_one<W: DeserializeOwned>(connection: &Connection) -> Result<W> {
+    let heard = tokio::time::timeout(HELLO_TIME, hear(connection)).await;
+    let words = heard.map_err(|_| {
+        Error::new(ErrorKind::TimedOut, format!("it said nothing for {} s", HELLO_TIME.as_secs()))
+    })??;
+    match <[W; 1]>::try_from(words) {
+        Ok([word]) => Ok(word),
+        Err(_) => Err(Error::new(ErrorKind::Invalid, "it said more than was asked for, or less")),
+    }
+}
+
+fn words<W: DeserializeOwned>(mut batch: &[u8]) -> Result<Vec<W>> {
+    let mut words = Vec::new();
+    while !batch.is_empty() {
+        let (word, rest) = postcard::take_from_bytes(batch)?;
+        if rest.len() == batch.len() {
+            return Err(Error::new(ErrorKind::Invalid, "a word without bytes"));
+        }
+        words.push(word);
+        batch = rest;
+    }
+    Ok(words)
+}

@@ -1,0 +1,94 @@
+//! A whole cluster within this process.
+
+use towline::{Address, Endpoint};
+
+use crate::client::Client;
+use crate::error::Result;
+use crate::function::Registry;
+use crate::scheduler::Scheduler;
+use crate::worker::Worker;
+
+/// A scheduler, workers and a client in this process, which talk over `mem`: data is handed over, and nothing is copied.
+///
+/// Everything runs on the tokio runtime that it was started on, and functions on a thread for each slot. Dropping it ends it.
+///
+/// ```
+/// use towline_runtime::{Function, LocalCluster, Registry, TaskResult};
+///
+/// const DOUBLE: Function<(i64,), i64> = Function::new("double");
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline_runtime::Result<()> {
+/// let cluster = LocalCluster::start(2, Registry::new().with(DOUBLE, |n: i64| TaskResult::Ok(2 * n))).await?;
+/// let two = cluster.client().submit(DOUBLE, (1,))?;
+/// let four = cluster.client().submit(DOUBLE, (&two,))?;
+/// assert_eq!(four.result().await?, 4);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LocalCluster {
+    client: Client,
+    workers: Vec<Worker>,
+    scheduler: Scheduler,
+    endpoint: Endpoint,
+    registry: Registry,
+}
+
+impl LocalCluster {
+    /// Starts a cluster of so many workers with a slot each, which have these functions.
+    ///
+    /// # Errors
+    /// [`Transport`](crate::ErrorKind::Transport) if a thread cannot be started.
+    pub async fn start(workers: usize, registry: Registry) -> Result<Self> {
+        let endpoint = Endpoint::new()?;
+        let scheduler = Scheduler::start(&endpoint, &"mem://".parse::<Address>()?).await?;
+        let client = Client::connect(&endpoint, scheduler.address()).await?;
+        let mut cluster = Self { client, workers: Vec::new(), scheduler, endpoint, registry };
+        for _ in 0..workers {
+            cluster.join().await?;
+        }
+        Ok(cluster)
+    }
+
+    /// The client of this cluster. Others may connect to [`address`](Self::address).
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Where the scheduler is found within this process.
+    pub const fn address(&self) -> &Address {
+        self.scheduler.address()
+    }
+
+    /// The endpoint that all of it shares.
+    pub const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The workers, the first to join first.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
+    /// Has one more worker join.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn join(&mut self) -> Result<()> {
+        let builder = Worker::builder(self.registry.clone()).slots(1);
+        self.workers.push(builder.start(&self.endpoint, self.scheduler.address()).await?);
+        Ok(())
+    }
+
+    /// Ends a worker: in good order, or as if its process were killed.
+    ///
+    /// # Panics
+    /// Where there is no worker of that index.
+    pub fn end_worker(&mut self, index: usize, killed: bool) {
+        let worker = self.workers.remove(index);
+        if killed {
+            worker.abort();
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Data between workers, and between clients and workers: asked for and answered, one message each, without the scheduler.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+use tokio::sync::{OnceCell, oneshot};
+use tokio::task::JoinHandle;
+use towline::{Address, Caps, Connection, Endpoint, Incoming, Landing, Message, Place};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::{Answer, Ask, Blob, Body, Key, WorkerId};
+use crate::value::Value;
+
+/// How long a peer may take to begin its answer. The data itself takes as long as it takes, while the peer lives.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// A value with more bytes than this has them in a frame.
+const HERE_LEN_MAX: usize = 32 << 10;
+
+/// The workers that can be asked, and the connections to those that were.
+#[derive(Debug)]
+pub(crate) struct Peers {
+    endpoint: Endpoint,
+    known: Mutex<FxHashMap<WorkerId, Arc<Peer>>>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    address: String,
+    line: OnceCell<Line>,
+}
+
+/// A connection and who waits for answers on it.
+#[derive(Debug)]
+struct Line {
+    connection: Connection,
+    waiting: Arc<Mutex<Questions>>,
+    hearing: JoinHandle<()>,
+}
+
+#[derive(Debug, Default)]
+struct Questions {
+    last: u64,
+    open: FxHashMap<u64, oneshot::Sender<(Answer, Incoming)>>,
+    is_over: bool,
+}
+
+impl Peers {
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, known: Mutex::default() }
+    }
+
+    pub(crate) fn joined(&self, worker: WorkerId, address: String) {
+        self.lock().insert(worker, Arc::new(Peer { address, line: OnceCell::new() }));
+    }
+
+    pub(crate) fn left(&self, worker: WorkerId) {
+        self.lock().remove(&worker);
+    }
+
+    /// Who can be asked, and where, by id.
+    pub(crate) fn all(&self) -> Vec<(WorkerId, String)> {
+        let mut all: Vec<_> = self.lock().iter().map(|(id, peer)| (*id, peer.address.clone())).collect();
+        all.sort_unstable();
+        all
+    }
+
+    pub(crate) fn address(&self, worker: WorkerId) -> Option<String> {
+        self.lock().get(&worker).map(|peer| peer.address.clone())
+    }
+
+    /// The value, if the worker has it.
+    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<Value>> {
+        let (answer, incoming, moves) =
+            self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
+        match answer {
+            Answer::Found { value, .. } => Ok(Some(land(incoming, value, moves).await?)),
+            Answer::Missing { .. } => Ok(None),
+            _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
+        }
+    }
+
+    /// Has the worker keep the value.
+    pub(crate) async fn put(&self, worker: WorkerId, key: Key, value: &Value) -> Result<()> {
+        let (answer, ..) = self
+            .ask(worker, |request| {
+                let (value, frames) = pack(value);
+                (Ask::Put { request, key, value }, frames)
+            })
+            .await?;
+        match answer {
+            Answer::Kept { .. } => Ok(()),
+            Answer::Refused { failure, .. } => Err(failure.into()),
+            _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
+        }
+    }
+
+    async fn ask(
+        &self,
+        worker: WorkerId,
+        question: impl FnOnce(u64) -> (Ask, Vec<towline::Buffer>),
+    ) -> Result<(Answer, Incoming, bool)> {
+        let gone = || Error::new(ErrorKind::Lost, format!("worker {worker} is gone"));
+        let peer = self.peer(worker).ok_or_else(gone)?;
+        let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, &peer.address)).await?;
+        let (request, answered) = line.open().ok_or_else(gone)?;
+        let moves = line.connection.caps().contains(Caps::MOVES_OWNERSHIP);
+        let _question = Asked(line, request);
+        let (ask, frames) = question(request);
+        line.connection.send(Message::from_parts(postcard::to_allocvec(&ask)?, frames)).await?;
+        match tokio::time::timeout(ANSWER_TIME, answered).await {
+            Ok(answered) => answered.map(|(answer, incoming)| (answer, incoming, moves)).map_err(|_| gone()),
+            Err(_) => {
+                let why = format!("worker {worker} did not answer within {} s", ANSWER_TIME.as_secs());
+                Err(Error::new(ErrorKind::TimedOut, why))
+            }
+        }
+    }
+
+    /// The worker, with a line that has not ended.
+    fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
+        let mut known = self.lock();
+        let peer = known.get_mut(&worker)?;
+        if peer.line.get().is_some_and(Line::is_over) {
+            *peer = Arc::new(Peer { address: peer.address.clone(), line: OnceCell::new() });
+        }
+        Some(peer.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<WorkerId, Arc<Peer>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Line {
+    async fn to(endpoint: &Endpoint, address: &str) -> Result<Self> {
+        let connection = endpoint.connect(&address.parse::<Address>()?).await?;
+        let waiting = Arc::new(Mutex::new(Questions::default()));
+        let hearing = tokio::spawn(hear(connection.clone(), waiting.clone()));
+        Ok(Self { connection, waiting, hearing })
+    }
+
+    fn is_over(&self) -> bool {
+        lock(&self.waiting).is_over
+    }
+
+    fn open(&self) -> Option<(u64, oneshot::Receiver<(Answer, Incoming)>)> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.is_over {
+            return None;
+        }
+        waiting.last += 1;
+        let request = waiting.last;
+        let (answer, answered) = oneshot::channel();
+        waiting.open.insert(request, answer);
+        Some((request, answered))
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.hearing.abort();
+    }
+}
+
+/// A question that is no longer open once nobody waits for its answer.
+struct Asked<'a>(&'a Line, u64);
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.waiting).open.remove(&self.1);
+    }
+}
+
+/// Hands each answer to who asked. What nobody asked for, or nobody waits for any more, is rejected.
+async fn hear(connection: Connection, waiting: Arc<Mutex<Questions>>) {
+    while let Ok(incoming) = connection.incoming().await {
+        let Ok(answer) = postcard::from_bytes::<Answer>(incoming.header()) else { break };
+        let asked = lock(&waiting).open.remove(&answer.request());
+        if let Some(asked) = asked {
+            let _ = asked.send((answer, incoming));
+        }
+    }
+    let mut waiting = lock(&waiting);
+    waiting.is_over = true;
+    waiting.open.clear();
+}
+
+fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
+    questions.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Answer {
+    const fn request(&self) -> u64 {
+        match self {
+            Self::Found { request, .. }
+            | Self::Missing { request }
+            | Self::Kept { request }
+            | Self::Refused { request, .. } => *request,
+        }
+    }
+}
+
+/// The value as part of a header, and frames.
+pub(crate) fn pack(value: &Value) -> (Body, Vec<towline::Buffer>) {
+    if value.bytes.len() <= HERE_LEN_MAX {
+        (Body::Here(Blob(value.bytes.clone())), value.frames.clone())
+    } else {
+        let first = towline::Buffer::from(value.bytes.clone());
+        (Body::FirstFrame, std::iter::once(first).chain(value.frames.iter().cloned()).collect())
+    }
+}
+
+/// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
+/// sender's own.
+pub(crate) async fn land(incoming: Incoming, body: Body, moves: bool) -> Result<Value> {
+    // Arenas arrive as they are where the path lends, and as host memory elsewhere.
+    let in_host = |place| matches!(place, Place::Host | Place::Arena);
+    let message = if moves || incoming.frames().iter().all(|frame| in_host(frame.place)) {
+        incoming.accept().await?
+    } else {
+        let landing = |place| Landing::Place(if in_host(place) { Place::Host } else { place });
+        let landings = incoming.frames().iter().map(|frame| landing(frame.place)).collect();
+        incoming.accept_into(landings).await?
+    };
+    let (_, mut frames) = message.into_parts();
+    let bytes = match body {
+        Body::Here(Blob(bytes)) => bytes,
+        Body::FirstFrame if frames.is_empty() => {
+            return Err(Error::new(ErrorKind::Invalid, "a value without its first frame"));
+        }
+        Body::FirstFrame => {
+            let first = frames.remove(0);
+            match first.try_into_bytes() {
+                Ok(bytes) => bytes,
+                Err(first) => first.to_vec()?.into(),
+            }
+        }
+    };
+    Ok(Value { bytes, frames })
+}

@@ -1,0 +1,264 @@
+//! The course of a task: needed, ready, sent, done; lost and made again; failed; released.
+//!
+//! The invariants: what waits, is ready or is sent counts as a waiter at each of its inputs, and nothing else does. Who needs a
+//! result has it on its way, or has failed. Whatever leads from task to task goes by a list and not by calls: graphs are deep.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::state::{Action, State};
+use super::task::{Index, Origin, Stage, Task};
+use crate::error::{ErrorKind, Failure};
+use crate::protocol::{Key, ToClient, ToWorker, WorkerId};
+
+/// Deaths of workers after which the task that they had is given up.
+pub(crate) const DEATHS_MAX: u8 = 3;
+/// A task that was given back so often for want of its inputs is given up.
+const RETURNS_MAX: u8 = 10;
+
+impl State {
+    /// Somebody needs it: it is to be made, and what it needs for that as well.
+    pub(super) fn activate(&mut self, index: Index) {
+        let mut stack = vec![index];
+        while let Some(index) = stack.pop() {
+            let Some(task) = self.tasks.get(index) else { continue };
+            if !matches!(task.stage, Stage::Released) || !task.is_needed() {
+                continue;
+            }
+            if matches!(task.origin, Origin::Scattered) {
+                self.fail_with(index, ErrorKind::Lost, "every worker that had this scattered data is gone");
+                continue;
+            }
+            let inputs = task.inputs.clone();
+            for input in &inputs {
+                let input_task = &mut self.tasks[*input];
+                input_task.waiters += 1;
+                if matches!(input_task.stage, Stage::Released) {
+                    stack.push(*input);
+                }
+            }
+            self.tasks[index].stage = Stage::Waiting { missing: 0 };
+            self.count_missing(index);
+        }
+    }
+
+    /// As `activate`, of one that is on its way already, and may have lost inputs.
+    pub(super) fn look_at_inputs(&mut self, index: Index) {
+        let Some(Task { stage: Stage::Waiting { .. }, inputs, .. }) = self.tasks.get(index) else { return };
+        for input in inputs.clone() {
+            self.activate(input);
+        }
+        self.count_missing(index);
+    }
+
+    fn count_missing(&mut self, index: Index) {
+        let Some(Task { stage: Stage::Waiting { .. }, inputs, .. }) = self.tasks.get(index) else { return };
+        let mut missing = 0;
+        let mut failed = None;
+        for input in inputs {
+            match &self.tasks[*input].stage {
+                Stage::Done => {}
+                Stage::Failed(failure) => failed = Some(failure.clone()),
+                _ => missing += 1,
+            }
+        }
+        match failed {
+            Some(failure) => self.fail(index, &failure),
+            None if missing == 0 => self.ready(index),
+            None => self.tasks[index].stage = Stage::Waiting { missing },
+        }
+    }
+
+    /// A worker has made it.
+    pub(super) fn done(&mut self, index: Index, worker: WorkerId, bytes: u64, micros: u32) {
+        let task = &mut self.tasks[index];
+        if let Origin::Function { function, .. } = task.origin {
+            self.functions.ran(function, micros);
+        }
+        (task.stage, task.bytes) = (Stage::Done, bytes);
+        (task.deaths, task.returns) = (0, 0);
+        let inputs = task.inputs.clone();
+        self.held(index, worker);
+        self.tell(index);
+        for dependent in self.tasks.dependents(index) {
+            if let Stage::Waiting { missing } = &mut self.tasks[dependent].stage {
+                *missing -= 1;
+                if *missing == 0 {
+                    self.ready(dependent);
+                }
+            }
+        }
+        for input in inputs {
+            self.tasks[input].waiters -= 1;
+            self.unneeded(input);
+        }
+        self.unneeded(index);
+    }
+
+    /// It will never be done, nor will those that need it.
+    pub(super) fn fail(&mut self, index: Index, failure: &Arc<Failure>) {
+        let mut stack = vec![index];
+        let mut left = Vec::new();
+        while let Some(index) = stack.pop() {
+            let Some(task) = self.tasks.get(index) else { continue };
+            if task.is_on_its_way() {
+                for input in task.inputs.clone() {
+                    self.tasks[input].waiters -= 1;
+                    left.push(input);
+                }
+                self.give_up(index);
+            } else if !matches!(task.stage, Stage::Released) {
+                continue;
+            }
+            self.tasks[index].stage = Stage::Failed(failure.clone());
+            self.tell(index);
+            let waiting = |dependent: &Index| matches!(self.tasks[*dependent].stage, Stage::Waiting { .. });
+            stack.extend(self.tasks.dependents(index).into_iter().filter(waiting));
+            left.push(index);
+        }
+        for index in left {
+            self.unneeded(index);
+        }
+    }
+
+    /// As `fail`, naming the task.
+    pub(super) fn fail_with(&mut self, index: Index, kind: ErrorKind, detail: &str) {
+        let failure = Failure::new(kind, detail);
+        let failure = match self.tasks[index].origin {
+            Origin::Function { function, .. } => failure.of(self.functions.name(function)),
+            Origin::Scattered => failure,
+        };
+        self.fail(index, &Arc::new(failure));
+    }
+
+    /// Gives up what nobody needs any more: its data, its run, and its record once nobody names it.
+    pub(super) fn unneeded(&mut self, index: Index) {
+        if self.tasks.get(index).is_none_or(Task::is_needed) {
+            return;
+        }
+        let mut stack = vec![index];
+        while let Some(index) = stack.pop() {
+            let Some(task) = self.tasks.get(index).filter(|task| !task.is_needed()) else { continue };
+            if task.is_on_its_way() {
+                for input in task.inputs.clone() {
+                    self.tasks[input].waiters -= 1;
+                    stack.push(input);
+                }
+                self.give_up(index);
+                self.tasks[index].stage = Stage::Released;
+            } else if matches!(task.stage, Stage::Done) {
+                for holder in task.holders.clone() {
+                    self.unhold(index, holder);
+                }
+                self.tasks[index].stage = Stage::Released;
+            }
+            if self.tasks[index].dependents.are_none()
+                && let Some(task) = self.tasks.remove(index)
+            {
+                stack.extend(&task.inputs);
+            }
+        }
+    }
+
+    /// Whoever works on it need not.
+    fn give_up(&mut self, index: Index) {
+        let task = &self.tasks[index];
+        if let Stage::Sent { worker, run, .. } = task.stage {
+            self.actions.push(Action::Worker(worker, ToWorker::Drop { key: task.key, run }));
+        }
+        self.leave(index);
+    }
+
+    // ---- Where data is ----
+
+    /// The worker has the data.
+    pub(super) fn held(&mut self, index: Index, id: WorkerId) {
+        let (Some(worker), task) = (self.workers.get_mut(&id), &mut self.tasks[index]) else { return };
+        if !task.holders.contains(&id) {
+            task.holders.push(id);
+            worker.holds.insert(index);
+            worker.bytes = worker.bytes.saturating_add(task.bytes);
+        }
+    }
+
+    /// The worker shall not have it any more.
+    fn unhold(&mut self, index: Index, id: WorkerId) {
+        let task = &mut self.tasks[index];
+        task.holders.retain(|holder| *holder != id);
+        if let Some(worker) = self.workers.get_mut(&id)
+            && worker.holds.remove(&index)
+        {
+            worker.bytes = worker.bytes.saturating_sub(task.bytes);
+            self.actions.push(Action::Worker(id, ToWorker::Free { key: task.key }));
+        }
+    }
+
+    /// The worker has it no more, though it should.
+    pub(super) fn unheld(&mut self, index: Index, id: WorkerId) {
+        if self.tasks.get(index).is_none() {
+            return;
+        }
+        self.unhold(index, id);
+        let task = &self.tasks[index];
+        if !task.holders.is_empty() || !matches!(task.stage, Stage::Done) {
+            return;
+        }
+        if task.wanted {
+            self.actions.push(Action::Client(task.key.client(), ToClient::Again { key: task.key }));
+        }
+        self.tasks[index].stage = Stage::Released;
+        for dependent in self.tasks.dependents(index) {
+            match &mut self.tasks[dependent].stage {
+                Stage::Waiting { missing } => *missing += 1,
+                Stage::Ready { .. } => {
+                    self.leave(dependent);
+                    self.tasks[dependent].stage = Stage::Waiting { missing: 1 };
+                }
+                _ => {}
+            }
+        }
+        self.activate(index);
+        self.unneeded(index);
+    }
+
+    /// Somebody could not get it from that worker.
+    pub(super) fn strike(&mut self, index: Index, id: WorkerId) {
+        if self.tasks[index].holders.contains(&id) {
+            self.unheld(index, id);
+        }
+    }
+
+    /// A worker gave it back, since these holders did not give these inputs; or since it was asked to.
+    pub(super) fn returned(&mut self, index: Index, lacking: &[(Key, WorkerId)]) {
+        for (key, holder) in lacking {
+            if let Some(input) = self.tasks.find(*key) {
+                self.strike(input, *holder);
+            }
+        }
+        let Some(task) = self.tasks.get(index) else { return };
+        if !matches!(task.stage, Stage::Waiting { .. }) {
+            return;
+        }
+        let returns = task.returns + u8::from(!lacking.is_empty());
+        self.tasks[index].returns = returns;
+        if returns >= RETURNS_MAX {
+            let detail = format!("its inputs could not be fetched, {returns} times");
+            return self.fail_with(index, ErrorKind::Lost, &detail);
+        }
+        self.look_at_inputs(index);
+    }
+
+    /// A worker died that was given these.
+    pub(super) fn blame(&mut self, sent: &BTreeSet<Index>, suspect: Option<Index>) {
+        let blamed = |index: &&Index| suspect.is_none_or(|suspect| suspect == **index);
+        for index in sent.iter().filter(blamed) {
+            let Some(task) = self.tasks.get(*index).filter(|task| task.is_on_its_way()) else { continue };
+            let deaths = task.deaths + 1;
+            self.tasks[*index].deaths = deaths;
+            if deaths >= DEATHS_MAX {
+                let detail = format!("{deaths} workers died while they ran it, and it is not tried again");
+                self.fail_with(*index, ErrorKind::Killed, &detail);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The scheduler: its state machine ([`state`]), and the shell that brings it what peers say.
+//!
+//! Whoever receives words takes the state's lock, tells them all, and leaves the answers in the peers' outboxes before it lets
+//! go: so each peer hears them in the order in which they were decided.
+
+mod course;
+mod peers;
+mod placing;
+mod queue;
+mod state;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::de::DeserializeOwned;
+use tokio::task::JoinHandle;
+use towline::{Address, Connection, Endpoint, Listener};
+
+use self::state::{Action, Departure, State, Violation};
+use crate::error::{Error, ErrorKind, Result};
+use crate::line::{self, Outbox};
+use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};
+
+/// Says where tasks run, and knows where results are. Nothing but words passes it.
+///
+/// It runs on the tokio runtime that it was started on. Dropping it ends it: its workers and clients then see
+/// [`SchedulerLost`](ErrorKind::SchedulerLost).
+///
+/// ```
+/// use towline::Endpoint;
+/// use towline_runtime::Scheduler;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline_runtime::Result<()> {
+/// let scheduler = Scheduler::start(&Endpoint::new()?, &"towline://127.0.0.1:0".parse()?).await?;
+/// println!("workers and clients find it at {}", scheduler.address());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Scheduler {
+    address: Address,
+    accepting: JoinHandle<()>,
+}
+
+impl Scheduler {
+    /// Starts a scheduler that listens at `address`.
+    ///
+    /// # Errors
+    /// As [`Endpoint::listen`].
+    pub async fn start(endpoint: &Endpoint, address: &Address) -> Result<Self> {
+        let listener = endpoint.listen(address).await?;
+        let address = listener.address().clone();
+        tracing::info!(%address, "scheduler started");
+        Ok(Self { address, accepting: tokio::spawn(accept(listener)) })
+    }
+
+    /// Where workers and clients find it.
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Takes peers in until it is dropped, and they with it.
+async fn accept(listener: Listener) {
+    let desk = Arc::new(Desk::default());
+    let mut peers = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => _ = peers.spawn(serve(desk.clone(), connection)),
+                Err(error) => return tracing::error!(%error, "the scheduler's listener ended"),
+            },
+            Some(_) = peers.join_next() => {}
+        }
+    }
+}
+
+/// The state, and the lines to its peers.
+#[derive(Default)]
+struct Desk(Mutex<Inside>);
+
+#[derive(Default)]
+struct Inside {
+    state: State,
+    clients: BTreeMap<ClientId, Arc<Outbox>>,
+    workers: BTreeMap<WorkerId, Arc<Outbox>>,
+}
+
+impl fmt::Debug for Desk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+async fn serve(desk: Arc<Desk>, connection: Connection) {
+    let peer = connection.peer().to_string();
+    let served = async {
+        let hello: Hello = line::hear_one(&connection).await?;
+        if hello.version != VERSION {
+            line::say(&connection, &Welcome::Version(VERSION)).await?;
+            return Err(Error::new(ErrorKind::Invalid, format!("it speaks version {}", hello.version)));
+        }
+        match hello.role {
+            Role::Client => desk.serve_client(&connection).await,
+            Role::Worker(offer) => desk.serve_worker(&connection, offer).await,
+        }
+    };
+    match served.await {
+        Ok(()) => tracing::info!(%peer, "left"),
+        Err(error) => tracing::warn!(%peer, %error, "gone"),
+    }
+}
+
+impl Desk {
+    async fn serve_client(&self, connection: &Connection) -> Result<()> {
+        let outbox = Arc::new(Outbox::default());
+        let id = self.change(|inside| {
+            let id = inside.state.client_joined()?;
+            inside.clients.insert(id, outbox.clone());
+            Ok(id)
+        })?;
+        let _gone = Gone::by(|_| {
+            self.alter(|inside| {
+                inside.clients.remove(&id);
+                inside.state.client_left(id);
+            });
+        });
+        line::say(connection, &Welcome::Number(id)).await?;
+        self.listen(connection, &outbox, |state, word: FromClient| state.client_said(id, word)).await
+    }
+
+    async fn serve_worker(&self, connection: &Connection, offer: Offer) -> Result<()> {
+        let outbox = Arc::new(Outbox::default());
+        tracing::info!(address = offer.address, slots = offer.slots, "worker joined");
+        let id = self.alter(|inside| {
+            let id = inside.state.worker_joined(offer);
+            inside.workers.insert(id, outbox.clone());
+            id
+        });
+        let mut gone = Gone::by(|departure| {
+            self.alter(|inside| {
+                inside.workers.remove(&id);
+                inside.state.worker_gone(id, departure);
+            });
+        });
+        line::say(connection, &Welcome::Number(id)).await?;
+        self.listen(connection, &outbox, |state, word: FromWorker| state.worker_said(id, word)).await?;
+        gone.departure = Departure::Left;
+        Ok(())
+    }
+
+    /// Brings what the peer says to the state, until the peer leaves.
+    async fn listen<W: DeserializeOwned>(
+        &self,
+        connection: &Connection,
+        outbox: &Outbox,
+        mut tell: impl FnMut(&mut State, W) -> Result<(), Violation>,
+    ) -> Result<()> {
+        let hearing = async {
+            loop {
+                let words: Vec<W> = match line::hear(connection).await {
+                    Err(error) if error.is_farewell() => return Ok(()),
+                    heard => heard?,
+                };
+                self.change(|inside| words.into_iter().try_for_each(|word| tell(&mut inside.state, word)))?;
+            }
+        };
+        tokio::select! {
+            ended = hearing => ended,
+            ended = outbox.carry(connection) => ended,
+        }
+    }
+
+    /// Changes the state, and leaves what it answers with the lines.
+    fn alter<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
+        let mut inside = self.lock();
+        let changed = change(&mut inside);
+        let Inside { state, clients, workers } = &mut *inside;
+        let actions = state.take_actions();
+        let mut last: Option<&Arc<Outbox>> = None;
+        for action in &actions {
+            let outbox = match action {
+                Action::Client(id, word) => clients.get(id).inspect(|outbox| outbox.say(word)),
+                Action::Worker(id, word) => workers.get(id).inspect(|outbox| outbox.say(word)),
+            };
+            // One wake-up for what goes to one peer in a row.
+            if let Some(last) = last.filter(|last| outbox.is_none_or(|outbox| !Arc::ptr_eq(last, outbox))) {
+                last.flush();
+            }
+            last = outbox.or(last);
+        }
+        if let Some(last) = last {
+            last.flush();
+        }
+        changed
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Inside) -> Result<T, Violation>) -> Result<T> {
+        self.alter(change)
+            .map_err(|Violation(why)| Error::new(ErrorKind::Invalid, format!("it broke the protocol: {why}")))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Does what is to be done when a peer is gone, however its task ends.
+struct Gone<F: FnMut(Departure)> {
+    departure: Departure,
+    leave: F,
+}
+
+impl<F: FnMut(Departure)> Gone<F> {
+    const fn by(leave: F) -> Self {
+        Self { departure: Departure::Died, leave }
+    }
+}
+
+impl<F: FnMut(Departure)> Drop for Gone<F> {
+    fn drop(&mut self) {
+        (self.leave)(self.departure);
+    }
+}

@@ -1,0 +1,135 @@
+//! What the scheduler knows of its workers and clients, and of functions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::queue::Queue;
+use super::task::Index;
+use crate::protocol::{FUNCTIONS_MAX, FunctionId, NAME_LEN_MAX, Offer, Types};
+
+/// A worker is given what fills its slots for so long, and waits for more from there on.
+pub(crate) const HORIZON_MICROS: u64 = 5_000;
+/// The most that a worker is given at once.
+const SENT_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) offer: Offer,
+    /// Ready tasks that shall run here.
+    pub(crate) queue: Queue,
+    /// What it was given, in a set whose order is always the same.
+    pub(crate) sent: BTreeSet<Index>,
+    pub(crate) sent_micros: u64,
+    /// Those of them that were asked back.
+    pub(crate) recalled: usize,
+    /// The one among them that is a suspect.
+    pub(crate) suspect: Option<Index>,
+    pub(crate) holds: BTreeSet<Index>,
+    pub(crate) bytes: u64,
+    /// Functions whose names it was told.
+    pub(crate) functions: usize,
+}
+
+impl Worker {
+    pub(crate) fn new(offer: Offer) -> Self {
+        Self {
+            offer,
+            queue: Queue::default(),
+            sent: BTreeSet::new(),
+            sent_micros: 0,
+            recalled: 0,
+            suspect: None,
+            holds: BTreeSet::new(),
+            bytes: 0,
+            functions: 0,
+        }
+    }
+
+    fn slots(&self) -> u64 {
+        u64::from(self.offer.slots.max(1))
+    }
+
+    /// How long it has work for, in µs.
+    pub(crate) fn wait_micros(&self) -> u64 {
+        (self.queue.micros() + self.sent_micros) / self.slots()
+    }
+
+    /// Whether it should be given more: a task beyond its slots, so that none of them waits for the next.
+    pub(crate) fn has_room(&self) -> bool {
+        self.sent.len() as u64 <= self.slots()
+            || self.sent_micros < HORIZON_MICROS * self.slots() && self.sent.len() < SENT_MAX
+    }
+
+    /// So much is here that only what uses it up should run.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes > self.offer.memory_bytes_max / 5 * 4
+    }
+
+    /// What it was given beyond what it can be running.
+    pub(crate) fn surplus(&self) -> usize {
+        self.sent.len().saturating_sub(self.slots() as usize + self.recalled)
+    }
+}
+
+/// What the scheduler knows of a client.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    /// The client's ids of functions, as ours.
+    pub(crate) functions: Vec<FunctionId>,
+}
+
+/// Functions by name, and how long each takes.
+#[derive(Debug, Default)]
+pub(crate) struct Functions {
+    ids: FxHashMap<(Arc<str>, Types), FunctionId>,
+    known: Vec<Function>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Function {
+    pub(crate) name: Arc<str>,
+    pub(crate) types: Types,
+    micros: Option<u64>,
+}
+
+impl Functions {
+    /// The function's id; `None` where the name is none, or there are too many.
+    pub(crate) fn intern(&mut self, name: &str, types: Types) -> Option<FunctionId> {
+        let name = Arc::<str>::from(name);
+        if let Some(id) = self.ids.get(&(name.clone(), types)) {
+            return Some(*id);
+        }
+        if name.is_empty() || name.len() > NAME_LEN_MAX || self.known.len() == FUNCTIONS_MAX {
+            return None;
+        }
+        let id = self.known.len() as FunctionId;
+        self.ids.insert((name.clone(), types), id);
+        self.known.push(Function { name, types, micros: None });
+        Some(id)
+    }
+
+    pub(crate) fn since(&self, told: usize) -> &[Function] {
+        &self.known[told..]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(crate) fn name(&self, id: FunctionId) -> &Arc<str> {
+        &self.known[id as usize].name
+    }
+
+    /// What a run of it will take: as the last ones did. Of one that never ran, as much as fills a slot.
+    pub(crate) fn micros(&self, id: FunctionId) -> u64 {
+        self.known[id as usize].micros.unwrap_or(HORIZON_MICROS)
+    }
+
+    pub(crate) fn ran(&mut self, id: FunctionId, micros: u32) {
+        let known = &mut self.known[id as usize].micros;
+        let micros = u64::from(micros).max(1);
+        *known = Some(known.map_or(micros, |before| (3 * before + micros) / 4).max(1));
+    }
+}

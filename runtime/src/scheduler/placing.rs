@@ -1,0 +1,225 @@
+//! Where a task runs: near its inputs, weighed against how long the worker is busy; and as late as possible, so that what is
+//! more urgent by then goes first.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::peers::Worker;
+use super::queue::Queue;
+use super::state::{Action, State};
+use super::task::{Index, Lane, Origin, Stage};
+use crate::error::ErrorKind;
+use crate::protocol::{Input, Order, Priority, ToWorker, WorkerId};
+
+/// What moving data is taken to cost: bytes a µs, and µs an input.
+const BYTES_PER_MICRO: u64 = 1_000;
+const FETCH_MICROS: u64 = 50;
+/// Of many holders a worker is told so many.
+const HOLDERS_TOLD_MAX: usize = 4;
+
+impl State {
+    /// All its inputs are done: it waits in a lane until a worker has room.
+    pub(super) fn ready(&mut self, index: Index) {
+        let task = &self.tasks[index];
+        let input_bytes = task.inputs.iter().map(|input| self.tasks[*input].bytes).sum::<u64>();
+        let room = self.workers.values().map(|worker| worker.offer.memory_bytes_max).max();
+        if let Some(room) = room.filter(|room| input_bytes > *room) {
+            let detail = format!("its inputs take {input_bytes} bytes, and no worker has more than {room}");
+            return self.fail_with(index, ErrorKind::TooLarge, &detail);
+        }
+        let lane = match (task.is_suspect(), task.inputs.is_empty()) {
+            (true, _) => Lane::Suspects,
+            (false, true) => Lane::Roots,
+            (false, false) => self.nearest(index).map_or(Lane::Roots, Lane::Worker),
+        };
+        self.enqueue(index, lane);
+    }
+
+    fn enqueue(&mut self, index: Index, lane: Lane) {
+        let micros = self.micros(index);
+        self.tasks[index].stage = Stage::Ready { lane, micros };
+        let priority = self.tasks[index].priority;
+        if let Some(queue) = self.lane(lane) {
+            queue.push(priority, index, micros);
+        }
+    }
+
+    fn micros(&self, index: Index) -> u64 {
+        match self.tasks[index].origin {
+            Origin::Function { function, .. } => self.functions.micros(function),
+            Origin::Scattered => 0,
+        }
+    }
+
+    fn lane(&mut self, lane: Lane) -> Option<&mut Queue> {
+        match lane {
+            Lane::Roots => Some(&mut self.roots),
+            Lane::Suspects => Some(&mut self.suspects),
+            Lane::Worker(id) => self.workers.get_mut(&id).map(|worker| &mut worker.queue),
+        }
+    }
+
+    /// It leaves its lane, or its worker.
+    pub(super) fn leave(&mut self, index: Index) {
+        match self.tasks[index].stage {
+            Stage::Ready { lane, micros } => {
+                if let Some(queue) = self.lane(lane) {
+                    queue.forget(micros);
+                }
+            }
+            Stage::Sent { worker, micros, recalled, .. } => {
+                let Some(worker) = self.workers.get_mut(&worker) else { return };
+                worker.sent.remove(&index);
+                worker.sent_micros -= micros;
+                worker.recalled -= usize::from(recalled);
+                worker.suspect.take_if(|suspect| *suspect == index);
+            }
+            _ => {}
+        }
+    }
+
+    /// The worker at which it would be done first.
+    fn nearest(&self, index: Index) -> Option<WorkerId> {
+        let fetching = |id, worker: &Worker| worker.wait_micros() + self.fetch_micros(index, id);
+        self.workers.iter().map(|(id, worker)| (fetching(*id, worker), *id)).min().map(|(_, id)| id)
+    }
+
+    /// How long its inputs take to that worker.
+    fn fetch_micros(&self, index: Index, worker: WorkerId) -> u64 {
+        let away = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
+        away.filter(|input| !input.holders.contains(&worker))
+            .map(|input| FETCH_MICROS + input.bytes / BYTES_PER_MICRO)
+            .sum()
+    }
+
+    /// Gives workers what they have room for: who has least to do first.
+    pub(super) fn place(&mut self) {
+        let mut open: BinaryHeap<_> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.has_room())
+            .map(|(id, worker)| Reverse((worker.wait_micros(), worker.sent.len(), *id)))
+            .collect();
+        while let Some(Reverse((_, _, id))) = open.pop() {
+            let Some(index) = self.next_for(id) else { continue };
+            self.send(id, index);
+            let worker = &self.workers[&id];
+            if worker.has_room() {
+                open.push(Reverse((worker.wait_micros(), worker.sent.len(), id)));
+            }
+        }
+    }
+
+    /// What goes first of what may run there.
+    fn next_for(&mut self, id: WorkerId) -> Option<Index> {
+        let Self { tasks, workers, roots, suspects, .. } = self;
+        let worker = workers.get_mut(&id)?;
+        let root = if worker.is_full() { None } else { roots.first(tasks, Lane::Roots) };
+        let suspect = if worker.suspect.is_some() { None } else { suspects.first(tasks, Lane::Suspects) };
+        let own = worker.queue.first(tasks, Lane::Worker(id));
+        match [own, root, suspect].into_iter().flatten().min() {
+            Some((_, index)) => Some(index),
+            None => self.stolen_for(id),
+        }
+    }
+
+    /// What waits for a busier worker and would be done earlier here.
+    fn stolen_for(&mut self, id: WorkerId) -> Option<Index> {
+        let here = self.workers[&id].wait_micros();
+        // Who has room takes its own by itself.
+        let is_busy = |worker: &Worker| !worker.queue.is_empty() && !worker.has_room();
+        let busiest = self.workers.iter().filter(|(other, worker)| **other != id && is_busy(worker));
+        let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
+        let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, Lane::Worker(victim));
+        if let Some((_, index)) = first
+            && here + self.fetch_micros(index, id) < there
+        {
+            return Some(index);
+        }
+        None
+    }
+
+    fn send(&mut self, id: WorkerId, index: Index) {
+        self.leave(index);
+        let task = &self.tasks[index];
+        let Origin::Function { function, arguments } = &task.origin else { return };
+        let input = |input: &Index| {
+            let input = &self.tasks[*input];
+            let near = input.holders.iter().filter(|holder| **holder == id);
+            let far = input.holders.iter().filter(|holder| **holder != id);
+            let holders = near.chain(far).take(HOLDERS_TOLD_MAX).copied().collect();
+            Input { key: input.key, bytes: input.bytes, holders }
+        };
+        self.runs += 1;
+        let (function, run) = (*function, self.runs);
+        let order = Order {
+            key: task.key,
+            run,
+            function,
+            priority: task.priority,
+            inputs: task.inputs.iter().map(input).collect(),
+            arguments: arguments.clone(),
+        };
+        let is_suspect = task.is_suspect();
+        let micros = self.functions.micros(function);
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        for function in self.functions.since(worker.functions) {
+            let word = ToWorker::Function { name: function.name.to_string(), types: function.types };
+            self.actions.push(Action::Worker(id, word));
+        }
+        worker.functions = self.functions.len();
+        worker.sent.insert(index);
+        worker.sent_micros += micros;
+        if is_suspect {
+            worker.suspect = Some(index);
+        }
+        self.tasks[index].stage = Stage::Sent { worker: id, run, micros, recalled: false };
+        self.actions.push(Action::Worker(id, ToWorker::Run(order)));
+    }
+
+    /// Asks back what was sent to a worker, cannot have begun there, and would be done earlier at one that has nothing to do.
+    pub(super) fn balance(&mut self) {
+        let is_idle = |worker: &Worker| worker.sent.is_empty() && worker.queue.is_empty();
+        let idle: Vec<_> =
+            self.workers.iter().filter(|(_, worker)| is_idle(worker)).map(|(id, _)| *id).collect();
+        let mut wanted = idle.iter().map(|id| self.workers[id].offer.slots as usize).sum::<usize>();
+        if wanted == 0 {
+            return;
+        }
+        let busy = self.workers.iter().map(|(id, worker)| (Reverse(worker.surplus()), *id));
+        let mut busy: Vec<_> = busy.filter(|(surplus, _)| surplus.0 > 0).collect();
+        busy.sort_unstable();
+        for (Reverse(surplus), id) in busy {
+            // Half of it: the other half will be done there by the time that the first came and went.
+            for index in self.last_sent(id, &idle, surplus.div_ceil(2).min(wanted)) {
+                self.recall(id, index);
+                wanted -= 1;
+            }
+        }
+    }
+
+    /// What goes last of what a worker was given, and is worth the way to one of the idle ones.
+    fn last_sent(&self, id: WorkerId, idle: &[WorkerId], count: usize) -> Vec<Index> {
+        let worker = &self.workers[&id];
+        let is_worth_it = |index: &Index| {
+            let Stage::Sent { recalled: false, micros, .. } = self.tasks[*index].stage else { return false };
+            let there = worker.wait_micros() - micros / u64::from(worker.offer.slots.max(1));
+            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there)
+        };
+        let mut last: Vec<(Priority, Index)> =
+            worker.sent.iter().map(|index| (self.tasks[*index].priority, *index)).collect();
+        last.sort_unstable();
+        let last = last.into_iter().rev().map(|(_, index)| index);
+        last.filter(is_worth_it).take(count).collect()
+    }
+
+    fn recall(&mut self, id: WorkerId, index: Index) {
+        let task = &mut self.tasks[index];
+        let (key, Stage::Sent { run, recalled, .. }) = (task.key, &mut task.stage) else { return };
+        *recalled = true;
+        self.actions.push(Action::Worker(id, ToWorker::Recall { key, run: *run }));
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.recalled += 1;
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Ready tasks, what goes first first. What was taken out of the middle stays in the heap until it comes up.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::task::{Index, Lane, Stage, Tasks};
+use crate::protocol::Priority;
+
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    heap: BinaryHeap<Reverse<(Priority, Index)>>,
+    /// Those that are still to be taken, and what they will take.
+    len: usize,
+    micros: u64,
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn micros(&self) -> u64 {
+        self.micros
+    }
+
+    pub(crate) fn push(&mut self, priority: Priority, index: Index, micros: u64) {
+        self.heap.push(Reverse((priority, index)));
+        self.len += 1;
+        self.micros += micros;
+    }
+
+    /// One of them is taken, or was never meant to be here.
+    pub(crate) fn forget(&mut self, micros: u64) {
+        self.len -= 1;
+        self.micros -= micros;
+        if self.len == 0 {
+            self.heap.clear();
+        }
+    }
+
+    /// The first that is still in this lane; it stays.
+    pub(crate) fn first(&mut self, tasks: &Tasks, lane: Lane) -> Option<(Priority, Index)> {
+        while let Some(Reverse((priority, index))) = self.heap.peek() {
+            let task = tasks.same(*index, priority.number);
+            if task.is_some_and(|task| matches!(task.stage, Stage::Ready { lane: at, .. } if at == lane)) {
+                return Some((*priority, *index));
+            }
+            self.heap.pop();
+        }
+        None
+    }
+
+    /// All that are still in this lane.
+    pub(crate) fn all(self, tasks: &Tasks, lane: Lane) -> Vec<Index> {
+        let mut all: Vec<_> = self
+            .heap
+            .into_iter()
+            .filter_map(|Reverse((priority, index))| {
+                let task = tasks.same(index, priority.number)?;
+                matches!(task.stage, Stage::Ready { lane: at, .. } if at == lane).then_some((priority, index))
+            })
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all.into_iter().map(|(_, index)| index).collect()
+    }
+}

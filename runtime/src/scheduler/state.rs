@@ -1,0 +1,331 @@
+//! The scheduler as a state machine: it is told what peers said and which came or went, and answers with what is to be said.
+//!
+//! It knows no clock, socket or thread, and nothing in it depends on the order of a hash map: the same words in the same order
+//! have the same answers. What happens to a task stands in `course.rs`, where it runs in `placing.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::peers::{Client, Functions, Worker};
+use super::queue::Queue;
+use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
+use crate::error::{ErrorKind, Failure};
+use crate::protocol::{
+    ARGUMENTS_LEN_MAX, Arguments, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer,
+    Priority, Run, ToClient, ToWorker, WorkerId,
+};
+
+/// The most clients of one scheduler, ever.
+const CLIENTS_MAX: ClientId = 1 << 24;
+/// The most records at a time.
+const TASKS_MAX: usize = 16 << 20;
+
+/// The scheduler's mind.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(super) tasks: Tasks,
+    pub(super) workers: BTreeMap<WorkerId, Worker>,
+    pub(super) clients: BTreeMap<ClientId, Client>,
+    pub(super) functions: Functions,
+    /// Ready tasks for any worker.
+    pub(super) roots: Queue,
+    pub(super) suspects: Queue,
+    pub(super) actions: Vec<Action>,
+    pub(super) runs: Run,
+    next_client: ClientId,
+    next_worker: WorkerId,
+    next_number: u64,
+}
+
+/// What is to be said, and to whom. What is for a peer that is gone can be dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    Client(ClientId, ToClient),
+    Worker(WorkerId, ToWorker),
+}
+
+/// A peer said what it cannot say: it is to be turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Violation(pub(crate) &'static str);
+
+/// How a worker went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// In good order: its tasks are not to blame.
+    Left,
+    Died,
+}
+
+impl State {
+    /// What is to be said since this was asked last. To be asked when all that was heard was told, since what is ready is
+    /// placed only now.
+    pub(crate) fn take_actions(&mut self) -> Vec<Action> {
+        self.place();
+        self.balance();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Records, of whatever stage.
+    #[cfg(test)]
+    pub(crate) fn tasks(&self) -> usize {
+        self.tasks.len()
+    }
+
+    // ---- Clients ----
+
+    pub(crate) fn client_joined(&mut self) -> Result<ClientId, Violation> {
+        // From 1 on: no key is all zeroes.
+        self.next_client += 1;
+        if self.next_client >= CLIENTS_MAX {
+            return Err(Violation("too many clients joined"));
+        }
+        let client = self.next_client;
+        self.clients.insert(client, Client::default());
+        for (worker, Worker { offer, .. }) in &self.workers {
+            let joined = ToClient::Joined { worker: *worker, address: offer.address.clone() };
+            self.actions.push(Action::Client(client, joined));
+        }
+        Ok(client)
+    }
+
+    /// All that it wanted is released.
+    pub(crate) fn client_left(&mut self, client: ClientId) {
+        self.clients.remove(&client);
+        for index in self.tasks.of_client(client) {
+            // Releasing one may have forgotten others.
+            if self.tasks.get(index).is_some_and(|task| task.key.client() == client) {
+                self.tasks[index].wanted = false;
+                self.unneeded(index);
+            }
+        }
+    }
+
+    pub(crate) fn client_said(&mut self, client: ClientId, word: FromClient) -> Result<(), Violation> {
+        match word {
+            FromClient::Function { name, types } => {
+                let function =
+                    self.functions.intern(&name, types).ok_or(Violation("that is no function's name"))?;
+                let known = &mut self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?.functions;
+                if known.len() == crate::protocol::FUNCTIONS_MAX {
+                    return Err(Violation("too many functions"));
+                }
+                known.push(function);
+                Ok(())
+            }
+            FromClient::Submit { key, function, inputs, arguments } => {
+                self.submitted(client, key, function, &inputs, arguments)
+            }
+            FromClient::Scatter { key, worker } => self.scattered(client, key, worker),
+            FromClient::Release { key } => {
+                let index = self.own(client, key)?;
+                self.tasks[index].wanted = false;
+                self.unneeded(index);
+                Ok(())
+            }
+            FromClient::Cancel { key } => {
+                let index = self.own(client, key)?;
+                if self.tasks[index].is_on_its_way() {
+                    self.fail_with(index, ErrorKind::Cancelled, "its client cancelled it");
+                }
+                Ok(())
+            }
+            FromClient::Lacks { key, worker } => {
+                let index = self.own(client, key)?;
+                self.strike(index, worker);
+                self.tell(index);
+                Ok(())
+            }
+            FromClient::WhoHas { request, key } => {
+                let index = self.own(client, key)?;
+                let workers = self.tasks[index].holders.clone();
+                self.actions.push(Action::Client(client, ToClient::Holders { request, workers }));
+                Ok(())
+            }
+        }
+    }
+
+    fn submitted(
+        &mut self,
+        client: ClientId,
+        key: Key,
+        function: FunctionId,
+        inputs: &[Key],
+        arguments: Arguments,
+    ) -> Result<(), Violation> {
+        let known = &self.clients.get(&client).ok_or(UNKNOWN_CLIENT)?.functions;
+        let function = *known.get(function as usize).ok_or(Violation("a function without a name"))?;
+        if arguments.bytes.0.len() > ARGUMENTS_LEN_MAX || inputs.len() > INPUTS_MAX {
+            return Err(Violation("a task with more arguments than it may have"));
+        }
+        let inputs = inputs.iter().map(|input| self.own(client, *input)).collect::<Result<_, _>>()?;
+        let origin = Origin::Function { function, arguments };
+        let index = self.insert(client, key, origin, inputs)?;
+        self.activate(index);
+        Ok(())
+    }
+
+    fn scattered(&mut self, client: ClientId, key: Key, worker: WorkerId) -> Result<(), Violation> {
+        let index = self.insert(client, key, Origin::Scattered, [].into())?;
+        match self.workers.get_mut(&worker) {
+            Some(record) => {
+                record.sent.insert(index);
+                self.tasks[index].stage = Stage::Sent { worker, run: 0, micros: 0, recalled: true };
+                record.recalled += 1;
+            }
+            None => self.activate(index),
+        }
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        client: ClientId,
+        key: Key,
+        origin: Origin,
+        inputs: Box<[Index]>,
+    ) -> Result<Index, Violation> {
+        if key.client() != client || self.tasks.find(key).is_some() {
+            return Err(Violation("a key that is not its own, or not new"));
+        }
+        if self.tasks.len() == TASKS_MAX {
+            return Err(Violation("more tasks than the scheduler keeps"));
+        }
+        self.next_number += 1;
+        let number = self.next_number;
+        let mut priority = Priority { root: number, depth: Default::default(), number };
+        for input in &inputs {
+            let Priority { root, depth, .. } = self.tasks[*input].priority;
+            priority.root = priority.root.min(root);
+            priority.depth.0 = priority.depth.0.max(depth.0.saturating_add(1));
+        }
+        Ok(self.tasks.insert(Task {
+            key,
+            origin,
+            inputs,
+            dependents: Dependents::default(),
+            waiters: 0,
+            wanted: true,
+            priority,
+            stage: Stage::Released,
+            holders: Vec::new(),
+            bytes: 0,
+            deaths: 0,
+            returns: 0,
+        }))
+    }
+
+    fn own(&self, client: ClientId, key: Key) -> Result<Index, Violation> {
+        let index = self.tasks.find(key).filter(|_| key.client() == client);
+        let index = index.filter(|index| self.tasks[*index].wanted);
+        index.ok_or(Violation("a key that it has not, or has released"))
+    }
+
+    /// Tells the client how far its task is, if it is at an end.
+    pub(super) fn tell(&mut self, index: Index) {
+        let Task { key, wanted, stage, holders, bytes, .. } = &self.tasks[index];
+        if !wanted {
+            return;
+        }
+        let word = match (stage, holders.first()) {
+            (Stage::Done, Some(worker)) => ToClient::Done { key: *key, worker: *worker, bytes: *bytes },
+            (Stage::Failed(failure), _) => ToClient::Failed { key: *key, failure: Failure::clone(failure) },
+            _ => return,
+        };
+        self.actions.push(Action::Client(key.client(), word));
+    }
+
+    // ---- Workers ----
+
+    pub(crate) fn worker_joined(&mut self, offer: Offer) -> WorkerId {
+        self.next_worker += 1;
+        let id = self.next_worker;
+        for (other, Worker { offer: theirs, .. }) in &self.workers {
+            let here = ToWorker::Joined { worker: *other, address: theirs.address.clone() };
+            self.actions.push(Action::Worker(id, here));
+            let there = ToWorker::Joined { worker: id, address: offer.address.clone() };
+            self.actions.push(Action::Worker(*other, there));
+        }
+        for client in self.clients.keys() {
+            let joined = ToClient::Joined { worker: id, address: offer.address.clone() };
+            self.actions.push(Action::Client(*client, joined));
+        }
+        self.workers.insert(id, Worker::new(offer));
+        id
+    }
+
+    /// What it held is made again where it is needed, and what it was given goes to others.
+    pub(crate) fn worker_gone(&mut self, id: WorkerId, departure: Departure) {
+        let Some(worker) = self.workers.remove(&id) else { return };
+        self.actions
+            .extend(self.clients.keys().map(|client| Action::Client(*client, ToClient::Left { worker: id })));
+        self.actions
+            .extend(self.workers.keys().map(|other| Action::Worker(*other, ToWorker::Left { worker: id })));
+        let waiting = worker.queue.all(&self.tasks, super::task::Lane::Worker(id));
+        // Set aside first: what is lost now may be an input of theirs.
+        for index in worker.sent.iter().chain(&waiting) {
+            self.tasks[*index].stage = Stage::Waiting { missing: 0 };
+        }
+        for index in worker.holds {
+            self.unheld(index, id);
+        }
+        if departure == Departure::Died {
+            self.blame(&worker.sent, worker.suspect);
+        }
+        for index in worker.sent.into_iter().chain(waiting) {
+            self.look_at_inputs(index);
+        }
+    }
+
+    pub(crate) fn worker_said(&mut self, id: WorkerId, word: FromWorker) -> Result<(), Violation> {
+        if !self.workers.contains_key(&id) {
+            return Err(Violation("a worker that is gone speaks"));
+        }
+        match word {
+            FromWorker::Done { key, run, bytes, micros } => match self.taken_back(id, key, run) {
+                Some(index) => self.done(index, id, bytes, micros),
+                None => self.not_asked_for(id, key),
+            },
+            FromWorker::Failed { key, run, failure } => {
+                if let Some(index) = self.taken_back(id, key, run) {
+                    self.fail(index, &Arc::new(failure));
+                }
+            }
+            FromWorker::Returned { key, run, lacking } => {
+                if lacking.len() > INPUTS_MAX {
+                    return Err(Violation("more inputs than a task may have"));
+                }
+                if let Some(index) = self.taken_back(id, key, run) {
+                    self.returned(index, &lacking);
+                }
+            }
+            FromWorker::Has { key } => match self.tasks.find(key) {
+                Some(index) if matches!(self.tasks[index].stage, Stage::Done) => self.held(index, id),
+                _ => self.not_asked_for(id, key),
+            },
+        }
+        Ok(())
+    }
+
+    /// The task that the worker had been given under that run; it is waiting for nothing then.
+    fn taken_back(&mut self, id: WorkerId, key: Key, run: Run) -> Option<Index> {
+        let index = self.tasks.find(key)?;
+        match self.tasks[index].stage {
+            Stage::Sent { worker, run: sent, .. } if (worker, sent) == (id, run) => {
+                self.leave(index);
+                self.tasks[index].stage = Stage::Waiting { missing: 0 };
+                Some(index)
+            }
+            _ => None,
+        }
+    }
+
+    /// A word that is late: nobody needs that data there.
+    fn not_asked_for(&mut self, id: WorkerId, key: Key) {
+        let holds = self.tasks.find(key).is_some_and(|index| self.tasks[index].holders.contains(&id));
+        if !holds {
+            self.actions.push(Action::Worker(id, ToWorker::Free { key }));
+        }
+    }
+}
+
+const UNKNOWN_CLIENT: Violation = Violation("a client that is gone speaks");

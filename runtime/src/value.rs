@@ -1,0 +1,351 @@
+//! What tasks take and give: serde types, whose bulk data stays in the buffers it is in.
+//!
+//! The invariant: a value is bytes and frames, and a frame's turn is where its [`Bulk`] stands in the bytes. So values that
+//! are put one into another, as splicing does, keep their frames in order.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use towline::Buffer;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::Key;
+
+/// A [`Buffer`] as part of what a task takes or gives. It stands in any serde type, and travels beside its bytes: as a frame,
+/// in its own place, with the copies that the path promises.
+///
+/// It is serialised only on its way to or from a task: elsewhere (into JSON, say) it is an error.
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+/// use towline_runtime::Bulk;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Block {
+///     rows: usize,
+///     columns: usize,
+///     numbers: Bulk,
+/// }
+///
+/// let block = Block { rows: 2, columns: 1, numbers: Bulk::from(vec![1, 2]) };
+/// assert_eq!(block.numbers.as_slice(), Some(&[1, 2][..]));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Bulk(Buffer);
+
+impl Bulk {
+    /// The bytes, where the processor may read them: see [`Buffer::as_slice`].
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        self.0.as_slice()
+    }
+
+    /// The buffer.
+    pub const fn buffer(&self) -> &Buffer {
+        &self.0
+    }
+
+    /// The buffer.
+    pub fn into_buffer(self) -> Buffer {
+        self.0
+    }
+}
+
+impl<T: Into<Buffer>> From<T> for Bulk {
+    fn from(buffer: T) -> Self {
+        Self(buffer.into())
+    }
+}
+
+/// A value as it is stored and sent. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Value {
+    pub(crate) bytes: Bytes,
+    pub(crate) frames: Vec<Buffer>,
+}
+
+impl Value {
+    pub(crate) fn of<T: Serialize>(value: &T) -> Result<Self> {
+        let (bytes, writing) = encode(value, false)?;
+        Ok(Self { bytes: bytes.into(), frames: writing.frames })
+    }
+
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
+        decode(&self.bytes, self.frames.iter().cloned().collect())
+    }
+
+    /// The memory that it takes.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64 + self.frames.iter().map(|frame| frame.len() as u64).sum::<u64>()
+    }
+}
+
+/// Arguments, whose gaps are to be filled by the values of `inputs`.
+#[derive(Debug)]
+pub(crate) struct Gapped {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) inputs: Vec<Key>,
+}
+
+/// Where a value goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Gap {
+    /// Bytes since the last gap.
+    pub(crate) after: u32,
+    /// Which input's value.
+    pub(crate) input: u32,
+}
+
+impl Gapped {
+    pub(crate) fn of<T: Serialize>(arguments: &T) -> Result<Self> {
+        let (bytes, writing) = encode(arguments, true)?;
+        let mut gapped = Self { bytes, gaps: Vec::with_capacity(writing.gaps.len()), inputs: Vec::new() };
+        let mut last = 0;
+        let mut numbers = rustc_hash::FxHashMap::default();
+        for (at, key) in writing.gaps {
+            let input = *numbers.entry(key).or_insert_with(|| {
+                gapped.inputs.push(key);
+                gapped.inputs.len() as u32 - 1
+            });
+            gapped.gaps.push(Gap { after: (at - last) as u32, input });
+            last = at;
+        }
+        Ok(gapped)
+    }
+}
+
+/// Puts the inputs' values where the gaps are.
+pub(crate) fn splice(bytes: &[u8], gaps: &[Gap], inputs: &[Value]) -> Result<Value> {
+    if let ([], []) = (gaps, inputs) {
+        return Ok(Value { bytes: Bytes::copy_from_slice(bytes), frames: Vec::new() });
+    }
+    let wrong = || Error::new(ErrorKind::Invalid, "a gap leads out of the arguments");
+    let mut whole = Vec::with_capacity(bytes.len());
+    let mut frames = Vec::new();
+    let mut rest = bytes;
+    for gap in gaps {
+        let (before, after) = rest.split_at_checked(gap.after as usize).ok_or_else(wrong)?;
+        let value = inputs.get(gap.input as usize).ok_or_else(wrong)?;
+        whole.extend_from_slice(before);
+        whole.extend_from_slice(&value.bytes);
+        frames.extend(value.frames.iter().cloned());
+        rest = after;
+    }
+    whole.extend_from_slice(rest);
+    Ok(Value { bytes: whole.into(), frames })
+}
+
+// ---- What stands beside the bytes while they are written or read ----
+
+/// What postcard cannot carry of the value being written, and where in its bytes it stands.
+#[derive(Debug, Default)]
+struct Writing {
+    /// Futures may stand here, and bulk data may not.
+    is_arguments: bool,
+    written: usize,
+    frames: Vec<Buffer>,
+    gaps: Vec<(usize, Key)>,
+    /// Why it cannot be written: postcard's errors have no words.
+    refused: Option<&'static str>,
+}
+
+thread_local! {
+    // Stacks, since what a type does while it is written or read is its own affair.
+    static WRITING: RefCell<Vec<Writing>> = const { RefCell::new(Vec::new()) };
+    static READING: RefCell<Vec<VecDeque<Buffer>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn encode<T: Serialize>(value: &T, is_arguments: bool) -> Result<(Vec<u8>, Writing)> {
+    let turn = Turn::begin(&WRITING, Writing { is_arguments, ..Writing::default() });
+    let written = postcard::serialize_with_flavor(value, Counted(Vec::new()));
+    let writing = turn.end();
+    match (written, writing.refused) {
+        (_, Some(why)) => Err(Error::new(ErrorKind::Invalid, why)),
+        (written, None) => Ok((written?, writing)),
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], frames: VecDeque<Buffer>) -> Result<T> {
+    let turn = Turn::begin(&READING, frames);
+    let read = postcard::take_from_bytes(bytes);
+    let frames_left = turn.end();
+    let (value, bytes_left) = read?;
+    if !bytes_left.is_empty() || !frames_left.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "more bytes than the type takes"));
+    }
+    Ok(value)
+}
+
+/// Bytes that know how many they are, so that a future knows where it stands.
+struct Counted(Vec<u8>);
+
+impl Counted {
+    fn count(&self) {
+        WRITING.with_borrow_mut(|stack| {
+            if let Some(writing) = stack.last_mut() {
+                writing.written = self.0.len();
+            }
+        });
+    }
+}
+
+impl postcard::ser_flavors::Flavor for Counted {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        self.count();
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        self.count();
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
+}
+
+type Stack<T> = std::thread::LocalKey<RefCell<Vec<T>>>;
+
+/// A place on a thread's stack, given up at the latest when a panic passes.
+struct Turn<T: 'static> {
+    stack: &'static Stack<T>,
+    ended: bool,
+}
+
+impl<T> Turn<T> {
+    fn begin(stack: &'static Stack<T>, item: T) -> Self {
+        stack.with_borrow_mut(|stack| stack.push(item));
+        Self { stack, ended: false }
+    }
+
+    fn end(mut self) -> T {
+        self.ended = true;
+        self.stack.with_borrow_mut(Vec::pop).expect("it began")
+    }
+}
+
+impl<T> Drop for Turn<T> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stack.with_borrow_mut(Vec::pop);
+        }
+    }
+}
+
+/// Has `keep` note what stands here, which takes no bytes, if it may stand here.
+fn aside<S: Serializer>(
+    serializer: S,
+    keep: impl FnOnce(&mut Writing) -> Result<(), &'static str>,
+) -> Result<S::Ok, S::Error> {
+    let kept = WRITING.with_borrow_mut(|stack| {
+        let writing = stack.last_mut().ok_or("it travels only to and from tasks")?;
+        keep(writing).inspect_err(|why| writing.refused = Some(why))
+    });
+    kept.map_err(S::Error::custom)?;
+    serializer.serialize_unit()
+}
+
+impl Serialize for Bulk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        aside(serializer, |writing| {
+            if writing.is_arguments {
+                return Err("bulk data is no argument: scatter it, and pass the future");
+            }
+            writing.frames.push(self.0.clone());
+            Ok(())
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Bulk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <()>::deserialize(deserializer)?;
+        let frame = READING.with_borrow_mut(|stack| stack.last_mut().and_then(VecDeque::pop_front));
+        frame.map(Self).ok_or_else(|| D::Error::custom("a frame is missing"))
+    }
+}
+
+/// Leaves a gap for the value of `key`.
+pub(crate) fn serialize_gap<S: Serializer>(key: Key, serializer: S) -> Result<S::Ok, S::Error> {
+    aside(serializer, |writing| {
+        if !writing.is_arguments {
+            return Err("a future is an argument of tasks, and nothing else");
+        }
+        writing.gaps.push((writing.written, key));
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Hole(u64);
+
+    impl Serialize for Hole {
+        fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+            serialize_gap(Key::new(1, self.0), serializer)
+        }
+    }
+
+    #[test]
+    fn bulk_data_leaves_the_bytes_and_comes_back_in_order() {
+        let value = (7u32, Bulk::from(vec![1, 2]), Some(vec![Bulk::from(vec![3]), Bulk::default()]), "x");
+        let stored = Value::of(&value).unwrap();
+        assert_eq!((stored.bytes.len(), stored.frames.len(), stored.len()), (5, 3, 8));
+        let (number, first, rest, text) = stored.read::<(u32, Bulk, Option<Vec<Bulk>>, String)>().unwrap();
+        assert_eq!((number, first.as_slice(), text.as_str()), (7, Some(&[1, 2][..]), "x"));
+        let rest: Vec<_> = rest.unwrap().into_iter().map(|bulk| bulk.0.to_vec().unwrap()).collect();
+        assert_eq!(rest, [vec![3], vec![]]);
+    }
+
+    #[test]
+    fn a_future_stands_wherever_its_value_does() {
+        let arguments = (300u32, Hole(1), vec![Hole(2), Hole(1)], "end");
+        let gapped = Gapped::of(&arguments).unwrap();
+        assert_eq!(gapped.inputs, [Key::new(1, 1), Key::new(1, 2)]);
+        let one = Value::of(&(Bulk::from(vec![1]), 70_000u64)).unwrap();
+        let two = Value::of(&(Bulk::from(vec![2, 2]), 5u64)).unwrap();
+        let whole = splice(&gapped.bytes, &gapped.gaps, &[one, two]).unwrap();
+        type Item = (Bulk, u64);
+        let (number, first, list, end) = whole.read::<(u32, Item, Vec<Item>, String)>().unwrap();
+        assert_eq!((number, first.1, end.as_str()), (300, 70_000, "end"));
+        assert_eq!(list.iter().map(|item| item.1).collect::<Vec<_>>(), [5, 70_000]);
+        assert_eq!(list[0].0.as_slice(), Some(&[2, 2][..]));
+    }
+
+    #[test]
+    fn what_is_not_what_it_should_be_is_an_error() {
+        assert!(Value::of(&1u8).unwrap().read::<String>().is_err());
+        assert!(Value::of(&(1u8, 2u8)).unwrap().read::<u8>().is_err(), "bytes are left");
+        assert!(Value::of(&Bulk::default()).unwrap().read::<()>().is_err(), "a frame is left");
+        assert!(Value::default().read::<Bulk>().is_err(), "a frame is missing");
+        assert!(postcard::to_allocvec(&Bulk::default()).is_err(), "not on its way to a task");
+        let refused = Gapped::of(&(1, Bulk::default())).unwrap_err();
+        assert!(refused.to_string().contains("scatter"), "{refused}");
+        let gap = |after, input| [Gap { after, input }];
+        assert!(splice(&[1], &gap(2, 0), &[Value::default()]).is_err());
+        assert!(splice(&[1], &gap(1, 1), &[Value::default()]).is_err());
+    }
+
+    #[test]
+    fn a_panic_while_writing_leaves_nothing_behind() {
+        struct Mine;
+        impl Serialize for Mine {
+            fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+                panic!("planned")
+            }
+        }
+        assert!(std::panic::catch_unwind(|| Value::of(&Mine)).is_err());
+        WRITING.with_borrow(|stack| assert!(stack.is_empty()));
+    }
+}

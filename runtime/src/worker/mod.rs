@@ -1,0 +1,156 @@
+//! A worker: its state machine ([`state`]), and the shell that runs functions, keeps values, and exchanges them with others.
+
+mod serving;
+mod shell;
+mod state;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use towline::{Address, Connection, Endpoint, Scheme};
+
+use self::shell::Shell;
+use crate::error::{Error, ErrorKind, Result};
+use crate::function::Registry;
+use crate::line;
+use crate::protocol::{Offer, Role};
+
+/// Memory for values, where nothing else was said, in bytes.
+const MEMORY_BYTES_MAX: u64 = 2 << 30;
+
+/// Runs tasks, and keeps what they made until nobody needs it.
+///
+/// It runs on the tokio runtime that it was started on, and has a thread for each slot. Dropping it leaves in good order: what
+/// it kept is made again elsewhere, where it is needed.
+///
+/// ```
+/// use towline::Endpoint;
+/// use towline_runtime::{Client, Function, Registry, Scheduler, TaskResult, Worker};
+///
+/// const ADD: Function<(i64, i64), i64> = Function::new("add");
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline_runtime::Result<()> {
+/// let endpoint = Endpoint::new()?;
+/// let scheduler = Scheduler::start(&endpoint, &"towline://127.0.0.1:0".parse()?).await?;
+///
+/// // In other processes, given the address:
+/// let registry = Registry::new().with(ADD, |a, b| TaskResult::Ok(a + b));
+/// let worker = Worker::builder(registry).slots(2).start(&endpoint, scheduler.address()).await?;
+/// let client = Client::connect(&endpoint, scheduler.address()).await?;
+/// assert_eq!(client.submit(ADD, (20, 22))?.result().await?, 42);
+/// # drop(worker);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Worker {
+    shell: Arc<Shell>,
+    connection: Connection,
+    working: JoinHandle<Error>,
+}
+
+/// Settles what a [`Worker`] is. [`start`](Self::start) starts it.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    registry: Registry,
+    slots: u32,
+    memory_bytes_max: u64,
+    listen: Option<Address>,
+}
+
+impl Worker {
+    /// The settings of a worker with these functions: a slot for each processor, 2 GiB of memory.
+    pub fn builder(registry: Registry) -> Builder {
+        let slots = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
+        Builder { registry, slots, memory_bytes_max: MEMORY_BYTES_MAX, listen: None }
+    }
+
+    /// Waits until it ends, and tells why: it works as long as its scheduler lives.
+    pub async fn ended(mut self) -> Error {
+        (&mut self.working).await.unwrap_or_else(|_| Error::closed())
+    }
+
+    /// Bytes of the values that are here or on their way here.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shell.bytes()
+    }
+
+    /// Ends it as if it were killed.
+    pub(crate) fn abort(&self) {
+        self.connection.abort();
+        self.working.abort();
+        self.shell.close();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.working.abort();
+        self.shell.close();
+    }
+}
+
+impl Builder {
+    /// How many tasks run at the same time.
+    pub fn slots(mut self, slots: u32) -> Self {
+        self.slots = slots.max(1);
+        self
+    }
+
+    /// Memory for results and inputs, in bytes. When most of it is in use, only tasks that use something up are run here; a task
+    /// whose inputs or result take more fails with [`TooLarge`](ErrorKind::TooLarge).
+    pub fn memory_bytes_max(mut self, memory_bytes_max: u64) -> Self {
+        self.memory_bytes_max = memory_bytes_max;
+        self
+    }
+
+    /// Where other workers and clients find it. By default a free port of this host, or a free name of this process, as the
+    /// scheduler's address is.
+    pub fn listen(mut self, address: Address) -> Self {
+        self.listen = Some(address);
+        self
+    }
+
+    /// Starts the worker, and joins the scheduler at `address`.
+    ///
+    /// # Errors
+    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`Invalid`](ErrorKind::Invalid) for a scheduler of another
+    /// version, or without [`listen`](Self::listen) where the scheduler is on another host.
+    pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Worker> {
+        let listener = endpoint.listen(&self.address_beside(address)?).await?;
+        let connection = endpoint.connect(address).await?;
+        let offer = Offer {
+            address: listener.address().to_string(),
+            slots: self.slots,
+            memory_bytes_max: self.memory_bytes_max,
+        };
+        let number = line::greet(&connection, Role::Worker(offer)).await?;
+        tracing::info!(number, address = %listener.address(), "worker joined");
+        let shell =
+            Shell::start(endpoint.clone(), self.registry, self.slots as usize, self.memory_bytes_max)?;
+        let working = tokio::spawn(shell.clone().work(connection.clone(), listener));
+        Ok(Worker { shell, connection, working })
+    }
+
+    fn address_beside(&self, scheduler: &Address) -> Result<Address> {
+        if let Some(address) = &self.listen {
+            return Ok(address.clone());
+        }
+        let text = match scheduler.scheme() {
+            Scheme::Mem => "mem://".to_owned(),
+            scheme if matches!(scheduler.host(), "127.0.0.1" | "::1" | "localhost") => {
+                format!("{}://127.0.0.1:0", scheme.as_str())
+            }
+            _ => {
+                let why = "the scheduler is on another host: say where this worker listens";
+                return Err(Error::new(ErrorKind::Invalid, why));
+            }
+        };
+        Ok(text.parse()?)
+    }
+}

@@ -1,0 +1,90 @@
+//! What others ask a worker for: values that it has, and to keep values that it is given.
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use towline::{Caps, Connection, Incoming, Listener, Message};
+
+use super::shell::Shell;
+use crate::error::{Error, ErrorKind, Failure, Result};
+use crate::peers::{land, pack};
+use crate::protocol::{Answer, Ask};
+
+/// Answers to one peer that are under way at the same time; it is not heard while there are more.
+const ANSWERS_MAX: usize = 64;
+
+/// Serves whoever connects, until it is dropped or the listener ends.
+pub(super) async fn accept(shell: &Arc<Shell>, listener: Listener) {
+    let mut peers = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(connection) => _ = peers.spawn(serve(shell.clone(), connection)),
+                Err(error) => return tracing::error!(%error, "the worker's listener ended"),
+            },
+            Some(_) = peers.join_next() => {}
+        }
+    }
+}
+
+async fn serve(shell: Arc<Shell>, connection: Connection) {
+    let mut answers = JoinSet::new();
+    let ended: Result<()> = async {
+        loop {
+            let incoming = connection.incoming().await?;
+            while answers.try_join_next().is_some() {}
+            if answers.len() >= ANSWERS_MAX {
+                answers.join_next().await;
+            }
+            let ask = postcard::from_bytes(incoming.header())?;
+            answers.spawn(answer(shell.clone(), connection.clone(), incoming, ask));
+        }
+    }
+    .await;
+    if let Err(error) = ended
+        && !error.is_farewell()
+    {
+        tracing::debug!(peer = %connection.peer(), %error, "gone");
+    }
+}
+
+/// Answers one question. A peer that is gone before it was answered needs no answer.
+async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, ask: Ask) {
+    let (answer, frames) = match ask {
+        Ask::Fetch { request, key } => match shell.value(key) {
+            Some(value) => {
+                let (body, frames) = pack(&value);
+                (Answer::Found { request, value: body }, frames)
+            }
+            None => (Answer::Missing { request }, Vec::new()),
+        },
+        Ask::Put { request, key, value } => {
+            let kept = async {
+                let bytes = incoming.payload_len();
+                if !shell.has_room_for(bytes) {
+                    let why = format!("the worker has no room for {bytes} bytes");
+                    return Err(Error::new(ErrorKind::TooLarge, why));
+                }
+                let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
+                shell.given(key, land(incoming, value, moves).await?);
+                Ok(())
+            };
+            let kept: Result<()> = kept.await;
+            match kept {
+                Ok(()) => (Answer::Kept { request }, Vec::new()),
+                Err(error) => {
+                    (Answer::Refused { request, failure: Failure::clone(error.failure()) }, Vec::new())
+                }
+            }
+        }
+    };
+    let sent = async {
+        let message = Message::from_parts(postcard::to_allocvec(&answer)?, frames);
+        connection.send(message).await?;
+        Ok(())
+    };
+    let sent: Result<()> = sent.await;
+    if let Err(error) = sent {
+        tracing::debug!(peer = %connection.peer(), %error, "an answer did not leave");
+    }
+}

@@ -1,0 +1,259 @@
+//! What a worker's state machine decides, done: values are kept here, functions run, and words carried.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rustc_hash::FxHashMap;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use towline::{Connection, Endpoint, Listener};
+
+use super::serving;
+use super::state::{Action, Start, State};
+use super::threads::Threads;
+use crate::error::{Error, ErrorKind, Failure, Result};
+use crate::function::{Body, Outcome, Registry};
+use crate::line::{self, Outbox};
+use crate::peers::Peers;
+use crate::protocol::{Key, ToWorker, WorkerId};
+use crate::value::{Value, splice};
+
+#[derive(Debug)]
+pub(super) struct Shell {
+    inside: Mutex<Inside>,
+    registry: Registry,
+    outbox: Outbox,
+    peers: Peers,
+    threads: Threads,
+    runtime: Handle,
+    /// Fetches and async functions.
+    tasks: Mutex<Option<JoinSet<()>>>,
+}
+
+#[derive(Debug)]
+struct Inside {
+    state: State,
+    values: FxHashMap<Key, Value>,
+    /// Functions as the scheduler counts them.
+    functions: Vec<(Arc<str>, Result<Body, Failure>)>,
+}
+
+/// A run with all that it needs.
+struct Work {
+    start: Start,
+    name: Arc<str>,
+    body: Result<Body, Failure>,
+    inputs: Vec<Value>,
+}
+
+impl Shell {
+    pub(super) fn start(
+        endpoint: Endpoint,
+        registry: Registry,
+        slots: usize,
+        memory_bytes_max: u64,
+    ) -> Result<Arc<Self>> {
+        let threads = Threads::start(slots).map_err(towline::Error::io)?;
+        let state = State::new(slots, memory_bytes_max);
+        Ok(Arc::new(Self {
+            inside: Mutex::new(Inside { state, values: FxHashMap::default(), functions: Vec::new() }),
+            registry,
+            outbox: Outbox::default(),
+            peers: Peers::new(endpoint),
+            threads,
+            runtime: Handle::current(),
+            tasks: Mutex::new(Some(JoinSet::new())),
+        }))
+    }
+
+    /// Works until the scheduler is gone.
+    pub(super) async fn work(self: Arc<Self>, connection: Connection, listener: Listener) -> Error {
+        let hearing = async {
+            loop {
+                let words = line::hear(&connection).await?;
+                self.alter(|inside| words.into_iter().for_each(|word| self.heard(inside, word)));
+            }
+        };
+        let ended: Result<()> = tokio::select! {
+            ended = hearing => ended,
+            ended = self.outbox.carry(&connection) => ended,
+            () = serving::accept(&self, listener) => Err(Error::closed()),
+        };
+        self.close();
+        let error = ended.err().unwrap_or_else(Error::closed);
+        tracing::warn!(%error, "the worker ends");
+        error.as_scheduler_lost()
+    }
+
+    /// Ends what is under way, and forgets every value.
+    pub(super) fn close(&self) {
+        drop(self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let values = std::mem::take(&mut self.lock().values);
+        drop(values);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.lock().state.bytes()
+    }
+
+    fn heard(&self, inside: &mut Inside, word: ToWorker) {
+        match word {
+            ToWorker::Joined { worker, address } => self.peers.joined(worker, address),
+            ToWorker::Left { worker } => self.peers.left(worker),
+            ToWorker::Function { name, types } => {
+                let body = self.registry.find(&name, types);
+                inside.functions.push((name.into(), body));
+            }
+            ToWorker::Run(order) => inside.state.ordered(order),
+            ToWorker::Drop { run, .. } => inside.state.dropped(run),
+            ToWorker::Recall { run, .. } => inside.state.recalled(run),
+            ToWorker::Free { key } => inside.state.freed(key),
+        }
+    }
+
+    // ---- For other workers, and clients ----
+
+    pub(super) fn value(&self, key: Key) -> Option<Value> {
+        self.lock().values.get(&key).cloned()
+    }
+
+    /// Keeps what a client gives, if there is room.
+    pub(super) fn given(self: &Arc<Self>, key: Key, value: Value) {
+        self.alter(|inside| {
+            inside.state.given(key, value.len());
+            inside.values.insert(key, value);
+        });
+    }
+
+    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
+        self.lock().state.has_room_for(bytes)
+    }
+
+    // ---- What is to be done ----
+
+    /// Changes the state, and does what it answers.
+    fn alter(self: &Arc<Self>, change: impl FnOnce(&mut Inside)) {
+        let mut discarded = Vec::new();
+        let mut fetches = Vec::new();
+        let mut works = Vec::new();
+        let mut inside = self.lock();
+        change(&mut inside);
+        let Inside { state, values, functions } = &mut *inside;
+        for action in state.take_actions() {
+            match action {
+                Action::Say(word) => self.outbox.say(&word),
+                Action::Discard(key) => discarded.extend(values.remove(&key)),
+                Action::Fetch { key, from } => fetches.push((key, from)),
+                Action::Begin(start) => {
+                    let function = functions.get(start.function as usize).cloned();
+                    let (name, body) = function.unwrap_or_else(|| ("".into(), Err(unnamed())));
+                    let inputs = start.inputs.iter().map(|key| values.get(key).cloned().unwrap_or_default());
+                    let inputs = inputs.collect();
+                    works.push(Work { start, name, body, inputs });
+                }
+            }
+        }
+        drop(inside);
+        self.outbox.flush();
+        for (key, from) in fetches {
+            let shell = self.clone();
+            self.spawn(async move { shell.fetch(key, from).await });
+        }
+        for work in works {
+            self.begin(work);
+        }
+        // Freed last, and without the lock: it can take long.
+        drop(discarded);
+    }
+
+    async fn fetch(self: Arc<Self>, key: Key, from: WorkerId) {
+        let value = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
+            tracing::debug!(?key, from, %error, "a fetch failed");
+            None
+        });
+        self.alter(|inside| {
+            let bytes = value.as_ref().map(Value::len);
+            inside.values.extend(value.map(|value| (key, value)));
+            inside.state.fetched(key, bytes);
+        });
+    }
+
+    fn begin(self: &Arc<Self>, work: Work) {
+        let shell = self.clone();
+        let Work { start, name, body, inputs } = work;
+        match body {
+            Ok(Body::Async(function)) => self.spawn(async move {
+                let begun = Instant::now();
+                let arguments = filled(&start, &inputs);
+                // In a task of its own, whose panic is caught.
+                let ran = match arguments {
+                    Ok(arguments) => {
+                        let mut run = JoinSet::new();
+                        run.spawn(async move { function(arguments).await });
+                        run.join_next().await.map_or_else(
+                            || Err(lost()),
+                            |ended| {
+                                ended.unwrap_or_else(|error| {
+                                    Err(error
+                                        .try_into_panic()
+                                        .map_or_else(|_| lost(), |why| Failure::panicked(&*why)))
+                                })
+                            },
+                        )
+                    }
+                    Err(failure) => Err(failure),
+                };
+                shell.ended(&start, &name, ran, begun);
+            }),
+            Ok(Body::Sync(function)) => self.threads.run(move || {
+                let begun = Instant::now();
+                let run = || filled(&start, &inputs).and_then(|arguments| function(arguments));
+                let ran = catch_unwind(AssertUnwindSafe(run));
+                drop(inputs);
+                shell.ended(&start, &name, ran.unwrap_or_else(|why| Err(Failure::panicked(&*why))), begun);
+            }),
+            Err(failure) => self.ended(&start, &name, Err(failure), Instant::now()),
+        }
+    }
+
+    fn ended(self: &Arc<Self>, start: &Start, name: &str, outcome: Outcome, begun: Instant) {
+        let micros = u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+        self.alter(|inside| {
+            let result = match outcome {
+                Ok(value) => {
+                    let bytes = value.len();
+                    inside.values.insert(start.key, value);
+                    Ok(bytes)
+                }
+                Err(failure) => Err(failure.of(name)),
+            };
+            inside.state.ended(start.run, start.key, result, micros);
+        });
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        // None is left once the worker has ended.
+        if let Some(tasks) = &mut *tasks {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn_on(task, &self.runtime);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn filled(start: &Start, inputs: &[Value]) -> Result<Value, Failure> {
+    splice(&start.arguments.bytes.0, &start.arguments.gaps, inputs).map_err(|error| error.failure().clone())
+}
+
+fn unnamed() -> Failure {
+    Failure::new(ErrorKind::Invalid, "a function without a name")
+}
+
+fn lost() -> Failure {
+    Failure::new(ErrorKind::Closed, "the worker ended")
+}

@@ -1,0 +1,72 @@
+//! The threads that run functions which compute or block: as many as the worker has slots.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Dropping it lets the threads end once they have run what is queued.
+#[derive(Debug)]
+pub(crate) struct Threads(Arc<Queue>);
+
+#[derive(Default)]
+struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    is_closed: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").finish_non_exhaustive()
+    }
+}
+
+impl Threads {
+    pub(crate) fn start(count: usize) -> std::io::Result<Self> {
+        let threads = Self(Arc::default());
+        for _ in 0..count {
+            let queue = threads.0.clone();
+            thread::Builder::new().name("towline-task".into()).spawn(move || queue.work())?;
+        }
+        Ok(threads)
+    }
+
+    /// Runs it as soon as a thread is free. What it panics with is its own affair.
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.jobs.push_back(Box::new(job));
+        drop(state);
+        self.0.changed.notify_one();
+    }
+}
+
+impl Queue {
+    fn work(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                job();
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            } else if state.is_closed {
+                return;
+            } else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).is_closed = true;
+        self.0.changed.notify_all();
+    }
+}
