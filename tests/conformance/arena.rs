@@ -6,7 +6,7 @@ use towline::{Arena, Buffer, Caps, Connection, Landing, Message, Place, Pool};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_bytes, bytes};
-use crate::peer::{ECHO, Peer};
+use crate::peer::{ECHO, HEARTBEAT, HOLD, Peer};
 use crate::polls::{eventually, soon};
 use crate::suite::cases;
 
@@ -16,6 +16,7 @@ cases! {
         frames_land_in_an_arena;
     LENDS:
         a_killed_holder_gives_back_what_it_held,
+        what_a_stopped_holder_has_is_counted_and_the_survivors_have_half,
         frames_are_lent_and_not_copied,
         many_frames_and_slices_are_lent_both_ways,
         what_is_held_outlives_its_connection,
@@ -161,4 +162,49 @@ async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
     };
     assert_eq!(end.kind(), towline::ErrorKind::PeerLost, "{end}");
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &'static Row) {
+    const MIB: usize = 1 << 20;
+    let endpoint = row.builder().heartbeat(HEARTBEAT).build().unwrap();
+    let arena = Arena::new(64 * MIB).unwrap();
+    let hold = async |connection: &Connection, count: usize| {
+        for seed in 0..count {
+            let message = Message::new(HOLD).with_frame(frame(&arena, seed, MIB));
+            soon("a delivery", connection.deliver(message)).await.unwrap();
+        }
+        let stats = arena.stats();
+        (stats.lent_bytes / MIB, stats.leases, stats.refused_leases)
+    };
+    let (_survivor, with_survivor) = Peer::serving(row).await;
+    for (refused, end) in [(0, Signal::CONT), (4, Signal::KILL)] {
+        let (stopped, address) = Peer::serving(row).await;
+        let connection = endpoint.connect(&address).await.unwrap();
+        assert_eq!(hold(&connection, 20).await, (20, 20, refused));
+        assert_eq!(arena.stats().quarantined_leases, 0, "it is only held");
+
+        stopped.signal(Signal::STOP);
+        let lost = soon("the end", connection.recv()).await.unwrap_err();
+        assert_eq!(lost.kind(), towline::ErrorKind::PeerLost, "{lost}");
+        eventually("it is in quarantine", || arena.stats().quarantined_leases == 20).await;
+        assert_eq!(arena.stats().quarantined_bytes, 20 * MIB);
+
+        let survivor = endpoint.connect(&with_survivor).await.unwrap();
+        assert_eq!(hold(&survivor, 15).await, (32, 32, refused + 3), "half of the arena, and no more");
+        let both = async {
+            let message = Message::new(ECHO).with_frame(frame(&arena, 7, 5 * MIB));
+            tokio::join!(survivor.deliver(message), survivor.recv())
+        };
+        let (sent, back) = soon("an echo", both).await;
+        sent.unwrap();
+        assert_bytes(back.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
+        assert_eq!(arena.stats().in_use_bytes, 32 * MIB, "what was copied is free");
+
+        stopped.signal(end);
+        eventually("nothing is in quarantine", || arena.stats().quarantined_leases == 0).await;
+        let (lent, leases, more) = hold(&survivor, 1).await;
+        assert_eq!((lent, leases, more), (13, 13, refused + 4), "it lends again");
+        drop(survivor);
+        eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+    }
 }

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
 pub(crate) mod borrowed;
+mod loans;
 mod room;
 mod space;
 #[cfg(test)]
@@ -14,8 +15,11 @@ mod tests;
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+pub(crate) use loans::OnLoan;
+use loans::{Leases, Loans};
 use room::{Room, STRETCH_BYTES, Spot};
 
 use super::segment::Segment;
@@ -32,6 +36,11 @@ const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 /// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may outlive
 /// the arena. Segments stay until the arena and their last buffer are gone, so that memory is taken again while it is
 /// warm. Nothing of it has a name in any file system, and nothing is left when the processes are gone.
+///
+/// What a peer was sent of it by `shm` stays taken until the peer lets go. Where the connection has ended and the peer may still
+/// hold something, because it is stopped or keeps what it received, that is in quarantine, until it is given back or the
+/// peer's processes are gone. Meanwhile no frame is lent that would leave less than half of `bytes_max` unlent: it is
+/// copied. So whatever a peer held when its connection ended is the most that it costs.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -65,6 +74,16 @@ pub struct ArenaStats {
     pub bytes_max: usize,
     /// In buffers that live, rounded up to blocks.
     pub in_use_bytes: usize,
+    /// Of what is in use, what peers hold, rounded up to blocks.
+    pub lent_bytes: usize,
+    /// Frames that peers hold.
+    pub leases: usize,
+    /// Of what is lent, what a peer may still hold though its connection has ended.
+    pub quarantined_bytes: usize,
+    /// Frames of that.
+    pub quarantined_leases: usize,
+    /// Frames that were copied and not lent so far, because of what was in quarantine.
+    pub refused_leases: u64,
     /// The most that the present segments have in one piece. More segments come until `bytes_max` is reached.
     pub largest_free_bytes: usize,
     /// In huge pages, as the kernel told when the segments were made.
@@ -89,8 +108,13 @@ impl Arena {
             ));
         }
         let state = State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0 };
-        let process = Process::current();
-        Ok(Self(Arc::new(Inner { bytes_max, process, growing: Mutex::new(()), state: Mutex::new(state) })))
+        Ok(Self(Arc::new(Inner {
+            bytes_max,
+            process: Process::current(),
+            loans: Loans::default(),
+            growing: Mutex::new(()),
+            state: Mutex::new(state),
+        })))
     }
 
     /// Room for `len` bytes, none filled, aligned to 64 bytes; from 16 KiB on to a page. `take(0)` takes nothing. Constant
@@ -112,6 +136,7 @@ impl Arena {
     /// What it holds now.
     pub fn stats(&self) -> ArenaStats {
         reclaim();
+        let Loans { lent, quarantined, refused, .. } = &self.0.loans;
         let state = self.0.state();
         let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
         ArenaStats {
@@ -119,6 +144,11 @@ impl Arena {
             bytes,
             bytes_max: self.0.bytes_max,
             in_use_bytes: state.room.in_use_bytes(),
+            lent_bytes: lent.bytes.load(Ordering::Relaxed),
+            leases: lent.leases.load(Ordering::Relaxed),
+            quarantined_bytes: quarantined.bytes.load(Ordering::Relaxed),
+            quarantined_leases: quarantined.leases.load(Ordering::Relaxed),
+            refused_leases: refused.load(Ordering::Relaxed),
             largest_free_bytes: state.room.largest_free_bytes(),
             huge_bytes,
             not_huge: (huge_bytes < bytes).then(huge::why_not),
@@ -152,6 +182,7 @@ struct Inner {
     bytes_max: usize,
     /// Which process made it.
     process: Process,
+    loans: Loans,
     /// Held by who makes a segment, which takes its time; `state` is not.
     growing: Mutex<()>,
     state: Mutex<State>,
@@ -199,7 +230,8 @@ impl Inner {
         let mut state = self.state();
         let spot = state.room.take(len)?;
         let segment = Arc::clone(&state.segments[spot.segment]);
-        Some(ArenaMemory { segment, spot, len, arena: Arc::downgrade(self) })
+        let (arena, leases) = (Arc::downgrade(self), Leases::default());
+        Some(ArenaMemory { segment, spot, len, leases, arena })
     }
 
     /// One more segment, with `len` bytes at least: as much as all before it together, so that their number stays small,
@@ -243,6 +275,7 @@ pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
     spot: Spot,
     len: usize,
+    leases: Leases,
     /// Weak: buffers may outlive their arena, and keep their segment alone.
     arena: Weak<Inner>,
 }

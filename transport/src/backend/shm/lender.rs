@@ -17,7 +17,7 @@ use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Buffer;
 use crate::memory::arena::borrowed::borrowed_from;
-use crate::memory::arena::{self, lendable};
+use crate::memory::arena::{self, OnLoan, lendable};
 use crate::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, Loan};
 
@@ -62,10 +62,9 @@ struct Slot {
 
 /// What a loan is of, kept until it is back.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held")]
 enum Kept {
-    Own(Buffer),
-    Others(Forwarded),
+    Own(OnLoan),
+    Others(#[expect(dead_code, reason = "held")] Forwarded),
 }
 
 /// What the peer lent.
@@ -132,7 +131,7 @@ impl Lender for ArenaLender {
         let Self { socket, shown, lent, environment, .. } = self;
         let (kept, number, offset) = if let Some((segment, offset)) = lendable(frame) {
             let number = shown.own(socket, segment)?;
-            (Kept::Own(frame.clone()), number, offset)
+            (Kept::Own(OnLoan::of(frame.clone())?), number, offset)
         } else {
             let (memory, offset) = borrowed_from(frame)?;
             let number = shown.others(socket, memory.origin())?;
@@ -218,6 +217,17 @@ impl Lent {
         }
     }
 
+    /// The link has ended: what is not back by now is in quarantine.
+    fn end(&mut self) {
+        self.ended = true;
+        self.sweep(LEASES);
+        for number in &self.out {
+            if let Some((Kept::Own(frame), _)) = &mut self.slots[*number as usize].lent {
+                frame.quarantine();
+            }
+        }
+    }
+
     /// Whether it is of a link that ended, and nothing of it can be held by anybody.
     fn is_over(&mut self) -> bool {
         self.sweep(LEASES);
@@ -227,7 +237,7 @@ impl Lent {
 
 impl Drop for ArenaLender {
     fn drop(&mut self) {
-        lock(&self.lent).ended = true;
+        lock(&self.lent).end();
         reclaim();
     }
 }
