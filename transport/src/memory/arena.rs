@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
 pub(crate) mod borrowed;
+mod line;
 mod loans;
 mod room;
 mod space;
@@ -17,7 +18,9 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use line::{Line, Taking};
 pub(crate) use loans::OnLoan;
 use loans::{Leases, Loans};
 use room::{Room, STRETCH_BYTES, Spot};
@@ -107,7 +110,8 @@ impl Arena {
                 format!("an arena of less than a page of {page} bytes"),
             ));
         }
-        let state = State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0 };
+        let state =
+            State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0, line: Line::default() };
         Ok(Self(Arc::new(Inner {
             bytes_max,
             process: Process::current(),
@@ -118,7 +122,7 @@ impl Arena {
     }
 
     /// Room for `len` bytes, none filled, aligned to 64 bytes; from 16 KiB on to a page. `take(0)` takes nothing. Constant
-    /// time, unless a segment has to be made first.
+    /// time, unless a segment has to be made first. It takes what is there, whoever [waits](Self::take_within) for it.
     ///
     /// # Errors
     ///
@@ -129,8 +133,34 @@ impl Arena {
         if len == 0 {
             return Ok(BufferMut::nothing_in(Place::Arena));
         }
-        let shared = |_| unreachable!("what was just made has one handle");
-        Ok(BufferMut::from_allocation(self.0.allocate(len)?).unwrap_or_else(shared))
+        Ok(unique(self.0.allocate(len)?))
+    }
+
+    /// The same, or as soon as there is room: who asks for more than there is waits until buffers are dropped, here or by peers,
+    /// one after another in the order in which they came. On any executor. A dropped future has taken nothing, and its place in
+    /// line goes to the next.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use towline::{Arena, ErrorKind, blocking};
+    ///
+    /// let arena = blocking::Arena::from(Arena::new(1 << 20)?);
+    /// let all = arena.take_within(1 << 20, Duration::ZERO)?;
+    /// let waited = arena.take_within(1, Duration::from_millis(10)).unwrap_err();
+    /// assert_eq!(waited.kind(), ErrorKind::TimedOut);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` after `limit`: it tells what is in use, and of that what peers hold. `TooLarge`, at once, for what the arena can
+    /// never hold in one piece, and where this machine has not enough memory. `Unsupported` as with [`take`](Self::take).
+    pub async fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
+        if len == 0 {
+            return Ok(BufferMut::nothing_in(Place::Arena));
+        }
+        Ok(unique(Taking::new(&self.0, len, limit).await?))
     }
 
     /// What it holds now.
@@ -154,6 +184,10 @@ impl Arena {
             not_huge: (huge_bytes < bytes).then(huge::why_not),
         }
     }
+}
+
+fn unique(memory: Arc<ArenaMemory>) -> BufferMut {
+    BufferMut::from_allocation(memory).unwrap_or_else(|_| unreachable!("what was just made has one handle"))
 }
 
 impl fmt::Debug for Arena {
@@ -192,6 +226,7 @@ struct State {
     room: Room,
     segments: Vec<Arc<Segment>>,
     huge_bytes: usize,
+    line: Line,
 }
 
 impl Inner {
@@ -210,11 +245,7 @@ impl Inner {
 
     fn allocate(self: &Arc<Self>, len: usize) -> Result<Arc<ArenaMemory>> {
         self.check()?;
-        if let Some(memory) = self.take(len) {
-            return Ok(Arc::new(memory));
-        }
-        reclaim();
-        if let Some(memory) = self.take(len) {
+        if let Some(memory) = self.take_what_is_back(len) {
             return Ok(Arc::new(memory));
         }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -224,6 +255,13 @@ impl Inner {
         }
         self.grow(len)?;
         self.take(len).map(Arc::new).ok_or_else(|| self.full(len))
+    }
+
+    fn take_what_is_back(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
+        self.take(len).or_else(|| {
+            reclaim();
+            self.take(len)
+        })
     }
 
     fn take(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
@@ -258,15 +296,32 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether it can ever hold so much in one piece: segments stay as they are.
+    fn check_len(&self, len: usize) -> Result<()> {
+        let left = self.bytes_max - self.state().room.bytes();
+        if len <= left.max(self.longest_segment()) { Ok(()) } else { Err(self.full(len)) }
+    }
+
+    fn longest_segment(&self) -> usize {
+        self.state().segments.iter().map(|segment| segment.len()).max().unwrap_or_default()
+    }
+
     fn full(&self, len: usize) -> Error {
+        Error::new(ErrorKind::TooLarge, self.why_full(len))
+    }
+
+    fn why_full(&self, len: usize) -> String {
+        let Loans { lent, quarantined, .. } = &self.loans;
         let state = self.state();
-        let detail = format!(
-            "{len} bytes of an arena of {}: {} are in use, and the largest free piece has {}; drop buffers, or make it larger",
+        format!(
+            "{len} bytes of an arena of {}: {} are in use, of which peers hold {}, {} of them in quarantine, and the largest free \
+             piece has {}; drop buffers here or at the peers, end processes that are stopped, or make it larger",
             self.bytes_max,
             state.room.in_use_bytes(),
+            lent.bytes.load(Ordering::Relaxed),
+            quarantined.bytes.load(Ordering::Relaxed),
             state.room.largest_free_bytes().max(self.bytes_max - state.room.bytes()),
-        );
-        Error::new(ErrorKind::TooLarge, detail)
+        )
     }
 }
 
@@ -285,7 +340,9 @@ impl Drop for ArenaMemory {
         let Some(arena) = self.arena.upgrade() else { return };
         // In a forked child the books are a copy, and their lock may be held by a thread that is not there.
         if arena.check().is_ok() {
-            arena.state().room.give(self.spot);
+            let mut state = arena.state();
+            state.room.give(self.spot);
+            state.line.tell();
         }
     }
 }

@@ -2,11 +2,15 @@
 
 #![expect(unsafe_code, reason = "the tests borrow, and fork")]
 
+use std::future::Future;
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::memory::arena::borrowed::{self, Held};
@@ -179,10 +183,16 @@ fn a_forked_child_takes_nothing_and_gives_nothing_back() {
         };
         let read = theirs.as_ref().and_then(Buffer::as_slice) == Some(b"towline");
         drop(theirs.take());
+        let waits =
+            pin!(child_arena.take_within(100, Duration::MAX)).poll(&mut Context::from_waker(Waker::noop()));
+        let told = match waits {
+            Poll::Ready(taken) => inert(taken),
+            Poll::Pending => false,
+        };
         let own = Arena::new(1 << 20).and_then(|arena| arena.take(100)).is_ok();
         let other = !parent.is_this();
-        match (inert(child_arena.take(100)), inert(child_pool.take(1000)), read, own, other) {
-            (true, true, true, true, true) => Ok(()),
+        match (inert(child_arena.take(100)), inert(child_pool.take(1000)), told, read, own, other) {
+            (true, true, true, true, true, true) => Ok(()),
             found => Err(format!("{found:?}")),
         }
     });
