@@ -27,6 +27,7 @@ mod forward;
 mod hostile;
 mod integrity;
 mod leaks;
+mod loans;
 mod meeting;
 mod messages;
 mod mixed;
@@ -80,6 +81,7 @@ const GROUPS: &[&[Claims]] = &[
     meeting::CASES,
     shown::CASES,
     spoiled::CASES,
+    loans::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::borrowing;
@@ -48,6 +49,8 @@ struct Lent {
     out: VecDeque<u32>,
     /// The peer's words about them.
     returned: Table,
+    /// One of them was a lie. Whoever looks after the line ends it.
+    lied: Arc<AtomicBool>,
     /// Ends when no process has anything of it any more.
     holders: OwnedFd,
     /// The link has ended: what is out is in quarantine.
@@ -115,6 +118,7 @@ impl ArenaLender {
             free: Vec::new(),
             out: VecDeque::new(),
             returned: theirs,
+            lied: Arc::default(),
             holders,
             ended: false,
         };
@@ -123,6 +127,11 @@ impl ArenaLender {
         let borrower = Arc::new(Borrower { table: ours, process: Process::current() });
         let borrowed = Borrowed { shown: ShownBy::new(holder), turns: Vec::new(), borrower };
         Self { socket, lent, shown: ShownTo::default(), borrowed, environment }
+    }
+
+    /// Becomes true when the peer says of our loans what cannot be.
+    pub(super) fn lied(&self) -> Arc<AtomicBool> {
+        lock(&self.lent).lied.clone()
     }
 }
 
@@ -157,8 +166,8 @@ impl Lender for ArenaLender {
         }
         // A lease is given again only when it is back.
         let last = turns[slot];
-        if turn <= last || borrower.table.back(slot) != last {
-            return Err(corrupt("a loan under a lease that is out, or was before"));
+        if turn != last + 1 || borrower.table.back(slot) != last {
+            return Err(corrupt("a loan under a lease that is out, or was before, or is not the next"));
         }
         let showing = shown.find(&self.socket, loan.segment)?;
         turns[slot] = turn;
@@ -187,6 +196,10 @@ impl Lent {
         }
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];
+        if self.returned.back(number as usize) != slot.turn {
+            self.lied.store(true, Ordering::Relaxed);
+            return None;
+        }
         slot.turn += 1;
         slot.lent = Some(lent);
         self.out.push_back(number);
@@ -208,11 +221,16 @@ impl Lent {
         for _ in 0..count.min(self.out.len()) {
             let Some(number) = self.out.pop_front() else { return };
             let slot = &mut self.slots[number as usize];
-            if self.returned.back(number as usize) == slot.turn {
+            let turn = self.returned.back(number as usize);
+            if turn == slot.turn {
                 slot.lent = None;
                 self.free.push(number);
-            } else {
-                self.out.push_back(number);
+                continue;
+            }
+            // What cannot be gives nothing back.
+            self.out.push_back(number);
+            if turn != slot.turn - 1 {
+                self.lied.store(true, Ordering::Relaxed);
             }
         }
     }
