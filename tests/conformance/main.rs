@@ -24,6 +24,7 @@ mod faults;
 mod flow;
 mod fork;
 mod forward;
+mod holders;
 mod hostile;
 mod integrity;
 mod leaks;
@@ -86,6 +87,7 @@ const GROUPS: &[&[Claims]] = &[
     fork::CASES,
     network::CASES,
     deaths::CASES,
+    holders::CASES,
     apart::CASES,
 ];
 

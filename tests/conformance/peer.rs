@@ -16,6 +16,7 @@ use towline::{
 use crate::backends::{ROWS, Row};
 use crate::content::{assert_frame, assert_message, bytes, message, number};
 use crate::forward;
+use crate::holders;
 use crate::mixed::lengths;
 use crate::polls::soon;
 use crate::usage;
@@ -160,6 +161,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "connect" => connect(&endpoint, &address).await,
             "choose" => choose(&endpoint, &address).await,
             "pour" => pour(&endpoint, &address).await,
+            "lend" => holders::lend(&endpoint, &address).await,
             "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
             "send-on" => forward::send_on(row, &endpoint, &address).await,
