@@ -19,6 +19,7 @@ fn main() -> io::Result<()> {
     write("handshake", handshakes())?;
     write("control", [&[0, 0, 9, 200, 5][..], &[1, 0, 0, 200, 200, 255]].map(Vec::from).into())?;
     write("frames", exchanges())?;
+    write("loans", loans())?;
     write("one_sided", accesses())?;
     write("addresses", texts(&ADDRESSES, None))?;
     write(
@@ -158,4 +159,16 @@ fn accesses() -> Vec<Vec<u8>> {
     let large = [0, 90, 1, 2, 0, 0, 0, 0, 200, 1, 0, 0, 0, 50];
     let ours = [1, 5, 2, 0, 0, 25, 3, 0, 50, 90, 0, 1, 0, 1, 50, 16, 0];
     [&get[..], &put, &large, &ours].map(Vec::from).into()
+}
+
+/// Scripts: segments shown, borrowed from and given back; frames lent and given back; and a lie.
+fn loans() -> Vec<Vec<u8>> {
+    let shown = [0, 0, 0, 0];
+    let borrowed = [60, 0, 1, 0, 0, 0, 50, 2, 0, 9, 0, 0, 0];
+    let dropped = [140, 0, 0];
+    let lent = [180, 180, 215, 0, 0, 180];
+    let ours = [&shown[..], &borrowed, &dropped, &borrowed].concat();
+    let both = [&ours[..], &lent, &borrowed].concat();
+    let lie = [&lent[..], &[240, 0, 0, 210]].concat();
+    vec![ours, both, lie, lent.to_vec()]
 }

@@ -1,25 +1,31 @@
 //! Buffers in arenas: over every backend they arrive as they were, and where the two ends share memory they stay where they
 //! are, until the receiver has let go of them.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use rustix::process::Signal;
 use towline::{Arena, Buffer, Caps, Connection, Landing, Message, Place, Pool};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_bytes, bytes};
-use crate::peer::{ECHO, Peer};
-use crate::polls::{eventually, soon};
+use crate::peer::{ECHO, HEARTBEAT, HOLD, Peer};
+use crate::polls::{SOON, eventually, soon};
 use crate::suite::cases;
 
 cases! {
     ANY:
         frames_in_arenas_arrive,
-        frames_land_in_an_arena;
+        frames_land_in_an_arena,
+        a_receiver_whose_arena_is_full_holds_its_sender_back;
     LENDS:
         a_killed_holder_gives_back_what_it_held,
+        what_a_stopped_holder_has_is_counted_and_the_survivors_have_half,
         frames_are_lent_and_not_copied,
         many_frames_and_slices_are_lent_both_ways,
         what_is_held_outlives_its_connection,
         a_full_arena_has_room_again_when_the_receiver_lets_go,
+        who_waits_for_a_full_arena_gets_what_the_receiver_lets_go,
         without_trust_nothing_is_lent;
 }
 
@@ -131,6 +137,95 @@ async fn a_full_arena_has_room_again_when_the_receiver_lets_go(row: &'static Row
     eventually("there is room", || arena.take(2 << 20).is_ok()).await;
 }
 
+async fn who_waits_for_a_full_arena_gets_what_the_receiver_lets_go(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(8 << 20).unwrap();
+    let sending = async {
+        for seed in 0..200 {
+            let mut buffer = arena.take_within(1 << 20, SOON).await.unwrap();
+            buffer.extend_from_slice(&bytes(seed, 1 << 20)).unwrap();
+            drop(pair.a.send(Message::new("").with_frame(buffer.freeze())).await.unwrap());
+        }
+    };
+    let receiving = async {
+        let mut held = VecDeque::new();
+        for seed in 0..200 {
+            held.push_back((seed, pair.b.recv().await.unwrap()));
+            // Seven of the eight stay with it; what it lets go of nobody tells.
+            if held.len() > 7 {
+                let (seed, taken) = held.pop_front().unwrap();
+                assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
+            }
+        }
+        held
+    };
+    let ((), held) = soon("all of them", async { tokio::join!(sending, receiving) }).await;
+    let limit = Duration::from_millis(30);
+    let error = soon("an error", arena.take_within(2 << 20, limit)).await.unwrap_err();
+    assert_eq!(error.kind(), towline::ErrorKind::TimedOut, "{error}");
+    let said = format!("peers hold {}", held.len() << 20);
+    assert!(error.to_string().contains(&said), "{error}");
+    let (taken, ()) =
+        soon("room", async { tokio::join!(arena.take_within(8 << 20, SOON), async { drop(held) }) }).await;
+    assert_eq!(taken.unwrap().capacity(), 8 << 20);
+}
+
+async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row) {
+    const LEN: usize = 300_000;
+    let arena = Arena::new(4 << 20).unwrap();
+    let pool = Pool::with_source(std::sync::Arc::new(arena.clone()), 0);
+    let pair = row.pair_with(|builder| builder.pool(pool.clone())).await;
+    let (sender, receipts) = tokio::sync::mpsc::unbounded_channel();
+    let (mut receipts, (a, b)) = (receipts, (&pair.a, &pair.b));
+    let sending = async move {
+        for seed in 0..100 {
+            sender.send(a.send(Message::new("").with_frame(bytes(seed, LEN))).await.unwrap()).unwrap();
+        }
+    };
+    let settling = async {
+        let mut refused = 0;
+        while let Some(receipt) = receipts.recv().await {
+            refused += usize::from(receipt.delivered().await.is_err());
+        }
+        refused
+    };
+    let receiving = async {
+        let (mut held, mut most, mut rejected) = (VecDeque::new(), 0, 0);
+        for seed in 0..100 {
+            let incoming = b.incoming().await.unwrap();
+            let landing = if seed % 10 == 9 {
+                // Whoever does not wait gets an error, and the message its word.
+                Landing::Place(Place::Arena)
+            } else {
+                // The rest wait with their sender meanwhile.
+                let mut room = arena.take_within(LEN, Duration::from_millis(1)).await;
+                if room.is_err() {
+                    most = most.max(held.len());
+                    held.pop_front();
+                    room = arena.take_within(LEN, SOON).await;
+                }
+                Landing::Buffer(room.unwrap())
+            };
+            match incoming.accept_into(vec![landing]).await {
+                Ok(taken) => {
+                    assert_eq!(taken.frames()[0].place(), Place::Arena);
+                    assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
+                    held.push_back(taken);
+                }
+                Err(failed) => {
+                    assert_eq!(failed.error.kind(), towline::ErrorKind::TooLarge, "{}", failed.error);
+                    rejected += 1;
+                }
+            }
+        }
+        (most, rejected)
+    };
+    let all = async { tokio::join!(sending, settling, receiving) };
+    let ((), refused, (most, rejected)) = soon("all of them", all).await;
+    assert_eq!((most, refused), ((4 << 20) / LEN, rejected), "as many as the arena has room for");
+    assert!(rejected > 0);
+}
+
 async fn without_trust_nothing_is_lent(row: &'static Row) {
     // It takes both: each end may see all of the other's arena.
     let (near, far) = (row.builder().trust_user(false).build().unwrap(), row.endpoint());
@@ -161,4 +256,49 @@ async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
     };
     assert_eq!(end.kind(), towline::ErrorKind::PeerLost, "{end}");
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &'static Row) {
+    const MIB: usize = 1 << 20;
+    let endpoint = row.builder().heartbeat(HEARTBEAT).build().unwrap();
+    let arena = Arena::new(64 * MIB).unwrap();
+    let hold = async |connection: &Connection, count: usize| {
+        for seed in 0..count {
+            let message = Message::new(HOLD).with_frame(frame(&arena, seed, MIB));
+            soon("a delivery", connection.deliver(message)).await.unwrap();
+        }
+        let stats = arena.stats();
+        (stats.lent_bytes / MIB, stats.leases, stats.refused_leases)
+    };
+    let (_survivor, with_survivor) = Peer::serving(row).await;
+    for (refused, end) in [(0, Signal::CONT), (4, Signal::KILL)] {
+        let (stopped, address) = Peer::serving(row).await;
+        let connection = endpoint.connect(&address).await.unwrap();
+        assert_eq!(hold(&connection, 20).await, (20, 20, refused));
+        assert_eq!(arena.stats().quarantined_leases, 0, "it is only held");
+
+        stopped.signal(Signal::STOP);
+        let lost = soon("the end", connection.recv()).await.unwrap_err();
+        assert_eq!(lost.kind(), towline::ErrorKind::PeerLost, "{lost}");
+        eventually("it is in quarantine", || arena.stats().quarantined_leases == 20).await;
+        assert_eq!(arena.stats().quarantined_bytes, 20 * MIB);
+
+        let survivor = endpoint.connect(&with_survivor).await.unwrap();
+        assert_eq!(hold(&survivor, 15).await, (32, 32, refused + 3), "half of the arena, and no more");
+        let both = async {
+            let message = Message::new(ECHO).with_frame(frame(&arena, 7, 5 * MIB));
+            tokio::join!(survivor.deliver(message), survivor.recv())
+        };
+        let (sent, back) = soon("an echo", both).await;
+        sent.unwrap();
+        assert_bytes(back.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
+        assert_eq!(arena.stats().in_use_bytes, 32 * MIB, "what was copied is free");
+
+        stopped.signal(end);
+        eventually("nothing is in quarantine", || arena.stats().quarantined_leases == 0).await;
+        let (lent, leases, more) = hold(&survivor, 1).await;
+        assert_eq!((lent, leases, more), (13, 13, refused + 4), "it lends again");
+        drop(survivor);
+        eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+    }
 }

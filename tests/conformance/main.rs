@@ -24,9 +24,11 @@ mod faults;
 mod flow;
 mod fork;
 mod forward;
+mod holders;
 mod hostile;
 mod integrity;
 mod leaks;
+mod loans;
 mod meeting;
 mod messages;
 mod mixed;
@@ -80,10 +82,12 @@ const GROUPS: &[&[Claims]] = &[
     meeting::CASES,
     shown::CASES,
     spoiled::CASES,
+    loans::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,
     deaths::CASES,
+    holders::CASES,
     apart::CASES,
 ];
 

@@ -56,10 +56,10 @@ async fn a_sharing_peer_made_by_hand_is_a_peer(row: &'static Row) {
 type Lie = (&'static str, &'static str, fn(&mut Hello));
 
 const NOT_THE_PEER: &str = "not the peer of this connection";
-const ALL: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
+pub(crate) const ALL: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::FUTURE_WRITE);
 
 /// A whole segment with these seals.
-fn sealed_with(seals: SealFlags, len: usize) -> OwnedFd {
+pub(crate) fn sealed_with(seals: SealFlags, len: usize) -> OwnedFd {
     let segment = Segment::open(len);
     segment.store(0, &vec![0; len]);
     segment.seal(seals);

@@ -16,6 +16,7 @@ use towline::{
 use crate::backends::{ROWS, Row};
 use crate::content::{assert_frame, assert_message, bytes, message, number};
 use crate::forward;
+use crate::holders;
 use crate::mixed::lengths;
 use crate::polls::soon;
 use crate::usage;
@@ -160,6 +161,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "connect" => connect(&endpoint, &address).await,
             "choose" => choose(&endpoint, &address).await,
             "pour" => pour(&endpoint, &address).await,
+            "lend" => holders::lend(&endpoint, &address).await,
             "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
             "send-on" => forward::send_on(row, &endpoint, &address).await,
@@ -193,6 +195,8 @@ async fn listen(endpoint: &Endpoint, address: &Address) {
 pub(crate) const ECHO: &str = "echo";
 /// Answers with a region of [`EXPOSED_LEN`] bytes to read.
 pub(crate) const EXPOSE: &str = "expose";
+/// Holds the frames until the connection ends.
+pub(crate) const HOLD: &str = "hold";
 /// Takes nothing more.
 pub(crate) const IGNORE: &str = "ignore";
 pub(crate) const CLOSE: &str = "close";
@@ -203,6 +207,7 @@ pub(crate) const EXPOSED_LEN: usize = 32 << 20;
 
 async fn serve(connection: Connection) -> Result<()> {
     let mut regions: Vec<Region<Buffer>> = Vec::new();
+    let mut held: Vec<Buffer> = Vec::new();
     loop {
         let (header, frames) = connection.recv().await?.into_parts();
         match std::str::from_utf8(&header).unwrap() {
@@ -212,6 +217,7 @@ async fn serve(connection: Connection) -> Result<()> {
                 drop(connection.send(Message::new(region.remote().to_bytes().to_vec())).await?);
                 regions.push(region);
             }
+            HOLD => held.extend(frames),
             IGNORE => std::future::pending().await,
             CLOSE => return connection.close().await,
             EXIT => std::process::exit(0),

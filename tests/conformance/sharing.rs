@@ -10,7 +10,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
 use rustix::cmsg_space;
@@ -37,8 +37,10 @@ const HELLO_LEN: usize = WORDS_LEN + 32;
 const BYTES_AT: usize = 4096;
 pub(crate) const RING_LEN: usize = 64 << 10;
 pub(crate) const SEGMENT_LEN: usize = BYTES_AT + RING_LEN + TABLE_LEN;
-/// The words on loans, behind the ring.
+/// The words on loans, behind the ring, and where the other end's begin.
 const TABLE_LEN: usize = 32 << 10;
+pub(crate) const TABLE_AT: usize = BYTES_AT + RING_LEN;
+pub(crate) const THEIR_TABLE_AT: usize = BYTES_AT + (256 << 10);
 /// What a segment says of its end, by where.
 pub(crate) const PRODUCED: usize = 0;
 pub(crate) const CONSUMED: usize = 128;
@@ -254,6 +256,7 @@ pub(crate) struct Sharer {
     pub(crate) theirs: [OwnedFd; 3],
     rope: OwnedFd,
     written: u64,
+    /// Where arenas are shown between ends that trust each other.
     pub(crate) meeting: UnixStream,
     _control: Box<dyn Stream>,
 }
@@ -282,6 +285,23 @@ impl Sharer {
         let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
         let control = visitor.control;
         Ok((Self { ours, theirs, rope, written: 0, meeting, _control: control }, connection))
+    }
+
+    /// The same, which is trusted.
+    pub(crate) async fn trusted(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Self, Connection) {
+        let trusting = |hello: &mut Hello| hello.words[10] = 1;
+        Self::connected_by(endpoint, listener, nonce, trusting).await.expect("it is believed")
+    }
+
+    /// Writes more than its ring has room for, as far as the other end takes it.
+    pub(crate) fn pour(&mut self, bytes: &[u8]) {
+        for piece in bytes.chunks(RING_LEN / 2) {
+            let limit = Instant::now() + PATIENCE;
+            while self.heard(CONSUMED) + (RING_LEN / 2) as u64 <= self.written && Instant::now() < limit {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            self.write(piece);
+        }
     }
 
     /// Writes into its ring, tells of it and rings.

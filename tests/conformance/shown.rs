@@ -2,18 +2,17 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use rustix::fs::SealFlags;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use towline::{ErrorKind, Place};
 
 use crate::backends::Row;
 use crate::by_hand::{LENT, parcel, record};
-use crate::meeting::assert_talk;
+use crate::meeting::{ALL, assert_talk, sealed_with};
 use crate::polls::{eventually, soon, within};
-use crate::sharing::{Hello, Segment, Sharer, friend, listening, show};
-use crate::spoiled::end_of;
+use crate::sharing::{SEGMENT_LEN, Segment, Sharer, friend, listening, show};
+use crate::spoiled::{LIMIT, end_of};
 use crate::suite::cases;
 use crate::usage;
 
@@ -22,11 +21,7 @@ cases! {
         a_lie_about_a_segment_costs_its_own_connection;
 }
 
-/// How long our end may take to see through a lie.
-const LIMIT: Duration = Duration::from_secs(1);
 const FRAME_LEN: u64 = 4096;
-/// In a hello: whoever says it trusts the other end.
-const TRUSTS: u8 = 1;
 /// Segments that one end may show.
 const SEGMENTS_MAX: u32 = 256;
 
@@ -80,6 +75,26 @@ const LIES: &[(&str, &str, Lie)] = &[
         open.seal(SealFlags::GROW | SealFlags::FUTURE_WRITE);
         shown(sharer, 1, [open.memfd.try_clone().unwrap()]);
     }),
+    ("a segment that may grow", "not sealed against growing", |sharer| {
+        shown(sharer, 1, [sealed_with(ALL - SealFlags::GROW, SEGMENT_LEN)]);
+    }),
+    ("a segment that may be written", "not sealed against future writes", |sharer| {
+        shown(sharer, 1, [sealed_with(ALL - SealFlags::FUTURE_WRITE, SEGMENT_LEN)]);
+    }),
+    ("a segment of half a page", "not whole pages", |sharer| shown(sharer, 1, [sealed_with(ALL, 2048)])),
+    ("a segment of no bytes", "not whole pages", |sharer| {
+        let empty = memfd_create("by-hand", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&empty, ALL).unwrap();
+        shown(sharer, 1, [empty]);
+    }),
+    ("a segment with holes", "not allocated", |sharer| {
+        let sparse = Segment::open(SEGMENT_LEN);
+        sparse.seal(ALL);
+        shown(sharer, 1, [sparse.memfd.try_clone().unwrap()]);
+    }),
+    ("a device for a segment", "it is no memfd", |sharer| {
+        shown(sharer, 1, [File::open("/dev/zero").unwrap().into()]);
+    }),
     ("a segment for a pipe", "no pipe to write to", |sharer| shown(sharer, 1, [segment(), segment()])),
     ("a device for a pipe", "no pipe to write to", |sharer| {
         let device = File::options().write(true).open("/dev/null").unwrap();
@@ -108,9 +123,7 @@ async fn a_lie_about_a_segment_costs_its_own_connection(row: &'static Row) {
     assert_talk(&pair, 0).await;
     let before = usage::descriptors();
     for (number, (what, reason, lie)) in LIES.iter().enumerate() {
-        let trusting = |hello: &mut Hello| hello.words[10] = TRUSTS;
-        let (mut sharer, connection) =
-            Sharer::connected_by(&endpoint, &listener, number as u8, trusting).await.unwrap();
+        let (mut sharer, connection) = Sharer::trusted(&endpoint, &listener, number as u8).await;
         // Beside others, with pipes that nobody ever reads, what is true is believed.
         shown(&sharer, 7, [segment(), pipe(), pipe(), pipe()]);
         sharer.write(&lent(0, 7));

@@ -27,7 +27,7 @@ cases! {
 }
 
 /// How long our end may take to see through a lie.
-const LIMIT: Duration = Duration::from_secs(1);
+pub(crate) const LIMIT: Duration = Duration::from_secs(1);
 
 fn small(number: u64) -> Vec<u8> {
     parcel(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[])

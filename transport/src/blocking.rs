@@ -54,7 +54,7 @@ use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::explain::Explanation;
 use crate::incoming::{self, Landing};
 use crate::listener;
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{self, Buffer, BufferMut, Pool};
 use crate::message::{FrameInfo, Message};
 use crate::path::Path;
 use crate::process::Own;
@@ -97,6 +97,10 @@ pub struct Incoming {
     incoming: incoming::Incoming,
     deadline: Option<Duration>,
 }
+
+/// Host memory that trusted processes of this host may map. See [`towline::Arena`](crate::Arena).
+#[derive(Clone, Debug)]
+pub struct Arena(memory::Arena);
 
 impl Endpoint {
     /// See [`Endpoint::new`](crate::Endpoint::new).
@@ -371,6 +375,24 @@ impl Incoming {
     /// The same message, to be awaited.
     pub fn into_async(self) -> crate::Incoming {
         self.incoming
+    }
+}
+
+impl Arena {
+    /// See [`Arena::take_within`](crate::Arena::take_within).
+    pub fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
+        wait(None, self.0.take_within(len, limit)).and_then(|taken| taken)
+    }
+
+    /// The same arena, to be awaited, and for what does not wait.
+    pub fn as_async(&self) -> &memory::Arena {
+        &self.0
+    }
+}
+
+impl From<memory::Arena> for Arena {
+    fn from(arena: memory::Arena) -> Self {
+        Self(arena)
     }
 }
 

@@ -2,11 +2,12 @@
 //! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
 
 mod arena;
-mod clockwork;
+pub(crate) mod clockwork;
 mod door;
 mod records;
 mod stream;
 
+pub use crate::backend::shm::rehearsal::{Rehearsal, Shown};
 pub use arena::Arena;
 pub use door::{
     Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,

@@ -24,7 +24,7 @@
 //! | [`Connection::get`] | is detached: the bytes still come, and are freed with their buffer |
 //! | [`Incoming::accept`], [`Incoming::accept_into`] | is detached: the message is taken, and forgotten; before its first poll, rejected |
 //! | [`Receipt::delivered`] | loses the receiver's word, not the message |
-//! | [`Connection::explain`] | loses nothing |
+//! | [`Connection::explain`], [`Arena::take_within`] | loses nothing |
 //! | [`Connection::measure`], [`Connection::be_measured`] | leaves a measurement half done: close the connection |
 //! | [`Region::revoke`] | has revoked it: the memory is freed once the peer's last access ended |
 //! | [`Connection::close`], [`Endpoint::close`] | is detached: the closing goes on; before its first poll, nothing |

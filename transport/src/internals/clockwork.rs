@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::environment::{Environment, Task};
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Clockwork(Arc<State>);
+pub(crate) struct Clockwork(Arc<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -17,7 +17,7 @@ struct State {
 }
 
 impl Clockwork {
-    pub(super) fn advance(&self, by: Duration) {
+    pub(crate) fn advance(&self, by: Duration) {
         self.0.nanoseconds.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
     }
 }

@@ -6,6 +6,8 @@
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
 pub(crate) mod borrowed;
+mod line;
+mod loans;
 mod room;
 mod space;
 #[cfg(test)]
@@ -14,8 +16,13 @@ mod tests;
 use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
+use line::{Line, Taking};
+pub(crate) use loans::OnLoan;
+use loans::{Leases, Loans};
 use room::{Room, STRETCH_BYTES, Spot};
 
 use super::segment::Segment;
@@ -32,6 +39,11 @@ const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 /// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may outlive
 /// the arena. Segments stay until the arena and their last buffer are gone, so that memory is taken again while it is
 /// warm. Nothing of it has a name in any file system, and nothing is left when the processes are gone.
+///
+/// What a peer was sent of it by `shm` stays taken until the peer lets go. Where the connection has ended and the peer may still
+/// hold something, because it is stopped or keeps what it received, that is in quarantine, until it is given back or the
+/// peer's processes are gone. Meanwhile no frame is lent that would leave less than half of `bytes_max` unlent: it is
+/// copied. So whatever a peer held when its connection ended is the most that it costs.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -65,6 +77,16 @@ pub struct ArenaStats {
     pub bytes_max: usize,
     /// In buffers that live, rounded up to blocks.
     pub in_use_bytes: usize,
+    /// Of what is in use, what peers hold, rounded up to blocks.
+    pub lent_bytes: usize,
+    /// Frames that peers hold.
+    pub leases: usize,
+    /// Of what is lent, what a peer may still hold though its connection has ended.
+    pub quarantined_bytes: usize,
+    /// Frames of that.
+    pub quarantined_leases: usize,
+    /// Frames that were copied and not lent so far, because of what was in quarantine.
+    pub refused_leases: u64,
     /// The most that the present segments have in one piece. More segments come until `bytes_max` is reached.
     pub largest_free_bytes: usize,
     /// In huge pages, as the kernel told when the segments were made.
@@ -88,13 +110,19 @@ impl Arena {
                 format!("an arena of less than a page of {page} bytes"),
             ));
         }
-        let state = State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0 };
-        let process = Process::current();
-        Ok(Self(Arc::new(Inner { bytes_max, process, growing: Mutex::new(()), state: Mutex::new(state) })))
+        let state =
+            State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0, line: Line::default() };
+        Ok(Self(Arc::new(Inner {
+            bytes_max,
+            process: Process::current(),
+            loans: Loans::default(),
+            growing: Mutex::new(()),
+            state: Mutex::new(state),
+        })))
     }
 
     /// Room for `len` bytes, none filled, aligned to 64 bytes; from 16 KiB on to a page. `take(0)` takes nothing. Constant
-    /// time, unless a segment has to be made first.
+    /// time, unless a segment has to be made first. It takes what is there, whoever [waits](Self::take_within) for it.
     ///
     /// # Errors
     ///
@@ -105,13 +133,40 @@ impl Arena {
         if len == 0 {
             return Ok(BufferMut::nothing_in(Place::Arena));
         }
-        let shared = |_| unreachable!("what was just made has one handle");
-        Ok(BufferMut::from_allocation(self.0.allocate(len)?).unwrap_or_else(shared))
+        Ok(unique(self.0.allocate(len)?))
+    }
+
+    /// The same, or as soon as there is room: who asks for more than there is waits until buffers are dropped, here or by peers,
+    /// one after another in the order in which they came. On any executor. A dropped future has taken nothing, and its place in
+    /// line goes to the next.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use towline::{Arena, ErrorKind, blocking};
+    ///
+    /// let arena = blocking::Arena::from(Arena::new(1 << 20)?);
+    /// let all = arena.take_within(1 << 20, Duration::ZERO)?;
+    /// let waited = arena.take_within(1, Duration::from_millis(10)).unwrap_err();
+    /// assert_eq!(waited.kind(), ErrorKind::TimedOut);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` after `limit`: it tells what is in use, and of that what peers hold. `TooLarge`, at once, for what the arena can
+    /// never hold in one piece, and where this machine has not enough memory. `Unsupported` as with [`take`](Self::take).
+    pub async fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
+        if len == 0 {
+            return Ok(BufferMut::nothing_in(Place::Arena));
+        }
+        Ok(unique(Taking::new(&self.0, len, limit).await?))
     }
 
     /// What it holds now.
     pub fn stats(&self) -> ArenaStats {
         reclaim();
+        let Loans { lent, quarantined, refused, .. } = &self.0.loans;
         let state = self.0.state();
         let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
         ArenaStats {
@@ -119,11 +174,20 @@ impl Arena {
             bytes,
             bytes_max: self.0.bytes_max,
             in_use_bytes: state.room.in_use_bytes(),
+            lent_bytes: lent.bytes.load(Ordering::Relaxed),
+            leases: lent.leases.load(Ordering::Relaxed),
+            quarantined_bytes: quarantined.bytes.load(Ordering::Relaxed),
+            quarantined_leases: quarantined.leases.load(Ordering::Relaxed),
+            refused_leases: refused.load(Ordering::Relaxed),
             largest_free_bytes: state.room.largest_free_bytes(),
             huge_bytes,
             not_huge: (huge_bytes < bytes).then(huge::why_not),
         }
     }
+}
+
+fn unique(memory: Arc<ArenaMemory>) -> BufferMut {
+    BufferMut::from_allocation(memory).unwrap_or_else(|_| unreachable!("what was just made has one handle"))
 }
 
 impl fmt::Debug for Arena {
@@ -152,6 +216,7 @@ struct Inner {
     bytes_max: usize,
     /// Which process made it.
     process: Process,
+    loans: Loans,
     /// Held by who makes a segment, which takes its time; `state` is not.
     growing: Mutex<()>,
     state: Mutex<State>,
@@ -161,6 +226,7 @@ struct State {
     room: Room,
     segments: Vec<Arc<Segment>>,
     huge_bytes: usize,
+    line: Line,
 }
 
 impl Inner {
@@ -179,11 +245,7 @@ impl Inner {
 
     fn allocate(self: &Arc<Self>, len: usize) -> Result<Arc<ArenaMemory>> {
         self.check()?;
-        if let Some(memory) = self.take(len) {
-            return Ok(Arc::new(memory));
-        }
-        reclaim();
-        if let Some(memory) = self.take(len) {
+        if let Some(memory) = self.take_what_is_back(len) {
             return Ok(Arc::new(memory));
         }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,11 +257,19 @@ impl Inner {
         self.take(len).map(Arc::new).ok_or_else(|| self.full(len))
     }
 
+    fn take_what_is_back(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
+        self.take(len).or_else(|| {
+            reclaim();
+            self.take(len)
+        })
+    }
+
     fn take(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
         let mut state = self.state();
         let spot = state.room.take(len)?;
         let segment = Arc::clone(&state.segments[spot.segment]);
-        Some(ArenaMemory { segment, spot, len, arena: Arc::downgrade(self) })
+        let (arena, leases) = (Arc::downgrade(self), Leases::default());
+        Some(ArenaMemory { segment, spot, len, leases, arena })
     }
 
     /// One more segment, with `len` bytes at least: as much as all before it together, so that their number stays small,
@@ -226,15 +296,32 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether it can ever hold so much in one piece: segments stay as they are.
+    fn check_len(&self, len: usize) -> Result<()> {
+        let left = self.bytes_max - self.state().room.bytes();
+        if len <= left.max(self.longest_segment()) { Ok(()) } else { Err(self.full(len)) }
+    }
+
+    fn longest_segment(&self) -> usize {
+        self.state().segments.iter().map(|segment| segment.len()).max().unwrap_or_default()
+    }
+
     fn full(&self, len: usize) -> Error {
+        Error::new(ErrorKind::TooLarge, self.why_full(len))
+    }
+
+    fn why_full(&self, len: usize) -> String {
+        let Loans { lent, quarantined, .. } = &self.loans;
         let state = self.state();
-        let detail = format!(
-            "{len} bytes of an arena of {}: {} are in use, and the largest free piece has {}; drop buffers, or make it larger",
+        format!(
+            "{len} bytes of an arena of {}: {} are in use, of which peers hold {}, {} of them in quarantine, and the largest free \
+             piece has {}; drop buffers here or at the peers, end processes that are stopped, or make it larger",
             self.bytes_max,
             state.room.in_use_bytes(),
+            lent.bytes.load(Ordering::Relaxed),
+            quarantined.bytes.load(Ordering::Relaxed),
             state.room.largest_free_bytes().max(self.bytes_max - state.room.bytes()),
-        );
-        Error::new(ErrorKind::TooLarge, detail)
+        )
     }
 }
 
@@ -243,6 +330,7 @@ pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
     spot: Spot,
     len: usize,
+    leases: Leases,
     /// Weak: buffers may outlive their arena, and keep their segment alone.
     arena: Weak<Inner>,
 }
@@ -252,7 +340,9 @@ impl Drop for ArenaMemory {
         let Some(arena) = self.arena.upgrade() else { return };
         // In a forked child the books are a copy, and their lock may be held by a thread that is not there.
         if arena.check().is_ok() {
-            arena.state().room.give(self.spot);
+            let mut state = arena.state();
+            state.room.give(self.spot);
+            state.line.tell();
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::borrowing;
@@ -17,7 +18,7 @@ use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Buffer;
 use crate::memory::arena::borrowed::borrowed_from;
-use crate::memory::arena::{self, lendable};
+use crate::memory::arena::{self, OnLoan, lendable};
 use crate::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, Loan};
 
@@ -48,6 +49,8 @@ struct Lent {
     out: VecDeque<u32>,
     /// The peer's words about them.
     returned: Table,
+    /// One of them was a lie. Whoever looks after the line ends it.
+    lied: Arc<AtomicBool>,
     /// Ends when no process has anything of it any more.
     holders: OwnedFd,
     /// The link has ended: what is out is in quarantine.
@@ -62,10 +65,9 @@ struct Slot {
 
 /// What a loan is of, kept until it is back.
 #[derive(Debug)]
-#[expect(dead_code, reason = "held")]
 enum Kept {
-    Own(Buffer),
-    Others(Forwarded),
+    Own(OnLoan),
+    Others(#[expect(dead_code, reason = "held")] Forwarded),
 }
 
 /// What the peer lent.
@@ -116,6 +118,7 @@ impl ArenaLender {
             free: Vec::new(),
             out: VecDeque::new(),
             returned: theirs,
+            lied: Arc::default(),
             holders,
             ended: false,
         };
@@ -125,6 +128,11 @@ impl ArenaLender {
         let borrowed = Borrowed { shown: ShownBy::new(holder), turns: Vec::new(), borrower };
         Self { socket, lent, shown: ShownTo::default(), borrowed, environment }
     }
+
+    /// Becomes true when the peer says of our loans what cannot be.
+    pub(super) fn lied(&self) -> Arc<AtomicBool> {
+        lock(&self.lent).lied.clone()
+    }
 }
 
 impl Lender for ArenaLender {
@@ -132,7 +140,7 @@ impl Lender for ArenaLender {
         let Self { socket, shown, lent, environment, .. } = self;
         let (kept, number, offset) = if let Some((segment, offset)) = lendable(frame) {
             let number = shown.own(socket, segment)?;
-            (Kept::Own(frame.clone()), number, offset)
+            (Kept::Own(OnLoan::of(frame.clone())?), number, offset)
         } else {
             let (memory, offset) = borrowed_from(frame)?;
             let number = shown.others(socket, memory.origin())?;
@@ -158,8 +166,8 @@ impl Lender for ArenaLender {
         }
         // A lease is given again only when it is back.
         let last = turns[slot];
-        if turn <= last || borrower.table.back(slot) != last {
-            return Err(corrupt("a loan under a lease that is out, or was before"));
+        if turn != last + 1 || borrower.table.back(slot) != last {
+            return Err(corrupt("a loan under a lease that is out, or was before, or is not the next"));
         }
         let showing = shown.find(&self.socket, loan.segment)?;
         turns[slot] = turn;
@@ -188,6 +196,10 @@ impl Lent {
         }
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];
+        if self.returned.back(number as usize) != slot.turn {
+            self.lied.store(true, Ordering::Relaxed);
+            return None;
+        }
         slot.turn += 1;
         slot.lent = Some(lent);
         self.out.push_back(number);
@@ -209,11 +221,27 @@ impl Lent {
         for _ in 0..count.min(self.out.len()) {
             let Some(number) = self.out.pop_front() else { return };
             let slot = &mut self.slots[number as usize];
-            if self.returned.back(number as usize) == slot.turn {
+            let turn = self.returned.back(number as usize);
+            if turn == slot.turn {
                 slot.lent = None;
                 self.free.push(number);
-            } else {
-                self.out.push_back(number);
+                continue;
+            }
+            // What cannot be gives nothing back.
+            self.out.push_back(number);
+            if turn != slot.turn - 1 {
+                self.lied.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The link has ended: what is not back by now is in quarantine.
+    fn end(&mut self) {
+        self.ended = true;
+        self.sweep(LEASES);
+        for number in &self.out {
+            if let Some((Kept::Own(frame), _)) = &mut self.slots[*number as usize].lent {
+                frame.quarantine();
             }
         }
     }
@@ -227,7 +255,7 @@ impl Lent {
 
 impl Drop for ArenaLender {
     fn drop(&mut self) {
-        lock(&self.lent).ended = true;
+        lock(&self.lent).end();
         reclaim();
     }
 }

@@ -64,20 +64,23 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
         return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
     }
     let exited = Arc::new(AtomicBool::new(false));
+    let mut session = Streamed::<ShmLine>::session(site);
+    let mut lied = Arc::default();
+    if trusted {
+        let environment = site.environment.clone();
+        let lender = ArenaLender::new(socket, tables, (holders, peer.holder), environment);
+        lied = lender.lied();
+        session = session.lending(Box::new(lender));
+    }
     let line = ShmLine {
         heard: peer.bell,
         silence,
         exited: exited.clone(),
+        lied,
         blocked: AtomicBool::new(false),
         copied: AtomicU64::new(0),
         calls: AtomicU64::new(0),
     };
-    let mut session = Streamed::<ShmLine>::session(site);
-    if trusted {
-        let environment = site.environment.clone();
-        let lender = ArenaLender::new(socket, tables, (holders, peer.holder), environment);
-        session = session.lending(Box::new(lender));
-    }
     // What the backend can do, and this link does not promise.
     let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
@@ -135,6 +138,8 @@ struct ShmLine {
     silence: Silence,
     /// The peer's process has.
     exited: Arc<AtomicBool>,
+    /// The peer gave back what it was not lent.
+    lied: Arc<AtomicBool>,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
     /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.
@@ -156,6 +161,9 @@ impl Line for ShmLine {
     fn write(&self, held: &mut Held, session: &mut Session, least: Urgency) -> Result<bool> {
         let (moved, had_room) = write_to(&mut held.duplex, session, least)?;
         self.blocked.store(!had_room, Ordering::Release);
+        if self.lied.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Corrupt, "the peer gave back what it was not lent"));
+        }
         Ok(moved)
     }
 

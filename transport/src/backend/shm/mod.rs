@@ -11,6 +11,8 @@ mod lender;
 mod link;
 mod meeting;
 mod pipe;
+#[cfg(feature = "internals")]
+pub(crate) mod rehearsal;
 mod ring;
 mod showing;
 mod table;

@@ -1,5 +1,7 @@
 //! Two ends of one host that lend each other frames: nothing is copied, and every lease comes back once, whatever happens.
 
+mod deaths;
+
 use super::*;
 use crate::wire::lending::arena::{Arena, Leases, SEGMENT};
 use crate::wire::lending::{LOANS_MAX, Loan};

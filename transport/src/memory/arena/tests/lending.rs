@@ -2,15 +2,19 @@
 
 #![expect(unsafe_code, reason = "the tests borrow, and fork")]
 
+use std::future::Future;
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::memory::arena::borrowed::{self, Held};
-use crate::memory::arena::lendable;
+use crate::memory::arena::{OnLoan, lendable};
 use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
 use crate::process::Process;
@@ -65,6 +69,42 @@ fn what_is_lent_is_read_where_it_lies() {
         drop(part);
         assert_eq!(back.load(Ordering::Relaxed), 1);
     }
+}
+
+#[test]
+fn a_block_on_loan_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarantine() {
+    const PART: usize = 1 << 20;
+    let arena = Arena::new(8 * PART).unwrap();
+    let held = || {
+        let stats = arena.stats();
+        [stats.lent_bytes / PART, stats.leases, stats.quarantined_bytes / PART, stats.quarantined_leases]
+    };
+    let frame = |parts: usize| filled(&arena, &vec![1; parts * PART]);
+    let (one, two, three) = (frame(1), frame(2), frame(3));
+    let mut kept = OnLoan::of(one.clone()).unwrap();
+    let others: Vec<_> = (0..3).map(|at| OnLoan::of(one.slice(at..=at)).unwrap()).collect();
+    assert_eq!(held(), [1, 4, 0, 0]);
+    let all = OnLoan::of(two.clone()).unwrap();
+    let more = OnLoan::of(three.clone()).unwrap();
+    assert_eq!(held(), [6, 6, 0, 0], "without a quarantine all of it may be lent");
+    drop(more);
+
+    kept.quarantine();
+    assert_eq!(held(), [3, 5, 1, 1]);
+    assert!(OnLoan::of(two.slice(5..)).is_some() && OnLoan::of(one.slice(5..)).is_some(), "lent already");
+    assert!(OnLoan::of(three.clone()).is_none() && OnLoan::of(frame(2)).is_none());
+    assert!(OnLoan::of(frame(1)).is_some(), "that is half");
+    assert!(OnLoan::of(Buffer::from(vec![1; 8 * PART])).is_some(), "no concern of an arena");
+    assert_eq!((held(), arena.stats().refused_leases), ([3, 5, 1, 1], 2));
+
+    drop(kept);
+    assert_eq!(held(), [3, 4, 0, 0]);
+    let more = OnLoan::of(three.clone()).unwrap();
+    assert_eq!((held(), arena.stats().refused_leases), ([6, 5, 0, 0], 2));
+    drop((others, all, more));
+    assert_eq!(held(), [0; 4]);
+    drop((one, two, three));
+    assert_eq!(arena.stats().in_use_bytes, 0);
 }
 
 #[test]
@@ -143,10 +183,16 @@ fn a_forked_child_takes_nothing_and_gives_nothing_back() {
         };
         let read = theirs.as_ref().and_then(Buffer::as_slice) == Some(b"towline");
         drop(theirs.take());
+        let waits =
+            pin!(child_arena.take_within(100, Duration::MAX)).poll(&mut Context::from_waker(Waker::noop()));
+        let told = match waits {
+            Poll::Ready(taken) => inert(taken),
+            Poll::Pending => false,
+        };
         let own = Arena::new(1 << 20).and_then(|arena| arena.take(100)).is_ok();
         let other = !parent.is_this();
-        match (inert(child_arena.take(100)), inert(child_pool.take(1000)), read, own, other) {
-            (true, true, true, true, true) => Ok(()),
+        match (inert(child_arena.take(100)), inert(child_pool.take(1000)), told, read, own, other) {
+            (true, true, true, true, true, true) => Ok(()),
             found => Err(format!("{found:?}")),
         }
     });

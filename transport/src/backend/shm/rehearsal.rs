@@ -1,0 +1,143 @@
+//! Lending without a link, for fuzzing: one real end of it, and a peer in the same process that says what it likes.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::cmsg_space;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
+};
+
+use super::duplex::{self, Bell, segment_len};
+use super::lender::ArenaLender;
+use super::pipe;
+use super::table::Table;
+use crate::error::{Error, Result};
+use crate::internals::clockwork::Clockwork;
+use crate::memory::{Arena, Buffer, Segment};
+use crate::wire::lending::{LOAN_LEN, Lender, Loan};
+
+const RING_LEN: usize = 4096;
+
+/// What a peer shows as a segment.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown {
+    /// One that is whole and sealed, of [`Rehearsal::SHOWN_LEN`] bytes.
+    Whole,
+    /// The same, as somebody else's, which was sent on.
+    SentOn,
+    /// A number alone, which withdraws.
+    Nothing,
+    /// The writing end of a pipe.
+    Pipe,
+    /// Two of them.
+    Two,
+}
+
+/// An end that lends and borrows, and its peer.
+#[derive(Debug)]
+pub struct Rehearsal {
+    lender: ArenaLender,
+    arena: Arena,
+    /// The peer's.
+    socket: OwnedFd,
+    words: Table,
+    shown: Segment,
+    /// The end's, as the peer reads them.
+    heard: Table,
+    /// What the peer holds of the end's.
+    _holder: OwnedFd,
+}
+
+impl Rehearsal {
+    /// How long a segment of the peer's is.
+    pub const SHOWN_LEN: usize = 16 << 10;
+
+    /// Two ends that have met; this one lends out of an arena of so many bytes.
+    pub fn new(arena_len: usize) -> Result<Self> {
+        let segment = || Segment::create("towline-ring", segment_len(RING_LEN)).map(Arc::new);
+        let (ours, theirs) = (segment()?, segment()?);
+        let tables = |ours: &Arc<Segment>, theirs: &Arc<Segment>| -> Result<(Table, Table)> {
+            let (heard_at, rope) = pipe::new()?;
+            let shown = theirs.descriptor().try_clone_to_owned()?;
+            let ours = (Arc::clone(ours), RING_LEN);
+            Ok(duplex::over(ours, (shown, RING_LEN), Bell { rope, heard_at })?.1)
+        };
+        let (words, heard) = tables(&theirs, &ours)?;
+        let (near, socket) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(io_error)?;
+        let environment = Arc::new(Clockwork::default());
+        let ((holders, _holder), (_, holder)) = (pipe::new()?, pipe::new()?);
+        Ok(Self {
+            lender: ArenaLender::new(near, tables(&ours, &theirs)?, (holders, holder), environment),
+            arena: Arena::new(arena_len)?,
+            socket,
+            words,
+            shown: Segment::create("towline-arena", Self::SHOWN_LEN)?,
+            heard,
+            _holder,
+        })
+    }
+
+    /// What the end lends out of.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// The peer shows something under these bytes of a number, as far as there is room.
+    pub fn show(&self, number: &[u8], what: Shown) -> Result<()> {
+        let pipe = pipe::new()?.1;
+        let segment = self.shown.descriptor();
+        let descriptors: &[BorrowedFd<'_>] = match what {
+            Shown::Whole => &[segment],
+            Shown::SentOn => &[segment, pipe.as_fd()],
+            Shown::Pipe => &[pipe.as_fd()],
+            Shown::Nothing => &[],
+            Shown::Two => &[segment, segment],
+        };
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(descriptors));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        rustix::net::sendmsg(&self.socket, &[IoSlice::new(number)], &mut control, flags).map_err(io_error)?;
+        Ok(())
+    }
+
+    /// The end hears what was shown so far, and shows what is due.
+    pub fn tend(&mut self) -> Result<()> {
+        self.lender.tend()
+    }
+
+    /// The end hears of this loan.
+    pub fn borrow(&mut self, loan: &[u8; LOAN_LEN], len: usize) -> Result<Buffer> {
+        self.lender.borrow(Loan::decode(loan), len)
+    }
+
+    /// The turn under which a loan of the peer's was given back last.
+    pub fn back(&self, slot: usize) -> u64 {
+        self.heard.back(slot)
+    }
+
+    /// The end lends this.
+    pub fn lend(&mut self, frame: &Buffer) -> Option<[u8; LOAN_LEN]> {
+        self.lender.lend(frame).map(Loan::encode)
+    }
+
+    /// The peer says that a loan of the end's is back.
+    pub fn give_back(&self, slot: usize, turn: u64) {
+        self.words.give_back(slot, turn);
+    }
+
+    /// Whether the end has seen that what it says cannot be.
+    pub fn has_lied(&self) -> bool {
+        self.lender.lied().load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+fn io_error(errno: rustix::io::Errno) -> Error {
+    io::Error::from(errno).into()
+}

@@ -1,0 +1,171 @@
+//! Claims about waiting for room.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::blocking;
+use crate::error::{ErrorKind, Result};
+use crate::memory::{Arena, BufferMut};
+
+const PART: usize = 64 << 10;
+/// Long enough for anything that is not stuck.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Says that it was woken.
+struct Bell(Mutex<Sender<()>>);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.lock().unwrap().send(());
+    }
+}
+
+/// One who waits, on no executor at all.
+struct Waiter<'a> {
+    taking: Pin<Box<dyn Future<Output = Result<BufferMut>> + 'a>>,
+    waker: Waker,
+    woken: Receiver<()>,
+}
+
+impl<'a> Waiter<'a> {
+    fn new(arena: &'a Arena, len: usize, limit: Duration) -> Self {
+        let (sender, woken) = channel();
+        let waker = Waker::from(Arc::new(Bell(Mutex::new(sender))));
+        Self { taking: Box::pin(arena.take_within(len, limit)), waker, woken }
+    }
+
+    fn poll(&mut self) -> Poll<Result<BufferMut>> {
+        self.taking.as_mut().poll(&mut Context::from_waker(&self.waker))
+    }
+
+    fn wait(&mut self) -> Result<BufferMut> {
+        loop {
+            if let Poll::Ready(taken) = self.poll() {
+                return taken;
+            }
+            self.woken.recv_timeout(SOON).expect("somebody wakes it");
+        }
+    }
+}
+
+fn assert_nobody_attends(arena: &Arena) {
+    let limit = Instant::now() + SOON;
+    while arena.0.state().line.is_attended() {
+        assert!(Instant::now() < limit, "the thread stays though nobody waits");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn the_first_in_line_is_served_first_however_much_it_asks_for() {
+    let arena = Arena::new(16 * PART).unwrap();
+    let mut taken: Vec<_> = (0..16).map(|_| arena.take(PART).unwrap()).collect();
+    let mut waiters: Vec<_> =
+        [8, 1, 3].map(|parts| Waiter::new(&arena, parts * PART, Duration::MAX)).into_iter().collect();
+    waiters.iter_mut().for_each(|waiter| assert!(waiter.poll().is_pending()));
+    // Enough for the second and the third, as often as they ask.
+    for _ in 0..7 {
+        drop(taken.remove(0));
+        assert!(waiters[1].poll().is_pending() && waiters[2].poll().is_pending());
+    }
+    assert!(waiters[0].poll().is_pending());
+    drop(taken.remove(0));
+    let large = waiters[0].wait().unwrap();
+    assert_eq!(large.capacity(), 8 * PART);
+    assert!(waiters[1].poll().is_pending() && waiters[2].poll().is_pending(), "nothing is left");
+    drop(taken.remove(0));
+    let small = waiters[1].wait().unwrap();
+    drop(taken);
+    let last = waiters[2].wait().unwrap();
+    assert_eq!(arena.stats().in_use_bytes, 12 * PART);
+    drop((large, small, last));
+    drop(waiters);
+    assert_nobody_attends(&arena);
+}
+
+#[test]
+fn who_gives_up_leaves_its_place_to_the_next() {
+    let arena = Arena::new(4 * PART).unwrap();
+    let taken = arena.take(2 * PART).unwrap();
+    let mut first = Waiter::new(&arena, 4 * PART, Duration::MAX);
+    let mut second = Waiter::new(&arena, 3 * PART, Duration::from_millis(20));
+    let mut third = Waiter::new(&arena, 2 * PART, Duration::MAX);
+    for waiter in [&mut first, &mut second, &mut third] {
+        assert!(waiter.poll().is_pending());
+    }
+    let began = Instant::now();
+    let error = second.wait().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    assert!(began.elapsed() >= Duration::from_millis(19));
+    let said = error.to_string();
+    for detail in ["196608 bytes of an arena of 262144", "131072 are in use", "peers hold 0", "drop buffers"]
+    {
+        assert!(said.contains(detail), "{said}");
+    }
+    assert!(third.poll().is_pending(), "the first is before it");
+    drop(first);
+    assert_eq!(third.wait().unwrap().capacity(), 2 * PART);
+    drop((second, third, taken));
+    assert_nobody_attends(&arena);
+}
+
+#[test]
+fn what_can_never_be_there_is_not_waited_for() {
+    let arena = Arena::new(8 * PART).unwrap();
+    let refused = |len: usize| {
+        let error = pin!(arena.take_within(len, Duration::MAX)).poll_now().unwrap_err();
+        error.kind() == ErrorKind::TooLarge
+    };
+    assert!(refused(8 * PART + 1) && refused(usize::MAX));
+    let all = arena.take(8 * PART).unwrap();
+    assert!(refused(8 * PART + 1));
+    let mut waiter = Waiter::new(&arena, 8 * PART, Duration::MAX);
+    assert!(waiter.poll().is_pending());
+    drop(all);
+    assert_eq!(waiter.wait().unwrap().capacity(), 8 * PART);
+    assert_eq!(pin!(arena.take_within(0, Duration::ZERO)).poll_now().unwrap().capacity(), 0);
+}
+
+/// What a future has to say at once.
+trait PollNow: Future {
+    fn poll_now(self: Pin<&mut Self>) -> Self::Output;
+}
+
+impl<F: Future> PollNow for F {
+    fn poll_now(self: Pin<&mut Self>) -> F::Output {
+        match self.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("it waits"),
+        }
+    }
+}
+
+#[test]
+fn threads_that_take_more_than_there_is_all_get_their_turn() {
+    const THREADS: usize = 8;
+    const TURNS: usize = 300;
+    let arena = Arena::new(16 * PART).unwrap();
+    let took: Vec<_> = (0..THREADS)
+        .map(|number| {
+            let arena = blocking::Arena::from(arena.clone());
+            thread::spawn(move || {
+                for turn in 0..TURNS {
+                    let parts = 1 + (number * 5 + turn * 3) % 16;
+                    let mut taken = arena.take_within(parts * PART, SOON).unwrap();
+                    taken.extend_from_slice(&[number as u8; 100]).unwrap();
+                    assert_eq!(taken.freeze().as_slice().unwrap(), [number as u8; 100]);
+                }
+            })
+        })
+        .collect();
+    for thread in took {
+        thread.join().unwrap();
+    }
+    assert_eq!(arena.stats().in_use_bytes, 0);
+    assert_nobody_attends(&arena);
+}

@@ -1,0 +1,143 @@
+//! Either end dies at any step of lending, borrowing, giving back and taking back, by a seed: what is read stays as long as it is
+//! read, and everything comes back.
+
+use super::*;
+
+const SEEDS: u64 = 5000;
+const STEPS_MAX: usize = 80;
+
+/// Two processes, and what their applications have.
+struct Scene {
+    ends: [End; 2],
+    arenas: [Arena; 2],
+    /// Blocks of each end's own arena.
+    own: [Vec<Buffer>; 2],
+    /// What each end was sent.
+    held: [Vec<Buffer>; 2],
+    lent: usize,
+}
+
+impl Scene {
+    fn new(seed: &mut Seed) -> Self {
+        let Host { a, b, arenas } = Host::new([1, 4, LEASES][seed.below(3)]);
+        Self { ends: [a, b], arenas, own: [Vec::new(), Vec::new()], held: [Vec::new(), Vec::new()], lent: 0 }
+    }
+
+    /// Something happens at one end.
+    fn step(&mut self, seed: &mut Seed) {
+        let at = seed.below(2);
+        let cut = [1, 20, 400, 100_000][seed.below(4)];
+        match seed.below(9) {
+            0 | 1 => self.send(at, seed),
+            2 | 3 => {
+                let [a, b] = &mut self.ends;
+                let (from, to) = if at == 0 { (a, b) } else { (b, a) };
+                from.write(&mut to.wire, cut);
+            }
+            4 | 5 => {
+                self.ends[at].read(cut).expect("a good peer");
+            }
+            6 => self.take(at),
+            7 => {
+                if let Some(Announced { id, arrival, .. }) = self.ends[at].announced.pop_front() {
+                    self.ends[at].session.settle(id, Delivery::Rejected, false);
+                    drop(arrival);
+                }
+            }
+            _ => {
+                let one_of = if seed.below(3) == 0 { &mut self.own[at] } else { &mut self.held[at] };
+                if !one_of.is_empty() {
+                    drop(one_of.swap_remove(seed.below(one_of.len())));
+                }
+            }
+        }
+    }
+
+    /// Frames of its own arena, old ones and new, what it was sent, and others; all small enough to travel at once.
+    fn send(&mut self, at: usize, seed: &mut Seed) {
+        let count = 1 + seed.below(3);
+        let frame = |_| {
+            let from = match seed.below(4) {
+                0 => &self.held[at],
+                1 => &self.own[at],
+                _ => {
+                    let block = self.arenas[at].block(vec![seed.below(250) as u8; 700 + seed.below(4000)]);
+                    self.own[at].push(block.clone());
+                    return block;
+                }
+            };
+            match from.len() {
+                0 => Buffer::from(vec![9; seed.below(300)]),
+                len => {
+                    let old = &from[seed.below(len)];
+                    old.slice(seed.below(old.len() + 1)..)
+                }
+            }
+        };
+        let frames: Vec<_> = (0..count).map(frame).collect();
+        drop(self.ends[at].send(Message::from_parts("", frames)));
+    }
+
+    fn take(&mut self, at: usize) {
+        if let Some(taken) = self.ends[at].take() {
+            let frames = taken.frames();
+            frames.iter().for_each(assert_whole);
+            self.lent += frames.iter().filter(|frame| frame.place() == Place::Arena).count();
+            self.held[at].extend(frames);
+        }
+    }
+
+    /// One of the two is gone, and with its process all that it had; the other takes what had come, and ends.
+    fn die(self, dead: usize) -> usize {
+        let Self { ends, arenas, own, held, mut lent } = self;
+        let of = |both: [Vec<Buffer>; 2]| {
+            both.into_iter().enumerate().partition::<Vec<_>, _>(|(at, _)| *at == dead)
+        };
+        let ((own_of_dead, own), (held_of_dead, held)) = (of(own), of(held));
+        let [a, b] = ends;
+        let (gone, mut survivor) = if dead == 0 { (a, b) } else { (b, a) };
+        drop((gone, own_of_dead, held_of_dead));
+        while survivor.read(1000).expect("a peer that was good") {}
+        let taken: Vec<_> = std::iter::from_fn(|| survivor.take()).flat_map(Taken::frames).collect();
+        survivor.session.give_up(&crate::Error::new(ErrorKind::PeerLost, "it died"));
+        drop(survivor);
+        // Its holders are gone, and what they held is the survivor's again.
+        arenas[1 - dead].peer_is_gone();
+        assert_eq!(arenas[1 - dead].leases().out, 0, "of what the dead one had");
+        lent += taken.iter().filter(|frame| frame.place() == Place::Arena).count();
+        let held: Vec<Buffer> = held.into_iter().flat_map(|(_, frames)| frames).chain(taken).collect();
+        held.iter().for_each(assert_whole);
+        drop(own);
+        held.iter().for_each(assert_whole);
+        let borrowed = arenas[dead].leases().borrowed;
+        assert!(borrowed <= held.len());
+        drop(held);
+        for arena in &arenas {
+            arena.check();
+            assert_eq!(arena.leases().borrowed, 0, "the survivor has none");
+        }
+        lent
+    }
+}
+
+fn assert_whole(frame: &Buffer) {
+    let bytes = frame.as_slice().expect("memory of this host");
+    assert!(bytes.iter().all(|byte| Some(byte) == bytes.first()), "a frame is of one block");
+}
+
+#[test]
+fn whoever_dies_when_the_other_has_all_back_and_reads_what_it_holds() {
+    let mut lent = 0;
+    for number in 0..SEEDS {
+        let mut seed = Seed(number);
+        let mut scene = Scene::new(&mut seed);
+        for _ in 0..seed.below(STEPS_MAX) {
+            scene.step(&mut seed);
+        }
+        // A panic names the seed.
+        let dead = seed.below(2);
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| scene.die(dead)));
+        lent += died.unwrap_or_else(|_| panic!("seed {number}"));
+    }
+    assert!(lent as u64 > SEEDS, "{lent} frames were lent");
+}
