@@ -142,9 +142,9 @@ async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'
 
 /// The receiver's future is dropped as soon as it has said where the frames shall land: the driver reads them.
 async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
-    const LEN: usize = 24 << 20;
+    const LEN: usize = 80 << 20;
     let pair = row.pair().await;
-    for number in 0..3 {
+    for number in 0..2 {
         let sending = {
             let a = pair.a.clone();
             tokio::spawn(async move { a.deliver(message(number, &[LEN])).await })
@@ -153,9 +153,8 @@ async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
         let landing = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
         let mut taking = Box::pin(incoming.accept_into(landing));
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(taking.as_mut().poll(cx).is_ready()));
-        let done = polled.await;
+        assert!(!polled.await, "one poll of it takes all");
         drop(taking);
-        println!("done within its first poll: {done}");
         soon("its word", sending).await.unwrap().unwrap();
     }
 }
@@ -208,7 +207,7 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
         soon("the question", asked).await.unwrap().unwrap();
         let landings: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
         let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
-        let delay = Duration::from_micros(dice.below(8000) as u64);
+        let delay = Duration::from_micros(dice.below(3000) as u64);
         let killing = std::thread::spawn(move || {
             std::thread::sleep(delay);
             peer.kill();
