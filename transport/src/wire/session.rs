@@ -119,9 +119,9 @@ impl Session {
     }
 
     /// The same with large frames read where they lie, both ways, by whoever names where they land; not where what travels is
-    /// checked.
+    /// checked, or takes several streams.
     pub(crate) fn fetching(mut self, fetcher: Box<dyn Fetcher>) -> Self {
-        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on());
+        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on() && self.strands.is_none());
         self
     }
 
