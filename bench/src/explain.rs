@@ -50,6 +50,8 @@ struct Document {
     schema: u32,
     chosen: String,
     candidates: Vec<Explained>,
+    /// What became of the ways that the link may take or not.
+    notes: Vec<String>,
     /// The other end's view; `null` if it is no `towline serve`.
     peer: Option<About>,
 }
@@ -117,6 +119,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
                 Explained::new(candidate, found.as_ref().filter(|_| chosen), chosen.then_some(path))
             })
             .collect(),
+        notes: explanation.notes.clone(),
         peer: about,
     };
     options.output.give(&document, |out: &mut dyn Write| document.write(out))
@@ -197,12 +200,18 @@ impl Document {
                 writeln!(out, "         encryption {encryption}, integrity {integrity}, streams {streams}")?;
             }
         }
-        if let Some(About { version, host, process, chosen, candidates }) = &self.peer {
+        write_notes(out, &self.notes)?;
+        if let Some(About { version, host, process, chosen, candidates, notes }) = &self.peer {
             writeln!(out, "peer: process {process} on {host}, towline {version}, sees {chosen}")?;
             for Candidate { transport, state, reason, .. } in candidates {
                 writeln!(out, "  {transport:<6} {state:<10} {reason}")?;
             }
+            write_notes(out, notes)?;
         }
         Ok(())
     }
+}
+
+fn write_notes(out: &mut dyn Write, notes: &[String]) -> io::Result<()> {
+    notes.iter().try_for_each(|note| writeln!(out, "  {note}"))
 }

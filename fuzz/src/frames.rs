@@ -167,7 +167,8 @@ impl End {
         let Way { checked, strands, lends } = way;
         let stream = Stream::new(HEARTBEAT, checked, strands);
         Self {
-            stream: if lends { stream.lending(ours, theirs, LEASES_MAX) } else { stream },
+            // As over shared memory between ends that trust each other.
+            stream: if lends { stream.lending(ours, theirs, LEASES_MAX).fetching() } else { stream },
             strands,
             arena: lends.then(|| ours.clone()),
             announced: Vec::new(),

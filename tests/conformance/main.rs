@@ -21,6 +21,7 @@ mod encrypted;
 mod ending;
 mod event_loop;
 mod faults;
+mod fetching;
 mod flow;
 mod fork;
 mod forward;
@@ -72,6 +73,7 @@ const GROUPS: &[&[Claims]] = &[
     event_loop::CASES,
     mixed::CASES,
     faults::CASES,
+    fetching::CASES,
     leaks::CASES,
     door::CASES,
     by_hand::CASES,

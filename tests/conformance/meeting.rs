@@ -14,7 +14,8 @@ use crate::content::{assert_message, message};
 use crate::mixed::Dice;
 use crate::polls::{eventually, soon, within};
 use crate::sharing::{
-    HANDSHAKE_TIME, Hello, SEGMENT_LEN, Segment, Sharer, Visitor, babble, by_shm, friend, listening, show,
+    HANDSHAKE_TIME, HELLO_LEN, Hello, SEGMENT_LEN, Segment, Sharer, Visitor, babble, by_shm, friend,
+    listening, show,
 };
 use crate::suite::cases;
 use crate::usage;
@@ -211,9 +212,9 @@ async fn strangers_at_the_meeting_keep_nobody_out(row: &'static Row) {
         let mut stranger = guide.dial();
         let began = Instant::now();
         if number % 2 == 0 {
-            babble(&stranger, &garbage(64))
+            babble(&stranger, &garbage(HELLO_LEN))
         } else {
-            show(&stranger, &garbage(64), &hello.shown)
+            show(&stranger, &garbage(HELLO_LEN), &hello.shown)
         }
         let _ = stranger.read_to_end(&mut Vec::new());
         assert!(began.elapsed() < Duration::from_secs(1), "dropped after {:?}", began.elapsed());

@@ -5,12 +5,14 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, Uid, kill_process, set_parent_process_death_signal, setrlimit,
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, Uid, kill_process, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::set_thread_uid;
 use tokio::sync::mpsc;
 use towline::{
-    Address, Buffer, BufferMut, Connection, Endpoint, ErrorKind, Landing, Message, Place, Region, Result,
+    Address, Buffer, BufferMut, Connection, Endpoint, ErrorKind, FrameInfo, Landing, Message, Place, Region,
+    Result,
 };
 
 use crate::backends::{ROWS, Row};
@@ -142,6 +144,9 @@ pub(crate) fn run(role: &str) -> ExitCode {
         // Only this thread, and those to come are its children.
         set_thread_uid(Uid::from_raw(user.parse().unwrap())).unwrap();
     }
+    if role == "land-secretly" {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
+    }
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let variable = |name| std::env::var(name).unwrap();
     let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
@@ -157,6 +162,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
     runtime.unwrap().block_on(async {
         match role {
             "serve" => listen(&endpoint, &address).await,
+            "land" | "land-secretly" => land(&endpoint, &address).await,
             "serve-limited" => serve_limited(&endpoint, &address).await,
             "connect" => connect(&endpoint, &address).await,
             "choose" => choose(&endpoint, &address).await,
@@ -260,6 +266,27 @@ async fn serve_limited(endpoint: &Endpoint, address: &Address) {
     drop(taken);
     connection.deliver(message(3, &[])).await.unwrap();
     connection.close().await.unwrap();
+}
+
+/// Says what becomes of large frames that come here; takes each message into memory that it names, and sends the frames back from
+/// there, under what was copied so that they came.
+async fn land(endpoint: &Endpoint, address: &Address) {
+    let listener = endpoint.listen(address).await.unwrap();
+    say(listener.address());
+    let connection = listener.accept().await.unwrap();
+    say(connection.explain().await.notes.concat());
+    loop {
+        let Ok(incoming) = connection.incoming().await else { return };
+        let landing = |frame: &FrameInfo| Landing::Buffer(BufferMut::with_capacity(frame.len));
+        let landings = incoming.frames().iter().map(landing).collect();
+        let before = connection.stats().bytes_copied;
+        let Ok(taken) = incoming.accept_into(landings).await else { return };
+        let copied = connection.stats().bytes_copied - before;
+        let back = Message::from_parts(copied.to_le_bytes().to_vec(), taken.into_parts().1);
+        if connection.deliver(back).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Says how an attempt to connect ends: a kind, and its time in ms.

@@ -31,8 +31,8 @@ use crate::encrypted::Stream;
 use crate::polls::soon;
 
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
-const WORDS_LEN: usize = 32;
-const HELLO_LEN: usize = WORDS_LEN + 32;
+const WORDS_LEN: usize = 56;
+pub(crate) const HELLO_LEN: usize = WORDS_LEN + 32;
 /// Where a ring begins in its segment, and how long this peer's is.
 const BYTES_AT: usize = 4096;
 pub(crate) const RING_LEN: usize = 64 << 10;
@@ -143,7 +143,7 @@ pub(crate) struct Visitor {
 
 /// What it says and shows there.
 pub(crate) struct Hello {
-    /// What it says: magic, version, flags, length of its ring, name of the connection.
+    /// What it says: magic, version, flags, length of its ring, name of the connection, and where its memory is, which is nowhere.
     pub(crate) words: [u8; WORDS_LEN],
     /// Whether that is proven.
     pub(crate) proven: bool,
@@ -172,7 +172,7 @@ impl Visitor {
         words[..8].copy_from_slice(&MAGIC);
         words[8] = 1;
         words[12..16].copy_from_slice(&(RING_LEN as u32).to_le_bytes());
-        words[16..].copy_from_slice(&self.mac(b"towline meeting", b"")[..16]);
+        words[16..32].copy_from_slice(&self.mac(b"towline meeting", b"")[..16]);
         let (_, holder) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let shown = vec![segment.memfd.try_clone().unwrap(), heard_at, holder];
         (Hello { words, proven: true, shown }, segment, rope)

@@ -78,7 +78,7 @@ pub struct Stats {
     pub bytes_sent: u64,
     /// Payload bytes of received messages.
     pub bytes_received: u64,
-    /// Payload bytes copied in user space by this end.
+    /// Payload bytes that this end copied: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,

@@ -42,6 +42,8 @@ pub struct Explanation {
     pub path: Path,
     /// Every candidate of the path, in the order of preference, with what is expected of it.
     pub candidates: Vec<Explained>,
+    /// What became of the ways that the link may take or not, a sentence each, as far as it knows by now.
+    pub notes: Vec<String>,
     /// What the connection did, where it was measured.
     pub measured: Option<Measured>,
 }
@@ -90,7 +92,7 @@ impl Connection {
             predicted: path.predict(candidate, machine),
         };
         let candidates = path.candidates().iter().map(explained).collect();
-        Explanation { path, candidates, measured: None }
+        Explanation { path, candidates, notes: self.core().link.notes(), measured: None }
     }
 
     /// As [`explain`](Self::explain), with what the connection does: 8 bytes there and back, and 1 MiB messages one way, for
@@ -205,7 +207,8 @@ impl Connection {
                 DONE => {
                     let copied = self.stats().bytes_copied - copied_before;
                     let mut told = copied.to_le_bytes().to_vec();
-                    told.extend(View::of(self.path()).encode());
+                    let view = View { notes: self.core().link.notes(), ..View::of(self.path()) };
+                    told.extend(view.encode());
                     return self.deliver(Message::new(DONE).with_frame(told)).await;
                 }
                 _ => return Err(stranger()),

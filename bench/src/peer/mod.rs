@@ -125,6 +125,8 @@ pub(crate) struct About {
     /// What it says carries the bytes.
     pub(crate) chosen: String,
     pub(crate) candidates: Vec<Candidate>,
+    /// What it says of the ways that the link may take or not.
+    pub(crate) notes: Vec<String>,
 }
 
 /// One path as one end sees it.

@@ -276,6 +276,7 @@ impl Session {
             process: std::process::id(),
             chosen: explanation.path.chosen().to_owned(),
             candidates: Candidate::all_of(&explanation),
+            notes: explanation.notes,
         }
     }
 

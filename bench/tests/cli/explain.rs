@@ -67,6 +67,12 @@ fn the_document_tells_every_candidate_and_both_ends() {
         assert_eq!(document["peer"]["process"], serve.id());
         assert_eq!(document["peer"]["chosen"], document["chosen"]);
         assert_eq!(states(&document["peer"]), states(&document), "both ends agree");
+        for end in [&document, &document["peer"]] {
+            // Shared memory has a choice to tell of: what is copied once, and what twice.
+            let tells = |note: &Value| note.as_str().unwrap().contains("large host frames");
+            let notes = end["notes"].as_array().unwrap();
+            assert_eq!(notes.iter().any(tells), document["chosen"] == "shm", "{notes:?}");
+        }
         assert_eq!(scheme == "tcp", mem["reason"] == "the address asks for tcp alone", "{mem}");
     }
 }

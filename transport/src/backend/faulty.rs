@@ -161,4 +161,8 @@ impl Link for FaultyLink {
     fn stats(&self) -> LinkStats {
         self.link.stats()
     }
+
+    fn notes(&self) -> Vec<String> {
+        self.link.notes()
+    }
 }

@@ -196,6 +196,11 @@ pub trait Link: Debug + Send + Sync + 'static {
 
     /// What it counted so far.
     fn stats(&self) -> LinkStats;
+
+    /// What became of the ways that this link may take or not, in sentences for people, without a full stop: to explain.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// What one poll of a link came to.
@@ -224,7 +229,7 @@ pub struct Source<'a> {
 /// What one link counted. Only a tool for understanding: nothing is proved by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
-    /// User-space copies of payload bytes made.
+    /// Copies of payload bytes that this end made: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,

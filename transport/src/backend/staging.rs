@@ -173,4 +173,8 @@ impl Link for Staging {
         stats.bytes_copied += self.bytes_copied.load(Ordering::Relaxed);
         stats
     }
+
+    fn notes(&self) -> Vec<String> {
+        self.link.notes()
+    }
 }

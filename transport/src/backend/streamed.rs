@@ -62,6 +62,11 @@ pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
     fn copied(&self) -> u64 {
         0
     }
+
+    /// See [`Link::notes`].
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// One stream of a line, non-blocking.
@@ -212,7 +217,8 @@ impl<L: Line> Streamed<L> {
                 self.inbox.announce(announced);
             }
         }
-        moved |= read;
+        let fetched = moving.session.fetch()?;
+        moved |= read | fetched;
         moved |= self.write(moving, if read { Urgency::Company } else { Urgency::Word })?;
         if moving.session.is_over() && !self.line.is_blocked() {
             return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
@@ -276,8 +282,11 @@ impl<L: Line> Link for Streamed<L> {
             return true;
         }
         let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no bell rings for the rest.
-        baton.as_mut().is_none_or(|moving| moving.dry && self.line.doze(&mut moving.held))
+        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no bell rings for the rest, nor for
+        // what this end does by itself.
+        baton.as_mut().is_none_or(|moving| {
+            moving.dry && !moving.session.is_fetching() && self.line.doze(&mut moving.held)
+        })
     }
 
     fn tick(&self) {
@@ -308,6 +317,10 @@ impl<L: Line> Link for Streamed<L> {
             system_calls: self.line.calls(),
             credit_stalls: self.stalls.load(Ordering::Relaxed),
         }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.line.notes()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::wire::handshake::clean;
 
 /// Bounds what a peer may say.
 const OPINIONS_MAX: usize = 32;
+const NOTES_MAX: usize = 16;
 const NAME_LEN_MAX: usize = 32;
 const REASON_LEN_MAX: usize = 512;
 
@@ -14,6 +15,8 @@ const REASON_LEN_MAX: usize = 512;
 pub struct View {
     /// Every candidate, in that end's order of preference.
     pub candidates: Vec<Opinion>,
+    /// What that end says of the ways that the link may take or not. Text of the other end's, fit for a log line.
+    pub notes: Vec<String>,
 }
 
 /// What one end says of a candidate. Text of the other end's, fit for a log line.
@@ -29,14 +32,15 @@ pub struct Opinion {
 }
 
 impl View {
-    /// What `path` says.
+    /// What `path` says, without notes.
     pub fn of(path: &Path) -> Self {
         let opinion = |candidate: &crate::path::Candidate| Opinion {
             name: clean(candidate.name.as_bytes(), NAME_LEN_MAX),
             state: candidate.state,
             reason: clean(candidate.reason.as_bytes(), REASON_LEN_MAX),
         };
-        Self { candidates: path.candidates().iter().take(OPINIONS_MAX).map(opinion).collect() }
+        let candidates = path.candidates().iter().take(OPINIONS_MAX).map(opinion).collect();
+        Self { candidates, notes: Vec::new() }
     }
 
     /// The candidate that it says carries the connection.
@@ -45,7 +49,7 @@ impl View {
         self.candidates.iter().find(chosen).map(|opinion| &opinion.name[..])
     }
 
-    /// A line each: the state's letter, the name, a space, the reason.
+    /// A line each: the state's letter, the name, a space, the reason; or `n` and a note.
     pub(super) fn encode(&self) -> Vec<u8> {
         let line = |opinion: &Opinion| {
             let state = match opinion.state {
@@ -55,7 +59,8 @@ impl View {
             };
             format!("{state}{} {}\n", opinion.name, opinion.reason)
         };
-        self.candidates.iter().map(line).collect::<String>().into_bytes()
+        let notes = self.notes.iter().map(|note| format!("n{note}\n"));
+        self.candidates.iter().map(line).chain(notes).collect::<String>().into_bytes()
     }
 
     /// `None` if it is no view at all.
@@ -75,7 +80,10 @@ impl View {
             })
         };
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.take(OPINIONS_MAX).map(opinion).collect::<Option<_>>().map(|candidates| Self { candidates })
+        let (notes, opinions): (Vec<_>, Vec<_>) = lines.partition(|line| line[0] == b'n');
+        let candidates = opinions.into_iter().take(OPINIONS_MAX).map(opinion).collect::<Option<_>>()?;
+        let notes = notes.into_iter().take(NOTES_MAX).map(|note| clean(&note[1..], REASON_LEN_MAX)).collect();
+        Some(Self { candidates, notes })
     }
 }
 
@@ -93,6 +101,7 @@ mod tests {
                 opinion("tcp", CandidateState::Chosen, "the first of two"),
                 opinion("shm", CandidateState::Available, ""),
             ],
+            notes: vec!["large frames are copied once".into(), String::new()],
         };
         assert_eq!(View::decode(&view.encode()).as_ref(), Some(&view));
         assert_eq!(view.chosen(), Some("tcp"));

@@ -84,6 +84,7 @@ fn put_message(out: &mut Vec<u8>, message: &Announcement<'_>) {
             out.extend_from_slice(loans.as_flattened());
             out.extend_from_slice(payload);
         }
+        Payload::Fetchable(addresses) => out.extend_from_slice(addresses.as_flattened()),
         Payload::Streams | Payload::Waits => {}
     }
 }

@@ -1,6 +1,7 @@
 //! One end of a data stream.
 
 use std::io::IoSlice;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +9,40 @@ use super::arena::Arena;
 use super::clockwork::Clockwork;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::environment::Environment;
-use crate::error::{Error, Failed, Result};
+use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::region::{Region, Regions, RemoteRegion};
+use crate::wire::fetching::Fetcher;
 use crate::wire::session::{Session, Target, Urgency};
 
 /// How much memory its pool may keep for later.
 const POOL_LEN: usize = 1 << 20;
 /// Buffers of one read, and slices of one write.
 const PIECES_MAX: usize = 64;
+
+/// A peer's memory, where no allocation of this process is.
+#[derive(Debug)]
+struct Zeros;
+
+impl Fetcher for Zeros {
+    fn fetches(&self) -> bool {
+        true
+    }
+
+    fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
+        if address < 1 << 20 {
+            Ok(into.write_copy_of_slice(&vec![0; into.len()]))
+        } else {
+            Err(Error::new(ErrorKind::Unavailable, "nothing is there"))
+        }
+    }
+
+    fn confirm(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn withdraw(&mut self) {}
+}
 
 /// One end of a data stream, driven by hand.
 #[derive(Debug)]
@@ -51,6 +77,13 @@ impl Stream {
         self
     }
 
+    /// The same, which fetches from the lowest MiB of its peer's memory, all of it zeros, and finds nothing elsewhere.
+    #[must_use]
+    pub fn fetching(mut self) -> Self {
+        self.session = self.session.fetching(Box::new(Zeros));
+        self
+    }
+
     /// Where payload lands that nobody named memory for.
     pub fn pool(&self) -> &Pool {
         &self.pool
@@ -75,9 +108,13 @@ impl Stream {
     }
 
     /// Accepts an announced message into these buffers.
+    ///
+    /// # Panics
+    /// If what it fetches is not believed.
     pub fn accept(&mut self, id: u64, landings: Vec<Option<BufferMut>>) -> Landing {
         let (landings, landed) = Operation::new(landings);
         self.session.accept(id, landings);
+        while self.session.fetch().expect("its peer's memory stays") {}
         landed
     }
 

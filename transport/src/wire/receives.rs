@@ -1,5 +1,9 @@
 //! Messages on their way in: announced, landing, waiting for the application's word.
 
+mod fetching;
+
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -8,6 +12,7 @@ use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::chunks::{Chunks, Parts};
 use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::fetching::addresses_in;
 use crate::wire::ledger::Ledger;
 use crate::wire::lending::{Lender, Loan, is_lent};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
@@ -34,6 +39,8 @@ pub(crate) struct Receives {
     words_prompt: bool,
     /// Accepted or streaming payloads that are not complete: bulk may come at any time.
     landing: usize,
+    /// Accepted payloads that this end fetches by itself, in turns.
+    fetching: VecDeque<u64>,
     /// Payload comes in chunks, over several streams.
     striped: bool,
     pub(crate) bytes_copied: u64,
@@ -54,10 +61,12 @@ struct Held {
 enum State {
     /// With the application, payload and all.
     Here,
-    /// The payload is with its sender.
-    Waiting,
+    /// The payload is with its sender, who may say where it lies.
+    Waiting(Vec<u64>),
     /// The payload is coming.
     Landing(Landing),
+    /// The payload is read there, frame by frame from these addresses on.
+    Fetching(Landing, Vec<u64>),
 }
 
 #[derive(Debug)]
@@ -126,6 +135,7 @@ impl Receives {
             words_ahead: 0,
             words_prompt: false,
             landing: 0,
+            fetching: VecDeque::new(),
             striped: false,
             bytes_copied: 0,
         }
@@ -141,9 +151,9 @@ impl Receives {
         self.landing > 0 || self.ahead > 0
     }
 
-    /// Whether an accepted payload is still coming.
+    /// Whether an accepted payload is still coming, or being fetched.
     pub(crate) fn are_landing(&self) -> bool {
-        self.landing > 0
+        self.landing > 0 || self.is_fetching()
     }
 
     /// The application takes what comes in pool memory from now on, or names memory. In the second case the peer is told to
@@ -179,7 +189,7 @@ impl Receives {
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
         let mut lens = Vec::new();
-        if matches!(message.payload, Payload::Streams | Payload::Waits) {
+        if matches!(message.payload, Payload::Streams | Payload::Waits | Payload::Fetchable(_)) {
             lens.extend(message.frames.iter().map(|frame| frame.len));
         }
         let (state, arrival) = match message.payload {
@@ -199,13 +209,17 @@ impl Receives {
                 }
                 (State::Here, Arrival::Here(buffers))
             }
-            Payload::Waits => {
+            Payload::Waits | Payload::Fetchable(_) => {
                 if self.in_pool && self.ahead == 0 {
                     // Large ones do come: the next may stream at once.
                     self.ahead = AHEAD;
                     put(records, &Record::Ahead { bytes: AHEAD });
                 }
-                (State::Waiting, Arrival::Waiting)
+                let addresses = match message.payload {
+                    Payload::Fetchable(addresses) => addresses_in(addresses),
+                    _ => Vec::new(),
+                };
+                (State::Waiting(addresses), Arrival::Waiting)
             }
             Payload::Streams => {
                 let buffers = self.landings(lens.iter().copied())?.into_iter().map(Some).collect();
@@ -252,24 +266,30 @@ impl Receives {
         Ok(buffers)
     }
 
-    /// The application accepts a message.
+    /// The application accepts a message. Where this end may `fetch` it into memory that the application names, it does.
     pub(crate) fn accept(
         &mut self,
         id: u64,
         landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
         records: &mut Vec<u8>,
+        fetch: bool,
     ) {
         let wrong = |why| Error::new(ErrorKind::Invalid, why);
         let Some(held) = self.held.at(id) else {
             return landings.fail(wrong("that message has its word already"));
         };
         match std::mem::replace(&mut held.state, State::Here) {
-            State::Waiting => {
+            State::Waiting(addresses) => {
                 if let Err(error) = check(&held.lens, landings.memory()) {
-                    held.state = State::Waiting;
+                    held.state = State::Waiting(addresses);
                     return landings.fail(error);
                 }
                 let (discarded, remaining) = wanted(&held.lens, landings.memory());
+                if fetch && !self.in_pool && !addresses.is_empty() && remaining > 0 {
+                    held.state =
+                        State::Fetching(Landing::new(Buffers::Theirs(landings), remaining), addresses);
+                    return self.fetching.push_back(id);
+                }
                 put(records, &Record::Accept { id, discarded: &discarded });
                 let mut landing = Landing::new(Buffers::Theirs(landings), remaining);
                 if self.striped {
@@ -291,7 +311,7 @@ impl Receives {
     /// The application's word.
     pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
         let Some(held) = self.held.at(id) else { return };
-        if let State::Landing(landing) = &mut held.state {
+        if let State::Landing(landing) | State::Fetching(landing, _) = &mut held.state {
             // It cannot be stopped; it is rejected when it is here.
             landing.rejected |= delivery == Delivery::Rejected;
             return;
@@ -455,7 +475,7 @@ impl Receives {
     /// Fails every landing in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
         for Held { lens, state, .. } in self.held.drain() {
-            let State::Landing(mut landing) = state else { continue };
+            let (State::Landing(mut landing) | State::Fetching(mut landing, _)) = state else { continue };
             landing.join(&lens);
             match landing.buffers {
                 Buffers::Theirs(operation) => operation.fail(why.clone()),
@@ -463,6 +483,7 @@ impl Receives {
             }
         }
         self.landing = 0;
+        self.fetching.clear();
     }
 }
 

@@ -8,6 +8,7 @@ mod tests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
+use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
 use crate::wire::lending::{LOAN_LEN, LOANS_MAX, is_lent};
 
 /// A parcel's head: how many bytes of records follow, how many of bulk, and whose.
@@ -46,6 +47,8 @@ const STREAMS: u8 = 2;
 const EAGER: u8 = 4;
 /// Message: frames in arenas stay where they are, the payload of the others is in the record.
 const LENT: u8 = 8;
+/// Message: the payload waits for the receiver, which may read it where the sender has it.
+const FETCHABLE: u8 = 16;
 /// Settle: rejected.
 const REJECTED: u8 = 1;
 
@@ -186,6 +189,8 @@ pub(crate) enum Payload<'a> {
     Streams,
     /// As bulk, after it was accepted.
     Waits,
+    /// The same, or not at all: the receiver may read each frame at its address in the sender's memory.
+    Fetchable(&'a [[u8; ADDRESS_LEN]]),
     /// Not at all, where it is in an arena: the loans, in the order of their frames. Of the other frames in the record.
     Lent(&'a [[u8; LOAN_LEN]], &'a [u8]),
 }
@@ -196,6 +201,7 @@ impl Payload<'_> {
         let len = match self {
             Self::Eager(payload) => payload.len(),
             Self::Streams | Self::Waits => 0,
+            Self::Fetchable(addresses) => addresses.as_flattened().len(),
             Self::Lent(loans, payload) => loans.as_flattened().len() + payload.len(),
         };
         len as u64
@@ -218,8 +224,8 @@ pub(crate) const fn cost(header_len: usize, frames: usize, len_in_record: u64) -
     (RECORD_HEAD_LEN + 8 + header_len + 8 * frames) as u64 + len_in_record
 }
 
-/// Writes an announcement up to the `len_in_record` bytes that follow in it, where the payload is `Eager` or `Lent` (whose bytes
-/// are not looked at).
+/// Writes an announcement up to the `len_in_record` bytes that follow in it, where the payload is `Eager`, `Fetchable` or `Lent`
+/// (whose bytes are not looked at).
 pub(crate) fn put_message(
     out: &mut Vec<u8>,
     id: u64,
@@ -235,6 +241,7 @@ pub(crate) fn put_message(
             Payload::Eager(_) => EAGER,
             Payload::Streams => STREAMS,
             Payload::Waits => 0,
+            Payload::Fetchable(_) => FETCHABLE,
             Payload::Lent(..) => LENT,
         };
     let body_len = 8 + header.len() + 8 * frames.len() + len_in_record as usize;
@@ -316,7 +323,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let mut body = Fields(fields.take(body_len)?);
     *records = fields.0;
     let known = match kind {
-        MESSAGE => PROMPT | STREAMS | EAGER | LENT,
+        MESSAGE => PROMPT | STREAMS | EAGER | LENT | FETCHABLE,
         SETTLE => REJECTED,
         PUT => STREAMS,
         _ => 0,
@@ -377,19 +384,21 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     }
     check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
     let header = body.take(header_len)?;
-    let payload = match flags & (EAGER | STREAMS | LENT) {
+    let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE) {
         EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
         STREAMS => Payload::Streams,
         LENT => {
             let loans = body.take(LOAN_LEN * frames.iter().filter(|frame| is_lent(frame)).count())?;
             Payload::Lent(loans.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?)
         }
+        FETCHABLE => Payload::Fetchable(body.take(ADDRESS_LEN * count)?.as_chunks().0),
         0 => Payload::Waits,
         _ => return Err(corrupt("a message travels in two ways")),
     };
     let fits = match payload {
         Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
         Payload::Streams | Payload::Waits => payload_len >= EAGER_LEN_MAX,
+        Payload::Fetchable(_) => payload_len >= EAGER_LEN_MAX && count <= FETCHED_FRAMES_MAX,
         Payload::Lent(loans, payload) => {
             let others =
                 frames.iter().filter(|frame| !is_lent(frame)).map(|frame| frame.len as u64).sum::<u64>();

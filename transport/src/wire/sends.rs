@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::message::{Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
+use crate::wire::fetching::{ADDRESS_LEN, addresses, len_if_fetchable};
 use crate::wire::ledger::Ledger;
 use crate::wire::lending::{LENT_LEN_MIN, Lender, Loan, is_lent, len_if_lent};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
@@ -59,6 +60,8 @@ struct Announced {
 enum State {
     /// The payload waits for the receiver's accept.
     Waiting(Operation<Message>),
+    /// The same, or for its word: it may have read the payload here.
+    Fetchable(Operation<Message>),
     /// The payload is on its way to the operating system.
     Moving,
     /// All of it is with the operating system.
@@ -131,12 +134,13 @@ impl Sends {
             && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
     }
 
-    /// Announces what credit and the parcel allow.
+    /// Announces what credit and the parcel allow. The peer may `fetch` what waits for its accept.
     pub(crate) fn announce(
         &mut self,
         outbox: &mut Outbox,
         bulks: &mut VecDeque<Bulk>,
         lender: &mut Option<Box<dyn Lender>>,
+        fetch: bool,
     ) {
         outbox.text().append(&mut self.joined);
         self.urgent = false;
@@ -149,7 +153,7 @@ impl Sends {
             let lent = lender.as_mut().and_then(|lender| self.lend(queued.message.memory(), &mut **lender));
             match lent {
                 Some(loans) => self.announce_lent(queued, loans, outbox),
-                None => self.announce_one(queued, outbox, bulks),
+                None => self.announce_one(queued, outbox, bulks, fetch),
             }
         }
         self.note_stall();
@@ -192,7 +196,7 @@ impl Sends {
         self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Moving });
     }
 
-    fn announce_one(&mut self, queued: Queued, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>) {
+    fn announce_one(&mut self, queued: Queued, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>, fetch: bool) {
         let Queued { message, receipt, prompt } = queued;
         let id = self.announced.next();
         let memory = message.memory();
@@ -203,13 +207,18 @@ impl Sends {
         } else {
             0
         };
-        let payload = match (eager, ahead) {
-            (true, _) => Payload::Eager(&[]),
-            (false, 0) => Payload::Waits,
-            (false, _) => Payload::Streams,
+        let waits = !eager && ahead == 0;
+        let addresses = Some(memory).filter(|_| waits && fetch).and_then(addresses);
+        let (payload, len) = match (eager, ahead, &addresses) {
+            (true, ..) => (Payload::Eager(&[]), payload_len),
+            (false, 0, Some(addresses)) => (Payload::Fetchable(&[]), (addresses.len() * ADDRESS_LEN) as u64),
+            (false, 0, None) => (Payload::Waits, 0),
+            (false, ..) => (Payload::Streams, 0),
         };
-        let len = eager_len(memory);
         put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), len);
+        for address in addresses.iter().flatten() {
+            outbox.text().extend_from_slice(&address.to_le_bytes());
+        }
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
         self.ahead_in_use += ahead;
@@ -220,6 +229,8 @@ impl Sends {
         } else if ahead > 0 {
             bulks.push_back(Bulk::new(Transfer::Message(id), Source::Message(id, message, Vec::new())));
             State::Moving
+        } else if addresses.is_some() {
+            State::Fetchable(message)
         } else {
             State::Waiting(message)
         };
@@ -240,7 +251,7 @@ impl Sends {
         let announced =
             self.announced.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
         let message = match std::mem::replace(&mut announced.state, State::Moving) {
-            State::Waiting(message) => message,
+            State::Waiting(message) | State::Fetchable(message) => message,
             other => {
                 announced.state = other;
                 return Err(corrupt("an accept of a message that does not wait for it"));
@@ -264,7 +275,9 @@ impl Sends {
                 self.announced.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
             match (delivery, std::mem::replace(&mut announced.state, State::Left)) {
                 (_, State::Left) => {}
-                (Delivery::Rejected, State::Waiting(message)) => message.finish(drop),
+                (Delivery::Rejected, State::Waiting(message)) | (_, State::Fetchable(message)) => {
+                    message.finish(drop);
+                }
                 (_, other) => {
                     announced.state = other;
                     return Err(corrupt("a word on a message that has not left"));
@@ -296,16 +309,16 @@ impl Sends {
         }
         for Announced { receipt, state, .. } in self.announced.drain() {
             receipt.resolve(Err(why.clone()));
-            if let State::Waiting(message) = state {
+            if let State::Waiting(message) | State::Fetchable(message) = state {
                 message.fail(why.clone());
             }
         }
     }
 }
 
-/// What a message takes from the window at most: whether it is lent turns out when it is announced.
+/// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is announced.
 fn cost_of(message: &Message) -> u64 {
-    let len = eager_len(message).max(len_if_lent(message).unwrap_or_default());
+    let len = eager_len(message).max(len_if_lent(message).unwrap_or_default()).max(len_if_fetchable(message));
     cost(message.header().len(), message.frames().len(), len)
 }
 

@@ -17,12 +17,13 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Delivery, Message};
 use crate::operation::{Done, Operation};
 use crate::region::{Regions, RemoteRegion};
+use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;
 use crate::wire::liveness::{Due, Liveness};
 use crate::wire::one_sided::{OneSided, replies};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::receives::Receives;
-use crate::wire::record::{self, Record, Transfer, corrupt};
+use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
 use crate::wire::sends::{RECORDS_LEN, Sends};
 
 use inlet::Inlet;
@@ -33,6 +34,8 @@ pub(crate) use landing::Target;
 /// One end of a data stream.
 #[derive(Debug)]
 pub(crate) struct Session {
+    /// What reads the peer's memory, and lets it read ours. First, so that it has withdrawn before any memory is dropped.
+    fetcher: Option<Box<dyn Fetcher>>,
     sends: Sends,
     receives: Receives,
     one_sided: OneSided,
@@ -87,6 +90,7 @@ impl Session {
         checked: bool,
     ) -> Self {
         Self {
+            fetcher: None,
             sends: Sends::default(),
             receives: Receives::new(pool),
             one_sided: OneSided::new(regions),
@@ -114,6 +118,13 @@ impl Session {
         self
     }
 
+    /// The same with large frames read where they lie, both ways, by whoever names where they land; not where what travels is
+    /// checked, or takes several streams.
+    pub(crate) fn fetching(mut self, fetcher: Box<dyn Fetcher>) -> Self {
+        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on() && self.strands.is_none());
+        self
+    }
+
     pub(crate) fn send(
         &mut self,
         message: Operation<Message>,
@@ -129,7 +140,8 @@ impl Session {
     }
 
     pub(crate) fn accept(&mut self, id: u64, landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
-        self.receives.accept(id, landings, &mut self.records);
+        let fetches = self.fetcher.as_ref().is_some_and(|fetcher| fetcher.fetches());
+        self.receives.accept(id, landings, &mut self.records, fetches);
     }
 
     pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
@@ -149,6 +161,20 @@ impl Session {
         if self.closing == Closing::No {
             self.closing = Closing::Wanted;
         }
+    }
+
+    /// Whether something is to be fetched, which no source shows.
+    pub(crate) fn is_fetching(&self) -> bool {
+        self.receives.is_fetching()
+    }
+
+    /// Fetches a part of what is to be fetched; whether there was any.
+    pub(crate) fn fetch(&mut self) -> Result<bool> {
+        let Self { fetcher: Some(fetcher), receives, records, .. } = self else { return Ok(false) };
+        if !receives.is_fetching() {
+            return Ok(false);
+        }
+        receives.fetch(&mut **fetcher, records).map(|()| true)
     }
 
     /// What the peer announced since the last call.
@@ -262,7 +288,8 @@ impl Session {
             let good_bye = self.good_bye_is_due();
             self.write_records();
             self.one_sided.ask(&mut self.outbox);
-            self.sends.announce(&mut self.outbox, &mut self.bulks, &mut self.lender);
+            let fetch = self.fetcher.is_some();
+            self.sends.announce(&mut self.outbox, &mut self.bulks, &mut self.lender, fetch);
             if good_bye {
                 record::put(self.outbox.text(), &Record::Close);
                 self.outbox.end(Ending::Closed);
@@ -323,6 +350,9 @@ impl Session {
         let waiting = self.records.len();
         match record {
             Record::Message(message) => {
+                if matches!(message.payload, Payload::Fetchable(_)) && self.fetcher.is_none() {
+                    return Err(corrupt("a message to be fetched by an end that fetches nothing"));
+                }
                 let announced = self.receives.announced(message, &mut self.records, &mut self.lender)?;
                 self.announced.push(announced);
             }
@@ -353,6 +383,9 @@ impl Session {
 
     /// Fails everything in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
+        if let Some(fetcher) = &mut self.fetcher {
+            fetcher.withdraw();
+        }
         self.give_up_strands(why);
         self.sends.give_up(why, &mut self.lender);
         for ending in self.outbox.give_up() {

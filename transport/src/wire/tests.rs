@@ -1,5 +1,6 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod fetching;
 mod integrity;
 mod lending;
 mod simulated;

@@ -9,6 +9,7 @@ use tokio::io::Interest;
 
 use super::CAPS;
 use super::duplex::{self, Bell, Duplex, segment_len};
+use super::fetcher::{Fetched, Mark, VmFetcher};
 use super::lender::ArenaLender;
 use super::meeting::{Met, Shown};
 use super::pipe::{self, Silence};
@@ -34,26 +35,29 @@ pub(super) struct Ours {
     holder: OwnedFd,
     /// Whether the peer may map our arenas, as far as this end can tell before they met.
     trusts: bool,
+    mark: Mark,
 }
 
 impl Ours {
-    pub(super) fn create(trusts: bool) -> Result<Self> {
+    pub(super) fn create(site: &Site) -> Result<Self> {
         let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
         let ((heard_at, rope), (holders, holder)) = (pipe::new()?, pipe::new()?);
-        Ok(Self { segment, bell: Bell { rope, heard_at }, holders, holder, trusts })
+        let (bell, mark) = (Bell { rope, heard_at }, Mark::new(&*site.environment));
+        Ok(Self { segment, bell, holders, holder, trusts: site.trusts, mark })
     }
 
     pub(super) fn shown(&self) -> Shown<BorrowedFd<'_>> {
         let (segment, bell) = (self.segment.descriptor(), self.bell.heard_at.as_fd());
         let (holder, trusts) = (self.holder.as_fd(), self.trusts);
-        Shown { ring_len: RING_LEN as u32, segment, bell, holder, trusts }
+        let mark = trusts.then(|| self.mark.at());
+        Shown { ring_len: RING_LEN as u32, segment, bell, holder, trusts, mark }
     }
 }
 
 /// Opens a link with a peer that was met.
 pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let Met { socket, peer, user, process } = met;
-    let Ours { segment, bell, holders, holder: _, trusts } = ours;
+    let Ours { segment, bell, holders, holder: _, trusts, mark } = ours;
     if !pipe::is_reading_end(&peer.bell) {
         return Err(Error::new(ErrorKind::Corrupt, "its bell is no pipe that can be read"));
     }
@@ -72,6 +76,16 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
         lied = lender.lied();
         session = session.lending(Box::new(lender));
     }
+    let ended = process.and_then(watched).map(Arc::new);
+    let fetched = match (trusted, site.checked) {
+        (true, false) => {
+            let (fetcher, fetched) = VmFetcher::new(mark, (process, ended.clone()), peer.mark);
+            session = session.fetching(Box::new(fetcher));
+            fetched
+        }
+        (true, true) => Fetched::nothing("what travels is checked"),
+        (false, _) => Fetched::nothing("the two do not trust each other"),
+    };
     let line = ShmLine {
         heard: peer.bell,
         silence,
@@ -80,15 +94,16 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
         blocked: AtomicBool::new(false),
         copied: AtomicU64::new(0),
         calls: AtomicU64::new(0),
+        fetched,
     };
     // What the backend can do, and this link does not promise.
     let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
-    if let Some(process) = process.and_then(watched) {
+    if let Some(ended) = ended {
         let (link, inbox) = (Arc::downgrade(&link), site.inbox.clone());
         site.environment.spawn(Box::pin(async move {
             tokio::select! {
-                () = until_exit(process) => {}
+                () = until_exit(ended) => {}
                 () = inbox.until_ended() => return,
             }
             exited.store(true, Ordering::Release);
@@ -119,7 +134,7 @@ fn watched(process: Pid) -> Option<OwnedFd> {
 }
 
 /// Ends when the process has; never where nobody tells.
-async fn until_exit(process: OwnedFd) {
+async fn until_exit(process: Arc<OwnedFd>) {
     let told = match register(process, Interest::READABLE) {
         Some(process) => process.readable().await.map(drop).is_ok(),
         None => false,
@@ -145,6 +160,8 @@ struct ShmLine {
     /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.
     copied: AtomicU64,
     calls: AtomicU64,
+    /// What this end reads of the peer's memory by itself.
+    fetched: Arc<Fetched>,
 }
 
 /// And as the holder of the baton does.
@@ -204,7 +221,11 @@ impl Line for ShmLine {
     }
 
     fn calls(&self) -> u64 {
-        self.calls.load(Ordering::Relaxed)
+        self.calls.load(Ordering::Relaxed) + self.fetched.calls.load(Ordering::Relaxed)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec![self.fetched.note()]
     }
 
     fn copied(&self) -> u64 {

@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
+use super::fetcher::MarkAt;
 use crate::backend::{Role, Site};
 use crate::door::MeetingKey;
 use crate::environment::Environment;
@@ -36,8 +37,10 @@ const PREFIX: &[u8] = b"towline-";
 pub(super) const NAME_LEN: usize = 16;
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const VERSION: u16 = 1;
-const WORDS_LEN: usize = 32;
+const WORDS_LEN: usize = 56;
 const HELLO_LEN: usize = WORDS_LEN + 32;
+/// Where a hello says which connection it is of.
+const NAME: std::ops::Range<usize> = 16..16 + NAME_LEN;
 /// What each end shows: its segment, where to hear its bell, and what a holder of its arenas' memory keeps.
 const DESCRIPTORS: usize = 3;
 /// In a hello: the peer may map our arenas, and we believe what it says of its own.
@@ -71,6 +74,8 @@ pub(super) struct Shown<D> {
     pub(super) holder: D,
     /// It trusts the other to map its arenas.
     pub(super) trusts: bool,
+    /// Where its memory may be read, if it trusts the other.
+    pub(super) mark: Option<MarkAt>,
 }
 
 /// A peer that was met.
@@ -228,7 +233,7 @@ async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
             let heard = tokio::time::timeout(STRANGER_TIME, hear(&stream)).await;
             let Ok(Ok((hello, descriptors))) = heard else { return };
             let mut name = [0; NAME_LEN];
-            name.copy_from_slice(&hello[16..WORDS_LEN]);
+            name.copy_from_slice(&hello[NAME]);
             let waiting = hall.upgrade().and_then(|hall| hall.waiting().remove(&name));
             if let Some(waiting) = waiting {
                 // Whoever waited may have given up; the caller then sees the end of its stream.
@@ -252,7 +257,11 @@ fn hello_of(key: &MeetingKey, role: Role, ours: &Shown<BorrowedFd<'_>>) -> [u8; 
     hello[8..10].copy_from_slice(&VERSION.to_le_bytes());
     hello[10] = if ours.trusts { TRUSTS } else { 0 };
     hello[12..16].copy_from_slice(&ours.ring_len.to_le_bytes());
-    hello[16..WORDS_LEN].copy_from_slice(&key.name());
+    hello[NAME].copy_from_slice(&key.name());
+    if let Some(MarkAt { address, bytes }) = ours.mark {
+        hello[32..40].copy_from_slice(&address.to_le_bytes());
+        hello[40..WORDS_LEN].copy_from_slice(&bytes);
+    }
     let proof = key.proof(role, &hello[..WORDS_LEN]);
     hello[WORDS_LEN..].copy_from_slice(&proof);
     hello
@@ -278,7 +287,12 @@ fn checked(
         let why = format!("the peer showed {} descriptors and not {DESCRIPTORS}", shown.len());
         Error::new(ErrorKind::Corrupt, why)
     })?;
-    Ok(Shown { ring_len, segment, bell, holder, trusts: words[10] & TRUSTS != 0 })
+    let (mut address, mut bytes) = ([0; 8], [0; 16]);
+    address.copy_from_slice(&words[32..40]);
+    bytes.copy_from_slice(&words[40..]);
+    let mark = MarkAt { address: u64::from_le_bytes(address), bytes };
+    let (trusts, mark) = (words[10] & TRUSTS != 0, Some(mark).filter(|mark| mark.address != 0));
+    Ok(Shown { ring_len, segment, bell, holder, trusts, mark })
 }
 
 async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Shown<BorrowedFd<'_>>) -> Result<()> {

@@ -6,6 +6,7 @@
 
 mod borrowing;
 mod duplex;
+mod fetcher;
 mod forwarding;
 mod lender;
 mod link;
@@ -101,7 +102,7 @@ impl Backend for Shm {
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async {
             let opened = async {
-                let ours = link::Ours::create(site.trusts)?;
+                let ours = link::Ours::create(site)?;
                 let met = match site.role {
                     Role::Connector => meeting::visit(site, ours.shown()).await?,
                     Role::Acceptor => {

@@ -1,0 +1,422 @@
+//! Large frames of the host that go to named memory of another process of it: read out of the sender's memory, once, where the
+//! kernel permits it, and never anything else than what was sent.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use towline::{Buffer, BufferMut, Connection, ErrorKind, Landing, Message};
+
+use crate::backends::Row;
+use crate::by_hand::{parcel, record};
+use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message};
+use crate::meeting::assert_talk;
+use crate::mixed::{Dice, seeds};
+use crate::peer::{Home, Peer};
+use crate::polls::{eventually, soon, within};
+use crate::sharing::{CONSUMED, Hello, PRODUCED, Sharer, friend, listening};
+use crate::suite::cases;
+
+cases! {
+    CROSS_PROCESS - CROSS_HOST:
+        large_frames_are_copied_once_into_named_memory,
+        each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere,
+        a_message_is_whole_though_nobody_waits_for_it,
+        where_the_kernel_refuses_there_are_two_copies_and_a_reason,
+        a_sender_killed_at_any_step_leaves_whole_messages_or_an_error,
+        memory_that_goes_back_in_the_middle_is_never_delivered,
+        a_stopped_sender_holds_up_nobody_who_reads_its_memory,
+        addresses_that_lie_cost_a_copy_or_the_connection;
+    CROSS_PROCESS - CROSS_HOST, netns:
+        a_process_that_cannot_be_seen_has_its_frames_travel;
+}
+
+/// From here on frames are read where they lie.
+const LARGE: usize = 256 << 10;
+/// What is read in one go.
+const PART: usize = 512 << 10;
+/// The protocol's own bytes count as copied too.
+const WORDS: u64 = 4096;
+const SEEN: &str = "are copied once, out of the peer's memory";
+
+async fn land(connection: &Connection) -> towline::Result<Message> {
+    let incoming = soon("incoming", connection.incoming()).await?;
+    let buffers: Vec<_> = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len)).collect();
+    let starts: Vec<_> = buffers.iter().map(BufferMut::as_ptr).collect();
+    let taken = incoming.accept_into(buffers.into_iter().map(Landing::Buffer).collect()).await?;
+    for (frame, start) in taken.frames().iter().zip(starts) {
+        assert!(frame.is_empty() || frame.as_ptr() == start, "it landed elsewhere");
+    }
+    Ok(taken)
+}
+
+/// What an end copied while `moving`.
+async fn copied<T>(connection: &Connection, moving: impl Future<Output = T>) -> (u64, T) {
+    let before = connection.stats().bytes_copied;
+    let result = moving.await;
+    (connection.stats().bytes_copied - before, result)
+}
+
+async fn note(connection: &Connection) -> String {
+    connection.explain().await.notes.concat()
+}
+
+async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
+    let (_peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+    let far = row.endpoint().connect(&address).await.unwrap();
+    let pair = row.pair().await;
+    assert!(note(&far).await.contains(SEEN), "{}", note(&far).await);
+    for (number, len) in
+        [LARGE - 1, LARGE, LARGE + 1, PART - 1, PART, PART + 1, 2 * PART, (3 << 20) + 1, 32 << 20]
+            .into_iter()
+            .enumerate()
+    {
+        let once = len >= LARGE;
+        // Within a process.
+        let sending = copied(&pair.a, pair.a.deliver(message(number, &[len, 0])));
+        let both = async { tokio::join!(sending, copied(&pair.b, land(&pair.b))) };
+        let ((sent, delivered), (landed, taken)) = soon("a message", both).await;
+        delivered.unwrap();
+        assert_message(&taken.unwrap(), number, &[len, 0]);
+        let len_u64 = len as u64;
+        if once {
+            assert!(sent < WORDS, "the sender copied {sent} of {len} bytes");
+        } else {
+            assert!(sent >= len_u64, "it travels");
+        }
+        assert!((len_u64..len_u64 + WORDS).contains(&landed), "the receiver copied {landed} of {len} bytes");
+
+        // And between two, both ways: the peer says what it copied.
+        let both = async { tokio::join!(far.deliver(message(number, &[len])), copied(&far, land(&far))) };
+        let (sent, (here, back)) = soon("an answer", both).await;
+        sent.unwrap();
+        let back = back.unwrap();
+        assert_frame(&back.frames()[0], number, len);
+        let theirs = u64::from_le_bytes(back.header()[..].try_into().unwrap());
+        let (once, twice) = (len_u64..len_u64 + WORDS, 2 * len_u64..2 * len_u64 + WORDS);
+        let expected = if len >= LARGE { once.clone() } else { twice };
+        assert!(expected.contains(&here), "this end copied {here} of {len} bytes there and back");
+        assert!(once.contains(&theirs), "the peer copied {theirs} of {len} bytes on their way in");
+    }
+}
+
+async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'static Row) {
+    const LENS: [usize; 7] = [PART + 1, 0, 1, 3 * PART, 7, PART, 2_000_000];
+    const DISCARDED: [usize; 2] = [3, 4];
+    let pair = row.pair().await;
+    for number in 0..4 {
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            let landing = |(at, len): (usize, &usize)| match at {
+                at if DISCARDED.contains(&at) => Landing::Discard,
+                2 => Landing::Place(towline::Place::Host),
+                5 => Landing::Pool(pair.far.pool().clone()),
+                _ => Landing::Buffer(BufferMut::with_capacity(len + at)),
+            };
+            incoming.accept_into(LENS.iter().enumerate().map(landing).collect()).await.unwrap()
+        };
+        let sending = pair.a.deliver(message(number, &LENS));
+        let (sent, (copied, taken)) =
+            soon("a message", async { tokio::join!(sending, copied(&pair.b, take)) }).await;
+        sent.unwrap();
+        let mut wanted = 0;
+        for (at, len) in LENS.iter().enumerate() {
+            let len = if DISCARDED.contains(&at) { 0 } else { *len };
+            assert_frame(&taken.frames()[at], number + at, len);
+            wanted += len as u64;
+        }
+        assert!((wanted..wanted + WORDS).contains(&copied), "{copied} of {wanted}");
+    }
+    // One buffer for all of them.
+    let whole = BufferMut::with_capacity(LENS.iter().sum());
+    let both = async { tokio::join!(pair.a.deliver(message(9, &LENS)), pair.b.recv_into(whole)) };
+    let (sent, taken) = soon("a message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 9, &LENS);
+    // Pool memory is the link's own choice, not a name.
+    let both = async { tokio::join!(pair.a.deliver(message(1, &[4 * PART])), pair.b.recv()) };
+    let (sent, taken) = soon("a message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[4 * PART]);
+}
+
+/// The receiver's future is dropped as soon as it has said where the frames shall land: the driver reads them.
+async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
+    const LEN: usize = 80 << 20;
+    let pair = row.pair().await;
+    for number in 0..2 {
+        let sending = {
+            let a = pair.a.clone();
+            tokio::spawn(async move { a.deliver(message(number, &[LEN])).await })
+        };
+        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let landing = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
+        let mut taking = Box::pin(incoming.accept_into(landing));
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(taking.as_mut().poll(cx).is_ready()));
+        assert!(!polled.await, "one poll of it takes all");
+        drop(taking);
+        soon("its word", sending).await.unwrap().unwrap();
+    }
+}
+
+/// Takes from this thread what lets root read everybody, so that threads to come lack it too.
+fn give_up_power() {
+    let mut sets = capabilities(None).unwrap();
+    sets.effective -= CapabilitySet::SYS_PTRACE;
+    sets.permitted -= CapabilitySet::SYS_PTRACE;
+    set_capabilities(None, sets).unwrap();
+}
+
+async fn where_the_kernel_refuses_there_are_two_copies_and_a_reason(row: &'static Row) {
+    const LEN: usize = 3 << 20;
+    let (_peer, address) = Peer::listening("land-secretly", row, Home::Here, row.address).await;
+    let near = std::thread::scope(|scope| {
+        let making = scope.spawn(|| {
+            give_up_power();
+            row.endpoint()
+        });
+        making.join().unwrap()
+    });
+    let connection = near.connect(&address).await.unwrap();
+    let why = note(&connection).await;
+    assert!(why.contains("twice") && why.contains("Operation not permitted"), "{why}");
+    for number in 0..3 {
+        let both = async {
+            tokio::join!(connection.deliver(message(number, &[LEN])), copied(&connection, land(&connection)))
+        };
+        let (sent, (copied, back)) = soon("an answer", both).await;
+        sent.unwrap();
+        assert_frame(&back.unwrap().frames()[0], number, LEN);
+        // Its peer, who may read this process, does; what comes from there comes through the ring.
+        let wanted = LEN as u64..LEN as u64 + WORDS;
+        assert!(wanted.contains(&copied), "{copied} of {LEN}");
+    }
+    assert_eq!(note(&connection).await, why);
+}
+
+async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'static Row) {
+    const LEN: usize = 16 << 20;
+    let (mut whole, mut lost) = (0, 0);
+    for seed in seeds(0..30) {
+        let mut dice = Dice::new(seed, 30);
+        let (mut peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+        let connection = row.endpoint().connect(&address).await.unwrap();
+        let asking = connection.clone();
+        let asked = tokio::spawn(async move { asking.deliver(message(seed, &[LEN, LEN / 2])).await });
+        let incoming = soon("the answer", connection.incoming()).await.unwrap();
+        soon("the question", asked).await.unwrap().unwrap();
+        let landings: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
+        let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
+        let delay = Duration::from_micros(dice.below(3000) as u64);
+        let killing = std::thread::spawn(move || {
+            std::thread::sleep(delay);
+            peer.kill();
+        });
+        let landings = landings.into_iter().map(Landing::Buffer).collect();
+        match within(Duration::from_secs(3), "accept", incoming.accept_into(landings)).await {
+            Ok(taken) => {
+                assert_frame(&taken.frames()[0], seed, LEN);
+                assert_frame(&taken.frames()[1], seed + 1, LEN / 2);
+                whole += 1;
+            }
+            Err(failed) => {
+                assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+                let back = |landing: &Landing| match landing {
+                    Landing::Buffer(buffer) => buffer.as_ptr(),
+                    other => panic!("{other:?} came back"),
+                };
+                assert_eq!(failed.returned.iter().map(back).collect::<Vec<_>>(), starts);
+                lost += 1;
+            }
+        }
+        killing.join().unwrap();
+    }
+    println!("{whole} whole, {lost} lost");
+    assert!(lost > 0, "none was cut in the middle");
+}
+
+/// Whoever sends ends its link at any step, and writes over what comes back at once.
+async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Row) {
+    const LEN: usize = 24 << 20;
+    let (mut whole, mut lost) = (0, 0);
+    for seed in seeds(0..40) {
+        let mut dice = Dice::new(seed, 40);
+        let pair = row.pair().await;
+        let sending = {
+            let a = pair.a.clone();
+            tokio::spawn(async move {
+                let failed = a.send(Message::new("").with_frame(bytes(seed, LEN))).await.err()?;
+                let [frame] = <[Buffer; 1]>::try_from(failed.returned.into_parts().1).unwrap();
+                let mut mine = frame.try_into_mut().expect("nobody else has it");
+                mine.as_mut_slice().unwrap().fill(0xee);
+                Some(failed.error.kind())
+            })
+        };
+        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let taking = tokio::spawn(async move {
+            incoming.accept_into(vec![Landing::Buffer(BufferMut::with_capacity(LEN))]).await
+        });
+        let delay = Duration::from_micros(dice.below(6000) as u64);
+        let began = Instant::now();
+        while began.elapsed() < delay {
+            std::hint::spin_loop();
+        }
+        pair.a.abort();
+        let sent = soon("send", sending).await.unwrap();
+        match soon("accept", taking).await.unwrap() {
+            Ok(taken) => {
+                assert_frame(&taken.frames()[0], seed, LEN);
+                whole += 1;
+            }
+            Err(failed) => {
+                assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+                assert_eq!(sent, Some(ErrorKind::Closed));
+                assert!(
+                    matches!(&failed.returned[..], [Landing::Buffer(buffer)] if buffer.capacity() >= LEN)
+                );
+                lost += 1;
+            }
+        }
+    }
+    println!("{whole} whole, {lost} lost");
+    assert!(lost > 0, "none was cut in the middle");
+}
+
+async fn a_stopped_sender_holds_up_nobody_who_reads_its_memory(row: &'static Row) {
+    const LEN: usize = 8 << 20;
+    let (peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    let asking = async { tokio::join!(connection.deliver(message(1, &[LEN])), connection.incoming()) };
+    let (asked, incoming) = soon("the question", asking).await;
+    asked.unwrap();
+    peer.signal(Signal::STOP);
+    let landing = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
+    let taken = soon("the answer", incoming.unwrap().accept_into(landing)).await.unwrap();
+    assert_frame(&taken.frames()[0], 1, LEN);
+    peer.signal(Signal::CONT);
+    let both = async { tokio::join!(connection.deliver(message(2, &[LEN])), land(&connection)) };
+    let (sent, taken) = soon("an answer", both).await;
+    sent.unwrap();
+    assert_frame(&taken.unwrap().frames()[0], 2, LEN);
+}
+
+/// A hello of a peer that trusts, and whose memory is marked there.
+fn marked(hello: &mut Hello, address: u64, bytes: &[u8; 16]) {
+    hello.words[10] = 1;
+    hello.words[32..40].copy_from_slice(&address.to_le_bytes());
+    hello.words[40..].copy_from_slice(bytes);
+}
+
+/// A message of one large frame, which lies at this address.
+fn fetchable(number: u64, len: u64, address: u64) -> Vec<u8> {
+    let lens = [0_u32, 1].map(u32::to_le_bytes).concat();
+    let body = [&lens[..], &len.to_le_bytes(), &address.to_le_bytes()].concat();
+    parcel(&record(1, 16, number, &body), 0, &[])
+}
+
+/// The peer by hand lives in this process, so that its memory can be read, or could be.
+async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
+    const LEN: usize = PART + 5;
+    let (endpoint, listener) = listening(row).await;
+    let pair = friend(&row.endpoint(), &listener).await;
+    let frame = bytes(7, LEN);
+    let at = frame.as_ptr().addr() as u64;
+    let mark: Box<[u8; 16]> = Box::new(*b"sixteen of bytes");
+    let marked_at = mark.as_ptr().addr() as u64;
+    let landing = || vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
+
+    // Honest: it is read.
+    let honest = |hello: &mut Hello| marked(hello, marked_at, &mark);
+    let (mut sharer, connection) =
+        Sharer::connected_by(&endpoint, &listener, 1, honest).await.expect("it is believed");
+    assert!(note(&connection).await.contains(SEEN));
+    sharer.write(&fetchable(0, LEN as u64, at));
+    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let taken = soon("accept", incoming.accept_into(landing())).await.unwrap();
+    assert_bytes(taken.frames()[0].as_slice().unwrap(), 7, 0);
+
+    // Addresses of nothing: it is asked for, once and for all.
+    for (number, address) in [8, u64::MAX - 9, at].into_iter().enumerate() {
+        let number = number as u64 + 1;
+        sharer.write(&fetchable(number, LEN as u64, address));
+        let incoming = soon("incoming", connection.incoming()).await.unwrap();
+        let before = sharer.heard(PRODUCED);
+        let answering = async {
+            eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
+            for part in frame.chunks(30_000) {
+                sharer.write(&parcel(&[], number * 4, part));
+                eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
+            }
+        };
+        let both = async { tokio::join!(incoming.accept_into(landing()), answering) };
+        let (taken, ()) = soon("accept", both).await;
+        assert_bytes(taken.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
+        assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
+    }
+    drop((sharer, connection));
+    assert_talk(&pair, 1).await;
+
+    // A mark that is not there: it is not trusted with an address at all.
+    for (nonce, address, bytes) in
+        [(2, marked_at, &[9; 16]), (3, 16, &*mark), (4, 0, &*mark), (5, u64::MAX, &*mark)]
+    {
+        let lie = |hello: &mut Hello| marked(hello, address, bytes);
+        let (mut sharer, connection) = Sharer::connected_by(&endpoint, &listener, nonce, lie)
+            .await
+            .expect("it shares memory all the same");
+        assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
+        sharer.write(&fetchable(0, LEN as u64, at));
+        let incoming = soon("incoming", connection.incoming()).await.unwrap();
+        let before = sharer.heard(PRODUCED);
+        let mut taking = Box::pin(incoming.accept_into(landing()));
+        let asked = eventually("it asks", || sharer.heard(PRODUCED) >= before + 32);
+        tokio::select! {
+            _ = &mut taking => panic!("nothing came"),
+            () = asked => {}
+        }
+        drop(sharer);
+        let failed = soon("accept", taking).await.unwrap_err();
+        assert_eq!(failed.error.kind(), ErrorKind::PeerLost);
+    }
+
+    // A mark that is wiped meanwhile: nothing is delivered.
+    let mut fading = mark.clone();
+    let faded = |hello: &mut Hello| marked(hello, fading.as_ptr().addr() as u64, &mark);
+    let (mut sharer, connection) =
+        Sharer::connected_by(&endpoint, &listener, 6, faded).await.expect("it is believed");
+    sharer.write(&fetchable(0, LEN as u64, at));
+    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    fading[3] ^= 1;
+    let failed = soon("accept", incoming.accept_into(landing())).await.unwrap_err();
+    assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
+    assert!(matches!(&failed.returned[..], [Landing::Buffer(_)]), "the landing comes back");
+
+    // Nothing of the kind is believed of whoever does not trust.
+    let stranger = |hello: &mut Hello| {
+        marked(hello, marked_at, &mark);
+        hello.words[10] = 0;
+    };
+    let (mut sharer, connection) =
+        Sharer::connected_by(&endpoint, &listener, 7, stranger).await.expect("it shares memory");
+    sharer.write(&fetchable(0, LEN as u64, at));
+    let end = soon("the end", connection.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
+    assert_talk(&pair, 2).await;
+    drop(frame);
+}
+
+/// A process in a namespace of its own does not see this one, which sees it.
+async fn a_process_that_cannot_be_seen_has_its_frames_travel(row: &'static Row) {
+    const LEN: usize = 1 << 20;
+    let (mut peer, address) = Peer::listening("land", row, Home::Processes, row.address).await;
+    let connection = row.endpoint().connect(&address).await.unwrap();
+    assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
+    let theirs = peer.line().await;
+    assert!(theirs.contains("twice") && theirs.contains("namespace"), "{theirs}");
+    for number in 0..3 {
+        let both = async { tokio::join!(connection.deliver(message(number, &[LEN])), land(&connection)) };
+        let (sent, taken) = soon("an answer", both).await;
+        sent.unwrap();
+        assert_frame(&taken.unwrap().frames()[0], number, LEN);
+    }
+}

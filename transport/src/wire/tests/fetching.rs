@@ -1,0 +1,382 @@
+//! Two ends, one of which reads large frames in the other's memory: each byte is copied once, and none is delivered that may
+//! have been somebody else's by then.
+
+use std::mem::MaybeUninit;
+use std::sync::Mutex;
+
+use super::*;
+use crate::wire::fetching::{FETCH_LEN_MIN, FETCHED_AT_ONCE, FETCHED_FRAMES_MAX, Fetcher};
+use crate::wire::record::put_message;
+
+const LARGE: usize = FETCH_LEN_MIN as usize;
+
+/// One end's memory, as its peer reads it.
+#[derive(Debug, Default)]
+struct Memory {
+    frames: Vec<Buffer>,
+    /// It went back to its owners.
+    withdrawn: bool,
+    /// Reads that still succeed.
+    reads: Option<usize>,
+    bytes_read: usize,
+}
+
+#[derive(Debug)]
+struct Model {
+    ours: Arc<Mutex<Memory>>,
+    theirs: Arc<Mutex<Memory>>,
+    broken: bool,
+}
+
+impl Fetcher for Model {
+    fn fetches(&self) -> bool {
+        !self.broken
+    }
+
+    fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
+        let mut theirs = self.theirs.lock().unwrap();
+        let offset = |frame: &Buffer| (address as usize).wrapping_sub(frame.as_ptr().addr());
+        let fits = |frame: &&Buffer| offset(frame).saturating_add(into.len()) <= frame.len();
+        let found = theirs.frames.iter().find(fits).cloned();
+        let goes_on = theirs.reads.is_none_or(|reads| reads > 0);
+        match found.filter(|_| goes_on) {
+            Some(frame) => {
+                theirs.reads = theirs.reads.map(|reads| reads - 1);
+                theirs.bytes_read += into.len();
+                let from = offset(&frame);
+                Ok(into.write_copy_of_slice(&frame.as_slice().unwrap()[from..from + into.len()]))
+            }
+            None => {
+                self.broken = true;
+                Err(crate::Error::new(ErrorKind::Unavailable, "a bad address"))
+            }
+        }
+    }
+
+    fn confirm(&mut self) -> Result<()> {
+        match self.theirs.lock().unwrap().withdrawn {
+            false => Ok(()),
+            true => Err(crate::Error::new(ErrorKind::PeerLost, "withdrawn")),
+        }
+    }
+
+    fn withdraw(&mut self) {
+        self.ours.lock().unwrap().withdrawn = true;
+    }
+}
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+/// Two ends, and what the first one's peer sees of its memory.
+struct Host {
+    a: End,
+    b: End,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let (memory, other) = <[Arc<Mutex<Memory>>; 2]>::default().into();
+        let end = |ours: &Arc<Mutex<Memory>>, theirs: &Arc<Mutex<Memory>>| {
+            let mut end = End::new();
+            let model = Model { ours: ours.clone(), theirs: theirs.clone(), broken: false };
+            end.session = end.session.fetching(Box::new(model));
+            end
+        };
+        Self { a: end(&memory, &other), b: end(&other, &memory), memory }
+    }
+
+    fn send(&mut self, message: &Message) -> (Sent, Completion<Result<Delivery>>) {
+        self.memory.lock().unwrap().frames.extend(message.frames().iter().cloned());
+        self.a.send(message.clone())
+    }
+
+    /// Moves everything, fetching included.
+    fn run(&mut self) -> Result<()> {
+        loop {
+            run(&mut self.a, &mut self.b, &mut Seed(1))?;
+            if !self.b.session.fetch()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn bytes_read(&self) -> usize {
+        self.memory.lock().unwrap().bytes_read
+    }
+
+    fn copied(&self) -> (u64, u64) {
+        (self.a.session.counts().0, self.b.session.counts().0)
+    }
+}
+
+fn frame(number: usize, len: usize) -> Buffer {
+    (0..len).map(|at| (at / 251 + at + number) as u8).collect::<Vec<_>>().into()
+}
+
+/// Its landings, in the order of its frames; without those that are named here.
+fn landings(message: &Message, discarded: &[usize]) -> Vec<Option<BufferMut>> {
+    let landing = |(index, frame): (usize, &Buffer)| {
+        (!discarded.contains(&index)).then(|| BufferMut::with_capacity(frame.len()))
+    };
+    message.frames().iter().enumerate().map(landing).collect()
+}
+
+#[test]
+fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
+    let one_more = LARGE + 1;
+    for lens in [
+        vec![LARGE],
+        vec![one_more],
+        vec![FETCHED_AT_ONCE - 1],
+        vec![FETCHED_AT_ONCE],
+        vec![3 * FETCHED_AT_ONCE + 1],
+        vec![LARGE, 0, 1, 3 * LARGE],
+        vec![0, FETCHED_AT_ONCE, 0, FETCHED_AT_ONCE + 1, 0],
+    ] {
+        let mut host = Host::new();
+        let frames: Vec<_> = lens.iter().enumerate().map(|(number, len)| frame(number, *len)).collect();
+        let message = Message::from_parts("large", frames);
+        let (sent, settled) = host.send(&message);
+        host.run().unwrap();
+        assert!(sent.try_take().is_none(), "its memory is not free yet");
+        let id = host.b.announced.pop_front().expect("announced").id;
+        let Taken::Landing(landed) = host.b.accept(id, landings(&message, &[])) else { unreachable!() };
+        assert!(host.b.session.is_fetching());
+        host.run().unwrap();
+        assert!(!host.b.session.is_fetching());
+        assert!(sent.try_take().expect("the word came").is_ok());
+        assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+        let taken = landed.try_take().expect("landed").unwrap();
+        for (taken, sent) in taken.iter().zip(message.frames()) {
+            assert!(taken.as_slice() == sent.as_slice());
+        }
+        assert_eq!(host.copied(), (0, message.payload_len()), "{lens:?}");
+        assert_eq!(host.bytes_read() as u64, message.payload_len());
+    }
+}
+
+#[test]
+fn what_is_discarded_is_not_read_and_messages_take_turns() {
+    let mut host = Host::new();
+    let first = Message::from_parts("", (0..3).map(|number| frame(number, 2 * FETCHED_AT_ONCE)).collect());
+    let second = Message::new("").with_frame(frame(9, FETCHED_AT_ONCE));
+    let sent = [host.send(&first), host.send(&second)];
+    host.run().unwrap();
+    let Taken::Landing(landed) = host.b.accept(0, landings(&first, &[1])) else { unreachable!() };
+    let Taken::Landing(other) = host.b.accept(1, landings(&second, &[])) else { unreachable!() };
+    assert!(host.b.session.fetch().unwrap() && host.b.session.fetch().unwrap());
+    assert!(other.try_take().is_some_and(|landed| landed.is_ok()), "the small one is done at its first turn");
+    assert!(landed.try_take().is_none());
+    host.run().unwrap();
+    let taken = landed.try_take().expect("landed").unwrap();
+    assert!(taken[1].is_empty() && taken[2].as_slice() == first.frames()[2].as_slice());
+    assert_eq!(host.bytes_read(), 5 * FETCHED_AT_ONCE);
+    for (sent, settled) in sent {
+        assert!(sent.try_take().is_some() && settled.try_take().is_some());
+    }
+}
+
+#[test]
+fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
+    let many = vec![frame(0, LARGE / 2); FETCHED_FRAMES_MAX + 1];
+    for (what, message, in_pool) in [
+        ("a little less", Message::new("").with_frame(frame(0, LARGE - 1)), false),
+        ("small pieces", Message::from_parts("", vec![frame(0, 60_000); 5]), false),
+        ("too many pieces", Message::from_parts("", many), false),
+        ("pool memory", Message::new("").with_frame(frame(0, LARGE)), true),
+    ] {
+        let mut host = Host::new();
+        host.b.session.expect(in_pool);
+        let (sent, _) = host.send(&message);
+        host.run().unwrap();
+        let taken = host.b.take().expect("announced");
+        assert!(!host.b.session.is_fetching(), "{what}");
+        host.run().unwrap();
+        assert!(sent.try_take().expect(what).is_ok());
+        for (taken, sent) in taken.frames().iter().zip(message.frames()) {
+            assert!(taken.as_slice() == sent.as_slice(), "{what}");
+        }
+        assert_eq!(host.bytes_read(), 0, "{what}");
+    }
+    // All of it discarded: nothing is to be read, nor to be waited for.
+    let mut host = Host::new();
+    let message = Message::new("").with_frame(frame(0, LARGE));
+    let (sent, settled) = host.send(&message);
+    host.run().unwrap();
+    drop(host.b.accept(0, vec![None]));
+    host.run().unwrap();
+    assert!(sent.try_take().is_some() && settled.try_take().is_some());
+    assert_eq!(host.bytes_read(), 0);
+}
+
+#[test]
+fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
+    for reads in 0..4 {
+        let mut host = Host::new();
+        host.memory.lock().unwrap().reads = Some(reads);
+        let messages: Vec<_> = (0..3)
+            .map(|number| {
+                Message::new("").with_frame(frame(number, FETCHED_AT_ONCE + 7)).with_frame(frame(9, LARGE))
+            })
+            .collect();
+        let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
+        host.run().unwrap();
+        let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, landings(&messages[id], &[]))
+        {
+            Taken::Landing(landed) => landed,
+            Taken::Here(_) => unreachable!(),
+        };
+        let mut landed = vec![accept(&mut host, 0), accept(&mut host, 1)];
+        host.run().unwrap();
+        landed.push(accept(&mut host, 2));
+        assert!(!host.b.session.is_fetching(), "it does not try again");
+        host.run().unwrap();
+        for (landed, message) in landed.iter().zip(&messages) {
+            let taken = landed.try_take().expect("landed").unwrap();
+            for (taken, sent) in taken.iter().zip(message.frames()) {
+                assert!(taken.as_slice() == sent.as_slice(), "after {reads} reads");
+            }
+        }
+        for (sent, settled) in sent {
+            assert!(sent.try_take().is_some_and(|sent| sent.is_ok()));
+            assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+        }
+    }
+}
+
+#[test]
+fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() {
+    for parts in 0..3 {
+        let mut host = Host::new();
+        let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
+        host.memory.lock().unwrap().frames.extend(message.frames().iter().cloned());
+        let (returned, memory) = (Done::new(), host.memory.clone());
+        let operation = Operation::with(message.clone(), move |sent| {
+            let withdrawn = memory.lock().unwrap().withdrawn;
+            returned.0.resolve(Ok((withdrawn, sent.is_err())));
+        });
+        host.a.session.send(operation, Done::new().0, false, false);
+        host.run().unwrap();
+        let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+        for _ in 0..parts.min(1) {
+            assert!(host.b.session.fetch().unwrap());
+        }
+        let why = crate::Error::new(ErrorKind::Closed, "over");
+        // By its end, or by being dropped without one.
+        match parts {
+            2 => host.a = End::new(),
+            _ => host.a.session.give_up(&why),
+        }
+        assert_eq!(returned.1.try_take().expect("it ended").unwrap(), (true, true));
+        let end = loop {
+            match host.b.session.fetch() {
+                Ok(goes_on) => assert!(goes_on, "it was delivered"),
+                Err(end) => break end,
+            }
+        };
+        assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+        assert!(landed.try_take().is_none());
+        host.b.session.give_up(&end);
+        let failed = landed.try_take().expect("it ended").unwrap_err();
+        assert_eq!(failed.returned.len(), 1, "the landing comes back");
+    }
+}
+
+#[test]
+fn a_good_bye_waits_for_what_is_fetched() {
+    let mut host = Host::new();
+    let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
+    let (sent, _) = host.send(&message);
+    host.run().unwrap();
+    let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+    for end in [&mut host.a, &mut host.b] {
+        end.session.close(Done::new().0);
+    }
+    run(&mut host.a, &mut host.b, &mut Seed(1)).unwrap();
+    assert!(!host.a.session.is_over() && !host.b.session.is_over());
+    host.run().unwrap();
+    assert!(landed.try_take().is_some_and(|landed| landed.is_ok()) && sent.try_take().is_some());
+    assert!(host.a.session.is_over() && host.b.session.is_over());
+}
+
+#[test]
+fn a_checked_session_has_everything_travel() {
+    let memory = Arc::<Mutex<Memory>>::default();
+    let (mut a, mut b) = (End::with(true), End::with(true));
+    for end in [&mut a, &mut b] {
+        let model = Model { ours: memory.clone(), theirs: memory.clone(), broken: false };
+        let session = std::mem::replace(&mut end.session, End::new().session);
+        end.session = session.fetching(Box::new(model));
+    }
+    let message = Message::new("").with_frame(frame(0, LARGE));
+    drop(a.send(message.clone()));
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    let taken = b.take().expect("announced");
+    run(&mut a, &mut b, &mut Seed(1)).unwrap();
+    assert!(taken.frames()[0].as_slice() == message.frames()[0].as_slice());
+}
+
+/// A message of host frames of these lengths, announced with these flags and so many bytes of addresses.
+fn announcement(flags: u8, lens: &[usize], addresses_len: usize) -> Vec<u8> {
+    let mut records = Vec::new();
+    let frames = lens.iter().map(|len| FrameInfo { len: *len, place: Place::Host });
+    put_message(&mut records, 0, false, Payload::Fetchable(&[]), b"", frames, addresses_len as u64);
+    records[1] = flags;
+    records.resize(records.len() + addresses_len, 9);
+    let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    [&head.encode()[..], &records].concat()
+}
+
+#[test]
+fn what_nobody_can_have_meant_is_corrupt() {
+    const FETCHABLE: u8 = 16;
+    let hear = |end: &mut End, said: Vec<u8>| -> Result<()> {
+        end.wire.extend(said);
+        while end.read(usize::MAX)? {}
+        Ok(())
+    };
+    hear(&mut Host::new().b, announcement(FETCHABLE, &[LARGE, 0], 16)).expect("a peer that is right");
+    let asked = hear(&mut End::new(), announcement(FETCHABLE, &[LARGE, 0], 16)).expect_err("nobody fetches");
+    assert_eq!(asked.kind(), ErrorKind::Corrupt);
+    let many = vec![LARGE; FETCHED_FRAMES_MAX + 1];
+    for (what, flags, lens, addresses_len) in [
+        ("no address", FETCHABLE, &[LARGE][..], 0),
+        ("half an address", FETCHABLE, &[LARGE], 4),
+        ("an address too many", FETCHABLE, &[LARGE], 16),
+        ("an address too few", FETCHABLE, &[LARGE, LARGE], 8),
+        ("small payload", FETCHABLE, &[100], 8),
+        ("nothing", FETCHABLE, &[], 0),
+        ("more frames than may be", FETCHABLE, &many, many.len() * 8),
+        ("fetchable and streaming", FETCHABLE | 2, &[LARGE], 8),
+        ("fetchable and eager", FETCHABLE | 4, &[LARGE], 8),
+        ("fetchable and lent", FETCHABLE | 8, &[LARGE], 8),
+    ] {
+        let mut host = Host::new();
+        let error = hear(&mut host.b, announcement(flags, lens, addresses_len)).expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
+        assert!(host.b.announced.is_empty());
+    }
+    // Bulk of what is read already, and was not asked for.
+    let mut host = Host::new();
+    let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
+    drop(host.send(&message));
+    host.run().unwrap();
+    drop(host.b.accept(0, landings(&message, &[])));
+    let head = Head { records_len: 0, bulk_len: 100, transfer: Transfer::Message(0) };
+    let error = hear(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("bulk");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    // A word of delivery on a message that nobody may read here.
+    let mut host = Host::new();
+    drop(host.send(&Message::new("").with_frame(frame(0, LARGE - 1))));
+    host.run().unwrap();
+    let mut word = Vec::new();
+    record::put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
+    let head = Head { records_len: word.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    let error = hear(&mut host.a, [&head.encode()[..], &word].concat()).expect_err("a word");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
