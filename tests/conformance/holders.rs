@@ -90,6 +90,9 @@ async fn whoever_is_killed_amid_loans_costs_nothing(row: &'static Row) {
             let (connection, arena) = (connection.clone(), arena.clone());
             tokio::spawn(async move { pour(&connection, &arena, seed + 1).await })
         };
+        if seed % 2 == 0 {
+            eventually("the first loan", || arena.stats().leases > 0).await;
+        }
         tokio::time::sleep(Duration::from_micros(Dice::new(seed, 7).below(15_000) as u64)).await;
         lent += arena.stats().leases;
         let gone = peer.kill();
