@@ -19,6 +19,8 @@ const WINDOW_MESSAGES: usize = 1024;
 const STRANDS: usize = 3;
 /// Leases that are out at once at most, where frames are lent.
 const LEASES_MAX: usize = 3;
+/// Room for what an end deposits.
+const DEPOT_BYTES: usize = 1 << 20;
 /// Loans that a liar may make.
 const LOANS: usize = 8;
 /// What it accepts at most, beyond the pool.
@@ -115,7 +117,7 @@ fn lies(input: &[u8], way: Way) {
 /// Two good ends, with damage between them.
 fn damage(input: &[u8], way: Way) {
     let mut script = Script(input);
-    let arenas = [Arena::default(), Arena::default()];
+    let arenas = [DEPOT_BYTES, DEPOT_BYTES].map(Arena::with_depot);
     let mut ends = [End::new(way, &arenas[0], &arenas[1]), End::new(way, &arenas[1], &arenas[0])];
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
@@ -185,8 +187,10 @@ impl End {
         match script.byte() {
             0..190 if !self.closed => {
                 let len = script.one_of(&[0, 8, 300, 0x3fff, 0x4000, 70_000]);
+                // What is not, and large, is deposited where the other end takes what comes.
+                let in_arena = script.byte() < 170;
                 let frame = |_| match &self.arena {
-                    Some(arena) if len > 0 => arena.block(vec![0x22; len]),
+                    Some(arena) if len > 0 && in_arena => arena.block(vec![0x22; len]),
                     _ => Buffer::from(vec![0x22; len]),
                 };
                 let frames = (0..script.byte() % 3).map(frame).collect();

@@ -80,6 +80,8 @@ pub struct Stats {
     pub bytes_received: u64,
     /// Payload bytes that this end copied: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
+    /// What of it was copied into shared memory, where the peer reads it: its end copied none of that.
+    pub bytes_deposited: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
     /// Times a message had to wait for credit.

@@ -19,13 +19,15 @@ use crate::environment::{Environment, System, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
 use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
-use crate::memory::{Place, Pool};
+use crate::memory::{Depot, Place, Pool};
 use crate::metrics::Metrics;
 use crate::process::Own;
 use crate::waiting::Wait;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
+/// What its depot may have, where nothing else was asked for, in bytes.
+const DEPOT_BYTES_MAX: usize = 512 << 20;
 
 /// A process's front door. Clones are handles to the same endpoint.
 ///
@@ -46,6 +48,7 @@ pub struct Builder {
     environment: Option<Arc<dyn Environment>>,
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
+    depot_bytes_max: usize,
     token: Option<Token>,
     trusts_user: bool,
     tls: Option<Tls>,
@@ -106,6 +109,7 @@ impl Endpoint {
             environment: None,
             backends: backend::all(),
             pools: HashMap::new(),
+            depot_bytes_max: DEPOT_BYTES_MAX,
             token: None,
             trusts_user: false,
             tls: None,
@@ -347,6 +351,14 @@ impl Builder {
         self
     }
 
+    /// How much shared memory may hold copies of what is sent from other memory than arenas, for trusted peers of this host that
+    /// receive without naming memory: they read it there, so that it is copied once. 512 MiB; with 0, or while none is free,
+    /// it is copied at either end. What a peer keeps of it stays taken.
+    pub fn depot(mut self, bytes_max: usize) -> Self {
+        self.depot_bytes_max = bytes_max;
+        self
+    }
+
     /// The secret that every peer must know. It never travels.
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
@@ -430,6 +442,7 @@ impl Builder {
             trusts_user: self.trusts_user,
             tls: self.tls,
             pools: Arc::new(self.pools),
+            depot: Depot::new(self.depot_bytes_max),
             wait: self.wait,
             heartbeat: self.heartbeat,
             linger: self.linger,

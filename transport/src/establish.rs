@@ -17,7 +17,7 @@ use crate::door::{
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Place, Pool};
+use crate::memory::{Depot, Place, Pool};
 use crate::path::{Candidate, CandidateState, Path};
 use crate::waiting::Wait;
 
@@ -35,6 +35,7 @@ pub(crate) struct Establisher {
     pub(crate) trusts_user: bool,
     pub(crate) tls: Option<Tls>,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) depot: Depot,
     pub(crate) wait: Wait,
     pub(crate) heartbeat: Duration,
     pub(crate) linger: Duration,
@@ -437,6 +438,7 @@ impl Establisher {
             inbox: Arc::default(),
             regions: Regions::new(self.environment.clone()),
             pool: self.pools[&Place::Host].clone(),
+            depot: self.depot.clone(),
             environment: self.environment.clone(),
             heartbeat: self.heartbeat,
             checked: entrant.backend.checks() && greeting.features & CRC32C != 0,

@@ -27,7 +27,7 @@ pub use crate::door::{Control, Identity, Role};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
 pub use crate::machine::{Machine, Speed};
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{Buffer, BufferMut, Depot, Pool};
 pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message};
 pub use crate::operation::{Completion, Done, Operation};
 pub use crate::region::{Regions, RemoteRegion};
@@ -147,6 +147,8 @@ pub struct Site {
     pub regions: Arc<Regions>,
     /// Host memory for what arrives.
     pub pool: Pool,
+    /// Shared memory for copies of what is in no arena, lent in its stead.
+    pub depot: Depot,
     /// Clock, timers, randomness, tasks.
     pub environment: Arc<dyn Environment>,
     /// How often a silent peer is asked for a sign of life; three times without one is its end.
@@ -231,6 +233,8 @@ pub struct Source<'a> {
 pub struct LinkStats {
     /// Copies of payload bytes that this end made: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
+    /// What of it was copied to where the peer reads it, so that its end copied none.
+    pub bytes_deposited: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
     /// Times a message had to wait for credit.

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
@@ -113,6 +113,9 @@ pub(super) struct Streamed<L: Line> {
     /// Copied bytes and credit stalls, as last seen.
     copied: AtomicU64,
     stalls: AtomicU64,
+    deposited: AtomicU64,
+    /// The last poll left something to the next.
+    paused: AtomicBool,
 }
 
 /// What the holder of the baton moves.
@@ -141,6 +144,8 @@ impl<L: Line> Streamed<L> {
             moving: Mutex::new(Some(Moving { session, held, dry: false })),
             copied: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
+            deposited: AtomicU64::new(0),
+            paused: AtomicBool::new(false),
         })
     }
 
@@ -171,6 +176,7 @@ impl<L: Line> Streamed<L> {
                 self.fail_submitted();
                 return Progress::Idle;
             };
+            moving.session.begin_poll();
             while let Some(op) = self.next_submitted() {
                 perform(op, &mut moving.session);
             }
@@ -181,7 +187,12 @@ impl<L: Line> Streamed<L> {
             let (copied, stalls) = moving.session.counts();
             self.copied.store(copied, Ordering::Relaxed);
             self.stalls.store(stalls, Ordering::Relaxed);
+            self.deposited.store(moving.session.bytes_deposited(), Ordering::Relaxed);
+            let paused = moving.session.is_paused();
+            self.paused.store(paused, Ordering::Release);
+            moving.dry &= !paused;
             let progress = match result {
+                Ok(_) if paused => Progress::Moved,
                 Ok(progress) => progress,
                 Err(why) => {
                     self.finish(&mut baton, &why);
@@ -249,6 +260,7 @@ impl<L: Line> Streamed<L> {
             self.inbox.announce(announced);
         }
         self.inbox.end(why.clone());
+        self.paused.store(false, Ordering::Release);
         self.line.shut(&mut held);
         session.give_up(why);
     }
@@ -274,7 +286,9 @@ impl<L: Line> Link for Streamed<L> {
     }
 
     fn source(&self) -> Option<Source<'_>> {
-        Some(self.line.source())
+        let source = self.line.source();
+        // Output that a poll left to the next goes on without its caller, as output does that is blocked.
+        Some(Source { writable: source.writable || self.paused.load(Ordering::Acquire), ..source })
     }
 
     fn doze(&self) -> bool {
@@ -316,6 +330,7 @@ impl<L: Line> Link for Streamed<L> {
             bytes_copied: self.copied.load(Ordering::Relaxed) + self.line.copied(),
             system_calls: self.line.calls(),
             credit_stalls: self.stalls.load(Ordering::Relaxed),
+            bytes_deposited: self.deposited.load(Ordering::Relaxed),
         }
     }
 

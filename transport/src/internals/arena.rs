@@ -8,6 +8,11 @@ use crate::wire::lending::{LOAN_LEN, Lender, arena};
 pub struct Arena(arena::Arena);
 
 impl Arena {
+    /// One with so much room for copies of frames that are in none.
+    pub fn with_depot(bytes_max: usize) -> Self {
+        Self(arena::Arena::with_depot(bytes_max))
+    }
+
     /// A frame in it; `bytes` are not empty.
     pub fn block(&self, bytes: Vec<u8>) -> Buffer {
         self.0.block(bytes)

@@ -80,7 +80,7 @@ fn put_message(out: &mut Vec<u8>, message: &Announcement<'_>) {
     record::put_message(out, *id, *prompt, *payload, header, frames.iter().copied(), len);
     match payload {
         Payload::Eager(payload) => out.extend_from_slice(payload),
-        Payload::Lent(loans, payload) => {
+        Payload::Lent(_, loans, payload) => {
             out.extend_from_slice(loans.as_flattened());
             out.extend_from_slice(payload);
         }

@@ -227,6 +227,7 @@ impl Stream {
     pub fn leave(&mut self, stream: usize, out: &mut Vec<u8>) -> bool {
         // It is the first that is not full.
         self.session.pass_over((1 << stream) - 1);
+        self.session.begin_poll();
         let is_due = match stream {
             0 => self.session.is_due(Urgency::Word),
             _ => self.session.strand_is_due(stream),

@@ -102,6 +102,11 @@ impl Arena {
     ///
     /// `Invalid` where that is less than a page.
     pub fn new(bytes_max: usize) -> Result<Self> {
+        Self::beginning_with(FIRST_SEGMENT_BYTES, bytes_max)
+    }
+
+    /// The same with another length of the first segment, where less was not asked for.
+    pub(super) fn beginning_with(first_bytes: usize, bytes_max: usize) -> Result<Self> {
         let page = rustix::param::page_size();
         let bytes_max = bytes_max / page * page;
         if bytes_max == 0 {
@@ -113,6 +118,7 @@ impl Arena {
         let state =
             State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0, line: Line::default() };
         Ok(Self(Arc::new(Inner {
+            first_bytes,
             bytes_max,
             process: Process::current(),
             loans: Loans::default(),
@@ -161,6 +167,27 @@ impl Arena {
             return Ok(BufferMut::nothing_in(Place::Arena));
         }
         Ok(unique(Taking::new(&self.0, len, limit).await?))
+    }
+
+    /// As [`take`](Self::take), if it needs no further segment.
+    pub(super) fn take_what_is_there(&self, len: usize) -> Option<BufferMut> {
+        self.0.check().ok()?;
+        let memory = self.0.take(len).or_else(|| {
+            reclaim();
+            self.0.take(len)
+        });
+        memory.map(|memory| unique(Arc::new(memory)))
+    }
+
+    /// Whether a segment with `len` bytes more would be within its bound.
+    pub(super) fn may_grow(&self, len: usize) -> bool {
+        self.0.check().is_ok() && self.0.bytes_max - self.0.state().room.bytes() >= len.max(STRETCH_BYTES)
+    }
+
+    /// One more segment, with `len` bytes at least.
+    pub(super) fn grow(&self, len: usize) -> Result<()> {
+        let _growing = self.0.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.grow(len)
     }
 
     /// What it holds now.
@@ -213,6 +240,7 @@ impl Source for Arena {
 }
 
 struct Inner {
+    first_bytes: usize,
     bytes_max: usize,
     /// Which process made it.
     process: Process,
@@ -282,7 +310,7 @@ impl Inner {
         if least < len {
             return Err(self.full(len));
         }
-        let wanted = huge(len.max(bytes).max(FIRST_SEGMENT_BYTES));
+        let wanted = huge(len.max(bytes).max(self.first_bytes));
         let made = Segment::create("towline-arena", wanted).or_else(|error| {
             let smaller = least < wanted && error.kind() == ErrorKind::TooLarge;
             if smaller { Segment::create("towline-arena", least) } else { Err(error) }

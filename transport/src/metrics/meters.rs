@@ -45,6 +45,7 @@ impl Counts {
             received: self.received.read(),
             deliveries: self.deliveries.read(),
             bytes_copied: link.bytes_copied + self.bytes_copied.load(Ordering::Relaxed),
+            bytes_deposited: link.bytes_deposited,
             system_calls: link.system_calls,
             credit_stalls: link.credit_stalls,
         }
@@ -58,6 +59,7 @@ pub(super) struct Counted {
     pub(super) received: Tallied,
     pub(super) deliveries: Tallied,
     pub(super) bytes_copied: u64,
+    pub(super) bytes_deposited: u64,
     pub(super) system_calls: u64,
     pub(super) credit_stalls: u64,
 }
@@ -70,6 +72,7 @@ impl Counted {
             received: bytes(),
             deliveries: Tally::of_times().read(),
             bytes_copied: 0,
+            bytes_deposited: 0,
             system_calls: 0,
             credit_stalls: 0,
         }
@@ -80,6 +83,7 @@ impl Counted {
         self.received += &other.received;
         self.deliveries += &other.deliveries;
         self.bytes_copied += other.bytes_copied;
+        self.bytes_deposited += other.bytes_deposited;
         self.system_calls += other.system_calls;
         self.credit_stalls += other.credit_stalls;
     }
@@ -91,6 +95,7 @@ impl Counted {
             bytes_sent: self.sent.sum(),
             bytes_received: self.received.sum(),
             bytes_copied: self.bytes_copied,
+            bytes_deposited: self.bytes_deposited,
             system_calls: self.system_calls,
             credit_stalls: self.credit_stalls,
         }

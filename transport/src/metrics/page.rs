@@ -103,8 +103,9 @@ const TALLIES: [Told<Tallied>; 3] = [
     ("deliver_seconds", "From deliver to the receiver's word", |counted| counted.deliveries.clone()),
 ];
 
-const SUMS: [Told<u64>; 3] = [
+const SUMS: [Told<u64>; 4] = [
     ("copied_bytes", "Payload copied in user space", |counted| counted.bytes_copied),
+    ("deposited_bytes", "Payload copied to where the peer reads it", |counted| counted.bytes_deposited),
     ("system_calls", "System calls that moved data, or tried to", |counted| counted.system_calls),
     ("credit_stalls", "Messages that waited for credit", |counted| counted.credit_stalls),
 ];

@@ -9,7 +9,7 @@ pub(crate) mod arena;
 use std::fmt::Debug;
 
 use crate::error::Result;
-use crate::memory::{Buffer, Place};
+use crate::memory::{Buffer, BufferMut, Place};
 use crate::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message};
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
@@ -21,6 +21,10 @@ pub(crate) const LOANS_MAX: usize = 16_384;
 /// Frames in arenas that are less than this, all together, travel as others do: a copy of so little costs less than what it
 /// takes to give a loan back.
 pub(crate) const LENT_LEN_MIN: u64 = 1 << 10;
+/// A message of which less is to be lent is not deposited: two copies side by side take hardly longer.
+pub(crate) const DEPOSITED_LEN_MIN: u64 = 32 << 10;
+/// What is shorter and in no arena travels beside what is deposited.
+const DEPOSITED_FRAME_LEN_MIN: usize = 4 << 10;
 
 const _: () = {
     let longest = (LOANS_MAX * LOAN_LEN) as u64 + EAGER_LEN_MAX;
@@ -35,6 +39,43 @@ pub(crate) struct Loan {
     pub(crate) lease: u64,
 }
 
+/// Which frames of a lent message have a loan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Those in arenas.
+    Arenas,
+    /// Those, and large ones that are elsewhere: they were deposited, that is copied to where they can be lent.
+    Large,
+}
+
+impl Scope {
+    pub(crate) fn lends(self, frame: &FrameInfo) -> bool {
+        match frame.place {
+            Place::Arena => frame.len > 0,
+            _ => self == Self::Large && frame.len >= DEPOSITED_FRAME_LEN_MIN,
+        }
+    }
+
+    /// The bytes behind the header of a message that may be lent so: its loans and its other frames. `None` where it may not.
+    pub(crate) fn len_of(self, message: &Message) -> Option<u64> {
+        let (mut loans, mut lent, mut rest) = (0, 0, 0);
+        for frame in message.table() {
+            if self.lends(&frame) {
+                loans += 1;
+                lent += frame.len as u64;
+            } else {
+                rest += frame.len as u64;
+            }
+        }
+        let lent_min = match self {
+            Self::Arenas => LENT_LEN_MIN,
+            Self::Large => DEPOSITED_LEN_MIN,
+        };
+        let may_be = lent >= lent_min && loans <= LOANS_MAX && rest < EAGER_LEN_MAX;
+        may_be.then_some((loans * LOAN_LEN) as u64 + rest)
+    }
+}
+
 /// Both sides of lending: what we lend to the peer, and what it lends to us. Where it is dropped, the connection is over: it
 /// sees to whatever the peer still has.
 pub(crate) trait Lender: Debug + Send {
@@ -42,15 +83,19 @@ pub(crate) trait Lender: Debug + Send {
     /// used again meanwhile. `None` if it has to travel: it is not in memory that this end lends, or no lease is free.
     fn lend(&mut self, frame: &Buffer) -> Option<Loan>;
 
+    /// Room for a copy of `len` bytes, not 0, which is then lent in the stead of what is in memory that this end does not lend.
+    /// `None` where there is no room now, or no lease.
+    fn deposit(&mut self, len: usize) -> Option<BufferMut>;
+
     /// Undoes a loan, the session's own of before, that the peer has not heard of and never will.
     fn take_back(&mut self, loan: Loan);
 
-    /// What the peer lends, as a buffer of exactly `len` bytes, not 0, in [`Place::Arena`], that gives it back when its last
-    /// handle drops. `len` comes from the frame table; nothing of the loan was checked before.
+    /// What the peer lends, as a buffer of exactly `len` bytes, not 0, in `place`, [`Place::Arena`] or [`Place::Host`], that
+    /// gives it back when its last handle drops. `len` comes from the frame table; nothing of the loan was checked before.
     ///
     /// # Errors
     /// `Corrupt` for a loan that the peer cannot have made, or whatever kept us from reaching it: either ends the connection.
-    fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer>;
+    fn borrow(&mut self, loan: Loan, len: usize, place: Place) -> Result<Buffer>;
 
     /// Time passed. Called several times a heartbeat.
     ///
@@ -74,24 +119,4 @@ impl Loan {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
         Self { segment: word(0) as u32, offset: word(4), lease: word(12) }
     }
-}
-
-/// Whether a frame has a loan where its message is lent.
-pub(crate) fn is_lent(frame: &FrameInfo) -> bool {
-    frame.place == Place::Arena && frame.len > 0
-}
-
-/// The bytes behind the header of a message that may be lent: its loans and its other frames. `None` where it travels.
-pub(crate) fn len_if_lent(message: &Message) -> Option<u64> {
-    let (mut loans, mut lent, mut rest) = (0, 0, 0);
-    for frame in message.table() {
-        if is_lent(&frame) {
-            loans += 1;
-            lent += frame.len as u64;
-        } else {
-            rest += frame.len as u64;
-        }
-    }
-    let may_be = lent >= LENT_LEN_MIN && loans <= LOANS_MAX && rest < EAGER_LEN_MAX;
-    may_be.then_some((loans * LOAN_LEN) as u64 + rest)
 }

@@ -2,6 +2,7 @@
 
 mod chunks;
 pub(crate) mod credit;
+mod deposit;
 pub(crate) mod fetching;
 pub(crate) mod handshake;
 pub(crate) mod integrity;

@@ -7,14 +7,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{Buffer, BufferMut, Place, Pool};
 use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::chunks::{Chunks, Parts};
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::fetching::addresses_in;
 use crate::wire::ledger::Ledger;
-use crate::wire::lending::{Lender, Loan, is_lent};
+use crate::wire::lending::{Lender, Loan};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
 
 /// The word on messages is sent at once when so much of a window depends on it.
@@ -197,15 +197,17 @@ impl Receives {
                 let lens = message.frames.iter().map(|frame| frame.len);
                 (State::Here, Arrival::Here(self.land_eager(lens, payload)?))
             }
-            Payload::Lent(loans, payload) => {
+            Payload::Lent(scope, loans, payload) => {
                 let lender =
                     lender.as_mut().ok_or_else(|| corrupt("frames lent to an end that borrows none"))?;
                 // Empty buffers keep the places of those that are lent.
-                let travelled = |frame: &FrameInfo| if is_lent(frame) { 0 } else { frame.len };
+                let travelled = |frame: &FrameInfo| if scope.lends(frame) { 0 } else { frame.len };
                 let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload)?;
-                let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| is_lent(frame));
+                let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| scope.lends(frame));
                 for ((buffer, frame), loan) in lent.zip(loans) {
-                    *buffer = lender.borrow(Loan::decode(loan), frame.len)?;
+                    // What was deposited stands for memory of a place that this end may not have.
+                    let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
+                    *buffer = lender.borrow(Loan::decode(loan), frame.len, place)?;
                 }
                 (State::Here, Arrival::Here(buffers))
             }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
-use crate::wire::lending::{LOAN_LEN, LOANS_MAX, is_lent};
+use crate::wire::lending::{LOAN_LEN, LOANS_MAX, Scope};
 
 /// A parcel's head: how many bytes of records follow, how many of bulk, and whose.
 pub(crate) const HEAD_LEN: usize = 16;
@@ -49,6 +49,8 @@ const EAGER: u8 = 4;
 const LENT: u8 = 8;
 /// Message: the payload waits for the receiver, which may read it where the sender has it.
 const FETCHABLE: u8 = 16;
+/// Message, with the flag before: large frames that are in no arena were copied to where they can be lent.
+const DEPOSITED: u8 = 32;
 /// Settle: rejected.
 const REJECTED: u8 = 1;
 
@@ -191,8 +193,8 @@ pub(crate) enum Payload<'a> {
     Waits,
     /// The same, or not at all: the receiver may read each frame at its address in the sender's memory.
     Fetchable(&'a [[u8; ADDRESS_LEN]]),
-    /// Not at all, where it is in an arena: the loans, in the order of their frames. Of the other frames in the record.
-    Lent(&'a [[u8; LOAN_LEN]], &'a [u8]),
+    /// Not at all, as far as it is lent: the loans, in the order of their frames. Of the other frames in the record.
+    Lent(Scope, &'a [[u8; LOAN_LEN]], &'a [u8]),
 }
 
 impl Payload<'_> {
@@ -202,7 +204,7 @@ impl Payload<'_> {
             Self::Eager(payload) => payload.len(),
             Self::Streams | Self::Waits => 0,
             Self::Fetchable(addresses) => addresses.as_flattened().len(),
-            Self::Lent(loans, payload) => loans.as_flattened().len() + payload.len(),
+            Self::Lent(_, loans, payload) => loans.as_flattened().len() + payload.len(),
         };
         len as u64
     }
@@ -242,7 +244,8 @@ pub(crate) fn put_message(
             Payload::Streams => STREAMS,
             Payload::Waits => 0,
             Payload::Fetchable(_) => FETCHABLE,
-            Payload::Lent(..) => LENT,
+            Payload::Lent(Scope::Arenas, ..) => LENT,
+            Payload::Lent(Scope::Large, ..) => LENT | DEPOSITED,
         };
     let body_len = 8 + header.len() + 8 * frames.len() + len_in_record as usize;
     put_head(out, MESSAGE, flags, body_len, id);
@@ -323,7 +326,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let mut body = Fields(fields.take(body_len)?);
     *records = fields.0;
     let known = match kind {
-        MESSAGE => PROMPT | STREAMS | EAGER | LENT | FETCHABLE,
+        MESSAGE => PROMPT | STREAMS | EAGER | LENT | FETCHABLE | DEPOSITED,
         SETTLE => REJECTED,
         PUT => STREAMS,
         _ => 0,
@@ -384,13 +387,11 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     }
     check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
     let header = body.take(header_len)?;
-    let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE) {
+    let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE | DEPOSITED) {
         EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
         STREAMS => Payload::Streams,
-        LENT => {
-            let loans = body.take(LOAN_LEN * frames.iter().filter(|frame| is_lent(frame)).count())?;
-            Payload::Lent(loans.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?)
-        }
+        LENT => take_lent(Scope::Arenas, body, &frames)?,
+        way if way == LENT | DEPOSITED => take_lent(Scope::Large, body, &frames)?,
         FETCHABLE => Payload::Fetchable(body.take(ADDRESS_LEN * count)?.as_chunks().0),
         0 => Payload::Waits,
         _ => return Err(corrupt("a message travels in two ways")),
@@ -399,9 +400,9 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
         Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
         Payload::Streams | Payload::Waits => payload_len >= EAGER_LEN_MAX,
         Payload::Fetchable(_) => payload_len >= EAGER_LEN_MAX && count <= FETCHED_FRAMES_MAX,
-        Payload::Lent(loans, payload) => {
-            let others =
-                frames.iter().filter(|frame| !is_lent(frame)).map(|frame| frame.len as u64).sum::<u64>();
+        Payload::Lent(scope, loans, payload) => {
+            let others = frames.iter().filter(|frame| !scope.lends(frame));
+            let others = others.map(|frame| frame.len as u64).sum::<u64>();
             (1..=LOANS_MAX).contains(&loans.len()) && payload.len() as u64 == others && others < EAGER_LEN_MAX
         }
     };
@@ -409,6 +410,11 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
         return Err(corrupt(format!("a payload of {payload_len} bytes does not travel that way")));
     }
     Ok(Announcement { id, prompt: flags & PROMPT != 0, payload, header, frames })
+}
+
+fn take_lent<'a>(scope: Scope, body: &mut Fields<'a>, frames: &[FrameInfo]) -> Result<Payload<'a>> {
+    let loans = body.take(LOAN_LEN * frames.iter().filter(|frame| scope.lends(frame)).count())?;
+    Ok(Payload::Lent(scope, loans.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?))
 }
 
 /// Little-endian fields, taken off the front.

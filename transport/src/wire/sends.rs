@@ -3,12 +3,14 @@
 use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
+use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, Message};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
+use crate::wire::deposit::{DEPOSITED_AT_ONCE, Deposit};
 use crate::wire::fetching::{ADDRESS_LEN, addresses, len_if_fetchable};
 use crate::wire::ledger::Ledger;
-use crate::wire::lending::{LENT_LEN_MIN, Lender, Loan, is_lent, len_if_lent};
+use crate::wire::lending::{DEPOSITED_LEN_MIN, LENT_LEN_MIN, Lender, Loan, Scope};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
 use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
 
@@ -29,6 +31,11 @@ pub(crate) struct Sends {
     /// One of them waits no longer.
     urgent: bool,
     announced: Ledger<Announced>,
+    /// What the first of the queue is copied to, where it is to be lent and is not where it can be.
+    deposit: Option<Deposit>,
+    /// How much of it this poll may still copy, and whether the rest waits for the next.
+    may_copy: usize,
+    paused: bool,
     /// Loans whose announcements are still to leave, in order: the peer acts on none of them before its last byte came.
     unheard: VecDeque<(u64, Loan)>,
     /// What the announced take from the window.
@@ -39,6 +46,7 @@ pub(crate) struct Sends {
     stalled: bool,
     pub(crate) stalls: u64,
     pub(crate) bytes_copied: u64,
+    pub(crate) bytes_deposited: u64,
 }
 
 #[derive(Debug)]
@@ -110,16 +118,28 @@ impl Sends {
 
     /// Counts the times that the queue began to wait for credit.
     fn note_stall(&mut self) {
-        let stalled = !self.queued.is_empty() && !self.are_due();
+        let stalled = !self.queued.is_empty() && !self.urgent && !self.first_has_credit();
         self.stalls += u64::from(stalled && !self.stalled);
         self.stalled = stalled;
     }
 
+    fn first_has_credit(&self) -> bool {
+        self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
+    }
+
+    /// A poll begins, which may copy so much.
+    pub(crate) fn begin_poll(&mut self) {
+        (self.may_copy, self.paused) = (DEPOSITED_AT_ONCE, false);
+    }
+
+    /// Whether the next poll has something to do, whatever comes.
+    pub(crate) fn are_paused(&self) -> bool {
+        self.paused
+    }
+
     /// Whether one could be announced now, and should.
     pub(crate) fn are_due(&self) -> bool {
-        self.urgent
-            || self.joined.len() >= JOINED_LEN
-            || self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
+        self.urgent || self.joined.len() >= JOINED_LEN || (!self.paused && self.first_has_credit())
     }
 
     /// Whether everything has left.
@@ -145,50 +165,92 @@ impl Sends {
         outbox.text().append(&mut self.joined);
         self.urgent = false;
         while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
-            let Some(queued) = self.queued.front() else { break };
-            if !self.has_credit(queued.message.memory()) {
+            if !self.first_has_credit() {
+                break;
+            }
+            self.paused = lender.as_mut().is_some_and(|lender| !self.deposit(&mut **lender));
+            if self.paused {
                 break;
             }
             let Some(queued) = self.queued.pop_front() else { break };
-            let lent = lender.as_mut().and_then(|lender| self.lend(queued.message.memory(), &mut **lender));
-            match lent {
-                Some(loans) => self.announce_lent(queued, loans, outbox),
+            let deposit = self.deposit.take();
+            let lend =
+                |lender: &mut Box<dyn Lender>| self.lend(queued.message.memory(), deposit, &mut **lender);
+            match lender.as_mut().and_then(lend) {
+                Some((scope, loans)) => self.announce_lent(queued, scope, loans, outbox),
                 None => self.announce_one(queued, outbox, bulks, fetch),
             }
         }
         self.note_stall();
     }
 
-    /// Lends all frames of a message that could be, and tells how many: all, or none if one cannot, or it is not worth it.
-    fn lend(&mut self, message: &Message, lender: &mut dyn Lender) -> Option<usize> {
-        len_if_lent(message)?;
+    /// Copies the first of the queue to where it can be lent, as much as this poll may, if that is how it goes. Whether it can be
+    /// announced now.
+    fn deposit(&mut self, lender: &mut dyn Lender) -> bool {
+        let Some(queued) = self.queued.front() else { return true };
+        let message = queued.message.memory();
+        if self.deposit.is_none() && self.is_deposited(message) {
+            self.deposit = Deposit::begin(message, lender);
+        }
+        let Some(deposit) = &mut self.deposit else { return true };
+        let copied = deposit.copy(message, self.may_copy);
+        self.may_copy -= copied;
+        self.bytes_copied += copied as u64;
+        self.bytes_deposited += copied as u64;
+        deposit.is_whole()
+    }
+
+    /// Whether a message is copied to where it can be lent: if it would travel otherwise, and the peer takes what comes in
+    /// memory of its own, so that it names none.
+    fn is_deposited(&self, message: &Message) -> bool {
+        self.ahead > 0
+            && message.payload_len() >= DEPOSITED_LEN_MIN
+            && Scope::Arenas.len_of(message).is_none()
+            && Scope::Large.len_of(message).is_some()
+    }
+
+    /// Lends all frames of a message that could be, those of the deposit in the stead of what is in no arena, and tells how
+    /// many: all, or none if one cannot, or it is not worth it.
+    fn lend(
+        &mut self,
+        message: &Message,
+        deposit: Option<Deposit>,
+        lender: &mut dyn Lender,
+    ) -> Option<(Scope, usize)> {
+        let scope = if deposit.is_some() { Scope::Large } else { Scope::Arenas };
+        scope.len_of(message)?;
+        let mut copies = deposit.into_iter().flat_map(Deposit::finish);
         let (id, before) = (self.announced.next(), self.unheard.len());
         for (frame, info) in message.frames().iter().zip(message.table()) {
-            if !is_lent(&info) {
+            if !scope.lends(&info) {
                 continue;
             }
-            let Some(loan) = lender.lend(frame) else {
+            let loan = match info.place {
+                Place::Arena => lender.lend(frame),
+                _ => copies.next().and_then(|copy| lender.lend(&copy)),
+            };
+            let Some(loan) = loan else {
                 self.unheard.drain(before..).for_each(|(_, loan)| lender.take_back(loan));
                 return None;
             };
             self.unheard.push_back((id, loan));
         }
-        Some(self.unheard.len() - before)
+        Some((scope, self.unheard.len() - before))
     }
 
-    /// Announces a message whose frames in arenas were lent, with the last so many loans. Its operation ends when that has
-    /// left: the lender holds the memory, as long as the peer has it.
-    fn announce_lent(&mut self, queued: Queued, loans: usize, outbox: &mut Outbox) {
+    /// Announces a message of which frames were lent, with the last so many loans. Its operation ends when that has left: the
+    /// lender holds what was lent, as long as the peer has it.
+    fn announce_lent(&mut self, queued: Queued, scope: Scope, loans: usize, outbox: &mut Outbox) {
         let Queued { message, receipt, prompt } = queued;
         let id = self.announced.next();
         let memory = message.memory();
-        let len = len_if_lent(memory).unwrap_or_default();
+        let len = scope.len_of(memory).unwrap_or_default();
         let text = outbox.text();
-        put_message(text, id, prompt, Payload::Lent(&[], &[]), memory.header(), memory.table(), len);
+        put_message(text, id, prompt, Payload::Lent(scope, &[], &[]), memory.header(), memory.table(), len);
         for (_, loan) in self.unheard.range(self.unheard.len() - loans..) {
             text.extend_from_slice(&loan.encode());
         }
-        let others = memory.frames().iter().zip(memory.table()).filter(|(_, info)| !is_lent(info));
+        let others = memory.frames().iter().zip(memory.table()).filter(|(_, info)| !scope.lends(info));
         outbox.payload(others.map(|(frame, _)| frame.clone()));
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
@@ -303,6 +365,8 @@ impl Sends {
         if let Some(lender) = lender {
             self.unheard.drain(..).for_each(|(_, loan)| lender.take_back(loan));
         }
+        self.deposit = None;
+        self.paused = false;
         for Queued { message, receipt, .. } in self.queued.drain(..) {
             receipt.resolve(Err(why.clone()));
             message.fail(why.clone());
@@ -318,7 +382,9 @@ impl Sends {
 
 /// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is announced.
 fn cost_of(message: &Message) -> u64 {
-    let len = eager_len(message).max(len_if_lent(message).unwrap_or_default()).max(len_if_fetchable(message));
+    let lent_len = [Scope::Arenas, Scope::Large].map(|scope| scope.len_of(message).unwrap_or_default());
+    let others = eager_len(message).max(len_if_fetchable(message));
+    let len = lent_len.into_iter().fold(others, u64::max);
     cost(message.header().len(), message.frames().len(), len)
 }
 

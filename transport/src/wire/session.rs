@@ -182,10 +182,25 @@ impl Session {
         self.announced.drain(..)
     }
 
+    /// A poll begins: it copies a bounded part of what is deposited.
+    pub(crate) fn begin_poll(&mut self) {
+        self.sends.begin_poll();
+    }
+
+    /// Whether the last poll stopped before it had done all that it could: the next goes on, whatever comes.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.sends.are_paused()
+    }
+
     /// Payload copied in user space, and waits for credit.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let copied = self.sends.bytes_copied + self.receives.bytes_copied + self.one_sided.bytes_copied;
         (copied, self.sends.stalls)
+    }
+
+    /// How much of what was copied was deposited.
+    pub(crate) fn bytes_deposited(&self) -> u64 {
+        self.sends.bytes_deposited
     }
 
     /// Both ends said good-bye, or the peer did and ours has left.
@@ -272,7 +287,7 @@ impl Session {
         if self.outbox.is_empty() {
             self.make_batch();
         }
-        debug_assert!(!self.outbox.is_empty(), "what is due makes a batch");
+        debug_assert!(!self.outbox.is_empty() || self.is_paused(), "what is due makes a batch");
         self.outbox.gather(slices, slices_max);
     }
 

@@ -1,5 +1,6 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
+mod deposit;
 mod fetching;
 mod integrity;
 mod lending;
@@ -100,6 +101,7 @@ impl End {
     /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
     fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
         self.session.pass_over(!1);
+        self.session.begin_poll();
         if !self.session.is_due(Urgency::Word) {
             return false;
         }

@@ -16,9 +16,9 @@ use super::showing::{Number, ShownBy, ShownTo};
 use super::table::{LEASES, Table};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::Buffer;
 use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, OnLoan, lendable};
+use crate::memory::{Buffer, BufferMut, Depot, Place};
 use crate::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, Loan};
 
@@ -33,6 +33,7 @@ const SWEPT_AT_ONCE: usize = 4;
 pub(super) struct ArenaLender {
     /// Where descriptors travel.
     socket: OwnedFd,
+    depot: Depot,
     lent: Arc<Mutex<Lent>>,
     shown: ShownTo,
     borrowed: Borrowed,
@@ -108,6 +109,7 @@ impl ArenaLender {
     /// of its.
     pub(super) fn new(
         socket: OwnedFd,
+        depot: Depot,
         (ours, theirs): (Table, Table),
         (holders, holder): (OwnedFd, OwnedFd),
         environment: Arc<dyn Environment>,
@@ -126,7 +128,7 @@ impl ArenaLender {
         lock(LEDGERS.get()).push(lent.clone());
         let borrower = Arc::new(Borrower { table: ours, process: Process::current() });
         let borrowed = Borrowed { shown: ShownBy::new(holder), turns: Vec::new(), borrower };
-        Self { socket, lent, shown: ShownTo::default(), borrowed, environment }
+        Self { socket, depot, lent, shown: ShownTo::default(), borrowed, environment }
     }
 
     /// Becomes true when the peer says of our loans what cannot be.
@@ -154,11 +156,17 @@ impl Lender for ArenaLender {
         Some(Loan { segment, offset: offset as u64, lease })
     }
 
+    fn deposit(&mut self, len: usize) -> Option<BufferMut> {
+        // What was lent is looked at again where the depot has no room, without this lock.
+        let has_lease = lock(&self.lent).has_lease();
+        if has_lease { self.depot.take(len) } else { None }
+    }
+
     fn take_back(&mut self, loan: Loan) {
         lock(&self.lent).take_back(loan.lease);
     }
 
-    fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer> {
+    fn borrow(&mut self, loan: Loan, len: usize, place: Place) -> Result<Buffer> {
         let Borrowed { shown, turns, borrower } = &mut self.borrowed;
         let (slot, turn) = parts(loan.lease);
         if turns.len() <= slot {
@@ -173,7 +181,7 @@ impl Lender for ArenaLender {
         turns[slot] = turn;
         let lease = Lease { borrower: borrower.clone(), slot, turn };
         let offset = usize::try_from(loan.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
-        borrowing::borrow(showing, offset, len, Arc::new(lease))
+        borrowing::borrow(showing, (offset, len), place, Arc::new(lease))
     }
 
     fn tend(&mut self) -> Result<()> {
@@ -184,8 +192,8 @@ impl Lender for ArenaLender {
 }
 
 impl Lent {
-    /// Lends a frame under a lease, if one is free.
-    fn give(&mut self, lent: (Kept, Number)) -> Option<u64> {
+    /// Whether a lease is free. What is back of the oldest loans is so afterwards, memory and all.
+    fn has_lease(&mut self) -> bool {
         self.sweep(SWEPT_AT_ONCE);
         if self.free.is_empty() && self.slots.len() < LEASES {
             self.free.push(self.slots.len() as u32);
@@ -193,6 +201,14 @@ impl Lent {
         }
         if self.free.is_empty() {
             self.sweep(LEASES);
+        }
+        !self.free.is_empty()
+    }
+
+    /// Lends a frame under a lease, if one is free.
+    fn give(&mut self, lent: (Kept, Number)) -> Option<u64> {
+        if !self.has_lease() {
+            return None;
         }
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];

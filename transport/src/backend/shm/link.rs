@@ -72,7 +72,8 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let mut lied = Arc::default();
     if trusted {
         let environment = site.environment.clone();
-        let lender = ArenaLender::new(socket, tables, (holders, peer.holder), environment);
+        let lender =
+            ArenaLender::new(socket, site.depot.clone(), tables, (holders, peer.holder), environment);
         lied = lender.lied();
         session = session.lending(Box::new(lender));
     }

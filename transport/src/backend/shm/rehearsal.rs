@@ -16,7 +16,7 @@ use super::pipe;
 use super::table::Table;
 use crate::error::{Error, Result};
 use crate::internals::clockwork::Clockwork;
-use crate::memory::{Arena, Buffer, Segment};
+use crate::memory::{Arena, Buffer, Depot, Place, Segment};
 use crate::wire::lending::{LOAN_LEN, Lender, Loan};
 
 const RING_LEN: usize = 4096;
@@ -71,7 +71,13 @@ impl Rehearsal {
         let environment = Arc::new(Clockwork::default());
         let ((holders, _holder), (_, holder)) = (pipe::new()?, pipe::new()?);
         Ok(Self {
-            lender: ArenaLender::new(near, tables(&ours, &theirs)?, (holders, holder), environment),
+            lender: ArenaLender::new(
+                near,
+                Depot::new(0),
+                tables(&ours, &theirs)?,
+                (holders, holder),
+                environment,
+            ),
             arena: Arena::new(arena_len)?,
             socket,
             words,
@@ -114,7 +120,7 @@ impl Rehearsal {
 
     /// The end hears of this loan.
     pub fn borrow(&mut self, loan: &[u8; LOAN_LEN], len: usize) -> Result<Buffer> {
-        self.lender.borrow(Loan::decode(loan), len)
+        self.lender.borrow(Loan::decode(loan), len, Place::Arena)
     }
 
     /// The turn under which a loan of the peer's was given back last.

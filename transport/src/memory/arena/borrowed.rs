@@ -20,6 +20,7 @@ pub(crate) struct BorrowedMemory {
     segment: Arc<PeerSegment>,
     offset: usize,
     len: usize,
+    place: Place,
     lease: Held,
     origin: Held,
 }
@@ -36,7 +37,7 @@ impl BorrowedMemory {
     }
 }
 
-/// `len` bytes of a peer's segment as a buffer that nobody here can write. Its last handle drops `origin`, and its share of the
+/// `len` bytes of a peer's segment as a buffer in `place` that nobody here can write. Its last handle drops `origin`, and its share of the
 /// lease.
 ///
 /// # Errors
@@ -48,8 +49,8 @@ impl BorrowedMemory {
 /// The peer is trusted to have written all of the range, and to write none of it until the lease has been dropped (M11).
 pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
-    offset: usize,
-    len: usize,
+    (offset, len): (usize, usize),
+    place: Place,
     lease: Held,
     origin: Held,
 ) -> Result<Buffer> {
@@ -57,7 +58,7 @@ pub(crate) unsafe fn borrowed(
         let detail = format!("{len} bytes from {offset} on of a segment of {} were lent", segment.len());
         return Err(Error::new(ErrorKind::Corrupt, detail));
     }
-    let memory = BorrowedMemory { segment, offset, len, lease, origin };
+    let memory = BorrowedMemory { segment, offset, len, place, lease, origin };
     // SAFETY: written before it was lent, by the caller's promise (M4), and of what is not writable no `BufferMut` exists.
     Ok(unsafe { Buffer::from_allocation(Arc::new(memory)) })
 }
@@ -90,7 +91,7 @@ unsafe impl Allocation for BorrowedMemory {
     }
 
     fn place(&self) -> Place {
-        Place::Arena
+        self.place
     }
 
     fn access(&self) -> Access {

@@ -7,11 +7,14 @@ use bytes::Bytes;
 
 use super::{Lender, Loan};
 use crate::error::Result;
-use crate::memory::{Buffer, Place};
+use crate::memory::arena::lendable;
+use crate::memory::{self, Buffer, BufferMut, Place};
 use crate::wire::record::corrupt;
 
 /// The segment that all of an arena is.
 pub(crate) const SEGMENT: u32 = 3;
+/// And that all of its depot is.
+const DEPOT: u32 = 5;
 
 /// One process's arena, which its peer reaches too.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +26,8 @@ struct State {
     blocks: BTreeMap<usize, (Bytes, u64)>,
     /// How long the segment is.
     len: u64,
+    /// Where copies lie that are lent in the stead of other memory.
+    depot: Option<memory::Arena>,
     leases: Vec<Lease>,
     out: usize,
     /// What nobody may ever do, done.
@@ -31,6 +36,7 @@ struct State {
 
 #[derive(Debug)]
 struct Lease {
+    segment: u32,
     offset: u64,
     /// The lender's handle, until it came back.
     frame: Option<Buffer>,
@@ -47,6 +53,12 @@ pub(crate) struct Leases {
 }
 
 impl Arena {
+    /// One with so much room for deposits.
+    pub(crate) fn with_depot(bytes_max: usize) -> Self {
+        let depot = memory::Arena::new(bytes_max).ok();
+        Self(Arc::new(Mutex::new(State { depot, ..State::default() })))
+    }
+
     /// A frame in it.
     pub(crate) fn block(&self, bytes: Vec<u8>) -> Buffer {
         let bytes = Bytes::from(bytes);
@@ -82,10 +94,16 @@ impl Arena {
         }
     }
 
-    /// Panics if anybody did what nobody may.
+    /// How much is deposited.
+    pub(crate) fn deposited_bytes(&self) -> usize {
+        self.state().depot.as_ref().map_or(0, |depot| depot.stats().in_use_bytes)
+    }
+
+    /// Panics if anybody did what nobody may, or a deposit stayed that no lease holds.
     pub(crate) fn check(&self) {
         let faults = std::mem::take(&mut self.state().faults);
         assert!(faults.is_empty(), "{faults:?}");
+        assert!(self.leases().out > 0 || self.deposited_bytes() == 0, "deposits that nobody has");
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,6 +116,15 @@ impl State {
     fn block_of(&self, at: usize, len: usize) -> Option<(&(Bytes, u64), usize)> {
         let (start, block) = self.blocks.range(..=at).next_back()?;
         (at - start + len <= block.0.len()).then_some((block, at - start))
+    }
+
+    /// Where in which segment a frame is.
+    fn find(&self, frame: &Buffer) -> Option<(u32, u64)> {
+        if let Some((_, offset)) = lendable(frame) {
+            return Some((DEPOT, offset as u64));
+        }
+        let ((_, start), at) = self.block_of(frame.as_ptr().addr(), frame.len())?;
+        Some((SEGMENT, start + at as u64))
     }
 
     fn lease(&mut self, number: u64) -> Option<&mut Lease> {
@@ -133,11 +160,13 @@ impl Drop for Block {
     }
 }
 
-/// What a peer borrowed: its mapping of the bytes, and no handle of the owner's.
+/// What a peer borrowed: its mapping of the bytes, and no handle of the owner's that the lender could need.
 struct Borrowed {
     owner: Arena,
     lease: u64,
     bytes: Bytes,
+    /// It is no block, whose handles are counted.
+    deposited: bool,
 }
 
 impl AsRef<[u8]> for Borrowed {
@@ -149,7 +178,8 @@ impl AsRef<[u8]> for Borrowed {
 impl Drop for Borrowed {
     fn drop(&mut self) {
         let mut state = self.owner.state();
-        let is_there = state.block_of(self.bytes.as_ptr().addr(), self.bytes.len()).is_some();
+        let is_block = || state.block_of(self.bytes.as_ptr().addr(), self.bytes.len()).is_some();
+        let is_there = self.deposited || is_block();
         if !is_there {
             state.faults.push("a frame was freed while the peer read it");
         }
@@ -172,15 +202,20 @@ struct Counter {
 impl Lender for Counter {
     fn lend(&mut self, frame: &Buffer) -> Option<Loan> {
         let mut state = self.ours.state();
-        let ((_, start), at) = state.block_of(frame.as_ptr().addr(), frame.len())?;
-        let offset = start + at as u64;
+        let (segment, offset) = state.find(frame)?;
         if state.out >= self.leases_max {
             return None;
         }
         let lease = state.leases.len() as u64;
         state.out += 1;
-        state.leases.push(Lease { offset, frame: Some(frame.clone()), borrowed: false });
-        Some(Loan { segment: SEGMENT, offset, lease })
+        state.leases.push(Lease { segment, offset, frame: Some(frame.clone()), borrowed: false });
+        Some(Loan { segment, offset, lease })
+    }
+
+    fn deposit(&mut self, len: usize) -> Option<BufferMut> {
+        let state = self.ours.state();
+        let depot = state.depot.as_ref().filter(|_| state.out < self.leases_max)?;
+        depot.take(len).ok()
     }
 
     fn take_back(&mut self, loan: Loan) {
@@ -194,22 +229,27 @@ impl Lender for Counter {
         drop(frame);
     }
 
-    fn borrow(&mut self, loan: Loan, len: usize) -> Result<Buffer> {
+    fn borrow(&mut self, loan: Loan, len: usize, place: Place) -> Result<Buffer> {
         let mut state = self.theirs.state();
         let wrong = || corrupt(format!("{loan:?} of {len} bytes was never made"));
         let lease = state.lease(loan.lease).ok_or_else(wrong)?;
         let frame =
             lease.frame.as_ref().filter(|frame| frame.len() == len && !lease.borrowed).ok_or_else(wrong)?;
-        if loan.segment != SEGMENT || loan.offset != lease.offset {
+        if loan.segment != lease.segment || loan.offset != lease.offset {
             return Err(wrong());
         }
-        let start = frame.as_ptr().addr();
+        let (start, frame) = (frame.as_ptr().addr(), frame.clone());
         lease.borrowed = true;
-        let ((block, _), at) = state.block_of(start, len).ok_or_else(wrong)?;
-        let bytes = block.slice(at..at + len);
-        Ok(Buffer::placed(
-            Bytes::from_owner(Borrowed { owner: self.theirs.clone(), lease: loan.lease, bytes }),
-            Place::Arena,
-        ))
+        let deposited = lendable(&frame).is_some();
+        let bytes = if deposited {
+            Bytes::copy_from_slice(frame.as_slice().unwrap_or_default())
+        } else {
+            let ((block, _), at) = state.block_of(start, len).ok_or_else(wrong)?;
+            block.slice(at..at + len)
+        };
+        drop(state);
+        drop(frame);
+        let borrowed = Borrowed { owner: self.theirs.clone(), lease: loan.lease, bytes, deposited };
+        Ok(Buffer::placed(Bytes::from_owner(borrowed), place))
     }
 }

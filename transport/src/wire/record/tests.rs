@@ -37,7 +37,7 @@ fn the_documented_loan_is_what_travels() {
     let table = [FrameInfo { len: 1 << 30, place: Place::Arena }, FrameInfo { len: 5, place: Place::Host }];
     let loan = Loan { segment: 2, offset: 0x4000_0000, lease: 9 };
     let mut message = Vec::new();
-    let lent = Payload::Lent(&[], &[]);
+    let lent = Payload::Lent(Scope::Arenas, &[], &[]);
     put_message(&mut message, 1, false, lent, b"hi", table.into_iter(), LOAN_LEN as u64 + 5);
     message.extend_from_slice(&loan.encode());
     message.extend_from_slice(b"hello");
@@ -50,7 +50,7 @@ fn the_documented_loan_is_what_travels() {
     let record = take(&mut &message[..]).unwrap();
     let Record::Message(announced) = record else { panic!("{record:?}") };
     assert_eq!((announced.cost(), announced.payload_len()), (message.len() as u64, (1 << 30) + 5));
-    let Payload::Lent([found], b"hello") = announced.payload else { panic!("{announced:?}") };
+    let Payload::Lent(Scope::Arenas, [found], b"hello") = announced.payload else { panic!("{announced:?}") };
     assert_eq!(Loan::decode(found), loan);
 }
 

@@ -4,22 +4,25 @@ mod deaths;
 
 use super::*;
 use crate::wire::lending::arena::{Arena, Leases, SEGMENT};
-use crate::wire::lending::{LOANS_MAX, Loan};
+use crate::wire::lending::{LOANS_MAX, Loan, Scope};
 use crate::wire::record::put_message;
 
 /// More leases than any of these tests needs.
 const LEASES: usize = 100_000;
 
 /// Two ends, and the arena that each lends from.
-struct Host {
-    a: End,
-    b: End,
-    arenas: [Arena; 2],
+pub(super) struct Host {
+    pub(super) a: End,
+    pub(super) b: End,
+    pub(super) arenas: [Arena; 2],
 }
 
 impl Host {
     fn new(leases_max: usize) -> Self {
-        let arenas = [Arena::default(), Arena::default()];
+        Self::over([Arena::default(), Arena::default()], leases_max)
+    }
+
+    pub(super) fn over(arenas: [Arena; 2], leases_max: usize) -> Self {
         let end = |ours: &Arena, theirs: &Arena| {
             let mut end = End::new();
             end.session = end.session.lending(ours.lender(theirs, leases_max));
@@ -29,16 +32,16 @@ impl Host {
     }
 
     /// A frame of the first end's arena.
-    fn block(&self, len: usize) -> Buffer {
+    pub(super) fn block(&self, len: usize) -> Buffer {
         self.arenas[0].block((0..len).map(|at| (at / 251 + at) as u8).collect())
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         run(&mut self.a, &mut self.b, &mut Seed(1)).expect("a good peer");
     }
 
     /// Sends a message to the other end, which takes it.
-    fn exchange(&mut self, message: &Message) -> Vec<Buffer> {
+    pub(super) fn exchange(&mut self, message: &Message) -> Vec<Buffer> {
         let (sent, _) = self.a.send(message.clone());
         self.run();
         let taken = self.b.take().expect("announced");
@@ -51,7 +54,7 @@ impl Host {
         self.arenas[0].leases()
     }
 
-    fn finish(self) {
+    pub(super) fn finish(self) {
         let Self { a, b, arenas } = self;
         drop((a, b));
         for arena in arenas {
@@ -62,7 +65,7 @@ impl Host {
     }
 }
 
-fn same(frames: &[Buffer], originals: &[Buffer]) {
+pub(super) fn same(frames: &[Buffer], originals: &[Buffer]) {
     assert_eq!(frames.len(), originals.len());
     for (frame, original) in frames.iter().zip(originals) {
         assert!(frame.as_slice() == original.as_slice());
@@ -285,7 +288,15 @@ fn a_receiver_that_rejects_or_gives_up_gives_every_loan_back() {
 fn announcement(flags: u8, frames: &[FrameInfo], loans: &[Loan], payload: &[u8]) -> Vec<u8> {
     let mut records = Vec::new();
     let len = loans.len() * 20 + payload.len();
-    put_message(&mut records, 0, false, Payload::Lent(&[], &[]), b"", frames.iter().copied(), len as u64);
+    put_message(
+        &mut records,
+        0,
+        false,
+        Payload::Lent(Scope::Arenas, &[], &[]),
+        b"",
+        frames.iter().copied(),
+        len as u64,
+    );
     records[1] = flags;
     records.extend(loans.iter().flat_map(|loan| loan.encode()));
     records.extend(payload);
@@ -314,11 +325,17 @@ fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
     hear(&mut host.b, announcement(LENT, &[large], &[loan], b"")).expect("a peer that is right");
     assert_eq!(host.b.take().expect("announced").frames()[0].len(), 20_000);
     host.finish();
+    let (mut host, loan) = lend();
+    let deposited = [frame(Place::Host, 4095), frame(Place::Host, 20_000)];
+    hear(&mut host.b, announcement(LENT | 32, &deposited, &[loan], &[0; 4095]))
+        .expect("a peer that is right");
+    assert_eq!(host.b.take().expect("announced").frames()[1].place(), Place::Host);
+    host.finish();
 
     let good = |loan| vec![loan];
     let many = vec![frame(Place::Arena, 1); LOANS_MAX + 1];
     type Lie<'a> = (&'a str, u8, Vec<FrameInfo>, &'a dyn Fn(Loan) -> Vec<Loan>, &'a [u8]);
-    let lies: [Lie<'_>; 17] = [
+    let lies: [Lie<'_>; 22] = [
         ("no loan", LENT, vec![large], &|_| Vec::new(), b""),
         ("a loan too many", LENT, vec![large], &|loan| vec![loan; 2], b""),
         ("nothing to lend", LENT, vec![frame(Place::Host, 5)], &|_| Vec::new(), b"hello"),
@@ -336,6 +353,11 @@ fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
         ("another lease", LENT, vec![large], &|loan| vec![Loan { lease: u64::MAX, ..loan }], b""),
         ("a longer frame", LENT, vec![frame(Place::Arena, 20_001)], &good, b""),
         ("one lease twice", LENT, vec![large, large], &|loan| vec![loan; 2], b""),
+        ("deposited and not lent", 32, vec![frame(Place::Host, 20_000)], &good, b""),
+        ("deposited, without a loan", LENT | 32, vec![frame(Place::Host, 20_000)], &|_| Vec::new(), b""),
+        ("deposited in a record", LENT | 32, vec![large, frame(Place::Host, 4096)], &good, &[0; 4096]),
+        ("deposited, and too short", LENT | 32, vec![frame(Place::Host, 4095)], &good, b""),
+        ("deposited and eager", LENT | 32 | 4, vec![large], &good, b""),
     ];
     for (what, flags, frames, loans, payload) in lies {
         let (mut host, loan) = lend();

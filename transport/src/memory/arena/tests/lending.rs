@@ -49,8 +49,10 @@ fn what_is_lent_is_read_where_it_lies() {
         let (peer, back) = (mapped(segment), Arc::new(AtomicUsize::new(0)));
         let (lease, origin): (Held, Held) = (Arc::new(Lease(Arc::clone(&back))), Arc::new("origin"));
         // SAFETY: written above, and held by `lent` until the end (M11).
-        let buffer =
-            unsafe { borrowed::borrowed(Arc::clone(&peer), offset, lent.len(), lease, origin) }.unwrap();
+        let buffer = unsafe {
+            borrowed::borrowed(Arc::clone(&peer), (offset, lent.len()), Place::Arena, lease, origin)
+        }
+        .unwrap();
 
         assert_eq!((buffer.place(), buffer.access()), (Place::Arena, Access::Owned));
         assert!(buffer.as_slice() == Some(&content[cut.clone()]));
@@ -146,7 +148,8 @@ fn what_is_not_within_the_segment_is_not_borrowed() {
         let back = Arc::new(AtomicUsize::new(0));
         let lease = Arc::new(Lease(Arc::clone(&back)));
         // SAFETY: zeroes, which the test does not write (M11).
-        let buffer = unsafe { borrowed::borrowed(Arc::clone(&peer), offset, len, lease, Arc::new(())) };
+        let buffer =
+            unsafe { borrowed::borrowed(Arc::clone(&peer), (offset, len), Place::Host, lease, Arc::new(())) };
         match buffer {
             Ok(buffer) => assert!(fits && buffer.len() == len),
             Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "{error}"),

@@ -22,6 +22,8 @@ const MESSAGES_MAX: usize = 8;
 const ACCESSES_MAX: usize = 8;
 /// What a put writes at most: each has a range of its own.
 const SLOT: usize = 17_000;
+/// A frame that is deposited; of two in a row, a poll copies a part of the second.
+const LARGE: usize = 140_000;
 
 /// Gives every region another key.
 #[derive(Debug)]
@@ -185,9 +187,12 @@ impl Side {
 fn message(number: usize, arena: &Arena, seed: &mut Seed) -> Message {
     let eager = EAGER_LEN_MAX as usize;
     let lens = [0, 1, 100, 1000, eager - 1, eager, SLOT];
-    let frames = (0..seed.below(4)).map(|_| match vec![number as u8; lens[seed.below(lens.len())]] {
-        bytes if bytes.is_empty() || seed.below(2) == 0 => Buffer::from(bytes),
-        bytes => arena.block(bytes),
+    // Few are large: an answer must not wait behind so many that its end is taken for dead.
+    let large = (2..6).contains(&number) && seed.below(3) > 0;
+    let frames = (0..seed.below(4)).map(|index| {
+        let len = if large && index == 0 { LARGE } else { lens[seed.below(lens.len())] };
+        let bytes = vec![number as u8; len];
+        if len == 0 || seed.below(2) == 0 { Buffer::from(bytes) } else { arena.block(bytes) }
     });
     Message::from_parts(number.to_string(), frames.collect())
 }
@@ -203,7 +208,8 @@ impl Line {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let checked = seed.below(2) == 0;
         let strands = [0, 0, 1, 3][seed.below(4)];
-        let arenas = [Arena::default(), Arena::default()];
+        let depot = |bytes: usize| if bytes > 0 { Arena::with_depot(bytes) } else { Arena::default() };
+        let arenas = [0, 1].map(|_| depot([0, LARGE + 100_000, 4 << 20][seed.below(3)]));
         let leases_max = [0, 1, 3, 100][seed.below(4)];
         let lender = |me: usize| (leases_max > 0).then(|| arenas[me].lender(&arenas[1 - me], leases_max));
         let mut ends = [Side::new(checked, strands, lender(0)), Side::new(checked, strands, lender(1))];
@@ -255,13 +261,12 @@ impl Line {
             4..7 => {
                 for (stream, under_way) in peer.under_way.iter_mut().enumerate() {
                     let mut bytes = VecDeque::new();
+                    let room = [40_000, 2 * LARGE][seed.below(2)];
+                    let len_max = 1 + seed.below(room);
                     match stream {
-                        0 => side.end.write(&mut bytes, 1 + seed.below(40_000)),
+                        0 => side.end.write(&mut bytes, len_max),
                         // Strands have their own pace.
-                        _ => {
-                            seed.below(2) == 0
-                                && side.end.write_strand(stream, &mut bytes, 1 + seed.below(40_000))
-                        }
+                        _ => seed.below(2) == 0 && side.end.write_strand(stream, &mut bytes, len_max),
                     };
                     bytes.len().hash(trace);
                     let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
