@@ -16,6 +16,7 @@ mod connect;
 mod content;
 mod copies;
 mod deaths;
+mod deposits;
 mod door;
 mod encrypted;
 mod ending;
@@ -69,6 +70,7 @@ const GROUPS: &[&[Claims]] = &[
     copies::CASES,
     arena::CASES,
     forward::CASES,
+    deposits::CASES,
     callers::CASES,
     event_loop::CASES,
     mixed::CASES,
