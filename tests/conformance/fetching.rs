@@ -87,8 +87,8 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
         assert!((len_u64..len_u64 + WORDS).contains(&landed), "the receiver copied {landed} of {len} bytes");
 
         // And between two, both ways: the peer says what it copied.
-        let both = async { tokio::join!(far.deliver(message(number, &[len])), copied(&far, land(&far))) };
-        let (sent, (here, back)) = soon("an answer", both).await;
+        let both = async { tokio::join!(far.deliver(message(number, &[len])), land(&far)) };
+        let (here, (sent, back)) = soon("an answer", copied(&far, both)).await;
         sent.unwrap();
         let back = back.unwrap();
         assert_frame(&back.frames()[0], number, len);
