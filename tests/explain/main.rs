@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod degraded;
+mod limited;
 
 use std::sync::Arc;
 
@@ -140,6 +141,33 @@ async fn a_slow_path_has_the_figures_of_a_slow_one() {
         // A message of 1 MiB leaves every 2 ms at best.
         let ceiling = f64::from(1 << 20) / 1e3 / delay_us;
         assert!(degraded.gb_per_s <= 1.01 * ceiling, "{name}: {degraded:?}");
+    }
+}
+
+#[tokio::test]
+async fn ends_that_prefer_different_ways_take_the_connectors_and_say_the_same() {
+    let order = |names: [&str; 2]| -> Backends {
+        let named = |name| backend::all().into_iter().find(|backend| backend.name() == name);
+        names.into_iter().filter_map(named).collect()
+    };
+    let orders = [["shm", "tcp"], ["tcp", "shm"]];
+    for (connectors, acceptors) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
+        let what = format!("{:?} meets {:?}", orders[connectors], orders[acceptors]);
+        let (near, far) = (endpoint(order(orders[connectors])), endpoint(order(orders[acceptors])));
+        let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
+        let said = [&a, &b].map(|end| {
+            let mut states = states(end.path());
+            states.sort_by_key(|(name, _)| *name);
+            (end.path().chosen(), states)
+        });
+        assert_eq!(said[0], said[1], "{what}");
+        assert_eq!(said[0].0, orders[connectors][0], "{what}");
+        assert_eq!(of(a.path(), orders[connectors][1]).state, CandidateState::Available, "{what}");
+        let explanations = [a.explain().await, b.explain().await];
+        let chosen = explanations.map(|explanation| explanation.chosen().unwrap().candidate.name);
+        assert_eq!(chosen, [said[0].0; 2], "{what}");
+        let (_, measured) = measure(&a, &b).await;
+        assert_eq!(measured.peer.chosen(), Some(said[0].0), "{what}");
     }
 }
 

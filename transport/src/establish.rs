@@ -109,7 +109,7 @@ impl Establisher {
                     }
                 }
             };
-            let candidates = self.settle(&entrant, entrants, refused, &greeting);
+            let candidates = self.settle(Role::Connector, &entrant, entrants, refused, &greeting);
             let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
             return self.connection(&entrant, site, link, path);
         }
@@ -218,7 +218,7 @@ impl Establisher {
                     }
                 }
             };
-            let candidates = self.settle(&entrant, entrants, refused, &greeting);
+            let candidates = self.settle(Role::Acceptor, &entrant, entrants, refused, &greeting);
             let path = path(address, &entrant, &site, (over_tls, streams), candidates);
             return self.connection(&entrant, site, link, path).map(Some);
         }
@@ -289,6 +289,7 @@ impl Establisher {
     /// Every candidate's end, once one is chosen, in the order of preference.
     fn settle(
         &self,
+        role: Role,
         chosen: &Entrant,
         others: Vec<Entrant>,
         refused: Vec<Candidate>,
@@ -301,10 +302,11 @@ impl Establisher {
             ..chosen.candidate.clone()
         };
         let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
+        let offered = |name: &str| greeting.offers.iter().position(|offer| offer.backend == name);
         // What nobody proposed may still be out of the question, and both ends say so.
         let others = others.into_iter().map(|entrant| match self.meets(&entrant, greeting) {
-            // Only at the accepting end: whoever connects has gone through these.
-            Ok(()) if preference(entrant.candidate.name) < preference(name) => {
+            // Whoever connects goes through what it offers, in that order.
+            Ok(()) if role == Role::Acceptor && offered(entrant.candidate.name) < offered(name) => {
                 Candidate { reason: "the peer did not propose it".into(), ..entrant.candidate }
             }
             Ok(()) => Candidate {
