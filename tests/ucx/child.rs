@@ -9,33 +9,42 @@ use libtest_mimic::Failed;
 
 use crate::libraries::{BOTH, Installed};
 
-/// A name, and what panics if it does not hold. What is no claim about a UCX gets the older one, or none.
-pub(crate) type Claim = (&'static str, fn(&Installed));
+/// A claim about a UCX.
+pub(crate) type Check = fn(&Installed);
+
+/// What panics if it does not hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Claim {
+    OfEach(Check),
+    OfNone(fn()),
+}
 
 /// Names the claim, and makes a process a child.
 const CLAIM: &str = "TOWLINE_UCX_CLAIM";
-/// Its `libucp`.
-const LIBUCP: &str = "TOWLINE_UCX_LIBRARY";
+/// Names the UCX that it is about.
+const WHICH: &str = "TOWLINE_UCX_WHICH";
 /// The longest that a claim may take; two copies of UCX hang.
 const CLAIM_TIME: Duration = Duration::from_secs(60);
 
 /// This process is a child.
-pub(crate) fn run_if_asked(mut claims: impl Iterator<Item = Claim>) -> Option<ExitCode> {
+pub(crate) fn run_if_asked(mut claims: impl Iterator<Item = (&'static str, Claim)>) -> Option<ExitCode> {
     let name = env::var(CLAIM).ok()?;
-    let libucp = env::var_os(LIBUCP).unwrap_or_default();
-    let installed =
-        BOTH.iter().filter_map(|(_, find)| find().ok()).find(|installed| installed.libucp == libucp);
-    let (_, check) = claims.find(|(claim, _)| *claim == name).unwrap();
-    check(&installed.unwrap_or_default());
+    match claims.find(|(claim, _)| *claim == name).unwrap().1 {
+        Claim::OfNone(check) => check(),
+        Claim::OfEach(check) => {
+            let which = env::var(WHICH).unwrap();
+            let (_, find) = BOTH.into_iter().find(|(name, _)| *name == which).unwrap();
+            check(&find().unwrap());
+        }
+    }
     Some(ExitCode::SUCCESS)
 }
 
 /// Whether a claim holds, as a child finds it.
-pub(crate) fn hold(claim: &str, installed: Option<&Installed>) -> Result<(), Failed> {
+pub(crate) fn hold(claim: &str, which: &str) -> Result<(), Failed> {
     let mut command = Command::new(env::current_exe()?);
     // It would print what is tried and refused.
-    command.env(CLAIM, claim).env_remove(LIBUCP).env("UCX_LOG_LEVEL", "fatal");
-    command.envs(installed.map(|installed| (LIBUCP, &installed.libucp)));
+    command.env(CLAIM, claim).env(WHICH, which).env("UCX_LOG_LEVEL", "fatal");
     let mut child = command.stdin(Stdio::null()).spawn()?;
     let deadline = Instant::now() + CLAIM_TIME;
     loop {

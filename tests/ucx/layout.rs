@@ -4,25 +4,30 @@ use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 
-use libtest_mimic::Failed;
+use libtest_mimic::{Completion, Failed};
+use towline_tests::need;
 
 use crate::libraries::Installed;
 
 const BINDINGS: &str = include_str!("../../ffi/ucx-sys/src/bindings.rs");
-/// The minor version of the headers that they were made from.
-const BOUND: u32 = 13;
+/// What stands in the headers that they were made from.
+const BOUND: &str = "\n#define UCP_API_MINOR    13\n";
 /// What a later version has other values for, and nobody may pass: the version, and two that mark the end of a list.
 const MOVES: [&str; 3] = ["UCP_API_MINOR", "UCS_MEMORY_TYPE_LAST", "UCS_MEMORY_TYPE_UNKNOWN"];
 
-pub(crate) fn headers_have_the_layout_that_is_bound(installed: &Installed) -> Result<(), Failed> {
+pub(crate) fn headers_have_the_layout_that_is_bound(installed: &Installed) -> Result<Completion, Failed> {
+    let path = installed.headers.join("ucp/api/ucp_version.h");
+    let Ok(version) = fs::read_to_string(&path) else {
+        return need::skip("bindings", &format!("there is no {}", path.display()));
+    };
     let folder = tempfile::tempdir()?;
     let source = folder.path().join("layout.c");
-    fs::write(&source, assertions(installed.minor_version == BOUND))?;
+    fs::write(&source, assertions(version.contains(BOUND)))?;
     let mut command = Command::new("cc");
     command.args(["-std=gnu11", "-fsyntax-only", "-I"]).arg(&installed.headers).arg(&source);
     let output = command.output()?;
     let complaints = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(()) } else { Err(complaints.into_owned().into()) }
+    if output.status.success() { Ok(Completion::Completed) } else { Err(complaints.into_owned().into()) }
 }
 
 /// The checks that bindgen wrote for Rust's compiler, for C's. A later header may have more fields and more names.

@@ -10,14 +10,13 @@ mod opening;
 
 use std::process::ExitCode;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
 use towline_tests::need;
 
-use child::Claim;
-use libraries::Installed;
+use child::{Check, Claim};
 
 /// What holds of each UCX.
-const OF_EACH: [Claim; 8] = [
+const OF_EACH: [(&str, Check); 8] = [
     ("opens_by_its_path_once", opening::opens_by_its_path_once),
     ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
     ("half_of_it_is_completed_by_its_other_half", opening::half_of_it_is_completed_by_its_other_half),
@@ -29,7 +28,7 @@ const OF_EACH: [Claim; 8] = [
 ];
 
 /// What holds of files that are no UCX.
-const OF_NONE: [Claim; 4] = [
+const OF_NONE: [(&str, fn()); 4] = [
     ("a_missing_file_is_unavailable_with_its_path_and_the_remedy", opening::a_missing_file),
     ("what_is_no_library_is_unavailable_in_the_words_of_the_loader", opening::no_library),
     ("a_missing_function_is_named_with_the_file_and_its_version", opening::a_missing_function),
@@ -37,33 +36,25 @@ const OF_NONE: [Claim; 4] = [
 ];
 
 fn main() -> ExitCode {
-    let claims = || OF_EACH.into_iter().chain(OF_NONE);
-    if let Some(outcome) = child::run_if_asked(claims()) {
+    let of_each = OF_EACH.into_iter().map(|(name, check)| (name, Claim::OfEach(check)));
+    let of_none = OF_NONE.into_iter().map(|(name, check)| (name, Claim::OfNone(check)));
+    if let Some(outcome) = child::run_if_asked(of_each.chain(of_none)) {
         return outcome;
     }
     let mut trials: Vec<_> =
-        OF_NONE.into_iter().map(|(name, _)| Trial::test(name, move || child::hold(name, None))).collect();
+        OF_NONE.into_iter().map(|(name, _)| Trial::test(name, move || child::hold(name, ""))).collect();
     for (which, find) in libraries::BOTH {
         for (name, _) in OF_EACH {
-            trials.push(Trial::ignorable_test(format!("{which}::{name}"), move || {
-                with(find(), |installed| child::hold(name, Some(installed)))
+            trials.push(Trial::ignorable_test(format!("{which}::{name}"), move || match find() {
+                Ok(_) => child::hold(name, which).map(|()| Completion::Completed),
+                Err(reason) => need::skip("ucx", &reason),
             }));
         }
-        trials.push(Trial::ignorable_test(
-            format!("{which}::its_headers_have_the_layout_that_is_bound"),
-            move || with(find(), layout::headers_have_the_layout_that_is_bound),
-        ));
+        let layout = format!("{which}::its_headers_have_the_layout_that_is_bound");
+        trials.push(Trial::ignorable_test(layout, move || match find() {
+            Ok(installed) => layout::headers_have_the_layout_that_is_bound(&installed),
+            Err(reason) => need::skip("ucx", &reason),
+        }));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
-}
-
-/// Tests what is installed, or skips.
-fn with(
-    installed: Result<Installed, String>,
-    test: impl FnOnce(&Installed) -> Result<(), Failed>,
-) -> Result<Completion, Failed> {
-    match installed {
-        Ok(installed) => test(&installed).map(|()| Completion::Completed),
-        Err(reason) => need::skip("ucx", &reason),
-    }
 }

@@ -15,8 +15,7 @@ pub(crate) fn opens_by_its_path_once(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();
     assert_eq!(ucx.path(), installed.libucp.canonicalize().unwrap());
     let version = ucx.version();
-    assert_eq!((version.major, version.minor), (1, installed.minor_version));
-    assert!(version.is_proven());
+    assert!(version.is_proven() && installed.minor_versions.contains(&version.minor), "{version}");
     // SAFETY: L1: takes nothing.
     let words = unsafe { ucx.ucp_get_version_string() };
     // SAFETY: L1: a constant of the library's.
@@ -32,7 +31,6 @@ pub(crate) fn opens_whatever_name_it_was_loaded_by(installed: &Installed) {
     load(&installed.alias);
     let ucx = Library::open().unwrap();
     assert_eq!(ucx.path(), installed.alias);
-    assert_eq!(ucx.version().minor, installed.minor_version);
     assert_eq!(copies(), 1);
     assert!(std::ptr::eq(Library::open_at(&installed.libucp).unwrap(), ucx));
     assert_eq!(copies(), 1);
@@ -52,7 +50,7 @@ pub(crate) fn a_second_copy_is_refused(installed: &Installed) {
     load(&installed.other);
     assert_refused(Library::open_at(&installed.libucp), &installed.other, &installed.libucp);
     let ucx = Library::open().unwrap();
-    assert_ne!(ucx.version().minor, installed.minor_version);
+    assert!(!installed.minor_versions.contains(&ucx.version().minor), "{}", ucx.version());
     assert_refused(Library::open_at(&installed.libucp), &installed.other, &installed.libucp);
     assert_eq!(copies(), 1);
 }
@@ -84,7 +82,7 @@ pub(crate) fn handlers_of_signals_stay_as_they_were(installed: &Installed) {
     assert_eq!(caught(), before);
 }
 
-pub(crate) fn a_missing_file(_: &Installed) {
+pub(crate) fn a_missing_file() {
     let why = Library::open_at(Path::new("/no/libucp.so.0")).unwrap_err();
     assert!(matches!(why, Unavailable::NotLoaded { .. }), "{why:?}");
     let sentence = why.to_string();
@@ -93,7 +91,7 @@ pub(crate) fn a_missing_file(_: &Installed) {
     assert!(sentence.contains("pip install libucx-cu12"), "{sentence}");
 }
 
-pub(crate) fn no_library(_: &Installed) {
+pub(crate) fn no_library() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("libucp.so.0");
     fs::write(&path, "no library").unwrap();
@@ -102,7 +100,7 @@ pub(crate) fn no_library(_: &Installed) {
     assert!(reason.contains("file too short") || reason.contains("invalid ELF header"), "{reason}");
 }
 
-pub(crate) fn a_missing_function(_: &Installed) {
+pub(crate) fn a_missing_function() {
     let folder = tempfile::tempdir().unwrap();
     let names = || FUNCTIONS.into_iter().map(|name| name.to_str().unwrap());
     let without = |missing: &str| names().filter(|name| *name != missing).collect::<Vec<_>>();
@@ -125,7 +123,7 @@ pub(crate) fn a_missing_function(_: &Installed) {
     assert_eq!(Library::open_at(&whole).unwrap().path(), whole);
 }
 
-pub(crate) fn an_old_version(_: &Installed) {
+pub(crate) fn an_old_version() {
     let folder = tempfile::tempdir().unwrap();
     let old = compile(folder.path(), "libucp.so.0", (1, 12), &["ucp_get_version"]);
     let sentence = Library::open_at(&old).unwrap_err().to_string();
