@@ -21,7 +21,7 @@ impl File {
         self.path
             .strip_prefix("ffi/")
             .and_then(|path| path.split_once('/'))
-            .is_some_and(|(package, path)| package.ends_with("-sys") && path.starts_with("src/"))
+            .is_some_and(|(package, path)| package.ends_with("-sys") && path == "src/bindings.rs")
     }
 
     /// The folder that holds the file, `""` for the root.

@@ -51,6 +51,7 @@ fn every_unsafe_block_has_its_proof() {
             ("tests/src/bad.rs", "unsafe impl Send for X {}"),
             ("tests/src/good.rs", "// SAFETY: M1,\n// pinned.\nlet x = unsafe { g() };\nunsafe fn f() {}"),
             ("ffi/x-sys/src/bindings.rs", "unsafe { g() }"),
+            ("ffi/x-sys/src/bad.rs", "unsafe { g() }"),
         ],
     );
 }

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use crate::process::Outcome;
 use crate::stage::{OnFailure, Stage, run_all};
-use crate::stages::{ASAN, BENCH, BUILD, CLIPPY, DOC, FORMAT, FUZZ, LICENCES, LOOM, SIMULATION, TEST};
+use crate::stages::{
+    ASAN, BENCH, BINDINGS, BUILD, CLIPPY, DOC, FORMAT, FUZZ, LICENCES, LOOM, SIMULATION, TEST,
+};
 
 // ---- THE STAGE LIST: a new stage is a constant in stages.rs and a word here. ----
-const STAGES: [&Stage; 11] =
-    [&FORMAT, &CLIPPY, &BUILD, &TEST, &SIMULATION, &DOC, &LICENCES, &ASAN, &LOOM, &FUZZ, &BENCH];
+const STAGES: [&Stage; 12] =
+    [&FORMAT, &CLIPPY, &BUILD, &TEST, &SIMULATION, &DOC, &LICENCES, &BINDINGS, &ASAN, &LOOM, &FUZZ, &BENCH];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {

@@ -1,14 +1,16 @@
 //! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
-//! a package, or for what is a library and no tool, a build of `bench/compare/`.
+//! a package, a build of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
+use std::fmt;
 use std::io::stderr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
+use crate::wheel;
 
 /// The variable that turns a skip into a failure: a comma list of [`Need::name`]s and of what else tests can lack.
 const REQUIRE: &str = "TOWLINE_REQUIRE";
@@ -18,51 +20,103 @@ const INSTALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 struct Need {
     /// The word for it in `TOWLINE_REQUIRE`.
     name: &'static str,
-    binary: &'static str,
+    /// What shows that it is here.
+    sign: Sign,
     package: &'static str,
     purpose: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sign {
+    Program(&'static str),
+    /// Where the linker looks.
+    Library(&'static str),
+    Header(&'static str),
+}
+
+impl Sign {
+    fn is_here(self) -> bool {
+        let machine = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        let libraries = [machine.as_str(), "/usr/lib64", "/usr/lib", "/usr/local/lib"];
+        match self {
+            Self::Program(name) => find_program(name).is_some(),
+            Self::Library(name) => libraries.iter().any(|folder| Path::new(folder).join(name).exists()),
+            Self::Header(name) => Path::new("/usr/include").join(name).is_file(),
+        }
+    }
+}
+
+impl fmt::Display for Sign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Program(name) | Self::Library(name) | Self::Header(name)) = self;
+        f.write_str(name)
+    }
 }
 
 /// A program of `bench/compare/`, which is its word in `TOWLINE_REQUIRE` too.
 const COMPARED: [(&str, &str); 1] = [("iceoryx2", "iceoryx2_pingpong")];
 
 /// Everything the test command installs besides; `.ci/run` requires the names in the first column.
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 10] = [
     Need {
         name: "netns",
-        binary: "ip",
+        sign: Sign::Program("ip"),
         package: "iproute2",
         purpose: "network namespaces for connect time-outs",
     },
     Need {
         name: "iperf3",
-        binary: "iperf3",
+        sign: Sign::Program("iperf3"),
         package: "iperf3",
         purpose: "a peer tool that bench runs beside tcp",
     },
     Need {
         name: "ucx_perftest",
-        binary: "ucx_perftest",
+        sign: Sign::Program("ucx_perftest"),
         package: "ucx-utils",
         purpose: "a peer tool that bench runs beside tcp",
     },
     Need {
         name: "fi_pingpong",
-        binary: "fi_pingpong",
+        sign: Sign::Program("fi_pingpong"),
         package: "libfabric-bin",
         purpose: "a peer tool that bench runs beside tcp",
     },
     Need {
         name: "chromium",
-        binary: "chromium",
+        sign: Sign::Program("chromium"),
         package: "chromium",
         purpose: "a browser that reads the pages of bench --html",
     },
     Need {
         name: "c++",
-        binary: "c++",
+        sign: Sign::Program("c++"),
         package: "g++",
         purpose: "what builds libFuzzer, for the fuzz targets",
+    },
+    Need {
+        name: "ucx",
+        sign: Sign::Library("libucp.so.0"),
+        package: "libucx0",
+        purpose: "the older of the two UCX that are tested",
+    },
+    Need {
+        name: "ucx",
+        sign: Sign::Program("pip3"),
+        package: "python3-pip",
+        purpose: "what fetches the newer of them",
+    },
+    Need {
+        name: "bindings",
+        sign: Sign::Header("ucp/api/ucp.h"),
+        package: "libucx-dev",
+        purpose: "headers that bindings are made from",
+    },
+    Need {
+        name: "bindings",
+        sign: Sign::Library("libclang-14.so.1"),
+        package: "libclang1-14",
+        purpose: "what reads headers for bindgen",
     },
 ];
 
@@ -73,9 +127,7 @@ pub(crate) fn install_all() -> Outcome {
 
 /// Installs what is missing if it may. What stays missing is reported, and is an error only where it is required.
 pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    provide(may_install, deadline, |name| names(&required, name))
-        .map_err(|missing| format!("{REQUIRE} names it: {missing}"))
+    provide(may_install, deadline, is_required).map_err(|missing| format!("{REQUIRE} names it: {missing}"))
 }
 
 fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool) -> Outcome {
@@ -87,9 +139,12 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
     if may_install && let Err(message) = build_compared(deadline.min(Instant::now() + INSTALL_LIMIT)) {
         eprintln!("{message}");
     }
+    if may_install && let Err(message) = wheel::fetch(deadline.min(Instant::now() + INSTALL_LIMIT)) {
+        eprintln!("{message}");
+    }
     let mut unmet = Vec::new();
-    for Need { name, binary, package, purpose } in missing {
-        eprintln!("{binary} is missing (package {package}, {purpose}): what needs {name} cannot run");
+    for Need { name, sign, package, purpose } in missing {
+        eprintln!("{sign} is missing (package {package}, {purpose}): what needs {name} cannot run");
         unmet.push(*name);
     }
     for (name, program) in
@@ -100,12 +155,27 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
         );
         unmet.push(name);
     }
+    if !wheel::library().is_file() {
+        eprintln!("{} was not fetched: what needs {} cannot run", wheel::library().display(), wheel::NAME);
+        unmet.push(wheel::NAME);
+    }
     unmet.retain(|name| required(name));
     if unmet.is_empty() { Ok(()) } else { Err(format!("still missing: {}", unmet.join(", "))) }
 }
 
 fn missing() -> Vec<&'static Need> {
-    NEEDS.iter().filter(|need| find_program(need.binary).is_none()).collect()
+    NEEDS.iter().filter(|need| !need.sign.is_here()).collect()
+}
+
+/// What `name` stands for and this machine lacks, if anything.
+pub(crate) fn lack_of(name: &str) -> Option<String> {
+    let lack = missing().into_iter().find(|need| need.name == name)?;
+    Some(format!("{} is missing (package {})", lack.sign, lack.package))
+}
+
+/// Whether the lack of `name` is a failure.
+pub(crate) fn is_required(name: &str) -> bool {
+    names(&std::env::var(REQUIRE).unwrap_or_default(), name)
 }
 
 fn names(required: &str, name: &str) -> bool {

@@ -3,6 +3,7 @@
 //! Every command it starts has a time limit, and what that command started ends with it.
 
 mod asan;
+mod bindings;
 mod check;
 mod ci;
 mod fuzz;
@@ -13,6 +14,7 @@ mod process;
 mod stage;
 mod stages;
 mod test;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,8 @@ enum Task {
     Test(test::Arguments),
     /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did.
     Ci(ci::Arguments),
+    /// Makes the committed bindings to C libraries anew, from their headers (UCX: packages libucx-dev and libclang1-14).
+    Bindings(bindings::Arguments),
     /// The unit tests of memory and of the reference backend under AddressSanitizer.
     Asan,
     /// What processes share without a lock, under loom.
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Task::Install => install::install_all(),
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci(arguments) => ci::run(&arguments),
+        Task::Bindings(arguments) => bindings::run(&arguments),
         Task::Asan => asan::run(stages::ASAN.deadline()),
         Task::Loom => loom::run(stages::LOOM.deadline()),
         Task::Fuzz(arguments) => fuzz::run(&arguments),

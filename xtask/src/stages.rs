@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::stage::Stage;
-use crate::{asan, fuzz, licences, loom, test};
+use crate::{asan, bindings, fuzz, licences, loom, test};
 
 pub(crate) const FORMAT: Stage = Stage { name: "format", limit: minutes(1), run: format };
 pub(crate) const TIDY: Stage = Stage { name: "tidy", limit: minutes(10), run: tidy };
@@ -17,6 +17,7 @@ pub(crate) const TEST_AS_IS: Stage = Stage { name: "test", limit: minutes(20), r
 pub(crate) const SIMULATION: Stage = Stage { name: "simulation", limit: minutes(10), run: simulation };
 pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc };
 pub(crate) const EXAMPLES: Stage = Stage { name: "examples", limit: minutes(10), run: examples };
+pub(crate) const BINDINGS: Stage = Stage { name: "bindings", limit: minutes(5), run: bindings::stage };
 pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), run: licences::run };
 pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(10), run: asan::run };
 pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(5), run: loom::run };

@@ -1,0 +1,60 @@
+//! The bindings to UCX, with an old and a new one, each claim in a process of its own: a process opens one UCX, once.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod child;
+mod layout;
+mod libraries;
+mod messages;
+mod node;
+mod opening;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use towline_tests::need;
+
+use child::{Check, Claim};
+
+/// What holds of each UCX.
+const OF_EACH: [(&str, Check); 8] = [
+    ("opens_by_its_path_once", opening::opens_by_its_path_once),
+    ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
+    ("half_of_it_is_completed_by_its_other_half", opening::half_of_it_is_completed_by_its_other_half),
+    ("a_second_copy_is_refused", opening::a_second_copy_is_refused),
+    ("two_copies_that_others_loaded_are_refused", opening::two_copies_that_others_loaded_are_refused),
+    ("handlers_of_signals_stay_as_they_were", opening::handlers_of_signals_stay_as_they_were),
+    ("an_eager_message_to_oneself_arrives", messages::an_eager_message_to_oneself_arrives),
+    ("a_rendezvous_with_oneself_arrives", messages::a_rendezvous_with_oneself_arrives),
+];
+
+/// What holds of files that are no UCX.
+const OF_NONE: [(&str, fn()); 4] = [
+    ("a_missing_file_is_unavailable_with_its_path_and_the_remedy", opening::a_missing_file),
+    ("what_is_no_library_is_unavailable_in_the_words_of_the_loader", opening::no_library),
+    ("a_missing_function_is_named_with_the_file_and_its_version", opening::a_missing_function),
+    ("a_version_that_is_too_old_is_named", opening::an_old_version),
+];
+
+fn main() -> ExitCode {
+    let of_each = OF_EACH.into_iter().map(|(name, check)| (name, Claim::OfEach(check)));
+    let of_none = OF_NONE.into_iter().map(|(name, check)| (name, Claim::OfNone(check)));
+    if let Some(outcome) = child::run_if_asked(of_each.chain(of_none)) {
+        return outcome;
+    }
+    let mut trials: Vec<_> =
+        OF_NONE.into_iter().map(|(name, _)| Trial::test(name, move || child::hold(name, ""))).collect();
+    for (which, find) in libraries::BOTH {
+        for (name, _) in OF_EACH {
+            trials.push(Trial::ignorable_test(format!("{which}::{name}"), move || match find() {
+                Ok(_) => child::hold(name, which).map(|()| Completion::Completed),
+                Err(reason) => need::skip("ucx", &reason),
+            }));
+        }
+        let layout = format!("{which}::its_headers_have_the_layout_that_is_bound");
+        trials.push(Trial::ignorable_test(layout, move || match find() {
+            Ok(installed) => layout::headers_have_the_layout_that_is_bound(&installed),
+            Err(reason) => need::skip("ucx", &reason),
+        }));
+    }
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

@@ -1,0 +1,302 @@
+//! A context, a worker and an endpoint that leads back to it.
+#![expect(unsafe_code, reason = "every call is C")]
+
+use std::cell::{Cell, RefCell};
+use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
+use std::slice;
+use std::time::{Duration, Instant};
+
+use ucx_sys::*;
+
+/// The longest that anything here may take.
+const SOON: Duration = Duration::from_secs(20);
+const MESSAGE_ID: u32 = 7;
+/// Over loopback and nothing else.
+const SETTINGS: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")];
+
+/// A message as it was told of.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) header: Vec<u8>,
+    pub(crate) len: usize,
+    /// Whether its bytes are yet to be fetched.
+    pub(crate) is_rendezvous: bool,
+    descriptor: *mut c_void,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    ucx: &'static Library,
+    context: ucp_context_h,
+    worker: ucp_worker_h,
+    endpoint: ucp_ep_h,
+    /// Where the handler puts what it is told of: on the heap, since UCX has its address.
+    arrived: Box<RefCell<Vec<Arrived>>>,
+}
+
+impl Node {
+    pub(crate) fn new(ucx: &'static Library) -> Self {
+        let context = context(ucx);
+        let worker = worker(ucx, context);
+        let arrived = Box::default();
+        listen(ucx, worker, &arrived);
+        let endpoint = endpoint(ucx, worker);
+        Self { ucx, context, worker, endpoint, arrived }
+    }
+
+    /// The kinds of memory that it takes, a bit each.
+    pub(crate) fn memory_kinds(&self) -> u64 {
+        let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
+        let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
+        // SAFETY: L1: the context lives as long as this; L2: it writes to a local.
+        ok(self.ucx, unsafe { self.ucx.ucp_context_query(self.context, &raw mut about) });
+        about.memory_types
+    }
+
+    /// A descriptor that tells of work, once armed.
+    pub(crate) fn arm(&self) -> (c_int, ucs_status_t) {
+        let mut descriptor = -1;
+        // SAFETY: L1: the worker lives as long as this; L2: it writes to a local.
+        ok(self.ucx, unsafe { self.ucx.ucp_worker_get_efd(self.worker, &raw mut descriptor) });
+        // SAFETY: L1: as above.
+        (descriptor, unsafe { self.ucx.ucp_worker_arm(self.worker) })
+    }
+
+    /// Sends to itself, and tells what arrived before the sender was done.
+    pub(crate) fn send<'a>(&self, header: &[u8], body: &'a [u8], flag: ucp_send_am_flags) -> Sending<'a> {
+        let done = Box::new(Cell::new(None));
+        let call = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
+            flags: flag,
+            cb: ucp_request_param_t__bindgen_ty_1 { send: Some(sent) },
+            user_data: ptr::from_ref(&*done).cast_mut().cast(),
+            ..Default::default()
+        };
+        // SAFETY: L1: the endpoint lives as long as this; M3: the header is copied here, and `Sending` holds the rest.
+        let posted = unsafe {
+            self.ucx.ucp_am_send_nbx(
+                self.endpoint,
+                MESSAGE_ID,
+                header.as_ptr().cast(),
+                header.len(),
+                body.as_ptr().cast(),
+                body.len(),
+                &raw const call,
+            )
+        };
+        Sending { posted: posted.into(), done, _body: body }
+    }
+
+    /// Waits until a message was told of.
+    pub(crate) fn next(&self) -> Arrived {
+        self.until("a message", || self.arrived.borrow_mut().pop())
+    }
+
+    /// Waits until the sender's memory is its own again.
+    pub(crate) fn finish(&self, sending: &Sending<'_>) {
+        self.settle(sending.posted, &sending.done);
+    }
+
+    /// The bytes of a message, fetched or copied, and the descriptor given back.
+    pub(crate) fn take(&self, arrived: &Arrived) -> Vec<u8> {
+        let mut body = vec![0; arrived.len];
+        if !arrived.is_rendezvous {
+            // SAFETY: L1: the descriptor is `len` bytes of the worker's until it is released, below.
+            body.copy_from_slice(unsafe { slice::from_raw_parts(arrived.descriptor.cast(), arrived.len) });
+            // SAFETY: L1: the handler kept it, and each is released once.
+            unsafe { self.ucx.ucp_am_data_release(self.worker, arrived.descriptor) };
+            return body;
+        }
+        let done = Box::new(Cell::new(None));
+        let call = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK
+                | UCP_OP_ATTR_FIELD_USER_DATA
+                | UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
+            cb: ucp_request_param_t__bindgen_ty_1 { recv_am: Some(fetched) },
+            user_data: ptr::from_ref(&*done).cast_mut().cast(),
+            ..Default::default()
+        };
+        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `settle` has seen the end.
+        let posted = unsafe {
+            self.ucx.ucp_am_recv_data_nbx(
+                self.worker,
+                arrived.descriptor,
+                body.as_mut_ptr().cast(),
+                body.len(),
+                &raw const call,
+            )
+        };
+        self.settle(posted.into(), &done);
+        body
+    }
+
+    fn settle(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
+        let request = match posted {
+            Posted::Done => return,
+            Posted::Failed(status) => panic!("{}", self.ucx.describe(status)),
+            Posted::Pending(request) => request,
+        };
+        ok(self.ucx, self.until("a callback", || done.get()));
+        // SAFETY: L1: it has been called back, and is freed once.
+        unsafe { self.ucx.ucp_request_free(request.as_ptr()) };
+    }
+
+    fn until<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(value) = ready() {
+                return value;
+            }
+            // SAFETY: L1: the worker lives as long as this, and one thread has it.
+            unsafe { self.ucx.ucp_worker_progress(self.worker) };
+            assert!(Instant::now() < deadline, "no {what} within {SOON:?}");
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let done = Box::new(Cell::new(None));
+        let call = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+            cb: ucp_request_param_t__bindgen_ty_1 { send: Some(sent) },
+            user_data: ptr::from_ref(&*done).cast_mut().cast(),
+            ..Default::default()
+        };
+        // SAFETY: L1: nothing uses the endpoint after this.
+        let posted = unsafe { self.ucx.ucp_ep_close_nbx(self.endpoint, &raw const call) };
+        self.settle(posted.into(), &done);
+        // SAFETY: L1: its only endpoint is closed.
+        unsafe { self.ucx.ucp_worker_destroy(self.worker) };
+        // SAFETY: L1: its only worker is gone.
+        unsafe { self.ucx.ucp_cleanup(self.context) };
+    }
+}
+
+/// A message that leaves. Its memory is lent until it is finished.
+#[derive(Debug)]
+pub(crate) struct Sending<'a> {
+    posted: Posted,
+    done: Box<Cell<Option<ucs_status_t>>>,
+    _body: &'a [u8],
+}
+
+#[track_caller]
+fn ok(ucx: &Library, status: ucs_status_t) {
+    assert_eq!(status, UCS_OK, "{}", ucx.describe(status));
+}
+
+fn context(ucx: &Library) -> ucp_context_h {
+    let (mut config, mut context) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: L2: it writes to a local; without a prefix or a file.
+    ok(ucx, unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &raw mut config) });
+    for (name, value) in SETTINGS {
+        // SAFETY: L1: the configuration was read above; L2: strings that end in zero, and are copied.
+        ok(ucx, unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) });
+    }
+    // SAFETY: L1: as above; L2: likewise, of a value that is no size.
+    let refused = unsafe { ucx.ucp_config_modify(config, c"RNDV_THRESH".as_ptr(), c"much".as_ptr()) };
+    assert_eq!(refused, UCS_ERR_INVALID_PARAM, "{}", ucx.describe(refused));
+    let params = ucp_params_t {
+        field_mask: UCP_PARAM_FIELD_FEATURES.into(),
+        features: (UCP_FEATURE_AM | UCP_FEATURE_WAKEUP).into(),
+        ..Default::default()
+    };
+    // SAFETY: L1: the version is that of the bindings; L2: it reads locals and writes to one.
+    let status = unsafe {
+        ucx.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &raw const params, config, &raw mut context)
+    };
+    ok(ucx, status);
+    // SAFETY: L1: it was read above, and the context has its own.
+    unsafe { ucx.ucp_config_release(config) };
+    context
+}
+
+fn worker(ucx: &Library, context: ucp_context_h) -> ucp_worker_h {
+    let params = ucp_worker_params_t {
+        field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
+        thread_mode: UCS_THREAD_MODE_SERIALIZED,
+        ..Default::default()
+    };
+    let mut worker = ptr::null_mut();
+    // SAFETY: L1: the context lives; L2: it reads a local and writes to one.
+    ok(ucx, unsafe { ucx.ucp_worker_create(context, &raw const params, &raw mut worker) });
+    let mut about = ucp_worker_attr_t {
+        field_mask: (UCP_WORKER_ATTR_FIELD_THREAD_MODE | UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER).into(),
+        ..Default::default()
+    };
+    // SAFETY: L1: the worker lives; L2: it writes to a local.
+    ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
+    assert_eq!(about.thread_mode, UCS_THREAD_MODE_SERIALIZED);
+    assert!((1024..1 << 20).contains(&about.max_am_header), "{}", about.max_am_header);
+    worker
+}
+
+fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<Arrived>>) {
+    let handler = ucp_am_handler_param_t {
+        field_mask: (UCP_AM_HANDLER_PARAM_FIELD_ID
+            | UCP_AM_HANDLER_PARAM_FIELD_FLAGS
+            | UCP_AM_HANDLER_PARAM_FIELD_CB
+            | UCP_AM_HANDLER_PARAM_FIELD_ARG)
+            .into(),
+        id: MESSAGE_ID,
+        flags: UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA,
+        cb: Some(note),
+        arg: ptr::from_ref(arrived).cast_mut().cast(),
+    };
+    // SAFETY: L1: the worker lives, and is destroyed before what the handler is given; L2: it reads a local.
+    ok(ucx, unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) });
+}
+
+fn endpoint(ucx: &Library, worker: ucp_worker_h) -> ucp_ep_h {
+    let mut about =
+        ucp_worker_attr_t { field_mask: UCP_WORKER_ATTR_FIELD_ADDRESS.into(), ..Default::default() };
+    // SAFETY: L1: the worker lives; L2: it writes to a local.
+    ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
+    assert!(!about.address.is_null() && about.address_length > 0);
+    let params = ucp_ep_params_t {
+        field_mask: (UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE).into(),
+        address: about.address,
+        err_mode: UCP_ERR_HANDLING_MODE_PEER,
+        ..Default::default()
+    };
+    let mut endpoint = ptr::null_mut();
+    // SAFETY: L1: worker and address live; L2: it reads a local and writes to one.
+    ok(ucx, unsafe { ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) });
+    // SAFETY: L1: the query gave it, and it is released once.
+    unsafe { ucx.ucp_worker_release_address(worker, about.address) };
+    endpoint
+}
+
+unsafe extern "C" fn sent(_: *mut c_void, status: ucs_status_t, done: *mut c_void) {
+    // SAFETY: L2: whoever posted the operation holds the cell until this is called.
+    unsafe { &*done.cast::<Cell<Option<ucs_status_t>>>() }.set(Some(status));
+}
+
+unsafe extern "C" fn fetched(request: *mut c_void, status: ucs_status_t, _: usize, done: *mut c_void) {
+    // SAFETY: L2: as there.
+    unsafe { sent(request, status, done) };
+}
+
+/// Keeps what UCX tells of, which is the descriptor in either case.
+unsafe extern "C" fn note(
+    arrived: *mut c_void,
+    header: *const c_void,
+    header_len: usize,
+    descriptor: *mut c_void,
+    len: usize,
+    about: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: L2: the node's, which is alive while its worker is.
+    let arrived = unsafe { &*arrived.cast::<RefCell<Vec<Arrived>>>() };
+    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    let about = unsafe { (*about).recv_attr };
+    let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
+    // SAFETY: L2: so is the header.
+    let header = unsafe { slice::from_raw_parts(header.cast::<u8>(), header_len) }.to_vec();
+    let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
+    assert!(is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA), "persistent data was asked for");
+    arrived.borrow_mut().push(Arrived { header, len, is_rendezvous, descriptor });
+    UCS_INPROGRESS
+}

@@ -1,0 +1,236 @@
+//! `cargo xtask bindings`: the bindings to C libraries in `ffi/`, made by bindgen from their headers, and committed: whoever
+//! builds Towline needs neither headers nor libclang, only whoever runs this does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::install;
+use crate::process::{Outcome, cargo, root, run as run_command, target_directory};
+use crate::stages::BINDINGS;
+
+/// The word in `TOWLINE_REQUIRE` for what making bindings needs.
+const NEED: &str = "bindings";
+/// Another version writes the same in other words.
+const BINDGEN: &str = "0.73.2";
+/// What bindgen makes of any header: enums as integers, since a later library may return a value that this header lacks; a
+/// table of functions, filled at run time; the layout of each struct as a check that the compiler makes.
+const STYLE: [&str; 13] = [
+    "--use-core",
+    "--no-doc-comments",
+    "--default-enum-style=consts",
+    "--no-prepend-enum-name",
+    "--with-derive-default",
+    "--dynamic-loading=Functions",
+    "--dynamic-link-require-all",
+    "--wrap-unsafe-ops",
+    "--rust-target=1.95",
+    "--rust-edition=2024",
+    "--formatter=none",
+    "--disable-header-comment",
+    "--blocklist-type=sockaddr|sockaddr_storage|(__)?socklen_t|sa_family_t",
+];
+
+/// A library whose bindings are committed.
+#[derive(Clone, Copy, Debug)]
+struct Library {
+    name: &'static str,
+    /// From the folder that headers are in.
+    header: &'static str,
+    /// The version of the headers, and the line of a header that tells it.
+    version: (&'static str, &'static str, &'static str),
+    functions: &'static [&'static str],
+    /// Enums whose constants are wanted; the types that functions mention come by themselves.
+    types: &'static [&'static str],
+    constants: &'static [&'static str],
+}
+
+const UCX: Library = Library {
+    name: "ucx",
+    header: "ucp/api/ucp.h",
+    version: ("1.13", "ucp/api/ucp_version.h", "#define UCP_API_MINOR    13"),
+    functions: &[
+        "ucp_am_data_release",
+        "ucp_am_recv_data_nbx",
+        "ucp_am_send_nbx",
+        "ucp_cleanup",
+        "ucp_config_modify",
+        "ucp_config_read",
+        "ucp_config_release",
+        "ucp_conn_request_query",
+        "ucp_context_query",
+        "ucp_ep_close_nbx",
+        "ucp_ep_create",
+        "ucp_ep_flush_nbx",
+        "ucp_ep_query",
+        "ucp_ep_rkey_unpack",
+        "ucp_get_nbx",
+        "ucp_get_version",
+        "ucp_get_version_string",
+        "ucp_init_version",
+        "ucp_listener_create",
+        "ucp_listener_destroy",
+        "ucp_listener_query",
+        "ucp_listener_reject",
+        "ucp_mem_map",
+        "ucp_mem_unmap",
+        "ucp_put_nbx",
+        "ucp_request_cancel",
+        "ucp_request_free",
+        "ucp_rkey_buffer_release",
+        "ucp_rkey_destroy",
+        "ucp_rkey_pack",
+        "ucp_worker_arm",
+        "ucp_worker_create",
+        "ucp_worker_destroy",
+        "ucp_worker_get_efd",
+        "ucp_worker_progress",
+        "ucp_worker_query",
+        "ucp_worker_release_address",
+        "ucp_worker_set_am_recv_handler",
+        "ucp_worker_signal",
+        "ucs_status_string",
+    ],
+    types: &[
+        "ucp_am_cb_flags",
+        "ucp_am_handler_param_field",
+        "ucp_am_recv_attr_t",
+        "ucp_conn_request_attr_field",
+        "ucp_context_attr_field",
+        "ucp_ep_attr_field",
+        "ucp_ep_close_flags_t",
+        "ucp_ep_params_field",
+        "ucp_ep_params_flags_field",
+        "ucp_feature",
+        "ucp_listener_attr_field",
+        "ucp_listener_params_field",
+        "ucp_mem_map_params_field",
+        "ucp_op_attr_t",
+        "ucp_params_field",
+        "ucp_send_am_flags",
+        "ucp_worker_attr_field",
+        "ucp_worker_params_field",
+    ],
+    constants: &["UCP_API_MAJOR", "UCP_API_MINOR"],
+};
+
+const LIBRARIES: [Library; 1] = [UCX];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Whose bindings.
+    #[arg(value_parser = LIBRARIES.map(|library| library.name))]
+    library: String,
+    /// Writes nothing, and fails where the committed bindings are not what this machine makes.
+    #[arg(long)]
+    check: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let deadline = BINDINGS.deadline();
+    let library = LIBRARIES.iter().find(|library| library.name == arguments.library);
+    let library = library.ok_or("no library has this name")?;
+    if arguments.check { check(library, deadline) } else { make(library, &committed(library), deadline) }
+}
+
+/// As a stage of `ci`: compares, where this machine has what it takes.
+pub(crate) fn stage(deadline: Instant) -> Outcome {
+    match install::lack_of(NEED) {
+        Some(lack) if install::is_required(NEED) => Err(lack),
+        Some(lack) => {
+            eprintln!("bindings are not compared: {lack}");
+            Ok(())
+        }
+        None => LIBRARIES.iter().try_for_each(|library| check(library, deadline)),
+    }
+}
+
+fn check(library: &Library, deadline: Instant) -> Outcome {
+    let committed = committed(library);
+    let made = target_directory().join("bindings.rs");
+    make(library, &made, deadline)?;
+    if read(&made)? == read(&committed)? {
+        return Ok(());
+    }
+    let name = library.name;
+    Err(format!(
+        "{} is not what `cargo xtask bindings {name}` makes: see {}",
+        committed.display(),
+        made.display()
+    ))
+}
+
+fn committed(library: &Library) -> PathBuf {
+    root().join("ffi").join(format!("{}-sys/src/bindings.rs", library.name))
+}
+
+fn make(library: &Library, output: &Path, deadline: Instant) -> Outcome {
+    let bindgen = bindgen(deadline)?;
+    let headers = headers(library)?;
+    let Library { name, version: (version, ..), functions, .. } = library;
+    let names: Vec<_> = functions.iter().map(|name| format!("c{name:?}")).collect();
+    let mut command = Command::new(bindgen);
+    command.args(STYLE).arg("--output").arg(output).arg(headers.join(library.header));
+    for line in [
+        &format!(
+            "// Made by `cargo xtask bindings {name}` from the headers of version {version}: edit the list there."
+        ),
+        "use libc::{sockaddr, sockaddr_storage, socklen_t};",
+        "/// Every function of the table.",
+        &format!("pub const FUNCTIONS: [&::core::ffi::CStr; {}] = [{}];", names.len(), names.join(", ")),
+    ] {
+        command.args(["--raw-line", line]);
+    }
+    for (option, names) in [
+        ("--allowlist-function", library.functions),
+        ("--allowlist-type", library.types),
+        ("--allowlist-var", library.constants),
+    ] {
+        command.args([option, &names.join("|")]);
+    }
+    // `stddef.h` and the like are the compiler's, and libclang comes without.
+    command.arg("--").arg("-isystem").arg(compiler_headers()?).arg("-I").arg(headers);
+    run_command(&mut command, deadline)?;
+    let mut format = Command::new("rustfmt");
+    format.args(["--edition=2024", "--config-path"]).arg(root()).arg(output);
+    run_command(&mut format, deadline)
+}
+
+/// The folder of the library's headers, which must be of the version that the bindings are made from.
+fn headers(library: &Library) -> Result<PathBuf, String> {
+    let folder = PathBuf::from("/usr/include");
+    let (version, file, line) = library.version;
+    let file = folder.join(file);
+    if read(&file)?.lines().any(|found| found == line) {
+        Ok(folder)
+    } else {
+        Err(format!("{}: these are not the headers of version {version}", file.display()))
+    }
+}
+
+fn compiler_headers() -> Result<PathBuf, String> {
+    let output = Command::new("cc")
+        .arg("-print-file-name=include")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("cc: {error}"))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// The generator, built here if it is not yet.
+fn bindgen(deadline: Instant) -> Result<PathBuf, String> {
+    let folder = target_directory().join(format!("bindgen-{BINDGEN}"));
+    let program = folder.join("bin/bindgen");
+    if !program.is_file() {
+        let version = format!("={BINDGEN}");
+        // Unoptimised: it runs for a second, and is built for longer.
+        let mut command = cargo(&["install", "bindgen-cli", "--locked", "--debug", "--version", &version]);
+        run_command(command.arg("--root").arg(&folder), deadline)?;
+    }
+    Ok(program)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
+}
