@@ -16,6 +16,7 @@ mod huge;
 mod place;
 mod pool;
 mod segment;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -26,3 +27,4 @@ pub use buffer_mut::BufferMut;
 pub use place::Place;
 pub use pool::{Pool, PoolStats, Source};
 pub(crate) use segment::{PeerSegment, Segment};
+pub(crate) use shared::{Shared, lines};
