@@ -63,7 +63,7 @@ impl Node {
         (descriptor, unsafe { self.ucx.ucp_worker_arm(self.worker) })
     }
 
-    /// Sends to itself, and tells what arrived before the sender was done.
+    /// Begins to send to itself; `finish` sees the end.
     pub(crate) fn send<'a>(&self, header: &[u8], body: &'a [u8], flag: ucp_send_am_flags) -> Sending<'a> {
         let done = Box::new(Cell::new(None));
         let call = ucp_request_param_t {
