@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::MutexGuard;
+use tokio::task::coop::consume_budget;
 use tracing::Instrument;
 
 pub use self::halves::{Receiver, Sender};
-use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation};
+use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation, Small};
 use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Failed, Result};
@@ -199,10 +200,20 @@ impl Connection {
             return Err(Failed { error: core.placed(error, "send"), returned: message });
         }
         let payload_len = message.payload_len();
-        let (message, sent) = Operation::new(message);
         let (receipt, settled) = Done::new();
         let more = joins && core.is_burst();
-        match core.perform(Op::Send { message, receipt, prompt, more }, &sent).await {
+        let sent = match core.copy(Small { message, receipt, prompt, more }) {
+            None => {
+                // Who never waits must let its siblings run all the same.
+                consume_budget().await;
+                Ok(())
+            }
+            Some(Small { message, receipt, prompt, more }) => {
+                let (message, sent) = Operation::new(message);
+                core.perform(Op::Send { message, receipt, prompt, more }, &sent).await
+            }
+        };
+        match sent {
             Ok(()) => {
                 core.counts.sent.record(payload_len);
                 Ok(Receipt { connection: self.clone(), settled })
@@ -364,6 +375,19 @@ impl Core {
         true
     }
 
+    /// Has the link copy a message. It comes back where that cannot be.
+    fn copy(self: &Arc<Self>, small: Small) -> Option<Small> {
+        if !self.is_ours() {
+            return Some(small);
+        }
+        let more = small.more;
+        let left = self.link.copy(small);
+        if more && left.is_none() {
+            self.flush_soon();
+        }
+        left
+    }
+
     /// Has the link do `op`, and waits for its end, moving the link meanwhile.
     async fn perform<V: Inherited>(self: &Arc<Self>, op: Op, completion: &Completion<V>) -> V {
         let more = matches!(op, Op::Send { more: true, .. });
@@ -417,14 +441,16 @@ impl Core {
     /// use of it.
     fn is_burst(&self) -> bool {
         let polls = self.waiters.polls();
-        self.polls_at_send.swap(polls, Ordering::Relaxed) == polls
+        let follows = self.polls_at_send.load(Ordering::Relaxed) == polls;
+        self.polls_at_send.store(polls, Ordering::Relaxed);
+        follows
             && self.link.source().is_some()
-            && Handle::try_current().is_ok()
+            && (self.flushing.load(Ordering::Relaxed) || Handle::try_current().is_ok())
     }
 
     /// Polls the link when the caller's task has yielded.
     fn flush_soon(self: &Arc<Self>) {
-        if self.flushing.swap(true, Ordering::AcqRel) {
+        if self.flushing.load(Ordering::Acquire) || self.flushing.swap(true, Ordering::AcqRel) {
             return;
         }
         let flush = Flush(self.clone());

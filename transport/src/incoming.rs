@@ -12,7 +12,7 @@ use crate::backend::{Announced, Arrival, Completion, Delivery, FrameInfo, Op, Op
 use crate::connection::{Connection, Core};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Place, Pool};
-use crate::message::Message;
+use crate::message::{Message, Table};
 
 /// Where one frame shall land.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Incoming {
 pub(crate) struct Taking {
     id: u64,
     header: Bytes,
-    frames: Vec<FrameInfo>,
+    frames: Table,
     prompt: bool,
     payload: Payload,
 }
@@ -273,7 +273,7 @@ impl Taking {
             Payload::Waiting => unreachable!("a landing was chosen before"),
         };
         core.counts.received.record(self.payload_len());
-        Ok(Message::from_parts(self.header.clone(), frames))
+        Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
     }
 
     /// The whole message, copied once from where the link has it into `buffers`.

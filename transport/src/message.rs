@@ -1,10 +1,11 @@
 //! What travels: a header and frames, and how a message shows itself before its payload has a place to land.
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, Place};
-use crate::operation::Completion;
+use crate::operation::{Completion, Done};
 
 /// The largest header, in bytes.
 pub const HEADER_LEN_MAX: usize = 64 << 10;
@@ -114,6 +115,9 @@ pub struct FrameInfo {
     pub place: Place,
 }
 
+/// A frame table. That of a message with a frame or two, which most are, takes no memory of its own.
+pub type Table = SmallVec<[FrameInfo; 2]>;
+
 /// The application's word on a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -121,6 +125,16 @@ pub enum Delivery {
     Delivered,
     /// The receiver did not want it.
     Rejected,
+}
+
+/// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields these are.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "documented there")]
+pub struct Small {
+    pub message: Message,
+    pub receipt: Done<Delivery>,
+    pub prompt: bool,
+    pub more: bool,
 }
 
 /// A message that a link announces, in the order the peer sent it.
@@ -131,7 +145,7 @@ pub struct Announced {
     /// The header.
     pub header: Bytes,
     /// The frame table.
-    pub frames: Vec<FrameInfo>,
+    pub frames: Table,
     /// Where its payload is.
     pub arrival: Arrival,
     /// The sender waits for the word on it.

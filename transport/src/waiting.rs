@@ -40,6 +40,8 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 const YIELD_EVERY: Duration = Duration::from_micros(10);
 /// A waiter that moves this much for others lets sibling tasks run.
 const MOVES_MAX: u32 = 64;
+/// Who only spins looks at the clock after so many polls.
+const POLLS_PER_LOOK: u32 = 8;
 
 /// A link, and who is waiting for it to move.
 #[derive(Debug)]
@@ -64,8 +66,6 @@ struct State {
     lead: Option<Lead>,
     /// Oldest first.
     followers: BTreeMap<u64, Waker>,
-    /// When the last lead left without a successor.
-    left: Option<Instant>,
     reactor: Option<Reactor>,
 }
 
@@ -123,7 +123,8 @@ impl Waiters {
 
     /// Moves the link on behalf of its callers.
     pub(crate) fn poll_link(&self) -> Progress {
-        self.polls.fetch_add(1, Ordering::Relaxed);
+        // What two count at the same time may count once: all that it tells is whether anybody polled.
+        self.polls.store(self.polls().wrapping_add(1), Ordering::Relaxed);
         self.link.progress()
     }
 
@@ -166,10 +167,9 @@ impl Waiters {
         }
     }
 
-    /// Whether nobody waits, and has not for a while.
+    /// Whether nobody waits now.
     pub(crate) fn is_abandoned(&self) -> bool {
-        let state = self.state();
-        state.lead.is_none() && state.left.is_none_or(|left| left.elapsed() > SPIN_MAX)
+        self.state().lead.is_none()
     }
 
     /// Whether the driver sleeps on the source.
@@ -275,7 +275,6 @@ impl Waiters {
         if state.lead.is_none() {
             // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
             let next = state.followers.pop_first();
-            state.left = Some(Instant::now());
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
@@ -321,10 +320,12 @@ impl<F> Until<'_, F> {
         let Self { waiters, check, waiter, idle_since, .. } = self;
         // A task that never has to wait must let its siblings run all the same.
         let budget = ready!(poll_proceed(cx));
+        // Whoever polls again needs nobody to wake it: the real one is left where it is only before it stops.
+        let mut spinning = Context::from_waker(Waker::noop());
         let mut polled_since = None;
-        let (mut moves, mut leads) = (0, false);
+        let (mut moves, mut idle_polls, mut leads) = (0, 0, false);
         loop {
-            if let Poll::Ready(value) = check(cx) {
+            if let Poll::Ready(value) = check(&mut spinning) {
                 budget.made_progress();
                 return Poll::Ready(value);
             }
@@ -342,11 +343,13 @@ impl<F> Until<'_, F> {
                 return Poll::Pending;
             }
             // A link without a source moves by itself, and wakes whoever waits.
-            if waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx)) {
-                return Poll::Pending;
-            }
-            leads = true;
-            if waiters.wait != Wait::Sleep {
+            let stops = waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx));
+            leads = !stops;
+            if !stops && waiters.wait != Wait::Sleep {
+                idle_polls += 1;
+                if waiters.wait == Wait::Spin && idle_since.is_some() && idle_polls % POLLS_PER_LOOK != 0 {
+                    continue;
+                }
                 let now = Instant::now();
                 let Some(since) = *idle_since else {
                     // Whatever siblings have to submit leaves first; without it, each would wait out the others' round trips.
@@ -354,8 +357,7 @@ impl<F> Until<'_, F> {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 };
-                let idle = now - since;
-                if waiters.wait == Wait::Spin || idle < SPIN_MAX {
+                if waiters.wait == Wait::Spin || now - since < SPIN_MAX {
                     if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
                         if waiters.wait == Wait::Adaptive {
                             // The peer may need this very core.
@@ -371,7 +373,7 @@ impl<F> Until<'_, F> {
                 budget.made_progress();
                 return Poll::Ready(value);
             }
-            if waiters.park(cx) {
+            if stops || waiters.park(cx) {
                 return Poll::Pending;
             }
         }

@@ -26,9 +26,14 @@ struct State {
 impl Inbox {
     /// Adds a message.
     pub fn announce(&self, announced: Announced) {
+        self.announce_all([announced]);
+    }
+
+    /// Adds messages that came together.
+    pub(crate) fn announce_all(&self, announced: impl IntoIterator<Item = Announced>) {
         let mut state = self.lock();
         if state.end.is_none() {
-            state.queue.push_back(announced);
+            state.queue.extend(announced);
         }
         wake(state);
     }

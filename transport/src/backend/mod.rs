@@ -10,6 +10,7 @@ pub mod mem;
 pub mod shm;
 mod staging;
 mod streamed;
+mod submitted;
 pub mod tcp;
 
 use std::fmt::Debug;
@@ -28,7 +29,7 @@ use crate::environment::Environment;
 use crate::error::{Error, Result};
 pub use crate::machine::{Machine, Speed};
 use crate::memory::{Buffer, BufferMut, Depot, Pool};
-pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message};
+pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
 pub use crate::operation::{Completion, Done, Operation};
 pub use crate::region::{Regions, RemoteRegion};
 
@@ -172,6 +173,12 @@ pub trait Link: Debug + Send + Sync + 'static {
 
     /// Takes an operation. It may end within this call or at any time later.
     fn submit(&self, op: Op);
+
+    /// Takes a message by copying it, where it is so small that this costs less than an operation: its memory is free when this
+    /// returns. What is given back must be submitted.
+    fn copy(&self, small: Small) -> Option<Small> {
+        Some(small)
+    }
 
     /// Moves what can be moved without waiting, bounded. Whoever calls holds the link's baton meanwhile; if another
     /// thread has it, this returns at once and that thread does the work.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, Source};
+use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, Small, Source};
 use crate::error::{Error, Failed, Result};
 use crate::memory::{Access, Buffer, BufferMut, Pool};
 
@@ -146,6 +146,10 @@ impl Link for Staging {
             }
             op => self.link.submit(op),
         }
+    }
+
+    fn copy(&self, small: Small) -> Option<Small> {
+        if small.message.frames().iter().all(is_carried) { self.link.copy(small) } else { Some(small) }
     }
 
     fn progress(&self) -> Progress {

@@ -3,12 +3,13 @@
 //! Written once, for every backend that has such a stream, whatever it is made of. A backend brings the [`Line`].
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
-use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Source};
+use super::submitted::Submitted;
+use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Small, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
@@ -107,7 +108,7 @@ pub(super) struct Streamed<L: Line> {
     inbox: Arc<Inbox>,
     environment: Arc<dyn Environment>,
     /// Operations that the session has not seen yet.
-    submitted: Mutex<VecDeque<Op>>,
+    submitted: Submitted,
     /// The baton. `None` once the link has ended.
     moving: Mutex<Option<Moving<L>>>,
     /// Copied bytes and credit stalls, as last seen.
@@ -125,6 +126,8 @@ struct Moving<L: Line> {
     held: L::Held,
     /// The last poll found nothing to move.
     dry: bool,
+    /// The peer gave a sign of life since the session was told of one: who moves data does not look at the clock.
+    heard: bool,
 }
 
 impl<L: Line> Streamed<L> {
@@ -140,8 +143,8 @@ impl<L: Line> Streamed<L> {
             caps,
             inbox: site.inbox.clone(),
             environment: site.environment.clone(),
-            submitted: Mutex::default(),
-            moving: Mutex::new(Some(Moving { session, held, dry: false })),
+            submitted: Submitted::default(),
+            moving: Mutex::new(Some(Moving { session, held, dry: false, heard: false })),
             copied: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
             deposited: AtomicU64::new(0),
@@ -149,15 +152,11 @@ impl<L: Line> Streamed<L> {
         })
     }
 
-    fn submitted(&self) -> MutexGuard<'_, VecDeque<Op>> {
-        self.submitted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Polls with the baton, if it is free, `op` first; looks for operations of those who could not have it afterwards.
     fn with_baton(
         &self,
         mut op: Option<Op>,
-        poll: impl Fn(&Self, &mut Moving<L>) -> Result<Progress>,
+        mut poll: impl FnMut(&Self, &mut Moving<L>) -> Result<Progress>,
     ) -> Progress {
         loop {
             let mut baton = match self.moving.try_lock() {
@@ -165,22 +164,18 @@ impl<L: Line> Streamed<L> {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {
                     let Some(op) = op.take() else { return Progress::Elsewhere };
-                    self.submitted().push_back(op);
+                    self.submitted.push(op);
                     // Whoever has the baton looks after letting it go, which may have been before there was anything to see.
                     continue;
                 }
             };
             let Some(moving) = baton.as_mut() else {
                 drop(baton);
-                self.submitted().extend(op.take());
-                self.fail_submitted();
+                self.fail_submitted(op);
                 return Progress::Idle;
             };
             moving.session.begin_poll();
-            while let Some(op) = self.next_submitted() {
-                perform(op, &mut moving.session);
-            }
-            if let Some(op) = op.take() {
+            for op in self.submitted.take().into_iter().chain(op.take()) {
                 perform(op, &mut moving.session);
             }
             let result = poll(self, moving);
@@ -200,21 +195,19 @@ impl<L: Line> Streamed<L> {
                 }
             };
             drop(baton);
-            if self.submitted().is_empty() {
+            if !self.submitted.is_waited_for() {
                 return progress;
             }
         }
     }
 
-    fn next_submitted(&self) -> Option<Op> {
-        self.submitted().pop_front()
-    }
-
-    fn fail_submitted(&self) {
-        let ops = std::mem::take(&mut *self.submitted());
+    fn fail_submitted(&self, last: Option<Op>) {
         let why = self.inbox.ended().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the link has ended"));
-        for op in ops {
-            op.fail(why.clone());
+        while self.submitted.is_waited_for() {
+            self.submitted.take().into_iter().for_each(|op| op.fail(why.clone()));
+        }
+        if let Some(op) = last {
+            op.fail(why);
         }
     }
 
@@ -223,10 +216,8 @@ impl<L: Line> Streamed<L> {
         let mut moved = self.write(moving, Urgency::Company)?;
         let read = self.line.read(&mut moving.held, &mut moving.session)?;
         if read {
-            moving.session.heard(self.environment.now());
-            for announced in moving.session.take_announced() {
-                self.inbox.announce(announced);
-            }
+            moving.heard = true;
+            self.announce(&mut moving.session);
         }
         let fetched = moving.session.fetch()?;
         moved |= read | fetched;
@@ -238,12 +229,19 @@ impl<L: Line> Streamed<L> {
         Ok(if moved { Progress::Moved } else { Progress::Idle })
     }
 
+    fn announce(&self, session: &mut Session) {
+        let mut announced = session.take_announced();
+        if let Some(first) = announced.next() {
+            self.inbox.announce_all(std::iter::once(first).chain(announced));
+        }
+    }
+
     fn write(&self, moving: &mut Moving<L>, least: Urgency) -> Result<bool> {
         let was_blocked = self.line.is_blocked();
         let moved = self.line.write(&mut moving.held, &mut moving.session, least)?;
         if was_blocked && moved {
             // A peer that makes room is alive, though its answer may be queued behind megabytes.
-            moving.session.heard(self.environment.now());
+            moving.heard = true;
         }
         Ok(moved)
     }
@@ -256,9 +254,7 @@ impl<L: Line> Streamed<L> {
     /// Ends the link, once.
     fn finish(&self, baton: &mut Option<Moving<L>>, why: &Error) {
         let Some(Moving { mut session, mut held, .. }) = baton.take() else { return };
-        for announced in session.take_announced() {
-            self.inbox.announce(announced);
-        }
+        self.announce(&mut session);
         self.inbox.end(why.clone());
         self.paused.store(false, Ordering::Release);
         self.line.shut(&mut held);
@@ -274,11 +270,20 @@ impl<L: Line> Link for Streamed<L> {
     fn submit(&self, op: Op) {
         // Words can wait for company; `progress` takes them along.
         let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Expect { .. });
-        if can_wait {
-            self.submitted().push_back(op);
-        } else {
-            self.with_baton(Some(op), Self::write_what_is_due);
+        let poll = if can_wait { |_: &Self, _: &mut _| Ok(Progress::Idle) } else { Self::write_what_is_due };
+        self.with_baton(Some(op), poll);
+    }
+
+    fn copy(&self, small: Small) -> Option<Small> {
+        if !Session::may_copy(&small.message) {
+            return Some(small);
         }
+        let mut left = Some(small);
+        self.with_baton(None, |link, moving| {
+            left = left.take().and_then(|small| moving.session.copy(small));
+            link.write_what_is_due(moving)
+        });
+        left
     }
 
     fn progress(&self) -> Progress {
@@ -307,12 +312,15 @@ impl<L: Line> Link for Streamed<L> {
         self.with_baton(None, |link, moving| {
             link.write(moving, Urgency::Word)?;
             moving.session.tend()?;
-            if !moving.session.is_silent(link.environment.now()) {
+            if !moving.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
             // What has come is a sign of life, even if nobody read it yet.
             let progress = link.poll(moving)?;
-            moving.session.tick(link.environment.now())?;
+            let now = link.environment.now();
+            if moving.is_silent(now) {
+                moving.session.tick(now)?;
+            }
             link.write(moving, Urgency::Word)?;
             Ok(progress)
         });
@@ -322,7 +330,7 @@ impl<L: Line> Link for Streamed<L> {
         let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         self.finish(&mut baton, &why);
         drop(baton);
-        self.fail_submitted();
+        self.fail_submitted(None);
     }
 
     fn stats(&self) -> LinkStats {
@@ -336,6 +344,16 @@ impl<L: Line> Link for Streamed<L> {
 
     fn notes(&self) -> Vec<String> {
         self.line.notes()
+    }
+}
+
+impl<L: Line> Moving<L> {
+    /// Tells the session of the last sign of life, and whether it has been long without one.
+    fn is_silent(&mut self, now: Duration) -> bool {
+        if std::mem::take(&mut self.heard) {
+            self.session.heard(now);
+        }
+        self.session.is_silent(now)
     }
 }
 

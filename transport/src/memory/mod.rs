@@ -17,6 +17,7 @@ mod huge;
 mod place;
 mod pool;
 mod segment;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -28,3 +29,4 @@ pub use depot::Depot;
 pub use place::Place;
 pub use pool::{Pool, PoolStats, Source};
 pub(crate) use segment::{PeerSegment, Segment};
+pub(crate) use shared::{Shared, lines};

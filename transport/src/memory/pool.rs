@@ -5,12 +5,13 @@
 #![expect(unsafe_code, reason = "a lent block is an allocation, and vouches for the one inside it")]
 
 use std::fmt;
-use std::mem::{self, MaybeUninit};
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::class::Class;
 use super::host::HostMemory;
+use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
 use super::{Access, Allocation, BufferMut, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
@@ -113,22 +114,15 @@ impl Pool {
     pub fn landings(&self, lengths: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
         let small = |len: &usize| *len < SHARE_BELOW_BYTES;
         let mut small_bytes = lengths.clone().filter(small).map(lines).fold(0, usize::saturating_add);
-        let mut shared = BufferMut::nothing_in(self.0.place);
-        let mut landing = |len: usize| {
-            if len == 0 || !small(&len) {
-                return self.take(len);
+        let mut shared = Shared::default();
+        let landing = |len: usize| {
+            let landing = shared.landing(self, len, small_bytes.min(SHARED_BYTES_MAX));
+            if small(&len) {
+                small_bytes = small_bytes.saturating_sub(lines(len));
             }
-            let len_lines = lines(len);
-            if shared.capacity() < len_lines {
-                shared = self.take(small_bytes.min(SHARED_BYTES_MAX))?;
-            }
-            small_bytes = small_bytes.saturating_sub(len_lines);
-            let rest = shared.split_off(len_lines);
-            let mut piece = mem::replace(&mut shared, rest);
-            piece.limit(len);
-            Ok(piece)
+            landing
         };
-        lengths.map(&mut landing).collect()
+        lengths.map(landing).collect()
     }
 
     /// Where the memory lives.
@@ -147,14 +141,7 @@ impl Pool {
     }
 }
 
-/// Frames below this share a block: what is eager on the wire is small in memory.
-const SHARE_BELOW_BYTES: usize = 16 << 10;
 const SHARED_BYTES_MAX: usize = 64 << 10;
-
-/// `len` rounded up to whole cache lines, so that neighbours never write the same one.
-fn lines(len: usize) -> usize {
-    len.next_multiple_of(64)
-}
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -270,7 +257,7 @@ impl Shelves {
 
     fn empty(&mut self) -> Vec<Shelf> {
         self.stats.idle_bytes = 0;
-        mem::take(&mut self.shelves)
+        std::mem::take(&mut self.shelves)
     }
 
     fn shelf(&mut self, class: Class) -> &mut Shelf {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::memory::{Buffer, BufferMut, Place, Pool, Shared, lines};
 use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::chunks::{Chunks, Parts};
@@ -17,12 +17,19 @@ use crate::wire::ledger::Ledger;
 use crate::wire::lending::{Lender, Loan};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
 
-/// The word on messages is sent at once when so much of a window depends on it.
+/// Small messages that come together share blocks of so many bytes: what one keeps of the others' memory when it is held.
+const SHARED_LEN: usize = 4 << 10;
+/// The word on messages is sent at once when so much of a window's bytes depends on it.
 const SETTLE_AT: u64 = 4;
+/// Or so much of its messages: a sender of small ones who keeps no more than a few hundred in flight shall go on while they
+/// are taken.
+const SETTLE_MESSAGES_AT: u64 = 16;
 
 #[derive(Debug)]
 pub(crate) struct Receives {
     pool: Pool,
+    /// Where the small messages of one batch of records land.
+    shared: Shared,
     held: Ledger<Held>,
     bytes_in_use: u64,
     ahead_in_use: u64,
@@ -124,6 +131,7 @@ impl Receives {
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool,
+            shared: Shared::default(),
             held: Ledger::default(),
             bytes_in_use: 0,
             ahead_in_use: 0,
@@ -167,10 +175,11 @@ impl Receives {
         self.in_pool = in_pool;
     }
 
-    /// The peer announced a message.
+    /// The peer announced a message, with so many bytes of records behind it.
     pub(crate) fn announced(
         &mut self,
         message: Announcement<'_>,
+        behind: usize,
         records: &mut Vec<u8>,
         lender: &mut Option<Box<dyn Lender>>,
     ) -> Result<Announced> {
@@ -195,14 +204,14 @@ impl Receives {
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
                 let lens = message.frames.iter().map(|frame| frame.len);
-                (State::Here, Arrival::Here(self.land_eager(lens, payload)?))
+                (State::Here, Arrival::Here(self.land_eager(lens, payload, behind)?))
             }
             Payload::Lent(scope, loans, payload) => {
                 let lender =
                     lender.as_mut().ok_or_else(|| corrupt("frames lent to an end that borrows none"))?;
                 // Empty buffers keep the places of those that are lent.
                 let travelled = |frame: &FrameInfo| if scope.lends(frame) { 0 } else { frame.len };
-                let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload)?;
+                let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload, behind)?;
                 let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| scope.lends(frame));
                 for ((buffer, frame), loan) in lent.zip(loans) {
                     // What was deposited stands for memory of a place that this end may not have.
@@ -256,16 +265,26 @@ impl Receives {
         &mut self,
         lens: impl ExactSizeIterator<Item = usize> + Clone,
         mut payload: &[u8],
+        behind: usize,
     ) -> Result<Vec<Buffer>> {
         self.bytes_copied += payload.len() as u64;
+        let own: usize = lens.clone().map(lines).sum();
+        let block_len = own.max(SHARED_LEN.min(own + behind));
         let mut buffers = Vec::with_capacity(lens.len());
-        for (mut buffer, len) in self.landings(lens.clone())?.into_iter().zip(lens) {
+        for len in lens {
+            let landing = self.shared.landing(&self.pool, len, block_len);
+            let mut buffer = landing.or_else(|_| Pool::new(0).take(len))?;
             let (frame, rest) = payload.split_at(len);
             buffer.extend_from_slice(frame)?;
             payload = rest;
             buffers.push(buffer.freeze());
         }
         Ok(buffers)
+    }
+
+    /// Nothing more comes with what came: whatever lands next may be far off.
+    pub(crate) fn batch_is_over(&mut self) {
+        self.shared = Shared::default();
     }
 
     /// The application accepts a message. Where this end may `fetch` it into memory that the application names, it does.
@@ -336,7 +355,7 @@ impl Receives {
     /// Whether there are words to send, and whether they should leave at once.
     pub(crate) fn words(&self) -> (bool, bool) {
         let urgent = self.words_prompt
-            || self.words_messages >= WINDOW.messages / SETTLE_AT
+            || self.words_messages >= WINDOW.messages / SETTLE_MESSAGES_AT
             || self.words_bytes >= WINDOW.bytes / SETTLE_AT
             || self.words_ahead >= AHEAD / SETTLE_AT;
         (!self.words.is_empty(), urgent)

@@ -7,7 +7,7 @@ mod tests;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
-use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, check_limits};
+use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, Table, check_limits};
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
 use crate::wire::lending::{LOAN_LEN, LOANS_MAX, Scope};
 
@@ -179,7 +179,7 @@ pub(crate) struct Announcement<'a> {
     pub(crate) prompt: bool,
     pub(crate) payload: Payload<'a>,
     pub(crate) header: &'a [u8],
-    pub(crate) frames: Vec<FrameInfo>,
+    pub(crate) frames: Table,
 }
 
 /// How a message's payload travels.
@@ -375,7 +375,7 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     let (header_len, count) = (body.u32()? as usize, body.u32()? as usize);
     check_limits(header_len, count, 0).map_err(|error| corrupt(error.detail().to_owned()))?;
     let table = body.take(8 * count)?;
-    let mut frames = Vec::with_capacity(count);
+    let mut frames = Table::with_capacity(count);
     let mut payload_len = 0u64;
     for entry in table.chunks_exact(8) {
         let entry = Fields(entry).u64()?;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
 use crate::memory::Place;
-use crate::message::{Delivery, EAGER_LEN_MAX, Message};
+use crate::message::{Delivery, EAGER_LEN_MAX, Message, Small};
 use crate::operation::{Done, Operation};
 use crate::wire::credit::WINDOW;
 use crate::wire::deposit::{DEPOSITED_AT_ONCE, Deposit};
@@ -85,20 +85,31 @@ impl Sends {
         prompt: bool,
         more: bool,
     ) {
-        let is_small =
-            |message: &Message| message.payload_len() <= JOINS_COST_MAX && cost_of(message) <= JOINS_COST_MAX;
-        let joins = |message| is_small(message) && self.has_credit(message);
-        if self.queued.is_empty() && joins(message.memory()) {
-            self.urgent |= !more;
-            return self.join(message, receipt, prompt);
+        if is_small(message.memory()) && self.may_join(message.memory()) {
+            self.join(message.memory(), receipt, prompt, more);
+            return message.finish(drop);
         }
         self.queued.push_back(Queued { message, receipt, prompt });
         self.note_stall();
     }
 
-    /// Copies a message to those that wait for company, and ends it.
-    fn join(&mut self, message: Operation<Message>, receipt: Done<Delivery>, prompt: bool) {
-        let (memory, cost) = (message.memory(), cost_of(message.memory()));
+    /// The same of a [small](is_small) one that is no operation. Gives it back where it has to wait.
+    pub(crate) fn copy(&mut self, small: Small) -> Option<Small> {
+        if !self.may_join(&small.message) {
+            return Some(small);
+        }
+        self.join(&small.message, small.receipt, small.prompt, small.more);
+        None
+    }
+
+    fn may_join(&self, message: &Message) -> bool {
+        self.queued.is_empty() && self.has_credit(message)
+    }
+
+    /// Copies a message to those that wait for company.
+    fn join(&mut self, memory: &Message, receipt: Done<Delivery>, prompt: bool, more: bool) {
+        self.urgent |= !more;
+        let cost = cost_of(memory);
         let (id, payload_len) = (self.announced.next(), memory.payload_len());
         let out = &mut self.joined;
         put_message(out, id, prompt, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
@@ -108,7 +119,6 @@ impl Sends {
         self.bytes_copied += payload_len;
         self.bytes_in_use += cost;
         self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Left });
-        message.finish(drop);
     }
 
     /// Whether some wait for company.
@@ -378,6 +388,11 @@ impl Sends {
             }
         }
     }
+}
+
+/// Whether a message may join others.
+pub(crate) fn is_small(message: &Message) -> bool {
+    message.payload_len() <= JOINS_COST_MAX && cost_of(message) <= JOINS_COST_MAX
 }
 
 /// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is announced.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::message::{Announced, Delivery, Message};
+use crate::message::{Announced, Delivery, Message, Small};
 use crate::operation::{Done, Operation};
 use crate::region::{Regions, RemoteRegion};
 use crate::wire::fetching::Fetcher;
@@ -24,7 +24,7 @@ use crate::wire::one_sided::{OneSided, replies};
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::receives::Receives;
 use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
-use crate::wire::sends::{RECORDS_LEN, Sends};
+use crate::wire::sends::{self, RECORDS_LEN, Sends};
 
 use inlet::Inlet;
 use strands::{Strands, due};
@@ -133,6 +133,16 @@ impl Session {
         more: bool,
     ) {
         self.sends.push(message, receipt, prompt, more);
+    }
+
+    /// Whether a message is so small that it may be copied.
+    pub(crate) fn may_copy(message: &Message) -> bool {
+        sends::is_small(message)
+    }
+
+    /// Sends such a message by copying it, or gives it back, to be sent as others are.
+    pub(crate) fn copy(&mut self, small: Small) -> Option<Small> {
+        self.sends.copy(small)
     }
 
     pub(crate) fn expect(&mut self, in_pool: bool) {
@@ -358,7 +368,8 @@ impl Session {
 
     // What arrives.
 
-    fn hear(&mut self, record: Record<'_>) -> Result<()> {
+    /// One record, with so many bytes of others behind it.
+    fn hear(&mut self, record: Record<'_>, behind: usize) -> Result<()> {
         if self.peer_closed {
             return Err(corrupt("a record after the good-bye"));
         }
@@ -368,7 +379,8 @@ impl Session {
                 if matches!(message.payload, Payload::Fetchable(_)) && self.fetcher.is_none() {
                     return Err(corrupt("a message to be fetched by an end that fetches nothing"));
                 }
-                let announced = self.receives.announced(message, &mut self.records, &mut self.lender)?;
+                let announced =
+                    self.receives.announced(message, behind, &mut self.records, &mut self.lender)?;
                 self.announced.push(announced);
             }
             Record::Accept { id, discarded } => self.bulks.extend(self.sends.accepted(id, discarded)?),

@@ -57,17 +57,19 @@ impl Exercise for Rate<'_> {
         }
         let connection = &self.bench.peer.connection;
         let mut unconfirmed: VecDeque<(Instant, Receipt)> = VecDeque::with_capacity(self.bench.case.window);
+        // One look at the clock a message: the end of one is the beginning of the next.
+        let mut now = Instant::now();
         loop {
-            let sent = Instant::now();
-            let done = sent >= until && sample.messages > 0;
+            let done = now >= until && sample.messages > 0;
             if done || unconfirmed.len() >= self.bench.case.window {
                 let Some((sent, receipt)) = unconfirmed.pop_front() else { return Ok(()) };
                 receipt.delivered().await?;
-                sample.record(sent.elapsed());
+                now = Instant::now();
+                sample.record(now - sent);
                 sample.count(1, self.bench.case.size.0 as u64);
             } else {
                 let receipt = connection.send(self.message()).await?;
-                unconfirmed.push_back((sent, receipt));
+                unconfirmed.push_back((now, receipt));
             }
         }
     }

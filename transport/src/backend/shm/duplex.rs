@@ -54,6 +54,7 @@ impl Bell {
 impl Duplex {
     /// See [`Ring::doze`]. Whoever is gone does not ring.
     pub(super) fn doze(&mut self, for_room: bool) -> bool {
+        self.release();
         !self.gone && self.ring.doze(for_room)
     }
 
@@ -67,11 +68,18 @@ impl Duplex {
     fn fill(&mut self, into: &mut [MaybeUninit<u8>]) {
         for part in into.chunks_mut(PART_LEN) {
             self.ring.copy_out(part);
-            if self.ring.release() {
-                self.ring_bell();
+            // A peer that waits for room has filled the ring, of which a part is a fraction: it is told of the next.
+            if self.ring.unreleased() >= PART_LEN.min(self.ring.peer_len() / 8) {
+                self.release();
             }
         }
         self.copied += into.len() as u64;
+    }
+
+    fn release(&mut self) {
+        if self.ring.release() {
+            self.ring_bell();
+        }
     }
 
     fn publish(&mut self) {

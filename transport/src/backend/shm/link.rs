@@ -23,7 +23,7 @@ use crate::wire::session::{Session, Urgency};
 /// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
 const RING_LEN: usize = 256 << 10;
 /// Polls that find nothing, after which the bell is looked at: whether the peer is there.
-const IDLE_MAX: u32 = 64;
+const IDLE_MAX: u32 = 512;
 
 /// What one end brings to a link.
 #[derive(Debug)]

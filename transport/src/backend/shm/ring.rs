@@ -20,7 +20,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use sync::Ordering::{Relaxed, Release};
-use sync::{AtomicU64, Ordering, UnsafeCell, fence};
+use sync::{AtomicU64, Ordering, UnsafeCell, fence, full_fence};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -194,6 +194,16 @@ impl Ring {
         unsafe { sync::load(self.theirs.bytes.as_ptr(), second) };
     }
 
+    /// How many bytes the peer's ring holds.
+    pub(super) fn peer_len(&self) -> usize {
+        self.theirs.len
+    }
+
+    /// How many bytes were read whose room is not the peer's yet.
+    pub(super) fn unreleased(&self) -> usize {
+        self.read.wrapping_sub(self.released) as usize
+    }
+
     /// Gives the peer the room of all that was read. Whether its doorbell must be rung, since it sleeps for room.
     #[must_use]
     pub(super) fn release(&mut self) -> bool {
@@ -210,7 +220,7 @@ impl Ring {
     /// Who sleeps says so and then looks at the words; who moves a word then looks who sleeps. With a full fence between the
     /// two at either end, one of them sees the other. (Release and Acquire would let both look first.)
     fn is_due(&mut self, news: u64) -> bool {
-        fence(Ordering::SeqCst);
+        full_fence();
         let asleep = self.theirs.words().asleep.0.load(Relaxed);
         let due = asleep & news != 0 && asleep != self.rung;
         if due {
@@ -229,7 +239,7 @@ impl Ring {
         self.sleeps += 1;
         self.asleep = true;
         self.ours.words().asleep.0.store(self.sleeps * SLEEP + what, Relaxed);
-        fence(Ordering::SeqCst);
+        full_fence();
         let theirs = self.theirs.words();
         let bytes = theirs.produced.0.load(Relaxed) != self.arrived;
         let room = for_room && theirs.consumed.0.load(Relaxed) != self.taken;

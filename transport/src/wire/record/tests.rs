@@ -19,7 +19,7 @@ fn the_documented_bytes_are_what_travels() {
     let record = take(&mut &message[..]).unwrap();
     let Record::Message(announced) = record else { panic!("{record:?}") };
     assert_eq!((announced.payload, announced.header), (Payload::Eager(b"hello"), &b"hi"[..]));
-    assert_eq!(announced.frames, table);
+    assert_eq!(announced.frames[..], table);
     let mut word = Vec::new();
     put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
     assert_eq!(

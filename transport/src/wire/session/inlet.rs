@@ -164,8 +164,9 @@ impl Session {
                 let mut records = bytes;
                 while !records.is_empty() {
                     let record = record::take(&mut records)?;
-                    self.hear(record)?;
+                    self.hear(record, records.len())?;
                 }
+                self.receives.batch_is_over();
                 self.records_are_over(stream, bulk)?;
             }
             _ => {}

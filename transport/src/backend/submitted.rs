@@ -1,0 +1,48 @@
+//! Operations that wait for whoever has a link's baton.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Op;
+
+/// A queue that costs a look where nothing is in it.
+///
+/// The invariant: of one who adds an operation and then fails to get the baton, and one who lets the baton go and then asks
+/// [`is_waited_for`](Self::is_waited_for), at least one sees the other. Both exchange the same word, so that the second of them
+/// has seen all that the first did before.
+#[derive(Debug, Default)]
+pub(super) struct Submitted {
+    ops: Mutex<VecDeque<Op>>,
+    any: AtomicBool,
+}
+
+impl Submitted {
+    /// Adds one.
+    pub(super) fn push(&self, op: Op) {
+        self.ops().push_back(op);
+        self.any.swap(true, Ordering::AcqRel);
+    }
+
+    /// All of them, oldest first. What is added meanwhile may be missed.
+    pub(super) fn take(&self) -> VecDeque<Op> {
+        if !self.any.load(Ordering::Acquire) {
+            return VecDeque::new();
+        }
+        self.any.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.ops())
+    }
+
+    /// Whether there are any, for whoever has just let the baton go.
+    pub(super) fn is_waited_for(&self) -> bool {
+        let any = self.any.swap(false, Ordering::AcqRel);
+        if any {
+            self.any.store(true, Ordering::Release);
+        }
+        any
+    }
+
+    fn ops(&self) -> MutexGuard<'_, VecDeque<Op>> {
+        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

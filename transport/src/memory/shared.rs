@@ -1,0 +1,41 @@
+//! What is left of a block that small landings share, each from a cache line of its own on.
+
+use std::mem;
+
+use super::{BufferMut, Pool};
+use crate::error::Result;
+
+/// Landings below this share a block: what is eager on the wire is small in memory.
+pub(super) const SHARE_BELOW_BYTES: usize = 16 << 10;
+
+/// Cuts small landings from one block after another. Dropping it keeps none of them.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    rest: BufferMut,
+}
+
+impl Shared {
+    /// Room for `len` bytes; where a new block must be taken for it, then one of `block_len`, for those to come.
+    pub(crate) fn landing(&mut self, pool: &Pool, len: usize, block_len: usize) -> Result<BufferMut> {
+        if len == 0 || len >= SHARE_BELOW_BYTES {
+            return pool.take(len);
+        }
+        let len_lines = lines(len);
+        if self.rest.capacity() < len_lines {
+            self.rest = pool.take(lines(block_len).max(len_lines))?;
+        }
+        let rest = if self.rest.capacity() > len_lines {
+            self.rest.split_off(len_lines)
+        } else {
+            BufferMut::default()
+        };
+        let mut piece = mem::replace(&mut self.rest, rest);
+        piece.limit(len);
+        Ok(piece)
+    }
+}
+
+/// `len` rounded up to whole cache lines, so that neighbours never write the same one.
+pub(crate) fn lines(len: usize) -> usize {
+    len.next_multiple_of(64)
+}
