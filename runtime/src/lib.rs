@@ -31,6 +31,8 @@ mod local;
 mod peers;
 mod protocol;
 mod scheduler;
+#[cfg(test)]
+mod simulated;
 mod value;
 mod worker;
 

@@ -4,6 +4,9 @@
 //! go: so each peer hears them in the order in which they were decided.
 
 mod course;
+#[cfg(test)]
+mod invariants;
+mod patience;
 mod peers;
 mod placing;
 mod queue;
@@ -20,7 +23,8 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
 use towline::{Address, Connection, Endpoint, Listener};
 
-use self::state::{Action, Departure, State, Violation};
+use self::state::Violation;
+pub(crate) use self::state::{Action, Departure, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};

@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 use towline::{Address, Connection, Endpoint, Scheme};
 
 use self::shell::Shell;
+#[cfg(test)]
+pub(crate) use self::state::{Action, Start, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
