@@ -13,7 +13,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(crate) struct Patience {
-    pub(crate) limit: Duration,
+    limit: Duration,
     standstill: Option<Standstill>,
 }
 
@@ -33,6 +33,10 @@ impl Default for Patience {
 }
 
 impl State {
+    pub(crate) fn set_patience(&mut self, limit: Duration) {
+        self.patience.limit = limit;
+    }
+
     /// It is so late now, by a clock that began whenever it did. To be told every now and then, and what is to be said taken
     /// after: a task that nothing moves is given up once it has waited for as long as the limit, and twice that at the most.
     pub(crate) fn tick(&mut self, now: Duration) {
@@ -72,8 +76,7 @@ impl State {
     fn waiting_since(&self, number: u64) -> Vec<Index> {
         let is_meant = |index: &Index| {
             let task = &self.tasks[*index];
-            let is_anywhere =
-                matches!(task.stage, Stage::Ready { lane: Lane::Roots | Lane::Suspects, .. });
+            let is_anywhere = matches!(task.stage, Stage::Ready { lane: Lane::Roots | Lane::Suspects, .. });
             is_anywhere && task.priority.number <= number
         };
         self.tasks.indices().filter(is_meant).collect()

@@ -69,7 +69,6 @@ impl State {
     }
 
     /// Records, of whatever stage.
-    #[cfg(test)]
     pub(crate) fn tasks(&self) -> usize {
         self.tasks.len()
     }

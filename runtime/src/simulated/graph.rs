@@ -35,6 +35,7 @@ pub(super) struct Spec {
     pub(super) micros: u64,
     pub(super) bytes: u64,
     pub(super) is_cancelled: bool,
+    pub(super) has_killed: bool,
     /// What it must come to, unless it or what it needs fails.
     expected: Option<Datum>,
 }
@@ -55,7 +56,8 @@ pub(super) struct Facts {
     pub(super) is_calm: bool,
     /// Memory is short.
     pub(super) is_tight: bool,
-    pub(super) deaths: u32,
+    /// Workers that died of nothing in the graph, and tasks that workers died of.
+    pub(super) culprits: u32,
     /// There was no worker for as long as tasks wait.
     pub(super) was_deserted: bool,
 }
@@ -89,7 +91,10 @@ impl Graph {
             Fate::Fails | Fate::Panics | Fate::Kills(u32::MAX) => None,
             _ => data.map(|data| self.evaluated(key, &data, bytes)),
         };
-        self.specs.insert(key, Spec { inputs, fate, micros, bytes, is_cancelled: false, expected });
+        self.specs.insert(
+            key,
+            Spec { inputs, fate, micros, bytes, is_cancelled: false, has_killed: false, expected },
+        );
     }
 
     pub(super) fn spec(&mut self, key: Key) -> &mut Spec {
@@ -119,7 +124,7 @@ impl Graph {
         let is_right = match error.kind() {
             ErrorKind::Failed => any(&|spec| spec.fate == Fate::Fails),
             ErrorKind::Panicked => any(&|spec| spec.fate == Fate::Panics),
-            ErrorKind::Killed => facts.deaths >= 3,
+            ErrorKind::Killed => facts.culprits >= 3 || any(&|spec| matches!(spec.fate, Fate::Kills(_))),
             ErrorKind::Cancelled => any(&|spec| spec.is_cancelled),
             ErrorKind::Lost => !facts.is_calm && any(&|spec| spec.fate == Fate::Scattered),
             ErrorKind::TooLarge => facts.is_tight,

@@ -44,11 +44,12 @@ fn every_simulated_graph_ends_right_and_leaves_nothing() {
         world.run();
         return;
     }
-    let (ends, failed) = run_all(0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS));
+    let seeds = asked("TOWLINE_SEEDS").unwrap_or(SEEDS);
+    let (ends, failed) = run_all(0..seeds);
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
     // Else it shows less than it seems to.
-    for kind in KINDS {
-        assert!(ends.contains(&kind), "no task ended so: {kind:?}");
+    for kind in KINDS.iter().filter(|_| seeds >= SEEDS) {
+        assert!(ends.contains(kind), "no task ended so: {kind:?}");
     }
 }
 

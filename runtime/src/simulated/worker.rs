@@ -76,6 +76,8 @@ impl World {
             if times != u32::MAX {
                 spec.fate = Fate::Kills(times - 1);
             }
+            let is_first = !std::mem::replace(&mut spec.has_killed, true);
+            self.facts.culprits += u32::from(is_first);
             return self.kill(id);
         }
         let failed = match spec.fate {

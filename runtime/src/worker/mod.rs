@@ -82,6 +82,11 @@ impl Worker {
         self.shell.bytes()
     }
 
+    /// Values that are here.
+    pub fn values(&self) -> usize {
+        self.shell.values()
+    }
+
     /// Ends it as if it were killed.
     pub(crate) fn abort(&self) {
         self.connection.abort();

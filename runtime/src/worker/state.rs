@@ -381,7 +381,10 @@ impl State {
         for (key, held) in &self.values {
             assert!(!matches!(held.whereabouts, Whereabouts::Here) || is_here(*key), "{key:?} is not here");
             assert!(held.users.iter().all(|user| self.runs.contains_key(user)), "{key:?} has lost users");
-            assert!(held.is_kept || !held.users.is_empty() || !matches!(held.whereabouts, Whereabouts::Here), "nobody needs {key:?}");
+            assert!(
+                held.is_kept || !held.users.is_empty() || !matches!(held.whereabouts, Whereabouts::Here),
+                "nobody needs {key:?}"
+            );
         }
         for (run, job) in &self.runs {
             let lacks = |input: &&Input| !matches!(self.values[&input.key].whereabouts, Whereabouts::Here);
