@@ -187,7 +187,11 @@ impl State {
                 }
                 self.discard_unused(key);
             }
-            None if held.users.is_empty() => _ = self.values.remove(&key),
+            None if held.users.is_empty() => {
+                self.values.remove(&key);
+                // A run of its own that was dropped may have left it meanwhile.
+                self.actions.push(Action::Discard(key));
+            }
             None if holders.iter().any(|holder| !tried.contains(holder)) => {
                 held.whereabouts = Whereabouts::Wanted { holders, tried };
                 self.want(key);
