@@ -31,6 +31,8 @@ mod local;
 mod peers;
 mod protocol;
 mod scheduler;
+#[cfg(test)]
+mod simulated;
 mod value;
 mod worker;
 
@@ -38,6 +40,6 @@ pub use client::{Argument, Arguments, Client, Future};
 pub use error::{BoxError, Error, ErrorKind, Result, TaskResult};
 pub use function::{Callable, Function, Registry};
 pub use local::LocalCluster;
-pub use scheduler::Scheduler;
+pub use scheduler::{Builder as SchedulerBuilder, Scheduler};
 pub use value::Bulk;
 pub use worker::{Builder as WorkerBuilder, Worker};

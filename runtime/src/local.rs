@@ -56,6 +56,11 @@ impl LocalCluster {
         &self.client
     }
 
+    /// The scheduler of this cluster.
+    pub const fn scheduler(&self) -> &Scheduler {
+        &self.scheduler
+    }
+
     /// Where the scheduler is found within this process.
     pub const fn address(&self) -> &Address {
         self.scheduler.address()

@@ -79,12 +79,14 @@ fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     run(command.arg(&target).env("PATH", &programs), deadline)
 }
 
-/// As many seeds as two minutes hold on two busy cores; the suite runs a tenth of them.
+/// As many seeds of each as two minutes hold on two busy cores; the suite runs fewer.
 fn simulation(deadline: Instant) -> Outcome {
     let arguments = ["test", "--package", "towline-tests", "--test", "simulation"];
     run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)?;
     let arguments = ["test", "--package", "towline", "--lib", "--", "simulated"];
-    run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)
+    run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)?;
+    let arguments = ["test", "--package", "towline-runtime", "--lib", "--", "simulated"];
+    run(cargo(&arguments).env("TOWLINE_SEEDS", "5000"), deadline)
 }
 
 fn bench(deadline: Instant) -> Outcome {

@@ -3,6 +3,7 @@
 mod arguments;
 mod future;
 mod shell;
+mod state;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +16,8 @@ use towline::{Address, Endpoint};
 pub use self::arguments::{Argument, Arguments};
 pub use self::future::Future;
 use self::shell::Shell;
+#[cfg(test)]
+pub(crate) use self::state::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
 use crate::line;
@@ -139,6 +142,8 @@ impl Client {
         };
         let key = self.shell.scatter(*worker)?;
         let future = Future::new(self.shell.clone(), key);
+        // It is the worker that says that it has it: what comes before the scheduler has heard of it would be freed.
+        self.shell.who_has(key).await?;
         self.shell.peers().put(*worker, key, &value).await?;
         Ok(future)
     }

@@ -1,54 +1,41 @@
-//! A client's line to the scheduler, and what was heard of each of its tasks.
+//! What a client's state machine decides, done: words are carried to the scheduler, and values brought from workers.
 
+use std::future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Waker;
 use std::time::Duration;
-use std::{future, mem};
 
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use towline::{Connection, Endpoint};
 
+use super::state::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
-use crate::protocol::{Arguments, ClientId, FromClient, FunctionId, Key, ToClient, Types, WorkerId};
+use crate::protocol::{Arguments, ClientId, Key, ToClient, Types, WorkerId};
 use crate::value::Value;
 
-/// How often a result is asked for that its holders do not give.
-const TRIES_MAX: usize = 10;
 /// How long the scheduler may take to answer a question.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct Shell {
-    number: ClientId,
     outbox: Outbox,
     peers: Peers,
     inside: Mutex<Inside>,
 }
 
-#[derive(Debug, Default)]
-struct Inside {
-    tasks: FxHashMap<Key, Progress>,
-    functions: FxHashMap<(&'static str, Types), FunctionId>,
-    questions: FxHashMap<u64, oneshot::Sender<Vec<WorkerId>>>,
-    /// Keys and questions count on.
-    last: u64,
-    /// Why nothing more will be heard.
-    end: Option<Error>,
-}
-
 #[derive(Debug)]
-enum Progress {
-    Pending(Vec<Waker>),
-    Done(WorkerId),
-    Failed(Error),
+struct Inside {
+    state: State,
+    questions: FxHashMap<u64, oneshot::Sender<Vec<WorkerId>>>,
 }
 
 impl Shell {
     pub(crate) fn new(number: ClientId, endpoint: Endpoint) -> Self {
-        Self { number, outbox: Outbox::default(), peers: Peers::new(endpoint), inside: Mutex::default() }
+        let inside = Inside { state: State::new(number), questions: FxHashMap::default() };
+        Self { outbox: Outbox::default(), peers: Peers::new(endpoint), inside: Mutex::new(inside) }
     }
 
     pub(crate) const fn peers(&self) -> &Peers {
@@ -64,54 +51,34 @@ impl Shell {
         inputs: Vec<Key>,
         arguments: Arguments,
     ) -> Result<Key> {
-        if inputs.iter().any(|input| input.client() != self.number) {
-            return Err(Error::new(ErrorKind::Invalid, "a future of another client among the arguments"));
-        }
-        let mut inside = self.lock();
-        let key = inside.new_key(self.number)?;
-        let known = inside.functions.len() as FunctionId;
-        let function = *inside.functions.entry((name, types)).or_insert_with(|| {
-            self.outbox.say(&FromClient::Function { name: name.to_owned(), types });
-            known
-        });
-        self.outbox.say(&FromClient::Submit { key, function, inputs, arguments });
-        drop(inside);
-        self.outbox.flush();
-        Ok(key)
+        self.alter(|inside| inside.state.submit(name, types, inputs, arguments))
     }
 
     pub(crate) fn scatter(&self, worker: WorkerId) -> Result<Key> {
-        let mut inside = self.lock();
-        let key = inside.new_key(self.number)?;
-        self.say(&FromClient::Scatter { key, worker });
-        Ok(key)
+        self.alter(|inside| inside.state.scatter(worker))
     }
 
     pub(crate) fn cancel(&self, key: Key) {
-        self.say(&FromClient::Cancel { key });
+        self.alter(|inside| inside.state.cancel(key));
     }
 
     pub(crate) fn release(&self, key: Key) {
-        self.lock().tasks.remove(&key);
-        self.say(&FromClient::Release { key });
+        self.alter(|inside| inside.state.release(key));
     }
 
     pub(crate) async fn who_has(&self, key: Key) -> Result<Vec<WorkerId>> {
         let (answer, answered) = oneshot::channel();
-        let request = {
-            let mut inside = self.lock();
-            inside.check()?;
-            inside.last += 1;
-            let request = inside.last;
+        let request = self.alter(|inside| {
+            let request = inside.state.who_has(key)?;
             inside.questions.insert(request, answer);
-            request
-        };
-        self.say(&FromClient::WhoHas { request, key });
+            Ok::<_, Error>(request)
+        })?;
         let answered = tokio::time::timeout(ANSWER_TIME, answered).await;
-        self.lock().questions.remove(&request);
+        let mut inside = self.lock();
+        inside.questions.remove(&request);
         match answered {
             Ok(Ok(workers)) => Ok(workers),
-            Ok(Err(_)) => Err(self.lock().end.clone().unwrap_or_else(Error::closed)),
+            Ok(Err(_)) => Err(inside.state.check().err().unwrap_or_else(Error::closed)),
             Err(_) => {
                 let why = format!("the scheduler did not answer within {} s", ANSWER_TIME.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
@@ -119,33 +86,11 @@ impl Shell {
         }
     }
 
-    fn say(&self, word: &FromClient) {
-        self.outbox.say(word);
-        self.outbox.flush();
-    }
-
     // ---- What became of tasks ----
 
     /// Waits until a worker has it.
     pub(crate) async fn done(&self, key: Key) -> Result<WorkerId> {
-        future::poll_fn(|cx| {
-            let mut inside = self.lock();
-            if let Err(error) = inside.check() {
-                return Poll::Ready(Err(error));
-            }
-            match inside.tasks.get_mut(&key) {
-                Some(Progress::Done(worker)) => Poll::Ready(Ok(*worker)),
-                Some(Progress::Failed(error)) => Poll::Ready(Err(error.clone())),
-                Some(Progress::Pending(wakers)) => {
-                    if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                        wakers.push(cx.waker().clone());
-                    }
-                    Poll::Pending
-                }
-                None => Poll::Ready(Err(Error::closed())),
-            }
-        })
-        .await
+        future::poll_fn(|cx| self.lock().state.poll(key, cx.waker())).await
     }
 
     /// The value, from a worker that has it.
@@ -158,13 +103,7 @@ impl Shell {
                 Ok(None) => {}
                 Err(error) => failed = Some(error),
             }
-            // It is heard of again once the scheduler knows better.
-            let mut inside = self.lock();
-            if let Some(progress @ Progress::Done(_)) = inside.tasks.get_mut(&key) {
-                *progress = Progress::Pending(Vec::new());
-                drop(inside);
-                self.say(&FromClient::Lacks { key, worker });
-            }
+            self.alter(|inside| inside.state.lacks(key, worker));
         }
         let why = failed.map_or_else(|| "they do not have it".to_owned(), |error| error.to_string());
         Err(Error::new(ErrorKind::Lost, format!("{TRIES_MAX} times a worker did not give it: {why}")))
@@ -175,7 +114,7 @@ impl Shell {
         let hearing = async {
             loop {
                 let words = line::hear(&connection).await?;
-                self.heard(words);
+                self.alter(|inside| words.into_iter().for_each(|word| self.heard(inside, word)));
             }
         };
         let ended: Result<()> = tokio::select! {
@@ -187,73 +126,48 @@ impl Shell {
         self.end(&error);
     }
 
-    fn heard(&self, words: Vec<ToClient>) {
-        let mut woken = Vec::new();
-        let mut inside = self.lock();
-        for word in words {
-            match word {
-                ToClient::Joined { worker, address } => self.peers.joined(worker, address),
-                ToClient::Left { worker } => self.peers.left(worker),
-                ToClient::Done { key, worker, .. } => inside.set(key, Progress::Done(worker), &mut woken),
-                ToClient::Failed { key, failure } => {
-                    inside.set(key, Progress::Failed(failure.into()), &mut woken);
-                }
-                ToClient::Again { key } => {
-                    if let Some(progress @ Progress::Done(_)) = inside.tasks.get_mut(&key) {
-                        *progress = Progress::Pending(Vec::new());
-                    }
-                }
-                ToClient::Holders { request, workers } => {
-                    if let Some(asked) = inside.questions.remove(&request) {
-                        // Whoever asked may have given up.
-                        let _ = asked.send(workers);
-                    }
+    fn heard(&self, inside: &mut Inside, word: ToClient) {
+        match word {
+            ToClient::Joined { worker, address } => self.peers.joined(worker, address),
+            ToClient::Left { worker } => self.peers.left(worker),
+            ToClient::Holders { request, workers } => {
+                if let Some(asked) = inside.questions.remove(&request) {
+                    // Whoever asked may have given up.
+                    let _ = asked.send(workers);
                 }
             }
+            word => inside.state.heard(word),
         }
-        drop(inside);
-        woken.into_iter().for_each(Waker::wake);
     }
 
     /// Nothing more will be heard.
     pub(crate) fn end(&self, error: &Error) {
-        let mut woken = Vec::new();
-        let mut inside = self.lock();
-        inside.end.get_or_insert_with(|| error.clone());
-        inside.questions.clear();
-        for progress in inside.tasks.values_mut() {
-            if let Progress::Pending(wakers) = progress {
-                woken.append(wakers);
-            }
-        }
-        drop(inside);
+        self.alter(|inside| {
+            inside.state.end(error);
+            inside.questions.clear();
+        });
         self.outbox.close();
+    }
+
+    /// Changes the state, and does what it answers.
+    fn alter<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
+        let mut inside = self.lock();
+        let changed = change(&mut inside);
+        let mut has_spoken = false;
+        for word in inside.state.take_words() {
+            self.outbox.say(&word);
+            has_spoken = true;
+        }
+        let woken = inside.state.take_woken();
+        drop(inside);
+        if has_spoken {
+            self.outbox.flush();
+        }
         woken.into_iter().for_each(Waker::wake);
+        changed
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inside {
-    fn check(&self) -> Result<()> {
-        self.end.clone().map_or(Ok(()), Err)
-    }
-
-    fn new_key(&mut self, client: ClientId) -> Result<Key> {
-        self.check()?;
-        self.last += 1;
-        let key = Key::new(client, self.last);
-        self.tasks.insert(key, Progress::Pending(Vec::new()));
-        Ok(key)
-    }
-
-    fn set(&mut self, key: Key, progress: Progress, woken: &mut Vec<Waker>) {
-        if let Some(before) = self.tasks.get_mut(&key)
-            && let Progress::Pending(wakers) = mem::replace(before, progress)
-        {
-            woken.extend(wakers);
-        }
     }
 }

@@ -182,7 +182,7 @@ impl State {
     }
 
     /// The worker shall not have it any more.
-    fn unhold(&mut self, index: Index, id: WorkerId) {
+    pub(super) fn unhold(&mut self, index: Index, id: WorkerId) {
         let task = &mut self.tasks[index];
         task.holders.retain(|holder| *holder != id);
         if let Some(worker) = self.workers.get_mut(&id)
@@ -250,10 +250,11 @@ impl State {
 
     /// A worker died that was given these.
     pub(super) fn blame(&mut self, sent: &BTreeSet<Index>, suspect: Option<Index>) {
-        let blamed = |index: &&Index| suspect.is_none_or(|suspect| suspect == **index);
-        for index in sent.iter().filter(blamed) {
+        for index in sent {
             let Some(task) = self.tasks.get(*index).filter(|task| task.is_on_its_way()) else { continue };
-            let deaths = task.deaths + 1;
+            // Beside a suspect the others become suspects, and no more.
+            let is_blamed = suspect.is_none_or(|suspect| suspect == *index);
+            let deaths = if is_blamed { task.deaths + 1 } else { task.deaths.max(1) };
             self.tasks[*index].deaths = deaths;
             if deaths >= DEATHS_MAX {
                 let detail = format!("{deaths} workers died while they ran it, and it is not tried again");

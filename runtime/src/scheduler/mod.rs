@@ -4,6 +4,9 @@
 //! go: so each peer hears them in the order in which they were decided.
 
 mod course;
+#[cfg(test)]
+mod invariants;
+mod patience;
 mod peers;
 mod placing;
 mod queue;
@@ -15,15 +18,23 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use towline::{Address, Connection, Endpoint, Listener};
 
-use self::state::{Action, Departure, State, Violation};
+use self::patience::PATIENCE;
+use self::state::Violation;
+pub(crate) use self::state::{Action, Departure, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};
+
+/// The state is told the time four times within its patience, and so often at least and at most.
+const TICK_MIN: Duration = Duration::from_millis(10);
+const TICK_MAX: Duration = Duration::from_secs(1);
 
 /// Says where tasks run, and knows where results are. Nothing but words passes it.
 ///
@@ -44,19 +55,35 @@ use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERS
 #[derive(Debug)]
 pub struct Scheduler {
     address: Address,
+    desk: Arc<Desk>,
     accepting: JoinHandle<()>,
 }
 
+/// Settles how a [`Scheduler`] works. [`start`](Self::start) starts it.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is started"]
+pub struct Builder {
+    patience: Duration,
+}
+
 impl Scheduler {
+    /// The settings of a scheduler: tasks that nothing can move wait 60 s.
+    pub const fn builder() -> Builder {
+        Builder { patience: PATIENCE }
+    }
+
     /// Starts a scheduler that listens at `address`.
     ///
     /// # Errors
     /// As [`Endpoint::listen`].
     pub async fn start(endpoint: &Endpoint, address: &Address) -> Result<Self> {
-        let listener = endpoint.listen(address).await?;
-        let address = listener.address().clone();
-        tracing::info!(%address, "scheduler started");
-        Ok(Self { address, accepting: tokio::spawn(accept(listener)) })
+        Self::builder().start(endpoint, address).await
+    }
+
+    /// Tasks of which something is known here: those that a client has not released, and those that others need, or were made
+    /// of.
+    pub fn tasks(&self) -> usize {
+        self.desk.lock().state.tasks()
     }
 
     /// Where workers and clients find it.
@@ -67,21 +94,53 @@ impl Scheduler {
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
+        self.desk.end();
         self.accepting.abort();
     }
 }
 
+impl Builder {
+    /// How long tasks wait while nothing moves: because no worker is there, or because the memory of all workers is full of
+    /// results that clients keep. Then, and at the latest after twice that time, they fail with
+    /// [`TimedOut`](ErrorKind::TimedOut).
+    pub const fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Starts the scheduler, which listens at `address`.
+    ///
+    /// # Errors
+    /// As [`Endpoint::listen`].
+    pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Scheduler> {
+        let listener = endpoint.listen(address).await?;
+        let address = listener.address().clone();
+        tracing::info!(%address, "scheduler started");
+        let desk = Arc::new(Desk::default());
+        desk.lock().state.set_patience(self.patience);
+        let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
+        let accepting = tokio::spawn(accept(desk.clone(), listener, tick));
+        Ok(Scheduler { address, desk, accepting })
+    }
+}
+
 /// Takes peers in until it is dropped, and they with it.
-async fn accept(listener: Listener) {
-    let desk = Arc::new(Desk::default());
+async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration) {
     let mut peers = tokio::task::JoinSet::new();
+    let begun = Instant::now();
+    let mut ticks = tokio::time::interval(tick);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(connection) => _ = peers.spawn(serve(desk.clone(), connection)),
-                Err(error) => return tracing::error!(%error, "the scheduler's listener ended"),
+                Err(error) => {
+                    desk.end();
+                    return tracing::error!(%error, "the scheduler's listener ended");
+                }
             },
             Some(_) = peers.join_next() => {}
+            _ = ticks.tick() => desk.alter(|inside| inside.state.tick(begun.elapsed())),
         }
     }
 }
@@ -95,6 +154,8 @@ struct Inside {
     state: State,
     clients: BTreeMap<ClientId, Arc<Outbox>>,
     workers: BTreeMap<WorkerId, Arc<Outbox>>,
+    /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business.
+    is_over: bool,
 }
 
 impl fmt::Debug for Desk {
@@ -131,7 +192,7 @@ impl Desk {
             Ok(id)
         })?;
         let _gone = Gone::by(|_| {
-            self.alter(|inside| {
+            self.leave(|inside| {
                 inside.clients.remove(&id);
                 inside.state.client_left(id);
             });
@@ -149,7 +210,7 @@ impl Desk {
             id
         });
         let mut gone = Gone::by(|departure| {
-            self.alter(|inside| {
+            self.leave(|inside| {
                 inside.workers.remove(&id);
                 inside.state.worker_gone(id, departure);
             });
@@ -182,11 +243,22 @@ impl Desk {
         }
     }
 
+    fn end(&self) {
+        self.lock().is_over = true;
+    }
+
+    /// As `alter`, for a peer that is gone.
+    fn leave(&self, change: impl FnOnce(&mut Inside)) {
+        if !self.lock().is_over {
+            self.alter(change);
+        }
+    }
+
     /// Changes the state, and leaves what it answers with the lines.
     fn alter<T>(&self, change: impl FnOnce(&mut Inside) -> T) -> T {
         let mut inside = self.lock();
         let changed = change(&mut inside);
-        let Inside { state, clients, workers } = &mut *inside;
+        let Inside { state, clients, workers, .. } = &mut *inside;
         let actions = state.take_actions();
         let mut last: Option<&Arc<Outbox>> = None;
         for action in &actions {

@@ -26,6 +26,8 @@ pub(crate) struct Worker {
     pub(crate) recalled: usize,
     /// The one among them that is a suspect.
     pub(crate) suspect: Option<Index>,
+    /// What clients are giving it.
+    pub(crate) expected: BTreeSet<Index>,
     pub(crate) holds: BTreeSet<Index>,
     pub(crate) bytes: u64,
     /// Functions whose names it was told.
@@ -41,6 +43,7 @@ impl Worker {
             sent_micros: 0,
             recalled: 0,
             suspect: None,
+            expected: BTreeSet::new(),
             holds: BTreeSet::new(),
             bytes: 0,
             functions: 0,

@@ -21,7 +21,7 @@ impl State {
     /// All its inputs are done: it waits in a lane until a worker has room.
     pub(super) fn ready(&mut self, index: Index) {
         let task = &self.tasks[index];
-        let input_bytes = task.inputs.iter().map(|input| self.tasks[*input].bytes).sum::<u64>();
+        let input_bytes = self.input_bytes(index);
         let room = self.workers.values().map(|worker| worker.offer.memory_bytes_max).max();
         if let Some(room) = room.filter(|room| input_bytes > *room) {
             let detail = format!("its inputs take {input_bytes} bytes, and no worker has more than {room}");
@@ -69,6 +69,9 @@ impl State {
             }
             Stage::Sent { worker, micros, recalled, .. } => {
                 let Some(worker) = self.workers.get_mut(&worker) else { return };
+                if worker.expected.remove(&index) {
+                    return;
+                }
                 worker.sent.remove(&index);
                 worker.sent_micros -= micros;
                 worker.recalled -= usize::from(recalled);
@@ -78,10 +81,23 @@ impl State {
         }
     }
 
-    /// The worker at which it would be done first.
+    /// The worker at which it would be done first, of those that have the memory for its inputs.
     fn nearest(&self, index: Index) -> Option<WorkerId> {
-        let fetching = |id, worker: &Worker| worker.wait_micros() + self.fetch_micros(index, id);
-        self.workers.iter().map(|(id, worker)| (fetching(*id, worker), *id)).min().map(|(_, id)| id)
+        let input_bytes = self.input_bytes(index);
+        let fitting = self.workers.iter().filter(|(_, worker)| input_bytes <= worker.offer.memory_bytes_max);
+        let done = |(id, worker): (&WorkerId, &Worker)| {
+            (worker.wait_micros().saturating_add(self.fetch_micros(index, *id)), *id)
+        };
+        fitting.map(done).min().map(|(_, id)| id)
+    }
+
+    fn input_bytes(&self, index: Index) -> u64 {
+        let inputs = self.tasks[index].inputs.iter().map(|input| self.tasks[*input].bytes);
+        inputs.fold(0, u64::saturating_add)
+    }
+
+    fn fits(&self, index: Index, id: WorkerId) -> bool {
+        self.input_bytes(index) <= self.workers[&id].offer.memory_bytes_max
     }
 
     /// How long its inputs take to that worker.
@@ -89,7 +105,7 @@ impl State {
         let away = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
         away.filter(|input| !input.holders.contains(&worker))
             .map(|input| FETCH_MICROS + input.bytes / BYTES_PER_MICRO)
-            .sum()
+            .fold(0, u64::saturating_add)
     }
 
     /// Gives workers what they have room for: who has least to do first.
@@ -117,6 +133,7 @@ impl State {
         let root = if worker.is_full() { None } else { roots.first(tasks, Lane::Roots) };
         let suspect = if worker.suspect.is_some() { None } else { suspects.first(tasks, Lane::Suspects) };
         let own = worker.queue.first(tasks, Lane::Worker(id));
+        let suspect = suspect.filter(|(_, index)| self.fits(*index, id));
         match [own, root, suspect].into_iter().flatten().min() {
             Some((_, index)) => Some(index),
             None => self.stolen_for(id),
@@ -132,7 +149,8 @@ impl State {
         let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
         let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, Lane::Worker(victim));
         if let Some((_, index)) = first
-            && here + self.fetch_micros(index, id) < there
+            && here.saturating_add(self.fetch_micros(index, id)) < there
+            && self.fits(index, id)
         {
             return Some(index);
         }
@@ -204,7 +222,7 @@ impl State {
         let is_worth_it = |index: &Index| {
             let Stage::Sent { recalled: false, micros, .. } = self.tasks[*index].stage else { return false };
             let there = worker.wait_micros() - micros / u64::from(worker.offer.slots.max(1));
-            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there)
+            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there && self.fits(*index, *idle))
         };
         let mut last: Vec<(Priority, Index)> =
             worker.sent.iter().map(|index| (self.tasks[*index].priority, *index)).collect();

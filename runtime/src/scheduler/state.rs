@@ -1,11 +1,13 @@
 //! The scheduler as a state machine: it is told what peers said and which came or went, and answers with what is to be said.
 //!
-//! It knows no clock, socket or thread, and nothing in it depends on the order of a hash map: the same words in the same order
-//! have the same answers. What happens to a task stands in `course.rs`, where it runs in `placing.rs`.
+//! It knows no clock (what time it is, it is told), socket or thread, and nothing in it depends on the order of a hash map: the same words in the same order
+//! have the same answers. What happens to a task stands in `course.rs`, where it runs in
+//! `placing.rs`, and when it has waited long enough in `patience.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::patience::Patience;
 use super::peers::{Client, Functions, Worker};
 use super::queue::Queue;
 use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
@@ -32,9 +34,10 @@ pub(crate) struct State {
     pub(super) suspects: Queue,
     pub(super) actions: Vec<Action>,
     pub(super) runs: Run,
+    pub(super) patience: Patience,
     next_client: ClientId,
     next_worker: WorkerId,
-    next_number: u64,
+    pub(super) next_number: u64,
 }
 
 /// What is to be said, and to whom. What is for a peer that is gone can be dropped.
@@ -66,7 +69,6 @@ impl State {
     }
 
     /// Records, of whatever stage.
-    #[cfg(test)]
     pub(crate) fn tasks(&self) -> usize {
         self.tasks.len()
     }
@@ -168,9 +170,8 @@ impl State {
         let index = self.insert(client, key, Origin::Scattered, [].into())?;
         match self.workers.get_mut(&worker) {
             Some(record) => {
-                record.sent.insert(index);
-                self.tasks[index].stage = Stage::Sent { worker, run: 0, micros: 0, recalled: true };
-                record.recalled += 1;
+                record.expected.insert(index);
+                self.tasks[index].stage = Stage::Sent { worker, run: 0, micros: 0, recalled: false };
             }
             None => self.activate(index),
         }
@@ -267,6 +268,9 @@ impl State {
         }
         for index in worker.holds {
             self.unheld(index, id);
+        }
+        for index in worker.expected {
+            self.fail_with(index, ErrorKind::Lost, "the worker that was to have this scattered data is gone");
         }
         if departure == Departure::Died {
             self.blame(&worker.sent, worker.suspect);

@@ -138,6 +138,10 @@ impl Tasks {
         indices
     }
 
+    pub(crate) fn indices(&self) -> impl Iterator<Item = Index> + Clone {
+        self.records.iter().zip(0..).filter_map(|(record, index)| record.as_ref().map(|_| index))
+    }
+
     pub(crate) fn insert(&mut self, task: Task) -> Index {
         let index = self.free.pop().unwrap_or(self.records.len() as Index);
         self.by_key.insert(task.key, index);

@@ -1,5 +1,7 @@
 //! The state machine by itself, against workers and clients played by hand.
 
+mod patience;
+
 use super::state::{Action, Departure, State, Violation};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{
@@ -279,28 +281,76 @@ fn a_task_that_kills_its_worker_three_times_is_given_up_and_those_beside_it_are_
     }
     for death in 0..3 {
         let worker = play.join(6, 1000);
-        play.orders();
-        // What it was given besides the killer ends well on every second worker.
-        let sent = play.sent_to(worker);
-        assert!(sent.iter().any(|order| order.key == killer), "death {death}");
-        assert_eq!(death > 0, sent.len() < 6, "suspects run one at a time");
-        play.gone(worker, Departure::Died);
-        if death == 0 {
-            // The others clear themselves.
-            let worker = play.join(6, 1000);
-            loop {
-                let sent = play.sent_to(worker);
-                let Some(order) = sent.into_iter().find(|order| order.key != killer) else { break };
-                play.done(&(worker, order), 1);
-            }
-            play.gone(worker, Departure::Left);
+        // Suspects that go before it clear themselves.
+        while let sent = play.sent_to(worker)
+            && sent.iter().all(|order| order.key != killer)
+        {
+            play.done(&(worker, sent[0].clone()), 1);
         }
+        assert_eq!(death > 0, play.sent_to(worker).len() < 6, "suspects run one at a time");
+        play.gone(worker, Departure::Died);
     }
     let failure = play.failure(3).expect("given up");
     assert_eq!((failure.kind, failure.task.as_deref()), (ErrorKind::Killed, Some("f")));
     for sequence in [1, 2, 4, 5, 6] {
         assert_eq!(play.failure(sequence), None);
     }
+}
+
+#[test]
+fn who_ran_beside_a_suspect_is_one_as_well_and_not_to_blame() {
+    let mut play = Play::new(0);
+    play.submit(1, &[]);
+    play.submit(2, &[]);
+    let first = play.join(1, 1000);
+    assert_eq!(play.sent_to(first).len(), 2);
+    play.gone(first, Departure::Died);
+    // The second clears itself, and is lost with what it made.
+    let second = play.join(2, 1000);
+    let key = play.key(1);
+    assert_eq!(play.sent_to(second).iter().map(|order| order.key).collect::<Vec<_>>(), [key]);
+    play.submit(3, &[]);
+    assert_eq!(play.sent_to(second).len(), 2, "beside what is no suspect");
+    play.gone(second, Departure::Died);
+    let third = play.join(2, 1000);
+    assert_eq!(play.sent_to(third).len(), 1, "all three are suspects now");
+    play.gone(third, Departure::Died);
+    let kind = |failure: Option<Failure>| failure.map(|failure| failure.kind);
+    assert_eq!([1, 2, 3].map(|sequence| kind(play.failure(sequence))), [Some(ErrorKind::Killed), None, None]);
+}
+
+#[test]
+fn scattered_data_is_lost_with_the_worker_that_was_to_have_it() {
+    let mut play = Play::new(2);
+    let key = play.key(1);
+    play.client(FromClient::Scatter { key, worker: 1 });
+    play.submit(2, &[1]);
+    play.submit(3, &[]);
+    assert_eq!(play.sent_to(1).len() + play.sent_to(2).len(), 1, "what is awaited takes nobody's place");
+    play.gone(1, Departure::Died);
+    for sequence in [1, 2] {
+        assert_eq!(play.failure(sequence).map(|failure| failure.kind), Some(ErrorKind::Lost));
+    }
+    // As it is told of a worker that is gone already.
+    let key = play.key(4);
+    play.client(FromClient::Scatter { key, worker: 1 });
+    assert_eq!(play.failure(4).map(|failure| failure.kind), Some(ErrorKind::Lost));
+    play.state.check();
+}
+
+#[test]
+fn a_task_goes_where_its_inputs_fit() {
+    let mut play = Play::new(0);
+    let small = play.join(1, 100);
+    let large = play.join(1, 1000);
+    play.submit(1, &[]);
+    play.submit(2, &[]);
+    let orders = play.orders();
+    assert_eq!(orders.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), [small, large]);
+    play.done(&orders[0], 90);
+    play.done(&orders[1], 60);
+    play.submit(3, &[1, 2]);
+    assert_eq!(play.order().0, large, "most of it is at the small one");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 use towline::{Address, Connection, Endpoint, Scheme};
 
 use self::shell::Shell;
+#[cfg(test)]
+pub(crate) use self::state::{Action, Start, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
@@ -78,6 +80,11 @@ impl Worker {
     /// Bytes of the values that are here or on their way here.
     pub fn memory_bytes(&self) -> u64 {
         self.shell.bytes()
+    }
+
+    /// Values that are here.
+    pub fn values(&self) -> usize {
+        self.shell.values()
     }
 
     /// Ends it as if it were killed.

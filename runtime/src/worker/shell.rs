@@ -97,6 +97,10 @@ impl Shell {
         self.lock().state.bytes()
     }
 
+    pub(super) fn values(&self) -> usize {
+        self.lock().values.len()
+    }
+
     fn heard(&self, inside: &mut Inside, word: ToWorker) {
         match word {
             ToWorker::Joined { worker, address } => self.peers.joined(worker, address),

@@ -187,7 +187,11 @@ impl State {
                 }
                 self.discard_unused(key);
             }
-            None if held.users.is_empty() => _ = self.values.remove(&key),
+            None if held.users.is_empty() => {
+                self.values.remove(&key);
+                // A run of its own that was dropped may have left it meanwhile.
+                self.actions.push(Action::Discard(key));
+            }
             None if holders.iter().any(|holder| !tried.contains(holder)) => {
                 held.whereabouts = Whereabouts::Wanted { holders, tried };
                 self.want(key);
@@ -370,5 +374,33 @@ impl State {
                 arguments: arguments.clone(),
             }));
         }
+    }
+
+    /// That what is here by its own account is here, and takes what it says.
+    #[cfg(test)]
+    pub(crate) fn check(&self, is_here: impl Fn(Key) -> bool) {
+        let wanted = |held: &Held| matches!(held.whereabouts, Whereabouts::Wanted { .. });
+        let bytes = self.values.values().filter(|held| !wanted(held)).map(|held| held.bytes).sum::<u64>();
+        assert_eq!(self.bytes, bytes, "{self:?}");
+        for (key, held) in &self.values {
+            assert!(!matches!(held.whereabouts, Whereabouts::Here) || is_here(*key), "{key:?} is not here");
+            assert!(held.users.iter().all(|user| self.runs.contains_key(user)), "{key:?} has lost users");
+            assert!(
+                held.is_kept || !held.users.is_empty() || !matches!(held.whereabouts, Whereabouts::Here),
+                "nobody needs {key:?}"
+            );
+        }
+        for (run, job) in &self.runs {
+            let lacks = |input: &&Input| !matches!(self.values[&input.key].whereabouts, Whereabouts::Here);
+            assert_eq!(job.missing, job.order.inputs.iter().filter(lacks).count(), "run {run}");
+        }
+        assert!(self.running <= self.slots && self.fetching <= FETCHES_MAX);
+    }
+
+    /// That nothing is left of what it was told.
+    #[cfg(test)]
+    pub(crate) fn check_empty(&self) {
+        let is_empty = self.runs.is_empty() && self.values.is_empty() && self.bytes == 0;
+        assert!(is_empty && self.running == 0 && self.fetching == 0, "something is left: {self:?}");
     }
 }

@@ -158,8 +158,25 @@ fn a_fetch_that_nobody_waits_for_leaves_nothing() {
     state.dropped(1);
     state.fetched(A, Some(5));
     state.fetched(B, None);
-    assert_eq!(state.take_actions(), [Action::Discard(A)]);
+    assert_eq!(state.take_actions(), [Action::Discard(A), Action::Discard(B)]);
     assert_eq!(state.bytes(), 0);
+}
+
+/// Found by the simulation: seed 3409.
+#[test]
+fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
+    let mut state = State::new(2, 1000);
+    state.ordered(order(1, &[input(A, 5, &[7])]));
+    // The scheduler has lost its holder, has it made here, and needs it no more.
+    state.ordered(Order { key: A, ..order(2, &[]) });
+    assert_eq!(begun(&state.take_actions()), [2]);
+    state.dropped(1);
+    state.dropped(2);
+    state.ended(2, A, Ok(5), 1);
+    assert_eq!(state.take_actions(), [], "it is on its way here still");
+    state.fetched(A, None);
+    assert_eq!(state.take_actions(), [Action::Discard(A)]);
+    state.check_empty();
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! What holds whenever actions were taken. The simulation asks after every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::state::State;
+use super::task::{Index, Lane, Origin, Stage, Task};
+use crate::protocol::WorkerId;
+
+/// What is looked at, for messages.
+#[derive(Debug)]
+struct At<'a>(Index, &'a Task);
+
+impl State {
+    /// # Panics
+    /// Where something does not hold.
+    pub(crate) fn check(&self) {
+        let mut waiters = BTreeMap::<Index, u32>::new();
+        let mut named = BTreeSet::new();
+        for (_, task) in self.all() {
+            for input in &task.inputs {
+                named.insert(*input);
+                *waiters.entry(*input).or_default() += u32::from(task.is_on_its_way());
+            }
+        }
+        for (index, task) in self.all() {
+            let at = At(index, task);
+            assert_eq!(task.waiters, waiters.get(&index).copied().unwrap_or(0), "waiters of {at:?}");
+            assert_eq!(task.dependents.are_none(), !named.contains(&index), "dependents of {at:?}");
+            assert!(task.wanted || named.contains(&index), "nobody names {at:?}");
+            assert!(!task.wanted || self.clients.contains_key(&task.key.client()), "no client wants {at:?}");
+            self.check_stage(&at);
+        }
+        for (id, worker) in &self.workers {
+            let sent = self.sent_to(*id, |task| !matches!(task.origin, Origin::Scattered));
+            assert_eq!(worker.sent, sent, "sent to {id}");
+            let expected = self.sent_to(*id, |task| matches!(task.origin, Origin::Scattered));
+            assert_eq!(worker.expected, expected, "expected at {id}");
+            let holds = self.all().filter(|(_, task)| task.holders.contains(id));
+            assert_eq!(worker.holds, holds.clone().map(|(index, _)| index).collect(), "held by {id}");
+            assert_eq!(worker.bytes, holds.map(|(_, task)| task.bytes).sum::<u64>(), "bytes at {id}");
+            assert!(worker.suspect.is_none_or(|suspect| worker.sent.contains(&suspect)), "suspect of {id}");
+            assert_eq!(worker.queue.micros(), self.micros_in(Lane::Worker(*id)), "queue of {id}");
+            assert_eq!(worker.queue.is_empty(), self.is_lane_empty(Lane::Worker(*id)), "queue of {id}");
+            assert!(worker.queue.is_empty() || !worker.sent.is_empty(), "{id} has nothing to do");
+        }
+        for (lane, queue) in [(Lane::Roots, &self.roots), (Lane::Suspects, &self.suspects)] {
+            assert_eq!(queue.micros(), self.micros_in(lane), "{lane:?}");
+            assert_eq!(queue.is_empty(), self.is_lane_empty(lane), "{lane:?}");
+        }
+    }
+
+    fn check_stage(&self, at: &At<'_>) {
+        let At(index, task) = *at;
+        let input = |input: &Index| &self.tasks[*input].stage;
+        let is_done = |index: &Index| matches!(input(index), Stage::Done);
+        assert_eq!(!task.holders.is_empty(), matches!(task.stage, Stage::Done), "holders of {at:?}");
+        assert!(task.holders.iter().all(|holder| self.workers.contains_key(holder)), "holders of {at:?}");
+        match &task.stage {
+            Stage::Released => assert!(!task.is_needed(), "needed, and not on its way: {at:?}"),
+            Stage::Failed(_) => {}
+            _ => assert!(task.is_needed(), "nobody needs {at:?}"),
+        }
+        match &task.stage {
+            Stage::Waiting { missing } => {
+                let lacking = task.inputs.iter().filter(|input| !is_done(input)).count();
+                assert!(*missing > 0 && *missing as usize == lacking, "missing inputs of {at:?}");
+                let has_failed = task.inputs.iter().any(|index| matches!(input(index), Stage::Failed(_)));
+                assert!(!has_failed, "an input failed, and not {at:?}");
+            }
+            Stage::Ready { lane, .. } => {
+                assert!(task.inputs.iter().all(is_done), "ready without its inputs: {at:?}");
+                let has_lane = match lane {
+                    Lane::Worker(id) => self.workers.contains_key(id),
+                    Lane::Roots => task.inputs.is_empty(),
+                    Lane::Suspects => task.is_suspect(),
+                };
+                assert!(has_lane, "in the wrong lane: {at:?}");
+            }
+            Stage::Sent { worker, .. } => {
+                let record = &self.workers[worker];
+                assert!(record.sent.contains(&index) != record.expected.contains(&index), "not sent: {at:?}");
+            }
+            _ => {}
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = (Index, &Task)> + Clone {
+        self.tasks.indices().map(|index| (index, &self.tasks[index]))
+    }
+
+    fn sent_to(&self, id: WorkerId, is_meant: impl Fn(&Task) -> bool) -> BTreeSet<Index> {
+        let is_sent = |task: &Task| matches!(task.stage, Stage::Sent { worker, .. } if worker == id);
+        self.all().filter(|(_, task)| is_sent(task) && is_meant(task)).map(|(index, _)| index).collect()
+    }
+
+    fn micros_in(&self, lane: Lane) -> u64 {
+        self.in_lane(lane).sum()
+    }
+
+    fn is_lane_empty(&self, lane: Lane) -> bool {
+        self.in_lane(lane).next().is_none()
+    }
+
+    fn in_lane(&self, lane: Lane) -> impl Iterator<Item = u64> {
+        self.all().filter_map(move |(_, task)| match task.stage {
+            Stage::Ready { lane: at, micros } if at == lane => Some(micros),
+            _ => None,
+        })
+    }
+
+    /// That nothing is left of tasks.
+    pub(crate) fn check_empty(&self) {
+        self.check();
+        assert_eq!(self.tasks.len(), 0, "records are left: {:?}", self.tasks);
+    }
+}

@@ -1,0 +1,278 @@
+//! The shell of a simulated client, and what it has in mind: to submit, scatter, look, cancel and release, then to wait for all
+//! that it still has, and to release that too; or to leave amid all of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::task::{Poll, Waker};
+
+use super::dice::Dice;
+use super::graph::{Datum, Fate};
+use super::world::{Asker, Event, Peer, World};
+use crate::client::{State, TRIES_MAX};
+use crate::error::{Error, ErrorKind};
+use crate::protocol::{Arguments, ClientId, Key, ToClient, WorkerId};
+
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) known: BTreeSet<WorkerId>,
+    state: State,
+    shape: Shape,
+    /// What it still does before it waits for the rest.
+    deeds: u64,
+    futures: BTreeMap<Key, Handle>,
+    /// Questions that go before scattered data.
+    questions: BTreeMap<u64, (Key, WorkerId)>,
+    is_gone: bool,
+}
+
+/// What graphs look like.
+#[derive(Clone, Copy, Debug)]
+enum Shape {
+    Chain,
+    Tree,
+    FanIn,
+    Shared,
+    Mixed,
+}
+
+/// What it has of a future.
+#[derive(Debug, Default)]
+struct Handle {
+    /// The data is still to be given to a worker.
+    is_underway: bool,
+    is_awaited: bool,
+    is_fetching: bool,
+    tries: usize,
+    has_ended: bool,
+}
+
+impl Client {
+    pub(super) fn new(number: ClientId, dice: &mut Dice) -> Self {
+        let shapes = [Shape::Chain, Shape::Tree, Shape::FanIn, Shape::Shared, Shape::Mixed];
+        Self {
+            known: BTreeSet::new(),
+            state: State::new(number),
+            shape: shapes[dice.below(5) as usize],
+            deeds: 5 + dice.below(60),
+            futures: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            is_gone: false,
+        }
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_gone || self.deeds == 0 && self.futures.is_empty()
+    }
+
+    fn inputs(&self, dice: &mut Dice) -> Vec<Key> {
+        let ready = self.futures.iter().filter(|(_, handle)| !handle.is_underway);
+        let keys: Vec<Key> = ready.map(|(key, _)| *key).collect();
+        let count = match self.shape {
+            _ if dice.once_in(4) => 0,
+            Shape::Chain => return keys.last().copied().into_iter().collect(),
+            Shape::Shared => return keys.first().copied().into_iter().chain(dice.pick(&keys)).collect(),
+            Shape::Tree => 2,
+            Shape::FanIn => dice.below(20),
+            Shape::Mixed => dice.below(5),
+        };
+        (0..count).filter_map(|_| dice.pick(&keys)).collect()
+    }
+
+    fn any(&self, dice: &mut Dice) -> Option<Key> {
+        let keys: Vec<Key> = self.futures.keys().copied().collect();
+        dice.pick(&keys)
+    }
+}
+
+impl World {
+    pub(super) fn act(&mut self, id: ClientId) {
+        let client = self.client(id);
+        if client.is_gone {
+            return;
+        }
+        client.deeds -= 1;
+        match self.dice.below(20) {
+            0..11 => self.submit(id),
+            11..13 => self.scatter(id),
+            13..15 => self.release_any(id),
+            15..17 => self.await_any(id),
+            17 if !self.facts.is_calm => self.cancel_any(id),
+            18 => self.ask_any(id),
+            19 if !self.facts.is_calm && self.dice.once_in(30) => return self.client_leaves(id),
+            _ => {}
+        }
+        if self.client(id).deeds == 0 {
+            let futures = &mut self.client(id).futures;
+            futures.values_mut().for_each(|handle| handle.is_awaited = true);
+        } else {
+            let soon = if self.dice.once_in(2) { 0 } else { self.dice.magnitude(6) };
+            self.after(soon, Event::Acts(id));
+        }
+        self.flush_client(id);
+    }
+
+    fn submit(&mut self, id: ClientId) {
+        let inputs = self.clients_inputs(id);
+        let fate = Fate::draw(&mut self.dice, self.facts.is_calm);
+        let (micros, bytes) = (self.dice.magnitude(6), self.bytes());
+        let submitted = self.client(id).state.submit(fate.name(), 0, inputs.clone(), Arguments::default());
+        let key = submitted.expect("a line that has not ended");
+        self.graph.add(key, fate, inputs, micros, bytes);
+        self.client(id).futures.insert(key, Handle::default());
+    }
+
+    fn clients_inputs(&mut self, id: ClientId) -> Vec<Key> {
+        let mut dice = Dice::new(self.dice.next());
+        self.client(id).inputs(&mut dice)
+    }
+
+    fn scatter(&mut self, id: ClientId) {
+        let workers: Vec<_> = self.client(id).known.iter().copied().collect();
+        let Some(worker) = self.dice.pick(&workers) else { return };
+        let bytes = self.bytes();
+        let client = self.client(id);
+        let key = client.state.scatter(worker).expect("a line that has not ended");
+        let question = client.state.who_has(key).expect("a line that has not ended");
+        client.questions.insert(question, (key, worker));
+        client.futures.insert(key, Handle { is_underway: true, ..Handle::default() });
+        self.graph.add(key, Fate::Scattered, Vec::new(), 0, bytes);
+    }
+
+    /// The worker has it, or has not.
+    pub(super) fn client_gave(&mut self, id: ClientId, key: Key, is_kept: bool) {
+        let client = self.client(id);
+        if let Some(handle) = client.futures.get_mut(&key) {
+            handle.is_underway = false;
+            if !is_kept {
+                self.release(id, key);
+            }
+        }
+        self.flush_client(id);
+    }
+
+    fn release_any(&mut self, id: ClientId) {
+        let mut dice = Dice::new(self.dice.next());
+        if let Some(key) = self.client(id).any(&mut dice) {
+            self.release(id, key);
+        }
+    }
+
+    fn release(&mut self, id: ClientId, key: Key) {
+        let client = self.client(id);
+        client.futures.remove(&key);
+        client.state.release(key);
+    }
+
+    fn await_any(&mut self, id: ClientId) {
+        let mut dice = Dice::new(self.dice.next());
+        let client = self.client(id);
+        if let Some(key) = client.any(&mut dice)
+            && let Some(handle) = client.futures.get_mut(&key)
+        {
+            handle.is_awaited = true;
+        }
+    }
+
+    fn cancel_any(&mut self, id: ClientId) {
+        let mut dice = Dice::new(self.dice.next());
+        if let Some(key) = self.client(id).any(&mut dice) {
+            self.graph.spec(key).is_cancelled = true;
+            self.client(id).state.cancel(key);
+        }
+    }
+
+    fn ask_any(&mut self, id: ClientId) {
+        let mut dice = Dice::new(self.dice.next());
+        let client = self.client(id);
+        if let Some(key) = client.any(&mut dice) {
+            client.state.who_has(key).expect("a line that has not ended");
+        }
+    }
+
+    fn client_leaves(&mut self, id: ClientId) {
+        self.client(id).is_gone = true;
+        self.client_goes(id);
+    }
+
+    pub(super) fn client_heard(&mut self, id: ClientId, words: Vec<ToClient>) {
+        for word in words {
+            let client = self.client(id);
+            match word {
+                ToClient::Joined { worker, .. } => _ = client.known.insert(worker),
+                ToClient::Left { worker } => _ = client.known.remove(&worker),
+                ToClient::Holders { request, .. } => {
+                    if let Some((key, worker)) = client.questions.remove(&request) {
+                        self.give(id, key, worker);
+                    }
+                }
+                word => client.state.heard(word),
+            }
+        }
+        self.flush_client(id);
+    }
+
+    fn give(&mut self, client: ClientId, key: Key, worker: WorkerId) {
+        if self.client(client).known.contains(&worker) && !self.client(client).is_gone {
+            let late = self.late();
+            self.after(late, Event::Given { worker, client, key });
+        } else {
+            self.client_gave(client, key, false);
+        }
+    }
+
+    pub(super) fn client_fetched(&mut self, id: ClientId, key: Key, holder: WorkerId, datum: Option<Datum>) {
+        let client = self.client(id);
+        let Some(handle) = client.futures.get_mut(&key) else { return };
+        handle.is_fetching = false;
+        match datum {
+            Some(datum) => self.ended(id, key, Ok(datum)),
+            None => {
+                handle.tries += 1;
+                if handle.tries == TRIES_MAX {
+                    let error = Error::new(ErrorKind::Lost, "no worker gave it");
+                    self.ended(id, key, Err(error));
+                } else {
+                    client.state.lacks(key, holder);
+                }
+            }
+        }
+        self.flush_client(id);
+    }
+
+    fn ended(&mut self, id: ClientId, key: Key, outcome: Result<Datum, Error>) {
+        self.graph.judge(key, &outcome, self.facts);
+        if let Some(handle) = self.client(id).futures.get_mut(&key) {
+            handle.has_ended = true;
+        }
+    }
+
+    /// Looks how far its futures are, and says what is to be said.
+    fn flush_client(&mut self, id: ClientId) {
+        let client = self.client(id);
+        if client.is_gone {
+            return;
+        }
+        let awaited = |handle: &Handle| handle.is_awaited && !handle.is_fetching && !handle.has_ended;
+        let keys: Vec<Key> =
+            client.futures.iter().filter(|(_, handle)| awaited(handle)).map(|(key, _)| *key).collect();
+        for key in keys {
+            match self.client(id).state.poll(key, Waker::noop()) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(holder)) => {
+                    if let Some(handle) = self.client(id).futures.get_mut(&key) {
+                        handle.is_fetching = true;
+                    }
+                    self.fetch(Asker::Client(id), key, holder);
+                }
+                Poll::Ready(Err(error)) => self.ended(id, key, Err(error)),
+            }
+        }
+        let client = self.client(id);
+        if client.deeds == 0 && client.futures.values().all(|handle| handle.has_ended) {
+            let keys: Vec<Key> = client.futures.keys().copied().collect();
+            keys.into_iter().for_each(|key| self.release(id, key));
+            assert_eq!(self.client(id).state.tasks(), 0, "the client forgets what it released");
+        }
+        let words = self.client(id).state.take_words().collect();
+        self.say_to_scheduler(Peer::Client(id), words, Event::FromClient);
+    }
+}

@@ -1,0 +1,151 @@
+//! The tasks of a run: what each does, what its result must be by plain evaluation, and which other ends are right.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::hash::{Hash, Hasher};
+
+use rustc_hash::FxHasher;
+
+use super::dice::{Dice, mix};
+use crate::error::{Error, ErrorKind};
+use crate::protocol::Key;
+
+/// A value, which is its identity and its size here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Datum {
+    pub(super) identity: u64,
+    pub(super) bytes: u64,
+}
+
+/// What a task's function does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Returns,
+    Fails,
+    Panics,
+    /// Its worker dies of it, so often.
+    Kills(u32),
+    /// It is no function: a client scattered it.
+    Scattered,
+}
+
+#[derive(Debug)]
+pub(super) struct Spec {
+    pub(super) inputs: Vec<Key>,
+    pub(super) fate: Fate,
+    pub(super) micros: u64,
+    pub(super) bytes: u64,
+    pub(super) is_cancelled: bool,
+    pub(super) has_killed: bool,
+    /// What it must come to, unless it or what it needs fails.
+    expected: Option<Datum>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Graph {
+    specs: BTreeMap<Key, Spec>,
+    pub(super) ends: Ends,
+}
+
+/// How tasks ended: well, or with an error of that kind.
+pub(super) type Ends = HashSet<Option<ErrorKind>>;
+
+/// What befell the cluster, as far as it makes an end right or wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Facts {
+    /// Nothing but delays: what fails was meant to.
+    pub(super) is_calm: bool,
+    /// Memory is short.
+    pub(super) is_tight: bool,
+    /// Workers that died of nothing in the graph, and tasks that workers died of.
+    pub(super) culprits: u32,
+    /// There was no worker for as long as tasks wait.
+    pub(super) was_deserted: bool,
+}
+
+impl Fate {
+    /// The name of the function that does this.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Returns => "return",
+            Self::Fails => "fail",
+            Self::Panics => "panic",
+            Self::Kills(_) => "kill",
+            Self::Scattered => "none",
+        }
+    }
+
+    pub(super) fn draw(dice: &mut Dice, is_calm: bool) -> Self {
+        match dice.below(60) {
+            0 => Self::Fails,
+            1 => Self::Panics,
+            2 if !is_calm => Self::Kills([1, 2, u32::MAX][dice.below(3) as usize]),
+            _ => Self::Returns,
+        }
+    }
+}
+
+impl Graph {
+    pub(super) fn add(&mut self, key: Key, fate: Fate, inputs: Vec<Key>, micros: u64, bytes: u64) {
+        let data: Option<Vec<Datum>> = inputs.iter().map(|input| self.specs[input].expected).collect();
+        let expected = match fate {
+            Fate::Fails | Fate::Panics | Fate::Kills(u32::MAX) => None,
+            _ => data.map(|data| self.evaluated(key, &data, bytes)),
+        };
+        self.specs.insert(
+            key,
+            Spec { inputs, fate, micros, bytes, is_cancelled: false, has_killed: false, expected },
+        );
+    }
+
+    pub(super) fn spec(&mut self, key: Key) -> &mut Spec {
+        self.specs.get_mut(&key).expect("a task that was submitted")
+    }
+
+    /// What the task makes of these inputs.
+    pub(super) fn evaluated(&self, key: Key, inputs: &[Datum], bytes: u64) -> Datum {
+        let mut named = FxHasher::default();
+        key.hash(&mut named);
+        let begin = mix(named.finish());
+        let identity = inputs.iter().fold(begin, |hash, input| mix(hash ^ input.identity).wrapping_add(1));
+        Datum { identity, bytes }
+    }
+
+    /// # Panics
+    /// If it may not have ended like that.
+    pub(super) fn judge(&mut self, key: Key, outcome: &Result<Datum, Error>, facts: Facts) {
+        self.ends.insert(outcome.as_ref().map_or_else(|error| Some(error.kind()), |_| None));
+        let spec = &self.specs[&key];
+        let error = match outcome {
+            Ok(datum) => return assert_eq!(Some(*datum), spec.expected, "{key:?} came to another value"),
+            Err(error) => error,
+        };
+        let lineage = self.lineage(key);
+        let any = |is_meant: &dyn Fn(&Spec) -> bool| lineage.iter().any(|key| is_meant(&self.specs[key]));
+        let is_right = match error.kind() {
+            ErrorKind::Failed => any(&|spec| spec.fate == Fate::Fails),
+            ErrorKind::Panicked => any(&|spec| spec.fate == Fate::Panics),
+            ErrorKind::Killed => facts.culprits >= 3 || any(&|spec| matches!(spec.fate, Fate::Kills(_))),
+            ErrorKind::Cancelled => any(&|spec| spec.is_cancelled),
+            ErrorKind::Lost => !facts.is_calm && any(&|spec| spec.fate == Fate::Scattered),
+            ErrorKind::TooLarge => facts.is_tight,
+            ErrorKind::TimedOut => facts.is_tight || facts.was_deserted,
+            _ => false,
+        };
+        assert!(is_right, "{key:?} may not end so: {error}; {facts:?}");
+        if let Some(name) = error.task() {
+            assert!(any(&|spec| spec.fate.name() == name), "{key:?} does not need {name}: {error}");
+        }
+    }
+
+    /// All that it needs, and itself.
+    fn lineage(&self, key: Key) -> BTreeSet<Key> {
+        let mut lineage = BTreeSet::new();
+        let mut stack = vec![key];
+        while let Some(key) = stack.pop() {
+            if lineage.insert(key) {
+                stack.extend(&self.specs[&key].inputs);
+            }
+        }
+        lineage
+    }
+}

@@ -1,0 +1,134 @@
+//! The shell of a simulated worker: values are numbers, and functions take their time and end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::graph::{Datum, Fate};
+use super::world::{Asker, Event, Peer, World};
+use crate::error::{ErrorKind, Failure};
+use crate::protocol::{Key, ToWorker, WorkerId};
+use crate::worker::{Action, Start, State};
+
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) state: State,
+    pub(super) values: BTreeMap<Key, Datum>,
+    pub(super) is_alive: bool,
+    /// Until then it stands still.
+    pub(super) stopped_until: u64,
+    known: BTreeSet<WorkerId>,
+}
+
+impl Worker {
+    pub(super) fn new(slots: u32, bytes_max: u64) -> Self {
+        Self {
+            state: State::new(slots as usize, bytes_max),
+            values: BTreeMap::new(),
+            is_alive: true,
+            stopped_until: 0,
+            known: BTreeSet::new(),
+        }
+    }
+
+    fn heard(&mut self, word: ToWorker) {
+        match word {
+            ToWorker::Joined { worker, .. } => _ = self.known.insert(worker),
+            ToWorker::Left { worker } => _ = self.known.remove(&worker),
+            ToWorker::Function { .. } => {}
+            ToWorker::Run(order) => self.state.ordered(order),
+            ToWorker::Drop { run, .. } => self.state.dropped(run),
+            ToWorker::Recall { run, .. } => self.state.recalled(run),
+            ToWorker::Free { key } => self.state.freed(key),
+        }
+    }
+}
+
+impl World {
+    pub(super) fn worker_heard(&mut self, id: WorkerId, words: Vec<ToWorker>) {
+        let worker = self.worker(id);
+        words.into_iter().for_each(|word| worker.heard(word));
+        self.flush_worker(id);
+    }
+
+    pub(super) fn worker_fetched(&mut self, id: WorkerId, key: Key, datum: Option<Datum>) {
+        let worker = self.worker(id);
+        worker.values.extend(datum.map(|datum| (key, datum)));
+        worker.state.fetched(key, datum.map(|datum| datum.bytes));
+        self.flush_worker(id);
+    }
+
+    /// A client gives it a value; whether it took it.
+    pub(super) fn worker_given(&mut self, id: WorkerId, key: Key) -> bool {
+        let bytes = self.graph.spec(key).bytes;
+        let datum = self.graph.evaluated(key, &[], bytes);
+        let worker = self.worker(id);
+        let has_room = worker.state.has_room_for(bytes);
+        if has_room {
+            worker.state.given(key, bytes);
+            worker.values.insert(key, datum);
+            self.flush_worker(id);
+        }
+        has_room
+    }
+
+    pub(super) fn worker_ended(&mut self, id: WorkerId, start: &Start, inputs: &[Datum]) {
+        let spec = self.graph.spec(start.key);
+        if let Fate::Kills(times @ 1..) = spec.fate {
+            if times != u32::MAX {
+                spec.fate = Fate::Kills(times - 1);
+            }
+            let is_first = !std::mem::replace(&mut spec.has_killed, true);
+            self.facts.culprits += u32::from(is_first);
+            return self.kill(id);
+        }
+        let failed = match spec.fate {
+            Fate::Fails => Some(ErrorKind::Failed),
+            Fate::Panics => Some(ErrorKind::Panicked),
+            _ => None,
+        };
+        let (bytes, micros, name) = (spec.bytes, spec.micros, spec.fate.name());
+        let outcome = match failed {
+            Some(kind) => Err(Failure::new(kind, "as planned").of(name)),
+            None => Ok(self.graph.evaluated(start.key, inputs, bytes)),
+        };
+        let worker = self.worker(id);
+        worker.values.extend(outcome.iter().map(|datum| (start.key, *datum)));
+        let result = outcome.map(|datum| datum.bytes);
+        worker.state.ended(start.run, start.key, result, micros as u32);
+        self.flush_worker(id);
+    }
+
+    /// Does what its state answers.
+    pub(super) fn flush_worker(&mut self, id: WorkerId) {
+        let worker = self.worker(id);
+        let actions = worker.state.take_actions();
+        let mut words = Vec::new();
+        for action in actions {
+            match action {
+                Action::Say(word) => words.push(word),
+                Action::Discard(key) => _ = self.worker(id).values.remove(&key),
+                Action::Fetch { key, from } => self.fetch(Asker::Worker(id), key, from),
+                Action::Begin(start) => self.begin(id, start),
+            }
+        }
+        let worker = self.worker(id);
+        worker.state.check(|key| worker.values.contains_key(&key));
+        self.say_to_scheduler(Peer::Worker(id), words, Event::FromWorker);
+    }
+
+    fn begin(&mut self, id: WorkerId, start: Start) {
+        let spec = self.graph.spec(start.key);
+        assert_eq!(start.inputs, spec.inputs, "{:?} is begun with its inputs", start.key);
+        let takes = spec.micros;
+        let worker = self.worker(id);
+        let data = start.inputs.iter().map(|key| worker.values.get(key).copied());
+        let inputs = data.collect::<Option<Vec<_>>>().expect("a run is begun when its inputs are here");
+        self.after(takes, Event::Ended { worker: id, start, inputs });
+    }
+
+    pub(super) fn knows(&mut self, asker: Asker, holder: WorkerId) -> bool {
+        match asker {
+            Asker::Worker(id) => self.worker(id).known.contains(&holder),
+            Asker::Client(id) => self.client(id).known.contains(&holder),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What many workers do, and what ends: tasks that nothing can move, and everything with its scheduler.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use towline::{Address, Endpoint};
+use towline_runtime::{
+    Bulk, Client, ErrorKind, Function, LocalCluster, Registry, Scheduler, TaskResult, Worker,
+};
+
+const ADD: Function<(u64, u64), u64> = Function::new("add");
+const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
+const JOIN: Function<(Vec<Bulk>,), u64> = Function::new("join");
+const SLEEP: Function<(u64,), u64> = Function::new("sleep");
+
+/// Nothing here takes this long.
+const LONG: Duration = Duration::from_secs(60);
+/// A lost scheduler is noticed within this time.
+const LOST_MAX: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_millis(200);
+
+fn registry() -> Registry {
+    Registry::new()
+        .with(ADD, |a, b| TaskResult::Ok(a + b))
+        .with(BLOCK, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
+        .with(JOIN, |blocks: Vec<Bulk>| {
+            TaskResult::Ok(blocks.iter().map(|block| block.buffer().len() as u64).sum())
+        })
+        .with(SLEEP, |millis| {
+            std::thread::sleep(Duration::from_millis(millis));
+            TaskResult::Ok(millis)
+        })
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async { tokio::time::timeout(LONG, test).await.expect("it ends") });
+}
+
+/// What there is of everything that a graph takes: records, values, their bytes, memory of the pool.
+fn held(cluster: &LocalCluster) -> (usize, usize, u64, usize) {
+    let values = cluster.workers().iter().map(Worker::values).sum();
+    let bytes = cluster.workers().iter().map(Worker::memory_bytes).sum();
+    (cluster.scheduler().tasks(), values, bytes, cluster.endpoint().pool().stats().in_use_bytes)
+}
+
+#[test]
+fn two_hundred_workers_share_the_work() {
+    run(async {
+        let cluster = LocalCluster::start(200, registry()).await.unwrap();
+        assert_eq!(cluster.workers().len(), 200);
+        let client = cluster.client();
+        let blocks = client.map(BLOCK, (0..1_000).map(|n| (n as u8, 1_000))).unwrap();
+        let sums = client.map(JOIN, blocks.windows(2).map(|two| (two.to_vec(),))).unwrap();
+        assert_eq!(client.gather(&sums).await.unwrap(), vec![2_000; 999]);
+        let used = cluster.workers().iter().filter(|worker| worker.values() > 0).count();
+        assert_eq!(used, 200, "each of them has worked");
+        drop((blocks, sums));
+        while held(&cluster) != (0, 0, 0, 0) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+}
+
+/// A scheduler without patience, and a client.
+async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
+    let address: Address = "mem://".parse().unwrap();
+    let scheduler = Scheduler::builder().patience(PATIENCE).start(endpoint, &address).await.unwrap();
+    let client = Client::connect(endpoint, scheduler.address()).await.unwrap();
+    (scheduler, client)
+}
+
+#[test]
+fn a_task_without_a_worker_waits_as_long_as_was_said() {
+    run(async {
+        let endpoint = Endpoint::new().unwrap();
+        let (scheduler, client) = impatient(&endpoint).await;
+        let task = client.submit(ADD, (1, 2)).unwrap();
+        let next = client.submit(ADD, (&task, 3)).unwrap();
+        let error = next.result().await.unwrap_err();
+        assert_eq!((error.kind(), error.task()), (ErrorKind::TimedOut, Some("add")), "{error}");
+        assert!(error.detail().contains("no worker joined for 0.2 s"), "{error}");
+        // Who comes in time finds its tasks waiting.
+        let task = client.submit(ADD, (1, 2)).unwrap();
+        let _worker =
+            Worker::builder(registry()).slots(1).start(&endpoint, scheduler.address()).await.unwrap();
+        assert_eq!(task.result().await.unwrap(), 3);
+    });
+}
+
+#[test]
+fn full_workers_hold_new_data_back_and_say_so_when_nothing_is_released() {
+    run(async {
+        let endpoint = Endpoint::new().unwrap();
+        let (scheduler, client) = impatient(&endpoint).await;
+        let builder = Worker::builder(registry()).slots(1).memory_bytes_max(10_000);
+        let _worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
+        let kept = client.submit(BLOCK, (1, 9_000)).unwrap();
+        kept.done().await.unwrap();
+        let held_back = client.submit(BLOCK, (2, 1_000)).unwrap();
+        let error = held_back.result().await.unwrap_err();
+        assert_eq!((error.kind(), error.task()), (ErrorKind::TimedOut, Some("block")), "{error}");
+        assert!(error.detail().contains("memory of every worker is full"), "{error}");
+        // What uses something up runs, and what is released makes room.
+        assert_eq!(client.submit(JOIN, (vec![&kept],)).unwrap().result().await.unwrap(), 9_000);
+        let held_back = client.submit(BLOCK, (2, 1_000)).unwrap();
+        tokio::time::sleep(PATIENCE / 4).await;
+        kept.release();
+        assert_eq!(held_back.result().await.unwrap().buffer().len(), 1_000);
+    });
+}
+
+#[test]
+fn a_scheduler_that_is_gone_ends_workers_and_clients_in_time() {
+    for address in ["mem://", "tcp://127.0.0.1:0", "towline://127.0.0.1:0"] {
+        run(async {
+            let endpoint = Endpoint::new().unwrap();
+            let scheduler = Scheduler::start(&endpoint, &address.parse().unwrap()).await.unwrap();
+            let builder = Worker::builder(registry()).slots(1);
+            let worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
+            let client = Client::connect(&endpoint, scheduler.address()).await.unwrap();
+            let done = client.submit(ADD, (1, 2)).unwrap();
+            done.done().await.unwrap();
+            let running = client.submit(SLEEP, (50,)).unwrap();
+            let waiting = client.map(ADD, (0..10_000).map(|n| (n, n))).unwrap();
+            drop(scheduler);
+            let ends = async {
+                assert_eq!(worker.ended().await.kind(), ErrorKind::SchedulerLost, "{address}");
+                for future in waiting.iter().chain([&done, &running]) {
+                    let error = future.result().await.unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::SchedulerLost, "{address}: {error}");
+                }
+                let late = client.submit(ADD, (1, 2)).unwrap_err();
+                assert_eq!(late.kind(), ErrorKind::SchedulerLost, "{address}");
+                assert_eq!(client.scatter(1u64).await.unwrap_err().kind(), ErrorKind::SchedulerLost);
+            };
+            tokio::time::timeout(LOST_MAX, ends).await.expect("in time");
+        });
+    }
+}
