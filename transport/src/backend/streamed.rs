@@ -4,7 +4,7 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Small, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
+use crate::wire::count::Counts;
 use crate::wire::session::{Session, Target, Urgency};
 
 /// The most slices that are offered to a line at once.
@@ -111,10 +112,8 @@ pub(super) struct Streamed<L: Line> {
     submitted: Submitted,
     /// The baton. `None` once the link has ended.
     moving: Mutex<Option<Moving<L>>>,
-    /// Copied bytes and credit stalls, as last seen.
-    copied: AtomicU64,
-    stalls: AtomicU64,
-    deposited: AtomicU64,
+    /// What the session counts, as it counts it.
+    counts: Counts,
     /// The last poll left something to the next.
     paused: AtomicBool,
 }
@@ -138,6 +137,7 @@ impl<L: Line> Streamed<L> {
     }
 
     pub(super) fn open(line: L, held: L::Held, session: Session, caps: Caps, site: &Site) -> Arc<Self> {
+        let counts = session.counts();
         Arc::new(Self {
             line,
             caps,
@@ -145,9 +145,7 @@ impl<L: Line> Streamed<L> {
             environment: site.environment.clone(),
             submitted: Submitted::default(),
             moving: Mutex::new(Some(Moving { session, held, dry: false, heard: false })),
-            copied: AtomicU64::new(0),
-            stalls: AtomicU64::new(0),
-            deposited: AtomicU64::new(0),
+            counts,
             paused: AtomicBool::new(false),
         })
     }
@@ -179,10 +177,6 @@ impl<L: Line> Streamed<L> {
                 perform(op, &mut moving.session);
             }
             let result = poll(self, moving);
-            let (copied, stalls) = moving.session.counts();
-            self.copied.store(copied, Ordering::Relaxed);
-            self.stalls.store(stalls, Ordering::Relaxed);
-            self.deposited.store(moving.session.bytes_deposited(), Ordering::Relaxed);
             let paused = moving.session.is_paused();
             self.paused.store(paused, Ordering::Release);
             moving.dry &= !paused;
@@ -335,10 +329,10 @@ impl<L: Line> Link for Streamed<L> {
 
     fn stats(&self) -> LinkStats {
         LinkStats {
-            bytes_copied: self.copied.load(Ordering::Relaxed) + self.line.copied(),
+            bytes_copied: self.counts.copied() + self.line.copied(),
+            bytes_deposited: self.counts.deposited(),
             system_calls: self.line.calls(),
-            credit_stalls: self.stalls.load(Ordering::Relaxed),
-            bytes_deposited: self.deposited.load(Ordering::Relaxed),
+            credit_stalls: self.counts.stalls(),
         }
     }
 

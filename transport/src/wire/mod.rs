@@ -1,6 +1,7 @@
 //! The bytes peers exchange, sans-IO: every function here is given bytes and returns bytes.
 
 mod chunks;
+pub(crate) mod count;
 pub(crate) mod credit;
 mod deposit;
 pub(crate) mod fetching;

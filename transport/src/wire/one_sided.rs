@@ -9,6 +9,7 @@ use crate::message::EAGER_LEN_MAX;
 use crate::operation::Operation;
 use crate::region::{Regions, RemoteRegion, WriteLease};
 use crate::wire::chunks::{Chunk, Chunks, Parts};
+use crate::wire::count::Count;
 use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
 use crate::wire::sends::RECORDS_LEN;
@@ -30,7 +31,7 @@ pub(crate) struct OneSided {
     gets: usize,
     /// Payload comes in chunks, over several streams.
     striped: bool,
-    pub(crate) bytes_copied: u64,
+    pub(crate) copied: Count,
 }
 
 #[derive(Debug)]
@@ -92,7 +93,7 @@ impl OneSided {
             serving: 0,
             gets: 0,
             striped: false,
-            bytes_copied: 0,
+            copied: Count::default(),
         }
     }
 
@@ -195,7 +196,7 @@ impl OneSided {
         };
         match payload {
             Some(payload) => {
-                self.bytes_copied += payload.len() as u64;
+                self.copied.add(payload.len() as u64);
                 let written = lease.with(0, |bytes| bytes.copy_from_slice(payload));
                 put(records, &if written.is_some() { Record::Done { id } } else { refused(id) });
             }

@@ -11,6 +11,7 @@ use crate::memory::{Buffer, BufferMut, Place, Pool, Shared, lines};
 use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::chunks::{Chunks, Parts};
+use crate::wire::count::Count;
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::fetching::addresses_in;
 use crate::wire::ledger::Ledger;
@@ -50,7 +51,7 @@ pub(crate) struct Receives {
     fetching: VecDeque<u64>,
     /// Payload comes in chunks, over several streams.
     striped: bool,
-    pub(crate) bytes_copied: u64,
+    pub(crate) copied: Count,
 }
 
 /// A message without a final word.
@@ -145,7 +146,7 @@ impl Receives {
             landing: 0,
             fetching: VecDeque::new(),
             striped: false,
-            bytes_copied: 0,
+            copied: Count::default(),
         }
     }
 
@@ -267,7 +268,7 @@ impl Receives {
         mut payload: &[u8],
         behind: usize,
     ) -> Result<Vec<Buffer>> {
-        self.bytes_copied += payload.len() as u64;
+        self.copied.add(payload.len() as u64);
         let own: usize = lens.clone().map(lines).sum();
         let block_len = own.max(SHARED_LEN.min(own + behind));
         let mut buffers = Vec::with_capacity(lens.len());

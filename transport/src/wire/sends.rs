@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, Message, Small};
 use crate::operation::{Done, Operation};
+use crate::wire::count::Count;
 use crate::wire::credit::WINDOW;
 use crate::wire::deposit::{DEPOSITED_AT_ONCE, Deposit};
 use crate::wire::fetching::{ADDRESS_LEN, addresses, len_if_fetchable};
@@ -44,9 +45,9 @@ pub(crate) struct Sends {
     ahead: u64,
     ahead_in_use: u64,
     stalled: bool,
-    pub(crate) stalls: u64,
-    pub(crate) bytes_copied: u64,
-    pub(crate) bytes_deposited: u64,
+    pub(crate) stalls: Count,
+    pub(crate) copied: Count,
+    pub(crate) deposited: Count,
 }
 
 #[derive(Debug)]
@@ -116,7 +117,7 @@ impl Sends {
         for frame in memory.frames() {
             out.extend_from_slice(frame.as_slice().unwrap_or_default());
         }
-        self.bytes_copied += payload_len;
+        self.copied.add(payload_len);
         self.bytes_in_use += cost;
         self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Left });
     }
@@ -129,7 +130,7 @@ impl Sends {
     /// Counts the times that the queue began to wait for credit.
     fn note_stall(&mut self) {
         let stalled = !self.queued.is_empty() && !self.urgent && !self.first_has_credit();
-        self.stalls += u64::from(stalled && !self.stalled);
+        self.stalls.add(u64::from(stalled && !self.stalled));
         self.stalled = stalled;
     }
 
@@ -205,8 +206,8 @@ impl Sends {
         let Some(deposit) = &mut self.deposit else { return true };
         let copied = deposit.copy(message, self.may_copy);
         self.may_copy -= copied;
-        self.bytes_copied += copied as u64;
-        self.bytes_deposited += copied as u64;
+        self.copied.add(copied as u64);
+        self.deposited.add(copied as u64);
         deposit.is_whole()
     }
 

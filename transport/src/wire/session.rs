@@ -17,6 +17,7 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::message::{Announced, Delivery, Message, Small};
 use crate::operation::{Done, Operation};
 use crate::region::{Regions, RemoteRegion};
+use crate::wire::count::{Count, Counts};
 use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;
 use crate::wire::liveness::{Due, Liveness};
@@ -202,15 +203,13 @@ impl Session {
         self.sends.are_paused()
     }
 
-    /// Payload copied in user space, and waits for credit.
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        let copied = self.sends.bytes_copied + self.receives.bytes_copied + self.one_sided.bytes_copied;
-        (copied, self.sends.stalls)
-    }
-
-    /// How much of what was copied was deposited.
-    pub(crate) fn bytes_deposited(&self) -> u64 {
-        self.sends.bytes_deposited
+    /// What it counts, which goes on counting.
+    pub(crate) fn counts(&self) -> Counts {
+        Counts {
+            copied: [&self.sends.copied, &self.receives.copied, &self.one_sided.copied].map(Count::clone),
+            deposited: self.sends.deposited.clone(),
+            stalls: self.sends.stalls.clone(),
+        }
     }
 
     /// Both ends said good-bye, or the peer did and ours has left.

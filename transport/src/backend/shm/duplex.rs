@@ -17,6 +17,7 @@ use super::table::{TABLE_LEN, Table};
 use crate::backend::streamed::{Moved, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{BufferMut, PeerSegment, Segment};
+use crate::wire::count::Count;
 
 /// The shortest and the longest ring that a peer may have.
 const RING_LENS: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
@@ -31,7 +32,7 @@ pub(super) struct Duplex {
     /// The peer will not write any more.
     pub(super) gone: bool,
     /// Bytes copied into our ring and out of the peer's.
-    pub(super) copied: u64,
+    pub(super) copied: Count,
     /// Times the bell was rung.
     pub(super) rings: u64,
 }
@@ -73,7 +74,7 @@ impl Duplex {
                 self.release();
             }
         }
-        self.copied += into.len() as u64;
+        self.copied.add(into.len() as u64);
     }
 
     fn release(&mut self) {
@@ -120,14 +121,14 @@ impl Stream for Duplex {
                     self.publish();
                 }
                 if part.len() < part_len {
-                    self.copied += written as u64;
+                    self.copied.add(written as u64);
                     return Ok(if written > 0 { Moved::Bytes(written) } else { Moved::Nothing });
                 }
                 rest = after;
             }
         }
         self.publish();
-        self.copied += written as u64;
+        self.copied.add(written as u64);
         Ok(Moved::Bytes(written))
     }
 
@@ -206,7 +207,7 @@ pub(super) fn over(
     // SAFETY: M1: as for their half; the part behind the ring, which is a multiple of 8 (M9).
     let their_table = unsafe { Table::new(theirs, their_words) };
     let ring = Ring::new(our_half, their_half);
-    Ok((Duplex { ring, bell, gone: false, copied: 0, rings: 0 }, (our_table, their_table)))
+    Ok((Duplex { ring, bell, gone: false, copied: Count::default(), rings: 0 }, (our_table, their_table)))
 }
 
 /// The address so many bytes behind.

@@ -18,6 +18,7 @@ use crate::backend::{Caps, Link, Site, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
 use crate::reactor::register;
+use crate::wire::count::Count;
 use crate::wire::session::{Session, Urgency};
 
 /// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
@@ -93,7 +94,7 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
         exited: exited.clone(),
         lied,
         blocked: AtomicBool::new(false),
-        copied: AtomicU64::new(0),
+        copied: duplex.copied.clone(),
         calls: AtomicU64::new(0),
         fetched,
     };
@@ -158,8 +159,8 @@ struct ShmLine {
     lied: Arc<AtomicBool>,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
-    /// Bytes copied into our ring and out of the peer's, and system calls, as last seen.
-    copied: AtomicU64,
+    /// Bytes copied into our ring and out of the peer's, and system calls as last seen.
+    copied: Count,
     calls: AtomicU64,
     /// What this end reads of the peer's memory by itself.
     fetched: Arc<Fetched>,
@@ -196,7 +197,6 @@ impl Line for ShmLine {
         }
         let moved = read_from(&mut held.duplex, session, 0)?;
         held.idle = if moved { 0 } else { held.idle + 1 };
-        self.copied.store(held.duplex.copied, Ordering::Relaxed);
         Ok(moved)
     }
 
@@ -230,7 +230,7 @@ impl Line for ShmLine {
     }
 
     fn copied(&self) -> u64 {
-        self.copied.load(Ordering::Relaxed)
+        self.copied.get()
     }
 }
 

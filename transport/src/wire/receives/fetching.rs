@@ -23,7 +23,7 @@ impl Receives {
         let State::Fetching(landing, addresses) = &mut held.state else { return Ok(()) };
         let before = landing.remaining;
         let read = landing.fetch(&held.lens, addresses, fetcher);
-        self.bytes_copied += before - landing.remaining;
+        self.copied.add(before - landing.remaining);
         if read.is_err() {
             self.ask_for(id, records);
             return Ok(());

@@ -111,7 +111,7 @@ impl Session {
                     (bulk.len(), lease.with(at, write).is_none())
                 }
             };
-            self.one_sided.bytes_copied += len as u64;
+            self.one_sided.copied.add(len as u64);
             self.landed(stream, len, revoked)?;
             bulk = &bulk[len..];
         }

@@ -35,14 +35,14 @@ fn polls_until_it_leaves(host: &mut Host) -> usize {
 #[test]
 fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
     let mut host = granted(LEASES);
-    let before = (host.a.session.counts().0, host.b.session.counts().0);
+    let before = (host.a.session.counts().copied(), host.b.session.counts().copied());
     let len = 5 * DEPOSITED_AT_ONCE / 2;
     let (message, small) = (host_message(&[100, len, 5000]), host_message(&[7]));
     let (sent, settled) = host.a.send(message.clone());
     let (sent_small, _) = host.a.send(small.clone());
     assert!(host.a.write(&mut host.b.wire, usize::MAX) && host.a.session.is_paused());
     assert!(!host.a.session.is_due(Urgency::Word), "the rest is for the next poll");
-    assert_eq!(host.a.session.bytes_deposited() as usize, DEPOSITED_AT_ONCE);
+    assert_eq!(host.a.session.counts().deposited() as usize, DEPOSITED_AT_ONCE);
     // Whatever else there is leaves meanwhile.
     drop(host.b.send(Message::new("from the other end")));
     while host.b.write(&mut host.a.wire, usize::MAX) {}
@@ -68,9 +68,9 @@ fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
     same(&host.b.take().expect("in order").frames(), small.frames());
     host.run();
     assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
-    let copied = (host.a.session.counts().0 - before.0, host.b.session.counts().0 - before.1);
+    let copied = (host.a.session.counts().copied() - before.0, host.b.session.counts().copied() - before.1);
     assert_eq!(copied, (len as u64 + 5000, 100 + 7), "all of it once");
-    assert_eq!(host.a.session.bytes_deposited() as usize, len + 5000);
+    assert_eq!(host.a.session.counts().deposited() as usize, len + 5000);
     assert_eq!(host.arenas[0].leases(), Leases { made: 2, out: 2, borrowed: 2 });
     assert!(host.arenas[0].deposited_bytes() >= len + 5000);
     let slice = frames[1].slice(3..9);
@@ -117,11 +117,11 @@ fn what_is_not_worth_it_or_has_no_room_travels() {
         ("more than there is", host_message(&[DEPOT_BYTES + 1]), 0, 0),
         ("more than there is, in all", host_message(&[DEPOT_BYTES - 4096, 8192]), 0, 0),
     ] {
-        let (leases, before) = (host.arenas[0].leases(), host.a.session.bytes_deposited());
+        let (leases, before) = (host.arenas[0].leases(), host.a.session.counts().deposited());
         let frames = host.exchange(&message);
         same(&frames, message.frames());
         assert_eq!(host.arenas[0].leases().out - leases.out, loans, "{what}");
-        assert_eq!((host.a.session.bytes_deposited() - before) as usize, deposited, "{what}");
+        assert_eq!((host.a.session.counts().deposited() - before) as usize, deposited, "{what}");
         drop(frames);
         assert_eq!(host.arenas[0].deposited_bytes(), 0, "{what}");
     }
@@ -133,9 +133,9 @@ fn only_a_receiver_that_takes_what_comes_is_spared_its_copy() {
     let mut host = Host::over([Arena::with_depot(DEPOT_BYTES), Arena::default()], LEASES);
     let message = host_message(&[2 * LEAST]);
     let deposited = |host: &mut Host| {
-        let before = host.a.session.bytes_deposited();
+        let before = host.a.session.counts().deposited();
         same(&host.exchange(&message), message.frames());
-        host.a.session.bytes_deposited() > before
+        host.a.session.counts().deposited() > before
     };
     assert!(!deposited(&mut host), "it said nothing");
     host.b.session.expect(true);
@@ -178,7 +178,7 @@ fn a_checked_session_deposits_nothing() {
         run(&mut a, &mut b, &mut Seed(1)).unwrap();
         same(&taken.frames(), message.frames());
     }
-    assert_eq!((arena.leases(), a.session.bytes_deposited()), (Leases::default(), 0));
+    assert_eq!((arena.leases(), a.session.counts().deposited()), (Leases::default(), 0));
 }
 
 #[test]

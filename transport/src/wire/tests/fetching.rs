@@ -110,7 +110,7 @@ impl Host {
     }
 
     fn copied(&self) -> (u64, u64) {
-        (self.a.session.counts().0, self.b.session.counts().0)
+        (self.a.session.counts().copied(), self.b.session.counts().copied())
     }
 }
 

@@ -101,7 +101,11 @@ fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
     assert_eq!((frames[0].place(), frames[0].as_ptr()), (Place::Arena, message.frames()[0].as_ptr()));
     assert_eq!((frames[3].place(), frames[3].as_ptr()), (Place::Arena, block.as_ptr()));
     assert_eq!(frames[1].place(), Place::Host);
-    assert_eq!((host.a.session.counts().0, host.b.session.counts().0), (0, 16_006), "only what travelled");
+    assert_eq!(
+        (host.a.session.counts().copied(), host.b.session.counts().copied()),
+        (0, 16_006),
+        "only what travelled"
+    );
     // The owner lets go of its own: what the peer has stays.
     drop((message, block));
     assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 2 });
