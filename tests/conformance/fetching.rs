@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+use towline::backend;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Landing, Message};
 
 use crate::backends::Row;
@@ -26,7 +27,8 @@ cases! {
         a_sender_killed_at_any_step_leaves_whole_messages_or_an_error,
         memory_that_goes_back_in_the_middle_is_never_delivered,
         a_stopped_sender_holds_up_nobody_who_reads_its_memory,
-        addresses_that_lie_cost_a_copy_or_the_connection;
+        addresses_that_lie_cost_a_copy_or_the_connection,
+        what_is_slow_here_is_not_done_unless_asked_for;
     CROSS_PROCESS - CROSS_HOST, netns:
         a_process_that_cannot_be_seen_has_its_frames_travel;
 }
@@ -98,6 +100,21 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
         assert!(expected.contains(&here), "this end copied {here} of {len} bytes there and back");
         assert!(once.contains(&theirs), "the peer copied {theirs} of {len} bytes on their way in");
     }
+}
+
+async fn what_is_slow_here_is_not_done_unless_asked_for(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.backends(backend::all())).await;
+    let said = note(&pair.b).await;
+    assert!(said.contains(SEEN) != said.contains("times as long as memcpy on this machine"), "{said}");
+    for number in 0..3 {
+        let both = async { tokio::join!(pair.a.deliver(message(number, &[3 * PART])), land(&pair.b)) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[3 * PART]);
+    }
+    assert_eq!(note(&pair.b).await, said);
+    let copied = pair.a.stats().bytes_copied;
+    assert_eq!(copied < WORDS, said.contains(SEEN), "the sender copied {copied} bytes: {said}");
 }
 
 async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'static Row) {

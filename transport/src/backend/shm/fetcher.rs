@@ -5,11 +5,13 @@
 
 #![expect(unsafe_code, reason = "one call has the kernel copy from another process")]
 
+use std::hint::black_box;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
@@ -17,6 +19,10 @@ use rustix::process::Pid;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::fetching::Fetcher;
+
+/// What the probe copies, and how often in each way.
+const PROBE_LEN: usize = 1 << 20;
+const PROBES: usize = 5;
 
 /// What a process keeps at one place of its memory for as long as a link's peer may read there: random bytes, by which the
 /// peer knows that it reads this process, and that nothing went back to its owner yet.
@@ -106,11 +112,13 @@ impl Fetched {
 }
 
 impl VmFetcher {
-    /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `mark` is what it showed.
+    /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `mark` is what it showed. Unless it
+    /// is to read `always`, it does where that is fast.
     pub(super) fn new(
         ours: Mark,
         (process, ended): (Option<Pid>, Option<Arc<OwnedFd>>),
         mark: Option<MarkAt>,
+        always: bool,
     ) -> (Self, Arc<Fetched>) {
         let seen = Arc::<Fetched>::default();
         let is_this = process == Some(rustix::process::getpid());
@@ -121,7 +129,10 @@ impl VmFetcher {
             (Some(process), Some(mark)) => Ok(Memory { process, ended, mark }),
         };
         let found = found.and_then(|memory| match memory.is_there() {
-            Ok(true) => Ok(memory),
+            Ok(true) => match slowness() {
+                Some(why) if !always => Err(why.to_owned()),
+                _ => Ok(memory),
+            },
             Ok(false) => Err("the process that the kernel names is another".to_owned()),
             Err(error) => Err(refused(&error)),
         });
@@ -178,20 +189,59 @@ impl Memory {
 
     /// Fills `into` from there on, or as good as nothing.
     fn read<'a>(&self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> io::Result<&'a mut [u8]> {
-        let address = usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let from = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
-        let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
-        let process = self.process.as_raw_nonzero().get();
-        // SAFETY: M12: the kernel writes no more than `into`, which is borrowed exclusively (M2); what it reads is the other
-        // process's, at addresses that it checks, and is no memory of this program's own but what a `Buffer` keeps (M1).
-        let read = unsafe { libc::process_vm_readv(process, &raw const to, 1, &raw const from, 1, 0) };
-        match usize::try_from(read) {
-            // SAFETY: M4: all of it was just written.
-            Ok(len) if len == into.len() => Ok(unsafe { into.assume_init_mut() }),
-            Ok(_) => Err(rustix::io::Errno::FAULT.into()),
-            Err(_) => Err(io::Error::last_os_error()),
-        }
+        read(self.process, address, into)
     }
+}
+
+/// Fills `into` from there on in the process's memory, or as good as nothing.
+fn read(process: Pid, address: u64, into: &mut [MaybeUninit<u8>]) -> io::Result<&mut [u8]> {
+    let address = usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let from = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
+    let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+    let process = process.as_raw_nonzero().get();
+    // SAFETY: M12: the kernel writes no more than `into`, which is borrowed exclusively (M2); what it reads is the other
+    // process's, at addresses that it checks, and is no memory of this program's own but what a `Buffer` keeps (M1).
+    let read = unsafe { libc::process_vm_readv(process, &raw const to, 1, &raw const from, 1, 0) };
+    match usize::try_from(read) {
+        // SAFETY: M4: all of it was just written.
+        Ok(len) if len == into.len() => Ok(unsafe { into.assume_init_mut() }),
+        Ok(_) => Err(rustix::io::Errno::FAULT.into()),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Why the kernel's copy of a process's memory is not worth it on this machine, in words that finish "since", if it is not.
+/// The first call of a process finds out, on its own memory, in a millisecond.
+fn slowness() -> Option<&'static str> {
+    static SLOWNESS: OnceLock<Option<String>> = OnceLock::new();
+    let found = SLOWNESS.get_or_init(|| {
+        let (from, mut to) = (vec![1; PROBE_LEN], vec![0; PROBE_LEN]);
+        let copy = fastest(|| {
+            to.copy_from_slice(black_box(&from));
+            black_box(&mut to);
+        });
+        let (this, address) = (rustix::process::getpid(), from.as_ptr().addr() as u64);
+        let mut to = Box::new_uninit_slice(PROBE_LEN);
+        let read = fastest(|| _ = black_box(read(this, address, &mut to)));
+        too_slow(copy, read)
+    });
+    found.as_deref()
+}
+
+fn fastest(mut once: impl FnMut()) -> Duration {
+    let timed = || {
+        let begin = Instant::now();
+        once();
+        begin.elapsed()
+    };
+    std::iter::repeat_with(timed).take(PROBES).min().unwrap_or_default()
+}
+
+/// Two copies side by side run at more than four fifths of the speed of one.
+fn too_slow(copy: Duration, read: Duration) -> Option<String> {
+    let times = read.as_secs_f64() / copy.as_secs_f64().max(f64::MIN_POSITIVE);
+    (times > 1.25)
+        .then(|| format!("process_vm_readv takes {times:.1} times as long as memcpy on this machine"))
 }
 
 /// Why the kernel does not read, in words that finish "since".
@@ -203,4 +253,25 @@ fn refused(error: &io::Error) -> String {
         _ => "",
     };
     format!("process_vm_readv says {error}{remedy}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_longer_than_two_copies_side_by_side_is_not_worth_it() {
+        let of = |micros| Duration::from_micros(micros);
+        for read in [0, 50, 100, 124] {
+            assert_eq!(too_slow(of(100), of(read)), None);
+        }
+        let why = too_slow(of(100), of(250)).unwrap();
+        assert!(why.contains("2.5 times as long as memcpy"), "{why}");
+        assert!(too_slow(Duration::ZERO, of(1)).is_some());
+    }
+
+    #[test]
+    fn the_probe_has_the_same_to_say_each_time() {
+        assert_eq!(slowness(), slowness());
+    }
 }

@@ -55,8 +55,8 @@ impl Ours {
     }
 }
 
-/// Opens a link with a peer that was met.
-pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
+/// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
+pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Arc<dyn Link>> {
     let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts, mark } = ours;
     if !pipe::is_reading_end(&peer.bell) {
@@ -81,7 +81,7 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site) -> Result<Arc<dyn Link>> {
     let ended = process.and_then(watched).map(Arc::new);
     let fetched = match (trusted, site.checked) {
         (true, false) => {
-            let (fetcher, fetched) = VmFetcher::new(mark, (process, ended.clone()), peer.mark);
+            let (fetcher, fetched) = VmFetcher::new(mark, (process, ended.clone()), peer.mark, reads_always);
             session = session.fetching(Box::new(fetcher));
             fetched
         }
