@@ -86,7 +86,7 @@ fn simulation(deadline: Instant) -> Outcome {
     let arguments = ["test", "--package", "towline", "--lib", "--", "simulated"];
     run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)?;
     let arguments = ["test", "--package", "towline-runtime", "--lib", "--", "simulated"];
-    run(cargo(&arguments).env("TOWLINE_SEEDS", "5000"), deadline)
+    run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)
 }
 
 fn bench(deadline: Instant) -> Outcome {

@@ -385,7 +385,9 @@ impl World {
             3 => {
                 // For longer it is as good as dead.
                 let until = self.now + self.dice.below(LOST_MAX - SECOND);
-                self.worker(id).stopped_until = until;
+                let worker = self.worker(id);
+                // What it has not heard yet must not be overtaken.
+                worker.stopped_until = worker.stopped_until.max(until);
             }
             _ => {}
         }
