@@ -33,6 +33,7 @@ mod protocol;
 mod scheduler;
 #[cfg(test)]
 mod simulated;
+mod stats;
 mod value;
 mod worker;
 
@@ -41,5 +42,6 @@ pub use error::{BoxError, Error, ErrorKind, Result, TaskResult};
 pub use function::{Callable, Function, Registry};
 pub use local::LocalCluster;
 pub use scheduler::{Builder as SchedulerBuilder, Scheduler};
+pub use stats::{PairStats, StageCounts, Stats, WorkerStats};
 pub use value::Bulk;
 pub use worker::{Builder as WorkerBuilder, Worker};

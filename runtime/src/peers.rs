@@ -71,12 +71,15 @@ impl Peers {
         self.lock().get(&worker).map(|peer| peer.address.clone())
     }
 
-    /// The value, if the worker has it.
-    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<Value>> {
-        let (answer, incoming, moves) =
+    /// The value, if the worker has it, and the path that it came over.
+    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<(Value, &'static str)>> {
+        let (answer, incoming, connection) =
             self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
         match answer {
-            Answer::Found { value, .. } => Ok(Some(land(incoming, value, moves).await?)),
+            Answer::Found { value, .. } => {
+                let path = connection.path().chosen();
+                Ok(Some((land(incoming, value, &connection).await?, path)))
+            }
             Answer::Missing { .. } => Ok(None),
             _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
         }
@@ -101,17 +104,19 @@ impl Peers {
         &self,
         worker: WorkerId,
         question: impl FnOnce(u64) -> (Ask, Vec<towline::Buffer>),
-    ) -> Result<(Answer, Incoming, bool)> {
+    ) -> Result<(Answer, Incoming, Connection)> {
         let gone = || Error::new(ErrorKind::Lost, format!("worker {worker} is gone"));
         let peer = self.peer(worker).ok_or_else(gone)?;
         let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, &peer.address)).await?;
         let (request, answered) = line.open().ok_or_else(gone)?;
-        let moves = line.connection.caps().contains(Caps::MOVES_OWNERSHIP);
         let _question = Asked(line, request);
         let (ask, frames) = question(request);
         line.connection.send(Message::from_parts(postcard::to_allocvec(&ask)?, frames)).await?;
         match tokio::time::timeout(ANSWER_TIME, answered).await {
-            Ok(answered) => answered.map(|(answer, incoming)| (answer, incoming, moves)).map_err(|_| gone()),
+            Ok(answered) => {
+                let (answer, incoming) = answered.map_err(|_| gone())?;
+                Ok((answer, incoming, line.connection.clone()))
+            }
             Err(_) => {
                 let why = format!("worker {worker} did not answer within {} s", ANSWER_TIME.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
@@ -215,7 +220,8 @@ pub(crate) fn pack(value: &Value) -> (Body, Vec<towline::Buffer>) {
 
 /// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
 /// sender's own.
-pub(crate) async fn land(incoming: Incoming, body: Body, moves: bool) -> Result<Value> {
+pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection) -> Result<Value> {
+    let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
     let in_host = |place| matches!(place, Place::Host | Place::Arena);
     let places = || incoming.frames().iter().map(|frame| frame.place);
     // Arenas arrive as they are where the path lends, and as host memory elsewhere. Large host frames are read out of their

@@ -74,6 +74,10 @@ impl State {
         let task = &mut self.tasks[index];
         if let Origin::Function { function, .. } = task.origin {
             self.functions.ran(function, micros);
+            self.counts.runs_done += 1;
+            if let Some(worker) = self.workers.get_mut(&worker) {
+                worker.runs_done += 1;
+            }
         }
         (task.stage, task.bytes) = (Stage::Done, bytes);
         (task.deaths, task.returns) = (0, 0);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use towline::{Caps, Connection, Incoming, Listener, Message};
+use towline::{Connection, Incoming, Listener, Message};
 
 use super::shell::Shell;
 use crate::error::{Error, ErrorKind, Failure, Result};
@@ -65,8 +65,7 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
                     let why = format!("the worker has no room for {bytes} bytes");
                     return Err(Error::new(ErrorKind::TooLarge, why));
                 }
-                let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
-                shell.given(key, land(incoming, value, moves).await?);
+                shell.given(key, land(incoming, value, &connection).await?);
                 Ok(())
             };
             let kept: Result<()> = kept.await;

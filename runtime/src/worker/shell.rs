@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Outcomes, Registry};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
-use crate::protocol::{Key, ToWorker, WorkerId};
+use crate::protocol::{FromWorker, Key, ToWorker, WorkerId};
 use crate::value::{Value, splice};
 
 #[derive(Debug)]
@@ -174,9 +174,16 @@ impl Shell {
     }
 
     async fn fetch(self: Arc<Self>, key: Key, from: WorkerId) {
-        let value = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
+        let fetched = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
             tracing::debug!(?key, from, %error, "a fetch failed");
             None
+        });
+        let value = fetched.map(|(value, path)| {
+            let bytes = value.len();
+            tracing::trace!(?key, from, path, bytes, "fetched");
+            // It leaves with the word that the value is here.
+            self.outbox.say(&FromWorker::Moved { from, path: path.to_owned(), bytes });
+            value
         });
         self.alter(|inside| {
             let bytes = value.as_ref().map(Value::len);
