@@ -127,6 +127,7 @@ impl State {
 
     /// As `fail`, naming the task.
     pub(super) fn fail_with(&mut self, index: Index, kind: ErrorKind, detail: &str) {
+        tracing::debug!(key = ?self.tasks[index].key, %kind, detail, "a task fails");
         let failure = Failure::new(kind, detail);
         let failure = match self.tasks[index].origin {
             Origin::Function { function, .. } => failure.of(self.functions.name(function)),

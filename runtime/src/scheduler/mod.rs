@@ -3,6 +3,7 @@
 //! Whoever receives words takes the state's lock, tells them all, and leaves the answers in the peers' outboxes before it lets
 //! go: so each peer hears them in the order in which they were decided.
 
+mod counting;
 mod course;
 #[cfg(test)]
 mod invariants;
@@ -32,6 +33,7 @@ use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
+use crate::metrics::Metrics;
 use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};
 
 /// The state is told the time four times within its patience, and so often at least and at most.
@@ -92,6 +94,11 @@ impl Scheduler {
     /// Where workers and clients find it.
     pub const fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// What it counts. Each look at it looks at each task.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::of(&self.desk)
     }
 
     /// Ends it, and tells its peers before it goes: within the endpoint's [`linger`](towline::Builder::linger).

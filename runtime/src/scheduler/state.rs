@@ -265,6 +265,8 @@ impl State {
     pub(crate) fn worker_gone(&mut self, id: WorkerId, departure: Departure) {
         let Some(worker) = self.workers.remove(&id) else { return };
         self.counts.forget(id);
+        let (given, results) = (worker.sent.len(), worker.holds.len());
+        tracing::info!(worker = id, ?departure, given, results, "a worker is gone");
         self.actions
             .extend(self.clients.keys().map(|client| Action::Client(*client, ToClient::Left { worker: id })));
         self.actions

@@ -1,5 +1,6 @@
 //! A worker: its state machine ([`state`]), and the shell that runs functions, keeps values, and exchanges them with others.
 
+mod counting;
 mod serving;
 mod shell;
 mod state;
@@ -18,6 +19,7 @@ pub(crate) use self::state::{Action, Start, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
+use crate::metrics::Metrics;
 use crate::protocol::{Offer, Role};
 
 /// Memory for values, where nothing else was said, in bytes.
@@ -99,6 +101,11 @@ impl Worker {
     /// Values that are here.
     pub fn values(&self) -> usize {
         self.shell.values()
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::of(&self.shell)
     }
 
     /// Ends it as if it were killed.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use towline::{Connection, Incoming, Listener, Message};
 
+use super::counting::add;
 use super::shell::Shell;
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::peers::{land, pack};
@@ -53,6 +54,7 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
     let (answer, frames) = match ask {
         Ask::Fetch { request, key } => match shell.value(key) {
             Some(value) => {
+                add(&shell.counts().given_bytes, value.len());
                 let (body, frames) = pack(&value);
                 (Answer::Found { request, value: body }, frames)
             }
@@ -66,6 +68,7 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
                     return Err(Error::new(ErrorKind::TooLarge, why));
                 }
                 shell.given(key, land(incoming, value, &connection).await?);
+                tracing::trace!(?key, bytes, peer = %connection.peer(), "given");
                 Ok(())
             };
             let kept: Result<()> = kept.await;
