@@ -105,8 +105,8 @@ fn stopped() {
         let (blocks, expected) = graph(&cluster.client, 3);
         tokio::time::sleep(Duration::from_millis(20)).await;
         cluster.workers[0].signal(Signal::STOP);
-        // Whoever was fetching from it may have to notice by itself.
-        let limit = 8 * HEARTBEAT + Duration::from_secs(3);
+        // The scheduler notices after three heartbeats, and whoever was fetching from it hears so.
+        let limit = 3 * HEARTBEAT + Duration::from_secs(3);
         let results = within(limit, "the graph", cluster.client.gather(&blocks)).await.unwrap();
         assert!(results.iter().zip(&expected).all(|(result, expected)| result.as_slice() == Some(expected)));
         let stats = cluster.eventually("it is lost", |stats| stats.workers.len() == 1).await;
