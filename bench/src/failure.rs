@@ -62,6 +62,17 @@ impl From<towline::Error> for Failure {
     }
 }
 
+impl From<towline_runtime::Error> for Failure {
+    fn from(error: towline_runtime::Error) -> Self {
+        transport(&error).map_or_else(|| Self::Run(error.to_string()), Self::from)
+    }
+}
+
+/// What the transport said, where that is why a cluster's part failed.
+pub(crate) fn transport(error: &towline_runtime::Error) -> Option<towline::Error> {
+    std::error::Error::source(error)?.downcast_ref::<towline::Error>().cloned()
+}
+
 impl<T> From<towline::Failed<T>> for Failure {
     fn from(failed: towline::Failed<T>) -> Self {
         failed.error.into()

@@ -17,8 +17,10 @@ mod payload;
 mod peer;
 mod place;
 mod progress;
+mod scheduler;
 mod serve;
 mod tasks;
+mod top;
 mod trust;
 mod units;
 mod workers;
@@ -40,6 +42,8 @@ Examples:
   towline bench                         # how fast it is, within a minute
   towline serve tcp://127.0.0.1:7000    # the other end of:
   towline explain tcp://127.0.0.1:7000  # which path, and why
+  towline scheduler tcp://127.0.0.1:7100    # of a task runtime's workers and clients; how it is:
+  towline top tcp://127.0.0.1:7100
 
 Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted.";
 
@@ -60,6 +64,8 @@ enum Command {
     Serve(serve::Options),
     Bench(Box<bench::Options>),
     Explain(explain::Options),
+    Scheduler(scheduler::Options),
+    Top(top::Options),
     #[command(hide = true)]
     Beat(ceiling::eventfd::Options),
     #[command(hide = true)]
@@ -73,15 +79,33 @@ enum Command {
 impl Command {
     /// Whether it may have many connections.
     fn has_connections(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Bench(_) | Self::Work(_) | Self::TaskWork(_))
+        matches!(
+            self,
+            Self::Serve(_) | Self::Bench(_) | Self::Scheduler(_) | Self::Work(_) | Self::TaskWork(_)
+        )
     }
 
-    async fn run(&self) -> Result<(), Failure> {
+    /// Does its work until that ends, or somebody interrupts it.
+    async fn run(&self, interrupted: &Notify) -> Result<(), Failure> {
+        if matches!(self, Self::Scheduler(_)) {
+            // It takes leave of its peers first.
+            return self.work(interrupted).await;
+        }
+        tokio::select! {
+            biased;
+            outcome = self.work(interrupted) => outcome,
+            () = interrupted.notified() => Err(Failure::Interrupted),
+        }
+    }
+
+    async fn work(&self, interrupted: &Notify) -> Result<(), Failure> {
         match self {
             Self::Info(options) => info::run(options),
             Self::Serve(options) => serve::run(options).await,
             Self::Bench(options) => bench::run(options).await,
             Self::Explain(options) => explain::run(options).await,
+            Self::Scheduler(options) => scheduler::run(options, interrupted).await,
+            Self::Top(options) => top::run(options).await,
             Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
             Self::Work(options) => workers::run(options).await,
@@ -109,13 +133,7 @@ fn start(command: &Command) -> Result<(), Failure> {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let interrupted = watch_for_interruption()?;
-    let outcome = runtime.block_on(async {
-        tokio::select! {
-            biased;
-            outcome = command.run() => outcome,
-            () = interrupted.notified() => Err(Failure::Interrupted),
-        }
-    });
+    let outcome = runtime.block_on(command.run(&interrupted));
     // Threads that are still at work on a ceiling end with the process.
     runtime.shutdown_background();
     outcome

@@ -1,14 +1,17 @@
-//! `towline serve --metrics`: what the endpoint counts, for a Prometheus server that asks over HTTP.
+//! `--metrics`: what an endpoint and what runs on it count, for a Prometheus server that asks over HTTP.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::encoding::text;
+use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use towline::Metrics;
+
+use crate::failure::Failure;
 
 /// A request takes less, or is dropped.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
@@ -23,17 +26,18 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Exporter {
     listener: TcpListener,
-    metrics: Metrics,
+    registry: Arc<Registry>,
 }
 
 impl Exporter {
-    pub(crate) async fn bind(at: SocketAddr, metrics: Metrics) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(at).await?, metrics })
-    }
-
-    /// Where it listens, with the port it was given.
-    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// Listens for Prometheus, and tells where, as a URL.
+    pub(crate) async fn bind(at: SocketAddr, registry: Registry) -> Result<(Self, String), Failure> {
+        let bind = async {
+            let listener = TcpListener::bind(at).await?;
+            let url = format!("http://{}/metrics", listener.local_addr()?);
+            Ok((Self { listener, registry: Arc::new(registry) }, url))
+        };
+        bind.await.map_err(|error: io::Error| Failure::usage(format!("metrics at {at}: {error}")))
     }
 
     pub(crate) async fn serve(self) {
@@ -42,10 +46,10 @@ impl Exporter {
             let Ok(place) = places.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, _)) => {
-                    let metrics = self.metrics.clone();
+                    let registry = self.registry.clone();
                     tokio::spawn(async move {
                         // Who asks badly or slowly is nobody else's concern.
-                        let _ = tokio::time::timeout(REQUEST_WITHIN, answer(stream, &metrics)).await;
+                        let _ = tokio::time::timeout(REQUEST_WITHIN, answer(stream, &registry)).await;
                         drop(place);
                     });
                 }
@@ -55,7 +59,7 @@ impl Exporter {
     }
 }
 
-async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
+async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
     let mut head = Vec::with_capacity(1024);
     let ends = |head: &[u8]| head.windows(4).any(|four| four == b"\r\n\r\n");
     while !ends(&head) {
@@ -73,7 +77,9 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
     match (words.next(), words.next()) {
         (Some(b"GET"), Some(b"/metrics")) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            respond(&mut stream, "200 OK", kind, &metrics.text()).await
+            let mut page = String::new();
+            text::encode(&mut page, registry).map_err(io::Error::other)?;
+            respond(&mut stream, "200 OK", kind, &page).await
         }
         (Some(b"GET"), _) => {
             respond(&mut stream, "404 Not Found", "text/plain", "the metrics are at /metrics\n").await

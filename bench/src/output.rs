@@ -20,6 +20,11 @@ pub(crate) struct Output {
 }
 
 impl Output {
+    /// Whether anybody wants the document.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.json || self.json_file.is_some()
+    }
+
     /// Refuses a file that cannot be written, before the work.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.json_file.as_ref().map_or(Ok(()), |path| check_file("--json-file", path))

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 
+use prometheus_client::registry::Registry;
 use serde::Serialize;
 use towline::{Address, Endpoint, ErrorKind};
 
@@ -56,7 +57,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = options.trust.endpoint(options.wait)?;
     let listener = endpoint.listen(&options.address).await.map_err(refused)?;
     let exporter = match options.metrics {
-        Some(at) => Some(export(at, &endpoint).await?),
+        Some(at) => Some(Exporter::bind(at, registry_of(&endpoint)).await?),
         None => None,
     };
     let metrics = exporter.as_ref().map(|(_, url)| url.clone());
@@ -79,18 +80,15 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// Listens for Prometheus, and tells where.
-async fn export(at: SocketAddr, endpoint: &Endpoint) -> Result<(Exporter, String), Failure> {
-    let bind = async {
-        let exporter = Exporter::bind(at, endpoint.metrics()).await?;
-        let url = format!("http://{}/metrics", exporter.address()?);
-        Ok((exporter, url))
-    };
-    bind.await.map_err(|error: std::io::Error| Failure::usage(format!("metrics at {at}: {error}")))
+/// What the endpoint counts.
+pub(crate) fn registry_of(endpoint: &Endpoint) -> Registry {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(endpoint.metrics()));
+    registry
 }
 
 /// An address that cannot be had is wrong usage; everything else is a failure.
-fn refused(error: towline::Error) -> Failure {
+pub(crate) fn refused(error: towline::Error) -> Failure {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),
         _ => error.into(),

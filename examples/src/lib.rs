@@ -57,7 +57,7 @@ impl ClusterOptions {
         }
         let endpoint = endpoint.build()?;
         if self.work {
-            let worker = Worker::builder(registry).start(&endpoint, address).await?;
+            let mut worker = Worker::builder(registry).start(&endpoint, address).await?;
             eprintln!("the worker ends: {}", worker.ended().await);
             return Ok(None);
         }

@@ -28,11 +28,13 @@ mod error;
 mod function;
 mod line;
 mod local;
+mod metrics;
 mod peers;
 mod protocol;
 mod scheduler;
 #[cfg(test)]
 mod simulated;
+mod stats;
 mod value;
 mod worker;
 
@@ -40,6 +42,8 @@ pub use client::{Argument, Arguments, Client, Future};
 pub use error::{BoxError, Error, ErrorKind, Result, TaskResult};
 pub use function::{Callable, Function, Registry};
 pub use local::LocalCluster;
+pub use metrics::Metrics;
 pub use scheduler::{Builder as SchedulerBuilder, Scheduler};
+pub use stats::{PairStats, StageCounts, Stats, WorkerStats};
 pub use value::Bulk;
 pub use worker::{Builder as WorkerBuilder, Worker};

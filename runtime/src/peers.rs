@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustc_hash::FxHashMap;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 use towline::{Address, Caps, Connection, Endpoint, Incoming, Landing, Message, Place};
 
@@ -23,7 +23,14 @@ const HERE_LEN_MAX: usize = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Peers {
     endpoint: Endpoint,
-    known: Mutex<FxHashMap<WorkerId, Arc<Peer>>>,
+    known: Mutex<FxHashMap<WorkerId, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    peer: Arc<Peer>,
+    /// Dropped when the scheduler says that the worker is gone: whoever asks it need not find out for itself.
+    presence: watch::Sender<()>,
 }
 
 #[derive(Debug)]
@@ -53,7 +60,8 @@ impl Peers {
     }
 
     pub(crate) fn joined(&self, worker: WorkerId, address: String) {
-        self.lock().insert(worker, Arc::new(Peer { address, line: OnceCell::new() }));
+        let peer = Arc::new(Peer { address, line: OnceCell::new() });
+        self.lock().insert(worker, Known { peer, presence: watch::Sender::new(()) });
     }
 
     pub(crate) fn left(&self, worker: WorkerId) {
@@ -62,34 +70,40 @@ impl Peers {
 
     /// Who can be asked, and where, by id.
     pub(crate) fn all(&self) -> Vec<(WorkerId, String)> {
-        let mut all: Vec<_> = self.lock().iter().map(|(id, peer)| (*id, peer.address.clone())).collect();
+        let mut all: Vec<_> =
+            self.lock().iter().map(|(id, known)| (*id, known.peer.address.clone())).collect();
         all.sort_unstable();
         all
     }
 
     pub(crate) fn address(&self, worker: WorkerId) -> Option<String> {
-        self.lock().get(&worker).map(|peer| peer.address.clone())
+        self.lock().get(&worker).map(|known| known.peer.address.clone())
     }
 
-    /// The value, if the worker has it.
-    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<Value>> {
-        let (answer, incoming, moves) =
-            self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
-        match answer {
-            Answer::Found { value, .. } => Ok(Some(land(incoming, value, moves).await?)),
-            Answer::Missing { .. } => Ok(None),
-            _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
-        }
+    /// The value, if the worker has it, and the path that it came over.
+    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<(Value, &'static str)>> {
+        let fetching = async {
+            let (answer, incoming, connection) =
+                self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
+            match answer {
+                Answer::Found { value, .. } => {
+                    let path = connection.path().chosen();
+                    Ok(Some((land(incoming, value, &connection).await?, path)))
+                }
+                Answer::Missing { .. } => Ok(None),
+                _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
+            }
+        };
+        self.while_there(worker, fetching).await
     }
 
     /// Has the worker keep the value.
     pub(crate) async fn put(&self, worker: WorkerId, key: Key, value: &Value) -> Result<()> {
-        let (answer, ..) = self
-            .ask(worker, |request| {
-                let (value, frames) = pack(value);
-                (Ask::Put { request, key, value }, frames)
-            })
-            .await?;
+        let putting = self.ask(worker, |request| {
+            let (value, frames) = pack(value);
+            (Ask::Put { request, key, value }, frames)
+        });
+        let (answer, ..) = self.while_there(worker, putting).await?;
         match answer {
             Answer::Kept { .. } => Ok(()),
             Answer::Refused { failure, .. } => Err(failure.into()),
@@ -97,21 +111,34 @@ impl Peers {
         }
     }
 
+    /// What comes of it, unless the worker is gone before that.
+    async fn while_there<T>(&self, worker: WorkerId, asking: impl Future<Output = Result<T>>) -> Result<T> {
+        let presence = self.lock().get(&worker).map(|known| known.presence.subscribe());
+        let mut presence = presence.ok_or_else(|| gone(worker))?;
+        tokio::select! {
+            biased;
+            asked = asking => asked,
+            _ = presence.changed() => Err(gone(worker)),
+        }
+    }
+
     async fn ask(
         &self,
         worker: WorkerId,
         question: impl FnOnce(u64) -> (Ask, Vec<towline::Buffer>),
-    ) -> Result<(Answer, Incoming, bool)> {
-        let gone = || Error::new(ErrorKind::Lost, format!("worker {worker} is gone"));
+    ) -> Result<(Answer, Incoming, Connection)> {
+        let gone = || gone(worker);
         let peer = self.peer(worker).ok_or_else(gone)?;
         let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, &peer.address)).await?;
         let (request, answered) = line.open().ok_or_else(gone)?;
-        let moves = line.connection.caps().contains(Caps::MOVES_OWNERSHIP);
         let _question = Asked(line, request);
         let (ask, frames) = question(request);
         line.connection.send(Message::from_parts(postcard::to_allocvec(&ask)?, frames)).await?;
         match tokio::time::timeout(ANSWER_TIME, answered).await {
-            Ok(answered) => answered.map(|(answer, incoming)| (answer, incoming, moves)).map_err(|_| gone()),
+            Ok(answered) => {
+                let (answer, incoming) = answered.map_err(|_| gone())?;
+                Ok((answer, incoming, line.connection.clone()))
+            }
             Err(_) => {
                 let why = format!("worker {worker} did not answer within {} s", ANSWER_TIME.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
@@ -122,16 +149,20 @@ impl Peers {
     /// The worker, with a line that has not ended.
     fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
         let mut known = self.lock();
-        let peer = known.get_mut(&worker)?;
+        let peer = &mut known.get_mut(&worker)?.peer;
         if peer.line.get().is_some_and(Line::is_over) {
             *peer = Arc::new(Peer { address: peer.address.clone(), line: OnceCell::new() });
         }
         Some(peer.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, FxHashMap<WorkerId, Arc<Peer>>> {
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<WorkerId, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn gone(worker: WorkerId) -> Error {
+    Error::new(ErrorKind::Lost, format!("worker {worker} is gone"))
 }
 
 impl Line {
@@ -215,7 +246,8 @@ pub(crate) fn pack(value: &Value) -> (Body, Vec<towline::Buffer>) {
 
 /// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
 /// sender's own.
-pub(crate) async fn land(incoming: Incoming, body: Body, moves: bool) -> Result<Value> {
+pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection) -> Result<Value> {
+    let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
     let in_host = |place| matches!(place, Place::Host | Place::Arena);
     let places = || incoming.frames().iter().map(|frame| frame.place);
     // Arenas arrive as they are where the path lends, and as host memory elsewhere. Large host frames are read out of their

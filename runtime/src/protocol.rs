@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Failure;
+use crate::stats::Stats;
 use crate::value::Gap;
 
 /// Both ends of a line speak the same version, or none.
@@ -174,6 +175,9 @@ pub(crate) enum FromClient {
         request: u64,
         key: Key,
     },
+    HowIsIt {
+        request: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,6 +206,10 @@ pub(crate) enum ToClient {
     Holders {
         request: u64,
         workers: Vec<WorkerId>,
+    },
+    SoItIs {
+        request: u64,
+        stats: Stats,
     },
 }
 
@@ -290,6 +298,12 @@ pub(crate) enum FromWorker {
     /// A copy of this is here as well.
     Has {
         key: Key,
+    },
+    /// So many bytes came from that worker, over that path.
+    Moved {
+        from: WorkerId,
+        path: String,
+        bytes: u64,
     },
 }
 

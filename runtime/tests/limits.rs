@@ -118,7 +118,7 @@ fn a_scheduler_that_is_gone_ends_workers_and_clients_in_time() {
             let endpoint = Endpoint::new().unwrap();
             let scheduler = Scheduler::start(&endpoint, &address.parse().unwrap()).await.unwrap();
             let builder = Worker::builder(registry()).slots(1);
-            let worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
+            let mut worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
             let client = Client::connect(&endpoint, scheduler.address()).await.unwrap();
             let done = client.submit(ADD, (1, 2)).unwrap();
             done.done().await.unwrap();

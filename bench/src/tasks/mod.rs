@@ -116,9 +116,3 @@ impl Drop for Awake {
         self.0.abort();
     }
 }
-
-impl From<towline_runtime::Error> for Failure {
-    fn from(error: towline_runtime::Error) -> Self {
-        Self::run(error.to_string())
-    }
-}

@@ -37,7 +37,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = options.trust.builder(options.wait)?.pool(pool).build()?;
     let builder = Worker::builder(shuffle::registry(options.number)).slots(1);
     let builder = builder.memory_bytes_max(options.memory).listen(options.listen.clone());
-    let worker = builder.start(&endpoint, &options.scheduler).await?;
+    let mut worker = builder.start(&endpoint, &options.scheduler).await?;
     tokio::select! {
         error = worker.ended() => Err(error.into()),
         // Who started it is gone.

@@ -4,6 +4,7 @@
 
 mod against;
 mod bench;
+mod cluster;
 mod command;
 mod death;
 mod explain;
@@ -24,7 +25,7 @@ use command::towline;
 
 #[test]
 fn every_help_has_an_example() {
-    for subcommand in ["info", "serve", "bench", "explain"] {
+    for subcommand in ["info", "serve", "bench", "explain", "scheduler", "top"] {
         let help = towline(&[subcommand, "--help"]);
         help.exits_with(0);
         assert!(help.out.contains(&format!("  towline {subcommand}")), "{subcommand}: {}", help.out);

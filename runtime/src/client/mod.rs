@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
 use crate::line;
 use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
+use crate::stats::Stats;
 use crate::value::{Gapped, Value};
 
 /// Values that are gathered at the same time.
@@ -155,6 +156,15 @@ impl Client {
     pub async fn who_has<T>(&self, future: &Future<T>) -> Result<Vec<String>> {
         let workers = self.shell.who_has(future.key()).await?;
         Ok(workers.into_iter().filter_map(|worker| self.shell.peers().address(worker)).collect())
+    }
+
+    /// How the cluster is: workers, memory, tasks, and what moved between workers. The scheduler looks at each of its tasks for
+    /// that: ask now and then.
+    ///
+    /// # Errors
+    /// [`SchedulerLost`](ErrorKind::SchedulerLost).
+    pub async fn stats(&self) -> Result<Stats> {
+        self.shell.stats().await
     }
 
     /// The addresses of the workers that have joined, as far as it was heard here.

@@ -13,7 +13,8 @@ use super::state::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
-use crate::protocol::{Arguments, ClientId, Key, ToClient, Types, WorkerId};
+use crate::protocol::{Arguments, ClientId, FromClient, Key, ToClient, Types, WorkerId};
+use crate::stats::Stats;
 use crate::value::Value;
 
 /// How long the scheduler may take to answer a question.
@@ -29,7 +30,7 @@ pub(crate) struct Shell {
 #[derive(Debug)]
 struct Inside {
     state: State,
-    questions: FxHashMap<u64, oneshot::Sender<Vec<WorkerId>>>,
+    questions: FxHashMap<u64, oneshot::Sender<ToClient>>,
 }
 
 impl Shell {
@@ -67,9 +68,23 @@ impl Shell {
     }
 
     pub(crate) async fn who_has(&self, key: Key) -> Result<Vec<WorkerId>> {
+        match self.ask(|request| FromClient::WhoHas { request, key }).await? {
+            ToClient::Holders { workers, .. } => Ok(workers),
+            _ => Err(another_question()),
+        }
+    }
+
+    pub(crate) async fn stats(&self) -> Result<Stats> {
+        match self.ask(|request| FromClient::HowIsIt { request }).await? {
+            ToClient::SoItIs { stats, .. } => Ok(stats),
+            _ => Err(another_question()),
+        }
+    }
+
+    async fn ask(&self, question: impl FnOnce(u64) -> FromClient) -> Result<ToClient> {
         let (answer, answered) = oneshot::channel();
         let request = self.alter(|inside| {
-            let request = inside.state.who_has(key)?;
+            let request = inside.state.ask(question)?;
             inside.questions.insert(request, answer);
             Ok::<_, Error>(request)
         })?;
@@ -77,7 +92,7 @@ impl Shell {
         let mut inside = self.lock();
         inside.questions.remove(&request);
         match answered {
-            Ok(Ok(workers)) => Ok(workers),
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err(inside.state.check().err().unwrap_or_else(Error::closed)),
             Err(_) => {
                 let why = format!("the scheduler did not answer within {} s", ANSWER_TIME.as_secs());
@@ -99,7 +114,7 @@ impl Shell {
         for _ in 0..TRIES_MAX {
             let worker = self.done(key).await?;
             match self.peers.fetch(worker, key).await {
-                Ok(Some(value)) => return Ok(value),
+                Ok(Some((value, _))) => return Ok(value),
                 Ok(None) => {}
                 Err(error) => failed = Some(error),
             }
@@ -130,10 +145,10 @@ impl Shell {
         match word {
             ToClient::Joined { worker, address } => self.peers.joined(worker, address),
             ToClient::Left { worker } => self.peers.left(worker),
-            ToClient::Holders { request, workers } => {
+            ToClient::Holders { request, .. } | ToClient::SoItIs { request, .. } => {
                 if let Some(asked) = inside.questions.remove(&request) {
                     // Whoever asked may have given up.
-                    let _ = asked.send(workers);
+                    let _ = asked.send(word);
                 }
             }
             word => inside.state.heard(word),
@@ -170,4 +185,8 @@ impl Shell {
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn another_question() -> Error {
+    Error::new(ErrorKind::Invalid, "an answer to another question")
 }

@@ -99,10 +99,10 @@ impl State {
         self.words.push(FromClient::Release { key });
     }
 
-    /// Asks who has it; the number of the question.
-    pub(crate) fn who_has(&mut self, key: Key) -> Result<u64> {
+    /// Asks a question; its number.
+    pub(crate) fn ask(&mut self, question: impl FnOnce(u64) -> FromClient) -> Result<u64> {
         let request = self.count()?;
-        self.words.push(FromClient::WhoHas { request, key });
+        self.words.push(question(request));
         Ok(request)
     }
 
@@ -158,7 +158,10 @@ impl State {
                     *progress = Progress::Pending(Vec::new());
                 }
             }
-            ToClient::Joined { .. } | ToClient::Left { .. } | ToClient::Holders { .. } => {}
+            ToClient::Joined { .. }
+            | ToClient::Left { .. }
+            | ToClient::Holders { .. }
+            | ToClient::SoItIs { .. } => {}
         }
     }
 

@@ -74,6 +74,10 @@ impl State {
         let task = &mut self.tasks[index];
         if let Origin::Function { function, .. } = task.origin {
             self.functions.ran(function, micros);
+            self.counts.runs_done += 1;
+            if let Some(worker) = self.workers.get_mut(&worker) {
+                worker.runs_done += 1;
+            }
         }
         (task.stage, task.bytes) = (Stage::Done, bytes);
         (task.deaths, task.returns) = (0, 0);
@@ -123,6 +127,7 @@ impl State {
 
     /// As `fail`, naming the task.
     pub(super) fn fail_with(&mut self, index: Index, kind: ErrorKind, detail: &str) {
+        tracing::debug!(key = ?self.tasks[index].key, %kind, detail, "a task fails");
         let failure = Failure::new(kind, detail);
         let failure = match self.tasks[index].origin {
             Origin::Function { function, .. } => failure.of(self.functions.name(function)),

@@ -3,6 +3,7 @@
 //! Whoever receives words takes the state's lock, tells them all, and leaves the answers in the peers' outboxes before it lets
 //! go: so each peer hears them in the order in which they were decided.
 
+mod counting;
 mod course;
 #[cfg(test)]
 mod invariants;
@@ -11,6 +12,7 @@ mod peers;
 mod placing;
 mod queue;
 mod state;
+mod stats;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -21,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use towline::{Address, Connection, Endpoint, Listener};
@@ -30,6 +33,7 @@ use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
+use crate::metrics::Metrics;
 use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};
 
 /// The state is told the time four times within its patience, and so often at least and at most.
@@ -57,6 +61,7 @@ pub struct Scheduler {
     address: Address,
     desk: Arc<Desk>,
     accepting: JoinHandle<()>,
+    closing: Arc<Notify>,
 }
 
 /// Settles how a [`Scheduler`] works. [`start`](Self::start) starts it.
@@ -90,6 +95,18 @@ impl Scheduler {
     pub const fn address(&self) -> &Address {
         &self.address
     }
+
+    /// What it counts. Each look at it looks at each task.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::of(&self.desk)
+    }
+
+    /// Ends it, and tells its peers before it goes: within the endpoint's [`linger`](towline::Builder::linger).
+    pub async fn close(mut self) {
+        self.closing.notify_one();
+        // It ends in no other way than this.
+        let _ = (&mut self.accepting).await;
+    }
 }
 
 impl Drop for Scheduler {
@@ -116,16 +133,16 @@ impl Builder {
         let listener = endpoint.listen(address).await?;
         let address = listener.address().clone();
         tracing::info!(%address, "scheduler started");
-        let desk = Arc::new(Desk::default());
+        let (desk, closing) = (Arc::new(Desk::default()), Arc::new(Notify::new()));
         desk.lock().state.set_patience(self.patience);
         let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
-        let accepting = tokio::spawn(accept(desk.clone(), listener, tick));
-        Ok(Scheduler { address, desk, accepting })
+        let accepting = tokio::spawn(accept(desk.clone(), listener, tick, closing.clone()));
+        Ok(Scheduler { address, desk, accepting, closing })
     }
 }
 
-/// Takes peers in until it is dropped, and they with it.
-async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration) {
+/// Takes peers in until it is dropped, and they with it; or until it closes, when it takes leave of them.
+async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration, closing: Arc<Notify>) {
     let mut peers = tokio::task::JoinSet::new();
     let begun = Instant::now();
     let mut ticks = tokio::time::interval(tick);
@@ -135,14 +152,19 @@ async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration) {
             accepted = listener.accept() => match accepted {
                 Ok(connection) => _ = peers.spawn(serve(desk.clone(), connection)),
                 Err(error) => {
-                    desk.end();
-                    return tracing::error!(%error, "the scheduler's listener ended");
+                    tracing::error!(%error, "the scheduler's listener ended");
+                    break;
                 }
             },
             Some(_) = peers.join_next() => {}
             _ = ticks.tick() => desk.alter(|inside| inside.state.tick(begun.elapsed())),
+            () = closing.notified() => break,
         }
     }
+    drop(listener);
+    desk.end();
+    tracing::info!(peers = peers.len(), "scheduler closes");
+    while peers.join_next().await.is_some() {}
 }
 
 /// The state, and the lines to its peers.
@@ -154,7 +176,8 @@ struct Inside {
     state: State,
     clients: BTreeMap<ClientId, Arc<Outbox>>,
     workers: BTreeMap<WorkerId, Arc<Outbox>>,
-    /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business.
+    /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business, and who comes now is
+    /// taken leave of at once.
     is_over: bool,
 }
 
@@ -178,7 +201,11 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
         }
     };
     match served.await {
-        Ok(()) => tracing::info!(%peer, "left"),
+        Ok(()) => {
+            tracing::info!(%peer, "left");
+            // It has left, or this end closes: then what was said leaves first.
+            let _ = connection.close().await;
+        }
         Err(error) => tracing::warn!(%peer, %error, "gone"),
     }
 }
@@ -228,6 +255,9 @@ impl Desk {
         outbox: &Outbox,
         mut tell: impl FnMut(&mut State, W) -> Result<(), Violation>,
     ) -> Result<()> {
+        if self.lock().is_over {
+            outbox.close();
+        }
         let hearing = async {
             loop {
                 let words: Vec<W> = match line::hear(connection).await {
@@ -243,8 +273,11 @@ impl Desk {
         }
     }
 
+    /// Says no more to anybody.
     fn end(&self) {
-        self.lock().is_over = true;
+        let mut inside = self.lock();
+        inside.is_over = true;
+        inside.clients.values().chain(inside.workers.values()).for_each(|outbox| outbox.close());
     }
 
     /// As `alter`, for a peer that is gone.

@@ -32,6 +32,7 @@ pub(crate) struct Worker {
     pub(crate) bytes: u64,
     /// Functions whose names it was told.
     pub(crate) functions: usize,
+    pub(crate) runs_done: u64,
 }
 
 impl Worker {
@@ -47,6 +48,7 @@ impl Worker {
             holds: BTreeSet::new(),
             bytes: 0,
             functions: 0,
+            runs_done: 0,
         }
     }
 

@@ -199,6 +199,7 @@ impl State {
             worker.suspect = Some(index);
         }
         self.tasks[index].stage = Stage::Sent { worker: id, run, micros, recalled: false };
+        tracing::trace!(key = ?order.key, run, worker = id, "given");
         self.actions.push(Action::Worker(id, ToWorker::Run(order)));
     }
 
@@ -242,6 +243,7 @@ impl State {
         let task = &mut self.tasks[index];
         let (key, Stage::Sent { run, recalled, .. }) = (task.key, &mut task.stage) else { return };
         *recalled = true;
+        tracing::trace!(?key, run = *run, worker = id, "asked back");
         self.actions.push(Action::Worker(id, ToWorker::Recall { key, run: *run }));
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.recalled += 1;

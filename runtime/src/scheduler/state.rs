@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::patience::Patience;
 use super::peers::{Client, Functions, Worker};
 use super::queue::Queue;
+use super::stats::Counts;
 use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{
@@ -35,6 +36,7 @@ pub(crate) struct State {
     pub(super) actions: Vec<Action>,
     pub(super) runs: Run,
     pub(super) patience: Patience,
+    pub(super) counts: Counts,
     next_client: ClientId,
     next_worker: WorkerId,
     pub(super) next_number: u64,
@@ -141,6 +143,11 @@ impl State {
                 let index = self.own(client, key)?;
                 let workers = self.tasks[index].holders.clone();
                 self.actions.push(Action::Client(client, ToClient::Holders { request, workers }));
+                Ok(())
+            }
+            FromClient::HowIsIt { request } => {
+                let stats = self.stats();
+                self.actions.push(Action::Client(client, ToClient::SoItIs { request, stats }));
                 Ok(())
             }
         }
@@ -257,6 +264,9 @@ impl State {
     /// What it held is made again where it is needed, and what it was given goes to others.
     pub(crate) fn worker_gone(&mut self, id: WorkerId, departure: Departure) {
         let Some(worker) = self.workers.remove(&id) else { return };
+        self.counts.forget(id);
+        let (given, results) = (worker.sent.len(), worker.holds.len());
+        tracing::info!(worker = id, ?departure, given, results, "a worker is gone");
         self.actions
             .extend(self.clients.keys().map(|client| Action::Client(*client, ToClient::Left { worker: id })));
         self.actions
@@ -273,6 +283,7 @@ impl State {
             self.fail_with(index, ErrorKind::Lost, "the worker that was to have this scattered data is gone");
         }
         if departure == Departure::Died {
+            self.counts.workers_lost += 1;
             self.blame(&worker.sent, worker.suspect);
         }
         for index in worker.sent.into_iter().chain(waiting) {
@@ -291,6 +302,7 @@ impl State {
             },
             FromWorker::Failed { key, run, failure } => {
                 if let Some(index) = self.taken_back(id, key, run) {
+                    self.counts.runs_failed += 1;
                     self.fail(index, &Arc::new(failure));
                 }
             }
@@ -306,6 +318,7 @@ impl State {
                 Some(index) if matches!(self.tasks[index].stage, Stage::Done) => self.held(index, id),
                 _ => self.not_asked_for(id, key),
             },
+            FromWorker::Moved { from, path, bytes } => self.moved(from, id, &path, bytes)?,
         }
         Ok(())
     }

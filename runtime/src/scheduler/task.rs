@@ -130,6 +130,10 @@ impl Tasks {
         self.by_key.get(&key).copied()
     }
 
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Task> {
+        self.records.iter().flatten()
+    }
+
     pub(crate) fn of_client(&self, client: u32) -> Vec<Index> {
         let mut indices: Vec<_> =
             self.by_key.iter().filter(|(key, _)| key.client() == client).map(|(_, index)| *index).collect();

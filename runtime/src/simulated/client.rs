@@ -9,7 +9,7 @@ use super::graph::{Datum, Fate};
 use super::world::{Asker, Event, Peer, World};
 use crate::client::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Arguments, ClientId, Key, ToClient, WorkerId};
+use crate::protocol::{Arguments, ClientId, FromClient, Key, ToClient, WorkerId};
 
 #[derive(Debug)]
 pub(super) struct Client {
@@ -131,7 +131,10 @@ impl World {
         let bytes = self.bytes();
         let client = self.client(id);
         let key = client.state.scatter(worker).expect("a line that has not ended");
-        let question = client.state.who_has(key).expect("a line that has not ended");
+        let question = client
+            .state
+            .ask(|request| FromClient::WhoHas { request, key })
+            .expect("a line that has not ended");
         client.questions.insert(question, (key, worker));
         client.futures.insert(key, Handle { is_underway: true, ..Handle::default() });
         self.graph.add(key, Fate::Scattered, Vec::new(), 0, bytes);
@@ -184,7 +187,10 @@ impl World {
         let mut dice = Dice::new(self.dice.next());
         let client = self.client(id);
         if let Some(key) = client.any(&mut dice) {
-            client.state.who_has(key).expect("a line that has not ended");
+            client
+                .state
+                .ask(|request| FromClient::WhoHas { request, key })
+                .expect("a line that has not ended");
         }
     }
 

@@ -1,5 +1,6 @@
 //! A worker: its state machine ([`state`]), and the shell that runs functions, keeps values, and exchanges them with others.
 
+mod counting;
 mod serving;
 mod shell;
 mod state;
@@ -18,6 +19,7 @@ pub(crate) use self::state::{Action, Start, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
+use crate::metrics::Metrics;
 use crate::protocol::{Offer, Role};
 
 /// Memory for values, where nothing else was said, in bytes.
@@ -53,6 +55,7 @@ pub struct Worker {
     shell: Arc<Shell>,
     connection: Connection,
     working: JoinHandle<Error>,
+    ended: Option<Error>,
 }
 
 /// Settles what a [`Worker`] is. [`start`](Self::start) starts it.
@@ -72,9 +75,22 @@ impl Worker {
         Builder { registry, slots, memory_bytes_max: MEMORY_BYTES_MAX, listen: None }
     }
 
-    /// Waits until it ends, and tells why: it works as long as its scheduler lives.
-    pub async fn ended(mut self) -> Error {
-        (&mut self.working).await.unwrap_or_else(|_| Error::closed())
+    /// Waits until it ends, and tells why: it works as long as its scheduler lives. Cancel-safe.
+    pub async fn ended(&mut self) -> Error {
+        if let Some(error) = &self.ended {
+            return error.clone();
+        }
+        let error = (&mut self.working).await.unwrap_or_else(|_| Error::closed());
+        self.ended.insert(error).clone()
+    }
+
+    /// Leaves in good order, and tells the scheduler before it goes: within the endpoint's
+    /// [`linger`](towline::Builder::linger). What runs is run again elsewhere.
+    pub async fn close(self) {
+        self.working.abort();
+        self.shell.close();
+        // A scheduler that is gone, or takes no part, makes no difference here.
+        let _ = self.connection.close().await;
     }
 
     /// Bytes of the values that are here or on their way here.
@@ -85,6 +101,11 @@ impl Worker {
     /// Values that are here.
     pub fn values(&self) -> usize {
         self.shell.values()
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::of(&self.shell)
     }
 
     /// Ends it as if it were killed.
@@ -141,7 +162,7 @@ impl Builder {
         let shell =
             Shell::start(endpoint.clone(), self.registry, self.slots as usize, self.memory_bytes_max)?;
         let working = tokio::spawn(shell.clone().work(connection.clone(), listener));
-        Ok(Worker { shell, connection, working })
+        Ok(Worker { shell, connection, working, ended: None })
     }
 
     fn address_beside(&self, scheduler: &Address) -> Result<Address> {

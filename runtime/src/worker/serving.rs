@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use towline::{Caps, Connection, Incoming, Listener, Message};
+use towline::{Connection, Incoming, Listener, Message};
 
+use super::counting::add;
 use super::shell::Shell;
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::peers::{land, pack};
@@ -53,6 +54,7 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
     let (answer, frames) = match ask {
         Ask::Fetch { request, key } => match shell.value(key) {
             Some(value) => {
+                add(&shell.counts().given_bytes, value.len());
                 let (body, frames) = pack(&value);
                 (Answer::Found { request, value: body }, frames)
             }
@@ -65,8 +67,8 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
                     let why = format!("the worker has no room for {bytes} bytes");
                     return Err(Error::new(ErrorKind::TooLarge, why));
                 }
-                let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
-                shell.given(key, land(incoming, value, moves).await?);
+                shell.given(key, land(incoming, value, &connection).await?);
+                tracing::trace!(?key, bytes, peer = %connection.peer(), "given");
                 Ok(())
             };
             let kept: Result<()> = kept.await;

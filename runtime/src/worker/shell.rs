@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use towline::{Connection, Endpoint, Listener};
 
+use super::counting::{Counts, add};
 use super::serving;
 use super::state::{Action, Start, State};
 use super::threads::Threads;
@@ -18,7 +19,7 @@ use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Outcomes, Registry};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
-use crate::protocol::{Key, ToWorker, WorkerId};
+use crate::protocol::{FromWorker, Key, ToWorker, WorkerId};
 use crate::value::{Value, splice};
 
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub(super) struct Shell {
     runtime: Handle,
     /// Fetches and async functions.
     tasks: Mutex<Option<JoinSet<()>>>,
+    counts: Counts,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,7 @@ impl Shell {
             threads,
             runtime: Handle::current(),
             tasks: Mutex::new(Some(JoinSet::new())),
+            counts: Counts::default(),
         }))
     }
 
@@ -99,8 +102,20 @@ impl Shell {
         self.lock().state.bytes()
     }
 
+    pub(super) fn bytes_max(&self) -> u64 {
+        self.lock().state.bytes_max()
+    }
+
     pub(super) fn values(&self) -> usize {
         self.lock().values.len()
+    }
+
+    pub(super) fn running(&self) -> u64 {
+        self.lock().state.running() as u64
+    }
+
+    pub(super) const fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     fn heard(&self, inside: &mut Inside, word: ToWorker) {
@@ -174,9 +189,20 @@ impl Shell {
     }
 
     async fn fetch(self: Arc<Self>, key: Key, from: WorkerId) {
-        let value = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
+        let fetched = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
             tracing::debug!(?key, from, %error, "a fetch failed");
             None
+        });
+        if fetched.is_none() {
+            add(&self.counts.fetches_failed, 1);
+        }
+        let value = fetched.map(|(value, path)| {
+            let bytes = value.len();
+            tracing::trace!(?key, from, path, bytes, "fetched");
+            add(&self.counts.fetched_bytes, bytes);
+            // It leaves with the word that the value is here.
+            self.outbox.say(&FromWorker::Moved { from, path: path.to_owned(), bytes });
+            value
         });
         self.alter(|inside| {
             let bytes = value.as_ref().map(Value::len);
@@ -210,6 +236,18 @@ impl Shell {
 
     fn ended(self: &Arc<Self>, start: &Start, name: &str, outcome: Outcome, begun: Instant) {
         let micros = u32::try_from(begun.elapsed().as_micros()).unwrap_or(u32::MAX);
+        add(&self.counts.run_micros, micros.into());
+        match &outcome {
+            Ok(value) => {
+                add(&self.counts.runs_done, 1);
+                tracing::trace!(key = ?start.key, task = name, micros, bytes = value.len(), "ran");
+            }
+            Err(failure) => {
+                add(&self.counts.runs_failed, 1);
+                let (kind, why) = (failure.kind, &failure.detail);
+                tracing::debug!(key = ?start.key, task = name, micros, %kind, why, "failed");
+            }
+        }
         self.alter(|inside| {
             let result = match outcome {
                 Ok(value) => {

@@ -116,6 +116,16 @@ impl State {
         self.bytes
     }
 
+    /// Their limit.
+    pub(crate) fn bytes_max(&self) -> u64 {
+        self.bytes_max
+    }
+
+    /// Slots in use.
+    pub(crate) fn running(&self) -> usize {
+        self.running
+    }
+
     // ---- What the scheduler says ----
 
     pub(crate) fn ordered(&mut self, order: Order) {

@@ -1,0 +1,156 @@
+//! `towline scheduler` and `towline top`, with workers and clients of this process.
+
+use std::io::BufRead;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use towline::Endpoint;
+use towline_runtime::{Bulk, Client, ErrorKind, Function, Registry, TaskResult, Worker};
+
+use crate::command::{LIMIT, Running, start, towline};
+use crate::death::signal;
+use crate::metrics::{page, value};
+
+const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
+const LEN: Function<(Vec<Bulk>,), usize> = Function::new("len");
+const FAIL: Function<(), ()> = Function::new("fail");
+
+const BLOCK_LEN: usize = 1 << 20;
+
+fn registry() -> Registry {
+    Registry::new()
+        .with(FILL, |byte, len| {
+            // Long enough for the other worker to be given its part.
+            std::thread::sleep(Duration::from_millis(30));
+            TaskResult::Ok(Bulk::from(vec![byte; len]))
+        })
+        .with(LEN, |blocks: Vec<Bulk>| TaskResult::Ok(blocks.iter().map(|block| block.buffer().len()).sum()))
+        .with(FAIL, || TaskResult::Err("planned".into()))
+}
+
+/// A scheduler with its address, and where its metrics are.
+fn scheduler() -> (Running, String, String) {
+    let mut scheduler = start(&["scheduler", "towline://127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    let (address, mut rest) = scheduler.first_line();
+    let mut line = String::new();
+    rest.read_line(&mut line).unwrap();
+    let url = line.trim().strip_prefix("metrics at http://").unwrap().to_owned();
+    (scheduler, address, url.strip_suffix("/metrics").unwrap().to_owned())
+}
+
+/// Two workers and a client of the scheduler at `address`, while they are needed.
+fn with_workers<T>(address: &str, test: impl AsyncFnOnce(&Client, &mut [Worker]) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let address = address.parse().unwrap();
+        let mut workers = Vec::new();
+        for _ in 0..2 {
+            // As if they were processes: each has an endpoint of its own.
+            let endpoint = Endpoint::new().unwrap();
+            workers.push(Worker::builder(registry()).slots(1).start(&endpoint, &address).await.unwrap());
+        }
+        let client = Client::connect(&Endpoint::new().unwrap(), &address).await.unwrap();
+        tokio::time::timeout(LIMIT, test(&client, &mut workers)).await.unwrap()
+    })
+}
+
+#[test]
+fn top_and_metrics_tell_what_a_cluster_does() {
+    let (_scheduler, address, at) = scheduler();
+    let (document, text, scheduler_page, worker_pages) = with_workers(&address, async |client, workers| {
+        let blocks = client.map(FILL, [(1, BLOCK_LEN), (2, BLOCK_LEN)]).unwrap();
+        let len = client.submit(LEN, (&blocks,)).unwrap();
+        assert_eq!(len.result().await.unwrap(), 2 * BLOCK_LEN);
+        let failed = client.submit(FAIL, ()).unwrap();
+        assert_eq!(failed.result().await.unwrap_err().kind(), ErrorKind::Failed);
+        let pages: Vec<_> = workers.iter().map(|worker| worker.metrics().text()).collect();
+        let scheduler = address.clone();
+        let looks = move || {
+            let look = ["top", &scheduler, "--once", "--interval", "0.1"];
+            let json = towline(&[&look[..], &["--json"]].concat());
+            json.exits_with(0);
+            let text = towline(&look);
+            text.exits_with(0);
+            (json.document(), text.out, page(&at), pages)
+        };
+        tokio::task::spawn_blocking(looks).await.unwrap()
+    });
+    assert_eq!((&document["schema"], &document["clients"]), (&1.into(), &2.into()), "{document:#}");
+    let tasks = &document["tasks"];
+    assert_eq!((&tasks["done"], &tasks["failed"]), (&3.into(), &1.into()), "{document:#}");
+    assert_eq!((&document["runs_done"], &document["runs_failed"]), (&3.into(), &1.into()), "{document:#}");
+    let workers = document["workers"].as_array().unwrap();
+    assert_eq!(workers.len(), 2, "{document:#}");
+    assert!(workers.iter().all(|it| it["slots"] == 1 && it["tasks_per_s"].is_number()), "{document:#}");
+    let memory: u64 = workers.iter().map(|it| it["memory_bytes"].as_u64().unwrap()).sum();
+    assert!(memory >= 3 * BLOCK_LEN as u64, "two blocks, and a copy of one: {document:#}");
+    let [pair] = &document["pairs"].as_array().unwrap()[..] else { panic!("{document:#}") };
+    assert!(pair["bytes"].as_u64().unwrap() >= BLOCK_LEN as u64, "{document:#}");
+    assert_eq!(pair["values"], 1, "{document:#}");
+    assert_eq!(document["moved_bytes"], pair["bytes"], "{document:#}");
+    let path = pair["path"].as_str().unwrap();
+    assert!(text.contains("2 workers with 2 slots, 0 lost; 2 clients"), "{text}");
+    assert!(text.contains("runs     3 done, 1 failed; 0.0/s"), "{text}");
+    assert!(text.lines().any(|line| line.contains(path) && line.contains("1.0 MiB")), "{text}");
+
+    assert_eq!(value(&scheduler_page, "towline_scheduler_workers"), 2.0);
+    assert_eq!(value(&scheduler_page, "towline_scheduler_tasks{stage=\"done\"}"), 3.0);
+    assert_eq!(value(&scheduler_page, "towline_scheduler_runs_total{outcome=\"failed\"}"), 1.0);
+    assert!(value(&scheduler_page, "towline_scheduler_moved_bytes_total") >= BLOCK_LEN as f64);
+    assert!(value(&scheduler_page, "towline_received_bytes_count") > 0.0, "the endpoint's as well");
+    let sum = |name| worker_pages.iter().map(|page| value(page, name)).sum::<f64>();
+    assert_eq!(sum("towline_worker_runs_total{outcome=\"done\"}"), 3.0);
+    assert_eq!(sum("towline_worker_fetched_bytes_total"), pair["bytes"].as_f64().unwrap());
+    // One of them went to the client as well.
+    assert!(sum("towline_worker_given_bytes_total") >= pair["bytes"].as_f64().unwrap());
+    assert!(sum("towline_worker_memory_bytes{state=\"in_use\"}") >= 3.0 * BLOCK_LEN as f64);
+    assert!(sum("towline_worker_run_seconds_total") > 0.05);
+}
+
+#[test]
+fn a_live_table_comes_again_and_again_until_it_is_interrupted() {
+    let (_scheduler, address, _) = scheduler();
+    let mut top = start(&["top", &address, "--interval", "0.05"]);
+    let (empty, out) = top.first_line();
+    assert!(empty.is_empty(), "no escapes where there is no terminal: {empty}");
+    let heads = out.lines().map_while(Result::ok).filter(|line| line.contains("0 workers with 0 slots"));
+    assert_eq!(heads.take(3).count(), 3);
+    signal(top.id(), Signal::INT);
+    top.finish().exits_with(130);
+}
+
+#[test]
+fn a_scheduler_that_is_ended_takes_leave() {
+    for (by, code) in [(Signal::INT, 130), (Signal::TERM, 0)] {
+        let (scheduler, address, _) = scheduler();
+        with_workers(&address, async |client, workers| {
+            let begin = Instant::now();
+            signal(scheduler.id(), by);
+            for worker in workers {
+                let error = worker.ended().await;
+                assert_eq!(error.kind(), ErrorKind::SchedulerLost, "{error}");
+                assert!(error.to_string().contains("closed"), "it said good-bye: {error}");
+            }
+            let after = client.submit(FAIL, ());
+            let error = match after {
+                Ok(future) => future.result().await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert_eq!(error.kind(), ErrorKind::SchedulerLost, "{error}");
+            assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        });
+        scheduler.finish().exits_with(code);
+    }
+}
+
+#[test]
+fn a_look_at_nobody_or_at_no_scheduler_is_a_failed_run() {
+    let nobody = towline(&["top", "tcp://127.0.0.1:1", "--once"]);
+    nobody.exits_with(1);
+    assert!(nobody.err.contains("tcp://127.0.0.1:1"), "{}", nobody.err);
+    let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
+    let (address, _rest) = serve.first_line();
+    let stranger = towline(&["top", &address, "--once"]);
+    stranger.exits_with(1);
+    assert!(!stranger.err.is_empty());
+}

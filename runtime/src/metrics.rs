@@ -1,0 +1,109 @@
+//! What a scheduler or a worker counts, in the form that Prometheus reads. Everything happens at a scrape.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+/// What a [`Scheduler`](crate::Scheduler) or a [`Worker`](crate::Worker) counts. What their connections count,
+/// [`Endpoint::metrics`](towline::Endpoint::metrics) tells.
+///
+/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.
+/// `docs/metrics.md` lists every name. It shows nothing once what it tells of is gone.
+///
+/// ```
+/// use towline::Endpoint;
+/// use towline_runtime::Scheduler;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline_runtime::Result<()> {
+/// let scheduler = Scheduler::start(&Endpoint::new()?, &"mem://".parse()?).await?;
+/// assert!(scheduler.metrics().text().contains("towline_scheduler_workers 0\n"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Metrics(Weak<dyn Counting>);
+
+/// What has something to tell.
+pub(crate) trait Counting: fmt::Debug + Send + Sync {
+    fn write(&self, page: &mut Page<'_>) -> fmt::Result;
+}
+
+impl Metrics {
+    pub(crate) fn of<T: Counting + 'static>(counting: &Arc<T>) -> Self {
+        let weak: Weak<T> = Arc::downgrade(counting);
+        Self(weak)
+    }
+
+    /// Everything as OpenMetrics text, as it is now.
+    pub fn text(&self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self.clone()));
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut text, &registry);
+        text
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.0.upgrade().map_or(Ok(()), |counting| counting.write(&mut Page(encoder)))
+    }
+}
+
+/// One scrape as it is written: a name and its values a call.
+pub(crate) struct Page<'a>(DescriptorEncoder<'a>);
+
+/// A value by a label, as `stage="ready"`.
+type Labelled<'a> = (&'static str, &'a str, u64);
+
+impl Page<'_> {
+    pub(crate) fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.describe(name, help, MetricType::Gauge)?.encode_gauge(&as_gauge(value))
+    }
+
+    pub(crate) fn gauges(&mut self, name: &str, help: &str, values: &[Labelled<'_>]) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Gauge)?;
+        for (label, of, value) in values {
+            metric.encode_family(&[(*label, *of)])?.encode_gauge(&as_gauge(*value))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
+    pub(crate) fn counters(&mut self, name: &str, help: &str, values: &[Labelled<'_>]) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Counter)?;
+        for (label, of, value) in values {
+            let labels = [(*label, *of)];
+            metric.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(value, None)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn seconds(&mut self, name: &str, help: &str, micros: u64) -> fmt::Result {
+        let mut metric = self.describe(name, help, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, f64, u64>(&(micros as f64 / 1e6), None)
+    }
+
+    fn describe<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &'s str,
+        of: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, of)
+    }
+}
+
+fn as_gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,120 @@
+//! What the scheduler tells of itself, and what it counts for that.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::state::{State, Violation};
+use super::task::{Lane, Stage};
+use crate::protocol::WorkerId;
+use crate::stats::{PairStats, StageCounts, Stats, WorkerStats};
+
+/// The most pairs that are told of: those with the most bytes.
+const PAIRS_TOLD_MAX: usize = 1000;
+/// No path has a longer name.
+const PATH_LEN_MAX: usize = 16;
+
+/// What was counted since the start.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) runs_done: u64,
+    pub(super) runs_failed: u64,
+    pub(super) workers_lost: u64,
+    moved_bytes: u64,
+    /// By who gave and who fetched, of workers that are there.
+    pairs: BTreeMap<(WorkerId, WorkerId), Moved>,
+}
+
+#[derive(Debug)]
+struct Moved {
+    path: Box<str>,
+    values: u64,
+    bytes: u64,
+}
+
+impl Counts {
+    pub(super) fn forget(&mut self, worker: WorkerId) {
+        self.pairs.retain(|(from, to), _| *from != worker && *to != worker);
+    }
+}
+
+impl State {
+    /// A worker fetched a value from another.
+    pub(super) fn moved(
+        &mut self,
+        from: WorkerId,
+        to: WorkerId,
+        path: &str,
+        bytes: u64,
+    ) -> Result<(), Violation> {
+        if path.len() > PATH_LEN_MAX {
+            return Err(Violation("a path with a longer name than any has"));
+        }
+        self.counts.moved_bytes = self.counts.moved_bytes.saturating_add(bytes);
+        // It may be gone by now.
+        if self.workers.contains_key(&from) {
+            let fresh = || Moved { path: path.into(), values: 0, bytes: 0 };
+            let moved = self.counts.pairs.entry((from, to)).or_insert_with(fresh);
+            if *moved.path != *path {
+                moved.path = path.into();
+            }
+            moved.values += 1;
+            moved.bytes = moved.bytes.saturating_add(bytes);
+        }
+        Ok(())
+    }
+
+    /// How everything is. It takes a look at every record.
+    pub(super) fn stats(&self) -> Stats {
+        let mut tasks = StageCounts::default();
+        let mut queued = FxHashMap::<WorkerId, u64>::default();
+        for task in self.tasks.all() {
+            let count = match &task.stage {
+                Stage::Released => &mut tasks.released,
+                Stage::Waiting { .. } => &mut tasks.waiting,
+                Stage::Ready { lane, .. } => {
+                    if let Lane::Worker(worker) = lane {
+                        *queued.entry(*worker).or_default() += 1;
+                    }
+                    &mut tasks.ready
+                }
+                Stage::Sent { .. } => &mut tasks.sent,
+                Stage::Done => &mut tasks.done,
+                Stage::Failed(_) => &mut tasks.failed,
+            };
+            *count += 1;
+        }
+        let workers = self.workers.iter().map(|(number, worker)| WorkerStats {
+            number: *number,
+            address: worker.offer.address.clone(),
+            slots: worker.offer.slots,
+            given: worker.sent.len() as u64,
+            queued: queued.get(number).copied().unwrap_or_default(),
+            results: worker.holds.len() as u64,
+            memory_bytes: worker.bytes,
+            memory_bytes_max: worker.offer.memory_bytes_max,
+            runs_done: worker.runs_done,
+        });
+        let mut pairs: Vec<_> = self.counts.pairs.iter().collect();
+        pairs.sort_by_key(|(_, moved)| Reverse(moved.bytes));
+        pairs.truncate(PAIRS_TOLD_MAX);
+        let pairs = pairs.into_iter().map(|((from, to), moved)| PairStats {
+            from: *from,
+            to: *to,
+            path: moved.path.to_string(),
+            values: moved.values,
+            bytes: moved.bytes,
+        });
+        Stats {
+            clients: self.clients.len() as u32,
+            workers_lost: self.counts.workers_lost,
+            tasks,
+            runs_done: self.counts.runs_done,
+            runs_failed: self.counts.runs_failed,
+            moved_bytes: self.counts.moved_bytes,
+            workers: workers.collect(),
+            pairs: pairs.collect(),
+        }
+    }
+}

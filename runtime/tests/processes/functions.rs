@@ -1,0 +1,121 @@
+//! What the workers of these tests can do.
+
+use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use towline::{Arena, Buffer, BufferMut, Endpoint, Place};
+use towline_runtime::{Bulk, Function, Registry, TaskResult};
+use towline_tests::guarded::Guarded;
+
+/// (seed, bytes, in what place, how long it takes in ms).
+pub(crate) const MAKE: Function<(u8, usize, Whereto, u64), Made> = Function::new("make");
+/// Tells how its inputs arrived.
+pub(crate) const LOOK: Function<(Vec<Made>,), Vec<Look>> = Function::new("look");
+/// The worker's process and what it copied until now, after so many ms.
+pub(crate) const COPIED: Function<(u64,), (u32, u64)> = Function::new("copied");
+/// (seed, bytes): of a block of a graph.
+pub(crate) const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
+/// Two of them make one.
+pub(crate) const MIX: Function<(Bulk, Bulk), Bulk> = Function::new("mix");
+/// For so many ms.
+pub(crate) const SLEEP: Function<(u64,), u64> = Function::new("sleep");
+pub(crate) const ABORT: Function<(), ()> = Function::new("abort");
+
+/// How long a step of a graph takes.
+const STEP: Duration = Duration::from_millis(3);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Whereto {
+    Host,
+    Arena,
+    Guarded,
+}
+
+/// A block of memory, and who made it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) process: u32,
+    pub(crate) bulk: Bulk,
+}
+
+/// How a block arrived.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Look {
+    /// Who made it, and who looks.
+    pub(crate) maker: u32,
+    pub(crate) looker: u32,
+    pub(crate) place: String,
+    /// All its bytes are as they were made.
+    pub(crate) is_whole: bool,
+}
+
+/// What a worker at this endpoint can do.
+pub(crate) fn registry(endpoint: &Endpoint) -> Registry {
+    let endpoint = endpoint.clone();
+    Registry::new()
+        .with(MAKE, make)
+        .with(LOOK, |made: Vec<Made>| TaskResult::Ok(made.into_iter().map(Made::look).collect()))
+        .with(COPIED, move |millis| {
+            sleep(Duration::from_millis(millis));
+            TaskResult::Ok((std::process::id(), copied(&endpoint)))
+        })
+        .with(BLOCK, |seed: u8, len: usize| {
+            sleep(STEP);
+            TaskResult::Ok(Bulk::from(block(seed, len)))
+        })
+        .with(MIX, |a: Bulk, b: Bulk| {
+            sleep(STEP);
+            TaskResult::Ok(Bulk::from(mix(a.as_slice().unwrap(), b.as_slice().unwrap())))
+        })
+        .with(SLEEP, |millis| {
+            sleep(Duration::from_millis(millis));
+            TaskResult::Ok(millis)
+        })
+        .with(ABORT, || std::process::abort())
+}
+
+/// The bytes that an endpoint's connections copied in user space.
+pub(crate) fn copied(endpoint: &Endpoint) -> u64 {
+    let page = endpoint.metrics().text();
+    let mut lines = page.lines().filter_map(|line| line.strip_prefix("towline_copied_bytes_total "));
+    lines.next().unwrap().parse().unwrap()
+}
+
+pub(crate) fn block(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at as u8).wrapping_mul(31) ^ seed).collect()
+}
+
+pub(crate) fn mix(a: &[u8], b: &[u8]) -> Vec<u8> {
+    a.iter().zip(b).map(|(a, b)| a.wrapping_mul(3).wrapping_add(*b)).collect()
+}
+
+fn make(seed: u8, len: usize, whereto: Whereto, millis: u64) -> TaskResult<Made> {
+    static ARENA: OnceLock<Arena> = OnceLock::new();
+    sleep(Duration::from_millis(millis));
+    let bytes = block(seed, len);
+    let filled = |mut buffer: BufferMut| -> TaskResult<Buffer> {
+        buffer.extend_from_slice(&bytes)?;
+        Ok(buffer.freeze())
+    };
+    let buffer = match whereto {
+        Whereto::Host => Buffer::from(bytes),
+        Whereto::Arena => filled(ARENA.get_or_init(|| Arena::new(256 << 20).unwrap()).take(len)?)?,
+        Whereto::Guarded => filled(Guarded::buffer(len)?)?,
+    };
+    Ok(Made { process: std::process::id(), bulk: buffer.into() })
+}
+
+impl Made {
+    fn look(self) -> Look {
+        let buffer = self.bulk.into_buffer();
+        let place = buffer.place();
+        let bytes = match place {
+            Place::Guarded => buffer.to_vec().unwrap(),
+            _ => buffer.as_slice().unwrap().to_vec(),
+        };
+        let is_whole = bytes == block(bytes[0], bytes.len());
+        Look { maker: self.process, looker: std::process::id(), place: place.to_string(), is_whole }
+    }
+}

@@ -1,0 +1,29 @@
+//! Clusters of processes, which are really killed and stopped: what holds of one process holds of many.
+//!
+//! The processes are this program once more, in a role: see `peer.rs`.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod cluster;
+mod deaths;
+mod functions;
+mod leaving;
+mod paths;
+mod peer;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    if let Ok(role) = std::env::var(peer::ROLE) {
+        return peer::run(&role);
+    }
+    let trials = [paths::CASES, deaths::CASES, leaving::CASES].concat().into_iter().map(|(name, case)| {
+        Trial::test(name, move || {
+            case();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}

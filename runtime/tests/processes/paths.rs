@@ -1,0 +1,97 @@
+//! What results cost on their way between processes, and where they arrive.
+
+use std::collections::BTreeMap;
+
+use towline::Place;
+use towline_runtime::Future;
+
+use crate::cluster::{Case, Cluster, run};
+use crate::functions::{COPIED, LOOK, Look, MAKE, Made, Whereto, copied};
+
+pub(crate) const CASES: &[Case] = &[
+    ("a_result_in_an_arena_is_handed_over_without_a_copy", arena),
+    ("a_result_in_host_memory_is_copied_at_most_twice", host),
+    ("a_result_stays_in_the_place_that_it_was_made_in", places),
+];
+
+const LEN: usize = 32 << 20;
+/// Words and announcements are copied on their way: this is what they are allowed.
+const WORDS_LEN: u64 = 256 << 10;
+
+/// A result of each of the two workers.
+async fn one_each(cluster: &Cluster, whereto: Whereto, len: usize) -> Vec<Future<Made>> {
+    // Long enough for either of them to be busy while the other is given its part.
+    let made = cluster.client.map(MAKE, [(1, len, whereto, 50), (2, len, whereto, 50)]).unwrap();
+    let mut holders = Vec::new();
+    for made in &made {
+        made.done().await.unwrap();
+        holders.extend(cluster.client.who_has(made).await.unwrap());
+    }
+    assert_ne!(holders[0], holders[1], "they are with different workers");
+    made
+}
+
+async fn looked_at(cluster: &Cluster, made: &[Future<Made>]) -> Vec<Look> {
+    let looks = cluster.client.submit(LOOK, (made,)).unwrap().result().await.unwrap();
+    assert_ne!(looks[0].maker, looks[1].maker);
+    assert!(looks.iter().any(|look| look.maker != look.looker), "one of them came from another process");
+    assert!(looks.iter().all(|look| look.is_whole));
+    looks
+}
+
+/// What both workers copied until now, together.
+async fn copied_by_workers(cluster: &Cluster) -> u64 {
+    let mut copied = BTreeMap::new();
+    while copied.len() < 2 {
+        let each = cluster.client.map(COPIED, [(20,), (20,)]).unwrap();
+        copied.extend(cluster.client.gather(&each).await.unwrap());
+    }
+    copied.into_values().sum()
+}
+
+fn arena() {
+    run(async {
+        let cluster = Cluster::start(2, 1).await;
+        let made = one_each(&cluster, Whereto::Arena, LEN).await;
+        for look in looked_at(&cluster, &made).await {
+            assert_eq!(look.place, Place::Arena.to_string());
+        }
+        let stats = cluster.client.stats().await.unwrap();
+        let [pair] = &stats.pairs[..] else { panic!("one pair exchanged data: {stats:#?}") };
+        assert_eq!((pair.path.as_str(), pair.values), ("shm", 1));
+        assert!(pair.bytes >= LEN as u64 && stats.moved_bytes == pair.bytes, "{stats:#?}");
+        let copied_there = copied_by_workers(&cluster).await;
+        assert!(copied_there < WORDS_LEN, "{copied_there} bytes of {LEN} were copied");
+        // And to the client, another process again.
+        let before = copied(&cluster.endpoint);
+        let here = made[0].result().await.unwrap();
+        assert_eq!((here.bulk.buffer().place(), here.bulk.buffer().len()), (Place::Arena, LEN));
+        assert!(copied(&cluster.endpoint) - before < WORDS_LEN);
+    });
+}
+
+fn host() {
+    run(async {
+        let cluster = Cluster::start(2, 1).await;
+        let made = one_each(&cluster, Whereto::Host, LEN).await;
+        for look in looked_at(&cluster, &made).await {
+            let places = [Place::Host, Place::Arena].map(|place| place.to_string());
+            assert!(places.contains(&look.place), "{look:?}");
+        }
+        let copied = copied_by_workers(&cluster).await;
+        let most = 2 * LEN as u64 + WORDS_LEN;
+        assert!(copied <= most, "{copied} bytes were copied of {LEN}: more than twice");
+    });
+}
+
+fn places() {
+    run(async {
+        let cluster = Cluster::start(2, 1).await;
+        let made = one_each(&cluster, Whereto::Guarded, 1 << 20).await;
+        for look in looked_at(&cluster, &made).await {
+            assert_eq!(look.place, Place::Guarded.to_string());
+        }
+        let here = made[0].result().await.unwrap();
+        assert_eq!(here.bulk.buffer().place(), Place::Guarded);
+    });
+}

@@ -1,0 +1,149 @@
+//! A process of a cluster: this program once more, in one of three roles. Each says in lines what happened to it, and leaves in
+//! good order when its standard input ends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use rustix::process::{
+    Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit,
+};
+use tokio::sync::{mpsc, oneshot};
+use towline::{Address, Endpoint, Token};
+use towline_runtime::{Client, Scheduler, Worker};
+use towline_tests::guarded::Guarded;
+use towline_tests::polls::soon;
+
+use crate::functions::{BLOCK, SLEEP, registry};
+
+/// Names the role, and makes a process a peer.
+pub(crate) const ROLE: &str = "TOWLINE_CLUSTER_ROLE";
+const ADDRESS: &str = "TOWLINE_CLUSTER_ADDRESS";
+const SLOTS: &str = "TOWLINE_CLUSTER_SLOTS";
+
+/// How often an endpoint of these tests asks for a sign of life; after three times that the peer is lost.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// What a client process has made, and keeps.
+pub(crate) const KEPT_BLOCKS: usize = 8;
+pub(crate) const KEPT_LEN: usize = 100_000;
+
+/// A process of the cluster. It dies with this handle, or with its parent.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Peer {
+    pub(crate) fn start(role: &str, address: &Address, slots: u32) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ROLE, role).env(ADDRESS, address.to_string()).env(SLOTS, slots.to_string());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (sender, lines) = mpsc::unbounded_channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                // Nobody may listen any more.
+                let _ = sender.send(line);
+            }
+        });
+        Self { child, lines }
+    }
+
+    /// What it says next.
+    pub(crate) async fn line(&mut self) -> String {
+        soon("the peer's word", self.lines.recv()).await.expect("the peer lives")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Has it leave in good order, which it must do without a complaint.
+    pub(crate) async fn leave(mut self) {
+        drop(self.child.stdin.take());
+        assert_eq!(soon("the peer's end", self.lines.recv()).await, None, "it should have said nothing");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An endpoint of the cluster: all of them know the token.
+pub(crate) fn endpoint() -> Endpoint {
+    let builder =
+        Endpoint::builder().token(Token::from_bytes("of this cluster").unwrap()).heartbeat(HEARTBEAT);
+    builder.pool(Guarded::pool()).build().unwrap()
+}
+
+/// This process is a peer.
+pub(crate) fn run(role: &str) -> ExitCode {
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
+    let variable = |name| std::env::var(name).unwrap();
+    let address: Address = variable(ADDRESS).parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async {
+        match role {
+            "scheduler" => schedule(&address).await,
+            "worker" => work(&address, variable(SLOTS).parse().unwrap()).await,
+            "client" => keep(&address).await,
+            other => panic!("no role is named {other}"),
+        }
+    });
+    ExitCode::SUCCESS
+}
+
+async fn schedule(address: &Address) {
+    let scheduler = Scheduler::start(&endpoint(), address).await.unwrap();
+    say(scheduler.address());
+    input_ends().await;
+    scheduler.close().await;
+}
+
+async fn work(address: &Address, slots: u32) {
+    let endpoint = endpoint();
+    let mut worker =
+        Worker::builder(registry(&endpoint)).slots(slots).start(&endpoint, address).await.unwrap();
+    say("joined");
+    let error = tokio::select! {
+        error = worker.ended() => error,
+        () = input_ends() => return worker.close().await,
+    };
+    say(format_args!("{:?}", error.kind()));
+}
+
+async fn keep(address: &Address) {
+    let client = Client::connect(&endpoint(), address).await.unwrap();
+    let blocks = client.map(BLOCK, (0..KEPT_BLOCKS).map(|seed| (seed as u8, KEPT_LEN))).unwrap();
+    for block in &blocks {
+        block.done().await.unwrap();
+    }
+    say("made");
+    let endless = client.submit(SLEEP, (3_600_000,)).unwrap();
+    let error = endless.done().await.unwrap_err();
+    say(format_args!("{:?}", error.kind()));
+}
+
+/// Prints a line that the test reads.
+fn say(line: impl std::fmt::Display) {
+    let mut output = std::io::stdout().lock();
+    writeln!(output, "{line}").unwrap();
+    output.flush().unwrap();
+}
+
+async fn input_ends() {
+    let (ended, wait) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while std::io::stdin().read(&mut byte).is_ok_and(|count| count > 0) {}
+        let _ = ended.send(());
+    });
+    wait.await.unwrap();
+}
