@@ -109,7 +109,8 @@ impl fmt::Debug for Body {
 
 /// How a run ended.
 pub(crate) type Outcome = Result<Value, Failure>;
-type Outcomes = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+/// A run to be.
+pub(crate) type Outcomes = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 impl Registry {
     /// No functions.

@@ -11,6 +11,7 @@ const ADD: Function<(i64, i64), i64> = Function::new("add");
 const SUM: Function<(Vec<i64>,), i64> = Function::new("sum");
 const FAIL: Function<(String,), i64> = Function::new("fail");
 const PANIC: Function<(), i64> = Function::new("panic");
+const PANIC_ASYNC: Function<(), i64> = Function::new("panic_async");
 const SLEEP: Function<(u64,), i64> = Function::new("sleep");
 const SLEEP_ASYNC: Function<(u64,), i64> = Function::new("sleep_async");
 const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
@@ -27,6 +28,7 @@ fn registry() -> Registry {
         .with(SUM, |numbers: Vec<i64>| TaskResult::Ok(numbers.iter().sum()))
         .with(FAIL, |why: String| TaskResult::Err(why.into()))
         .with(PANIC, || panic!("planned"))
+        .with_async(PANIC_ASYNC, panic_async)
         .with(SLEEP, |millis| {
             std::thread::sleep(Duration::from_millis(millis));
             TaskResult::Ok(millis as i64)
@@ -40,6 +42,11 @@ fn registry() -> Registry {
             let len = (a.buffer().len() + b.buffer().len()) as u64;
             TaskResult::Ok((a, len))
         })
+}
+
+async fn panic_async() -> TaskResult<i64> {
+    tokio::task::yield_now().await;
+    panic!("planned too")
 }
 
 /// Runs a test with a cluster of so many workers, and ends it if it takes too long.
@@ -104,6 +111,8 @@ fn an_error_reaches_every_dependent_with_the_task_that_failed() {
         let after = client.submit(ADD, (1, &panicked)).unwrap();
         let error = after.result().await.unwrap_err();
         assert_eq!(error.to_string(), "task \"panic\": panicked: planned");
+        let error = client.submit(PANIC_ASYNC, ()).unwrap().result().await.unwrap_err();
+        assert_eq!(error.to_string(), "task \"panic_async\": panicked: planned too");
     });
 }
 

@@ -1,7 +1,9 @@
 //! What a worker's state machine decides, done: values are kept here, functions run, and words carried.
 
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -13,7 +15,7 @@ use super::serving;
 use super::state::{Action, Start, State};
 use super::threads::Threads;
 use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::function::{Body, Outcome, Registry};
+use crate::function::{Body, Outcome, Outcomes, Registry};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
 use crate::protocol::{Key, ToWorker, WorkerId};
@@ -189,23 +191,8 @@ impl Shell {
         match body {
             Ok(Body::Async(function)) => self.spawn(async move {
                 let begun = Instant::now();
-                let arguments = filled(&start, &inputs);
-                // In a task of its own, whose panic is caught.
-                let ran = match arguments {
-                    Ok(arguments) => {
-                        let mut run = JoinSet::new();
-                        run.spawn(async move { function(arguments).await });
-                        run.join_next().await.map_or_else(
-                            || Err(lost()),
-                            |ended| {
-                                ended.unwrap_or_else(|error| {
-                                    Err(error
-                                        .try_into_panic()
-                                        .map_or_else(|_| lost(), |why| Failure::panicked(&*why)))
-                                })
-                            },
-                        )
-                    }
+                let ran = match filled(&start, &inputs) {
+                    Ok(arguments) => to_its_end(|| function(arguments)).await,
                     Err(failure) => Err(failure),
                 };
                 shell.ended(&start, &name, ran, begun);
@@ -254,10 +241,18 @@ fn filled(start: &Start, inputs: &[Value]) -> Result<Value, Failure> {
     splice(&start.arguments.bytes.0, &start.arguments.gaps, inputs).map_err(|error| error.failure().clone())
 }
 
-fn unnamed() -> Failure {
-    Failure::new(ErrorKind::Invalid, "a function without a name")
+/// Runs it until it returns or panics.
+async fn to_its_end(run: impl FnOnce() -> Outcomes) -> Outcome {
+    let panicked = |why: Box<dyn std::any::Any + Send>| Failure::panicked(&*why);
+    let mut running = catch_unwind(AssertUnwindSafe(run)).map_err(panicked)?;
+    // It is not polled again once it has panicked.
+    let polled = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx))) {
+        Ok(polled) => polled,
+        Err(why) => Poll::Ready(Err(panicked(why))),
+    });
+    polled.await
 }
 
-fn lost() -> Failure {
-    Failure::new(ErrorKind::Closed, "the worker ended")
+fn unnamed() -> Failure {
+    Failure::new(ErrorKind::Invalid, "a function without a name")
 }
