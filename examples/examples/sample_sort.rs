@@ -1,0 +1,266 @@
+//! Sorts a file of fixed-size records on a cluster: a distributed sample sort, whose output is read back and checked.
+//!
+//! ```text
+//! cargo run --release -p towline-examples --example sample_sort                        # a file of 100 MB is made for it
+//! cargo run --release -p towline-examples --example sample_sort -- FILE --output SORTED
+//! cargo run --release -p towline-examples --example sample_sort -- --scheduler ADDRESS --work    # once or more often; then:
+//! cargo run --release -p towline-examples --example sample_sort -- --scheduler ADDRESS FILE --output SORTED
+//! ```
+//!
+//! `sample` looks at some records of each piece of the file, and `splitters` are those that divide all of these into equal parts.
+//! Each `split` reads its piece and sorts it, part by part; `part` takes one part out, where they are, so that only that one travels;
+//! each `sort` has all of its part together, and `write` puts it where it belongs. Records compare as bytes, from the first one on.
+//! Workers read and write the files themselves: they see the same ones as this process.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use towline_examples::{ClusterOptions, Outcome, all_done, buffer, run};
+use towline_runtime::{Bulk, Function, Registry, TaskResult};
+
+/// A piece of the file has at most so many bytes.
+const PIECE_BYTES: usize = 8 << 20;
+/// Records of each piece that are looked at for each part.
+const SAMPLES: usize = 16;
+
+const SAMPLE: Function<(Piece, usize), Bulk> = Function::new("sample");
+const SPLITTERS: Function<(Vec<Bulk>, usize, usize), Bulk> = Function::new("splitters");
+const SPLIT: Function<(Piece, Bulk), Vec<Bulk>> = Function::new("split");
+const PART: Function<(Vec<Bulk>, usize), Bulk> = Function::new("part");
+const SORT: Function<(Vec<Bulk>, usize), Bulk> = Function::new("sort");
+const LENGTH: Function<(Bulk,), u64> = Function::new("length");
+const WRITE: Function<(PathBuf, u64, Bulk), ()> = Function::new("write");
+
+/// Sorts a file of fixed-size records.
+#[derive(Debug, Parser)]
+#[command(name = "sample_sort")]
+struct Arguments {
+    #[command(flatten)]
+    cluster: ClusterOptions,
+    /// Bytes of a record.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    record_bytes: u32,
+    /// Parts that are sorted by themselves.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    parts: u32,
+    /// Records of the file that is made where none is given.
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, conflicts_with = "file")]
+    records: u64,
+    /// Where the sorted records go; a file that is there is replaced. Without it they are checked and forgotten.
+    #[arg(long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// The records, one after the other.
+    file: Option<PathBuf>,
+}
+
+/// Records of a file that are read together.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Piece {
+    file: PathBuf,
+    begin: u64,
+    len: usize,
+    record_bytes: usize,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    run("sample_sort", sort_file(arguments))
+}
+
+async fn sort_file(arguments: Arguments) -> Outcome {
+    let registry =
+        Registry::new().with(SAMPLE, sample).with(SPLITTERS, splitters).with(SPLIT, split).with(PART, part);
+    let registry = registry.with(SORT, sort).with(LENGTH, length).with(WRITE, write);
+    let Some(cluster) = arguments.cluster.join(registry).await? else { return Ok(()) };
+    let client = cluster.client();
+    let (record_bytes, parts) = (arguments.record_bytes as usize, arguments.parts as usize);
+    let made = tempfile::TempDir::new()?;
+    let file = match arguments.file {
+        Some(file) => file.canonicalize()?,
+        None => make_records(&made.path().join("records"), arguments.records, record_bytes)?,
+    };
+    let output = arguments.output.unwrap_or_else(|| made.path().join("sorted"));
+    // Whoever writes its parts is elsewhere: it is empty by then, and its path leads there from everywhere.
+    File::create(&output)?;
+    let output = output.canonicalize()?;
+    let begun = Instant::now();
+
+    let pieces = pieces(&file, record_bytes)?;
+    let samples = client.map(SAMPLE, pieces.iter().map(|piece| (piece.clone(), SAMPLES * parts)))?;
+    let splitters = client.submit(SPLITTERS, (&samples, parts, record_bytes))?;
+
+    let split = client.map(SPLIT, pieces.into_iter().map(|piece| (piece, &splitters)))?;
+    let sorted = (0..parts).map(|number| {
+        let parts = client.map(PART, split.iter().map(|pieces| (pieces, number)))?;
+        client.submit(SORT, (&parts, record_bytes))
+    });
+    let sorted = sorted.collect::<Result<Vec<_>, _>>()?;
+    all_done("pieces split", &split).await?;
+    drop(split);
+    all_done("parts sorted", &sorted).await?;
+    let lengths = client.map(LENGTH, sorted.iter().map(|part| (part,)))?;
+    let mut end = 0;
+    let places = client.gather(&lengths).await?.into_iter().map(|len| {
+        end += len;
+        end - len
+    });
+    let written = client.map(WRITE, places.zip(&sorted).map(|(at, part)| (output.clone(), at, part)))?;
+    drop(sorted);
+    all_done("parts written", &written).await?;
+    let took = begun.elapsed();
+
+    let (before, after) = (look_at(&file, record_bytes)?, look_at(&output, record_bytes)?);
+    if !after.is_sorted {
+        return Err("the output is not in order".into());
+    }
+    if (before.records, before.checksum) != (after.records, after.checksum) {
+        return Err("the output has other records than the input".into());
+    }
+    let rate = end as f64 / 1e6 / took.as_secs_f64();
+    println!(
+        "sorted {} records, {end} bytes in {took:.2?}, {rate:.0} MB/s; checksum {:016x}",
+        after.records, after.checksum
+    );
+    Ok(())
+}
+
+/// The file in pieces of whole records.
+fn pieces(file: &Path, record_bytes: usize) -> Outcome<Vec<Piece>> {
+    let file_len = fs::metadata(file)?.len();
+    if file_len % record_bytes as u64 != 0 {
+        return Err(format!("{}: {file_len} bytes are no records of {record_bytes}", file.display()).into());
+    }
+    let piece_len = (PIECE_BYTES / record_bytes).max(1) * record_bytes;
+    let piece = |begin: u64| {
+        let len = (file_len - begin).min(piece_len as u64) as usize;
+        Piece { file: file.to_owned(), begin, len, record_bytes }
+    };
+    Ok((0..file_len).step_by(piece_len).map(piece).collect())
+}
+
+// ---- What workers run ----
+
+/// Some records, evenly spread over the piece.
+fn sample(piece: Piece, count: usize) -> TaskResult<Bulk> {
+    let file = File::open(&piece.file)?;
+    let records = piece.len / piece.record_bytes;
+    let count = count.min(records);
+    let mut sampled = vec![0; count * piece.record_bytes];
+    for (number, record) in sampled.chunks_exact_mut(piece.record_bytes).enumerate() {
+        let at = number * records / count * piece.record_bytes;
+        file.read_exact_at(record, piece.begin + at as u64)?;
+    }
+    Ok(sampled.into())
+}
+
+/// The records that divide the samples into so many equal parts.
+fn splitters(samples: Vec<Bulk>, parts: usize, record_bytes: usize) -> TaskResult<Bulk> {
+    let mut records: Vec<&[u8]> =
+        samples.iter().flat_map(|sample| bytes(sample).chunks_exact(record_bytes)).collect();
+    records.sort_unstable();
+    let evenly = (1..parts).filter_map(|part| records.get(part * records.len() / parts).copied());
+    Ok(evenly.collect::<Vec<_>>().concat().into())
+}
+
+/// The piece, sorted, cut where the splitters belong.
+fn split(piece: Piece, splitters: Bulk) -> TaskResult<Vec<Bulk>> {
+    let mut read = vec![0; piece.len];
+    File::open(&piece.file)?.read_exact_at(&mut read, piece.begin)?;
+    let mut records: Vec<&[u8]> = read.chunks_exact(piece.record_bytes).collect();
+    records.sort_unstable();
+    let sorted = together(&records)?;
+    let mut begin = 0;
+    let ends = bytes(&splitters).chunks_exact(piece.record_bytes);
+    let ends = ends.map(|splitter| records.partition_point(|record| *record < splitter));
+    let cut = |end| {
+        let part = sorted.buffer().slice(begin * piece.record_bytes..end * piece.record_bytes);
+        begin = end;
+        Bulk::from(part)
+    };
+    Ok(ends.chain([records.len()]).map(cut).collect())
+}
+
+/// One part of a piece. With fewer splitters than were asked for, the last parts are empty.
+fn part(pieces: Vec<Bulk>, number: usize) -> TaskResult<Bulk> {
+    Ok(pieces.into_iter().nth(number).unwrap_or_default())
+}
+
+/// Sorts what is sorted in pieces already.
+fn sort(pieces: Vec<Bulk>, record_bytes: usize) -> TaskResult<Bulk> {
+    let mut records: Vec<&[u8]> =
+        pieces.iter().flat_map(|piece| bytes(piece).chunks_exact(record_bytes)).collect();
+    // The stable one finds what is in order and merges it.
+    records.sort();
+    together(&records)
+}
+
+fn length(part: Bulk) -> TaskResult<u64> {
+    Ok(part.buffer().len() as u64)
+}
+
+fn write(file: PathBuf, at: u64, part: Bulk) -> TaskResult<()> {
+    File::options().write(true).open(file)?.write_all_at(bytes(&part), at)?;
+    Ok(())
+}
+
+fn together(records: &[&[u8]]) -> Outcome<Bulk> {
+    let mut all = buffer(records.iter().map(|record| record.len()).sum())?;
+    for record in records {
+        all.extend_from_slice(record)?;
+    }
+    Ok(all.freeze().into())
+}
+
+fn bytes(bulk: &Bulk) -> &[u8] {
+    bulk.as_slice().unwrap_or_default()
+}
+
+// ---- The file before and after ----
+
+/// What a file of records is, whatever their order, and whether they are in order.
+#[derive(Debug, Default)]
+struct Looked {
+    records: u64,
+    /// The sum of the records' hashes.
+    checksum: u64,
+    is_sorted: bool,
+}
+
+fn look_at(file: &Path, record_bytes: usize) -> Outcome<Looked> {
+    let mut looked = Looked { is_sorted: true, ..Looked::default() };
+    let mut file = BufReader::with_capacity(1 << 20, File::open(file)?);
+    let (mut before, mut record) = (vec![0; record_bytes], vec![0; record_bytes]);
+    while !std::io::BufRead::fill_buf(&mut file)?.is_empty() {
+        file.read_exact(&mut record)?;
+        let mut hash = DefaultHasher::new();
+        hash.write(&record);
+        looked.checksum = looked.checksum.wrapping_add(hash.finish());
+        looked.is_sorted &= before <= record;
+        looked.records += 1;
+        std::mem::swap(&mut before, &mut record);
+    }
+    Ok(looked)
+}
+
+/// A file of records that look random, and are the same each time.
+fn make_records(path: &Path, records: u64, record_bytes: usize) -> Outcome<PathBuf> {
+    let mut file = BufWriter::new(File::create(path)?);
+    let mut state = 1u64;
+    for _ in 0..records * (record_bytes as u64).div_ceil(8) {
+        // xorshift64*
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        file.write_all(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes())?;
+    }
+    let file = file.into_inner()?;
+    file.set_len(records * record_bytes as u64)?;
+    Ok(path.to_owned())
+}
