@@ -22,8 +22,10 @@ impl State {
     pub(super) fn ready(&mut self, index: Index) {
         let task = &self.tasks[index];
         let input_bytes = self.input_bytes(index);
-        let room = self.workers.values().map(|worker| worker.offer.memory_bytes_max).max();
-        if let Some(room) = room.filter(|room| input_bytes > *room) {
+        let room = || self.workers.values().map(|worker| worker.offer.memory_bytes_max).max();
+        if input_bytes > 0
+            && let Some(room) = room().filter(|room| input_bytes > *room)
+        {
             let detail = format!("its inputs take {input_bytes} bytes, and no worker has more than {room}");
             return self.fail_with(index, ErrorKind::TooLarge, &detail);
         }
@@ -110,6 +112,11 @@ impl State {
 
     /// Gives workers what they have room for: who has least to do first.
     pub(super) fn place(&mut self) {
+        // With many workers, most words make nothing ready.
+        let nothing = |worker: &Worker| worker.queue.is_empty();
+        if self.roots.is_empty() && self.suspects.is_empty() && self.workers.values().all(nothing) {
+            return;
+        }
         let mut open: BinaryHeap<_> = self
             .workers
             .iter()
