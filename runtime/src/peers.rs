@@ -14,6 +14,8 @@ use crate::value::Value;
 
 /// How long a peer may take to begin its answer. The data itself takes as long as it takes, while the peer lives.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// Memory is named for a value of so many bytes.
+const NAMED_LEN_MIN: u64 = 64 << 10;
 /// A value with more bytes than this has them in a frame.
 const HERE_LEN_MAX: usize = 32 << 10;
 
@@ -214,9 +216,12 @@ pub(crate) fn pack(value: &Value) -> (Body, Vec<towline::Buffer>) {
 /// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
 /// sender's own.
 pub(crate) async fn land(incoming: Incoming, body: Body, moves: bool) -> Result<Value> {
-    // Arenas arrive as they are where the path lends, and as host memory elsewhere.
     let in_host = |place| matches!(place, Place::Host | Place::Arena);
-    let message = if moves || incoming.frames().iter().all(|frame| in_host(frame.place)) {
+    let places = || incoming.frames().iter().map(|frame| frame.place);
+    // Arenas arrive as they are where the path lends, and as host memory elsewhere. Large host frames are read out of their
+    // sender's memory where the path can and memory is named for them.
+    let is_named = incoming.payload_len() >= NAMED_LEN_MIN && !places().any(|place| place == Place::Arena);
+    let message = if moves || places().all(in_host) && !is_named {
         incoming.accept().await?
     } else {
         let landing = |place| Landing::Place(if in_host(place) { Place::Host } else { place });
