@@ -18,6 +18,7 @@ mod peer;
 mod place;
 mod progress;
 mod serve;
+mod tasks;
 mod trust;
 mod units;
 mod workers;
@@ -65,12 +66,14 @@ enum Command {
     Keep(against::keep::Options),
     #[command(hide = true)]
     Work(workers::Options),
+    #[command(hide = true)]
+    TaskWork(tasks::Options),
 }
 
 impl Command {
     /// Whether it may have many connections.
     fn has_connections(&self) -> bool {
-        matches!(self, Self::Serve(_) | Self::Bench(_) | Self::Work(_))
+        matches!(self, Self::Serve(_) | Self::Bench(_) | Self::Work(_) | Self::TaskWork(_))
     }
 
     async fn run(&self) -> Result<(), Failure> {
@@ -82,6 +85,7 @@ impl Command {
             Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
             Self::Work(options) => workers::run(options).await,
+            Self::TaskWork(options) => tasks::run(options).await,
         }
     }
 }

@@ -103,7 +103,8 @@ impl Trust {
         Ok(Self { ca: cert.clone(), cert, key, _thrown_away: Some(Arc::new(directory)), ..among_us })
     }
 
-    fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
+    /// The settings of such an endpoint.
+    pub(crate) fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
         let mut builder =
             Endpoint::builder().wait(wait.into()).insecure(self.insecure).trust_user(self.trust_user);
         if let Some(file) = &self.token_file {

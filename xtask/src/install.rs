@@ -1,5 +1,5 @@
 //! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
-//! a package, a build of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package.
+//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::dask;
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::wheel;
 
@@ -53,11 +54,12 @@ impl fmt::Display for Sign {
     }
 }
 
-/// A program of `bench/compare/`, which is its word in `TOWLINE_REQUIRE` too.
-const COMPARED: [(&str, &str); 1] = [("iceoryx2", "iceoryx2_pingpong")];
+/// Programs of `bench/compare/`: each one's word in `TOWLINE_REQUIRE`, and where it is made.
+const COMPARED: [(&str, &str); 2] =
+    [("iceoryx2", "release/iceoryx2_pingpong"), ("dask", "dask/bin/dask_shuffle")];
 
 /// Everything the test command installs besides; `.ci/run` requires the names in the first column.
-const NEEDS: [Need; 10] = [
+const NEEDS: [Need; 11] = [
     Need {
         name: "netns",
         sign: Sign::Program("ip"),
@@ -81,6 +83,12 @@ const NEEDS: [Need; 10] = [
         sign: Sign::Program("fi_pingpong"),
         package: "libfabric-bin",
         purpose: "a peer tool that bench runs beside tcp",
+    },
+    Need {
+        name: "dask",
+        sign: Sign::Program("python3"),
+        package: "python3-venv",
+        purpose: "what Dask runs on, which bench runs beside its shuffle",
     },
     Need {
         name: "chromium",
@@ -136,22 +144,21 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
         install(&missing, deadline.min(Instant::now() + INSTALL_LIMIT));
         missing = self::missing();
     }
-    if may_install && let Err(message) = build_compared(deadline.min(Instant::now() + INSTALL_LIMIT)) {
-        eprintln!("{message}");
-    }
-    if may_install && let Err(message) = wheel::fetch(deadline.min(Instant::now() + INSTALL_LIMIT)) {
-        eprintln!("{message}");
+    if may_install {
+        for provide in [build_compared, |deadline| dask::install(&compared(), deadline), wheel::fetch] {
+            if let Err(message) = provide(deadline.min(Instant::now() + INSTALL_LIMIT)) {
+                eprintln!("{message}");
+            }
+        }
     }
     let mut unmet = Vec::new();
     for Need { name, sign, package, purpose } in missing {
         eprintln!("{sign} is missing (package {package}, {purpose}): what needs {name} cannot run");
         unmet.push(*name);
     }
-    for (name, program) in
-        COMPARED.iter().filter(|(_, program)| !compared().join("release").join(program).is_file())
-    {
+    for (name, program) in COMPARED.iter().filter(|(_, program)| !compared().join(program).is_file()) {
         eprintln!(
-            "{program} is not built (bench/compare, for bench --against {name}): what needs {name} cannot run"
+            "{program} is not there (bench/compare, for bench --against {name}): what needs {name} cannot run"
         );
         unmet.push(name);
     }

@@ -6,6 +6,7 @@ mod asan;
 mod bindings;
 mod check;
 mod ci;
+mod dask;
 mod fuzz;
 mod install;
 mod licences;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Completion, Figures, Job, Session, Tool, is_program, on_search_path, words};
+use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, words};
 use crate::bench::case::{Pattern, Wait};
 
 const PROGRAM: &str = "iceoryx2_pingpong";
@@ -27,10 +27,7 @@ impl Tool for Iceoryx2 {
     }
 
     fn program(&self) -> Option<PathBuf> {
-        let own = std::env::current_exe().ok();
-        let folders = own.iter().flat_map(|own| own.ancestors());
-        let built = folders.map(|folder| folder.join(BUILT).join(PROGRAM)).find(|file| is_program(file));
-        built.or_else(|| on_search_path(PROGRAM))
+        built(BUILT, PROGRAM).or_else(|| on_search_path(PROGRAM))
     }
 
     fn remedy(&self) -> &'static str {

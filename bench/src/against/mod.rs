@@ -1,6 +1,7 @@
 //! The tools of others that `--against` runs in turn with ours: one file a tool, and one line in [`TOOLS`].
 
 mod child;
+mod dask;
 mod entry;
 mod fi_pingpong;
 mod iceoryx2;
@@ -20,8 +21,8 @@ use crate::bench::report::CpuCost;
 use crate::failure::Failure;
 
 /// Every tool that can be asked for.
-const TOOLS: [&dyn Tool; 4] =
-    [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong, &iceoryx2::Iceoryx2];
+const TOOLS: [&dyn Tool; 5] =
+    [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong, &iceoryx2::Iceoryx2, &dask::Dask];
 
 /// A tool of somebody else: a server and a client of it move messages as ours do.
 pub(crate) trait Tool: fmt::Debug + Sync {
@@ -175,6 +176,12 @@ pub(crate) fn names() -> String {
 fn on_search_path(program: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|file| is_program(file))
+}
+
+/// What `cargo xtask install` made, in `folder` of one of those that this program lies in.
+fn built(folder: &str, program: &str) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    own.ancestors().map(|above| above.join(folder).join(program)).find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use super::case::{Pattern, Transport};
 use super::report::Row;
 use crate::against::Asked;
 use crate::units::Size;
@@ -12,7 +13,7 @@ use crate::units::Size;
 const EXAMPLE: &str = "tcp.bandwidth.1M[wait=adaptive].ceiling.socket.share>=0.9";
 
 /// Figures that stand directly in a row.
-const FIELDS: [&str; 12] = [
+const FIELDS: [&str; 13] = [
     "samples",
     "gb_per_s",
     "p50_us",
@@ -21,14 +22,15 @@ const FIELDS: [&str; 12] = [
     "cold_us",
     "messages_per_s",
     "tasks_per_s",
+    "scheduler_us_per_task",
     "fairness",
     "cpu_s_per_gb.send",
     "cpu_s_per_gb.recv",
     "copies",
 ];
 
-const CEILINGS: [&str; 7] =
-    ["memcpy", "socket", "blocking_socket", "tls_socket", "eventfd", "device_copy", "pcie"];
+const CEILINGS: [&str; 8] =
+    ["memcpy", "socket", "blocking_socket", "tls_socket", "eventfd", "device_copy", "pcie", "wakeups"];
 const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
@@ -129,9 +131,11 @@ impl Assertion {
         if transport.contains('?') {
             return Err("options of a transport belong in brackets".to_owned());
         }
-        transport.parse::<super::case::Transport>()?;
-        pattern.parse::<super::case::Pattern>()?;
-        let size_bytes = size.parse::<Size>()?.0;
+        transport.parse::<Transport>()?;
+        pattern.parse::<Pattern>()?;
+        // Empty tasks have no bytes, and messages always some.
+        let is_empty = pattern == Pattern::Tasks.name() && size == "0";
+        let size_bytes = if is_empty { 0 } else { size.parse::<Size>()?.0 };
         let (brackets, field) = split_brackets(rest)?;
         known_field(field)?;
         Ok(Self {
@@ -337,7 +341,7 @@ fn differences(rows: &[&Row]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::{Pattern, Wait};
+    use super::super::case::Wait;
     use super::super::report::tests::{bandwidth_row, case};
     use super::*;
 

@@ -17,6 +17,7 @@ use crate::failure::Failure;
 use crate::payload::Payload;
 use crate::peer::{Peer, Serving};
 use crate::progress::Progress;
+use crate::tasks;
 use crate::trust::Trust;
 
 /// What a repeat may take beyond its measurements before it counts as hung.
@@ -71,6 +72,10 @@ impl<'a> Drive<'a> {
                 .await
                 .map_err(hung)
                 .flatten();
+        }
+        if case.pattern.is_of_tasks() {
+            let measured = tasks::repeat(case, self.pace, self.trust, &mut self.landing);
+            return tokio::time::timeout(limit, measured).await.map_err(hung).flatten();
         }
         let mut serving = Serving::start(case, self.trust, address.as_ref()).await?;
         let outcome = tokio::time::timeout(limit, self.measure(case, &serving)).await;

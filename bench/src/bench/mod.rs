@@ -6,6 +6,7 @@ mod crowd;
 mod drive;
 mod history;
 pub(crate) mod load;
+mod of_tasks;
 mod options;
 mod patterns;
 mod plan;

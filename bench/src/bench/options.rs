@@ -26,6 +26,8 @@ Examples:
   towline bench --transport tcp --pattern latency --rate 10000      # how late answers are under that load
   towline bench --transport shm --pattern latency --size 4K..1G --place arena --wait spin   # memory changes hands
   towline bench --transport tcp --pattern incast,alltoall --workers 8 --size 1M
+  towline bench --transport mem --pattern tasks --wait spin,sleep   # what the task runtime adds to its wake-ups
+  towline bench --transport tcp --pattern shuffle --size 2G --against dask
   towline bench --transport 'tcp,tcp?tls=on' --pattern bandwidth    # what TLS costs, beside a bare TLS socket
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there
   towline bench --connect tls://worker-1:7000 --ca ca.pem           # with --cert and --key where it asks for them";
@@ -40,7 +42,8 @@ pub(crate) struct Options {
     /// query, such as tcp?tls=on
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
-    /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall
+    /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall, and with the
+    /// task runtime tasks, shuffle
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) pattern: Vec<Pattern>,
     /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between
@@ -64,12 +67,13 @@ pub(crate) struct Options {
     /// TCP streams of a connection: the option streams=N of the transports tcp and auto
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) streams: Option<u32>,
-    /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB. Tasks
+    /// that are submitted at once; blocks of a shuffle, and parts of each
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub(crate) window: Option<u32>,
     /// How many send at once: to one receiver in incast, to each other in alltoall (with --connect, also to and from the one
-    /// there); by default 4
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// there); by default 4. Workers of the pattern tasks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) workers: Option<u32>,
     /// Messages a second that latency, bandwidth or rate sends by a schedule; times count from when a message was due
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -86,7 +90,7 @@ pub(crate) struct Options {
     /// The other half is a `towline serve` that listens there
     #[arg(long, value_name = "ADDR")]
     pub(crate) connect: Option<Address>,
-    /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong, iceoryx2
+    /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong, iceoryx2, dask
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "connect")]
     pub(crate) against: Vec<Asked>,
     /// Check every byte at the receiver (length and edges are always checked)

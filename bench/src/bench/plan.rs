@@ -5,6 +5,7 @@ use std::time::Duration;
 use towline::Endpoint;
 
 use super::case::{Case, Pattern, Transport, Wait};
+use super::of_tasks;
 use super::options::Options;
 use super::report::Row;
 use super::transports::{set_streams, transports, try_options};
@@ -18,8 +19,12 @@ use crate::units::Size;
 /// The memory of all messages in flight, unless a window is asked for.
 const WINDOW_BYTES_MAX: usize = 256 << 20;
 
-/// How many send at once where `--workers` does not say.
+/// How many send at once where `--workers` does not say, and how many may.
 const WORKERS: u32 = 4;
+const WORKERS_MAX: u32 = 64;
+
+/// Messages in flight that can be asked for.
+const WINDOW_MAX: u32 = 65_536;
 
 /// What a run without options takes at most, with some seconds to spare for starting and stopping.
 const DEFAULT_RUN: Duration = Duration::from_secs(48);
@@ -106,11 +111,14 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
             "--from, --to and --place mean nothing to the pattern connect: nobody was told of a place there yet",
         ));
     }
-    if options.workers.is_some() && !patterns.iter().any(|pattern| pattern.takes_workers()) {
+    if options.workers.is_some()
+        && !patterns.iter().any(|pattern| pattern.takes_workers() || *pattern == Pattern::Tasks)
+    {
         return Err(Failure::usage(
-            "--workers means nothing to these patterns: only incast and alltoall have more than two",
+            "--workers means nothing to these patterns: only incast, alltoall and tasks have more than two",
         ));
     }
+    check_of_tasks(options, &patterns)?;
     if patterns.contains(&Pattern::Alltoall) {
         if options.connect.is_some() && transports.iter().any(Transport::is_encrypted) {
             return Err(Failure::usage(
@@ -128,6 +136,10 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
     let mut cases: Vec<Case> = Vec::new();
     for transport in transports {
         for pattern in unique(&patterns) {
+            if pattern.is_of_tasks() {
+                of_tasks::expand(options, transport, pattern, memory, &mut cases)?;
+                continue;
+            }
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
                 let asked = options.workers.unwrap_or(WORKERS) as usize;
@@ -157,6 +169,29 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
         return Err(Failure::usage("no transport is ready on this machine: `towline info` says why"));
     }
     Ok(cases)
+}
+
+/// Refuses what means nothing to the patterns of the task runtime, and what only they can have so many of.
+fn check_of_tasks(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
+    if let Some(pattern) = patterns.iter().find(|pattern| pattern.is_of_tasks())
+        && options.connect.is_some()
+    {
+        let why = "--connect means nothing to the pattern";
+        return Err(Failure::usage(format!("{why} {}: its workers are started here", pattern.name())));
+    }
+    if !options.size.is_empty() && patterns.iter().all(|pattern| *pattern == Pattern::Tasks) {
+        return Err(Failure::usage("--size means nothing to the pattern tasks: its tasks are empty"));
+    }
+    if let Some(pattern) = patterns.iter().find(|pattern| **pattern != Pattern::Tasks) {
+        let name = pattern.name();
+        if options.workers.is_some_and(|workers| workers > WORKERS_MAX) {
+            return Err(Failure::usage(format!("--workers: at most {WORKERS_MAX} with the pattern {name}")));
+        }
+        if options.window.is_some_and(|window| window > WINDOW_MAX) {
+            return Err(Failure::usage(format!("--window: at most {WINDOW_MAX} with the pattern {name}")));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses `--rate` with what knows no schedule.
@@ -221,7 +256,7 @@ fn window(
     }
 }
 
-fn unique<T: Copy + PartialEq>(items: &[T]) -> Vec<T> {
+pub(super) fn unique<T: Copy + PartialEq>(items: &[T]) -> Vec<T> {
     let mut kept: Vec<T> = Vec::new();
     for item in items {
         if !kept.contains(item) {

@@ -54,6 +54,8 @@ pub(crate) struct Row {
     pub(crate) cold_us: Option<f64>,
     pub(crate) messages_per_s: Option<f64>,
     pub(crate) tasks_per_s: Option<f64>,
+    /// CPU time of the scheduler's thread.
+    pub(crate) scheduler_us_per_task: Option<f64>,
     /// The slowest sender's share of their mean rate.
     pub(crate) fairness: Option<f64>,
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
@@ -98,7 +100,11 @@ impl Row {
             from: case.places.from,
             to: case.places.to,
             wait: case.wait.name(),
-            processes: if case.transport.name == "mem" { 1 } else { case.workers },
+            processes: if case.transport.name == "mem" || case.pattern == Pattern::Tasks {
+                1
+            } else {
+                case.workers
+            },
             frames: case.frames,
             streams: case.transport.streams(),
             window: case.window,
@@ -113,6 +119,7 @@ impl Row {
             cold_us: None,
             messages_per_s: None,
             tasks_per_s: None,
+            scheduler_us_per_task: None,
             fairness: None,
             cpu_s_per_gb: None,
             copies: None,
@@ -130,13 +137,15 @@ impl Row {
         let mut row = Self { path: Some(path), ..Self::planned(case) };
         row.samples = repeats.iter().map(|sample| sample.times.len()).sum();
         let rates: Vec<f64> = repeats.iter().map(Sample::gb_per_s).collect();
-        if !matches!(case.pattern, Pattern::Latency | Pattern::Connect) {
+        if !matches!(case.pattern, Pattern::Latency | Pattern::Connect | Pattern::Tasks) {
             row.gb_per_s = median(&rates).map(round);
             row.gb_per_s_range = range(&rates).map(|ends| ends.map(round));
         }
         if case.pattern != Pattern::Latency || case.rate.is_some() {
             let messages: Vec<f64> = repeats.iter().map(Sample::messages_per_s).collect();
-            row.messages_per_s = median(&messages).map(round);
+            let rate = median(&messages).map(round);
+            *(if case.pattern == Pattern::Tasks { &mut row.tasks_per_s } else { &mut row.messages_per_s }) =
+                rate;
         }
         let times = Sample::merged_times(repeats);
         let quantile_us = |q| (!times.is_empty()).then(|| round(times.value_at_quantile(q) as f64 / 1e3));
@@ -153,12 +162,13 @@ impl Row {
                 .map(|(send, recv)| CpuCost { send, recv });
         }
         row.fairness = cost(|sample| sample.fairness);
+        row.scheduler_us_per_task = cost(Sample::scheduler_us_per_task);
         row.times = Some(times);
         row.copies = cost(Sample::copies);
         row.ceilings = ceiling_rows(&row, ceilings);
         let whole = case.pattern == Pattern::Latency && case.rate.is_some();
         let whole = whole.then(|| "times are of whole round trips".to_owned());
-        let notes: Vec<String> = whole.into_iter().chain(row.behind()).collect();
+        let notes: Vec<String> = whole.into_iter().chain(row.behind()).chain(crossed(repeats)).collect();
         row.note = (!notes.is_empty()).then(|| notes.join("; "));
         row
     }
@@ -180,13 +190,16 @@ impl Row {
         carrier
     }
 
-    /// `incast, fairness 0.98`, `bandwidth in arena and read`, `latency at 1000/s`: what was done, and how, for people.
+    /// `incast, fairness 0.98`, `bandwidth in arena and read`, `latency at 1000/s`, `tasks, 1000 on 2 workers`: what was done, and how, for people.
     pub(crate) fn doing(&self) -> String {
         let rate = self.rate.map(|rate| format!(" at {rate}/s"));
         let fairness = self.fairness.map(|fairness| format!(", fairness {}", figure(Some(fairness))));
         let read = self.read.then(|| " and read".to_owned());
         let places = Places { from: self.from, to: self.to }.to_string();
-        [Some(self.pattern.to_owned()), Some(places), read, rate, fairness].into_iter().flatten().collect()
+        let scheduler = self.scheduler_us_per_task.map(|us| format!(", scheduler {} µs", figure(Some(us))));
+        let parts =
+            [Some(self.pattern.to_owned()), self.load(), Some(places), read, rate, fairness, scheduler];
+        parts.into_iter().flatten().collect()
     }
 
     /// The bandwidth, where it is a result: in an open loop it was asked for.
@@ -204,8 +217,27 @@ impl Row {
 
     /// What tells a row from others of the same pattern and size.
     pub(crate) fn line_name(&self) -> String {
-        format!("{}, {}", self.carrier(), self.wait)
+        format!("{}, {}{}", self.carrier(), self.wait, self.load().unwrap_or_default())
     }
+
+    /// How many tasks at once, where they are tasks.
+    fn load(&self) -> Option<String> {
+        let workers = match self.workers {
+            1 => "1 worker".to_owned(),
+            count => format!("{count} workers"),
+        };
+        (self.pattern == Pattern::Tasks.name()).then(|| format!(", {} on {workers}", self.window))
+    }
+}
+
+/// Which part of a shuffle's bytes counts, if it was one.
+fn crossed(repeats: &[Sample]) -> Option<String> {
+    let sum = |of: fn(&Sample) -> u64| repeats.iter().map(of).sum::<u64>();
+    let (crossed, all) = (sum(|sample| sample.bytes), sum(|sample| sample.shuffled_bytes));
+    (all > 0).then(|| {
+        let percent = crossed as f64 * 100.0 / all as f64;
+        format!("{percent:.0} % of the bytes went from worker to worker, and only they count")
+    })
 }
 
 /// One row a kind of ceiling: the median over the repeats, and ours beside it.
@@ -274,7 +306,7 @@ const COLUMNS: [&str; 12] = [
     "p50 µs",
     "p99 µs",
     "cold µs",
-    "msg/s",
+    "msg, tasks/s",
     "of the ceiling",
     "ours over",
 ];
@@ -325,7 +357,7 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         figure(row.p50_us),
         figure(row.p99_us),
         figure(row.cold_us),
-        row.messages_per_s.map_or_else(dash, |rate| format!("{rate:.0}")),
+        row.messages_per_s.or(row.tasks_per_s).map_or_else(dash, |rate| format!("{rate:.0}")),
         if shares.is_empty() { dash() } else { shares.join(", ") },
         if against.is_empty() { dash() } else { against.join(", ") },
     ]
@@ -413,6 +445,7 @@ pub(crate) mod tests {
             "cold_us",
             "messages_per_s",
             "tasks_per_s",
+            "scheduler_us_per_task",
             "fairness",
             "cpu_s_per_gb",
             "copies",

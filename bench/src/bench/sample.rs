@@ -24,6 +24,10 @@ pub(crate) struct Sample {
     pub(crate) cpu: Option<(f64, f64)>,
     /// Payload bytes that both ends copied in user space.
     pub(crate) bytes_copied: Option<u64>,
+    /// CPU seconds of a task runtime's scheduler.
+    pub(crate) scheduler_s: Option<f64>,
+    /// Bytes that tasks took, those that were where they were taken included.
+    pub(crate) shuffled_bytes: u64,
 }
 
 impl Sample {
@@ -39,6 +43,8 @@ impl Sample {
             fairness: None,
             cpu: None,
             bytes_copied: None,
+            scheduler_s: None,
+            shuffled_bytes: 0,
         }
     }
 
@@ -69,6 +75,11 @@ impl Sample {
 
     fn per_gb(&self, seconds: f64) -> Option<f64> {
         (self.bytes > 0).then(|| seconds / (self.bytes as f64 / 1e9))
+    }
+
+    /// What a task costs its scheduler.
+    pub(crate) fn scheduler_us_per_task(&self) -> Option<f64> {
+        (self.messages > 0).then_some(self.scheduler_s? * 1e6 / self.messages as f64)
     }
 
     /// How often each payload byte was copied.

@@ -119,6 +119,23 @@ fn iceoryx2_runs_beside_a_latency_and_leaves_nothing() {
 }
 
 #[test]
+fn dask_shuffles_beside_ours() {
+    let folders = Path::new(env!("CARGO_BIN_EXE_towline")).ancestors();
+    let built = |folder: &Path| folder.join("compare/dask/bin/dask_shuffle").is_file();
+    if !folders.into_iter().any(built) && !needs("dask", "cargo xtask install has it") {
+        return;
+    }
+    let (row, entry) = entry("--pattern shuffle --size 4M --window 4 --against dask");
+    assert_eq!((&entry["tool"], &entry["completion"]), (&"dask".into(), &"receiver".into()), "{entry}");
+    assert!(entry["command"].as_str().unwrap().contains(" 4 262144 "), "as many bytes: {entry}");
+    let (ours, theirs) = (row["gb_per_s"].as_f64().unwrap(), entry["gb_per_s"].as_f64().unwrap());
+    assert!(
+        theirs > 0.0 && (entry["ratio"].as_f64().unwrap() / (ours / theirs) - 1.0).abs() < 1e-3,
+        "{entry}"
+    );
+}
+
+#[test]
 fn what_a_tool_cannot_do_is_null_and_says_why() {
     if !there("iperf3") {
         return;
@@ -158,6 +175,7 @@ fn a_missing_tool_is_refused_before_anything_runs_with_the_line_that_installs_it
         ("ucx_perftest", "it is not on the search path: apt install ucx-utils"),
         ("fi_pingpong", "it is not on the search path: apt install libfabric-bin"),
         ("iceoryx2", "iceoryx2_pingpong is neither built nor on the search path: cargo xtask install"),
+        ("dask", "dask_shuffle is neither installed nor on the search path: cargo xtask install"),
     ] {
         let mut command = Command::new(&program);
         command.args(["bench", "--transport", "mem", "--against", tool]).env("PATH", "");

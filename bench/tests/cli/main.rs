@@ -15,6 +15,7 @@ mod open;
 mod places;
 mod schema;
 mod shm;
+mod tasks;
 mod tls;
 mod usage;
 mod workers;

@@ -21,7 +21,6 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --transport ucx", "ucx is planned, and not in this version"),
         ("bench --transport ib", "ib is planned, and not in this version"),
         ("bench --transport mem?x=1", "no option \"x\""),
-        ("bench --pattern shuffle", "does not measure `shuffle` yet"),
         ("bench --pattern dance", "`dance` is no pattern"),
         ("bench --size 8x", "`8x` is not a size"),
         ("bench --size 64..8", "8..64"),
@@ -44,7 +43,7 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --pattern put,connect --read", "--read means nothing to the patterns put and connect"),
         ("bench --read --verify", "--verify"),
         ("bench --pattern incast --workers 0", "--workers"),
-        ("bench --pattern incast --workers 65", "--workers"),
+        ("bench --pattern incast --workers 65", "--workers: at most 64 with the pattern incast"),
         (
             "bench --transport tcp --pattern incast --workers 64 --size 64M",
             "64 messages of 64M at once are more than the 256 MiB",
@@ -69,7 +68,7 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --json-file /no/such/folder/x", "/no/such/folder/x"),
         (
             "bench --against netperf",
-            "`netperf` is no peer tool: choose from iperf3, ucx_perftest, fi_pingpong, iceoryx2",
+            "`netperf` is no peer tool: choose from iperf3, ucx_perftest, fi_pingpong, iceoryx2, dask",
         ),
         ("bench --against iperf3 --connect tcp://127.0.0.1:1", "--connect"),
         ("bench --html /no/such/folder/x", "--html /no/such/folder/x"),

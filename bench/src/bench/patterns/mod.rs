@@ -64,7 +64,9 @@ pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Fail
         Pattern::Get => exercise(bench, pace, get::Get::new(bench).await?).await,
         Pattern::Put => exercise(bench, pace, put::Put::new(bench).await?).await,
         Pattern::Connect => exercise(bench, pace, connect::Connect::new(bench)).await,
-        Pattern::Incast | Pattern::Alltoall => Err(Failure::run("many senders share no connection")),
+        Pattern::Incast | Pattern::Alltoall | Pattern::Tasks | Pattern::Shuffle => {
+            Err(Failure::run("it has more than the one connection"))
+        }
     }
 }
 

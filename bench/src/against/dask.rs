@@ -1,0 +1,110 @@
+//! Dask distributed's shuffle over its tcp, by a program of ours on its library: `bench/compare/dask_shuffle.py`.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, words};
+use crate::bench::case::Pattern;
+
+const PROGRAM: &str = "dask_shuffle";
+
+/// Where `cargo xtask install` has it, from the folder that this program was built in: with the library, in an environment of its own.
+const BUILT: &str = "compare/dask/bin";
+
+/// Rounds that are timed: it is to run about as long as ours.
+const ROUNDS_MAX: u64 = 10;
+
+#[derive(Debug)]
+pub(super) struct Dask;
+
+/// What the program prints.
+#[derive(Debug, Deserialize)]
+struct Printed {
+    gb_per_s: f64,
+}
+
+impl Tool for Dask {
+    fn name(&self) -> &'static str {
+        "dask"
+    }
+
+    fn program(&self) -> Option<PathBuf> {
+        built(BUILT, PROGRAM).or_else(|| on_search_path(PROGRAM))
+    }
+
+    fn remedy(&self) -> &'static str {
+        "dask_shuffle is neither installed nor on the search path: cargo xtask install"
+    }
+
+    fn version_command(&self) -> Vec<String> {
+        self.command("--version")
+    }
+
+    fn version(&self, output: &str) -> Option<String> {
+        Some(output.trim().strip_prefix("distributed ")?.to_owned())
+    }
+
+    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+        if job.path == "mem" {
+            return Err("it runs between two processes, and ours over mem".to_owned());
+        }
+        if job.pattern != Pattern::Shuffle {
+            return Err("it only shuffles".to_owned());
+        }
+        let mut note =
+            "numpy arrays over its tcp, as many bytes; those that go from worker to worker count".to_owned();
+        if job.path != "tcp" {
+            note.push_str(&format!("; ours over {}", job.path));
+        }
+        let Job { size_bytes, window, messages, port, .. } = *job;
+        let (part_bytes, rounds) = (size_bytes / (window * window), messages.min(ROUNDS_MAX));
+        Ok(Session {
+            environment: &[],
+            server: self.command(&format!("serve {port}")),
+            client: self.command(&format!("run {port} {window} {part_bytes} {rounds}")),
+            completion: Completion::Receiver,
+            note,
+        })
+    }
+
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+        let line = output.lines().next().ok_or("it printed nothing")?;
+        let Printed { gb_per_s } =
+            serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))?;
+        Ok(Figures { gb_per_s: Some(gb_per_s), ..Figures::default() })
+    }
+}
+
+impl Dask {
+    /// The program, wherever it is, with `arguments`.
+    fn command(&self, arguments: &str) -> Vec<String> {
+        let program = self.program().unwrap_or_else(|| PROGRAM.into());
+        [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::job;
+    use super::*;
+
+    #[test]
+    fn it_moves_as_many_bytes_in_as_many_parts() {
+        let job = Job { messages: 3, ..job(Pattern::Shuffle, 1 << 20) };
+        let session = Dask.session(&job).unwrap();
+        assert_eq!(session.client[1..], ["run", "7000", "16", "4096", "3"]);
+        let refused = Dask.session(&Job { pattern: Pattern::Bandwidth, ..job }).unwrap_err();
+        assert_eq!(refused, "it only shuffles");
+        assert!(Dask.session(&Job { path: "shm", ..job }).unwrap().note.ends_with("ours over shm"));
+    }
+
+    #[test]
+    fn its_line_is_read() {
+        let job = job(Pattern::Shuffle, 1 << 20);
+        let figures = Dask.read(&job, r#"{"gb_per_s": 0.5, "crossed": 0.5, "rounds": 2}"#).unwrap();
+        assert_eq!(figures.gb_per_s, Some(0.5));
+        assert!(Dask.read(&job, "").unwrap_err().contains("printed nothing"));
+        assert_eq!(Dask.version("distributed 2026.8.0\n").unwrap(), "2026.8.0");
+    }
+}
