@@ -396,7 +396,6 @@ mod tests {
             ("udp.bandwidth.1M.gb_per_s>=1", "`udp` is no transport"),
             ("tcp?streams.bandwidth.1M.gb_per_s>=1", "belong in brackets"),
             ("tcp.width.1M.gb_per_s>=1", "`width` is no pattern"),
-            ("tcp.shuffle.1M.gb_per_s>=1", "does not measure `shuffle` yet"),
             ("tcp.bandwidth.1M.speed>=1", "`speed` is no field"),
             ("tcp.bandwidth.1M.>=1", "`` is no field"),
             ("tcp.bandwidth.1M.gb_per_s.x>=1", "is no field"),
