@@ -83,7 +83,8 @@ impl LocalCluster {
     pub async fn join(&mut self) -> Result<()> {
         let builder = Worker::builder(self.registry.clone()).slots(1);
         self.workers.push(builder.start(&self.endpoint, self.scheduler.address()).await?);
-        Ok(())
+        // With this answer the client knows of it.
+        self.client.stats().await.map(drop)
     }
 
     /// Ends a worker: in good order, or as if its process were killed.

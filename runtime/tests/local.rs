@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use towline::Place;
-use towline_runtime::{Bulk, ErrorKind, Function, LocalCluster, Registry, TaskResult};
+use towline_runtime::{Bulk, Client, ErrorKind, Function, LocalCluster, Registry, TaskResult};
 
 const ADD: Function<(i64, i64), i64> = Function::new("add");
 const SUM: Function<(Vec<i64>,), i64> = Function::new("sum");
@@ -56,6 +56,20 @@ fn with_cluster<F: StdFuture<Output = ()>>(workers: usize, test: impl FnOnce(Loc
         let cluster = LocalCluster::start(workers, registry()).await.expect("a cluster");
         tokio::time::timeout(LONG, test(cluster)).await.expect("it ends");
     });
+}
+
+#[test]
+fn data_can_be_scattered_as_soon_as_there_is_a_worker() {
+    for _ in 0..20 {
+        with_cluster(2, |cluster| async move {
+            let client = Client::connect(cluster.endpoint(), cluster.address()).await.unwrap();
+            for client in [&client, cluster.client()] {
+                let data = client.scatter(7i64).await.unwrap();
+                assert_eq!(data.result().await.unwrap(), 7);
+            }
+            assert_eq!(cluster.client().workers().len(), 2);
+        });
+    }
 }
 
 #[test]

@@ -136,7 +136,12 @@ impl Client {
     /// [`Lost`](ErrorKind::Lost) without a worker, [`TooLarge`](ErrorKind::TooLarge) if the worker has no room.
     pub async fn scatter<T: Serialize>(&self, value: T) -> Result<Future<T>> {
         let value = Value::of(&value)?;
-        let workers = self.shell.peers().all();
+        let mut workers = self.shell.peers().all();
+        if workers.is_empty() {
+            // Those that joined before this answer are known with it.
+            self.shell.stats().await?;
+            workers = self.shell.peers().all();
+        }
         let turn = self.next_worker.fetch_add(1, Ordering::Relaxed) as usize;
         let Some((worker, _)) = workers.get(turn % workers.len().max(1)) else {
             return Err(Error::new(ErrorKind::Lost, "no worker has joined"));
