@@ -110,6 +110,11 @@ impl State {
             .fold(0, u64::saturating_add)
     }
 
+    /// Whether the worker would be given it. What is asked back for one that would not comes back to where it was, for ever.
+    fn may_run(&self, index: Index, id: WorkerId) -> bool {
+        self.fits(index, id) && !(self.tasks[index].inputs.is_empty() && self.workers[&id].is_full())
+    }
+
     /// Gives workers what they have room for: who has least to do first.
     pub(super) fn place(&mut self) {
         // With many workers, most words make nothing ready.
@@ -230,7 +235,7 @@ impl State {
         let is_worth_it = |index: &Index| {
             let Stage::Sent { recalled: false, micros, .. } = self.tasks[*index].stage else { return false };
             let there = worker.wait_micros() - micros / u64::from(worker.offer.slots.max(1));
-            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there && self.fits(*index, *idle))
+            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there && self.may_run(*index, *idle))
         };
         let mut last: Vec<(Priority, Index)> =
             worker.sent.iter().map(|index| (self.tasks[*index].priority, *index)).collect();

@@ -338,6 +338,21 @@ fn scattered_data_is_lost_with_the_worker_that_was_to_have_it() {
     play.state.check();
 }
 
+/// Found by the simulation: seed 14593.
+#[test]
+fn nothing_is_asked_back_for_an_idle_worker_that_is_full() {
+    let mut play = Play::new(1);
+    play.submit(1, &[]);
+    let order = play.order();
+    play.done(&order, 900);
+    let other = play.join(1, 1000);
+    play.submit(2, &[]);
+    play.submit(3, &[]);
+    assert_eq!(play.sent_to(other).len(), 2);
+    let is_recall = |(_, word): &(WorkerId, ToWorker)| matches!(word, ToWorker::Recall { .. });
+    assert!(!play.to_workers.iter().any(is_recall), "{:?}", play.to_workers);
+}
+
 #[test]
 fn a_task_goes_where_its_inputs_fit() {
     let mut play = Play::new(0);
