@@ -1,6 +1,7 @@
 //! Messages on their way in: announced, landing, waiting for the application's word.
 
 mod fetching;
+mod striped;
 
 use std::collections::VecDeque;
 
@@ -10,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Place, Pool, Shared, lines};
 use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
-use crate::wire::chunks::{Chunks, Parts};
+use crate::wire::chunks::Chunks;
 use crate::wire::count::Count;
 use crate::wire::credit::{AHEAD, WINDOW};
 use crate::wire::fetching::addresses_in;
@@ -148,11 +149,6 @@ impl Receives {
             striped: false,
             copied: Count::default(),
         }
-    }
-
-    /// Payload comes in chunks, over several streams.
-    pub(crate) fn stripe(&mut self) {
-        self.striped = true;
     }
 
     /// Whether bulk of a message may come.
@@ -428,53 +424,6 @@ impl Receives {
         landing.frame = frame;
         if remaining == 0 {
             self.complete(id);
-        }
-    }
-
-    /// Whether a message of that number may still be announced.
-    pub(crate) fn may_come(&self, id: u64) -> bool {
-        (self.held.next()..self.held.next() + WINDOW.messages).contains(&id)
-    }
-
-    /// Hands out the parts of a message's chunk that is about to be read.
-    pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
-        match self.held.at(id) {
-            Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) => {
-                chunks.claim(offset, len)
-            }
-            _ => Err(corrupt(format!("{len} bytes of bulk that nobody expects, for message {id}"))),
-        }
-    }
-
-    /// The frame that a message's payload at `at` goes to, and the offset in it.
-    pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
-        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else {
-            return (0, at);
-        };
-        for (frame, (buffer, len)) in landing.buffers().iter().zip(lens).enumerate() {
-            let len = if buffer.is_some() { *len as u64 } else { 0 };
-            if at < len {
-                return (frame, at);
-            }
-            at -= len;
-        }
-        (0, at)
-    }
-
-    /// A message's chunk landed.
-    pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
-        let Some(Held { state: State::Landing(landing), .. }) = self.held.at(id) else { return };
-        if landing.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
-            self.complete(id);
-        }
-    }
-
-    /// A message's chunk will not come.
-    pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
-        if let Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) =
-            self.held.at(id)
-        {
-            chunks.put_back(offset, parts);
         }
     }
 
