@@ -132,11 +132,14 @@ async fn a_long_connection_does_not_grow(row: &'static Row) {
             drop(soon("incoming", pair.b.incoming()).await.unwrap());
         }
     };
-    round().await;
-    let before = Usage::now();
-    for _ in 0..4 {
-        round().await;
+    // Memory that is made once and kept, as a depot's next segment, comes early or late; what leaks comes each time.
+    let mut growths = Vec::new();
+    while growths.len() < 8 && growths.last().is_none_or(|growth| *growth >= 8 << 20) {
+        let before = usage::resident();
+        for _ in 0..4 {
+            round().await;
+        }
+        growths.push(usage::resident().saturating_sub(before));
     }
-    let growth = usage::resident().saturating_sub(before.resident);
-    assert!(growth < 8 << 20, "{growth} bytes for 8,000 messages");
+    assert!(growths.last() < Some(&(8 << 20)), "bytes for 8,000 messages each: {growths:?}");
 }
