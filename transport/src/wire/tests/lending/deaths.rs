@@ -116,6 +116,8 @@ impl Scene {
             arena.check();
             assert_eq!(arena.leases().borrowed, 0, "the survivor has none");
         }
+        // Blocks and leases of the model hold each other: memory of the dead one goes with its process.
+        arenas[dead].peer_is_gone();
         lent
     }
 }
