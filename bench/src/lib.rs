@@ -11,6 +11,7 @@ mod failure;
 mod fingerprint;
 mod html;
 mod info;
+mod listening;
 mod metrics;
 mod output;
 mod payload;

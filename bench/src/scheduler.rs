@@ -1,21 +1,13 @@
 //! `towline scheduler`: the scheduler of a task runtime's workers and clients.
 
-use std::io::Write;
-use std::net::SocketAddr;
-
-use serde::Serialize;
+use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
-use towline::Address;
 use towline_runtime::Scheduler;
 
 use crate::STOP_WITHIN;
-use crate::bench::case::Wait;
 use crate::failure::{Failure, transport};
-use crate::metrics::Exporter;
-use crate::output::Output;
-use crate::serve::{refused, registry_of};
-use crate::trust::Trust;
+use crate::listening::{Listening, refused};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -31,54 +23,20 @@ It ends in good order when it is interrupted (exit code 130) or terminated (exit
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// Where to listen; port 0 takes any free one. The bound address is printed
-    address: Address,
-    /// How to wait for peers
-    #[arg(long, value_name = "HOW", default_value = "adaptive")]
-    wait: Wait,
-    /// Answer `GET /metrics` there, for Prometheus: whoever can reach it reads it. Port 0 takes any free one
-    #[arg(long, value_name = "ADDR")]
-    metrics: Option<SocketAddr>,
     #[command(flatten)]
-    trust: Trust,
-    #[command(flatten)]
-    output: Output,
-}
-
-#[derive(Debug, Serialize)]
-struct Document {
-    schema: u32,
-    address: String,
-    /// Where the metrics are, if they are served.
-    metrics: Option<String>,
+    listening: Listening,
 }
 
 pub(crate) async fn run(options: &Options, interrupted: &Notify) -> Result<(), Failure> {
-    options.output.check()?;
-    options.trust.check(&options.address)?;
+    let listening = &options.listening;
+    let endpoint = listening.endpoint()?;
     // From here on, before anything is promised, a termination is ours.
     let mut termination = signal(SignalKind::terminate())
         .map_err(|error| Failure::run(format!("watching for a termination: {error}")))?;
-    let endpoint = options.trust.endpoint(options.wait)?;
-    let started = Scheduler::start(&endpoint, &options.address).await;
+    let started = Scheduler::start(&endpoint, &listening.address).await;
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
-    let exporter = match options.metrics {
-        Some(at) => {
-            let mut registry = registry_of(&endpoint);
-            registry.register_collector(Box::new(scheduler.metrics()));
-            Some(Exporter::bind(at, registry).await?)
-        }
-        None => None,
-    };
-    let metrics = exporter.as_ref().map(|(_, url)| url.clone());
-    let document = Document { schema: 1, address: scheduler.address().to_string(), metrics };
-    options.output.give(&document, |out: &mut dyn Write| {
-        writeln!(out, "{}", document.address)?;
-        document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))
-    })?;
-    if let Some((exporter, _)) = exporter {
-        tokio::spawn(exporter.serve());
-    }
+    let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
+    listening.tell(scheduler.address(), &endpoint, metrics).await?;
     let outcome = tokio::select! {
         () = interrupted.notified() => Err(Failure::Interrupted),
         _ = termination.recv() => Ok(()),

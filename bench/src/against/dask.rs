@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, words};
+use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
 use crate::bench::case::Pattern;
 
 const PROGRAM: &str = "dask_shuffle";
@@ -38,7 +38,7 @@ impl Tool for Dask {
     }
 
     fn version_command(&self) -> Vec<String> {
-        self.command("--version")
+        program_of(self, PROGRAM, "--version")
     }
 
     fn version(&self, output: &str) -> Option<String> {
@@ -61,26 +61,16 @@ impl Tool for Dask {
         let (part_bytes, rounds) = (size_bytes / (window * window), messages.min(ROUNDS_MAX));
         Ok(Session {
             environment: &[],
-            server: self.command(&format!("serve {port}")),
-            client: self.command(&format!("run {port} {window} {part_bytes} {rounds}")),
+            server: program_of(self, PROGRAM, &format!("serve {port}")),
+            client: program_of(self, PROGRAM, &format!("run {port} {window} {part_bytes} {rounds}")),
             completion: Completion::Receiver,
             note,
         })
     }
 
     fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
-        let line = output.lines().next().ok_or("it printed nothing")?;
-        let Printed { gb_per_s } =
-            serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))?;
+        let Printed { gb_per_s } = printed(output)?;
         Ok(Figures { gb_per_s: Some(gb_per_s), ..Figures::default() })
-    }
-}
-
-impl Dask {
-    /// The program, wherever it is, with `arguments`.
-    fn command(&self, arguments: &str) -> Vec<String> {
-        let program = self.program().unwrap_or_else(|| PROGRAM.into());
-        [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, words};
+use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
 use crate::bench::case::{Pattern, Wait};
 
 const PROGRAM: &str = "iceoryx2_pingpong";
@@ -35,7 +35,7 @@ impl Tool for Iceoryx2 {
     }
 
     fn version_command(&self) -> Vec<String> {
-        self.command("--version")
+        program_of(self, PROGRAM, "--version")
     }
 
     fn version(&self, output: &str) -> Option<String> {
@@ -59,26 +59,16 @@ impl Tool for Iceoryx2 {
         let Job { size_bytes, messages, warmup, port, .. } = *job;
         Ok(Session {
             environment: &[],
-            server: self.command(&format!("serve {port}")),
-            client: self.command(&format!("ping {port} {size_bytes} {messages} {warmup}")),
+            server: program_of(self, PROGRAM, &format!("serve {port}")),
+            client: program_of(self, PROGRAM, &format!("ping {port} {size_bytes} {messages} {warmup}")),
             completion: Completion::Receiver,
             note,
         })
     }
 
     fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
-        let line = output.lines().next().ok_or("it printed nothing")?;
-        let Printed { p50_us } =
-            serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))?;
+        let Printed { p50_us } = printed(output)?;
         Ok(Figures { p50_us: Some(p50_us), ..Figures::default() })
-    }
-}
-
-impl Iceoryx2 {
-    /// The program, wherever it is, with `arguments`.
-    fn command(&self, arguments: &str) -> Vec<String> {
-        let program = self.program().unwrap_or_else(|| PROGRAM.into());
-        [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
     }
 }
 

@@ -16,6 +16,8 @@ use std::str::FromStr;
 
 pub(crate) use self::entry::Entry;
 pub(crate) use self::run::Peers;
+use serde::de::DeserializeOwned;
+
 use crate::bench::case::{Case, Pattern, Wait};
 use crate::bench::report::CpuCost;
 use crate::failure::Failure;
@@ -187,6 +189,18 @@ fn built(folder: &str, program: &str) -> Option<PathBuf> {
 fn is_program(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
+}
+
+/// A program of ours on a tool's library, wherever that has it, with `arguments`.
+fn program_of(tool: &dyn Tool, name: &str, arguments: &str) -> Vec<String> {
+    let program = tool.program().unwrap_or_else(|| name.into());
+    [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
+}
+
+/// What it printed: one line of JSON.
+fn printed<T: DeserializeOwned>(output: &str) -> Result<T, String> {
+    let line = output.lines().next().ok_or("it printed nothing")?;
+    serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))
 }
 
 /// The words of a command.

@@ -200,7 +200,7 @@ fn read(process: Pid, address: u64, into: &mut [MaybeUninit<u8>]) -> io::Result<
     let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let process = process.as_raw_nonzero().get();
     // SAFETY: M12: the kernel writes no more than `into`, which is borrowed exclusively (M2); what it reads is the other
-    // process's, at addresses that it checks, and is no memory of this program's own but what a `Buffer` keeps (M1).
+    // process's, at addresses that it checks, and is no memory of this program's own but what a `Buffer` or the probe keeps (M1).
     let read = unsafe { libc::process_vm_readv(process, &raw const to, 1, &raw const from, 1, 0) };
     match usize::try_from(read) {
         // SAFETY: M4: all of it was just written.

@@ -43,7 +43,7 @@ const CAPS: Caps = Caps::ONE_SIDED
 impl Shm {
     /// The same, with large host frames read out of a trusted peer's memory (`process_vm_readv`) wherever they land in memory that
     /// the application named. Otherwise only where that is hardly slower than `memcpy`, as a probe finds once a process: two
-    /// copies by way of the ring run side by side, at about the speed of one, and take as much of a processor on most machines.
+    /// copies by way of the ring run side by side, at about the speed of one. Reading spares the sender its processor.
     pub fn reading_always(mut self) -> Self {
         self.reads_always = true;
         self

@@ -1,0 +1,84 @@
+//! What the commands share that listen until they are interrupted.
+
+use std::io::Write;
+use std::net::SocketAddr;
+
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use towline::{Address, Endpoint, ErrorKind};
+
+use crate::bench::case::Wait;
+use crate::failure::Failure;
+use crate::metrics::Exporter;
+use crate::output::Output;
+use crate::trust::Trust;
+
+/// Where to listen, for whom, and how that is told.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Listening {
+    /// Where to listen; port 0 takes any free one. The bound address is printed
+    pub(crate) address: Address,
+    /// How to wait for peers
+    #[arg(long, value_name = "HOW", default_value = "adaptive")]
+    wait: Wait,
+    /// Answer `GET /metrics` there, for Prometheus: whoever can reach it reads it. Port 0 takes any free one
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    address: String,
+    /// Where the metrics are, if they are served.
+    metrics: Option<String>,
+}
+
+impl Listening {
+    /// What listens, once that is no wrong usage.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
+        self.output.check()?;
+        self.trust.check(&self.address)?;
+        self.trust.endpoint(self.wait)
+    }
+
+    /// Says where it listens, and has the metrics of the endpoint, and `more`, answered where that was asked for.
+    pub(crate) async fn tell(
+        &self,
+        bound: &Address,
+        endpoint: &Endpoint,
+        more: impl FnOnce(&mut Registry),
+    ) -> Result<(), Failure> {
+        let exporter = match self.metrics {
+            Some(at) => {
+                let mut registry = Registry::default();
+                registry.register_collector(Box::new(endpoint.metrics()));
+                more(&mut registry);
+                Some(Exporter::bind(at, registry).await?)
+            }
+            None => None,
+        };
+        let metrics = exporter.as_ref().map(|(_, url)| url.clone());
+        let document = Document { schema: 1, address: bound.to_string(), metrics };
+        self.output.give(&document, |out: &mut dyn Write| {
+            writeln!(out, "{}", document.address)?;
+            document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))
+        })?;
+        if let Some((exporter, _)) = exporter {
+            tokio::spawn(exporter.serve());
+        }
+        Ok(())
+    }
+}
+
+/// An address that cannot be had is wrong usage; everything else is a failure.
+pub(crate) fn refused(error: towline::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),
+        _ => error.into(),
+    }
+}
