@@ -13,7 +13,7 @@ use towline::backend::{
     Probe, Role, Site,
 };
 use towline::environment::Environment;
-use towline::{Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
+use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
 
 /// It calls itself `mem`, whose scheme and reach it has.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ impl Backend for Threaded {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
-    fn offer(&self, _: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         let mut nonce = vec![0; 16];
         environment.random(&mut nonce);
         Ok(nonce)

@@ -8,7 +8,7 @@ use towline::backend::{
     Source,
 };
 use towline::environment::Environment;
-use towline::{Error, ErrorKind, Result};
+use towline::{Address, Error, ErrorKind, Result};
 
 /// What every refusal says.
 pub(crate) const REASON: &str = "a limit of this test is 0";
@@ -59,9 +59,9 @@ impl Backend for Degraded {
         }
     }
 
-    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.unless(Trouble::NoOffer)?;
-        self.backend.offer(role, environment)
+        self.backend.offer(role, address, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {

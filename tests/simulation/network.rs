@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towline::backend::{Backend, Caps, Identity, Link, LinkStats, Op, Opening, Probe, Role, Site};
 use towline::environment::Environment;
-use towline::{Error, ErrorKind, Result};
+use towline::{Address, Error, ErrorKind, Result};
 
 use crate::dice::Dice;
 use crate::world::Host;
@@ -40,8 +40,8 @@ impl Backend for Networked {
         self.backend.probe()
     }
 
-    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        self.backend.offer(role, environment)
+    fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+        self.backend.offer(role, address, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {

@@ -1,10 +1,10 @@
 //! Where an endpoint listens or connects: `tcp://10.0.0.7:7000?streams=4`.
 
+mod options;
 mod parse;
 
 use std::fmt::{self, Write};
 
-use crate::door::STREAMS_MAX;
 use crate::{Error, ErrorKind, Result};
 
 /// Bounds an address as text.
@@ -84,8 +84,13 @@ impl fmt::Display for Scheme {
 /// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
 /// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.
 ///
-/// `streams=N` (for the same, 1 to 16): the connection spreads large payload over N sockets, for links that are
-/// faster than one TCP flow. It is asked for and granted like `integrity`; `shm` has one stream whatever is asked for.
+/// `streams=N` (for `tcp` and those that may choose it, 1 to 16): the connection spreads large payload over N sockets, for
+/// links that are faster than one TCP flow. It is asked for and granted like `integrity`; another path than `tcp` has one
+/// stream whatever `towline` is asked for.
+///
+/// Options in upper case (`TLS=tcp,self`, `NET_DEVICES=eth0`, `RNDV_THRESH=64k`; for `ucx` alone) are settings of UCX for this
+/// connection, or for this listener's, as they are: [`settings`](Self::settings). `versions=any` (for `ucx` too) allows a
+/// pair of UCX libraries of versions that were not proven together.
 ///
 /// ```
 /// use towline::{Address, Scheme};
@@ -174,15 +179,6 @@ impl Address {
     /// All options, in the order they were written.
     pub fn options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options.iter().map(|(key, value)| (&**key, &**value))
-    }
-
-    /// How many streams it asks for: 1 where it says nothing.
-    pub(crate) fn streams(&self) -> Result<u8> {
-        let Some(streams) = self.option("streams") else { return Ok(1) };
-        let count = streams.parse().ok().filter(|count| (1..=STREAMS_MAX).contains(&usize::from(*count)));
-        count.ok_or_else(|| {
-            invalid(format!("{streams:?} is no number of streams: write streams=N, from 1 to {STREAMS_MAX}"))
-        })
     }
 
     /// The same address with this option, in place of one of the same key.

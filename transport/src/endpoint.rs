@@ -253,35 +253,7 @@ impl Endpoint {
             let why = format!("the {name} backend is planned, and not in this version: use tcp or towline");
             return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
         }
-        for (key, value) in address.options() {
-            let why = match (key, value) {
-                // What stays within a process does not travel.
-                ("integrity", _) if address.scheme() == Scheme::Mem => {
-                    "mem has no option \"integrity\": nothing travels: leave ?integrity=… out".to_owned()
-                }
-                ("integrity", "crc32c") => continue,
-                ("integrity", _) => {
-                    format!("{value:?} is no integrity: write integrity=crc32c, or leave it out")
-                }
-                ("tls", _) => {
-                    format!("{name} has no option \"tls\": write tls:// or towlines:// in place of {name}://")
-                }
-                ("streams", _) if address.scheme() == Scheme::Mem => {
-                    "mem has no option \"streams\": nothing travels: leave ?streams=… out".to_owned()
-                }
-                ("streams", _) if address.scheme() == Scheme::Shm => {
-                    "shm has no option \"streams\": its memory has no sockets to spread over: leave ?streams=… out"
-                        .to_owned()
-                }
-                ("streams", _) => match address.streams() {
-                    Ok(_) => continue,
-                    Err(error) => return Err(error),
-                },
-                _ => format!("{name} has no option {key:?}: leave ?{key}=… out"),
-            };
-            return Err(Error::new(ErrorKind::Invalid, why));
-        }
-        Ok(())
+        address.check_options()
     }
 
     /// Nobody opens a port to strangers by accident.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::addr::{Address, Scheme};
+use crate::addr::Address;
 use crate::backend::{Backend, Link, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
@@ -54,7 +54,7 @@ impl Establisher {
     /// The connecting end.
     pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
         let checked = address.option("integrity") == Some("crc32c");
-        let (mut entrants, mut refused) = self.entrants(Role::Connector, address.scheme());
+        let (mut entrants, mut refused) = self.entrants(Role::Connector, address);
         if entrants.is_empty() {
             return Err(no_path(&refused));
         }
@@ -151,7 +151,7 @@ impl Establisher {
         address: String,
         stranger: &mut Option<OwnedSemaphorePermit>,
     ) -> Result<Option<Connection>> {
-        let (mut entrants, mut refused) = self.entrants(Role::Acceptor, listening.scheme());
+        let (mut entrants, mut refused) = self.entrants(Role::Acceptor, listening);
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
@@ -367,8 +367,9 @@ impl Establisher {
         })
     }
 
-    /// The backends that `scheme` allows and this machine has, and what became of the others.
-    fn entrants(&self, role: Role, scheme: Scheme) -> (Vec<Entrant>, Vec<Candidate>) {
+    /// The backends that `address` allows and this machine has, and what became of the others.
+    fn entrants(&self, role: Role, address: &Address) -> (Vec<Entrant>, Vec<Candidate>) {
+        let scheme = address.scheme();
         let (mut entrants, mut refused) = (Vec::new(), Vec::new());
         for backend in &self.backends {
             let mut candidate = Candidate {
@@ -399,7 +400,7 @@ impl Establisher {
                     continue;
                 }
             }
-            match backend.offer(role, &self.environment) {
+            match backend.offer(role, address, &self.environment) {
                 Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
                 Err(error) => {
                     candidate.reason = error.to_string();

@@ -6,7 +6,7 @@ fn parsed(text: &str) -> Result<Address> {
     text.parse()
 }
 
-const GOOD: [&str; 17] = [
+const GOOD: [&str; 18] = [
     "towline://10.0.0.7:7000",
     "tcp://[::1]:7000?streams=4&integrity=crc32c",
     "tcp://[fe80::1%eth0]:7000",
@@ -18,6 +18,7 @@ const GOOD: [&str; 17] = [
     "tcp://[::]:7000",
     "shm://host:7000?socket=/run/towline.sock",
     "ucx://10.0.0.2:7000",
+    "ucx://[::1]:7000?TLS=rc,cuda_copy&NET_DEVICES=mlx5_0:1&integrity=crc32c&versions=any",
     "ib://10.0.0.7:9000?provider=verbs",
     "mem://worker-1",
     "mem://a/b:c",
@@ -130,6 +131,59 @@ fn addresses_are_made_from_parts() {
     assert_eq!(address.with_option("a b", "").unwrap().to_string(), "mem://x?a%20b=");
     assert!(Address::mem("x").unwrap().with_option("", "v").is_err());
     assert!(Address::mem("x?y").is_err());
+}
+
+#[test]
+fn settings_of_ucx_are_kept_as_they_are_and_are_no_others() {
+    let address = parsed("ucx://a:1?TLS=^ib&integrity=crc32c&RNDV_THRESH=64k&_X=1&Tls=1&A1=%20").unwrap();
+    let settings: Vec<_> = address.settings().collect();
+    assert_eq!(settings, [("TLS", "^ib"), ("RNDV_THRESH", "64k"), ("A1", " ")]);
+    assert_eq!(parsed("tcp://a:1?streams=4").unwrap().settings().count(), 0);
+}
+
+#[test]
+fn options_are_taken_where_they_mean_something() {
+    for text in [
+        "ucx://a:1?TLS=tcp,self&NET_DEVICES=eth0&TCP_CM_REUSEADDR=",
+        "ucx://a:1?integrity=crc32c&versions=any&MAX_RNDV_RAILS=2",
+        "tcp://a:1?streams=16&integrity=crc32c",
+        "towlines://a:1?streams=1",
+        "shm://a:1?integrity=crc32c",
+        "mem://a",
+    ] {
+        parsed(text).unwrap().check_options().unwrap_or_else(|error| panic!("{text}: {error}"));
+    }
+}
+
+#[test]
+fn options_are_refused_where_they_mean_nothing() {
+    let elsewhere = "settings of UCX are for ucx:// alone: write ucx://, or leave ?TLS=… out";
+    let mut cases = Vec::from([
+        ("ucx://a:1?streams=2".to_owned(), "UCX spreads over what it finds by itself"),
+        ("ucx://a:1?integrity=sha256".to_owned(), "is no integrity"),
+        ("ucx://a:1?versions=1.13".to_owned(), "\"1.13\" is no choice of versions: write versions=any"),
+        ("ucx://a:1?tls=on".to_owned(), "write tls:// or towlines://"),
+        ("ucx://a:1?_TLS=tcp".to_owned(), "ucx has no option \"_TLS\""),
+        ("ucx://a:1?1TLS=tcp".to_owned(), "ucx has no option \"1TLS\""),
+        ("ucx://a:1?TLSx=tcp".to_owned(), "ucx has no option \"TLSx\""),
+        ("ucx://a:1?TLS=tcp&frobnicate=7".to_owned(), "ucx has no option \"frobnicate\""),
+        ("tcp://a:1?versions=any".to_owned(), "tcp has no option \"versions\""),
+        ("tcp://a:1?streams=17".to_owned(), "from 1 to 16"),
+        ("shm://a:1?streams=2".to_owned(), "no sockets to spread over"),
+        ("mem://a?streams=2".to_owned(), "nothing travels"),
+        ("mem://a?integrity=crc32c".to_owned(), "nothing travels"),
+    ]);
+    for scheme in Scheme::ALL.into_iter().filter(|scheme| *scheme != Scheme::Ucx) {
+        cases.push((
+            format!("{scheme}://{}?TLS=tcp", if scheme == Scheme::Mem { "a" } else { "a:1" }),
+            elsewhere,
+        ));
+    }
+    for (text, expected) in cases {
+        let error = parsed(&text).unwrap().check_options().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{text}");
+        assert!(error.detail().contains(expected), "{text}: {error}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::{
     Backend, Caps, Identity, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
     Source,
 };
+use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -65,9 +66,9 @@ impl Backend for Faulty {
         }
     }
 
-    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.faults.call("offer")?;
-        self.backend.offer(role, environment)
+        self.backend.offer(role, address, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {

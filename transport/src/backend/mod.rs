@@ -23,6 +23,7 @@ use std::time::Duration;
 pub use inbox::Inbox;
 pub(crate) use staging::Staging;
 
+use crate::addr::Address;
 pub use crate::caps::Caps;
 pub use crate::door::{Control, Identity, Role};
 use crate::environment::Environment;
@@ -41,8 +42,9 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// What it can do here, or why it cannot. Cheap enough to ask at every connection.
     fn probe(&self) -> Probe;
 
-    /// What the peer must know to open the other end of one connection of ours, at most 16 KiB.
-    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>>;
+    /// What the peer must know to open the other end of one connection of ours, at most 16 KiB. `address` is the one that this end
+    /// connects to, or listens at.
+    fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>>;
 
     /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
 use super::{Backend, Caps, Identity, Link, Machine, Opening, Prediction, Probe, Role, Site, Speed};
+use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::machine::gb_per_s;
@@ -44,7 +45,7 @@ impl Backend for Mem {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
-    fn offer(&self, _: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         let mut nonce = vec![0; 16];
         environment.random(&mut nonce);
         Ok(nonce)

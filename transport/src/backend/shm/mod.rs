@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use self::meeting::Hall;
 use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site, Speed};
+use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::Result;
 use crate::memory::Segment;
@@ -80,7 +81,7 @@ impl Backend for Shm {
         }
     }
 
-    fn offer(&self, role: Role, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, role: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         match role {
             Role::Connector => Ok(Vec::new()),
             Role::Acceptor => Ok(self.hall(environment)?.name().to_vec()),

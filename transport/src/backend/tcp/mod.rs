@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use self::socket::Socket;
 use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site};
+use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -35,7 +36,7 @@ impl Backend for Tcp {
         Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
     }
 
-    fn offer(&self, _: Role, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+    fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         Ok(Vec::new())
     }
 
