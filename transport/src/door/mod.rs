@@ -3,6 +3,7 @@
 //! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
 //! follows the last message belongs to the data path.
 
+mod attending;
 mod control;
 mod identity;
 mod joins;
