@@ -11,12 +11,16 @@ use crate::script::Script;
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
+const OVER: u8 = 3;
+const WORDS: [u8; 3] = [ASK, ANSWER, OVER];
 
-/// The first byte says whether the peer reads.
+/// The first byte says whether the peer reads, and whether and when our link parts.
 pub fn run(input: &[u8]) -> HeapMax {
     const HEAP_MAX: HeapMax = 256 << 10;
     let mut script = Script(input);
-    let deaf = script.byte() % 4 == 0;
+    let first = script.byte();
+    let deaf = first % 4 == 0;
+    let parts_at = (first / 4 % 4 == 1).then_some(usize::from(first / 16));
     let mut steps = Vec::new();
     while !script.is_over() {
         steps.push(match script.byte() {
@@ -30,22 +34,29 @@ pub fn run(input: &[u8]) -> HeapMax {
             break;
         }
     }
-    let attended = attend(HEARTBEAT, &steps, deaf);
+    let hung_up = steps.last() == Some(&Said::End);
+    if hung_up {
+        // Who had parted before is given up only then.
+        steps.extend([Said::Nothing, Said::Nothing]);
+    }
+    let attended = attend(HEARTBEAT, &steps, deaf, parts_at);
     let end = attended.end.expect("it ends when its connection is over");
     let kind = end.as_ref().map(towline::Error::kind);
     let told =
         || steps.iter().filter_map(|step| if let Said::Bytes(bytes) = step { Some(bytes) } else { None });
-    let nonsense = told().flatten().any(|byte| ![ASK, ANSWER].contains(byte));
-    let hung_up = steps.last() == Some(&Said::End);
+    let count = |word: u8| told().flatten().filter(|byte| **byte == word).count();
+    let nonsense = told().flatten().any(|byte| !WORDS.contains(byte)) || count(OVER) > 1;
     match kind {
         Some(ErrorKind::Corrupt) => assert!(nonsense, "{end:?}"),
         Some(ErrorKind::PeerLost) => assert!(hung_up || attended.took >= HEARTBEAT * 3, "{end:?}"),
+        Some(ErrorKind::Closed) => assert!(parts_at.is_some_and(|at| at < steps.len()), "{end:?}"),
         Some(_) => panic!("{end:?}"),
         None => assert!(deaf || !(nonsense || hung_up), "it missed the end"),
     }
-    assert!(attended.said.iter().all(|byte| [ASK, ANSWER].contains(byte)));
-    let asked = told().flatten().filter(|byte| **byte == ASK).count();
-    let answers = attended.said.iter().filter(|byte| **byte == ANSWER).count();
+    assert!(attended.said.iter().all(|byte| WORDS.contains(byte)));
+    let said = |word: u8| attended.said.iter().filter(|byte| **byte == word).count();
+    assert!(said(OVER) <= usize::from(parts_at.is_some()), "it parted more often than it did");
+    let (asked, answers) = (count(ASK), said(ANSWER));
     assert!(answers <= asked, "{answers} answers to {asked} questions");
     assert!(deaf || kind.is_some() || asked == 0 || answers > 0, "nothing was answered");
     HEAP_MAX
@@ -55,7 +66,8 @@ pub fn run(input: &[u8]) -> HeapMax {
 fn word(byte: &u8) -> u8 {
     match byte {
         0..120 => ASK,
-        120..250 => ANSWER,
+        120..245 => ANSWER,
+        245..250 => OVER,
         other => *other,
     }
 }

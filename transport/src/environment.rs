@@ -2,6 +2,9 @@
 //!
 //! A simulation implements [`Environment`] and owns all four; [`System`] is the real one.
 
+#[cfg(any(test, feature = "internals"))]
+pub(crate) mod clockwork;
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;

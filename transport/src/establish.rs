@@ -460,7 +460,8 @@ impl Establisher {
             let (link, inbox) = (link.clone(), site.inbox.clone());
             let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
             self.environment.spawn(Box::pin(async move {
-                if let Some(why) = control.attend(heartbeat, &*environment, inbox.until_ended()).await {
+                let (parting, ended) = (inbox.until_parting(), inbox.until_ended());
+                if let Some(why) = control.attend(heartbeat, &*environment, parting, ended).await {
                     link.end(why);
                 }
             }));

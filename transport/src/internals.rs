@@ -2,7 +2,6 @@
 //! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
 
 mod arena;
-pub(crate) mod clockwork;
 mod door;
 mod records;
 mod stream;

@@ -13,12 +13,14 @@ use crate::message::Announced;
 #[derive(Debug, Default)]
 pub struct Inbox {
     state: Mutex<State>,
-    ended: Notify,
+    /// It parted, or ended.
+    changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Announced>,
+    parting: Option<Error>,
     end: Option<Error>,
     waker: Option<Waker>,
 }
@@ -38,20 +40,49 @@ impl Inbox {
         wake(state);
     }
 
+    /// Says that all of the peer's has come and all of ours has left, in good order: the link is not needed any more once the
+    /// peer says the same. The door then ends it with `why`, at the latest after a second. For links beside the door's stream,
+    /// whose last words may else be overtaken by its end. Only the first word counts, and none after the end.
+    pub fn part(&self, why: Error) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.parting.get_or_insert(why);
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
     /// Says that nothing more will come, and why. What was announced can still be taken; only the first word counts.
     pub fn end(&self, why: Error) {
         let mut state = self.lock();
         state.end.get_or_insert(why);
         wake(state);
-        self.ended.notify_waiters();
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until the link parts, and tells why; `None` if it ended instead.
+    pub(crate) async fn until_parting(&self) -> Option<Error> {
+        self.until(|state| match state.end {
+            Some(_) => Some(None),
+            None => state.parting.clone().map(Some),
+        })
+        .await
     }
 
     /// Waits for the end.
     pub(crate) async fn until_ended(&self) {
-        let mut notified = std::pin::pin!(self.ended.notified());
-        notified.as_mut().enable();
-        if self.ended().is_none() {
-            notified.await;
+        self.until(|state| state.end.as_ref().map(drop)).await;
+    }
+
+    async fn until<T>(&self, told: impl Fn(&State) -> Option<T>) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let told = told(&self.lock());
+            match told {
+                Some(told) => return told,
+                None => changed.await,
+            }
         }
     }
 
@@ -85,5 +116,49 @@ fn wake(mut state: MutexGuard<'_, State>) {
     drop(state);
     if let Some(waker) = waker {
         waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn why(detail: &'static str) -> Error {
+        Error::new(ErrorKind::Closed, detail)
+    }
+
+    #[test]
+    fn who_waits_for_the_end_does_not_take_a_parting_for_it() {
+        let inbox = Inbox::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut parting = pin!(inbox.until_parting());
+        let mut ended = pin!(inbox.until_ended());
+        assert!(parting.as_mut().poll(&mut cx).is_pending() && ended.as_mut().poll(&mut cx).is_pending());
+        inbox.part(why("first"));
+        inbox.part(why("second"));
+        let Poll::Ready(Some(parted)) = parting.poll(&mut cx) else { panic!("it has parted") };
+        assert_eq!(parted.detail(), "first");
+        assert!(ended.as_mut().poll(&mut cx).is_pending() && inbox.ended().is_none());
+        assert!(inbox.poll_take(&mut cx).is_pending(), "more may be announced");
+        inbox.end(why("the end"));
+        assert!(ended.poll(&mut cx).is_ready());
+        assert_eq!(inbox.ended().unwrap().detail(), "the end");
+    }
+
+    #[test]
+    fn who_waits_for_a_parting_hears_of_the_end() {
+        let inbox = Inbox::default();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut parting = pin!(inbox.until_parting());
+        assert!(parting.as_mut().poll(&mut cx).is_pending());
+        inbox.end(why("the end"));
+        inbox.part(why("too late"));
+        let Poll::Ready(parted) = parting.poll(&mut cx) else { panic!("it has ended") };
+        assert!(parted.is_none());
+        assert_eq!(inbox.ended().unwrap().detail(), "the end");
     }
 }

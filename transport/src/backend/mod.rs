@@ -62,7 +62,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
     }
 
     /// Whether its links notice a lost peer by themselves, as those do that take the door's stream. For others the door keeps
-    /// its stream, answers heartbeats on it, and ends the link when it ends.
+    /// its stream, answers heartbeats on it, and ends the link when it ends, or when both ends part ([`Inbox::part`]).
     fn carries_control(&self) -> bool {
         self.takes_stream()
     }
@@ -167,7 +167,8 @@ pub struct Site {
 ///    access to that memory by kernel, hardware or peer.
 /// 2. Messages are announced in the order they were sent; a large one delays no small one, and no get or put.
 /// 3. Nothing below blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
-/// 4. After [`end`](Self::end), or the peer's loss, [`Inbox::end`] is called once and every later operation fails.
+/// 4. After [`end`](Self::end), or the peer's loss, [`Inbox::end`] is called once and every later operation fails. A link
+///    beside the door's stream may call [`Inbox::part`] first, and is then ended by the door.
 /// 5. A receiver that settles nothing bounds what the peer can have in flight.
 pub trait Link: Debug + Send + Sync + 'static {
     /// The promise.

@@ -1,10 +1,11 @@
-//! The door's stream beside a link that carries no control itself. It carries single bytes: ask, answer. Its end is the peer's
-//! end.
+//! The door's stream beside a link that carries no control itself. It carries single bytes: ask, answer, over.
+//!
+//! Its end is the peer's end, unless the peer said before that it parts: the end of this stream may overtake what the link still
+//! carries, so an end that parts in good order waits here until the other does.
 
 use std::future::Future;
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -16,108 +17,168 @@ use crate::wire::liveness::{Due, Liveness};
 
 const ASK: u8 = 1;
 const ANSWER: u8 = 2;
+/// Everything of the hearer's has come, and everything of the sayer's has left.
+const OVER: u8 = 3;
+
+/// How long a link that has parted is kept for a peer that has not; and one that has not, after a peer that had went away.
+const PARTING_TIME_MAX: Duration = Duration::from_secs(1);
 
 impl Control {
-    /// Asks and answers until the peer is lost, and tells how; `None` if `ended` came first.
+    /// Asks and answers until the link is to be ended, and tells why: its peer is lost, or both have parted, this end for the
+    /// reason that `parting` gives (`None` is an end without one). `None` if `ended` came first.
     pub(crate) async fn attend(
-        mut self,
+        self,
         heartbeat: Duration,
         environment: &dyn Environment,
+        parting: impl Future<Output = Option<Error>>,
         ended: impl Future<Output = ()>,
     ) -> Option<Error> {
-        let mut ended = std::pin::pin!(ended);
-        let mut liveness = Liveness::new(heartbeat, environment.now());
-        // A word that the peer makes no room for waits beside everything else, and so holds nothing up.
-        let mut unsaid = None;
+        let (mut parting, mut ended) = (pin!(parting), pin!(ended));
+        let mut attendant = Attendant::new(self, heartbeat, environment.now());
         loop {
-            let mut timer = environment.sleep_until(environment.now() + heartbeat / 4);
+            let pause = environment.now() + heartbeat / 4;
+            let wake_at = attendant.give_up_at.map_or(pause, |at| at.min(pause));
+            let mut timer = environment.sleep_until(wake_at);
             let event = std::future::poll_fn(|cx| {
                 if ended.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
                 }
-                match self.poll_turn(cx, &mut unsaid) {
+                if attendant.parted.is_none()
+                    && let Poll::Ready(why) = parting.as_mut().poll(cx)
+                {
+                    return Poll::Ready(why.map(Event::Parted));
+                }
+                match attendant.poll_turn(cx) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
-                    Poll::Pending => timer.as_mut().poll(cx).map(|()| Some(Ok(Event::Nothing))),
+                    Poll::Pending => timer.as_mut().poll(cx).map(|()| Some(Event::Nothing)),
                 }
             })
             .await?;
-            let said = match event {
-                Ok(Event::Heard(byte)) => Some(byte),
-                Ok(Event::Nothing) => None,
-                Ok(Event::End) => return Some(Error::new(ErrorKind::PeerLost, "its control stream ended")),
-                Err(error) => return Some(Error::io(error)),
-            };
-            if said.is_some() {
-                liveness.heard(environment.now());
-            }
-            let say = match (said, liveness.due(environment.now())) {
-                (_, Due::Lost(silent)) => {
-                    let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
-                    return Some(Error::new(ErrorKind::PeerLost, why));
-                }
-                (Some(ASK), _) => ANSWER,
-                (None | Some(ANSWER), Due::Ask) => ASK,
-                (None | Some(ANSWER), Due::Nothing) => continue,
-                (Some(other), _) => {
-                    let why = format!("byte {other} on the control stream means nothing");
-                    return Some(Error::new(ErrorKind::Corrupt, why));
-                }
-            };
-            if unsaid != Some(ANSWER) {
-                unsaid = Some(say);
+            if let Some(why) = attendant.turn(event, environment.now()) {
+                return Some(why);
             }
         }
-    }
-
-    /// Says what is unsaid if it can, and hears a byte if there is one.
-    fn poll_turn(&mut self, cx: &mut Context<'_>, unsaid: &mut Option<u8>) -> Poll<io::Result<Event>> {
-        if let Some(word) = *unsaid
-            && let Poll::Ready(written) = Pin::new(&mut *self).poll_write(cx, &[word])
-        {
-            written?;
-            *unsaid = None;
-        }
-        let mut byte = [0];
-        let mut buf = ReadBuf::new(&mut byte);
-        std::task::ready!(Pin::new(self).poll_read(cx, &mut buf))?;
-        Poll::Ready(Ok(buf.filled().first().map_or(Event::End, |byte| Event::Heard(*byte))))
     }
 }
 
-/// What happens on a control stream.
+/// What happens to a control stream.
 enum Event {
     Heard(u8),
-    End,
-    /// Time passed.
+    /// It ended, which would be the peer's loss for this reason.
+    HungUp(Error),
+    /// Our link parts, for this reason.
+    Parted(Error),
+    /// Something was said, or time passed.
     Nothing,
 }
 
-#[cfg(test)]
-mod tests {
-    use tokio::io::AsyncWriteExt;
-    use tokio::sync::Notify;
+/// Who attends to a control stream, between two events.
+struct Attendant {
+    control: Control,
+    liveness: Liveness,
+    /// A word that the peer makes no room for waits beside everything else, and so holds nothing up.
+    unsaid: Option<u8>,
+    /// Nothing more can be said.
+    mute: bool,
+    /// Why our link parted.
+    parted: Option<Error>,
+    over_said: bool,
+    over_heard: bool,
+    hung_up: bool,
+    /// When waiting for the one that has not parted ends.
+    give_up_at: Option<Duration>,
+}
 
-    use super::*;
-    use crate::environment::System;
+impl Attendant {
+    fn new(control: Control, heartbeat: Duration, now: Duration) -> Self {
+        Self {
+            control,
+            liveness: Liveness::new(heartbeat, now),
+            unsaid: None,
+            mute: false,
+            parted: None,
+            over_said: false,
+            over_heard: false,
+            hung_up: false,
+            give_up_at: None,
+        }
+    }
 
-    #[tokio::test]
-    async fn a_peer_that_reads_nothing_holds_up_no_end() {
-        let (near, mut far) = tokio::io::duplex(4);
-        let system = System::start().unwrap();
-        let over = Notify::new();
-        let attending = Control::from(near).attend(Duration::from_secs(60), &system, over.notified());
-        let asking = async {
-            // Four answers fill the stream, and the others find no room.
-            far.write_all(&[ASK; 16]).await.unwrap();
-            over.notify_one();
-            std::future::pending::<()>().await;
-        };
-        let end = tokio::time::timeout(Duration::from_secs(5), async {
-            tokio::select! {
-                end = attending => end,
-                () = asking => unreachable!("it waits"),
+    /// Hears a byte if there is one, and otherwise says what is unsaid if it can.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.hung_up {
+            return Poll::Pending;
+        }
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        if let Poll::Ready(read) = Pin::new(&mut self.control).poll_read(cx, &mut buf) {
+            let ended = || Event::HungUp(Error::new(ErrorKind::PeerLost, "its control stream ended"));
+            return Poll::Ready(match read {
+                Ok(()) => buf.filled().first().map_or_else(ended, |byte| Event::Heard(*byte)),
+                Err(error) => Event::HungUp(Error::io(error)),
+            });
+        }
+        let over = (self.parted.is_some() && !self.over_said).then_some(OVER);
+        let Some(word) = over.or(self.unsaid).filter(|_| !self.mute) else { return Poll::Pending };
+        let written = ready!(Pin::new(&mut self.control).poll_write(cx, &[word]));
+        // TLS holds words back until then; what finds no room leaves with the next.
+        let _ = Pin::new(&mut self.control).poll_flush(cx);
+        match written {
+            Ok(_) if word == OVER => self.over_said = true,
+            Ok(_) => self.unsaid = None,
+            // Reading tells of it as well, after what the peer said before.
+            Err(_) => self.mute = true,
+        }
+        Poll::Ready(Event::Nothing)
+    }
+
+    /// Draws the consequences; `Some` says why the link is to be ended.
+    fn turn(&mut self, event: Event, now: Duration) -> Option<Error> {
+        match event {
+            Event::Heard(byte) => {
+                self.liveness.heard(now);
+                match byte {
+                    ASK => self.unsaid = Some(ANSWER),
+                    ANSWER => {}
+                    OVER if !self.over_heard => self.over_heard = true,
+                    OVER => return Some(Error::new(ErrorKind::Corrupt, "the peer parted twice")),
+                    other => {
+                        let why = format!("byte {other} on the control stream means nothing");
+                        return Some(Error::new(ErrorKind::Corrupt, why));
+                    }
+                }
             }
-        });
-        assert!(end.await.expect("it hears of the end").is_none());
+            Event::HungUp(why) if self.parted.is_none() && !self.over_heard => return Some(why),
+            Event::HungUp(_) => {
+                self.hung_up = true;
+                self.give_up_at.get_or_insert(now + PARTING_TIME_MAX);
+            }
+            Event::Parted(why) => {
+                self.parted = Some(why);
+                self.give_up_at = Some(now + PARTING_TIME_MAX);
+            }
+            Event::Nothing => {}
+        }
+        let late = self.give_up_at.is_some_and(|at| now >= at);
+        if let Some(why) = &self.parted {
+            let is_over = self.hung_up || late || (self.over_said && self.over_heard);
+            return is_over.then(|| why.clone());
+        }
+        if self.hung_up {
+            let why = "it parted, and what it sent last did not come";
+            return late.then(|| Error::new(ErrorKind::PeerLost, why));
+        }
+        match self.liveness.due(now) {
+            Due::Lost(silent) => {
+                let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
+                return Some(Error::new(ErrorKind::PeerLost, why));
+            }
+            Due::Ask => self.unsaid = self.unsaid.or(Some(ASK)),
+            Due::Nothing => {}
+        }
+        None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
 
-use super::clockwork::Clockwork;
+use crate::backend::Inbox;
 use crate::door::{
     CRC32C, Caller, Control, Greeting, Identity, Offer, Role, STREAMS, Terms, Token, answer,
     greet_as_connector, greet_caller, propose, proposed,
 };
 use crate::environment::Environment;
+use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::handshake::{
     HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
@@ -239,19 +240,23 @@ pub struct Attended {
 }
 
 /// Attends to a control stream whose peer does this, one step after another; `Nothing` lets a quarter of a heartbeat pass. A peer
-/// that is `deaf` reads nothing of what it is told. At the end the connection is over.
-pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool) -> Attended {
+/// that is `deaf` reads nothing of what it is told. Our link parts before step `parts_at`, if there is one. At the end the
+/// connection is over.
+pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<usize>) -> Attended {
     /// Bytes that a stream holds.
     const ROOM: usize = 8;
     let clock = Clockwork::default();
     let (near, far) = duplex(ROOM);
     let mut far = Some(far);
-    let over = std::cell::Cell::new(false);
-    let ended = std::future::poll_fn(|_| if over.get() { Poll::Ready(()) } else { Poll::Pending });
-    let mut attending = pin!(Control::from(near).attend(heartbeat, &clock, ended));
+    let inbox = Inbox::default();
+    let (parting, ended) = (inbox.until_parting(), inbox.until_ended());
+    let mut attending = pin!(Control::from(near).attend(heartbeat, &clock, parting, ended));
     let mut cx = Context::from_waker(Waker::noop());
     let mut said = Vec::new();
-    for step in steps {
+    for (at, step) in steps.iter().enumerate() {
+        if parts_at == Some(at) {
+            inbox.part(Error::new(ErrorKind::Closed, "it parts"));
+        }
         let mut bytes = match step {
             Said::Bytes(bytes) => &bytes[..],
             Said::Nothing => {
@@ -281,7 +286,7 @@ pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool) -> Attended {
             }
         }
     }
-    over.set(true);
+    inbox.end(Error::new(ErrorKind::Closed, "it is over"));
     let end = match attending.as_mut().poll(&mut cx) {
         Poll::Ready(end) => Some(end),
         Poll::Pending => None,

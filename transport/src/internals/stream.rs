@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::clockwork::Clockwork;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::environment::Environment;
+use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::region::{Region, Regions, RemoteRegion};

@@ -14,8 +14,8 @@ use super::duplex::{self, Bell, segment_len};
 use super::lender::ArenaLender;
 use super::pipe;
 use super::table::Table;
+use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, Result};
-use crate::internals::clockwork::Clockwork;
 use crate::memory::{Arena, Buffer, Depot, Place, Segment};
 use crate::wire::lending::{LOAN_LEN, Lender, Loan};
 
