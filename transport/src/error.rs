@@ -153,6 +153,14 @@ impl Error {
         };
         Self::new(kind, detail).caused_by(error)
     }
+
+    /// A stream to a peer failed, which is that peer's loss whatever the operating system calls it.
+    pub(crate) fn cut(error: std::io::Error, detail: &'static str) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => ours,
+            Err(error) => Self::new(ErrorKind::PeerLost, detail).caused_by(error),
+        }
+    }
 }
 
 impl From<std::io::Error> for Error {

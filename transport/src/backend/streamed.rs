@@ -485,9 +485,5 @@ pub(super) fn ended(session: &Session) -> Error {
 }
 
 pub(super) fn cut(error: std::io::Error) -> Error {
-    let error = match error.downcast::<Error>() {
-        Ok(ours) => return ours,
-        Err(error) => error,
-    };
-    Error::new(ErrorKind::PeerLost, "the connection was cut").caused_by(error)
+    Error::cut(error, "the connection was cut")
 }

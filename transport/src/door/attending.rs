@@ -115,7 +115,7 @@ impl Attendant {
             let ended = || Event::HungUp(Error::new(ErrorKind::PeerLost, "its control stream ended"));
             return Poll::Ready(match read {
                 Ok(()) => buf.filled().first().map_or_else(ended, |byte| Event::Heard(*byte)),
-                Err(error) => Event::HungUp(Error::io(error)),
+                Err(error) => Event::HungUp(Error::cut(error, "its control stream was cut")),
             });
         }
         let over = (self.parted.is_some() && !self.over_said).then_some(OVER);

@@ -1,7 +1,11 @@
 //! Two ends of a control stream, or one and a peer by hand, on a clock that moves when it is told to.
 
+use std::error::Error as _;
+use std::io::{self, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Instant;
 
 use tokio::io::{DuplexStream, duplex};
 
@@ -21,12 +25,13 @@ struct End {
 }
 
 impl End {
-    fn new(stream: DuplexStream, clock: &Clockwork) -> Self {
+    fn new(stream: impl Into<Control>, clock: &Clockwork) -> Self {
+        let stream = stream.into();
         let (inbox, clock) = (Arc::<Inbox>::default(), clock.clone());
         let ours = inbox.clone();
         let attending = async move {
             let (parting, ended) = (ours.until_parting(), ours.until_ended());
-            Control::from(stream).attend(HEARTBEAT, &clock, parting, ended).await
+            stream.attend(HEARTBEAT, &clock, parting, ended).await
         };
         Self { inbox, attending: Box::pin(attending), outcome: None }
     }
@@ -307,4 +312,83 @@ fn a_peer_that_reads_nothing_holds_up_no_end() {
     visit.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
     visit.end.turn();
     assert!(matches!(visit.end.outcome, Some(None)), "it hears of the end");
+}
+
+/// An end on one of two connected sockets.
+fn over_socket(clock: &Clockwork) -> io::Result<(End, TcpStream)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let peer = TcpStream::connect(listener.local_addr()?)?;
+    let near = listener.accept()?.0;
+    for socket in [&near, &peer] {
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+    }
+    Ok((End::new(tokio::net::TcpStream::from_std(near)?, clock), peer))
+}
+
+/// Closes it as the kernel does for a process that is killed before it has read everything.
+fn reset(socket: TcpStream) {
+    socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
+/// Turns `end` until `is_so`, for 5 s.
+async fn turn_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
+    let began = Instant::now();
+    while !is_so(end) {
+        assert!(began.elapsed() < Duration::from_secs(5), "it never comes to that: {:?}", end.outcome);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        end.turn();
+    }
+}
+
+/// Has `end` answer, so that its socket is known to be writable, and to hold nothing to read.
+async fn turn_until_answered(end: &mut End, peer: &mut TcpStream) {
+    assert_eq!(peer.write(&[ASK]).unwrap(), 1);
+    turn_until(end, |_| peer.peek(&mut [0]).is_ok_and(|len| len == 1)).await;
+    end.turn();
+}
+
+#[tokio::test]
+async fn a_reset_is_a_loss_and_tells_its_cause() {
+    let clock = Clockwork::default();
+    let (mut end, mut peer) = over_socket(&clock).unwrap();
+    turn_until_answered(&mut end, &mut peer).await;
+    end.assert_pending();
+    reset(peer);
+    turn_until(&mut end, |end| end.outcome.is_some()).await;
+    end.assert_ended(ErrorKind::PeerLost, "its control stream was cut");
+    let Some(Some(why)) = &end.outcome else { unreachable!("it has ended") };
+    let cause = why.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::ConnectionReset), "{why:?}");
+}
+
+#[tokio::test]
+async fn a_parting_before_a_reset_is_heard_even_by_who_speaks_first() {
+    let clock = Clockwork::default();
+    let (mut end, mut peer) = over_socket(&clock).unwrap();
+    turn_until_answered(&mut end, &mut peer).await;
+    assert_eq!(peer.write(&[OVER]).unwrap(), 1);
+    reset(peer);
+    // The reactor has not told of either yet: what is asked now fails.
+    clock.advance(HEARTBEAT);
+    end.turn();
+    for _ in 0..20 {
+        end.assert_pending();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        end.turn();
+    }
+    clock.advance(PARTING_TIME_MAX);
+    end.turn();
+    end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
+}
+
+#[test]
+fn whatever_a_stream_fails_with_it_is_the_peers_loss_but_for_errors_of_ours() {
+    for kind in [io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable, io::ErrorKind::Other] {
+        let lost = Error::cut(kind.into(), "its control stream was cut");
+        assert_eq!((lost.kind(), lost.detail()), (ErrorKind::PeerLost, "its control stream was cut"));
+    }
+    let ours = io::Error::other(Error::new(ErrorKind::Corrupt, "a forged record"));
+    let corrupt = Error::cut(ours, "its control stream was cut");
+    assert_eq!((corrupt.kind(), corrupt.detail()), (ErrorKind::Corrupt, "a forged record"));
 }
