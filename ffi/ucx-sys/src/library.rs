@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "what is called is C")]
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ffi::{CStr, c_int, c_uint};
 use std::fmt;
@@ -27,6 +28,8 @@ pub struct Library {
     functions: Functions,
     path: PathBuf,
     version: Version,
+    /// The names of all settings, once somebody asked; nothing where they cannot be listed.
+    pub(crate) settings: OnceLock<Option<BTreeSet<String>>>,
 }
 
 impl Library {
@@ -120,7 +123,7 @@ impl Library {
         // SAFETY: L1: it is a UCX of a version that the types were made for.
         let functions = unsafe { Functions::from_library(handle) };
         let functions = functions.map_err(|error| not_loaded(&path, &error))?;
-        Ok(Self { functions, path, version })
+        Ok(Self { functions, path, version, settings: OnceLock::new() })
     }
 }
 
@@ -140,14 +143,14 @@ impl fmt::Debug for Library {
 }
 
 /// A library that stays loaded whatever becomes of the handle.
-fn handle(path: &Path, how: c_int) -> Result<Handle, Unavailable> {
+pub(crate) fn handle(path: &Path, how: c_int) -> Result<Handle, Unavailable> {
     let flags = how | RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE;
     // SAFETY: L1: constructors run of a library that is UCX by its name, or by the word of who named it.
     unsafe { Handle::open(Some(path), flags) }.map_err(|error| not_loaded(path, &error))
 }
 
 /// A function of a library, which `F` must be the type of.
-fn function<F>(handle: &Handle, name: &CStr) -> Option<Symbol<F>> {
+pub(crate) fn function<F>(handle: &Handle, name: &CStr) -> Option<Symbol<F>> {
     // SAFETY: L1: looks it up; whoever calls it vouches for its type.
     unsafe { handle.get(name) }.ok()
 }
