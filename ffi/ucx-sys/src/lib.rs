@@ -34,6 +34,7 @@
 mod bindings;
 mod library;
 mod loaded;
+mod log;
 mod posted;
 mod settings;
 mod signals;

@@ -14,6 +14,7 @@ use libc::RTLD_NOLOAD;
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 use crate::loaded::{Choice, choose, folder, libucp, loaded, no_two_copies};
+use crate::log;
 use crate::signals::Signals;
 use crate::unavailable::Unavailable;
 use crate::version::Version;
@@ -36,7 +37,8 @@ impl Library {
     /// Opens `libucp`, once for the process: the one that somebody loaded, else the one that the loader finds.
     ///
     /// Handlers of signals that UCX installs when it is loaded are taken back, unless `UCX_HANDLE_ERRORS`, `UCX_ERROR_SIGNALS`
-    /// or `UCX_DEBUG_SIGNO` says that they are wanted.
+    /// or `UCX_DEBUG_SIGNO` says that they are wanted. The log of a UCX that this call loads goes to the standard error, unless
+    /// `UCX_LOG_FILE` says where it goes.
     ///
     /// # Errors
     /// There is none, or not one that can be used. A later call looks again; but what was loaded stays, and is found then.
@@ -94,6 +96,7 @@ impl Library {
 
     /// Loads or finds it, and checks that it is what it should be.
     fn load(choice: Choice) -> Result<Self, Unavailable> {
+        let is_first = loaded().is_empty();
         let (handle, path) = match choice {
             Choice::Take(path) => (handle(&path, RTLD_NOLOAD)?, path),
             Choice::Load(path) => {
@@ -119,6 +122,9 @@ impl Library {
         if let Some(symbol) = FUNCTIONS.into_iter().find(|symbol| function::<fn()>(&handle, symbol).is_none())
         {
             return Err(no_symbol(Some(version), symbol));
+        }
+        if is_first {
+            log::to_standard_error(&handle, version);
         }
         // SAFETY: L1: it is a UCX of a version that the types were made for.
         let functions = unsafe { Functions::from_library(handle) };
