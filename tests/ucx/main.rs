@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod child;
+mod complaints;
+mod config;
 mod layout;
 mod libraries;
 mod messages;
 mod node;
 mod opening;
+mod settings;
 
 use std::process::ExitCode;
 
@@ -16,7 +19,7 @@ use towline_tests::need;
 use child::{Check, Claim};
 
 /// What holds of each UCX.
-const OF_EACH: [(&str, Check); 8] = [
+const OF_EACH: [(&str, Check); 14] = [
     ("opens_by_its_path_once", opening::opens_by_its_path_once),
     ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
     ("half_of_it_is_completed_by_its_other_half", opening::half_of_it_is_completed_by_its_other_half),
@@ -25,6 +28,12 @@ const OF_EACH: [(&str, Check); 8] = [
     ("handlers_of_signals_stay_as_they_were", opening::handlers_of_signals_stay_as_they_were),
     ("an_eager_message_to_oneself_arrives", messages::an_eager_message_to_oneself_arrives),
     ("a_rendezvous_with_oneself_arrives", messages::a_rendezvous_with_oneself_arrives),
+    ("a_setting_is_known_if_it_can_be_set", settings::a_setting_is_known_if_it_can_be_set),
+    ("a_setting_of_a_transport_has_its_effect", settings::a_setting_of_a_transport_has_its_effect),
+    ("transports_are_told_with_their_devices", settings::transports_are_told_with_their_devices),
+    ("complaints_leave_the_standard_output_alone", complaints::complaints_leave_the_standard_output_alone),
+    ("complaints_go_where_the_user_says", complaints::complaints_go_where_the_user_says),
+    ("a_log_that_others_began_is_theirs", complaints::a_log_that_others_began_is_theirs),
 ];
 
 /// What holds of files that are no UCX.

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use ucx_sys::*;
 
+use crate::config::Config;
+
 /// The longest that anything here may take.
 const SOON: Duration = Duration::from_secs(20);
 const MESSAGE_ID: u32 = 7;
 /// Over loopback and nothing else.
-const SETTINGS: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")];
+const LOOPBACK: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")];
 
 /// A message as it was told of.
 #[derive(Debug)]
@@ -37,7 +39,12 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new(ucx: &'static Library) -> Self {
-        let context = context(ucx);
+        Self::with(ucx, &LOOPBACK)
+    }
+
+    /// With settings of UCX.
+    pub(crate) fn with(ucx: &'static Library, settings: &[(&CStr, &CStr)]) -> Self {
+        let context = context(ucx, settings).unwrap_or_else(|status| panic!("{}", ucx.describe(status)));
         let worker = worker(ucx, context);
         let arrived = Box::default();
         listen(ucx, worker, &arrived);
@@ -52,6 +59,18 @@ impl Node {
         // SAFETY: L1: the context lives as long as this; L2: it writes to a local.
         ok(self.ucx, unsafe { self.ucx.ucp_context_query(self.context, &raw mut about) });
         about.memory_types
+    }
+
+    /// What it could use.
+    pub(crate) fn transports(&self) -> Vec<String> {
+        // SAFETY: L1: the context lives as long as this.
+        unsafe { self.ucx.transports(self.context) }
+    }
+
+    /// What it uses.
+    pub(crate) fn transports_in_use(&self) -> Vec<String> {
+        // SAFETY: L1: the endpoint lives as long as this, and one thread has its worker.
+        unsafe { self.ucx.transports_of(self.endpoint) }
     }
 
     /// A descriptor that tells of work, once armed.
@@ -187,30 +206,29 @@ fn ok(ucx: &Library, status: ucs_status_t) {
     assert_eq!(status, UCS_OK, "{}", ucx.describe(status));
 }
 
-fn context(ucx: &Library) -> ucp_context_h {
-    let (mut config, mut context) = (ptr::null_mut(), ptr::null_mut());
-    // SAFETY: L2: it writes to a local; without a prefix or a file.
-    ok(ucx, unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &raw mut config) });
-    for (name, value) in SETTINGS {
-        // SAFETY: L1: the configuration was read above; L2: strings that end in zero, and are copied.
-        ok(ucx, unsafe { ucx.ucp_config_modify(config, name.as_ptr(), value.as_ptr()) });
+/// A context with settings, or why there is none with them.
+pub(crate) fn context(ucx: &Library, settings: &[(&CStr, &CStr)]) -> Result<ucp_context_h, ucs_status_t> {
+    let config = Config::new(ucx);
+    for (name, value) in settings {
+        ok(ucx, config.set(name, value));
     }
-    // SAFETY: L1: as above; L2: likewise, of a value that is no size.
-    let refused = unsafe { ucx.ucp_config_modify(config, c"RNDV_THRESH".as_ptr(), c"much".as_ptr()) };
-    assert_eq!(refused, UCS_ERR_INVALID_PARAM, "{}", ucx.describe(refused));
     let params = ucp_params_t {
         field_mask: UCP_PARAM_FIELD_FEATURES.into(),
         features: (UCP_FEATURE_AM | UCP_FEATURE_WAKEUP).into(),
         ..Default::default()
     };
+    let mut context = ptr::null_mut();
     // SAFETY: L1: the version is that of the bindings; L2: it reads locals and writes to one.
     let status = unsafe {
-        ucx.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &raw const params, config, &raw mut context)
+        ucx.ucp_init_version(
+            UCP_API_MAJOR,
+            UCP_API_MINOR,
+            &raw const params,
+            config.as_ptr(),
+            &raw mut context,
+        )
     };
-    ok(ucx, status);
-    // SAFETY: L1: it was read above, and the context has its own.
-    unsafe { ucx.ucp_config_release(config) };
-    context
+    if status == UCS_OK { Ok(context) } else { Err(status) }
 }
 
 fn worker(ucx: &Library, context: ucp_context_h) -> ucp_worker_h {

@@ -134,7 +134,7 @@ pub(crate) fn an_old_version() {
 }
 
 /// Loads a library for good, as whatever else is in a process might.
-fn load(path: &Path) {
+pub(crate) fn load(path: &Path) {
     // SAFETY: L1: it is one of the two UCX.
     let library = unsafe { libloading::Library::new(path) };
     std::mem::forget(library.unwrap());

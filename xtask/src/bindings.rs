@@ -29,7 +29,7 @@ const STYLE: [&str; 13] = [
     "--rust-edition=2024",
     "--formatter=none",
     "--disable-header-comment",
-    "--blocklist-type=sockaddr|sockaddr_storage|(__)?socklen_t|sa_family_t",
+    "--blocklist-type=FILE|_IO_.*|__off(64)?_t|sockaddr|sockaddr_storage|(__)?socklen_t|sa_family_t",
 ];
 
 /// A library whose bindings are committed.
@@ -56,13 +56,16 @@ const UCX: Library = Library {
         "ucp_am_send_nbx",
         "ucp_cleanup",
         "ucp_config_modify",
+        "ucp_config_print",
         "ucp_config_read",
         "ucp_config_release",
         "ucp_conn_request_query",
+        "ucp_context_print_info",
         "ucp_context_query",
         "ucp_ep_close_nbx",
         "ucp_ep_create",
         "ucp_ep_flush_nbx",
+        "ucp_ep_print_info",
         "ucp_ep_query",
         "ucp_ep_rkey_unpack",
         "ucp_get_nbx",
@@ -98,6 +101,8 @@ const UCX: Library = Library {
         "ucp_am_recv_attr_t",
         "ucp_conn_request_attr_field",
         "ucp_context_attr_field",
+        "ucp_dt_iov_t",
+        "ucp_dt_type",
         "ucp_ep_attr_field",
         "ucp_ep_close_flags_t",
         "ucp_ep_params_field",
@@ -176,7 +181,7 @@ fn make(library: &Library, output: &Path, deadline: Instant) -> Outcome {
         &format!(
             "// Made by `cargo xtask bindings {name}` from the headers of version {version}: edit the list there."
         ),
-        "use libc::{sockaddr, sockaddr_storage, socklen_t};",
+        "use libc::{FILE, sockaddr, sockaddr_storage, socklen_t};",
         "/// Every function of the table.",
         &format!("pub const FUNCTIONS: [&::core::ffi::CStr; {}] = [{}];", names.len(), names.join(", ")),
     ] {

@@ -1,19 +1,22 @@
 // Made by `cargo xtask bindings ucx` from the headers of version 1.13: edit the list there.
-use libc::{sockaddr, sockaddr_storage, socklen_t};
+use libc::{FILE, sockaddr, sockaddr_storage, socklen_t};
 /// Every function of the table.
-pub const FUNCTIONS: [&::core::ffi::CStr; 40] = [
+pub const FUNCTIONS: [&::core::ffi::CStr; 43] = [
     c"ucp_am_data_release",
     c"ucp_am_recv_data_nbx",
     c"ucp_am_send_nbx",
     c"ucp_cleanup",
     c"ucp_config_modify",
+    c"ucp_config_print",
     c"ucp_config_read",
     c"ucp_config_release",
     c"ucp_conn_request_query",
+    c"ucp_context_print_info",
     c"ucp_context_query",
     c"ucp_ep_close_nbx",
     c"ucp_ep_create",
     c"ucp_ep_flush_nbx",
+    c"ucp_ep_print_info",
     c"ucp_ep_query",
     c"ucp_ep_rkey_unpack",
     c"ucp_get_nbx",
@@ -90,6 +93,12 @@ pub const UCS_ERR_LAST_ENDPOINT_FAILURE: ucs_status_t = -89;
 pub const UCS_ERR_LAST: ucs_status_t = -100;
 pub type ucs_status_t = ::core::ffi::c_schar;
 pub type ucs_status_ptr_t = *mut ::core::ffi::c_void;
+pub const UCS_CONFIG_PRINT_CONFIG: ucs_config_print_flags_t = 1;
+pub const UCS_CONFIG_PRINT_HEADER: ucs_config_print_flags_t = 2;
+pub const UCS_CONFIG_PRINT_DOC: ucs_config_print_flags_t = 4;
+pub const UCS_CONFIG_PRINT_HIDDEN: ucs_config_print_flags_t = 8;
+pub const UCS_CONFIG_PRINT_COMMENT_DEFAULT: ucs_config_print_flags_t = 16;
+pub type ucs_config_print_flags_t = ::core::ffi::c_uint;
 #[repr(C)]
 pub struct ucs_sock_addr {
     pub addr: *const sockaddr,
@@ -431,6 +440,13 @@ pub type ucp_listener_attr_field = ::core::ffi::c_uint;
 pub const UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR: ucp_conn_request_attr_field = 1;
 pub const UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ID: ucp_conn_request_attr_field = 2;
 pub type ucp_conn_request_attr_field = ::core::ffi::c_uint;
+pub const UCP_DATATYPE_CONTIG: ucp_dt_type = 0;
+pub const UCP_DATATYPE_STRIDED: ucp_dt_type = 1;
+pub const UCP_DATATYPE_IOV: ucp_dt_type = 2;
+pub const UCP_DATATYPE_GENERIC: ucp_dt_type = 7;
+pub const UCP_DATATYPE_SHIFT: ucp_dt_type = 3;
+pub const UCP_DATATYPE_CLASS_MASK: ucp_dt_type = 7;
+pub type ucp_dt_type = ::core::ffi::c_uint;
 pub const UCP_AM_FLAG_WHOLE_MSG: ucp_am_cb_flags = 1;
 pub const UCP_AM_FLAG_PERSISTENT_DATA: ucp_am_cb_flags = 2;
 pub type ucp_am_cb_flags = ::core::ffi::c_uint;
@@ -462,6 +478,29 @@ pub const UCP_AM_HANDLER_PARAM_FIELD_FLAGS: ucp_am_handler_param_field = 2;
 pub const UCP_AM_HANDLER_PARAM_FIELD_CB: ucp_am_handler_param_field = 4;
 pub const UCP_AM_HANDLER_PARAM_FIELD_ARG: ucp_am_handler_param_field = 8;
 pub type ucp_am_handler_param_field = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ucp_dt_iov {
+    pub buffer: *mut ::core::ffi::c_void,
+    pub length: usize,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of ucp_dt_iov"][::core::mem::size_of::<ucp_dt_iov>() - 16usize];
+    ["Alignment of ucp_dt_iov"][::core::mem::align_of::<ucp_dt_iov>() - 8usize];
+    ["Offset of field: ucp_dt_iov::buffer"][::core::mem::offset_of!(ucp_dt_iov, buffer) - 0usize];
+    ["Offset of field: ucp_dt_iov::length"][::core::mem::offset_of!(ucp_dt_iov, length) - 8usize];
+};
+impl Default for ucp_dt_iov {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+pub type ucp_dt_iov_t = ucp_dt_iov;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ucp_params {
@@ -972,6 +1011,12 @@ pub struct Functions {
         name: *const ::core::ffi::c_char,
         value: *const ::core::ffi::c_char,
     ) -> ucs_status_t,
+    pub ucp_config_print: unsafe extern "C" fn(
+        config: *const ucp_config_t,
+        stream: *mut FILE,
+        title: *const ::core::ffi::c_char,
+        print_flags: ucs_config_print_flags_t,
+    ),
     pub ucp_get_version: unsafe extern "C" fn(
         major_version: *mut ::core::ffi::c_uint,
         minor_version: *mut ::core::ffi::c_uint,
@@ -988,6 +1033,7 @@ pub struct Functions {
     pub ucp_cleanup: unsafe extern "C" fn(context_p: ucp_context_h),
     pub ucp_context_query:
         unsafe extern "C" fn(context_p: ucp_context_h, attr: *mut ucp_context_attr_t) -> ucs_status_t,
+    pub ucp_context_print_info: unsafe extern "C" fn(context: ucp_context_h, stream: *mut FILE),
     pub ucp_worker_create: unsafe extern "C" fn(
         context: ucp_context_h,
         params: *const ucp_worker_params_t,
@@ -1023,6 +1069,7 @@ pub struct Functions {
         unsafe extern "C" fn(ep: ucp_ep_h, param: *const ucp_request_param_t) -> ucs_status_ptr_t,
     pub ucp_listener_reject:
         unsafe extern "C" fn(listener: ucp_listener_h, conn_request: ucp_conn_request_h) -> ucs_status_t,
+    pub ucp_ep_print_info: unsafe extern "C" fn(ep: ucp_ep_h, stream: *mut FILE),
     pub ucp_ep_flush_nbx:
         unsafe extern "C" fn(ep: ucp_ep_h, param: *const ucp_request_param_t) -> ucs_status_ptr_t,
     pub ucp_mem_map: unsafe extern "C" fn(
@@ -1101,11 +1148,13 @@ impl Functions {
         let ucp_config_read = unsafe { __library.get(b"ucp_config_read\0") }.map(|sym| *sym)?;
         let ucp_config_release = unsafe { __library.get(b"ucp_config_release\0") }.map(|sym| *sym)?;
         let ucp_config_modify = unsafe { __library.get(b"ucp_config_modify\0") }.map(|sym| *sym)?;
+        let ucp_config_print = unsafe { __library.get(b"ucp_config_print\0") }.map(|sym| *sym)?;
         let ucp_get_version = unsafe { __library.get(b"ucp_get_version\0") }.map(|sym| *sym)?;
         let ucp_get_version_string = unsafe { __library.get(b"ucp_get_version_string\0") }.map(|sym| *sym)?;
         let ucp_init_version = unsafe { __library.get(b"ucp_init_version\0") }.map(|sym| *sym)?;
         let ucp_cleanup = unsafe { __library.get(b"ucp_cleanup\0") }.map(|sym| *sym)?;
         let ucp_context_query = unsafe { __library.get(b"ucp_context_query\0") }.map(|sym| *sym)?;
+        let ucp_context_print_info = unsafe { __library.get(b"ucp_context_print_info\0") }.map(|sym| *sym)?;
         let ucp_worker_create = unsafe { __library.get(b"ucp_worker_create\0") }.map(|sym| *sym)?;
         let ucp_worker_destroy = unsafe { __library.get(b"ucp_worker_destroy\0") }.map(|sym| *sym)?;
         let ucp_worker_query = unsafe { __library.get(b"ucp_worker_query\0") }.map(|sym| *sym)?;
@@ -1122,6 +1171,7 @@ impl Functions {
         let ucp_ep_create = unsafe { __library.get(b"ucp_ep_create\0") }.map(|sym| *sym)?;
         let ucp_ep_close_nbx = unsafe { __library.get(b"ucp_ep_close_nbx\0") }.map(|sym| *sym)?;
         let ucp_listener_reject = unsafe { __library.get(b"ucp_listener_reject\0") }.map(|sym| *sym)?;
+        let ucp_ep_print_info = unsafe { __library.get(b"ucp_ep_print_info\0") }.map(|sym| *sym)?;
         let ucp_ep_flush_nbx = unsafe { __library.get(b"ucp_ep_flush_nbx\0") }.map(|sym| *sym)?;
         let ucp_mem_map = unsafe { __library.get(b"ucp_mem_map\0") }.map(|sym| *sym)?;
         let ucp_mem_unmap = unsafe { __library.get(b"ucp_mem_unmap\0") }.map(|sym| *sym)?;
@@ -1146,11 +1196,13 @@ impl Functions {
             ucp_config_read,
             ucp_config_release,
             ucp_config_modify,
+            ucp_config_print,
             ucp_get_version,
             ucp_get_version_string,
             ucp_init_version,
             ucp_cleanup,
             ucp_context_query,
+            ucp_context_print_info,
             ucp_worker_create,
             ucp_worker_destroy,
             ucp_worker_query,
@@ -1166,6 +1218,7 @@ impl Functions {
             ucp_ep_create,
             ucp_ep_close_nbx,
             ucp_listener_reject,
+            ucp_ep_print_info,
             ucp_ep_flush_nbx,
             ucp_mem_map,
             ucp_mem_unmap,
@@ -1206,6 +1259,15 @@ impl Functions {
     ) -> ucs_status_t {
         unsafe { (self.ucp_config_modify)(config, name, value) }
     }
+    pub unsafe fn ucp_config_print(
+        &self,
+        config: *const ucp_config_t,
+        stream: *mut FILE,
+        title: *const ::core::ffi::c_char,
+        print_flags: ucs_config_print_flags_t,
+    ) {
+        unsafe { (self.ucp_config_print)(config, stream, title, print_flags) }
+    }
     pub unsafe fn ucp_get_version(
         &self,
         major_version: *mut ::core::ffi::c_uint,
@@ -1236,6 +1298,9 @@ impl Functions {
         attr: *mut ucp_context_attr_t,
     ) -> ucs_status_t {
         unsafe { (self.ucp_context_query)(context_p, attr) }
+    }
+    pub unsafe fn ucp_context_print_info(&self, context: ucp_context_h, stream: *mut FILE) {
+        unsafe { (self.ucp_context_print_info)(context, stream) }
     }
     pub unsafe fn ucp_worker_create(
         &self,
@@ -1320,6 +1385,9 @@ impl Functions {
         conn_request: ucp_conn_request_h,
     ) -> ucs_status_t {
         unsafe { (self.ucp_listener_reject)(listener, conn_request) }
+    }
+    pub unsafe fn ucp_ep_print_info(&self, ep: ucp_ep_h, stream: *mut FILE) {
+        unsafe { (self.ucp_ep_print_info)(ep, stream) }
     }
     pub unsafe fn ucp_ep_flush_nbx(
         &self,

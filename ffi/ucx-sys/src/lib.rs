@@ -34,13 +34,18 @@
 mod bindings;
 mod library;
 mod loaded;
+mod log;
 mod posted;
+mod settings;
 mod signals;
+mod text;
+mod transports;
 mod unavailable;
 mod version;
 
 pub use bindings::*;
 pub use library::Library;
 pub use posted::Posted;
+pub use text::text_of;
 pub use unavailable::Unavailable;
 pub use version::Version;

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "what is called is C")]
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::ffi::{CStr, c_int, c_uint};
 use std::fmt;
@@ -13,6 +14,7 @@ use libc::RTLD_NOLOAD;
 use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 use crate::loaded::{Choice, choose, folder, libucp, loaded, no_two_copies};
+use crate::log;
 use crate::signals::Signals;
 use crate::unavailable::Unavailable;
 use crate::version::Version;
@@ -27,13 +29,16 @@ pub struct Library {
     functions: Functions,
     path: PathBuf,
     version: Version,
+    /// The names of all settings, once somebody asked; nothing where they cannot be listed.
+    pub(crate) settings: OnceLock<Option<BTreeSet<String>>>,
 }
 
 impl Library {
     /// Opens `libucp`, once for the process: the one that somebody loaded, else the one that the loader finds.
     ///
     /// Handlers of signals that UCX installs when it is loaded are taken back, unless `UCX_HANDLE_ERRORS`, `UCX_ERROR_SIGNALS`
-    /// or `UCX_DEBUG_SIGNO` says that they are wanted.
+    /// or `UCX_DEBUG_SIGNO` says that they are wanted. The log of a UCX that this call loads goes to the standard error, unless
+    /// `UCX_LOG_FILE` says where it goes.
     ///
     /// # Errors
     /// There is none, or not one that can be used. A later call looks again; but what was loaded stays, and is found then.
@@ -91,6 +96,7 @@ impl Library {
 
     /// Loads or finds it, and checks that it is what it should be.
     fn load(choice: Choice) -> Result<Self, Unavailable> {
+        let is_first = loaded().is_empty();
         let (handle, path) = match choice {
             Choice::Take(path) => (handle(&path, RTLD_NOLOAD)?, path),
             Choice::Load(path) => {
@@ -117,10 +123,13 @@ impl Library {
         {
             return Err(no_symbol(Some(version), symbol));
         }
+        if is_first {
+            log::to_standard_error(&handle, version);
+        }
         // SAFETY: L1: it is a UCX of a version that the types were made for.
         let functions = unsafe { Functions::from_library(handle) };
         let functions = functions.map_err(|error| not_loaded(&path, &error))?;
-        Ok(Self { functions, path, version })
+        Ok(Self { functions, path, version, settings: OnceLock::new() })
     }
 }
 
@@ -140,14 +149,14 @@ impl fmt::Debug for Library {
 }
 
 /// A library that stays loaded whatever becomes of the handle.
-fn handle(path: &Path, how: c_int) -> Result<Handle, Unavailable> {
+pub(crate) fn handle(path: &Path, how: c_int) -> Result<Handle, Unavailable> {
     let flags = how | RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE;
     // SAFETY: L1: constructors run of a library that is UCX by its name, or by the word of who named it.
     unsafe { Handle::open(Some(path), flags) }.map_err(|error| not_loaded(path, &error))
 }
 
 /// A function of a library, which `F` must be the type of.
-fn function<F>(handle: &Handle, name: &CStr) -> Option<Symbol<F>> {
+pub(crate) fn function<F>(handle: &Handle, name: &CStr) -> Option<Symbol<F>> {
     // SAFETY: L1: looks it up; whoever calls it vouches for its type.
     unsafe { handle.get(name) }.ok()
 }

@@ -1,0 +1,63 @@
+//! Where UCX's own log goes.
+#![expect(unsafe_code, reason = "changes what this process inherits")]
+
+use std::env;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::ptr;
+
+use ucx_sys::{Library, UCS_ERR_NO_DEVICE, UCS_OK};
+
+use crate::config::Config;
+use crate::libraries::Installed;
+use crate::node::context;
+
+pub(crate) fn complaints_leave_the_standard_output_alone(installed: &Installed) {
+    let [output, error] = complain(installed);
+    assert_eq!(output, "");
+    assert!(error.contains("no-such-transport"), "{error}");
+}
+
+pub(crate) fn complaints_go_where_the_user_says(installed: &Installed) {
+    // SAFETY: L2: this process has one thread.
+    unsafe { env::set_var("UCX_LOG_FILE", "stdout") };
+    let [output, error] = complain(installed);
+    assert!(output.contains("no-such-transport"), "{output}");
+    assert_eq!(error, "");
+}
+
+pub(crate) fn a_log_that_others_began_is_theirs(installed: &Installed) {
+    crate::opening::load(&installed.libucp);
+    let [output, error] = complain(installed);
+    assert!(output.contains("no-such-transport"), "{output}");
+    assert_eq!(error, "");
+}
+
+/// What UCX writes to the standard output and error when it is asked for a transport that does not exist.
+fn complain(installed: &Installed) -> [String; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["output", "error"].map(|name| folder.path().join(name));
+    // A claim that fails says so there.
+    let saved = [1, 2].map(|descriptor| {
+        // SAFETY: L1: it is open in every test.
+        unsafe { libc::dup(descriptor) }
+    });
+    for (descriptor, path) in [1, 2].into_iter().zip(&paths) {
+        let file = File::create(path).unwrap();
+        // SAFETY: M7: nobody polls it.
+        assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), descriptor) }, descriptor);
+    }
+    let ucx = Library::open_at(&installed.libucp).unwrap();
+    // Our parent asked for quiet.
+    let is_set = Config::new(ucx).set(c"LOG_LEVEL", c"warn");
+    let refused = context(ucx, &[(c"TLS", c"no-such-transport")]);
+    // SAFETY: L1: it writes what every stream holds.
+    unsafe { libc::fflush(ptr::null_mut()) };
+    for (descriptor, saved) in [1, 2].into_iter().zip(saved) {
+        // SAFETY: M7: as above.
+        unsafe { libc::dup2(saved, descriptor) };
+    }
+    assert_eq!(is_set, UCS_OK);
+    assert_eq!(refused.unwrap_err(), UCS_ERR_NO_DEVICE);
+    paths.map(|path| fs::read_to_string(path).unwrap())
+}

@@ -1,0 +1,60 @@
+//! Which settings there are, which of them have an effect, and what UCX says it uses.
+
+use ucx_sys::{Library, UCS_ERR_INVALID_PARAM, UCS_OK};
+
+use crate::config::Config;
+use crate::libraries::Installed;
+use crate::node::Node;
+
+pub(crate) fn a_setting_is_known_if_it_can_be_set(installed: &Installed) {
+    let ucx = Library::open_at(&installed.libucp).unwrap();
+    let config = Config::new(ucx);
+    let of_all = [
+        // Of `ucp`, of all of UCX, of a transport, of several, of what connects them.
+        (c"TLS", c"tcp"),
+        (c"RNDV_THRESH", c"64k"),
+        (c"LOG_LEVEL", c"fatal"),
+        (c"TCP_TX_SEG_SIZE", c"16k"),
+        (c"POSIX_ERROR_HANDLING", c"y"),
+        (c"MM_ERROR_HANDLING", c"y"),
+        (c"TCP_CM_REUSEADDR", c"y"),
+    ];
+    for (name, value) in of_all {
+        assert!(ucx.knows_setting(name.to_str().unwrap()), "{name:?}");
+        assert_eq!(config.set(name, value), UCS_OK, "{name:?}");
+    }
+    for name in ["", "TCP", "NO_SUCH_SETTING", "UCX_TLS", "tls", "LOG_FILE", "MEM_EVENTS", "ERROR_SIGNALS"] {
+        assert!(!ucx.knows_setting(name), "{name}");
+    }
+    assert_eq!(config.set(c"RNDV_THRESH", c"much"), UCS_ERR_INVALID_PARAM);
+    // What asking first is for.
+    let version = ucx.version();
+    let accepts_all = (version.minor, version.release) < (20, 1);
+    let expected = if accepts_all { UCS_OK } else { UCS_ERR_INVALID_PARAM };
+    assert_eq!(config.set(c"NO_SUCH_SETTING", c"1"), expected);
+}
+
+pub(crate) fn transports_are_told_with_their_devices(installed: &Installed) {
+    let node = Node::new(Library::open_at(&installed.libucp).unwrap());
+    assert_eq!(node.transports(), ["tcp/lo"]);
+    assert_eq!(node.transports_in_use(), ["tcp/lo"]);
+}
+
+pub(crate) fn a_setting_of_a_transport_has_its_effect(installed: &Installed) {
+    let ucx = Library::open_at(&installed.libucp).unwrap();
+    let in_use = |error_handling| {
+        let tls = (c"TLS", c"posix,tcp");
+        let node = Node::with(ucx, &[tls, (c"NET_DEVICES", c"lo"), (c"MM_ERROR_HANDLING", error_handling)]);
+        assert_eq!(sorted(node.transports()), ["posix/memory", "tcp/lo"]);
+        sorted(node.transports_in_use())
+    };
+    assert_eq!(in_use(c"n"), ["tcp/lo"]);
+    assert!(in_use(c"y").contains(&"posix/memory".to_owned()));
+    // A value that does not parse is as none.
+    assert_eq!(in_use(c"perhaps"), ["tcp/lo"]);
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort_unstable();
+    names
+}
