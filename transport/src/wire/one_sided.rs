@@ -1,5 +1,6 @@
 //! Gets and puts: ours, in flight; the peer's, being served.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -205,8 +206,12 @@ impl OneSided {
                 put(records, &Record::Go { id });
                 let chunks = self.striped.then(|| Box::new(Chunks::of_region(lease.len())));
                 let landing = Landing { lease, at: 0, revoked: false, chunks };
-                if self.landing.insert(id, landing).is_some() {
-                    return Err(corrupt("two puts of one number"));
+                // Chunks of the one that is coming are put back into it.
+                match self.landing.entry(id) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(landing);
+                    }
+                    Entry::Occupied(_) => return Err(corrupt("two puts of one number")),
                 }
             }
         }

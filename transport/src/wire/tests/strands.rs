@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::wire::chunks::CHUNK_LEN;
-use crate::wire::record::{HEAD_LEN, Head, Record, Transfer, put, put_offset};
+use crate::wire::record::{HEAD_LEN, Head, Record, Transfer, put, put_offset, put_put};
 
 const STRANDS: usize = 3;
 
@@ -220,6 +220,7 @@ fn hostile(said: &[(usize, Vec<u8>)]) -> Result<()> {
     let readable = a.regions.expose(bytes(3 * CHUNK_LEN).into(), Duration::MAX);
     let (into, got) = Operation::new(BufferMut::with_capacity(3 * CHUNK_LEN));
     b.session.get(readable.remote(), 0, into);
+    let _writable = b.regions.expose_mut(BufferMut::zeroed(3 * CHUNK_LEN), Duration::MAX);
     settle_main_one_way(&mut a, &mut b);
     let taken = b.take().expect("announced");
     b.write(&mut VecDeque::new(), usize::MAX);
@@ -258,6 +259,12 @@ fn what_was_not_granted_is_corrupt_on_every_stream() {
         parcel(&records, Transfer::Message(0), 0, &[])
     };
     let first = at(message, 0, &chunk);
+    let put = |chunks: usize| {
+        let mut records = Vec::new();
+        put_put(&mut records, 0, &[7; 16], 0, (chunks * CHUNK_LEN) as u64, false);
+        parcel(&records, Transfer::Message(0), 0, &[])
+    };
+    let last_of_put = at(Transfer::Put(0), 2 * CHUNK_LEN as u64, &chunk)[..40].to_vec();
     let half = first[..first.len() / 2].to_vec();
     let refused = record(&Record::Refused { id: 0, reason: "no".into() });
     // A peer that is right so far.
@@ -279,6 +286,7 @@ fn what_was_not_granted_is_corrupt_on_every_stream() {
             "a message that a good-bye left behind",
             vec![(1, at(Transfer::Message(1), 0, &chunk)), (0, record(&Record::Close))],
         ),
+        ("a put of the number of one that comes", vec![(0, put(3)), (1, last_of_put), (0, put(1))]),
         ("a refusal of a get whose answer comes", vec![(1, at(get, 0, &chunk)[..40].to_vec()), (0, refused)]),
     ] {
         let error = hostile(&said).expect_err(what);
