@@ -1,20 +1,20 @@
-//! A transfer that lands in chunks, in any order: each is claimed once, by the stream that reads it, and owns its part of the
+//! A transfer that lands in chunks, in any order: each is claimed once, by whatever brings it, which owns its part of the
 //! landing until it is there.
 
 use crate::error::Result;
 use crate::memory::BufferMut;
 use crate::wire::record::{BULK_LEN_MAX, Transfer, corrupt};
 
-/// The length of a chunk; the last one of a transfer takes the rest. Simulated and fuzzed payload is short, and shall be of
-/// several too.
+/// The length of a chunk where there are several streams. Simulated and fuzzed payload is short, and shall be of several too.
 pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } else { BULK_LEN_MAX };
 
 /// What one chunk fills: pieces of buffers and the bytes each takes. Nothing where the chunk goes to a region.
 pub(crate) type Parts = Vec<(BufferMut, usize)>;
 
-/// A landing, cut into chunks.
+/// A landing, cut into chunks of one length; the last one takes the rest.
 #[derive(Debug)]
 pub(crate) struct Chunks {
+    chunk_len: usize,
     states: Vec<State>,
     len: u64,
     missing: u64,
@@ -23,15 +23,18 @@ pub(crate) struct Chunks {
 #[derive(Debug)]
 enum State {
     Free(Parts),
-    /// A stream is reading it.
+    /// It is being brought.
     Claimed,
     Landed(Parts),
 }
 
 impl Chunks {
     /// Cuts buffers, each of which takes so many bytes behind what is filled of it. [`join`](Self::join) makes them whole.
-    pub(crate) fn cut<'a>(buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>) -> Self {
-        let (mut states, mut parts, mut room, mut len) = (Vec::new(), Vec::new(), CHUNK_LEN, 0);
+    pub(crate) fn cut<'a>(
+        buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>,
+        chunk_len: usize,
+    ) -> Self {
+        let (mut states, mut parts, mut room, mut len) = (Vec::new(), Vec::new(), chunk_len, 0);
         for (buffer, mut wanted) in buffers.filter(|(_, wanted)| *wanted > 0) {
             len += wanted as u64;
             let mut rest = buffer.split_off(buffer.len());
@@ -44,31 +47,31 @@ impl Chunks {
                 room -= part_len;
                 if room == 0 {
                     states.push(State::Free(std::mem::take(&mut parts)));
-                    room = CHUNK_LEN;
+                    room = chunk_len;
                 }
             }
         }
         if !parts.is_empty() {
             states.push(State::Free(parts));
         }
-        Self { states, len, missing: len }
+        Self { chunk_len, states, len, missing: len }
     }
 
     /// Chunks of `len` bytes that go to a region.
-    pub(crate) fn of_region(len: usize) -> Self {
-        let states = (0..len.div_ceil(CHUNK_LEN)).map(|_| State::Free(Parts::new())).collect();
-        Self { states, len: len as u64, missing: len as u64 }
+    pub(crate) fn of_region(len: usize, chunk_len: usize) -> Self {
+        let states = (0..len.div_ceil(chunk_len)).map(|_| State::Free(Parts::new())).collect();
+        Self { chunk_len, states, len: len as u64, missing: len as u64 }
     }
 
-    /// Hands a chunk to whoever reads it, if it is one, and has not come yet.
+    /// Hands a chunk to whoever brings it, if it is one, and has not come yet.
     pub(crate) fn claim(&mut self, offset: u64, len: usize) -> Result<Parts> {
-        let fits = offset.is_multiple_of(CHUNK_LEN as u64)
+        let fits = offset.is_multiple_of(self.chunk_len as u64)
             && offset < self.len
-            && len as u64 == (self.len - offset).min(CHUNK_LEN as u64);
+            && len as u64 == self.len_at(offset);
         if !fits {
             return Err(corrupt(format!("{len} bytes at {offset} are no chunk of {} bytes", self.len)));
         }
-        let state = &mut self.states[(offset / CHUNK_LEN as u64) as usize];
+        let state = self.state_at(offset);
         match std::mem::replace(state, State::Claimed) {
             State::Free(parts) => Ok(parts),
             other => {
@@ -85,14 +88,23 @@ impl Chunks {
 
     /// A claimed chunk is there; true if it was the last.
     pub(crate) fn landed(&mut self, offset: u64, parts: Parts) -> bool {
-        self.missing -= (self.len - offset).min(CHUNK_LEN as u64);
+        self.missing -= self.len_at(offset);
         self.put_back(offset, parts);
         self.missing == 0
     }
 
     /// A claimed chunk will not come.
     pub(crate) fn put_back(&mut self, offset: u64, parts: Parts) {
-        self.states[(offset / CHUNK_LEN as u64) as usize] = State::Landed(parts);
+        *self.state_at(offset) = State::Landed(parts);
+    }
+
+    /// The length of the chunk at an offset on the grid.
+    fn len_at(&self, offset: u64) -> u64 {
+        (self.len - offset).min(self.chunk_len as u64)
+    }
+
+    fn state_at(&mut self, offset: u64) -> &mut State {
+        &mut self.states[(offset / self.chunk_len as u64) as usize]
     }
 
     /// Makes the buffers that were cut whole again: filled if every chunk landed, else as they came.
@@ -116,7 +128,7 @@ impl Chunks {
     }
 }
 
-/// A chunk that a stream is reading.
+/// A chunk that is being brought.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) transfer: Transfer,
@@ -175,7 +187,7 @@ mod tests {
     }
 
     fn cut(buffers: &mut [BufferMut]) -> Chunks {
-        Chunks::cut(buffers.iter_mut().zip(WANTED))
+        Chunks::cut(buffers.iter_mut().zip(WANTED), CHUNK_LEN)
     }
 
     #[test]
@@ -222,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_is_no_chunk_or_came_before_is_corrupt() {
-        let mut chunks = Chunks::of_region(CHUNK_LEN + 10);
+        let mut chunks = Chunks::of_region(CHUNK_LEN + 10, CHUNK_LEN);
         let chunk = CHUNK_LEN as u64;
         for (offset, len) in [
             (1, 10),

@@ -10,7 +10,7 @@ use std::io::IoSlice;
 use crc32c::{crc32c, crc32c_append};
 
 use crate::error::Result;
-use crate::memory::BufferMut;
+use crate::memory::{Buffer, BufferMut};
 use crate::wire::record::{Transfer, corrupt};
 
 /// Writes the checksums of the records, of the bulk, and of what is before, to the end of a head.
@@ -20,6 +20,18 @@ pub(crate) fn seal(head: &mut [u8], records: u32, bulk: u32) {
     head[sums + 4..sums + 8].copy_from_slice(&bulk.to_le_bytes());
     let sum = crc32c(&head[..sums + 8]);
     head[sums + 8..].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// What [`seal`] wrote of the records and of the bulk; `None` if the head is not as it was.
+fn unseal(head: &[u8]) -> Option<(u32, u32)> {
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let sums = head.len() - 12;
+    (crc32c(&head[..sums + 8]) == word(sums + 8)).then(|| (word(sums), word(sums + 4)))
+}
+
+/// The checksum of bulk.
+pub(crate) fn of_buffers(buffers: &[Buffer]) -> u32 {
+    of_slices(buffers.iter().filter_map(Buffer::as_slice).map(IoSlice::new))
 }
 
 /// The checksum of slices, one after another.
@@ -50,6 +62,16 @@ impl Check {
         Self { on, ..Self::default() }
     }
 
+    /// What checks, where this one `is_on`, the bulk of a parcel that came by itself with that head.
+    pub(crate) fn of_parcel(&self, head: &[u8]) -> Result<Self> {
+        let mut check = Self::new(self.on);
+        if self.on {
+            let sums = unseal(head).ok_or_else(|| corrupt("damaged on its way: the head of a parcel"))?;
+            (check.records, check.bulk) = sums;
+        }
+        Ok(check)
+    }
+
     pub(crate) fn is_on(&self) -> bool {
         self.on
     }
@@ -60,15 +82,14 @@ impl Check {
             return Ok(());
         }
         self.start = self.end;
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let sums = bytes.len() - 12;
-        if crc32c(&bytes[..sums + 8]) != word(sums + 8) {
+        let Some((records, bulk)) = unseal(bytes) else {
             return Err(corrupt(format!(
                 "damaged on its way: the head at byte {} of the stream",
                 self.start
             )));
-        }
-        (self.records, self.bulk, self.sum) = (word(sums), word(sums + 4), 0);
+        };
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        (self.records, self.bulk, self.sum) = (records, bulk, 0);
         self.records_at = self.start + bytes.len() as u64;
         self.end += bytes.len() as u64 + u64::from(word(0)) + u64::from(word(4));
         Ok(())

@@ -30,8 +30,10 @@ pub(crate) struct OneSided {
     serving: usize,
     /// Our gets whose bytes are coming.
     gets: usize,
-    /// Payload comes in chunks, over several streams.
-    striped: bool,
+    /// Payload comes in chunks of this length, in any order.
+    chunk_len: Option<usize>,
+    /// Bulk leaves late: the word on a put may overtake the news that it has left.
+    late: bool,
     pub(crate) copied: Count,
 }
 
@@ -46,8 +48,19 @@ enum Request {
     },
     Put {
         from: Operation<Buffer>,
-        may_go: bool,
+        way: Way,
     },
+}
+
+/// How far the payload of a put is.
+#[derive(Debug)]
+enum Way {
+    /// It waits for the owner's go.
+    Waiting,
+    /// It is leaving, late; the owner may have said its word.
+    Leaving(Option<Result<()>>),
+    /// The owner's word alone is missing.
+    Gone,
 }
 
 impl Request {
@@ -93,14 +106,20 @@ impl OneSided {
             landing: HashMap::new(),
             serving: 0,
             gets: 0,
-            striped: false,
+            chunk_len: None,
+            late: false,
             copied: Count::default(),
         }
     }
 
-    /// Payload comes in chunks, over several streams.
-    pub(crate) fn stripe(&mut self) {
-        self.striped = true;
+    /// Payload comes in chunks of that length, in any order.
+    pub(crate) fn stripe(&mut self, chunk_len: usize) {
+        self.chunk_len = Some(chunk_len);
+    }
+
+    /// Bulk leaves late: the word on a put may overtake the news that it has left, and then waits for it.
+    pub(crate) fn leave_late(&mut self) {
+        self.late = true;
     }
 
     pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
@@ -109,7 +128,7 @@ impl OneSided {
     }
 
     pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
-        self.queued.push_back((region, offset, Request::Put { from, may_go: false }));
+        self.queued.push_back((region, offset, Request::Put { from, way: Way::Gone }));
     }
 
     /// Whether bulk of a get or put may come.
@@ -138,18 +157,18 @@ impl OneSided {
                     let len = *end - *start;
                     put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len: len as u64 });
                     self.gets += 1;
-                    if self.striped {
-                        *chunks = Some(Box::new(Chunks::cut(std::iter::once((into.memory_mut(), len)))));
-                    }
+                    *chunks = self.chunk_len.map(|chunk_len| {
+                        Box::new(Chunks::cut(std::iter::once((into.memory_mut(), len)), chunk_len))
+                    });
                 }
-                Request::Put { from, may_go } => {
+                Request::Put { from, way } => {
                     let len = from.memory().len() as u64;
                     let eager = len < EAGER_LEN_MAX;
                     put_put(outbox.text(), id, region.key(), offset, len, eager);
                     if eager {
                         outbox.payload(std::iter::once(from.memory().clone()));
                     }
-                    *may_go = !eager;
+                    *way = if eager { Way::Gone } else { Way::Waiting };
                 }
             }
             self.requests.insert(id, request);
@@ -204,7 +223,8 @@ impl OneSided {
             None if len < EAGER_LEN_MAX => return Err(corrupt("a small put without its payload")),
             None => {
                 put(records, &Record::Go { id });
-                let chunks = self.striped.then(|| Box::new(Chunks::of_region(lease.len())));
+                let chunks = self.chunk_len;
+                let chunks = chunks.map(|chunk_len| Box::new(Chunks::of_region(lease.len(), chunk_len)));
                 let landing = Landing { lease, at: 0, revoked: false, chunks };
                 // Chunks of the one that is coming are put back into it.
                 match self.landing.entry(id) {
@@ -236,8 +256,8 @@ impl OneSided {
     /// A put of ours may stream.
     pub(crate) fn may_go(&mut self, id: u64) -> Result<Bulk> {
         match self.requests.get_mut(&id) {
-            Some(Request::Put { from, may_go }) if *may_go => {
-                *may_go = false;
+            Some(Request::Put { from, way: way @ Way::Waiting }) => {
+                *way = if self.late { Way::Leaving(None) } else { Way::Gone };
                 Ok(Bulk::new(Transfer::Put(id), Source::Put(from.memory().clone())))
             }
             _ => Err(corrupt("a go for no put that waits")),
@@ -247,7 +267,10 @@ impl OneSided {
     /// A put's bytes are in place, or a get of nothing is done.
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
-            Some(Request::Put { from, may_go: false }) => from.finish(drop),
+            Some(Request::Put { from, way: Way::Gone }) => from.finish(drop),
+            Some(Request::Put { from, way: Way::Leaving(None) }) => {
+                self.requests.insert(id, Request::Put { from, way: Way::Leaving(Some(Ok(()))) });
+            }
             Some(Request::Get { into, start, end, .. }) if start == end => {
                 self.gets -= 1;
                 into.finish(|memory| memory);
@@ -261,10 +284,29 @@ impl OneSided {
         Ok(())
     }
 
+    /// The payload of a put of ours that leaves late has left.
+    pub(crate) fn put_left(&mut self, id: u64) {
+        let Some(Request::Put { way: way @ Way::Leaving(_), .. }) = self.requests.get_mut(&id) else {
+            return;
+        };
+        let Way::Leaving(Some(word)) = std::mem::replace(way, Way::Gone) else { return };
+        let Some(Request::Put { from, .. }) = self.requests.remove(&id) else { return };
+        match word {
+            Ok(()) => from.finish(drop),
+            Err(error) => from.fail(error),
+        }
+    }
+
     pub(crate) fn refused(&mut self, id: u64, reason: String) -> Result<()> {
         let error = Error::new(ErrorKind::Rejected, reason);
         if self.chunks(Transfer::Get(id)).is_some_and(|chunks| !chunks.are_untouched()) {
             return Err(corrupt("a refusal of a get whose answer came"));
+        }
+        if let Some(Request::Put { way: Way::Leaving(word), .. }) = self.requests.get_mut(&id) {
+            return match word.replace(Err(error)) {
+                None => Ok(()),
+                Some(_) => Err(corrupt("two answers to one request")),
+            };
         }
         let Some(request) = self.requests.remove(&id) else { return Err(corrupt("a refusal of no request")) };
         self.gets -= usize::from(matches!(request, Request::Get { .. }));
@@ -344,7 +386,7 @@ impl OneSided {
         self.landing.get(&id).map(|landing| &landing.lease)
     }
 
-    /// Hands out the parts of a transfer's chunk that is about to be read.
+    /// Hands out the parts of a transfer's chunk that is about to come.
     pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<Parts> {
         match self.chunks(transfer) {
             Some(chunks) => chunks.claim(offset, len),

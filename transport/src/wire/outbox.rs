@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use crate::error::Error;
 use crate::memory::Buffer;
 use crate::message::Message;
 use crate::operation::Operation;
@@ -137,8 +138,7 @@ impl Outbox {
         self.cover();
         if self.checked {
             let records = integrity::of_slices(self.records_of(head));
-            let slices = bulk.iter().filter_map(Buffer::as_slice).map(IoSlice::new);
-            let bulk = integrity::of_slices(slices);
+            let bulk = integrity::of_buffers(&bulk);
             let head_len = self.head_len();
             integrity::seal(&mut self.text[head..head + head_len], records, bulk);
         }
@@ -265,6 +265,13 @@ impl Bulk {
             self.offset = 0;
         }
         (bulk, true)
+    }
+
+    /// Fails whose frames they are, where that does not wait elsewhere.
+    pub(crate) fn fail(self, why: &Error) {
+        if let Source::Message(_, message, _) = self.source {
+            message.fail(why.clone());
+        }
     }
 
     /// Its bytes, all together.

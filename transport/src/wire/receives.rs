@@ -50,8 +50,8 @@ pub(crate) struct Receives {
     landing: usize,
     /// Accepted payloads that this end fetches by itself, in turns.
     fetching: VecDeque<u64>,
-    /// Payload comes in chunks, over several streams.
-    striped: bool,
+    /// Payload comes in chunks of this length, in any order.
+    chunk_len: Option<usize>,
     pub(crate) copied: Count,
 }
 
@@ -103,9 +103,9 @@ impl Landing {
         Self { buffers, frame: 0, remaining, chunks: None, rejected: false }
     }
 
-    /// Cuts the buffers into chunks.
-    fn cut(&mut self, lens: &[usize]) {
-        self.chunks = Some(Box::new(Chunks::cut(self.frames(lens))));
+    /// Cuts the buffers into chunks, where it comes in those.
+    fn cut(&mut self, lens: &[usize], chunk_len: Option<usize>) {
+        self.chunks = chunk_len.map(|chunk_len| Box::new(Chunks::cut(self.frames(lens), chunk_len)));
     }
 
     /// Makes buffers that were cut into chunks whole.
@@ -146,7 +146,7 @@ impl Receives {
             words_prompt: false,
             landing: 0,
             fetching: VecDeque::new(),
-            striped: false,
+            chunk_len: None,
             copied: Count::default(),
         }
     }
@@ -235,9 +235,7 @@ impl Receives {
                 let (done, landed) = Done::new();
                 let buffers = Buffers::Ours(buffers, done);
                 let mut landing = Landing::new(buffers, payload_len);
-                if self.striped {
-                    landing.cut(&lens);
-                }
+                landing.cut(&lens, self.chunk_len);
                 (State::Landing(landing), Arrival::Coming(landed))
             }
         };
@@ -310,9 +308,7 @@ impl Receives {
                 }
                 put(records, &Record::Accept { id, discarded: &discarded });
                 let mut landing = Landing::new(Buffers::Theirs(landings), remaining);
-                if self.striped {
-                    landing.cut(&held.lens);
-                }
+                landing.cut(&held.lens, self.chunk_len);
                 held.state = State::Landing(landing);
                 self.landing += 1;
                 if remaining == 0 {

@@ -21,7 +21,7 @@ const SUMS_LEN: usize = 12;
 const RECORD_HEAD_LEN: usize = 16;
 /// The most bytes of records in one parcel.
 pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
-/// The most bytes of bulk in one parcel.
+/// The most bytes of bulk in one parcel of a stream.
 pub(crate) const BULK_LEN_MAX: usize = 1 << 20;
 /// The longest reason that a refusal carries, in bytes.
 const REASON_LEN_MAX: usize = 1024;
@@ -87,11 +87,11 @@ impl Head {
         bytes
     }
 
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8], bulk_len_max: usize) -> Result<Self> {
         let mut fields = Fields(bytes);
         let (records_len, bulk_len) = (fields.u32()? as usize, fields.u32()? as usize);
         let transfer = fields.u64()?;
-        if records_len > RECORDS_LEN_MAX || bulk_len > BULK_LEN_MAX {
+        if records_len > RECORDS_LEN_MAX || bulk_len > bulk_len_max {
             return Err(corrupt(format!(
                 "a parcel of {records_len} and {bulk_len} bytes is beyond its limits"
             )));
@@ -169,7 +169,10 @@ pub(crate) enum Record<'a> {
         id: u64,
         reason: String,
     },
-    Close,
+    /// The sender's last; so many parcels left it beside the stream.
+    Close {
+        parcels: u64,
+    },
 }
 
 /// A message as the stream announces it.
@@ -290,7 +293,7 @@ pub(crate) fn put(out: &mut Vec<u8>, record: &Record<'_>) {
             put_head(out, REFUSED, 0, reason.len(), *id);
             out.extend_from_slice(reason);
         }
-        Record::Close => put_head(out, CLOSE, 0, 0, 0),
+        Record::Close { parcels } => put_head(out, CLOSE, 0, 0, *parcels),
         Record::Message(_) | Record::Put { .. } => unreachable!("they are written around their payload"),
     }
 }
@@ -362,7 +365,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
             let reason = String::from_utf8_lossy(body.rest(REASON_LEN_MAX)?);
             Record::Refused { id, reason: reason.replace(char::is_control, " ") }
         }
-        CLOSE => Record::Close,
+        CLOSE => Record::Close { parcels: id },
         other => return Err(corrupt(format!("a record of unknown kind {other}"))),
     };
     if !body.0.is_empty() {

@@ -45,6 +45,8 @@ pub(crate) struct Sends {
     ahead: u64,
     ahead_in_use: u64,
     stalled: bool,
+    /// Bulk leaves late: the word on a message may overtake the news that it has left.
+    late: bool,
     pub(crate) stalls: Count,
     pub(crate) copied: Count,
     pub(crate) deposited: Count,
@@ -73,11 +75,18 @@ enum State {
     Fetchable(Operation<Message>),
     /// The payload is on its way to the operating system.
     Moving,
+    /// The same, though the receiver has said its word.
+    Settled(Delivery),
     /// All of it is with the operating system.
     Left,
 }
 
 impl Sends {
+    /// Bulk leaves late: the word on a message may overtake the news that it has left, and then waits for it.
+    pub(crate) fn leave_late(&mut self) {
+        self.late = true;
+    }
+
     /// With `more`, a small one waits for others to leave together.
     pub(crate) fn push(
         &mut self,
@@ -312,11 +321,13 @@ impl Sends {
 
     /// A message's memory is with the operating system.
     pub(crate) fn left(&mut self, id: u64, message: Operation<Message>) {
-        if let Some(announced) = self.announced.at(id) {
-            announced.state = State::Left;
-        }
+        let before =
+            self.announced.at(id).map(|announced| std::mem::replace(&mut announced.state, State::Left));
         while self.unheard.pop_front_if(|(lent, _)| *lent == id).is_some() {}
         message.finish(drop);
+        if let Some(State::Settled(delivery)) = before {
+            self.settle(id, delivery);
+        }
     }
 
     /// The receiver accepted a message.
@@ -351,18 +362,26 @@ impl Sends {
                 (Delivery::Rejected, State::Waiting(message)) | (_, State::Fetchable(message)) => {
                     message.finish(drop);
                 }
+                (_, State::Moving) if self.late => {
+                    announced.state = State::Settled(delivery);
+                    continue;
+                }
                 (_, other) => {
                     announced.state = other;
                     return Err(corrupt("a word on a message that has not left"));
                 }
             }
-            if let Some(Announced { receipt, cost, ahead, .. }) = self.announced.remove(id) {
-                self.bytes_in_use -= cost;
-                self.ahead_in_use -= ahead;
-                receipt.resolve(Ok(delivery));
-            }
+            self.settle(id, delivery);
         }
         Ok(())
+    }
+
+    fn settle(&mut self, id: u64, delivery: Delivery) {
+        if let Some(Announced { receipt, cost, ahead, .. }) = self.announced.remove(id) {
+            self.bytes_in_use -= cost;
+            self.ahead_in_use -= ahead;
+            receipt.resolve(Ok(delivery));
+        }
     }
 
     /// The receiver lets so much payload stream ahead from now on.

@@ -5,6 +5,8 @@
 
 mod inlet;
 mod landing;
+#[cfg_attr(not(test), expect(dead_code, reason = "for the UCX backend, which is on its way"))]
+mod parcels;
 mod strands;
 
 use std::collections::VecDeque;
@@ -22,15 +24,18 @@ use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;
 use crate::wire::liveness::{Due, Liveness};
 use crate::wire::one_sided::{OneSided, replies};
-use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
+use crate::wire::outbox::{Bulk, Ending, Outbox};
 use crate::wire::receives::Receives;
 use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
 use crate::wire::sends::{self, RECORDS_LEN, Sends};
 
 use inlet::Inlet;
+use parcels::Parcels;
 use strands::{Strands, due};
 
 pub(crate) use landing::Target;
+#[cfg_attr(not(test), expect(unused_imports, reason = "for the UCX backend, which is on its way"))]
+pub(crate) use parcels::{Came, Landing, Parcel};
 
 /// One end of a data stream.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ pub(crate) struct Session {
     inlet: Inlet,
     /// What the further streams of the connection carry.
     strands: Option<Box<Strands>>,
+    /// What leaves and comes beside the stream, by itself.
+    parcels: Option<Box<Parcels>>,
     /// What lends our frames to the peer, and borrows its.
     lender: Option<Box<dyn Lender>>,
     /// What the application should see, in order.
@@ -102,6 +109,7 @@ impl Session {
             answers: 0,
             inlet: Inlet::new(checked),
             strands: None,
+            parcels: None,
             lender: None,
             announced: Vec::new(),
             ask: false,
@@ -120,9 +128,10 @@ impl Session {
     }
 
     /// The same with large frames read where they lie, both ways, by whoever names where they land; not where what travels is
-    /// checked, or takes several streams.
+    /// checked, or takes several streams, or leaves by itself.
     pub(crate) fn fetching(mut self, fetcher: Box<dyn Fetcher>) -> Self {
-        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on() && self.strands.is_none());
+        let is_plain = self.strands.is_none() && self.parcels.is_none();
+        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on() && is_plain);
         self
     }
 
@@ -222,9 +231,11 @@ impl Session {
         self.has_peer_closed() || self.closing == Closing::Left
     }
 
-    /// Whether the peer's good-bye has come, on every stream.
+    /// Whether the peer's good-bye has come, on every stream, and what it may have overtaken.
     fn has_peer_closed(&self) -> bool {
-        self.peer_closed && self.strands.as_ref().is_none_or(|strands| strands.have_ended())
+        self.peer_closed
+            && self.strands.as_ref().is_none_or(|strands| strands.have_ended())
+            && self.parcels.as_ref().is_none_or(|parcels| parcels.have_landed())
     }
 
     /// Whether the peer has been silent so long that `tick` may have something to do.
@@ -265,7 +276,7 @@ impl Session {
     fn is_due_at_once(&self) -> bool {
         !self.outbox.is_empty()
             || !self.records.is_empty()
-            || self.strands.as_ref().map_or(!self.bulks.is_empty(), |strands| strands.has_chunk_for(0))
+            || self.has_bulk_for_main()
             || self.ask
             || self.answer
             || self.sends.are_due()
@@ -275,18 +286,28 @@ impl Session {
             || (self.closing == Closing::Wanted && self.sends.have_joined())
     }
 
+    /// Whether the main stream has bulk to carry.
+    fn has_bulk_for_main(&self) -> bool {
+        match &self.strands {
+            Some(strands) => strands.has_chunk_for(0),
+            None => !self.bulks.is_empty() && self.parcels.is_none(),
+        }
+    }
+
     fn good_bye_is_due(&self) -> bool {
+        let have_left = || self.parcels.as_ref().is_none_or(|parcels| parcels.have_left());
         let submitted = || {
             self.sends.are_done()
                 && self.one_sided.are_done()
                 && self.bulks.is_empty()
                 && self.strands.as_ref().is_none_or(|strands| strands.spreads.is_empty())
+                && self.parcels.as_ref().is_none_or(|parcels| parcels.spreads.is_empty())
                 && self.records.is_empty()
                 && !self.receives.are_landing()
         };
         match self.closing {
-            Closing::Wanted => self.has_peer_closed() || submitted(),
-            Closing::No => self.has_peer_closed(),
+            Closing::Wanted => (self.has_peer_closed() || submitted()) && have_left(),
+            Closing::No => self.has_peer_closed() && have_left(),
             Closing::InBatch | Closing::Left => false,
         }
     }
@@ -315,14 +336,15 @@ impl Session {
             let fetch = self.fetcher.is_some();
             self.sends.announce(&mut self.outbox, &mut self.bulks, &mut self.lender, fetch);
             if good_bye {
-                record::put(self.outbox.text(), &Record::Close);
+                let parcels = self.parcels.as_ref().map_or(0, |parcels| parcels.handed_out);
+                record::put(self.outbox.text(), &Record::Close { parcels });
                 self.outbox.end(Ending::Closed);
                 self.closing = Closing::InBatch;
             }
             if self.chunk_to(0) {
                 continue;
             }
-            let Some(mut bulk) = self.bulks.pop_front() else {
+            let Some(mut bulk) = self.bulks.pop_front_if(|_| self.parcels.is_none()) else {
                 let nothing = self.outbox.records_len() == 0;
                 self.outbox.finish(Transfer::Message(0), Vec::new());
                 if nothing {
@@ -402,7 +424,7 @@ impl Session {
             }
             Record::Done { id } => self.one_sided.done(id)?,
             Record::Refused { id, reason } => self.one_sided.refused(id, reason)?,
-            Record::Close => self.peer_closed = true,
+            Record::Close { parcels } => self.hear_good_bye(parcels)?,
         }
         Ok(())
     }
@@ -413,17 +435,14 @@ impl Session {
             fetcher.withdraw();
         }
         self.give_up_strands(why);
+        self.give_up_parcels(why);
         self.sends.give_up(why, &mut self.lender);
         for ending in self.outbox.give_up() {
             if let Ending::Sent(_, message) = ending {
                 message.fail(why.clone());
             }
         }
-        for bulk in self.bulks.drain(..) {
-            if let Source::Message(_, message, _) = bulk.source {
-                message.fail(why.clone());
-            }
-        }
+        self.bulks.drain(..).for_each(|bulk| bulk.fail(why));
         self.receives.give_up(why);
         self.one_sided.give_up(why);
         self.announced.clear();

@@ -1,17 +1,19 @@
-//! Transfers on their way out over several streams: each hands out chunks in order, to the stream whose turn it is, and
-//! has left when all of them have.
+//! Transfers on their way out in chunks: each hands them out in order, to the stream whose turn it is or to leave by
+//! themselves, and has left when all of them have.
 
 use std::collections::VecDeque;
 
 use crate::memory::Buffer;
-use crate::wire::chunks::CHUNK_LEN;
 use crate::wire::ledger::Ledger;
 use crate::wire::outbox::{Bulk, Source};
 use crate::wire::record::Transfer;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Spreads {
     spreads: Ledger<Spread>,
+    chunk_len: usize,
+    /// What is shorter is small.
+    large_len_min: u64,
     /// Those with chunks to hand out, which take turns: small ones, for the main stream, and large ones, for any.
     small: VecDeque<u64>,
     large: VecDeque<u64>,
@@ -22,11 +24,11 @@ struct Spread {
     bulk: Bulk,
     len: u64,
     handed_out: u64,
-    /// Chunks that are with a stream and have not left.
+    /// Chunks that were handed out and have not left.
     leaving: usize,
 }
 
-/// What one stream shall carry.
+/// What one stream shall carry, or leaves by itself.
 #[derive(Debug)]
 pub(crate) struct NextChunk {
     /// Whom to tell that it left.
@@ -34,13 +36,21 @@ pub(crate) struct NextChunk {
     pub(crate) transfer: Transfer,
     pub(crate) offset: u64,
     pub(crate) bytes: Vec<Buffer>,
+    pub(crate) is_last: bool,
 }
 
 impl Spreads {
+    /// Over streams, or, `beside` them, to leave by themselves.
+    pub(crate) fn new(chunk_len: usize, beside: bool) -> Self {
+        // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
+        let large_len_min = if beside { 0 } else { chunk_len as u64 };
+        let (small, large) = (VecDeque::new(), VecDeque::new());
+        Self { spreads: Ledger::default(), chunk_len, large_len_min, small, large }
+    }
+
     pub(crate) fn push(&mut self, bulk: Bulk) {
         let len = bulk.len();
-        // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
-        let queue = if len < CHUNK_LEN as u64 { &mut self.small } else { &mut self.large };
+        let queue = if len < self.large_len_min { &mut self.small } else { &mut self.large };
         queue.push_back(self.spreads.push(Spread { bulk, len, handed_out: 0, leaving: 0 }));
     }
 
@@ -61,12 +71,12 @@ impl Spreads {
 
     /// The next chunk of a small transfer.
     pub(crate) fn next_small(&mut self) -> Option<NextChunk> {
-        next(&mut self.spreads, &mut self.small)
+        next(&mut self.spreads, &mut self.small, self.chunk_len)
     }
 
     /// The next chunk of a large transfer.
     pub(crate) fn next_large(&mut self) -> Option<NextChunk> {
-        next(&mut self.spreads, &mut self.large)
+        next(&mut self.spreads, &mut self.large, self.chunk_len)
     }
 
     /// A chunk left; hands out the transfer's source if it was the last.
@@ -88,15 +98,16 @@ impl Spreads {
 }
 
 /// The next chunk of the first transfer in `queue`, which goes to its end.
-fn next(spreads: &mut Ledger<Spread>, queue: &mut VecDeque<u64>) -> Option<NextChunk> {
+fn next(spreads: &mut Ledger<Spread>, queue: &mut VecDeque<u64>, chunk_len: usize) -> Option<NextChunk> {
     let id = queue.pop_front()?;
     let spread = spreads.at(id)?;
-    let (bytes, _) = spread.bulk.next(CHUNK_LEN, usize::MAX);
+    let (bytes, _) = spread.bulk.next(chunk_len, usize::MAX);
     let offset = spread.handed_out;
     spread.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
     spread.leaving += 1;
-    if spread.handed_out < spread.len {
+    let is_last = spread.handed_out == spread.len;
+    if !is_last {
         queue.push_back(id);
     }
-    Some(NextChunk { spread: id, transfer: spread.bulk.transfer, offset, bytes })
+    Some(NextChunk { spread: id, transfer: spread.bulk.transfer, offset, bytes, is_last })
 }

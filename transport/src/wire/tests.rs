@@ -4,6 +4,7 @@ mod deposit;
 mod fetching;
 mod integrity;
 mod lending;
+mod parcels;
 mod simulated;
 mod strands;
 

@@ -1,15 +1,21 @@
-//! Payload that comes in chunks, over several streams.
+//! Payload that comes in chunks, in any order.
 
 use super::{Held, Landing, Receives, State};
 use crate::error::Result;
+use crate::memory::{BufferMut, Pool};
 use crate::wire::chunks::Parts;
 use crate::wire::credit::WINDOW;
 use crate::wire::record::corrupt;
 
 impl Receives {
-    /// Payload comes in chunks, over several streams.
-    pub(crate) fn stripe(&mut self) {
-        self.striped = true;
+    /// Payload comes in chunks of that length, in any order.
+    pub(crate) fn stripe(&mut self, chunk_len: usize) {
+        self.chunk_len = Some(chunk_len);
+    }
+
+    /// Memory for a chunk that is copied to its place.
+    pub(crate) fn staging(&self, len: usize) -> Result<BufferMut> {
+        self.pool.take(len).or_else(|_| Pool::new(0).take(len))
     }
 
     /// Whether a message of that number may still be announced.
@@ -17,7 +23,7 @@ impl Receives {
         (self.held.next()..self.held.next() + WINDOW.messages).contains(&id)
     }
 
-    /// Hands out the parts of a message's chunk that is about to be read.
+    /// Hands out the parts of a message's chunk that is about to come.
     pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
         match self.held.at(id) {
             Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) => {

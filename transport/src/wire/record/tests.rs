@@ -27,7 +27,7 @@ fn the_documented_bytes_are_what_travels() {
         hex("14000000 00000000 0000000000000000 03000000 04000000 0000000000000000 01000000")
     );
     let mut close = Vec::new();
-    put(&mut close, &Record::Close);
+    put(&mut close, &Record::Close { parcels: 0 });
     assert_eq!(parcel(&close), hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000"));
 }
 

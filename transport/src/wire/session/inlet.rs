@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Session, Strands};
 use crate::error::Result;
-use crate::wire::chunks::Chunk;
+use crate::wire::chunks::{Chunk, Parts};
 use crate::wire::integrity::Check;
-use crate::wire::record::{self, Head, Transfer, corrupt};
+use crate::wire::record::{self, BULK_LEN_MAX, Head, Transfer, corrupt};
 
 /// How far one stream was read.
 #[derive(Debug)]
@@ -71,13 +71,14 @@ impl Session {
         }
     }
 
-    fn inlet_mut(&mut self, stream: usize) -> &mut Inlet {
+    pub(super) fn inlet_mut(&mut self, stream: usize) -> &mut Inlet {
         Inlet::of(&mut self.inlet, &mut self.strands, stream)
     }
 
     /// How many bytes may be read before the next must go to a target: as many as one likes where no bulk can come.
     pub(crate) fn bytes_wanted(&self, stream: usize) -> usize {
-        if stream == 0 && !self.receives.expect_bulk() && !self.one_sided.expect_bulk() {
+        let expect_bulk = || self.receives.expect_bulk() || self.one_sided.expect_bulk();
+        if stream == 0 && (!expect_bulk() || self.parcels.is_some()) {
             return usize::MAX;
         }
         self.needed(stream) - self.inlet(stream).partial.len()
@@ -148,7 +149,7 @@ impl Session {
                 let is_striped = self.strands.is_some();
                 let inlet = self.inlet_mut(stream);
                 inlet.check.head(bytes)?;
-                let Head { records_len, bulk_len, transfer } = Head::decode(bytes)?;
+                let Head { records_len, bulk_len, transfer } = Head::decode(bytes, BULK_LEN_MAX)?;
                 let offset = if is_striped { record::offset_of(bytes)? } else { 0 };
                 let bulk = Bulk { len: bulk_len, transfer, offset };
                 if stream > 0 && records_len > 0 {
@@ -184,6 +185,9 @@ impl Session {
         if self.strands.is_some() {
             return self.begin_chunk(stream, bulk);
         }
+        if self.parcels.is_some() {
+            return Err(corrupt(format!("{len} bytes of bulk in the stream of records")));
+        }
         let expected = match transfer {
             Transfer::Message(id) => self.receives.remaining(id),
             Transfer::Get(_) | Transfer::Put(_) => self.one_sided.remaining(transfer),
@@ -203,11 +207,30 @@ impl Session {
     /// A chunk is about to be read, or waits on its strand for its message's announcement.
     pub(super) fn begin_chunk(&mut self, stream: usize, bulk: Bulk) -> Result<()> {
         let Bulk { len, transfer, offset } = bulk;
-        let (parts, (frame, at)) = match transfer {
-            Transfer::Message(id) if stream > 0 && !self.peer_closed && self.receives.may_come(id) => {
-                self.inlet_mut(stream).reading = Reading::Parked(bulk);
-                return Ok(());
-            }
+        if stream > 0 && self.is_early(transfer) {
+            self.inlet_mut(stream).reading = Reading::Parked(bulk);
+            return Ok(());
+        }
+        let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
+        let inlet = self.inlet_mut(stream);
+        inlet.check.begin(frame, at);
+        inlet.reading = Reading::Chunk(Chunk::new(transfer, offset, len, parts));
+        Ok(())
+    }
+
+    /// Whether a transfer that overtook the records is of a message that may still be announced.
+    pub(super) fn is_early(&self, transfer: Transfer) -> bool {
+        matches!(transfer, Transfer::Message(id) if !self.peer_closed && self.receives.may_come(id))
+    }
+
+    /// Hands out the parts of a chunk that is about to come, and where it belongs: the frame, and the offset in it.
+    pub(super) fn claim(
+        &mut self,
+        transfer: Transfer,
+        offset: u64,
+        len: usize,
+    ) -> Result<(Parts, (usize, u64))> {
+        Ok(match transfer {
             Transfer::Message(id) => {
                 let parts = self.receives.claim(id, offset, len)?;
                 let is_checked = self.inlet.check.is_on();
@@ -216,10 +239,6 @@ impl Session {
             Transfer::Get(_) | Transfer::Put(_) => {
                 (self.one_sided.claim(transfer, offset, len)?, (0, offset))
             }
-        };
-        let inlet = self.inlet_mut(stream);
-        inlet.check.begin(frame, at);
-        inlet.reading = Reading::Chunk(Chunk::new(transfer, offset, len, parts));
-        Ok(())
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use super::inlet::{Inlet, Reading};
 use super::{Closing, Session};
 use crate::error::{Error, Result};
-use crate::wire::chunks::Chunk;
+use crate::wire::chunks::{CHUNK_LEN, Chunk};
 use crate::wire::one_sided::OneSided;
 use crate::wire::outbox::{Ending, Outbox, Source};
 use crate::wire::record::Transfer;
@@ -78,14 +78,14 @@ impl Session {
         }
         let checked = self.inlet.check.is_on();
         self.outbox = Outbox::new(checked, true);
-        self.receives.stripe();
-        self.one_sided.stripe();
+        self.receives.stripe(CHUNK_LEN);
+        self.one_sided.stripe(CHUNK_LEN);
         self.strands = Some(Box::new(Strands {
             inlets: (0..strands).map(|_| Inlet::new(checked)).collect(),
             outlets: (0..strands)
                 .map(|_| Outlet { outbox: Outbox::new(checked, true), closes: false })
                 .collect(),
-            spreads: Spreads::default(),
+            spreads: Spreads::new(CHUNK_LEN, false),
             turn: 0,
             closed: 0,
         }));
@@ -162,7 +162,7 @@ impl Session {
             None if strands.turn == stream => strands.spreads.next_large(),
             small => small,
         };
-        let Some(NextChunk { spread, transfer, offset, bytes }) = chunk else { return false };
+        let Some(NextChunk { spread, transfer, offset, bytes, .. }) = chunk else { return false };
         let outbox = match stream {
             0 => &mut self.outbox,
             _ => {
@@ -221,22 +221,25 @@ impl Session {
 
     /// Puts back what is being read, and fails what is being written.
     pub(super) fn give_up_strands(&mut self, why: &Error) {
-        let Some(strands) = &mut self.strands else { return };
-        for inlet in std::iter::once(&mut self.inlet).chain(&mut strands.inlets) {
-            if let Reading::Chunk(chunk) = std::mem::replace(&mut inlet.reading, Reading::Ended) {
-                match chunk.transfer {
-                    Transfer::Message(id) => self.receives.put_back(id, chunk.offset, chunk.parts),
-                    Transfer::Get(_) | Transfer::Put(_) => self.one_sided.put_back(chunk),
-                }
+        let Some(strands) = self.strands.as_ref().map(|strands| strands.inlets.len()) else { return };
+        for stream in 0..=strands {
+            let reading = std::mem::replace(&mut self.inlet_mut(stream).reading, Reading::Ended);
+            if let Reading::Chunk(chunk) = reading {
+                self.put_back(chunk);
             }
         }
+        let Some(strands) = &mut self.strands else { return };
         for outlet in &mut strands.outlets {
             outlet.outbox.give_up().for_each(drop);
         }
-        for bulk in strands.spreads.give_up() {
-            if let Source::Message(_, message, _) = bulk.source {
-                message.fail(why.clone());
-            }
+        strands.spreads.give_up().for_each(|bulk| bulk.fail(why));
+    }
+
+    /// A chunk that was claimed will not come.
+    pub(super) fn put_back(&mut self, chunk: Chunk) {
+        match chunk.transfer {
+            Transfer::Message(id) => self.receives.put_back(id, chunk.offset, chunk.parts),
+            Transfer::Get(_) | Transfer::Put(_) => self.one_sided.put_back(chunk),
         }
     }
 }

@@ -284,7 +284,7 @@ fn what_was_not_granted_is_corrupt_on_every_stream() {
         ("an unannounced message on the main stream", vec![(0, at(Transfer::Message(1), 0, &chunk))]),
         (
             "a message that a good-bye left behind",
-            vec![(1, at(Transfer::Message(1), 0, &chunk)), (0, record(&Record::Close))],
+            vec![(1, at(Transfer::Message(1), 0, &chunk)), (0, record(&Record::Close { parcels: 0 }))],
         ),
         ("a put of the number of one that comes", vec![(0, put(3)), (1, last_of_put), (0, put(1))]),
         ("a refusal of a get whose answer comes", vec![(1, at(get, 0, &chunk)[..40].to_vec()), (0, refused)]),
