@@ -90,6 +90,8 @@ fn handshakes() -> Vec<Vec<u8>> {
         (6, b"\x02wrong token"),
         (7, b"\x04tcp"),
         (8, &[1; 49]),
+        (9, b"\x01\x03tcpa card"),
+        (10, b"a card"),
     ] {
         said.extend(
             [b"TOWLINE\x1a", &[kind, 0, 0, 0][..], &(body.len() as u32).to_le_bytes(), body].concat(),
@@ -97,7 +99,8 @@ fn handshakes() -> Vec<Vec<u8>> {
     }
     // A `Hello`, a proof, a proposal or its answer: each choice begins the message of that sort, told right.
     let conversation = |which, choices: [u8; 3]| vec![which, choices[0], 0, 3, choices[1], choices[2], 0, 0];
-    let choices = [[53, 121, 171], [53, 122, 211], [53, 123, 231], [53, 52, 241]];
+    let choices =
+        [[53, 121, 171], [53, 122, 211], [53, 123, 231], [53, 52, 241], [53, 124, 253], [53, 124, 255]];
     (1..16)
         .filter(|which| which % 4 > 0)
         .flat_map(|which| choices.map(|choices| conversation(which, choices)))

@@ -136,7 +136,9 @@ impl Stranger<'_> {
             210..230 => (4, Vec::new()),
             230..242 => (5, name(script)),
             242..250 => (6, name(script)),
-            _ => (8, script.take(49).to_vec()),
+            250..252 => (8, script.take(49).to_vec()),
+            252..254 => (9, [&[script.byte() % 20, 3][..], b"tcp", &name(script)].concat()),
+            _ => (10, name(script)),
         };
         let mut message =
             [&b"TOWLINE\x1a"[..], &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), &body].concat();

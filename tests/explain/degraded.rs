@@ -25,6 +25,8 @@ pub(crate) enum Trouble {
     NoOffer,
     /// It does not lead to the peer.
     NoWay,
+    /// It cannot be prepared.
+    NotPrepared,
     /// It fails when it is opened.
     NotOpened,
     /// Each message waits for [`DELAY`] before it leaves.
@@ -91,6 +93,11 @@ impl Backend for Degraded {
 
     fn stripes(&self) -> bool {
         self.backend.stripes()
+    }
+
+    fn prepare(&self, site: &mut Site) -> Result<()> {
+        self.unless(Trouble::NotPrepared)?;
+        self.backend.prepare(site)
     }
 
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {

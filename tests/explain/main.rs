@@ -3,6 +3,7 @@
 //! Each test goes over every backend of this build that reaches the own process: a new one joins by being there.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod carded;
 mod degraded;
 mod limited;
 
@@ -14,9 +15,11 @@ use towline::{
 };
 use towline_tests::polls::soon;
 
+use carded::{Carded, NO_CARD, TOO_MUCH};
 use degraded::{DELAY, Degraded, REASON, REMEDY, Trouble};
 
-const REFUSALS: [Trouble; 4] = [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotOpened];
+const REFUSALS: [Trouble; 5] =
+    [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared, Trouble::NotOpened];
 
 type Backends = Vec<Arc<dyn Backend>>;
 
@@ -86,7 +89,7 @@ async fn a_path_that_is_refused_falls_to_the_next_with_its_reason_kept() {
                 let said = &of(other.path(), name).reason;
                 let told = match trouble {
                     Trouble::Missing | Trouble::NoOffer => said.contains("does not offer it"),
-                    Trouble::NoWay if end == 0 => said.contains("did not propose it"),
+                    Trouble::NoWay | Trouble::NotPrepared if end == 0 => said.contains("did not propose it"),
                     _ => said.contains(REASON),
                 };
                 assert!(told, "{what}: {said}");
@@ -101,12 +104,53 @@ async fn a_forced_path_that_is_refused_is_an_error_that_tells_why() {
     for way in ways().into_iter().filter(|way| way[0].name() != "mem") {
         let name = way[0].name();
         let address = format!("{name}://127.0.0.1:0");
-        for trouble in [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay] {
+        for trouble in [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared] {
             let (near, far) = (endpoint(degraded(&way, trouble)), endpoint(way.clone()));
             let listener = far.listen(&address.parse().unwrap()).await.unwrap();
             let error = soon("connect", near.connect(listener.address())).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {trouble:?}: {error}");
             assert!(error.to_string().contains(REASON), "{name} {trouble:?}: {error}");
+        }
+    }
+}
+
+/// The in-process backend, whose twins meet by cards so many bytes too long, before all the others.
+fn carded(extra: usize) -> Backends {
+    let mut all = backend::all();
+    assert_eq!(all[0].name(), "mem");
+    all[0] = Arc::new(Carded { backend: all[0].clone(), extra });
+    all
+}
+
+#[tokio::test]
+async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
+    let (near, far) = (endpoint(carded(0)), endpoint(carded(0)));
+    for _ in 0..3 {
+        let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
+        assert_eq!([a.path().chosen(), b.path().chosen()], ["mem"; 2]);
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let (sent, came) =
+                soon("a message", async { tokio::join!(from.send(Message::new("hi")), to.recv()) }).await;
+            sent.unwrap();
+            assert_eq!(came.unwrap().header()[..], *b"hi");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_card_that_is_missing_or_too_long_refuses_the_path_alone() {
+    let (plain, right, long) = (endpoint(backend::all()), endpoint(carded(0)), endpoint(carded(TOO_MUCH)));
+    for (near, far, [of_near, of_far]) in [
+        (&plain, &right, [NO_CARD, NO_CARD]),
+        (&long, &right, ["passes the limit", "did not propose it"]),
+        (&right, &long, ["passes the limit", "passes the limit"]),
+    ] {
+        let (a, b) = meet(near, far, "towline://127.0.0.1:0").await;
+        for (side, reason) in [(&a, of_near), (&b, of_far)] {
+            assert_eq!(side.path().chosen(), "shm");
+            let candidate = of(side.path(), "mem");
+            assert_eq!(candidate.state, CandidateState::Refused);
+            assert!(candidate.reason.contains(reason), "{}", candidate.reason);
         }
     }
 }

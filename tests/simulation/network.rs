@@ -48,6 +48,10 @@ impl Backend for Networked {
         self.backend.reach(local, peer)
     }
 
+    fn prepare(&self, site: &mut Site) -> Result<()> {
+        self.backend.prepare(site)
+    }
+
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async {
             let dice = Dice::new(lock(&self.network).dice.next(), 0);

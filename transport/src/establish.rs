@@ -12,7 +12,8 @@ use crate::addr::Address;
 use crate::backend::{Backend, Link, PLANNED, Probe, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
-    self, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, STREAMS, Terms, Tls, Token,
+    self, CARD_LEN_MAX, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal,
+    STREAMS, Terms, Tls, Token,
 };
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
@@ -74,33 +75,35 @@ impl Establisher {
         while !entrants.is_empty() {
             let mut entrant = entrants.remove(0);
             let streams = if entrant.backend.stripes() { streams } else { 1 };
-            let reason = match self.meets(&entrant, &greeting) {
+            let mut site = self.site(Role::Connector, &entrant, &greeting, address);
+            let answer = match self.meets(&entrant, &greeting).and_then(|()| prepare(&entrant, &mut site)) {
                 Ok(()) => {
                     let deadline = environment.now() + self.handshake_time;
-                    let proposal = (entrant.backend.name(), streams);
-                    door::propose(&mut control, proposal, deadline, environment).await?
+                    let (backend, card) = (entrant.backend.name().to_owned(), site.card.clone());
+                    let proposal = Proposal { backend, streams, card };
+                    door::propose(&mut control, &proposal, deadline, environment).await?
                 }
                 Err(reason) => Err(reason),
             };
-            if let Err(reason) = reason {
-                entrant.candidate.reason = reason;
-                refused.push(entrant.candidate);
-                continue;
+            match answer {
+                Ok(card) => site.peer_card = card,
+                Err(reason) => {
+                    entrant.candidate.reason = reason;
+                    refused.push(entrant.candidate);
+                    continue;
+                }
             }
             let over_tls = terms.binding.is_some();
-            let (site, link) = if entrant.backend.takes_stream() {
+            let link = if entrant.backend.takes_stream() {
                 let key = JoinKey::new(greeting.secret, streams, over_tls);
                 let strands = self.join(&control, &key, address, streams).await?;
-                let mut site = self.site(Role::Connector, &entrant, &greeting);
                 (site.control, site.strands) = (Some(control), strands);
-                let link = entrant.backend.open(&mut site).await?;
-                (site, link)
+                entrant.backend.open(&mut site).await?
             } else {
-                let mut site = self.site(Role::Connector, &entrant, &greeting);
                 match self.open_beside(&entrant, &mut site, &mut control).await? {
                     Ok(link) => {
                         site.control = Some(control);
-                        (site, link)
+                        link
                     }
                     Err(reason) => {
                         entrant.candidate.reason = reason;
@@ -165,39 +168,35 @@ impl Establisher {
         };
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
-            let (name, streams) = door::proposed(&mut control, deadline, environment).await?;
-            let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == name) else {
+            let Proposal { backend, streams, card } =
+                door::proposed(&mut control, deadline, environment).await?;
+            let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == backend) else {
                 door::answer(&mut control, Err("it is not offered here")).await?;
                 continue;
             };
             let mut entrant = entrants.remove(at);
-            if let Err(reason) = self.meets(&entrant, &greeting) {
-                door::answer(&mut control, Err(&reason)).await?;
-                entrant.candidate.reason = reason;
-                refused.push(entrant.candidate);
-                continue;
-            }
+            let mut site = self.site(Role::Acceptor, &entrant, &greeting, listening);
+            site.peer_card = card;
             let may_stripe = entrant.backend.stripes() && greeting.features & STREAMS != 0;
-            let expected = match streams {
+            let key = || JoinKey::new(greeting.secret, streams, over_tls);
+            let expected = self.meets(&entrant, &greeting).and_then(|()| match streams {
                 1 => Ok(None),
-                _ if may_stripe => {
-                    self.joins.expect(JoinKey::new(greeting.secret, streams, over_tls)).map(Some)
-                }
-                _ => Err("it has one stream"),
-            };
-            let expected = match expected {
+                _ if may_stripe => self.joins.expect(key()).map(Some).map_err(str::to_owned),
+                _ => Err("it has one stream".to_owned()),
+            });
+            let prepared = expected.and_then(|expected| prepare(&entrant, &mut site).map(|()| expected));
+            let expected = match prepared {
                 Ok(expected) => expected,
                 Err(reason) => {
-                    door::answer(&mut control, Err(reason)).await?;
-                    entrant.candidate.reason = reason.to_owned();
+                    door::answer(&mut control, Err(&reason)).await?;
+                    entrant.candidate.reason = reason;
                     refused.push(entrant.candidate);
                     continue;
                 }
             };
-            let mut site = self.site(Role::Acceptor, &entrant, &greeting);
             let link = if entrant.backend.takes_stream() {
                 // It can be opened only when nothing more is to be said on the stream.
-                door::answer(&mut control, Ok(())).await?;
+                door::answer_with(&mut control, &site.card).await?;
                 if let Some(expected) = expected {
                     // It is no stranger any more, and its streams are.
                     drop(stranger.take());
@@ -239,7 +238,7 @@ impl Establisher {
         let environment = &*self.environment;
         let now = environment.now();
         let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
-        let role = site.role;
+        let (role, card) = (site.role, site.card.clone());
         let opening = async {
             let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
             let opened = within(environment, opened_by, entrant.backend.open(site)).await;
@@ -255,7 +254,7 @@ impl Establisher {
         let (mut opening, mut opened) = (std::pin::pin!(opening), None);
         let said = {
             let peer = async {
-                door::answer(control, Ok(())).await?;
+                door::answer_with(control, &card).await?;
                 door::answered(control, entrant.backend.name(), answered_by, environment).await
             };
             let mut peer = std::pin::pin!(peer);
@@ -425,15 +424,19 @@ impl Establisher {
         entrant.backend.reach(&self.identity, &greeting.peer)
     }
 
-    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting) -> Site {
+    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting, address: &Address) -> Site {
         let name = entrant.backend.name();
         let peer_offer = greeting.offers.iter().find(|offer| offer.backend == name);
         Site {
             role,
             local: self.identity,
             peer: greeting.peer,
+            address: address.clone(),
             offer: entrant.offer.clone(),
             peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
+            card: Vec::new(),
+            peer_card: Vec::new(),
+            prepared: None,
             secret: greeting.secret,
             trusts: self.token.is_some() || self.trusts_user,
             control: None,
@@ -478,6 +481,18 @@ impl Establisher {
             linger: self.linger,
         })
     }
+}
+
+/// Has the backend prepare its end; why not, in words that finish "refused because".
+fn prepare(entrant: &Entrant, site: &mut Site) -> Result<(), String> {
+    entrant.backend.prepare(site).map_err(|error| error.to_string())?;
+    match site.card.len() {
+        // A connector that brought no card expects none.
+        _ if site.role == Role::Acceptor && site.peer_card.is_empty() => site.card.clear(),
+        0..=CARD_LEN_MAX => {}
+        len => return Err(format!("its card, {len} bytes, passes the limit of {CARD_LEN_MAX}")),
+    }
+    Ok(())
 }
 
 /// `over_tls`: the door's stream is, and whatever carries control took it over.

@@ -100,6 +100,11 @@ impl Backend for Faulty {
         self.backend.stripes()
     }
 
+    fn prepare(&self, site: &mut Site) -> Result<()> {
+        self.faults.call("prepare")?;
+        self.backend.prepare(site)
+    }
+
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async {
             self.faults.call("open")?;

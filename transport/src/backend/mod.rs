@@ -13,6 +13,7 @@ mod streamed;
 mod submitted;
 pub mod tcp;
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::future::Future;
 use std::os::fd::BorrowedFd;
@@ -84,6 +85,13 @@ pub trait Backend: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Prepares this end for [`open`](Self::open), where the peer must be told more than the offer said: that goes into
+    /// [`Site::card`], and is [`Site::peer_card`] at the other end. What is made here waits in [`Site::prepared`]. The connector's
+    /// comes first, so that the acceptor has its card here already. An error refuses this path, and another is taken.
+    fn prepare(&self, _site: &mut Site) -> Result<()> {
+        Ok(())
+    }
+
     /// Opens this end of the data path, on the driver. The peer's end is being opened at the same time. Where one of them
     /// cannot, both are given up, and the connection takes another path. The first poll does what the peer may count on.
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a>;
@@ -131,10 +139,19 @@ pub struct Site {
     pub local: Identity,
     /// The peer.
     pub peer: Identity,
+    /// What this end connects to, or listens at: its options are there.
+    pub address: Address,
     /// What this end offered for this connection.
     pub offer: Vec<u8>,
     /// What the peer offered.
     pub peer_offer: Vec<u8>,
+    /// What the peer is told of this end besides, after both have proved who they are: at most 16 KiB, and by the acceptor only in
+    /// answer to a card.
+    pub card: Vec<u8>,
+    /// What the peer told so; empty if nothing.
+    pub peer_card: Vec<u8>,
+    /// What [`Backend::prepare`] made for [`Backend::open`]; dropped with the rest where this path is not taken.
+    pub prepared: Option<Box<dyn Any + Send + Sync>>,
     /// Equal at both ends, and of this connection alone: with a token, or over TLS, nobody else can know it.
     pub secret: [u8; 32],
     /// This end trusts its peer, if that is of the same user of the same host: each may see all of the other's arenas, and

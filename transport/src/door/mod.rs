@@ -24,7 +24,9 @@ use crate::{Error, ErrorKind, Result};
 use refusal::Refusal;
 
 pub use crate::wire::handshake::Role;
-pub(crate) use crate::wire::handshake::{CRC32C, JoinKey, MeetingKey, Offer, STREAMS, STREAMS_MAX};
+pub(crate) use crate::wire::handshake::{
+    CARD_LEN_MAX, CRC32C, JoinKey, MeetingKey, Offer, STREAMS, STREAMS_MAX,
+};
 pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
@@ -130,27 +132,47 @@ pub(crate) async fn greet_caller<S: Stream>(
     in_time(greeted, Role::Acceptor, stream, terms, env).await
 }
 
-/// Asks the acceptor for `backend`, with so many streams; `Ok(Err(reason))` says that it cannot, and the next may be proposed.
+/// What a connector asks for.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Proposal {
+    pub(crate) backend: String,
+    pub(crate) streams: u8,
+    /// What the backend tells its twin now that both ends have proved who they are; empty where the offer said all.
+    pub(crate) card: Vec<u8>,
+}
+
+impl std::fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { backend, streams, card } = self;
+        write!(f, "Proposal({backend}, {streams} streams, {} bytes)", card.len())
+    }
+}
+
+/// Asks the acceptor for a backend; it answers with its card, which is empty if it has none or the proposal had none. `Ok(Err(reason))`
+/// says that it cannot, and the next may be proposed.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
 pub(crate) async fn propose<S: Stream>(
     stream: &mut S,
-    (backend, streams): (&str, u8),
+    proposal: &Proposal,
     deadline: Duration,
     env: &dyn Environment,
-) -> Result<Result<(), String>> {
-    let proposal = encoded(&match (streams, backend.to_owned()) {
-        (1, backend) => Message::Propose { backend },
-        (streams, backend) => Message::ProposeStreams { streams, backend },
+) -> Result<Result<Vec<u8>, String>> {
+    let Proposal { backend, streams, card } = proposal.clone();
+    let message = encoded(&match streams {
+        _ if !card.is_empty() => Message::ProposeCard { streams, backend, card },
+        1 => Message::Propose { backend },
+        _ => Message::ProposeStreams { streams, backend },
     })?;
-    match within(env, deadline, send(stream, &proposal)).await {
+    let Proposal { backend, card, .. } = proposal;
+    match within(env, deadline, send(stream, &message)).await {
         Some(sent) => sent?,
         None => {
             let why = format!("the acceptor made no room for the proposal of {backend} in time");
             return Err(Error::new(ErrorKind::TimedOut, why));
         }
     }
-    answered(stream, backend, deadline, env).await
+    word(stream, backend, !card.is_empty(), deadline, env).await
 }
 
 /// Waits for the other end's word on `backend`: ready, or why not. `deadline` as for a proposal.
@@ -160,9 +182,21 @@ pub(crate) async fn answered<S: Stream>(
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<Result<(), String>> {
+    Ok(word(stream, backend, false, deadline, env).await?.map(drop))
+}
+
+/// The other end's word, and its card where it was given one.
+async fn word<S: Stream>(
+    stream: &mut S,
+    backend: &str,
+    may_be_card: bool,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<Result<Vec<u8>, String>> {
     let conversation = async {
         match receive(stream).await?.0 {
-            Message::Ready => Ok(Ok(())),
+            Message::Ready => Ok(Ok(Vec::new())),
+            Message::ReadyCard { card } if may_be_card => Ok(Ok(card)),
             Message::NotReady { reason } => Ok(Err(reason)),
             other => Err(out_of_turn("Ready or NotReady", &other)),
         }
@@ -177,14 +211,14 @@ pub(crate) async fn answered<S: Stream>(
     }
 }
 
-/// Waits for the connector's next proposal, the name of a backend and how many streams; `Closed` where it ends without one.
+/// Waits for the connector's next proposal; `Closed` where it ends without one.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
 pub(crate) async fn proposed<S: Stream>(
     stream: &mut S,
     deadline: Duration,
     env: &dyn Environment,
-) -> Result<(String, u8)> {
+) -> Result<Proposal> {
     let conversation = async {
         let mut head = [0; HEAD_LEN];
         let len = stream.read(&mut head).await?;
@@ -194,8 +228,11 @@ pub(crate) async fn proposed<S: Stream>(
         }
         fill(stream, &mut head[len..]).await?;
         match receive_body(stream, head).await?.0 {
-            Message::Propose { backend } => Ok((backend, 1)),
-            Message::ProposeStreams { streams, backend } => Ok((backend, streams)),
+            Message::Propose { backend } => Ok(Proposal { backend, streams: 1, card: Vec::new() }),
+            Message::ProposeStreams { streams, backend } => {
+                Ok(Proposal { backend, streams, card: Vec::new() })
+            }
+            Message::ProposeCard { streams, backend, card } => Ok(Proposal { backend, streams, card }),
             other => Err(out_of_turn("Propose", &other)),
         }
     };
@@ -213,6 +250,15 @@ pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -
         Err(reason) => Message::NotReady { reason: reason.to_owned() },
     };
     send(stream, &encoded(&message)?).await?;
+    Ok(())
+}
+
+/// Answers a proposal that had a card with one; an empty one is none.
+pub(crate) async fn answer_with<S: Stream>(stream: &mut S, card: &[u8]) -> Result<()> {
+    if card.is_empty() {
+        return answer(stream, Ok(())).await;
+    }
+    send(stream, &encoded(&Message::ReadyCard { card: card.to_owned() })?).await?;
     Ok(())
 }
 

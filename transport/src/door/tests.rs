@@ -110,6 +110,11 @@ fn terms(token: Option<&str>) -> Terms {
     }
 }
 
+/// Of one stream, without a card.
+fn proposal(backend: &str) -> Proposal {
+    Proposal { backend: backend.to_owned(), streams: 1, card: Vec::new() }
+}
+
 /// The greeting of an acceptor that is called by a peer.
 async fn greet_as_acceptor<S: Stream>(
     stream: &mut S,
@@ -328,17 +333,62 @@ async fn the_connector_proposes_until_the_acceptor_is_ready() {
     let (mut near, mut far) = greeted().await;
     let world = World::new();
     let connector = async {
-        let reason = propose(&mut near, ("ucx", 1), LATER, &world).await.unwrap().unwrap_err();
-        propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap().unwrap();
+        let reason = propose(&mut near, &proposal("ucx"), LATER, &world).await.unwrap().unwrap_err();
+        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap().unwrap();
         reason
     };
     let acceptor = async {
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("ucx".to_owned(), 1));
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("ucx"));
         answer(&mut far, Err("libucp.so is\nmissing")).await.unwrap();
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("tcp".to_owned(), 1));
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
         answer(&mut far, Ok(())).await.unwrap();
     };
     assert_eq!(tokio::join!(connector, acceptor).0, "libucp.so is\u{fffd}missing");
+}
+
+#[tokio::test]
+async fn cards_arrive_at_both_ends() {
+    let world = World::new();
+    for streams in [1, 4] {
+        let (mut near, mut far) = greeted().await;
+        let asked = Proposal { streams, card: vec![7; CARD_LEN_MAX], ..proposal("ucx") };
+        let connector = async { propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap() };
+        let acceptor = async {
+            assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), asked);
+            answer_with(&mut far, b"the acceptor's").await.unwrap();
+        };
+        assert_eq!(tokio::join!(connector, acceptor).0, b"the acceptor's");
+        // A card need not be answered with one.
+        answer_with(&mut far, &[]).await.unwrap();
+        assert_eq!(propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap(), b"");
+    }
+}
+
+#[tokio::test]
+async fn a_card_that_nobody_asked_for_is_corrupt() {
+    let world = World::new();
+    let (mut near, mut far) = greeted().await;
+    answer_with(&mut far, b"a card").await.unwrap();
+    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
+    assert_eq!(error.to_string(), "corrupt: ReadyCard came where Ready or NotReady was due");
+
+    let (mut near, mut far) = greeted().await;
+    answer_with(&mut near, b"a card").await.unwrap();
+    let error = answered(&mut far, "ucx", LATER, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_card_too_long_fails_here_before_anything_is_sent() {
+    let world = World::new();
+    let (mut near, mut far) = greeted().await;
+    let asked = Proposal { card: vec![7; CARD_LEN_MAX + 1], ..proposal("ucx") };
+    let error = propose(&mut near, &asked, LATER, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let error = answer_with(&mut near, &asked.card).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    drop(near);
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
 }
 
 /// The stream is handed on: what follows the last message is not ours.
@@ -362,7 +412,7 @@ async fn nothing_is_read_past_the_last_message() {
 
     near.write_all(&encoded(&Message::Propose { backend: "tcp".to_owned() }).unwrap()).await.unwrap();
     near.write_all(b"after").await.unwrap();
-    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), ("tcp".to_owned(), 1));
+    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
     let mut after = [0; 5];
     far.read_exact(&mut after).await.unwrap();
     assert_eq!(&after, b"after");
@@ -381,21 +431,24 @@ async fn a_choice_ends_by_closing_by_silence_or_by_nonsense() {
 
     let (mut near, _far) = greeted().await;
     let soon = world.now() + Duration::from_millis(10);
-    let error = propose(&mut near, ("ib", 1), soon, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("ib"), soon, &world).await.unwrap_err();
     assert!(error.kind() == ErrorKind::TimedOut && error.detail().contains("ib"), "{error}");
-    let error = propose(&mut near, ("I B", 1), soon, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("I B"), soon, &world).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 
     let (mut near, mut far) = greeted().await;
     answer(&mut near, Ok(())).await.unwrap();
     let error = proposed(&mut far, LATER, &world).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: Ready came where Propose was due");
-    let error = propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: the peer refused: Ready came where Propose was due");
 
     let (mut near, far) = greeted().await;
     drop(far);
-    assert_eq!(propose(&mut near, ("tcp", 1), LATER, &world).await.unwrap_err().kind(), ErrorKind::PeerLost);
+    assert_eq!(
+        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err().kind(),
+        ErrorKind::PeerLost
+    );
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
 
 use crate::backend::Inbox;
 use crate::door::{
-    CRC32C, Caller, Control, Greeting, Identity, Offer, Role, STREAMS, Terms, Token, answer,
-    greet_as_connector, greet_caller, propose, proposed,
+    CRC32C, Caller, Control, Greeting, Identity, Offer, Proposal, Role, STREAMS, Terms, Token, answer,
+    answer_with, greet_as_connector, greet_caller, propose, proposed,
 };
 use crate::environment::Environment;
 use crate::environment::clockwork::Clockwork;
@@ -124,8 +124,10 @@ async fn converse(
                 return Ok(String::new());
             };
             let streams = if greeting.features & STREAMS != 0 { 3 } else { 1 };
-            match propose(stream, (&name, streams), clock.now() + visit.time, clock).await? {
-                Ok(()) => Ok(name),
+            let card = if greeting.features & CRC32C != 0 { vec![8; 5] } else { Vec::new() };
+            let proposal = Proposal { backend: name.clone(), streams, card };
+            match propose(stream, &proposal, clock.now() + visit.time, clock).await? {
+                Ok(_) => Ok(name),
                 Err(_) => Ok(String::new()),
             }
         }
@@ -136,10 +138,10 @@ async fn converse(
             *greeting = Some(greeted);
             let deadline = clock.now() + visit.time;
             loop {
-                let (name, _) = proposed(stream, deadline, clock).await?;
-                if terms.offers.iter().any(|offer| offer.backend == name) {
-                    answer(stream, Ok(())).await?;
-                    return Ok(name);
+                let proposal = proposed(stream, deadline, clock).await?;
+                if terms.offers.iter().any(|offer| offer.backend == proposal.backend) {
+                    answer_with(stream, &proposal.card).await?;
+                    return Ok(proposal.backend);
                 }
                 answer(stream, Err("it is not offered")).await?;
             }

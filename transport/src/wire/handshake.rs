@@ -1,4 +1,4 @@
-//! Handshake messages and what both ends must agree on; `docs/wire.md` shows every byte.
+//! Handshake messages and what both ends must agree on; `docs/handshake.md` shows every byte.
 //!
 //! All of this is read from strangers: a length is checked before anything of that length is allocated, and text
 //! from a peer is cleaned before anyone sees it.
@@ -45,6 +45,7 @@ pub(crate) const BINDING_LEN: usize = 32;
 pub(crate) const NAME_LEN: usize = 16;
 pub(crate) const OFFERS_MAX: usize = 16;
 pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
+pub(crate) const CARD_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
 pub(crate) const REASON_LEN_MAX: usize = 1024;
 
@@ -67,6 +68,10 @@ pub(crate) enum Message {
     ProposeStreams { streams: u8, backend: String },
     /// A further stream's first and only word.
     Join(Join),
+    /// The connector asks for a backend, and for so many streams, and tells its twin what strangers may not know.
+    ProposeCard { streams: u8, backend: String, card: Vec<u8> },
+    /// The acceptor is ready to open it, and answers with a card of its own.
+    ReadyCard { card: Vec<u8> },
 }
 
 /// Which stream of which connection, and the evidence of belonging there.
@@ -137,6 +142,8 @@ impl Message {
             Self::Refuse { .. } => Kind::Refuse,
             Self::ProposeStreams { .. } => Kind::ProposeStreams,
             Self::Join(_) => Kind::Join,
+            Self::ProposeCard { .. } => Kind::ProposeCard,
+            Self::ReadyCard { .. } => Kind::ReadyCard,
         }
     }
 
@@ -165,6 +172,17 @@ impl Message {
                 out.extend_from_slice(connection);
                 out.push(*stream);
                 out.extend_from_slice(mac);
+            }
+            Self::ProposeCard { streams, backend, card } => {
+                check_backend(backend.as_bytes(), ErrorKind::Invalid)?;
+                check_card(card, ErrorKind::Invalid)?;
+                out.extend_from_slice(&[*streams, backend.len() as u8]);
+                out.extend_from_slice(backend.as_bytes());
+                out.extend_from_slice(card);
+            }
+            Self::ReadyCard { card } => {
+                check_card(card, ErrorKind::Invalid)?;
+                out.extend_from_slice(card);
             }
         }
         Ok(())
@@ -230,10 +248,12 @@ pub(crate) enum Kind {
     Refuse,
     ProposeStreams,
     Join,
+    ProposeCard,
+    ReadyCard,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::Hello,
         Self::Proof,
         Self::Propose,
@@ -242,6 +262,8 @@ impl Kind {
         Self::Refuse,
         Self::ProposeStreams,
         Self::Join,
+        Self::ProposeCard,
+        Self::ReadyCard,
     ];
 
     fn code(self) -> u8 {
@@ -258,6 +280,8 @@ impl Kind {
             Self::Refuse => 1 + REASON_LEN_MAX,
             Self::ProposeStreams => 1 + BACKEND_LEN_MAX,
             Self::Join => NAME_LEN + 1 + MAC_LEN,
+            Self::ProposeCard => 2 + BACKEND_LEN_MAX + CARD_LEN_MAX,
+            Self::ReadyCard => CARD_LEN_MAX,
         }
     }
 }
@@ -344,6 +368,15 @@ fn check_backend(name: &[u8], kind: ErrorKind) -> Result<&str> {
                 excerpt(name)
             ),
         )),
+    }
+}
+
+/// Without a card there is another message.
+fn check_card(card: &[u8], kind: ErrorKind) -> Result<&[u8]> {
+    match card.len() {
+        0 => Err(Error::new(kind, "a card is empty")),
+        1..=CARD_LEN_MAX => Ok(card),
+        len => Err(too_large(format!("a card of {len} bytes passes the limit of {CARD_LEN_MAX}"))),
     }
 }
 

@@ -167,7 +167,7 @@ async fn connector(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
     let mut stream = Line { simulation: simulation.clone(), me: 0 };
     let greeting = greet_as_connector(&mut stream, &terms, &simulation).await?;
     let deadline = simulation.now() + HANDSHAKE_TIME;
-    propose(&mut stream, ("tcp", 1), deadline, &simulation).await?.expect("it is accepted");
+    propose(&mut stream, &proposal("tcp"), deadline, &simulation).await?.expect("it is accepted");
     Ok(greeting.secret)
 }
 
@@ -175,7 +175,7 @@ async fn acceptor(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
     let mut stream = Line { simulation: simulation.clone(), me: 1 };
     let greeting = greet_as_acceptor(&mut stream, &terms, &simulation).await?;
     let deadline = simulation.now() + HANDSHAKE_TIME;
-    assert_eq!(proposed(&mut stream, deadline, &simulation).await?, ("tcp".to_owned(), 1));
+    assert_eq!(proposed(&mut stream, deadline, &simulation).await?, proposal("tcp"));
     answer(&mut stream, Ok(())).await?;
     Ok(greeting.secret)
 }

@@ -2,7 +2,8 @@
 
 use super::{
     BACKEND_LEN_MAX, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer,
-    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, clean, kind_of, negotiate,
+    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_card, clean, kind_of,
+    negotiate,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -48,15 +49,22 @@ pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<Message> {
             Message::Refuse { kind: kind_of(reader.u8()?), reason: clean(reader.rest(), REASON_LEN_MAX) }
         }
         Kind::ProposeStreams => {
-            let streams = reader.u8()?;
-            if !(2..=STREAMS_MAX).contains(&streams.into()) {
-                return Err(corrupt(format!("{streams} streams: 2 to {STREAMS_MAX} are possible")));
-            }
+            let streams = streams(&mut reader, 2)?;
             let backend = check_backend(reader.rest(), ErrorKind::Corrupt)?.to_owned();
             Message::ProposeStreams { streams, backend }
         }
         Kind::Join => {
             Message::Join(Join { connection: reader.array()?, stream: reader.u8()?, mac: reader.array()? })
+        }
+        Kind::ProposeCard => {
+            let streams = streams(&mut reader, 1)?;
+            let name_len = usize::from(reader.u8()?);
+            let backend = check_backend(reader.take(name_len)?, ErrorKind::Corrupt)?.to_owned();
+            let card = check_card(reader.rest(), ErrorKind::Corrupt)?.to_vec();
+            Message::ProposeCard { streams, backend, card }
+        }
+        Kind::ReadyCard => {
+            Message::ReadyCard { card: check_card(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
         }
     };
     match reader.0.len() {
@@ -85,6 +93,14 @@ fn hello(reader: &mut Reader<'_>) -> Result<Hello> {
         },
         offers: offers(reader)?,
     })
+}
+
+fn streams(reader: &mut Reader<'_>, min: usize) -> Result<u8> {
+    let streams = reader.u8()?;
+    if !(min..=STREAMS_MAX).contains(&streams.into()) {
+        return Err(corrupt(format!("{streams} streams: {min} to {STREAMS_MAX} are possible")));
+    }
+    Ok(streams)
 }
 
 fn offers(reader: &mut Reader<'_>) -> Result<Vec<Offer>> {

@@ -30,6 +30,8 @@ fn every_message() -> Vec<Message> {
         Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "wrong token".to_owned() },
         Message::ProposeStreams { streams: 4, backend: "tcp".to_owned() },
         Message::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
+        Message::ProposeCard { streams: 1, backend: "ucx".to_owned(), card: vec![5; 40] },
+        Message::ReadyCard { card: vec![6; 30] },
     ]
 }
 
@@ -71,6 +73,43 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(bytes[116..], *b"\x01\x01\x03tcp\x02\x00\x07\x07");
     let refuse = Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "no".to_owned() };
     assert_eq!(encoded(&refuse), *b"TOWLINE\x1a\x06\0\0\0\x03\0\0\0\x02no");
+}
+
+#[test]
+fn cards_are_bounded_and_never_empty() {
+    let proposal = |len| Message::ProposeCard { streams: 16, backend: "b".repeat(16), card: vec![5; len] };
+    let ready = |len| Message::ReadyCard { card: vec![5; len] };
+    assert_eq!(encoded(&proposal(2))[HEAD_LEN..], *b"\x10\x10bbbbbbbbbbbbbbbb\x05\x05");
+    for message in [proposal(CARD_LEN_MAX), ready(CARD_LEN_MAX)] {
+        assert_eq!(decoded(&encoded(&message)).unwrap(), message);
+    }
+    for (message, kind) in [
+        (proposal(0), ErrorKind::Invalid),
+        (ready(0), ErrorKind::Invalid),
+        (proposal(CARD_LEN_MAX + 1), ErrorKind::TooLarge),
+        (ready(CARD_LEN_MAX + 1), ErrorKind::TooLarge),
+    ] {
+        let mut out = b"before".to_vec();
+        assert_eq!(message.encode(&mut out).unwrap_err().kind(), kind);
+        assert_eq!(out, b"before");
+    }
+    let read = |body: &[u8]| decode(Kind::ProposeCard, body).map_err(|error| error.kind());
+    // A shorter name leaves room for a card too long.
+    let long = [b"\x01\x01b", &[5; CARD_LEN_MAX + 1][..]].concat();
+    assert_eq!(read(&long), Err(ErrorKind::TooLarge));
+    for body in [
+        &b"\0\x03ucxc"[..],
+        b"\x11\x03ucxc",
+        b"\x01\x03ucx",
+        b"\x01\x04ucx",
+        b"\x01\0c",
+        b"\x01\x03UCXc",
+        b"\x01",
+        b"",
+    ] {
+        assert_eq!(read(body), Err(ErrorKind::Corrupt), "{body:?}");
+    }
+    assert_eq!(decode(Kind::ReadyCard, b"").unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]
