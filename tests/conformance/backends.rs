@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use towline::backend::{self, Backend, shm::Shm};
+use towline::backend::{self, Backend, shm::Shm, ucx::Ucx};
 use towline::{Address, Builder, Caps, Connection, Endpoint, Listener, Pool};
+use towline_tests::libraries;
 
 use crate::encrypted;
 use crate::suite::Need;
@@ -23,6 +24,8 @@ pub(crate) struct Row {
     pub(crate) environment: Option<Need>,
     /// The files whose cases it runs, where all would only say what a sibling row says.
     pub(crate) only: Option<&'static [&'static str]>,
+    /// Files and cases (`file::case`) that make no sense for it, though its links promise what they need.
+    pub(crate) but: &'static [&'static str],
 }
 
 const TCP: Caps = Caps::ONE_SIDED
@@ -44,6 +47,7 @@ pub(crate) const ROWS: &[Row] = &[
             .union(Caps::FLOW_CONTROL),
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "threaded",
@@ -52,6 +56,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: Caps::FLOW_CONTROL,
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "shm",
@@ -64,6 +69,7 @@ pub(crate) const ROWS: &[Row] = &[
             .union(Caps::FLOW_CONTROL),
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "tcp",
@@ -72,6 +78,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "tcp+crc",
@@ -81,6 +88,7 @@ pub(crate) const ROWS: &[Row] = &[
         environment: None,
         // Where payload goes, in every way it goes there.
         only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
+        but: &[],
     },
     Row {
         name: "tcp+streams",
@@ -89,6 +97,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "tls",
@@ -97,6 +106,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: None,
         only: None,
+        but: &[],
     },
     Row {
         name: "tls+streams",
@@ -106,6 +116,7 @@ pub(crate) const ROWS: &[Row] = &[
         environment: None,
         // Where payload goes, and how a stream's end is told.
         only: Some(&["messages", "taking", "one_sided", "mixed", "ending", "streams"]),
+        but: &[],
     },
     Row {
         name: "tcp6",
@@ -114,8 +125,60 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: Some(Need::Ipv6),
         only: None,
+        but: &[],
+    },
+    // Each case runs with each UCX once, and where payload goes, and how connections end, over each transport of each.
+    Row {
+        name: "ucx1.13+tcp",
+        address: UCX_TCP,
+        backends: ucx_older,
+        caps: TCP,
+        environment: Some(Need::Ucx),
+        only: None,
+        but: UCX_BUT,
+    },
+    Row {
+        name: "ucx1.22+shm",
+        address: UCX_SHM,
+        backends: ucx_newer,
+        caps: TCP,
+        environment: Some(Need::Ucx),
+        only: None,
+        but: UCX_BUT,
+    },
+    Row {
+        name: "ucx1.13+shm",
+        address: UCX_SHM,
+        backends: ucx_older,
+        caps: TCP,
+        environment: Some(Need::Ucx),
+        only: Some(UCX_AGAIN),
+        but: UCX_BUT,
+    },
+    Row {
+        name: "ucx1.22+tcp",
+        address: UCX_TCP,
+        backends: ucx_newer,
+        caps: TCP,
+        environment: Some(Need::Ucx),
+        only: Some(UCX_AGAIN),
+        but: UCX_BUT,
     },
 ];
+
+const UCX_TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
+const UCX_SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
+/// Peers by hand speak over the door's stream, or by way of a proxy on it; and UCX does not survive a fork.
+const UCX_BUT: &[&str] = &[
+    "by_hand",
+    "hostile",
+    "streams",
+    "integrity::a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection",
+    "connect::the_towline_scheme_takes_the_first_path_that_reaches",
+    "fork::a_fork_has_endpoints_of_its_own",
+    "fork::forks_of_a_busy_process_end_and_disturb_nobody",
+];
+const UCX_AGAIN: &[&str] = &["messages", "taking", "one_sided", "mixed", "ending", "processes", "deaths"];
 
 /// Two connected ends, and what they came from.
 pub(crate) struct Pair {
@@ -135,6 +198,14 @@ fn all() -> Vec<Arc<dyn Backend>> {
         _ => backend,
     };
     backend::all().into_iter().map(reading).collect()
+}
+
+fn ucx_older() -> Vec<Arc<dyn Backend>> {
+    vec![Arc::new(Ucx::default().library(libraries::older().unwrap().libucp))]
+}
+
+fn ucx_newer() -> Vec<Arc<dyn Backend>> {
+    vec![Arc::new(Ucx::default().library(libraries::newer().unwrap().libucp))]
 }
 
 impl Row {
@@ -172,6 +243,8 @@ impl Row {
 
 /// One more connection from `near` to `listener`: the connecting end, and the accepting one.
 pub(crate) async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
-    let (a, b) = tokio::join!(near.connect(listener.address()), listener.accept());
-    (a.unwrap(), b.unwrap())
+    // Whichever fails says so at once, instead of leaving the other to wait.
+    tokio::join!(async { near.connect(listener.address()).await.unwrap() }, async {
+        listener.accept().await.unwrap()
+    })
 }

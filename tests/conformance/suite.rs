@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use rustix::fs::{MemfdFlags, memfd_create};
 use towline::Caps;
+use towline_tests::libraries;
 
 use crate::backends::Row;
 use crate::namespaces;
@@ -52,6 +53,8 @@ pub(crate) enum Need {
     Netns,
     /// An IPv6 loopback.
     Ipv6,
+    /// Both UCX that `cargo xtask install` provides.
+    Ucx,
 }
 
 /// `CAP | CAP - CAP, need: claim, claim;` names the functions of a file that are cases, and what they need: a backend with some
@@ -92,9 +95,15 @@ impl Case {
         let wanted = |claims: &Claims| row.only.is_none_or(|only| only.contains(&claims.file()));
         let fits = |claims: &Claims| row.caps.contains(claims.needs) && !row.caps.intersects(claims.lacks);
         let fitting = claims.filter(|claims| fits(claims) && wanted(claims));
-        fitting
-            .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }))
-            .collect()
+        let cases = fitting
+            .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }));
+        let is_excepted = |case: &Self| {
+            let file = case.claims.file();
+            row.but
+                .iter()
+                .any(|but| *but == file || but.strip_prefix(file) == Some(&format!("::{}", case.name)))
+        };
+        cases.filter(|case| !is_excepted(case)).collect()
     }
 
     /// `tcp::messages::sizes_around_every_threshold`.
@@ -122,6 +131,7 @@ impl Need {
         match self {
             Self::Netns => namespaces::unavailable(),
             Self::Ipv6 => TcpListener::bind("[::1]:0").err().map(|error| error.to_string()),
+            Self::Ucx => libraries::older().and_then(|_| libraries::newer()).err(),
         }
     }
 
@@ -130,6 +140,7 @@ impl Need {
         match self {
             Self::Netns => "netns",
             Self::Ipv6 => "ipv6",
+            Self::Ucx => "ucx",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 
-use crate::libraries::{BOTH, Installed};
+use towline_tests::libraries::{BOTH, Installed};
 
 /// A claim about a UCX.
 pub(crate) type Check = fn(&Installed);

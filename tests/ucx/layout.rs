@@ -7,7 +7,7 @@ use std::process::Command;
 use libtest_mimic::{Completion, Failed};
 use towline_tests::need;
 
-use crate::libraries::Installed;
+use towline_tests::libraries::Installed;
 
 const BINDINGS: &str = include_str!("../../ffi/ucx-sys/src/bindings.rs");
 /// What stands in the headers that they were made from.

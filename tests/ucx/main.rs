@@ -5,7 +5,6 @@ mod child;
 mod complaints;
 mod config;
 mod layout;
-mod libraries;
 mod messages;
 mod node;
 mod opening;
@@ -14,7 +13,7 @@ mod settings;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use towline_tests::need;
+use towline_tests::{libraries, need};
 
 use child::{Check, Claim};
 

@@ -5,8 +5,8 @@ use ucx_sys::{
     ucp_send_am_flags,
 };
 
-use crate::libraries::Installed;
 use crate::node::Node;
+use towline_tests::libraries::Installed;
 
 pub(crate) fn an_eager_message_to_oneself_arrives(installed: &Installed) {
     let node = node(installed);

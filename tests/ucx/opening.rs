@@ -9,7 +9,7 @@ use std::process::Command;
 
 use ucx_sys::{FUNCTIONS, Library, Unavailable};
 
-use crate::libraries::Installed;
+use towline_tests::libraries::Installed;
 
 pub(crate) fn opens_by_its_path_once(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();

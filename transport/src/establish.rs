@@ -380,6 +380,9 @@ impl Establisher {
             };
             let why = match scheme.backend() {
                 Some(name) if name != backend.name() => format!("the address asks for {name} alone"),
+                None if !backend.negotiates() => {
+                    format!("it is taken where the address asks for it: {}://host:port", backend.name())
+                }
                 _ if scheme.is_encrypted() && !backend.is_private() => {
                     "it would carry in the clear what the address wants encrypted".to_owned()
                 }

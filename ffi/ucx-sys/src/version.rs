@@ -22,7 +22,9 @@ impl Version {
     /// The first that lists some of its settings if it is asked to.
     pub(crate) const FILTERS_SETTINGS: Self = Self::new(1, 19, 0);
 
-    pub(crate) const fn new(major: u32, minor: u32, release: u32) -> Self {
+    /// The version of these numbers.
+    #[must_use]
+    pub const fn new(major: u32, minor: u32, release: u32) -> Self {
         Self { major, minor, release }
     }
 

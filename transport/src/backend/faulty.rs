@@ -80,6 +80,10 @@ impl Backend for Faulty {
         self.backend.predict(machine, local, peer)
     }
 
+    fn negotiates(&self) -> bool {
+        self.backend.negotiates()
+    }
+
     fn takes_stream(&self) -> bool {
         self.backend.takes_stream()
     }

@@ -12,6 +12,7 @@ mod staging;
 mod streamed;
 mod submitted;
 pub mod tcp;
+pub mod ucx;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -54,6 +55,11 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// paths that [`reach`](Self::reach) allows, and only to explain.
     fn predict(&self, _machine: &Machine, _local: &Identity, _peer: &Identity) -> Option<Prediction> {
         None
+    }
+
+    /// Whether it may be taken where the address leaves the choice to both ends. Otherwise it is not even probed there.
+    fn negotiates(&self) -> bool {
+        true
     }
 
     /// Whether its links are made of the door's stream: nothing more can be said on it once they open, so that there is no way
@@ -347,8 +353,8 @@ impl Op {
 
 /// The backends of this build, in the order of preference.
 pub fn all() -> Vec<Arc<dyn Backend>> {
-    vec![Arc::new(mem::Mem), Arc::new(shm::Shm::default()), Arc::new(tcp::Tcp)]
+    vec![Arc::new(mem::Mem), Arc::new(shm::Shm::default()), Arc::new(tcp::Tcp), Arc::new(ucx::Ucx::default())]
 }
 
 /// Those still to come: known to every list, ready nowhere.
-pub const PLANNED: [&str; 2] = ["ucx", "ib"];
+pub const PLANNED: [&str; 1] = ["ib"];

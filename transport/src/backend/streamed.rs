@@ -37,6 +37,9 @@ pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
     /// What only the holder of the baton may touch.
     type Held: std::fmt::Debug + Send;
 
+    /// The door keeps its stream beside this line: there a lost peer is noticed, and both ends part.
+    const BESIDE_CONTROL: bool = false;
+
     /// Writes what is no less urgent than `least`, until nothing of it is left or there is no room. Tells whether any left.
     fn write(&self, held: &mut Self::Held, session: &mut Session, least: Urgency) -> Result<bool>;
 
@@ -46,8 +49,8 @@ pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
     /// Output waits for room.
     fn is_blocked(&self) -> bool;
 
-    /// Nothing more will be written or read.
-    fn shut(&self, held: &mut Self::Held);
+    /// Nothing more will be written or read: everything under way fails.
+    fn retire(&self, held: Self::Held, session: Session, why: &Error);
 
     /// See [`Link::source`].
     fn source(&self) -> Source<'_>;
@@ -217,7 +220,10 @@ impl<L: Line> Streamed<L> {
         moved |= read | fetched;
         moved |= self.write(moving, if read { Urgency::Company } else { Urgency::Word })?;
         if moving.session.is_over() && !self.line.is_blocked() {
-            return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
+            if !L::BESIDE_CONTROL {
+                return Err(in_good_order());
+            }
+            self.inbox.part(in_good_order());
         }
         moving.dry = !moved;
         Ok(if moved { Progress::Moved } else { Progress::Idle })
@@ -247,12 +253,14 @@ impl<L: Line> Streamed<L> {
 
     /// Ends the link, once.
     fn finish(&self, baton: &mut Option<Moving<L>>, why: &Error) {
-        let Some(Moving { mut session, mut held, .. }) = baton.take() else { return };
+        let Some(Moving { mut session, held, .. }) = baton.take() else { return };
         self.announce(&mut session);
+        // Beside a door's stream, that one's end may be the first sign of the peer's.
+        let in_order = L::BESIDE_CONTROL && why.kind() == ErrorKind::PeerLost && session.may_end();
+        let why = if in_order { in_good_order() } else { why.clone() };
         self.inbox.end(why.clone());
         self.paused.store(false, Ordering::Release);
-        self.line.shut(&mut held);
-        session.give_up(why);
+        self.line.retire(held, session, &why);
     }
 }
 
@@ -306,6 +314,9 @@ impl<L: Line> Link for Streamed<L> {
         self.with_baton(None, |link, moving| {
             link.write(moving, Urgency::Word)?;
             moving.session.tend()?;
+            if L::BESIDE_CONTROL {
+                return link.poll(moving);
+            }
             if !moving.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
@@ -479,9 +490,13 @@ fn limit(buffers: &mut Vec<(&mut BufferMut, usize)>, remaining: usize) -> usize 
 
 pub(super) fn ended(session: &Session) -> Error {
     if session.may_end() {
-        return Error::new(ErrorKind::Closed, "the connection was closed in good order");
+        return in_good_order();
     }
     Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
+}
+
+fn in_good_order() -> Error {
+    Error::new(ErrorKind::Closed, "the connection was closed in good order")
 }
 
 pub(super) fn cut(error: std::io::Error) -> Error {

@@ -5,7 +5,6 @@
 
 mod inlet;
 mod landing;
-#[cfg_attr(not(test), expect(dead_code, reason = "for the UCX backend, which is on its way"))]
 mod parcels;
 mod strands;
 
@@ -34,7 +33,6 @@ use parcels::Parcels;
 use strands::{Strands, due};
 
 pub(crate) use landing::Target;
-#[cfg_attr(not(test), expect(unused_imports, reason = "for the UCX backend, which is on its way"))]
 pub(crate) use parcels::{Came, Landing, Parcel};
 
 /// One end of a data stream.

@@ -204,10 +204,12 @@ impl Line for ShmLine {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn shut(&self, held: &mut Held) {
-        // What is held is dropped next, and with it the bell's rope, of which the peer hears the end.
-        self.count_calls(held, 0);
+    fn retire(&self, mut held: Held, mut session: Session, why: &Error) {
+        self.count_calls(&mut held, 0);
         self.blocked.store(false, Ordering::Release);
+        session.give_up(why);
+        // With what is held goes the bell's rope, of which the peer hears the end.
+        drop(held);
     }
 
     fn source(&self) -> Source<'_> {

@@ -8,7 +8,7 @@ use super::socket::Socket;
 use super::strands::Strands;
 use crate::backend::streamed::{Line, Stream, Streamed, cut, read_from, write_to};
 use crate::backend::{Link, Site, Source};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wire::session::{Session, Urgency};
 
 /// The sockets of one link.
@@ -59,12 +59,13 @@ impl Line for TcpLine {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn shut(&self, _: &mut ()) {
+    fn retire(&self, (): (), mut session: Session, why: &Error) {
         self.socket.shutdown_write();
         if let Some(strands) = &self.strands {
             strands.shutdown_write();
         }
         self.blocked.store(false, Ordering::Release);
+        session.give_up(why);
     }
 
     fn source(&self) -> Source<'_> {

@@ -6,29 +6,39 @@ use std::path::{Path, PathBuf};
 
 /// A UCX on this machine.
 #[derive(Debug)]
-pub(crate) struct Installed {
+pub struct Installed {
     /// Its `libucp`.
-    pub(crate) libucp: PathBuf,
+    pub libucp: PathBuf,
     /// Another name for it, as somebody else in the process might load it.
-    pub(crate) alias: PathBuf,
+    pub alias: PathBuf,
     /// The folder of its headers, which may be missing.
-    pub(crate) headers: PathBuf,
+    pub headers: PathBuf,
     /// What it may be.
-    pub(crate) minor_versions: RangeInclusive<u32>,
+    pub minor_versions: RangeInclusive<u32>,
     /// The `libucp` of the other one.
-    pub(crate) other: PathBuf,
+    pub other: PathBuf,
 }
 
-pub(crate) type Find = fn() -> Result<Installed, String>;
-pub(crate) const BOTH: [(&str, Find); 2] = [("older", older), ("newer", newer)];
+/// Looks for one.
+pub type Find = fn() -> Result<Installed, String>;
+/// Both of them.
+pub const BOTH: [(&str, Find); 2] = [("older", older), ("newer", newer)];
 
-fn older() -> Result<Installed, String> {
+/// That of the package `libucx0`.
+///
+/// # Errors
+/// It is not installed.
+pub fn older() -> Result<Installed, String> {
     let (libucp, other) = (package()?, wheel()?.join(LIBUCP));
     let alias = libucp.canonicalize().map_err(|error| format!("{}: {error}", libucp.display()))?;
     Ok(Installed { libucp, alias, headers: "/usr/include".into(), minor_versions: 13..=21, other })
 }
 
-fn newer() -> Result<Installed, String> {
+/// That of the wheel.
+///
+/// # Errors
+/// It was not fetched.
+pub fn newer() -> Result<Installed, String> {
     let (wheel, other) = (wheel()?, package()?);
     let (libucp, alias) = (wheel.join(LIBUCP), wheel.join("lib/libucp.so"));
     Ok(Installed { libucp, alias, headers: wheel.join("include"), minor_versions: 22..=22, other })
@@ -46,7 +56,7 @@ const LIBUCP: &str = "lib/libucp.so.0";
 
 /// The folder of the wheel that `xtask/src/wheel.rs` fetches.
 fn wheel() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package of a workspace");
     let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let wheel = root.join(target).join("libucx-cu12-1.22.0/libucx");
     if wheel.join(LIBUCP).is_file() { Ok(wheel) } else { Err(format!("{} was not fetched", wheel.display())) }

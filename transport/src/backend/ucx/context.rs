@@ -1,0 +1,122 @@
+//! A context: the UCX of one set of settings, which its workers share.
+
+#![expect(unsafe_code, reason = "what is called is C")]
+
+use std::ffi::CString;
+use std::fmt;
+use std::ptr;
+use std::sync::Arc;
+
+use ucx_sys::*;
+
+use super::gate::Gate;
+use super::status;
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Process;
+
+/// What workers of one endpoint with the same settings share.
+pub(super) struct Context {
+    pub(super) ucx: &'static Library,
+    pub(super) context: ucp_context_h,
+    gate: Arc<Gate>,
+    pub(super) process: Process,
+}
+
+// SAFETY: L5: workers of one context may be made and used by several threads: it was made for that.
+unsafe impl Send for Context {}
+// SAFETY: L5: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// A context with these settings.
+    pub(super) fn open(ucx: &'static Library, settings: &[(String, String)]) -> Result<Self> {
+        let gate = Gate::new();
+        let inside = gate.enter().ok_or_else(ends)?;
+        let context = open_context(ucx, settings)?;
+        drop(inside);
+        Ok(Self { ucx, context, gate, process: Process::current() })
+    }
+
+    /// The kinds of memory that it can reach, a bit each.
+    #[expect(dead_code, reason = "for `towline info`, which is on its way")]
+    pub(super) fn memory_kinds(&self) -> u64 {
+        let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
+        let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
+        // SAFETY: L1: the context lives; L2: it writes to a local.
+        let queried = unsafe { self.ucx.ucp_context_query(self.context, &raw mut about) };
+        if queried == UCS_OK { about.memory_types } else { 1 << UCS_MEMORY_TYPE_HOST }
+    }
+
+    /// The transports that it could use, with their devices.
+    #[expect(dead_code, reason = "for `towline info`, which is on its way")]
+    pub(super) fn transports(&self) -> Vec<String> {
+        // SAFETY: L1: the context lives.
+        unsafe { self.ucx.transports(self.context) }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.process.is_this()
+            && let Some(_inside) = self.gate.enter()
+        {
+            // SAFETY: L1: every worker holds it, so that none is left.
+            unsafe { self.ucx.ucp_cleanup(self.context) };
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("ucx", self.ucx).finish_non_exhaustive()
+    }
+}
+
+/// What keeps something from being opened.
+pub(super) fn opening(ucx: &Library, status: ucs_status_t, what: &str) -> Error {
+    Error::new(status::opening_kind(status), format!("{what}: {}", ucx.describe(status)))
+}
+
+/// Why nothing is called any more.
+pub(super) fn ends() -> Error {
+    Error::new(ErrorKind::Closed, "the process ends")
+}
+
+fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_context_h> {
+    let (mut config, mut context) = (ptr::null_mut(), ptr::null_mut());
+    // SAFETY: L2: it writes to a local; without a prefix or a file.
+    let read = unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &raw mut config) };
+    if read != UCS_OK {
+        return Err(opening(ucx, read, "its configuration cannot be read"));
+    }
+    let modified = settings.iter().try_for_each(|(name, value)| {
+        let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
+        let no_text = |_| invalid(format!("{name}={value}: a zero byte is in it"));
+        let (name_c, value_c) =
+            (CString::new(&**name).map_err(no_text)?, CString::new(&**value).map_err(no_text)?);
+        // SAFETY: L1: the configuration was read above; L2: both are read during the call.
+        let status = unsafe { ucx.ucp_config_modify(config, name_c.as_ptr(), value_c.as_ptr()) };
+        if status == UCS_OK {
+            return Ok(());
+        }
+        Err(invalid(format!("UCX takes no {name}={value}: {}", ucx.describe(status))))
+    });
+    let params = ucp_params_t {
+        field_mask: (UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED).into(),
+        features: (UCP_FEATURE_AM | UCP_FEATURE_WAKEUP).into(),
+        mt_workers_shared: 1,
+        ..Default::default()
+    };
+    let status = modified.map(|()| {
+        // SAFETY: L1: the version is that of the bindings; L2: it reads locals and writes to one.
+        unsafe {
+            ucx.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &raw const params, config, &raw mut context)
+        }
+    });
+    // SAFETY: L1: it was read above, and the context has its own.
+    unsafe { ucx.ucp_config_release(config) };
+    match status? {
+        UCS_OK => Ok(context),
+        status => Err(opening(ucx, status, "no context can be made")),
+    }
+}

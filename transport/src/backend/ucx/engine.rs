@@ -1,0 +1,502 @@
+//! One ucp worker with its one endpoint, and whatever is in flight on it: whatever calls UCX does it here.
+//!
+//! The invariant (M3): memory that UCX may read or write is held here from the call that posts it until its callback was
+//! seen; nothing cancels that, not even the end of this.
+
+#![expect(unsafe_code, reason = "what is called is C")]
+
+use std::ffi::c_void;
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ucx_sys::*;
+
+use super::context::{Context, ends, opening};
+use super::events::{
+    Arrival, Came, Events, HELLO, Happened, Header, PARCEL, RECORDS, Token, on_hello, on_lost, on_parcel,
+    on_received, on_records, on_sent,
+};
+use super::gate::{Gate, Inside};
+use super::status;
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::session::{Landing, Parcel};
+
+/// How long UCX may take to give back what is in flight on a path that was closed. It takes a few milliseconds, but over shared memory
+/// it waits for words of a peer that is gone.
+pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
+
+/// A worker, and its path to one peer.
+pub(super) struct Engine {
+    context: Arc<Context>,
+    ucx: &'static Library,
+    /// `None` once it is destroyed.
+    worker: Option<ucp_worker_h>,
+    /// The path, until it closes.
+    endpoint: Option<ucp_ep_h>,
+    /// Shared with UCX, which calls back into it.
+    events: NonNull<Events>,
+    flights: Vec<Option<Box<Flight>>>,
+    free: Vec<usize>,
+    /// The tokens of `flights`, which live as long as this.
+    tokens: Vec<NonNull<Token>>,
+    /// Entered by every call into UCX.
+    gate: Arc<Gate>,
+}
+
+// SAFETY: L5: the worker is SERIALIZED: one thread at a time calls, whichever it is. What is in flight is `Send`.
+unsafe impl Send for Engine {}
+
+/// What is carried, and owned meanwhile.
+#[derive(Debug)]
+pub(super) enum Cargo {
+    Hello,
+    Records(Vec<u8>),
+    Parcel(Parcel),
+    Landing(Landing),
+    /// The path's own end.
+    End,
+}
+
+/// One operation of UCX.
+struct Flight {
+    header: Header,
+    parts: Vec<ucp_dt_iov_t>,
+    cargo: Cargo,
+    request: Option<NonNull<c_void>>,
+}
+
+/// What became of a call.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// It is over: what was carried is free.
+    Done(Cargo),
+    /// It goes on.
+    Pending,
+    /// It did not begin.
+    Failed(Cargo, Error),
+}
+
+impl Engine {
+    /// A worker in a context.
+    pub(super) fn open(context: &Arc<Context>) -> Result<Self> {
+        let (ucx, gate) = (context.ucx, Gate::new());
+        let inside = gate.enter().ok_or_else(ends)?;
+        let params = ucp_worker_params_t {
+            field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
+            thread_mode: UCS_THREAD_MODE_SERIALIZED,
+            ..Default::default()
+        };
+        let mut worker = ptr::null_mut();
+        // SAFETY: L1: the context lives as long as this; L2: it reads a local and writes to one.
+        let created = unsafe { ucx.ucp_worker_create(context.context, &raw const params, &raw mut worker) };
+        if created != UCS_OK {
+            return Err(opening(ucx, created, "its worker cannot be made"));
+        }
+        let events = NonNull::from(Box::leak(Box::new(Events::default())));
+        let engine = Self {
+            context: context.clone(),
+            ucx,
+            worker: Some(worker),
+            endpoint: None,
+            events,
+            flights: Vec::new(),
+            free: Vec::new(),
+            tokens: Vec::new(),
+            gate: gate.clone(),
+        };
+        for (id, cb, flags) in [
+            (RECORDS, on_records as unsafe extern "C" fn(_, _, _, _, _, _) -> _, UCP_AM_FLAG_WHOLE_MSG),
+            (PARCEL, on_parcel, UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA),
+            (HELLO, on_hello, UCP_AM_FLAG_WHOLE_MSG),
+        ] {
+            let handler = ucp_am_handler_param_t {
+                field_mask: (UCP_AM_HANDLER_PARAM_FIELD_ID
+                    | UCP_AM_HANDLER_PARAM_FIELD_FLAGS
+                    | UCP_AM_HANDLER_PARAM_FIELD_CB
+                    | UCP_AM_HANDLER_PARAM_FIELD_ARG)
+                    .into(),
+                id,
+                flags,
+                cb: Some(cb),
+                arg: events.as_ptr().cast(),
+            };
+            // SAFETY: L1: the worker lives, and goes before what the handler is given; L2: it reads a local.
+            let set = unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) };
+            if set != UCS_OK {
+                drop(inside);
+                return Err(opening(ucx, set, "its worker takes no messages"));
+            }
+        }
+        drop(inside);
+        Ok(engine)
+    }
+
+    /// The worker, to be called while the guard lives; none where the process ends.
+    fn enter(&self) -> Option<(Inside<'_>, ucp_worker_h)> {
+        Some((self.gate.enter()?, self.worker?))
+    }
+
+    /// What peers need to reach it.
+    pub(super) fn address(&self) -> Result<Vec<u8>> {
+        let (_inside, worker) = self.enter().ok_or_else(ends)?;
+        let field_mask = UCP_WORKER_ATTR_FIELD_ADDRESS.into();
+        let mut about = ucp_worker_attr_t { field_mask, ..Default::default() };
+        // SAFETY: L1: the worker lives; L2: it writes to a local.
+        let queried = unsafe { self.ucx.ucp_worker_query(worker, &raw mut about) };
+        if queried != UCS_OK || about.address.is_null() {
+            return Err(opening(self.ucx, queried, "its worker has no address"));
+        }
+        // SAFETY: L1: so many bytes are there until they are released, below.
+        let address = unsafe { slice::from_raw_parts(about.address.cast::<u8>(), about.address_length) };
+        let address = address.to_vec();
+        // SAFETY: L1: the query gave it, and it is released once.
+        unsafe { self.ucx.ucp_worker_release_address(worker, about.address) };
+        Ok(address)
+    }
+
+    /// A descriptor of one's own that is ready to read when there is something to do, once [armed](Self::arm).
+    pub(super) fn descriptor(&self) -> Result<OwnedFd> {
+        let (_inside, worker) = self.enter().ok_or_else(ends)?;
+        let mut descriptor = -1;
+        // SAFETY: L1: the worker lives; L2: it writes to a local.
+        let status = unsafe { self.ucx.ucp_worker_get_efd(worker, &raw mut descriptor) };
+        if status != UCS_OK {
+            return Err(opening(self.ucx, status, "its worker has nothing to sleep on"));
+        }
+        // SAFETY: L1: the worker keeps it open, and nobody closes it during this call.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        descriptor.try_clone_to_owned().map_err(Error::io)
+    }
+
+    /// Whether the descriptor will tell of whatever comes next; false if there is something to do already.
+    pub(super) fn arm(&mut self) -> bool {
+        // Nothing is to be done where the process ends.
+        let Some((_inside, worker)) = self.enter() else { return true };
+        // SAFETY: L1: the worker lives.
+        unsafe { self.ucx.ucp_worker_arm(worker) == UCS_OK }
+    }
+
+    /// Makes the path, to the worker with that address.
+    pub(super) fn connect(&mut self, address: &[u8]) -> Result<()> {
+        let gate = self.gate.clone();
+        let (_inside, worker) = gate.enter().zip(self.worker).ok_or_else(ends)?;
+        let params = ucp_ep_params_t {
+            field_mask: (UCP_EP_PARAM_FIELD_REMOTE_ADDRESS
+                | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE
+                | UCP_EP_PARAM_FIELD_ERR_HANDLER)
+                .into(),
+            address: address.as_ptr().cast(),
+            err_mode: UCP_ERR_HANDLING_MODE_PEER,
+            err_handler: ucp_err_handler_t { cb: Some(on_lost), arg: self.events.as_ptr().cast() },
+            ..Default::default()
+        };
+        let mut endpoint = ptr::null_mut();
+        // SAFETY: L1: the worker lives; L2: it reads locals and writes to one; the events outlive the endpoint.
+        let created = unsafe { self.ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) };
+        if created != UCS_OK {
+            return Err(opening(self.ucx, created, "no transport of both ends leads to the peer"));
+        }
+        self.endpoint = Some(endpoint);
+        Ok(())
+    }
+
+    /// The transports that carry the path.
+    pub(super) fn transports(&self) -> Vec<String> {
+        let Some(endpoint) = self.endpoint else { return Vec::new() };
+        let Some(_inside) = self.gate.enter() else { return Vec::new() };
+        // SAFETY: L1: the endpoint lives, and whoever has this makes the only call.
+        unsafe { self.ucx.transports_of(endpoint) }
+    }
+
+    /// Sends a message, of which the header is copied.
+    pub(super) fn send(&mut self, header: &[u8], cargo: Cargo) -> Sent {
+        let Some(endpoint) = self.endpoint else { return Sent::Failed(cargo, closed()) };
+        let (id, flags) = match &cargo {
+            Cargo::Hello => (HELLO, UCP_AM_SEND_FLAG_EAGER),
+            Cargo::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
+            Cargo::Parcel(_) | Cargo::Landing(_) | Cargo::End => (PARCEL, 0),
+        };
+        let parts = cargo.parts();
+        self.fly(header, parts, cargo, |engine, flight, call| {
+            call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+            call.flags = flags;
+            call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
+            let (data, count) = flight.data(call);
+            // SAFETY: L1: the endpoint is not closed; M3: header, parts and memory are the flight's, which ends with the callback.
+            unsafe {
+                engine.ucx.ucp_am_send_nbx(
+                    endpoint,
+                    id,
+                    flight.header.as_ptr().cast(),
+                    flight.header.len(),
+                    data,
+                    count,
+                    call,
+                )
+            }
+        })
+    }
+
+    /// Has an arrival's bytes put into a landing, which takes as many.
+    pub(super) fn receive(&mut self, arrival: Arrival, mut landing: Landing) -> Sent {
+        if !arrival.is_rendezvous {
+            // SAFETY: L1: the descriptor is so many bytes of the worker's until it is released, below.
+            let bytes = unsafe { slice::from_raw_parts(arrival.data.as_ptr().cast(), arrival.len) };
+            let filled = fill(&mut landing, bytes);
+            self.release(arrival);
+            return match filled {
+                Ok(()) => Sent::Done(Cargo::Landing(landing)),
+                Err(error) => Sent::Failed(Cargo::Landing(landing), error),
+            };
+        }
+        let Some(worker) = self.worker else { return Sent::Failed(Cargo::Landing(landing), closed()) };
+        let parts = Cargo::parts_of_landing(&mut landing);
+        self.fly(&[], parts, Cargo::Landing(landing), |engine, flight, call| {
+            call.cb = ucp_request_param_t__bindgen_ty_1 { recv_am: Some(on_received) };
+            let (data, count) = flight.data(call);
+            // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the flight's.
+            unsafe {
+                engine.ucx.ucp_am_recv_data_nbx(worker, arrival.data.as_ptr(), data.cast_mut(), count, call)
+            }
+        })
+    }
+
+    /// Gives up payload that came.
+    pub(super) fn release(&mut self, arrival: Arrival) {
+        let Some((_inside, worker)) = self.enter() else { return };
+        // SAFETY: L1: the handler kept it, and each arrival is released or received once.
+        unsafe { self.ucx.ucp_am_data_release(worker, arrival.data.as_ptr()) };
+    }
+
+    /// Closes the path: whatever is in flight on it ends soon.
+    pub(super) fn close(&mut self) {
+        let Some(endpoint) = self.endpoint.take() else { return };
+        // What became of it is seen by what is in flight.
+        let _ = self.fly(&[], Vec::new(), Cargo::End, |engine, _, call| {
+            call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+            call.flags = UCP_EP_CLOSE_FLAG_FORCE;
+            call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
+            // SAFETY: L1: nothing uses the endpoint after this.
+            unsafe { engine.ucx.ucp_ep_close_nbx(endpoint, call) }
+        });
+    }
+
+    /// Whether UCX has nothing of ours.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.free.len() == self.flights.len()
+    }
+
+    /// Moves what can be moved; whether that was anything.
+    pub(super) fn progress(&mut self) -> bool {
+        let Some((_inside, worker)) = self.enter() else { return false };
+        // SAFETY: L1: the worker lives, and whoever has this makes the only call.
+        unsafe { self.ucx.ucp_worker_progress(worker) != 0 }
+    }
+
+    /// What happened since the last time, in exchange for an empty one.
+    pub(super) fn happened(&mut self, empty: &mut Happened) {
+        std::mem::swap(&mut *self.events().lock(), empty);
+    }
+
+    /// Flights that are over: what they carried, and how they ended.
+    pub(super) fn landed(&mut self, happened: &mut Happened, mut over: impl FnMut(Cargo, Result<()>)) {
+        let mut done = std::mem::take(&mut happened.done);
+        for (number, status) in done.drain(..) {
+            let Some(flight) = self.flights.get_mut(number).and_then(Option::take) else { continue };
+            let Flight { cargo, request, .. } = *flight;
+            if let Some(request) = request
+                && let Some(_inside) = self.gate.enter()
+            {
+                // SAFETY: L1: it has been called back, and is freed once.
+                unsafe { self.ucx.ucp_request_free(request.as_ptr()) };
+            }
+            self.free.push(number);
+            let (cargo, result) = self.over(cargo, status);
+            over(cargo, result);
+        }
+        happened.done = done;
+    }
+
+    /// Why UCX gave the peer up, if it did.
+    pub(super) fn lost(&self, happened: &mut Happened) -> Result<()> {
+        let Some(status) = happened.lost.take() else { return Ok(()) };
+        Err(Error::new(ErrorKind::PeerLost, format!("UCX gave it up: {}", self.ucx.describe(status))))
+    }
+
+    /// Posts one operation.
+    fn fly(
+        &mut self,
+        header: &[u8],
+        parts: Vec<ucp_dt_iov_t>,
+        cargo: Cargo,
+        post: impl FnOnce(&Self, &Flight, &mut ucp_request_param_t) -> ucs_status_ptr_t,
+    ) -> Sent {
+        let gate = self.gate.clone();
+        let Some(_inside) = gate.enter() else { return Sent::Failed(cargo, ends()) };
+        let number = self.free.pop().unwrap_or_else(|| {
+            let number = self.tokens.len();
+            let token = Token { events: self.events, number };
+            self.tokens.push(NonNull::from(Box::leak(Box::new(token))));
+            self.flights.push(None);
+            number
+        });
+        let mut flight = Box::new(Flight { header: Header::from_slice(header), parts, cargo, request: None });
+        let mut call = ucp_request_param_t {
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+            user_data: self.tokens[number].as_ptr().cast(),
+            ..Default::default()
+        };
+        match Posted::from(post(self, &flight, &mut call)) {
+            Posted::Pending(request) => {
+                flight.request = Some(request);
+                self.flights[number] = Some(flight);
+                Sent::Pending
+            }
+            Posted::Done => {
+                self.free.push(number);
+                Sent::Done(self.over(flight.cargo, UCS_OK).0)
+            }
+            Posted::Failed(status) => {
+                self.free.push(number);
+                let (cargo, _) = self.over(flight.cargo, status);
+                Sent::Failed(cargo, self.failure(status))
+            }
+        }
+    }
+
+    /// What a flight's end means for what it carried.
+    fn over(&self, mut cargo: Cargo, status: ucs_status_t) -> (Cargo, Result<()>) {
+        let result = if status == UCS_OK { Ok(()) } else { Err(self.failure(status)) };
+        if let (Cargo::Landing(landing), Ok(())) = (&mut cargo, &result) {
+            for (buffer, len) in landing.parts() {
+                let filled = buffer.len() + *len;
+                // SAFETY: M4: UCX reported that all of the parts were written, each of which takes so many bytes there.
+                unsafe { buffer.set_len(filled) };
+            }
+        }
+        (cargo, result)
+    }
+
+    /// The error that a status stands for on a connection that is up.
+    pub(super) fn failure(&self, status: ucs_status_t) -> Error {
+        Error::new(status::kind(status), format!("UCX reports: {}", self.ucx.describe(status)))
+    }
+
+    fn events(&self) -> &Events {
+        // SAFETY: L2: it is freed with this, and nobody has it exclusively.
+        unsafe { self.events.as_ref() }
+    }
+}
+
+impl Engine {
+    /// Ends the worker, and with it whatever it would still do: what was in flight is free.
+    pub(super) fn destroy(&mut self, mut freed: impl FnMut(Cargo)) {
+        let gate = self.gate.clone();
+        let Some((inside, worker)) = gate.enter().zip(self.worker) else { return };
+        self.worker = None;
+        let mut happened = Happened::default();
+        self.happened(&mut happened);
+        for came in happened.came.drain(..) {
+            if let Came::Parcel(arrival) = came {
+                // SAFETY: L1: the handler kept it, and each arrival is released or received once.
+                unsafe { self.ucx.ucp_am_data_release(worker, arrival.data.as_ptr()) };
+            }
+        }
+        // SAFETY: L1: nobody calls it after this; L6: it takes its transports along, so that neither this process nor a device
+        // touches what was in flight, and its endpoint with what waits on it.
+        unsafe { self.ucx.ucp_worker_destroy(worker) };
+        drop(inside);
+        self.flights.drain(..).flatten().for_each(|flight| freed(flight.cargo));
+        self.free.clear();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if !self.context.process.is_this() {
+            std::mem::take(&mut self.flights).into_iter().for_each(std::mem::forget);
+            return;
+        }
+        self.destroy(drop);
+        if self.worker.is_some() {
+            // The process ends, and UCX may be in the middle of something.
+            std::mem::take(&mut self.flights).into_iter().for_each(std::mem::forget);
+            return;
+        }
+        for token in self.tokens.drain(..) {
+            // SAFETY: L2: the worker is gone and calls back no more.
+            drop(unsafe { Box::from_raw(token.as_ptr()) });
+        }
+        // SAFETY: L2: as above.
+        drop(unsafe { Box::from_raw(self.events.as_ptr()) });
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let in_flight = self.flights.len() - self.free.len();
+        f.debug_struct("Engine").field("ucx", self.ucx).field("in_flight", &in_flight).finish_non_exhaustive()
+    }
+}
+
+impl Cargo {
+    /// The memory that leaves.
+    fn parts(&self) -> Vec<ucp_dt_iov_t> {
+        let part = |pointer: *const u8, length| ucp_dt_iov_t { buffer: pointer.cast_mut().cast(), length };
+        match self {
+            Self::Records(bytes) => vec![part(bytes.as_ptr(), bytes.len())],
+            Self::Parcel(parcel) => {
+                parcel.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())).collect()
+            }
+            Self::Hello | Self::Landing(_) | Self::End => Vec::new(),
+        }
+    }
+
+    /// The memory that is filled.
+    fn parts_of_landing(landing: &mut Landing) -> Vec<ucp_dt_iov_t> {
+        let parts = landing.parts().iter_mut().filter(|(_, length)| *length > 0);
+        parts
+            .map(|(buffer, length)| {
+                let filled = buffer.len();
+                let buffer = buffer.as_mut_ptr().wrapping_add(filled).cast();
+                ucp_dt_iov_t { buffer, length: *length }
+            })
+            .collect()
+    }
+}
+
+impl Flight {
+    /// What to pass as data: the memory itself, or its parts.
+    fn data(&self, call: &mut ucp_request_param_t) -> (*const c_void, usize) {
+        call.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE;
+        call.memory_type = UCS_MEMORY_TYPE_HOST;
+        match self.parts.as_slice() {
+            [] => (ptr::null(), 0),
+            [part] => (part.buffer.cast_const(), part.length),
+            parts => {
+                call.op_attr_mask |= UCP_OP_ATTR_FIELD_DATATYPE;
+                call.datatype = UCP_DATATYPE_IOV.into();
+                (parts.as_ptr().cast(), parts.len())
+            }
+        }
+    }
+}
+
+fn fill(landing: &mut Landing, mut bytes: &[u8]) -> Result<()> {
+    for (buffer, len) in landing.parts() {
+        let (part, rest) = bytes
+            .split_at_checked(*len)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "payload is shorter than it says"))?;
+        buffer.extend_from_slice(part)?;
+        bytes = rest;
+    }
+    Ok(())
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the path is closed")
+}

@@ -1,0 +1,196 @@
+//! What UCX tells of during a poll: its callbacks leave notes, which whoever polls reads afterwards.
+
+#![expect(unsafe_code, reason = "callbacks are C")]
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use smallvec::SmallVec;
+use ucx_sys::*;
+
+/// What a message of ours is, by UCX's number for it.
+pub(super) const RECORDS: u32 = 1;
+pub(super) const PARCEL: u32 = 2;
+pub(super) const HELLO: u32 = 3;
+/// The longest header of ours.
+const HEADER_LEN_MAX: usize = 96;
+/// Whom a message is for: the receiving end of one connection. Only its two ends know it.
+pub(super) type Key = [u8; 16];
+
+/// A header: the key, and what else the message's kind has.
+pub(super) type Header = SmallVec<[u8; HEADER_LEN_MAX]>;
+
+/// What callbacks leave to whoever made progress.
+#[derive(Default)]
+pub(super) struct Events(Mutex<Happened>);
+
+/// What happened during a poll.
+#[derive(Debug, Default)]
+pub(super) struct Happened {
+    pub(super) came: Vec<Came>,
+    /// The bytes of records that came.
+    pub(super) bytes: Vec<u8>,
+    /// Flights that are over, and how they ended.
+    pub(super) done: Vec<(usize, ucs_status_t)>,
+    /// Why UCX gave the peer up.
+    pub(super) lost: Option<ucs_status_t>,
+}
+
+impl Happened {
+    pub(super) fn is_empty(&self) -> bool {
+        self.came.is_empty() && self.done.is_empty() && self.lost.is_none()
+    }
+}
+
+/// A message that came.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// A peer opened its end.
+    Hello(Key),
+    /// Records: this part of the bytes.
+    Records { header: Header, bytes: std::ops::Range<usize> },
+    /// Payload, which is still UCX's.
+    Parcel(Arrival),
+}
+
+/// Payload that UCX holds, or has not fetched yet. To be received or released: otherwise UCX keeps it.
+#[must_use = "UCX keeps what is neither received nor released"]
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) header: Header,
+    pub(super) len: usize,
+    pub(super) data: NonNull<c_void>,
+    pub(super) is_rendezvous: bool,
+}
+
+// SAFETY: L5: a descriptor is the worker's, whose calls any thread may make in its turn.
+unsafe impl Send for Arrival {}
+
+/// What a callback is told by.
+pub(super) struct Token {
+    pub(super) events: NonNull<Events>,
+    pub(super) number: usize,
+}
+
+impl Events {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Happened> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leaves a note of what happened.
+///
+/// # Safety
+/// `events` is an engine's, which lives.
+unsafe fn note(events: *mut c_void, note: impl FnOnce(&mut Happened)) {
+    // SAFETY: L2: as promised; it is only shared.
+    let events = unsafe { &*events.cast::<Events>() };
+    note(&mut events.lock());
+}
+
+/// # Safety
+/// So many bytes are there, if any.
+unsafe fn bytes<'a>(start: *const c_void, len: usize) -> &'a [u8] {
+    if len == 0 {
+        return &[];
+    }
+    // SAFETY: L2: UCX's for the time of the callback.
+    unsafe { slice::from_raw_parts(start.cast(), len) }
+}
+
+pub(super) unsafe extern "C" fn on_hello(
+    events: *mut c_void,
+    header: *const c_void,
+    header_len: usize,
+    _: *mut c_void,
+    _: usize,
+    _: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: L2: UCX passes what the handler was set with, and a header of that length.
+    let header = unsafe { bytes(header, header_len) };
+    if let Ok(key) = header.try_into() {
+        // SAFETY: L2: as above.
+        unsafe { note(events, |happened| happened.came.push(Came::Hello(key))) };
+    }
+    UCS_OK
+}
+
+pub(super) unsafe extern "C" fn on_records(
+    events: *mut c_void,
+    header: *const c_void,
+    header_len: usize,
+    data: *mut c_void,
+    len: usize,
+    about: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    let about = unsafe { (*about).recv_attr };
+    if about & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || header_len > HEADER_LEN_MAX {
+        // Only a peer that is no Towline sends records so: they are dropped, and missed by their number.
+        return UCS_OK;
+    }
+    // SAFETY: L2: so many bytes are there.
+    let header = unsafe { bytes(header, header_len) };
+    // SAFETY: L2: as above.
+    let data = unsafe { bytes(data, len) };
+    let take = |happened: &mut Happened| {
+        let start = happened.bytes.len();
+        happened.bytes.extend_from_slice(data);
+        let bytes = start..happened.bytes.len();
+        happened.came.push(Came::Records { header: Header::from_slice(header), bytes });
+    };
+    // SAFETY: L2: UCX passes what the handler was set with.
+    unsafe { note(events, take) };
+    UCS_OK
+}
+
+pub(super) unsafe extern "C" fn on_parcel(
+    events: *mut c_void,
+    header: *const c_void,
+    header_len: usize,
+    data: *mut c_void,
+    len: usize,
+    about: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    let about = unsafe { (*about).recv_attr };
+    let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
+    let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
+    let Some(data) = NonNull::new(data).filter(|_| is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA)) else {
+        // Without payload: no parcel of ours.
+        return UCS_OK;
+    };
+    if header_len > HEADER_LEN_MAX {
+        return UCS_OK;
+    }
+    // SAFETY: L2: so many bytes are there.
+    let header = Header::from_slice(unsafe { bytes(header, header_len) });
+    let arrival = Arrival { header, len, data, is_rendezvous };
+    // SAFETY: L2: UCX passes what the handler was set with.
+    unsafe { note(events, |happened| happened.came.push(Came::Parcel(arrival))) };
+    UCS_INPROGRESS
+}
+
+pub(super) unsafe extern "C" fn on_sent(_: *mut c_void, status: ucs_status_t, token: *mut c_void) {
+    // SAFETY: L2: a token lives as long as its engine.
+    let Token { events, number } = unsafe { &*token.cast::<Token>() };
+    // SAFETY: L2: and so do its events.
+    unsafe { note(events.as_ptr().cast(), |happened| happened.done.push((*number, status))) };
+}
+
+pub(super) unsafe extern "C" fn on_received(
+    request: *mut c_void,
+    status: ucs_status_t,
+    _: usize,
+    token: *mut c_void,
+) {
+    // SAFETY: L2: as there.
+    unsafe { on_sent(request, status, token) };
+}
+
+pub(super) unsafe extern "C" fn on_lost(events: *mut c_void, _: ucp_ep_h, status: ucs_status_t) {
+    // SAFETY: L2: the endpoint was made with its engine's events.
+    unsafe { note(events, |happened| happened.lost = Some(status)) };
+}

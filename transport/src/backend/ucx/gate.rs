@@ -1,0 +1,73 @@
+//! Who is inside UCX when the process ends: its libraries take themselves apart at exit, whatever other threads do meanwhile.
+//!
+//! The invariant: once the first of our exit handlers has returned, nobody is inside, and nobody gets in any more.
+
+#![expect(unsafe_code, reason = "a handler of exit is C")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The longest that an exit waits for who is inside: polls are short, and the making of a context is not.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+static EXITS: AtomicBool = AtomicBool::new(false);
+static GATES: Mutex<Vec<Weak<Gate>>> = Mutex::new(Vec::new());
+
+/// The way into UCX for whoever has one engine, one thread at a time.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    occupied: AtomicBool,
+}
+
+/// Somebody is inside until this is dropped.
+#[derive(Debug)]
+pub(super) struct Inside<'a>(&'a Gate);
+
+impl Gate {
+    pub(super) fn new() -> Arc<Self> {
+        static REGISTERED: Once = Once::new();
+        // SAFETY: L6: the handler may be called at any time after this, and does not unwind. Where it cannot be registered, nothing
+        // waits for anybody.
+        REGISTERED.call_once(|| unsafe {
+            libc::atexit(close);
+        });
+        let gate = Arc::new(Self::default());
+        let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|gate| gate.strong_count() > 0);
+        gates.push(Arc::downgrade(&gate));
+        gate
+    }
+
+    /// Lets the one who has the engine in, unless the process ends.
+    pub(super) fn enter(&self) -> Option<Inside<'_>> {
+        // Either this is seen by the exit, or the exit by this: both are stored before the other is read.
+        self.occupied.store(true, Ordering::SeqCst);
+        let inside = Inside(self);
+        (!EXITS.load(Ordering::SeqCst)).then_some(inside)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.occupied.store(false, Ordering::Release);
+    }
+}
+
+/// Waits until nobody is inside.
+extern "C" fn close() {
+    EXITS.store(true, Ordering::SeqCst);
+    let end = Instant::now() + WAIT_MAX;
+    // Whoever holds the list makes or drops an engine.
+    let gates: Vec<_> = loop {
+        match GATES.try_lock() {
+            Ok(gates) => break gates.iter().filter_map(Weak::upgrade).collect(),
+            Err(_) if Instant::now() < end => thread::yield_now(),
+            Err(_) => return,
+        }
+    };
+    while gates.iter().any(|gate| gate.occupied.load(Ordering::SeqCst)) && Instant::now() < end {
+        thread::yield_now();
+    }
+}

@@ -1,0 +1,410 @@
+//! The line: a session's records leave as small messages, and its payload from memory to memory, by itself.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::engine::{CLOSE_TIME, Cargo, Engine, Sent};
+use super::events::{Arrival, Came, Happened, Header, Key};
+use crate::backend::streamed::Line;
+use crate::backend::{Environment, Source};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::session::{self, Session, Urgency};
+
+/// The longest parcel. Small ones of others have their turn between two.
+pub(super) const PARCEL_LEN: usize = 1 << 20;
+/// Parcels that may be under way.
+const PARCELS_MAX: usize = 8;
+/// The most bytes of records in one message, and the most messages under way.
+const RECORDS_LEN_MAX: usize = 64 << 10;
+const RECORDS_MAX: usize = 8;
+/// The most slices that are gathered at once.
+const SLICES_MAX: usize = 512;
+/// Messages that overtook others, and parcels that overtook their message.
+const EARLY_MAX: usize = 1024;
+/// How often somebody looks after a link that ended.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+/// A link as everybody sees it.
+#[derive(Debug)]
+pub(super) struct UcxLine {
+    pub(super) descriptor: OwnedFd,
+    /// Something is under way that goes on only if somebody polls.
+    moves: AtomicBool,
+    /// Calls that moved data, or tried to.
+    calls: AtomicU64,
+    notes: Vec<String>,
+    environment: Arc<dyn Environment>,
+}
+
+/// And as the holder of the baton does.
+#[derive(Debug)]
+pub(super) struct Held {
+    engine: Engine,
+    happened: Happened,
+    /// What this end goes by, and what the peer's does.
+    key: Key,
+    peer_key: Key,
+    /// The peer opened its end.
+    greeted: bool,
+    /// Messages of records, either way, and those that overtook others.
+    sent: u64,
+    taken: u64,
+    held: BTreeMap<u64, Vec<u8>>,
+    /// Parcels whose message was not announced yet.
+    early: Vec<Arrival>,
+    /// Under way: messages of records, parcels out.
+    records: usize,
+    parcels: usize,
+    /// Memory for the next messages of records.
+    spare: Vec<Vec<u8>>,
+}
+
+impl UcxLine {
+    pub(super) fn new(held: &Held, environment: &Arc<dyn Environment>) -> Result<Self> {
+        Ok(Self {
+            descriptor: held.engine.descriptor()?,
+            moves: AtomicBool::new(false),
+            calls: AtomicU64::new(0),
+            notes: vec![match held.engine.transports() {
+                none if none.is_empty() => "UCX does not tell which transports it took".to_owned(),
+                transports => format!("UCX took {}", transports.join(", ")),
+            }],
+            environment: environment.clone(),
+        })
+    }
+
+    /// Lets others see whether something is under way.
+    fn show(&self, held: &Held, session: &Session) {
+        let moves = !held.engine.is_quiet() || session.has_parcel();
+        if self.moves.load(Ordering::Relaxed) != moves {
+            self.moves.store(moves, Ordering::Release);
+        }
+    }
+}
+
+impl Held {
+    pub(super) fn new(engine: Engine, (key, peer_key): (Key, Key)) -> Self {
+        Self {
+            engine,
+            happened: Happened::default(),
+            key,
+            peer_key,
+            greeted: false,
+            sent: 0,
+            taken: 0,
+            held: BTreeMap::new(),
+            early: Vec::new(),
+            records: 0,
+            parcels: 0,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Says hello: the peer knows then that this end is open, and that the way to it works.
+    pub(super) fn greet(&mut self) -> Result<()> {
+        match self.engine.send(&self.peer_key, Cargo::Hello) {
+            Sent::Failed(_, why) => Err(why),
+            Sent::Done(_) | Sent::Pending => Ok(()),
+        }
+    }
+
+    /// Whether the peer said hello; otherwise lets UCX move.
+    pub(super) fn is_greeted(&mut self, session: &mut Session) -> Result<bool> {
+        self.progress(session)?;
+        Ok(self.greeted)
+    }
+
+    /// Lets UCX move, and sees to all that happened; whether anything did.
+    fn progress(&mut self, session: &mut Session) -> Result<bool> {
+        let progressed = self.engine.progress();
+        let mut happened = std::mem::take(&mut self.happened);
+        self.engine.happened(&mut happened);
+        if !progressed && happened.is_empty() {
+            self.happened = happened;
+            return Ok(false);
+        }
+        let over = self.land(&mut happened, session);
+        let mut came = happened.came.drain(..);
+        let taken = over.and_then(|()| came.try_for_each(|came| self.take(came, &happened.bytes, session)));
+        for left in came {
+            if let Came::Parcel(arrival) = left {
+                self.engine.release(arrival);
+            }
+        }
+        happened.bytes.clear();
+        let lost = self.engine.lost(&mut happened);
+        self.happened = happened;
+        taken.and_then(|()| self.take_early(session)).and(lost)?;
+        Ok(true)
+    }
+
+    /// Sees to what was under way and is over; the first failure of it.
+    fn land(&mut self, happened: &mut Happened, session: &mut Session) -> Result<()> {
+        let Self { engine, records, parcels, spare, .. } = self;
+        let mut failure = Ok(());
+        engine.landed(happened, |cargo, result| {
+            let result = match (cargo, result) {
+                (Cargo::Hello | Cargo::End, result) => result,
+                (Cargo::Records(mut bytes), result) => {
+                    *records -= 1;
+                    bytes.clear();
+                    spare.push(bytes);
+                    result
+                }
+                (Cargo::Parcel(parcel), Ok(())) => {
+                    *parcels -= 1;
+                    session.parcel_left(parcel);
+                    Ok(())
+                }
+                (Cargo::Parcel(parcel), Err(why)) => {
+                    *parcels -= 1;
+                    session.parcel_lost(parcel);
+                    Err(why)
+                }
+                (Cargo::Landing(landing), Ok(())) => session.parcel_landed(landing),
+                (Cargo::Landing(landing), Err(why)) => {
+                    session.parcel_failed(landing);
+                    Err(why)
+                }
+            };
+            if failure.is_ok() {
+                failure = result;
+            }
+        });
+        failure
+    }
+
+    /// One message came. What is not for this connection is a stranger's, and left alone.
+    fn take(&mut self, came: Came, bytes: &[u8], session: &mut Session) -> Result<()> {
+        match came {
+            Came::Hello(key) => {
+                self.greeted |= key == self.key;
+                Ok(())
+            }
+            Came::Records { header, bytes: range } => match header.strip_prefix(&self.key) {
+                Some(number) => self.take_records(number, &bytes[range], session),
+                None => Ok(()),
+            },
+            Came::Parcel(arrival) if arrival.header.starts_with(&self.key) => {
+                self.take_parcel(arrival, session)
+            }
+            Came::Parcel(arrival) => {
+                self.engine.release(arrival);
+                Ok(())
+            }
+        }
+    }
+
+    fn take_records(&mut self, number: &[u8], bytes: &[u8], session: &mut Session) -> Result<()> {
+        let number = number.try_into().map_err(|_| corrupt("records with a header of another length"))?;
+        let number = u64::from_le_bytes(number);
+        if number > self.taken {
+            // UCX promises no order among messages.
+            if self.held.len() == EARLY_MAX || self.held.insert(number, bytes.to_vec()).is_some() {
+                return Err(corrupt("records that are far ahead of others, or came twice"));
+            }
+            return Ok(());
+        }
+        if number < self.taken {
+            return Err(corrupt("records that came before"));
+        }
+        session.received(0, bytes)?;
+        self.taken += 1;
+        while let Some(bytes) = self.held.remove(&self.taken) {
+            session.received(0, &bytes)?;
+            self.taken += 1;
+        }
+        Ok(())
+    }
+
+    /// A parcel goes to where it belongs, as far as that is known.
+    fn take_parcel(&mut self, arrival: Arrival, session: &mut Session) -> Result<()> {
+        let came = session.parcel_came(&arrival.header[size_of::<Key>()..], arrival.len);
+        let landing = match came {
+            Ok(session::Came::Here(landing)) => landing,
+            Ok(session::Came::Early) if self.early.len() < EARLY_MAX => {
+                self.early.push(arrival);
+                return Ok(());
+            }
+            came => {
+                self.engine.release(arrival);
+                return came.and(Err(corrupt("too much payload of messages that did not come")));
+            }
+        };
+        match self.engine.receive(arrival, landing) {
+            Sent::Done(Cargo::Landing(landing)) => session.parcel_landed(landing),
+            Sent::Failed(Cargo::Landing(landing), why) => {
+                session.parcel_failed(landing);
+                Err(why)
+            }
+            Sent::Pending | Sent::Done(_) => Ok(()),
+            Sent::Failed(_, why) => Err(why),
+        }
+    }
+
+    /// Parcels that came before their message.
+    fn take_early(&mut self, session: &mut Session) -> Result<()> {
+        let mut early = std::mem::take(&mut self.early).into_iter();
+        let taken = early.try_for_each(|arrival| self.take_parcel(arrival, session));
+        early.for_each(|arrival| self.engine.release(arrival));
+        taken
+    }
+
+    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left.
+    fn send_records(&mut self, session: &mut Session, least: Urgency) -> Result<bool> {
+        let mut moved = false;
+        while self.records < RECORDS_MAX && session.is_due(least) {
+            let mut bytes = self.spare.pop().unwrap_or_default();
+            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
+            session.gather(&mut slices, SLICES_MAX);
+            for slice in &slices {
+                let room = RECORDS_LEN_MAX - bytes.len();
+                bytes.extend_from_slice(&slice[..slice.len().min(room)]);
+            }
+            session.wrote(bytes.len());
+            if bytes.is_empty() {
+                self.spare.push(bytes);
+                continue;
+            }
+            let mut header = Header::from_slice(&self.peer_key);
+            header.extend_from_slice(&self.sent.to_le_bytes());
+            self.sent += 1;
+            moved = true;
+            match self.engine.send(&header, Cargo::Records(bytes)) {
+                Sent::Done(Cargo::Records(mut bytes)) => {
+                    bytes.clear();
+                    self.spare.push(bytes);
+                }
+                Sent::Pending | Sent::Done(_) => self.records += 1,
+                Sent::Failed(_, why) => return Err(why),
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Sends parcels, as far as there is room; whether any left.
+    fn send_parcels(&mut self, session: &mut Session) -> Result<bool> {
+        let mut moved = false;
+        while self.parcels < PARCELS_MAX {
+            let Some(parcel) = session.next_parcel() else { break };
+            let mut header = Header::from_slice(&self.peer_key);
+            header.extend_from_slice(&parcel.head);
+            moved = true;
+            match self.engine.send(&header, Cargo::Parcel(parcel)) {
+                Sent::Done(Cargo::Parcel(parcel)) => session.parcel_left(parcel),
+                Sent::Pending | Sent::Done(_) => self.parcels += 1,
+                Sent::Failed(Cargo::Parcel(parcel), why) => {
+                    session.parcel_lost(parcel);
+                    return Err(why);
+                }
+                Sent::Failed(_, why) => return Err(why),
+            }
+        }
+        Ok(moved)
+    }
+}
+
+impl Line for UcxLine {
+    type Held = Held;
+
+    const BESIDE_CONTROL: bool = true;
+
+    fn write(&self, held: &mut Held, session: &mut Session, least: Urgency) -> Result<bool> {
+        let records = held.send_records(session, least)?;
+        let parcels = held.send_parcels(session)?;
+        self.show(held, session);
+        Ok(records || parcels)
+    }
+
+    fn read(&self, held: &mut Held, session: &mut Session) -> Result<bool> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let moved = held.progress(session)?;
+        self.show(held, session);
+        Ok(moved)
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.moves.load(Ordering::Acquire)
+    }
+
+    /// What UCX has of ours comes back soon, on the driver; everything else waits for that too.
+    fn retire(&self, mut held: Held, session: Session, why: &Error) {
+        self.moves.store(false, Ordering::Release);
+        held.early.drain(..).for_each(|arrival| held.engine.release(arrival));
+        held.engine.close();
+        let environment = self.environment.clone();
+        let end = environment.now() + CLOSE_TIME;
+        let mut retired = Retired { held, session, why: why.clone() };
+        if retired.is_quiet() {
+            return;
+        }
+        self.environment.spawn(Box::pin(async move {
+            while !retired.is_quiet() && environment.now() < end {
+                environment.sleep_until(environment.now() + LOOK_EVERY).await;
+            }
+        }));
+    }
+
+    fn source(&self) -> Source<'_> {
+        Source { descriptor: self.descriptor.as_fd(), writable: self.is_blocked(), bell: true }
+    }
+
+    fn doze(&self, held: &mut Held) -> bool {
+        held.engine.arm()
+    }
+
+    fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+}
+
+/// A link that ended, until UCX has given everything back.
+#[derive(Debug)]
+struct Retired {
+    held: Held,
+    session: Session,
+    why: Error,
+}
+
+impl Retired {
+    /// Whether nothing is with UCX; otherwise lets it move.
+    fn is_quiet(&mut self) -> bool {
+        let Self { held, session, .. } = self;
+        held.engine.progress();
+        let mut happened = std::mem::take(&mut held.happened);
+        held.engine.happened(&mut happened);
+        // It has failed already.
+        let _ = held.land(&mut happened, session);
+        for came in happened.came.drain(..) {
+            if let Came::Parcel(arrival) = came {
+                held.engine.release(arrival);
+            }
+        }
+        held.happened = happened;
+        held.engine.is_quiet()
+    }
+}
+
+impl Drop for Retired {
+    fn drop(&mut self) {
+        let Self { held, session, why } = self;
+        held.engine.destroy(|cargo| match cargo {
+            Cargo::Parcel(parcel) => session.parcel_lost(parcel),
+            Cargo::Landing(landing) => session.parcel_failed(landing),
+            Cargo::Hello | Cargo::Records(_) | Cargo::End => {}
+        });
+        session.give_up(why);
+    }
+}
+
+fn corrupt(why: &'static str) -> Error {
+    Error::new(ErrorKind::Corrupt, why)
+}

@@ -1,0 +1,181 @@
+//! `ucx`: over the UCX that is there at run time, with whatever transports it has.
+//!
+//! A session's records leave as active messages, and its payload by rendezvous, from memory to memory. The handshake
+//! tells each end the other's worker address (docs/ucx.md); the control stream tells of a lost peer.
+
+mod context;
+mod engine;
+mod events;
+mod gate;
+mod link;
+mod offer;
+mod settings;
+mod status;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ucx_sys::Library;
+
+use self::context::Context;
+use self::engine::Engine;
+use self::events::Key;
+use self::link::{Held, PARCEL_LEN, UcxLine};
+use self::offer::Offer;
+use super::streamed::Streamed;
+use super::{Backend, Caps, Identity, Link, Opening, Probe, Role, Site};
+use crate::addr::Address;
+use crate::door::MeetingKey;
+use crate::environment::Environment;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often an end that waits for the other looks, and how many times it looks at once before.
+const LOOK_EVERY: Duration = Duration::from_micros(500);
+const LOOKS: u32 = 200;
+
+const CAPS: Caps = Caps::ONE_SIDED
+    .union(Caps::SOFT_REVOKE)
+    .union(Caps::CROSS_PROCESS)
+    .union(Caps::CROSS_HOST)
+    .union(Caps::NAMED_LANDING)
+    .union(Caps::FLOW_CONTROL);
+
+/// The UCX backend.
+#[derive(Debug, Default)]
+pub struct Ucx {
+    library: Option<PathBuf>,
+    /// One for each set of settings.
+    contexts: Mutex<Vec<(Settings, Arc<Context>)>>,
+}
+
+/// Names and values.
+type Settings = Vec<(String, String)>;
+
+impl Ucx {
+    /// The same with the `libucp` of this file, instead of the one that the process has or the loader finds. A process can
+    /// have one only.
+    pub fn library(mut self, path: impl Into<PathBuf>) -> Self {
+        self.library = Some(path.into());
+        self
+    }
+
+    fn library_here(&self) -> Result<&'static Library, ucx_sys::Unavailable> {
+        self.library.as_ref().map_or_else(Library::open, |path| Library::open_at(path))
+    }
+
+    fn ucx(&self) -> Result<&'static Library> {
+        self.library_here().map_err(|why| Error::new(ErrorKind::Unavailable, why.to_string()))
+    }
+
+    /// The context with these settings.
+    fn context(&self, settings: Settings) -> Result<Arc<Context>> {
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, context)) = contexts.iter().find(|(known, _)| *known == settings) {
+            return Ok(context.clone());
+        }
+        let ucx = self.ucx()?;
+        let context = Arc::new(Context::open(ucx, &settings::with_defaults(ucx, &settings)?)?);
+        contexts.push((settings, context.clone()));
+        Ok(context)
+    }
+}
+
+impl Backend for Ucx {
+    fn name(&self) -> &'static str {
+        "ucx"
+    }
+
+    fn probe(&self) -> Probe {
+        match self.library_here() {
+            Ok(ucx) => {
+                Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()), devices: Vec::new() }
+            }
+            Err(why) => Probe::Unavailable { reason: why.to_string(), remedy: why.remedy().to_owned() },
+        }
+    }
+
+    fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+        Ok(Offer { version: self.ucx()?.version() }.encode())
+    }
+
+    fn reach(&self, _: &Identity, _: &Identity) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Loading UCX changes a process (threads, hooks in its memory), which is for who asks for it.
+    fn negotiates(&self) -> bool {
+        false
+    }
+
+    fn checks(&self) -> bool {
+        true
+    }
+
+    fn prepare(&self, site: &mut Site) -> Result<()> {
+        let prepared = || {
+            check_pair(site)?;
+            let settings = site.address.settings();
+            let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            Engine::open(&self.context(settings)?)
+        };
+        let engine = prepared().map_err(|error| error.by("ucx"))?;
+        site.card = engine.address()?;
+        site.prepared = Some(Box::new(Mutex::new(engine)));
+        Ok(())
+    }
+
+    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+        Box::pin(async { open(site).await.map_err(|error| error.by("ucx")) })
+    }
+}
+
+async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
+    let engine = site.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
+    let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
+    let mut engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if site.peer_card.is_empty() {
+        return Err(Error::new(ErrorKind::Corrupt, "the peer did not tell where its worker is"));
+    }
+    engine.connect(&site.peer_card)?;
+    let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
+    let mut held = Held::new(engine, keys(site));
+    held.greet()?;
+    for looks in 0.. {
+        if held.is_greeted(&mut session)? {
+            break;
+        }
+        if looks < LOOKS {
+            tokio::task::yield_now().await;
+        } else {
+            site.environment.sleep_until(site.environment.now() + LOOK_EVERY).await;
+        }
+    }
+    let line = UcxLine::new(&held, &site.environment)?;
+    Ok(Streamed::open(line, held, session, CAPS, site))
+}
+
+/// What this end goes by, and what the peer's does: known to nobody who was not at the handshake.
+fn keys(site: &Site) -> (Key, Key) {
+    let key = MeetingKey::new(site.secret);
+    let of = |role: Role| {
+        let proof = key.proof(role, b"ucx");
+        std::array::from_fn(|at| proof[at])
+    };
+    let peer = match site.role {
+        Role::Connector => Role::Acceptor,
+        Role::Acceptor => Role::Connector,
+    };
+    (of(site.role), of(peer))
+}
+
+/// Whether libraries of these versions were seen to work together, or the address allows others.
+fn check_pair(site: &Site) -> Result<()> {
+    let (ours, theirs) = (Offer::decode(&site.offer)?.version, Offer::decode(&site.peer_offer)?.version);
+    if (ours.is_proven() && theirs.is_proven()) || site.address.option("versions") == Some("any") {
+        return Ok(());
+    }
+    let why =
+        format!("UCX {ours} here and {theirs} at the peer were not proven together: ?versions=any allows it");
+    Err(Error::new(ErrorKind::Unsupported, why))
+}
