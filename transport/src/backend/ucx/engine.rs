@@ -25,6 +25,8 @@ use super::status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Landing, Parcel};
 
+/// Flights that are kept for the next ones.
+const SPARE_MAX: usize = 32;
 /// How long UCX may take to give back what is in flight on a path that was closed. It takes a few milliseconds, but over shared memory
 /// it waits for words of a peer that is gone.
 pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
@@ -41,6 +43,9 @@ pub(super) struct Engine {
     events: NonNull<Events>,
     flights: Vec<Option<Box<Flight>>>,
     free: Vec<usize>,
+    /// Flights that are over, for the next.
+    #[expect(clippy::vec_box, reason = "a flight stays where it is while UCX has it")]
+    spare: Vec<Box<Flight>>,
     /// The tokens of `flights`, which live as long as this.
     tokens: Vec<NonNull<Token>>,
     /// Entered by every call into UCX.
@@ -105,6 +110,7 @@ impl Engine {
             events,
             flights: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             tokens: Vec::new(),
             gate: gate.clone(),
         };
@@ -220,8 +226,7 @@ impl Engine {
             Cargo::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
             Cargo::Parcel(_) | Cargo::Landing(_) | Cargo::End => (PARCEL, 0),
         };
-        let parts = cargo.parts();
-        self.fly(header, parts, cargo, |engine, flight, call| {
+        self.fly(header, cargo, |engine, flight, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
             call.flags = flags;
             call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
@@ -254,8 +259,7 @@ impl Engine {
             };
         }
         let Some(worker) = self.worker else { return Sent::Failed(Cargo::Landing(landing), closed()) };
-        let parts = Cargo::parts_of_landing(&mut landing);
-        self.fly(&[], parts, Cargo::Landing(landing), |engine, flight, call| {
+        self.fly(&[], Cargo::Landing(landing), |engine, flight, call| {
             call.cb = ucp_request_param_t__bindgen_ty_1 { recv_am: Some(on_received) };
             let (data, count) = flight.data(call);
             // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the flight's.
@@ -276,7 +280,7 @@ impl Engine {
     pub(super) fn close(&mut self) {
         let Some(endpoint) = self.endpoint.take() else { return };
         // What became of it is seen by what is in flight.
-        let _ = self.fly(&[], Vec::new(), Cargo::End, |engine, _, call| {
+        let _ = self.fly(&[], Cargo::End, |engine, _, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
             call.flags = UCP_EP_CLOSE_FLAG_FORCE;
             call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
@@ -307,15 +311,14 @@ impl Engine {
         let mut done = std::mem::take(&mut happened.done);
         for (number, status) in done.drain(..) {
             let Some(flight) = self.flights.get_mut(number).and_then(Option::take) else { continue };
-            let Flight { cargo, request, .. } = *flight;
-            if let Some(request) = request
+            if let Some(request) = flight.request
                 && let Some(_inside) = self.gate.enter()
             {
                 // SAFETY: L1: it has been called back, and is freed once.
                 unsafe { self.ucx.ucp_request_free(request.as_ptr()) };
             }
             self.free.push(number);
-            let (cargo, result) = self.over(cargo, status);
+            let (cargo, result) = self.over(flight, status);
             over(cargo, result);
         }
         happened.done = done;
@@ -331,7 +334,6 @@ impl Engine {
     fn fly(
         &mut self,
         header: &[u8],
-        parts: Vec<ucp_dt_iov_t>,
         cargo: Cargo,
         post: impl FnOnce(&Self, &Flight, &mut ucp_request_param_t) -> ucs_status_ptr_t,
     ) -> Sent {
@@ -344,7 +346,8 @@ impl Engine {
             self.flights.push(None);
             number
         });
-        let mut flight = Box::new(Flight { header: Header::from_slice(header), parts, cargo, request: None });
+        let mut flight = self.spare.pop().unwrap_or_default();
+        flight.load(header, cargo);
         let mut call = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
             user_data: self.tokens[number].as_ptr().cast(),
@@ -358,18 +361,22 @@ impl Engine {
             }
             Posted::Done => {
                 self.free.push(number);
-                Sent::Done(self.over(flight.cargo, UCS_OK).0)
+                Sent::Done(self.over(flight, UCS_OK).0)
             }
             Posted::Failed(status) => {
                 self.free.push(number);
-                let (cargo, _) = self.over(flight.cargo, status);
+                let (cargo, _) = self.over(flight, status);
                 Sent::Failed(cargo, self.failure(status))
             }
         }
     }
 
     /// What a flight's end means for what it carried.
-    fn over(&self, mut cargo: Cargo, status: ucs_status_t) -> (Cargo, Result<()>) {
+    fn over(&mut self, mut flight: Box<Flight>, status: ucs_status_t) -> (Cargo, Result<()>) {
+        let mut cargo = std::mem::replace(&mut flight.cargo, Cargo::End);
+        if self.spare.len() < SPARE_MAX {
+            self.spare.push(flight);
+        }
         let result = if status == UCS_OK { Ok(()) } else { Err(self.failure(status)) };
         if let (Cargo::Landing(landing), Ok(())) = (&mut cargo, &result) {
             for (buffer, len) in landing.parts() {
@@ -443,33 +450,38 @@ impl fmt::Debug for Engine {
     }
 }
 
-impl Cargo {
-    /// The memory that leaves.
-    fn parts(&self) -> Vec<ucp_dt_iov_t> {
-        let part = |pointer: *const u8, length| ucp_dt_iov_t { buffer: pointer.cast_mut().cast(), length };
-        match self {
-            Self::Records(bytes) => vec![part(bytes.as_ptr(), bytes.len())],
-            Self::Parcel(parcel) => {
-                parcel.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())).collect()
-            }
-            Self::Hello | Self::Landing(_) | Self::End => Vec::new(),
-        }
-    }
-
-    /// The memory that is filled.
-    fn parts_of_landing(landing: &mut Landing) -> Vec<ucp_dt_iov_t> {
-        let parts = landing.parts().iter_mut().filter(|(_, length)| *length > 0);
-        parts
-            .map(|(buffer, length)| {
-                let filled = buffer.len();
-                let buffer = buffer.as_mut_ptr().wrapping_add(filled).cast();
-                ucp_dt_iov_t { buffer, length: *length }
-            })
-            .collect()
+impl Default for Flight {
+    fn default() -> Self {
+        Self { header: Header::new(), parts: Vec::new(), cargo: Cargo::End, request: None }
     }
 }
 
 impl Flight {
+    /// Takes memory along: what leaves of it, or is filled, in its parts.
+    fn load(&mut self, header: &[u8], cargo: Cargo) {
+        self.header.clear();
+        self.header.extend_from_slice(header);
+        self.parts.clear();
+        self.request = None;
+        self.cargo = cargo;
+        let part = |pointer: *const u8, length| ucp_dt_iov_t { buffer: pointer.cast_mut().cast(), length };
+        match &mut self.cargo {
+            Cargo::Records(bytes) => self.parts.push(part(bytes.as_ptr(), bytes.len())),
+            Cargo::Parcel(parcel) => {
+                self.parts.extend(parcel.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())));
+            }
+            Cargo::Landing(landing) => {
+                self.parts.extend(landing.parts().iter_mut().filter(|(_, length)| *length > 0).map(
+                    |(buffer, length)| {
+                        let filled = buffer.len();
+                        part(buffer.as_mut_ptr().wrapping_add(filled), *length)
+                    },
+                ));
+            }
+            Cargo::Hello | Cargo::End => {}
+        }
+    }
+
     /// What to pass as data: the memory itself, or its parts.
     fn data(&self, call: &mut ucp_request_param_t) -> (*const c_void, usize) {
         call.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE;
