@@ -37,12 +37,12 @@ impl Child {
     pub(super) fn start(
         keeper: &[String],
         words: &[String],
-        environment: &[(&str, &str)],
+        environment: &[(String, String)],
     ) -> Result<Self, String> {
         let program = words.first().ok_or("a command without words")?;
         let mut line = keeper.iter().chain(words);
         let mut command = Command::new(line.next().unwrap_or(program));
-        command.args(line).envs(environment.iter().copied());
+        command.args(line).envs(environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().map_err(|error| format!("{program}: cannot start: {error}"))?;
         // Both are read all the time: a full pipe would hold the process up.
@@ -147,7 +147,7 @@ mod tests {
 
     fn shell(script: &str) -> Child {
         let words = ["sh", "-c", script].map(str::to_owned);
-        Child::start(&[], &words, &[("COLOUR", "red")]).unwrap()
+        Child::start(&[], &words, &[("COLOUR".into(), "red".into())]).unwrap()
     }
 
     #[tokio::test]

@@ -60,7 +60,7 @@ impl Tool for Dask {
         let Job { size_bytes, window, messages, port, .. } = *job;
         let (part_bytes, rounds) = (size_bytes / (window * window), messages.min(ROUNDS_MAX));
         Ok(Session {
-            environment: &[],
+            environment: Vec::new(),
             server: program_of(self, PROGRAM, &format!("serve {port}")),
             client: program_of(self, PROGRAM, &format!("run {port} {window} {part_bytes} {rounds}")),
             completion: Completion::Receiver,

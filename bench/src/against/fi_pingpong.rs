@@ -36,7 +36,7 @@ impl Tool for FiPingpong {
         let Job { size_bytes, messages, port, .. } = *job;
         let both = format!("-p tcp -d lo -e msg -I {messages} -S {size_bytes}");
         Ok(Session {
-            environment: &[],
+            environment: Vec::new(),
             server: words(&format!("fi_pingpong {both} -B {port}")),
             client: words(&format!("fi_pingpong {both} -P {port} 127.0.0.1")),
             completion: Completion::Receiver,

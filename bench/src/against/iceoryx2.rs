@@ -58,7 +58,7 @@ impl Tool for Iceoryx2 {
         }
         let Job { size_bytes, messages, warmup, port, .. } = *job;
         Ok(Session {
-            environment: &[],
+            environment: Vec::new(),
             server: program_of(self, PROGRAM, &format!("serve {port}")),
             client: program_of(self, PROGRAM, &format!("ping {port} {size_bytes} {messages} {warmup}")),
             completion: Completion::Receiver,

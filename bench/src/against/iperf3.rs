@@ -50,7 +50,7 @@ impl Tool for Iperf3 {
             note.push_str("; its writes are at most 1 MiB");
         }
         Ok(Session {
-            environment: &[],
+            environment: Vec::new(),
             server: words(&format!("iperf3 -s -1 -B 127.0.0.1 -p {port}")),
             client: words(&format!(
                 "iperf3 -c 127.0.0.1 -p {port} -l {write} -k {writes} -i 0 -J{both_ways}"

@@ -18,7 +18,7 @@ pub(crate) use self::entry::Entry;
 pub(crate) use self::run::Peers;
 use serde::de::DeserializeOwned;
 
-use crate::bench::case::{Case, Pattern, Wait};
+use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::report::CpuCost;
 use crate::failure::Failure;
 
@@ -58,6 +58,8 @@ pub(crate) struct Job<'a> {
     pub(crate) pattern: Pattern,
     /// What carries our bytes.
     pub(crate) path: &'a str,
+    /// What was asked for, with its options.
+    pub(crate) transport: &'a Transport,
     pub(crate) size_bytes: usize,
     pub(crate) window: usize,
     pub(crate) wait: Wait,
@@ -73,7 +75,7 @@ pub(crate) struct Job<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Session {
     /// Of both.
-    pub(crate) environment: &'static [(&'static str, &'static str)],
+    pub(crate) environment: Vec<(String, String)>,
     pub(crate) server: Vec<String>,
     pub(crate) client: Vec<String>,
     pub(crate) completion: Completion,
@@ -109,9 +111,9 @@ pub(crate) struct Figures {
 
 impl<'a> Job<'a> {
     /// A message of `case`, over `path`.
-    fn of(case: &Case, path: &'a str) -> Self {
-        let Case { pattern, size, window, wait, .. } = *case;
-        Self { pattern, path, size_bytes: size.0, window, wait, messages: 1, warmup: 1, port: 1 }
+    fn of(case: &'a Case, path: &'a str) -> Self {
+        let Case { pattern, size, window, wait, ref transport, .. } = *case;
+        Self { pattern, path, transport, size_bytes: size.0, window, wait, messages: 1, warmup: 1, port: 1 }
     }
 
     /// Why a tool that only knows TCP cannot do it, if so.
@@ -215,8 +217,8 @@ mod tests {
 
     /// A job that every tool's tests use.
     pub(super) fn job(pattern: Pattern, size_bytes: usize) -> Job<'static> {
-        let case = case("tcp", pattern, size_bytes);
-        Job { messages: 1000, warmup: 100, port: 7000, ..Job::of(&case, "tcp") }
+        let case = Box::leak(Box::new(case("tcp", pattern, size_bytes)));
+        Job { messages: 1000, warmup: 100, port: 7000, ..Job::of(case, "tcp") }
     }
 
     #[test]

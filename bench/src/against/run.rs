@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::child::Child;
 use super::entry::Turn;
 use super::keep::keeper;
+use super::ucx_perftest::UCX_PREFIX;
 use super::{Asked, Figures, Job, Session, Tool};
 use crate::bench::case::Case;
 use crate::bench::{Pace, Repeat};
@@ -83,8 +84,12 @@ fn remark(session: &mut Session, case: &Case) {
     if case.frames > 1 {
         session.note.push_str("; one buffer a message, ours has more");
     }
-    if !case.transport.options.is_empty() {
-        session.note.push_str(&format!("; without our {}", case.transport.options()));
+    let told =
+        |key: &str| session.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
+    let mut untold = case.transport.clone();
+    untold.options.retain(|key, _| !told(key));
+    if !untold.options.is_empty() {
+        session.note.push_str(&format!("; without our {}", untold.options()));
     }
 }
 
@@ -119,10 +124,10 @@ async fn attempt_once(
 ) -> Result<(Session, Figures), String> {
     let job = Job { port: free_port()?, ..job };
     let session = tool.session(&job)?;
-    let mut server = Child::start(keeper, &session.server, session.environment)?;
+    let mut server = Child::start(keeper, &session.server, &session.environment)?;
     server.listens(job.port, Instant::now() + LISTENS_WITHIN).await?;
     let ended = {
-        let mut client = Child::start(keeper, &session.client, session.environment)?;
+        let mut client = Child::start(keeper, &session.client, &session.environment)?;
         client.finish(Instant::now() + limit).await?
     };
     let figures = match tool.read(&job, &ended.out) {
@@ -174,7 +179,7 @@ mod tests {
         fn session(&self, _: &Job<'_>) -> Result<Session, String> {
             let script = |text: &str| vec!["sh".to_owned(), "-c".to_owned(), text.to_owned()];
             Ok(Session {
-                environment: &[],
+                environment: Vec::new(),
                 server: script(self.0),
                 client: script(self.1),
                 completion: Completion::Sender,
@@ -208,6 +213,10 @@ mod tests {
         let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();
         remark(&mut session, &case);
         assert_eq!(session.note, "; one buffer a message, ours has more; without our ?tls=on");
+        case.transport.options = [("TLS".into(), "tcp".into()), ("integrity".into(), "crc32c".into())].into();
+        (session.note, session.environment) = (String::new(), vec![("UCX_TLS".into(), "tcp".into())]);
+        remark(&mut session, &Case { frames: 1, ..case });
+        assert_eq!(session.note, "; without our ?integrity=crc32c", "the settings are told");
         assert_eq!(words("a  b"), ["a", "b"]);
     }
 }

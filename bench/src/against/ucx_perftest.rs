@@ -1,16 +1,23 @@
-//! UCX's own measure, over its TCP on loopback or its shared memory: tag matching, and one-sided reads and writes.
+//! UCX's own measure: tag matching over its TCP on loopback or its shared memory, active messages as ours is told over `ucx`, and
+//! one-sided reads and writes.
+
+use towline::Address;
+use towline::backend::ucx::Ucx;
 
 use super::{Completion, Figures, Job, Session, Tool, words};
-use crate::bench::case::{Pattern, Wait};
+use crate::bench::case::{Pattern, Transport, Wait};
 
 /// It prints megabytes of 2^20 bytes.
 const MEGABYTE: f64 = (1 << 20) as f64;
 
+/// What the names of UCX's settings begin with in the environment.
+pub(super) const UCX_PREFIX: &str = "UCX_";
+
 /// Neither shared memory nor another interface.
-const TCP: &[(&str, &str)] = &[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")];
+const TCP: [(&str, &str); 2] = [("TLS", "tcp"), ("NET_DEVICES", "lo")];
 
 /// Every way that it has between processes of one host.
-const SHARED_MEMORY: &[(&str, &str)] = &[("UCX_TLS", "shm")];
+const SHARED_MEMORY: [(&str, &str); 1] = [("TLS", "shm")];
 
 #[derive(Debug)]
 pub(super) struct UcxPerftest;
@@ -35,11 +42,15 @@ impl Tool for UcxPerftest {
     }
 
     fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+        let is_ucx = job.path == "ucx";
         let environment = match job.path {
-            "shm" => SHARED_MEMORY,
-            _ => job.over_tcp().map(|()| TCP)?,
+            "ucx" => as_ours(job.transport)?,
+            "shm" => environment(SHARED_MEMORY),
+            _ => job.over_tcp().map(|()| environment(TCP))?,
         };
         let (test, completion) = match job.pattern {
+            Pattern::Latency if is_ucx => ("ucp_am_lat", Completion::Receiver),
+            Pattern::Bandwidth | Pattern::Rate if is_ucx => ("ucp_am_bw", Completion::Sender),
             Pattern::Latency => ("tag_lat", Completion::Receiver),
             Pattern::Bandwidth | Pattern::Rate => ("tag_bw", Completion::Sender),
             Pattern::Get => ("ucp_get", Completion::Receiver),
@@ -47,6 +58,11 @@ impl Tool for UcxPerftest {
             other => return Err(format!("it has no test like {}", other.name())),
         };
         let mut note = "the same buffer again and again at either end".to_owned();
+        if test.starts_with("ucp_am") {
+            note.push_str("; what comes eagerly is not kept");
+        }
+        // Ours hears of a lost peer: so shall its endpoints, since that rules some ways out.
+        let peer_errors = if is_ucx { " -e" } else { "" };
         // Its owner of the memory never wakes up in `-E sleep`, so a get hangs there.
         let sleeps = job.wait == Wait::Sleep && job.pattern != Pattern::Get;
         let wait = if sleeps { "sleep" } else { "poll" };
@@ -55,14 +71,14 @@ impl Tool for UcxPerftest {
         }
         let Job { size_bytes, window, messages, warmup, port, .. } = *job;
         let mut client = format!(
-            "ucx_perftest 127.0.0.1 -p {port} -t {test} -s {size_bytes} -n {messages} -w {warmup} -E {wait} -v -f"
+            "ucx_perftest 127.0.0.1 -p {port} -t {test} -s {size_bytes} -n {messages} -w {warmup} -E {wait} -v -f{peer_errors}"
         );
         if job.pattern != Pattern::Latency {
             client.push_str(&format!(" -O {window}"));
         }
         Ok(Session {
             environment,
-            server: words(&format!("ucx_perftest -p {port}")),
+            server: words(&format!("ucx_perftest -p {port}{peer_errors}")),
             client: words(&client),
             completion,
             note,
@@ -95,6 +111,19 @@ impl Tool for UcxPerftest {
         }
         Ok(figures)
     }
+}
+
+/// What UCX is told for ours.
+fn as_ours(transport: &Transport) -> Result<Vec<(String, String)>, String> {
+    let told = |error: towline::Error| error.to_string();
+    let address: Address = transport.local_address().parse().map_err(told)?;
+    Ucx::default().settings(&address).map(environment).map_err(told)
+}
+
+/// Settings of UCX as variables.
+fn environment<S: Into<String>>(settings: impl IntoIterator<Item = (S, S)>) -> Vec<(String, String)> {
+    let variable = |(name, value): (S, S)| (format!("{UCX_PREFIX}{}", name.into()), value.into());
+    settings.into_iter().map(variable).collect()
 }
 
 #[cfg(test)]
@@ -142,10 +171,52 @@ mod tests {
 
     #[test]
     fn it_goes_where_ours_went() {
-        let environment =
+        let told =
             |path| UcxPerftest.session(&Job { path, ..job(Pattern::Latency, 8) }).map(|it| it.environment);
-        assert_eq!((environment("shm"), environment("tcp")), (Ok(SHARED_MEMORY), Ok(TCP)));
-        assert_eq!(environment("mem").unwrap_err(), "it runs over tcp here, and ours over mem");
+        let variables = |pairs: &[(&str, &str)]| {
+            Ok(pairs
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect::<Vec<_>>())
+        };
+        assert_eq!(told("shm"), variables(&[("UCX_TLS", "shm")]));
+        assert_eq!(told("tcp"), variables(&[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")]));
+        assert_eq!(told("mem").unwrap_err(), "it runs over tcp here, and ours over mem");
+    }
+
+    #[test]
+    fn beside_ucx_it_is_told_what_ours_is_and_sends_active_messages() {
+        let transport: Transport = "ucx?TLS=self%2Ctcp&NET_DEVICES=lo".parse().unwrap();
+        let asked = |pattern| {
+            let job = Job { path: "ucx", transport: &transport, ..job(pattern, 8) };
+            UcxPerftest.session(&job)
+        };
+        let latency = match asked(Pattern::Latency) {
+            Ok(session) => session,
+            Err(why) => {
+                // This machine has no UCX, and the reason names what to install.
+                assert!(why.contains("libucp") && why.contains("apt install libucx0"), "{why}");
+                return;
+            }
+        };
+        for (name, value) in
+            [("UCX_TLS", "self,tcp"), ("UCX_NET_DEVICES", "lo"), ("UCX_KEEPALIVE_INTERVAL", "inf")]
+        {
+            let told = (name.to_owned(), value.to_owned());
+            assert!(latency.environment.contains(&told), "{name}: {:?}", latency.environment);
+        }
+        let line = "ucx_perftest 127.0.0.1 -p 7000 -t ucp_am_lat -s 8 -n 1000 -w 100 -E poll -v -f -e";
+        assert_eq!(latency.client.join(" "), line);
+        assert_eq!(latency.server.join(" "), "ucx_perftest -p 7000 -e");
+        assert_eq!(latency.completion, Completion::Receiver);
+        assert!(latency.note.contains("eagerly"), "{}", latency.note);
+        let bandwidth = asked(Pattern::Bandwidth).unwrap();
+        assert!(
+            bandwidth.client.join(" ").ends_with("-t ucp_am_bw -s 8 -n 1000 -w 100 -E poll -v -f -e -O 16")
+        );
+        assert_eq!(bandwidth.completion, Completion::Sender);
+        let put = asked(Pattern::Put).unwrap();
+        assert!(put.client.contains(&"ucp_put_bw".to_owned()) && !put.note.contains("eagerly"), "{put:?}");
     }
 
     #[test]

@@ -117,8 +117,12 @@ impl FromStr for Transport {
         let (name, query) = text.split_once('?').unwrap_or((text, ""));
         let names = Self::names();
         let known = names.iter().find(|known| **known == name);
-        let name =
-            *known.ok_or_else(|| format!("`{name}` is no transport: choose from {}", names.join(", ")))?;
+        let name = *known.ok_or_else(|| {
+            format!(
+                "`{name}` is no transport: choose from {}; a comma within an option is %2C",
+                names.join(", ")
+            )
+        })?;
         let mut options = BTreeMap::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair

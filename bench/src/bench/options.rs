@@ -29,6 +29,7 @@ Examples:
   towline bench --transport mem --pattern tasks --wait spin,sleep   # what the task runtime adds to its wake-ups
   towline bench --transport tcp --pattern shuffle --size 2G --against dask
   towline bench --transport 'tcp,tcp?tls=on' --pattern bandwidth    # what TLS costs, beside a bare TLS socket
+  towline bench --transport 'ucx?TLS=tcp&NET_DEVICES=lo' --against ucx_perftest   # UCX, told what to use
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there
   towline bench --connect tls://worker-1:7000 --ca ca.pem           # with --cert and --key where it asks for them";
 
@@ -39,7 +40,7 @@ Examples:
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     /// What carries the data: auto, which has both ends choose, or what `towline info` lists, such as tcp; its options as a
-    /// query, such as tcp?tls=on
+    /// query, such as tcp?tls=on, where %2C is a comma
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) transport: Vec<Transport>,
     /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall, and with the

@@ -1,5 +1,6 @@
 //! What carries the data: what is asked for, or every transport that is ready. What does not work here is refused with the reason.
 
+use towline::backend::ucx::Ucx;
 use towline::{Address, BackendReport, BackendState, Caps, Endpoint, ErrorKind, Scheme};
 
 use super::case::Transport;
@@ -114,7 +115,12 @@ pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> R
     let address = transport.local_address();
     let address: Address =
         address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
-    match endpoint.listen(&address).await {
+    let tried = async {
+        endpoint.listen(&address).await?;
+        // A listener looks at settings when somebody connects.
+        if address.settings().next().is_some() { Ucx::default().settings(&address).map(drop) } else { Ok(()) }
+    };
+    match tried.await {
         Err(error)
             if matches!(
                 error.kind(),
@@ -123,7 +129,7 @@ pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> R
         {
             Err(Failure::usage(format!("--transport {transport}: {error}")))
         }
-        outcome => outcome.map(drop).map_err(Failure::from),
+        outcome => outcome.map_err(Failure::from),
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn there(tool: &str) -> bool {
 }
 
 /// Skips what needs `tool`, or fails where it is required.
-fn needs(tool: &str, why: &str) -> bool {
+pub(crate) fn needs(tool: &str, why: &str) -> bool {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     let asked = required.split(',').any(|word| word.trim() == tool);
     assert!(!asked, "{REQUIRE} asks for {tool}: {why}");
@@ -42,7 +42,7 @@ fn entry(line: &str) -> (Value, Value) {
 
 /// What holds for every entry whose tool ran.
 #[track_caller]
-fn ran(row: &Value, entry: &Value, tool: &str, completion: &str, figure: &str) {
+pub(crate) fn ran(row: &Value, entry: &Value, tool: &str, completion: &str, figure: &str) {
     assert_eq!((&entry["tool"], &entry["completion"]), (&tool.into(), &completion.into()), "{entry}");
     assert!(entry["version"].as_str().unwrap().starts_with(|c: char| c.is_ascii_digit()), "{entry}");
     let size = row["size_bytes"].to_string();

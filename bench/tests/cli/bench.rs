@@ -47,7 +47,8 @@ pub(crate) fn measures_every_pattern(transport: &str) {
         assert_eq!(row["cold_us"].is_null(), of_many || pattern == "connect", "{row}");
         assert_eq!(row["fairness"].is_null(), !of_many, "{row}");
         let kinds = ceilings(&row);
-        let socket = row["path"] == "tcp" && !["connect", "bidirectional", "alltoall"].contains(&pattern);
+        let socket = ["tcp", "ucx"].contains(&row["path"].as_str().unwrap())
+            && !["connect", "bidirectional", "alltoall"].contains(&pattern);
         assert_eq!(kinds.contains(&"socket"), socket, "{row}");
         let tls_socket = socket && options == "tls=on" && pattern != "incast";
         assert_eq!(kinds.contains(&"tls_socket"), tls_socket, "{row}");

@@ -18,6 +18,7 @@ mod schema;
 mod shm;
 mod tasks;
 mod tls;
+mod ucx;
 mod usage;
 mod workers;
 

@@ -60,6 +60,15 @@ impl Ucx {
         self
     }
 
+    /// What UCX is told for connections of this address: the address's settings, and ours where neither the address nor the
+    /// environment chose.
+    ///
+    /// # Errors
+    /// `Unavailable` without a UCX, `Invalid` for a setting that it does not know.
+    pub fn settings(&self, address: &Address) -> Result<Vec<(String, String)>> {
+        settings::with_defaults(self.ucx()?, &settings_of(address))
+    }
+
     fn library_here(&self) -> Result<&'static Library, ucx_sys::Unavailable> {
         self.library.as_ref().map_or_else(Library::open, |path| Library::open_at(path))
     }
@@ -115,9 +124,7 @@ impl Backend for Ucx {
     fn prepare(&self, site: &mut Site) -> Result<()> {
         let prepared = || {
             check_pair(site)?;
-            let settings = site.address.settings();
-            let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-            Engine::open(&self.context(settings)?)
+            Engine::open(&self.context(settings_of(&site.address))?)
         };
         let engine = prepared().map_err(|error| error.by("ucx"))?;
         site.card = engine.address()?;
@@ -153,6 +160,10 @@ async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
     }
     let line = UcxLine::new(&held, &site.environment)?;
     Ok(Streamed::open(line, held, session, CAPS, site))
+}
+
+fn settings_of(address: &Address) -> Settings {
+    address.settings().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// What this end goes by, and what the peer's does: known to nobody who was not at the handshake.

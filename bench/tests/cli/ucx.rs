@@ -1,0 +1,84 @@
+//! `ucx` as the command sees it: measured beside UCX's own tool, and told from its absence.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::against::{needs, ran, there};
+use crate::bench::{bench, measures_every_pattern, rows};
+use crate::command::{spawn, towline};
+
+/// A transport that is the same on every machine.
+const OVER_TCP: &str = "ucx?TLS=tcp&NET_DEVICES=lo";
+
+/// What `info` says of ucx, if it is ready here.
+fn ready() -> Option<Value> {
+    let document = towline(&["info", "--json"]).document();
+    let backends = document["backends"].as_array().unwrap();
+    let ucx = backends.iter().find(|backend| backend["name"] == "ucx").unwrap().clone();
+    (ucx["state"] == "ready" || needs("ucx", &ucx["reason"].to_string())).then_some(ucx)
+}
+
+#[test]
+fn ucx_is_measured_between_two_processes() {
+    if ready().is_some() {
+        measures_every_pattern(OVER_TCP);
+    }
+}
+
+#[test]
+fn ucx_perftest_runs_beside_ucx_with_the_same_library_and_settings() {
+    let (Some(ucx), true) = (ready(), there("ucx_perftest")) else { return };
+    for (pattern, size, completion, figure, test) in [
+        ("latency", 64, "receiver", "p50_us", "-t ucp_am_lat"),
+        ("bandwidth", 128 << 10, "sender", "gb_per_s", "-t ucp_am_bw"),
+    ] {
+        let line = format!("--transport {OVER_TCP} --pattern {pattern} --size {size} --against ucx_perftest");
+        let finished = bench(&format!("{line} --wait spin --json"));
+        let row = rows(&finished).remove(0);
+        let entry = &row["against"][0];
+        ran(&row, entry, "ucx_perftest", completion, figure);
+        assert_eq!((&row["path"], &entry["version"]), (&"ucx".into(), &ucx["version"]));
+        assert_eq!(finished.document()["fingerprint"]["versions"]["ucx"], ucx["version"]);
+        let command = entry["command"].as_str().unwrap();
+        for told in ["UCX_TLS=tcp ", "UCX_NET_DEVICES=lo ", test] {
+            assert!(command.contains(told), "{told}: {command}");
+        }
+        assert_eq!(command.matches(" -e").count(), 2, "at both ends: {command}");
+        assert!(!entry["note"].as_str().unwrap().contains("without our"), "{entry}");
+        assert!(row["cpu_s_per_gb"]["send"].as_f64().unwrap() > 0.0, "{row}");
+    }
+}
+
+#[test]
+fn a_setting_that_ucx_does_not_know_is_wrong_usage() {
+    if ready().is_some() {
+        bench("--transport ucx?NO_SUCH_SETTING=1").is_wrong_usage("has no setting NO_SUCH_SETTING");
+    }
+}
+
+#[test]
+fn without_ucx_it_says_why_and_what_to_do() {
+    // The loader finds this one, and no other after it.
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("libucp.so.0"), "this is no library").unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+        spawn(command.args(arguments).env("LD_LIBRARY_PATH", folder.path())).finish()
+    };
+    let remedy = "apt install libucx0";
+    let refused = run(&["bench", "--transport", "ucx"]);
+    refused.is_wrong_usage("ucx is not ready on this machine: ");
+    assert!(
+        refused.err.contains("libucp.so.0 cannot be loaded") && refused.err.contains(remedy),
+        "{}",
+        refused.err
+    );
+    let document = run(&["info", "--json"]).document();
+    let ucx =
+        document["backends"].as_array().unwrap().iter().find(|backend| backend["name"] == "ucx").unwrap();
+    assert_eq!(ucx["state"], "unavailable", "{ucx}");
+    assert!(ucx["reason"].as_str().unwrap().contains("libucp.so.0") && ucx["version"].is_null(), "{ucx}");
+    assert!(ucx["remedy"].as_str().unwrap().contains(remedy), "{ucx}");
+}
