@@ -5,7 +5,7 @@ mod machine;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use towline::{BackendReport, BackendState, Endpoint};
+use towline::{BackendReport, BackendState, Endpoint, Inventory};
 
 use self::machine::{Gpu, Interface, Limits, RdmaDevice};
 use crate::failure::Failure;
@@ -56,16 +56,24 @@ struct Backend {
     remedy: Option<String>,
     version: Option<String>,
     caps: Vec<String>,
+    library: Option<String>,
     devices: Vec<String>,
+    memory: Vec<String>,
+    notes: Vec<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     options.output.check()?;
+    let endpoint = Endpoint::new()?;
+    let backend = |report: BackendReport| {
+        let inventory = endpoint.inventory(report.name).unwrap_or_default();
+        Backend::new(report, inventory)
+    };
     let document = Document {
         schema: 1,
         version: env!("CARGO_PKG_VERSION"),
         host: Host::read(),
-        backends: Endpoint::new()?.backends().into_iter().map(Backend::from).collect(),
+        backends: endpoint.backends().into_iter().map(backend).collect(),
         gpus: machine::gpus(),
         rdma: machine::rdma(),
         limits: Limits::read(),
@@ -89,8 +97,9 @@ impl Host {
     }
 }
 
-impl From<BackendReport> for Backend {
-    fn from(report: BackendReport) -> Self {
+impl Backend {
+    fn new(report: BackendReport, inventory: Inventory) -> Self {
+        let Inventory { library, devices, memory, notes } = inventory;
         let mut backend = Self {
             name: report.name,
             state: "unavailable",
@@ -98,14 +107,16 @@ impl From<BackendReport> for Backend {
             remedy: None,
             version: None,
             caps: Vec::new(),
-            devices: Vec::new(),
+            library: library.map(|path| path.to_string_lossy().into_owned()),
+            devices,
+            memory,
+            notes,
         };
         match report.state {
-            BackendState::Ready { version, caps, devices } => {
+            BackendState::Ready { version, caps } => {
                 backend.state = "ready";
                 backend.version = version;
                 backend.caps = caps.names();
-                backend.devices = devices;
             }
             BackendState::Unavailable { reason, remedy } => {
                 (backend.reason, backend.remedy) = (Some(reason), Some(remedy));
@@ -164,12 +175,17 @@ impl std::fmt::Display for Backend {
         write!(f, "{:<8} {:<12}", self.name, self.state)?;
         let details = [&self.version, &self.reason, &self.remedy];
         let mut parts: Vec<String> = details.into_iter().flatten().cloned().collect();
-        for list in [&self.devices, &self.caps] {
+        if !self.caps.is_empty() {
+            parts.push(self.caps.join(" "));
+        }
+        f.write_str(&parts.join("; "))?;
+        let library = self.library.as_slice();
+        for (what, list) in [("library", library), ("devices", &self.devices), ("memory", &self.memory)] {
             if !list.is_empty() {
-                parts.push(list.join(" "));
+                write!(f, "\n           {what:<8} {}", list.join(" "))?;
             }
         }
-        f.write_str(&parts.join("; "))
+        self.notes.iter().try_for_each(|note| write!(f, "\n           {note}"))
     }
 }
 
@@ -179,25 +195,45 @@ mod tests {
 
     #[test]
     fn every_state_of_a_backend_shows() {
-        let shown = |state| Backend::from(BackendReport { name: "ib", state });
+        let shown = |state| Backend::new(BackendReport { name: "ib", state }, Inventory::default());
         let unavailable =
             BackendState::Unavailable { reason: "no device".into(), remedy: "plug one in".into() };
         assert_eq!(shown(unavailable).to_string(), "ib       unavailable no device; plug one in");
         assert!(shown(BackendState::Planned).to_string().contains("planned     a later version"));
-        let ready = BackendState::Ready {
-            version: Some("1.2".into()),
-            caps: towline::Caps::CROSS_PROCESS,
-            devices: vec!["mlx5_0".into()],
+        let ready = BackendState::Ready { version: Some("1.2".into()), caps: towline::Caps::CROSS_PROCESS };
+        assert_eq!(shown(ready).to_string(), "ib       ready       1.2; cross_process");
+    }
+
+    #[test]
+    fn what_stands_behind_a_backend_is_below_it() {
+        let state = BackendState::Ready { version: Some("1.2".into()), caps: towline::Caps::CROSS_PROCESS };
+        let inventory = Inventory {
+            library: Some("/lib/libx.so".into()),
+            devices: vec!["tcp/lo".into(), "posix/memory".into()],
+            memory: vec!["host".into()],
+            notes: vec!["this libx was built without CUDA".into()],
         };
-        assert_eq!(shown(ready).to_string(), "ib       ready       1.2; mlx5_0; cross_process");
+        let shown = Backend::new(BackendReport { name: "ucx", state }, inventory).to_string();
+        let below: Vec<&str> = shown.lines().skip(1).map(str::trim).collect();
+        let expected = [
+            "library  /lib/libx.so",
+            "devices  tcp/lo posix/memory",
+            "memory   host",
+            "this libx was built without CUDA",
+        ];
+        assert_eq!(below, expected, "{shown}");
     }
 
     #[test]
     fn the_document_has_the_keys_of_the_contract() {
-        let backend =
-            serde_json::to_value(Backend::from(BackendReport { name: "shm", state: BackendState::Planned }))
-                .unwrap();
-        for key in ["name", "state", "reason", "remedy", "version", "caps", "devices"] {
+        let backend = serde_json::to_value(Backend::new(
+            BackendReport { name: "shm", state: BackendState::Planned },
+            Inventory::default(),
+        ))
+        .unwrap();
+        for key in
+            ["name", "state", "reason", "remedy", "version", "caps", "library", "devices", "memory", "notes"]
+        {
             assert!(backend.get(key).is_some(), "{key}");
         }
     }

@@ -38,7 +38,7 @@ impl Backend for Threaded {
     }
 
     fn probe(&self) -> Probe {
-        Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
+        Probe::Ready { caps: CAPS, version: None }
     }
 
     fn offer(&self, _: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
-use crate::backend::{self, Backend, Done, Op, PLANNED, Probe};
+use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
 use crate::door::{Control, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
@@ -80,8 +80,6 @@ pub enum BackendState {
         version: Option<String>,
         /// What it can do here.
         caps: Caps,
-        /// The devices it would use.
-        devices: Vec<String>,
     },
     /// It does not work.
     Unavailable {
@@ -144,12 +142,19 @@ impl Endpoint {
         let report = |backend: &Arc<dyn Backend>| BackendReport {
             name: backend.name(),
             state: match backend.probe() {
-                Probe::Ready { caps, version, devices, .. } => BackendState::Ready { version, caps, devices },
+                Probe::Ready { caps, version } => BackendState::Ready { version, caps },
                 Probe::Unavailable { reason, remedy } => BackendState::Unavailable { reason, remedy },
             },
         };
         let planned = |name| BackendReport { name, state: BackendState::Planned };
         self.establisher.backends.iter().map(report).chain(PLANNED.map(planned)).collect()
+    }
+
+    /// What stands behind the backend of this name: its library, its devices. `None` for one that does not work here, or that
+    /// there is none of. It blocks, for some milliseconds, while the library looks at the machine.
+    pub fn inventory(&self, backend: &str) -> Option<Inventory> {
+        let found = self.establisher.backends.iter().find(|known| known.name() == backend)?;
+        matches!(found.probe(), Probe::Ready { .. }).then(|| found.inventory())
     }
 
     /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned.

@@ -74,6 +74,7 @@ mod wakeups;
 mod wire;
 
 pub use addr::{Address, Scheme};
+pub use backend::Inventory;
 pub use caps::Caps;
 pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
 pub use door::{Identity, Tls, TlsBuilder, Token};

@@ -1,22 +1,28 @@
 //! `ucx` as the command sees it: measured beside UCX's own tool, and told from its absence.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::against::{needs, ran, there};
 use crate::bench::{bench, measures_every_pattern, rows};
-use crate::command::{spawn, towline};
+use crate::command::{Finished, spawn, towline};
 
 /// A transport that is the same on every machine.
 const OVER_TCP: &str = "ucx?TLS=tcp&NET_DEVICES=lo";
 
+/// What a document of `info` says of ucx.
+fn of_ucx(info: &Finished) -> Value {
+    let document = info.document();
+    let backends = document["backends"].as_array().unwrap();
+    backends.iter().find(|backend| backend["name"] == "ucx").unwrap().clone()
+}
+
 /// What `info` says of ucx, if it is ready here.
 fn ready() -> Option<Value> {
-    let document = towline(&["info", "--json"]).document();
-    let backends = document["backends"].as_array().unwrap();
-    let ucx = backends.iter().find(|backend| backend["name"] == "ucx").unwrap().clone();
+    let ucx = of_ucx(&towline(&["info", "--json"]));
     (ucx["state"] == "ready" || needs("ucx", &ucx["reason"].to_string())).then_some(ucx)
 }
 
@@ -52,6 +58,39 @@ fn ucx_perftest_runs_beside_ucx_with_the_same_library_and_settings() {
 }
 
 #[test]
+fn info_tells_what_stands_behind_ucx() {
+    let Some(ucx) = ready() else { return };
+    let library = Path::new(ucx["library"].as_str().unwrap());
+    assert!(library.is_absolute() && library.is_file(), "{ucx}");
+    assert!(library.file_name().unwrap().to_string_lossy().starts_with("libucp"), "{ucx}");
+    let holds = |list: &str, wanted: &str| {
+        ucx[list].as_array().unwrap().iter().any(|item| item.as_str().unwrap().contains(wanted))
+    };
+    assert!(holds("devices", "tcp/lo") && holds("memory", "host"), "{ucx}");
+    assert_ne!(holds("memory", "cuda"), holds("notes", "CUDA"), "it says why, if it has none: {ucx}");
+    let text = towline(&["info"]).out;
+    for list in ["devices", "memory", "notes"] {
+        for item in ucx[list].as_array().unwrap() {
+            assert!(text.contains(item.as_str().unwrap()), "{item}: {text}");
+        }
+    }
+    assert!(text.contains(ucx["library"].as_str().unwrap()), "{text}");
+}
+
+#[test]
+fn what_cannot_be_asked_of_ucx_is_told_and_stops_nothing() {
+    if ready().is_none() {
+        return;
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    let info = spawn(command.args(["info", "--json"]).env("UCX_TLS", "no_such_transport")).finish();
+    info.exits_with(0);
+    let ucx = of_ucx(&info);
+    assert!(ucx["notes"][0].as_str().unwrap().contains("no context can be made"), "{ucx}");
+    assert_eq!((&ucx["state"], &ucx["devices"]), (&"ready".into(), &Value::Array(Vec::new())), "{ucx}");
+}
+
+#[test]
 fn a_setting_that_ucx_does_not_know_is_wrong_usage() {
     if ready().is_some() {
         bench("--transport ucx?NO_SUCH_SETTING=1").is_wrong_usage("has no setting NO_SUCH_SETTING");
@@ -75,9 +114,7 @@ fn without_ucx_it_says_why_and_what_to_do() {
         "{}",
         refused.err
     );
-    let document = run(&["info", "--json"]).document();
-    let ucx =
-        document["backends"].as_array().unwrap().iter().find(|backend| backend["name"] == "ucx").unwrap();
+    let ucx = of_ucx(&run(&["info", "--json"]));
     assert_eq!(ucx["state"], "unavailable", "{ucx}");
     assert!(ucx["reason"].as_str().unwrap().contains("libucp.so.0") && ucx["version"].is_null(), "{ucx}");
     assert!(ucx["remedy"].as_str().unwrap().contains(remedy), "{ucx}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    Backend, Caps, Identity, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
+    Backend, Caps, Identity, Inventory, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
     Source,
 };
 use crate::addr::Address;
@@ -64,6 +64,10 @@ impl Backend for Faulty {
                 Probe::Unavailable { reason: error.to_string(), remedy: "run without faults".into() }
             }
         }
+    }
+
+    fn inventory(&self) -> Inventory {
+        self.backend.inventory()
     }
 
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {

@@ -18,6 +18,7 @@ use std::any::Any;
 use std::fmt::Debug;
 use std::future::Future;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +44,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
 
     /// What it can do here, or why it cannot. Cheap enough to ask at every connection.
     fn probe(&self) -> Probe;
+
+    /// What stands behind it here, where it works: for people who ask what this machine has. It may take a while to look, so
+    /// connections do not ask.
+    fn inventory(&self) -> Inventory {
+        Inventory::default()
+    }
 
     /// What the peer must know to open the other end of one connection of ours, at most 16 KiB. `address` is the one that this end
     /// connects to, or listens at.
@@ -115,8 +122,6 @@ pub enum Probe {
         caps: Caps,
         /// The version of the library behind it, if there is one.
         version: Option<String>,
-        /// The devices it would use.
-        devices: Vec<String>,
     },
     /// It does not work.
     Unavailable {
@@ -125,6 +130,19 @@ pub enum Probe {
         /// What to do about it.
         remedy: String,
     },
+}
+
+/// What stands behind a technology on a machine; all empty where that is nothing but the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// The file of the library.
+    pub library: Option<PathBuf>,
+    /// What it would use: devices, for a library with transports of its own each as `transport/device`.
+    pub devices: Vec<String>,
+    /// The kinds of memory that the library reaches, by its names for them.
+    pub memory: Vec<String>,
+    /// What it lacks, or why it could not be asked, in sentences for people, without a full stop.
+    pub notes: Vec<String>,
 }
 
 /// What is expected of a path that was never measured.

@@ -42,7 +42,7 @@ impl Backend for Mem {
     }
 
     fn probe(&self) -> Probe {
-        Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
+        Probe::Ready { caps: CAPS, version: None }
     }
 
     fn offer(&self, _: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {

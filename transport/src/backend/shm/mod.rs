@@ -77,7 +77,7 @@ impl Backend for Shm {
                 reason: reason.clone(),
                 remedy: "a Linux kernel from 5.14 on, and memory for shared pages".into(),
             },
-            None => Probe::Ready { caps: CAPS, version: None, devices: Vec::new() },
+            None => Probe::Ready { caps: CAPS, version: None },
         }
     }
 

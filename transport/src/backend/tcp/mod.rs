@@ -33,7 +33,7 @@ impl Backend for Tcp {
     }
 
     fn probe(&self) -> Probe {
-        Probe::Ready { caps: CAPS, version: None, devices: Vec::new() }
+        Probe::Ready { caps: CAPS, version: None }
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {

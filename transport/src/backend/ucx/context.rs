@@ -38,7 +38,6 @@ impl Context {
     }
 
     /// The kinds of memory that it can reach, a bit each.
-    #[expect(dead_code, reason = "for `towline info`, which is on its way")]
     pub(super) fn memory_kinds(&self) -> u64 {
         let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
         let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
@@ -48,7 +47,6 @@ impl Context {
     }
 
     /// The transports that it could use, with their devices.
-    #[expect(dead_code, reason = "for `towline info`, which is on its way")]
     pub(super) fn transports(&self) -> Vec<String> {
         // SAFETY: L1: the context lives.
         unsafe { self.ucx.transports(self.context) }

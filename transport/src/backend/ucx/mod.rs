@@ -7,6 +7,7 @@ mod context;
 mod engine;
 mod events;
 mod gate;
+mod inventory;
 mod link;
 mod offer;
 mod settings;
@@ -24,7 +25,7 @@ use self::events::Key;
 use self::link::{Held, PARCEL_LEN, UcxLine};
 use self::offer::Offer;
 use super::streamed::Streamed;
-use super::{Backend, Caps, Identity, Link, Opening, Probe, Role, Site};
+use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site};
 use crate::addr::Address;
 use crate::door::MeetingKey;
 use crate::environment::Environment;
@@ -98,10 +99,17 @@ impl Backend for Ucx {
     fn probe(&self) -> Probe {
         match self.library_here() {
             Ok(ucx) => {
-                Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()), devices: Vec::new() }
+                Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()) }
             }
             Err(why) => Probe::Unavailable { reason: why.to_string(), remedy: why.remedy().to_owned() },
         }
+    }
+
+    fn inventory(&self) -> Inventory {
+        self.context(Settings::new()).map_or_else(
+            |error| Inventory { notes: vec![error.to_string()], ..Inventory::default() },
+            |context| inventory::of(&context),
+        )
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {

@@ -1,0 +1,69 @@
+//! What a UCX has behind it: its file, its transports with their devices, and the kinds of memory that it reaches.
+
+use ucx_sys::*;
+
+use super::context::Context;
+use crate::backend::Inventory;
+
+/// UCX's names for kinds of memory. Later versions know more.
+const KINDS: [(ucs_memory_type, &str); 5] = [
+    (UCS_MEMORY_TYPE_HOST, "host"),
+    (UCS_MEMORY_TYPE_CUDA, "cuda"),
+    (UCS_MEMORY_TYPE_CUDA_MANAGED, "cuda-managed"),
+    (UCS_MEMORY_TYPE_ROCM, "rocm"),
+    (UCS_MEMORY_TYPE_ROCM_MANAGED, "rocm-managed"),
+];
+
+/// Beside the library, what makes it reach CUDA.
+const CUDA_MODULE: &str = "ucx/libuct_cuda.so.0";
+
+pub(super) fn of(context: &Context) -> Inventory {
+    let (library, kinds) = (context.ucx.path(), context.memory_kinds());
+    let has_module = library.parent().is_some_and(|folder| folder.join(CUDA_MODULE).exists());
+    let notes = without_cuda(kinds, has_module).map(str::to_owned);
+    Inventory {
+        library: Some(library.to_owned()),
+        devices: context.transports(),
+        memory: names(kinds),
+        notes: notes.into_iter().collect(),
+    }
+}
+
+/// Names of the kinds whose bits are set.
+fn names(kinds: u64) -> Vec<String> {
+    let set = (0..u64::BITS).filter(|bit| kinds & (1 << bit) != 0);
+    set.map(|bit| {
+        let known = KINDS.iter().find(|(kind, _)| *kind == bit);
+        known.map_or_else(|| format!("kind {bit} of UCX"), |(_, name)| (*name).to_owned())
+    })
+    .collect()
+}
+
+/// Why this UCX does not reach CUDA, if so.
+fn without_cuda(kinds: u64, has_module: bool) -> Option<&'static str> {
+    match (kinds & (1 << UCS_MEMORY_TYPE_CUDA), has_module) {
+        (0, true) => Some("this libucp was built with CUDA, and finds none on this machine"),
+        (0, false) => Some("this libucp was built without CUDA"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_of_memory_goes_by_the_name_of_its_bit() {
+        assert_eq!(names(0b1), ["host"]);
+        assert_eq!(names(0b1_1111), ["host", "cuda", "cuda-managed", "rocm", "rocm-managed"]);
+        assert_eq!(names(1 << 5 | 1 << 63), ["kind 5 of UCX", "kind 63 of UCX"]);
+        assert!(names(0).is_empty());
+    }
+
+    #[test]
+    fn without_cuda_it_is_told_whether_the_library_or_the_machine_lacks_it() {
+        assert_eq!(without_cuda(0b1, false), Some("this libucp was built without CUDA"));
+        assert!(without_cuda(0b1, true).unwrap().contains("finds none on this machine"));
+        assert_eq!((without_cuda(0b11, true), without_cuda(0b11, false)), (None, None));
+    }
+}
