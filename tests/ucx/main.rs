@@ -1,9 +1,11 @@
-//! The bindings to UCX, with an old and a new one, each claim in a process of its own: a process opens one UCX, once.
+//! The bindings to UCX and the backend over them, with an old and a new one, each claim in a process of its own: a process opens one UCX, once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backend;
 mod child;
 mod complaints;
 mod config;
+mod fork;
 mod layout;
 mod messages;
 mod node;
@@ -13,12 +15,12 @@ mod settings;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use towline_tests::{libraries, need};
+use towline_tests::{libraries, need, polls};
 
 use child::{Check, Claim};
 
 /// What holds of each UCX.
-const OF_EACH: [(&str, Check); 14] = [
+const OF_EACH: &[(&str, Check)] = &[
     ("opens_by_its_path_once", opening::opens_by_its_path_once),
     ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
     ("half_of_it_is_completed_by_its_other_half", opening::half_of_it_is_completed_by_its_other_half),
@@ -33,6 +35,7 @@ const OF_EACH: [(&str, Check); 14] = [
     ("complaints_leave_the_standard_output_alone", complaints::complaints_leave_the_standard_output_alone),
     ("complaints_go_where_the_user_says", complaints::complaints_go_where_the_user_says),
     ("a_log_that_others_began_is_theirs", complaints::a_log_that_others_began_is_theirs),
+    ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
 ];
 
 /// What holds of files that are no UCX.
@@ -44,7 +47,7 @@ const OF_NONE: [(&str, fn()); 4] = [
 ];
 
 fn main() -> ExitCode {
-    let of_each = OF_EACH.into_iter().map(|(name, check)| (name, Claim::OfEach(check)));
+    let of_each = OF_EACH.iter().map(|(name, check)| (*name, Claim::OfEach(*check)));
     let of_none = OF_NONE.into_iter().map(|(name, check)| (name, Claim::OfNone(check)));
     if let Some(outcome) = child::run_if_asked(of_each.chain(of_none)) {
         return outcome;
@@ -52,7 +55,7 @@ fn main() -> ExitCode {
     let mut trials: Vec<_> =
         OF_NONE.into_iter().map(|(name, _)| Trial::test(name, move || child::hold(name, ""))).collect();
     for (which, find) in libraries::BOTH {
-        for (name, _) in OF_EACH {
+        for &(name, _) in OF_EACH {
             trials.push(Trial::ignorable_test(format!("{which}::{name}"), move || match find() {
                 Ok(_) => child::hold(name, which).map(|()| Completion::Completed),
                 Err(reason) => need::skip("ucx", &reason),

@@ -14,7 +14,7 @@ mod settings;
 mod status;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ucx_sys::Library;
@@ -30,6 +30,7 @@ use crate::addr::Address;
 use crate::door::MeetingKey;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::process::Process;
 
 /// How often an end that waits for the other looks, and how many times it looks at once before.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
@@ -41,6 +42,9 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::CROSS_HOST)
     .union(Caps::NAMED_LANDING)
     .union(Caps::FLOW_CONTROL);
+
+/// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for it for ever.
+static USER: OnceLock<Process> = OnceLock::new();
 
 /// The UCX backend.
 #[derive(Debug, Default)]
@@ -85,6 +89,7 @@ impl Ucx {
             return Ok(context.clone());
         }
         let ucx = self.ucx()?;
+        USER.get_or_init(Process::current);
         let context = Arc::new(Context::open(ucx, &settings::with_defaults(ucx, &settings)?)?);
         contexts.push((settings, context.clone()));
         Ok(context)
@@ -97,6 +102,11 @@ impl Backend for Ucx {
     }
 
     fn probe(&self) -> Probe {
+        if USER.get().is_some_and(|user| !user.is_this()) {
+            let why = "this process was forked from one that uses UCX, which does not survive that";
+            let remedy = "open the first endpoint after the fork, or start processes by spawn";
+            return Probe::Unavailable { reason: format!("{why}; {remedy}"), remedy: remedy.to_owned() };
+        }
         match self.library_here() {
             Ok(ucx) => {
                 Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()) }

@@ -1,0 +1,74 @@
+//! Endpoints over one UCX, and connections of them.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use towline::backend::ucx::Ucx;
+use towline::{Address, Builder, Connection, Endpoint, Listener, Message};
+
+use crate::libraries::Installed;
+use crate::polls::soon;
+
+pub(crate) const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
+pub(crate) const SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
+
+/// Two connected ends, and what they came from.
+pub(crate) struct Pair {
+    /// The connecting end.
+    pub(crate) a: Connection,
+    /// The accepting end.
+    pub(crate) b: Connection,
+    pub(crate) listener: Listener,
+}
+
+pub(crate) fn builder(installed: &Installed) -> Builder {
+    Endpoint::builder().backends(vec![Arc::new(Ucx::default().library(&installed.libucp))])
+}
+
+pub(crate) fn endpoint(installed: &Installed) -> Endpoint {
+    builder(installed).build().unwrap()
+}
+
+pub(crate) async fn pair(installed: &Installed, address: &str) -> Pair {
+    let (near, far) = (endpoint(installed), endpoint(installed));
+    let listener = far.listen(&at(address)).await.unwrap();
+    let (a, b) = meet(&near, &listener).await;
+    Pair { a, b, listener }
+}
+
+/// One more connection from `near` to `listener`: the connecting end, and the accepting one.
+pub(crate) async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
+    let both = async { tokio::join!(near.connect(listener.address()), listener.accept()) };
+    let (a, b) = soon("a connection", both).await;
+    (a.unwrap(), b.unwrap())
+}
+
+pub(crate) fn at(address: &str) -> Address {
+    address.parse().unwrap()
+}
+
+/// Whether messages of every kind arrive, both ways.
+pub(crate) async fn assert_goes_on(a: &Connection, b: &Connection) {
+    for len in [8, 100_000, 10 << 20] {
+        for (from, to) in [(a, b), (b, a)] {
+            let bytes = bytes(len);
+            let message = Message::new(len.to_le_bytes().to_vec()).with_frame(bytes.clone());
+            let both = async { tokio::join!(from.deliver(message), to.recv()) };
+            let (sent, taken) = soon("a message", both).await;
+            sent.unwrap();
+            let taken = taken.unwrap();
+            assert_eq!(taken.header()[..], len.to_le_bytes());
+            assert!(taken.frames()[0].to_vec().unwrap() == bytes, "{len} bytes came as they left");
+        }
+    }
+}
+
+/// So many bytes that tell where they belong.
+pub(crate) fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect()
+}
+
+/// Runs this with timers, on this thread and the endpoints' own.
+pub(crate) fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
