@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use towline::{BufferMut, Connection, Endpoint, ErrorKind, Listener};
+use towline_tests::wire::{MAGIC, hello};
+pub(crate) use towline_tests::wire::{announcement, hand, parcel, record};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
@@ -25,30 +27,6 @@ cases! {
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
-const MAGIC: &[u8] = b"TOWLINE\x1a";
-
-/// A message of the handshake.
-pub(crate) fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
-    [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
-}
-
-/// A parcel of the data stream.
-pub(crate) fn parcel(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
-    let lens = [records.len() as u32, bulk.len() as u32].map(u32::to_le_bytes).concat();
-    [&lens[..], &transfer.to_le_bytes(), records, bulk].concat()
-}
-
-/// A record of the data stream.
-pub(crate) fn record(kind: u8, flags: u8, number: u64, body: &[u8]) -> Vec<u8> {
-    [&[kind, flags, 0, 0][..], &(body.len() as u32).to_le_bytes(), &number.to_le_bytes(), body].concat()
-}
-
-/// A message with a header and one host frame.
-pub(crate) fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64, payload: &[u8]) -> Vec<u8> {
-    let lens = [header.len() as u32, 1].map(u32::to_le_bytes).concat();
-    record(1, flags, number, &[&lens[..], &frame_len.to_le_bytes(), header, payload].concat())
-}
-
 pub(crate) const EAGER: u8 = 4;
 pub(crate) const STREAMS: u8 = 2;
 pub(crate) const LENT: u8 = 8;
@@ -69,17 +47,8 @@ pub(crate) async fn greet(
     offers: &[&str],
 ) -> (Box<dyn Stream>, [Vec<u8>; 2]) {
     let mut stream = dial(listener).await;
-    let mut hello = vec![1, 0, 1, 0];
-    hello.extend([0; 8]); // features
-    hello.extend([nonce; 32]);
-    hello.extend(identity);
-    hello.extend([0, offers.len() as u8]); // no token
-    for name in offers {
-        hello.push(name.len() as u8);
-        hello.extend(name.as_bytes());
-        hello.extend([0, 0]); // nothing to say of it
-    }
-    let hello = hand(1, &hello);
+    let offers: Vec<_> = offers.iter().map(|name| (*name, &b""[..])).collect();
+    let hello = hello([nonce; 32], identity, &offers);
     send(&mut stream, &hello).await.unwrap();
     let (kind, peers) = heard(&mut stream).await;
     assert_eq!(kind, 1, "its Hello");

@@ -6,7 +6,9 @@ mod child;
 mod complaints;
 mod config;
 mod fork;
+mod hostile;
 mod layout;
+mod liar;
 mod messages;
 mod node;
 mod opening;
@@ -15,7 +17,7 @@ mod settings;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use towline_tests::{libraries, need, polls};
+use towline_tests::{libraries, need, polls, wire};
 
 use child::{Check, Claim};
 
@@ -35,6 +37,8 @@ const OF_EACH: &[(&str, Check)] = &[
     ("complaints_leave_the_standard_output_alone", complaints::complaints_leave_the_standard_output_alone),
     ("complaints_go_where_the_user_says", complaints::complaints_go_where_the_user_says),
     ("a_log_that_others_began_is_theirs", complaints::a_log_that_others_began_is_theirs),
+    ("a_lie_costs_its_own_connection_at_most", hostile::a_lie_costs_its_own_connection_at_most),
+    ("a_lie_before_the_path_is_open_is_refused", hostile::a_lie_before_the_path_is_open_is_refused),
     ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
 ];
 

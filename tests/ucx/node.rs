@@ -1,6 +1,7 @@
-//! A context, a worker and an endpoint that leads back to it.
+//! A context, a worker and an endpoint that leads back to it, or to another.
 #![expect(unsafe_code, reason = "every call is C")]
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_int, c_void};
 use std::ptr;
@@ -44,12 +45,26 @@ impl Node {
 
     /// With settings of UCX.
     pub(crate) fn with(ucx: &'static Library, settings: &[(&CStr, &CStr)]) -> Self {
+        Self::meeting(ucx, settings, <[u8]>::to_vec)
+    }
+
+    /// The same with an endpoint that leads to the worker whose address `meet` gives for its own.
+    pub(crate) fn meeting(
+        ucx: &'static Library,
+        settings: &[(&CStr, &CStr)],
+        meet: impl FnOnce(&[u8]) -> Vec<u8>,
+    ) -> Self {
         let context = context(ucx, settings).unwrap_or_else(|status| panic!("{}", ucx.describe(status)));
         let worker = worker(ucx, context);
         let arrived = Box::default();
         listen(ucx, worker, &arrived);
-        let endpoint = endpoint(ucx, worker);
+        let endpoint = endpoint(ucx, worker, &meet(&address(ucx, worker)));
         Self { ucx, context, worker, endpoint, arrived }
+    }
+
+    /// Where others find it.
+    pub(crate) fn address(&self) -> Vec<u8> {
+        address(self.ucx, self.worker)
     }
 
     /// The kinds of memory that it takes, a bit each.
@@ -84,7 +99,18 @@ impl Node {
 
     /// Begins to send to itself; `finish` sees the end.
     pub(crate) fn send<'a>(&self, header: &[u8], body: &'a [u8], flag: ucp_send_am_flags) -> Sending<'a> {
-        let done = Box::new(Cell::new(None));
+        self.send_as(MESSAGE_ID, header, body.into(), flag)
+    }
+
+    /// The same to whoever is at the other end, as what this number stands for there.
+    pub(crate) fn send_as<'a>(
+        &self,
+        id: u32,
+        header: &[u8],
+        body: Cow<'a, [u8]>,
+        flag: ucp_send_am_flags,
+    ) -> Sending<'a> {
+        let (done, header) = (Box::new(Cell::new(None)), header.to_vec());
         let call = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
             flags: flag,
@@ -92,11 +118,11 @@ impl Node {
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
         };
-        // SAFETY: L1: the endpoint lives as long as this; M3: the header is copied here, and `Sending` holds the rest.
+        // SAFETY: L1: the endpoint lives as long as this; M3: `Sending` holds header and body.
         let posted = unsafe {
             self.ucx.ucp_am_send_nbx(
                 self.endpoint,
-                MESSAGE_ID,
+                id,
                 header.as_ptr().cast(),
                 header.len(),
                 body.as_ptr().cast(),
@@ -104,7 +130,7 @@ impl Node {
                 &raw const call,
             )
         };
-        Sending { posted: posted.into(), done, _body: body }
+        Sending { posted: posted.into(), done, _header: header, _body: body }
     }
 
     /// Waits until a message was told of.
@@ -150,6 +176,14 @@ impl Node {
         body
     }
 
+    /// Lets it move for a moment.
+    pub(crate) fn turn(&self) {
+        for _ in 0..100 {
+            // SAFETY: L1: the worker lives as long as this, and one thread has it.
+            unsafe { self.ucx.ucp_worker_progress(self.worker) };
+        }
+    }
+
     fn settle(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
         let request = match posted {
             Posted::Done => return,
@@ -178,7 +212,9 @@ impl Drop for Node {
     fn drop(&mut self) {
         let done = Box::new(Cell::new(None));
         let call = ucp_request_param_t {
-            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
+            op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
+            // Whoever is at the other end may be gone.
+            flags: UCP_EP_CLOSE_FLAG_FORCE,
             cb: ucp_request_param_t__bindgen_ty_1 { send: Some(sent) },
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
@@ -198,7 +234,8 @@ impl Drop for Node {
 pub(crate) struct Sending<'a> {
     posted: Posted,
     done: Box<Cell<Option<ucs_status_t>>>,
-    _body: &'a [u8],
+    _header: Vec<u8>,
+    _body: Cow<'a, [u8]>,
 }
 
 #[track_caller]
@@ -252,13 +289,18 @@ fn worker(ucx: &Library, context: ucp_context_h) -> ucp_worker_h {
 }
 
 fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<Arrived>>) {
+    // All up to it, the last one first, an even number: the older one calls what is in a place of its table that nobody filled.
+    (0..=MESSAGE_ID).rev().for_each(|id| listen_to(ucx, worker, id, arrived));
+}
+
+fn listen_to(ucx: &Library, worker: ucp_worker_h, id: u32, arrived: &RefCell<Vec<Arrived>>) {
     let handler = ucp_am_handler_param_t {
         field_mask: (UCP_AM_HANDLER_PARAM_FIELD_ID
             | UCP_AM_HANDLER_PARAM_FIELD_FLAGS
             | UCP_AM_HANDLER_PARAM_FIELD_CB
             | UCP_AM_HANDLER_PARAM_FIELD_ARG)
             .into(),
-        id: MESSAGE_ID,
+        id,
         flags: UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA,
         cb: Some(note),
         arg: ptr::from_ref(arrived).cast_mut().cast(),
@@ -267,23 +309,30 @@ fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<Arrived>>) 
     ok(ucx, unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) });
 }
 
-fn endpoint(ucx: &Library, worker: ucp_worker_h) -> ucp_ep_h {
+/// Where others find the worker.
+fn address(ucx: &Library, worker: ucp_worker_h) -> Vec<u8> {
     let mut about =
         ucp_worker_attr_t { field_mask: UCP_WORKER_ATTR_FIELD_ADDRESS.into(), ..Default::default() };
     // SAFETY: L1: the worker lives; L2: it writes to a local.
     ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
     assert!(!about.address.is_null() && about.address_length > 0);
+    // SAFETY: L1: so many bytes are there until they are released, below.
+    let address = unsafe { slice::from_raw_parts(about.address.cast::<u8>(), about.address_length) }.to_vec();
+    // SAFETY: L1: the query gave it, and it is released once.
+    unsafe { ucx.ucp_worker_release_address(worker, about.address) };
+    address
+}
+
+fn endpoint(ucx: &Library, worker: ucp_worker_h, address: &[u8]) -> ucp_ep_h {
     let params = ucp_ep_params_t {
         field_mask: (UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE).into(),
-        address: about.address,
+        address: address.as_ptr().cast(),
         err_mode: UCP_ERR_HANDLING_MODE_PEER,
         ..Default::default()
     };
     let mut endpoint = ptr::null_mut();
     // SAFETY: L1: worker and address live; L2: it reads a local and writes to one.
     ok(ucx, unsafe { ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) });
-    // SAFETY: L1: the query gave it, and it is released once.
-    unsafe { ucx.ucp_worker_release_address(worker, about.address) };
     endpoint
 }
 

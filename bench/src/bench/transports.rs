@@ -162,10 +162,7 @@ mod tests {
 
     #[test]
     fn without_options_it_is_all_that_is_ready_and_auto_where_there_is_a_choice() {
-        let ready = |name, caps| BackendReport {
-            name,
-            state: BackendState::Ready { version: None, caps },
-        };
+        let ready = |name, caps| BackendReport { name, state: BackendState::Ready { version: None, caps } };
         let names = |backends: &[BackendReport]| -> Vec<&str> {
             all(backends).iter().map(|transport| transport.name).collect()
         };

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    Backend, Caps, Identity, Inventory, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
-    Source,
+    Backend, Caps, Identity, Inventory, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress,
+    Role, Site, Source,
 };
 use crate::addr::Address;
 use crate::environment::Environment;

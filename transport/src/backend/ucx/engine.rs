@@ -17,8 +17,8 @@ use ucx_sys::*;
 
 use super::context::{Context, ends, opening};
 use super::events::{
-    Arrival, Came, Events, HELLO, Happened, Header, PARCEL, RECORDS, Token, on_hello, on_lost, on_parcel,
-    on_received, on_records, on_sent,
+    Arrival, Came, Events, HELLO, Happened, Header, NOTHING, PARCEL, RECORDS, Token, on_hello, on_lost,
+    on_nothing, on_parcel, on_received, on_records, on_sent,
 };
 use super::gate::{Gate, Inside};
 use super::status;
@@ -114,10 +114,13 @@ impl Engine {
             tokens: Vec::new(),
             gate: gate.clone(),
         };
+        // An even number of them, the last one first: UCX before 1.17 then has a table of so many places. It leaves those that
+        // nobody fills as they are, and calls them if a peer sends their number.
         for (id, cb, flags) in [
-            (RECORDS, on_records as unsafe extern "C" fn(_, _, _, _, _, _) -> _, UCP_AM_FLAG_WHOLE_MSG),
-            (PARCEL, on_parcel, UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA),
+            (NOTHING, on_nothing as unsafe extern "C" fn(_, _, _, _, _, _) -> _, UCP_AM_FLAG_WHOLE_MSG),
             (HELLO, on_hello, UCP_AM_FLAG_WHOLE_MSG),
+            (PARCEL, on_parcel, UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA),
+            (RECORDS, on_records, UCP_AM_FLAG_WHOLE_MSG),
         ] {
             let handler = ucp_am_handler_param_t {
                 field_mask: (UCP_AM_HANDLER_PARAM_FIELD_ID

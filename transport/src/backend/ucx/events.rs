@@ -10,10 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use ucx_sys::*;
 
-/// What a message of ours is, by UCX's number for it.
-pub(super) const RECORDS: u32 = 1;
-pub(super) const PARCEL: u32 = 2;
-pub(super) const HELLO: u32 = 3;
+/// What a message of ours is, by UCX's number for it: from 0 on, without a gap.
+pub(super) const RECORDS: u32 = 0;
+pub(super) const PARCEL: u32 = 1;
+pub(super) const HELLO: u32 = 2;
+/// Nothing of ours, and the last number that is listened to.
+pub(super) const NOTHING: u32 = 3;
 /// The longest header of ours.
 const HEADER_LEN_MAX: usize = 96;
 /// Whom a message is for: the receiving end of one connection. Only its two ends know it.
@@ -98,6 +100,17 @@ unsafe fn bytes<'a>(start: *const c_void, len: usize) -> &'a [u8] {
     }
     // SAFETY: L2: UCX's for the time of the callback.
     unsafe { slice::from_raw_parts(start.cast(), len) }
+}
+
+pub(super) unsafe extern "C" fn on_nothing(
+    _: *mut c_void,
+    _: *const c_void,
+    _: usize,
+    _: *mut c_void,
+    _: usize,
+    _: *const ucp_am_recv_param_t,
+) -> ucs_status_t {
+    UCS_OK
 }
 
 pub(super) unsafe extern "C" fn on_hello(

@@ -202,9 +202,13 @@ impl Held {
     fn take_records(&mut self, number: &[u8], bytes: &[u8], session: &mut Session) -> Result<()> {
         let number = number.try_into().map_err(|_| corrupt("records with a header of another length"))?;
         let number = u64::from_le_bytes(number);
+        if bytes.len() > RECORDS_LEN_MAX {
+            return Err(corrupt("more records at once than a message takes"));
+        }
         if number > self.taken {
             // UCX promises no order among messages.
-            if self.held.len() == EARLY_MAX || self.held.insert(number, bytes.to_vec()).is_some() {
+            let is_far = number - self.taken > EARLY_MAX as u64;
+            if is_far || self.held.insert(number, bytes.to_vec()).is_some() {
                 return Err(corrupt("records that are far ahead of others, or came twice"));
             }
             return Ok(());

@@ -36,6 +36,10 @@ use crate::process::Process;
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 const LOOKS: u32 = 200;
 
+/// The shortest address of a worker: a byte of flags and eight that name it. UCX reads one without knowing where it ends, so
+/// that this is all that can be checked: see docs/safety.md.
+const ADDRESS_LEN_MIN: usize = 9;
+
 const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
     .union(Caps::CROSS_PROCESS)
@@ -108,9 +112,7 @@ impl Backend for Ucx {
             return Probe::Unavailable { reason: format!("{why}; {remedy}"), remedy: remedy.to_owned() };
         }
         match self.library_here() {
-            Ok(ucx) => {
-                Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()) }
-            }
+            Ok(ucx) => Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()) },
             Err(why) => Probe::Unavailable { reason: why.to_string(), remedy: why.remedy().to_owned() },
         }
     }
@@ -161,6 +163,9 @@ async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
     let mut engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
     if site.peer_card.is_empty() {
         return Err(Error::new(ErrorKind::Corrupt, "the peer did not tell where its worker is"));
+    }
+    if site.peer_card.len() < ADDRESS_LEN_MIN {
+        return Err(Error::new(ErrorKind::Corrupt, "the peer's card is shorter than any worker's address"));
     }
     engine.connect(&site.peer_card)?;
     let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
