@@ -35,7 +35,10 @@ enum Outcome {
 }
 use Outcome::{Breach, Nothing};
 
-const LIES: &[(&str, Outcome, fn(&Liar))] = &[
+/// What it is called, what comes of it, and what the liar does.
+type Lie = (&'static str, Outcome, fn(&Liar));
+
+const LIES: &[Lie] = &[
     ("records for somebody else", Nothing, |liar| liar.send(RECORDS, &[[7; 16], [0; 16]].concat(), good())),
     ("records for nobody", Nothing, |liar| liar.send(RECORDS, &[], good())),
     ("half a key", Nothing, |liar| liar.send(RECORDS, &liar.key[..8], good())),
