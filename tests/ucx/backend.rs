@@ -1,6 +1,7 @@
 //! Endpoints over one UCX, and connections of them.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 
 use towline::backend::ucx::Ucx;
@@ -22,7 +23,12 @@ pub(crate) struct Pair {
 }
 
 pub(crate) fn builder(installed: &Installed) -> Builder {
-    Endpoint::builder().backends(vec![Arc::new(Ucx::default().library(&installed.libucp))])
+    builder_with(&installed.libucp)
+}
+
+/// One over the UCX of this file.
+pub(crate) fn builder_with(libucp: &Path) -> Builder {
+    Endpoint::builder().backends(vec![Arc::new(Ucx::default().library(libucp))])
 }
 
 pub(crate) fn endpoint(installed: &Installed) -> Endpoint {
@@ -47,9 +53,12 @@ pub(crate) fn at(address: &str) -> Address {
     address.parse().unwrap()
 }
 
+/// Small, large, and larger than any one message of UCX's.
+pub(crate) const LENS: [usize; 3] = [8, 100_000, 10 << 20];
+
 /// Whether messages of every kind arrive, both ways.
 pub(crate) async fn assert_goes_on(a: &Connection, b: &Connection) {
-    for len in [8, 100_000, 10 << 20] {
+    for len in LENS {
         for (from, to) in [(a, b), (b, a)] {
             let bytes = bytes(len);
             let message = Message::new(len.to_le_bytes().to_vec()).with_frame(bytes.clone());

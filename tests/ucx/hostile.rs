@@ -139,7 +139,6 @@ pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
             let listener = endpoint.listen(&at(address)).await.unwrap();
             let (friend, owner) = meet(&endpoint, &listener).await;
             for (nonce, (what, outcome, lie)) in LIES.iter().enumerate() {
-                println!("{what}");
                 let liar = Liar::connected(ucx, &listener, nonce as u8, settings);
                 let connection = within(LIMIT, what, listener.accept()).await.unwrap();
                 lie(&liar);

@@ -12,6 +12,8 @@ mod liar;
 mod messages;
 mod node;
 mod opening;
+mod pairs;
+mod refusals;
 mod settings;
 
 use std::process::ExitCode;
@@ -37,6 +39,13 @@ const OF_EACH: &[(&str, Check)] = &[
     ("complaints_leave_the_standard_output_alone", complaints::complaints_leave_the_standard_output_alone),
     ("complaints_go_where_the_user_says", complaints::complaints_go_where_the_user_says),
     ("a_log_that_others_began_is_theirs", complaints::a_log_that_others_began_is_theirs),
+    ("the_same_version_in_another_process_is_a_peer", pairs::the_same_version_in_another_process_is_a_peer),
+    ("another_version_is_refused_with_the_reason", pairs::another_version_is_refused_with_the_reason),
+    ("a_setting_that_ucx_lacks_is_named", refusals::a_setting_that_ucx_lacks_is_named),
+    ("a_value_that_ucx_refuses_is_named", refusals::a_value_that_ucx_refuses_is_named),
+    ("ends_without_a_transport_in_common_are_told", refusals::ends_without_a_transport_in_common_are_told),
+    ("a_connection_tells_what_carries_it", refusals::a_connection_tells_what_carries_it),
+    ("an_endpoint_with_a_second_copy_is_refused", refusals::an_endpoint_with_a_second_copy_is_refused),
     ("a_lie_costs_its_own_connection_at_most", hostile::a_lie_costs_its_own_connection_at_most),
     ("a_lie_before_the_path_is_open_is_refused", hostile::a_lie_before_the_path_is_open_is_refused),
     ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
@@ -51,6 +60,9 @@ const OF_NONE: [(&str, fn()); 4] = [
 ];
 
 fn main() -> ExitCode {
+    if let Some(outcome) = pairs::serve_if_asked() {
+        return outcome;
+    }
     let of_each = OF_EACH.iter().map(|(name, check)| (*name, Claim::OfEach(*check)));
     let of_none = OF_NONE.into_iter().map(|(name, check)| (name, Claim::OfNone(check)));
     if let Some(outcome) = child::run_if_asked(of_each.chain(of_none)) {

@@ -258,7 +258,9 @@ impl Endpoint {
             let why = format!("the {name} backend is planned, and not in this version: use tcp or towline");
             return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
         }
-        address.check_options()
+        address.check_options()?;
+        let asked_for = |backend: &&Arc<dyn Backend>| address.scheme().backend() == Some(backend.name());
+        self.establisher.backends.iter().filter(asked_for).try_for_each(|backend| backend.check(address))
     }
 
     /// Nobody opens a port to strangers by accident.

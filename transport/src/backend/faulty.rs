@@ -70,6 +70,11 @@ impl Backend for Faulty {
         self.backend.inventory()
     }
 
+    fn check(&self, address: &Address) -> Result<()> {
+        self.faults.call("check")?;
+        self.backend.check(address)
+    }
+
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         self.faults.call("offer")?;
         self.backend.offer(role, address, environment)

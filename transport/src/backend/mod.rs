@@ -51,6 +51,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Inventory::default()
     }
 
+    /// Whether it can do what an address says that asks for it alone: asked when an endpoint listens or connects there, before
+    /// anything else is done.
+    fn check(&self, _address: &Address) -> Result<()> {
+        Ok(())
+    }
+
     /// What the peer must know to open the other end of one connection of ours, at most 16 KiB. `address` is the one that this end
     /// connects to, or listens at.
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>>;

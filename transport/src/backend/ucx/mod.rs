@@ -13,6 +13,7 @@ mod offer;
 mod settings;
 mod status;
 
+use std::env;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl Ucx {
     /// # Errors
     /// `Unavailable` without a UCX, `Invalid` for a setting that it does not know.
     pub fn settings(&self, address: &Address) -> Result<Vec<(String, String)>> {
-        settings::with_defaults(self.ucx()?, &settings_of(address))
+        self.settings_in_force(settings_of(address)).map(|(_, settings)| settings)
     }
 
     fn library_here(&self) -> Result<&'static Library, ucx_sys::Unavailable> {
@@ -86,15 +87,23 @@ impl Ucx {
         self.library_here().map_err(|why| Error::new(ErrorKind::Unavailable, why.to_string()))
     }
 
+    /// These settings of an address, with what stands in for the others.
+    fn settings_in_force(&self, settings: Settings) -> Result<(&'static Library, Settings)> {
+        let ucx = self.ucx()?;
+        settings::check(ucx, &settings)?;
+        let in_environment = |name: &str| env::var(format!("UCX_{name}")).ok();
+        Ok((ucx, settings::with_defaults(&settings, in_environment)))
+    }
+
     /// The context with these settings.
     fn context(&self, settings: Settings) -> Result<Arc<Context>> {
         let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, context)) = contexts.iter().find(|(known, _)| *known == settings) {
             return Ok(context.clone());
         }
-        let ucx = self.ucx()?;
+        let (ucx, in_force) = self.settings_in_force(settings.clone())?;
         USER.get_or_init(Process::current);
-        let context = Arc::new(Context::open(ucx, &settings::with_defaults(ucx, &settings)?)?);
+        let context = Arc::new(Context::open(ucx, &in_force)?);
         contexts.push((settings, context.clone()));
         Ok(context)
     }
@@ -124,6 +133,14 @@ impl Backend for Ucx {
         )
     }
 
+    fn check(&self, address: &Address) -> Result<()> {
+        let checked = match self.probe() {
+            Probe::Ready { .. } => self.context(settings_of(address)).map(drop),
+            Probe::Unavailable { reason, .. } => Err(Error::new(ErrorKind::Unavailable, reason)),
+        };
+        checked.map_err(|error| error.by("ucx"))
+    }
+
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         Ok(Offer { version: self.ucx()?.version() }.encode())
     }
@@ -143,7 +160,9 @@ impl Backend for Ucx {
 
     fn prepare(&self, site: &mut Site) -> Result<()> {
         let prepared = || {
-            check_pair(site)?;
+            let (ours, theirs) =
+                (Offer::decode(&site.offer)?.version, Offer::decode(&site.peer_offer)?.version);
+            offer::check_pair(ours, theirs, site.address.option("versions") == Some("any"))?;
             Engine::open(&self.context(settings_of(&site.address))?)
         };
         let engine = prepared().map_err(|error| error.by("ucx"))?;
@@ -201,15 +220,4 @@ fn keys(site: &Site) -> (Key, Key) {
         Role::Acceptor => Role::Connector,
     };
     (of(site.role), of(peer))
-}
-
-/// Whether libraries of these versions were seen to work together, or the address allows others.
-fn check_pair(site: &Site) -> Result<()> {
-    let (ours, theirs) = (Offer::decode(&site.offer)?.version, Offer::decode(&site.peer_offer)?.version);
-    if (ours.is_proven() && theirs.is_proven()) || site.address.option("versions") == Some("any") {
-        return Ok(());
-    }
-    let why =
-        format!("UCX {ours} here and {theirs} at the peer were not proven together: ?versions=any allows it");
-    Err(Error::new(ErrorKind::Unsupported, why))
 }

@@ -35,9 +35,47 @@ impl Offer {
     }
 }
 
+/// Whether libraries of these versions were seen to work together: each with its own kind, since 1.13 and 1.22 misread each
+/// other; or whether others are allowed.
+pub(super) fn check_pair(ours: Version, theirs: Version, allows_any: bool) -> Result<()> {
+    let are_one = (ours.major, ours.minor) == (theirs.major, theirs.minor);
+    if allows_any || (are_one && ours.is_proven()) {
+        return Ok(());
+    }
+    let why = if are_one {
+        format!("UCX {ours} here and {theirs} at the peer are newer than what was tried")
+    } else {
+        format!("UCX {ours} here and {theirs} at the peer are not of one version, and may misread each other")
+    };
+    Err(Error::new(ErrorKind::Unsupported, format!("{why}: ?versions=any allows it")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pair_that_was_not_proven_is_refused_unless_any_is_allowed() {
+        let [old, mended, new, later] =
+            [(13, 0), (13, 1), (22, 3), (23, 0)].map(|(minor, release)| Version::new(1, minor, release));
+        for (ours, theirs) in [(old, old), (old, mended), (new, new)] {
+            check_pair(ours, theirs, false).unwrap();
+        }
+        let strangers = [
+            (old, new, "not of one version"),
+            (new, old, "not of one version"),
+            (later, new, "not of one version"),
+            (later, later, "newer than what was tried"),
+        ];
+        for (ours, theirs, why) in strangers {
+            let refused = check_pair(ours, theirs, false).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported);
+            let refused = refused.to_string();
+            assert!(refused.contains(&format!("UCX {ours} here and {theirs} at the peer")), "{refused}");
+            assert!(refused.contains(why) && refused.contains("?versions=any"), "{refused}");
+            check_pair(ours, theirs, true).unwrap();
+        }
+    }
 
     #[test]
     fn an_offer_comes_back_as_it_was() {

@@ -1,0 +1,75 @@
+//! What an endpoint over UCX says of itself, and of what it cannot do.
+
+use std::time::{Duration, Instant};
+
+use towline::ErrorKind;
+
+use crate::backend::{SHM, TCP, at, endpoint, pair, run};
+use crate::libraries::Installed;
+use crate::polls::soon;
+
+/// Long before any time-out would end it.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Whether listening and connecting at this address end at once, with this kind and these words.
+fn assert_refused(installed: &Installed, address: &str, kind: ErrorKind, words: &[&str]) {
+    run(async {
+        let endpoint = endpoint(installed);
+        let began = Instant::now();
+        let listening = endpoint.listen(&at(address)).await.unwrap_err();
+        let connecting = endpoint.connect(&at(&address.replace(":0", ":9"))).await.unwrap_err();
+        for refused in [listening, connecting] {
+            assert_eq!(refused.kind(), kind, "{refused}");
+            for word in words {
+                assert!(refused.to_string().contains(word), "{word}: {refused}");
+            }
+        }
+        assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+    });
+}
+
+pub(crate) fn a_setting_that_ucx_lacks_is_named(installed: &Installed) {
+    let address = format!("{TCP}&TYPO=1");
+    assert_refused(installed, &address, ErrorKind::Invalid, &["has no setting TYPO", "ucx_info -cf"]);
+}
+
+pub(crate) fn a_value_that_ucx_refuses_is_named(installed: &Installed) {
+    let address = format!("{TCP}&RNDV_THRESH=much");
+    assert_refused(installed, &address, ErrorKind::Invalid, &["RNDV_THRESH=much"]);
+}
+
+pub(crate) fn an_endpoint_with_a_second_copy_is_refused(installed: &Installed) {
+    crate::opening::load(&installed.other);
+    let [loaded, other] = [&installed.other, &installed.libucp].map(|file| file.display().to_string());
+    assert_refused(installed, TCP, ErrorKind::Unavailable, &[&loaded, &other, "a second copy of UCX"]);
+}
+
+pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed) {
+    run(async {
+        let (near, far) = (endpoint(installed), endpoint(installed));
+        let listener = far.listen(&at("ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo")).await.unwrap();
+        let port = listener.address().port();
+        let began = Instant::now();
+        let posix = at(&format!("ucx://127.0.0.1:{port}?TLS=posix"));
+        let refused = soon("an answer", near.connect(&posix)).await.unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+        let why = refused.to_string();
+        assert!(why.contains("no transport of both ends leads to the peer"), "{why}");
+        assert!(why.contains("Destination is unreachable"), "{why}");
+        assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
+    });
+}
+
+pub(crate) fn a_connection_tells_what_carries_it(installed: &Installed) {
+    for (address, transports) in [(TCP, &["tcp/lo"][..]), (SHM, &["posix/memory", "sysv/memory"])] {
+        run(async {
+            let pair = pair(installed, address).await;
+            for end in [&pair.a, &pair.b] {
+                assert_eq!(end.path().chosen(), "ucx");
+                let notes = end.explain().await.notes.concat();
+                assert!(notes.contains("UCX took "), "{notes}");
+                assert!(transports.iter().any(|transport| notes.contains(transport)), "{notes}");
+            }
+        });
+    }
+}
