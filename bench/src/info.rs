@@ -15,9 +15,10 @@ use crate::output::Output;
 const EXAMPLE: &str = "\
 Examples:
   towline info
-  towline info --json | jq '.backends[] | select(.state != \"ready\")'";
+  towline info --json | jq '.backends[] | select(.state != \"ready\")'
+  towline info --json | jq '.backends[] | select(.name == \"ucx\") | .devices'";
 
-/// Tell what this machine offers: every transport, ready or why not, and the hardware beneath
+/// Tell what this machine offers: every transport, ready with what stands behind it, or why not, and the hardware beneath
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {

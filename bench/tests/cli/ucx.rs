@@ -114,6 +114,7 @@ fn without_ucx_it_says_why_and_what_to_do() {
         "{}",
         refused.err
     );
+    assert_eq!(refused.err.matches(remedy).count(), 1, "{}", refused.err);
     let ucx = of_ucx(&run(&["info", "--json"]));
     assert_eq!(ucx["state"], "unavailable", "{ucx}");
     assert!(ucx["reason"].as_str().unwrap().contains("libucp.so.0") && ucx["version"].is_null(), "{ucx}");

@@ -43,6 +43,29 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
+    /// Why, without the remedy.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::NotLoaded { library, reason } => {
+                format!("{} cannot be loaded: {reason}", library.display())
+            }
+            Self::WrongVersion { library, version } => {
+                format!("{} is UCX {version}, and {} or newer is needed", library.display(), Version::OLDEST)
+            }
+            Self::NoSymbol { library, version: Some(version), symbol } => {
+                format!("{} (UCX {version}) has no {symbol}", library.display())
+            }
+            Self::NoSymbol { library, version: None, symbol } => {
+                format!("{} has no {symbol}", library.display())
+            }
+            Self::SecondCopy { loaded, other } => {
+                let (loaded, other) = (loaded.display(), other.display());
+                format!("{loaded} is loaded, and a second copy of UCX in one process hangs: {other}")
+            }
+        }
+    }
+
     /// What a person can do.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
@@ -63,30 +86,7 @@ impl Unavailable {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotLoaded { library, reason } => {
-                write!(f, "{} cannot be loaded: {reason}", library.display())
-            }
-            Self::WrongVersion { library, version } => {
-                write!(
-                    f,
-                    "{} is UCX {version}, and {} or newer is needed",
-                    library.display(),
-                    Version::OLDEST
-                )
-            }
-            Self::NoSymbol { library, version: Some(version), symbol } => {
-                write!(f, "{} (UCX {version}) has no {symbol}", library.display())
-            }
-            Self::NoSymbol { library, version: None, symbol } => {
-                write!(f, "{} has no {symbol}", library.display())
-            }
-            Self::SecondCopy { loaded, other } => {
-                let (loaded, other) = (loaded.display(), other.display());
-                write!(f, "{loaded} is loaded, and a second copy of UCX in one process hangs: {other}")
-            }
-        }?;
-        write!(f, "; {}", self.remedy())
+        write!(f, "{}; {}", self.reason(), self.remedy())
     }
 }
 

@@ -118,11 +118,11 @@ impl Backend for Ucx {
         if USER.get().is_some_and(|user| !user.is_this()) {
             let why = "this process was forked from one that uses UCX, which does not survive that";
             let remedy = "open the first endpoint after the fork, or start processes by spawn";
-            return Probe::Unavailable { reason: format!("{why}; {remedy}"), remedy: remedy.to_owned() };
+            return Probe::Unavailable { reason: why.to_owned(), remedy: remedy.to_owned() };
         }
         match self.library_here() {
             Ok(ucx) => Probe::Ready { caps: CAPS, version: Some(ucx.version().to_string()) },
-            Err(why) => Probe::Unavailable { reason: why.to_string(), remedy: why.remedy().to_owned() },
+            Err(why) => Probe::Unavailable { reason: why.reason(), remedy: why.remedy().to_owned() },
         }
     }
 
@@ -136,7 +136,9 @@ impl Backend for Ucx {
     fn check(&self, address: &Address) -> Result<()> {
         let checked = match self.probe() {
             Probe::Ready { .. } => self.context(settings_of(address)).map(drop),
-            Probe::Unavailable { reason, .. } => Err(Error::new(ErrorKind::Unavailable, reason)),
+            Probe::Unavailable { reason, remedy } => {
+                Err(Error::new(ErrorKind::Unavailable, format!("{reason}; {remedy}")))
+            }
         };
         checked.map_err(|error| error.by("ucx"))
     }
