@@ -354,7 +354,8 @@ impl Line for UcxLine {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { descriptor: self.descriptor.as_fd(), writable: self.is_blocked(), bell: true }
+        // What is under way makes the bell ring as it goes on: nobody needs to be armed for it whenever a caller leaves.
+        Source { descriptor: self.descriptor.as_fd(), writable: false, bell: true }
     }
 
     fn doze(&self, held: &mut Held) -> bool {
