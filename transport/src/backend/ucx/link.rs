@@ -104,8 +104,10 @@ impl Held {
         }
     }
 
-    /// Says hello: the peer knows then that this end is open, and that the way to it works.
-    pub(super) fn greet(&mut self) -> Result<()> {
+    /// Connects to the worker with that address, and says hello: the peer knows then that this end is open, and that the way to it
+    /// works.
+    pub(super) fn greet(&mut self, address: &[u8]) -> Result<()> {
+        self.engine.connect(address)?;
         match self.engine.send(&self.peer_key, Cargo::Hello) {
             Sent::Failed(_, why) => Err(why),
             Sent::Done(_) | Sent::Pending => Ok(()),

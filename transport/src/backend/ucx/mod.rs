@@ -32,6 +32,7 @@ use crate::door::MeetingKey;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
+use crate::wire::session::Session;
 
 /// How often an end that waits for the other looks, and how many times it looks at once before.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
@@ -181,29 +182,42 @@ impl Backend for Ucx {
 async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
     let engine = site.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
-    let mut engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
     if site.peer_card.is_empty() {
         return Err(Error::new(ErrorKind::Corrupt, "the peer did not tell where its worker is"));
     }
     if site.peer_card.len() < ADDRESS_LEN_MIN {
         return Err(Error::new(ErrorKind::Corrupt, "the peer's card is shorter than any worker's address"));
     }
-    engine.connect(&site.peer_card)?;
     let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
     let mut held = Held::new(engine, keys(site));
-    held.greet()?;
+    // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp.
+    if site.role == Role::Acceptor {
+        until_greeted(&mut held, &mut session, &site.environment).await?;
+    }
+    held.greet(&site.peer_card)?;
+    until_greeted(&mut held, &mut session, &site.environment).await?;
+    let line = UcxLine::new(&held, &site.environment)?;
+    Ok(Streamed::open(line, held, session, CAPS, site))
+}
+
+/// Waits until the peer has said hello.
+async fn until_greeted(
+    held: &mut Held,
+    session: &mut Session,
+    environment: &Arc<dyn Environment>,
+) -> Result<()> {
     for looks in 0.. {
-        if held.is_greeted(&mut session)? {
+        if held.is_greeted(session)? {
             break;
         }
         if looks < LOOKS {
             tokio::task::yield_now().await;
         } else {
-            site.environment.sleep_until(site.environment.now() + LOOK_EVERY).await;
+            environment.sleep_until(environment.now() + LOOK_EVERY).await;
         }
     }
-    let line = UcxLine::new(&held, &site.environment)?;
-    Ok(Streamed::open(line, held, session, CAPS, site))
+    Ok(())
 }
 
 fn settings_of(address: &Address) -> Settings {
