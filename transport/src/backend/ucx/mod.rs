@@ -29,7 +29,7 @@ use super::streamed::Streamed;
 use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site};
 use crate::addr::Address;
 use crate::door::MeetingKey;
-use crate::environment::Environment;
+use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
 use crate::wire::session::Session;
@@ -41,6 +41,9 @@ const LOOKS: u32 = 200;
 /// The shortest address of a worker: a byte of flags and eight that name it. UCX reads one without knowing where it ends, so
 /// that this is all that can be checked: see docs/safety.md.
 const ADDRESS_LEN_MIN: usize = 9;
+
+/// How long the acceptor leaves it to the connector to begin.
+const TURN: Duration = Duration::from_millis(250);
 
 const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
@@ -191,9 +194,12 @@ async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
     }
     let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
     let mut held = Held::new(engine, keys(site));
-    // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp.
+    // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
+    // the other way leads anywhere, the second begins after a while.
     if site.role == Role::Acceptor {
-        until_greeted(&mut held, &mut session, &site.environment).await?;
+        let by = site.environment.now() + TURN;
+        let greeted = until_greeted(&mut held, &mut session, &site.environment);
+        within(&*site.environment, by, greeted).await.unwrap_or(Ok(()))?;
     }
     held.greet(&site.peer_card)?;
     until_greeted(&mut held, &mut session, &site.environment).await?;
