@@ -39,6 +39,7 @@ impl Context {
 
     /// The kinds of memory that it can reach, a bit each.
     pub(super) fn memory_kinds(&self) -> u64 {
+        let Some(_inside) = self.gate.enter() else { return 0 };
         let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
         let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
         // SAFETY: L1: the context lives; L2: it writes to a local.
@@ -48,6 +49,7 @@ impl Context {
 
     /// The transports that it could use, with their devices.
     pub(super) fn transports(&self) -> Vec<String> {
+        let Some(_inside) = self.gate.enter() else { return Vec::new() };
         // SAFETY: L1: the context lives.
         unsafe { self.ucx.transports(self.context) }
     }

@@ -4,7 +4,7 @@
 
 #![expect(unsafe_code, reason = "a handler of exit is C")]
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 static EXITS: AtomicBool = AtomicBool::new(false);
 static GATES: Mutex<Vec<Weak<Gate>>> = Mutex::new(Vec::new());
 
-/// The way into UCX for whoever has one engine, one thread at a time.
+/// The way into UCX for whoever has one engine, or one context.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    occupied: AtomicBool,
+    inside: AtomicUsize,
 }
 
 /// Somebody is inside until this is dropped.
@@ -40,10 +40,10 @@ impl Gate {
         gate
     }
 
-    /// Lets the one who has the engine in, unless the process ends.
+    /// Lets somebody in, unless the process ends.
     pub(super) fn enter(&self) -> Option<Inside<'_>> {
         // Either this is seen by the exit, or the exit by this: both are stored before the other is read.
-        self.occupied.store(true, Ordering::SeqCst);
+        self.inside.fetch_add(1, Ordering::SeqCst);
         let inside = Inside(self);
         (!EXITS.load(Ordering::SeqCst)).then_some(inside)
     }
@@ -51,7 +51,7 @@ impl Gate {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.occupied.store(false, Ordering::Release);
+        self.0.inside.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -67,7 +67,7 @@ extern "C" fn close() {
             Err(_) => return,
         }
     };
-    while gates.iter().any(|gate| gate.occupied.load(Ordering::SeqCst)) && Instant::now() < end {
+    while gates.iter().any(|gate| gate.inside.load(Ordering::SeqCst) > 0) && Instant::now() < end {
         thread::yield_now();
     }
 }

@@ -344,7 +344,7 @@ impl Line for UcxLine {
         held.engine.close();
         let environment = self.environment.clone();
         let end = environment.now() + CLOSE_TIME;
-        let mut retired = Retired { held, session, why: why.clone() };
+        let mut retired = Retired { held, session: Some(session), why: why.clone() };
         if retired.is_quiet() {
             return;
         }
@@ -356,7 +356,8 @@ impl Line for UcxLine {
     }
 
     fn source(&self) -> Source<'_> {
-        // What is under way makes the bell ring as it goes on: nobody needs to be armed for it whenever a caller leaves.
+        // Where a caller leaves with something under way, the next goes on with it, or the driver at its next look: arming the driver
+        // for it each time would have it poll beside the callers.
         Source { descriptor: self.descriptor.as_fd(), writable: false, bell: true }
     }
 
@@ -377,14 +378,15 @@ impl Line for UcxLine {
 #[derive(Debug)]
 struct Retired {
     held: Held,
-    session: Session,
+    /// Until it has given up.
+    session: Option<Session>,
     why: Error,
 }
 
 impl Retired {
     /// Whether nothing is with UCX; otherwise lets it move.
     fn is_quiet(&mut self) -> bool {
-        let Self { held, session, .. } = self;
+        let Self { held, session: Some(session), .. } = self else { return true };
         held.engine.progress();
         let mut happened = std::mem::take(&mut held.happened);
         held.engine.happened(&mut happened);
@@ -403,12 +405,18 @@ impl Retired {
 impl Drop for Retired {
     fn drop(&mut self) {
         let Self { held, session, why } = self;
+        let Some(mut session) = session.take() else { return };
         held.engine.destroy(|cargo| match cargo {
             Cargo::Parcel(parcel) => session.parcel_lost(parcel),
             Cargo::Landing(landing) => session.parcel_failed(landing),
             Cargo::Hello | Cargo::Records(_) | Cargo::End => {}
         });
-        session.give_up(why);
+        if held.engine.is_quiet() {
+            session.give_up(why);
+        } else {
+            // The process ends, and UCX keeps what it has: nobody is given that memory back.
+            std::mem::forget(session);
+        }
     }
 }
 
