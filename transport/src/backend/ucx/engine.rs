@@ -297,6 +297,11 @@ impl Engine {
         self.free.len() == self.flights.len()
     }
 
+    /// Whether it was not destroyed, and is this process's.
+    pub(super) fn lives(&self) -> bool {
+        self.worker.is_some() && self.context.process.is_this()
+    }
+
     /// Moves what can be moved; whether that was anything.
     pub(super) fn progress(&mut self) -> bool {
         let Some((_inside, worker)) = self.enter() else { return false };

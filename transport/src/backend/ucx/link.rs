@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::engine::{CLOSE_TIME, Cargo, Engine, Sent};
+use super::engine::{CLOSE_TIME, Cargo, Sent};
 use super::events::{Arrival, Came, Happened, Header, Key};
+use super::lingering::Lingering;
 use crate::backend::streamed::Line;
 use crate::backend::{Environment, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +44,7 @@ pub(super) struct UcxLine {
 /// And as the holder of the baton does.
 #[derive(Debug)]
 pub(super) struct Held {
-    engine: Engine,
+    engine: Lingering,
     happened: Happened,
     /// What this end goes by, and what the peer's does.
     key: Key,
@@ -87,7 +88,7 @@ impl UcxLine {
 }
 
 impl Held {
-    pub(super) fn new(engine: Engine, (key, peer_key): (Key, Key)) -> Self {
+    pub(super) fn new(engine: Lingering, (key, peer_key): (Key, Key)) -> Self {
         Self {
             engine,
             happened: Happened::default(),

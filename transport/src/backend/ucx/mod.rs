@@ -8,6 +8,7 @@ mod engine;
 mod events;
 mod gate;
 mod inventory;
+mod lingering;
 mod link;
 mod offer;
 mod settings;
@@ -23,6 +24,7 @@ use ucx_sys::Library;
 use self::context::Context;
 use self::engine::Engine;
 use self::events::Key;
+use self::lingering::Lingering;
 use self::link::{Held, PARCEL_LEN, UcxLine};
 use self::offer::Offer;
 use super::streamed::Streamed;
@@ -193,7 +195,7 @@ async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
         return Err(Error::new(ErrorKind::Corrupt, "the peer's card is shorter than any worker's address"));
     }
     let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
-    let mut held = Held::new(engine, keys(site));
+    let mut held = Held::new(Lingering::new(engine, &site.environment), keys(site));
     // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
     // the other way leads anywhere, the second begins after a while.
     if site.role == Role::Acceptor {

@@ -1,0 +1,54 @@
+//! An engine that outlives its owner for a while, if that did not destroy it.
+//!
+//! Where an opening is given up in the middle, the peer hears of that by the door, and is connecting to this worker meanwhile: if it
+//! were gone at that moment, UCX 1.13 might end the peer's process.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::engine::{CLOSE_TIME, Engine};
+use crate::environment::Environment;
+
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(super) struct Lingering {
+    /// There until this is dropped.
+    engine: Option<Engine>,
+    environment: Arc<dyn Environment>,
+}
+
+impl Lingering {
+    pub(super) fn new(engine: Engine, environment: &Arc<dyn Environment>) -> Self {
+        Self { engine: Some(engine), environment: environment.clone() }
+    }
+}
+
+impl Deref for Lingering {
+    type Target = Engine;
+
+    fn deref(&self) -> &Engine {
+        self.engine.as_ref().unwrap_or_else(|| unreachable!("taken out by drop only"))
+    }
+}
+
+impl DerefMut for Lingering {
+    fn deref_mut(&mut self) -> &mut Engine {
+        self.engine.as_mut().unwrap_or_else(|| unreachable!("taken out by drop only"))
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        let Some(mut engine) = self.engine.take().filter(Engine::lives) else { return };
+        let environment = self.environment.clone();
+        self.environment.spawn(Box::pin(async move {
+            let end = environment.now() + CLOSE_TIME;
+            while environment.now() < end {
+                engine.progress();
+                environment.sleep_until(environment.now() + LOOK_EVERY).await;
+            }
+        }));
+    }
+}
