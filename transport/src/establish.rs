@@ -1,5 +1,7 @@
 //! From a stream to a connection: greet, choose a backend that both ends have, open it.
 
+mod entrants;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Poll;
@@ -8,18 +10,19 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
+use self::entrants::{Entrant, no_path, prepare};
 use crate::addr::Address;
-use crate::backend::{Backend, Link, PLANNED, Probe, Regions, Role, Site, Staging};
+use crate::backend::{Backend, Link, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
-    self, CARD_LEN_MAX, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal,
-    STREAMS, Terms, Tls, Token,
+    self, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS, Terms, Tls,
+    Token,
 };
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Depot, Place, Pool};
-use crate::path::{Candidate, CandidateState, Path};
+use crate::path::{Candidate, Path};
 use crate::waiting::Wait;
 
 /// What a connector may propose before it is sent away.
@@ -42,13 +45,6 @@ pub(crate) struct Establisher {
     pub(crate) linger: Duration,
     pub(crate) handshake_time: Duration,
     pub(crate) joins: Joins,
-}
-
-/// One backend in the running for one connection.
-struct Entrant {
-    backend: Arc<dyn Backend>,
-    offer: Vec<u8>,
-    candidate: Candidate,
 }
 
 impl Establisher {
@@ -285,42 +281,6 @@ impl Establisher {
         self.driver.meters.established(role, path, self.environment.now().saturating_sub(begin));
     }
 
-    /// Every candidate's end, once one is chosen, in the order of preference.
-    fn settle(
-        &self,
-        role: Role,
-        chosen: &Entrant,
-        others: Vec<Entrant>,
-        refused: Vec<Candidate>,
-        greeting: &Greeting,
-    ) -> Vec<Candidate> {
-        let name = chosen.candidate.name;
-        let chosen = Candidate {
-            state: CandidateState::Chosen,
-            reason: "the first that both ends have, in the order of preference".into(),
-            ..chosen.candidate.clone()
-        };
-        let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
-        let offered = |name: &str| greeting.offers.iter().position(|offer| offer.backend == name);
-        // What nobody proposed may still be out of the question, and both ends say so.
-        let others = others.into_iter().map(|entrant| match self.meets(&entrant, greeting) {
-            // Whoever connects goes through what it offers, in that order.
-            Ok(()) if role == Role::Acceptor && offered(entrant.candidate.name) < offered(name) => {
-                Candidate { reason: "the peer did not propose it".into(), ..entrant.candidate }
-            }
-            Ok(()) => Candidate {
-                state: CandidateState::Available,
-                reason: format!("{name} is preferred"),
-                ..entrant.candidate
-            },
-            Err(reason) => Candidate { reason, ..entrant.candidate },
-        });
-        let mut candidates: Vec<_> = [chosen].into_iter().chain(others).chain(refused).collect();
-        // Those still to come have no place in the order, and come last.
-        candidates.sort_by_key(|candidate| preference(candidate.name).unwrap_or(usize::MAX));
-        candidates
-    }
-
     /// The endpoint's TLS, or what to do to have it.
     pub(crate) fn tls(&self) -> Result<&Tls> {
         let missing = || {
@@ -364,67 +324,6 @@ impl Establisher {
             binding: control.binding()?,
             handshake_time: deadline.saturating_sub(self.environment.now()),
         })
-    }
-
-    /// The backends that `address` allows and this machine has, and what became of the others.
-    fn entrants(&self, role: Role, address: &Address) -> (Vec<Entrant>, Vec<Candidate>) {
-        let scheme = address.scheme();
-        let (mut entrants, mut refused) = (Vec::new(), Vec::new());
-        for backend in &self.backends {
-            let mut candidate = Candidate {
-                name: backend.name(),
-                state: CandidateState::Refused,
-                reason: String::new(),
-                remedy: None,
-                backend: None,
-            };
-            let why = match scheme.backend() {
-                Some(name) if name != backend.name() => format!("the address asks for {name} alone"),
-                None if !backend.negotiates() => {
-                    format!("it is taken where the address asks for it: {}://host:port", backend.name())
-                }
-                _ if scheme.is_encrypted() && !backend.is_private() => {
-                    "it would carry in the clear what the address wants encrypted".to_owned()
-                }
-                _ => String::new(),
-            };
-            if !why.is_empty() {
-                candidate.reason = why;
-                refused.push(candidate);
-                continue;
-            }
-            match backend.probe() {
-                Probe::Ready { .. } => candidate.backend = Some(backend.clone()),
-                Probe::Unavailable { reason, remedy } => {
-                    candidate.reason = reason;
-                    candidate.remedy = Some(remedy);
-                    refused.push(candidate);
-                    continue;
-                }
-            }
-            match backend.offer(role, address, &self.environment) {
-                Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
-                Err(error) => {
-                    candidate.reason = error.to_string();
-                    refused.push(candidate);
-                }
-            }
-        }
-        refused.extend(PLANNED.iter().map(|name| Candidate {
-            name,
-            state: CandidateState::Refused,
-            reason: "this version does not have it yet".into(),
-            remedy: None,
-            backend: None,
-        }));
-        (entrants, refused)
-    }
-
-    fn meets(&self, entrant: &Entrant, greeting: &Greeting) -> Result<(), String> {
-        if !greeting.offers.iter().any(|offer| offer.backend == entrant.backend.name()) {
-            return Err("the peer does not offer it".into());
-        }
-        entrant.backend.reach(&self.identity, &greeting.peer)
     }
 
     fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting, address: &Address) -> Site {
@@ -486,18 +385,6 @@ impl Establisher {
     }
 }
 
-/// Has the backend prepare its end; why not, in words that finish "refused because".
-fn prepare(entrant: &Entrant, site: &mut Site) -> Result<(), String> {
-    entrant.backend.prepare(site).map_err(|error| error.to_string())?;
-    match site.card.len() {
-        // A connector that brought no card expects none.
-        _ if site.role == Role::Acceptor && site.peer_card.is_empty() => site.card.clear(),
-        0..=CARD_LEN_MAX => {}
-        len => return Err(format!("its card, {len} bytes, passes the limit of {CARD_LEN_MAX}")),
-    }
-    Ok(())
-}
-
 /// `over_tls`: the door's stream is, and whatever carries control took it over.
 fn path(
     address: String,
@@ -510,13 +397,4 @@ fn path(
     let (chosen, checked, streams) = (entrant.backend.name(), site.checked, streams.into());
     let Site { local, peer, .. } = *site;
     Path { address, chosen, checked, encrypted, streams, candidates, local, peer }
-}
-
-fn no_path(refused: &[Candidate]) -> Error {
-    let reasons: Vec<_> = refused
-        .iter()
-        .filter(|candidate| !PLANNED.contains(&candidate.name))
-        .map(|candidate| format!("{} refused because {}", candidate.name, candidate.reason))
-        .collect();
-    Error::new(ErrorKind::Unavailable, format!("no path to the peer: {}", reasons.join("; ")))
 }
