@@ -10,7 +10,7 @@ use ucx_sys::{Library, UCP_AM_SEND_FLAG_RNDV};
 
 use crate::backend::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::liar::{
-    Door, HELLO, Liar, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, propose,
+    Door, HELLO, Liar, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, card_of, propose,
 };
 use crate::libraries::Installed;
 use crate::node::Node;
@@ -194,24 +194,27 @@ pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
         let listener = endpoint.listen(&at(TCP)).await.unwrap();
         let (friend, owner) = meet(&endpoint, &listener).await;
         let silent = Node::new(ucx);
-        let lies: [(&str, Vec<u8>, bool, &str); 5] = [
-            ("an empty card", propose(&[]), false, "a card is empty"),
-            ("a card beyond its limit", propose(&[1; 16_385]), false, "limit"),
-            ("no card", hand(PROPOSE, b"ucx"), true, "did not tell where its worker is"),
-            ("a card that is no address", propose(&[1; 8]), true, "shorter than any worker's address"),
-            ("a worker that never says hello", propose(&silent.address()), true, "did not meet in time"),
+        let card = |address: &[u8]| propose(&card_of(ucx, address));
+        let lies: [(&str, Vec<u8>, u8, &str); 7] = [
+            ("an empty card", propose(&[]), REFUSE, "a card is empty"),
+            ("a card beyond its limit", propose(&[1; 16_385]), REFUSE, "limit"),
+            ("no card", hand(PROPOSE, b"ucx"), NOT_READY, "did not tell where its worker is"),
+            ("another layout", propose(&[2; 80]), NOT_READY, "layout 2"),
+            ("a card that is no address", card(&[1; 8]), NOT_READY, "shorter than any"),
+            ("another version", propose(&[1; 80]), NOT_READY, "not of one version"),
+            ("a worker that never says hello", card(&silent.address()), READY_CARD, "did not meet in time"),
         ];
-        for (nonce, (what, lie, is_answered, why)) in lies.into_iter().enumerate() {
-            let (mut door, _) = Door::greeted(ucx, &listener, nonce as u8);
+        for (nonce, (what, lie, answer, why)) in lies.into_iter().enumerate() {
+            let (mut door, _) = Door::greeted(&listener, nonce as u8);
             door.say(&lie);
-            if is_answered {
-                let (kind, _) = door.hear(|| ());
-                assert!([READY, READY_CARD].contains(&kind), "{what}");
+            let (mut kind, mut reason) = door.hear(|| silent.turn());
+            assert_eq!(kind, answer, "{what}");
+            if answer == READY_CARD {
                 door.say(&hand(READY, b""));
+                (kind, reason) = door.hear(|| silent.turn());
+                assert_eq!(kind, NOT_READY, "{what}");
             }
-            let (answer, reason) = door.hear(|| silent.turn());
             let reason = String::from_utf8_lossy(&reason).into_owned();
-            assert_eq!(answer, if is_answered { NOT_READY } else { REFUSE }, "{what}: {reason}");
             assert!(reason.contains(why), "{what}: {reason}");
         }
         assert_goes_on(&friend, &owner).await;

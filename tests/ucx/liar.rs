@@ -52,12 +52,12 @@ impl Liar {
     ) -> Self {
         let mut met = None;
         let node = Node::meeting(ucx, settings, |card| {
-            let (mut door, key) = Door::greeted(ucx, listener, nonce);
-            door.say(&propose(card));
+            let (mut door, key) = Door::greeted(listener, nonce);
+            door.say(&propose(&card_of(ucx, card)));
             let (kind, theirs) = door.hear(|| ());
             assert_eq!(kind, READY_CARD, "{}", String::from_utf8_lossy(&theirs));
             met = Some((door, key));
-            theirs
+            theirs[CARD_HEAD_LEN..].to_vec()
         });
         let (mut door, key) = met.unwrap();
         let sent = RefCell::new(vec![node.send_as(HELLO, &key, (&[]).into(), UCP_AM_SEND_FLAG_EAGER)]);
@@ -83,16 +83,12 @@ impl Liar {
 
 impl Door {
     /// A stream whose both ends have proved who they are, and what the listening end goes by.
-    pub(crate) fn greeted(ucx: &Library, listener: &Listener, nonce: u8) -> (Self, [u8; 16]) {
+    pub(crate) fn greeted(listener: &Listener, nonce: u8) -> (Self, [u8; 16]) {
         let address = listener.address();
         let stream = TcpStream::connect((address.host(), address.port())).unwrap();
         stream.set_nonblocking(true).unwrap();
         let mut door = Self(stream);
-        let version = ucx.version();
-        let [major, minor, release] =
-            [version.major, version.minor, version.release].map(|word| (word as u16).to_le_bytes());
-        let offer = [[1, 0], major, minor, release].concat();
-        let ours = hello([nonce; 32], &[nonce; 56], &[("ucx", &offer)]);
+        let ours = hello([nonce; 32], &[nonce; 56], &[("ucx", &[])]);
         door.say(&ours);
         let (kind, theirs) = door.hear(|| ());
         assert_eq!(kind, 1, "its Hello");
@@ -135,6 +131,17 @@ impl Door {
         }
         bytes
     }
+}
+
+/// What stands before the worker's address.
+const CARD_HEAD_LEN: usize = 8;
+
+/// What an end with this UCX tells of itself.
+pub(crate) fn card_of(ucx: &Library, address: &[u8]) -> Vec<u8> {
+    let version = ucx.version();
+    let [major, minor, release] =
+        [version.major, version.minor, version.release].map(|word| (word as u16).to_le_bytes());
+    [&[1, 0][..], &major, &minor, &release, address].concat()
 }
 
 /// Asks for UCX, with this card.

@@ -3,6 +3,7 @@
 //! A session's records leave as active messages, and its payload by rendezvous, from memory to memory. The handshake
 //! tells each end the other's worker address (docs/ucx.md); the control stream tells of a lost peer.
 
+mod card;
 mod context;
 mod engine;
 mod events;
@@ -10,7 +11,6 @@ mod gate;
 mod inventory;
 mod lingering;
 mod link;
-mod offer;
 mod settings;
 mod status;
 
@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use ucx_sys::Library;
 
+use self::card::Card;
 use self::context::Context;
 use self::engine::Engine;
 use self::events::Key;
 use self::lingering::Lingering;
 use self::link::{Held, PARCEL_LEN, UcxLine};
-use self::offer::Offer;
 use super::streamed::Streamed;
 use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site};
 use crate::addr::Address;
@@ -39,10 +39,6 @@ use crate::wire::session::Session;
 /// How often an end that waits for the other looks, and how many times it looks at once before.
 const LOOK_EVERY: Duration = Duration::from_micros(500);
 const LOOKS: u32 = 200;
-
-/// The shortest address of a worker: a byte of flags and eight that name it. UCX reads one without knowing where it ends, so
-/// that this is all that can be checked: see docs/safety.md.
-const ADDRESS_LEN_MIN: usize = 9;
 
 /// How long the acceptor leaves it to the connector to begin.
 const TURN: Duration = Duration::from_millis(250);
@@ -113,6 +109,17 @@ impl Ucx {
         contexts.push((settings, context.clone()));
         Ok(context)
     }
+
+    /// What the peer told of its end, which is refused if the two are not of one kind.
+    fn peer(&self, site: &Site) -> Result<Card> {
+        let (ours, theirs) = (self.ucx()?.version(), Card::decode(&site.peer_card)?);
+        let (connector, acceptor) = match site.role {
+            Role::Connector => (ours, theirs.version),
+            Role::Acceptor => (theirs.version, ours),
+        };
+        card::check_pair(connector, acceptor, site.address.option("versions") == Some("any"))?;
+        Ok(theirs)
+    }
 }
 
 impl Backend for Ucx {
@@ -150,7 +157,8 @@ impl Backend for Ucx {
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        Ok(Offer { version: self.ucx()?.version() }.encode())
+        // Strangers need not know which UCX this is, nor is it looked for before a peer wants it.
+        Ok(Vec::new())
     }
 
     fn reach(&self, _: &Identity, _: &Identity) -> Result<(), String> {
@@ -168,32 +176,32 @@ impl Backend for Ucx {
 
     fn prepare(&self, site: &mut Site) -> Result<()> {
         let prepared = || {
-            let (ours, theirs) =
-                (Offer::decode(&site.offer)?.version, Offer::decode(&site.peer_offer)?.version);
-            offer::check_pair(ours, theirs, site.address.option("versions") == Some("any"))?;
-            Engine::open(&self.context(settings_of(&site.address))?)
+            if site.role == Role::Acceptor {
+                self.peer(site)?;
+            }
+            let context = self.context(settings_of(&site.address))?;
+            let engine = Engine::open(&context)?;
+            let card = Card { version: context.ucx.version(), address: engine.address()? };
+            Ok((engine, card.encode()))
         };
-        let engine = prepared().map_err(|error| error.by("ucx"))?;
-        site.card = engine.address()?;
+        let (engine, card) = prepared().map_err(|error: Error| error.by("ucx"))?;
+        site.card = card;
         site.prepared = Some(Box::new(Mutex::new(engine)));
         Ok(())
     }
 
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
-        Box::pin(async { open(site).await.map_err(|error| error.by("ucx")) })
+        Box::pin(async {
+            let opened = async { open(&self.peer(site)?.address, site).await };
+            opened.await.map_err(|error| error.by("ucx"))
+        })
     }
 }
 
-async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
+async fn open(peer: &[u8], site: &mut Site) -> Result<Arc<dyn Link>> {
     let engine = site.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
     let engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if site.peer_card.is_empty() {
-        return Err(Error::new(ErrorKind::Corrupt, "the peer did not tell where its worker is"));
-    }
-    if site.peer_card.len() < ADDRESS_LEN_MIN {
-        return Err(Error::new(ErrorKind::Corrupt, "the peer's card is shorter than any worker's address"));
-    }
     let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
     let mut held = Held::new(Lingering::new(engine, &site.environment), keys(site));
     // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
@@ -203,7 +211,7 @@ async fn open(site: &mut Site) -> Result<Arc<dyn Link>> {
         let greeted = until_greeted(&mut held, &mut session, &site.environment);
         within(&*site.environment, by, greeted).await.unwrap_or(Ok(()))?;
     }
-    held.greet(&site.peer_card)?;
+    held.greet(peer)?;
     until_greeted(&mut held, &mut session, &site.environment).await?;
     let line = UcxLine::new(&held, &site.environment)?;
     Ok(Streamed::open(line, held, session, CAPS, site))
