@@ -9,7 +9,7 @@ mod limited;
 
 use std::sync::Arc;
 
-use towline::backend::{self, Backend};
+use towline::backend::{self, Backend, Standing};
 use towline::{
     Candidate, CandidateState, Connection, Endpoint, ErrorKind, Explanation, Measured, Message, Path,
 };
@@ -25,7 +25,8 @@ type Backends = Vec<Arc<dyn Backend>>;
 
 /// For each backend that two ends may choose, it and those that come after it in the order of preference.
 fn ways() -> Vec<Backends> {
-    let all: Backends = backend::all().into_iter().filter(|backend| backend.negotiates()).collect();
+    let all: Backends =
+        backend::all().into_iter().filter(|it| it.standing() == Standing::Preferred).collect();
     (0..all.len()).map(|first| all[first..].to_vec()).collect()
 }
 

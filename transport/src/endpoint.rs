@@ -17,7 +17,7 @@ use crate::door::{Control, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::establish::Establisher;
+use crate::establish::{Establisher, Verdicts};
 use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
 use crate::memory::{Depot, Place, Pool};
 use crate::metrics::Metrics;
@@ -427,6 +427,7 @@ impl Builder {
             linger: self.linger,
             handshake_time: self.handshake_time,
             joins: Joins::default(),
+            verdicts: Verdicts::default(),
         };
         Ok(Endpoint {
             establisher: Own::new(Arc::new(establisher)),

@@ -1,6 +1,8 @@
 //! From a stream to a connection: greet, choose a backend that both ends have, open it.
 
 mod entrants;
+mod trial;
+mod verdicts;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,12 +13,14 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::entrants::{Entrant, no_path, prepare};
+pub(crate) use self::verdicts::Verdicts;
+use self::verdicts::{Turn, Verdict};
 use crate::addr::Address;
 use crate::backend::{Backend, Link, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
-    self, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS, Terms, Tls,
-    Token,
+    self, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS,
+    Terms, Tls, Token,
 };
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
@@ -45,6 +49,7 @@ pub(crate) struct Establisher {
     pub(crate) linger: Duration,
     pub(crate) handshake_time: Duration,
     pub(crate) joins: Joins,
+    pub(crate) verdicts: Verdicts,
 }
 
 impl Establisher {
@@ -70,9 +75,20 @@ impl Establisher {
         }
         while !entrants.is_empty() {
             let mut entrant = entrants.remove(0);
+            let asked_streams = streams;
             let streams = if entrant.backend.stripes() { streams } else { 1 };
             let mut site = self.site(Role::Connector, &entrant, &greeting, address);
-            let answer = match self.meets(&entrant, &greeting).and_then(|()| prepare(&entrant, &mut site)) {
+            let mut turn = None;
+            let met = self.meets(&entrant, &greeting);
+            let may_be = match met {
+                Ok(()) if entrant.on_trial => {
+                    let allowed =
+                        self.allowed(&mut entrant, &mut entrants, &greeting, &control, asked_streams);
+                    allowed.await.map(|untried| turn = untried)
+                }
+                met => met,
+            };
+            let answer = match may_be.and_then(|()| prepare(&mut entrant, &mut site)) {
                 Ok(()) => {
                     let deadline = environment.now() + self.handshake_time;
                     let (backend, card) = (entrant.backend.name().to_owned(), site.card.clone());
@@ -84,6 +100,9 @@ impl Establisher {
             match answer {
                 Ok(card) => site.peer_card = card,
                 Err(reason) => {
+                    if let Some(turn) = turn {
+                        turn.settle(&Err(reason.clone()), environment.now());
+                    }
                     entrant.candidate.reason = reason;
                     refused.push(entrant.candidate);
                     continue;
@@ -96,7 +115,7 @@ impl Establisher {
                 (site.control, site.strands) = (Some(control), strands);
                 entrant.backend.open(&mut site).await?
             } else {
-                match self.open_beside(&entrant, &mut site, &mut control).await? {
+                match self.open_beside(&mut entrant, &mut entrants, turn, &mut site, &mut control).await? {
                     Ok(link) => {
                         site.control = Some(control);
                         link
@@ -180,7 +199,7 @@ impl Establisher {
                 _ if may_stripe => self.joins.expect(key()).map(Some).map_err(str::to_owned),
                 _ => Err("it has one stream".to_owned()),
             });
-            let prepared = expected.and_then(|expected| prepare(&entrant, &mut site).map(|()| expected));
+            let prepared = expected.and_then(|expected| prepare(&mut entrant, &mut site).map(|()| expected));
             let expected = match prepared {
                 Ok(expected) => expected,
                 Err(reason) => {
@@ -201,7 +220,7 @@ impl Establisher {
                 site.control = Some(control);
                 entrant.backend.open(&mut site).await?
             } else {
-                match self.open_beside(&entrant, &mut site, &mut control).await? {
+                match self.open_beside(&mut entrant, &mut entrants, None, &mut site, &mut control).await? {
                     Ok(link) => {
                         site.control = Some(control);
                         link
@@ -224,37 +243,44 @@ impl Establisher {
     }
 
     /// Opens one end of a path beside the stream, while the peer opens the other; `Ok(Err(reason))` says that one of the two
-    /// could not, which both know then, and another path may be proposed.
+    /// could not, or that it is not better than what takes the stream, which both know then, and another path may be proposed.
     async fn open_beside(
         &self,
-        entrant: &Entrant,
+        entrant: &mut Entrant,
+        others: &mut [Entrant],
+        turn: Option<Turn<'_>>,
         site: &mut Site,
         control: &mut Control,
     ) -> Result<Result<Arc<dyn Link>, String>> {
         let environment = &*self.environment;
         let now = environment.now();
         let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
-        let (role, card) = (site.role, site.card.clone());
+        let opened_by = if turn.is_some() { opened_by.min(now + trial::OPEN_TIME) } else { opened_by };
+        let (role, card, backend) = (site.role, site.card.clone(), entrant.backend.clone());
         let opening = async {
             let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
-            let opened = within(environment, opened_by, entrant.backend.open(site)).await;
+            let opened = within(environment, opened_by, backend.open(site)).await;
             opened.unwrap_or_else(late).map_err(|error| error.to_string())
         };
         if role == Role::Connector {
-            let opened = opening.await;
+            let mut opened = opening.await;
+            if let Some(turn) = turn {
+                opened = self.try_out(turn, opened, entrant, others, control, answered_by).await?;
+            }
             door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
             // The acceptor knows which of the two failed first.
-            let answered = door::answered(control, entrant.backend.name(), answered_by, environment).await?;
+            let answered = door::answered(control, backend.name(), answered_by, environment).await?;
             return Ok(answered.and(opened));
         }
-        let (mut opening, mut opened) = (std::pin::pin!(opening), None);
-        let said = {
+        let measurements = if entrant.on_trial { trial::MEASUREMENTS_MAX } else { 0 };
+        let (opened, asked) = {
+            let (mut opening, mut opened) = (std::pin::pin!(opening), None);
             let peer = async {
                 door::answer_with(control, &card).await?;
-                door::answered(control, entrant.backend.name(), answered_by, environment).await
+                door::asked(control, backend.name(), measurements, answered_by, environment).await
             };
             let mut peer = std::pin::pin!(peer);
-            std::future::poll_fn(|cx| {
+            let asked = std::future::poll_fn(|cx| {
                 // This end can be met before the peer hears that it may come.
                 if opened.is_none()
                     && let Poll::Ready(result) = opening.as_mut().poll(cx)
@@ -263,16 +289,83 @@ impl Establisher {
                 }
                 peer.as_mut().poll(cx)
             })
-            .await?
+            .await?;
+            let opened = match (opened, &asked) {
+                (Some(opened), _) => opened,
+                (None, Asked::Said(Err(reason))) => Err(reason.clone()),
+                (None, _) => opening.await,
+            };
+            (opened, asked)
+        };
+        let said = match asked {
+            Asked::Said(said) => said,
+            Asked::Measure(len) => {
+                let link = opened.as_ref().ok();
+                trial::take_part(len, link, site, (control, backend.name()), answered_by).await?
+            }
         };
         let opened = match (opened, said) {
-            (Some(Err(reason)), _) => Err(reason),
-            (_, Err(reason)) => Err(reason),
-            (Some(opened), Ok(())) => opened,
-            (None, Ok(())) => opening.await,
+            (Ok(link), Err(reason)) => {
+                link.end(trial::given_up());
+                Err(reason)
+            }
+            (opened, _) => opened,
         };
+        if entrant.on_trial {
+            entrant.candidate.reason = "the peer prefers it, by a trial between the two hosts".into();
+        }
         door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
         Ok(opened)
+    }
+
+    /// Whether a backend on trial may be proposed, as far as is known of it; with this connection's turn where it is untried.
+    async fn allowed(
+        &self,
+        entrant: &mut Entrant,
+        others: &mut [Entrant],
+        greeting: &Greeting,
+        control: &Control,
+        streams: u8,
+    ) -> Result<Option<Turn<'_>>, String> {
+        if streams > 1 {
+            return Err("it has one stream, and the address asks for several".into());
+        }
+        if !others.iter().any(|other| other.backend.takes_stream() && self.meets(other, greeting).is_ok()) {
+            // There is nothing to be better than.
+            return Ok(None);
+        }
+        let environment = &*self.environment;
+        let way = (entrant.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
+        // The acceptor waits for a proposal meanwhile.
+        let by = environment.now() + self.handshake_time / 2;
+        match self.verdicts.of(way, by, environment).await {
+            Verdict::Figures(figures) => trial::heed(figures, entrant, others).map(|()| None),
+            Verdict::Nothing(why) => Err(why),
+            Verdict::Untried(turn) => Ok(Some(turn)),
+        }
+    }
+
+    /// Measures what was opened against what takes the stream; gives it up if it is not much better.
+    async fn try_out(
+        &self,
+        turn: Turn<'_>,
+        opened: Result<Arc<dyn Link>, String>,
+        entrant: &mut Entrant,
+        others: &mut [Entrant],
+        control: &mut Control,
+        deadline: Duration,
+    ) -> Result<Result<Arc<dyn Link>, String>> {
+        let environment = &*self.environment;
+        let outcome = match &opened {
+            Ok(link) => trial::measure(link, control, deadline, environment).await?,
+            Err(reason) => Err(reason.clone()),
+        };
+        turn.settle(&outcome, environment.now());
+        let heeded = outcome.and_then(|figures| trial::heed(figures, entrant, others));
+        if let (Ok(link), Err(_)) = (&opened, &heeded) {
+            link.end(trial::given_up());
+        }
+        Ok(heeded.and(opened))
     }
 
     /// Counts what became of an attempt that began at `begin`.

@@ -59,6 +59,12 @@ impl Library {
         }
     }
 
+    /// Whether this process has one already, whoever loaded it. Loads nothing.
+    #[must_use]
+    pub fn is_loaded() -> bool {
+        LIBRARY.get().is_some() || libucp(&loaded()).is_some()
+    }
+
     /// The file it came from.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     Backend, Caps, Identity, Inventory, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress,
-    Role, Site, Source,
+    Role, Site, Source, Standing,
 };
 use crate::addr::Address;
 use crate::environment::Environment;
@@ -89,8 +89,8 @@ impl Backend for Faulty {
         self.backend.predict(machine, local, peer)
     }
 
-    fn negotiates(&self) -> bool {
-        self.backend.negotiates()
+    fn standing(&self) -> Standing {
+        self.backend.standing()
     }
 
     fn takes_stream(&self) -> bool {

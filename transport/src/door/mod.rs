@@ -7,6 +7,7 @@ mod attending;
 mod control;
 mod identity;
 mod joins;
+mod measuring;
 mod refusal;
 mod tls;
 mod token;
@@ -30,6 +31,7 @@ pub(crate) use crate::wire::handshake::{
 pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
+pub(crate) use measuring::{Asked, asked, measure, measured};
 pub(crate) use tls::broken;
 pub use tls::{Tls, TlsBuilder};
 pub use token::Token;
@@ -172,7 +174,8 @@ pub(crate) async fn propose<S: Stream>(
             return Err(Error::new(ErrorKind::TimedOut, why));
         }
     }
-    word(stream, backend, !card.is_empty(), deadline, env).await
+    let may_be_card = !card.is_empty();
+    word(stream, backend, |message| said(message, may_be_card), deadline, env).await
 }
 
 /// Waits for the other end's word on `backend`: ready, or why not. `deadline` as for a proposal.
@@ -182,25 +185,18 @@ pub(crate) async fn answered<S: Stream>(
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<Result<(), String>> {
-    Ok(word(stream, backend, false, deadline, env).await?.map(drop))
+    Ok(word(stream, backend, |message| said(message, false), deadline, env).await?.map(drop))
 }
 
-/// The other end's word, and its card where it was given one.
-async fn word<S: Stream>(
+/// What `take` makes of the other end's word.
+async fn word<S: Stream, T>(
     stream: &mut S,
     backend: &str,
-    may_be_card: bool,
+    take: impl FnOnce(Message) -> Result<T, Refusal>,
     deadline: Duration,
     env: &dyn Environment,
-) -> Result<Result<Vec<u8>, String>> {
-    let conversation = async {
-        match receive(stream).await?.0 {
-            Message::Ready => Ok(Ok(Vec::new())),
-            Message::ReadyCard { card } if may_be_card => Ok(Ok(card)),
-            Message::NotReady { reason } => Ok(Err(reason)),
-            other => Err(out_of_turn("Ready or NotReady", &other)),
-        }
-    };
+) -> Result<T> {
+    let conversation = async { take(receive(stream).await?.0) };
     match within(env, deadline, conversation).await {
         Some(Ok(answer)) => Ok(answer),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
@@ -208,6 +204,16 @@ async fn word<S: Stream>(
             let why = format!("the other end did not say in time whether it is ready for {backend}");
             Err(Error::new(ErrorKind::TimedOut, why))
         }
+    }
+}
+
+/// Ready, with a card where there may be one, or why not.
+fn said(message: Message, may_be_card: bool) -> Result<Result<Vec<u8>, String>, Refusal> {
+    match message {
+        Message::Ready => Ok(Ok(Vec::new())),
+        Message::ReadyCard { card } if may_be_card => Ok(Ok(card)),
+        Message::NotReady { reason } => Ok(Err(reason)),
+        other => Err(out_of_turn("Ready or NotReady", &other)),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Establisher;
 use crate::addr::Address;
-use crate::backend::{Backend, PLANNED, Probe, Role, Site};
+use crate::backend::{Backend, PLANNED, Probe, Role, Site, Standing};
 use crate::door::{CARD_LEN_MAX, Greeting};
 use crate::error::{Error, ErrorKind};
 use crate::path::{Candidate, CandidateState};
@@ -14,6 +14,8 @@ pub(super) struct Entrant {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) offer: Vec<u8>,
     pub(super) candidate: Candidate,
+    /// It is to be better than what takes the stream.
+    pub(super) on_trial: bool,
 }
 
 impl Establisher {
@@ -28,12 +30,13 @@ impl Establisher {
                 reason: String::new(),
                 remedy: None,
                 backend: None,
+                trial: None,
             };
-            let why = match scheme.backend() {
-                Some(name) if name != backend.name() => format!("the address asks for {name} alone"),
-                None if !backend.negotiates() => {
-                    format!("it is taken where the address asks for it: {}://host:port", backend.name())
-                }
+            let standing = scheme.backend().map_or_else(|| backend.standing(), |_| Standing::Preferred);
+            let on_trial = standing == Standing::OnTrial;
+            let why = match (scheme.backend(), standing) {
+                (Some(name), _) if name != backend.name() => format!("the address asks for {name} alone"),
+                (None, Standing::Aside(why)) => why,
                 _ if scheme.is_encrypted() && !backend.is_private() => {
                     "it would carry in the clear what the address wants encrypted".to_owned()
                 }
@@ -44,17 +47,14 @@ impl Establisher {
                 refused.push(candidate);
                 continue;
             }
-            match backend.probe() {
-                Probe::Ready { .. } => candidate.backend = Some(backend.clone()),
-                Probe::Unavailable { reason, remedy } => {
-                    candidate.reason = reason;
-                    candidate.remedy = Some(remedy);
-                    refused.push(candidate);
-                    continue;
-                }
+            candidate.backend = Some(backend.clone());
+            if !on_trial && let Err(reason) = probe(&mut candidate) {
+                candidate.reason = reason;
+                refused.push(candidate);
+                continue;
             }
             match backend.offer(role, address, &self.environment) {
-                Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate }),
+                Ok(offer) => entrants.push(Entrant { backend: backend.clone(), offer, candidate, on_trial }),
                 Err(error) => {
                     candidate.reason = error.to_string();
                     refused.push(candidate);
@@ -67,6 +67,7 @@ impl Establisher {
             reason: "this version does not have it yet".into(),
             remedy: None,
             backend: None,
+            trial: None,
         }));
         (entrants, refused)
     }
@@ -74,6 +75,9 @@ impl Establisher {
     pub(super) fn meets(&self, entrant: &Entrant, greeting: &Greeting) -> Result<(), String> {
         if !greeting.offers.iter().any(|offer| offer.backend == entrant.backend.name()) {
             return Err("the peer does not offer it".into());
+        }
+        if entrant.on_trial && self.identity.same_host(&greeting.peer) {
+            return Err("it is tried between hosts, and this is one".into());
         }
         entrant.backend.reach(&self.identity, &greeting.peer)
     }
@@ -90,7 +94,10 @@ impl Establisher {
         let name = chosen.candidate.name;
         let chosen = Candidate {
             state: CandidateState::Chosen,
-            reason: "the first that both ends have, in the order of preference".into(),
+            reason: match &chosen.candidate.reason {
+                none if none.is_empty() => "the first that both ends have, in the order of preference".into(),
+                reason => reason.clone(),
+            },
             ..chosen.candidate.clone()
         };
         let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
@@ -115,8 +122,22 @@ impl Establisher {
     }
 }
 
+/// Whether it works here; otherwise why not, with the remedy in the candidate.
+fn probe(candidate: &mut Candidate) -> Result<(), String> {
+    match candidate.backend.as_ref().map(|backend| backend.probe()) {
+        Some(Probe::Unavailable { reason, remedy }) => {
+            (candidate.backend, candidate.remedy) = (None, Some(remedy));
+            Err(reason)
+        }
+        Some(Probe::Ready { .. }) | None => Ok(()),
+    }
+}
+
 /// Has the backend prepare its end; why not, in words that finish "refused because".
-pub(super) fn prepare(entrant: &Entrant, site: &mut Site) -> Result<(), String> {
+pub(super) fn prepare(entrant: &mut Entrant, site: &mut Site) -> Result<(), String> {
+    if entrant.on_trial {
+        probe(&mut entrant.candidate)?;
+    }
     entrant.backend.prepare(site).map_err(|error| error.to_string())?;
     match site.card.len() {
         // A connector that brought no card expects none.

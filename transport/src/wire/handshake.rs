@@ -48,6 +48,8 @@ pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
 pub(crate) const CARD_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
 pub(crate) const REASON_LEN_MAX: usize = 1024;
+/// The most bytes behind one [`Message::Measure`].
+pub(crate) const MEASURE_LEN_MAX: usize = 1 << 20;
 
 /// One message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub(crate) enum Message {
     ProposeCard { streams: u8, backend: String, card: Vec<u8> },
     /// The acceptor is ready to open it, and answers with a card of its own.
     ReadyCard { card: Vec<u8> },
+    /// The connector wants to know what the stream does: so many bytes follow, which are no message.
+    Measure { len: usize },
 }
 
 /// Which stream of which connection, and the evidence of belonging there.
@@ -144,6 +148,7 @@ impl Message {
             Self::Join(_) => Kind::Join,
             Self::ProposeCard { .. } => Kind::ProposeCard,
             Self::ReadyCard { .. } => Kind::ReadyCard,
+            Self::Measure { .. } => Kind::Measure,
         }
     }
 
@@ -183,6 +188,10 @@ impl Message {
             Self::ReadyCard { card } => {
                 check_card(card, ErrorKind::Invalid)?;
                 out.extend_from_slice(card);
+            }
+            Self::Measure { len } => {
+                let len = check_measure(*len as u64, ErrorKind::Invalid)?;
+                out.extend_from_slice(&(len as u32).to_le_bytes());
             }
         }
         Ok(())
@@ -250,10 +259,11 @@ pub(crate) enum Kind {
     Join,
     ProposeCard,
     ReadyCard,
+    Measure,
 }
 
 impl Kind {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Hello,
         Self::Proof,
         Self::Propose,
@@ -264,6 +274,7 @@ impl Kind {
         Self::Join,
         Self::ProposeCard,
         Self::ReadyCard,
+        Self::Measure,
     ];
 
     fn code(self) -> u8 {
@@ -282,6 +293,7 @@ impl Kind {
             Self::Join => NAME_LEN + 1 + MAC_LEN,
             Self::ProposeCard => 2 + BACKEND_LEN_MAX + CARD_LEN_MAX,
             Self::ReadyCard => CARD_LEN_MAX,
+            Self::Measure => size_of::<u32>(),
         }
     }
 }
@@ -377,6 +389,15 @@ fn check_card(card: &[u8], kind: ErrorKind) -> Result<&[u8]> {
         0 => Err(Error::new(kind, "a card is empty")),
         1..=CARD_LEN_MAX => Ok(card),
         len => Err(too_large(format!("a card of {len} bytes passes the limit of {CARD_LEN_MAX}"))),
+    }
+}
+
+/// Nothing measures nothing.
+fn check_measure(len: u64, kind: ErrorKind) -> Result<usize> {
+    match usize::try_from(len) {
+        Ok(0) => Err(Error::new(kind, "a measurement of no bytes")),
+        Ok(len) if len <= MEASURE_LEN_MAX => Ok(len),
+        _ => Err(too_large(format!("a measurement of {len} bytes passes the limit of {MEASURE_LEN_MAX}"))),
     }
 }
 

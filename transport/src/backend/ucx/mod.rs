@@ -15,6 +15,7 @@ mod settings;
 mod status;
 
 use std::env;
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -28,7 +29,7 @@ use self::events::Key;
 use self::lingering::Lingering;
 use self::link::{Held, PARCEL_LEN, UcxLine};
 use super::streamed::Streamed;
-use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site};
+use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site, Standing};
 use crate::addr::Address;
 use crate::door::MeetingKey;
 use crate::environment::{Environment, within};
@@ -165,9 +166,19 @@ impl Backend for Ucx {
         Ok(())
     }
 
-    /// Loading UCX changes a process (threads, hooks in its memory), which is for who asks for it.
-    fn negotiates(&self) -> bool {
-        false
+    /// Loading UCX changes a process (threads, hooks in its memory), and a second copy hangs it: that is for who asks for it, has it
+    /// already, or has hardware that needs it.
+    fn standing(&self) -> Standing {
+        if USER.get().is_some_and(|user| !user.is_this()) {
+            return Standing::Aside(
+                "this process was forked from one that uses UCX, which does not survive that".into(),
+            );
+        }
+        if self.library.is_some() || Library::is_loaded() || has_rdma_device() {
+            return Standing::OnTrial;
+        }
+        let why = "this machine has no RDMA device, and over sockets tcp does what UCX would: ucx://host:port asks for it";
+        Standing::Aside(why.into())
     }
 
     fn checks(&self) -> bool {
@@ -234,6 +245,10 @@ async fn until_greeted(
         }
     }
     Ok(())
+}
+
+fn has_rdma_device() -> bool {
+    fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
 }
 
 fn settings_of(address: &Address) -> Settings {

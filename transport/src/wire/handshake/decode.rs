@@ -2,8 +2,8 @@
 
 use super::{
     BACKEND_LEN_MAX, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer,
-    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_card, clean, kind_of,
-    negotiate,
+    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_card, check_measure, clean,
+    kind_of, negotiate,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -65,6 +65,10 @@ pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<Message> {
         }
         Kind::ReadyCard => {
             Message::ReadyCard { card: check_card(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
+        }
+        Kind::Measure => {
+            let len = u32::from_le_bytes(reader.array()?);
+            Message::Measure { len: check_measure(len.into(), ErrorKind::Corrupt)? }
         }
     };
     match reader.0.len() {

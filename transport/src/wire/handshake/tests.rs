@@ -32,6 +32,8 @@ fn every_message() -> Vec<Message> {
         Message::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
         Message::ProposeCard { streams: 1, backend: "ucx".to_owned(), card: vec![5; 40] },
         Message::ReadyCard { card: vec![6; 30] },
+        Message::Measure { len: 1 },
+        Message::Measure { len: MEASURE_LEN_MAX },
     ]
 }
 
@@ -235,6 +237,19 @@ fn what_cannot_travel_is_not_encoded() {
             .encode(&mut Vec::new())
             .is_ok()
     );
+}
+
+#[test]
+fn a_measurement_has_a_byte_and_a_mebibyte_at_most() {
+    for (len, kind) in
+        [(0_u32, ErrorKind::Corrupt), (1 << 20 | 1, ErrorKind::TooLarge), (u32::MAX, ErrorKind::TooLarge)]
+    {
+        assert_eq!(decode(Kind::Measure, &len.to_le_bytes()).unwrap_err().kind(), kind, "{len}");
+    }
+    assert_eq!(decode(Kind::Measure, &[1, 0, 0]).unwrap_err().kind(), ErrorKind::Corrupt);
+    for len in [0, MEASURE_LEN_MAX + 1, usize::MAX] {
+        assert!(Message::Measure { len }.encode(&mut Vec::new()).is_err(), "{len}");
+    }
 }
 
 #[test]

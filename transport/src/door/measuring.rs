@@ -1,0 +1,80 @@
+//! Bytes between the words of a handshake, by which a connector finds out what its stream does.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::{Stream, answer, encoded, fill, said, word};
+use crate::environment::{Environment, within};
+use crate::wire::handshake::Message;
+use crate::{Error, ErrorKind, Result};
+
+/// What the connector says while both ends have opened a backend.
+#[derive(Debug)]
+pub(crate) enum Asked {
+    /// It sends so many bytes, to be taken by [`measured`].
+    Measure(usize),
+    /// Its last word: ready, or why not.
+    Said(Result<(), String>),
+}
+
+/// Sends bytes on the stream, and waits until the acceptor has them.
+///
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+pub(crate) async fn measure<S: Stream>(
+    stream: &mut S,
+    bytes: &[u8],
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<()> {
+    let head = encoded(&Message::Measure { len: bytes.len() })?;
+    let sending = async {
+        stream.write_all(&head).await?;
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
+    within(env, deadline, sending).await.ok_or_else(late)??;
+    let answered = word(stream, "more", |message| said(message, false), deadline, env).await?;
+    answered
+        .map_err(|reason| Error::new(ErrorKind::Corrupt, format!("a measurement is not ready: {reason}")))?;
+    Ok(())
+}
+
+/// Waits for the connector's word on `backend`, or for one of at most so many measurements that are left.
+pub(crate) async fn asked<S: Stream>(
+    stream: &mut S,
+    backend: &str,
+    measurements_left: usize,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<Asked> {
+    let take = |message| match message {
+        Message::Measure { len } if measurements_left > 0 => Ok(Asked::Measure(len)),
+        other => Ok(Asked::Said(said(other, false)?.map(drop))),
+    };
+    word(stream, backend, take, deadline, env).await
+}
+
+/// Takes the bytes of a measurement into `scratch`, and says so.
+pub(crate) async fn measured<S: Stream>(
+    stream: &mut S,
+    len: usize,
+    scratch: &mut Vec<u8>,
+    deadline: Duration,
+    env: &dyn Environment,
+) -> Result<()> {
+    if scratch.len() < len {
+        scratch.resize(len, 0);
+    }
+    let taking = async {
+        match fill(stream, &mut scratch[..len]).await {
+            Ok(()) => answer(stream, Ok(())).await,
+            Err(refusal) => Err(refusal.deliver(stream, env).await),
+        }
+    };
+    within(env, deadline, taking).await.ok_or_else(late)?
+}
+
+fn late() -> Error {
+    Error::new(ErrorKind::TimedOut, "the bytes of a measurement did not pass in time")
+}
