@@ -7,6 +7,7 @@ mod complaints;
 mod config;
 mod fork;
 mod hostile;
+mod hosts;
 mod layout;
 mod liar;
 mod messages;
@@ -60,6 +61,9 @@ const OF_NONE: [(&str, fn()); 4] = [
 ];
 
 fn main() -> ExitCode {
+    if let Some(outcome) = hosts::run_if_asked() {
+        return outcome;
+    }
     if let Some(outcome) = pairs::serve_if_asked() {
         return outcome;
     }
@@ -76,6 +80,13 @@ fn main() -> ExitCode {
                 Ok(_) => child::hold(name, which).map(|()| Completion::Completed),
                 Err(reason) => need::skip("ucx", &reason),
             }));
+        }
+        for (number, (name, case)) in hosts::CASES.into_iter().enumerate() {
+            let hold = move || match find() {
+                Ok(installed) => hosts::holds(number, case, &installed),
+                Err(reason) => need::skip("ucx", &reason),
+            };
+            trials.push(Trial::ignorable_test(format!("{which}::{name}"), hold));
         }
         let layout = format!("{which}::its_headers_have_the_layout_that_is_bound");
         trials.push(Trial::ignorable_test(layout, move || match find() {

@@ -1,0 +1,207 @@
+//! Between two hosts in one: processes in network namespaces of their own, each of which has another kernel by its boot id. Two
+//! cables lead from one to the other: the addresses of listeners are on the first, UCX uses the second. Needs root, `ip` and `tc`.
+
+use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use libtest_mimic::{Completion, Failed};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use towline::backend::tcp::Tcp;
+use towline::backend::ucx::Ucx;
+use towline::{CandidateState, Connection, Endpoint, Message};
+
+use crate::backend::{at, bytes, run};
+use crate::libraries::Installed;
+use crate::need;
+use crate::polls::soon;
+
+/// What this process does there: `serve`, or an address to connect to.
+const ROLE: &str = "TOWLINE_UCX_HOST";
+const LIBUCP: &str = "TOWLINE_UCX_HOST_LIBUCP";
+/// Which backend is to carry the connections.
+const EXPECTED: &str = "TOWLINE_UCX_HOST_EXPECTED";
+const CABLES: [&str; 2] = ["eth0", "eth1"];
+const LISTENING: &str = "10.79.0.2";
+/// How much slower the one cable is made.
+const SLOW: [&str; 7] = ["tbf", "rate", "400mbit", "burst", "256k", "latency", "50ms"];
+
+/// Which cable is slow, and who is to win.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    slow: usize,
+    expected: &'static str,
+}
+
+pub(crate) const CASES: [(&str, Case); 1] =
+    [("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, expected: "tcp" })];
+
+/// Two namespaces, which go with this handle.
+struct Hosts([String; 2]);
+
+impl Hosts {
+    fn new(case: usize) -> Result<Self, String> {
+        let process = std::process::id();
+        let hosts = Self(["near", "far"].map(|side| format!("tlu-{process}-{case}-{side}")));
+        let [near, far] = &hosts.0;
+        for host in &hosts.0 {
+            command("ip", &["netns", "add", host])?;
+            command("ip", &["-n", host, "link", "set", "lo", "up"])?;
+        }
+        for (network, cable) in CABLES.iter().enumerate() {
+            let cable = *cable;
+            command(
+                "ip",
+                &["-n", near, "link", "add", cable, "type", "veth", "peer", "name", cable, "netns", far],
+            )?;
+            for (number, host) in hosts.0.iter().enumerate() {
+                let address = format!("10.79.{network}.{}/24", number + 1);
+                command("ip", &["-n", host, "address", "add", &address, "dev", cable])?;
+                command("ip", &["-n", host, "link", "set", cable, "up"])?;
+            }
+        }
+        Ok(hosts)
+    }
+
+    fn slow_down(&self, cable: &str) -> Result<(), String> {
+        for host in &self.0 {
+            command("tc", &[&["-n", host, "qdisc", "add", "dev", cable, "root"], &SLOW[..]].concat())?;
+        }
+        Ok(())
+    }
+
+    /// This program once more, on one of them.
+    fn start(&self, host: usize, role: &str, case: Case, installed: &Installed, boot_id: &Path) -> Child {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.0[host], "unshare", "--mount", "sh", "-c"]);
+        command.arg("mount --bind \"$1\" /proc/sys/kernel/random/boot_id && exec \"$2\"").arg("sh");
+        command.arg(boot_id).arg(env::current_exe().unwrap());
+        command.env(ROLE, role).env(LIBUCP, &installed.libucp).env(EXPECTED, case.expected);
+        command.env("UCX_TLS", "tcp").env("UCX_NET_DEVICES", CABLES[1]).env("UCX_LOG_LEVEL", "fatal");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in &self.0 {
+            // There is nobody to tell.
+            let _ = command("ip", &["netns", "delete", host]);
+        }
+    }
+}
+
+fn command(name: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(name).args(arguments).output().map_err(|error| format!("{name}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{name} {}: {said}", arguments.join(" "))) }
+}
+
+pub(crate) fn holds(number: usize, case: Case, installed: &Installed) -> Result<Completion, Failed> {
+    let hosts = match Hosts::new(number) {
+        Ok(hosts) => hosts,
+        Err(why) => return need::skip("netns", &why),
+    };
+    hosts.slow_down(CABLES[case.slow])?;
+    // UCX takes no device before the kernel says that its cable is in.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let folder = tempfile::tempdir()?;
+    let boot_ids = [1, 2].map(|host| {
+        let path = folder.path().join(format!("boot-id-{host}"));
+        fs::write(&path, format!("0000000{host}-0000-4000-8000-000000000000\n")).unwrap();
+        path
+    });
+    let mut server = hosts.start(1, "serve", case, installed, &boot_ids[1]);
+    let mut address = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut address)?;
+    let connector = hosts.start(0, address.trim(), case, installed, &boot_ids[0]).wait_with_output()?;
+    // It may be gone already.
+    let _ = server.kill();
+    let _ = server.wait();
+    if connector.status.success() { Ok(Completion::Completed) } else { Err("see above".into()) }
+}
+
+/// This process is on a host.
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
+    let role = env::var(ROLE).ok()?;
+    set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
+    let ucx = Ucx::default().library(env::var(LIBUCP).unwrap());
+    let expected = env::var(EXPECTED).unwrap();
+    run(async {
+        let endpoint = Endpoint::builder().backends(vec![Arc::new(ucx), Arc::new(Tcp)]).insecure(true);
+        let endpoint = endpoint.build().unwrap();
+        if role == "serve" {
+            serve(&endpoint).await;
+        }
+        let mut reasons = Vec::new();
+        for _ in 0..3 {
+            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            reasons.push(assert_explained(&connection, &expected).await);
+            assert_echoes(&connection).await;
+            soon("the end", connection.close()).await.unwrap();
+        }
+        // What is remembered has the figures of the one trial.
+        assert!(reasons.iter().all(|reason| *reason == reasons[0]), "{reasons:?}");
+        let many = (0..8).map(|_| {
+            let (endpoint, address) = (endpoint.clone(), at(&role));
+            tokio::spawn(async move { endpoint.connect(&address).await })
+        });
+        for connecting in many.collect::<Vec<_>>() {
+            let connection = soon("one of many", connecting).await.unwrap().unwrap();
+            assert_eq!(assert_explained(&connection, &expected).await, reasons[0]);
+            assert_echoes(&connection).await;
+        }
+    });
+    Some(ExitCode::SUCCESS)
+}
+
+async fn serve(endpoint: &Endpoint) -> ! {
+    let listener = endpoint.listen(&at(&format!("towline://{LISTENING}:0"))).await.unwrap();
+    println!("{}", listener.address());
+    std::io::stdout().flush().unwrap();
+    loop {
+        let connection = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            while let Ok(message) = connection.recv().await {
+                if connection.deliver(message).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+/// Both candidates have their figures, and the choice is what the rule makes of them. The sentence that says so.
+async fn assert_explained(connection: &Connection, expected: &str) -> String {
+    let explanation = connection.explain().await;
+    assert_eq!(connection.path().chosen(), expected, "{explanation:?}");
+    let [ucx, tcp] = ["ucx", "tcp"].map(|name| {
+        let of = |it: &&towline::Explained| it.candidate.name == name;
+        explanation.candidates.iter().find(of).unwrap()
+    });
+    let [of_ucx, of_tcp] = [ucx, tcp].map(|it| it.predicted.unwrap().speed.gb_per_s);
+    assert_eq!(of_ucx >= 1.2 * of_tcp, expected == "ucx", "{explanation:?}");
+    let states = [ucx, tcp].map(|it| it.candidate.state);
+    let expected_states = match expected {
+        "ucx" => [CandidateState::Chosen, CandidateState::Available],
+        _ => [CandidateState::Refused, CandidateState::Chosen],
+    };
+    assert_eq!(states, expected_states);
+    let reason = &ucx.candidate.reason;
+    assert!(reason.contains("1 MiB took") && reason.contains("ms over tcp"), "{reason}");
+    reason.clone()
+}
+
+async fn assert_echoes(connection: &Connection) {
+    for len in [8, 100_000] {
+        let sent = bytes(len);
+        let message = Message::new("there and back").with_frame(sent.clone());
+        let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
+        let (delivered, back) = soon("an echo", both).await;
+        delivered.unwrap();
+        assert!(back.unwrap().frames()[0].to_vec().unwrap() == sent, "{len} bytes as they left");
+    }
+}
