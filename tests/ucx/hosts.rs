@@ -36,8 +36,10 @@ pub(crate) struct Case {
     expected: &'static str,
 }
 
-pub(crate) const CASES: [(&str, Case); 1] =
-    [("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, expected: "tcp" })];
+pub(crate) const CASES: [(&str, Case); 2] = [
+    ("between_hosts_ucx_that_is_faster_takes_the_place_of_tcp", Case { slow: 0, expected: "ucx" }),
+    ("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, expected: "tcp" }),
+];
 
 /// Two namespaces, which go with this handle.
 struct Hosts([String; 2]);
