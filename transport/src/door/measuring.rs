@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Stream, answer, encoded, fill, said, word};
+use super::{Stream, answer, cut_off, encoded, said, word};
 use crate::environment::{Environment, within};
 use crate::wire::handshake::Message;
 use crate::{Error, ErrorKind, Result};
+
+/// How much of a measurement is held at once.
+const SCRATCH_LEN: usize = 64 << 10;
 
 /// What the connector says while both ends have opened a backend.
 #[derive(Debug)]
@@ -55,22 +58,23 @@ pub(crate) async fn asked<S: Stream>(
     word(stream, backend, take, deadline, env).await
 }
 
-/// Takes the bytes of a measurement into `scratch`, and says so.
+/// Takes so many bytes of a measurement, and says so.
 pub(crate) async fn measured<S: Stream>(
     stream: &mut S,
     len: usize,
-    scratch: &mut Vec<u8>,
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<()> {
-    if scratch.len() < len {
-        scratch.resize(len, 0);
-    }
     let taking = async {
-        match fill(stream, &mut scratch[..len]).await {
-            Ok(()) => answer(stream, Ok(())).await,
-            Err(refusal) => Err(refusal.deliver(stream, env).await),
+        let (mut scratch, mut left) = (vec![0; len.min(SCRATCH_LEN)], len);
+        while left > 0 {
+            let room = left.min(SCRATCH_LEN);
+            match stream.read(&mut scratch[..room]).await? {
+                0 => return Err(cut_off().deliver(stream, env).await),
+                read => left -= read,
+            }
         }
+        answer(stream, Ok(())).await
     };
     within(env, deadline, taking).await.ok_or_else(late)?
 }

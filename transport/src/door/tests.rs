@@ -1,6 +1,7 @@
 //! Two ends over a pipe in memory, whole or tampered with.
 
 mod joins;
+mod measuring;
 mod simulated;
 mod strangers;
 

@@ -186,13 +186,11 @@ pub(super) async fn take_part(
 ) -> Result<Result<(), String>> {
     let environment = &*site.environment;
     let conversation = async {
-        let (mut scratch, mut asked, mut left) = (Vec::new(), Asked::Measure(first), MEASUREMENTS_MAX);
+        let (mut asked, mut left) = (Asked::Measure(first), MEASUREMENTS_MAX);
         loop {
             match asked {
                 Asked::Said(word) => return Ok(word),
-                Asked::Measure(len) => {
-                    door::measured(control, len, &mut scratch, deadline, environment).await?;
-                }
+                Asked::Measure(len) => door::measured(control, len, deadline, environment).await?,
             }
             left -= 1;
             asked = door::asked(control, backend, left, deadline, environment).await?;
@@ -211,11 +209,13 @@ pub(super) async fn take_part(
     moving(link, environment, both).await
 }
 
-/// Lets go what comes over the link, until it ends.
+/// Lets go what comes over the link, until it ends: one message after the other, and no more than on the stream.
 async fn land(link: &Arc<dyn Link>, site: &Site) {
+    let mut left = MEASUREMENTS_MAX;
     while let Ok(announced) = std::future::poll_fn(|cx| site.inbox.poll_take(cx)).await {
         let Announced { id, frames, arrival, prompt, .. } = announced;
-        let fits = frames.len() == 1 && frames.iter().all(|frame| frame.len <= BULK_LEN);
+        let fits = left > 0 && frames.len() == 1 && frames.iter().all(|frame| frame.len <= BULK_LEN);
+        left = left.saturating_sub(1);
         match arrival {
             Arrival::Waiting if fits => {
                 let taken = frames.iter().map(|frame| site.pool.take(frame.len).map(Some)).collect();
