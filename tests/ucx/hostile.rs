@@ -3,14 +3,18 @@
 //! A lie costs its own connection at most; a friend of the same endpoint goes on.
 
 use std::ffi::CStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use towline::{Connection, ErrorKind};
+use towline::backend::tcp::Tcp;
+use towline::backend::ucx::Ucx;
+use towline::{Connection, Endpoint, ErrorKind};
 use ucx_sys::{Library, UCP_AM_SEND_FLAG_RNDV};
 
 use crate::backend::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::liar::{
-    Door, HELLO, Liar, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, card_of, propose,
+    Door, HELLO, Liar, MEASURE, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, card_of,
+    propose,
 };
 use crate::libraries::Installed;
 use crate::node::Node;
@@ -218,5 +222,37 @@ pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
             assert!(reason.contains(why), "{what}: {reason}");
         }
         assert_goes_on(&friend, &owner).await;
+    });
+}
+
+/// The liar is of another host by what it says, so that it may try UCX against tcp.
+pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(installed: &Installed) {
+    let ucx = Library::open_at(&installed.libucp).unwrap();
+    run(async {
+        let backend = Arc::new(Ucx::default().library(&installed.libucp));
+        let builder = Endpoint::builder().backends(vec![backend, Arc::new(Tcp)]);
+        let endpoint = builder.handshake_time(HANDSHAKE_TIME).build().unwrap();
+        let listener = endpoint.listen(&at("towline://127.0.0.1:0")).await.unwrap();
+        let silent = Node::new(ucx);
+        let measure = |len: u32| hand(MEASURE, &len.to_le_bytes());
+        let lies = [
+            ("of nothing", measure(0), 0, "no bytes"),
+            ("beyond a mebibyte", measure(1 << 20 | 1), 0, "limit"),
+            ("too many", [measure(1), vec![7]].concat().repeat(65), 64, "Measure came where"),
+        ];
+        for (nonce, (what, lie, ready, why)) in lies.into_iter().enumerate() {
+            let (mut door, _) = Door::greeted(&listener, nonce as u8);
+            door.say(&propose(&card_of(ucx, &silent.address())));
+            assert_eq!(door.hear(|| silent.turn()).0, READY_CARD, "{what}");
+            door.say(&lie);
+            for _ in 0..ready {
+                assert_eq!(door.hear(|| silent.turn()).0, READY, "{what}");
+            }
+            let (kind, reason) = door.hear(|| silent.turn());
+            let reason = String::from_utf8_lossy(&reason);
+            assert!(kind == REFUSE && reason.contains(why), "{what}: {kind} {reason}");
+        }
+        let (a, b) = meet(&endpoint, &listener).await;
+        assert_goes_on(&a, &b).await;
     });
 }

@@ -10,16 +10,17 @@ use std::sync::Arc;
 
 use libtest_mimic::{Completion, Failed};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use towline::backend::Backend;
 use towline::backend::tcp::Tcp;
 use towline::backend::ucx::Ucx;
 use towline::{CandidateState, Connection, Endpoint, Message};
 
-use crate::backend::{at, bytes, run};
+use crate::backend::{assert_goes_on, at, bytes, meet, run};
 use crate::libraries::Installed;
 use crate::need;
 use crate::polls::soon;
 
-/// What this process does there: `serve`, or an address to connect to.
+/// What this process does there: `serve`, `serve tcp`, or an address to connect to.
 const ROLE: &str = "TOWLINE_UCX_HOST";
 const LIBUCP: &str = "TOWLINE_UCX_HOST_LIBUCP";
 /// Which backend is to carry the connections.
@@ -27,18 +28,23 @@ const EXPECTED: &str = "TOWLINE_UCX_HOST_EXPECTED";
 const CABLES: [&str; 2] = ["eth0", "eth1"];
 const LISTENING: &str = "10.79.0.2";
 /// How much slower the one cable is made.
-const SLOW: [&str; 7] = ["tbf", "rate", "400mbit", "burst", "256k", "latency", "50ms"];
+const SLOW: [&str; 7] = ["tbf", "rate", "100mbit", "burst", "32k", "latency", "50ms"];
 
-/// Which cable is slow, and who is to win.
+/// Which cable is slow, what the far end does, and who is to win a trial; nobody where there is to be none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     slow: usize,
+    far: &'static str,
     expected: &'static str,
 }
 
-pub(crate) const CASES: [(&str, Case); 2] = [
-    ("between_hosts_ucx_that_is_faster_takes_the_place_of_tcp", Case { slow: 0, expected: "ucx" }),
-    ("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, expected: "tcp" }),
+pub(crate) const CASES: [(&str, Case); 3] = [
+    (
+        "between_hosts_ucx_that_is_faster_takes_the_place_of_tcp",
+        Case { slow: 0, far: "serve", expected: "ucx" },
+    ),
+    ("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, far: "serve", expected: "tcp" }),
+    ("between_hosts_ucx_that_one_has_is_not_even_loaded", Case { slow: 0, far: "serve tcp", expected: "" }),
 ];
 
 /// Two namespaces, which go with this handle.
@@ -116,7 +122,7 @@ pub(crate) fn holds(number: usize, case: Case, installed: &Installed) -> Result<
         fs::write(&path, format!("0000000{host}-0000-4000-8000-000000000000\n")).unwrap();
         path
     });
-    let mut server = hosts.start(1, "serve", case, installed, &boot_ids[1]);
+    let mut server = hosts.start(1, case.far, case, installed, &boot_ids[1]);
     let mut address = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut address)?;
     let connector = hosts.start(0, address.trim(), case, installed, &boot_ids[0]).wait_with_output()?;
@@ -130,13 +136,21 @@ pub(crate) fn holds(number: usize, case: Case, installed: &Installed) -> Result<
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let role = env::var(ROLE).ok()?;
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
-    let ucx = Ucx::default().library(env::var(LIBUCP).unwrap());
+    let ucx: Arc<dyn Backend> = Arc::new(Ucx::default().library(env::var(LIBUCP).unwrap()));
     let expected = env::var(EXPECTED).unwrap();
     run(async {
-        let endpoint = Endpoint::builder().backends(vec![Arc::new(ucx), Arc::new(Tcp)]).insecure(true);
-        let endpoint = endpoint.build().unwrap();
-        if role == "serve" {
+        let mut backends = vec![ucx, Arc::new(Tcp)];
+        if role == "serve tcp" {
+            backends.remove(0);
+        }
+        let endpoint = Endpoint::builder().backends(backends).insecure(true).build().unwrap();
+        if role.starts_with("serve") {
             serve(&endpoint).await;
+        }
+        if expected.is_empty() {
+            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            assert_untried(&connection, "the peer does not offer it");
+            return assert_echoes(&connection).await;
         }
         let mut reasons = Vec::new();
         for _ in 0..3 {
@@ -195,6 +209,29 @@ async fn assert_explained(connection: &Connection, expected: &str) -> String {
     let reason = &ucx.candidate.reason;
     assert!(reason.contains("1 MiB took") && reason.contains("ms over tcp"), "{reason}");
     reason.clone()
+}
+
+/// It goes over tcp, for this reason, and nobody has loaded a UCX for it.
+fn assert_untried(connection: &Connection, why: &str) {
+    assert_eq!(connection.path().chosen(), "tcp", "{:?}", connection.path());
+    let of_ucx = connection.path().candidates().iter().find(|it| it.name == "ucx").unwrap();
+    assert_eq!((of_ucx.state, &of_ucx.reason[..]), (CandidateState::Refused, why));
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    assert!(!maps.contains("libucp"), "{maps}");
+}
+
+pub(crate) fn within_a_host_nobody_tries_it_nor_loads_it(installed: &Installed) {
+    let ucx = Ucx::default().library(&installed.libucp);
+    let builder = Endpoint::builder().backends(vec![Arc::new(ucx), Arc::new(Tcp)]);
+    run(async {
+        let endpoint = builder.build().unwrap();
+        let listener = endpoint.listen(&at("towline://127.0.0.1:0")).await.unwrap();
+        let (a, b) = meet(&endpoint, &listener).await;
+        for end in [&a, &b] {
+            assert_untried(end, "it is tried between hosts, and this is one");
+        }
+        assert_goes_on(&a, &b).await;
+    });
 }
 
 async fn assert_echoes(connection: &Connection) {

@@ -28,6 +28,7 @@ pub(crate) const NOT_READY: u8 = 5;
 pub(crate) const REFUSE: u8 = 6;
 const PROPOSE_CARD: u8 = 9;
 pub(crate) const READY_CARD: u8 = 10;
+pub(crate) const MEASURE: u8 = 11;
 
 /// A peer whose connection is open.
 pub(crate) struct Liar {

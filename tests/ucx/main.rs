@@ -49,6 +49,11 @@ const OF_EACH: &[(&str, Check)] = &[
     ("an_endpoint_with_a_second_copy_is_refused", refusals::an_endpoint_with_a_second_copy_is_refused),
     ("a_lie_costs_its_own_connection_at_most", hostile::a_lie_costs_its_own_connection_at_most),
     ("a_lie_before_the_path_is_open_is_refused", hostile::a_lie_before_the_path_is_open_is_refused),
+    (
+        "measurements_beyond_their_bounds_cost_their_own_connection",
+        hostile::measurements_beyond_their_bounds_cost_their_own_connection,
+    ),
+    ("within_a_host_nobody_tries_it_nor_loads_it", hosts::within_a_host_nobody_tries_it_nor_loads_it),
     ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
 ];
 

@@ -250,6 +250,10 @@ async fn moving<T>(link: &Arc<dyn Link>, environment: &dyn Environment, work: im
             return done;
         } else {
             tokio::task::yield_now().await;
+            if moved == 0 {
+                // The other end may be waiting for this processor.
+                std::thread::yield_now();
+            }
         }
     }
 }
