@@ -18,6 +18,7 @@ use towline::{CandidateState, Connection, Endpoint, Message};
 use crate::backend::{assert_goes_on, at, bytes, meet, run};
 use crate::libraries::Installed;
 use crate::need;
+use crate::pairs::Server;
 use crate::polls::soon;
 
 /// What this process does there: `serve`, `serve tcp`, or an address to connect to.
@@ -122,13 +123,10 @@ pub(crate) fn holds(number: usize, case: Case, installed: &Installed) -> Result<
         fs::write(&path, format!("0000000{host}-0000-4000-8000-000000000000\n")).unwrap();
         path
     });
-    let mut server = hosts.start(1, case.far, case, installed, &boot_ids[1]);
+    let mut server = Server(hosts.start(1, case.far, case, installed, &boot_ids[1]));
     let mut address = String::new();
-    BufReader::new(server.stdout.take().unwrap()).read_line(&mut address)?;
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut address)?;
     let connector = hosts.start(0, address.trim(), case, installed, &boot_ids[0]).wait_with_output()?;
-    // It may be gone already.
-    let _ = server.kill();
-    let _ = server.wait();
     if connector.status.success() { Ok(Completion::Completed) } else { Err("see above".into()) }
 }
 

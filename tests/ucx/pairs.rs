@@ -22,8 +22,8 @@ const LIBUCP: &str = "TOWLINE_UCX_LIBUCP";
 /// Long before any time-out would end it.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// A process that sends back what one peer sends. It dies with this, or with its parent.
-struct Server(Child);
+/// A process that sends back what a peer sends. It dies with this, or with its parent.
+pub(crate) struct Server(pub(crate) Child);
 
 impl Server {
     fn start(libucp: &Path, at: &str) -> (Self, Address) {
