@@ -301,6 +301,7 @@ impl Establisher {
             Asked::Said(said) => said,
             Asked::Measure(len) => {
                 let link = opened.as_ref().ok();
+                entrant.candidate.reason = "the peer tried it, and prefers it".into();
                 trial::take_part(len, link, site, (control, backend.name()), answered_by).await?
             }
         };
@@ -311,9 +312,6 @@ impl Establisher {
             }
             (opened, _) => opened,
         };
-        if entrant.on_trial {
-            entrant.candidate.reason = "the peer prefers it, by a trial between the two hosts".into();
-        }
         door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
         Ok(opened)
     }
