@@ -56,6 +56,18 @@ pub(crate) fn at(address: &str) -> Address {
 /// Small, large, and larger than any one message of UCX's.
 pub(crate) const LENS: [usize; 3] = [8, 100_000, 10 << 20];
 
+/// What is sent comes back from the other end, byte for byte.
+pub(crate) async fn assert_echoes(connection: &Connection, lens: &[usize]) {
+    for &len in lens {
+        let sent = bytes(len);
+        let message = Message::new("there and back").with_frame(sent.clone());
+        let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
+        let (delivered, back) = soon("an echo", both).await;
+        delivered.unwrap();
+        assert!(back.unwrap().frames()[0].to_vec().unwrap() == sent, "{len} bytes as they left");
+    }
+}
+
 /// Whether messages of every kind arrive, both ways.
 pub(crate) async fn assert_goes_on(a: &Connection, b: &Connection) {
     for len in LENS {

@@ -7,10 +7,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
-use towline::{Address, ErrorKind, Message};
+use towline::{Address, ErrorKind};
 use ucx_sys::Library;
 
-use crate::backend::{LENS, SHM, TCP, at, builder_with, bytes, endpoint, run};
+use crate::backend::{LENS, SHM, TCP, assert_echoes, at, builder_with, endpoint, run};
 use crate::libraries::Installed;
 use crate::polls::soon;
 
@@ -68,14 +68,7 @@ pub(crate) fn the_same_version_in_another_process_is_a_peer(installed: &Installe
         run(async {
             let endpoint = endpoint(installed);
             let connection = soon("a connection", endpoint.connect(&address)).await.unwrap();
-            for len in LENS {
-                let sent = bytes(len);
-                let message = Message::new("there and back").with_frame(sent.clone());
-                let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-                let (delivered, back) = soon("an echo", both).await;
-                delivered.unwrap();
-                assert!(back.unwrap().frames()[0].to_vec().unwrap() == sent, "{len} bytes as they left");
-            }
+            assert_echoes(&connection, &LENS).await;
             soon("the end", connection.close()).await.unwrap();
         });
         assert!(server.0.wait().unwrap().success());

@@ -31,6 +31,9 @@ const SPARE_MAX: usize = 32;
 /// it waits for words of a peer that is gone.
 pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
 
+/// How often somebody looks after an engine that nobody uses any more.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// A worker, and its path to one peer.
 pub(super) struct Engine {
     context: Arc<Context>,

@@ -5,12 +5,9 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::engine::{CLOSE_TIME, Engine};
+use super::engine::{CLOSE_TIME, Engine, LOOK_EVERY};
 use crate::environment::Environment;
-
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 #[derive(Debug)]
 pub(super) struct Lingering {

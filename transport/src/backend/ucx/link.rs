@@ -5,9 +5,8 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
-use super::engine::{CLOSE_TIME, Cargo, Sent};
+use super::engine::{CLOSE_TIME, Cargo, LOOK_EVERY, Sent};
 use super::events::{Arrival, Came, Happened, Header, Key};
 use super::lingering::Lingering;
 use crate::backend::streamed::Line;
@@ -26,8 +25,6 @@ const RECORDS_MAX: usize = 8;
 const SLICES_MAX: usize = 512;
 /// Messages that overtook others, and parcels that overtook their message.
 const EARLY_MAX: usize = 1024;
-/// How often somebody looks after a link that ended.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// A link as everybody sees it.
 #[derive(Debug)]
