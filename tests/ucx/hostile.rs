@@ -43,13 +43,13 @@ use Outcome::{Breach, Nothing};
 type Lie = (&'static str, Outcome, fn(&Liar));
 
 const LIES: &[Lie] = &[
-    ("records for somebody else", Nothing, |liar| liar.send(RECORDS, &[[7; 16], [0; 16]].concat(), good())),
+    ("records for somebody else", Nothing, |liar| liar.send(RECORDS, &[], [&[7; 24], &good()[..]].concat())),
     ("records for nobody", Nothing, |liar| liar.send(RECORDS, &[], good())),
-    ("half a key", Nothing, |liar| liar.send(RECORDS, &liar.key[..8], good())),
-    ("records without a number", Breach, |liar| liar.send(RECORDS, &liar.key, good())),
-    ("half a number", Breach, |liar| liar.send(RECORDS, &liar.header(&[0; 4]), good())),
-    ("more than a number", Breach, |liar| liar.send(RECORDS, &liar.header(&[0; 9]), good())),
-    ("a header beyond all of ours", Nothing, |liar| liar.send(RECORDS, &liar.header(&[0; 100]), good())),
+    ("half a key", Nothing, |liar| liar.send(RECORDS, &[], liar.key[..8].to_vec())),
+    ("nothing at all", Nothing, |liar| liar.send(RECORDS, &[], vec![])),
+    ("records without a number", Breach, |liar| liar.send(RECORDS, &[], liar.key.to_vec())),
+    ("half a number", Breach, |liar| liar.send(RECORDS, &[], liar.header(&[0; 4]))),
+    ("records with a header", Nothing, |liar| liar.send(RECORDS, &liar.key, liar.header(&[0; 8]))),
     ("the last number there is", Breach, |liar| records(liar, u64::MAX, good())),
     ("a number far ahead", Breach, |liar| records(liar, 5000, good())),
     ("a number to come, twice", Breach, |liar| {
@@ -67,7 +67,7 @@ const LIES: &[Lie] = &[
     ("an unknown record", Breach, |liar| records(liar, 0, parcel(&record(13, 0, 0, &[]), 0, &[]))),
     ("bulk among records", Breach, |liar| records(liar, 0, parcel(&[], 0, &[1; 100]))),
     ("records that are yet to be fetched", Nothing, |liar| {
-        liar.send_so(RECORDS, &liar.header(&[0; 8]), vec![0; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
+        liar.send_so(RECORDS, &[], [&liar.key[..], &[0; 1 << 20]].concat(), UCP_AM_SEND_FLAG_RNDV);
     }),
     ("a parcel for somebody else", Nothing, |liar| liar.send(PARCEL, &[7; 40], vec![1; 100])),
     ("a parcel without a head", Breach, |liar| liar.send(PARCEL, &liar.key, vec![1; 100])),
@@ -77,6 +77,22 @@ const LIES: &[Lie] = &[
     ("a parcel that says more than there can be", Breach, |liar| bulk(liar, u32::MAX, 0, 0, vec![1; 100])),
     ("a parcel of records", Breach, |liar| {
         liar.send(PARCEL, &liar.header(&[&100_u32.to_le_bytes()[..], &[0; 20]].concat()), vec![1; 100]);
+    }),
+    ("a parcel with a header beyond all of ours", Nothing, |liar| {
+        liar.send(PARCEL, &liar.header(&[0; 300]), vec![1; 100]);
+    }),
+    ("a parcel with half a number of records", Breach, |liar| with_records(liar, &[0; 4], &[])),
+    ("a parcel with garbage for records", Breach, |liar| with_records(liar, &[0; 8], &[0xa5; 100])),
+    ("a parcel with records that came before", Breach, |liar| {
+        records(liar, 0, good());
+        with_records(liar, &[0; 8], &good());
+    }),
+    ("a parcel with records far ahead", Breach, |liar| {
+        with_records(liar, &5000_u64.to_le_bytes(), &good());
+    }),
+    ("a parcel that was not asked for, with its announcement", Breach, |liar| {
+        let head = head(LARGE as u32, 0, 0);
+        liar.send(PARCEL, &liar.header(&[&head, &[0; 8][..], &large()].concat()), vec![1; LARGE]);
     }),
     ("an answer to no get", Breach, |liar| bulk(liar, 100, 1, 0, vec![1; 100])),
     ("payload of no put", Breach, |liar| bulk(liar, 100, 2, 0, vec![1; 100])),
@@ -120,7 +136,12 @@ fn large() -> Vec<u8> {
 }
 
 fn records(liar: &Liar, number: u64, bytes: Vec<u8>) {
-    liar.send(RECORDS, &liar.header(&number.to_le_bytes()), bytes);
+    liar.send(RECORDS, &[], liar.header(&[&number.to_le_bytes()[..], &bytes].concat()));
+}
+
+/// A parcel of a message to come, with records behind its head.
+fn with_records(liar: &Liar, number: &[u8], records: &[u8]) {
+    liar.send(PARCEL, &liar.header(&[&head(100, 4, 0), number, records].concat()), vec![1; 100]);
 }
 
 fn head(len: u32, transfer: u64, offset: u64) -> Vec<u8> {

@@ -34,6 +34,13 @@ pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
 /// How often somebody looks after an engine that nobody uses any more.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
 
+/// The longest parcel that leaves eagerly over sockets: a rendezvous costs three system calls and a turn of the peer there, and
+/// saves no copy.
+const SOCKET_EAGER_LEN_MAX: usize = 64 << 10;
+
+/// Steps of one poll: a piece of a long parcel, mostly.
+const MOVES_MAX: usize = 16;
+
 /// A worker, and its path to one peer.
 pub(super) struct Engine {
     context: Arc<Context>,
@@ -51,6 +58,8 @@ pub(super) struct Engine {
     spare: Vec<Box<Flight>>,
     /// The tokens of `flights`, which live as long as this.
     tokens: Vec<NonNull<Token>>,
+    /// Parcels up to here leave at once, and are not asked for by the peer's UCX.
+    eager_len_max: usize,
     /// Entered by every call into UCX.
     gate: Arc<Gate>,
 }
@@ -115,6 +124,7 @@ impl Engine {
             free: Vec::new(),
             spare: Vec::new(),
             tokens: Vec::new(),
+            eager_len_max: 0,
             gate: gate.clone(),
         };
         // An even number of them, the last one first: UCX before 1.17 then has a table of so many places. It leaves those that
@@ -216,12 +226,15 @@ impl Engine {
         Ok(())
     }
 
-    /// The transports that carry the path.
-    pub(super) fn transports(&self) -> Vec<String> {
+    /// The transports that carry the path, once both ends have opened: what leaves eagerly from now on follows from them.
+    pub(super) fn transports(&mut self) -> Vec<String> {
         let Some(endpoint) = self.endpoint else { return Vec::new() };
         let Some(_inside) = self.gate.enter() else { return Vec::new() };
         // SAFETY: L1: the endpoint lives, and whoever has this makes the only call.
-        unsafe { self.ucx.transports_of(endpoint) }
+        let transports = unsafe { self.ucx.transports_of(endpoint) };
+        let over_sockets = !transports.is_empty() && transports.iter().all(|name| name.starts_with("tcp"));
+        self.eager_len_max = if over_sockets { SOCKET_EAGER_LEN_MAX } else { 0 };
+        transports
     }
 
     /// Sends a message, of which the header is copied.
@@ -230,6 +243,7 @@ impl Engine {
         let (id, flags) = match &cargo {
             Cargo::Hello => (HELLO, UCP_AM_SEND_FLAG_EAGER),
             Cargo::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
+            Cargo::Parcel(parcel) if parcel.len() <= self.eager_len_max => (PARCEL, UCP_AM_SEND_FLAG_EAGER),
             Cargo::Parcel(_) | Cargo::Landing(_) | Cargo::End => (PARCEL, 0),
         };
         self.fly(header, cargo, |engine, flight, call| {
@@ -305,16 +319,30 @@ impl Engine {
         self.worker.is_some() && self.context.process.is_this()
     }
 
-    /// Moves what can be moved; whether that was anything.
+    /// Moves what can be moved until something happens that [`happened`](Self::happened) tells of, or for a while; whether
+    /// that was anything.
     pub(super) fn progress(&mut self) -> bool {
         let Some((_inside, worker)) = self.enter() else { return false };
-        // SAFETY: L1: the worker lives, and whoever has this makes the only call.
-        unsafe { self.ucx.ucp_worker_progress(worker) != 0 }
+        for moves in 0..MOVES_MAX {
+            // SAFETY: L1: the worker lives, and whoever has this makes the only call.
+            if unsafe { self.ucx.ucp_worker_progress(worker) } == 0 {
+                return moves > 0;
+            }
+            if self.has_news() {
+                break;
+            }
+        }
+        true
+    }
+
+    /// Whether anything happened since the last time.
+    pub(super) fn has_news(&self) -> bool {
+        self.events().any()
     }
 
     /// What happened since the last time, in exchange for an empty one.
     pub(super) fn happened(&mut self, empty: &mut Happened) {
-        std::mem::swap(&mut *self.events().lock(), empty);
+        self.events().take(empty);
     }
 
     /// Flights that are over: what they carried, and how they ended.

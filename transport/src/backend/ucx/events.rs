@@ -3,9 +3,11 @@
 #![expect(unsafe_code, reason = "callbacks are C")]
 
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::slice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
 use ucx_sys::*;
@@ -16,17 +18,23 @@ pub(super) const PARCEL: u32 = 1;
 pub(super) const HELLO: u32 = 2;
 /// Nothing of ours, and the last number that is listened to.
 pub(super) const NOTHING: u32 = 3;
-/// The longest header of ours.
-const HEADER_LEN_MAX: usize = 96;
+/// The longest header of ours: a parcel's, with records behind its own.
+const HEADER_LEN_MAX: usize = 256;
+/// The longest without those records.
+const HEADER_LEN: usize = 64;
 /// Whom a message is for: the receiving end of one connection. Only its two ends know it.
 pub(super) type Key = [u8; 16];
 
 /// A header: the key, and what else the message's kind has.
-pub(super) type Header = SmallVec<[u8; HEADER_LEN_MAX]>;
+pub(super) type Header = SmallVec<[u8; HEADER_LEN]>;
 
 /// What callbacks leave to whoever made progress.
 #[derive(Default)]
-pub(super) struct Events(Mutex<Happened>);
+pub(super) struct Events {
+    happened: Mutex<Happened>,
+    /// There is something in it: most polls find nothing, and see it by this.
+    any: AtomicBool,
+}
 
 /// What happened during a poll.
 #[derive(Debug, Default)]
@@ -40,19 +48,13 @@ pub(super) struct Happened {
     pub(super) lost: Option<ucs_status_t>,
 }
 
-impl Happened {
-    pub(super) fn is_empty(&self) -> bool {
-        self.came.is_empty() && self.done.is_empty() && self.lost.is_none()
-    }
-}
-
 /// A message that came.
 #[derive(Debug)]
 pub(super) enum Came {
     /// A peer opened its end.
     Hello(Key),
-    /// Records: this part of the bytes.
-    Records { header: Header, bytes: std::ops::Range<usize> },
+    /// Records: this part of the bytes, the key first.
+    Records(Range<usize>),
     /// Payload, which is still UCX's.
     Parcel(Arrival),
 }
@@ -77,8 +79,22 @@ pub(super) struct Token {
 }
 
 impl Events {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Happened> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether anything happened since it was taken last.
+    pub(super) fn any(&self) -> bool {
+        self.any.load(Ordering::Acquire)
+    }
+
+    /// What happened, in exchange for an empty one.
+    pub(super) fn take(&self, empty: &mut Happened) {
+        let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        self.any.store(false, Ordering::Relaxed);
+        std::mem::swap(&mut *happened, empty);
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Happened)) {
+        let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        note(&mut happened);
+        self.any.store(true, Ordering::Release);
     }
 }
 
@@ -89,7 +105,7 @@ impl Events {
 unsafe fn note(events: *mut c_void, note: impl FnOnce(&mut Happened)) {
     // SAFETY: L2: as promised; it is only shared.
     let events = unsafe { &*events.cast::<Events>() };
-    note(&mut events.lock());
+    events.note(note);
 }
 
 /// # Safety
@@ -132,7 +148,7 @@ pub(super) unsafe extern "C" fn on_hello(
 
 pub(super) unsafe extern "C" fn on_records(
     events: *mut c_void,
-    header: *const c_void,
+    _: *const c_void,
     header_len: usize,
     data: *mut c_void,
     len: usize,
@@ -140,19 +156,16 @@ pub(super) unsafe extern "C" fn on_records(
 ) -> ucs_status_t {
     // SAFETY: L2: UCX's description of the message, for the time of the call.
     let about = unsafe { (*about).recv_attr };
-    if about & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || header_len > HEADER_LEN_MAX {
+    if about & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || header_len > 0 {
         // Only a peer that is no Towline sends records so: they are dropped, and missed by their number.
         return UCS_OK;
     }
     // SAFETY: L2: so many bytes are there.
-    let header = unsafe { bytes(header, header_len) };
-    // SAFETY: L2: as above.
     let data = unsafe { bytes(data, len) };
     let take = |happened: &mut Happened| {
         let start = happened.bytes.len();
         happened.bytes.extend_from_slice(data);
-        let bytes = start..happened.bytes.len();
-        happened.came.push(Came::Records { header: Header::from_slice(header), bytes });
+        happened.came.push(Came::Records(start..happened.bytes.len()));
     };
     // SAFETY: L2: UCX passes what the handler was set with.
     unsafe { note(events, take) };

@@ -12,7 +12,7 @@ use super::lingering::Lingering;
 use crate::backend::streamed::Line;
 use crate::backend::{Environment, Source};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::session::{self, Session, Urgency};
+use crate::wire::session::{self, Parcel, Session, Urgency};
 
 /// The longest parcel. Small ones of others have their turn between two.
 pub(super) const PARCEL_LEN: usize = 1 << 20;
@@ -21,6 +21,8 @@ const PARCELS_MAX: usize = 8;
 /// The most bytes of records in one message, and the most messages under way.
 const RECORDS_LEN_MAX: usize = 64 << 10;
 const RECORDS_MAX: usize = 8;
+/// The most bytes of records that leave with a parcel, which delays them by no more than its eager part.
+const COMPANY_LEN_MAX: usize = 128;
 /// The most slices that are gathered at once.
 const SLICES_MAX: usize = 512;
 /// Messages that overtook others, and parcels that overtook their message.
@@ -62,7 +64,7 @@ pub(super) struct Held {
 }
 
 impl UcxLine {
-    pub(super) fn new(held: &Held, environment: &Arc<dyn Environment>) -> Result<Self> {
+    pub(super) fn new(held: &mut Held, environment: &Arc<dyn Environment>) -> Result<Self> {
         Ok(Self {
             descriptor: held.engine.descriptor()?,
             moves: AtomicBool::new(false),
@@ -121,12 +123,11 @@ impl Held {
     /// Lets UCX move, and sees to all that happened; whether anything did.
     fn progress(&mut self, session: &mut Session) -> Result<bool> {
         let progressed = self.engine.progress();
+        if !self.engine.has_news() {
+            return Ok(progressed);
+        }
         let mut happened = std::mem::take(&mut self.happened);
         self.engine.happened(&mut happened);
-        if !progressed && happened.is_empty() {
-            self.happened = happened;
-            return Ok(false);
-        }
         let over = self.land(&mut happened, session);
         let mut came = happened.came.drain(..);
         let taken = over.and_then(|()| came.try_for_each(|came| self.take(came, &happened.bytes, session)));
@@ -185,12 +186,12 @@ impl Held {
                 self.greeted |= key == self.key;
                 Ok(())
             }
-            Came::Records { header, bytes: range } => match header.strip_prefix(&self.key) {
-                Some(number) => self.take_records(number, &bytes[range], session),
+            Came::Records(range) => match bytes[range].strip_prefix(&self.key) {
+                Some(records) => self.take_records(records, session),
                 None => Ok(()),
             },
             Came::Parcel(arrival) if arrival.header.starts_with(&self.key) => {
-                self.take_parcel(arrival, session)
+                self.take_with_company(arrival, session)
             }
             Came::Parcel(arrival) => {
                 self.engine.release(arrival);
@@ -199,9 +200,11 @@ impl Held {
         }
     }
 
-    fn take_records(&mut self, number: &[u8], bytes: &[u8], session: &mut Session) -> Result<()> {
-        let number = number.try_into().map_err(|_| corrupt("records with a header of another length"))?;
-        let number = u64::from_le_bytes(number);
+    /// Records, behind their number.
+    fn take_records(&mut self, records: &[u8], session: &mut Session) -> Result<()> {
+        let (number, bytes) =
+            records.split_first_chunk().ok_or_else(|| corrupt("records without a number"))?;
+        let number = u64::from_le_bytes(*number);
         if bytes.len() > RECORDS_LEN_MAX {
             return Err(corrupt("more records at once than a message takes"));
         }
@@ -223,6 +226,19 @@ impl Held {
             self.taken += 1;
         }
         Ok(())
+    }
+
+    /// A parcel, and before it the records that came with it.
+    fn take_with_company(&mut self, mut arrival: Arrival, session: &mut Session) -> Result<()> {
+        let own_len = size_of::<Key>() + session.parcel_head_len();
+        if let Some(records) = arrival.header.get(own_len..).filter(|records| !records.is_empty()) {
+            if let Err(error) = self.take_records(records, session) {
+                self.engine.release(arrival);
+                return Err(error);
+            }
+            arrival.header.truncate(own_len);
+        }
+        self.take_parcel(arrival, session)
     }
 
     /// A parcel goes to where it belongs, as far as that is known.
@@ -258,31 +274,37 @@ impl Held {
         taken
     }
 
-    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left.
+    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left. A few leave with the next parcel,
+    /// if there is one: a message the less.
     fn send_records(&mut self, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
         while self.records < RECORDS_MAX && session.is_due(least) {
             let mut bytes = self.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(&self.peer_key);
+            bytes.extend_from_slice(&self.sent.to_le_bytes());
+            let begin = bytes.len();
             let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
             session.gather(&mut slices, SLICES_MAX);
             for slice in &slices {
-                let room = RECORDS_LEN_MAX - bytes.len();
+                let room = RECORDS_LEN_MAX - (bytes.len() - begin);
                 bytes.extend_from_slice(&slice[..slice.len().min(room)]);
             }
-            session.wrote(bytes.len());
-            if bytes.is_empty() {
-                self.spare.push(bytes);
+            let records_len = bytes.len() - begin;
+            session.wrote(records_len);
+            if records_len == 0 {
+                self.keep(bytes);
                 continue;
             }
-            let mut header = Header::from_slice(&self.peer_key);
-            header.extend_from_slice(&self.sent.to_le_bytes());
             self.sent += 1;
             moved = true;
-            match self.engine.send(&header, Cargo::Records(bytes)) {
-                Sent::Done(Cargo::Records(mut bytes)) => {
-                    bytes.clear();
-                    self.spare.push(bytes);
-                }
+            let parcel = if records_len <= COMPANY_LEN_MAX { self.next_parcel(session) } else { None };
+            if let Some(parcel) = parcel {
+                self.send_parcel(session, parcel, &bytes[size_of::<Key>()..])?;
+                self.keep(bytes);
+                continue;
+            }
+            match self.engine.send(&[], Cargo::Records(bytes)) {
+                Sent::Done(Cargo::Records(bytes)) => self.keep(bytes),
                 Sent::Pending | Sent::Done(_) => self.records += 1,
                 Sent::Failed(_, why) => return Err(why),
             }
@@ -290,25 +312,42 @@ impl Held {
         Ok(moved)
     }
 
+    /// Memory for the next.
+    fn keep(&mut self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        self.spare.push(bytes);
+    }
+
+    /// The next parcel, if it may leave.
+    fn next_parcel(&self, session: &mut Session) -> Option<Parcel> {
+        if self.parcels < PARCELS_MAX { session.next_parcel() } else { None }
+    }
+
     /// Sends parcels, as far as there is room; whether any left.
     fn send_parcels(&mut self, session: &mut Session) -> Result<bool> {
         let mut moved = false;
-        while self.parcels < PARCELS_MAX {
-            let Some(parcel) = session.next_parcel() else { break };
-            let mut header = Header::from_slice(&self.peer_key);
-            header.extend_from_slice(&parcel.head);
+        while let Some(parcel) = self.next_parcel(session) {
             moved = true;
-            match self.engine.send(&header, Cargo::Parcel(parcel)) {
-                Sent::Done(Cargo::Parcel(parcel)) => session.parcel_left(parcel),
-                Sent::Pending | Sent::Done(_) => self.parcels += 1,
-                Sent::Failed(Cargo::Parcel(parcel), why) => {
-                    session.parcel_lost(parcel);
-                    return Err(why);
-                }
-                Sent::Failed(_, why) => return Err(why),
-            }
+            self.send_parcel(session, parcel, &[])?;
         }
         Ok(moved)
+    }
+
+    /// Sends one, and the `company` of records behind its head.
+    fn send_parcel(&mut self, session: &mut Session, parcel: Parcel, company: &[u8]) -> Result<()> {
+        let mut header = Header::from_slice(&self.peer_key);
+        header.extend_from_slice(&parcel.head);
+        header.extend_from_slice(company);
+        match self.engine.send(&header, Cargo::Parcel(parcel)) {
+            Sent::Done(Cargo::Parcel(parcel)) => session.parcel_left(parcel),
+            Sent::Pending | Sent::Done(_) => self.parcels += 1,
+            Sent::Failed(Cargo::Parcel(parcel), why) => {
+                session.parcel_lost(parcel);
+                return Err(why);
+            }
+            Sent::Failed(_, why) => return Err(why),
+        }
+        Ok(())
     }
 }
 

@@ -224,7 +224,7 @@ async fn open(peer: &[u8], site: &mut Site) -> Result<Arc<dyn Link>> {
     }
     held.greet(peer)?;
     until_greeted(&mut held, &mut session, &site.environment).await?;
-    let line = UcxLine::new(&held, &site.environment)?;
+    let line = UcxLine::new(&mut held, &site.environment)?;
     Ok(Streamed::open(line, held, session, CAPS, site))
 }
 

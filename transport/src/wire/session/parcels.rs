@@ -37,6 +37,13 @@ pub(crate) struct Parcel {
     spread: u64,
 }
 
+impl Parcel {
+    /// Bytes of its bulk.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.iter().map(Buffer::len).sum()
+    }
+}
+
 /// What becomes of a parcel that arrives.
 #[derive(Debug)]
 pub(crate) enum Came {
@@ -96,6 +103,11 @@ impl Session {
         spreads.is_some_and(|spreads| !self.bulks.is_empty() || !spreads.is_empty()) && may_leave
     }
 
+    /// How long the head of a parcel is.
+    pub(crate) fn parcel_head_len(&self) -> usize {
+        record::head_len(self.inlet.check.is_on(), true)
+    }
+
     /// The next parcel, transfers taking turns. It comes back by [`parcel_left`](Self::parcel_left) or
     /// [`parcel_lost`](Self::parcel_lost).
     pub(crate) fn next_parcel(&mut self) -> Option<Parcel> {
@@ -146,7 +158,7 @@ impl Session {
     /// `Corrupt` for whatever was not granted.
     pub(crate) fn parcel_came(&mut self, head: &[u8], len: usize) -> Result<Came> {
         let Some(parcels) = &self.parcels else { return Err(corrupt("a parcel where none is expected")) };
-        let head_len = record::head_len(self.inlet.check.is_on(), true);
+        let head_len = self.parcel_head_len();
         if head.len() != head_len {
             return Err(corrupt(format!("a parcel's head of {} bytes, not {head_len}", head.len())));
         }
