@@ -136,6 +136,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         wait: options.wait,
         frames: 1,
         window,
+        buffers: None,
         workers: 2,
         rate: None,
         check: Check::Edges,

@@ -27,6 +27,7 @@ fn cases() -> [Case; 2] {
         wait,
         frames: 1,
         window: 16,
+        buffers: None,
         workers: 2,
         rate: None,
         check: Check::Edges,

@@ -18,14 +18,21 @@ fn word(index: u64) -> u64 {
     x
 }
 
-/// Where each message of one case lies in the pattern: `window` slots that are used in turn.
+/// Where each message of one case lies: in the pattern `buffers` slots that are used in turn, and `window` where it goes to
+/// memory that is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Layout {
     pub(crate) size_bytes: usize,
     pub(crate) window: usize,
+    pub(crate) buffers: usize,
 }
 
 impl Layout {
+    /// Each message in flight has memory of its own.
+    pub(crate) fn new(size_bytes: usize, window: usize) -> Self {
+        Self { size_bytes, window, buffers: window }
+    }
+
     /// Rounds before the same bytes come again, and how many bytes further each round starts.
     fn rounds(self) -> (usize, usize) {
         if self.size_bytes < 4096 { (8, WORD) } else { (64, 64) }
@@ -38,18 +45,20 @@ impl Layout {
 
     /// The pattern's length that all messages fit in.
     pub(crate) fn total_bytes(self) -> usize {
-        self.stride() * self.window
-    }
-
-    pub(crate) fn slot(self, number: u64) -> usize {
-        (number % self.window as u64) as usize
+        self.stride() * self.buffers
     }
 
     /// Where message `number` begins.
     pub(crate) fn offset(self, number: u64) -> usize {
         let (rounds, step) = self.rounds();
-        let round = (number / self.window as u64) % rounds as u64;
-        self.slot(number) * self.stride() + round as usize * step
+        let buffers = self.buffers as u64;
+        let (buffer, round) = (number % buffers, (number / buffers) % rounds as u64);
+        buffer as usize * self.stride() + round as usize * step
+    }
+
+    /// Which of the window's places it goes to.
+    pub(crate) fn slot(self, number: u64) -> usize {
+        (number % self.window as u64) as usize
     }
 }
 
@@ -196,19 +205,23 @@ mod tests {
 
     #[test]
     fn every_message_lies_inside_and_slots_do_not_overlap() {
-        for (size_bytes, window) in [(1, 1), (8, 256), (100, 3), (4096, 16), (65_537, 4)] {
-            let layout = Layout { size_bytes, window };
-            for number in 0..window as u64 * 70 {
-                let begin = layout.offset(number);
-                assert_eq!(begin / layout.stride(), layout.slot(number));
-                assert_eq!((begin + size_bytes - 1) / layout.stride(), layout.slot(number));
+        for (size_bytes, window) in [(1, 1_usize), (8, 256), (100, 3), (4096, 16), (65_537, 4)] {
+            for buffers in [window, window.div_ceil(2), 1] {
+                let layout = Layout { buffers, ..Layout::new(size_bytes, window) };
+                for number in 0..window as u64 * 70 {
+                    let begin = layout.offset(number);
+                    let buffer = number as usize % buffers;
+                    assert_eq!(begin / layout.stride(), buffer);
+                    assert_eq!((begin + size_bytes - 1) / layout.stride(), buffer);
+                    assert_ne!(begin, layout.offset(number + 1), "no two in a row from the same bytes");
+                }
             }
         }
     }
 
     #[test]
     fn what_was_sent_passes_and_one_wrong_byte_does_not() {
-        let layout = Layout { size_bytes: 1003, window: 3 };
+        let layout = Layout::new(1003, 3);
         let memory = Payload::default().prepare(layout, Place::Arena).unwrap();
         let memory = memory.as_slice().unwrap();
         for number in 0..50 {
@@ -237,7 +250,7 @@ mod tests {
 
     #[test]
     fn tiny_messages_are_checked_too() {
-        let layout = Layout { size_bytes: 3, window: 2 };
+        let layout = Layout::new(3, 2);
         let memory = Payload::default().prepare(layout, Place::Host).unwrap();
         let memory = memory.as_slice().unwrap();
         let begin = layout.offset(5);
@@ -261,8 +274,8 @@ mod tests {
     fn memory_is_kept_between_cases() {
         let mut payload = Payload::default();
         for place in [Place::Host, Place::Arena] {
-            let large = payload.prepare(Layout { size_bytes: 1 << 16, window: 4 }, place).unwrap();
-            let small = payload.prepare(Layout { size_bytes: 8, window: 4 }, place).unwrap();
+            let large = payload.prepare(Layout::new(1 << 16, 4), place).unwrap();
+            let small = payload.prepare(Layout::new(8, 4), place).unwrap();
             assert_eq!((large.as_ptr(), large.place()), (small.as_ptr(), place.of_library()));
         }
     }

@@ -35,7 +35,7 @@ const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
 /// Keys of a row that brackets may name; options of the transport join them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "path",
     "from",
     "to",
@@ -44,6 +44,7 @@ const KEYS: [&str; 12] = [
     "frames",
     "streams",
     "window",
+    "buffers",
     "workers",
     "rate",
     "verified",

@@ -337,6 +337,8 @@ pub(crate) struct Case {
     pub(crate) wait: Wait,
     pub(crate) frames: usize,
     pub(crate) window: usize,
+    /// What the messages leave from, in turn, if that is not a window of it.
+    pub(crate) buffers: Option<usize>,
     /// All that move data.
     pub(crate) workers: usize,
     /// Messages a second, in an open loop.
@@ -348,7 +350,8 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn layout(&self) -> Layout {
-        Layout { size_bytes: self.size.0, window: self.window }
+        let layout = Layout::new(self.size.0, self.window);
+        Layout { buffers: self.buffers.unwrap_or(layout.buffers), ..layout }
     }
 
     pub(crate) fn cargo(&self) -> Cargo {

@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn warm_and_fresh_messages_pass_the_receivers_check() {
-        let layout = Layout { size_bytes: 1000, window: 4 };
+        let layout = Layout::new(1000, 4);
         for (frames, from) in [(1, Place::Host), (3, Place::Host), (1, Place::Arena), (3, Place::Arena)] {
             let places = Places { from, to: Place::Host };
             let cargo = Cargo { layout, frames, check: Check::Whole, places };

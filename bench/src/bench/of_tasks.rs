@@ -30,6 +30,7 @@ pub(super) fn expand(
         wait,
         frames: 1,
         window,
+        buffers: None,
         workers,
         rate: None,
         check: Check::Edges,

@@ -72,6 +72,10 @@ pub(crate) struct Options {
     /// that are submitted at once; blocks of a shuffle, and parts of each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub(crate) window: Option<u32>,
+    /// Messages' worth of memory that the messages in flight leave from, in turn; by default a window of it. 1 is what
+    /// ucx_perftest and fi_pingpong do: what is short then stays in the sender's cache
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    pub(crate) buffers: Option<u32>,
     /// How many send at once: to one receiver in incast, to each other in alltoall (with --connect, also to and from the one
     /// there); by default 4. Workers of the pattern tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]

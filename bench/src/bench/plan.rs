@@ -95,6 +95,12 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
             "--window means nothing to the patterns latency and connect: one is in flight",
         ));
     }
+    let of_tasks_or_alone = |pattern: &Pattern| pattern.is_of_tasks() || !takes_window(options, *pattern);
+    if options.buffers.is_some() && patterns.iter().all(of_tasks_or_alone) {
+        return Err(Failure::usage(
+            "--buffers means nothing to the patterns latency, connect, tasks and shuffle: no messages share a window there",
+        ));
+    }
     if options.frames.is_some() && !patterns.iter().any(|pattern| pattern.takes_frames()) {
         return Err(Failure::usage(
             "--frames means nothing to the patterns get and put: they move one range",
@@ -156,6 +162,7 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
                         wait,
                         frames,
                         window,
+                        buffers: buffers(options, pattern, window),
                         workers,
                         rate: options.rate,
                         check: check(options, pattern),
@@ -220,6 +227,12 @@ fn check(options: &Options, pattern: Pattern) -> Check {
 /// A schedule may have more than one message in flight in every pattern.
 fn takes_window(options: &Options, pattern: Pattern) -> bool {
     pattern.takes_window() || options.rate.is_some()
+}
+
+/// What messages leave from, where that is less than a window of it.
+fn buffers(options: &Options, pattern: Pattern, window: usize) -> Option<usize> {
+    let asked = options.buffers.filter(|_| takes_window(options, pattern)).map(|buffers| buffers as usize);
+    asked.filter(|buffers| *buffers < window)
 }
 
 /// Messages in flight of each of `flows`.
@@ -348,6 +361,14 @@ pub(super) mod tests {
         );
         assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
         assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
+        let buffers =
+            |line| -> Vec<Option<usize>> { cases(line).unwrap().iter().map(|case| case.buffers).collect() };
+        assert_eq!(buffers("--pattern latency,bandwidth --size 8 --buffers 1"), [None, Some(1)]);
+        assert_eq!(buffers("--pattern bandwidth --size 16M,64M --buffers 4"), [Some(4), None]);
+        for pattern in ["latency", "connect", "tasks", "shuffle"] {
+            let refused = cases(&format!("--pattern {pattern} --buffers 1")).unwrap_err();
+            assert!(refused.contains("--buffers means nothing"), "{refused}");
+        }
         assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames means nothing"));
     }
 

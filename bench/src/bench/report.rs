@@ -42,6 +42,8 @@ pub(crate) struct Row {
     pub(crate) frames: usize,
     pub(crate) streams: u32,
     pub(crate) window: usize,
+    /// Messages' worth of memory that they leave from, if not a window of it.
+    pub(crate) buffers: Option<usize>,
     pub(crate) workers: usize,
     /// Messages a second asked for, in an open loop.
     pub(crate) rate: Option<u32>,
@@ -108,6 +110,7 @@ impl Row {
             frames: case.frames,
             streams: case.transport.streams(),
             window: case.window,
+            buffers: case.buffers,
             workers: case.workers,
             rate: case.rate,
             samples: 0,
@@ -391,6 +394,7 @@ pub(crate) mod tests {
             wait: Wait::Adaptive,
             frames: 1,
             window: 16,
+            buffers: None,
             workers: pattern.workers(1, false),
             rate: None,
             check: Check::Edges,
@@ -434,6 +438,7 @@ pub(crate) mod tests {
             "frames",
             "streams",
             "window",
+            "buffers",
             "workers",
             "rate",
             "samples",

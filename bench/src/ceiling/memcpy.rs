@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn copies_have_a_rate_and_stay_inside() {
         for (size_bytes, window) in [(8, 1), (100, 7), (65_536, 16)] {
-            let layout = Layout { size_bytes, window };
+            let layout = Layout::new(size_bytes, window);
             let source = Payload::default().prepare(layout, Place::Host).unwrap();
             let source = source.as_slice().unwrap();
             let ceiling = Landing::default().measure(layout, source, Duration::from_millis(2));

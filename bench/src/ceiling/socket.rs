@@ -364,10 +364,10 @@ mod tests {
     fn both_ways_of_waiting_move_every_size() {
         for (spin, tls) in [(false, false), (true, false), (false, true), (true, true)] {
             for (size_bytes, window) in [(8, 256), (1, 1), (100, 3), (65_537, 4)] {
-                let layout = Layout { size_bytes, window };
+                let layout = Layout::new(size_bytes, window);
                 assert!(run(layout, false, spin, tls).gb_per_s.is_some_and(|rate| rate > 0.0), "{layout:?}");
             }
-            let latency = run(Layout { size_bytes: 8, window: 1 }, true, spin, tls);
+            let latency = run(Layout::new(8, 1), true, spin, tls);
             assert!(latency.p50_us.is_some_and(|time| time > 0.0));
         }
     }
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn confirmations_that_come_at_once_are_no_speed() {
         for spin in [false, true] {
-            let layout = Layout { size_bytes: 8 << 20, window: 4 };
+            let layout = Layout::new(8 << 20, 4);
             let course = Course { layout, ping_pong: false, spin, tls: false, duration_ms: 1 };
             assert!(measure(course).gb_per_s.is_some_and(|rate| rate < 100.0));
         }
@@ -383,13 +383,8 @@ mod tests {
 
     #[test]
     fn a_stranger_is_turned_away() {
-        let course = Course {
-            layout: Layout { size_bytes: 8, window: 1 },
-            ping_pong: true,
-            spin: false,
-            tls: false,
-            duration_ms: 10,
-        };
+        let course =
+            Course { layout: Layout::new(8, 1), ping_pong: true, spin: false, tls: false, duration_ms: 10 };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::scope(|scope| {

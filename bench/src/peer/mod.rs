@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn requests_and_answers_survive_the_trip() {
-        let layout = Layout { size_bytes: 8, window: 2 };
+        let layout = Layout::new(8, 2);
         let places = Places { from: Place::Host, to: Place::Arena };
         let cargo = Cargo { layout, frames: 3, check: Check::Whole, places };
         let course = Course { layout, ping_pong: true, spin: false, tls: true, duration_ms: 5 };

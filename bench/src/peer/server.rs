@@ -327,8 +327,11 @@ pub(crate) fn inspect(message: &Message, cargo: Cargo, expected: u64) -> Result<
 
 /// A request may come from anybody who may connect: it gets at most half of the free memory.
 fn bounded(layout: Layout) -> Result<(), String> {
-    if layout.size_bytes == 0 || layout.window == 0 {
+    if layout.size_bytes == 0 || layout.buffers == 0 {
         return Err("a layout of nothing".to_owned());
+    }
+    if layout.buffers > layout.window {
+        return Err(format!("{} buffers for a window of {} messages", layout.buffers, layout.window));
     }
     let limit = fingerprint::memory_bytes("MemAvailable").unwrap_or(1 << 30) / 2;
     let room =
@@ -389,7 +392,7 @@ mod tests {
 
     #[test]
     fn a_wrong_message_is_noticed() {
-        let layout = Layout { size_bytes: 100, window: 3 };
+        let layout = Layout::new(100, 3);
         let cargo = Cargo { layout, frames: 2, check: Check::Whole, places: Places::default() };
         let verdict = |message: &Message, expected| inspect(message, cargo, expected);
         verdict(&message(layout, 7, 2), 7).unwrap();
@@ -405,9 +408,13 @@ mod tests {
 
     #[test]
     fn greed_is_refused() {
-        bounded(Layout { size_bytes: 8, window: 256 }).unwrap();
+        bounded(Layout::new(8, 256)).unwrap();
+        bounded(Layout { buffers: 1, ..Layout::new(8, 256) }).unwrap();
+        for buffers in [0, 3, usize::MAX] {
+            assert!(bounded(Layout { buffers, ..Layout::new(8, 2) }).is_err(), "{buffers}");
+        }
         for (size_bytes, window) in [(0, 1), (1, 0), (usize::MAX, 2), (1 << 45, 1), (1, 1 << 50)] {
-            assert!(bounded(Layout { size_bytes, window }).is_err(), "{size_bytes} {window}");
+            assert!(bounded(Layout::new(size_bytes, window)).is_err(), "{size_bytes} {window}");
         }
     }
 }

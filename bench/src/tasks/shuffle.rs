@@ -50,7 +50,7 @@ pub(super) fn registry(worker: u32) -> Registry {
 }
 
 fn make(worker: u32, block: u64, parts: usize, part_bytes: usize) -> TaskResult<Vec<Part>> {
-    let layout = Layout { size_bytes: part_bytes, window: parts };
+    let layout = Layout::new(part_bytes, parts);
     let memory = Payload::default().prepare(layout, Place::Host)?;
     let part = |at| {
         let number = block * parts as u64 + at;
@@ -113,7 +113,7 @@ pub(super) async fn repeat(
     };
     let sample = outcome.await.map_err(|failure: Failure| workers.explain(failure))?;
     drop(workers);
-    let layout = Layout { size_bytes: part_bytes, window: blocks };
+    let layout = Layout::new(part_bytes, blocks);
     let memory = Payload::default().prepare(layout, Place::Host)?;
     let (mut copied, duration) = (std::mem::take(landing), pace.ceiling());
     let (copied, memcpy) = blocking(move || {

@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn orders_and_answers_are_a_line_each() {
-        let layout = Layout { size_bytes: 8, window: 2 };
+        let layout = Layout::new(8, 2);
         let cargo = Cargo { layout, frames: 3, check: Check::Whole, places: Places::default() };
         let addresses = vec!["tcp://127.0.0.1:7".to_owned()];
         for order in [

@@ -10,7 +10,7 @@ use super::saved::Times;
 use crate::fingerprint::Fingerprint;
 
 /// What makes two rows the same case. What they measured, and how it was carried, may differ.
-const IDENTITY: [&str; 15] = [
+const IDENTITY: [&str; 16] = [
     "transport",
     "options",
     "pattern",
@@ -22,6 +22,7 @@ const IDENTITY: [&str; 15] = [
     "frames",
     "streams",
     "window",
+    "buffers",
     "workers",
     "rate",
     "verified",
