@@ -43,6 +43,10 @@ const OF_EACH: &[(&str, Check)] = &[
     ("the_same_version_in_another_process_is_a_peer", pairs::the_same_version_in_another_process_is_a_peer),
     ("another_version_is_refused_with_the_reason", pairs::another_version_is_refused_with_the_reason),
     ("a_setting_that_ucx_lacks_is_named", refusals::a_setting_that_ucx_lacks_is_named),
+    (
+        "a_setting_that_ucx_takes_from_the_environment_alone_is_refused",
+        refusals::a_setting_that_ucx_takes_from_the_environment_alone_is_refused,
+    ),
     ("a_value_that_ucx_refuses_is_named", refusals::a_value_that_ucx_refuses_is_named),
     ("ends_without_a_transport_in_common_are_told", refusals::ends_without_a_transport_in_common_are_told),
     ("a_connection_tells_what_carries_it", refusals::a_connection_tells_what_carries_it),

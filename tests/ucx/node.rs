@@ -34,6 +34,8 @@ pub(crate) struct Node {
     context: ucp_context_h,
     worker: ucp_worker_h,
     endpoint: ucp_ep_h,
+    /// The longest header that a message takes.
+    pub(crate) header_len_max: usize,
     /// Where the handler puts what it is told of: on the heap, since UCX has its address.
     arrived: Box<RefCell<Vec<Arrived>>>,
 }
@@ -55,11 +57,11 @@ impl Node {
         meet: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Self {
         let context = context(ucx, settings).unwrap_or_else(|status| panic!("{}", ucx.describe(status)));
-        let worker = worker(ucx, context);
+        let (worker, header_len_max) = worker(ucx, context);
         let arrived = Box::default();
         listen(ucx, worker, &arrived);
         let endpoint = endpoint(ucx, worker, &meet(&address(ucx, worker)));
-        Self { ucx, context, worker, endpoint, arrived }
+        Self { ucx, context, worker, endpoint, header_len_max, arrived }
     }
 
     /// Where others find it.
@@ -268,7 +270,8 @@ pub(crate) fn context(ucx: &Library, settings: &[(&CStr, &CStr)]) -> Result<ucp_
     if status == UCS_OK { Ok(context) } else { Err(status) }
 }
 
-fn worker(ucx: &Library, context: ucp_context_h) -> ucp_worker_h {
+/// A worker, and the longest header that it takes.
+fn worker(ucx: &Library, context: ucp_context_h) -> (ucp_worker_h, usize) {
     let params = ucp_worker_params_t {
         field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
         thread_mode: UCS_THREAD_MODE_SERIALIZED,
@@ -285,7 +288,7 @@ fn worker(ucx: &Library, context: ucp_context_h) -> ucp_worker_h {
     ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
     assert_eq!(about.thread_mode, UCS_THREAD_MODE_SERIALIZED);
     assert!((1024..1 << 20).contains(&about.max_am_header), "{}", about.max_am_header);
-    worker
+    (worker, about.max_am_header)
 }
 
 fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<Arrived>>) {

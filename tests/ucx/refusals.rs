@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use towline::ErrorKind;
+use ucx_sys::Library;
 
 use crate::backend::{SHM, TCP, at, endpoint, pair, run};
 use crate::libraries::Installed;
@@ -31,6 +32,17 @@ fn assert_refused(installed: &Installed, address: &str, kind: ErrorKind, words: 
 pub(crate) fn a_setting_that_ucx_lacks_is_named(installed: &Installed) {
     let address = format!("{TCP}&TYPO=1");
     assert_refused(installed, &address, ErrorKind::Invalid, &["has no setting TYPO", "ucx_info -cf"]);
+}
+
+/// The older one takes what several transports have only for the whole process.
+pub(crate) fn a_setting_that_ucx_takes_from_the_environment_alone_is_refused(installed: &Installed) {
+    let address = format!("{TCP}&TCP_ALLOC=heap");
+    let ucx = Library::open_at(&installed.libucp).unwrap();
+    if ucx.version().minor < 17 {
+        let words = ["TCP_ALLOC", "UCX_TCP_ALLOC=heap in the environment", "1.17"];
+        return assert_refused(installed, &address, ErrorKind::Invalid, &words);
+    }
+    run(async { endpoint(installed).listen(&at(&address)).await.map(drop).unwrap() });
 }
 
 pub(crate) fn a_value_that_ucx_refuses_is_named(installed: &Installed) {

@@ -1,6 +1,8 @@
 //! Which settings there are, which of them have an effect, and what UCX says it uses.
 
-use ucx_sys::{Library, UCS_ERR_INVALID_PARAM, UCS_OK};
+use std::ffi::{CStr, CString};
+
+use ucx_sys::{Library, Setting, UCS_ERR_INVALID_PARAM, UCS_OK};
 
 use crate::config::Config;
 use crate::libraries::Installed;
@@ -17,14 +19,18 @@ pub(crate) fn a_setting_is_known_if_it_can_be_set(installed: &Installed) {
         (c"TCP_TX_SEG_SIZE", c"16k"),
         (c"POSIX_ERROR_HANDLING", c"y"),
         (c"MM_ERROR_HANDLING", c"y"),
-        (c"TCP_CM_REUSEADDR", c"y"),
+        (c"CM_REUSEADDR", c"y"),
     ];
     for (name, value) in of_all {
-        assert!(ucx.knows_setting(name.to_str().unwrap()), "{name:?}");
-        assert_eq!(config.set(name, value), UCS_OK, "{name:?}");
+        if let Some(name) = taken_as(ucx, name) {
+            assert_eq!(config.set(&name, value), UCS_OK, "{name:?}");
+        }
+    }
+    for (name, expected) in [(c"TLS", c"TLS"), (c"MM_ERROR_HANDLING", c"MM_ERROR_HANDLING")] {
+        assert_eq!(taken_as(ucx, name).as_deref(), Some(expected));
     }
     for name in ["", "TCP", "NO_SUCH_SETTING", "UCX_TLS", "tls", "LOG_FILE", "MEM_EVENTS", "ERROR_SIGNALS"] {
-        assert!(!ucx.knows_setting(name), "{name}");
+        assert_eq!(ucx.setting(name), Setting::Unknown, "{name}");
     }
     assert_eq!(config.set(c"RNDV_THRESH", c"much"), UCS_ERR_INVALID_PARAM);
     // What asking first is for.
@@ -52,6 +58,23 @@ pub(crate) fn a_setting_of_a_transport_has_its_effect(installed: &Installed) {
     assert!(in_use(c"y").contains(&"posix/memory".to_owned()));
     // A value that does not parse is as none.
     assert_eq!(in_use(c"perhaps"), ["tcp/lo"]);
+    // The longest header follows from the length of a segment.
+    let header_len_max = |segment_len| {
+        let name = taken_as(ucx, c"TCP_TX_SEG_SIZE").unwrap();
+        let tcp = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo"), (&*name, segment_len)];
+        Node::with(ucx, &tcp).header_len_max
+    };
+    let [short, long] = [c"4k", c"32k"].map(header_len_max);
+    assert!(short < 4 << 10 && long > 16 << 10, "{short} {long}");
+}
+
+/// What a setting is called where it is set by name; nothing where it cannot be.
+fn taken_as(ucx: &Library, name: &CStr) -> Option<CString> {
+    match ucx.setting(name.to_str().unwrap()) {
+        Setting::Named(name) => Some(CString::new(name).unwrap()),
+        Setting::OfProcess => None,
+        Setting::Unknown => panic!("{name:?} is unknown"),
+    }
 }
 
 fn sorted(mut names: Vec<String>) -> Vec<String> {

@@ -19,6 +19,9 @@ const TCP: [(&str, &str); 2] = [("TLS", "tcp"), ("NET_DEVICES", "lo")];
 /// Every way that it has between processes of one host.
 const SHARED_MEMORY: [(&str, &str); 1] = [("TLS", "shm")];
 
+/// What ours tells UCX for speed alone.
+const FOR_SPEED: &str = "TCP_RX_SEG_SIZE";
+
 #[derive(Debug)]
 pub(super) struct UcxPerftest;
 
@@ -43,8 +46,9 @@ impl Tool for UcxPerftest {
 
     fn session(&self, job: &Job<'_>) -> Result<Session, String> {
         let is_ucx = job.path == "ucx";
+        let (told, untold) = if is_ucx { as_ours(job.transport)? } else { Default::default() };
         let environment = match job.path {
-            "ucx" => as_ours(job.transport)?,
+            "ucx" => environment(told),
             "shm" => environment(SHARED_MEMORY),
             _ => job.over_tcp().map(|()| environment(TCP))?,
         };
@@ -60,6 +64,9 @@ impl Tool for UcxPerftest {
         let mut note = "the same buffer again and again at either end".to_owned();
         if test.starts_with("ucp_am") {
             note.push_str("; what comes eagerly is not kept");
+        }
+        for (name, value) in untold {
+            note.push_str(&format!("; without our {name}={value}"));
         }
         // Ours hears of a lost peer: so shall its endpoints, since that rules some ways out.
         let peer_errors = if is_ucx { " -e" } else { "" };
@@ -113,14 +120,20 @@ impl Tool for UcxPerftest {
     }
 }
 
-/// What UCX is told for ours.
-fn as_ours(transport: &Transport) -> Result<Vec<(String, String)>, String> {
+/// Settings of UCX, by name.
+type Settings = Vec<(String, String)>;
+
+/// What UCX is told for ours that decides what carries the bytes, and what only makes ours faster: that is the peer's too where the
+/// address says it.
+fn as_ours(transport: &Transport) -> Result<(Settings, Settings), String> {
     let told = |error: towline::Error| error.to_string();
     let address: Address = transport.local_address().parse().map_err(told)?;
-    Ucx::default().settings(&address).map(environment).map_err(told)
+    let settings = Ucx::default().settings(&address).map_err(told)?;
+    let is_told = |(name, _): &(String, String)| name != FOR_SPEED || transport.options.contains_key(name);
+    Ok(settings.into_iter().partition(is_told))
 }
 
-/// Settings of UCX as variables.
+/// Settings as variables.
 fn environment<S: Into<String>>(settings: impl IntoIterator<Item = (S, S)>) -> Vec<(String, String)> {
     let variable = |(name, value): (S, S)| (format!("{UCX_PREFIX}{}", name.into()), value.into());
     settings.into_iter().map(variable).collect()
@@ -210,6 +223,8 @@ mod tests {
         assert_eq!(latency.server.join(" "), "ucx_perftest -p 7000 -e");
         assert_eq!(latency.completion, Completion::Receiver);
         assert!(latency.note.contains("eagerly"), "{}", latency.note);
+        assert!(latency.note.contains("; without our TCP_RX_SEG_SIZE=256k"), "{}", latency.note);
+        assert!(!latency.environment.iter().any(|(name, _)| name == "UCX_TCP_RX_SEG_SIZE"));
         let bandwidth = asked(Pattern::Bandwidth).unwrap();
         assert!(
             bandwidth.client.join(" ").ends_with("-t ucp_am_bw -s 8 -n 1000 -w 100 -E poll -v -f -e -O 16")

@@ -46,6 +46,7 @@ mod version;
 pub use bindings::*;
 pub use library::Library;
 pub use posted::Posted;
+pub use settings::Setting;
 pub use text::text_of;
 pub use unavailable::Unavailable;
 pub use version::Version;

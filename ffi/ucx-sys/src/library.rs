@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "what is called is C")]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::ffi::{CStr, c_int, c_uint};
 use std::fmt;
@@ -15,6 +15,7 @@ use libloading::os::unix::{Library as Handle, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 use crate::loaded::{Choice, choose, folder, libucp, loaded, no_two_copies};
 use crate::log;
+use crate::settings::Setting;
 use crate::signals::Signals;
 use crate::unavailable::Unavailable;
 use crate::version::Version;
@@ -29,8 +30,8 @@ pub struct Library {
     functions: Functions,
     path: PathBuf,
     version: Version,
-    /// The names of all settings, once somebody asked; nothing where they cannot be listed.
-    pub(crate) settings: OnceLock<Option<BTreeSet<String>>>,
+    /// How each setting is set, by its name, once somebody asked; nothing where they cannot be listed.
+    pub(crate) settings: OnceLock<Option<BTreeMap<String, Setting>>>,
 }
 
 impl Library {

@@ -1,8 +1,9 @@
-//! Which settings there are: 1.13 to 1.20.0 accept one that does not exist without a word, and it has no effect.
+//! Which settings there are, and by which name one is set: 1.13 to 1.20.0 accept one that does not exist without a word, and up to
+//! 1.16 one of a transport by its full name, and it has no effect.
 
 #![expect(unsafe_code, reason = "what is called is C")]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_void};
 use std::ptr;
 
@@ -24,20 +25,37 @@ const FLAGS: ucs_config_print_flags_t =
     UCS_CONFIG_PRINT_CONFIG | UCS_CONFIG_PRINT_HEADER | UCS_CONFIG_PRINT_DOC;
 /// Words in the headings of tables that are read once, when the library is loaded.
 const READ_ONLY: [&str; 2] = ["read-only", "UCM configuration"];
+/// And what those of the tables that are of no transport begin with.
+const GENERAL: [&str; 2] = ["# UCS ", "# UCP "];
+
+/// How a setting reaches UCX.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// `ucp_config_modify` takes it by this name.
+    Named(String),
+    /// Only from the environment, as the whole process has it: by name it would not mean this transport alone.
+    OfProcess,
+    /// This UCX has none of that name.
+    Unknown,
+}
 
 impl Library {
-    /// Whether `ucp_config_modify` knows a setting of this name, which is without `UCX_`: one of `ucp`'s own, or of a transport
-    /// that this UCX has. Not one that is read only when UCX is loaded (`LOG_FILE`, `MEM_EVENTS`), nor one that is deprecated. Of a
-    /// version newer than those tried it says that it knows all: there `ucp_config_modify` itself refuses what is none.
+    /// How the setting of this name, which is without `UCX_`, is set: one of `ucp`'s own, or of a transport that this UCX has. Unknown
+    /// is also what is read only when UCX is loaded (`LOG_FILE`, `MEM_EVENTS`), or deprecated. Of a version newer than those tried it
+    /// says that it knows all: there `ucp_config_modify` itself refuses what is none.
     ///
     /// A value of a transport's setting (`TCP_TX_SEG_SIZE`) that does not parse is accepted by `ucp_config_modify`, and has no effect.
     #[must_use]
-    pub fn knows_setting(&self, name: &str) -> bool {
+    pub fn setting(&self, name: &str) -> Setting {
         let settings = self.settings.get_or_init(|| {
             let handle = handle(self.path(), RTLD_NOLOAD).ok()?;
-            Some(names(&listing(&handle, self.version())?))
+            let tables = tables(&listing(&handle, self.version())?);
+            Some(settings(&tables, self.version() >= Version::TAKES_FULL_NAMES))
         });
-        settings.as_ref().is_none_or(|settings| settings.contains(name))
+        match settings {
+            None => Setting::Named(name.to_owned()),
+            Some(settings) => settings.get(name).cloned().unwrap_or(Setting::Unknown),
+        }
     }
 }
 
@@ -74,25 +92,74 @@ fn listing(handle: &Handle, version: Version) -> Option<String> {
     Some(text_of(|file| unsafe { print(file, PREFIX.as_ptr(), FLAGS, tables, ptr::null()) }))
 }
 
-/// The names in a listing: each setting's, and what it is called in the tables that it inherits from (`POSIX_ERROR_HANDLING` is
-/// also `MM_ERROR_HANDLING`).
-fn names(listing: &str) -> BTreeSet<String> {
-    let mut names = BTreeSet::new();
-    let mut is_read_only = false;
+/// One table of a listing.
+#[derive(Debug, Default)]
+struct Table {
+    /// It is of no transport: its names have no beginning of their own.
+    is_general: bool,
+    /// Its settings, and whether there is one like it for several tables.
+    own: Vec<(String, bool)>,
+    /// What some of them are called in the tables that they inherit from (`POSIX_ERROR_HANDLING` is also `MM_ERROR_HANDLING`).
+    inherited: Vec<String>,
+}
+
+/// The tables in a listing, but for those that are read once.
+fn tables(listing: &str) -> Vec<Table> {
+    let mut tables = vec![Table::default()];
+    let (mut is_read_only, mut inherits) = (false, false);
+    let name = |text: &str| text.trim().strip_prefix(PREFIX).map(str::to_owned);
     for line in listing.lines() {
         if line.starts_with("# ") && line.ends_with(" configuration") {
             is_read_only = READ_ONLY.iter().any(|words| line.contains(words));
+            let is_general = GENERAL.iter().any(|words| line.starts_with(words));
+            tables.push(Table { is_general, ..Table::default() });
         }
-        let found = match line.strip_prefix("# inherits:") {
-            Some(parents) => parents,
-            None => line.split_once('=').map_or("", |(name, _)| name),
-        };
-        if !is_read_only {
-            let found = found.split(',').filter_map(|name| name.trim().strip_prefix(PREFIX));
-            names.extend(found.map(str::to_owned));
+        let Some(table) = tables.last_mut().filter(|_| !is_read_only) else { continue };
+        if let Some(parents) = line.strip_prefix("# inherits:") {
+            table.inherited.extend(parents.split(',').filter_map(name));
+            inherits = true;
+        } else if let Some(own) = line.split_once('=').and_then(|(left, _)| name(left)) {
+            table.own.push((own, std::mem::take(&mut inherits)));
         }
     }
-    names
+    tables
+}
+
+/// How each setting is set: by the name that it has, or, before UCX takes the full names of a transport's, by what it is called
+/// within the table, if that is in no other.
+fn settings(tables: &[Table], takes_full_names: bool) -> BTreeMap<String, Setting> {
+    let shorts = tables.iter().flat_map(|table| {
+        let beginning = beginning(&table.own);
+        table.own.iter().map(move |(name, _)| &name[beginning..])
+    });
+    let inherited = || tables.iter().flat_map(|table| &table.inherited);
+    let shorts: Vec<&str> = shorts.chain(inherited().map(String::as_str)).collect();
+    let is_alone = |short: &str| shorts.iter().filter(|known| **known == short).count() == 1;
+    let mut settings = BTreeMap::new();
+    for table in tables {
+        let beginning = beginning(&table.own);
+        for (name, is_inherited) in &table.own {
+            let is_own = |short: &&str| beginning > 0 && !is_inherited && is_alone(short);
+            let short = Some(&name[beginning..]).filter(is_own);
+            let setting = match short {
+                _ if takes_full_names || table.is_general => Setting::Named(name.clone()),
+                Some(short) => Setting::Named(short.to_owned()),
+                None => Setting::OfProcess,
+            };
+            settings.insert(name.clone(), setting);
+        }
+    }
+    settings.extend(inherited().map(|name| (name.clone(), Setting::Named(name.clone()))));
+    settings
+}
+
+/// The length of what all names of a table begin with (`TCP_`); 0 where one name alone does not tell.
+fn beginning(own: &[(String, bool)]) -> usize {
+    let Some(((first, _), others @ [_, ..])) = own.split_first() else { return 0 };
+    let common =
+        |name: &str| first.bytes().zip(name.bytes()).take_while(|(left, right)| left == right).count();
+    let common = others.iter().map(|(name, _)| common(name)).min().unwrap_or(0);
+    first[..common].rfind('_').map_or(0, |end| end + 1)
 }
 
 #[cfg(test)]
@@ -121,9 +188,49 @@ UCX_POSIX_ERROR_HANDLING=n
 UCX_POSIX_OLD (deprecated)
 UCX_NET_DEVICES=all,UCX_TLS=x
 ";
-        let expected = ["MM_ERROR_HANDLING", "NET_DEVICES", "POSIX_ERROR_HANDLING", "SM_ERROR_HANDLING"]
-            .map(str::to_owned);
-        assert_eq!(names(listing), BTreeSet::from(expected));
-        assert_eq!(names(""), BTreeSet::new());
+        let names = |listing| settings(&tables(listing), true).into_keys().collect::<Vec<_>>();
+        assert_eq!(
+            names(listing),
+            ["MM_ERROR_HANDLING", "NET_DEVICES", "POSIX_ERROR_HANDLING", "SM_ERROR_HANDLING"]
+        );
+        assert_eq!(names(""), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_one_transports_alone_goes_by_its_short_name_before_full_ones_are_taken() {
+        let listing = "\
+# UCP context configuration
+UCX_TLS=all
+UCX_TX_RATIO=1
+# tcp transport configuration
+# inherits:  UCX_ALLOC
+UCX_TCP_ALLOC=heap
+UCX_TCP_RX_SEG_SIZE=64K
+UCX_TCP_TX_RATIO=2
+UCX_TCP_MAX_POLL=16
+# TCP memory domain configuration
+UCX_TCP_AF_PRIO=inet
+# ud transport configuration
+UCX_UD_MAX_POLL=16
+UCX_UD_TX_LEN=2
+";
+        let named = |name: &str| Some(Setting::Named(name.to_owned()));
+        let [old, new] = [false, true].map(|takes_full_names| settings(&tables(listing), takes_full_names));
+        for (name, expected) in [
+            ("TLS", named("TLS")),
+            ("ALLOC", named("ALLOC")),
+            ("TCP_ALLOC", Some(Setting::OfProcess)),
+            ("TCP_RX_SEG_SIZE", named("RX_SEG_SIZE")),
+            ("TX_RATIO", named("TX_RATIO")),
+            ("TCP_TX_RATIO", Some(Setting::OfProcess)),
+            ("TCP_MAX_POLL", Some(Setting::OfProcess)),
+            ("UD_MAX_POLL", Some(Setting::OfProcess)),
+            ("TCP_AF_PRIO", Some(Setting::OfProcess)),
+            ("UD_TX_LEN", named("TX_LEN")),
+            ("RX_SEG_SIZE", None),
+        ] {
+            assert_eq!(old.get(name), expected.as_ref(), "{name}");
+            assert_eq!(new.get(name).cloned(), expected.and_then(|_| named(name)), "{name}");
+        }
     }
 }

@@ -19,6 +19,8 @@ impl Version {
     pub const OLDEST: Self = Self::new(1, 13, 0);
     /// The newest, without its releases, that the tests have run with.
     pub const NEWEST_PROVEN: Self = Self::new(1, 22, 0);
+    /// The first that takes a transport's setting by its full name.
+    pub(crate) const TAKES_FULL_NAMES: Self = Self::new(1, 17, 0);
     /// The first that lists some of its settings if it is asked to.
     pub(crate) const FILTERS_SETTINGS: Self = Self::new(1, 19, 0);
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ucx_sys::*;
 
 use super::gate::Gate;
+use super::settings::name_for;
 use super::status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
@@ -93,7 +94,7 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
         let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
         let no_text = |_| invalid(format!("{name}={value}: a zero byte is in it"));
         let (name_c, value_c) =
-            (CString::new(&**name).map_err(no_text)?, CString::new(&**value).map_err(no_text)?);
+            (CString::new(name_for(ucx, name)).map_err(no_text)?, CString::new(&**value).map_err(no_text)?);
         // SAFETY: L1: the configuration was read above; L2: both are read during the call.
         let status = unsafe { ucx.ucp_config_modify(config, name_c.as_ptr(), value_c.as_ptr()) };
         if status == UCS_OK {

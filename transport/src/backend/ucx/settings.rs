@@ -1,26 +1,43 @@
 //! What UCX is told where nobody says otherwise, and what an address may tell it.
 
-use ucx_sys::Library;
+use ucx_sys::{Library, Setting};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Ours, and why. What the user has in the environment, or in the address, wins.
-const DEFAULTS: [(&str, &str); 2] = [
+/// Ours, and why. What the user has in the environment, or in the address, wins. Those of some transports are left out where `TLS`
+/// names none of these: UCX warns of a setting that nothing reads.
+const DEFAULTS: [(&str, &str, Option<&[&str]>); 3] = [
+    // What a socket gives at once: a parcel of 64 KiB fits with its headers, and a longer one takes a quarter of the calls.
+    ("TCP_RX_SEG_SIZE", "256k", Some(&["all", "tcp"])),
     // Endpoints that report a lost peer may use shared memory all the same; a lost peer is told by the control stream.
-    ("MM_ERROR_HANDLING", "y"),
+    ("MM_ERROR_HANDLING", "y", Some(&["all", "sm", "shm", "mm", "posix", "sysv"])),
     // The control stream tells of a silent peer, in a stated time.
-    ("KEEPALIVE_INTERVAL", "inf"),
+    ("KEEPALIVE_INTERVAL", "inf", None),
 ];
 
-/// The names of transports that `MM_ERROR_HANDLING` is about; UCX warns of a setting that nothing reads.
-const SHARED: [&str; 6] = ["all", "sm", "shm", "mm", "posix", "sysv"];
-
-/// Refuses a setting that this UCX has not got, which some versions accept without effect.
+/// Refuses a setting that this UCX has not got, or cannot be told by name, which some versions accept without effect.
 pub(super) fn check(ucx: &Library, settings: &[(String, String)]) -> Result<()> {
-    let Some((name, _)) = settings.iter().find(|(name, _)| !ucx.knows_setting(name)) else { return Ok(()) };
-    let why =
-        format!("UCX {} has no setting {name}: `ucx_info -cf` lists them, as UCX_{name}", ucx.version());
-    Err(Error::new(ErrorKind::Invalid, why))
+    let version = ucx.version();
+    settings.iter().try_for_each(|(name, value)| {
+        let why = match ucx.setting(name) {
+            Setting::Named(_) => return Ok(()),
+            Setting::OfProcess => format!(
+                "UCX {version} has no {name} for one endpoint: say UCX_{name}={value} in the environment, or use UCX 1.17 or later"
+            ),
+            Setting::Unknown => {
+                format!("UCX {version} has no setting {name}: `ucx_info -cf` lists them, as UCX_{name}")
+            }
+        };
+        Err(Error::new(ErrorKind::Invalid, why))
+    })
+}
+
+/// What this UCX calls a setting where it is told by name.
+pub(super) fn name_for(ucx: &Library, name: &str) -> String {
+    match ucx.setting(name) {
+        Setting::Named(name) => name,
+        Setting::OfProcess | Setting::Unknown => name.to_owned(),
+    }
 }
 
 /// Settings for a context: the defaults, but for those that somebody chose, and those of the address. `environment` tells what
@@ -31,11 +48,13 @@ pub(super) fn with_defaults(
 ) -> Vec<(String, String)> {
     let given = |name: &str| settings.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
     let chosen = |name: &str| given(name).or_else(|| environment(name));
-    let is_shared = |name: &str| SHARED.contains(&name.trim_start_matches('^'));
-    let shares = chosen("TLS").is_none_or(|tls| tls.split(',').any(is_shared));
-    let defaults = DEFAULTS.iter().filter(|(name, _)| chosen(name).is_none());
-    let defaults = defaults.filter(|(name, _)| shares || *name != "MM_ERROR_HANDLING");
-    let defaults = defaults.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let transports = chosen("TLS").filter(|names| !names.starts_with('^'));
+    let is_read = |readers: Option<&[&str]>| {
+        let (Some(readers), Some(names)) = (readers, &transports) else { return true };
+        names.split(',').any(|name| readers.contains(&name))
+    };
+    let defaults = DEFAULTS.iter().filter(|(name, _, readers)| chosen(name).is_none() && is_read(*readers));
+    let defaults = defaults.map(|(name, value, _)| ((*name).to_owned(), (*value).to_owned()));
     defaults.chain(settings.iter().cloned()).collect()
 }
 
@@ -56,17 +75,22 @@ mod tests {
 
     #[test]
     fn what_the_user_has_in_the_environment_is_left_to_ucx() {
-        assert_eq!(settled(&[], &[]), ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"]);
-        assert_eq!(settled(&[("KEEPALIVE_INTERVAL", "5s")], &[]), ["MM_ERROR_HANDLING=y"]);
-        assert_eq!(settled(&[("MM_ERROR_HANDLING", "n")], &[]), ["KEEPALIVE_INTERVAL=inf"]);
-        assert_eq!(settled(&[("TLS", "tcp")], &[]), ["KEEPALIVE_INTERVAL=inf"], "nothing is shared");
+        let [segment, shared, keepalive] =
+            ["TCP_RX_SEG_SIZE=256k", "MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"];
+        assert_eq!(settled(&[], &[]), [segment, shared, keepalive]);
+        assert_eq!(settled(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [segment, shared]);
+        assert_eq!(settled(&[("MM_ERROR_HANDLING", "n")], &[]), [segment, keepalive]);
+        assert_eq!(settled(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [shared, keepalive]);
+        assert_eq!(settled(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
+        assert_eq!(settled(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
+        assert_eq!(settled(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
     }
 
     #[test]
     fn what_is_in_the_address_wins() {
         let of_address = settled(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
-        assert_eq!(of_address, ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
+        assert_eq!(of_address[1..], ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
         assert_eq!(settled(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
-        assert_eq!(settled(&[("TLS", "all")], &[("TLS", "tcp")]), ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
+        assert_eq!(settled(&[("TLS", "all")], &[("TLS", "tcp")])[1..], ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
     }
 }
