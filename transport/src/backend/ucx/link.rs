@@ -114,10 +114,11 @@ impl Held {
         }
     }
 
-    /// Whether the peer said hello; otherwise lets UCX move.
+    /// Whether the peer said hello and ours, if any, has left; otherwise lets UCX move. Over `rc` the way of ours may still be
+    /// made when the peer's has come, and nobody else polls until this end is open.
     pub(super) fn is_greeted(&mut self, session: &mut Session) -> Result<bool> {
         self.progress(session)?;
-        Ok(self.greeted)
+        Ok(self.greeted && self.engine.is_quiet())
     }
 
     /// Lets UCX move, and sees to all that happened; whether anything did.
