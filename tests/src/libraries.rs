@@ -4,6 +4,8 @@ use std::env;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use crate::provided;
+
 /// A UCX on this machine.
 #[derive(Debug)]
 pub struct Installed {
@@ -56,8 +58,6 @@ const LIBUCP: &str = "lib/libucp.so.0";
 
 /// The folder of the wheel that `xtask/src/wheel.rs` fetches.
 fn wheel() -> Result<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package of a workspace");
-    let target = env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-    let wheel = root.join(target).join("libucx-cu12-1.22.0/libucx");
+    let wheel = provided::folder("libucx-cu12-1.22.0/libucx");
     if wheel.join(LIBUCP).is_file() { Ok(wheel) } else { Err(format!("{} was not fetched", wheel.display())) }
 }

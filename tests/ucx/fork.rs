@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use towline::{Endpoint, ErrorKind};
 use towline_tests::forked::Forked;
 
-use crate::backend::{SHM, TCP, assert_goes_on, endpoint, pair, run};
 use crate::libraries::Installed;
+use crate::over_ucx::{SHM, TCP, assert_goes_on, endpoint, pair, run};
 use crate::polls::block_on;
 
 /// Long before any time-out would end it.

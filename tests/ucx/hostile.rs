@@ -11,13 +11,13 @@ use towline::backend::ucx::Ucx;
 use towline::{Connection, Endpoint, ErrorKind};
 use ucx_sys::{Library, UCP_AM_SEND_FLAG_RNDV};
 
-use crate::backend::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::liar::{
     Door, HELLO, Liar, MEASURE, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, card_of,
     propose,
 };
 use crate::libraries::Installed;
 use crate::node::Node;
+use crate::over_ucx::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::polls::within;
 use crate::wire::{announcement, hand, parcel, record};
 

@@ -17,10 +17,10 @@ use towline::backend::tcp::Tcp;
 use towline::backend::ucx::Ucx;
 use towline::{CandidateState, Connection, Endpoint};
 
-use crate::backend::{assert_echoes, assert_goes_on, at, meet, run};
+use crate::echoing::Server;
 use crate::libraries::Installed;
 use crate::need;
-use crate::pairs::Server;
+use crate::over_ucx::{assert_echoes, assert_goes_on, at, meet, run};
 use crate::polls::soon;
 
 /// What this process does there: `serve`, `serve tcp`, or an address to connect to.

@@ -1,7 +1,6 @@
 //! The bindings to UCX and the backend over them, with an old and a new one, each claim in a process of its own: a process opens one UCX, once.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod backend;
 mod child;
 mod complaints;
 mod config;
@@ -20,7 +19,7 @@ mod settings;
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Trial};
-use towline_tests::{libraries, need, polls, wire};
+use towline_tests::{echoing, libraries, need, over_ucx, polls, wire};
 
 use child::{Check, Claim};
 
@@ -73,7 +72,7 @@ fn main() -> ExitCode {
     if let Some(outcome) = hosts::run_if_asked() {
         return outcome;
     }
-    if let Some(outcome) = pairs::serve_if_asked() {
+    if let Some(outcome) = echoing::serve_if_asked() {
         return outcome;
     }
     let of_each = OF_EACH.iter().map(|(name, check)| (*name, Claim::OfEach(*check)));

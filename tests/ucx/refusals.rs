@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use towline::ErrorKind;
 use ucx_sys::Library;
 
-use crate::backend::{SHM, TCP, at, endpoint, pair, run};
 use crate::libraries::Installed;
+use crate::over_ucx::{SHM, TCP, at, endpoint, pair, run};
 use crate::polls::soon;
 
 /// Long before any time-out would end it.

@@ -1,4 +1,5 @@
 //! Endpoints over one UCX, and connections of them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::future::Future;
 use std::path::Path;
@@ -10,32 +11,40 @@ use towline::{Address, Builder, Connection, Endpoint, Listener, Message};
 use crate::libraries::Installed;
 use crate::polls::soon;
 
-pub(crate) const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
-pub(crate) const SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
+/// Over loopback.
+pub const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
+/// Over shared memory.
+pub const SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
 
 /// Two connected ends, and what they came from.
-pub(crate) struct Pair {
+#[derive(Debug)]
+pub struct Pair {
     /// The connecting end.
-    pub(crate) a: Connection,
+    pub a: Connection,
     /// The accepting end.
-    pub(crate) b: Connection,
-    pub(crate) listener: Listener,
+    pub b: Connection,
+    /// Where the latter listens.
+    pub listener: Listener,
 }
 
-pub(crate) fn builder(installed: &Installed) -> Builder {
+/// An endpoint to be, over that UCX alone.
+pub fn builder(installed: &Installed) -> Builder {
     builder_with(&installed.libucp)
 }
 
 /// One over the UCX of this file.
-pub(crate) fn builder_with(libucp: &Path) -> Builder {
+pub fn builder_with(libucp: &Path) -> Builder {
     Endpoint::builder().backends(vec![Arc::new(Ucx::default().library(libucp))])
 }
 
-pub(crate) fn endpoint(installed: &Installed) -> Endpoint {
+/// An endpoint over that UCX alone.
+#[must_use]
+pub fn endpoint(installed: &Installed) -> Endpoint {
     builder(installed).build().unwrap()
 }
 
-pub(crate) async fn pair(installed: &Installed, address: &str) -> Pair {
+/// Two endpoints that meet at that address.
+pub async fn pair(installed: &Installed, address: &str) -> Pair {
     let (near, far) = (endpoint(installed), endpoint(installed));
     let listener = far.listen(&at(address)).await.unwrap();
     let (a, b) = meet(&near, &listener).await;
@@ -43,21 +52,23 @@ pub(crate) async fn pair(installed: &Installed, address: &str) -> Pair {
 }
 
 /// One more connection from `near` to `listener`: the connecting end, and the accepting one.
-pub(crate) async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
+pub async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
     let both = async { tokio::join!(near.connect(listener.address()), listener.accept()) };
     let (a, b) = soon("a connection", both).await;
     (a.unwrap(), b.unwrap())
 }
 
-pub(crate) fn at(address: &str) -> Address {
+/// An address that is right.
+#[must_use]
+pub fn at(address: &str) -> Address {
     address.parse().unwrap()
 }
 
 /// Small, large, and larger than any one message of UCX's.
-pub(crate) const LENS: [usize; 3] = [8, 100_000, 10 << 20];
+pub const LENS: [usize; 3] = [8, 100_000, 10 << 20];
 
 /// What is sent comes back from the other end, byte for byte.
-pub(crate) async fn assert_echoes(connection: &Connection, lens: &[usize]) {
+pub async fn assert_echoes(connection: &Connection, lens: &[usize]) {
     for &len in lens {
         let sent = bytes(len);
         let message = Message::new("there and back").with_frame(sent.clone());
@@ -69,7 +80,7 @@ pub(crate) async fn assert_echoes(connection: &Connection, lens: &[usize]) {
 }
 
 /// Whether messages of every kind arrive, both ways.
-pub(crate) async fn assert_goes_on(a: &Connection, b: &Connection) {
+pub async fn assert_goes_on(a: &Connection, b: &Connection) {
     for len in LENS {
         for (from, to) in [(a, b), (b, a)] {
             let bytes = bytes(len);
@@ -85,11 +96,12 @@ pub(crate) async fn assert_goes_on(a: &Connection, b: &Connection) {
 }
 
 /// So many bytes that tell where they belong.
-pub(crate) fn bytes(len: usize) -> Vec<u8> {
+#[must_use]
+pub fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect()
 }
 
 /// Runs this with timers, on this thread and the endpoints' own.
-pub(crate) fn run<T>(work: impl Future<Output = T>) -> T {
+pub fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
