@@ -1,5 +1,6 @@
 //! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
-//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package.
+//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package, an emulated
+//! machine for a device that it has not.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
@@ -10,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::dask;
+use crate::machine;
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::wheel;
 
@@ -145,7 +147,9 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
         missing = self::missing();
     }
     if may_install {
-        for provide in [build_compared, |deadline| dask::install(&compared(), deadline), wheel::fetch] {
+        for provide in
+            [build_compared, |deadline| dask::install(&compared(), deadline), wheel::fetch, machine::fetch]
+        {
             if let Err(message) = provide(deadline.min(Instant::now() + INSTALL_LIMIT)) {
                 eprintln!("{message}");
             }
@@ -165,6 +169,10 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
     if !wheel::library().is_file() {
         eprintln!("{} was not fetched: what needs {} cannot run", wheel::library().display(), wheel::NAME);
         unmet.push(wheel::NAME);
+    }
+    if !machine::is_there() {
+        eprintln!("{} was not made: what needs {} cannot run", machine::folder().display(), machine::NAME);
+        unmet.push(machine::NAME);
     }
     unmet.retain(|name| required(name));
     if unmet.is_empty() { Ok(()) } else { Err(format!("still missing: {}", unmet.join(", "))) }
@@ -225,7 +233,7 @@ fn build_compared(deadline: Instant) -> Outcome {
 }
 
 /// Standard output belongs to the tests, so apt-get writes to standard error.
-fn apt_get(arguments: &[&str]) -> Command {
+pub(crate) fn apt_get(arguments: &[&str]) -> Command {
     let program = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"];
     let mut command = if rustix::process::geteuid().is_root() {
         let mut command = Command::new(program[0]);

@@ -11,6 +11,7 @@ mod fuzz;
 mod install;
 mod licences;
 mod loom;
+mod machine;
 mod process;
 mod stage;
 mod stages;

@@ -1,0 +1,38 @@
+# The first process of the machine, from when it sees its host's files: makes them its own, where what it writes stays in its memory,
+# makes an RDMA device over a network that leads nowhere (soft-RoCE), and runs a program, with which the machine ends.
+# Arguments: the program, and what that is given.
+
+# Ends the machine with this word; `machine.rs` knows what qemu makes of it.
+end() {
+    echo "machine: ends $(cut -d ' ' -f 1 /proc/uptime) s after its start"
+    printf "\\x$1" | dd of=/dev/port bs=1 seek=244 count=1 2>/dev/null
+}
+
+set -e
+trap 'end 01' EXIT
+
+mount -t tmpfs tmpfs /written
+mkdir /written/files /written/work
+# What the host lacks lies above what it has.
+mount -t overlay -o lowerdir=/guest:/host,upperdir=/written/files,workdir=/written/work overlay /whole
+mount -t proc proc /whole/proc
+mount -t sysfs sysfs /whole/sys
+mount -t devtmpfs devtmpfs /whole/dev
+mkdir -p /whole/dev/shm /whole/dev/pts
+mount -t tmpfs tmpfs /whole/dev/shm
+mount -t tmpfs tmpfs /whole/run
+ulimit -l unlimited
+
+in_whole() { chroot /whole /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
+in_whole ip link set lo up
+# A device over lo takes no connections.
+in_whole ip link add cable type dummy
+in_whole ip address add 10.77.0.1/24 dev cable
+in_whole ip link set cable up
+in_whole rdma link add rxe0 type rxe netdev cable
+echo "machine: ready $(cut -d ' ' -f 1 /proc/uptime) s after its start"
+
+if in_whole TOWLINE_RDMA=here UCX_LOG_LEVEL=fatal "$@"; then
+    trap - EXIT
+    end 10
+fi

@@ -1,0 +1,205 @@
+//! The machine with an RDMA device that tests run in (docs/design/0025-rdma-machine.md): an emulator, a kernel with its modules, and the
+//! libraries of RDMA devices. All of it is unpacked from Debian's packages below the build output, and nothing is installed.
+
+use std::env::consts::ARCH;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::install::apt_get;
+use crate::process::{Outcome, run, target_directory};
+
+/// The word for it in `TOWLINE_REQUIRE`.
+pub(crate) const NAME: &str = "rdma";
+/// What brings the newest kernel of all devices: that of the clouds has none of the two that are needed, RXE and 9P.
+const KERNEL: &str = "linux-image-amd64";
+/// What is unpacked for the emulator though the machine may have it; and what these need, if it has not.
+const EMULATOR: [&str; 5] =
+    ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "ipxe-qemu"];
+/// What the guest has besides what its host has.
+const GUEST: [&str; 2] = ["busybox-static", "ibverbs-providers"];
+/// What the guest's kernel loads, each after those that it needs.
+const MODULES: [&str; 26] = [
+    "crc32_generic",
+    "crc32c_generic",
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_modern_dev",
+    "virtio_pci_legacy_dev",
+    "virtio_pci",
+    "9pnet",
+    "9pnet_virtio",
+    "netfs",
+    "fscache",
+    "9p",
+    "overlay",
+    "dummy",
+    "ib_core",
+    "ib_uverbs",
+    "ib_umad",
+    "ib_cm",
+    "iw_cm",
+    "configfs",
+    "rdma_cm",
+    "rdma_ucm",
+    "udp_tunnel",
+    "ip6_udp_tunnel",
+    "crc32c-intel",
+    "rdma_rxe",
+];
+/// The guest's first process: what its arguments name is a script of the host's, and what that is given.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in $(cat /modules); do insmod "/lib/$module.ko" || echo "no module $module"; done
+for files in host guest; do
+    mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,ro,cache=loose,noatime $files /$files
+done
+exec sh "/host$@"
+"#;
+/// Where the guest's first files get what is mounted there.
+const PLACES: [&str; 6] = ["proc", "dev", "host", "guest", "written", "whole"];
+
+/// `tests/rdma/machine.rs` looks there too.
+pub(crate) fn folder() -> PathBuf {
+    target_directory().join("rdma-vm")
+}
+
+/// Whether it was made as it is made here.
+pub(crate) fn is_there() -> bool {
+    fs::read_to_string(folder().join("recipe")).is_ok_and(|made| made == recipe())
+}
+
+fn recipe() -> String {
+    format!("{KERNEL} {EMULATOR:?} {GUEST:?} {MODULES:?} {PLACES:?}\n{INIT}")
+}
+
+/// Makes what is not there yet, whole or not at all.
+pub(crate) fn fetch(deadline: Instant) -> Outcome {
+    if is_there() {
+        return Ok(());
+    }
+    if ARCH != "x86_64" {
+        return Err(format!("there is no recipe for a machine with an RDMA device on {ARCH}"));
+    }
+    let partial = folder().with_added_extension("partial");
+    for old in [&partial, &folder()] {
+        if old.exists() {
+            fs::remove_dir_all(old).map_err(|error| format!("{}: {error}", old.display()))?;
+        }
+    }
+    // A failed update may be one dead mirror among several: the downloads tell.
+    if let Err(message) = run(&mut apt_get(&["update"]), deadline) {
+        eprintln!("{message}");
+    }
+    let kernel = partial.join("kernel");
+    unpack(&[newest_kernel()?], &kernel, deadline)?;
+    unpack(&emulator()?, &partial.join("emulator"), deadline)?;
+    unpack(&GUEST.map(str::to_owned), &partial.join("guest"), deadline)?;
+    let made = assemble(&partial, &kernel).map_err(|error| format!("{}: {error}", partial.display()))?;
+    pack(&made, &partial.join("initrd"), deadline)?;
+    let finished = || {
+        fs::remove_dir_all(&kernel)?;
+        fs::remove_dir_all(&made)?;
+        fs::write(partial.join("recipe"), recipe())?;
+        fs::rename(&partial, folder())
+    };
+    finished().map_err(|error| format!("{}: {error}", partial.display()))
+}
+
+/// The package that [`KERNEL`] stands for today.
+fn newest_kernel() -> Result<String, String> {
+    let said = said(Command::new("apt-cache").args(["depends", KERNEL]))?;
+    let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    let version = depends.next().ok_or_else(|| format!("{KERNEL} depends on no kernel"))?;
+    Ok(format!("linux-image-{version}"))
+}
+
+/// What apt-get would install, beside which it might remove something: so nothing is.
+fn emulator() -> Result<Vec<String>, String> {
+    let plan = ["--simulate", "install", "--no-install-recommends", EMULATOR[0]];
+    let said = said(Command::new("apt-get").arg("--quiet").args(plan))?;
+    let lacking = said.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    let mut packages: Vec<_> = EMULATOR.into_iter().chain(lacking).map(str::to_owned).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    Ok(packages)
+}
+
+/// What a command prints.
+fn said(command: &mut Command) -> Result<String, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| format!("{name}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{name}: {}", text(&output.stderr)))
+    }
+}
+
+/// Has the files of packages in a folder.
+fn unpack(packages: &[String], folder: &Path, deadline: Instant) -> Outcome {
+    let archives = folder.with_added_extension("archives");
+    let wrong = |error: io::Error| format!("{}: {error}", archives.display());
+    fs::create_dir_all(&archives).map_err(wrong)?;
+    let mut download = Command::new("apt-get");
+    download.args(["--quiet", "download"]).args(packages).current_dir(&archives).stdout(io::stderr());
+    run(&mut download, deadline)?;
+    let each = "for archive in \"$1\"/*.deb; do dpkg --extract \"$archive\" \"$2\" || exit; done";
+    run(Command::new("sh").args(["-c", each, "sh"]).arg(&archives).arg(folder), deadline)?;
+    fs::remove_dir_all(&archives).map_err(wrong)
+}
+
+/// Puts the kernel where it is booted from, and the guest's first files together, in a folder of their own.
+fn assemble(partial: &Path, kernel: &Path) -> io::Result<PathBuf> {
+    let missing = |what: &str| io::Error::new(io::ErrorKind::NotFound, format!("the kernel has no {what}"));
+    let image = files(&kernel.join("boot"))?.into_iter().find(|file| name(file).starts_with("vmlinuz-"));
+    fs::rename(image.ok_or_else(|| missing("image"))?, partial.join("vmlinuz"))?;
+    let first = partial.join("first");
+    for place in PLACES.into_iter().chain(["bin", "lib"]) {
+        fs::create_dir_all(first.join(place))?;
+    }
+    let modules = files(&kernel.join("lib/modules"))?;
+    for module in MODULES {
+        let file = format!("{module}.ko");
+        let found = modules.iter().find(|found| name(found) == file).ok_or_else(|| missing(&file))?;
+        fs::copy(found, first.join("lib").join(&file))?;
+    }
+    fs::write(first.join("modules"), MODULES.join("\n"))?;
+    fs::write(first.join("init"), INIT)?;
+    fs::set_permissions(first.join("init"), fs::Permissions::from_mode(0o755))?;
+    // The host's /bin is a link, which a folder of the guest's would hide.
+    fs::rename(partial.join("guest/bin/busybox"), first.join("bin/busybox"))?;
+    fs::remove_dir(partial.join("guest/bin"))?;
+    Ok(first)
+}
+
+/// As the kernel takes it.
+fn pack(folder: &Path, archive: &Path, deadline: Instant) -> Outcome {
+    let mut command = Command::new("sh");
+    command.args(["-c", "cd \"$1\" && find . | bin/busybox cpio -o -H newc > \"$2\"", "sh"]);
+    run(command.arg(folder).arg(archive), deadline)
+}
+
+/// All files below a folder.
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.append(&mut files(&entry.path())?);
+        } else {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
