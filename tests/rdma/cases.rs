@@ -1,24 +1,26 @@
 //! What holds over `rc_verbs`: in the machine, with the one UCX of the package that knows RDMA.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use towline::{BufferMut, ErrorKind, Message};
+use towline::{BufferMut, Connection, ErrorKind, Failed, Message};
 use towline_tests::echoing::Server;
 use towline_tests::libraries::{self, Installed};
-use towline_tests::over_ucx::{assert_echoes, bytes, endpoint, pair, run};
+use towline_tests::over_ucx::{assert_echoes, assert_goes_on, bytes, endpoint, pair, run};
 use towline_tests::polls::{eventually, soon, within};
+use towline_tests::usage;
 
 /// A claim, by its name.
 pub(crate) type Case = (&'static str, fn());
 
-pub(crate) const CASES: [Case; 6] = [
+pub(crate) const CASES: [Case; 7] = [
     ("its_transports_are_told_with_the_device", its_transports_are_told_with_the_device),
     ("rc_carries_a_connection_and_says_so", rc_carries_a_connection_and_says_so),
     ("messages_come_back_as_they_left", messages_come_back_as_they_left),
+    ("ud_carries_messages_too", ud_carries_messages_too),
     ("regions_are_read_and_written", regions_are_read_and_written),
     ("a_connection_ends_in_good_order", a_connection_ends_in_good_order),
-    ("a_killed_peer_is_lost_and_memory_comes_back", a_killed_peer_is_lost_and_memory_comes_back),
+    ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
 ];
 
 /// Over the machine's device and nothing else. The check drops the first messages of UCX 1.13, where addresses are of IPv4.
@@ -76,6 +78,14 @@ fn messages_come_back_as_they_left() {
     assert!(server.0.wait().unwrap().success());
 }
 
+fn ud_carries_messages_too() {
+    run(async {
+        let pair = pair(&installed(), &RC.replace("rc_v", "ud_v")).await;
+        assert_eq!(pair.a.explain().await.notes, ["UCX took ud_verbs/rxe0:1"]);
+        assert_goes_on(&pair.a, &pair.b).await;
+    });
+}
+
 fn regions_are_read_and_written() {
     let (lifetime, len) = (Duration::from_secs(600), LENS[2]);
     run(async {
@@ -116,42 +126,45 @@ fn a_connection_ends_in_good_order() {
     });
 }
 
-fn a_killed_peer_is_lost_and_memory_comes_back() {
+fn killed_peers_are_lost_and_memory_comes_back() {
     let installed = installed();
-    let (mut server, address) = Server::start(&installed.libucp, RC);
     run(async {
         let endpoint = endpoint(&installed);
-        let connection = soon("a connection", endpoint.connect(&address)).await.unwrap();
-        // In good order first, so that it dies amid messages.
-        assert_echoes(&connection, &LENS).await;
-        let sending = {
-            let connection = connection.clone();
-            tokio::spawn(async move {
-                loop {
-                    let message = Message::new("on and on").with_frame(bytes(LENS[2]));
-                    if let Err(failed) = connection.send(message).await {
-                        return failed;
-                    }
-                }
-            })
-        };
-        let taking = tokio::spawn(async move {
-            loop {
-                if let Err(end) = connection.recv().await {
-                    return (end, Instant::now());
-                }
-            }
-        });
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        server.0.kill().unwrap();
-        let killed = Instant::now();
-        let (end, noticed) = within(NOTICE_TIME, "the peer", taking).await.unwrap();
-        println!("noticed after {:?} of an emulated machine", noticed - killed);
-        assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
-        let failed = within(NOTICE_TIME, "what was being sent", sending).await.unwrap();
-        assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{}", failed.error);
-        let returned = failed.returned.frames()[0].clone();
-        assert!(returned.to_vec().unwrap() == bytes(LENS[2]), "what did not leave is given back");
-        eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+        let mut descriptors = usize::MAX;
+        for delay in [500, 0, 100] {
+            let (mut server, address) = Server::start(&installed.libucp, RC);
+            let connection = soon("a connection", endpoint.connect(&address)).await.unwrap();
+            // In good order first, so that it dies amid messages.
+            assert_echoes(&connection, &LENS).await;
+            let sending = tokio::spawn(send_on_and_on(connection.clone()));
+            let taking = tokio::spawn(async move {
+                while connection.recv().await.is_ok() {}
+                connection.recv().await.unwrap_err()
+            });
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            server.0.kill().unwrap();
+            let end = within(NOTICE_TIME, "the peer", taking).await.unwrap();
+            assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+            let Failed { error, returned } =
+                within(NOTICE_TIME, "what was being sent", sending).await.unwrap();
+            assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+            assert!(
+                returned.frames()[0].to_vec().unwrap() == bytes(LENS[2]),
+                "what did not leave is given back"
+            );
+            eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
+            eventually("no more descriptors than before", || usage::descriptors() <= descriptors).await;
+            descriptors = usage::descriptors();
+        }
     });
+}
+
+/// Sends until that fails.
+async fn send_on_and_on(connection: Connection) -> Failed<Message> {
+    loop {
+        let message = Message::new("on and on").with_frame(bytes(LENS[2]));
+        if let Err(failed) = connection.send(message).await {
+            return failed;
+        }
+    }
 }

@@ -32,7 +32,7 @@ in_whole ip link set cable up
 in_whole rdma link add rxe0 type rxe netdev cable
 echo "machine: ready $(cut -d ' ' -f 1 /proc/uptime) s after its start"
 
-if in_whole TOWLINE_RDMA=here UCX_LOG_LEVEL=fatal "$@"; then
+if in_whole TOWLINE_RDMA=here "$@"; then
     trap - EXIT
     end 10
 fi

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use towline_tests::provided;
 
 /// The longest that it may take, from its start to its end.
-const LIFETIME: Duration = Duration::from_secs(240);
+const LIFETIME: Duration = Duration::from_secs(120);
 /// What the emulator ends with where the guest's script has said 0x10: that, twice, and one more.
 const HELD: i32 = 0x10 << 1 | 1;
 /// The most memory that it may have.
