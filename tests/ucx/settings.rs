@@ -72,7 +72,7 @@ pub(crate) fn a_setting_of_a_transport_has_its_effect(installed: &Installed) {
 fn taken_as(ucx: &Library, name: &CStr) -> Option<CString> {
     match ucx.setting(name.to_str().unwrap()) {
         Setting::Named(name) => Some(CString::new(name).unwrap()),
-        Setting::OfProcess => None,
+        Setting::OfProcess(_) => None,
         Setting::Unknown => panic!("{name:?} is unknown"),
     }
 }

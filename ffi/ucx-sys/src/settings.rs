@@ -33,8 +33,9 @@ const GENERAL: [&str; 2] = ["# UCS ", "# UCP "];
 pub enum Setting {
     /// `ucp_config_modify` takes it by this name.
     Named(String),
-    /// Only from the environment, as the whole process has it: by name it would not mean this transport alone.
-    OfProcess,
+    /// Only from the environment, as the whole process has it: by name it would not mean this transport alone. It inherited these,
+    /// which can be set, for other transports too.
+    OfProcess(Vec<String>),
     /// This UCX has none of that name.
     Unknown,
 }
@@ -44,7 +45,7 @@ impl Library {
     /// is also what is read only when UCX is loaded (`LOG_FILE`, `MEM_EVENTS`), or deprecated. Of a version newer than those tried it
     /// says that it knows all: there `ucp_config_modify` itself refuses what is none.
     ///
-    /// A value of a transport's setting (`TCP_TX_SEG_SIZE`) that does not parse is accepted by `ucp_config_modify`, and has no effect.
+    /// A value of a transport's setting (`MM_ERROR_HANDLING`) that does not parse is accepted by `ucp_config_modify`, and has no effect.
     #[must_use]
     pub fn setting(&self, name: &str) -> Setting {
         let settings = self.settings.get_or_init(|| {
@@ -97,16 +98,15 @@ fn listing(handle: &Handle, version: Version) -> Option<String> {
 struct Table {
     /// It is of no transport: its names have no beginning of their own.
     is_general: bool,
-    /// Its settings, and whether there is one like it for several tables.
-    own: Vec<(String, bool)>,
-    /// What some of them are called in the tables that they inherit from (`POSIX_ERROR_HANDLING` is also `MM_ERROR_HANDLING`).
-    inherited: Vec<String>,
+    /// Its settings, and what they are called in the tables that they inherit from (`POSIX_ERROR_HANDLING` is also
+    /// `MM_ERROR_HANDLING`).
+    own: Vec<(String, Vec<String>)>,
 }
 
 /// The tables in a listing, but for those that are read once.
 fn tables(listing: &str) -> Vec<Table> {
     let mut tables = vec![Table::default()];
-    let (mut is_read_only, mut inherits) = (false, false);
+    let (mut is_read_only, mut inherited) = (false, Vec::new());
     let name = |text: &str| text.trim().strip_prefix(PREFIX).map(str::to_owned);
     for line in listing.lines() {
         if line.starts_with("# ") && line.ends_with(" configuration") {
@@ -116,10 +116,9 @@ fn tables(listing: &str) -> Vec<Table> {
         }
         let Some(table) = tables.last_mut().filter(|_| !is_read_only) else { continue };
         if let Some(parents) = line.strip_prefix("# inherits:") {
-            table.inherited.extend(parents.split(',').filter_map(name));
-            inherits = true;
+            inherited = parents.split(',').filter_map(name).collect();
         } else if let Some(own) = line.split_once('=').and_then(|(left, _)| name(left)) {
-            table.own.push((own, std::mem::take(&mut inherits)));
+            table.own.push((own, std::mem::take(&mut inherited)));
         }
     }
     tables
@@ -132,19 +131,19 @@ fn settings(tables: &[Table], takes_full_names: bool) -> BTreeMap<String, Settin
         let beginning = beginning(&table.own);
         table.own.iter().map(move |(name, _)| &name[beginning..])
     });
-    let inherited = || tables.iter().flat_map(|table| &table.inherited);
+    let inherited = || tables.iter().flat_map(|table| &table.own).flat_map(|(_, inherited)| inherited);
     let shorts: Vec<&str> = shorts.chain(inherited().map(String::as_str)).collect();
     let is_alone = |short: &str| shorts.iter().filter(|known| **known == short).count() == 1;
     let mut settings = BTreeMap::new();
     for table in tables {
         let beginning = beginning(&table.own);
-        for (name, is_inherited) in &table.own {
-            let is_own = |short: &&str| beginning > 0 && !is_inherited && is_alone(short);
+        for (name, inherited) in &table.own {
+            let is_own = |short: &&str| beginning > 0 && inherited.is_empty() && is_alone(short);
             let short = Some(&name[beginning..]).filter(is_own);
             let setting = match short {
                 _ if takes_full_names || table.is_general => Setting::Named(name.clone()),
                 Some(short) => Setting::Named(short.to_owned()),
-                None => Setting::OfProcess,
+                None => Setting::OfProcess(inherited.clone()),
             };
             settings.insert(name.clone(), setting);
         }
@@ -154,7 +153,7 @@ fn settings(tables: &[Table], takes_full_names: bool) -> BTreeMap<String, Settin
 }
 
 /// The length of what all names of a table begin with (`TCP_`); 0 where one name alone does not tell.
-fn beginning(own: &[(String, bool)]) -> usize {
+fn beginning(own: &[(String, Vec<String>)]) -> usize {
     let Some(((first, _), others @ [_, ..])) = own.split_first() else { return 0 };
     let common =
         |name: &str| first.bytes().zip(name.bytes()).take_while(|(left, right)| left == right).count();
@@ -219,13 +218,13 @@ UCX_UD_TX_LEN=2
         for (name, expected) in [
             ("TLS", named("TLS")),
             ("ALLOC", named("ALLOC")),
-            ("TCP_ALLOC", Some(Setting::OfProcess)),
+            ("TCP_ALLOC", Some(Setting::OfProcess(vec!["ALLOC".to_owned()]))),
             ("TCP_RX_SEG_SIZE", named("RX_SEG_SIZE")),
             ("TX_RATIO", named("TX_RATIO")),
-            ("TCP_TX_RATIO", Some(Setting::OfProcess)),
-            ("TCP_MAX_POLL", Some(Setting::OfProcess)),
-            ("UD_MAX_POLL", Some(Setting::OfProcess)),
-            ("TCP_AF_PRIO", Some(Setting::OfProcess)),
+            ("TCP_TX_RATIO", Some(Setting::OfProcess(Vec::new()))),
+            ("TCP_MAX_POLL", Some(Setting::OfProcess(Vec::new()))),
+            ("UD_MAX_POLL", Some(Setting::OfProcess(Vec::new()))),
+            ("TCP_AF_PRIO", Some(Setting::OfProcess(Vec::new()))),
             ("UD_TX_LEN", named("TX_LEN")),
             ("RX_SEG_SIZE", None),
         ] {

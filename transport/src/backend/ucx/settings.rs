@@ -21,8 +21,9 @@ pub(super) fn check(ucx: &Library, settings: &[(String, String)]) -> Result<()> 
     settings.iter().try_for_each(|(name, value)| {
         let why = match ucx.setting(name) {
             Setting::Named(_) => return Ok(()),
-            Setting::OfProcess => format!(
-                "UCX {version} has no {name} for one endpoint: say UCX_{name}={value} in the environment, or use UCX 1.17 or later"
+            Setting::OfProcess(inherited) => format!(
+                "UCX {version} takes no {name} for one endpoint: say {}UCX_{name}={value} in the environment, or use UCX 1.17 or later",
+                inherited.iter().map(|other| format!("{other}, for all transports that have it, or ")).collect::<String>()
             ),
             Setting::Unknown => {
                 format!("UCX {version} has no setting {name}: `ucx_info -cf` lists them, as UCX_{name}")
@@ -36,7 +37,7 @@ pub(super) fn check(ucx: &Library, settings: &[(String, String)]) -> Result<()> 
 pub(super) fn name_for(ucx: &Library, name: &str) -> String {
     match ucx.setting(name) {
         Setting::Named(name) => name,
-        Setting::OfProcess | Setting::Unknown => name.to_owned(),
+        Setting::OfProcess(_) | Setting::Unknown => name.to_owned(),
     }
 }
 
