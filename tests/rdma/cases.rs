@@ -13,12 +13,13 @@ use towline_tests::usage;
 /// A claim, by its name.
 pub(crate) type Case = (&'static str, fn());
 
-pub(crate) const CASES: [Case; 7] = [
+pub(crate) const CASES: [Case; 8] = [
     ("its_transports_are_told_with_the_device", its_transports_are_told_with_the_device),
     ("rc_carries_a_connection_and_says_so", rc_carries_a_connection_and_says_so),
     ("messages_come_back_as_they_left", messages_come_back_as_they_left),
     ("ud_carries_messages_too", ud_carries_messages_too),
     ("regions_are_read_and_written", regions_are_read_and_written),
+    ("bulk_moves_by_rdma_and_not_by_sends", bulk_moves_by_rdma_and_not_by_sends),
     ("a_connection_ends_in_good_order", a_connection_ends_in_good_order),
     ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
 ];
@@ -38,7 +39,16 @@ fn installed() -> Installed {
 
 /// Packets that left the device.
 fn packets_sent() -> u64 {
-    let counter = "/sys/class/infiniband/rxe0/ports/1/hw_counters/sent_pkts";
+    counter("sent_pkts")
+}
+
+/// Send operations that the device did, of which each takes a receive of the other end's: what is read or written is none.
+fn sends() -> u64 {
+    counter("rdma_sends")
+}
+
+fn counter(name: &str) -> u64 {
+    let counter = format!("/sys/class/infiniband/rxe0/ports/1/hw_counters/{name}");
     fs::read_to_string(counter).unwrap().trim().parse().unwrap()
 }
 
@@ -109,6 +119,22 @@ fn regions_are_read_and_written() {
         }
         let written = soon("the memory", writable.revoke()).await;
         assert!(written.as_slice().unwrap() == expected, "other bytes were written");
+    });
+}
+
+/// UCX asks for the payload of a rendezvous by a read, once the owner of the memory has said where it lies.
+fn bulk_moves_by_rdma_and_not_by_sends() {
+    run(async {
+        let pair = pair(&installed(), RC).await;
+        let region = pair.b.expose(bytes(LENS[2]).into(), Duration::from_secs(600)).unwrap();
+        let remote = region.remote();
+        let (packets, said) = (packets_sent(), sends());
+        let got = soon("a get", pair.a.get(&remote, 0, BufferMut::with_capacity(LENS[2]))).await.unwrap();
+        let (packets, said) = (packets_sent() - packets, sends() - said);
+        assert_eq!(got.len(), LENS[2]);
+        println!("{packets} packets, {said} sends");
+        assert!(packets >= LENS[2] as u64 / PACKET_LEN, "{packets} packets cannot have carried it");
+        assert!((1..20).contains(&said), "{said} sends among {packets} packets: it was not read");
     });
 }
 
