@@ -1,5 +1,6 @@
 //! What holds over `rc_verbs`: in the machine, with the one UCX of the package that knows RDMA.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::Duration;
 
@@ -13,13 +14,14 @@ use towline_tests::usage;
 /// A claim, by its name.
 pub(crate) type Case = (&'static str, fn());
 
-pub(crate) const CASES: [Case; 8] = [
+pub(crate) const CASES: [Case; 9] = [
     ("its_transports_are_told_with_the_device", its_transports_are_told_with_the_device),
     ("rc_carries_a_connection_and_says_so", rc_carries_a_connection_and_says_so),
     ("messages_come_back_as_they_left", messages_come_back_as_they_left),
     ("ud_carries_messages_too", ud_carries_messages_too),
     ("regions_are_read_and_written", regions_are_read_and_written),
     ("bulk_moves_by_rdma_and_not_by_sends", bulk_moves_by_rdma_and_not_by_sends),
+    ("memory_mapped_anew_is_registered_anew", memory_mapped_anew_is_registered_anew),
     ("a_connection_ends_in_good_order", a_connection_ends_in_good_order),
     ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
 ];
@@ -135,6 +137,28 @@ fn bulk_moves_by_rdma_and_not_by_sends() {
         println!("{packets} packets, {said} sends");
         assert!(packets >= LENS[2] as u64 / PACKET_LEN, "{packets} packets cannot have carried it");
         assert!((1..20).contains(&said), "{said} sends among {packets} packets: it was not read");
+    });
+}
+
+/// UCX keeps what it registered, and the device the pages that it had. Where others come to lie at that address, it must have heard.
+fn memory_mapped_anew_is_registered_anew() {
+    run(async {
+        let pair = pair(&installed(), RC).await;
+        let mut places = BTreeSet::new();
+        for round in 0..6 {
+            let sent: Vec<u8> = bytes(4 << 20).iter().map(|byte| byte ^ round).collect();
+            let (message, into) =
+                (Message::new("anew").with_frame(sent.clone()), BufferMut::with_capacity(sent.len()));
+            places.insert(into.as_ptr().addr());
+            let both = async { tokio::join!(pair.a.deliver(message), pair.b.recv_into(into)) };
+            let (delivered, taken) = soon("a message", both).await;
+            delivered.unwrap();
+            assert!(
+                taken.unwrap().frames()[0].to_vec().unwrap() == sent,
+                "other bytes arrived in round {round}"
+            );
+        }
+        assert!(places.len() < 6, "no place was used twice, which this is about");
     });
 }
 

@@ -292,9 +292,11 @@ pub(super) fn unmap(start: *mut u8, len: usize) {
     if len == 0 {
         return;
     }
+    // By libc and not `rustix`, whose system calls pass it by: UCX keeps memory registered with devices after it was used, and hears
+    // by a hook there that it is gone. Otherwise a device would go on with pages that are no longer at their address.
     // SAFETY: whole pages of a mapping that this file made, with no handle to them (M1).
-    let done = unsafe { rustix::mm::munmap(start.cast(), len) };
-    debug_assert!(done.is_ok(), "munmap: {done:?}");
+    let done = unsafe { libc::munmap(start.cast(), len) };
+    debug_assert!(done == 0, "munmap: {}", std::io::Error::last_os_error());
 }
 
 fn too_large(len: usize) -> Error {
