@@ -120,6 +120,15 @@ fn frames_and_waits_are_rows_of_their_own() {
 }
 
 #[test]
+fn what_leaves_from_one_buffer_arrives_and_is_told_by_the_row() {
+    let line =
+        "--pattern bandwidth,put,get,bidirectional --size 100000 --window 4 --buffers 1 --verify --json";
+    let rows = rows(&bench(&format!("--transport mem,tcp {line}")));
+    assert_eq!(rows.len(), 8);
+    assert!(rows.iter().all(|row| row["buffers"] == 1 && row["window"] == 4 && row["verified"] == true));
+}
+
+#[test]
 fn a_receiver_that_reads_is_told_by_the_row() {
     let line = "--transport mem,tcp --pattern latency,bandwidth,bidirectional,rate,get,put,incast --size 100000 --read --json";
     let rows =
