@@ -12,25 +12,10 @@ use towline_tests::provided;
 const LIFETIME: Duration = Duration::from_secs(120);
 /// What the emulator ends with where the guest's script has said 0x10: that, twice, and one more.
 const HELD: i32 = 0x10 << 1 | 1;
-/// The most memory that it may have.
-const MEMORY: &str = "2048M";
-/// Nothing but what is needed, and a way to end with a status.
-const DEVICES: [&str; 14] = [
-    "-M",
-    "q35",
-    "-cpu",
-    "max",
-    "-smp",
-    "2",
-    "-nodefaults",
-    "-no-user-config",
-    "-display",
-    "none",
-    "-no-reboot",
-    "-serial",
-    "stdio",
-    "-device",
-];
+/// Nothing but what is needed, and a way to end with a status. Where the host is a virtual machine itself, KVM's node may open, and its
+/// guests stand still.
+const MACHINE: &str = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2048M -nodefaults -no-user-config \
+                       -display none -no-reboot -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=0x04";
 /// Where the emulator finds its firmware.
 const FIRMWARE: [&str; 3] = ["share/qemu", "share/seabios", "lib/ipxe/qemu"];
 
@@ -98,9 +83,7 @@ impl Machine {
         for folder in FIRMWARE {
             command.arg("-L").arg(usr.join(folder));
         }
-        command.args(DEVICES).arg("isa-debug-exit,iobase=0xf4,iosize=0x04").args(["-m", MEMORY]);
-        // Where the host is a virtual machine itself, KVM's node may open, and its guests stand still.
-        command.args(["-accel", "tcg,thread=multi,tb-size=512"]);
+        command.args(MACHINE.split(' '));
         for (name, folder) in [("host", Path::new("/")), ("guest", &self.kit.join("guest"))] {
             let path = folder.display();
             let share =

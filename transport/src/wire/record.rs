@@ -107,7 +107,7 @@ impl Head {
 }
 
 /// A head's length, with checksums, with an offset, or without.
-pub(crate) fn head_len(checked: bool, striped: bool) -> usize {
+pub(crate) const fn head_len(checked: bool, striped: bool) -> usize {
     HEAD_LEN + if striped { OFFSET_LEN } else { 0 } + if checked { SUMS_LEN } else { 0 }
 }
 

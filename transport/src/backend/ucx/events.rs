@@ -19,7 +19,7 @@ pub(super) const HELLO: u32 = 2;
 /// Nothing of ours, and the last number that is listened to.
 pub(super) const NOTHING: u32 = 3;
 /// The longest header of ours: a parcel's, with records behind its own.
-const HEADER_LEN_MAX: usize = 256;
+pub(super) const HEADER_LEN_MAX: usize = 256;
 /// The longest without those records.
 const HEADER_LEN: usize = 64;
 /// Whom a message is for: the receiving end of one connection. Only its two ends know it.

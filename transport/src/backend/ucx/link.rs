@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::engine::{CLOSE_TIME, Cargo, LOOK_EVERY, Sent};
-use super::events::{Arrival, Came, Happened, Header, Key};
+use super::events::{Arrival, Came, HEADER_LEN_MAX, Happened, Header, Key};
 use super::lingering::Lingering;
 use crate::backend::streamed::Line;
 use crate::backend::{Environment, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::record::head_len;
 use crate::wire::session::{self, Parcel, Session, Urgency};
 
 /// The longest parcel. Small ones of others have their turn between two.
@@ -27,6 +28,11 @@ const COMPANY_LEN_MAX: usize = 128;
 const SLICES_MAX: usize = 512;
 /// Messages that overtook others, and parcels that overtook their message.
 const EARLY_MAX: usize = 1024;
+
+const _: () = assert!(
+    size_of::<Key>() + head_len(true, true) + size_of::<u64>() + COMPANY_LEN_MAX <= HEADER_LEN_MAX,
+    "the peer drops a header beyond that"
+);
 
 /// A link as everybody sees it.
 #[derive(Debug)]
