@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names(), conflicts_with = "skip")]
     only: Vec<String>,
     /// Time for all stages together; each has a limit of its own as well.
-    #[arg(long, value_name = "SECONDS", default_value_t = 2400)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     limit_s: u64,
 }
 
