@@ -1,7 +1,6 @@
 //! What the commands share that listen until they are interrupted.
 
 use std::io::Write;
-use std::net::SocketAddr;
 
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -9,7 +8,7 @@ use towline::{Address, Endpoint, ErrorKind};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
-use crate::metrics::Exporter;
+use crate::metrics::{Exporter, Place};
 use crate::output::Output;
 use crate::trust::Trust;
 
@@ -21,9 +20,10 @@ pub(crate) struct Listening {
     /// How to wait for peers
     #[arg(long, value_name = "HOW", default_value = "adaptive")]
     wait: Wait,
-    /// Answer `GET /metrics` there, for Prometheus: whoever can reach it reads it. Port 0 takes any free one
+    /// Answer `GET /metrics` there, for Prometheus, such as 127.0.0.1:9100, localhost:9100, or :9100 for every interface:
+    /// whoever can reach it reads it. Port 0 takes any free one
     #[arg(long, value_name = "ADDR")]
-    metrics: Option<SocketAddr>,
+    metrics: Option<Place>,
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
@@ -53,7 +53,7 @@ impl Listening {
         endpoint: &Endpoint,
         more: impl FnOnce(&mut Registry),
     ) -> Result<(), Failure> {
-        let exporter = match self.metrics {
+        let exporter = match &self.metrics {
             Some(at) => {
                 let mut registry = Registry::default();
                 registry.register_collector(Box::new(endpoint.metrics()));

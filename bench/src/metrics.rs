@@ -1,22 +1,27 @@
 //! `--metrics`: what an endpoint and what runs on it count, for a Prometheus server that asks over HTTP.
 
+mod place;
+mod request;
+
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::text;
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+pub(crate) use self::place::Place;
+use self::request::{Refusal, Request};
 use crate::failure::Failure;
 
 /// A request takes less, or is dropped.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 /// A request's head is shorter, or is refused.
 const HEAD_LEN_MAX: usize = 8 << 10;
+/// What is read of a request that was refused, after its head.
+const REST_LEN_MAX: u64 = 64 << 10;
 /// Requests answered at once; more wait in the operating system's queue.
 const REQUESTS_MAX: usize = 16;
 /// How long a listener that ran out of descriptors waits before it tries again.
@@ -31,9 +36,9 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     /// Listens for Prometheus, and tells where, as a URL.
-    pub(crate) async fn bind(at: SocketAddr, registry: Registry) -> Result<(Self, String), Failure> {
+    pub(crate) async fn bind(at: &Place, registry: Registry) -> Result<(Self, String), Failure> {
         let bind = async {
-            let listener = TcpListener::bind(at).await?;
+            let listener = at.bind().await?;
             let url = format!("http://{}/metrics", listener.local_addr()?);
             Ok((Self { listener, registry: Arc::new(registry) }, url))
         };
@@ -60,40 +65,38 @@ impl Exporter {
 }
 
 async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
-    let mut head = Vec::with_capacity(1024);
-    let ends = |head: &[u8]| head.windows(4).any(|four| four == b"\r\n\r\n");
-    while !ends(&head) {
-        if head.len() >= HEAD_LEN_MAX {
-            return respond(&mut stream, "431 Request Header Fields Too Large", "text/plain", "too long\n")
-                .await;
-        }
-        let room = (HEAD_LEN_MAX - head.len()) as u64;
-        if (&mut stream).take(room).read_buf(&mut head).await? == 0 {
-            return Ok(());
-        }
-    }
-    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
-    let mut words = line.split(|byte| *byte == b' ');
-    match (words.next(), words.next()) {
-        (Some(b"GET"), Some(b"/metrics")) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            let mut page = String::new();
-            text::encode(&mut page, registry).map_err(io::Error::other)?;
-            respond(&mut stream, "200 OK", kind, &page).await
-        }
-        (Some(b"GET"), _) => {
-            respond(&mut stream, "404 Not Found", "text/plain", "the metrics are at /metrics\n").await
-        }
-        _ => respond(&mut stream, "405 Method Not Allowed", "text/plain", "only GET is answered\n").await,
-    }
-}
-
-async fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::Result<()> {
+    let Some(Request { asks_for, head_only }) = request(&mut stream).await? else { return Ok(()) };
+    let (status, kind, body) = match asks_for {
+        Ok(format) => ("200 OK", format.content_type(), format.page(registry).map_err(io::Error::other)?),
+        Err(refusal) => (refusal.status(), "text/plain; charset=utf-8", refusal.sentence().to_owned()),
+    };
     let len = body.len();
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
-    stream.shutdown().await
+    if !head_only {
+        stream.write_all(body.as_bytes()).await?;
+    }
+    stream.shutdown().await?;
+    if asks_for.is_err() {
+        // What is left unread would reset the connection, and the peer might lose the answer by that.
+        tokio::io::copy(&mut stream.take(REST_LEN_MAX), &mut tokio::io::sink()).await?;
+    }
+    Ok(())
+}
+
+/// What a peer asks for; nothing if it goes before it has said so.
+async fn request(stream: &mut TcpStream) -> io::Result<Option<Request>> {
+    let mut head = Vec::with_capacity(1024);
+    while head.len() < HEAD_LEN_MAX {
+        let room = (HEAD_LEN_MAX - head.len()) as u64;
+        if (&mut *stream).take(room).read_buf(&mut head).await? == 0 {
+            return Ok(None);
+        }
+        if let Some(request) = Request::read(&head) {
+            return Ok(Some(request));
+        }
+    }
+    Ok(Some(Request::refused(Refusal::TooLong)))
 }

@@ -1,6 +1,6 @@
 //! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
-//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for a UCX that has no package, an emulated
-//! machine for a device that it has not.
+//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for what has no package, the files of a
+//! package that would start a server, an emulated machine for a device that it has not.
 //!
 //! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
 
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::dask;
 use crate::machine;
+use crate::packages;
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
+use crate::promtool;
 use crate::wheel;
 
 /// The variable that turns a skip into a failure: a comma list of [`Need::name`]s and of what else tests can lack.
@@ -114,7 +116,7 @@ const NEEDS: [Need; 11] = [
         name: "ucx",
         sign: Sign::Program("pip3"),
         package: "python3-pip",
-        purpose: "what fetches the newer of them",
+        purpose: "what fetches the newer of them, and the parsers of metrics",
     },
     Need {
         name: "bindings",
@@ -147,9 +149,13 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
         missing = self::missing();
     }
     if may_install {
-        for provide in
-            [build_compared, |deadline| dask::install(&compared(), deadline), wheel::fetch, machine::fetch]
-        {
+        for provide in [
+            build_compared,
+            |deadline| dask::install(&compared(), deadline),
+            wheel::fetch,
+            promtool::fetch,
+            machine::fetch,
+        ] {
             if let Err(message) = provide(deadline.min(Instant::now() + INSTALL_LIMIT)) {
                 eprintln!("{message}");
             }
@@ -166,9 +172,13 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
         );
         unmet.push(name);
     }
-    if !wheel::library().is_file() {
-        eprintln!("{} was not fetched: what needs {} cannot run", wheel::library().display(), wheel::NAME);
-        unmet.push(wheel::NAME);
+    for wheel in wheel::missing() {
+        eprintln!("{} was not fetched: what needs {} cannot run", wheel.folder().display(), wheel.name);
+        unmet.push(wheel.name);
+    }
+    if !promtool::is_there() {
+        eprintln!("{0} was not fetched: what needs {0} cannot run", promtool::NAME);
+        unmet.push(promtool::NAME);
     }
     if !machine::is_there() {
         eprintln!("{} was not made: what needs {} cannot run", machine::folder().display(), machine::NAME);
@@ -211,10 +221,7 @@ fn install(needs: &[&Need], deadline: Instant) {
     for need in needs {
         eprintln!("installing {} ({}) with apt-get; --no-install declines", need.package, need.purpose);
     }
-    // A failed update may be one dead mirror among several: the installation tells.
-    if let Err(message) = run(&mut apt_get(&["update"]), deadline) {
-        eprintln!("{message}");
-    }
+    packages::update(deadline);
     let mut command = apt_get(&["install", "--yes", "--no-install-recommends"]);
     if let Err(message) = run(command.args(&packages), deadline) {
         eprintln!("{message}; by hand: {by_hand}");

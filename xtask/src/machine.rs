@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::install::apt_get;
+use crate::packages;
 use crate::process::{Outcome, run, target_directory};
 
 /// The word for it in `TOWLINE_REQUIRE`.
@@ -92,14 +92,11 @@ pub(crate) fn fetch(deadline: Instant) -> Outcome {
             fs::remove_dir_all(old).map_err(|error| format!("{}: {error}", old.display()))?;
         }
     }
-    // A failed update may be one dead mirror among several: the downloads tell.
-    if let Err(message) = run(&mut apt_get(&["update"]), deadline) {
-        eprintln!("{message}");
-    }
+    packages::update(deadline);
     let kernel = partial.join("kernel");
-    unpack(&[newest_kernel()?], &kernel, deadline)?;
-    unpack(&emulator()?, &partial.join("emulator"), deadline)?;
-    unpack(&GUEST.map(str::to_owned), &partial.join("guest"), deadline)?;
+    packages::unpack(&[newest_kernel()?], &kernel, deadline)?;
+    packages::unpack(&emulator()?, &partial.join("emulator"), deadline)?;
+    packages::unpack(&GUEST.map(str::to_owned), &partial.join("guest"), deadline)?;
     let made = assemble(&partial, &kernel).map_err(|error| format!("{}: {error}", partial.display()))?;
     pack(&made, &partial.join("initrd"), deadline)?;
     let finished = || {
@@ -140,19 +137,6 @@ fn said(command: &mut Command) -> Result<String, String> {
     } else {
         Err(format!("{name}: {}", text(&output.stderr)))
     }
-}
-
-/// Has the files of packages in a folder.
-fn unpack(packages: &[String], folder: &Path, deadline: Instant) -> Outcome {
-    let archives = folder.with_added_extension("archives");
-    let wrong = |error: io::Error| format!("{}: {error}", archives.display());
-    fs::create_dir_all(&archives).map_err(wrong)?;
-    let mut download = Command::new("apt-get");
-    download.args(["--quiet", "download"]).args(packages).current_dir(&archives).stdout(io::stderr());
-    run(&mut download, deadline)?;
-    let each = "for archive in \"$1\"/*.deb; do dpkg --extract \"$archive\" \"$2\" || exit; done";
-    run(Command::new("sh").args(["-c", each, "sh"]).arg(&archives).arg(folder), deadline)?;
-    fs::remove_dir_all(&archives).map_err(wrong)
 }
 
 /// Puts the kernel where it is booted from, and the guest's first files together, in a folder of their own.

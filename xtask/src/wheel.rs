@@ -1,4 +1,4 @@
-//! The newer UCX that tests run with: a wheel, unpacked below the build output.
+//! Wheels that tests use, each unpacked by itself below the build output: the newer UCX, and the parsers that read our metrics.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,34 +7,61 @@ use std::time::Instant;
 
 use crate::process::{Outcome, find_program, run, target_directory};
 
-/// The word for it in `TOWLINE_REQUIRE`.
-pub(crate) const NAME: &str = "ucx";
-const PACKAGE: &str = "libucx-cu12";
-const VERSION: &str = "1.22.0";
-
-/// The library in it. `tests/ucx/libraries.rs` looks there too.
-pub(crate) fn library() -> PathBuf {
-    folder().join("libucx/lib/libucp.so.0")
+/// One wheel, of one version; nothing that it depends on.
+#[derive(Debug)]
+pub(crate) struct Wheel {
+    /// The word for it in `TOWLINE_REQUIRE`.
+    pub(crate) name: &'static str,
+    package: &'static str,
+    version: &'static str,
+    /// A file in it.
+    sign: &'static str,
 }
 
-fn folder() -> PathBuf {
-    target_directory().join(format!("{PACKAGE}-{VERSION}"))
+/// `tests/src/libraries.rs` and `bench/tests/cli/readers.rs` look for them by their folders.
+const WHEELS: [Wheel; 2] = [
+    Wheel { name: "ucx", package: "libucx-cu12", version: "1.22.0", sign: "libucx/lib/libucp.so.0" },
+    Wheel {
+        name: "prometheus_client",
+        package: "prometheus_client",
+        version: "0.26.0",
+        sign: "prometheus_client/parser.py",
+    },
+];
+
+/// Those that were not fetched.
+pub(crate) fn missing() -> impl Iterator<Item = &'static Wheel> {
+    WHEELS.iter().filter(|wheel| !wheel.is_there())
 }
 
-/// Fetches what is not there yet, whole or not at all.
+/// Fetches what is not there yet.
 pub(crate) fn fetch(deadline: Instant) -> Outcome {
-    if library().is_file() {
-        return Ok(());
+    // One that cannot be had is no reason to do without the others.
+    let failures: Vec<_> = missing().filter_map(|wheel| wheel.fetch(deadline).err()).collect();
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+}
+
+impl Wheel {
+    pub(crate) fn folder(&self) -> PathBuf {
+        target_directory().join(format!("{}-{}", self.package, self.version))
     }
-    let pip = find_program("pip3").ok_or("there is no pip3")?;
-    let partial = folder().with_added_extension("partial");
-    let wrong = |error: std::io::Error| format!("{}: {error}", partial.display());
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(wrong)?;
+
+    fn is_there(&self) -> bool {
+        self.folder().join(self.sign).is_file()
     }
-    let mut command = Command::new(pip);
-    command.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]);
-    command.args(["--only-binary=:all:", "--target"]).arg(&partial).arg(format!("{PACKAGE}=={VERSION}"));
-    run(&mut command, deadline)?;
-    fs::rename(&partial, folder()).map_err(wrong)
+
+    /// Whole or not at all.
+    fn fetch(&self, deadline: Instant) -> Outcome {
+        let pip = find_program("pip3").ok_or("there is no pip3")?;
+        let partial = self.folder().with_added_extension("partial");
+        let wrong = |error: std::io::Error| format!("{}: {error}", partial.display());
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(wrong)?;
+        }
+        let mut command = Command::new(pip);
+        command.args(["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]);
+        command.args(["--only-binary=:all:", "--target"]).arg(&partial);
+        run(command.arg(format!("{}=={}", self.package, self.version)), deadline)?;
+        fs::rename(&partial, self.folder()).map_err(wrong)
+    }
 }

@@ -10,6 +10,7 @@ use towline_runtime::{Bulk, Client, ErrorKind, Function, Registry, TaskResult, W
 use crate::command::{LIMIT, Running, start, towline};
 use crate::death::signal;
 use crate::metrics::{page, value};
+use crate::readers::{Format, read};
 
 const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
 const LEN: Function<(Vec<Bulk>,), usize> = Function::new("len");
@@ -54,16 +55,26 @@ fn with_workers<T>(address: &str, test: impl AsyncFnOnce(&Client, &mut [Worker])
     })
 }
 
+/// What a worker counts, in Prometheus' own format.
+fn plain(worker: &Worker) -> String {
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(Box::new(worker.metrics()));
+    let mut page = String::new();
+    prometheus_client::encoding::prometheus_text::encode(&mut page, &registry).unwrap();
+    page
+}
+
 #[test]
 fn top_and_metrics_tell_what_a_cluster_does() {
     let (_scheduler, address, at) = scheduler();
-    let (document, text, scheduler_page, worker_pages) = with_workers(&address, async |client, workers| {
+    let (document, text, scheduler_pages, worker_pages) = with_workers(&address, async |client, workers| {
         let blocks = client.map(FILL, [(1, BLOCK_LEN), (2, BLOCK_LEN)]).unwrap();
         let len = client.submit(LEN, (&blocks,)).unwrap();
         assert_eq!(len.result().await.unwrap(), 2 * BLOCK_LEN);
         let failed = client.submit(FAIL, ()).unwrap();
         assert_eq!(failed.result().await.unwrap_err().kind(), ErrorKind::Failed);
         let pages: Vec<_> = workers.iter().map(|worker| worker.metrics().text()).collect();
+        let plain = plain(&workers[0]);
         let scheduler = address.clone();
         let looks = move || {
             let look = ["top", &scheduler, "--once", "--interval", "0.1"];
@@ -71,7 +82,18 @@ fn top_and_metrics_tell_what_a_cluster_does() {
             json.exits_with(0);
             let text = towline(&look);
             text.exits_with(0);
-            (json.document(), text.out, page(&at), pages)
+            read(&plain, Format::Plain);
+            for page in &pages {
+                read(page, Format::OpenMetrics);
+            }
+            let scheduler_pages = [Format::Plain, Format::OpenMetrics].map(|format| {
+                let page = page(&at, format);
+                // The endpoint's families, those of each connection, and the scheduler's.
+                read(&page, format)
+                    .inspect(|(all, histograms)| assert!(*all >= 28 && *histograms >= 7, "{page}"));
+                page
+            });
+            (json.document(), text.out, scheduler_pages, pages)
         };
         tokio::task::spawn_blocking(looks).await.unwrap()
     });
@@ -93,11 +115,13 @@ fn top_and_metrics_tell_what_a_cluster_does() {
     assert!(text.contains("runs     3 done, 1 failed; 0.0/s"), "{text}");
     assert!(text.lines().any(|line| line.contains(path) && line.contains("1.0 MiB")), "{text}");
 
-    assert_eq!(value(&scheduler_page, "towline_scheduler_workers"), 2.0);
-    assert_eq!(value(&scheduler_page, "towline_scheduler_tasks{stage=\"done\"}"), 3.0);
-    assert_eq!(value(&scheduler_page, "towline_scheduler_runs_total{outcome=\"failed\"}"), 1.0);
-    assert!(value(&scheduler_page, "towline_scheduler_moved_bytes_total") >= BLOCK_LEN as f64);
-    assert!(value(&scheduler_page, "towline_received_bytes_count") > 0.0, "the endpoint's as well");
+    for scheduler_page in &scheduler_pages {
+        assert_eq!(value(scheduler_page, "towline_scheduler_workers"), 2.0);
+        assert_eq!(value(scheduler_page, "towline_scheduler_tasks{stage=\"done\"}"), 3.0);
+        assert_eq!(value(scheduler_page, "towline_scheduler_runs_total{outcome=\"failed\"}"), 1.0);
+        assert!(value(scheduler_page, "towline_scheduler_moved_bytes_total") >= BLOCK_LEN as f64);
+        assert!(value(scheduler_page, "towline_received_bytes_count") > 0.0, "the endpoint's as well");
+    }
     let sum = |name| worker_pages.iter().map(|page| value(page, name)).sum::<f64>();
     assert_eq!(sum("towline_worker_runs_total{outcome=\"done\"}"), 3.0);
     assert_eq!(sum("towline_worker_fetched_bytes_total"), pair["bytes"].as_f64().unwrap());

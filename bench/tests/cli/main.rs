@@ -14,6 +14,7 @@ mod metrics;
 mod network;
 mod open;
 mod places;
+mod readers;
 mod schema;
 mod shm;
 mod tasks;

@@ -11,6 +11,7 @@ use crate::bench::{bench, rows};
 use crate::command::{Running, spawn, start};
 use crate::death::{SOON, children, ends, signal};
 use crate::metrics::{page, serve, value};
+use crate::readers::Format;
 
 #[test]
 fn all_senders_and_the_receiver_are_counted() {
@@ -73,7 +74,7 @@ fn one_elsewhere_is_one_more_of_all_that_send_to_all() {
     let (_serving, address, at) = serve();
     for (workers, all) in [(1, 2), (3, 4)] {
         let moved = || {
-            let page = page(&at);
+            let page = page(&at, Format::Plain);
             ["towline_received_bytes_sum", "towline_sent_bytes_sum"].map(|name| value(&page, name))
         };
         let before = moved();
@@ -98,10 +99,10 @@ fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
     let (serving, address, at) = serve();
     let line = format!("bench --connect {address} --pattern alltoall --workers 2 --size 64K --duration 60");
     let busy = || {
-        let sent = value(&page(&at), "towline_sent_bytes_count");
+        let sent = value(&page(&at, Format::Plain), "towline_sent_bytes_count");
         let bench = start(&line.split(' ').collect::<Vec<_>>());
         let begin = Instant::now();
-        while value(&page(&at), "towline_sent_bytes_count") < sent + 100.0 {
+        while value(&page(&at, Format::Plain), "towline_sent_bytes_count") < sent + 100.0 {
             assert!(begin.elapsed() < SOON, "it does not send");
             thread::sleep(Duration::from_millis(2));
         }

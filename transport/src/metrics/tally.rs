@@ -10,7 +10,7 @@ const PLACES: usize = 15;
 /// Payload bytes of a message.
 const BYTES: Bounds = Bounds {
     of: &[0, 64, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 1 << 30],
-    unit: 1.0,
+    per_unit: 1.0,
 };
 /// Nanoseconds that become seconds.
 const TIMES: Bounds = Bounds {
@@ -30,14 +30,15 @@ const TIMES: Bounds = Bounds {
         3_000_000_000,
         10_000_000_000,
     ],
-    unit: 1e-9,
+    per_unit: 1e9,
 };
 
-/// The largest value of each bucket, ascending, and what one of them is in the unit that is told.
+/// The largest value of each bucket, ascending, and how many make one of the unit that is told. Dividing by a whole number
+/// gives the float next to the bound (0.0003); multiplying by 1e-9 does not (0.00030000000000000003).
 #[derive(Debug, PartialEq)]
 struct Bounds {
     of: &'static [u64],
-    unit: f64,
+    per_unit: f64,
 }
 
 /// Counts values by size.
@@ -100,13 +101,14 @@ impl Tallied {
 
     /// Their sum, in the unit that is told.
     pub(crate) fn sum_told(&self) -> f64 {
-        self.sum as f64 * self.bounds.unit
+        self.sum as f64 / self.bounds.per_unit
     }
 
-    /// Each bucket's upper bound, the last one's infinite, and how many values it holds itself.
+    /// Each bucket's upper bound, and how many values it holds itself. The last bound is infinite, and nothing less: the encoder
+    /// writes `+Inf`, without which a histogram is refused, for that value alone.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
-        let bounds = self.bounds.of.iter().map(|bound| *bound as f64 * self.bounds.unit);
-        bounds.chain([f64::MAX]).zip(self.counts).collect()
+        let bounds = self.bounds.of.iter().map(|bound| *bound as f64 / self.bounds.per_unit);
+        bounds.chain([f64::INFINITY]).zip(self.counts).collect()
     }
 }
 
@@ -134,7 +136,7 @@ mod tests {
         let tallied = tally.read();
         let buckets = tallied.buckets();
         assert_eq!(buckets[..3], [(0.0, 1), (64.0, 2), (512.0, 1)]);
-        assert_eq!(buckets[11..], [((1u64 << 30) as f64, 1), (f64::MAX, 1)]);
+        assert_eq!(buckets[11..], [((1u64 << 30) as f64, 1), (f64::INFINITY, 1)]);
         assert_eq!(tallied.count(), 6);
     }
 
@@ -143,6 +145,12 @@ mod tests {
         for Bounds { of, .. } in [BYTES, TIMES] {
             assert!(of.len() < PLACES && of.is_sorted());
         }
+    }
+
+    #[test]
+    fn a_bound_of_time_is_the_float_next_to_it() {
+        let bounds: Vec<_> = Tally::of_times().read().buckets().into_iter().map(|(bound, _)| bound).collect();
+        assert_eq!(bounds[..5], [0.000_003, 0.000_01, 0.000_03, 0.000_1, 0.000_3]);
     }
 
     #[test]
