@@ -10,6 +10,7 @@ use crate::backends::Row;
 use crate::content::{assert_bytes, assert_message, bytes, message};
 use crate::polls::{eventually, within};
 use crate::suite::cases;
+use crate::usage;
 
 cases! {
     ANY: every_call_may_fail;
@@ -22,10 +23,15 @@ const LENS: [usize; 3] = [100, 20_000, 300_000];
 const REGION_LEN: usize = 50_000;
 
 async fn every_call_may_fail(row: &'static Row) {
+    // What is made once is there after the first.
+    within(RUN_TIME, "the first run", run(row, &Faults::nth(CALLS_MAX))).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = usage::descriptors();
     for n in 1..CALLS_MAX {
         let faults = Faults::nth(n);
         let what = format!("the run whose call {n} fails");
         let result = within(RUN_TIME, &what, run(row, &faults)).await;
+        eventually(&format!("{what} leaves no descriptor"), || usage::descriptors() <= before).await;
         if !faults.fired() {
             result.unwrap();
             assert!(n > 10, "a run has more calls than {n}");

@@ -20,6 +20,7 @@ mod deposits;
 mod door;
 mod encrypted;
 mod ending;
+mod establishing;
 mod event_loop;
 mod faults;
 mod fetching;
@@ -83,6 +84,7 @@ const GROUPS: &[&[Claims]] = &[
     integrity::CASES,
     streams::CASES,
     connect::CASES,
+    establishing::CASES,
     meeting::CASES,
     shown::CASES,
     spoiled::CASES,

@@ -17,6 +17,7 @@ use towline::{
 
 use crate::backends::{ROWS, Row};
 use crate::content::{assert_frame, assert_message, bytes, message, number};
+use crate::establishing;
 use crate::forward;
 use crate::holders;
 use crate::mixed::lengths;
@@ -151,6 +152,9 @@ pub(crate) fn run(role: &str) -> ExitCode {
     let variable = |name| std::env::var(name).unwrap();
     let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
     let address: Address = variable(ADDRESS).parse().unwrap();
+    if role == "obey" {
+        return establishing::obey_from_afar(row, address);
+    }
     let builder = row.builder().insecure(true).connect_time(Duration::from_secs(2));
     let endpoint = match role {
         "converse" => builder.heartbeat(HEARTBEAT),

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Op, Opening, Operation,
-    Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Op, Opened, Opening,
+    Operation, Probe, Role, Site,
 };
 use towline::environment::Environment;
 use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -56,7 +56,7 @@ impl Backend for Threaded {
     }
 }
 
-fn open(site: &Site) -> Result<Arc<dyn Link>> {
+fn open(site: &Site) -> Result<Opened> {
     let (side, name) = match site.role {
         Role::Connector => (0, [site.offer.as_slice(), &site.peer_offer].concat()),
         Role::Acceptor => (1, [site.peer_offer.as_slice(), &site.offer].concat()),
@@ -67,20 +67,22 @@ fn open(site: &Site) -> Result<Arc<dyn Link>> {
         None => {
             let (sender, commands) = mpsc::channel();
             thread::Builder::new().name("threaded".into()).spawn(|| serve(commands))?;
-            waiting.insert(name, sender.clone());
+            waiting.insert(name.clone(), sender.clone());
             sender
         }
     };
     let stalls = Arc::new(AtomicU64::new(0));
-    let link = ThreadedLink { side, commands, stalls: stalls.clone() };
+    let link = ThreadedLink { side, name, commands, stalls: stalls.clone() };
     link.tell(Command::Attach(side, site.inbox.clone(), stalls));
-    Ok(Arc::new(link))
+    Ok(Opened::new(Arc::new(link)))
 }
 
 /// One end: all it does is pass the work on.
 #[derive(Debug)]
 struct ThreadedLink {
     side: usize,
+    /// What the other end would find it by.
+    name: Vec<u8>,
     commands: mpsc::Sender<Command>,
     stalls: Arc<AtomicU64>,
 }
@@ -120,6 +122,7 @@ impl Link for ThreadedLink {
 
 impl Drop for ThreadedLink {
     fn drop(&mut self) {
+        WAITING.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
         self.end(Error::new(ErrorKind::Closed, "the link was dropped"));
     }
 }

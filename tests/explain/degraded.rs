@@ -103,8 +103,12 @@ impl Backend for Degraded {
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async move {
             self.unless(Trouble::NotOpened)?;
-            let link = self.backend.open(site).await?;
-            Ok(if self.trouble == Trouble::Slow { Arc::new(Slow(link)) } else { link })
+            let opened = self.backend.open(site).await?;
+            Ok(if self.trouble == Trouble::Slow {
+                opened.wrapped(|link| Arc::new(Slow(link)))
+            } else {
+                opened
+            })
         })
     }
 }

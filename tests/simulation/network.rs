@@ -57,9 +57,12 @@ impl Backend for Networked {
             let dice = Dice::new(lock(&self.network).dice.next(), 0);
             let line = Line { queue: VecDeque::new(), carrying: false, ended: None, dice };
             let (host, network) = (self.host.clone(), self.network.clone());
-            let link = self.backend.open(site).await?;
-            let ends = Ends { link, line: Mutex::new(line), host, network };
-            Ok(Arc::new(Wire(Arc::new(ends))) as Arc<dyn Link>)
+            let opened = self.backend.open(site).await?;
+            let wrap = |link| {
+                let ends = Ends { link, line: Mutex::new(line), host, network };
+                Arc::new(Wire(Arc::new(ends))) as Arc<dyn Link>
+            };
+            Ok(opened.wrapped(wrap))
         })
     }
 }

@@ -1,5 +1,5 @@
 //! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out,
-//! certificates, forks, waiting with a limit, what a process uses, the libraries of UCX and endpoints over them, a process that echoes, what `cargo xtask install` made, what a peer made by hand says, and what a machine may lack.
+//! certificates, forks, waiting with a limit, what a process uses, tasks that stop, the libraries of UCX and endpoints over them, a process that echoes, what `cargo xtask install` made, what a peer made by hand says, and what a machine may lack.
 
 pub mod certificates;
 pub mod echoing;
@@ -12,4 +12,5 @@ pub mod polls;
 pub mod provided;
 pub mod scarce;
 pub mod usage;
+pub mod watched;
 pub mod wire;

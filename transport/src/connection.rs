@@ -15,7 +15,7 @@ use tokio::task::coop::consume_budget;
 use tracing::Instrument;
 
 pub use self::halves::{Receiver, Sender};
-use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Operation, Small};
+use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, Operation, Small};
 use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Failed, Result};
@@ -91,7 +91,7 @@ pub struct Stats {
 
 /// What the making of a connection settled.
 pub(crate) struct Parts {
-    pub(crate) link: Arc<dyn Link>,
+    pub(crate) opened: Opened,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) regions: Arc<Regions>,
     pub(crate) driver: Arc<Driver>,
@@ -104,8 +104,8 @@ pub(crate) struct Parts {
 
 impl Connection {
     pub(crate) fn new(parts: Parts) -> Result<Self> {
-        let Parts { link, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
-        let number = driver.number();
+        let Parts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
+        let (number, link) = (driver.number(), opened.link().clone());
         let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
         let counts = Arc::new(Counts::of(link.clone()));
         driver.meters.adopt(number, &counts, path.chosen(), peer.to_string());
@@ -129,7 +129,10 @@ impl Connection {
             span,
         });
         driver.adopt(&core)?;
-        Ok(Self { handle: Arc::new(LastHandle(Own::new(core))) })
+        let handle = Arc::new(LastHandle(Own::new(core)));
+        // The last handle ends it from now on.
+        let _ = opened.take();
+        Ok(Self { handle })
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {

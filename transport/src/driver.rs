@@ -5,16 +5,17 @@
 //! it does for every link it spreads over its looks, so that ten thousand of them never hold it up together.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use tokio::io::Interest;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::backend::{Progress, Source};
 use crate::connection::Core;
@@ -42,8 +43,8 @@ pub(crate) struct Driver {
     connections: Mutex<BTreeMap<u64, Connected>>,
     next: AtomicU64,
     later: Mutex<Vec<Weak<Core>>>,
-    /// The task that sleeps on `armed` runs.
-    serving: AtomicBool,
+    /// The task that sleeps on `armed` runs until this is dropped.
+    serving: OnceLock<oneshot::Sender<Infallible>>,
     /// A connection came.
     wanted: Arc<Notify>,
 }
@@ -82,7 +83,7 @@ impl Driver {
             connections: Mutex::default(),
             next: AtomicU64::new(0),
             later: Mutex::default(),
-            serving: AtomicBool::new(false),
+            serving: OnceLock::new(),
             wanted: Arc::default(),
         });
         driver.environment.spawn(Box::pin(look_after(Arc::downgrade(&driver))));
@@ -107,9 +108,7 @@ impl Driver {
             };
             add(&self.armed, epoll::EventFlags::empty())?;
             add(&self.watched, epoll::EventFlags::IN)?;
-            if !self.serving.swap(true, Ordering::AcqRel) {
-                self.serve_armed()?;
-            }
+            self.serve_armed()?;
             core.waiters.arm();
         }
         Ok(())
@@ -161,15 +160,26 @@ impl Driver {
         self.connections().get(&number).and_then(|connected| connected.core.upgrade())
     }
 
-    /// Starts the task that sleeps on the armed links.
+    /// Starts the task that sleeps on the armed links, once.
     fn serve_armed(self: &Arc<Self>) -> Result<()> {
+        if self.serving.get().is_some() {
+            return Ok(());
+        }
         let descriptor = self.armed.try_clone().map_err(Error::io)?;
+        let (alive, mut dropped) = oneshot::channel();
+        if self.serving.set(alive).is_err() {
+            return Ok(());
+        }
         let driver = Arc::downgrade(self);
         self.environment.spawn(Box::pin(async move {
             // An environment without a reactor has no links with a source.
             let Some(descriptor) = register(descriptor, Interest::READABLE) else { return };
-            while let Ok(mut ready) = descriptor.readable().await {
-                let Some(driver) = driver.upgrade() else { return };
+            loop {
+                let ready = tokio::select! {
+                    ready = descriptor.readable() => ready,
+                    _ = &mut dropped => return,
+                };
+                let (Ok(mut ready), Some(driver)) = (ready, driver.upgrade()) else { return };
                 let numbers = ready_in(descriptor.get_ref().descriptor());
                 if numbers.is_empty() {
                     ready.clear_ready();

@@ -16,7 +16,7 @@ use self::entrants::{Entrant, no_path, prepare};
 pub(crate) use self::verdicts::Verdicts;
 use self::verdicts::{Turn, Verdict};
 use crate::addr::Address;
-use crate::backend::{Backend, Link, Regions, Role, Site, Staging};
+use crate::backend::{Backend, Opened, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::door::{
     self, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS,
@@ -109,16 +109,16 @@ impl Establisher {
                 }
             }
             let over_tls = terms.binding.is_some();
-            let link = if entrant.backend.takes_stream() {
+            let opened = if entrant.backend.takes_stream() {
                 let key = JoinKey::new(greeting.secret, streams, over_tls);
                 let strands = self.join(&control, &key, address, streams).await?;
                 (site.control, site.strands) = (Some(control), strands);
                 entrant.backend.open(&mut site).await?
             } else {
                 match self.open_beside(&mut entrant, &mut entrants, turn, &mut site, &mut control).await? {
-                    Ok(link) => {
+                    Ok(opened) => {
                         site.control = Some(control);
-                        link
+                        opened
                     }
                     Err(reason) => {
                         entrant.candidate.reason = reason;
@@ -129,7 +129,7 @@ impl Establisher {
             };
             let candidates = self.settle(Role::Connector, &entrant, entrants, refused, &greeting);
             let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(&entrant, site, link, path);
+            return self.connection(&entrant, site, opened, path);
         }
         Err(no_path(&refused))
     }
@@ -178,7 +178,8 @@ impl Establisher {
         let greeting = match door::greet_caller(&mut control, &terms, environment).await? {
             Caller::Peer(greeting) => greeting,
             Caller::Strand(join) => {
-                return self.joins.join(&join, control, environment).await.map(|()| None);
+                let joined = self.joins.join(&join, control, environment);
+                return tell(environment, deadline, joined).await.map(|()| None);
             }
         };
         let deadline = environment.now() + self.handshake_time;
@@ -186,7 +187,8 @@ impl Establisher {
             let Proposal { backend, streams, card } =
                 door::proposed(&mut control, deadline, environment).await?;
             let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == backend) else {
-                door::answer(&mut control, Err("it is not offered here")).await?;
+                let answer = door::answer(&mut control, Err("it is not offered here"));
+                tell(environment, deadline, answer).await?;
                 continue;
             };
             let mut entrant = entrants.remove(at);
@@ -203,15 +205,15 @@ impl Establisher {
             let expected = match prepared {
                 Ok(expected) => expected,
                 Err(reason) => {
-                    door::answer(&mut control, Err(&reason)).await?;
+                    tell(environment, deadline, door::answer(&mut control, Err(&reason))).await?;
                     entrant.candidate.reason = reason;
                     refused.push(entrant.candidate);
                     continue;
                 }
             };
-            let link = if entrant.backend.takes_stream() {
+            let opened = if entrant.backend.takes_stream() {
                 // It can be opened only when nothing more is to be said on the stream.
-                door::answer_with(&mut control, &site.card).await?;
+                tell(environment, deadline, door::answer_with(&mut control, &site.card)).await?;
                 if let Some(expected) = expected {
                     // It is no stranger any more, and its streams are.
                     drop(stranger.take());
@@ -221,9 +223,9 @@ impl Establisher {
                 entrant.backend.open(&mut site).await?
             } else {
                 match self.open_beside(&mut entrant, &mut entrants, None, &mut site, &mut control).await? {
-                    Ok(link) => {
+                    Ok(opened) => {
                         site.control = Some(control);
-                        link
+                        opened
                     }
                     Err(reason) => {
                         entrant.candidate.reason = reason;
@@ -234,7 +236,7 @@ impl Establisher {
             };
             let candidates = self.settle(Role::Acceptor, &entrant, entrants, refused, &greeting);
             let path = path(address, &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(&entrant, site, link, path).map(Some);
+            return self.connection(&entrant, site, opened, path).map(Some);
         }
         Err(Error::new(
             ErrorKind::Refused,
@@ -251,7 +253,7 @@ impl Establisher {
         turn: Option<Turn<'_>>,
         site: &mut Site,
         control: &mut Control,
-    ) -> Result<Result<Arc<dyn Link>, String>> {
+    ) -> Result<Result<Opened, String>> {
         let environment = &*self.environment;
         let now = environment.now();
         let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
@@ -267,7 +269,8 @@ impl Establisher {
             if let Some(turn) = turn {
                 opened = self.try_out(turn, opened, entrant, others, control, answered_by).await?;
             }
-            door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
+            let answer = door::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+            tell(environment, answered_by, answer).await?;
             // The acceptor knows which of the two failed first.
             let answered = door::answered(control, backend.name(), answered_by, environment).await?;
             return Ok(answered.and(opened));
@@ -276,7 +279,7 @@ impl Establisher {
         let (opened, asked) = {
             let (mut opening, mut opened) = (std::pin::pin!(opening), None);
             let peer = async {
-                door::answer_with(control, &card).await?;
+                tell(environment, answered_by, door::answer_with(control, &card)).await?;
                 door::asked(control, backend.name(), measurements, answered_by, environment).await
             };
             let mut peer = std::pin::pin!(peer);
@@ -300,19 +303,17 @@ impl Establisher {
         let said = match asked {
             Asked::Said(said) => said,
             Asked::Measure(len) => {
-                let link = opened.as_ref().ok();
+                let link = opened.as_ref().ok().map(Opened::link);
                 entrant.candidate.reason = "the peer tried it, and prefers it".into();
                 trial::take_part(len, link, site, (control, backend.name()), answered_by).await?
             }
         };
         let opened = match (opened, said) {
-            (Ok(link), Err(reason)) => {
-                link.end(trial::given_up());
-                Err(reason)
-            }
+            (Ok(_), Err(reason)) => Err(reason),
             (opened, _) => opened,
         };
-        door::answer(control, opened.as_ref().map(drop).map_err(String::as_str)).await?;
+        let answer = door::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+        tell(environment, answered_by, answer).await?;
         Ok(opened)
     }
 
@@ -347,22 +348,19 @@ impl Establisher {
     async fn try_out(
         &self,
         turn: Turn<'_>,
-        opened: Result<Arc<dyn Link>, String>,
+        opened: Result<Opened, String>,
         entrant: &mut Entrant,
         others: &mut [Entrant],
         control: &mut Control,
         deadline: Duration,
-    ) -> Result<Result<Arc<dyn Link>, String>> {
+    ) -> Result<Result<Opened, String>> {
         let environment = &*self.environment;
         let outcome = match &opened {
-            Ok(link) => trial::measure(link, control, deadline, environment).await?,
+            Ok(opened) => trial::measure(opened.link(), control, deadline, environment).await?,
             Err(reason) => Err(reason.clone()),
         };
         turn.settle(&outcome, environment.now());
         let heeded = outcome.and_then(|figures| trial::heed(figures, entrant, others));
-        if let (Ok(link), Err(_)) = (&opened, &heeded) {
-            link.end(trial::given_up());
-        }
         Ok(heeded.and(opened))
     }
 
@@ -444,16 +442,10 @@ impl Establisher {
         }
     }
 
-    fn connection(
-        &self,
-        entrant: &Entrant,
-        site: Site,
-        link: Arc<dyn Link>,
-        path: Path,
-    ) -> Result<Connection> {
-        let link = Staging::over(link, site.pool);
+    fn connection(&self, entrant: &Entrant, site: Site, opened: Opened, path: Path) -> Result<Connection> {
+        let opened = opened.wrapped(|link| Staging::over(link, site.pool));
         if let Some(control) = site.control.filter(|_| !entrant.backend.carries_control()) {
-            let (link, inbox) = (link.clone(), site.inbox.clone());
+            let (link, inbox) = (opened.link().clone(), site.inbox.clone());
             let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
             self.environment.spawn(Box::pin(async move {
                 let (parting, ended) = (inbox.until_parting(), inbox.until_ended());
@@ -463,7 +455,7 @@ impl Establisher {
             }));
         }
         Connection::new(Parts {
-            link,
+            opened,
             inbox: site.inbox,
             regions: site.regions,
             driver: self.driver.clone(),
@@ -474,6 +466,16 @@ impl Establisher {
             linger: self.linger,
         })
     }
+}
+
+/// Sends an answer, for which the other end makes room until `deadline`, a time of `environment`'s clock.
+async fn tell(
+    environment: &dyn Environment,
+    deadline: Duration,
+    answer: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let late = || Err(Error::new(ErrorKind::TimedOut, "the other end made no room for an answer in time"));
+    within(environment, deadline, answer).await.unwrap_or_else(late)
 }
 
 /// `over_tls`: the door's stream is, and whatever carries control took it over.

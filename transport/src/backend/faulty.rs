@@ -121,8 +121,8 @@ impl Backend for Faulty {
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
         Box::pin(async {
             self.faults.call("open")?;
-            let link = self.backend.open(site).await?;
-            Ok(Arc::new(FaultyLink { link, faults: self.faults.clone() }) as Arc<dyn Link>)
+            let opened = self.backend.open(site).await?;
+            Ok(opened.wrapped(|link| Arc::new(FaultyLink { link, faults: self.faults.clone() })))
         })
     }
 }

@@ -7,6 +7,7 @@
 pub mod faulty;
 mod inbox;
 pub mod mem;
+mod opened;
 pub mod shm;
 mod staging;
 mod streamed;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use inbox::Inbox;
+pub use opened::Opened;
 pub(crate) use staging::Staging;
 
 use crate::addr::Address;
@@ -116,8 +118,8 @@ pub trait Backend: Debug + Send + Sync + 'static {
     fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a>;
 }
 
-/// One end of a data path that is being opened; dropped, it leaves nothing behind.
-pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Arc<dyn Link>>> + Send + 'a>>;
+/// One end of a data path that is being opened; dropped at any await, it leaves nothing behind, and so does what it ends with.
+pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Opened>> + Send + 'a>>;
 
 /// How a backend stands where an address leaves the choice to both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -77,11 +77,6 @@ pub(super) fn heed(figures: Figures, tried: &mut Entrant, others: &mut [Entrant]
     Ok(())
 }
 
-/// What a link is told that was opened and is not taken.
-pub(super) fn given_up() -> Error {
-    Error::new(ErrorKind::Closed, "another path is taken")
-}
-
 /// What one of the two did so far.
 #[derive(Debug, Default)]
 struct Pace {

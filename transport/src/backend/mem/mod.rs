@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
-use super::{Backend, Caps, Identity, Link, Machine, Opening, Prediction, Probe, Role, Site, Speed};
+use super::{Backend, Caps, Identity, Machine, Opened, Opening, Prediction, Probe, Role, Site, Speed};
 use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -71,7 +71,7 @@ impl Backend for Mem {
     }
 }
 
-fn open(site: &Site) -> Result<Arc<dyn Link>> {
+fn open(site: &Site) -> Result<Opened> {
     let (first, second) = match site.role {
         Role::Connector => (&site.offer, &site.peer_offer),
         Role::Acceptor => (&site.peer_offer, &site.offer),
@@ -89,5 +89,5 @@ fn open(site: &Site) -> Result<Arc<dyn Link>> {
             mine
         }
     };
-    Ok(half.attach(site.inbox.clone(), site.regions.clone()))
+    Ok(Opened::new(half.attach(site.inbox.clone(), site.regions.clone())))
 }

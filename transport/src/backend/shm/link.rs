@@ -14,7 +14,7 @@ use super::lender::ArenaLender;
 use super::meeting::{Met, Shown};
 use super::pipe::{self, Silence};
 use crate::backend::streamed::{Line, Streamed, read_from, write_to};
-use crate::backend::{Caps, Link, Site, Source};
+use crate::backend::{Caps, Link, Opened, Site, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
 use crate::reactor::register;
@@ -56,7 +56,7 @@ impl Ours {
 }
 
 /// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
-pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Arc<dyn Link>> {
+pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Opened> {
     let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts, mark } = ours;
     if !pipe::is_reading_end(&peer.bell) {
@@ -101,6 +101,7 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Res
     // What the backend can do, and this link does not promise.
     let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
+    let opened = Opened::new(link.clone());
     if let Some(ended) = ended {
         let (link, inbox) = (Arc::downgrade(&link), site.inbox.clone());
         site.environment.spawn(Box::pin(async move {
@@ -117,7 +118,7 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Res
             }
         }));
     }
-    Ok(link)
+    Ok(opened)
 }
 
 /// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.

@@ -1,13 +1,12 @@
 //! The line: a socket, and the strands beside it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CAPS;
 use super::socket::Socket;
 use super::strands::Strands;
 use crate::backend::streamed::{Line, Stream, Streamed, cut, read_from, write_to};
-use crate::backend::{Link, Site, Source};
+use crate::backend::{Opened, Site, Source};
 use crate::error::{Error, Result};
 use crate::wire::session::{Session, Urgency};
 
@@ -22,7 +21,7 @@ pub(super) struct TcpLine {
 }
 
 /// Opens a link. `sockets` are the main one and what else the connection has.
-pub(super) fn open(mut sockets: Vec<Socket>, site: &Site) -> Result<Arc<dyn Link>> {
+pub(super) fn open(mut sockets: Vec<Socket>, site: &Site) -> Result<Opened> {
     let socket = sockets.remove(0);
     let session = Streamed::<TcpLine>::session(site).striped(sockets.len());
     let strands = match sockets.len() {
@@ -30,7 +29,7 @@ pub(super) fn open(mut sockets: Vec<Socket>, site: &Site) -> Result<Arc<dyn Link
         _ => Some(Box::new(Strands::new(&socket, sockets)?)),
     };
     let line = TcpLine { socket, strands, blocked: AtomicBool::new(false) };
-    Ok(Streamed::open(line, (), session, CAPS, site))
+    Ok(Opened::new(Streamed::open(line, (), session, CAPS, site)))
 }
 
 impl Line for TcpLine {

@@ -29,7 +29,7 @@ use self::events::Key;
 use self::lingering::Lingering;
 use self::link::{Held, PARCEL_LEN, UcxLine};
 use super::streamed::Streamed;
-use super::{Backend, Caps, Identity, Inventory, Link, Opening, Probe, Role, Site, Standing};
+use super::{Backend, Caps, Identity, Inventory, Opened, Opening, Probe, Role, Site, Standing};
 use crate::addr::Address;
 use crate::door::MeetingKey;
 use crate::environment::{Environment, within};
@@ -209,7 +209,7 @@ impl Backend for Ucx {
     }
 }
 
-async fn open(peer: &[u8], site: &mut Site) -> Result<Arc<dyn Link>> {
+async fn open(peer: &[u8], site: &mut Site) -> Result<Opened> {
     let engine = site.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
     let engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -225,7 +225,7 @@ async fn open(peer: &[u8], site: &mut Site) -> Result<Arc<dyn Link>> {
     held.greet(peer)?;
     until_greeted(&mut held, &mut session, &site.environment).await?;
     let line = UcxLine::new(&mut held, &site.environment)?;
-    Ok(Streamed::open(line, held, session, CAPS, site))
+    Ok(Opened::new(Streamed::open(line, held, session, CAPS, site)))
 }
 
 /// Waits until the peer has said hello.

@@ -1,0 +1,374 @@
+//! A connection that is given up, or whose peer stops, at any step of being established leaves nothing behind: no descriptor
+//! and no task, at neither end, though both processes live on.
+//!
+//! The task that establishes one end is polled `n` times, for `n` from none until it is done, and is then given up or left
+//! standing. The other end is honest, and in a process of its own where the backend reaches one: it does what it is told.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Mutex;
+use towline::environment::Environment;
+use towline::{Address, Builder, Caps, Connection, Endpoint, Listener};
+use towline_tests::watched::{Stop, Watched};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::peer::{Home, Peer};
+use crate::polls::{SOON, eventually, soon};
+use crate::suite::cases;
+use crate::usage;
+
+cases! {
+    ANY:
+        a_connect_that_is_given_up_at_any_step_leaves_nothing_behind,
+        an_accept_that_is_given_up_at_any_step_leaves_nothing_behind,
+        a_connector_that_stops_at_any_step_costs_its_peer_nothing,
+        an_acceptor_that_stops_at_any_step_costs_its_peer_nothing,
+        endpoints_leave_no_task_in_an_environment_that_lives_on;
+}
+
+const HANDSHAKE_TIME: Duration = Duration::from_millis(500);
+const HEARTBEAT: Duration = Duration::from_millis(150);
+/// An attempt takes fewer polls than this.
+const POLLS_MAX: usize = 4000;
+
+/// What the other end is told to do; the address follows.
+const LISTEN: &str = "listen";
+const CONNECT: &str = "connect";
+/// It answers with its descriptors and tasks.
+const COUNT: &str = "count";
+
+/// What an end has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counts {
+    descriptors: usize,
+    tasks: usize,
+}
+
+impl Counts {
+    fn of(environment: &Watched) -> Self {
+        Self { descriptors: usage::descriptors(), tasks: environment.tasks() }
+    }
+
+    fn is_within(self, before: Self) -> bool {
+        self.descriptors <= before.descriptors && self.tasks <= before.tasks
+    }
+}
+
+/// This end, and the one that does what it is told.
+struct Ends {
+    environment: Arc<Watched>,
+    endpoint: Endpoint,
+    listener: Listener,
+    /// Ends the other end when it is dropped.
+    control: Control,
+    /// Where the other end listens.
+    address: Address,
+    before: [Counts; 2],
+    /// The two share a process, and so what is counted of it.
+    are_one_process: bool,
+    _peer: Option<Peer>,
+}
+
+fn settled(builder: Builder, environment: &Arc<Watched>) -> Builder {
+    let environment: Arc<dyn Environment> = environment.clone();
+    builder.environment(environment).handshake_time(HANDSHAKE_TIME).heartbeat(HEARTBEAT).insecure(true)
+}
+
+impl Ends {
+    async fn new(row: &'static Row) -> Self {
+        let environment = Watched::start().unwrap();
+        let endpoint = settled(row.builder(), &environment).build().unwrap();
+        let waiting = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let told_at = waiting.local_addr().unwrap();
+        let are_one_process = !row.caps.contains(Caps::CROSS_PROCESS);
+        let peer = if are_one_process {
+            let theirs = Watched::start().unwrap();
+            let far = settled(row.builder(), &theirs).build().unwrap();
+            tokio::spawn(async move { obey(row, &theirs, &far, &told_at.to_string()).await });
+            None
+        } else {
+            Some(Peer::start("obey", row, Home::Here, &format!("tcp://{told_at}")))
+        };
+        let control = Control::over(soon("the other end", waiting.accept()).await.unwrap().0);
+        let address = control.ask(LISTEN).await.parse().unwrap();
+        let listener = endpoint.listen(&row.address()).await.unwrap();
+        let none = Counts { descriptors: 0, tasks: 0 };
+        let mut ends = Self {
+            environment,
+            endpoint,
+            listener,
+            control,
+            address,
+            before: [none; 2],
+            are_one_process,
+            _peer: peer,
+        };
+        // What is made once is there after a few.
+        for _ in 0..3 {
+            ends.assert_connects().await;
+            ends.assert_accepts().await;
+        }
+        let mut counts = ends.counts().await;
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = ends.counts().await;
+            if now == counts {
+                break;
+            }
+            counts = now;
+        }
+        ends.before = counts;
+        ends
+    }
+
+    async fn counts(&self) -> [Counts; 2] {
+        let there = self.control.ask(COUNT).await;
+        let (descriptors, tasks) = there.split_once(' ').unwrap();
+        let there = Counts { descriptors: descriptors.parse().unwrap(), tasks: tasks.parse().unwrap() };
+        [Counts::of(&self.environment), there]
+    }
+
+    /// The other end has no more than before, whatever this one does.
+    async fn assert_nothing_left_there(&self, what: &str) {
+        let fits = |[_, now]: [Counts; 2]| match self.before {
+            [_, before] if self.are_one_process => now.tasks <= before.tasks,
+            [_, before] => now.is_within(before),
+        };
+        self.assert(what, fits).await;
+    }
+
+    async fn assert_nothing_left(&self, what: &str) {
+        self.assert(what, |now| now.iter().zip(self.before).all(|(now, before)| now.is_within(before))).await;
+    }
+
+    async fn assert(&self, what: &str, fits: impl Fn([Counts; 2]) -> bool) {
+        let began = std::time::Instant::now();
+        loop {
+            let now = self.counts().await;
+            if fits(now) {
+                return;
+            }
+            assert!(began.elapsed() < SOON, "{what}: {now:?} is left where {:?} was", self.before);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    async fn assert_connects(&self) {
+        let connection = soon("a connection", self.endpoint.connect(&self.address)).await.unwrap();
+        assert_carries(&connection).await;
+    }
+
+    async fn assert_accepts(&self) {
+        self.control.ask(&format!("{CONNECT} {}", self.listener.address())).await;
+        let connection = soon("a connection", self.listener.accept()).await.unwrap();
+        assert_carries(&connection).await;
+    }
+}
+
+/// The other end takes what comes, until the connection ends.
+async fn assert_carries(connection: &Connection) {
+    soon("a message", connection.deliver(message(1, &[100]))).await.unwrap();
+    // An abrupt end is seen at once.
+    connection.abort();
+}
+
+/// Where the other end is told what to do, a line each.
+struct Control(Mutex<(Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf)>);
+
+impl Control {
+    fn over(stream: TcpStream) -> Self {
+        let (read, write) = stream.into_split();
+        Self(Mutex::new((BufReader::new(read).lines(), write)))
+    }
+
+    /// Has the other end do something, and tells what it says.
+    async fn ask(&self, what: &str) -> String {
+        let (lines, output) = &mut *self.0.lock().await;
+        output.write_all(format!("{what}\n").as_bytes()).await.unwrap();
+        soon("an answer", lines.next_line()).await.unwrap().expect("the other end lives")
+    }
+}
+
+/// The other end, in a process of its own.
+pub(crate) fn obey_from_afar(row: &'static Row, address: Address) -> ExitCode {
+    let environment = Watched::start().unwrap();
+    let endpoint = settled(row.builder(), &environment).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    runtime.unwrap().block_on(obey(
+        row,
+        &environment,
+        &endpoint,
+        &format!("{}:{}", address.host(), address.port()),
+    ));
+    ExitCode::SUCCESS
+}
+
+/// Does what it is told there.
+async fn obey(row: &'static Row, environment: &Watched, endpoint: &Endpoint, told_at: &str) {
+    let (read, mut output) = TcpStream::connect(told_at).await.unwrap().into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Ok(Some(told)) = lines.next_line().await {
+        let (what, address) = told.split_once(' ').unwrap_or((&told, ""));
+        let answer = match what {
+            LISTEN => {
+                let listener = endpoint.listen(&row.address()).await.unwrap();
+                let address = listener.address().to_string();
+                tokio::spawn(async move {
+                    while let Ok(connection) = listener.accept().await {
+                        tokio::spawn(hold(connection));
+                    }
+                });
+                address
+            }
+            CONNECT => {
+                let (endpoint, address) = (endpoint.clone(), address.parse::<Address>().unwrap());
+                tokio::spawn(async move {
+                    if let Ok(connection) = endpoint.connect(&address).await {
+                        hold(connection).await;
+                    }
+                });
+                String::new()
+            }
+            COUNT => {
+                let Counts { descriptors, tasks } = Counts::of(environment);
+                format!("{descriptors} {tasks}")
+            }
+            other => panic!("nothing is called {other}"),
+        };
+        output.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+    }
+}
+
+/// Takes what comes until the end.
+async fn hold(connection: Connection) {
+    while connection.recv().await.is_ok() {}
+}
+
+/// The numbers of polls after which a task is stopped: each of the first ones, and then ever fewer, since whoever waits for
+/// hardware polls often.
+fn steps() -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(0), |polls| Some(polls + 1 + polls / 16))
+        .take_while(|polls| *polls < POLLS_MAX)
+}
+
+/// Waits until the task has stopped, or is done.
+async fn until_stopped(stop: &Stop) {
+    eventually("it stops or ends", || stop.is_reached() || stop.is_over()).await;
+}
+
+async fn a_connect_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'static Row) {
+    let ends = Ends::new(row).await;
+    for polls in steps() {
+        let stop = ends.environment.stop_next(polls);
+        let mut connecting = Box::pin(ends.endpoint.connect(&ends.address));
+        let connected = tokio::select! {
+            connected = &mut connecting => Some(connected),
+            () = until_stopped(&stop) => None,
+        };
+        let is_done = connected.is_some() || stop.is_over();
+        if let Some(connection) = connected {
+            assert_carries(&connection.unwrap()).await;
+        }
+        drop(connecting);
+        stop.let_go_on();
+        ends.assert_nothing_left(&format!("given up after {polls} polls")).await;
+        if is_done {
+            assert!(polls > 0, "it is done without a poll");
+            return ends.assert_connects().await;
+        }
+    }
+    panic!("an attempt takes more than {POLLS_MAX} polls");
+}
+
+async fn an_accept_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'static Row) {
+    let ends = Ends::new(row).await;
+    for polls in steps() {
+        let stop = ends.environment.stop_next(polls);
+        ends.control.ask(&format!("{CONNECT} {}", ends.listener.address())).await;
+        until_stopped(&stop).await;
+        let is_done = stop.is_over();
+        if is_done {
+            assert_carries(&soon("a connection", ends.listener.accept()).await.unwrap()).await;
+        }
+        stop.drop_task();
+        ends.assert_nothing_left(&format!("given up after {polls} polls")).await;
+        if is_done {
+            assert!(polls > 0, "it is done without a poll");
+            return ends.assert_accepts().await;
+        }
+    }
+    panic!("an attempt takes more than {POLLS_MAX} polls");
+}
+
+async fn a_connector_that_stops_at_any_step_costs_its_peer_nothing(row: &'static Row) {
+    let ends = Ends::new(row).await;
+    for polls in steps() {
+        let stop = ends.environment.stop_next(polls);
+        let connecting = tokio::spawn({
+            let (endpoint, address) = (ends.endpoint.clone(), ends.address.clone());
+            async move { endpoint.connect(&address).await }
+        });
+        until_stopped(&stop).await;
+        let is_done = stop.is_over();
+        if is_done {
+            let connection = soon("a connection", connecting).await.unwrap().unwrap();
+            assert_carries(&connection).await;
+        } else {
+            ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
+            stop.let_go_on();
+            // It came too late, or just in time.
+            drop(soon("its end", connecting).await.unwrap());
+        }
+        ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
+        if is_done {
+            return ends.assert_connects().await;
+        }
+    }
+    panic!("an attempt takes more than {POLLS_MAX} polls");
+}
+
+async fn an_acceptor_that_stops_at_any_step_costs_its_peer_nothing(row: &'static Row) {
+    let ends = Ends::new(row).await;
+    for polls in steps() {
+        let stop = ends.environment.stop_next(polls);
+        ends.control.ask(&format!("{CONNECT} {}", ends.listener.address())).await;
+        until_stopped(&stop).await;
+        let is_done = stop.is_over();
+        if is_done {
+            assert_carries(&soon("a connection", ends.listener.accept()).await.unwrap()).await;
+        } else {
+            ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
+            stop.let_go_on();
+            eventually("it ends", || stop.is_over()).await;
+            // It came too late, or just in time.
+            let late = tokio::time::timeout(Duration::from_millis(1), ends.listener.accept()).await;
+            drop(late);
+        }
+        ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
+        if is_done {
+            return ends.assert_accepts().await;
+        }
+    }
+    panic!("an attempt takes more than {POLLS_MAX} polls");
+}
+
+async fn endpoints_leave_no_task_in_an_environment_that_lives_on(row: &'static Row) {
+    let environment = Watched::start().unwrap();
+    for round in 0..3 {
+        let [near, far] = [(); 2].map(|()| settled(row.builder(), &environment).build().unwrap());
+        let listener = far.listen(&row.address()).await.unwrap();
+        let (a, b) = soon("a connection", meet(&near, &listener)).await;
+        let both = async { tokio::join!(a.deliver(message(round, &[100])), b.recv()) };
+        let (sent, taken) = soon("a message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), round, &[100]);
+        drop((a, b, listener, near, far));
+        eventually("all tasks have ended", || environment.tasks() == 0).await;
+    }
+}

@@ -1,0 +1,195 @@
+//! The real world with its tasks under observation: how many there are, and one that stops after so many polls.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use towline::Result;
+use towline::environment::{Environment, System, Task};
+
+/// An environment whose tasks are counted.
+#[derive(Debug)]
+pub struct Watched {
+    system: System,
+    tasks: Arc<AtomicUsize>,
+    /// For the task that is spawned next.
+    next: Mutex<Option<Stop>>,
+}
+
+/// A task that is polled a number of times, and then waits for what becomes of it.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    polls_left: usize,
+    /// It waits for its fate.
+    is_reached: bool,
+    fate: Fate,
+    /// It has ended, or was dropped.
+    is_over: bool,
+    waker: Option<Waker>,
+}
+
+/// What becomes of a task once its polls are used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Waits,
+    GoesOn,
+    IsDropped,
+}
+
+impl Watched {
+    /// Starts the driver thread.
+    ///
+    /// # Errors
+    /// `Io` without a thread.
+    pub fn start() -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { system: System::start()?, tasks: Arc::default(), next: Mutex::default() }))
+    }
+
+    /// The tasks that have not ended.
+    pub fn tasks(&self) -> usize {
+        self.tasks.load(Ordering::Acquire)
+    }
+
+    /// Stops the task that is spawned next after so many polls.
+    pub fn stop_next(&self, polls: usize) -> Stop {
+        let state =
+            State { polls_left: polls, is_reached: false, fate: Fate::Waits, is_over: false, waker: None };
+        let stop = Stop(Arc::new(Mutex::new(state)));
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop.clone());
+        stop
+    }
+}
+
+impl Environment for Watched {
+    fn now(&self) -> Duration {
+        self.system.now()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Task {
+        self.system.sleep_until(at)
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        self.system.random(out);
+    }
+
+    fn spawn(&self, task: Task) {
+        let stop = self.next.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.tasks.fetch_add(1, Ordering::AcqRel);
+        let counted = Counted { tasks: self.tasks.clone(), stop: stop.clone() };
+        self.system.spawn(Box::pin(Observed { task: Some(task), stop, _counted: counted }));
+    }
+}
+
+impl Stop {
+    /// Whether its polls are used up while it has not ended.
+    pub fn is_reached(&self) -> bool {
+        let state = self.state();
+        state.is_reached && !state.is_over
+    }
+
+    /// Whether the task has ended.
+    pub fn is_over(&self) -> bool {
+        self.state().is_over
+    }
+
+    /// Lets the task go on.
+    pub fn let_go_on(&self) {
+        self.decide(Fate::GoesOn);
+    }
+
+    /// Drops the task where it stopped.
+    pub fn drop_task(&self) {
+        self.decide(Fate::IsDropped);
+    }
+
+    fn decide(&self, fate: Fate) {
+        let mut state = self.state();
+        state.fate = fate;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What becomes of the task in this poll.
+    fn at_poll(&self, cx: &Context<'_>) -> Fate {
+        let mut state = self.state();
+        if state.polls_left > 0 {
+            return Fate::GoesOn;
+        }
+        state.wait(cx);
+        state.fate
+    }
+
+    /// The task was polled, and has not ended.
+    fn after_poll(&self, cx: &Context<'_>) {
+        let mut state = self.state();
+        if state.polls_left > 0 {
+            state.polls_left -= 1;
+            if state.polls_left == 0 {
+                state.wait(cx);
+            }
+        }
+    }
+}
+
+impl State {
+    fn wait(&mut self, cx: &Context<'_>) {
+        self.is_reached = true;
+        self.waker = Some(cx.waker().clone());
+    }
+}
+
+/// One task.
+struct Observed {
+    task: Option<Task>,
+    stop: Option<Stop>,
+    /// Dropped after the task.
+    _counted: Counted,
+}
+
+/// One more task, until this is dropped.
+struct Counted {
+    tasks: Arc<AtomicUsize>,
+    stop: Option<Stop>,
+}
+
+impl Future for Observed {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.stop.as_ref().map_or(Fate::GoesOn, |stop| stop.at_poll(cx)) {
+            Fate::Waits => Poll::Pending,
+            Fate::IsDropped => {
+                self.task = None;
+                Poll::Ready(())
+            }
+            Fate::GoesOn => {
+                let polled = self.task.as_mut().map_or(Poll::Ready(()), |task| task.as_mut().poll(cx));
+                if polled.is_pending() {
+                    self.stop.iter().for_each(|stop| stop.after_poll(cx));
+                }
+                polled
+            }
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.tasks.fetch_sub(1, Ordering::AcqRel);
+        if let Some(stop) = &self.stop {
+            stop.state().is_over = true;
+        }
+    }
+}
