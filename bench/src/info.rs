@@ -5,11 +5,11 @@ mod machine;
 use std::io::{self, Write};
 
 use serde::Serialize;
-use towline::{BackendReport, BackendState, Endpoint, Inventory};
+use towline::{AvailableMemory, BackendReport, BackendState, Endpoint, Inventory};
 
 use self::machine::{Gpu, Interface, Limits, RdmaDevice};
 use crate::failure::Failure;
-use crate::fingerprint::{self, Fingerprint};
+use crate::fingerprint::Fingerprint;
 use crate::output::Output;
 
 const EXAMPLE: &str = "\
@@ -45,7 +45,10 @@ struct Host {
     cores: usize,
     numa_nodes: usize,
     memory_bytes: u64,
+    /// What this process can take, what it could if nothing was in use, and what bounds it.
     memory_available_bytes: Option<u64>,
+    memory_limit_bytes: Option<u64>,
+    memory_bound: Option<String>,
     interfaces: Vec<Interface>,
 }
 
@@ -85,6 +88,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
 impl Host {
     fn read() -> Self {
         let Fingerprint { host, cpu, kernel, cores, numa_nodes, memory_bytes, .. } = Fingerprint::read([]);
+        let available = AvailableMemory::now();
         Self {
             name: host,
             cpu,
@@ -92,7 +96,9 @@ impl Host {
             cores,
             numa_nodes,
             memory_bytes,
-            memory_available_bytes: fingerprint::memory_bytes("MemAvailable"),
+            memory_available_bytes: available.as_ref().map(|memory| memory.bytes),
+            memory_limit_bytes: available.as_ref().map(|memory| memory.limit_bytes),
+            memory_bound: available.map(|memory| memory.bound.to_string()),
             interfaces: machine::interfaces(),
         }
     }
@@ -136,16 +142,17 @@ impl Document {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         writeln!(out, "towline {}", self.version)?;
-        let Host { name, cpu, kernel, cores, numa_nodes, memory_bytes, memory_available_bytes, interfaces } =
-            &self.host;
+        let Host { name, cpu, kernel, cores, numa_nodes, memory_bytes, interfaces, .. } = &self.host;
         writeln!(out, "{name}: {kernel}")?;
         writeln!(
             out,
             "  cpu      {cpu}, {cores} cores, {numa_nodes} NUMA node{}",
             if *numa_nodes == 1 { "" } else { "s" }
         )?;
-        let available =
-            memory_available_bytes.map_or(String::new(), |bytes| format!(", {:.1} GiB free", gib(bytes)));
+        let available = match (self.host.memory_available_bytes, &self.host.memory_bound) {
+            (Some(bytes), Some(bound)) => format!(", {:.1} GiB available, by {bound}", gib(bytes)),
+            _ => String::new(),
+        };
         writeln!(out, "  memory   {:.1} GiB{available}", gib(*memory_bytes))?;
         for interface in interfaces {
             writeln!(out, "  network  {interface}")?;

@@ -3,13 +3,13 @@
 //! A batch is one message: the words one after the other in its header, or in its one frame where they are too long for that.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
-use towline::{Buffer, Connection, HEADER_LEN_MAX, Message};
+use towline::{AvailableMemory, Buffer, Connection, HEADER_LEN_MAX, Message};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
@@ -18,8 +18,8 @@ use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
 const BATCH_LEN: usize = 32 << 10;
 /// The longest batch that is taken from a peer.
 const BATCH_LEN_MAX: u64 = (4 * ARGUMENTS_LEN_MAX + BATCH_LEN) as u64;
-/// What a peer may leave waiting before it is given up.
-const WAITING_LEN_MAX: usize = 256 << 20;
+/// What a peer may leave waiting before it is given up: so much, or an eighth of the process's memory.
+static WAITING_LEN_MAX: LazyLock<usize> = LazyLock::new(|| AvailableMemory::bounded(256 << 20, 8) as usize);
 /// How long a stranger may take for its first words.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(5);
 
@@ -56,7 +56,7 @@ impl Outbox {
         waiting.len += batch.len() - before;
         waiting.batches.push_back(batch);
         // A peer that does not listen is not kept in memory for.
-        waiting.is_closed = waiting.len > WAITING_LEN_MAX;
+        waiting.is_closed = waiting.len > *WAITING_LEN_MAX;
     }
 
     /// Has what was said leave.
@@ -75,8 +75,8 @@ impl Outbox {
         loop {
             let next = {
                 let mut waiting = self.lock();
-                if waiting.len > WAITING_LEN_MAX {
-                    let why = format!("the peer let more than {WAITING_LEN_MAX} bytes of words wait");
+                if waiting.len > *WAITING_LEN_MAX {
+                    let why = format!("the peer let more than {} bytes of words wait", *WAITING_LEN_MAX);
                     return Err(Error::new(ErrorKind::TooLarge, why));
                 }
                 let next = waiting.batches.pop_front();

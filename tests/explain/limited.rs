@@ -1,11 +1,11 @@
-//! A process that may open few files: each test is run by a process of its own, which sets its limit.
+//! A process that may open few files, or make small ones: each test is run by a process of its own, which sets its limit.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use towline::CandidateState;
-use towline_tests::polls::eventually;
+use towline::{Arena, AvailableMemory, CandidateState, Endpoint, ErrorKind, MemoryBound, Message, Pool};
+use towline_tests::polls::{eventually, soon};
 use towline_tests::usage;
 
 use super::{endpoint, measure, meet, of, states, ways};
@@ -75,4 +75,106 @@ async fn a_path_for_which_too_few_files_may_be_open_is_not_taken_and_the_figures
     }
     assert_eq!(chosen[0], chosen[2]);
     assert_ne!(chosen[0], chosen[1], "what is predicted is of another path");
+}
+
+/// Sets the limit on the size of files, in bytes; `None` lifts it.
+fn limit_files_to(current: Option<u64>) {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
+    setrlimit(Resource::Fsize, Rlimit { current, maximum }).unwrap();
+}
+
+/// What this process does with each signal.
+fn signals() -> Vec<String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    status
+        .lines()
+        .filter(|line| line.starts_with("SigIgn") || line.starts_with("SigCgt"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Sends `message`, and takes it there.
+async fn passes(a: &towline::Connection, b: &towline::Connection, message: Message) {
+    let len = message.payload_len();
+    let (delivered, taken) = soon("a message", async { tokio::join!(a.deliver(message), b.recv()) }).await;
+    delivered.unwrap();
+    assert_eq!(taken.unwrap().payload_len(), len);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_on_file_size_is_read_whenever_a_segment_is_made() {
+    if !is_limited("limited::a_limit_on_file_size_is_read_whenever_a_segment_is_made") {
+        return;
+    }
+    let before = signals();
+    let way = ways().into_iter().find(|way| way[0].name() == "shm").unwrap();
+    let end = || Endpoint::builder().trust_user(true).backends(way.clone()).build().unwrap();
+    let ends = [end(), end()];
+    let [near, far] = &ends;
+    // It begins with the limit, and has it later: neither is remembered.
+    for (limit, expected) in [(Some(0), "tcp"), (None, "shm"), (Some(100 << 10), "tcp"), (None, "shm")] {
+        limit_files_to(limit);
+        let (a, b) = meet(near, far, "towline://127.0.0.1:0").await;
+        for end in [&a, &b] {
+            assert_eq!(end.path().chosen(), expected, "{:?}", end.path());
+        }
+        if limit.is_some() {
+            let shm = of(a.path(), "shm");
+            assert_eq!(shm.state, CandidateState::Refused);
+            assert!(shm.reason.contains("RLIMIT_FSIZE"), "{}", shm.reason);
+        }
+        // What was opened before a limit goes on, and makes no further segment; its bounce arena would be one.
+        limit_files_to(Some(0));
+        for len in [1, 1 << 20, 4 << 20] {
+            passes(&a, &b, Message::new("m").with_frame(vec![1; len])).await;
+        }
+    }
+    assert_eq!(signals(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_arena_stays_within_the_limit_on_file_size() {
+    const LIMIT: usize = (3 << 20) + 5000;
+    if !is_limited("limited::an_arena_stays_within_the_limit_on_file_size") {
+        return;
+    }
+    limit_files_to(Some(LIMIT as u64));
+    let arena = Arena::new(256 << 20).unwrap();
+    let small = arena.take(1 << 20).unwrap();
+    assert!(arena.stats().bytes <= LIMIT, "{:?}", arena.stats());
+    let error = arena.take(4 << 20).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
+    // Many segments that are permitted, where one is not.
+    let held: Vec<_> = (0..8).map(|_| arena.take(2 << 20).unwrap()).collect();
+    assert!(arena.stats().segments >= 8, "{:?}", arena.stats());
+    drop((small, held));
+    limit_files_to(Some(0));
+    assert_eq!(arena.take(2 << 20).unwrap().capacity(), 2 << 20, "what is there is taken again");
+    assert_eq!(Arena::new(1 << 20).unwrap().take(1).unwrap_err().kind(), ErrorKind::TooLarge);
+    limit_files_to(None);
+    arena.take(4 << 20).unwrap();
+}
+
+#[test]
+fn memory_beyond_the_limit_on_address_space_is_refused_with_its_name() {
+    if !is_limited("limited::memory_beyond_the_limit_on_address_space_is_refused_with_its_name") {
+        return;
+    }
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    let used = pages.split(' ').next().unwrap().parse::<u64>().unwrap() * rustix::param::page_size() as u64;
+    let Rlimit { maximum, .. } = getrlimit(Resource::As);
+    setrlimit(Resource::As, Rlimit { current: Some(used + (96 << 20)), maximum }).unwrap();
+    let memory = AvailableMemory::now().unwrap();
+    assert_eq!(memory.bound, MemoryBound::AddressSpace, "{memory}");
+    assert!(memory.bytes <= 96 << 20 && memory.limit_bytes <= used + (96 << 20), "{memory}");
+    let arena = Arena::new(1 << 30).unwrap();
+    let errors = [Pool::new(0).take(256 << 20).unwrap_err(), arena.take(256 << 20).unwrap_err()];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+        assert!(error.to_string().contains("RLIMIT_AS"), "{error}");
+    }
+    // A first segment leaves half of what there is, though the arena may have more.
+    arena.take(1 << 20).unwrap();
+    assert!(arena.stats().bytes <= 48 << 20, "{:?}", arena.stats());
 }

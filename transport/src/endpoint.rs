@@ -19,7 +19,7 @@ use crate::environment::{Environment, System, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::{Establisher, Verdicts};
 use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
-use crate::memory::{Depot, Place, Pool};
+use crate::memory::{AvailableMemory, Depot, Place, Pool};
 use crate::metrics::Metrics;
 use crate::process::Own;
 use crate::waiting::Wait;
@@ -28,6 +28,8 @@ use crate::waiting::Wait;
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 /// What its depot may have, where nothing else was asked for, in bytes.
 const DEPOT_BYTES_MAX: usize = 512 << 20;
+/// Either takes no more than one of so many parts of the process's memory.
+const PARTS: u64 = 8;
 
 /// A process's front door. Clones are handles to the same endpoint.
 ///
@@ -48,7 +50,7 @@ pub struct Builder {
     environment: Option<Arc<dyn Environment>>,
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
-    depot_bytes_max: usize,
+    depot_bytes_max: Option<usize>,
     token: Option<Token>,
     trusts_user: bool,
     tls: Option<Tls>,
@@ -107,7 +109,7 @@ impl Endpoint {
             environment: None,
             backends: backend::all(),
             pools: HashMap::new(),
-            depot_bytes_max: DEPOT_BYTES_MAX,
+            depot_bytes_max: None,
             token: None,
             trusts_user: false,
             tls: None,
@@ -324,17 +326,19 @@ impl Builder {
         self
     }
 
-    /// A pool for what lands in its place. Without one, host memory has a pool that keeps 256 MiB warm.
+    /// A pool for what lands in its place. Without one, host memory has a pool that keeps 256 MiB warm, or an eighth of the
+    /// [memory](AvailableMemory) that this process may have, where that is less.
     pub fn pool(mut self, pool: Pool) -> Self {
         self.pools.insert(pool.place(), pool);
         self
     }
 
     /// How much shared memory may hold copies of what is sent from other memory than arenas, for trusted peers of this host that
-    /// receive without naming memory: they read it there, so that it is copied once. 512 MiB; with 0, or while none is free,
+    /// receive without naming memory: they read it there, so that it is copied once. By default 512 MiB, or an eighth of the
+    /// [memory](AvailableMemory) that this process may have, where that is less; with 0, or while none is free,
     /// it is copied at either end. What a peer keeps of it stays taken.
     pub fn depot(mut self, bytes_max: usize) -> Self {
-        self.depot_bytes_max = bytes_max;
+        self.depot_bytes_max = Some(bytes_max);
         self
     }
 
@@ -410,7 +414,9 @@ impl Builder {
             Some(environment) => environment,
             None => Arc::new(System::start()?),
         };
-        self.pools.entry(Place::Host).or_insert_with(|| Pool::new(POOL_IDLE_BYTES_MAX));
+        let bounded = |bytes: usize| AvailableMemory::bounded(bytes as u64, PARTS) as usize;
+        self.pools.entry(Place::Host).or_insert_with(|| Pool::new(bounded(POOL_IDLE_BYTES_MAX)));
+        let depot_bytes_max = self.depot_bytes_max.unwrap_or_else(|| bounded(DEPOT_BYTES_MAX));
         let driver = Driver::start(environment.clone(), self.heartbeat)?;
         let establisher = Establisher {
             identity: Identity::of_this_process(&*environment),
@@ -421,7 +427,7 @@ impl Builder {
             trusts_user: self.trusts_user,
             tls: self.tls,
             pools: Arc::new(self.pools),
-            depot: Depot::new(self.depot_bytes_max),
+            depot: Depot::new(depot_bytes_max),
             wait: self.wait,
             heartbeat: self.heartbeat,
             linger: self.linger,

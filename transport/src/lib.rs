@@ -83,7 +83,7 @@ pub use error::{Error, ErrorKind, Failed, Result};
 pub use explain::{Explained, Explanation, Measured, Opinion, View};
 pub use incoming::{Incoming, Landing};
 pub use listener::Listener;
-pub use memory::{Arena, ArenaStats, Buffer, BufferMut, Place, Pool};
+pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
 pub use message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
 pub use metrics::Metrics;
 pub use path::{Candidate, CandidateState, Path};

@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::case::{Case, Pattern, Transport};
-use super::plan::unique;
+use super::plan::{Memory, PROCESS_BYTES, unique};
 use crate::failure::Failure;
 use crate::payload::Check;
 use crate::place::Places;
@@ -15,12 +15,20 @@ const LOADS: [(usize, usize); 6] =
 /// Workers of a shuffle.
 const SHUFFLERS: usize = 2;
 
+/// What a task takes that was submitted, at all ends together.
+const TASK_BYTES: usize = 1 << 10;
+
+fn bytes_of_tasks(window: usize, workers: usize) -> Option<usize> {
+    let processes = workers.checked_add(2)?.checked_mul(PROCESS_BYTES)?;
+    window.checked_mul(TASK_BYTES)?.checked_add(processes)
+}
+
 /// Adds the cases of `pattern` over `transport`.
 pub(super) fn expand(
     options: &Options,
     transport: &Transport,
     pattern: Pattern,
-    memory: u64,
+    memory: &Memory,
     cases: &mut Vec<Case>,
 ) -> Result<(), Failure> {
     let case = |size, window, workers, wait| Case {
@@ -42,7 +50,18 @@ pub(super) fn expand(
             (None, None) => LOADS.to_vec(),
             (window, workers) => vec![(window.unwrap_or(1), workers.unwrap_or(1))],
         };
+        let before = cases.len();
         for (window, workers) in loads {
+            if !memory.fits(bytes_of_tasks(window, workers)) {
+                // A load that nobody asked for is left out where a smaller one fits.
+                if cases.len() > before {
+                    continue;
+                }
+                return Err(Failure::usage(format!(
+                    "--pattern tasks: {window} tasks at once for {workers} workers do not fit: {memory}; lower --window or \
+                     --workers"
+                )));
+            }
             cases.extend(unique(&options.wait).into_iter().map(|wait| case(Size(0), window, workers, wait)));
         }
         return Ok(());
@@ -57,11 +76,9 @@ pub(super) fn expand(
             )));
         }
         // What was made, and what has arrived of it.
-        if size.0 as u64 > memory / 4 {
+        if !memory.fits(size.0.checked_mul(3)) {
             return Err(Failure::usage(format!(
-                "--pattern shuffle: blocks of {size} and the parts that arrive do not fit: {} MiB of memory are free; lower \
-                 --size",
-                memory >> 20
+                "--pattern shuffle: blocks of {size} and the parts that arrive do not fit: {memory}; lower --size"
             )));
         }
         cases.extend(unique(&options.wait).into_iter().map(|wait| case(size, window, SHUFFLERS, wait)));

@@ -68,7 +68,8 @@ pub(crate) struct Options {
     /// TCP streams of a connection: the option streams=N of the transports tcp and auto
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) streams: Option<u32>,
-    /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB. Tasks
+    /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB or an eighth
+    /// of the available memory. Tasks
     /// that are submitted at once; blocks of a shuffle, and parts of each
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
     pub(crate) window: Option<u32>,

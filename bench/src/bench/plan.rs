@@ -1,8 +1,9 @@
 //! What is asked for, expanded into cases, each of which can be met: what cannot is refused here, before anything runs.
 
+use std::fmt;
 use std::time::Duration;
 
-use towline::Endpoint;
+use towline::{AvailableMemory, Endpoint};
 
 use super::case::{Case, Pattern, Transport, Wait};
 use super::of_tasks;
@@ -11,13 +12,16 @@ use super::report::Row;
 use super::transports::{set_streams, transports, try_options};
 use crate::against::Asked;
 use crate::failure::Failure;
-use crate::fingerprint;
 use crate::payload::Check;
 use crate::place::Places;
 use crate::units::Size;
 
 /// The memory of all messages in flight, unless a window is asked for.
 const WINDOW_BYTES_MAX: usize = 256 << 20;
+
+/// What a process takes, and both rings of a connection over shm.
+pub(super) const PROCESS_BYTES: usize = 4 << 20;
+const RINGS_BYTES: usize = 640 << 10;
 
 /// How many send at once where `--workers` does not say, and how many may.
 const WORKERS: u32 = 4;
@@ -31,6 +35,33 @@ const DEFAULT_RUN: Duration = Duration::from_secs(48);
 
 /// What a repeat takes beside its measurements: a process is started, memory is warmed.
 const OVERHEAD: Duration = Duration::from_millis(250);
+
+/// What there is for measuring.
+#[derive(Debug)]
+pub(super) struct Memory {
+    bytes: u64,
+    bound: String,
+}
+
+impl Memory {
+    fn now() -> Self {
+        AvailableMemory::now().map_or(Self { bytes: u64::MAX, bound: String::new() }, |memory| Self {
+            bytes: memory.bytes,
+            bound: memory.bound.to_string(),
+        })
+    }
+
+    /// Whether it has room for `bytes`, and some to spare.
+    pub(super) fn fits(&self, bytes: Option<usize>) -> bool {
+        bytes.is_some_and(|bytes| bytes as u64 <= self.bytes / 5 * 4)
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} MiB of memory are available, by {}", self.bytes >> 20, self.bound)
+    }
+}
 
 /// Everything that will be measured.
 #[derive(Debug)]
@@ -65,8 +96,7 @@ impl Plan {
         let Places { from, to } = options.places();
         from.check()?;
         to.check()?;
-        let memory = fingerprint::memory_bytes("MemAvailable").unwrap_or(u64::MAX);
-        let cases = expand(options, &transports, memory)?;
+        let cases = expand(options, &transports, &Memory::now())?;
         let plan = Self { pace: pace(options, cases.len()), repeats: options.repeat, cases };
         let against = Asked::unique(&options.against);
         let planned = |case: &Case| {
@@ -82,7 +112,11 @@ impl Plan {
 }
 
 /// Every combination, in the order of the options.
-pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -> Result<Vec<Case>, Failure> {
+pub(super) fn expand(
+    options: &Options,
+    transports: &[Transport],
+    memory: &Memory,
+) -> Result<Vec<Case>, Failure> {
     let mut patterns = options.pattern.clone();
     if patterns.is_empty() {
         patterns = vec![Pattern::Latency, Pattern::Bandwidth];
@@ -147,10 +181,17 @@ pub(super) fn expand(options: &Options, transports: &[Transport], memory: u64) -
                 continue;
             }
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
+            let before = cases.len();
             for size in unique(if asked.is_empty() { &defaults } else { &asked }) {
-                let asked = options.workers.unwrap_or(WORKERS) as usize;
-                let workers = pattern.workers(asked, options.connect.is_some());
-                let window = window(options, pattern, pattern.flows(workers), size, memory)?;
+                let workers = options.workers.unwrap_or(WORKERS) as usize;
+                let workers = pattern.workers(workers, options.connect.is_some());
+                let flows = pattern.flows(workers);
+                let beside = beside(transport, workers, flows);
+                let window = match window(options, pattern, flows, size, (memory, beside)) {
+                    // A size that nobody asked for is left out where a smaller one fits.
+                    Err(_) if asked.is_empty() && cases.len() > before => continue,
+                    window => window?,
+                };
                 let frames =
                     options.frames.filter(|_| pattern.takes_frames()).map_or(1, |frames| frames as usize);
                 for wait in unique(&options.wait) {
@@ -241,9 +282,10 @@ fn window(
     pattern: Pattern,
     flows: usize,
     size: Size,
-    memory: u64,
+    (memory, beside): (&Memory, usize),
 ) -> Result<usize, Failure> {
-    let room = WINDOW_BYTES_MAX / size.0.saturating_mul(flows);
+    let window_bytes_max = WINDOW_BYTES_MAX.min(usize::try_from(memory.bytes / 8).unwrap_or(usize::MAX));
+    let room = window_bytes_max / size.0.saturating_mul(flows);
     // A schedule that waits for answers would be none: the window is only where it ends.
     let default = if options.rate.is_some() { Pattern::Rate } else { pattern }.default_window();
     let window = match options.window.filter(|_| takes_window(options, pattern)) {
@@ -252,21 +294,30 @@ fn window(
             return Err(Failure::usage(format!(
                 "{flows} messages of {size} at once are more than the {} MiB that are in flight by default: lower --size \
                  or --workers, or say --window 1",
-                WINDOW_BYTES_MAX >> 20
+                window_bytes_max >> 20
             )));
         }
         None => default.min(room.max(1)),
     };
-    // Both ends hold a window, and so do the ceilings beside them.
+    // Both ends hold a window, the receiver's pool keeps a little more than that warm, and so do the ceilings beside them.
     let messages = window.saturating_mul(flows);
-    match (size.0 as u64).checked_mul(messages as u64) {
-        Some(bytes) if bytes <= memory / 5 => Ok(window),
-        _ => Err(Failure::usage(format!(
-            "{messages} messages of {size} in flight do not fit: both ends and the ceilings hold so much, and {} MiB of \
-             memory are free; lower --size or --window",
-            memory >> 20
-        ))),
+    let held = messages.saturating_mul(5).saturating_add(flows.saturating_mul(3));
+    let needed = size.0.checked_mul(held).and_then(|bytes| bytes.checked_add(beside));
+    if memory.fits(needed) {
+        return Ok(window);
     }
+    let needed =
+        needed.map_or_else(|| "more than there is".to_owned(), |bytes| format!("{} MiB", bytes >> 20));
+    Err(Failure::usage(format!(
+        "{messages} messages of {size} in flight do not fit: both ends and the ceilings need {needed}, and {memory}; lower \
+         --size, --window or --workers"
+    )))
+}
+
+/// What the processes of a case take beside messages, in bytes.
+fn beside(transport: &Transport, workers: usize, flows: usize) -> usize {
+    let of_flow = if ["shm", "auto"].contains(&transport.name) { RINGS_BYTES } else { 0 };
+    (workers + 2) * PROCESS_BYTES + flows * of_flow
 }
 
 pub(super) fn unique<T: Copy + PartialEq>(items: &[T]) -> Vec<T> {
@@ -315,14 +366,22 @@ pub(super) mod tests {
         Line::try_parse_from(words).unwrap().options
     }
 
+    pub(in crate::bench) fn memory(bytes: u64) -> Memory {
+        Memory { bytes, bound: "a test".into() }
+    }
+
     fn cases(line: &str) -> Result<Vec<Case>, String> {
+        cases_in(64 << 30, line)
+    }
+
+    fn cases_in(bytes: u64, line: &str) -> Result<Vec<Case>, String> {
         let options = options(line);
         let transports = if options.transport.is_empty() {
             vec![Transport::plain("tcp")]
         } else {
             options.transport.clone()
         };
-        expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())
+        expand(&options, &transports, &memory(bytes)).map_err(|failure| failure.to_string())
     }
 
     #[test]
@@ -349,6 +408,20 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn little_memory_has_small_windows_and_leaves_out_what_nobody_asked_for() {
+        let little = 160 << 20;
+        let windows = |line| -> Vec<(usize, usize)> {
+            cases_in(little, line).unwrap().iter().map(|case| (case.size.0, case.window)).collect()
+        };
+        assert_eq!(windows("--pattern bandwidth"), [(64 << 10, 16), (1 << 20, 16)]);
+        assert_eq!(windows("--pattern bandwidth --size 4M,8M"), [(4 << 20, 5), (8 << 20, 2)]);
+        for line in ["--size 64M", "--pattern bandwidth --size 1M,64M", "--pattern shuffle"] {
+            let refused = cases_in(little, line).unwrap_err();
+            assert!(refused.contains("160 MiB of memory are available, by a test"), "{refused}");
+        }
+    }
+
+    #[test]
     fn windows_fit_in_memory() {
         let windows = |line| -> Vec<usize> { cases(line).unwrap().iter().map(|case| case.window).collect() };
         assert_eq!(windows("--pattern latency,bandwidth,rate,connect --size 8"), [1, 16, 256, 1]);
@@ -357,9 +430,10 @@ pub(super) mod tests {
         assert!(
             cases("--pattern bandwidth --size 1G --window 64")
                 .unwrap_err()
-                .contains("lower --size or --window")
+                .contains("lower --size, --window or --workers")
         );
         assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
+        assert!(cases("--size 512G").unwrap_err().contains("65536 MiB of memory are available, by a test"));
         assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
         let buffers =
             |line| -> Vec<Option<usize>> { cases(line).unwrap().iter().map(|case| case.buffers).collect() };

@@ -136,7 +136,7 @@ pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> R
 #[cfg(test)]
 mod tests {
     use super::super::plan::expand;
-    use super::super::plan::tests::options;
+    use super::super::plan::tests::{memory, options};
     use super::super::report::Row;
     use super::*;
 
@@ -146,7 +146,8 @@ mod tests {
             let options = options(line);
             let mut transports = options.transport.clone();
             set_streams(options.streams, &mut transports).map_err(|failure| failure.to_string())?;
-            let cases = expand(&options, &transports, 64 << 30).map_err(|failure| failure.to_string())?;
+            let cases =
+                expand(&options, &transports, &memory(64 << 30)).map_err(|failure| failure.to_string())?;
             Ok(cases.iter().map(Row::planned).collect())
         };
         let line = "--transport tcp,auto?integrity=crc32c --pattern latency";

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use towline::{Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
+use towline::{AvailableMemory, Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
 use super::sending::Sending;
 use super::{About, Answer, Candidate, CpuClock, Intake, Request, Stamp, Usage, encode, is_conversation};
@@ -325,7 +325,7 @@ pub(crate) fn inspect(message: &Message, cargo: Cargo, expected: u64) -> Result<
     Ok(())
 }
 
-/// A request may come from anybody who may connect: it gets at most half of the free memory.
+/// A request may come from anybody who may connect: it gets at most half of the memory that is available.
 fn bounded(layout: Layout) -> Result<(), String> {
     if layout.size_bytes == 0 || layout.buffers == 0 {
         return Err("a layout of nothing".to_owned());
@@ -333,13 +333,13 @@ fn bounded(layout: Layout) -> Result<(), String> {
     if layout.buffers > layout.window {
         return Err(format!("{} buffers for a window of {} messages", layout.buffers, layout.window));
     }
-    let limit = fingerprint::memory_bytes("MemAvailable").unwrap_or(1 << 30) / 2;
+    let limit = AvailableMemory::now().map_or(1 << 30, |memory| memory.bytes) / 2;
     let room =
         (layout.size_bytes as u64).checked_add(8192).and_then(|size| size.checked_mul(layout.window as u64));
     match room {
         Some(bytes) if bytes <= limit => Ok(()),
         _ => Err(format!(
-            "a window of {} messages of {} bytes needs more than half of the free memory ({limit} bytes)",
+            "a window of {} messages of {} bytes needs more than half of the memory that is available ({limit} bytes)",
             layout.window, layout.size_bytes
         )),
     }

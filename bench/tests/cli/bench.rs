@@ -6,7 +6,7 @@ use crate::command::{Finished, start, towline};
 use crate::schema::assert_fits;
 use crate::shm::best;
 
-const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
+pub(crate) const SHORT: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0.01"];
 
 pub(crate) fn bench(line: &str) -> Finished {
     let mut words = vec!["bench"];

@@ -1,13 +1,14 @@
 //! `towline scheduler` and `towline top`, with workers and clients of this process.
 
 use std::io::BufRead;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use towline::Endpoint;
 use towline_runtime::{Bulk, Client, ErrorKind, Function, Registry, TaskResult, Worker};
 
-use crate::command::{LIMIT, Running, start, towline};
+use crate::command::{LIMIT, Running, spawn, start, towline};
 use crate::death::signal;
 use crate::metrics::{page, value};
 use crate::readers::{Format, read};
@@ -31,7 +32,13 @@ fn registry() -> Registry {
 
 /// A scheduler with its address, and where its metrics are.
 fn scheduler() -> (Running, String, String) {
-    let mut scheduler = start(&["scheduler", "towline://127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
+    scheduler_by(&mut Command::new(env!("CARGO_BIN_EXE_towline")))
+}
+
+/// The same, where `command` starts `towline` with the arguments that it is given.
+pub(crate) fn scheduler_by(command: &mut Command) -> (Running, String, String) {
+    let arguments = ["scheduler", "towline://127.0.0.1:0", "--metrics", "127.0.0.1:0"];
+    let mut scheduler = spawn(command.args(arguments));
     let (address, mut rest) = scheduler.first_line();
     let mut line = String::new();
     rest.read_line(&mut line).unwrap();

@@ -10,6 +10,7 @@ mod death;
 mod explain;
 mod history;
 mod html;
+mod limits;
 mod metrics;
 mod network;
 mod open;

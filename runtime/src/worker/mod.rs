@@ -11,7 +11,7 @@ mod threads;
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
-use towline::{Address, Connection, Endpoint, Scheme};
+use towline::{Address, AvailableMemory, Connection, Endpoint, Scheme};
 
 use self::shell::Shell;
 #[cfg(test)]
@@ -69,10 +69,12 @@ pub struct Builder {
 }
 
 impl Worker {
-    /// The settings of a worker with these functions: a slot for each processor, 2 GiB of memory.
+    /// The settings of a worker with these functions: a slot for each processor, and 2 GiB of memory or half of what this process
+    /// [may have](towline::AvailableMemory), whichever is less.
     pub fn builder(registry: Registry) -> Builder {
         let slots = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
-        Builder { registry, slots, memory_bytes_max: MEMORY_BYTES_MAX, listen: None }
+        let memory_bytes_max = AvailableMemory::bounded(MEMORY_BYTES_MAX, 2);
+        Builder { registry, slots, memory_bytes_max, listen: None }
     }
 
     /// Waits until it ends, and tells why: it works as long as its scheduler lives. Cancel-safe.

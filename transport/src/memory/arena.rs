@@ -301,16 +301,21 @@ impl Inner {
     }
 
     /// One more segment, with `len` bytes at least: as much as all before it together, so that their number stays small,
-    /// or, if the machine has not that much, as little as will do.
+    /// or, if limits or the machine's memory do not permit that, as little as will do.
     fn grow(&self, len: usize) -> Result<()> {
         let bytes = self.state().room.bytes();
         let left = self.bytes_max - bytes;
-        let huge = |len: usize| len.checked_next_multiple_of(huge::PAGE).map_or(left, |len| len.min(left));
-        let least = huge(len.max(STRETCH_BYTES));
-        if least < len {
+        if left < len {
             return Err(self.full(len));
         }
-        let wanted = huge(len.max(bytes).max(self.first_bytes));
+        let page = rustix::param::page_size();
+        // Whole huge pages, as far as the arena and the limit permit them.
+        let rounded = |wanted: usize, limit: usize| {
+            let huge = wanted.checked_next_multiple_of(huge::PAGE).unwrap_or(left);
+            huge.min(left).min(limit / page * page)
+        };
+        let least = rounded(len.max(STRETCH_BYTES), Segment::len_max()).max(len);
+        let wanted = rounded(len.max(bytes).max(self.first_bytes), Segment::reserve_len_max()).max(least);
         let made = Segment::create("towline-arena", wanted).or_else(|error| {
             let smaller = least < wanted && error.kind() == ErrorKind::TooLarge;
             if smaller { Segment::create("towline-arena", least) } else { Err(error) }

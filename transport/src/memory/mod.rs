@@ -7,6 +7,7 @@
 mod allocation;
 
 pub(crate) mod arena;
+mod available;
 mod buffer;
 mod buffer_mut;
 mod class;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use allocation::{Access, Allocation, Fence};
 pub use arena::{Arena, ArenaStats};
+pub use available::{AvailableMemory, MemoryBound};
 pub use buffer::Buffer;
 pub use buffer_mut::BufferMut;
 pub use depot::Depot;

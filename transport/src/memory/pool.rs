@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use super::class::Class;
 use super::host::HostMemory;
 use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
-use super::{Access, Allocation, BufferMut, Place};
+use super::{Access, Allocation, BufferMut, Place, available};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
 
@@ -333,6 +333,10 @@ unsafe impl Allocation for Lent {
     }
 }
 
+/// Blocks from this length on are taken only while there is memory for them: asking takes less than a tenth of what the
+/// kernel needs to fill the pages.
+const CHECKED_FROM_BYTES: usize = 4 << 20;
+
 #[derive(Debug)]
 struct HostSource;
 
@@ -342,6 +346,9 @@ impl Source for HostSource {
     }
 
     fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>> {
+        if len >= CHECKED_FROM_BYTES {
+            available::check(len)?;
+        }
         Ok(Arc::new(HostMemory::new(len, 1, false)?))
     }
 }

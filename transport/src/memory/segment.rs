@@ -6,16 +6,16 @@
 
 #![expect(unsafe_code, reason = "this is where shared memory is mapped")]
 
-use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::process::{Resource, getrlimit};
 
 use super::host::unmap;
-use super::huge;
+use super::{AvailableMemory, available, huge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Process;
 
@@ -44,12 +44,11 @@ impl Segment {
     ///
     /// # Errors
     ///
-    /// `TooLarge` where this machine has not that much memory, `Unsupported` where its kernel is too old.
+    /// `TooLarge` where this machine has not that much memory, or a limit forbids it; `Unsupported` where its kernel is
+    /// too old.
     pub(crate) fn create(name: &str, len: usize) -> Result<Self> {
-        let page = rustix::param::page_size();
-        let len = len.max(1).checked_next_multiple_of(page).filter(|len| *len <= isize::MAX as usize / 2);
-        let len = len.ok_or_else(|| Error::new(ErrorKind::TooLarge, "no machine has a segment that long"))?;
-        within_what_is_available(len)?;
+        let len = Self::permitted_len(len)?;
+        available::check(len)?;
         let descriptor = memfd(name).map_err(|errno| failed("cannot be created", len, errno))?;
         rustix::fs::ftruncate(&descriptor, len as u64)
             .map_err(|errno| failed("cannot be sized", len, errno))?;
@@ -64,6 +63,39 @@ impl Segment {
         rustix::fs::fcntl_add_seals(&descriptor, seals)
             .map_err(|errno| failed("cannot be sealed", len, errno))?;
         Ok(Self { process: Process::current(), descriptor, mapping })
+    }
+
+    /// `len` in whole pages, if this process may make a segment of that length now. The limit on the size of files is read
+    /// first, each time: the kernel answers a call that exceeds it with `SIGXFSZ`, which ends the process.
+    ///
+    /// # Errors
+    ///
+    /// `TooLarge`, naming the limit.
+    pub(crate) fn permitted_len(len: usize) -> Result<usize> {
+        let page = rustix::param::page_size();
+        let len = len.max(1).checked_next_multiple_of(page).filter(|len| *len <= isize::MAX as usize / 2);
+        let len = len.ok_or_else(|| Error::new(ErrorKind::TooLarge, "no machine has a segment that long"))?;
+        let limit = Self::len_max();
+        if len <= limit {
+            return Ok(len);
+        }
+        let detail = format!(
+            "a segment of {len} bytes exceeds the limit on the size of files, which is {limit} bytes and holds for shared \
+             memory too (RLIMIT_FSIZE, `ulimit -f`)"
+        );
+        Err(Error::new(ErrorKind::TooLarge, detail))
+    }
+
+    /// The longest segment that the limit on the size of files permits now, in bytes.
+    pub(super) fn len_max() -> usize {
+        let limit = getrlimit(Resource::Fsize).current;
+        limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+
+    /// The same, but no more than half of what memory is available: what may be taken to have some in reserve.
+    pub(super) fn reserve_len_max() -> usize {
+        let half = AvailableMemory::now().map_or(u64::MAX, |memory| memory.bytes / 2);
+        Self::len_max().min(usize::try_from(half).unwrap_or(usize::MAX))
     }
 
     /// Whether this process made it: a child forked from the one that did has a copy of all that is known of it, and no say.
@@ -210,22 +242,6 @@ fn memfd(name: &str) -> Result<OwnedFd, Errno> {
         Err(Errno::INVAL) => rustix::fs::memfd_create(name, flags),
         found => found,
     }
-}
-
-/// Refuses what would call the kernel's out-of-memory killer: it gives pages until there are none, and no error.
-fn within_what_is_available(len: usize) -> Result<()> {
-    let Ok(report) = fs::read_to_string("/proc/meminfo") else { return Ok(()) };
-    let Some(kib) = report.lines().find_map(|line| {
-        line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<usize>().ok()
-    }) else {
-        return Ok(());
-    };
-    let available = kib.saturating_mul(1024);
-    if len <= available {
-        return Ok(());
-    }
-    let detail = format!("a segment of {len} bytes, and this machine has {available} available");
-    Err(Error::new(ErrorKind::TooLarge, detail))
 }
 
 fn failed(what: &str, len: usize, errno: Errno) -> Error {

@@ -1,7 +1,9 @@
-//! Claims about buffers; `pool`, `guarded` and `segment` hold those about pools, untouchable places and shared memory.
+//! Claims about buffers; `pool`, `guarded`, `segment` and `available` hold those about pools, untouchable places, shared memory
+//! and its limits.
 
 #![expect(unsafe_code, reason = "the tests fill spare memory and bring allocations of their own")]
 
+mod available;
 mod guarded;
 mod pool;
 mod segment;

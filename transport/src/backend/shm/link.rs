@@ -26,6 +26,11 @@ const RING_LEN: usize = 256 << 10;
 /// Polls that find nothing, after which the bell is looked at: whether the peer is there.
 const IDLE_MAX: u32 = 512;
 
+/// Whether this process may make what one end of a link needs. `TooLarge` where a limit forbids it.
+pub(super) fn permitted() -> Result<()> {
+    Segment::permitted_len(segment_len(RING_LEN)).map(drop)
+}
+
 /// What one end brings to a link.
 #[derive(Debug)]
 pub(super) struct Ours {

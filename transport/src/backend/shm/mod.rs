@@ -70,6 +70,11 @@ impl Backend for Shm {
 
     fn probe(&self) -> Probe {
         static LACKING: OnceLock<Option<String>> = OnceLock::new();
+        // A limit may be lowered and raised at any time, so it is read at each probe; the rest stays as it is.
+        if let Err(limited) = link::permitted() {
+            let remedy = "`ulimit -f unlimited`, in the shell that starts the process".into();
+            return Probe::Unavailable { reason: limited.to_string(), remedy };
+        }
         let lacking =
             LACKING.get_or_init(|| Segment::create("towline-probe", 1).err().map(|error| error.to_string()));
         match lacking {

@@ -1,0 +1,150 @@
+//! The command where it may have little: small files, little memory.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::against::needs;
+use crate::bench::{SHORT, rows};
+use crate::cluster::scheduler_by;
+use crate::command::{Finished, spawn, towline};
+
+/// The command after `limit` in a shell, with `arguments`.
+fn limited(limit: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_towline")]);
+    command.args(arguments);
+    command
+}
+
+fn bench(limit: &str, line: &str) -> Finished {
+    let words: Vec<&str> = ["bench"].into_iter().chain(line.split_whitespace()).chain(SHORT).collect();
+    spawn(&mut limited(limit, &words)).finish()
+}
+
+/// What a document of `info` says of a backend.
+fn of(info: &Finished, name: &str) -> Value {
+    info.exits_with(0);
+    let document = info.document();
+    let backends = document["backends"].as_array().unwrap();
+    backends.iter().find(|backend| backend["name"] == name).unwrap().clone()
+}
+
+/// Less than a ring needs, in the shell's units of 512 or 1024 bytes.
+const NO_RING: [&str; 2] = ["ulimit -f 0", "ulimit -f 100"];
+/// Enough for a ring, and less than a segment of an arena has.
+const A_RING: &str = "ulimit -f 800";
+const REASON: &str = "limit on the size of files";
+
+#[test]
+fn a_limit_on_file_size_costs_shm_and_nothing_else() {
+    for limit in NO_RING {
+        let shm = of(&spawn(&mut limited(limit, &["info", "--json"])).finish(), "shm");
+        assert_eq!(shm["state"], "unavailable", "{limit}: {shm}");
+        assert!(shm["reason"].as_str().unwrap().contains(REASON), "{limit}: {shm}");
+        assert!(shm["remedy"].as_str().unwrap().contains("ulimit -f"), "{limit}: {shm}");
+        let measured = rows(&bench(limit, "--transport auto --pattern latency,bandwidth --size 8,1M --json"));
+        assert!(measured.iter().all(|row| row["path"] == "tcp"), "{limit}: {measured:?}");
+        let refused = bench(limit, "--transport shm");
+        refused.is_wrong_usage(REASON);
+    }
+    assert_eq!(of(&spawn(&mut limited(A_RING, &["info", "--json"])).finish(), "shm")["state"], "ready");
+    let measured = rows(&bench(A_RING, "--transport auto --pattern bandwidth --size 64K,4M --json"));
+    assert!(measured.iter().all(|row| row["path"] == "shm"), "{measured:?}");
+}
+
+#[test]
+fn what_needs_more_than_the_limit_on_file_size_is_refused_with_the_reason() {
+    let refused = bench(A_RING, "--transport shm --pattern bandwidth --size 4M --place arena");
+    refused.exits_with(1);
+    assert!(refused.err.contains(REASON), "{}", refused.err);
+}
+
+#[test]
+fn a_scheduler_with_a_limit_on_file_size_outlives_its_local_peers() {
+    for limit in NO_RING {
+        let (scheduler, address, _) = scheduler_by(&mut limited(limit, &[]));
+        for _ in 0..2 {
+            towline(&["top", &address, "--once", "--interval", "0.1"]).exits_with(0);
+        }
+        drop(scheduler);
+    }
+}
+
+/// A control group that limits memory, gone with the value.
+struct Group(PathBuf);
+
+impl Group {
+    /// One with a limit of `mib`; none where this process may not make one.
+    fn new(mib: u64) -> Option<Self> {
+        let name = format!("towline-{}-{mib}", std::process::id());
+        let v1 = Path::new("/sys/fs/cgroup/memory");
+        let (root, limit) = match v1.is_dir() {
+            true => (v1, "memory.limit_in_bytes"),
+            false => (Path::new("/sys/fs/cgroup"), "memory.max"),
+        };
+        let group = Self(root.join(name));
+        let made = fs::create_dir(&group.0)
+            .and_then(|()| fs::write(group.0.join(limit), (mib << 20).to_string()))
+            .and_then(|()| fs::metadata(group.0.join("cgroup.procs")));
+        match made {
+            Ok(_) => Some(group),
+            Err(error) => {
+                needs("cgroup", &format!("{}: {error}", group.0.display()));
+                None
+            }
+        }
+    }
+
+    /// What a shell does to enter it.
+    fn entered(&self) -> String {
+        format!("echo $$ > '{}'", self.0.join("cgroup.procs").display())
+    }
+
+    /// Processes of it that the kernel killed for want of memory.
+    fn killed(&self) -> String {
+        let told = ["memory.oom_control", "memory.events"].map(|name| fs::read_to_string(self.0.join(name)));
+        let told = told.into_iter().flatten().collect::<String>();
+        told.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap_or("unknown").to_owned()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // What has ended leaves a moment later.
+        for _ in 0..200 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn a_benchmark_in_little_memory_runs_or_says_why_not_and_is_not_killed() {
+    const MIB: u64 = 160;
+    let Some(group) = Group::new(MIB) else { return };
+    let limit = group.entered();
+    let info = spawn(&mut limited(&limit, &["info", "--json"])).finish();
+    info.exits_with(0);
+    let host = &info.document()["host"];
+    assert_eq!(host["memory_limit_bytes"], MIB << 20, "{host}");
+    assert!(host["memory_available_bytes"].as_u64().unwrap() <= MIB << 20, "{host}");
+    assert!(host["memory_bound"].as_str().unwrap().starts_with("the control group /"), "{host}");
+    for transport in ["tcp", "shm", "mem"] {
+        let refused = bench(&limit, &format!("--transport {transport} --size 64M"));
+        refused.is_wrong_usage("do not fit: both ends and the ceilings need");
+        // What nobody asked for is left out, and what is asked for and fits is measured.
+        let measured = rows(&bench(&limit, &format!("--transport {transport} --json")));
+        let sizes: Vec<_> = measured.iter().map(|row| row["size_bytes"].as_u64().unwrap()).collect();
+        assert_eq!(sizes, [8, 64 << 10, 1 << 20]);
+        let line =
+            format!("--transport {transport} --size 8M --pattern latency,bandwidth,rate,get,put --json");
+        assert_eq!(rows(&bench(&limit, &line)).len(), 5);
+    }
+    assert_eq!(group.killed(), "0");
+}

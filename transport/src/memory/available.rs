@@ -1,0 +1,234 @@
+//! How much memory this process may still take: what the machine has left, each control group above the process, and
+//! `RLIMIT_AS`.
+//!
+//! Exceeding the first two is no error to anybody: the kernel gives pages until there are none, and then kills a process.
+//! So whatever takes much asks here first.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Memory that this process can still take, and what bounds it: the tightest of what the machine has available, of the
+/// memory limits of the control groups that the process is in (version 1 or 2, at every ancestor), and of `RLIMIT_AS`.
+///
+/// ```
+/// if let Some(memory) = towline::AvailableMemory::now() {
+///     assert!(memory.bytes <= memory.limit_bytes);
+///     println!("{memory}"); // 154140672 of 167772160 bytes, by the control group /jobs/7
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AvailableMemory {
+    /// What can be taken now, in bytes. Caches that the kernel would give up count as available; swap does not.
+    pub bytes: u64,
+    /// What there would be if nothing was in use, in bytes: the least of all limits, which may be another one's.
+    pub limit_bytes: u64,
+    /// What has the fewest bytes left.
+    pub bound: MemoryBound,
+}
+
+/// What bounds the memory that a process can take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryBound {
+    /// The machine's memory.
+    Machine,
+    /// The memory limit of a control group, told by its path.
+    ControlGroup(String),
+    /// The limit on the process's address space, `RLIMIT_AS`.
+    AddressSpace,
+}
+
+impl AvailableMemory {
+    /// What can be taken now. It reads some small files below `/proc` and `/sys/fs/cgroup`, which takes about 0.1 ms. `None`
+    /// where nothing tells.
+    pub fn now() -> Option<Self> {
+        static MOUNTS: OnceLock<Vec<Mount>> = OnceLock::new();
+        let root = Path::new("/");
+        let mounts = MOUNTS.get_or_init(|| mounts(root));
+        let address_space = || {
+            let limit = getrlimit(Resource::As).current?;
+            let pages: u64 = text(root, "proc/self/statm")?.split(' ').next()?.parse().ok()?;
+            let used = pages.saturating_mul(rustix::param::page_size() as u64);
+            Some(Found { limit, left: limit.saturating_sub(used), bound: MemoryBound::AddressSpace })
+        };
+        tightest(below(root, mounts).into_iter().chain(address_space()))
+    }
+
+    /// `bytes`, or the limit divided by `parts` where that is less: what one part of a process may take where nobody chose.
+    pub fn bounded(bytes: u64, parts: u64) -> u64 {
+        Self::now().map_or(bytes, |memory| bytes.min(memory.limit_bytes / parts.max(1)))
+    }
+}
+
+/// Refuses what would have the kernel kill a process: `TooLarge`, telling what there is.
+pub(super) fn check(len: usize) -> Result<()> {
+    match AvailableMemory::now() {
+        Some(memory) if len as u64 > memory.bytes => {
+            let detail = format!("{len} bytes of memory, of which there are {memory}");
+            Err(Error::new(ErrorKind::TooLarge, detail))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl fmt::Display for AvailableMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} bytes, by {}", self.bytes, self.limit_bytes, self.bound)
+    }
+}
+
+impl fmt::Display for MemoryBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine => f.write_str("the machine's memory"),
+            Self::ControlGroup(path) => write!(f, "the control group {path}"),
+            Self::AddressSpace => f.write_str("the limit on the address space (RLIMIT_AS)"),
+        }
+    }
+}
+
+/// What the files below another root than `/` tell.
+#[cfg(test)]
+pub(super) fn told_below(root: &Path) -> Option<AvailableMemory> {
+    tightest(below(root, &mounts(root)).into_iter())
+}
+
+/// One bound, in bytes.
+struct Found {
+    limit: u64,
+    left: u64,
+    bound: MemoryBound,
+}
+
+fn tightest(found: impl Iterator<Item = Found>) -> Option<AvailableMemory> {
+    let found: Vec<Found> = found.collect();
+    let limit_bytes = found.iter().map(|found| found.limit).min()?;
+    let tightest = found.into_iter().min_by_key(|found| found.left)?;
+    Some(AvailableMemory { bytes: tightest.left.min(limit_bytes), limit_bytes, bound: tightest.bound })
+}
+
+/// What the files below `root` tell: of the machine, and of every control group from the process's own upwards.
+fn below(root: &Path, mounts: &[Mount]) -> Vec<Found> {
+    let mut found: Vec<Found> = of_machine(root).into_iter().collect();
+    let Some(groups) = text(root, "proc/self/cgroup") else { return found };
+    for mount in mounts {
+        let Some(path) = groups.lines().find_map(|line| mount.version.group_in(line)) else { continue };
+        found.extend(mount.groups(path).filter_map(|(path, folder)| {
+            mount.version.read(&folder).map(|(limit, left)| Found {
+                limit,
+                left,
+                bound: MemoryBound::ControlGroup(path),
+            })
+        }));
+    }
+    found
+}
+
+fn of_machine(root: &Path) -> Option<Found> {
+    let report = text(root, "proc/meminfo")?;
+    let bytes = |key: &str| {
+        let line = report.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let left = bytes("MemAvailable")?;
+    Some(Found { limit: bytes("MemTotal").unwrap_or(left), left, bound: MemoryBound::Machine })
+}
+
+/// Where a hierarchy of control groups that knows of memory is mounted.
+#[derive(Debug, PartialEq, Eq)]
+struct Mount {
+    version: Version,
+    /// The group that is at the mount point: not the first one of all in a container that has no namespace for them.
+    group: String,
+    at: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// The mounts of such hierarchies below `root`.
+fn mounts(root: &Path) -> Vec<Mount> {
+    let report = text(root, "proc/self/mountinfo").unwrap_or_default();
+    let mount = |line: &str| {
+        // 36 25 0:32 /its/group /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory
+        let (place, kind) = line.split_once(" - ")?;
+        let mut kind = kind.split(' ');
+        let version = match (kind.next()?, kind.nth(1).unwrap_or_default()) {
+            ("cgroup2", _) => Version::V2,
+            ("cgroup", options) if options.split(',').any(|option| option == "memory") => Version::V1,
+            _ => return None,
+        };
+        let mut place = place.split(' ').skip(3);
+        let (group, at) = (place.next()?.to_owned(), place.next()?);
+        Some(Mount { version, group, at: root.join(at.trim_start_matches('/')) })
+    };
+    report.lines().filter_map(mount).collect()
+}
+
+impl Mount {
+    /// The group at `path` and all above it that can be seen here, each with its folder.
+    fn groups(&self, path: &str) -> impl Iterator<Item = (String, PathBuf)> {
+        let below = path.strip_prefix(self.group.trim_end_matches('/')).unwrap_or_default();
+        // A path that leaves what is mounted, as from outside a namespace, leads nowhere here.
+        let below = if below.split('/').any(|name| name == "..") { "" } else { below.trim_matches('/') };
+        let names: Vec<&str> = below.split('/').filter(|name| !name.is_empty()).collect();
+        let of = |count: usize| {
+            let names = names[..count].join("/");
+            let path = format!("{}/{names}", self.group.trim_end_matches('/'));
+            let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
+            (path, self.at.join(names))
+        };
+        (0..=names.len()).map(of).collect::<Vec<_>>().into_iter()
+    }
+}
+
+impl Version {
+    /// The process's group, where this line of `/proc/self/cgroup` tells it.
+    fn group_in(self, line: &str) -> Option<&str> {
+        let (_, line) = line.split_once(':')?;
+        let (controllers, path) = line.split_once(':')?;
+        let is_it = match self {
+            Self::V1 => controllers.split(',').any(|controller| controller == "memory"),
+            Self::V2 => controllers.is_empty(),
+        };
+        is_it.then_some(path)
+    }
+
+    /// The limit of the group in this folder, and what is left of it. `None` where it has none.
+    fn read(self, folder: &Path) -> Option<(u64, u64)> {
+        // A line that is `max` is no number, and no limit.
+        let number = |name: &str| text(folder, name)?.trim().parse::<u64>().ok();
+        let (limits, usage, cached): (&[&str], _, _) = match self {
+            Self::V1 => (
+                &["memory.limit_in_bytes"],
+                "memory.usage_in_bytes",
+                ["total_inactive_file", "total_active_file"],
+            ),
+            // Above `high` a group is not killed, but slowed down until nothing moves.
+            Self::V2 => (&["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
+        };
+        let limit = limits.iter().filter_map(|name| number(name)).min()?;
+        let usage = number(usage)?;
+        let stat = text(folder, "memory.stat").unwrap_or_default();
+        let of = |key: &str| {
+            let value = stat.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+            value.and_then(|value| value.trim().parse::<u64>().ok()).unwrap_or_default()
+        };
+        let cached = cached.iter().fold(0, |sum: u64, key| sum.saturating_add(of(key)));
+        Some((limit, limit.saturating_sub(usage.saturating_sub(cached))))
+    }
+}
+
+fn text(folder: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(folder.join(name)).ok()
+}

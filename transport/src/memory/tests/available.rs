@@ -1,0 +1,168 @@
+//! What limits memory, told by a tree of files like the kernel's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::super::available::{AvailableMemory, MemoryBound, told_below};
+
+const MIB: u64 = 1 << 20;
+
+/// A folder that stands for `/`, gone with the value.
+struct Tree(PathBuf);
+
+impl Tree {
+    /// With a machine of 8 GiB, half of it available, and these lines of mounts and groups.
+    fn new(name: &str, mounts: &str, groups: &str) -> Self {
+        let at = std::env::temp_dir().join(format!("towline-available-{name}-{}", std::process::id()));
+        let tree = Self(at);
+        let meminfo = "MemTotal:        8388608 kB\nMemFree:  100 kB\nMemAvailable:    4194304 kB\n";
+        tree.write("proc/meminfo", meminfo)
+            .write("proc/self/mountinfo", mounts)
+            .write("proc/self/cgroup", groups);
+        tree
+    }
+
+    fn write(&self, path: &str, text: &str) -> &Self {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self
+    }
+
+    /// A group of version 1 at `path`, which has used `used` MiB, `cached` of them for files.
+    fn v1(&self, path: &str, limit: &str, used: u64, cached: u64) -> &Self {
+        let at = format!("sys/fs/cgroup/memory{path}");
+        // `inactive_file` is what this group alone has, and the total counts those below it.
+        let stat = format!(
+            "inactive_file 1\ntotal_inactive_file {}\ntotal_active_file {}\n",
+            cached * MIB / 2,
+            cached * MIB / 2
+        );
+        self.write(&format!("{at}/memory.limit_in_bytes"), limit)
+            .write(&format!("{at}/memory.usage_in_bytes"), &format!("{}\n", used * MIB))
+            .write(&format!("{at}/memory.stat"), &stat)
+    }
+
+    /// The same of version 2.
+    fn v2(&self, path: &str, max: &str, high: &str, used: u64, cached: u64) -> &Self {
+        let at = format!("sys/fs/cgroup{path}");
+        let stat = format!("anon 5\ninactive_file {}\nactive_file 0\n", cached * MIB);
+        self.write(&format!("{at}/memory.max"), max)
+            .write(&format!("{at}/memory.high"), high)
+            .write(&format!("{at}/memory.current"), &format!("{}\n", used * MIB))
+            .write(&format!("{at}/memory.stat"), &stat)
+    }
+
+    /// What is left and what the limit is, in MiB, and by what.
+    #[track_caller]
+    fn tells(&self, left: u64, limit: u64, bound: MemoryBound) {
+        let told = told_below(&self.0).unwrap();
+        assert_eq!((told.bytes / MIB, told.limit_bytes / MIB, told.bound), (left, limit, bound));
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const MOUNT_V1: &str = "\
+    25 21 0:23 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
+    30 25 0:28 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu\n\
+    31 25 0:29 / /sys/fs/cgroup/memory rw,relatime shared:10 - cgroup cgroup rw,memory\n";
+const MOUNT_V2: &str = "31 25 0:29 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+const UNLIMITED_V1: &str = "9223372036854771712\n";
+
+fn group(path: &str) -> MemoryBound {
+    MemoryBound::ControlGroup(path.into())
+}
+
+#[test]
+fn without_groups_the_machine_tells() {
+    Tree::new("none", "", "").tells(4096, 8192, MemoryBound::Machine);
+    let tree = Tree::new("unlimited", MOUNT_V1, "4:memory:/jobs\n1:cpu:/\n0::/\n");
+    tree.v1("", UNLIMITED_V1, 3000, 0).v1("/jobs", UNLIMITED_V1, 2000, 0);
+    tree.tells(4096, 8192, MemoryBound::Machine);
+    let tree = Tree::new("unlimited-v2", MOUNT_V2, "0::/jobs/7\n");
+    tree.v2("/jobs", "max\n", "max\n", 3000, 0).v2("/jobs/7", "max\n", "max\n", 3000, 0);
+    tree.tells(4096, 8192, MemoryBound::Machine);
+}
+
+#[test]
+fn every_ancestor_counts_in_both_versions() {
+    let tree = Tree::new("v1", MOUNT_V1, "4:memory:/jobs/7\n1:cpu:/\n0::/\n");
+    tree.v1("", UNLIMITED_V1, 5000, 0).v1("/jobs", "1073741824\n", 1000, 0).v1(
+        "/jobs/7",
+        "167772160\n",
+        20,
+        0,
+    );
+    // The group has more left than the one above it.
+    tree.tells(24, 160, group("/jobs"));
+    tree.v1("/jobs", "1073741824\n", 1000, 600);
+    tree.tells(140, 160, group("/jobs/7"));
+
+    let tree = Tree::new("v2", MOUNT_V2, "0::/jobs/7\n");
+    tree.v2("/jobs", "1073741824\n", "max\n", 1000, 0).v2("/jobs/7", "167772160\n", "max\n", 20, 0);
+    tree.tells(24, 160, group("/jobs"));
+    tree.v2("/jobs", "max\n", "max\n", 1000, 0);
+    tree.tells(140, 160, group("/jobs/7"));
+    tree.v2("/jobs/7", "167772160\n", "104857600\n", 20, 0);
+    tree.tells(80, 100, group("/jobs/7"));
+    tree.v2("/jobs/7", "167772160\n", "max\n", 200, 0);
+    tree.tells(0, 160, group("/jobs/7"));
+}
+
+#[test]
+fn caches_that_the_kernel_would_give_up_are_available() {
+    let tree = Tree::new("cached", MOUNT_V1, "4:memory:/a\n");
+    tree.v1("/a", "167772160\n", 150, 100).tells(110, 160, group("/a"));
+    let tree = Tree::new("cached-v2", MOUNT_V2, "0::/a\n");
+    tree.v2("/a", "167772160\n", "max\n", 150, 100).tells(110, 160, group("/a"));
+}
+
+#[test]
+fn a_container_finds_its_group_with_a_namespace_and_without() {
+    // Without one, the group's own folder is mounted, and the path is that of the host.
+    let mounts = "31 25 0:29 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
+    for path in ["/docker/abc", "/docker/abc/inner"] {
+        let tree = Tree::new("docker", mounts, &format!("4:memory:{path}\n"));
+        tree.v1("", "167772160\n", 60, 0).v1("/inner", UNLIMITED_V1, 10, 0).tells(
+            100,
+            160,
+            group("/docker/abc"),
+        );
+    }
+    // With one, paths begin at the container's group; one from outside of it has `..`.
+    for path in ["/", "/../other"] {
+        let tree = Tree::new("namespace", MOUNT_V2, &format!("0::{path}\n"));
+        tree.v2("", "167772160\n", "max\n", 60, 0).tells(100, 160, group("/"));
+    }
+    // A mount made before the process entered its namespace.
+    let mounts = "31 25 0:29 /.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+    let tree = Tree::new("before", mounts, "0::/a\n");
+    tree.v2("", "167772160\n", "max\n", 60, 0);
+    assert_eq!(told_below(&tree.0).unwrap().bytes, 100 * MIB);
+}
+
+#[test]
+fn what_cannot_be_read_bounds_nothing() {
+    assert_eq!(told_below(Path::new("/no/such/folder")), None);
+    let tree = Tree::new("odd", MOUNT_V1, "4:memory\n\nmemory:/x\n4:memory:/a\n");
+    tree.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "many\n");
+    tree.tells(4096, 8192, MemoryBound::Machine);
+    tree.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1048576\n");
+    tree.tells(4096, 8192, MemoryBound::Machine);
+    fs::remove_file(tree.0.join("proc/meminfo")).unwrap();
+    assert_eq!(told_below(&tree.0), None);
+}
+
+#[test]
+fn this_process_is_told() {
+    let memory = AvailableMemory::now().unwrap();
+    assert!(memory.bytes > 0 && memory.bytes <= memory.limit_bytes, "{memory:?}");
+    assert!(memory.to_string().contains(" bytes, by "), "{memory}");
+    assert_eq!(AvailableMemory::bounded(4096, 8), 4096);
+    assert_eq!(AvailableMemory::bounded(u64::MAX, 2), memory.limit_bytes / 2);
+}
