@@ -7,7 +7,7 @@ use crate::bench::case::{Case, Pattern, Transport, Wait};
 use crate::bench::report::Row;
 use crate::payload::Check;
 use crate::place::{Place, Places};
-use crate::units::{Size, Sizes, parse_seconds};
+use crate::units::{Size, Sizes, parse_pause};
 
 /// `--assert`: as it will be printed. A good one is judged as well, on rows of which no two are alike.
 pub fn assertion(text: &str) -> Result<String, String> {
@@ -58,5 +58,5 @@ pub fn place(text: &str) -> Result<(), String> {
 
 /// `--duration` and its like.
 pub fn seconds(text: &str) -> Result<f64, String> {
-    parse_seconds(text).map(|time| time.as_secs_f64())
+    parse_pause(text).map(|time| time.as_secs_f64())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// The largest size that can be asked for: 1 TiB.
 const SIZE_MAX_BYTES: u64 = 1 << 40;
@@ -84,12 +85,16 @@ impl FromStr for Sizes {
 }
 
 /// A number of seconds above zero, as `0.5` or `3`, at most an hour.
-pub(crate) fn parse_seconds(text: &str) -> Result<std::time::Duration, String> {
-    text.parse::<f64>()
-        .ok()
-        .filter(|seconds| *seconds > 0.0 && *seconds <= 3600.0)
-        .map(std::time::Duration::from_secs_f64)
-        .ok_or_else(|| format!("`{text}` is not a time: write seconds, such as 0.5, at most 3600"))
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time: write seconds, such as 0.5, at most 3600");
+    parse_pause(text).ok().filter(|time| !time.is_zero()).ok_or_else(wrong)
+}
+
+/// The same, or 0.
+pub(crate) fn parse_pause(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    let wrong = || format!("`{text}` is not a time: write seconds, such as 0.5, from 0 to 3600");
+    seconds.map(Duration::from_secs_f64).ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -149,9 +154,10 @@ mod tests {
 
     #[test]
     fn seconds_are_positive_and_bounded() {
-        assert_eq!(parse_seconds("0.5"), Ok(std::time::Duration::from_millis(500)));
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["0", "-1", "nan", "inf", "1s", "", "3601"] {
             assert!(parse_seconds(text).unwrap_err().contains("not a time"), "{text}");
+            assert_eq!(parse_pause(text).is_ok(), text == "0", "{text}");
         }
     }
 }

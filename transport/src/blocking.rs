@@ -421,10 +421,14 @@ fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<
             None => Ok(runtime.block_on(work)),
             Some(deadline) => runtime
                 .block_on(async { tokio::time::timeout(deadline, work).await })
-                .map_err(|_| Error::new(ErrorKind::TimedOut, format!("the deadline of {deadline:?} passed"))),
+                .map_err(|_| late(deadline)),
         }
     });
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Invalid, "this thread has ended")))
+}
+
+fn late(deadline: Duration) -> Error {
+    Error::new(ErrorKind::TimedOut, format!("not done within {} s", deadline.as_secs_f64()))
 }
 
 /// Like [`wait`], for `work` that owns `memory`: it comes back unless the work goes on without its caller.

@@ -391,7 +391,8 @@ impl Establisher {
         if !address.scheme().is_encrypted() {
             return Ok(control);
         }
-        door::secure(role, control, self.tls()?, address.host(), deadline, &*self.environment).await
+        let listener = (self.tls()?, address.host());
+        door::secure(role, control, listener, deadline, self.handshake_time, &*self.environment).await
     }
 
     fn terms(
@@ -411,7 +412,8 @@ impl Establisher {
             features,
             offers: entrants.iter().map(offer).collect(),
             binding: control.binding()?,
-            handshake_time: deadline.saturating_sub(self.environment.now()),
+            time_left: deadline.saturating_sub(self.environment.now()),
+            handshake_time: self.handshake_time,
         })
     }
 

@@ -12,7 +12,7 @@ use crate::html::Html;
 use crate::output::Output;
 use crate::place::{Place, Places};
 use crate::trust::Trust;
-use crate::units::{Sizes, parse_seconds};
+use crate::units::{Sizes, parse_pause, parse_seconds};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -87,8 +87,8 @@ pub(crate) struct Options {
     /// Seconds each repeat measures; by default 0.5, and less where a run without options would take a minute
     #[arg(long, value_name = "S", value_parser = parse_seconds)]
     pub(crate) duration: Option<Duration>,
-    /// Seconds each repeat warms up before it measures; by default a fifth of the duration
-    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    /// Seconds each repeat warms up before it measures; by default a fifth of the duration, 0 for not at all
+    #[arg(long, value_name = "S", value_parser = parse_pause)]
     pub(crate) warmup: Option<Duration>,
     /// How often each case is measured, in turn with its ceilings; medians and ranges are reported
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]

@@ -94,11 +94,8 @@ pub(super) async fn repeat(
             block.done().await?;
         }
         let begin = Instant::now();
-        loop {
+        while begin.elapsed() < pace.warmup {
             round(&client, &made, &mut Sample::new()).await?;
-            if begin.elapsed() >= pace.warmup {
-                break;
-            }
         }
         let mut sample = Sample::new();
         let begin = Instant::now();

@@ -63,6 +63,16 @@ pub(crate) fn ceilings(row: &Value) -> Vec<&str> {
 }
 
 #[test]
+fn a_run_need_not_warm_up() {
+    let patterns = "latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall";
+    let line = ["bench", "--transport", "tcp", "--pattern", patterns, "--size", "1000", "--json"];
+    let rows =
+        rows(&towline(&[&line[..], &["--duration", "0.02", "--repeat", "1", "--warmup", "0"]].concat()));
+    assert_eq!(rows.len(), 9);
+    assert!(rows.iter().all(|row| row["samples"].as_u64() > Some(0)), "{rows:#?}");
+}
+
+#[test]
 fn mem_is_measured_within_one_process() {
     measures_every_pattern("mem");
 }

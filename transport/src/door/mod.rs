@@ -55,7 +55,9 @@ pub(crate) struct Terms {
     pub(crate) offers: Vec<Offer>,
     /// What the TLS session is known by that this runs on: the proofs cover it.
     pub(crate) binding: Option<[u8; BINDING_LEN]>,
-    /// Bounds the whole greeting; telling the peer about a refusal may add 0.1 s.
+    /// What is left for the whole greeting; telling the peer about a refusal may add 0.1 s.
+    pub(crate) time_left: Duration,
+    /// What the endpoint allows a handshake, as an error tells it.
     pub(crate) handshake_time: Duration,
 }
 
@@ -87,18 +89,20 @@ impl std::fmt::Debug for Greeting {
 
 /// TLS under the handshake, where `control` is a socket: with a listener at `host` for the end that connected.
 ///
-/// `deadline` is a time of `env`'s clock, not a duration; telling the peer about a refusal may add 0.1 s.
+/// `deadline` is a time of `env`'s clock, and `handshake_time` what the endpoint allows a handshake, as an error tells it;
+/// telling the peer about a refusal may add 0.1 s.
 pub(crate) async fn secure(
     role: Role,
     control: Control,
-    tls: &Tls,
-    host: &str,
+    (tls, host): (&Tls, &str),
     deadline: Duration,
+    handshake_time: Duration,
     env: &dyn Environment,
 ) -> Result<Control> {
     let secured = within(env, deadline, control.secure(role, tls, host, env)).await;
     secured.unwrap_or_else(|| {
-        let why = format!("TLS was not set up within the time of a handshake: {}", slow(role));
+        let within = handshake_time.as_secs_f64();
+        let why = format!("TLS was not set up within the {within} s of a handshake: {}", slow(role));
         Err(Error::new(ErrorKind::TimedOut, why))
     })
 }
@@ -118,7 +122,7 @@ pub(crate) async fn greet_as_connector<S: Stream>(
     terms: &Terms,
     env: &dyn Environment,
 ) -> Result<Greeting> {
-    let deadline = env.now().saturating_add(terms.handshake_time);
+    let deadline = env.now().saturating_add(terms.time_left);
     let greeted = within(env, deadline, call(stream, terms, env)).await;
     in_time(greeted, Role::Connector, stream, terms, env).await
 }
@@ -129,7 +133,7 @@ pub(crate) async fn greet_caller<S: Stream>(
     terms: &Terms,
     env: &dyn Environment,
 ) -> Result<Caller> {
-    let deadline = env.now().saturating_add(terms.handshake_time);
+    let deadline = env.now().saturating_add(terms.time_left);
     let greeted = within(env, deadline, take_call(stream, terms, env)).await;
     in_time(greeted, Role::Acceptor, stream, terms, env).await
 }
@@ -281,7 +285,11 @@ async fn in_time<S: Stream, T>(
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
         None => Err(Error::new(
             ErrorKind::TimedOut,
-            format!("the handshake was not done within its {:?}: {}", terms.handshake_time, slow(role)),
+            format!(
+                "the handshake was not done within {} s: {}",
+                terms.handshake_time.as_secs_f64(),
+                slow(role)
+            ),
         )),
     }
 }

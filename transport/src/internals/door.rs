@@ -85,6 +85,7 @@ pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
         token: visit.token.map(Token::from_bytes).transpose()?,
         features: CRC32C | STREAMS,
         offers: visit.offers.iter().map(offer).collect(),
+        time_left: visit.time,
         handshake_time: visit.time,
     };
     let mut stream = Line { peer, read: 0 };

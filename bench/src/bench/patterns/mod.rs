@@ -73,7 +73,9 @@ pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Fail
 /// Cold, warm up, measure, check.
 async fn exercise<E: Exercise>(bench: Bench<'_>, pace: Pace, mut exercise: E) -> Result<Sample, Failure> {
     let cold = exercise.cold().await?;
-    exercise.run(Instant::now() + pace.warmup, &mut Sample::new()).await?;
+    if !pace.warmup.is_zero() {
+        exercise.run(Instant::now() + pace.warmup, &mut Sample::new()).await?;
+    }
     let mut sample = Sample::new();
     let far_before = bench.peer.usage().await?;
     let near_before = bench.peer.own_usage(bench.clock);

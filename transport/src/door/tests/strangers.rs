@@ -120,7 +120,7 @@ async fn a_peers_reason_is_cleaned_and_keeps_its_kind() {
 async fn a_refusal_is_bounded_whatever_the_stranger_does() {
     let (mut near, mut far) = duplex(8);
     near.write_all(b"\xffxxxxxxx").await.unwrap();
-    let (ours, world) = (Terms { handshake_time: Duration::from_secs(60), ..terms(None) }, World::new());
+    let (ours, world) = (Terms { time_left: Duration::from_secs(60), ..terms(None) }, World::new());
     let (result, took) = timed(greet_as_acceptor(&mut far, &ours, &world)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Refused);
     assert!(took < Duration::from_secs(20), "{took:?}");

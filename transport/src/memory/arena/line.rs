@@ -166,7 +166,7 @@ impl<'a> Taking<'a> {
             let why = self.arena.why_full(self.len);
             return Err(Error::new(
                 ErrorKind::TimedOut,
-                format!("within {:?} there was no room for {why}", self.limit),
+                format!("within {} s there was no room for {why}", self.limit.as_secs_f64()),
             ));
         }
         Ok(None)
