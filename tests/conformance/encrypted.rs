@@ -11,7 +11,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use towline::{Listener, Tls};
 use towline_tests::certificates::{Authority, Kind, mutual_tls};
 
-use crate::namespaces::{IPV4, IPV6};
+use crate::namespaces::{IPV4, IPV6, LINK_LOCAL, MANY};
 
 /// What a peer made by hand speaks on.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -20,7 +20,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
 /// What every endpoint of a row over TLS shows and believes.
 pub(crate) fn tls() -> Tls {
-    let names = [&["localhost", "127.0.0.1", "::1"], &IPV4[..], &IPV6.map(bare)[..]].concat();
+    let names =
+        [&["localhost", "127.0.0.1", "::1", MANY], &IPV4[..], &IPV6.map(bare)[..], &LINK_LOCAL].concat();
     mutual_tls(&names)
 }
 

@@ -6,6 +6,7 @@
 //! into failures.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+mod addresses;
 mod apart;
 mod arena;
 mod backends;
@@ -92,6 +93,7 @@ const GROUPS: &[&[Claims]] = &[
     processes::CASES,
     fork::CASES,
     network::CASES,
+    addresses::CASES,
     deaths::CASES,
     holders::CASES,
     apart::CASES,

@@ -1,5 +1,6 @@
 //! Two hosts in one: network namespaces and a cable between them. Needs root and the `ip` command.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -13,6 +14,12 @@ pub(crate) struct Namespaces {
 /// The left end's addresses, then the right one's, then one that nobody has.
 pub(crate) const IPV4: [&str; 3] = ["10.77.0.1", "10.77.0.2", "10.77.0.99"];
 pub(crate) const IPV6: [&str; 3] = ["[fd77::1]", "[fd77::2]", "[fd77::99]"];
+/// Of the cable alone, in either namespace: the left end's, and the right one's.
+pub(crate) const LINK_LOCAL: [&str; 2] = ["fe80::77:1", "fe80::77:2"];
+/// What swallows packets at the right end, whose kernel believes that it knows where to.
+pub(crate) const SWALLOWING: [&str; 2] = ["10.77.0.66", "fd77::66"];
+/// A name, of whatever a case makes it.
+pub(crate) const MANY: &str = "many.example";
 /// On no cable.
 pub(crate) const ELSEWHERE: [&str; 2] = ["10.99.0.1", "[fd99::1]"];
 
@@ -33,10 +40,30 @@ impl Namespaces {
             let ipv6 = format!("{}/64", IPV6[at].trim_matches(['[', ']']));
             ip(&["-n", namespace, "address", "add", &ipv4, "dev", "cable"]).unwrap();
             // Without IPv6 in the kernel, its cases fail where they use it.
-            let _ = ip(&["-n", namespace, "address", "add", &ipv6, "dev", "cable", "nodad"]);
+            let link_local = format!("{}/64", LINK_LOCAL[at]);
+            for ipv6 in [ipv6, link_local] {
+                let _ = ip(&["-n", namespace, "address", "add", &ipv6, "dev", "cable", "nodad"]);
+            }
             ip(&["-n", namespace, "link", "set", "cable", "up"]).unwrap();
         }
         namespaces
+    }
+
+    /// What both namespaces know of names: lines of a hosts file, and a name server that swallows what it is asked.
+    pub(crate) fn name(&self, hosts: &str) {
+        for namespace in [&self.left, &self.right] {
+            let folder = files_of(namespace);
+            std::fs::create_dir_all(&folder).unwrap();
+            let server = format!("nameserver {}\n", SWALLOWING[0]);
+            let files = [("hosts", hosts), ("resolv.conf", &server), ("nsswitch.conf", "hosts: files dns\n")];
+            for (file, text) in files {
+                std::fs::write(folder.join(file), text).unwrap();
+            }
+        }
+        for at in SWALLOWING {
+            let far = ["lladdr", "02:00:00:00:00:66", "dev", "cable", "nud", "permanent"];
+            let _ = ip(&[&["-n", &self.right, "neighbour", "replace", at][..], &far].concat());
+        }
     }
 
     /// Cuts the cable: nothing arrives any more, and nobody is told.
@@ -52,13 +79,22 @@ impl Drop for Namespaces {
     }
 }
 
+/// Sets a parameter of a namespace's kernel.
+pub(crate) fn set(namespace: &str, parameter: &str, value: &str) {
+    let set =
+        ["ip", "netns", "exec", namespace, "sh", "-c", "echo \"$1\" > /proc/sys/\"$(echo $0 | tr . /)\""];
+    let status = Command::new(set[0]).args(&set[1..]).args([parameter, value]).status();
+    assert!(status.is_ok_and(|status| status.success()), "{parameter} of {namespace} takes {value:?}");
+}
+
 /// Removes what a process has left.
 pub(crate) fn remove_those_of(process: u32) {
     for name in names_of(process) {
-        if std::path::Path::new("/run/netns").join(&name).exists() {
+        if Path::new("/run/netns").join(&name).exists() {
             // There is nobody to tell.
             let _ = ip(&["netns", "delete", &name]);
         }
+        let _ = std::fs::remove_dir_all(files_of(&name));
     }
 }
 
@@ -80,6 +116,11 @@ pub(crate) fn unavailable() -> Option<String> {
 
 fn names_of(process: u32) -> [String; 2] {
     ["left", "right"].map(|side| format!("towline-{process}-{side}"))
+}
+
+/// What `ip netns exec` shows its program in place of files below `/etc`.
+fn files_of(namespace: &str) -> PathBuf {
+    Path::new("/etc/netns").join(namespace)
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::addresses::how;
 use crate::backends::Row;
 use crate::namespaces::{ELSEWHERE, IPV4, IPV6, Namespaces};
 use crate::peer::{HEARTBEAT, Home, Peer};
@@ -53,9 +54,8 @@ impl Hosts {
     /// How an attempt from the right to connect there ends, and after how long.
     async fn attempt(&self, row: &Row, address: &str) -> (String, Duration) {
         let mut client = Peer::start("connect", row, Home::Network(&self.namespaces.right), address);
-        let line = client.line().await;
-        let (kind, time_ms) = line.split_once(' ').unwrap();
-        (kind.to_owned(), Duration::from_millis(time_ms.parse().unwrap()))
+        let (kind, time, _) = how(&mut client).await;
+        (kind, time)
     }
 }
 

@@ -169,6 +169,9 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "land" | "land-secretly" => land(&endpoint, &address).await,
             "serve-limited" => serve_limited(&endpoint, &address).await,
             "connect" => connect(&endpoint, &address).await,
+            "bind" => bind(&endpoint, &address).await,
+            "give-up" => give_up(row, &address).await,
+            "exhaust" => exhaust(&endpoint, &address).await,
             "choose" => choose(&endpoint, &address).await,
             "pour" => pour(&endpoint, &address).await,
             "lend" => holders::lend(&endpoint, &address).await,
@@ -293,14 +296,59 @@ async fn land(endpoint: &Endpoint, address: &Address) {
     }
 }
 
-/// Says how an attempt to connect ends: a kind, and its time in ms.
+/// Says how an attempt to connect ends: a kind, its time in ms, and the error.
 async fn connect(endpoint: &Endpoint, address: &Address) {
     let began = Instant::now();
-    let how = match endpoint.connect(address).await {
-        Ok(_) => "connected".to_owned(),
-        Err(error) => format!("{:?}", error.kind()),
+    let connected = endpoint.connect(address).await;
+    say_how(connected.map(|connection| connection.path().address().to_owned()), began);
+}
+
+/// Says how an attempt to listen ends, as [`connect`] does, or where it listens; and stays.
+async fn bind(endpoint: &Endpoint, address: &Address) {
+    let began = Instant::now();
+    let listened = endpoint.listen(address).await;
+    say_how(listened.as_ref().map(|listener| listener.address().to_string()).map_err(Clone::clone), began);
+    std::future::pending().await
+}
+
+fn say_how(how: Result<String>, began: Instant) {
+    let time_ms = began.elapsed().as_millis();
+    match how {
+        Ok(address) => say(format_args!("connected {time_ms} {address}")),
+        Err(error) => say(format_args!("{:?} {time_ms} {error}", error.kind())),
+    }
+}
+
+/// Connects from an endpoint that is dropped thereupon, and says how that ended; then says when the endpoint's thread was gone.
+async fn give_up(row: &Row, address: &Address) {
+    let drivers = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        names.filter(|name| name.trim() == "towline-driver").count()
     };
-    say(format_args!("{how} {}", began.elapsed().as_millis()));
+    let endpoint = row.builder().connect_time(Duration::from_secs(1)).build().unwrap();
+    connect(&endpoint, address).await;
+    // Its own, and that of the endpoint which every peer has.
+    assert_eq!(drivers(), 2);
+    drop(endpoint);
+    let began = Instant::now();
+    while drivers() > 1 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    say(began.elapsed().as_millis());
+}
+
+/// Connects until that fails, holding every connection, and says how that ended as [`connect`] does.
+async fn exhaust(endpoint: &Endpoint, address: &Address) {
+    let mut held = Vec::new();
+    loop {
+        let began = Instant::now();
+        match endpoint.connect(address).await {
+            Ok(connection) => held.push(connection),
+            Err(error) => return say_how(Err(error), began),
+        }
+        assert!(held.len() < 100, "there should be far fewer ports");
+    }
 }
 
 /// Says what carries a connection and what became of shared memory there, or why there is none; and then echoes.

@@ -75,8 +75,8 @@ impl fmt::Display for Scheme {
 /// A place to listen at or connect to, at most 1024 bytes as text.
 ///
 /// `scheme://host:port`, or `mem://name` within a process (`mem://` lets the listener assign the name). The host is
-/// an IPv4 address, an IPv6 address in brackets, or a name; a listener may also write `*`, or nothing, for every
-/// interface. The port is TCP's whatever the scheme is: both ends meet there, and `shm` leads on into memory that they
+/// an IPv4 address, an IPv6 address in brackets (a link-local one with its zone, `[fe80::1%eth0]`), or a name; a
+/// listener may also write `*`, or nothing, for every interface. The port is TCP's whatever the scheme is: both ends meet there, and `shm` leads on into memory that they
 /// share. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
 /// `integrity=crc32c` (for all but `mem`): what travels carries checksums both ways, and damage on the way is

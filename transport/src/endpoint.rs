@@ -1,11 +1,10 @@
 //! This process's front door: opens backends, listens, connects, chooses, drives.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::duplex;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -13,15 +12,17 @@ use crate::addr::{Address, Scheme};
 use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
-use crate::door::{Control, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
+use crate::dial::dial;
+use crate::door::{HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
-use crate::environment::{Environment, System, within};
+use crate::environment::{Environment, System};
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::{Establisher, Verdicts};
-use crate::listener::{self, Listener, PROCESS_STREAM_LEN};
+use crate::listener::{self, Listener};
 use crate::memory::{AvailableMemory, Depot, Place, Pool};
 use crate::metrics::Metrics;
 use crate::process::Own;
+use crate::resolve::resolve;
 use crate::waiting::Wait;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
@@ -159,20 +160,26 @@ impl Endpoint {
         matches!(found.probe(), Probe::Ready { .. }).then(|| found.inventory())
     }
 
-    /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned.
+    /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned. Of a name that has
+    /// several addresses the first is bound, and [`Listener::address`] tells which.
     ///
     /// # Errors
     /// `Invalid` beyond loopback without a token or TLS, unless the endpoint is `insecure`, and over TLS without a
-    /// certificate; `Unavailable` if the address is in use,
-    /// or this machine has none such.
+    /// certificate; `Unavailable` if the address is in use, or this machine has none such; `TimedOut` if a name is not
+    /// resolved within the connect time.
     pub async fn listen(&self, address: &Address) -> Result<Listener> {
         let listening = async {
             self.check_scheme(address)?;
             if address.scheme().is_encrypted() {
                 self.establisher.tls()?.server()?;
             }
-            self.check_exposure(address).await?;
-            listener::listen(&self.establisher, address, self.unauthenticated_max).await
+            let deadline = self.environment().now() + self.connect_time;
+            let sockets = match address.scheme() {
+                Scheme::Mem => Vec::new(),
+                _ => resolve(self.environment(), address, deadline).await?,
+            };
+            self.check_exposure(address, &sockets)?;
+            listener::listen(&self.establisher, address, sockets, self.unauthenticated_max).await
         };
         let listened = self.establisher.process().run(listening).await;
         listened.and_then(|listened| listened).map_err(|error| error.during("listen").on(address))
@@ -240,13 +247,7 @@ impl Endpoint {
     }
 
     async fn dial_and_greet(&self, address: &Address) -> Result<Connection> {
-        let environment = &**self.environment();
-        let deadline = environment.now() + self.connect_time;
-        let dialled = within(environment, deadline, dial(address)).await;
-        let control = dialled.unwrap_or_else(|| {
-            let why = format!("no answer within {} s", self.connect_time.as_secs_f64());
-            Err(Error::new(ErrorKind::TimedOut, why))
-        })?;
+        let control = dial(self.environment(), address, self.connect_time).await?;
         self.establisher.connect(control, address).await
     }
 
@@ -266,7 +267,7 @@ impl Endpoint {
     }
 
     /// Nobody opens a port to strangers by accident.
-    async fn check_exposure(&self, address: &Address) -> Result<()> {
+    fn check_exposure(&self, address: &Address, sockets: &[SocketAddr]) -> Result<()> {
         let Establisher { token, tls, .. } = &**self.establisher;
         if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
             return Ok(());
@@ -275,9 +276,7 @@ impl Endpoint {
         if encrypted && tls.as_ref().is_some_and(Tls::knows_clients) {
             return Ok(());
         }
-        let loopback = !address.is_wildcard()
-            && listener::resolve(self.environment(), address).await?.iter().all(|at| at.ip().is_loopback());
-        if loopback {
+        if sockets.iter().all(|at| at.ip().is_loopback()) {
             return Ok(());
         }
         if encrypted {
@@ -287,30 +286,6 @@ impl Endpoint {
         let why = "it would accept anybody who can reach this machine: give the endpoint a token, or make it insecure";
         Err(Error::new(ErrorKind::Invalid, why))
     }
-}
-
-/// A stream to whoever listens at `address`; runs on the driver.
-async fn dial(address: &Address) -> Result<Control> {
-    if let Some(name) = address.name() {
-        let (mine, theirs) = duplex(PROCESS_STREAM_LEN);
-        listener::call(name, theirs).await?;
-        return Ok(mine.into());
-    }
-    if address.port() == 0 || address.is_wildcard() {
-        let why = "it names no single listener: write the host and port that the listener printed";
-        return Err(Error::new(ErrorKind::Invalid, why));
-    }
-    let mut failed = None;
-    for at in listener::look_up(address.host().to_owned(), address.port()).await? {
-        match TcpStream::connect(at).await {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(Error::io)?;
-                return Ok(stream.into());
-            }
-            Err(error) => failed = Some(error),
-        }
-    }
-    Err(failed.map_or_else(listener::unknown_name, Error::io))
 }
 
 impl Builder {
@@ -393,7 +368,7 @@ impl Builder {
         self
     }
 
-    /// How long resolving a name and reaching its host may take. 5 s.
+    /// How long resolving a name and reaching its host may take together; a listener's name has as long. 5 s.
     pub fn connect_time(mut self, connect_time: Duration) -> Self {
         self.connect_time = connect_time;
         self

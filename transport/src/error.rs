@@ -130,6 +130,14 @@ impl Error {
         self
     }
 
+    /// Puts what it is about before what happened.
+    #[must_use]
+    pub(crate) fn at(mut self, about: impl fmt::Display) -> Self {
+        let inner = Arc::make_mut(&mut self.0);
+        inner.detail = format!("{about}: {}", inner.detail).into();
+        self
+    }
+
     /// An operating-system failure as an error of the kind a caller would act on.
     pub fn io(error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
@@ -149,6 +157,10 @@ impl Error {
             }
             Io::AddrNotAvailable => (ErrorKind::Unavailable, "no interface here has that address"),
             Io::PermissionDenied => (ErrorKind::Unavailable, "the operating system denies it to this user"),
+            _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => (
+                ErrorKind::Unavailable,
+                "this kernel does not support that address family (IPv6 may be turned off)",
+            ),
             _ => (ErrorKind::Io, "the operating system failed"),
         };
         Self::new(kind, detail).caused_by(error)

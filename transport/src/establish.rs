@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use self::entrants::{Entrant, no_path, prepare};
@@ -18,6 +17,7 @@ use self::verdicts::{Turn, Verdict};
 use crate::addr::Address;
 use crate::backend::{Backend, Opened, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
+use crate::dial;
 use crate::door::{
     self, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS,
     Terms, Tls, Token,
@@ -149,10 +149,8 @@ impl Establisher {
             let nowhere = || Error::new(ErrorKind::Unsupported, "streams=N needs a socket to begin with");
             let peer = main.peer_addr().ok_or_else(nowhere)?;
             let late = || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
-            let dialled = within(environment, deadline, TcpStream::connect(peer)).await.ok_or_else(late)?;
-            let socket = dialled.map_err(Error::io)?;
-            socket.set_nodelay(true).map_err(Error::io)?;
-            let mut strand = self.secure(Role::Connector, socket.into(), address, deadline).await?;
+            let dialled = within(environment, deadline, dial::connect(peer)).await.ok_or_else(late)?;
+            let mut strand = self.secure(Role::Connector, dialled?.into(), address, deadline).await?;
             let join = key.join(stream, strand.binding()?.as_ref());
             door::join(&mut strand, join, deadline, environment).await?;
             strands.push(strand);

@@ -45,9 +45,11 @@
 
 mod addr;
 pub mod backend;
+mod bind;
 pub mod blocking;
 mod caps;
 mod connection;
+mod dial;
 mod door;
 mod driver;
 mod endpoint;
@@ -69,6 +71,7 @@ mod path;
 mod process;
 mod reactor;
 mod region;
+mod resolve;
 mod waiting;
 mod wakeups;
 mod wire;

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
+use crate::bind::bind;
 use crate::connection::Connection;
 use crate::door::Control;
 use crate::environment::Environment;
@@ -22,8 +22,6 @@ use crate::process::{Own, PerProcess};
 
 /// Made connections that wait for `accept`; more wait in the operating system's queue.
 const ACCEPTED_MAX: usize = 1024;
-/// Connections that wait for the operating system to hand them over.
-const BACKLOG: i32 = 1024;
 /// Bytes that one direction of a handshake within the process may hold.
 pub(crate) const PROCESS_STREAM_LEN: usize = 64 << 10;
 /// How long a listener that ran out of descriptors waits before it tries again.
@@ -92,32 +90,11 @@ pub(crate) async fn call(name: &str, stream: DuplexStream) -> Result<()> {
     listener.send(stream).await.map_err(|_| nobody())
 }
 
-/// The socket addresses an address stands for. Runs on the driver, whatever the caller's executor.
-pub(crate) async fn resolve(
-    environment: &Arc<dyn Environment>,
-    address: &Address,
-) -> Result<Vec<SocketAddr>> {
-    let (host, port) = match address.host() {
-        "" | "*" | "::" => ("::".to_owned(), address.port()),
-        host => (host.to_owned(), address.port()),
-    };
-    on_driver(environment, async move { look_up(host, port).await }).await
-}
-
-/// The socket addresses of a host; runs on the driver.
-pub(crate) async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
-    let found =
-        tokio::net::lookup_host((host, port)).await.map_err(|error| unknown_name().caused_by(error))?;
-    Ok(found.collect())
-}
-
-pub(crate) fn unknown_name() -> Error {
-    Error::new(ErrorKind::Unavailable, "the host's name does not resolve: check it, or write its address")
-}
-
+/// Listens at `sockets`, which `address` stands for, or at its name.
 pub(crate) async fn listen(
     establisher: &Arc<Establisher>,
     address: &Address,
+    sockets: Vec<SocketAddr>,
     unauthenticated_max: usize,
 ) -> Result<Listener> {
     let (arrive, accepted) = mpsc::channel(ACCEPTED_MAX);
@@ -156,24 +133,18 @@ pub(crate) async fn listen(
         }));
         Address::mem(name)?
     } else {
-        let mut sockets = resolve(environment, address).await?;
-        if matches!(address.host(), "" | "*") {
-            // A kernel without IPv6 still has every IPv4 interface.
-            sockets.push((Ipv4Addr::UNSPECIFIED, address.port()).into());
-        }
-        let until = closed.clone();
+        let (until, asked) = (closed.clone(), address.clone());
         let (told, bound) = oneshot::channel();
         environment.spawn(Box::pin(async move {
-            let listener = match bind_any(&sockets) {
-                Ok(listener) => listener,
+            let (listener, bound) = match bind(&asked, &sockets) {
+                Ok(bound) => bound,
                 Err(error) => return drop(told.send(Err(error))),
             };
             // Whoever asked may have given up; the listener then ends with `until`.
-            let _ = told.send(listener.local_addr().map_err(Error::io));
+            let _ = told.send(Ok(bound));
             first(reception.serve(listener), until.notified()).await;
         }));
-        let bound = bound.await.map_err(|_| driver_ended())??;
-        with_port(address, bound.port())?
+        bound.await.map_err(|_| driver_ended())??
     };
     tracing::info!(%address, "listening");
     let arrivals = Arrivals { accepted: tokio::sync::Mutex::new(accepted), _open: open };
@@ -236,38 +207,6 @@ impl Reception {
     }
 }
 
-/// Binds the first of `sockets` that can be bound. An unspecified IPv6 address takes IPv4 as well.
-fn bind_any(sockets: &[SocketAddr]) -> Result<TcpListener> {
-    let mut failed = Error::new(ErrorKind::Unavailable, "the name has no address of the kind asked for");
-    for socket in sockets {
-        match bind(*socket) {
-            Ok(listener) => return TcpListener::from_std(listener).map_err(Error::io),
-            Err(error) => failed = Error::io(error),
-        }
-    }
-    Err(failed)
-}
-
-fn bind(at: SocketAddr) -> std::io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
-    if at.is_ipv6() {
-        socket.set_only_v6(!at.ip().is_unspecified())?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&at.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-fn with_port(address: &Address, port: u16) -> Result<Address> {
-    let mut bound = Address::new(address.scheme(), address.host(), port)?;
-    for (key, value) in address.options() {
-        bound = bound.with_option(key, value)?;
-    }
-    Ok(bound)
-}
-
 fn free_name(environment: &dyn Environment) -> String {
     let mut random = [0; 8];
     environment.random(&mut random);
@@ -276,19 +215,6 @@ fn free_name(environment: &dyn Environment) -> String {
 
 fn driver_ended() -> Error {
     Error::new(ErrorKind::Closed, "the endpoint's driver ended")
-}
-
-/// Runs `task` in the environment, and waits for it from wherever the caller is.
-async fn on_driver<T: Send + 'static>(
-    environment: &Arc<dyn Environment>,
-    task: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<T> {
-    let (done, result) = oneshot::channel();
-    environment.spawn(Box::pin(async move {
-        // The caller may have given up.
-        let _ = done.send(task.await);
-    }));
-    result.await.unwrap_or_else(|_| Err(driver_ended()))
 }
 
 /// Runs `task` until `end`.

@@ -1,0 +1,249 @@
+//! Names that stand for several addresses, or for none in time, and addresses of which the kernel says little.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use towline::{Address, ErrorKind};
+
+use crate::backends::Row;
+use crate::content::{assert_message, message};
+use crate::namespaces::{IPV4, IPV6, LINK_LOCAL, MANY, Namespaces, SWALLOWING, set};
+use crate::peer::{Home, Peer};
+use crate::polls::soon;
+use crate::suite::cases;
+
+cases! {
+    CROSS_HOST, netns:
+        addresses_that_swallow_packets_do_not_keep_a_name_from_being_reached,
+        an_error_names_each_address_and_what_became_of_it,
+        a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing,
+        a_name_is_bound_at_one_address_which_is_told,
+        a_lack_of_local_ports_is_called_so,
+        a_port_without_a_listener_does_not_connect_to_itself,
+        a_link_local_address_takes_its_zone;
+    CROSS_HOST:
+        every_interface_is_bound_whole_or_not_at_all;
+}
+
+/// What an attempt may take beside what it waits for, on a busy machine.
+const SLACK: Duration = Duration::from_secs(4);
+
+/// How an attempt of a peer ended, after how long, and the address or the error in words.
+pub(crate) async fn how(peer: &mut Peer) -> (String, Duration, String) {
+    let line = peer.line().await;
+    let mut parts = line.splitn(3, ' ');
+    let mut next = || parts.next().unwrap().to_owned();
+    let (kind, time_ms, text) = (next(), next(), next());
+    (kind, Duration::from_millis(time_ms.parse().unwrap()), text)
+}
+
+/// The left end's address, as the row's family has it, without brackets.
+fn left(row: &Row) -> &'static str {
+    let ipv6 = row.address.contains('[');
+    if ipv6 { IPV6[0].trim_matches(['[', ']']) } else { IPV4[0] }
+}
+
+fn at(row: &Row, host: &str, port: u16) -> String {
+    Address::new(row.address().scheme(), host, port).unwrap().to_string()
+}
+
+/// Lines of a hosts file, for [`MANY`].
+fn many<'a>(addresses: impl IntoIterator<Item = &'a str>) -> String {
+    addresses.into_iter().map(|address| format!("{address} {MANY}\n")).collect()
+}
+
+async fn addresses_that_swallow_packets_do_not_keep_a_name_from_being_reached(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let (_server, address) =
+        Peer::listening("serve", row, Home::Network(&namespaces.left), &at(row, left(row), 0)).await;
+    namespaces.name(&many(SWALLOWING.into_iter().chain([left(row)])));
+    let right = Home::Network(&namespaces.right);
+    let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
+    // A peer's connect time is 2 s, which either of the others would take alone.
+    let (how, _, text) = how(&mut client).await;
+    assert_eq!(how, "connected", "{text}");
+}
+
+async fn an_error_names_each_address_and_what_became_of_it(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let right = Home::Network(&namespaces.right);
+    let good = left(row);
+    for (addresses, expected) in [
+        (vec![SWALLOWING[0], SWALLOWING[1], good], "Refused"),
+        (SWALLOWING.to_vec(), "TimedOut"),
+        (vec![SWALLOWING[0]], "TimedOut"),
+        (vec![good], "Refused"),
+    ] {
+        namespaces.name(&many(addresses.clone()));
+        let mut client = Peer::start("connect", row, right, &at(row, MANY, 7000));
+        let (kind, time, text) = how(&mut client).await;
+        assert_eq!(kind, expected, "{text}");
+        assert!(time < Duration::from_secs(2) + SLACK, "{time:?}");
+        for address in addresses {
+            let named = Address::new(row.address().scheme(), address, 7000).unwrap().to_string();
+            let named = named.split("://").nth(1).unwrap();
+            let (_, fate) = text.split_once(&format!("{named}: ")).expect(&text);
+            let fate = fate.split("; ").next().unwrap();
+            let told = if address == good { "nobody listens there" } else { "no answer within " };
+            assert!(fate.contains(told), "{address}: {fate:?} of {text}");
+        }
+    }
+}
+
+async fn a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    namespaces.name("");
+    let right = Home::Network(&namespaces.right);
+    let address = at(row, MANY, 7000);
+    for (role, limit) in [("bind", Duration::from_secs(2)), ("give-up", Duration::from_secs(1))] {
+        let mut peer = Peer::start(role, row, right, &address);
+        let (kind, time, text) = how(&mut peer).await;
+        assert_eq!(kind, "TimedOut", "{text}");
+        assert!(text.contains("name was not resolved within") && text.contains(&address), "{text}");
+        assert!(time >= limit && time < limit + SLACK, "{time:?}");
+        if role == "give-up" {
+            // The name server is waited for all the same, by a thread that nobody waits for: another 9 s at least.
+            let gone_ms: u64 = peer.line().await.parse().unwrap();
+            assert!(gone_ms < 4000, "the endpoint's thread outlived it by {gone_ms} ms");
+            peer.assert_done().await;
+        }
+    }
+}
+
+async fn a_name_is_bound_at_one_address_which_is_told(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let left = Home::Network(&namespaces.left);
+    namespaces.name(&many(["::1", "127.0.0.1", "::1"]));
+    let named = at(row, MANY, 7000);
+    let mut first = Peer::start("bind", row, left, &named);
+    let (kind, _, bound) = how(&mut first).await;
+    assert_eq!(kind, "connected", "{bound}");
+    let bound: Address = bound.parse().unwrap();
+    if bound.scheme().is_encrypted() {
+        // Its certificate is for the name.
+        assert_eq!(bound.to_string(), named);
+    } else {
+        assert!(["::1", "127.0.0.1"].contains(&bound.host()), "{bound}");
+        let mut client = Peer::start("connect", row, left, &bound.to_string());
+        assert_eq!(how(&mut client).await.0, "connected");
+    }
+    // The name's other address is free, and is not what was asked for.
+    let mut second = Peer::start("bind", row, left, &named);
+    let (kind, _, text) = how(&mut second).await;
+    assert_eq!(kind, "Unavailable", "{text}");
+    assert!(text.contains("the address is in use"), "{text}");
+
+    // An address that is not of this host is passed over, and of one name there is one address.
+    let elsewhere = IPV4[1];
+    namespaces.name(&many([elsewhere, "127.0.0.1"]));
+    let mut third = Peer::start("bind", row, left, &at(row, MANY, 7001));
+    let (kind, _, bound) = how(&mut third).await;
+    assert_eq!(kind, "connected", "{bound}");
+    let host = if row.address().scheme().is_encrypted() { MANY } else { "127.0.0.1" };
+    assert_eq!(bound, at(row, host, 7001));
+    namespaces.name(&many(["127.0.0.1", "127.0.0.1"]));
+    let mut fourth = Peer::start("bind", row, left, &at(row, MANY, 7002));
+    assert_eq!(how(&mut fourth).await.2, at(row, MANY, 7002));
+}
+
+async fn every_interface_is_bound_whole_or_not_at_all(row: &'static Row) {
+    let endpoint = row.builder().insecure(true).build().unwrap();
+    let holders = [("IPv6", "[::1]:0"), ("IPv4", "127.0.0.1:0")];
+    for (family, holder) in holders {
+        let holder = match TcpListener::bind(holder) {
+            Ok(holder) => holder,
+            Err(error) => {
+                println!("skipped beside {family}: {error}");
+                continue;
+            }
+        };
+        let port = holder.local_addr().unwrap().port();
+        for host in ["*", "", "::"] {
+            let address = Address::new(row.address().scheme(), host, port).unwrap();
+            let error = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert!(
+                error.to_string().contains("the address is in use"),
+                "{address} beside {family}: {error}"
+            );
+        }
+    }
+    let every = Address::new(row.address().scheme(), "*", 0).unwrap();
+    let listener = endpoint.listen(&every).await.unwrap();
+    // Where the kernel has no IPv6 it says so.
+    assert!(["*", "0.0.0.0"].contains(&listener.address().host()), "{}", listener.address());
+    let loopback = row.address();
+    let reached = Address::new(loopback.scheme(), loopback.host(), listener.address().port()).unwrap();
+    let near = row.endpoint();
+    let (a, b) = tokio::join!(near.connect(&reached), listener.accept());
+    let (a, b) = (a.unwrap(), b.unwrap());
+    let (sent, taken) =
+        soon("a message", async { tokio::join!(a.deliver(message(1, &[10])), b.recv()) }).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[10]);
+}
+
+async fn a_lack_of_local_ports_is_called_so(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let (_server, address) =
+        Peer::listening("serve", row, Home::Network(&namespaces.left), &at(row, left(row), 7000)).await;
+    set(&namespaces.right, "net.ipv4.ip_local_port_range", "40000 40003");
+    let mut client = Peer::start("exhaust", row, Home::Network(&namespaces.right), &address.to_string());
+    let (kind, _, text) = how(&mut client).await;
+    assert_eq!(kind, "Unavailable", "{text}");
+    assert!(text.contains("no local port is left"), "{text}");
+
+    // What looks alike to the kernel: no address to come from.
+    set(&namespaces.right, "net.ipv6.conf.all.disable_ipv6", "1");
+    let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &at(row, "::1", 7000));
+    let (kind, _, text) = how(&mut client).await;
+    assert_eq!(kind, "Unavailable", "{text}");
+    assert!(text.contains("no address of that family"), "{text}");
+
+    set(&namespaces.left, "net.ipv4.ip_local_port_range", "7000 7000");
+    let mut listener = Peer::start("bind", row, Home::Network(&namespaces.left), &at(row, left(row), 0));
+    let (kind, _, text) = how(&mut listener).await;
+    assert_eq!(kind, "Unavailable", "{text}");
+    assert!(text.contains("no port is free"), "{text}");
+}
+
+async fn a_port_without_a_listener_does_not_connect_to_itself(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    set(&namespaces.right, "net.ipv4.ip_local_port_range", "40000 40000");
+    let loopback = row.address();
+    let nobody = at(row, loopback.host(), 40000);
+    let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &nobody);
+    let (kind, _, text) = how(&mut client).await;
+    assert_eq!(kind, "Refused", "{text}");
+    assert!(text.contains("nobody listens there"), "{text}");
+}
+
+async fn a_link_local_address_takes_its_zone(row: &'static Row) {
+    let namespaces = Namespaces::new();
+    let [left, right] = [&namespaces.left, &namespaces.right].map(|name| Home::Network(name));
+    let zoned = at(row, &format!("{}%cable", LINK_LOCAL[0]), 0);
+    let (_server, address) = Peer::listening("serve", row, left, &zoned).await;
+    assert_eq!(address.host(), format!("{}%cable", LINK_LOCAL[0]));
+    let mut client = Peer::start("connect", row, right, &address.to_string());
+    let (kind, _, text) = how(&mut client).await;
+    assert_eq!(kind, "connected", "{text}");
+
+    let bare = at(row, LINK_LOCAL[0], address.port());
+    for (role, home) in [("connect", right), ("bind", left)] {
+        let mut peer = Peer::start(role, row, home, &bare);
+        let (kind, _, text) = how(&mut peer).await;
+        assert_eq!(kind, "Invalid", "{text}");
+        assert!(text.contains("link-local") && text.contains("%eth0]"), "{text}");
+        let other = bare.replace(LINK_LOCAL[0], &format!("{}%no_such", LINK_LOCAL[0]));
+        let mut peer = Peer::start(role, row, home, &other);
+        let (kind, _, text) = how(&mut peer).await;
+        assert_eq!(kind, "Unavailable", "{text}");
+        assert!(text.contains("no interface here is named \"no_such\""), "{text}");
+    }
+    // A name may have such an address too.
+    namespaces.name(&many([LINK_LOCAL[0]]));
+    let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
+    let (kind, _, text) = how(&mut client).await;
+    assert_eq!(kind, "Invalid", "{text}");
+    assert!(text.contains("link-local"), "{text}");
+}
