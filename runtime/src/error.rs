@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::NAME_LEN_MAX;
+
 /// Shorthand for results of the runtime.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -121,6 +123,11 @@ impl Error {
         &self.0.failure.detail
     }
 
+    /// Whether a connection ended, or never was.
+    pub(crate) fn is_of_transport(&self) -> bool {
+        self.0.source.is_some()
+    }
+
     /// Whether the peer said good-bye.
     pub(crate) fn is_farewell(&self) -> bool {
         self.0.source.as_ref().is_some_and(|source| source.kind() == towline::ErrorKind::Closed)
@@ -158,12 +165,29 @@ impl Failure {
     #[must_use]
     pub(crate) fn of(mut self, task: &str) -> Self {
         self.task.get_or_insert_with(|| task.to_owned());
-        if self.detail.len() > DETAIL_LEN_MAX {
-            let cut = self.detail.floor_char_boundary(DETAIL_LEN_MAX);
-            self.detail.truncate(cut);
-            self.detail.push('…');
-        }
+        self.cut()
+    }
+
+    /// Cuts what is too long to travel. What a peer says is cut before it is kept: many tasks may fail of it.
+    #[must_use]
+    pub(crate) fn cut(mut self) -> Self {
+        cut(&mut self.detail, DETAIL_LEN_MAX);
+        self.task.iter_mut().for_each(|task| cut(task, NAME_LEN_MAX));
         self
+    }
+
+    /// As said by who turns this end away.
+    #[must_use]
+    pub(crate) fn refused(mut self, who: &str) -> Self {
+        self.detail = format!("{who}: {}", self.detail);
+        self
+    }
+}
+
+fn cut(text: &mut String, len_max: usize) {
+    if text.len() > len_max {
+        text.truncate(text.floor_char_boundary(len_max));
+        text.push('…');
     }
 }
 

@@ -15,11 +15,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
 
 /// A batch is closed when it is this long; one more word than that fits into a header, unless it is a long one.
-const BATCH_LEN: usize = 32 << 10;
+pub(crate) const BATCH_LEN: usize = 32 << 10;
 /// The longest batch that is taken from a peer.
-const BATCH_LEN_MAX: u64 = (4 * ARGUMENTS_LEN_MAX + BATCH_LEN) as u64;
+pub(crate) const BATCH_LEN_MAX: u64 = (4 * ARGUMENTS_LEN_MAX + BATCH_LEN) as u64;
 /// What a peer may leave waiting before it is given up: so much, or an eighth of the process's memory.
 static WAITING_LEN_MAX: LazyLock<usize> = LazyLock::new(|| AvailableMemory::bounded(256 << 20, 8) as usize);
+/// A peer is heard again once no more than this waits for it, in bytes.
+const HEARD_LEN_MAX: usize = 1 << 20;
 /// How long a stranger may take for its first words.
 pub(crate) const HELLO_TIME: Duration = Duration::from_secs(5);
 
@@ -28,6 +30,8 @@ pub(crate) const HELLO_TIME: Duration = Duration::from_secs(5);
 pub(crate) struct Outbox {
     waiting: Mutex<Waiting>,
     changed: Notify,
+    /// Less waits than before.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +74,14 @@ impl Outbox {
         self.changed.notify_one();
     }
 
+    /// Waits until the peer has taken most of what was said to it, so that a peer that asks faster than it listens waits for
+    /// itself. Of use to one task at a time, beside `carry`.
+    pub(crate) async fn until_most_has_left(&self) {
+        while self.lock().len > HEARD_LEN_MAX {
+            self.left.notified().await;
+        }
+    }
+
     /// Carries what is said to the peer, until the connection or the outbox ends.
     pub(crate) async fn carry(&self, connection: &Connection) -> Result<()> {
         loop {
@@ -83,6 +95,7 @@ impl Outbox {
                 waiting.len -= next.as_ref().map_or(0, Vec::len);
                 next.ok_or(waiting.is_closed)
             };
+            self.left.notify_one();
             match next {
                 Ok(batch) => _ = connection.send(message(batch)).await?,
                 Err(true) => return Ok(()),
@@ -111,6 +124,7 @@ pub(crate) async fn greet(connection: &Connection, role: Role) -> Result<u32> {
     say(connection, &Hello { version: VERSION, role }).await?;
     match hear_one(connection).await? {
         Welcome::Number(number) => Ok(number),
+        Welcome::Refused(failure) => Err(failure.refused("the scheduler refuses").into()),
         Welcome::Version(theirs) => {
             let why = format!("the scheduler speaks version {theirs}, and this end {VERSION}");
             Err(Error::new(ErrorKind::Invalid, why))
@@ -119,39 +133,75 @@ pub(crate) async fn greet(connection: &Connection, role: Role) -> Result<u32> {
 }
 
 /// The next batch of words. Cancel-safe until a batch with a frame has begun to arrive.
-pub(crate) async fn hear<W: DeserializeOwned>(connection: &Connection) -> Result<Vec<W>> {
+pub(crate) async fn hear(connection: &Connection) -> Result<Batch> {
     let incoming = connection.incoming().await?;
     if incoming.frames().len() > 1 || incoming.payload_len() > BATCH_LEN_MAX {
         return Err(Error::new(ErrorKind::Invalid, "a batch that is longer than any may be"));
     }
-    let message = incoming.accept().await?;
-    match message.frames() {
-        [] => words(message.header()),
-        frames => words(frames.iter().find_map(Buffer::as_slice).unwrap_or_default()),
+    Ok(Batch { message: incoming.accept().await?, at: 0 })
+}
+
+/// Says why a peer is turned away, which it may not hear, and ends the connection: within [`HELLO_TIME`] and the endpoint's
+/// linger.
+pub(crate) async fn turn_away<W: Serialize>(connection: &Connection, refusal: &W) {
+    if let Ok(Ok(())) = tokio::time::timeout(HELLO_TIME, say(connection, refusal)).await {
+        let _ = connection.close().await;
     }
 }
 
 /// The first word of a peer, and the only one of its batch.
 pub(crate) async fn hear_one<W: DeserializeOwned>(connection: &Connection) -> Result<W> {
     let heard = tokio::time::timeout(HELLO_TIME, hear(connection)).await;
-    let words = heard.map_err(|_| {
+    let mut batch = heard.map_err(|_| {
         Error::new(ErrorKind::TimedOut, format!("it said nothing for {} s", HELLO_TIME.as_secs()))
     })??;
-    match <[W; 1]>::try_from(words) {
-        Ok([word]) => Ok(word),
-        Err(_) => Err(Error::new(ErrorKind::Invalid, "it said more than was asked for, or less")),
+    match batch.next()? {
+        Some(word) if batch.rest().is_empty() => Ok(word),
+        _ => Err(Error::new(ErrorKind::Invalid, "it said more than was asked for, or less")),
     }
 }
 
-fn words<W: DeserializeOwned>(mut batch: &[u8]) -> Result<Vec<W>> {
-    let mut words = Vec::new();
-    while !batch.is_empty() {
+/// Words as they came. They are read one at a time: two bytes of a peer may be a word of a hundred.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    message: Message,
+    at: usize,
+}
+
+impl Batch {
+    /// The next word; `None` after the last.
+    pub(crate) fn next<W: DeserializeOwned>(&mut self) -> Result<Option<W>> {
+        let batch = self.rest();
+        if batch.is_empty() {
+            return Ok(None);
+        }
         let (word, rest) = postcard::take_from_bytes(batch)?;
-        if rest.len() == batch.len() {
+        let len = batch.len() - rest.len();
+        if len == 0 {
             return Err(Error::new(ErrorKind::Invalid, "a word without bytes"));
         }
-        words.push(word);
-        batch = rest;
+        self.at += len;
+        Ok(Some(word))
     }
-    Ok(words)
+
+    /// How many of its bytes were read.
+    pub(crate) const fn taken(&self) -> usize {
+        self.at
+    }
+
+    /// Tells all words of it, up to one that is none.
+    pub(crate) fn each<W: DeserializeOwned>(mut self, mut tell: impl FnMut(W)) -> Result<()> {
+        while let Some(word) = self.next()? {
+            tell(word);
+        }
+        Ok(())
+    }
+
+    fn rest(&self) -> &[u8] {
+        let words = match self.message.frames() {
+            [] => self.message.header(),
+            frames => frames.iter().find_map(Buffer::as_slice).unwrap_or_default(),
+        };
+        &words[self.at..]
+    }
 }

@@ -80,13 +80,24 @@ impl Peers {
         self.lock().get(&worker).map(|known| known.peer.address.clone())
     }
 
-    /// The value, if the worker has it, and the path that it came over.
-    pub(crate) async fn fetch(&self, worker: WorkerId, key: Key) -> Result<Option<(Value, &'static str)>> {
+    /// The value, if the worker has it, and the path that it came over. It has no more than `bytes_max`: what is more is not
+    /// taken.
+    pub(crate) async fn fetch(
+        &self,
+        worker: WorkerId,
+        key: Key,
+        bytes_max: u64,
+    ) -> Result<Option<(Value, &'static str)>> {
         let fetching = async {
             let (answer, incoming, connection) =
                 self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
             match answer {
                 Answer::Found { value, .. } => {
+                    let bytes = incoming.payload_len().saturating_add(value.len());
+                    if bytes > bytes_max {
+                        let why = format!("worker {worker} gives {bytes} bytes for a value of {bytes_max}");
+                        return Err(Error::new(ErrorKind::Invalid, why));
+                    }
                     let path = connection.path().chosen();
                     Ok(Some((land(incoming, value, &connection).await?, path)))
                 }
@@ -275,4 +286,36 @@ pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection
         }
     };
     Ok(Value { bytes, frames })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_value_that_is_larger_than_was_said_is_not_taken() {
+        let endpoint = Endpoint::new().unwrap();
+        let listener = endpoint.listen(&"mem://".parse().unwrap()).await.unwrap();
+        let peers = Peers::new(endpoint);
+        peers.joined(7, listener.address().to_string());
+        let key = Key::new(1, 1);
+        let liar = async {
+            let connection = listener.accept().await.unwrap();
+            for request in 1.. {
+                connection.recv().await.unwrap();
+                let answer = Answer::Found { request, value: Body::Here(Blob(vec![0; 10].into())) };
+                let header = postcard::to_allocvec(&answer).unwrap();
+                connection.send(Message::from_parts(header, vec![vec![0; 1000].into()])).await.unwrap();
+            }
+        };
+        let asked = async {
+            let refused = peers.fetch(7, key, 1009).await.unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+            assert_eq!(peers.fetch(7, key, 1010).await.unwrap().unwrap().0.len(), 1010);
+        };
+        tokio::select! {
+            () = liar => {}
+            () = asked => {}
+        }
+    }
 }

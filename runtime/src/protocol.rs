@@ -3,6 +3,7 @@
 //! A batch of these is one message of the transport: see `line.rs`. What a number in them may be is checked where it is used.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -16,12 +17,18 @@ pub(crate) const VERSION: u16 = 1;
 
 /// The most bytes of one task's arguments, without the values of futures among them.
 pub(crate) const ARGUMENTS_LEN_MAX: usize = 1 << 20;
-/// The most futures among the arguments of one task.
+/// The most futures among the arguments of one task, and the most places where they stand.
 pub(crate) const INPUTS_MAX: usize = 65_536;
 /// The longest name of a function, in bytes.
 pub(crate) const NAME_LEN_MAX: usize = 255;
 /// The most functions a scheduler knows.
 pub(crate) const FUNCTIONS_MAX: usize = 65_536;
+/// The most of them that one client may be the first to name.
+pub(crate) const NEW_FUNCTIONS_MAX: usize = 4_096;
+/// The most tasks a worker may run at once.
+pub(crate) const SLOTS_MAX: u32 = 4_096;
+/// The largest value, in bytes: as the payload of a message.
+pub(crate) const VALUE_LEN_MAX: u64 = 1 << 48;
 
 /// Names a task and its result: by a number of its client, which no other client has, and one that the client uses once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +116,13 @@ pub(crate) struct Arguments {
     pub(crate) gaps: Vec<Gap>,
 }
 
+impl Arguments {
+    /// Whether any task may have them, with so many inputs.
+    pub(crate) fn may_be(&self, inputs: usize) -> bool {
+        self.bytes.0.len() <= ARGUMENTS_LEN_MAX && self.gaps.len() <= INPUTS_MAX && inputs <= INPUTS_MAX
+    }
+}
+
 /// The first words on a line to the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
@@ -138,6 +152,8 @@ pub(crate) enum Welcome {
     Number(u32),
     /// It speaks another version: this one.
     Version(u16),
+    /// It cannot be what it says it is.
+    Refused(Failure),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,7 +213,9 @@ pub(crate) enum ToClient {
     },
     Failed {
         key: Key,
-        failure: Failure,
+        /// Shared by all tasks that fail of it.
+        #[serde(serialize_with = "shared", deserialize_with = "unshared")]
+        failure: Arc<Failure>,
     },
     /// It was done, and is lost, and will be done again.
     Again {
@@ -211,6 +229,16 @@ pub(crate) enum ToClient {
         request: u64,
         stats: Stats,
     },
+    /// The last that it hears: why it is turned away.
+    Refused(Failure),
+}
+
+fn shared<S: Serializer>(failure: &Arc<Failure>, serializer: S) -> Result<S::Ok, S::Error> {
+    failure.as_ref().serialize(serializer)
+}
+
+fn unshared<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Failure>, D::Error> {
+    Failure::deserialize(deserializer).map(Arc::new)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,6 +270,8 @@ pub(crate) enum ToWorker {
     Free {
         key: Key,
     },
+    /// The last that it hears: why it is turned away.
+    Refused(Failure),
 }
 
 /// A task to run.
@@ -349,6 +379,16 @@ pub(crate) enum Answer {
 pub(crate) enum Body {
     Here(Blob),
     FirstFrame,
+}
+
+impl Body {
+    /// Bytes of it that are in the header.
+    pub(crate) fn len(&self) -> u64 {
+        match self {
+            Self::Here(Blob(bytes)) => bytes.len() as u64,
+            Self::FirstFrame => 0,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,15 @@ pub struct Stats {
     pub pairs: Vec<PairStats>,
 }
 
+impl Stats {
+    /// About what it takes to tell, in bytes.
+    pub(crate) fn len_bytes(&self) -> usize {
+        let workers =
+            self.workers.iter().map(|worker| size_of::<WorkerStats>() + worker.address.len()).sum::<usize>();
+        size_of::<Self>() + workers + self.pairs.len() * size_of::<PairStats>()
+    }
+}
+
 /// How many tasks are how far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

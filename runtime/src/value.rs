@@ -118,8 +118,9 @@ impl Gapped {
     }
 }
 
-/// Puts the inputs' values where the gaps are.
-pub(crate) fn splice(bytes: &[u8], gaps: &[Gap], inputs: &[Value]) -> Result<Value> {
+/// Puts the inputs' values where the gaps are. An input may stand in many of them: beyond the arguments, that takes no more than
+/// `bytes_max`.
+pub(crate) fn splice(bytes: &[u8], gaps: &[Gap], inputs: &[Value], bytes_max: u64) -> Result<Value> {
     if let ([], []) = (gaps, inputs) {
         return Ok(Value { bytes: Bytes::copy_from_slice(bytes), frames: Vec::new() });
     }
@@ -127,9 +128,17 @@ pub(crate) fn splice(bytes: &[u8], gaps: &[Gap], inputs: &[Value]) -> Result<Val
     let mut whole = Vec::with_capacity(bytes.len());
     let mut frames = Vec::new();
     let mut rest = bytes;
+    let mut spliced_bytes = 0u64;
     for gap in gaps {
         let (before, after) = rest.split_at_checked(gap.after as usize).ok_or_else(wrong)?;
         let value = inputs.get(gap.input as usize).ok_or_else(wrong)?;
+        let value_bytes = value.bytes.len() + value.frames.len() * size_of::<Buffer>();
+        spliced_bytes = spliced_bytes.saturating_add(value_bytes as u64);
+        if spliced_bytes > bytes_max {
+            let why =
+                format!("the arguments take more than {bytes_max} bytes with all values in their places");
+            return Err(Error::new(ErrorKind::TooLarge, why));
+        }
         whole.extend_from_slice(before);
         whole.extend_from_slice(&value.bytes);
         frames.extend(value.frames.iter().cloned());
@@ -315,7 +324,7 @@ mod tests {
         assert_eq!(gapped.inputs, [Key::new(1, 1), Key::new(1, 2)]);
         let one = Value::of(&(Bulk::from(vec![1]), 70_000u64)).unwrap();
         let two = Value::of(&(Bulk::from(vec![2, 2]), 5u64)).unwrap();
-        let whole = splice(&gapped.bytes, &gapped.gaps, &[one, two]).unwrap();
+        let whole = splice(&gapped.bytes, &gapped.gaps, &[one, two], 1000).unwrap();
         type Item = (Bulk, u64);
         let (number, first, list, end) = whole.read::<(u32, Item, Vec<Item>, String)>().unwrap();
         assert_eq!((number, first.1, end.as_str()), (300, 70_000, "end"));
@@ -333,8 +342,17 @@ mod tests {
         let refused = Gapped::of(&(1, Bulk::default())).unwrap_err();
         assert!(refused.to_string().contains("scatter"), "{refused}");
         let gap = |after, input| [Gap { after, input }];
-        assert!(splice(&[1], &gap(2, 0), &[Value::default()]).is_err());
-        assert!(splice(&[1], &gap(1, 1), &[Value::default()]).is_err());
+        assert!(splice(&[1], &gap(2, 0), &[Value::default()], 1000).is_err());
+        assert!(splice(&[1], &gap(1, 1), &[Value::default()], 1000).is_err());
+    }
+
+    #[test]
+    fn a_value_in_many_places_takes_no_more_than_it_may() {
+        let value = Value { bytes: vec![0; 1000].into(), frames: vec![Buffer::default()] };
+        let gaps = vec![Gap { after: 0, input: 0 }; 1000];
+        let refused = splice(&[], &gaps, std::slice::from_ref(&value), 100_000).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::TooLarge);
+        assert_eq!(splice(&[], &gaps[..50], &[value], 100_000).unwrap().bytes.len(), 50_000);
     }
 
     #[test]

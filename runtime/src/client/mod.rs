@@ -82,18 +82,19 @@ impl Client {
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) for arguments that cannot travel, or a future of another client;
-    /// [`TooLarge`](ErrorKind::TooLarge) for more than 1 MiB of them, futures apart;
+    /// [`TooLarge`](ErrorKind::TooLarge) for more than 1 MiB of them, futures apart, and once this client was turned away because
+    /// its tasks take [too much](crate::SchedulerBuilder::client_bytes_max) of the scheduler's memory;
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub fn submit<P, R>(&self, function: Function<P, R>, arguments: impl Arguments<P>) -> Result<Future<R>> {
         let Gapped { bytes, gaps, inputs } = Gapped::of(&arguments)?;
-        if bytes.len() > ARGUMENTS_LEN_MAX || inputs.len() > INPUTS_MAX {
-            let (len, count) = (bytes.len(), inputs.len());
+        let (len, count) = (bytes.len(), gaps.len());
+        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), gaps };
+        if !arguments.may_be(inputs.len()) {
             let why = format!(
                 "the arguments take {len} bytes and {count} futures, and the limits are {ARGUMENTS_LEN_MAX} and {INPUTS_MAX}: scatter what is large"
             );
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
-        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), gaps };
         let key = self.shell.submit(function.name(), function.types(), inputs, arguments)?;
         Ok(Future::new(self.shell.clone(), key))
     }
@@ -163,8 +164,7 @@ impl Client {
         Ok(workers.into_iter().filter_map(|worker| self.shell.peers().address(worker)).collect())
     }
 
-    /// How the cluster is: workers, memory, tasks, and what moved between workers. The scheduler looks at each of its tasks for
-    /// that: ask now and then.
+    /// How the cluster is: workers, memory, tasks, and what moved between workers.
     ///
     /// # Errors
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).

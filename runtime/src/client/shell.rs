@@ -103,8 +103,8 @@ impl Shell {
 
     // ---- What became of tasks ----
 
-    /// Waits until a worker has it.
-    pub(crate) async fn done(&self, key: Key) -> Result<WorkerId> {
+    /// Waits until a worker has it: which, and how many bytes it says that it has.
+    pub(crate) async fn done(&self, key: Key) -> Result<(WorkerId, u64)> {
         future::poll_fn(|cx| self.lock().state.poll(key, cx.waker())).await
     }
 
@@ -112,8 +112,8 @@ impl Shell {
     pub(crate) async fn value(self: std::sync::Arc<Self>, key: Key) -> Result<Value> {
         let mut failed = None;
         for _ in 0..TRIES_MAX {
-            let worker = self.done(key).await?;
-            match self.peers.fetch(worker, key).await {
+            let (worker, bytes) = self.done(key).await?;
+            match self.peers.fetch(worker, key, bytes).await {
                 Ok(Some((value, _))) => return Ok(value),
                 Ok(None) => {}
                 Err(error) => failed = Some(error),
@@ -128,8 +128,8 @@ impl Shell {
     pub(crate) async fn listen(self: std::sync::Arc<Self>, connection: Connection) {
         let hearing = async {
             loop {
-                let words = line::hear(&connection).await?;
-                self.alter(|inside| words.into_iter().for_each(|word| self.heard(inside, word)));
+                let batch = line::hear(&connection).await?;
+                self.alter(|inside| batch.each(|word| self.heard(inside, word)))?;
             }
         };
         let ended: Result<()> = tokio::select! {

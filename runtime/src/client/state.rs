@@ -6,7 +6,7 @@ use std::task::{Poll, Waker};
 
 use rustc_hash::FxHashMap;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::protocol::{Arguments, ClientId, FromClient, FunctionId, Key, ToClient, Types, WorkerId};
 
 /// How often a result is asked for that its holders do not give.
@@ -28,7 +28,7 @@ pub(crate) struct State {
 #[derive(Debug)]
 enum Progress {
     Pending(Vec<Waker>),
-    Done(WorkerId),
+    Done(WorkerId, u64),
     Failed(Error),
 }
 
@@ -109,7 +109,7 @@ impl State {
     /// The worker did not give it: it is heard of again once the scheduler knows better.
     pub(crate) fn lacks(&mut self, key: Key, worker: WorkerId) {
         if let Some(progress) = self.tasks.get_mut(&key)
-            && matches!(progress, Progress::Done(holder) if *holder == worker)
+            && matches!(progress, Progress::Done(holder, _) if *holder == worker)
         {
             *progress = Progress::Pending(Vec::new());
             self.words.push(FromClient::Lacks { key, worker });
@@ -130,13 +130,13 @@ impl State {
 
     // ---- What became of it ----
 
-    /// A worker that has it; whoever asks too early is woken later.
-    pub(crate) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<Result<WorkerId>> {
+    /// A worker that has it, and its bytes; whoever asks too early is woken later.
+    pub(crate) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<Result<(WorkerId, u64)>> {
         if let Err(error) = self.check() {
             return Poll::Ready(Err(error));
         }
         match self.tasks.get_mut(&key) {
-            Some(Progress::Done(worker)) => Poll::Ready(Ok(*worker)),
+            Some(Progress::Done(worker, bytes)) => Poll::Ready(Ok((*worker, *bytes))),
             Some(Progress::Failed(error)) => Poll::Ready(Err(error.clone())),
             Some(Progress::Pending(wakers)) => {
                 if !wakers.iter().any(|known| known.will_wake(waker)) {
@@ -148,13 +148,15 @@ impl State {
         }
     }
 
-    /// What the scheduler says of tasks; of workers it says it to others.
+    /// What the scheduler says of tasks, and of this client; of workers it says it to others.
     pub(crate) fn heard(&mut self, word: ToClient) {
         match word {
-            ToClient::Done { key, worker, .. } => self.set(key, Progress::Done(worker)),
-            ToClient::Failed { key, failure } => self.set(key, Progress::Failed(failure.into())),
+            ToClient::Done { key, worker, bytes } => self.set(key, Progress::Done(worker, bytes)),
+            ToClient::Failed { key, failure } => {
+                self.set(key, Progress::Failed(Failure::clone(&failure).into()))
+            }
             ToClient::Again { key } => {
-                if let Some(progress @ Progress::Done(_)) = self.tasks.get_mut(&key) {
+                if let Some(progress @ Progress::Done(..)) = self.tasks.get_mut(&key) {
                     *progress = Progress::Pending(Vec::new());
                 }
             }
@@ -162,6 +164,10 @@ impl State {
             | ToClient::Left { .. }
             | ToClient::Holders { .. }
             | ToClient::SoItIs { .. } => {}
+            // What ended with it says why.
+            ToClient::Refused(failure) => {
+                self.end(&failure.refused("the scheduler turned this client away").into())
+            }
         }
     }
 

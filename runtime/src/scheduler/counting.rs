@@ -9,7 +9,8 @@ use crate::stats::StageCounts;
 impl Counting for Desk {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result {
         let stats = self.lock().state.stats();
-        let sum = |of: fn(&crate::WorkerStats) -> u64| stats.workers.iter().map(of).sum();
+        let sum =
+            |of: fn(&crate::WorkerStats) -> u64| stats.workers.iter().map(of).fold(0, u64::saturating_add);
         page.gauge("towline_scheduler_clients", "Clients that are connected", stats.clients.into())?;
         page.gauge("towline_scheduler_workers", "Workers that are there", stats.workers.len() as u64)?;
         page.counter("towline_scheduler_workers_lost", "Workers that died", stats.workers_lost)?;

@@ -37,7 +37,7 @@ impl State {
                     stack.push(*input);
                 }
             }
-            self.tasks[index].stage = Stage::Waiting { missing: 0 };
+            self.tasks.set_stage(index, Stage::Waiting { missing: 0 });
             self.count_missing(index);
         }
     }
@@ -65,7 +65,7 @@ impl State {
         match failed {
             Some(failure) => self.fail(index, &failure),
             None if missing == 0 => self.ready(index),
-            None => self.tasks[index].stage = Stage::Waiting { missing },
+            None => self.tasks.set_stage(index, Stage::Waiting { missing }),
         }
     }
 
@@ -79,9 +79,10 @@ impl State {
                 worker.runs_done += 1;
             }
         }
-        (task.stage, task.bytes) = (Stage::Done, bytes);
+        task.bytes = bytes;
         (task.deaths, task.returns) = (0, 0);
         let inputs = task.inputs.clone();
+        self.tasks.set_stage(index, Stage::Done);
         self.held(index, worker);
         self.tell(index);
         for dependent in self.tasks.dependents(index) {
@@ -114,7 +115,7 @@ impl State {
             } else if !matches!(task.stage, Stage::Released) {
                 continue;
             }
-            self.tasks[index].stage = Stage::Failed(failure.clone());
+            self.tasks.set_stage(index, Stage::Failed(failure.clone()));
             self.tell(index);
             let waiting = |dependent: &Index| matches!(self.tasks[*dependent].stage, Stage::Waiting { .. });
             stack.extend(self.tasks.dependents(index).into_iter().filter(waiting));
@@ -150,16 +151,19 @@ impl State {
                     stack.push(input);
                 }
                 self.give_up(index);
-                self.tasks[index].stage = Stage::Released;
+                self.tasks.set_stage(index, Stage::Released);
             } else if matches!(task.stage, Stage::Done) {
                 for holder in task.holders.clone() {
                     self.unhold(index, holder);
                 }
-                self.tasks[index].stage = Stage::Released;
+                self.tasks.set_stage(index, Stage::Released);
             }
             if self.tasks[index].dependents.are_none()
                 && let Some(task) = self.tasks.remove(index)
             {
+                if let Some(client) = self.clients.get_mut(&task.key.client()) {
+                    client.bytes -= task.origin.task_bytes(task.inputs.len());
+                }
                 stack.extend(&task.inputs);
             }
         }
@@ -211,13 +215,13 @@ impl State {
         if task.wanted {
             self.actions.push(Action::Client(task.key.client(), ToClient::Again { key: task.key }));
         }
-        self.tasks[index].stage = Stage::Released;
+        self.tasks.set_stage(index, Stage::Released);
         for dependent in self.tasks.dependents(index) {
             match &mut self.tasks[dependent].stage {
                 Stage::Waiting { missing } => *missing += 1,
                 Stage::Ready { .. } => {
                     self.leave(dependent);
-                    self.tasks[dependent].stage = Stage::Waiting { missing: 1 };
+                    self.tasks.set_stage(dependent, Stage::Waiting { missing: 1 });
                 }
                 _ => {}
             }

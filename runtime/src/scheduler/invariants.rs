@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::State;
 use super::task::{Index, Lane, Origin, Stage, Task};
-use crate::protocol::WorkerId;
+use crate::protocol::{ClientId, WorkerId};
+use crate::stats::StageCounts;
 
 /// What is looked at, for messages.
 #[derive(Debug)]
@@ -15,6 +16,16 @@ impl State {
     /// Where something does not hold.
     pub(crate) fn check(&self) {
         let mut waiters = BTreeMap::<Index, u32>::new();
+        let mut stages = StageCounts::default();
+        let mut client_bytes = BTreeMap::<ClientId, u64>::new();
+        for (_, task) in self.all() {
+            *task.stage.count(&mut stages) += 1;
+            *client_bytes.entry(task.key.client()).or_default() += task.origin.task_bytes(task.inputs.len());
+        }
+        assert_eq!(self.tasks.stages(), stages);
+        for (id, client) in &self.clients {
+            assert_eq!(client.bytes, client_bytes.get(id).copied().unwrap_or(0), "bytes of client {id}");
+        }
         let mut named = BTreeSet::new();
         for (_, task) in self.all() {
             for input in &task.inputs {
@@ -33,6 +44,8 @@ impl State {
         for (id, worker) in &self.workers {
             let sent = self.sent_to(*id, |task| !matches!(task.origin, Origin::Scattered));
             assert_eq!(worker.sent, sent, "sent to {id}");
+            let bytes = sent.iter().map(|index| self.tasks[*index].order_bytes()).sum::<usize>();
+            assert_eq!(worker.sent_bytes, bytes, "bytes sent to {id}");
             let expected = self.sent_to(*id, |task| matches!(task.origin, Origin::Scattered));
             assert_eq!(worker.expected, expected, "expected at {id}");
             let holds = self.all().filter(|(_, task)| task.holders.contains(id));

@@ -22,6 +22,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -31,14 +32,23 @@ use towline::{Address, Connection, Endpoint, Listener};
 use self::patience::PATIENCE;
 use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
-use crate::error::{Error, ErrorKind, Result};
-use crate::line::{self, Outbox};
+use crate::error::{Error, ErrorKind, Failure, Result};
+use crate::line::{self, Batch, Outbox};
 use crate::metrics::Metrics;
-use crate::protocol::{ClientId, FromClient, FromWorker, Hello, Offer, Role, VERSION, Welcome, WorkerId};
+use crate::protocol::{
+    ClientId, FromClient, FromWorker, Hello, Offer, Role, SLOTS_MAX, ToClient, ToWorker, VERSION, Welcome,
+    WorkerId,
+};
 
 /// The state is told the time four times within its patience, and so often at least and at most.
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_secs(1);
+/// Words of one peer are told in a row for so long, or until their answers are many; then others have their turn.
+const TURN: Duration = Duration::from_millis(2);
+/// The clock is looked at every so many bytes of words: a look costs as much as the shortest of them.
+const CLOCK_EVERY: usize = 256;
+/// Memory for the tasks of one client, where nothing else was said, in bytes.
+const CLIENT_BYTES_MAX: u64 = 2 << 30;
 
 /// Says where tasks run, and knows where results are. Nothing but words passes it.
 ///
@@ -69,12 +79,13 @@ pub struct Scheduler {
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
     patience: Duration,
+    client_bytes_max: u64,
 }
 
 impl Scheduler {
-    /// The settings of a scheduler: tasks that nothing can move wait 60 s.
+    /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the most.
     pub const fn builder() -> Builder {
-        Builder { patience: PATIENCE }
+        Builder { patience: PATIENCE, client_bytes_max: CLIENT_BYTES_MAX }
     }
 
     /// Starts a scheduler that listens at `address`.
@@ -96,7 +107,7 @@ impl Scheduler {
         &self.address
     }
 
-    /// What it counts. Each look at it looks at each task.
+    /// What it counts.
     pub fn metrics(&self) -> Metrics {
         Metrics::of(&self.desk)
     }
@@ -125,6 +136,14 @@ impl Builder {
         self
     }
 
+    /// How much memory the scheduler gives to one client's tasks, in bytes: their arguments, and some 300 bytes for each of them
+    /// beside. A client that submits more is turned away, with [`TooLarge`](ErrorKind::TooLarge). Results are not among it: they
+    /// stay with the workers.
+    pub const fn client_bytes_max(mut self, client_bytes_max: u64) -> Self {
+        self.client_bytes_max = client_bytes_max;
+        self
+    }
+
     /// Starts the scheduler, which listens at `address`.
     ///
     /// # Errors
@@ -135,6 +154,7 @@ impl Builder {
         tracing::info!(%address, "scheduler started");
         let (desk, closing) = (Arc::new(Desk::default()), Arc::new(Notify::new()));
         desk.lock().state.set_patience(self.patience);
+        desk.lock().state.set_client_bytes_max(self.client_bytes_max);
         let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
         let accepting = tokio::spawn(accept(desk.clone(), listener, tick, closing.clone()));
         Ok(Scheduler { address, desk, accepting, closing })
@@ -169,7 +189,11 @@ async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration, closing: Ar
 
 /// The state, and the lines to its peers.
 #[derive(Default)]
-struct Desk(Mutex<Inside>);
+struct Desk {
+    inside: Mutex<Inside>,
+    /// Who tells the state words next, first come, first served: the lock itself would go to who had it last.
+    turns: tokio::sync::Mutex<()>,
+}
 
 #[derive(Default)]
 struct Inside {
@@ -196,8 +220,17 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
             return Err(Error::new(ErrorKind::Invalid, format!("it speaks version {}", hello.version)));
         }
         match hello.role {
-            Role::Client => desk.serve_client(&connection).await,
-            Role::Worker(offer) => desk.serve_worker(&connection, offer).await,
+            Role::Client => {
+                let served = desk.serve_client(&connection).await;
+                turned_away(&connection, served, ToClient::Refused).await
+            }
+            Role::Worker(offer) => match check(&offer) {
+                Ok(()) => {
+                    let served = desk.serve_worker(&connection, offer).await;
+                    turned_away(&connection, served, ToWorker::Refused).await
+                }
+                Err(refusal) => turned_away(&connection, Err(refusal.into()), Welcome::Refused).await,
+            },
         }
     };
     match served.await {
@@ -210,13 +243,39 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
     }
 }
 
+/// Whether there can be such a worker.
+fn check(offer: &Offer) -> Result<(), Failure> {
+    if offer.slots > SLOTS_MAX {
+        let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", offer.slots);
+        return Err(Failure::new(ErrorKind::TooLarge, why));
+    }
+    match offer.address.parse::<Address>() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::new(ErrorKind::Invalid, format!("a worker's address: {error}"))),
+    }
+}
+
+/// Tells a peer that is turned away why it is. Where its connection ended, nobody is there to be told.
+async fn turned_away<W: Serialize>(
+    connection: &Connection,
+    served: Result<()>,
+    refusal: fn(Failure) -> W,
+) -> Result<()> {
+    if let Err(error) = &served
+        && !error.is_of_transport()
+    {
+        line::turn_away(connection, &refusal(error.failure().clone().cut())).await;
+    }
+    served
+}
+
 impl Desk {
     async fn serve_client(&self, connection: &Connection) -> Result<()> {
         let outbox = Arc::new(Outbox::default());
-        let id = self.change(|inside| {
+        let id = self.alter(|inside| {
             let id = inside.state.client_joined()?;
             inside.clients.insert(id, outbox.clone());
-            Ok(id)
+            Ok::<_, Violation>(id)
         })?;
         let _gone = Gone::by(|_| {
             self.leave(|inside| {
@@ -260,11 +319,19 @@ impl Desk {
         }
         let hearing = async {
             loop {
-                let words: Vec<W> = match line::hear(connection).await {
+                let mut batch = match line::hear(connection).await {
                     Err(error) if error.is_farewell() => return Ok(()),
                     heard => heard?,
                 };
-                self.change(|inside| words.into_iter().try_for_each(|word| tell(&mut inside.state, word)))?;
+                loop {
+                    let turn = self.turns.lock().await;
+                    let is_left = self.alter(|inside| tell_some(&mut inside.state, &mut batch, &mut tell))?;
+                    drop(turn);
+                    outbox.until_most_has_left().await;
+                    if !is_left {
+                        break;
+                    }
+                }
             }
         };
         tokio::select! {
@@ -292,33 +359,49 @@ impl Desk {
         let mut inside = self.lock();
         let changed = change(&mut inside);
         let Inside { state, clients, workers, .. } = &mut *inside;
-        let actions = state.take_actions();
         let mut last: Option<&Arc<Outbox>> = None;
-        for action in &actions {
-            let outbox = match action {
-                Action::Client(id, word) => clients.get(id).inspect(|outbox| outbox.say(word)),
-                Action::Worker(id, word) => workers.get(id).inspect(|outbox| outbox.say(word)),
-            };
-            // One wake-up for what goes to one peer in a row.
-            if let Some(last) = last.filter(|last| outbox.is_none_or(|outbox| !Arc::ptr_eq(last, outbox))) {
-                last.flush();
+        // As few at a time as the state cares to keep: what is said is shorter than what is to be said.
+        loop {
+            let actions = state.take_actions();
+            for action in &actions {
+                let outbox = match action {
+                    Action::Client(id, word) => clients.get(id).inspect(|outbox| outbox.say(word)),
+                    Action::Worker(id, word) => workers.get(id).inspect(|outbox| outbox.say(word)),
+                };
+                // One wake-up for what goes to one peer in a row.
+                let is_other = |last: &&Arc<Outbox>| outbox.is_none_or(|outbox| !Arc::ptr_eq(last, outbox));
+                last.filter(is_other).inspect(|last| last.flush());
+                last = outbox.or(last);
             }
-            last = outbox.or(last);
+            if !state.is_cut_short() {
+                last.inspect(|last| last.flush());
+                return changed;
+            }
         }
-        if let Some(last) = last {
-            last.flush();
-        }
-        changed
-    }
-
-    fn change<T>(&self, change: impl FnOnce(&mut Inside) -> Result<T, Violation>) -> Result<T> {
-        self.alter(change)
-            .map_err(|Violation(why)| Error::new(ErrorKind::Invalid, format!("it broke the protocol: {why}")))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells the state words of a batch, for one turn; whether some are left.
+fn tell_some<W: DeserializeOwned>(
+    state: &mut State,
+    batch: &mut Batch,
+    tell: &mut impl FnMut(&mut State, W) -> Result<(), Violation>,
+) -> Result<bool> {
+    let begun = Instant::now();
+    let mut looked_at = batch.taken();
+    while let Some(word) = batch.next()? {
+        tell(state, word)?;
+        let is_due = batch.taken() - looked_at >= CLOCK_EVERY;
+        if state.has_said_much() || is_due && begun.elapsed() >= TURN {
+            return Ok(true);
+        }
+        looked_at = if is_due { batch.taken() } else { looked_at };
+    }
+    Ok(false)
 }
 
 /// Does what is to be done when a peer is gone, however its task ends.

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::queue::Queue;
+use super::state::Violation;
 use super::task::Index;
-use crate::protocol::{FUNCTIONS_MAX, FunctionId, NAME_LEN_MAX, Offer, Types};
+use crate::protocol::{FUNCTIONS_MAX, FunctionId, NAME_LEN_MAX, NEW_FUNCTIONS_MAX, Offer, Types};
 
 /// A worker is given what fills its slots for so long, and waits for more from there on.
 pub(crate) const HORIZON_MICROS: u64 = 5_000;
-/// The most that a worker is given at once.
+/// The most that a worker is given at once, in tasks, and in bytes as they are told.
 const SENT_MAX: usize = 1024;
+const SENT_BYTES_MAX: usize = 4 << 20;
+/// The same, where its slots are not taken yet: half of what may wait for it.
+const RUNNING_BYTES_MAX: usize = 128 << 20;
 
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -22,6 +26,7 @@ pub(crate) struct Worker {
     /// What it was given, in a set whose order is always the same.
     pub(crate) sent: BTreeSet<Index>,
     pub(crate) sent_micros: u64,
+    pub(crate) sent_bytes: usize,
     /// Those of them that were asked back.
     pub(crate) recalled: usize,
     /// The one among them that is a suspect.
@@ -42,6 +47,7 @@ impl Worker {
             queue: Queue::default(),
             sent: BTreeSet::new(),
             sent_micros: 0,
+            sent_bytes: 0,
             recalled: 0,
             suspect: None,
             expected: BTreeSet::new(),
@@ -61,10 +67,14 @@ impl Worker {
         (self.queue.micros() + self.sent_micros) / self.slots()
     }
 
-    /// Whether it should be given more: a task beyond its slots, so that none of them waits for the next.
+    /// Whether it should be given more: a task beyond its slots, so that none of them waits for the next. What is told of many
+    /// large tasks waits here, where it takes no memory, and not in the worker's outbox.
     pub(crate) fn has_room(&self) -> bool {
-        self.sent.len() as u64 <= self.slots()
-            || self.sent_micros < HORIZON_MICROS * self.slots() && self.sent.len() < SENT_MAX
+        if self.sent.len() as u64 <= self.slots() {
+            return self.sent_bytes < RUNNING_BYTES_MAX;
+        }
+        let has_time = self.sent_micros < HORIZON_MICROS * self.slots();
+        has_time && self.sent.len() < SENT_MAX && self.sent_bytes < SENT_BYTES_MAX
     }
 
     /// So much is here that only what uses it up should run.
@@ -83,6 +93,32 @@ impl Worker {
 pub(crate) struct Client {
     /// The client's ids of functions, as ours.
     pub(crate) functions: Vec<FunctionId>,
+    /// Those of them that it was the first to name.
+    new_functions: usize,
+    /// What its tasks take here.
+    pub(crate) bytes: u64,
+}
+
+impl Client {
+    /// Its next function has that name.
+    pub(crate) fn name(
+        &mut self,
+        functions: &mut Functions,
+        name: &str,
+        types: Types,
+    ) -> Result<(), Violation> {
+        if self.functions.len() == FUNCTIONS_MAX {
+            return Err(Violation::limit("it names more functions than there can be"));
+        }
+        let known = functions.len();
+        let function = functions.intern(name, types)?;
+        self.new_functions += functions.len() - known;
+        if self.new_functions > NEW_FUNCTIONS_MAX {
+            return Err(Violation::limit("it names more functions that nobody knows than a client may"));
+        }
+        self.functions.push(function);
+        Ok(())
+    }
 }
 
 /// Functions by name, and how long each takes.
@@ -100,19 +136,22 @@ pub(crate) struct Function {
 }
 
 impl Functions {
-    /// The function's id; `None` where the name is none, or there are too many.
-    pub(crate) fn intern(&mut self, name: &str, types: Types) -> Option<FunctionId> {
+    /// The function's id, which is new where nobody named it before.
+    fn intern(&mut self, name: &str, types: Types) -> Result<FunctionId, Violation> {
+        if name.is_empty() || name.len() > NAME_LEN_MAX {
+            return Err(Violation::protocol("that is no function's name"));
+        }
         let name = Arc::<str>::from(name);
         if let Some(id) = self.ids.get(&(name.clone(), types)) {
-            return Some(*id);
+            return Ok(*id);
         }
-        if name.is_empty() || name.len() > NAME_LEN_MAX || self.known.len() == FUNCTIONS_MAX {
-            return None;
+        if self.known.len() == FUNCTIONS_MAX {
+            return Err(Violation::limit("the scheduler knows as many functions as it can"));
         }
         let id = self.known.len() as FunctionId;
         self.ids.insert((name.clone(), types), id);
         self.known.push(Function { name, types, micros: None });
-        Some(id)
+        Ok(id)
     }
 
     pub(crate) fn since(&self, told: usize) -> &[Function] {

@@ -4,10 +4,12 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use rustc_hash::FxHashMap;
+
 use super::peers::Worker;
 use super::queue::Queue;
 use super::state::{Action, State};
-use super::task::{Index, Lane, Origin, Stage};
+use super::task::{Index, Lane, Origin, Stage, Task};
 use crate::error::ErrorKind;
 use crate::protocol::{Input, Order, Priority, ToWorker, WorkerId};
 
@@ -16,6 +18,11 @@ const BYTES_PER_MICRO: u64 = 1_000;
 const FETCH_MICROS: u64 = 50;
 /// Of many holders a worker is told so many.
 const HOLDERS_TOLD_MAX: usize = 4;
+
+/// How long it takes to another worker.
+fn fetch_micros(input: &Task) -> u64 {
+    FETCH_MICROS + input.bytes / BYTES_PER_MICRO
+}
 
 impl State {
     /// All its inputs are done: it waits in a lane until a worker has room.
@@ -39,7 +46,7 @@ impl State {
 
     fn enqueue(&mut self, index: Index, lane: Lane) {
         let micros = self.micros(index);
-        self.tasks[index].stage = Stage::Ready { lane, micros };
+        self.tasks.set_stage(index, Stage::Ready { lane, micros });
         let priority = self.tasks[index].priority;
         if let Some(queue) = self.lane(lane) {
             queue.push(priority, index, micros);
@@ -70,12 +77,14 @@ impl State {
                 }
             }
             Stage::Sent { worker, micros, recalled, .. } => {
+                let bytes = self.tasks[index].order_bytes();
                 let Some(worker) = self.workers.get_mut(&worker) else { return };
                 if worker.expected.remove(&index) {
                     return;
                 }
                 worker.sent.remove(&index);
                 worker.sent_micros -= micros;
+                worker.sent_bytes -= bytes;
                 worker.recalled -= usize::from(recalled);
                 worker.suspect.take_if(|suspect| *suspect == index);
             }
@@ -87,8 +96,16 @@ impl State {
     fn nearest(&self, index: Index) -> Option<WorkerId> {
         let input_bytes = self.input_bytes(index);
         let fitting = self.workers.iter().filter(|(_, worker)| input_bytes <= worker.offer.memory_bytes_max);
+        // By holder, since inputs may be many, and so may workers.
+        let (mut all, mut here) = (0u128, FxHashMap::<WorkerId, u128>::default());
+        for input in &self.tasks[index].inputs {
+            let input = &self.tasks[*input];
+            let micros = u128::from(fetch_micros(input));
+            all += micros;
+            input.holders.iter().for_each(|holder| *here.entry(*holder).or_default() += micros);
+        }
         let done = |(id, worker): (&WorkerId, &Worker)| {
-            (worker.wait_micros().saturating_add(self.fetch_micros(index, *id)), *id)
+            (u128::from(worker.wait_micros()) + all - here.get(id).unwrap_or(&0), *id)
         };
         fitting.map(done).min().map(|(_, id)| id)
     }
@@ -102,12 +119,17 @@ impl State {
         self.input_bytes(index) <= self.workers[&id].offer.memory_bytes_max
     }
 
-    /// How long its inputs take to that worker.
-    fn fetch_micros(&self, index: Index, worker: WorkerId) -> u64 {
-        let away = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
-        away.filter(|input| !input.holders.contains(&worker))
-            .map(|input| FETCH_MICROS + input.bytes / BYTES_PER_MICRO)
-            .fold(0, u64::saturating_add)
+    /// Whether its inputs take less than that to that worker.
+    fn comes_within(&self, index: Index, worker: WorkerId, micros_max: u64) -> bool {
+        let mut inputs = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
+        let mut micros = 0u64;
+        // No more of them are looked at than the answer takes.
+        micros_max > 0
+            && inputs.all(|input| {
+                let is_here = input.holders.contains(&worker);
+                micros = micros.saturating_add(if is_here { 0 } else { fetch_micros(input) });
+                micros < micros_max
+            })
     }
 
     /// Whether the worker would be given it. What is asked back for one that would not comes back to where it was, for ever.
@@ -115,12 +137,12 @@ impl State {
         self.fits(index, id) && !(self.tasks[index].inputs.is_empty() && self.workers[&id].is_full())
     }
 
-    /// Gives workers what they have room for: who has least to do first.
-    pub(super) fn place(&mut self) {
+    /// Gives workers what they have room for: who has least to do first. Whether that was all, and not as much as is said at once.
+    pub(super) fn place(&mut self) -> bool {
         // With many workers, most words make nothing ready.
         let nothing = |worker: &Worker| worker.queue.is_empty();
         if self.roots.is_empty() && self.suspects.is_empty() && self.workers.values().all(nothing) {
-            return;
+            return true;
         }
         let mut open: BinaryHeap<_> = self
             .workers
@@ -129,6 +151,9 @@ impl State {
             .map(|(id, worker)| Reverse((worker.wait_micros(), worker.sent.len(), *id)))
             .collect();
         while let Some(Reverse((_, _, id))) = open.pop() {
+            if self.has_said_much() {
+                return false;
+            }
             let Some(index) = self.next_for(id) else { continue };
             self.send(id, index);
             let worker = &self.workers[&id];
@@ -136,6 +161,7 @@ impl State {
                 open.push(Reverse((worker.wait_micros(), worker.sent.len(), id)));
             }
         }
+        true
     }
 
     /// What goes first of what may run there.
@@ -161,7 +187,7 @@ impl State {
         let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
         let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, Lane::Worker(victim));
         if let Some((_, index)) = first
-            && here.saturating_add(self.fetch_micros(index, id)) < there
+            && self.comes_within(index, id, there.saturating_sub(here))
             && self.fits(index, id)
         {
             return Some(index);
@@ -190,7 +216,8 @@ impl State {
             inputs: task.inputs.iter().map(input).collect(),
             arguments: arguments.clone(),
         };
-        let is_suspect = task.is_suspect();
+        let (is_suspect, bytes) = (task.is_suspect(), task.order_bytes());
+        self.said_bytes += bytes;
         let micros = self.functions.micros(function);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         for function in self.functions.since(worker.functions) {
@@ -200,10 +227,11 @@ impl State {
         worker.functions = self.functions.len();
         worker.sent.insert(index);
         worker.sent_micros += micros;
+        worker.sent_bytes += bytes;
         if is_suspect {
             worker.suspect = Some(index);
         }
-        self.tasks[index].stage = Stage::Sent { worker: id, run, micros, recalled: false };
+        self.tasks.set_stage(index, Stage::Sent { worker: id, run, micros, recalled: false });
         tracing::trace!(key = ?order.key, run, worker = id, "given");
         self.actions.push(Action::Worker(id, ToWorker::Run(order)));
     }
@@ -235,7 +263,7 @@ impl State {
         let is_worth_it = |index: &Index| {
             let Stage::Sent { recalled: false, micros, .. } = self.tasks[*index].stage else { return false };
             let there = worker.wait_micros() - micros / u64::from(worker.offer.slots.max(1));
-            idle.iter().any(|idle| self.fetch_micros(*index, *idle) < there && self.may_run(*index, *idle))
+            idle.iter().any(|idle| self.comes_within(*index, *idle, there) && self.may_run(*index, *idle))
         };
         let mut last: Vec<(Priority, Index)> =
             worker.sent.iter().map(|index| (self.tasks[*index].priority, *index)).collect();

@@ -19,6 +19,10 @@ impl Queue {
         self.len == 0
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     pub(crate) fn micros(&self) -> u64 {
         self.micros
     }

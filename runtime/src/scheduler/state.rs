@@ -7,21 +7,26 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use rustc_hash::FxHashSet;
+
 use super::patience::Patience;
 use super::peers::{Client, Functions, Worker};
 use super::queue::Queue;
 use super::stats::Counts;
 use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Error, ErrorKind};
 use crate::protocol::{
-    ARGUMENTS_LEN_MAX, Arguments, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer,
-    Priority, Run, ToClient, ToWorker, WorkerId,
+    Arguments, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer, Priority, Run, ToClient,
+    ToWorker, VALUE_LEN_MAX, WorkerId,
 };
 
 /// The most clients of one scheduler, ever.
 const CLIENTS_MAX: ClientId = 1 << 24;
 /// The most records at a time.
 const TASKS_MAX: usize = 16 << 20;
+/// From here on what was decided is to be said before more is heard.
+const ACTIONS_MAX: usize = 1024;
+const SAID_BYTES_MAX: usize = 256 << 10;
 
 /// The scheduler's mind.
 #[derive(Debug, Default)]
@@ -37,6 +42,11 @@ pub(crate) struct State {
     pub(super) runs: Run,
     pub(super) patience: Patience,
     pub(super) counts: Counts,
+    /// Of what the actions say, roughly, beside the actions themselves.
+    pub(super) said_bytes: usize,
+    is_cut_short: bool,
+    /// What the tasks of one client may take here.
+    client_bytes_max: Option<u64>,
     next_client: ClientId,
     next_worker: WorkerId,
     pub(super) next_number: u64,
@@ -49,9 +59,28 @@ pub(crate) enum Action {
     Worker(WorkerId, ToWorker),
 }
 
-/// A peer said what it cannot say: it is to be turned away.
+/// A peer said what it cannot say, or more than it may: it is to be turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Violation(pub(crate) &'static str);
+pub(crate) struct Violation {
+    kind: ErrorKind,
+    why: &'static str,
+}
+
+impl Violation {
+    pub(super) const fn protocol(why: &'static str) -> Self {
+        Self { kind: ErrorKind::Invalid, why }
+    }
+
+    pub(super) const fn limit(why: &'static str) -> Self {
+        Self { kind: ErrorKind::TooLarge, why }
+    }
+}
+
+impl From<Violation> for Error {
+    fn from(Violation { kind, why }: Violation) -> Self {
+        Self::new(kind, why)
+    }
+}
 
 /// How a worker went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,11 +92,29 @@ pub(crate) enum Departure {
 
 impl State {
     /// What is to be said since this was asked last. To be asked when all that was heard was told, since what is ready is
-    /// placed only now.
+    /// placed only now; and again while it is cut short.
     pub(crate) fn take_actions(&mut self) -> Vec<Action> {
-        self.place();
-        self.balance();
+        self.is_cut_short = !self.place();
+        if !self.is_cut_short {
+            self.balance();
+        }
+        self.said_bytes = 0;
         std::mem::take(&mut self.actions)
+    }
+
+    /// More is to be said than was taken.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.is_cut_short
+    }
+
+    /// So much is to be said by now that it should be, before more is heard: answers may be much larger than their questions.
+    pub(crate) fn has_said_much(&self) -> bool {
+        self.actions.len() >= ACTIONS_MAX || self.said_bytes >= SAID_BYTES_MAX
+    }
+
+    /// What the tasks of one client may take here, in bytes.
+    pub(crate) fn set_client_bytes_max(&mut self, bytes_max: u64) {
+        self.client_bytes_max = Some(bytes_max);
     }
 
     /// Records, of whatever stage.
@@ -81,7 +128,7 @@ impl State {
         // From 1 on: no key is all zeroes.
         self.next_client += 1;
         if self.next_client >= CLIENTS_MAX {
-            return Err(Violation("too many clients joined"));
+            return Err(Violation::protocol("too many clients joined"));
         }
         let client = self.next_client;
         self.clients.insert(client, Client::default());
@@ -107,14 +154,8 @@ impl State {
     pub(crate) fn client_said(&mut self, client: ClientId, word: FromClient) -> Result<(), Violation> {
         match word {
             FromClient::Function { name, types } => {
-                let function =
-                    self.functions.intern(&name, types).ok_or(Violation("that is no function's name"))?;
-                let known = &mut self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?.functions;
-                if known.len() == crate::protocol::FUNCTIONS_MAX {
-                    return Err(Violation("too many functions"));
-                }
-                known.push(function);
-                Ok(())
+                let client = self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?;
+                client.name(&mut self.functions, &name, types)
             }
             FromClient::Submit { key, function, inputs, arguments } => {
                 self.submitted(client, key, function, &inputs, arguments)
@@ -142,11 +183,13 @@ impl State {
             FromClient::WhoHas { request, key } => {
                 let index = self.own(client, key)?;
                 let workers = self.tasks[index].holders.clone();
+                self.said_bytes += workers.len() * size_of::<WorkerId>();
                 self.actions.push(Action::Client(client, ToClient::Holders { request, workers }));
                 Ok(())
             }
             FromClient::HowIsIt { request } => {
                 let stats = self.stats();
+                self.said_bytes += stats.len_bytes();
                 self.actions.push(Action::Client(client, ToClient::SoItIs { request, stats }));
                 Ok(())
             }
@@ -162,9 +205,10 @@ impl State {
         arguments: Arguments,
     ) -> Result<(), Violation> {
         let known = &self.clients.get(&client).ok_or(UNKNOWN_CLIENT)?.functions;
-        let function = *known.get(function as usize).ok_or(Violation("a function without a name"))?;
-        if arguments.bytes.0.len() > ARGUMENTS_LEN_MAX || inputs.len() > INPUTS_MAX {
-            return Err(Violation("a task with more arguments than it may have"));
+        let function =
+            *known.get(function as usize).ok_or(Violation::protocol("a function without a name"))?;
+        if !arguments.may_be(inputs.len()) {
+            return Err(Violation::limit("a task with more arguments than it may have"));
         }
         let inputs = inputs.iter().map(|input| self.own(client, *input)).collect::<Result<_, _>>()?;
         let origin = Origin::Function { function, arguments };
@@ -178,7 +222,7 @@ impl State {
         match self.workers.get_mut(&worker) {
             Some(record) => {
                 record.expected.insert(index);
-                self.tasks[index].stage = Stage::Sent { worker, run: 0, micros: 0, recalled: false };
+                self.tasks.set_stage(index, Stage::Sent { worker, run: 0, micros: 0, recalled: false });
             }
             None => self.activate(index),
         }
@@ -193,11 +237,19 @@ impl State {
         inputs: Box<[Index]>,
     ) -> Result<Index, Violation> {
         if key.client() != client || self.tasks.find(key).is_some() {
-            return Err(Violation("a key that is not its own, or not new"));
+            return Err(Violation::protocol("a key that is not its own, or not new"));
         }
         if self.tasks.len() == TASKS_MAX {
-            return Err(Violation("more tasks than the scheduler keeps"));
+            return Err(Violation::limit("more tasks than the scheduler keeps"));
         }
+        let bytes = origin.task_bytes(inputs.len());
+        let known = self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?;
+        if known.bytes + bytes > self.client_bytes_max.unwrap_or(u64::MAX) {
+            return Err(Violation::limit(
+                "its tasks take more memory than the scheduler gives to one client: release results, or submit fewer tasks at a time",
+            ));
+        }
+        known.bytes += bytes;
         self.next_number += 1;
         let number = self.next_number;
         let mut priority = Priority { root: number, depth: Default::default(), number };
@@ -225,7 +277,7 @@ impl State {
     fn own(&self, client: ClientId, key: Key) -> Result<Index, Violation> {
         let index = self.tasks.find(key).filter(|_| key.client() == client);
         let index = index.filter(|index| self.tasks[*index].wanted);
-        index.ok_or(Violation("a key that it has not, or has released"))
+        index.ok_or(Violation::protocol("a key that it has not, or has released"))
     }
 
     /// Tells the client how far its task is, if it is at an end.
@@ -236,7 +288,10 @@ impl State {
         }
         let word = match (stage, holders.first()) {
             (Stage::Done, Some(worker)) => ToClient::Done { key: *key, worker: *worker, bytes: *bytes },
-            (Stage::Failed(failure), _) => ToClient::Failed { key: *key, failure: Failure::clone(failure) },
+            (Stage::Failed(failure), _) => {
+                self.said_bytes += failure.detail.len();
+                ToClient::Failed { key: *key, failure: failure.clone() }
+            }
             _ => return,
         };
         self.actions.push(Action::Client(key.client(), word));
@@ -274,7 +329,7 @@ impl State {
         let waiting = worker.queue.all(&self.tasks, super::task::Lane::Worker(id));
         // Set aside first: what is lost now may be an input of theirs.
         for index in worker.sent.iter().chain(&waiting) {
-            self.tasks[*index].stage = Stage::Waiting { missing: 0 };
+            self.tasks.set_stage(*index, Stage::Waiting { missing: 0 });
         }
         for index in worker.holds {
             self.unheld(index, id);
@@ -292,10 +347,11 @@ impl State {
     }
 
     pub(crate) fn worker_said(&mut self, id: WorkerId, word: FromWorker) -> Result<(), Violation> {
-        if !self.workers.contains_key(&id) {
-            return Err(Violation("a worker that is gone speaks"));
-        }
+        let worker = self.workers.get(&id).ok_or(Violation::protocol("a worker that is gone speaks"))?;
         match word {
+            FromWorker::Done { bytes, .. } if bytes > worker.offer.memory_bytes_max.min(VALUE_LEN_MAX) => {
+                return Err(Violation::protocol("a result that is larger than its worker's memory"));
+            }
             FromWorker::Done { key, run, bytes, micros } => match self.taken_back(id, key, run) {
                 Some(index) => self.done(index, id, bytes, micros),
                 None => self.not_asked_for(id, key),
@@ -303,14 +359,20 @@ impl State {
             FromWorker::Failed { key, run, failure } => {
                 if let Some(index) = self.taken_back(id, key, run) {
                     self.counts.runs_failed += 1;
-                    self.fail(index, &Arc::new(failure));
+                    self.fail(index, &Arc::new(failure.cut()));
                 }
             }
             FromWorker::Returned { key, run, lacking } => {
                 if lacking.len() > INPUTS_MAX {
-                    return Err(Violation("more inputs than a task may have"));
+                    return Err(Violation::protocol("more inputs than a task may have"));
                 }
                 if let Some(index) = self.taken_back(id, key, run) {
+                    let inputs: FxHashSet<_> = self.tasks[index].inputs.iter().copied().collect();
+                    let is_input =
+                        |(key, _): &(Key, _)| self.tasks.find(*key).is_none_or(|it| inputs.contains(&it));
+                    if !lacking.iter().all(is_input) {
+                        return Err(Violation::protocol("it lacks what is no input"));
+                    }
                     self.returned(index, &lacking);
                 }
             }
@@ -329,7 +391,7 @@ impl State {
         match self.tasks[index].stage {
             Stage::Sent { worker, run: sent, .. } if (worker, sent) == (id, run) => {
                 self.leave(index);
-                self.tasks[index].stage = Stage::Waiting { missing: 0 };
+                self.tasks.set_stage(index, Stage::Waiting { missing: 0 });
                 Some(index)
             }
             _ => None,
@@ -345,4 +407,4 @@ impl State {
     }
 }
 
-const UNKNOWN_CLIENT: Violation = Violation("a client that is gone speaks");
+const UNKNOWN_CLIENT: Violation = Violation::protocol("a client that is gone speaks");

@@ -3,12 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use rustc_hash::FxHashMap;
-
 use super::state::{State, Violation};
-use super::task::{Lane, Stage};
 use crate::protocol::WorkerId;
-use crate::stats::{PairStats, StageCounts, Stats, WorkerStats};
+use crate::stats::{PairStats, Stats, WorkerStats};
 
 /// The most pairs that are told of: those with the most bytes.
 const PAIRS_TOLD_MAX: usize = 1000;
@@ -49,7 +46,7 @@ impl State {
         bytes: u64,
     ) -> Result<(), Violation> {
         if path.len() > PATH_LEN_MAX {
-            return Err(Violation("a path with a longer name than any has"));
+            return Err(Violation::protocol("a path with a longer name than any has"));
         }
         self.counts.moved_bytes = self.counts.moved_bytes.saturating_add(bytes);
         // It may be gone by now.
@@ -65,40 +62,25 @@ impl State {
         Ok(())
     }
 
-    /// How everything is. It takes a look at every record.
+    /// How everything is.
     pub(super) fn stats(&self) -> Stats {
-        let mut tasks = StageCounts::default();
-        let mut queued = FxHashMap::<WorkerId, u64>::default();
-        for task in self.tasks.all() {
-            let count = match &task.stage {
-                Stage::Released => &mut tasks.released,
-                Stage::Waiting { .. } => &mut tasks.waiting,
-                Stage::Ready { lane, .. } => {
-                    if let Lane::Worker(worker) = lane {
-                        *queued.entry(*worker).or_default() += 1;
-                    }
-                    &mut tasks.ready
-                }
-                Stage::Sent { .. } => &mut tasks.sent,
-                Stage::Done => &mut tasks.done,
-                Stage::Failed(_) => &mut tasks.failed,
-            };
-            *count += 1;
-        }
         let workers = self.workers.iter().map(|(number, worker)| WorkerStats {
             number: *number,
             address: worker.offer.address.clone(),
             slots: worker.offer.slots,
             given: worker.sent.len() as u64,
-            queued: queued.get(number).copied().unwrap_or_default(),
+            queued: worker.queue.len() as u64,
             results: worker.holds.len() as u64,
             memory_bytes: worker.bytes,
             memory_bytes_max: worker.offer.memory_bytes_max,
             runs_done: worker.runs_done,
         });
         let mut pairs: Vec<_> = self.counts.pairs.iter().collect();
-        pairs.sort_by_key(|(_, moved)| Reverse(moved.bytes));
-        pairs.truncate(PAIRS_TOLD_MAX);
+        if pairs.len() > PAIRS_TOLD_MAX {
+            pairs.select_nth_unstable_by_key(PAIRS_TOLD_MAX, |(_, moved)| Reverse(moved.bytes));
+            pairs.truncate(PAIRS_TOLD_MAX);
+        }
+        pairs.sort_by_key(|(pair, moved)| (Reverse(moved.bytes), **pair));
         let pairs = pairs.into_iter().map(|((from, to), moved)| PairStats {
             from: *from,
             to: *to,
@@ -109,7 +91,7 @@ impl State {
         Stats {
             clients: self.clients.len() as u32,
             workers_lost: self.counts.workers_lost,
-            tasks,
+            tasks: self.tasks.stages(),
             runs_done: self.counts.runs_done,
             runs_failed: self.counts.runs_failed,
             moved_bytes: self.counts.moved_bytes,

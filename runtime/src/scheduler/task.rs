@@ -6,7 +6,16 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::error::Failure;
-use crate::protocol::{Arguments, FunctionId, Key, Priority, Run, WorkerId};
+use crate::protocol::{Arguments, FunctionId, Input, Key, Order, Priority, Run, WorkerId};
+use crate::stats::StageCounts;
+use crate::value::Gap;
+
+/// What a task takes, in bytes: the record, and its places in tables and queues; and what each of its inputs takes, which knows
+/// it as a dependent.
+const TASK_BYTES: usize = size_of::<Option<Task>>() + 96;
+const INPUT_BYTES: usize = size_of::<Index>() + size_of::<(Index, u64)>();
+/// What an input takes, as a worker is told of it with its holders.
+const INPUT_ORDER_BYTES: usize = size_of::<Input>() + 4 * size_of::<WorkerId>();
 
 /// Where a record lies. Used again once the record is forgotten, which its number is not.
 pub(crate) type Index = u32;
@@ -22,6 +31,7 @@ pub(crate) struct Task {
     /// The client has not released it.
     pub(crate) wanted: bool,
     pub(crate) priority: Priority,
+    /// Set by [`Tasks::set_stage`], which counts.
     pub(crate) stage: Stage,
     /// Who has the result, and how large it is.
     pub(crate) holders: Vec<WorkerId>,
@@ -41,6 +51,17 @@ pub(crate) enum Origin {
     },
     /// A client gave it to a worker: once lost, nothing makes it again.
     Scattered,
+}
+
+impl Origin {
+    /// The memory of a task of so many inputs, in bytes.
+    pub(crate) fn task_bytes(&self, inputs: usize) -> u64 {
+        let (arguments, gaps) = match self {
+            Self::Function { arguments, .. } => (arguments.bytes.0.len(), arguments.gaps.len()),
+            Self::Scattered => (0, 0),
+        };
+        (TASK_BYTES + inputs * INPUT_BYTES + arguments + gaps * size_of::<Gap>()) as u64
+    }
 }
 
 /// How far it is.
@@ -69,6 +90,19 @@ pub(crate) enum Stage {
     Failed(Arc<Failure>),
 }
 
+impl Stage {
+    pub(crate) fn count<'a>(&self, counts: &'a mut StageCounts) -> &'a mut u64 {
+        match self {
+            Self::Released => &mut counts.released,
+            Self::Waiting { .. } => &mut counts.waiting,
+            Self::Ready { .. } => &mut counts.ready,
+            Self::Sent { .. } => &mut counts.sent,
+            Self::Done => &mut counts.done,
+            Self::Failed(_) => &mut counts.failed,
+        }
+    }
+}
+
 /// Where a ready task waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lane {
@@ -88,6 +122,17 @@ impl Task {
     /// A worker died that had it, and it has not run to its end since.
     pub(crate) fn is_suspect(&self) -> bool {
         self.deaths > 0
+    }
+
+    /// About what it takes to tell a worker of it, in bytes.
+    pub(crate) fn order_bytes(&self) -> usize {
+        let arguments = match &self.origin {
+            Origin::Function { arguments, .. } => {
+                arguments.bytes.0.len() + arguments.gaps.len() * size_of::<Gap>()
+            }
+            Origin::Scattered => 0,
+        };
+        size_of::<Order>() + self.inputs.len() * INPUT_ORDER_BYTES + arguments
     }
 
     pub(crate) fn is_on_its_way(&self) -> bool {
@@ -119,6 +164,8 @@ pub(crate) struct Tasks {
     records: Vec<Option<Task>>,
     free: Vec<Index>,
     by_key: FxHashMap<Key, Index>,
+    /// How many are how far.
+    stages: StageCounts,
 }
 
 impl Tasks {
@@ -126,12 +173,18 @@ impl Tasks {
         self.by_key.len()
     }
 
-    pub(crate) fn find(&self, key: Key) -> Option<Index> {
-        self.by_key.get(&key).copied()
+    pub(crate) fn stages(&self) -> StageCounts {
+        self.stages
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Task> {
-        self.records.iter().flatten()
+    pub(crate) fn set_stage(&mut self, index: Index, stage: Stage) {
+        *stage.count(&mut self.stages) += 1;
+        let before = std::mem::replace(&mut self[index].stage, stage);
+        *before.count(&mut self.stages) -= 1;
+    }
+
+    pub(crate) fn find(&self, key: Key) -> Option<Index> {
+        self.by_key.get(&key).copied()
     }
 
     pub(crate) fn of_client(&self, client: u32) -> Vec<Index> {
@@ -149,6 +202,7 @@ impl Tasks {
     pub(crate) fn insert(&mut self, task: Task) -> Index {
         let index = self.free.pop().unwrap_or(self.records.len() as Index);
         self.by_key.insert(task.key, index);
+        *task.stage.count(&mut self.stages) += 1;
         for input in &task.inputs {
             self[*input].dependents.add(index, task.priority.number);
         }
@@ -181,6 +235,7 @@ impl Tasks {
     pub(crate) fn remove(&mut self, index: Index) -> Option<Task> {
         let task = self.records.get_mut(index as usize)?.take()?;
         self.by_key.remove(&task.key);
+        *task.stage.count(&mut self.stages) -= 1;
         self.free.push(index);
         for input in &task.inputs {
             let dependents = &mut self[*input].dependents;

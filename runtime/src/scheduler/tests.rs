@@ -1,9 +1,10 @@
 //! The state machine by itself, against workers and clients played by hand.
 
+mod bounds;
 mod patience;
 
 use super::state::{Action, Departure, State, Violation};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{Error, ErrorKind, Failure};
 use crate::protocol::{
     Arguments, ClientId, FromClient, FromWorker, Key, Offer, Order, ToClient, ToWorker, WorkerId,
 };
@@ -126,7 +127,7 @@ impl Play {
     fn failure(&mut self, sequence: u64) -> Option<Failure> {
         let key = self.key(sequence);
         self.to_client.iter().find_map(|word| match word {
-            ToClient::Failed { key: failed, failure } if *failed == key => Some(failure.clone()),
+            ToClient::Failed { key: failed, failure } if *failed == key => Some(Failure::clone(failure)),
             _ => None,
         })
     }
@@ -447,7 +448,7 @@ fn what_a_client_cannot_say_is_a_violation() {
         FromClient::Function { name: "x".repeat(256), types: 0 },
     ];
     for word in words {
-        assert!(matches!(play.state.client_said(client, word.clone()), Err(Violation(_))), "{word:?}");
+        assert!(matches!(play.state.client_said(client, word.clone()), Err(Violation { .. })), "{word:?}");
     }
     assert_eq!(play.state.tasks(), 1);
     play.state.client_left(client);

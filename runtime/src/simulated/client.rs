@@ -263,7 +263,7 @@ impl World {
         for key in keys {
             match self.client(id).state.poll(key, Waker::noop()) {
                 Poll::Pending => {}
-                Poll::Ready(Ok(holder)) => {
+                Poll::Ready(Ok((holder, _))) => {
                     if let Some(handle) = self.client(id).futures.get_mut(&key) {
                         handle.is_fetching = true;
                     }

@@ -38,6 +38,7 @@ impl Worker {
             ToWorker::Drop { run, .. } => self.state.dropped(run),
             ToWorker::Recall { run, .. } => self.state.recalled(run),
             ToWorker::Free { key } => self.state.freed(key),
+            ToWorker::Refused(failure) => panic!("it is turned away: {failure:?}"),
         }
     }
 }
@@ -61,8 +62,9 @@ impl World {
         let bytes = self.graph.spec(key).bytes;
         let datum = self.graph.evaluated(key, &[], bytes);
         let worker = self.worker(id);
-        let has_room = worker.state.has_room_for(bytes);
+        let has_room = worker.state.expect(key, bytes).is_ok();
         if has_room {
+            worker.state.gave(bytes);
             worker.state.given(key, bytes);
             worker.values.insert(key, datum);
             self.flush_worker(id);
@@ -106,7 +108,7 @@ impl World {
             match action {
                 Action::Say(word) => words.push(word),
                 Action::Discard(key) => _ = self.worker(id).values.remove(&key),
-                Action::Fetch { key, from } => self.fetch(Asker::Worker(id), key, from),
+                Action::Fetch { key, from, .. } => self.fetch(Asker::Worker(id), key, from),
                 Action::Begin(start) => self.begin(id, start),
             }
         }

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
 use crate::metrics::Metrics;
-use crate::protocol::{Offer, Role};
+use crate::protocol::{Offer, Role, SLOTS_MAX};
 
 /// Memory for values, where nothing else was said, in bytes.
 const MEMORY_BYTES_MAX: u64 = 2 << 30;
@@ -126,7 +126,7 @@ impl Drop for Worker {
 }
 
 impl Builder {
-    /// How many tasks run at the same time.
+    /// How many tasks run at the same time, 4,096 at the most.
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots.max(1);
         self
@@ -149,9 +149,13 @@ impl Builder {
     /// Starts the worker, and joins the scheduler at `address`.
     ///
     /// # Errors
-    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`Invalid`](ErrorKind::Invalid) for a scheduler of another
-    /// version, or without [`listen`](Self::listen) where the scheduler is on another host.
+    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`TooLarge`](ErrorKind::TooLarge) for too many slots,
+    /// [`Invalid`](ErrorKind::Invalid) for a scheduler of another version, or without [`listen`](Self::listen) where the scheduler is on another host.
     pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Worker> {
+        if self.slots > SLOTS_MAX {
+            let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", self.slots);
+            return Err(Error::new(ErrorKind::TooLarge, why));
+        }
         let listener = endpoint.listen(&self.address_beside(address)?).await?;
         let connection = endpoint.connect(address).await?;
         let offer = Offer {

@@ -1,6 +1,7 @@
 //! What others ask a worker for: values that it has, and to keep values that it is given.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use towline::{Connection, Incoming, Listener, Message};
@@ -13,6 +14,11 @@ use crate::protocol::{Answer, Ask};
 
 /// Answers to one peer that are under way at the same time; it is not heard while there are more.
 const ANSWERS_MAX: usize = 64;
+
+/// How long a value may take to come, so that nobody keeps room for what never does: 30 s, and a second for each MB.
+fn time_to_take(bytes: u64) -> Duration {
+    Duration::from_secs(30).saturating_add(Duration::from_secs(bytes / 1_000_000))
+}
 
 /// Serves whoever connects, until it is dropped or the listener ends.
 pub(super) async fn accept(shell: &Arc<Shell>, listener: Listener) {
@@ -62,12 +68,14 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
         },
         Ask::Put { request, key, value } => {
             let kept = async {
-                let bytes = incoming.payload_len();
-                if !shell.has_room_for(bytes) {
-                    let why = format!("the worker has no room for {bytes} bytes");
-                    return Err(Error::new(ErrorKind::TooLarge, why));
-                }
-                shell.given(key, land(incoming, value, &connection).await?);
+                let bytes = incoming.payload_len().saturating_add(value.len());
+                let room = shell.expect(key, bytes)?;
+                let landed =
+                    tokio::time::timeout(time_to_take(bytes), land(incoming, value, &connection)).await;
+                let late = |_| Error::new(ErrorKind::TimedOut, "the value did not come in time");
+                let value = landed.map_err(late)??;
+                drop(room);
+                shell.given(key, value);
                 tracing::trace!(?key, bytes, peer = %connection.peer(), "given");
                 Ok(())
             };

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Outcomes, Registry};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
-use crate::protocol::{FromWorker, Key, ToWorker, WorkerId};
+use crate::protocol::{Arguments, FUNCTIONS_MAX, FromWorker, Key, ToWorker, WorkerId};
 use crate::value::{Value, splice};
 
 #[derive(Debug)]
@@ -41,6 +41,8 @@ struct Inside {
     values: FxHashMap<Key, Value>,
     /// Functions as the scheduler counts them.
     functions: Vec<(Arc<str>, Result<Body, Failure>)>,
+    /// Why the scheduler turns this worker away.
+    refusal: Option<Failure>,
 }
 
 /// A run with all that it needs.
@@ -61,7 +63,12 @@ impl Shell {
         let threads = Threads::start(slots).map_err(towline::Error::io)?;
         let state = State::new(slots, memory_bytes_max);
         Ok(Arc::new(Self {
-            inside: Mutex::new(Inside { state, values: FxHashMap::default(), functions: Vec::new() }),
+            inside: Mutex::new(Inside {
+                state,
+                values: FxHashMap::default(),
+                functions: Vec::new(),
+                refusal: None,
+            }),
             registry,
             outbox: Outbox::default(),
             peers: Peers::new(endpoint),
@@ -76,8 +83,10 @@ impl Shell {
     pub(super) async fn work(self: Arc<Self>, connection: Connection, listener: Listener) -> Error {
         let hearing = async {
             loop {
-                let words = line::hear(&connection).await?;
-                self.alter(|inside| words.into_iter().for_each(|word| self.heard(inside, word)));
+                let batch = line::hear(&connection).await?;
+                let mut heard = Ok(());
+                self.alter(|inside| heard = batch.each(|word| self.heard(inside, word)));
+                heard?;
             }
         };
         let ended: Result<()> = tokio::select! {
@@ -88,7 +97,10 @@ impl Shell {
         self.close();
         let error = ended.err().unwrap_or_else(Error::closed);
         tracing::warn!(%error, "the worker ends");
-        error.as_scheduler_lost()
+        match self.lock().refusal.take() {
+            Some(refusal) => refusal.refused("the scheduler turned this worker away").into(),
+            None => error.as_scheduler_lost(),
+        }
     }
 
     /// Ends what is under way, and forgets every value.
@@ -122,6 +134,7 @@ impl Shell {
         match word {
             ToWorker::Joined { worker, address } => self.peers.joined(worker, address),
             ToWorker::Left { worker } => self.peers.left(worker),
+            ToWorker::Function { .. } if inside.functions.len() == FUNCTIONS_MAX => {}
             ToWorker::Function { name, types } => {
                 let body = self.registry.find(&name, types);
                 inside.functions.push((name.into(), body));
@@ -130,6 +143,7 @@ impl Shell {
             ToWorker::Drop { run, .. } => inside.state.dropped(run),
             ToWorker::Recall { run, .. } => inside.state.recalled(run),
             ToWorker::Free { key } => inside.state.freed(key),
+            ToWorker::Refused(failure) => inside.refusal = Some(failure),
         }
     }
 
@@ -147,8 +161,10 @@ impl Shell {
         });
     }
 
-    pub(super) fn has_room_for(&self, bytes: u64) -> bool {
-        self.lock().state.has_room_for(bytes)
+    /// Room for a value that a client gives, until it is dropped.
+    pub(super) fn expect(&self, key: Key, bytes: u64) -> Result<Room<'_>> {
+        self.lock().state.expect(key, bytes)?;
+        Ok(Room { shell: self, bytes })
     }
 
     // ---- What is to be done ----
@@ -160,12 +176,12 @@ impl Shell {
         let mut works = Vec::new();
         let mut inside = self.lock();
         change(&mut inside);
-        let Inside { state, values, functions } = &mut *inside;
+        let Inside { state, values, functions, .. } = &mut *inside;
         for action in state.take_actions() {
             match action {
                 Action::Say(word) => self.outbox.say(&word),
                 Action::Discard(key) => discarded.extend(values.remove(&key)),
-                Action::Fetch { key, from } => fetches.push((key, from)),
+                Action::Fetch { key, from, bytes } => fetches.push((key, from, bytes)),
                 Action::Begin(start) => {
                     let function = functions.get(start.function as usize).cloned();
                     let (name, body) = function.unwrap_or_else(|| ("".into(), Err(unnamed())));
@@ -177,9 +193,9 @@ impl Shell {
         }
         drop(inside);
         self.outbox.flush();
-        for (key, from) in fetches {
+        for (key, from, bytes) in fetches {
             let shell = self.clone();
-            self.spawn(async move { shell.fetch(key, from).await });
+            self.spawn(async move { shell.fetch(key, from, bytes).await });
         }
         for work in works {
             self.begin(work);
@@ -188,8 +204,8 @@ impl Shell {
         drop(discarded);
     }
 
-    async fn fetch(self: Arc<Self>, key: Key, from: WorkerId) {
-        let fetched = self.peers.fetch(from, key).await.unwrap_or_else(|error| {
+    async fn fetch(self: Arc<Self>, key: Key, from: WorkerId, bytes_max: u64) {
+        let fetched = self.peers.fetch(from, key, bytes_max).await.unwrap_or_else(|error| {
             tracing::debug!(?key, from, %error, "a fetch failed");
             None
         });
@@ -214,10 +230,11 @@ impl Shell {
     fn begin(self: &Arc<Self>, work: Work) {
         let shell = self.clone();
         let Work { start, name, body, inputs } = work;
+        let bytes_max = self.bytes_max();
         match body {
             Ok(Body::Async(function)) => self.spawn(async move {
                 let begun = Instant::now();
-                let ran = match filled(&start, &inputs) {
+                let ran = match filled(&start, &inputs, bytes_max) {
                     Ok(arguments) => to_its_end(|| function(arguments)).await,
                     Err(failure) => Err(failure),
                 };
@@ -225,7 +242,7 @@ impl Shell {
             }),
             Ok(Body::Sync(function)) => self.threads.run(move || {
                 let begun = Instant::now();
-                let run = || filled(&start, &inputs).and_then(|arguments| function(arguments));
+                let run = || filled(&start, &inputs, bytes_max).and_then(|arguments| function(arguments));
                 let ran = catch_unwind(AssertUnwindSafe(run));
                 drop(inputs);
                 shell.ended(&start, &name, ran.unwrap_or_else(|why| Err(Failure::panicked(&*why))), begun);
@@ -275,8 +292,21 @@ impl Shell {
     }
 }
 
-fn filled(start: &Start, inputs: &[Value]) -> Result<Value, Failure> {
-    splice(&start.arguments.bytes.0, &start.arguments.gaps, inputs).map_err(|error| error.failure().clone())
+/// Memory that is kept free for a value.
+pub(super) struct Room<'a> {
+    shell: &'a Shell,
+    bytes: u64,
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.shell.lock().state.gave(self.bytes);
+    }
+}
+
+fn filled(start: &Start, inputs: &[Value], bytes_max: u64) -> Result<Value, Failure> {
+    let Arguments { bytes, gaps } = &start.arguments;
+    splice(&bytes.0, gaps, inputs, bytes_max).map_err(|error| error.failure().clone())
 }
 
 /// Runs it until it returns or panics.

@@ -30,6 +30,8 @@ pub(crate) struct State {
     fetching: usize,
     /// Of values that are here, and that are on their way here.
     bytes: u64,
+    /// Of values that clients are giving.
+    expected_bytes: u64,
     actions: Vec<Action>,
 }
 
@@ -72,6 +74,8 @@ pub(crate) enum Action {
     Fetch {
         key: Key,
         from: WorkerId,
+        /// It has no more bytes than this.
+        bytes: u64,
     },
     Begin(Start),
     /// Nobody needs the value here.
@@ -100,6 +104,7 @@ impl State {
             running: 0,
             fetching: 0,
             bytes: 0,
+            expected_bytes: 0,
             actions: Vec::new(),
         }
     }
@@ -243,18 +248,36 @@ impl State {
         self.let_go(&job.order);
     }
 
+    /// A client will give a value of so many bytes, if there is room and it is not here. Until `gave`, nothing else has that room.
+    pub(crate) fn expect(&mut self, key: Key, bytes: u64) -> Result<(), Failure> {
+        if matches!(self.values.get(&key), Some(Held { whereabouts: Whereabouts::Here, .. })) {
+            return Err(Failure::new(ErrorKind::Invalid, "the worker has a value of that key"));
+        }
+        if self.bytes_with(bytes) > self.bytes_max {
+            let detail = format!("the worker has no room for {bytes} bytes");
+            return Err(Failure::new(ErrorKind::TooLarge, detail));
+        }
+        self.expected_bytes += bytes;
+        Ok(())
+    }
+
+    /// What was expected is given, or will not be.
+    pub(crate) fn gave(&mut self, bytes: u64) {
+        self.expected_bytes -= bytes;
+    }
+
     /// A client gave a value of so many bytes.
     pub(crate) fn given(&mut self, key: Key, bytes: u64) {
         self.keep(key, bytes);
         self.actions.push(Action::Say(FromWorker::Done { key, run: 0, bytes, micros: 0 }));
     }
 
-    /// Whether a value of so many bytes can ever be kept.
-    pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
-        self.bytes.saturating_add(bytes) <= self.bytes_max
-    }
-
     // ---- Within ----
+
+    /// What there would be with so many bytes more.
+    fn bytes_with(&self, bytes: u64) -> u64 {
+        self.bytes.saturating_add(self.expected_bytes).saturating_add(bytes)
+    }
 
     fn keep(&mut self, key: Key, bytes: u64) {
         let held = self.values.entry(key).or_insert(Held {
@@ -336,17 +359,19 @@ impl State {
             && let Some(Reverse((_, key))) = self.wanted.peek()
         {
             let key = *key;
-            let held = self.values.get_mut(&key);
+            let held = self.values.get(&key);
             let Some(held) = held.filter(|held| matches!(held.whereabouts, Whereabouts::Wanted { .. }))
             else {
                 self.wanted.pop();
                 continue;
             };
-            let has_room = self.bytes.saturating_add(held.bytes) <= self.bytes_max;
+            let bytes = held.bytes;
+            let has_room = self.bytes_with(bytes) <= self.bytes_max;
             if !has_room && (self.fetching > 0 || self.running > 0 || !self.ready.is_empty()) {
                 return;
             }
             self.wanted.pop();
+            let Some(held) = self.values.get_mut(&key) else { continue };
             let Whereabouts::Wanted { holders, tried } = &mut held.whereabouts else { continue };
             let (holders, mut tried) = (std::mem::take(holders), std::mem::take(tried));
             match holders.iter().find(|holder| !tried.contains(holder)) {
@@ -356,7 +381,7 @@ impl State {
                     held.whereabouts = Whereabouts::Coming { holders, tried };
                     self.fetching += 1;
                     self.bytes += held.bytes;
-                    self.actions.push(Action::Fetch { key, from });
+                    self.actions.push(Action::Fetch { key, from, bytes: held.bytes });
                 }
                 None => {
                     let lacking: Vec<_> = tried.iter().map(|holder| (key, *holder)).collect();

@@ -32,7 +32,7 @@ fn begun(actions: &[Action]) -> Vec<Run> {
 
 fn fetches(actions: &[Action]) -> Vec<(Key, u32)> {
     let fetch = |action: &Action| match action {
-        Action::Fetch { key, from } => Some((*key, *from)),
+        Action::Fetch { key, from, .. } => Some((*key, *from)),
         _ => None,
     };
     actions.iter().filter_map(fetch).collect()
@@ -194,4 +194,23 @@ fn a_result_that_never_fits_is_an_error() {
     };
     assert_eq!(*kind, ErrorKind::TooLarge);
     assert!(detail.contains("101") && detail.contains("100"), "{detail}");
+}
+
+#[test]
+fn what_clients_are_giving_has_its_room() {
+    let mut state = State::new(1, 100);
+    state.expect(A, 60).unwrap();
+    assert_eq!(state.expect(B, 60).unwrap_err().kind, ErrorKind::TooLarge, "though nothing is here");
+    state.gave(60);
+    state.given(A, 60);
+    assert_eq!(state.expect(A, 10).unwrap_err().kind, ErrorKind::Invalid, "what is here stays as it is");
+    assert_eq!(state.expect(B, u64::MAX).unwrap_err().kind, ErrorKind::TooLarge);
+    state.expect(B, 40).unwrap();
+    // Nothing else is brought into that room while something runs.
+    state.ordered(order(1, &[]));
+    state.ordered(order(2, &[input(Key::new(1, 3), 1, &[7])]));
+    assert_eq!(fetches(&state.take_actions()), []);
+    state.gave(40);
+    state.ordered(order(3, &[input(Key::new(1, 4), 1, &[7])]));
+    assert_eq!(fetches(&state.take_actions()).len(), 2);
 }

@@ -13,7 +13,7 @@ pub(crate) type Case = (&'static str, fn());
 /// Nothing here takes this long.
 const LONG: Duration = Duration::from_secs(100);
 /// How long anything may take that is not stuck.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) struct Cluster {

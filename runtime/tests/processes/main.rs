@@ -7,6 +7,7 @@
 mod cluster;
 mod deaths;
 mod functions;
+mod hostile;
 mod leaving;
 mod paths;
 mod peer;
@@ -19,11 +20,13 @@ fn main() -> ExitCode {
     if let Ok(role) = std::env::var(peer::ROLE) {
         return peer::run(&role);
     }
-    let trials = [paths::CASES, deaths::CASES, leaving::CASES].concat().into_iter().map(|(name, case)| {
-        Trial::test(name, move || {
-            case();
-            Ok(())
-        })
-    });
+    let trials = [paths::CASES, deaths::CASES, leaving::CASES, hostile::CASES].concat().into_iter().map(
+        |(name, case)| {
+            Trial::test(name, move || {
+                case();
+                Ok(())
+            })
+        },
+    );
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

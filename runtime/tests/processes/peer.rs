@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use rustix::process::{
-    Pid, Resource, Rlimit, Signal, kill_process, set_parent_process_death_signal, setrlimit,
+    Pid, Resource, Rlimit, Signal, kill_process, prlimit, set_parent_process_death_signal, setrlimit,
 };
 use tokio::sync::{mpsc, oneshot};
 use towline::{Address, Endpoint, Token};
@@ -23,6 +23,8 @@ const SLOTS: &str = "TOWLINE_CLUSTER_SLOTS";
 
 /// How often an endpoint of these tests asks for a sign of life; after three times that the peer is lost.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// What a scheduler gives to one client.
+const CLIENT_BYTES_MAX: u64 = 64 << 20;
 /// What a client process has made, and keeps.
 pub(crate) const KEPT_BLOCKS: usize = 8;
 pub(crate) const KEPT_LEN: usize = 100_000;
@@ -57,6 +59,15 @@ impl Peer {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Lets it take so many bytes of memory more than it has, and no more.
+    pub(crate) fn limit_memory(&self, more_bytes: u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
+        let limit = Some(size.unwrap().parse::<u64>().unwrap() * 1024 + more_bytes);
+        let limit = Rlimit { current: limit, maximum: limit };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::As, limit).unwrap();
     }
 
     /// Has it leave in good order, which it must do without a complaint.
@@ -101,7 +112,8 @@ pub(crate) fn run(role: &str) -> ExitCode {
 }
 
 async fn schedule(address: &Address) {
-    let scheduler = Scheduler::start(&endpoint(), address).await.unwrap();
+    let builder = Scheduler::builder().client_bytes_max(CLIENT_BYTES_MAX);
+    let scheduler = builder.start(&endpoint(), address).await.unwrap();
     say(scheduler.address());
     input_ends().await;
     scheduler.close().await;
