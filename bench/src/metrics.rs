@@ -5,12 +5,13 @@ mod request;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use towline::Admission;
 
 pub(crate) use self::place::Place;
 use self::request::{Refusal, Request};
@@ -22,10 +23,8 @@ const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 const HEAD_LEN_MAX: usize = 8 << 10;
 /// What is read of a request that was refused, after its head.
 const REST_LEN_MAX: u64 = 64 << 10;
-/// Requests answered at once; more wait in the operating system's queue.
-const REQUESTS_MAX: usize = 16;
-/// How long a listener that ran out of descriptors waits before it tries again.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Connections at once. Where there are so many, the oldest makes room for a newcomer.
+const CONNECTIONS_MAX: usize = 64;
 
 /// Answers `GET /metrics` at one address until it is dropped.
 #[derive(Debug)]
@@ -46,20 +45,23 @@ impl Exporter {
     }
 
     pub(crate) async fn serve(self) {
-        let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+        let (admission, clock) = (Admission::new(CONNECTIONS_MAX), Instant::now());
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
+                    let admitted = admission.place_since(clock, from.ip().into()).await;
                     let registry = self.registry.clone();
                     tokio::spawn(async move {
                         // Who asks badly or slowly is nobody else's concern.
-                        let _ = tokio::time::timeout(REQUEST_WITHIN, answer(stream, &registry)).await;
-                        drop(place);
+                        admitted.hold(timeout(REQUEST_WITHIN, answer(stream, &registry))).await
                     });
                 }
-                Err(_) => tokio::time::sleep(PAUSE).await,
+                Err(error) => {
+                    tokio::time::sleep(admission.accept_failed(&error, clock.elapsed())).await;
+                }
             }
+            // Whose request is here already is heard before the next one comes in.
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -25,6 +25,7 @@ mod establishing;
 mod event_loop;
 mod faults;
 mod fetching;
+mod floods;
 mod flow;
 mod fork;
 mod forward;
@@ -80,6 +81,7 @@ const GROUPS: &[&[Claims]] = &[
     fetching::CASES,
     leaks::CASES,
     door::CASES,
+    floods::CASES,
     by_hand::CASES,
     hostile::CASES,
     integrity::CASES,

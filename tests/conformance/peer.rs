@@ -18,6 +18,7 @@ use towline::{
 use crate::backends::{ROWS, Row};
 use crate::content::{assert_frame, assert_message, bytes, message, number};
 use crate::establishing;
+use crate::floods;
 use crate::forward;
 use crate::holders;
 use crate::mixed::lengths;
@@ -178,6 +179,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
             "send-on" => forward::send_on(row, &endpoint, &address).await,
+            "crowd" => floods::crowd(&address),
             "hold" | "hold-without-trust" => forward::hold(row, &endpoint).await,
             other => panic!("no role is named {other}"),
         }

@@ -10,8 +10,8 @@ use crate::addr::Address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::resolve::{Fates, zoned};
 
-/// Connections that wait for the operating system to hand them over.
-const BACKLOG: i32 = 1024;
+/// Connections that wait for the operating system to hand them over, unless it allows fewer.
+const BACKLOG: i32 = 4096;
 
 /// Listens at the first of `sockets`, which `address` stands for, and tells where that is. The next one is taken only if this
 /// host has no such address, as without IPv6. Runs on the driver.

@@ -13,7 +13,7 @@ use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
 use crate::dial::dial;
-use crate::door::{HANDSHAKE_TIME, Identity, Joins, Tls, Token};
+use crate::door::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System};
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +31,11 @@ const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 const DEPOT_BYTES_MAX: usize = 512 << 20;
 /// Either takes no more than one of so many parts of the process's memory.
 const PARTS: u64 = 8;
+
+/// Unauthenticated peers of a listener, where nothing else was asked for.
+const UNAUTHENTICATED_MAX: usize = 256;
+/// Peers of an endpoint that have authenticated, and whose connection is not open yet.
+const HALF_OPEN_MAX: usize = 128;
 
 /// A process's front door. Clones are handles to the same endpoint.
 ///
@@ -120,7 +125,7 @@ impl Endpoint {
             linger: Duration::from_secs(5),
             handshake_time: HANDSHAKE_TIME,
             connect_time: Duration::from_secs(5),
-            unauthenticated_max: 128,
+            unauthenticated_max: UNAUTHENTICATED_MAX,
         }
     }
 
@@ -374,7 +379,8 @@ impl Builder {
         self
     }
 
-    /// How many strangers may be in their handshakes at once, per listener; more wait in the operating system's queue. 128.
+    /// How many unauthenticated peers a listener may have at once, and at most a quarter of the process's limit on open files.
+    /// When they are that many, the one that has said nothing for longest makes room for a newcomer. 256.
     pub fn unauthenticated_max(mut self, unauthenticated_max: usize) -> Self {
         self.unauthenticated_max = unauthenticated_max.max(1);
         self
@@ -408,6 +414,7 @@ impl Builder {
             linger: self.linger,
             handshake_time: self.handshake_time,
             joins: Joins::default(),
+            half_open: Admission::new(HALF_OPEN_MAX),
             verdicts: Verdicts::default(),
         };
         Ok(Endpoint {

@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use self::entrants::{Entrant, no_path, prepare};
 pub(crate) use self::verdicts::Verdicts;
 use self::verdicts::{Turn, Verdict};
@@ -19,8 +17,8 @@ use crate::backend::{Backend, Opened, Regions, Role, Site, Staging};
 use crate::connection::{Connection, Parts};
 use crate::dial;
 use crate::door::{
-    self, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer, Proposal, STREAMS,
-    Terms, Tls, Token,
+    self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
+    Proposal, STREAMS, Terms, Tls, Token,
 };
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
@@ -49,6 +47,8 @@ pub(crate) struct Establisher {
     pub(crate) linger: Duration,
     pub(crate) handshake_time: Duration,
     pub(crate) joins: Joins,
+    /// Peers that have authenticated, and whose connection is not open yet.
+    pub(crate) half_open: Admission,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -158,32 +158,66 @@ impl Establisher {
         Ok(strands)
     }
 
-    /// The accepting end; `None` for a stream that joined a connection that waited for it. `stranger` counts those whose
-    /// handshake goes on.
+    /// The accepting end; `None` for a stream that joined a connection that waited for it. The peer gives its place back once it
+    /// has authenticated; until then, and until its connection is open, it may have to make room for others.
     pub(crate) async fn accept(
         &self,
         control: Control,
         listening: &Address,
         address: String,
-        stranger: &mut Option<OwnedSemaphorePermit>,
+        admitted: Admitted,
     ) -> Result<Option<Connection>> {
-        let (mut entrants, mut refused) = self.entrants(Role::Acceptor, listening);
+        let made_room = || Error::new(ErrorKind::Unavailable, "the peer made room for newcomers");
+        let greeted = admitted.hold(self.greet(control, listening, &admitted)).await;
+        let Some(caller) = greeted.ok_or_else(made_room)?? else { return Ok(None) };
+        let half_open = self.half_open.place(admitted.source(), &*self.environment);
+        let half_open = admitted.hold(half_open).await.ok_or_else(made_room)?;
+        drop(admitted);
+        let agreed = half_open.hold(self.agree(caller, listening, address, &half_open)).await;
+        agreed.ok_or_else(made_room)?.map(Some)
+    }
+
+    /// The greeting of a peer that has arrived; `None` for a stream that joined.
+    async fn greet(
+        &self,
+        control: Control,
+        listening: &Address,
+        admitted: &Admitted,
+    ) -> Result<Option<Greeted>> {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
+        // Nothing is made for a peer that says nothing. What follows reports the end of its time.
+        let _ = within(environment, deadline, control.spoken()).await;
+        admitted.advanced(environment.now());
+        let (entrants, refused) = self.entrants(Role::Acceptor, listening);
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
+        admitted.advanced(environment.now());
         let terms = self.terms(&entrants, CRC32C | STREAMS, &control, deadline)?;
         let over_tls = terms.binding.is_some();
-        let greeting = match door::greet_caller(&mut control, &terms, environment).await? {
-            Caller::Peer(greeting) => greeting,
+        match door::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
+            Caller::Peer(greeting) => Ok(Some(Greeted { control, greeting, over_tls, entrants, refused })),
             Caller::Strand(join) => {
                 let joined = self.joins.join(&join, control, environment);
-                return tell(environment, deadline, joined).await.map(|()| None);
+                tell(environment, deadline, joined).await.map(|()| None)
             }
-        };
+        }
+    }
+
+    /// Takes the first of the peer's proposals that will do, and opens it.
+    async fn agree(
+        &self,
+        caller: Greeted,
+        listening: &Address,
+        address: String,
+        admitted: &Admitted,
+    ) -> Result<Connection> {
+        let Greeted { mut control, greeting, over_tls, mut entrants, mut refused } = caller;
+        let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
             let Proposal { backend, streams, card } =
                 door::proposed(&mut control, deadline, environment).await?;
+            admitted.advanced(environment.now());
             let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == backend) else {
                 let answer = door::answer(&mut control, Err("it is not offered here"));
                 tell(environment, deadline, answer).await?;
@@ -196,7 +230,7 @@ impl Establisher {
             let key = || JoinKey::new(greeting.secret, streams, over_tls);
             let expected = self.meets(&entrant, &greeting).and_then(|()| match streams {
                 1 => Ok(None),
-                _ if may_stripe => self.joins.expect(key()).map(Some).map_err(str::to_owned),
+                _ if may_stripe => Ok(Some(self.joins.expect(key()))),
                 _ => Err("it has one stream".to_owned()),
             });
             let prepared = expected.and_then(|expected| prepare(&mut entrant, &mut site).map(|()| expected));
@@ -213,8 +247,6 @@ impl Establisher {
                 // It can be opened only when nothing more is to be said on the stream.
                 tell(environment, deadline, door::answer_with(&mut control, &site.card)).await?;
                 if let Some(expected) = expected {
-                    // It is no stranger any more, and its streams are.
-                    drop(stranger.take());
                     site.strands = expected.all(deadline, environment).await?;
                 }
                 site.control = Some(control);
@@ -234,7 +266,7 @@ impl Establisher {
             };
             let candidates = self.settle(Role::Acceptor, &entrant, entrants, refused, &greeting);
             let path = path(address, &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(&entrant, site, opened, path).map(Some);
+            return self.connection(&entrant, site, opened, path);
         }
         Err(Error::new(
             ErrorKind::Refused,
@@ -476,6 +508,15 @@ async fn tell(
 ) -> Result<()> {
     let late = || Err(Error::new(ErrorKind::TimedOut, "the other end made no room for an answer in time"));
     within(environment, deadline, answer).await.unwrap_or_else(late)
+}
+
+/// A peer that has greeted, and what it may propose.
+struct Greeted {
+    control: Control,
+    greeting: Greeting,
+    over_tls: bool,
+    entrants: Vec<Entrant>,
+    refused: Vec<Candidate>,
 }
 
 /// `over_tls`: the door's stream is, and whatever carries control took it over.

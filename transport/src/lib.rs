@@ -80,6 +80,8 @@ pub use addr::{Address, Scheme};
 pub use backend::Inventory;
 pub use caps::Caps;
 pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
+#[doc(hidden)] // For the command's own listener.
+pub use door::{Admission, Admitted, Source};
 pub use door::{Identity, Tls, TlsBuilder, Token};
 pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use error::{Error, ErrorKind, Failed, Result};

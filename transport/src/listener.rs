@@ -4,17 +4,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::addr::{Address, Scheme};
 use crate::bind::bind;
 use crate::connection::Connection;
-use crate::door::Control;
+use crate::door::{Admission, Control, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
@@ -22,10 +22,12 @@ use crate::process::{Own, PerProcess};
 
 /// Made connections that wait for `accept`; more wait in the operating system's queue.
 const ACCEPTED_MAX: usize = 1024;
+/// Connections that are taken over in a row.
+const ACCEPTS_MAX: usize = 8;
+/// Unauthenticated peers may have one in so many of the process's descriptors.
+const DESCRIPTORS_SHARE: usize = 4;
 /// Bytes that one direction of a handshake within the process may hold.
 pub(crate) const PROCESS_STREAM_LEN: usize = 64 << 10;
-/// How long a listener that ran out of descriptors waits before it tries again.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens at one address until it is dropped.
 #[derive(Debug)]
@@ -103,7 +105,7 @@ pub(crate) async fn listen(
         establisher: establisher.clone(),
         address: address.clone(),
         arrive,
-        strangers: Arc::new(Semaphore::new(unauthenticated_max)),
+        admission: Admission::new(unauthenticated_max.min(descriptors_max() / DESCRIPTORS_SHARE)),
     };
     let environment = &establisher.environment;
     // Dropping this future ends what it began.
@@ -125,8 +127,10 @@ pub(crate) async fn listen(
         let until = closed.clone();
         environment.spawn(Box::pin(async move {
             let receive = async {
-                while let Some(stream) = calls.recv().await {
-                    reception.receive(stream.into(), "mem://".into()).await;
+                while reception.has_room().await
+                    && let Some(stream) = calls.recv().await
+                {
+                    reception.receive(stream.into(), Source::Process, "mem://".into()).await;
                 }
             };
             first(receive, until.notified()).await;
@@ -157,54 +161,69 @@ struct Reception {
     /// Where they arrive.
     address: Address,
     arrive: mpsc::Sender<Connection>,
-    strangers: Arc<Semaphore>,
+    admission: Admission,
 }
 
 impl Reception {
     async fn serve(self, listener: TcpListener) {
-        loop {
+        for number in 0_usize.. {
+            // Whoever cannot be handed over waits in the operating system's queue.
+            if !self.has_room().await {
+                return;
+            }
+            let environment = &self.establisher.environment;
             match listener.accept().await {
                 Ok((stream, from)) => {
                     // Without it small messages wait for acknowledgements; its failure costs speed alone.
                     let _ = stream.set_nodelay(true);
-                    self.receive(stream.into(), format!("tcp://{from}")).await;
+                    self.receive(stream.into(), from.ip().into(), format!("tcp://{from}")).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accepting failed; trying again");
-                    let environment = &self.establisher.environment;
-                    environment.sleep_until(environment.now() + PAUSE).await;
+                    let now = environment.now();
+                    environment.sleep_until(now + self.admission.accept_failed(&error, now)).await;
                 }
+            }
+            if number.is_multiple_of(ACCEPTS_MAX) {
+                // Every peer that has said something is heard before more come, and it may have to make room for them.
+                tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Greets one peer in a task of its own, once there are not too many strangers.
-    async fn receive(&self, control: Control, from: String) {
-        let Ok(stranger) = self.strangers.clone().acquire_owned().await else { return };
+    /// Waits until a connection can be handed over; `false` once nobody will take one.
+    async fn has_room(&self) -> bool {
+        self.arrive.reserve().await.is_ok()
+    }
+
+    /// Greets one peer in a task of its own, once it has a place.
+    async fn receive(&self, control: Control, source: Source, from: String) {
+        let admitted = self.admission.place(source, &*self.establisher.environment).await;
         let (establisher, arrive) = (self.establisher.clone(), self.arrive.clone());
-        let (address, strangers) = (self.address.clone(), self.strangers.clone());
+        let address = self.address.clone();
         let span = tracing::debug_span!("accept", %from);
         let greet = async move {
             let begin = establisher.environment.now();
-            let mut stranger = Some(stranger);
-            let result = establisher.accept(control, &address, from.clone(), &mut stranger).await;
+            let result = establisher.accept(control, &address, from.clone(), admitted).await;
             let Some(result) = result.transpose() else { return };
             establisher.count("acceptor", begin, &result);
             match result {
                 Ok(connection) => {
                     tracing::debug!(%from, path = connection.path().chosen(), "accepted");
-                    if stranger.is_none() {
-                        stranger = strangers.acquire_owned().await.ok();
-                    }
                     // A listener that is gone needs no more connections.
                     let _ = arrive.send(connection).await;
-                    drop(stranger);
                 }
                 Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
             }
         };
         self.establisher.environment.spawn(Box::pin(greet.instrument(span)));
     }
+}
+
+/// How many descriptors this process may have.
+fn descriptors_max() -> usize {
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX)
 }
 
 fn free_name(environment: &dyn Environment) -> String {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use crate::command::{LIMIT, Running, start, towline};
 use crate::readers::{Format, read};
@@ -119,6 +120,30 @@ fn metrics_are_served_at_a_name_and_on_every_interface() {
         let (_, port) = url.strip_suffix("/metrics").unwrap().rsplit_once(':').unwrap();
         assert!(!page(&format!("{host}:{port}"), Format::Plain).is_empty(), "{at}: {url}");
     }
+}
+
+#[test]
+fn clients_that_ask_for_nothing_keep_nobody_out() {
+    let (_serving, _, at) = serve();
+    let clients: Vec<_> = (0..300)
+        .map(|number| {
+            let mut client = TcpStream::connect(&at).unwrap();
+            if number % 2 == 0 {
+                // One that was evicted already may not be written to.
+                let _ = client.write_all(b"GET /metrics HTTP/1.1\r\n");
+            }
+            client
+        })
+        .collect();
+    let mut times: Vec<_> = (0..5)
+        .map(|_| {
+            let began = Instant::now();
+            assert!(page(&at, Format::OpenMetrics).ends_with("# EOF\n"));
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    assert!(times[2] < Duration::from_secs(1), "beside {} clients: {times:?}", clients.len());
 }
 
 #[test]

@@ -76,6 +76,14 @@ impl Control {
         Ok(Self(Line::Tls(Box::new(stream))))
     }
 
+    /// Ends once the other end of a socket that has carried nothing yet has said something, or has left.
+    pub(crate) async fn spoken(&self) {
+        if let Line::Socket(socket) = &self.0 {
+            // Whoever reads next learns of an error.
+            let _ = socket.readable().await;
+        }
+    }
+
     /// What the TLS session is known by, if there is one.
     pub(crate) fn binding(&self) -> Result<Option<[u8; BINDING_LEN]>> {
         match &self.0 {

@@ -12,10 +12,7 @@ use crate::environment::{Environment, within};
 use crate::wire::handshake::{BINDING_LEN, Join, JoinKey, Message, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
-/// Handshakes of one endpoint that may wait for their streams at once.
-const WAITING_MAX: usize = 128;
-
-/// Who waits for which streams.
+/// Who waits for which streams: each of the endpoint's half-open connections at most once.
 #[derive(Debug, Default)]
 pub(crate) struct Joins(Mutex<HashMap<[u8; NAME_LEN], Waiting>>);
 
@@ -53,16 +50,12 @@ impl Joins {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the further streams of a connection, or says why it cannot.
-    pub(crate) fn expect(&self, key: JoinKey) -> Result<Expected<'_>, &'static str> {
+    /// Waits for the further streams of a connection.
+    pub(crate) fn expect(&self, key: JoinKey) -> Expected<'_> {
         let (name, joined) = (key.name(), Arc::new(Notify::new()));
-        let mut waiting = self.waiting();
-        if waiting.len() >= WAITING_MAX {
-            return Err("too many connections wait for their streams: try again");
-        }
         let slots = key.further().map(|_| Slot::Free).collect();
-        waiting.insert(name, Waiting { key, slots, joined: joined.clone() });
-        Ok(Expected { joins: self, name, joined })
+        self.waiting().insert(name, Waiting { key, slots, joined: joined.clone() });
+        Expected { joins: self, name, joined }
     }
 
     /// A stream says that it belongs to a connection that waits. If it does not, it is told, and nothing else happens.

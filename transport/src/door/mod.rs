@@ -3,6 +3,7 @@
 //! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
 //! follows the last message belongs to the data path.
 
+mod admission;
 mod attending;
 mod control;
 mod identity;
@@ -28,6 +29,7 @@ pub use crate::wire::handshake::Role;
 pub(crate) use crate::wire::handshake::{
     CARD_LEN_MAX, CRC32C, JoinKey, MeetingKey, Offer, STREAMS, STREAMS_MAX,
 };
+pub use admission::{Admission, Admitted, Source};
 pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
@@ -127,14 +129,25 @@ pub(crate) async fn greet_as_connector<S: Stream>(
     in_time(greeted, Role::Connector, stream, terms, env).await
 }
 
-/// The handshake of the end that listened. After an error the stream is of no more use.
+/// The handshake of the end that listened. After an error the stream is of no more use. `failed` is told when a peer fails to
+/// authenticate, and tells when it may hear so.
 pub(crate) async fn greet_caller<S: Stream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
+    failed: impl FnOnce(Duration) -> Duration,
 ) -> Result<Caller> {
     let deadline = env.now().saturating_add(terms.time_left);
     let greeted = within(env, deadline, take_call(stream, terms, env)).await;
+    if let Some(Err(refusal)) = &greeted
+        && refusal.kind() == ErrorKind::Unauthenticated
+    {
+        let now = env.now();
+        let told_at = failed(now);
+        if told_at > now {
+            env.sleep_until(told_at).await;
+        }
+    }
     in_time(greeted, Role::Acceptor, stream, terms, env).await
 }
 

@@ -123,7 +123,7 @@ async fn greet_as_acceptor<S: Stream>(
     terms: &Terms,
     env: &dyn Environment,
 ) -> Result<Greeting> {
-    match greet_caller(stream, terms, env).await? {
+    match greet_caller(stream, terms, env, |now| now).await? {
         Caller::Peer(greeting) => Ok(greeting),
         Caller::Strand(join) => panic!("{join:?} is no peer"),
     }

@@ -133,7 +133,7 @@ async fn converse(
             }
         }
         Role::Acceptor => {
-            let Caller::Peer(greeted) = greet_caller(stream, terms, clock).await? else {
+            let Caller::Peer(greeted) = greet_caller(stream, terms, clock, |now| now).await? else {
                 return Err(Error::new(ErrorKind::Refused, "no connection waits for streams here"));
             };
             *greeting = Some(greeted);

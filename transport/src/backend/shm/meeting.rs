@@ -3,14 +3,14 @@
 //!
 //! The invariant: whoever does not prove to be the peer of a connection that waits gets nothing, and is dropped.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
 use rustix::io::Errno;
@@ -23,11 +23,10 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
 
 use super::fetcher::MarkAt;
 use crate::backend::{Role, Site};
-use crate::door::MeetingKey;
+use crate::door::{Admission, MeetingKey, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -213,36 +212,39 @@ async fn dial(name: &[u8]) -> Result<OwnedFd> {
     }
 }
 
-/// Takes in whoever comes, each for a while: where too many are silent, the oldest makes room, and so keeps nobody out.
+/// Takes in whoever comes, each for a while; where too many are silent, the oldest makes room.
 async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
-    let mut strangers = VecDeque::<AbortHandle>::with_capacity(STRANGERS_MAX);
+    let (admission, clock) = (Admission::new(STRANGERS_MAX), Instant::now());
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Whoever left already is nobody's.
+                let user = stream.peer_cred().map_or(u32::MAX, |credentials| credentials.uid());
+                let admitted = admission.place_since(clock, Source::User(user)).await;
+                let hall = hall.clone();
+                tokio::spawn(async move {
+                    admitted.hold(tokio::time::timeout(STRANGER_TIME, take_in(stream, hall))).await
+                });
+            }
             Err(error) => {
                 tracing::warn!(%error, "taking in a peer of this host failed; trying again");
-                tokio::time::sleep(PAUSE * 50).await;
-                continue;
+                tokio::time::sleep(admission.accept_failed(&error, clock.elapsed())).await;
             }
-        };
-        if strangers.len() == STRANGERS_MAX {
-            strangers.pop_front().inspect(AbortHandle::abort);
         }
-        let hall = hall.clone();
-        let stranger = tokio::spawn(async move {
-            let heard = tokio::time::timeout(STRANGER_TIME, hear(&stream)).await;
-            let Ok(Ok((hello, descriptors))) = heard else { return };
-            let mut name = [0; NAME_LEN];
-            name.copy_from_slice(&hello[NAME]);
-            let waiting = hall.upgrade().and_then(|hall| hall.waiting().remove(&name));
-            if let Some(waiting) = waiting {
-                // Whoever waited may have given up; the caller then sees the end of its stream.
-                let _ = waiting.send(Caller { stream, hello, descriptors });
-            }
-        });
-        strangers.push_back(stranger.abort_handle());
         // Whose hello is here already is heard before the next one comes in.
         tokio::task::yield_now().await;
+    }
+}
+
+/// Hears who somebody is, and hands it to the connection that waits for it.
+async fn take_in(stream: UnixStream, hall: Weak<Hall>) {
+    let Ok((hello, descriptors)) = hear(&stream).await else { return };
+    let mut name = [0; NAME_LEN];
+    name.copy_from_slice(&hello[NAME]);
+    let waiting = hall.upgrade().and_then(|hall| hall.waiting().remove(&name));
+    if let Some(waiting) = waiting {
+        // Whoever waited may have given up; the caller then sees the end of its stream.
+        let _ = waiting.send(Caller { stream, hello, descriptors });
     }
 }
 

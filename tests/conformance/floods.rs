@@ -1,0 +1,268 @@
+//! Floods of unauthenticated peers: they hold what they get, and a good peer is connected within a second all the same.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use towline::{Address, Endpoint, ErrorKind, Listener, Token};
+use towline_tests::usage;
+use towline_tests::wire::{hand, hello};
+
+use crate::backends::Row;
+use crate::by_hand::{heard, send};
+use crate::content::{assert_message, message};
+use crate::encrypted::dial;
+use crate::peer::{Home, Peer, say};
+use crate::polls::{eventually, soon};
+use crate::sharing::{Visitor, by_shm};
+use crate::suite::cases;
+
+cases! {
+    CROSS_PROCESS:
+        five_thousand_silent_sockets_keep_nobody_out,
+        a_stream_of_silent_connections_keeps_nobody_out,
+        peers_that_stop_in_the_middle_keep_nobody_out,
+        wrong_tokens_keep_nobody_out_and_are_slowed_down,
+        a_lack_of_descriptors_keeps_nobody_out;
+    CROSS_HOST:
+        streams_that_never_join_keep_nobody_out;
+    CROSS_PROCESS - CROSS_HOST:
+        a_flood_where_peers_of_a_host_meet_keeps_nobody_out;
+}
+
+/// How long a good peer may take to connect, with a message there and back.
+const LIMIT: Duration = Duration::from_secs(1);
+/// It tries so often. Half of the tries may take longer, because the machine is busy.
+const TRIES: usize = 7;
+
+/// Of a message of the handshake.
+const HEAD_LEN: usize = 16;
+
+/// Peers that come one after the other, from a thread, and hold what they get. It ends with this.
+struct Flood {
+    over: Arc<AtomicBool>,
+    came: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flood {
+    /// One peer every `gap`; the last `kept` of them stay.
+    fn begin<S: Send>(
+        kept: usize,
+        gap: Duration,
+        mut come: impl FnMut() -> Option<S> + Send + 'static,
+    ) -> Self {
+        let (over, came) = <(Arc<AtomicBool>, Arc<AtomicUsize>)>::default();
+        let (until, count) = (over.clone(), came.clone());
+        let thread = std::thread::spawn(move || {
+            let mut peers = VecDeque::new();
+            while !until.load(Ordering::Relaxed) {
+                peers.extend(come());
+                count.fetch_add(1, Ordering::Relaxed);
+                if peers.len() > kept {
+                    peers.pop_front();
+                }
+                std::thread::sleep(gap);
+            }
+        });
+        Self { over, came, thread: Some(thread) }
+    }
+
+    /// Waits until so many came.
+    async fn grown_to(&self, count: usize) {
+        eventually("the flood is there", || self.came.load(Ordering::Relaxed) >= count).await;
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Good peers are connected, one after the other, most of them within [`LIMIT`].
+async fn assert_open(near: &Endpoint, listener: &Listener, address: &Address) {
+    let mut times = Vec::new();
+    for number in 0..TRIES {
+        let began = Instant::now();
+        // Whichever fails says so at once.
+        let connecting = async { near.connect(address).await.unwrap() };
+        let both = async { tokio::join!(connecting, async { listener.accept().await.unwrap() }) };
+        let (a, b) = soon("a good peer", both).await;
+        let both = async { tokio::join!(a.deliver(message(number, &[100])), b.recv()) };
+        let (sent, taken) = soon("its message", both).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), number, &[100]);
+        times.push(began.elapsed());
+    }
+    times.sort();
+    assert!(times[TRIES / 2] < LIMIT, "good peers took {times:?}");
+}
+
+fn socket(address: &Address) -> Option<TcpStream> {
+    TcpStream::connect((address.host(), address.port())).ok()
+}
+
+/// One that says this and nothing more.
+fn speaker(address: &Address, words: &[u8]) -> Option<TcpStream> {
+    let mut socket = socket(address)?;
+    // It may have been evicted already.
+    let _ = socket.write_all(words);
+    Some(socket)
+}
+
+async fn five_thousand_silent_sockets_keep_nobody_out(row: &'static Row) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    let most = maximum.map_or(usize::MAX, |maximum| maximum as usize);
+    let sockets = 5000.min(most.saturating_sub(1000));
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    let (to, mut left) = (address.clone(), sockets);
+    let flood = Flood::begin(sockets, Duration::ZERO, move || {
+        if left == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+            return None;
+        }
+        left -= 1;
+        socket(&to)
+    });
+    // While they come, and when all are there.
+    assert_open(&near, &listener, &address).await;
+    flood.grown_to(sockets).await;
+    assert_open(&near, &listener, &address).await;
+}
+
+async fn a_stream_of_silent_connections_keeps_nobody_out(row: &'static Row) {
+    // As 30 a second do where there are as many places as anybody has seconds.
+    let (near, far) = (row.endpoint(), row.builder().unauthenticated_max(16).build().unwrap());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    let to = address.clone();
+    let flood = Flood::begin(1000, Duration::from_millis(33), move || socket(&to));
+    flood.grown_to(32).await;
+    assert_open(&near, &listener, &address).await;
+}
+
+async fn peers_that_stop_in_the_middle_keep_nobody_out(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    let words = match address.scheme().is_encrypted() {
+        true => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
+        false => hello([7; 32], &[7; 56], &[("tcp", b"")]),
+    };
+    let to = address.clone();
+    let flood = Flood::begin(1000, Duration::from_millis(1), move || speaker(&to, &words));
+    flood.grown_to(600).await;
+    assert_open(&near, &listener, &address).await;
+}
+
+async fn wrong_tokens_keep_nobody_out_and_are_slowed_down(row: &'static Row) {
+    let with = |secret: &str| row.builder().token(Token::from_bytes(secret).unwrap()).build().unwrap();
+    let (near, far, wrong) = (with("secret"), with("secret"), with("guess"));
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    let guess = |wrong: Endpoint, address: Address| async move {
+        let error = wrong.connect(&address).await.unwrap_err();
+        // Of many at once some make room before they are told.
+        assert!(matches!(error.kind(), ErrorKind::Unauthenticated | ErrorKind::PeerLost), "{error}");
+        error.kind()
+    };
+    let guessers: Vec<_> = (0..16)
+        .map(|_| {
+            let (wrong, address) = (wrong.clone(), address.clone());
+            tokio::spawn(async move {
+                loop {
+                    guess(wrong.clone(), address.clone()).await;
+                }
+            })
+        })
+        .collect();
+    assert_open(&near, &listener, &address).await;
+    guessers.iter().for_each(tokio::task::JoinHandle::abort);
+    // Whoever goes on alone is told, and waits for it.
+    let began = Instant::now();
+    let told = soon("the answer", guess(wrong, address.clone())).await;
+    assert_eq!(told, ErrorKind::Unauthenticated);
+    assert!(began.elapsed() >= Duration::from_millis(300), "told after {:?}", began.elapsed());
+    assert_open(&near, &listener, &address).await;
+}
+
+async fn streams_that_never_join_keep_nobody_out(row: &'static Row) {
+    const HALF_OPEN: usize = 200;
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let mut peers = Vec::new();
+    for number in 0..HALF_OPEN {
+        let mut stream = dial(&listener).await;
+        let mut hello = hello([number as u8; 32], &[number as u8; 56], &[("tcp", b"")]);
+        // The feature of several streams.
+        hello[HEAD_LEN + 4] = 2;
+        send(&mut stream, &hello).await.unwrap();
+        assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
+        send(&mut stream, &hand(2, &[0; 32])).await.unwrap();
+        assert_eq!(heard(&mut stream).await.0, 2, "its Proof");
+        if number % 2 == 0 {
+            send(&mut stream, &hand(7, b"\x10tcp")).await.unwrap();
+            assert_eq!(heard(&mut stream).await.0, 4, "it waits for the other streams");
+        }
+        peers.push(stream);
+    }
+    assert_open(&near, &listener, listener.address()).await;
+    drop(peers);
+}
+
+async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let guide = Visitor::new(&far, &listener, 1).await;
+    let mut speaks = false;
+    let flood = Flood::begin(1000, Duration::ZERO, move || {
+        let mut socket: UnixStream = guide.dial();
+        speaks = !speaks;
+        if speaks {
+            // It may have been evicted already.
+            let _ = socket.write_all(b"T");
+        }
+        Some(socket)
+    });
+    flood.grown_to(1000).await;
+    assert_open(&near, &listener, &by_shm(&listener)).await;
+}
+
+async fn a_lack_of_descriptors_keeps_nobody_out(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    // What is opened once for all is open.
+    assert_open(&near, &listener, listener.address()).await;
+    let mut crowd = Peer::start("crowd", row, Home::Here, &listener.address().to_string());
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = Some(usage::descriptors() as u64 + 120);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+    assert_eq!(crowd.line().await, "crowded");
+    assert_open(&near, &listener, listener.address()).await;
+}
+
+/// A peer's role: silent connections without end, more than anybody has descriptors for.
+pub(crate) fn crowd(address: &Address) {
+    let mut sockets = VecDeque::new();
+    for number in 0_usize.. {
+        sockets.extend(socket(address));
+        if number == 400 {
+            say("crowded");
+        }
+        if sockets.len() > 400 {
+            sockets.pop_front();
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
