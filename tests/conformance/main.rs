@@ -52,6 +52,7 @@ mod stuck;
 mod suite;
 mod taking;
 mod threaded;
+mod unpolled;
 
 use std::process::ExitCode;
 
@@ -75,6 +76,7 @@ const GROUPS: &[&[Claims]] = &[
     forward::CASES,
     deposits::CASES,
     callers::CASES,
+    unpolled::CASES,
     event_loop::CASES,
     mixed::CASES,
     faults::CASES,

@@ -27,6 +27,8 @@ use crate::reactor::register;
 /// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
 /// Work left for later waits for one.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// A lead on which others depend, and which is to be polled, is given so long. (tokio's timers take about a millisecond for it.)
+const PATIENCE: Duration = Duration::from_micros(250);
 /// Polls of one link in a row before the others have their turn.
 const POLLS_MAX: u32 = 64;
 
@@ -127,9 +129,12 @@ impl Driver {
 
     /// Sleeps on a link's source.
     pub(crate) fn arm(&self, number: u64, source: Source<'_>) {
-        let mut flags = epoll::EventFlags::IN;
-        flags.set(epoll::EventFlags::OUT, source.writable && !source.bell);
-        self.modify(number, source, flags);
+        self.modify(number, source, interest(source));
+    }
+
+    /// Learns once that a link is ready whose lead sleeps on it.
+    pub(crate) fn stand_by(&self, number: u64, source: Source<'_>) {
+        self.modify(number, source, interest(source) | epoll::EventFlags::ONESHOT);
     }
 
     /// Leaves it to its lead.
@@ -185,7 +190,9 @@ impl Driver {
                     ready.clear_ready();
                 }
                 for core in numbers.into_iter().filter_map(|number| driver.core(number)) {
-                    driver.drive(&core);
+                    if !core.waiters.is_left_to_its_lead() {
+                        driver.drive(&core);
+                    }
                 }
                 drop(driver);
                 tokio::task::yield_now().await;
@@ -204,6 +211,26 @@ impl Driver {
                 driver.drive(&core);
             }
         }));
+    }
+
+    /// Takes a link over in a moment, unless its lead has polled it by then.
+    pub(crate) fn check_soon(self: &Arc<Self>, number: u64) {
+        let moment = self.environment.sleep_until(self.environment.now() + PATIENCE);
+        let driver = Arc::downgrade(self);
+        self.environment.spawn(Box::pin(async move {
+            moment.await;
+            if let Some(driver) = driver.upgrade()
+                && let Some(core) = driver.core(number)
+                && core.waiters.is_overdue()
+            {
+                driver.take_over(&core);
+            }
+        }));
+    }
+
+    fn take_over(&self, core: &Arc<Core>) {
+        core.waiters.take_over();
+        self.drive(core);
     }
 
     /// Moves one link, for a while.
@@ -251,8 +278,7 @@ impl Driver {
             };
             // Whoever finds something at each poll never waits, and is there all the same.
             if before.map_or_else(|| core.waiters.is_abandoned(), |before| before == polls) {
-                core.waiters.arm();
-                self.drive(&core);
+                self.take_over(&core);
             }
         }
         self.look_at_bells();
@@ -275,11 +301,11 @@ impl Driver {
             if before != Some(polls) {
                 continue;
             }
-            if core.waiters.is_abandoned() {
-                core.waiters.arm();
+            if core.waiters.has_sleeping_lead() {
+                self.drive(&core);
             } else {
                 // Its lead may be held up before it asked for the bell.
-                self.drive(&core);
+                self.take_over(&core);
             }
         }
     }
@@ -317,6 +343,13 @@ async fn look_after(driver: Weak<Driver>) {
         }
         looked = now;
     }
+}
+
+/// What shows that a link can be moved.
+fn interest(source: Source<'_>) -> epoll::EventFlags {
+    let mut flags = epoll::EventFlags::IN;
+    flags.set(epoll::EventFlags::OUT, source.writable && !source.bell);
+    flags
 }
 
 /// The numbers of the links that are ready in `epoll`, at most 256.

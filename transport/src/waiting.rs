@@ -2,7 +2,8 @@
 //! link's lead.
 //!
 //! The invariant: a link with a source always has somebody who will notice it: the lead, the driver (while it is armed),
-//! or the driver's look every 50 ms.
+//! or the driver's look every 50 ms. And a lead on which others depend is polled when it should be, or loses the link to the
+//! driver within about a millisecond: its task may be busy with something else, and nothing says so.
 
 mod until;
 
@@ -58,14 +59,32 @@ struct State {
     /// Oldest first.
     followers: BTreeMap<u64, Waker>,
     reactor: Option<Reactor>,
+    /// How often a lead was polled or fell asleep.
+    turns: u64,
+    watch: Watch,
 }
 
+/// The waiter that spins and sleeps on the link for all. It has a reactor, or the link is the driver's.
 #[derive(Debug)]
 struct Lead {
     waiter: u64,
     waker: Waker,
+    /// It sleeps, and its reactor wakes it.
+    asleep: bool,
     /// It sleeps on writability too.
     writable: bool,
+}
+
+/// How the driver learns that a lead on which others depend is not polled: no turn has passed since.
+#[derive(Clone, Copy, Debug, Default)]
+enum Watch {
+    /// Nobody depends on one.
+    #[default]
+    Off,
+    /// The lead sleeps. The driver learns once that the source is ready, and gives it a moment then.
+    StandBy { turns: u64 },
+    /// It is to be polled now: the driver looks in a moment.
+    Due { turns: u64 },
 }
 
 #[derive(Debug)]
@@ -130,8 +149,8 @@ impl Waiters {
         }
     }
 
-    /// Sees to it, after the driver moved the link, that somebody notices when it can be moved on: the lead, if there is one. A
-    /// driver armed beside a lead would wake for what the lead is about to do, and take the baton from it.
+    /// Sees to it that somebody notices when the link can be moved on: the lead, if there is one. A driver armed beside a lead
+    /// would wake for what the lead is about to do, and take the baton from it.
     pub(crate) fn watch(&self) {
         if self.is_armed() {
             return self.arm();
@@ -139,28 +158,69 @@ impl Waiters {
         if !self.link.source().is_some_and(|source| source.writable) {
             return;
         }
-        let state = self.state();
-        match &state.lead {
-            Some(lead) if !lead.writable => lead.waker.wake_by_ref(),
-            Some(_) => {}
-            None => {
-                drop(state);
-                self.arm();
-            }
+        let mut state = self.state();
+        if state.lead.is_some() {
+            self.wake_for_output(&mut state);
+        } else {
+            drop(state);
+            self.arm();
         }
     }
 
-    fn disarm(&self) {
+    /// Takes the link from its lead, who has not polled it in time, for the driver.
+    pub(crate) fn take_over(&self) {
+        let mut state = self.state();
+        if let Some(lead) = state.lead.take() {
+            state.followers.insert(lead.waiter, lead.waker);
+        }
+        drop(state);
+        self.arm();
+    }
+
+    /// The driver was told that the source is ready: whether its lead is given a moment to poll it.
+    pub(crate) fn is_left_to_its_lead(&self) -> bool {
+        if self.is_armed() {
+            return false;
+        }
+        let mut state = self.state();
+        let Watch::StandBy { turns } = state.watch else { return false };
+        self.expect_turn(&mut state, turns);
+        true
+    }
+
+    /// Whether the lead has let its moment pass, and others depend on it.
+    pub(crate) fn is_overdue(&self) -> bool {
+        let mut state = self.state();
+        let Watch::Due { turns } = state.watch else { return false };
+        state.watch = Watch::Off;
+        let awaits_room = || self.link.source().is_some_and(|source| source.writable);
+        if turns != state.turns {
+            self.see_to(&mut state);
+            return false;
+        }
+        !state.followers.is_empty() || awaits_room()
+    }
+
+    /// Leaves the link to whoever leads it now.
+    fn disarm(&self, state: &mut State) {
         if self.armed.swap(false, Ordering::AcqRel)
             && let Some(source) = self.link.source()
         {
             self.driver.disarm(self.number, source);
+            if matches!(state.watch, Watch::StandBy { .. }) {
+                state.watch = Watch::Off;
+            }
         }
     }
 
-    /// Whether nobody waits now.
+    /// Nobody polls the link, or the driver does.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.state().lead.is_none()
+    }
+
+    /// Its lead sleeps, and will be woken.
+    pub(crate) fn has_sleeping_lead(&self) -> bool {
+        self.state().lead.as_ref().is_some_and(|lead| lead.asleep)
     }
 
     /// Whether the driver sleeps on the source.
@@ -168,94 +228,146 @@ impl Waiters {
         self.armed.load(Ordering::Acquire)
     }
 
+    /// Has the driver watch over whoever leads, if others depend on it.
+    fn see_to(&self, state: &mut State) {
+        if state.followers.is_empty() || !matches!(state.watch, Watch::Off) || self.is_armed() {
+            return;
+        }
+        let turns = state.turns;
+        match (&state.lead, self.link.source()) {
+            (Some(Lead { asleep: true, .. }), Some(source)) => {
+                state.watch = Watch::StandBy { turns };
+                self.driver.stand_by(self.number, source);
+            }
+            _ => self.expect_turn(state, turns),
+        }
+    }
+
+    fn expect_turn(&self, state: &mut State, turns: u64) {
+        if !matches!(state.watch, Watch::Due { .. }) {
+            state.watch = Watch::Due { turns };
+            self.driver.check_soon(self.number);
+        }
+    }
+
+    /// Has a lead that sleeps on bytes alone sleep on room too.
+    fn wake_for_output(&self, state: &mut State) {
+        let turns = state.turns;
+        let Some(lead) = state.lead.as_mut().filter(|lead| !lead.writable) else { return };
+        lead.asleep = false;
+        lead.waker.wake_by_ref();
+        self.expect_turn(state, turns);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the waiter the lead, who spins and sleeps for all; false if there is one, who will wake it when its turn comes.
+    /// Makes the waiter the lead, who spins and sleeps for all, and takes the link from the driver; false if there is another,
+    /// who will wake it when its turn comes.
     fn lead(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let me = *waiter.get_or_insert_with(|| {
             state.next += 1;
             state.next
         });
-        let State { lead, followers, .. } = &mut *state;
-        match lead {
-            Some(lead) if lead.waiter != me => {
-                if !lead.writable && self.link.source().is_some_and(|source| source.writable) {
-                    lead.waker.wake_by_ref();
-                }
-                followers
-                    .entry(me)
-                    .and_modify(|known| known.clone_from(cx.waker()))
-                    .or_insert_with(|| cx.waker().clone());
-                false
-            }
-            Some(lead) => {
+        let leads = match &mut state.lead {
+            Some(lead) if lead.waiter == me => {
                 lead.waker.clone_from(cx.waker());
+                lead.asleep = false;
                 true
             }
-            None => {
-                followers.remove(&me);
-                *lead = Some(Lead { waiter: me, waker: cx.waker().clone(), writable: false });
-                // While it polls, the driver need not wake for every packet.
-                self.disarm();
+            // A task polls one of its futures, and may leave the others be: what wakes one of them wakes this one.
+            Some(lead) if !lead.waker.will_wake(cx.waker()) => false,
+            _ => {
+                state.followers.remove(&me);
+                let lead = Lead { waiter: me, waker: cx.waker().clone(), asleep: false, writable: false };
+                if let Some(former) = state.lead.replace(lead) {
+                    state.followers.insert(former.waiter, former.waker);
+                }
                 true
+            }
+        };
+        if leads {
+            state.turns += 1;
+            self.disarm(&mut state);
+        } else {
+            state.follow(me, cx);
+            if self.link.source().is_some_and(|source| source.writable) {
+                self.wake_for_output(&mut state);
             }
         }
+        self.see_to(&mut state);
+        leads
     }
 
-    /// Lets the lead sleep. False: the link may move now, poll again.
-    fn park(&self, cx: &mut Context<'_>) -> bool {
+    /// Lets the lead sleep. False: the link may move now, or another leads, so poll again.
+    fn park(&self, me: u64, cx: &mut Context<'_>) -> bool {
+        let mut state = self.state();
+        let Some(lead) = state.lead.as_mut().filter(|lead| lead.waiter == me) else { return false };
         let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
-            // No reactor here.
-            self.arm();
+            self.leave_to_driver(state, me, cx);
             return true;
         };
-        let mut state = self.state();
-        if let Some(lead) = &mut state.lead {
-            lead.writable = source.writable;
-        }
-        self.disarm();
+        lead.writable = source.writable;
+        self.disarm(&mut state);
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
             let interest = Interest::READABLE | Interest::WRITABLE;
             let Some(descriptor) = register(SourceOf(self.link.clone()), interest) else {
-                self.arm();
+                self.leave_to_driver(state, me, cx);
                 return true;
             };
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
-        let Some(Reactor { descriptor, .. }) = &state.reactor else { return true };
+        let State { reactor: Some(Reactor { descriptor, .. }), lead: Some(lead), turns, .. } = &mut *state
+        else {
+            return false;
+        };
         if !self.link.doze() {
             return false;
         }
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
         if source.writable && !source.bell {
-            asleep &= self.sleep_until_ready(descriptor.poll_write_ready(cx));
+            asleep = asleep.and(self.sleep_until_ready(descriptor.poll_write_ready(cx)));
         }
-        asleep
+        match asleep {
+            Asleep::Yes => {
+                lead.asleep = true;
+                *turns += 1;
+                true
+            }
+            Asleep::No => false,
+            Asleep::Never => {
+                self.leave_to_driver(state, me, cx);
+                true
+            }
+        }
     }
 
-    /// True if the reactor will wake the lead; false if the link may move now.
+    /// The lead has no reactor: it follows the driver.
+    fn leave_to_driver(&self, mut state: MutexGuard<'_, State>, me: u64, cx: &mut Context<'_>) {
+        state.lead = None;
+        state.follow(me, cx);
+        drop(state);
+        self.arm();
+    }
+
     fn sleep_until_ready<T: AsRawFd>(
         &self,
         ready: Poll<std::io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, T>>>,
-    ) -> bool {
+    ) -> Asleep {
         match ready {
-            Poll::Pending => true,
+            Poll::Pending => Asleep::Yes,
             Poll::Ready(Ok(mut guard)) => {
                 // Readiness may be forgotten only after the link was seen to be dry since.
                 if self.link.progress() == Progress::Idle {
                     guard.clear_ready();
                 }
-                false
+                Asleep::No
             }
-            Poll::Ready(Err(_)) => {
-                // The caller's runtime is shutting down.
-                self.arm();
-                true
-            }
+            // The caller's runtime is shutting down.
+            Poll::Ready(Err(_)) => Asleep::Never,
         }
     }
 
@@ -263,13 +375,40 @@ impl Waiters {
         let mut state = self.state();
         state.followers.remove(&waiter);
         state.lead.take_if(|lead| lead.waiter == waiter);
-        if state.lead.is_none() {
+        if state.lead.is_none() && !self.is_armed() {
             // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
             let next = state.followers.pop_first();
+            self.see_to(&mut state);
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
             }
         }
+    }
+}
+
+impl State {
+    fn follow(&mut self, me: u64, cx: &mut Context<'_>) {
+        self.followers
+            .entry(me)
+            .and_modify(|known| known.clone_from(cx.waker()))
+            .or_insert_with(|| cx.waker().clone());
+    }
+}
+
+/// Whether a reactor wakes the lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asleep {
+    /// It will.
+    Yes,
+    /// The link may move now.
+    No,
+    /// It cannot.
+    Never,
+}
+
+impl Asleep {
+    fn and(self, other: Self) -> Self {
+        if self == Self::Yes { other } else { self }
     }
 }

@@ -71,7 +71,7 @@ impl<'a, F> Until<'a, F> {
             }
             if waiters.is_armed() {
                 // The driver need not wake for every packet beside a caller who polls.
-                waiters.disarm();
+                leads = waiters.lead(waiter, cx);
             }
             if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
@@ -113,9 +113,11 @@ impl<'a, F> Until<'a, F> {
                 budget.made_progress();
                 return Poll::Ready(value);
             }
-            if stops || waiters.park(cx) {
+            let Some(me) = waiter.filter(|_| !stops) else { return Poll::Pending };
+            if waiters.park(me, cx) {
                 return Poll::Pending;
             }
+            leads = false;
         }
     }
 }
@@ -129,10 +131,8 @@ impl<F> Drop for Until<'_, F> {
             self.waiters.leave(waiter);
         }
         // Output that is blocked goes on without its caller.
-        if self.waiters.link.source().is_some_and(|source| source.writable)
-            && self.waiters.state().lead.is_none()
-        {
-            self.waiters.arm();
+        if self.waiters.link.source().is_some_and(|source| source.writable) {
+            self.waiters.watch();
         }
     }
 }
