@@ -166,8 +166,8 @@ pub(crate) const ROWS: &[Row] = &[
     },
 ];
 
-const UCX_TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
-const UCX_SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
+const UCX_TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo&versions=any";
+const UCX_SHM: &str = "ucx://127.0.0.1:0?TLS=sysv,cma";
 /// Peers by hand speak over the door's stream, or by way of a proxy on it; and UCX does not survive a fork.
 const UCX_BUT: &[&str] = &[
     "by_hand",

@@ -11,10 +11,12 @@ use towline::{Address, Builder, Connection, Endpoint, Listener, Message};
 use crate::libraries::Installed;
 use crate::polls::soon;
 
-/// Over loopback.
-pub const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo";
+/// Over loopback, with the older one too, which is refused there otherwise.
+pub const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo&versions=any";
 /// Over shared memory.
-pub const SHM: &str = "ucx://127.0.0.1:0?TLS=posix,sysv,cma";
+pub const SHM: &str = "ucx://127.0.0.1:0?TLS=sysv,cma";
+/// Over shared memory with names in the file system.
+pub const POSIX: &str = "ucx://127.0.0.1:0?TLS=posix,cma";
 
 /// Two connected ends, and what they came from.
 #[derive(Debug)]

@@ -33,6 +33,9 @@ const LISTENING: &str = "10.79.0.2";
 /// How much slower the one cable is made.
 const SLOW: [&str; 7] = ["tbf", "rate", "100mbit", "burst", "32k", "latency", "50ms"];
 
+/// What is expected of a UCX that may abort a process over sockets.
+const REFUSED: &str = "refused";
+
 /// Which cable is slow, what the far end does, and who is to win a trial; nobody where there is to be none.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
@@ -41,14 +44,25 @@ pub(crate) struct Case {
     expected: &'static str,
 }
 
-pub(crate) const CASES: [(&str, Case); 3] = [
+pub(crate) const CASES: [(&str, Case); 4] = [
     (
         "between_hosts_ucx_that_is_faster_takes_the_place_of_tcp",
         Case { slow: 0, far: "serve", expected: "ucx" },
     ),
     ("between_hosts_ucx_that_is_slower_leaves_it_to_tcp", Case { slow: 1, far: "serve", expected: "tcp" }),
     ("between_hosts_ucx_that_one_has_is_not_even_loaded", Case { slow: 0, far: "serve tcp", expected: "" }),
+    (
+        "between_hosts_ucx_that_may_abort_there_leaves_it_to_tcp",
+        Case { slow: 0, far: "serve", expected: REFUSED },
+    ),
 ];
+
+impl Case {
+    /// Whether it is about this UCX: the older one is refused where the newer one is tried.
+    pub(crate) fn is_of(self, which: &str) -> bool {
+        self.expected.is_empty() || (self.expected == REFUSED) == (which == "older")
+    }
+}
 
 /// Two namespaces, which go with this handle.
 struct Hosts([String; 2]);
@@ -171,6 +185,14 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
         if expected.is_empty() {
             let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
             assert_untried(&connection, "the peer does not offer it");
+            return assert_echoes(&connection, &[8, 100_000]).await;
+        }
+        if expected == REFUSED {
+            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            assert_eq!(connection.path().chosen(), "tcp", "{:?}", connection.path());
+            let of_ucx = connection.path().candidates().iter().find(|it| it.name == "ucx").unwrap();
+            assert_eq!(of_ucx.state, CandidateState::Refused);
+            assert!(of_ucx.reason.contains("may abort this process"), "{}", of_ucx.reason);
             return assert_echoes(&connection, &[8, 100_000]).await;
         }
         let mut reasons = Vec::new();

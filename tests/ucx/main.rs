@@ -7,6 +7,7 @@ mod config;
 mod fork;
 mod hostile;
 mod hosts;
+mod killed;
 mod layout;
 mod liar;
 mod messages;
@@ -57,6 +58,13 @@ const OF_EACH: &[(&str, Check)] = &[
         hostile::measurements_beyond_their_bounds_cost_their_own_connection,
     ),
     ("within_a_host_nobody_tries_it_nor_loads_it", hosts::within_a_host_nobody_tries_it_nor_loads_it),
+    (
+        "a_peer_killed_while_it_connects_costs_its_connection",
+        killed::a_peer_killed_while_it_connects_costs_its_connection,
+    ),
+    ("what_may_abort_over_tcp_is_refused", killed::what_may_abort_over_tcp_is_refused),
+    ("shared_memory_has_no_names_unless_asked_for", killed::shared_memory_has_no_names_unless_asked_for),
+    ("a_limit_on_file_size_ends_nobody", killed::a_limit_on_file_size_ends_nobody),
     ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
 ];
 
@@ -70,6 +78,9 @@ const OF_NONE: [(&str, fn()); 4] = [
 
 fn main() -> ExitCode {
     if let Some(outcome) = hosts::run_if_asked() {
+        return outcome;
+    }
+    if let Some(outcome) = killed::connect_if_asked() {
         return outcome;
     }
     if let Some(outcome) = echoing::serve_if_asked() {
@@ -90,6 +101,9 @@ fn main() -> ExitCode {
             }));
         }
         for (number, (name, case)) in hosts::CASES.into_iter().enumerate() {
+            if !case.is_of(which) {
+                continue;
+            }
             let hold = move || match find() {
                 Ok(installed) => hosts::holds(number, case, &installed),
                 Err(reason) => need::skip("ucx", &reason),

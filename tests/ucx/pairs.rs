@@ -7,7 +7,7 @@ use ucx_sys::Library;
 
 use crate::echoing::Server;
 use crate::libraries::Installed;
-use crate::over_ucx::{LENS, SHM, TCP, assert_echoes, endpoint, run};
+use crate::over_ucx::{LENS, POSIX, SHM, TCP, assert_echoes, endpoint, run};
 use crate::polls::soon;
 
 /// Long before any time-out would end it.
@@ -28,7 +28,7 @@ pub(crate) fn the_same_version_in_another_process_is_a_peer(installed: &Installe
 
 /// 1.13 and 1.22 find each other unreachable over `tcp`, and misread each other in shared memory.
 pub(crate) fn another_version_is_refused_with_the_reason(installed: &Installed) {
-    for address in [TCP, SHM] {
+    for address in [SHM, POSIX] {
         let (_server, address) = Server::start(&installed.other, address);
         run(async {
             let began = Instant::now();

@@ -6,7 +6,7 @@ use towline::ErrorKind;
 use ucx_sys::Library;
 
 use crate::libraries::Installed;
-use crate::over_ucx::{SHM, TCP, at, endpoint, pair, run};
+use crate::over_ucx::{POSIX, SHM, TCP, at, endpoint, pair, run};
 use crate::polls::soon;
 
 /// Long before any time-out would end it.
@@ -59,7 +59,7 @@ pub(crate) fn an_endpoint_with_a_second_copy_is_refused(installed: &Installed) {
 pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed) {
     run(async {
         let (near, far) = (endpoint(installed), endpoint(installed));
-        let listener = far.listen(&at("ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo")).await.unwrap();
+        let listener = far.listen(&at(TCP)).await.unwrap();
         let port = listener.address().port();
         let began = Instant::now();
         let posix = at(&format!("ucx://127.0.0.1:{port}?TLS=posix"));
@@ -73,14 +73,16 @@ pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed)
 }
 
 pub(crate) fn a_connection_tells_what_carries_it(installed: &Installed) {
-    for (address, transports) in [(TCP, &["tcp/lo"][..]), (SHM, &["posix/memory", "sysv/memory"])] {
+    let told = [(TCP, "tcp/lo", false), (SHM, "sysv/memory", false), (POSIX, "posix/memory", true)];
+    for (address, transport, leaves_segments) in told {
         run(async {
             let pair = pair(installed, address).await;
             for end in [&pair.a, &pair.b] {
                 assert_eq!(end.path().chosen(), "ucx");
                 let notes = end.explain().await.notes.concat();
                 assert!(notes.contains("UCX took "), "{notes}");
-                assert!(transports.iter().any(|transport| notes.contains(transport)), "{notes}");
+                assert!(notes.contains(transport), "{notes}");
+                assert_eq!(notes.contains("leaves segments in /dev/shm"), leaves_segments, "{notes}");
             }
         });
     }

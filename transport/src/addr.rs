@@ -90,7 +90,8 @@ impl fmt::Display for Scheme {
 ///
 /// Options in upper case (`TLS=tcp,self`, `NET_DEVICES=eth0`, `RNDV_THRESH=64k`; for `ucx` alone) are settings of UCX for this
 /// connection, or for this listener's, as they are: [`settings`](Self::settings). `versions=any` (for `ucx` too) allows a
-/// pair of UCX libraries of versions that were not proven together.
+/// pair of UCX libraries of versions that were not proven together, and UCX 1.13 over tcp, which may abort this process when a
+/// peer is killed while it connects.
 ///
 /// ```
 /// use towline::{Address, Scheme};

@@ -87,7 +87,8 @@ fn remark(session: &mut Session, case: &Case) {
     let told =
         |key: &str| session.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
     let mut untold = case.transport.clone();
-    untold.options.retain(|key, _| !told(key));
+    // Which versions may meet changes nothing that is measured.
+    untold.options.retain(|key, _| !told(key) && key != "versions");
     if !untold.options.is_empty() {
         session.note.push_str(&format!("; without our {}", untold.options()));
     }
@@ -213,7 +214,8 @@ mod tests {
         let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();
         remark(&mut session, &case);
         assert_eq!(session.note, "; one buffer a message, ours has more; without our ?tls=on");
-        case.transport.options = [("TLS".into(), "tcp".into()), ("integrity".into(), "crc32c".into())].into();
+        let options = [("TLS", "tcp"), ("integrity", "crc32c"), ("versions", "any")];
+        case.transport.options = options.map(|(key, value)| (key.into(), value.into())).into();
         (session.note, session.environment) = (String::new(), vec![("UCX_TLS".into(), "tcp".into())]);
         remark(&mut session, &Case { frames: 1, ..case });
         assert_eq!(session.note, "; without our ?integrity=crc32c", "the settings are told");

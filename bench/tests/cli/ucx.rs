@@ -10,8 +10,8 @@ use crate::against::{needs, ran, there};
 use crate::bench::{bench, measures_every_pattern, rows};
 use crate::command::{Finished, spawn, towline};
 
-/// A transport that is the same on every machine.
-const OVER_TCP: &str = "ucx?TLS=tcp&NET_DEVICES=lo";
+/// A transport that is the same on every machine, and with every version.
+const OVER_TCP: &str = "ucx?TLS=tcp&NET_DEVICES=lo&versions=any";
 
 /// What a document of `info` says of ucx.
 fn of_ucx(info: &Finished) -> Value {

@@ -61,6 +61,30 @@ pub(super) fn check_pair(connector: Version, acceptor: Version, allows_any: bool
     Err(Error::new(ErrorKind::Unsupported, format!("{why}: ?versions=any allows it")))
 }
 
+/// Refuses a UCX whose own fault would end this process over these transports of its context, unless that is allowed. When a
+/// peer is killed while it connects over tcp, 1.13 fails an assertion about its answer to the peer. 1.14 has none there.
+pub(super) fn check_transports(
+    version: Version,
+    transports: &[String],
+    within_host: bool,
+    allows_any: bool,
+) -> Result<()> {
+    let has = |names: &[&str]| {
+        transports.iter().any(|transport| names.iter().any(|name| transport.starts_with(name)))
+    };
+    let is_sound = (version.major, version.minor) >= (1, 14);
+    // UCX prefers RDMA to tcp, and within a host shared memory, to carry a path and to connect by.
+    let is_preferred = has(&["rc_", "ud_", "dc_"]) || (within_host && has(&["sysv/", "posix/"]));
+    if is_sound || allows_any || is_preferred || !has(&["tcp/"]) {
+        return Ok(());
+    }
+    let why = format!(
+        "UCX {version} over tcp may abort this process when a peer is killed while it connects: use UCX 1.14 or later, or TLS \
+         without tcp; ?versions=any allows it"
+    );
+    Err(Error::new(ErrorKind::Unsupported, why))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +110,27 @@ mod tests {
             assert!(refused.contains(&pair), "{refused}");
             assert!(refused.contains(why) && refused.contains("?versions=any"), "{refused}");
             check_pair(connector, acceptor, true).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_version_that_may_abort_over_tcp_is_refused_there_alone() {
+        let [old, mended] = [Version::new(1, 13, 1), Version::new(1, 14, 0)];
+        let check = |version, names: &[&str], within_host, allows_any| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            check_transports(version, &names, within_host, allows_any)
+        };
+        let (tcp, shared) = (&["self/memory", "tcp/lo"][..], &["tcp/lo", "sysv/memory"][..]);
+        for (names, within_host) in [(tcp, false), (tcp, true), (shared, false)] {
+            let refused = check(old, names, within_host, false).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Unsupported);
+            assert!(refused.to_string().contains("1.14 or later"), "{refused}");
+            check(old, names, within_host, true).unwrap();
+            check(mended, names, within_host, false).unwrap();
+        }
+        check(old, shared, true, false).unwrap();
+        for names in [&["sysv/memory", "cma/memory"][..], &["tcp/eth0", "rc_verbs/mlx5_0:1"], &[]] {
+            check(old, names, false, false).unwrap();
         }
     }
 

@@ -7,8 +7,10 @@ use std::fmt;
 use std::ptr;
 use std::sync::Arc;
 
+use rustix::process::{Resource, getrlimit};
 use ucx_sys::*;
 
+use super::card::check_transports;
 use super::gate::Gate;
 use super::settings::name_for;
 use super::status;
@@ -19,6 +21,8 @@ use crate::process::Process;
 pub(super) struct Context {
     pub(super) ucx: &'static Library,
     pub(super) context: ucp_context_h,
+    /// The transports that it could use, with their devices.
+    pub(super) transports: Vec<String>,
     gate: Arc<Gate>,
     pub(super) process: Process,
 }
@@ -34,8 +38,10 @@ impl Context {
         let gate = Gate::new();
         let inside = gate.enter().ok_or_else(ends)?;
         let context = open_context(ucx, settings)?;
+        // SAFETY: L1: the context lives.
+        let transports = unsafe { ucx.transports(context) };
         drop(inside);
-        Ok(Self { ucx, context, gate, process: Process::current() })
+        Ok(Self { ucx, context, transports, gate, process: Process::current() })
     }
 
     /// The kinds of memory that it can reach, a bit each.
@@ -48,11 +54,26 @@ impl Context {
         if queried == UCS_OK { about.memory_types } else { 1 << UCS_MEMORY_TYPE_HOST }
     }
 
-    /// The transports that it could use, with their devices.
-    pub(super) fn transports(&self) -> Vec<String> {
-        let Some(_inside) = self.gate.enter() else { return Vec::new() };
-        // SAFETY: L1: the context lives.
-        unsafe { self.ucx.transports(self.context) }
+    /// Refuses what would end this process: a version with a fault over these transports, unless `allows_any`, and files for
+    /// shared memory that the limit on their size forbids.
+    pub(super) fn check(&self, within_host: bool, allows_any: bool) -> Result<()> {
+        check_transports(self.ucx.version(), &self.transports, within_host, allows_any)?;
+        match getrlimit(Resource::Fsize).current {
+            // UCX writes all pages of a segment, and exceeding the limit is `SIGXFSZ`. It may be lowered at any time.
+            Some(limit) if self.uses_posix() => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "UCX over posix writes files of some MiB, and the limit on their size is {limit} bytes (RLIMIT_FSIZE): \
+                     raise it (`ulimit -f`), or leave posix out of TLS"
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether it may have shared memory with names in the file system.
+    pub(super) fn uses_posix(&self) -> bool {
+        is_over_posix(&self.transports)
     }
 }
 
@@ -72,6 +93,15 @@ impl fmt::Debug for Context {
         f.debug_struct("Context").field("ucx", self.ucx).finish_non_exhaustive()
     }
 }
+
+/// Whether one of these transports is that of shared memory with names in the file system.
+pub(super) fn is_over_posix(transports: &[String]) -> bool {
+    transports.iter().any(|transport| transport.starts_with("posix/"))
+}
+
+/// What whoever uses it should know.
+pub(super) const POSIX_NOTE: &str = "posix leaves segments in /dev/shm (ucx_shm_posix_…) when a process is killed while it \
+    connects; TLS without posix has sysv, which leaves none";
 
 /// What keeps something from being opened.
 pub(super) fn opening(ucx: &Library, status: ucs_status_t, what: &str) -> Error {

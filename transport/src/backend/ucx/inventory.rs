@@ -2,7 +2,7 @@
 
 use ucx_sys::*;
 
-use super::context::Context;
+use super::context::{Context, POSIX_NOTE};
 use crate::backend::Inventory;
 
 /// UCX's names for kinds of memory. Later versions know more.
@@ -20,12 +20,15 @@ const CUDA_MODULE: &str = "ucx/libuct_cuda.so.0";
 pub(super) fn of(context: &Context) -> Inventory {
     let (library, kinds) = (context.ucx.path(), context.memory_kinds());
     let has_module = library.parent().is_some_and(|folder| folder.join(CUDA_MODULE).exists());
-    let notes = without_cuda(kinds, has_module).map(str::to_owned);
+    let posix = context.uses_posix().then_some(POSIX_NOTE);
+    let mut notes: Vec<_> =
+        [without_cuda(kinds, has_module), posix].into_iter().flatten().map(str::to_owned).collect();
+    notes.extend(context.check(false, false).err().map(|refused| refused.detail().to_owned()));
     Inventory {
         library: Some(library.to_owned()),
-        devices: context.transports(),
+        devices: context.transports.clone(),
         memory: names(kinds),
-        notes: notes.into_iter().collect(),
+        notes,
     }
 }
 

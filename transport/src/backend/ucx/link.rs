@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::context::{POSIX_NOTE, is_over_posix};
 use super::engine::{CLOSE_TIME, Cargo, LOOK_EVERY, Sent};
 use super::events::{Arrival, Came, HEADER_LEN_MAX, Happened, Header, Key};
 use super::lingering::Lingering;
@@ -71,14 +72,17 @@ pub(super) struct Held {
 
 impl UcxLine {
     pub(super) fn new(held: &mut Held, environment: &Arc<dyn Environment>) -> Result<Self> {
+        let transports = held.engine.transports();
+        let mut notes = vec![match &transports[..] {
+            [] => "UCX does not tell which transports it took".to_owned(),
+            transports => format!("UCX took {}", transports.join(", ")),
+        }];
+        notes.extend(is_over_posix(&transports).then(|| POSIX_NOTE.to_owned()));
         Ok(Self {
             descriptor: held.engine.descriptor()?,
             moves: AtomicBool::new(false),
             calls: AtomicU64::new(0),
-            notes: vec![match held.engine.transports() {
-                none if none.is_empty() => "UCX does not tell which transports it took".to_owned(),
-                transports => format!("UCX took {}", transports.join(", ")),
-            }],
+            notes,
             environment: environment.clone(),
         })
     }

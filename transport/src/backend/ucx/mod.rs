@@ -111,6 +111,13 @@ impl Ucx {
         Ok(context)
     }
 
+    /// The context for an address, and for peers of this host or others, unless what it uses would end this process.
+    fn context_of(&self, address: &Address, within_host: bool) -> Result<Arc<Context>> {
+        let context = self.context(settings_of(address))?;
+        context.check(within_host, allows_any(address))?;
+        Ok(context)
+    }
+
     /// What the peer told of its end, which is refused if the two are not of one kind.
     fn peer(&self, site: &Site) -> Result<Card> {
         let (ours, theirs) = (self.ucx()?.version(), Card::decode(&site.peer_card)?);
@@ -118,7 +125,7 @@ impl Ucx {
             Role::Connector => (ours, theirs.version),
             Role::Acceptor => (theirs.version, ours),
         };
-        card::check_pair(connector, acceptor, site.address.option("versions") == Some("any"))?;
+        card::check_pair(connector, acceptor, allows_any(&site.address))?;
         Ok(theirs)
     }
 }
@@ -149,7 +156,7 @@ impl Backend for Ucx {
 
     fn check(&self, address: &Address) -> Result<()> {
         let checked = match self.probe() {
-            Probe::Ready { .. } => self.context(settings_of(address)).map(drop),
+            Probe::Ready { .. } => self.context_of(address, true).map(drop),
             Probe::Unavailable { reason, remedy } => {
                 Err(Error::new(ErrorKind::Unavailable, format!("{reason}; {remedy}")))
             }
@@ -190,7 +197,7 @@ impl Backend for Ucx {
             if site.role == Role::Acceptor {
                 self.peer(site)?;
             }
-            let context = self.context(settings_of(&site.address))?;
+            let context = self.context_of(&site.address, site.local.same_host(&site.peer))?;
             let engine = Engine::open(&context)?;
             let card = Card { version: context.ucx.version(), address: engine.address()? };
             Ok((engine, card.encode()))
@@ -249,6 +256,11 @@ async fn until_greeted(
 
 fn has_rdma_device() -> bool {
     fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
+}
+
+/// Whether the address allows versions of UCX that are refused otherwise.
+fn allows_any(address: &Address) -> bool {
+    address.option("versions") == Some("any")
 }
 
 fn settings_of(address: &Address) -> Settings {

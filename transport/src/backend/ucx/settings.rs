@@ -6,7 +6,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Ours, and why. What the user has in the environment, or in the address, wins. Those of some transports are left out where `TLS`
 /// names none of these: UCX warns of a setting that nothing reads.
-const DEFAULTS: [(&str, &str, Option<&[&str]>); 3] = [
+const DEFAULTS: [(&str, &str, Option<&[&str]>); 4] = [
+    // posix has a name in the file system while its pages are made, and who is killed then leaves them there. sysv does as much.
+    ("TLS", "^posix", None),
     // What a socket gives at once: a parcel of 64 KiB fits with its headers, and a longer one takes a quarter of the calls.
     ("TCP_RX_SEG_SIZE", "256k", Some(&["all", "tcp"])),
     // Endpoints that report a lost peer may use shared memory all the same; a lost peer is told by the control stream.
@@ -76,12 +78,12 @@ mod tests {
 
     #[test]
     fn what_the_user_has_in_the_environment_is_left_to_ucx() {
-        let [segment, shared, keepalive] =
-            ["TCP_RX_SEG_SIZE=256k", "MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"];
-        assert_eq!(settled(&[], &[]), [segment, shared, keepalive]);
-        assert_eq!(settled(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [segment, shared]);
-        assert_eq!(settled(&[("MM_ERROR_HANDLING", "n")], &[]), [segment, keepalive]);
-        assert_eq!(settled(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [shared, keepalive]);
+        let [transports, segment, shared, keepalive] =
+            ["TLS=^posix", "TCP_RX_SEG_SIZE=256k", "MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"];
+        assert_eq!(settled(&[], &[]), [transports, segment, shared, keepalive]);
+        assert_eq!(settled(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [transports, segment, shared]);
+        assert_eq!(settled(&[("MM_ERROR_HANDLING", "n")], &[]), [transports, segment, keepalive]);
+        assert_eq!(settled(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [transports, shared, keepalive]);
         assert_eq!(settled(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
         assert_eq!(settled(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
         assert_eq!(settled(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
@@ -90,7 +92,7 @@ mod tests {
     #[test]
     fn what_is_in_the_address_wins() {
         let of_address = settled(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
-        assert_eq!(of_address[1..], ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
+        assert_eq!(of_address[2..], ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
         assert_eq!(settled(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
         assert_eq!(settled(&[("TLS", "all")], &[("TLS", "tcp")])[1..], ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
     }
