@@ -4,7 +4,7 @@ use std::io::Write;
 
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use towline::{Address, Endpoint, ErrorKind};
+use towline::{Address, Endpoint, ErrorKind, Scheme};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
@@ -17,6 +17,10 @@ use crate::trust::Trust;
 pub(crate) struct Listening {
     /// Where to listen; port 0 takes any free one. The bound address is printed
     pub(crate) address: Address,
+    /// Print this address for others in place of the bound one, where they find it by another: behind a translation of
+    /// addresses, or in a container whose port is published. Port 0 stands for the bound port
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<Address>,
     /// How to wait for peers
     #[arg(long, value_name = "HOW", default_value = "adaptive")]
     wait: Wait,
@@ -43,7 +47,24 @@ impl Listening {
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
         self.output.check()?;
         self.trust.check(&self.address)?;
+        if let Some(address) = &self.advertise
+            && (address.is_wildcard() || address.scheme() == Scheme::Mem)
+        {
+            let why = format!("{address} cannot be advertised: write the host and port where others find it");
+            return Err(Failure::usage(why));
+        }
         self.trust.endpoint(self.wait)
+    }
+
+    /// Where others find what is bound there.
+    fn told(&self, bound: &Address) -> Result<Address, towline::Error> {
+        match &self.advertise {
+            None => Ok(bound.clone()),
+            Some(address) if address.port() == 0 => {
+                Address::new(address.scheme(), address.host(), bound.port())?.with_options_of(address)
+            }
+            Some(address) => Ok(address.clone()),
+        }
     }
 
     /// Says where it listens, and has the metrics of the endpoint, and `more`, answered where that was asked for.
@@ -63,7 +84,7 @@ impl Listening {
             None => None,
         };
         let metrics = exporter.as_ref().map(|(_, url)| url.clone());
-        let document = Document { schema: 1, address: bound.to_string(), metrics };
+        let document = Document { schema: 1, address: self.told(bound)?.to_string(), metrics };
         self.output.give(&document, |out: &mut dyn Write| {
             writeln!(out, "{}", document.address)?;
             document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))

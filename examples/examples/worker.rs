@@ -4,6 +4,9 @@
 //! cargo run -p towline-bench -- scheduler towline://127.0.0.1:7100
 //! cargo run -p towline-examples --example worker -- towline://127.0.0.1:7100
 //! ```
+//!
+//! It listens at the loopback interface, beside such a scheduler. For other hosts give the endpoint a token: the worker then listens
+//! at every interface, and others find it where the scheduler sees it. `.listen(…)` and `.advertise(…)` say something else.
 
 use towline::Endpoint;
 use towline_runtime::{Function, Registry, Result, TaskResult, Worker};

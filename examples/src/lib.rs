@@ -26,6 +26,12 @@ pub struct ClusterOptions {
     /// Be a worker of that scheduler, until it ends.
     #[arg(long, requires = "scheduler")]
     work: bool,
+    /// Where the worker listens, by default where the scheduler's address leads it to.
+    #[arg(long, value_name = "ADDRESS", requires = "work")]
+    listen: Option<Address>,
+    /// Where others find the worker, if not where it listens.
+    #[arg(long, value_name = "ADDRESS", requires = "work")]
+    advertise: Option<Address>,
     /// A file with a secret that scheduler, workers and clients know.
     #[arg(long, value_name = "PATH", requires = "scheduler")]
     token: Option<PathBuf>,
@@ -57,7 +63,14 @@ impl ClusterOptions {
         }
         let endpoint = endpoint.build()?;
         if self.work {
-            let mut worker = Worker::builder(registry).start(&endpoint, address).await?;
+            let mut builder = Worker::builder(registry);
+            if let Some(listen) = &self.listen {
+                builder = builder.listen(listen.clone());
+            }
+            if let Some(advertise) = &self.advertise {
+                builder = builder.advertise(advertise.clone());
+            }
+            let mut worker = builder.start(&endpoint, address).await?;
             eprintln!("the worker ends: {}", worker.ended().await);
             return Ok(None);
         }

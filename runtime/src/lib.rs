@@ -23,6 +23,7 @@
 //!
 //! [`LocalCluster`] is all of it in one process; [`Scheduler`], [`Worker`] and [`Client`] are its parts, for processes and hosts.
 
+mod address;
 mod client;
 mod error;
 mod function;

@@ -8,6 +8,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 use tokio::task::JoinHandle;
 use towline::{Address, Caps, Connection, Endpoint, Incoming, Landing, Message, Place};
 
+use crate::address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Answer, Ask, Blob, Body, Key, WorkerId};
 use crate::value::Value;
@@ -23,6 +24,8 @@ const HERE_LEN_MAX: usize = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Peers {
     endpoint: Endpoint,
+    /// How this end reaches the scheduler, and so how it reaches workers: with the same options.
+    scheduler: Address,
     known: Mutex<FxHashMap<WorkerId, Known>>,
 }
 
@@ -36,6 +39,8 @@ struct Known {
 #[derive(Debug)]
 struct Peer {
     address: String,
+    /// What that is from here.
+    reach: OnceCell<Result<Address>>,
     line: OnceCell<Line>,
 }
 
@@ -55,12 +60,13 @@ struct Questions {
 }
 
 impl Peers {
-    pub(crate) fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, known: Mutex::default() }
+    pub(crate) fn new(endpoint: Endpoint, scheduler: Address) -> Self {
+        Self { endpoint, scheduler, known: Mutex::default() }
     }
 
     pub(crate) fn joined(&self, worker: WorkerId, address: String) {
-        let peer = Arc::new(Peer { address, line: OnceCell::new() });
+        let address = address::named(&address, &self.scheduler).map_or(address, |named| named.to_string());
+        let peer = Arc::new(Peer { address, reach: OnceCell::new(), line: OnceCell::new() });
         self.lock().insert(worker, Known { peer, presence: watch::Sender::new(()) });
     }
 
@@ -78,6 +84,11 @@ impl Peers {
 
     pub(crate) fn address(&self, worker: WorkerId) -> Option<String> {
         self.lock().get(&worker).map(|known| known.peer.address.clone())
+    }
+
+    /// Whether the worker was found to be where this end cannot connect to it.
+    pub(crate) fn is_out_of_reach(&self, worker: WorkerId) -> bool {
+        self.lock().get(&worker).is_some_and(|known| matches!(known.peer.reach.get(), Some(Err(_))))
     }
 
     /// The value, if the worker has it, and the path that it came over. It has no more than `bytes_max`: what is more is not
@@ -140,7 +151,9 @@ impl Peers {
     ) -> Result<(Answer, Incoming, Connection)> {
         let gone = || gone(worker);
         let peer = self.peer(worker).ok_or_else(gone)?;
-        let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, &peer.address)).await?;
+        let reach = || async { address::reached(&peer.address.parse()?, &self.scheduler).await };
+        let address = peer.reach.get_or_init(reach).await.as_ref().map_err(Error::clone)?;
+        let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, address)).await?;
         let (request, answered) = line.open().ok_or_else(gone)?;
         let _question = Asked(line, request);
         let (ask, frames) = question(request);
@@ -162,7 +175,8 @@ impl Peers {
         let mut known = self.lock();
         let peer = &mut known.get_mut(&worker)?.peer;
         if peer.line.get().is_some_and(Line::is_over) {
-            *peer = Arc::new(Peer { address: peer.address.clone(), line: OnceCell::new() });
+            let Peer { address, reach, .. } = &**peer;
+            *peer = Arc::new(Peer { address: address.clone(), reach: reach.clone(), line: OnceCell::new() });
         }
         Some(peer.clone())
     }
@@ -177,8 +191,8 @@ fn gone(worker: WorkerId) -> Error {
 }
 
 impl Line {
-    async fn to(endpoint: &Endpoint, address: &str) -> Result<Self> {
-        let connection = endpoint.connect(&address.parse::<Address>()?).await?;
+    async fn to(endpoint: &Endpoint, address: &Address) -> Result<Self> {
+        let connection = endpoint.connect(address).await?;
         let waiting = Arc::new(Mutex::new(Questions::default()));
         let hearing = tokio::spawn(hear(connection.clone(), waiting.clone()));
         Ok(Self { connection, waiting, hearing })
@@ -292,11 +306,38 @@ pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection
 mod tests {
     use super::*;
 
+    /// Answers each request for a value with these bytes, on one connection; how that checks what travels, and over how many
+    /// streams.
+    async fn path_asked_for(scheduler: &str) -> (&'static str, usize) {
+        let endpoint = Endpoint::new().unwrap();
+        let listener = endpoint.listen(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let peers = Peers::new(endpoint, scheduler.parse().unwrap());
+        peers.joined(7, listener.address().to_string());
+        let missing = async {
+            let connection = listener.accept().await.unwrap();
+            connection.recv().await.unwrap();
+            let answer = postcard::to_allocvec(&Answer::Missing { request: 1 }).unwrap();
+            connection.send(Message::new(answer)).await.unwrap();
+            (connection.path().integrity(), connection.path().streams())
+        };
+        let (path, fetched) = tokio::join!(missing, peers.fetch(7, Key::new(1, 1), 1));
+        assert!(fetched.unwrap().is_none());
+        path
+    }
+
+    #[tokio::test]
+    async fn workers_are_reached_with_the_options_of_the_schedulers_address() {
+        let plain = path_asked_for("tcp://127.0.0.1:7100").await;
+        assert_eq!(plain.1, 1);
+        let asked = path_asked_for("tcp://127.0.0.1:7100?integrity=crc32c&streams=3").await;
+        assert_eq!(asked, ("crc32c", 3), "{plain:?}");
+    }
+
     #[tokio::test]
     async fn a_value_that_is_larger_than_was_said_is_not_taken() {
         let endpoint = Endpoint::new().unwrap();
         let listener = endpoint.listen(&"mem://".parse().unwrap()).await.unwrap();
-        let peers = Peers::new(endpoint);
+        let peers = Peers::new(endpoint, listener.address().clone());
         peers.joined(7, listener.address().to_string());
         let key = Key::new(1, 1);
         let liar = async {

@@ -21,6 +21,7 @@ pub(crate) use self::state::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
 use crate::line;
+use crate::peers::Peers;
 use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
 use crate::stats::Stats;
 use crate::value::{Gapped, Value};
@@ -72,7 +73,7 @@ impl Client {
     pub async fn connect(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
         let number = line::greet(&connection, Role::Client).await?;
-        let shell = Arc::new(Shell::new(number, endpoint.clone()));
+        let shell = Arc::new(Shell::new(number, Peers::new(endpoint.clone(), address.clone())));
         let hearing = tokio::spawn(shell.clone().listen(connection));
         Ok(Self { shell, hearing, next_worker: AtomicU32::new(0) })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
-use towline::{Connection, Endpoint};
+use towline::Connection;
 
 use super::state::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind, Result};
@@ -34,9 +34,9 @@ struct Inside {
 }
 
 impl Shell {
-    pub(crate) fn new(number: ClientId, endpoint: Endpoint) -> Self {
+    pub(crate) fn new(number: ClientId, peers: Peers) -> Self {
         let inside = Inside { state: State::new(number), questions: FxHashMap::default() };
-        Self { outbox: Outbox::default(), peers: Peers::new(endpoint), inside: Mutex::new(inside) }
+        Self { outbox: Outbox::default(), peers, inside: Mutex::new(inside) }
     }
 
     pub(crate) const fn peers(&self) -> &Peers {
@@ -116,6 +116,8 @@ impl Shell {
             match self.peers.fetch(worker, key, bytes).await {
                 Ok(Some((value, _))) => return Ok(value),
                 Ok(None) => {}
+                // Whoever runs it again would be no easier to reach.
+                Err(error) if self.peers.is_out_of_reach(worker) => return Err(error),
                 Err(error) => failed = Some(error),
             }
             self.alter(|inside| inside.state.lacks(key, worker));

@@ -27,11 +27,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
-use towline::{Address, Connection, Endpoint, Listener};
+use towline::{Address, AvailableMemory, Connection, Endpoint, Listener};
 
 use self::patience::PATIENCE;
 use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
+use crate::address::{self, Seen};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::line::{self, Batch, Outbox};
 use crate::metrics::Metrics;
@@ -79,13 +80,14 @@ pub struct Scheduler {
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
     patience: Duration,
-    client_bytes_max: u64,
+    client_bytes_max: Option<u64>,
 }
 
 impl Scheduler {
-    /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the most.
+    /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the
+    /// most, or a quarter of what this process [may have](towline::AvailableMemory).
     pub const fn builder() -> Builder {
-        Builder { patience: PATIENCE, client_bytes_max: CLIENT_BYTES_MAX }
+        Builder { patience: PATIENCE, client_bytes_max: None }
     }
 
     /// Starts a scheduler that listens at `address`.
@@ -140,7 +142,7 @@ impl Builder {
     /// beside. A client that submits more is turned away, with [`TooLarge`](ErrorKind::TooLarge). Results are not among it: they
     /// stay with the workers.
     pub const fn client_bytes_max(mut self, client_bytes_max: u64) -> Self {
-        self.client_bytes_max = client_bytes_max;
+        self.client_bytes_max = Some(client_bytes_max);
         self
     }
 
@@ -152,9 +154,13 @@ impl Builder {
         let listener = endpoint.listen(address).await?;
         let address = listener.address().clone();
         tracing::info!(%address, "scheduler started");
-        let (desk, closing) = (Arc::new(Desk::default()), Arc::new(Notify::new()));
+        let (inside, turns) = (Mutex::default(), tokio::sync::Mutex::default());
+        let desk = Desk { endpoint: endpoint.clone(), address: address.clone(), inside, turns };
+        let (desk, closing) = (Arc::new(desk), Arc::new(Notify::new()));
         desk.lock().state.set_patience(self.patience);
-        desk.lock().state.set_client_bytes_max(self.client_bytes_max);
+        let client_bytes_max =
+            self.client_bytes_max.unwrap_or_else(|| AvailableMemory::bounded(CLIENT_BYTES_MAX, 4));
+        desk.lock().state.set_client_bytes_max(client_bytes_max);
         let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
         let accepting = tokio::spawn(accept(desk.clone(), listener, tick, closing.clone()));
         Ok(Scheduler { address, desk, accepting, closing })
@@ -188,8 +194,10 @@ async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration, closing: Ar
 }
 
 /// The state, and the lines to its peers.
-#[derive(Default)]
 struct Desk {
+    endpoint: Endpoint,
+    /// Where it listens.
+    address: Address,
     inside: Mutex<Inside>,
     /// Who tells the state words next, first come, first served: the lock itself would go to who had it last.
     turns: tokio::sync::Mutex<()>,
@@ -200,6 +208,8 @@ struct Inside {
     state: State,
     clients: BTreeMap<ClientId, Arc<Outbox>>,
     workers: BTreeMap<WorkerId, Arc<Outbox>>,
+    /// Where workers are found, and where this end sees them.
+    places: BTreeMap<WorkerId, (Address, Seen)>,
     /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business, and who comes now is
     /// taken leave of at once.
     is_over: bool,
@@ -224,12 +234,12 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
                 let served = desk.serve_client(&connection).await;
                 turned_away(&connection, served, ToClient::Refused).await
             }
-            Role::Worker(offer) => match check(&offer) {
-                Ok(()) => {
-                    let served = desk.serve_worker(&connection, offer).await;
+            Role::Worker(offer) => match desk.check(&offer, &connection) {
+                Ok(place) => {
+                    let served = desk.serve_worker(&connection, offer, place).await;
                     turned_away(&connection, served, ToWorker::Refused).await
                 }
-                Err(refusal) => turned_away(&connection, Err(refusal.into()), Welcome::Refused).await,
+                Err(refusal) => turned_away(&connection, Err(refusal), Welcome::Refused).await,
             },
         }
     };
@@ -240,18 +250,6 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
             let _ = connection.close().await;
         }
         Err(error) => tracing::warn!(%peer, %error, "gone"),
-    }
-}
-
-/// Whether there can be such a worker.
-fn check(offer: &Offer) -> Result<(), Failure> {
-    if offer.slots > SLOTS_MAX {
-        let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", offer.slots);
-        return Err(Failure::new(ErrorKind::TooLarge, why));
-    }
-    match offer.address.parse::<Address>() {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::new(ErrorKind::Invalid, format!("a worker's address: {error}"))),
     }
 }
 
@@ -270,6 +268,23 @@ async fn turned_away<W: Serialize>(
 }
 
 impl Desk {
+    /// Where others find a worker, if there can be such a one there.
+    fn check(&self, offer: &Offer, connection: &Connection) -> Result<(Address, Seen)> {
+        if offer.slots > SLOTS_MAX {
+            let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", offer.slots);
+            return Err(Error::new(ErrorKind::TooLarge, why));
+        }
+        let offered = offer.address.parse::<Address>();
+        let offered = offered
+            .map_err(|error| Error::new(ErrorKind::Invalid, format!("a worker's address: {error}")))?;
+        let seen = Seen::of(connection, self.endpoint.identity());
+        let told = address::told(&offered, seen, &self.address)?;
+        for (other, seen_other) in self.lock().places.values() {
+            address::check_pair((&told, seen), (other, *seen_other))?;
+        }
+        Ok((told, seen))
+    }
+
     async fn serve_client(&self, connection: &Connection) -> Result<()> {
         let outbox = Arc::new(Outbox::default());
         let id = self.alter(|inside| {
@@ -287,17 +302,25 @@ impl Desk {
         self.listen(connection, &outbox, |state, word: FromClient| state.client_said(id, word)).await
     }
 
-    async fn serve_worker(&self, connection: &Connection, offer: Offer) -> Result<()> {
+    async fn serve_worker(
+        &self,
+        connection: &Connection,
+        offer: Offer,
+        place: (Address, Seen),
+    ) -> Result<()> {
         let outbox = Arc::new(Outbox::default());
+        let offer = Offer { address: place.0.to_string(), ..offer };
         tracing::info!(address = offer.address, slots = offer.slots, "worker joined");
         let id = self.alter(|inside| {
             let id = inside.state.worker_joined(offer);
             inside.workers.insert(id, outbox.clone());
+            inside.places.insert(id, place);
             id
         });
         let mut gone = Gone::by(|departure| {
             self.leave(|inside| {
                 inside.workers.remove(&id);
+                inside.places.remove(&id);
                 inside.state.worker_gone(id, departure);
             });
         });

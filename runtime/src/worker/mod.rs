@@ -16,10 +16,12 @@ use towline::{Address, AvailableMemory, Connection, Endpoint, Scheme};
 use self::shell::Shell;
 #[cfg(test)]
 pub(crate) use self::state::{Action, Start, State};
+use crate::address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 use crate::protocol::{Offer, Role, SLOTS_MAX};
 
 /// Memory for values, where nothing else was said, in bytes.
@@ -66,6 +68,7 @@ pub struct Builder {
     slots: u32,
     memory_bytes_max: u64,
     listen: Option<Address>,
+    advertise: Option<Address>,
 }
 
 impl Worker {
@@ -74,7 +77,7 @@ impl Worker {
     pub fn builder(registry: Registry) -> Builder {
         let slots = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         let memory_bytes_max = AvailableMemory::bounded(MEMORY_BYTES_MAX, 2);
-        Builder { registry, slots, memory_bytes_max, listen: None }
+        Builder { registry, slots, memory_bytes_max, listen: None, advertise: None }
     }
 
     /// Waits until it ends, and tells why: it works as long as its scheduler lives. Cancel-safe.
@@ -139,34 +142,43 @@ impl Builder {
         self
     }
 
-    /// Where other workers and clients find it. By default a free port of this host, or a free name of this process, as the
-    /// scheduler's address is.
+    /// Where it listens for other workers and clients. By default at a free port: of the loopback interface where the scheduler's
+    /// address is one of it, and of every interface elsewhere, which an endpoint without a token or TLS refuses; or under a free
+    /// name of this process, for a scheduler at `mem`.
+    ///
+    /// A worker that listens at every interface (`tcp://*:0`) is found at the address by which the scheduler sees it.
     pub fn listen(mut self, address: Address) -> Self {
         self.listen = Some(address);
+        self
+    }
+
+    /// Where other workers and clients find it, in place of the address that it listens at: behind a translation of addresses,
+    /// say, or in a container whose port is published. Port 0 stands for the port that it listens at.
+    pub fn advertise(mut self, address: Address) -> Self {
+        self.advertise = Some(address);
         self
     }
 
     /// Starts the worker, and joins the scheduler at `address`.
     ///
     /// # Errors
-    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`TooLarge`](ErrorKind::TooLarge) for too many slots,
-    /// [`Invalid`](ErrorKind::Invalid) for a scheduler of another version, or without [`listen`](Self::listen) where the scheduler is on another host.
+    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`TooLarge`](ErrorKind::TooLarge) for too many slots;
+    /// [`Invalid`](ErrorKind::Invalid) for a scheduler of another version, for an address at which others could not find this
+    /// worker, and for one without TLS where the scheduler's address asks for it.
     pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Worker> {
         if self.slots > SLOTS_MAX {
             let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", self.slots);
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         let listener = endpoint.listen(&self.address_beside(address)?).await?;
+        let told = address::offered(listener.address(), self.advertise.as_ref(), address).await?;
         let connection = endpoint.connect(address).await?;
-        let offer = Offer {
-            address: listener.address().to_string(),
-            slots: self.slots,
-            memory_bytes_max: self.memory_bytes_max,
-        };
+        let offer =
+            Offer { address: told.to_string(), slots: self.slots, memory_bytes_max: self.memory_bytes_max };
         let number = line::greet(&connection, Role::Worker(offer)).await?;
-        tracing::info!(number, address = %listener.address(), "worker joined");
-        let shell =
-            Shell::start(endpoint.clone(), self.registry, self.slots as usize, self.memory_bytes_max)?;
+        tracing::info!(number, address = %listener.address(), %told, "worker joined");
+        let peers = Peers::new(endpoint.clone(), address.clone());
+        let shell = Shell::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
         let working = tokio::spawn(shell.clone().work(connection.clone(), listener));
         Ok(Worker { shell, connection, working, ended: None })
     }
@@ -175,16 +187,11 @@ impl Builder {
         if let Some(address) = &self.listen {
             return Ok(address.clone());
         }
-        let text = match scheduler.scheme() {
-            Scheme::Mem => "mem://".to_owned(),
-            scheme if matches!(scheduler.host(), "127.0.0.1" | "::1" | "localhost") => {
-                format!("{}://127.0.0.1:0", scheme.as_str())
-            }
-            _ => {
-                let why = "the scheduler is on another host: say where this worker listens";
-                return Err(Error::new(ErrorKind::Invalid, why));
-            }
+        let beside: Address = match scheduler.scheme() {
+            Scheme::Mem => "mem://".parse()?,
+            scheme if address::is_near(scheduler) => Address::new(scheme, "127.0.0.1", 0)?,
+            scheme => Address::new(scheme, "*", 0)?,
         };
-        Ok(text.parse()?)
+        Ok(beside.with_options_of(scheduler)?)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use towline::{Connection, Endpoint, Listener};
+use towline::{Connection, Listener};
 
 use super::counting::{Counts, add};
 use super::serving;
@@ -55,7 +55,7 @@ struct Work {
 
 impl Shell {
     pub(super) fn start(
-        endpoint: Endpoint,
+        peers: Peers,
         registry: Registry,
         slots: usize,
         memory_bytes_max: u64,
@@ -71,7 +71,7 @@ impl Shell {
             }),
             registry,
             outbox: Outbox::default(),
-            peers: Peers::new(endpoint),
+            peers,
             threads,
             runtime: Handle::current(),
             tasks: Mutex::new(Some(JoinSet::new())),

@@ -11,6 +11,16 @@ impl Address {
         self.options().filter(|(key, _)| is_setting(key))
     }
 
+    /// The same address with the options of `other` that this scheme takes, in place of its own of the same keys: for an address
+    /// that was told by the peer at `other`, and shall be met in the same way. Within a process nothing travels that could be
+    /// checked or spread, so `mem` takes none.
+    pub fn with_options_of(&self, other: &Self) -> Result<Self> {
+        other.options().try_fold(self.clone(), |address, (key, value)| {
+            let with = address.clone().with_option(key, value)?;
+            Ok(if with.check_options().is_ok() { with } else { address })
+        })
+    }
+
     /// How many streams it asks for: 1 where it says nothing.
     pub(crate) fn streams(&self) -> Result<u8> {
         let Some(streams) = self.option("streams") else { return Ok(1) };

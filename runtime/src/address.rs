@@ -1,0 +1,372 @@
+//! Where workers are found: what a worker offers, what the scheduler tells others of it, and what each of them connects to.
+//!
+//! A worker that listens at every interface does not know its address. The scheduler sees it, and puts it there; where it sees
+//! the worker on its own host, others find it at the host that they reach the scheduler at, which they put there themselves.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use towline::{Address, Connection, Identity, Scheme};
+
+use crate::error::{Error, ErrorKind, Failure, Result};
+
+/// How long a host's name may take to be found.
+const NAME_TIME: Duration = Duration::from_secs(5);
+
+/// Where the scheduler sees a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// In its own process.
+    Within,
+    /// In another process that shares its loopback interface.
+    Near,
+    At(IpAddr),
+}
+
+/// Who can connect to an address, as far as it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Process,
+    Host,
+    Anywhere,
+}
+
+impl Seen {
+    pub(crate) fn of(connection: &Connection, own: &Identity) -> Self {
+        // Without an address it called within the process.
+        let from = connection.path().address().strip_prefix("tcp://").map(str::parse::<SocketAddr>);
+        match from {
+            _ if connection.peer().same_process(own) => Self::Within,
+            Some(Ok(from)) if !is_here(from.ip().to_canonical()) => Self::At(from.ip().to_canonical()),
+            _ => Self::Near,
+        }
+    }
+
+    /// Whether an end that is seen there connects to what has that reach from the scheduler's own.
+    fn reaches(self, reach: Reach) -> bool {
+        match reach {
+            Reach::Process => self == Self::Within,
+            Reach::Host => !matches!(self, Self::At(_)),
+            Reach::Anywhere => true,
+        }
+    }
+}
+
+impl Reach {
+    fn of(address: &Address) -> Self {
+        match address.scheme() {
+            Scheme::Mem => Self::Process,
+            Scheme::Shm => Self::Host,
+            _ if is_loopback(address.host()) => Self::Host,
+            _ => Self::Anywhere,
+        }
+    }
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "its own process",
+            Self::Host => "its own host",
+            Self::Anywhere => "every host",
+        }
+    }
+}
+
+/// What a worker offers that listens at `bound` and joins the scheduler at `scheduler`.
+///
+/// # Errors
+/// `Invalid` for an address to advertise that names no listener, and for one without TLS where the scheduler's asks for it.
+pub(crate) async fn offered(
+    bound: &Address,
+    advertised: Option<&Address>,
+    scheduler: &Address,
+) -> Result<Address> {
+    let address = match advertised {
+        Some(address) if address.scheme() == Scheme::Mem || address.is_wildcard() => {
+            let why = format!(
+                "{address} cannot be advertised: write the host and port where others find this worker"
+            );
+            return Err(Error::new(ErrorKind::Invalid, why));
+        }
+        Some(address) if address.port() == 0 => at_host(address, address.host(), bound.port())?,
+        Some(address) => address.clone(),
+        None => bound.clone(),
+    };
+    check_encrypted(&address, scheduler)?;
+    if Reach::of(&address) == Reach::Anywhere
+        && resolved(address.host()).await.iter().any(IpAddr::is_loopback)
+        && !is_near(scheduler)
+    {
+        let why = format!("{address} names the loopback interface here, which only its own host reaches");
+        return Err(unreachable(why));
+    }
+    // Settings of UCX are of this host's devices, and others have their own.
+    let is_setting = |key: &str| scheduler.settings().any(|(setting, _)| setting == key);
+    let mut asked = without_options(scheduler, scheduler.host(), scheduler.port())?;
+    for (key, value) in scheduler.options().filter(|(key, _)| !is_setting(key)) {
+        asked = asked.with_option(key, value)?;
+    }
+    Ok(address.with_options_of(&asked)?)
+}
+
+/// What the scheduler tells others of a worker that it sees there and that offers `address`.
+///
+/// # Errors
+/// The refusal, where nobody could connect to it.
+pub(crate) fn told(address: &Address, seen: Seen, scheduler: &Address) -> Result<Address> {
+    check_encrypted(address, scheduler)?;
+    let reach = Reach::of(address);
+    if !seen.reaches(reach) {
+        return Err(unreachable(format!(
+            "the worker listens at {address}, which only {} reaches",
+            reach.as_str()
+        )));
+    }
+    match seen {
+        Seen::At(ip) if address.is_wildcard() => {
+            let is_of_one_link = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            let is_of_other_family = address.host() == "0.0.0.0" && ip.is_ipv6();
+            if is_of_one_link || is_of_other_family {
+                let why = format!(
+                    "the worker listens at {address} and is seen at {ip}, where others may not find it"
+                );
+                return Err(unreachable(why));
+            }
+            at_host(address, &ip.to_string(), address.port())
+        }
+        // At the scheduler's host, whatever others call it.
+        _ => Ok(address.clone()),
+    }
+}
+
+/// Refuses a worker if one of the two could not connect to the other.
+pub(crate) fn check_pair(new: (&Address, Seen), there: (&Address, Seen)) -> Result<(), Failure> {
+    for ((address, _), (_, other)) in [(new, there), (there, new)] {
+        let reach = Reach::of(address);
+        // What only a process or a host reaches was accepted because the scheduler is there.
+        if !other.reaches(reach) {
+            let why = format!(
+                "a worker listens at {address}, which only {} reaches, and another is elsewhere",
+                reach.as_str()
+            );
+            return Err(unreachable(why).failure().clone());
+        }
+    }
+    Ok(())
+}
+
+/// What this end, which reaches the scheduler at `scheduler`, connects to where it was told of `address`.
+///
+/// # Errors
+/// Where it cannot be reached from here, or not in the way that the scheduler's address asks for.
+pub(crate) async fn reached(address: &Address, scheduler: &Address) -> Result<Address> {
+    check_encrypted(address, scheduler)?;
+    if Reach::of(address) == Reach::Host && scheduler.scheme() != Scheme::Mem {
+        let scheduler = resolved(scheduler.host()).await;
+        if !scheduler.iter().any(|ip| is_here(ip.to_canonical())) {
+            return Err(unreachable(format!(
+                "the worker listens at {address}, which only its own host reaches"
+            )));
+        }
+    }
+    address.with_options_of(scheduler).map_err(Into::into)
+}
+
+/// The address that `text` is to this end: of a worker that listens everywhere on the scheduler's host, at that host.
+pub(crate) fn named(text: &str, scheduler: &Address) -> Result<Address> {
+    let address: Address = text.parse()?;
+    if !address.is_wildcard() {
+        return Ok(address);
+    }
+    let loopback = Ipv4Addr::LOCALHOST.to_string();
+    at_host(&address, if is_near(scheduler) { &loopback } else { scheduler.host() }, address.port())
+}
+
+fn unreachable(why: String) -> Error {
+    let remedy = "have it listen at an address that others reach, or advertise one";
+    Error::new(ErrorKind::Invalid, format!("{why}: {remedy}"))
+}
+
+/// Where the scheduler is met over TLS, so are workers, or within a host.
+fn check_encrypted(address: &Address, scheduler: &Address) -> Result<()> {
+    let is_local = matches!(address.scheme(), Scheme::Mem | Scheme::Shm);
+    if !scheduler.scheme().is_encrypted() || address.scheme().is_encrypted() || is_local {
+        return Ok(());
+    }
+    let (theirs, ours) = (scheduler.scheme(), address.scheme());
+    let why = format!(
+        "the scheduler's address asks for TLS ({theirs}), and that of a worker, {address}, for none: write {theirs}:// in place of {ours}://"
+    );
+    Err(Error::new(ErrorKind::Invalid, why))
+}
+
+/// `address` at another host or port, with its options.
+fn at_host(address: &Address, host: &str, port: u16) -> Result<Address> {
+    let mut at = without_options(address, host, port)?;
+    for (key, value) in address.options() {
+        at = at.with_option(key, value)?;
+    }
+    Ok(at)
+}
+
+fn without_options(address: &Address, host: &str, port: u16) -> Result<Address> {
+    match address.name() {
+        Some(name) => Ok(Address::mem(name)?),
+        None => Ok(Address::new(address.scheme(), host, port)?),
+    }
+}
+
+/// Whether this end reaches the scheduler without leaving the host.
+pub(crate) fn is_near(scheduler: &Address) -> bool {
+    scheduler.scheme() == Scheme::Mem || is_loopback(scheduler.host())
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
+/// Whether an address is one of this host's, in this network namespace: nothing can be bound to others.
+fn is_here(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// The addresses of a host; none where it is every interface, or not known.
+async fn resolved(host: &str) -> Vec<IpAddr> {
+    if matches!(host, "" | "*") {
+        return Vec::new();
+    }
+    match tokio::time::timeout(NAME_TIME, tokio::net::lookup_host((host, 0))).await {
+        Ok(Ok(found)) => found.map(|at| at.ip()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> Address {
+        text.parse().unwrap()
+    }
+
+    fn at(ip: &str) -> Seen {
+        Seen::At(ip.parse().unwrap())
+    }
+
+    #[test]
+    fn a_worker_at_every_interface_is_found_where_it_is_seen() {
+        let scheduler = address("tcp://*:7100");
+        for (offered, seen, expected) in [
+            ("tcp://*:4000", at("10.0.0.7"), "tcp://10.0.0.7:4000"),
+            ("tcp://0.0.0.0:4000?streams=2", at("10.0.0.7"), "tcp://10.0.0.7:4000?streams=2"),
+            ("towline://[::]:4000", at("fd00::7"), "towline://[fd00::7]:4000"),
+            ("tcp://*:4000", Seen::Near, "tcp://*:4000"),
+            ("tcp://10.0.0.9:4000", at("10.0.0.7"), "tcp://10.0.0.9:4000"),
+            ("tcp://127.0.0.1:4000", Seen::Near, "tcp://127.0.0.1:4000"),
+            ("mem://x", Seen::Within, "mem://x"),
+        ] {
+            assert_eq!(told(&address(offered), seen, &scheduler).unwrap().to_string(), expected);
+        }
+        for (told, scheduler, expected) in [
+            ("tcp://*:4000", "tcp://10.0.0.1:7100", "tcp://10.0.0.1:4000"),
+            ("tcp://[::]:4000?streams=2", "towline://head.example:7100", "tcp://head.example:4000?streams=2"),
+            ("tcp://0.0.0.0:4000", "tcp://[::1]:7100", "tcp://127.0.0.1:4000"),
+            ("tcp://*:4000", "mem://scheduler", "tcp://127.0.0.1:4000"),
+            ("tcp://10.0.0.9:4000", "tcp://10.0.0.1:7100", "tcp://10.0.0.9:4000"),
+        ] {
+            assert_eq!(named(told, &address(scheduler)).unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn an_address_where_nobody_finds_a_worker_is_refused() {
+        let scheduler = address("tcp://*:7100");
+        for (offered, seen) in [
+            ("tcp://127.0.0.1:4000", at("10.0.0.7")),
+            ("towline://localhost:4000", at("10.0.0.7")),
+            ("tcp://[::1]:4000", at("fd00::7")),
+            ("shm://10.0.0.7:4000", at("10.0.0.7")),
+            ("mem://x", Seen::Near),
+            ("tcp://*:4000", at("fe80::1")),
+            ("tcp://0.0.0.0:4000", at("fd00::7")),
+        ] {
+            let error = told(&address(offered), seen, &scheduler).unwrap_err();
+            assert!(error.to_string().contains("advertise"), "{offered}: {error}");
+        }
+        let near = (&address("tcp://127.0.0.1:4000"), Seen::Near);
+        let far = (&address("tcp://10.0.0.7:4000"), at("10.0.0.7"));
+        for (new, there) in [(near, far), (far, near)] {
+            let refusal = check_pair(new, there).unwrap_err();
+            assert!(refusal.detail.contains("127.0.0.1:4000"), "{}", refusal.detail);
+        }
+        check_pair(near, near).unwrap();
+        check_pair(far, (&address("tcp://*:4000"), Seen::Near)).unwrap();
+        check_pair((&address("mem://x"), Seen::Within), near).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_a_worker_advertises_is_where_others_find_it() {
+        let (bound, scheduler) = (address("tcp://*:4000"), address("tcp://10.0.0.1:7100"));
+        let offer = async |advertised: &str| offered(&bound, Some(&address(advertised)), &scheduler).await;
+        assert_eq!(offer("tcp://192.0.2.7:0").await.unwrap().to_string(), "tcp://192.0.2.7:4000");
+        assert_eq!(offer("tls://192.0.2.7:5000").await.unwrap().to_string(), "tls://192.0.2.7:5000");
+        for refused in ["tcp://*:0", "tcp://0.0.0.0:5000", "mem://x"] {
+            assert!(offer(refused).await.unwrap_err().detail().contains("cannot be advertised"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn options_of_the_schedulers_address_reach_the_connections_between_its_peers() {
+        let scheduler = address("tcp://127.0.0.1:7100?integrity=crc32c&streams=4");
+        for (told, expected) in [
+            ("tcp://127.0.0.1:4000", "tcp://127.0.0.1:4000?integrity=crc32c&streams=4"),
+            ("tcp://127.0.0.1:4000?streams=2", "tcp://127.0.0.1:4000?streams=4&integrity=crc32c"),
+            ("shm://127.0.0.1:4000", "shm://127.0.0.1:4000?integrity=crc32c"),
+            // Nothing travels there.
+            ("mem://x", "mem://x"),
+        ] {
+            assert_eq!(reached(&address(told), &scheduler).await.unwrap().to_string(), expected);
+            let offer = offered(&address(told), None, &scheduler).await.unwrap();
+            assert_eq!(offer.to_string(), expected, "and those of ends that know of none");
+        }
+        // Settings of UCX are each host's own.
+        let scheduler = address("ucx://127.0.0.1:7100?NET_DEVICES=lo&versions=any");
+        let told = address("ucx://127.0.0.1:4000?TLS=tcp");
+        let offer = offered(&told, None, &scheduler).await.unwrap();
+        assert_eq!(offer.to_string(), "ucx://127.0.0.1:4000?TLS=tcp&versions=any");
+        let reached = reached(&offer, &scheduler).await.unwrap();
+        assert_eq!(reached.option("NET_DEVICES"), Some("lo"));
+    }
+
+    #[tokio::test]
+    async fn where_the_scheduler_is_met_over_tls_nothing_is_without() {
+        for scheduler in ["tls://127.0.0.1:7100", "towlines://127.0.0.1:7100"].map(address) {
+            for plain in
+                ["tcp://127.0.0.1:4000", "towline://127.0.0.1:4000", "ucx://127.0.0.1:4000"].map(address)
+            {
+                let refusals = [
+                    offered(&plain, None, &scheduler).await,
+                    told(&plain, Seen::Near, &scheduler),
+                    reached(&plain, &scheduler).await,
+                ];
+                for refusal in refusals {
+                    assert!(refusal.unwrap_err().detail().contains("TLS"), "{plain}");
+                }
+            }
+            for fine in
+                ["tls://127.0.0.1:4000", "towlines://127.0.0.1:4000", "shm://127.0.0.1:4000", "mem://x"]
+            {
+                reached(&address(fine), &scheduler).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_of_another_hosts_loopback_interface_is_out_of_reach() {
+        let told = address("tcp://127.0.0.1:4000");
+        // An address that is kept for documents, and nobody's.
+        let error = reached(&told, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
+        assert!(error.detail().contains("only its own host reaches"), "{error}");
+        reached(&told, &address("tcp://localhost:7100")).await.unwrap();
+        reached(&told, &address("mem://scheduler")).await.unwrap();
+    }
+}
