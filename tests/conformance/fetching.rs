@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use towline::backend;
-use towline::{Buffer, BufferMut, Connection, ErrorKind, Landing, Message};
+use towline::{Buffer, BufferMut, Connection, Endpoint, ErrorKind, Incoming, Landing, Listener, Message};
+use towline_tests::faulting::Faulting;
 
 use crate::backends::Row;
-use crate::by_hand::{parcel, record};
+use crate::by_hand::{EAGER, announcement, parcel, record};
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message};
 use crate::meeting::assert_talk;
 use crate::mixed::{Dice, seeds};
@@ -17,6 +18,7 @@ use crate::peer::{Home, Peer};
 use crate::polls::{eventually, soon, within};
 use crate::sharing::{CONSUMED, Hello, PRODUCED, Sharer, friend, listening};
 use crate::suite::cases;
+use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
@@ -29,6 +31,10 @@ cases! {
         a_stopped_sender_holds_up_nobody_who_reads_its_memory,
         addresses_that_lie_cost_a_copy_or_the_connection,
         what_is_slow_here_is_not_done_unless_asked_for;
+    CROSS_PROCESS - CROSS_HOST, userfaultfd:
+        a_mark_that_faults_for_ever_holds_up_no_opening_but_its_own,
+        frames_that_fault_for_ever_fail_alone,
+        an_end_does_not_wait_for_memory_that_faults_for_ever;
     CROSS_PROCESS - CROSS_HOST, netns:
         a_process_that_cannot_be_seen_has_its_frames_travel;
 }
@@ -436,4 +442,146 @@ async fn a_process_that_cannot_be_seen_has_its_frames_travel(row: &'static Row) 
         sent.unwrap();
         assert_frame(&taken.unwrap().frames()[0], number, LEN);
     }
+}
+
+/// Threads that read the memory of others, at most.
+const READERS_MAX: usize = 8;
+/// How long a read may take, and then some for it to be noticed.
+const READ_TIME: Duration = Duration::from_secs(8);
+const MARK: &[u8; 16] = b"sixteen of bytes";
+
+async fn a_mark_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let near = row.endpoint();
+    let pair = friend(&near, &listener).await;
+    assert!(note(&pair.1).await.contains(SEEN), "{}", note(&pair.1).await);
+    let (descriptors, threads) = (usage::descriptors(), usage::threads());
+    let faulting = Faulting::new(4096).unwrap();
+    let mut standing = Vec::new();
+    for nonce in 0..READERS_MAX as u8 + 3 {
+        let lie = |hello: &mut Hello| marked(hello, faulting.address(), MARK);
+        let opening = Sharer::connected_by(&endpoint, &listener, nonce, lie);
+        let others = async {
+            for number in 0..3 {
+                assert_talk(&pair, number).await;
+            }
+            // The driver goes on too.
+            within(Duration::from_secs(2), "another endpoint", async {
+                let other = endpoint.listen(&row.address()).await.unwrap();
+                let (a, b) = tokio::join!(near.connect(other.address()), other.accept());
+                assert_talk(&(a.unwrap(), b.unwrap()), 3).await;
+            })
+            .await;
+        };
+        let (opened, ()) = tokio::join!(opening, others);
+        let (sharer, connection) = opened.expect("it shares memory all the same");
+        let why = note(&connection).await;
+        let said = ["did not answer within 250 ms", "8 reads of other memory do not return"];
+        assert!(why.contains("twice") && said.iter().any(|said| why.contains(said)), "{why}");
+        standing.push((sharer, connection));
+    }
+    assert!(usage::threads() <= threads + READERS_MAX, "{} threads", usage::threads());
+    drop((standing, faulting));
+    // Whoever waited goes on, and ends: nothing is left, and memory is read again.
+    eventually("all threads are gone", || usage::threads() <= threads).await;
+    eventually("every descriptor is closed", || usage::descriptors() <= descriptors).await;
+    let another = friend(&near, &listener).await;
+    assert!(note(&another.1).await.contains(SEEN), "{}", note(&another.1).await);
+}
+
+/// A peer by hand that is believed, and a message of its that lies where nobody can read it.
+async fn with_a_frame_that_faults(
+    endpoint: &Endpoint,
+    listener: &Listener,
+    faulting: &Faulting,
+    mark: &[u8; 16],
+) -> (Sharer, Connection, Incoming) {
+    let honest = |hello: &mut Hello| marked(hello, mark.as_ptr().addr() as u64, mark);
+    let opened = Sharer::connected_by(endpoint, listener, 1, honest).await;
+    let (mut sharer, connection) = opened.expect("it is believed");
+    assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
+    sharer.write(&fetchable(0, PART as u64, faulting.address()));
+    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    (sharer, connection, incoming)
+}
+
+fn landing() -> Vec<Landing> {
+    vec![Landing::Buffer(BufferMut::with_capacity(PART))]
+}
+
+async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let pair = friend(&row.endpoint(), &listener).await;
+    let (faulting, mark) = (Faulting::new(PART).unwrap(), Box::new(*MARK));
+    let (mut sharer, connection, incoming) =
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
+    let mut taking = std::pin::pin!(incoming.accept_into(landing()));
+    let others = async {
+        // The connection itself, both ways, and others.
+        for number in 1..20 {
+            sharer.write(&parcel(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[]));
+            let taken = within(Duration::from_secs(1), "a message", connection.recv()).await.unwrap();
+            assert_eq!(taken.header(), "hi");
+            let sending = connection.send(message(1, &[100]));
+            within(Duration::from_secs(1), "a message", sending).await.unwrap();
+            assert_talk(&pair, 1).await;
+        }
+    };
+    let began = Instant::now();
+    tokio::select! {
+        biased;
+        taken = &mut taking => panic!("it ended before anything else: {taken:?}"),
+        () = others => {}
+    }
+    let failed = within(READ_TIME, "the accept", taking).await.unwrap_err();
+    assert_eq!(failed.error.kind(), ErrorKind::TimedOut, "{failed}");
+    assert!(began.elapsed() > Duration::from_secs(4), "after {:?}", began.elapsed());
+    let why = note(&connection).await;
+    assert!(why.contains("twice") && why.contains("did not return within 5 s"), "{why}");
+    // The connection lives, and what would have been read is asked for.
+    sharer.write(&fetchable(20, PART as u64, faulting.address()));
+    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let before = sharer.heard(PRODUCED);
+    let asking = async {
+        eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
+        for part in [7; PART].chunks(30_000) {
+            sharer.write(&parcel(&[], 20 * 4, part));
+            eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
+        }
+    };
+    let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept_into(landing()), asking) }).await;
+    assert!(taken.unwrap().frames()[0].to_vec().unwrap() == vec![7; PART]);
+    assert_talk(&pair, 2).await;
+}
+
+async fn an_end_does_not_wait_for_memory_that_faults_for_ever(row: &'static Row) {
+    let (endpoint, listener) = listening(row).await;
+    let pair = friend(&row.endpoint(), &listener).await;
+    let (faulting, mark) = (Faulting::new(PART).unwrap(), Box::new(*MARK));
+    let (sharer, connection, incoming) =
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
+    let taking = tokio::spawn(async move { incoming.accept_into(landing()).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!taking.is_finished());
+    let receiving = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.recv().await }
+    });
+    connection.abort();
+    let end = within(Duration::from_secs(1), "recv", receiving).await.unwrap().unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
+    assert_talk(&pair, 1).await;
+    let failed = within(READ_TIME, "the accept", taking).await.unwrap().unwrap_err();
+    assert_eq!(failed.error.kind(), ErrorKind::Closed, "{failed}");
+    // Where the read returns, its memory comes back at once.
+    drop((sharer, faulting));
+    let faulting = Faulting::new(PART).unwrap();
+    let (_sharer, connection, incoming) =
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
+    let taking = tokio::spawn(async move { incoming.accept_into(landing()).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    connection.abort();
+    drop(faulting);
+    let failed = within(Duration::from_secs(2), "the accept", taking).await.unwrap().unwrap_err();
+    assert!(matches!(&failed.returned[..], [Landing::Buffer(_)]), "the landing comes back");
 }

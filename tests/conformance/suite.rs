@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use rustix::fs::{MemfdFlags, memfd_create};
 use towline::Caps;
+use towline_tests::faulting::Faulting;
 use towline_tests::libraries;
 
 use crate::backends::Row;
@@ -53,6 +54,8 @@ pub(crate) enum Need {
     Netns,
     /// An IPv6 loopback.
     Ipv6,
+    /// A userfaultfd that sees the faults of the kernel too: root.
+    Userfaultfd,
     /// Both UCX that `cargo xtask install` provides.
     Ucx,
 }
@@ -84,6 +87,9 @@ macro_rules! need {
     };
     (netns) => {
         Some($crate::suite::Need::Netns)
+    };
+    (userfaultfd) => {
+        Some($crate::suite::Need::Userfaultfd)
     };
 }
 pub(crate) use {caps, cases, need};
@@ -133,6 +139,7 @@ impl Need {
         match self {
             Self::Netns => namespaces::unavailable(),
             Self::Ipv6 => TcpListener::bind("[::1]:0").err().map(|error| error.to_string()),
+            Self::Userfaultfd => Faulting::new(4096).err().map(|error| error.to_string()),
             Self::Ucx => libraries::older().and_then(|_| libraries::newer()).err(),
         }
     }
@@ -142,6 +149,7 @@ impl Need {
         match self {
             Self::Netns => "netns",
             Self::Ipv6 => "ipv6",
+            Self::Userfaultfd => "userfaultfd",
             Self::Ucx => "ucx",
         }
     }

@@ -1,8 +1,9 @@
-//! What the tests of Towline need and its users do not: memory that behaves like a device's, memory that runs out,
+//! What the tests of Towline need and its users do not: memory that behaves like a device's, that runs out, that faults for ever,
 //! certificates, forks, waiting with a limit, what a process uses, tasks that stop, the libraries of UCX and endpoints over them, a process that echoes, what `cargo xtask install` made, what a peer made by hand says, and what a machine may lack.
 
 pub mod certificates;
 pub mod echoing;
+pub mod faulting;
 pub mod forked;
 pub mod guarded;
 pub mod libraries;

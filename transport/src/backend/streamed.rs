@@ -306,7 +306,7 @@ impl<L: Line> Link for Streamed<L> {
         // One that has ended has nothing to come. Where the last poll stopped before it was dry, no bell rings for the rest, nor for
         // what this end does by itself.
         baton.as_mut().is_none_or(|moving| {
-            moving.dry && !moving.session.is_fetching() && self.line.doze(&mut moving.held)
+            moving.dry && !moving.session.has_to_fetch() && self.line.doze(&mut moving.held)
         })
     }
 

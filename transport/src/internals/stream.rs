@@ -12,7 +12,7 @@ use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::region::{Region, Regions, RemoteRegion};
-use crate::wire::fetching::Fetcher;
+use crate::wire::fetching::{Fetcher, Part, PartEnd};
 use crate::wire::session::{Session, Target, Urgency};
 
 /// How much memory its pool may keep for later.
@@ -21,24 +21,33 @@ const POOL_LEN: usize = 1 << 20;
 const PIECES_MAX: usize = 64;
 
 /// A peer's memory, where no allocation of this process is.
-#[derive(Debug)]
-struct Zeros;
+#[derive(Debug, Default)]
+struct Zeros(Option<PartEnd>);
 
 impl Fetcher for Zeros {
     fn fetches(&self) -> bool {
         true
     }
 
-    fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
-        if address < 1 << 20 {
-            Ok(into.write_copy_of_slice(&vec![0; into.len()]))
-        } else {
-            Err(Error::new(ErrorKind::Unavailable, "nothing is there"))
+    fn begin(&mut self, mut part: Part) -> Result<(), Part> {
+        fn zeros(address: u64, into: &mut [MaybeUninit<u8>]) -> Result<&mut [u8]> {
+            if address < 1 << 20 {
+                Ok(into.write_copy_of_slice(&vec![0; into.len()]))
+            } else {
+                Err(Error::new(ErrorKind::Unavailable, "nothing is there"))
+            }
         }
+        let read = part.read_by(zeros);
+        self.0 = Some(if read.is_ok() { PartEnd::Read(part) } else { PartEnd::Failed(part) });
+        Ok(())
     }
 
-    fn confirm(&mut self) -> Result<()> {
-        Ok(())
+    fn finished(&mut self) -> Option<PartEnd> {
+        self.0.take()
+    }
+
+    fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>) {
+        then(self.0.take().and_then(PartEnd::into_part));
     }
 
     fn withdraw(&mut self) {}
@@ -80,7 +89,7 @@ impl Stream {
     /// The same, which fetches from the lowest MiB of its peer's memory, all of it zeros, and finds nothing elsewhere.
     #[must_use]
     pub fn fetching(mut self) -> Self {
-        self.session = self.session.fetching(Box::new(Zeros));
+        self.session = self.session.fetching(Box::<Zeros>::default());
         self
     }
 

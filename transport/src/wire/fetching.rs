@@ -2,13 +2,14 @@
 //! their landings, copies them there by itself, once.
 //!
 //! The session says what lies where, whose turn it is, and when the sender's memory is free. The link brings a [`Fetcher`],
-//! which reaches the peer's memory. The invariant: nothing that was fetched is delivered before [`Fetcher::confirm`] said that
+//! which reaches the peer's memory. The invariant: nothing that was fetched is delivered before its last part was confirmed:
 //! the memory had not gone back to its owner; and it goes back only after [`Fetcher::withdraw`], which makes the peer's fail.
 
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::memory::BufferMut;
 use crate::message::{FRAMES_MAX, HEADER_LEN_MAX, Message};
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
@@ -35,21 +36,76 @@ pub(crate) trait Fetcher: Debug + Send {
     /// Whether it reaches the peer's memory, as far as it knows.
     fn fetches(&self) -> bool;
 
-    /// Fills `into` from that address of the peer's memory on, where all of it can be read; otherwise it does not try again.
-    /// What was read counts for nothing before it is [confirmed](Self::confirm).
+    /// Begins to read a part, elsewhere: this never waits for the peer's memory. One part at a time.
     ///
     /// # Errors
-    /// Whatever kept it from reading: the payload has to travel.
-    fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]>;
+    /// The part, where it cannot be read: the payload has to travel.
+    fn begin(&mut self, part: Part) -> Result<(), Part>;
 
-    /// Whether the peer still had all of it as it was, when the last of what was fetched so far was read.
-    ///
-    /// # Errors
-    /// `PeerLost`: it ended the connection, or itself.
-    fn confirm(&mut self) -> Result<()>;
+    /// What became of the part, once that is known. Where reading failed, it does not try again.
+    fn finished(&mut self) -> Option<PartEnd>;
+
+    /// Nobody waits for the part any more: calls `then` with it once its memory is free, or with none where it is not within
+    /// the time of a read.
+    fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>);
 
     /// Our memory goes back to its owners from now on: what the peer fetches and has not confirmed counts for nothing.
     fn withdraw(&mut self);
+}
+
+/// What is read in one go: pieces of frames, with the memory that they land in.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) pieces: Vec<Piece>,
+    /// The message is whole with it: what was read is then confirmed.
+    pub(crate) is_last: bool,
+}
+
+/// So many bytes of a frame, from an address of the peer's on, to the end of what the buffer has.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) frame: usize,
+    pub(crate) address: u64,
+    pub(crate) len: usize,
+    pub(crate) into: BufferMut,
+}
+
+/// What became of a part.
+#[derive(Debug)]
+pub(crate) enum PartEnd {
+    /// It was read, and the last one of a message confirmed.
+    Read(Part),
+    /// It could not be read: the payload has to travel.
+    Failed(Part),
+    /// The peer ended the connection, or itself, before: what was read counts for nothing.
+    Lost(Part, Error),
+    /// The read did not return in time, and keeps its memory until it does.
+    Stuck(Error),
+}
+
+impl PartEnd {
+    /// The part, unless it is still being read.
+    pub(crate) fn into_part(self) -> Option<Part> {
+        match self {
+            Self::Read(part) | Self::Failed(part) | Self::Lost(part, _) => Some(part),
+            Self::Stuck(_) => None,
+        }
+    }
+}
+
+impl Part {
+    /// Reads all of it by `fetch`, which fills memory from an address on.
+    ///
+    /// # Errors
+    /// Those of `fetch`.
+    pub(crate) fn read_by<F>(&mut self, mut fetch: F) -> Result<()>
+    where
+        F: for<'a> FnMut(u64, &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]>,
+    {
+        self.pieces.iter_mut().try_for_each(|Piece { address, len, into, .. }| {
+            into.fill_with(|spare| fetch(*address, &mut spare[..*len])).map(drop)
+        })
+    }
 }
 
 /// The addresses of a message's frames, if it may be fetched; otherwise it travels.

@@ -14,7 +14,7 @@ use crate::operation::{Done, Operation};
 use crate::wire::chunks::Chunks;
 use crate::wire::count::Count;
 use crate::wire::credit::{AHEAD, WINDOW};
-use crate::wire::fetching::addresses_in;
+use crate::wire::fetching::{Fetcher, addresses_in};
 use crate::wire::ledger::Ledger;
 use crate::wire::lending::{Lender, Loan};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
@@ -50,6 +50,8 @@ pub(crate) struct Receives {
     landing: usize,
     /// Accepted payloads that this end fetches by itself, in turns.
     fetching: VecDeque<u64>,
+    /// A part of the first of them is being read.
+    part_is_out: bool,
     /// Payload comes in chunks of this length, in any order.
     chunk_len: Option<usize>,
     pub(crate) copied: Count,
@@ -146,6 +148,7 @@ impl Receives {
             words_prompt: false,
             landing: 0,
             fetching: VecDeque::new(),
+            part_is_out: false,
             chunk_len: None,
             copied: Count::default(),
         }
@@ -440,7 +443,10 @@ impl Receives {
     }
 
     /// Fails every landing in flight.
-    pub(crate) fn give_up(&mut self, why: &Error) {
+    pub(crate) fn give_up(&mut self, why: &Error, fetcher: Option<&mut dyn Fetcher>) {
+        if let Some(fetcher) = fetcher {
+            self.give_up_part(fetcher, why);
+        }
         for Held { lens, state, .. } in self.held.drain() {
             let (State::Landing(mut landing) | State::Fetching(mut landing, _)) = state else { continue };
             landing.join(&lens);

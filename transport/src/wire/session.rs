@@ -181,18 +181,15 @@ impl Session {
         }
     }
 
-    /// Whether something is to be fetched, which no source shows.
-    pub(crate) fn is_fetching(&self) -> bool {
-        self.receives.is_fetching()
+    /// Whether something is to be fetched that nothing under way leads to, and no source shows.
+    pub(crate) fn has_to_fetch(&self) -> bool {
+        self.receives.has_to_fetch()
     }
 
-    /// Fetches a part of what is to be fetched; whether there was any.
+    /// Goes on with what is to be fetched; whether anything moved.
     pub(crate) fn fetch(&mut self) -> Result<bool> {
         let Self { fetcher: Some(fetcher), receives, records, .. } = self else { return Ok(false) };
-        if !receives.is_fetching() {
-            return Ok(false);
-        }
-        receives.fetch(&mut **fetcher, records).map(|()| true)
+        receives.fetch(&mut **fetcher, records)
     }
 
     /// What the peer announced since the last call.
@@ -256,6 +253,7 @@ impl Session {
 
     /// Time passed for what is lent and borrowed; an error is the connection's end.
     pub(crate) fn tend(&mut self) -> Result<()> {
+        self.fetch()?;
         self.lender.as_mut().map_or(Ok(()), |lender| lender.tend())
     }
 
@@ -441,7 +439,7 @@ impl Session {
             }
         }
         self.bulks.drain(..).for_each(|bulk| bulk.fail(why));
-        self.receives.give_up(why);
+        self.receives.give_up(why, self.fetcher.as_deref_mut().map(|fetcher| fetcher as &mut dyn Fetcher));
         self.one_sided.give_up(why);
         self.announced.clear();
         for done in self.closers.drain(..) {

@@ -5,24 +5,34 @@
 
 #![expect(unsafe_code, reason = "one call has the kernel copy from another process")]
 
+use std::fmt::{self, Debug, Formatter};
 use std::hint::black_box;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
+use tokio::sync::oneshot;
 
-use crate::environment::Environment;
+use super::readers::{self, Wanted};
+use crate::backend::{Link, Progress};
+use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::fetching::Fetcher;
+use crate::wire::fetching::{Fetcher, Part, PartEnd};
 
 /// What the probe copies, and how often in each way.
 const PROBE_LEN: usize = 1 << 20;
 const PROBES: usize = 5;
+/// How long the opening of a link waits for the peer's memory.
+const OPEN_TIME: Duration = Duration::from_millis(250);
+/// How long a read of a part may take.
+const READ_TIME: Duration = Duration::from_secs(5);
+/// Polls of a link by which it takes what was read, and begins with the next.
+const POLLS: usize = 2;
 
 /// What a process keeps at one place of its memory for as long as a link's peer may read there: random bytes, by which the
 /// peer knows that it reads this process, and that nothing went back to its owner yet.
@@ -76,14 +86,19 @@ pub(super) struct Fetched {
     lacking: OnceLock<String>,
     /// System calls it made for that.
     pub(super) calls: AtomicU64,
+    /// The link, to be moved when something was read.
+    link: OnceLock<Weak<dyn Link>>,
 }
 
-/// Reads the peer's memory where the kernel permits it.
+/// Has other threads read the peer's memory where the kernel permits it.
 #[derive(Debug)]
 pub(super) struct VmFetcher {
     ours: Mark,
-    peer: Option<Memory>,
+    peer: Option<Arc<Memory>>,
     seen: Arc<Fetched>,
+    /// What is being read.
+    read: Option<Read>,
+    environment: Arc<dyn Environment>,
 }
 
 /// The memory of the peer's process.
@@ -93,6 +108,36 @@ struct Memory {
     /// Readable once the process has ended; `None` if it is this one.
     ended: Option<Arc<OwnedFd>>,
     mark: MarkAt,
+}
+
+/// A part that another thread reads.
+#[derive(Debug)]
+struct Read {
+    state: Arc<Mutex<ReadState>>,
+    began: Instant,
+    _wanted: Arc<Wanted>,
+}
+
+/// Who has the part.
+enum ReadState {
+    /// No thread has begun.
+    Waits(Part),
+    /// A thread reads, and then calls this, if there is anything: otherwise it leaves it here.
+    IsRead(Option<Box<dyn FnOnce(Option<Part>) + Send>>),
+    IsOver(PartEnd),
+    /// It was taken, or nobody will.
+    IsGone,
+}
+
+impl Debug for ReadState {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waits(_) => "Waits",
+            Self::IsRead(_) => "IsRead",
+            Self::IsOver(_) => "IsOver",
+            Self::IsGone => "IsGone",
+        })
+    }
 }
 
 impl Fetched {
@@ -109,16 +154,36 @@ impl Fetched {
             Some(why) => format!("{WHICH} are copied twice, by way of the ring, since {why}"),
         }
     }
+
+    /// The link that is moved when something was read.
+    pub(super) fn moves(&self, link: &Arc<dyn Link>) {
+        // Only the first link is its own.
+        let _ = self.link.set(Arc::downgrade(link));
+    }
+
+    /// Has the link take what was read, and begin with the next part.
+    fn move_link(&self) {
+        let mut polls = 0;
+        while polls < POLLS {
+            let Some(link) = self.link.get().and_then(Weak::upgrade) else { return };
+            match link.progress() {
+                // Whoever polls may have looked before.
+                Progress::Elsewhere => std::thread::yield_now(),
+                Progress::Moved | Progress::Idle => polls += 1,
+            }
+        }
+    }
 }
 
 impl VmFetcher {
     /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `mark` is what it showed. Unless it
-    /// is to read `always`, it does where that is fast.
-    pub(super) fn new(
+    /// is to read `always`, it does where that is fast. Waits for the peer's memory, for a while.
+    pub(super) async fn open(
         ours: Mark,
         (process, ended): (Option<Pid>, Option<Arc<OwnedFd>>),
         mark: Option<MarkAt>,
         always: bool,
+        environment: &Arc<dyn Environment>,
     ) -> (Self, Arc<Fetched>) {
         let seen = Arc::<Fetched>::default();
         let is_this = process == Some(rustix::process::getpid());
@@ -128,16 +193,18 @@ impl VmFetcher {
             (Some(_), _) if ended.is_none() && !is_this => Err("nothing would tell of its end".to_owned()),
             (Some(process), Some(mark)) => Ok(Memory { process, ended, mark }),
         };
-        let found = found.and_then(|memory| match memory.is_there() {
-            Ok(true) => match slowness() {
-                Some(why) if !always => Err(why.to_owned()),
-                _ => Ok(memory),
-            },
-            Ok(false) => Err("the process that the kernel names is another".to_owned()),
-            Err(error) => Err(refused(&error)),
-        });
-        let peer = found.map_err(|why| seen.lacking.get_or_init(|| why)).ok();
-        (Self { ours, peer, seen: seen.clone() }, seen)
+        let found = match found {
+            Ok(memory) => memory.tried(always, environment).await,
+            Err(why) => Err(why),
+        };
+        let peer = found.map_err(|why| seen.lacking.get_or_init(|| why)).ok().map(Arc::new);
+        (Self { ours, peer, seen: seen.clone(), read: None, environment: environment.clone() }, seen)
+    }
+
+    /// It does not try again.
+    fn give_up(&mut self, why: impl FnOnce() -> String) {
+        self.peer = None;
+        self.seen.lacking.get_or_init(why);
     }
 }
 
@@ -146,25 +213,101 @@ impl Fetcher for VmFetcher {
         self.peer.is_some()
     }
 
-    fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
-        let Some(memory) = &self.peer else {
-            return Err(Error::new(ErrorKind::Unavailable, "the peer's memory cannot be read"));
+    fn begin(&mut self, part: Part) -> Result<(), Part> {
+        let Some(memory) = self.peer.clone() else { return Err(part) };
+        let state = Arc::new(Mutex::new(ReadState::Waits(part)));
+        let (taken, seen) = (state.clone(), self.seen.clone());
+        let read = move || {
+            let mut state = lock(&taken);
+            let ReadState::Waits(part) = std::mem::replace(&mut *state, ReadState::IsRead(None)) else {
+                return *state = ReadState::IsGone;
+            };
+            drop(state);
+            let end = memory.read_part(part, &seen);
+            let mut state = lock(&taken);
+            if let ReadState::IsRead(None) = &*state {
+                return *state = ReadState::IsOver(end);
+            }
+            let before = std::mem::replace(&mut *state, ReadState::IsGone);
+            drop(state);
+            if let (ReadState::IsRead(Some(then)), Some(part)) = (before, end.into_part()) {
+                then(Some(part));
+            }
         };
-        self.seen.calls.fetch_add(1, Ordering::Relaxed);
-        memory.read(address, into).map_err(|error| {
-            self.peer = None;
-            self.seen.lacking.get_or_init(|| refused(&error));
-            Error::new(ErrorKind::Unavailable, "the peer's memory cannot be read").caused_by(error)
-        })
+        let seen = self.seen.clone();
+        match readers::run(read, move || seen.move_link()) {
+            Some(_wanted) => {
+                self.read = Some(Read { state, began: Instant::now(), _wanted });
+                Ok(())
+            }
+            None => match std::mem::replace(&mut *lock(&state), ReadState::IsGone) {
+                ReadState::Waits(part) => Err(part),
+                _ => unreachable!("nobody else has it"),
+            },
+        }
     }
 
-    fn confirm(&mut self) -> Result<()> {
-        self.seen.calls.fetch_add(2, Ordering::Relaxed);
-        let is_there = self.peer.as_ref().is_some_and(|memory| memory.is_there().unwrap_or(false));
-        if is_there {
-            return Ok(());
+    fn finished(&mut self) -> Option<PartEnd> {
+        let read = self.read.as_ref()?;
+        let is_late = read.began.elapsed() > READ_TIME;
+        let mut state = lock(&read.state);
+        match std::mem::replace(&mut *state, ReadState::IsGone) {
+            ReadState::IsOver(end) => {
+                drop(state);
+                self.read = None;
+                if let PartEnd::Failed(_) = end {
+                    self.peer = None;
+                }
+                Some(end)
+            }
+            ReadState::Waits(part) if is_late => {
+                drop(state);
+                self.read = None;
+                self.give_up(no_thread);
+                Some(PartEnd::Failed(part))
+            }
+            ReadState::IsRead(_) if is_late => {
+                drop(state);
+                self.read = None;
+                self.give_up(|| {
+                    format!("a read of its memory did not return within {} s", READ_TIME.as_secs())
+                });
+                let why = "the peer's memory, where the message lies, does not answer";
+                Some(PartEnd::Stuck(Error::new(ErrorKind::TimedOut, why)))
+            }
+            other => {
+                *state = other;
+                None
+            }
         }
-        Err(Error::new(ErrorKind::PeerLost, "the peer was gone before its memory was read"))
+    }
+
+    fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>) {
+        let Some(Read { state, .. }) = self.read.take() else { return then(None) };
+        let mut held = lock(&state);
+        match std::mem::replace(&mut *held, ReadState::IsGone) {
+            ReadState::Waits(part) => {
+                drop(held);
+                then(Some(part));
+            }
+            ReadState::IsOver(end) => {
+                drop(held);
+                then(end.into_part());
+            }
+            ReadState::IsRead(_) => {
+                *held = ReadState::IsRead(Some(then));
+                drop(held);
+                let late = self.environment.sleep_until(self.environment.now() + READ_TIME);
+                self.environment.spawn(Box::pin(async move {
+                    late.await;
+                    let before = std::mem::replace(&mut *lock(&state), ReadState::IsGone);
+                    if let ReadState::IsRead(Some(then)) = before {
+                        then(None);
+                    }
+                }));
+            }
+            ReadState::IsGone => then(None),
+        }
     }
 
     fn withdraw(&mut self) {
@@ -172,7 +315,60 @@ impl Fetcher for VmFetcher {
     }
 }
 
+fn lock(state: &Mutex<ReadState>) -> MutexGuard<'_, ReadState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_thread() -> String {
+    format!("{} reads of other memory do not return", readers::THREADS_MAX)
+}
+
 impl Memory {
+    /// This, if it answers in time and is the peer's; otherwise why it is not read, in words that finish "since".
+    async fn tried(self, always: bool, environment: &Arc<dyn Environment>) -> Result<Self, String> {
+        let (tell, told) = oneshot::channel();
+        let look = move || {
+            let found = match self.is_there() {
+                Ok(true) => match slowness() {
+                    Some(why) if !always => Err(why.to_owned()),
+                    _ => Ok(self),
+                },
+                Ok(false) => Err("the process that the kernel names is another".to_owned()),
+                Err(error) => Err(refused(&error)),
+            };
+            // Whoever waited may have given up.
+            let _ = tell.send(found);
+        };
+        let Some(_wanted) = readers::run(look, || {}) else { return Err(no_thread()) };
+        let late = || format!("its memory did not answer within {} ms", OPEN_TIME.as_millis());
+        match within(&**environment, environment.now() + OPEN_TIME, told).await {
+            Some(Ok(found)) => found,
+            Some(Err(_)) | None => Err(late()),
+        }
+    }
+
+    /// Reads a part, and confirms what is read last of a message. This may take as long as the peer likes.
+    fn read_part(&self, mut part: Part, seen: &Fetched) -> PartEnd {
+        let read = part.read_by(|address, into| {
+            seen.calls.fetch_add(1, Ordering::Relaxed);
+            self.read(address, into).map_err(|error| {
+                seen.lacking.get_or_init(|| refused(&error));
+                error.into()
+            })
+        });
+        if read.is_err() {
+            return PartEnd::Failed(part);
+        }
+        if part.is_last {
+            seen.calls.fetch_add(2, Ordering::Relaxed);
+            if !self.is_there().unwrap_or(false) {
+                let why = "the peer was gone before its memory was read";
+                return PartEnd::Lost(part, Error::new(ErrorKind::PeerLost, why));
+            }
+        }
+        PartEnd::Read(part)
+    }
+
     /// Whether this is still the peer's memory, of which nothing went back to its owner before what was read last.
     fn is_there(&self) -> io::Result<bool> {
         // What was read before stays before this.

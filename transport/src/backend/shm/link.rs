@@ -61,7 +61,7 @@ impl Ours {
 }
 
 /// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
-pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Opened> {
+pub(super) async fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Opened> {
     let Met { socket, peer, user, process } = met;
     let Ours { segment, bell, holders, holder: _, trusts, mark } = ours;
     if !pipe::is_reading_end(&peer.bell) {
@@ -86,13 +86,16 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Res
     let ended = process.and_then(watched).map(Arc::new);
     let fetched = match (trusted, site.checked) {
         (true, false) => {
-            let (fetcher, fetched) = VmFetcher::new(mark, (process, ended.clone()), peer.mark, reads_always);
+            let about = (process, ended.clone());
+            let opened = VmFetcher::open(mark, about, peer.mark, reads_always, &site.environment).await;
+            let (fetcher, fetched) = opened;
             session = session.fetching(Box::new(fetcher));
             fetched
         }
         (true, true) => Fetched::nothing("what travels is checked"),
         (false, _) => Fetched::nothing("the two do not trust each other"),
     };
+    let seen = fetched.clone();
     let line = ShmLine {
         heard: peer.bell,
         silence,
@@ -107,6 +110,7 @@ pub(super) fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Res
     let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
     let opened = Opened::new(link.clone());
+    seen.moves(opened.link());
     if let Some(ended) = ended {
         let (link, inbox) = (Arc::downgrade(&link), site.inbox.clone());
         site.environment.spawn(Box::pin(async move {

@@ -12,6 +12,7 @@ mod lender;
 mod link;
 mod meeting;
 mod pipe;
+mod readers;
 #[cfg(feature = "internals")]
 pub(crate) mod rehearsal;
 mod ring;
@@ -125,7 +126,7 @@ impl Backend for Shm {
                         hall.meet(site, ours.shown()).await?
                     }
                 };
-                link::open(ours, met, site, self.reads_always)
+                link::open(ours, met, site, self.reads_always).await
             };
             opened.await.map_err(|error| error.by("shm"))
         })

@@ -1,10 +1,11 @@
-//! Payload that this end reads by itself where its sender has it, a part at a time.
+//! Payload that this end reads by itself where its sender has it, a part at a time. The memory of a part is with the fetcher
+//! while it is read, and so with whoever reads.
 
 use super::{Buffers, Landing, Receives, State, wanted};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memory::BufferMut;
 use crate::message::Delivery;
-use crate::wire::fetching::{FETCHED_AT_ONCE, Fetcher};
+use crate::wire::fetching::{FETCHED_AT_ONCE, Fetcher, Part, PartEnd, Piece};
 use crate::wire::record::{Record, put};
 
 impl Receives {
@@ -13,34 +14,92 @@ impl Receives {
         !self.fetching.is_empty()
     }
 
-    /// Fetches the next part of a message whose turn it is. What cannot be fetched is asked for, from its first byte on.
+    /// Whether there is, and nothing is under way whose end has this end polled.
+    pub(crate) fn has_to_fetch(&self) -> bool {
+        self.is_fetching() && !self.part_is_out
+    }
+
+    /// Goes on with the message whose turn it is, a part at a time; whether anything moved. What cannot be fetched is asked for,
+    /// from its first byte on.
     ///
     /// # Errors
     /// `PeerLost` if what was read may not have been the message.
-    pub(crate) fn fetch(&mut self, fetcher: &mut dyn Fetcher, records: &mut Vec<u8>) -> Result<()> {
-        let Some(id) = self.fetching.pop_front() else { return Ok(()) };
-        let Some(held) = self.held.at(id) else { return Ok(()) };
-        let State::Fetching(landing, addresses) = &mut held.state else { return Ok(()) };
-        let before = landing.remaining;
-        let read = landing.fetch(&held.lens, addresses, fetcher);
-        self.copied.add(before - landing.remaining);
-        if read.is_err() {
+    pub(crate) fn fetch(&mut self, fetcher: &mut dyn Fetcher, records: &mut Vec<u8>) -> Result<bool> {
+        let Some(&id) = self.fetching.front() else { return Ok(false) };
+        let begins = !self.part_is_out;
+        if begins && !self.begin_part(id, fetcher) {
+            self.fetching.pop_front();
             self.ask_for(id, records);
-            return Ok(());
+            return Ok(true);
         }
-        if landing.remaining > 0 {
-            self.fetching.push_back(id);
-            return Ok(());
+        let Some(fetched) = fetcher.finished() else { return Ok(begins) };
+        self.part_is_out = false;
+        self.fetching.pop_front();
+        match fetched {
+            PartEnd::Read(part) => {
+                let read = part.pieces.iter().map(|piece| piece.len as u64).sum();
+                self.copied.add(read);
+                let is_last = part.is_last;
+                if let Some(landing) = self.take_back(id, part) {
+                    landing.remaining -= read;
+                }
+                match is_last {
+                    true => self.fetched(id),
+                    false => self.fetching.push_back(id),
+                }
+            }
+            PartEnd::Failed(part) => {
+                self.take_back(id, part);
+                self.ask_for(id, records);
+            }
+            PartEnd::Lost(part, why) => {
+                self.take_back(id, part);
+                return Err(why);
+            }
+            PartEnd::Stuck(why) => {
+                if let Some(State::Fetching(landing, _)) = self.replace(id, State::Here)
+                    && let Buffers::Theirs(operation) = landing.buffers
+                {
+                    operation.fail(why);
+                }
+                self.settle(id, Delivery::Rejected, true);
+            }
         }
-        fetcher.confirm()?;
-        if let State::Fetching(landing, _) = std::mem::replace(&mut held.state, State::Here)
+        Ok(true)
+    }
+
+    /// Has the next part of a message read; false if that cannot be.
+    fn begin_part(&mut self, id: u64, fetcher: &mut dyn Fetcher) -> bool {
+        let Some(held) = self.held.at(id) else { return false };
+        let State::Fetching(landing, addresses) = &mut held.state else { return false };
+        let part = landing.next_part(&held.lens, addresses);
+        match fetcher.begin(part) {
+            Ok(()) => self.part_is_out = true,
+            Err(part) => drop(self.take_back(id, part)),
+        }
+        self.part_is_out
+    }
+
+    /// The memory of a part is the landing's again.
+    fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Landing> {
+        let State::Fetching(landing, _) = &mut self.held.at(id)?.state else { return None };
+        landing.put_back(part);
+        Some(landing)
+    }
+
+    fn replace(&mut self, id: u64, state: State) -> Option<State> {
+        Some(std::mem::replace(&mut self.held.at(id)?.state, state))
+    }
+
+    /// All of a message was read.
+    fn fetched(&mut self, id: u64) {
+        if let Some(State::Fetching(landing, _)) = self.replace(id, State::Here)
             && let Buffers::Theirs(operation) = landing.buffers
         {
             operation.finish(super::freeze);
         }
         // The sender's memory waits for this word.
         self.settle(id, Delivery::Delivered, true);
-        Ok(())
     }
 
     /// Has a message travel after all.
@@ -54,29 +113,49 @@ impl Receives {
         held.state = State::Landing(landing);
         self.landing += 1;
     }
+
+    /// Fails what is being read once its memory is free, or has not become so in the time of a read.
+    pub(super) fn give_up_part(&mut self, fetcher: &mut dyn Fetcher, why: &Error) {
+        if !std::mem::take(&mut self.part_is_out) {
+            return;
+        }
+        let landing = self.fetching.front().and_then(|id| self.held.at(*id)).map(|held| &mut held.state);
+        let Some(state @ State::Fetching(..)) = landing else { return };
+        let State::Fetching(mut landing, _) = std::mem::replace(state, State::Here) else { return };
+        let why = why.clone();
+        fetcher.abandon(Box::new(move |part| {
+            part.into_iter().for_each(|part| landing.put_back(part));
+            if let Buffers::Theirs(operation) = landing.buffers {
+                operation.fail(why);
+            }
+        }));
+    }
 }
 
 impl Landing {
-    /// Reads on where it stopped.
-    fn fetch(&mut self, lens: &[usize], addresses: &[u64], fetcher: &mut dyn Fetcher) -> Result<()> {
-        let mut room = FETCHED_AT_ONCE;
-        while let (Some(len), Some(address)) = (lens.get(self.frame), addresses.get(self.frame)) {
+    /// What to read next, and its memory.
+    fn next_part(&mut self, lens: &[usize], addresses: &[u64]) -> Part {
+        let (mut room, mut pieces) = (FETCHED_AT_ONCE, Vec::new());
+        while let (Some(frame_len), Some(address)) = (lens.get(self.frame), addresses.get(self.frame)) {
             let frame = self.frame;
-            if let Some(buffer) = &mut self.buffers()[frame] {
-                let part = room.min(len - buffer.len());
-                let from = address.wrapping_add(buffer.len() as u64);
-                if part > 0 {
-                    buffer.fill_with(|spare| fetcher.fetch(from, &mut spare[..part]))?;
-                }
-                let is_full = buffer.len() == *len;
-                room -= part;
-                self.remaining -= part as u64;
-                if !is_full {
-                    return Ok(());
+            if let Some(into) = self.buffers()[frame].take_if(|buffer| buffer.len() < *frame_len) {
+                let left = frame_len - into.len();
+                let (len, address) = (room.min(left), address.wrapping_add(into.len() as u64));
+                pieces.push(Piece { frame, address, len, into });
+                room -= len;
+                if len < left || room == 0 {
+                    break;
                 }
             }
             self.frame += 1;
         }
-        Ok(())
+        let len: usize = pieces.iter().map(|piece| piece.len).sum();
+        Part { is_last: len as u64 == self.remaining, pieces }
+    }
+
+    fn put_back(&mut self, part: Part) {
+        for Piece { frame, into, .. } in part.pieces {
+            self.buffers()[frame] = Some(into);
+        }
     }
 }

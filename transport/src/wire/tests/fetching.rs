@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
 use super::*;
-use crate::wire::fetching::{FETCH_LEN_MIN, FETCHED_AT_ONCE, FETCHED_FRAMES_MAX, Fetcher};
+use crate::wire::fetching::{FETCH_LEN_MIN, FETCHED_AT_ONCE, FETCHED_FRAMES_MAX, Fetcher, Part, PartEnd};
 use crate::wire::record::put_message;
 
 const LARGE: usize = FETCH_LEN_MIN as usize;
@@ -19,6 +19,18 @@ struct Memory {
     /// Reads that still succeed.
     reads: Option<usize>,
     bytes_read: usize,
+    answers: Answers,
+}
+
+/// When it is known what became of a part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Answers {
+    #[default]
+    AtOnce,
+    /// Not yet.
+    Later,
+    /// Not in time.
+    Never,
 }
 
 #[derive(Debug)]
@@ -26,13 +38,10 @@ struct Model {
     ours: Arc<Mutex<Memory>>,
     theirs: Arc<Mutex<Memory>>,
     broken: bool,
+    fetched: Option<PartEnd>,
 }
 
-impl Fetcher for Model {
-    fn fetches(&self) -> bool {
-        !self.broken
-    }
-
+impl Model {
     fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
         let mut theirs = self.theirs.lock().unwrap();
         let offset = |frame: &Buffer| (address as usize).wrapping_sub(frame.as_ptr().addr());
@@ -60,6 +69,47 @@ impl Fetcher for Model {
         }
     }
 
+    /// What comes of a part, at once.
+    fn read(&mut self, mut part: Part) -> PartEnd {
+        if part.read_by(|address, into| self.fetch(address, into)).is_err() {
+            return PartEnd::Failed(part);
+        }
+        match if part.is_last { self.confirm() } else { Ok(()) } {
+            Ok(()) => PartEnd::Read(part),
+            Err(why) => PartEnd::Lost(part, why),
+        }
+    }
+}
+
+impl Fetcher for Model {
+    fn fetches(&self) -> bool {
+        !self.broken
+    }
+
+    fn begin(&mut self, part: Part) -> Result<(), Part> {
+        if self.broken {
+            return Err(part);
+        }
+        let fetched = self.read(part);
+        self.fetched = Some(fetched);
+        Ok(())
+    }
+
+    fn finished(&mut self) -> Option<PartEnd> {
+        match self.theirs.lock().unwrap().answers {
+            Answers::AtOnce => self.fetched.take(),
+            Answers::Later => None,
+            Answers::Never => {
+                self.broken = true;
+                Some(PartEnd::Stuck(crate::Error::new(ErrorKind::TimedOut, "no answer")))
+            }
+        }
+    }
+
+    fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>) {
+        then(self.fetched.take().and_then(PartEnd::into_part));
+    }
+
     fn withdraw(&mut self) {
         self.ours.lock().unwrap().withdrawn = true;
     }
@@ -83,7 +133,7 @@ impl Host {
         let (memory, other) = <[Arc<Mutex<Memory>>; 2]>::default().into();
         let end = |ours: &Arc<Mutex<Memory>>, theirs: &Arc<Mutex<Memory>>| {
             let mut end = End::new();
-            let model = Model { ours: ours.clone(), theirs: theirs.clone(), broken: false };
+            let model = Model { ours: ours.clone(), theirs: theirs.clone(), broken: false, fetched: None };
             end.session = end.session.fetching(Box::new(model));
             end
         };
@@ -146,9 +196,9 @@ fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
         assert!(sent.try_take().is_none(), "its memory is not free yet");
         let id = host.b.announced.pop_front().expect("announced").id;
         let Taken::Landing(landed) = host.b.accept(id, landings(&message, &[])) else { unreachable!() };
-        assert!(host.b.session.is_fetching());
+        assert!(host.b.session.has_to_fetch());
         host.run().unwrap();
-        assert!(!host.b.session.is_fetching());
+        assert!(!host.b.session.has_to_fetch());
         assert!(sent.try_take().expect("the word came").is_ok());
         assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
         let taken = landed.try_take().expect("landed").unwrap();
@@ -195,7 +245,7 @@ fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
         let (sent, _) = host.send(&message);
         host.run().unwrap();
         let taken = host.b.take().expect("announced");
-        assert!(!host.b.session.is_fetching(), "{what}");
+        assert!(!host.b.session.has_to_fetch(), "{what}");
         host.run().unwrap();
         assert!(sent.try_take().expect(what).is_ok());
         for (taken, sent) in taken.frames().iter().zip(message.frames()) {
@@ -234,7 +284,7 @@ fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
         let mut landed = vec![accept(&mut host, 0), accept(&mut host, 1)];
         host.run().unwrap();
         landed.push(accept(&mut host, 2));
-        assert!(!host.b.session.is_fetching(), "it does not try again");
+        assert!(!host.b.session.has_to_fetch(), "it does not try again");
         host.run().unwrap();
         for (landed, message) in landed.iter().zip(&messages) {
             let taken = landed.try_take().expect("landed").unwrap();
@@ -309,7 +359,7 @@ fn a_checked_session_has_everything_travel() {
     let memory = Arc::<Mutex<Memory>>::default();
     let (mut a, mut b) = (End::with(true), End::with(true));
     for end in [&mut a, &mut b] {
-        let model = Model { ours: memory.clone(), theirs: memory.clone(), broken: false };
+        let model = Model { ours: memory.clone(), theirs: memory.clone(), broken: false, fetched: None };
         let session = std::mem::replace(&mut end.session, End::new().session);
         end.session = session.fetching(Box::new(model));
     }
@@ -379,4 +429,43 @@ fn what_nobody_can_have_meant_is_corrupt() {
     let head = Head { records_len: word.len(), bulk_len: 0, transfer: Transfer::Message(0) };
     let error = hear(&mut host.a, [&head.encode()[..], &word].concat()).expect_err("a word");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
+    let mut host = Host::new();
+    let messages = [0, 1].map(|number| Message::new("").with_frame(frame(number, LARGE)));
+    let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
+    host.run().unwrap();
+    let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, landings(&messages[id], &[])) {
+        Taken::Landing(landed) => landed,
+        Taken::Here(_) => unreachable!(),
+    };
+    let landed = [accept(&mut host, 0), accept(&mut host, 1)];
+    host.memory.lock().unwrap().answers = Answers::Later;
+    host.run().unwrap();
+    assert!(landed.iter().all(|landed| landed.try_take().is_none()) && !host.b.session.has_to_fetch());
+    host.memory.lock().unwrap().answers = Answers::Never;
+    host.run().unwrap();
+    let failed = landed[0].try_take().expect("it ended").unwrap_err();
+    assert_eq!(failed.error.kind(), ErrorKind::TimedOut);
+    assert!(matches!(&failed.returned[..], [None]), "its memory may still be written");
+    let taken = landed[1].try_take().expect("it travelled").unwrap();
+    assert!(taken[0].as_slice() == messages[1].frames()[0].as_slice());
+    let words = sent.iter().map(|(_, settled)| settled.try_take().expect("settled").unwrap());
+    assert!(words.eq([Delivery::Rejected, Delivery::Delivered]));
+}
+
+#[test]
+fn the_memory_of_a_part_that_is_read_comes_back_with_the_end() {
+    let mut host = Host::new();
+    let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE)).with_frame(frame(1, 10));
+    let (_sent, _settled) = host.send(&message);
+    host.run().unwrap();
+    let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+    host.memory.lock().unwrap().answers = Answers::Later;
+    assert!(host.b.session.fetch().unwrap() && !host.b.session.fetch().unwrap(), "a part is out");
+    host.b.session.give_up(&crate::Error::new(ErrorKind::Closed, "over"));
+    let failed = landed.try_take().expect("it ended").unwrap_err();
+    assert!(failed.returned.iter().all(Option::is_some), "{failed:?}");
 }

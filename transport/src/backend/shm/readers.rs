@@ -1,0 +1,160 @@
+//! The threads that read the memory of other processes. A page there may fault for as long as its owner likes (userfaultfd, FUSE,
+//! NFS), and nothing but the end of this process interrupts such a read: so no thread reads that others wait for.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::Builder;
+use std::time::Duration;
+
+use crate::process::PerProcess;
+
+/// Threads of a process that read at once, or whose reads do not return.
+pub(super) const THREADS_MAX: usize = 8;
+/// How long a thread waits for the next read before it ends.
+const IDLE_TIME: Duration = Duration::from_secs(2);
+
+static READERS: PerProcess<Readers> = PerProcess::new(Readers::default);
+
+/// The threads of a process.
+#[derive(Default)]
+struct Readers {
+    state: Mutex<State>,
+    /// There is a read to do.
+    wanted: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    reads: VecDeque<Queued>,
+    threads: usize,
+    idle: usize,
+}
+
+/// A read that no thread has begun.
+struct Queued {
+    wanted: Weak<Wanted>,
+    read: Box<dyn FnOnce() + Send>,
+    afterwards: Box<dyn FnOnce() + Send>,
+}
+
+/// Kept by whoever wants a read: one that has not begun and is not wanted any more is forgotten.
+#[derive(Debug)]
+pub(super) struct Wanted;
+
+/// Has a thread `read`, as soon as one is free, and then do `afterwards`, which may ask for another read and does not block for long.
+/// `None` where no thread can be had.
+pub(super) fn run(
+    read: impl FnOnce() + Send + 'static,
+    afterwards: impl FnOnce() + Send + 'static,
+) -> Option<Arc<Wanted>> {
+    let (readers, wanted) = (READERS.get(), Arc::new(Wanted));
+    let mut state = readers.lock();
+    // What they have of others' is dropped without the lock.
+    let (reads, _forgotten): (VecDeque<_>, VecDeque<_>) = state.reads.drain(..).partition(Queued::is_wanted);
+    state.reads = reads;
+    if state.idle <= state.reads.len() && state.threads < THREADS_MAX {
+        let spawned = Builder::new().name("towline-reader".into()).spawn(|| serve(readers));
+        match spawned {
+            Ok(_) => (state.threads, state.idle) = (state.threads + 1, state.idle + 1),
+            Err(_) if state.threads == 0 => {
+                drop(state);
+                return None;
+            }
+            Err(_) => {}
+        }
+    }
+    let (read, afterwards) = (Box::new(read), Box::new(afterwards));
+    state.reads.push_back(Queued { wanted: Arc::downgrade(&wanted), read, afterwards });
+    drop(state);
+    readers.wanted.notify_one();
+    Some(wanted)
+}
+
+/// One thread, which is idle but while it reads: what comes afterwards may ask for a read, and this thread is there for it.
+fn serve(readers: &Readers) {
+    let mut state = readers.lock();
+    loop {
+        match state.reads.pop_front() {
+            Some(queued) if !queued.is_wanted() => {
+                drop(state);
+                drop(queued);
+                state = readers.lock();
+            }
+            Some(Queued { read, afterwards, .. }) => {
+                state.idle -= 1;
+                drop(state);
+                // Wakers and destructors of others run there; what they do wrong costs no thread.
+                let _ = catch_unwind(AssertUnwindSafe(read));
+                readers.lock().idle += 1;
+                let _ = catch_unwind(AssertUnwindSafe(afterwards));
+                state = readers.lock();
+            }
+            None => {
+                let waited = readers.wanted.wait_timeout(state, IDLE_TIME);
+                let (locked, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = locked;
+                if timeout.timed_out() && state.reads.is_empty() {
+                    (state.threads, state.idle) = (state.threads - 1, state.idle - 1);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Queued {
+    fn is_wanted(&self) -> bool {
+        self.wanted.strong_count() > 0
+    }
+}
+
+impl Readers {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn reads_that_stand_still_leave_the_other_threads_to_others_and_are_bounded() {
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let (tell, told) = mpsc::channel();
+        let stand_still = |number| {
+            let (held, tell) = (held.clone(), tell.clone());
+            run(
+                move || {
+                    tell.send(number).unwrap();
+                    let _ = held.lock().unwrap().recv();
+                },
+                || {},
+            )
+        };
+        let standing: Vec<_> = (1..THREADS_MAX).map(stand_still).collect();
+        for _ in 1..THREADS_MAX {
+            told.recv_timeout(SOON).expect("it began");
+        }
+        let read = |number| {
+            let tell = tell.clone();
+            run(move || tell.send(number).unwrap(), || {})
+        };
+        let last = read(100);
+        assert_eq!(told.recv_timeout(SOON), Ok(100), "one thread is left");
+        let full = stand_still(0);
+        told.recv_timeout(SOON).expect("it began");
+        drop(read(200));
+        let waits = read(300);
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is left");
+        release.send(()).unwrap();
+        assert_eq!(told.recv_timeout(SOON), Ok(300), "what is not wanted any more is not done");
+        drop((release, standing, last, full, waits));
+    }
+}
