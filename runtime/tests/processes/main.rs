@@ -8,6 +8,7 @@ mod cluster;
 mod deaths;
 mod functions;
 mod hostile;
+mod hosts;
 mod leaving;
 mod paths;
 mod peer;
@@ -28,5 +29,5 @@ fn main() -> ExitCode {
             })
         },
     );
-    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), trials.chain(hosts::trials()).collect()).exit_code()
 }

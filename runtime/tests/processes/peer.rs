@@ -14,12 +14,13 @@ use towline_runtime::{Client, Scheduler, Worker};
 use towline_tests::guarded::Guarded;
 use towline_tests::polls::soon;
 
-use crate::functions::{BLOCK, SLEEP, registry};
+use crate::functions::{BLOCK, MIX, SLEEP, registry};
 
 /// Names the role, and makes a process a peer.
 pub(crate) const ROLE: &str = "TOWLINE_CLUSTER_ROLE";
 const ADDRESS: &str = "TOWLINE_CLUSTER_ADDRESS";
 const SLOTS: &str = "TOWLINE_CLUSTER_SLOTS";
+const LISTEN: &str = "TOWLINE_CLUSTER_LISTEN";
 
 /// How often an endpoint of these tests asks for a sign of life; after three times that the peer is lost.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -38,7 +39,19 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn start(role: &str, address: &Address, slots: u32) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let command = Command::new(std::env::current_exe().unwrap());
+        Self::by(command, role, address, slots)
+    }
+
+    /// One in a network namespace; a worker listens there.
+    pub(crate) fn on(namespace: &str, role: &str, address: &Address, listen: Option<&str>) -> Self {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace]).arg(std::env::current_exe().unwrap());
+        command.envs(listen.map(|listen| (LISTEN, listen)));
+        Self::by(command, role, address, 1)
+    }
+
+    fn by(mut command: Command, role: &str, address: &Address, slots: u32) -> Self {
         command.env(ROLE, role).env(ADDRESS, address.to_string()).env(SLOTS, slots.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = mpsc::unbounded_channel();
@@ -105,6 +118,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "scheduler" => schedule(&address).await,
             "worker" => work(&address, variable(SLOTS).parse().unwrap()).await,
             "client" => keep(&address).await,
+            "asker" => ask(&address).await,
             other => panic!("no role is named {other}"),
         }
     });
@@ -121,8 +135,14 @@ async fn schedule(address: &Address) {
 
 async fn work(address: &Address, slots: u32) {
     let endpoint = endpoint();
-    let mut worker =
-        Worker::builder(registry(&endpoint)).slots(slots).start(&endpoint, address).await.unwrap();
+    let mut builder = Worker::builder(registry(&endpoint)).slots(slots);
+    if let Ok(listen) = std::env::var(LISTEN) {
+        builder = builder.listen(listen.parse().unwrap());
+    }
+    let mut worker = match builder.start(&endpoint, address).await {
+        Ok(worker) => worker,
+        Err(error) => return say(error),
+    };
     say("joined");
     let error = tokio::select! {
         error = worker.ended() => error,
@@ -141,6 +161,27 @@ async fn keep(address: &Address) {
     let endless = client.submit(SLEEP, (3_600_000,)).unwrap();
     let error = endless.done().await.unwrap_err();
     say(format_args!("{:?}", error.kind()));
+}
+
+/// Asks each worker for what it has made, and makes it of what others have.
+async fn ask(address: &Address) {
+    let client = Client::connect(&endpoint(), address).await.unwrap();
+    let blocks = client.map(BLOCK, (0..16).map(|seed| (seed, KEPT_LEN))).unwrap();
+    let pairs = blocks.iter().zip(blocks.iter().rev());
+    let mixed = client.map(MIX, pairs.map(|(one, other)| (one.clone(), other.clone()))).unwrap();
+    let results = async {
+        client.gather(&blocks).await?;
+        client.gather(&mixed).await
+    };
+    match results.await {
+        Ok(results) => {
+            assert_eq!(results.len(), 16);
+            let stats = client.stats().await.unwrap();
+            let worked = stats.workers.iter().filter(|worker| worker.results > 0).count();
+            say(format_args!("answered by {worked}"));
+        }
+        Err(error) => say(error),
+    }
 }
 
 /// Prints a line that the test reads.

@@ -1,0 +1,134 @@
+//! Two hosts in one: network namespaces and a cable between them, a scheduler on the left one, and workers on both. Needs root and
+//! the `ip` command.
+
+use std::process::Command;
+
+use libtest_mimic::{Completion, Failed, Trial};
+use towline::Address;
+use towline_tests::need::skip;
+
+use crate::cluster::run;
+use crate::peer::Peer;
+
+const LEFT: &str = "10.78.0.1";
+const RIGHT: &str = "10.78.0.2";
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        Trial::ignorable_test("workers_of_two_hosts_find_each_other_wherever_they_listen", || {
+            on_two_hosts("found", found)
+        }),
+        Trial::ignorable_test("a_worker_that_other_hosts_cannot_reach_is_refused_at_its_start", || {
+            on_two_hosts("refused", refused)
+        }),
+    ]
+}
+
+/// They go with this handle.
+#[derive(Debug)]
+struct Hosts {
+    left: String,
+    right: String,
+}
+
+impl Hosts {
+    fn new(name: &str) -> Result<Self, String> {
+        let [left, right] =
+            ["left", "right"].map(|side| format!("towline-{name}-{}-{side}", std::process::id()));
+        let hosts = Self { left, right };
+        let Self { left, right } = &hosts;
+        for host in [left, right] {
+            ip(&["netns", "add", host])?;
+            ip(&["-n", host, "link", "set", "lo", "up"])?;
+        }
+        ip(&["-n", left, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", right])?;
+        for (host, at) in [(left, LEFT), (right, RIGHT)] {
+            ip(&["-n", host, "address", "add", &format!("{at}/24"), "dev", "cable"])?;
+            ip(&["-n", host, "link", "set", "cable", "up"])?;
+        }
+        Ok(hosts)
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        for host in [&self.left, &self.right] {
+            // There is nobody to tell.
+            let _ = ip(&["netns", "delete", host]);
+        }
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+fn on_two_hosts<T: Future<Output = ()>>(name: &str, case: fn(Scene) -> T) -> Result<Completion, Failed> {
+    let hosts = match Hosts::new(name) {
+        Ok(hosts) => hosts,
+        Err(reason) => return skip("netns", &reason),
+    };
+    run(async {
+        let anywhere = "tcp://*:0".parse().unwrap();
+        let mut scheduler = Peer::on(&hosts.left, "scheduler", &anywhere, None);
+        let bound: Address = scheduler.line().await.parse().unwrap();
+        case(Scene { port: bound.port(), _scheduler: scheduler, hosts }).await;
+    });
+    Ok(Completion::Completed)
+}
+
+/// A scheduler on the left host that listens everywhere.
+struct Scene {
+    hosts: Hosts,
+    _scheduler: Peer,
+    port: u16,
+}
+
+impl Scene {
+    /// The scheduler, as it is found at that address.
+    fn at(&self, host: &str) -> Address {
+        format!("tcp://{host}:{}", self.port).parse().unwrap()
+    }
+
+    async fn worker(&self, host: &str, scheduler: &str, listen: Option<&str>) -> (Peer, String) {
+        let mut worker = Peer::on(host, "worker", &self.at(scheduler), listen);
+        let line = worker.line().await;
+        (worker, line)
+    }
+}
+
+async fn found(scene: Scene) {
+    let Hosts { left, right } = &scene.hosts;
+    let workers = [
+        scene.worker(left, "127.0.0.1", Some("tcp://0.0.0.0:0")).await,
+        scene.worker(left, LEFT, Some("tcp://*:0")).await,
+        scene.worker(right, LEFT, None).await,
+        scene.worker(right, LEFT, Some("tcp://10.78.0.2:0")).await,
+    ];
+    for (_, line) in &workers {
+        assert_eq!(line, "joined");
+    }
+    for (host, scheduler) in [(left, "127.0.0.1"), (left, LEFT), (right, LEFT)] {
+        let mut client = Peer::on(host, "asker", &scene.at(scheduler), None);
+        assert_eq!(client.line().await, "answered by 4", "{host} by {scheduler}");
+    }
+}
+
+async fn refused(scene: Scene) {
+    let Hosts { left, right } = &scene.hosts;
+    let (_worker, line) = scene.worker(right, LEFT, Some("tcp://127.0.0.1:0")).await;
+    assert!(line.contains("only its own host reaches") && line.contains("advertise"), "{line}");
+    // Beside a worker that only the left host reaches no other host's has a place.
+    let (_near, line) = scene.worker(left, "127.0.0.1", None).await;
+    assert_eq!(line, "joined");
+    let (_worker, line) = scene.worker(right, LEFT, None).await;
+    assert!(line.contains("tcp://127.0.0.1:") && line.contains("advertise"), "{line}");
+    // A client is told so where it needs what is there, and at once.
+    let mut client = Peer::on(right, "asker", &scene.at(LEFT), None);
+    let line = client.line().await;
+    assert!(line.contains("only its own host reaches"), "{line}");
+}
