@@ -12,6 +12,7 @@ cases! {
     CROSS_PROCESS - CROSS_HOST, netns:
         peers_in_other_process_and_mount_namespaces_share_memory,
         peers_in_other_network_namespaces_fall_to_another_path_and_say_why,
+        a_process_without_proc_takes_another_path_and_says_why,
         another_user_gets_in_or_hears_why_not;
 }
 
@@ -58,6 +59,22 @@ async fn peers_in_other_network_namespaces_fall_to_another_path_and_say_why(row:
     let mut client = Peer::start("choose", row, left, &address.to_string());
     assert!(client.line().await.starts_with("shm: "), "they have the network in common");
     assert_eq!(client.line().await, "well");
+}
+
+async fn a_process_without_proc_takes_another_path_and_says_why(row: &'static Row) {
+    for (server_home, client_home, who) in [
+        (Home::Here, Home::WithoutProc, "this process"),
+        (Home::WithoutProc, Home::Here, "the peer"),
+        (Home::WithoutProc, Home::WithoutProc, "this process"),
+    ] {
+        let (_server, address) = Peer::listening("serve", row, server_home, "towline://127.0.0.1:0").await;
+        let mut client = Peer::start("choose", row, client_home, &address.to_string());
+        let line = client.line().await;
+        assert!(line.starts_with(&format!("tcp: {who} does not know which host it is on")), "{line}");
+        assert!(line.contains("mount /proc"), "{line}");
+        assert_eq!(client.line().await, "well");
+        client.assert_done().await;
+    }
 }
 
 async fn another_user_gets_in_or_hears_why_not(row: &'static Row) {

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::fs::SealFlags;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline::{Connection, ErrorKind};
 
 use crate::backends::Row;
@@ -24,6 +25,7 @@ cases! {
     CROSS_PROCESS - CROSS_HOST:
         a_sharing_peer_made_by_hand_is_a_peer,
         a_lie_at_the_meeting_gets_nothing_and_may_go_another_way,
+        a_lack_of_descriptors_is_called_so,
         strangers_at_the_meeting_keep_nobody_out;
 }
 
@@ -162,6 +164,42 @@ async fn a_lie_at_the_meeting_gets_nothing_and_may_go_another_way(row: &'static 
         assert_talk(&pair, number).await;
     }
     eventually("every descriptor that was shown is closed", || usage::descriptors() <= before).await;
+}
+
+async fn a_lack_of_descriptors_is_called_so(row: &'static Row) {
+    let endpoint = || row.builder().handshake_time(HANDSHAKE_TIME / 2).build().unwrap();
+    let (near, far) = (endpoint(), endpoint());
+    let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
+    // What is opened once is open.
+    let opened = usage::descriptors();
+    drop(friend(&near, &listener).await);
+    eventually("both ends are closed", || usage::descriptors() <= opened + 4).await;
+    let settled = usage::descriptors();
+    let before = getrlimit(Resource::Nofile);
+    let mut ends = Vec::new();
+    for room in 0..32 {
+        eventually("what came before is closed", || usage::descriptors() <= settled).await;
+        let entries = std::fs::read_dir("/proc/self/fd").unwrap();
+        let open: Vec<u64> =
+            entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+        // So many numbers are free below it.
+        let current = (0..).filter(|number| !open.contains(number)).nth(room);
+        setrlimit(Resource::Nofile, Rlimit { current, ..before }).unwrap();
+        let connected = soon("an end", near.connect(&by_shm(&listener))).await;
+        setrlimit(Resource::Nofile, before).unwrap();
+        match connected {
+            Ok(connection) => drop((connection, soon("its end", listener.accept()).await.unwrap())),
+            Err(error) => {
+                assert_ne!(error.kind(), ErrorKind::Corrupt, "with {room} left: {error}");
+                ends.push(error.to_string());
+            }
+        }
+    }
+    // Neither end got all that the other showed it, at least once.
+    for end in ["at the listening end", "at the connecting end"] {
+        let said = ends.iter().any(|said| said.contains(&format!("{end} no descriptor is left")));
+        assert!(said, "{end}: {ends:#?}");
+    }
 }
 
 /// Several times as many as may be in the hall at once. If each was waited for, the last came in after more than 2 s.

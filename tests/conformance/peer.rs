@@ -48,6 +48,8 @@ pub(crate) enum Home<'a> {
     Network(&'a str),
     /// In namespaces of its own for processes and mounts.
     Processes,
+    /// Where no `/proc` is to be seen.
+    WithoutProc,
     /// As another user.
     User(u32),
 }
@@ -78,6 +80,9 @@ impl Peer {
         let around: &[&str] = match home {
             Home::Here | Home::User(_) => &[],
             Home::Network(namespace) => &["ip", "netns", "exec", namespace],
+            Home::WithoutProc => {
+                &["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /proc && exec \"$0\""]
+            }
             Home::Processes => &["unshare", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child"],
         };
         let mut command = match around {

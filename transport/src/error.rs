@@ -74,6 +74,10 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
+/// What a process is told that has too many files open.
+pub(crate) const NO_DESCRIPTOR: &str =
+    "no descriptor is left: close some files, or raise the limit on open files (ulimit -n)";
+
 impl Error {
     /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
@@ -157,6 +161,7 @@ impl Error {
             }
             Io::AddrNotAvailable => (ErrorKind::Unavailable, "no interface here has that address"),
             Io::PermissionDenied => (ErrorKind::Unavailable, "the operating system denies it to this user"),
+            _ if error.raw_os_error() == Some(libc::EMFILE) => (ErrorKind::Io, NO_DESCRIPTOR),
             _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => (
                 ErrorKind::Unavailable,
                 "this kernel does not support that address family (IPv6 may be turned off)",

@@ -40,7 +40,20 @@ impl Identity {
 
     /// Whether both run on one kernel. False where either host is unknown.
     pub fn same_host(&self, other: &Self) -> bool {
-        self.host != [0; 16] && self.host == other.host
+        self.host != UNKNOWN && self.host == other.host
+    }
+
+    /// What keeps a path within a host from these two, in words; the host of a process that has no `/proc` is unknown.
+    pub(crate) fn check_same_host(&self, peer: &Self) -> Result<(), String> {
+        let unknown = |who| {
+            format!("{who} does not know which host it is on, as it cannot read {BOOT_ID}: mount /proc there")
+        };
+        match [self.host, peer.host] {
+            [UNKNOWN, _] => Err(unknown("this process")),
+            [_, UNKNOWN] => Err(unknown("the peer")),
+            [ours, theirs] if ours != theirs => Err("the peer is on another host".into()),
+            _ => Ok(()),
+        }
     }
 
     /// Whether both are endpoints of one process.
@@ -80,12 +93,17 @@ impl fmt::Display for Identity {
     }
 }
 
+/// The host of a process that cannot read it.
+const UNKNOWN: [u8; 16] = [0; 16];
+/// Where the kernel tells it.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
 fn boot_id() -> [u8; 16] {
-    static BOOT_ID: PerProcess<[u8; 16]> = PerProcess::new(|| {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    static KNOWN: PerProcess<[u8; 16]> = PerProcess::new(|| {
+        let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
         parse_uuid(text.trim()).unwrap_or_default()
     });
-    *BOOT_ID.get()
+    *KNOWN.get()
 }
 
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
@@ -132,6 +150,16 @@ mod tests {
         assert!(!nowhere.same_host(&nowhere));
         assert!(someone().same_host(&Identity { process: 7, ..someone() }));
         assert!(!someone().same_host(&Identity { host: [9; 16], ..someone() }));
+        someone().check_same_host(&Identity { process: 7, ..someone() }).expect("one host");
+        for (one, other, why) in [
+            (someone(), Identity { host: [9; 16], ..someone() }, "the peer is on another host"),
+            (someone(), nowhere, "the peer does not know which host"),
+            (nowhere, someone(), "this process does not know which host"),
+            (nowhere, nowhere, "this process does not know which host"),
+        ] {
+            let said = one.check_same_host(&other).expect_err(why);
+            assert!(said.starts_with(why), "{said}");
+        }
     }
 
     #[test]

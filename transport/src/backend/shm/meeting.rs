@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use rustix::process::Pid;
@@ -28,7 +28,7 @@ use super::fetcher::MarkAt;
 use crate::backend::{Role, Site};
 use crate::door::{Admission, MeetingKey, Source};
 use crate::environment::Environment;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 
 /// What a socket of a hall is called, before its random part.
 const PREFIX: &[u8] = b"towline-";
@@ -100,8 +100,16 @@ impl Met {
 #[derive(Debug)]
 struct Caller {
     stream: UnixStream,
+    heard: Heard,
+}
+
+/// A hello, not proven yet.
+#[derive(Debug)]
+struct Heard {
     hello: [u8; HELLO_LEN],
     descriptors: Vec<OwnedFd>,
+    /// Of some the kernel kept back, as it does where the process may have no more.
+    kept_back: bool,
 }
 
 impl Hall {
@@ -150,8 +158,8 @@ impl Hall {
         self.waiting().insert(key.name(), called);
         let _waiting = Waiting { hall: self, name: key.name() };
         let closed = || Error::new(ErrorKind::Closed, "the meeting place was closed");
-        let Caller { stream, hello, descriptors } = caller.await.map_err(|_| closed())?;
-        let peer = checked(&key, Role::Connector, &hello, descriptors)?;
+        let Caller { stream, heard } = caller.await.map_err(|_| closed())?;
+        let peer = checked(&key, Role::Connector, heard)?;
         say(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
         Met::new(stream, peer)
     }
@@ -188,8 +196,8 @@ pub(super) async fn visit(site: &Site, ours: Shown<BorrowedFd<'_>>) -> Result<Me
     let stream = UnixStream::from_std(dial(name).await?.into())?;
     let key = MeetingKey::new(site.secret);
     say(&stream, &hello_of(&key, Role::Connector, &ours), &ours).await?;
-    let (hello, descriptors) = hear(&stream).await?;
-    let peer = checked(&key, Role::Acceptor, &hello, descriptors)?;
+    let heard = hear(&stream).await?;
+    let peer = checked(&key, Role::Acceptor, heard)?;
     Met::new(stream, peer)
 }
 
@@ -238,13 +246,13 @@ async fn receive(listener: &tokio::net::UnixListener, hall: &Weak<Hall>) {
 
 /// Hears who somebody is, and hands it to the connection that waits for it.
 async fn take_in(stream: UnixStream, hall: Weak<Hall>) {
-    let Ok((hello, descriptors)) = hear(&stream).await else { return };
+    let Ok(heard) = hear(&stream).await else { return };
     let mut name = [0; NAME_LEN];
-    name.copy_from_slice(&hello[NAME]);
+    name.copy_from_slice(&heard.hello[NAME]);
     let waiting = hall.upgrade().and_then(|hall| hall.waiting().remove(&name));
     if let Some(waiting) = waiting {
         // Whoever waited may have given up; the caller then sees the end of its stream.
-        let _ = waiting.send(Caller { stream, hello, descriptors });
+        let _ = waiting.send(Caller { stream, heard });
     }
 }
 
@@ -270,12 +278,8 @@ fn hello_of(key: &MeetingKey, role: Role, ours: &Shown<BorrowedFd<'_>>) -> [u8; 
 }
 
 /// What the end in `role` shows, once it is proven to be that.
-fn checked(
-    key: &MeetingKey,
-    role: Role,
-    hello: &[u8; HELLO_LEN],
-    descriptors: Vec<OwnedFd>,
-) -> Result<Shown<OwnedFd>> {
+fn checked(key: &MeetingKey, role: Role, heard: Heard) -> Result<Shown<OwnedFd>> {
+    let Heard { hello, descriptors, kept_back } = heard;
     let (words, proof) = hello.split_at(WORDS_LEN);
     let mut mac = [0; 32];
     mac.copy_from_slice(proof);
@@ -283,6 +287,11 @@ fn checked(
     let is_known = words[..8] == MAGIC && words[8..10] == VERSION.to_le_bytes();
     if !is_known || words[10] & !TRUSTS != 0 || words[11] != 0 {
         return Err(Error::new(ErrorKind::Unsupported, "the peer shares memory in another version's way"));
+    }
+    if kept_back && descriptors.len() < DESCRIPTORS {
+        // Both ends are told.
+        let ours = if role == Role::Connector { "listening" } else { "connecting" };
+        return Err(Error::new(ErrorKind::Unavailable, format!("at the {ours} end {NO_DESCRIPTOR}")));
     }
     let ring_len = u32::from_le_bytes([words[12], words[13], words[14], words[15]]);
     let [segment, bell, holder] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
@@ -311,8 +320,8 @@ async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Shown<Borrowed
     if sent < HELLO_LEN { Err(gone(io::ErrorKind::WriteZero.into())) } else { Ok(()) }
 }
 
-async fn hear(stream: &UnixStream) -> Result<([u8; HELLO_LEN], Vec<OwnedFd>)> {
-    let (mut hello, mut len, mut descriptors) = ([0; HELLO_LEN], 0, Vec::new());
+async fn hear(stream: &UnixStream) -> Result<Heard> {
+    let (mut hello, mut len, mut descriptors, mut kept_back) = ([0; HELLO_LEN], 0, Vec::new(), false);
     while len < HELLO_LEN {
         let receive = || {
             let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -325,6 +334,7 @@ async fn hear(stream: &UnixStream) -> Result<([u8; HELLO_LEN], Vec<OwnedFd>)> {
                     descriptors.extend(shown);
                 }
             }
+            kept_back |= received.flags.contains(ReturnFlags::CTRUNC);
             Ok(received.bytes)
         };
         match stream.async_io(Interest::READABLE, receive).await.map_err(gone)? {
@@ -335,7 +345,7 @@ async fn hear(stream: &UnixStream) -> Result<([u8; HELLO_LEN], Vec<OwnedFd>)> {
             return Err(Error::new(ErrorKind::Corrupt, "the peer showed too many descriptors"));
         }
     }
-    Ok((hello, descriptors))
+    Ok(Heard { hello, descriptors, kept_back })
 }
 
 fn gone(error: io::Error) -> Error {

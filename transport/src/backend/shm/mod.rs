@@ -95,7 +95,7 @@ impl Backend for Shm {
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
-        if local.same_host(peer) { Ok(()) } else { Err("the peer is on another host".into()) }
+        local.check_same_host(peer)
     }
 
     fn predict(&self, machine: &Machine, _: &Identity, _: &Identity) -> Option<Prediction> {

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use super::pipe;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::memory::arena::borrowed::Held;
 use crate::memory::{PeerSegment, Segment};
 use crate::process::Process;
@@ -170,9 +170,7 @@ impl ShownBy {
             return Err(corrupt("the peer showed something that is no segment"));
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            let why =
-                "no descriptor is left for a segment that the peer showed; raise the limit on open files";
-            return Err(Error::new(ErrorKind::Io, why));
+            return Err(Error::new(ErrorKind::Io, NO_DESCRIPTOR));
         }
         let number = u32::from_le_bytes(number);
         let mut shown = shown.into_iter();
