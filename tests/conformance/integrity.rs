@@ -1,8 +1,11 @@
 //! Checksums: what is damaged on the way is never delivered, and costs its own connection alone.
 
+use std::time::Duration;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
-use towline::{Address, Endpoint, ErrorKind};
+use tokio::task::JoinHandle;
+use towline::{Address, BufferMut, Connection, Endpoint, ErrorKind, Listener};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
@@ -12,6 +15,7 @@ use crate::suite::cases;
 cases! {
     CROSS_HOST:
         a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection,
+        a_bit_flipped_in_a_put_never_reaches_the_region,
         integrity_is_in_force_where_the_connecting_address_asks,
         an_unknown_integrity_is_invalid;
 }
@@ -46,19 +50,43 @@ async fn proxy(listener: TcpListener, to: (String, u16)) {
     let _ = back.await;
 }
 
+/// A connection with checksums, by way of the proxy: the connecting end, the accepting one, and the proxy.
+async fn damaged(near: &Endpoint, listener: &Listener) -> (Connection, Connection, JoinHandle<()>) {
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = between.local_addr().unwrap().port();
+    let to = (listener.address().host().to_owned(), listener.address().port());
+    let proxy = tokio::spawn(proxy(between, to));
+    let address = Address::new(listener.address().scheme(), "127.0.0.1", port).unwrap();
+    let address = address.with_option("integrity", "crc32c").unwrap();
+    let both = async { tokio::join!(near.connect(&address), listener.accept()) };
+    let (a, b) = soon("the connection", both).await;
+    (a.unwrap(), b.unwrap(), proxy)
+}
+
+async fn a_bit_flipped_in_a_put_never_reaches_the_region(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (a, b, proxy) = damaged(&near, &listener).await;
+    let region = b.expose_mut(BufferMut::zeroed(LARGE_LEN), Duration::from_secs(60)).unwrap();
+    let failed = soon("put", a.put(&region.remote(), 0, vec![0xff; LARGE_LEN].into())).await.unwrap_err();
+    assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::PeerLost, LARGE_LEN));
+    let end = soon("the end", b.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
+    let memory = soon("the region", region.revoke()).await;
+    let bytes = memory.as_slice().unwrap();
+    // Whole chunks that came before the damaged one, and the rest as it was.
+    let written = bytes.iter().take_while(|byte| **byte == 0xff).count();
+    assert!(written <= FLIP_AT && written.is_multiple_of(CHUNK_LEN), "{written} bytes were written");
+    assert!(bytes[written..].iter().all(|byte| *byte == 0), "behind {written} bytes nothing was written");
+    drop((a, b));
+    soon("the proxy's end", proxy).await.unwrap();
+}
+
 async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (friend, owner) = soon("a friend", meet(&near, &listener)).await;
-    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = between.local_addr().unwrap().port();
-    let proxy =
-        tokio::spawn(proxy(between, (listener.address().host().to_owned(), listener.address().port())));
-    let address = Address::new(row.address().scheme(), "127.0.0.1", port).unwrap();
-    let address = address.with_option("integrity", "crc32c").unwrap();
-    let (a, b) =
-        soon("the connection", async { tokio::join!(near.connect(&address), listener.accept()) }).await;
-    let (a, b) = (a.unwrap(), b.unwrap());
+    let (a, b, proxy) = damaged(&near, &listener).await;
 
     let lens = [100, LARGE_LEN];
     let sending = async {

@@ -307,6 +307,9 @@ impl Connection {
 
     /// Writes `from` to `offset` of the peer's region; ends when the bytes are there.
     ///
+    /// A put that fails on the way has written any part of its range, and the owner is not told which. With
+    /// `integrity=crc32c` it has written whole chunks that passed their checksums, of at most 1 MiB, and nothing else.
+    ///
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn put(&self, region: &RemoteRegion, offset: u64, from: Buffer) -> Result<(), Failed<Buffer>> {

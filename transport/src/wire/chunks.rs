@@ -133,7 +133,7 @@ impl Chunks {
 pub(crate) struct Chunk {
     pub(crate) transfer: Transfer,
     pub(crate) offset: u64,
-    len: usize,
+    pub(crate) len: usize,
     pub(crate) remaining: usize,
     pub(crate) parts: Parts,
     /// The first part that is not full.

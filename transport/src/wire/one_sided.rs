@@ -407,7 +407,13 @@ impl OneSided {
 
     /// A transfer's chunk landed, or fell through a region that was `revoked`.
     pub(crate) fn chunk_landed(&mut self, chunk: Chunk, records: &mut Vec<u8>) {
-        let Chunk { transfer, offset, parts, revoked, .. } = chunk;
+        let Chunk { transfer, offset, len, parts, revoked, .. } = chunk;
+        if let Transfer::Put(id) = transfer
+            && self.landing.get(&id).is_some_and(|landing| landing.chunks.is_none())
+        {
+            // The one stream brings them in order.
+            return self.landed(transfer, len as u64, revoked, records);
+        }
         let is_whole = self.chunks(transfer).is_some_and(|chunks| chunks.landed(offset, parts));
         match transfer {
             Transfer::Get(id) if is_whole => {

@@ -28,7 +28,7 @@ pub(super) enum Reading {
         remaining: usize,
         transfer: Transfer,
     },
-    /// Bulk, where the connection has several streams.
+    /// Bulk, where the connection has several streams, or of a put that is checked.
     Chunk(Chunk),
     /// A chunk whose message was not announced yet.
     Parked(Bulk),
@@ -200,7 +200,12 @@ impl Session {
             Transfer::Get(_) | Transfer::Put(_) => (0, self.one_sided.position(transfer)),
         };
         self.inlet.check.begin(frame, offset);
-        self.inlet.reading = Reading::Bulk { remaining: len, transfer };
+        self.inlet.reading = match transfer {
+            Transfer::Put(_) if self.inlet.check.is_on() => {
+                Reading::Chunk(self.staged(Chunk::new(transfer, offset, len, Parts::new()))?)
+            }
+            _ => Reading::Bulk { remaining: len, transfer },
+        };
         Ok(())
     }
 
@@ -212,9 +217,13 @@ impl Session {
             return Ok(());
         }
         let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
+        let mut chunk = Chunk::new(transfer, offset, len, parts);
+        if self.inlet.check.is_on() {
+            chunk = self.staged(chunk)?;
+        }
         let inlet = self.inlet_mut(stream);
         inlet.check.begin(frame, at);
-        inlet.reading = Reading::Chunk(Chunk::new(transfer, offset, len, parts));
+        inlet.reading = Reading::Chunk(chunk);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use super::inlet::{Inlet, Reading};
 use crate::error::Result;
 use crate::memory::BufferMut;
 use crate::region::WriteLease;
+use crate::wire::chunks::Chunk;
 use crate::wire::integrity::Sum;
 use crate::wire::one_sided::Room;
 use crate::wire::record::{Transfer, corrupt};
@@ -41,8 +42,10 @@ impl Session {
             Reading::Chunk(chunk) => {
                 let (at, remaining) = (chunk.at(), chunk.remaining);
                 match chunk.transfer {
-                    Transfer::Put(id) => (Target::Region(one_sided.lease(id)?, at), remaining),
-                    Transfer::Message(_) | Transfer::Get(_) => {
+                    Transfer::Put(id) if chunk.parts.is_empty() => {
+                        (Target::Region(one_sided.lease(id)?, at), remaining)
+                    }
+                    Transfer::Put(_) | Transfer::Message(_) | Transfer::Get(_) => {
                         (Target::Buffers(chunk.room(buffers_max)), remaining)
                     }
                 }
@@ -64,7 +67,7 @@ impl Session {
                 }
                 inlet.check.end(chunk.transfer)?;
                 if let Reading::Chunk(chunk) = std::mem::replace(&mut inlet.reading, Reading::Head) {
-                    self.chunk_landed(chunk);
+                    return self.chunk_is_right(chunk);
                 }
                 return Ok(());
             }
@@ -85,6 +88,43 @@ impl Session {
                 self.answers += usize::from(self.records.len() > waiting);
             }
         }
+        Ok(())
+    }
+
+    /// Gives a put's chunk memory of its own: its bytes go to the region once they are all here and right.
+    pub(super) fn staged(&mut self, mut chunk: Chunk) -> Result<Chunk> {
+        if let Transfer::Put(_) = chunk.transfer {
+            match self.receives.staging(chunk.len) {
+                Ok(staging) => chunk.parts.push((staging, chunk.len)),
+                Err(error) => {
+                    self.put_back(chunk);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// A chunk is all here, and passed its checksum.
+    pub(super) fn chunk_is_right(&mut self, mut chunk: Chunk) -> Result<()> {
+        if let Err(error) = self.write_to_region(&mut chunk) {
+            self.put_back(chunk);
+            return Err(error);
+        }
+        self.chunk_landed(chunk);
+        Ok(())
+    }
+
+    /// Writes the bytes of a put that are in memory of their own to where they belong, unless that was revoked.
+    fn write_to_region(&mut self, chunk: &mut Chunk) -> Result<()> {
+        let Transfer::Put(id) = chunk.transfer else { return Ok(()) };
+        let staged = std::mem::take(&mut chunk.parts);
+        let (Some(lease), Some((bytes, len))) = (self.one_sided.lease(id), staged.first()) else {
+            return Ok(());
+        };
+        let write = |region: &mut [u8]| bytes.copy_to(&mut region[..*len]);
+        chunk.revoked = lease.with(chunk.offset as usize, write).transpose()?.is_none();
+        self.one_sided.copied.add(*len as u64);
         Ok(())
     }
 

@@ -176,23 +176,15 @@ impl Session {
         if self.is_early(transfer) {
             return Ok(Came::Early);
         }
-        let (mut parts, (frame, at)) = self.claim(transfer, offset, len)?;
-        if let Transfer::Put(_) = transfer {
-            // A region may be revoked while its bytes are on their way: they go there when they are all here.
-            match self.receives.staging(len) {
-                Ok(staging) => parts.push((staging, len)),
-                Err(error) => {
-                    self.put_back(Chunk::new(transfer, offset, len, parts));
-                    return Err(error);
-                }
-            }
-        }
+        let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
+        // A region may be revoked while its bytes are on their way.
+        let chunk = self.staged(Chunk::new(transfer, offset, len, parts))?;
         check.begin(frame, at);
         if let Some(parcels) = &mut self.parcels {
             parcels.came += 1;
             parcels.landing += 1;
         }
-        Ok(Came::Here(Landing { chunk: Chunk::new(transfer, offset, len, parts), check }))
+        Ok(Came::Here(Landing { chunk, check }))
     }
 
     /// All bytes of a parcel are in the buffers of `landing`, whose lengths have grown.
@@ -200,7 +192,7 @@ impl Session {
     /// # Errors
     /// `Corrupt` if they are not what left.
     pub(crate) fn parcel_landed(&mut self, landing: Landing) -> Result<()> {
-        let Landing { mut chunk, mut check } = landing;
+        let Landing { chunk, mut check } = landing;
         debug_assert!(chunk.parts.iter().all(|(part, len)| part.len() == *len), "all of it is there");
         let mut sum = check.sum();
         for (part, _) in &chunk.parts {
@@ -209,25 +201,11 @@ impl Session {
         if let Some(parcels) = &mut self.parcels {
             parcels.landing -= 1;
         }
-        if let Err(error) = check.end(chunk.transfer).and_then(|()| self.write_to_region(&mut chunk)) {
+        if let Err(error) = check.end(chunk.transfer) {
             self.put_back(chunk);
             return Err(error);
         }
-        self.chunk_landed(chunk);
-        Ok(())
-    }
-
-    /// Writes the bytes of a put to where they belong, unless that was revoked.
-    fn write_to_region(&mut self, chunk: &mut Chunk) -> Result<()> {
-        let Transfer::Put(id) = chunk.transfer else { return Ok(()) };
-        let staged = std::mem::take(&mut chunk.parts);
-        let (Some(lease), Some((bytes, len))) = (self.one_sided.lease(id), staged.first()) else {
-            return Ok(());
-        };
-        let write = |region: &mut [u8]| bytes.copy_to(&mut region[..*len]);
-        chunk.revoked = lease.with(chunk.at(), write).transpose()?.is_none();
-        self.one_sided.copied.add(*len as u64);
-        Ok(())
+        self.chunk_is_right(chunk)
     }
 
     /// The bytes of a parcel that came will not: what follows is [`give_up`](Self::give_up).

@@ -87,6 +87,59 @@ fn a_bit_flipped_at_any_byte_is_corrupt_and_never_delivered() {
     }
 }
 
+/// A put over so many further streams, with a bit flipped in its payload: what the owner's region then holds.
+fn damaged_put(strands: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
+    let (mut a, mut b) = match strands {
+        0 => (End::with(true), End::with(true)),
+        _ => (End::striped(true, strands), End::striped(true, strands)),
+    };
+    let region = b.regions.expose_mut(BufferMut::zeroed(len), Duration::MAX);
+    let (from, put) = Operation::new(Buffer::from(vec![0xff; len]));
+    a.session.put(region.remote(), 0, from);
+    let error = (0..100_000)
+        .find_map(|_| {
+            b.write(&mut a.wire, usize::MAX);
+            a.read(usize::MAX).expect("nothing is damaged");
+            a.write(&mut b.wire, 1 + seed.below(len));
+            for stream in 1..=strands {
+                a.write_strand(stream, &mut b.strands[stream - 1], 1 + seed.below(len));
+            }
+            // Every run of payload, in the middle: each byte of it is all ones.
+            for wire in std::iter::once(&mut b.wire).chain(&mut b.strands) {
+                let middle = wire.len() / 2;
+                if wire.len() > 1000 && wire.range(middle..middle + 100).all(|byte| *byte == 0xff) {
+                    wire[middle] ^= 4;
+                }
+            }
+            (0..=strands).find_map(|stream| b.read_from(stream, 1 + seed.below(len)).err())
+        })
+        .expect("it is noticed");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(error.detail().contains("damaged on its way: put"), "{error}");
+    a.session.give_up(&error);
+    b.session.give_up(&error);
+    assert!(put.try_take().expect("the put ends").is_err());
+    let mut revoking = std::pin::pin!(region.revoke());
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    match revoking.as_mut().poll(&mut cx) {
+        std::task::Poll::Ready(memory) => memory.as_slice().expect("host memory").to_vec(),
+        std::task::Poll::Pending => panic!("nobody has it"),
+    }
+}
+
+#[test]
+fn a_damaged_put_writes_nothing_that_is_damaged_however_the_stream_is_cut() {
+    for number in 0..20 {
+        let mut seed = Seed(number);
+        for strands in [0, 2] {
+            let region = damaged_put(strands, &mut seed, 300_000);
+            let damaged = region.iter().position(|byte| !matches!(byte, 0 | 0xff));
+            assert_eq!(damaged, None, "seed {number}, {strands} further streams");
+            assert!(region.contains(&0), "what did not come right is as it was");
+        }
+    }
+}
+
 #[test]
 fn damage_in_a_large_frame_is_named_however_the_stream_is_cut() {
     for seed in 0..20 {
