@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use towline::{BufferMut, Connection, ErrorKind, Landing, Message, Wait, blocking};
 
 use crate::backends::{Pair, Row};
@@ -26,7 +28,8 @@ cases! {
         a_connection_is_used_from_several_runtimes,
         a_detached_send_arrives_though_nobody_waits,
         a_burst_arrives_though_its_sender_waits_for_nothing,
-        waiting_takes_no_processor_time;
+        waiting_takes_no_processor_time,
+        adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core;
 }
 
 const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
@@ -351,4 +354,50 @@ async fn waiting_takes_no_processor_time(row: &'static Row) {
         soon("a receiver", task).await.unwrap().unwrap();
     }
     without_reactor.join().unwrap().unwrap();
+}
+
+/// Both ends and two threads that compute have one core between them.
+async fn adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core(row: &'static Row) {
+    let measured = without_tokio(move || {
+        let mut core = CpuSet::new();
+        core.set(sched_getcpu());
+        // Those who are started from here inherit it, the drivers as well.
+        sched_setaffinity(None, &core).unwrap();
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            (0..2).for_each(|_| drop(scope.spawn(|| while !over.load(Ordering::Relaxed) {})));
+            let took = [Wait::Sleep, Wait::Adaptive].map(|wait| round_trip(row, wait));
+            over.store(true, Ordering::Relaxed);
+            took
+        })
+    });
+    let [asleep, adaptive] = soon("two ends on one core", measured).await;
+    // A yield to either of the others takes milliseconds there, and one in two is made to them.
+    assert!(adaptive < asleep * 3 + Duration::from_micros(500), "adaptive {adaptive:?}, asleep {asleep:?}");
+}
+
+/// The time that half the messages there and back take, between two threads.
+fn round_trip(row: &'static Row, wait: Wait) -> Duration {
+    let endpoint = || blocking::Endpoint::from(row.builder().wait(wait).build().unwrap());
+    let (near, listener) = (endpoint(), endpoint().listen(&row.address()).unwrap());
+    let address = listener.address().clone();
+    let server = thread::spawn(move || {
+        let connection = listener.accept().unwrap();
+        while let Ok(message) = connection.recv() {
+            drop(connection.send(message).unwrap());
+        }
+    });
+    let connection = near.connect(&address).unwrap().with_deadline(SOON);
+    let mut took: Vec<_> = (0..200)
+        .map(|at| {
+            let begin = Instant::now();
+            drop(connection.send(message(at, &[64])).unwrap());
+            connection.recv().unwrap();
+            begin.elapsed()
+        })
+        .collect();
+    connection.close().unwrap();
+    server.join().unwrap();
+    took.sort_unstable();
+    took[took.len() / 2]
 }

@@ -72,6 +72,7 @@ mod process;
 mod reactor;
 mod region;
 mod resolve;
+mod spinning;
 mod waiting;
 mod wakeups;
 mod wire;

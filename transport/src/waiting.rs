@@ -26,9 +26,11 @@ use crate::reactor::{Owner, register};
 /// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Wait {
-    /// Never sleeps.
+    /// Polls until something comes, and never gives its core away. For threads that have a core each: if the peer, or anybody
+    /// else, needs this one, every wait takes until the scheduler takes the core away, which is milliseconds.
     Spin,
-    /// Spins for 50 µs, then sleeps.
+    /// Spins for 50 µs, yielding the core between polls, then sleeps. Where a yield takes longer than that, others want the
+    /// core: the thread then sleeps at once, for 16 times as long as the yield took, and for up to 4 s where it happens again.
     #[default]
     Adaptive,
     /// Sleeps at once.

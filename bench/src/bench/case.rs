@@ -299,9 +299,9 @@ impl FromStr for Pattern {
 /// How both ends wait for the other one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Wait {
-    /// Poll and never sleep.
+    /// Poll and never sleep: wants a core for each end.
     Spin,
-    /// Spin briefly, then sleep.
+    /// Spin briefly, then sleep; sleep at once where others want the core.
     #[default]
     Adaptive,
     /// Sleep at once.

@@ -10,6 +10,7 @@ use tokio::task::coop::poll_proceed;
 use super::{Wait, Waiters};
 use crate::backend::Progress;
 use crate::process::Inherited;
+use crate::spinning;
 
 const SPIN_MAX: Duration = Duration::from_micros(50);
 /// A spinning waiter lets sibling tasks run this often.
@@ -91,20 +92,20 @@ impl<'a, F> Until<'a, F> {
                     continue;
                 }
                 let now = Instant::now();
-                let Some(since) = *idle_since else {
-                    // Whatever siblings have to submit leaves first; without it, each would wait out the others' round trips.
-                    *idle_since = Some(now);
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                let spins = match *idle_since {
+                    _ if waiters.wait == Wait::Spin => true,
+                    None => spinning::pays(now),
+                    Some(since) => now - since < SPIN_MAX && spinning::pays(now),
                 };
-                if waiters.wait == Wait::Spin || now - since < SPIN_MAX {
-                    if now - *polled_since.get_or_insert(now) < YIELD_EVERY {
+                if spins {
+                    if idle_since.is_some() && now - *polled_since.get_or_insert(now) < YIELD_EVERY {
                         if waiters.wait == Wait::Adaptive {
-                            // The peer may need this very core.
-                            std::thread::yield_now();
+                            spinning::yield_core(now);
                         }
                         continue;
                     }
+                    // Before the first turn, whatever siblings have to submit leaves: else each would wait out the others' round trips.
+                    idle_since.get_or_insert(now);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
