@@ -18,6 +18,7 @@ mod payload;
 mod peer;
 mod place;
 mod progress;
+mod runtime_thread;
 mod scheduler;
 mod serve;
 mod tasks;

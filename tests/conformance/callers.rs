@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use towline::{BufferMut, Connection, ErrorKind, Landing, Message, Wait, blocking};
 
@@ -29,7 +30,8 @@ cases! {
         a_detached_send_arrives_though_nobody_waits,
         a_burst_arrives_though_its_sender_waits_for_nothing,
         waiting_takes_no_processor_time,
-        adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core;
+        adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core,
+        an_endpoint_that_gets_no_thread_says_so_in_async_code;
 }
 
 const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
@@ -365,7 +367,12 @@ async fn adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core
         sched_setaffinity(None, &core).unwrap();
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
-            (0..2).for_each(|_| drop(scope.spawn(|| while !over.load(Ordering::Relaxed) {})));
+            let compute = || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop()
+                }
+            };
+            (0..2).for_each(|_| drop(scope.spawn(compute)));
             let took = [Wait::Sleep, Wait::Adaptive].map(|wait| round_trip(row, wait));
             over.store(true, Ordering::Relaxed);
             took
@@ -400,4 +407,16 @@ fn round_trip(row: &'static Row, wait: Wait) -> Duration {
     server.join().unwrap();
     took.sort_unstable();
     took[took.len() / 2]
+}
+
+async fn an_endpoint_that_gets_no_thread_says_so_in_async_code(row: &'static Row) {
+    let before = getrlimit(Resource::Data);
+    // Less than a thread's stack.
+    let limit = Some(usage::data() + (1 << 20));
+    setrlimit(Resource::Data, Rlimit { current: limit, ..before }).unwrap();
+    let built = row.builder().build();
+    setrlimit(Resource::Data, before).unwrap();
+    assert_eq!(built.map(drop).unwrap_err().kind(), ErrorKind::Io);
+    let pair = row.pair().await;
+    soon("afterwards", converse(&pair.a, &pair.b)).await;
 }

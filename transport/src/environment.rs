@@ -7,8 +7,9 @@ pub(crate) mod clockwork;
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle};
@@ -47,15 +48,26 @@ pub struct System {
 
 impl System {
     /// Starts the driver thread.
+    ///
+    /// # Errors
+    /// `Io` if there is no thread, or no reactor, to be had.
     pub fn start() -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(Error::io)?;
-        let driver = runtime.handle().clone();
+        let (made, known) = mpsc::sync_channel(1);
         let dropped = Arc::new(Notify::new());
         let ended = dropped.clone();
-        std::thread::Builder::new()
-            .name("towline-driver".into())
-            .spawn(move || runtime.block_on(ended.notified()))
-            .map_err(Error::io)?;
+        // The thread makes its runtime. One that was made here would be dropped here where no thread can be had, and tokio panics
+        // then if the caller is async code.
+        let run = move || match Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                // Whoever asked waits for it.
+                let _ = made.send(Ok(runtime.handle().clone()));
+                runtime.block_on(ended.notified());
+            }
+            Err(error) => drop(made.send(Err(error))),
+        };
+        std::thread::Builder::new().name("towline-driver".into()).spawn(run).map_err(Error::io)?;
+        let ended = || Err(io::Error::other("the driver thread ended at once"));
+        let driver = known.recv().unwrap_or_else(|_| ended()).map_err(Error::io)?;
         Ok(Self { origin: Instant::now(), driver, dropped })
     }
 }

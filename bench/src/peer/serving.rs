@@ -11,6 +11,7 @@ use super::{CpuClock, serve};
 use crate::bench::case::{Case, Wait};
 use crate::child::Child;
 use crate::failure::Failure;
+use crate::runtime_thread;
 use crate::trust::Trust;
 
 /// A child that has not said where it listens by then never will.
@@ -124,13 +125,7 @@ async fn thread(wait: Wait) -> Result<Serving, Failure> {
             }
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::run(format!("a runtime for the serving thread: {error}")))?;
-    std::thread::Builder::new()
-        .name("serve".to_owned())
-        .spawn(move || runtime.block_on(work))
+    runtime_thread::spawn("serve", move |runtime| runtime.block_on(work))
         .map_err(|error| Failure::run(format!("the serving thread: {error}")))?;
     let address = address.await.map_err(|_| Failure::run("the serving thread ended at once"))??;
     Ok(Serving::Thread { address, _stop: stop })

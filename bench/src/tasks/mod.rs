@@ -8,7 +8,7 @@ mod work;
 
 use std::future::Future;
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, yield_now};
 use towline::{Address, Endpoint};
@@ -19,6 +19,7 @@ use crate::bench::case::{Case, Pattern, Wait};
 use crate::bench::{Pace, Repeat};
 use crate::ceiling::memcpy::Landing;
 use crate::failure::Failure;
+use crate::runtime_thread;
 use crate::trust::Trust;
 
 /// One repeat of a case of the runtime's.
@@ -77,17 +78,15 @@ struct Beside {
 impl Beside {
     fn start(name: &str, spins: bool) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::run(format!("the thread of the {name}: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let work = move || {
+        let work = move |runtime: &Runtime| {
             runtime.block_on(async {
                 let _awake = spins.then(|| Awake(tokio::spawn(stay_awake())));
                 // It ends when its sender is dropped.
                 let _ = stopped.await;
             });
         };
-        std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(failed)?;
+        let handle = runtime_thread::spawn(name, work).map_err(failed)?;
         Ok(Self { handle, _stop: stop })
     }
 

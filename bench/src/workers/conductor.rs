@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::ChildStdout;
 use std::time::Duration;
 
+use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use super::worker::Worker;
@@ -12,6 +13,7 @@ use crate::bench::case::{Case, Wait};
 use crate::child::Child;
 use crate::failure::Failure;
 use crate::peer::CpuClock;
+use crate::runtime_thread;
 use crate::trust::Trust;
 
 /// A worker that died is told from those that lost it after so long.
@@ -160,11 +162,10 @@ fn pass_on(index: usize, output: ChildStdout, answers: &Answers) {
 
 fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<Hand, Failure> {
     let failed = |error: std::io::Error| Failure::run(format!("start worker {index}: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let endpoint = trust.endpoint(wait)?;
     let (orders, given) = mpsc::unbounded_channel();
     let (stop, stopped) = oneshot::channel::<()>();
-    let work = move || {
+    let work = move |runtime: &Runtime| {
         let say = |answer| drop(answers.send((index, Some(answer))));
         runtime.block_on(async {
             tokio::select! {
@@ -175,6 +176,6 @@ fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<H
         // Nobody waits for a worker's end any more where this fails.
         let _ = answers.send((index, None));
     };
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(work).map_err(failed)?;
+    runtime_thread::spawn(&format!("worker-{index}"), work).map_err(failed)?;
     Ok(Hand::Thread { orders, _stop: stop })
 }
