@@ -14,8 +14,8 @@ use towline::{Address, Endpoint, ErrorKind, Listener, Token};
 use towline_tests::usage;
 use towline_tests::wire::{hand, hello};
 
-use crate::backends::Row;
-use crate::by_hand::{heard, send};
+use crate::backends::{Row, meet};
+use crate::by_hand::{connected, heard, send};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
 use crate::peer::{Home, Peer, say};
@@ -31,7 +31,8 @@ cases! {
         wrong_tokens_keep_nobody_out_and_are_slowed_down,
         a_lack_of_descriptors_keeps_nobody_out;
     CROSS_HOST:
-        streams_that_never_join_keep_nobody_out;
+        streams_that_never_join_keep_nobody_out,
+        records_that_never_end_are_bounded_together;
     CROSS_PROCESS - CROSS_HOST:
         a_flood_where_peers_of_a_host_meet_keeps_nobody_out;
 }
@@ -219,6 +220,40 @@ async fn streams_that_never_join_keep_nobody_out(row: &'static Row) {
     }
     assert_open(&near, &listener, listener.address()).await;
     drop(peers);
+}
+
+async fn records_that_never_end_are_bounded_together(row: &'static Row) {
+    // An eighth of this is for records whose rest has not come.
+    const MEMORY: u64 = 2 << 30;
+    const BUDGET: u64 = MEMORY / 8;
+    const RECORDS_LEN: usize = 2 << 20;
+    const PEERS: usize = BUDGET as usize / RECORDS_LEN + 40;
+    // Buffers of sockets, and what an allocator keeps.
+    const BESIDES: u64 = 96 << 20;
+    let maximum = getrlimit(Resource::As).maximum;
+    setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum }).unwrap();
+    // Long enough that no peer is lost by its silence first.
+    let (near, far) = (row.endpoint(), row.builder().heartbeat(Duration::from_secs(12)).build().unwrap());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (a, b) = soon("a good peer", meet(&near, &listener)).await;
+    let before = usage::resident();
+    let mut peers = Vec::new();
+    let unfinished = [&(RECORDS_LEN as u32).to_le_bytes()[..], &vec![0; 12 + RECORDS_LEN - 1]].concat();
+    for number in 0..PEERS {
+        let (mut stream, connection) = connected(&listener, number as u8).await;
+        soon("its records", send(&mut stream, &unfinished)).await.unwrap();
+        peers.push((stream, connection));
+    }
+    let end = soon("the end of the oldest", peers[0].1.recv()).await.unwrap_err();
+    assert_eq!(end.kind(), ErrorKind::TooLarge, "{end}");
+    eventually("the others are within the budget", || {
+        usage::resident().saturating_sub(before) < BUDGET + BESIDES
+    })
+    .await;
+    let both = async { tokio::join!(a.deliver(message(1, &[100; 20_000])), b.recv()) };
+    let (sent, taken) = soon("the good peer's message", both).await;
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[100; 20_000]);
 }
 
 async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) {

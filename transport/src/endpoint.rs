@@ -24,12 +24,13 @@ use crate::metrics::Metrics;
 use crate::process::Own;
 use crate::resolve::resolve;
 use crate::waiting::Wait;
+use crate::wire::unfinished::Unfinished;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
 /// What its depot may have, where nothing else was asked for, in bytes.
 const DEPOT_BYTES_MAX: usize = 512 << 20;
-/// Either takes no more than one of so many parts of the process's memory.
+/// Each of them, and records whose rest has not come, take no more than one of so many parts of the process's memory.
 const PARTS: u64 = 8;
 
 /// Unauthenticated peers of a listener, where nothing else was asked for.
@@ -409,6 +410,7 @@ impl Builder {
             tls: self.tls,
             pools: Arc::new(self.pools),
             depot: Depot::new(depot_bytes_max),
+            unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, PARTS)),
             wait: self.wait,
             heartbeat: self.heartbeat,
             linger: self.linger,

@@ -26,6 +26,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Depot, Place, Pool};
 use crate::path::{Candidate, Path};
 use crate::waiting::Wait;
+use crate::wire::unfinished::Unfinished;
 
 /// What a connector may propose before it is sent away.
 const PROPOSALS_MAX: usize = 16;
@@ -42,6 +43,7 @@ pub(crate) struct Establisher {
     pub(crate) tls: Option<Tls>,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
     pub(crate) depot: Depot,
+    pub(crate) unfinished: Unfinished,
     pub(crate) wait: Wait,
     pub(crate) heartbeat: Duration,
     pub(crate) linger: Duration,
@@ -468,6 +470,7 @@ impl Establisher {
             regions: Regions::new(self.environment.clone()),
             pool: self.pools[&Place::Host].clone(),
             depot: self.depot.clone(),
+            unfinished: self.unfinished.clone(),
             environment: self.environment.clone(),
             heartbeat: self.heartbeat,
             checked: entrant.backend.checks() && greeting.features & CRC32C != 0,

@@ -38,6 +38,7 @@ use crate::memory::{Buffer, BufferMut, Depot, Pool};
 pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
 pub use crate::operation::{Completion, Done, Operation};
 pub use crate::region::{Regions, RemoteRegion};
+use crate::wire::unfinished::Unfinished;
 
 /// One transport technology on this machine.
 pub trait Backend: Debug + Send + Sync + 'static {
@@ -213,6 +214,8 @@ pub struct Site {
     pub pool: Pool,
     /// Shared memory for copies of what is in no arena, lent in its stead.
     pub depot: Depot,
+    /// What counts records whose rest has not come.
+    pub(crate) unfinished: Unfinished,
     /// Clock, timers, randomness, tasks.
     pub environment: Arc<dyn Environment>,
     /// How often a silent peer is asked for a sign of life; three times without one is its end.

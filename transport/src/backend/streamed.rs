@@ -136,7 +136,9 @@ impl<L: Line> Streamed<L> {
     /// A session for `site`.
     pub(super) fn session(site: &Site) -> Session {
         let now = site.environment.now();
-        Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked)
+        let session =
+            Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked);
+        session.counted(&site.unfinished)
     }
 
     pub(super) fn open(line: L, held: L::Held, session: Session, caps: Caps, site: &Site) -> Arc<Self> {

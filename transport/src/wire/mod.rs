@@ -19,3 +19,4 @@ pub(crate) mod session;
 mod spreads;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unfinished;

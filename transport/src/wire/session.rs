@@ -27,6 +27,7 @@ use crate::wire::outbox::{Bulk, Ending, Outbox};
 use crate::wire::receives::Receives;
 use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
 use crate::wire::sends::{self, RECORDS_LEN, Sends};
+use crate::wire::unfinished::{Share, Unfinished};
 
 use inlet::Inlet;
 use parcels::Parcels;
@@ -50,6 +51,8 @@ pub(crate) struct Session {
     records: Vec<u8>,
     answers: usize,
     inlet: Inlet,
+    /// What counts the records that the inlet holds, where something does.
+    unfinished: Option<Share>,
     /// What the further streams of the connection carry.
     strands: Option<Box<Strands>>,
     /// What leaves and comes beside the stream, by itself.
@@ -106,6 +109,7 @@ impl Session {
             records: Vec::new(),
             answers: 0,
             inlet: Inlet::new(checked),
+            unfinished: None,
             strands: None,
             parcels: None,
             lender: None,
@@ -122,6 +126,12 @@ impl Session {
     /// every frame travel: what is lent passes no checksum.
     pub(crate) fn lending(mut self, lender: Box<dyn Lender>) -> Self {
         self.lender = Some(lender).filter(|_| !self.inlet.check.is_on());
+        self
+    }
+
+    /// The same with records whose rest has not come counted by a budget of many connections.
+    pub(crate) fn counted(mut self, unfinished: &Unfinished) -> Self {
+        self.unfinished = Some(unfinished.share());
         self
     }
 
@@ -254,6 +264,7 @@ impl Session {
     /// Time passed for what is lent and borrowed; an error is the connection's end.
     pub(crate) fn tend(&mut self) -> Result<()> {
         self.fetch()?;
+        self.unfinished.as_ref().map_or(Ok(()), Share::check)?;
         self.lender.as_mut().map_or(Ok(()), |lender| lender.tend())
     }
 

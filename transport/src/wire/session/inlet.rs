@@ -131,10 +131,15 @@ impl Session {
                 let (more, rest) = bytes.split_at(bytes.len().min(needed - inlet.partial.len()));
                 inlet.partial.extend_from_slice(more);
                 bytes = rest;
-                if inlet.partial.len() < needed {
-                    return Ok(());
+                let len = inlet.partial.len();
+                if len < needed {
+                    return self.unfinished.as_mut().map_or(Ok(()), |share| share.grown(len));
                 }
                 let item = std::mem::take(&mut inlet.partial);
+                // Records come by the main stream alone.
+                if let (0, Some(share)) = (stream, &mut self.unfinished) {
+                    share.finished();
+                }
                 self.item(stream, &item)?;
             }
             if bytes.is_empty() && self.needed(stream) > 0 {

@@ -1,0 +1,154 @@
+//! Memory of records whose rest has not come, of all connections of an endpoint: no credit counts it, so a budget does.
+//!
+//! The invariant: beyond the budget, the connection whose records have been unfinished for longest ends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Of each connection so much is not counted, in bytes.
+const FREE_LEN: usize = 64 << 10;
+
+/// The budget.
+#[derive(Clone, Debug)]
+pub(crate) struct Unfinished(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    bytes_max: u64,
+    bytes: u64,
+    next: u64,
+    /// By number: the oldest first.
+    records: BTreeMap<u64, Records>,
+}
+
+/// The unfinished records of one connection.
+#[derive(Debug)]
+struct Records {
+    bytes: u64,
+    is_over: Arc<AtomicBool>,
+}
+
+/// One connection's part of the budget.
+#[derive(Debug)]
+pub(crate) struct Share {
+    budget: Unfinished,
+    /// Of its unfinished records, while they are counted.
+    number: Option<u64>,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Unfinished {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self(Arc::new(Mutex::new(State { bytes_max, bytes: 0, next: 0, records: BTreeMap::new() })))
+    }
+
+    pub(crate) fn share(&self) -> Share {
+        Share { budget: self.clone(), number: None, is_over: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn remove(&mut self, number: u64) -> Option<Records> {
+        let records = self.records.remove(&number)?;
+        self.bytes -= records.bytes;
+        Some(records)
+    }
+}
+
+impl Share {
+    /// So much of the records has come, and more is to come.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(crate) fn grown(&mut self, len: usize) -> Result<()> {
+        if len <= FREE_LEN {
+            return Ok(());
+        }
+        let mut state = self.budget.state();
+        let next = state.next;
+        let number = *self.number.get_or_insert(next);
+        if number == next {
+            state.next += 1;
+            state.records.insert(number, Records { bytes: 0, is_over: self.is_over.clone() });
+        }
+        if let Some(records) = state.records.get_mut(&number) {
+            let more = (len as u64).saturating_sub(records.bytes);
+            records.bytes += more;
+            state.bytes += more;
+        }
+        while state.bytes > state.bytes_max
+            && let Some((oldest, _)) = state.records.first_key_value()
+        {
+            let oldest = *oldest;
+            if let Some(records) = state.remove(oldest) {
+                records.is_over.store(true, Ordering::Relaxed);
+            }
+        }
+        drop(state);
+        self.check()
+    }
+
+    /// The rest of the records has come.
+    pub(crate) fn finished(&mut self) {
+        if let Some(number) = self.number.take() {
+            self.budget.state().remove(number);
+        }
+    }
+
+    /// # Errors
+    /// `TooLarge` if this connection is to end, so that others may go on.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.is_over.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let why =
+            "the rest of the peer's records did not come, and the memory for those of all peers is used up";
+        Err(Error::new(ErrorKind::TooLarge, why))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.finished();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 1 << 20;
+
+    #[test]
+    fn beyond_the_budget_the_oldest_ends() {
+        let budget = Unfinished::new(3 * LEN as u64);
+        let mut shares: Vec<_> = (0..4).map(|_| budget.share()).collect();
+        shares[..3].iter_mut().for_each(|share| share.grown(LEN).unwrap());
+        // It grows, and is the oldest no more.
+        shares[0].finished();
+        shares[0].grown(LEN).unwrap();
+        shares[3].grown(LEN).unwrap();
+        let ended: Vec<_> = shares.iter().map(|share| share.check().is_err()).collect();
+        assert_eq!(ended, [false, true, false, false]);
+        assert_eq!(shares[1].grown(2 * LEN).unwrap_err().kind(), ErrorKind::TooLarge);
+        drop(shares);
+        assert_eq!(budget.state().bytes, 0);
+        assert!(budget.state().records.is_empty());
+    }
+
+    #[test]
+    fn what_every_connection_may_have_is_not_counted() {
+        let budget = Unfinished::new(0);
+        let mut share = budget.share();
+        share.grown(FREE_LEN).unwrap();
+        share.finished();
+        assert!(share.grown(FREE_LEN + 1).is_err(), "nor may it have more where there is nothing");
+    }
+}
