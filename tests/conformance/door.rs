@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use towline::{Address, Builder, Endpoint, ErrorKind, Listener, Token};
+use towline::{Address, Builder, Endpoint, ErrorKind, Listener, Tls, Token};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
@@ -17,6 +17,7 @@ cases! {
         the_same_token_lets_in,
         another_token_is_unauthenticated,
         a_token_at_one_end_is_unauthenticated,
+        a_renewed_token_is_asked_of_whom_comes_next,
         an_unknown_option_is_invalid,
         a_planned_scheme_says_what_to_use_instead,
         a_place_to_listen_is_taken_once,
@@ -51,6 +52,26 @@ async fn assert_open(near: &Endpoint, listener: &Listener) {
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[100]);
+}
+
+async fn a_renewed_token_is_asked_of_whom_comes_next(row: &'static Row) {
+    let far = with_token(row, Some("secret"));
+    let listener = far.listen(&row.address()).await.unwrap();
+    let near = with_token(row, Some("secret"));
+    let (a, b) = soon("a friend", meet(&near, &listener)).await;
+    let error = far.renew(None, Some(Tls::builder().build().unwrap())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "it has no TLS: {error}");
+    far.renew(Some(token("another")), None).unwrap();
+    let error = soon("a refusal", near.connect(listener.address())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    near.renew(Some(token("another")), None).unwrap();
+    assert_open(&near, &listener).await;
+    // Who was there stays.
+    let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[100]);
+    let error = with_token(row, None).renew(Some(token("secret")), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "whoever listens without one says so at the start: {error}");
 }
 
 async fn the_same_token_lets_in(row: &'static Row) {

@@ -110,3 +110,30 @@ fn nothing_of_a_key_is_shown() {
     let text = format!("{tls:?} {:?}", showing(&listeners(), &ours()));
     assert!(!text.contains(line) && text.len() < 400, "{text}");
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_to_whom_comes_next() {
+    let door = Door::open(showing(&listeners(), &ours())).await;
+    let friend = endpoint(showing(&connectors(), &ours()));
+    let (a, b) = door.meet(&friend, door.listener.address()).await;
+
+    // One that would let in whoever comes, and one that shows nothing.
+    let weaker = [listeners().shown_by(Tls::builder()).build().unwrap(), believing(&ours()).build().unwrap()];
+    for weaker in weaker {
+        let error = door.endpoint.renew(None, Some(weaker)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    door.assert_open().await;
+
+    let others = Authority::new(9);
+    let renewed = others.sign(&["127.0.0.1"], 4, Kind::Usual);
+    door.endpoint.renew(None, Some(showing(&renewed, &others))).unwrap();
+    let error = soon("a refusal", friend.connect(door.listener.address())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    friend.renew(None, Some(showing(&others.sign(&["worker"], 5, Kind::Usual), &others))).unwrap();
+    door.meet(&friend, door.listener.address()).await;
+    // Who was there stays.
+    let (there, taken) = tokio::join!(a.deliver(Message::new("there")), b.recv());
+    there.unwrap();
+    assert_eq!(&taken.unwrap().header()[..], b"there");
+}

@@ -17,7 +17,7 @@ use crate::door::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System};
 use crate::error::{Error, ErrorKind, Result};
-use crate::establish::{Establisher, Verdicts};
+use crate::establish::{Credentials, Establisher, Held, Verdicts};
 use crate::listener::{self, Listener};
 use crate::memory::{AvailableMemory, Depot, Place, Pool};
 use crate::metrics::Metrics;
@@ -213,6 +213,26 @@ impl Endpoint {
         Ok(connection)
     }
 
+    /// Renews the token, TLS, or both, for handshakes that begin from now on, at either end. Connections that are open stay as
+    /// they are, and so does what is `None`.
+    ///
+    /// ```no_run
+    /// # use towline::{Endpoint, Tls, Token};
+    /// # fn renew(endpoint: &Endpoint) -> Result<(), Box<dyn std::error::Error>> {
+    /// let tls = Tls::builder().certificate(std::fs::read("cert.pem")?, std::fs::read("key.pem")?).build()?;
+    /// endpoint.renew(Some(Token::from_file("token")?), Some(tls))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` for what the endpoint was built without, and for TLS that does less than the endpoint's: that shows no
+    /// certificate, believes nobody, or asks peers for none. Then nothing has changed.
+    pub fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
+        self.establisher.process().check()?;
+        self.establisher.credentials.renew(token, tls)
+    }
+
     /// Closes every connection of this endpoint in good order, within `linger`. In a process that inherited it: nothing.
     pub async fn close(&self) {
         let closing = async {
@@ -274,12 +294,12 @@ impl Endpoint {
 
     /// Nobody opens a port to strangers by accident.
     fn check_exposure(&self, address: &Address, sockets: &[SocketAddr]) -> Result<()> {
-        let Establisher { token, tls, .. } = &**self.establisher;
+        let Held { token, tls } = self.establisher.credentials.now();
         if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
             return Ok(());
         }
         let encrypted = address.scheme().is_encrypted();
-        if encrypted && tls.as_ref().is_some_and(Tls::knows_clients) {
+        if encrypted && tls.is_some_and(|tls| tls.knows_clients()) {
             return Ok(());
         }
         if sockets.iter().all(|at| at.ip().is_loopback()) {
@@ -405,9 +425,8 @@ impl Builder {
             environment,
             driver,
             backends: self.backends,
-            token: self.token,
+            credentials: Credentials::new(self.token, self.tls),
             trusts_user: self.trusts_user,
-            tls: self.tls,
             pools: Arc::new(self.pools),
             depot: Depot::new(depot_bytes_max),
             unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, PARTS)),

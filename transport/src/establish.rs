@@ -1,5 +1,6 @@
 //! From a stream to a connection: greet, choose a backend that both ends have, open it.
 
+mod credentials;
 mod entrants;
 mod trial;
 mod verdicts;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+pub(crate) use self::credentials::{Credentials, Held};
 use self::entrants::{Entrant, no_path, prepare};
 pub(crate) use self::verdicts::Verdicts;
 use self::verdicts::{Turn, Verdict};
@@ -18,7 +20,7 @@ use crate::connection::{Connection, Parts};
 use crate::dial;
 use crate::door::{
     self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
-    Proposal, STREAMS, Terms, Tls, Token,
+    Proposal, STREAMS, Terms, Tls,
 };
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
@@ -38,9 +40,8 @@ pub(crate) struct Establisher {
     pub(crate) driver: Arc<Driver>,
     pub(crate) backends: Vec<Arc<dyn Backend>>,
     pub(crate) identity: Identity,
-    pub(crate) token: Option<Token>,
+    pub(crate) credentials: Credentials,
     pub(crate) trusts_user: bool,
-    pub(crate) tls: Option<Tls>,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
     pub(crate) depot: Depot,
     pub(crate) unfinished: Unfinished,
@@ -403,13 +404,13 @@ impl Establisher {
     }
 
     /// The endpoint's TLS, or what to do to have it.
-    pub(crate) fn tls(&self) -> Result<&Tls> {
+    pub(crate) fn tls(&self) -> Result<Tls> {
         let missing = || {
             let why = "the endpoint has no TLS (`Builder::tls`): to listen it needs a certificate and its key (--cert, --key), \
                        to connect an authority to believe (--ca)";
             Error::new(ErrorKind::Invalid, why)
         };
-        self.tls.as_ref().ok_or_else(missing)
+        self.credentials.now().tls.ok_or_else(missing)
     }
 
     /// Puts TLS under the handshake, where `address` asks for it.
@@ -423,8 +424,9 @@ impl Establisher {
         if !address.scheme().is_encrypted() {
             return Ok(control);
         }
-        let listener = (self.tls()?, address.host());
-        door::secure(role, control, listener, deadline, self.handshake_time, &*self.environment).await
+        let tls = self.tls()?;
+        door::secure(role, control, (&tls, address.host()), deadline, self.handshake_time, &*self.environment)
+            .await
     }
 
     fn terms(
@@ -440,7 +442,7 @@ impl Establisher {
         };
         Ok(Terms {
             identity: self.identity,
-            token: self.token.clone(),
+            token: self.credentials.now().token,
             features,
             offers: entrants.iter().map(offer).collect(),
             binding: control.binding()?,
@@ -463,7 +465,7 @@ impl Establisher {
             peer_card: Vec::new(),
             prepared: None,
             secret: greeting.secret,
-            trusts: self.token.is_some() || self.trusts_user,
+            trusts: self.credentials.now().token.is_some() || self.trusts_user,
             control: None,
             strands: Vec::new(),
             inbox: Arc::default(),

@@ -69,6 +69,12 @@ impl Tls {
         TlsBuilder::default()
     }
 
+    /// Whether these settings do all that `others` do: show a certificate, believe somebody, ask peers for certificates.
+    pub(crate) fn does_what(&self, others: &Self) -> bool {
+        let does = |tls: &Self| [tls.0.server.is_some(), tls.0.client.is_some(), tls.0.knows_clients];
+        does(self).into_iter().zip(does(others)).all(|(ours, theirs)| ours || !theirs)
+    }
+
     /// Whether a listener knows by certificate whom it lets in.
     pub(crate) fn knows_clients(&self) -> bool {
         self.0.knows_clients
