@@ -1,9 +1,13 @@
 //! The `towline` command: what a machine offers, which path was chosen, how fast it is. Here, so that its parsers can be fuzzed.
 
+// They panic where nobody reads: `output::say` does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod against;
 mod bench;
 mod ceiling;
 mod child;
+mod ending;
 mod explain;
 #[doc(hidden)]
 pub mod expressions;
@@ -28,15 +32,13 @@ mod units;
 mod workers;
 
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 
+use crate::ending::Ending;
 use crate::failure::Failure;
+use crate::output::say;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -48,9 +50,6 @@ Examples:
   towline top tcp://127.0.0.1:7100
 
 Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted.";
-
-/// After an interruption, what is running gets this long to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Moves host and device buffers between processes with as few copies as the hardware allows.
 #[derive(Debug, Parser)]
@@ -87,26 +86,35 @@ impl Command {
         )
     }
 
-    /// Does its work until that ends, or somebody interrupts it.
-    async fn run(&self, interrupted: &Notify) -> Result<(), Failure> {
-        if matches!(self, Self::Scheduler(_)) {
-            // It takes leave of its peers first.
-            return self.work(interrupted).await;
-        }
-        tokio::select! {
-            biased;
-            outcome = self.work(interrupted) => outcome,
-            () = interrupted.notified() => Err(Failure::Interrupted),
+    /// Whether it has no end of its own.
+    fn runs_until_told(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::Scheduler(_) => true,
+            Self::Top(options) => !options.once,
+            _ => false,
         }
     }
 
-    async fn work(&self, interrupted: &Notify) -> Result<(), Failure> {
+    /// Does its work until that ends, or somebody ends it.
+    async fn run(&self, ending: &Ending) -> Result<(), Failure> {
+        if matches!(self, Self::Scheduler(_) | Self::Bench(_)) {
+            // One takes leave of its peers first, the other reports what it has.
+            return self.work(ending).await;
+        }
+        tokio::select! {
+            biased;
+            outcome = self.work(ending) => outcome,
+            outcome = ending.outcome() => outcome,
+        }
+    }
+
+    async fn work(&self, ending: &Ending) -> Result<(), Failure> {
         match self {
             Self::Info(options) => info::run(options),
             Self::Serve(options) => serve::run(options).await,
-            Self::Bench(options) => bench::run(options).await,
+            Self::Bench(options) => bench::run(options, ending).await,
             Self::Explain(options) => explain::run(options).await,
-            Self::Scheduler(options) => scheduler::run(options, interrupted).await,
+            Self::Scheduler(options) => scheduler::run(options, ending).await,
             Self::Top(options) => top::run(options).await,
             Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
@@ -121,7 +129,7 @@ pub fn run() -> ExitCode {
     match start(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("towline: {failure}");
+            say(&failure);
             failure.exit_code()
         }
     }
@@ -134,8 +142,8 @@ fn start(command: &Command) -> Result<(), Failure> {
         raise_open_files();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
-    let interrupted = watch_for_interruption()?;
-    let outcome = runtime.block_on(command.run(&interrupted));
+    let ending = Ending::watch(command.runs_until_told())?;
+    let outcome = runtime.block_on(command.run(&ending));
     // Threads that are still at work on a ceiling end with the process.
     runtime.shutdown_background();
     outcome
@@ -147,26 +155,4 @@ fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // Up to the hard limit nobody is refused; and who has too few hears of it where they are opened.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-}
-
-/// Tells of Ctrl-C from a thread of its own, which a spinning wait does not hold up.
-fn watch_for_interruption() -> Result<Arc<Notify>, Failure> {
-    let wrong = |error| Failure::run(format!("the thread that watches for Ctrl-C: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
-    // From here on, before anything is promised, an interruption is ours.
-    let mut interruptions = {
-        let _context = runtime.enter();
-        signal(SignalKind::interrupt()).map_err(wrong)?
-    };
-    let interrupted = Arc::new(Notify::new());
-    let tell = interrupted.clone();
-    let watch = move || {
-        if runtime.block_on(interruptions.recv()).is_some() {
-            tell.notify_one();
-            std::thread::sleep(STOP_WITHIN);
-            std::process::exit(130);
-        }
-    };
-    std::thread::Builder::new().name("ctrl-c".to_owned()).spawn(watch).map_err(wrong)?;
-    Ok(interrupted)
 }

@@ -4,12 +4,13 @@ use std::io::Write;
 
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 use towline::{Address, Endpoint, ErrorKind, Scheme};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
 use crate::metrics::{Exporter, Place};
-use crate::output::Output;
+use crate::output::{Output, say};
 use crate::trust::Trust;
 
 /// Where to listen, for whom, and how that is told.
@@ -74,6 +75,7 @@ impl Listening {
         endpoint: &Endpoint,
         more: impl FnOnce(&mut Registry),
     ) -> Result<(), Failure> {
+        self.renew_at_hangups(endpoint)?;
         let exporter = match &self.metrics {
             Some(at) => {
                 let mut registry = Registry::default();
@@ -92,6 +94,26 @@ impl Listening {
         if let Some((exporter, _)) = exporter {
             tokio::spawn(exporter.serve());
         }
+        Ok(())
+    }
+}
+
+impl Listening {
+    /// Has the files of certificates, keys and the token read anew at every SIGHUP.
+    fn renew_at_hangups(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        let mut hangups = signal(SignalKind::hangup())
+            .map_err(|error| Failure::run(format!("watching for SIGHUP: {error}")))?;
+        let (trust, endpoint) = (self.trust.clone(), endpoint.clone());
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                match trust.renew(&endpoint) {
+                    Ok(()) => say("SIGHUP: certificates and token were read anew, for connections to come"),
+                    Err(failure) => {
+                        say(format_args!("SIGHUP: certificates and token stay as they were: {failure}"))
+                    }
+                }
+            }
+        });
         Ok(())
     }
 }

@@ -1,11 +1,9 @@
 //! `towline scheduler`: the scheduler of a task runtime's workers and clients.
 
 use prometheus_client::registry::Registry;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use towline_runtime::Scheduler;
 
-use crate::STOP_WITHIN;
+use crate::ending::{Ending, STOP_WITHIN};
 use crate::failure::{Failure, transport};
 use crate::listening::{Listening, refused};
 
@@ -17,7 +15,8 @@ Examples:
   towline top towline://127.0.0.1:7100                        # in another terminal: how it is
 
 A worker is a program with functions of yours in it, in ten lines: examples/examples/worker.rs.
-It ends in good order when it is interrupted (exit code 130) or terminated (exit code 0).";
+It ends in good order when it is interrupted (exit code 130) or terminated (exit code 0). At SIGHUP it reads certificates,
+keys and the token anew, for connections to come.";
 
 /// Schedule the tasks of a task runtime: workers and clients find it here
 #[derive(Clone, Debug, clap::Args)]
@@ -27,20 +26,14 @@ pub(crate) struct Options {
     listening: Listening,
 }
 
-pub(crate) async fn run(options: &Options, interrupted: &Notify) -> Result<(), Failure> {
+pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
     let listening = &options.listening;
     let endpoint = listening.endpoint()?;
-    // From here on, before anything is promised, a termination is ours.
-    let mut termination = signal(SignalKind::terminate())
-        .map_err(|error| Failure::run(format!("watching for a termination: {error}")))?;
     let started = Scheduler::start(&endpoint, &listening.address).await;
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
     let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
     listening.tell(scheduler.address(), &endpoint, metrics).await?;
-    let outcome = tokio::select! {
-        () = interrupted.notified() => Err(Failure::Interrupted),
-        _ = termination.recv() => Ok(()),
-    };
+    let outcome = ending.outcome().await;
     // A peer that takes no part must not hold it up.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
     outcome

@@ -12,9 +12,11 @@ Examples:
   towline serve 'towline://*:7000' --token-file secret    # any path that both ends have
   towline serve 'tls://*:7000' --cert cert.pem --key key.pem --ca ca.pem    # whom ca.pem signed comes in
   towline serve tcp://127.0.0.1:7000 --metrics 127.0.0.1:9100
-  towline bench --connect tcp://127.0.0.1:7000            # in another terminal";
+  towline bench --connect tcp://127.0.0.1:7000            # in another terminal
 
-/// Be the other end of `explain` and `bench --connect`, until interrupted
+At SIGHUP it reads certificates, keys and the token anew, for connections to come.";
+
+/// Be the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated (0)
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {

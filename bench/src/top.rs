@@ -32,7 +32,7 @@ pub(crate) struct Options {
     address: Address,
     /// Look once, and end
     #[arg(long)]
-    once: bool,
+    pub(crate) once: bool,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     interval: Duration,

@@ -107,17 +107,29 @@ impl Trust {
     pub(crate) fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
         let mut builder =
             Endpoint::builder().wait(wait.into()).insecure(self.insecure).trust_user(self.trust_user);
-        if let Some(file) = &self.token_file {
-            let token = Token::from_file(file).map_err(|error| Failure::usage(error.to_string()))?;
+        if let Some(token) = self.token()? {
             builder = builder.token(token);
         }
-        if self.settles_tls() {
-            builder = builder.tls(self.tls()?);
+        if let Some(tls) = self.tls()? {
+            builder = builder.tls(tls);
         }
         Ok(builder)
     }
 
-    fn tls(&self) -> Result<Tls, Failure> {
+    /// Reads the files anew, for the connections of `endpoint` to come; where that fails, nothing changes.
+    pub(crate) fn renew(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        Ok(endpoint.renew(self.token()?, self.tls()?)?)
+    }
+
+    fn token(&self) -> Result<Option<Token>, Failure> {
+        let token = self.token_file.as_ref().map(Token::from_file).transpose();
+        token.map_err(|error| Failure::usage(error.to_string()))
+    }
+
+    fn tls(&self) -> Result<Option<Tls>, Failure> {
+        if !self.settles_tls() {
+            return Ok(None);
+        }
         let mut tls = Tls::builder();
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
             tls = tls.certificate(read(cert)?, read(key)?);
@@ -125,7 +137,7 @@ impl Trust {
         if let Some(ca) = &self.ca {
             tls = tls.authority(read(ca)?);
         }
-        tls.build().map_err(|error| Failure::usage(error.to_string()))
+        tls.build().map(Some).map_err(|error| Failure::usage(error.to_string()))
     }
 }
 

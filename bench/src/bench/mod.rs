@@ -19,8 +19,9 @@ use std::io::Write;
 use towline::BackendState;
 
 use self::assertion::{Assertion, Verdict};
-use self::case::Transport;
+use self::case::{Case, Transport};
 pub(crate) use self::drive::{Drive, Repeat};
+use self::history::Earlier;
 pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
 pub(crate) use self::plan::Pace;
@@ -29,12 +30,56 @@ use self::report::{Report, Row};
 pub(crate) use self::sample::Sample;
 pub(crate) use self::transports::ready;
 use crate::against::{Entry, Peers};
+use crate::ending::Ending;
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
+use crate::output::say;
 use crate::progress::Progress;
 use crate::trust::Trust;
 
-pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
+pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
+    let prepared = tokio::select! {
+        biased;
+        prepared = prepare(options) => prepared?,
+        outcome = ending.outcome() => return outcome,
+    };
+    let Prepared { trust, plan, peers, earlier, fingerprint } = prepared;
+    let (results, measured) = measure(options, &trust, &plan, &peers, ending).await;
+    if matches!(measured, Err(Failure::Usage(_))) && results.iter().all(|row| row.error.is_some()) {
+        return measured;
+    }
+    let report = Report { schema: 1, complete: measured.is_ok(), fingerprint, results };
+    let given = options.output.give(&report, |out: &mut dyn Write| {
+        if report.results.iter().all(|row| row.error.is_some()) {
+            // What failed was told, and there is nothing else.
+            return Ok(());
+        }
+        writeln!(out, "{}", report.fingerprint)?;
+        report::table(out, &report.results)
+    });
+    // Each is written whatever became of the others.
+    let (drawn, saved) = (options.html.write(&report), options.history.save(&report));
+    given.and(drawn).and(saved)?;
+    if matches!(measured, Err(Failure::Interrupted | Failure::Usage(_))) {
+        // What was not measured would count as broken.
+        return measured;
+    }
+    let compared = options.history.judge(earlier.as_ref(), &report);
+    let judged = judge(&options.assertions, &report.results);
+    measured.and(judged).and(compared)
+}
+
+/// What is known before anything is measured.
+struct Prepared {
+    trust: Trust,
+    plan: Plan,
+    peers: Peers,
+    earlier: Option<Earlier>,
+    fingerprint: Fingerprint,
+}
+
+/// Refuses what cannot be done, before the work.
+async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     options.output.check()?;
     options.html.check()?;
     let trust = match &options.connect {
@@ -51,42 +96,71 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         _ => None,
     });
     let fingerprint = Fingerprint::read(libraries);
-    drop(endpoint);
-    let results = measure(options, &trust, &plan, &peers).await?;
-    let report = Report { schema: 1, fingerprint, results };
-    options.output.give(&report, |out: &mut dyn Write| {
-        writeln!(out, "{}", report.fingerprint)?;
-        report::table(out, &report.results)
-    })?;
-    options.html.write(&report)?;
-    options.history.save(&report)?;
-    let compared = options.history.judge(earlier.as_ref(), &report);
-    judge(&options.assertions, &report.results).and(compared)
+    Ok(Prepared { trust, plan, peers, earlier, fingerprint })
 }
 
-/// Every case, each repeat in turn with its ceilings and with the peers' tools.
-async fn measure(options: &Options, trust: &Trust, plan: &Plan, peers: &Peers) -> Result<Vec<Row>, Failure> {
+/// Every case, each repeat in turn with its ceilings and with the peers' tools. One that fails is a row that says why, and
+/// the others go on; an interruption, or a demand that cannot be met, is the last row.
+async fn measure(
+    options: &Options,
+    trust: &Trust,
+    plan: &Plan,
+    peers: &Peers,
+    ending: &Ending,
+) -> (Vec<Row>, Result<(), Failure>) {
     let mut progress = Progress::start();
     let mut drive = Drive::new(plan.pace, trust, options.connect.as_ref(), &mut progress);
     let mut rows = Vec::with_capacity(plan.cases.len());
+    let mut failed = 0;
     for (index, case) in plan.cases.iter().enumerate() {
-        let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
-        let mut turns = Vec::new();
-        for turn in 1..=plan.repeats {
-            let line = format!("{}/{} {case}, {turn} of {}", index + 1, plan.cases.len(), plan.repeats);
-            drive.progress.tell(&line);
-            let repeat = drive.repeat(case).await.map_err(|failure| failure.during(case))?;
-            let turn = peers.turn(case, &repeat, plan.pace, drive.progress).await;
-            turns.push(turn.map_err(|failure| failure.during(case))?);
-            path = repeat.path;
-            samples.push(repeat.sample);
-            ceilings.push(repeat.ceilings);
+        let at = format!("{}/{}", index + 1, plan.cases.len());
+        let measured = tokio::select! {
+            biased;
+            measured = measure_case(case, &at, plan, peers, &mut drive) => measured,
+            outcome = ending.outcome() => Err(outcome.err().unwrap_or(Failure::Interrupted)),
+        };
+        let failure = match measured {
+            Ok(row) => {
+                rows.push(row);
+                continue;
+            }
+            Err(failure) => failure,
+        };
+        rows.push(Row::failed(case, &failure));
+        let failure = failure.during(case);
+        if !matches!(failure, Failure::Run(_)) {
+            return (rows, Err(failure));
         }
-        let mut row = Row::measured(case, path, &samples, &ceilings);
-        row.against = Entry::all(&row, &turns);
-        rows.push(row);
+        drive.progress.warn(&failure.to_string());
+        failed += 1;
     }
-    Ok(rows)
+    let outcome = match failed {
+        0 => Ok(()),
+        _ => Err(Failure::run(format!("{failed} of {} cases failed", plan.cases.len()))),
+    };
+    (rows, outcome)
+}
+
+async fn measure_case(
+    case: &Case,
+    at: &str,
+    plan: &Plan,
+    peers: &Peers,
+    drive: &mut Drive<'_>,
+) -> Result<Row, Failure> {
+    let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
+    let mut turns = Vec::new();
+    for turn in 1..=plan.repeats {
+        drive.progress.tell(&format!("{at} {case}, {turn} of {}", plan.repeats));
+        let repeat = drive.repeat(case).await?;
+        turns.push(peers.turn(case, &repeat, plan.pace, drive.progress).await?);
+        path = repeat.path;
+        samples.push(repeat.sample);
+        ceilings.push(repeat.ceilings);
+    }
+    let mut row = Row::measured(case, path, &samples, &ceilings);
+    row.against = Entry::all(&row, &turns);
+    Ok(row)
 }
 
 /// Every assertion's verdict on stderr; one that does not hold fails the run.
@@ -94,10 +168,10 @@ fn judge(assertions: &[Assertion], rows: &[Row]) -> Result<(), Failure> {
     let mut broken = 0;
     for assertion in assertions {
         match assertion.judge(rows) {
-            Verdict::Holds(ours) => eprintln!("towline: holds: {assertion} ({ours})"),
+            Verdict::Holds(ours) => say(format_args!("holds: {assertion} ({ours})")),
             Verdict::Broken(why) => {
                 broken += 1;
-                eprintln!("towline: does not hold: {assertion}: {why}");
+                say(format_args!("does not hold: {assertion}: {why}"));
             }
         }
     }

@@ -10,6 +10,7 @@ use super::case::{Case, Pattern};
 use super::sample::Sample;
 use crate::against::Entry;
 use crate::ceiling::Ceiling;
+use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
 use crate::payload::Check;
 use crate::place::{Place, Places};
@@ -22,6 +23,8 @@ const ON_TIME: f64 = 0.95;
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) schema: u32,
+    /// Every case was measured, and none failed.
+    pub(crate) complete: bool,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) results: Vec<Row>,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Row {
     pub(crate) against: Vec<Entry>,
     /// What to know about its figures.
     pub(crate) note: Option<String>,
+    /// Why there are no figures, where the case failed or was interrupted.
+    pub(crate) error: Option<String>,
     /// Of all repeats together; not in the document.
     #[serde(skip)]
     pub(crate) times: Option<Histogram<u64>>,
@@ -131,8 +136,14 @@ impl Row {
             ceilings: Vec::new(),
             against: Vec::new(),
             note: None,
+            error: None,
             times: None,
         }
+    }
+
+    /// The row of a case that was not measured to its end.
+    pub(crate) fn failed(case: &Case, failure: &Failure) -> Self {
+        Self { error: Some(failure.to_string()), ..Self::planned(case) }
     }
 
     /// Medians and ranges over the repeats; percentiles over all their samples together.
@@ -208,6 +219,11 @@ impl Row {
     /// The bandwidth, where it is a result: in an open loop it was asked for.
     pub(crate) fn reached_gb_per_s(&self) -> Option<f64> {
         self.gb_per_s.filter(|_| self.rate.is_none())
+    }
+
+    /// What a reader must know who sees its figures, or none: that it failed, or fell behind.
+    pub(crate) fn warning(&self) -> Option<String> {
+        self.error.as_ref().map(|error| format!("not measured: {error}")).or_else(|| self.behind())
     }
 
     /// That fewer messages went through than a schedule asked for, if so.
@@ -333,8 +349,8 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         }
         writeln!(out, "{}", text.trim_end())?;
     }
-    for (row, behind) in rows.iter().filter_map(|row| Some((row, row.behind()?))) {
-        writeln!(out, "{}, {}: {behind}", row.name(), row.wait)?;
+    for (row, warning) in rows.iter().filter_map(|row| Some((row, row.warning()?))) {
+        writeln!(out, "{}, {}: {warning}", row.name(), row.wait)?;
     }
     Ok(())
 }
@@ -459,6 +475,7 @@ pub(crate) mod tests {
             "ceilings",
             "against",
             "note",
+            "error",
         ];
         let row: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
         assert_eq!(row.len(), keys.len());
@@ -523,6 +540,7 @@ pub(crate) mod tests {
             "cpu_s_per_gb",
             "copies",
             "note",
+            "error",
         ] {
             assert!(row[key].is_null(), "{key}");
         }

@@ -89,6 +89,12 @@ impl fmt::Display for Page<'_> {
         writeln!(f, "<title>towline bench: {what}</title>\n<style>\n{}</style>", SHEET)?;
         writeln!(f, "</head>\n<body>\n<header>\n<h1>towline bench</h1>\n<p class=\"what\">{what}</p>")?;
         writeln!(f, "<p><code>towline {}</code></p>", Escaped(&shell_line(self.arguments)))?;
+        if !self.report.complete {
+            writeln!(
+                f,
+                "<p><strong>This run is not complete: a case failed, or somebody interrupted it.</strong></p>"
+            )?;
+        }
         self.fingerprint(f)?;
         writeln!(f, "</header>\n<main>")?;
         let figures = figures::all(rows);
@@ -212,8 +218,9 @@ fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
         writeln!(f, "</tr>")?;
     }
     writeln!(f, "</tbody>\n</table>\n</div>")?;
-    for (row, behind) in rows.iter().filter_map(|row| Some((row, row.behind()?))) {
-        writeln!(f, "<p class=\"note\">{}, {}: {behind}.</p>", Escaped(&row.name()), row.wait)?;
+    for (row, warning) in rows.iter().filter_map(|row| Some((row, row.warning()?))) {
+        let (name, warning) = (row.name(), format!("{}: {warning}.", row.wait));
+        writeln!(f, "<p class=\"note\">{}, {}</p>", Escaped(&name), Escaped(&warning))?;
     }
     writeln!(
         f,
@@ -335,8 +342,12 @@ mod tests {
     #[test]
     fn what_comes_from_outside_stays_text() {
         let evil = "</title><script>alert('1')</script>\"&\u{7}";
-        let mut report =
-            Report { schema: 1, fingerprint: Fingerprint::read([]), results: vec![bandwidth_row()] };
+        let mut report = Report {
+            schema: 1,
+            complete: true,
+            fingerprint: Fingerprint::read([]),
+            results: vec![bandwidth_row()],
+        };
         report.fingerprint.host = evil.into();
         report.fingerprint.cpu = evil.into();
         report.fingerprint.versions.insert(evil.into(), evil.into());
@@ -357,7 +368,7 @@ mod tests {
     fn nothing_is_asked_for_elsewhere() {
         let late = Row { rate: Some(1 << 30), ..bandwidth_row() };
         let results = vec![bandwidth_row(), late];
-        let report = Report { schema: 1, fingerprint: Fingerprint::read([]), results };
+        let report = Report { schema: 1, complete: true, fingerprint: Fingerprint::read([]), results };
         let page = page(&report, &["bench"]);
         for asks in ["http:", "https:", "src=", "url(", "@import", "<link", "<script", "<img"] {
             assert!(!page.contains(asks), "{asks}: {page}");

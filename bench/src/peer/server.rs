@@ -16,6 +16,7 @@ use crate::ceiling::socket::{self, Course};
 use crate::ceiling::tls_socket;
 use crate::failure::Failure;
 use crate::fingerprint;
+use crate::output::say;
 use crate::payload::{self, Cargo, Check, Layout, Payload};
 
 /// Connections served at once; more wait at the door until one ends.
@@ -40,14 +41,14 @@ pub(crate) async fn serve(listener: Listener, clock: CpuClock) -> Result<(), Fai
                 connections.spawn(async move {
                     let name = connection.peer().to_string();
                     if let Err(why) = Session::new(connection, clock, host).run().await {
-                        eprintln!("towline: {name}: {why}");
+                        say(format_args!("{name}: {why}"));
                     }
                 });
             }
             Err(error) if error.kind() == ErrorKind::Closed => return Err(error.into()),
             Err(error) => {
                 // One stranger at the door is no reason to stop, and many are no reason to spin.
-                eprintln!("towline: {error}");
+                say(error);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -367,7 +368,7 @@ fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<(
     let far = move || {
         let _done: oneshot::Sender<()> = done;
         if let Err(error) = socket::far(&listener, key, course, shown.as_ref()) {
-            eprintln!("towline: the far half of a bare socket: {error}");
+            say(format_args!("the far half of a bare socket: {error}"));
         }
     };
     std::thread::Builder::new()

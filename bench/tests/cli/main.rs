@@ -7,6 +7,7 @@ mod bench;
 mod cluster;
 mod command;
 mod death;
+mod ends;
 mod explain;
 mod history;
 mod html;

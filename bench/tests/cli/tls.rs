@@ -1,12 +1,15 @@
 //! The command over TLS: whom it believes, what it refuses, and what it measures beside.
 
+use std::io::{BufRead, BufReader};
 use std::process::Command;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use towline_tests::certificates::{Authority, Kind};
 
 use crate::bench::{bench, ceilings, rows};
 use crate::command::{Running, spawn, start, towline};
+use crate::death::signal;
 
 /// The files of two ends that one authority signed, and those of a stranger.
 #[derive(Debug)]
@@ -39,6 +42,37 @@ impl Files {
         let mut serve = start(&line.split_whitespace().collect::<Vec<_>>());
         let (address, _rest) = serve.first_line();
         (serve, address)
+    }
+}
+
+#[test]
+fn a_hangup_has_certificates_read_anew_and_a_failed_one_keeps_the_old() {
+    for listener in ["serve", "scheduler"] {
+        let files = Files::new();
+        let line = files.line(&format!("{listener} tls://127.0.0.1:0 {MUTUAL}"));
+        let mut serve = start(&line.split_whitespace().collect::<Vec<_>>());
+        let (address, _rest) = serve.first_line();
+        let mut said = BufReader::new(serve.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let look = if listener == "serve" { "explain" } else { "top --once --interval 0.05" };
+        let comes_in = |whose: &str| {
+            let line = files.line(&format!("{look} {address} {}", MUTUAL.replace("ours", whose)));
+            towline(&line.split_whitespace().collect::<Vec<_>>()).code == Some(0)
+        };
+        assert!(comes_in("ours") && !comes_in("stranger"), "{listener}");
+        for part in ["-ca", "", "-key"] {
+            let text = std::fs::read_to_string(files.line(&format!("@stranger{part}.pem"))).unwrap();
+            files.write(&format!("ours{part}.pem"), &text);
+        }
+        signal(serve.id(), Signal::HUP);
+        assert!(said.any(|line| line.contains("read anew")), "{listener} ended");
+        assert!(comes_in("stranger"), "{listener}");
+        files.write("ours-key.pem", "no key");
+        signal(serve.id(), Signal::HUP);
+        assert!(
+            said.any(|line| line.contains("stay as they were") && line.contains("key")),
+            "{listener} ended"
+        );
+        assert!(comes_in("stranger"), "{listener}");
     }
 }
 

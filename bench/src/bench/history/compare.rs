@@ -72,7 +72,9 @@ impl Earlier {
             );
         }
         let rows = document["results"].as_array().ok_or("it has no results")?;
-        let rows = rows.iter().map(|row| {
+        // What failed then has nothing to compare with.
+        let measured = rows.iter().filter(|row| row["error"].is_null());
+        let rows = measured.map(|row| {
             let row = row.as_object().ok_or("one of its results is no row")?.clone();
             let times = match row.get("histogram") {
                 None | Some(Value::Null) => None,
@@ -169,7 +171,12 @@ mod tests {
     use crate::bench::report::tests::bandwidth_row;
 
     fn report() -> Report {
-        Report { schema: 1, fingerprint: Fingerprint::read([]), results: vec![bandwidth_row()] }
+        Report {
+            schema: 1,
+            complete: true,
+            fingerprint: Fingerprint::read([]),
+            results: vec![bandwidth_row()],
+        }
     }
 
     #[test]

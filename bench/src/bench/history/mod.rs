@@ -10,7 +10,7 @@ use self::saved::Saved;
 pub(crate) use self::saved::Times;
 use super::report::{Report, Row};
 use crate::failure::Failure;
-use crate::output::{check_file, write_file};
+use crate::output::{check_file, say, write_file};
 
 /// What of other days a run is asked for.
 #[derive(Clone, Debug, clap::Args)]
@@ -56,18 +56,18 @@ impl History {
     pub(super) fn judge(&self, earlier: Option<&Earlier>, report: &Report) -> Result<(), Failure> {
         let Some(earlier) = earlier else { return Ok(()) };
         if let Some(other) = earlier.measured_elsewhere(&report.fingerprint) {
-            eprintln!("towline: the earlier run was measured on something else: {other}");
+            say(format_args!("the earlier run was measured on something else: {other}"));
         }
         let (mut compared, mut worse) = (0, 0);
-        for row in &report.results {
+        for row in report.results.iter().filter(|row| row.error.is_none()) {
             match earlier.beside(row) {
-                None => eprintln!("towline: not in the earlier run: {}", row.name()),
+                None => say(format_args!("not in the earlier run: {}", row.name())),
                 Some(comparison) => {
                     compared += 1;
                     let beyond = comparison.worse_percent > self.threshold;
                     worse += usize::from(beyond);
                     let word = if beyond { "worse" } else { "compared" };
-                    eprintln!("towline: {word}: {}: {comparison}", row.name());
+                    say(format_args!("{word}: {}: {comparison}", row.name()));
                 }
             }
         }

@@ -11,6 +11,7 @@ use crate::fingerprint::Fingerprint;
 #[derive(Debug, Serialize)]
 pub(super) struct Saved<'a> {
     schema: u32,
+    complete: bool,
     fingerprint: &'a Fingerprint,
     results: Vec<SavedRow<'a>>,
 }
@@ -36,6 +37,7 @@ impl<'a> Saved<'a> {
         let saved = |row: &'a Row| SavedRow { row, histogram: row.times.as_ref().map(Times::of) };
         Self {
             schema: report.schema,
+            complete: report.complete,
             fingerprint: &report.fingerprint,
             results: report.results.iter().map(saved).collect(),
         }
