@@ -19,6 +19,7 @@ use crate::usage;
 cases! {
     ANY:
         threads_without_tokio_talk,
+        threads_without_tokio_measure,
         blocking_calls_talk,
         one_thread_serves_both_ends,
         halves_work_in_two_tasks,
@@ -29,6 +30,7 @@ cases! {
         a_connection_is_used_from_several_runtimes,
         a_detached_send_arrives_though_nobody_waits,
         a_burst_arrives_though_its_sender_waits_for_nothing,
+        bursts_of_a_thread_and_of_a_runtime_mix,
         waiting_takes_no_processor_time,
         adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core,
         an_endpoint_that_gets_no_thread_says_so_in_async_code;
@@ -88,6 +90,24 @@ async fn threads_without_tokio_talk(row: &'static Row) {
         server.join().unwrap()
     });
     assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+}
+
+async fn threads_without_tokio_measure(row: &'static Row) {
+    let pair = row.pair().await;
+    let measure = without_tokio(move || {
+        let Pair { a, b, near: _near, far: _far, .. } = pair;
+        let taking_part = thread::spawn(move || {
+            let part = block_on(b.be_measured());
+            // Whoever measures has the answer before this end is gone.
+            (part, b)
+        });
+        let explanation = block_on(a.measure()).unwrap();
+        let (part, _b) = taking_part.join().unwrap();
+        part.unwrap();
+        explanation
+    });
+    let explanation = soon("a measurement", measure).await;
+    assert!(explanation.measured.is_some());
 }
 
 async fn blocking_calls_talk(row: &'static Row) {
@@ -155,6 +175,39 @@ async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) 
     soon("a burst of a thread that computes", take(COUNT)).await;
     done.send(()).unwrap();
     tokio::task::spawn_blocking(|| burst.join().unwrap()).await.unwrap();
+}
+
+async fn bursts_of_a_thread_and_of_a_runtime_mix(row: &'static Row) {
+    const COUNT: usize = 5_000;
+    let Pair { a, b, .. } = &row.pair().await;
+    let burst = |sender: Connection| async move {
+        for at in 0..COUNT {
+            drop(sender.send(message(at, &[10])).await.unwrap());
+        }
+    };
+    let (plain, idle) = (burst(a.clone()), burst(a.clone()));
+    let plain = thread::spawn(|| block_on(plain));
+    let idle = thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(idle);
+        // From here on nobody runs what the burst left to it.
+        runtime
+    });
+    let take = async {
+        for _ in 0..2 * COUNT {
+            b.recv().await.unwrap();
+        }
+    };
+    soon("two bursts", take).await;
+    plain.join().unwrap();
+    let idle = idle.join().unwrap();
+    let take = async {
+        for at in 0..COUNT {
+            assert_message(&b.recv().await.unwrap(), at, &[10]);
+        }
+    };
+    soon("a burst beside an idle runtime", async { tokio::join!(burst(a.clone()), take) }).await;
+    idle.shutdown_background();
 }
 
 async fn one_thread_serves_both_ends(row: &'static Row) {

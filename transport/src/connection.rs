@@ -1,5 +1,6 @@
 //! The link to one peer, as its users see it.
 
+mod bursts;
 mod halves;
 
 use std::collections::HashMap;
@@ -9,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::MutexGuard;
 use tokio::task::coop::consume_budget;
 use tracing::Instrument;
@@ -437,32 +437,13 @@ impl Core {
 
     /// Has the driver poll the link within 50 ms, should nobody else.
     pub(crate) fn leave_for_later(self: &Arc<Self>) {
-        if self.is_ours() && self.link.source().is_some() && !self.left_for_later.swap(true, Ordering::AcqRel)
-        {
-            self.driver.later(self);
-        }
-    }
-
-    /// Whether the message being sent follows another without a wait between them, on a link and from a task that can make
-    /// use of it.
-    fn is_burst(&self) -> bool {
-        let polls = self.waiters.polls();
-        let follows = self.polls_at_send.load(Ordering::Relaxed) == polls;
-        self.polls_at_send.store(polls, Ordering::Relaxed);
-        follows
-            && self.link.source().is_some()
-            && (self.flushing.load(Ordering::Relaxed) || Handle::try_current().is_ok())
-    }
-
-    /// Polls the link when the caller's task has yielded.
-    fn flush_soon(self: &Arc<Self>) {
-        if self.flushing.load(Ordering::Acquire) || self.flushing.swap(true, Ordering::AcqRel) {
+        let is_left = &self.left_for_later;
+        if is_left.load(Ordering::Acquire) || !self.is_ours() || self.link.source().is_none() {
             return;
         }
-        let flush = Flush(self.clone());
-        tokio::spawn(async move { flush.0.waiters.poll_link() });
-        // Its task may compute, or its runtime end.
-        self.leave_for_later();
+        if !is_left.swap(true, Ordering::AcqRel) {
+            self.driver.later(self);
+        }
     }
 
     /// Tells the link how the application takes what comes, if that changed.
@@ -539,15 +520,6 @@ impl Core {
             core.span.in_scope(|| tracing::debug!("closed"));
             core.driver.forget(&core);
         }));
-    }
-}
-
-/// A flush to come; the next may be asked for once this is run or dropped.
-struct Flush(Arc<Core>);
-
-impl Drop for Flush {
-    fn drop(&mut self) {
-        self.0.flushing.store(false, Ordering::Release);
     }
 }
 

@@ -40,7 +40,7 @@ const HALF_OPEN_MAX: usize = 128;
 
 /// A process's front door. Clones are handles to the same endpoint.
 ///
-/// It owns one driver thread and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
+/// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
 /// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
@@ -133,6 +133,12 @@ impl Endpoint {
     /// Who this endpoint is, as its peers see it.
     pub fn identity(&self) -> &Identity {
         &self.establisher.identity
+    }
+
+    /// Where its clock, timers and background tasks come from. What a library built on the endpoint runs there needs no runtime
+    /// of a caller, and does not end with one.
+    pub fn environment(&self) -> &Arc<dyn Environment> {
+        &self.establisher.environment
     }
 
     /// The pool that what arrives lands in, where the receiver names no memory.
@@ -275,10 +281,6 @@ impl Endpoint {
     async fn dial_and_greet(&self, address: &Address) -> Result<Connection> {
         let control = dial(self.environment(), address, self.connect_time).await?;
         self.establisher.connect(control, address).await
-    }
-
-    fn environment(&self) -> &Arc<dyn Environment> {
-        &self.establisher.environment
     }
 
     fn check_scheme(&self, address: &Address) -> Result<()> {

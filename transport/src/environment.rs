@@ -1,6 +1,7 @@
 //! What an endpoint takes from the world: a clock, timers, randomness and a place to run its tasks.
 //!
-//! A simulation implements [`Environment`] and owns all four; [`System`] is the real one.
+//! A simulation implements [`Environment`] and owns all four; [`System`] is the real one. Background tasks run here and never on
+//! the runtime of a caller, which may end or stand idle while the endpoint lives.
 
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod clockwork;
@@ -27,13 +28,13 @@ pub trait Environment: Debug + Send + Sync + 'static {
     /// The time now. Never goes back.
     fn now(&self) -> Duration;
 
-    /// Ends once `now()` has reached `at`.
+    /// Ends once `now()` has reached `at`. Any executor may poll it, on any thread.
     fn sleep_until(&self, at: Duration) -> Task;
 
     /// Fills `out` with bytes a stranger cannot guess (a simulation may use its seed).
     fn random(&self, out: &mut [u8]);
 
-    /// Runs `task` to its end, whatever the caller does next.
+    /// Runs `task` to its end, whatever the caller does next. It is dropped unfinished only where the environment itself ends.
     fn spawn(&self, task: Task);
 }
 
@@ -43,7 +44,8 @@ pub trait Environment: Debug + Send + Sync + 'static {
 pub struct System {
     origin: Instant,
     driver: Handle,
-    dropped: Arc<Notify>,
+    /// Stops the driver thread; `None` on a runtime of the application.
+    dropped: Option<Arc<Notify>>,
 }
 
 impl System {
@@ -68,13 +70,24 @@ impl System {
         std::thread::Builder::new().name("towline-driver".into()).spawn(run).map_err(Error::io)?;
         let ended = || Err(io::Error::other("the driver thread ended at once"));
         let driver = known.recv().unwrap_or_else(|_| ended()).map_err(Error::io)?;
-        Ok(Self { origin: Instant::now(), driver, dropped })
+        Ok(Self { origin: Instant::now(), driver, dropped: Some(dropped) })
+    }
+
+    /// Runs the tasks on this runtime, which has I/O and time enabled, without a thread of its own. On a runtime of several
+    /// threads, background work uses several; on that of its callers, it wakes no other thread.
+    ///
+    /// Its endpoints make progress only while the runtime runs, which should outlive them: afterwards their calls fail with
+    /// `Closed`, and polling a timer that began before panics.
+    pub fn on(runtime: Handle) -> Self {
+        Self { origin: Instant::now(), driver: runtime, dropped: None }
     }
 }
 
 impl Drop for System {
     fn drop(&mut self) {
-        self.dropped.notify_one();
+        if let Some(dropped) = &self.dropped {
+            dropped.notify_one();
+        }
     }
 }
 
@@ -84,8 +97,16 @@ impl Environment for System {
     }
 
     fn sleep_until(&self, at: Duration) -> Task {
-        let at = self.origin + at;
-        Box::pin(async move { tokio::time::sleep_until(at.into()).await })
+        let (at, driver) = (self.origin.checked_add(at), self.driver.clone());
+        Box::pin(async move {
+            let Some(at) = at else { return std::future::pending().await };
+            // A timer belongs to the runtime that it was made on.
+            let timer = {
+                let _on_driver = driver.enter();
+                tokio::time::sleep_until(at.into())
+            };
+            timer.await;
+        })
     }
 
     fn random(&self, out: &mut [u8]) {
@@ -97,8 +118,8 @@ impl Environment for System {
     }
 }
 
-/// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped.
-pub(crate) async fn within<T>(
+/// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped. Any executor may poll it.
+pub async fn within<T>(
     environment: &dyn Environment,
     at: Duration,
     task: impl Future<Output = T>,
