@@ -44,7 +44,7 @@ pub struct ClusterOptions {
 #[derive(Debug)]
 pub enum Cluster {
     /// All of it is in this process.
-    Local(LocalCluster),
+    Local(Box<LocalCluster>),
     /// Only the client is.
     Elsewhere(Client),
 }
@@ -55,7 +55,7 @@ impl ClusterOptions {
         let Some(address) = &self.scheduler else {
             let processors = || std::thread::available_parallelism().map_or(1, usize::from);
             let workers = self.workers.unwrap_or_else(processors).max(1);
-            return Ok(Some(Cluster::Local(LocalCluster::start(workers, registry).await?)));
+            return Ok(Some(Cluster::Local(Box::new(LocalCluster::start(workers, registry).await?))));
         };
         let mut endpoint = Endpoint::builder();
         if let Some(path) = &self.token {

@@ -6,8 +6,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use towline::{Address, Connection, Identity, Scheme};
+use towline::{Address, Connection, Endpoint, Identity, Scheme};
 
+use crate::background::{run, within};
 use crate::error::{Error, ErrorKind, Failure, Result};
 
 /// How long a host's name may take to be found.
@@ -76,6 +77,7 @@ impl Reach {
 /// # Errors
 /// `Invalid` for an address to advertise that names no listener, and for one without TLS where the scheduler's asks for it.
 pub(crate) async fn offered(
+    endpoint: &Endpoint,
     bound: &Address,
     advertised: Option<&Address>,
     scheduler: &Address,
@@ -93,7 +95,7 @@ pub(crate) async fn offered(
     };
     check_encrypted(&address, scheduler)?;
     if Reach::of(&address) == Reach::Anywhere
-        && resolved(address.host()).await.iter().any(IpAddr::is_loopback)
+        && resolved(endpoint, address.host()).await.iter().any(IpAddr::is_loopback)
         && !is_near(scheduler)
     {
         let why = format!("{address} names the loopback interface here, which only its own host reaches");
@@ -158,10 +160,10 @@ pub(crate) fn check_pair(new: (&Address, Seen), there: (&Address, Seen)) -> Resu
 ///
 /// # Errors
 /// Where it cannot be reached from here, or not in the way that the scheduler's address asks for.
-pub(crate) async fn reached(address: &Address, scheduler: &Address) -> Result<Address> {
+pub(crate) async fn reached(endpoint: &Endpoint, address: &Address, scheduler: &Address) -> Result<Address> {
     check_encrypted(address, scheduler)?;
     if Reach::of(address) == Reach::Host && scheduler.scheme() != Scheme::Mem {
-        let scheduler = resolved(scheduler.host()).await;
+        let scheduler = resolved(endpoint, scheduler.host()).await;
         if !scheduler.iter().any(|ip| is_here(ip.to_canonical())) {
             return Err(unreachable(format!(
                 "the worker listens at {address}, which only its own host reaches"
@@ -230,14 +232,17 @@ fn is_here(ip: IpAddr) -> bool {
 }
 
 /// The addresses of a host; none where it is every interface, or not known.
-async fn resolved(host: &str) -> Vec<IpAddr> {
+async fn resolved(endpoint: &Endpoint, host: &str) -> Vec<IpAddr> {
     if matches!(host, "" | "*") {
         return Vec::new();
     }
-    match tokio::time::timeout(NAME_TIME, tokio::net::lookup_host((host, 0))).await {
-        Ok(Ok(found)) => found.map(|at| at.ip()).collect(),
-        _ => Vec::new(),
-    }
+    let host = host.to_owned();
+    // In the endpoint's environment, since the caller may have no runtime.
+    let looked_up = run(endpoint, async move {
+        let found = tokio::net::lookup_host((host, 0)).await;
+        found.map_or_else(|_| Vec::new(), |found| found.map(|at| at.ip()).collect())
+    });
+    within(endpoint, NAME_TIME, looked_up).await.flatten().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -305,8 +310,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_worker_advertises_is_where_others_find_it() {
+        let endpoint = Endpoint::new().unwrap();
         let (bound, scheduler) = (address("tcp://*:4000"), address("tcp://10.0.0.1:7100"));
-        let offer = async |advertised: &str| offered(&bound, Some(&address(advertised)), &scheduler).await;
+        let offer =
+            async |advertised: &str| offered(&endpoint, &bound, Some(&address(advertised)), &scheduler).await;
         assert_eq!(offer("tcp://192.0.2.7:0").await.unwrap().to_string(), "tcp://192.0.2.7:4000");
         assert_eq!(offer("tls://192.0.2.7:5000").await.unwrap().to_string(), "tls://192.0.2.7:5000");
         for refused in ["tcp://*:0", "tcp://0.0.0.0:5000", "mem://x"] {
@@ -316,6 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn options_of_the_schedulers_address_reach_the_connections_between_its_peers() {
+        let endpoint = Endpoint::new().unwrap();
         let scheduler = address("tcp://127.0.0.1:7100?integrity=crc32c&streams=4");
         for (told, expected) in [
             ("tcp://127.0.0.1:4000", "tcp://127.0.0.1:4000?integrity=crc32c&streams=4"),
@@ -324,29 +332,30 @@ mod tests {
             // Nothing travels there.
             ("mem://x", "mem://x"),
         ] {
-            assert_eq!(reached(&address(told), &scheduler).await.unwrap().to_string(), expected);
-            let offer = offered(&address(told), None, &scheduler).await.unwrap();
+            assert_eq!(reached(&endpoint, &address(told), &scheduler).await.unwrap().to_string(), expected);
+            let offer = offered(&endpoint, &address(told), None, &scheduler).await.unwrap();
             assert_eq!(offer.to_string(), expected, "and those of ends that know of none");
         }
         // Settings of UCX are each host's own.
         let scheduler = address("ucx://127.0.0.1:7100?NET_DEVICES=lo&versions=any");
         let told = address("ucx://127.0.0.1:4000?TLS=tcp");
-        let offer = offered(&told, None, &scheduler).await.unwrap();
+        let offer = offered(&endpoint, &told, None, &scheduler).await.unwrap();
         assert_eq!(offer.to_string(), "ucx://127.0.0.1:4000?TLS=tcp&versions=any");
-        let reached = reached(&offer, &scheduler).await.unwrap();
+        let reached = reached(&endpoint, &offer, &scheduler).await.unwrap();
         assert_eq!(reached.option("NET_DEVICES"), Some("lo"));
     }
 
     #[tokio::test]
     async fn where_the_scheduler_is_met_over_tls_nothing_is_without() {
+        let endpoint = Endpoint::new().unwrap();
         for scheduler in ["tls://127.0.0.1:7100", "towlines://127.0.0.1:7100"].map(address) {
             for plain in
                 ["tcp://127.0.0.1:4000", "towline://127.0.0.1:4000", "ucx://127.0.0.1:4000"].map(address)
             {
                 let refusals = [
-                    offered(&plain, None, &scheduler).await,
+                    offered(&endpoint, &plain, None, &scheduler).await,
                     told(&plain, Seen::Near, &scheduler),
-                    reached(&plain, &scheduler).await,
+                    reached(&endpoint, &plain, &scheduler).await,
                 ];
                 for refusal in refusals {
                     assert!(refusal.unwrap_err().detail().contains("TLS"), "{plain}");
@@ -355,18 +364,19 @@ mod tests {
             for fine in
                 ["tls://127.0.0.1:4000", "towlines://127.0.0.1:4000", "shm://127.0.0.1:4000", "mem://x"]
             {
-                reached(&address(fine), &scheduler).await.unwrap();
+                reached(&endpoint, &address(fine), &scheduler).await.unwrap();
             }
         }
     }
 
     #[tokio::test]
     async fn a_worker_of_another_hosts_loopback_interface_is_out_of_reach() {
+        let endpoint = Endpoint::new().unwrap();
         let told = address("tcp://127.0.0.1:4000");
         // An address that is kept for documents, and nobody's.
-        let error = reached(&told, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
+        let error = reached(&endpoint, &told, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
         assert!(error.detail().contains("only its own host reaches"), "{error}");
-        reached(&told, &address("tcp://localhost:7100")).await.unwrap();
-        reached(&told, &address("mem://scheduler")).await.unwrap();
+        reached(&endpoint, &told, &address("tcp://localhost:7100")).await.unwrap();
+        reached(&endpoint, &told, &address("mem://scheduler")).await.unwrap();
     }
 }

@@ -99,6 +99,10 @@ impl Error {
         Self::new(ErrorKind::Closed, "this end was closed")
     }
 
+    pub(crate) fn environment_ended() -> Self {
+        Self::new(ErrorKind::Closed, "the endpoint's environment ended")
+    }
+
     /// As what ended a line to the scheduler.
     pub(crate) fn as_scheduler_lost(&self) -> Self {
         let failure = match &self.0.source {

@@ -134,7 +134,8 @@ impl Registry {
         self
     }
 
-    /// Has `function` run `body`, on the tokio runtime that the worker was started on. It should not compute for long.
+    /// Has `function` run `body`, in the [environment](towline::environment) of the worker's endpoint: within tokio, beside what
+    /// moves the worker's data. It should not compute for long, and must not block.
     #[must_use]
     pub fn with_async<P, R, F>(mut self, function: Function<P, R>, body: F) -> Self
     where

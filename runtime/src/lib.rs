@@ -22,8 +22,12 @@
 //! path allows. [`Client::submit`] returns a [`Future`], which is an argument of other tasks as it is.
 //!
 //! [`LocalCluster`] is all of it in one process; [`Scheduler`], [`Worker`] and [`Client`] are its parts, for processes and hosts.
+//!
+//! What they do beside their callers runs in the [environment](towline::environment) of their endpoint: by default on the one
+//! thread that each endpoint has. Any executor may poll their futures, on any thread, and none of them ends with a caller's runtime.
 
 mod address;
+mod background;
 mod client;
 mod error;
 mod function;

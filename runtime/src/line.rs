@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
-use towline::{AvailableMemory, Buffer, Connection, HEADER_LEN_MAX, Message};
+use towline::{AvailableMemory, Buffer, Connection, Endpoint, HEADER_LEN_MAX, Message};
 
+use crate::background::within;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
 
@@ -120,9 +121,9 @@ pub(crate) async fn say<W: Serialize>(connection: &Connection, word: &W) -> Resu
 }
 
 /// Says hello to a scheduler; the number that it gives.
-pub(crate) async fn greet(connection: &Connection, role: Role) -> Result<u32> {
+pub(crate) async fn greet(endpoint: &Endpoint, connection: &Connection, role: Role) -> Result<u32> {
     say(connection, &Hello { version: VERSION, role }).await?;
-    match hear_one(connection).await? {
+    match hear_one(endpoint, connection).await? {
         Welcome::Number(number) => Ok(number),
         Welcome::Refused(failure) => Err(failure.refused("the scheduler refuses").into()),
         Welcome::Version(theirs) => {
@@ -143,18 +144,16 @@ pub(crate) async fn hear(connection: &Connection) -> Result<Batch> {
 
 /// Says why a peer is turned away, which it may not hear, and ends the connection: within [`HELLO_TIME`] and the endpoint's
 /// linger.
-pub(crate) async fn turn_away<W: Serialize>(connection: &Connection, refusal: &W) {
-    if let Ok(Ok(())) = tokio::time::timeout(HELLO_TIME, say(connection, refusal)).await {
+pub(crate) async fn turn_away<W: Serialize>(endpoint: &Endpoint, connection: &Connection, refusal: &W) {
+    if let Some(Ok(())) = within(endpoint, HELLO_TIME, say(connection, refusal)).await {
         let _ = connection.close().await;
     }
 }
 
 /// The first word of a peer, and the only one of its batch.
-pub(crate) async fn hear_one<W: DeserializeOwned>(connection: &Connection) -> Result<W> {
-    let heard = tokio::time::timeout(HELLO_TIME, hear(connection)).await;
-    let mut batch = heard.map_err(|_| {
-        Error::new(ErrorKind::TimedOut, format!("it said nothing for {} s", HELLO_TIME.as_secs()))
-    })??;
+pub(crate) async fn hear_one<W: DeserializeOwned>(endpoint: &Endpoint, connection: &Connection) -> Result<W> {
+    let late = || Error::new(ErrorKind::TimedOut, format!("it said nothing for {} s", HELLO_TIME.as_secs()));
+    let mut batch = within(endpoint, HELLO_TIME, hear(connection)).await.ok_or_else(late)??;
     match batch.next()? {
         Some(word) if batch.rest().is_empty() => Ok(word),
         _ => Err(Error::new(ErrorKind::Invalid, "it said more than was asked for, or less")),

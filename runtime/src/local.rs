@@ -10,7 +10,8 @@ use crate::worker::Worker;
 
 /// A scheduler, workers and a client in this process, which talk over `mem`: data is handed over, and nothing is copied.
 ///
-/// Everything runs on the tokio runtime that it was started on, and functions on a thread for each slot. Dropping it ends it.
+/// Everything runs in the [environment](towline::environment) of its endpoint, but for the scheduler, which has a thread, and
+/// functions, which have one for each slot. Dropping it ends it.
 ///
 /// ```
 /// use towline_runtime::{Function, LocalCluster, Registry, TaskResult};

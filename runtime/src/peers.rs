@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::sync::{OnceCell, oneshot, watch};
-use tokio::task::JoinHandle;
 use towline::{Address, Caps, Connection, Endpoint, Incoming, Landing, Message, Place};
 
 use crate::address;
+use crate::background::{AtEnd, Background, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Answer, Ask, Blob, Body, Key, WorkerId};
 use crate::value::Value;
@@ -49,7 +49,7 @@ struct Peer {
 struct Line {
     connection: Connection,
     waiting: Arc<Mutex<Questions>>,
-    hearing: JoinHandle<()>,
+    _hearing: Background,
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +62,10 @@ struct Questions {
 impl Peers {
     pub(crate) fn new(endpoint: Endpoint, scheduler: Address) -> Self {
         Self { endpoint, scheduler, known: Mutex::default() }
+    }
+
+    pub(crate) const fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
     }
 
     pub(crate) fn joined(&self, worker: WorkerId, address: String) {
@@ -151,19 +155,20 @@ impl Peers {
     ) -> Result<(Answer, Incoming, Connection)> {
         let gone = || gone(worker);
         let peer = self.peer(worker).ok_or_else(gone)?;
-        let reach = || async { address::reached(&peer.address.parse()?, &self.scheduler).await };
+        let reach =
+            || async { address::reached(&self.endpoint, &peer.address.parse()?, &self.scheduler).await };
         let address = peer.reach.get_or_init(reach).await.as_ref().map_err(Error::clone)?;
         let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, address)).await?;
         let (request, answered) = line.open().ok_or_else(gone)?;
         let _question = Asked(line, request);
         let (ask, frames) = question(request);
         line.connection.send(Message::from_parts(postcard::to_allocvec(&ask)?, frames)).await?;
-        match tokio::time::timeout(ANSWER_TIME, answered).await {
-            Ok(answered) => {
+        match within(&self.endpoint, ANSWER_TIME, answered).await {
+            Some(answered) => {
                 let (answer, incoming) = answered.map_err(|_| gone())?;
                 Ok((answer, incoming, line.connection.clone()))
             }
-            Err(_) => {
+            None => {
                 let why = format!("worker {worker} did not answer within {} s", ANSWER_TIME.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
             }
@@ -194,8 +199,9 @@ impl Line {
     async fn to(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
         let waiting = Arc::new(Mutex::new(Questions::default()));
-        let hearing = tokio::spawn(hear(connection.clone(), waiting.clone()));
-        Ok(Self { connection, waiting, hearing })
+        let hearing = Background::of(endpoint);
+        hearing.spawn(hear(connection.clone(), waiting.clone()));
+        Ok(Self { connection, waiting, _hearing: hearing })
     }
 
     fn is_over(&self) -> bool {
@@ -215,12 +221,6 @@ impl Line {
     }
 }
 
-impl Drop for Line {
-    fn drop(&mut self) {
-        self.hearing.abort();
-    }
-}
-
 /// A question that is no longer open once nobody waits for its answer.
 struct Asked<'a>(&'a Line, u64);
 
@@ -232,6 +232,12 @@ impl Drop for Asked<'_> {
 
 /// Hands each answer to who asked. What nobody asked for, or nobody waits for any more, is rejected.
 async fn hear(connection: Connection, waiting: Arc<Mutex<Questions>>) {
+    // However it ends, nobody waits on this line any more, and the next question takes a new one.
+    let _over = AtEnd(|| {
+        let mut waiting = lock(&waiting);
+        waiting.is_over = true;
+        waiting.open.clear();
+    });
     while let Ok(incoming) = connection.incoming().await {
         let Ok(answer) = postcard::from_bytes::<Answer>(incoming.header()) else { break };
         let asked = lock(&waiting).open.remove(&answer.request());
@@ -239,9 +245,6 @@ async fn hear(connection: Connection, waiting: Arc<Mutex<Questions>>) {
             let _ = asked.send((answer, incoming));
         }
     }
-    let mut waiting = lock(&waiting);
-    waiting.is_over = true;
-    waiting.open.clear();
 }
 
 fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {

@@ -7,10 +7,12 @@ mod wakeups;
 mod work;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, yield_now};
+use towline::environment::System;
 use towline::{Address, Endpoint};
 use towline_runtime::Scheduler;
 
@@ -53,9 +55,15 @@ impl Cluster {
         let spins = case.wait == Wait::Spin;
         let beside = Beside::start("scheduler", spins)?;
         let address: Address = case.transport.local_address().parse()?;
-        let theirs = trust.endpoint(case.wait)?;
-        let scheduler = beside.run(async move { Scheduler::start(&theirs, &address).await }).await??;
-        let endpoint = trust.endpoint(case.wait)?;
+        // Each endpoint works on the thread of its callers: what is measured wakes no thread besides.
+        let endpoint = |system: Arc<System>| -> Result<Endpoint, Failure> {
+            Ok(trust.builder(case.wait)?.environment(system).build()?)
+        };
+        let its_thread = Arc::new(System::on(beside.handle.clone()));
+        let theirs = endpoint(its_thread.clone())?;
+        let builder = Scheduler::builder().environment(its_thread);
+        let scheduler = beside.run(async move { builder.start(&theirs, &address).await }).await??;
+        let endpoint = endpoint(Arc::new(System::on(Handle::current())))?;
         let probe = endpoint.connect(scheduler.address()).await?;
         let path = probe.path().chosen().to_owned();
         probe.abort();

@@ -51,7 +51,7 @@ impl<T> Future<T> {
     where
         T: DeserializeOwned,
     {
-        self.handle.shell.clone().value(self.key()).await?.read()
+        self.handle.shell.value(self.key()).await?.read()
     }
 
     /// Gives the task up, and all that need it, if it is not done: they end with `Cancelled`. A function that is running runs to

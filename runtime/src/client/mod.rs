@@ -8,9 +8,10 @@ mod state;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::task::JoinHandle;
 use towline::{Address, Endpoint};
 
 pub use self::arguments::{Argument, Arguments};
@@ -18,6 +19,7 @@ pub use self::future::Future;
 use self::shell::Shell;
 #[cfg(test)]
 pub(crate) use self::state::{State, TRIES_MAX};
+use crate::background::Background;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
 use crate::line;
@@ -31,7 +33,8 @@ const GATHERED_MAX: usize = 64;
 
 /// Submits tasks to a scheduler. What it submitted is released when it is dropped, and its futures with it.
 ///
-/// It runs on the tokio runtime that it was connected on. Its calls may be made from any thread.
+/// Its calls may be made from any thread, and awaited on any executor: they need no tokio runtime, and outlive the one that they
+/// were made on. What it hears and says moves in its endpoint's [environment](towline::environment).
 ///
 /// ```
 /// use towline_runtime::{Bulk, Function, LocalCluster, Registry, TaskResult};
@@ -59,7 +62,8 @@ const GATHERED_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Client {
     shell: Arc<Shell>,
-    hearing: JoinHandle<()>,
+    /// Hears the scheduler, and says what is to be said.
+    _listening: Background,
     /// Whom the next scattered value goes to.
     next_worker: AtomicU32,
 }
@@ -72,10 +76,11 @@ impl Client {
     /// version.
     pub async fn connect(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
-        let number = line::greet(&connection, Role::Client).await?;
+        let number = line::greet(endpoint, &connection, Role::Client).await?;
         let shell = Arc::new(Shell::new(number, Peers::new(endpoint.clone(), address.clone())));
-        let hearing = tokio::spawn(shell.clone().listen(connection));
-        Ok(Self { shell, hearing, next_worker: AtomicU32::new(0) })
+        let listening = Background::of(endpoint);
+        listening.spawn(shell.clone().listen(connection));
+        Ok(Self { shell, _listening: listening, next_worker: AtomicU32::new(0) })
     }
 
     /// Has `function` run with these arguments: a tuple of values, and of futures in place of values. It does not wait: the task
@@ -119,16 +124,15 @@ impl Client {
     pub async fn gather<T: DeserializeOwned>(&self, futures: &[Future<T>]) -> Result<Vec<T>> {
         let mut results = Vec::with_capacity(futures.len());
         let mut rest = futures.iter();
-        let mut under_way = std::collections::VecDeque::new();
+        let mut under_way = FuturesOrdered::new();
         loop {
             while under_way.len() < GATHERED_MAX
                 && let Some(future) = rest.next()
             {
-                under_way.push_back(Fetching(tokio::spawn(self.shell.clone().value(future.key()))));
+                under_way.push_back(self.shell.value(future.key()));
             }
-            let Some(mut next) = under_way.pop_front() else { return Ok(results) };
-            let value = (&mut next.0).await.map_err(|_| Error::closed())??;
-            results.push(value.read()?);
+            let Some(value) = under_way.next().await else { return Ok(results) };
+            results.push(value?.read()?);
         }
     }
 
@@ -182,15 +186,5 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         self.shell.end(&Error::closed());
-        self.hearing.abort();
-    }
-}
-
-/// A fetch that ends with whoever waits for it.
-struct Fetching(JoinHandle<Result<Value>>);
-
-impl Drop for Fetching {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }

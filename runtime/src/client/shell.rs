@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use towline::Connection;
 
 use super::state::{State, TRIES_MAX};
+use crate::background::{AtEnd, within};
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
@@ -88,13 +89,13 @@ impl Shell {
             inside.questions.insert(request, answer);
             Ok::<_, Error>(request)
         })?;
-        let answered = tokio::time::timeout(ANSWER_TIME, answered).await;
+        let answered = within(self.peers.endpoint(), ANSWER_TIME, answered).await;
         let mut inside = self.lock();
         inside.questions.remove(&request);
         match answered {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(inside.state.check().err().unwrap_or_else(Error::closed)),
-            Err(_) => {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(_)) => Err(inside.state.check().err().unwrap_or_else(Error::closed)),
+            None => {
                 let why = format!("the scheduler did not answer within {} s", ANSWER_TIME.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
             }
@@ -109,7 +110,7 @@ impl Shell {
     }
 
     /// The value, from a worker that has it.
-    pub(crate) async fn value(self: std::sync::Arc<Self>, key: Key) -> Result<Value> {
+    pub(crate) async fn value(&self, key: Key) -> Result<Value> {
         let mut failed = None;
         for _ in 0..TRIES_MAX {
             let (worker, bytes) = self.done(key).await?;
@@ -128,6 +129,8 @@ impl Shell {
 
     /// Hears the scheduler until it is gone.
     pub(crate) async fn listen(self: std::sync::Arc<Self>, connection: Connection) {
+        // Nobody waits for what will not come, however this ends.
+        let _over = AtEnd(|| self.end(&Error::environment_ended()));
         let hearing = async {
             loop {
                 let batch = line::hear(&connection).await?;

@@ -25,14 +25,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use towline::environment::{Environment, System};
 use towline::{Address, AvailableMemory, Connection, Endpoint, Listener};
 
 use self::patience::PATIENCE;
 use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
 use crate::address::{self, Seen};
+use crate::background::{AtEnd, Background};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::line::{self, Batch, Outbox};
 use crate::metrics::Metrics;
@@ -53,8 +53,8 @@ const CLIENT_BYTES_MAX: u64 = 2 << 30;
 
 /// Says where tasks run, and knows where results are. Nothing but words passes it.
 ///
-/// It runs on the tokio runtime that it was started on. Dropping it ends it: its workers and clients then see
-/// [`SchedulerLost`](ErrorKind::SchedulerLost).
+/// It decides on a thread of its own, or in [another environment](Builder::environment). Dropping it ends it: its workers and
+/// clients then see [`SchedulerLost`](ErrorKind::SchedulerLost).
 ///
 /// ```
 /// use towline::Endpoint;
@@ -71,7 +71,7 @@ const CLIENT_BYTES_MAX: u64 = 2 << 30;
 pub struct Scheduler {
     address: Address,
     desk: Arc<Desk>,
-    accepting: JoinHandle<()>,
+    accepting: Background,
     closing: Arc<Notify>,
 }
 
@@ -81,13 +81,14 @@ pub struct Scheduler {
 pub struct Builder {
     patience: Duration,
     client_bytes_max: Option<u64>,
+    environment: Option<Arc<dyn Environment>>,
 }
 
 impl Scheduler {
     /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the
     /// most, or a quarter of what this process [may have](towline::AvailableMemory).
     pub const fn builder() -> Builder {
-        Builder { patience: PATIENCE, client_bytes_max: None }
+        Builder { patience: PATIENCE, client_bytes_max: None, environment: None }
     }
 
     /// Starts a scheduler that listens at `address`.
@@ -115,17 +116,15 @@ impl Scheduler {
     }
 
     /// Ends it, and tells its peers before it goes: within the endpoint's [`linger`](towline::Builder::linger).
-    pub async fn close(mut self) {
+    pub async fn close(self) {
         self.closing.notify_one();
-        // It ends in no other way than this.
-        let _ = (&mut self.accepting).await;
+        self.accepting.ended().await;
     }
 }
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
         self.desk.end();
-        self.accepting.abort();
     }
 }
 
@@ -146,10 +145,16 @@ impl Builder {
         self
     }
 
+    /// Where it decides; by default on a thread of its own, so that a long decision delays no heartbeat of the endpoint.
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
     /// Starts the scheduler, which listens at `address`.
     ///
     /// # Errors
-    /// As [`Endpoint::listen`].
+    /// As [`Endpoint::listen`], and [`Transport`](ErrorKind::Transport) if no thread can be started.
     pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Scheduler> {
         let listener = endpoint.listen(address).await?;
         let address = listener.address().clone();
@@ -162,35 +167,51 @@ impl Builder {
             self.client_bytes_max.unwrap_or_else(|| AvailableMemory::bounded(CLIENT_BYTES_MAX, 4));
         desk.lock().state.set_client_bytes_max(client_bytes_max);
         let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
-        let accepting = tokio::spawn(accept(desk.clone(), listener, tick, closing.clone()));
+        let environment = match self.environment {
+            Some(environment) => environment,
+            None => Arc::new(System::start()?),
+        };
+        let accepting = Background::on(environment.clone());
+        let accept = accept(endpoint.clone(), environment, desk.clone(), listener, tick, closing.clone());
+        accepting.spawn(accept);
         Ok(Scheduler { address, desk, accepting, closing })
     }
 }
 
 /// Takes peers in until it is dropped, and they with it; or until it closes, when it takes leave of them.
-async fn accept(desk: Arc<Desk>, listener: Listener, tick: Duration, closing: Arc<Notify>) {
-    let mut peers = tokio::task::JoinSet::new();
-    let begun = Instant::now();
-    let mut ticks = tokio::time::interval(tick);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+async fn accept(
+    endpoint: Endpoint,
+    environment: Arc<dyn Environment>,
+    desk: Arc<Desk>,
+    listener: Listener,
+    tick: Duration,
+    closing: Arc<Notify>,
+) {
+    let _over = AtEnd(|| desk.end());
+    let peers = Background::on(environment.clone());
+    let begun = environment.now();
+    let mut ticked = environment.sleep_until(begun + tick);
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(connection) => _ = peers.spawn(serve(desk.clone(), connection)),
+                Ok(connection) => peers.spawn(serve(endpoint.clone(), desk.clone(), connection)),
                 Err(error) => {
                     tracing::error!(%error, "the scheduler's listener ended");
                     break;
                 }
             },
-            Some(_) = peers.join_next() => {}
-            _ = ticks.tick() => desk.alter(|inside| inside.state.tick(begun.elapsed())),
+            () = &mut ticked => {
+                let now = environment.now();
+                desk.alter(|inside| inside.state.tick(now - begun));
+                ticked = environment.sleep_until(now + tick);
+            }
             () = closing.notified() => break,
         }
     }
     drop(listener);
     desk.end();
     tracing::info!(peers = peers.len(), "scheduler closes");
-    while peers.join_next().await.is_some() {}
+    peers.ended().await;
 }
 
 /// The state, and the lines to its peers.
@@ -221,10 +242,10 @@ impl fmt::Debug for Desk {
     }
 }
 
-async fn serve(desk: Arc<Desk>, connection: Connection) {
+async fn serve(endpoint: Endpoint, desk: Arc<Desk>, connection: Connection) {
     let peer = connection.peer().to_string();
     let served = async {
-        let hello: Hello = line::hear_one(&connection).await?;
+        let hello: Hello = line::hear_one(&endpoint, &connection).await?;
         if hello.version != VERSION {
             line::say(&connection, &Welcome::Version(VERSION)).await?;
             return Err(Error::new(ErrorKind::Invalid, format!("it speaks version {}", hello.version)));
@@ -232,14 +253,14 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
         match hello.role {
             Role::Client => {
                 let served = desk.serve_client(&connection).await;
-                turned_away(&connection, served, ToClient::Refused).await
+                turned_away(&endpoint, &connection, served, ToClient::Refused).await
             }
             Role::Worker(offer) => match desk.check(&offer, &connection) {
                 Ok(place) => {
                     let served = desk.serve_worker(&connection, offer, place).await;
-                    turned_away(&connection, served, ToWorker::Refused).await
+                    turned_away(&endpoint, &connection, served, ToWorker::Refused).await
                 }
-                Err(refusal) => turned_away(&connection, Err(refusal), Welcome::Refused).await,
+                Err(refusal) => turned_away(&endpoint, &connection, Err(refusal), Welcome::Refused).await,
             },
         }
     };
@@ -255,6 +276,7 @@ async fn serve(desk: Arc<Desk>, connection: Connection) {
 
 /// Tells a peer that is turned away why it is. Where its connection ended, nobody is there to be told.
 async fn turned_away<W: Serialize>(
+    endpoint: &Endpoint,
     connection: &Connection,
     served: Result<()>,
     refusal: fn(Failure) -> W,
@@ -262,7 +284,7 @@ async fn turned_away<W: Serialize>(
     if let Err(error) = &served
         && !error.is_of_transport()
     {
-        line::turn_away(connection, &refusal(error.failure().clone().cut())).await;
+        line::turn_away(endpoint, connection, &refusal(error.failure().clone().cut())).await;
     }
     served
 }
@@ -348,9 +370,14 @@ impl Desk {
                 };
                 loop {
                     let turn = self.turns.lock().await;
+                    let begun = Instant::now();
                     let is_left = self.alter(|inside| tell_some(&mut inside.state, &mut batch, &mut tell))?;
                     drop(turn);
                     outbox.until_most_has_left().await;
+                    // Others may wait for this very thread.
+                    if begun.elapsed() >= TURN {
+                        tokio::task::yield_now().await;
+                    }
                     if !is_left {
                         break;
                     }

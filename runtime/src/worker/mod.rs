@@ -10,8 +10,8 @@ mod threads;
 
 use std::sync::Arc;
 
-use tokio::task::JoinHandle;
-use towline::{Address, AvailableMemory, Connection, Endpoint, Scheme};
+use tokio::sync::oneshot;
+use towline::{Address, AvailableMemory, Endpoint, Scheme};
 
 use self::shell::Shell;
 #[cfg(test)]
@@ -29,8 +29,9 @@ const MEMORY_BYTES_MAX: u64 = 2 << 30;
 
 /// Runs tasks, and keeps what they made until nobody needs it.
 ///
-/// It runs on the tokio runtime that it was started on, and has a thread for each slot. Dropping it leaves in good order: what
-/// it kept is made again elsewhere, where it is needed.
+/// It has a thread for each slot; all else runs in its endpoint's [environment](towline::environment). There one thread moves
+/// what it gives and fetches, unless the endpoint was built [on a runtime](towline::environment::System::on) of several. Dropping
+/// it leaves in good order: what it kept is made again elsewhere, where it is needed.
 ///
 /// ```
 /// use towline::Endpoint;
@@ -55,9 +56,18 @@ const MEMORY_BYTES_MAX: u64 = 2 << 30;
 #[derive(Debug)]
 pub struct Worker {
     shell: Arc<Shell>,
-    connection: Connection,
-    working: JoinHandle<Error>,
+    /// Has it leave; when this is dropped, in good order.
+    leave: oneshot::Sender<Leaving>,
+    working: oneshot::Receiver<Error>,
     ended: Option<Error>,
+}
+
+/// How a worker leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Leaving {
+    InGoodOrder,
+    /// As if its process were killed.
+    Killed,
 }
 
 /// Settles what a [`Worker`] is. [`start`](Self::start) starts it.
@@ -85,17 +95,14 @@ impl Worker {
         if let Some(error) = &self.ended {
             return error.clone();
         }
-        let error = (&mut self.working).await.unwrap_or_else(|_| Error::closed());
+        let error = (&mut self.working).await.unwrap_or_else(|_| Error::environment_ended());
         self.ended.insert(error).clone()
     }
 
     /// Leaves in good order, and tells the scheduler before it goes: within the endpoint's
     /// [`linger`](towline::Builder::linger). What runs is run again elsewhere.
     pub async fn close(self) {
-        self.working.abort();
-        self.shell.close();
-        // A scheduler that is gone, or takes no part, makes no difference here.
-        let _ = self.connection.close().await;
+        self.leave(Leaving::InGoodOrder).await;
     }
 
     /// Bytes of the values that are here or on their way here.
@@ -114,17 +121,15 @@ impl Worker {
     }
 
     /// Ends it as if it were killed.
-    pub(crate) fn abort(&self) {
-        self.connection.abort();
-        self.working.abort();
-        self.shell.close();
+    pub(crate) fn abort(self) {
+        drop(self.leave(Leaving::Killed));
     }
-}
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.working.abort();
-        self.shell.close();
+    fn leave(self, how: Leaving) -> impl Future<Output = ()> {
+        let Self { leave, working, .. } = self;
+        // One that has ended already has left.
+        let _ = leave.send(how);
+        async move { _ = working.await }
     }
 }
 
@@ -171,16 +176,18 @@ impl Builder {
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         let listener = endpoint.listen(&self.address_beside(address)?).await?;
-        let told = address::offered(listener.address(), self.advertise.as_ref(), address).await?;
+        let told = address::offered(endpoint, listener.address(), self.advertise.as_ref(), address).await?;
         let connection = endpoint.connect(address).await?;
         let offer =
             Offer { address: told.to_string(), slots: self.slots, memory_bytes_max: self.memory_bytes_max };
-        let number = line::greet(&connection, Role::Worker(offer)).await?;
+        let number = line::greet(endpoint, &connection, Role::Worker(offer)).await?;
         tracing::info!(number, address = %listener.address(), %told, "worker joined");
         let peers = Peers::new(endpoint.clone(), address.clone());
         let shell = Shell::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
-        let working = tokio::spawn(shell.clone().work(connection.clone(), listener));
-        Ok(Worker { shell, connection, working, ended: None })
+        let ((leave, leaving), (tell, working)) = (oneshot::channel(), oneshot::channel());
+        let work = shell.clone().work(connection, listener, leaving);
+        endpoint.environment().spawn(Box::pin(async move { _ = tell.send(work.await) }));
+        Ok(Worker { shell, leave, working, ended: None })
     }
 
     fn address_beside(&self, scheduler: &Address) -> Result<Address> {

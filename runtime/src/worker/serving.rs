@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::sync::Semaphore;
 use towline::{Connection, Incoming, Listener, Message};
 
 use super::counting::add;
 use super::shell::Shell;
+use crate::background::{Background, within};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::peers::{land, pack};
 use crate::protocol::{Answer, Ask};
@@ -22,29 +23,29 @@ fn time_to_take(bytes: u64) -> Duration {
 
 /// Serves whoever connects, until it is dropped or the listener ends.
 pub(super) async fn accept(shell: &Arc<Shell>, listener: Listener) {
-    let mut peers = JoinSet::new();
+    let peers = Background::of(shell.endpoint());
     loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok(connection) => _ = peers.spawn(serve(shell.clone(), connection)),
-                Err(error) => return tracing::error!(%error, "the worker's listener ended"),
-            },
-            Some(_) = peers.join_next() => {}
+        match listener.accept().await {
+            Ok(connection) => peers.spawn(serve(shell.clone(), connection)),
+            Err(error) => return tracing::error!(%error, "the worker's listener ended"),
         }
     }
 }
 
 async fn serve(shell: Arc<Shell>, connection: Connection) {
-    let mut answers = JoinSet::new();
+    let answers = Background::of(shell.endpoint());
+    let room = Arc::new(Semaphore::new(ANSWERS_MAX));
     let ended: Result<()> = async {
         loop {
             let incoming = connection.incoming().await?;
-            while answers.try_join_next().is_some() {}
-            if answers.len() >= ANSWERS_MAX {
-                answers.join_next().await;
-            }
+            // It is never closed.
+            let place = room.clone().acquire_owned().await.ok();
             let ask = postcard::from_bytes(incoming.header())?;
-            answers.spawn(answer(shell.clone(), connection.clone(), incoming, ask));
+            let answering = answer(shell.clone(), connection.clone(), incoming, ask);
+            answers.spawn(async move {
+                answering.await;
+                drop(place);
+            });
         }
     }
     .await;
@@ -70,10 +71,10 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
             let kept = async {
                 let bytes = incoming.payload_len().saturating_add(value.len());
                 let room = shell.expect(key, bytes)?;
-                let landed =
-                    tokio::time::timeout(time_to_take(bytes), land(incoming, value, &connection)).await;
-                let late = |_| Error::new(ErrorKind::TimedOut, "the value did not come in time");
-                let value = landed.map_err(late)??;
+                let landing = land(incoming, value, &connection);
+                let landed = within(shell.endpoint(), time_to_take(bytes), landing).await;
+                let late = || Error::new(ErrorKind::TimedOut, "the value did not come in time");
+                let value = landed.ok_or_else(late)??;
                 drop(room);
                 shell.given(key, value);
                 tracing::trace!(?key, bytes, peer = %connection.peer(), "given");

@@ -7,14 +7,15 @@ use std::task::Poll;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
-use tokio::runtime::Handle;
-use tokio::task::JoinSet;
-use towline::{Connection, Listener};
+use tokio::sync::oneshot;
+use towline::{Connection, Endpoint, Listener};
 
+use super::Leaving;
 use super::counting::{Counts, add};
 use super::serving;
 use super::state::{Action, Start, State};
 use super::threads::Threads;
+use crate::background::{AtEnd, Background};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Outcomes, Registry};
 use crate::line::{self, Outbox};
@@ -29,9 +30,8 @@ pub(super) struct Shell {
     outbox: Outbox,
     peers: Peers,
     threads: Threads,
-    runtime: Handle,
-    /// Fetches and async functions.
-    tasks: Mutex<Option<JoinSet<()>>>,
+    /// Fetches and async functions; `None` once the worker has ended.
+    background: Mutex<Option<Background>>,
     counts: Counts,
 }
 
@@ -71,16 +71,22 @@ impl Shell {
             }),
             registry,
             outbox: Outbox::default(),
+            background: Mutex::new(Some(Background::of(peers.endpoint()))),
             peers,
             threads,
-            runtime: Handle::current(),
-            tasks: Mutex::new(Some(JoinSet::new())),
             counts: Counts::default(),
         }))
     }
 
-    /// Works until the scheduler is gone.
-    pub(super) async fn work(self: Arc<Self>, connection: Connection, listener: Listener) -> Error {
+    /// Works until the scheduler is gone, or this worker leaves.
+    pub(super) async fn work(
+        self: Arc<Self>,
+        connection: Connection,
+        listener: Listener,
+        leaving: oneshot::Receiver<Leaving>,
+    ) -> Error {
+        // However it ends; without its connection, which goes with this, the scheduler gives its tasks to others.
+        let _over = AtEnd(|| self.close());
         let hearing = async {
             loop {
                 let batch = line::hear(&connection).await?;
@@ -93,6 +99,15 @@ impl Shell {
             ended = hearing => ended,
             ended = self.outbox.carry(&connection) => ended,
             () = serving::accept(&self, listener) => Err(Error::closed()),
+            how = leaving => {
+                self.close();
+                match how {
+                    Ok(Leaving::Killed) => connection.abort(),
+                    // A scheduler that is gone, or takes no part, makes no difference here.
+                    Ok(Leaving::InGoodOrder) | Err(_) => _ = connection.close().await,
+                }
+                return Error::closed();
+            }
         };
         self.close();
         let error = ended.err().unwrap_or_else(Error::closed);
@@ -105,7 +120,7 @@ impl Shell {
 
     /// Ends what is under way, and forgets every value.
     pub(super) fn close(&self) {
-        drop(self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.background.lock().unwrap_or_else(PoisonError::into_inner).take());
         let values = std::mem::take(&mut self.lock().values);
         drop(values);
     }
@@ -124,6 +139,10 @@ impl Shell {
 
     pub(super) fn running(&self) -> u64 {
         self.lock().state.running() as u64
+    }
+
+    pub(super) const fn endpoint(&self) -> &Endpoint {
+        self.peers.endpoint()
     }
 
     pub(super) const fn counts(&self) -> &Counts {
@@ -278,12 +297,10 @@ impl Shell {
         });
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // None is left once the worker has ended.
-        if let Some(tasks) = &mut *tasks {
-            while tasks.try_join_next().is_some() {}
-            tasks.spawn_on(task, &self.runtime);
+    fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
+        let background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(background) = &*background {
+            background.spawn(job);
         }
     }
 

@@ -1,0 +1,90 @@
+//! What runs beside the callers of this crate: jobs in the environment of an endpoint.
+//!
+//! A caller's runtime may end, or stand idle, while its client or worker lives; an endpoint's environment lives as long as the
+//! endpoint. So nothing in this crate is spawned on the runtime of a caller, or uses its timers.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use towline::Endpoint;
+use towline::environment::{self, Environment};
+
+/// Jobs of one owner. Dropping it stops them.
+#[derive(Debug)]
+pub(crate) struct Background {
+    environment: Arc<dyn Environment>,
+    /// Each job has a receiver.
+    jobs: watch::Sender<()>,
+}
+
+impl Background {
+    pub(crate) fn of(endpoint: &Endpoint) -> Self {
+        Self::on(endpoint.environment().clone())
+    }
+
+    pub(crate) fn on(environment: Arc<dyn Environment>) -> Self {
+        Self { environment, jobs: watch::Sender::new(()) }
+    }
+
+    /// Runs `job` to its end, or until this is dropped.
+    pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
+        let mut stopped = self.jobs.subscribe();
+        self.environment.spawn(Box::pin(async move {
+            tokio::select! {
+                biased;
+                _ = stopped.changed() => {}
+                () = job => {}
+            }
+        }));
+    }
+
+    /// How many have not ended.
+    pub(crate) fn len(&self) -> usize {
+        self.jobs.receiver_count()
+    }
+
+    /// Waits until all have ended.
+    pub(crate) async fn ended(&self) {
+        self.jobs.closed().await;
+    }
+}
+
+/// Runs `work` in the endpoint's environment, for what needs a runtime; `None` where the environment ends first.
+pub(crate) async fn run<T: Send + 'static>(
+    endpoint: &Endpoint,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (tell, told) = oneshot::channel();
+    let job = Background::of(endpoint);
+    // Whoever asked may have given up.
+    job.spawn(async move { _ = tell.send(work.await) });
+    told.await.ok()
+}
+
+/// Runs `work` unless `time` passes first; then it is dropped.
+pub(crate) async fn within<T>(
+    endpoint: &Endpoint,
+    time: Duration,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    let environment = &**endpoint.environment();
+    environment::within(environment, environment.now() + time, work).await
+}
+
+/// Does something when it is dropped: also where the job that holds it is stopped, panics, or ends with its environment.
+pub(crate) struct AtEnd<F: FnMut()>(pub(crate) F);
+
+impl<F: FnMut()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl<F: FnMut()> fmt::Debug for AtEnd<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AtEnd").finish_non_exhaustive()
+    }
+}
