@@ -1,7 +1,7 @@
 //! The one error type of the runtime: what happened to which task, in terms a caller can act on.
 
 use std::error::Error as StdError;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -88,6 +88,8 @@ pub(crate) struct Failure {
 
 /// The longest detail that travels, in bytes.
 const DETAIL_LEN_MAX: usize = 4096;
+/// Causes of an error that its detail names; errors may name each other in a circle.
+const CAUSES_MAX: usize = 32;
 
 impl Error {
     /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
@@ -149,20 +151,27 @@ impl Failure {
 
     /// What a function returned, with all that it says caused it.
     pub(crate) fn returned(error: &BoxError) -> Self {
-        let mut detail = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            detail = format!("{detail}: {cause}");
-            source = cause.source();
+        let mut detail = Detail::default();
+        let mut next: Option<&dyn StdError> = Some(&**error);
+        for number in 0..=CAUSES_MAX {
+            let Some(cause) = next.filter(|_| !detail.is_cut) else { break };
+            let separator = if number > 0 { ": " } else { "" };
+            // What an error cannot say is left out.
+            let _ = write!(detail, "{separator}{cause}");
+            next = cause.source();
         }
-        Self::new(ErrorKind::Failed, detail)
+        detail.is_cut |= next.is_some();
+        Self::new(ErrorKind::Failed, detail.text())
     }
 
     /// What a function panicked with.
     pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        Self::new(ErrorKind::Panicked, text.unwrap_or("with something that is no text"))
+        let mut detail = Detail::default();
+        // It fails only where it is cut.
+        let _ = detail.write_str(text.unwrap_or("with something that is no text"));
+        Self::new(ErrorKind::Panicked, detail.text())
     }
 
     /// Names the task, unless one is named already, and cuts what is too long to travel.
@@ -192,6 +201,31 @@ fn cut(text: &mut String, len_max: usize) {
     if text.len() > len_max {
         text.truncate(text.floor_char_boundary(len_max));
         text.push('…');
+    }
+}
+
+/// The beginning of a text, as long as travels: what writes it is stopped there.
+#[derive(Default)]
+struct Detail {
+    begin: String,
+    is_cut: bool,
+}
+
+impl Detail {
+    fn text(mut self) -> String {
+        if self.is_cut {
+            self.begin.push('…');
+        }
+        self.begin
+    }
+}
+
+impl fmt::Write for Detail {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = DETAIL_LEN_MAX - self.begin.len();
+        self.begin.push_str(&text[..text.floor_char_boundary(room)]);
+        self.is_cut |= text.len() > room;
+        if self.is_cut { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
@@ -267,6 +301,41 @@ mod tests {
             lost.to_string(),
             "scheduler lost: the connection to the scheduler ended: peer lost: gone"
         );
+    }
+
+    #[test]
+    fn an_error_that_is_its_own_cause_ends() {
+        #[derive(Debug)]
+        struct Circle;
+        impl fmt::Display for Circle {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("round")
+            }
+        }
+        impl StdError for Circle {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(self)
+            }
+        }
+        let detail = Failure::returned(&(Box::new(Circle) as BoxError)).detail;
+        assert_eq!(detail, format!("round{}…", ": round".repeat(CAUSES_MAX)));
+    }
+
+    #[test]
+    fn an_error_that_writes_for_ever_is_stopped() {
+        #[derive(Debug)]
+        struct Endless;
+        impl fmt::Display for Endless {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                loop {
+                    f.write_str("on and ")?;
+                }
+            }
+        }
+        impl StdError for Endless {}
+        let failure = Failure::returned(&(Box::new(Endless) as BoxError)).of("x");
+        assert!(failure.detail.len() <= DETAIL_LEN_MAX + '…'.len_utf8());
+        assert!(failure.detail.ends_with('…'));
     }
 
     #[test]

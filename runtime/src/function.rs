@@ -1,16 +1,18 @@
 //! Functions by name and type: what clients call, and what workers run.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 
 use rustc_hash::FxHashMap;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{BoxError, ErrorKind, Failure};
+use crate::error::{BoxError, Error, ErrorKind, Failure};
+use crate::guard::{discard, guarded};
 use crate::protocol::{NAME_LEN_MAX, Types};
 use crate::value::Value;
 
@@ -91,7 +93,7 @@ pub struct Registry {
     functions: FxHashMap<&'static str, (Types, Body)>,
 }
 
-/// What runs.
+/// What runs. It does not panic, whatever the function does.
 #[derive(Clone)]
 pub(crate) enum Body {
     Sync(Arc<dyn Fn(Value) -> Outcome + Send + Sync>),
@@ -127,8 +129,7 @@ impl Registry {
         F: Callable<P, Output = TaskResultOf<R>> + Send + Sync + 'static,
     {
         let run = move |arguments: Value| {
-            let arguments = arguments.read::<P>().map_err(|error| error.failure().clone())?;
-            finished(body.call(arguments))
+            finished(guarded(|| Ok(body.call(arguments.read::<P>().map_err(failure)?)))?)
         };
         self.functions.insert(function.name, (function.types(), Body::Sync(Arc::new(run))));
         self
@@ -145,9 +146,8 @@ impl Registry {
         F::Output: Future<Output = TaskResultOf<R>> + Send + 'static,
     {
         let run = move |arguments: Value| {
-            let begun = arguments.read::<P>().map(|arguments| body.call(arguments));
-            Box::pin(async move { finished(begun.map_err(|error| error.failure().clone())?.await) })
-                as Outcomes
+            let begun = guarded(|| Ok(body.call(arguments.read::<P>().map_err(failure)?)));
+            Box::pin(async move { finished(to_its_end(begun?).await?) }) as Outcomes
         };
         self.functions.insert(function.name, (function.types(), Body::Async(Arc::new(run))));
         self
@@ -167,9 +167,50 @@ impl Registry {
 
 type TaskResultOf<R> = Result<R, BoxError>;
 
+fn failure(error: Error) -> Failure {
+    error.failure().clone()
+}
+
+/// Runs it until it returns or panics.
+async fn to_its_end<F: Future>(begun: F) -> Result<F::Output, Failure> {
+    let mut running = pin!(Some(begun));
+    let ended = poll_fn(|cx| match running.as_mut().as_pin_mut() {
+        Some(future) => match guarded(|| Ok(future.poll(cx))) {
+            // It is not polled again once it has panicked.
+            Err(panicked) => Poll::Ready(Err(panicked)),
+            Ok(polled) => polled.map(Ok),
+        },
+        None => Poll::Pending,
+    });
+    let ended = ended.await;
+    let dropped = guarded(|| {
+        running.set(None);
+        Ok(())
+    });
+    match (ended, dropped) {
+        (Ok(returned), Err(panicked)) => {
+            // The first panic is the one to tell of.
+            let _ = discard(returned);
+            Err(panicked)
+        }
+        (ended, _) => ended,
+    }
+}
+
 fn finished<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
-    let result = result.map_err(|error| Failure::returned(&error))?;
-    Value::of(&result).map_err(|error| error.failure().clone())
+    match result {
+        Ok(result) => {
+            let written = guarded(|| Value::of(&result).map_err(failure));
+            let dropped = discard(result);
+            written.and_then(|value| dropped.map(|()| value))
+        }
+        Err(error) => {
+            let told = guarded(|| Ok(Failure::returned(&error)));
+            // What it returned says more than a destructor that panics.
+            let _ = discard(error);
+            Err(told.unwrap_or_else(|panicked| panicked))
+        }
+    }
 }
 
 impl fmt::Debug for Registry {

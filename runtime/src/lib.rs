@@ -31,6 +31,7 @@ mod background;
 mod client;
 mod error;
 mod function;
+mod guard;
 mod line;
 mod local;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, FRAMES_MAX, HEADER_LEN_MAX, Landing, Message};
 
 use crate::backends::{Pair, Row};
@@ -24,6 +25,7 @@ cases! {
         many_sends_in_flight_arrive_in_order,
         both_directions_at_once,
         frames_of_every_origin_travel,
+        frames_whose_owner_panics_at_their_end_harm_nobody,
         stats_count_what_travelled,
         metrics_tell_of_connections_that_are_gone;
 }
@@ -298,6 +300,36 @@ async fn frames_of_every_origin_travel(row: &'static Row) {
     assert_bytes(&frames[3].to_vec().unwrap(), 4, 10);
     assert_bytes(&frames[4].to_vec().unwrap(), 5, 1);
     assert_frame(&frames[5], 6, 30_000);
+}
+
+async fn frames_whose_owner_panics_at_their_end_harm_nobody(row: &'static Row) {
+    struct Owner(Vec<u8>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            panic!("planned");
+        }
+    }
+    let pair = row.pair().await;
+    for (seed, len) in [(1, 700), (2, 20_000), (3, 2 * MIB)] {
+        let frame = Buffer::from(Bytes::from_owner(Owner(bytes(seed, len))));
+        // Its last handle goes with the caller, with the driver that ends a detached send, or with the receiver.
+        let receipt = soon("send", pair.a.send(Message::from_parts("", vec![frame]))).await.unwrap();
+        let taken = soon("recv", pair.b.recv()).await.unwrap();
+        assert_frame(&taken.frames()[0], seed, len);
+        drop(taken);
+        soon("its word", receipt.delivered()).await.unwrap();
+    }
+    for at in 0..100 {
+        let (sent, taken) =
+            soon("more", async { tokio::join!(pair.a.deliver(message(at, &[700])), pair.b.recv()) }).await;
+        sent.unwrap();
+        assert_message(&taken.unwrap(), at, &[700]);
+    }
 }
 
 async fn stats_count_what_travelled(row: &'static Row) {

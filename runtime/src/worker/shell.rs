@@ -1,9 +1,6 @@
 //! What a worker's state machine decides, done: values are kept here, functions run, and words carried.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Instant;
 
 use rustc_hash::FxHashMap;
@@ -17,7 +14,7 @@ use super::state::{Action, Start, State};
 use super::threads::Threads;
 use crate::background::{AtEnd, Background};
 use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::function::{Body, Outcome, Outcomes, Registry};
+use crate::function::{Body, Outcome, Registry};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
 use crate::protocol::{Arguments, FUNCTIONS_MAX, FromWorker, Key, ToWorker, WorkerId};
@@ -254,17 +251,16 @@ impl Shell {
             Ok(Body::Async(function)) => self.spawn(async move {
                 let begun = Instant::now();
                 let ran = match filled(&start, &inputs, bytes_max) {
-                    Ok(arguments) => to_its_end(|| function(arguments)).await,
+                    Ok(arguments) => function(arguments).await,
                     Err(failure) => Err(failure),
                 };
                 shell.ended(&start, &name, ran, begun);
             }),
             Ok(Body::Sync(function)) => self.threads.run(move || {
                 let begun = Instant::now();
-                let run = || filled(&start, &inputs, bytes_max).and_then(|arguments| function(arguments));
-                let ran = catch_unwind(AssertUnwindSafe(run));
+                let ran = filled(&start, &inputs, bytes_max).and_then(|arguments| function(arguments));
                 drop(inputs);
-                shell.ended(&start, &name, ran.unwrap_or_else(|why| Err(Failure::panicked(&*why))), begun);
+                shell.ended(&start, &name, ran, begun);
             }),
             Err(failure) => self.ended(&start, &name, Err(failure), Instant::now()),
         }
@@ -324,18 +320,6 @@ impl Drop for Room<'_> {
 fn filled(start: &Start, inputs: &[Value], bytes_max: u64) -> Result<Value, Failure> {
     let Arguments { bytes, gaps } = &start.arguments;
     splice(&bytes.0, gaps, inputs, bytes_max).map_err(|error| error.failure().clone())
-}
-
-/// Runs it until it returns or panics.
-async fn to_its_end(run: impl FnOnce() -> Outcomes) -> Outcome {
-    let panicked = |why: Box<dyn std::any::Any + Send>| Failure::panicked(&*why);
-    let mut running = catch_unwind(AssertUnwindSafe(run)).map_err(panicked)?;
-    // It is not polled again once it has panicked.
-    let polled = poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| running.as_mut().poll(cx))) {
-        Ok(polled) => polled,
-        Err(why) => Poll::Ready(Err(panicked(why))),
-    });
-    polled.await
 }
 
 fn unnamed() -> Failure {

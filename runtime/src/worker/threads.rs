@@ -1,8 +1,11 @@
 //! The threads that run functions which compute or block: as many as the worker has slots.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+
+use crate::guard::discard_payload;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -38,7 +41,7 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Runs it as soon as a thread is free. What it panics with is its own affair.
+    /// Runs it as soon as a thread is free. A thread survives one that panics.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.jobs.push_back(Box::new(job));
@@ -53,7 +56,10 @@ impl Queue {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                job();
+                if let Err(payload) = catch_unwind(AssertUnwindSafe(job)) {
+                    tracing::error!("a job of a worker's thread panicked");
+                    discard_payload(payload);
+                }
                 state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             } else if state.is_closed {
                 return;

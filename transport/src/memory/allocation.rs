@@ -22,7 +22,8 @@ pub enum Access {
     Remote,
 }
 
-/// A stretch of memory that lives until its last handle drops. Dropping the implementor frees it.
+/// A stretch of memory that lives until its last handle drops. Dropping the implementor frees it, on any thread; it must be short
+/// and must not panic.
 ///
 /// The `Any` underneath lets a backend recognise memory of its own: see [`Buffer::allocation`](super::Buffer::allocation).
 ///

@@ -6,6 +6,7 @@ use std::alloc::{self, Layout};
 use std::any::Any;
 use std::fmt;
 use std::mem;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
@@ -209,6 +210,19 @@ pub(super) struct BytesMemory {
 impl BytesMemory {
     pub(super) fn new(bytes: Bytes, place: Place) -> Self {
         Self { base: address_of(&bytes), bytes, place }
+    }
+}
+
+impl Drop for BytesMemory {
+    /// `Bytes` may have an owner of the application's. The last handle goes wherever it happens to be, on the driver or under a
+    /// lock of a link, and a panic of that owner's destructor is no business of either.
+    fn drop(&mut self) {
+        let bytes = mem::take(&mut self.bytes);
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(bytes))) {
+            tracing::error!("the destructor of a buffer's owner panicked");
+            // It may have a destructor of the same kind.
+            mem::forget(payload);
+        }
     }
 }
 

@@ -1,0 +1,242 @@
+//! Code of others that panics or never ends its story: one run fails, and its slot, its worker and its client go on.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::panic::panic_any;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, Serializer};
+use towline_runtime::{
+    BoxError, Bulk, Error, ErrorKind, Function, Future as Task, LocalCluster, Registry, TaskResult,
+};
+use towline_tests::polls::soon;
+
+const ADD: Function<(u64, u64), u64> = Function::new("add");
+
+/// Panics with another of itself when it is dropped.
+#[derive(Debug)]
+struct Hydra;
+
+impl Drop for Hydra {
+    fn drop(&mut self) {
+        panic_any(Self);
+    }
+}
+
+/// What panics of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Display,
+    Source,
+    DisplayAndDrop,
+    Drop,
+    Nowhere,
+}
+
+#[derive(Debug)]
+struct Nasty(At);
+
+impl fmt::Display for Nasty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        assert!(!matches!(self.0, At::Display | At::DisplayAndDrop), "planned");
+        f.write_str("nasty")
+    }
+}
+
+impl StdError for Nasty {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        assert_ne!(self.0, At::Source, "planned");
+        (self.0 == At::Nowhere).then_some(self)
+    }
+}
+
+impl Drop for Nasty {
+    fn drop(&mut self) {
+        assert!(!matches!(self.0, At::Drop | At::DisplayAndDrop), "planned, at the end");
+    }
+}
+
+/// A value whose destructor panics on a worker's threads; where it says so, its writing does too.
+#[derive(Debug, Deserialize)]
+struct Fragile(bool);
+
+impl Serialize for Fragile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(!self.0, "planned");
+        self.0.serialize(serializer)
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        let on_worker = thread::current().name().is_some_and(|name| name.starts_with("towline-"));
+        assert!(!on_worker, "planned, at the end");
+    }
+}
+
+/// A future that is done at once; its destructor panics.
+struct Careless;
+
+impl Future for Careless {
+    type Output = TaskResult<u64>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        Poll::Ready(Ok(1))
+    }
+}
+
+impl Drop for Careless {
+    fn drop(&mut self) {
+        panic!("planned, at the end");
+    }
+}
+
+/// Bytes whose owner panics when they are freed.
+fn bulk() -> Bulk {
+    struct Owner(Vec<u8>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            panic!("planned, at the end");
+        }
+    }
+    Bulk::from(Bytes::from_owner(Owner(vec![7; 50_000])))
+}
+
+const PAYLOAD: Function<(), u64> = Function::new("payload");
+const PAYLOAD_ASYNC: Function<(), u64> = Function::new("payload_async");
+const FAIL: Function<(u8,), u64> = Function::new("fail");
+const FAIL_ASYNC: Function<(u8,), u64> = Function::new("fail_async");
+const RETURN: Function<(bool,), Fragile> = Function::new("return");
+const RETURN_ASYNC: Function<(bool,), Fragile> = Function::new("return_async");
+const TAKE: Function<(Fragile,), u64> = Function::new("take");
+const CARELESS: Function<(), u64> = Function::new("careless");
+const BULK: Function<(), Bulk> = Function::new("bulk");
+const LEN: Function<(Bulk,), u64> = Function::new("len");
+
+const ERRORS: [At; 5] = [At::Display, At::Source, At::DisplayAndDrop, At::Drop, At::Nowhere];
+
+fn nasty(at: u8) -> BoxError {
+    Box::new(Nasty(ERRORS[at as usize]))
+}
+
+fn registry() -> Registry {
+    Registry::new()
+        .with(ADD, |a, b| TaskResult::Ok(a + b))
+        .with(PAYLOAD, || panic_any(Hydra))
+        .with_async(PAYLOAD_ASYNC, || async { panic_any(Hydra) })
+        .with(FAIL, |at| TaskResult::Err(nasty(at)))
+        .with_async(FAIL_ASYNC, |at| async move { TaskResult::Err(nasty(at)) })
+        .with(RETURN, |writing| TaskResult::Ok(Fragile(writing)))
+        .with_async(RETURN_ASYNC, |writing| async move { TaskResult::Ok(Fragile(writing)) })
+        .with(TAKE, |taken: Fragile| TaskResult::Ok(u64::from(taken.0)))
+        .with_async(CARELESS, || Careless)
+        .with(BULK, || TaskResult::Ok(bulk()))
+        .with(LEN, |bulk: Bulk| TaskResult::Ok(bulk.buffer().len() as u64))
+}
+
+/// Runs a test with a cluster of one worker with one slot.
+fn with_cluster(test: impl AsyncFnOnce(LocalCluster)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let cluster = LocalCluster::start(1, registry()).await.unwrap();
+        soon("it", test(cluster)).await;
+    });
+}
+
+/// The task fails so, and the worker's only slot is free again.
+async fn fails<R>(cluster: &LocalCluster, task: Task<R>) -> Error {
+    let error = soon("a task that panics", task.done()).await.unwrap_err();
+    let sum = cluster.client().submit(ADD, (1, 2)).unwrap();
+    assert_eq!(soon("the next task", sum.result()).await.unwrap(), 3);
+    error
+}
+
+#[test]
+fn whatever_a_panic_carries_the_slot_survives_it() {
+    with_cluster(async |cluster| {
+        let client = cluster.client();
+        for function in [PAYLOAD, PAYLOAD_ASYNC] {
+            for _ in 0..3 {
+                let error = fails(&cluster, client.submit(function, ()).unwrap()).await;
+                assert_eq!(
+                    (error.kind(), error.detail()),
+                    (ErrorKind::Panicked, "with something that is no text")
+                );
+            }
+        }
+        let error = fails(&cluster, client.submit(CARELESS, ()).unwrap()).await;
+        assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, "planned, at the end"));
+    });
+}
+
+#[test]
+fn errors_that_panic_or_run_in_circles_are_told() {
+    with_cluster(async |cluster| {
+        for function in [FAIL, FAIL_ASYNC] {
+            for (number, at) in ERRORS.iter().enumerate() {
+                let error =
+                    fails(&cluster, cluster.client().submit(function, (number as u8,)).unwrap()).await;
+                let told = match at {
+                    At::Display | At::Source | At::DisplayAndDrop => (ErrorKind::Panicked, "planned"),
+                    At::Drop => (ErrorKind::Failed, "nasty"),
+                    At::Nowhere => {
+                        assert_eq!(error.kind(), ErrorKind::Failed);
+                        assert!(error.detail().starts_with("nasty: nasty: "), "{error}");
+                        assert!(error.detail().len() < 1000, "{error}");
+                        continue;
+                    }
+                };
+                assert_eq!(error.kind(), told.0, "{at:?}: {error}");
+                assert!(error.detail().contains(told.1), "{at:?}: {error}");
+            }
+        }
+    });
+}
+
+#[test]
+fn results_and_arguments_that_panic_fail_their_task_alone() {
+    with_cluster(async |cluster| {
+        let client = cluster.client();
+        for function in [RETURN, RETURN_ASYNC] {
+            for writing in [false, true] {
+                let error = fails(&cluster, client.submit(function, (writing,)).unwrap()).await;
+                let detail = if writing { "planned" } else { "planned, at the end" };
+                assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, detail));
+            }
+        }
+        let error = fails(&cluster, client.submit(TAKE, (Fragile(false),)).unwrap()).await;
+        assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, "planned, at the end"));
+    });
+}
+
+#[test]
+fn memory_whose_owner_panics_is_freed_and_nothing_else_ends() {
+    with_cluster(async |cluster| {
+        let client = cluster.client();
+        for _ in 0..3 {
+            let made = client.submit(BULK, ()).unwrap();
+            let given = client.scatter(bulk()).await.unwrap();
+            for held in [&made, &given] {
+                let len = client.submit(LEN, (held,)).unwrap();
+                assert_eq!(soon("its length", len.result()).await.unwrap(), 50_000);
+                assert_eq!(soon("itself", held.result()).await.unwrap().buffer().len(), 50_000);
+            }
+            drop((made, given));
+            while cluster.workers()[0].memory_bytes() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(client.submit(ADD, (1, 2)).unwrap().result().await.unwrap(), 3);
+        }
+    });
+}
