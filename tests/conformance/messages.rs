@@ -318,8 +318,10 @@ async fn frames_whose_owner_panics_at_their_end_harm_nobody(row: &'static Row) {
     for (seed, len) in [(1, 700), (2, 20_000), (3, 2 * MIB)] {
         let frame = Buffer::from(Bytes::from_owner(Owner(bytes(seed, len))));
         // Its last handle goes with the caller, with the driver that ends a detached send, or with the receiver.
-        let receipt = soon("send", pair.a.send(Message::from_parts("", vec![frame]))).await.unwrap();
-        let taken = soon("recv", pair.b.recv()).await.unwrap();
+        let sending = pair.a.send(Message::from_parts("", vec![frame]));
+        let both = async { tokio::join!(sending, pair.b.recv()) };
+        let (receipt, taken) = soon("send and recv", both).await;
+        let (receipt, taken) = (receipt.unwrap(), taken.unwrap());
         assert_frame(&taken.frames()[0], seed, len);
         drop(taken);
         soon("its word", receipt.delivered()).await.unwrap();
