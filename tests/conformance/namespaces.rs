@@ -18,6 +18,9 @@ pub(crate) const IPV6: [&str; 3] = ["[fd77::1]", "[fd77::2]", "[fd77::99]"];
 pub(crate) const LINK_LOCAL: [&str; 2] = ["fe80::77:1", "fe80::77:2"];
 /// What swallows packets at the right end, whose kernel believes that it knows where to.
 pub(crate) const SWALLOWING: [&str; 2] = ["10.77.0.66", "fd77::66"];
+/// The hardware address of the cable's left end, and one of neither.
+const LEFT_HARDWARE: &str = "02:00:00:00:00:01";
+const NO_HARDWARE: &str = "02:00:00:00:00:66";
 /// A name, of whatever a case makes it.
 pub(crate) const MANY: &str = "many.example";
 /// On no cable.
@@ -33,8 +36,9 @@ impl Namespaces {
             ip(&["netns", "add", namespace]).unwrap();
             ip(&["-n", namespace, "link", "set", "lo", "up"]).unwrap();
         }
-        ip(&["-n", left, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", right])
-            .unwrap();
+        let near = ["link", "add", "cable", "address", LEFT_HARDWARE, "type", "veth"];
+        let far = ["peer", "name", "cable", "netns", right];
+        ip(&[&["-n", left][..], &near, &far].concat()).unwrap();
         for (namespace, at) in [(left, 0), (right, 1)] {
             let ipv4 = format!("{}/24", IPV4[at]);
             let ipv6 = format!("{}/64", IPV6[at].trim_matches(['[', ']']));
@@ -60,10 +64,15 @@ impl Namespaces {
                 std::fs::write(folder.join(file), text).unwrap();
             }
         }
-        for at in SWALLOWING {
-            let far = ["lladdr", "02:00:00:00:00:66", "dev", "cable", "nud", "permanent"];
-            let _ = ip(&[&["-n", &self.right, "neighbour", "replace", at][..], &far].concat());
-        }
+        fix_neighbours(&self.right, &SWALLOWING, NO_HARDWARE);
+    }
+
+    /// Swallows what the left end sends from now on; what the right end sends arrives.
+    pub(crate) fn mute_left(&self) {
+        let bare = |addresses: [&'static str; 3], at: usize| addresses[at].trim_matches(['[', ']']);
+        // The right end could not learn the left one's hardware address any more.
+        fix_neighbours(&self.right, &[bare(IPV4, 0), bare(IPV6, 0)], LEFT_HARDWARE);
+        fix_neighbours(&self.left, &[bare(IPV4, 1), bare(IPV6, 1)], NO_HARDWARE);
     }
 
     /// Cuts the cable: nothing arrives any more, and nobody is told.
@@ -85,6 +94,15 @@ pub(crate) fn set(namespace: &str, parameter: &str, value: &str) {
         ["ip", "netns", "exec", namespace, "sh", "-c", "echo \"$1\" > /proc/sys/\"$(echo $0 | tr . /)\""];
     let status = Command::new(set[0]).args(&set[1..]).args([parameter, value]).status();
     assert!(status.is_ok_and(|status| status.success()), "{parameter} of {namespace} takes {value:?}");
+}
+
+/// Sends a namespace's packets for these addresses to one hardware address of the cable, for good.
+fn fix_neighbours(namespace: &str, addresses: &[&str], hardware: &str) {
+    for at in addresses {
+        let entry = ["lladdr", hardware, "dev", "cable", "nud", "permanent"];
+        // Without IPv6 in the kernel, its cases fail where they use it.
+        let _ = ip(&[&["-n", namespace, "neighbour", "replace", at][..], &entry].concat());
+    }
 }
 
 /// Removes what a process has left.

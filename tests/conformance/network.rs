@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use crate::addresses::how;
 use crate::backends::Row;
 use crate::namespaces::{ELSEWHERE, IPV4, IPV6, Namespaces};
-use crate::peer::{HEARTBEAT, Home, Peer};
+use crate::peer::{HEARTBEAT, Home, IDLE_HEARTBEAT, Peer};
 use crate::suite::cases;
 
 cases! {
     CROSS_HOST, netns:
         peers_of_two_namespaces_talk,
         a_cut_cable_is_a_lost_peer,
+        both_ends_of_an_idle_connection_notice_that_one_direction_is_dead,
         a_host_without_a_route_is_unavailable,
         a_host_that_does_not_answer_times_out;
 }
@@ -19,10 +20,14 @@ cases! {
 /// Three heartbeats and what a busy machine adds.
 const LOSS_TIME: Duration = Duration::from_secs(3);
 
+/// How long a busy machine delays what an idle peer prints.
+const DELAY: Duration = Duration::from_secs(1);
+
 struct Hosts {
     namespaces: Namespaces,
-    /// The left host's address, the right one's, one on the cable that nobody has, one off the cable.
+    /// The left host's address, the right host's, one on the cable that nobody has, one off the cable.
     left: String,
+    right: String,
     nobody: String,
     elsewhere: String,
 }
@@ -30,12 +35,16 @@ struct Hosts {
 impl Hosts {
     fn new(row: &Row) -> Self {
         let ipv6 = row.address.contains('[');
-        let [left, _, nobody] = if ipv6 { IPV6 } else { IPV4 };
+        let [left, right, nobody] = if ipv6 { IPV6 } else { IPV4 };
         let scheme = row.address().scheme();
-        let address = |host: &str, port: u16| format!("{scheme}://{host}:{port}");
+        // Those of a UCX name devices that a namespace has not.
+        let options = row.address.split_once('?').filter(|_| scheme.to_string() != "ucx");
+        let options = options.map(|(_, options)| format!("?{options}")).unwrap_or_default();
+        let address = |host: &str, port: u16| format!("{scheme}://{host}:{port}{options}");
         Self {
             namespaces: Namespaces::new(),
             left: address(left, 0),
+            right: address(right, 0),
             nobody: address(nobody, 7000),
             elsewhere: address(ELSEWHERE[usize::from(ipv6)], 7000),
         }
@@ -78,6 +87,41 @@ async fn a_cut_cable_is_a_lost_peer(row: &'static Row) {
     assert_eq!(client.line().await, "PeerLost PeerLost");
     assert!(began.elapsed() < LOSS_TIME, "lost after {:?}", began.elapsed());
     client.assert_done().await;
+}
+
+async fn both_ends_of_an_idle_connection_notice_that_one_direction_is_dead(row: &'static Row) {
+    let hosts = Hosts::new(row);
+    let Namespaces { left, right } = &hosts.namespaces;
+    // The end that nothing reaches is the connector of one connection and the acceptor of the other.
+    let [mut from_left, mut from_right] =
+        [idle(row, [right, left], &hosts.right).await, idle(row, [left, right], &hosts.left).await];
+    tokio::time::sleep(IDLE_HEARTBEAT * 5 / 4).await;
+    let began = Instant::now();
+    hosts.namespaces.mute_left();
+    let ([right_1, left_1], [left_2, right_2]) = (&mut from_left, &mut from_right);
+    let ends =
+        tokio::join!(lost(left_1, began), lost(right_1, began), lost(left_2, began), lost(right_2, began));
+    for (left, right) in [(ends.0, ends.1), (ends.2, ends.3)] {
+        assert!(right < IDLE_HEARTBEAT * 7 / 2 + DELAY, "nothing reaches the right end");
+        assert!(left < right + DELAY, "what the right end sends last reaches the left end");
+    }
+}
+
+/// A listener and its connector in these namespaces, connected by an idle connection.
+async fn idle(row: &Row, [there, here]: [&str; 2], at: &str) -> [Peer; 2] {
+    let (mut listener, address) = Peer::listening("idle-listen", row, Home::Network(there), at).await;
+    let mut connector = Peer::start("idle", row, Home::Network(here), &address.to_string());
+    assert_eq!(connector.line().await, "well");
+    assert_eq!(listener.line().await, "well");
+    [listener, connector]
+}
+
+/// How long after `began` an idle peer has lost the other end.
+async fn lost(peer: &mut Peer, began: Instant) -> Duration {
+    let end = peer.line().await;
+    assert!(end.starts_with("PeerLost"), "{end}");
+    println!("{:?}: {end}", began.elapsed());
+    began.elapsed()
 }
 
 async fn a_host_without_a_route_is_unavailable(row: &'static Row) {

@@ -35,6 +35,8 @@ const USER: &str = "TOWLINE_PEER_USER";
 
 /// How often an endpoint asks for a sign of life that has to notice soon.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
+/// The same of an idle peer, which is timed: a fraction of it is longer than a busy machine's delays.
+pub(crate) const IDLE_HEARTBEAT: Duration = Duration::from_secs(2);
 /// What a peer of limited memory takes, and how much more memory than that it may have.
 pub(crate) const LIMITED_LEN: usize = 256 << 20;
 const LIMITED_ROOM: usize = 96 << 20;
@@ -164,6 +166,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
     let builder = row.builder().insecure(true).connect_time(Duration::from_secs(2));
     let endpoint = match role {
         "converse" => builder.heartbeat(HEARTBEAT),
+        "idle" | "idle-listen" => builder.heartbeat(IDLE_HEARTBEAT),
         "hold-without-trust" => builder.trust_user(false),
         _ => builder,
     };
@@ -183,6 +186,12 @@ pub(crate) fn run(role: &str) -> ExitCode {
             "lend" => holders::lend(&endpoint, &address).await,
             "say" => say_and_stay(&endpoint, &address).await,
             "converse" => converse(&endpoint, &address).await,
+            "idle" => idle(endpoint.connect(&address).await.unwrap()).await,
+            "idle-listen" => {
+                let listener = endpoint.listen(&address).await.unwrap();
+                say(listener.address());
+                idle(listener.accept().await.unwrap()).await;
+            }
             "send-on" => forward::send_on(row, &endpoint, &address).await,
             "crowd" => floods::crowd(&address),
             "hold" | "hold-without-trust" => forward::hold(row, &endpoint).await,
@@ -424,4 +433,11 @@ async fn converse(endpoint: &Endpoint, address: &Address) {
     };
     let (sent, received) = tokio::join!(sending, receiving);
     say(format_args!("{:?} {:?}", sent.kind(), received.kind()));
+}
+
+/// Says that it is connected, sends nothing, and says how the connection ends.
+async fn idle(connection: Connection) {
+    say("well");
+    let error = connection.recv().await.unwrap_err();
+    say(format_args!("{:?}: {error}", error.kind()));
 }

@@ -378,7 +378,8 @@ impl Builder {
         self
     }
 
-    /// How long a peer may be silent before it is asked for a sign of life; after three times that it is lost. 3 s.
+    /// How long a peer may be silent before it is asked for a sign of life. After three times that it is lost, which takes at most
+    /// 3.5 times that to notice. 3 s, and so 10.5 s.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat.max(Duration::from_millis(10));
         self

@@ -49,6 +49,10 @@ pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
     /// Output waits for room.
     fn is_blocked(&self) -> bool;
 
+    /// Ends the stream towards the peer, if dropping `held` does not. It runs before the application learns of the end: a
+    /// process that exits then leaves nothing undone.
+    fn hang_up(&self, _why: &Error) {}
+
     /// Nothing more will be written or read: everything under way fails.
     fn retire(&self, held: Self::Held, session: Session, why: &Error);
 
@@ -260,6 +264,7 @@ impl<L: Line> Streamed<L> {
         // Beside a door's stream, that one's end may be the first sign of the peer's.
         let in_order = L::BESIDE_CONTROL && why.kind() == ErrorKind::PeerLost && session.may_end();
         let why = if in_order { in_good_order() } else { why.clone() };
+        self.line.hang_up(&why);
         self.inbox.end(why.clone());
         self.paused.store(false, Ordering::Release);
         self.line.retire(held, session, &why);

@@ -170,6 +170,8 @@ impl Attendant {
         }
         match self.liveness.due(now) {
             Due::Lost(silent) => {
+                // A FIN would follow what the peer has not acknowledged.
+                self.control.reset();
                 let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
                 return Some(Error::new(ErrorKind::PeerLost, why));
             }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -90,6 +91,18 @@ impl Control {
             Line::Tls(stream) => stream.binding().map(Some),
             Line::Socket(_) | Line::Process(_) => Ok(None),
         }
+    }
+
+    /// Discards unsent data and sends a reset, which does not wait for acknowledgements as a FIN does. Nothing can be read or
+    /// written afterwards, except within a process.
+    pub(super) fn reset(&self) {
+        let socket = match &self.0 {
+            Line::Socket(stream) => stream.as_fd(),
+            Line::Tls(stream) => stream.descriptor(),
+            Line::Process(_) => return,
+        };
+        // A socket that is not connected any more has nothing to reset.
+        let _ = rustix::net::connect_unspec(socket);
     }
 
     /// Where the other end of the socket is; `None` within a process.

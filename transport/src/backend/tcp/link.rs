@@ -7,7 +7,7 @@ use super::socket::Socket;
 use super::strands::Strands;
 use crate::backend::streamed::{Line, Stream, Streamed, cut, read_from, write_to};
 use crate::backend::{Opened, Site, Source};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Session, Urgency};
 
 /// The sockets of one link.
@@ -58,11 +58,14 @@ impl Line for TcpLine {
         self.blocked.load(Ordering::Acquire)
     }
 
+    fn hang_up(&self, why: &Error) {
+        // A FIN follows data that a lost peer does not acknowledge, so a peer that still receives would not see it.
+        let end = if why.kind() == ErrorKind::PeerLost { Socket::reset } else { Socket::shutdown_write };
+        let strands = self.strands.iter().flat_map(|strands| strands.sockets());
+        std::iter::once(&self.socket).chain(strands).for_each(end);
+    }
+
     fn retire(&self, (): (), mut session: Session, why: &Error) {
-        self.socket.shutdown_write();
-        if let Some(strands) = &self.strands {
-            strands.shutdown_write();
-        }
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
     }

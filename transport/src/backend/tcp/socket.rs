@@ -59,6 +59,12 @@ impl Socket {
         let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
     }
 
+    /// Discards unsent data and sends a reset, which does not wait for acknowledgements as a FIN does.
+    pub(super) fn reset(&self) {
+        // A socket that is not connected any more has nothing to reset.
+        let _ = rustix::net::connect_unspec(&self.raw.stream);
+    }
+
     fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<Moved> {
         let Some(tls) = &self.tls else {
             return self.raw.call(|| rustix::io::readv(&self.raw.stream, slices));

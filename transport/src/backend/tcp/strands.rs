@@ -63,9 +63,8 @@ impl Strands {
         self.sockets.iter().map(Socket::calls).sum()
     }
 
-    /// Nothing more will be written.
-    pub(super) fn shutdown_write(&self) {
-        self.sockets.iter().for_each(Socket::shutdown_write);
+    pub(super) fn sockets(&self) -> &[Socket] {
+        &self.sockets
     }
 
     /// Reads what has come, on every stream that the session can read now.

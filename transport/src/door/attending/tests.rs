@@ -1,7 +1,7 @@
 //! Two ends of a control stream, or one and a peer by hand, on a clock that moves when it is told to.
 
 use std::error::Error as _;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::task::Waker;
@@ -360,6 +360,22 @@ async fn a_reset_is_a_loss_and_tells_its_cause() {
     let Some(Some(why)) = &end.outcome else { unreachable!("it has ended") };
     let cause = why.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     assert_eq!(cause.map(io::Error::kind), Some(io::ErrorKind::ConnectionReset), "{why:?}");
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_reset() {
+    let clock = Clockwork::default();
+    let (mut end, mut peer) = over_socket(&clock).unwrap();
+    turn_until_answered(&mut end, &mut peer).await;
+    while end.outcome.is_none() {
+        clock.advance(HEARTBEAT);
+        end.turn();
+    }
+    end.assert_ended(ErrorKind::PeerLost, "no sign of life for 9.0 s");
+    peer.set_nonblocking(false).unwrap();
+    let mut said = Vec::new();
+    let cut = peer.read_to_end(&mut said).unwrap_err();
+    assert_eq!(cut.kind(), io::ErrorKind::ConnectionReset, "after {said:?}");
 }
 
 #[tokio::test]

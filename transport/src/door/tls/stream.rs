@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, ErrorKind::WouldBlock, Read, Write};
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -79,6 +80,10 @@ impl TlsStream {
     /// What both ends of this TLS session know, and nobody else.
     pub(crate) fn binding(&self) -> Result<[u8; BINDING_LEN]> {
         self.tls.export_keying_material([0; BINDING_LEN], b"EXPORTER-towline", None).map_err(unusable)
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// Where the other end of the socket is.
