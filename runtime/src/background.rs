@@ -77,6 +77,15 @@ pub(crate) async fn within<T>(
 /// Does something when it is dropped: also where the job that holds it is stopped, panics, or ends with its environment.
 pub(crate) struct AtEnd<F: FnMut()>(pub(crate) F);
 
+impl<F: FnMut()> AtEnd<F> {
+    /// Runs `job`, and is dropped after it. It belongs to the returned future from the beginning, so that a job which is never
+    /// polled ends as well.
+    pub(crate) async fn around<T>(self, job: impl Future<Output = T>) -> T {
+        let _at_end = self;
+        job.await
+    }
+}
+
 impl<F: FnMut()> Drop for AtEnd<F> {
     fn drop(&mut self) {
         (self.0)();

@@ -200,7 +200,16 @@ impl Line {
         let connection = endpoint.connect(address).await?;
         let waiting = Arc::new(Mutex::new(Questions::default()));
         let hearing = Background::of(endpoint);
-        hearing.spawn(hear(connection.clone(), waiting.clone()));
+        // However it ends, nobody waits on this line any more, and the next question takes a new one.
+        let over = AtEnd({
+            let waiting = waiting.clone();
+            move || {
+                let mut waiting = lock(&waiting);
+                waiting.is_over = true;
+                waiting.open.clear();
+            }
+        });
+        hearing.spawn(over.around(hear(connection.clone(), waiting.clone())));
         Ok(Self { connection, waiting, _hearing: hearing })
     }
 
@@ -232,12 +241,6 @@ impl Drop for Asked<'_> {
 
 /// Hands each answer to who asked. What nobody asked for, or nobody waits for any more, is rejected.
 async fn hear(connection: Connection, waiting: Arc<Mutex<Questions>>) {
-    // However it ends, nobody waits on this line any more, and the next question takes a new one.
-    let _over = AtEnd(|| {
-        let mut waiting = lock(&waiting);
-        waiting.is_over = true;
-        waiting.open.clear();
-    });
     while let Ok(incoming) = connection.incoming().await {
         let Ok(answer) = postcard::from_bytes::<Answer>(incoming.header()) else { break };
         let asked = lock(&waiting).open.remove(&answer.request());

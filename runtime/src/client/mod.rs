@@ -19,7 +19,7 @@ pub use self::future::Future;
 use self::shell::Shell;
 #[cfg(test)]
 pub(crate) use self::state::{State, TRIES_MAX};
-use crate::background::Background;
+use crate::background::{AtEnd, Background};
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
 use crate::line;
@@ -79,7 +79,12 @@ impl Client {
         let number = line::greet(endpoint, &connection, Role::Client).await?;
         let shell = Arc::new(Shell::new(number, Peers::new(endpoint.clone(), address.clone())));
         let listening = Background::of(endpoint);
-        listening.spawn(shell.clone().listen(connection));
+        // Nobody waits for what will not come, however this ends.
+        let over = AtEnd({
+            let shell = shell.clone();
+            move || shell.end(&Error::environment_ended())
+        });
+        listening.spawn(over.around(shell.clone().listen(connection)));
         Ok(Self { shell, _listening: listening, next_worker: AtomicU32::new(0) })
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use towline::Connection;
 
 use super::state::{State, TRIES_MAX};
-use crate::background::{AtEnd, within};
+use crate::background::within;
 use crate::error::{Error, ErrorKind, Result};
 use crate::line::{self, Outbox};
 use crate::peers::Peers;
@@ -129,8 +129,6 @@ impl Shell {
 
     /// Hears the scheduler until it is gone.
     pub(crate) async fn listen(self: std::sync::Arc<Self>, connection: Connection) {
-        // Nobody waits for what will not come, however this ends.
-        let _over = AtEnd(|| self.end(&Error::environment_ended()));
         let hearing = async {
             loop {
                 let batch = line::hear(&connection).await?;

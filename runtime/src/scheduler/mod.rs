@@ -173,7 +173,11 @@ impl Builder {
         };
         let accepting = Background::on(environment.clone());
         let accept = accept(endpoint.clone(), environment, desk.clone(), listener, tick, closing.clone());
-        accepting.spawn(accept);
+        let over = AtEnd({
+            let desk = desk.clone();
+            move || desk.end()
+        });
+        accepting.spawn(over.around(accept));
         Ok(Scheduler { address, desk, accepting, closing })
     }
 }
@@ -187,7 +191,6 @@ async fn accept(
     tick: Duration,
     closing: Arc<Notify>,
 ) {
-    let _over = AtEnd(|| desk.end());
     let peers = Background::on(environment.clone());
     let begun = environment.now();
     let mut ticked = environment.sleep_until(begun + tick);

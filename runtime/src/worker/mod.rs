@@ -17,6 +17,7 @@ use self::shell::Shell;
 #[cfg(test)]
 pub(crate) use self::state::{Action, Start, State};
 use crate::address;
+use crate::background::AtEnd;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
 use crate::line;
@@ -185,7 +186,12 @@ impl Builder {
         let peers = Peers::new(endpoint.clone(), address.clone());
         let shell = Shell::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
         let ((leave, leaving), (tell, working)) = (oneshot::channel(), oneshot::channel());
-        let work = shell.clone().work(connection, listener, leaving);
+        // However it ends; without its connection, which goes with it, the scheduler gives its tasks to others.
+        let over = AtEnd({
+            let shell = shell.clone();
+            move || shell.close()
+        });
+        let work = over.around(shell.clone().work(connection, listener, leaving));
         endpoint.environment().spawn(Box::pin(async move { _ = tell.send(work.await) }));
         Ok(Worker { shell, leave, working, ended: None })
     }

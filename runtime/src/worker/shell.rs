@@ -12,7 +12,7 @@ use super::counting::{Counts, add};
 use super::serving;
 use super::state::{Action, Start, State};
 use super::threads::Threads;
-use crate::background::{AtEnd, Background};
+use crate::background::Background;
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Registry};
 use crate::line::{self, Outbox};
@@ -82,8 +82,6 @@ impl Shell {
         listener: Listener,
         leaving: oneshot::Receiver<Leaving>,
     ) -> Error {
-        // However it ends; without its connection, which goes with this, the scheduler gives its tasks to others.
-        let _over = AtEnd(|| self.close());
         let hearing = async {
             loop {
                 let batch = line::hear(&connection).await?;
