@@ -8,8 +8,9 @@ use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A yield that takes longer has cost more than spinning can gain.
-const LONG: Duration = Duration::from_micros(50);
+/// A yield that takes longer shows that others want the core: a time slice is milliseconds. Shorter ones happen on an idle
+/// machine as well, by interrupts, kernel threads and the host of a virtual machine.
+const LONG: Duration = Duration::from_micros(500);
 /// Of a thread's time, long yields may take one part in so many.
 const SHARE: u32 = 16;
 /// The longest time without spinning; after it, one yield tells.

@@ -29,7 +29,7 @@ pub enum Wait {
     /// Polls until something comes, and never gives its core away. For threads that have a core each: if the peer, or anybody
     /// else, needs this one, every wait takes until the scheduler takes the core away, which is milliseconds.
     Spin,
-    /// Spins for 50 µs, yielding the core between polls, then sleeps. Where a yield takes longer than that, others want the
+    /// Spins for 50 µs, yielding the core between polls, then sleeps. Where a yield takes over 500 µs, others want the
     /// core: the thread then sleeps at once, for 16 times as long as the yield took, and for up to 4 s where it happens again.
     #[default]
     Adaptive,
