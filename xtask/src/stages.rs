@@ -19,10 +19,10 @@ pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc 
 pub(crate) const EXAMPLES: Stage = Stage { name: "examples", limit: minutes(10), run: examples };
 pub(crate) const BINDINGS: Stage = Stage { name: "bindings", limit: minutes(5), run: bindings::stage };
 pub(crate) const LICENCES: Stage = Stage { name: "licences", limit: minutes(2), run: licences::run };
-pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(10), run: asan::run };
-pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(5), run: loom::run };
-pub(crate) const FUZZ: Stage = Stage { name: "fuzz", limit: minutes(8), run: fuzz::stage };
-pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(10), run: bench };
+pub(crate) const ASAN: Stage = Stage { name: "asan", limit: minutes(15), run: asan::run };
+pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(8), run: loom::run };
+pub(crate) const FUZZ: Stage = Stage { name: "fuzz", limit: minutes(12), run: fuzz::stage };
+pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(15), run: bench };
 
 /// What a build may find on the search path: Rust, its linker, and what comes with that, which is what the cryptography behind
 /// TLS is built by. No pkg-config, cmake, make, clang, protoc, Perl or Python.
