@@ -220,8 +220,10 @@ impl Drop for BytesMemory {
         let bytes = mem::take(&mut self.bytes);
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(bytes))) {
             tracing::error!("the destructor of a buffer's owner panicked");
-            // It may have a destructor of the same kind.
-            mem::forget(payload);
+            // The payload may have a destructor of the same kind; what that one panics with is left where it is.
+            if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                mem::forget(another);
+            }
         }
     }
 }
