@@ -1,9 +1,11 @@
-//! How somebody ends a command: by Ctrl-C, or by a termination.
+//! How a command ends from outside: by a signal, with 128 + the signal's number as its exit code.
 
+use std::fs;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::runtime::Builder;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::failure::Failure;
@@ -11,61 +13,98 @@ use crate::failure::Failure;
 /// What is running gets this long to stop.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// What a command ends with that is told to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    /// That was its end: exit code 0.
-    Done,
-    /// It had more to do: exit code 130.
-    Interrupted,
-}
-
 /// Tells a command that it is to end. Clones tell the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Ending(watch::Receiver<Option<Outcome>>);
+pub(crate) struct Ending(watch::Receiver<Option<Signal>>);
 
 impl Ending {
-    /// Watches from a thread of its own, which a spinning wait does not hold up. Both signals are handled even where their
-    /// default is to end the process: the first process of a PID namespace, as of a container, has no such default.
+    /// Watches from a thread of its own, which a spinning wait does not hold up. SIGINT and SIGTERM, and with `hangups` SIGHUP,
+    /// are handled although their default is to end the process: the first process of a PID namespace, as of a container,
+    /// has no such default. A SIGHUP that was ignored when the process started, as under `nohup`, stays ignored.
     ///
-    /// For a command that runs until it is told to end, a termination is success.
-    pub(crate) fn watch(runs_until_told: bool) -> Result<Self, Failure> {
-        let wrong = |error| Failure::run(format!("the thread that watches for Ctrl-C: {error}"));
+    /// Calls `abandon` before it ends a process that does not end by itself within [`STOP_WITHIN`] or until the next signal.
+    pub(crate) fn watch(
+        hangups: bool,
+        abandon: impl FnOnce(&Failure) + Send + 'static,
+    ) -> Result<Self, Failure> {
+        let wrong = |error| Failure::run(format!("the thread that watches for signals: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(wrong)?;
         // From here on, before anything is promised, the signals are ours.
-        let (mut interruptions, mut terminations) = {
+        let mut signals = {
             let _context = runtime.enter();
-            (signal(SignalKind::interrupt()).map_err(wrong)?, signal(SignalKind::terminate()).map_err(wrong)?)
+            let handled = |kind| signal(kind).map_err(wrong);
+            Signals {
+                interrupt: handled(SignalKind::interrupt())?,
+                terminate: handled(SignalKind::terminate())?,
+                hangup: match hangups && !is_ignored(Signal::HUP) {
+                    true => Some(handled(SignalKind::hangup())?),
+                    false => None,
+                },
+            }
         };
         let (tell, told) = watch::channel(None);
         let watching = async move {
-            let outcome = next(&mut interruptions, &mut terminations, runs_until_told).await;
-            tell.send_replace(Some(outcome));
+            let first = signals.next().await;
+            tell.send_replace(Some(first));
             // Who asks twice does not want to wait.
-            let again = next(&mut interruptions, &mut terminations, runs_until_told);
-            let _ = tokio::time::timeout(STOP_WITHIN, again).await;
-            std::process::exit(if outcome == Outcome::Done { 0 } else { 130 })
+            let _ = tokio::time::timeout(STOP_WITHIN, signals.next()).await;
+            let failure = Failure::Interrupted(first);
+            abandon(&failure);
+            std::process::exit(failure.exit_code().into())
         };
         let watch = move || runtime.block_on(watching);
-        std::thread::Builder::new().name("ctrl-c".to_owned()).spawn(watch).map_err(wrong)?;
+        std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(wrong)?;
         Ok(Self(told))
     }
 
-    /// Waits until somebody ends the command, and gives what it ends with.
-    pub(crate) async fn outcome(&self) -> Result<(), Failure> {
+    /// Waits until a signal ends the command, and gives what it then ends with.
+    pub(crate) async fn told(&self) -> Failure {
         let mut told = self.0.clone();
         match told.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Outcome::Done)) => Ok(()),
-            Ok(_) => Err(Failure::Interrupted),
+            Ok(Some(by)) => Failure::Interrupted(*by),
             // Only the end of the process ends the thread that watches.
-            Err(_) => std::future::pending().await,
+            _ => std::future::pending().await,
         }
     }
 }
 
-async fn next(interruptions: &mut Signal, terminations: &mut Signal, runs_until_told: bool) -> Outcome {
-    tokio::select! {
-        _ = terminations.recv() => if runs_until_told { Outcome::Done } else { Outcome::Interrupted },
-        _ = interruptions.recv() => Outcome::Interrupted,
+/// The signals that end a command.
+struct Signals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    hangup: Option<unix::Signal>,
+}
+
+impl Signals {
+    async fn next(&mut self) -> Signal {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+            _ = hangup => Signal::HUP,
+        }
     }
+}
+
+/// Whether this process was started with `signal` ignored, as far as /proc tells.
+fn is_ignored(signal: Signal) -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask >> (signal.as_raw() - 1) & 1 == 1
+}
+
+/// Lets a write beyond the limit on the size of files fail with `EFBIG`: by default SIGXFSZ ends the process first. The signal is
+/// handled and not ignored, so that processes that the command starts begin with the default.
+pub(crate) fn keep_from_file_size_signal() -> Result<(), Failure> {
+    let wrong = |error| Failure::run(format!("the signal of the limit on the size of files: {error}"));
+    let runtime = Builder::new_current_thread().enable_io().build().map_err(wrong)?;
+    let _context = runtime.enter();
+    // The handler stays when this is dropped.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop).map_err(wrong)
 }

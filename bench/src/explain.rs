@@ -42,12 +42,13 @@ pub(crate) struct Options {
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
+    complete: bool,
     chosen: String,
     candidates: Vec<Explained>,
     /// What became of the ways that the link may take or not.
@@ -111,6 +112,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     drop(progress);
     let document = Document {
         schema: 1,
+        complete: true,
         chosen: path.chosen().to_owned(),
         candidates: Candidate::all_of(&explanation)
             .into_iter()

@@ -1,8 +1,8 @@
 //! How a command ends when it does not succeed: a sentence, and the exit code that goes with it.
 
 use std::fmt;
-use std::process::ExitCode;
 
+use rustix::process::Signal;
 use towline::ErrorKind;
 
 /// What a command that did not succeed says.
@@ -12,8 +12,9 @@ pub(crate) enum Failure {
     Usage(String),
     /// The run failed, or an assertion did not hold. Exit code 1.
     Run(String),
-    /// Somebody pressed Ctrl-C. Exit code 130.
-    Interrupted,
+    /// A signal ended it. Exit code 128 + the signal's number, as a shell reports a process that a signal has ended: 130 for
+    /// Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    Interrupted(Signal),
 }
 
 impl Failure {
@@ -30,16 +31,16 @@ impl Failure {
         match self {
             Self::Usage(sentence) => Self::Usage(format!("{what}: {sentence}")),
             Self::Run(sentence) => Self::Run(format!("{what}: {sentence}")),
-            Self::Interrupted => Self::Interrupted,
+            Self::Interrupted(by) => Self::Interrupted(by),
         }
     }
 
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
             Self::Run(_) => 1,
             Self::Usage(_) => 2,
-            Self::Interrupted => 130,
-        })
+            Self::Interrupted(by) => 128 + by.as_raw() as u8,
+        }
     }
 }
 
@@ -47,7 +48,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usage(sentence) | Self::Run(sentence) => f.write_str(sentence),
-            Self::Interrupted => f.write_str("interrupted"),
+            Self::Interrupted(_) => f.write_str("interrupted"),
         }
     }
 }

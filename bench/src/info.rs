@@ -23,12 +23,13 @@ Examples:
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
+    complete: bool,
     version: &'static str,
     host: Host,
     backends: Vec<Backend>,
@@ -75,6 +76,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     };
     let document = Document {
         schema: 1,
+        complete: true,
         version: env!("CARGO_PKG_VERSION"),
         host: Host::read(),
         backends: endpoint.backends().into_iter().map(backend).collect(),

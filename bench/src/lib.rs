@@ -18,6 +18,7 @@ mod info;
 mod listening;
 mod metrics;
 mod output;
+mod output_file;
 mod payload;
 mod peer;
 mod place;
@@ -39,6 +40,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::ending::Ending;
 use crate::failure::Failure;
 use crate::output::say;
+use crate::output_file::OutputFile;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -49,7 +51,10 @@ Examples:
   towline scheduler tcp://127.0.0.1:7100    # of a task runtime's workers and clients; how it is:
   towline top tcp://127.0.0.1:7100
 
-Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted.";
+Exit codes: 0 success, 1 a failed run or assertion, 2 wrong usage, 130 interrupted (Ctrl-C), 143 terminated (SIGTERM),
+129 hung up (SIGHUP, at which `serve` and `scheduler` go on).
+After a run, the FILE of --json-file holds that run's document, or is not there. A run that fails before it has one leaves
+a document with `complete` false and the `error`.";
 
 /// Moves host and device buffers between processes with as few copies as the hardware allows.
 #[derive(Debug, Parser)]
@@ -86,13 +91,23 @@ impl Command {
         )
     }
 
-    /// Whether it has no end of its own.
-    fn runs_until_told(&self) -> bool {
-        match self {
-            Self::Serve(_) | Self::Scheduler(_) => true,
-            Self::Top(options) => !options.once,
-            _ => false,
-        }
+    /// Whether a hangup has it read credentials anew. It ends all others.
+    fn renews_at_hangups(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Scheduler(_))
+    }
+
+    /// The files that are to hold its result.
+    fn files(&self) -> Vec<OutputFile> {
+        let output = match self {
+            Self::Bench(options) => return options.files().into_iter().cloned().collect(),
+            Self::Info(options) => &options.output,
+            Self::Serve(options) => &options.listening.output,
+            Self::Explain(options) => &options.output,
+            Self::Scheduler(options) => &options.listening.output,
+            Self::Top(options) => &options.output,
+            Self::Beat(_) | Self::Keep(_) | Self::Work(_) | Self::TaskWork(_) => return Vec::new(),
+        };
+        output.file().into_iter().cloned().collect()
     }
 
     /// Does its work until that ends, or somebody ends it.
@@ -104,7 +119,7 @@ impl Command {
         tokio::select! {
             biased;
             outcome = self.work(ending) => outcome,
-            outcome = ending.outcome() => outcome,
+            interruption = ending.told() => Err(interruption),
         }
     }
 
@@ -126,11 +141,12 @@ impl Command {
 
 /// Does what the command line says.
 pub fn run() -> ExitCode {
-    match start(&Arguments::parse().command) {
+    let outcome = ending::keep_from_file_size_signal().and_then(|()| start(&Arguments::parse().command));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             say(&failure);
-            failure.exit_code()
+            failure.exit_code().into()
         }
     }
 }
@@ -142,8 +158,10 @@ fn start(command: &Command) -> Result<(), Failure> {
         raise_open_files();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
-    let ending = Ending::watch(command.runs_until_told())?;
-    let outcome = runtime.block_on(command.run(&ending));
+    let files = command.files();
+    let fail = move |failure: &Failure| files.iter().for_each(|file| file.fail(failure));
+    let ending = Ending::watch(!command.renews_at_hangups(), fail.clone())?;
+    let outcome = runtime.block_on(command.run(&ending)).inspect_err(fail);
     // Threads that are still at work on a ceiling end with the process.
     runtime.shutdown_background();
     outcome

@@ -32,12 +32,13 @@ pub(crate) struct Listening {
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
+    complete: bool,
     address: String,
     /// Where the metrics are, if they are served.
     metrics: Option<String>,
@@ -86,7 +87,8 @@ impl Listening {
             None => None,
         };
         let metrics = exporter.as_ref().map(|(_, url)| url.clone());
-        let document = Document { schema: 1, address: self.told(bound)?.to_string(), metrics };
+        let document =
+            Document { schema: 1, complete: true, address: self.told(bound)?.to_string(), metrics };
         self.output.give(&document, |out: &mut dyn Write| {
             writeln!(out, "{}", document.address)?;
             document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))

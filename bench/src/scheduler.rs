@@ -15,15 +15,15 @@ Examples:
   towline top towline://127.0.0.1:7100                        # in another terminal: how it is
 
 A worker is a program with functions of yours in it, in ten lines: examples/examples/worker.rs.
-It ends in good order when it is interrupted (exit code 130) or terminated (exit code 0). At SIGHUP it reads certificates,
-keys and the token anew, for connections to come.";
+It ends in good order when it is interrupted (exit code 130) or terminated (143). At SIGHUP it reads certificates, keys and
+the token anew, for connections to come.";
 
 /// Schedule the tasks of a task runtime: workers and clients find it here
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     #[command(flatten)]
-    listening: Listening,
+    pub(crate) listening: Listening,
 }
 
 pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
@@ -33,8 +33,8 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
     let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
     listening.tell(scheduler.address(), &endpoint, metrics).await?;
-    let outcome = ending.outcome().await;
+    let interruption = ending.told().await;
     // A peer that takes no part must not hold it up.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
-    outcome
+    Err(interruption)
 }

@@ -16,12 +16,12 @@ Examples:
 
 At SIGHUP it reads certificates, keys and the token anew, for connections to come.";
 
-/// Be the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated (0)
+/// Be the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated (143)
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     #[command(flatten)]
-    listening: Listening,
+    pub(crate) listening: Listening,
     /// End when standard input does: a parent's death is noticed that way
     #[arg(long, hide = true)]
     until_stdin_ends: bool,

@@ -13,6 +13,7 @@ use towline_runtime::{Client, PairStats, StageCounts, Stats, WorkerStats};
 use crate::bench::case::Wait;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::output_file::reason;
 use crate::trust::Trust;
 use crate::units::parse_seconds;
 
@@ -32,19 +33,20 @@ pub(crate) struct Options {
     address: Address,
     /// Look once, and end
     #[arg(long)]
-    pub(crate) once: bool,
+    once: bool,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     interval: Duration,
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 #[derive(Debug, Serialize)]
 struct Document {
     schema: u32,
+    complete: bool,
     address: String,
     /// What rates are of.
     interval_s: f64,
@@ -97,7 +99,9 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         match show(&document) {
             // Whoever reads may have seen enough.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            shown => shown.map_err(|error| Failure::run(format!("the table: {error}")))?,
+            shown => {
+                shown.map_err(|error| Failure::run(format!("the table on stdout: {}", reason(&error))))?
+            }
         }
         before = now;
     }
@@ -129,6 +133,7 @@ impl Document {
         };
         Self {
             schema: 1,
+            complete: true,
             address: address.to_string(),
             interval_s,
             clients: stats.clients,

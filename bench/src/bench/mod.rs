@@ -41,14 +41,15 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     let prepared = tokio::select! {
         biased;
         prepared = prepare(options) => prepared?,
-        outcome = ending.outcome() => return outcome,
+        interruption = ending.told() => return Err(interruption),
     };
     let Prepared { trust, plan, peers, earlier, fingerprint } = prepared;
     let (results, measured) = measure(options, &trust, &plan, &peers, ending).await;
     if matches!(measured, Err(Failure::Usage(_))) && results.iter().all(|row| row.error.is_some()) {
         return measured;
     }
-    let report = Report { schema: 1, complete: measured.is_ok(), fingerprint, results };
+    let error = measured.as_ref().err().map(ToString::to_string);
+    let report = Report { schema: 1, complete: measured.is_ok(), error, fingerprint, results };
     let given = options.output.give(&report, |out: &mut dyn Write| {
         if report.results.iter().all(|row| row.error.is_some()) {
             // What failed was told, and there is nothing else.
@@ -60,7 +61,7 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     // Each is written whatever became of the others.
     let (drawn, saved) = (options.html.write(&report), options.history.save(&report));
     given.and(drawn).and(saved)?;
-    if matches!(measured, Err(Failure::Interrupted | Failure::Usage(_))) {
+    if matches!(measured, Err(Failure::Interrupted(_) | Failure::Usage(_))) {
         // What was not measured would count as broken.
         return measured;
     }
@@ -82,6 +83,7 @@ struct Prepared {
 async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     options.output.check()?;
     options.html.check()?;
+    options.history.check()?;
     let trust = match &options.connect {
         Some(address) => options.trust.check(address).map(|()| options.trust.clone()),
         None => options.trust.within_one_run(options.transport.iter().any(Transport::is_encrypted)),
@@ -117,7 +119,7 @@ async fn measure(
         let measured = tokio::select! {
             biased;
             measured = measure_case(case, &at, plan, peers, &mut drive) => measured,
-            outcome = ending.outcome() => Err(outcome.err().unwrap_or(Failure::Interrupted)),
+            interruption = ending.told() => Err(interruption),
         };
         let failure = match measured {
             Ok(row) => {

@@ -10,6 +10,7 @@ use super::history::History;
 use crate::against::Asked;
 use crate::html::Html;
 use crate::output::Output;
+use crate::output_file::OutputFile;
 use crate::place::{Place, Places};
 use crate::trust::Trust;
 use crate::units::{Sizes, parse_pause, parse_seconds};
@@ -119,6 +120,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Files that a run without any result replaces. One that it was to be compared with stays.
+    pub(crate) fn files(&self) -> Vec<&OutputFile> {
+        let files = [self.output.file(), self.html.file(), self.history.file()];
+        let compared = |file: &OutputFile| self.history.compared().is_some_and(|path| file.is(path));
+        files.into_iter().flatten().filter(|file| !compared(file)).collect()
+    }
+
     /// Where bytes live, for patterns that are told.
     pub(super) fn places(&self) -> Places {
         let at = |end: Option<Place>| end.or(self.place).unwrap_or_default();

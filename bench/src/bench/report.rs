@@ -25,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) schema: u32,
     /// Every case was measured, and none failed.
     pub(crate) complete: bool,
+    /// Why it is not complete.
+    pub(crate) error: Option<String>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) results: Vec<Row>,
 }

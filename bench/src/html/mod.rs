@@ -6,7 +6,6 @@ mod moment;
 mod plot;
 
 use std::fmt::{self, Write};
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use self::figures::Figures;
@@ -14,7 +13,7 @@ use self::moment::Moment;
 use crate::against::Entry;
 use crate::bench::report::{CeilingRow, CpuCost, Report, Row, figure};
 use crate::failure::Failure;
-use crate::output::{check_file, write_file};
+use crate::output_file::OutputFile;
 
 /// How the page looks, in the light and in the dark.
 const SHEET: &str = include_str!("style.css");
@@ -26,21 +25,26 @@ const OPEN_MAX: usize = 6;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Html {
     /// Write the result as one page with plots to FILE as well: nothing else is needed to read it
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = OutputFile::page("--html"))]
+    html: Option<OutputFile>,
 }
 
 impl Html {
     /// Refuses a file that cannot be written, before the work.
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        self.html.as_ref().map_or(Ok(()), |path| check_file("--html", path))
+        self.html.as_ref().map_or(Ok(()), OutputFile::check)
+    }
+
+    /// The file that the page goes to.
+    pub(crate) fn file(&self) -> Option<&OutputFile> {
+        self.html.as_ref()
     }
 
     pub(crate) fn write(&self, report: &Report) -> Result<(), Failure> {
-        let Some(path) = &self.html else { return Ok(()) };
+        let Some(file) = &self.html else { return Ok(()) };
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let page = Page { report, arguments: &arguments, written: Moment::of(SystemTime::now()) };
-        write_file("--html", path, &page.to_string())
+        file.write(&page.to_string())
     }
 }
 
@@ -345,6 +349,7 @@ mod tests {
         let mut report = Report {
             schema: 1,
             complete: true,
+            error: None,
             fingerprint: Fingerprint::read([]),
             results: vec![bandwidth_row()],
         };
@@ -368,7 +373,8 @@ mod tests {
     fn nothing_is_asked_for_elsewhere() {
         let late = Row { rate: Some(1 << 30), ..bandwidth_row() };
         let results = vec![bandwidth_row(), late];
-        let report = Report { schema: 1, complete: true, fingerprint: Fingerprint::read([]), results };
+        let report =
+            Report { schema: 1, complete: true, error: None, fingerprint: Fingerprint::read([]), results };
         let page = page(&report, &["bench"]);
         for asks in ["http:", "https:", "src=", "url(", "@import", "<link", "<script", "<img"] {
             assert!(!page.contains(asks), "{asks}: {page}");

@@ -152,7 +152,7 @@ fn a_live_table_comes_again_and_again_until_it_is_interrupted() {
 
 #[test]
 fn a_scheduler_that_is_ended_takes_leave() {
-    for (by, code) in [(Signal::INT, 130), (Signal::TERM, 0)] {
+    for (by, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let (scheduler, address, _) = scheduler();
         with_workers(&address, async |client, workers| {
             let begin = Instant::now();

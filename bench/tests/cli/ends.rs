@@ -1,7 +1,7 @@
-//! How the command ends, and what it leaves: files whole or not at all, no panic where nobody reads, signals of a container.
+//! How the command ends, and what it leaves: files whole or not at all, and no panic where nobody reads.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,8 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::against::needs;
-use crate::command::{Running, start, towline};
+use crate::command::{Finished, Running, start, towline};
 use crate::death::{SOON, children, signal};
 use crate::schema::assert_fits;
 
@@ -69,7 +68,7 @@ fn a_case_that_fails_is_a_marked_row_and_the_rest_goes_on() {
 
 #[test]
 fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
-    for by in [Signal::INT, Signal::TERM] {
+    for (by, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
         let folder = TempDir::new().unwrap();
         let json = folder.path().join("run.json");
         fs::write(&json, "what was there").unwrap();
@@ -84,7 +83,7 @@ fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
         }
         assert_eq!(fs::read_to_string(&json).unwrap(), "what was there", "until there is something better");
         signal(bench.id(), by);
-        bench.finish().exits_with(130);
+        bench.finish().exits_with(code);
         let document = document(&json);
         assert_eq!(document["complete"], false);
         let [mem, tcp] = &document["results"].as_array().unwrap()[..] else { panic!("{document}") };
@@ -134,40 +133,91 @@ fn a_reader_that_is_gone_or_a_full_disk_is_no_panic() {
     }
 }
 
-#[test]
-fn a_command_that_runs_until_told_ends_well_when_terminated() {
-    let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
-    let (address, _rest) = serve.first_line();
-    signal(serve.id(), Signal::TERM);
-    serve.finish().exits_with(0);
-    assert!(address.starts_with("tcp://"), "{address}");
+/// A document of an older run.
+const OLDER: &str = r#"{"schema": 1, "complete": true}"#;
+
+/// It says that its run failed, by the error on stderr.
+#[track_caller]
+fn assert_failed(path: &Path, finished: &Finished) {
+    let document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!(document["complete"], false, "{document}");
+    let error = document["error"].as_str().unwrap();
+    assert!(!error.is_empty() && finished.err.contains(error), "{document}\n{}", finished.err);
 }
 
-/// As in a container: nothing ends the first process of a PID namespace by default.
 #[test]
-fn the_first_process_of_a_namespace_ends_when_terminated() {
-    let mut scheduler = start(&["scheduler", "tcp://127.0.0.1:0"]);
-    let (address, _rest) = scheduler.first_line();
-    for line in [&["serve", "tcp://127.0.0.1:0"][..], &["top", &address, "--interval", "0.05"]] {
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", env!("CARGO_BIN_EXE_towline")]).args(line);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut outer = Running(match command.spawn() {
-            Ok(child) => child,
-            Err(error) => {
-                needs("netns", &format!("unshare: {error}"));
-                return;
+fn a_failed_run_leaves_no_document_of_an_older_one() {
+    let folder = TempDir::new().unwrap();
+    let json = folder.path().join("run.json");
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = format!("tcp://{}", taken.local_addr().unwrap());
+    let lines: [(&[&str], i32); 8] = [
+        (&["explain", "tcp://127.0.0.1:1"], 1),
+        (&["explain", "mem://x"], 2),
+        (&["explain", "tcp://127.0.0.1:1", "--token-file", "/nonexistent"], 2),
+        (&["top", "tcp://127.0.0.1:1", "--once"], 1),
+        (&["serve", &taken], 2),
+        (&["scheduler", &taken], 2),
+        (&["bench", "--pattern", "latency", "--connect", "tcp://127.0.0.1:1"], 1),
+        (&["bench", "--transport", "ib"], 2),
+    ];
+    for (line, code) in lines {
+        for older in [Some(OLDER), None] {
+            match older {
+                Some(older) => fs::write(&json, older).unwrap(),
+                None => fs::remove_file(&json).unwrap(),
             }
-        });
-        let mut out = BufReader::new(outer.0.stdout.take().unwrap());
-        let mut first = String::new();
-        if out.read_line(&mut first).unwrap() == 0 {
-            let said = outer.finish().err;
-            needs("netns", &format!("unshare --pid: {said}"));
-            return;
+            let finished = towline(&[line, &["--json-file", &json.display().to_string()]].concat());
+            finished.exits_with(code);
+            assert_failed(&json, &finished);
         }
-        let [inner] = children(&outer)[..] else { panic!("unshare has one child") };
-        signal(inner, Signal::TERM);
-        outer.finish().exits_with(0);
     }
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary is left");
+}
+
+#[test]
+fn a_bench_without_a_result_leaves_no_older_one_in_any_of_its_files() {
+    let folder = TempDir::new().unwrap();
+    let [json, html, kept] = ["run.json", "run.html", "kept.json"].map(|name| folder.path().join(name));
+    let [json_name, html_name, kept_name] = [&json, &html, &kept].map(|path| path.display().to_string());
+    let line = ["bench", "--transport", "ib"];
+    let files = ["--json-file", &json_name, "--html", &html_name, "--save-histograms", &kept_name];
+    let failed = |more: &[&str]| {
+        [&json, &html, &kept].iter().for_each(|path| fs::write(path, OLDER).unwrap());
+        towline(&[&line[..], &files, more].concat())
+    };
+    let finished = failed(&[]);
+    finished.exits_with(2);
+    assert_failed(&json, &finished);
+    assert_failed(&kept, &finished);
+    [&json, &kept].iter().for_each(|path| assert_eq!(document(path)["complete"], false));
+    assert!(!html.exists(), "a page of an older run");
+    // What was to be compared with is no result of this run.
+    let finished = failed(&["--compare", &kept_name]);
+    assert_failed(&json, &finished);
+    assert_eq!(fs::read_to_string(&kept).unwrap(), OLDER);
+}
+
+#[test]
+fn an_interruption_is_a_failed_run_unless_the_document_was_given() {
+    let folder = TempDir::new().unwrap();
+    let json = folder.path().join("run.json");
+    let name = json.display().to_string();
+    fs::write(&json, OLDER).unwrap();
+    let mut serve = start(&["serve", "tcp://127.0.0.1:0", "--json-file", &name]);
+    let (address, _rest) = serve.first_line();
+    signal(serve.id(), Signal::TERM);
+    serve.finish().exits_with(143);
+    let document: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
+    assert_eq!((&document["complete"], &document["address"]), (&true.into(), &address.into()));
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let explain =
+        start(&["explain", &format!("tcp://{}", silent.local_addr().unwrap()), "--json-file", &name]);
+    // It has begun.
+    let _held = silent.accept().unwrap();
+    signal(explain.id(), Signal::TERM);
+    let finished = explain.finish();
+    finished.exits_with(143);
+    assert_failed(&json, &finished);
 }

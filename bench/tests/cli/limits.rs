@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::against::needs;
 use crate::bench::{SHORT, rows};
 use crate::cluster::scheduler_by;
-use crate::command::{Finished, spawn, towline};
+use crate::command::{Finished, Running, spawn, towline};
 
 /// The command after `limit` in a shell, with `arguments`.
 fn limited(limit: &str, arguments: &[&str]) -> Command {
@@ -72,6 +72,51 @@ fn a_scheduler_with_a_limit_on_file_size_outlives_its_local_peers() {
         }
         drop(scheduler);
     }
+}
+
+#[test]
+fn a_file_beyond_the_limit_on_file_size_is_a_failed_run_that_names_both() {
+    const LIMIT: &str = "limit on the size of files is 0 bytes";
+    let folder = tempfile::TempDir::new().unwrap();
+    let file = folder.path().join("run.json");
+    let name = file.display().to_string();
+    for (option, line) in [
+        ("--json-file", "info --json-file"),
+        ("--html", "bench --transport mem --pattern latency --html"),
+        ("--save-histograms", "bench --transport mem --pattern latency --save-histograms"),
+    ] {
+        fs::write(&file, "an older run").unwrap();
+        let bench = line.starts_with("bench");
+        let words = line.split_whitespace().chain([&name[..]]).chain(SHORT.into_iter().filter(|_| bench));
+        let finished = spawn(&mut limited("ulimit -f 0", &words.collect::<Vec<_>>())).finish();
+        finished.exits_with(1);
+        assert!(finished.err.contains(&format!("{option} {name}: ")), "{line}: {}", finished.err);
+        assert!(finished.err.contains(LIMIT), "{line}: {}", finished.err);
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            0,
+            "{line}: neither older nor half a document"
+        );
+    }
+    for line in [&["info"][..], &["info", "--json"]] {
+        let mut command = limited("ulimit -f 0", line);
+        command.stdout(fs::File::create(&file).unwrap()).stderr(std::process::Stdio::piped());
+        let finished = Running(command.spawn().unwrap()).finish();
+        finished.exits_with(1);
+        assert!(finished.err.contains("on stdout") && finished.err.contains(LIMIT), "{}", finished.err);
+    }
+}
+
+/// The library leaves signals alone, and what the command starts begins with their defaults.
+#[test]
+fn what_the_command_starts_has_the_default_of_the_file_size_signal() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
+    command.args(["keep", "--", "sh", "-c", "ulimit -f 0; echo much > \"$0\"; echo outlived"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    command.arg(file.path()).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let finished = Running(command.spawn().unwrap()).finish();
+    assert!(!finished.out.contains("outlived"), "{}", finished.out);
+    finished.exits_with(128 + 25);
 }
 
 /// A control group that limits memory, gone with the value.

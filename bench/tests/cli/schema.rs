@@ -22,6 +22,7 @@ fn check(schema: &Value, document: &Value, at: &str) -> Result<(), String> {
             "$schema" | "title" | "description" => true,
             "type" => one_or_several(value).any(|name| is(document, name)),
             "const" => document == value,
+            "anyOf" => several(value).iter().any(|schema| check(schema, document, at).is_ok()),
             "enum" => several(value).contains(document),
             "required" => {
                 let object = document.as_object();
@@ -121,6 +122,7 @@ fn each_keyword_refuses_what_it_is_there_for() {
         (json!({"type": "number"}), json!(2), json!("2")),
         (json!({"const": 1}), json!(1), json!(2)),
         (json!({"enum": ["a", null]}), json!(null), json!("b")),
+        (json!({"anyOf": [{"const": 1}, {"const": 2}]}), json!(2), json!(3)),
         (json!({"required": ["a"]}), json!({"a": null}), json!({"b": 1})),
         (row.clone(), json!({"a": 1, "b": "x"}), json!({"a": "x"})),
         (row, json!({"a": 1}), json!({"b": 1})),

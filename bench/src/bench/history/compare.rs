@@ -174,6 +174,7 @@ mod tests {
         Report {
             schema: 1,
             complete: true,
+            error: None,
             fingerprint: Fingerprint::read([]),
             results: vec![bandwidth_row()],
         }

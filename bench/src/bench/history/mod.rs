@@ -3,21 +3,22 @@
 mod compare;
 mod saved;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(super) use self::compare::Earlier;
 use self::saved::Saved;
 pub(crate) use self::saved::Times;
 use super::report::{Report, Row};
 use crate::failure::Failure;
-use crate::output::{check_file, say, write_file};
+use crate::output::say;
+use crate::output_file::OutputFile;
 
 /// What of other days a run is asked for.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct History {
     /// Keep the document in FILE, with the raw histogram of every row's times
-    #[arg(long, value_name = "FILE")]
-    save_histograms: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--save-histograms"))]
+    save_histograms: Option<OutputFile>,
     /// Hold every row against the same one in FILE, of --save-histograms or --json-file, and fail where it is worse
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
@@ -27,29 +28,38 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Before the run: the earlier run, which must have a row of this one, and a file that can be written.
+    /// Refuses a file that cannot be written, before the work.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.save_histograms.as_ref().map_or(Ok(()), OutputFile::check)
+    }
+
+    /// The file that the run is kept in.
+    pub(super) fn file(&self) -> Option<&OutputFile> {
+        self.save_histograms.as_ref()
+    }
+
+    /// The file of the earlier run.
+    pub(super) fn compared(&self) -> Option<&Path> {
+        self.compare.as_deref()
+    }
+
+    /// Before the run: the earlier run, which must have a row of this one.
     pub(super) fn open(&self, planned: &[Row]) -> Result<Option<Earlier>, Failure> {
-        let mut earlier = None;
-        if let Some(path) = &self.compare {
-            let wrong = |why: String| Failure::usage(format!("--compare {}: {why}", path.display()));
-            let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-            let read = Earlier::read(&text).map_err(wrong)?;
-            if !planned.iter().any(|row| read.has(row)) {
-                return Err(wrong(format!("it has no row of this run: {}", read.names())));
-            }
-            earlier = Some(read);
+        let Some(path) = &self.compare else { return Ok(None) };
+        let wrong = |why: String| Failure::usage(format!("--compare {}: {why}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        let earlier = Earlier::read(&text).map_err(wrong)?;
+        if !planned.iter().any(|row| earlier.has(row)) {
+            return Err(wrong(format!("it has no row of this run: {}", earlier.names())));
         }
-        if let Some(path) = &self.save_histograms {
-            check_file("--save-histograms", path)?;
-        }
-        Ok(earlier)
+        Ok(Some(earlier))
     }
 
     /// After the run: keeps it.
     pub(super) fn save(&self, report: &Report) -> Result<(), Failure> {
-        let Some(path) = &self.save_histograms else { return Ok(()) };
-        let wrong = |error| Failure::run(format!("--save-histograms {}: {error}", path.display()));
-        write_file("--save-histograms", path, &Saved::of(report).to_text().map_err(wrong)?)
+        let Some(file) = &self.save_histograms else { return Ok(()) };
+        let wrong = |error| Failure::run(format!("--save-histograms: {error}"));
+        file.write(&Saved::of(report).to_text().map_err(wrong)?)
     }
 
     /// After the run: every row beside its earlier self, on stderr; a row that is worse beyond the threshold fails the run.

@@ -12,6 +12,7 @@ use crate::fingerprint::Fingerprint;
 pub(super) struct Saved<'a> {
     schema: u32,
     complete: bool,
+    error: Option<&'a str>,
     fingerprint: &'a Fingerprint,
     results: Vec<SavedRow<'a>>,
 }
@@ -38,6 +39,7 @@ impl<'a> Saved<'a> {
         Self {
             schema: report.schema,
             complete: report.complete,
+            error: report.error.as_deref(),
             fingerprint: &report.fingerprint,
             results: report.results.iter().map(saved).collect(),
         }
