@@ -13,13 +13,13 @@ use crate::death::signal;
 use crate::metrics::{page, value};
 use crate::readers::{Format, read};
 
-const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
-const LEN: Function<(Vec<Bulk>,), usize> = Function::new("len");
+pub(crate) const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
+pub(crate) const LEN: Function<(Vec<Bulk>,), usize> = Function::new("len");
 const FAIL: Function<(), ()> = Function::new("fail");
 
-const BLOCK_LEN: usize = 1 << 20;
+pub(crate) const BLOCK_LEN: usize = 1 << 20;
 
-fn registry() -> Registry {
+pub(crate) fn registry() -> Registry {
     Registry::new()
         .with(FILL, |byte, len| {
             // Long enough for the other worker to be given its part.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod addresses;
 mod against;
 mod bench;
 mod cluster;
@@ -22,6 +23,7 @@ mod shm;
 mod signals;
 mod tasks;
 mod tls;
+mod tokens;
 mod ucx;
 mod usage;
 mod workers;
