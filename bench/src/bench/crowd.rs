@@ -3,7 +3,7 @@
 use towline::Address;
 
 use super::case::{Case, Pattern};
-use super::plan::Pace;
+use super::pace::Pace;
 use super::sample::Sample;
 use crate::ceiling::Ceiling;
 use crate::ceiling::socket::Course;

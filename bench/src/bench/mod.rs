@@ -8,10 +8,12 @@ mod history;
 pub(crate) mod load;
 mod of_tasks;
 mod options;
+mod pace;
 mod patterns;
 mod plan;
 pub(crate) mod report;
 mod sample;
+mod table;
 mod transports;
 
 use std::io::Write;
@@ -24,7 +26,7 @@ pub(crate) use self::drive::{Drive, Repeat};
 use self::history::Earlier;
 pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
-pub(crate) use self::plan::Pace;
+pub(crate) use self::pace::Pace;
 use self::plan::Plan;
 use self::report::{Report, Row};
 pub(crate) use self::sample::Sample;
@@ -56,7 +58,7 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
             return Ok(());
         }
         writeln!(out, "{}", report.fingerprint)?;
-        report::table(out, &report.results)
+        table::table(out, &report.results)
     });
     // Each is written whatever became of the others.
     let (drawn, saved) = (options.html.write(&report), options.history.save(&report));

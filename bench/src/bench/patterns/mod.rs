@@ -16,7 +16,7 @@ use towline::{Address, Endpoint};
 
 use super::case::{Case, Pattern};
 use super::load::Load;
-use super::plan::Pace;
+use super::pace::Pace;
 use super::sample::Sample;
 use crate::failure::Failure;
 use crate::payload::Check;
