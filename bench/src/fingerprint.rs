@@ -5,11 +5,18 @@ use std::{fmt, fs};
 
 use serde::Serialize;
 
+use crate::host_load::{HostLoad, Loads};
+
 /// The machine and the software, as far as they explain a figure.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Fingerprint {
     pub(crate) host: String,
+    /// The processor's name.
     pub(crate) cpu: String,
+    /// `GenuineIntel`: who made it, where the kernel says so.
+    pub(crate) cpu_vendor: Option<String>,
+    /// `family 6, model 143, stepping 8`: what tells it from others of its name, as a virtual machine may give it.
+    pub(crate) cpu_model: Option<String>,
     pub(crate) kernel: String,
     pub(crate) cores: usize,
     pub(crate) numa_nodes: usize,
@@ -18,6 +25,8 @@ pub(crate) struct Fingerprint {
     pub(crate) versions: BTreeMap<String, String>,
     /// The commit that this binary was built from, where the build was told (`TOWLINE_COMMIT`).
     pub(crate) commit: Option<&'static str>,
+    /// How busy the host was before and after.
+    pub(crate) load: Loads,
 }
 
 impl Fingerprint {
@@ -26,22 +35,46 @@ impl Fingerprint {
         let uname = rustix::system::uname();
         let mut versions = BTreeMap::from([("towline".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
         versions.extend(libraries);
+        let cpu = Cpu::of(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
         Self {
             host: host_name(),
-            cpu: cpu_model().unwrap_or_else(|| uname.machine().to_string_lossy().into_owned()),
+            cpu: cpu.name.unwrap_or_else(|| uname.machine().to_string_lossy().into_owned()),
+            cpu_vendor: cpu.vendor,
+            cpu_model: cpu.model,
             kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             numa_nodes: numa_nodes(),
             memory_bytes: memory_bytes().unwrap_or(0),
             versions,
             commit: option_env!("TOWLINE_COMMIT"),
+            load: Loads::read(),
+        }
+    }
+
+    /// Reads the load after a run.
+    pub(crate) fn end(&mut self) {
+        self.load.after = Some(HostLoad::read());
+    }
+
+    /// What makes figures of this host doubtful.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.load.warnings(self.cores)
+    }
+
+    /// `AMD EPYC (AuthenticAMD, family 25, model 17, stepping 1)`
+    pub(crate) fn processor(&self) -> String {
+        let about = self.cpu_vendor.iter().chain(&self.cpu_model).map(String::as_str);
+        match about.collect::<Vec<_>>().join(", ") {
+            about if about.is_empty() => self.cpu.clone(),
+            about => format!("{} ({about})", self.cpu),
         }
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, cpu, cores, kernel, memory_bytes, .. } = self;
+        let Self { host, cores, kernel, memory_bytes, .. } = self;
+        let cpu = self.processor();
         write!(
             f,
             "{host}: {cpu}, {cores} cores, {:.1} GiB, {kernel}",
@@ -55,10 +88,35 @@ pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn cpu_model() -> Option<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("model name"))?;
-    Some(line.split_once(':')?.1.trim().to_owned())
+/// A processor, as `/proc/cpuinfo` tells of it: x86 has a name and numbers, Arm has numbers.
+#[derive(Debug, PartialEq)]
+struct Cpu {
+    name: Option<String>,
+    vendor: Option<String>,
+    model: Option<String>,
+}
+
+impl Cpu {
+    /// The first processor of `text`.
+    fn of(text: &str) -> Self {
+        let of = |key: &str| {
+            let pairs = text.lines().filter_map(|line| line.split_once(':'));
+            let mut values = pairs.filter(|(name, _)| name.trim() == key).map(|(_, value)| value.trim());
+            values.next().filter(|value| !value.is_empty())
+        };
+        let numbers = |keys: &[(&str, &str)]| {
+            let numbers = keys.iter().filter_map(|(key, word)| Some(format!("{word} {}", of(key)?)));
+            Some(numbers.collect::<Vec<_>>().join(", ")).filter(|numbers| !numbers.is_empty())
+        };
+        let x86 = [("cpu family", "family"), ("model", "model"), ("stepping", "stepping")];
+        let arm = [("CPU architecture", "architecture"), ("CPU part", "part"), ("CPU revision", "revision")];
+        let implementer = of("CPU implementer").map(|number| format!("implementer {number}"));
+        Self {
+            name: of("model name").map(str::to_owned),
+            vendor: of("vendor_id").map(str::to_owned).or(implementer),
+            model: numbers(&x86).or_else(|| numbers(&arm)),
+        }
+    }
 }
 
 fn numa_nodes() -> usize {
@@ -93,5 +151,21 @@ mod tests {
         assert!(!fingerprint.cpu.is_empty() && fingerprint.cores >= 1 && fingerprint.memory_bytes > 1 << 20);
         assert_eq!(fingerprint.versions["ucx"], "1.13.1");
         assert!(fingerprint.versions.contains_key("towline"));
+    }
+
+    #[test]
+    fn a_processor_has_a_vendor_and_a_model() {
+        let cpu = |name: Option<&str>, vendor: &str, model: &str| Cpu {
+            name: name.map(str::to_owned),
+            vendor: Some(vendor.to_owned()),
+            model: Some(model.to_owned()),
+        };
+        let x86 = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n\
+                   model name\t: Intel(R) Xeon(R) Processor\nstepping\t: 8\n\nprocessor\t: 1\nmodel\t: 9\n";
+        let name = Some("Intel(R) Xeon(R) Processor");
+        assert_eq!(Cpu::of(x86), cpu(name, "GenuineIntel", "family 6, model 143, stepping 8"));
+        let arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\nCPU revision\t: 1\n";
+        assert_eq!(Cpu::of(arm), cpu(None, "implementer 0x41", "architecture 8, part 0xd0c, revision 1"));
+        assert_eq!(Cpu::of(""), Cpu { name: None, vendor: None, model: None });
     }
 }

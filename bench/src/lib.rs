@@ -13,6 +13,7 @@ mod explain;
 pub mod expressions;
 mod failure;
 mod fingerprint;
+mod host_load;
 mod html;
 mod info;
 mod listening;

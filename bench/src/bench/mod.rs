@@ -46,18 +46,25 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
         interruption = ending.told() => return Err(interruption),
     };
     let Prepared { trust, plan, peers, earlier, fingerprint } = prepared;
+    let told = fingerprint.warnings();
+    told.iter().for_each(say);
+    let told = told.len();
     let (results, measured) = measure(options, &trust, &plan, &peers, ending).await;
     if matches!(measured, Err(Failure::Usage(_))) && results.iter().all(|row| row.error.is_some()) {
         return measured;
     }
     let error = measured.as_ref().err().map(ToString::to_string);
-    let report = Report { schema: 1, complete: measured.is_ok(), error, fingerprint, results };
+    let report = Report::new(fingerprint, results, error);
+    report.warnings.iter().skip(told).for_each(say);
     let given = options.output.give(&report, |out: &mut dyn Write| {
         if report.results.iter().all(|row| row.error.is_some()) {
             // What failed was told, and there is nothing else.
             return Ok(());
         }
         writeln!(out, "{}", report.fingerprint)?;
+        for warning in &report.warnings {
+            writeln!(out, "Warning: {warning}")?;
+        }
         table::table(out, &report.results)
     });
     // Each is written whatever became of the others.

@@ -27,7 +27,18 @@ pub(crate) struct Report {
     /// Why it is not complete.
     pub(crate) error: Option<String>,
     pub(crate) fingerprint: Fingerprint,
+    /// What makes the figures doubtful, such as a busy host.
+    pub(crate) warnings: Vec<String>,
     pub(crate) results: Vec<Row>,
+}
+
+impl Report {
+    /// The document of a run that has just ended, with why it is not complete.
+    pub(crate) fn new(mut fingerprint: Fingerprint, results: Vec<Row>, error: Option<String>) -> Self {
+        fingerprint.end();
+        let warnings = fingerprint.warnings();
+        Self { schema: 1, complete: error.is_none(), error, fingerprint, warnings, results }
+    }
 }
 
 /// One case and what was measured; what does not apply is `null`.

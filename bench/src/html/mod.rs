@@ -99,6 +99,9 @@ impl fmt::Display for Page<'_> {
                 "<p><strong>This run is not complete: a case failed, or somebody interrupted it.</strong></p>"
             )?;
         }
+        for warning in &self.report.warnings {
+            writeln!(f, "<p><strong>Warning: {}.</strong></p>", Escaped(warning))?;
+        }
         self.fingerprint(f)?;
         writeln!(f, "</header>\n<main>")?;
         let figures = figures::all(rows);
@@ -118,10 +121,12 @@ impl Page<'_> {
         let gib = machine.memory_bytes as f64 / f64::from(1 << 30);
         let facts = [
             ("Host", machine.host.clone()),
-            ("Processor", machine.cpu.clone()),
+            ("Processor", machine.processor()),
             ("Cores", format!("{}, {} NUMA node(s)", machine.cores, machine.numa_nodes)),
             ("Memory", format!("{gib:.1} GiB")),
             ("Kernel", machine.kernel.clone()),
+            ("Load before", machine.load.before.to_string()),
+            ("Load after", machine.load.after.as_ref().map_or_else(|| figure(None), ToString::to_string)),
             ("Versions", versions),
             ("Commit", machine.commit.unwrap_or("not told to the build").to_owned()),
             ("Measured", self.written.to_string()),
@@ -346,15 +351,11 @@ mod tests {
     #[test]
     fn what_comes_from_outside_stays_text() {
         let evil = "</title><script>alert('1')</script>\"&\u{7}";
-        let mut report = Report {
-            schema: 1,
-            complete: true,
-            error: None,
-            fingerprint: Fingerprint::read([]),
-            results: vec![bandwidth_row()],
-        };
+        let mut report = Report::new(Fingerprint::read([]), vec![bandwidth_row()], None);
+        report.warnings.push(evil.into());
         report.fingerprint.host = evil.into();
         report.fingerprint.cpu = evil.into();
+        report.fingerprint.cpu_vendor = Some(evil.into());
         report.fingerprint.versions.insert(evil.into(), evil.into());
         report.results[0].options.insert(evil.into(), evil.into());
         let mut entry = Entry::planned("iperf3", None, Some(evil.into()));
@@ -373,8 +374,7 @@ mod tests {
     fn nothing_is_asked_for_elsewhere() {
         let late = Row { rate: Some(1 << 30), ..bandwidth_row() };
         let results = vec![bandwidth_row(), late];
-        let report =
-            Report { schema: 1, complete: true, error: None, fingerprint: Fingerprint::read([]), results };
+        let report = Report::new(Fingerprint::read([]), results, None);
         let page = page(&report, &["bench"]);
         for asks in ["http:", "https:", "src=", "url(", "@import", "<link", "<script", "<img"] {
             assert!(!page.contains(asks), "{asks}: {page}");

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod against;
+mod answers;
 mod bench;
 mod cluster;
 mod command;

@@ -171,13 +171,7 @@ mod tests {
     use crate::bench::report::tests::bandwidth_row;
 
     fn report() -> Report {
-        Report {
-            schema: 1,
-            complete: true,
-            error: None,
-            fingerprint: Fingerprint::read([]),
-            results: vec![bandwidth_row()],
-        }
+        Report::new(Fingerprint::read([]), vec![bandwidth_row()], None)
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(super) struct Saved<'a> {
     complete: bool,
     error: Option<&'a str>,
     fingerprint: &'a Fingerprint,
+    warnings: &'a [String],
     results: Vec<SavedRow<'a>>,
 }
 
@@ -41,6 +42,7 @@ impl<'a> Saved<'a> {
             complete: report.complete,
             error: report.error.as_deref(),
             fingerprint: &report.fingerprint,
+            warnings: &report.warnings,
             results: report.results.iter().map(saved).collect(),
         }
     }
