@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::log;
+
 /// A child process; it is killed by its own id when this is dropped. Where it reads its standard input, that ends when this
 /// process does.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ impl Child {
     {
         let mut command = Command::new(std::env::current_exe()?);
         // Ctrl-C is for this process, which ends its children and says so once.
+        command.envs(log::environment());
         command.args(arguments).process_group(0).stdin(input).stdout(output);
         let mut process = command.spawn()?;
         let input = process.stdin.take();

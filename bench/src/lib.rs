@@ -17,6 +17,7 @@ mod host_load;
 mod html;
 mod info;
 mod listening;
+mod log;
 mod metrics;
 mod output;
 mod output_file;
@@ -40,6 +41,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::ending::Ending;
 use crate::failure::Failure;
+use crate::log::Verbosity;
 use crate::output::say;
 use crate::output_file::OutputFile;
 
@@ -63,6 +65,8 @@ a document with `complete` false and the `error`.";
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    verbosity: Verbosity,
 }
 
 #[derive(Debug, Subcommand)]
@@ -111,6 +115,15 @@ impl Command {
         output.file().into_iter().cloned().collect()
     }
 
+    /// What it logs where nobody asked for more, or less.
+    fn usual_log(&self) -> &'static str {
+        match self {
+            Self::Serve(options) if options.is_for_people() => log::WITH_PEERS,
+            Self::Scheduler(_) => log::WITH_PEERS,
+            _ => log::WARNINGS,
+        }
+    }
+
     /// Does its work until that ends, or somebody ends it.
     async fn run(&self, ending: &Ending) -> Result<(), Failure> {
         if matches!(self, Self::Scheduler(_) | Self::Bench(_)) {
@@ -142,7 +155,10 @@ impl Command {
 
 /// Does what the command line says.
 pub fn run() -> ExitCode {
-    let outcome = ending::keep_from_file_size_signal().and_then(|()| start(&Arguments::parse().command));
+    let Arguments { command, verbosity } = Arguments::parse();
+    let outcome = ending::keep_from_file_size_signal()
+        .and_then(|()| verbosity.start(command.usual_log()))
+        .and_then(|()| start(&command));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -27,6 +27,13 @@ pub(crate) struct Options {
     until_stdin_ends: bool,
 }
 
+impl Options {
+    /// Whether it was started by hand, and not by a `towline bench`.
+    pub(crate) fn is_for_people(&self) -> bool {
+        !self.until_stdin_ends
+    }
+}
+
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let listening = &options.listening;
     let endpoint = listening.endpoint()?;

@@ -87,13 +87,15 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     }
     output.check()?;
     trust.check(address)?;
-    let client = Client::connect(&trust.endpoint(Wait::Sleep)?, address).await?;
+    let endpoint = trust.endpoint(Wait::Sleep)?;
+    let client = Client::connect(&endpoint, address).await?;
     let mut before = (client.stats().await?, Instant::now());
     loop {
         tokio::time::sleep(*interval).await;
         let now = (client.stats().await?, Instant::now());
         let document = Document::of(address, &before, &now);
         if *once {
+            endpoint.close().await;
             return output.give(&document, |out: &mut dyn Write| document.write(out));
         }
         match show(&document) {

@@ -19,6 +19,7 @@ use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, 
 use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::events;
 use crate::incoming::{Incoming, Taking};
 use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
 use crate::message::{Delivery, Message};
@@ -129,6 +130,7 @@ impl Connection {
             span,
         });
         driver.adopt(&core)?;
+        events::connected(number, &core.path);
         let handle = Arc::new(LastHandle(Own::new(core)));
         // The last handle ends it from now on.
         let _ = opened.take();
@@ -364,6 +366,16 @@ impl Core {
         self.waiters.process.is_this()
     }
 
+    /// Logs how it ended, if it has.
+    pub(crate) fn log_end(&self) {
+        // A forked child may find a lock of the application's subscriber taken for ever.
+        if self.is_ours()
+            && let Some(why) = self.inbox.ended()
+        {
+            events::ended(self.number, &self.path, &why);
+        }
+    }
+
     /// Tells a process that inherited it what to do instead.
     pub(crate) fn check(&self) -> Result<()> {
         self.waiters.process.check()
@@ -517,7 +529,6 @@ impl Core {
                 core.link
                     .end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
             }
-            core.span.in_scope(|| tracing::debug!("closed"));
             core.driver.forget(&core);
         }));
     }

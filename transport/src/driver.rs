@@ -118,9 +118,12 @@ impl Driver {
 
     /// Forgets a connection; its descriptor may be closed afterwards.
     pub(crate) fn forget(&self, core: &Core) {
-        if self.connections().remove(&core.number).is_some()
-            && let Some(source) = core.link.source()
-        {
+        let was_known = self.connections().remove(&core.number).is_some();
+        if !was_known {
+            return;
+        }
+        core.log_end();
+        if let Some(source) = core.link.source() {
             // Not being registered is the only failure, and is what is wanted.
             let _ = epoll::delete(&self.armed, source.descriptor);
             let _ = epoll::delete(&self.watched, source.descriptor);

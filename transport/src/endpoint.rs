@@ -215,7 +215,6 @@ impl Endpoint {
         let connected = self.establisher.process().run(connecting.instrument(span)).await;
         let connection =
             connected.and_then(|connected| connected).map_err(|error| error.during("connect").on(address))?;
-        tracing::debug!(%address, path = connection.path().chosen(), "connected");
         Ok(connection)
     }
 

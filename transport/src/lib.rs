@@ -37,6 +37,12 @@
 //! `Unsupported` and gives memory back, and neither waits for a lock that another thread of the parent held. A call that was under
 //! way at the fork fails the same way, without its memory. Buffers are the child's own copies and stay readable.
 //!
+//! # What is logged
+//!
+//! Events and spans of [`tracing`](https://docs.rs/tracing), nothing else: an application that installs no subscriber pays next to
+//! nothing. The target `towline::peer` tells of peers, at the level `info`: connected, left, lost and refused, and at `debug` why each
+//! path was chosen. Other targets are names of modules, and may change.
+//!
 //! # Where to look
 //!
 //! [`blocking`] has the same calls for plain threads, and [`Wakeups`] lets any other event loop (`asyncio`, `poll(2)`) sleep on one
@@ -56,6 +62,7 @@ mod endpoint;
 pub mod environment;
 mod error;
 mod establish;
+mod events;
 mod explain;
 mod incoming;
 #[cfg(feature = "internals")]

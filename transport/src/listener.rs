@@ -18,6 +18,7 @@ use crate::door::{Admission, Control, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
+use crate::events;
 use crate::process::{Own, PerProcess};
 
 /// Made connections that wait for `accept`; more wait in the operating system's queue.
@@ -209,11 +210,10 @@ impl Reception {
             establisher.count("acceptor", begin, &result);
             match result {
                 Ok(connection) => {
-                    tracing::debug!(%from, path = connection.path().chosen(), "accepted");
                     // A listener that is gone needs no more connections.
                     let _ = arrive.send(connection).await;
                 }
-                Err(error) => tracing::info!(%from, %error, "a peer was not accepted"),
+                Err(error) => events::refused(from, &error),
             }
         };
         self.establisher.environment.spawn(Box::pin(greet.instrument(span)));

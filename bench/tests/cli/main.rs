@@ -14,6 +14,7 @@ mod explain;
 mod history;
 mod html;
 mod limits;
+mod log;
 mod metrics;
 mod network;
 mod open;

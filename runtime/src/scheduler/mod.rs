@@ -273,6 +273,8 @@ async fn serve(endpoint: Endpoint, desk: Arc<Desk>, connection: Connection) {
             // It has left, or this end closes: then what was said leaves first.
             let _ = connection.close().await;
         }
+        // The transport has logged it already.
+        Err(error) if error.is_of_transport() => tracing::debug!(%peer, %error, "gone"),
         Err(error) => tracing::warn!(%peer, %error, "gone"),
     }
 }
