@@ -1,7 +1,7 @@
 //! A future that was begun and is polled no more, as `select!` loops leave them: nobody else waits for it.
 //!
 //! It may have been left at any moment: while it was spinning, asleep, or woken. Whoever else uses its connection, in its task
-//! or elsewhere, gets what it wants in a millisecond or two, where the driver's look at all links would take 25 to 50.
+//! or elsewhere, gets what it wants within a millisecond, where the driver's look at all links would take 25 to 50.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,6 +24,7 @@ cases! {
         a_recv_that_was_woken_and_is_not_polled_delays_no_other_task,
         a_recv_of_a_runtime_that_nobody_runs_delays_nobody,
         one_unpolled_recv_after_another_delays_nobody,
+        a_reader_that_is_polled_delays_no_other_task,
         output_that_waits_for_room_goes_on_beside_an_unpolled_recv;
     ONE_SIDED:
         a_pinned_recv_delays_no_get_and_no_put;
@@ -207,6 +208,20 @@ async fn one_unpolled_recv_after_another_delays_nobody(row: &'static Row) {
         let (one, other) = both.await;
         assert_prompt(one.min(other), alone, &format!("beside {} unpolled", left.len()));
     }
+}
+
+async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
+    let pair = row.pair().await;
+    let _taker = taking(&pair.b);
+    let alone = deliveries(&pair.a).await;
+    let a = pair.a.clone();
+    let _reader = tokio::spawn(async move { a.recv().await });
+    // It sleeps and wakes beside them, and so at any moment of theirs.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(1) {
+        soon("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
+    }
+    assert_prompt(deliveries(&pair.a).await, alone, "beside a reader");
 }
 
 async fn output_that_waits_for_room_goes_on_beside_an_unpolled_recv(row: &'static Row) {

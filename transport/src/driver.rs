@@ -4,6 +4,8 @@
 //! that a link is ready and unpolled for 50 ms at most), sends what was left for later, and lets the heartbeats tick. What
 //! it does for every link it spreads over its looks, so that ten thousand of them never hold it up together.
 
+mod checks;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -13,10 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use tokio::io::Interest;
 use tokio::sync::{Notify, oneshot};
 
+use self::checks::{CHECKS_DUE, Checks};
 use crate::backend::{Progress, Source};
 use crate::connection::Core;
 use crate::environment::Environment;
@@ -27,8 +30,9 @@ use crate::reactor::register;
 /// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
 /// Work left for later waits for one.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
-/// A lead on which others depend, and which is to be polled, is given so long. (tokio's timers take about a millisecond for it.)
-const PATIENCE: Duration = Duration::from_micros(250);
+/// A lead on which others depend is given so long for a turn. One that has had its last at the beginning of such a time loses
+/// the link at the end of the next.
+const PATIENCE: Duration = Duration::from_micros(350);
 /// Polls of one link in a row before the others have their turn.
 const POLLS_MAX: u32 = 64;
 
@@ -40,6 +44,8 @@ pub(crate) struct Driver {
     heartbeat: Duration,
     /// Links that nobody leads: the driver sleeps on this.
     armed: OwnedFd,
+    /// Leads of links with a source that the driver checks soon; `armed` tells when.
+    checks: Checks,
     /// Every link: the driver looks at this, and never sleeps on it.
     watched: OwnedFd,
     connections: Mutex<BTreeMap<u64, Connected>>,
@@ -76,11 +82,13 @@ struct Turns {
 impl Driver {
     pub(crate) fn start(environment: Arc<dyn Environment>, heartbeat: Duration) -> Result<Arc<Self>> {
         let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::io(errno.into()));
+        let armed = epoll()?;
         let driver = Arc::new(Self {
             environment,
             meters: Arc::new(Meters::new()),
             heartbeat,
-            armed: epoll()?,
+            checks: Checks::new(&armed, PATIENCE)?,
+            armed,
             watched: epoll()?,
             connections: Mutex::default(),
             next: AtomicU64::new(0),
@@ -192,8 +200,12 @@ impl Driver {
                 if numbers.is_empty() {
                     ready.clear_ready();
                 }
-                for core in numbers.into_iter().filter_map(|number| driver.core(number)) {
-                    if !core.waiters.is_left_to_its_lead() {
+                for number in numbers {
+                    if number == CHECKS_DUE {
+                        driver.checks.take_due().into_iter().for_each(|number| driver.check(number));
+                    } else if let Some(core) = driver.core(number)
+                        && !core.waiters.is_left_to_its_lead()
+                    {
                         driver.drive(&core);
                     }
                 }
@@ -218,17 +230,27 @@ impl Driver {
 
     /// Takes a link over in a moment, unless its lead has polled it by then.
     pub(crate) fn check_soon(self: &Arc<Self>, number: u64) {
+        // Without that task, nobody reads the timer. An environment without a reactor has no such links.
+        if self.serving.get().is_some_and(|serving| !serving.is_closed()) {
+            return self.checks.add(number);
+        }
         let moment = self.environment.sleep_until(self.environment.now() + PATIENCE);
         let driver = Arc::downgrade(self);
         self.environment.spawn(Box::pin(async move {
             moment.await;
-            if let Some(driver) = driver.upgrade()
-                && let Some(core) = driver.core(number)
-                && core.waiters.is_overdue()
-            {
-                driver.take_over(&core);
+            if let Some(driver) = driver.upgrade() {
+                driver.check(number);
             }
         }));
+    }
+
+    /// Takes a link over whose lead has let its moment pass.
+    fn check(&self, number: u64) {
+        if let Some(core) = self.core(number)
+            && core.waiters.is_overdue()
+        {
+            self.take_over(&core);
+        }
     }
 
     fn take_over(&self, core: &Arc<Core>) {
@@ -353,6 +375,16 @@ fn interest(source: Source<'_>) -> epoll::EventFlags {
     let mut flags = epoll::EventFlags::IN;
     flags.set(epoll::EventFlags::OUT, source.writable && !source.bell);
     flags
+}
+
+/// Whether a source shows now that its link can be moved.
+pub(crate) fn is_ready(source: Source<'_>) -> bool {
+    let mut flags = PollFlags::IN;
+    flags.set(PollFlags::OUT, interest(source).contains(epoll::EventFlags::OUT));
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What cannot be asked is taken as ready: then its lead had its time.
+    poll(&mut [PollFd::from_borrowed_fd(source.descriptor, flags)], Some(&now))
+        .map_or(true, |ready| ready > 0)
 }
 
 /// The numbers of the links that are ready in `epoll`, at most 256.

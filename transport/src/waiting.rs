@@ -3,7 +3,7 @@
 //!
 //! The invariant: a link with a source always has somebody who will notice it: the lead, the driver (while it is armed),
 //! or the driver's look every 50 ms. And a lead on which others depend is polled when it should be, or loses the link to the
-//! driver within about a millisecond: its task may be busy with something else, and nothing says so.
+//! driver within a millisecond: its task may be busy with something else, and nothing says so.
 
 mod until;
 
@@ -19,7 +19,7 @@ use tokio::runtime::{Handle, Id};
 
 use self::until::Until;
 use crate::backend::{Link, Progress};
-use crate::driver::Driver;
+use crate::driver::{Driver, is_ready};
 use crate::process::Process;
 use crate::reactor::{Owner, register};
 
@@ -83,9 +83,9 @@ enum Watch {
     /// Nobody depends on one.
     #[default]
     Off,
-    /// The lead sleeps. The driver learns once that the source is ready, and gives it a moment then.
+    /// The lead sleeps, and nothing has come. The driver learns once that the source is ready, and gives it a moment then.
     StandBy { turns: u64 },
-    /// It is to be polled now: the driver looks in a moment.
+    /// The driver looks in a moment.
     Due { turns: u64 },
 }
 
@@ -157,10 +157,12 @@ impl Waiters {
         if self.is_armed() {
             return self.arm();
         }
-        if !self.link.source().is_some_and(|source| source.writable) {
+        let Some(source) = self.link.source().filter(|source| source.writable || source.bell) else { return };
+        let mut state = self.state();
+        self.doze_again(&mut state);
+        if !source.writable {
             return;
         }
-        let mut state = self.state();
         if state.lead.is_some() {
             self.wake_for_output(&mut state);
         } else {
@@ -195,12 +197,22 @@ impl Waiters {
         let mut state = self.state();
         let Watch::Due { turns } = state.watch else { return false };
         state.watch = Watch::Off;
-        let awaits_room = || self.link.source().is_some_and(|source| source.writable);
         if turns != state.turns {
             self.see_to(&mut state);
             return false;
         }
-        !state.followers.is_empty() || awaits_room()
+        let source = self.link.source();
+        if state.followers.is_empty() && !source.is_some_and(|source| source.writable) {
+            return false;
+        }
+        let asleep = state.lead.as_ref().is_some_and(|lead| lead.asleep);
+        // A bell rings for who asked since the last poll, which may have been a follower's.
+        if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && self.link.doze()) {
+            state.watch = Watch::StandBy { turns };
+            self.driver.stand_by(self.number, source);
+            return false;
+        }
+        true
     }
 
     /// Leaves the link to whoever leads it now.
@@ -236,19 +248,24 @@ impl Waiters {
             return;
         }
         let turns = state.turns;
-        match (&state.lead, self.link.source()) {
-            (Some(Lead { asleep: true, .. }), Some(source)) => {
-                state.watch = Watch::StandBy { turns };
-                self.driver.stand_by(self.number, source);
-            }
-            _ => self.expect_turn(state, turns),
-        }
+        self.expect_turn(state, turns);
     }
 
     fn expect_turn(&self, state: &mut State, turns: u64) {
         if !matches!(state.watch, Watch::Due { .. }) {
             state.watch = Watch::Due { turns };
             self.driver.check_soon(self.number);
+        }
+    }
+
+    /// Asks for the bell again on behalf of a lead that sleeps: somebody else polled the link meanwhile, which silences it.
+    fn doze_again(&self, state: &mut State) {
+        if let Some(lead) = state.lead.as_mut().filter(|lead| lead.asleep)
+            && self.link.source().is_some_and(|source| source.bell)
+            && !self.link.doze()
+        {
+            lead.asleep = false;
+            lead.waker.wake_by_ref();
         }
     }
 
@@ -295,6 +312,7 @@ impl Waiters {
             self.disarm(&mut state);
         } else {
             state.follow(me, cx);
+            self.doze_again(&mut state);
             if self.link.source().is_some_and(|source| source.writable) {
                 self.wake_for_output(&mut state);
             }
