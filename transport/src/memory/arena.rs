@@ -142,8 +142,27 @@ impl Arena {
         Ok(unique(self.0.allocate(len)?))
     }
 
-    /// The same, or as soon as there is room: who asks for more than there is waits until buffers are dropped, here or by peers,
-    /// one after another in the order in which they came. On any executor. A dropped future has taken nothing, and its place in
+    /// `len` zeroes, to be overwritten in place. `take_zeroed(0)` takes nothing.
+    ///
+    /// ```
+    /// let arena = towline::Arena::new(1 << 20)?;
+    /// let mut numbers = arena.take_zeroed(4096)?;
+    /// numbers.as_mut_slice().expect("the CPU can write it")[..3].copy_from_slice(&[1, 2, 3]);
+    /// # assert_eq!(numbers.len(), 4096);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As with [`take`](Self::take).
+    pub fn take_zeroed(&self, len: usize) -> Result<BufferMut> {
+        let mut buffer = self.take(len)?;
+        buffer.resize(len, 0)?;
+        Ok(buffer)
+    }
+
+    /// As [`take`](Self::take), or as soon as there is room: who asks for more than there is waits until buffers are dropped, here
+    /// or by peers, one after another in the order in which they came. On any executor. A dropped future has taken nothing, and its place in
     /// line goes to the next.
     ///
     /// ```

@@ -66,7 +66,8 @@ impl BufferMut {
         Self::on_host(capacity, align, false)
     }
 
-    /// `len` zeroes in host memory, aligned like [`with_capacity`](Self::with_capacity).
+    /// `len` zeroes in host memory, aligned like [`with_capacity`](Self::with_capacity). For other places there are
+    /// [`Arena::take_zeroed`](super::Arena::take_zeroed) and [`Pool::take_zeroed`](super::Pool::take_zeroed).
     ///
     /// # Panics
     ///
@@ -171,6 +172,42 @@ impl BufferMut {
     /// Forgets what is filled beyond `len`; nothing where less is filled.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
+    }
+
+    /// Makes the filled part `len` bytes long: appends bytes of `value`, or forgets what is beyond. With it, data can be produced in
+    /// place and in safe code, in arena memory for example.
+    ///
+    /// ```
+    /// let mut buffer = towline::Arena::new(1 << 20)?.take(1000)?;
+    /// buffer.resize(1000, 0)?;
+    /// for (at, byte) in buffer.as_mut_slice().expect("the CPU can write it").iter_mut().enumerate() {
+    ///     *byte = at as u8;
+    /// }
+    /// # assert_eq!(buffer.freeze().as_slice().map(|bytes| bytes[999]), Some(231));
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As with [`extend_from_slice`](Self::extend_from_slice). Nothing is appended then.
+    pub fn resize(&mut self, len: usize, value: u8) -> Result<()> {
+        let Some(more) = len.checked_sub(self.len) else {
+            self.truncate(len);
+            return Ok(());
+        };
+        self.room_for(more)?;
+        if let Some(spare) = self.spare_mut() {
+            spare[..more].fill(MaybeUninit::new(value));
+            self.len = len;
+            return Ok(());
+        }
+        let len_before = self.len;
+        let piece = vec![value; more.min(BOUNCE_BYTES_MAX)];
+        while self.len < len {
+            let rest = (len - self.len).min(piece.len());
+            self.extend_from_slice(&piece[..rest]).inspect_err(|_| self.truncate(len_before))?;
+        }
+        Ok(())
     }
 
     /// Appends a copy of `src`, in any place.

@@ -17,6 +17,7 @@ mod host;
 mod huge;
 mod place;
 mod pool;
+mod reading;
 mod segment;
 mod shared;
 #[cfg(test)]

@@ -105,6 +105,18 @@ impl Pool {
         Ok(buffer)
     }
 
+    /// `len` zeroes, to be overwritten in place. `take_zeroed(0)` allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// As with [`take`](Self::take), and whatever the place's copy reports: `Unsupported` for memory that the CPU cannot write and
+    /// that brings no copy functions.
+    pub fn take_zeroed(&self, len: usize) -> Result<BufferMut> {
+        let mut buffer = self.take(len)?;
+        buffer.resize(len, 0)?;
+        Ok(buffer)
+    }
+
     /// One buffer for each length, in order, each with that capacity. Those of 16 KiB and more have a block of their
     /// own; smaller ones share blocks of at most 64 KiB, each from a cache line of its own on; empty ones have none.
     ///

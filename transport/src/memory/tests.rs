@@ -1,11 +1,12 @@
-//! Claims about buffers; `pool`, `guarded`, `segment` and `available` hold those about pools, untouchable places, shared memory
-//! and its limits.
+//! Claims about buffers; `pool`, `guarded`, `reading`, `segment` and `available` hold those about pools, untouchable places, readers,
+//! shared memory and its limits.
 
 #![expect(unsafe_code, reason = "the tests fill spare memory and bring allocations of their own")]
 
 mod available;
 mod guarded;
 mod pool;
+mod reading;
 mod segment;
 
 use std::mem::MaybeUninit;

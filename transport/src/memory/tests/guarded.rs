@@ -1,5 +1,6 @@
 //! A place whose pages fault on any touch outside its copy functions: what passes here passes on a device.
 
+use std::io::Write;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::bytes;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Access, Allocation, Buffer, BufferMut, Place, Pool, Source};
 
 /// A mapping without permissions, but for the length of a copy.
@@ -90,6 +91,33 @@ unsafe impl Allocation for Guarded {
     }
 }
 
+/// The same memory, without its copy functions.
+#[derive(Debug)]
+struct NoCopy(Guarded);
+
+// SAFETY: all is the mapping's, which this holds (M1, M2).
+unsafe impl Allocation for NoCopy {
+    fn base(&self) -> NonNull<u8> {
+        self.0.base()
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn place(&self) -> Place {
+        self.0.place()
+    }
+
+    fn access(&self) -> Access {
+        self.0.access()
+    }
+
+    fn writable(&self) -> bool {
+        self.0.writable()
+    }
+}
+
 #[derive(Debug)]
 struct GuardedSource;
 
@@ -117,6 +145,47 @@ fn guarded_memory_offers_no_slices() {
     assert!(frozen.as_slice().is_none());
     assert_eq!((frozen.place(), frozen.access()), (Place::Guarded, Access::Remote));
     assert_eq!((frozen.slice(..0).place(), frozen.slice(..0).to_vec().unwrap()), (Place::Guarded, vec![]));
+}
+
+#[test]
+fn guarded_memory_is_resized_and_written_by_copies() {
+    // More than one piece, and not a multiple of it.
+    let len = (2 << 20) + 77;
+    let mut buffer = guarded(len + 8);
+    buffer.write_all(b"towline!").unwrap();
+    buffer.resize(len + 8, 7).unwrap();
+    assert_eq!(buffer.write(b"x").unwrap(), 0);
+    assert_eq!(buffer.resize(len + 9, 7).unwrap_err().kind(), ErrorKind::TooLarge);
+    let content = buffer.freeze().to_vec().unwrap();
+    assert!(content.strip_prefix(b"towline!").unwrap() == vec![7; len]);
+
+    let pool = Pool::with_source(Arc::new(GuardedSource), 1 << 20);
+    let mut dirty = pool.take(5000).unwrap();
+    dirty.resize(5000, 1).unwrap();
+    drop(dirty);
+    let zeroed = pool.take_zeroed(5000).unwrap();
+    assert_eq!((pool.stats().hits, zeroed.place()), (1, Place::Guarded));
+    assert_eq!(zeroed.freeze().to_vec().unwrap(), vec![0; 5000]);
+}
+
+#[test]
+fn no_reader_gets_at_guarded_memory() {
+    let mut buffer = guarded(100);
+    let refused = buffer.read_from(&b"towline"[..]).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported);
+    assert!(refused.detail().contains("guarded") && refused.detail().contains("fill_from"), "{refused}");
+    assert!(buffer.is_empty());
+}
+
+#[test]
+fn memory_without_copy_functions_refuses_in_words() {
+    let mut buffer = BufferMut::from_allocation(Arc::new(NoCopy(Guarded::new(100).unwrap()))).unwrap();
+    assert_eq!(buffer.resize(10, 0).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert_eq!(buffer.read_from(&b"x"[..]).unwrap_err().kind(), ErrorKind::Unsupported);
+    let refused = buffer.write(b"x").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported);
+    assert_eq!(Error::io(refused).kind(), ErrorKind::Unsupported, "the error comes back out");
+    assert!(buffer.is_empty());
 }
 
 #[test]
