@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::NAME_LEN_MAX;
 
-/// Shorthand for results of the runtime.
+/// Shorthand for results of the runtime. Where the compiler asks for the error type of a block, end it with `Result::<_>::Ok(())`: see
+/// [`towline::Result`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a task's function may fail with: any error.
@@ -275,7 +276,8 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Error({:?}: {self})", self.kind())
+        // As text, so that `unwrap` and a `main` that returns it print the sentence.
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -6,6 +6,21 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Shorthand for results of this library.
+///
+/// An async block or a closure that ends in `Ok(())` does not name its error type, and the compiler asks for it ("type annotations
+/// needed") if `?` is used inside. `Result::Ok(())` does not help, because a default parameter counts only where arguments are
+/// given. Write `Result::<_>::Ok(())`:
+///
+/// ```
+/// use towline::{Place, Result};
+///
+/// let work = || {
+///     let place: Place = "host".parse()?;
+///     Result::<_>::Ok(place)
+/// };
+/// assert_eq!(work()?, Place::Host);
+/// # Ok::<(), towline::Error>(())
+/// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in terms a caller can act on.
@@ -61,6 +76,26 @@ impl fmt::Display for ErrorKind {
 /// One failure. It reads as a sentence: `tcp: connect tcp://10.0.0.2:7000: refused: nobody listens there`.
 ///
 /// Cloning is cheap: one lost link fails every operation that was in flight on it with the same error.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Endpoint, ErrorKind};
+///
+/// let endpoint = Endpoint::new()?;
+/// let error = endpoint.connect(&"mem://worker-7".parse()?).await.unwrap_err();
+/// match error.kind() {
+///     ErrorKind::Refused | ErrorKind::Unavailable => println!("not up yet, try later: {error}"),
+///     ErrorKind::Unauthenticated => println!("look at the token: {error}"),
+///     _ => return Err(error),
+/// }
+/// assert_eq!(
+///     error.to_string(),
+///     "connect mem://worker-7: refused: nobody in this process listens there"
+/// );
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -208,7 +243,8 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Error({:?}: {self})", self.0.kind)
+        // As text, so that `unwrap` and a `main` that returns it print the sentence.
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -220,8 +256,30 @@ impl StdError for Error {
 
 /// A failed operation: why, and the memory it was given.
 ///
-/// `?` turns it into an [`Error`], dropping the memory; match on it to keep the memory.
-#[derive(Debug)]
+/// `?` turns it into an [`Error`], dropping the memory; match on it to keep the memory. It prints as its error does, in one
+/// sentence, and never shows the memory.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Buffer, ErrorKind, HEADER_LEN_MAX, Message};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let failed = near.send(Message::new(vec![0; HEADER_LEN_MAX + 1])).await.unwrap_err();
+/// println!("{failed}");
+/// assert_eq!(failed.error.kind(), ErrorKind::TooLarge);
+///
+/// // The message is back: what was too long for a header travels as a frame.
+/// let (header, _) = failed.returned.into_parts();
+/// near.send(Message::new("once more").with_frame(Buffer::from(header))).await?;
+/// assert_eq!(far.recv().await?.payload_len(), HEADER_LEN_MAX as u64 + 1);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Failed<T> {
     /// Why.
     pub error: Error,
@@ -235,14 +293,38 @@ impl<T> From<Failed<T>> for Error {
     }
 }
 
+impl<T> fmt::Debug for Failed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.error, f)
+    }
+}
+
 impl<T> fmt::Display for Failed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl<T: fmt::Debug> StdError for Failed<T> {
+impl<T> StdError for Failed<T> {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.error.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_prints_as_one_sentence_without_its_memory() {
+        struct Memory;
+        let error = Error::new(ErrorKind::PeerLost, "its process ended").during("send").on("tcp://[::1]:7");
+        let failed = Failed { error: error.by("tcp"), returned: Memory };
+        let sentence = "tcp: send tcp://[::1]:7: peer lost: its process ended";
+        assert_eq!(failed.to_string(), sentence);
+        assert_eq!(format!("{failed:?}"), sentence);
+        assert_eq!(format!("{failed:#?}"), sentence);
+        let boxed: Box<dyn StdError> = Box::new(failed);
+        assert_eq!(format!("{boxed:?}"), sentence);
     }
 }
