@@ -2,6 +2,7 @@
 
 mod bursts;
 mod halves;
+mod receipt;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -15,6 +16,7 @@ use tokio::task::coop::consume_budget;
 use tracing::Instrument;
 
 pub use self::halves::{Receiver, Sender};
+pub use self::receipt::Receipt;
 use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, Operation, Small};
 use crate::driver::Driver;
 use crate::environment::Environment;
@@ -22,7 +24,7 @@ use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::events;
 use crate::incoming::{Incoming, Taking};
 use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
-use crate::message::{Delivery, Message};
+use crate::message::Message;
 use crate::metrics::Counts;
 use crate::path::Path;
 use crate::process::{Inherited, Own};
@@ -33,6 +35,35 @@ use crate::waiting::{Wait, Waiters};
 ///
 /// Clones are handles to the same connection. Dropping the last one closes it gracefully, in the background and within the
 /// endpoint's `linger`; [`close`](Self::close) does the same and tells when it is done.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use std::time::Duration;
+/// use towline::{Buffer, Endpoint, ErrorKind, Message};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// let near = endpoint.connect(listener.address()).await?;
+/// let far = listener.accept().await?; // usually in another process
+///
+/// // A message is a small header and any number of frames.
+/// let numbers = Buffer::from(vec![7; 4096]);
+/// near.send(Message::new("numbers").with_frame(numbers)).await?;
+/// let message = far.recv().await?;
+/// assert_eq!((message.header().as_ref(), message.payload_len()), (&b"numbers"[..], 4096));
+///
+/// // A limit on the time of a call is a timeout around it: a dropped `recv` loses nothing.
+/// assert!(tokio::time::timeout(Duration::from_millis(1), far.recv()).await.is_err());
+///
+/// // After an orderly close the peer takes what was sent before, and then sees `Closed`.
+/// near.send(Message::new("the last one")).await?;
+/// near.close().await?;
+/// assert_eq!(far.recv().await?.header(), "the last one");
+/// assert_eq!(far.recv().await.unwrap_err().kind(), ErrorKind::Closed);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Connection {
     handle: Arc<LastHandle>,
@@ -553,30 +584,5 @@ impl Drop for LastHandle {
         }
         core.link.submit(Op::Close(Done::with(|_| ())));
         core.end_after_linger();
-    }
-}
-
-/// The receiver's word on one sent message. Dropping it loses the word, not the message.
-#[derive(Debug)]
-pub struct Receipt {
-    connection: Connection,
-    settled: Completion<Result<Delivery>>,
-}
-
-impl Receipt {
-    /// Waits until every byte is in the memory that the receiver chose.
-    ///
-    /// # Errors
-    /// `Rejected` if the receiver did not want it; `PeerLost` or `Closed` if the connection ended before it said so.
-    pub async fn delivered(self) -> Result<()> {
-        let core = self.connection.core();
-        match core.finish(&self.settled).await {
-            Ok(Delivery::Delivered) => Ok(()),
-            Ok(Delivery::Rejected) => {
-                let error = Error::new(ErrorKind::Rejected, "the receiver did not want the message");
-                Err(core.placed(error, "send"))
-            }
-            Err(error) => Err(core.placed(error, "send")),
-        }
     }
 }
