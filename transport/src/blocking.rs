@@ -64,10 +64,49 @@ use crate::region::{Region, RemoteRegion};
 mod tests;
 
 /// A process's front door. See [`towline::Endpoint`](crate::Endpoint), whose builder also makes this one: it is `From` it.
+///
+/// ```
+/// use towline::{Message, Wait, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::from(towline::Endpoint::builder().wait(Wait::Sleep).build()?);
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?)?;
+/// let connection = endpoint.connect(listener.address())?;
+/// connection.send(Message::new("hello"))?;
+/// assert_eq!(listener.accept()?.recv()?.header(), "hello");
+/// endpoint.close()?;
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Endpoint(endpoint::Endpoint);
 
 /// Where peers arrive. See [`towline::Listener`](crate::Listener).
+///
+/// ```
+/// use std::thread;
+/// use towline::{Message, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?)?;
+/// let address = listener.address().clone(); // with the port that it was given
+///
+/// // An echo server: one thread for each peer.
+/// thread::spawn(move || {
+///     while let Ok(connection) = listener.accept() {
+///         thread::spawn(move || {
+///             while let Ok(message) = connection.recv() {
+///                 if connection.send(message).is_err() {
+///                     return;
+///                 }
+///             }
+///         });
+///     }
+/// });
+///
+/// let connection = endpoint.connect(&address)?;
+/// connection.send(Message::new("echo"))?;
+/// assert_eq!(connection.recv()?.header(), "echo");
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Listener {
     listener: listener::Listener,
@@ -77,6 +116,28 @@ pub struct Listener {
 /// The link to one peer. See [`towline::Connection`](crate::Connection).
 ///
 /// Clones are handles to the same connection, each with its own deadline: one thread may send while another receives.
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::{Buffer, ErrorKind, Message, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"mem://".parse()?)?;
+/// let near = endpoint.connect(listener.address())?;
+/// let far = listener.accept()?; // usually in another process
+///
+/// near.send(Message::new("numbers").with_frame(Buffer::from(vec![7; 4096])))?;
+/// assert_eq!(far.recv()?.payload_len(), 4096);
+///
+/// let impatient = far.clone().with_deadline(Duration::from_millis(1));
+/// assert_eq!(impatient.recv().unwrap_err().kind(), ErrorKind::TimedOut);
+///
+/// near.send(Message::new("the last one"))?;
+/// near.close()?;
+/// assert_eq!(far.recv()?.header(), "the last one");
+/// assert_eq!(far.recv().unwrap_err().kind(), ErrorKind::Closed);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Connection {
     connection: connection::Connection,
@@ -84,6 +145,23 @@ pub struct Connection {
 }
 
 /// The receiver's word on one sent message. See [`towline::Receipt`](crate::Receipt).
+///
+/// ```
+/// # use towline::blocking::Endpoint;
+/// use towline::Message;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?)?;
+/// # let near = endpoint.connect(listener.address())?;
+/// # let far = listener.accept()?;
+/// let receipts = [near.send(Message::new("one"))?, near.send(Message::new("two"))?];
+/// far.recv()?; // usually in another process
+/// far.recv()?;
+/// for receipt in receipts {
+///     receipt.delivered()?;
+/// }
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Receipt {
     receipt: connection::Receipt,
@@ -92,6 +170,27 @@ pub struct Receipt {
 
 /// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on. See
 /// [`towline::Incoming`](crate::Incoming).
+///
+/// ```
+/// # use towline::blocking::Endpoint;
+/// use towline::{Buffer, BufferMut, ErrorKind, Landing, Message};
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?)?;
+/// # let near = endpoint.connect(listener.address())?;
+/// # let far = listener.accept()?;
+/// let receipt = near.send(Message::new("tensor").with_frame(Buffer::from(vec![1; 4096])))?;
+/// let incoming = far.incoming()?;
+/// let buffer = BufferMut::with_alignment(incoming.frames()[0].len.min(1 << 20), 4096)?;
+/// let message = incoming.accept_into(vec![Landing::Buffer(buffer)])?;
+/// assert!(message.frames()[0].as_ptr().addr().is_multiple_of(4096));
+/// receipt.delivered()?;
+///
+/// let receipt = near.send(Message::new("not wanted"))?;
+/// far.incoming()?.reject();
+/// assert_eq!(receipt.delivered().unwrap_err().kind(), ErrorKind::Rejected);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Incoming {
     incoming: incoming::Incoming,
@@ -99,6 +198,17 @@ pub struct Incoming {
 }
 
 /// Host memory that trusted processes of this host may map. See [`towline::Arena`](crate::Arena).
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::blocking::Arena;
+///
+/// let arena = Arena::from(towline::Arena::new(1 << 20)?);
+/// // Waits for a second until others have dropped enough.
+/// let mut buffer = arena.take_within(100_000, Duration::from_secs(1))?;
+/// buffer.extend_from_slice(b"towline")?;
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Arena(memory::Arena);
 

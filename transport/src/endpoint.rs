@@ -42,6 +42,24 @@ const HALF_OPEN_MAX: usize = 128;
 ///
 /// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
 /// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Endpoint, Message};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?).await?;
+///
+/// let connection = endpoint.connect(listener.address()).await?;
+/// connection.send(Message::new("hello")).await?;
+///
+/// let peer = listener.accept().await?;
+/// assert_eq!(peer.recv().await?.header(), "hello");
+/// endpoint.close().await; // what was sent leaves first
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     establisher: Own<Arc<Establisher>>,
@@ -51,6 +69,19 @@ pub struct Endpoint {
 }
 
 /// Settles what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::{Endpoint, Token, Wait};
+///
+/// let endpoint = Endpoint::builder()
+///     .token(Token::from_bytes("a secret that every peer knows")?)
+///     .wait(Wait::Sleep)
+///     .connect_time(Duration::from_secs(2))
+///     .build()?;
+/// # drop(endpoint);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {

@@ -2,6 +2,21 @@
 //!
 //! A simulation implements [`Environment`] and owns all four; [`System`] is the real one. Background tasks run here and never on
 //! the runtime of a caller, which may end or stand idle while the endpoint lives.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use towline::Endpoint;
+//! use towline::environment::System;
+//!
+//! // An endpoint without a thread of its own: its tasks run on the application's tokio runtime.
+//! # #[tokio::main]
+//! # async fn main() -> towline::Result<()> {
+//! let here = System::on(tokio::runtime::Handle::current());
+//! let endpoint = Endpoint::builder().environment(Arc::new(here)).build()?;
+//! # drop(endpoint);
+//! # Ok(())
+//! # }
+//! ```
 
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod clockwork;

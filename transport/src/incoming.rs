@@ -29,6 +29,39 @@ pub enum Landing {
 }
 
 /// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Arena, Buffer, ErrorKind, Landing, Message, Place};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let arena = Arena::new(1 << 20)?;
+/// let tensor = Buffer::from(vec![1; 4096]);
+/// let receipt = near.send(Message::new("tensor").with_frame(tensor)).await?;
+///
+/// // The header and the lengths are here, and say where the payload shall go.
+/// let incoming = far.incoming().await?;
+/// assert_eq!((incoming.header().as_ref(), incoming.frames()[0].len), (&b"tensor"[..], 4096));
+/// let mut landings = Vec::new();
+/// for frame in incoming.frames() {
+///     landings.push(Landing::Buffer(arena.take(frame.len)?));
+/// }
+/// let message = incoming.accept_into(landings).await?;
+/// assert_eq!(message.frames()[0].place(), Place::Arena);
+/// receipt.delivered().await?;
+///
+/// // The next one is not wanted, and its sender learns that.
+/// let receipt = near.send(Message::new("another")).await?;
+/// far.incoming().await?.reject();
+/// assert_eq!(receipt.delivered().await.unwrap_err().kind(), ErrorKind::Rejected);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Incoming {
     connection: Connection,
     /// `None` once its word is said.

@@ -45,6 +45,18 @@
 //!
 //! # Where to look
 //!
+//! | to do this | look at |
+//! |---|---|
+//! | listen and connect | [`Endpoint`], [`Listener`], [`Address`] |
+//! | send and receive, with or without a word from the receiver | [`Connection`], [`Message`], [`Receipt`] |
+//! | choose the memory of what arrives, or refuse it | [`Connection::recv_into`], [`Incoming`], [`Landing`] |
+//! | let a peer read or write memory by itself | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
+//! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`] |
+//! | act on a failure | [`Error`], [`ErrorKind`], [`Failed`] |
+//! | do all that without async | [`blocking`] |
+//! | authenticate and encrypt | [`Token`], [`Tls`] |
+//! | learn which path a connection takes, and why | [`Path`], [`Connection::explain`], [`Metrics`] |
+//!
 //! [`blocking`] has the same calls for plain threads, and [`Wakeups`] lets any other event loop (`asyncio`, `poll(2)`) sleep on one
 //! descriptor and poll by hand, without an async runtime. [`memory`] has the buffers, pools and places; [`Path`] tells why a connection
 //! goes the way it goes, [`Connection::explain`] what was expected of every way, and [`Connection::measure`] what this one does. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.

@@ -31,6 +31,34 @@ const DESCRIPTORS_SHARE: usize = 4;
 pub(crate) const PROCESS_STREAM_LEN: usize = 64 << 10;
 
 /// Listens at one address until it is dropped.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Endpoint, Message, Result};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?).await?;
+/// let address = listener.address().clone(); // with the port that it was given
+///
+/// // An echo server: one task for each peer.
+/// tokio::spawn(async move {
+///     while let Ok(connection) = listener.accept().await {
+///         tokio::spawn(async move {
+///             while let Ok(message) = connection.recv().await {
+///                 connection.send(message).await?;
+///             }
+///             Result::<_>::Ok(())
+///         });
+///     }
+/// });
+///
+/// let connection = endpoint.connect(&address).await?;
+/// connection.send(Message::new("echo")).await?;
+/// assert_eq!(connection.recv().await?.header(), "echo");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Listener {
     address: Address,

@@ -20,8 +20,16 @@ pub const EAGER_LEN_MAX: u64 = 16 << 10;
 ///
 /// ```
 /// use towline::{Buffer, Message};
-/// let message = Message::new("tensor 3x4 f32").with_frame(Buffer::from(vec![0u8; 48]));
-/// assert_eq!(message.payload_len(), 48);
+///
+/// let tensor = Buffer::from(vec![0; 48]);
+/// let message = Message::new("tensor 3x4 f32").with_frame(tensor).with_frame("its name");
+/// assert_eq!((message.header().len(), message.payload_len()), (14, 56));
+///
+/// // At the receiver: the frames share their memory with whoever keeps a clone or a slice of them.
+/// let (_header, frames) = message.into_parts();
+/// let second_row = frames[0].slice(16..32);
+/// assert_eq!(second_row.as_slice(), Some(&[0; 16][..]));
+/// assert_eq!(frames[1].as_slice(), Some(&b"its name"[..]));
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Message {

@@ -25,6 +25,31 @@ pub enum RegionAccess {
 }
 
 /// The right to reach a peer's [`Region`]: send its bytes to the peer in any message.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use std::time::Duration;
+/// use towline::{Buffer, BufferMut, RegionAccess, RemoteRegion};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let region = near.expose_mut(BufferMut::zeroed(8), Duration::from_secs(60))?;
+/// let in_a_message = region.remote().to_bytes();
+///
+/// // At the peer.
+/// let remote = RemoteRegion::from_bytes(&in_a_message)?;
+/// assert_eq!((remote.len(), remote.access()), (8, RegionAccess::Write));
+/// far.put(&remote, 3, Buffer::from("line")).await?;
+///
+/// // Back at the owner.
+/// assert_eq!(region.revoke().await.as_slice(), Some(&b"\0\0\0line\0"[..]));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RemoteRegion {
     key: Key,
@@ -93,6 +118,35 @@ impl fmt::Debug for RemoteRegion {
 }
 
 /// Memory registered for one peer. Dropping it revokes it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use std::time::Duration;
+/// use towline::{Buffer, BufferMut, ErrorKind, Message, RemoteRegion};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let table = Buffer::from("apples, pears, plums");
+/// let region = near.expose(table, Duration::from_secs(60))?;
+/// near.send(Message::new(region.remote().to_bytes().to_vec())).await?;
+///
+/// // The peer reads a part of it, and the owner's application has nothing to do.
+/// let remote = RemoteRegion::from_bytes(far.recv().await?.header())?;
+/// let pears = far.get(&remote, 8, BufferMut::with_capacity(5)).await?;
+/// assert_eq!(pears.as_slice(), Some(&b"pears"[..]));
+///
+/// // From here on the peer has no access, and the owner has its memory back.
+/// let table = region.revoke().await;
+/// assert_eq!(table.len(), 20);
+/// let refused = far.get(&remote, 0, BufferMut::with_capacity(5)).await.unwrap_err();
+/// assert_eq!(refused.error.kind(), ErrorKind::Rejected);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Region<M> {
     remote: RemoteRegion,

@@ -3,6 +3,19 @@
 //! A [`Backend`] is a technology, a [`Link`] one data path to one peer. A link takes [`Op`]s, which own their memory and
 //! end exactly once, and announces what the peer sent through its [`Inbox`], in order. It moves either by itself or
 //! inside [`Link::progress`], never both.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use towline::Endpoint;
+//! use towline::backend::{Backend, Probe, mem::Mem, tcp::Tcp};
+//!
+//! // An endpoint with a choice of its own, in the order of preference.
+//! let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Mem), Arc::new(Tcp)];
+//! assert!(backends.iter().all(|backend| matches!(backend.probe(), Probe::Ready { .. })));
+//! let endpoint = Endpoint::builder().backends(backends).build()?;
+//! # drop(endpoint);
+//! # Ok::<(), towline::Error>(())
+//! ```
 
 pub mod faulty;
 mod inbox;

@@ -3,6 +3,25 @@
 //! [`Buffer`] is shared and immutable, [`BufferMut`] unique and writable; `freeze` turns the second into the first.
 //! Both are a range of one [`Allocation`], which frees its memory when the last handle drops. The numbered invariants
 //! (M1 …) that the unsafe blocks below cite are in `docs/safety.md`.
+//!
+//! ```
+//! use towline::memory::{Arena, Buffer, BufferMut, Place, Pool};
+//!
+//! // Host memory of any origin becomes a buffer without a copy.
+//! let from_vec = Buffer::from(vec![1, 2, 3]);
+//!
+//! // Memory to fill: fresh, recycled by a pool, or of an arena, which trusted processes of this host read where it is.
+//! let fresh = BufferMut::with_capacity(4096);
+//! let recycled = Pool::new(64 << 20).take(4096)?;
+//! let mut shared = Arena::new(64 << 20)?.take(4096)?;
+//! assert_eq!([fresh.place(), recycled.place(), shared.place()], [Place::Host, Place::Host, Place::Arena]);
+//!
+//! shared.fill_from(&from_vec)?;
+//! shared.resize(100, 0)?;
+//! let frozen = shared.freeze();
+//! assert_eq!(frozen.slice(..4).as_slice(), Some(&[1, 2, 3, 0][..]));
+//! # Ok::<(), towline::Error>(())
+//! ```
 
 mod allocation;
 
