@@ -260,6 +260,9 @@ async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) 
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let guide = Visitor::new(&far, &listener, 1).await;
+    // What is opened once for all is open.
+    assert_open(&near, &listener, &by_shm(&listener)).await;
+    let before = usage::descriptors();
     let mut speaks = false;
     let flood = Flood::begin(1000, Duration::ZERO, move || {
         let mut socket: UnixStream = guide.dial();
@@ -272,6 +275,8 @@ async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) 
     });
     flood.grown_to(1000).await;
     assert_open(&near, &listener, &by_shm(&listener)).await;
+    drop(flood);
+    eventually("as many descriptors as before", || usage::descriptors() <= before).await;
 }
 
 async fn a_lack_of_descriptors_keeps_nobody_out(row: &'static Row) {

@@ -1,5 +1,7 @@
 //! What comes and goes leaves nothing behind: no descriptor, no thread, no memory.
 
+use std::time::{Duration, Instant};
+
 use towline::{Connection, Endpoint, ErrorKind, Listener};
 
 use crate::backends::{Row, meet};
@@ -12,6 +14,7 @@ cases! {
     ANY:
         a_thousand_connections_leave_nothing_behind,
         failed_connects_leave_nothing_behind,
+        connects_with_too_little_time_leave_nothing_behind,
         endpoints_leave_nothing_behind,
         a_long_connection_does_not_grow;
 }
@@ -71,7 +74,7 @@ async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
         come_and_go(&near, &listener, turn).await;
     }
     // The warm-up's last ones end first.
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let before = Usage::now();
     for turn in 0..1000 {
         come_and_go(&near, &listener, turn).await;
@@ -108,6 +111,36 @@ async fn failed_connects_leave_nothing_behind(row: &'static Row) {
     before.assert_no_more().await;
 }
 
+async fn connects_with_too_little_time_leave_nothing_behind(row: &'static Row) {
+    let endpoint = || row.builder().depot(0).build().unwrap();
+    let (near, far) = (endpoint(), endpoint());
+    let listener = far.listen(&row.address()).await.unwrap();
+    let address = listener.address().clone();
+    let _server = tokio::spawn(async move {
+        // One that was given up in the middle has failed; the listener goes on.
+        loop {
+            drop(listener.accept().await);
+        }
+    });
+    let begin = Instant::now();
+    for _ in 0..20 {
+        soon("a connect", near.connect(&address)).await.unwrap();
+    }
+    let one = begin.elapsed() / 20;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = Usage::now();
+    let (begin, mut given_up) = (Instant::now(), 0);
+    for turn in 0..1500 {
+        if begin.elapsed() > Duration::from_secs(3) {
+            break;
+        }
+        let enough = one * (turn % 16) / 10;
+        given_up += usize::from(tokio::time::timeout(enough, near.connect(&address)).await.is_err());
+    }
+    assert!(given_up > 0, "every connect had time enough");
+    before.assert_no_more().await;
+}
+
 async fn endpoints_leave_nothing_behind(row: &'static Row) {
     let round = async |turn| {
         let (near, far) = (row.endpoint(), row.endpoint());
@@ -117,7 +150,7 @@ async fn endpoints_leave_nothing_behind(row: &'static Row) {
     for turn in 0..8 {
         round(turn).await;
     }
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let before = Usage::now();
     for turn in 0..100 {
         round(turn).await;
