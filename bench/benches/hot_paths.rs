@@ -55,13 +55,13 @@ fn messages(criterion: &mut Criterion) {
             });
         }
         let (mut near, mut far) = sockets();
-        let (message, mut landing) = (vec![1; len], vec![0; len]);
+        let (message, mut destination) = (vec![1; len], vec![0; len]);
         group.bench_function(format!("bare socket/{len}"), |bencher| {
             bencher.iter(|| {
                 near.write_all(&message).unwrap();
-                far.read_exact(&mut landing).unwrap();
-                far.write_all(&landing).unwrap();
-                near.read_exact(&mut landing).unwrap();
+                far.read_exact(&mut destination).unwrap();
+                far.write_all(&destination).unwrap();
+                near.read_exact(&mut destination).unwrap();
             });
         });
     }

@@ -14,12 +14,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use towline_examples::{ClusterOptions, Outcome, all_done, run};
-use towline_runtime::{Bulk, Function, Registry, TaskResult};
+use towline_runtime::{Data, Function, Registry, TaskResult};
 
 /// A or B, the block's row and column among the blocks, and its size.
-const BLOCK: Function<(char, usize, usize, usize), Bulk> = Function::new("block");
+const BLOCK: Function<(char, usize, usize, usize), Data> = Function::new("block");
 /// A row of A's blocks, a column of B's, and the size of each.
-const MULTIPLY: Function<(Vec<Bulk>, Vec<Bulk>, usize), Bulk> = Function::new("multiply");
+const MULTIPLY: Function<(Vec<Data>, Vec<Data>, usize), Data> = Function::new("multiply");
 
 /// Multiplies two square matrices in blocks.
 #[derive(Debug, Parser)]
@@ -91,12 +91,12 @@ fn element(matrix: char, row: usize, column: usize) -> f64 {
 
 // ---- What workers run ----
 
-fn make_block(matrix: char, row: usize, column: usize, size: usize) -> TaskResult<Bulk> {
+fn make_block(matrix: char, row: usize, column: usize, size: usize) -> TaskResult<Data> {
     let at = |at: usize| element(matrix, row * size + at / size, column * size + at % size);
     Ok((0..size * size).flat_map(|number| at(number).to_le_bytes()).collect::<Vec<u8>>().into())
 }
 
-fn multiply(row: Vec<Bulk>, column: Vec<Bulk>, size: usize) -> TaskResult<Bulk> {
+fn multiply(row: Vec<Data>, column: Vec<Data>, size: usize) -> TaskResult<Data> {
     let mut product = vec![0.0; size * size];
     for (a, b) in row.iter().zip(&column) {
         add_product(&mut product, &numbers(a), &numbers(b), size);
@@ -115,7 +115,7 @@ fn add_product(product: &mut [f64], a: &[f64], b: &[f64], size: usize) {
     }
 }
 
-fn numbers(bytes: &Bulk) -> Vec<f64> {
+fn numbers(bytes: &Data) -> Vec<f64> {
     let (numbers, _) = bytes.as_slice().unwrap_or_default().as_chunks();
     numbers.iter().copied().map(f64::from_le_bytes).collect()
 }

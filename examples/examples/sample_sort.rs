@@ -23,20 +23,20 @@ use std::time::Instant;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use towline_examples::{ClusterOptions, Outcome, all_done, buffer, run};
-use towline_runtime::{Bulk, Function, Registry, TaskResult};
+use towline_runtime::{Data, Function, Registry, TaskResult};
 
 /// A piece of the file has at most so many bytes.
 const PIECE_BYTES: usize = 8 << 20;
 /// Records of each piece that are looked at for each part.
 const SAMPLES: usize = 16;
 
-const SAMPLE: Function<(Piece, usize), Bulk> = Function::new("sample");
-const SPLITTERS: Function<(Vec<Bulk>, usize, usize), Bulk> = Function::new("splitters");
-const SPLIT: Function<(Piece, Bulk), Vec<Bulk>> = Function::new("split");
-const PART: Function<(Vec<Bulk>, usize), Bulk> = Function::new("part");
-const SORT: Function<(Vec<Bulk>, usize), Bulk> = Function::new("sort");
-const LENGTH: Function<(Bulk,), u64> = Function::new("length");
-const WRITE: Function<(PathBuf, u64, Bulk), ()> = Function::new("write");
+const SAMPLE: Function<(Piece, usize), Data> = Function::new("sample");
+const SPLITTERS: Function<(Vec<Data>, usize, usize), Data> = Function::new("splitters");
+const SPLIT: Function<(Piece, Data), Vec<Data>> = Function::new("split");
+const PART: Function<(Vec<Data>, usize), Data> = Function::new("part");
+const SORT: Function<(Vec<Data>, usize), Data> = Function::new("sort");
+const LENGTH: Function<(Data,), u64> = Function::new("length");
+const WRITE: Function<(PathBuf, u64, Data), ()> = Function::new("write");
 
 /// Sorts a file of fixed-size records.
 #[derive(Debug, Parser)]
@@ -148,7 +148,7 @@ fn pieces(file: &Path, record_bytes: usize) -> Outcome<Vec<Piece>> {
 // ---- What workers run ----
 
 /// Some records, evenly spread over the piece.
-fn sample(piece: Piece, count: usize) -> TaskResult<Bulk> {
+fn sample(piece: Piece, count: usize) -> TaskResult<Data> {
     let file = File::open(&piece.file)?;
     let records = piece.len / piece.record_bytes;
     let count = count.min(records);
@@ -161,7 +161,7 @@ fn sample(piece: Piece, count: usize) -> TaskResult<Bulk> {
 }
 
 /// The records that divide the samples into so many equal parts.
-fn splitters(samples: Vec<Bulk>, parts: usize, record_bytes: usize) -> TaskResult<Bulk> {
+fn splitters(samples: Vec<Data>, parts: usize, record_bytes: usize) -> TaskResult<Data> {
     let mut records: Vec<&[u8]> =
         samples.iter().flat_map(|sample| bytes(sample).chunks_exact(record_bytes)).collect();
     records.sort_unstable();
@@ -170,7 +170,7 @@ fn splitters(samples: Vec<Bulk>, parts: usize, record_bytes: usize) -> TaskResul
 }
 
 /// The piece, sorted, cut where the splitters belong.
-fn split(piece: Piece, splitters: Bulk) -> TaskResult<Vec<Bulk>> {
+fn split(piece: Piece, splitters: Data) -> TaskResult<Vec<Data>> {
     let mut read = vec![0; piece.len];
     File::open(&piece.file)?.read_exact_at(&mut read, piece.begin)?;
     let mut records: Vec<&[u8]> = read.chunks_exact(piece.record_bytes).collect();
@@ -182,18 +182,18 @@ fn split(piece: Piece, splitters: Bulk) -> TaskResult<Vec<Bulk>> {
     let cut = |end| {
         let part = sorted.buffer().slice(begin * piece.record_bytes..end * piece.record_bytes);
         begin = end;
-        Bulk::from(part)
+        Data::from(part)
     };
     Ok(ends.chain([records.len()]).map(cut).collect())
 }
 
 /// One part of a piece. With fewer splitters than were asked for, the last parts are empty.
-fn part(pieces: Vec<Bulk>, number: usize) -> TaskResult<Bulk> {
+fn part(pieces: Vec<Data>, number: usize) -> TaskResult<Data> {
     Ok(pieces.into_iter().nth(number).unwrap_or_default())
 }
 
 /// Sorts what is sorted in pieces already.
-fn sort(pieces: Vec<Bulk>, record_bytes: usize) -> TaskResult<Bulk> {
+fn sort(pieces: Vec<Data>, record_bytes: usize) -> TaskResult<Data> {
     let mut records: Vec<&[u8]> =
         pieces.iter().flat_map(|piece| bytes(piece).chunks_exact(record_bytes)).collect();
     // The stable one finds what is in order and merges it.
@@ -201,16 +201,16 @@ fn sort(pieces: Vec<Bulk>, record_bytes: usize) -> TaskResult<Bulk> {
     together(&records)
 }
 
-fn length(part: Bulk) -> TaskResult<u64> {
+fn length(part: Data) -> TaskResult<u64> {
     Ok(part.buffer().len() as u64)
 }
 
-fn write(file: PathBuf, at: u64, part: Bulk) -> TaskResult<()> {
+fn write(file: PathBuf, at: u64, part: Data) -> TaskResult<()> {
     File::options().write(true).open(file)?.write_all_at(bytes(&part), at)?;
     Ok(())
 }
 
-fn together(records: &[&[u8]]) -> Outcome<Bulk> {
+fn together(records: &[&[u8]]) -> Outcome<Data> {
     let mut all = buffer(records.iter().map(|record| record.len()).sum())?;
     for record in records {
         all.extend_from_slice(record)?;
@@ -218,8 +218,8 @@ fn together(records: &[&[u8]]) -> Outcome<Bulk> {
     Ok(all.freeze().into())
 }
 
-fn bytes(bulk: &Bulk) -> &[u8] {
-    bulk.as_slice().unwrap_or_default()
+fn bytes(data: &Data) -> &[u8] {
+    data.as_slice().unwrap_or_default()
 }
 
 // ---- The file before and after ----

@@ -20,16 +20,16 @@ use std::time::Instant;
 
 use clap::Parser;
 use towline_examples::{ClusterOptions, Outcome, all_done, run};
-use towline_runtime::{Bulk, Function, Registry, TaskResult};
+use towline_runtime::{Data, Function, Registry, TaskResult};
 
 /// Files of this many bytes together make a task, or so many; a longer one is a task by itself.
 const TASK_BYTES: u64 = 8 << 20;
 /// Their paths are arguments, of which a task has 1 MiB at most.
 const TASK_FILES: usize = 1000;
 
-const COUNT: Function<(Vec<PathBuf>, u64), Vec<Bulk>> = Function::new("count");
-const PART: Function<(Vec<Bulk>, usize), Bulk> = Function::new("part");
-const MERGE: Function<(Vec<Bulk>,), Bulk> = Function::new("merge");
+const COUNT: Function<(Vec<PathBuf>, u64), Vec<Data>> = Function::new("count");
+const PART: Function<(Vec<Data>, usize), Data> = Function::new("part");
+const MERGE: Function<(Vec<Data>,), Data> = Function::new("merge");
 
 /// Counts the words of all files below a directory.
 #[derive(Debug, Parser)]
@@ -103,7 +103,7 @@ async fn count_words(arguments: Arguments) -> Outcome {
 // ---- What workers run ----
 
 /// The words of these files, in a table for each partition.
-fn count(files: Vec<PathBuf>, partitions: u64) -> TaskResult<Vec<Bulk>> {
+fn count(files: Vec<PathBuf>, partitions: u64) -> TaskResult<Vec<Data>> {
     let mut words = HashMap::new();
     for file in &files {
         count_file(file, &mut words)?;
@@ -114,14 +114,14 @@ fn count(files: Vec<PathBuf>, partitions: u64) -> TaskResult<Vec<Bulk>> {
         word.hash(&mut hash);
         writeln!(tables[(hash.finish() % partitions) as usize], "{word} {count}")?;
     }
-    Ok(tables.into_iter().map(Bulk::from).collect())
+    Ok(tables.into_iter().map(Data::from).collect())
 }
 
-fn part(mut tables: Vec<Bulk>, number: usize) -> TaskResult<Bulk> {
+fn part(mut tables: Vec<Data>, number: usize) -> TaskResult<Data> {
     Ok(tables.swap_remove(number))
 }
 
-fn merge(tables: Vec<Bulk>) -> TaskResult<Bulk> {
+fn merge(tables: Vec<Data>) -> TaskResult<Data> {
     let mut words: HashMap<&str, u64> = HashMap::new();
     for table in &tables {
         for (word, count) in entries(table)? {
@@ -136,7 +136,7 @@ fn merge(tables: Vec<Bulk>) -> TaskResult<Bulk> {
 }
 
 /// The words of a table: a line each, with its count.
-fn entries(table: &Bulk) -> Outcome<impl Iterator<Item = (&str, u64)>> {
+fn entries(table: &Data) -> Outcome<impl Iterator<Item = (&str, u64)>> {
     let text = str::from_utf8(table.as_slice().unwrap_or_default())?;
     let lines = text.lines().filter_map(|line| line.split_once(' '));
     Ok(lines.filter_map(|(word, count)| Some((word, count.parse().ok()?))))

@@ -19,7 +19,7 @@ fn main() -> io::Result<()> {
     write("handshake", handshakes())?;
     write("control", [&[0, 0, 9, 200, 5][..], &[1, 0, 0, 200, 200, 255]].map(Vec::from).into())?;
     write("frames", exchanges())?;
-    write("loans", loans())?;
+    write("loans", lent_frames())?;
     write("one_sided", accesses())?;
     write("addresses", texts(&ADDRESSES, None))?;
     write(
@@ -90,8 +90,8 @@ fn handshakes() -> Vec<Vec<u8>> {
         (6, b"\x02wrong token"),
         (7, b"\x04tcp"),
         (8, &[1; 49]),
-        (9, b"\x01\x03tcpa card"),
-        (10, b"a card"),
+        (9, b"\x01\x03tcpa endpoint info"),
+        (10, b"an endpoint info"),
     ] {
         said.extend(
             [b"TOWLINE\x1a", &[kind, 0, 0, 0][..], &(body.len() as u32).to_le_bytes(), body].concat(),
@@ -137,11 +137,11 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
         for message in announced {
             match message.arrival {
                 Arrival::Waiting => {
-                    let landings =
+                    let destinations =
                         message.frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len)));
-                    drop(b.accept(message.id, landings.collect()));
+                    drop(b.accept(message.id, destinations.collect()));
                 }
-                _ => b.settle(message.id, Delivery::Delivered, true),
+                _ => b.ack(message.id, Delivery::Delivered, true),
             }
         }
         b.leave(0, &mut back);
@@ -156,7 +156,7 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
 
 /// Scripts: a get and a put, asked for and answered.
 fn accesses() -> Vec<Vec<u8>> {
-    // A choice above 83 is a parcel; then come the number of its records, and of each its kind.
+    // A choice above 83 is a packet; then come the number of its records, and of each its kind.
     let get = [0, 90, 1, 0, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let put = [0, 90, 1, 1, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let large = [0, 90, 1, 2, 0, 0, 0, 0, 200, 1, 0, 0, 0, 50];
@@ -165,7 +165,7 @@ fn accesses() -> Vec<Vec<u8>> {
 }
 
 /// Scripts: segments shown, borrowed from and given back; frames lent and given back; and a lie.
-fn loans() -> Vec<Vec<u8>> {
+fn lent_frames() -> Vec<Vec<u8>> {
     let shown = [0, 0, 0, 0];
     let borrowed = [60, 0, 1, 0, 0, 0, 50, 2, 0, 9, 0, 0, 0];
     let dropped = [140, 0, 0];

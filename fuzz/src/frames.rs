@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use towline::backend::{Announced, Arrival, Delivery};
-use towline::internals::{Arena, Landing, Sending, Stream, decoded_and_encoded};
+use towline::internals::{Arena, Destination, Sending, Stream, decoded_and_encoded};
 use towline::{Buffer, BufferMut, Error, ErrorKind, Message};
 
 use crate::HeapMax;
 use crate::script::Script;
-use crate::wire::{LENT_LEN, Liar};
+use crate::wire::{LENT_LEN, HostilePeer};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 /// What one input does at most.
@@ -16,13 +16,13 @@ const STEPS_MAX: usize = 100;
 /// Credit for messages, and for the bytes of headers, tables and eager payload.
 const WINDOW_MESSAGES: usize = 1024;
 /// Streams beside the main one, where there are several.
-const STRANDS: usize = 3;
+const LANES: usize = 3;
 /// Leases that are out at once at most, where frames are lent.
 const LEASES_MAX: usize = 3;
-/// Room for what an end deposits.
-const DEPOT_BYTES: usize = 1 << 20;
+/// Room for what an end bounce copies.
+const BOUNCE_ARENA_BYTES: usize = 1 << 20;
 /// Loans that a liar may make.
-const LOANS: usize = 8;
+const LENT_FRAMES: usize = 8;
 /// What it accepts at most, beyond the pool.
 const ACCEPTED_LEN_MAX: usize = 8 << 20;
 /// What streams ahead, twice, since the pool hands out powers of two; the window; what this target sends and accepts.
@@ -34,15 +34,15 @@ const KINDS: [u8; 20] = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12
 #[derive(Clone, Copy)]
 struct Way {
     checked: bool,
-    strands: usize,
+    lanes: usize,
     lends: bool,
 }
 
 /// The first byte says how.
 pub fn run(input: &[u8]) -> HeapMax {
     let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
-    let strands = if which & 8 == 0 { 0 } else { STRANDS };
-    let way = Way { checked: which & 1 == 1, strands, lends: which & 16 != 0 };
+    let lanes = if which & 8 == 0 { 0 } else { LANES };
+    let way = Way { checked: which & 1 == 1, lanes, lends: which & 16 != 0 };
     match which >> 1 & 3 {
         0 => records(rest),
         1 => raw(rest, way),
@@ -82,10 +82,10 @@ fn lies(input: &[u8], way: Way) {
     let mut script = Script(input);
     let arenas = [Arena::default(), Arena::default()];
     let mut end = End::new(way, &arenas[0], &arenas[1]);
-    let Way { checked, strands, lends } = way;
+    let Way { checked, lanes, lends } = way;
     let lend = |_| arenas[1].lend(&arenas[1].block(vec![0x33; LENT_LEN as usize]), &arenas[0]);
-    let loans = (0..if lends { LOANS } else { 0 }).filter_map(lend).collect();
-    let mut liar = Liar { checked, strands, loans, ..Liar::default() };
+    let lent_frames = (0..if lends { LENT_FRAMES } else { 0 }).filter_map(lend).collect();
+    let mut hostile_peer = HostilePeer { checked, lanes, lent_frames, ..HostilePeer::default() };
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -103,9 +103,9 @@ fn lies(input: &[u8], way: Way) {
                 }
             }
             _ => {
-                let (stream, parcel) = liar.parcel(&mut script, &KINDS);
-                let cut = script.below(parcel.len() + 1);
-                let (first, second) = parcel.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
+                let (stream, packet) = hostile_peer.packet(&mut script, &KINDS);
+                let cut = script.below(packet.len() + 1);
+                let (first, second) = packet.split_at(if script.byte() % 2 == 0 { 0 } else { cut });
                 result = end.stream.arrive(stream, first).and_then(|()| end.stream.arrive(stream, second));
             }
         }
@@ -117,7 +117,7 @@ fn lies(input: &[u8], way: Way) {
 /// Two good ends, with damage between them.
 fn damage(input: &[u8], way: Way) {
     let mut script = Script(input);
-    let arenas = [DEPOT_BYTES, DEPOT_BYTES].map(Arena::with_depot);
+    let arenas = [BOUNCE_ARENA_BYTES, BOUNCE_ARENA_BYTES].map(Arena::with_bounce_arena);
     let mut ends = [End::new(way, &arenas[0], &arenas[1]), End::new(way, &arenas[1], &arenas[0])];
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
@@ -151,14 +151,14 @@ fn damage(input: &[u8], way: Way) {
 /// One end, and what it began.
 struct End {
     stream: Stream,
-    strands: usize,
+    lanes: usize,
     /// What it lends from, if it lends.
     arena: Option<Arena>,
     announced: Vec<Announced>,
     /// The number of the next message to come.
     next: u64,
     sending: Vec<Sending>,
-    landing: Vec<(Vec<usize>, Landing)>,
+    destination: Vec<(Vec<usize>, Destination)>,
     /// What it accepted beyond the pool.
     accepted_len: usize,
     closed: bool,
@@ -166,17 +166,17 @@ struct End {
 
 impl End {
     fn new(way: Way, ours: &Arena, theirs: &Arena) -> Self {
-        let Way { checked, strands, lends } = way;
-        let stream = Stream::new(HEARTBEAT, checked, strands);
+        let Way { checked, lanes, lends } = way;
+        let stream = Stream::new(HEARTBEAT, checked, lanes);
         Self {
             // As over shared memory between ends that trust each other.
             stream: if lends { stream.lending(ours, theirs, LEASES_MAX).fetching() } else { stream },
-            strands,
+            lanes,
             arena: lends.then(|| ours.clone()),
             announced: Vec::new(),
             next: 0,
             sending: Vec::new(),
-            landing: Vec::new(),
+            destination: Vec::new(),
             accepted_len: 0,
             closed: false,
         }
@@ -210,15 +210,15 @@ impl End {
         }
     }
 
-    /// The main stream or a strand.
+    /// The main stream or a lane.
     fn one_of_its_streams(&self, script: &mut Script<'_>) -> usize {
-        if self.strands == 0 { 0 } else { usize::from(script.byte()) % (self.strands + 1) }
+        if self.lanes == 0 { 0 } else { usize::from(script.byte()) % (self.lanes + 1) }
     }
 
     /// Writes what is due into the void.
     fn leave(&mut self) {
         let mut void = Vec::new();
-        for stream in 0..=self.strands {
+        for stream in 0..=self.lanes {
             for _ in 0..4 {
                 if !self.stream.leave(stream, &mut void) {
                     break;
@@ -259,16 +259,16 @@ impl End {
                     && script.byte() < 200 =>
             {
                 self.accepted_len += total;
-                let landings =
+                let destinations =
                     lens.iter().map(|len| (script.byte() < 200).then(|| BufferMut::with_capacity(*len)));
-                let landings = landings.collect();
-                self.landing.push((lens, self.stream.accept(id, landings)));
+                let destinations = destinations.collect();
+                self.destination.push((lens, self.stream.accept(id, destinations)));
                 return;
             }
             Arrival::Waiting => {}
         }
         let delivery = if script.byte().is_multiple_of(4) { Delivery::Rejected } else { Delivery::Delivered };
-        self.stream.settle(id, delivery, script.byte().is_multiple_of(2));
+        self.stream.ack(id, delivery, script.byte().is_multiple_of(2));
     }
 
     /// What must be true at the end, however it came.
@@ -278,10 +278,10 @@ impl End {
         }
         let why = result.err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the input is over"));
         self.stream.give_up(&why);
-        for (sent, settled) in self.sending {
-            assert!(sent.try_take().is_some() && settled.try_take().is_some(), "a send never ended");
+        for (sent, acked) in self.sending {
+            assert!(sent.try_take().is_some() && acked.try_take().is_some(), "a send never ended");
         }
-        for (lens, landed) in self.landing {
+        for (lens, landed) in self.destination {
             match landed.try_take().expect("an accept ends") {
                 Ok(buffers) => {
                     for (buffer, len) in buffers.iter().zip(lens) {

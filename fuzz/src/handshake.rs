@@ -41,7 +41,7 @@ fn messages(mut bytes: &[u8]) {
 fn conversation(which: u8, script: &[u8]) {
     let role = if which & 4 == 0 { Role::Connector } else { Role::Acceptor };
     let token = (which & 8 == 0).then_some(TOKEN);
-    let mut stranger = Stranger {
+    let mut unauthenticated_peer = UnauthenticatedPeer {
         role: if role == Role::Connector { Role::Acceptor } else { Role::Connector },
         token,
         script: Script(script),
@@ -51,9 +51,9 @@ fn conversation(which: u8, script: &[u8]) {
         proved: false,
     };
     let visit = Visit { role, token, offers: &["tcp", "shm"], time: TIME };
-    let greeted = greet(&visit, &mut stranger).expect("the terms are right");
+    let greeted = greet(&visit, &mut unauthenticated_peer).expect("the terms are right");
     assert!(
-        token.is_none() || stranger.proved || !greeted.greeted,
+        token.is_none() || unauthenticated_peer.proved || !greeted.greeted,
         "it never proved that it knows the token"
     );
     assert!(greeted.greeted || greeted.outcome.is_err());
@@ -64,7 +64,7 @@ fn conversation(which: u8, script: &[u8]) {
     }
 }
 
-struct Stranger<'a> {
+struct UnauthenticatedPeer<'a> {
     /// Which end it plays.
     role: Role,
     token: Option<&'a [u8]>,
@@ -77,7 +77,7 @@ struct Stranger<'a> {
     proved: bool,
 }
 
-impl Peer for Stranger<'_> {
+impl Peer for UnauthenticatedPeer<'_> {
     fn hear(&mut self, bytes: &[u8]) {
         self.heard.extend_from_slice(bytes);
     }
@@ -108,7 +108,7 @@ impl Peer for Stranger<'_> {
     }
 }
 
-impl Stranger<'_> {
+impl UnauthenticatedPeer<'_> {
     fn message(&mut self, choice: u8) {
         let script = &mut self.script;
         let honest = !choice.is_multiple_of(8);

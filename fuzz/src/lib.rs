@@ -5,7 +5,7 @@ pub mod control;
 pub mod expressions;
 pub mod frames;
 pub mod handshake;
-pub mod loans;
+pub mod lent_frames;
 pub mod one_sided;
 pub mod script;
 pub mod wire;

@@ -10,12 +10,12 @@ use towline::{Buffer, BufferMut, Error, ErrorKind, Region, RemoteRegion};
 
 use crate::HeapMax;
 use crate::script::Script;
-use crate::wire::Liar;
+use crate::wire::HostilePeer;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
 /// Streams beside the main one, where there are several.
-const STRANDS: usize = 2;
+const LANES: usize = 2;
 const HEAP_MAX: HeapMax = 32 << 20;
 /// Requests, and their answers.
 const KINDS: [u8; 12] = [7, 8, 8, 8, 9, 10, 11, 7, 9, 10, 8, 5];
@@ -34,14 +34,14 @@ pub fn run(input: &[u8]) -> HeapMax {
     let mut script = Script(input);
     let which = script.byte();
     let checked = which % 2 == 1;
-    let strands = if which & 8 == 0 { 0 } else { STRANDS };
-    let mut owner = Owner::new(checked, strands);
+    let lanes = if which & 8 == 0 { 0 } else { LANES };
+    let mut owner = Owner::new(checked, lanes);
     let keys = vec![
         key(&owner.writable.as_ref().expect("it is new").remote()),
         key(&owner.readable.remote()),
         owner.foreign_key(),
     ];
-    let mut liar = Liar { checked, strands, keys, ..Liar::default() };
+    let mut hostile_peer = HostilePeer { checked, lanes, keys, ..HostilePeer::default() };
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -53,16 +53,16 @@ pub fn run(input: &[u8]) -> HeapMax {
             40..80 => owner.leave(),
             80..84 => owner.revoke(),
             _ => {
-                let (stream, parcel) = liar.parcel(&mut script, &KINDS);
-                let cut = if script.byte() % 2 == 0 { 0 } else { script.below(parcel.len() + 1) };
-                let (first, second) = parcel.split_at(cut);
+                let (stream, packet) = hostile_peer.packet(&mut script, &KINDS);
+                let cut = if script.byte() % 2 == 0 { 0 } else { script.below(packet.len() + 1) };
+                let (first, second) = packet.split_at(cut);
                 result =
                     owner.stream.arrive(stream, first).and_then(|()| owner.stream.arrive(stream, second));
             }
         }
     }
     owner.leave();
-    owner.finish(result, &liar);
+    owner.finish(result, &hostile_peer);
     HEAP_MAX
 }
 
@@ -74,7 +74,7 @@ fn key(region: &RemoteRegion) -> [u8; 16] {
 /// The end whose memory it is.
 struct Owner {
     stream: Stream,
-    strands: usize,
+    lanes: usize,
     /// What lies around the writable region.
     guards: [BufferMut; 2],
     writable: Option<Region<BufferMut>>,
@@ -89,8 +89,8 @@ struct Owner {
 }
 
 impl Owner {
-    fn new(checked: bool, strands: usize) -> Self {
-        let stream = Stream::new(HEARTBEAT, checked, strands);
+    fn new(checked: bool, lanes: usize) -> Self {
+        let stream = Stream::new(HEARTBEAT, checked, lanes);
         let mut front = filled(SECRET, GUARD_LEN * 2 + REGION_LEN);
         let mut region = front.split_off(GUARD_LEN);
         let back = region.split_off(REGION_LEN);
@@ -105,7 +105,7 @@ impl Owner {
         Self {
             writable_key: key(&writable.remote()),
             stream,
-            strands,
+            lanes,
             guards: [front, back],
             writable: Some(writable),
             revoked: None,
@@ -135,7 +135,7 @@ impl Owner {
     /// Writes what is due, in which nothing secret may be.
     fn leave(&mut self) {
         let mut out = Vec::new();
-        for stream in 0..=self.strands {
+        for stream in 0..=self.lanes {
             for _ in 0..4 {
                 if !self.stream.leave(stream, &mut out) {
                     break;
@@ -154,7 +154,7 @@ impl Owner {
         self.revoked = Some((buffer, bytes));
     }
 
-    fn finish(mut self, result: Result<(), Error>, liar: &Liar) {
+    fn finish(mut self, result: Result<(), Error>, hostile_peer: &HostilePeer) {
         if let Err(error) = &result {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
         }
@@ -191,7 +191,7 @@ impl Owner {
             (None, Some((buffer, _))) => buffer,
             (None, None) => return,
         };
-        assert_granted(buffer.as_slice().expect("host"), self.writable_key, liar);
+        assert_granted(buffer.as_slice().expect("host"), self.writable_key, hostile_peer);
         let pool = self.stream.pool().clone();
         drop(self.stream);
         assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing");
@@ -199,11 +199,11 @@ impl Owner {
 }
 
 /// What changed in the region lies in ranges that a put asked for by its key.
-fn assert_granted(bytes: &[u8], key: [u8; 16], liar: &Liar) {
-    if liar.altered {
+fn assert_granted(bytes: &[u8], key: [u8; 16], hostile_peer: &HostilePeer) {
+    if hostile_peer.altered {
         return;
     }
-    let ranges = liar.written.iter().filter(|(asked, offset, len)| {
+    let ranges = hostile_peer.written.iter().filter(|(asked, offset, len)| {
         *asked == key && offset.checked_add(*len).is_some_and(|end| end <= REGION_LEN as u64)
     });
     let mut rest = bytes.to_vec();

@@ -17,11 +17,11 @@ pub const PUT: u8 = 8;
 
 /// A peer that knows the protocol, the keys it was given, and what it should not do.
 #[derive(Debug, Default)]
-pub struct Liar {
+pub struct HostilePeer {
     /// Its stream carries checksums, which it gets right, mostly.
     pub checked: bool,
     /// Streams beside the main one.
-    pub strands: usize,
+    pub lanes: usize,
     /// The number of its next message, and of its next request.
     pub messages: u64,
     /// Its next request's number.
@@ -31,43 +31,43 @@ pub struct Liar {
     /// The ranges of all puts that it asked for: key, offset, length.
     pub written: Vec<([u8; 16], u64, u64)>,
     /// Loans that it could make, each of `LENT_LEN` bytes.
-    pub loans: Vec<[u8; 20]>,
-    /// A parcel was altered after it was made: what it asks for is not known.
+    pub lent_frames: Vec<[u8; 20]>,
+    /// A packet was altered after it was made: what it asks for is not known.
     pub altered: bool,
 }
 
-impl Liar {
-    /// Its next parcel, and the stream that it is on: up to four records of these kinds, and perhaps bulk.
-    pub fn parcel(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
-        let striped = self.strands > 0;
-        let stream = if striped { usize::from(script.byte()) % (self.strands + 1) } else { 0 };
+impl HostilePeer {
+    /// Its next packet, and the stream that it is on: up to four records of these kinds, and perhaps data.
+    pub fn packet(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
+        let striped = self.lanes > 0;
+        let stream = if striped { usize::from(script.byte()) % (self.lanes + 1) } else { 0 };
         let mut records = Vec::new();
         if stream == 0 || script.byte() >= 250 {
             for _ in 0..script.byte() % 5 {
                 self.record(script, kinds, &mut records);
             }
         }
-        let (mut transfer, mut offset, mut bulk) = (0, 0, Vec::new());
-        let has_bulk = script.byte();
-        // A strand says good-bye where it has none.
-        if has_bulk % 2 == 1 || (stream > 0 && has_bulk >= 16) {
+        let (mut transfer, mut offset, mut data) = (0, 0, Vec::new());
+        let has_data = script.byte();
+        // A lane says good-bye where it has none.
+        if has_data % 2 == 1 || (stream > 0 && has_data >= 16) {
             transfer = script.number() << 2 | script.number() & 3;
             if striped {
                 let chunk = script.byte();
                 offset = if chunk < 240 { u64::from(chunk % 6) * CHUNK_LEN } else { script.number() };
             }
-            bulk = filler(script, striped);
+            data = filler(script, striped);
         }
-        let mut parcel = parcel(self.checked, striped.then_some(offset), &records, transfer, &bulk);
+        let mut packet = packet(self.checked, striped.then_some(offset), &records, transfer, &data);
         if script.byte() >= 240 {
             self.altered = true;
-            let at = script.below(parcel.len().min(80));
-            parcel[at] ^= 1 << (script.byte() % 8);
+            let at = script.below(packet.len().min(80));
+            packet[at] ^= 1 << (script.byte() % 8);
             if self.checked && script.byte() >= 64 {
-                seal(&mut parcel, records.len(), striped);
+                seal(&mut packet, records.len(), striped);
             }
         }
-        (stream, parcel)
+        (stream, packet)
     }
 
     fn record(&mut self, script: &mut Script<'_>, kinds: &[u8], out: &mut Vec<u8>) {
@@ -95,7 +95,7 @@ impl Liar {
     }
 
     fn message(&mut self, script: &mut Script<'_>, flags: u8, out: &mut Vec<u8>) {
-        if !self.loans.is_empty() && script.byte() >= 128 {
+        if !self.lent_frames.is_empty() && script.byte() >= 128 {
             return self.lent(script, flags, out);
         }
         let header_len = script.byte() % 8;
@@ -130,13 +130,13 @@ impl Liar {
             body.extend((len | 2 << 48).to_le_bytes());
         }
         body.extend(5_u64.to_le_bytes());
-        let loans = if script.byte() < 230 { frames } else { u32::from(script.byte() % 5) };
-        for _ in 0..loans {
-            let mut loan = script.one_of(&self.loans);
+        let lent_frames = if script.byte() < 230 { frames } else { u32::from(script.byte() % 5) };
+        for _ in 0..lent_frames {
+            let mut lent_frame = script.one_of(&self.lent_frames);
             if script.byte() >= 230 {
-                loan[script.below(20)] ^= script.byte();
+                lent_frame[script.below(20)] ^= script.byte();
             }
-            body.extend(loan);
+            body.extend(lent_frame);
         }
         body.extend([0x5a; 5]);
         let id = if script.byte() >= 250 { script.number() } else { self.messages };
@@ -174,7 +174,7 @@ fn frame(script: &mut Script<'_>) -> u64 {
     }
 }
 
-/// Bulk, of a length that something may want.
+/// Data, of a length that something may want.
 fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     let len = match script.byte() {
         0..100 => usize::from(script.byte()),
@@ -186,35 +186,35 @@ fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     vec![0x5a; len]
 }
 
-/// A parcel; where there are several streams, the offset of its bulk is in its head.
-pub fn parcel(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
+/// A packet; where there are several streams, the offset of its data is in its head.
+pub fn packet(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, data: &[u8]) -> Vec<u8> {
     let head_len = head_len(checked, offset.is_some());
-    let mut parcel = Vec::with_capacity(head_len + records.len() + bulk.len());
-    parcel.extend((records.len() as u32).to_le_bytes());
-    parcel.extend((bulk.len() as u32).to_le_bytes());
-    parcel.extend(transfer.to_le_bytes());
-    parcel.extend(offset.into_iter().flat_map(u64::to_le_bytes));
-    parcel.resize(head_len, 0);
-    parcel.extend(records);
-    parcel.extend(bulk);
+    let mut packet = Vec::with_capacity(head_len + records.len() + data.len());
+    packet.extend((records.len() as u32).to_le_bytes());
+    packet.extend((data.len() as u32).to_le_bytes());
+    packet.extend(transfer.to_le_bytes());
+    packet.extend(offset.into_iter().flat_map(u64::to_le_bytes));
+    packet.resize(head_len, 0);
+    packet.extend(records);
+    packet.extend(data);
     if checked {
-        seal(&mut parcel, records.len(), offset.is_some());
+        seal(&mut packet, records.len(), offset.is_some());
     }
-    parcel
+    packet
 }
 
-/// The length of a parcel's head, with an offset if it is `striped`.
+/// The length of a packet's head, with an offset if it is `striped`.
 pub fn head_len(checked: bool, striped: bool) -> usize {
     16 + if striped { 8 } else { 0 } + if checked { 12 } else { 0 }
 }
 
 /// Makes the checksums right.
-fn seal(parcel: &mut [u8], records_len: usize, striped: bool) {
-    let (head, rest) = parcel.split_at_mut(head_len(true, striped));
-    let (records, bulk) = rest.split_at(records_len);
+fn seal(packet: &mut [u8], records_len: usize, striped: bool) {
+    let (head, rest) = packet.split_at_mut(head_len(true, striped));
+    let (records, data) = rest.split_at(records_len);
     let (before, sums) = head.split_at_mut(head_len(false, striped));
     sums[..4].copy_from_slice(&crc32c::crc32c(records).to_le_bytes());
-    sums[4..8].copy_from_slice(&crc32c::crc32c(bulk).to_le_bytes());
+    sums[4..8].copy_from_slice(&crc32c::crc32c(data).to_le_bytes());
     let sum = crc32c::crc32c_append(crc32c::crc32c(before), &sums[..8]);
     sums[8..].copy_from_slice(&sum.to_le_bytes());
 }

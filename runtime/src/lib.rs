@@ -18,7 +18,7 @@
 //! ```
 //!
 //! A [`Function`] is a name and types that clients and workers share, a [`Registry`] says what it runs. Arguments and results are
-//! serde types; bulk data in them is [`Bulk`], which never passes the scheduler and stays in the memory it is in as far as the
+//! serde types; bulk data in them is [`Data`], which never passes the scheduler and stays in the memory it is in as far as the
 //! path allows. [`Client::submit`] returns a [`Future`], which is an argument of other tasks as it is.
 //!
 //! [`LocalCluster`] is all of it in one process; [`Scheduler`], [`Worker`] and [`Client`] are its parts, for processes and hosts.
@@ -51,5 +51,5 @@ pub use local::LocalCluster;
 pub use metrics::Metrics;
 pub use scheduler::{Builder as SchedulerBuilder, Scheduler};
 pub use stats::{PairStats, StageCounts, Stats, WorkerStats};
-pub use value::Bulk;
+pub use value::Data;
 pub use worker::{Builder as WorkerBuilder, Worker};

@@ -28,7 +28,7 @@ pub(crate) const HELLO_TIME: Duration = Duration::from_secs(5);
 
 /// Words for one peer.
 #[derive(Debug, Default)]
-pub(crate) struct Outbox {
+pub(crate) struct SendQueue {
     waiting: Mutex<Waiting>,
     changed: Notify,
     /// Less waits than before.
@@ -42,7 +42,7 @@ struct Waiting {
     is_closed: bool,
 }
 
-impl Outbox {
+impl SendQueue {
     /// Says it once the line is free, and `flush` was called. What is said after the end is lost.
     pub(crate) fn say<W: Serialize>(&self, word: &W) {
         let mut waiting = self.lock();
@@ -83,7 +83,7 @@ impl Outbox {
         }
     }
 
-    /// Carries what is said to the peer, until the connection or the outbox ends.
+    /// Carries what is said to the peer, until the connection or the send queue ends.
     pub(crate) async fn carry(&self, connection: &Connection) -> Result<()> {
         loop {
             let next = {

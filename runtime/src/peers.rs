@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use tokio::sync::{OnceCell, oneshot, watch};
-use towline::{Address, Caps, Connection, Endpoint, Incoming, Landing, Message, Place};
+use towline::{Address, Caps, Connection, Destination, Endpoint, Incoming, Message, Place};
 
 use crate::address;
 use crate::background::{AtEnd, Background, within};
@@ -287,9 +287,9 @@ pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection
     let message = if moves || places().all(in_host) && !is_named {
         incoming.accept().await?
     } else {
-        let landing = |place| Landing::Place(if in_host(place) { Place::Host } else { place });
-        let landings = incoming.frames().iter().map(|frame| landing(frame.place)).collect();
-        incoming.accept_into(landings).await?
+        let destination = |place| Destination::Place(if in_host(place) { Place::Host } else { place });
+        let destinations = incoming.frames().iter().map(|frame| destination(frame.place)).collect();
+        incoming.accept_into(destinations).await?
     };
     let (_, mut frames) = message.into_parts();
     let bytes = match body {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::Failure;
 use crate::stats::Stats;
-use crate::value::Gap;
+use crate::value::Placeholder;
 
 /// Both ends of a line speak the same version, or none.
 pub(crate) const VERSION: u16 = 1;
@@ -79,7 +79,7 @@ pub(crate) type FunctionId = u32;
 /// A function's parameters and result, as far as a number tells types apart.
 pub(crate) type Types = u64;
 /// One run of a task; used once.
-pub(crate) type Run = u64;
+pub(crate) type Attempt = u64;
 
 /// Bytes that are passed on as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,13 +113,15 @@ impl<'de> Deserialize<'de> for Blob {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Arguments {
     pub(crate) bytes: Blob,
-    pub(crate) gaps: Vec<Gap>,
+    pub(crate) placeholders: Vec<Placeholder>,
 }
 
 impl Arguments {
     /// Whether any task may have them, with so many inputs.
     pub(crate) fn may_be(&self, inputs: usize) -> bool {
-        self.bytes.0.len() <= ARGUMENTS_LEN_MAX && self.gaps.len() <= INPUTS_MAX && inputs <= INPUTS_MAX
+        self.bytes.0.len() <= ARGUMENTS_LEN_MAX
+            && self.placeholders.len() <= INPUTS_MAX
+            && inputs <= INPUTS_MAX
     }
 }
 
@@ -255,16 +257,16 @@ pub(crate) enum ToWorker {
         name: String,
         types: Types,
     },
-    Run(Order),
+    Attempt(Assignment),
     /// The run is no longer wanted.
     Drop {
         key: Key,
-        run: Run,
+        run: Attempt,
     },
     /// Give it back if it has not begun.
     Recall {
         key: Key,
-        run: Run,
+        run: Attempt,
     },
     /// Nobody needs the data.
     Free {
@@ -276,9 +278,9 @@ pub(crate) enum ToWorker {
 
 /// A task to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Order {
+pub(crate) struct Assignment {
     pub(crate) key: Key,
-    pub(crate) run: Run,
+    pub(crate) run: Attempt,
     pub(crate) function: FunctionId,
     pub(crate) priority: Priority,
     pub(crate) inputs: Vec<Input>,
@@ -310,19 +312,19 @@ pub(crate) enum FromWorker {
     /// It ran, and its result is here; a scattered one was run 0.
     Done {
         key: Key,
-        run: Run,
+        run: Attempt,
         bytes: u64,
         micros: u32,
     },
     Failed {
         key: Key,
-        run: Run,
+        run: Attempt,
         failure: Failure,
     },
     /// It was not begun: it was recalled, or these holders did not give these inputs.
     Returned {
         key: Key,
-        run: Run,
+        run: Attempt,
         lacking: Vec<(Key, WorkerId)>,
     },
     /// A copy of this is here as well.

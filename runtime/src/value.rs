@@ -1,6 +1,6 @@
 //! What tasks take and give: serde types, whose bulk data stays in the buffers it is in.
 //!
-//! The invariant: a value is bytes and frames, and a frame's turn is where its [`Bulk`] stands in the bytes. So values that
+//! The invariant: a value is bytes and frames, and a frame's turn is where its [`Data`] stands in the bytes. So values that
 //! are put one into another, as splicing does, keep their frames in order.
 
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ use crate::protocol::Key;
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
-/// use towline_runtime::Bulk;
+/// use towline_runtime::Data;
 ///
 /// #[derive(Serialize, Deserialize)]
 /// struct Block {
@@ -31,13 +31,13 @@ use crate::protocol::Key;
 ///     numbers: Bulk,
 /// }
 ///
-/// let block = Block { rows: 2, columns: 1, numbers: Bulk::from(vec![1, 2]) };
+/// let block = Block { rows: 2, columns: 1, numbers: Data::from(vec![1, 2]) };
 /// assert_eq!(block.numbers.as_slice(), Some(&[1, 2][..]));
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Bulk(Buffer);
+pub struct Data(Buffer);
 
-impl Bulk {
+impl Data {
     /// The bytes, where the processor may read them: see [`Buffer::as_slice`].
     pub fn as_slice(&self) -> Option<&[u8]> {
         self.0.as_slice()
@@ -54,7 +54,7 @@ impl Bulk {
     }
 }
 
-impl<T: Into<Buffer>> From<T> for Bulk {
+impl<T: Into<Buffer>> From<T> for Data {
     fn from(buffer: T) -> Self {
         Self(buffer.into())
     }
@@ -83,58 +83,64 @@ impl Value {
     }
 }
 
-/// Arguments, whose gaps are to be filled by the values of `inputs`.
+/// Arguments, whose placeholders are to be filled by the values of `inputs`.
 #[derive(Debug)]
-pub(crate) struct Gapped {
+pub(crate) struct WithPlaceholders {
     pub(crate) bytes: Vec<u8>,
-    pub(crate) gaps: Vec<Gap>,
+    pub(crate) placeholders: Vec<Placeholder>,
     pub(crate) inputs: Vec<Key>,
 }
 
 /// Where a value goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Gap {
-    /// Bytes since the last gap.
+pub(crate) struct Placeholder {
+    /// Bytes since the last placeholder.
     pub(crate) after: u32,
     /// Which input's value.
     pub(crate) input: u32,
 }
 
-impl Gapped {
+impl WithPlaceholders {
     pub(crate) fn of<T: Serialize>(arguments: &T) -> Result<Self> {
         let (bytes, writing) = encode(arguments, true)?;
-        let mut gapped = Self { bytes, gaps: Vec::with_capacity(writing.gaps.len()), inputs: Vec::new() };
+        let mut with_placeholders =
+            Self { bytes, placeholders: Vec::with_capacity(writing.placeholders.len()), inputs: Vec::new() };
         let mut last = 0;
         let mut numbers = rustc_hash::FxHashMap::default();
-        for (at, key) in writing.gaps {
+        for (at, key) in writing.placeholders {
             let input = *numbers.entry(key).or_insert_with(|| {
-                gapped.inputs.push(key);
-                gapped.inputs.len() as u32 - 1
+                with_placeholders.inputs.push(key);
+                with_placeholders.inputs.len() as u32 - 1
             });
-            gapped.gaps.push(Gap { after: (at - last) as u32, input });
+            with_placeholders.placeholders.push(Placeholder { after: (at - last) as u32, input });
             last = at;
         }
-        Ok(gapped)
+        Ok(with_placeholders)
     }
 }
 
-/// Puts the inputs' values where the gaps are. An input may stand in many of them: beyond the arguments, that takes no more than
+/// Puts the inputs' values where the placeholders are. An input may stand in many of them: beyond the arguments, that takes no more than
 /// `bytes_max`.
-pub(crate) fn splice(bytes: &[u8], gaps: &[Gap], inputs: &[Value], bytes_max: u64) -> Result<Value> {
-    if let ([], []) = (gaps, inputs) {
+pub(crate) fn substitute(
+    bytes: &[u8],
+    placeholders: &[Placeholder],
+    inputs: &[Value],
+    bytes_max: u64,
+) -> Result<Value> {
+    if let ([], []) = (placeholders, inputs) {
         return Ok(Value { bytes: Bytes::copy_from_slice(bytes), frames: Vec::new() });
     }
-    let wrong = || Error::new(ErrorKind::Invalid, "a gap leads out of the arguments");
+    let wrong = || Error::new(ErrorKind::Invalid, "a placeholder leads out of the arguments");
     let mut whole = Vec::with_capacity(bytes.len());
     let mut frames = Vec::new();
     let mut rest = bytes;
-    let mut spliced_bytes = 0u64;
-    for gap in gaps {
-        let (before, after) = rest.split_at_checked(gap.after as usize).ok_or_else(wrong)?;
-        let value = inputs.get(gap.input as usize).ok_or_else(wrong)?;
+    let mut substituted_bytes = 0u64;
+    for placeholder in placeholders {
+        let (before, after) = rest.split_at_checked(placeholder.after as usize).ok_or_else(wrong)?;
+        let value = inputs.get(placeholder.input as usize).ok_or_else(wrong)?;
         let value_bytes = value.bytes.len() + value.frames.len() * size_of::<Buffer>();
-        spliced_bytes = spliced_bytes.saturating_add(value_bytes as u64);
-        if spliced_bytes > bytes_max {
+        substituted_bytes = substituted_bytes.saturating_add(value_bytes as u64);
+        if substituted_bytes > bytes_max {
             let why =
                 format!("the arguments take more than {bytes_max} bytes with all values in their places");
             return Err(Error::new(ErrorKind::TooLarge, why));
@@ -157,7 +163,7 @@ struct Writing {
     is_arguments: bool,
     written: usize,
     frames: Vec<Buffer>,
-    gaps: Vec<(usize, Key)>,
+    placeholders: Vec<(usize, Key)>,
     /// Why it cannot be written: postcard's errors have no words.
     refused: Option<&'static str>,
 }
@@ -263,7 +269,7 @@ fn aside<S: Serializer>(
     serializer.serialize_unit()
 }
 
-impl Serialize for Bulk {
+impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         aside(serializer, |writing| {
             if writing.is_arguments {
@@ -275,7 +281,7 @@ impl Serialize for Bulk {
     }
 }
 
-impl<'de> Deserialize<'de> for Bulk {
+impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         <()>::deserialize(deserializer)?;
         let frame = READING.with_borrow_mut(|stack| stack.last_mut().and_then(VecDeque::pop_front));
@@ -283,13 +289,13 @@ impl<'de> Deserialize<'de> for Bulk {
     }
 }
 
-/// Leaves a gap for the value of `key`.
-pub(crate) fn serialize_gap<S: Serializer>(key: Key, serializer: S) -> Result<S::Ok, S::Error> {
+/// Leaves a placeholder for the value of `key`.
+pub(crate) fn serialize_placeholder<S: Serializer>(key: Key, serializer: S) -> Result<S::Ok, S::Error> {
     aside(serializer, |writing| {
         if !writing.is_arguments {
             return Err("a future is an argument of tasks, and nothing else");
         }
-        writing.gaps.push((writing.written, key));
+        writing.placeholders.push((writing.written, key));
         Ok(())
     })
 }
@@ -302,30 +308,31 @@ mod tests {
 
     impl Serialize for Hole {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-            serialize_gap(Key::new(1, self.0), serializer)
+            serialize_placeholder(Key::new(1, self.0), serializer)
         }
     }
 
     #[test]
-    fn bulk_data_leaves_the_bytes_and_comes_back_in_order() {
-        let value = (7u32, Bulk::from(vec![1, 2]), Some(vec![Bulk::from(vec![3]), Bulk::default()]), "x");
+    fn data_data_leaves_the_bytes_and_comes_back_in_order() {
+        let value = (7u32, Data::from(vec![1, 2]), Some(vec![Data::from(vec![3]), Data::default()]), "x");
         let stored = Value::of(&value).unwrap();
         assert_eq!((stored.bytes.len(), stored.frames.len(), stored.len()), (5, 3, 8));
-        let (number, first, rest, text) = stored.read::<(u32, Bulk, Option<Vec<Bulk>>, String)>().unwrap();
+        let (number, first, rest, text) = stored.read::<(u32, Data, Option<Vec<Data>>, String)>().unwrap();
         assert_eq!((number, first.as_slice(), text.as_str()), (7, Some(&[1, 2][..]), "x"));
-        let rest: Vec<_> = rest.unwrap().into_iter().map(|bulk| bulk.0.to_vec().unwrap()).collect();
+        let rest: Vec<_> = rest.unwrap().into_iter().map(|data| data.0.to_vec().unwrap()).collect();
         assert_eq!(rest, [vec![3], vec![]]);
     }
 
     #[test]
     fn a_future_stands_wherever_its_value_does() {
         let arguments = (300u32, Hole(1), vec![Hole(2), Hole(1)], "end");
-        let gapped = Gapped::of(&arguments).unwrap();
-        assert_eq!(gapped.inputs, [Key::new(1, 1), Key::new(1, 2)]);
-        let one = Value::of(&(Bulk::from(vec![1]), 70_000u64)).unwrap();
-        let two = Value::of(&(Bulk::from(vec![2, 2]), 5u64)).unwrap();
-        let whole = splice(&gapped.bytes, &gapped.gaps, &[one, two], 1000).unwrap();
-        type Item = (Bulk, u64);
+        let with_placeholders = WithPlaceholders::of(&arguments).unwrap();
+        assert_eq!(with_placeholders.inputs, [Key::new(1, 1), Key::new(1, 2)]);
+        let one = Value::of(&(Data::from(vec![1]), 70_000u64)).unwrap();
+        let two = Value::of(&(Data::from(vec![2, 2]), 5u64)).unwrap();
+        let whole =
+            substitute(&with_placeholders.bytes, &with_placeholders.placeholders, &[one, two], 1000).unwrap();
+        type Item = (Data, u64);
         let (number, first, list, end) = whole.read::<(u32, Item, Vec<Item>, String)>().unwrap();
         assert_eq!((number, first.1, end.as_str()), (300, 70_000, "end"));
         assert_eq!(list.iter().map(|item| item.1).collect::<Vec<_>>(), [5, 70_000]);
@@ -336,23 +343,23 @@ mod tests {
     fn what_is_not_what_it_should_be_is_an_error() {
         assert!(Value::of(&1u8).unwrap().read::<String>().is_err());
         assert!(Value::of(&(1u8, 2u8)).unwrap().read::<u8>().is_err(), "bytes are left");
-        assert!(Value::of(&Bulk::default()).unwrap().read::<()>().is_err(), "a frame is left");
-        assert!(Value::default().read::<Bulk>().is_err(), "a frame is missing");
-        assert!(postcard::to_allocvec(&Bulk::default()).is_err(), "not on its way to a task");
-        let refused = Gapped::of(&(1, Bulk::default())).unwrap_err();
+        assert!(Value::of(&Data::default()).unwrap().read::<()>().is_err(), "a frame is left");
+        assert!(Value::default().read::<Data>().is_err(), "a frame is missing");
+        assert!(postcard::to_allocvec(&Data::default()).is_err(), "not on its way to a task");
+        let refused = WithPlaceholders::of(&(1, Data::default())).unwrap_err();
         assert!(refused.to_string().contains("scatter"), "{refused}");
-        let gap = |after, input| [Gap { after, input }];
-        assert!(splice(&[1], &gap(2, 0), &[Value::default()], 1000).is_err());
-        assert!(splice(&[1], &gap(1, 1), &[Value::default()], 1000).is_err());
+        let placeholder = |after, input| [Placeholder { after, input }];
+        assert!(substitute(&[1], &placeholder(2, 0), &[Value::default()], 1000).is_err());
+        assert!(substitute(&[1], &placeholder(1, 1), &[Value::default()], 1000).is_err());
     }
 
     #[test]
     fn a_value_in_many_places_takes_no_more_than_it_may() {
         let value = Value { bytes: vec![0; 1000].into(), frames: vec![Buffer::default()] };
-        let gaps = vec![Gap { after: 0, input: 0 }; 1000];
-        let refused = splice(&[], &gaps, std::slice::from_ref(&value), 100_000).unwrap_err();
+        let placeholders = vec![Placeholder { after: 0, input: 0 }; 1000];
+        let refused = substitute(&[], &placeholders, std::slice::from_ref(&value), 100_000).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::TooLarge);
-        assert_eq!(splice(&[], &gaps[..50], &[value], 100_000).unwrap().bytes.len(), 50_000);
+        assert_eq!(substitute(&[], &placeholders[..50], &[value], 100_000).unwrap().bytes.len(), 50_000);
     }
 
     #[test]

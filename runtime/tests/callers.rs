@@ -10,12 +10,12 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use towline::environment::System;
 use towline::{Address, Endpoint};
-use towline_runtime::{Bulk, Client, ErrorKind, Function, Future, Registry, Scheduler, TaskResult, Worker};
+use towline_runtime::{Client, Data, ErrorKind, Function, Future, Registry, Scheduler, TaskResult, Worker};
 use towline_tests::polls::{block_on, soon};
 
 const ADD: Function<(u64, u64), u64> = Function::new("add");
 const ADD_ASYNC: Function<(u64, u64), u64> = Function::new("add_async");
-const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
+const BLOCK: Function<(u8, usize), Data> = Function::new("block");
 
 const WAIT: Function<(), ()> = Function::new("wait");
 
@@ -32,7 +32,7 @@ fn registry() -> Registry {
         })
         .with(ADD, |a, b| TaskResult::Ok(a + b))
         .with_async(ADD_ASYNC, |a, b| async move { TaskResult::Ok(a + b) })
-        .with(BLOCK, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
+        .with(BLOCK, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
 }
 
 fn runtime() -> Runtime {
@@ -45,19 +45,19 @@ async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'sta
 }
 
 /// Each call of a client that waits for something.
-async fn all_calls(client: &Client, kept: &Future<Bulk>) {
+async fn all_calls(client: &Client, kept: &Future<Data>) {
     assert_eq!(kept.result().await.unwrap().as_slice(), Some(&[7; 50_000][..]));
     kept.done().await.unwrap();
     let sums = client.map(ADD, (0..100).map(|n| (n, n))).unwrap();
     assert_eq!(client.gather(&sums).await.unwrap(), (0..200).step_by(2).collect::<Vec<_>>());
-    let given = client.scatter(Bulk::from(vec![3; 50_000])).await.unwrap();
+    let given = client.scatter(Data::from(vec![3; 50_000])).await.unwrap();
     assert_eq!(given.result().await.unwrap().buffer().len(), 50_000);
     assert_eq!(client.who_has(&given).await.unwrap().len(), 1);
     assert!(!client.stats().await.unwrap().workers.is_empty());
 }
 
 /// A scheduler, two workers and a client, started and connected by whoever runs this.
-async fn start(address: &str) -> (Scheduler, Vec<Worker>, Arc<Client>, Future<Bulk>) {
+async fn start(address: &str) -> (Scheduler, Vec<Worker>, Arc<Client>, Future<Data>) {
     let address: Address = address.parse().unwrap();
     let endpoint = || Endpoint::new().unwrap();
     let scheduler = Scheduler::start(&endpoint(), &address).await.unwrap();

@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use towline_runtime::{Bulk, ErrorKind, Function, LocalCluster, Registry, TaskResult, Worker};
+use towline_runtime::{Data, ErrorKind, Function, LocalCluster, Registry, TaskResult, Worker};
 
-const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
-const JOIN: Function<(Vec<Bulk>,), u64> = Function::new("join");
+const BLOCK: Function<(u8, usize), Data> = Function::new("block");
+const JOIN: Function<(Vec<Data>,), u64> = Function::new("join");
 const ADD: Function<(u64, u64), u64> = Function::new("add");
 const FAIL: Function<(u64,), u64> = Function::new("fail");
 
@@ -16,8 +16,8 @@ const LONG: Duration = Duration::from_secs(120);
 
 fn registry() -> Registry {
     Registry::new()
-        .with(BLOCK, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
-        .with(JOIN, |blocks: Vec<Bulk>| {
+        .with(BLOCK, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
+        .with(JOIN, |blocks: Vec<Data>| {
             TaskResult::Ok(blocks.iter().map(|block| block.buffer().len() as u64).sum())
         })
         .with(ADD, |a, b| TaskResult::Ok(a + b))
@@ -41,7 +41,7 @@ async fn run_one(cluster: &LocalCluster, graph: u64) {
             assert_eq!(failed.result().await.unwrap_err().kind(), ErrorKind::Failed);
         }
         1 => sum.cancel(),
-        2 => drop(client.scatter(Bulk::from(vec![1; 100])).await.unwrap()),
+        2 => drop(client.scatter(Data::from(vec![1; 100])).await.unwrap()),
         3 => {}
         _ => assert_eq!(sum.result().await.unwrap(), 6_000 + graph),
     }

@@ -6,25 +6,25 @@ use std::time::Duration;
 
 use towline::{Address, Endpoint};
 use towline_runtime::{
-    Bulk, Client, ErrorKind, Function, LocalCluster, Registry, Scheduler, TaskResult, Worker,
+    Client, Data, ErrorKind, Function, LocalCluster, Registry, Scheduler, TaskResult, Worker,
 };
 
 const ADD: Function<(u64, u64), u64> = Function::new("add");
-const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
-const JOIN: Function<(Vec<Bulk>,), u64> = Function::new("join");
+const BLOCK: Function<(u8, usize), Data> = Function::new("block");
+const JOIN: Function<(Vec<Data>,), u64> = Function::new("join");
 const SLEEP: Function<(u64,), u64> = Function::new("sleep");
 
 /// Nothing here takes this long.
 const LONG: Duration = Duration::from_secs(60);
 /// A lost scheduler is noticed within this time.
 const LOST_MAX: Duration = Duration::from_secs(12);
-const PATIENCE: Duration = Duration::from_millis(200);
+const STALL_TIMEOUT: Duration = Duration::from_millis(200);
 
 fn registry() -> Registry {
     Registry::new()
         .with(ADD, |a, b| TaskResult::Ok(a + b))
-        .with(BLOCK, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
-        .with(JOIN, |blocks: Vec<Bulk>| {
+        .with(BLOCK, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
+        .with(JOIN, |blocks: Vec<Data>| {
             TaskResult::Ok(blocks.iter().map(|block| block.buffer().len() as u64).sum())
         })
         .with(SLEEP, |millis| {
@@ -63,10 +63,11 @@ fn two_hundred_workers_share_the_work() {
     });
 }
 
-/// A scheduler without patience, and a client.
+/// A scheduler without stall timeout, and a client.
 async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
     let address: Address = "mem://".parse().unwrap();
-    let scheduler = Scheduler::builder().patience(PATIENCE).start(endpoint, &address).await.unwrap();
+    let scheduler =
+        Scheduler::builder().stall_timeout(STALL_TIMEOUT).start(endpoint, &address).await.unwrap();
     let client = Client::connect(endpoint, scheduler.address()).await.unwrap();
     (scheduler, client)
 }
@@ -105,7 +106,7 @@ fn full_workers_hold_new_data_back_and_say_so_when_nothing_is_released() {
         // What uses something up runs, and what is released makes room.
         assert_eq!(client.submit(JOIN, (vec![&kept],)).unwrap().result().await.unwrap(), 9_000);
         let held_back = client.submit(BLOCK, (2, 1_000)).unwrap();
-        tokio::time::sleep(PATIENCE / 4).await;
+        tokio::time::sleep(STALL_TIMEOUT / 4).await;
         kept.release();
         assert_eq!(held_back.result().await.unwrap().buffer().len(), 1_000);
     });

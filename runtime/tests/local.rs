@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use towline::Place;
-use towline_runtime::{Bulk, Client, ErrorKind, Function, LocalCluster, Registry, TaskResult};
+use towline_runtime::{Client, Data, ErrorKind, Function, LocalCluster, Registry, TaskResult};
 
 const ADD: Function<(i64, i64), i64> = Function::new("add");
 const SUM: Function<(Vec<i64>,), i64> = Function::new("sum");
@@ -14,8 +14,8 @@ const PANIC: Function<(), i64> = Function::new("panic");
 const PANIC_ASYNC: Function<(), i64> = Function::new("panic_async");
 const SLEEP: Function<(u64,), i64> = Function::new("sleep");
 const SLEEP_ASYNC: Function<(u64,), i64> = Function::new("sleep_async");
-const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
-const PAIR: Function<(Bulk, Bulk), (Bulk, u64)> = Function::new("pair");
+const BLOCK: Function<(u8, usize), Data> = Function::new("block");
+const PAIR: Function<(Data, Data), (Data, u64)> = Function::new("pair");
 const UNKNOWN: Function<(), ()> = Function::new("unknown");
 const MISTYPED: Function<(String,), i64> = Function::new("add");
 
@@ -37,8 +37,8 @@ fn registry() -> Registry {
             tokio::time::sleep(Duration::from_millis(millis)).await;
             TaskResult::Ok(millis as i64)
         })
-        .with(BLOCK, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
-        .with(PAIR, |a: Bulk, b: Bulk| {
+        .with(BLOCK, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
+        .with(PAIR, |a: Data, b: Data| {
             let len = (a.buffer().len() + b.buffer().len()) as u64;
             TaskResult::Ok((a, len))
         })
@@ -93,8 +93,8 @@ fn results_are_inputs_of_other_tasks() {
 fn inputs_come_from_the_worker_that_has_them_without_a_copy() {
     with_cluster(2, |cluster| async move {
         let client = cluster.client();
-        let one = client.scatter(Bulk::from(vec![1; 1 << 20])).await.unwrap();
-        let two = client.scatter(Bulk::from(vec![2; 1 << 20])).await.unwrap();
+        let one = client.scatter(Data::from(vec![1; 1 << 20])).await.unwrap();
+        let two = client.scatter(Data::from(vec![2; 1 << 20])).await.unwrap();
         let holders = [client.who_has(&one).await.unwrap(), client.who_has(&two).await.unwrap()];
         assert_ne!(holders[0], holders[1], "they are with different workers");
         let pair = client.submit(PAIR, (&one, &two)).unwrap();
@@ -138,8 +138,8 @@ fn what_does_not_fit_is_named() {
         assert_eq!((unknown.kind(), unknown.task()), (ErrorKind::UnknownFunction, Some("unknown")));
         let mistyped = client.submit(MISTYPED, ("x",)).unwrap().result().await.unwrap_err();
         assert_eq!((mistyped.kind(), mistyped.task()), (ErrorKind::Invalid, Some("add")));
-        let bulk = client.submit(PAIR, (Bulk::default(), Bulk::default())).unwrap_err();
-        assert!(bulk.to_string().contains("scatter it"), "{bulk}");
+        let data = client.submit(PAIR, (Data::default(), Data::default())).unwrap_err();
+        assert!(data.to_string().contains("scatter it"), "{data}");
         let large = client.submit(FAIL, ("x".repeat(2 << 20),)).unwrap_err();
         assert_eq!(large.kind(), ErrorKind::TooLarge);
         // Long ones that may still pass take a frame of their own.

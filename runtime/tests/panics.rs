@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use towline_runtime::{
-    BoxError, Bulk, Error, ErrorKind, Function, Future as Task, LocalCluster, Registry, TaskResult,
+    BoxError, Data, Error, ErrorKind, Function, Future as Task, LocalCluster, Registry, TaskResult,
 };
 use towline_tests::polls::soon;
 
@@ -98,7 +98,7 @@ impl Drop for Careless {
 }
 
 /// Bytes whose owner panics when they are freed.
-fn bulk() -> Bulk {
+fn data() -> Data {
     struct Owner(Vec<u8>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
@@ -110,7 +110,7 @@ fn bulk() -> Bulk {
             panic!("planned, at the end");
         }
     }
-    Bulk::from(Bytes::from_owner(Owner(vec![7; 50_000])))
+    Data::from(Bytes::from_owner(Owner(vec![7; 50_000])))
 }
 
 const PAYLOAD: Function<(), u64> = Function::new("payload");
@@ -121,8 +121,8 @@ const RETURN: Function<(bool,), Fragile> = Function::new("return");
 const RETURN_ASYNC: Function<(bool,), Fragile> = Function::new("return_async");
 const TAKE: Function<(Fragile,), u64> = Function::new("take");
 const CARELESS: Function<(), u64> = Function::new("careless");
-const BULK: Function<(), Bulk> = Function::new("bulk");
-const LEN: Function<(Bulk,), u64> = Function::new("len");
+const DATA: Function<(), Data> = Function::new("bulk");
+const LEN: Function<(Data,), u64> = Function::new("len");
 
 const ERRORS: [At; 5] = [At::Display, At::Source, At::DisplayAndDrop, At::Drop, At::Nowhere];
 
@@ -141,8 +141,8 @@ fn registry() -> Registry {
         .with_async(RETURN_ASYNC, |writing| async move { TaskResult::Ok(Fragile(writing)) })
         .with(TAKE, |taken: Fragile| TaskResult::Ok(u64::from(taken.0)))
         .with_async(CARELESS, || Careless)
-        .with(BULK, || TaskResult::Ok(bulk()))
-        .with(LEN, |bulk: Bulk| TaskResult::Ok(bulk.buffer().len() as u64))
+        .with(DATA, || TaskResult::Ok(data()))
+        .with(LEN, |data: Data| TaskResult::Ok(data.buffer().len() as u64))
 }
 
 /// Runs a test with a cluster of one worker with one slot.
@@ -225,8 +225,8 @@ fn memory_whose_owner_panics_is_freed_and_nothing_else_ends() {
     with_cluster(async |cluster| {
         let client = cluster.client();
         for _ in 0..3 {
-            let made = client.submit(BULK, ()).unwrap();
-            let given = client.scatter(bulk()).await.unwrap();
+            let made = client.submit(DATA, ()).unwrap();
+            let given = client.scatter(data()).await.unwrap();
             for held in [&made, &given] {
                 let len = client.submit(LEN, (held,)).unwrap();
                 assert_eq!(soon("its length", len.result()).await.unwrap(), 50_000);

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use towline::{Arena, Buffer, Caps, Connection, Landing, Message, Place, Pool};
+use towline::{Arena, Buffer, Caps, Connection, Destination, Message, Place, Pool};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_bytes, bytes};
@@ -64,7 +64,13 @@ async fn frames_land_in_an_arena(row: &'static Row) {
     for (seed, len) in SIZES.into_iter().enumerate() {
         let message = Message::new("land").with_frame(bytes(seed, len));
         let taking = async {
-            pair.b.incoming().await.unwrap().accept_into(vec![Landing::Place(Place::Arena)]).await.unwrap()
+            pair.b
+                .incoming()
+                .await
+                .unwrap()
+                .accept_into(vec![Destination::Place(Place::Arena)])
+                .await
+                .unwrap()
         };
         let (delivered, taken) =
             soon("a message", async { tokio::join!(pair.a.deliver(message), taking) }).await;
@@ -182,7 +188,7 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
             sender.send(a.send(Message::new("").with_frame(bytes(seed, LEN))).await.unwrap()).unwrap();
         }
     };
-    let settling = async {
+    let acking = async {
         let mut refused = 0;
         while let Some(receipt) = receipts.recv().await {
             refused += usize::from(receipt.delivered().await.is_err());
@@ -193,9 +199,9 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
         let (mut held, mut most, mut rejected) = (VecDeque::new(), 0, 0);
         for seed in 0..100 {
             let incoming = b.incoming().await.unwrap();
-            let landing = if seed % 10 == 9 {
+            let destination = if seed % 10 == 9 {
                 // Whoever does not wait gets an error, and the message its word.
-                Landing::Place(Place::Arena)
+                Destination::Place(Place::Arena)
             } else {
                 // The rest wait with their sender meanwhile.
                 let mut room = arena.take_within(LEN, Duration::from_millis(1)).await;
@@ -204,9 +210,9 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
                     held.pop_front();
                     room = arena.take_within(LEN, SOON).await;
                 }
-                Landing::Buffer(room.unwrap())
+                Destination::Buffer(room.unwrap())
             };
-            match incoming.accept_into(vec![landing]).await {
+            match incoming.accept_into(vec![destination]).await {
                 Ok(taken) => {
                     assert_eq!(taken.frames()[0].place(), Place::Arena);
                     assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
@@ -220,7 +226,7 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
         }
         (most, rejected)
     };
-    let all = async { tokio::join!(sending, settling, receiving) };
+    let all = async { tokio::join!(sending, acking, receiving) };
     let ((), refused, (most, rejected)) = soon("all of them", all).await;
     assert_eq!((most, refused), ((4 << 20) / LEN, rejected), "as many as the arena has room for");
     assert!(rejected > 0);

@@ -32,7 +32,7 @@ const TCP: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
     .union(Caps::CROSS_PROCESS)
     .union(Caps::CROSS_HOST)
-    .union(Caps::NAMED_LANDING)
+    .union(Caps::NAMED_DESTINATION)
     .union(Caps::FLOW_CONTROL);
 
 pub(crate) const ROWS: &[Row] = &[
@@ -168,9 +168,9 @@ pub(crate) const ROWS: &[Row] = &[
 
 const UCX_TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo&versions=any";
 const UCX_SHM: &str = "ucx://127.0.0.1:0?TLS=sysv,cma";
-/// Peers by hand speak over the door's stream, or by way of a proxy on it; and UCX does not survive a fork.
+/// Peers by hand speak over the handshake's stream, or by way of a proxy on it; and UCX does not survive a fork.
 const UCX_BUT: &[&str] = &[
-    "by_hand",
+    "raw_peer",
     "hostile",
     "streams",
     "floods::streams_that_never_join_keep_nobody_out",
@@ -240,8 +240,8 @@ impl Row {
     }
 
     /// Two connected endpoints with these settings.
-    pub(crate) async fn pair_with(&self, settle: impl Fn(Builder) -> Builder) -> Pair {
-        let (near, far) = (settle(self.builder()).build().unwrap(), settle(self.builder()).build().unwrap());
+    pub(crate) async fn pair_with(&self, ack: impl Fn(Builder) -> Builder) -> Pair {
+        let (near, far) = (ack(self.builder()).build().unwrap(), ack(self.builder()).build().unwrap());
         let listener = far.listen(&self.address()).await.unwrap();
         let (a, b) = meet(&near, &listener).await;
         for end in [&a, &b] {

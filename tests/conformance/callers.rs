@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
-use towline::{BufferMut, Connection, ErrorKind, Landing, Message, Wait, blocking};
+use towline::{BufferMut, Connection, Destination, ErrorKind, Message, Wait, blocking};
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message, number};
@@ -120,9 +120,9 @@ async fn blocking_calls_talk(row: &'static Row) {
             let connection = listener.accept().unwrap();
             for (at, len) in LENS.into_iter().enumerate() {
                 let incoming = connection.incoming().unwrap();
-                let landings = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
-                let landings = landings.map(Landing::Buffer).collect();
-                let message = incoming.accept_into(landings).unwrap();
+                let destinations = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
+                let destinations = destinations.map(Destination::Buffer).collect();
+                let message = incoming.accept_into(destinations).unwrap();
                 assert_message(&message, at, &[len]);
                 connection.deliver(message).unwrap();
             }

@@ -5,7 +5,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use towline::{BufferMut, Connection, ErrorKind, Landing, Message};
+use towline::{BufferMut, Connection, Destination, ErrorKind, Message};
 
 use crate::backends::{Pair, Row, meet};
 use crate::content::{assert_message, bytes, message, number};
@@ -210,9 +210,9 @@ async fn a_dropped_accept_takes_or_rejects(row: &'static Row) {
             if at / 4 % 2 == 0 {
                 drop(polled(pin!(incoming.accept()), polls).await);
             } else {
-                let landings = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
-                let landings = landings.map(Landing::Buffer).collect();
-                drop(polled(pin!(incoming.accept_into(landings)), polls).await);
+                let destinations = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
+                let destinations = destinations.map(Destination::Buffer).collect();
+                drop(polled(pin!(incoming.accept_into(destinations)), polls).await);
             }
         };
         let sending = pair.a.deliver(message(at, &lengths(at)));

@@ -1,6 +1,6 @@
 //! Where a backend promises not to copy, it does not.
 
-use towline::{BufferMut, Landing};
+use towline::{BufferMut, Destination};
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message};
@@ -8,10 +8,10 @@ use crate::polls::soon;
 use crate::suite::cases;
 
 cases! {
-    NAMED_LANDING:
-        payload_goes_straight_to_its_named_landing,
+    NAMED_DESTINATION:
+        payload_goes_straight_to_its_named_destination,
         payload_goes_straight_into_one_buffer,
-        a_receiver_that_names_its_landings_again_is_believed;
+        a_receiver_that_names_its_destinations_again_is_believed;
     MOVES_OWNERSHIP:
         the_receiver_gets_the_senders_own_buffers;
 }
@@ -24,15 +24,17 @@ fn assert_nothing_copied(pair: &Pair) {
     assert_eq!(pair.b.stats().bytes_copied, 0, "at the receiver");
 }
 
-async fn payload_goes_straight_to_its_named_landing(row: &'static Row) {
+async fn payload_goes_straight_to_its_named_destination(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            let landings: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(len)).collect();
-            let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
-            let taken =
-                incoming.accept_into(landings.into_iter().map(Landing::Buffer).collect()).await.unwrap();
+            let destinations: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(len)).collect();
+            let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
+            let taken = incoming
+                .accept_into(destinations.into_iter().map(Destination::Buffer).collect())
+                .await
+                .unwrap();
             assert_eq!(taken.frames().iter().map(|frame| frame.as_ptr()).collect::<Vec<_>>(), starts);
             taken
         };
@@ -60,7 +62,7 @@ async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
     }
 }
 
-async fn a_receiver_that_names_its_landings_again_is_believed(row: &'static Row) {
+async fn a_receiver_that_names_its_destinations_again_is_believed(row: &'static Row) {
     const LEN: usize = 200_000;
     let pair = row.pair().await;
     // In pool memory, where the next ones may stream ahead.
@@ -75,9 +77,9 @@ async fn a_receiver_that_names_its_landings_again_is_believed(row: &'static Row)
     for number in 0..6 {
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            let landing = BufferMut::with_capacity(LEN);
-            let start = landing.as_ptr();
-            let taken = incoming.accept_into(vec![Landing::Buffer(landing)]).await.unwrap();
+            let destination = BufferMut::with_capacity(LEN);
+            let start = destination.as_ptr();
+            let taken = incoming.accept_into(vec![Destination::Buffer(destination)]).await.unwrap();
             assert_eq!(taken.frames()[0].as_ptr(), start);
             taken
         };

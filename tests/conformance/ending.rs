@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use towline::{BufferMut, ErrorKind, Landing, Message};
+use towline::{BufferMut, Destination, ErrorKind, Message};
 
 use crate::backends::{Pair, Row, meet};
 use crate::content::{assert_message, bytes, message};
@@ -270,14 +270,14 @@ async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {
             let error = within(END_TIME, "the sender", sending).await.unwrap().unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Closed | ErrorKind::PeerLost), "{error}");
 
-            let landing = BufferMut::with_capacity(len);
-            let start = landing.as_ptr();
-            let accepting = waiting.accept_into(vec![Landing::Buffer(landing)]);
+            let destination = BufferMut::with_capacity(len);
+            let start = destination.as_ptr();
+            let accepting = waiting.accept_into(vec![Destination::Buffer(destination)]);
             match within(END_TIME, "accept", accepting).await {
                 // Its payload was here already.
                 Ok(taken) => assert_message(&taken, 1, &[len]),
                 Err(failed) => match &failed.returned[..] {
-                    [Landing::Buffer(buffer)] => assert_eq!(buffer.as_ptr(), start),
+                    [Destination::Buffer(buffer)] => assert_eq!(buffer.as_ptr(), start),
                     other => panic!("{other:?} came back"),
                 },
             }

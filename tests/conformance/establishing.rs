@@ -75,7 +75,7 @@ struct Ends {
     _peer: Option<Peer>,
 }
 
-fn settled(builder: Builder, environment: &Arc<Watched>) -> Builder {
+fn acked(builder: Builder, environment: &Arc<Watched>) -> Builder {
     let environment: Arc<dyn Environment> = environment.clone();
     builder.environment(environment).handshake_time(HANDSHAKE_TIME).heartbeat(HEARTBEAT).insecure(true)
 }
@@ -83,13 +83,13 @@ fn settled(builder: Builder, environment: &Arc<Watched>) -> Builder {
 impl Ends {
     async fn new(row: &'static Row) -> Self {
         let environment = Watched::start().unwrap();
-        let endpoint = settled(row.builder(), &environment).build().unwrap();
+        let endpoint = acked(row.builder(), &environment).build().unwrap();
         let waiting = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let told_at = waiting.local_addr().unwrap();
         let are_one_process = !row.caps.contains(Caps::CROSS_PROCESS);
         let peer = if are_one_process {
             let theirs = Watched::start().unwrap();
-            let far = settled(row.builder(), &theirs).build().unwrap();
+            let far = acked(row.builder(), &theirs).build().unwrap();
             tokio::spawn(async move { obey(row, &theirs, &far, &told_at.to_string()).await });
             None
         } else {
@@ -198,7 +198,7 @@ impl Control {
 /// The other end, in a process of its own.
 pub(crate) fn obey_from_afar(row: &'static Row, address: Address) -> ExitCode {
     let environment = Watched::start().unwrap();
-    let endpoint = settled(row.builder(), &environment).build().unwrap();
+    let endpoint = acked(row.builder(), &environment).build().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     runtime.unwrap().block_on(obey(
         row,
@@ -361,7 +361,7 @@ async fn an_acceptor_that_stops_at_any_step_costs_its_peer_nothing(row: &'static
 async fn endpoints_leave_no_task_in_an_environment_that_lives_on(row: &'static Row) {
     let environment = Watched::start().unwrap();
     for round in 0..3 {
-        let [near, far] = [(); 2].map(|()| settled(row.builder(), &environment).build().unwrap());
+        let [near, far] = [(); 2].map(|()| acked(row.builder(), &environment).build().unwrap());
         let listener = far.listen(&row.address()).await.unwrap();
         let (a, b) = soon("a connection", meet(&near, &listener)).await;
         let both = async { tokio::join!(a.deliver(message(round, &[100])), b.recv()) };

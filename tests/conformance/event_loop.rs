@@ -95,7 +95,7 @@ impl EventLoop {
     }
 
     /// Runs until nothing has woken for a while.
-    fn settle(&mut self) {
+    fn ack(&mut self) {
         let limit = Instant::now() + SOON;
         while self.turn(Duration::from_millis(100)) {
             assert!(Instant::now() < limit, "what waits goes on waking");
@@ -161,7 +161,7 @@ impl EventLoop {
     }
 
     /// Runs for a moment, and does not poll one of the calls though it woke.
-    fn settle_but(&mut self, key: u64) {
+    fn ack_but(&mut self, key: u64) {
         let held = self.calls.remove(&key);
         for _ in 0..20 {
             self.turn(Duration::from_millis(1));
@@ -278,7 +278,7 @@ async fn an_idle_loop_takes_no_processor_time(row: &'static Row) {
         let (a, b) = events.pair(row);
         events.assert_carries(&a, &b, 0, &[700]);
         let waiting = [&a, &b, &b].map(|end| events.recv(end));
-        events.settle();
+        events.ack();
         let (before, end) = (usage::processor_time(), Instant::now() + IDLE);
         let mut turns = 0;
         while events.turn(end.saturating_duration_since(Instant::now())) {
@@ -305,7 +305,7 @@ async fn what_is_cancelled_loses_nothing(row: &'static Row) {
         // The first to wait moves the link for the others, until it is cancelled.
         for at in 0..4 {
             let waiting = [(); 3].map(|()| events.recv(&b));
-            events.settle();
+            events.ack();
             let [first, second, third] = waiting;
             assert!(events.cancel(first).is_none());
             if at % 2 == 1 {
@@ -316,12 +316,12 @@ async fn what_is_cancelled_loses_nothing(row: &'static Row) {
             }
             events.assert_takes_next(&a, third, 10 * at + 1);
         }
-        // Cancelled with a message at the door: whoever asks next has it.
+        // Cancelled with a message at the handshake: whoever asks next has it.
         for len in LENS {
             let taking = events.recv(&b);
-            events.settle();
+            events.ack();
             let sending = events.deliver(&a, message(len, &[len]));
-            events.settle_but(taking.key);
+            events.ack_but(taking.key);
             let taken = events.cancel(taking);
             let taken = match taken {
                 Some(taken) => taken,
@@ -356,7 +356,7 @@ async fn a_loop_learns_how_its_connection_ends(row: &'static Row) {
                 let b = b.clone();
                 async move { b.incoming().await.map(drop) }
             });
-            events.settle();
+            events.ack();
             let ending =
                 events.start(async move { if aborts { a.abort() } else { a.close().await.unwrap() } });
             for call in taking {

@@ -129,7 +129,7 @@ async fn serve(connection: &Connection) -> Result<()> {
 }
 
 async fn accept_named(incoming: towline::Incoming) -> Result<Message> {
-    let landings = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
-    let landings = landings.map(towline::Landing::Buffer).collect();
-    Ok(incoming.accept_into(landings).await?)
+    let destinations = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len));
+    let destinations = destinations.map(towline::Destination::Buffer).collect();
+    Ok(incoming.accept_into(destinations).await?)
 }

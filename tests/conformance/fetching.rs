@@ -6,16 +6,16 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 use towline::backend;
-use towline::{Buffer, BufferMut, Connection, Endpoint, ErrorKind, Incoming, Landing, Listener, Message};
+use towline::{Buffer, BufferMut, Connection, Destination, Endpoint, ErrorKind, Incoming, Listener, Message};
 use towline_tests::faulting::Faulting;
 
+use crate::attach::assert_talk;
 use crate::backends::Row;
-use crate::by_hand::{EAGER, announcement, parcel, record};
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message};
-use crate::meeting::assert_talk;
 use crate::mixed::{Dice, seeds};
 use crate::peer::{Home, Peer};
 use crate::polls::{eventually, soon, within};
+use crate::raw_peer::{EAGER, announcement, packet, record};
 use crate::sharing::{CONSUMED, Hello, PRODUCED, Sharer, friend, listening};
 use crate::suite::cases;
 use crate::usage;
@@ -32,7 +32,7 @@ cases! {
         addresses_that_lie_cost_a_copy_or_the_connection,
         what_is_slow_here_is_not_done_unless_asked_for;
     CROSS_PROCESS - CROSS_HOST, userfaultfd:
-        a_mark_that_faults_for_ever_holds_up_no_opening_but_its_own,
+        a_canary_that_faults_for_ever_holds_up_no_opening_but_its_own,
         frames_that_fault_for_ever_fail_alone,
         an_end_does_not_wait_for_memory_that_faults_for_ever;
     CROSS_PROCESS - CROSS_HOST, netns:
@@ -51,7 +51,7 @@ async fn land(connection: &Connection) -> towline::Result<Message> {
     let incoming = soon("incoming", connection.incoming()).await?;
     let buffers: Vec<_> = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len)).collect();
     let starts: Vec<_> = buffers.iter().map(BufferMut::as_ptr).collect();
-    let taken = incoming.accept_into(buffers.into_iter().map(Landing::Buffer).collect()).await?;
+    let taken = incoming.accept_into(buffers.into_iter().map(Destination::Buffer).collect()).await?;
     for (frame, start) in taken.frames().iter().zip(starts) {
         assert!(frame.is_empty() || frame.as_ptr() == start, "it landed elsewhere");
     }
@@ -130,13 +130,13 @@ async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'
     for number in 0..4 {
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            let landing = |(at, len): (usize, &usize)| match at {
-                at if DISCARDED.contains(&at) => Landing::Discard,
-                2 => Landing::Place(towline::Place::Host),
-                5 => Landing::Pool(pair.far.pool().clone()),
-                _ => Landing::Buffer(BufferMut::with_capacity(len + at)),
+            let destination = |(at, len): (usize, &usize)| match at {
+                at if DISCARDED.contains(&at) => Destination::Discard,
+                2 => Destination::Place(towline::Place::Host),
+                5 => Destination::Pool(pair.far.pool().clone()),
+                _ => Destination::Buffer(BufferMut::with_capacity(len + at)),
             };
-            incoming.accept_into(LENS.iter().enumerate().map(landing).collect()).await.unwrap()
+            incoming.accept_into(LENS.iter().enumerate().map(destination).collect()).await.unwrap()
         };
         let sending = pair.a.deliver(message(number, &LENS));
         let (sent, (copied, taken)) =
@@ -173,8 +173,8 @@ async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
             tokio::spawn(async move { a.deliver(message(number, &[LEN])).await })
         };
         let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
-        let landing = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
-        let mut taking = Box::pin(incoming.accept_into(landing));
+        let destination = vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
+        let mut taking = Box::pin(incoming.accept_into(destination));
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(taking.as_mut().poll(cx).is_ready()));
         assert!(!polled.await, "one poll of it takes all");
         drop(taking);
@@ -228,15 +228,15 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
         let asked = tokio::spawn(async move { asking.deliver(message(seed, &[LEN, LEN / 2])).await });
         let incoming = soon("the answer", connection.incoming()).await.unwrap();
         soon("the question", asked).await.unwrap().unwrap();
-        let landings: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
-        let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
+        let destinations: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
+        let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
         let delay = Duration::from_micros(dice.below(3000) as u64);
         let killing = std::thread::spawn(move || {
             std::thread::sleep(delay);
             peer.kill();
         });
-        let landings = landings.into_iter().map(Landing::Buffer).collect();
-        match within(Duration::from_secs(3), "accept", incoming.accept_into(landings)).await {
+        let destinations = destinations.into_iter().map(Destination::Buffer).collect();
+        match within(Duration::from_secs(3), "accept", incoming.accept_into(destinations)).await {
             Ok(taken) => {
                 assert_frame(&taken.frames()[0], seed, LEN);
                 assert_frame(&taken.frames()[1], seed + 1, LEN / 2);
@@ -244,8 +244,8 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
             }
             Err(failed) => {
                 assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
-                let back = |landing: &Landing| match landing {
-                    Landing::Buffer(buffer) => buffer.as_ptr(),
+                let back = |destination: &Destination| match destination {
+                    Destination::Buffer(buffer) => buffer.as_ptr(),
                     other => panic!("{other:?} came back"),
                 };
                 assert_eq!(failed.returned.iter().map(back).collect::<Vec<_>>(), starts);
@@ -277,7 +277,7 @@ async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Ro
         };
         let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
         let taking = tokio::spawn(async move {
-            incoming.accept_into(vec![Landing::Buffer(BufferMut::with_capacity(LEN))]).await
+            incoming.accept_into(vec![Destination::Buffer(BufferMut::with_capacity(LEN))]).await
         });
         let delay = Duration::from_micros(dice.below(6000) as u64);
         let began = Instant::now();
@@ -295,7 +295,7 @@ async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Ro
                 assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
                 assert_eq!(sent, Some(ErrorKind::Closed));
                 assert!(
-                    matches!(&failed.returned[..], [Landing::Buffer(buffer)] if buffer.capacity() >= LEN)
+                    matches!(&failed.returned[..], [Destination::Buffer(buffer)] if buffer.capacity() >= LEN)
                 );
                 lost += 1;
             }
@@ -313,8 +313,8 @@ async fn a_stopped_sender_holds_up_nobody_who_reads_its_memory(row: &'static Row
     let (asked, incoming) = soon("the question", asking).await;
     asked.unwrap();
     peer.signal(Signal::STOP);
-    let landing = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
-    let taken = soon("the answer", incoming.unwrap().accept_into(landing)).await.unwrap();
+    let destination = vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
+    let taken = soon("the answer", incoming.unwrap().accept_into(destination)).await.unwrap();
     assert_frame(&taken.frames()[0], 1, LEN);
     peer.signal(Signal::CONT);
     let both = async { tokio::join!(connection.deliver(message(2, &[LEN])), land(&connection)) };
@@ -334,7 +334,7 @@ fn marked(hello: &mut Hello, address: u64, bytes: &[u8; 16]) {
 fn fetchable(number: u64, len: u64, address: u64) -> Vec<u8> {
     let lens = [0_u32, 1].map(u32::to_le_bytes).concat();
     let body = [&lens[..], &len.to_le_bytes(), &address.to_le_bytes()].concat();
-    parcel(&record(1, 16, number, &body), 0, &[])
+    packet(&record(1, 16, number, &body), 0, &[])
 }
 
 /// The peer by hand lives in this process, so that its memory can be read, or could be.
@@ -344,18 +344,18 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
     let pair = friend(&row.endpoint(), &listener).await;
     let frame = bytes(7, LEN);
     let at = frame.as_ptr().addr() as u64;
-    let mark: Box<[u8; 16]> = Box::new(*b"sixteen of bytes");
-    let marked_at = mark.as_ptr().addr() as u64;
-    let landing = || vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
+    let canary: Box<[u8; 16]> = Box::new(*b"sixteen of bytes");
+    let marked_at = canary.as_ptr().addr() as u64;
+    let destination = || vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
 
     // Honest: it is read.
-    let honest = |hello: &mut Hello| marked(hello, marked_at, &mark);
+    let honest = |hello: &mut Hello| marked(hello, marked_at, &canary);
     let (mut sharer, connection) =
         Sharer::connected_by(&endpoint, &listener, 1, honest).await.expect("it is believed");
     assert!(note(&connection).await.contains(SEEN));
     sharer.write(&fetchable(0, LEN as u64, at));
     let incoming = soon("incoming", connection.incoming()).await.unwrap();
-    let taken = soon("accept", incoming.accept_into(landing())).await.unwrap();
+    let taken = soon("accept", incoming.accept_into(destination())).await.unwrap();
     assert_bytes(taken.frames()[0].as_slice().unwrap(), 7, 0);
 
     // Addresses of nothing: it is asked for, once and for all.
@@ -367,11 +367,11 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
         let answering = async {
             eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
             for part in frame.chunks(30_000) {
-                sharer.write(&parcel(&[], number * 4, part));
+                sharer.write(&packet(&[], number * 4, part));
                 eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
             }
         };
-        let both = async { tokio::join!(incoming.accept_into(landing()), answering) };
+        let both = async { tokio::join!(incoming.accept_into(destination()), answering) };
         let (taken, ()) = soon("accept", both).await;
         assert_bytes(taken.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
@@ -381,17 +381,17 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
 
     // A mark that is not there: it is not trusted with an address at all.
     for (nonce, address, bytes) in
-        [(2, marked_at, &[9; 16]), (3, 16, &*mark), (4, 0, &*mark), (5, u64::MAX, &*mark)]
+        [(2, marked_at, &[9; 16]), (3, 16, &*canary), (4, 0, &*canary), (5, u64::MAX, &*canary)]
     {
-        let lie = |hello: &mut Hello| marked(hello, address, bytes);
-        let (mut sharer, connection) = Sharer::connected_by(&endpoint, &listener, nonce, lie)
+        let violation = |hello: &mut Hello| marked(hello, address, bytes);
+        let (mut sharer, connection) = Sharer::connected_by(&endpoint, &listener, nonce, violation)
             .await
             .expect("it shares memory all the same");
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
         sharer.write(&fetchable(0, LEN as u64, at));
         let incoming = soon("incoming", connection.incoming()).await.unwrap();
         let before = sharer.heard(PRODUCED);
-        let mut taking = Box::pin(incoming.accept_into(landing()));
+        let mut taking = Box::pin(incoming.accept_into(destination()));
         let asked = eventually("it asks", || sharer.heard(PRODUCED) >= before + 32);
         tokio::select! {
             _ = &mut taking => panic!("nothing came"),
@@ -403,24 +403,24 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
     }
 
     // A mark that is wiped meanwhile: nothing is delivered.
-    let mut fading = mark.clone();
-    let faded = |hello: &mut Hello| marked(hello, fading.as_ptr().addr() as u64, &mark);
+    let mut fading = canary.clone();
+    let faded = |hello: &mut Hello| marked(hello, fading.as_ptr().addr() as u64, &canary);
     let (mut sharer, connection) =
         Sharer::connected_by(&endpoint, &listener, 6, faded).await.expect("it is believed");
     sharer.write(&fetchable(0, LEN as u64, at));
     let incoming = soon("incoming", connection.incoming()).await.unwrap();
     fading[3] ^= 1;
-    let failed = soon("accept", incoming.accept_into(landing())).await.unwrap_err();
+    let failed = soon("accept", incoming.accept_into(destination())).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
-    assert!(matches!(&failed.returned[..], [Landing::Buffer(_)]), "the landing comes back");
+    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination comes back");
 
     // Nothing of the kind is believed of whoever does not trust.
-    let stranger = |hello: &mut Hello| {
-        marked(hello, marked_at, &mark);
+    let unauthenticated_peer = |hello: &mut Hello| {
+        marked(hello, marked_at, &canary);
         hello.words[10] = 0;
     };
     let (mut sharer, connection) =
-        Sharer::connected_by(&endpoint, &listener, 7, stranger).await.expect("it shares memory");
+        Sharer::connected_by(&endpoint, &listener, 7, unauthenticated_peer).await.expect("it shares memory");
     sharer.write(&fetchable(0, LEN as u64, at));
     let end = soon("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
@@ -448,19 +448,19 @@ async fn a_process_that_cannot_be_seen_has_its_frames_travel(row: &'static Row) 
 const READERS_MAX: usize = 8;
 /// How long a read may take, and then some for it to be noticed.
 const READ_TIME: Duration = Duration::from_secs(8);
-const MARK: &[u8; 16] = b"sixteen of bytes";
+const CANARY: &[u8; 16] = b"sixteen of bytes";
 
-async fn a_mark_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'static Row) {
+async fn a_canary_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
     assert!(note(&pair.1).await.contains(SEEN), "{}", note(&pair.1).await);
     let (descriptors, threads) = (usage::descriptors(), usage::threads());
     let faulting = Faulting::new(4096).unwrap();
-    let mut standing = Vec::new();
+    let mut preference = Vec::new();
     for nonce in 0..READERS_MAX as u8 + 3 {
-        let lie = |hello: &mut Hello| marked(hello, faulting.address(), MARK);
-        let opening = Sharer::connected_by(&endpoint, &listener, nonce, lie);
+        let violation = |hello: &mut Hello| marked(hello, faulting.address(), CANARY);
+        let opening = Sharer::connected_by(&endpoint, &listener, nonce, violation);
         let others = async {
             for number in 0..3 {
                 assert_talk(&pair, number).await;
@@ -478,10 +478,10 @@ async fn a_mark_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'stat
         let why = note(&connection).await;
         let said = ["did not answer within 250 ms", "8 reads of other memory do not return"];
         assert!(why.contains("twice") && said.iter().any(|said| why.contains(said)), "{why}");
-        standing.push((sharer, connection));
+        preference.push((sharer, connection));
     }
     assert!(usage::threads() <= threads + READERS_MAX, "{} threads", usage::threads());
-    drop((standing, faulting));
+    drop((preference, faulting));
     // Whoever waited goes on, and ends: nothing is left, and memory is read again.
     eventually("all threads are gone", || usage::threads() <= threads).await;
     eventually("every descriptor is closed", || usage::descriptors() <= descriptors).await;
@@ -494,9 +494,9 @@ async fn with_a_frame_that_faults(
     endpoint: &Endpoint,
     listener: &Listener,
     faulting: &Faulting,
-    mark: &[u8; 16],
+    canary: &[u8; 16],
 ) -> (Sharer, Connection, Incoming) {
-    let honest = |hello: &mut Hello| marked(hello, mark.as_ptr().addr() as u64, mark);
+    let honest = |hello: &mut Hello| marked(hello, canary.as_ptr().addr() as u64, canary);
     let opened = Sharer::connected_by(endpoint, listener, 1, honest).await;
     let (mut sharer, connection) = opened.expect("it is believed");
     assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
@@ -505,21 +505,21 @@ async fn with_a_frame_that_faults(
     (sharer, connection, incoming)
 }
 
-fn landing() -> Vec<Landing> {
-    vec![Landing::Buffer(BufferMut::with_capacity(PART))]
+fn destination() -> Vec<Destination> {
+    vec![Destination::Buffer(BufferMut::with_capacity(PART))]
 }
 
 async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let pair = friend(&row.endpoint(), &listener).await;
-    let (faulting, mark) = (Faulting::new(PART).unwrap(), Box::new(*MARK));
+    let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));
     let (mut sharer, connection, incoming) =
-        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
-    let mut taking = std::pin::pin!(incoming.accept_into(landing()));
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
+    let mut taking = std::pin::pin!(incoming.accept_into(destination()));
     let others = async {
         // The connection itself, both ways, and others.
         for number in 1..20 {
-            sharer.write(&parcel(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[]));
+            sharer.write(&packet(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[]));
             let taken = within(Duration::from_secs(1), "a message", connection.recv()).await.unwrap();
             assert_eq!(taken.header(), "hi");
             let sending = connection.send(message(1, &[100]));
@@ -545,11 +545,12 @@ async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
     let asking = async {
         eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
         for part in [7; PART].chunks(30_000) {
-            sharer.write(&parcel(&[], 20 * 4, part));
+            sharer.write(&packet(&[], 20 * 4, part));
             eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
         }
     };
-    let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept_into(landing()), asking) }).await;
+    let (taken, ()) =
+        soon("accept", async { tokio::join!(incoming.accept_into(destination()), asking) }).await;
     assert!(taken.unwrap().frames()[0].to_vec().unwrap() == vec![7; PART]);
     assert_talk(&pair, 2).await;
 }
@@ -557,10 +558,10 @@ async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
 async fn an_end_does_not_wait_for_memory_that_faults_for_ever(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let pair = friend(&row.endpoint(), &listener).await;
-    let (faulting, mark) = (Faulting::new(PART).unwrap(), Box::new(*MARK));
+    let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));
     let (sharer, connection, incoming) =
-        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
-    let taking = tokio::spawn(async move { incoming.accept_into(landing()).await });
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
+    let taking = tokio::spawn(async move { incoming.accept_into(destination()).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!taking.is_finished());
     let receiving = tokio::spawn({
@@ -577,11 +578,11 @@ async fn an_end_does_not_wait_for_memory_that_faults_for_ever(row: &'static Row)
     drop((sharer, faulting));
     let faulting = Faulting::new(PART).unwrap();
     let (_sharer, connection, incoming) =
-        with_a_frame_that_faults(&endpoint, &listener, &faulting, &mark).await;
-    let taking = tokio::spawn(async move { incoming.accept_into(landing()).await });
+        with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
+    let taking = tokio::spawn(async move { incoming.accept_into(destination()).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     connection.abort();
     drop(faulting);
     let failed = within(Duration::from_secs(2), "the accept", taking).await.unwrap().unwrap_err();
-    assert!(matches!(&failed.returned[..], [Landing::Buffer(_)]), "the landing comes back");
+    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination comes back");
 }

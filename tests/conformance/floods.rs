@@ -15,11 +15,11 @@ use towline_tests::usage;
 use towline_tests::wire::{hand, hello};
 
 use crate::backends::{Row, meet};
-use crate::by_hand::{connected, heard, send};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
 use crate::peer::{Home, Peer, say};
 use crate::polls::{eventually, soon};
+use crate::raw_peer::{connected, heard, send};
 use crate::sharing::{Visitor, by_shm};
 use crate::suite::cases;
 

@@ -37,10 +37,10 @@ const COMPUTING: Duration = Duration::from_millis(2000);
 async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
     for len in [0, 8 << 10, 40 << 10] {
         let pair = row.pair().await;
-        let (sent, settled) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (sent, acked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let before = usage::resident();
         let sending = {
-            let (a, sent, settled) = (pair.a.clone(), sent.clone(), settled.clone());
+            let (a, sent, acked) = (pair.a.clone(), sent.clone(), acked.clone());
             // One memory for all of them: what grows is not the sender's.
             let one = message(0, &[len]);
             tokio::spawn(async move {
@@ -48,10 +48,10 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
                 for _ in 0..BEYOND_MESSAGES {
                     let receipt = a.send(one.clone()).await.unwrap();
                     sent.fetch_add(1, Relaxed);
-                    let settled = settled.clone();
+                    let acked = acked.clone();
                     receipts.push(tokio::spawn(async move {
                         receipt.delivered().await.unwrap();
-                        settled.fetch_add(1, Relaxed);
+                        acked.fetch_add(1, Relaxed);
                     }));
                 }
                 for receipt in receipts {
@@ -66,7 +66,7 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
         })
         .await;
         assert!(so_far <= 2048, "{so_far} messages of {len} bytes were sent to nobody");
-        assert_eq!(settled.load(Relaxed), 0, "nothing was taken, and nothing has a receipt");
+        assert_eq!(acked.load(Relaxed), 0, "nothing was taken, and nothing has a receipt");
         let growth = usage::resident().saturating_sub(before);
         assert!(growth < 24 << 20, "{growth} bytes for {so_far} messages of {len} bytes");
         if so_far > 0 {
@@ -77,7 +77,7 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
             assert_message(&soon("recv", pair.b.recv()).await.unwrap(), 0, &[len]);
         }
         soon("the sender", sending).await.unwrap();
-        assert_eq!(settled.load(Relaxed), BEYOND_MESSAGES);
+        assert_eq!(acked.load(Relaxed), BEYOND_MESSAGES);
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use towline::{
-    Address, Buffer, BufferMut, Caps, Connection, Endpoint, Error, ErrorKind, Failed, Landing, Listener,
+    Address, Buffer, BufferMut, Caps, Connection, Destination, Endpoint, Error, ErrorKind, Failed, Listener,
     Message, blocking,
 };
 
@@ -141,7 +141,7 @@ async fn what_a_fork_inherited_says_so(row: &'static Row) {
             assert_eq!(returned(a.expose_mut(vec![1; 5].into(), LIFETIME)).len(), 5);
             assert_inherited(&block_on(receipt.delivered()).unwrap_err());
             assert_inherited(&block_on(incoming.accept()).unwrap_err());
-            assert_eq!(returned(block_on(second.accept_into(vec![Landing::Discard]))).len(), 1);
+            assert_eq!(returned(block_on(second.accept_into(vec![Destination::Discard]))).len(), 1);
             assert_eq!(block_on(region.revoke()).to_vec().unwrap(), [7; 1000], "its own copy");
             assert_inherited(&block_on(listener.accept()).unwrap_err());
             assert_inherited(&block_on(near.connect(listener.address())).unwrap_err());

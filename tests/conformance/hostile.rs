@@ -9,12 +9,12 @@ use tokio::task::JoinHandle;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, Incoming, Message, Region, RemoteRegion};
 
 use crate::backends::{Row, meet};
-use crate::by_hand::{
-    CLOSE, EAGER, STREAMS, announcement, connected, hand, parcel, record, rest, send, until,
-};
 use crate::content::{assert_message, message};
 use crate::encrypted::Stream;
 use crate::polls::{eventually, soon, within};
+use crate::raw_peer::{
+    CLOSE, EAGER, STREAMS, announcement, connected, hand, packet, record, rest, send, until,
+};
 use crate::suite::cases;
 use crate::usage;
 
@@ -27,7 +27,7 @@ cases! {
 const LIMIT: Duration = Duration::from_secs(2);
 const GROWTH_MAX: u64 = 30 << 20;
 const ACCEPT: u8 = 2;
-const SETTLE: u8 = 3;
+const ACK: u8 = 3;
 const GET: u8 = 7;
 const PUT: u8 = 8;
 const GO: u8 = 9;
@@ -35,7 +35,7 @@ const DONE: u8 = 10;
 const REFUSED: u8 = 11;
 /// Of a put: its payload is in the record.
 const AT_ONCE: u8 = 2;
-/// A payload that travels as bulk, and what is announced and asked for in that length.
+/// A payload that travels as data, and what is announced and asked for in that length.
 const LARGE: usize = 20_000;
 /// The length of a region that may be read, and of our get; one that may be written is `LARGE`.
 const REGION_LEN: usize = 1000;
@@ -55,20 +55,20 @@ enum Outcome {
 use Outcome::{Breach, Done, Nothing, Refused};
 
 /// A lie, and what comes of it.
-type Lie = (&'static str, Outcome, fn(&Scene) -> Vec<u8>);
+type Violation = (&'static str, Outcome, fn(&Scene) -> Vec<u8>);
 
-const LENGTHS: &[Lie] = &[
-    ("records longer than their parcel says", Breach, |_| {
+const LENGTHS: &[Violation] = &[
+    ("records longer than their packet says", Breach, |_| {
         let mut bytes = records(&[small(2)]);
         bytes[0] -= 1;
         bytes
     }),
-    ("records shorter than their parcel says", Breach, |_| {
+    ("records shorter than their packet says", Breach, |_| {
         let mut bytes = records(&[small(2), small(3)]);
         bytes[0] += 16;
         [bytes, records(&[small(4)])].concat()
     }),
-    ("a record beyond its parcel", Breach, |_| {
+    ("a record beyond its packet", Breach, |_| {
         let mut large = small(2);
         large[5] = 1;
         records(&[large])
@@ -92,18 +92,18 @@ const LENGTHS: &[Lie] = &[
     }),
     ("eager payload a byte short", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hell")])),
     ("eager payload a byte long", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hello!")])),
-    ("bulk a byte longer than its message", Breach, |_| parcel(&[], 1 << 2, &[7; LARGE + 1])),
-    ("bulk that goes on behind its message", Breach, |_| {
-        [parcel(&[], 1 << 2, &[7; LARGE]), parcel(&[], 1 << 2, &[7; 1])].concat()
+    ("data a byte longer than its message", Breach, |_| packet(&[], 1 << 2, &[7; LARGE + 1])),
+    ("data that goes on behind its message", Breach, |_| {
+        [packet(&[], 1 << 2, &[7; LARGE]), packet(&[], 1 << 2, &[7; 1])].concat()
     }),
-    ("a get answered with more than it asked for", Breach, |_| parcel(&[], 1, &[7; REGION_LEN + 1])),
+    ("a get answered with more than it asked for", Breach, |_| packet(&[], 1, &[7; REGION_LEN + 1])),
     ("a put that is longer than it says", Breach, |scene| records(&[scene.put(AT_ONCE, 0, 5, b"hello!")])),
     ("a small put without its payload", Breach, |scene| records(&[scene.put(0, 0, 5, b"")])),
     ("a reason beyond its limit", Breach, |_| records(&[record(REFUSED, 0, 0, &[b'x'; 1025])])),
     ("a bitmap beyond its limit", Breach, |_| records(&[record(ACCEPT, 0, 1, &[0; 8193])])),
 ];
 
-const NUMBERS: &[Lie] = &[
+const NUMBERS: &[Violation] = &[
     ("the number of a message that came", Breach, |_| records(&[small(1)])),
     ("a number left out", Breach, |_| records(&[small(3)])),
     ("the last number there is", Breach, |_| records(&[small(u64::MAX)])),
@@ -114,12 +114,12 @@ const NUMBERS: &[Lie] = &[
     ("two accepts of one message", Breach, |_| {
         records(&[record(ACCEPT, 0, 1, &[]), record(ACCEPT, 0, 1, &[])])
     }),
-    ("bulk of a message that is here", Breach, |_| parcel(&[], 0, &[7; 5])),
-    ("bulk of a message to come", Breach, |_| parcel(&[], 9 << 2, &[7; 5])),
-    ("bulk of nothing", Breach, |_| parcel(&[], 3, &[])),
-    ("bulk for a put that was never asked for", Breach, |_| parcel(&[], 2, &[7; 5])),
-    ("an answer to no get", Breach, |_| parcel(&[], 7 << 2 | 1, &[7; 5])),
-    ("an answer to a put", Breach, |_| parcel(&[], 1 << 2 | 1, &[7; 5])),
+    ("data of a message that is here", Breach, |_| packet(&[], 0, &[7; 5])),
+    ("data of a message to come", Breach, |_| packet(&[], 9 << 2, &[7; 5])),
+    ("data of nothing", Breach, |_| packet(&[], 3, &[])),
+    ("data for a put that was never asked for", Breach, |_| packet(&[], 2, &[7; 5])),
+    ("an answer to no get", Breach, |_| packet(&[], 7 << 2 | 1, &[7; 5])),
+    ("an answer to a put", Breach, |_| packet(&[], 1 << 2 | 1, &[7; 5])),
     ("Go for a get", Breach, |_| records(&[record(GO, 0, 0, &[])])),
     ("Go for a small put", Breach, |_| records(&[record(GO, 0, 2, &[])])),
     ("Refused twice", Breach, |_| records(&[record(REFUSED, 0, 0, b"no"), record(REFUSED, 0, 0, b"no")])),
@@ -127,25 +127,25 @@ const NUMBERS: &[Lie] = &[
     ("two puts of one number", Breach, |scene| records(&[scene.large_put(5, 0), scene.large_put(5, 0)])),
 ];
 
-const ORDER: &[Lie] = &[
+const ORDER: &[Violation] = &[
     ("the handshake once more", Breach, |_| hand(3, b"tcp")),
     ("payload that was not asked for", Breach, |_| {
-        [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), parcel(&[], 2 << 2, &[7; LARGE])].concat()
+        [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), packet(&[], 2 << 2, &[7; LARGE])].concat()
     }),
     ("Go twice", Breach, |_| records(&[record(GO, 0, 1, &[]), record(GO, 0, 1, &[])])),
     ("Done before Go", Breach, |_| records(&[record(DONE, 0, 1, &[])])),
     ("a get half answered, and done", Breach, |_| {
-        [parcel(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
+        [packet(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
     ("a get answered, and done once more", Breach, |_| {
-        [parcel(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
+        [packet(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
-    ("a get refused, and answered", Breach, |_| parcel(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
+    ("a get refused, and answered", Breach, |_| packet(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
     ("a message after the good-bye", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), small(2)])),
     ("two good-byes", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), record(CLOSE, 0, 0, &[])])),
 ];
 
-const CREDIT: &[Lie] = &[
+const CREDIT: &[Violation] = &[
     ("more messages than were granted", Breach, |_| records(&(2..1027).map(small).collect::<Vec<_>>())),
     ("more bytes than were granted", Breach, |_| {
         let full = |number| announcement(number, EAGER, b"", 16_383, &[7; 16_383]);
@@ -156,10 +156,10 @@ const CREDIT: &[Lie] = &[
         records(&(0..1025).map(|number| scene.get_from(scene.readable(), number, 0, 5)).collect::<Vec<_>>())
     }),
     ("payload ahead of its grant", Breach, |_| records(&[announcement(2, STREAMS, b"", (4 << 20) + 1, b"")])),
-    ("a parcel of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
+    ("a packet of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
 ];
 
-const KEYS: &[Lie] = &[
+const KEYS: &[Violation] = &[
     ("a key that was given to nobody", Refused, |scene| records(&[scene.get_from([9; 16], 0, 0, 5)])),
     ("the key of another connection", Refused, |scene| records(&[scene.get_from(scene.foreign, 0, 0, 5)])),
     ("a put by the key of another connection", Refused, |scene| {
@@ -185,10 +185,10 @@ const KEYS: &[Lie] = &[
     ("everything there is", Refused, |scene| records(&[scene.get_from(scene.readable(), 0, 0, u64::MAX)])),
 ];
 
-const RESERVED: &[Lie] = &[
+const RESERVED: &[Violation] = &[
     ("the first reserved byte", Breach, |_| reserved(2)),
     ("the second reserved byte", Breach, |_| reserved(3)),
-    ("a flag that no word has", Breach, |_| records(&[record(SETTLE, 2, 0, &1_u32.to_le_bytes())])),
+    ("a flag that no word has", Breach, |_| records(&[record(ACK, 2, 0, &1_u32.to_le_bytes())])),
     ("a flag that no get has", Breach, |scene| {
         let mut get = scene.get_from(scene.readable(), 0, 0, 5);
         get[1] = 1;
@@ -204,8 +204,8 @@ const RESERVED: &[Lie] = &[
 ];
 
 /// Not lies, though they look like it.
-const EMPTY: &[Lie] = &[
-    ("empty parcels", Nothing, |_| parcel(&[], 0, &[]).repeat(1000)),
+const EMPTY: &[Violation] = &[
+    ("empty packets", Nothing, |_| packet(&[], 0, &[]).repeat(1000)),
     ("a word on no message at all", Nothing, |_| records(&[word(0, 0)])),
     ("a grant of everything", Nothing, |_| records(&[record(4, 0, u64::MAX, &[])])),
     ("a get of nothing", Done, |scene| records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64, 0)])),
@@ -215,10 +215,10 @@ const EMPTY: &[Lie] = &[
     }),
 ];
 
-const LIES: [&[Lie]; 7] = [LENGTHS, NUMBERS, ORDER, CREDIT, KEYS, RESERVED, EMPTY];
+const VIOLATIONS: [&[Violation]; 7] = [LENGTHS, NUMBERS, ORDER, CREDIT, KEYS, RESERVED, EMPTY];
 
 fn records(records: &[Vec<u8>]) -> Vec<u8> {
-    parcel(&records.concat(), 0, &[])
+    packet(&records.concat(), 0, &[])
 }
 
 /// A small message, as it should be but for its number.
@@ -227,7 +227,7 @@ fn small(number: u64) -> Vec<u8> {
 }
 
 fn word(first: u64, count: u32) -> Vec<u8> {
-    record(SETTLE, 0, first, &count.to_le_bytes())
+    record(ACK, 0, first, &count.to_le_bytes())
 }
 
 fn reserved(at: usize) -> Vec<u8> {
@@ -334,7 +334,7 @@ impl Scene {
         put_to(self.writable(), flags, 0, offset, len, payload)
     }
 
-    /// One whose payload comes as bulk.
+    /// One whose payload comes as data.
     fn large_put(&self, number: u64, offset: u64) -> Vec<u8> {
         put_to(self.writable(), 0, number, offset, LARGE as u64, b"")
     }
@@ -409,10 +409,10 @@ async fn a_lie_costs_its_own_connection_at_most(row: &'static Row) {
     let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
     let foreign = owner.expose(Buffer::from(vec![6; 100]), Duration::MAX).unwrap();
     let before = usage::resident();
-    for (number, (what, outcome, lie)) in LIES.into_iter().flatten().enumerate() {
+    for (number, (what, outcome, violation)) in VIOLATIONS.into_iter().flatten().enumerate() {
         let (stream, connection) = connected(&listener, number as u8).await;
         let mut scene = soon(what, Scene::set(stream, connection, key(&foreign))).await;
-        let bytes = lie(&scene);
+        let bytes = violation(&scene);
         // It may be gone before it has read everything.
         let _ = send(&mut scene.stream, &bytes).await;
         scene.assert(what, *outcome).await;

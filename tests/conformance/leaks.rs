@@ -66,8 +66,8 @@ async fn talk(a: &Connection, b: &Connection, turn: usize) {
 }
 
 async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
-    // A depot stays as long as its endpoint, and has descriptors.
-    let endpoint = || row.builder().depot(0).build().unwrap();
+    // A bounce arena stays as long as its endpoint, and has descriptors.
+    let endpoint = || row.builder().bounce_arena(0).build().unwrap();
     let (near, far) = (endpoint(), endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     for turn in 0..50 {
@@ -112,7 +112,7 @@ async fn failed_connects_leave_nothing_behind(row: &'static Row) {
 }
 
 async fn connects_with_too_little_time_leave_nothing_behind(row: &'static Row) {
-    let endpoint = || row.builder().depot(0).build().unwrap();
+    let endpoint = || row.builder().bounce_arena(0).build().unwrap();
     let (near, far) = (endpoint(), endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = listener.address().clone();
@@ -168,7 +168,7 @@ async fn a_long_connection_does_not_grow(row: &'static Row) {
             drop(soon("incoming", pair.b.incoming()).await.unwrap());
         }
     };
-    // Memory that is made once and kept, as a depot's next segment, comes early or late; what leaks comes each time.
+    // Memory that is made once and kept, as a bounce arena's next segment, comes early or late; what leaks comes each time.
     let mut growths = Vec::new();
     while growths.len() < 8 && growths.last().is_none_or(|growth| *growth >= 8 << 20) {
         let before = usage::resident();

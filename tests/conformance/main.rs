@@ -9,16 +9,15 @@
 mod addresses;
 mod apart;
 mod arena;
+mod attach;
 mod backends;
-mod by_hand;
+mod bounce_copies;
 mod callers;
 mod cancel;
 mod connect;
 mod content;
 mod copies;
 mod deaths;
-mod deposits;
-mod door;
 mod encrypted;
 mod ending;
 mod establishing;
@@ -29,12 +28,12 @@ mod floods;
 mod flow;
 mod fork;
 mod forward;
+mod handshake;
 mod holders;
 mod hostile;
 mod integrity;
 mod leaks;
-mod loans;
-mod meeting;
+mod lent_frames;
 mod messages;
 mod mixed;
 mod namespaces;
@@ -43,6 +42,7 @@ mod one_sided;
 mod peer;
 mod places;
 mod processes;
+mod raw_peer;
 mod receipts;
 mod sharing;
 mod shown;
@@ -74,7 +74,7 @@ const GROUPS: &[&[Claims]] = &[
     copies::CASES,
     arena::CASES,
     forward::CASES,
-    deposits::CASES,
+    bounce_copies::CASES,
     callers::CASES,
     unpolled::CASES,
     event_loop::CASES,
@@ -82,18 +82,18 @@ const GROUPS: &[&[Claims]] = &[
     faults::CASES,
     fetching::CASES,
     leaks::CASES,
-    door::CASES,
+    handshake::CASES,
     floods::CASES,
-    by_hand::CASES,
+    raw_peer::CASES,
     hostile::CASES,
     integrity::CASES,
     streams::CASES,
     connect::CASES,
     establishing::CASES,
-    meeting::CASES,
+    attach::CASES,
     shown::CASES,
     spoiled::CASES,
-    loans::CASES,
+    lent_frames::CASES,
     processes::CASES,
     fork::CASES,
     network::CASES,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use towline::{Buffer, BufferMut, Connection, ErrorKind, FRAMES_MAX, HEADER_LEN_MAX, Landing, Message};
+use towline::{Buffer, BufferMut, Connection, Destination, ErrorKind, FRAMES_MAX, HEADER_LEN_MAX, Message};
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message, number};
@@ -103,13 +103,13 @@ async fn sizes_around_every_threshold_accepted_into_named_buffers(row: &'static 
     sizes(row, |pair, lengths| async move {
         let incoming = pair.b.incoming().await.unwrap();
         // Roomier than needed, and not empty: the frame takes its place.
-        let landing = |len: &usize| BufferMut::from(vec![7; len + 5]);
-        let landings: Vec<_> = lengths.iter().map(landing).collect();
-        let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
-        let landings = landings.into_iter().map(Landing::Buffer).collect();
-        let message = incoming.accept_into(landings).await.unwrap();
+        let destination = |len: &usize| BufferMut::from(vec![7; len + 5]);
+        let destinations: Vec<_> = lengths.iter().map(destination).collect();
+        let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
+        let destinations = destinations.into_iter().map(Destination::Buffer).collect();
+        let message = incoming.accept_into(destinations).await.unwrap();
         for (frame, start) in message.frames().iter().zip(starts).filter(|(frame, _)| !frame.is_empty()) {
-            assert_eq!(frame.as_ptr(), start, "a frame is where its landing was");
+            assert_eq!(frame.as_ptr(), start, "a frame is where its destination was");
         }
         message
     })
@@ -130,10 +130,10 @@ async fn a_message_beyond_4_gib_of_one_warm_buffer(row: &'static Row) {
 
     let take = async {
         let incoming = pair.b.incoming().await?;
-        let mut landings = vec![Landing::Buffer(BufferMut::with_capacity(LEN))];
-        landings.extend((2..FRAMES).map(|_| Landing::Discard));
-        landings.push(Landing::Buffer(BufferMut::with_capacity(LEN)));
-        Ok::<_, towline::Error>(incoming.accept_into(landings).await?)
+        let mut destinations = vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
+        destinations.extend((2..FRAMES).map(|_| Destination::Discard));
+        destinations.push(Destination::Buffer(BufferMut::with_capacity(LEN)));
+        Ok::<_, towline::Error>(incoming.accept_into(destinations).await?)
     };
     let (sent, taken) = tokio::join!(pair.a.deliver(message), take);
     sent.unwrap();
@@ -145,7 +145,7 @@ async fn a_message_beyond_4_gib_of_one_warm_buffer(row: &'static Row) {
     assert_eq!(last.len(), LEN - 1);
     assert_bytes(last.as_slice().unwrap(), 1, 1);
     let growth = usage::peak() - before;
-    assert!(growth < (2 * LEN + 32 * MIB) as u64, "{growth} bytes for two landings of {LEN}");
+    assert!(growth < (2 * LEN + 32 * MIB) as u64, "{growth} bytes for two destinations of {LEN}");
 }
 
 async fn frames_of_every_number(row: &'static Row) {

@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use towline::{Buffer, BufferMut, Caps, Connection, ErrorKind, Landing, Message, Pool};
+use towline::{Buffer, BufferMut, Caps, Connection, Destination, ErrorKind, Message, Pool};
 
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_frame, bytes, message, number};
@@ -66,9 +66,9 @@ async fn send_all(from: Connection, seed: usize) -> Words {
     let mut words = Words::new();
     for at in 0..COUNT {
         let (from, message) = (from.clone(), message(at, &lengths(seed, at)));
-        let prompt = dice.below(2) == 0;
+        let ack_now = dice.below(2) == 0;
         let mut sending = Box::pin(async move {
-            let sent = if prompt {
+            let sent = if ack_now {
                 from.deliver(message).await
             } else {
                 from.send(message).await.unwrap().delivered().await
@@ -136,14 +136,14 @@ async fn decide(incoming: towline::Incoming, seed: usize, dice: &mut Dice, pool:
         1 | 2 => drop(assert_whole(&incoming.accept().await.unwrap(), seed, None)),
         _ => {
             let discarded: Vec<_> = incoming.frames().iter().map(|_| dice.below(4) == 0).collect();
-            let landing = |(frame, discarded): (&towline::FrameInfo, &bool)| match (*discarded, dice.below(2))
-            {
-                (true, _) => Landing::Discard,
-                (false, 0) => Landing::Pool(pool.clone()),
-                (false, _) => Landing::Buffer(BufferMut::with_capacity(frame.len)),
-            };
-            let landings = incoming.frames().iter().zip(&discarded).map(landing).collect();
-            assert_whole(&incoming.accept_into(landings).await.unwrap(), seed, Some(&discarded));
+            let destination =
+                |(frame, discarded): (&towline::FrameInfo, &bool)| match (*discarded, dice.below(2)) {
+                    (true, _) => Destination::Discard,
+                    (false, 0) => Destination::Pool(pool.clone()),
+                    (false, _) => Destination::Buffer(BufferMut::with_capacity(frame.len)),
+                };
+            let destinations = incoming.frames().iter().zip(&discarded).map(destination).collect();
+            assert_whole(&incoming.accept_into(destinations).await.unwrap(), seed, Some(&discarded));
         }
     }
     (at, true)

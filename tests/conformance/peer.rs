@@ -11,8 +11,8 @@ use rustix::process::{
 use rustix::thread::set_thread_uid;
 use tokio::sync::mpsc;
 use towline::{
-    Address, Buffer, BufferMut, Connection, Endpoint, ErrorKind, FrameInfo, Landing, Message, Place, Region,
-    Result,
+    Address, Buffer, BufferMut, Connection, Destination, Endpoint, ErrorKind, FrameInfo, Message, Place,
+    Region, Result,
 };
 
 use crate::backends::{ROWS, Row};
@@ -275,11 +275,11 @@ async fn serve_limited(endpoint: &Endpoint, address: &Address) {
     let limit = Some(usage::data() + (LIMITED_LEN + LIMITED_ROOM) as u64);
     setrlimit(Resource::Data, Rlimit { current: limit, maximum: limit }).unwrap();
 
-    let landing = BufferMut::with_capacity(LIMITED_LEN);
+    let destination = BufferMut::with_capacity(LIMITED_LEN);
     let too_much = BufferMut::with_alignment(LIMITED_LEN, 1).unwrap_err();
     assert_eq!(too_much.kind(), ErrorKind::TooLarge, "the limit holds: {too_much}");
     let incoming = connection.incoming().await.unwrap();
-    let taken = incoming.accept_into(vec![Landing::Buffer(landing)]).await.unwrap();
+    let taken = incoming.accept_into(vec![Destination::Buffer(destination)]).await.unwrap();
     assert_message(&taken, 1, &[LIMITED_LEN]);
     connection.deliver(taken).await.unwrap();
 
@@ -300,10 +300,10 @@ async fn land(endpoint: &Endpoint, address: &Address) {
     say(connection.explain().await.notes.concat());
     loop {
         let Ok(incoming) = connection.incoming().await else { return };
-        let landing = |frame: &FrameInfo| Landing::Buffer(BufferMut::with_capacity(frame.len));
-        let landings = incoming.frames().iter().map(landing).collect();
+        let destination = |frame: &FrameInfo| Destination::Buffer(BufferMut::with_capacity(frame.len));
+        let destinations = incoming.frames().iter().map(destination).collect();
         let before = connection.stats().bytes_copied;
-        let Ok(taken) = incoming.accept_into(landings).await else { return };
+        let Ok(taken) = incoming.accept_into(destinations).await else { return };
         let copied = connection.stats().bytes_copied - before;
         let back = Message::from_parts(copied.to_le_bytes().to_vec(), taken.into_parts().1);
         if connection.deliver(back).await.is_err() {

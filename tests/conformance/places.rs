@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use towline::{Buffer, BufferMut, Caps, ErrorKind, Landing, Message, Place};
+use towline::{Buffer, BufferMut, Caps, Destination, ErrorKind, Message, Place};
 use towline_tests::guarded::Guarded;
 
 use crate::backends::{Pair, Row};
@@ -24,7 +24,7 @@ cases! {
         guarded_memory_is_not_for_gets_and_puts;
 }
 
-/// Around the threshold from which on a message waits for its landings, and beyond one staging copy's piece.
+/// Around the threshold from which on a message waits for its destinations, and beyond one staging copy's piece.
 const LENS: [usize; 7] = [0, 1, 700, (16 << 10) - 1, 16 << 10, 70_000, (3 << 20) + 5];
 
 fn frame(place: Place, seed: usize, len: usize) -> Buffer {
@@ -47,7 +47,7 @@ async fn travel(row: &Row, from: Place, to: Place) {
             let incoming = pair.b.incoming().await.unwrap();
             assert_eq!(incoming.frames()[0].len, len);
             assert_eq!(incoming.frames()[0].place, from, "the table tells where the sender has it");
-            incoming.accept_into(vec![Landing::Place(to)]).await.unwrap()
+            incoming.accept_into(vec![Destination::Place(to)]).await.unwrap()
         };
         let (sent, taken) = soon("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
         sent.unwrap();
@@ -88,15 +88,15 @@ async fn messages_may_mix_places(row: &'static Row) {
         for turn in 0..3 {
             let place = |at: usize| if at % 3 == turn { Place::Guarded } else { Place::Host };
             let frames = (0..6).map(|at| frame(place(at), at, len)).collect();
-            let landing = |at: usize| match (at + turn) % 4 {
-                0 => Landing::Place(Place::Guarded),
-                1 => Landing::Place(Place::Host),
-                2 => Landing::Buffer(Guarded::buffer(len).unwrap()),
-                _ => Landing::Discard,
+            let destination = |at: usize| match (at + turn) % 4 {
+                0 => Destination::Place(Place::Guarded),
+                1 => Destination::Place(Place::Host),
+                2 => Destination::Buffer(Guarded::buffer(len).unwrap()),
+                _ => Destination::Discard,
             };
             let take = async {
                 let incoming = pair.b.incoming().await.unwrap();
-                incoming.accept_into((0..6).map(landing).collect()).await.unwrap()
+                incoming.accept_into((0..6).map(destination).collect()).await.unwrap()
             };
             let sending = pair.a.deliver(Message::from_parts("", frames));
             let (sent, taken) = soon("a mixed message", async { tokio::join!(sending, take) }).await;
@@ -116,9 +116,9 @@ async fn a_named_guarded_buffer_is_where_the_frame_lands(row: &'static Row) {
     for len in [700, 70_000] {
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            let landing = Guarded::buffer(len + 3).unwrap();
-            let start = landing.as_ptr();
-            let taken = incoming.accept_into(vec![Landing::Buffer(landing)]).await.unwrap();
+            let destination = Guarded::buffer(len + 3).unwrap();
+            let start = destination.as_ptr();
+            let taken = incoming.accept_into(vec![Destination::Buffer(destination)]).await.unwrap();
             assert_eq!(taken.frames()[0].as_ptr(), start);
             taken
         };
@@ -162,7 +162,8 @@ async fn bytes_behind_a_fence_are_not_sent_early(row: &'static Row) {
             let message = Message::new("").with_frame(frame).with_frame(bytes(2, len));
             let take = async {
                 let incoming = pair.b.incoming().await.unwrap();
-                let taken = incoming.accept_into(vec![Landing::Place(to), Landing::Place(to)]).await.unwrap();
+                let taken =
+                    incoming.accept_into(vec![Destination::Place(to), Destination::Place(to)]).await.unwrap();
                 assert_frame(&taken.frames()[0], 1, len);
                 assert_frame(&taken.frames()[1], 2, len);
             };
@@ -180,7 +181,7 @@ async fn staging_gives_its_memory_back(row: &'static Row) {
         // Delivered, rejected, and lost with the connection.
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            drop(incoming.accept_into(vec![Landing::Place(Place::Guarded)]).await.unwrap());
+            drop(incoming.accept_into(vec![Destination::Place(Place::Guarded)]).await.unwrap());
             drop(pair.b.incoming().await.unwrap());
         };
         let sending = async {

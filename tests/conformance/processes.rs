@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::task::JoinSet;
-use towline::{BufferMut, Caps, Connection, ErrorKind, Landing, Message, RemoteRegion};
+use towline::{BufferMut, Caps, Connection, Destination, ErrorKind, Message, RemoteRegion};
 
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_message, bytes, message};
@@ -19,11 +19,11 @@ cases! {
         a_killed_peer_is_lost_at_once,
         a_stopped_peer_is_lost_by_its_heartbeats,
         a_peer_killed_in_the_middle_of_a_message_gives_it_back,
-        a_sender_killed_in_the_middle_of_a_message_gives_landings_back,
+        a_sender_killed_in_the_middle_of_a_message_gives_destinations_back,
         a_peer_that_exits_without_a_word_is_lost,
         a_peer_that_closes_and_exits_has_closed,
         an_idle_connection_stays;
-    CROSS_PROCESS | NAMED_LANDING:
+    CROSS_PROCESS | NAMED_DESTINATION:
         a_process_without_room_for_a_second_copy_takes_a_message;
     CROSS_PROCESS | ONE_SIDED:
         gets_cross_processes;
@@ -155,7 +155,7 @@ async fn a_peer_killed_in_the_middle_of_a_message_gives_it_back(row: &'static Ro
     assert!(in_the_middle > 0, "no message was cut in the middle");
 }
 
-async fn a_sender_killed_in_the_middle_of_a_message_gives_landings_back(row: &'static Row) {
+async fn a_sender_killed_in_the_middle_of_a_message_gives_destinations_back(row: &'static Row) {
     const LEN: usize = 64 << 20;
     let mut in_the_middle = 0;
     for delay_ms in [0, 2, 5, 10, 20] {
@@ -168,15 +168,15 @@ async fn a_sender_killed_in_the_middle_of_a_message_gives_landings_back(row: &'s
         });
         let incoming = soon("the echo", connection.incoming()).await.unwrap();
         soon("the question", asking).await.unwrap().unwrap();
-        let landings: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(LEN)).collect();
-        let starts: Vec<_> = landings.iter().map(BufferMut::as_ptr).collect();
+        let destinations: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(LEN)).collect();
+        let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
         let killing = async {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
             peer.signal(Signal::KILL);
         };
-        let landings = landings.into_iter().map(Landing::Buffer).collect();
+        let destinations = destinations.into_iter().map(Destination::Buffer).collect();
         let (taken, ()) = within(Duration::from_secs(3), "accept", async {
-            tokio::join!(incoming.accept_into(landings), killing)
+            tokio::join!(incoming.accept_into(destinations), killing)
         })
         .await;
         if let Err(failed) = taken {
@@ -185,8 +185,8 @@ async fn a_sender_killed_in_the_middle_of_a_message_gives_landings_back(row: &'s
             let returned: Vec<_> = failed
                 .returned
                 .iter()
-                .map(|landing| match landing {
-                    Landing::Buffer(buffer) => buffer.as_ptr(),
+                .map(|destination| match destination {
+                    Destination::Buffer(buffer) => buffer.as_ptr(),
                     other => panic!("{other:?} came back"),
                 })
                 .collect();

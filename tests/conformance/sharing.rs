@@ -26,9 +26,9 @@ use sha2::{Digest, Sha256};
 use towline::{Address, Connection, Endpoint, Listener};
 
 use crate::backends::Row;
-use crate::by_hand::{greet, hand, heard, send};
 use crate::encrypted::Stream;
 use crate::polls::soon;
+use crate::raw_peer::{greet, hand, heard, send};
 
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const WORDS_LEN: usize = 56;
@@ -137,7 +137,7 @@ impl Drop for Segment {
 /// A peer that has proposed to share memory, and is expected at the meeting.
 pub(crate) struct Visitor {
     pub(crate) control: Box<dyn Stream>,
-    hall: Vec<u8>,
+    local_socket: Vec<u8>,
     secret: [u8; 32],
 }
 
@@ -161,13 +161,13 @@ impl Visitor {
         assert_eq!(heard(&mut control).await, (READY, vec![]), "it comes to the meeting");
         let at = theirs.windows(4).position(|bytes| bytes == b"\x03shm").expect("it offers a meeting");
         let secret = Sha256::new().chain_update(b"towline session").chain_update(&ours).chain_update(&theirs);
-        Self { control, hall: theirs[at + 6..at + 22].to_vec(), secret: secret.finalize().into() }
+        Self { control, local_socket: theirs[at + 6..at + 22].to_vec(), secret: secret.finalize().into() }
     }
 
-    /// What an honest peer would say and show, and what it keeps: its segment, and the rope of its bell.
+    /// What an honest peer would say and show, and what it keeps: its segment, and the doorbell pipe of its doorbell.
     pub(crate) fn hello(&self) -> (Hello, Segment, OwnedFd) {
         let segment = Segment::sealed();
-        let (heard_at, rope) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let (heard_at, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
         let mut words = [0; WORDS_LEN];
         words[..8].copy_from_slice(&MAGIC);
         words[8] = 1;
@@ -175,12 +175,12 @@ impl Visitor {
         words[16..32].copy_from_slice(&self.mac(b"towline meeting", b"")[..16]);
         let (_, holder) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let shown = vec![segment.memfd.try_clone().unwrap(), heard_at, holder];
-        (Hello { words, proven: true, shown }, segment, rope)
+        (Hello { words, proven: true, shown }, segment, pipe)
     }
 
     /// A socket to the meeting, on which nothing was said.
     pub(crate) fn dial(&self) -> UnixStream {
-        let digits: String = self.hall.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits: String = self.local_socket.iter().map(|byte| format!("{byte:02x}")).collect();
         let at = SocketAddr::from_abstract_name(format!("towline-{digits}")).unwrap();
         let socket = UnixStream::connect_addr(&at).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -252,12 +252,12 @@ fn listen(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
 /// A peer by hand that shares memory with a connection. Dropped, it is dead.
 pub(crate) struct Sharer {
     pub(crate) ours: Segment,
-    /// The other end's segment, where its bell is heard, and what a holder of its loans keeps.
+    /// The other end's segment, where its doorbell is heard, and what a holder of its loans keeps.
     pub(crate) theirs: [OwnedFd; 3],
-    rope: OwnedFd,
+    pipe: OwnedFd,
     written: u64,
     /// Where arenas are shown between ends that trust each other.
-    pub(crate) meeting: UnixStream,
+    pub(crate) attach: UnixStream,
     _control: Box<dyn Stream>,
 }
 
@@ -273,18 +273,18 @@ impl Sharer {
         endpoint: &Endpoint,
         listener: &Listener,
         nonce: u8,
-        lie: impl FnOnce(&mut Hello),
+        violation: impl FnOnce(&mut Hello),
     ) -> Result<(Self, Connection), String> {
         let mut visitor = Visitor::new(endpoint, listener, nonce).await;
-        let (mut hello, ours, rope) = visitor.hello();
-        lie(&mut hello);
-        let (meeting, shown) = visitor.meet(&hello);
+        let (mut hello, ours, pipe) = visitor.hello();
+        violation(&mut hello);
+        let (attach, shown) = visitor.meet(&hello);
         visitor.conclude().await?;
         let theirs = shown.expect("it comes to the meeting").try_into().expect("it shows three");
         let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
         let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
         let control = visitor.control;
-        Ok((Self { ours, theirs, rope, written: 0, meeting, _control: control }, connection))
+        Ok((Self { ours, theirs, pipe, written: 0, attach, _control: control }, connection))
     }
 
     /// The same, which is trusted.
@@ -327,7 +327,7 @@ impl Sharer {
 
     pub(crate) fn ring(&self) {
         // Full, or nobody there: rung often enough.
-        let _ = rustix::io::write(&self.rope, &[1]);
+        let _ = rustix::io::write(&self.pipe, &[1]);
     }
 
     /// What one of its own words says.

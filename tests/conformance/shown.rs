@@ -7,10 +7,10 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 use towline::{ErrorKind, Place};
 
+use crate::attach::{ALL, assert_talk, sealed_with};
 use crate::backends::Row;
-use crate::by_hand::{LENT, parcel, record};
-use crate::meeting::{ALL, assert_talk, sealed_with};
 use crate::polls::{eventually, soon, within};
+use crate::raw_peer::{LENT, packet, record};
 use crate::sharing::{SEGMENT_LEN, Segment, Sharer, friend, listening, show};
 use crate::spoiled::{LIMIT, end_of};
 use crate::suite::cases;
@@ -30,8 +30,8 @@ fn lent(number: u64, segment: u32) -> Vec<u8> {
     let table = FRAME_LEN | 2 << 48;
     let lease = 1 << 12 | number;
     let words = [&[0, 0, 0, 0, 1, 0, 0, 0][..], &table.to_le_bytes()].concat();
-    let loan = [&segment.to_le_bytes()[..], &0_u64.to_le_bytes(), &lease.to_le_bytes()].concat();
-    parcel(&record(1, LENT, number, &[words, loan].concat()), 0, &[])
+    let lent_frame = [&segment.to_le_bytes()[..], &0_u64.to_le_bytes(), &lease.to_le_bytes()].concat();
+    packet(&record(1, LENT, number, &[words, lent_frame].concat()), 0, &[])
 }
 
 fn segment() -> OwnedFd {
@@ -48,13 +48,13 @@ fn pipe() -> OwnedFd {
 }
 
 fn shown(sharer: &Sharer, number: u32, descriptors: impl IntoIterator<Item = OwnedFd>) {
-    show(&sharer.meeting, &number.to_le_bytes(), &descriptors.into_iter().collect::<Vec<_>>());
+    show(&sharer.attach, &number.to_le_bytes(), &descriptors.into_iter().collect::<Vec<_>>());
 }
 
 /// What a peer shows before it lends something in segment 1.
-type Lie = fn(&Sharer);
+type Violation = fn(&Sharer);
 
-const LIES: &[(&str, &str, Lie)] = &[
+const VIOLATIONS: &[(&str, &str, Violation)] = &[
     ("nothing", "not shown", |_| ()),
     ("another segment", "not shown", |sharer| shown(sharer, 2, [segment()])),
     ("no descriptor", "withdrew a segment that was not shown", |sharer| shown(sharer, 1, [])),
@@ -67,7 +67,7 @@ const LIES: &[(&str, &str, Lie)] = &[
         shown(sharer, 2, [segment()]);
         shown(sharer, 2, [segment()]);
     }),
-    ("half a number", "no segment", |sharer| show(&sharer.meeting, &[1, 0], &[segment()])),
+    ("half a number", "no segment", |sharer| show(&sharer.attach, &[1, 0], &[segment()])),
     ("a pipe for a segment", "it is no memfd", |sharer| shown(sharer, 1, [pipe()])),
     ("a segment that may shrink", "not sealed against shrinking", |sharer| {
         let open = Segment::open(8192);
@@ -122,14 +122,14 @@ async fn a_lie_about_a_segment_costs_its_own_connection(row: &'static Row) {
     let pair = friend(&near, &listener).await;
     assert_talk(&pair, 0).await;
     let before = usage::descriptors();
-    for (number, (what, reason, lie)) in LIES.iter().enumerate() {
+    for (number, (what, reason, violation)) in VIOLATIONS.iter().enumerate() {
         let (mut sharer, connection) = Sharer::trusted(&endpoint, &listener, number as u8).await;
         // Beside others, with pipes that nobody ever reads, what is true is believed.
         shown(&sharer, 7, [segment(), pipe(), pipe(), pipe()]);
         sharer.write(&lent(0, 7));
         let taken = soon("recv", connection.recv()).await.unwrap();
         assert_eq!((taken.frames()[0].place(), taken.frames()[0].len()), (Place::Arena, FRAME_LEN as usize));
-        lie(&sharer);
+        violation(&sharer);
         sharer.write(&lent(1, 1));
         let end = within(LIMIT, what, end_of(&connection)).await;
         assert!(end.kind() == ErrorKind::Corrupt && end.to_string().contains(reason), "{what}: {end}");

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{PipeFlags, pipe_with};
 use towline::{Connection, Endpoint, Error, ErrorKind, Listener};
 
+use crate::attach::assert_talk;
 use crate::backends::Row;
-use crate::by_hand::{CLOSE, EAGER, STREAMS, announcement, parcel, record};
 use crate::content::message;
-use crate::meeting::assert_talk;
 use crate::mixed::{Dice, seeds};
 use crate::polls::{eventually, soon, within};
+use crate::raw_peer::{CLOSE, EAGER, STREAMS, announcement, packet, record};
 use crate::sharing::{ASLEEP, CONSUMED, Hello, PRODUCED, RING_LEN, SEGMENT_LEN, Sharer, friend, listening};
 use crate::suite::cases;
 use crate::usage;
@@ -21,7 +21,7 @@ use crate::usage;
 cases! {
     CROSS_PROCESS - CROSS_HOST:
         a_word_that_lies_costs_its_own_connection,
-        a_strange_bell_holds_up_nobody,
+        a_strange_doorbell_holds_up_nobody,
         a_segment_of_which_bits_flip_costs_its_own_connection_at_most,
         what_came_before_a_death_is_taken_and_then_the_peer_is_lost;
 }
@@ -30,7 +30,7 @@ cases! {
 pub(crate) const LIMIT: Duration = Duration::from_secs(1);
 
 fn small(number: u64) -> Vec<u8> {
-    parcel(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[])
+    packet(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[])
 }
 
 /// How a connection ends, whatever comes before.
@@ -54,9 +54,9 @@ async fn scene(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Sharer, 
 }
 
 /// What a peer does to the memory that it shares.
-type Lie = fn(&mut Sharer);
+type Violation = fn(&mut Sharer);
 
-const LIES: &[(&str, Lie)] = &[
+const VIOLATIONS: &[(&str, Violation)] = &[
     ("more was written than the ring has", |sharer| {
         sharer.tell(PRODUCED, sharer.told(PRODUCED) + RING_LEN as u64 + 1);
     }),
@@ -81,7 +81,7 @@ async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
-    for (number, (what, lie)) in LIES.iter().enumerate() {
+    for (number, (what, violation)) in VIOLATIONS.iter().enumerate() {
         let (mut sharer, connection) = scene(&endpoint, &listener, number as u8).await;
         // Whoever sends more than the ring has looks at what was taken.
         let sending = {
@@ -97,7 +97,7 @@ async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
         let ringful = || sharer.heard(PRODUCED) >= 256 << 10;
         eventually("the other ring is full", ringful).await;
         let began = Instant::now();
-        lie(&mut sharer);
+        violation(&mut sharer);
         let end = within(LIMIT, what, end_of(&connection)).await;
         assert_eq!(end.kind(), ErrorKind::Corrupt, "{what}: {end}");
         let end = within(LIMIT, what, sending).await.unwrap();
@@ -108,28 +108,28 @@ async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
     eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
 }
 
-/// Where a bell is heard, and its rope.
-type Bell = fn() -> [OwnedFd; 2];
+/// Where a doorbell is heard, and its doorbell pipe.
+type Doorbell = fn() -> [OwnedFd; 2];
 
-/// Bells that are pipes, and whoever reads them as if nobody had meddled waits.
-const BELLS: &[(&str, Bell)] = &[
-    ("a bell that is waited for", || pipe_with(PipeFlags::CLOEXEC).unwrap().into()),
-    ("a bell that never stops", || {
-        let (heard_at, rope) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
-        while rustix::io::write(&rope, &[1; 4096]).is_ok() {}
-        [heard_at, rope]
+/// Doorbells that are pipes, and whoever reads them as if nobody had meddled waits.
+const DOORBELLS: &[(&str, Doorbell)] = &[
+    ("a doorbell that is waited for", || pipe_with(PipeFlags::CLOEXEC).unwrap().into()),
+    ("a doorbell that never stops", || {
+        let (heard_at, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        while rustix::io::write(&pipe, &[1; 4096]).is_ok() {}
+        [heard_at, pipe]
     }),
 ];
 
-async fn a_strange_bell_holds_up_nobody(row: &'static Row) {
+async fn a_strange_doorbell_holds_up_nobody(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
-    for (number, (what, bell)) in BELLS.iter().enumerate() {
-        let [heard_at, rope] = bell();
-        let lie = |hello: &mut Hello| hello.shown[1] = heard_at;
+    for (number, (what, doorbell)) in DOORBELLS.iter().enumerate() {
+        let [heard_at, pipe] = doorbell();
+        let violation = |hello: &mut Hello| hello.shown[1] = heard_at;
         let (mut sharer, connection) =
-            Sharer::connected_by(&endpoint, &listener, number as u8, lie).await.unwrap();
+            Sharer::connected_by(&endpoint, &listener, number as u8, violation).await.unwrap();
         sharer.write(&small(0));
         let receiving = tokio::spawn(async move { end_of(&connection).await });
         // While it polls, spins, sleeps, and is left to the driver.
@@ -139,7 +139,7 @@ async fn a_strange_bell_holds_up_nobody(row: &'static Row) {
         }
         let more = soon("one more friend", friend(&near, &listener)).await;
         assert_talk(&more, 99).await;
-        drop((sharer, rope));
+        drop((sharer, pipe));
         let end = within(LIMIT, what, receiving).await.unwrap();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "{what}: {end}");
     }
@@ -151,18 +151,18 @@ fn step(sharer: &mut Sharer, dice: &mut Dice, number: &mut u64) {
         0..5 => {
             let payload = vec![3; [0, 5, 700, 9000][dice.below(4)]];
             let announced = announcement(*number, EAGER | 1, b"hi", payload.len() as u64, &payload);
-            sharer.write(&parcel(&announced, 0, &[]));
+            sharer.write(&packet(&announced, 0, &[]));
             *number += 1;
         }
         5 => {
             let announced =
                 announcement(*number, if dice.below(4) == 0 { STREAMS } else { 0 }, b"", 50_000, b"");
-            sharer.write(&parcel(&announced, 0, &[]));
+            sharer.write(&packet(&announced, 0, &[]));
             *number += 1;
         }
         6 => {
             let len = 1 + dice.below(2000);
-            sharer.write(&parcel(&[], *number << 2, &vec![9; len]));
+            sharer.write(&packet(&[], *number << 2, &vec![9; len]));
         }
         7 => {
             let len = 1 + dice.below(300);
@@ -179,7 +179,7 @@ fn step(sharer: &mut Sharer, dice: &mut Dice, number: &mut u64) {
             sharer.tell(at, sharer.told(at) ^ 1 << dice.below(64));
         }
         12 => sharer.ring(),
-        13 if dice.below(8) == 0 => sharer.write(&parcel(&record(CLOSE, 0, 0, &[]), 0, &[])),
+        13 if dice.below(8) == 0 => sharer.write(&packet(&record(CLOSE, 0, 0, &[]), 0, &[])),
         _ => sharer.swallow(),
     }
 }

@@ -1,4 +1,4 @@
-//! Several streams of one connection: who gets them, and what becomes of one that is cut, or of a stranger that wants to join.
+//! Several streams of one connection: who gets them, and what becomes of one that is cut, or of an unauthenticated peer that wants to join.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use tokio::sync::watch;
 use towline::{Address, BufferMut, ErrorKind, Scheme};
 
 use crate::backends::{Row, meet};
-use crate::by_hand::{hand, heard, send};
 use crate::content::{assert_message, message};
 use crate::encrypted::{Stream, dial};
 use crate::polls::soon;
+use crate::raw_peer::{hand, heard, send};
 use crate::suite::cases;
 
 cases! {
@@ -19,8 +19,8 @@ cases! {
         streams_are_in_force_where_the_connecting_address_asks,
         a_wrong_number_of_streams_is_invalid,
         a_peer_that_has_one_stream_is_unsupported,
-        streams_join_where_one_stranger_is_let_in_at_a_time,
-        a_stranger_that_joins_nothing_is_refused,
+        streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time,
+        a_unauthenticated_peer_that_joins_nothing_is_refused,
         a_stream_that_is_cut_is_a_lost_peer;
 }
 
@@ -100,7 +100,7 @@ async fn a_peer_that_has_one_stream_is_unsupported(row: &'static Row) {
     soon("the old peer's end", old).await.unwrap();
 }
 
-async fn streams_join_where_one_stranger_is_let_in_at_a_time(row: &'static Row) {
+async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.builder().unauthenticated_max(1).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = with_streams(listener.address(), "5");
@@ -115,7 +115,7 @@ async fn streams_join_where_one_stranger_is_let_in_at_a_time(row: &'static Row) 
     }
 }
 
-async fn a_stranger_that_joins_nothing_is_refused(row: &'static Row) {
+async fn a_unauthenticated_peer_that_joins_nothing_is_refused(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (a, b) = soon("a friend", meet(&near, &listener)).await;

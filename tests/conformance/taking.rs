@@ -1,6 +1,6 @@
 //! A message lands where its receiver says, and stays takeable when the receiver says something impossible.
 
-use towline::{BufferMut, ErrorKind, Landing, Place, Pool};
+use towline::{BufferMut, Destination, ErrorKind, Place, Pool};
 use towline_tests::scarce::Scarce;
 
 use crate::backends::Row;
@@ -12,7 +12,7 @@ cases! {
     ANY:
         frames_land_where_each_was_told_to,
         frames_may_be_discarded,
-        landings_that_cannot_be_right_come_back,
+        destinations_that_cannot_be_right_come_back,
         a_place_without_a_pool_is_unsupported,
         a_buffer_too_small_leaves_the_message_to_be_taken,
         a_message_without_memory_for_it_gets_its_word,
@@ -20,7 +20,7 @@ cases! {
         a_message_larger_than_the_pool_arrives;
 }
 
-/// Below the threshold that makes a message wait for its landings, and above.
+/// Below the threshold that makes a message wait for its destinations, and above.
 const LENS: [usize; 2] = [700, 70_000];
 
 async fn frames_land_where_each_was_told_to(row: &'static Row) {
@@ -32,16 +32,16 @@ async fn frames_land_where_each_was_told_to(row: &'static Row) {
             let incoming = pair.b.incoming().await.unwrap();
             let named = BufferMut::with_capacity(len);
             let start = named.as_ptr();
-            let landings = vec![
-                Landing::Buffer(named),
-                Landing::Pool(own.clone()),
-                Landing::Place(Place::Host),
-                Landing::Discard,
+            let destinations = vec![
+                Destination::Buffer(named),
+                Destination::Pool(own.clone()),
+                Destination::Place(Place::Host),
+                Destination::Discard,
             ];
-            (start, incoming.accept_into(landings).await.unwrap())
+            (start, incoming.accept_into(destinations).await.unwrap())
         };
         let (sent, (start, taken)) =
-            soon("landing", async { tokio::join!(pair.a.deliver(message(1, &lengths)), take) }).await;
+            soon("destination", async { tokio::join!(pair.a.deliver(message(1, &lengths)), take) }).await;
         sent.unwrap();
         for (at, frame) in taken.frames()[..3].iter().enumerate() {
             assert_frame(frame, 1 + at, len);
@@ -59,11 +59,11 @@ async fn frames_may_be_discarded(row: &'static Row) {
         for kept in [None, Some(0), Some(2)] {
             let take = async {
                 let incoming = pair.b.incoming().await.unwrap();
-                let landing = |at| match kept {
-                    Some(kept) if kept == at => Landing::Buffer(BufferMut::with_capacity(len)),
-                    _ => Landing::Discard,
+                let destination = |at| match kept {
+                    Some(kept) if kept == at => Destination::Buffer(BufferMut::with_capacity(len)),
+                    _ => Destination::Discard,
                 };
-                incoming.accept_into((0..3).map(landing).collect()).await.unwrap()
+                incoming.accept_into((0..3).map(destination).collect()).await.unwrap()
             };
             let sending = pair.a.deliver(message(1, &[len; 3]));
             let (sent, taken) = soon("discarding", async { tokio::join!(sending, take) }).await;
@@ -78,7 +78,7 @@ async fn frames_may_be_discarded(row: &'static Row) {
     }
 }
 
-async fn landings_that_cannot_be_right_come_back(row: &'static Row) {
+async fn destinations_that_cannot_be_right_come_back(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let buffer = |capacity| BufferMut::with_capacity(capacity);
@@ -91,14 +91,14 @@ async fn landings_that_cannot_be_right_come_back(row: &'static Row) {
             let starts: Vec<_> = wrong.iter().map(BufferMut::as_ptr).collect();
             let take = async {
                 let incoming = pair.b.incoming().await.unwrap();
-                incoming.accept_into(wrong.into_iter().map(Landing::Buffer).collect()).await.unwrap_err()
+                incoming.accept_into(wrong.into_iter().map(Destination::Buffer).collect()).await.unwrap_err()
             };
             let sending = pair.a.deliver(message(1, &[len, len]));
-            let (sent, failed) = soon("a wrong landing", async { tokio::join!(sending, take) }).await;
+            let (sent, failed) = soon("a wrong destination", async { tokio::join!(sending, take) }).await;
             assert_eq!(sent.unwrap_err().kind(), ErrorKind::Rejected);
             assert_eq!(failed.error.kind(), ErrorKind::Invalid, "{}", failed.error);
-            let returned = failed.returned.iter().map(|landing| match landing {
-                Landing::Buffer(buffer) => buffer.as_ptr(),
+            let returned = failed.returned.iter().map(|destination| match destination {
+                Destination::Buffer(buffer) => buffer.as_ptr(),
                 other => panic!("{other:?} came back"),
             });
             assert_eq!(returned.collect::<Vec<_>>(), starts);
@@ -114,12 +114,12 @@ async fn a_place_without_a_pool_is_unsupported(row: &'static Row) {
     for len in LENS {
         let take = async {
             let incoming = pair.b.incoming().await.unwrap();
-            let landings = vec![
-                Landing::Buffer(BufferMut::with_capacity(len)),
-                Landing::Place(Place::Cuda(7)),
-                Landing::Discard,
+            let destinations = vec![
+                Destination::Buffer(BufferMut::with_capacity(len)),
+                Destination::Place(Place::Cuda(7)),
+                Destination::Discard,
             ];
-            incoming.accept_into(landings).await.unwrap_err()
+            incoming.accept_into(destinations).await.unwrap_err()
         };
         let sending = pair.a.deliver(message(1, &[len; 3]));
         let (sent, failed) = soon("a place without a pool", async { tokio::join!(sending, take) }).await;
@@ -127,7 +127,7 @@ async fn a_place_without_a_pool_is_unsupported(row: &'static Row) {
         assert_eq!(failed.error.kind(), ErrorKind::Unsupported, "{}", failed.error);
         assert!(failed.error.to_string().contains("cuda:7"), "{}", failed.error);
         assert_eq!(failed.returned.len(), 3);
-        assert!(matches!(failed.returned[0], Landing::Buffer(_)));
+        assert!(matches!(failed.returned[0], Destination::Buffer(_)));
     }
 }
 
@@ -161,16 +161,16 @@ async fn a_message_without_memory_for_it_gets_its_word(row: &'static Row) {
                     // It stays, to be landed elsewhere.
                     Err(error) if error.kind() == ErrorKind::TooLarge => {
                         let incoming = pair.b.incoming().await.unwrap();
-                        let landing = Landing::Buffer(BufferMut::with_capacity(LARGE));
-                        Ok(incoming.accept_into(vec![landing, Landing::Discard]).await.unwrap())
+                        let destination = Destination::Buffer(BufferMut::with_capacity(LARGE));
+                        Ok(incoming.accept_into(vec![destination, Destination::Discard]).await.unwrap())
                     }
                     taken => taken,
                 },
                 1 => pair.b.incoming().await.unwrap().accept().await,
                 _ => {
                     let incoming = pair.b.incoming().await.unwrap();
-                    let landings = vec![Landing::Place(Place::Host), Landing::Discard];
-                    incoming.accept_into(landings).await.map_err(towline::Error::from)
+                    let destinations = vec![Destination::Place(Place::Host), Destination::Discard];
+                    incoming.accept_into(destinations).await.map_err(towline::Error::from)
                 }
             }
         };

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use towline::backend::{
-    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkStats, Op, Opened, Opening,
-    Operation, Probe, Role, Site,
+    Announced, Arrival, Backend, Delivery, Done, Identity, Inbox, Link, LinkContext, LinkStats, Op, Opened,
+    Opening, Operation, Probe, Role,
 };
 use towline::environment::Environment;
 use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
@@ -20,7 +20,7 @@ use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind,
 pub(crate) struct Threaded;
 
 const CAPS: Caps = Caps::FLOW_CONTROL;
-/// Messages that may be announced and not settled.
+/// Messages that may be announced and not acknowledged.
 const WINDOW: usize = 64;
 
 /// The other ends of links that only one end has opened, by both offers.
@@ -51,15 +51,15 @@ impl Backend for Threaded {
         if local.same_process(peer) { Ok(()) } else { Err("the peer is another process".into()) }
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
-        Box::pin(async { open(site) })
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
+        Box::pin(async { open(context) })
     }
 }
 
-fn open(site: &Site) -> Result<Opened> {
-    let (side, name) = match site.role {
-        Role::Connector => (0, [site.offer.as_slice(), &site.peer_offer].concat()),
-        Role::Acceptor => (1, [site.peer_offer.as_slice(), &site.offer].concat()),
+fn open(context: &LinkContext) -> Result<Opened> {
+    let (side, name) = match context.role {
+        Role::Connector => (0, [context.offer.as_slice(), &context.peer_offer].concat()),
+        Role::Acceptor => (1, [context.peer_offer.as_slice(), &context.offer].concat()),
     };
     let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
     let commands = match waiting.remove(&name) {
@@ -73,7 +73,7 @@ fn open(site: &Site) -> Result<Opened> {
     };
     let stalls = Arc::new(AtomicU64::new(0));
     let link = ThreadedLink { side, name, commands, stalls: stalls.clone() };
-    link.tell(Command::Attach(side, site.inbox.clone(), stalls));
+    link.tell(Command::Attach(side, context.inbox.clone(), stalls));
     Ok(Opened::new(Arc::new(link)))
 }
 
@@ -135,7 +135,7 @@ struct End {
     early: Vec<Announced>,
     queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
     /// Announced to the other end, by number: the large ones' memory, and where the word on them goes.
-    unsettled: HashMap<u64, (Option<Operation<Message>>, Done<Delivery>)>,
+    unacked: HashMap<u64, (Option<Operation<Message>>, Done<Delivery>)>,
     next_id: u64,
     closing: Vec<Done<()>>,
     ended: Option<Error>,
@@ -181,15 +181,15 @@ fn attach(end: &mut End, inbox: Arc<Inbox>) {
 
 fn perform(ends: &mut [End; 2], side: usize, op: Op) {
     match op {
-        Op::Send { message, receipt, prompt, .. } => {
-            ends[side].queued.push_back((message, receipt, prompt));
-            if ends[side].unsettled.len() == WINDOW {
+        Op::Send { message, receipt, ack_now, .. } => {
+            ends[side].queued.push_back((message, receipt, ack_now));
+            if ends[side].unacked.len() == WINDOW {
                 ends[side].stalls.fetch_add(1, Relaxed);
             }
         }
-        Op::Accept { id, landings } => accept(&mut ends[1 - side], id, landings),
-        Op::Settle { id, delivery, .. } => {
-            if let Some((message, receipt)) = ends[1 - side].unsettled.remove(&id) {
+        Op::Accept { id, destinations } => accept(&mut ends[1 - side], id, destinations),
+        Op::Ack { id, delivery, .. } => {
+            if let Some((message, receipt)) = ends[1 - side].unacked.remove(&id) {
                 release(message);
                 receipt.resolve(Ok(delivery));
             }
@@ -204,8 +204,8 @@ fn perform(ends: &mut [End; 2], side: usize, op: Op) {
 fn announce(ends: &mut [End; 2], side: usize) {
     let [first, second] = ends;
     let (mine, theirs) = if side == 0 { (first, second) } else { (second, first) };
-    while mine.unsettled.len() < WINDOW {
-        let Some((message, receipt, prompt)) = mine.queued.pop_front() else { return };
+    while mine.unacked.len() < WINDOW {
+        let Some((message, receipt, ack_now)) = mine.queued.pop_front() else { return };
         let id = mine.next_id;
         mine.next_id += 1;
         let (header, frames) = message.memory().clone().into_parts();
@@ -216,8 +216,8 @@ fn announce(ends: &mut [End; 2], side: usize) {
         } else {
             (Arrival::Waiting, Some(message))
         };
-        mine.unsettled.insert(id, (kept, receipt));
-        let announced = Announced { id, header, frames: table, arrival, prompt };
+        mine.unacked.insert(id, (kept, receipt));
+        let announced = Announced { id, header, frames: table, arrival, ack_now };
         match &theirs.inbox {
             Some(inbox) => inbox.announce(announced),
             None => theirs.early.push(announced),
@@ -225,26 +225,27 @@ fn announce(ends: &mut [End; 2], side: usize) {
     }
 }
 
-fn accept(sender: &mut End, id: u64, mut landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
-    let Some((Some(message), receipt)) = sender.unsettled.remove(&id) else {
-        return landings.fail(Error::new(ErrorKind::Invalid, "no such message is waiting"));
+fn accept(sender: &mut End, id: u64, mut destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+    let Some((Some(message), receipt)) = sender.unacked.remove(&id) else {
+        return destinations.fail(Error::new(ErrorKind::Invalid, "no such message is waiting"));
     };
     let mut copied = Ok(());
-    for (landing, frame) in landings.memory_mut().iter_mut().zip(message.memory().frames()) {
-        if let Some(landing) = landing {
-            copied = copied.and_then(|()| landing.fill_from(frame));
+    for (destination, frame) in destinations.memory_mut().iter_mut().zip(message.memory().frames()) {
+        if let Some(destination) = destination {
+            copied = copied.and_then(|()| destination.fill_from(frame));
         }
     }
     release(Some(message));
     match copied {
         Ok(()) => {
             receipt.resolve(Ok(Delivery::Delivered));
-            let frozen = |landing: Option<BufferMut>| landing.map(BufferMut::freeze).unwrap_or_default();
-            landings.finish(|landings| landings.into_iter().map(frozen).collect());
+            let frozen =
+                |destination: Option<BufferMut>| destination.map(BufferMut::freeze).unwrap_or_default();
+            destinations.finish(|destinations| destinations.into_iter().map(frozen).collect());
         }
         Err(error) => {
             receipt.resolve(Ok(Delivery::Rejected));
-            landings.fail(error);
+            destinations.fail(error);
         }
     }
 }
@@ -257,7 +258,7 @@ fn release(message: Option<Operation<Message>>) {
 
 /// Ends the pair in good order once everything before a close has left.
 fn close(ends: &mut [End; 2], side: usize) {
-    let in_memory = |end: &End| end.unsettled.values().any(|(message, _)| message.is_some());
+    let in_memory = |end: &End| end.unacked.values().any(|(message, _)| message.is_some());
     if ends[side].queued.is_empty() && !in_memory(&ends[side]) && !ends[side].closing.is_empty() {
         let closing = std::mem::take(&mut ends[side].closing);
         let mine = Error::new(ErrorKind::Closed, "this end closed the connection");
@@ -275,10 +276,10 @@ fn end(ends: &mut [End; 2], side: usize, mine: Error, theirs: Error) {
             continue;
         }
         end.ended = Some(why.clone());
-        for (message, receipt, prompt) in end.queued.drain(..) {
-            Op::Send { message, receipt, prompt, more: false }.fail(why.clone());
+        for (message, receipt, ack_now) in end.queued.drain(..) {
+            Op::Send { message, receipt, ack_now, more: false }.fail(why.clone());
         }
-        for (message, receipt) in end.unsettled.drain().map(|(_, unsettled)| unsettled) {
+        for (message, receipt) in end.unacked.drain().map(|(_, unacked)| unacked) {
             if let Some(message) = message {
                 message.fail(why.clone());
             }

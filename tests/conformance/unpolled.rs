@@ -75,7 +75,7 @@ async fn deliveries(connection: &Connection) -> Duration {
 }
 
 #[track_caller]
-fn assert_prompt(took: Duration, alone: Duration, what: &str) {
+fn assert_ack_now(took: Duration, alone: Duration, what: &str) {
     // A machine that is busy is so with and without the future.
     let limit = DELAY_MAX + alone * 3;
     assert!(took < limit, "{took:?} a call {what}, {alone:?} without");
@@ -106,7 +106,7 @@ async fn a_pinned_recv_delays_no_call_of_its_own_task(row: &'static Row) {
             pair.a.deliver(message(2, &[20_000])).await.unwrap();
         })
         .await;
-        assert_prompt(took, alone, "of the task that left it");
+        assert_ack_now(took, alone, "of the task that left it");
     }
     assert_well(recv, &pair).await;
     soon("close", pair.a.close()).await.unwrap();
@@ -121,13 +121,13 @@ async fn a_recv_left_at_any_moment_delays_no_other_task(row: &'static Row) {
         let mut recv = recv_of(&pair.a);
         assert!(polled(Pin::new(&mut recv), polls).await.is_none(), "nobody sent anything");
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, &format!("beside one that was polled {polls} times"));
+        assert_ack_now(took, alone, &format!("beside one that was polled {polls} times"));
         let a = pair.a.clone();
         let elsewhere =
             soon("a thread without tokio", without_tokio(move || block_on(deliveries_by_hand(&a))));
-        assert_prompt(elsewhere.await, alone, "of a thread without tokio");
+        assert_ack_now(elsewhere.await, alone, "of a thread without tokio");
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, "afterwards");
+        assert_ack_now(took, alone, "afterwards");
         drop(recv);
     }
 }
@@ -167,7 +167,7 @@ async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'sta
         leave.send(()).unwrap();
         soon("the task", task).await.unwrap();
     }
-    assert_prompt(quarter_of(took), alone, "beside one that sleeps unpolled");
+    assert_ack_now(quarter_of(took), alone, "beside one that sleeps unpolled");
 }
 
 async fn a_recv_of_a_runtime_that_nobody_runs_delays_nobody(row: &'static Row) {
@@ -186,7 +186,7 @@ async fn a_recv_of_a_runtime_that_nobody_runs_delays_nobody(row: &'static Row) {
     })
     .await;
     let took = deliveries(&pair.a).await;
-    assert_prompt(took, alone, "beside one whose runtime stands still");
+    assert_ack_now(took, alone, "beside one whose runtime stands still");
     assert_well(recv, &pair).await;
     thread::spawn(move || drop(runtime)).join().unwrap();
 }
@@ -200,13 +200,13 @@ async fn one_unpolled_recv_after_another_delays_nobody(row: &'static Row) {
         // Each wakes nobody; the first of them has the turn, and hands it to the next when it is dropped.
         assert!(recv.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, &format!("beside {} unpolled", at + 1));
+        assert_ack_now(took, alone, &format!("beside {} unpolled", at + 1));
     }
     while !left.is_empty() {
         drop(left.remove(0));
         let both = async { tokio::join!(deliveries(&pair.a), deliveries(&pair.a)) };
         let (one, other) = both.await;
-        assert_prompt(one.min(other), alone, &format!("beside {} unpolled", left.len()));
+        assert_ack_now(one.min(other), alone, &format!("beside {} unpolled", left.len()));
     }
 }
 
@@ -221,7 +221,7 @@ async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
     while begin.elapsed() < Duration::from_secs(1) {
         soon("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
     }
-    assert_prompt(deliveries(&pair.a).await, alone, "beside a reader");
+    assert_ack_now(deliveries(&pair.a).await, alone, "beside a reader");
 }
 
 async fn output_that_waits_for_room_goes_on_beside_an_unpolled_recv(row: &'static Row) {
@@ -233,7 +233,7 @@ async fn output_that_waits_for_room_goes_on_beside_an_unpolled_recv(row: &'stati
     let mut recv = recv_of(&pair.a);
     assert!(polled(Pin::new(&mut recv), 2).await.is_none(), "nobody sent anything");
     let took = quarter(async || pair.a.deliver(large.clone()).await.unwrap()).await;
-    assert_prompt(took, alone, "of 12 MiB");
+    assert_ack_now(took, alone, "of 12 MiB");
     assert_well(recv, &pair).await;
 }
 
@@ -254,6 +254,6 @@ async fn a_pinned_recv_delays_no_get_and_no_put(row: &'static Row) {
     let mut recv = recv_of(&pair.a);
     assert!(polled(Pin::new(&mut recv), 3).await.is_none(), "nobody sent anything");
     let took = quarter(both).await;
-    assert_prompt(took, alone, "of a get and a put");
+    assert_ack_now(took, alone, "of a get and a put");
     drop(recv);
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use towline::backend::{
-    Backend, Caps, Identity, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress, Role, Site,
-    Source,
+    Backend, Caps, Identity, Link, LinkContext, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress,
+    Role, Source,
 };
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
@@ -95,15 +95,15 @@ impl Backend for Degraded {
         self.backend.stripes()
     }
 
-    fn prepare(&self, site: &mut Site) -> Result<()> {
+    fn prepare(&self, context: &mut LinkContext) -> Result<()> {
         self.unless(Trouble::NotPrepared)?;
-        self.backend.prepare(site)
+        self.backend.prepare(context)
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async move {
             self.unless(Trouble::NotOpened)?;
-            let opened = self.backend.open(site).await?;
+            let opened = self.backend.open(context).await?;
             Ok(if self.trouble == Trouble::Slow {
                 opened.wrapped(|link| Arc::new(Slow(link)))
             } else {
@@ -136,8 +136,8 @@ impl Link for Slow {
         self.0.source()
     }
 
-    fn doze(&self) -> bool {
-        self.0.doze()
+    fn arm(&self) -> bool {
+        self.0.arm()
     }
 
     fn tick(&self) {

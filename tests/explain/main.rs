@@ -3,20 +3,20 @@
 //! Each test goes over every backend of this build that reaches the own process: a new one joins by being there.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
-mod carded;
 mod degraded;
 mod limited;
+mod with_endpoint_info;
 
 use std::sync::Arc;
 
-use towline::backend::{self, Backend, Standing};
+use towline::backend::{self, Backend, Preference};
 use towline::{
     Candidate, CandidateState, Connection, Endpoint, ErrorKind, Explanation, Measured, Message, Path,
 };
 use towline_tests::polls::soon;
 
-use carded::{Carded, NO_CARD, TOO_MUCH};
 use degraded::{DELAY, Degraded, REASON, REMEDY, Trouble};
+use with_endpoint_info::{NO_INFO, TOO_MUCH, WithEndpointInfo};
 
 const REFUSALS: [Trouble; 5] =
     [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared, Trouble::NotOpened];
@@ -26,7 +26,7 @@ type Backends = Vec<Arc<dyn Backend>>;
 /// For each backend that two ends may choose, it and those that come after it in the order of preference.
 fn ways() -> Vec<Backends> {
     let all: Backends =
-        backend::all().into_iter().filter(|it| it.standing() == Standing::Preferred).collect();
+        backend::all().into_iter().filter(|it| it.preference() == Preference::Preferred).collect();
     (0..all.len()).map(|first| all[first..].to_vec()).collect()
 }
 
@@ -115,17 +115,17 @@ async fn a_forced_path_that_is_refused_is_an_error_that_tells_why() {
     }
 }
 
-/// The in-process backend, whose twins meet by cards so many bytes too long, before all the others.
-fn carded(extra: usize) -> Backends {
+/// The in-process backend, whose twins meet by endpoint info so many bytes too long, before all the others.
+fn with_endpoint_info(extra: usize) -> Backends {
     let mut all = backend::all();
     assert_eq!(all[0].name(), "mem");
-    all[0] = Arc::new(Carded { backend: all[0].clone(), extra });
+    all[0] = Arc::new(WithEndpointInfo { backend: all[0].clone(), extra });
     all
 }
 
 #[tokio::test]
 async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
-    let (near, far) = (endpoint(carded(0)), endpoint(carded(0)));
+    let (near, far) = (endpoint(with_endpoint_info(0)), endpoint(with_endpoint_info(0)));
     for _ in 0..3 {
         let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
         assert_eq!([a.path().chosen(), b.path().chosen()], ["mem"; 2]);
@@ -140,9 +140,10 @@ async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
 
 #[tokio::test]
 async fn a_card_that_is_missing_or_too_long_refuses_the_path_alone() {
-    let (plain, right, long) = (endpoint(backend::all()), endpoint(carded(0)), endpoint(carded(TOO_MUCH)));
+    let (plain, right, long) =
+        (endpoint(backend::all()), endpoint(with_endpoint_info(0)), endpoint(with_endpoint_info(TOO_MUCH)));
     for (near, far, [of_near, of_far]) in [
-        (&plain, &right, [NO_CARD, NO_CARD]),
+        (&plain, &right, [NO_INFO, NO_INFO]),
         (&long, &right, ["passes the limit", "did not propose it"]),
         (&right, &long, ["passes the limit", "passes the limit"]),
     ] {

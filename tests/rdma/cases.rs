@@ -20,7 +20,7 @@ pub(crate) const CASES: [Case; 9] = [
     ("messages_come_back_as_they_left", messages_come_back_as_they_left),
     ("ud_carries_messages_too", ud_carries_messages_too),
     ("regions_are_read_and_written", regions_are_read_and_written),
-    ("bulk_moves_by_rdma_and_not_by_sends", bulk_moves_by_rdma_and_not_by_sends),
+    ("data_moves_by_rdma_and_not_by_sends", data_moves_by_rdma_and_not_by_sends),
     ("memory_mapped_anew_is_registered_anew", memory_mapped_anew_is_registered_anew),
     ("a_connection_ends_in_good_order", a_connection_ends_in_good_order),
     ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
@@ -28,7 +28,7 @@ pub(crate) const CASES: [Case; 9] = [
 
 /// Over the machine's device and nothing else. The check drops the first messages of UCX 1.13, where addresses are of IPv4.
 const RC: &str = "ucx://127.0.0.1:0?TLS=rc_v&NET_DEVICES=rxe0:1&UD_ETH_DGID_CHECK=n";
-/// Small, large, and a byte more than a parcel.
+/// Small, large, and a byte more than a packet.
 const LENS: [usize; 3] = [8, 64 << 10, (1 << 20) + 1];
 /// What the device puts into one packet.
 const PACKET_LEN: u64 = 1024;
@@ -125,7 +125,7 @@ fn regions_are_read_and_written() {
 }
 
 /// UCX asks for the payload of a rendezvous by a read, once the owner of the memory has said where it lies.
-fn bulk_moves_by_rdma_and_not_by_sends() {
+fn data_moves_by_rdma_and_not_by_sends() {
     run(async {
         let pair = pair(&installed(), RC).await;
         let region = pair.b.expose(bytes(LENS[2]).into(), Duration::from_secs(600)).unwrap();

@@ -13,7 +13,7 @@ trap 'end 01' EXIT
 
 mount -t tmpfs tmpfs /written
 mkdir /written/files /written/work
-# What the host lacks lies above what it has.
+# What the host lacks violations above what it has.
 mount -t overlay -o lowerdir=/guest:/host,upperdir=/written/files,workdir=/written/work overlay /whole
 mount -t proc proc /whole/proc
 mount -t sysfs sysfs /whole/sys

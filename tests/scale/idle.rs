@@ -31,7 +31,7 @@ pub(crate) async fn ten_thousand() {
     let nothing = Both::now(&control).await;
     let few = open(&endpoint, &address, 200).await;
     echo_on(few).await;
-    let before = settled(&control, nothing).await;
+    let before = acked(&control, nothing).await;
 
     let connections = open(&endpoint, &address, CONNECTIONS).await;
     echo_on(connections.clone()).await;
@@ -47,7 +47,7 @@ pub(crate) async fn ten_thousand() {
     echo_on(connections.iter().skip(17).step_by(23).cloned().collect()).await;
 
     drop(connections);
-    settled(&control, before).await;
+    acked(&control, before).await;
     // What they used serves as many others: what was kept of each would come on top. (The allocator cuts it up anew.)
     let connections = open(&endpoint, &address, CONNECTIONS).await;
     echo_on(connections.clone()).await;
@@ -61,7 +61,7 @@ pub(crate) async fn ten_thousand() {
         );
     }
     drop(connections);
-    settled(&control, before).await;
+    acked(&control, before).await;
 }
 
 /// What both ends use.
@@ -83,7 +83,7 @@ impl Both {
 }
 
 /// Waits until both ends have no more descriptors than `before`: things end in the background.
-async fn settled(control: &Connection, before: Both) -> Both {
+async fn acked(control: &Connection, before: Both) -> Both {
     let limit = Instant::now() + SOON;
     loop {
         let now = Both::now(control).await;

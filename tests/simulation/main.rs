@@ -1,4 +1,4 @@
-//! The front door, the connections and `mem` in a world that a seed decides: see `scene.rs`.
+//! The front handshake, the connections and `mem` in a world that a seed decides: see `scene.rs`.
 //!
 //! A seed that fails is printed, and `TOWLINE_SEED=7 cargo test --package towline-tests --test simulation` runs it again, and
 //! it alone. `TOWLINE_SEEDS=10000` runs so many.
@@ -9,7 +9,7 @@ mod flow;
 mod network;
 mod regions;
 mod scene;
-mod standstill;
+mod stall;
 mod traffic;
 mod world;
 
@@ -33,8 +33,8 @@ fn every_seed_keeps_the_promises_of_a_connection() {
 #[test]
 fn a_host_that_stands_still_for_ever_is_noticed_in_time() {
     match asked("TOWLINE_SEED") {
-        Some(seed) => standstill::run(seed),
-        None => run_all(standstill::run, 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS) / 10),
+        Some(seed) => stall::run(seed),
+        None => run_all(stall::run, 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS) / 10),
     }
 }
 

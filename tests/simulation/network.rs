@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use towline::backend::{Backend, Caps, Identity, Link, LinkStats, Op, Opening, Probe, Role, Site};
+use towline::backend::{Backend, Caps, Identity, Link, LinkContext, LinkStats, Op, Opening, Probe, Role};
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
 
@@ -48,16 +48,16 @@ impl Backend for Networked {
         self.backend.reach(local, peer)
     }
 
-    fn prepare(&self, site: &mut Site) -> Result<()> {
-        self.backend.prepare(site)
+    fn prepare(&self, context: &mut LinkContext) -> Result<()> {
+        self.backend.prepare(context)
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
             let dice = Dice::new(lock(&self.network).dice.next(), 0);
             let line = Line { queue: VecDeque::new(), carrying: false, ended: None, dice };
             let (host, network) = (self.host.clone(), self.network.clone());
-            let opened = self.backend.open(site).await?;
+            let opened = self.backend.open(context).await?;
             let wrap = |link| {
                 let ends = Ends { link, line: Mutex::new(line), host, network };
                 Arc::new(Wire(Arc::new(ends))) as Arc<dyn Link>

@@ -17,7 +17,7 @@ use crate::{establish, traffic};
 /// What may go wrong in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// Delays and short standstills: nothing may fail.
+    /// Delays and short stalls: nothing may fail.
     Calm,
     /// Ends close and abort in the middle of everything.
     Ending,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use towline::{BufferMut, Connection, Endpoint, ErrorKind, Incoming, Landing, Pool};
+use towline::{BufferMut, Connection, Destination, Endpoint, ErrorKind, Incoming, Pool};
 
 use crate::dice::Dice;
 use crate::flow::Flow;
@@ -100,10 +100,10 @@ async fn send(crew: Crew, host: usize, from: Connection, flow: Flow, count: u64,
             scene.pause(&mut dice, 10).await;
         }
         let (number, message) = flow.next();
-        let (of, connection, model, prompt) = (scene.clone(), from.clone(), flow.clone(), dice.once_in(2));
+        let (of, connection, model, ack_now) = (scene.clone(), from.clone(), flow.clone(), dice.once_in(2));
         let forgets = dice.once_in(5);
         let mut sending = Box::pin(async move {
-            if prompt {
+            if ack_now {
                 let word = connection.deliver(message).await.map_err(|error| error.kind());
                 return judge(&of, &model, number, word);
             }
@@ -221,23 +221,23 @@ async fn decide(
         }
         1 => {
             flow.rejected();
-            let mut landings: Vec<_> = incoming.frames().iter().map(|_| Landing::Discard).collect();
-            landings.push(Landing::Discard);
-            let failed = incoming.accept_into(landings).await.expect_err("one landing too many");
+            let mut destinations: Vec<_> = incoming.frames().iter().map(|_| Destination::Discard).collect();
+            destinations.push(Destination::Discard);
+            let failed = incoming.accept_into(destinations).await.expect_err("one destination too many");
             assert_eq!(failed.error.kind(), ErrorKind::Invalid);
         }
         2 => flow.took(&incoming.accept().await.map_err(|error| error.kind())?, &[]),
         _ => {
             let discarded: Vec<_> = incoming.frames().iter().map(|_| dice.once_in(4)).collect();
-            let landing = |(frame, discarded): (&towline::FrameInfo, &bool)| match (discarded, dice.below(3))
-            {
-                (true, _) => Landing::Discard,
-                (false, 0) => Landing::Pool(pool.clone()),
-                (false, 1) => Landing::Place(towline::Place::Host),
-                (false, _) => Landing::Buffer(BufferMut::with_capacity(frame.len)),
-            };
-            let landings = incoming.frames().iter().zip(&discarded).map(landing).collect();
-            let taken = incoming.accept_into(landings).await.map_err(|failed| failed.error.kind())?;
+            let destination =
+                |(frame, discarded): (&towline::FrameInfo, &bool)| match (discarded, dice.below(3)) {
+                    (true, _) => Destination::Discard,
+                    (false, 0) => Destination::Pool(pool.clone()),
+                    (false, 1) => Destination::Place(towline::Place::Host),
+                    (false, _) => Destination::Buffer(BufferMut::with_capacity(frame.len)),
+                };
+            let destinations = incoming.frames().iter().zip(&discarded).map(destination).collect();
+            let taken = incoming.accept_into(destinations).await.map_err(|failed| failed.error.kind())?;
             flow.took(&taken, &discarded);
         }
     }

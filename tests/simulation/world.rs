@@ -161,7 +161,7 @@ impl World {
         true
     }
 
-    /// Moves the clock to the next timer, or to the end of the next standstill.
+    /// Moves the clock to the next timer, or to the end of the next stall.
     fn pass_time(&self, limit: Duration) -> bool {
         let mut state = lock(&self.state);
         let timer = state.timers.first_key_value().map(|((at, _), _)| *at);

@@ -24,10 +24,10 @@ pub fn hello(nonce: [u8; 32], identity: &[u8; 56], offers: &[(&str, &[u8])]) -> 
     hand(1, &hello)
 }
 
-/// A parcel of the data stream.
-pub fn parcel(records: &[u8], transfer: u64, bulk: &[u8]) -> Vec<u8> {
-    let lens = [records.len() as u32, bulk.len() as u32].map(u32::to_le_bytes).concat();
-    [&lens[..], &transfer.to_le_bytes(), records, bulk].concat()
+/// A packet of the data stream.
+pub fn packet(records: &[u8], transfer: u64, data: &[u8]) -> Vec<u8> {
+    let lens = [records.len() as u32, data.len() as u32].map(u32::to_le_bytes).concat();
+    [&lens[..], &transfer.to_le_bytes(), records, data].concat()
 }
 
 /// A record of the data stream.

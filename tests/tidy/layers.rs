@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str], &str); 4] = [
             "crate::connection",
             "crate::driver",
             "crate::path",
-            "crate::door",
+            "crate::handshake",
             "crate::backend",
         ],
         "wire is given bytes and time; it owns no socket, thread or clock",
@@ -36,7 +36,7 @@ const LAYERS: [(&str, &[&str], &str); 4] = [
             "crate::Connection",
             "crate::driver",
             "crate::path",
-            "crate::door",
+            "crate::handshake",
             "crate::backend",
             "crate::wire",
         ],
@@ -48,9 +48,9 @@ const LAYERS: [(&str, &[&str], &str); 4] = [
         "a backend is below the connection that uses it",
     ),
     (
-        "transport/src/door",
+        "transport/src/handshake",
         &["crate::endpoint", "crate::Endpoint", "crate::connection", "crate::Connection"],
-        "the front door is below the endpoint that opens it",
+        "the handshake is below the endpoint that opens it",
     ),
 ];
 
@@ -73,7 +73,7 @@ fn imports_point_downward() {
             ("transport/src/wire/good.rs", "//! Unlike tokio::net.\nuse std::time::Duration;"),
             ("transport/src/memory/bad.rs", "use super::super::backend::mem;"),
             ("transport/src/memory/good.rs", "use crate::error::Error; use super::pool::Pool;"),
-            ("transport/src/door.rs", "use crate::wire::handshake;"),
+            ("transport/src/handshake.rs", "use crate::wire::handshake;"),
             ("transport/src/backend/tcp/bad.rs", "use crate::{error::Error, connection};"),
         ],
     );

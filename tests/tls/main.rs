@@ -47,12 +47,12 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// A listener, and the endpoint that counts who was not let in.
-struct Door {
+struct Handshake {
     endpoint: Endpoint,
     listener: Listener,
 }
 
-impl Door {
+impl Handshake {
     async fn open(tls: Tls) -> Self {
         Self::at("tls://127.0.0.1:0", endpoint(tls)).await
     }

@@ -40,13 +40,13 @@ async fn through_a_meddler(token: Option<&str>) -> towline::Result<Connection> {
             None => builder.build().unwrap(),
         }
     };
-    let door = Door::at("tls://127.0.0.1:0", endpoint(listeners().shown_by(Tls::builder()))).await;
+    let handshake = Handshake::at("tls://127.0.0.1:0", endpoint(listeners().shown_by(Tls::builder()))).await;
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::new(Scheme::Tls, "127.0.0.1", between.local_addr().unwrap().port()).unwrap();
-    let meddling = tokio::spawn(meddle(between, door.port()));
+    let meddling = tokio::spawn(meddle(between, handshake.port()));
     let result = soon("the attempt", endpoint(believing(&ours())).connect(&address)).await;
     if token.is_some() {
-        door.assert_refused("unauthenticated", 1).await;
+        handshake.assert_refused("unauthenticated", 1).await;
         soon("the meddler's end", meddling).await.unwrap();
     }
     result

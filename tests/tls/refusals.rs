@@ -8,17 +8,17 @@ use super::*;
 
 /// Nobody comes in where `theirs` is shown, both ends know why, and the listener that shows it goes on.
 async fn assert_not_believed(theirs: &Certificate, host: &str, words: &[&str]) {
-    let door = Door::open(showing(theirs, &ours())).await;
+    let handshake = Handshake::open(showing(theirs, &ours())).await;
     let near = endpoint(showing(&connectors(), &ours()));
     for count in 1..=2 {
-        let error = refused(&near, &door.address(Scheme::Tls, host)).await;
+        let error = refused(&near, &handshake.address(Scheme::Tls, host)).await;
         assert_says(&error, ErrorKind::Unauthenticated, words);
-        door.assert_refused("unauthenticated", count).await;
+        handshake.assert_refused("unauthenticated", count).await;
     }
 }
 
 #[tokio::test]
-async fn a_certificate_that_a_stranger_signed_is_not_believed() {
+async fn a_certificate_that_a_unauthenticated_peer_signed_is_not_believed() {
     let theirs = Authority::new(9).sign(&["localhost", "127.0.0.1"], 2, Kind::Usual);
     assert_not_believed(&theirs, "localhost", &["signed by nobody whom this end believes", "--ca"]).await;
 }
@@ -52,27 +52,27 @@ async fn a_certificate_of_another_name_is_not_believed() {
 #[tokio::test]
 async fn a_name_that_is_asked_for_counts_in_place_of_the_host() {
     let theirs = ours().sign(&["elsewhere"], 2, Kind::Usual);
-    let door = Door::open(showing(&theirs, &ours())).await;
+    let handshake = Handshake::open(showing(&theirs, &ours())).await;
     let named = |name| endpoint(connectors().shown_by(believing(&ours())).server_name(name).build().unwrap());
-    door.meet(&named("elsewhere"), door.listener.address()).await;
-    let error = refused(&named("nowhere"), door.listener.address()).await;
+    handshake.meet(&named("elsewhere"), handshake.listener.address()).await;
+    let error = refused(&named("nowhere"), handshake.listener.address()).await;
     assert_says(&error, ErrorKind::Unauthenticated, &["bears another name", "nowhere"]);
 }
 
 /// A connector that shows this is not let in, both ends know why, and the listener lets a friend in.
 async fn assert_kept_out(theirs: Option<&Certificate>, words: &[&str]) {
-    let door = Door::open(showing(&listeners(), &ours())).await;
+    let handshake = Handshake::open(showing(&listeners(), &ours())).await;
     let tls = match theirs {
         Some(theirs) => theirs.shown_by(believing(&ours())),
         None => believing(&ours()),
     };
     let near = endpoint(tls.build().unwrap());
     for count in 1..=3 {
-        let error = refused(&near, door.listener.address()).await;
+        let error = refused(&near, handshake.listener.address()).await;
         assert_says(&error, ErrorKind::Unauthenticated, words);
-        door.assert_refused("unauthenticated", count).await;
+        handshake.assert_refused("unauthenticated", count).await;
     }
-    door.assert_open().await;
+    handshake.assert_open().await;
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_connector_without_a_certificate_is_kept_out() {
 }
 
 #[tokio::test]
-async fn a_connector_that_a_stranger_signed_is_kept_out() {
+async fn a_connector_that_a_unauthenticated_peer_signed_is_kept_out() {
     let theirs = Authority::new(9).sign(&["worker"], 3, Kind::Usual);
     assert_kept_out(Some(&theirs), &["believes nobody who signed this end's certificate", "--ca"]).await;
 }
@@ -102,11 +102,11 @@ async fn a_connector_with_a_listeners_certificate_is_kept_out() {
 async fn plain_towline_to_a_listener_over_tls_is_refused() {
     for (listening, connecting) in [("tls", Scheme::Tcp), ("towlines", Scheme::Towline)] {
         let tls = endpoint(showing(&listeners(), &ours()));
-        let door = Door::at(&format!("{listening}://127.0.0.1:0"), tls).await;
-        let error = refused(&Endpoint::new().unwrap(), &door.address(connecting, "127.0.0.1")).await;
+        let handshake = Handshake::at(&format!("{listening}://127.0.0.1:0"), tls).await;
+        let error = refused(&Endpoint::new().unwrap(), &handshake.address(connecting, "127.0.0.1")).await;
         assert_says(&error, ErrorKind::Refused, &["only over TLS", "tls:// or towlines://"]);
-        door.assert_refused("refused", 1).await;
-        door.assert_open().await;
+        handshake.assert_refused("refused", 1).await;
+        handshake.assert_open().await;
     }
 }
 
@@ -114,18 +114,18 @@ async fn plain_towline_to_a_listener_over_tls_is_refused() {
 async fn tls_to_a_plain_listener_is_refused() {
     let near = endpoint(showing(&connectors(), &ours()));
     for (listening, connecting) in [("tcp", Scheme::Tls), ("towline", Scheme::Towlines)] {
-        let door = Door::at(&format!("{listening}://127.0.0.1:0"), Endpoint::new().unwrap()).await;
-        let error = refused(&near, &door.address(connecting, "127.0.0.1")).await;
+        let handshake = Handshake::at(&format!("{listening}://127.0.0.1:0"), Endpoint::new().unwrap()).await;
+        let error = refused(&near, &handshake.address(connecting, "127.0.0.1")).await;
         assert_says(&error, ErrorKind::Refused, &["use TLS at both ends or at neither"]);
-        door.assert_refused("refused", 1).await;
+        handshake.assert_refused("refused", 1).await;
         let friend = Endpoint::new().unwrap();
-        door.meet(&friend, door.listener.address()).await;
+        handshake.meet(&friend, handshake.listener.address()).await;
     }
 }
 
 /// What a listener answers who says this, until it ends the stream.
-async fn answer_to(door: &Door, words: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(("127.0.0.1", door.port())).await.unwrap();
+async fn answer_to(handshake: &Handshake, words: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(("127.0.0.1", handshake.port())).await.unwrap();
     stream.write_all(words).await.unwrap();
     let mut heard = Vec::new();
     soon("the end of the stream", stream.read_to_end(&mut heard)).await.unwrap();
@@ -133,44 +133,44 @@ async fn answer_to(door: &Door, words: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn strangers_hear_where_they_are() {
-    let door = Door::open(showing(&listeners(), &ours())).await;
-    let heard = answer_to(&door, b"GET / HTTP/1.1\r\n\r\n").await;
+async fn unauthenticated_peers_hear_where_they_are() {
+    let handshake = Handshake::open(showing(&listeners(), &ours())).await;
+    let heard = answer_to(&handshake, b"GET / HTTP/1.1\r\n\r\n").await;
     assert!(heard.starts_with(b"HTTP/1.1 400"), "{:?}", String::from_utf8_lossy(&heard));
-    let heard = answer_to(&door, &[0xaa; 300]).await;
+    let heard = answer_to(&handshake, &[0xaa; 300]).await;
     assert!(String::from_utf8_lossy(&heard).contains("does not speak Towline"));
-    door.assert_refused("refused", 2).await;
-    door.assert_open().await;
+    handshake.assert_refused("refused", 2).await;
+    handshake.assert_open().await;
 }
 
 #[tokio::test]
 async fn garbage_within_tls_is_answered_with_an_alert() {
-    let door = Door::open(showing(&listeners(), &ours())).await;
+    let handshake = Handshake::open(showing(&listeners(), &ours())).await;
     // A handshake record: of nonsense, of a length that no record has, of another version of TLS altogether.
     for record in
         [&[0x16, 3, 1, 0, 4, 0xff, 0, 0, 0][..], &[0x16, 3, 1, 0xff, 0xff, 0, 0], &[0x16, 9, 9, 0, 1, 1]]
     {
-        let heard = answer_to(&door, record).await;
+        let heard = answer_to(&handshake, record).await;
         assert_eq!(heard.first(), Some(&0x15), "an alert: {heard:?}");
     }
-    door.assert_open().await;
+    handshake.assert_open().await;
 }
 
 #[tokio::test]
 async fn half_a_tls_handshake_is_dropped_in_time() {
-    let door = Door::open(showing(&listeners(), &ours())).await;
+    let handshake = Handshake::open(showing(&listeners(), &ours())).await;
     let begin = std::time::Instant::now();
     for record in [&[][..], &[0x16], &[0x16, 3, 1, 1, 0, 1, 0, 0, 0xfc]] {
-        assert_eq!(answer_to(&door, record).await, []);
+        assert_eq!(answer_to(&handshake, record).await, []);
     }
     assert!(begin.elapsed() >= 3 * HANDSHAKE_TIME - Duration::from_millis(100), "{:?}", begin.elapsed());
-    door.assert_refused("timed_out", 3).await;
+    handshake.assert_refused("timed_out", 3).await;
     // And one that is cut off.
-    let mut stream = TcpStream::connect(("127.0.0.1", door.port())).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", handshake.port())).await.unwrap();
     stream.write_all(&[0x16, 3, 1, 1, 0, 1]).await.unwrap();
     drop(stream);
-    door.assert_refused("peer_lost", 1).await;
-    door.assert_open().await;
+    handshake.assert_refused("peer_lost", 1).await;
+    handshake.assert_open().await;
 }
 
 /// A server that reads a while, says this, and hangs up.

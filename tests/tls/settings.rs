@@ -5,8 +5,8 @@ use super::*;
 #[tokio::test]
 async fn what_leaves_the_process_is_encrypted_and_what_stays_is_not() {
     let tls = || showing(&listeners(), &ours());
-    let door = Door::at("towlines://127.0.0.1:0", endpoint(tls())).await;
-    let (a, b) = door.meet(&endpoint(tls()), door.listener.address()).await;
+    let handshake = Handshake::at("towlines://127.0.0.1:0", endpoint(tls())).await;
+    let (a, b) = handshake.meet(&endpoint(tls()), handshake.listener.address()).await;
     assert_eq!((a.path().chosen(), a.path().encryption()), ("mem", "none"));
     assert_eq!((b.path().chosen(), b.path().encryption()), ("mem", "none"));
     // As between two processes.
@@ -14,22 +14,22 @@ async fn what_leaves_the_process_is_encrypted_and_what_stays_is_not() {
         vec![std::sync::Arc::new(towline::backend::tcp::Tcp) as std::sync::Arc<dyn towline::backend::Backend>]
     };
     let near = Endpoint::builder().tls(tls()).backends(backends()).build().unwrap();
-    let (a, b) = door.meet(&near, door.listener.address()).await;
+    let (a, b) = handshake.meet(&near, handshake.listener.address()).await;
     assert_eq!((a.path().chosen(), a.path().encryption()), ("tcp", "tls"));
     assert_eq!((b.path().chosen(), b.path().encryption()), ("tcp", "tls"));
     // And forced.
-    let (a, b) = door.meet(&near, &door.address(Scheme::Tls, "localhost")).await;
+    let (a, b) = handshake.meet(&near, &handshake.address(Scheme::Tls, "localhost")).await;
     assert_eq!((a.path().encryption(), b.path().encryption()), ("tls", "tls"));
 }
 
 #[tokio::test]
 async fn anonymous_connectors_come_in_where_they_may() {
     let tls = listeners().shown_by(believing(&ours())).anonymous_clients(true).build().unwrap();
-    let door = Door::open(tls).await;
-    door.meet(&endpoint(believing(&ours()).build().unwrap()), door.listener.address()).await;
+    let handshake = Handshake::open(tls).await;
+    handshake.meet(&endpoint(believing(&ours()).build().unwrap()), handshake.listener.address()).await;
     // And where nobody could be believed anyway.
-    let door = Door::open(listeners().shown_by(Tls::builder()).build().unwrap()).await;
-    door.meet(&endpoint(believing(&ours()).build().unwrap()), door.listener.address()).await;
+    let handshake = Handshake::open(listeners().shown_by(Tls::builder()).build().unwrap()).await;
+    handshake.meet(&endpoint(believing(&ours()).build().unwrap()), handshake.listener.address()).await;
 }
 
 #[tokio::test]
@@ -38,9 +38,9 @@ async fn a_token_is_asked_for_over_tls_as_well() {
         let builder = Endpoint::builder().tls(showing(&listeners(), &ours()));
         builder.token(Token::from_bytes(token).unwrap()).build().unwrap()
     };
-    let door = Door::at("tls://127.0.0.1:0", with("secret")).await;
-    door.meet(&with("secret"), door.listener.address()).await;
-    let error = refused(&with("another"), door.listener.address()).await;
+    let handshake = Handshake::at("tls://127.0.0.1:0", with("secret")).await;
+    handshake.meet(&with("secret"), handshake.listener.address()).await;
+    let error = refused(&with("another"), handshake.listener.address()).await;
     assert_says(&error, ErrorKind::Unauthenticated, &["different tokens"]);
 }
 
@@ -113,25 +113,25 @@ fn nothing_of_a_key_is_shown() {
 
 #[tokio::test]
 async fn a_renewed_certificate_is_shown_to_whom_comes_next() {
-    let door = Door::open(showing(&listeners(), &ours())).await;
+    let handshake = Handshake::open(showing(&listeners(), &ours())).await;
     let friend = endpoint(showing(&connectors(), &ours()));
-    let (a, b) = door.meet(&friend, door.listener.address()).await;
+    let (a, b) = handshake.meet(&friend, handshake.listener.address()).await;
 
     // One that would let in whoever comes, and one that shows nothing.
     let weaker = [listeners().shown_by(Tls::builder()).build().unwrap(), believing(&ours()).build().unwrap()];
     for weaker in weaker {
-        let error = door.endpoint.renew(None, Some(weaker)).unwrap_err();
+        let error = handshake.endpoint.renew(None, Some(weaker)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
-    door.assert_open().await;
+    handshake.assert_open().await;
 
     let others = Authority::new(9);
     let renewed = others.sign(&["127.0.0.1"], 4, Kind::Usual);
-    door.endpoint.renew(None, Some(showing(&renewed, &others))).unwrap();
-    let error = soon("a refusal", friend.connect(door.listener.address())).await.unwrap_err();
+    handshake.endpoint.renew(None, Some(showing(&renewed, &others))).unwrap();
+    let error = soon("a refusal", friend.connect(handshake.listener.address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     friend.renew(None, Some(showing(&others.sign(&["worker"], 5, Kind::Usual), &others))).unwrap();
-    door.meet(&friend, door.listener.address()).await;
+    handshake.meet(&friend, handshake.listener.address()).await;
     // Who was there stays.
     let (there, taken) = tokio::join!(a.deliver(Message::new("there")), b.recv());
     there.unwrap();

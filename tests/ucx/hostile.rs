@@ -11,22 +11,22 @@ use towline::backend::ucx::Ucx;
 use towline::{Connection, Endpoint, ErrorKind};
 use ucx_sys::{Library, UCP_AM_SEND_FLAG_RNDV};
 
-use crate::liar::{
-    Door, HELLO, Liar, MEASURE, NOT_READY, PARCEL, PROPOSE, READY, READY_CARD, RECORDS, REFUSE, card_of,
-    propose,
+use crate::hostile_peer::{
+    HELLO, Handshake, HostilePeer, MEASURE, NOT_READY, PACKET, PROPOSE, READY, READY_INFO, RECORDS, REFUSE,
+    info_of, propose,
 };
 use crate::libraries::Installed;
 use crate::node::Node;
 use crate::over_ucx::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::polls::within;
-use crate::wire::{announcement, hand, parcel, record};
+use crate::wire::{announcement, hand, packet, record};
 
 /// How long our end may take to see through a lie.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long a handshake may take that is held up.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 const EAGER: u8 = 4;
-/// A message that travels as parcels.
+/// A message that travels as packets.
 const LARGE: usize = 20_000;
 
 /// What comes of a lie.
@@ -40,116 +40,161 @@ enum Outcome {
 use Outcome::{Breach, Nothing};
 
 /// What it is called, what comes of it, and what the liar does.
-type Lie = (&'static str, Outcome, fn(&Liar));
+type Violation = (&'static str, Outcome, fn(&HostilePeer));
 
-const LIES: &[Lie] = &[
-    ("records for somebody else", Nothing, |liar| liar.send(RECORDS, &[], [&[7; 24], &good()[..]].concat())),
-    ("records for nobody", Nothing, |liar| liar.send(RECORDS, &[], good())),
-    ("half a key", Nothing, |liar| liar.send(RECORDS, &[], liar.key[..8].to_vec())),
-    ("nothing at all", Nothing, |liar| liar.send(RECORDS, &[], vec![])),
-    ("records without a number", Breach, |liar| liar.send(RECORDS, &[], liar.key.to_vec())),
-    ("half a number", Breach, |liar| liar.send(RECORDS, &[], liar.header(&[0; 4]))),
-    ("records with a header", Nothing, |liar| liar.send(RECORDS, &liar.key, liar.header(&[0; 8]))),
-    ("the last number there is", Breach, |liar| records(liar, u64::MAX, good())),
-    ("a number far ahead", Breach, |liar| records(liar, 5000, good())),
-    ("a number to come, twice", Breach, |liar| {
-        [5, 5].into_iter().for_each(|number| records(liar, number, good()))
+const VIOLATIONS: &[Violation] = &[
+    ("records for somebody else", Nothing, |hostile_peer| {
+        hostile_peer.send(RECORDS, &[], [&[7; 24], &good()[..]].concat())
     }),
-    ("the first number, twice", Breach, |liar| {
-        [0, 0].into_iter().for_each(|number| records(liar, number, good()))
+    ("records for nobody", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], good())),
+    ("half a key", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.key[..8].to_vec())),
+    ("nothing at all", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], vec![])),
+    ("records without a number", Breach, |hostile_peer| {
+        hostile_peer.send(RECORDS, &[], hostile_peer.key.to_vec())
     }),
-    ("records that are garbage", Breach, |liar| records(liar, 0, vec![0xa5; 300])),
-    ("half a record, and another number", Breach, |liar| {
-        records(liar, 0, good()[..20].to_vec());
-        records(liar, 1, good());
+    ("half a number", Breach, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.header(&[0; 4]))),
+    ("records with a header", Nothing, |hostile_peer| {
+        hostile_peer.send(RECORDS, &hostile_peer.key, hostile_peer.header(&[0; 8]))
     }),
-    ("more records at once than anybody sends", Breach, |liar| records(liar, 0, vec![0; 200 << 10])),
-    ("an unknown record", Breach, |liar| records(liar, 0, parcel(&record(13, 0, 0, &[]), 0, &[]))),
-    ("bulk among records", Breach, |liar| records(liar, 0, parcel(&[], 0, &[1; 100]))),
-    ("records that are yet to be fetched", Nothing, |liar| {
-        liar.send_so(RECORDS, &[], [&liar.key[..], &[0; 1 << 20]].concat(), UCP_AM_SEND_FLAG_RNDV);
+    ("the last number there is", Breach, |hostile_peer| records(hostile_peer, u64::MAX, good())),
+    ("a number far ahead", Breach, |hostile_peer| records(hostile_peer, 5000, good())),
+    ("a number to come, twice", Breach, |hostile_peer| {
+        [5, 5].into_iter().for_each(|number| records(hostile_peer, number, good()))
     }),
-    ("a parcel for somebody else", Nothing, |liar| liar.send(PARCEL, &[7; 40], vec![1; 100])),
-    ("a parcel without a head", Breach, |liar| liar.send(PARCEL, &liar.key, vec![1; 100])),
-    ("a parcel with half a head", Breach, |liar| liar.send(PARCEL, &liar.header(&[0; 12]), vec![1; 100])),
-    ("a parcel that says more than it is", Breach, |liar| bulk(liar, 101, 0, 0, vec![1; 100])),
-    ("a parcel that says less than it is", Breach, |liar| bulk(liar, 99, 0, 0, vec![1; 100])),
-    ("a parcel that says more than there can be", Breach, |liar| bulk(liar, u32::MAX, 0, 0, vec![1; 100])),
-    ("a parcel of records", Breach, |liar| {
-        liar.send(PARCEL, &liar.header(&[&100_u32.to_le_bytes()[..], &[0; 20]].concat()), vec![1; 100]);
+    ("the first number, twice", Breach, |hostile_peer| {
+        [0, 0].into_iter().for_each(|number| records(hostile_peer, number, good()))
     }),
-    ("a parcel with a header beyond all of ours", Nothing, |liar| {
-        liar.send(PARCEL, &liar.header(&[0; 300]), vec![1; 100]);
+    ("records that are garbage", Breach, |hostile_peer| records(hostile_peer, 0, vec![0xa5; 300])),
+    ("half a record, and another number", Breach, |hostile_peer| {
+        records(hostile_peer, 0, good()[..20].to_vec());
+        records(hostile_peer, 1, good());
     }),
-    ("a parcel with half a number of records", Breach, |liar| with_records(liar, &[0; 4], &[])),
-    ("a parcel with garbage for records", Breach, |liar| with_records(liar, &[0; 8], &[0xa5; 100])),
-    ("a parcel with records that came before", Breach, |liar| {
-        records(liar, 0, good());
-        with_records(liar, &[0; 8], &good());
+    ("more records at once than anybody sends", Breach, |hostile_peer| {
+        records(hostile_peer, 0, vec![0; 200 << 10])
     }),
-    ("a parcel with records far ahead", Breach, |liar| {
-        with_records(liar, &5000_u64.to_le_bytes(), &good());
+    ("an unknown record", Breach, |hostile_peer| {
+        records(hostile_peer, 0, packet(&record(13, 0, 0, &[]), 0, &[]))
     }),
-    ("a parcel that was not asked for, with its announcement", Breach, |liar| {
+    ("data among records", Breach, |hostile_peer| records(hostile_peer, 0, packet(&[], 0, &[1; 100]))),
+    ("records that are yet to be fetched", Nothing, |hostile_peer| {
+        hostile_peer.send_so(
+            RECORDS,
+            &[],
+            [&hostile_peer.key[..], &[0; 1 << 20]].concat(),
+            UCP_AM_SEND_FLAG_RNDV,
+        );
+    }),
+    ("a packet for somebody else", Nothing, |hostile_peer| hostile_peer.send(PACKET, &[7; 40], vec![1; 100])),
+    ("a packet without a head", Breach, |hostile_peer| {
+        hostile_peer.send(PACKET, &hostile_peer.key, vec![1; 100])
+    }),
+    ("a packet with half a head", Breach, |hostile_peer| {
+        hostile_peer.send(PACKET, &hostile_peer.header(&[0; 12]), vec![1; 100])
+    }),
+    ("a packet that says more than it is", Breach, |hostile_peer| {
+        data(hostile_peer, 101, 0, 0, vec![1; 100])
+    }),
+    ("a packet that says less than it is", Breach, |hostile_peer| data(hostile_peer, 99, 0, 0, vec![1; 100])),
+    ("a packet that says more than there can be", Breach, |hostile_peer| {
+        data(hostile_peer, u32::MAX, 0, 0, vec![1; 100])
+    }),
+    ("a packet of records", Breach, |hostile_peer| {
+        hostile_peer.send(
+            PACKET,
+            &hostile_peer.header(&[&100_u32.to_le_bytes()[..], &[0; 20]].concat()),
+            vec![1; 100],
+        );
+    }),
+    ("a packet with a header beyond all of ours", Nothing, |hostile_peer| {
+        hostile_peer.send(PACKET, &hostile_peer.header(&[0; 300]), vec![1; 100]);
+    }),
+    ("a packet with half a number of records", Breach, |hostile_peer| {
+        with_records(hostile_peer, &[0; 4], &[])
+    }),
+    ("a packet with garbage for records", Breach, |hostile_peer| {
+        with_records(hostile_peer, &[0; 8], &[0xa5; 100])
+    }),
+    ("a packet with records that came before", Breach, |hostile_peer| {
+        records(hostile_peer, 0, good());
+        with_records(hostile_peer, &[0; 8], &good());
+    }),
+    ("a packet with records far ahead", Breach, |hostile_peer| {
+        with_records(hostile_peer, &5000_u64.to_le_bytes(), &good());
+    }),
+    ("a packet that was not asked for, with its announcement", Breach, |hostile_peer| {
         let head = head(LARGE as u32, 0, 0);
-        liar.send(PARCEL, &liar.header(&[&head, &[0; 8][..], &large()].concat()), vec![1; LARGE]);
+        hostile_peer.send(
+            PACKET,
+            &hostile_peer.header(&[&head, &[0; 8][..], &large()].concat()),
+            vec![1; LARGE],
+        );
     }),
-    ("an answer to no get", Breach, |liar| bulk(liar, 100, 1, 0, vec![1; 100])),
-    ("payload of no put", Breach, |liar| bulk(liar, 100, 2, 0, vec![1; 100])),
-    ("payload of a kind that is none", Breach, |liar| bulk(liar, 100, 3, 0, vec![1; 100])),
-    ("payload of a message beyond the window", Breach, |liar| bulk(liar, 100, 5000 << 2, 0, vec![1; 100])),
-    ("payload off its grid", Breach, |liar| {
-        records(liar, 0, large());
-        bulk(liar, 100, 0, 50, vec![1; 100]);
+    ("an answer to no get", Breach, |hostile_peer| data(hostile_peer, 100, 1, 0, vec![1; 100])),
+    ("payload of no put", Breach, |hostile_peer| data(hostile_peer, 100, 2, 0, vec![1; 100])),
+    ("payload of a kind that is none", Breach, |hostile_peer| data(hostile_peer, 100, 3, 0, vec![1; 100])),
+    ("payload of a message beyond the window", Breach, |hostile_peer| {
+        data(hostile_peer, 100, 5000 << 2, 0, vec![1; 100])
     }),
-    ("payload of a small message", Breach, |liar| {
-        records(liar, 0, good());
-        bulk(liar, 5, 0, 0, b"hello".to_vec());
+    ("payload off its grid", Breach, |hostile_peer| {
+        records(hostile_peer, 0, large());
+        data(hostile_peer, 100, 0, 50, vec![1; 100]);
     }),
-    ("payload that was not asked for", Breach, |liar| {
-        records(liar, 0, large());
-        bulk(liar, LARGE as u32, 0, 0, vec![1; LARGE]);
+    ("payload of a small message", Breach, |hostile_peer| {
+        records(hostile_peer, 0, good());
+        data(hostile_peer, 5, 0, 0, b"hello".to_vec());
     }),
-    ("large payload that is yet to be fetched, of nothing", Breach, |liar| {
+    ("payload that was not asked for", Breach, |hostile_peer| {
+        records(hostile_peer, 0, large());
+        data(hostile_peer, LARGE as u32, 0, 0, vec![1; LARGE]);
+    }),
+    ("large payload that is yet to be fetched, of nothing", Breach, |hostile_peer| {
         let head = head(1 << 20, 5000 << 2, 0);
-        liar.send_so(PARCEL, &liar.header(&head), vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
+        hostile_peer.send_so(PACKET, &hostile_peer.header(&head), vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
     }),
-    ("two thousand parcels of what may come", Breach, |liar| {
+    ("two thousand packets of what may come", Breach, |hostile_peer| {
         for number in 0..2000 {
-            bulk(liar, 1, (number % 1000) << 2, number / 1000, vec![1]);
+            data(hostile_peer, 1, (number % 1000) << 2, number / 1000, vec![1]);
         }
     }),
-    ("one more hello", Nothing, |liar| liar.send(HELLO, &liar.key, vec![])),
-    ("hello with a book", Nothing, |liar| liar.send(HELLO, &liar.header(&[0; 80]), vec![7; 3000])),
+    ("one more hello", Nothing, |hostile_peer| hostile_peer.send(HELLO, &hostile_peer.key, vec![])),
+    ("hello with a book", Nothing, |hostile_peer| {
+        hostile_peer.send(HELLO, &hostile_peer.header(&[0; 80]), vec![7; 3000])
+    }),
     // Not far beyond: UCX before 1.17 looks there before it looks how many there are (docs/gotchas.md).
-    ("what nobody listens for", Nothing, |liar| (3..32).for_each(|id| liar.send(id, &liar.key, good()))),
+    ("what nobody listens for", Nothing, |hostile_peer| {
+        (3..32).for_each(|id| hostile_peer.send(id, &hostile_peer.key, good()))
+    }),
 ];
 
 /// A small message, the first.
 fn good() -> Vec<u8> {
-    parcel(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[])
+    packet(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[])
 }
 
 /// A large one, which is to wait until it is accepted.
 fn large() -> Vec<u8> {
-    parcel(&announcement(0, 0, b"hi", LARGE as u64, b""), 0, &[])
+    packet(&announcement(0, 0, b"hi", LARGE as u64, b""), 0, &[])
 }
 
-fn records(liar: &Liar, number: u64, bytes: Vec<u8>) {
-    liar.send(RECORDS, &[], liar.header(&[&number.to_le_bytes()[..], &bytes].concat()));
+fn records(hostile_peer: &HostilePeer, number: u64, bytes: Vec<u8>) {
+    hostile_peer.send(RECORDS, &[], hostile_peer.header(&[&number.to_le_bytes()[..], &bytes].concat()));
 }
 
-/// A parcel of a message to come, with records behind its head.
-fn with_records(liar: &Liar, number: &[u8], records: &[u8]) {
-    liar.send(PARCEL, &liar.header(&[&head(100, 4, 0), number, records].concat()), vec![1; 100]);
+/// A packet of a message to come, with records behind its head.
+fn with_records(hostile_peer: &HostilePeer, number: &[u8], records: &[u8]) {
+    hostile_peer.send(
+        PACKET,
+        &hostile_peer.header(&[&head(100, 4, 0), number, records].concat()),
+        vec![1; 100],
+    );
 }
 
 fn head(len: u32, transfer: u64, offset: u64) -> Vec<u8> {
     [&[0; 4][..], &len.to_le_bytes(), &transfer.to_le_bytes(), &offset.to_le_bytes()].concat()
 }
 
-fn bulk(liar: &Liar, len: u32, transfer: u64, offset: u64, bytes: Vec<u8>) {
-    liar.send(PARCEL, &liar.header(&head(len, transfer, offset)), bytes);
+fn data(hostile_peer: &HostilePeer, len: u32, transfer: u64, offset: u64, bytes: Vec<u8>) {
+    hostile_peer.send(PACKET, &hostile_peer.header(&head(len, transfer, offset)), bytes);
 }
 
 pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
@@ -163,14 +208,14 @@ pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
             let endpoint = builder(installed).heartbeat(Duration::from_secs(60)).build().unwrap();
             let listener = endpoint.listen(&at(address)).await.unwrap();
             let (friend, owner) = meet(&endpoint, &listener).await;
-            for (nonce, (what, outcome, lie)) in LIES.iter().enumerate() {
-                let liar = Liar::connected(ucx, &listener, nonce as u8, settings);
+            for (nonce, (what, outcome, violation)) in VIOLATIONS.iter().enumerate() {
+                let hostile_peer = HostilePeer::connected(ucx, &listener, nonce as u8, settings);
                 let connection = within(LIMIT, what, listener.accept()).await.unwrap();
-                lie(&liar);
+                violation(&hostile_peer);
                 if *outcome == Nothing {
-                    records(&liar, 0, good());
+                    records(&hostile_peer, 0, good());
                 }
-                let end = taking(&liar, what, *outcome, &connection).await;
+                let end = taking(&hostile_peer, what, *outcome, &connection).await;
                 assert_eq!(end, *outcome, "{what}");
             }
             assert_goes_on(&friend, &owner).await;
@@ -179,7 +224,12 @@ pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
 }
 
 /// What comes of a lie, as far as what comes over the connection tells.
-async fn taking(liar: &Liar, what: &str, expected: Outcome, connection: &Connection) -> Outcome {
+async fn taking(
+    hostile_peer: &HostilePeer,
+    what: &str,
+    expected: Outcome,
+    connection: &Connection,
+) -> Outcome {
     let taking = async {
         // What was announced before a breach is not accepted.
         let mut announced = Vec::new();
@@ -199,7 +249,7 @@ async fn taking(liar: &Liar, what: &str, expected: Outcome, connection: &Connect
     };
     let moving = async {
         loop {
-            liar.node.turn();
+            hostile_peer.node.turn();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -221,25 +271,25 @@ pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
         let strict = endpoint.listen(&at(SHM)).await.unwrap();
         let (friend, owner) = meet(&endpoint, &listener).await;
         let silent = Node::new(ucx);
-        let card = |address: &[u8]| propose(&card_of(ucx, address));
-        let lies: [(&str, Vec<u8>, u8, &str); 7] = [
-            ("an empty card", propose(&[]), REFUSE, "a card is empty"),
-            ("a card beyond its limit", propose(&[1; 16_385]), REFUSE, "limit"),
-            ("no card", hand(PROPOSE, b"ucx"), NOT_READY, "did not tell where its worker is"),
+        let info = |address: &[u8]| propose(&info_of(ucx, address));
+        let violations: [(&str, Vec<u8>, u8, &str); 7] = [
+            ("an empty endpoint info", propose(&[]), REFUSE, "an endpoint info is empty"),
+            ("an endpoint info beyond its limit", propose(&[1; 16_385]), REFUSE, "limit"),
+            ("no endpoint info", hand(PROPOSE, b"ucx"), NOT_READY, "did not tell where its worker is"),
             ("another layout", propose(&[2; 80]), NOT_READY, "layout 2"),
-            ("a card that is no address", card(&[1; 8]), NOT_READY, "shorter than any"),
+            ("an endpoint info that is no address", info(&[1; 8]), NOT_READY, "shorter than any"),
             ("another version", propose(&[1; 80]), NOT_READY, "not of one version"),
-            ("a worker that never says hello", card(&silent.address()), READY_CARD, "did not meet in time"),
+            ("a worker that never says hello", info(&silent.address()), READY_INFO, "did not meet in time"),
         ];
-        for (nonce, (what, lie, answer, why)) in lies.into_iter().enumerate() {
+        for (nonce, (what, violation, answer, why)) in violations.into_iter().enumerate() {
             let listener = if what == "another version" { &strict } else { &listener };
-            let (mut door, _) = Door::greeted(listener, nonce as u8);
-            door.say(&lie);
-            let (mut kind, mut reason) = door.hear(|| silent.turn());
+            let (mut handshake, _) = Handshake::greeted(listener, nonce as u8);
+            handshake.say(&violation);
+            let (mut kind, mut reason) = handshake.hear(|| silent.turn());
             assert_eq!(kind, answer, "{what}");
-            if answer == READY_CARD {
-                door.say(&hand(READY, b""));
-                (kind, reason) = door.hear(|| silent.turn());
+            if answer == READY_INFO {
+                handshake.say(&hand(READY, b""));
+                (kind, reason) = handshake.hear(|| silent.turn());
                 assert_eq!(kind, NOT_READY, "{what}");
             }
             let reason = String::from_utf8_lossy(&reason).into_owned();
@@ -260,29 +310,29 @@ pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(install
         let silent = Node::new(ucx);
         if ucx.version().minor < 14 {
             // It may abort over tcp: there is no trial.
-            let (mut door, _) = Door::greeted(&listener, 0);
-            door.say(&propose(&card_of(ucx, &silent.address())));
-            let (kind, reason) = door.hear(|| silent.turn());
+            let (mut handshake, _) = Handshake::greeted(&listener, 0);
+            handshake.say(&propose(&info_of(ucx, &silent.address())));
+            let (kind, reason) = handshake.hear(|| silent.turn());
             let reason = String::from_utf8_lossy(&reason);
             assert!(kind == NOT_READY && reason.contains("may abort this process"), "{kind} {reason}");
             let (a, b) = meet(&endpoint, &listener).await;
             return assert_goes_on(&a, &b).await;
         }
         let measure = |len: u32| hand(MEASURE, &len.to_le_bytes());
-        let lies = [
+        let violations = [
             ("of nothing", measure(0), 0, "no bytes"),
             ("beyond a mebibyte", measure(1 << 20 | 1), 0, "limit"),
             ("too many", [measure(1), vec![7]].concat().repeat(65), 64, "Measure came where"),
         ];
-        for (nonce, (what, lie, ready, why)) in lies.into_iter().enumerate() {
-            let (mut door, _) = Door::greeted(&listener, nonce as u8);
-            door.say(&propose(&card_of(ucx, &silent.address())));
-            assert_eq!(door.hear(|| silent.turn()).0, READY_CARD, "{what}");
-            door.say(&lie);
+        for (nonce, (what, violation, ready, why)) in violations.into_iter().enumerate() {
+            let (mut handshake, _) = Handshake::greeted(&listener, nonce as u8);
+            handshake.say(&propose(&info_of(ucx, &silent.address())));
+            assert_eq!(handshake.hear(|| silent.turn()).0, READY_INFO, "{what}");
+            handshake.say(&violation);
             for _ in 0..ready {
-                assert_eq!(door.hear(|| silent.turn()).0, READY, "{what}");
+                assert_eq!(handshake.hear(|| silent.turn()).0, READY, "{what}");
             }
-            let (kind, reason) = door.hear(|| silent.turn());
+            let (kind, reason) = handshake.hear(|| silent.turn());
             let reason = String::from_utf8_lossy(&reason);
             assert!(kind == REFUSE && reason.contains(why), "{what}: {kind} {reason}");
         }

@@ -47,11 +47,11 @@ impl Node {
 
     /// With settings of UCX.
     pub(crate) fn with(ucx: &'static Library, settings: &[(&CStr, &CStr)]) -> Self {
-        Self::meeting(ucx, settings, <[u8]>::to_vec)
+        Self::attach(ucx, settings, <[u8]>::to_vec)
     }
 
     /// The same with an endpoint that leads to the worker whose address `meet` gives for its own.
-    pub(crate) fn meeting(
+    pub(crate) fn attach(
         ucx: &'static Library,
         settings: &[(&CStr, &CStr)],
         meet: impl FnOnce(&[u8]) -> Vec<u8>,
@@ -142,7 +142,7 @@ impl Node {
 
     /// Waits until the sender's memory is its own again.
     pub(crate) fn finish(&self, sending: &Sending<'_>) {
-        self.settle(sending.posted, &sending.done);
+        self.ack(sending.posted, &sending.done);
     }
 
     /// The bytes of a message, fetched or copied, and the descriptor given back.
@@ -164,7 +164,7 @@ impl Node {
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
         };
-        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `settle` has seen the end.
+        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `ack` has seen the end.
         let posted = unsafe {
             self.ucx.ucp_am_recv_data_nbx(
                 self.worker,
@@ -174,7 +174,7 @@ impl Node {
                 &raw const call,
             )
         };
-        self.settle(posted.into(), &done);
+        self.ack(posted.into(), &done);
         body
     }
 
@@ -186,7 +186,7 @@ impl Node {
         }
     }
 
-    fn settle(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
+    fn ack(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
         let request = match posted {
             Posted::Done => return,
             Posted::Failed(status) => panic!("{}", self.ucx.describe(status)),
@@ -223,7 +223,7 @@ impl Drop for Node {
         };
         // SAFETY: L1: nothing uses the endpoint after this.
         let posted = unsafe { self.ucx.ucp_ep_close_nbx(self.endpoint, &raw const call) };
-        self.settle(posted.into(), &done);
+        self.ack(posted.into(), &done);
         // SAFETY: L1: its only endpoint is closed.
         unsafe { self.ucx.ucp_worker_destroy(self.worker) };
         // SAFETY: L1: its only worker is gone.

@@ -48,11 +48,11 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::addr::Address;
 use crate::connection::{self, Stats};
-use crate::door::Identity;
 use crate::endpoint;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::explain::Explanation;
-use crate::incoming::{self, Landing};
+use crate::handshake::Identity;
+use crate::incoming::{self, Destination};
 use crate::listener;
 use crate::memory::{self, Buffer, BufferMut, Pool};
 use crate::message::{FrameInfo, Message};
@@ -63,7 +63,7 @@ use crate::region::{Region, RemoteRegion};
 #[cfg(test)]
 mod tests;
 
-/// A process's front door. See [`towline::Endpoint`](crate::Endpoint), whose builder also makes this one: it is `From` it.
+/// A process's front handshake. See [`towline::Endpoint`](crate::Endpoint), whose builder also makes this one: it is `From` it.
 ///
 /// ```
 /// use towline::{Message, Wait, blocking::Endpoint};
@@ -173,7 +173,7 @@ pub struct Receipt {
 ///
 /// ```
 /// # use towline::blocking::Endpoint;
-/// use towline::{Buffer, BufferMut, ErrorKind, Landing, Message};
+/// use towline::{Buffer, BufferMut, ErrorKind, Destination, Message};
 ///
 /// # let endpoint = Endpoint::new()?;
 /// # let listener = endpoint.listen(&"mem://".parse()?)?;
@@ -182,7 +182,7 @@ pub struct Receipt {
 /// let receipt = near.send(Message::new("tensor").with_frame(Buffer::from(vec![1; 4096])))?;
 /// let incoming = far.incoming()?;
 /// let buffer = BufferMut::with_alignment(incoming.frames()[0].len.min(1 << 20), 4096)?;
-/// let message = incoming.accept_into(vec![Landing::Buffer(buffer)])?;
+/// let message = incoming.accept_into(vec![Destination::Buffer(buffer)])?;
 /// assert!(message.frames()[0].as_ptr().addr().is_multiple_of(4096));
 /// receipt.delivered()?;
 ///
@@ -444,7 +444,7 @@ impl From<crate::Connection> for Connection {
 impl Receipt {
     /// See [`Receipt::delivered`](crate::Receipt::delivered).
     pub fn delivered(self) -> Result<()> {
-        wait(self.deadline, self.receipt.delivered()).and_then(|settled| settled)
+        wait(self.deadline, self.receipt.delivered()).and_then(|acked| acked)
     }
 
     /// The same receipt, to be awaited.
@@ -475,8 +475,13 @@ impl Incoming {
     }
 
     /// See [`Incoming::accept_into`](crate::Incoming::accept_into). After `TimedOut` the message is taken, and forgotten.
-    pub fn accept_into(self, landings: Vec<Landing>) -> Result<Message, Failed<Option<Vec<Landing>>>> {
-        wait_with(self.deadline, landings, async |landings| self.incoming.accept_into(landings).await)
+    pub fn accept_into(
+        self,
+        destinations: Vec<Destination>,
+    ) -> Result<Message, Failed<Option<Vec<Destination>>>> {
+        wait_with(self.deadline, destinations, async |destinations| {
+            self.incoming.accept_into(destinations).await
+        })
     }
 
     /// Tells the sender that it is not wanted.

@@ -16,7 +16,7 @@ bitflags::bitflags! {
         /// The receiver gets the sender's own buffers: nothing is copied unless it names memory.
         const MOVES_OWNERSHIP = 1 << 4;
         /// Payload of 16 KiB and above lands in the memory the receiver named without a user-space copy.
-        const NAMED_LANDING = 1 << 5;
+        const NAMED_DESTINATION = 1 << 5;
         /// Frames of any place travel as they are. Without it they are staged through host memory.
         const ANY_PLACE = 1 << 6;
         /// Back-pressure: a receiver that does not receive bounds what the sender can have in flight.

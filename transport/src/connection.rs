@@ -22,7 +22,7 @@ use crate::driver::Driver;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::events;
-use crate::incoming::{Incoming, Taking};
+use crate::incoming::{Incoming, PendingReceive};
 use crate::memory::{Access, Buffer, BufferMut, Place, Pool};
 use crate::message::Message;
 use crate::metrics::Counts;
@@ -88,7 +88,7 @@ pub(crate) struct Core {
     /// What waits for company leaves when the sender's task yields.
     flushing: AtomicBool,
     /// The message that a cancelled `recv` had begun to take; held by whoever receives.
-    pub(crate) taking: tokio::sync::Mutex<Option<Taking>>,
+    pub(crate) pending: tokio::sync::Mutex<Option<PendingReceive>>,
     pub(crate) counts: Arc<Counts>,
     regions: Arc<Regions>,
     driver: Arc<Driver>,
@@ -114,14 +114,14 @@ pub struct Stats {
     /// Payload bytes that this end copied: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
     /// What of it was copied into shared memory, where the peer reads it: its end copied none of that.
-    pub bytes_deposited: u64,
+    pub bytes_bounced: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
     /// Times a message had to wait for credit.
     pub credit_stalls: u64,
 }
 
-/// What the making of a connection settled.
+/// What the making of a connection acknowledged.
 pub(crate) struct Parts {
     pub(crate) opened: Opened,
     pub(crate) inbox: Arc<Inbox>,
@@ -150,7 +150,7 @@ impl Connection {
             left_for_later: AtomicBool::new(false),
             polls_at_send: AtomicU64::new(u64::MAX),
             flushing: AtomicBool::new(false),
-            taking: tokio::sync::Mutex::default(),
+            pending: tokio::sync::Mutex::default(),
             counts: counts.clone(),
             regions,
             driver: driver.clone(),
@@ -228,7 +228,7 @@ impl Connection {
     async fn send_with(
         &self,
         message: Message,
-        prompt: bool,
+        ack_now: bool,
         joins: bool,
     ) -> Result<Receipt, Failed<Message>> {
         let core = self.core();
@@ -236,23 +236,23 @@ impl Connection {
             return Err(Failed { error: core.placed(error, "send"), returned: message });
         }
         let payload_len = message.payload_len();
-        let (receipt, settled) = Done::new();
+        let (receipt, acked) = Done::new();
         let more = joins && core.is_burst();
-        let sent = match core.copy(Small { message, receipt, prompt, more }) {
+        let sent = match core.copy(Small { message, receipt, ack_now, more }) {
             None => {
                 // Who never waits must let its siblings run all the same.
                 consume_budget().await;
                 Ok(())
             }
-            Some(Small { message, receipt, prompt, more }) => {
+            Some(Small { message, receipt, ack_now, more }) => {
                 let (message, sent) = Operation::new(message);
-                core.perform(Op::Send { message, receipt, prompt, more }, &sent).await
+                core.perform(Op::Send { message, receipt, ack_now, more }, &sent).await
             }
         };
         match sent {
             Ok(()) => {
                 core.counts.sent.record(payload_len);
-                Ok(Receipt { connection: self.clone(), settled })
+                Ok(Receipt { connection: self.clone(), acked })
             }
             Err(failed) => Err(core.failed(failed, "send")),
         }
@@ -458,13 +458,13 @@ impl Core {
     }
 
     /// The message that a cancelled call had begun to take, held while this caller receives.
-    pub(crate) async fn begun(&self) -> Result<Own<MutexGuard<'_, Option<Taking>>>> {
+    pub(crate) async fn begun(&self) -> Result<Own<MutexGuard<'_, Option<PendingReceive>>>> {
         let process = self.waiters.process;
         process.check()?;
-        let begun = match self.taking.try_lock() {
+        let begun = match self.pending.try_lock() {
             Ok(begun) => begun,
             Err(_) => {
-                let mut queue = Own::of(process, Box::pin(self.taking.lock()));
+                let mut queue = Own::of(process, Box::pin(self.pending.lock()));
                 self.waiters.until(move |cx| queue.as_mut().poll(cx).map(Result::<_>::Ok)).await?
             }
         };
@@ -541,7 +541,7 @@ impl Core {
             return;
         }
         if self.link.source().is_some() && self.inbox.ended().is_none() {
-            self.waiters.arm();
+            self.waiters.poll_by_driver();
         }
         let core = self.clone();
         let environment = &self.driver.environment;

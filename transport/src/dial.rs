@@ -14,9 +14,9 @@ use tokio::io::duplex;
 use tokio::net::TcpStream;
 
 use crate::addr::Address;
-use crate::door::Control;
 use crate::environment::{Environment, Task, within};
 use crate::error::{Error, ErrorKind, Result};
+use crate::handshake::Control;
 use crate::listener::{self, PROCESS_STREAM_LEN};
 use crate::resolve::{Fates, resolve, seconds};
 

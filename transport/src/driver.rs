@@ -29,7 +29,7 @@ use crate::reactor::register;
 
 /// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
 /// Work left for later waits for one.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+const SWEEP_EVERY: Duration = Duration::from_millis(25);
 /// A lead on which others depend is given so long for a turn. One that has had its last at the beginning of such a time loses
 /// the link at the end of the next.
 const PATIENCE: Duration = Duration::from_micros(350);
@@ -43,15 +43,15 @@ pub(crate) struct Driver {
     pub(crate) meters: Arc<Meters>,
     heartbeat: Duration,
     /// Links that nobody leads: the driver sleeps on this.
-    armed: OwnedFd,
-    /// Leads of links with a source that the driver checks soon; `armed` tells when.
+    driver_polled: OwnedFd,
+    /// Leads of links with a source that the driver checks soon; `driver_polled` tells when.
     checks: Checks,
     /// Every link: the driver looks at this, and never sleeps on it.
     watched: OwnedFd,
     connections: Mutex<BTreeMap<u64, Connected>>,
     next: AtomicU64,
     later: Mutex<Vec<Weak<Core>>>,
-    /// The task that sleeps on `armed` runs until this is dropped.
+    /// The task that sleeps on `driver_polled` runs until this is dropped.
     serving: OnceLock<oneshot::Sender<Infallible>>,
     /// A connection came.
     wanted: Arc<Notify>,
@@ -67,9 +67,9 @@ impl Drop for Driver {
 #[derive(Debug)]
 struct Connected {
     core: Weak<Core>,
-    /// How often it had been polled when it was last seen ready; at the last look, if its source is a bell.
+    /// How often it had been polled when it was last seen ready; at the last look, if its source is a doorbell.
     polls_when_ready: Option<u64>,
-    has_bell: bool,
+    has_doorbell: bool,
 }
 
 /// Who had a turn last, and what has passed of the next ones' time.
@@ -82,13 +82,13 @@ struct Turns {
 impl Driver {
     pub(crate) fn start(environment: Arc<dyn Environment>, heartbeat: Duration) -> Result<Arc<Self>> {
         let epoll = || epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| Error::io(errno.into()));
-        let armed = epoll()?;
+        let driver_polled = epoll()?;
         let driver = Arc::new(Self {
             environment,
             meters: Arc::new(Meters::new()),
             heartbeat,
-            checks: Checks::new(&armed, PATIENCE)?,
-            armed,
+            checks: Checks::new(&driver_polled, PATIENCE)?,
+            driver_polled,
             watched: epoll()?,
             connections: Mutex::default(),
             next: AtomicU64::new(0),
@@ -107,8 +107,8 @@ impl Driver {
 
     /// Moves `core`'s link from now on, until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
-        let has_bell = core.link.source().is_some_and(|source| source.bell);
-        let connected = Connected { core: Arc::downgrade(core), polls_when_ready: None, has_bell };
+        let has_doorbell = core.link.source().is_some_and(|source| source.doorbell);
+        let connected = Connected { core: Arc::downgrade(core), polls_when_ready: None, has_doorbell };
         self.connections().insert(core.number, connected);
         self.wanted.notify_one();
         if let Some(source) = core.link.source() {
@@ -116,10 +116,10 @@ impl Driver {
             let add = |to: &OwnedFd, flags| {
                 epoll::add(to, source.descriptor, data, flags).map_err(|errno| Error::io(errno.into()))
             };
-            add(&self.armed, epoll::EventFlags::empty())?;
+            add(&self.driver_polled, epoll::EventFlags::empty())?;
             add(&self.watched, epoll::EventFlags::IN)?;
             self.serve_armed()?;
-            core.waiters.arm();
+            core.waiters.poll_by_driver();
         }
         Ok(())
     }
@@ -133,13 +133,13 @@ impl Driver {
         core.log_end();
         if let Some(source) = core.link.source() {
             // Not being registered is the only failure, and is what is wanted.
-            let _ = epoll::delete(&self.armed, source.descriptor);
+            let _ = epoll::delete(&self.driver_polled, source.descriptor);
             let _ = epoll::delete(&self.watched, source.descriptor);
         }
     }
 
     /// Sleeps on a link's source.
-    pub(crate) fn arm(&self, number: u64, source: Source<'_>) {
+    pub(crate) fn poll_by_driver(&self, number: u64, source: Source<'_>) {
         self.modify(number, source, interest(source));
     }
 
@@ -155,7 +155,8 @@ impl Driver {
 
     fn modify(&self, number: u64, source: Source<'_>, flags: epoll::EventFlags) {
         // Fails only for a link that was forgotten because it ended.
-        let _ = epoll::modify(&self.armed, source.descriptor, epoll::EventData::new_u64(number), flags);
+        let _ =
+            epoll::modify(&self.driver_polled, source.descriptor, epoll::EventData::new_u64(number), flags);
     }
 
     /// Lets `core`'s link send its laggards within 50 ms, but not within 25: until then they may leave with something else.
@@ -181,7 +182,7 @@ impl Driver {
         if self.serving.get().is_some() {
             return Ok(());
         }
-        let descriptor = self.armed.try_clone().map_err(Error::io)?;
+        let descriptor = self.driver_polled.try_clone().map_err(Error::io)?;
         let (alive, mut dropped) = oneshot::channel();
         if self.serving.set(alive).is_err() {
             return Ok(());
@@ -204,7 +205,7 @@ impl Driver {
                     if number == CHECKS_DUE {
                         driver.checks.take_due().into_iter().for_each(|number| driver.check(number));
                     } else if let Some(core) = driver.core(number)
-                        && !core.waiters.is_left_to_its_lead()
+                        && !core.waiters.is_left_to_its_leader()
                     {
                         driver.drive(&core);
                     }
@@ -293,7 +294,7 @@ impl Driver {
     }
 
     /// Takes over links that were ready at two looks and were not polled between them.
-    fn look(&self) {
+    fn sweep(&self) {
         for number in ready_in(&self.watched) {
             let Some(core) = self.core(number) else { continue };
             let polls = core.waiters.polls();
@@ -306,18 +307,18 @@ impl Driver {
                 self.take_over(&core);
             }
         }
-        self.look_at_bells();
+        self.sweep_doorbells();
     }
 
     /// Takes over links that nobody polled since the last look, or polls them where somebody should: nothing shows that they are
-    /// ready before their bell was asked for.
-    fn look_at_bells(&self) {
+    /// ready before their doorbell was asked for.
+    fn sweep_doorbells(&self) {
         let connections = self.connections();
-        let with_bell = connections.values().filter(|connected| connected.has_bell);
+        let with_doorbell = connections.values().filter(|connected| connected.has_doorbell);
         // Upgraded handles are dropped without the lock, which whoever drops the last one takes.
-        let cores: Vec<_> = with_bell.filter_map(|connected| connected.core.upgrade()).collect();
+        let cores: Vec<_> = with_doorbell.filter_map(|connected| connected.core.upgrade()).collect();
         drop(connections);
-        for core in cores.into_iter().filter(|core| !core.waiters.is_armed()) {
+        for core in cores.into_iter().filter(|core| !core.waiters.is_driver_polled()) {
             let polls = core.waiters.polls();
             let before = match self.connections().get_mut(&core.number) {
                 Some(connected) => connected.polls_when_ready.replace(polls),
@@ -326,10 +327,10 @@ impl Driver {
             if before != Some(polls) {
                 continue;
             }
-            if core.waiters.has_sleeping_lead() {
+            if core.waiters.has_sleeping_leader() {
                 self.drive(&core);
             } else {
-                // Its lead may be held up before it asked for the bell.
+                // Its lead may be held up before it asked for the doorbell.
                 self.take_over(&core);
             }
         }
@@ -340,14 +341,14 @@ async fn look_after(driver: Weak<Driver>) {
     let Some(strong) = driver.upgrade() else { return };
     let tick_every = strong.heartbeat / 4;
     let wanted = strong.wanted.clone();
-    let (mut turns, mut looked) = (Turns::default(), strong.environment.now());
+    let (mut turns, mut swept) = (Turns::default(), strong.environment.now());
     drop(strong);
     // What was left before the last look; what was left since may still leave with something else.
     let mut later: Vec<Weak<Core>> = Vec::new();
     loop {
         let Some(strong) = driver.upgrade() else { return };
         let now = strong.environment.now();
-        let sleep = strong.environment.sleep_until(now + LOOK_EVERY.min(tick_every));
+        let sleep = strong.environment.sleep_until(now + SWEEP_EVERY.min(tick_every));
         let nothing_to_do = strong.connections().is_empty();
         drop(strong);
         if nothing_to_do {
@@ -356,24 +357,24 @@ async fn look_after(driver: Weak<Driver>) {
         }
         sleep.await;
         let Some(driver) = driver.upgrade() else { return };
-        driver.look();
+        driver.sweep();
         let left = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
         for core in std::mem::replace(&mut later, left).into_iter().filter_map(|core| core.upgrade()) {
             core.left_for_later.store(false, Ordering::Release);
             driver.tick(&core);
         }
         let now = driver.environment.now();
-        for core in driver.in_turn(&mut turns, now.saturating_sub(looked), tick_every) {
+        for core in driver.in_turn(&mut turns, now.saturating_sub(swept), tick_every) {
             driver.tick(&core);
         }
-        looked = now;
+        swept = now;
     }
 }
 
 /// What shows that a link can be moved.
 fn interest(source: Source<'_>) -> epoll::EventFlags {
     let mut flags = epoll::EventFlags::IN;
-    flags.set(epoll::EventFlags::OUT, source.writable && !source.bell);
+    flags.set(epoll::EventFlags::OUT, source.writable && !source.doorbell);
     flags
 }
 

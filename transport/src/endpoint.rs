@@ -1,4 +1,4 @@
-//! This process's front door: opens backends, listens, connects, chooses, drives.
+//! This process's front handshake: opens backends, listens, connects, chooses, drives.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,13 +13,13 @@ use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
 use crate::caps::Caps;
 use crate::connection::Connection;
 use crate::dial::dial;
-use crate::door::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::driver::Driver;
 use crate::environment::{Environment, System};
 use crate::error::{Error, ErrorKind, Result};
-use crate::establish::{Credentials, Establisher, Held, Verdicts};
+use crate::establish::{CredentialSet, Credentials, Establisher, ProbeResults};
+use crate::handshake::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::listener::{self, Listener};
-use crate::memory::{AvailableMemory, Depot, Place, Pool};
+use crate::memory::{AvailableMemory, BounceArena, Place, Pool};
 use crate::metrics::Metrics;
 use crate::process::Own;
 use crate::resolve::resolve;
@@ -28,8 +28,8 @@ use crate::wire::unfinished::Unfinished;
 
 /// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
-/// What its depot may have, where nothing else was asked for, in bytes.
-const DEPOT_BYTES_MAX: usize = 512 << 20;
+/// What its bounce arena may have, where nothing else was asked for, in bytes.
+const BOUNCE_ARENA_BYTES_MAX: usize = 512 << 20;
 /// Each of them, and records whose rest has not come, take no more than one of so many parts of the process's memory.
 const PARTS: u64 = 8;
 
@@ -38,7 +38,7 @@ const UNAUTHENTICATED_MAX: usize = 256;
 /// Peers of an endpoint that have authenticated, and whose connection is not open yet.
 const HALF_OPEN_MAX: usize = 128;
 
-/// A process's front door. Clones are handles to the same endpoint.
+/// A process's front handshake. Clones are handles to the same endpoint.
 ///
 /// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
 /// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
@@ -68,7 +68,7 @@ pub struct Endpoint {
     unauthenticated_max: usize,
 }
 
-/// Settles what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
+/// Acknowledges what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -88,7 +88,7 @@ pub struct Builder {
     environment: Option<Arc<dyn Environment>>,
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
-    depot_bytes_max: Option<usize>,
+    bounce_arena_bytes_max: Option<usize>,
     token: Option<Token>,
     trusts_user: bool,
     tls: Option<Tls>,
@@ -147,7 +147,7 @@ impl Endpoint {
             environment: None,
             backends: backend::all(),
             pools: HashMap::new(),
-            depot_bytes_max: None,
+            bounce_arena_bytes_max: None,
             token: None,
             trusts_user: false,
             tls: None,
@@ -324,9 +324,9 @@ impl Endpoint {
         self.establisher.backends.iter().filter(asked_for).try_for_each(|backend| backend.check(address))
     }
 
-    /// Nobody opens a port to strangers by accident.
+    /// Nobody opens a port to unauthenticated peers by accident.
     fn check_exposure(&self, address: &Address, sockets: &[SocketAddr]) -> Result<()> {
-        let Held { token, tls } = self.establisher.credentials.now();
+        let CredentialSet { token, tls } = self.establisher.credentials.now();
         if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
             return Ok(());
         }
@@ -370,8 +370,8 @@ impl Builder {
     /// receive without naming memory: they read it there, so that it is copied once. By default 512 MiB, or an eighth of the
     /// [memory](AvailableMemory) that this process may have, where that is less; with 0, or while none is free,
     /// it is copied at either end. What a peer keeps of it stays taken.
-    pub fn depot(mut self, bytes_max: usize) -> Self {
-        self.depot_bytes_max = Some(bytes_max);
+    pub fn bounce_arena(mut self, bytes_max: usize) -> Self {
+        self.bounce_arena_bytes_max = Some(bytes_max);
         self
     }
 
@@ -451,7 +451,8 @@ impl Builder {
         };
         let bounded = |bytes: usize| AvailableMemory::bounded(bytes as u64, PARTS) as usize;
         self.pools.entry(Place::Host).or_insert_with(|| Pool::new(bounded(POOL_IDLE_BYTES_MAX)));
-        let depot_bytes_max = self.depot_bytes_max.unwrap_or_else(|| bounded(DEPOT_BYTES_MAX));
+        let bounce_arena_bytes_max =
+            self.bounce_arena_bytes_max.unwrap_or_else(|| bounded(BOUNCE_ARENA_BYTES_MAX));
         let driver = Driver::start(environment.clone(), self.heartbeat)?;
         let establisher = Establisher {
             identity: Identity::of_this_process(&*environment),
@@ -461,7 +462,7 @@ impl Builder {
             credentials: Credentials::new(self.token, self.tls),
             trusts_user: self.trusts_user,
             pools: Arc::new(self.pools),
-            depot: Depot::new(depot_bytes_max),
+            bounce_arena: BounceArena::new(bounce_arena_bytes_max),
             unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, PARTS)),
             wait: self.wait,
             heartbeat: self.heartbeat,
@@ -469,7 +470,7 @@ impl Builder {
             handshake_time: self.handshake_time,
             joins: Joins::default(),
             half_open: Admission::new(HALF_OPEN_MAX),
-            verdicts: Verdicts::default(),
+            probe_results: ProbeResults::default(),
         };
         Ok(Endpoint {
             establisher: Own::new(Arc::new(establisher)),

@@ -46,7 +46,7 @@ pub trait Environment: Debug + Send + Sync + 'static {
     /// Ends once `now()` has reached `at`. Any executor may poll it, on any thread.
     fn sleep_until(&self, at: Duration) -> Task;
 
-    /// Fills `out` with bytes a stranger cannot guess (a simulation may use its seed).
+    /// Fills `out` with bytes an unauthenticated peer cannot guess (a simulation may use its seed).
     fn random(&self, out: &mut [u8]);
 
     /// Runs `task` to its end, whatever the caller does next. It is dropped unfinished only where the environment itself ends.

@@ -1,31 +1,31 @@
 //! From a stream to a connection: greet, choose a backend that both ends have, open it.
 
+mod candidates;
 mod credentials;
-mod entrants;
-mod trial;
-mod verdicts;
+mod path_probe;
+mod probe_results;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-pub(crate) use self::credentials::{Credentials, Held};
-use self::entrants::{Entrant, no_path, prepare};
-pub(crate) use self::verdicts::Verdicts;
-use self::verdicts::{Turn, Verdict};
+use self::candidates::{BackendCandidate, no_path, prepare};
+pub(crate) use self::credentials::{CredentialSet, Credentials};
+pub(crate) use self::probe_results::ProbeResults;
+use self::probe_results::{ProbePermit, ProbeResult};
 use crate::addr::Address;
-use crate::backend::{Backend, Opened, Regions, Role, Site, Staging};
+use crate::backend::{Backend, LinkContext, Opened, Regions, Role, Staging};
 use crate::connection::{Connection, Parts};
 use crate::dial;
-use crate::door::{
-    self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
-    Proposal, STREAMS, Terms, Tls,
-};
 use crate::driver::Driver;
 use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Depot, Place, Pool};
+use crate::handshake::{
+    self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
+    Proposal, STREAMS, Terms, Tls,
+};
+use crate::memory::{BounceArena, Place, Pool};
 use crate::path::{Candidate, Path};
 use crate::waiting::Wait;
 use crate::wire::unfinished::Unfinished;
@@ -43,7 +43,7 @@ pub(crate) struct Establisher {
     pub(crate) credentials: Credentials,
     pub(crate) trusts_user: bool,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
-    pub(crate) depot: Depot,
+    pub(crate) bounce_arena: BounceArena,
     pub(crate) unfinished: Unfinished,
     pub(crate) wait: Wait,
     pub(crate) heartbeat: Duration,
@@ -52,15 +52,15 @@ pub(crate) struct Establisher {
     pub(crate) joins: Joins,
     /// Peers that have authenticated, and whose connection is not open yet.
     pub(crate) half_open: Admission,
-    pub(crate) verdicts: Verdicts,
+    pub(crate) probe_results: ProbeResults,
 }
 
 impl Establisher {
     /// The connecting end.
     pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
         let checked = address.option("integrity") == Some("crc32c");
-        let (mut entrants, mut refused) = self.entrants(Role::Connector, address);
-        if entrants.is_empty() {
+        let (mut candidates, mut refused) = self.candidates(Role::Connector, address);
+        if candidates.is_empty() {
             return Err(no_path(&refused));
         }
         let streams = address.streams()?;
@@ -70,69 +70,72 @@ impl Establisher {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Connector, control, address, deadline).await?;
-        let terms = self.terms(&entrants, features, &control, deadline)?;
-        let greeting = door::greet_as_connector(&mut control, &terms, environment).await?;
+        let terms = self.terms(&candidates, features, &control, deadline)?;
+        let greeting = handshake::greet_as_connector(&mut control, &terms, environment).await?;
         if let Some((.., option)) = asked.clone().find(|(_, feature, _)| greeting.features & feature == 0) {
             let why = format!("the peer's version has no {option}: upgrade it, or leave the option out");
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
-        while !entrants.is_empty() {
-            let mut entrant = entrants.remove(0);
+        while !candidates.is_empty() {
+            let mut candidate = candidates.remove(0);
             let asked_streams = streams;
-            let streams = if entrant.backend.stripes() { streams } else { 1 };
-            let mut site = self.site(Role::Connector, &entrant, &greeting, address);
-            let mut turn = None;
-            let met = self.meets(&entrant, &greeting);
+            let streams = if candidate.backend.stripes() { streams } else { 1 };
+            let mut context = self.context(Role::Connector, &candidate, &greeting, address);
+            let mut permit = None;
+            let met = self.meets(&candidate, &greeting);
             let may_be = match met {
-                Ok(()) if entrant.on_trial => {
+                Ok(()) if candidate.is_probed => {
                     let allowed =
-                        self.allowed(&mut entrant, &mut entrants, &greeting, &control, asked_streams);
-                    allowed.await.map(|untried| turn = untried)
+                        self.allowed(&mut candidate, &mut candidates, &greeting, &control, asked_streams);
+                    allowed.await.map(|untried| permit = untried)
                 }
                 met => met,
             };
-            let answer = match may_be.and_then(|()| prepare(&mut entrant, &mut site)) {
+            let answer = match may_be.and_then(|()| prepare(&mut candidate, &mut context)) {
                 Ok(()) => {
                     let deadline = environment.now() + self.handshake_time;
-                    let (backend, card) = (entrant.backend.name().to_owned(), site.card.clone());
-                    let proposal = Proposal { backend, streams, card };
-                    door::propose(&mut control, &proposal, deadline, environment).await?
+                    let (backend, info) = (candidate.backend.name().to_owned(), context.info.clone());
+                    let proposal = Proposal { backend, streams, info };
+                    handshake::propose(&mut control, &proposal, deadline, environment).await?
                 }
                 Err(reason) => Err(reason),
             };
             match answer {
-                Ok(card) => site.peer_card = card,
+                Ok(info) => context.peer_info = info,
                 Err(reason) => {
-                    if let Some(turn) = turn {
-                        turn.settle(&Err(reason.clone()), environment.now());
+                    if let Some(permit) = permit {
+                        permit.record(&Err(reason.clone()), environment.now());
                     }
-                    entrant.candidate.reason = reason;
-                    refused.push(entrant.candidate);
+                    candidate.candidate.reason = reason;
+                    refused.push(candidate.candidate);
                     continue;
                 }
             }
             let over_tls = terms.binding.is_some();
-            let opened = if entrant.backend.takes_stream() {
+            let opened = if candidate.backend.takes_stream() {
                 let key = JoinKey::new(greeting.secret, streams, over_tls);
-                let strands = self.join(&control, &key, address, streams).await?;
-                (site.control, site.strands) = (Some(control), strands);
-                entrant.backend.open(&mut site).await?
+                let lanes = self.join(&control, &key, address, streams).await?;
+                (context.control, context.lanes) = (Some(control), lanes);
+                candidate.backend.open(&mut context).await?
             } else {
-                match self.open_beside(&mut entrant, &mut entrants, turn, &mut site, &mut control).await? {
+                match self
+                    .open_beside(&mut candidate, &mut candidates, permit, &mut context, &mut control)
+                    .await?
+                {
                     Ok(opened) => {
-                        site.control = Some(control);
+                        context.control = Some(control);
                         opened
                     }
                     Err(reason) => {
-                        entrant.candidate.reason = reason;
-                        refused.push(entrant.candidate);
+                        candidate.candidate.reason = reason;
+                        refused.push(candidate.candidate);
                         continue;
                     }
                 }
             };
-            let candidates = self.settle(Role::Connector, &entrant, entrants, refused, &greeting);
-            let path = path(address.to_string(), &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(&entrant, site, opened, path);
+            let candidates = self.record(Role::Connector, &candidate, candidates, refused, &greeting);
+            let path = path(address.to_string(), &candidate, &context, (over_tls, streams), candidates);
+            return self.connection(&candidate, context, opened, path);
         }
         Err(no_path(&refused))
     }
@@ -147,18 +150,18 @@ impl Establisher {
     ) -> Result<Vec<Control>> {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
-        let mut strands = Vec::new();
+        let mut lanes = Vec::new();
         for stream in 1..streams {
             let nowhere = || Error::new(ErrorKind::Unsupported, "streams=N needs a socket to begin with");
             let peer = main.peer_addr().ok_or_else(nowhere)?;
             let late = || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
             let dialled = within(environment, deadline, dial::connect(peer)).await.ok_or_else(late)?;
-            let mut strand = self.secure(Role::Connector, dialled?.into(), address, deadline).await?;
-            let join = key.join(stream, strand.binding()?.as_ref());
-            door::join(&mut strand, join, deadline, environment).await?;
-            strands.push(strand);
+            let mut lane = self.secure(Role::Connector, dialled?.into(), address, deadline).await?;
+            let join = key.join(stream, lane.binding()?.as_ref());
+            handshake::join(&mut lane, join, deadline, environment).await?;
+            lanes.push(lane);
         }
-        Ok(strands)
+        Ok(lanes)
     }
 
     /// The accepting end; `None` for a stream that joined a connection that waited for it. The peer gives its place back once it
@@ -192,14 +195,14 @@ impl Establisher {
         // Nothing is made for a peer that says nothing. What follows reports the end of its time.
         let _ = within(environment, deadline, control.spoken()).await;
         admitted.advanced(environment.now());
-        let (entrants, refused) = self.entrants(Role::Acceptor, listening);
+        let (candidates, refused) = self.candidates(Role::Acceptor, listening);
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
         admitted.advanced(environment.now());
-        let terms = self.terms(&entrants, CRC32C | STREAMS, &control, deadline)?;
+        let terms = self.terms(&candidates, CRC32C | STREAMS, &control, deadline)?;
         let over_tls = terms.binding.is_some();
-        match door::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
-            Caller::Peer(greeting) => Ok(Some(Greeted { control, greeting, over_tls, entrants, refused })),
-            Caller::Strand(join) => {
+        match handshake::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
+            Caller::Peer(greeting) => Ok(Some(Greeted { control, greeting, over_tls, candidates, refused })),
+            Caller::Lane(join) => {
                 let joined = self.joins.join(&join, control, environment);
                 tell(environment, deadline, joined).await.map(|()| None)
             }
@@ -214,62 +217,66 @@ impl Establisher {
         address: String,
         admitted: &Admitted,
     ) -> Result<Connection> {
-        let Greeted { mut control, greeting, over_tls, mut entrants, mut refused } = caller;
+        let Greeted { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
-            let Proposal { backend, streams, card } =
-                door::proposed(&mut control, deadline, environment).await?;
+            let Proposal { backend, streams, info } =
+                handshake::proposed(&mut control, deadline, environment).await?;
             admitted.advanced(environment.now());
-            let Some(at) = entrants.iter().position(|entrant| entrant.backend.name() == backend) else {
-                let answer = door::answer(&mut control, Err("it is not offered here"));
+            let Some(at) = candidates.iter().position(|candidate| candidate.backend.name() == backend) else {
+                let answer = handshake::answer(&mut control, Err("it is not offered here"));
                 tell(environment, deadline, answer).await?;
                 continue;
             };
-            let mut entrant = entrants.remove(at);
-            let mut site = self.site(Role::Acceptor, &entrant, &greeting, listening);
-            site.peer_card = card;
-            let may_stripe = entrant.backend.stripes() && greeting.features & STREAMS != 0;
+            let mut candidate = candidates.remove(at);
+            let mut context = self.context(Role::Acceptor, &candidate, &greeting, listening);
+            context.peer_info = info;
+            let may_stripe = candidate.backend.stripes() && greeting.features & STREAMS != 0;
             let key = || JoinKey::new(greeting.secret, streams, over_tls);
-            let expected = self.meets(&entrant, &greeting).and_then(|()| match streams {
+            let expected = self.meets(&candidate, &greeting).and_then(|()| match streams {
                 1 => Ok(None),
                 _ if may_stripe => Ok(Some(self.joins.expect(key()))),
                 _ => Err("it has one stream".to_owned()),
             });
-            let prepared = expected.and_then(|expected| prepare(&mut entrant, &mut site).map(|()| expected));
+            let prepared =
+                expected.and_then(|expected| prepare(&mut candidate, &mut context).map(|()| expected));
             let expected = match prepared {
                 Ok(expected) => expected,
                 Err(reason) => {
-                    tell(environment, deadline, door::answer(&mut control, Err(&reason))).await?;
-                    entrant.candidate.reason = reason;
-                    refused.push(entrant.candidate);
+                    tell(environment, deadline, handshake::answer(&mut control, Err(&reason))).await?;
+                    candidate.candidate.reason = reason;
+                    refused.push(candidate.candidate);
                     continue;
                 }
             };
-            let opened = if entrant.backend.takes_stream() {
+            let opened = if candidate.backend.takes_stream() {
                 // It can be opened only when nothing more is to be said on the stream.
-                tell(environment, deadline, door::answer_with(&mut control, &site.card)).await?;
+                tell(environment, deadline, handshake::answer_with(&mut control, &context.info)).await?;
                 if let Some(expected) = expected {
-                    site.strands = expected.all(deadline, environment).await?;
+                    context.lanes = expected.all(deadline, environment).await?;
                 }
-                site.control = Some(control);
-                entrant.backend.open(&mut site).await?
+                context.control = Some(control);
+                candidate.backend.open(&mut context).await?
             } else {
-                match self.open_beside(&mut entrant, &mut entrants, None, &mut site, &mut control).await? {
+                match self
+                    .open_beside(&mut candidate, &mut candidates, None, &mut context, &mut control)
+                    .await?
+                {
                     Ok(opened) => {
-                        site.control = Some(control);
+                        context.control = Some(control);
                         opened
                     }
                     Err(reason) => {
-                        entrant.candidate.reason = reason;
-                        refused.push(entrant.candidate);
+                        candidate.candidate.reason = reason;
+                        refused.push(candidate.candidate);
                         continue;
                     }
                 }
             };
-            let candidates = self.settle(Role::Acceptor, &entrant, entrants, refused, &greeting);
-            let path = path(address, &entrant, &site, (over_tls, streams), candidates);
-            return self.connection(&entrant, site, opened, path);
+            let candidates = self.record(Role::Acceptor, &candidate, candidates, refused, &greeting);
+            let path = path(address, &candidate, &context, (over_tls, streams), candidates);
+            return self.connection(&candidate, context, opened, path);
         }
         Err(Error::new(
             ErrorKind::Refused,
@@ -281,39 +288,39 @@ impl Establisher {
     /// could not, or that it is not better than what takes the stream, which both know then, and another path may be proposed.
     async fn open_beside(
         &self,
-        entrant: &mut Entrant,
-        others: &mut [Entrant],
-        turn: Option<Turn<'_>>,
-        site: &mut Site,
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
+        permit: Option<ProbePermit<'_>>,
+        context: &mut LinkContext,
         control: &mut Control,
     ) -> Result<Result<Opened, String>> {
         let environment = &*self.environment;
         let now = environment.now();
         let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
-        let opened_by = if turn.is_some() { opened_by.min(now + trial::OPEN_TIME) } else { opened_by };
-        let (role, card, backend) = (site.role, site.card.clone(), entrant.backend.clone());
+        let opened_by = if permit.is_some() { opened_by.min(now + path_probe::OPEN_TIME) } else { opened_by };
+        let (role, info, backend) = (context.role, context.info.clone(), candidate.backend.clone());
         let opening = async {
             let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
-            let opened = within(environment, opened_by, backend.open(site)).await;
+            let opened = within(environment, opened_by, backend.open(context)).await;
             opened.unwrap_or_else(late).map_err(|error| error.to_string())
         };
         if role == Role::Connector {
             let mut opened = opening.await;
-            if let Some(turn) = turn {
-                opened = self.try_out(turn, opened, entrant, others, control, answered_by).await?;
+            if let Some(permit) = permit {
+                opened = self.try_out(permit, opened, candidate, others, control, answered_by).await?;
             }
-            let answer = door::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+            let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
             tell(environment, answered_by, answer).await?;
             // The acceptor knows which of the two failed first.
-            let answered = door::answered(control, backend.name(), answered_by, environment).await?;
+            let answered = handshake::answered(control, backend.name(), answered_by, environment).await?;
             return Ok(answered.and(opened));
         }
-        let measurements = if entrant.on_trial { trial::MEASUREMENTS_MAX } else { 0 };
+        let measurements = if candidate.is_probed { path_probe::MEASUREMENTS_MAX } else { 0 };
         let (opened, asked) = {
             let (mut opening, mut opened) = (std::pin::pin!(opening), None);
             let peer = async {
-                tell(environment, answered_by, door::answer_with(control, &card)).await?;
-                door::asked(control, backend.name(), measurements, answered_by, environment).await
+                tell(environment, answered_by, handshake::answer_with(control, &info)).await?;
+                handshake::asked(control, backend.name(), measurements, answered_by, environment).await
             };
             let mut peer = std::pin::pin!(peer);
             let asked = std::future::poll_fn(|cx| {
@@ -337,28 +344,28 @@ impl Establisher {
             Asked::Said(said) => said,
             Asked::Measure(len) => {
                 let link = opened.as_ref().ok().map(Opened::link);
-                entrant.candidate.reason = "the peer tried it, and prefers it".into();
-                trial::take_part(len, link, site, (control, backend.name()), answered_by).await?
+                candidate.candidate.reason = "the peer tried it, and prefers it".into();
+                path_probe::take_part(len, link, context, (control, backend.name()), answered_by).await?
             }
         };
         let opened = match (opened, said) {
             (Ok(_), Err(reason)) => Err(reason),
             (opened, _) => opened,
         };
-        let answer = door::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+        let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
         tell(environment, answered_by, answer).await?;
         Ok(opened)
     }
 
-    /// Whether a backend on trial may be proposed, as far as is known of it; with this connection's turn where it is untried.
+    /// Whether a backend on path probe may be proposed, as far as is known of it; with this connection's turn where it is untried.
     async fn allowed(
         &self,
-        entrant: &mut Entrant,
-        others: &mut [Entrant],
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
         greeting: &Greeting,
         control: &Control,
         streams: u8,
-    ) -> Result<Option<Turn<'_>>, String> {
+    ) -> Result<Option<ProbePermit<'_>>, String> {
         if streams > 1 {
             return Err("it has one stream, and the address asks for several".into());
         }
@@ -367,33 +374,33 @@ impl Establisher {
             return Ok(None);
         }
         let environment = &*self.environment;
-        let way = (entrant.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
+        let way = (candidate.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
         // The acceptor waits for a proposal meanwhile.
         let by = environment.now() + self.handshake_time / 2;
-        match self.verdicts.of(way, by, environment).await {
-            Verdict::Figures(figures) => trial::heed(figures, entrant, others).map(|()| None),
-            Verdict::Nothing(why) => Err(why),
-            Verdict::Untried(turn) => Ok(Some(turn)),
+        match self.probe_results.of(way, by, environment).await {
+            ProbeResult::Figures(figures) => path_probe::heed(figures, candidate, others).map(|()| None),
+            ProbeResult::Nothing(why) => Err(why),
+            ProbeResult::Untried(permit) => Ok(Some(permit)),
         }
     }
 
     /// Measures what was opened against what takes the stream; gives it up if it is not much better.
     async fn try_out(
         &self,
-        turn: Turn<'_>,
+        permit: ProbePermit<'_>,
         opened: Result<Opened, String>,
-        entrant: &mut Entrant,
-        others: &mut [Entrant],
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
         control: &mut Control,
         deadline: Duration,
     ) -> Result<Result<Opened, String>> {
         let environment = &*self.environment;
         let outcome = match &opened {
-            Ok(opened) => trial::measure(opened.link(), control, deadline, environment).await?,
+            Ok(opened) => path_probe::measure(opened.link(), control, deadline, environment).await?,
             Err(reason) => Err(reason.clone()),
         };
-        turn.settle(&outcome, environment.now());
-        let heeded = outcome.and_then(|figures| trial::heed(figures, entrant, others));
+        permit.record(&outcome, environment.now());
+        let heeded = outcome.and_then(|figures| path_probe::heed(figures, candidate, others));
         Ok(heeded.and(opened))
     }
 
@@ -425,67 +432,86 @@ impl Establisher {
             return Ok(control);
         }
         let tls = self.tls()?;
-        door::secure(role, control, (&tls, address.host()), deadline, self.handshake_time, &*self.environment)
-            .await
+        handshake::secure(
+            role,
+            control,
+            (&tls, address.host()),
+            deadline,
+            self.handshake_time,
+            &*self.environment,
+        )
+        .await
     }
 
     fn terms(
         &self,
-        entrants: &[Entrant],
+        candidates: &[BackendCandidate],
         features: u64,
         control: &Control,
         deadline: Duration,
     ) -> Result<Terms> {
-        let offer = |entrant: &Entrant| Offer {
-            backend: entrant.backend.name().to_owned(),
-            bytes: entrant.offer.clone(),
+        let offer = |candidate: &BackendCandidate| Offer {
+            backend: candidate.backend.name().to_owned(),
+            bytes: candidate.offer.clone(),
         };
         Ok(Terms {
             identity: self.identity,
             token: self.credentials.now().token,
             features,
-            offers: entrants.iter().map(offer).collect(),
+            offers: candidates.iter().map(offer).collect(),
             binding: control.binding()?,
             time_left: deadline.saturating_sub(self.environment.now()),
             handshake_time: self.handshake_time,
         })
     }
 
-    fn site(&self, role: Role, entrant: &Entrant, greeting: &Greeting, address: &Address) -> Site {
-        let name = entrant.backend.name();
+    fn context(
+        &self,
+        role: Role,
+        candidate: &BackendCandidate,
+        greeting: &Greeting,
+        address: &Address,
+    ) -> LinkContext {
+        let name = candidate.backend.name();
         let peer_offer = greeting.offers.iter().find(|offer| offer.backend == name);
-        Site {
+        LinkContext {
             role,
             local: self.identity,
             peer: greeting.peer,
             address: address.clone(),
-            offer: entrant.offer.clone(),
+            offer: candidate.offer.clone(),
             peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
-            card: Vec::new(),
-            peer_card: Vec::new(),
+            info: Vec::new(),
+            peer_info: Vec::new(),
             prepared: None,
             secret: greeting.secret,
             trusts: self.credentials.now().token.is_some() || self.trusts_user,
             control: None,
-            strands: Vec::new(),
+            lanes: Vec::new(),
             inbox: Arc::default(),
             regions: Regions::new(self.environment.clone()),
             pool: self.pools[&Place::Host].clone(),
-            depot: self.depot.clone(),
+            bounce_arena: self.bounce_arena.clone(),
             unfinished: self.unfinished.clone(),
             environment: self.environment.clone(),
             heartbeat: self.heartbeat,
-            checked: entrant.backend.checks() && greeting.features & CRC32C != 0,
+            checked: candidate.backend.checks() && greeting.features & CRC32C != 0,
         }
     }
 
-    fn connection(&self, entrant: &Entrant, site: Site, opened: Opened, path: Path) -> Result<Connection> {
-        let opened = opened.wrapped(|link| Staging::over(link, site.pool));
-        if let Some(control) = site.control.filter(|_| !entrant.backend.carries_control()) {
-            let (link, inbox) = (opened.link().clone(), site.inbox.clone());
+    fn connection(
+        &self,
+        candidate: &BackendCandidate,
+        context: LinkContext,
+        opened: Opened,
+        path: Path,
+    ) -> Result<Connection> {
+        let opened = opened.wrapped(|link| Staging::over(link, context.pool));
+        if let Some(control) = context.control.filter(|_| !candidate.backend.carries_control()) {
+            let (link, inbox) = (opened.link().clone(), context.inbox.clone());
             let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
             self.environment.spawn(Box::pin(async move {
-                let (parting, ended) = (inbox.until_parting(), inbox.until_ended());
+                let (parting, ended) = (inbox.until_draining(), inbox.until_ended());
                 if let Some(why) = control.attend(heartbeat, &*environment, parting, ended).await {
                     link.end(why);
                 }
@@ -493,11 +519,11 @@ impl Establisher {
         }
         Connection::new(Parts {
             opened,
-            inbox: site.inbox,
-            regions: site.regions,
+            inbox: context.inbox,
+            regions: context.regions,
             driver: self.driver.clone(),
             pools: self.pools.clone(),
-            peer: site.peer,
+            peer: context.peer,
             path,
             wait: self.wait,
             linger: self.linger,
@@ -520,20 +546,20 @@ struct Greeted {
     control: Control,
     greeting: Greeting,
     over_tls: bool,
-    entrants: Vec<Entrant>,
+    candidates: Vec<BackendCandidate>,
     refused: Vec<Candidate>,
 }
 
-/// `over_tls`: the door's stream is, and whatever carries control took it over.
+/// `over_tls`: the handshake's stream is, and whatever carries control took it over.
 fn path(
     address: String,
-    entrant: &Entrant,
-    site: &Site,
+    candidate: &BackendCandidate,
+    context: &LinkContext,
     (over_tls, streams): (bool, u8),
     candidates: Vec<Candidate>,
 ) -> Path {
-    let encrypted = over_tls && entrant.backend.takes_stream();
-    let (chosen, checked, streams) = (entrant.backend.name(), site.checked, streams.into());
-    let Site { local, peer, .. } = *site;
+    let encrypted = over_tls && candidate.backend.takes_stream();
+    let (chosen, checked, streams) = (candidate.backend.name(), context.checked, streams.into());
+    let LinkContext { local, peer, .. } = *context;
     Path { address, chosen, checked, encrypted, streams, candidates, local, peer }
 }

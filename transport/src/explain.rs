@@ -8,7 +8,7 @@ mod view;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use self::view::{Opinion, View};
+pub use self::view::{PeerCandidate, PeerView};
 use crate::backend::{Machine, Prediction, Speed};
 use crate::connection::Connection;
 use crate::environment::{Environment, within};
@@ -21,17 +21,17 @@ use crate::path::{Candidate, Path};
 /// 8 bytes to be sent back.
 const PING: &[u8] = b"towline measures: ping";
 /// Bytes to be let go.
-const BULK: &[u8] = b"towline measures: bulk";
-/// The last word of either end; its frame holds what that end copied, and its [`View`].
+const DATA: &[u8] = b"towline measures: bulk";
+/// The last word of either end; its frame holds what that end copied, and its [`PeerView`].
 const DONE: &[u8] = b"towline measures: done";
 
 /// Of each of the two parts, beyond what warms up.
-const PART_TIME: Duration = Duration::from_millis(100);
+const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// All of it: the other end may not have begun to take part.
 const MEASURE_TIME: Duration = Duration::from_secs(10);
 const PINGS_TO_WARM_UP: usize = 4;
-const BULK_LEN: usize = 1 << 20;
-/// Bulk in flight.
+const DATA_LEN: usize = 1 << 20;
+/// Data in flight.
 const WINDOW: usize = 8;
 
 /// Why a connection goes the way it goes, in one value: of [`Connection::explain`] and [`Connection::measure`].
@@ -67,10 +67,10 @@ pub struct Measured {
     pub speed: Speed,
     /// Its bandwidth over the predicted one, which is this machine's ceiling for it; `None` without a prediction.
     pub share: Option<f64>,
-    /// User-space copies of each payload byte of the bulk, both ends together.
+    /// User-space copies of each payload byte of the data, both ends together.
     pub copies: f64,
     /// The other end's view.
-    pub peer: View,
+    pub peer: PeerView,
 }
 
 impl Explanation {
@@ -137,28 +137,28 @@ impl Connection {
         self.core().environment()
     }
 
-    async fn drive(&self) -> Result<(Speed, f64, View)> {
+    async fn drive(&self) -> Result<(Speed, f64, PeerView)> {
         for _ in 0..PINGS_TO_WARM_UP {
             self.ping().await?;
         }
         let (environment, mut times_ns) = (self.environment(), Vec::new());
         let begin = environment.now();
-        while environment.now().saturating_sub(begin) < PART_TIME || times_ns.is_empty() {
+        while environment.now().saturating_sub(begin) < DRAIN_TIME || times_ns.is_empty() {
             let begin = environment.now();
             self.ping().await?;
             times_ns.push(environment.now().saturating_sub(begin).as_nanos() as u64);
         }
         let p50_us = median(&mut times_ns) / 2e3;
         let copied_before = self.stats().bytes_copied;
-        let (confirmed, time, sent) = self.bulk().await?;
+        let (confirmed, time, sent) = self.data().await?;
         let copied = self.stats().bytes_copied - copied_before;
         self.deliver(Message::new(DONE)).await?;
         let answer = self.recv().await?;
         let far = frame(&answer, DONE)?;
-        let (far_copied, far_view) = far.split_first_chunk().ok_or_else(stranger)?;
-        let copies = copied.saturating_add(u64::from_le_bytes(*far_copied)) as f64 / (sent * BULK_LEN) as f64;
-        let gb_per_s = gb_per_s(confirmed * BULK_LEN, time.as_secs_f64() * 1e6);
-        Ok((Speed { gb_per_s, p50_us }, copies, View::decode(far_view).ok_or_else(stranger)?))
+        let (far_copied, far_view) = far.split_first_chunk().ok_or_else(unauthenticated_peer)?;
+        let copies = copied.saturating_add(u64::from_le_bytes(*far_copied)) as f64 / (sent * DATA_LEN) as f64;
+        let gb_per_s = gb_per_s(confirmed * DATA_LEN, time.as_secs_f64() * 1e6);
+        Ok((Speed { gb_per_s, p50_us }, copies, PeerView::decode(far_view).ok_or_else(unauthenticated_peer)?))
     }
 
     async fn ping(&self) -> Result<()> {
@@ -167,12 +167,12 @@ impl Connection {
     }
 
     /// Messages confirmed, in which time; and all that were sent.
-    async fn bulk(&self) -> Result<(usize, Duration, usize)> {
-        let (environment, bulk) = (self.environment(), Buffer::from(vec![7; BULK_LEN]));
+    async fn data(&self) -> Result<(usize, Duration, usize)> {
+        let (environment, data) = (self.environment(), Buffer::from(vec![7; DATA_LEN]));
         let mut receipts = VecDeque::new();
         let (mut begin, mut confirmed) = (None, 0);
         loop {
-            receipts.push_back(self.send(Message::new(BULK).with_frame(bulk.clone())).await?);
+            receipts.push_back(self.send(Message::new(DATA).with_frame(data.clone())).await?);
             if receipts.len() < WINDOW {
                 continue;
             }
@@ -183,7 +183,7 @@ impl Connection {
             let now = environment.now();
             let begin = *begin.get_or_insert(now);
             let time = now.saturating_sub(begin);
-            if time >= PART_TIME && confirmed > 0 {
+            if time >= DRAIN_TIME && confirmed > 0 {
                 let sent = confirmed + 1 + receipts.len();
                 for receipt in receipts {
                     receipt.delivered().await?;
@@ -203,15 +203,15 @@ impl Connection {
                     self.send(message).await?;
                     copied_before = self.stats().bytes_copied;
                 }
-                BULK => {}
+                DATA => {}
                 DONE => {
                     let copied = self.stats().bytes_copied - copied_before;
                     let mut told = copied.to_le_bytes().to_vec();
-                    let view = View { notes: self.core().link.notes(), ..View::of(self.path()) };
+                    let view = PeerView { notes: self.core().link.notes(), ..PeerView::of(self.path()) };
                     told.extend(view.encode());
                     return self.deliver(Message::new(DONE).with_frame(told)).await;
                 }
-                _ => return Err(stranger()),
+                _ => return Err(unauthenticated_peer()),
             }
         }
     }
@@ -220,11 +220,11 @@ impl Connection {
 /// The bytes of a message of one frame under `header`.
 fn frame<'a>(message: &'a Message, header: &[u8]) -> Result<&'a [u8]> {
     match message.frames() {
-        [frame] if message.header()[..] == *header => frame.as_slice().ok_or_else(stranger),
-        _ => Err(stranger()),
+        [frame] if message.header()[..] == *header => frame.as_slice().ok_or_else(unauthenticated_peer),
+        _ => Err(unauthenticated_peer()),
     }
 }
 
-fn stranger() -> Error {
+fn unauthenticated_peer() -> Error {
     Error::new(ErrorKind::Corrupt, "the peer said something else where a measurement was due")
 }

@@ -17,7 +17,7 @@ use crate::message::{Message, Table};
 /// Where one frame shall land.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Landing {
+pub enum Destination {
     /// From the start of this buffer, whose capacity must hold it.
     Buffer(BufferMut),
     /// In memory of this pool.
@@ -33,7 +33,7 @@ pub enum Landing {
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> towline::Result<()> {
-/// use towline::{Arena, Buffer, ErrorKind, Landing, Message, Place};
+/// use towline::{Arena, Buffer, ErrorKind, Destination, Message, Place};
 /// # use towline::Endpoint;
 ///
 /// # let endpoint = Endpoint::new()?;
@@ -47,11 +47,11 @@ pub enum Landing {
 /// // The header and the lengths are here, and say where the payload shall go.
 /// let incoming = far.incoming().await?;
 /// assert_eq!((incoming.header().as_ref(), incoming.frames()[0].len), (&b"tensor"[..], 4096));
-/// let mut landings = Vec::new();
+/// let mut destinations = Vec::new();
 /// for frame in incoming.frames() {
-///     landings.push(Landing::Buffer(arena.take(frame.len)?));
+///     destinations.push(Destination::Buffer(arena.take(frame.len)?));
 /// }
-/// let message = incoming.accept_into(landings).await?;
+/// let message = incoming.accept_into(destinations).await?;
 /// assert_eq!(message.frames()[0].place(), Place::Arena);
 /// receipt.delivered().await?;
 ///
@@ -65,16 +65,16 @@ pub enum Landing {
 pub struct Incoming {
     connection: Connection,
     /// `None` once its word is said.
-    taking: Option<Taking>,
+    pending: Option<PendingReceive>,
 }
 
 /// A message being taken.
 #[derive(Debug)]
-pub(crate) struct Taking {
+pub(crate) struct PendingReceive {
     id: u64,
     header: Bytes,
     frames: Table,
-    prompt: bool,
+    ack_now: bool,
     payload: Payload,
 }
 
@@ -83,37 +83,37 @@ enum Payload {
     Here(Vec<Buffer>),
     Coming(Completion<Result<Vec<Buffer>>>),
     Waiting,
-    Landing(Completion<Landed>),
+    Destination(Completion<Landed>),
 }
 
-type Landings = Vec<Option<BufferMut>>;
-type Landed = Result<Vec<Buffer>, Failed<Landings>>;
+type Destinations = Vec<Option<BufferMut>>;
+type Landed = Result<Vec<Buffer>, Failed<Destinations>>;
 
 impl Incoming {
     pub(crate) async fn next(connection: &Connection) -> Result<Self> {
         let core = connection.core();
         core.expect(false);
         let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?;
-        let taking = match begun.take() {
-            Some(taking) => taking,
-            None => Taking::next(core).await?,
+        let pending = match begun.take() {
+            Some(pending) => pending,
+            None => PendingReceive::next(core).await?,
         };
-        Ok(Self { connection: connection.clone(), taking: Some(taking) })
+        Ok(Self { connection: connection.clone(), pending: Some(pending) })
     }
 
     /// The header.
     pub fn header(&self) -> &Bytes {
-        &self.taking().header
+        &self.pending().header
     }
 
     /// The frame table: each frame's length, and where its sender has it.
     pub fn frames(&self) -> &[FrameInfo] {
-        &self.taking().frames
+        &self.pending().frames
     }
 
     /// All frames' bytes together.
     pub fn payload_len(&self) -> u64 {
-        self.taking().payload_len()
+        self.pending().payload_len()
     }
 
     /// Takes it in memory of this host: the link's own where the payload is here already, else the endpoint's pool.
@@ -123,41 +123,44 @@ impl Incoming {
     pub async fn accept(mut self) -> Result<Message> {
         let core = self.connection.core().clone();
         core.check().map_err(|error| core.placed(error, "accept"))?;
-        let taking = self.taking.as_mut().expect("its word is not said yet");
+        let pending = self.pending.as_mut().expect("its word is not said yet");
         // Dropped without its word, the message is rejected.
-        taking.land_in_pool(&core).map_err(|error| core.placed(error, "accept"))?;
-        let mut taking = self.taking.take().expect("its word is said once");
-        taking.landed(&core).await.map_err(Error::from)
+        pending.land_in_pool(&core).map_err(|error| core.placed(error, "accept"))?;
+        let mut pending = self.pending.take().expect("its word is said once");
+        pending.landed(&core).await.map_err(Error::from)
     }
 
-    /// Takes it, each frame where its landing says. The message's frames are then that memory, filled.
+    /// Takes it, each frame where its destination says. The message's frames are then that memory, filled.
     ///
     /// # Errors
-    /// `Invalid` for a wrong number of landings or one that is too small, `Unsupported` for a place without a pool (in these
+    /// `Invalid` for a wrong number of destinations or one that is too small, `Unsupported` for a place without a pool (in these
     /// cases the message is rejected); `PeerLost` or `Closed`. The buffers come back.
-    pub async fn accept_into(mut self, landings: Vec<Landing>) -> Result<Message, Failed<Vec<Landing>>> {
+    pub async fn accept_into(
+        mut self,
+        destinations: Vec<Destination>,
+    ) -> Result<Message, Failed<Vec<Destination>>> {
         let core = self.connection.core().clone();
         if let Err(error) = core.check() {
-            return Err(Failed { error: core.placed(error, "accept"), returned: landings });
+            return Err(Failed { error: core.placed(error, "accept"), returned: destinations });
         }
-        let buffers = match self.taking().buffers(&core, landings) {
+        let buffers = match self.pending().buffers(&core, destinations) {
             Ok(buffers) => buffers,
             Err(failed) => return Err(core.failed(failed, "accept")),
         };
-        let mut taking = self.taking.take().expect("its word is said once");
-        let result = match taking.payload {
+        let mut pending = self.pending.take().expect("its word is said once");
+        let result = match pending.payload {
             Payload::Waiting => {
-                taking.land_in(&core, buffers);
-                taking.landed(&core).await
+                pending.land_in(&core, buffers);
+                pending.landed(&core).await
             }
-            _ => taking.copied(&core, buffers).await,
+            _ => pending.copied(&core, buffers).await,
         };
         result.map_err(|failed| Failed {
             error: failed.error,
             returned: failed
                 .returned
                 .into_iter()
-                .map(|b| b.map_or(Landing::Discard, Landing::Buffer))
+                .map(|b| b.map_or(Destination::Discard, Destination::Buffer))
                 .collect(),
         })
     }
@@ -165,15 +168,15 @@ impl Incoming {
     /// Tells the sender that it is not wanted.
     pub fn reject(self) {}
 
-    fn taking(&self) -> &Taking {
-        self.taking.as_ref().expect("its word is not said yet")
+    fn pending(&self) -> &PendingReceive {
+        self.pending.as_ref().expect("its word is not said yet")
     }
 }
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some(taking) = self.taking.take() {
-            taking.settle(self.connection.core(), Delivery::Rejected);
+        if let Some(pending) = self.pending.take() {
+            pending.ack(self.connection.core(), Delivery::Rejected);
         }
     }
 }
@@ -181,8 +184,8 @@ impl Drop for Incoming {
 impl fmt::Debug for Incoming {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("Incoming");
-        if let Some(taking) = &self.taking {
-            debug.field("id", &taking.id).field("frames", &taking.frames.len());
+        if let Some(pending) = &self.pending {
+            debug.field("id", &pending.id).field("frames", &pending.frames.len());
         }
         debug.finish_non_exhaustive()
     }
@@ -194,12 +197,12 @@ impl Core {
         self.expect(true);
         let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
         if begun.is_none() {
-            **begun = Some(Taking::next(self).await?);
+            **begun = Some(PendingReceive::next(self).await?);
         }
-        let Some(taking) = begun.as_mut() else { unreachable!("set above") };
+        let Some(pending) = begun.as_mut() else { unreachable!("set above") };
         // Without memory for it the message stays: `incoming` can land it elsewhere, or reject it.
-        taking.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
-        let result = taking.landed(self).await.map_err(Error::from);
+        pending.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
+        let result = pending.landed(self).await.map_err(Error::from);
         **begun = None;
         result
     }
@@ -212,43 +215,43 @@ impl Core {
             Err(error) => return Err(Failed { error: self.placed(error, "recv"), returned: buffer }),
         };
         if begun.is_none() {
-            match Taking::next(self).await {
-                Ok(taking) => **begun = Some(taking),
+            match PendingReceive::next(self).await {
+                Ok(pending) => **begun = Some(pending),
                 Err(error) => return Err(Failed { error, returned: buffer }),
             }
         }
-        let Some(taking) = begun.as_mut() else { unreachable!("set above") };
-        let payload_len = taking.payload_len();
+        let Some(pending) = begun.as_mut() else { unreachable!("set above") };
+        let payload_len = pending.payload_len();
         if payload_len > buffer.capacity() as u64 {
             let capacity = buffer.capacity();
             let why = format!("the message has {payload_len} bytes and the buffer holds {capacity}");
             let error = self.placed(Error::new(ErrorKind::TooLarge, why), "recv");
             return Err(Failed { error, returned: buffer });
         }
-        let (buffers, rest) = cut(buffer, &taking.frames);
-        let result = match taking.payload {
+        let (buffers, rest) = cut(buffer, &pending.frames);
+        let result = match pending.payload {
             Payload::Waiting => {
-                taking.land_in(self, buffers);
-                taking.landed(self).await
+                pending.land_in(self, buffers);
+                pending.landed(self).await
             }
-            _ => taking.copied(self, buffers).await,
+            _ => pending.copied(self, buffers).await,
         };
         **begun = None;
         result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned, rest) })
     }
 }
 
-impl Taking {
+impl PendingReceive {
     async fn next(core: &Core) -> Result<Self> {
         let announced = core.waiters.until(|cx| core.inbox.poll_take(cx)).await;
-        let Announced { id, header, frames, arrival, prompt } =
+        let Announced { id, header, frames, arrival, ack_now } =
             announced.map_err(|error| core.placed(error, "recv"))?;
         let payload = match arrival {
             Arrival::Here(buffers) => Payload::Here(buffers),
             Arrival::Coming(landed) => Payload::Coming(landed),
             Arrival::Waiting => Payload::Waiting,
         };
-        Ok(Self { id, header, frames, prompt, payload })
+        Ok(Self { id, header, frames, ack_now, payload })
     }
 
     fn payload_len(&self) -> u64 {
@@ -260,24 +263,24 @@ impl Taking {
         match self.payload {
             Payload::Waiting => {
                 let pool = core.pool(Place::Host)?;
-                let buffers = pool.landings(self.frames.iter().map(|frame| frame.len))?;
+                let buffers = pool.destinations(self.frames.iter().map(|frame| frame.len))?;
                 self.land_in(core, buffers.into_iter().map(Some).collect());
             }
-            Payload::Here(_) | Payload::Coming(_) | Payload::Landing(_) => {}
+            Payload::Here(_) | Payload::Coming(_) | Payload::Destination(_) => {}
         }
         Ok(())
     }
 
-    fn land_in(&mut self, core: &Core, buffers: Landings) {
-        let (landings, landed) = Operation::new(buffers);
-        core.submit(Op::Accept { id: self.id, landings });
-        self.payload = Payload::Landing(landed);
+    fn land_in(&mut self, core: &Core, buffers: Destinations) {
+        let (destinations, landed) = Operation::new(buffers);
+        core.submit(Op::Accept { id: self.id, destinations });
+        self.payload = Payload::Destination(landed);
     }
 
     /// The whole message, once its payload is here.
-    async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Landings>> {
+    async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Destinations>> {
         let frames = match &mut self.payload {
-            Payload::Landing(landed) => match core.finish(landed).await {
+            Payload::Destination(landed) => match core.finish(landed).await {
                 Ok(frames) => {
                     // The link has the word on it, and may have nothing else to send.
                     core.leave_for_later();
@@ -303,14 +306,18 @@ impl Taking {
                     return Err(Failed { error: core.placed(error, "accept"), returned: Vec::new() });
                 }
             },
-            Payload::Waiting => unreachable!("a landing was chosen before"),
+            Payload::Waiting => unreachable!("a destination was chosen before"),
         };
         core.counts.received.record(self.payload_len());
         Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
     }
 
     /// The whole message, copied once from where the link has it into `buffers`.
-    async fn copied(&mut self, core: &Arc<Core>, buffers: Landings) -> Result<Message, Failed<Landings>> {
+    async fn copied(
+        &mut self,
+        core: &Arc<Core>,
+        buffers: Destinations,
+    ) -> Result<Message, Failed<Destinations>> {
         let here = match self.land_in_pool(core) {
             Ok(()) => self.landed(core).await,
             Err(error) => Err(Failed { error, returned: Vec::new() }),
@@ -335,53 +342,58 @@ impl Taking {
         Ok(Message::from_parts(header, frames))
     }
 
-    /// Empty buffers for the landings, checked.
-    fn buffers(&self, core: &Core, mut landings: Vec<Landing>) -> Result<Landings, Failed<Vec<Landing>>> {
+    /// Empty buffers for the destinations, checked.
+    fn buffers(
+        &self,
+        core: &Core,
+        mut destinations: Vec<Destination>,
+    ) -> Result<Destinations, Failed<Vec<Destination>>> {
         let invalid = |why| Error::new(ErrorKind::Invalid, why);
-        if landings.len() != self.frames.len() {
-            let why = format!("{} landings for a message of {} frames", landings.len(), self.frames.len());
-            return Err(Failed { error: invalid(why), returned: landings });
+        if destinations.len() != self.frames.len() {
+            let why =
+                format!("{} destinations for a message of {} frames", destinations.len(), self.frames.len());
+            return Err(Failed { error: invalid(why), returned: destinations });
         }
-        for (index, (landing, frame)) in landings.iter_mut().zip(&self.frames).enumerate() {
-            let pool = match landing {
-                Landing::Pool(pool) => Ok(&*pool),
-                Landing::Place(place) => core.pool(*place),
-                Landing::Buffer(buffer) if buffer.capacity() < frame.len => {
+        for (index, (destination, frame)) in destinations.iter_mut().zip(&self.frames).enumerate() {
+            let pool = match destination {
+                Destination::Pool(pool) => Ok(&*pool),
+                Destination::Place(place) => core.pool(*place),
+                Destination::Buffer(buffer) if buffer.capacity() < frame.len => {
                     let (holds, len) = (buffer.capacity(), frame.len);
-                    Err(invalid(format!("frame {index} has {len} bytes and its landing holds {holds}")))
+                    Err(invalid(format!("frame {index} has {len} bytes and its destination holds {holds}")))
                 }
-                Landing::Buffer(buffer) => {
+                Destination::Buffer(buffer) => {
                     buffer.clear();
                     continue;
                 }
-                Landing::Discard => continue,
+                Destination::Discard => continue,
             };
             match pool.and_then(|pool| pool.take(frame.len)) {
-                Ok(buffer) => *landing = Landing::Buffer(buffer),
-                Err(error) => return Err(Failed { error, returned: landings }),
+                Ok(buffer) => *destination = Destination::Buffer(buffer),
+                Err(error) => return Err(Failed { error, returned: destinations }),
             }
         }
-        let buffer = |landing| match landing {
-            Landing::Buffer(buffer) => Some(buffer),
+        let buffer = |destination| match destination {
+            Destination::Buffer(buffer) => Some(buffer),
             _ => None,
         };
-        Ok(landings.into_iter().map(buffer).collect())
+        Ok(destinations.into_iter().map(buffer).collect())
     }
 
-    fn settle(self, core: &Arc<Core>, delivery: Delivery) {
-        // A landing under way ends by itself, and says its own word.
-        if !matches!(self.payload, Payload::Landing(_)) {
+    fn ack(self, core: &Arc<Core>, delivery: Delivery) {
+        // A destination under way ends by itself, and says its own word.
+        if !matches!(self.payload, Payload::Destination(_)) {
             self.say(core, delivery);
         }
     }
 
     fn say(&self, core: &Arc<Core>, delivery: Delivery) {
-        core.submit_for_later(Op::Settle { id: self.id, delivery, prompt: self.prompt });
+        core.submit_for_later(Op::Ack { id: self.id, delivery, ack_now: self.ack_now });
     }
 }
 
 /// `buffer` in pieces of the frames' lengths, and its rest.
-fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Landings, BufferMut) {
+fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Destinations, BufferMut) {
     buffer.clear();
     let mut pieces = Vec::with_capacity(frames.len());
     for frame in frames {
@@ -392,7 +404,7 @@ fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Landings, BufferMut) {
 }
 
 /// The pieces in one again, empty.
-fn paste(pieces: Landings, rest: BufferMut) -> BufferMut {
+fn paste(pieces: Destinations, rest: BufferMut) -> BufferMut {
     let mut whole: Option<BufferMut> = None;
     for mut piece in pieces.into_iter().flatten().filter(|piece| piece.capacity() > 0).chain([rest]) {
         piece.clear();

@@ -2,14 +2,14 @@
 //! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
 
 mod arena;
-mod door;
+mod handshake;
 mod records;
 mod stream;
 
-pub use crate::backend::shm::rehearsal::{Rehearsal, Shown};
+pub use crate::backend::shm::rehearsal::{Exported, Rehearsal};
 pub use arena::Arena;
-pub use door::{
+pub use handshake::{
     Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,
 };
 pub use records::{Sample, decode, decoded_and_encoded};
-pub use stream::{Getting, Landing, Putting, Sending, Stream};
+pub use stream::{Destination, Getting, Putting, Sending, Stream};

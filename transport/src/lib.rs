@@ -6,10 +6,10 @@
 #![doc = include_str!("../../examples/examples/hello.rs")]
 //! ```
 //!
-//! An [`Endpoint`] is a process's front door: it listens at an [`Address`] and connects to others. A [`Connection`] carries
+//! An [`Endpoint`] is a process's front handshake: it listens at an [`Address`] and connects to others. A [`Connection`] carries
 //! [`Message`]s, each a small header and any number of [`Buffer`]s, in order and both ways at once. Memory moves into an
 //! operation and comes out of it once: when nobody else can touch it. A failed one returns it in [`Failed`]. The receiver may
-//! look at an [`Incoming`] message first and choose a [`Landing`] for each frame, and a [`Region`] is memory that one peer may
+//! look at an [`Incoming`] message first and choose a [`Destination`] for each frame, and a [`Region`] is memory that one peer may
 //! read ([`get`](Connection::get)) or write ([`put`](Connection::put)) by itself.
 //!
 //! # What is cancel-safe
@@ -49,7 +49,7 @@
 //! |---|---|
 //! | listen and connect | [`Endpoint`], [`Listener`], [`Address`] |
 //! | send and receive, with or without a word from the receiver | [`Connection`], [`Message`], [`Receipt`] |
-//! | choose the memory of what arrives, or refuse it | [`Connection::recv_into`], [`Incoming`], [`Landing`] |
+//! | choose the memory of what arrives, or refuse it | [`Connection::recv_into`], [`Incoming`], [`Destination`] |
 //! | let a peer read or write memory by itself | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
 //! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`] |
 //! | act on a failure | [`Error`], [`ErrorKind`], [`Failed`] |
@@ -68,7 +68,6 @@ pub mod blocking;
 mod caps;
 mod connection;
 mod dial;
-mod door;
 mod driver;
 mod endpoint;
 pub mod environment;
@@ -76,6 +75,7 @@ mod error;
 mod establish;
 mod events;
 mod explain;
+mod handshake;
 mod incoming;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
@@ -100,13 +100,13 @@ pub use addr::{Address, Scheme};
 pub use backend::Inventory;
 pub use caps::Caps;
 pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
-#[doc(hidden)] // For the command's own listener.
-pub use door::{Admission, Admitted, Source};
-pub use door::{Identity, Tls, TlsBuilder, Token};
 pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use error::{Error, ErrorKind, Failed, Result};
-pub use explain::{Explained, Explanation, Measured, Opinion, View};
-pub use incoming::{Incoming, Landing};
+pub use explain::{Explained, Explanation, Measured, PeerCandidate, PeerView};
+#[doc(hidden)] // For the command's own listener.
+pub use handshake::{Admission, Admitted, Source};
+pub use handshake::{Identity, Tls, TlsBuilder, Token};
+pub use incoming::{Destination, Incoming};
 pub use listener::Listener;
 pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
 pub use message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};

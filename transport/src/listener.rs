@@ -14,11 +14,11 @@ use tracing::Instrument;
 use crate::addr::{Address, Scheme};
 use crate::bind::bind;
 use crate::connection::Connection;
-use crate::door::{Admission, Control, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::establish::Establisher;
 use crate::events;
+use crate::handshake::{Admission, Control, Source};
 use crate::process::{Own, PerProcess};
 
 /// Made connections that wait for `accept`; more wait in the operating system's queue.

@@ -14,11 +14,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
 /// What each of the four parts takes; with what starts and ends them, the whole stays below 50 ms.
-const PART_TIME: Duration = Duration::from_millis(8);
+const DRAIN_TIME: Duration = Duration::from_millis(8);
 /// A part that hears nothing for so long has no result.
 const SILENCE_MAX: Duration = Duration::from_millis(20);
 const SPIN_MAX: Duration = Duration::from_micros(50);
-const BULK_LEN: usize = 1 << 20;
+const DATA_LEN: usize = 1 << 20;
 
 /// What this machine does, for [`Backend::predict`](super::backend::Backend::predict).
 #[derive(Clone, Copy, Debug)]
@@ -75,13 +75,13 @@ impl Machine {
 static MACHINE: OnceLock<Machine> = OnceLock::new();
 
 fn copy() -> f64 {
-    let (from, mut to) = (vec![1u8; BULK_LEN], vec![2u8; BULK_LEN]);
+    let (from, mut to) = (vec![1u8; DATA_LEN], vec![2u8; DATA_LEN]);
     let took_us = median_us(|| {
         to.copy_from_slice(black_box(&from));
         black_box(&mut to);
         Ok(())
     });
-    took_us.map_or(0.0, |us| gb_per_s(BULK_LEN, us))
+    took_us.map_or(0.0, |us| gb_per_s(DATA_LEN, us))
 }
 
 /// Half the time that a word takes to another thread and back.
@@ -167,17 +167,17 @@ fn stream() -> io::Result<f64> {
     thread::scope(|scope| {
         let send = move || {
             let mut near = near;
-            let (bulk, begin) = (vec![1u8; BULK_LEN], Instant::now());
+            let (data, begin) = (vec![1u8; DATA_LEN], Instant::now());
             // The end of the socket, which is dropped here, is the end of the stream.
-            while begin.elapsed() < PART_TIME && near.write_all(&bulk).is_ok() {}
+            while begin.elapsed() < DRAIN_TIME && near.write_all(&data).is_ok() {}
         };
         Builder::new().name("towline-probe".into()).spawn_scoped(scope, send)?;
-        let mut landing = vec![0; BULK_LEN];
+        let mut destination = vec![0; DATA_LEN];
         // What warms up does not count.
-        far.read_exact(&mut landing)?;
+        far.read_exact(&mut destination)?;
         let (begin, mut len) = (Instant::now(), 0);
         loop {
-            match far.read(&mut landing)? {
+            match far.read(&mut destination)? {
                 0 => break,
                 read => len += read,
             }
@@ -216,7 +216,7 @@ fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
 /// The median time of `work`, done again and again for the time of a part.
 fn median_us(mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
     let (begin, mut times_ns) = (Instant::now(), Vec::new());
-    while begin.elapsed() < PART_TIME {
+    while begin.elapsed() < DRAIN_TIME {
         let begin = Instant::now();
         work()?;
         times_ns.push(begin.elapsed().as_nanos() as u64);

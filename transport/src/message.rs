@@ -13,7 +13,7 @@ pub const HEADER_LEN_MAX: usize = 64 << 10;
 pub const FRAMES_MAX: usize = 65_536;
 /// The largest payload of one message, all frames together, in bytes.
 pub const PAYLOAD_LEN_MAX: u64 = 1 << 48;
-/// Payload below this travels with its announcement; from here on it waits for a landing, and is never copied.
+/// Payload below this travels with its announcement; from here on it waits for a destination, and is never copied.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
 
 /// A small header and an ordered list of frames, each in its own place.
@@ -141,7 +141,7 @@ pub enum Delivery {
 pub struct Small {
     pub message: Message,
     pub receipt: Done<Delivery>,
-    pub prompt: bool,
+    pub ack_now: bool,
     pub more: bool,
 }
 
@@ -157,7 +157,7 @@ pub struct Announced {
     /// Where its payload is.
     pub arrival: Arrival,
     /// The sender waits for the word on it.
-    pub prompt: bool,
+    pub ack_now: bool,
 }
 
 /// Where an announced message's payload is.
@@ -167,6 +167,6 @@ pub enum Arrival {
     Here(Vec<Buffer>),
     /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says so.
     Coming(Completion<Result<Vec<Buffer>>>),
-    /// With the sender: accept it with a landing for each frame.
+    /// With the sender: accept it with a destination for each frame.
     Waiting,
 }

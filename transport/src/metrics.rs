@@ -3,9 +3,9 @@
 //! Connections count anyway, lock-free; everything else happens at a scrape. What a connection counted outlives it in the
 //! endpoint's sums, so that these never go back.
 
+mod histogram;
 mod meters;
 mod page;
-mod tally;
 
 use std::collections::HashMap;
 use std::fmt;

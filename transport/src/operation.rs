@@ -19,7 +19,7 @@ impl<T> Done<T> {
         (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
     }
 
-    /// Calls `then` with the result, on the thread that ends it, possibly under the link's baton: it must not call the link
+    /// Calls `then` with the result, on the thread that ends it, possibly under the link's poll lock: it must not call the link
     /// and must not wait. (Copying staged frames is as long as it may take.)
     pub fn with(then: impl FnOnce(Result<T>) + Send + 'static) -> Self {
         Self(Some(Sink::Hook(Box::new(then))))

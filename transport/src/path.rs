@@ -31,7 +31,7 @@ pub struct Candidate {
     /// What tells what to expect of it, unless it was out of the question.
     pub(crate) backend: Option<Arc<dyn Backend>>,
     /// What it did when it was measured between the two hosts, where it was.
-    pub(crate) trial: Option<Prediction>,
+    pub(crate) path_probe: Option<Prediction>,
 }
 
 /// What became of a candidate.
@@ -78,8 +78,8 @@ impl Path {
 
     /// What a trial found, or `machine` tells to expect of a candidate that reaches the peer, whatever became of it.
     pub(crate) fn predict(&self, candidate: &Candidate, machine: &Machine) -> Option<Prediction> {
-        if candidate.trial.is_some() {
-            return candidate.trial;
+        if candidate.path_probe.is_some() {
+            return candidate.path_probe;
         }
         let reaching = |backend: &&Arc<dyn Backend>| backend.reach(&self.local, &self.peer).is_ok();
         candidate.backend.as_ref().filter(reaching)?.predict(machine, &self.local, &self.peer)

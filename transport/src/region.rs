@@ -154,10 +154,10 @@ pub struct Region<M> {
     memory: Shared<M>,
 }
 
-type Shared<M> = Arc<Mutex<Held<M>>>;
+type Shared<M> = Arc<Mutex<HeldRegion<M>>>;
 
 #[derive(Debug)]
-struct Held<M> {
+struct HeldRegion<M> {
     memory: Option<M>,
     readers: usize,
     revoker: Option<Waker>,
@@ -253,7 +253,7 @@ impl Regions {
     ) -> Region<M> {
         let mut key = Key::default();
         self.environment.random(&mut key);
-        let memory = Arc::new(Mutex::new(Held { memory: Some(memory), readers: 0, revoker: None }));
+        let memory = Arc::new(Mutex::new(HeldRegion { memory: Some(memory), readers: 0, revoker: None }));
         let expires = self.environment.now().saturating_add(lifetime);
         self.entries().insert(key, Entry { len, expires, memory: kind(memory.clone()) });
         Region { remote: RemoteRegion { key, len, access }, table: Own::new(self.clone()), memory }
@@ -371,6 +371,6 @@ impl WriteLease {
     }
 }
 
-fn lock<M>(memory: &Mutex<Held<M>>) -> MutexGuard<'_, Held<M>> {
+fn lock<M>(memory: &Mutex<HeldRegion<M>>) -> MutexGuard<'_, HeldRegion<M>> {
     memory.lock().unwrap_or_else(PoisonError::into_inner)
 }

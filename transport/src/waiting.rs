@@ -49,7 +49,7 @@ pub(crate) struct Waiters {
     /// Polls by waiters, so that the driver can see a link that nobody polls.
     polls: AtomicU64,
     /// The driver sleeps on the source.
-    armed: AtomicBool,
+    driver_polled: AtomicBool,
     /// Whose link it is.
     pub(crate) process: Process,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Waiters {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    lead: Option<Lead>,
+    leader: Option<Leader>,
     /// Oldest first.
     followers: BTreeMap<u64, Waker>,
     reactor: Option<Reactor>,
@@ -68,7 +68,7 @@ struct State {
 
 /// The waiter that spins and sleeps on the link for all. It has a reactor, or the link is the driver's.
 #[derive(Debug)]
-struct Lead {
+struct Leader {
     waiter: u64,
     waker: Waker,
     /// It sleeps, and its reactor wakes it.
@@ -114,7 +114,7 @@ impl Waiters {
             wait,
             state: Mutex::default(),
             polls: AtomicU64::new(0),
-            armed: AtomicBool::new(false),
+            driver_polled: AtomicBool::new(false),
             process: Process::current(),
         }
     }
@@ -141,49 +141,51 @@ impl Waiters {
     }
 
     /// Lets the driver sleep on the source.
-    pub(crate) fn arm(&self) {
+    pub(crate) fn poll_by_driver(&self) {
         if let Some(source) = self.link.source() {
-            self.armed.store(true, Ordering::Release);
-            self.driver.arm(self.number, source);
-            if !self.link.doze() {
+            self.driver_polled.store(true, Ordering::Release);
+            self.driver.poll_by_driver(self.number, source);
+            if !self.link.arm() {
                 self.driver.drive_soon(self.number);
             }
         }
     }
 
     /// Sees to it that somebody notices when the link can be moved on: the lead, if there is one. A driver armed beside a lead
-    /// would wake for what the lead is about to do, and take the baton from it.
+    /// would wake for what the lead is about to do, and take the poll lock from it.
     pub(crate) fn watch(&self) {
-        if self.is_armed() {
-            return self.arm();
+        if self.is_driver_polled() {
+            return self.poll_by_driver();
         }
-        let Some(source) = self.link.source().filter(|source| source.writable || source.bell) else { return };
+        let Some(source) = self.link.source().filter(|source| source.writable || source.doorbell) else {
+            return;
+        };
         let mut state = self.state();
         self.doze_again(&mut state);
         if !source.writable {
             return;
         }
-        if state.lead.is_some() {
+        if state.leader.is_some() {
             self.wake_for_output(&mut state);
         } else {
             drop(state);
-            self.arm();
+            self.poll_by_driver();
         }
     }
 
     /// Takes the link from its lead, who has not polled it in time, for the driver.
     pub(crate) fn take_over(&self) {
         let mut state = self.state();
-        if let Some(lead) = state.lead.take() {
-            state.followers.insert(lead.waiter, lead.waker);
+        if let Some(leader) = state.leader.take() {
+            state.followers.insert(leader.waiter, leader.waker);
         }
         drop(state);
-        self.arm();
+        self.poll_by_driver();
     }
 
     /// The driver was told that the source is ready: whether its lead is given a moment to poll it.
-    pub(crate) fn is_left_to_its_lead(&self) -> bool {
-        if self.is_armed() {
+    pub(crate) fn is_left_to_its_leader(&self) -> bool {
+        if self.is_driver_polled() {
             return false;
         }
         let mut state = self.state();
@@ -205,9 +207,9 @@ impl Waiters {
         if state.followers.is_empty() && !source.is_some_and(|source| source.writable) {
             return false;
         }
-        let asleep = state.lead.as_ref().is_some_and(|lead| lead.asleep);
-        // A bell rings for who asked since the last poll, which may have been a follower's.
-        if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && self.link.doze()) {
+        let asleep = state.leader.as_ref().is_some_and(|leader| leader.asleep);
+        // A doorbell rings for who asked since the last poll, which may have been a follower's.
+        if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && self.link.arm()) {
             state.watch = Watch::StandBy { turns };
             self.driver.stand_by(self.number, source);
             return false;
@@ -217,7 +219,7 @@ impl Waiters {
 
     /// Leaves the link to whoever leads it now.
     fn disarm(&self, state: &mut State) {
-        if self.armed.swap(false, Ordering::AcqRel)
+        if self.driver_polled.swap(false, Ordering::AcqRel)
             && let Some(source) = self.link.source()
         {
             self.driver.disarm(self.number, source);
@@ -229,22 +231,22 @@ impl Waiters {
 
     /// Nobody polls the link, or the driver does.
     pub(crate) fn is_abandoned(&self) -> bool {
-        self.state().lead.is_none()
+        self.state().leader.is_none()
     }
 
     /// Its lead sleeps, and will be woken.
-    pub(crate) fn has_sleeping_lead(&self) -> bool {
-        self.state().lead.as_ref().is_some_and(|lead| lead.asleep)
+    pub(crate) fn has_sleeping_leader(&self) -> bool {
+        self.state().leader.as_ref().is_some_and(|leader| leader.asleep)
     }
 
     /// Whether the driver sleeps on the source.
-    pub(crate) fn is_armed(&self) -> bool {
-        self.armed.load(Ordering::Acquire)
+    pub(crate) fn is_driver_polled(&self) -> bool {
+        self.driver_polled.load(Ordering::Acquire)
     }
 
     /// Has the driver watch over whoever leads, if others depend on it.
     fn see_to(&self, state: &mut State) {
-        if state.followers.is_empty() || !matches!(state.watch, Watch::Off) || self.is_armed() {
+        if state.followers.is_empty() || !matches!(state.watch, Watch::Off) || self.is_driver_polled() {
             return;
         }
         let turns = state.turns;
@@ -258,23 +260,23 @@ impl Waiters {
         }
     }
 
-    /// Asks for the bell again on behalf of a lead that sleeps: somebody else polled the link meanwhile, which silences it.
+    /// Asks for the doorbell again on behalf of a lead that sleeps: somebody else polled the link meanwhile, which silences it.
     fn doze_again(&self, state: &mut State) {
-        if let Some(lead) = state.lead.as_mut().filter(|lead| lead.asleep)
-            && self.link.source().is_some_and(|source| source.bell)
-            && !self.link.doze()
+        if let Some(leader) = state.leader.as_mut().filter(|leader| leader.asleep)
+            && self.link.source().is_some_and(|source| source.doorbell)
+            && !self.link.arm()
         {
-            lead.asleep = false;
-            lead.waker.wake_by_ref();
+            leader.asleep = false;
+            leader.waker.wake_by_ref();
         }
     }
 
     /// Has a lead that sleeps on bytes alone sleep on room too.
     fn wake_for_output(&self, state: &mut State) {
         let turns = state.turns;
-        let Some(lead) = state.lead.as_mut().filter(|lead| !lead.writable) else { return };
-        lead.asleep = false;
-        lead.waker.wake_by_ref();
+        let Some(leader) = state.leader.as_mut().filter(|leader| !leader.writable) else { return };
+        leader.asleep = false;
+        leader.waker.wake_by_ref();
         self.expect_turn(state, turns);
     }
 
@@ -284,30 +286,30 @@ impl Waiters {
 
     /// Makes the waiter the lead, who spins and sleeps for all, and takes the link from the driver; false if there is another,
     /// who will wake it when its turn comes.
-    fn lead(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
+    fn leader(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let me = *waiter.get_or_insert_with(|| {
             state.next += 1;
             state.next
         });
-        let leads = match &mut state.lead {
-            Some(lead) if lead.waiter == me => {
-                lead.waker.clone_from(cx.waker());
-                lead.asleep = false;
+        let is_leader = match &mut state.leader {
+            Some(leader) if leader.waiter == me => {
+                leader.waker.clone_from(cx.waker());
+                leader.asleep = false;
                 true
             }
             // A task polls one of its futures, and may leave the others be: what wakes one of them wakes this one.
-            Some(lead) if !lead.waker.will_wake(cx.waker()) => false,
+            Some(leader) if !leader.waker.will_wake(cx.waker()) => false,
             _ => {
                 state.followers.remove(&me);
-                let lead = Lead { waiter: me, waker: cx.waker().clone(), asleep: false, writable: false };
-                if let Some(former) = state.lead.replace(lead) {
+                let leader = Leader { waiter: me, waker: cx.waker().clone(), asleep: false, writable: false };
+                if let Some(former) = state.leader.replace(leader) {
                     state.followers.insert(former.waiter, former.waker);
                 }
                 true
             }
         };
-        if leads {
+        if is_leader {
             state.turns += 1;
             self.disarm(&mut state);
         } else {
@@ -318,18 +320,18 @@ impl Waiters {
             }
         }
         self.see_to(&mut state);
-        leads
+        is_leader
     }
 
     /// Lets the lead sleep. False: the link may move now, or another leads, so poll again.
     fn park(&self, me: u64, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
-        let Some(lead) = state.lead.as_mut().filter(|lead| lead.waiter == me) else { return false };
+        let Some(leader) = state.leader.as_mut().filter(|leader| leader.waiter == me) else { return false };
         let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
             self.leave_to_driver(state, me, cx);
             return true;
         };
-        lead.writable = source.writable;
+        leader.writable = source.writable;
         self.disarm(&mut state);
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
@@ -340,20 +342,21 @@ impl Waiters {
             };
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
-        let State { reactor: Some(Reactor { descriptor, .. }), lead: Some(lead), turns, .. } = &mut *state
+        let State { reactor: Some(Reactor { descriptor, .. }), leader: Some(leader), turns, .. } =
+            &mut *state
         else {
             return false;
         };
-        if !self.link.doze() {
+        if !self.link.arm() {
             return false;
         }
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
-        if source.writable && !source.bell {
+        if source.writable && !source.doorbell {
             asleep = asleep.and(self.sleep_until_ready(descriptor.poll_write_ready(cx)));
         }
         match asleep {
             Asleep::Yes => {
-                lead.asleep = true;
+                leader.asleep = true;
                 *turns += 1;
                 true
             }
@@ -367,10 +370,10 @@ impl Waiters {
 
     /// The lead has no reactor: it follows the driver.
     fn leave_to_driver(&self, mut state: MutexGuard<'_, State>, me: u64, cx: &mut Context<'_>) {
-        state.lead = None;
+        state.leader = None;
         state.follow(me, cx);
         drop(state);
-        self.arm();
+        self.poll_by_driver();
     }
 
     fn sleep_until_ready<T: AsRawFd>(
@@ -394,8 +397,8 @@ impl Waiters {
     fn leave(&self, waiter: u64) {
         let mut state = self.state();
         state.followers.remove(&waiter);
-        state.lead.take_if(|lead| lead.waiter == waiter);
-        if state.lead.is_none() && !self.is_armed() {
+        state.leader.take_if(|leader| leader.waiter == waiter);
+        if state.leader.is_none() && !self.is_driver_polled() {
             // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
             let next = state.followers.pop_first();
             self.see_to(&mut state);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::process::{Outcome, cargo, find_program, host_triple, root, run as run_command, target_directory};
 
 pub(crate) const TARGETS: [&str; 7] =
-    ["addresses", "control", "expressions", "frames", "handshake", "loans", "one_sided"];
+    ["addresses", "control", "expressions", "frames", "handshake", "lent_frames", "one_sided"];
 
 /// What the compiler adds for libFuzzer: counters at edges, and what is compared. Overflows are panics.
 const COVERAGE: &str = "--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \

@@ -10,7 +10,7 @@ use super::load::Load;
 use super::pace::Pace;
 use super::patterns::{self, Bench};
 use super::sample::Sample;
-use crate::ceiling::memcpy::Landing;
+use crate::ceiling::memcpy::Destination;
 use crate::ceiling::socket::Course;
 use crate::ceiling::{Ceiling, blocking, eventfd};
 use crate::failure::Failure;
@@ -35,7 +35,7 @@ pub(crate) struct Drive<'a> {
     pub(crate) elsewhere: Option<&'a Address>,
     pub(crate) progress: &'a mut Progress,
     payload: Payload,
-    landing: Landing,
+    destination: Destination,
 }
 
 /// What one repeat gave.
@@ -53,7 +53,14 @@ impl<'a> Drive<'a> {
         elsewhere: Option<&'a Address>,
         progress: &'a mut Progress,
     ) -> Self {
-        Self { pace, trust, elsewhere, progress, payload: Payload::default(), landing: Landing::default() }
+        Self {
+            pace,
+            trust,
+            elsewhere,
+            progress,
+            payload: Payload::default(),
+            destination: Destination::default(),
+        }
     }
 
     /// One repeat, within a time that leaves room for nothing but a hang.
@@ -74,7 +81,7 @@ impl<'a> Drive<'a> {
                 .flatten();
         }
         if case.pattern.is_of_tasks() {
-            let measured = tasks::repeat(case, self.pace, self.trust, &mut self.landing);
+            let measured = tasks::repeat(case, self.pace, self.trust, &mut self.destination);
             return tokio::time::timeout(limit, measured).await.map_err(hung).flatten();
         }
         let mut serving = Serving::start(case, self.trust, address.as_ref()).await?;
@@ -178,14 +185,14 @@ impl<'a> Drive<'a> {
     }
 
     async fn memcpy(&mut self, case: &Case, memory: &Buffer) -> Result<Ceiling, Failure> {
-        let (mut landing, memory) = (std::mem::take(&mut self.landing), memory.clone());
+        let (mut destination, memory) = (std::mem::take(&mut self.destination), memory.clone());
         let (layout, duration) = (case.layout(), self.pace.ceiling());
-        let (landing, ceiling) = blocking(move || {
-            let ceiling = landing.measure(layout, memory.as_slice().unwrap_or_default(), duration);
-            (landing, ceiling)
+        let (destination, ceiling) = blocking(move || {
+            let ceiling = destination.measure(layout, memory.as_slice().unwrap_or_default(), duration);
+            (destination, ceiling)
         })
         .await?;
-        self.landing = landing;
+        self.destination = destination;
         Ok(ceiling)
     }
 

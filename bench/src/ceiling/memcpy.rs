@@ -8,9 +8,9 @@ use crate::payload::Layout;
 
 /// Warm memory to copy into; grows to the largest window asked for.
 #[derive(Debug, Default)]
-pub(crate) struct Landing(Vec<u8>);
+pub(crate) struct Destination(Vec<u8>);
 
-impl Landing {
+impl Destination {
     /// Copies message after message of `source` for `duration`.
     pub(crate) fn measure(&mut self, layout: Layout, source: &[u8], duration: Duration) -> Ceiling {
         let footprint = layout.size_bytes * layout.window;
@@ -40,9 +40,9 @@ impl Landing {
     fn copy(&mut self, layout: Layout, source: &[u8], first: u64, count: u64) -> u64 {
         for number in first..first + count {
             let (from, to) = (layout.offset(number), layout.slot(number) * layout.size_bytes);
-            let landing = &mut self.0[to..to + layout.size_bytes];
-            landing.copy_from_slice(&source[from..from + layout.size_bytes]);
-            black_box(landing);
+            let destination = &mut self.0[to..to + layout.size_bytes];
+            destination.copy_from_slice(&source[from..from + layout.size_bytes]);
+            black_box(destination);
         }
         first + count
     }
@@ -60,7 +60,7 @@ mod tests {
             let layout = Layout::new(size_bytes, window);
             let source = Payload::default().prepare(layout, Place::Host).unwrap();
             let source = source.as_slice().unwrap();
-            let ceiling = Landing::default().measure(layout, source, Duration::from_millis(2));
+            let ceiling = Destination::default().measure(layout, source, Duration::from_millis(2));
             assert!(ceiling.gb_per_s.is_some_and(|rate| rate > 0.0));
         }
     }

@@ -204,13 +204,13 @@ fn sink(wire: &mut Wire, window: &mut [u8], course: Course) -> io::Result<()> {
     let mut batch = vec![1u8; if size < BATCH_BELOW_BYTES { BATCH_BYTES } else { 0 }];
     let (mut read, mut confirmed, mut at) = (0u64, 0u64, 0usize);
     loop {
-        let landing = if batch.is_empty() {
+        let destination = if batch.is_empty() {
             let slot = at / size * size;
             &mut window[at..slot + size]
         } else {
             &mut batch[..]
         };
-        let count = wire.read_some(landing)?;
+        let count = wire.read_some(destination)?;
         if count == 0 {
             return Ok(());
         }

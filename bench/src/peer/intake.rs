@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use towline::{Connection, Error, Landing, Message, Pool};
+use towline::{Connection, Destination, Error, Message, Pool};
 
 use crate::payload::Cargo;
 use crate::place::{Place, Places};
@@ -43,8 +43,8 @@ impl Intake {
             return self.bring(self.connection.recv().await?);
         }
         let incoming = self.connection.incoming().await?;
-        let landings = incoming.frames().iter().map(|_| Landing::Pool(self.pool.clone())).collect();
-        incoming.accept_into(landings).await.map_err(Error::from)
+        let destinations = incoming.frames().iter().map(|_| Destination::Pool(self.pool.clone())).collect();
+        incoming.accept_into(destinations).await.map_err(Error::from)
     }
 
     /// Copies what came elsewhere, such as a frame so small that it travels where others are handed over.

@@ -19,7 +19,7 @@ use towline_runtime::Scheduler;
 pub(crate) use self::work::{Options, run};
 use crate::bench::case::{Case, Pattern, Wait};
 use crate::bench::{Pace, Repeat};
-use crate::ceiling::memcpy::Landing;
+use crate::ceiling::memcpy::Destination;
 use crate::failure::Failure;
 use crate::runtime_thread;
 use crate::trust::Trust;
@@ -29,11 +29,11 @@ pub(crate) async fn repeat(
     case: &Case,
     pace: Pace,
     trust: &Trust,
-    landing: &mut Landing,
+    destination: &mut Destination,
 ) -> Result<Repeat, Failure> {
     let cluster = Cluster::start(case, trust).await?;
     if case.pattern == Pattern::Shuffle {
-        return shuffle::repeat(&cluster, case, pace, trust, landing).await;
+        return shuffle::repeat(&cluster, case, pace, trust, destination).await;
     }
     empty::repeat(&cluster, case, pace).await
 }

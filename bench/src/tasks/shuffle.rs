@@ -5,13 +5,13 @@
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
-use towline_runtime::{Bulk, Client, Function, Future, Registry, TaskResult, Worker};
+use towline_runtime::{Client, Data, Function, Future, Registry, TaskResult, Worker};
 
 use super::{Beside, Cluster};
 use crate::bench::case::{Case, Wait};
 use crate::bench::{Pace, Repeat, Sample};
 use crate::ceiling::blocking;
-use crate::ceiling::memcpy::Landing;
+use crate::ceiling::memcpy::Destination;
 use crate::child::Child;
 use crate::failure::Failure;
 use crate::payload::{Check, Layout, Payload, check};
@@ -29,7 +29,7 @@ struct Part {
     worker: u32,
     layout: Layout,
     number: u64,
-    bytes: Bulk,
+    bytes: Data,
 }
 
 /// Bytes that a sink took, and those of them that another worker had made.
@@ -79,7 +79,7 @@ pub(super) async fn repeat(
     case: &Case,
     pace: Pace,
     trust: &Trust,
-    landing: &mut Landing,
+    destination: &mut Destination,
 ) -> Result<Repeat, Failure> {
     let (blocks, part_bytes) = (case.window, part_bytes(case));
     let mut workers = Workers::start(cluster, case, trust).await?;
@@ -112,13 +112,13 @@ pub(super) async fn repeat(
     drop(workers);
     let layout = Layout::new(part_bytes, blocks);
     let memory = Payload::default().prepare(layout, Place::Host)?;
-    let (mut copied, duration) = (std::mem::take(landing), pace.ceiling());
+    let (mut copied, duration) = (std::mem::take(destination), pace.ceiling());
     let (copied, memcpy) = blocking(move || {
         let ceiling = copied.measure(layout, memory.as_slice().unwrap_or_default(), duration);
         (copied, ceiling)
     })
     .await?;
-    *landing = copied;
+    *destination = copied;
     Ok(Repeat { path: cluster.path.clone(), sample, ceilings: vec![memcpy] })
 }
 

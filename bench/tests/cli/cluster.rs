@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use towline::Endpoint;
-use towline_runtime::{Bulk, Client, ErrorKind, Function, Registry, TaskResult, Worker};
+use towline_runtime::{Client, Data, ErrorKind, Function, Registry, TaskResult, Worker};
 
 use crate::command::{LIMIT, Running, spawn, start, towline};
 use crate::death::signal;
 use crate::metrics::{page, value};
 use crate::readers::{Format, read};
 
-pub(crate) const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
-pub(crate) const LEN: Function<(Vec<Bulk>,), usize> = Function::new("len");
+pub(crate) const FILL: Function<(u8, usize), Data> = Function::new("fill");
+pub(crate) const LEN: Function<(Vec<Data>,), usize> = Function::new("len");
 const FAIL: Function<(), ()> = Function::new("fail");
 
 pub(crate) const BLOCK_LEN: usize = 1 << 20;
@@ -24,9 +24,9 @@ pub(crate) fn registry() -> Registry {
         .with(FILL, |byte, len| {
             // Long enough for the other worker to be given its part.
             std::thread::sleep(Duration::from_millis(30));
-            TaskResult::Ok(Bulk::from(vec![byte; len]))
+            TaskResult::Ok(Data::from(vec![byte; len]))
         })
-        .with(LEN, |blocks: Vec<Bulk>| TaskResult::Ok(blocks.iter().map(|block| block.buffer().len()).sum()))
+        .with(LEN, |blocks: Vec<Data>| TaskResult::Ok(blocks.iter().map(|block| block.buffer().len()).sum()))
         .with(FAIL, || TaskResult::Err("planned".into()))
 }
 

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use super::Future;
-use crate::value::serialize_gap;
+use crate::value::serialize_placeholder;
 
 /// What can be passed where a function takes a `T`: a `T`, a [`Future<T>`](Future), and lists of futures where it takes a `Vec`.
 pub trait Argument<T>: Serialize {}
@@ -43,6 +43,6 @@ arguments!(P1 A1, P2 A2, P3 A3, P4 A4, P5 A5, P6 A6, P7 A7);
 /// As an argument of a task, and nowhere else.
 impl<T> Serialize for Future<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serialize_gap(self.key(), serializer)
+        serialize_placeholder(self.key(), serializer)
     }
 }

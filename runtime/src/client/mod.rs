@@ -26,7 +26,7 @@ use crate::line;
 use crate::peers::Peers;
 use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
 use crate::stats::Stats;
-use crate::value::{Gapped, Value};
+use crate::value::{Value, WithPlaceholders};
 
 /// Values that are gathered at the same time.
 const GATHERED_MAX: usize = 64;
@@ -45,7 +45,7 @@ const GATHERED_MAX: usize = 64;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> towline_runtime::Result<()> {
 /// let registry = Registry::new()
-///     .with(FILL, |byte, len| TaskResult::Ok(Bulk::from(vec![byte; len])))
+///     .with(FILL, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
 ///     .with(SUM, |blocks: Vec<Bulk>| {
 ///         let sum = |block: &Bulk| block.as_slice().into_iter().flatten().map(|byte| u64::from(*byte)).sum::<u64>();
 ///         TaskResult::Ok(blocks.iter().map(sum).sum())
@@ -97,9 +97,9 @@ impl Client {
     /// its tasks take [too much](crate::SchedulerBuilder::client_bytes_max) of the scheduler's memory;
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub fn submit<P, R>(&self, function: Function<P, R>, arguments: impl Arguments<P>) -> Result<Future<R>> {
-        let Gapped { bytes, gaps, inputs } = Gapped::of(&arguments)?;
-        let (len, count) = (bytes.len(), gaps.len());
-        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), gaps };
+        let WithPlaceholders { bytes, placeholders, inputs } = WithPlaceholders::of(&arguments)?;
+        let (len, count) = (bytes.len(), placeholders.len());
+        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), placeholders };
         if !arguments.may_be(inputs.len()) {
             let why = format!(
                 "the arguments take {len} bytes and {count} futures, and the limits are {ARGUMENTS_LEN_MAX} and {INPUTS_MAX}: scatter what is large"

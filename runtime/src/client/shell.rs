@@ -12,7 +12,7 @@ use towline::Connection;
 use super::state::{State, TRIES_MAX};
 use crate::background::within;
 use crate::error::{Error, ErrorKind, Result};
-use crate::line::{self, Outbox};
+use crate::line::{self, SendQueue};
 use crate::peers::Peers;
 use crate::protocol::{Arguments, ClientId, FromClient, Key, ToClient, Types, WorkerId};
 use crate::stats::Stats;
@@ -23,7 +23,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub(crate) struct Shell {
-    outbox: Outbox,
+    send_queue: SendQueue,
     peers: Peers,
     inside: Mutex<Inside>,
 }
@@ -37,7 +37,7 @@ struct Inside {
 impl Shell {
     pub(crate) fn new(number: ClientId, peers: Peers) -> Self {
         let inside = Inside { state: State::new(number), questions: FxHashMap::default() };
-        Self { outbox: Outbox::default(), peers, inside: Mutex::new(inside) }
+        Self { send_queue: SendQueue::default(), peers, inside: Mutex::new(inside) }
     }
 
     pub(crate) const fn peers(&self) -> &Peers {
@@ -137,7 +137,7 @@ impl Shell {
         };
         let ended: Result<()> = tokio::select! {
             ended = hearing => ended,
-            ended = self.outbox.carry(&connection) => ended,
+            ended = self.send_queue.carry(&connection) => ended,
         };
         let error = ended.err().unwrap_or_else(Error::closed).as_scheduler_lost();
         tracing::debug!(%error, "the client's line ended");
@@ -164,7 +164,7 @@ impl Shell {
             inside.state.end(error);
             inside.questions.clear();
         });
-        self.outbox.close();
+        self.send_queue.close();
     }
 
     /// Changes the state, and does what it answers.
@@ -173,13 +173,13 @@ impl Shell {
         let changed = change(&mut inside);
         let mut has_spoken = false;
         for word in inside.state.take_words() {
-            self.outbox.say(&word);
+            self.send_queue.say(&word);
             has_spoken = true;
         }
         let woken = inside.state.take_woken();
         drop(inside);
         if has_spoken {
-            self.outbox.flush();
+            self.send_queue.flush();
         }
         woken.into_iter().for_each(Waker::wake);
         changed

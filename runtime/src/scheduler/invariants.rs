@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::state::State;
-use super::task::{Index, Lane, Origin, Stage, Task};
+use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::protocol::{ClientId, WorkerId};
 use crate::stats::StageCounts;
 
@@ -52,13 +52,17 @@ impl State {
             assert_eq!(worker.holds, holds.clone().map(|(index, _)| index).collect(), "held by {id}");
             assert_eq!(worker.bytes, holds.map(|(_, task)| task.bytes).sum::<u64>(), "bytes at {id}");
             assert!(worker.suspect.is_none_or(|suspect| worker.sent.contains(&suspect)), "suspect of {id}");
-            assert_eq!(worker.queue.micros(), self.micros_in(Lane::Worker(*id)), "queue of {id}");
-            assert_eq!(worker.queue.is_empty(), self.is_lane_empty(Lane::Worker(*id)), "queue of {id}");
+            assert_eq!(worker.queue.micros(), self.micros_in(QueueId::Worker(*id)), "queue of {id}");
+            assert_eq!(
+                worker.queue.is_empty(),
+                self.is_queue_id_empty(QueueId::Worker(*id)),
+                "queue of {id}"
+            );
             assert!(worker.queue.is_empty() || !worker.sent.is_empty(), "{id} has nothing to do");
         }
-        for (lane, queue) in [(Lane::Roots, &self.roots), (Lane::Suspects, &self.suspects)] {
-            assert_eq!(queue.micros(), self.micros_in(lane), "{lane:?}");
-            assert_eq!(queue.is_empty(), self.is_lane_empty(lane), "{lane:?}");
+        for (queue_id, queue) in [(QueueId::Roots, &self.roots), (QueueId::Suspects, &self.suspects)] {
+            assert_eq!(queue.micros(), self.micros_in(queue_id), "{queue_id:?}");
+            assert_eq!(queue.is_empty(), self.is_queue_id_empty(queue_id), "{queue_id:?}");
         }
     }
 
@@ -80,14 +84,14 @@ impl State {
                 let has_failed = task.inputs.iter().any(|index| matches!(input(index), Stage::Failed(_)));
                 assert!(!has_failed, "an input failed, and not {at:?}");
             }
-            Stage::Ready { lane, .. } => {
+            Stage::Ready { queue_id, .. } => {
                 assert!(task.inputs.iter().all(is_done), "ready without its inputs: {at:?}");
-                let has_lane = match lane {
-                    Lane::Worker(id) => self.workers.contains_key(id),
-                    Lane::Roots => task.inputs.is_empty(),
-                    Lane::Suspects => task.is_suspect(),
+                let has_queue_id = match queue_id {
+                    QueueId::Worker(id) => self.workers.contains_key(id),
+                    QueueId::Roots => task.inputs.is_empty(),
+                    QueueId::Suspects => task.is_suspect(),
                 };
-                assert!(has_lane, "in the wrong lane: {at:?}");
+                assert!(has_queue_id, "in the wrong queue id: {at:?}");
             }
             Stage::Sent { worker, .. } => {
                 let record = &self.workers[worker];
@@ -106,17 +110,17 @@ impl State {
         self.all().filter(|(_, task)| is_sent(task) && is_meant(task)).map(|(index, _)| index).collect()
     }
 
-    fn micros_in(&self, lane: Lane) -> u64 {
-        self.in_lane(lane).sum()
+    fn micros_in(&self, queue_id: QueueId) -> u64 {
+        self.in_queue_id(queue_id).sum()
     }
 
-    fn is_lane_empty(&self, lane: Lane) -> bool {
-        self.in_lane(lane).next().is_none()
+    fn is_queue_id_empty(&self, queue_id: QueueId) -> bool {
+        self.in_queue_id(queue_id).next().is_none()
     }
 
-    fn in_lane(&self, lane: Lane) -> impl Iterator<Item = u64> {
+    fn in_queue_id(&self, queue_id: QueueId) -> impl Iterator<Item = u64> {
         self.all().filter_map(move |(_, task)| match task.stage {
-            Stage::Ready { lane: at, micros } if at == lane => Some(micros),
+            Stage::Ready { queue_id: at, micros } if at == queue_id => Some(micros),
             _ => None,
         })
     }

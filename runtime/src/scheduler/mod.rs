@@ -7,10 +7,10 @@ mod counting;
 mod course;
 #[cfg(test)]
 mod invariants;
-mod patience;
 mod peers;
 mod placing;
 mod queue;
+mod stall_timeout;
 mod state;
 mod stats;
 mod task;
@@ -28,20 +28,20 @@ use tokio::sync::Notify;
 use towline::environment::{Environment, System};
 use towline::{Address, AvailableMemory, Connection, Endpoint, Listener};
 
-use self::patience::PATIENCE;
+use self::stall_timeout::STALL_TIMEOUT;
 use self::state::Violation;
 pub(crate) use self::state::{Action, Departure, State};
 use crate::address::{self, Seen};
 use crate::background::{AtEnd, Background};
 use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::line::{self, Batch, Outbox};
+use crate::line::{self, Batch, SendQueue};
 use crate::metrics::Metrics;
 use crate::protocol::{
     ClientId, FromClient, FromWorker, Hello, Offer, Role, SLOTS_MAX, ToClient, ToWorker, VERSION, Welcome,
     WorkerId,
 };
 
-/// The state is told the time four times within its patience, and so often at least and at most.
+/// The state is told the time four times within its stall timeout, and so often at least and at most.
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_secs(1);
 /// Words of one peer are told in a row for so long, or until their answers are many; then others have their turn.
@@ -79,7 +79,7 @@ pub struct Scheduler {
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
-    patience: Duration,
+    stall_timeout: Duration,
     client_bytes_max: Option<u64>,
     environment: Option<Arc<dyn Environment>>,
 }
@@ -88,7 +88,7 @@ impl Scheduler {
     /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the
     /// most, or a quarter of what this process [may have](towline::AvailableMemory).
     pub const fn builder() -> Builder {
-        Builder { patience: PATIENCE, client_bytes_max: None, environment: None }
+        Builder { stall_timeout: STALL_TIMEOUT, client_bytes_max: None, environment: None }
     }
 
     /// Starts a scheduler that listens at `address`.
@@ -132,8 +132,8 @@ impl Builder {
     /// How long tasks wait while nothing moves: because no worker is there, or because the memory of all workers is full of
     /// results that clients keep. Then, and at the latest after twice that time, they fail with
     /// [`TimedOut`](ErrorKind::TimedOut).
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub const fn stall_timeout(mut self, stall_timeout: Duration) -> Self {
+        self.stall_timeout = stall_timeout;
         self
     }
 
@@ -162,11 +162,11 @@ impl Builder {
         let (inside, turns) = (Mutex::default(), tokio::sync::Mutex::default());
         let desk = Desk { endpoint: endpoint.clone(), address: address.clone(), inside, turns };
         let (desk, closing) = (Arc::new(desk), Arc::new(Notify::new()));
-        desk.lock().state.set_patience(self.patience);
+        desk.lock().state.set_stall_timeout(self.stall_timeout);
         let client_bytes_max =
             self.client_bytes_max.unwrap_or_else(|| AvailableMemory::bounded(CLIENT_BYTES_MAX, 4));
         desk.lock().state.set_client_bytes_max(client_bytes_max);
-        let tick = (self.patience / 4).clamp(TICK_MIN, TICK_MAX);
+        let tick = (self.stall_timeout / 4).clamp(TICK_MIN, TICK_MAX);
         let environment = match self.environment {
             Some(environment) => environment,
             None => Arc::new(System::start()?),
@@ -230,8 +230,8 @@ struct Desk {
 #[derive(Default)]
 struct Inside {
     state: State,
-    clients: BTreeMap<ClientId, Arc<Outbox>>,
-    workers: BTreeMap<WorkerId, Arc<Outbox>>,
+    clients: BTreeMap<ClientId, Arc<SendQueue>>,
+    workers: BTreeMap<WorkerId, Arc<SendQueue>>,
     /// Where workers are found, and where this end sees them.
     places: BTreeMap<WorkerId, (Address, Seen)>,
     /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business, and who comes now is
@@ -313,10 +313,10 @@ impl Desk {
     }
 
     async fn serve_client(&self, connection: &Connection) -> Result<()> {
-        let outbox = Arc::new(Outbox::default());
+        let send_queue = Arc::new(SendQueue::default());
         let id = self.alter(|inside| {
             let id = inside.state.client_joined()?;
-            inside.clients.insert(id, outbox.clone());
+            inside.clients.insert(id, send_queue.clone());
             Ok::<_, Violation>(id)
         })?;
         let _gone = Gone::by(|_| {
@@ -326,7 +326,7 @@ impl Desk {
             });
         });
         line::say(connection, &Welcome::Number(id)).await?;
-        self.listen(connection, &outbox, |state, word: FromClient| state.client_said(id, word)).await
+        self.listen(connection, &send_queue, |state, word: FromClient| state.client_said(id, word)).await
     }
 
     async fn serve_worker(
@@ -335,12 +335,12 @@ impl Desk {
         offer: Offer,
         place: (Address, Seen),
     ) -> Result<()> {
-        let outbox = Arc::new(Outbox::default());
+        let send_queue = Arc::new(SendQueue::default());
         let offer = Offer { address: place.0.to_string(), ..offer };
         tracing::info!(address = offer.address, slots = offer.slots, "worker joined");
         let id = self.alter(|inside| {
             let id = inside.state.worker_joined(offer);
-            inside.workers.insert(id, outbox.clone());
+            inside.workers.insert(id, send_queue.clone());
             inside.places.insert(id, place);
             id
         });
@@ -352,7 +352,7 @@ impl Desk {
             });
         });
         line::say(connection, &Welcome::Number(id)).await?;
-        self.listen(connection, &outbox, |state, word: FromWorker| state.worker_said(id, word)).await?;
+        self.listen(connection, &send_queue, |state, word: FromWorker| state.worker_said(id, word)).await?;
         gone.departure = Departure::Left;
         Ok(())
     }
@@ -361,11 +361,11 @@ impl Desk {
     async fn listen<W: DeserializeOwned>(
         &self,
         connection: &Connection,
-        outbox: &Outbox,
+        send_queue: &SendQueue,
         mut tell: impl FnMut(&mut State, W) -> Result<(), Violation>,
     ) -> Result<()> {
         if self.lock().is_over {
-            outbox.close();
+            send_queue.close();
         }
         let hearing = async {
             loop {
@@ -378,7 +378,7 @@ impl Desk {
                     let begun = Instant::now();
                     let is_left = self.alter(|inside| tell_some(&mut inside.state, &mut batch, &mut tell))?;
                     drop(turn);
-                    outbox.until_most_has_left().await;
+                    send_queue.until_most_has_left().await;
                     // Others may wait for this very thread.
                     if begun.elapsed() >= TURN {
                         tokio::task::yield_now().await;
@@ -391,7 +391,7 @@ impl Desk {
         };
         tokio::select! {
             ended = hearing => ended,
-            ended = outbox.carry(connection) => ended,
+            ended = send_queue.carry(connection) => ended,
         }
     }
 
@@ -399,7 +399,7 @@ impl Desk {
     fn end(&self) {
         let mut inside = self.lock();
         inside.is_over = true;
-        inside.clients.values().chain(inside.workers.values()).for_each(|outbox| outbox.close());
+        inside.clients.values().chain(inside.workers.values()).for_each(|send_queue| send_queue.close());
     }
 
     /// As `alter`, for a peer that is gone.
@@ -414,19 +414,21 @@ impl Desk {
         let mut inside = self.lock();
         let changed = change(&mut inside);
         let Inside { state, clients, workers, .. } = &mut *inside;
-        let mut last: Option<&Arc<Outbox>> = None;
+        let mut last: Option<&Arc<SendQueue>> = None;
         // As few at a time as the state cares to keep: what is said is shorter than what is to be said.
         loop {
             let actions = state.take_actions();
             for action in &actions {
-                let outbox = match action {
-                    Action::Client(id, word) => clients.get(id).inspect(|outbox| outbox.say(word)),
-                    Action::Worker(id, word) => workers.get(id).inspect(|outbox| outbox.say(word)),
+                let send_queue = match action {
+                    Action::Client(id, word) => clients.get(id).inspect(|send_queue| send_queue.say(word)),
+                    Action::Worker(id, word) => workers.get(id).inspect(|send_queue| send_queue.say(word)),
                 };
                 // One wake-up for what goes to one peer in a row.
-                let is_other = |last: &&Arc<Outbox>| outbox.is_none_or(|outbox| !Arc::ptr_eq(last, outbox));
+                let is_other = |last: &&Arc<SendQueue>| {
+                    send_queue.is_none_or(|send_queue| !Arc::ptr_eq(last, send_queue))
+                };
                 last.filter(is_other).inspect(|last| last.flush());
-                last = outbox.or(last);
+                last = send_queue.or(last);
             }
             if !state.is_cut_short() {
                 last.inspect(|last| last.flush());

@@ -68,7 +68,7 @@ impl Worker {
     }
 
     /// Whether it should be given more: a task beyond its slots, so that none of them waits for the next. What is told of many
-    /// large tasks waits here, where it takes no memory, and not in the worker's outbox.
+    /// large tasks waits here, where it takes no memory, and not in the worker's send queue.
     pub(crate) fn has_room(&self) -> bool {
         if self.sent.len() as u64 <= self.slots() {
             return self.sent_bytes < RUNNING_BYTES_MAX;

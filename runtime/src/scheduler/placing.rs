@@ -9,9 +9,9 @@ use rustc_hash::FxHashMap;
 use super::peers::Worker;
 use super::queue::Queue;
 use super::state::{Action, State};
-use super::task::{Index, Lane, Origin, Stage, Task};
+use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::error::ErrorKind;
-use crate::protocol::{Input, Order, Priority, ToWorker, WorkerId};
+use crate::protocol::{Assignment, Input, Priority, ToWorker, WorkerId};
 
 /// What moving data is taken to cost: bytes a µs, and µs an input.
 const BYTES_PER_MICRO: u64 = 1_000;
@@ -25,7 +25,7 @@ fn fetch_micros(input: &Task) -> u64 {
 }
 
 impl State {
-    /// All its inputs are done: it waits in a lane until a worker has room.
+    /// All its inputs are done: it waits in a queue id until a worker has room.
     pub(super) fn ready(&mut self, index: Index) {
         let task = &self.tasks[index];
         let input_bytes = self.input_bytes(index);
@@ -36,19 +36,19 @@ impl State {
             let detail = format!("its inputs take {input_bytes} bytes, and no worker has more than {room}");
             return self.fail_with(index, ErrorKind::TooLarge, &detail);
         }
-        let lane = match (task.is_suspect(), task.inputs.is_empty()) {
-            (true, _) => Lane::Suspects,
-            (false, true) => Lane::Roots,
-            (false, false) => self.nearest(index).map_or(Lane::Roots, Lane::Worker),
+        let queue_id = match (task.is_suspect(), task.inputs.is_empty()) {
+            (true, _) => QueueId::Suspects,
+            (false, true) => QueueId::Roots,
+            (false, false) => self.nearest(index).map_or(QueueId::Roots, QueueId::Worker),
         };
-        self.enqueue(index, lane);
+        self.enqueue(index, queue_id);
     }
 
-    fn enqueue(&mut self, index: Index, lane: Lane) {
+    fn enqueue(&mut self, index: Index, queue_id: QueueId) {
         let micros = self.micros(index);
-        self.tasks.set_stage(index, Stage::Ready { lane, micros });
+        self.tasks.set_stage(index, Stage::Ready { queue_id, micros });
         let priority = self.tasks[index].priority;
-        if let Some(queue) = self.lane(lane) {
+        if let Some(queue) = self.queue_id(queue_id) {
             queue.push(priority, index, micros);
         }
     }
@@ -60,19 +60,19 @@ impl State {
         }
     }
 
-    fn lane(&mut self, lane: Lane) -> Option<&mut Queue> {
-        match lane {
-            Lane::Roots => Some(&mut self.roots),
-            Lane::Suspects => Some(&mut self.suspects),
-            Lane::Worker(id) => self.workers.get_mut(&id).map(|worker| &mut worker.queue),
+    fn queue_id(&mut self, queue_id: QueueId) -> Option<&mut Queue> {
+        match queue_id {
+            QueueId::Roots => Some(&mut self.roots),
+            QueueId::Suspects => Some(&mut self.suspects),
+            QueueId::Worker(id) => self.workers.get_mut(&id).map(|worker| &mut worker.queue),
         }
     }
 
-    /// It leaves its lane, or its worker.
+    /// It leaves its queue id, or its worker.
     pub(super) fn leave(&mut self, index: Index) {
         match self.tasks[index].stage {
-            Stage::Ready { lane, micros } => {
-                if let Some(queue) = self.lane(lane) {
+            Stage::Ready { queue_id, micros } => {
+                if let Some(queue) = self.queue_id(queue_id) {
                     queue.forget(micros);
                 }
             }
@@ -168,9 +168,9 @@ impl State {
     fn next_for(&mut self, id: WorkerId) -> Option<Index> {
         let Self { tasks, workers, roots, suspects, .. } = self;
         let worker = workers.get_mut(&id)?;
-        let root = if worker.is_full() { None } else { roots.first(tasks, Lane::Roots) };
-        let suspect = if worker.suspect.is_some() { None } else { suspects.first(tasks, Lane::Suspects) };
-        let own = worker.queue.first(tasks, Lane::Worker(id));
+        let root = if worker.is_full() { None } else { roots.first(tasks, QueueId::Roots) };
+        let suspect = if worker.suspect.is_some() { None } else { suspects.first(tasks, QueueId::Suspects) };
+        let own = worker.queue.first(tasks, QueueId::Worker(id));
         let suspect = suspect.filter(|(_, index)| self.fits(*index, id));
         match [own, root, suspect].into_iter().flatten().min() {
             Some((_, index)) => Some(index),
@@ -185,7 +185,7 @@ impl State {
         let is_busy = |worker: &Worker| !worker.queue.is_empty() && !worker.has_room();
         let busiest = self.workers.iter().filter(|(other, worker)| **other != id && is_busy(worker));
         let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
-        let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, Lane::Worker(victim));
+        let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, QueueId::Worker(victim));
         if let Some((_, index)) = first
             && self.comes_within(index, id, there.saturating_sub(here))
             && self.fits(index, id)
@@ -208,7 +208,7 @@ impl State {
         };
         self.runs += 1;
         let (function, run) = (*function, self.runs);
-        let order = Order {
+        let order = Assignment {
             key: task.key,
             run,
             function,
@@ -233,7 +233,7 @@ impl State {
         }
         self.tasks.set_stage(index, Stage::Sent { worker: id, run, micros, recalled: false });
         tracing::trace!(key = ?order.key, run, worker = id, "given");
-        self.actions.push(Action::Worker(id, ToWorker::Run(order)));
+        self.actions.push(Action::Worker(id, ToWorker::Attempt(order)));
     }
 
     /// Asks back what was sent to a worker, cannot have begun there, and would be done earlier at one that has nothing to do.

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::task::{Index, Lane, Stage, Tasks};
+use super::task::{Index, QueueId, Stage, Tasks};
 use crate::protocol::Priority;
 
 #[derive(Debug, Default)]
@@ -42,11 +42,13 @@ impl Queue {
         }
     }
 
-    /// The first that is still in this lane; it stays.
-    pub(crate) fn first(&mut self, tasks: &Tasks, lane: Lane) -> Option<(Priority, Index)> {
+    /// The first that is still in this queue id; it stays.
+    pub(crate) fn first(&mut self, tasks: &Tasks, queue_id: QueueId) -> Option<(Priority, Index)> {
         while let Some(Reverse((priority, index))) = self.heap.peek() {
             let task = tasks.same(*index, priority.number);
-            if task.is_some_and(|task| matches!(task.stage, Stage::Ready { lane: at, .. } if at == lane)) {
+            if task
+                .is_some_and(|task| matches!(task.stage, Stage::Ready { queue_id: at, .. } if at == queue_id))
+            {
                 return Some((*priority, *index));
             }
             self.heap.pop();
@@ -54,14 +56,15 @@ impl Queue {
         None
     }
 
-    /// All that are still in this lane.
-    pub(crate) fn all(self, tasks: &Tasks, lane: Lane) -> Vec<Index> {
+    /// All that are still in this queue id.
+    pub(crate) fn all(self, tasks: &Tasks, queue_id: QueueId) -> Vec<Index> {
         let mut all: Vec<_> = self
             .heap
             .into_iter()
             .filter_map(|Reverse((priority, index))| {
                 let task = tasks.same(index, priority.number)?;
-                matches!(task.stage, Stage::Ready { lane: at, .. } if at == lane).then_some((priority, index))
+                matches!(task.stage, Stage::Ready { queue_id: at, .. } if at == queue_id)
+                    .then_some((priority, index))
             })
             .collect();
         all.sort_unstable();

@@ -2,22 +2,22 @@
 //!
 //! It knows no clock (what time it is, it is told), socket or thread, and nothing in it depends on the order of a hash map: the same words in the same order
 //! have the same answers. What happens to a task stands in `course.rs`, where it runs in
-//! `placing.rs`, and when it has waited long enough in `patience.rs`.
+//! `placing.rs`, and when it has waited long enough in `stall_timeout.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use super::patience::Patience;
 use super::peers::{Client, Functions, Worker};
 use super::queue::Queue;
+use super::stall_timeout::StallTimeout;
 use super::stats::Counts;
 use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{
-    Arguments, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer, Priority, Run, ToClient,
-    ToWorker, VALUE_LEN_MAX, WorkerId,
+    Arguments, Attempt, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer, Priority,
+    ToClient, ToWorker, VALUE_LEN_MAX, WorkerId,
 };
 
 /// The most clients of one scheduler, ever.
@@ -39,8 +39,8 @@ pub(crate) struct State {
     pub(super) roots: Queue,
     pub(super) suspects: Queue,
     pub(super) actions: Vec<Action>,
-    pub(super) runs: Run,
-    pub(super) patience: Patience,
+    pub(super) runs: Attempt,
+    pub(super) stall_timeout: StallTimeout,
     pub(super) counts: Counts,
     /// Of what the actions say, roughly, beside the actions themselves.
     pub(super) said_bytes: usize,
@@ -326,7 +326,7 @@ impl State {
             .extend(self.clients.keys().map(|client| Action::Client(*client, ToClient::Left { worker: id })));
         self.actions
             .extend(self.workers.keys().map(|other| Action::Worker(*other, ToWorker::Left { worker: id })));
-        let waiting = worker.queue.all(&self.tasks, super::task::Lane::Worker(id));
+        let waiting = worker.queue.all(&self.tasks, super::task::QueueId::Worker(id));
         // Set aside first: what is lost now may be an input of theirs.
         for index in worker.sent.iter().chain(&waiting) {
             self.tasks.set_stage(*index, Stage::Waiting { missing: 0 });
@@ -386,7 +386,7 @@ impl State {
     }
 
     /// The task that the worker had been given under that run; it is waiting for nothing then.
-    fn taken_back(&mut self, id: WorkerId, key: Key, run: Run) -> Option<Index> {
+    fn taken_back(&mut self, id: WorkerId, key: Key, run: Attempt) -> Option<Index> {
         let index = self.tasks.find(key)?;
         match self.tasks[index].stage {
             Stage::Sent { worker, run: sent, .. } if (worker, sent) == (id, run) => {

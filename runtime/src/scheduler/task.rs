@@ -6,9 +6,9 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::error::Failure;
-use crate::protocol::{Arguments, FunctionId, Input, Key, Order, Priority, Run, WorkerId};
+use crate::protocol::{Arguments, Assignment, Attempt, FunctionId, Input, Key, Priority, WorkerId};
 use crate::stats::StageCounts;
-use crate::value::Gap;
+use crate::value::Placeholder;
 
 /// What a task takes, in bytes: the record, and its places in tables and queues; and what each of its inputs takes, which knows
 /// it as a dependent.
@@ -56,11 +56,11 @@ pub(crate) enum Origin {
 impl Origin {
     /// The memory of a task of so many inputs, in bytes.
     pub(crate) fn task_bytes(&self, inputs: usize) -> u64 {
-        let (arguments, gaps) = match self {
-            Self::Function { arguments, .. } => (arguments.bytes.0.len(), arguments.gaps.len()),
+        let (arguments, placeholders) = match self {
+            Self::Function { arguments, .. } => (arguments.bytes.0.len(), arguments.placeholders.len()),
             Self::Scattered => (0, 0),
         };
-        (TASK_BYTES + inputs * INPUT_BYTES + arguments + gaps * size_of::<Gap>()) as u64
+        (TASK_BYTES + inputs * INPUT_BYTES + arguments + placeholders * size_of::<Placeholder>()) as u64
     }
 }
 
@@ -76,12 +76,12 @@ pub(crate) enum Stage {
         missing: u32,
     },
     Ready {
-        lane: Lane,
+        queue_id: QueueId,
         micros: u64,
     },
     Sent {
         worker: WorkerId,
-        run: Run,
+        run: Attempt,
         micros: u64,
         recalled: bool,
     },
@@ -105,7 +105,7 @@ impl Stage {
 
 /// Where a ready task waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lane {
+pub(crate) enum QueueId {
     /// For any worker that has room.
     Roots,
     /// For any worker that has no other suspect.
@@ -128,11 +128,11 @@ impl Task {
     pub(crate) fn order_bytes(&self) -> usize {
         let arguments = match &self.origin {
             Origin::Function { arguments, .. } => {
-                arguments.bytes.0.len() + arguments.gaps.len() * size_of::<Gap>()
+                arguments.bytes.0.len() + arguments.placeholders.len() * size_of::<Placeholder>()
             }
             Origin::Scattered => 0,
         };
-        size_of::<Order>() + self.inputs.len() * INPUT_ORDER_BYTES + arguments
+        size_of::<Assignment>() + self.inputs.len() * INPUT_ORDER_BYTES + arguments
     }
 
     pub(crate) fn is_on_its_way(&self) -> bool {

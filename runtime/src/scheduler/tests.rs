@@ -1,12 +1,12 @@
 //! The state machine by itself, against workers and clients played by hand.
 
 mod bounds;
-mod patience;
+mod stall_timeout;
 
 use super::state::{Action, Departure, State, Violation};
 use crate::error::{Error, ErrorKind, Failure};
 use crate::protocol::{
-    Arguments, ClientId, FromClient, FromWorker, Key, Offer, Order, ToClient, ToWorker, WorkerId,
+    Arguments, Assignment, ClientId, FromClient, FromWorker, Key, Offer, ToClient, ToWorker, WorkerId,
 };
 
 /// A scheduler with one client, and what was said to whom and not looked at yet.
@@ -16,7 +16,7 @@ struct Play {
     to_client: Vec<ToClient>,
     to_workers: Vec<(WorkerId, ToWorker)>,
     /// What workers were given and have not answered.
-    sent: Vec<(WorkerId, Order)>,
+    sent: Vec<(WorkerId, Assignment)>,
 }
 
 impl Play {
@@ -49,7 +49,7 @@ impl Play {
             match action {
                 Action::Client(_, word) => self.to_client.push(word),
                 Action::Worker(worker, word) => {
-                    if let ToWorker::Run(order) = &word {
+                    if let ToWorker::Attempt(order) = &word {
                         self.sent.push((worker, order.clone()));
                     }
                     self.to_workers.push((worker, word));
@@ -91,25 +91,25 @@ impl Play {
         self.collect();
     }
 
-    fn sent_to(&self, worker: WorkerId) -> Vec<Order> {
+    fn sent_to(&self, worker: WorkerId) -> Vec<Assignment> {
         self.sent.iter().filter(|(to, _)| *to == worker).map(|(_, order)| order.clone()).collect()
     }
 
-    fn done(&mut self, (worker, order): &(WorkerId, Order), bytes: u64) {
+    fn done(&mut self, (worker, order): &(WorkerId, Assignment), bytes: u64) {
         self.worker(*worker, FromWorker::Done { key: order.key, run: order.run, bytes, micros: 1_000_000 });
     }
 
     /// What was given to workers since the last look, as (worker, order).
-    fn orders(&mut self) -> Vec<(WorkerId, Order)> {
+    fn orders(&mut self) -> Vec<(WorkerId, Assignment)> {
         let said = std::mem::take(&mut self.to_workers).into_iter();
         said.filter_map(|(worker, word)| match word {
-            ToWorker::Run(order) => Some((worker, order)),
+            ToWorker::Attempt(order) => Some((worker, order)),
             _ => None,
         })
         .collect()
     }
 
-    fn order(&mut self) -> (WorkerId, Order) {
+    fn order(&mut self) -> (WorkerId, Assignment) {
         let orders = self.orders();
         let [order] = <[_; 1]>::try_from(orders).expect("one order");
         order
@@ -259,7 +259,7 @@ fn a_failure_fails_those_that_wait_and_nobody_else() {
     play.submit(4, &[]);
     let orders = play.orders();
     let failure = Failure::new(ErrorKind::Failed, "no").of("f");
-    let (worker, Order { key, run, .. }) = orders[0].clone();
+    let (worker, Assignment { key, run, .. }) = orders[0].clone();
     play.worker(worker, FromWorker::Failed { key, run, failure: failure.clone() });
     for sequence in 1..=3 {
         assert_eq!(play.failure(sequence), Some(failure.clone()));

@@ -34,7 +34,7 @@ impl Worker {
             ToWorker::Joined { worker, .. } => _ = self.known.insert(worker),
             ToWorker::Left { worker } => _ = self.known.remove(&worker),
             ToWorker::Function { .. } => {}
-            ToWorker::Run(order) => self.state.ordered(order),
+            ToWorker::Attempt(order) => self.state.ordered(order),
             ToWorker::Drop { run, .. } => self.state.dropped(run),
             ToWorker::Recall { run, .. } => self.state.recalled(run),
             ToWorker::Free { key } => self.state.freed(key),

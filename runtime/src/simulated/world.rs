@@ -23,7 +23,7 @@ const SECOND: u64 = 1_000 * MILLI;
 const LOST_MAX: u64 = 12 * SECOND;
 /// The scheduler is told the time so often, and tasks wait so long.
 const TICK: u64 = SECOND;
-const PATIENCE: u64 = 60 * SECOND;
+const STALL_TIMEOUT: u64 = 60 * SECOND;
 /// Nothing befalls workers from then on, but what tasks do to them.
 const PEACE: u64 = 20 * SECOND;
 /// All is over by then, and within so many steps.
@@ -156,7 +156,8 @@ impl World {
         }
         match event {
             Event::Tick => {
-                self.facts.was_deserted |= self.members == 0 && self.now - self.deserted_since >= PATIENCE;
+                self.facts.was_deserted |=
+                    self.members == 0 && self.now - self.deserted_since >= STALL_TIMEOUT;
                 self.scheduler.tick(Duration::from_micros(self.now));
                 self.flush();
                 if self.clients.values().any(|client| !client.is_over()) {
@@ -337,7 +338,7 @@ impl World {
     fn join_soon(&mut self) {
         self.joining += 1;
         let soon = match self.dice.below(60) {
-            0 if !self.facts.is_calm => 2 * PATIENCE + self.dice.below(PATIENCE),
+            0 if !self.facts.is_calm => 2 * STALL_TIMEOUT + self.dice.below(STALL_TIMEOUT),
             _ => self.dice.magnitude(6),
         };
         self.after(soon, Event::Join);

@@ -71,8 +71,8 @@ async fn answer(shell: Arc<Shell>, connection: Connection, incoming: Incoming, a
             let kept = async {
                 let bytes = incoming.payload_len().saturating_add(value.len());
                 let room = shell.expect(key, bytes)?;
-                let landing = land(incoming, value, &connection);
-                let landed = within(shell.endpoint(), time_to_take(bytes), landing).await;
+                let destination = land(incoming, value, &connection);
+                let landed = within(shell.endpoint(), time_to_take(bytes), destination).await;
                 let late = || Error::new(ErrorKind::TimedOut, "the value did not come in time");
                 let value = landed.ok_or_else(late)??;
                 drop(room);

@@ -15,16 +15,16 @@ use super::threads::Threads;
 use crate::background::Background;
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::function::{Body, Outcome, Registry};
-use crate::line::{self, Outbox};
+use crate::line::{self, SendQueue};
 use crate::peers::Peers;
 use crate::protocol::{Arguments, FUNCTIONS_MAX, FromWorker, Key, ToWorker, WorkerId};
-use crate::value::{Value, splice};
+use crate::value::{Value, substitute};
 
 #[derive(Debug)]
 pub(super) struct Shell {
     inside: Mutex<Inside>,
     registry: Registry,
-    outbox: Outbox,
+    send_queue: SendQueue,
     peers: Peers,
     threads: Threads,
     /// Fetches and async functions; `None` once the worker has ended.
@@ -67,7 +67,7 @@ impl Shell {
                 refusal: None,
             }),
             registry,
-            outbox: Outbox::default(),
+            send_queue: SendQueue::default(),
             background: Mutex::new(Some(Background::of(peers.endpoint()))),
             peers,
             threads,
@@ -92,7 +92,7 @@ impl Shell {
         };
         let ended: Result<()> = tokio::select! {
             ended = hearing => ended,
-            ended = self.outbox.carry(&connection) => ended,
+            ended = self.send_queue.carry(&connection) => ended,
             () = serving::accept(&self, listener) => Err(Error::closed()),
             how = leaving => {
                 self.close();
@@ -153,7 +153,7 @@ impl Shell {
                 let body = self.registry.find(&name, types);
                 inside.functions.push((name.into(), body));
             }
-            ToWorker::Run(order) => inside.state.ordered(order),
+            ToWorker::Attempt(order) => inside.state.ordered(order),
             ToWorker::Drop { run, .. } => inside.state.dropped(run),
             ToWorker::Recall { run, .. } => inside.state.recalled(run),
             ToWorker::Free { key } => inside.state.freed(key),
@@ -193,7 +193,7 @@ impl Shell {
         let Inside { state, values, functions, .. } = &mut *inside;
         for action in state.take_actions() {
             match action {
-                Action::Say(word) => self.outbox.say(&word),
+                Action::Say(word) => self.send_queue.say(&word),
                 Action::Discard(key) => discarded.extend(values.remove(&key)),
                 Action::Fetch { key, from, bytes } => fetches.push((key, from, bytes)),
                 Action::Begin(start) => {
@@ -206,7 +206,7 @@ impl Shell {
             }
         }
         drop(inside);
-        self.outbox.flush();
+        self.send_queue.flush();
         for (key, from, bytes) in fetches {
             let shell = self.clone();
             self.spawn(async move { shell.fetch(key, from, bytes).await });
@@ -231,7 +231,7 @@ impl Shell {
             tracing::trace!(?key, from, path, bytes, "fetched");
             add(&self.counts.fetched_bytes, bytes);
             // It leaves with the word that the value is here.
-            self.outbox.say(&FromWorker::Moved { from, path: path.to_owned(), bytes });
+            self.send_queue.say(&FromWorker::Moved { from, path: path.to_owned(), bytes });
             value
         });
         self.alter(|inside| {
@@ -316,8 +316,8 @@ impl Drop for Room<'_> {
 }
 
 fn filled(start: &Start, inputs: &[Value], bytes_max: u64) -> Result<Value, Failure> {
-    let Arguments { bytes, gaps } = &start.arguments;
-    splice(&bytes.0, gaps, inputs, bytes_max).map_err(|error| error.failure().clone())
+    let Arguments { bytes, placeholders } = &start.arguments;
+    substitute(&bytes.0, placeholders, inputs, bytes_max).map_err(|error| error.failure().clone())
 }
 
 fn unnamed() -> Failure {

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BinaryHeap};
 use rustc_hash::FxHashMap;
 
 use crate::error::{ErrorKind, Failure};
-use crate::protocol::{Arguments, FromWorker, FunctionId, Input, Key, Order, Priority, Run, WorkerId};
+use crate::protocol::{
+    Arguments, Assignment, Attempt, FromWorker, FunctionId, Input, Key, Priority, WorkerId,
+};
 
 /// Values that are fetched at the same time.
 pub(crate) const FETCHES_MAX: usize = 16;
@@ -21,9 +23,9 @@ pub(crate) struct State {
     slots: usize,
     bytes_max: u64,
     /// Runs that were not ended, dropped or given back. In order, so that nothing depends on that of a hash map.
-    runs: BTreeMap<Run, Job>,
+    runs: BTreeMap<Attempt, Job>,
     values: FxHashMap<Key, Held>,
-    ready: BinaryHeap<Reverse<(Priority, Run)>>,
+    ready: BinaryHeap<Reverse<(Priority, Attempt)>>,
     wanted: BinaryHeap<Reverse<(Priority, Key)>>,
     /// Slots in use, also by what was dropped meanwhile.
     running: usize,
@@ -37,7 +39,7 @@ pub(crate) struct State {
 
 #[derive(Debug)]
 struct Job {
-    order: Order,
+    order: Assignment,
     missing: usize,
     is_running: bool,
 }
@@ -48,7 +50,7 @@ struct Held {
     bytes: u64,
     whereabouts: Whereabouts,
     /// Runs that need it and were not ended.
-    users: Vec<Run>,
+    users: Vec<Attempt>,
     /// The scheduler counts on it.
     is_kept: bool,
 }
@@ -86,7 +88,7 @@ pub(crate) enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) key: Key,
-    pub(crate) run: Run,
+    pub(crate) run: Attempt,
     pub(crate) function: FunctionId,
     pub(crate) inputs: Vec<Key>,
     pub(crate) arguments: Arguments,
@@ -133,7 +135,7 @@ impl State {
 
     // ---- What the scheduler says ----
 
-    pub(crate) fn ordered(&mut self, order: Order) {
+    pub(crate) fn ordered(&mut self, order: Assignment) {
         let mut missing = 0;
         for Input { key, bytes, holders } in &order.inputs {
             let held = self.values.entry(*key).or_insert_with(|| Held {
@@ -160,14 +162,14 @@ impl State {
     }
 
     /// The run is no longer wanted. One that is running goes on, and is forgotten when it ends.
-    pub(crate) fn dropped(&mut self, run: Run) {
+    pub(crate) fn dropped(&mut self, run: Attempt) {
         if let Some(job) = self.runs.remove(&run) {
             self.let_go(&job.order);
         }
     }
 
     /// The run is wanted elsewhere, if it has not begun here.
-    pub(crate) fn recalled(&mut self, run: Run) {
+    pub(crate) fn recalled(&mut self, run: Attempt) {
         if self.runs.get(&run).is_some_and(|job| !job.is_running) {
             self.give_back(run, Vec::new());
         }
@@ -222,7 +224,7 @@ impl State {
     }
 
     /// A run ended, with a value of so many bytes or a failure.
-    pub(crate) fn ended(&mut self, run: Run, key: Key, result: Result<u64, Failure>, micros: u32) {
+    pub(crate) fn ended(&mut self, run: Attempt, key: Key, result: Result<u64, Failure>, micros: u32) {
         self.running -= 1;
         let Some(job) = self.runs.remove(&run) else {
             // Dropped while it ran; what it made may be what is kept of another run.
@@ -310,17 +312,17 @@ impl State {
     }
 
     /// Runs that need it, which is not here: so none of them has begun.
-    fn waiting_for(&self, key: Key) -> Vec<Run> {
+    fn waiting_for(&self, key: Key) -> Vec<Attempt> {
         self.values.get(&key).map_or_else(Vec::new, |held| held.users.clone())
     }
 
-    fn give_back(&mut self, run: Run, lacking: Vec<(Key, WorkerId)>) {
+    fn give_back(&mut self, run: Attempt, lacking: Vec<(Key, WorkerId)>) {
         let Some(job) = self.runs.remove(&run) else { return };
         self.let_go(&job.order);
         self.actions.push(Action::Say(FromWorker::Returned { key: job.order.key, run, lacking }));
     }
 
-    fn let_go(&mut self, order: &Order) {
+    fn let_go(&mut self, order: &Assignment) {
         for input in &order.inputs {
             if let Some(held) = self.values.get_mut(&input.key) {
                 held.users.retain(|user| *user != order.run);
@@ -400,7 +402,7 @@ impl State {
             let Some(job) = self.runs.get_mut(&run) else { continue };
             job.is_running = true;
             self.running += 1;
-            let Order { key, run, function, inputs, arguments, .. } = &job.order;
+            let Assignment { key, run, function, inputs, arguments, .. } = &job.order;
             self.actions.push(Action::Begin(Start {
                 key: *key,
                 run: *run,

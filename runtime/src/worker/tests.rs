@@ -2,7 +2,7 @@
 
 use super::state::{Action, FETCHES_MAX, Start, State};
 use crate::error::{ErrorKind, Failure};
-use crate::protocol::{Arguments, FromWorker, Input, Key, Order, Priority, Run};
+use crate::protocol::{Arguments, Assignment, Attempt, FromWorker, Input, Key, Priority};
 
 const A: Key = Key::new(1, 1);
 const B: Key = Key::new(1, 2);
@@ -11,8 +11,8 @@ fn input(key: Key, bytes: u64, holders: &[u32]) -> Input {
     Input { key, bytes, holders: holders.to_vec() }
 }
 
-fn order(run: Run, inputs: &[Input]) -> Order {
-    Order {
+fn order(run: Attempt, inputs: &[Input]) -> Assignment {
+    Assignment {
         key: Key::new(2, run),
         run,
         function: 0,
@@ -22,7 +22,7 @@ fn order(run: Run, inputs: &[Input]) -> Order {
     }
 }
 
-fn begun(actions: &[Action]) -> Vec<Run> {
+fn begun(actions: &[Action]) -> Vec<Attempt> {
     let run = |action: &Action| match action {
         Action::Begin(Start { run, .. }) => Some(*run),
         _ => None,
@@ -168,7 +168,7 @@ fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
     let mut state = State::new(2, 1000);
     state.ordered(order(1, &[input(A, 5, &[7])]));
     // The scheduler has lost its holder, has it made here, and needs it no more.
-    state.ordered(Order { key: A, ..order(2, &[]) });
+    state.ordered(Assignment { key: A, ..order(2, &[]) });
     assert_eq!(begun(&state.take_actions()), [2]);
     state.dropped(1);
     state.dropped(2);

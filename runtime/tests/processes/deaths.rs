@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use towline_runtime::{Bulk, Client, ErrorKind, Future};
+use towline_runtime::{Client, Data, ErrorKind, Future};
 use towline_tests::polls::within;
 
 use crate::cluster::{Case, Cluster, run};
@@ -44,7 +44,7 @@ fn partners(at: usize, layer: usize) -> [usize; 2] {
 }
 
 /// Layers of blocks, each mixed of two of the layer before, of which only the last is kept; and what it will be.
-fn graph(client: &Client, round: u64) -> (Vec<Future<Bulk>>, Vec<Vec<u8>>) {
+fn graph(client: &Client, round: u64) -> (Vec<Future<Data>>, Vec<Vec<u8>>) {
     let seed = |at: usize| (at as u64 * 7 + round) as u8;
     let mut last = client.map(BLOCK, (0..WIDTH).map(|at| (seed(at), LEN))).unwrap();
     let mut expected: Vec<_> = (0..WIDTH).map(|at| block(seed(at), LEN)).collect();

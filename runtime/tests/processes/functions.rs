@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use towline::{Arena, Buffer, BufferMut, Endpoint, Place};
-use towline_runtime::{Bulk, Function, Registry, TaskResult};
+use towline_runtime::{Data, Function, Registry, TaskResult};
 use towline_tests::guarded::Guarded;
 
 /// (seed, bytes, in what place, how long it takes in ms).
@@ -16,9 +16,9 @@ pub(crate) const LOOK: Function<(Vec<Made>,), Vec<Look>> = Function::new("look")
 /// The worker's process and what it copied until now, after so many ms.
 pub(crate) const COPIED: Function<(u64,), (u32, u64)> = Function::new("copied");
 /// (seed, bytes): of a block of a graph.
-pub(crate) const BLOCK: Function<(u8, usize), Bulk> = Function::new("block");
+pub(crate) const BLOCK: Function<(u8, usize), Data> = Function::new("block");
 /// Two of them make one.
-pub(crate) const MIX: Function<(Bulk, Bulk), Bulk> = Function::new("mix");
+pub(crate) const MIX: Function<(Data, Data), Data> = Function::new("mix");
 /// For so many ms.
 pub(crate) const SLEEP: Function<(u64,), u64> = Function::new("sleep");
 pub(crate) const ABORT: Function<(), ()> = Function::new("abort");
@@ -37,7 +37,7 @@ pub(crate) enum Whereto {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) process: u32,
-    pub(crate) bulk: Bulk,
+    pub(crate) data: Data,
 }
 
 /// How a block arrived.
@@ -63,11 +63,11 @@ pub(crate) fn registry(endpoint: &Endpoint) -> Registry {
         })
         .with(BLOCK, |seed: u8, len: usize| {
             sleep(STEP);
-            TaskResult::Ok(Bulk::from(block(seed, len)))
+            TaskResult::Ok(Data::from(block(seed, len)))
         })
-        .with(MIX, |a: Bulk, b: Bulk| {
+        .with(MIX, |a: Data, b: Data| {
             sleep(STEP);
-            TaskResult::Ok(Bulk::from(mix(a.as_slice().unwrap(), b.as_slice().unwrap())))
+            TaskResult::Ok(Data::from(mix(a.as_slice().unwrap(), b.as_slice().unwrap())))
         })
         .with(SLEEP, |millis| {
             sleep(Duration::from_millis(millis));
@@ -104,12 +104,12 @@ fn make(seed: u8, len: usize, whereto: Whereto, millis: u64) -> TaskResult<Made>
         Whereto::Arena => filled(ARENA.get_or_init(|| Arena::new(256 << 20).unwrap()).take(len)?)?,
         Whereto::Guarded => filled(Guarded::buffer(len)?)?,
     };
-    Ok(Made { process: std::process::id(), bulk: buffer.into() })
+    Ok(Made { process: std::process::id(), data: buffer.into() })
 }
 
 impl Made {
     fn look(self) -> Look {
-        let buffer = self.bulk.into_buffer();
+        let buffer = self.data.into_buffer();
         let place = buffer.place();
         let bytes = match place {
             Place::Guarded => buffer.to_vec().unwrap(),

@@ -65,7 +65,7 @@ fn arena() {
         // And to the client, another process again.
         let before = copied(&cluster.endpoint);
         let here = made[0].result().await.unwrap();
-        assert_eq!((here.bulk.buffer().place(), here.bulk.buffer().len()), (Place::Arena, LEN));
+        assert_eq!((here.data.buffer().place(), here.data.buffer().len()), (Place::Arena, LEN));
         assert!(copied(&cluster.endpoint) - before < WORDS_LEN);
     });
 }
@@ -92,6 +92,6 @@ fn places() {
             assert_eq!(look.place, Place::Guarded.to_string());
         }
         let here = made[0].result().await.unwrap();
-        assert_eq!(here.bulk.buffer().place(), Place::Guarded);
+        assert_eq!(here.data.buffer().place(), Place::Guarded);
     });
 }

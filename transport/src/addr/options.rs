@@ -2,7 +2,7 @@
 
 use super::{Address, Scheme, invalid};
 use crate::Result;
-use crate::door::STREAMS_MAX;
+use crate::handshake::STREAMS_MAX;
 
 impl Address {
     /// The settings of UCX among the options, in the order they were written: those in upper case letters, digits and

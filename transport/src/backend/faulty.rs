@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    Backend, Caps, Identity, Inventory, Link, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress,
-    Role, Site, Source, Standing,
+    Backend, Caps, Identity, Inventory, Link, LinkContext, LinkStats, Machine, Op, Opening, Prediction,
+    Preference, Probe, Progress, Role, Source,
 };
 use crate::addr::Address;
 use crate::environment::Environment;
@@ -89,8 +89,8 @@ impl Backend for Faulty {
         self.backend.predict(machine, local, peer)
     }
 
-    fn standing(&self) -> Standing {
-        self.backend.standing()
+    fn preference(&self) -> Preference {
+        self.backend.preference()
     }
 
     fn takes_stream(&self) -> bool {
@@ -113,15 +113,15 @@ impl Backend for Faulty {
         self.backend.stripes()
     }
 
-    fn prepare(&self, site: &mut Site) -> Result<()> {
+    fn prepare(&self, context: &mut LinkContext) -> Result<()> {
         self.faults.call("prepare")?;
-        self.backend.prepare(site)
+        self.backend.prepare(context)
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
             self.faults.call("open")?;
-            let opened = self.backend.open(site).await?;
+            let opened = self.backend.open(context).await?;
             Ok(opened.wrapped(|link| Arc::new(FaultyLink { link, faults: self.faults.clone() })))
         })
     }
@@ -141,7 +141,7 @@ impl Link for FaultyLink {
 
     fn submit(&self, op: Op) {
         // Words and wishes cannot fail alone.
-        if matches!(op, Op::Settle { .. } | Op::Expect { .. }) {
+        if matches!(op, Op::Ack { .. } | Op::Expect { .. }) {
             return self.link.submit(op);
         }
         match self.faults.call("submit") {
@@ -165,8 +165,8 @@ impl Link for FaultyLink {
         self.link.source()
     }
 
-    fn doze(&self) -> bool {
-        self.link.doze()
+    fn arm(&self) -> bool {
+        self.link.arm()
     }
 
     fn tick(&self) {

@@ -20,7 +20,7 @@ pub struct Inbox {
 #[derive(Debug, Default)]
 struct State {
     queue: VecDeque<Announced>,
-    parting: Option<Error>,
+    draining: Option<Error>,
     end: Option<Error>,
     waker: Option<Waker>,
 }
@@ -41,12 +41,12 @@ impl Inbox {
     }
 
     /// Says that all of the peer's has come and all of ours has left, in good order: the link is not needed any more once the
-    /// peer says the same. The door then ends it with `why`, at the latest after a second. For links beside the door's stream,
+    /// peer says the same. The handshake then ends it with `why`, at the latest after a second. For links beside the handshake's stream,
     /// whose last words may else be overtaken by its end. Only the first word counts, and none after the end.
-    pub fn part(&self, why: Error) {
+    pub fn drain(&self, why: Error) {
         let mut state = self.lock();
         if state.end.is_none() {
-            state.parting.get_or_insert(why);
+            state.draining.get_or_insert(why);
         }
         drop(state);
         self.changed.notify_waiters();
@@ -61,10 +61,10 @@ impl Inbox {
     }
 
     /// Waits until the link parts, and tells why; `None` if it ended instead.
-    pub(crate) async fn until_parting(&self) -> Option<Error> {
+    pub(crate) async fn until_draining(&self) -> Option<Error> {
         self.until(|state| match state.end {
             Some(_) => Some(None),
-            None => state.parting.clone().map(Some),
+            None => state.draining.clone().map(Some),
         })
         .await
     }
@@ -135,13 +135,13 @@ mod tests {
     fn who_waits_for_the_end_does_not_take_a_parting_for_it() {
         let inbox = Inbox::default();
         let mut cx = Context::from_waker(Waker::noop());
-        let mut parting = pin!(inbox.until_parting());
+        let mut draining = pin!(inbox.until_draining());
         let mut ended = pin!(inbox.until_ended());
-        assert!(parting.as_mut().poll(&mut cx).is_pending() && ended.as_mut().poll(&mut cx).is_pending());
-        inbox.part(why("first"));
-        inbox.part(why("second"));
-        let Poll::Ready(Some(parted)) = parting.poll(&mut cx) else { panic!("it has parted") };
-        assert_eq!(parted.detail(), "first");
+        assert!(draining.as_mut().poll(&mut cx).is_pending() && ended.as_mut().poll(&mut cx).is_pending());
+        inbox.drain(why("first"));
+        inbox.drain(why("second"));
+        let Poll::Ready(Some(drained)) = draining.poll(&mut cx) else { panic!("it has parted") };
+        assert_eq!(drained.detail(), "first");
         assert!(ended.as_mut().poll(&mut cx).is_pending() && inbox.ended().is_none());
         assert!(inbox.poll_take(&mut cx).is_pending(), "more may be announced");
         inbox.end(why("the end"));
@@ -153,12 +153,12 @@ mod tests {
     fn who_waits_for_a_parting_hears_of_the_end() {
         let inbox = Inbox::default();
         let mut cx = Context::from_waker(Waker::noop());
-        let mut parting = pin!(inbox.until_parting());
-        assert!(parting.as_mut().poll(&mut cx).is_pending());
+        let mut draining = pin!(inbox.until_draining());
+        assert!(draining.as_mut().poll(&mut cx).is_pending());
         inbox.end(why("the end"));
-        inbox.part(why("too late"));
-        let Poll::Ready(parted) = parting.poll(&mut cx) else { panic!("it has ended") };
-        assert!(parted.is_none());
+        inbox.drain(why("too late"));
+        let Poll::Ready(drained) = draining.poll(&mut cx) else { panic!("it has ended") };
+        assert!(drained.is_none());
         assert_eq!(inbox.ended().unwrap().detail(), "the end");
     }
 }

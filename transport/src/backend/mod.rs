@@ -43,11 +43,11 @@ pub(crate) use staging::Staging;
 
 use crate::addr::Address;
 pub use crate::caps::Caps;
-pub use crate::door::{Control, Identity, Role};
 use crate::environment::Environment;
 use crate::error::{Error, Result};
+pub use crate::handshake::{Control, Identity, Role};
 pub use crate::machine::{Machine, Speed};
-use crate::memory::{Buffer, BufferMut, Depot, Pool};
+use crate::memory::{BounceArena, Buffer, BufferMut, Pool};
 pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
 pub use crate::operation::{Completion, Done, Operation};
 pub use crate::region::{Regions, RemoteRegion};
@@ -87,49 +87,49 @@ pub trait Backend: Debug + Send + Sync + 'static {
     }
 
     /// How it stands where the address leaves the choice to both ends. Cheap to ask, and loads nothing.
-    fn standing(&self) -> Standing {
-        Standing::Preferred
+    fn preference(&self) -> Preference {
+        Preference::Preferred
     }
 
-    /// Whether its links are made of the door's stream: nothing more can be said on it once they open, so that there is no way
+    /// Whether its links are made of the handshake's stream: nothing more can be said on it once they open, so that there is no way
     /// back to another backend.
     fn takes_stream(&self) -> bool {
         false
     }
 
-    /// Whether its links notice a lost peer by themselves, as those do that take the door's stream. For others the door keeps
-    /// its stream, answers heartbeats on it, and ends the link when it ends, or when both ends part ([`Inbox::part`]).
+    /// Whether its links notice a lost peer by themselves, as those do that take the handshake's stream. For others the handshake keeps
+    /// its stream, answers heartbeats on it, and ends the link when it ends, or when both ends part ([`Inbox::drain`]).
     fn carries_control(&self) -> bool {
         self.takes_stream()
     }
 
-    /// Whether nobody on the way can read or change what its links carry over a door that is encrypted: since it takes the
-    /// door's stream over, or since nothing leaves the process, or the memory that two processes of a host share with nobody else.
+    /// Whether nobody on the way can read or change what its links carry over a handshake that is encrypted: since it takes the
+    /// handshake's stream over, or since nothing leaves the process, or the memory that two processes of a host share with nobody else.
     /// `tls` and `towlines` take no other.
     fn is_private(&self) -> bool {
         false
     }
 
-    /// Whether its links check what travels where [`Site::checked`] asks for it.
+    /// Whether its links check what travels where [`LinkContext::checked`] asks for it.
     fn checks(&self) -> bool {
         false
     }
 
-    /// Whether its links spread bulk over [`Site::strands`].
+    /// Whether its links spread data over [`LinkContext::lanes`].
     fn stripes(&self) -> bool {
         false
     }
 
     /// Prepares this end for [`open`](Self::open), where the peer must be told more than the offer said: that goes into
-    /// [`Site::card`], and is [`Site::peer_card`] at the other end. What is made here waits in [`Site::prepared`]. The connector's
-    /// comes first, so that the acceptor has its card here already. An error refuses this path, and another is taken.
-    fn prepare(&self, _site: &mut Site) -> Result<()> {
+    /// [`LinkContext::info`], and is [`LinkContext::peer_info`] at the other end. What is made here waits in [`LinkContext::prepared`]. The connector's
+    /// comes first, so that the acceptor has its endpoint info here already. An error refuses this path, and another is taken.
+    fn prepare(&self, _context: &mut LinkContext) -> Result<()> {
         Ok(())
     }
 
     /// Opens this end of the data path, on the driver. The peer's end is being opened at the same time. Where one of them
     /// cannot, both are given up, and the connection takes another path. The first poll does what the peer may count on.
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a>;
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a>;
 }
 
 /// One end of a data path that is being opened; dropped at any await, it leaves nothing behind, and so does what it ends with.
@@ -137,12 +137,12 @@ pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Opened>> + Send + 'a>>
 
 /// How a backend stands where an address leaves the choice to both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Preference {
     /// It is taken in the order of preference.
     Preferred,
-    /// It is taken between hosts, in place of the first after it that takes the door's stream, if a trial of the two finds
+    /// It is taken between hosts, in place of the first after it that takes the handshake's stream, if a path probe of the two finds
     /// it 1.2 times as fast at 1 MiB. It is not probed before a peer on another host has it too.
-    OnTrial,
+    Probed,
     /// It is not taken, and why.
     Aside(String),
 }
@@ -190,7 +190,7 @@ pub struct Prediction {
 
 /// Where a link is to be opened: everything one connection gives its backend.
 #[derive(Debug)]
-pub struct Site {
+pub struct LinkContext {
     /// Which end this is.
     pub role: Role,
     /// This process.
@@ -204,10 +204,10 @@ pub struct Site {
     /// What the peer offered.
     pub peer_offer: Vec<u8>,
     /// What the peer is told of this end besides, after both have proved who they are: at most 16 KiB, and by the acceptor only in
-    /// answer to a card.
-    pub card: Vec<u8>,
+    /// answer to an endpoint info.
+    pub info: Vec<u8>,
     /// What the peer told so; empty if nothing.
-    pub peer_card: Vec<u8>,
+    pub peer_info: Vec<u8>,
     /// What [`Backend::prepare`] made for [`Backend::open`]; dropped with the rest where this path is not taken.
     pub prepared: Option<Box<dyn Any + Send + Sync>>,
     /// Equal at both ends, and of this connection alone: with a token, or over TLS, nobody else can know it.
@@ -215,10 +215,10 @@ pub struct Site {
     /// This end trusts its peer, if that is of the same user of the same host: each may see all of the other's arenas, and
     /// believes that what is lent to it stays as it is.
     pub trusts: bool,
-    /// The door's stream, for backends that take it.
+    /// The handshake's stream, for backends that take it.
     pub control: Option<Control>,
     /// The further streams of the connection, where both ends agreed on some and the backend stripes.
-    pub strands: Vec<Control>,
+    pub lanes: Vec<Control>,
     /// Where the link announces messages and its end.
     pub inbox: Arc<Inbox>,
     /// What the peer may reach by itself.
@@ -226,7 +226,7 @@ pub struct Site {
     /// Host memory for what arrives.
     pub pool: Pool,
     /// Shared memory for copies of what is in no arena, lent in its stead.
-    pub depot: Depot,
+    pub bounce_arena: BounceArena,
     /// What counts records whose rest has not come.
     pub(crate) unfinished: Unfinished,
     /// Clock, timers, randomness, tasks.
@@ -245,8 +245,8 @@ pub struct Site {
 /// 2. Messages are announced in the order they were sent; a large one delays no small one, and no get or put.
 /// 3. Nothing below blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
 /// 4. After [`end`](Self::end), or the peer's loss, [`Inbox::end`] is called once and every later operation fails. A link
-///    beside the door's stream may call [`Inbox::part`] first, and is then ended by the door.
-/// 5. A receiver that settles nothing bounds what the peer can have in flight.
+///    beside the handshake's stream may call [`Inbox::drain`] first, and is then ended by the handshake.
+/// 5. A receiver that acknowledges nothing bounds what the peer can have in flight.
 pub trait Link: Debug + Send + Sync + 'static {
     /// The promise.
     fn caps(&self) -> Caps;
@@ -260,7 +260,7 @@ pub trait Link: Debug + Send + Sync + 'static {
         Some(small)
     }
 
-    /// Moves what can be moved without waiting, bounded. Whoever calls holds the link's baton meanwhile; if another
+    /// Moves what can be moved without waiting, bounded. Whoever calls holds the link's poll lock meanwhile; if another
     /// thread has it, this returns at once and that thread does the work.
     fn progress(&self) -> Progress {
         Progress::Idle
@@ -272,8 +272,8 @@ pub trait Link: Debug + Send + Sync + 'static {
     }
 
     /// Nobody polls until the source is ready: from here on whatever comes must make it so. False: there is something to do
-    /// already, and no bell will ring for it. Nothing to see to where the operating system does.
-    fn doze(&self) -> bool {
+    /// already, and no doorbell will ring for it. Nothing to see to where the operating system does.
+    fn arm(&self) -> bool {
         true
     }
 
@@ -310,9 +310,9 @@ pub struct Source<'a> {
     pub descriptor: BorrowedFd<'a>,
     /// Ready to write is awaited too: output is blocked.
     pub writable: bool,
-    /// It is a bell, readable whatever there is to do, and only if the peer was asked to ring it: by [`Link::doze`], after the
+    /// It is a doorbell, readable whatever there is to do, and only if the peer was asked to ring it: by [`Link::arm`], after the
     /// last poll before sleeping.
-    pub bell: bool,
+    pub doorbell: bool,
 }
 
 /// What one link counted. Only a tool for understanding: nothing is proved by it.
@@ -321,7 +321,7 @@ pub struct LinkStats {
     /// Copies of payload bytes that this end made: in user space, or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
     /// What of it was copied to where the peer reads it, so that its end copied none.
-    pub bytes_deposited: u64,
+    pub bytes_bounced: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
     /// Times a message had to wait for credit.
@@ -339,7 +339,7 @@ pub enum Op {
         /// The receiver's word on it.
         receipt: Done<Delivery>,
         /// The sender waits for that word: the receiver's end must not save it up.
-        prompt: bool,
+        ack_now: bool,
         /// More may follow at once: it need not leave before the next `progress`.
         more: bool,
     },
@@ -355,16 +355,16 @@ pub enum Op {
         /// Which.
         id: u64,
         /// Where to.
-        landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
+        destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
     },
     /// The application's word on a message it did not accept, or that was `Here`. (An accept that ended well has said it.)
-    Settle {
+    Ack {
         /// Which.
         id: u64,
         /// The word.
         delivery: Delivery,
         /// The sender waits for it.
-        prompt: bool,
+        ack_now: bool,
     },
     /// Read from the peer's region into `into`, from its length to its capacity.
     Get {
@@ -396,11 +396,11 @@ impl Op {
                 receipt.resolve(Err(error.clone()));
                 message.fail(error);
             }
-            Self::Accept { landings, .. } => landings.fail(error),
+            Self::Accept { destinations, .. } => destinations.fail(error),
             Self::Get { into, .. } => into.fail(error),
             Self::Put { from, .. } => from.fail(error),
             Self::Close(done) => done.resolve(Err(error)),
-            Self::Expect { .. } | Self::Settle { .. } => {}
+            Self::Expect { .. } | Self::Ack { .. } => {}
         }
     }
 }

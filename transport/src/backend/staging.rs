@@ -40,54 +40,55 @@ impl Staging {
         Ok(message.staged(frames))
     }
 
-    fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, prompt: bool) {
+    fn send(&self, message: Operation<Message>, receipt: super::Done<super::Delivery>, ack_now: bool) {
         let more = false;
         let staged = match self.staged(message.memory()) {
             Ok(staged) => staged,
-            Err(error) => return Op::Send { message, receipt, prompt, more }.fail(error),
+            Err(error) => return Op::Send { message, receipt, ack_now, more }.fail(error),
         };
         let message = Operation::with(staged, |sent| match sent {
             Ok(()) => message.finish(drop),
             Err(Failed { error, .. }) => message.fail(error),
         });
-        self.link.submit(Op::Send { message, receipt, prompt, more });
+        self.link.submit(Op::Send { message, receipt, ack_now, more });
     }
 
-    fn accept(&self, id: u64, mut landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
-        // Host memory stands in for what the link cannot reach; `far` keeps the real landings meanwhile.
+    fn accept(&self, id: u64, mut destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+        // Host memory stands in for what the link cannot reach; `far` keeps the real destinations meanwhile.
         let mut far = Vec::new();
         let mut short = None;
-        for (index, landing) in landings.memory_mut().iter_mut().enumerate() {
-            let Some(buffer) = landing.take_if(|buffer| !is_reached(buffer)) else {
+        for (index, destination) in destinations.memory_mut().iter_mut().enumerate() {
+            let Some(buffer) = destination.take_if(|buffer| !is_reached(buffer)) else {
                 continue;
             };
             match self.pool.take(buffer.capacity()) {
-                Ok(staged) => *landing = Some(staged),
+                Ok(staged) => *destination = Some(staged),
                 Err(error) => short = Some(error),
             }
             far.push((index, buffer));
         }
         if let Some(error) = short {
-            put_back(landings.memory_mut(), far);
-            return landings.fail(error);
+            put_back(destinations.memory_mut(), far);
+            return destinations.fail(error);
         }
         let bytes_copied = self.bytes_copied.clone();
-        let near = std::mem::take(landings.memory_mut());
-        let landings = Operation::with(near, move |landed: Result<Vec<Buffer>, Failed<_>>| match landed {
-            Ok(mut frames) => match unstage(&mut frames, &mut far, &bytes_copied) {
-                Ok(()) => landings.finish(|_| frames),
-                Err(error) => {
-                    put_back(landings.memory_mut(), far);
-                    landings.fail(error);
+        let near = std::mem::take(destinations.memory_mut());
+        let destinations =
+            Operation::with(near, move |landed: Result<Vec<Buffer>, Failed<_>>| match landed {
+                Ok(mut frames) => match unstage(&mut frames, &mut far, &bytes_copied) {
+                    Ok(()) => destinations.finish(|_| frames),
+                    Err(error) => {
+                        put_back(destinations.memory_mut(), far);
+                        destinations.fail(error);
+                    }
+                },
+                Err(Failed { error, returned }) => {
+                    *destinations.memory_mut() = returned;
+                    put_back(destinations.memory_mut(), far);
+                    destinations.fail(error);
                 }
-            },
-            Err(Failed { error, returned }) => {
-                *landings.memory_mut() = returned;
-                put_back(landings.memory_mut(), far);
-                landings.fail(error);
-            }
-        });
-        self.link.submit(Op::Accept { id, landings });
+            });
+        self.link.submit(Op::Accept { id, destinations });
     }
 }
 
@@ -118,12 +119,12 @@ fn unstage(
     Ok(())
 }
 
-fn put_back(landings: &mut Vec<Option<BufferMut>>, far: Vec<(usize, BufferMut)>) {
+fn put_back(destinations: &mut Vec<Option<BufferMut>>, far: Vec<(usize, BufferMut)>) {
     for (index, buffer) in far {
-        if landings.len() <= index {
-            landings.resize_with(index + 1, || None);
+        if destinations.len() <= index {
+            destinations.resize_with(index + 1, || None);
         }
-        landings[index] = Some(buffer);
+        destinations[index] = Some(buffer);
     }
 }
 
@@ -134,15 +135,15 @@ impl Link for Staging {
 
     fn submit(&self, op: Op) {
         match op {
-            Op::Send { message, receipt, prompt, .. }
+            Op::Send { message, receipt, ack_now, .. }
                 if !message.memory().frames().iter().all(is_carried) =>
             {
-                self.send(message, receipt, prompt);
+                self.send(message, receipt, ack_now);
             }
-            Op::Accept { id, landings }
-                if landings.memory().iter().flatten().any(|buffer| !is_reached(buffer)) =>
+            Op::Accept { id, destinations }
+                if destinations.memory().iter().flatten().any(|buffer| !is_reached(buffer)) =>
             {
-                self.accept(id, landings);
+                self.accept(id, destinations);
             }
             op => self.link.submit(op),
         }
@@ -160,8 +161,8 @@ impl Link for Staging {
         self.link.source()
     }
 
-    fn doze(&self) -> bool {
-        self.link.doze()
+    fn arm(&self) -> bool {
+        self.link.arm()
     }
 
     fn tick(&self) {

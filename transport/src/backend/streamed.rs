@@ -1,6 +1,6 @@
-//! A link whose data path is a stream of bytes: a session and its line behind one baton.
+//! A link whose data path is a stream of bytes: a session and its line behind one poll lock.
 //!
-//! Written once, for every backend that has such a stream, whatever it is made of. A backend brings the [`Line`].
+//! Written once, for every backend that has such a stream, whatever it is made of. A backend brings the [`ByteStream`].
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::submitted::Submitted;
-use super::{Caps, Inbox, Link, LinkStats, Op, Progress, Site, Small, Source};
+use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, Small, Source};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
@@ -33,34 +33,34 @@ thread_local! {
 }
 
 /// What carries a link's bytes, both ways.
-pub(super) trait Line: std::fmt::Debug + Send + Sync + 'static {
-    /// What only the holder of the baton may touch.
-    type Held: std::fmt::Debug + Send;
+pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
+    /// What only the holder of the poll lock may touch.
+    type State: std::fmt::Debug + Send;
 
-    /// The door keeps its stream beside this line: there a lost peer is noticed, and both ends part.
+    /// The handshake keeps its stream beside this line: there a lost peer is noticed, and both ends part.
     const BESIDE_CONTROL: bool = false;
 
     /// Writes what is no less urgent than `least`, until nothing of it is left or there is no room. Tells whether any left.
-    fn write(&self, held: &mut Self::Held, session: &mut Session, least: Urgency) -> Result<bool>;
+    fn write(&self, state: &mut Self::State, session: &mut Session, least: Urgency) -> Result<bool>;
 
     /// Gives the session what has come, bounded. Tells whether anything had.
-    fn read(&self, held: &mut Self::Held, session: &mut Session) -> Result<bool>;
+    fn read(&self, state: &mut Self::State, session: &mut Session) -> Result<bool>;
 
     /// Output waits for room.
     fn is_blocked(&self) -> bool;
 
-    /// Ends the stream towards the peer, if dropping `held` does not. It runs before the application learns of the end: a
+    /// Ends the stream towards the peer, if dropping `state` does not. It runs before the application learns of the end: a
     /// process that exits then leaves nothing undone.
     fn hang_up(&self, _why: &Error) {}
 
     /// Nothing more will be written or read: everything under way fails.
-    fn retire(&self, held: Self::Held, session: Session, why: &Error);
+    fn retire(&self, state: Self::State, session: Session, why: &Error);
 
     /// See [`Link::source`].
     fn source(&self) -> Source<'_>;
 
-    /// See [`Link::doze`].
-    fn doze(&self, _: &mut Self::Held) -> bool {
+    /// See [`Link::arm`].
+    fn arm(&self, _: &mut Self::State) -> bool {
         true
     }
 
@@ -110,14 +110,14 @@ pub(super) enum Moved {
 
 /// One end of a link.
 #[derive(Debug)]
-pub(super) struct Streamed<L: Line> {
-    line: L,
+pub(super) struct Streamed<L: ByteStream> {
+    stream: L,
     caps: Caps,
     inbox: Arc<Inbox>,
     environment: Arc<dyn Environment>,
     /// Operations that the session has not seen yet.
     submitted: Submitted,
-    /// The baton. `None` once the link has ended.
+    /// The poll lock. `None` once the link has ended.
     moving: Mutex<Option<Moving<L>>>,
     /// What the session counts, as it counts it.
     counts: Counts,
@@ -125,59 +125,70 @@ pub(super) struct Streamed<L: Line> {
     paused: AtomicBool,
 }
 
-/// What the holder of the baton moves.
+/// What the holder of the poll lock moves.
 #[derive(Debug)]
-struct Moving<L: Line> {
+struct Moving<L: ByteStream> {
     session: Session,
-    held: L::Held,
+    state: L::State,
     /// The last poll found nothing to move.
     dry: bool,
     /// The peer gave a sign of life since the session was told of one: who moves data does not look at the clock.
     heard: bool,
 }
 
-impl<L: Line> Streamed<L> {
-    /// A session for `site`.
-    pub(super) fn session(site: &Site) -> Session {
-        let now = site.environment.now();
-        let session =
-            Session::new(site.pool.clone(), site.regions.clone(), site.heartbeat, now, site.checked);
-        session.counted(&site.unfinished)
+impl<L: ByteStream> Streamed<L> {
+    /// A session for `context`.
+    pub(super) fn session(context: &LinkContext) -> Session {
+        let now = context.environment.now();
+        let session = Session::new(
+            context.pool.clone(),
+            context.regions.clone(),
+            context.heartbeat,
+            now,
+            context.checked,
+        );
+        session.counted(&context.unfinished)
     }
 
-    pub(super) fn open(line: L, held: L::Held, session: Session, caps: Caps, site: &Site) -> Arc<Self> {
+    pub(super) fn open(
+        stream: L,
+        state: L::State,
+        session: Session,
+        caps: Caps,
+        context: &LinkContext,
+    ) -> Arc<Self> {
         let counts = session.counts();
         Arc::new(Self {
-            line,
+            stream,
             caps,
-            inbox: site.inbox.clone(),
-            environment: site.environment.clone(),
+            inbox: context.inbox.clone(),
+            environment: context.environment.clone(),
             submitted: Submitted::default(),
-            moving: Mutex::new(Some(Moving { session, held, dry: false, heard: false })),
+            moving: Mutex::new(Some(Moving { session, state, dry: false, heard: false })),
             counts,
             paused: AtomicBool::new(false),
         })
     }
 
-    /// Polls with the baton, if it is free, `op` first; looks for operations of those who could not have it afterwards.
-    fn with_baton(
+    /// Polls with the poll lock, if it is free, `op` first; looks for operations of those who could not have it afterwards.
+    fn with_poll_lock(
         &self,
         mut op: Option<Op>,
         mut poll: impl FnMut(&Self, &mut Moving<L>) -> Result<Progress>,
     ) -> Progress {
         loop {
-            let mut baton = match self.moving.try_lock() {
-                Ok(baton) => baton,
+            let mut poll_lock = match self.moving.try_lock() {
+                Ok(poll_lock) => poll_lock,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => {
                     let Some(op) = op.take() else { return Progress::Elsewhere };
                     self.submitted.push(op);
-                    // Whoever has the baton looks after letting it go, which may have been before there was anything to see.
+                    // Whoever has the poll lock looks after letting it go, which may have been before there was anything to see.
                     continue;
                 }
             };
-            let Some(moving) = baton.as_mut() else {
-                drop(baton);
+            let Some(moving) = poll_lock.as_mut() else {
+                drop(poll_lock);
                 self.fail_submitted(op);
                 return Progress::Idle;
             };
@@ -193,11 +204,11 @@ impl<L: Line> Streamed<L> {
                 Ok(_) if paused => Progress::Moved,
                 Ok(progress) => progress,
                 Err(why) => {
-                    self.finish(&mut baton, &why);
+                    self.finish(&mut poll_lock, &why);
                     Progress::Moved
                 }
             };
-            drop(baton);
+            drop(poll_lock);
             if !self.submitted.is_waited_for() {
                 return progress;
             }
@@ -216,20 +227,20 @@ impl<L: Line> Streamed<L> {
 
     /// Writes what is due, reads what has come, and then says what could wait.
     fn poll(&self, moving: &mut Moving<L>) -> Result<Progress> {
-        let mut moved = self.write(moving, Urgency::Company)?;
-        let read = self.line.read(&mut moving.held, &mut moving.session)?;
+        let mut moved = self.write(moving, Urgency::Coalesced)?;
+        let read = self.stream.read(&mut moving.state, &mut moving.session)?;
         if read {
             moving.heard = true;
             self.announce(&mut moving.session);
         }
         let fetched = moving.session.fetch()?;
         moved |= read | fetched;
-        moved |= self.write(moving, if read { Urgency::Company } else { Urgency::Word })?;
-        if moving.session.is_over() && !self.line.is_blocked() {
+        moved |= self.write(moving, if read { Urgency::Coalesced } else { Urgency::Word })?;
+        if moving.session.is_over() && !self.stream.is_blocked() {
             if !L::BESIDE_CONTROL {
                 return Err(in_good_order());
             }
-            self.inbox.part(in_good_order());
+            self.inbox.drain(in_good_order());
         }
         moving.dry = !moved;
         Ok(if moved { Progress::Moved } else { Progress::Idle })
@@ -243,8 +254,8 @@ impl<L: Line> Streamed<L> {
     }
 
     fn write(&self, moving: &mut Moving<L>, least: Urgency) -> Result<bool> {
-        let was_blocked = self.line.is_blocked();
-        let moved = self.line.write(&mut moving.held, &mut moving.session, least)?;
+        let was_blocked = self.stream.is_blocked();
+        let moved = self.stream.write(&mut moving.state, &mut moving.session, least)?;
         if was_blocked && moved {
             // A peer that makes room is alive, though its answer may be queued behind megabytes.
             moving.heard = true;
@@ -258,29 +269,29 @@ impl<L: Line> Streamed<L> {
     }
 
     /// Ends the link, once.
-    fn finish(&self, baton: &mut Option<Moving<L>>, why: &Error) {
-        let Some(Moving { mut session, held, .. }) = baton.take() else { return };
+    fn finish(&self, poll_lock: &mut Option<Moving<L>>, why: &Error) {
+        let Some(Moving { mut session, state, .. }) = poll_lock.take() else { return };
         self.announce(&mut session);
-        // Beside a door's stream, that one's end may be the first sign of the peer's.
+        // Beside a handshake's stream, that one's end may be the first sign of the peer's.
         let in_order = L::BESIDE_CONTROL && why.kind() == ErrorKind::PeerLost && session.may_end();
         let why = if in_order { in_good_order() } else { why.clone() };
-        self.line.hang_up(&why);
+        self.stream.hang_up(&why);
         self.inbox.end(why.clone());
         self.paused.store(false, Ordering::Release);
-        self.line.retire(held, session, &why);
+        self.stream.retire(state, session, &why);
     }
 }
 
-impl<L: Line> Link for Streamed<L> {
+impl<L: ByteStream> Link for Streamed<L> {
     fn caps(&self) -> Caps {
         self.caps
     }
 
     fn submit(&self, op: Op) {
         // Words can wait for company; `progress` takes them along.
-        let can_wait = matches!(op, Op::Settle { prompt: false, .. } | Op::Expect { .. });
+        let can_wait = matches!(op, Op::Ack { ack_now: false, .. } | Op::Expect { .. });
         let poll = if can_wait { |_: &Self, _: &mut _| Ok(Progress::Idle) } else { Self::write_what_is_due };
-        self.with_baton(Some(op), poll);
+        self.with_poll_lock(Some(op), poll);
     }
 
     fn copy(&self, small: Small) -> Option<Small> {
@@ -288,7 +299,7 @@ impl<L: Line> Link for Streamed<L> {
             return Some(small);
         }
         let mut left = Some(small);
-        self.with_baton(None, |link, moving| {
+        self.with_poll_lock(None, |link, moving| {
             left = left.take().and_then(|small| moving.session.copy(small));
             link.write_what_is_due(moving)
         });
@@ -296,29 +307,29 @@ impl<L: Line> Link for Streamed<L> {
     }
 
     fn progress(&self) -> Progress {
-        self.with_baton(None, Self::poll)
+        self.with_poll_lock(None, Self::poll)
     }
 
     fn source(&self) -> Option<Source<'_>> {
-        let source = self.line.source();
+        let source = self.stream.source();
         // Output that a poll left to the next goes on without its caller, as output does that is blocked.
         Some(Source { writable: source.writable || self.paused.load(Ordering::Acquire), ..source })
     }
 
-    fn doze(&self) -> bool {
-        if !self.line.source().bell {
+    fn arm(&self) -> bool {
+        if !self.stream.source().doorbell {
             return true;
         }
-        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no bell rings for the rest, nor for
+        let mut poll_lock = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no doorbell rings for the rest, nor for
         // what this end does by itself.
-        baton.as_mut().is_none_or(|moving| {
-            moving.dry && !moving.session.has_to_fetch() && self.line.doze(&mut moving.held)
+        poll_lock.as_mut().is_none_or(|moving| {
+            moving.dry && !moving.session.has_to_fetch() && self.stream.arm(&mut moving.state)
         })
     }
 
     fn tick(&self) {
-        self.with_baton(None, |link, moving| {
+        self.with_poll_lock(None, |link, moving| {
             link.write(moving, Urgency::Word)?;
             moving.session.tend()?;
             if L::BESIDE_CONTROL {
@@ -339,27 +350,27 @@ impl<L: Line> Link for Streamed<L> {
     }
 
     fn end(&self, why: Error) {
-        let mut baton = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        self.finish(&mut baton, &why);
-        drop(baton);
+        let mut poll_lock = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        self.finish(&mut poll_lock, &why);
+        drop(poll_lock);
         self.fail_submitted(None);
     }
 
     fn stats(&self) -> LinkStats {
         LinkStats {
-            bytes_copied: self.counts.copied() + self.line.copied(),
-            bytes_deposited: self.counts.deposited(),
-            system_calls: self.line.calls(),
+            bytes_copied: self.counts.copied() + self.stream.copied(),
+            bytes_bounced: self.counts.bounced(),
+            system_calls: self.stream.calls(),
             credit_stalls: self.counts.stalls(),
         }
     }
 
     fn notes(&self) -> Vec<String> {
-        self.line.notes()
+        self.stream.notes()
     }
 }
 
-impl<L: Line> Moving<L> {
+impl<L: ByteStream> Moving<L> {
     /// Tells the session of the last sign of life, and whether it has been long without one.
     fn is_silent(&mut self, now: Duration) -> bool {
         if std::mem::take(&mut self.heard) {
@@ -371,10 +382,10 @@ impl<L: Line> Moving<L> {
 
 fn perform(op: Op, session: &mut Session) {
     match op {
-        Op::Send { message, receipt, prompt, more } => session.send(message, receipt, prompt, more),
+        Op::Send { message, receipt, ack_now, more } => session.send(message, receipt, ack_now, more),
         Op::Expect { in_pool } => session.expect(in_pool),
-        Op::Accept { id, landings } => session.accept(id, landings),
-        Op::Settle { id, delivery, prompt } => session.settle(id, delivery, prompt),
+        Op::Accept { id, destinations } => session.accept(id, destinations),
+        Op::Ack { id, delivery, ack_now } => session.ack(id, delivery, ack_now),
         Op::Get { region, offset, into } => session.get(region, offset, into),
         Op::Put { region, offset, from } => session.put(region, offset, from),
         Op::Close(done) => session.close(done),
@@ -432,7 +443,7 @@ fn read_once(
     stream: usize,
     scratch: &mut [u8],
 ) -> Result<(Moved, usize)> {
-    // The next head is read together with the bulk before it.
+    // The next head is read together with the data before it.
     let next_head_len = session.head_len();
     let Some((target, remaining, mut sum)) = session.target(stream, BUFFERS_MAX) else {
         let len = session.bytes_wanted(stream).min(scratch.len());

@@ -1,4 +1,4 @@
-//! Operations that wait for whoever has a link's baton.
+//! Operations that wait for whoever has a link's poll lock.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use super::Op;
 
 /// A queue that costs a look where nothing is in it.
 ///
-/// The invariant: of one who adds an operation and then fails to get the baton, and one who lets the baton go and then asks
+/// The invariant: of one who adds an operation and then fails to get the poll lock, and one who lets the poll lock go and then asks
 /// [`is_waited_for`](Self::is_waited_for), at least one sees the other. Both exchange the same word, so that the second of them
 /// has seen all that the first did before.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Submitted {
         std::mem::take(&mut *self.ops())
     }
 
-    /// Whether there are any, for whoever has just let the baton go.
+    /// Whether there are any, for whoever has just let the poll lock go.
     pub(super) fn is_waited_for(&self) -> bool {
         let any = self.any.swap(false, Ordering::AcqRel);
         if any {

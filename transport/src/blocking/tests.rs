@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Connection, Endpoint};
 use crate::error::ErrorKind;
-use crate::incoming::Landing;
+use crate::incoming::Destination;
 use crate::memory::{Buffer, BufferMut};
 use crate::message::Message;
 use crate::region::RemoteRegion;
@@ -100,10 +100,10 @@ fn the_receiver_chooses_where_a_message_lands() {
             assert_eq!(message.payload_len(), 50_010);
             let incoming = right.incoming().unwrap();
             assert_eq!((incoming.frames().len(), incoming.payload_len()), (2, 50_010));
-            let landing = BufferMut::with_capacity(50_000);
-            let at = landing.as_ptr();
-            let landings = vec![Landing::Buffer(landing), Landing::Discard];
-            let message = incoming.accept_into(landings).unwrap();
+            let destination = BufferMut::with_capacity(50_000);
+            let at = destination.as_ptr();
+            let destinations = vec![Destination::Buffer(destination), Destination::Discard];
+            let message = incoming.accept_into(destinations).unwrap();
             assert_eq!(message.frames()[0].as_ptr(), at);
             right.incoming().unwrap().reject();
         });

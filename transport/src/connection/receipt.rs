@@ -34,7 +34,7 @@ use crate::message::Delivery;
 #[derive(Debug)]
 pub struct Receipt {
     pub(super) connection: Connection,
-    pub(super) settled: Completion<Result<Delivery>>,
+    pub(super) acked: Completion<Result<Delivery>>,
 }
 
 impl Receipt {
@@ -44,7 +44,7 @@ impl Receipt {
     /// `Rejected` if the receiver did not want it; `PeerLost` or `Closed` if the connection ended before it said so.
     pub async fn delivered(self) -> Result<()> {
         let core = self.connection.core();
-        match core.finish(&self.settled).await {
+        match core.finish(&self.acked).await {
             Ok(Delivery::Delivered) => Ok(()),
             Ok(Delivery::Rejected) => {
                 let error = Error::new(ErrorKind::Rejected, "the receiver did not want the message");

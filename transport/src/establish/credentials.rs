@@ -2,26 +2,26 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::door::{Tls, Token};
+use crate::handshake::{Tls, Token};
 use crate::{Error, ErrorKind, Result};
 
 /// The credentials of an endpoint, which can be renewed.
 #[derive(Debug)]
-pub(crate) struct Credentials(Mutex<Held>);
+pub(crate) struct Credentials(Mutex<CredentialSet>);
 
 /// The credentials of one moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct CredentialSet {
     pub(crate) token: Option<Token>,
     pub(crate) tls: Option<Tls>,
 }
 
 impl Credentials {
     pub(crate) fn new(token: Option<Token>, tls: Option<Tls>) -> Self {
-        Self(Mutex::new(Held { token, tls }))
+        Self(Mutex::new(CredentialSet { token, tls }))
     }
 
-    pub(crate) fn now(&self) -> Held {
+    pub(crate) fn now(&self) -> CredentialSet {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -4,7 +4,7 @@ use crate::path::{CandidateState, Path};
 use crate::wire::handshake::clean;
 
 /// Bounds what a peer may say.
-const OPINIONS_MAX: usize = 32;
+const PEER_CANDIDATES_MAX: usize = 32;
 const NOTES_MAX: usize = 16;
 const NAME_LEN_MAX: usize = 32;
 const REASON_LEN_MAX: usize = 512;
@@ -12,9 +12,9 @@ const REASON_LEN_MAX: usize = 512;
 /// What one end says of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct View {
+pub struct PeerView {
     /// Every candidate, in that end's order of preference.
-    pub candidates: Vec<Opinion>,
+    pub candidates: Vec<PeerCandidate>,
     /// What that end says of the ways that the link may take or not. Text of the other end's, fit for a log line.
     pub notes: Vec<String>,
 }
@@ -22,7 +22,7 @@ pub struct View {
 /// What one end says of a candidate. Text of the other end's, fit for a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Opinion {
+pub struct PeerCandidate {
     /// Its name.
     pub name: String,
     /// What became of it.
@@ -31,33 +31,33 @@ pub struct Opinion {
     pub reason: String,
 }
 
-impl View {
+impl PeerView {
     /// What `path` says, without notes.
     pub fn of(path: &Path) -> Self {
-        let opinion = |candidate: &crate::path::Candidate| Opinion {
+        let peer_candidate = |candidate: &crate::path::Candidate| PeerCandidate {
             name: clean(candidate.name.as_bytes(), NAME_LEN_MAX),
             state: candidate.state,
             reason: clean(candidate.reason.as_bytes(), REASON_LEN_MAX),
         };
-        let candidates = path.candidates().iter().take(OPINIONS_MAX).map(opinion).collect();
+        let candidates = path.candidates().iter().take(PEER_CANDIDATES_MAX).map(peer_candidate).collect();
         Self { candidates, notes: Vec::new() }
     }
 
     /// The candidate that it says carries the connection.
     pub fn chosen(&self) -> Option<&str> {
-        let chosen = |opinion: &&Opinion| opinion.state == CandidateState::Chosen;
-        self.candidates.iter().find(chosen).map(|opinion| &opinion.name[..])
+        let chosen = |peer_candidate: &&PeerCandidate| peer_candidate.state == CandidateState::Chosen;
+        self.candidates.iter().find(chosen).map(|peer_candidate| &peer_candidate.name[..])
     }
 
     /// A line each: the state's letter, the name, a space, the reason; or `n` and a note.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let line = |opinion: &Opinion| {
-            let state = match opinion.state {
+        let line = |peer_candidate: &PeerCandidate| {
+            let state = match peer_candidate.state {
                 CandidateState::Chosen => 'c',
                 CandidateState::Available => 'a',
                 CandidateState::Refused => 'r',
             };
-            format!("{state}{} {}\n", opinion.name, opinion.reason)
+            format!("{state}{} {}\n", peer_candidate.name, peer_candidate.reason)
         };
         let notes = self.notes.iter().map(|note| format!("n{note}\n"));
         self.candidates.iter().map(line).chain(notes).collect::<String>().into_bytes()
@@ -65,10 +65,10 @@ impl View {
 
     /// `None` if it is no view at all.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let opinion = |line: &[u8]| {
+        let peer_candidate = |line: &[u8]| {
             let (state, rest) = line.split_first()?;
             let space = rest.iter().position(|byte| *byte == b' ')?;
-            Some(Opinion {
+            Some(PeerCandidate {
                 state: match state {
                     b'c' => CandidateState::Chosen,
                     b'a' => CandidateState::Available,
@@ -80,8 +80,12 @@ impl View {
             })
         };
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let (notes, opinions): (Vec<_>, Vec<_>) = lines.partition(|line| line[0] == b'n');
-        let candidates = opinions.into_iter().take(OPINIONS_MAX).map(opinion).collect::<Option<_>>()?;
+        let (notes, peer_candidates): (Vec<_>, Vec<_>) = lines.partition(|line| line[0] == b'n');
+        let candidates = peer_candidates
+            .into_iter()
+            .take(PEER_CANDIDATES_MAX)
+            .map(peer_candidate)
+            .collect::<Option<_>>()?;
         let notes = notes.into_iter().take(NOTES_MAX).map(|note| clean(&note[1..], REASON_LEN_MAX)).collect();
         Some(Self { candidates, notes })
     }
@@ -92,25 +96,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_survives_the_trip_and_a_strangers_is_bounded() {
-        let opinion =
-            |name: &str, state, reason: &str| Opinion { name: name.into(), state, reason: reason.into() };
-        let view = View {
+    fn a_view_survives_the_trip_and_a_unauthenticated_peers_is_bounded() {
+        let peer_candidate = |name: &str, state, reason: &str| PeerCandidate {
+            name: name.into(),
+            state,
+            reason: reason.into(),
+        };
+        let view = PeerView {
             candidates: vec![
-                opinion("mem", CandidateState::Refused, "the peer is another process"),
-                opinion("tcp", CandidateState::Chosen, "the first of two"),
-                opinion("shm", CandidateState::Available, ""),
+                peer_candidate("mem", CandidateState::Refused, "the peer is another process"),
+                peer_candidate("tcp", CandidateState::Chosen, "the first of two"),
+                peer_candidate("shm", CandidateState::Available, ""),
             ],
             notes: vec!["large frames are copied once".into(), String::new()],
         };
-        assert_eq!(View::decode(&view.encode()).as_ref(), Some(&view));
+        assert_eq!(PeerView::decode(&view.encode()).as_ref(), Some(&view));
         assert_eq!(view.chosen(), Some("tcp"));
         for wrong in [&b"x"[..], b"xmem no such state", b"c", b"cmem"] {
-            assert_eq!(View::decode(wrong), None, "{}", wrong.escape_ascii());
+            assert_eq!(PeerView::decode(wrong), None, "{}", wrong.escape_ascii());
         }
         let greedy =
-            View::decode(&[b"rx \x1b[31m".as_slice(), &[b'y'; 9000], b"\n"].concat().repeat(100)).unwrap();
-        assert_eq!(greedy.candidates.len(), OPINIONS_MAX);
+            PeerView::decode(&[b"rx \x1b[31m".as_slice(), &[b'y'; 9000], b"\n"].concat().repeat(100))
+                .unwrap();
+        assert_eq!(greedy.candidates.len(), PEER_CANDIDATES_MAX);
         assert!(
             greedy
                 .candidates

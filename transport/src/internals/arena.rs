@@ -1,7 +1,7 @@
 //! Shared memory as a model, for ends that lend each other frames.
 
 use crate::memory::Buffer;
-use crate::wire::lending::{LOAN_LEN, Lender, arena};
+use crate::wire::lending::{LENT_FRAME_LEN, Lender, arena};
 
 /// One process's shared memory, which its peer reaches too.
 #[derive(Clone, Debug, Default)]
@@ -9,8 +9,8 @@ pub struct Arena(arena::Arena);
 
 impl Arena {
     /// One with so much room for copies of frames that are in none.
-    pub fn with_depot(bytes_max: usize) -> Self {
-        Self(arena::Arena::with_depot(bytes_max))
+    pub fn with_bounce_arena(bytes_max: usize) -> Self {
+        Self(arena::Arena::with_bounce_arena(bytes_max))
     }
 
     /// A frame in it; `bytes` are not empty.
@@ -19,8 +19,8 @@ impl Arena {
     }
 
     /// Lends a frame of it to whoever has `peers`, and tells the loan as it travels.
-    pub fn lend(&self, frame: &Buffer, peers: &Self) -> Option<[u8; LOAN_LEN]> {
-        self.lender(peers, usize::MAX).lend(frame).map(|loan| loan.encode())
+    pub fn lend(&self, frame: &Buffer, peers: &Self) -> Option<[u8; LENT_FRAME_LEN]> {
+        self.lender(peers, usize::MAX).lend(frame).map(|lent_frame| lent_frame.encode())
     }
 
     /// What must be true when the peer is gone, and nothing that it borrowed is left.

@@ -35,7 +35,7 @@ impl Sample {
             }
             Self::Words(count) => {
                 for first in 0..*count {
-                    let word = Record::Settle { first: 2 * first, count: 1, delivery: Delivery::Delivered };
+                    let word = Record::Ack { first: 2 * first, count: 1, delivery: Delivery::Delivered };
                     record::put(out, &word);
                 }
             }
@@ -75,13 +75,13 @@ pub fn decoded_and_encoded(mut records: &[u8]) -> Result<Vec<u8>> {
 }
 
 fn put_message(out: &mut Vec<u8>, message: &Announcement<'_>) {
-    let Announcement { id, prompt, payload, header, frames } = message;
+    let Announcement { id, ack_now, payload, header, frames } = message;
     let len = payload.len_in_record();
-    record::put_message(out, *id, *prompt, *payload, header, frames.iter().copied(), len);
+    record::put_message(out, *id, *ack_now, *payload, header, frames.iter().copied(), len);
     match payload {
         Payload::Eager(payload) => out.extend_from_slice(payload),
-        Payload::Lent(_, loans, payload) => {
-            out.extend_from_slice(loans.as_flattened());
+        Payload::Lent(_, lent_frames, payload) => {
+            out.extend_from_slice(lent_frames.as_flattened());
             out.extend_from_slice(payload);
         }
         Payload::Fetchable(addresses) => out.extend_from_slice(addresses.as_flattened()),

@@ -50,7 +50,7 @@ impl Fetcher for Zeros {
         then(self.0.take().and_then(PartEnd::into_part));
     }
 
-    fn withdraw(&mut self) {}
+    fn retract(&mut self) {}
 }
 
 /// One end of a data stream, driven by hand.
@@ -65,18 +65,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// A new one, with checksums if `checked`, and with so many strands beside its main stream.
-    pub fn new(heartbeat: Duration, checked: bool, strands: usize) -> Self {
+    /// A new one, with checksums if `checked`, and with so many lanes beside its main stream.
+    pub fn new(heartbeat: Duration, checked: bool, lanes: usize) -> Self {
         let clock = Clockwork::default();
         let (regions, pool) = (Regions::new(Arc::new(clock.clone())), Pool::new(POOL_LEN));
         let session = Session::new(pool.clone(), regions.clone(), heartbeat, Duration::ZERO, checked);
-        Self {
-            session: session.striped(strands),
-            regions,
-            pool,
-            clock,
-            waiting: vec![Vec::new(); strands + 1],
-        }
+        Self { session: session.striped(lanes), regions, pool, clock, waiting: vec![Vec::new(); lanes + 1] }
     }
 
     /// The same, which lends its peer frames of `ours`, so many at once, and is lent those of `theirs`.
@@ -104,11 +98,11 @@ impl Stream {
     }
 
     /// Sends a message, which with `more` waits for company if it is small.
-    pub fn send(&mut self, message: Message, prompt: bool, more: bool) -> Sending {
+    pub fn send(&mut self, message: Message, ack_now: bool, more: bool) -> Sending {
         let (message, sent) = Operation::new(message);
-        let (receipt, settled) = Done::new();
-        self.session.send(message, receipt, prompt, more);
-        (sent, settled)
+        let (receipt, acked) = Done::new();
+        self.session.send(message, receipt, ack_now, more);
+        (sent, acked)
     }
 
     /// What the peer announced since the last call.
@@ -120,16 +114,16 @@ impl Stream {
     ///
     /// # Panics
     /// If what it fetches is not believed.
-    pub fn accept(&mut self, id: u64, landings: Vec<Option<BufferMut>>) -> Landing {
-        let (landings, landed) = Operation::new(landings);
-        self.session.accept(id, landings);
+    pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> Destination {
+        let (destinations, landed) = Operation::new(destinations);
+        self.session.accept(id, destinations);
         while self.session.fetch().expect("its peer's memory stays") {}
         landed
     }
 
     /// Says the word on an announced message.
-    pub fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
-        self.session.settle(id, delivery, prompt);
+    pub fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
+        self.session.ack(id, delivery, ack_now);
     }
 
     /// Exposes memory to the peer, to be read.
@@ -196,7 +190,7 @@ impl Stream {
         while !bytes.is_empty() && self.session.reads(stream) {
             let Some((target, remaining, mut sum)) = self.session.target(stream, PIECES_MAX) else {
                 let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted(stream)));
-                assert!(!wanted.is_empty(), "the session wants neither bulk nor anything else");
+                assert!(!wanted.is_empty(), "the session wants neither data nor anything else");
                 self.session.received(stream, wanted)?;
                 bytes = rest;
                 continue;
@@ -220,7 +214,7 @@ impl Stream {
                     revoked = lease.with(at, |to| to[..landed].copy_from_slice(arriving)).is_none();
                 }
             }
-            assert!(landed > 0, "the session wants bulk and has no room for it");
+            assert!(landed > 0, "the session wants data and has no room for it");
             self.session.landed(stream, landed, revoked)?;
             bytes = &bytes[landed..];
         }
@@ -239,7 +233,7 @@ impl Stream {
         self.session.begin_poll();
         let is_due = match stream {
             0 => self.session.is_due(Urgency::Word),
-            _ => self.session.strand_is_due(stream),
+            _ => self.session.lane_is_due(stream),
         };
         if !is_due {
             return false;
@@ -247,14 +241,14 @@ impl Stream {
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
         match stream {
             0 => self.session.gather(&mut slices, PIECES_MAX),
-            _ => self.session.strand_gather(stream, &mut slices, PIECES_MAX),
+            _ => self.session.lane_gather(stream, &mut slices, PIECES_MAX),
         }
         let before = out.len();
         slices.iter().for_each(|slice| out.extend_from_slice(slice));
         let len = out.len() - before;
         match stream {
             0 => self.session.wrote(len),
-            _ => self.session.strand_wrote(stream, len),
+            _ => self.session.lane_wrote(stream, len),
         }
         true
     }
@@ -273,7 +267,7 @@ impl Stream {
 /// When a message's memory is free again, and the receiver's word.
 pub type Sending = (Completion<Result<(), Failed<Message>>>, Completion<Result<Delivery>>);
 /// When the frames of a message have landed.
-pub type Landing = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
+pub type Destination = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
 /// When a get has ended.
 pub type Getting = Completion<Result<BufferMut, Failed<BufferMut>>>;
 /// When a put has ended.

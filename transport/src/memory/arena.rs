@@ -6,12 +6,12 @@
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
 pub(crate) mod borrowed;
-mod line;
-mod loans;
+mod lending;
 mod room;
 mod space;
 #[cfg(test)]
 mod tests;
+mod wait_queue;
 
 use std::any::Any;
 use std::fmt;
@@ -20,10 +20,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use line::{Line, Taking};
-pub(crate) use loans::OnLoan;
-use loans::{Leases, Loans};
+pub(crate) use lending::FrameLease;
+use lending::{BlockLeases, Lending};
 use room::{Room, STRETCH_BYTES, Spot};
+use wait_queue::{PendingTake, WaitQueue};
 
 use super::segment::Segment;
 use super::{Access, Allocation, Buffer, BufferMut, Place, Source, huge};
@@ -115,13 +115,17 @@ impl Arena {
                 format!("an arena of less than a page of {page} bytes"),
             ));
         }
-        let state =
-            State { room: Room::new(page), segments: Vec::new(), huge_bytes: 0, line: Line::default() };
+        let state = State {
+            room: Room::new(page),
+            segments: Vec::new(),
+            huge_bytes: 0,
+            wait_queue: WaitQueue::default(),
+        };
         Ok(Self(Arc::new(Inner {
             first_bytes,
             bytes_max,
             process: Process::current(),
-            loans: Loans::default(),
+            lending: Lending::default(),
             growing: Mutex::new(()),
             state: Mutex::new(state),
         })))
@@ -185,7 +189,7 @@ impl Arena {
         if len == 0 {
             return Ok(BufferMut::nothing_in(Place::Arena));
         }
-        Ok(unique(Taking::new(&self.0, len, limit).await?))
+        Ok(unique(PendingTake::new(&self.0, len, limit).await?))
     }
 
     /// As [`take`](Self::take), if it needs no further segment.
@@ -212,7 +216,7 @@ impl Arena {
     /// What it holds now.
     pub fn stats(&self) -> ArenaStats {
         reclaim();
-        let Loans { lent, quarantined, refused, .. } = &self.0.loans;
+        let Lending { lent, quarantined, refused, .. } = &self.0.lending;
         let state = self.0.state();
         let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
         ArenaStats {
@@ -263,7 +267,7 @@ struct Inner {
     bytes_max: usize,
     /// Which process made it.
     process: Process,
-    loans: Loans,
+    lending: Lending,
     /// Held by who makes a segment, which takes its time; `state` is not.
     growing: Mutex<()>,
     state: Mutex<State>,
@@ -273,7 +277,7 @@ struct State {
     room: Room,
     segments: Vec<Arc<Segment>>,
     huge_bytes: usize,
-    line: Line,
+    wait_queue: WaitQueue,
 }
 
 impl Inner {
@@ -315,7 +319,7 @@ impl Inner {
         let mut state = self.state();
         let spot = state.room.take(len)?;
         let segment = Arc::clone(&state.segments[spot.segment]);
-        let (arena, leases) = (Arc::downgrade(self), Leases::default());
+        let (arena, leases) = (Arc::downgrade(self), BlockLeases::default());
         Some(ArenaMemory { segment, spot, len, leases, arena })
     }
 
@@ -363,7 +367,7 @@ impl Inner {
     }
 
     fn why_full(&self, len: usize) -> String {
-        let Loans { lent, quarantined, .. } = &self.loans;
+        let Lending { lent, quarantined, .. } = &self.lending;
         let state = self.state();
         format!(
             "{len} bytes of an arena of {}: {} are in use, of which peers hold {}, {} of them in quarantine, and the largest free \
@@ -382,7 +386,7 @@ pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
     spot: Spot,
     len: usize,
-    leases: Leases,
+    leases: BlockLeases,
     /// Weak: buffers may outlive their arena, and keep their segment alone.
     arena: Weak<Inner>,
 }
@@ -394,7 +398,7 @@ impl Drop for ArenaMemory {
         if arena.check().is_ok() {
             let mut state = arena.state();
             state.room.give(self.spot);
-            state.line.tell();
+            state.wait_queue.tell();
         }
     }
 }

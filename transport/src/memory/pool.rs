@@ -123,18 +123,18 @@ impl Pool {
     /// # Errors
     ///
     /// As with [`take`](Self::take).
-    pub fn landings(&self, lengths: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
+    pub fn destinations(&self, lengths: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
         let small = |len: &usize| *len < SHARE_BELOW_BYTES;
         let mut small_bytes = lengths.clone().filter(small).map(lines).fold(0, usize::saturating_add);
         let mut shared = Shared::default();
-        let landing = |len: usize| {
-            let landing = shared.landing(self, len, small_bytes.min(SHARED_BYTES_MAX));
+        let destination = |len: usize| {
+            let destination = shared.destination(self, len, small_bytes.min(SHARED_BYTES_MAX));
             if small(&len) {
                 small_bytes = small_bytes.saturating_sub(lines(len));
             }
-            landing
+            destination
         };
-        lengths.map(landing).collect()
+        lengths.map(destination).collect()
     }
 
     /// Where the memory lives.

@@ -127,7 +127,7 @@ pub(crate) struct PeerSegment {
 }
 
 impl PeerSegment {
-    /// Maps what a stranger sent, once it is proven to be what a [`Segment`] is: a memfd of at most `len_max` bytes,
+    /// Maps what an unauthenticated peer sent, once it is proven to be what a [`Segment`] is: a memfd of at most `len_max` bytes,
     /// sealed against shrinking, growing and future writes, with every page there, so that no read faults or allocates.
     ///
     /// # Errors

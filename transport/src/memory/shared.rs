@@ -1,14 +1,14 @@
-//! What is left of a block that small landings share, each from a cache line of its own on.
+//! What is left of a block that small destinations share, each from a cache line of its own on.
 
 use std::mem;
 
 use super::{BufferMut, Pool};
 use crate::error::Result;
 
-/// Landings below this share a block: what is eager on the wire is small in memory.
+/// Destinations below this share a block: what is eager on the wire is small in memory.
 pub(super) const SHARE_BELOW_BYTES: usize = 16 << 10;
 
-/// Cuts small landings from one block after another. Dropping it keeps none of them.
+/// Cuts small destinations from one block after another. Dropping it keeps none of them.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     rest: BufferMut,
@@ -16,7 +16,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Room for `len` bytes; where a new block must be taken for it, then one of `block_len`, for those to come.
-    pub(crate) fn landing(&mut self, pool: &Pool, len: usize, block_len: usize) -> Result<BufferMut> {
+    pub(crate) fn destination(&mut self, pool: &Pool, len: usize, block_len: usize) -> Result<BufferMut> {
         if len == 0 || len >= SHARE_BELOW_BYTES {
             return pool.take(len);
         }

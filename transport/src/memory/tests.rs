@@ -106,7 +106,7 @@ fn splits_divide_and_rejoin() {
 }
 
 #[test]
-fn strangers_do_not_rejoin() {
+fn unauthenticated_peers_do_not_rejoin() {
     let mut one = Buffer::from(bytes(8));
     let gap = one.slice(6..);
     let mut front = one.split_to(4);

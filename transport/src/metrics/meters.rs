@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
-use super::tally::{Tallied, Tally};
+use super::histogram::{Histogram, Tallied};
 use crate::backend::Link;
 use crate::connection::Stats;
 use crate::error::ErrorKind;
@@ -17,9 +17,9 @@ use crate::error::ErrorKind;
 #[derive(Debug)]
 pub(crate) struct Counts {
     link: Arc<dyn Link>,
-    pub(crate) sent: Tally,
-    pub(crate) received: Tally,
-    pub(crate) deliveries: Tally,
+    pub(crate) sent: Histogram,
+    pub(crate) received: Histogram,
+    pub(crate) deliveries: Histogram,
     pub(crate) bytes_copied: AtomicU64,
 }
 
@@ -27,9 +27,9 @@ impl Counts {
     pub(crate) fn of(link: Arc<dyn Link>) -> Self {
         Self {
             link,
-            sent: Tally::of_bytes(),
-            received: Tally::of_bytes(),
-            deliveries: Tally::of_times(),
+            sent: Histogram::of_bytes(),
+            received: Histogram::of_bytes(),
+            deliveries: Histogram::of_times(),
             bytes_copied: AtomicU64::new(0),
         }
     }
@@ -45,7 +45,7 @@ impl Counts {
             received: self.received.read(),
             deliveries: self.deliveries.read(),
             bytes_copied: link.bytes_copied + self.bytes_copied.load(Ordering::Relaxed),
-            bytes_deposited: link.bytes_deposited,
+            bytes_bounced: link.bytes_bounced,
             system_calls: link.system_calls,
             credit_stalls: link.credit_stalls,
         }
@@ -59,20 +59,20 @@ pub(super) struct Counted {
     pub(super) received: Tallied,
     pub(super) deliveries: Tallied,
     pub(super) bytes_copied: u64,
-    pub(super) bytes_deposited: u64,
+    pub(super) bytes_bounced: u64,
     pub(super) system_calls: u64,
     pub(super) credit_stalls: u64,
 }
 
 impl Counted {
     fn nothing() -> Self {
-        let bytes = || Tally::of_bytes().read();
+        let bytes = || Histogram::of_bytes().read();
         Self {
             sent: bytes(),
             received: bytes(),
-            deliveries: Tally::of_times().read(),
+            deliveries: Histogram::of_times().read(),
             bytes_copied: 0,
-            bytes_deposited: 0,
+            bytes_bounced: 0,
             system_calls: 0,
             credit_stalls: 0,
         }
@@ -83,7 +83,7 @@ impl Counted {
         self.received += &other.received;
         self.deliveries += &other.deliveries;
         self.bytes_copied += other.bytes_copied;
-        self.bytes_deposited += other.bytes_deposited;
+        self.bytes_bounced += other.bytes_bounced;
         self.system_calls += other.system_calls;
         self.credit_stalls += other.credit_stalls;
     }
@@ -95,7 +95,7 @@ impl Counted {
             bytes_sent: self.sent.sum(),
             bytes_received: self.received.sum(),
             bytes_copied: self.bytes_copied,
-            bytes_deposited: self.bytes_deposited,
+            bytes_bounced: self.bytes_bounced,
             system_calls: self.system_calls,
             credit_stalls: self.credit_stalls,
         }
@@ -111,7 +111,7 @@ pub(crate) struct Meters {
     pub(super) opened: Family<Labels<2>, Counter>,
     pub(super) ended: Family<Labels<1>, Counter>,
     pub(super) failed: Family<Labels<2>, Counter>,
-    pub(super) establishing: Tally,
+    pub(super) establishing: Histogram,
 }
 
 #[derive(Debug)]
@@ -128,7 +128,7 @@ impl Meters {
             opened: Family::default(),
             ended: Family::default(),
             failed: Family::default(),
-            establishing: Tally::of_times(),
+            establishing: Histogram::of_times(),
         }
     }
 

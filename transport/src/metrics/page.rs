@@ -7,8 +7,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
+use super::histogram::Tallied;
 use super::meters::{Counted, Labels};
-use super::tally::Tallied;
 
 /// Of an endpoint's sums, there is nothing to tell apart.
 pub(super) const NO_LABELS: Labels<0> = [];
@@ -73,8 +73,8 @@ impl Page<'_> {
         values: &[(Counted, Labels<N>)],
     ) -> fmt::Result {
         let name = |what: &str| format!("towline_{of}{what}");
-        for (what, help, tally) in TALLIES {
-            let values = values.iter().map(|(counted, labels)| (tally(counted), labels.clone()));
+        for (what, help, histogram) in TALLIES {
+            let values = values.iter().map(|(counted, labels)| (histogram(counted), labels.clone()));
             self.histograms(&name(what), help, values)?;
         }
         for (what, help, sum) in SUMS {
@@ -105,7 +105,7 @@ const TALLIES: [Told<Tallied>; 3] = [
 
 const SUMS: [Told<u64>; 4] = [
     ("copied_bytes", "Payload copied in user space", |counted| counted.bytes_copied),
-    ("deposited_bytes", "Payload copied to where the peer reads it", |counted| counted.bytes_deposited),
+    ("bounced_bytes", "Payload copied to where the peer reads it", |counted| counted.bytes_bounced),
     ("system_calls", "System calls that moved data, or tried to", |counted| counted.system_calls),
     ("credit_stalls", "Messages that waited for credit", |counted| counted.credit_stalls),
 ];

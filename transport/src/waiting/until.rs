@@ -64,15 +64,15 @@ impl<'a, F> Until<'a, F> {
         // Whoever polls again needs nobody to wake it: the real one is left where it is only before it stops.
         let mut spinning = Context::from_waker(Waker::noop());
         let mut polled_since = None;
-        let (mut moves, mut idle_polls, mut leads) = (0, 0, false);
+        let (mut moves, mut idle_polls, mut is_leader) = (0, 0, false);
         loop {
             if let Poll::Ready(value) = check(&mut spinning) {
                 budget.made_progress();
                 return Poll::Ready(value);
             }
-            if waiters.is_armed() {
+            if waiters.is_driver_polled() {
                 // The driver need not wake for every packet beside a caller who polls.
-                leads = waiters.lead(waiter, cx);
+                is_leader = waiters.leader(waiter, cx);
             }
             if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
@@ -84,8 +84,8 @@ impl<'a, F> Until<'a, F> {
                 return Poll::Pending;
             }
             // A link without a source moves by itself, and wakes whoever waits.
-            let stops = waiters.link.source().is_none() || (!leads && !waiters.lead(waiter, cx));
-            leads = !stops;
+            let stops = waiters.link.source().is_none() || (!is_leader && !waiters.leader(waiter, cx));
+            is_leader = !stops;
             if !stops && waiters.wait != Wait::Sleep {
                 idle_polls += 1;
                 if waiters.wait == Wait::Spin && idle_since.is_some() && idle_polls % POLLS_PER_LOOK != 0 {
@@ -118,7 +118,7 @@ impl<'a, F> Until<'a, F> {
             if waiters.park(me, cx) {
                 return Poll::Pending;
             }
-            leads = false;
+            is_leader = false;
         }
     }
 }

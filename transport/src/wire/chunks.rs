@@ -1,17 +1,17 @@
 //! A transfer that lands in chunks, in any order: each is claimed once, by whatever brings it, which owns its part of the
-//! landing until it is there.
+//! destination until it is there.
 
 use crate::error::Result;
 use crate::memory::BufferMut;
-use crate::wire::record::{BULK_LEN_MAX, Transfer, corrupt};
+use crate::wire::record::{DATA_LEN_MAX, Transfer, corrupt};
 
 /// The length of a chunk where there are several streams. Simulated and fuzzed payload is short, and shall be of several too.
-pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } else { BULK_LEN_MAX };
+pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } else { DATA_LEN_MAX };
 
 /// What one chunk fills: pieces of buffers and the bytes each takes. Nothing where the chunk goes to a region.
 pub(crate) type Parts = Vec<(BufferMut, usize)>;
 
-/// A landing, cut into chunks of one length; the last one takes the rest.
+/// A destination, cut into chunks of one length; the last one takes the rest.
 #[derive(Debug)]
 pub(crate) struct Chunks {
     chunk_len: usize,

@@ -1,4 +1,4 @@
-//! Counts that anybody may read while whoever has the baton goes on.
+//! Counts that anybody may read while whoever has the poll lock goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Count(Arc<AtomicU64>);
 
 impl Count {
-    /// By the holder of the baton alone.
+    /// By the holder of the poll lock alone.
     pub(crate) fn add(&self, more: u64) {
         self.0.store(self.get() + more, Ordering::Relaxed);
     }
@@ -24,7 +24,7 @@ impl Count {
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     pub(super) copied: [Count; 3],
-    pub(super) deposited: Count,
+    pub(super) bounced: Count,
     pub(super) stalls: Count,
 }
 
@@ -35,8 +35,8 @@ impl Counts {
     }
 
     /// What of it was copied to where the peer reads it.
-    pub(crate) fn deposited(&self) -> u64 {
-        self.deposited.get()
+    pub(crate) fn bounced(&self) -> u64 {
+        self.bounced.get()
     }
 
     /// Waits for credit.

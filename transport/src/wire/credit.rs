@@ -1,6 +1,6 @@
 //! How much a sender may have in flight before the receiver has said its word on it.
 
-/// A window of credit: what a message costs is taken when it leaves and comes back when it is settled.
+/// A window of credit: what a message costs is taken when it leaves and comes back when it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) messages: u64,
@@ -12,4 +12,4 @@ pub(crate) struct Window {
 pub(crate) const WINDOW: Window = Window { messages: 1024, bytes: 1 << 20 };
 
 /// Payload of 16 KiB and above that may stream ahead into pool memory while the application waits in `recv`, in bytes.
-pub(crate) const AHEAD: u64 = 4 << 20;
+pub(crate) const PREGRANT: u64 = 4 << 20;

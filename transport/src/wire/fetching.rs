@@ -1,9 +1,9 @@
 //! Frames that the receiver reads where the sender has them: an announcement says where they lie, and the receiver, who names
-//! their landings, copies them there by itself, once.
+//! their destinations, copies them there by itself, once.
 //!
 //! The session says what lies where, whose turn it is, and when the sender's memory is free. The link brings a [`Fetcher`],
 //! which reaches the peer's memory. The invariant: nothing that was fetched is delivered before its last part was confirmed:
-//! the memory had not gone back to its owner; and it goes back only after [`Fetcher::withdraw`], which makes the peer's fail.
+//! the memory had not gone back to its owner; and it goes back only after [`Fetcher::retract`], which makes the peer's fail.
 
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
@@ -50,7 +50,7 @@ pub(crate) trait Fetcher: Debug + Send {
     fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>);
 
     /// Our memory goes back to its owners from now on: what the peer fetches and has not confirmed counts for nothing.
-    fn withdraw(&mut self);
+    fn retract(&mut self);
 }
 
 /// What is read in one go: pieces of frames, with the memory that they land in.

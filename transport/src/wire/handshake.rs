@@ -1,6 +1,6 @@
 //! Handshake messages and what both ends must agree on; `docs/handshake.md` shows every byte.
 //!
-//! All of this is read from strangers: a length is checked before anything of that length is allocated, and text
+//! All of this is read from unauthenticated peers: a length is checked before anything of that length is allocated, and text
 //! from a peer is cleaned before anyone sees it.
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 pub(crate) use decode::{decode, head};
 pub(crate) use text::{clean, excerpt, shorten};
 pub use transcript::Role;
-pub(crate) use transcript::{JoinKey, MeetingKey, Transcript};
+pub(crate) use transcript::{AttachKey, JoinKey, Transcript};
 
 /// What every handshake message begins with. The last byte stops a terminal that was shown the stream.
 pub(crate) const MAGIC: [u8; 8] = *b"TOWLINE\x1a";
@@ -45,7 +45,7 @@ pub(crate) const BINDING_LEN: usize = 32;
 pub(crate) const NAME_LEN: usize = 16;
 pub(crate) const OFFERS_MAX: usize = 16;
 pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
-pub(crate) const CARD_LEN_MAX: usize = 16 * 1024;
+pub(crate) const INFO_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
 pub(crate) const REASON_LEN_MAX: usize = 1024;
 /// The most bytes behind one [`Message::Measure`].
@@ -70,10 +70,10 @@ pub(crate) enum Message {
     ProposeStreams { streams: u8, backend: String },
     /// A further stream's first and only word.
     Join(Join),
-    /// The connector asks for a backend, and for so many streams, and tells its twin what strangers may not know.
-    ProposeCard { streams: u8, backend: String, card: Vec<u8> },
-    /// The acceptor is ready to open it, and answers with a card of its own.
-    ReadyCard { card: Vec<u8> },
+    /// The connector asks for a backend, and for so many streams, and tells its twin what unauthenticated peers may not know.
+    ProposeInfo { streams: u8, backend: String, info: Vec<u8> },
+    /// The acceptor is ready to open it, and answers with an endpoint info of its own.
+    ReadyInfo { info: Vec<u8> },
     /// The connector wants to know what the stream does: so many bytes follow, which are no message.
     Measure { len: usize },
 }
@@ -94,14 +94,14 @@ pub(crate) struct Hello {
     pub(crate) version_max: u16,
     pub(crate) features: u64,
     pub(crate) nonce: [u8; NONCE_LEN],
-    /// Opaque here; `door::identity` reads it.
+    /// Opaque here; `handshake::identity` reads it.
     pub(crate) identity: [u8; IDENTITY_LEN],
     /// Whether the sender has a token, and will prove it and ask for proof.
     pub(crate) authenticates: bool,
     pub(crate) offers: Vec<Offer>,
 }
 
-/// What one backend tells its twin at the peer. Strangers read it before they prove anything, so nothing in it may
+/// What one backend tells its twin at the peer. Unauthenticated peers read it before they prove anything, so nothing in it may
 /// grant access.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
@@ -146,8 +146,8 @@ impl Message {
             Self::Refuse { .. } => Kind::Refuse,
             Self::ProposeStreams { .. } => Kind::ProposeStreams,
             Self::Join(_) => Kind::Join,
-            Self::ProposeCard { .. } => Kind::ProposeCard,
-            Self::ReadyCard { .. } => Kind::ReadyCard,
+            Self::ProposeInfo { .. } => Kind::ProposeInfo,
+            Self::ReadyInfo { .. } => Kind::ReadyInfo,
             Self::Measure { .. } => Kind::Measure,
         }
     }
@@ -178,16 +178,16 @@ impl Message {
                 out.push(*stream);
                 out.extend_from_slice(mac);
             }
-            Self::ProposeCard { streams, backend, card } => {
+            Self::ProposeInfo { streams, backend, info } => {
                 check_backend(backend.as_bytes(), ErrorKind::Invalid)?;
-                check_card(card, ErrorKind::Invalid)?;
+                check_info(info, ErrorKind::Invalid)?;
                 out.extend_from_slice(&[*streams, backend.len() as u8]);
                 out.extend_from_slice(backend.as_bytes());
-                out.extend_from_slice(card);
+                out.extend_from_slice(info);
             }
-            Self::ReadyCard { card } => {
-                check_card(card, ErrorKind::Invalid)?;
-                out.extend_from_slice(card);
+            Self::ReadyInfo { info } => {
+                check_info(info, ErrorKind::Invalid)?;
+                out.extend_from_slice(info);
             }
             Self::Measure { len } => {
                 let len = check_measure(*len as u64, ErrorKind::Invalid)?;
@@ -257,8 +257,8 @@ pub(crate) enum Kind {
     Refuse,
     ProposeStreams,
     Join,
-    ProposeCard,
-    ReadyCard,
+    ProposeInfo,
+    ReadyInfo,
     Measure,
 }
 
@@ -272,8 +272,8 @@ impl Kind {
         Self::Refuse,
         Self::ProposeStreams,
         Self::Join,
-        Self::ProposeCard,
-        Self::ReadyCard,
+        Self::ProposeInfo,
+        Self::ReadyInfo,
         Self::Measure,
     ];
 
@@ -291,8 +291,8 @@ impl Kind {
             Self::Refuse => 1 + REASON_LEN_MAX,
             Self::ProposeStreams => 1 + BACKEND_LEN_MAX,
             Self::Join => NAME_LEN + 1 + MAC_LEN,
-            Self::ProposeCard => 2 + BACKEND_LEN_MAX + CARD_LEN_MAX,
-            Self::ReadyCard => CARD_LEN_MAX,
+            Self::ProposeInfo => 2 + BACKEND_LEN_MAX + INFO_LEN_MAX,
+            Self::ReadyInfo => INFO_LEN_MAX,
             Self::Measure => size_of::<u32>(),
         }
     }
@@ -383,12 +383,12 @@ fn check_backend(name: &[u8], kind: ErrorKind) -> Result<&str> {
     }
 }
 
-/// Without a card there is another message.
-fn check_card(card: &[u8], kind: ErrorKind) -> Result<&[u8]> {
-    match card.len() {
-        0 => Err(Error::new(kind, "a card is empty")),
-        1..=CARD_LEN_MAX => Ok(card),
-        len => Err(too_large(format!("a card of {len} bytes passes the limit of {CARD_LEN_MAX}"))),
+/// Without an endpoint info there is another message.
+fn check_info(info: &[u8], kind: ErrorKind) -> Result<&[u8]> {
+    match info.len() {
+        0 => Err(Error::new(kind, "an endpoint info is empty")),
+        1..=INFO_LEN_MAX => Ok(info),
+        len => Err(too_large(format!("an endpoint info of {len} bytes passes the limit of {INFO_LEN_MAX}"))),
     }
 }
 

@@ -1,7 +1,7 @@
-//! Checksums of a data stream, where both ends agreed on them: each parcel's head carries those of itself, its records
-//! and its bulk.
+//! Checksums of a data stream, where both ends agreed on them: each packet's head carries those of itself, its records
+//! and its data.
 //!
-//! Nothing is acted on before its checksum was found right: records are checked before they are read, a parcel's bulk
+//! Nothing is acted on before its checksum was found right: records are checked before they are read, a packet's data
 //! before its transfer goes on. The sum is taken over memory that was just read or is about to be written: no byte is
 //! copied for it.
 
@@ -13,23 +13,23 @@ use crate::error::Result;
 use crate::memory::{Buffer, BufferMut};
 use crate::wire::record::{Transfer, corrupt};
 
-/// Writes the checksums of the records, of the bulk, and of what is before, to the end of a head.
-pub(crate) fn seal(head: &mut [u8], records: u32, bulk: u32) {
+/// Writes the checksums of the records, of the data, and of what is before, to the end of a head.
+pub(crate) fn seal(head: &mut [u8], records: u32, data: u32) {
     let sums = head.len() - 12;
     head[sums..sums + 4].copy_from_slice(&records.to_le_bytes());
-    head[sums + 4..sums + 8].copy_from_slice(&bulk.to_le_bytes());
+    head[sums + 4..sums + 8].copy_from_slice(&data.to_le_bytes());
     let sum = crc32c(&head[..sums + 8]);
     head[sums + 8..].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// What [`seal`] wrote of the records and of the bulk; `None` if the head is not as it was.
+/// What [`seal`] wrote of the records and of the data; `None` if the head is not as it was.
 fn unseal(head: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let sums = head.len() - 12;
     (crc32c(&head[..sums + 8]) == word(sums + 8)).then(|| (word(sums), word(sums + 4)))
 }
 
-/// The checksum of bulk.
+/// The checksum of data.
 pub(crate) fn of_buffers(buffers: &[Buffer]) -> u32 {
     of_slices(buffers.iter().filter_map(Buffer::as_slice).map(IoSlice::new))
 }
@@ -44,14 +44,14 @@ pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = IoSlice<'a>>) -> u3
 pub(crate) struct Check {
     /// Both ends agreed to.
     on: bool,
-    /// The current parcel's checksums, and the sum of its bulk so far.
+    /// The current packet's checksums, and the sum of its data so far.
     records: u32,
-    bulk: u32,
+    data: u32,
     sum: u32,
-    /// Where its bulk goes: the frame, and the offset in it.
+    /// Where its data goes: the frame, and the offset in it.
     frame: usize,
     offset: u64,
-    /// Where the current parcel begins, its records do, and it ends in the stream.
+    /// Where the current packet begins, its records do, and it ends in the stream.
     start: u64,
     records_at: u64,
     end: u64,
@@ -62,12 +62,12 @@ impl Check {
         Self { on, ..Self::default() }
     }
 
-    /// What checks, where this one `is_on`, the bulk of a parcel that came by itself with that head.
-    pub(crate) fn of_parcel(&self, head: &[u8]) -> Result<Self> {
+    /// What checks, where this one `is_on`, the data of a packet that came by itself with that head.
+    pub(crate) fn of_packet(&self, head: &[u8]) -> Result<Self> {
         let mut check = Self::new(self.on);
         if self.on {
-            let sums = unseal(head).ok_or_else(|| corrupt("damaged on its way: the head of a parcel"))?;
-            (check.records, check.bulk) = sums;
+            let sums = unseal(head).ok_or_else(|| corrupt("damaged on its way: the head of a packet"))?;
+            (check.records, check.data) = sums;
         }
         Ok(check)
     }
@@ -76,26 +76,26 @@ impl Check {
         self.on
     }
 
-    /// A parcel's head came.
+    /// A packet's head came.
     pub(crate) fn head(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.on {
             return Ok(());
         }
         self.start = self.end;
-        let Some((records, bulk)) = unseal(bytes) else {
+        let Some((records, data)) = unseal(bytes) else {
             return Err(corrupt(format!(
                 "damaged on its way: the head at byte {} of the stream",
                 self.start
             )));
         };
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        (self.records, self.bulk, self.sum) = (records, bulk, 0);
+        (self.records, self.data, self.sum) = (records, data, 0);
         self.records_at = self.start + bytes.len() as u64;
         self.end += bytes.len() as u64 + u64::from(word(0)) + u64::from(word(4));
         Ok(())
     }
 
-    /// A parcel's records came; `next` is the number of the next message to be announced.
+    /// A packet's records came; `next` is the number of the next message to be announced.
     pub(crate) fn records(&self, bytes: &[u8], next: u64) -> Result<()> {
         if !self.on || crc32c(bytes) == self.records {
             return Ok(());
@@ -106,7 +106,7 @@ impl Check {
         )))
     }
 
-    /// Bulk is to come, for this place.
+    /// Data is to come, for this place.
     pub(crate) fn begin(&mut self, frame: usize, offset: u64) {
         (self.frame, self.offset) = (frame, offset);
     }
@@ -116,9 +116,9 @@ impl Check {
         Sum(self.on.then_some(&mut self.sum))
     }
 
-    /// A parcel's bulk is all here.
+    /// A packet's data is all here.
     pub(crate) fn end(&self, transfer: Transfer) -> Result<()> {
-        if !self.on || self.sum == self.bulk {
+        if !self.on || self.sum == self.data {
             return Ok(());
         }
         let (frame, offset) = (self.frame, self.offset);
@@ -131,7 +131,7 @@ impl Check {
     }
 }
 
-/// The sum of a parcel's bulk, if it is taken.
+/// The sum of a packet's data, if it is taken.
 #[derive(Debug)]
 pub(crate) struct Sum<'a>(Option<&'a mut u32>);
 

@@ -10,7 +10,7 @@ const MISSED_MAX: u32 = 3;
 pub(crate) enum Due {
     Nothing,
     /// Ask the peer for a sign of life.
-    Ask,
+    Ping,
     /// It has been silent for this long.
     Lost(Duration),
 }
@@ -53,7 +53,7 @@ impl Liveness {
         {
             self.asked = now;
             self.unanswered += 1;
-            return Due::Ask;
+            return Due::Ping;
         }
         Due::Nothing
     }
@@ -80,7 +80,7 @@ mod tests {
         for quarter in 0..1000 {
             let now = HEARTBEAT / 4 * quarter;
             match liveness.due(now) {
-                Due::Ask => liveness.heard(now + Duration::from_millis(1)),
+                Due::Ping => liveness.heard(now + Duration::from_millis(1)),
                 Due::Lost(silent) => panic!("lost after {silent:?}"),
                 Due::Nothing => {}
             }
@@ -91,7 +91,7 @@ mod tests {
     fn our_own_long_sleep_gives_the_peer_time_to_answer() {
         let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
         let woke = Duration::from_secs(3600);
-        assert_eq!(liveness.due(woke), Due::Ask);
+        assert_eq!(liveness.due(woke), Due::Ping);
         assert_eq!(liveness.due(woke + HEARTBEAT / 4), Due::Nothing);
         liveness.heard(woke + HEARTBEAT / 2);
         assert_eq!(liveness.due(woke + HEARTBEAT), Due::Nothing);

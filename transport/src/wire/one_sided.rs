@@ -11,8 +11,8 @@ use crate::operation::Operation;
 use crate::region::{Regions, RemoteRegion, WriteLease};
 use crate::wire::chunks::{Chunk, Chunks, Parts};
 use crate::wire::count::Count;
-use crate::wire::outbox::{Bulk, Ending, Outbox, Source};
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
+use crate::wire::send_queue::{DataSource, Ending, SendQueue, Source};
 use crate::wire::sends::RECORDS_LEN;
 
 /// Requests of one end that may be unanswered; more wait.
@@ -25,14 +25,14 @@ pub(crate) struct OneSided {
     requests: HashMap<u64, Request>,
     next: u64,
     /// The peer's puts whose payload is coming.
-    landing: HashMap<u64, Landing>,
+    destination: HashMap<u64, GetTarget>,
     /// The peer's requests whose answer has not left.
     serving: usize,
     /// Our gets whose bytes are coming.
     gets: usize,
     /// Payload comes in chunks of this length, in any order.
     chunk_len: Option<usize>,
-    /// Bulk leaves late: the word on a put may overtake the news that it has left.
+    /// Data leaves late: the word on a put may overtake the news that it has left.
     late: bool,
     pub(crate) copied: Count,
 }
@@ -48,13 +48,13 @@ enum Request {
     },
     Put {
         from: Operation<Buffer>,
-        way: Way,
+        way: Method,
     },
 }
 
 /// How far the payload of a put is.
 #[derive(Debug)]
-enum Way {
+enum Method {
     /// It waits for the owner's go.
     Waiting,
     /// It is leaving, late; the owner may have said its word.
@@ -80,7 +80,7 @@ impl Request {
 }
 
 #[derive(Debug)]
-struct Landing {
+struct GetTarget {
     lease: WriteLease,
     at: usize,
     revoked: bool,
@@ -88,7 +88,7 @@ struct Landing {
     chunks: Option<Box<Chunks>>,
 }
 
-/// Where bulk goes.
+/// Where data goes.
 #[derive(Debug)]
 pub(crate) enum Room<'a> {
     Buffer(&'a mut BufferMut, usize),
@@ -103,7 +103,7 @@ impl OneSided {
             queued: VecDeque::new(),
             requests: HashMap::new(),
             next: 0,
-            landing: HashMap::new(),
+            destination: HashMap::new(),
             serving: 0,
             gets: 0,
             chunk_len: None,
@@ -117,7 +117,7 @@ impl OneSided {
         self.chunk_len = Some(chunk_len);
     }
 
-    /// Bulk leaves late: the word on a put may overtake the news that it has left, and then waits for it.
+    /// Data leaves late: the word on a put may overtake the news that it has left, and then waits for it.
     pub(crate) fn leave_late(&mut self) {
         self.late = true;
     }
@@ -128,12 +128,12 @@ impl OneSided {
     }
 
     pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
-        self.queued.push_back((region, offset, Request::Put { from, way: Way::Gone }));
+        self.queued.push_back((region, offset, Request::Put { from, way: Method::Gone }));
     }
 
-    /// Whether bulk of a get or put may come.
-    pub(crate) fn expect_bulk(&self) -> bool {
-        self.gets > 0 || !self.landing.is_empty()
+    /// Whether data of a get or put may come.
+    pub(crate) fn expect_data(&self) -> bool {
+        self.gets > 0 || !self.destination.is_empty()
     }
 
     /// Whether a request could leave now.
@@ -146,16 +146,16 @@ impl OneSided {
         self.queued.is_empty() && self.requests.is_empty()
     }
 
-    /// Writes requests while the parcel has room.
-    pub(crate) fn ask(&mut self, outbox: &mut Outbox) {
-        while self.are_due() && outbox.records_len() < RECORDS_LEN && outbox.has_room() {
+    /// Writes requests while the packet has room.
+    pub(crate) fn ping(&mut self, send_queue: &mut SendQueue) {
+        while self.are_due() && send_queue.records_len() < RECORDS_LEN && send_queue.has_room() {
             let Some((region, offset, mut request)) = self.queued.pop_front() else { return };
             let id = self.next;
             self.next += 1;
             match &mut request {
                 Request::Get { into, start, end, chunks } => {
                     let len = *end - *start;
-                    put(outbox.text(), &Record::Get { id, key: *region.key(), offset, len: len as u64 });
+                    put(send_queue.text(), &Record::Get { id, key: *region.key(), offset, len: len as u64 });
                     self.gets += 1;
                     *chunks = self.chunk_len.map(|chunk_len| {
                         Box::new(Chunks::cut(std::iter::once((into.memory_mut(), len)), chunk_len))
@@ -164,11 +164,11 @@ impl OneSided {
                 Request::Put { from, way } => {
                     let len = from.memory().len() as u64;
                     let eager = len < EAGER_LEN_MAX;
-                    put_put(outbox.text(), id, region.key(), offset, len, eager);
+                    put_put(send_queue.text(), id, region.key(), offset, len, eager);
                     if eager {
-                        outbox.payload(std::iter::once(from.memory().clone()));
+                        send_queue.payload(std::iter::once(from.memory().clone()));
                     }
-                    *way = if eager { Way::Gone } else { Way::Waiting };
+                    *way = if eager { Method::Gone } else { Method::Waiting };
                 }
             }
             self.requests.insert(id, request);
@@ -183,10 +183,10 @@ impl OneSided {
         offset: u64,
         len: u64,
         records: &mut Vec<u8>,
-    ) -> Result<Option<Bulk>> {
+    ) -> Result<Option<DataSource>> {
         self.serve()?;
         match self.regions.read(key, offset, len) {
-            Ok(lease) if len > 0 => Ok(Some(Bulk::new(Transfer::Get(id), Source::Region(lease)))),
+            Ok(lease) if len > 0 => Ok(Some(DataSource::new(Transfer::Get(id), Source::Region(lease)))),
             Ok(_) => {
                 put(records, &Record::Done { id });
                 Ok(None)
@@ -222,14 +222,14 @@ impl OneSided {
             }
             None if len < EAGER_LEN_MAX => return Err(corrupt("a small put without its payload")),
             None => {
-                put(records, &Record::Go { id });
+                put(records, &Record::ReadyToReceive { id });
                 let chunks = self.chunk_len;
                 let chunks = chunks.map(|chunk_len| Box::new(Chunks::of_region(lease.len(), chunk_len)));
-                let landing = Landing { lease, at: 0, revoked: false, chunks };
+                let destination = GetTarget { lease, at: 0, revoked: false, chunks };
                 // Chunks of the one that is coming are put back into it.
-                match self.landing.entry(id) {
+                match self.destination.entry(id) {
                     Entry::Vacant(entry) => {
-                        entry.insert(landing);
+                        entry.insert(destination);
                     }
                     Entry::Occupied(_) => return Err(corrupt("two puts of one number")),
                 }
@@ -254,11 +254,11 @@ impl OneSided {
     }
 
     /// A put of ours may stream.
-    pub(crate) fn may_go(&mut self, id: u64) -> Result<Bulk> {
+    pub(crate) fn peer_is_ready(&mut self, id: u64) -> Result<DataSource> {
         match self.requests.get_mut(&id) {
-            Some(Request::Put { from, way: way @ Way::Waiting }) => {
-                *way = if self.late { Way::Leaving(None) } else { Way::Gone };
-                Ok(Bulk::new(Transfer::Put(id), Source::Put(from.memory().clone())))
+            Some(Request::Put { from, way: way @ Method::Waiting }) => {
+                *way = if self.late { Method::Leaving(None) } else { Method::Gone };
+                Ok(DataSource::new(Transfer::Put(id), Source::Put(from.memory().clone())))
             }
             _ => Err(corrupt("a go for no put that waits")),
         }
@@ -267,9 +267,9 @@ impl OneSided {
     /// A put's bytes are in place, or a get of nothing is done.
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
-            Some(Request::Put { from, way: Way::Gone }) => from.finish(drop),
-            Some(Request::Put { from, way: Way::Leaving(None) }) => {
-                self.requests.insert(id, Request::Put { from, way: Way::Leaving(Some(Ok(()))) });
+            Some(Request::Put { from, way: Method::Gone }) => from.finish(drop),
+            Some(Request::Put { from, way: Method::Leaving(None) }) => {
+                self.requests.insert(id, Request::Put { from, way: Method::Leaving(Some(Ok(()))) });
             }
             Some(Request::Get { into, start, end, .. }) if start == end => {
                 self.gets -= 1;
@@ -286,10 +286,10 @@ impl OneSided {
 
     /// The payload of a put of ours that leaves late has left.
     pub(crate) fn put_left(&mut self, id: u64) {
-        let Some(Request::Put { way: way @ Way::Leaving(_), .. }) = self.requests.get_mut(&id) else {
+        let Some(Request::Put { way: way @ Method::Leaving(_), .. }) = self.requests.get_mut(&id) else {
             return;
         };
-        let Way::Leaving(Some(word)) = std::mem::replace(way, Way::Gone) else { return };
+        let Method::Leaving(Some(word)) = std::mem::replace(way, Method::Gone) else { return };
         let Some(Request::Put { from, .. }) = self.requests.remove(&id) else { return };
         match word {
             Ok(()) => from.finish(drop),
@@ -302,7 +302,7 @@ impl OneSided {
         if self.chunks(Transfer::Get(id)).is_some_and(|chunks| !chunks.are_untouched()) {
             return Err(corrupt("a refusal of a get whose answer came"));
         }
-        if let Some(Request::Put { way: Way::Leaving(word), .. }) = self.requests.get_mut(&id) {
+        if let Some(Request::Put { way: Method::Leaving(word), .. }) = self.requests.get_mut(&id) {
             return match word.replace(Err(error)) {
                 None => Ok(()),
                 Some(_) => Err(corrupt("two answers to one request")),
@@ -314,7 +314,7 @@ impl OneSided {
         Ok(())
     }
 
-    /// How much bulk of a transfer is still to come.
+    /// How much data of a transfer is still to come.
     pub(crate) fn remaining(&self, transfer: Transfer) -> Option<u64> {
         match transfer {
             Transfer::Get(id) => match self.requests.get(&id)? {
@@ -322,7 +322,7 @@ impl OneSided {
                 Request::Put { .. } => None,
             },
             Transfer::Put(id) => {
-                self.landing.get(&id).map(|landing| (landing.lease.len() - landing.at) as u64)
+                self.destination.get(&id).map(|destination| (destination.lease.len() - destination.at) as u64)
             }
             Transfer::Message(_) => None,
         }
@@ -335,7 +335,7 @@ impl OneSided {
                 Some(Request::Get { into, .. }) => into.memory().len() as u64,
                 _ => 0,
             },
-            Transfer::Put(id) => self.landing.get(&id).map_or(0, |landing| landing.at as u64),
+            Transfer::Put(id) => self.destination.get(&id).map_or(0, |destination| destination.at as u64),
             Transfer::Message(_) => 0,
         }
     }
@@ -351,7 +351,7 @@ impl OneSided {
                 Request::Put { .. } => None,
             },
             Transfer::Put(id) => {
-                self.landing.get(&id).map(|landing| Room::Region(&landing.lease, landing.at))
+                self.destination.get(&id).map(|destination| Room::Region(&destination.lease, destination.at))
             }
             Transfer::Message(_) => None,
         }
@@ -369,12 +369,12 @@ impl OneSided {
                 }
             }
             Transfer::Put(id) => {
-                let Some(landing) = self.landing.get_mut(&id) else { return };
-                landing.at += len as usize;
-                landing.revoked |= revoked;
-                if landing.at == landing.lease.len() {
-                    put(records, &if landing.revoked { refused(id) } else { Record::Done { id } });
-                    self.landing.remove(&id);
+                let Some(destination) = self.destination.get_mut(&id) else { return };
+                destination.at += len as usize;
+                destination.revoked |= revoked;
+                if destination.at == destination.lease.len() {
+                    put(records, &if destination.revoked { refused(id) } else { Record::Done { id } });
+                    self.destination.remove(&id);
                 }
             }
             Transfer::Message(_) => {}
@@ -383,14 +383,14 @@ impl OneSided {
 
     /// The range that a put of the peer's goes to.
     pub(crate) fn lease(&self, id: u64) -> Option<&WriteLease> {
-        self.landing.get(&id).map(|landing| &landing.lease)
+        self.destination.get(&id).map(|destination| &destination.lease)
     }
 
     /// Hands out the parts of a transfer's chunk that is about to come.
     pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<Parts> {
         match self.chunks(transfer) {
             Some(chunks) => chunks.claim(offset, len),
-            None => Err(corrupt(format!("{len} bytes of bulk that nobody expects ({transfer:?})"))),
+            None => Err(corrupt(format!("{len} bytes of data that nobody expects ({transfer:?})"))),
         }
     }
 
@@ -400,7 +400,7 @@ impl OneSided {
                 Request::Get { chunks, .. } => chunks.as_deref_mut(),
                 Request::Put { .. } => None,
             },
-            Transfer::Put(id) => self.landing.get_mut(&id)?.chunks.as_deref_mut(),
+            Transfer::Put(id) => self.destination.get_mut(&id)?.chunks.as_deref_mut(),
             Transfer::Message(_) => None,
         }
     }
@@ -409,7 +409,7 @@ impl OneSided {
     pub(crate) fn chunk_landed(&mut self, chunk: Chunk, records: &mut Vec<u8>) {
         let Chunk { transfer, offset, len, parts, revoked, .. } = chunk;
         if let Transfer::Put(id) = transfer
-            && self.landing.get(&id).is_some_and(|landing| landing.chunks.is_none())
+            && self.destination.get(&id).is_some_and(|destination| destination.chunks.is_none())
         {
             // The one stream brings them in order.
             return self.landed(transfer, len as u64, revoked, records);
@@ -427,11 +427,11 @@ impl OneSided {
                 into.finish(|memory| memory);
             }
             Transfer::Put(id) => {
-                let Some(landing) = self.landing.get_mut(&id) else { return };
-                landing.revoked |= revoked;
+                let Some(destination) = self.destination.get_mut(&id) else { return };
+                destination.revoked |= revoked;
                 if is_whole {
-                    put(records, &if landing.revoked { refused(id) } else { Record::Done { id } });
-                    self.landing.remove(&id);
+                    put(records, &if destination.revoked { refused(id) } else { Record::Done { id } });
+                    self.destination.remove(&id);
                 }
             }
             Transfer::Get(_) | Transfer::Message(_) => {}
@@ -451,7 +451,7 @@ impl OneSided {
         for request in queued.chain(self.requests.drain().map(|(_, request)| request)) {
             request.fail(why.clone());
         }
-        self.landing.clear();
+        self.destination.clear();
         self.gets = 0;
     }
 }

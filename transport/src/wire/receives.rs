@@ -1,4 +1,4 @@
-//! Messages on their way in: announced, landing, waiting for the application's word.
+//! Messages on their way in: announced, destination, waiting for the application's word.
 
 mod fetching;
 mod striped;
@@ -13,41 +13,41 @@ use crate::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::operation::{Done, Operation};
 use crate::wire::chunks::Chunks;
 use crate::wire::count::Count;
-use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::credit::{PREGRANT, WINDOW};
 use crate::wire::fetching::{Fetcher, addresses_in};
-use crate::wire::ledger::Ledger;
-use crate::wire::lending::{Lender, Loan};
+use crate::wire::lending::{Lender, LentFrame};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
+use crate::wire::sequence_window::SequenceWindow;
 
 /// Small messages that come together share blocks of so many bytes: what one keeps of the others' memory when it is held.
 const SHARED_LEN: usize = 4 << 10;
 /// The word on messages is sent at once when so much of a window's bytes depends on it.
-const SETTLE_AT: u64 = 4;
+const ACK_AT: u64 = 4;
 /// Or so much of its messages: a sender of small ones who keeps no more than a few hundred in flight shall go on while they
 /// are taken.
-const SETTLE_MESSAGES_AT: u64 = 16;
+const ACK_MESSAGES_AT: u64 = 16;
 
 #[derive(Debug)]
 pub(crate) struct Receives {
     pool: Pool,
     /// Where the small messages of one batch of records land.
     shared: Shared,
-    held: Ledger<Held>,
+    held: SequenceWindow<Received>,
     bytes_in_use: u64,
-    ahead_in_use: u64,
+    pregranted_in_use: u64,
     /// The application takes what comes in pool memory.
     in_pool: bool,
     /// The peer was told so.
-    ahead: u64,
+    pregranted: u64,
     /// Words not sent yet, as runs.
     words: Vec<(u64, u32, Delivery)>,
     /// What they free, and whether their senders wait.
     words_messages: u64,
     words_bytes: u64,
-    words_ahead: u64,
-    words_prompt: bool,
-    /// Accepted or streaming payloads that are not complete: bulk may come at any time.
-    landing: usize,
+    words_pregranted: u64,
+    words_ack_now: bool,
+    /// Accepted or streaming payloads that are not complete: data may come at any time.
+    destination: usize,
     /// Accepted payloads that this end fetches by itself, in turns.
     fetching: VecDeque<u64>,
     /// A part of the first of them is being read.
@@ -59,10 +59,10 @@ pub(crate) struct Receives {
 
 /// A message without a final word.
 #[derive(Debug)]
-struct Held {
+struct Received {
     cost: u64,
-    ahead: u64,
-    prompt: bool,
+    pregranted: u64,
+    ack_now: bool,
     /// The length of each frame, while they matter.
     lens: Vec<usize>,
     state: State,
@@ -75,13 +75,13 @@ enum State {
     /// The payload is with its sender, who may say where it lies.
     Waiting(Vec<u64>),
     /// The payload is coming.
-    Landing(Landing),
+    Filling(Filling),
     /// The payload is read there, frame by frame from these addresses on.
-    Fetching(Landing, Vec<u64>),
+    Fetching(Filling, Vec<u64>),
 }
 
 #[derive(Debug)]
-struct Landing {
+struct Filling {
     buffers: Buffers,
     /// The first frame that is not full.
     frame: usize,
@@ -100,7 +100,7 @@ enum Buffers {
     Theirs(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
 }
 
-impl Landing {
+impl Filling {
     fn new(buffers: Buffers, remaining: u64) -> Self {
         Self { buffers, frame: 0, remaining, chunks: None, rejected: false }
     }
@@ -136,17 +136,17 @@ impl Receives {
         Self {
             pool,
             shared: Shared::default(),
-            held: Ledger::default(),
+            held: SequenceWindow::default(),
             bytes_in_use: 0,
-            ahead_in_use: 0,
+            pregranted_in_use: 0,
             in_pool: false,
-            ahead: 0,
+            pregranted: 0,
             words: Vec::new(),
             words_messages: 0,
             words_bytes: 0,
-            words_ahead: 0,
-            words_prompt: false,
-            landing: 0,
+            words_pregranted: 0,
+            words_ack_now: false,
+            destination: 0,
             fetching: VecDeque::new(),
             part_is_out: false,
             chunk_len: None,
@@ -154,23 +154,23 @@ impl Receives {
         }
     }
 
-    /// Whether bulk of a message may come.
-    pub(crate) fn expect_bulk(&self) -> bool {
-        self.landing > 0 || self.ahead > 0
+    /// Whether data of a message may come.
+    pub(crate) fn expect_data(&self) -> bool {
+        self.destination > 0 || self.pregranted > 0
     }
 
     /// Whether an accepted payload is still coming, or being fetched.
-    pub(crate) fn are_landing(&self) -> bool {
-        self.landing > 0 || self.is_fetching()
+    pub(crate) fn are_destination(&self) -> bool {
+        self.destination > 0 || self.is_fetching()
     }
 
     /// The application takes what comes in pool memory from now on, or names memory. In the second case the peer is told to
     /// wait with large payload again; what it has sent by then is still within its room.
     pub(crate) fn expect(&mut self, in_pool: bool, records: &mut Vec<u8>) {
-        if self.in_pool && !in_pool && self.ahead > 0 {
-            put(records, &Record::Ahead { bytes: 0 });
-        } else if !self.in_pool && in_pool && self.ahead > 0 {
-            put(records, &Record::Ahead { bytes: self.ahead });
+        if self.in_pool && !in_pool && self.pregranted > 0 {
+            put(records, &Record::Pregrant { bytes: 0 });
+        } else if !self.in_pool && in_pool && self.pregranted > 0 {
+            put(records, &Record::Pregrant { bytes: self.pregranted });
         }
         self.in_pool = in_pool;
     }
@@ -188,15 +188,15 @@ impl Receives {
         }
         let (cost, payload_len) = (message.cost(), message.payload_len());
         let streams = message.payload == Payload::Streams;
-        let ahead = if streams { payload_len } else { 0 };
+        let pregranted = if streams { payload_len } else { 0 };
         let within = self.held.len() < WINDOW.messages as usize
             && self.bytes_in_use + cost <= WINDOW.bytes
-            && self.ahead_in_use + ahead <= self.ahead;
+            && self.pregranted_in_use + pregranted <= self.pregranted;
         if !within {
             return Err(corrupt("a message beyond the credit it was given"));
         }
         self.bytes_in_use += cost;
-        self.ahead_in_use += ahead;
+        self.pregranted_in_use += pregranted;
         let mut lens = Vec::new();
         if matches!(message.payload, Payload::Streams | Payload::Waits | Payload::Fetchable(_)) {
             lens.extend(message.frames.iter().map(|frame| frame.len));
@@ -206,25 +206,25 @@ impl Receives {
                 let lens = message.frames.iter().map(|frame| frame.len);
                 (State::Here, Arrival::Here(self.land_eager(lens, payload, behind)?))
             }
-            Payload::Lent(scope, loans, payload) => {
+            Payload::Lent(scope, lent_frames, payload) => {
                 let lender =
                     lender.as_mut().ok_or_else(|| corrupt("frames lent to an end that borrows none"))?;
                 // Empty buffers keep the places of those that are lent.
                 let travelled = |frame: &FrameInfo| if scope.lends(frame) { 0 } else { frame.len };
                 let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload, behind)?;
                 let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| scope.lends(frame));
-                for ((buffer, frame), loan) in lent.zip(loans) {
+                for ((buffer, frame), lent_frame) in lent.zip(lent_frames) {
                     // What was deposited stands for memory of a place that this end may not have.
                     let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
-                    *buffer = lender.borrow(Loan::decode(loan), frame.len, place)?;
+                    *buffer = lender.borrow(LentFrame::decode(lent_frame), frame.len, place)?;
                 }
                 (State::Here, Arrival::Here(buffers))
             }
             Payload::Waits | Payload::Fetchable(_) => {
-                if self.in_pool && self.ahead == 0 {
+                if self.in_pool && self.pregranted == 0 {
                     // Large ones do come: the next may stream at once.
-                    self.ahead = AHEAD;
-                    put(records, &Record::Ahead { bytes: AHEAD });
+                    self.pregranted = PREGRANT;
+                    put(records, &Record::Pregrant { bytes: PREGRANT });
                 }
                 let addresses = match message.payload {
                     Payload::Fetchable(addresses) => addresses_in(addresses),
@@ -233,29 +233,29 @@ impl Receives {
                 (State::Waiting(addresses), Arrival::Waiting)
             }
             Payload::Streams => {
-                let buffers = self.landings(lens.iter().copied())?.into_iter().map(Some).collect();
-                self.landing += 1;
+                let buffers = self.destinations(lens.iter().copied())?.into_iter().map(Some).collect();
+                self.destination += 1;
                 let (done, landed) = Done::new();
                 let buffers = Buffers::Ours(buffers, done);
-                let mut landing = Landing::new(buffers, payload_len);
-                landing.cut(&lens, self.chunk_len);
-                (State::Landing(landing), Arrival::Coming(landed))
+                let mut destination = Filling::new(buffers, payload_len);
+                destination.cut(&lens, self.chunk_len);
+                (State::Filling(destination), Arrival::Coming(landed))
             }
         };
-        let id = self.held.push(Held { cost, ahead, prompt: message.prompt, lens, state });
+        let id = self.held.push(Received { cost, pregranted, ack_now: message.ack_now, lens, state });
         Ok(Announced {
             id,
             header: Bytes::copy_from_slice(message.header),
             frames: message.frames,
             arrival,
-            prompt: message.prompt,
+            ack_now: message.ack_now,
         })
     }
 
     /// Memory for payload that comes unasked, bounded by the window and by what may stream ahead. It must land somewhere: a pool
     /// that has run out costs no connection.
-    fn landings(&self, lens: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
-        self.pool.landings(lens.clone()).or_else(|_| Pool::new(0).landings(lens))
+    fn destinations(&self, lens: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
+        self.pool.destinations(lens.clone()).or_else(|_| Pool::new(0).destinations(lens))
     }
 
     /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
@@ -270,8 +270,8 @@ impl Receives {
         let block_len = own.max(SHARED_LEN.min(own + behind));
         let mut buffers = Vec::with_capacity(lens.len());
         for len in lens {
-            let landing = self.shared.landing(&self.pool, len, block_len);
-            let mut buffer = landing.or_else(|_| Pool::new(0).take(len))?;
+            let destination = self.shared.destination(&self.pool, len, block_len);
+            let mut buffer = destination.or_else(|_| Pool::new(0).take(len))?;
             let (frame, rest) = payload.split_at(len);
             buffer.extend_from_slice(frame)?;
             payload = rest;
@@ -289,57 +289,57 @@ impl Receives {
     pub(crate) fn accept(
         &mut self,
         id: u64,
-        landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
+        destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
         records: &mut Vec<u8>,
         fetch: bool,
     ) {
         let wrong = |why| Error::new(ErrorKind::Invalid, why);
         let Some(held) = self.held.at(id) else {
-            return landings.fail(wrong("that message has its word already"));
+            return destinations.fail(wrong("that message has its word already"));
         };
         match std::mem::replace(&mut held.state, State::Here) {
             State::Waiting(addresses) => {
-                if let Err(error) = check(&held.lens, landings.memory()) {
+                if let Err(error) = check(&held.lens, destinations.memory()) {
                     held.state = State::Waiting(addresses);
-                    return landings.fail(error);
+                    return destinations.fail(error);
                 }
-                let (discarded, remaining) = wanted(&held.lens, landings.memory());
+                let (discarded, remaining) = wanted(&held.lens, destinations.memory());
                 if fetch && !self.in_pool && !addresses.is_empty() && remaining > 0 {
                     held.state =
-                        State::Fetching(Landing::new(Buffers::Theirs(landings), remaining), addresses);
+                        State::Fetching(Filling::new(Buffers::Theirs(destinations), remaining), addresses);
                     return self.fetching.push_back(id);
                 }
                 put(records, &Record::Accept { id, discarded: &discarded });
-                let mut landing = Landing::new(Buffers::Theirs(landings), remaining);
-                landing.cut(&held.lens, self.chunk_len);
-                held.state = State::Landing(landing);
-                self.landing += 1;
+                let mut destination = Filling::new(Buffers::Theirs(destinations), remaining);
+                destination.cut(&held.lens, self.chunk_len);
+                held.state = State::Filling(destination);
+                self.destination += 1;
                 if remaining == 0 {
                     self.complete(id);
                 }
             }
             other => {
                 held.state = other;
-                landings.fail(wrong("that message does not wait for a landing"));
+                destinations.fail(wrong("that message does not wait for a destination"));
             }
         }
     }
 
     /// The application's word.
-    pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
+    pub(crate) fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
         let Some(held) = self.held.at(id) else { return };
-        if let State::Landing(landing) | State::Fetching(landing, _) = &mut held.state {
+        if let State::Filling(destination) | State::Fetching(destination, _) = &mut held.state {
             // It cannot be stopped; it is rejected when it is here.
-            landing.rejected |= delivery == Delivery::Rejected;
+            destination.rejected |= delivery == Delivery::Rejected;
             return;
         }
         let Some(held) = self.held.remove(id) else { return };
         self.bytes_in_use -= held.cost;
-        self.ahead_in_use -= held.ahead;
+        self.pregranted_in_use -= held.pregranted;
         self.words_messages += 1;
         self.words_bytes += held.cost;
-        self.words_ahead += held.ahead;
-        self.words_prompt |= prompt || held.prompt;
+        self.words_pregranted += held.pregranted;
+        self.words_ack_now |= ack_now || held.ack_now;
         match self.words.last_mut() {
             Some((first, count, word)) if *first + u64::from(*count) == id && *word == delivery => {
                 *count += 1
@@ -350,31 +350,33 @@ impl Receives {
 
     /// Whether there are words to send, and whether they should leave at once.
     pub(crate) fn words(&self) -> (bool, bool) {
-        let urgent = self.words_prompt
-            || self.words_messages >= WINDOW.messages / SETTLE_MESSAGES_AT
-            || self.words_bytes >= WINDOW.bytes / SETTLE_AT
-            || self.words_ahead >= AHEAD / SETTLE_AT;
+        let urgent = self.words_ack_now
+            || self.words_messages >= WINDOW.messages / ACK_MESSAGES_AT
+            || self.words_bytes >= WINDOW.bytes / ACK_AT
+            || self.words_pregranted >= PREGRANT / ACK_AT;
         (!self.words.is_empty(), urgent)
     }
 
     /// Writes the words.
     pub(crate) fn say(&mut self, records: &mut Vec<u8>) {
         for (first, count, delivery) in self.words.drain(..) {
-            put(records, &Record::Settle { first, count, delivery });
+            put(records, &Record::Ack { first, count, delivery });
         }
-        (self.words_messages, self.words_bytes, self.words_ahead, self.words_prompt) = (0, 0, 0, false);
+        (self.words_messages, self.words_bytes, self.words_pregranted, self.words_ack_now) = (0, 0, 0, false);
     }
 
-    /// Where the next bytes of a message's bulk go: buffers and the bytes each still takes.
+    /// Where the next bytes of a message's data go: buffers and the bytes each still takes.
     pub(crate) fn room<'a>(
         &'a mut self,
         id: u64,
         room: &mut Vec<(&'a mut BufferMut, usize)>,
         room_max: usize,
     ) {
-        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else { return };
-        let from = landing.frame;
-        let frames = landing.buffers().iter_mut().zip(lens.iter()).skip(from);
+        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
+            return;
+        };
+        let from = destination.frame;
+        let frames = destination.buffers().iter_mut().zip(lens.iter()).skip(from);
         let open = frames.filter_map(|(buffer, len)| {
             let buffer = buffer.as_mut()?;
             let missing = len - buffer.len();
@@ -388,39 +390,41 @@ impl Receives {
         self.held.next()
     }
 
-    /// The frame that a message's next bulk goes to, and the offset in it.
+    /// The frame that a message's next data goes to, and the offset in it.
     pub(crate) fn position(&mut self, id: u64) -> (usize, u64) {
         match self.held.at(id) {
-            Some(Held { state: State::Landing(landing), .. }) => {
-                let frame = landing.frame;
-                let buffer = landing.buffers().get(frame).and_then(Option::as_ref);
+            Some(Received { state: State::Filling(destination), .. }) => {
+                let frame = destination.frame;
+                let buffer = destination.buffers().get(frame).and_then(Option::as_ref);
                 (frame, buffer.map_or(0, |buffer| buffer.len() as u64))
             }
             _ => (0, 0),
         }
     }
 
-    /// How much bulk of a message is still to come.
+    /// How much data of a message is still to come.
     pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
         match self.held.at(id) {
-            Some(Held { state: State::Landing(landing), .. }) => Some(landing.remaining),
+            Some(Received { state: State::Filling(destination), .. }) => Some(destination.remaining),
             _ => None,
         }
     }
 
-    /// `len` bytes of a message's bulk landed.
+    /// `len` bytes of a message's data landed.
     pub(crate) fn landed(&mut self, id: u64, len: u64) {
-        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else { return };
-        landing.remaining -= len;
-        let (mut frame, remaining) = (landing.frame, landing.remaining);
-        let buffers = landing.buffers();
+        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
+            return;
+        };
+        destination.remaining -= len;
+        let (mut frame, remaining) = (destination.frame, destination.remaining);
+        let buffers = destination.buffers();
         while lens
             .get(frame)
             .is_some_and(|len| buffers[frame].as_ref().is_none_or(|buffer| buffer.len() == *len))
         {
             frame += 1;
         }
-        landing.frame = frame;
+        destination.frame = frame;
         if remaining == 0 {
             self.complete(id);
         }
@@ -428,34 +432,36 @@ impl Receives {
 
     fn complete(&mut self, id: u64) {
         let Some(held) = self.held.at(id) else { return };
-        let State::Landing(mut landing) = std::mem::replace(&mut held.state, State::Here) else { return };
-        landing.join(&held.lens);
-        self.landing -= 1;
-        match landing.buffers {
+        let State::Filling(mut destination) = std::mem::replace(&mut held.state, State::Here) else { return };
+        destination.join(&held.lens);
+        self.destination -= 1;
+        match destination.buffers {
             Buffers::Theirs(operation) => {
                 operation.finish(freeze);
-                self.settle(id, Delivery::Delivered, false);
+                self.ack(id, Delivery::Delivered, false);
             }
-            Buffers::Ours(..) if landing.rejected => self.settle(id, Delivery::Rejected, false),
+            Buffers::Ours(..) if destination.rejected => self.ack(id, Delivery::Rejected, false),
             // The application's word is still to come.
             Buffers::Ours(buffers, done) => done.resolve(Ok(freeze(buffers))),
         }
     }
 
-    /// Fails every landing in flight.
+    /// Fails every destination in flight.
     pub(crate) fn give_up(&mut self, why: &Error, fetcher: Option<&mut dyn Fetcher>) {
         if let Some(fetcher) = fetcher {
             self.give_up_part(fetcher, why);
         }
-        for Held { lens, state, .. } in self.held.drain() {
-            let (State::Landing(mut landing) | State::Fetching(mut landing, _)) = state else { continue };
-            landing.join(&lens);
-            match landing.buffers {
+        for Received { lens, state, .. } in self.held.drain() {
+            let (State::Filling(mut destination) | State::Fetching(mut destination, _)) = state else {
+                continue;
+            };
+            destination.join(&lens);
+            match destination.buffers {
                 Buffers::Theirs(operation) => operation.fail(why.clone()),
                 Buffers::Ours(_, done) => done.resolve(Err(why.clone())),
             }
         }
-        self.landing = 0;
+        self.destination = 0;
         self.fetching.clear();
     }
 }
@@ -465,11 +471,11 @@ fn freeze(buffers: Vec<Option<BufferMut>>) -> Vec<Buffer> {
 }
 
 /// The bitmap of discarded frames, and the bytes that will come.
-fn wanted(lens: &[usize], landings: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
+fn wanted(lens: &[usize], destinations: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
     let mut discarded = Vec::new();
     let mut remaining = 0;
-    for (index, (len, landing)) in lens.iter().zip(landings).enumerate() {
-        if landing.is_some() {
+    for (index, (len, destination)) in lens.iter().zip(destinations).enumerate() {
+        if destination.is_some() {
             remaining += *len as u64;
         } else {
             discarded.resize(index / 8 + 1, 0);
@@ -479,12 +485,12 @@ fn wanted(lens: &[usize], landings: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
     (discarded, remaining)
 }
 
-fn check(lens: &[usize], landings: &[Option<BufferMut>]) -> Result<()> {
-    let fits = |(len, landing): (&usize, &Option<BufferMut>)| {
-        landing.as_ref().is_none_or(|buffer| buffer.is_empty() && buffer.capacity() >= *len)
+fn check(lens: &[usize], destinations: &[Option<BufferMut>]) -> Result<()> {
+    let fits = |(len, destination): (&usize, &Option<BufferMut>)| {
+        destination.as_ref().is_none_or(|buffer| buffer.is_empty() && buffer.capacity() >= *len)
     };
-    if lens.len() == landings.len() && lens.iter().zip(landings).all(fits) {
+    if lens.len() == destinations.len() && lens.iter().zip(destinations).all(fits) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Invalid, "the landings do not fit the message's frames"))
+    Err(Error::new(ErrorKind::Invalid, "the destinations do not fit the message's frames"))
 }

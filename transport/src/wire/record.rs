@@ -1,4 +1,4 @@
-//! The bytes of a data stream: parcels of records and bulk. docs/wire.md draws them.
+//! The bytes of a data stream: packets of records and data. docs/wire.md draws them.
 //!
 //! Nothing is allocated from a length before the length was checked against its limit and against the bytes at hand.
 
@@ -9,39 +9,39 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, Table, check_limits};
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
-use crate::wire::lending::{LOAN_LEN, LOANS_MAX, Scope};
+use crate::wire::lending::{LENT_FRAME_LEN, LENT_FRAMES_MAX, Scope};
 
-/// A parcel's head: how many bytes of records follow, how many of bulk, and whose.
+/// A packet's head: how many bytes of records follow, how many of data, and whose.
 pub(crate) const HEAD_LEN: usize = 16;
-/// What a head has more where a connection has several streams: where in its transfer the bulk belongs.
+/// What a head has more where a connection has several streams: where in its transfer the data belongs.
 const OFFSET_LEN: usize = 8;
-/// And where it has checksums: of the records, of the bulk, of all before.
+/// And where it has checksums: of the records, of the data, of all before.
 const SUMS_LEN: usize = 12;
 /// A record's head: kind, flags, two zeroes, the body's length, a number.
 const RECORD_HEAD_LEN: usize = 16;
-/// The most bytes of records in one parcel.
+/// The most bytes of records in one packet.
 pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
-/// The most bytes of bulk in one parcel of a stream.
-pub(crate) const BULK_LEN_MAX: usize = 1 << 20;
+/// The most bytes of data in one packet of a stream.
+pub(crate) const DATA_LEN_MAX: usize = 1 << 20;
 /// The longest reason that a refusal carries, in bytes.
 const REASON_LEN_MAX: usize = 1024;
 
 const MESSAGE: u8 = 1;
 const ACCEPT: u8 = 2;
-const SETTLE: u8 = 3;
-const AHEAD: u8 = 4;
-const ASK: u8 = 5;
-const ANSWER: u8 = 6;
+const ACK: u8 = 3;
+const PREGRANT: u8 = 4;
+const PING: u8 = 5;
+const PONG: u8 = 6;
 const GET: u8 = 7;
 const PUT: u8 = 8;
-const GO: u8 = 9;
+const READY_TO_RECEIVE: u8 = 9;
 const DONE: u8 = 10;
 const REFUSED: u8 = 11;
 const CLOSE: u8 = 12;
 
 /// Message: the sender waits for the word on it.
-const PROMPT: u8 = 1;
-/// Message: the payload follows as bulk without waiting. Put: the payload is in the record.
+const ACK_NOW: u8 = 1;
+/// Message: the payload follows as data without waiting. Put: the payload is in the record.
 const STREAMS: u8 = 2;
 /// Message: the payload is in the record.
 const EAGER: u8 = 4;
@@ -50,19 +50,19 @@ const LENT: u8 = 8;
 /// Message: the payload waits for the receiver, which may read it where the sender has it.
 const FETCHABLE: u8 = 16;
 /// Message, with the flag before: large frames that are in no arena were copied to where they can be lent.
-const DEPOSITED: u8 = 32;
-/// Settle: rejected.
+const BOUNCED: u8 = 32;
+/// Acknowledge: rejected.
 const REJECTED: u8 = 1;
 
-/// A parcel's head.
+/// A packet's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) records_len: usize,
-    pub(crate) bulk_len: usize,
+    pub(crate) data_len: usize,
     pub(crate) transfer: Transfer,
 }
 
-/// Whose bytes a parcel's bulk is.
+/// Whose bytes a packet's data is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Transfer {
     /// Payload of the sender's message.
@@ -77,7 +77,7 @@ impl Head {
     pub(crate) fn encode(self) -> [u8; HEAD_LEN] {
         let mut bytes = [0; HEAD_LEN];
         bytes[..4].copy_from_slice(&(self.records_len as u32).to_le_bytes());
-        bytes[4..8].copy_from_slice(&(self.bulk_len as u32).to_le_bytes());
+        bytes[4..8].copy_from_slice(&(self.data_len as u32).to_le_bytes());
         let transfer = match self.transfer {
             Transfer::Message(id) => id << 2,
             Transfer::Get(id) => id << 2 | 1,
@@ -87,22 +87,22 @@ impl Head {
         bytes
     }
 
-    pub(crate) fn decode(bytes: &[u8], bulk_len_max: usize) -> Result<Self> {
+    pub(crate) fn decode(bytes: &[u8], data_len_max: usize) -> Result<Self> {
         let mut fields = Fields(bytes);
-        let (records_len, bulk_len) = (fields.u32()? as usize, fields.u32()? as usize);
+        let (records_len, data_len) = (fields.u32()? as usize, fields.u32()? as usize);
         let transfer = fields.u64()?;
-        if records_len > RECORDS_LEN_MAX || bulk_len > bulk_len_max {
+        if records_len > RECORDS_LEN_MAX || data_len > data_len_max {
             return Err(corrupt(format!(
-                "a parcel of {records_len} and {bulk_len} bytes is beyond its limits"
+                "a packet of {records_len} and {data_len} bytes is beyond its limits"
             )));
         }
         let transfer = match transfer & 3 {
             0 => Transfer::Message(transfer >> 2),
             1 => Transfer::Get(transfer >> 2),
             2 => Transfer::Put(transfer >> 2),
-            _ => return Err(corrupt("a parcel's bulk belongs to nothing")),
+            _ => return Err(corrupt("a packet's data belongs to nothing")),
         };
-        Ok(Self { records_len, bulk_len, transfer })
+        Ok(Self { records_len, data_len, transfer })
     }
 }
 
@@ -131,17 +131,17 @@ pub(crate) enum Record<'a> {
         discarded: &'a [u8],
     },
     /// The word on `count` messages from `first`.
-    Settle {
+    Ack {
         first: u64,
         count: u32,
         delivery: Delivery,
     },
     /// So many bytes of payload may stream ahead.
-    Ahead {
+    Pregrant {
         bytes: u64,
     },
-    Ask,
-    Answer,
+    Ping,
+    Pong,
     Get {
         id: u64,
         key: [u8; 16],
@@ -157,7 +157,7 @@ pub(crate) enum Record<'a> {
         payload: Option<&'a [u8]>,
     },
     /// The payload of a put may stream.
-    Go {
+    ReadyToReceive {
         id: u64,
     },
     /// A put's bytes are in place; a get of nothing is done.
@@ -169,9 +169,9 @@ pub(crate) enum Record<'a> {
         id: u64,
         reason: String,
     },
-    /// The sender's last; so many parcels left it beside the stream.
+    /// The sender's last; so many packets left it beside the stream.
     Close {
-        parcels: u64,
+        packets: u64,
     },
 }
 
@@ -179,7 +179,7 @@ pub(crate) enum Record<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Announcement<'a> {
     pub(crate) id: u64,
-    pub(crate) prompt: bool,
+    pub(crate) ack_now: bool,
     pub(crate) payload: Payload<'a>,
     pub(crate) header: &'a [u8],
     pub(crate) frames: Table,
@@ -190,14 +190,14 @@ pub(crate) struct Announcement<'a> {
 pub(crate) enum Payload<'a> {
     /// In the record.
     Eager(&'a [u8]),
-    /// As bulk, at once.
+    /// As data, at once.
     Streams,
-    /// As bulk, after it was accepted.
+    /// As data, after it was accepted.
     Waits,
     /// The same, or not at all: the receiver may read each frame at its address in the sender's memory.
     Fetchable(&'a [[u8; ADDRESS_LEN]]),
     /// Not at all, as far as it is lent: the loans, in the order of their frames. Of the other frames in the record.
-    Lent(Scope, &'a [[u8; LOAN_LEN]], &'a [u8]),
+    Lent(Scope, &'a [[u8; LENT_FRAME_LEN]], &'a [u8]),
 }
 
 impl Payload<'_> {
@@ -207,7 +207,7 @@ impl Payload<'_> {
             Self::Eager(payload) => payload.len(),
             Self::Streams | Self::Waits => 0,
             Self::Fetchable(addresses) => addresses.as_flattened().len(),
-            Self::Lent(_, loans, payload) => loans.as_flattened().len() + payload.len(),
+            Self::Lent(_, lent_frames, payload) => lent_frames.as_flattened().len() + payload.len(),
         };
         len as u64
     }
@@ -234,21 +234,21 @@ pub(crate) const fn cost(header_len: usize, frames: usize, len_in_record: u64) -
 pub(crate) fn put_message(
     out: &mut Vec<u8>,
     id: u64,
-    prompt: bool,
+    ack_now: bool,
     payload: Payload<'_>,
     header: &[u8],
     frames: impl ExactSizeIterator<Item = FrameInfo>,
     len_in_record: u64,
 ) {
-    let prompt = if prompt { PROMPT } else { 0 };
-    let flags = prompt
+    let ack_now = if ack_now { ACK_NOW } else { 0 };
+    let flags = ack_now
         | match payload {
             Payload::Eager(_) => EAGER,
             Payload::Streams => STREAMS,
             Payload::Waits => 0,
             Payload::Fetchable(_) => FETCHABLE,
             Payload::Lent(Scope::Arenas, ..) => LENT,
-            Payload::Lent(Scope::Large, ..) => LENT | DEPOSITED,
+            Payload::Lent(Scope::Large, ..) => LENT | BOUNCED,
         };
     let body_len = 8 + header.len() + 8 * frames.len() + len_in_record as usize;
     put_head(out, MESSAGE, flags, body_len, id);
@@ -274,26 +274,26 @@ pub(crate) fn put(out: &mut Vec<u8>, record: &Record<'_>) {
             put_head(out, ACCEPT, 0, discarded.len(), *id);
             out.extend_from_slice(discarded);
         }
-        Record::Settle { first, count, delivery } => {
+        Record::Ack { first, count, delivery } => {
             let flags = if *delivery == Delivery::Rejected { REJECTED } else { 0 };
-            put_head(out, SETTLE, flags, 4, *first);
+            put_head(out, ACK, flags, 4, *first);
             out.extend_from_slice(&count.to_le_bytes());
         }
-        Record::Ahead { bytes } => put_head(out, AHEAD, 0, 0, *bytes),
-        Record::Ask => put_head(out, ASK, 0, 0, 0),
-        Record::Answer => put_head(out, ANSWER, 0, 0, 0),
+        Record::Pregrant { bytes } => put_head(out, PREGRANT, 0, 0, *bytes),
+        Record::Ping => put_head(out, PING, 0, 0, 0),
+        Record::Pong => put_head(out, PONG, 0, 0, 0),
         Record::Get { id, key, offset, len } => {
             put_head(out, GET, 0, 32, *id);
             put_range(out, key, *offset, *len);
         }
-        Record::Go { id } => put_head(out, GO, 0, 0, *id),
+        Record::ReadyToReceive { id } => put_head(out, READY_TO_RECEIVE, 0, 0, *id),
         Record::Done { id } => put_head(out, DONE, 0, 0, *id),
         Record::Refused { id, reason } => {
             let reason = &reason.as_bytes()[..reason.floor_char_boundary(REASON_LEN_MAX)];
             put_head(out, REFUSED, 0, reason.len(), *id);
             out.extend_from_slice(reason);
         }
-        Record::Close { parcels } => put_head(out, CLOSE, 0, 0, *parcels),
+        Record::Close { packets } => put_head(out, CLOSE, 0, 0, *packets),
         Record::Message(_) | Record::Put { .. } => unreachable!("they are written around their payload"),
     }
 }
@@ -329,8 +329,8 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let mut body = Fields(fields.take(body_len)?);
     *records = fields.0;
     let known = match kind {
-        MESSAGE => PROMPT | STREAMS | EAGER | LENT | FETCHABLE | DEPOSITED,
-        SETTLE => REJECTED,
+        MESSAGE => ACK_NOW | STREAMS | EAGER | LENT | FETCHABLE | BOUNCED,
+        ACK => REJECTED,
         PUT => STREAMS,
         _ => 0,
     };
@@ -340,13 +340,13 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let record = match kind {
         MESSAGE => Record::Message(take_message(&mut body, id, flags)?),
         ACCEPT => Record::Accept { id, discarded: body.rest(FRAMES_MAX / 8)? },
-        SETTLE => {
+        ACK => {
             let delivery = if flags & REJECTED == 0 { Delivery::Delivered } else { Delivery::Rejected };
-            Record::Settle { first: id, count: body.u32()?, delivery }
+            Record::Ack { first: id, count: body.u32()?, delivery }
         }
-        AHEAD => Record::Ahead { bytes: id },
-        ASK => Record::Ask,
-        ANSWER => Record::Answer,
+        PREGRANT => Record::Pregrant { bytes: id },
+        PING => Record::Ping,
+        PONG => Record::Pong,
         GET => {
             let (key, offset, len) = body.range()?;
             Record::Get { id, key, offset, len }
@@ -359,13 +359,13 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
             }
             Record::Put { id, key, offset, len, payload }
         }
-        GO => Record::Go { id },
+        READY_TO_RECEIVE => Record::ReadyToReceive { id },
         DONE => Record::Done { id },
         REFUSED => {
             let reason = String::from_utf8_lossy(body.rest(REASON_LEN_MAX)?);
             Record::Refused { id, reason: reason.replace(char::is_control, " ") }
         }
-        CLOSE => Record::Close { parcels: id },
+        CLOSE => Record::Close { packets: id },
         other => return Err(corrupt(format!("a record of unknown kind {other}"))),
     };
     if !body.0.is_empty() {
@@ -390,11 +390,11 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     }
     check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
     let header = body.take(header_len)?;
-    let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE | DEPOSITED) {
+    let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE | BOUNCED) {
         EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
         STREAMS => Payload::Streams,
         LENT => take_lent(Scope::Arenas, body, &frames)?,
-        way if way == LENT | DEPOSITED => take_lent(Scope::Large, body, &frames)?,
+        way if way == LENT | BOUNCED => take_lent(Scope::Large, body, &frames)?,
         FETCHABLE => Payload::Fetchable(body.take(ADDRESS_LEN * count)?.as_chunks().0),
         0 => Payload::Waits,
         _ => return Err(corrupt("a message travels in two ways")),
@@ -403,21 +403,23 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
         Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
         Payload::Streams | Payload::Waits => payload_len >= EAGER_LEN_MAX,
         Payload::Fetchable(_) => payload_len >= EAGER_LEN_MAX && count <= FETCHED_FRAMES_MAX,
-        Payload::Lent(scope, loans, payload) => {
+        Payload::Lent(scope, lent_frames, payload) => {
             let others = frames.iter().filter(|frame| !scope.lends(frame));
             let others = others.map(|frame| frame.len as u64).sum::<u64>();
-            (1..=LOANS_MAX).contains(&loans.len()) && payload.len() as u64 == others && others < EAGER_LEN_MAX
+            (1..=LENT_FRAMES_MAX).contains(&lent_frames.len())
+                && payload.len() as u64 == others
+                && others < EAGER_LEN_MAX
         }
     };
     if !fits {
         return Err(corrupt(format!("a payload of {payload_len} bytes does not travel that way")));
     }
-    Ok(Announcement { id, prompt: flags & PROMPT != 0, payload, header, frames })
+    Ok(Announcement { id, ack_now: flags & ACK_NOW != 0, payload, header, frames })
 }
 
 fn take_lent<'a>(scope: Scope, body: &mut Fields<'a>, frames: &[FrameInfo]) -> Result<Payload<'a>> {
-    let loans = body.take(LOAN_LEN * frames.iter().filter(|frame| scope.lends(frame)).count())?;
-    Ok(Payload::Lent(scope, loans.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?))
+    let lent_frames = body.take(LENT_FRAME_LEN * frames.iter().filter(|frame| scope.lends(frame)).count())?;
+    Ok(Payload::Lent(scope, lent_frames.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?))
 }
 
 /// Little-endian fields, taken off the front.

@@ -6,16 +6,16 @@ use crate::error::{Error, Result};
 use crate::memory::Place;
 use crate::message::{Delivery, EAGER_LEN_MAX, Message, Small};
 use crate::operation::{Done, Operation};
+use crate::wire::bounce_copy::{BOUNCED_AT_ONCE, BounceCopy};
 use crate::wire::count::Count;
 use crate::wire::credit::WINDOW;
-use crate::wire::deposit::{DEPOSITED_AT_ONCE, Deposit};
 use crate::wire::fetching::{ADDRESS_LEN, addresses, len_if_fetchable};
-use crate::wire::ledger::Ledger;
-use crate::wire::lending::{DEPOSITED_LEN_MIN, LENT_LEN_MIN, Lender, Loan, Scope};
-use crate::wire::outbox::{Bulk, Ending, Outbox, Source, is_set};
+use crate::wire::lending::{BOUNCED_LEN_MIN, LENT_LEN_MIN, Lender, LentFrame, Scope};
 use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
+use crate::wire::send_queue::{DataSource, Ending, SendQueue, Source, is_set};
+use crate::wire::sequence_window::SequenceWindow;
 
-/// A parcel's records are closed when they hold this much.
+/// A packet's records are closed when they hold this much.
 pub(crate) const RECORDS_LEN: usize = 64 << 10;
 /// What one message may take from the window to join others.
 const JOINS_COST_MAX: u64 = 1 << 10;
@@ -31,39 +31,39 @@ pub(crate) struct Sends {
     joined: Vec<u8>,
     /// One of them waits no longer.
     urgent: bool,
-    announced: Ledger<Announced>,
+    announced: SequenceWindow<Announced>,
     /// What the first of the queue is copied to, where it is to be lent and is not where it can be.
-    deposit: Option<Deposit>,
+    bounce_copy: Option<BounceCopy>,
     /// How much of it this poll may still copy, and whether the rest waits for the next.
     may_copy: usize,
     paused: bool,
     /// Loans whose announcements are still to leave, in order: the peer acts on none of them before its last byte came.
-    unheard: VecDeque<(u64, Loan)>,
+    unheard: VecDeque<(u64, LentFrame)>,
     /// What the announced take from the window.
     bytes_in_use: u64,
     /// What may stream ahead, and what of it is in use.
-    ahead: u64,
-    ahead_in_use: u64,
+    pregranted: u64,
+    pregranted_in_use: u64,
     stalled: bool,
-    /// Bulk leaves late: the word on a message may overtake the news that it has left.
+    /// Data leaves late: the word on a message may overtake the news that it has left.
     late: bool,
     pub(crate) stalls: Count,
     pub(crate) copied: Count,
-    pub(crate) deposited: Count,
+    pub(crate) bounced: Count,
 }
 
 #[derive(Debug)]
 struct Queued {
     message: Operation<Message>,
     receipt: Done<Delivery>,
-    prompt: bool,
+    ack_now: bool,
 }
 
 #[derive(Debug)]
 struct Announced {
     receipt: Done<Delivery>,
     cost: u64,
-    ahead: u64,
+    pregranted: u64,
     state: State,
 }
 
@@ -76,13 +76,13 @@ enum State {
     /// The payload is on its way to the operating system.
     Moving,
     /// The same, though the receiver has said its word.
-    Settled(Delivery),
+    Acked(Delivery),
     /// All of it is with the operating system.
     Left,
 }
 
 impl Sends {
-    /// Bulk leaves late: the word on a message may overtake the news that it has left, and then waits for it.
+    /// Data leaves late: the word on a message may overtake the news that it has left, and then waits for it.
     pub(crate) fn leave_late(&mut self) {
         self.late = true;
     }
@@ -92,14 +92,14 @@ impl Sends {
         &mut self,
         message: Operation<Message>,
         receipt: Done<Delivery>,
-        prompt: bool,
+        ack_now: bool,
         more: bool,
     ) {
         if is_small(message.memory()) && self.may_join(message.memory()) {
-            self.join(message.memory(), receipt, prompt, more);
+            self.join(message.memory(), receipt, ack_now, more);
             return message.finish(drop);
         }
-        self.queued.push_back(Queued { message, receipt, prompt });
+        self.queued.push_back(Queued { message, receipt, ack_now });
         self.note_stall();
     }
 
@@ -108,7 +108,7 @@ impl Sends {
         if !self.may_join(&small.message) {
             return Some(small);
         }
-        self.join(&small.message, small.receipt, small.prompt, small.more);
+        self.join(&small.message, small.receipt, small.ack_now, small.more);
         None
     }
 
@@ -117,22 +117,22 @@ impl Sends {
     }
 
     /// Copies a message to those that wait for company.
-    fn join(&mut self, memory: &Message, receipt: Done<Delivery>, prompt: bool, more: bool) {
+    fn join(&mut self, memory: &Message, receipt: Done<Delivery>, ack_now: bool, more: bool) {
         self.urgent |= !more;
         let cost = cost_of(memory);
         let (id, payload_len) = (self.announced.next(), memory.payload_len());
         let out = &mut self.joined;
-        put_message(out, id, prompt, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
+        put_message(out, id, ack_now, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
         for frame in memory.frames() {
             out.extend_from_slice(frame.as_slice().unwrap_or_default());
         }
         self.copied.add(payload_len);
         self.bytes_in_use += cost;
-        self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Left });
+        self.announced.push(Announced { receipt, cost, pregranted: 0, state: State::Left });
     }
 
     /// Whether some wait for company.
-    pub(crate) fn have_joined(&self) -> bool {
+    pub(crate) fn have_coalesced(&self) -> bool {
         !self.joined.is_empty()
     }
 
@@ -149,7 +149,7 @@ impl Sends {
 
     /// A poll begins, which may copy so much.
     pub(crate) fn begin_poll(&mut self) {
-        (self.may_copy, self.paused) = (DEPOSITED_AT_ONCE, false);
+        (self.may_copy, self.paused) = (BOUNCED_AT_ONCE, false);
     }
 
     /// Whether the next poll has something to do, whatever comes.
@@ -174,31 +174,31 @@ impl Sends {
             && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
     }
 
-    /// Announces what credit and the parcel allow. The peer may `fetch` what waits for its accept.
+    /// Announces what credit and the packet allow. The peer may `fetch` what waits for its accept.
     pub(crate) fn announce(
         &mut self,
-        outbox: &mut Outbox,
-        bulks: &mut VecDeque<Bulk>,
+        send_queue: &mut SendQueue,
+        datas: &mut VecDeque<DataSource>,
         lender: &mut Option<Box<dyn Lender>>,
         fetch: bool,
     ) {
-        outbox.text().append(&mut self.joined);
+        send_queue.text().append(&mut self.joined);
         self.urgent = false;
-        while outbox.records_len() < RECORDS_LEN && outbox.has_room() {
+        while send_queue.records_len() < RECORDS_LEN && send_queue.has_room() {
             if !self.first_has_credit() {
                 break;
             }
-            self.paused = lender.as_mut().is_some_and(|lender| !self.deposit(&mut **lender));
+            self.paused = lender.as_mut().is_some_and(|lender| !self.bounce_copy(&mut **lender));
             if self.paused {
                 break;
             }
             let Some(queued) = self.queued.pop_front() else { break };
-            let deposit = self.deposit.take();
+            let bounce_copy = self.bounce_copy.take();
             let lend =
-                |lender: &mut Box<dyn Lender>| self.lend(queued.message.memory(), deposit, &mut **lender);
+                |lender: &mut Box<dyn Lender>| self.lend(queued.message.memory(), bounce_copy, &mut **lender);
             match lender.as_mut().and_then(lend) {
-                Some((scope, loans)) => self.announce_lent(queued, scope, loans, outbox),
-                None => self.announce_one(queued, outbox, bulks, fetch),
+                Some((scope, lent_frames)) => self.announce_lent(queued, scope, lent_frames, send_queue),
+                None => self.announce_one(queued, send_queue, datas, fetch),
             }
         }
         self.note_stall();
@@ -206,117 +206,129 @@ impl Sends {
 
     /// Copies the first of the queue to where it can be lent, as much as this poll may, if that is how it goes. Whether it can be
     /// announced now.
-    fn deposit(&mut self, lender: &mut dyn Lender) -> bool {
+    fn bounce_copy(&mut self, lender: &mut dyn Lender) -> bool {
         let Some(queued) = self.queued.front() else { return true };
         let message = queued.message.memory();
-        if self.deposit.is_none() && self.is_deposited(message) {
-            self.deposit = Deposit::begin(message, lender);
+        if self.bounce_copy.is_none() && self.is_bounced(message) {
+            self.bounce_copy = BounceCopy::begin(message, lender);
         }
-        let Some(deposit) = &mut self.deposit else { return true };
-        let copied = deposit.copy(message, self.may_copy);
+        let Some(bounce_copy) = &mut self.bounce_copy else { return true };
+        let copied = bounce_copy.copy(message, self.may_copy);
         self.may_copy -= copied;
         self.copied.add(copied as u64);
-        self.deposited.add(copied as u64);
-        deposit.is_whole()
+        self.bounced.add(copied as u64);
+        bounce_copy.is_whole()
     }
 
     /// Whether a message is copied to where it can be lent: if it would travel otherwise, and the peer takes what comes in
     /// memory of its own, so that it names none.
-    fn is_deposited(&self, message: &Message) -> bool {
-        self.ahead > 0
-            && message.payload_len() >= DEPOSITED_LEN_MIN
+    fn is_bounced(&self, message: &Message) -> bool {
+        self.pregranted > 0
+            && message.payload_len() >= BOUNCED_LEN_MIN
             && Scope::Arenas.len_of(message).is_none()
             && Scope::Large.len_of(message).is_some()
     }
 
-    /// Lends all frames of a message that could be, those of the deposit in the stead of what is in no arena, and tells how
+    /// Lends all frames of a message that could be, those of the bounce copy in the stead of what is in no arena, and tells how
     /// many: all, or none if one cannot, or it is not worth it.
     fn lend(
         &mut self,
         message: &Message,
-        deposit: Option<Deposit>,
+        bounce_copy: Option<BounceCopy>,
         lender: &mut dyn Lender,
     ) -> Option<(Scope, usize)> {
-        let scope = if deposit.is_some() { Scope::Large } else { Scope::Arenas };
+        let scope = if bounce_copy.is_some() { Scope::Large } else { Scope::Arenas };
         scope.len_of(message)?;
-        let mut copies = deposit.into_iter().flat_map(Deposit::finish);
+        let mut copies = bounce_copy.into_iter().flat_map(BounceCopy::finish);
         let (id, before) = (self.announced.next(), self.unheard.len());
         for (frame, info) in message.frames().iter().zip(message.table()) {
             if !scope.lends(&info) {
                 continue;
             }
-            let loan = match info.place {
+            let lent_frame = match info.place {
                 Place::Arena => lender.lend(frame),
                 _ => copies.next().and_then(|copy| lender.lend(&copy)),
             };
-            let Some(loan) = loan else {
-                self.unheard.drain(before..).for_each(|(_, loan)| lender.take_back(loan));
+            let Some(lent_frame) = lent_frame else {
+                self.unheard.drain(before..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
                 return None;
             };
-            self.unheard.push_back((id, loan));
+            self.unheard.push_back((id, lent_frame));
         }
         Some((scope, self.unheard.len() - before))
     }
 
     /// Announces a message of which frames were lent, with the last so many loans. Its operation ends when that has left: the
     /// lender holds what was lent, as long as the peer has it.
-    fn announce_lent(&mut self, queued: Queued, scope: Scope, loans: usize, outbox: &mut Outbox) {
-        let Queued { message, receipt, prompt } = queued;
+    fn announce_lent(
+        &mut self,
+        queued: Queued,
+        scope: Scope,
+        lent_frames: usize,
+        send_queue: &mut SendQueue,
+    ) {
+        let Queued { message, receipt, ack_now } = queued;
         let id = self.announced.next();
         let memory = message.memory();
         let len = scope.len_of(memory).unwrap_or_default();
-        let text = outbox.text();
-        put_message(text, id, prompt, Payload::Lent(scope, &[], &[]), memory.header(), memory.table(), len);
-        for (_, loan) in self.unheard.range(self.unheard.len() - loans..) {
-            text.extend_from_slice(&loan.encode());
+        let text = send_queue.text();
+        put_message(text, id, ack_now, Payload::Lent(scope, &[], &[]), memory.header(), memory.table(), len);
+        for (_, lent_frame) in self.unheard.range(self.unheard.len() - lent_frames..) {
+            text.extend_from_slice(&lent_frame.encode());
         }
         let others = memory.frames().iter().zip(memory.table()).filter(|(_, info)| !scope.lends(info));
-        outbox.payload(others.map(|(frame, _)| frame.clone()));
+        send_queue.payload(others.map(|(frame, _)| frame.clone()));
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
-        outbox.end(Ending::Sent(id, message));
-        self.announced.push(Announced { receipt, cost, ahead: 0, state: State::Moving });
+        send_queue.end(Ending::Sent(id, message));
+        self.announced.push(Announced { receipt, cost, pregranted: 0, state: State::Moving });
     }
 
-    fn announce_one(&mut self, queued: Queued, outbox: &mut Outbox, bulks: &mut VecDeque<Bulk>, fetch: bool) {
-        let Queued { message, receipt, prompt } = queued;
+    fn announce_one(
+        &mut self,
+        queued: Queued,
+        send_queue: &mut SendQueue,
+        datas: &mut VecDeque<DataSource>,
+        fetch: bool,
+    ) {
+        let Queued { message, receipt, ack_now } = queued;
         let id = self.announced.next();
         let memory = message.memory();
         let payload_len = memory.payload_len();
         let eager = payload_len < EAGER_LEN_MAX;
-        let ahead = if !eager && payload_len <= self.ahead.saturating_sub(self.ahead_in_use) {
+        let pregranted = if !eager && payload_len <= self.pregranted.saturating_sub(self.pregranted_in_use) {
             payload_len
         } else {
             0
         };
-        let waits = !eager && ahead == 0;
+        let waits = !eager && pregranted == 0;
         let addresses = Some(memory).filter(|_| waits && fetch).and_then(addresses);
-        let (payload, len) = match (eager, ahead, &addresses) {
+        let (payload, len) = match (eager, pregranted, &addresses) {
             (true, ..) => (Payload::Eager(&[]), payload_len),
             (false, 0, Some(addresses)) => (Payload::Fetchable(&[]), (addresses.len() * ADDRESS_LEN) as u64),
             (false, 0, None) => (Payload::Waits, 0),
             (false, ..) => (Payload::Streams, 0),
         };
-        put_message(outbox.text(), id, prompt, payload, memory.header(), memory.table(), len);
+        put_message(send_queue.text(), id, ack_now, payload, memory.header(), memory.table(), len);
         for address in addresses.iter().flatten() {
-            outbox.text().extend_from_slice(&address.to_le_bytes());
+            send_queue.text().extend_from_slice(&address.to_le_bytes());
         }
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
-        self.ahead_in_use += ahead;
+        self.pregranted_in_use += pregranted;
         let state = if eager {
-            outbox.payload(memory.frames().iter().cloned());
-            outbox.end(Ending::Sent(id, message));
+            send_queue.payload(memory.frames().iter().cloned());
+            send_queue.end(Ending::Sent(id, message));
             State::Moving
-        } else if ahead > 0 {
-            bulks.push_back(Bulk::new(Transfer::Message(id), Source::Message(id, message, Vec::new())));
+        } else if pregranted > 0 {
+            datas.push_back(DataSource::new(Transfer::Message(id), Source::Message(id, message, Vec::new())));
             State::Moving
         } else if addresses.is_some() {
             State::Fetchable(message)
         } else {
             State::Waiting(message)
         };
-        self.announced.push(Announced { receipt, cost, ahead, state });
+        self.announced.push(Announced { receipt, cost, pregranted, state });
     }
 
     /// A message's memory is with the operating system.
@@ -325,13 +337,13 @@ impl Sends {
             self.announced.at(id).map(|announced| std::mem::replace(&mut announced.state, State::Left));
         while self.unheard.pop_front_if(|(lent, _)| *lent == id).is_some() {}
         message.finish(drop);
-        if let Some(State::Settled(delivery)) = before {
-            self.settle(id, delivery);
+        if let Some(State::Acked(delivery)) = before {
+            self.ack(id, delivery);
         }
     }
 
     /// The receiver accepted a message.
-    pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<Bulk>> {
+    pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<DataSource>> {
         let announced =
             self.announced.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
         let message = match std::mem::replace(&mut announced.state, State::Moving) {
@@ -346,11 +358,11 @@ impl Sends {
             self.left(id, message);
             return Ok(None);
         }
-        Ok(Some(Bulk::new(Transfer::Message(id), Source::Message(id, message, discarded.to_vec()))))
+        Ok(Some(DataSource::new(Transfer::Message(id), Source::Message(id, message, discarded.to_vec()))))
     }
 
     /// The receiver's word on `count` messages.
-    pub(crate) fn settled(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
+    pub(crate) fn acked(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
         let end = first
             .checked_add(count.into())
             .ok_or_else(|| corrupt("a word on messages beyond all numbers"))?;
@@ -363,7 +375,7 @@ impl Sends {
                     message.finish(drop);
                 }
                 (_, State::Moving) if self.late => {
-                    announced.state = State::Settled(delivery);
+                    announced.state = State::Acked(delivery);
                     continue;
                 }
                 (_, other) => {
@@ -371,31 +383,31 @@ impl Sends {
                     return Err(corrupt("a word on a message that has not left"));
                 }
             }
-            self.settle(id, delivery);
+            self.ack(id, delivery);
         }
         Ok(())
     }
 
-    fn settle(&mut self, id: u64, delivery: Delivery) {
-        if let Some(Announced { receipt, cost, ahead, .. }) = self.announced.remove(id) {
+    fn ack(&mut self, id: u64, delivery: Delivery) {
+        if let Some(Announced { receipt, cost, pregranted, .. }) = self.announced.remove(id) {
             self.bytes_in_use -= cost;
-            self.ahead_in_use -= ahead;
+            self.pregranted_in_use -= pregranted;
             receipt.resolve(Ok(delivery));
         }
     }
 
     /// The receiver lets so much payload stream ahead from now on.
-    pub(crate) fn let_ahead(&mut self, bytes: u64) {
-        self.ahead = bytes;
+    pub(crate) fn pregrant(&mut self, bytes: u64) {
+        self.pregranted = bytes;
     }
 
-    /// Fails everything that is not settled, and takes back what the peer has not heard of. What it has stays lent: its lender
+    /// Fails everything that is not acknowledged, and takes back what the peer has not heard of. What it has stays lent: its lender
     /// sees to that.
     pub(crate) fn give_up(&mut self, why: &Error, lender: &mut Option<Box<dyn Lender>>) {
         if let Some(lender) = lender {
-            self.unheard.drain(..).for_each(|(_, loan)| lender.take_back(loan));
+            self.unheard.drain(..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
         }
-        self.deposit = None;
+        self.bounce_copy = None;
         self.paused = false;
         for Queued { message, receipt, .. } in self.queued.drain(..) {
             receipt.resolve(Err(why.clone()));

@@ -3,10 +3,10 @@
 //! The invariant: whatever comes in is checked against what was granted before it changes anything; the first breach is an
 //! error, after which only `give_up` may be called.
 
-mod inlet;
-mod landing;
-mod parcels;
-mod strands;
+mod decoder;
+mod destination;
+mod lanes;
+mod packets;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -23,18 +23,18 @@ use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;
 use crate::wire::liveness::{Due, Liveness};
 use crate::wire::one_sided::{OneSided, replies};
-use crate::wire::outbox::{Bulk, Ending, Outbox};
 use crate::wire::receives::Receives;
 use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
+use crate::wire::send_queue::{DataSource, Ending, SendQueue};
 use crate::wire::sends::{self, RECORDS_LEN, Sends};
 use crate::wire::unfinished::{Share, Unfinished};
 
-use inlet::Inlet;
-use parcels::Parcels;
-use strands::{Strands, due};
+use decoder::Decoder;
+use lanes::{Lanes, due};
+use packets::Packets;
 
-pub(crate) use landing::Target;
-pub(crate) use parcels::{Came, Landing, Parcel};
+pub(crate) use destination::Target;
+pub(crate) use packets::{Came, Packet, PacketDestination};
 
 /// One end of a data stream.
 #[derive(Debug)]
@@ -45,24 +45,24 @@ pub(crate) struct Session {
     receives: Receives,
     one_sided: OneSided,
     liveness: Liveness,
-    outbox: Outbox,
-    bulks: VecDeque<Bulk>,
+    send_queue: SendQueue,
+    datas: VecDeque<DataSource>,
     /// Records for the next batch, and how many of them answer the peer's requests.
     records: Vec<u8>,
     answers: usize,
-    inlet: Inlet,
-    /// What counts the records that the inlet holds, where something does.
+    decoder: Decoder,
+    /// What counts the records that the decoder holds, where something does.
     unfinished: Option<Share>,
     /// What the further streams of the connection carry.
-    strands: Option<Box<Strands>>,
+    lanes: Option<Box<Lanes>>,
     /// What leaves and comes beside the stream, by itself.
-    parcels: Option<Box<Parcels>>,
+    packets: Option<Box<Packets>>,
     /// What lends our frames to the peer, and borrows its.
     lender: Option<Box<dyn Lender>>,
     /// What the application should see, in order.
     announced: Vec<Announced>,
-    ask: bool,
-    answer: bool,
+    ping: bool,
+    pong: bool,
     closing: Closing,
     peer_closed: bool,
     closers: Vec<Done<()>>,
@@ -74,7 +74,7 @@ pub(crate) enum Urgency {
     /// Leaves at once.
     Now,
     /// Small messages leave with those that follow, or with the next poll.
-    Company,
+    Coalesced,
     /// Words that nobody waits for leave with anything else, or when nothing more comes in.
     Word,
 }
@@ -104,18 +104,18 @@ impl Session {
             receives: Receives::new(pool),
             one_sided: OneSided::new(regions),
             liveness: Liveness::new(heartbeat, now),
-            outbox: Outbox::new(checked, false),
-            bulks: VecDeque::new(),
+            send_queue: SendQueue::new(checked, false),
+            datas: VecDeque::new(),
             records: Vec::new(),
             answers: 0,
-            inlet: Inlet::new(checked),
+            decoder: Decoder::new(checked),
             unfinished: None,
-            strands: None,
-            parcels: None,
+            lanes: None,
+            packets: None,
             lender: None,
             announced: Vec::new(),
-            ask: false,
-            answer: false,
+            ping: false,
+            pong: false,
             closing: Closing::No,
             peer_closed: false,
             closers: Vec::new(),
@@ -125,7 +125,7 @@ impl Session {
     /// The same with frames lent where `lender` can, both ways, before anything travelled. A session that checks what travels has
     /// every frame travel: what is lent passes no checksum.
     pub(crate) fn lending(mut self, lender: Box<dyn Lender>) -> Self {
-        self.lender = Some(lender).filter(|_| !self.inlet.check.is_on());
+        self.lender = Some(lender).filter(|_| !self.decoder.check.is_on());
         self
     }
 
@@ -138,8 +138,8 @@ impl Session {
     /// The same with large frames read where they lie, both ways, by whoever names where they land; not where what travels is
     /// checked, or takes several streams, or leaves by itself.
     pub(crate) fn fetching(mut self, fetcher: Box<dyn Fetcher>) -> Self {
-        let is_plain = self.strands.is_none() && self.parcels.is_none();
-        self.fetcher = Some(fetcher).filter(|_| !self.inlet.check.is_on() && is_plain);
+        let is_plain = self.lanes.is_none() && self.packets.is_none();
+        self.fetcher = Some(fetcher).filter(|_| !self.decoder.check.is_on() && is_plain);
         self
     }
 
@@ -147,10 +147,10 @@ impl Session {
         &mut self,
         message: Operation<Message>,
         receipt: Done<Delivery>,
-        prompt: bool,
+        ack_now: bool,
         more: bool,
     ) {
-        self.sends.push(message, receipt, prompt, more);
+        self.sends.push(message, receipt, ack_now, more);
     }
 
     /// Whether a message is so small that it may be copied.
@@ -167,13 +167,13 @@ impl Session {
         self.receives.expect(in_pool, &mut self.records);
     }
 
-    pub(crate) fn accept(&mut self, id: u64, landings: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
+    pub(crate) fn accept(&mut self, id: u64, destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
         let fetches = self.fetcher.as_ref().is_some_and(|fetcher| fetcher.fetches());
-        self.receives.accept(id, landings, &mut self.records, fetches);
+        self.receives.accept(id, destinations, &mut self.records, fetches);
     }
 
-    pub(crate) fn settle(&mut self, id: u64, delivery: Delivery, prompt: bool) {
-        self.receives.settle(id, delivery, prompt);
+    pub(crate) fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
+        self.receives.ack(id, delivery, ack_now);
     }
 
     pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
@@ -221,7 +221,7 @@ impl Session {
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             copied: [&self.sends.copied, &self.receives.copied, &self.one_sided.copied].map(Count::clone),
-            deposited: self.sends.deposited.clone(),
+            bounced: self.sends.bounced.clone(),
             stalls: self.sends.stalls.clone(),
         }
     }
@@ -239,8 +239,8 @@ impl Session {
     /// Whether the peer's good-bye has come, on every stream, and what it may have overtaken.
     fn has_peer_closed(&self) -> bool {
         self.peer_closed
-            && self.strands.as_ref().is_none_or(|strands| strands.have_ended())
-            && self.parcels.as_ref().is_none_or(|parcels| parcels.have_landed())
+            && self.lanes.as_ref().is_none_or(|lanes| lanes.have_ended())
+            && self.packets.as_ref().is_none_or(|packets| packets.have_landed())
     }
 
     /// Whether the peer has been silent so long that `tick` may have something to do.
@@ -252,7 +252,7 @@ impl Session {
     pub(crate) fn tick(&mut self, now: Duration) -> Result<()> {
         match self.liveness.due(now) {
             Due::Nothing => {}
-            Due::Ask => self.ask = true,
+            Due::Ping => self.ping = true,
             Due::Lost(silent) => {
                 let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
                 return Err(Error::new(ErrorKind::PeerLost, why));
@@ -273,44 +273,44 @@ impl Session {
     /// Whether something should leave that is no less urgent than `least`.
     pub(crate) fn is_due(&self, least: Urgency) -> bool {
         if matches!(self.closing, Closing::InBatch | Closing::Left) {
-            return !self.outbox.is_empty();
+            return !self.send_queue.is_empty();
         }
-        let joined = least >= Urgency::Company && self.sends.have_joined();
+        let joined = least >= Urgency::Coalesced && self.sends.have_coalesced();
         let words = least >= Urgency::Word && self.receives.words().0;
         joined || words || self.is_due_at_once()
     }
 
     fn is_due_at_once(&self) -> bool {
-        !self.outbox.is_empty()
+        !self.send_queue.is_empty()
             || !self.records.is_empty()
-            || self.has_bulk_for_main()
-            || self.ask
-            || self.answer
+            || self.has_data_for_main()
+            || self.ping
+            || self.pong
             || self.sends.are_due()
             || self.one_sided.are_due()
             || self.receives.words().1
             || self.good_bye_is_due()
-            || (self.closing == Closing::Wanted && self.sends.have_joined())
+            || (self.closing == Closing::Wanted && self.sends.have_coalesced())
     }
 
-    /// Whether the main stream has bulk to carry.
-    fn has_bulk_for_main(&self) -> bool {
-        match &self.strands {
-            Some(strands) => strands.has_chunk_for(0),
-            None => !self.bulks.is_empty() && self.parcels.is_none(),
+    /// Whether the main stream has data to carry.
+    fn has_data_for_main(&self) -> bool {
+        match &self.lanes {
+            Some(lanes) => lanes.has_chunk_for(0),
+            None => !self.datas.is_empty() && self.packets.is_none(),
         }
     }
 
     fn good_bye_is_due(&self) -> bool {
-        let have_left = || self.parcels.as_ref().is_none_or(|parcels| parcels.have_left());
+        let have_left = || self.packets.as_ref().is_none_or(|packets| packets.have_left());
         let submitted = || {
             self.sends.are_done()
                 && self.one_sided.are_done()
-                && self.bulks.is_empty()
-                && self.strands.as_ref().is_none_or(|strands| strands.spreads.is_empty())
-                && self.parcels.as_ref().is_none_or(|parcels| parcels.spreads.is_empty())
+                && self.datas.is_empty()
+                && self.lanes.as_ref().is_none_or(|lanes| lanes.spreads.is_empty())
+                && self.packets.as_ref().is_none_or(|packets| packets.spreads.is_empty())
                 && self.records.is_empty()
-                && !self.receives.are_landing()
+                && !self.receives.are_destination()
         };
         match self.closing {
             Closing::Wanted => (self.has_peer_closed() || submitted()) && have_left(),
@@ -321,69 +321,69 @@ impl Session {
 
     /// The bytes to write next; makes a batch if there is none.
     pub(crate) fn gather<'a>(&'a mut self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
-        if self.outbox.is_empty() {
+        if self.send_queue.is_empty() {
             self.make_batch();
         }
-        debug_assert!(!self.outbox.is_empty() || self.is_paused(), "what is due makes a batch");
-        self.outbox.gather(slices, slices_max);
+        debug_assert!(!self.send_queue.is_empty() || self.is_paused(), "what is due makes a batch");
+        self.send_queue.gather(slices, slices_max);
     }
 
     /// `written` of the gathered bytes are with the operating system.
     pub(crate) fn wrote(&mut self, written: usize) {
-        let Self { outbox, sends, one_sided, closing, strands, .. } = self;
-        outbox.advance(written, |ending| due(ending, (sends, one_sided), closing, strands));
+        let Self { send_queue, sends, one_sided, closing, lanes, .. } = self;
+        send_queue.advance(written, |ending| due(ending, (sends, one_sided), closing, lanes));
     }
 
     fn make_batch(&mut self) {
-        while self.outbox.has_room() && matches!(self.closing, Closing::No | Closing::Wanted) {
-            self.outbox.begin();
+        while self.send_queue.has_room() && matches!(self.closing, Closing::No | Closing::Wanted) {
+            self.send_queue.begin();
             let good_bye = self.good_bye_is_due();
             self.write_records();
-            self.one_sided.ask(&mut self.outbox);
+            self.one_sided.ping(&mut self.send_queue);
             let fetch = self.fetcher.is_some();
-            self.sends.announce(&mut self.outbox, &mut self.bulks, &mut self.lender, fetch);
+            self.sends.announce(&mut self.send_queue, &mut self.datas, &mut self.lender, fetch);
             if good_bye {
-                let parcels = self.parcels.as_ref().map_or(0, |parcels| parcels.handed_out);
-                record::put(self.outbox.text(), &Record::Close { parcels });
-                self.outbox.end(Ending::Closed);
+                let packets = self.packets.as_ref().map_or(0, |packets| packets.handed_out);
+                record::put(self.send_queue.text(), &Record::Close { packets });
+                self.send_queue.end(Ending::Closed);
                 self.closing = Closing::InBatch;
             }
             if self.chunk_to(0) {
                 continue;
             }
-            let Some(mut bulk) = self.bulks.pop_front_if(|_| self.parcels.is_none()) else {
-                let nothing = self.outbox.records_len() == 0;
-                self.outbox.finish(Transfer::Message(0), Vec::new());
+            let Some(mut data) = self.datas.pop_front_if(|_| self.packets.is_none()) else {
+                let nothing = self.send_queue.records_len() == 0;
+                self.send_queue.finish(Transfer::Message(0), Vec::new());
                 if nothing {
                     return;
                 }
                 continue;
             };
-            let transfer = bulk.transfer;
-            let (bytes, is_last) = bulk.next_parcel();
-            self.outbox.finish(transfer, bytes);
+            let transfer = data.transfer;
+            let (bytes, is_last) = data.next_packet();
+            self.send_queue.finish(transfer, bytes);
             if !is_last {
-                self.bulks.push_back(bulk);
-            } else if let Some(ending) = bulk.source.ending() {
-                self.outbox.end(ending);
+                self.datas.push_back(data);
+            } else if let Some(ending) = data.source.ending() {
+                self.send_queue.end(ending);
             }
         }
     }
 
-    /// Records that were waiting, up to a parcel's worth.
+    /// Records that were waiting, up to a packet's worth.
     fn write_records(&mut self) {
-        if self.ask {
-            record::put(&mut self.records, &Record::Ask);
+        if self.ping {
+            record::put(&mut self.records, &Record::Ping);
         }
-        if self.answer {
-            record::put(&mut self.records, &Record::Answer);
+        if self.pong {
+            record::put(&mut self.records, &Record::Pong);
         }
-        (self.ask, self.answer) = (false, false);
+        (self.ping, self.pong) = (false, false);
         self.receives.say(&mut self.records);
         if self.records.len() <= RECORDS_LEN {
-            self.outbox.text().append(&mut self.records);
+            self.send_queue.text().append(&mut self.records);
             for reply in replies(std::mem::take(&mut self.answers)) {
-                self.outbox.end(reply);
+                self.send_queue.end(reply);
             }
             return;
         }
@@ -391,7 +391,7 @@ impl Session {
         while len < RECORDS_LEN {
             len += record::len_of_first(&self.records[len..]);
         }
-        self.outbox.text().extend(self.records.drain(..len));
+        self.send_queue.text().extend(self.records.drain(..len));
     }
 
     // What arrives.
@@ -411,27 +411,27 @@ impl Session {
                     self.receives.announced(message, behind, &mut self.records, &mut self.lender)?;
                 self.announced.push(announced);
             }
-            Record::Accept { id, discarded } => self.bulks.extend(self.sends.accepted(id, discarded)?),
-            Record::Settle { first, count, delivery } => self.sends.settled(first, count, delivery)?,
-            Record::Ahead { bytes } => self.sends.let_ahead(bytes),
-            Record::Ask => self.answer = true,
-            Record::Answer => {}
+            Record::Accept { id, discarded } => self.datas.extend(self.sends.accepted(id, discarded)?),
+            Record::Ack { first, count, delivery } => self.sends.acked(first, count, delivery)?,
+            Record::Pregrant { bytes } => self.sends.pregrant(bytes),
+            Record::Ping => self.pong = true,
+            Record::Pong => {}
             Record::Get { id, key, offset, len } => {
-                let bulk = self.one_sided.asked_get(id, &key, offset, len, &mut self.records)?;
+                let data = self.one_sided.asked_get(id, &key, offset, len, &mut self.records)?;
                 self.answers += usize::from(self.records.len() > waiting);
-                self.bulks.extend(bulk);
+                self.datas.extend(data);
             }
             Record::Put { id, key, offset, len, payload } => {
                 self.one_sided.asked_put(id, (&key, offset, len), payload, &mut self.records)?;
                 self.answers += usize::from(self.one_sided.remaining(Transfer::Put(id)).is_none());
             }
-            Record::Go { id } => {
-                let bulk = self.one_sided.may_go(id)?;
-                self.bulks.push_back(bulk);
+            Record::ReadyToReceive { id } => {
+                let data = self.one_sided.peer_is_ready(id)?;
+                self.datas.push_back(data);
             }
             Record::Done { id } => self.one_sided.done(id)?,
             Record::Refused { id, reason } => self.one_sided.refused(id, reason)?,
-            Record::Close { parcels } => self.hear_good_bye(parcels)?,
+            Record::Close { packets } => self.hear_good_bye(packets)?,
         }
         Ok(())
     }
@@ -439,17 +439,17 @@ impl Session {
     /// Fails everything in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
         if let Some(fetcher) = &mut self.fetcher {
-            fetcher.withdraw();
+            fetcher.retract();
         }
-        self.give_up_strands(why);
-        self.give_up_parcels(why);
+        self.give_up_lanes(why);
+        self.give_up_packets(why);
         self.sends.give_up(why, &mut self.lender);
-        for ending in self.outbox.give_up() {
+        for ending in self.send_queue.give_up() {
             if let Ending::Sent(_, message) = ending {
                 message.fail(why.clone());
             }
         }
-        self.bulks.drain(..).for_each(|bulk| bulk.fail(why));
+        self.datas.drain(..).for_each(|data| data.fail(why));
         self.receives.give_up(why, self.fetcher.as_deref_mut().map(|fetcher| fetcher as &mut dyn Fetcher));
         self.one_sided.give_up(why);
         self.announced.clear();

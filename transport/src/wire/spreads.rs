@@ -4,13 +4,13 @@
 use std::collections::VecDeque;
 
 use crate::memory::Buffer;
-use crate::wire::ledger::Ledger;
-use crate::wire::outbox::{Bulk, Source};
 use crate::wire::record::Transfer;
+use crate::wire::send_queue::{DataSource, Source};
+use crate::wire::sequence_window::SequenceWindow;
 
 #[derive(Debug)]
 pub(crate) struct Spreads {
-    spreads: Ledger<Spread>,
+    spreads: SequenceWindow<Spread>,
     chunk_len: usize,
     /// What is shorter is small.
     large_len_min: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Spreads {
 
 #[derive(Debug)]
 struct Spread {
-    bulk: Bulk,
+    data: DataSource,
     len: u64,
     handed_out: u64,
     /// Chunks that were handed out and have not left.
@@ -45,13 +45,13 @@ impl Spreads {
         // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
         let large_len_min = if beside { 0 } else { chunk_len as u64 };
         let (small, large) = (VecDeque::new(), VecDeque::new());
-        Self { spreads: Ledger::default(), chunk_len, large_len_min, small, large }
+        Self { spreads: SequenceWindow::default(), chunk_len, large_len_min, small, large }
     }
 
-    pub(crate) fn push(&mut self, bulk: Bulk) {
-        let len = bulk.len();
+    pub(crate) fn push(&mut self, data: DataSource) {
+        let len = data.len();
         let queue = if len < self.large_len_min { &mut self.small } else { &mut self.large };
-        queue.push_back(self.spreads.push(Spread { bulk, len, handed_out: 0, leaving: 0 }));
+        queue.push_back(self.spreads.push(Spread { data, len, handed_out: 0, leaving: 0 }));
     }
 
     /// Whether every chunk was handed out.
@@ -86,22 +86,26 @@ impl Spreads {
         if spread.leaving > 0 || spread.handed_out < spread.len {
             return None;
         }
-        self.spreads.remove(id).map(|spread| spread.bulk.source)
+        self.spreads.remove(id).map(|spread| spread.data.source)
     }
 
     /// Gives everything up.
-    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Bulk> + '_ {
+    pub(crate) fn give_up(&mut self) -> impl Iterator<Item = DataSource> + '_ {
         self.small.clear();
         self.large.clear();
-        self.spreads.drain().map(|spread| spread.bulk)
+        self.spreads.drain().map(|spread| spread.data)
     }
 }
 
 /// The next chunk of the first transfer in `queue`, which goes to its end.
-fn next(spreads: &mut Ledger<Spread>, queue: &mut VecDeque<u64>, chunk_len: usize) -> Option<NextChunk> {
+fn next(
+    spreads: &mut SequenceWindow<Spread>,
+    queue: &mut VecDeque<u64>,
+    chunk_len: usize,
+) -> Option<NextChunk> {
     let id = queue.pop_front()?;
     let spread = spreads.at(id)?;
-    let (bytes, _) = spread.bulk.next(chunk_len, usize::MAX);
+    let (bytes, _) = spread.data.next(chunk_len, usize::MAX);
     let offset = spread.handed_out;
     spread.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
     spread.leaving += 1;
@@ -109,5 +113,5 @@ fn next(spreads: &mut Ledger<Spread>, queue: &mut VecDeque<u64>, chunk_len: usiz
     if !is_last {
         queue.push_back(id);
     }
-    Some(NextChunk { spread: id, transfer: spread.bulk.transfer, offset, bytes, is_last })
+    Some(NextChunk { spread: id, transfer: spread.data.transfer, offset, bytes, is_last })
 }

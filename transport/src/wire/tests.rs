@@ -1,12 +1,12 @@
 //! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
 
-mod deposit;
+mod bounce_copy;
 mod fetching;
 mod integrity;
+mod lanes;
 mod lending;
-mod parcels;
+mod packets;
 mod simulated;
-mod strands;
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -19,7 +19,7 @@ use crate::memory::{Buffer, BufferMut, Place, Pool};
 use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, FrameInfo, Message};
 use crate::operation::{Completion, Done, Operation};
 use crate::region::Regions;
-use crate::wire::credit::{AHEAD, WINDOW};
+use crate::wire::credit::{PREGRANT, WINDOW};
 use crate::wire::record::{self, Head, Payload, Record, Transfer};
 use crate::wire::sends::JOINED_LEN;
 use crate::wire::session::{Session, Target, Urgency};
@@ -65,7 +65,7 @@ struct End {
     /// Bytes on their way here.
     wire: VecDeque<u8>,
     /// Bytes on their way here on the further streams.
-    strands: Vec<VecDeque<u8>>,
+    lanes: Vec<VecDeque<u8>>,
     announced: VecDeque<Announced>,
 }
 
@@ -77,13 +77,13 @@ impl End {
     fn with(checked: bool) -> Self {
         let regions = Regions::new(Arc::new(Still));
         let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
-        Self { session, regions, wire: VecDeque::new(), strands: Vec::new(), announced: VecDeque::new() }
+        Self { session, regions, wire: VecDeque::new(), lanes: Vec::new(), announced: VecDeque::new() }
     }
 
-    fn striped(checked: bool, strands: usize) -> Self {
+    fn striped(checked: bool, lanes: usize) -> Self {
         let mut end = Self::with(checked);
-        end.session = end.session.striped(strands);
-        end.strands = vec![VecDeque::new(); strands];
+        end.session = end.session.striped(lanes);
+        end.lanes = vec![VecDeque::new(); lanes];
         end
     }
 
@@ -94,9 +94,9 @@ impl End {
     /// With `more`, it waits for company if it can.
     fn send_with(&mut self, message: Message, more: bool) -> (Sent, Completion<Result<Delivery>>) {
         let (message, sent) = Operation::new(message);
-        let (receipt, settled) = Done::new();
+        let (receipt, acked) = Done::new();
         self.session.send(message, receipt, false, more);
-        (sent, settled)
+        (sent, acked)
     }
 
     /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
@@ -118,16 +118,16 @@ impl End {
     }
 
     /// Writes at most `len_max` bytes to `to`, the peer's end of a further stream.
-    fn write_strand(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
+    fn write_lane(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
         // As if every other stream were full: any may carry any chunk.
         self.session.pass_over(!(1 << stream));
-        if !self.session.strand_is_due(stream) {
+        if !self.session.lane_is_due(stream) {
             return false;
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        self.session.strand_gather(stream, &mut slices, 64);
+        self.session.lane_gather(stream, &mut slices, 64);
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(len_max).collect();
-        self.session.strand_wrote(stream, bytes.len());
+        self.session.lane_wrote(stream, bytes.len());
         to.extend(&bytes);
         true
     }
@@ -139,8 +139,8 @@ impl End {
 
     /// Reads one of several streams.
     fn read_from(&mut self, stream: usize, len_max: usize) -> Result<bool> {
-        let Self { session, wire, strands, announced, .. } = self;
-        let wire = if stream == 0 { wire } else { &mut strands[stream - 1] };
+        let Self { session, wire, lanes, announced, .. } = self;
+        let wire = if stream == 0 { wire } else { &mut lanes[stream - 1] };
         let len = len_max.min(wire.len());
         if len == 0 || !session.reads(stream) {
             return Ok(false);
@@ -180,34 +180,35 @@ impl End {
 
     /// Takes the next announced message, accepting it if it waits.
     fn take(&mut self) -> Option<Taken> {
-        let Announced { id, header, frames, arrival, prompt } = self.announced.pop_front()?;
+        let Announced { id, header, frames, arrival, ack_now } = self.announced.pop_front()?;
         Some(match arrival {
             Arrival::Here(buffers) => {
-                self.session.settle(id, Delivery::Delivered, false);
+                self.session.ack(id, Delivery::Delivered, false);
                 Taken::Here(buffers)
             }
             Arrival::Coming(landed) => match landed.try_take() {
                 Some(buffers) => {
-                    self.session.settle(id, Delivery::Delivered, false);
+                    self.session.ack(id, Delivery::Delivered, false);
                     Taken::Here(buffers.expect("landed"))
                 }
                 None => {
                     let arrival = Arrival::Coming(landed);
-                    self.announced.push_front(Announced { id, header, frames, arrival, prompt });
+                    self.announced.push_front(Announced { id, header, frames, arrival, ack_now });
                     return None;
                 }
             },
             Arrival::Waiting => {
-                let landings = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
-                self.accept(id, landings)
+                let destinations =
+                    frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
+                self.accept(id, destinations)
             }
         })
     }
 
-    fn accept(&mut self, id: u64, landings: Vec<Option<BufferMut>>) -> Taken {
-        let (landings, landed) = Operation::new(landings);
-        self.session.accept(id, landings);
-        Taken::Landing(landed)
+    fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> Taken {
+        let (destinations, landed) = Operation::new(destinations);
+        self.session.accept(id, destinations);
+        Taken::Destination(landed)
     }
 }
 
@@ -222,14 +223,14 @@ type Landed = Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>;
 
 enum Taken {
     Here(Vec<Buffer>),
-    Landing(Completion<Landed>),
+    Destination(Completion<Landed>),
 }
 
 impl Taken {
     fn frames(self) -> Vec<Buffer> {
         match self {
             Self::Here(buffers) => buffers,
-            Self::Landing(landed) => landed.try_take().expect("landed").expect("well"),
+            Self::Destination(landed) => landed.try_take().expect("landed").expect("well"),
         }
     }
 }
@@ -241,10 +242,10 @@ fn run(a: &mut End, b: &mut End, seed: &mut Seed) -> Result<()> {
         let wrote = [a.write(&mut b.wire, cut()), b.write(&mut a.wire, cut())];
         let read = [a.read(cut())?, b.read(cut())?];
         let mut beside = false;
-        for stream in 1..=a.strands.len() {
+        for stream in 1..=a.lanes.len() {
             // Some lag behind, as seldom as the seed has it.
-            beside |= seed.below(3) == 0 || a.write_strand(stream, &mut b.strands[stream - 1], usize::MAX);
-            beside |= b.write_strand(stream, &mut a.strands[stream - 1], 1 + seed.below(100_000));
+            beside |= seed.below(3) == 0 || a.write_lane(stream, &mut b.lanes[stream - 1], usize::MAX);
+            beside |= b.write_lane(stream, &mut a.lanes[stream - 1], 1 + seed.below(100_000));
             beside |= seed.below(3) == 0 || a.read_from(stream, 1 + seed.below(100_000))?;
             beside |= b.read_from(stream, 1 + seed.below(100_000))?;
         }
@@ -286,9 +287,9 @@ fn messages_arrive_whole_and_in_order_however_the_stream_is_cut() {
                 |frames: &[Buffer]| frames.iter().map(|frame| frame.to_vec().unwrap()).collect::<Vec<_>>();
             assert_eq!(bytes(&frames), bytes(message.frames()));
         }
-        for (sent, settled) in completions {
+        for (sent, acked) in completions {
             assert!(sent.try_take().expect("sent").is_ok());
-            assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+            assert_eq!(acked.try_take().expect("acknowledged").unwrap(), Delivery::Delivered);
         }
     }
 }
@@ -338,12 +339,12 @@ fn a_get_that_is_cut_gives_its_buffer_back_as_it_came() {
 }
 
 #[test]
-fn small_messages_wait_for_company_and_leave_in_order() {
+fn small_messages_wait_for_coalesced_and_leave_in_order() {
     let (mut a, mut b) = (End::new(), End::new());
     let small = |text: &'static str| Message::new(text).with_frame(text);
     let (sent, _) = a.send_with(small("first"), true);
     assert!(sent.try_take().is_some_and(|sent| sent.is_ok()), "its memory is free");
-    assert!(!a.session.is_due(Urgency::Now) && a.session.is_due(Urgency::Company));
+    assert!(!a.session.is_due(Urgency::Now) && a.session.is_due(Urgency::Coalesced));
     let large = Message::new("second").with_frame(vec![2; 2000]);
     drop(a.send_with(large, true));
     assert!(a.session.is_due(Urgency::Now), "what is not small waits for nothing");
@@ -361,7 +362,7 @@ fn small_messages_wait_for_company_and_leave_in_order() {
 }
 
 #[test]
-fn a_close_takes_along_what_waits_for_company() {
+fn a_close_takes_along_what_waits_for_coalesced() {
     let (mut a, mut b) = (End::new(), End::new());
     drop(a.send_with(Message::new("last"), true));
     let (done, _) = Done::new();
@@ -376,10 +377,10 @@ fn a_get_or_put_that_is_done_too_early_fails_with_its_memory_as_it_came() {
     let done = |id| {
         let mut records = Vec::new();
         record::put(&mut records, &Record::Done { id });
-        let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+        let head = Head { records_len: records.len(), data_len: 0, transfer: Transfer::Message(0) };
         [&head.encode()[..], &records].concat()
     };
-    let half = Head { records_len: 0, bulk_len: 50, transfer: Transfer::Get(0) };
+    let half = Head { records_len: 0, data_len: 50, transfer: Transfer::Get(0) };
     let half = [&half.encode()[..], &[7; 50]].concat();
     let why = crate::Error::new(ErrorKind::Corrupt, "it ends like that");
     let region = End::new().regions.expose(vec![1; 100_000].into(), Duration::MAX).remote();
@@ -422,7 +423,7 @@ fn a_receiver_that_says_nothing_bounds_what_is_announced() {
 }
 
 #[test]
-fn large_messages_stream_ahead_once_the_receiver_said_so_and_within_its_room() {
+fn large_messages_stream_pregranted_once_the_receiver_said_so_and_within_its_room() {
     let (mut a, mut b) = (End::new(), End::new());
     b.session.expect(true);
     let large = || Message::new("").with_frame(vec![1; 1 << 20]);
@@ -434,7 +435,7 @@ fn large_messages_stream_ahead_once_the_receiver_said_so_and_within_its_room() {
     }
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     let coming = b.announced.iter().filter(|message| matches!(message.arrival, Arrival::Coming(_))).count();
-    assert_eq!(coming as u64, AHEAD >> 20);
+    assert_eq!(coming as u64, PREGRANT >> 20);
 }
 
 #[test]
@@ -512,8 +513,8 @@ fn damaged_streams_are_errors_that_return_all_memory() {
         let why = crate::Error::new(ErrorKind::Corrupt, "given up");
         a.session.give_up(&why);
         b.session.give_up(&why);
-        for (sent, settled) in completions {
-            assert!(sent.try_take().is_some() && settled.try_take().is_some(), "everything ends");
+        for (sent, acked) in completions {
+            assert!(sent.try_take().is_some() && acked.try_take().is_some(), "everything ends");
         }
         assert!(got.try_take().is_some());
     }

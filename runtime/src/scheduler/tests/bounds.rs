@@ -3,7 +3,7 @@
 use super::*;
 use crate::line::{BATCH_LEN, BATCH_LEN_MAX};
 use crate::protocol::{ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Input, NEW_FUNCTIONS_MAX, Priority};
-use crate::value::Gap;
+use crate::value::Placeholder;
 
 impl Play {
     fn refused(&mut self, word: FromClient) -> Error {
@@ -16,7 +16,7 @@ impl Play {
 
     fn submit_long(&mut self, sequence: u64, arguments_len: usize) {
         let key = self.key(sequence);
-        let arguments = Arguments { bytes: Blob(vec![0; arguments_len].into()), gaps: Vec::new() };
+        let arguments = Arguments { bytes: Blob(vec![0; arguments_len].into()), placeholders: Vec::new() };
         self.client(FromClient::Submit { key, function: 0, inputs: Vec::new(), arguments });
     }
 }
@@ -28,7 +28,8 @@ fn a_client_whose_tasks_take_too_much_is_refused_and_what_it_releases_counts_no_
     play.submit_long(1, 50_000);
     play.release(1);
     play.submit_long(2, 50_000);
-    let (key, arguments) = (play.key(3), Arguments { bytes: Blob(vec![0; 50_000].into()), gaps: Vec::new() });
+    let (key, arguments) =
+        (play.key(3), Arguments { bytes: Blob(vec![0; 50_000].into()), placeholders: Vec::new() });
     let error = play.refused(FromClient::Submit { key, function: 0, inputs: Vec::new(), arguments });
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
     // Small tasks take memory as well.
@@ -77,18 +78,21 @@ fn large_tasks_wait_for_room_at_a_worker_as_many_do() {
 fn the_longest_order_fits_into_a_batch() {
     let key = Key::new((1 << 24) - 1, (1 << 40) - 1);
     let input = Input { key, bytes: u64::MAX, holders: vec![u32::MAX; 4] };
-    // What stands between two gaps is no longer than all arguments.
-    let gap = Gap { after: ARGUMENTS_LEN_MAX as u32, input: INPUTS_MAX as u32 - 1 };
-    let arguments = Arguments { bytes: Blob(vec![0; ARGUMENTS_LEN_MAX].into()), gaps: vec![gap; INPUTS_MAX] };
+    // What stands between two placeholders is no longer than all arguments.
+    let placeholder = Placeholder { after: ARGUMENTS_LEN_MAX as u32, input: INPUTS_MAX as u32 - 1 };
+    let arguments = Arguments {
+        bytes: Blob(vec![0; ARGUMENTS_LEN_MAX].into()),
+        placeholders: vec![placeholder; INPUTS_MAX],
+    };
     assert!(arguments.may_be(INPUTS_MAX) && !arguments.may_be(INPUTS_MAX + 1));
     let priority = Priority { root: u64::MAX, depth: std::cmp::Reverse(u32::MAX), number: u64::MAX };
     let inputs = vec![input; INPUTS_MAX];
-    let order = Order { key, run: u64::MAX, function: u32::MAX, priority, inputs, arguments };
-    let len = postcard::to_allocvec(&ToWorker::Run(order)).unwrap().len();
+    let order = Assignment { key, run: u64::MAX, function: u32::MAX, priority, inputs, arguments };
+    let len = postcard::to_allocvec(&ToWorker::Attempt(order)).unwrap().len();
     assert!((BATCH_LEN + len) as u64 <= BATCH_LEN_MAX, "{len}");
 
     let mut play = Play::new(0);
-    let arguments = Arguments { gaps: vec![gap; INPUTS_MAX + 1], ..Arguments::default() };
+    let arguments = Arguments { placeholders: vec![placeholder; INPUTS_MAX + 1], ..Arguments::default() };
     let key = play.key(1);
     let error = play.refused(FromClient::Submit { key, function: 0, inputs: Vec::new(), arguments });
     assert_eq!(error.kind(), ErrorKind::TooLarge, "{error}");
@@ -123,12 +127,12 @@ fn what_workers_are_told_of_many_tasks_is_said_in_parts() {
 fn no_result_is_larger_than_its_workers_memory() {
     let mut play = Play::new(1);
     play.submit(1, &[]);
-    let (worker, Order { key, run, .. }) = play.order();
+    let (worker, Assignment { key, run, .. }) = play.order();
     let error = play.violates(worker, FromWorker::Done { key, run, bytes: 1001, micros: 1 });
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     let boundless = play.join(1, u64::MAX);
     play.gone(worker, Departure::Died);
-    let (worker, Order { key, run, .. }) = play.order();
+    let (worker, Assignment { key, run, .. }) = play.order();
     assert_eq!(worker, boundless);
     play.violates(worker, FromWorker::Done { key, run, bytes: u64::MAX, micros: 1 });
     play.worker(worker, FromWorker::Done { key, run, bytes: 1 << 48, micros: 1 });
@@ -141,7 +145,7 @@ fn a_worker_lacks_inputs_and_nothing_else() {
     let made = play.order();
     play.done(&made, 10);
     play.submit(2, &[]);
-    let (worker, Order { key, run, .. }) = play.order();
+    let (worker, Assignment { key, run, .. }) = play.order();
     let lacking = vec![(play.key(1), made.0)];
     let error = play.violates(worker, FromWorker::Returned { key, run, lacking });
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
@@ -152,7 +156,7 @@ fn a_failure_is_kept_once_and_not_longer_than_any_may_be() {
     let mut play = Play::new(1);
     play.submit(1, &[]);
     (2..100).for_each(|sequence| play.submit(sequence, &[1]));
-    let (worker, Order { key, run, .. }) = play.order();
+    let (worker, Assignment { key, run, .. }) = play.order();
     let failure =
         Failure { kind: ErrorKind::Failed, task: Some("f".repeat(10_000)), detail: "x".repeat(1 << 20) };
     play.worker(worker, FromWorker::Failed { key, run, failure });

@@ -30,8 +30,8 @@ struct End {
     early: Vec<Announced>,
     /// Sends that wait for credit, in order.
     queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
-    /// Announced to the peer, not settled yet.
-    unsettled: HashMap<u64, Done<Delivery>>,
+    /// Announced to the peer, not acknowledged yet.
+    unacked: HashMap<u64, Done<Delivery>>,
     next_id: u64,
     closing: Vec<Done<()>>,
     ended: Option<Error>,
@@ -82,14 +82,14 @@ impl Link for MemLink {
             return op.fail(why);
         }
         match op {
-            Op::Send { message, receipt, prompt, .. } => {
-                ends[*me].queued.push_back((message, receipt, prompt));
+            Op::Send { message, receipt, ack_now, .. } => {
+                ends[*me].queued.push_back((message, receipt, ack_now));
                 if !announce(&mut ends, *me) {
                     ends[*me].stats.credit_stalls += 1;
                 }
             }
-            Op::Settle { id, delivery, .. } => {
-                let receipt = ends[1 - *me].unsettled.remove(&id);
+            Op::Ack { id, delivery, .. } => {
+                let receipt = ends[1 - *me].unacked.remove(&id);
                 proceed(ends, 1 - *me);
                 if let Some(receipt) = receipt {
                     receipt.resolve(Ok(delivery));
@@ -120,9 +120,10 @@ impl Link for MemLink {
                 ends[*me].closing.push(done);
                 proceed(ends, *me);
             }
-            Op::Accept { landings, .. } => {
+            Op::Accept { destinations, .. } => {
                 drop(ends);
-                landings.fail(Error::new(ErrorKind::Invalid, "every message of this link is here already"));
+                destinations
+                    .fail(Error::new(ErrorKind::Invalid, "every message of this link is here already"));
             }
             Op::Expect { .. } => {}
         }
@@ -149,15 +150,15 @@ impl Drop for MemLink {
 fn announce(ends: &mut [End; 2], me: usize) -> bool {
     let [first, second] = ends;
     let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
-    while mine.unsettled.len() < WINDOW.messages as usize {
-        let Some((message, receipt, prompt)) = mine.queued.pop_front() else { break };
+    while mine.unacked.len() < WINDOW.messages as usize {
+        let Some((message, receipt, ack_now)) = mine.queued.pop_front() else { break };
         let id = mine.next_id;
         mine.next_id += 1;
-        mine.unsettled.insert(id, receipt);
+        mine.unacked.insert(id, receipt);
         message.finish(|message| {
             let table = message.table().collect();
             let (header, frames) = message.into_parts();
-            let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), prompt };
+            let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), ack_now };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),
                 None => theirs.early.push(announced),
@@ -195,14 +196,14 @@ fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error
             inbox.end(why.clone());
         }
         let queued = std::mem::take(&mut end.queued);
-        failed.push((why, queued, std::mem::take(&mut end.unsettled), std::mem::take(&mut end.closing)));
+        failed.push((why, queued, std::mem::take(&mut end.unacked), std::mem::take(&mut end.closing)));
     }
     drop(ends);
-    for (why, queued, unsettled, closing) in failed {
-        for (message, receipt, prompt) in queued {
-            Op::Send { message, receipt, prompt, more: false }.fail(why.clone());
+    for (why, queued, unacked, closing) in failed {
+        for (message, receipt, ack_now) in queued {
+            Op::Send { message, receipt, ack_now, more: false }.fail(why.clone());
         }
-        for receipt in unsettled.into_values() {
+        for receipt in unacked.into_values() {
             receipt.resolve(Err(why.clone()));
         }
         for done in closing {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
-use super::{Backend, Caps, Identity, Machine, Opened, Opening, Prediction, Probe, Role, Site, Speed};
+use super::{Backend, Caps, Identity, LinkContext, Machine, Opened, Opening, Prediction, Probe, Role, Speed};
 use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -66,15 +66,15 @@ impl Backend for Mem {
         true
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
-        Box::pin(async { open(site) })
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
+        Box::pin(async { open(context) })
     }
 }
 
-fn open(site: &Site) -> Result<Opened> {
-    let (first, second) = match site.role {
-        Role::Connector => (&site.offer, &site.peer_offer),
-        Role::Acceptor => (&site.peer_offer, &site.offer),
+fn open(context: &LinkContext) -> Result<Opened> {
+    let (first, second) = match context.role {
+        Role::Connector => (&context.offer, &context.peer_offer),
+        Role::Acceptor => (&context.peer_offer, &context.offer),
     };
     if first.len() != 16 || second.len() != 16 {
         return Err(Error::new(ErrorKind::Corrupt, "the peer's offer is not 16 bytes").by("mem"));
@@ -89,5 +89,5 @@ fn open(site: &Site) -> Result<Opened> {
             mine
         }
     };
-    Ok(Opened::new(half.attach(site.inbox.clone(), site.regions.clone())))
+    Ok(Opened::new(half.attach(context.inbox.clone(), context.regions.clone())))
 }

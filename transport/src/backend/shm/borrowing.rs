@@ -4,20 +4,20 @@
 
 use std::sync::Arc;
 
-use super::showing::Showing;
+use super::exporting::ExportedSegment;
 use crate::error::Result;
-use crate::memory::arena::borrowed::{Held, borrowed};
+use crate::memory::arena::borrowed::{LeaseHandle, borrowed};
 use crate::memory::{Buffer, Place};
 
 /// What a trusted peer lent in a segment that it showed, so many bytes from an offset on, until `lease` is dropped.
 pub(super) fn borrow(
-    showing: &Arc<Showing>,
+    exporting: &Arc<ExportedSegment>,
     range: (usize, usize),
     place: Place,
-    lease: Held,
+    lease: LeaseHandle,
 ) -> Result<Buffer> {
-    let segment = showing.segment().clone();
+    let segment = exporting.segment().clone();
     // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a lender: whoever's memory
     // it is holds it while the pipes of the showing, which goes along, have a writer, or the lease is out.
-    unsafe { borrowed(segment, range, place, lease, showing.clone()) }
+    unsafe { borrowed(segment, range, place, lease, exporting.clone()) }
 }

@@ -24,39 +24,39 @@ const RING_LENS: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
 /// A long copy is told of in parts, so that the other end works on the first while the next is made.
 const PART_LEN: usize = 32 << 10;
 
-/// One end of both rings, and the bell for whoever sleeps at the other.
+/// One end of both rings, and the doorbell for whoever sleeps at the other.
 #[derive(Debug)]
 pub(super) struct Duplex {
     ring: Ring,
-    bell: Bell,
+    doorbell: Doorbell,
     /// The peer will not write any more.
     pub(super) gone: bool,
     /// Bytes copied into our ring and out of the peer's.
     pub(super) copied: Count,
-    /// Times the bell was rung.
+    /// Times the doorbell was rung.
     pub(super) rings: u64,
 }
 
 /// What this end rings.
 #[derive(Debug)]
-pub(super) struct Bell {
-    pub(super) rope: OwnedFd,
+pub(super) struct Doorbell {
+    pub(super) pipe: OwnedFd,
     /// Where the peer hears it. Kept, so that ringing for a peer that is gone is no signal to this process.
     pub(super) heard_at: OwnedFd,
 }
 
-impl Bell {
+impl Doorbell {
     fn ring(&self) {
-        // A pipe that is full has rung often enough, and whoever is gone needs no bell.
-        let _ = rustix::io::write(&self.rope, &[1]);
+        // A pipe that is full has rung often enough, and whoever is gone needs no doorbell.
+        let _ = rustix::io::write(&self.pipe, &[1]);
     }
 }
 
 impl Duplex {
-    /// See [`Ring::doze`]. Whoever is gone does not ring.
-    pub(super) fn doze(&mut self, for_room: bool) -> bool {
+    /// See [`Ring::arm`]. Whoever is gone does not ring.
+    pub(super) fn arm(&mut self, for_room: bool) -> bool {
         self.release();
-        !self.gone && self.ring.doze(for_room)
+        !self.gone && self.ring.arm(for_room)
     }
 
     /// How many bytes have come, or `None` where no more can.
@@ -79,19 +79,19 @@ impl Duplex {
 
     fn release(&mut self) {
         if self.ring.release() {
-            self.ring_bell();
+            self.ring_doorbell();
         }
     }
 
     fn publish(&mut self) {
         if self.ring.publish() {
-            self.ring_bell();
+            self.ring_doorbell();
         }
     }
 
-    fn ring_bell(&mut self) {
+    fn ring_doorbell(&mut self) {
         self.rings += 1;
-        self.bell.ring();
+        self.doorbell.ring();
     }
 
     /// What is read behind `total` bytes that were there.
@@ -182,7 +182,7 @@ pub(super) fn segment_len(ring_len: usize) -> usize {
 pub(super) fn over(
     (ours, our_len): (Arc<Segment>, usize),
     (theirs, their_len): (OwnedFd, usize),
-    bell: Bell,
+    doorbell: Doorbell,
 ) -> Result<(Duplex, (Table, Table))> {
     let corrupt = |why: String| Err(Error::new(ErrorKind::Corrupt, why));
     if !their_len.is_power_of_two() || !RING_LENS.contains(&their_len) {
@@ -207,7 +207,7 @@ pub(super) fn over(
     // SAFETY: M1: as for their half; the part behind the ring, which is a multiple of 8 (M9).
     let their_table = unsafe { Table::new(theirs, their_words) };
     let ring = Ring::new(our_half, their_half);
-    Ok((Duplex { ring, bell, gone: false, copied: Count::default(), rings: 0 }, (our_table, their_table)))
+    Ok((Duplex { ring, doorbell, gone: false, copied: Count::default(), rings: 0 }, (our_table, their_table)))
 }
 
 /// The address so many bytes behind.

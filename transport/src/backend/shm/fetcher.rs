@@ -37,28 +37,28 @@ const POLLS: usize = 2;
 /// What a process keeps at one place of its memory for as long as a link's peer may read there: random bytes, by which the
 /// peer knows that it reads this process, and that nothing went back to its owner yet.
 #[derive(Debug)]
-pub(super) struct Mark(Box<[AtomicU64; 2]>);
+pub(super) struct Canary(Box<[AtomicU64; 2]>);
 
 /// A peer's mark: where it is, and what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MarkAt {
+pub(super) struct CanaryAt {
     pub(super) address: u64,
     pub(super) bytes: [u8; 16],
 }
 
-impl Mark {
+impl Canary {
     pub(super) fn new(environment: &dyn Environment) -> Self {
         let mut bytes = [0; 16];
         environment.random(&mut bytes);
         Self(Box::new(words(bytes).map(AtomicU64::new)))
     }
 
-    pub(super) fn at(&self) -> MarkAt {
+    pub(super) fn at(&self) -> CanaryAt {
         let [first, second] = self.0.each_ref().map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&first);
         bytes[8..].copy_from_slice(&second);
-        MarkAt { address: self.0.as_ptr().addr() as u64, bytes }
+        CanaryAt { address: self.0.as_ptr().addr() as u64, bytes }
     }
 
     /// Before anything that is written from now on to memory which the peer may be reading.
@@ -68,7 +68,7 @@ impl Mark {
     }
 }
 
-impl Drop for Mark {
+impl Drop for Canary {
     fn drop(&mut self) {
         self.wipe();
     }
@@ -93,7 +93,7 @@ pub(super) struct Fetched {
 /// Has other threads read the peer's memory where the kernel permits it.
 #[derive(Debug)]
 pub(super) struct VmFetcher {
-    ours: Mark,
+    ours: Canary,
     peer: Option<Arc<Memory>>,
     seen: Arc<Fetched>,
     /// What is being read.
@@ -107,7 +107,7 @@ struct Memory {
     process: Pid,
     /// Readable once the process has ended; `None` if it is this one.
     ended: Option<Arc<OwnedFd>>,
-    mark: MarkAt,
+    canary: CanaryAt,
 }
 
 /// A part that another thread reads.
@@ -176,22 +176,22 @@ impl Fetched {
 }
 
 impl VmFetcher {
-    /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `mark` is what it showed. Unless it
+    /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `canary` is what it showed. Unless it
     /// is to read `always`, it does where that is fast. Waits for the peer's memory, for a while.
     pub(super) async fn open(
-        ours: Mark,
+        ours: Canary,
         (process, ended): (Option<Pid>, Option<Arc<OwnedFd>>),
-        mark: Option<MarkAt>,
+        canary: Option<CanaryAt>,
         always: bool,
         environment: &Arc<dyn Environment>,
     ) -> (Self, Arc<Fetched>) {
         let seen = Arc::<Fetched>::default();
         let is_this = process == Some(rustix::process::getpid());
-        let found = match (process, mark) {
+        let found = match (process, canary) {
             (None, _) => Err("its process is not to be seen from this one's namespace".to_owned()),
             (_, None) => Err("it does not show where its memory is".to_owned()),
             (Some(_), _) if ended.is_none() && !is_this => Err("nothing would tell of its end".to_owned()),
-            (Some(process), Some(mark)) => Ok(Memory { process, ended, mark }),
+            (Some(process), Some(canary)) => Ok(Memory { process, ended, canary }),
         };
         let found = match found {
             Ok(memory) => memory.tried(always, environment).await,
@@ -310,7 +310,7 @@ impl Fetcher for VmFetcher {
         }
     }
 
-    fn withdraw(&mut self) {
+    fn retract(&mut self) {
         self.ours.wipe();
     }
 }
@@ -374,7 +374,7 @@ impl Memory {
         // What was read before stays before this.
         fence(Ordering::Acquire);
         let mut bytes = [MaybeUninit::uninit(); 16];
-        if *self.read(self.mark.address, &mut bytes)? != self.mark.bytes {
+        if *self.read(self.canary.address, &mut bytes)? != self.canary.bytes {
             return Ok(false);
         }
         let Some(ended) = &self.ended else { return Ok(true) };

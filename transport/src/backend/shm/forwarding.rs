@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::environment::Environment;
-use crate::memory::arena::borrowed::Held;
+use crate::memory::arena::borrowed::LeaseHandle;
 use crate::process::PerProcess;
 
 /// How long whoever waits for its memory may have to wait for us, who are in between.
@@ -18,7 +18,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// which lent on to each other do not wait for one another's pipes.
 #[derive(Debug)]
 pub(super) struct Forwarded {
-    _lease: Held,
+    _lease: LeaseHandle,
     sweeping: &'static Sweeping,
 }
 
@@ -34,7 +34,7 @@ struct Sweeping {
 static SWEEPING: PerProcess<Sweeping> = PerProcess::new(Sweeping::default);
 
 impl Forwarded {
-    pub(super) fn new(lease: Held) -> Self {
+    pub(super) fn new(lease: LeaseHandle) -> Self {
         let sweeping = SWEEPING.get();
         sweeping.out.fetch_add(1, Ordering::SeqCst);
         Self { _lease: lease, sweeping }

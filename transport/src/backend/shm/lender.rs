@@ -10,17 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::borrowing;
+use super::exporting::{Exports, Imports, Number};
 use super::forwarding::{Forwarded, keep_sweeping};
 use super::pipe;
-use super::showing::{Number, ShownBy, ShownTo};
 use super::table::{LEASES, Table};
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::arena::borrowed::borrowed_from;
-use crate::memory::arena::{self, OnLoan, lendable};
-use crate::memory::{Buffer, BufferMut, Depot, Place};
+use crate::memory::arena::{self, FrameLease, lendable};
+use crate::memory::{BounceArena, Buffer, BufferMut, Place};
 use crate::process::{PerProcess, Process};
-use crate::wire::lending::{Lender, Loan};
+use crate::wire::lending::{Lender, LentFrame};
 
 /// Bits of a lease's number that say which of the table it is; those above count its turns.
 const SLOT_BITS: u32 = 12;
@@ -33,9 +33,9 @@ const SWEPT_AT_ONCE: usize = 4;
 pub(super) struct ArenaLender {
     /// Where descriptors travel.
     socket: OwnedFd,
-    depot: Depot,
+    bounce_arena: BounceArena,
     lent: Arc<Mutex<Lent>>,
-    shown: ShownTo,
+    exports: Exports,
     borrowed: Borrowed,
     /// Runs what looks after what is lent on.
     environment: Arc<dyn Environment>,
@@ -60,23 +60,23 @@ struct Lent {
 
 #[derive(Debug, Default)]
 struct Slot {
-    turn: u64,
+    generation: u64,
     lent: Option<(Kept, Number)>,
 }
 
 /// What a loan is of, kept until it is back.
 #[derive(Debug)]
 enum Kept {
-    Own(OnLoan),
+    Own(FrameLease),
     Others(#[expect(dead_code, reason = "held")] Forwarded),
 }
 
 /// What the peer lent.
 #[derive(Debug)]
 struct Borrowed {
-    shown: ShownBy,
+    exports: Imports,
     /// The last turn of each slot that came.
-    turns: Vec<u64>,
+    generations: Vec<u64>,
     borrower: Arc<Borrower>,
 }
 
@@ -92,14 +92,14 @@ struct Borrower {
 struct Lease {
     borrower: Arc<Borrower>,
     slot: usize,
-    turn: u64,
+    generation: u64,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // A forked child's copy says nothing for its parent, who may still read.
         if self.borrower.process.is_this() {
-            self.borrower.table.give_back(self.slot, self.turn);
+            self.borrower.table.give_back(self.slot, self.generation);
         }
     }
 }
@@ -109,7 +109,7 @@ impl ArenaLender {
     /// of its.
     pub(super) fn new(
         socket: OwnedFd,
-        depot: Depot,
+        bounce_arena: BounceArena,
         (ours, theirs): (Table, Table),
         (holders, holder): (OwnedFd, OwnedFd),
         environment: Arc<dyn Environment>,
@@ -125,10 +125,10 @@ impl ArenaLender {
             ended: false,
         };
         let lent = Arc::new(Mutex::new(lent));
-        lock(LEDGERS.get()).push(lent.clone());
+        lock(SEQUENCE_WINDOWS.get()).push(lent.clone());
         let borrower = Arc::new(Borrower { table: ours, process: Process::current() });
-        let borrowed = Borrowed { shown: ShownBy::new(holder), turns: Vec::new(), borrower };
-        Self { socket, depot, lent, shown: ShownTo::default(), borrowed, environment }
+        let borrowed = Borrowed { exports: Imports::new(holder), generations: Vec::new(), borrower };
+        Self { socket, bounce_arena, lent, exports: Exports::default(), borrowed, environment }
     }
 
     /// Becomes true when the peer says of our loans what cannot be.
@@ -138,14 +138,14 @@ impl ArenaLender {
 }
 
 impl Lender for ArenaLender {
-    fn lend(&mut self, frame: &Buffer) -> Option<Loan> {
-        let Self { socket, shown, lent, environment, .. } = self;
+    fn lend(&mut self, frame: &Buffer) -> Option<LentFrame> {
+        let Self { socket, exports, lent, environment, .. } = self;
         let (kept, number, offset) = if let Some((segment, offset)) = lendable(frame) {
-            let number = shown.own(socket, segment)?;
-            (Kept::Own(OnLoan::of(frame.clone())?), number, offset)
+            let number = exports.own(socket, segment)?;
+            (Kept::Own(FrameLease::of(frame.clone())?), number, offset)
         } else {
             let (memory, offset) = borrowed_from(frame)?;
-            let number = shown.others(socket, memory.origin())?;
+            let number = exports.others(socket, memory.origin())?;
             (Kept::Others(Forwarded::new(memory.lease().clone())), number, offset)
         };
         let (segment, is_others) = (*number, matches!(kept, Kept::Others(_)));
@@ -153,41 +153,41 @@ impl Lender for ArenaLender {
         if is_others {
             keep_sweeping(environment, reclaim);
         }
-        Some(Loan { segment, offset: offset as u64, lease })
+        Some(LentFrame { segment, offset: offset as u64, lease })
     }
 
-    fn deposit(&mut self, len: usize) -> Option<BufferMut> {
-        // What was lent is looked at again where the depot has no room, without this lock.
+    fn bounce_copy(&mut self, len: usize) -> Option<BufferMut> {
+        // What was lent is looked at again where the bounce arena has no room, without this lock.
         let has_lease = lock(&self.lent).has_lease();
-        if has_lease { self.depot.take(len) } else { None }
+        if has_lease { self.bounce_arena.take(len) } else { None }
     }
 
-    fn take_back(&mut self, loan: Loan) {
-        lock(&self.lent).take_back(loan.lease);
+    fn take_back(&mut self, lent_frame: LentFrame) {
+        lock(&self.lent).take_back(lent_frame.lease);
     }
 
-    fn borrow(&mut self, loan: Loan, len: usize, place: Place) -> Result<Buffer> {
-        let Borrowed { shown, turns, borrower } = &mut self.borrowed;
-        let (slot, turn) = parts(loan.lease);
-        if turns.len() <= slot {
-            turns.resize(slot + 1, 0);
+    fn borrow(&mut self, lent_frame: LentFrame, len: usize, place: Place) -> Result<Buffer> {
+        let Borrowed { exports, generations, borrower } = &mut self.borrowed;
+        let (slot, generation) = parts(lent_frame.lease);
+        if generations.len() <= slot {
+            generations.resize(slot + 1, 0);
         }
         // A lease is given again only when it is back.
-        let last = turns[slot];
-        if turn != last + 1 || borrower.table.back(slot) != last {
+        let last = generations[slot];
+        if generation != last + 1 || borrower.table.back(slot) != last {
             return Err(corrupt("a loan under a lease that is out, or was before, or is not the next"));
         }
-        let showing = shown.find(&self.socket, loan.segment)?;
-        turns[slot] = turn;
-        let lease = Lease { borrower: borrower.clone(), slot, turn };
-        let offset = usize::try_from(loan.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
-        borrowing::borrow(showing, (offset, len), place, Arc::new(lease))
+        let exporting = exports.find(&self.socket, lent_frame.segment)?;
+        generations[slot] = generation;
+        let lease = Lease { borrower: borrower.clone(), slot, generation };
+        let offset = usize::try_from(lent_frame.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
+        borrowing::borrow(exporting, (offset, len), place, Arc::new(lease))
     }
 
     fn tend(&mut self) -> Result<()> {
-        self.shown.withdraw(&self.socket);
+        self.exports.retract(&self.socket);
         keep_sweeping(&self.environment, reclaim);
-        self.borrowed.shown.listen(&self.socket)
+        self.borrowed.exports.listen(&self.socket)
     }
 }
 
@@ -212,14 +212,14 @@ impl Lent {
         }
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];
-        if self.returned.back(number as usize) != slot.turn {
+        if self.returned.back(number as usize) != slot.generation {
             self.lied.store(true, Ordering::Relaxed);
             return None;
         }
-        slot.turn += 1;
+        slot.generation += 1;
         slot.lent = Some(lent);
         self.out.push_back(number);
-        Some(u64::from(number) | slot.turn << SLOT_BITS)
+        Some(u64::from(number) | slot.generation << SLOT_BITS)
     }
 
     fn take_back(&mut self, lease: u64) {
@@ -228,7 +228,7 @@ impl Lent {
         let slot = &mut self.slots[number];
         slot.lent = None;
         // The peer never hears of the turn: the next one follows the last that it knows.
-        slot.turn -= 1;
+        slot.generation -= 1;
         self.free.push(number as u32);
     }
 
@@ -237,15 +237,15 @@ impl Lent {
         for _ in 0..count.min(self.out.len()) {
             let Some(number) = self.out.pop_front() else { return };
             let slot = &mut self.slots[number as usize];
-            let turn = self.returned.back(number as usize);
-            if turn == slot.turn {
+            let generation = self.returned.back(number as usize);
+            if generation == slot.generation {
                 slot.lent = None;
                 self.free.push(number);
                 continue;
             }
             // What cannot be gives nothing back.
             self.out.push_back(number);
-            if turn != slot.turn - 1 {
+            if generation != slot.generation - 1 {
                 self.lied.store(true, Ordering::Relaxed);
             }
         }
@@ -277,11 +277,11 @@ impl Drop for ArenaLender {
 }
 
 /// What this process lent, link by link: what the peers of links that ended may still hold, too.
-static LEDGERS: PerProcess<Mutex<Vec<Arc<Mutex<Lent>>>>> = PerProcess::new(Mutex::default);
+static SEQUENCE_WINDOWS: PerProcess<Mutex<Vec<Arc<Mutex<Lent>>>>> = PerProcess::new(Mutex::default);
 
 /// Frees what has come back, and what nobody can hold any more.
 fn reclaim() {
-    let (mut kept, mut over) = (lock(LEDGERS.get()), Vec::new());
+    let (mut kept, mut over) = (lock(SEQUENCE_WINDOWS.get()), Vec::new());
     kept.retain(|lent| {
         let is_over = lock(lent).is_over();
         if is_over {

@@ -1,4 +1,4 @@
-//! The line: both rings, and where the peer's bell is heard.
+//! The line: both rings, and where the peer's doorbell is heard.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 
 use super::CAPS;
-use super::duplex::{self, Bell, Duplex, segment_len};
-use super::fetcher::{Fetched, Mark, VmFetcher};
+use super::attach::{Attached, Exchange};
+use super::duplex::{self, Doorbell, Duplex, segment_len};
+use super::fetcher::{Canary, Fetched, VmFetcher};
 use super::lender::ArenaLender;
-use super::meeting::{Met, Shown};
 use super::pipe::{self, Silence};
-use crate::backend::streamed::{Line, Streamed, read_from, write_to};
-use crate::backend::{Caps, Link, Opened, Site, Source};
+use crate::backend::streamed::{ByteStream, Streamed, read_from, write_to};
+use crate::backend::{Caps, Link, LinkContext, Opened, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
 use crate::reactor::register;
@@ -23,7 +23,7 @@ use crate::wire::session::{Session, Urgency};
 
 /// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
 const RING_LEN: usize = 256 << 10;
-/// Polls that find nothing, after which the bell is looked at: whether the peer is there.
+/// Polls that find nothing, after which the doorbell is looked at: whether the peer is there.
 const IDLE_MAX: u32 = 512;
 
 /// Whether this process may make what one end of a link needs. `TooLarge` where a limit forbids it.
@@ -35,59 +35,71 @@ pub(super) fn permitted() -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Ours {
     segment: Arc<Segment>,
-    bell: Bell,
+    doorbell: Doorbell,
     /// Ends when nobody holds what this end lent.
     holders: OwnedFd,
     holder: OwnedFd,
     /// Whether the peer may map our arenas, as far as this end can tell before they met.
     trusts: bool,
-    mark: Mark,
+    canary: Canary,
 }
 
 impl Ours {
-    pub(super) fn create(site: &Site) -> Result<Self> {
+    pub(super) fn create(context: &LinkContext) -> Result<Self> {
         let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
-        let ((heard_at, rope), (holders, holder)) = (pipe::new()?, pipe::new()?);
-        let (bell, mark) = (Bell { rope, heard_at }, Mark::new(&*site.environment));
-        Ok(Self { segment, bell, holders, holder, trusts: site.trusts, mark })
+        let ((heard_at, pipe), (holders, holder)) = (pipe::new()?, pipe::new()?);
+        let (doorbell, canary) = (Doorbell { pipe, heard_at }, Canary::new(&*context.environment));
+        Ok(Self { segment, doorbell, holders, holder, trusts: context.trusts, canary })
     }
 
-    pub(super) fn shown(&self) -> Shown<BorrowedFd<'_>> {
-        let (segment, bell) = (self.segment.descriptor(), self.bell.heard_at.as_fd());
+    pub(super) fn shown(&self) -> Exchange<BorrowedFd<'_>> {
+        let (segment, doorbell) = (self.segment.descriptor(), self.doorbell.heard_at.as_fd());
         let (holder, trusts) = (self.holder.as_fd(), self.trusts);
-        let mark = trusts.then(|| self.mark.at());
-        Shown { ring_len: RING_LEN as u32, segment, bell, holder, trusts, mark }
+        let canary = trusts.then(|| self.canary.at());
+        Exchange { ring_len: RING_LEN as u32, segment, doorbell, holder, trusts, canary }
     }
 }
 
 /// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
-pub(super) async fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) -> Result<Opened> {
-    let Met { socket, peer, user, process } = met;
-    let Ours { segment, bell, holders, holder: _, trusts, mark } = ours;
-    if !pipe::is_reading_end(&peer.bell) {
-        return Err(Error::new(ErrorKind::Corrupt, "its bell is no pipe that can be read"));
+pub(super) async fn open(
+    ours: Ours,
+    attached: Attached,
+    context: &LinkContext,
+    reads_always: bool,
+) -> Result<Opened> {
+    let Attached { socket, peer, user, process } = attached;
+    let Ours { segment, doorbell, holders, holder: _, trusts, canary } = ours;
+    if !pipe::is_reading_end(&peer.doorbell) {
+        return Err(Error::new(ErrorKind::Corrupt, "its doorbell is no pipe that can be read"));
     }
     let silence = Silence::open()?;
     let trusted = trusts && peer.trusts && is_ours(user);
-    let (duplex, tables) = duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), bell)?;
+    let (duplex, tables) =
+        duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), doorbell)?;
     if !pipe::is_writing_end(&peer.holder) {
         return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
     }
     let exited = Arc::new(AtomicBool::new(false));
-    let mut session = Streamed::<ShmLine>::session(site);
+    let mut session = Streamed::<ShmByteStream>::session(context);
     let mut lied = Arc::default();
     if trusted {
-        let environment = site.environment.clone();
-        let lender =
-            ArenaLender::new(socket, site.depot.clone(), tables, (holders, peer.holder), environment);
+        let environment = context.environment.clone();
+        let lender = ArenaLender::new(
+            socket,
+            context.bounce_arena.clone(),
+            tables,
+            (holders, peer.holder),
+            environment,
+        );
         lied = lender.lied();
         session = session.lending(Box::new(lender));
     }
     let ended = process.and_then(watched).map(Arc::new);
-    let fetched = match (trusted, site.checked) {
+    let fetched = match (trusted, context.checked) {
         (true, false) => {
             let about = (process, ended.clone());
-            let opened = VmFetcher::open(mark, about, peer.mark, reads_always, &site.environment).await;
+            let opened =
+                VmFetcher::open(canary, about, peer.canary, reads_always, &context.environment).await;
             let (fetcher, fetched) = opened;
             session = session.fetching(Box::new(fetcher));
             fetched
@@ -96,8 +108,8 @@ pub(super) async fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) 
         (false, _) => Fetched::nothing("the two do not trust each other"),
     };
     let seen = fetched.clone();
-    let line = ShmLine {
-        heard: peer.bell,
+    let stream = ShmByteStream {
+        heard: peer.doorbell,
         silence,
         exited: exited.clone(),
         lied,
@@ -107,13 +119,13 @@ pub(super) async fn open(ours: Ours, met: Met, site: &Site, reads_always: bool) 
         fetched,
     };
     // What the backend can do, and this link does not promise.
-    let lacking = if trusted && !site.checked { Caps::empty() } else { Caps::LENDS };
-    let link = Streamed::open(line, Held { duplex, idle: 0 }, session, CAPS - lacking, site);
+    let lacking = if trusted && !context.checked { Caps::empty() } else { Caps::LENDS };
+    let link = Streamed::open(stream, State { duplex, idle: 0 }, session, CAPS - lacking, context);
     let opened = Opened::new(link.clone());
     seen.moves(opened.link());
     if let Some(ended) = ended {
-        let (link, inbox) = (Arc::downgrade(&link), site.inbox.clone());
-        site.environment.spawn(Box::pin(async move {
+        let (link, inbox) = (Arc::downgrade(&link), context.inbox.clone());
+        context.environment.spawn(Box::pin(async move {
             tokio::select! {
                 () = until_exit(ended) => {}
                 () = inbox.until_ended() => return,
@@ -137,7 +149,7 @@ fn is_ours(user: u32) -> bool {
     user == rustix::process::geteuid().as_raw() && user != overflow
 }
 
-/// The peer's process, to be told of its exit: a forked child of its may keep its end of the bell. `None` if it is this one.
+/// The peer's process, to be told of its exit: a forked child of its may keep its end of the doorbell. `None` if it is this one.
 fn watched(process: Pid) -> Option<OwnedFd> {
     if process == rustix::process::getpid() {
         return None;
@@ -158,8 +170,8 @@ async fn until_exit(process: Arc<OwnedFd>) {
 
 /// Both directions of one link, as everybody sees them.
 #[derive(Debug)]
-struct ShmLine {
-    /// The peer's bell; its end is the peer's.
+struct ShmByteStream {
+    /// The peer's doorbell; its end is the peer's.
     heard: OwnedFd,
     /// Where goes what it rang.
     silence: Silence,
@@ -176,19 +188,19 @@ struct ShmLine {
     fetched: Arc<Fetched>,
 }
 
-/// And as the holder of the baton does.
+/// And as the holder of the poll lock does.
 #[derive(Debug)]
-struct Held {
+struct State {
     duplex: Duplex,
-    /// Polls since something came, or the bell was looked at.
+    /// Polls since something came, or the doorbell was looked at.
     idle: u32,
 }
 
-impl Line for ShmLine {
-    type Held = Held;
+impl ByteStream for ShmByteStream {
+    type State = State;
 
-    fn write(&self, held: &mut Held, session: &mut Session, least: Urgency) -> Result<bool> {
-        let (moved, had_room) = write_to(&mut held.duplex, session, least)?;
+    fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
+        let (moved, had_room) = write_to(&mut state.duplex, session, least)?;
         self.blocked.store(!had_room, Ordering::Release);
         if self.lied.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Corrupt, "the peer gave back what it was not lent"));
@@ -196,17 +208,17 @@ impl Line for ShmLine {
         Ok(moved)
     }
 
-    fn read(&self, held: &mut Held, session: &mut Session) -> Result<bool> {
-        if held.idle >= IDLE_MAX {
-            held.idle = 0;
-            held.duplex.gone |= pipe::has_hung_up(&self.heard);
-            self.count_calls(held, 1);
+    fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
+        if state.idle >= IDLE_MAX {
+            state.idle = 0;
+            state.duplex.gone |= pipe::has_hung_up(&self.heard);
+            self.count_calls(state, 1);
         }
         if self.exited.load(Ordering::Acquire) {
-            held.duplex.gone = true;
+            state.duplex.gone = true;
         }
-        let moved = read_from(&mut held.duplex, session, 0)?;
-        held.idle = if moved { 0 } else { held.idle + 1 };
+        let moved = read_from(&mut state.duplex, session, 0)?;
+        state.idle = if moved { 0 } else { state.idle + 1 };
         Ok(moved)
     }
 
@@ -214,23 +226,23 @@ impl Line for ShmLine {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn retire(&self, mut held: Held, mut session: Session, why: &Error) {
-        self.count_calls(&mut held, 0);
+    fn retire(&self, mut state: State, mut session: Session, why: &Error) {
+        self.count_calls(&mut state, 0);
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
-        // With what is held goes the bell's rope, of which the peer hears the end.
-        drop(held);
+        // With what is held goes the doorbell's doorbell pipe, of which the peer hears the end.
+        drop(state);
     }
 
     fn source(&self) -> Source<'_> {
-        Source { descriptor: self.heard.as_fd(), writable: self.is_blocked(), bell: true }
+        Source { descriptor: self.heard.as_fd(), writable: self.is_blocked(), doorbell: true }
     }
 
-    /// Nobody but who is about to sleep takes what the bell said: whoever sleeps meanwhile would not hear it.
-    fn doze(&self, held: &mut Held) -> bool {
-        self.count_calls(held, 1);
-        held.duplex.gone |= self.silence.take(&self.heard);
-        held.duplex.doze(self.is_blocked())
+    /// Nobody but who is about to sleep takes what the doorbell said: whoever sleeps meanwhile would not hear it.
+    fn arm(&self, state: &mut State) -> bool {
+        self.count_calls(state, 1);
+        state.duplex.gone |= self.silence.take(&self.heard);
+        state.duplex.arm(self.is_blocked())
     }
 
     fn calls(&self) -> u64 {
@@ -246,9 +258,9 @@ impl Line for ShmLine {
     }
 }
 
-impl ShmLine {
-    /// Counts system calls, and the peer's bell as often as it was rung.
-    fn count_calls(&self, held: &mut Held, calls: u64) {
-        self.calls.fetch_add(calls + std::mem::take(&mut held.duplex.rings), Ordering::Relaxed);
+impl ShmByteStream {
+    /// Counts system calls, and the peer's doorbell as often as it was rung.
+    fn count_calls(&self, state: &mut State, calls: u64) {
+        self.calls.fetch_add(calls + std::mem::take(&mut state.duplex.rings), Ordering::Relaxed);
     }
 }

@@ -4,25 +4,25 @@
 //! brings the two together and shows each the other's descriptors; a pipe each way wakes whoever sleeps, and ends with its
 //! process. Nothing has a name in any file system, so nothing is left behind.
 
+mod attach;
 mod borrowing;
 mod duplex;
+mod exporting;
 mod fetcher;
 mod forwarding;
 mod lender;
 mod link;
-mod meeting;
 mod pipe;
 mod readers;
 #[cfg(feature = "internals")]
 pub(crate) mod rehearsal;
 mod ring;
-mod showing;
 mod table;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use self::meeting::Hall;
-use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site, Speed};
+use self::attach::LocalSocket;
+use super::{Backend, Caps, Identity, LinkContext, Machine, Opening, Prediction, Probe, Role, Speed};
 use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::Result;
@@ -33,7 +33,7 @@ use crate::memory::Segment;
 pub struct Shm {
     reads_always: bool,
     /// Where peers of this host come to, once one was expected: one for each endpoint that this serves.
-    halls: Mutex<Vec<Arc<Hall>>>,
+    local_sockets: Mutex<Vec<Arc<LocalSocket>>>,
 }
 
 const CAPS: Caps = Caps::ONE_SIDED
@@ -52,15 +52,16 @@ impl Shm {
     }
 
     /// The endpoint's own: its driver takes peers in, and ends with it.
-    fn hall(&self, environment: &Arc<dyn Environment>) -> Result<Arc<Hall>> {
-        let mut halls = self.halls.lock().unwrap_or_else(PoisonError::into_inner);
-        halls.retain(|hall| hall.is_open());
-        if let Some(hall) = halls.iter().find(|hall| hall.is_of(environment)) {
-            return Ok(hall.clone());
+    fn local_socket(&self, environment: &Arc<dyn Environment>) -> Result<Arc<LocalSocket>> {
+        let mut local_sockets = self.local_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        local_sockets.retain(|local_socket| local_socket.is_open());
+        if let Some(local_socket) = local_sockets.iter().find(|local_socket| local_socket.is_of(environment))
+        {
+            return Ok(local_socket.clone());
         }
-        let hall = Hall::open(environment)?;
-        halls.push(hall.clone());
-        Ok(hall)
+        let local_socket = LocalSocket::open(environment)?;
+        local_sockets.push(local_socket.clone());
+        Ok(local_socket)
     }
 }
 
@@ -90,7 +91,7 @@ impl Backend for Shm {
     fn offer(&self, role: Role, _: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
         match role {
             Role::Connector => Ok(Vec::new()),
-            Role::Acceptor => Ok(self.hall(environment)?.name().to_vec()),
+            Role::Acceptor => Ok(self.local_socket(environment)?.name().to_vec()),
         }
     }
 
@@ -115,18 +116,18 @@ impl Backend for Shm {
         true
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
             let opened = async {
-                let ours = link::Ours::create(site)?;
-                let met = match site.role {
-                    Role::Connector => meeting::visit(site, ours.shown()).await?,
+                let ours = link::Ours::create(context)?;
+                let attached = match context.role {
+                    Role::Connector => attach::visit(context, ours.shown()).await?,
                     Role::Acceptor => {
-                        let hall = self.hall(&site.environment)?;
-                        hall.meet(site, ours.shown()).await?
+                        let local_socket = self.local_socket(&context.environment)?;
+                        local_socket.attach(context, ours.shown()).await?
                     }
                 };
-                link::open(ours, met, site, self.reads_always).await
+                link::open(ours, attached, context, self.reads_always).await
             };
             opened.await.map_err(|error| error.by("shm"))
         })

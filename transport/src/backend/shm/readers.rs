@@ -138,7 +138,7 @@ mod tests {
                 || {},
             )
         };
-        let standing: Vec<_> = (1..THREADS_MAX).map(stand_still).collect();
+        let preference: Vec<_> = (1..THREADS_MAX).map(stand_still).collect();
         for _ in 1..THREADS_MAX {
             told.recv_timeout(SOON).expect("it began");
         }
@@ -155,6 +155,6 @@ mod tests {
         assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is left");
         release.send(()).unwrap();
         assert_eq!(told.recv_timeout(SOON), Ok(300), "what is not wanted any more is not done");
-        drop((release, standing, last, full, waits));
+        drop((release, preference, last, full, waits));
     }
 }

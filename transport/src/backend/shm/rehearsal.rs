@@ -10,20 +10,20 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, socketpair,
 };
 
-use super::duplex::{self, Bell, segment_len};
+use super::duplex::{self, Doorbell, segment_len};
 use super::lender::ArenaLender;
 use super::pipe;
 use super::table::Table;
 use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, Result};
-use crate::memory::{Arena, Buffer, Depot, Place, Segment};
-use crate::wire::lending::{LOAN_LEN, Lender, Loan};
+use crate::memory::{Arena, BounceArena, Buffer, Place, Segment};
+use crate::wire::lending::{LENT_FRAME_LEN, Lender, LentFrame};
 
 const RING_LEN: usize = 4096;
 
 /// What a peer shows as a segment.
 #[derive(Clone, Copy, Debug)]
-pub enum Shown {
+pub enum Exported {
     /// One that is whole and sealed, of [`Rehearsal::SHOWN_LEN`] bytes.
     Whole,
     /// The same, as somebody else's, which was sent on.
@@ -60,10 +60,10 @@ impl Rehearsal {
         let segment = || Segment::create("towline-ring", segment_len(RING_LEN)).map(Arc::new);
         let (ours, theirs) = (segment()?, segment()?);
         let tables = |ours: &Arc<Segment>, theirs: &Arc<Segment>| -> Result<(Table, Table)> {
-            let (heard_at, rope) = pipe::new()?;
+            let (heard_at, pipe) = pipe::new()?;
             let shown = theirs.descriptor().try_clone_to_owned()?;
             let ours = (Arc::clone(ours), RING_LEN);
-            Ok(duplex::over(ours, (shown, RING_LEN), Bell { rope, heard_at })?.1)
+            Ok(duplex::over(ours, (shown, RING_LEN), Doorbell { pipe, heard_at })?.1)
         };
         let (words, heard) = tables(&theirs, &ours)?;
         let (near, socket) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
@@ -73,7 +73,7 @@ impl Rehearsal {
         Ok(Self {
             lender: ArenaLender::new(
                 near,
-                Depot::new(0),
+                BounceArena::new(0),
                 tables(&ours, &theirs)?,
                 (holders, holder),
                 environment,
@@ -93,15 +93,15 @@ impl Rehearsal {
     }
 
     /// The peer shows something under these bytes of a number, as far as there is room.
-    pub fn show(&self, number: &[u8], what: Shown) -> Result<()> {
+    pub fn show(&self, number: &[u8], what: Exported) -> Result<()> {
         let pipe = pipe::new()?.1;
         let segment = self.shown.descriptor();
         let descriptors: &[BorrowedFd<'_>] = match what {
-            Shown::Whole => &[segment],
-            Shown::SentOn => &[segment, pipe.as_fd()],
-            Shown::Pipe => &[pipe.as_fd()],
-            Shown::Nothing => &[],
-            Shown::Two => &[segment, segment],
+            Exported::Whole => &[segment],
+            Exported::SentOn => &[segment, pipe.as_fd()],
+            Exported::Pipe => &[pipe.as_fd()],
+            Exported::Nothing => &[],
+            Exported::Two => &[segment, segment],
         };
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -119,8 +119,8 @@ impl Rehearsal {
     }
 
     /// The end hears of this loan.
-    pub fn borrow(&mut self, loan: &[u8; LOAN_LEN], len: usize) -> Result<Buffer> {
-        self.lender.borrow(Loan::decode(loan), len, Place::Arena)
+    pub fn borrow(&mut self, lent_frame: &[u8; LENT_FRAME_LEN], len: usize) -> Result<Buffer> {
+        self.lender.borrow(LentFrame::decode(lent_frame), len, Place::Arena)
     }
 
     /// The turn under which a loan of the peer's was given back last.
@@ -129,13 +129,13 @@ impl Rehearsal {
     }
 
     /// The end lends this.
-    pub fn lend(&mut self, frame: &Buffer) -> Option<[u8; LOAN_LEN]> {
-        self.lender.lend(frame).map(Loan::encode)
+    pub fn lend(&mut self, frame: &Buffer) -> Option<[u8; LENT_FRAME_LEN]> {
+        self.lender.lend(frame).map(LentFrame::encode)
     }
 
     /// The peer says that a loan of the end's is back.
-    pub fn give_back(&self, slot: usize, turn: u64) {
-        self.words.give_back(slot, turn);
+    pub fn give_back(&self, slot: usize, generation: u64) {
+        self.words.give_back(slot, generation);
     }
 
     /// Whether the end has seen that what it says cannot be.

@@ -38,18 +38,18 @@ const SLEEP: u64 = 4;
 #[repr(C)]
 pub(super) struct Words {
     /// How many bytes it ever wrote to its ring.
-    produced: Line<AtomicU64>,
+    produced: CacheLine<AtomicU64>,
     /// How many bytes it ever read from the peer's.
-    consumed: Line<AtomicU64>,
+    consumed: CacheLine<AtomicU64>,
     /// What it sleeps for.
-    asleep: Line<AtomicU64>,
+    asleep: CacheLine<AtomicU64>,
 }
 
 /// Two cache lines of its own: processors fetch them in pairs.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Default))]
 #[repr(C, align(128))]
-struct Line<T>(T);
+struct CacheLine<T>(T);
 
 /// One of a connection's two segments, as a ring reaches it.
 #[derive(Debug)]
@@ -234,7 +234,7 @@ impl Ring {
     ///
     /// What was known by then is the caller's, who has dealt with it, and has released what it read.
     #[must_use]
-    pub(super) fn doze(&mut self, for_room: bool) -> bool {
+    pub(super) fn arm(&mut self, for_room: bool) -> bool {
         let what = if for_room { FOR_BYTES | FOR_ROOM } else { FOR_BYTES };
         self.sleeps += 1;
         self.asleep = true;
@@ -259,7 +259,7 @@ impl Ring {
 }
 
 /// What the peer's word says now, if that is neither before what it said last nor past what is possible.
-fn moved(word: &Line<AtomicU64>, last: u64, end: u64) -> Result<u64> {
+fn moved(word: &CacheLine<AtomicU64>, last: u64, end: u64) -> Result<u64> {
     // A fence instead of an acquiring load: those are not promised to work on memory mapped for reading only.
     let now = word.0.load(Relaxed);
     fence(Ordering::Acquire);

@@ -44,15 +44,15 @@ impl Table {
     }
 
     /// Says that the loan of that turn is back. What was read of it was read before.
-    pub(super) fn give_back(&self, slot: usize, turn: u64) {
-        self.word(slot).store(turn, Ordering::Release);
+    pub(super) fn give_back(&self, slot: usize, generation: u64) {
+        self.word(slot).store(generation, Ordering::Release);
     }
 
     /// The turn whose loan came back last.
     pub(super) fn back(&self, slot: usize) -> u64 {
-        let turn = self.word(slot).load(Ordering::Relaxed);
+        let generation = self.word(slot).load(Ordering::Relaxed);
         // As in the ring: an acquiring load is not promised to work on memory mapped for reading only.
         std::sync::atomic::fence(Ordering::Acquire);
-        turn
+        generation
     }
 }

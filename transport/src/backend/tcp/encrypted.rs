@@ -13,7 +13,7 @@ use rustls::Connection;
 
 use super::socket::Raw;
 use crate::backend::streamed::Moved;
-use crate::door;
+use crate::handshake;
 
 /// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is
 /// made.
@@ -171,7 +171,9 @@ impl State {
     /// Decrypts the next records, while all plaintext has been handed over.
     fn decrypt(&mut self) -> io::Result<()> {
         self.fresh.start += self.tls.read_tls(&mut &self.ciphertext[self.fresh.clone()])?;
-        self.tls.process_new_packets().map_err(|fault| io::Error::other(door::broken(&self.tls, fault)))?;
+        self.tls
+            .process_new_packets()
+            .map_err(|fault| io::Error::other(handshake::broken(&self.tls, fault)))?;
         Ok(())
     }
 

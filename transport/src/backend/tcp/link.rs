@@ -1,43 +1,43 @@
-//! The line: a socket, and the strands beside it.
+//! The line: a socket, and the lanes beside it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CAPS;
+use super::lanes::Lanes;
 use super::socket::Socket;
-use super::strands::Strands;
-use crate::backend::streamed::{Line, Stream, Streamed, cut, read_from, write_to};
-use crate::backend::{Opened, Site, Source};
+use crate::backend::streamed::{ByteStream, Stream, Streamed, cut, read_from, write_to};
+use crate::backend::{LinkContext, Opened, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Session, Urgency};
 
 /// The sockets of one link.
 #[derive(Debug)]
-pub(super) struct TcpLine {
+pub(super) struct TcpByteStream {
     pub(super) socket: Socket,
     /// The further sockets of the connection.
-    strands: Option<Box<Strands>>,
+    lanes: Option<Box<Lanes>>,
     /// Output waits for a socket.
     pub(super) blocked: AtomicBool,
 }
 
 /// Opens a link. `sockets` are the main one and what else the connection has.
-pub(super) fn open(mut sockets: Vec<Socket>, site: &Site) -> Result<Opened> {
+pub(super) fn open(mut sockets: Vec<Socket>, context: &LinkContext) -> Result<Opened> {
     let socket = sockets.remove(0);
-    let session = Streamed::<TcpLine>::session(site).striped(sockets.len());
-    let strands = match sockets.len() {
+    let session = Streamed::<TcpByteStream>::session(context).striped(sockets.len());
+    let lanes = match sockets.len() {
         0 => None,
-        _ => Some(Box::new(Strands::new(&socket, sockets)?)),
+        _ => Some(Box::new(Lanes::new(&socket, sockets)?)),
     };
-    let line = TcpLine { socket, strands, blocked: AtomicBool::new(false) };
-    Ok(Opened::new(Streamed::open(line, (), session, CAPS, site)))
+    let stream = TcpByteStream { socket, lanes, blocked: AtomicBool::new(false) };
+    Ok(Opened::new(Streamed::open(stream, (), session, CAPS, context)))
 }
 
-impl Line for TcpLine {
-    type Held = ();
+impl ByteStream for TcpByteStream {
+    type State = ();
 
     fn write(&self, _: &mut (), session: &mut Session, least: Urgency) -> Result<bool> {
-        if let Some(strands) = &self.strands {
-            return strands.write(self, session, least);
+        if let Some(lanes) = &self.lanes {
+            return lanes.write(self, session, least);
         }
         let (moved, mut had_room) = write_to(&mut &self.socket, session, least)?;
         if had_room {
@@ -48,9 +48,9 @@ impl Line for TcpLine {
     }
 
     fn read(&self, _: &mut (), session: &mut Session) -> Result<bool> {
-        match &self.strands {
+        match &self.lanes {
             None => read_from(&mut &self.socket, session, 0),
-            Some(strands) => strands.read(self, session),
+            Some(lanes) => lanes.read(self, session),
         }
     }
 
@@ -61,8 +61,8 @@ impl Line for TcpLine {
     fn hang_up(&self, why: &Error) {
         // A FIN follows data that a lost peer does not acknowledge, so a peer that still receives would not see it.
         let end = if why.kind() == ErrorKind::PeerLost { Socket::reset } else { Socket::shutdown_write };
-        let strands = self.strands.iter().flat_map(|strands| strands.sockets());
-        std::iter::once(&self.socket).chain(strands).for_each(end);
+        let lanes = self.lanes.iter().flat_map(|lanes| lanes.sockets());
+        std::iter::once(&self.socket).chain(lanes).for_each(end);
     }
 
     fn retire(&self, (): (), mut session: Session, why: &Error) {
@@ -71,15 +71,15 @@ impl Line for TcpLine {
     }
 
     fn source(&self) -> Source<'_> {
-        if let Some(strands) = &self.strands {
-            return strands.source();
+        if let Some(lanes) = &self.lanes {
+            return lanes.source();
         }
         // What the socket holds is not seen by a descriptor that waits for more of it; one that waits for room wakes at once.
         let writable = self.is_blocked() || (&self.socket).holds();
-        Source { descriptor: self.socket.descriptor(), writable, bell: false }
+        Source { descriptor: self.socket.descriptor(), writable, doorbell: false }
     }
 
     fn calls(&self) -> u64 {
-        self.socket.calls() + self.strands.as_ref().map_or(0, |strands| strands.calls())
+        self.socket.calls() + self.lanes.as_ref().map_or(0, |lanes| lanes.calls())
     }
 }

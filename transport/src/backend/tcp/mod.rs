@@ -1,17 +1,17 @@
-//! `tcp`: one socket carries everything, control included, since it takes over the door's stream.
+//! `tcp`: one socket carries everything, control included, since it takes over the handshake's stream.
 //!
 //! Vectored writes straight from the buffers, reads straight into their destination: payload of 16 KiB and above is never
 //! copied in user space, smaller payload once, at the receiver.
 
 mod encrypted;
+mod lanes;
 mod link;
 mod socket;
-mod strands;
 
 use std::sync::Arc;
 
 use self::socket::Socket;
-use super::{Backend, Caps, Identity, Machine, Opening, Prediction, Probe, Role, Site};
+use super::{Backend, Caps, Identity, LinkContext, Machine, Opening, Prediction, Probe, Role};
 use crate::addr::Address;
 use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
     .union(Caps::CROSS_PROCESS)
     .union(Caps::CROSS_HOST)
-    .union(Caps::NAMED_LANDING)
+    .union(Caps::NAMED_DESTINATION)
     .union(Caps::FLOW_CONTROL);
 
 impl Backend for Tcp {
@@ -67,17 +67,17 @@ impl Backend for Tcp {
         true
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
             let nothing = || Error::new(ErrorKind::Unsupported, "there is no stream to take over").by("tcp");
-            let main = site.control.take().ok_or_else(nothing)?;
-            let strands = std::mem::take(&mut site.strands);
-            let sockets = std::iter::once(main).chain(strands).map(|control| {
+            let main = context.control.take().ok_or_else(nothing)?;
+            let lanes = std::mem::take(&mut context.lanes);
+            let sockets = std::iter::once(main).chain(lanes).map(|control| {
                 let (stream, tls) = control.into_parts()?;
                 Ok(Socket::new(stream, tls))
             });
             let sockets: Result<Vec<_>> = sockets.collect();
-            sockets.and_then(|sockets| link::open(sockets, site)).map_err(|error| error.by("tcp"))
+            sockets.and_then(|sockets| link::open(sockets, context)).map_err(|error| error.by("tcp"))
         })
     }
 }

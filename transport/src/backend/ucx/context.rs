@@ -10,8 +10,8 @@ use std::sync::Arc;
 use rustix::process::{Resource, getrlimit};
 use ucx_sys::*;
 
-use super::card::check_transports;
 use super::gate::Gate;
+use super::info::check_transports;
 use super::settings::name_for;
 use super::status;
 use crate::error::{Error, ErrorKind, Result};

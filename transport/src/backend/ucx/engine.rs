@@ -17,13 +17,13 @@ use ucx_sys::*;
 
 use super::context::{Context, ends, opening};
 use super::events::{
-    Arrival, Came, Events, HELLO, Happened, Header, NOTHING, PARCEL, RECORDS, Token, on_hello, on_lost,
-    on_nothing, on_parcel, on_received, on_records, on_sent,
+    Arrival, Came, Events, HELLO, Happened, Header, NOTHING, PACKET, RECORDS, Token, on_hello, on_lost,
+    on_nothing, on_packet, on_received, on_records, on_sent,
 };
 use super::gate::{Gate, Inside};
 use super::status;
 use crate::error::{Error, ErrorKind, Result};
-use crate::wire::session::{Landing, Parcel};
+use crate::wire::session::{Packet, PacketDestination};
 
 /// Flights that are kept for the next ones.
 const SPARE_MAX: usize = 32;
@@ -32,13 +32,13 @@ const SPARE_MAX: usize = 32;
 pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
 
 /// How often somebody looks after an engine that nobody uses any more.
-pub(super) const LOOK_EVERY: Duration = Duration::from_millis(1);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(1);
 
-/// The longest parcel that leaves eagerly over sockets: a rendezvous costs three system calls and a turn of the peer there, and
+/// The longest packet that leaves eagerly over sockets: a rendezvous costs three system calls and a turn of the peer there, and
 /// saves no copy.
 const SOCKET_EAGER_LEN_MAX: usize = 64 << 10;
 
-/// Steps of one poll: a piece of a long parcel, mostly.
+/// Steps of one poll: a piece of a long packet, mostly.
 const MOVES_MAX: usize = 16;
 
 /// A worker, and its path to one peer.
@@ -58,7 +58,7 @@ pub(super) struct Engine {
     spare: Vec<Box<Flight>>,
     /// The tokens of `flights`, which live as long as this.
     tokens: Vec<NonNull<Token>>,
-    /// Parcels up to here leave at once, and are not asked for by the peer's UCX.
+    /// Packets up to here leave at once, and are not asked for by the peer's UCX.
     eager_len_max: usize,
     /// Entered by every call into UCX.
     gate: Arc<Gate>,
@@ -72,8 +72,8 @@ unsafe impl Send for Engine {}
 pub(super) enum Cargo {
     Hello,
     Records(Vec<u8>),
-    Parcel(Parcel),
-    Landing(Landing),
+    Packet(Packet),
+    PacketDestination(PacketDestination),
     /// The path's own end.
     End,
 }
@@ -132,7 +132,7 @@ impl Engine {
         for (id, cb, flags) in [
             (NOTHING, on_nothing as unsafe extern "C" fn(_, _, _, _, _, _) -> _, UCP_AM_FLAG_WHOLE_MSG),
             (HELLO, on_hello, UCP_AM_FLAG_WHOLE_MSG),
-            (PARCEL, on_parcel, UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA),
+            (PACKET, on_packet, UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA),
             (RECORDS, on_records, UCP_AM_FLAG_WHOLE_MSG),
         ] {
             let handler = ucp_am_handler_param_t {
@@ -243,8 +243,8 @@ impl Engine {
         let (id, flags) = match &cargo {
             Cargo::Hello => (HELLO, UCP_AM_SEND_FLAG_EAGER),
             Cargo::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
-            Cargo::Parcel(parcel) if parcel.len() <= self.eager_len_max => (PARCEL, UCP_AM_SEND_FLAG_EAGER),
-            Cargo::Parcel(_) | Cargo::Landing(_) | Cargo::End => (PARCEL, 0),
+            Cargo::Packet(packet) if packet.len() <= self.eager_len_max => (PACKET, UCP_AM_SEND_FLAG_EAGER),
+            Cargo::Packet(_) | Cargo::PacketDestination(_) | Cargo::End => (PACKET, 0),
         };
         self.fly(header, cargo, |engine, flight, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
@@ -266,20 +266,22 @@ impl Engine {
         })
     }
 
-    /// Has an arrival's bytes put into a landing, which takes as many.
-    pub(super) fn receive(&mut self, arrival: Arrival, mut landing: Landing) -> Sent {
+    /// Has an arrival's bytes put into a destination, which takes as many.
+    pub(super) fn receive(&mut self, arrival: Arrival, mut destination: PacketDestination) -> Sent {
         if !arrival.is_rendezvous {
             // SAFETY: L1: the descriptor is so many bytes of the worker's until it is released, below.
             let bytes = unsafe { slice::from_raw_parts(arrival.data.as_ptr().cast(), arrival.len) };
-            let filled = fill(&mut landing, bytes);
+            let filled = fill(&mut destination, bytes);
             self.release(arrival);
             return match filled {
-                Ok(()) => Sent::Done(Cargo::Landing(landing)),
-                Err(error) => Sent::Failed(Cargo::Landing(landing), error),
+                Ok(()) => Sent::Done(Cargo::PacketDestination(destination)),
+                Err(error) => Sent::Failed(Cargo::PacketDestination(destination), error),
             };
         }
-        let Some(worker) = self.worker else { return Sent::Failed(Cargo::Landing(landing), closed()) };
-        self.fly(&[], Cargo::Landing(landing), |engine, flight, call| {
+        let Some(worker) = self.worker else {
+            return Sent::Failed(Cargo::PacketDestination(destination), closed());
+        };
+        self.fly(&[], Cargo::PacketDestination(destination), |engine, flight, call| {
             call.cb = ucp_request_param_t__bindgen_ty_1 { recv_am: Some(on_received) };
             let (data, count) = flight.data(call);
             // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the flight's.
@@ -417,8 +419,8 @@ impl Engine {
             self.spare.push(flight);
         }
         let result = if status == UCS_OK { Ok(()) } else { Err(self.failure(status)) };
-        if let (Cargo::Landing(landing), Ok(())) = (&mut cargo, &result) {
-            for (buffer, len) in landing.parts() {
+        if let (Cargo::PacketDestination(destination), Ok(())) = (&mut cargo, &result) {
+            for (buffer, len) in destination.parts() {
                 let filled = buffer.len() + *len;
                 // SAFETY: M4: UCX reported that all of the parts were written, each of which takes so many bytes there.
                 unsafe { buffer.set_len(filled) };
@@ -447,7 +449,7 @@ impl Engine {
         let mut happened = Happened::default();
         self.happened(&mut happened);
         for came in happened.came.drain(..) {
-            if let Came::Parcel(arrival) = came {
+            if let Came::Packet(arrival) = came {
                 // SAFETY: L1: the handler kept it, and each arrival is released or received once.
                 unsafe { self.ucx.ucp_am_data_release(worker, arrival.data.as_ptr()) };
             }
@@ -506,11 +508,11 @@ impl Flight {
         let part = |pointer: *const u8, length| ucp_dt_iov_t { buffer: pointer.cast_mut().cast(), length };
         match &mut self.cargo {
             Cargo::Records(bytes) => self.parts.push(part(bytes.as_ptr(), bytes.len())),
-            Cargo::Parcel(parcel) => {
-                self.parts.extend(parcel.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())));
+            Cargo::Packet(packet) => {
+                self.parts.extend(packet.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())));
             }
-            Cargo::Landing(landing) => {
-                self.parts.extend(landing.parts().iter_mut().filter(|(_, length)| *length > 0).map(
+            Cargo::PacketDestination(destination) => {
+                self.parts.extend(destination.parts().iter_mut().filter(|(_, length)| *length > 0).map(
                     |(buffer, length)| {
                         let filled = buffer.len();
                         part(buffer.as_mut_ptr().wrapping_add(filled), *length)
@@ -537,8 +539,8 @@ impl Flight {
     }
 }
 
-fn fill(landing: &mut Landing, mut bytes: &[u8]) -> Result<()> {
-    for (buffer, len) in landing.parts() {
+fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) -> Result<()> {
+    for (buffer, len) in destination.parts() {
         let (part, rest) = bytes
             .split_at_checked(*len)
             .ok_or_else(|| Error::new(ErrorKind::Corrupt, "payload is shorter than it says"))?;

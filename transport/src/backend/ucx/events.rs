@@ -14,11 +14,11 @@ use ucx_sys::*;
 
 /// What a message of ours is, by UCX's number for it: from 0 on, without a gap.
 pub(super) const RECORDS: u32 = 0;
-pub(super) const PARCEL: u32 = 1;
+pub(super) const PACKET: u32 = 1;
 pub(super) const HELLO: u32 = 2;
 /// Nothing of ours, and the last number that is listened to.
 pub(super) const NOTHING: u32 = 3;
-/// The longest header of ours: a parcel's, with records behind its own.
+/// The longest header of ours: a packet's, with records behind its own.
 pub(super) const HEADER_LEN_MAX: usize = 256;
 /// The longest without those records.
 const HEADER_LEN: usize = 64;
@@ -56,7 +56,7 @@ pub(super) enum Came {
     /// Records: this part of the bytes, the key first.
     Records(Range<usize>),
     /// Payload, which is still UCX's.
-    Parcel(Arrival),
+    Packet(Arrival),
 }
 
 /// Payload that UCX holds, or has not fetched yet. To be received or released: otherwise UCX keeps it.
@@ -172,7 +172,7 @@ pub(super) unsafe extern "C" fn on_records(
     UCS_OK
 }
 
-pub(super) unsafe extern "C" fn on_parcel(
+pub(super) unsafe extern "C" fn on_packet(
     events: *mut c_void,
     header: *const c_void,
     header_len: usize,
@@ -185,7 +185,7 @@ pub(super) unsafe extern "C" fn on_parcel(
     let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
     let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
     let Some(data) = NonNull::new(data).filter(|_| is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA)) else {
-        // Without payload: no parcel of ours.
+        // Without payload: no packet of ours.
         return UCS_OK;
     };
     if header_len > HEADER_LEN_MAX {
@@ -195,7 +195,7 @@ pub(super) unsafe extern "C" fn on_parcel(
     let header = Header::from_slice(unsafe { bytes(header, header_len) });
     let arrival = Arrival { header, len, data, is_rendezvous };
     // SAFETY: L2: UCX passes what the handler was set with.
-    unsafe { note(events, |happened| happened.came.push(Came::Parcel(arrival))) };
+    unsafe { note(events, |happened| happened.came.push(Came::Packet(arrival))) };
     UCS_INPROGRESS
 }
 

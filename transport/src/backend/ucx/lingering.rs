@@ -1,12 +1,12 @@
 //! An engine that outlives its owner for a while, if that did not destroy it.
 //!
-//! Where an opening is given up in the middle, the peer hears of that by the door, and is connecting to this worker meanwhile: if it
+//! Where an opening is given up in the middle, the peer hears of that by the handshake, and is connecting to this worker meanwhile: if it
 //! were gone at that moment, UCX 1.13 might end the peer's process.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use super::engine::{CLOSE_TIME, Engine, LOOK_EVERY};
+use super::engine::{CLOSE_TIME, Engine, SWEEP_EVERY};
 use crate::environment::Environment;
 
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl Drop for Lingering {
             let end = environment.now() + CLOSE_TIME;
             while environment.now() < end {
                 engine.progress();
-                environment.sleep_until(environment.now() + LOOK_EVERY).await;
+                environment.sleep_until(environment.now() + SWEEP_EVERY).await;
             }
         }));
     }

@@ -7,37 +7,37 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::context::{POSIX_NOTE, is_over_posix};
-use super::engine::{CLOSE_TIME, Cargo, LOOK_EVERY, Sent};
+use super::engine::{CLOSE_TIME, Cargo, SWEEP_EVERY, Sent};
 use super::events::{Arrival, Came, HEADER_LEN_MAX, Happened, Header, Key};
 use super::lingering::Lingering;
-use crate::backend::streamed::Line;
+use crate::backend::streamed::ByteStream;
 use crate::backend::{Environment, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::record::head_len;
-use crate::wire::session::{self, Parcel, Session, Urgency};
+use crate::wire::session::{self, Packet, Session, Urgency};
 
-/// The longest parcel. Small ones of others have their turn between two.
-pub(super) const PARCEL_LEN: usize = 1 << 20;
-/// Parcels that may be under way.
-const PARCELS_MAX: usize = 8;
+/// The longest packet. Small ones of others have their turn between two.
+pub(super) const PACKET_LEN: usize = 1 << 20;
+/// Packets that may be under way.
+const PACKETS_MAX: usize = 8;
 /// The most bytes of records in one message, and the most messages under way.
 const RECORDS_LEN_MAX: usize = 64 << 10;
 const RECORDS_MAX: usize = 8;
-/// The most bytes of records that leave with a parcel, which delays them by no more than its eager part.
-const COMPANY_LEN_MAX: usize = 128;
+/// The most bytes of records that leave with a packet, which delays them by no more than its eager part.
+const COALESCED_LEN_MAX: usize = 128;
 /// The most slices that are gathered at once.
 const SLICES_MAX: usize = 512;
-/// Messages that overtook others, and parcels that overtook their message.
+/// Messages that overtook others, and packets that overtook their message.
 const EARLY_MAX: usize = 1024;
 
 const _: () = assert!(
-    size_of::<Key>() + head_len(true, true) + size_of::<u64>() + COMPANY_LEN_MAX <= HEADER_LEN_MAX,
+    size_of::<Key>() + head_len(true, true) + size_of::<u64>() + COALESCED_LEN_MAX <= HEADER_LEN_MAX,
     "the peer drops a header beyond that"
 );
 
 /// A link as everybody sees it.
 #[derive(Debug)]
-pub(super) struct UcxLine {
+pub(super) struct UcxByteStream {
     pub(super) descriptor: OwnedFd,
     /// Something is under way that goes on only if somebody polls.
     moves: AtomicBool,
@@ -47,9 +47,9 @@ pub(super) struct UcxLine {
     environment: Arc<dyn Environment>,
 }
 
-/// And as the holder of the baton does.
+/// And as the holder of the poll lock does.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct State {
     engine: Lingering,
     happened: Happened,
     /// What this end goes by, and what the peer's does.
@@ -60,26 +60,26 @@ pub(super) struct Held {
     /// Messages of records, either way, and those that overtook others.
     sent: u64,
     taken: u64,
-    held: BTreeMap<u64, Vec<u8>>,
-    /// Parcels whose message was not announced yet.
+    state: BTreeMap<u64, Vec<u8>>,
+    /// Packets whose message was not announced yet.
     early: Vec<Arrival>,
-    /// Under way: messages of records, parcels out.
+    /// Under way: messages of records, packets out.
     records: usize,
-    parcels: usize,
+    packets: usize,
     /// Memory for the next messages of records.
     spare: Vec<Vec<u8>>,
 }
 
-impl UcxLine {
-    pub(super) fn new(held: &mut Held, environment: &Arc<dyn Environment>) -> Result<Self> {
-        let transports = held.engine.transports();
+impl UcxByteStream {
+    pub(super) fn new(state: &mut State, environment: &Arc<dyn Environment>) -> Result<Self> {
+        let transports = state.engine.transports();
         let mut notes = vec![match &transports[..] {
             [] => "UCX does not tell which transports it took".to_owned(),
             transports => format!("UCX took {}", transports.join(", ")),
         }];
         notes.extend(is_over_posix(&transports).then(|| POSIX_NOTE.to_owned()));
         Ok(Self {
-            descriptor: held.engine.descriptor()?,
+            descriptor: state.engine.descriptor()?,
             moves: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             notes,
@@ -88,15 +88,15 @@ impl UcxLine {
     }
 
     /// Lets others see whether something is under way.
-    fn show(&self, held: &Held, session: &Session) {
-        let moves = !held.engine.is_quiet() || session.has_parcel();
+    fn show(&self, state: &State, session: &Session) {
+        let moves = !state.engine.is_quiet() || session.has_packet();
         if self.moves.load(Ordering::Relaxed) != moves {
             self.moves.store(moves, Ordering::Release);
         }
     }
 }
 
-impl Held {
+impl State {
     pub(super) fn new(engine: Lingering, (key, peer_key): (Key, Key)) -> Self {
         Self {
             engine,
@@ -106,10 +106,10 @@ impl Held {
             greeted: false,
             sent: 0,
             taken: 0,
-            held: BTreeMap::new(),
+            state: BTreeMap::new(),
             early: Vec::new(),
             records: 0,
-            parcels: 0,
+            packets: 0,
             spare: Vec::new(),
         }
     }
@@ -143,7 +143,7 @@ impl Held {
         let mut came = happened.came.drain(..);
         let taken = over.and_then(|()| came.try_for_each(|came| self.take(came, &happened.bytes, session)));
         for left in came {
-            if let Came::Parcel(arrival) = left {
+            if let Came::Packet(arrival) = left {
                 self.engine.release(arrival);
             }
         }
@@ -156,7 +156,7 @@ impl Held {
 
     /// Sees to what was under way and is over; the first failure of it.
     fn land(&mut self, happened: &mut Happened, session: &mut Session) -> Result<()> {
-        let Self { engine, records, parcels, spare, .. } = self;
+        let Self { engine, records, packets, spare, .. } = self;
         let mut failure = Ok(());
         engine.landed(happened, |cargo, result| {
             let result = match (cargo, result) {
@@ -167,19 +167,19 @@ impl Held {
                     spare.push(bytes);
                     result
                 }
-                (Cargo::Parcel(parcel), Ok(())) => {
-                    *parcels -= 1;
-                    session.parcel_left(parcel);
+                (Cargo::Packet(packet), Ok(())) => {
+                    *packets -= 1;
+                    session.packet_left(packet);
                     Ok(())
                 }
-                (Cargo::Parcel(parcel), Err(why)) => {
-                    *parcels -= 1;
-                    session.parcel_lost(parcel);
+                (Cargo::Packet(packet), Err(why)) => {
+                    *packets -= 1;
+                    session.packet_lost(packet);
                     Err(why)
                 }
-                (Cargo::Landing(landing), Ok(())) => session.parcel_landed(landing),
-                (Cargo::Landing(landing), Err(why)) => {
-                    session.parcel_failed(landing);
+                (Cargo::PacketDestination(destination), Ok(())) => session.packet_landed(destination),
+                (Cargo::PacketDestination(destination), Err(why)) => {
+                    session.packet_failed(destination);
                     Err(why)
                 }
             };
@@ -190,7 +190,7 @@ impl Held {
         failure
     }
 
-    /// One message came. What is not for this connection is a stranger's, and left alone.
+    /// One message came. What is not for this connection is an unauthenticated peer's, and left alone.
     fn take(&mut self, came: Came, bytes: &[u8], session: &mut Session) -> Result<()> {
         match came {
             Came::Hello(key) => {
@@ -201,10 +201,10 @@ impl Held {
                 Some(records) => self.take_records(records, session),
                 None => Ok(()),
             },
-            Came::Parcel(arrival) if arrival.header.starts_with(&self.key) => {
-                self.take_with_company(arrival, session)
+            Came::Packet(arrival) if arrival.header.starts_with(&self.key) => {
+                self.take_with_coalesced(arrival, session)
             }
-            Came::Parcel(arrival) => {
+            Came::Packet(arrival) => {
                 self.engine.release(arrival);
                 Ok(())
             }
@@ -222,7 +222,7 @@ impl Held {
         if number > self.taken {
             // UCX promises no order among messages.
             let is_far = number - self.taken > EARLY_MAX as u64;
-            if is_far || self.held.insert(number, bytes.to_vec()).is_some() {
+            if is_far || self.state.insert(number, bytes.to_vec()).is_some() {
                 return Err(corrupt("records that are far ahead of others, or came twice"));
             }
             return Ok(());
@@ -232,16 +232,16 @@ impl Held {
         }
         session.received(0, bytes)?;
         self.taken += 1;
-        while let Some(bytes) = self.held.remove(&self.taken) {
+        while let Some(bytes) = self.state.remove(&self.taken) {
             session.received(0, &bytes)?;
             self.taken += 1;
         }
         Ok(())
     }
 
-    /// A parcel, and before it the records that came with it.
-    fn take_with_company(&mut self, mut arrival: Arrival, session: &mut Session) -> Result<()> {
-        let own_len = size_of::<Key>() + session.parcel_head_len();
+    /// A packet, and before it the records that came with it.
+    fn take_with_coalesced(&mut self, mut arrival: Arrival, session: &mut Session) -> Result<()> {
+        let own_len = size_of::<Key>() + session.packet_head_len();
         if let Some(records) = arrival.header.get(own_len..).filter(|records| !records.is_empty()) {
             if let Err(error) = self.take_records(records, session) {
                 self.engine.release(arrival);
@@ -249,14 +249,14 @@ impl Held {
             }
             arrival.header.truncate(own_len);
         }
-        self.take_parcel(arrival, session)
+        self.take_packet(arrival, session)
     }
 
-    /// A parcel goes to where it belongs, as far as that is known.
-    fn take_parcel(&mut self, arrival: Arrival, session: &mut Session) -> Result<()> {
-        let came = session.parcel_came(&arrival.header[size_of::<Key>()..], arrival.len);
-        let landing = match came {
-            Ok(session::Came::Here(landing)) => landing,
+    /// A packet goes to where it belongs, as far as that is known.
+    fn take_packet(&mut self, arrival: Arrival, session: &mut Session) -> Result<()> {
+        let came = session.packet_came(&arrival.header[size_of::<Key>()..], arrival.len);
+        let destination = match came {
+            Ok(session::Came::Here(destination)) => destination,
             Ok(session::Came::Early) if self.early.len() < EARLY_MAX => {
                 self.early.push(arrival);
                 return Ok(());
@@ -266,10 +266,10 @@ impl Held {
                 return came.and(Err(corrupt("too much payload of messages that did not come")));
             }
         };
-        match self.engine.receive(arrival, landing) {
-            Sent::Done(Cargo::Landing(landing)) => session.parcel_landed(landing),
-            Sent::Failed(Cargo::Landing(landing), why) => {
-                session.parcel_failed(landing);
+        match self.engine.receive(arrival, destination) {
+            Sent::Done(Cargo::PacketDestination(destination)) => session.packet_landed(destination),
+            Sent::Failed(Cargo::PacketDestination(destination), why) => {
+                session.packet_failed(destination);
                 Err(why)
             }
             Sent::Pending | Sent::Done(_) => Ok(()),
@@ -277,15 +277,15 @@ impl Held {
         }
     }
 
-    /// Parcels that came before their message.
+    /// Packets that came before their message.
     fn take_early(&mut self, session: &mut Session) -> Result<()> {
         let mut early = std::mem::take(&mut self.early).into_iter();
-        let taken = early.try_for_each(|arrival| self.take_parcel(arrival, session));
+        let taken = early.try_for_each(|arrival| self.take_packet(arrival, session));
         early.for_each(|arrival| self.engine.release(arrival));
         taken
     }
 
-    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left. A few leave with the next parcel,
+    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left. A few leave with the next packet,
     /// if there is one: a message the less.
     fn send_records(&mut self, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
@@ -308,9 +308,9 @@ impl Held {
             }
             self.sent += 1;
             moved = true;
-            let parcel = if records_len <= COMPANY_LEN_MAX { self.next_parcel(session) } else { None };
-            if let Some(parcel) = parcel {
-                self.send_parcel(session, parcel, &bytes[size_of::<Key>()..])?;
+            let packet = if records_len <= COALESCED_LEN_MAX { self.next_packet(session) } else { None };
+            if let Some(packet) = packet {
+                self.send_packet(session, packet, &bytes[size_of::<Key>()..])?;
                 self.keep(bytes);
                 continue;
             }
@@ -329,31 +329,31 @@ impl Held {
         self.spare.push(bytes);
     }
 
-    /// The next parcel, if it may leave.
-    fn next_parcel(&self, session: &mut Session) -> Option<Parcel> {
-        if self.parcels < PARCELS_MAX { session.next_parcel() } else { None }
+    /// The next packet, if it may leave.
+    fn next_packet(&self, session: &mut Session) -> Option<Packet> {
+        if self.packets < PACKETS_MAX { session.next_packet() } else { None }
     }
 
-    /// Sends parcels, as far as there is room; whether any left.
-    fn send_parcels(&mut self, session: &mut Session) -> Result<bool> {
+    /// Sends packets, as far as there is room; whether any left.
+    fn send_packets(&mut self, session: &mut Session) -> Result<bool> {
         let mut moved = false;
-        while let Some(parcel) = self.next_parcel(session) {
+        while let Some(packet) = self.next_packet(session) {
             moved = true;
-            self.send_parcel(session, parcel, &[])?;
+            self.send_packet(session, packet, &[])?;
         }
         Ok(moved)
     }
 
-    /// Sends one, and the `company` of records behind its head.
-    fn send_parcel(&mut self, session: &mut Session, parcel: Parcel, company: &[u8]) -> Result<()> {
+    /// Sends one, and the `coalesced` of records behind its head.
+    fn send_packet(&mut self, session: &mut Session, packet: Packet, coalesced: &[u8]) -> Result<()> {
         let mut header = Header::from_slice(&self.peer_key);
-        header.extend_from_slice(&parcel.head);
-        header.extend_from_slice(company);
-        match self.engine.send(&header, Cargo::Parcel(parcel)) {
-            Sent::Done(Cargo::Parcel(parcel)) => session.parcel_left(parcel),
-            Sent::Pending | Sent::Done(_) => self.parcels += 1,
-            Sent::Failed(Cargo::Parcel(parcel), why) => {
-                session.parcel_lost(parcel);
+        header.extend_from_slice(&packet.head);
+        header.extend_from_slice(coalesced);
+        match self.engine.send(&header, Cargo::Packet(packet)) {
+            Sent::Done(Cargo::Packet(packet)) => session.packet_left(packet),
+            Sent::Pending | Sent::Done(_) => self.packets += 1,
+            Sent::Failed(Cargo::Packet(packet), why) => {
+                session.packet_lost(packet);
                 return Err(why);
             }
             Sent::Failed(_, why) => return Err(why),
@@ -362,22 +362,22 @@ impl Held {
     }
 }
 
-impl Line for UcxLine {
-    type Held = Held;
+impl ByteStream for UcxByteStream {
+    type State = State;
 
     const BESIDE_CONTROL: bool = true;
 
-    fn write(&self, held: &mut Held, session: &mut Session, least: Urgency) -> Result<bool> {
-        let records = held.send_records(session, least)?;
-        let parcels = held.send_parcels(session)?;
-        self.show(held, session);
-        Ok(records || parcels)
+    fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
+        let records = state.send_records(session, least)?;
+        let packets = state.send_packets(session)?;
+        self.show(state, session);
+        Ok(records || packets)
     }
 
-    fn read(&self, held: &mut Held, session: &mut Session) -> Result<bool> {
+    fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let moved = held.progress(session)?;
-        self.show(held, session);
+        let moved = state.progress(session)?;
+        self.show(state, session);
         Ok(moved)
     }
 
@@ -386,19 +386,19 @@ impl Line for UcxLine {
     }
 
     /// What UCX has of ours comes back soon, on the driver; everything else waits for that too.
-    fn retire(&self, mut held: Held, session: Session, why: &Error) {
+    fn retire(&self, mut state: State, session: Session, why: &Error) {
         self.moves.store(false, Ordering::Release);
-        held.early.drain(..).for_each(|arrival| held.engine.release(arrival));
-        held.engine.close();
+        state.early.drain(..).for_each(|arrival| state.engine.release(arrival));
+        state.engine.close();
         let environment = self.environment.clone();
         let end = environment.now() + CLOSE_TIME;
-        let mut retired = Retired { held, session: Some(session), why: why.clone() };
+        let mut retired = Retired { state, session: Some(session), why: why.clone() };
         if retired.is_quiet() {
             return;
         }
         self.environment.spawn(Box::pin(async move {
             while !retired.is_quiet() && environment.now() < end {
-                environment.sleep_until(environment.now() + LOOK_EVERY).await;
+                environment.sleep_until(environment.now() + SWEEP_EVERY).await;
             }
         }));
     }
@@ -406,11 +406,11 @@ impl Line for UcxLine {
     fn source(&self) -> Source<'_> {
         // Where a caller leaves with something under way, the next goes on with it, or the driver at its next look: arming the driver
         // for it each time would have it poll beside the callers.
-        Source { descriptor: self.descriptor.as_fd(), writable: false, bell: true }
+        Source { descriptor: self.descriptor.as_fd(), writable: false, doorbell: true }
     }
 
-    fn doze(&self, held: &mut Held) -> bool {
-        held.engine.arm()
+    fn arm(&self, state: &mut State) -> bool {
+        state.engine.arm()
     }
 
     fn calls(&self) -> u64 {
@@ -425,7 +425,7 @@ impl Line for UcxLine {
 /// A link that ended, until UCX has given everything back.
 #[derive(Debug)]
 struct Retired {
-    held: Held,
+    state: State,
     /// Until it has given up.
     session: Option<Session>,
     why: Error,
@@ -434,32 +434,32 @@ struct Retired {
 impl Retired {
     /// Whether nothing is with UCX; otherwise lets it move.
     fn is_quiet(&mut self) -> bool {
-        let Self { held, session: Some(session), .. } = self else { return true };
-        held.engine.progress();
-        let mut happened = std::mem::take(&mut held.happened);
-        held.engine.happened(&mut happened);
+        let Self { state, session: Some(session), .. } = self else { return true };
+        state.engine.progress();
+        let mut happened = std::mem::take(&mut state.happened);
+        state.engine.happened(&mut happened);
         // It has failed already.
-        let _ = held.land(&mut happened, session);
+        let _ = state.land(&mut happened, session);
         for came in happened.came.drain(..) {
-            if let Came::Parcel(arrival) = came {
-                held.engine.release(arrival);
+            if let Came::Packet(arrival) = came {
+                state.engine.release(arrival);
             }
         }
-        held.happened = happened;
-        held.engine.is_quiet()
+        state.happened = happened;
+        state.engine.is_quiet()
     }
 }
 
 impl Drop for Retired {
     fn drop(&mut self) {
-        let Self { held, session, why } = self;
+        let Self { state, session, why } = self;
         let Some(mut session) = session.take() else { return };
-        held.engine.destroy(|cargo| match cargo {
-            Cargo::Parcel(parcel) => session.parcel_lost(parcel),
-            Cargo::Landing(landing) => session.parcel_failed(landing),
+        state.engine.destroy(|cargo| match cargo {
+            Cargo::Packet(packet) => session.packet_lost(packet),
+            Cargo::PacketDestination(destination) => session.packet_failed(destination),
             Cargo::Hello | Cargo::Records(_) | Cargo::End => {}
         });
-        if held.engine.is_quiet() {
+        if state.engine.is_quiet() {
             session.give_up(why);
         } else {
             // The process ends, and UCX keeps what it has: nobody is given that memory back.

@@ -3,11 +3,11 @@
 //! A session's records leave as active messages, and its payload by rendezvous, from memory to memory. The handshake
 //! tells each end the other's worker address (docs/ucx.md); the control stream tells of a lost peer.
 
-mod card;
 mod context;
 mod engine;
 mod events;
 mod gate;
+mod info;
 mod inventory;
 mod lingering;
 mod link;
@@ -22,23 +22,23 @@ use std::time::Duration;
 
 use ucx_sys::Library;
 
-use self::card::Card;
 use self::context::Context;
 use self::engine::Engine;
 use self::events::Key;
+use self::info::EndpointInfo;
 use self::lingering::Lingering;
-use self::link::{Held, PARCEL_LEN, UcxLine};
+use self::link::{PACKET_LEN, State, UcxByteStream};
 use super::streamed::Streamed;
-use super::{Backend, Caps, Identity, Inventory, Opened, Opening, Probe, Role, Site, Standing};
+use super::{Backend, Caps, Identity, Inventory, LinkContext, Opened, Opening, Preference, Probe, Role};
 use crate::addr::Address;
-use crate::door::MeetingKey;
 use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
+use crate::handshake::AttachKey;
 use crate::process::Process;
 use crate::wire::session::Session;
 
 /// How often an end that waits for the other looks, and how many times it looks at once before.
-const LOOK_EVERY: Duration = Duration::from_micros(500);
+const SWEEP_EVERY: Duration = Duration::from_micros(500);
 const LOOKS: u32 = 200;
 
 /// How long the acceptor leaves it to the connector to begin.
@@ -48,7 +48,7 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
     .union(Caps::CROSS_PROCESS)
     .union(Caps::CROSS_HOST)
-    .union(Caps::NAMED_LANDING)
+    .union(Caps::NAMED_DESTINATION)
     .union(Caps::FLOW_CONTROL);
 
 /// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for it for ever.
@@ -119,13 +119,13 @@ impl Ucx {
     }
 
     /// What the peer told of its end, which is refused if the two are not of one kind.
-    fn peer(&self, site: &Site) -> Result<Card> {
-        let (ours, theirs) = (self.ucx()?.version(), Card::decode(&site.peer_card)?);
-        let (connector, acceptor) = match site.role {
+    fn peer(&self, context: &LinkContext) -> Result<EndpointInfo> {
+        let (ours, theirs) = (self.ucx()?.version(), EndpointInfo::decode(&context.peer_info)?);
+        let (connector, acceptor) = match context.role {
             Role::Connector => (ours, theirs.version),
             Role::Acceptor => (theirs.version, ours),
         };
-        card::check_pair(connector, acceptor, allows_any(&site.address))?;
+        info::check_pair(connector, acceptor, allows_any(&context.address))?;
         Ok(theirs)
     }
 }
@@ -165,7 +165,7 @@ impl Backend for Ucx {
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        // Strangers need not know which UCX this is, nor is it looked for before a peer wants it.
+        // Unauthenticated peers need not know which UCX this is, nor is it looked for before a peer wants it.
         Ok(Vec::new())
     }
 
@@ -175,80 +175,80 @@ impl Backend for Ucx {
 
     /// Loading UCX changes a process (threads, hooks in its memory), and a second copy hangs it: that is for who asks for it, has it
     /// already, or has hardware that needs it.
-    fn standing(&self) -> Standing {
+    fn preference(&self) -> Preference {
         if USER.get().is_some_and(|user| !user.is_this()) {
-            return Standing::Aside(
+            return Preference::Aside(
                 "this process was forked from one that uses UCX, which does not survive that".into(),
             );
         }
         if self.library.is_some() || Library::is_loaded() || has_rdma_device() {
-            return Standing::OnTrial;
+            return Preference::Probed;
         }
         let why = "this machine has no RDMA device, and over sockets tcp does what UCX would: ucx://host:port asks for it";
-        Standing::Aside(why.into())
+        Preference::Aside(why.into())
     }
 
     fn checks(&self) -> bool {
         true
     }
 
-    fn prepare(&self, site: &mut Site) -> Result<()> {
+    fn prepare(&self, context: &mut LinkContext) -> Result<()> {
         let prepared = || {
-            if site.role == Role::Acceptor {
-                self.peer(site)?;
+            if context.role == Role::Acceptor {
+                self.peer(context)?;
             }
-            let context = self.context_of(&site.address, site.local.same_host(&site.peer))?;
+            let context = self.context_of(&context.address, context.local.same_host(&context.peer))?;
             let engine = Engine::open(&context)?;
-            let card = Card { version: context.ucx.version(), address: engine.address()? };
-            Ok((engine, card.encode()))
+            let info = EndpointInfo { version: context.ucx.version(), address: engine.address()? };
+            Ok((engine, info.encode()))
         };
-        let (engine, card) = prepared().map_err(|error: Error| error.by("ucx"))?;
-        site.card = card;
-        site.prepared = Some(Box::new(Mutex::new(engine)));
+        let (engine, info) = prepared().map_err(|error: Error| error.by("ucx"))?;
+        context.info = info;
+        context.prepared = Some(Box::new(Mutex::new(engine)));
         Ok(())
     }
 
-    fn open<'a>(&'a self, site: &'a mut Site) -> Opening<'a> {
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
-            let opened = async { open(&self.peer(site)?.address, site).await };
+            let opened = async { open(&self.peer(context)?.address, context).await };
             opened.await.map_err(|error| error.by("ucx"))
         })
     }
 }
 
-async fn open(peer: &[u8], site: &mut Site) -> Result<Opened> {
-    let engine = site.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
+async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
+    let engine = context.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
     let engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut session = Streamed::<UcxLine>::session(site).parcelled(PARCEL_LEN);
-    let mut held = Held::new(Lingering::new(engine, &site.environment), keys(site));
+    let mut session = Streamed::<UcxByteStream>::session(context).in_packets(PACKET_LEN);
+    let mut state = State::new(Lingering::new(engine, &context.environment), keys(context));
     // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
     // the other way leads anywhere, the second begins after a while.
-    if site.role == Role::Acceptor {
-        let by = site.environment.now() + TURN;
-        let greeted = until_greeted(&mut held, &mut session, &site.environment);
-        within(&*site.environment, by, greeted).await.unwrap_or(Ok(()))?;
+    if context.role == Role::Acceptor {
+        let by = context.environment.now() + TURN;
+        let greeted = until_greeted(&mut state, &mut session, &context.environment);
+        within(&*context.environment, by, greeted).await.unwrap_or(Ok(()))?;
     }
-    held.greet(peer)?;
-    until_greeted(&mut held, &mut session, &site.environment).await?;
-    let line = UcxLine::new(&mut held, &site.environment)?;
-    Ok(Opened::new(Streamed::open(line, held, session, CAPS, site)))
+    state.greet(peer)?;
+    until_greeted(&mut state, &mut session, &context.environment).await?;
+    let stream = UcxByteStream::new(&mut state, &context.environment)?;
+    Ok(Opened::new(Streamed::open(stream, state, session, CAPS, context)))
 }
 
 /// Waits until the peer has said hello.
 async fn until_greeted(
-    held: &mut Held,
+    state: &mut State,
     session: &mut Session,
     environment: &Arc<dyn Environment>,
 ) -> Result<()> {
     for looks in 0.. {
-        if held.is_greeted(session)? {
+        if state.is_greeted(session)? {
             break;
         }
         if looks < LOOKS {
             tokio::task::yield_now().await;
         } else {
-            environment.sleep_until(environment.now() + LOOK_EVERY).await;
+            environment.sleep_until(environment.now() + SWEEP_EVERY).await;
         }
     }
     Ok(())
@@ -268,15 +268,15 @@ fn settings_of(address: &Address) -> Settings {
 }
 
 /// What this end goes by, and what the peer's does: known to nobody who was not at the handshake.
-fn keys(site: &Site) -> (Key, Key) {
-    let key = MeetingKey::new(site.secret);
+fn keys(context: &LinkContext) -> (Key, Key) {
+    let key = AttachKey::new(context.secret);
     let of = |role: Role| {
         let proof = key.proof(role, b"ucx");
         std::array::from_fn(|at| proof[at])
     };
-    let peer = match site.role {
+    let peer = match context.role {
         Role::Connector => Role::Acceptor,
         Role::Acceptor => Role::Connector,
     };
-    (of(site.role), of(peer))
+    (of(context.role), of(peer))
 }

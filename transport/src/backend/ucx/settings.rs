@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 const DEFAULTS: [(&str, &str, Option<&[&str]>); 4] = [
     // posix has a name in the file system while its pages are made, and who is killed then leaves them there. sysv does as much.
     ("TLS", "^posix", None),
-    // What a socket gives at once: a parcel of 64 KiB fits with its headers, and a longer one takes a quarter of the calls.
+    // What a socket gives at once: a packet of 64 KiB fits with its headers, and a longer one takes a quarter of the calls.
     ("TCP_RX_SEG_SIZE", "256k", Some(&["all", "tcp"])),
     // Endpoints that report a lost peer may use shared memory all the same; a lost peer is told by the control stream.
     ("MM_ERROR_HANDLING", "y", Some(&["all", "sm", "shm", "mm", "posix", "sysv"])),
@@ -66,34 +66,34 @@ mod tests {
     use super::*;
 
     /// As they come out, for these in the environment and these in the address.
-    fn settled(environment: &[(&str, &str)], address: &[(&str, &str)]) -> Vec<String> {
+    fn acked(environment: &[(&str, &str)], address: &[(&str, &str)]) -> Vec<String> {
         let address: Vec<_> =
             address.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let lookup = |name: &str| {
             environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         };
-        let settled = with_defaults(&address, lookup);
-        settled.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        let acked = with_defaults(&address, lookup);
+        acked.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     #[test]
     fn what_the_user_has_in_the_environment_is_left_to_ucx() {
         let [transports, segment, shared, keepalive] =
             ["TLS=^posix", "TCP_RX_SEG_SIZE=256k", "MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"];
-        assert_eq!(settled(&[], &[]), [transports, segment, shared, keepalive]);
-        assert_eq!(settled(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [transports, segment, shared]);
-        assert_eq!(settled(&[("MM_ERROR_HANDLING", "n")], &[]), [transports, segment, keepalive]);
-        assert_eq!(settled(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [transports, shared, keepalive]);
-        assert_eq!(settled(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
-        assert_eq!(settled(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
-        assert_eq!(settled(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
+        assert_eq!(acked(&[], &[]), [transports, segment, shared, keepalive]);
+        assert_eq!(acked(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [transports, segment, shared]);
+        assert_eq!(acked(&[("MM_ERROR_HANDLING", "n")], &[]), [transports, segment, keepalive]);
+        assert_eq!(acked(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [transports, shared, keepalive]);
+        assert_eq!(acked(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
+        assert_eq!(acked(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
+        assert_eq!(acked(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
     }
 
     #[test]
     fn what_is_in_the_address_wins() {
-        let of_address = settled(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
+        let of_address = acked(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
         assert_eq!(of_address[2..], ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
-        assert_eq!(settled(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
-        assert_eq!(settled(&[("TLS", "all")], &[("TLS", "tcp")])[1..], ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
+        assert_eq!(acked(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
+        assert_eq!(acked(&[("TLS", "all")], &[("TLS", "tcp")])[1..], ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
     }
 }

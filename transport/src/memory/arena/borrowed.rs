@@ -13,7 +13,7 @@ use crate::memory::segment::PeerSegment;
 use crate::memory::{Access, Allocation, Buffer, Place};
 
 /// What whoever made a loan knows of it, and nobody else has to.
-pub(crate) type Held = Arc<dyn Any + Send + Sync>;
+pub(crate) type LeaseHandle = Arc<dyn Any + Send + Sync>;
 
 /// A block that a peer lent: part of a segment that it showed.
 pub(crate) struct BorrowedMemory {
@@ -21,18 +21,18 @@ pub(crate) struct BorrowedMemory {
     offset: usize,
     len: usize,
     place: Place,
-    lease: Held,
-    origin: Held,
+    lease: LeaseHandle,
+    origin: LeaseHandle,
 }
 
 impl BorrowedMemory {
     /// Whatever tells the peer, when the last handle of it drops, that the block is free again.
-    pub(crate) fn lease(&self) -> &Held {
+    pub(crate) fn lease(&self) -> &LeaseHandle {
         &self.lease
     }
 
     /// Where the segment came from, and what everybody who reads of it keeps.
-    pub(crate) fn origin(&self) -> &Held {
+    pub(crate) fn origin(&self) -> &LeaseHandle {
         &self.origin
     }
 }
@@ -51,8 +51,8 @@ pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
     (offset, len): (usize, usize),
     place: Place,
-    lease: Held,
-    origin: Held,
+    lease: LeaseHandle,
+    origin: LeaseHandle,
 ) -> Result<Buffer> {
     if offset.checked_add(len).is_none_or(|end| end > segment.len()) {
         let detail = format!("{len} bytes from {offset} on of a segment of {} were lent", segment.len());

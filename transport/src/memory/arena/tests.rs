@@ -199,13 +199,13 @@ fn threads_share_an_arena_without_sharing_memory() {
                 let (mut held, mut dice) = (Vec::new(), Dice(thread.into()));
                 for round in 0..300 {
                     let len = dice.length(64, 128 << 10);
-                    let mark = thread.wrapping_mul(61).wrapping_add(round as u8);
+                    let canary = thread.wrapping_mul(61).wrapping_add(round as u8);
                     let mut buffer = arena.take(len).unwrap();
-                    buffer.extend_from_slice(&vec![mark; len]).unwrap();
-                    held.push((mark, buffer.freeze()));
+                    buffer.extend_from_slice(&vec![canary; len]).unwrap();
+                    held.push((canary, buffer.freeze()));
                     if held.len() > 5 {
-                        let (mark, buffer) = held.swap_remove(dice.below(6));
-                        assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == mark));
+                        let (canary, buffer) = held.swap_remove(dice.below(6));
+                        assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == canary));
                     }
                 }
             });

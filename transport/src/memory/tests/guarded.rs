@@ -237,7 +237,7 @@ fn guarded_pools_recycle() {
     let inner = again.allocation().unwrap() as &dyn std::any::Any;
     assert!(inner.is::<Guarded>(), "a backend finds its own memory under the pool");
 
-    let mut landings = pool.landings([100, 0, 20_000].into_iter()).unwrap();
-    landings[0].extend_from_slice(&bytes(100)).unwrap();
-    assert_eq!(landings.remove(0).freeze().to_vec().unwrap(), bytes(100));
+    let mut destinations = pool.destinations([100, 0, 20_000].into_iter()).unwrap();
+    destinations[0].extend_from_slice(&bytes(100)).unwrap();
+    assert_eq!(destinations.remove(0).freeze().to_vec().unwrap(), bytes(100));
 }

@@ -86,13 +86,13 @@ fn threads_share_a_pool_without_sharing_memory() {
                 let mut held = Vec::new();
                 for round in 0..ROUNDS {
                     let len = (round * 7919 + usize::from(thread) * 131) % 20_000 + 1;
-                    let mark = thread.wrapping_mul(61).wrapping_add(round as u8);
+                    let canary = thread.wrapping_mul(61).wrapping_add(round as u8);
                     let mut buffer = pool.take(len).unwrap();
-                    buffer.extend_from_slice(&vec![mark; len]).unwrap();
-                    held.push((mark, buffer.freeze()));
+                    buffer.extend_from_slice(&vec![canary; len]).unwrap();
+                    held.push((canary, buffer.freeze()));
                     if held.len() > 5 {
-                        let (mark, buffer) = held.swap_remove(round % 5);
-                        assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == mark));
+                        let (canary, buffer) = held.swap_remove(round % 5);
+                        assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == canary));
                     }
                 }
             });
@@ -104,35 +104,35 @@ fn threads_share_a_pool_without_sharing_memory() {
 }
 
 #[test]
-fn landings_share_where_they_are_small() {
+fn destinations_share_where_they_are_small() {
     let pool = Pool::new(1 << 20);
     let lengths = [100, 0, 64, 16 << 10, 1, 100_000, 16_383];
-    let mut landings = pool.landings(lengths.into_iter()).unwrap();
-    let capacities: Vec<_> = landings.iter().map(BufferMut::capacity).collect();
+    let mut destinations = pool.destinations(lengths.into_iter()).unwrap();
+    let capacities: Vec<_> = destinations.iter().map(BufferMut::capacity).collect();
     assert_eq!(capacities, lengths);
     assert_eq!(pool.stats().misses, 3, "two of their own and one shared");
-    assert_eq!(landings[2].as_ptr(), landings[0].as_ptr().wrapping_add(128));
-    for (mark, landing) in landings.iter_mut().enumerate() {
-        assert_eq!(landing.as_ptr().align_offset(64) * landing.capacity(), 0);
-        landing.extend_from_slice(&vec![mark as u8; landing.capacity()]).unwrap();
+    assert_eq!(destinations[2].as_ptr(), destinations[0].as_ptr().wrapping_add(128));
+    for (canary, destination) in destinations.iter_mut().enumerate() {
+        assert_eq!(destination.as_ptr().align_offset(64) * destination.capacity(), 0);
+        destination.extend_from_slice(&vec![canary as u8; destination.capacity()]).unwrap();
     }
-    let frozen: Vec<_> = landings.into_iter().map(BufferMut::freeze).collect();
-    for (mark, buffer) in frozen.iter().enumerate() {
-        assert!(buffer.as_slice().unwrap().iter().all(|byte| usize::from(*byte) == mark));
+    let frozen: Vec<_> = destinations.into_iter().map(BufferMut::freeze).collect();
+    for (canary, buffer) in frozen.iter().enumerate() {
+        assert!(buffer.as_slice().unwrap().iter().all(|byte| usize::from(*byte) == canary));
     }
     drop(frozen);
     assert_eq!(pool.stats().in_use_bytes, 0);
 }
 
 #[test]
-fn many_small_landings_take_bounded_blocks() {
+fn many_small_destinations_take_bounded_blocks() {
     let pool = Pool::new(64 << 20);
-    let landings = pool.landings([10_000; 100].into_iter()).unwrap();
-    assert_eq!(landings.len(), 100);
+    let destinations = pool.destinations([10_000; 100].into_iter()).unwrap();
+    assert_eq!(destinations.len(), 100);
     // Six of 10,048 bytes fit into 64 KiB.
     assert_eq!(pool.stats().misses, 17);
-    assert!(pool.landings(std::iter::empty()).unwrap().is_empty());
-    assert_eq!(pool.landings([0; 3].into_iter()).unwrap().len(), 3);
+    assert!(pool.destinations(std::iter::empty()).unwrap().is_empty());
+    assert_eq!(pool.destinations([0; 3].into_iter()).unwrap().len(), 3);
     assert_eq!(pool.stats().misses, 17);
 }
 

@@ -1,4 +1,4 @@
-//! Claims about shared memory: what its owner makes, and what is believed of a stranger's.
+//! Claims about shared memory: what its owner makes, and what is believed of an unauthenticated peer's.
 
 use std::fs::File;
 use std::io::Write;

@@ -2,7 +2,7 @@
 
 use super::{
     BACKEND_LEN_MAX, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer,
-    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_card, check_measure, clean,
+    REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_info, check_measure, clean,
     kind_of, negotiate,
 };
 use crate::{Error, ErrorKind, Result};
@@ -56,15 +56,15 @@ pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<Message> {
         Kind::Join => {
             Message::Join(Join { connection: reader.array()?, stream: reader.u8()?, mac: reader.array()? })
         }
-        Kind::ProposeCard => {
+        Kind::ProposeInfo => {
             let streams = streams(&mut reader, 1)?;
             let name_len = usize::from(reader.u8()?);
             let backend = check_backend(reader.take(name_len)?, ErrorKind::Corrupt)?.to_owned();
-            let card = check_card(reader.rest(), ErrorKind::Corrupt)?.to_vec();
-            Message::ProposeCard { streams, backend, card }
+            let info = check_info(reader.rest(), ErrorKind::Corrupt)?.to_vec();
+            Message::ProposeInfo { streams, backend, info }
         }
-        Kind::ReadyCard => {
-            Message::ReadyCard { card: check_card(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
+        Kind::ReadyInfo => {
+            Message::ReadyInfo { info: check_info(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
         }
         Kind::Measure => {
             let len = u32::from_le_bytes(reader.array()?);

@@ -1,4 +1,4 @@
-//! Messages survive the wire, and nothing a stranger sends breaks the decoder.
+//! Messages survive the wire, and nothing an unauthenticated peer sends breaks the decoder.
 
 use super::*;
 
@@ -30,8 +30,8 @@ fn every_message() -> Vec<Message> {
         Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "wrong token".to_owned() },
         Message::ProposeStreams { streams: 4, backend: "tcp".to_owned() },
         Message::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
-        Message::ProposeCard { streams: 1, backend: "ucx".to_owned(), card: vec![5; 40] },
-        Message::ReadyCard { card: vec![6; 30] },
+        Message::ProposeInfo { streams: 1, backend: "ucx".to_owned(), info: vec![5; 40] },
+        Message::ReadyInfo { info: vec![6; 30] },
         Message::Measure { len: 1 },
         Message::Measure { len: MEASURE_LEN_MAX },
     ]
@@ -79,25 +79,25 @@ fn the_layout_is_the_documented_one() {
 
 #[test]
 fn cards_are_bounded_and_never_empty() {
-    let proposal = |len| Message::ProposeCard { streams: 16, backend: "b".repeat(16), card: vec![5; len] };
-    let ready = |len| Message::ReadyCard { card: vec![5; len] };
+    let proposal = |len| Message::ProposeInfo { streams: 16, backend: "b".repeat(16), info: vec![5; len] };
+    let ready = |len| Message::ReadyInfo { info: vec![5; len] };
     assert_eq!(encoded(&proposal(2))[HEAD_LEN..], *b"\x10\x10bbbbbbbbbbbbbbbb\x05\x05");
-    for message in [proposal(CARD_LEN_MAX), ready(CARD_LEN_MAX)] {
+    for message in [proposal(INFO_LEN_MAX), ready(INFO_LEN_MAX)] {
         assert_eq!(decoded(&encoded(&message)).unwrap(), message);
     }
     for (message, kind) in [
         (proposal(0), ErrorKind::Invalid),
         (ready(0), ErrorKind::Invalid),
-        (proposal(CARD_LEN_MAX + 1), ErrorKind::TooLarge),
-        (ready(CARD_LEN_MAX + 1), ErrorKind::TooLarge),
+        (proposal(INFO_LEN_MAX + 1), ErrorKind::TooLarge),
+        (ready(INFO_LEN_MAX + 1), ErrorKind::TooLarge),
     ] {
         let mut out = b"before".to_vec();
         assert_eq!(message.encode(&mut out).unwrap_err().kind(), kind);
         assert_eq!(out, b"before");
     }
-    let read = |body: &[u8]| decode(Kind::ProposeCard, body).map_err(|error| error.kind());
-    // A shorter name leaves room for a card too long.
-    let long = [b"\x01\x01b", &[5; CARD_LEN_MAX + 1][..]].concat();
+    let read = |body: &[u8]| decode(Kind::ProposeInfo, body).map_err(|error| error.kind());
+    // A shorter name leaves room for an endpoint info too long.
+    let long = [b"\x01\x01b", &[5; INFO_LEN_MAX + 1][..]].concat();
     assert_eq!(read(&long), Err(ErrorKind::TooLarge));
     for body in [
         &b"\0\x03ucxc"[..],
@@ -111,7 +111,7 @@ fn cards_are_bounded_and_never_empty() {
     ] {
         assert_eq!(read(body), Err(ErrorKind::Corrupt), "{body:?}");
     }
-    assert_eq!(decode(Kind::ReadyCard, b"").unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(decode(Kind::ReadyInfo, b"").unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn the_proof_is_the_documented_one() {
 }
 
 #[test]
-fn text_from_strangers_is_cleaned_and_bounded() {
+fn text_from_unauthenticated_peers_is_cleaned_and_bounded() {
     let reason = decode(Kind::Refuse, b"\x01 no\x1b[2Jway\xff\n").unwrap();
     assert_eq!(
         reason,

@@ -1,4 +1,4 @@
-//! Text from strangers, made fit for a log line: no control characters, no reordering marks, bounded.
+//! Text from unauthenticated peers, made fit for a log line: no control characters, no reordering marks, bounded.
 
 /// Bounds [`excerpt`].
 const EXCERPT_LEN_MAX: usize = 32;

@@ -158,9 +158,9 @@ impl JoinKey {
 
 /// What the two ends of a path beside the stream know each other by where they meet: made of the connection's secret.
 #[derive(Clone)]
-pub(crate) struct MeetingKey([u8; 32]);
+pub(crate) struct AttachKey([u8; 32]);
 
-impl MeetingKey {
+impl AttachKey {
     pub(crate) fn new(secret: [u8; 32]) -> Self {
         Self(secret)
     }

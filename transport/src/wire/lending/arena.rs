@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Lender, Loan};
+use super::{Lender, LentFrame};
 use crate::error::Result;
 use crate::memory::arena::lendable;
 use crate::memory::{self, Buffer, BufferMut, Place};
@@ -13,8 +13,8 @@ use crate::wire::record::corrupt;
 
 /// The segment that all of an arena is.
 pub(crate) const SEGMENT: u32 = 3;
-/// And that all of its depot is.
-const DEPOT: u32 = 5;
+/// And that all of its bounce arena is.
+const BOUNCE_ARENA: u32 = 5;
 
 /// One process's arena, which its peer reaches too.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +27,7 @@ struct State {
     /// How long the segment is.
     len: u64,
     /// Where copies lie that are lent in the stead of other memory.
-    depot: Option<memory::Arena>,
+    bounce_arena: Option<memory::Arena>,
     leases: Vec<Lease>,
     out: usize,
     /// What nobody may ever do, done.
@@ -53,10 +53,10 @@ pub(crate) struct Leases {
 }
 
 impl Arena {
-    /// One with so much room for deposits.
-    pub(crate) fn with_depot(bytes_max: usize) -> Self {
-        let depot = memory::Arena::new(bytes_max).ok();
-        Self(Arc::new(Mutex::new(State { depot, ..State::default() })))
+    /// One with so much room for bounce copies.
+    pub(crate) fn with_bounce_arena(bytes_max: usize) -> Self {
+        let bounce_arena = memory::Arena::new(bytes_max).ok();
+        Self(Arc::new(Mutex::new(State { bounce_arena, ..State::default() })))
     }
 
     /// A frame in it.
@@ -95,15 +95,15 @@ impl Arena {
     }
 
     /// How much is deposited.
-    pub(crate) fn deposited_bytes(&self) -> usize {
-        self.state().depot.as_ref().map_or(0, |depot| depot.stats().in_use_bytes)
+    pub(crate) fn bounced_bytes(&self) -> usize {
+        self.state().bounce_arena.as_ref().map_or(0, |bounce_arena| bounce_arena.stats().in_use_bytes)
     }
 
-    /// Panics if anybody did what nobody may, or a deposit stayed that no lease holds.
+    /// Panics if anybody did what nobody may, or a bounce copy stayed that no lease holds.
     pub(crate) fn check(&self) {
         let faults = std::mem::take(&mut self.state().faults);
         assert!(faults.is_empty(), "{faults:?}");
-        assert!(self.leases().out > 0 || self.deposited_bytes() == 0, "deposits that nobody has");
+        assert!(self.leases().out > 0 || self.bounced_bytes() == 0, "bounce copies that nobody has");
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -121,7 +121,7 @@ impl State {
     /// Where in which segment a frame is.
     fn find(&self, frame: &Buffer) -> Option<(u32, u64)> {
         if let Some((_, offset)) = lendable(frame) {
-            return Some((DEPOT, offset as u64));
+            return Some((BOUNCE_ARENA, offset as u64));
         }
         let ((_, start), at) = self.block_of(frame.as_ptr().addr(), frame.len())?;
         Some((SEGMENT, start + at as u64))
@@ -166,7 +166,7 @@ struct Borrowed {
     lease: u64,
     bytes: Bytes,
     /// It is no block, whose handles are counted.
-    deposited: bool,
+    bounced: bool,
 }
 
 impl AsRef<[u8]> for Borrowed {
@@ -179,7 +179,7 @@ impl Drop for Borrowed {
     fn drop(&mut self) {
         let mut state = self.owner.state();
         let is_block = || state.block_of(self.bytes.as_ptr().addr(), self.bytes.len()).is_some();
-        let is_there = self.deposited || is_block();
+        let is_there = self.bounced || is_block();
         if !is_there {
             state.faults.push("a frame was freed while the peer read it");
         }
@@ -200,7 +200,7 @@ struct Counter {
 }
 
 impl Lender for Counter {
-    fn lend(&mut self, frame: &Buffer) -> Option<Loan> {
+    fn lend(&mut self, frame: &Buffer) -> Option<LentFrame> {
         let mut state = self.ours.state();
         let (segment, offset) = state.find(frame)?;
         if state.out >= self.leases_max {
@@ -209,19 +209,19 @@ impl Lender for Counter {
         let lease = state.leases.len() as u64;
         state.out += 1;
         state.leases.push(Lease { segment, offset, frame: Some(frame.clone()), borrowed: false });
-        Some(Loan { segment, offset, lease })
+        Some(LentFrame { segment, offset, lease })
     }
 
-    fn deposit(&mut self, len: usize) -> Option<BufferMut> {
+    fn bounce_copy(&mut self, len: usize) -> Option<BufferMut> {
         let state = self.ours.state();
-        let depot = state.depot.as_ref().filter(|_| state.out < self.leases_max)?;
-        depot.take(len).ok()
+        let bounce_arena = state.bounce_arena.as_ref().filter(|_| state.out < self.leases_max)?;
+        bounce_arena.take(len).ok()
     }
 
-    fn take_back(&mut self, loan: Loan) {
+    fn take_back(&mut self, lent_frame: LentFrame) {
         let mut state = self.ours.state();
-        let is_borrowed = state.lease(loan.lease).is_some_and(|lease| lease.borrowed);
-        let frame = state.end(loan.lease);
+        let is_borrowed = state.lease(lent_frame.lease).is_some_and(|lease| lease.borrowed);
+        let frame = state.end(lent_frame.lease);
         if is_borrowed || frame.is_none() {
             state.faults.push("a loan was taken back that was not out, or that the peer has");
         }
@@ -229,19 +229,19 @@ impl Lender for Counter {
         drop(frame);
     }
 
-    fn borrow(&mut self, loan: Loan, len: usize, place: Place) -> Result<Buffer> {
+    fn borrow(&mut self, lent_frame: LentFrame, len: usize, place: Place) -> Result<Buffer> {
         let mut state = self.theirs.state();
-        let wrong = || corrupt(format!("{loan:?} of {len} bytes was never made"));
-        let lease = state.lease(loan.lease).ok_or_else(wrong)?;
+        let wrong = || corrupt(format!("{lent_frame:?} of {len} bytes was never made"));
+        let lease = state.lease(lent_frame.lease).ok_or_else(wrong)?;
         let frame =
             lease.frame.as_ref().filter(|frame| frame.len() == len && !lease.borrowed).ok_or_else(wrong)?;
-        if loan.segment != lease.segment || loan.offset != lease.offset {
+        if lent_frame.segment != lease.segment || lent_frame.offset != lease.offset {
             return Err(wrong());
         }
         let (start, frame) = (frame.as_ptr().addr(), frame.clone());
         lease.borrowed = true;
-        let deposited = lendable(&frame).is_some();
-        let bytes = if deposited {
+        let bounced = lendable(&frame).is_some();
+        let bytes = if bounced {
             Bytes::copy_from_slice(frame.as_slice().unwrap_or_default())
         } else {
             let ((block, _), at) = state.block_of(start, len).ok_or_else(wrong)?;
@@ -249,7 +249,7 @@ impl Lender for Counter {
         };
         drop(state);
         drop(frame);
-        let borrowed = Borrowed { owner: self.theirs.clone(), lease: loan.lease, bytes, deposited };
+        let borrowed = Borrowed { owner: self.theirs.clone(), lease: lent_frame.lease, bytes, bounced };
         Ok(Buffer::placed(Bytes::from_owner(borrowed), place))
     }
 }

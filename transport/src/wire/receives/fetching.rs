@@ -1,7 +1,7 @@
 //! Payload that this end reads by itself where its sender has it, a part at a time. The memory of a part is with the fetcher
 //! while it is read, and so with whoever reads.
 
-use super::{Buffers, Landing, Receives, State, wanted};
+use super::{Buffers, Filling, Receives, State, wanted};
 use crate::error::{Error, Result};
 use crate::memory::BufferMut;
 use crate::message::Delivery;
@@ -40,8 +40,8 @@ impl Receives {
                 let read = part.pieces.iter().map(|piece| piece.len as u64).sum();
                 self.copied.add(read);
                 let is_last = part.is_last;
-                if let Some(landing) = self.take_back(id, part) {
-                    landing.remaining -= read;
+                if let Some(destination) = self.take_back(id, part) {
+                    destination.remaining -= read;
                 }
                 match is_last {
                     true => self.fetched(id),
@@ -57,12 +57,12 @@ impl Receives {
                 return Err(why);
             }
             PartEnd::Stuck(why) => {
-                if let Some(State::Fetching(landing, _)) = self.replace(id, State::Here)
-                    && let Buffers::Theirs(operation) = landing.buffers
+                if let Some(State::Fetching(destination, _)) = self.replace(id, State::Here)
+                    && let Buffers::Theirs(operation) = destination.buffers
                 {
                     operation.fail(why);
                 }
-                self.settle(id, Delivery::Rejected, true);
+                self.ack(id, Delivery::Rejected, true);
             }
         }
         Ok(true)
@@ -71,8 +71,8 @@ impl Receives {
     /// Has the next part of a message read; false if that cannot be.
     fn begin_part(&mut self, id: u64, fetcher: &mut dyn Fetcher) -> bool {
         let Some(held) = self.held.at(id) else { return false };
-        let State::Fetching(landing, addresses) = &mut held.state else { return false };
-        let part = landing.next_part(&held.lens, addresses);
+        let State::Fetching(destination, addresses) = &mut held.state else { return false };
+        let part = destination.next_part(&held.lens, addresses);
         match fetcher.begin(part) {
             Ok(()) => self.part_is_out = true,
             Err(part) => drop(self.take_back(id, part)),
@@ -80,11 +80,11 @@ impl Receives {
         self.part_is_out
     }
 
-    /// The memory of a part is the landing's again.
-    fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Landing> {
-        let State::Fetching(landing, _) = &mut self.held.at(id)?.state else { return None };
-        landing.put_back(part);
-        Some(landing)
+    /// The memory of a part is the destination's again.
+    fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Filling> {
+        let State::Fetching(destination, _) = &mut self.held.at(id)?.state else { return None };
+        destination.put_back(part);
+        Some(destination)
     }
 
     fn replace(&mut self, id: u64, state: State) -> Option<State> {
@@ -93,25 +93,27 @@ impl Receives {
 
     /// All of a message was read.
     fn fetched(&mut self, id: u64) {
-        if let Some(State::Fetching(landing, _)) = self.replace(id, State::Here)
-            && let Buffers::Theirs(operation) = landing.buffers
+        if let Some(State::Fetching(destination, _)) = self.replace(id, State::Here)
+            && let Buffers::Theirs(operation) = destination.buffers
         {
             operation.finish(super::freeze);
         }
         // The sender's memory waits for this word.
-        self.settle(id, Delivery::Delivered, true);
+        self.ack(id, Delivery::Delivered, true);
     }
 
     /// Has a message travel after all.
     fn ask_for(&mut self, id: u64, records: &mut Vec<u8>) {
         let Some(held) = self.held.at(id) else { return };
-        let State::Fetching(mut landing, _) = std::mem::replace(&mut held.state, State::Here) else { return };
-        landing.buffers().iter_mut().flatten().for_each(BufferMut::clear);
-        let (discarded, remaining) = wanted(&held.lens, landing.buffers());
-        (landing.frame, landing.remaining) = (0, remaining);
+        let State::Fetching(mut destination, _) = std::mem::replace(&mut held.state, State::Here) else {
+            return;
+        };
+        destination.buffers().iter_mut().flatten().for_each(BufferMut::clear);
+        let (discarded, remaining) = wanted(&held.lens, destination.buffers());
+        (destination.frame, destination.remaining) = (0, remaining);
         put(records, &Record::Accept { id, discarded: &discarded });
-        held.state = State::Landing(landing);
-        self.landing += 1;
+        held.state = State::Filling(destination);
+        self.destination += 1;
     }
 
     /// Fails what is being read once its memory is free, or has not become so in the time of a read.
@@ -119,20 +121,20 @@ impl Receives {
         if !std::mem::take(&mut self.part_is_out) {
             return;
         }
-        let landing = self.fetching.front().and_then(|id| self.held.at(*id)).map(|held| &mut held.state);
-        let Some(state @ State::Fetching(..)) = landing else { return };
-        let State::Fetching(mut landing, _) = std::mem::replace(state, State::Here) else { return };
+        let destination = self.fetching.front().and_then(|id| self.held.at(*id)).map(|held| &mut held.state);
+        let Some(state @ State::Fetching(..)) = destination else { return };
+        let State::Fetching(mut destination, _) = std::mem::replace(state, State::Here) else { return };
         let why = why.clone();
         fetcher.abandon(Box::new(move |part| {
-            part.into_iter().for_each(|part| landing.put_back(part));
-            if let Buffers::Theirs(operation) = landing.buffers {
+            part.into_iter().for_each(|part| destination.put_back(part));
+            if let Buffers::Theirs(operation) = destination.buffers {
                 operation.fail(why);
             }
         }));
     }
 }
 
-impl Landing {
+impl Filling {
     /// What to read next, and its memory.
     fn next_part(&mut self, lens: &[usize], addresses: &[u64]) -> Part {
         let (mut room, mut pieces) = (FETCHED_AT_ONCE, Vec::new());

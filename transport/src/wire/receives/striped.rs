@@ -1,6 +1,6 @@
 //! Payload that comes in chunks, in any order.
 
-use super::{Held, Landing, Receives, State};
+use super::{Filling, Received, Receives, State};
 use crate::error::Result;
 use crate::memory::{BufferMut, Pool};
 use crate::wire::chunks::Parts;
@@ -26,19 +26,19 @@ impl Receives {
     /// Hands out the parts of a message's chunk that is about to come.
     pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
         match self.held.at(id) {
-            Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) => {
+            Some(Received { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) => {
                 chunks.claim(offset, len)
             }
-            _ => Err(corrupt(format!("{len} bytes of bulk that nobody expects, for message {id}"))),
+            _ => Err(corrupt(format!("{len} bytes of data that nobody expects, for message {id}"))),
         }
     }
 
     /// The frame that a message's payload at `at` goes to, and the offset in it.
     pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
-        let Some(Held { lens, state: State::Landing(landing), .. }) = self.held.at(id) else {
+        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
             return (0, at);
         };
-        for (frame, (buffer, len)) in landing.buffers().iter().zip(lens).enumerate() {
+        for (frame, (buffer, len)) in destination.buffers().iter().zip(lens).enumerate() {
             let len = if buffer.is_some() { *len as u64 } else { 0 };
             if at < len {
                 return (frame, at);
@@ -50,15 +50,15 @@ impl Receives {
 
     /// A message's chunk landed.
     pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
-        let Some(Held { state: State::Landing(landing), .. }) = self.held.at(id) else { return };
-        if landing.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
+        let Some(Received { state: State::Filling(destination), .. }) = self.held.at(id) else { return };
+        if destination.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
             self.complete(id);
         }
     }
 
     /// A message's chunk will not come.
     pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
-        if let Some(Held { state: State::Landing(Landing { chunks: Some(chunks), .. }), .. }) =
+        if let Some(Received { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) =
             self.held.at(id)
         {
             chunks.put_back(offset, parts);

@@ -1,7 +1,7 @@
 //! The bytes that docs/wire.md shows.
 
 use super::*;
-use crate::wire::lending::Loan;
+use crate::wire::lending::LentFrame;
 
 /// The example of docs/wire.md.
 #[test]
@@ -11,7 +11,7 @@ fn the_documented_bytes_are_what_travels() {
     put_message(&mut message, 0, true, Payload::Eager(&[]), b"hi", table.into_iter(), 5);
     message.extend_from_slice(b"hello");
     assert_eq!(
-        parcel(&message),
+        packet(&message),
         hex("27000000 00000000 0000000000000000 01050000 17000000 0000000000000000 \
              02000000 01000000 0500000000000000 6869 68656c6c6f")
     );
@@ -21,28 +21,28 @@ fn the_documented_bytes_are_what_travels() {
     assert_eq!((announced.payload, announced.header), (Payload::Eager(b"hello"), &b"hi"[..]));
     assert_eq!(announced.frames[..], table);
     let mut word = Vec::new();
-    put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
+    put(&mut word, &Record::Ack { first: 0, count: 1, delivery: Delivery::Delivered });
     assert_eq!(
-        parcel(&word),
+        packet(&word),
         hex("14000000 00000000 0000000000000000 03000000 04000000 0000000000000000 01000000")
     );
     let mut close = Vec::new();
-    put(&mut close, &Record::Close { parcels: 0 });
-    assert_eq!(parcel(&close), hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000"));
+    put(&mut close, &Record::Close { packets: 0 });
+    assert_eq!(packet(&close), hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000"));
 }
 
 /// The other example.
 #[test]
-fn the_documented_loan_is_what_travels() {
+fn the_documented_lent_frame_is_what_travels() {
     let table = [FrameInfo { len: 1 << 30, place: Place::Arena }, FrameInfo { len: 5, place: Place::Host }];
-    let loan = Loan { segment: 2, offset: 0x4000_0000, lease: 9 };
+    let lent_frame = LentFrame { segment: 2, offset: 0x4000_0000, lease: 9 };
     let mut message = Vec::new();
     let lent = Payload::Lent(Scope::Arenas, &[], &[]);
-    put_message(&mut message, 1, false, lent, b"hi", table.into_iter(), LOAN_LEN as u64 + 5);
-    message.extend_from_slice(&loan.encode());
+    put_message(&mut message, 1, false, lent, b"hi", table.into_iter(), LENT_FRAME_LEN as u64 + 5);
+    message.extend_from_slice(&lent_frame.encode());
     message.extend_from_slice(b"hello");
     assert_eq!(
-        parcel(&message),
+        packet(&message),
         hex("43000000 00000000 0000000000000000 01080000 33000000 0100000000000000 \
              02000000 02000000 0000004000000200 0500000000000000 6869 \
              02000000 0000004000000000 0900000000000000 68656c6c6f")
@@ -51,11 +51,11 @@ fn the_documented_loan_is_what_travels() {
     let Record::Message(announced) = record else { panic!("{record:?}") };
     assert_eq!((announced.cost(), announced.payload_len()), (message.len() as u64, (1 << 30) + 5));
     let Payload::Lent(Scope::Arenas, [found], b"hello") = announced.payload else { panic!("{announced:?}") };
-    assert_eq!(Loan::decode(found), loan);
+    assert_eq!(LentFrame::decode(found), lent_frame);
 }
 
-fn parcel(records: &[u8]) -> Vec<u8> {
-    let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+fn packet(records: &[u8]) -> Vec<u8> {
+    let head = Head { records_len: records.len(), data_len: 0, transfer: Transfer::Message(0) };
     [&head.encode(), records].concat()
 }
 

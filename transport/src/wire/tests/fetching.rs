@@ -15,7 +15,7 @@ const LARGE: usize = FETCH_LEN_MIN as usize;
 struct Memory {
     frames: Vec<Buffer>,
     /// It went back to its owners.
-    withdrawn: bool,
+    retracted: bool,
     /// Reads that still succeed.
     reads: Option<usize>,
     bytes_read: usize,
@@ -63,7 +63,7 @@ impl Model {
     }
 
     fn confirm(&mut self) -> Result<()> {
-        match self.theirs.lock().unwrap().withdrawn {
+        match self.theirs.lock().unwrap().retracted {
             false => Ok(()),
             true => Err(crate::Error::new(ErrorKind::PeerLost, "withdrawn")),
         }
@@ -110,14 +110,14 @@ impl Fetcher for Model {
         then(self.fetched.take().and_then(PartEnd::into_part));
     }
 
-    fn withdraw(&mut self) {
-        self.ours.lock().unwrap().withdrawn = true;
+    fn retract(&mut self) {
+        self.ours.lock().unwrap().retracted = true;
     }
 }
 
 impl Drop for Model {
     fn drop(&mut self) {
-        self.withdraw();
+        self.retract();
     }
 }
 
@@ -168,12 +168,12 @@ fn frame(number: usize, len: usize) -> Buffer {
     (0..len).map(|at| (at / 251 + at + number) as u8).collect::<Vec<_>>().into()
 }
 
-/// Its landings, in the order of its frames; without those that are named here.
-fn landings(message: &Message, discarded: &[usize]) -> Vec<Option<BufferMut>> {
-    let landing = |(index, frame): (usize, &Buffer)| {
+/// Its destinations, in the order of its frames; without those that are named here.
+fn destinations(message: &Message, discarded: &[usize]) -> Vec<Option<BufferMut>> {
+    let destination = |(index, frame): (usize, &Buffer)| {
         (!discarded.contains(&index)).then(|| BufferMut::with_capacity(frame.len()))
     };
-    message.frames().iter().enumerate().map(landing).collect()
+    message.frames().iter().enumerate().map(destination).collect()
 }
 
 #[test]
@@ -191,16 +191,18 @@ fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
         let mut host = Host::new();
         let frames: Vec<_> = lens.iter().enumerate().map(|(number, len)| frame(number, *len)).collect();
         let message = Message::from_parts("large", frames);
-        let (sent, settled) = host.send(&message);
+        let (sent, acked) = host.send(&message);
         host.run().unwrap();
         assert!(sent.try_take().is_none(), "its memory is not free yet");
         let id = host.b.announced.pop_front().expect("announced").id;
-        let Taken::Landing(landed) = host.b.accept(id, landings(&message, &[])) else { unreachable!() };
+        let Taken::Destination(landed) = host.b.accept(id, destinations(&message, &[])) else {
+            unreachable!()
+        };
         assert!(host.b.session.has_to_fetch());
         host.run().unwrap();
         assert!(!host.b.session.has_to_fetch());
         assert!(sent.try_take().expect("the word came").is_ok());
-        assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+        assert_eq!(acked.try_take().expect("acknowledged").unwrap(), Delivery::Delivered);
         let taken = landed.try_take().expect("landed").unwrap();
         for (taken, sent) in taken.iter().zip(message.frames()) {
             assert!(taken.as_slice() == sent.as_slice());
@@ -217,8 +219,8 @@ fn what_is_discarded_is_not_read_and_messages_take_turns() {
     let second = Message::new("").with_frame(frame(9, FETCHED_AT_ONCE));
     let sent = [host.send(&first), host.send(&second)];
     host.run().unwrap();
-    let Taken::Landing(landed) = host.b.accept(0, landings(&first, &[1])) else { unreachable!() };
-    let Taken::Landing(other) = host.b.accept(1, landings(&second, &[])) else { unreachable!() };
+    let Taken::Destination(landed) = host.b.accept(0, destinations(&first, &[1])) else { unreachable!() };
+    let Taken::Destination(other) = host.b.accept(1, destinations(&second, &[])) else { unreachable!() };
     assert!(host.b.session.fetch().unwrap() && host.b.session.fetch().unwrap());
     assert!(other.try_take().is_some_and(|landed| landed.is_ok()), "the small one is done at its first turn");
     assert!(landed.try_take().is_none());
@@ -226,8 +228,8 @@ fn what_is_discarded_is_not_read_and_messages_take_turns() {
     let taken = landed.try_take().expect("landed").unwrap();
     assert!(taken[1].is_empty() && taken[2].as_slice() == first.frames()[2].as_slice());
     assert_eq!(host.bytes_read(), 5 * FETCHED_AT_ONCE);
-    for (sent, settled) in sent {
-        assert!(sent.try_take().is_some() && settled.try_take().is_some());
+    for (sent, acked) in sent {
+        assert!(sent.try_take().is_some() && acked.try_take().is_some());
     }
 }
 
@@ -256,11 +258,11 @@ fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
     // All of it discarded: nothing is to be read, nor to be waited for.
     let mut host = Host::new();
     let message = Message::new("").with_frame(frame(0, LARGE));
-    let (sent, settled) = host.send(&message);
+    let (sent, acked) = host.send(&message);
     host.run().unwrap();
     drop(host.b.accept(0, vec![None]));
     host.run().unwrap();
-    assert!(sent.try_take().is_some() && settled.try_take().is_some());
+    assert!(sent.try_take().is_some() && acked.try_take().is_some());
     assert_eq!(host.bytes_read(), 0);
 }
 
@@ -276,11 +278,11 @@ fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
             .collect();
         let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
         host.run().unwrap();
-        let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, landings(&messages[id], &[]))
-        {
-            Taken::Landing(landed) => landed,
-            Taken::Here(_) => unreachable!(),
-        };
+        let accept =
+            |host: &mut Host, id: usize| match host.b.accept(id as u64, destinations(&messages[id], &[])) {
+                Taken::Destination(landed) => landed,
+                Taken::Here(_) => unreachable!(),
+            };
         let mut landed = vec![accept(&mut host, 0), accept(&mut host, 1)];
         host.run().unwrap();
         landed.push(accept(&mut host, 2));
@@ -292,9 +294,9 @@ fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
                 assert!(taken.as_slice() == sent.as_slice(), "after {reads} reads");
             }
         }
-        for (sent, settled) in sent {
+        for (sent, acked) in sent {
             assert!(sent.try_take().is_some_and(|sent| sent.is_ok()));
-            assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+            assert_eq!(acked.try_take().expect("acknowledged").unwrap(), Delivery::Delivered);
         }
     }
 }
@@ -307,12 +309,14 @@ fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() 
         host.memory.lock().unwrap().frames.extend(message.frames().iter().cloned());
         let (returned, memory) = (Done::new(), host.memory.clone());
         let operation = Operation::with(message.clone(), move |sent| {
-            let withdrawn = memory.lock().unwrap().withdrawn;
-            returned.0.resolve(Ok((withdrawn, sent.is_err())));
+            let retracted = memory.lock().unwrap().retracted;
+            returned.0.resolve(Ok((retracted, sent.is_err())));
         });
         host.a.session.send(operation, Done::new().0, false, false);
         host.run().unwrap();
-        let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+        let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else {
+            unreachable!()
+        };
         for _ in 0..parts.min(1) {
             assert!(host.b.session.fetch().unwrap());
         }
@@ -333,7 +337,7 @@ fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() 
         assert!(landed.try_take().is_none());
         host.b.session.give_up(&end);
         let failed = landed.try_take().expect("it ended").unwrap_err();
-        assert_eq!(failed.returned.len(), 1, "the landing comes back");
+        assert_eq!(failed.returned.len(), 1, "the destination comes back");
     }
 }
 
@@ -343,7 +347,7 @@ fn a_good_bye_waits_for_what_is_fetched() {
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
     let (sent, _) = host.send(&message);
     host.run().unwrap();
-    let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+    let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
     for end in [&mut host.a, &mut host.b] {
         end.session.close(Done::new().0);
     }
@@ -378,7 +382,7 @@ fn announcement(flags: u8, lens: &[usize], addresses_len: usize) -> Vec<u8> {
     put_message(&mut records, 0, false, Payload::Fetchable(&[]), b"", frames, addresses_len as u64);
     records[1] = flags;
     records.resize(records.len() + addresses_len, 9);
-    let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    let head = Head { records_len: records.len(), data_len: 0, transfer: Transfer::Message(0) };
     [&head.encode()[..], &records].concat()
 }
 
@@ -411,22 +415,22 @@ fn what_nobody_can_have_meant_is_corrupt() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
         assert!(host.b.announced.is_empty());
     }
-    // Bulk of what is read already, and was not asked for.
+    // Data of what is read already, and was not asked for.
     let mut host = Host::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
     drop(host.send(&message));
     host.run().unwrap();
-    drop(host.b.accept(0, landings(&message, &[])));
-    let head = Head { records_len: 0, bulk_len: 100, transfer: Transfer::Message(0) };
-    let error = hear(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("bulk");
+    drop(host.b.accept(0, destinations(&message, &[])));
+    let head = Head { records_len: 0, data_len: 100, transfer: Transfer::Message(0) };
+    let error = hear(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("data");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     // A word of delivery on a message that nobody may read here.
     let mut host = Host::new();
     drop(host.send(&Message::new("").with_frame(frame(0, LARGE - 1))));
     host.run().unwrap();
     let mut word = Vec::new();
-    record::put(&mut word, &Record::Settle { first: 0, count: 1, delivery: Delivery::Delivered });
-    let head = Head { records_len: word.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    record::put(&mut word, &Record::Ack { first: 0, count: 1, delivery: Delivery::Delivered });
+    let head = Head { records_len: word.len(), data_len: 0, transfer: Transfer::Message(0) };
     let error = hear(&mut host.a, [&head.encode()[..], &word].concat()).expect_err("a word");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
@@ -437,8 +441,9 @@ fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
     let messages = [0, 1].map(|number| Message::new("").with_frame(frame(number, LARGE)));
     let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
     host.run().unwrap();
-    let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, landings(&messages[id], &[])) {
-        Taken::Landing(landed) => landed,
+    let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, destinations(&messages[id], &[]))
+    {
+        Taken::Destination(landed) => landed,
         Taken::Here(_) => unreachable!(),
     };
     let landed = [accept(&mut host, 0), accept(&mut host, 1)];
@@ -452,7 +457,7 @@ fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
     assert!(matches!(&failed.returned[..], [None]), "its memory may still be written");
     let taken = landed[1].try_take().expect("it travelled").unwrap();
     assert!(taken[0].as_slice() == messages[1].frames()[0].as_slice());
-    let words = sent.iter().map(|(_, settled)| settled.try_take().expect("settled").unwrap());
+    let words = sent.iter().map(|(_, acked)| acked.try_take().expect("acknowledged").unwrap());
     assert!(words.eq([Delivery::Rejected, Delivery::Delivered]));
 }
 
@@ -460,9 +465,9 @@ fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
 fn the_memory_of_a_part_that_is_read_comes_back_with_the_end() {
     let mut host = Host::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE)).with_frame(frame(1, 10));
-    let (_sent, _settled) = host.send(&message);
+    let (_sent, _acked) = host.send(&message);
     host.run().unwrap();
-    let Taken::Landing(landed) = host.b.accept(0, landings(&message, &[])) else { unreachable!() };
+    let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
     host.memory.lock().unwrap().answers = Answers::Later;
     assert!(host.b.session.fetch().unwrap() && !host.b.session.fetch().unwrap(), "a part is out");
     host.b.session.give_up(&crate::Error::new(ErrorKind::Closed, "over"));

@@ -67,8 +67,8 @@ fn exchange(flip: Option<(usize, usize)>) -> Outcome {
     if put.try_take().expect("the put ends").is_err() {
         assert!(ended.is_err(), "{flip:?}");
     }
-    for (sent, settled) in completions {
-        assert!(sent.try_take().is_some() && settled.try_take().is_some(), "everything ends");
+    for (sent, acked) in completions {
+        assert!(sent.try_take().is_some() && acked.try_take().is_some(), "everything ends");
     }
     Outcome { ended, lens }
 }
@@ -88,10 +88,10 @@ fn a_bit_flipped_at_any_byte_is_corrupt_and_never_delivered() {
 }
 
 /// A put over so many further streams, with a bit flipped in its payload: what the owner's region then holds.
-fn damaged_put(strands: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
-    let (mut a, mut b) = match strands {
+fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
+    let (mut a, mut b) = match lanes {
         0 => (End::with(true), End::with(true)),
-        _ => (End::striped(true, strands), End::striped(true, strands)),
+        _ => (End::striped(true, lanes), End::striped(true, lanes)),
     };
     let region = b.regions.expose_mut(BufferMut::zeroed(len), Duration::MAX);
     let (from, put) = Operation::new(Buffer::from(vec![0xff; len]));
@@ -101,17 +101,17 @@ fn damaged_put(strands: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
             b.write(&mut a.wire, usize::MAX);
             a.read(usize::MAX).expect("nothing is damaged");
             a.write(&mut b.wire, 1 + seed.below(len));
-            for stream in 1..=strands {
-                a.write_strand(stream, &mut b.strands[stream - 1], 1 + seed.below(len));
+            for stream in 1..=lanes {
+                a.write_lane(stream, &mut b.lanes[stream - 1], 1 + seed.below(len));
             }
             // Every run of payload, in the middle: each byte of it is all ones.
-            for wire in std::iter::once(&mut b.wire).chain(&mut b.strands) {
+            for wire in std::iter::once(&mut b.wire).chain(&mut b.lanes) {
                 let middle = wire.len() / 2;
                 if wire.len() > 1000 && wire.range(middle..middle + 100).all(|byte| *byte == 0xff) {
                     wire[middle] ^= 4;
                 }
             }
-            (0..=strands).find_map(|stream| b.read_from(stream, 1 + seed.below(len)).err())
+            (0..=lanes).find_map(|stream| b.read_from(stream, 1 + seed.below(len)).err())
         })
         .expect("it is noticed");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
@@ -131,10 +131,10 @@ fn damaged_put(strands: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
 fn a_damaged_put_writes_nothing_that_is_damaged_however_the_stream_is_cut() {
     for number in 0..20 {
         let mut seed = Seed(number);
-        for strands in [0, 2] {
-            let region = damaged_put(strands, &mut seed, 300_000);
+        for lanes in [0, 2] {
+            let region = damaged_put(lanes, &mut seed, 300_000);
             let damaged = region.iter().position(|byte| !matches!(byte, 0 | 0xff));
-            assert_eq!(damaged, None, "seed {number}, {strands} further streams");
+            assert_eq!(damaged, None, "seed {number}, {lanes} further streams");
             assert!(region.contains(&0), "what did not come right is as it was");
         }
     }

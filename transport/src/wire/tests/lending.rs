@@ -4,7 +4,7 @@ mod deaths;
 
 use super::*;
 use crate::wire::lending::arena::{Arena, Leases, SEGMENT};
-use crate::wire::lending::{LOANS_MAX, Loan, Scope};
+use crate::wire::lending::{LENT_FRAMES_MAX, LentFrame, Scope};
 use crate::wire::record::put_message;
 
 /// More leases than any of these tests needs.
@@ -82,21 +82,21 @@ fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
         .with_frame(Buffer::new())
         .with_frame(block.slice(..7))
         .with_frame(vec![1; 16_000]);
-    let (sent, settled) = host.a.send(message.clone());
+    let (sent, acked) = host.a.send(message.clone());
     let mut len = 0;
     while host.a.write(&mut host.b.wire, usize::MAX) {
         len = host.b.wire.len();
     }
     assert_eq!(len, 16 + 16 + 8 + 5 * 8 + 4 + 2 * 20 + 6 + 16_000);
     assert!(sent.try_take().expect("its announcement left").is_ok());
-    assert!(settled.try_take().is_none());
+    assert!(acked.try_take().is_none());
     assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 0 });
     host.run();
     let places: Vec<_> = host.b.announced[0].frames.iter().map(|frame| frame.place).collect();
     assert_eq!(places, [Place::Arena, Place::Host, Place::Host, Place::Arena, Place::Host]);
     let frames = host.b.take().expect("announced").frames();
     host.run();
-    assert_eq!(settled.try_take().expect("settled").unwrap(), Delivery::Delivered);
+    assert_eq!(acked.try_take().expect("acknowledged").unwrap(), Delivery::Delivered);
     same(&frames, message.frames());
     assert_eq!((frames[0].place(), frames[0].as_ptr()), (Place::Arena, message.frames()[0].as_ptr()));
     assert_eq!((frames[3].place(), frames[3].as_ptr()), (Place::Arena, block.as_ptr()));
@@ -121,8 +121,8 @@ fn what_cannot_be_lent_travels_whole() {
     let mut host = Host::new(2);
     let block = host.block(40_000);
     let others = |len: usize| Message::new("").with_frame(block.clone()).with_frame(vec![1; len]);
-    let many = vec![block.slice(..1); LOANS_MAX + 1];
-    let stranger = Arena::default().block(vec![3; 20_000]);
+    let many = vec![block.slice(..1); LENT_FRAMES_MAX + 1];
+    let unauthenticated_peer = Arena::default().block(vec![3; 20_000]);
     for (what, message, made, frames_lent) in [
         ("little", Message::new("").with_frame(block.slice(..1000)), 0, 0),
         (
@@ -140,7 +140,12 @@ fn what_cannot_be_lent_travels_whole() {
         ("beside large frames", others(EAGER_LEN_MAX as usize), 0, 0),
         ("beside small ones", others(EAGER_LEN_MAX as usize - 1), 1, 1),
         ("one lease too many", Message::from_parts("", vec![block.slice(..9000); 3]), 2, 0),
-        ("one that is not ours", Message::new("").with_frame(block.clone()).with_frame(stranger), 1, 0),
+        (
+            "one that is not ours",
+            Message::new("").with_frame(block.clone()).with_frame(unauthenticated_peer),
+            1,
+            0,
+        ),
         ("more loans than a message has", Message::from_parts("", many), 0, 0),
     ] {
         let before = host.leases().made;
@@ -155,7 +160,7 @@ fn what_cannot_be_lent_travels_whole() {
 }
 
 #[test]
-fn a_borrowed_frame_that_is_sent_on_travels_and_the_loan_lasts_as_long_as_it_takes() {
+fn a_borrowed_frame_that_is_sent_on_travels_and_the_lent_frame_lasts_as_long_as_it_takes() {
     let mut host = Host::new(LEASES);
     let original = Message::new("").with_frame(host.block(100_000));
     let frames = host.exchange(&original);
@@ -171,12 +176,12 @@ fn a_borrowed_frame_that_is_sent_on_travels_and_the_loan_lasts_as_long_as_it_tak
 }
 
 #[test]
-fn small_frames_in_an_arena_wait_for_company_as_others_do() {
+fn small_frames_in_an_arena_wait_for_coalesced_as_others_do() {
     let mut host = Host::new(LEASES);
     let message = Message::new("").with_frame(host.block(900));
     let (sent, _) = host.a.send_with(message.clone(), true);
     assert!(sent.try_take().is_some_and(|sent| sent.is_ok()), "its memory is free");
-    assert!(!host.a.session.is_due(Urgency::Now) && host.a.session.is_due(Urgency::Company));
+    assert!(!host.a.session.is_due(Urgency::Now) && host.a.session.is_due(Urgency::Coalesced));
     let (large, _) = host.a.send_with(Message::new("").with_frame(host.block(2000)), true);
     assert!(host.a.session.is_due(Urgency::Now));
     host.run();
@@ -187,10 +192,10 @@ fn small_frames_in_an_arena_wait_for_company_as_others_do() {
 }
 
 #[test]
-fn many_loans_stay_within_the_window_as_both_ends_count_it() {
+fn many_lent_frames_stay_within_the_window_as_both_ends_count_it() {
     let mut host = Host::new(LEASES);
-    let block = host.block(LOANS_MAX);
-    let frames: Vec<_> = (0..LOANS_MAX).map(|at| block.slice(at..=at)).collect();
+    let block = host.block(LENT_FRAMES_MAX);
+    let frames: Vec<_> = (0..LENT_FRAMES_MAX).map(|at| block.slice(at..=at)).collect();
     for _ in 0..5 {
         drop(host.a.send(Message::from_parts("", frames.clone())));
     }
@@ -222,7 +227,7 @@ fn a_checked_session_lends_nothing() {
 }
 
 #[test]
-fn loans_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
+fn lent_frames_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
     let lent = |host: &Host| {
         Message::new("").with_frame(host.block(5000)).with_frame("travels").with_frame(host.block(70))
     };
@@ -230,13 +235,13 @@ fn loans_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
     let mut cut_at = 0;
     while cut_at <= len {
         let mut host = Host::new(LEASES);
-        let (sent, settled) = host.a.send(lent(&host));
+        let (sent, acked) = host.a.send(lent(&host));
         let (later, _) = host.a.send(lent(&host));
         // What follows the second one's last byte is none of its business.
         host.a.write(&mut host.b.wire, cut_at);
         let why = crate::Error::new(ErrorKind::PeerLost, "cut");
         host.a.session.give_up(&why);
-        assert!(settled.try_take().expect("it ends").is_err());
+        assert!(acked.try_take().expect("it ends").is_err());
         let (first_left, second_left) =
             (sent.try_take().expect("it ends").is_ok(), later.try_take().expect("it ends"));
         let made = if cut_at == usize::MAX { 0 } else { 4 };
@@ -264,14 +269,14 @@ fn loans_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
 }
 
 #[test]
-fn a_receiver_that_rejects_or_gives_up_gives_every_loan_back() {
+fn a_receiver_that_rejects_or_gives_up_gives_every_lent_frame_back() {
     let mut host = Host::new(LEASES);
     for _ in 0..3 {
         drop(host.a.send(Message::new("").with_frame(host.block(5000))));
     }
     host.run();
     let Announced { id, arrival, .. } = host.b.announced.pop_front().expect("announced");
-    host.b.session.settle(id, Delivery::Rejected, false);
+    host.b.session.ack(id, Delivery::Rejected, false);
     drop(arrival);
     assert_eq!(host.leases().out, 2);
     drop(host.b.announced.pop_front());
@@ -289,9 +294,9 @@ fn a_receiver_that_rejects_or_gives_up_gives_every_loan_back() {
 }
 
 /// A message of these frames, announced with these loans and this payload of the others.
-fn announcement(flags: u8, frames: &[FrameInfo], loans: &[Loan], payload: &[u8]) -> Vec<u8> {
+fn announcement(flags: u8, frames: &[FrameInfo], lent_frames: &[LentFrame], payload: &[u8]) -> Vec<u8> {
     let mut records = Vec::new();
-    let len = loans.len() * 20 + payload.len();
+    let len = lent_frames.len() * 20 + payload.len();
     put_message(
         &mut records,
         0,
@@ -302,14 +307,14 @@ fn announcement(flags: u8, frames: &[FrameInfo], loans: &[Loan], payload: &[u8])
         len as u64,
     );
     records[1] = flags;
-    records.extend(loans.iter().flat_map(|loan| loan.encode()));
+    records.extend(lent_frames.iter().flat_map(|lent_frame| lent_frame.encode()));
     records.extend(payload);
-    let head = Head { records_len: records.len(), bulk_len: 0, transfer: Transfer::Message(0) };
+    let head = Head { records_len: records.len(), data_len: 0, transfer: Transfer::Message(0) };
     [&head.encode()[..], &records].concat()
 }
 
 #[test]
-fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
+fn lent_frames_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
     const LENT: u8 = 8;
     let frame = |place, len| FrameInfo { len, place };
     let large = frame(Place::Arena, 20_000);
@@ -317,31 +322,31 @@ fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
     let lend = || {
         let host = Host::new(LEASES);
         let block = host.block(20_000);
-        let loan = host.arenas[0].lender(&host.arenas[1], 1).lend(&block).expect("lent");
-        (host, loan)
+        let lent_frame = host.arenas[0].lender(&host.arenas[1], 1).lend(&block).expect("lent");
+        (host, lent_frame)
     };
     let hear = |end: &mut End, said: Vec<u8>| -> Result<()> {
         end.wire.extend(said);
         while end.read(usize::MAX)? {}
         Ok(())
     };
-    let (mut host, loan) = lend();
-    hear(&mut host.b, announcement(LENT, &[large], &[loan], b"")).expect("a peer that is right");
+    let (mut host, lent_frame) = lend();
+    hear(&mut host.b, announcement(LENT, &[large], &[lent_frame], b"")).expect("a peer that is right");
     assert_eq!(host.b.take().expect("announced").frames()[0].len(), 20_000);
     host.finish();
-    let (mut host, loan) = lend();
-    let deposited = [frame(Place::Host, 4095), frame(Place::Host, 20_000)];
-    hear(&mut host.b, announcement(LENT | 32, &deposited, &[loan], &[0; 4095]))
+    let (mut host, lent_frame) = lend();
+    let bounced = [frame(Place::Host, 4095), frame(Place::Host, 20_000)];
+    hear(&mut host.b, announcement(LENT | 32, &bounced, &[lent_frame], &[0; 4095]))
         .expect("a peer that is right");
     assert_eq!(host.b.take().expect("announced").frames()[1].place(), Place::Host);
     host.finish();
 
-    let good = |loan| vec![loan];
-    let many = vec![frame(Place::Arena, 1); LOANS_MAX + 1];
-    type Lie<'a> = (&'a str, u8, Vec<FrameInfo>, &'a dyn Fn(Loan) -> Vec<Loan>, &'a [u8]);
-    let lies: [Lie<'_>; 22] = [
+    let good = |lent_frame| vec![lent_frame];
+    let many = vec![frame(Place::Arena, 1); LENT_FRAMES_MAX + 1];
+    type Violation<'a> = (&'a str, u8, Vec<FrameInfo>, &'a dyn Fn(LentFrame) -> Vec<LentFrame>, &'a [u8]);
+    let lies: [Violation<'_>; 22] = [
         ("no loan", LENT, vec![large], &|_| Vec::new(), b""),
-        ("a loan too many", LENT, vec![large], &|loan| vec![loan; 2], b""),
+        ("a loan too many", LENT, vec![large], &|lent_frame| vec![lent_frame; 2], b""),
         ("nothing to lend", LENT, vec![frame(Place::Host, 5)], &|_| Vec::new(), b"hello"),
         ("nothing at all", LENT, Vec::new(), &|_| Vec::new(), b""),
         ("a frame of no bytes", LENT, vec![frame(Place::Arena, 0)], &good, b""),
@@ -349,23 +354,48 @@ fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
         ("payload that nobody has", LENT, vec![large], &good, b"x"),
         ("payload that is missing", LENT, vec![large, frame(Place::Host, 5)], &good, b"hell"),
         ("payload that should wait", LENT, vec![large, frame(Place::Host, 16_384)], &good, &[0; 16_384]),
-        ("more loans than a message has", LENT, many, &|loan| vec![loan; LOANS_MAX + 1], b""),
+        (
+            "more loans than a message has",
+            LENT,
+            many,
+            &|lent_frame| vec![lent_frame; LENT_FRAMES_MAX + 1],
+            b"",
+        ),
         ("lent and eager", LENT | 4, vec![large], &good, b""),
         ("lent and streaming", LENT | 2, vec![large], &good, b""),
-        ("another segment", LENT, vec![large], &|loan| vec![Loan { segment: SEGMENT + 1, ..loan }], b""),
-        ("another place", LENT, vec![large], &|loan| vec![Loan { offset: u64::MAX, ..loan }], b""),
-        ("another lease", LENT, vec![large], &|loan| vec![Loan { lease: u64::MAX, ..loan }], b""),
+        (
+            "another segment",
+            LENT,
+            vec![large],
+            &|lent_frame| vec![LentFrame { segment: SEGMENT + 1, ..lent_frame }],
+            b"",
+        ),
+        (
+            "another place",
+            LENT,
+            vec![large],
+            &|lent_frame| vec![LentFrame { offset: u64::MAX, ..lent_frame }],
+            b"",
+        ),
+        (
+            "another lease",
+            LENT,
+            vec![large],
+            &|lent_frame| vec![LentFrame { lease: u64::MAX, ..lent_frame }],
+            b"",
+        ),
         ("a longer frame", LENT, vec![frame(Place::Arena, 20_001)], &good, b""),
-        ("one lease twice", LENT, vec![large, large], &|loan| vec![loan; 2], b""),
+        ("one lease twice", LENT, vec![large, large], &|lent_frame| vec![lent_frame; 2], b""),
         ("deposited and not lent", 32, vec![frame(Place::Host, 20_000)], &good, b""),
         ("deposited, without a loan", LENT | 32, vec![frame(Place::Host, 20_000)], &|_| Vec::new(), b""),
         ("deposited in a record", LENT | 32, vec![large, frame(Place::Host, 4096)], &good, &[0; 4096]),
         ("deposited, and too short", LENT | 32, vec![frame(Place::Host, 4095)], &good, b""),
         ("deposited and eager", LENT | 32 | 4, vec![large], &good, b""),
     ];
-    for (what, flags, frames, loans, payload) in lies {
-        let (mut host, loan) = lend();
-        let error = hear(&mut host.b, announcement(flags, &frames, &loans(loan), payload)).expect_err(what);
+    for (what, flags, frames, lent_frames, payload) in lies {
+        let (mut host, lent_frame) = lend();
+        let error = hear(&mut host.b, announcement(flags, &frames, &lent_frames(lent_frame), payload))
+            .expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
         assert!(host.b.announced.is_empty());
         assert_eq!(host.leases().borrowed, 0, "{what}");
@@ -373,9 +403,10 @@ fn loans_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
         host.finish();
     }
 
-    let (host, loan) = lend();
+    let (host, lent_frame) = lend();
     let mut end = End::new();
-    let error = hear(&mut end, announcement(LENT, &[large], &[loan], b"")).expect_err("nobody lends here");
+    let error =
+        hear(&mut end, announcement(LENT, &[large], &[lent_frame], b"")).expect_err("nobody lends here");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     host.arenas[0].peer_is_gone();
     host.finish();

@@ -23,7 +23,7 @@ const TIME_MAX: Duration = Duration::from_secs(300);
 /// What befalls the connections of a run.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 enum Fate {
-    /// Delays and short standstills: nothing may fail.
+    /// Delays and short stalls: nothing may fail.
     Calm,
     /// Both ends learn at once that it is cut.
     Cut,

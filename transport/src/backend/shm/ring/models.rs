@@ -22,8 +22,8 @@ fn model(run: impl Fn() + Send + Sync + 'static) {
 /// Two ends that ring each other.
 fn ends(len: usize) -> (End, End) {
     let (one, other, _) = pair(len);
-    let bells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
-    let [first, second] = bells.clone();
+    let doorbells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
+    let [first, second] = doorbells.clone();
     (
         End { ring: one, own: first.clone(), peers: second.clone() },
         End { ring: other, own: second, peers: first },
@@ -71,7 +71,7 @@ impl End {
     }
 
     fn sleep(&mut self, for_room: bool) {
-        if self.ring.doze(for_room) {
+        if self.ring.arm(for_room) {
             self.own.wait();
             self.ring.wake();
         }

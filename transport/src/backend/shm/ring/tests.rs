@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::heap::{Heap, pair};
-use super::{BYTES_AT, Line, Ring, Words};
+use super::{BYTES_AT, CacheLine, Ring, Words};
 use crate::error::ErrorKind;
 
 const LEN: usize = 64;
@@ -181,26 +181,26 @@ fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
     };
     assert!(!write(&mut one), "it is awake");
     assert_eq!(other.readable(1).unwrap(), 1);
-    assert!(other.doze(false));
+    assert!(other.arm(false));
     assert!(write(&mut one));
     assert!(!write(&mut one), "it was rung");
     other.wake();
     assert!(!write(&mut one));
-    assert!(!other.doze(false), "there is more than it knows of");
+    assert!(!other.arm(false), "there is more than it knows of");
     assert!(!write(&mut one), "it did not sleep");
     assert_eq!(other.readable(9).unwrap(), 5);
-    assert!(other.doze(false));
-    assert!(other.doze(false), "again: a sleep of its own");
+    assert!(other.arm(false));
+    assert!(other.arm(false), "again: a sleep of its own");
     assert!(write(&mut one));
 
     one.taken = 0;
-    assert!(one.doze(true), "nothing is released");
+    assert!(one.arm(true), "nothing is released");
     assert_eq!(other.take(2).len(), 2);
     assert!(other.release());
     assert_eq!(other.take(1).len(), 1);
     assert!(!other.release(), "it was rung");
-    assert!(!one.doze(true), "there is room that it does not know of");
-    assert!(one.doze(false), "and no bytes");
+    assert!(!one.arm(true), "there is room that it does not know of");
+    assert!(one.arm(false), "and no bytes");
     assert_eq!(other.take(1).len(), 1);
     assert!(!other.release(), "it sleeps for bytes");
     assert!(write(&mut other));
@@ -210,12 +210,12 @@ fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
 
 /// A doorbell that a sleeper waits for. Ten seconds of silence are a lost wake-up.
 #[derive(Debug, Default)]
-struct Bell {
+struct Doorbell {
     rung: Mutex<bool>,
     ringing: Condvar,
 }
 
-impl Bell {
+impl Doorbell {
     fn ring(&self, due: bool) {
         if due {
             *self.rung.lock().unwrap() = true;
@@ -236,15 +236,15 @@ impl Bell {
 fn two_threads_stream_both_ways_and_sleep_in_between() {
     const TOTAL: usize = 4 << 20;
     let (one, other, _) = pair(1024);
-    let bells = [Bell::default(), Bell::default()];
+    let doorbells = [Doorbell::default(), Doorbell::default()];
     thread::scope(|scope| {
-        scope.spawn(|| stream(one, &bells[0], &bells[1], TOTAL, 1));
-        scope.spawn(|| stream(other, &bells[1], &bells[0], TOTAL, 2));
+        scope.spawn(|| stream(one, &doorbells[0], &doorbells[1], TOTAL, 1));
+        scope.spawn(|| stream(other, &doorbells[1], &doorbells[0], TOTAL, 2));
     });
 }
 
 /// Writes and reads `total` bytes in pieces of every size, and sleeps whenever neither goes on.
-fn stream(mut ring: Ring, own: &Bell, peers: &Bell, total: usize, seed: usize) {
+fn stream(mut ring: Ring, own: &Doorbell, peers: &Doorbell, total: usize, seed: usize) {
     let (mut written, mut read, mut size) = (0, 0, seed);
     while written < total || read < total {
         size = (size * 5 + 3) % 1021;
@@ -257,7 +257,7 @@ fn stream(mut ring: Ring, own: &Bell, peers: &Bell, total: usize, seed: usize) {
         assert_eq!(taken, bytes(read, taken.len()));
         read += taken.len();
         peers.ring(ring.release());
-        if room == 0 && taken.is_empty() && (written < total || read < total) && ring.doze(written < total) {
+        if room == 0 && taken.is_empty() && (written < total || read < total) && ring.arm(written < total) {
             own.wait();
             ring.wake();
         }
@@ -268,5 +268,5 @@ fn stream(mut ring: Ring, own: &Bell, peers: &Bell, total: usize, seed: usize) {
 fn a_ring_may_go_to_another_thread() {
     fn goes<T: Send>() {}
     goes::<Ring>();
-    assert_eq!(align_of::<Line<u8>>(), 128);
+    assert_eq!(align_of::<CacheLine<u8>>(), 128);
 }

@@ -13,8 +13,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::memory::arena::borrowed::{self, Held};
-use crate::memory::arena::{OnLoan, lendable};
+use crate::memory::arena::borrowed::{self, LeaseHandle};
+use crate::memory::arena::{FrameLease, lendable};
 use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
 use crate::process::Process;
@@ -47,7 +47,8 @@ fn what_is_lent_is_read_where_it_lies() {
         let lent = filled(&arena, &content).slice(cut.clone());
         let (segment, offset) = lendable(&lent).unwrap();
         let (peer, back) = (mapped(segment), Arc::new(AtomicUsize::new(0)));
-        let (lease, origin): (Held, Held) = (Arc::new(Lease(Arc::clone(&back))), Arc::new("origin"));
+        let (lease, origin): (LeaseHandle, LeaseHandle) =
+            (Arc::new(Lease(Arc::clone(&back))), Arc::new("origin"));
         // SAFETY: written above, and held by `lent` until the end (M11).
         let buffer = unsafe {
             borrowed::borrowed(Arc::clone(&peer), (offset, lent.len()), Place::Arena, lease, origin)
@@ -74,7 +75,7 @@ fn what_is_lent_is_read_where_it_lies() {
 }
 
 #[test]
-fn a_block_on_loan_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarantine() {
+fn a_block_on_lent_frame_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarantine() {
     const PART: usize = 1 << 20;
     let arena = Arena::new(8 * PART).unwrap();
     let held = || {
@@ -83,25 +84,28 @@ fn a_block_on_loan_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarant
     };
     let frame = |parts: usize| filled(&arena, &vec![1; parts * PART]);
     let (one, two, three) = (frame(1), frame(2), frame(3));
-    let mut kept = OnLoan::of(one.clone()).unwrap();
-    let others: Vec<_> = (0..3).map(|at| OnLoan::of(one.slice(at..=at)).unwrap()).collect();
+    let mut kept = FrameLease::of(one.clone()).unwrap();
+    let others: Vec<_> = (0..3).map(|at| FrameLease::of(one.slice(at..=at)).unwrap()).collect();
     assert_eq!(held(), [1, 4, 0, 0]);
-    let all = OnLoan::of(two.clone()).unwrap();
-    let more = OnLoan::of(three.clone()).unwrap();
+    let all = FrameLease::of(two.clone()).unwrap();
+    let more = FrameLease::of(three.clone()).unwrap();
     assert_eq!(held(), [6, 6, 0, 0], "without a quarantine all of it may be lent");
     drop(more);
 
     kept.quarantine();
     assert_eq!(held(), [3, 5, 1, 1]);
-    assert!(OnLoan::of(two.slice(5..)).is_some() && OnLoan::of(one.slice(5..)).is_some(), "lent already");
-    assert!(OnLoan::of(three.clone()).is_none() && OnLoan::of(frame(2)).is_none());
-    assert!(OnLoan::of(frame(1)).is_some(), "that is half");
-    assert!(OnLoan::of(Buffer::from(vec![1; 8 * PART])).is_some(), "no concern of an arena");
+    assert!(
+        FrameLease::of(two.slice(5..)).is_some() && FrameLease::of(one.slice(5..)).is_some(),
+        "lent already"
+    );
+    assert!(FrameLease::of(three.clone()).is_none() && FrameLease::of(frame(2)).is_none());
+    assert!(FrameLease::of(frame(1)).is_some(), "that is half");
+    assert!(FrameLease::of(Buffer::from(vec![1; 8 * PART])).is_some(), "no concern of an arena");
     assert_eq!((held(), arena.stats().refused_leases), ([3, 5, 1, 1], 2));
 
     drop(kept);
     assert_eq!(held(), [3, 4, 0, 0]);
-    let more = OnLoan::of(three.clone()).unwrap();
+    let more = FrameLease::of(three.clone()).unwrap();
     assert_eq!((held(), arena.stats().refused_leases), ([6, 5, 0, 0], 2));
     drop((others, all, more));
     assert_eq!(held(), [0; 4]);
@@ -113,20 +117,20 @@ fn a_block_on_loan_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarant
 fn memory_that_is_lent_stays_taken() {
     let arena = Arena::new(4 << 20).unwrap();
     let buffer = filled(&arena, &[7; 1 << 20]);
-    let ledger = buffer.clone();
+    let sequence_window = buffer.clone();
     let buffer = buffer.try_into_mut().unwrap_err();
     drop(buffer);
     assert_eq!(arena.stats().in_use_bytes, 1 << 20);
-    drop(ledger);
+    drop(sequence_window);
     assert_eq!(arena.stats().in_use_bytes, 0);
 }
 
 #[test]
 fn a_pools_arena_memory_can_be_lent() {
     let pool = Pool::with_source(Arc::new(Arena::new(4 << 20).unwrap()), 4 << 20);
-    let mut landing = pool.take(1000).unwrap();
-    landing.extend_from_slice(b"towline").unwrap();
-    let frozen = landing.freeze().slice(3..);
+    let mut destination = pool.take(1000).unwrap();
+    destination.extend_from_slice(b"towline").unwrap();
+    let frozen = destination.freeze().slice(3..);
     let (segment, offset) = lendable(&frozen).unwrap();
     assert_eq!(segment.base().as_ptr().wrapping_add(offset).cast_const(), frozen.as_ptr());
     assert!(lendable(&Buffer::from("host")).is_none() && lendable(&Buffer::new()).is_none());

@@ -17,9 +17,9 @@ const PART: usize = 64 << 10;
 const SOON: Duration = Duration::from_secs(20);
 
 /// Says that it was woken.
-struct Bell(Mutex<Sender<()>>);
+struct Doorbell(Mutex<Sender<()>>);
 
-impl Wake for Bell {
+impl Wake for Doorbell {
     fn wake(self: Arc<Self>) {
         let _ = self.0.lock().unwrap().send(());
     }
@@ -35,7 +35,7 @@ struct Waiter<'a> {
 impl<'a> Waiter<'a> {
     fn new(arena: &'a Arena, len: usize, limit: Duration) -> Self {
         let (sender, woken) = channel();
-        let waker = Waker::from(Arc::new(Bell(Mutex::new(sender))));
+        let waker = Waker::from(Arc::new(Doorbell(Mutex::new(sender))));
         Self { taking: Box::pin(arena.take_within(len, limit)), waker, woken }
     }
 
@@ -55,7 +55,7 @@ impl<'a> Waiter<'a> {
 
 fn assert_nobody_attends(arena: &Arena) {
     let limit = Instant::now() + SOON;
-    while arena.0.state().line.is_attended() {
+    while arena.0.state().wait_queue.is_attended() {
         assert!(Instant::now() < limit, "the thread stays though nobody waits");
         thread::sleep(Duration::from_millis(1));
     }

@@ -40,7 +40,7 @@ impl Scene {
             6 => self.take(at),
             7 => {
                 if let Some(Announced { id, arrival, .. }) = self.ends[at].announced.pop_front() {
-                    self.ends[at].session.settle(id, Delivery::Rejected, false);
+                    self.ends[at].session.ack(id, Delivery::Rejected, false);
                     drop(arrival);
                 }
             }

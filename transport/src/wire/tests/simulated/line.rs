@@ -94,32 +94,32 @@ struct Side {
     sending: Vec<Sending>,
     /// What this end said on the peer's messages, in order.
     said: Vec<Delivery>,
-    landing: Vec<(usize, Awaited<Landed>)>,
+    destination: Vec<(usize, Awaited<Landed>)>,
     closed: Option<Awaited<Result<()>>>,
 }
 
 impl Side {
-    fn new(checked: bool, strands: usize, lender: Option<Box<dyn Lender>>) -> Self {
+    fn new(checked: bool, lanes: usize, lender: Option<Box<dyn Lender>>) -> Self {
         let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
         let pool = Pool::new(1 << 20);
         let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
-        let mut session = session.striped(strands);
+        let mut session = session.striped(lanes);
         if let Some(lender) = lender {
             session = session.lending(lender);
         }
-        let wires = vec![VecDeque::new(); strands];
-        let end = End { session, regions, wire: VecDeque::new(), strands: wires, announced: VecDeque::new() };
+        let wires = vec![VecDeque::new(); lanes];
+        let end = End { session, regions, wire: VecDeque::new(), lanes: wires, announced: VecDeque::new() };
         Self {
             end,
             pool,
-            under_way: vec![VecDeque::new(); 1 + strands],
+            under_way: vec![VecDeque::new(); 1 + lanes],
             stopped_until: Duration::ZERO,
             ticked: Duration::ZERO,
             ended: None,
             sent: Vec::new(),
             sending: Vec::new(),
             said: Vec::new(),
-            landing: Vec::new(),
+            destination: Vec::new(),
             closed: None,
         }
     }
@@ -134,7 +134,7 @@ impl Side {
     /// Reads all that has arrived, in pieces.
     fn read(&mut self, now: Duration, seed: &mut Seed) -> Result<()> {
         for (stream, under_way) in self.under_way.iter_mut().enumerate() {
-            let wire = if stream == 0 { &mut self.end.wire } else { &mut self.end.strands[stream - 1] };
+            let wire = if stream == 0 { &mut self.end.wire } else { &mut self.end.lanes[stream - 1] };
             while under_way.front().is_some_and(|(at, _)| *at <= now) {
                 wire.extend(under_way.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
             }
@@ -153,13 +153,13 @@ impl Side {
     /// Decides on the next message; `original` is what the peer sent.
     fn take(&mut self, peer: &[Message], seed: &mut Seed) {
         let Some(announced) = self.end.announced.pop_front() else { return };
-        let Announced { id, header, frames, arrival, prompt } = announced;
+        let Announced { id, header, frames, arrival, ack_now } = announced;
         let number = self.said.len();
         assert_eq!(header, number.to_string(), "a message came twice, or out of order, or was lost");
         let original = &peer[number];
         if seed.below(5) == 0 {
             self.said.push(Delivery::Rejected);
-            return self.end.session.settle(id, Delivery::Rejected, prompt);
+            return self.end.session.ack(id, Delivery::Rejected, ack_now);
         }
         match arrival {
             Arrival::Here(buffers) => same(&buffers, original),
@@ -167,19 +167,19 @@ impl Side {
                 Some(buffers) => same(&buffers.expect("the connection lives"), original),
                 None => {
                     let arrival = Arrival::Coming(landed);
-                    return self.end.announced.push_front(Announced { id, header, frames, arrival, prompt });
+                    return self.end.announced.push_front(Announced { id, header, frames, arrival, ack_now });
                 }
             },
             Arrival::Waiting => {
                 self.said.push(Delivery::Delivered);
                 let buffers = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
-                let (landings, landed) = Operation::new(buffers);
-                self.end.session.accept(id, landings);
-                return self.landing.push((number, Awaited::on(landed)));
+                let (destinations, landed) = Operation::new(buffers);
+                self.end.session.accept(id, destinations);
+                return self.destination.push((number, Awaited::on(landed)));
             }
         }
         self.said.push(Delivery::Delivered);
-        self.end.session.settle(id, Delivery::Delivered, prompt);
+        self.end.session.ack(id, Delivery::Delivered, ack_now);
     }
 }
 
@@ -207,12 +207,13 @@ fn same(buffers: &[Buffer], original: &Message) {
 impl Line {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let checked = seed.below(2) == 0;
-        let strands = [0, 0, 1, 3][seed.below(4)];
-        let depot = |bytes: usize| if bytes > 0 { Arena::with_depot(bytes) } else { Arena::default() };
-        let arenas = [0, 1].map(|_| depot([0, LARGE + 100_000, 4 << 20][seed.below(3)]));
+        let lanes = [0, 0, 1, 3][seed.below(4)];
+        let bounce_arena =
+            |bytes: usize| if bytes > 0 { Arena::with_bounce_arena(bytes) } else { Arena::default() };
+        let arenas = [0, 1].map(|_| bounce_arena([0, LARGE + 100_000, 4 << 20][seed.below(3)]));
         let leases_max = [0, 1, 3, 100][seed.below(4)];
         let lender = |me: usize| (leases_max > 0).then(|| arenas[me].lender(&arenas[1 - me], leases_max));
-        let mut ends = [Side::new(checked, strands, lender(0)), Side::new(checked, strands, lender(1))];
+        let mut ends = [Side::new(checked, lanes, lender(0)), Side::new(checked, lanes, lender(1))];
         for side in &mut ends {
             if seed.below(2) == 0 {
                 side.end.session.expect(true);
@@ -251,10 +252,10 @@ impl Line {
             0 if side.closed.is_none() && side.sent.len() < MESSAGES_MAX => {
                 let message = message(side.sent.len(), &self.arenas[me], seed);
                 let (operation, sent) = Operation::new(message.clone());
-                let (receipt, settled) = Done::new();
+                let (receipt, acked) = Done::new();
                 side.end.session.send(operation, receipt, seed.below(2) == 0, seed.below(2) == 0);
                 side.sent.push(message);
-                side.sending.push((Awaited::on(sent), Awaited::on(settled)));
+                side.sending.push((Awaited::on(sent), Awaited::on(acked)));
             }
             1 if me == 0 && side.closed.is_none() => self.access(seed),
             2 | 3 => side.take(&peer.sent, seed),
@@ -265,8 +266,8 @@ impl Line {
                     let len_max = 1 + seed.below(room);
                     match stream {
                         0 => side.end.write(&mut bytes, len_max),
-                        // Strands have their own pace.
-                        _ => seed.below(2) == 0 && side.end.write_strand(stream, &mut bytes, len_max),
+                        // Lanes have their own pace.
+                        _ => seed.below(2) == 0 && side.end.write_lane(stream, &mut bytes, len_max),
                     };
                     bytes.len().hash(trace);
                     let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
@@ -317,7 +318,7 @@ impl Line {
         for side in &mut self.ends {
             side.under_way.iter_mut().for_each(VecDeque::clear);
             side.end.wire.clear();
-            side.end.strands.iter_mut().for_each(VecDeque::clear);
+            side.end.lanes.iter_mut().for_each(VecDeque::clear);
         }
     }
 
@@ -337,7 +338,7 @@ impl Line {
             let side = &mut self.ends[me];
             let read = side.under_way.iter().all(VecDeque::is_empty)
                 && side.end.wire.is_empty()
-                && side.end.strands.iter().all(VecDeque::is_empty);
+                && side.end.lanes.iter().all(VecDeque::is_empty);
             if let (Some(_), true, false) = (gone, read, self.silent) {
                 let kind = if side.end.session.may_end() { ErrorKind::Closed } else { ErrorKind::PeerLost };
                 side.finish(Error::new(kind, "the stream ended"));
@@ -351,8 +352,8 @@ impl Line {
         }
         let taken = [0, 1].iter().all(|me| self.ends[*me].said.len() == self.ends[1 - *me].sent.len());
         let ended = self.ends.iter_mut().all(|side| {
-            side.sending.iter_mut().all(|(sent, settled)| sent.has_ended() && settled.has_ended())
-                && side.landing.iter_mut().all(|(_, landed)| landed.has_ended())
+            side.sending.iter_mut().all(|(sent, acked)| sent.has_ended() && acked.has_ended())
+                && side.destination.iter_mut().all(|(_, landed)| landed.has_ended())
         });
         let accessed = self.gets.iter_mut().all(|(_, got)| got.has_ended())
             && self.puts.iter_mut().all(Awaited::has_ended);
@@ -367,7 +368,7 @@ impl Line {
             side.end.announced.clear();
         }
         for me in 0..2 {
-            for (number, landed) in std::mem::take(&mut self.ends[me].landing) {
+            for (number, landed) in std::mem::take(&mut self.ends[me].destination) {
                 match landed.result() {
                     Ok(buffers) => same(&buffers, &self.ends[1 - me].sent[number]),
                     Err(failed) => assert!(!calm, "{:?}", failed.error),
@@ -375,7 +376,7 @@ impl Line {
             }
             let said = std::mem::take(&mut self.ends[1 - me].said);
             let side = &mut self.ends[me];
-            for (number, (original, (sent, settled))) in
+            for (number, (original, (sent, acked))) in
                 side.sent.iter().zip(side.sending.drain(..)).enumerate()
             {
                 match sent.result() {
@@ -385,7 +386,7 @@ impl Line {
                         same(failed.returned.frames(), original);
                     }
                 }
-                match settled.result() {
+                match acked.result() {
                     Ok(word) => assert_eq!(said.get(number), Some(&word), "the word on message {number}"),
                     Err(error) => assert!(!calm, "{error:?}"),
                 }

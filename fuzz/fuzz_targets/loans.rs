@@ -1,4 +1,0 @@
-//! See docs/fuzzing.md.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| towline_fuzz::bounded(input, towline_fuzz::loans::run));

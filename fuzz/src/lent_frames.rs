@@ -1,0 +1,147 @@
+//! Loans over shared memory: whatever a trusted peer shows, lends and says of what it was lent, this end borrows what was rightly
+//! lent, keeps what is not back, and in the end has nothing of the peer's and all of its own.
+
+use towline::internals::{Rehearsal, Exported};
+use towline::{Buffer, Error, ErrorKind};
+
+use crate::HeapMax;
+use crate::script::Script;
+
+const STEPS_MAX: usize = 100;
+const ARENA_LEN: usize = 64 << 10;
+const FRAME_LEN: usize = 4096;
+/// Slots that a peer which is mostly right lends in.
+const SLOTS: usize = 6;
+/// The numbers of segments that it shows.
+const NUMBERS: [u32; 4] = [0, 1, 7, u32::MAX];
+const HEAP_MAX: HeapMax = 4 << 20;
+
+/// One of the peer's loans that this end has.
+struct Held {
+    slot: usize,
+    generation: u64,
+    frame: Buffer,
+}
+
+/// An input is a list of steps.
+pub fn run(input: &[u8]) -> HeapMax {
+    let mut script = Script(input);
+    let mut ends = Rehearsal::new(ARENA_LEN).expect("a little memory");
+    let arena = ends.arena().clone();
+    let mut held: Vec<Held> = Vec::new();
+    // Loans of this end's that are out: slot and turn.
+    let mut out: Vec<(usize, u64)> = Vec::new();
+    for _ in 0..STEPS_MAX {
+        if script.is_over() || ends.has_lied() {
+            break;
+        }
+        let goes_on = match script.byte() {
+            0..40 => {
+                show(&ends, &mut script);
+                true
+            }
+            40..50 => ends.tend().inspect_err(assert_corrupt).is_ok(),
+            50..130 => borrow(&mut ends, &mut held, &mut script),
+            130..170 if !held.is_empty() => {
+                let Held { slot, generation, frame } = held.swap_remove(script.below(held.len()));
+                drop(frame);
+                assert_eq!(ends.back(slot), generation, "what was dropped is not given back");
+                true
+            }
+            170..210 => {
+                lend(&mut ends, &mut out);
+                true
+            }
+            210..235 if !out.is_empty() => {
+                let (slot, generation) = out.swap_remove(script.below(out.len()));
+                ends.give_back(slot, generation);
+                true
+            }
+            235.. => {
+                // A lie, mostly: from here on it is only known that nothing breaks.
+                ends.give_back(script.below(SLOTS), script.number());
+                lend(&mut ends, &mut Vec::new());
+                drop(arena.stats());
+                false
+            }
+            _ => true,
+        };
+        if !goes_on {
+            break;
+        }
+        assert_eq!(arena.stats().leases, out.len(), "what is out, and nothing more");
+    }
+    drop(ends);
+    // The peer is gone, and what it lent stays.
+    for Held { frame, .. } in held {
+        assert_readable(&frame);
+    }
+    let stats = arena.stats();
+    assert_eq!((stats.in_use_bytes, stats.leases, stats.quarantined_bytes), (0, 0, 0), "memory is missing");
+    HEAP_MAX
+}
+
+fn assert_corrupt(error: &Error) {
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+}
+
+fn show(ends: &Rehearsal, script: &mut Script<'_>) {
+    let what = match script.byte() {
+        0..190 => Exported::Whole,
+        190..220 => Exported::SentOn,
+        220..246 => Exported::Nothing,
+        246..250 => Exported::Pipe,
+        _ => Exported::Two,
+    };
+    let number = script.one_of(&NUMBERS).to_le_bytes();
+    let len = if script.byte() < 250 { 4 } else { script.below(4) + 1 };
+    // What does not fit is not shown.
+    let _ = ends.show(&number[..len], what);
+}
+
+/// A loan, mostly a right one; whether the connection goes on.
+fn borrow(ends: &mut Rehearsal, held: &mut Vec<Held>, script: &mut Script<'_>) -> bool {
+    let slot = if script.byte() < 250 { script.below(SLOTS) } else { script.below(4096) };
+    let last = ends.back(slot);
+    let generation = if script.byte() < 250 { last + 1 } else { script.number() & u64::MAX >> 12 };
+    let len = if script.byte() < 230 { 1 + script.below(FRAME_LEN) } else { script.number().max(1) as usize };
+    let offset = if script.byte() < 230 { script.below(FRAME_LEN) as u64 } else { script.number() };
+    let segment = if script.byte() < 250 { script.one_of(&NUMBERS) } else { script.number() as u32 };
+    let mut lent_frame = [0; 20];
+    lent_frame[..4].copy_from_slice(&segment.to_le_bytes());
+    lent_frame[4..12].copy_from_slice(&offset.to_le_bytes());
+    lent_frame[12..].copy_from_slice(&(slot as u64 | generation << 12).to_le_bytes());
+    let is_out = held.iter().any(|held| held.slot == slot);
+    match ends.borrow(&lent_frame, len) {
+        Ok(frame) => {
+            assert!(!is_out && generation == last + 1, "a loan under a lease that is out, or not the next");
+            assert_eq!(frame.len(), len);
+            assert!(offset.checked_add(len as u64).is_some_and(|end| end <= Rehearsal::SHOWN_LEN as u64));
+            assert_readable(&frame);
+            held.push(Held { slot, generation, frame });
+            true
+        }
+        Err(error) => {
+            assert_corrupt(&error);
+            false
+        }
+    }
+}
+
+/// A frame of this end's.
+fn lend(ends: &mut Rehearsal, out: &mut Vec<(usize, u64)>) {
+    let Ok(frame) = ends.arena().take(FRAME_LEN) else { return };
+    let mut frame = frame;
+    frame.extend_from_slice(&[0x22; FRAME_LEN]).expect("room for it");
+    if let Some(lent_frame) = ends.lend(&frame.freeze()) {
+        let lease = u64::from_le_bytes(std::array::from_fn(|at| lent_frame[12 + at]));
+        let (slot, generation) = ((lease & 0xfff) as usize, lease >> 12);
+        assert!(out.iter().all(|(other, _)| *other != slot), "a lease that is out was given again");
+        out.push((slot, generation));
+    }
+}
+
+fn assert_readable(frame: &Buffer) {
+    let bytes = frame.as_slice().expect("memory of this host");
+    assert!(bytes.iter().all(|byte| *byte == 0), "bytes that nobody wrote");
+}

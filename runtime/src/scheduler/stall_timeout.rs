@@ -1,0 +1,97 @@
+//! What nothing can ever move is given up: tasks that wait for a worker to join, or for room in the memory of workers that are
+//! full of what clients keep.
+
+use std::time::Duration;
+
+use super::state::State;
+use super::task::{Index, QueueId, Stage};
+use crate::error::ErrorKind;
+use crate::protocol::Attempt;
+
+/// How long tasks wait where nothing moves, unless something else was said.
+pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug)]
+pub(crate) struct StallTimeout {
+    limit: Duration,
+    stall: Option<Stall>,
+}
+
+/// Tasks are ready, and no worker has anything to do.
+#[derive(Clone, Copy, Debug)]
+struct Stall {
+    since: Duration,
+    /// The run that was last begun, and the task that was last submitted.
+    run: Attempt,
+    number: u64,
+}
+
+impl Default for StallTimeout {
+    fn default() -> Self {
+        Self { limit: STALL_TIMEOUT, stall: None }
+    }
+}
+
+impl State {
+    pub(crate) fn set_stall_timeout(&mut self, limit: Duration) {
+        self.stall_timeout.limit = limit;
+    }
+
+    /// It is so late now, by a clock that began whenever it did. To be told every now and then, and what is to be said taken
+    /// after: a task that nothing moves is given up once it has waited for as long as the limit, and twice that at the most.
+    pub(crate) fn tick(&mut self, now: Duration) {
+        let is_idle = self.workers.values().all(|worker| worker.sent.is_empty());
+        // What has inputs waits for a worker that is there: it goes on by itself.
+        if !is_idle || self.roots.is_empty() && self.suspects.is_empty() {
+            self.stall_timeout.stall = None;
+            return;
+        }
+        let begun = Stall { since: now, run: self.runs, number: self.next_number };
+        let stall = *self.stall_timeout.stall.get_or_insert(begun);
+        if stall.run != self.runs {
+            self.stall_timeout.stall = Some(begun);
+            return;
+        }
+        self.free_copies();
+        if now.saturating_sub(stall.since) < self.stall_timeout.limit {
+            return;
+        }
+        self.stall_timeout.stall = Some(begun);
+        let seconds = self.stall_timeout.limit.as_secs_f32();
+        let detail = match self.workers.len() {
+            0 => format!("no worker joined for {seconds} s"),
+            _ => format!(
+                "the memory of every worker is full of results that are kept, and none was released for {seconds} s"
+            ),
+        };
+        for index in self.waiting_since(stall.number) {
+            // One may have failed with another.
+            if self.tasks.get(index).is_some_and(|task| matches!(task.stage, Stage::Ready { .. })) {
+                self.fail_with(index, ErrorKind::TimedOut, &detail);
+            }
+        }
+    }
+
+    /// Ready tasks up to the one of that number.
+    fn waiting_since(&self, number: u64) -> Vec<Index> {
+        let is_meant = |index: &Index| {
+            let task = &self.tasks[*index];
+            let is_anywhere =
+                matches!(task.stage, Stage::Ready { queue_id: QueueId::Roots | QueueId::Suspects, .. });
+            is_anywhere && task.priority.number <= number
+        };
+        self.tasks.indices().filter(is_meant).collect()
+    }
+
+    /// What a full worker has and another has too makes room.
+    fn free_copies(&mut self) {
+        let full = self.workers.iter().filter(|(_, worker)| worker.is_full());
+        let copies: Vec<_> =
+            full.flat_map(|(id, worker)| worker.holds.iter().map(|index| (*index, *id))).collect();
+        for (index, id) in copies {
+            if self.tasks[index].holders.len() > 1 {
+                self.unhold(index, id);
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The front handshake: who may come in, and what everybody else hears.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use towline::{Address, Builder, Endpoint, ErrorKind, Listener, Tls, Token};
+
+use crate::backends::{Row, meet};
+use crate::content::{assert_message, message};
+use crate::encrypted::dial;
+use crate::polls::{all, soon, within};
+use crate::suite::cases;
+
+cases! {
+    ANY:
+        the_same_token_lets_in,
+        another_token_is_unauthenticated,
+        a_token_at_one_end_is_unauthenticated,
+        a_renewed_token_is_asked_of_whom_comes_next,
+        an_unknown_option_is_invalid,
+        a_planned_scheme_says_what_to_use_instead,
+        a_place_to_listen_is_taken_once,
+        a_place_to_listen_is_taken_by_one_of_two;
+    CROSS_HOST:
+        unauthenticated_peers_are_not_invited_by_accident,
+        a_browser_is_told_where_it_is,
+        random_bytes_are_refused,
+        a_peer_of_another_version_is_told_which_are_spoken,
+        half_a_handshake_is_dropped_in_time,
+        silent_unauthenticated_peers_do_not_keep_a_friend_out;
+}
+
+const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
+
+fn token(secret: &str) -> Token {
+    Token::from_bytes(secret).unwrap()
+}
+
+fn with_token(row: &Row, secret: Option<&str>) -> Endpoint {
+    let builder = row.builder();
+    let builder = match secret {
+        Some(secret) => builder.token(token(secret)),
+        None => builder,
+    };
+    builder.build().unwrap()
+}
+
+/// A friend of the listener's comes in.
+async fn assert_open(near: &Endpoint, listener: &Listener) {
+    let (a, b) = soon("a friend", meet(near, listener)).await;
+    let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[100]);
+}
+
+async fn a_renewed_token_is_asked_of_whom_comes_next(row: &'static Row) {
+    let far = with_token(row, Some("secret"));
+    let listener = far.listen(&row.address()).await.unwrap();
+    let near = with_token(row, Some("secret"));
+    let (a, b) = soon("a friend", meet(&near, &listener)).await;
+    let error = far.renew(None, Some(Tls::builder().build().unwrap())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "it has no TLS: {error}");
+    far.renew(Some(token("another")), None).unwrap();
+    let error = soon("a refusal", near.connect(listener.address())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+    near.renew(Some(token("another")), None).unwrap();
+    assert_open(&near, &listener).await;
+    // Who was there stays.
+    let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
+    sent.unwrap();
+    assert_message(&taken.unwrap(), 1, &[100]);
+    let error = with_token(row, None).renew(Some(token("secret")), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "whoever listens without one says so at the start: {error}");
+}
+
+async fn the_same_token_lets_in(row: &'static Row) {
+    let (near, far) = (with_token(row, Some("secret")), with_token(row, Some("secret")));
+    assert_open(&near, &far.listen(&row.address()).await.unwrap()).await;
+}
+
+/// An unauthenticated peer stays out and knows why, the listener does not notice, and a friend comes in.
+async fn assert_unauthenticated(row: &Row, near: Option<&str>, far: Option<&str>) {
+    let listening = with_token(row, far);
+    let listener = listening.listen(&row.address()).await.unwrap();
+    for _ in 0..3 {
+        let error = soon("connect", with_token(row, near).connect(listener.address())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
+        assert!(error.to_string().contains("token"), "it says what to do: {error}");
+    }
+    assert_open(&with_token(row, far), &listener).await;
+}
+
+async fn another_token_is_unauthenticated(row: &'static Row) {
+    assert_unauthenticated(row, Some("secret"), Some("another")).await;
+    assert_unauthenticated(row, Some("secret"), Some("secret ")).await;
+}
+
+async fn a_token_at_one_end_is_unauthenticated(row: &'static Row) {
+    assert_unauthenticated(row, Some("secret"), None).await;
+    assert_unauthenticated(row, None, Some("secret")).await;
+}
+
+async fn an_unknown_option_is_invalid(row: &'static Row) {
+    let pair = row.pair().await;
+    let wrong = pair.listener.address().clone().with_option("frobnicate", "7").unwrap();
+    let connecting = soon("connect", pair.near.connect(&wrong)).await.unwrap_err();
+    let listening = soon("listen", pair.far.listen(&wrong)).await.unwrap_err();
+    for error in [connecting, listening] {
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+        assert!(error.to_string().contains("frobnicate"), "{error}");
+    }
+}
+
+async fn a_planned_scheme_says_what_to_use_instead(row: &'static Row) {
+    let endpoint = row.endpoint();
+    for planned in towline::backend::PLANNED {
+        let address: Address = format!("{planned}://127.0.0.1:7000").parse().unwrap();
+        let connecting = soon("connect", endpoint.connect(&address)).await.unwrap_err();
+        let listening = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+        for error in [connecting, listening] {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            assert!(error.to_string().contains("use tcp or towline"), "{error}");
+        }
+    }
+}
+
+async fn a_place_to_listen_is_taken_once(row: &'static Row) {
+    let pair = row.pair().await;
+    let address = pair.listener.address().clone();
+    for endpoint in [&pair.near, &pair.far] {
+        let error = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("in use"), "{error}");
+    }
+    assert_open(&pair.near, &pair.listener).await;
+    // Once it is free again, anybody may have it.
+    drop(pair.listener);
+    let again = async {
+        loop {
+            match pair.near.listen(&address).await {
+                Ok(listener) => return listener,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+            }
+        }
+    };
+    let listener = soon("the place", again).await;
+    assert_open(&pair.far, &listener).await;
+}
+
+async fn a_place_to_listen_is_taken_by_one_of_two(row: &'static Row) {
+    let (near, far) = (row.endpoint(), row.endpoint());
+    for turn in 0..100 {
+        let address = match row.address().name() {
+            Some(_) => Address::mem(format!("contested-{turn}")).unwrap(),
+            None => {
+                let listener = near.listen(&row.address()).await.unwrap();
+                let address = listener.address().clone();
+                drop(listener);
+                // It is free a little later.
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                address
+            }
+        };
+        let listening = [&near, &far].map(|endpoint| {
+            let (endpoint, address) = (endpoint.clone(), address.clone());
+            tokio::spawn(async move { endpoint.listen(&address).await })
+        });
+        let [first, second] = listening;
+        let listeners: Vec<_> = [first.await.unwrap(), second.await.unwrap()].into_iter().flatten().collect();
+        assert!(listeners.len() <= 1, "both listen at {address}");
+        if let Some(listener) = listeners.first() {
+            assert_open(&near, listener).await;
+        }
+    }
+}
+
+async fn unauthenticated_peers_are_not_invited_by_accident(row: &'static Row) {
+    let scheme = row.address().scheme();
+    let open: [Address; 3] =
+        ["*", "0.0.0.0", "[::]"].map(|host| format!("{scheme}://{host}:0").parse().unwrap());
+    for address in &open {
+        let uninvited = soon("listen", row.endpoint().listen(address)).await;
+        if scheme.is_encrypted() {
+            uninvited.expect("who comes in shows a certificate");
+        } else {
+            let error = uninvited.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+            assert!(error.to_string().contains("token"), "it says what to do: {error}");
+        }
+        soon("listen", with_token(row, Some("secret")).listen(address)).await.unwrap();
+        let insecure = row.builder().insecure(true).build().unwrap();
+        let listener = soon("listen", insecure.listen(address)).await.unwrap();
+        assert_ne!(listener.address().port(), 0);
+        // It is reached by every address of the kind.
+        let port = listener.address().port();
+        let loopback = Address::new(scheme, row.address().host(), port).unwrap();
+        if address.host() == "*" {
+            let (a, _b) = tokio::join!(insecure.connect(&loopback), listener.accept());
+            a.unwrap();
+        }
+    }
+}
+
+/// A listener with a short patience, and room for this many unauthenticated peers.
+async fn impatient(row: &Row, unauthenticated: usize) -> (Endpoint, Listener) {
+    let ack = |builder: Builder| builder.handshake_time(HANDSHAKE_TIME).unauthenticated_max(unauthenticated);
+    let endpoint = ack(row.builder()).build().unwrap();
+    let listener = endpoint.listen(&row.address()).await.unwrap();
+    (endpoint, listener)
+}
+
+/// What an unauthenticated peer hears who says this and then waits.
+async fn answer_to(listener: &Listener, words: &[u8]) -> Vec<u8> {
+    let mut stream = dial(listener).await;
+    stream.write_all(words).await.unwrap();
+    let mut heard = Vec::new();
+    let end =
+        within(HANDSHAKE_TIME + Duration::from_secs(2), "the answer", stream.read_to_end(&mut heard)).await;
+    // Over TLS, who is dropped in the middle of a handshake gets no good-bye of TLS's own.
+    let cut = |error: &std::io::Error| error.kind() == std::io::ErrorKind::UnexpectedEof;
+    if let Err(error) = end.map(drop).or_else(|error| if cut(&error) { Ok(()) } else { Err(error) }) {
+        panic!("{error} after {:?}", String::from_utf8_lossy(&heard));
+    }
+    heard
+}
+
+fn holds(heard: &[u8], words: &str) -> bool {
+    String::from_utf8_lossy(heard).contains(words)
+}
+
+async fn a_browser_is_told_where_it_is(row: &'static Row) {
+    let (_far, listener) = impatient(row, 8).await;
+    let request = b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n";
+    let heard = answer_to(&listener, request).await;
+    assert!(heard.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&heard));
+    assert!(holds(&heard, "Towline"));
+    assert_open(&row.endpoint(), &listener).await;
+}
+
+const MAGIC: &[u8] = b"TOWLINE\x1a";
+const HELLO: u8 = 1;
+const REFUSE: u8 = 6;
+
+/// A refusal in Towline's own words.
+#[track_caller]
+fn assert_refusal(heard: &[u8], reason: &str) {
+    let text = String::from_utf8_lossy(heard);
+    assert!(heard.starts_with(MAGIC) && heard.get(8) == Some(&REFUSE), "{text:?}");
+    assert!(holds(heard, reason), "{text:?}");
+}
+
+async fn random_bytes_are_refused(row: &'static Row) {
+    let (_far, listener) = impatient(row, 8).await;
+    for seed in 0..20 {
+        let len = [1, 15, 16, 17, 1000, 100_000][seed % 6];
+        let heard = answer_to(&listener, &crate::content::bytes(seed, len)).await;
+        assert_refusal(&heard, "does not speak Towline");
+    }
+    // What begins as it should and goes wrong later.
+    let head = |kind: u8, len: u32| [MAGIC, &[kind, 0, 0, 0], &len.to_le_bytes()].concat();
+    for head in [head(99, 0), head(HELLO, u32::MAX), head(HELLO, 3), head(2, 32)] {
+        let heard = answer_to(&listener, &[head, vec![0xff; 64]].concat()).await;
+        assert_refusal(&heard, "");
+    }
+    assert_open(&row.endpoint(), &listener).await;
+}
+
+async fn a_peer_of_another_version_is_told_which_are_spoken(row: &'static Row) {
+    let (_far, listener) = impatient(row, 8).await;
+    for version in [0_u16, 900] {
+        let mut body = [version.to_le_bytes(), version.to_le_bytes()].concat();
+        body.extend([0; 8]); // features
+        body.extend([7; 32]); // nonce
+        body.extend([0; 56]); // identity
+        body.extend([0, 0]); // no token, no offers
+        let head = [MAGIC, &[HELLO, 0, 0, 0], &(body.len() as u32).to_le_bytes()].concat();
+        let heard = answer_to(&listener, &[head, body].concat()).await;
+        assert_refusal(&heard, "no common protocol version");
+        assert!(holds(&heard, "1 to 1"), "{:?}", String::from_utf8_lossy(&heard));
+    }
+    assert_open(&row.endpoint(), &listener).await;
+}
+
+async fn half_a_handshake_is_dropped_in_time(row: &'static Row) {
+    let (_far, listener) = impatient(row, 8).await;
+    let began = Instant::now();
+    let unauthenticated = [&b""[..], &MAGIC[..4], MAGIC, b"TOWLINE\x1a\x01\0\0\0\xff\0\0\0"];
+    all(unauthenticated.map(|words| async {
+        let heard = answer_to(&listener, words).await;
+        assert!(heard.is_empty() || heard.starts_with(MAGIC), "{:?}", String::from_utf8_lossy(&heard));
+        let time = began.elapsed();
+        assert!(time >= HANDSHAKE_TIME - Duration::from_millis(50), "given up after {time:?}");
+        assert!(time < HANDSHAKE_TIME + Duration::from_secs(1), "kept for {time:?}");
+    }))
+    .await;
+    assert_open(&row.endpoint(), &listener).await;
+}
+
+async fn silent_unauthenticated_peers_do_not_keep_a_friend_out(row: &'static Row) {
+    const UNAUTHENTICATED: usize = 4;
+    let (_far, listener) = impatient(row, UNAUTHENTICATED).await;
+    let address = listener.address();
+    for rounds in [1, 3] {
+        let unauthenticated =
+            (0..UNAUTHENTICATED * rounds).map(|_| TcpStream::connect((address.host(), address.port())));
+        let unauthenticated = all(unauthenticated).await;
+        assert!(unauthenticated.iter().all(Result::is_ok));
+        let began = Instant::now();
+        assert_open(&row.endpoint(), &listener).await;
+        let limit = HANDSHAKE_TIME * rounds as u32 + Duration::from_secs(1);
+        assert!(
+            began.elapsed() < limit,
+            "kept out for {:?} by {rounds} rounds of unauthenticated peers",
+            began.elapsed()
+        );
+    }
+}

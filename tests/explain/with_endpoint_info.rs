@@ -1,0 +1,61 @@
+//! A backend whose twins meet by their endpoint info: it offers nothing to unauthenticated peers.
+
+use std::sync::Arc;
+
+use towline::backend::{Backend, Identity, LinkContext, Opening, Probe, Role};
+use towline::environment::Environment;
+use towline::{Address, Error, ErrorKind, Result};
+
+/// What an end says that was told nothing.
+pub(crate) const NO_INFO: &str = "the peer brought no endpoint info";
+/// How much longer than its offer its endpoint info is, where it is in trouble.
+pub(crate) const TOO_MUCH: usize = 16 * 1024;
+
+/// Another backend, whose offers become endpoint info.
+#[derive(Debug)]
+pub(crate) struct WithEndpointInfo {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Bytes that its endpoint info has too many.
+    pub(crate) extra: usize,
+}
+
+/// What is made for one connection: where its other end finds it.
+struct Attach(Vec<u8>);
+
+impl Backend for WithEndpointInfo {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn probe(&self) -> Probe {
+        self.backend.probe()
+    }
+
+    fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+
+    fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
+        self.backend.reach(local, peer)
+    }
+
+    fn prepare(&self, context: &mut LinkContext) -> Result<()> {
+        if context.role == Role::Acceptor && context.peer_info.is_empty() {
+            return Err(Error::new(ErrorKind::Unavailable, NO_INFO));
+        }
+        let attach = self.backend.offer(context.role, &context.address, &context.environment)?;
+        context.info = [&attach[..], &vec![0; self.extra]].concat();
+        context.prepared = Some(Box::new(Attach(attach)));
+        Ok(())
+    }
+
+    fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
+        let prepared = context.prepared.take().and_then(|prepared| prepared.downcast().ok());
+        let Some(Attach(offer)) = prepared.map(|attach| *attach) else {
+            panic!("it is opened unprepared");
+        };
+        assert_eq!(context.info, offer);
+        (context.offer, context.peer_offer) = (offer, context.peer_info.clone());
+        self.backend.open(context)
+    }
+}

@@ -1,0 +1,212 @@
+//! Saying no so that the other end hears it, whoever it is.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Stream;
+use crate::environment::{Environment, within};
+use crate::wire::handshake::{MAGIC, Message, Role, excerpt};
+use crate::{Error, ErrorKind};
+
+/// Bounds telling the peer, from the first byte written to the last byte drained, and also how long an unauthenticated peer's
+/// first words are awaited.
+const DRAIN_TIME: Duration = Duration::from_millis(100);
+/// Bounds what is drained: closing a socket with unread bytes resets it, and a reset overtakes the reason.
+const DRAIN_LEN_MAX: usize = 64 * 1024;
+/// How much of an unauthenticated peer's first words is looked at.
+const WORDS_LEN_MAX: usize = 32;
+
+/// Why a conversation ends here, and what the other end is told.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    error: Error,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Answer {
+    Nothing,
+    Message,
+    Http,
+}
+
+impl Refusal {
+    /// The other end is gone, knows already, or has no part in this.
+    pub(super) fn untold(error: Error) -> Self {
+        Self { error, answer: Answer::Nothing }
+    }
+
+    pub(super) fn kind(&self) -> ErrorKind {
+        self.error.kind()
+    }
+
+    /// Tells the peer, ends the stream, and returns the error for this end. Best effort, bounded by [`DRAIN_TIME`].
+    pub(super) async fn deliver<S: Stream>(self, stream: &mut S, env: &dyn Environment) -> Error {
+        self.deliver_after(&[], stream, env).await
+    }
+
+    /// The same, with words of TLS's own before it.
+    pub(super) async fn deliver_after<S: Stream>(
+        self,
+        words: &[u8],
+        stream: &mut S,
+        env: &dyn Environment,
+    ) -> Error {
+        let mut words = words.to_vec();
+        match self.answer {
+            Answer::Nothing => {}
+            Answer::Http => words.extend(http_answer()),
+            Answer::Message => {
+                let (kind, reason) = (self.error.kind(), self.error.detail().to_owned());
+                let refuse = Message::Refuse { kind, reason };
+                if refuse.encode(&mut words).is_err() {
+                    return self.error;
+                }
+            }
+        }
+        if words.is_empty() {
+            return self.error;
+        }
+        let draining = async {
+            stream.write_all(&words).await?;
+            stream.shutdown().await?;
+            drain(stream).await
+        };
+        // Whether the peer listens changes nothing for this end.
+        let _ = within(env, env.now().saturating_add(DRAIN_TIME), draining).await;
+        self.error
+    }
+}
+
+/// What our own checks find, the peer hears about.
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, answer: Answer::Message }
+    }
+}
+
+/// A broken stream carries no more words.
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Self::untold(error.into())
+    }
+}
+
+/// The peer said no.
+pub(super) fn from_peer(kind: ErrorKind, reason: &str) -> Refusal {
+    let reason = if reason.is_empty() { "it gave no reason" } else { reason };
+    Refusal::untold(Error::new(kind, format!("the peer refused: {reason}")))
+}
+
+/// Something that is no Towline endpoint said `first`; `role` is ours.
+pub(super) async fn of_unauthenticated_peer<S: Stream>(
+    role: Role,
+    stream: &mut S,
+    first: &[u8],
+    env: &dyn Environment,
+) -> Refusal {
+    unauthenticated_peer(role, &first_words(stream, first, env).await)
+}
+
+/// A connector says something where TLS was due.
+pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+    let words = first_words(stream, &[], env).await;
+    if !words.starts_with(&MAGIC) {
+        return unauthenticated_peer(Role::Acceptor, &words);
+    }
+    let why = "the connector speaks Towline in the clear, and this listener only over TLS: connect to tls:// or towlines://";
+    Error::new(ErrorKind::Refused, why).into()
+}
+
+/// A listener answers in the clear where TLS was due.
+pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+    match super::first(Role::Connector, stream, env).await.and_then(super::hello) {
+        Err(refusal) => Refusal::untold(refusal.error),
+        Ok(_) => {
+            let why = "the listener speaks Towline in the clear: connect to tcp:// or towline://, or have it listen over TLS";
+            Refusal::untold(Error::new(ErrorKind::Refused, why))
+        }
+    }
+}
+
+/// What somebody says first, as far as it comes soon.
+async fn first_words<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
+    let mut words = first.to_vec();
+    let listening = async {
+        let mut more = [0; WORDS_LEN_MAX];
+        while words.len() < WORDS_LEN_MAX {
+            let room = WORDS_LEN_MAX - words.len();
+            match stream.read(&mut more[..room]).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => words.extend_from_slice(&more[..read]),
+            }
+        }
+    };
+    // Whatever came until then has to do.
+    let _ = within(env, env.now().saturating_add(DRAIN_TIME), listening).await;
+    words
+}
+
+/// What is said to and of somebody who is no Towline endpoint.
+fn unauthenticated_peer(role: Role, words: &[u8]) -> Refusal {
+    let refused = |detail: String| Error::new(ErrorKind::Refused, detail);
+    let said = excerpt(words);
+    match role {
+        Role::Connector if is_tls(words) => {
+            Refusal::untold(refused("not a plain Towline endpoint: it answered in TLS".to_owned()))
+        }
+        Role::Connector => {
+            Refusal::untold(refused(format!("not a Towline endpoint: it answered \"{said}\"")))
+        }
+        Role::Acceptor if is_tls(words) => refused(
+            "the connector speaks TLS and this endpoint does not: use TLS at both ends or at neither"
+                .to_owned(),
+        )
+        .into(),
+        Role::Acceptor if is_http(words) => Refusal {
+            error: refused(format!("the connector speaks HTTP, and this is a Towline endpoint: \"{said}\"")),
+            answer: Answer::Http,
+        },
+        Role::Acceptor => refused(format!(
+            "the connector does not speak Towline, as this endpoint does: it said \"{said}\""
+        ))
+        .into(),
+    }
+}
+
+fn is_http(words: &[u8]) -> bool {
+    const METHODS: [&str; 10] =
+        ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "PRI"];
+    METHODS
+        .iter()
+        .any(|method| words.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
+}
+
+/// A TLS record of a handshake or an alert, of any version.
+fn is_tls(words: &[u8]) -> bool {
+    matches!(words, [0x15 | 0x16, 0x03, ..])
+}
+
+fn http_answer() -> Vec<u8> {
+    let body =
+        "This is a Towline endpoint, not a web server. Connect to it with the towline library or command.\n";
+    format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+async fn drain<S: Stream>(stream: &mut S) -> std::io::Result<()> {
+    let mut scrap = [0; 4096];
+    let mut len = 0;
+    while len < DRAIN_LEN_MAX {
+        let room = scrap.len().min(DRAIN_LEN_MAX - len);
+        match stream.read(&mut scrap[..room]).await? {
+            0 => break,
+            read => len += read,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,468 @@
+//! Two ends over a pipe in memory, whole or tampered with.
+
+mod joins;
+mod measuring;
+mod simulated;
+mod unauthenticated;
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::{DuplexStream, ReadBuf, duplex};
+
+use super::*;
+use crate::environment::Task;
+
+#[derive(Debug)]
+struct World(Instant);
+
+impl World {
+    fn new() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Environment for World {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep_until(&self, at: Duration) -> Task {
+        Box::pin(tokio::time::sleep(at.saturating_sub(self.now())))
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        getrandom::fill(out).unwrap();
+    }
+
+    fn spawn(&self, task: Task) {
+        tokio::spawn(task);
+    }
+}
+
+/// What happens to the bytes one end writes.
+#[derive(Clone, Copy)]
+enum Fate {
+    Untouched,
+    /// The byte at this position is flipped by this mask.
+    Flipped(usize, u8),
+    /// The stream ends after so many bytes.
+    Cut(usize),
+}
+
+struct Fated<S> {
+    inner: S,
+    fate: Fate,
+    written: usize,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Fated<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Fated<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut bytes = buf.to_vec();
+        match self.fate {
+            Fate::Flipped(at, mask) if (self.written..self.written + buf.len()).contains(&at) => {
+                bytes[at - self.written] ^= mask;
+            }
+            Fate::Cut(at) if self.written >= at => {
+                ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
+                return Poll::Ready(Ok(buf.len()));
+            }
+            Fate::Cut(at) => bytes.truncate(at - self.written),
+            _ => {}
+        }
+        let len = ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes))?;
+        self.written += len;
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+fn terms(token: Option<&str>) -> Terms {
+    Terms {
+        identity: Identity::of_this_process(&World::new()),
+        token: token.map(|token| Token::from_bytes(token).unwrap()),
+        features: 0b110,
+        offers: vec![
+            Offer { backend: "tcp".to_owned(), bytes: Vec::new() },
+            Offer { backend: "shm".to_owned(), bytes: vec![1, 2, 3] },
+        ],
+        binding: None,
+        time_left: HANDSHAKE_TIME,
+        handshake_time: HANDSHAKE_TIME,
+    }
+}
+
+/// Of one stream, without an endpoint info.
+fn proposal(backend: &str) -> Proposal {
+    Proposal { backend: backend.to_owned(), streams: 1, info: Vec::new() }
+}
+
+/// The greeting of an acceptor that is called by a peer.
+async fn greet_as_acceptor<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
+    match greet_caller(stream, terms, env, |now| now).await? {
+        Caller::Peer(greeting) => Ok(greeting),
+        Caller::Lane(join) => panic!("{join:?} is no peer"),
+    }
+}
+
+/// A handshake where each end closes its stream as soon as it is done.
+async fn shake(
+    (connector, connector_fate): (&Terms, Fate),
+    (acceptor, acceptor_fate): (&Terms, Fate),
+) -> (Result<Greeting>, Result<Greeting>) {
+    let world = World::new();
+    let (near, far) = duplex(256);
+    let mut near = Fated { inner: near, fate: connector_fate, written: 0 };
+    let mut far = Fated { inner: far, fate: acceptor_fate, written: 0 };
+    let connecting = async {
+        let result = greet_as_connector(&mut near, connector, &world).await;
+        drop(near);
+        result
+    };
+    let accepting = async {
+        let result = greet_as_acceptor(&mut far, acceptor, &world).await;
+        drop(far);
+        result
+    };
+    tokio::join!(connecting, accepting)
+}
+
+async fn shake_well(connector: &Terms, acceptor: &Terms) -> (Result<Greeting>, Result<Greeting>) {
+    shake((connector, Fate::Untouched), (acceptor, Fate::Untouched)).await
+}
+
+#[tokio::test]
+async fn both_ends_learn_the_same() {
+    for token in [None, Some("a token")] {
+        let (ours, theirs) = (terms(token), Terms { features: 0b011, offers: Vec::new(), ..terms(token) });
+        let (connected, accepted) = shake_well(&ours, &theirs).await;
+        let (connected, accepted) = (connected.unwrap(), accepted.unwrap());
+        assert_eq!((connected.peer, accepted.peer), (theirs.identity, ours.identity));
+        assert!(connected.peer.same_process(&accepted.peer) && connected.peer.id != accepted.peer.id);
+        assert_eq!((connected.version, accepted.version), (1, 1));
+        assert_eq!((connected.features, accepted.features), (0b010, 0b010));
+        assert_eq!((connected.offers, accepted.offers), (Vec::new(), ours.offers.clone()));
+        assert_eq!(connected.secret, accepted.secret);
+        let again = shake_well(&ours, &theirs).await.0.unwrap();
+        assert_ne!(again.secret, connected.secret);
+    }
+}
+
+#[tokio::test]
+async fn different_tokens_are_unauthenticated_at_both_ends() {
+    let (connected, accepted) = shake_well(&terms(Some("a")), &terms(Some("b"))).await;
+    let (connected, accepted) = (connected.unwrap_err(), accepted.unwrap_err());
+    assert_eq!(accepted.kind(), ErrorKind::Unauthenticated);
+    assert!(accepted.detail().starts_with("the connector's proof is wrong"), "{accepted}");
+    assert_eq!(connected.kind(), ErrorKind::Unauthenticated);
+    assert!(
+        connected.detail().starts_with("the peer refused: the connector's proof is wrong"),
+        "{connected}"
+    );
+}
+
+#[tokio::test]
+async fn a_token_at_one_end_is_unauthenticated_and_says_which_end_lacks_it() {
+    for (ours, theirs, lacking) in [(None, Some("t"), "connector"), (Some("t"), None, "acceptor")] {
+        let (connected, accepted) = shake_well(&terms(ours), &terms(theirs)).await;
+        for error in [connected.unwrap_err(), accepted.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+            assert!(error.detail().contains(&format!("the {lacking} has none")), "{error}");
+        }
+    }
+}
+
+/// An acceptor that claims to have no token does not talk a connector out of asking for one.
+#[tokio::test]
+async fn a_connector_checks_an_acceptor_that_checks_nothing() {
+    let (mut near, mut far) = duplex(64 * 1024);
+    let ours = terms(Some("t"));
+    let hostile_peer = Hello { authenticates: false, ..our_hello(&ours, &World::new()) };
+    far.write_all(&encoded(&Message::Hello(hostile_peer)).unwrap()).await.unwrap();
+    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert!(error.detail().contains("the acceptor has none"), "{error}");
+}
+
+#[tokio::test]
+async fn a_mirror_is_refused() {
+    let (mut near, far) = duplex(64 * 1024);
+    let mirror = tokio::spawn(async {
+        let (mut read, mut write) = tokio::io::split(far);
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    });
+    let error = greet_as_connector(&mut near, &terms(Some("t")), &World::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.detail().contains("same nonce"), "{error}");
+    drop(near);
+    mirror.await.unwrap();
+}
+
+/// Bytes each end writes in a good handshake between [`terms`]: a `Hello` and a `Proof`.
+fn conversation_len() -> usize {
+    encoded(&Message::Hello(our_hello(&terms(None), &World::new()))).unwrap().len() + HEAD_LEN + 32
+}
+
+#[tokio::test]
+async fn a_conversation_cut_at_any_byte_succeeds_nowhere_it_should_not() {
+    let (ours, theirs) = (terms(Some("t")), terms(Some("t")));
+    for at in 0..conversation_len() {
+        let (connected, accepted) = shake((&ours, Fate::Cut(at)), (&theirs, Fate::Untouched)).await;
+        assert_eq!(accepted.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
+        connected.unwrap_err();
+        let (connected, _) = shake((&ours, Fate::Untouched), (&theirs, Fate::Cut(at))).await;
+        assert_eq!(connected.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
+    }
+    let len = conversation_len();
+    let (connected, accepted) = shake((&ours, Fate::Cut(len)), (&theirs, Fate::Cut(len))).await;
+    assert!(connected.is_ok() && accepted.is_ok());
+}
+
+#[tokio::test]
+async fn a_byte_flipped_anywhere_is_noticed_where_a_token_is_set() {
+    let short = || Terms { time_left: Duration::from_millis(50), ..terms(Some("t")) };
+    let (ours, theirs) = (short(), short());
+    for at in 0..conversation_len() {
+        for mask in [1 << (at % 8), 0xff] {
+            let flip = Fate::Flipped(at, mask);
+            let (connected, accepted) = shake((&ours, flip), (&theirs, Fate::Untouched)).await;
+            let error = accepted.expect_err("authenticated content was changed");
+            assert_ne!(error.kind(), ErrorKind::Io, "byte {at}: {error}");
+            connected.unwrap_err();
+            // The acceptor is done before its own proof arrives, so only the connector can tell.
+            let (connected, _) = shake((&ours, Fate::Untouched), (&theirs, flip)).await;
+            connected.expect_err("authenticated content was changed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_flipped_bytes_are_an_error_or_another_greeting() {
+    let short = || Terms { time_left: Duration::from_millis(50), ..terms(None) };
+    let (ours, theirs) = (short(), short());
+    for at in 0..conversation_len() {
+        let flip = Fate::Flipped(at, 1 << (at % 8));
+        let (connected, accepted) = shake((&ours, flip), (&theirs, Fate::Untouched)).await;
+        if let (Ok(connected), Ok(accepted)) = (connected, accepted) {
+            assert_ne!(connected.secret, accepted.secret, "byte {at}");
+        }
+    }
+}
+
+/// Runs `task` and says how long it took.
+async fn timed<T>(task: impl Future<Output = T>) -> (T, Duration) {
+    let start = Instant::now();
+    (task.await, start.elapsed())
+}
+
+#[tokio::test]
+async fn one_byte_at_a_time_does_not_hold_the_handshake_open() {
+    let ours = Terms { time_left: Duration::from_millis(100), ..terms(None) };
+    let (mut near, mut far) = duplex(64 * 1024);
+    let hello = encoded(&Message::Hello(our_hello(&ours, &World::new()))).unwrap();
+    let trickle = tokio::spawn(async move {
+        for byte in hello {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if near.write_all(&[byte]).await.is_err() {
+                break;
+            }
+        }
+    });
+    let world = World::new();
+    let (result, took) = timed(greet_as_acceptor(&mut far, &ours, &world)).await;
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    let told = format!("within {} s: ", HANDSHAKE_TIME.as_secs());
+    assert!(error.detail().contains(&told), "what was allowed, not what was left of it: {error}");
+    assert!(took >= Duration::from_millis(100), "{took:?}");
+    drop(far);
+    trickle.await.unwrap();
+}
+
+#[tokio::test]
+async fn silence_ends_in_time_at_both_ends() {
+    let ours = Terms { time_left: Duration::from_millis(20), ..terms(None) };
+    let (mut near, _far) = duplex(16);
+    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "the pipe is full: {error}");
+    let (_near, mut far) = duplex(16);
+    assert_eq!(
+        greet_as_acceptor(&mut far, &ours, &World::new()).await.unwrap_err().kind(),
+        ErrorKind::TimedOut
+    );
+}
+
+/// Ends that know each other, after their greeting.
+async fn greeted() -> (DuplexStream, DuplexStream) {
+    let world = World::new();
+    let (mut near, mut far) = duplex(64 * 1024);
+    let (ours, theirs) = (terms(None), terms(None));
+    let (connected, accepted) = tokio::join!(
+        greet_as_connector(&mut near, &ours, &world),
+        greet_as_acceptor(&mut far, &theirs, &world)
+    );
+    assert!(connected.is_ok() && accepted.is_ok());
+    (near, far)
+}
+
+const LATER: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn the_connector_proposes_until_the_acceptor_is_ready() {
+    let (mut near, mut far) = greeted().await;
+    let world = World::new();
+    let connector = async {
+        let reason = propose(&mut near, &proposal("ucx"), LATER, &world).await.unwrap().unwrap_err();
+        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap().unwrap();
+        reason
+    };
+    let acceptor = async {
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("ucx"));
+        answer(&mut far, Err("libucp.so is\nmissing")).await.unwrap();
+        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
+        answer(&mut far, Ok(())).await.unwrap();
+    };
+    assert_eq!(tokio::join!(connector, acceptor).0, "libucp.so is\u{fffd}missing");
+}
+
+#[tokio::test]
+async fn cards_arrive_at_both_ends() {
+    let world = World::new();
+    for streams in [1, 4] {
+        let (mut near, mut far) = greeted().await;
+        let asked = Proposal { streams, info: vec![7; INFO_LEN_MAX], ..proposal("ucx") };
+        let connector = async { propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap() };
+        let acceptor = async {
+            assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), asked);
+            answer_with(&mut far, b"the acceptor's").await.unwrap();
+        };
+        assert_eq!(tokio::join!(connector, acceptor).0, b"the acceptor's");
+        // An endpoint info need not be answered with one.
+        answer_with(&mut far, &[]).await.unwrap();
+        assert_eq!(propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap(), b"");
+    }
+}
+
+#[tokio::test]
+async fn a_card_that_nobody_asked_for_is_corrupt() {
+    let world = World::new();
+    let (mut near, mut far) = greeted().await;
+    answer_with(&mut far, b"an endpoint info").await.unwrap();
+    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
+    assert_eq!(error.to_string(), "corrupt: ReadyInfo came where Ready or NotReady was due");
+
+    let (mut near, mut far) = greeted().await;
+    answer_with(&mut near, b"an endpoint info").await.unwrap();
+    let error = answered(&mut far, "ucx", LATER, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+}
+
+#[tokio::test]
+async fn a_card_too_long_fails_here_before_anything_is_sent() {
+    let world = World::new();
+    let (mut near, mut far) = greeted().await;
+    let asked = Proposal { info: vec![7; INFO_LEN_MAX + 1], ..proposal("ucx") };
+    let error = propose(&mut near, &asked, LATER, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    let error = answer_with(&mut near, &asked.info).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    drop(near);
+    assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+}
+
+/// The stream is handed on: what follows the last message is not ours.
+#[tokio::test]
+async fn nothing_is_read_past_the_last_message() {
+    let world = World::new();
+    let (mut near, mut far) = duplex(64 * 1024);
+    let (ours, theirs) = (terms(Some("t")), terms(Some("t")));
+    let accepting = async {
+        greet_as_acceptor(&mut far, &theirs, &world).await.unwrap();
+        far.write_all(b"after the greeting").await.unwrap();
+    };
+    let connecting = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        greet_as_connector(&mut near, &ours, &world).await.unwrap();
+        let mut after = [0; 18];
+        near.read_exact(&mut after).await.unwrap();
+        assert_eq!(&after, b"after the greeting");
+    };
+    tokio::join!(accepting, connecting);
+
+    near.write_all(&encoded(&Message::Propose { backend: "tcp".to_owned() }).unwrap()).await.unwrap();
+    near.write_all(b"after").await.unwrap();
+    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
+    let mut after = [0; 5];
+    far.read_exact(&mut after).await.unwrap();
+    assert_eq!(&after, b"after");
+}
+
+#[tokio::test]
+async fn a_choice_ends_by_closing_by_silence_or_by_nonsense() {
+    let world = World::new();
+    let (near, mut far) = greeted().await;
+    drop(near);
+    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap_err().kind(), ErrorKind::Closed);
+
+    let (_near, mut far) = greeted().await;
+    let soon = world.now() + Duration::from_millis(10);
+    assert_eq!(proposed(&mut far, soon, &world).await.unwrap_err().kind(), ErrorKind::TimedOut);
+
+    let (mut near, _far) = greeted().await;
+    let soon = world.now() + Duration::from_millis(10);
+    let error = propose(&mut near, &proposal("ib"), soon, &world).await.unwrap_err();
+    assert!(error.kind() == ErrorKind::TimedOut && error.detail().contains("ib"), "{error}");
+    let error = propose(&mut near, &proposal("I B"), soon, &world).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+
+    let (mut near, mut far) = greeted().await;
+    answer(&mut near, Ok(())).await.unwrap();
+    let error = proposed(&mut far, LATER, &world).await.unwrap_err();
+    assert_eq!(error.to_string(), "corrupt: Ready came where Propose was due");
+    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
+    assert_eq!(error.to_string(), "corrupt: the peer refused: Ready came where Propose was due");
+
+    let (mut near, far) = greeted().await;
+    drop(far);
+    assert_eq!(
+        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err().kind(),
+        ErrorKind::PeerLost
+    );
+}
+
+#[tokio::test]
+async fn terms_that_cannot_travel_fail_here_before_anything_is_sent() {
+    let ours =
+        Terms { offers: vec![Offer { backend: "Not A Name".to_owned(), bytes: Vec::new() }], ..terms(None) };
+    let (mut near, far) = duplex(16);
+    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    drop(near);
+    let mut heard = Vec::new();
+    { far }.read_to_end(&mut heard).await.unwrap();
+    assert!(heard.is_empty());
+}

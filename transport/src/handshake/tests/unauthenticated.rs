@@ -1,0 +1,186 @@
+//! Ends of another version, other protocols, noise: everyone hears why, and nobody stays long.
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+/// What an acceptor makes of an unauthenticated peer who says `words` and listens; the error, and what the unauthenticated peer heard.
+async fn unauthenticated_peer_says(words: &[u8]) -> (Error, Vec<u8>) {
+    let world = World::new();
+    let (mut near, mut far) = duplex(64 * 1024);
+    let (ours, mut heard) = (terms(None), Vec::new());
+    near.write_all(words).await.unwrap();
+    let accepting = async {
+        let result = greet_as_acceptor(&mut far, &ours, &world).await;
+        drop(far);
+        result
+    };
+    let (result, _) = tokio::join!(accepting, near.read_to_end(&mut heard));
+    (result.unwrap_err(), heard)
+}
+
+/// What a connector makes of a server that says `words` at once.
+async fn server_says(words: &[u8]) -> Error {
+    let (mut near, mut far) = duplex(64 * 1024);
+    far.write_all(words).await.unwrap();
+    greet_as_connector(&mut near, &terms(None), &World::new()).await.unwrap_err()
+}
+
+fn refusal_in(bytes: &[u8]) -> (ErrorKind, String) {
+    let (first, body) = bytes.split_first_chunk().unwrap();
+    let (kind, len) = head(first).unwrap();
+    assert_eq!(len, body.len());
+    match decode(kind, body).unwrap() {
+        Message::Refuse { kind, reason } => (kind, reason),
+        other => panic!("{other:?} instead of a refusal"),
+    }
+}
+
+#[tokio::test]
+async fn versions_without_overlap_are_refused_by_name_at_both_ends() {
+    let mut hello = encoded(&Message::Hello(our_hello(&terms(None), &World::new()))).unwrap();
+    hello[HEAD_LEN..HEAD_LEN + 4].copy_from_slice(&[5, 0, 7, 0]);
+    let named = |text: &str| text.contains("speaks 1 to 1") && text.contains("the other end 5 to 7");
+
+    let (error, heard) = unauthenticated_peer_says(&hello).await;
+    assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
+    let (kind, reason) = refusal_in(&heard);
+    assert!(kind == ErrorKind::Refused && named(&reason), "{reason}");
+
+    let error = server_says(&hello).await;
+    assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
+    let error = server_says(&heard).await;
+    assert!(error.detail().starts_with("the peer refused: no common protocol version"), "{error}");
+}
+
+#[tokio::test]
+async fn a_browser_gets_an_answer_it_can_show() {
+    for request in
+        ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"]
+    {
+        let (error, heard) = unauthenticated_peer_says(request.as_bytes()).await;
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.detail().contains("HTTP"), "{error}");
+        let heard = String::from_utf8(heard).unwrap();
+        let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.starts_with("HTTP/1.1 400 Bad Request\r\n") && body.contains("Towline endpoint"),
+            "{heard}"
+        );
+        assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
+    }
+}
+
+#[tokio::test]
+async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
+    for (words, expected) in [
+        (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03abcdefghijkl"[..], "speaks TLS"),
+        (b"SSH-2.0-client\r\n", "it said \"SSH-2.0-client\""),
+        (b"\n", "does not speak Towline"),
+        (b"TOWLINX", "it said \"TOWLINX\""),
+        (b"\x00\xff\x1b[2J\x07 and so on, for longer than anyone wants to read", "\\x00\\xff\\x1b[2J"),
+        (b"GETTING", "it said \"GETTING\""),
+    ] {
+        let (error, heard) = unauthenticated_peer_says(words).await;
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.detail().contains(expected), "{error}");
+        assert_eq!(refusal_in(&heard), (ErrorKind::Refused, error.detail().to_owned()));
+        assert!(!error.to_string().contains(char::is_control), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_connector_says_what_answered_instead() {
+    for (words, expected) in [
+        (&b"SSH-2.0-OpenSSH_9.6\r\n"[..], "not a Towline endpoint: it answered \"SSH-2.0-OpenSSH_9.6\""),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it answered \"HTTP/1.1 400 Bad Request\""),
+        (b"\x15\x03\x01\x00\x02\x02\x32", "it answered in TLS"),
+        (b"\x00\x00\x00\x00", "it answered \"\\x00\\x00\\x00\\x00\""),
+        (&[b'a'; 100], "it answered \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+    ] {
+        let error = server_says(words).await;
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.detail().contains(expected), "{error}");
+        assert!(error.detail().len() < 120, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_peers_reason_is_cleaned_and_keeps_its_kind() {
+    let refuse = |kind, reason: &str| encoded(&Message::Refuse { kind, reason: reason.to_owned() }).unwrap();
+    let error = server_says(&refuse(ErrorKind::TooLarge, "\x1b]0;owned\x07 too\nmany")).await;
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert_eq!(error.detail(), "the peer refused: \u{fffd}]0;owned\u{fffd} too\u{fffd}many");
+    let error = server_says(&refuse(ErrorKind::Unavailable, "")).await;
+    assert_eq!(error.to_string(), "unavailable: the peer refused: it gave no reason");
+}
+
+/// Neither an unauthenticated peer that neither reads nor closes, nor one that never stops, keeps an acceptor.
+#[tokio::test]
+async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
+    let (mut near, mut far) = duplex(8);
+    near.write_all(b"\xffxxxxxxx").await.unwrap();
+    let (ours, world) = (Terms { time_left: Duration::from_secs(60), ..terms(None) }, World::new());
+    let (result, took) = timed(greet_as_acceptor(&mut far, &ours, &world)).await;
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Refused);
+    assert!(took < Duration::from_secs(20), "{took:?}");
+
+    let (mut near, mut far) = duplex(4096);
+    let flood = tokio::spawn(async move {
+        let mut written = 0;
+        while near.write_all(&[0xaa; 1024]).await.is_ok() {
+            written += 1024;
+        }
+        written
+    });
+    greet_as_acceptor(&mut far, &ours, &world).await.unwrap_err();
+    drop(far);
+    let written = flood.await.unwrap();
+    assert!(written <= 64 * 1024 + 3 * 4096, "{written} bytes were taken from the flood");
+}
+
+/// A world where no time ever passes, so that a test depends on none.
+#[derive(Debug)]
+struct Timeless;
+
+impl Environment for Timeless {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn sleep_until(&self, _: Duration) -> Task {
+        Box::pin(std::future::pending())
+    }
+
+    fn random(&self, out: &mut [u8]) {
+        out.fill(7);
+    }
+
+    fn spawn(&self, task: Task) {
+        tokio::spawn(task);
+    }
+}
+
+/// On a real socket, closing with unread bytes resets the connection: a peer that is still writing would then fail
+/// before it reads why.
+#[tokio::test]
+async fn the_reason_reaches_a_peer_that_is_still_writing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepting = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        greet_as_acceptor(&mut stream, &terms(None), &Timeless).await.unwrap_err()
+    });
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(&[0x55; 40 * 1024]).await.unwrap();
+    stream.readable().await.unwrap();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        stream.write_all(&[0x55; 1024]).await.unwrap();
+    }
+    stream.shutdown().await.unwrap();
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard).await.unwrap();
+    let error = accepting.await.unwrap();
+    assert_eq!(refusal_in(&heard).1, error.detail());
+}

@@ -1,0 +1,277 @@
+//! TLS under the handshake: what an endpoint shows, and whom it believes.
+
+mod stream;
+mod words;
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::{Error, ErrorKind, Result};
+
+pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
+pub(crate) use words::broken;
+
+/// What both ends must agree on below the handshake's own version.
+const ALPN: &[u8] = b"towline/1";
+
+/// What an endpoint shows of itself over TLS, and whom it believes: for `tls://` and `towlines://`.
+///
+/// TLS 1.3 alone. Nobody is believed but the authorities named here: the operating system's list counts only if it is
+/// named as one. Certificates are not looked up in revocation lists.
+///
+/// - To **listen** takes a [certificate](TlsBuilder::certificate). With an [authority](TlsBuilder::authority) as well, every
+///   peer must show a certificate that it signed, unless [anonymous clients](TlsBuilder::anonymous_clients) are let in.
+/// - To **connect** takes an authority. The listener's certificate must bear the host of the address, or the
+///   [server name](TlsBuilder::server_name). With a certificate as well, it is shown to a listener that asks for one.
+///
+/// ```no_run
+/// use towline::{Endpoint, Tls};
+///
+/// let tls = Tls::builder()
+///     .certificate(std::fs::read("cert.pem")?, std::fs::read("key.pem")?)
+///     .authority(std::fs::read("ca.pem")?)
+///     .build()?;
+/// let endpoint = Endpoint::builder().tls(tls).build()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    client: Option<Arc<ClientConfig>>,
+    server: Option<Arc<ServerConfig>>,
+    server_name: Option<ServerName<'static>>,
+    /// A listener asks every peer for a certificate.
+    knows_clients: bool,
+}
+
+/// Acknowledges a [`Tls`].
+#[derive(Default)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct TlsBuilder {
+    certificate: Option<(Vec<u8>, Vec<u8>)>,
+    authorities: Vec<Vec<u8>>,
+    server_name: Option<String>,
+    anonymous_clients: bool,
+}
+
+impl Tls {
+    /// The settings of one to be.
+    pub fn builder() -> TlsBuilder {
+        TlsBuilder::default()
+    }
+
+    /// Whether these settings do all that `others` do: show a certificate, believe somebody, ask peers for certificates.
+    pub(crate) fn does_what(&self, others: &Self) -> bool {
+        let does = |tls: &Self| [tls.0.server.is_some(), tls.0.client.is_some(), tls.0.knows_clients];
+        does(self).into_iter().zip(does(others)).all(|(ours, theirs)| ours || !theirs)
+    }
+
+    /// Whether a listener knows by certificate whom it lets in.
+    pub(crate) fn knows_clients(&self) -> bool {
+        self.0.knows_clients
+    }
+
+    /// What a listener needs, or what is missing.
+    pub(crate) fn server(&self) -> Result<Arc<ServerConfig>> {
+        let missing = || {
+            invalid(
+                "a listener over TLS shows a certificate: give the endpoint one with its key (--cert, --key)",
+            )
+        };
+        self.0.server.clone().ok_or_else(missing)
+    }
+
+    /// What a connector needs, or what is missing.
+    pub(crate) fn client(&self) -> Result<Arc<ClientConfig>> {
+        let missing = || {
+            invalid(
+                "nobody would be believed: give the endpoint the authority that signed the listener's certificate (--ca)",
+            )
+        };
+        self.0.client.clone().ok_or_else(missing)
+    }
+
+    /// The name that a listener at `host` must prove.
+    pub(crate) fn server_name(&self, host: &str) -> Result<ServerName<'static>> {
+        if let Some(name) = &self.0.server_name {
+            return Ok(name.clone());
+        }
+        // The zone of a link-local address is this machine's word, and stands in no certificate.
+        let host = host.split_once('%').map_or(host, |(address, _)| address);
+        name(host)
+    }
+}
+
+/// Shows whom it knows, and nothing of a key.
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { client, server, server_name, knows_clients } = &*self.0;
+        f.debug_struct("Tls")
+            .field("listens", &server.is_some())
+            .field("connects", &client.is_some())
+            .field("server_name", server_name)
+            .field("knows_clients", knows_clients)
+            .finish()
+    }
+}
+
+impl fmt::Debug for TlsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsBuilder")
+            .field("certificate", &self.certificate.is_some())
+            .field("authorities", &self.authorities.len())
+            .field("server_name", &self.server_name)
+            .field("anonymous_clients", &self.anonymous_clients)
+            .finish()
+    }
+}
+
+impl TlsBuilder {
+    /// What this endpoint shows: its certificate, followed by those between it and the authority, and its private key; both
+    /// as PEM. The key is PKCS #8, SEC 1 or PKCS #1, and not encrypted.
+    pub fn certificate(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.certificate = Some((chain.into(), key.into()));
+        self
+    }
+
+    /// Whom this endpoint believes: one or more certificates as PEM. Repeated, all of them.
+    pub fn authority(mut self, certificates: impl Into<Vec<u8>>) -> Self {
+        self.authorities.push(certificates.into());
+        self
+    }
+
+    /// The name or IP address that a listener must prove, in place of the address's host.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
+    /// Lets peers in that show no certificate, though there is an authority: an endpoint that connects needs one, and its
+    /// listeners may know their peers by the token alone.
+    pub fn anonymous_clients(mut self, anonymous_clients: bool) -> Self {
+        self.anonymous_clients = anonymous_clients;
+        self
+    }
+
+    /// # Errors
+    /// `Invalid` if a certificate, key or name is not what it should be, or key and certificate do not belong together.
+    pub fn build(self) -> Result<Tls> {
+        let certificate = match &self.certificate {
+            Some((chain, key)) => Some((certificates(chain, "certificate")?, private_key(key)?)),
+            None => None,
+        };
+        let roots = roots(&self.authorities)?;
+        let server_name = self.server_name.as_deref().map(name).transpose()?;
+        let knows_clients = certificate.is_some() && roots.is_some() && !self.anonymous_clients;
+        let server = match &certificate {
+            Some((chain, key)) => {
+                let believed = roots.clone().filter(|_| knows_clients);
+                Some(Arc::new(server(chain.clone(), key.clone_key(), believed)?))
+            }
+            None => None,
+        };
+        let client = roots.map(|roots| client(certificate, roots)).transpose()?.map(Arc::new);
+        Ok(Tls(Arc::new(Inner { client, server, server_name, knows_clients })))
+    }
+}
+
+/// AES of 128 bits first, as browsers have it: it is as good as any, and the fastest.
+fn provider() -> Arc<CryptoProvider> {
+    use ring::cipher_suite::{
+        TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
+    };
+    let cipher_suites =
+        vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256];
+    Arc::new(CryptoProvider { cipher_suites, ..ring::default_provider() })
+}
+
+fn server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    believed: Option<Arc<RootCertStore>>,
+) -> Result<ServerConfig> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
+    let builder = builder.map_err(unusable)?;
+    let builder = match believed {
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            builder.with_client_cert_verifier(verifier.map_err(unusable)?)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    // Nobody resumes.
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client(
+    certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+    roots: Arc<RootCertStore>,
+) -> Result<ClientConfig> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
+    let builder = builder.map_err(unusable)?.with_root_certificates(roots);
+    let mut config = match certificate {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(unusable)?,
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let found = found.map_err(|error| invalid(format!("the {what} is no PEM: {error}")))?;
+    if found.is_empty() {
+        return Err(invalid(format!(
+            "the {what} holds none: it should begin with -----BEGIN CERTIFICATE-----"
+        )));
+    }
+    Ok(found)
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
+        let why = "the private key cannot be read: it should be PEM, begin with -----BEGIN PRIVATE KEY-----, and not be encrypted";
+        invalid(why).caused_by(error)
+    })
+}
+
+fn roots(authorities: &[Vec<u8>]) -> Result<Option<Arc<RootCertStore>>> {
+    if authorities.is_empty() {
+        return Ok(None);
+    }
+    let mut roots = RootCertStore::empty();
+    for pem in authorities {
+        for certificate in certificates(pem, "authority")? {
+            roots
+                .add(certificate)
+                .map_err(|error| invalid("the authority's certificate cannot be used").caused_by(error))?;
+        }
+    }
+    Ok(Some(Arc::new(roots)))
+}
+
+fn name(text: &str) -> Result<ServerName<'static>> {
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| invalid(format!("\"{}\" is no name that a certificate could bear", text.escape_debug())))
+}
+
+fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    invalid("the certificate and its key cannot be used").caused_by(error)
+}
+
+fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Invalid, detail)
+}

@@ -1,0 +1,232 @@
+//! The stream that a handshake runs on over TLS, and how it comes to be.
+
+use std::io::{self, BufRead, ErrorKind::WouldBlock, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustls::{ClientConnection, Connection, ServerConnection};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::{ALPN, Tls, words};
+use crate::environment::Environment;
+use crate::handshake::refusal::{self, Refusal};
+use crate::wire::handshake::BINDING_LEN;
+use crate::{Error, ErrorKind, Result};
+
+/// What is encrypted and has not left, at most, in bytes: a handshake needs no more.
+const UNSENT_LEN_MAX: usize = 64 << 10;
+/// The first byte of a TLS record that may open a conversation: a handshake, or an alert.
+const RECORD_TYPES: [u8; 2] = [0x16, 0x15];
+
+/// A socket, and TLS over it.
+#[derive(Debug)]
+pub(crate) struct TlsStream {
+    socket: TcpStream,
+    tls: Connection,
+}
+
+/// The connecting end's TLS handshake, for as long as the caller lets it take.
+pub(crate) async fn secure_as_connector(
+    socket: TcpStream,
+    tls: &Tls,
+    host: &str,
+    environment: &dyn Environment,
+) -> Result<TlsStream> {
+    let connection = ClientConnection::new(tls.client()?, tls.server_name(host)?).map_err(unusable)?;
+    let mut stream = TlsStream::new(socket, connection.into());
+    let secured = async {
+        stream.flush().await?;
+        let first = stream.first_byte().await?;
+        if !RECORD_TYPES.contains(&first) {
+            return Err(refusal::of_plain_listener(&mut stream.socket, environment).await);
+        }
+        stream.shake().await
+    };
+    match secured.await {
+        Ok(()) => Ok(stream),
+        Err(refusal) => Err(stream.part(refusal, environment).await),
+    }
+}
+
+/// The listening end's TLS handshake, for as long as the caller lets it take.
+pub(crate) async fn secure_as_acceptor(
+    socket: TcpStream,
+    tls: &Tls,
+    environment: &dyn Environment,
+) -> Result<TlsStream> {
+    let connection = ServerConnection::new(tls.server()?).map_err(unusable)?;
+    let mut stream = TlsStream::new(socket, connection.into());
+    let secured = async {
+        if !RECORD_TYPES.contains(&stream.first_byte().await?) {
+            return Err(refusal::of_plain_connector(&mut stream.socket, environment).await);
+        }
+        stream.shake().await
+    };
+    match secured.await {
+        Ok(()) => Ok(stream),
+        Err(refusal) => Err(stream.part(refusal, environment).await),
+    }
+}
+
+impl TlsStream {
+    fn new(socket: TcpStream, mut tls: Connection) -> Self {
+        tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
+        Self { socket, tls }
+    }
+
+    /// What both ends of this TLS session know, and nobody else.
+    pub(crate) fn binding(&self) -> Result<[u8; BINDING_LEN]> {
+        self.tls.export_keying_material([0; BINDING_LEN], b"EXPORTER-towline", None).map_err(unusable)
+    }
+
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Where the other end of the socket is.
+    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.peer_addr()
+    }
+
+    /// The socket, non-blocking, and the TLS session, which may hold bytes of either direction.
+    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Connection)> {
+        Ok((self.socket.into_std().map_err(Error::io)?, self.tls))
+    }
+
+    /// The first byte that the other end says, which stays unread.
+    async fn first_byte(&self) -> Result<u8, Refusal> {
+        let mut first = [0];
+        match self.socket.peek(&mut first).await? {
+            0 => Err(Refusal::untold(words::cut_off())),
+            _ => Ok(first[0]),
+        }
+    }
+
+    /// Until both ends have keys, and have agreed on what they speak.
+    async fn shake(&mut self) -> Result<(), Refusal> {
+        loop {
+            self.flush().await?;
+            if !self.tls.is_handshaking() {
+                break;
+            }
+            if std::future::poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
+                return Err(Refusal::untold(words::cut_off()));
+            }
+        }
+        if self.tls.alpn_protocol() == Some(ALPN) {
+            return Ok(());
+        }
+        let why = "not a Towline endpoint: it speaks TLS, and has not agreed to speak towline/1 over it";
+        Err(Refusal::untold(Error::new(ErrorKind::Refused, why)))
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_send(cx)).await
+    }
+
+    /// Lets the last words leave (an alert says why), and what is on its way arrive.
+    async fn part(&mut self, refusal: Refusal, environment: &dyn Environment) -> Error {
+        let Self { socket, tls } = self;
+        let mut alert = Vec::new();
+        while tls.wants_write() && tls.write_tls(&mut alert).is_ok() {}
+        refusal.deliver_after(&alert, socket, environment).await
+    }
+
+    /// Reads ciphertext, once there is some; 0 is its end.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.socket.poll_read_ready(cx))?;
+            match self.tls.read_tls(&mut Ready(&self.socket)) {
+                Ok(len) => {
+                    self.tls.process_new_packets().map_err(|error| words::of(&self.tls, error))?;
+                    return Poll::Ready(Ok(len));
+                }
+                Err(error) if error.kind() == WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Writes all ciphertext there is.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.tls.wants_write() {
+            ready!(self.socket.poll_write_ready(cx))?;
+            match self.tls.write_tls(&mut Ready(&self.socket)) {
+                Err(error) if error.kind() != WouldBlock => return Poll::Ready(Err(error)),
+                _ => {}
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for TlsStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            let mut plain = this.tls.reader();
+            match plain.fill_buf() {
+                Ok(bytes) => {
+                    let len = bytes.len().min(buf.remaining());
+                    buf.put_slice(&bytes[..len]);
+                    plain.consume(len);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == WouldBlock => drop(ready!(this.poll_fill(cx))?),
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for TlsStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        // What waits to leave is bounded; with nothing waiting, there is room.
+        ready!(this.poll_send(cx))?;
+        let len = this.tls.writer().write(bytes)?;
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().poll_send(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        // Said once, however often this is polled.
+        this.tls.send_close_notify();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.socket).poll_shutdown(cx)
+    }
+}
+
+/// A socket that is believed to be ready, as rustls wants to use it.
+struct Ready<'a>(&'a TcpStream);
+
+impl Read for Ready<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(bytes)
+    }
+}
+
+impl Write for Ready<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn unusable(error: rustls::Error) -> Error {
+    Error::new(ErrorKind::Invalid, "TLS cannot be set up so").caused_by(error)
+}

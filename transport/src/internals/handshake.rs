@@ -1,0 +1,309 @@
+//! The front handshake, with a peer behind it that says what it likes.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
+
+use crate::backend::Inbox;
+use crate::environment::Environment;
+use crate::environment::clockwork::Clockwork;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handshake::{
+    CRC32C, Caller, Control, Greeting, Identity, Offer, Proposal, Role, STREAMS, Terms, Token, answer,
+    answer_with, greet_as_connector, greet_caller, propose, proposed,
+};
+use crate::wire::handshake::{
+    HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
+};
+
+/// How far the clock moves when nothing else does.
+const TICK: Duration = Duration::from_millis(20);
+
+/// What a peer does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// It says these bytes.
+    Bytes(Vec<u8>),
+    /// It says nothing for a while.
+    Nothing,
+    /// It ends its side of the stream.
+    End,
+    /// Its stream breaks.
+    Broken,
+}
+
+/// Whoever is at the other end of a handshake.
+pub trait Peer: Send {
+    /// It hears what our end said.
+    fn hear(&mut self, bytes: &[u8]);
+    /// It says at most `len_max` bytes.
+    fn say(&mut self, len_max: usize) -> Said;
+}
+
+/// Our end of a handshake.
+#[derive(Debug)]
+pub struct Visit<'a> {
+    /// Which end we are.
+    pub role: Role,
+    /// Our token.
+    pub token: Option<&'a [u8]>,
+    /// The backends that we offer.
+    pub offers: &'a [&'a str],
+    /// Bounds the greeting, and then the proposal.
+    pub time: Duration,
+}
+
+/// What a handshake came to.
+#[derive(Debug)]
+pub struct Greeted {
+    /// The backend that was agreed on.
+    pub outcome: Result<String>,
+    /// Whether the greeting before it was.
+    pub greeted: bool,
+    /// What the peer offers, how many bytes in all.
+    pub offers_len: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// Bytes that our end took from the stream.
+    pub read: usize,
+}
+
+/// Greets `peer` and acknowledges on a backend.
+///
+/// # Panics
+/// If it takes longer than it may.
+pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
+    let clock = Clockwork::default();
+    let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: vec![7; 3] };
+    let terms = Terms {
+        binding: None,
+        identity: Identity::from_bytes(&[3; IDENTITY_LEN]),
+        token: visit.token.map(Token::from_bytes).transpose()?,
+        features: CRC32C | STREAMS,
+        offers: visit.offers.iter().map(offer).collect(),
+        time_left: visit.time,
+        handshake_time: visit.time,
+    };
+    let mut stream = Line { peer, read: 0 };
+    let mut greeting = None;
+    let outcome = {
+        let mut conversation = pin!(converse(visit, &terms, &mut stream, &clock, &mut greeting));
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(outcome) = conversation.as_mut().poll(&mut cx) {
+                break outcome;
+            }
+            clock.advance(TICK);
+            assert!(clock.now() < visit.time * 2 + Duration::from_secs(1), "the handshake never ends");
+        }
+    };
+    let offers = greeting.iter().flat_map(|greeting: &Greeting| &greeting.offers);
+    Ok(Greeted {
+        outcome,
+        greeted: greeting.is_some(),
+        offers_len: offers.map(|offer| offer.bytes.len()).sum(),
+        took: clock.now(),
+        read: stream.read,
+    })
+}
+
+async fn converse(
+    visit: &Visit<'_>,
+    terms: &Terms,
+    stream: &mut Line<'_>,
+    clock: &Clockwork,
+    greeting: &mut Option<Greeting>,
+) -> Result<String> {
+    match visit.role {
+        Role::Connector => {
+            let greeting = greeting.insert(greet_as_connector(stream, terms, clock).await?);
+            let Some(name) = greeting.offers.first().map(|offer| offer.backend.clone()) else {
+                return Ok(String::new());
+            };
+            let streams = if greeting.features & STREAMS != 0 { 3 } else { 1 };
+            let info = if greeting.features & CRC32C != 0 { vec![8; 5] } else { Vec::new() };
+            let proposal = Proposal { backend: name.clone(), streams, info };
+            match propose(stream, &proposal, clock.now() + visit.time, clock).await? {
+                Ok(_) => Ok(name),
+                Err(_) => Ok(String::new()),
+            }
+        }
+        Role::Acceptor => {
+            let Caller::Peer(greeted) = greet_caller(stream, terms, clock, |now| now).await? else {
+                return Err(Error::new(ErrorKind::Refused, "no connection waits for streams here"));
+            };
+            *greeting = Some(greeted);
+            let deadline = clock.now() + visit.time;
+            loop {
+                let proposal = proposed(stream, deadline, clock).await?;
+                if terms.offers.iter().any(|offer| offer.backend == proposal.backend) {
+                    answer_with(stream, &proposal.info).await?;
+                    return Ok(proposal.backend);
+                }
+                answer(stream, Err("it is not offered")).await?;
+            }
+        }
+    }
+}
+
+/// What the end in `role` proves, for these two `Hello`s.
+pub fn proof(token: Option<&[u8]>, role: Role, connector: &[u8], acceptor: &[u8]) -> [u8; MAC_LEN] {
+    Transcript { connector, acceptor, binding: None }.proof(token, role)
+}
+
+/// A `Hello` that offers these backends.
+pub fn hello(offers: &[&str]) -> Result<Vec<u8>> {
+    let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: Vec::new() };
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        features: 1,
+        nonce: [1; NONCE_LEN],
+        identity: [2; IDENTITY_LEN],
+        authenticates: false,
+        offers: offers.iter().map(offer).collect(),
+    };
+    let mut out = Vec::new();
+    Message::Hello(hello).encode(&mut out)?;
+    Ok(out)
+}
+
+/// Reads the message of a handshake that `bytes` are.
+pub fn decode_greeting(bytes: &[u8]) -> Result<()> {
+    read(bytes).map(|message| drop(std::hint::black_box(message)))
+}
+
+/// The message of a handshake that `bytes` begin with, read and written again, and how many bytes it took.
+pub fn greeting_message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
+    let Some((message, len)) = read(bytes)? else { return Ok(None) };
+    let mut out = Vec::new();
+    message.encode(&mut out)?;
+    Ok(Some((out, len)))
+}
+
+fn read(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
+    let Some((first, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { return Ok(None) };
+    let (kind, len) = head(first)?;
+    let Some(body) = rest.get(..len) else { return Ok(None) };
+    Ok(Some((decode(kind, body)?, HEAD_LEN + len)))
+}
+
+struct Line<'a> {
+    peer: &'a mut dyn Peer,
+    read: usize,
+}
+
+impl AsyncRead for Line<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.peer.say(buf.remaining()) {
+            Said::Bytes(bytes) => {
+                buf.put_slice(&bytes);
+                self.read += bytes.len();
+                Poll::Ready(Ok(()))
+            }
+            Said::Nothing => Poll::Pending,
+            Said::End => Poll::Ready(Ok(())),
+            Said::Broken => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+}
+
+impl AsyncWrite for Line<'_> {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().peer.hear(buf);
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What became of a control stream.
+#[derive(Debug)]
+pub struct Attended {
+    /// How it ended, if it did.
+    pub end: Option<Option<Error>>,
+    /// What our end said.
+    pub said: Vec<u8>,
+    /// When it ended, or how long it was attended to.
+    pub took: Duration,
+}
+
+/// Attends to a control stream whose peer does this, one step after another; `Nothing` lets a quarter of a heartbeat pass. A peer
+/// that is `deaf` reads nothing of what it is told. Our link parts before step `parts_at`, if there is one. At the end the
+/// connection is over.
+pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<usize>) -> Attended {
+    /// Bytes that a stream holds.
+    const ROOM: usize = 8;
+    let clock = Clockwork::default();
+    let (near, far) = duplex(ROOM);
+    let mut far = Some(far);
+    let inbox = Inbox::default();
+    let (draining, ended) = (inbox.until_draining(), inbox.until_ended());
+    let mut attending = pin!(Control::from(near).attend(heartbeat, &clock, draining, ended));
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut said = Vec::new();
+    for (at, step) in steps.iter().enumerate() {
+        if parts_at == Some(at) {
+            inbox.drain(Error::new(ErrorKind::Closed, "it parts"));
+        }
+        let mut bytes = match step {
+            Said::Bytes(bytes) => &bytes[..],
+            Said::Nothing => {
+                clock.advance(heartbeat / 4);
+                &[]
+            }
+            Said::End | Said::Broken => {
+                far = None;
+                &[]
+            }
+        };
+        loop {
+            if let Some(far) = &mut far
+                && let Poll::Ready(Ok(len)) = Pin::new(far).poll_write(&mut cx, bytes)
+            {
+                bytes = &bytes[len..];
+            }
+            let end = attending.as_mut().poll(&mut cx);
+            if let Some(far) = far.as_mut().filter(|_| !deaf) {
+                hear(far, &mut said, &mut cx);
+            }
+            if let Poll::Ready(end) = end {
+                return Attended { end: Some(end), said, took: clock.now() };
+            }
+            if bytes.is_empty() || far.is_none() || deaf {
+                break;
+            }
+        }
+    }
+    inbox.end(Error::new(ErrorKind::Closed, "it is over"));
+    let end = match attending.as_mut().poll(&mut cx) {
+        Poll::Ready(end) => Some(end),
+        Poll::Pending => None,
+    };
+    Attended { end, said, took: clock.now() }
+}
+
+fn hear(far: &mut tokio::io::DuplexStream, said: &mut Vec<u8>, cx: &mut Context<'_>) {
+    loop {
+        let mut bytes = [0; 16];
+        let mut buf = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut *far).poll_read(cx, &mut buf) {
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => said.extend_from_slice(buf.filled()),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Who waits for room in an arena: first come, first served.
+//!
+//! The first in line takes, and nobody passes it. It is woken as soon as something is dropped in this process; what peers give
+//! back is told by nobody, so it looks for that every millisecond. A thread does the waking, as long as somebody waits: memory is
+//! dropped under locks of others, where nobody's waker may run.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::{ArenaMemory, Inner};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often who waits looks for what peers have given back, and whether they have anything.
+const SWEEP_EVERY: Duration = Duration::from_millis(1);
+const IDLE_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+#[derive(Default)]
+pub(super) struct WaitQueue {
+    next: u64,
+    waiters: VecDeque<Waiter>,
+    /// Wakes them; there while there are any.
+    attendant: Option<Thread>,
+}
+
+struct Waiter {
+    number: u64,
+    waker: Waker,
+    /// `None`: never.
+    gives_up: Option<Instant>,
+}
+
+impl WaitQueue {
+    /// Something was given back.
+    pub(super) fn tell(&self) {
+        if let Some(attendant) = &self.attendant {
+            attendant.unpark();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_attended(&self) -> bool {
+        self.attendant.is_some()
+    }
+
+    fn is_first(&self, number: u64) -> bool {
+        self.waiters.front().is_some_and(|waiter| waiter.number == number)
+    }
+
+    fn join(&mut self, waker: Waker, gives_up: Option<Instant>, arena: &Arc<Inner>) -> Result<u64> {
+        match &self.attendant {
+            Some(attendant) => attendant.unpark(),
+            None => {
+                let arena = Arc::downgrade(arena);
+                let thread = thread::Builder::new().name("towline-arena".into());
+                let attendant = thread.spawn(move || attend(&arena)).map_err(Error::io)?;
+                self.attendant = Some(attendant.thread().clone());
+            }
+        }
+        self.next += 1;
+        self.waiters.push_back(Waiter { number: self.next, waker, gives_up });
+        Ok(self.next)
+    }
+
+    fn renew(&mut self, number: u64, waker: &Waker) {
+        if let Some(waiter) = self.waiters.iter_mut().find(|waiter| waiter.number == number) {
+            waiter.waker.clone_from(waker);
+        }
+    }
+
+    /// Tells whom to wake instead.
+    fn leave(&mut self, number: u64) -> Option<Waker> {
+        let was_first = self.is_first(number);
+        self.waiters.retain(|waiter| waiter.number != number);
+        was_first.then(|| Some(self.waiters.front()?.waker.clone())).flatten()
+    }
+
+    /// Who is to be woken now: the first, and whoever gives up; and when to ask again, unless nobody is left.
+    fn due(&self) -> Option<(Vec<Waker>, Duration)> {
+        let (first, now) = (self.waiters.front()?, Instant::now());
+        let is_due = |waiter: &&Waiter| {
+            waiter.number == first.number || waiter.gives_up.is_some_and(|gives_up| gives_up <= now)
+        };
+        let wakers = self.waiters.iter().filter(is_due).map(|waiter| waiter.waker.clone()).collect();
+        let left =
+            self.waiters.iter().filter_map(|waiter| waiter.gives_up?.checked_duration_since(now)).min();
+        Some((wakers, left.unwrap_or(Duration::MAX)))
+    }
+}
+
+fn attend(arena: &Weak<Inner>) {
+    while let Some(arena) = arena.upgrade() {
+        let mut state = arena.state();
+        let Some((wakers, left)) = state.wait_queue.due() else {
+            state.wait_queue.attendant = None;
+            return;
+        };
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        let are_lent = arena.lending.lent.leases.load(Ordering::Relaxed) > 0;
+        drop(arena);
+        thread::park_timeout(left.min(if are_lent { SWEEP_EVERY } else { IDLE_LOOK_EVERY }));
+    }
+}
+
+/// Waits for a block.
+pub(super) struct PendingTake<'a> {
+    arena: &'a Arc<Inner>,
+    len: usize,
+    limit: Duration,
+    gives_up: Option<Instant>,
+    /// Its number in line, once it waits.
+    number: Option<u64>,
+    /// It has seen whether the arena can grow, which takes its time.
+    has_grown: bool,
+}
+
+impl<'a> PendingTake<'a> {
+    pub(super) fn new(arena: &'a Arc<Inner>, len: usize, limit: Duration) -> Self {
+        let gives_up = Instant::now().checked_add(limit);
+        Self { arena, len, limit, gives_up, number: None, has_grown: false }
+    }
+
+    /// What the first in line gets, if it is there.
+    fn take(&mut self) -> Result<Option<Arc<ArenaMemory>>> {
+        let Self { arena, len, .. } = *self;
+        if std::mem::replace(&mut self.has_grown, true) {
+            return Ok(arena.take_what_is_back(len).map(Arc::new));
+        }
+        match arena.allocate(len) {
+            Ok(memory) => Ok(Some(memory)),
+            // What is in use will be back, and segments stay.
+            Err(error) if error.kind() == ErrorKind::TooLarge && arena.longest_segment() >= len => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn poll_take(&mut self, cx: &Context<'_>) -> Result<Option<Arc<ArenaMemory>>> {
+        self.arena.check()?;
+        let number = match self.number {
+            Some(number) => {
+                self.arena.state().wait_queue.renew(number, cx.waker());
+                number
+            }
+            None => {
+                self.arena.check_len(self.len)?;
+                let nobody_waits = self.arena.state().wait_queue.waiters.is_empty();
+                if nobody_waits && let Some(memory) = self.take()? {
+                    return Ok(Some(memory));
+                }
+                let number =
+                    self.arena.state().wait_queue.join(cx.waker().clone(), self.gives_up, self.arena)?;
+                *self.number.insert(number)
+            }
+        };
+        if self.arena.state().wait_queue.is_first(number)
+            && let Some(memory) = self.take()?
+        {
+            return Ok(Some(memory));
+        }
+        if self.gives_up.is_some_and(|gives_up| gives_up <= Instant::now()) {
+            let why = self.arena.why_full(self.len);
+            return Err(Error::new(
+                ErrorKind::TimedOut,
+                format!("within {} s there was no room for {why}", self.limit.as_secs_f64()),
+            ));
+        }
+        Ok(None)
+    }
+}
+
+impl Future for PendingTake<'_> {
+    type Output = Result<Arc<ArenaMemory>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut().poll_take(cx).transpose() {
+            Some(taken) => Poll::Ready(taken),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for PendingTake<'_> {
+    fn drop(&mut self) {
+        let Some(number) = self.number else { return };
+        if self.arena.check().is_ok() {
+            let next = self.arena.state().wait_queue.leave(number);
+            next.into_iter().for_each(Waker::wake);
+        }
+    }
+}

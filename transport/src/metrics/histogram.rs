@@ -1,0 +1,167 @@
+//! A histogram without a lock: two relaxed additions a value. Its bounds are the caller's.
+
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The most bounds that a tally has, and one more place for what is beyond them.
+const PLACES: usize = 15;
+
+/// Payload bytes of a message.
+const BYTES: Bounds = Bounds {
+    of: &[0, 64, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 1 << 30],
+    per_unit: 1.0,
+};
+/// Nanoseconds that become seconds.
+const TIMES: Bounds = Bounds {
+    of: &[
+        3_000,
+        10_000,
+        30_000,
+        100_000,
+        300_000,
+        1_000_000,
+        3_000_000,
+        10_000_000,
+        30_000_000,
+        100_000_000,
+        300_000_000,
+        1_000_000_000,
+        3_000_000_000,
+        10_000_000_000,
+    ],
+    per_unit: 1e9,
+};
+
+/// The largest value of each bucket, ascending, and how many make one of the unit that is told. Dividing by a whole number
+/// gives the float next to the bound (0.0003); multiplying by 1e-9 does not (0.00030000000000000003).
+#[derive(Debug, PartialEq)]
+struct Bounds {
+    of: &'static [u64],
+    per_unit: f64,
+}
+
+/// Counts values by size.
+#[derive(Debug)]
+pub(crate) struct Histogram {
+    bounds: &'static Bounds,
+    counts: [AtomicU64; PLACES],
+    sum: AtomicU64,
+}
+
+/// What a tally held at one moment, or several held together.
+#[derive(Clone, Debug)]
+pub(crate) struct Tallied {
+    bounds: &'static Bounds,
+    counts: [u64; PLACES],
+    sum: u64,
+}
+
+impl Histogram {
+    /// Of payload bytes.
+    pub(crate) fn of_bytes() -> Self {
+        Self::new(&BYTES)
+    }
+
+    /// Of times.
+    pub(crate) fn of_times() -> Self {
+        Self::new(&TIMES)
+    }
+
+    fn new(bounds: &'static Bounds) -> Self {
+        Self { bounds, counts: Default::default(), sum: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn record(&self, value: u64) {
+        let place = self.bounds.of.partition_point(|bound| *bound < value);
+        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(value, Ordering::Relaxed);
+    }
+
+    pub(crate) fn record_time(&self, time: Duration) {
+        self.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn read(&self) -> Tallied {
+        let counts = std::array::from_fn(|place| self.counts[place].load(Ordering::Relaxed));
+        Tallied { bounds: self.bounds, counts, sum: self.sum.load(Ordering::Relaxed) }
+    }
+}
+
+impl Tallied {
+    /// How many values there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Their sum, as they were recorded.
+    pub(crate) fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// Their sum, in the unit that is told.
+    pub(crate) fn sum_told(&self) -> f64 {
+        self.sum as f64 / self.bounds.per_unit
+    }
+
+    /// Each bucket's upper bound, and how many values it holds itself. The last bound is infinite, and nothing less: the encoder
+    /// writes `+Inf`, without which a histogram is refused, for that value alone.
+    pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
+        let bounds = self.bounds.of.iter().map(|bound| *bound as f64 / self.bounds.per_unit);
+        bounds.chain([f64::INFINITY]).zip(self.counts).collect()
+    }
+}
+
+impl AddAssign<&Self> for Tallied {
+    /// Both have the same bounds.
+    fn add_assign(&mut self, other: &Self) {
+        debug_assert_eq!(self.bounds, other.bounds);
+        for (mine, theirs) in self.counts.iter_mut().zip(other.counts) {
+            *mine += theirs;
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_counted_in_the_first_bucket_that_holds_it() {
+        let histogram = Histogram::of_bytes();
+        for value in [0, 1, 64, 65, 1 << 30, u64::MAX >> 1] {
+            histogram.record(value);
+        }
+        let tallied = histogram.read();
+        let buckets = tallied.buckets();
+        assert_eq!(buckets[..3], [(0.0, 1), (64.0, 2), (512.0, 1)]);
+        assert_eq!(buckets[11..], [((1u64 << 30) as f64, 1), (f64::INFINITY, 1)]);
+        assert_eq!(tallied.count(), 6);
+    }
+
+    #[test]
+    fn every_bound_has_a_place_and_one_is_left() {
+        for Bounds { of, .. } in [BYTES, TIMES] {
+            assert!(of.len() < PLACES && of.is_sorted());
+        }
+    }
+
+    #[test]
+    fn a_bound_of_time_is_the_float_next_to_it() {
+        let bounds: Vec<_> =
+            Histogram::of_times().read().buckets().into_iter().map(|(bound, _)| bound).collect();
+        assert_eq!(bounds[..5], [0.000_003, 0.000_01, 0.000_03, 0.000_1, 0.000_3]);
+    }
+
+    #[test]
+    fn tallies_add_up() {
+        let (first, second) = (Histogram::of_times(), Histogram::of_times());
+        first.record_time(Duration::from_micros(2));
+        second.record_time(Duration::from_millis(2));
+        let mut both = first.read();
+        both += &second.read();
+        assert_eq!((both.count(), both.sum()), (2, 2_002_000));
+        assert!((both.sum_told() - 0.002_002).abs() < 1e-12);
+    }
+}

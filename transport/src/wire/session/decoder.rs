@@ -1,0 +1,258 @@
+//! What arrives, stream by stream: heads, records, and data for the right place.
+
+use std::time::Duration;
+
+use super::{Lanes, Session};
+use crate::error::Result;
+use crate::wire::chunks::{Chunk, Parts};
+use crate::wire::integrity::Check;
+use crate::wire::record::{self, DATA_LEN_MAX, Head, Transfer, corrupt};
+
+/// How far one stream was read.
+#[derive(Debug)]
+pub(super) struct Decoder {
+    pub(super) reading: Reading,
+    pub(super) check: Check,
+    /// The start of a head or of records whose rest has not come.
+    partial: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(super) enum Reading {
+    Head,
+    Records {
+        len: usize,
+        data: DataSource,
+    },
+    DataSource {
+        remaining: usize,
+        transfer: Transfer,
+    },
+    /// Data, where the connection has several streams, or of a put that is checked.
+    Chunk(Chunk),
+    /// A chunk whose message was not announced yet.
+    Parked(DataSource),
+    /// Nothing more comes here.
+    Ended,
+}
+
+/// The data that a head announced.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DataSource {
+    len: usize,
+    transfer: Transfer,
+    /// 0 where the connection has one stream.
+    offset: u64,
+}
+
+impl Decoder {
+    pub(super) fn new(checked: bool) -> Self {
+        Self { reading: Reading::Head, check: Check::new(checked), partial: Vec::new() }
+    }
+
+    /// One of the connection's streams, the main one or a lane.
+    pub(super) fn of<'a>(
+        main: &'a mut Self,
+        lanes: &'a mut Option<Box<Lanes>>,
+        stream: usize,
+    ) -> &'a mut Self {
+        match (stream, lanes) {
+            (1.., Some(lanes)) => &mut lanes.decoders[stream - 1],
+            _ => main,
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn decoder(&self, stream: usize) -> &Decoder {
+        match (stream, &self.lanes) {
+            (1.., Some(lanes)) => &lanes.decoders[stream - 1],
+            _ => &self.decoder,
+        }
+    }
+
+    pub(super) fn decoder_mut(&mut self, stream: usize) -> &mut Decoder {
+        Decoder::of(&mut self.decoder, &mut self.lanes, stream)
+    }
+
+    /// How many bytes may be read before the next must go to a target: as many as one likes where no data can come.
+    pub(crate) fn bytes_wanted(&self, stream: usize) -> usize {
+        let expect_data = || self.receives.expect_data() || self.one_sided.expect_data();
+        if stream == 0 && (!expect_data() || self.packets.is_some()) {
+            return usize::MAX;
+        }
+        self.needed(stream) - self.decoder(stream).partial.len()
+    }
+
+    /// The length of a packet's head.
+    pub(crate) fn head_len(&self) -> usize {
+        record::head_len(self.decoder.check.is_on(), self.lanes.is_some())
+    }
+
+    fn needed(&self, stream: usize) -> usize {
+        match self.decoder(stream).reading {
+            Reading::Head => self.head_len(),
+            Reading::Records { len, .. } => len,
+            Reading::DataSource { .. } | Reading::Chunk(_) | Reading::Parked(_) | Reading::Ended => 0,
+        }
+    }
+
+    /// Something came from the peer.
+    pub(crate) fn heard(&mut self, now: Duration) {
+        self.liveness.heard(now);
+    }
+
+    /// Bytes that arrived outside a target.
+    pub(crate) fn received(&mut self, stream: usize, mut bytes: &[u8]) -> Result<()> {
+        loop {
+            let remaining = match &self.decoder(stream).reading {
+                Reading::DataSource { remaining, .. } => Some(*remaining),
+                Reading::Chunk(chunk) => Some(chunk.remaining),
+                Reading::Parked(_) | Reading::Ended if bytes.is_empty() => return Ok(()),
+                Reading::Parked(_) | Reading::Ended => return Err(corrupt("bytes that nobody can read yet")),
+                Reading::Head | Reading::Records { .. } => None,
+            };
+            if let Some(remaining) = remaining {
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                let (data, rest) = bytes.split_at(remaining.min(bytes.len()));
+                self.copy_data(stream, data)?;
+                bytes = rest;
+                continue;
+            }
+            let needed = self.needed(stream);
+            let decoder = self.decoder_mut(stream);
+            if decoder.partial.is_empty() && bytes.len() >= needed {
+                let (item, rest) = bytes.split_at(needed);
+                self.item(stream, item)?;
+                bytes = rest;
+            } else {
+                let (more, rest) = bytes.split_at(bytes.len().min(needed - decoder.partial.len()));
+                decoder.partial.extend_from_slice(more);
+                bytes = rest;
+                let len = decoder.partial.len();
+                if len < needed {
+                    return self.unfinished.as_mut().map_or(Ok(()), |share| share.grown(len));
+                }
+                let item = std::mem::take(&mut decoder.partial);
+                // Records come by the main stream alone.
+                if let (0, Some(share)) = (stream, &mut self.unfinished) {
+                    share.finished();
+                }
+                self.item(stream, &item)?;
+            }
+            if bytes.is_empty() && self.needed(stream) > 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn item(&mut self, stream: usize, bytes: &[u8]) -> Result<()> {
+        match self.decoder(stream).reading {
+            Reading::Head => {
+                let is_striped = self.lanes.is_some();
+                let decoder = self.decoder_mut(stream);
+                decoder.check.head(bytes)?;
+                let Head { records_len, data_len, transfer } = Head::decode(bytes, DATA_LEN_MAX)?;
+                let offset = if is_striped { record::offset_of(bytes)? } else { 0 };
+                let data = DataSource { len: data_len, transfer, offset };
+                if stream > 0 && records_len > 0 {
+                    return Err(corrupt("records beside the main stream"));
+                }
+                decoder.reading = Reading::Records { len: records_len, data };
+                if records_len == 0 {
+                    self.records_are_over(stream, data)?;
+                }
+            }
+            Reading::Records { data, .. } => {
+                self.decoder.check.records(bytes, self.receives.next())?;
+                let mut records = bytes;
+                while !records.is_empty() {
+                    let record = record::take(&mut records)?;
+                    self.hear(record, records.len())?;
+                }
+                self.receives.batch_is_over();
+                self.records_are_over(stream, data)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn records_are_over(&mut self, stream: usize, data: DataSource) -> Result<()> {
+        let DataSource { len, transfer, .. } = data;
+        if len == 0 {
+            // A lane's head without data is its good-bye.
+            self.decoder_mut(stream).reading = if stream > 0 { Reading::Ended } else { Reading::Head };
+            return Ok(());
+        }
+        if self.lanes.is_some() {
+            return self.begin_chunk(stream, data);
+        }
+        if self.packets.is_some() {
+            return Err(corrupt(format!("{len} bytes of data in the stream of records")));
+        }
+        let expected = match transfer {
+            Transfer::Message(id) => self.receives.remaining(id),
+            Transfer::Get(_) | Transfer::Put(_) => self.one_sided.remaining(transfer),
+        };
+        if expected.is_none_or(|expected| expected < len as u64) {
+            return Err(corrupt(format!("{len} bytes of data that nobody expects ({transfer:?})")));
+        }
+        let (frame, offset) = match transfer {
+            Transfer::Message(id) => self.receives.position(id),
+            Transfer::Get(_) | Transfer::Put(_) => (0, self.one_sided.position(transfer)),
+        };
+        self.decoder.check.begin(frame, offset);
+        self.decoder.reading = match transfer {
+            Transfer::Put(_) if self.decoder.check.is_on() => {
+                Reading::Chunk(self.staged(Chunk::new(transfer, offset, len, Parts::new()))?)
+            }
+            _ => Reading::DataSource { remaining: len, transfer },
+        };
+        Ok(())
+    }
+
+    /// A chunk is about to be read, or waits on its lane for its message's announcement.
+    pub(super) fn begin_chunk(&mut self, stream: usize, data: DataSource) -> Result<()> {
+        let DataSource { len, transfer, offset } = data;
+        if stream > 0 && self.is_early(transfer) {
+            self.decoder_mut(stream).reading = Reading::Parked(data);
+            return Ok(());
+        }
+        let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
+        let mut chunk = Chunk::new(transfer, offset, len, parts);
+        if self.decoder.check.is_on() {
+            chunk = self.staged(chunk)?;
+        }
+        let decoder = self.decoder_mut(stream);
+        decoder.check.begin(frame, at);
+        decoder.reading = Reading::Chunk(chunk);
+        Ok(())
+    }
+
+    /// Whether a transfer that overtook the records is of a message that may still be announced.
+    pub(super) fn is_early(&self, transfer: Transfer) -> bool {
+        matches!(transfer, Transfer::Message(id) if !self.peer_closed && self.receives.may_come(id))
+    }
+
+    /// Hands out the parts of a chunk that is about to come, and where it belongs: the frame, and the offset in it.
+    pub(super) fn claim(
+        &mut self,
+        transfer: Transfer,
+        offset: u64,
+        len: usize,
+    ) -> Result<(Parts, (usize, u64))> {
+        Ok(match transfer {
+            Transfer::Message(id) => {
+                let parts = self.receives.claim(id, offset, len)?;
+                let is_checked = self.decoder.check.is_on();
+                (parts, if is_checked { self.receives.frame_at(id, offset) } else { (0, offset) })
+            }
+            Transfer::Get(_) | Transfer::Put(_) => {
+                (self.one_sided.claim(transfer, offset, len)?, (0, offset))
+            }
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! Data on its way into its place: where it goes, and what it was once it is there.
+
+use super::Session;
+use super::decoder::{Decoder, Reading};
+use crate::error::Result;
+use crate::memory::BufferMut;
+use crate::region::WriteLease;
+use crate::wire::chunks::Chunk;
+use crate::wire::integrity::Sum;
+use crate::wire::one_sided::Room;
+use crate::wire::record::{Transfer, corrupt};
+
+/// Where the next data goes.
+#[derive(Debug)]
+pub(crate) enum Target<'a> {
+    /// Into these buffers, in order, each taking so many bytes more.
+    Buffers(Vec<(&'a mut BufferMut, usize)>),
+    /// Into a region's range from this offset, or nowhere if it was revoked.
+    Region(&'a WriteLease, usize),
+}
+
+impl Session {
+    /// Where a stream's next data goes, how much of it, and where to add it up: `None` where something else comes next.
+    pub(crate) fn target(
+        &mut self,
+        stream: usize,
+        buffers_max: usize,
+    ) -> Option<(Target<'_>, usize, Sum<'_>)> {
+        let Self { decoder, lanes, receives, one_sided, .. } = self;
+        let Decoder { reading, check, .. } = Decoder::of(decoder, lanes, stream);
+        let sum = check.sum();
+        let (target, remaining) = match reading {
+            Reading::DataSource { remaining, transfer: Transfer::Message(id) } => {
+                let mut room = Vec::with_capacity(8);
+                receives.room(*id, &mut room, buffers_max);
+                (Target::Buffers(room), *remaining)
+            }
+            Reading::DataSource { remaining, transfer } => match one_sided.room(*transfer)? {
+                Room::Buffer(buffer, missing) => (Target::Buffers(vec![(buffer, missing)]), *remaining),
+                Room::Region(lease, at) => (Target::Region(lease, at), *remaining),
+            },
+            Reading::Chunk(chunk) => {
+                let (at, remaining) = (chunk.at(), chunk.remaining);
+                match chunk.transfer {
+                    Transfer::Put(id) if chunk.parts.is_empty() => {
+                        (Target::Region(one_sided.lease(id)?, at), remaining)
+                    }
+                    Transfer::Put(_) | Transfer::Message(_) | Transfer::Get(_) => {
+                        (Target::Buffers(chunk.room(buffers_max)), remaining)
+                    }
+                }
+            }
+            _ => return None,
+        };
+        Some((target, remaining, sum))
+    }
+
+    /// `len` bytes went into a stream's target, or, as it was `revoked`, nowhere. They were added up before.
+    pub(crate) fn landed(&mut self, stream: usize, len: usize, revoked: bool) -> Result<()> {
+        let decoder = Decoder::of(&mut self.decoder, &mut self.lanes, stream);
+        let (remaining, transfer) = match &mut decoder.reading {
+            Reading::DataSource { remaining, transfer } => (*remaining, *transfer),
+            Reading::Chunk(chunk) => {
+                chunk.advance(len, revoked);
+                if chunk.remaining > 0 {
+                    return Ok(());
+                }
+                decoder.check.end(chunk.transfer)?;
+                if let Reading::Chunk(chunk) = std::mem::replace(&mut decoder.reading, Reading::Head) {
+                    return self.chunk_is_right(chunk);
+                }
+                return Ok(());
+            }
+            _ => return Ok(()),
+        };
+        if remaining == len {
+            decoder.check.end(transfer)?;
+        }
+        decoder.reading = match remaining - len {
+            0 => Reading::Head,
+            remaining => Reading::DataSource { remaining, transfer },
+        };
+        match transfer {
+            Transfer::Message(id) => self.receives.landed(id, len as u64),
+            Transfer::Get(_) | Transfer::Put(_) => {
+                let waiting = self.records.len();
+                self.one_sided.landed(transfer, len as u64, revoked, &mut self.records);
+                self.answers += usize::from(self.records.len() > waiting);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a put's chunk memory of its own: its bytes go to the region once they are all here and right.
+    pub(super) fn staged(&mut self, mut chunk: Chunk) -> Result<Chunk> {
+        if let Transfer::Put(_) = chunk.transfer {
+            match self.receives.staging(chunk.len) {
+                Ok(staging) => chunk.parts.push((staging, chunk.len)),
+                Err(error) => {
+                    self.put_back(chunk);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// A chunk is all here, and passed its checksum.
+    pub(super) fn chunk_is_right(&mut self, mut chunk: Chunk) -> Result<()> {
+        if let Err(error) = self.write_to_region(&mut chunk) {
+            self.put_back(chunk);
+            return Err(error);
+        }
+        self.chunk_landed(chunk);
+        Ok(())
+    }
+
+    /// Writes the bytes of a put that are in memory of their own to where they belong, unless that was revoked.
+    fn write_to_region(&mut self, chunk: &mut Chunk) -> Result<()> {
+        let Transfer::Put(id) = chunk.transfer else { return Ok(()) };
+        let staged = std::mem::take(&mut chunk.parts);
+        let (Some(lease), Some((bytes, len))) = (self.one_sided.lease(id), staged.first()) else {
+            return Ok(());
+        };
+        let write = |region: &mut [u8]| bytes.copy_to(&mut region[..*len]);
+        chunk.revoked = lease.with(chunk.offset as usize, write).transpose()?.is_none();
+        self.one_sided.copied.add(*len as u64);
+        Ok(())
+    }
+
+    /// Data that was read together with what came before it: only a peer that breaks the protocol sends it so early that
+    /// this happens, or one whose credit was used before our own read began.
+    pub(super) fn copy_data(&mut self, stream: usize, mut data: &[u8]) -> Result<()> {
+        while !data.is_empty() {
+            let Some((target, _, mut sum)) = self.target(stream, 1) else {
+                return Err(corrupt("data out of turn"));
+            };
+            let (len, revoked) = match target {
+                Target::Buffers(mut buffers) => {
+                    let Some((buffer, missing)) = buffers.first_mut() else {
+                        return Err(corrupt("more data than its frames take"));
+                    };
+                    let len = data.len().min(*missing);
+                    buffer.extend_from_slice(&data[..len])?;
+                    sum.add(&data[..len]);
+                    (len, false)
+                }
+                Target::Region(lease, at) => {
+                    sum.add(data);
+                    let write = |bytes: &mut [u8]| bytes[..data.len()].copy_from_slice(data);
+                    (data.len(), lease.with(at, write).is_none())
+                }
+            };
+            self.one_sided.copied.add(len as u64);
+            self.landed(stream, len, revoked)?;
+            data = &data[len..];
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! What leaves before what, and what waits for it.
+
+use super::*;
+
+#[test]
+fn transfers_take_turns_beside_a_stream_that_is_not_due_for_them() {
+    let (mut a, mut b) = granted(false, 2 * PACKET_LEN + 1);
+    a.send(&[EAGER_LEN_MAX as usize, 3]);
+    ack_records(&mut a, &mut b);
+    let announced = b.end.announced.pop_front().expect("announced");
+    let destinations = announced.frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len + 3)));
+    let taken = b.end.accept(announced.id, destinations.collect());
+    b.received.push(Some((vec![true; 2], taken)));
+    ack_records(&mut a, &mut b);
+    assert!(a.end.session.has_packet() && !a.end.session.is_due(Urgency::Word));
+    assert!(!b.end.session.has_packet() && b.end.session.next_packet().is_none());
+    post_all(&mut a, &mut b);
+    let turn = |(head, bytes): &(Vec<u8>, Vec<u8>)| {
+        let transfer = Head::decode(head, PACKET_LEN).unwrap().transfer;
+        (transfer, record::offset_of(head).unwrap(), bytes.len())
+    };
+    let turns: Vec<_> = b.under_way.iter().map(turn).collect();
+    let (first, second) = (Transfer::Message(0), Transfer::Message(1));
+    assert_eq!(
+        turns,
+        [
+            (first, 0, PACKET_LEN),
+            (second, 0, EAGER_LEN_MAX as usize + 3),
+            (first, PACKET_LEN as u64, PACKET_LEN),
+            (first, 2 * PACKET_LEN as u64, 1),
+        ]
+    );
+    run_dry(&mut a, &mut b, &mut Seed(1));
+    b.check(&a, true);
+    a.check_sent(true);
+}
+
+#[test]
+fn a_word_that_overtakes_the_packet_it_is_on_waits_until_that_has_left() {
+    let (mut a, mut b) = granted(false, 2 * PACKET_LEN);
+    let writable = b.end.regions.expose_mut(BufferMut::zeroed(PACKET_LEN), Duration::MAX);
+    let frame = Buffer::from(bytes(PACKET_LEN));
+    let puts = [0, 1].map(|offset| {
+        let (from, put) = Operation::new(frame.slice(..PACKET_LEN - 1));
+        a.end.session.put(writable.remote(), offset, from);
+        put
+    });
+    ack_records(&mut a, &mut b);
+    let mut held: Vec<_> = std::iter::from_fn(|| a.end.session.next_packet()).collect();
+    b.under_way = held.iter().map(copied).collect();
+    // Of the message the first half is there, and the first put; the second one finds its region revoked.
+    for _ in 0..2 {
+        let (head, bytes) = b.under_way.remove(0);
+        let Came::Here(mut destination) = b.end.session.packet_came(&head, bytes.len()).unwrap() else {
+            panic!("it was granted")
+        };
+        fill(&mut destination, &bytes);
+        b.end.session.packet_landed(destination).unwrap();
+    }
+    drop(ready(writable.revoke()));
+    land_all(&mut a, &mut b);
+    let (_, sent, acked) = a.sent.pop().expect("it was sent");
+    assert!(sent.try_take().is_none() && acked.try_take().is_none(), "its memory is read still");
+    assert!(puts.iter().all(|put| put.try_take().is_none()), "theirs too");
+    while let Some(packet) = held.pop() {
+        a.end.session.packet_left(packet);
+    }
+    assert!(sent.try_take().expect("it has left").is_ok());
+    assert_eq!(acked.try_take().expect("it was said before").unwrap(), Delivery::Delivered);
+    let [done, refused] = puts.map(|put| put.try_take().expect("it was said before"));
+    assert!(done.is_ok());
+    let failed = refused.expect_err("revoked");
+    assert_eq!(failed.error.kind(), ErrorKind::Rejected);
+    drop(failed);
+    assert!(frame.try_into_mut().is_ok(), "nobody else has the memory");
+    b.received.clear();
+}
+
+/// Moves what has come to its place, and then records, and tells nobody that anything has left.
+fn land_all(from: &mut Post, to: &mut Post) {
+    let mut seed = Seed(1);
+    while to.act(from, 4, &mut seed).unwrap() || to.act(from, 5, &mut seed).unwrap() {}
+    ack_records(from, to);
+}
+
+#[test]
+fn a_get_is_answered_for_the_one_who_asks_before_its_packet_has_left() {
+    const GETS: usize = 1024;
+    let (mut a, mut b) = Post::pair(false);
+    let readable = a.end.regions.expose(bytes(100).into(), Duration::MAX);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let gets: Vec<_> = (0..GETS)
+            .map(|_| {
+                let (into, got) = Operation::new(BufferMut::with_capacity(100));
+                b.end.session.get(readable.remote(), 0, into);
+                got
+            })
+            .collect();
+        ack_records(&mut a, &mut b);
+        while let Some(packet) = a.end.session.next_packet() {
+            b.under_way.push(copied(&packet));
+            held.push(packet);
+        }
+        land_all(&mut a, &mut b);
+        for got in gets {
+            assert!(got.try_take().expect("answered").expect("well").as_slice().unwrap() == bytes(100));
+        }
+    }
+    assert_eq!(held.len(), 3 * GETS);
+    held.into_iter().for_each(|packet| a.end.session.packet_left(packet));
+    assert!(ready(readable.revoke()).try_into_mut().is_ok(), "nobody else has the memory");
+}
+
+#[test]
+fn a_good_bye_leaves_after_the_last_packet_and_counts_when_that_has_landed() {
+    let (mut a, mut b) = granted(true, 5 * PACKET_LEN);
+    let closed = a.close();
+    let packets: Vec<_> = std::iter::from_fn(|| a.end.session.next_packet()).collect();
+    assert_eq!(packets.len(), 5);
+    for packet in packets {
+        assert!(!a.end.session.is_due(Urgency::Word), "its memory is read still");
+        b.under_way.push(copied(&packet));
+        a.end.session.packet_left(packet);
+    }
+    ack_records(&mut a, &mut b);
+    assert!(a.end.session.may_end() && !a.end.session.is_over(), "it has left");
+    while let Some((head, bytes)) = b.under_way.pop() {
+        assert!(!b.end.session.may_end() && !b.end.session.is_due(Urgency::Word), "some are on their way");
+        let Came::Here(mut destination) = b.end.session.packet_came(&head, bytes.len()).unwrap() else {
+            panic!("it was announced")
+        };
+        fill(&mut destination, &bytes);
+        assert!(!b.end.session.may_end(), "one is destination");
+        b.end.session.packet_landed(destination).unwrap();
+    }
+    ack_records(&mut a, &mut b);
+    assert!(a.end.session.is_over() && b.end.session.is_over());
+    b.check(&a, true);
+    a.check_sent(true);
+    a.give_up(ErrorKind::Closed, &mut Seed(1));
+    assert!(closed.try_take().expect("closed").is_ok());
+}
+
+#[test]
+fn a_peer_that_closes_gets_its_answer_once_what_is_out_has_left() {
+    let (mut a, _) = granted(false, 3 * PACKET_LEN);
+    let packet = a.end.session.next_packet().expect("granted");
+    // One that waits for nothing says good-bye in its stead.
+    let mut b = Post::new(false);
+    drop(b.close());
+    b.end.write(&mut a.end.wire, usize::MAX);
+    while a.end.read(usize::MAX).unwrap() {}
+    assert!(!a.end.session.has_packet() && !a.end.session.is_due(Urgency::Word));
+    a.end.session.packet_left(packet);
+    assert!(a.end.session.is_due(Urgency::Now) && !a.end.session.is_over());
+    while a.end.write(&mut VecDeque::new(), usize::MAX) {}
+    assert!(a.end.session.is_over());
+}
+
+#[test]
+fn a_message_that_nobody_accepts_keeps_nobody_from_closing() {
+    let (mut a, mut b) = Post::pair(false);
+    a.send(&[2 * PACKET_LEN]);
+    drop(a.close());
+    ack_records(&mut a, &mut b);
+    assert!(!a.end.session.may_end(), "it waits for the word on its message");
+    drop(b.close());
+    ack_records(&mut a, &mut b);
+    assert!(a.end.session.is_over() && b.end.session.is_over());
+}
+
+#[test]
+fn a_region_revoked_amid_a_put_costs_the_put_alone() {
+    for landed_before in 0..3 {
+        let (mut a, mut b) = Post::pair(true);
+        let writable = b.end.regions.expose_mut(BufferMut::zeroed(3 * PACKET_LEN), Duration::MAX);
+        let (from, put) = Operation::new(Buffer::from(bytes(3 * PACKET_LEN)));
+        a.end.session.put(writable.remote(), 0, from);
+        ack_records(&mut a, &mut b);
+        assert_eq!(post_all(&mut a, &mut b), 3);
+        let mut seed = Seed(landed_before);
+        while b.act(&mut a, 4, &mut seed).unwrap() {}
+        for _ in 0..landed_before {
+            assert!(b.act(&mut a, 5, &mut seed).unwrap());
+        }
+        // Those that are here go nowhere: nobody else writes to a region, so it waits for none of them.
+        let written = ready(writable.revoke());
+        assert_eq!(written.as_slice().unwrap().iter().any(|byte| *byte != 0), landed_before > 0);
+        run_dry(&mut a, &mut b, &mut seed);
+        let failed = put.try_take().expect("it ends").expect_err("it was revoked");
+        assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Rejected, 3 * PACKET_LEN));
+        a.send(&[PACKET_LEN]);
+        run_dry(&mut a, &mut b, &mut seed);
+        assert_eq!(b.received.len(), 1, "the connection lives");
+        b.received.clear();
+        assert_eq!(b.pool.stats().in_use_bytes, 0);
+    }
+}
