@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
+use crate::backend::path::Path;
 use crate::error::{Error, ErrorKind};
-use crate::path::Path;
 
 const PEER: &str = "towline::peer";
 

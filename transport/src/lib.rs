@@ -61,60 +61,44 @@
 //! descriptor and poll by hand, without an async runtime. [`memory`] has the buffers, pools and places; [`Path`] tells why a connection
 //! goes the way it goes, [`Connection::explain`] what was expected of every way, and [`Connection::measure`] what this one does. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
 
-mod addr;
+mod address;
+mod api;
 pub mod backend;
-mod bind;
-pub mod blocking;
-mod caps;
-mod connection;
-mod dial;
-mod driver;
-mod endpoint;
-pub mod environment;
+mod connect;
 mod error;
-mod establish;
 mod events;
-mod explain;
 mod handshake;
-mod incoming;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals;
-mod listener;
-mod machine;
 pub mod memory;
-mod message;
 mod metrics;
-mod operation;
-mod path;
-mod process;
-mod reactor;
-mod region;
-mod resolve;
-mod spinning;
-mod waiting;
-mod wakeups;
+mod platform;
+mod progress;
+mod transfer;
 mod wire;
 
-pub use addr::{Address, Scheme};
+pub use address::{Address, Scheme};
+pub use api::blocking;
+pub use api::connection::{Connection, Receipt, Receiver, Sender, Stats};
+pub use api::endpoint::{BackendReport, BackendState, Builder, Endpoint};
+pub use api::explain::{Explained, Explanation, Measured, PeerCandidate, PeerView};
+pub use api::incoming::{Destination, Incoming};
+pub use api::listener::Listener;
+pub use api::wakeups::Wakeups;
 pub use backend::Inventory;
-pub use caps::Caps;
-pub use connection::{Connection, Receipt, Receiver, Sender, Stats};
-pub use endpoint::{BackendReport, BackendState, Builder, Endpoint};
+pub use backend::caps::Caps;
+pub use backend::path::{Candidate, CandidateState, Path};
 pub use error::{Error, ErrorKind, Failed, Result};
-pub use explain::{Explained, Explanation, Measured, PeerCandidate, PeerView};
 #[doc(hidden)] // For the command's own listener.
 pub use handshake::{Admission, Admitted, Source};
 pub use handshake::{Identity, Tls, TlsBuilder, Token};
-pub use incoming::{Destination, Incoming};
-pub use listener::Listener;
 pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
-pub use message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
 pub use metrics::Metrics;
-pub use path::{Candidate, CandidateState, Path};
-pub use region::{Region, RegionAccess, RemoteRegion};
-pub use waiting::Wait;
-pub use wakeups::Wakeups;
+pub use platform::environment;
+pub use progress::waiting::Wait;
+pub use transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
+pub use transfer::region::{Region, RegionAccess, RemoteRegion};
 
 /// The README's example is compiled and run as a test.
 #[cfg(doctest)]

@@ -7,9 +7,9 @@ use super::{
     Backend, Caps, Identity, Inventory, Link, LinkContext, LinkStats, Machine, Op, Opening, Prediction,
     Preference, Probe, Progress, Role, Source,
 };
-use crate::addr::Address;
-use crate::environment::Environment;
+use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::environment::Environment;
 
 /// Wraps a backend; the `n`-th call into it, or into any of its links, fails. Count `n` up until a run ends with
 /// [`fired`](Faults::fired) still false: then every call has failed once.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::Notify;
 
 use crate::error::{Error, Result};
-use crate::message::Announced;
+use crate::transfer::message::Announced;
 
 /// Announced messages, oldest first, and after them the link's end.
 #[derive(Debug, Default)]

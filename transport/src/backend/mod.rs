@@ -17,10 +17,13 @@
 //! # Ok::<(), towline::Error>(())
 //! ```
 
+pub(crate) mod caps;
 pub mod faulty;
 mod inbox;
+pub(crate) mod machine;
 pub mod mem;
 mod opened;
+pub(crate) mod path;
 pub mod shm;
 mod staging;
 mod streamed;
@@ -41,16 +44,16 @@ pub use inbox::Inbox;
 pub use opened::Opened;
 pub(crate) use staging::Staging;
 
-use crate::addr::Address;
-pub use crate::caps::Caps;
-use crate::environment::Environment;
+use crate::address::Address;
+pub use crate::backend::caps::Caps;
+pub use crate::backend::machine::{Machine, Speed};
 use crate::error::{Error, Result};
 pub use crate::handshake::{Control, Identity, Role};
-pub use crate::machine::{Machine, Speed};
 use crate::memory::{BounceArena, Buffer, BufferMut, Pool};
-pub use crate::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
-pub use crate::operation::{Completion, Done, Operation};
-pub use crate::region::{Regions, RemoteRegion};
+use crate::platform::environment::Environment;
+pub use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
+pub use crate::transfer::operation::{Completion, Done, Operation};
+pub use crate::transfer::region::{Regions, RemoteRegion};
 use crate::wire::unfinished::Unfinished;
 
 /// One transport technology on this machine.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::submitted::Submitted;
 use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, Small, Source};
-use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
+use crate::platform::environment::Environment;
 use crate::wire::count::Counts;
 use crate::wire::session::{Session, Target, Urgency};
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
-use crate::environment::{Environment, within};
+use crate::platform::environment::{Environment, within};
 
 /// How long a peer that has said nothing keeps its place while newcomers wait; twice that once it has said something.
 /// Evictions shorten it, down to [`PATIENCE_MIN`].

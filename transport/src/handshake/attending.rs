@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Control;
-use crate::environment::Environment;
 use crate::error::{Error, ErrorKind};
+use crate::platform::environment::Environment;
 use crate::wire::liveness::{Due, Liveness};
 
 const PING: u8 = 1;

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::tls::{Tls, TlsStream, secure_as_acceptor, secure_as_connector};
-use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::environment::Environment;
 use crate::wire::handshake::{BINDING_LEN, Role};
 
 /// The stream that a handshake ran on.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::environment::Environment;
-use crate::process::PerProcess;
+use crate::platform::environment::Environment;
+use crate::platform::process::PerProcess;
 use crate::wire::handshake::IDENTITY_LEN;
 
 /// One endpoint, as its peers see it.

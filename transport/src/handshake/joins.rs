@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 
 use super::refusal::Refusal;
 use super::{Control, Stream, answer, encoded, out_of_turn, receive, send};
-use crate::environment::{Environment, within};
+use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{BINDING_LEN, Join, JoinKey, Message, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 

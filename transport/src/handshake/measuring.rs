@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Stream, answer, cut_off, encoded, said, word};
-use crate::environment::{Environment, within};
+use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::Message;
 use crate::{Error, ErrorKind, Result};
 

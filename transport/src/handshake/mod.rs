@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::environment::{Environment, within};
+use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{
     BINDING_LEN, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX,
     VERSION_MIN, agree, decode, head,

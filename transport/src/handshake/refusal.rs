@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Stream;
-use crate::environment::{Environment, within};
+use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{MAGIC, Message, Role, excerpt};
 use crate::{Error, ErrorKind};
 

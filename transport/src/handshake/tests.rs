@@ -14,7 +14,7 @@ use std::time::Instant;
 use tokio::io::{DuplexStream, ReadBuf, duplex};
 
 use super::*;
-use crate::environment::Task;
+use crate::platform::environment::Task;
 
 #[derive(Debug)]
 struct World(Instant);

@@ -9,13 +9,13 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
 
 use crate::backend::Inbox;
-use crate::environment::Environment;
-use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{
     CRC32C, Caller, Control, Greeting, Identity, Offer, Proposal, Role, STREAMS, Terms, Token, answer,
     answer_with, greet_as_connector, greet_caller, propose, proposed,
 };
+use crate::platform::environment::Environment;
+use crate::platform::environment::clockwork::Clockwork;
 use crate::wire::handshake::{
     HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
 };

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use super::arena::Arena;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
-use crate::environment::Environment;
-use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::region::{Region, Regions, RemoteRegion};
+use crate::platform::environment::Environment;
+use crate::platform::environment::clockwork::Clockwork;
+use crate::transfer::region::{Region, Regions, RemoteRegion};
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
 use crate::wire::session::{Session, Target, Urgency};
 

@@ -28,7 +28,7 @@ use wait_queue::{PendingTake, WaitQueue};
 use super::segment::Segment;
 use super::{Access, Allocation, Buffer, BufferMut, Place, Source, huge};
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// What the first segment has, where the arena is that large: enough that few follow.
 const FIRST_SEGMENT_BYTES: usize = 64 << 20;

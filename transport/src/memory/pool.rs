@@ -14,7 +14,7 @@ use super::host::HostMemory;
 use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
 use super::{Access, Allocation, BufferMut, Place, available};
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// Recycles memory of one place, within a bound on what lies idle. Clones are the same pool.
 ///

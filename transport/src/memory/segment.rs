@@ -17,7 +17,7 @@ use rustix::process::{Resource, getrlimit};
 use super::host::unmap;
 use super::{AvailableMemory, available, huge};
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// What a peer relies on: the size stays, and nobody maps it writable from here on. That also forbids to punch holes.
 const SEALS: [(SealFlags, &str); 3] = [

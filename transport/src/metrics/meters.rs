@@ -9,8 +9,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
 use super::histogram::{Histogram, Tallied};
+use crate::api::connection::Stats;
 use crate::backend::Link;
-use crate::connection::Stats;
 use crate::error::ErrorKind;
 
 /// What one connection counts. Two relaxed additions a message and direction, and two a delivery.

@@ -3,7 +3,7 @@
 //! The copy is made in parts, so that whoever polls goes on between two of them; nothing else of the message moves meanwhile.
 
 use crate::memory::{Buffer, BufferMut, Place};
-use crate::message::Message;
+use crate::transfer::message::Message;
 use crate::wire::lending::{Lender, Scope};
 
 /// What one poll copies at most.

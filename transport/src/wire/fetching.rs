@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 
 use crate::error::{Error, Result};
 use crate::memory::BufferMut;
-use crate::message::{FRAMES_MAX, HEADER_LEN_MAX, Message};
+use crate::transfer::message::{FRAMES_MAX, HEADER_LEN_MAX, Message};
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
 

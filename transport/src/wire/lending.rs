@@ -10,7 +10,7 @@ use std::fmt::Debug;
 
 use crate::error::Result;
 use crate::memory::{Buffer, BufferMut, Place};
-use crate::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message};
+use crate::transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message};
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut};
-use crate::message::EAGER_LEN_MAX;
-use crate::operation::Operation;
-use crate::region::{Regions, RemoteRegion, WriteLease};
+use crate::transfer::message::EAGER_LEN_MAX;
+use crate::transfer::operation::Operation;
+use crate::transfer::region::{Regions, RemoteRegion, WriteLease};
 use crate::wire::chunks::{Chunk, Chunks, Parts};
 use crate::wire::count::Count;
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};

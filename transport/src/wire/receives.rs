@@ -9,8 +9,8 @@ use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Place, Pool, Shared, lines};
-use crate::message::{Announced, Arrival, Delivery, FrameInfo};
-use crate::operation::{Done, Operation};
+use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo};
+use crate::transfer::operation::{Done, Operation};
 use crate::wire::chunks::Chunks;
 use crate::wire::count::Count;
 use crate::wire::credit::{PREGRANT, WINDOW};

@@ -7,7 +7,7 @@ mod tests;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
-use crate::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, Table, check_limits};
+use crate::transfer::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, Table, check_limits};
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
 use crate::wire::lending::{LENT_FRAME_LEN, LENT_FRAMES_MAX, Scope};
 

@@ -5,9 +5,9 @@ use std::io::IoSlice;
 
 use crate::error::Error;
 use crate::memory::Buffer;
-use crate::message::Message;
-use crate::operation::Operation;
-use crate::region::ReadLease;
+use crate::transfer::message::Message;
+use crate::transfer::operation::Operation;
+use crate::transfer::region::ReadLease;
 use crate::wire::integrity;
 use crate::wire::record::{self, DATA_LEN_MAX, HEAD_LEN, Head, Transfer};
 

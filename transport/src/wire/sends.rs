@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
 use crate::memory::Place;
-use crate::message::{Delivery, EAGER_LEN_MAX, Message, Small};
-use crate::operation::{Done, Operation};
+use crate::transfer::message::{Delivery, EAGER_LEN_MAX, Message, Small};
+use crate::transfer::operation::{Done, Operation};
 use crate::wire::bounce_copy::{BOUNCED_AT_ONCE, BounceCopy};
 use crate::wire::count::Count;
 use crate::wire::credit::WINDOW;

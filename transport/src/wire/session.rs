@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::message::{Announced, Delivery, Message, Small};
-use crate::operation::{Done, Operation};
-use crate::region::{Regions, RemoteRegion};
+use crate::transfer::message::{Announced, Delivery, Message, Small};
+use crate::transfer::operation::{Done, Operation};
+use crate::transfer::region::{Regions, RemoteRegion};
 use crate::wire::count::{Count, Counts};
 use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;

@@ -13,12 +13,12 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::environment::{Environment, Task};
 use crate::error::{ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Place, Pool};
-use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, FrameInfo, Message};
-use crate::operation::{Completion, Done, Operation};
-use crate::region::Regions;
+use crate::platform::environment::{Environment, Task};
+use crate::transfer::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, FrameInfo, Message};
+use crate::transfer::operation::{Completion, Done, Operation};
+use crate::transfer::region::Regions;
 use crate::wire::credit::{PREGRANT, WINDOW};
 use crate::wire::record::{self, Head, Payload, Record, Transfer};
 use crate::wire::sends::JOINED_LEN;

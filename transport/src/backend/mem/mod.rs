@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::link::{Half, Pair};
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opened, Opening, Prediction, Probe, Role, Speed};
-use crate::addr::Address;
-use crate::environment::Environment;
+use crate::address::Address;
+use crate::backend::machine::gb_per_s;
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::gb_per_s;
-use crate::process::PerProcess;
+use crate::platform::environment::Environment;
+use crate::platform::process::PerProcess;
 
 /// The in-process backend.
 #[derive(Clone, Copy, Debug)]

@@ -26,9 +26,9 @@ use tokio::sync::{Notify, oneshot};
 
 use super::fetcher::CanaryAt;
 use crate::backend::{LinkContext, Role};
-use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::handshake::{Admission, AttachKey, Source};
+use crate::platform::environment::Environment;
 
 /// What a socket of a local socket is called, before its random part.
 const PREFIX: &[u8] = b"towline-";

@@ -20,7 +20,7 @@ use super::pipe;
 use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::memory::arena::borrowed::LeaseHandle;
 use crate::memory::{PeerSegment, Segment};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// Segments that one end has shown and not withdrawn.
 const SEGMENTS_MAX: usize = 256;

@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 
 use super::readers::{self, Wanted};
 use crate::backend::{Link, Progress};
-use crate::environment::{Environment, within};
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::environment::{Environment, within};
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
 
 /// What the probe copies, and how often in each way.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::environment::Environment;
 use crate::memory::arena::borrowed::LeaseHandle;
-use crate::process::PerProcess;
+use crate::platform::environment::Environment;
+use crate::platform::process::PerProcess;
 
 /// How long whoever waits for its memory may have to wait for us, who are in between.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);

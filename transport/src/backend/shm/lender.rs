@@ -14,12 +14,12 @@ use super::exporting::{Exports, Imports, Number};
 use super::forwarding::{Forwarded, keep_sweeping};
 use super::pipe;
 use super::table::{LEASES, Table};
-use crate::environment::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, FrameLease, lendable};
 use crate::memory::{BounceArena, Buffer, BufferMut, Place};
-use crate::process::{PerProcess, Process};
+use crate::platform::environment::Environment;
+use crate::platform::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, LentFrame};
 
 /// Bits of a lease's number that say which of the table it is; those above count its turns.

@@ -17,7 +17,7 @@ use crate::backend::streamed::{ByteStream, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, LinkContext, Opened, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
-use crate::reactor::register;
+use crate::platform::reactor::register;
 use crate::wire::count::Count;
 use crate::wire::session::{Session, Urgency};
 

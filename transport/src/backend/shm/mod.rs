@@ -23,10 +23,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use self::attach::LocalSocket;
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opening, Prediction, Probe, Role, Speed};
-use crate::addr::Address;
-use crate::environment::Environment;
+use crate::address::Address;
 use crate::error::Result;
 use crate::memory::Segment;
+use crate::platform::environment::Environment;
 
 /// The shared-memory backend.
 #[derive(Debug, Default)]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
 use std::time::Duration;
 
-use crate::process::PerProcess;
+use crate::platform::process::PerProcess;
 
 /// Threads of a process that read at once, or whose reads do not return.
 pub(super) const THREADS_MAX: usize = 8;

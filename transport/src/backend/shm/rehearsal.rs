@@ -14,9 +14,9 @@ use super::duplex::{self, Doorbell, segment_len};
 use super::lender::ArenaLender;
 use super::pipe;
 use super::table::Table;
-use crate::environment::clockwork::Clockwork;
 use crate::error::{Error, Result};
 use crate::memory::{Arena, BounceArena, Buffer, Place, Segment};
+use crate::platform::environment::clockwork::Clockwork;
 use crate::wire::lending::{LENT_FRAME_LEN, Lender, LentFrame};
 
 const RING_LEN: usize = 4096;

@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 use self::socket::Socket;
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opening, Prediction, Probe, Role};
-use crate::addr::Address;
-use crate::environment::Environment;
+use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::environment::Environment;
 
 /// The TCP backend.
 #[derive(Clone, Copy, Debug)]

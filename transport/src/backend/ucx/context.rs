@@ -15,7 +15,7 @@ use super::info::check_transports;
 use super::settings::name_for;
 use super::status;
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// What workers of one endpoint with the same settings share.
 pub(super) struct Context {

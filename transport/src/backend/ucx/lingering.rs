@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use super::engine::{CLOSE_TIME, Engine, SWEEP_EVERY};
-use crate::environment::Environment;
+use crate::platform::environment::Environment;
 
 #[derive(Debug)]
 pub(super) struct Lingering {

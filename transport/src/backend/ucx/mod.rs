@@ -30,11 +30,11 @@ use self::lingering::Lingering;
 use self::link::{PACKET_LEN, State, UcxByteStream};
 use super::streamed::Streamed;
 use super::{Backend, Caps, Identity, Inventory, LinkContext, Opened, Opening, Preference, Probe, Role};
-use crate::addr::Address;
-use crate::environment::{Environment, within};
+use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::AttachKey;
-use crate::process::Process;
+use crate::platform::environment::{Environment, within};
+use crate::platform::process::Process;
 use crate::wire::session::Session;
 
 /// How often an end that waits for the other looks, and how many times it looks at once before.

@@ -11,8 +11,8 @@ use tokio::io::{DuplexStream, duplex};
 
 use super::*;
 use crate::backend::Inbox;
-use crate::environment::Task;
-use crate::environment::clockwork::Clockwork;
+use crate::platform::environment::Task;
+use crate::platform::environment::clockwork::Clockwork;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::*;
-use crate::environment::Task;
+use crate::platform::environment::Task;
 
 /// Seeds of a run that was not asked for more.
 const SEEDS: u64 = 500;

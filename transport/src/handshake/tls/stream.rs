@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::{ALPN, Tls, words};
-use crate::environment::Environment;
 use crate::handshake::refusal::{self, Refusal};
+use crate::platform::environment::Environment;
 use crate::wire::handshake::BINDING_LEN;
 use crate::{Error, ErrorKind, Result};
 

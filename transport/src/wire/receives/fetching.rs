@@ -4,7 +4,7 @@
 use super::{Buffers, Filling, Receives, State, wanted};
 use crate::error::{Error, Result};
 use crate::memory::BufferMut;
-use crate::message::Delivery;
+use crate::transfer::message::Delivery;
 use crate::wire::fetching::{FETCHED_AT_ONCE, Fetcher, Part, PartEnd, Piece};
 use crate::wire::record::{Record, put};
 

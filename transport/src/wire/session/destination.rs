@@ -4,7 +4,7 @@ use super::Session;
 use super::decoder::{Decoder, Reading};
 use crate::error::Result;
 use crate::memory::BufferMut;
-use crate::region::WriteLease;
+use crate::transfer::region::WriteLease;
 use crate::wire::chunks::Chunk;
 use crate::wire::integrity::Sum;
 use crate::wire::one_sided::Room;

@@ -17,7 +17,7 @@ use crate::memory::arena::borrowed::{self, LeaseHandle};
 use crate::memory::arena::{FrameLease, lendable};
 use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
-use crate::process::Process;
+use crate::platform::process::Process;
 
 /// Counts leases that came back.
 struct Lease(Arc<AtomicUsize>);

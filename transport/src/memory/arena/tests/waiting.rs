@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::blocking;
+use crate::api::blocking;
 use crate::error::{ErrorKind, Result};
 use crate::memory::{Arena, BufferMut};
 

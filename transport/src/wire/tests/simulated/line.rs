@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use super::super::{End, HEARTBEAT, Landed, Seed};
-use crate::environment::{Environment, Task};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
-use crate::operation::{Completion, Done, Operation};
-use crate::region::{Region, Regions};
+use crate::platform::environment::{Environment, Task};
+use crate::transfer::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Message};
+use crate::transfer::operation::{Completion, Done, Operation};
+use crate::transfer::region::{Region, Regions};
 use crate::wire::lending::Lender;
 use crate::wire::lending::arena::Arena;
 use crate::wire::session::Session;

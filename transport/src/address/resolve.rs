@@ -1,0 +1,181 @@
+//! From a host to the socket addresses that it stands for.
+//!
+//! `getaddrinfo` cannot be cancelled. It runs in a thread of its own, which nobody waits for: neither a caller whose time is up, nor
+//! an endpoint that is dropped.
+
+use std::fmt::Write;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::address::Address;
+use crate::error::{Error, ErrorKind, Result};
+use crate::platform::environment::{Environment, within};
+use crate::platform::process::PerProcess;
+
+/// Names that a process resolves at once. A thread that waits for a dead name server holds its place until the system gives up.
+const LOOKUPS_MAX: usize = 32;
+/// How many addresses an error names.
+const NAMED_MAX: usize = 8;
+
+/// The socket addresses that the host of `address` stands for, each once, in the system's order; for every interface,
+/// `[::]` and then `0.0.0.0`. A name takes until `deadline` at most.
+///
+/// # Errors
+/// `Unavailable` for an unknown name or zone; `TimedOut`; `Invalid` for a link-local address without a zone.
+pub(crate) async fn resolve(
+    environment: &Arc<dyn Environment>,
+    address: &Address,
+    deadline: Duration,
+) -> Result<Vec<SocketAddr>> {
+    let port = address.port();
+    if matches!(address.host(), "" | "*") {
+        return Ok(vec![([0; 16], port).into(), ([0; 4], port).into()]);
+    }
+    if let Some(literal) = literal(address.host(), port) {
+        return literal.and_then(|at| zoned(at).map(|()| vec![at]));
+    }
+    let limit = deadline.saturating_sub(environment.now());
+    let (done, found) = oneshot::channel();
+    let (timer, host) = (environment.clone(), address.host().to_owned());
+    // Its timer is the driver's, whatever the caller's executor.
+    environment.spawn(Box::pin(async move {
+        let found = within(&*timer, deadline, look_up(host, port)).await;
+        // The caller may have given up.
+        let _ = done.send(found.unwrap_or_else(|| Err(late(limit))));
+    }));
+    let ended = |_| Error::new(ErrorKind::Closed, "the endpoint's driver ended");
+    found.await.map_err(ended)?
+}
+
+/// Whether `address` has a host that is an address, and so needs no name server.
+pub(crate) fn is_literal(address: &Address) -> bool {
+    literal(address.host(), address.port()).is_some()
+}
+
+/// What a host is that is an address.
+fn literal(host: &str, port: u16) -> Option<Result<SocketAddr>> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Some(Ok((ip, port).into()));
+    }
+    let (ip, zone) = host.split_once('%')?;
+    let ip = ip.parse::<Ipv6Addr>().ok()?;
+    Some(scope(zone).map(|scope| SocketAddrV6::new(ip, port, 0, scope).into()))
+}
+
+/// The index of an interface, by its name or as a number.
+fn scope(zone: &str) -> Result<u32> {
+    if let Ok(index) = zone.parse() {
+        return Ok(index);
+    }
+    let unknown = |error: rustix::io::Errno| {
+        let why = format!("no interface here is named {zone:?}: `ip link` lists them");
+        Error::new(ErrorKind::Unavailable, why).caused_by(io::Error::from(error))
+    };
+    // Any socket serves to ask by.
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.map_err(|error| Error::io(error.into()))?;
+    netdevice::name_to_index(socket, zone).map_err(unknown)
+}
+
+/// Refuses a link-local address that does not say of which interface it is; the kernel would call it an invalid argument.
+pub(crate) fn zoned(at: SocketAddr) -> Result<()> {
+    let SocketAddr::V6(v6) = at else { return Ok(()) };
+    if !v6.ip().is_unicast_link_local() || v6.scope_id() != 0 {
+        return Ok(());
+    }
+    let (ip, port) = (v6.ip(), v6.port());
+    let why = format!(
+        "a link-local IPv6 address means nothing without its interface: write it as a zone, as in [{ip}%eth0]:{port} (`ip link` lists \
+         the interfaces)"
+    );
+    Err(Error::new(ErrorKind::Invalid, why))
+}
+
+async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
+    static LOOKUPS: PerProcess<Arc<Semaphore>> = PerProcess::new(|| Arc::new(Semaphore::new(LOOKUPS_MAX)));
+    let place = LOOKUPS.get().clone().acquire_owned().await;
+    let (tell, told) = oneshot::channel();
+    let looking = move || {
+        let found = (&*host, port).to_socket_addrs().map(Vec::from_iter);
+        drop(place);
+        // Whoever asked may have given up.
+        let _ = tell.send(found);
+    };
+    std::thread::Builder::new().name("towline-resolver".into()).spawn(looking).map_err(Error::io)?;
+    let found = told.await.map_err(|_| Error::new(ErrorKind::Io, "the resolver of names panicked"))?;
+    let mut found = found.map_err(unknown)?;
+    let mut known = Vec::with_capacity(found.len());
+    found.retain(|at| {
+        !known.contains(at) && {
+            known.push(*at);
+            true
+        }
+    });
+    if found.is_empty() {
+        return Err(Error::new(ErrorKind::Unavailable, "the host's name has no address"));
+    }
+    Ok(found)
+}
+
+fn unknown(error: io::Error) -> Error {
+    if error.raw_os_error().is_some() {
+        // Not the name: the process has no descriptors left, or the like.
+        return Error::io(error);
+    }
+    let why = "the host's name does not resolve: check it, or write the host's address";
+    Error::new(ErrorKind::Unavailable, why).caused_by(error)
+}
+
+fn late(limit: Duration) -> Error {
+    let why = format!(
+        "the host's name was not resolved within {} s: check the name servers (/etc/resolv.conf), or write the host's address",
+        seconds(limit)
+    );
+    Error::new(ErrorKind::TimedOut, why)
+}
+
+/// To a tenth.
+pub(crate) fn seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
+/// What became of each address of a host, in the order of the attempts.
+#[derive(Debug, Default)]
+pub(crate) struct Fates(Vec<(SocketAddr, Error)>);
+
+impl Fates {
+    pub(crate) fn push(&mut self, at: SocketAddr, fate: Error) {
+        self.0.push((at, fate));
+    }
+
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = ErrorKind> {
+        self.0.iter().map(|(_, fate)| fate.kind())
+    }
+
+    /// All of them as one error of `kind`. An address is named unless `address` is that one.
+    pub(crate) fn into_error(mut self, kind: ErrorKind, address: &Address) -> Error {
+        match self.0.len() {
+            1 => {
+                let (at, fate) = self.0.remove(0);
+                if is_literal(address) { fate } else { fate.at(at) }
+            }
+            count => {
+                let mut detail = format!("none of {count} addresses served: ");
+                for (i, (at, fate)) in self.0.iter().take(NAMED_MAX).enumerate() {
+                    let between = if i == 0 { "" } else { "; " };
+                    // Writing to a string does not fail.
+                    let _ = write!(detail, "{between}{at}: {fate}");
+                }
+                if count > NAMED_MAX {
+                    let _ = write!(detail, "; and {} more", count - NAMED_MAX);
+                }
+                Error::new(kind, detail)
+            }
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! The same endpoints and connections for plain threads: a call that waits takes its thread.
+//!
+//! Each type here is a thin handle to its namesake in the crate's root, and turns into it and back (`From`, `as_async`).
+//! A waiting thread moves the link itself and then sleeps on the link's own descriptor, so no other thread is in the way. For
+//! that, each thread that waits keeps a small runtime of its own (three descriptors) until it ends.
+//!
+//! ```
+//! use std::thread;
+//! use std::time::Duration;
+//! use towline::{Buffer, Message, blocking::Endpoint};
+//!
+//! let endpoint = Endpoint::new()?;
+//! let listener = endpoint.listen(&"mem://".parse()?)?;
+//! let address = listener.address().clone();
+//!
+//! let worker = thread::spawn(move || -> towline::Result<u64> {
+//!     let connection = listener.accept()?.with_deadline(Duration::from_secs(10));
+//!     let message = connection.recv()?;
+//!     connection.deliver(Message::new("thanks"))?;
+//!     Ok(message.payload_len())
+//! });
+//!
+//! let connection = endpoint.connect(&address)?;
+//! connection.deliver(Message::new("numbers").with_frame(Buffer::from(vec![7; 4096])))?;
+//! assert_eq!(&connection.recv()?.header()[..], b"thanks");
+//! assert_eq!(worker.join().expect("it does not panic")?, 4096);
+//! # Ok::<(), towline::Error>(())
+//! ```
+//!
+//! # Deadlines
+//!
+//! `with_deadline` bounds every waiting call of a handle, and of what it makes. A call that passes it fails with `TimedOut`,
+//! and its operation is detached, like that of a dropped future: a message still leaves, a `get` still fills its buffer, and
+//! the memory is then freed, which is why [`Failed`] returns an [`Option`] here. What was not received stays to be received.
+//!
+//! # Inside an async runtime
+//!
+//! A thread of an async runtime must not be taken: every waiting call there fails with `Invalid`, and gives its memory back.
+//! Await the same call of the type that `as_async` gives. On tokio's blocking threads (`spawn_blocking`), where waiting is
+//! fine, `Handle::current().block_on` does it.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use crate::address::Address;
+use crate::api::connection::{self, Stats};
+use crate::api::endpoint;
+use crate::api::explain::Explanation;
+use crate::api::incoming::{self, Destination};
+use crate::api::listener;
+use crate::backend::path::Path;
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::handshake::Identity;
+use crate::memory::{self, Buffer, BufferMut, Pool};
+use crate::platform::process::Own;
+use crate::transfer::message::{FrameInfo, Message};
+use crate::transfer::region::{Region, RemoteRegion};
+
+#[cfg(test)]
+mod tests;
+
+/// A process's front handshake. See [`towline::Endpoint`](crate::Endpoint), whose builder also makes this one: it is `From` it.
+///
+/// ```
+/// use towline::{Message, Wait, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::from(towline::Endpoint::builder().wait(Wait::Sleep).build()?);
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?)?;
+/// let connection = endpoint.connect(listener.address())?;
+/// connection.send(Message::new("hello"))?;
+/// assert_eq!(listener.accept()?.recv()?.header(), "hello");
+/// endpoint.close()?;
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Endpoint(endpoint::Endpoint);
+
+/// Where peers arrive. See [`towline::Listener`](crate::Listener).
+///
+/// ```
+/// use std::thread;
+/// use towline::{Message, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?)?;
+/// let address = listener.address().clone(); // with the port that it was given
+///
+/// // An echo server: one thread for each peer.
+/// thread::spawn(move || {
+///     while let Ok(connection) = listener.accept() {
+///         thread::spawn(move || {
+///             while let Ok(message) = connection.recv() {
+///                 if connection.send(message).is_err() {
+///                     return;
+///                 }
+///             }
+///         });
+///     }
+/// });
+///
+/// let connection = endpoint.connect(&address)?;
+/// connection.send(Message::new("echo"))?;
+/// assert_eq!(connection.recv()?.header(), "echo");
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Listener {
+    listener: listener::Listener,
+    deadline: Option<Duration>,
+}
+
+/// The link to one peer. See [`towline::Connection`](crate::Connection).
+///
+/// Clones are handles to the same connection, each with its own deadline: one thread may send while another receives.
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::{Buffer, ErrorKind, Message, blocking::Endpoint};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"mem://".parse()?)?;
+/// let near = endpoint.connect(listener.address())?;
+/// let far = listener.accept()?; // usually in another process
+///
+/// near.send(Message::new("numbers").with_frame(Buffer::from(vec![7; 4096])))?;
+/// assert_eq!(far.recv()?.payload_len(), 4096);
+///
+/// let impatient = far.clone().with_deadline(Duration::from_millis(1));
+/// assert_eq!(impatient.recv().unwrap_err().kind(), ErrorKind::TimedOut);
+///
+/// near.send(Message::new("the last one"))?;
+/// near.close()?;
+/// assert_eq!(far.recv()?.header(), "the last one");
+/// assert_eq!(far.recv().unwrap_err().kind(), ErrorKind::Closed);
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Connection {
+    connection: connection::Connection,
+    deadline: Option<Duration>,
+}
+
+/// The receiver's word on one sent message. See [`towline::Receipt`](crate::Receipt).
+///
+/// ```
+/// # use towline::blocking::Endpoint;
+/// use towline::Message;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?)?;
+/// # let near = endpoint.connect(listener.address())?;
+/// # let far = listener.accept()?;
+/// let receipts = [near.send(Message::new("one"))?, near.send(Message::new("two"))?];
+/// far.recv()?; // usually in another process
+/// far.recv()?;
+/// for receipt in receipts {
+///     receipt.delivered()?;
+/// }
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Receipt {
+    receipt: connection::Receipt,
+    deadline: Option<Duration>,
+}
+
+/// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on. See
+/// [`towline::Incoming`](crate::Incoming).
+///
+/// ```
+/// # use towline::blocking::Endpoint;
+/// use towline::{Buffer, BufferMut, ErrorKind, Destination, Message};
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?)?;
+/// # let near = endpoint.connect(listener.address())?;
+/// # let far = listener.accept()?;
+/// let receipt = near.send(Message::new("tensor").with_frame(Buffer::from(vec![1; 4096])))?;
+/// let incoming = far.incoming()?;
+/// let buffer = BufferMut::with_alignment(incoming.frames()[0].len.min(1 << 20), 4096)?;
+/// let message = incoming.accept_into(vec![Destination::Buffer(buffer)])?;
+/// assert!(message.frames()[0].as_ptr().addr().is_multiple_of(4096));
+/// receipt.delivered()?;
+///
+/// let receipt = near.send(Message::new("not wanted"))?;
+/// far.incoming()?.reject();
+/// assert_eq!(receipt.delivered().unwrap_err().kind(), ErrorKind::Rejected);
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Incoming {
+    incoming: incoming::Incoming,
+    deadline: Option<Duration>,
+}
+
+/// Host memory that trusted processes of this host may map. See [`towline::Arena`](crate::Arena).
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::blocking::Arena;
+///
+/// let arena = Arena::from(towline::Arena::new(1 << 20)?);
+/// // Waits for a second until others have dropped enough.
+/// let mut buffer = arena.take_within(100_000, Duration::from_secs(1))?;
+/// buffer.extend_from_slice(b"towline")?;
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Arena(memory::Arena);
+
+impl Endpoint {
+    /// See [`Endpoint::new`](crate::Endpoint::new).
+    pub fn new() -> Result<Self> {
+        endpoint::Endpoint::new().map(Self)
+    }
+
+    /// The pool that what arrives lands in, and that what is to be sent may be taken from.
+    pub fn pool(&self) -> &Pool {
+        self.0.pool()
+    }
+
+    /// See [`Endpoint::listen`](crate::Endpoint::listen).
+    pub fn listen(&self, address: &Address) -> Result<Listener> {
+        wait(None, self.0.listen(address))
+            .and_then(|listened| listened)
+            .map(Listener::from)
+            .map_err(|error| error.during("listen").on(address))
+    }
+
+    /// See [`Endpoint::connect`](crate::Endpoint::connect). The endpoint's connect time and handshake time bound it.
+    pub fn connect(&self, address: &Address) -> Result<Connection> {
+        wait(None, self.0.connect(address))
+            .and_then(|connected| connected)
+            .map(Connection::from)
+            .map_err(|error| error.during("connect").on(address))
+    }
+
+    /// See [`Endpoint::close`](crate::Endpoint::close).
+    ///
+    /// # Errors
+    /// `Invalid` inside an async runtime; nothing is closed then.
+    pub fn close(&self) -> Result<()> {
+        wait(None, self.0.close()).map_err(|error| error.during("close"))
+    }
+
+    /// The same endpoint, to be awaited.
+    pub fn as_async(&self) -> &crate::Endpoint {
+        &self.0
+    }
+}
+
+impl From<crate::Endpoint> for Endpoint {
+    fn from(endpoint: crate::Endpoint) -> Self {
+        Self(endpoint)
+    }
+}
+
+impl Listener {
+    /// Bounds every `accept` from now on. It says nothing about the connections.
+    #[must_use]
+    pub fn with_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
+        Self { deadline: deadline.into(), ..self }
+    }
+
+    /// Where it listens, with the port or name it was given.
+    pub fn address(&self) -> &Address {
+        self.listener.address()
+    }
+
+    /// See [`Listener::accept`](crate::Listener::accept). After `TimedOut`, the next call gets the peer.
+    pub fn accept(&self) -> Result<Connection> {
+        wait(self.deadline, self.listener.accept())
+            .and_then(|accepted| accepted)
+            .map(Connection::from)
+            .map_err(|error| error.during("accept").on(self.address()))
+    }
+
+    /// The same listener, to be awaited.
+    pub fn as_async(&self) -> &crate::Listener {
+        &self.listener
+    }
+}
+
+impl From<crate::Listener> for Listener {
+    fn from(listener: crate::Listener) -> Self {
+        Self { listener, deadline: None }
+    }
+}
+
+impl Connection {
+    /// Bounds every waiting call of this handle, and of the receipts and incoming messages it makes, from now on.
+    #[must_use]
+    pub fn with_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
+        Self { deadline: deadline.into(), ..self }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Identity {
+        self.connection.peer()
+    }
+
+    /// What carries the bytes, and why.
+    pub fn path(&self) -> &Path {
+        self.connection.path()
+    }
+
+    /// What it counted so far.
+    pub fn stats(&self) -> Stats {
+        self.connection.stats()
+    }
+
+    /// See [`Connection::explain`](crate::Connection::explain).
+    ///
+    /// # Errors
+    /// `Invalid` inside an async runtime, `TimedOut` after the deadline.
+    pub fn explain(&self) -> Result<Explanation> {
+        self.wait("explain", async { Ok(self.connection.explain().await) })
+    }
+
+    /// See [`Connection::measure`](crate::Connection::measure).
+    pub fn measure(&self) -> Result<Explanation> {
+        self.wait("measure", self.connection.measure())
+    }
+
+    /// See [`Connection::be_measured`](crate::Connection::be_measured).
+    pub fn be_measured(&self) -> Result<()> {
+        self.wait("be measured", self.connection.be_measured())
+    }
+
+    /// See [`Connection::send`](crate::Connection::send).
+    pub fn send(&self, message: Message) -> Result<Receipt, Failed<Option<Message>>> {
+        let receipt =
+            self.give(message, "send", async |message| self.connection.send_alone(message).await)?;
+        Ok(Receipt { receipt, deadline: self.deadline })
+    }
+
+    /// See [`Connection::deliver`](crate::Connection::deliver).
+    pub fn deliver(&self, message: Message) -> Result<()> {
+        self.wait("send", self.connection.deliver(message))
+    }
+
+    /// See [`Connection::recv`](crate::Connection::recv).
+    pub fn recv(&self) -> Result<Message> {
+        self.wait("recv", self.connection.recv())
+    }
+
+    /// See [`Connection::recv_into`](crate::Connection::recv_into).
+    pub fn recv_into(&self, buffer: BufferMut) -> Result<Message, Failed<Option<BufferMut>>> {
+        self.give(buffer, "recv", async |buffer| self.connection.recv_into(buffer).await)
+    }
+
+    /// See [`Connection::incoming`](crate::Connection::incoming).
+    pub fn incoming(&self) -> Result<Incoming> {
+        let incoming = self.wait("recv", self.connection.incoming())?;
+        Ok(Incoming { incoming, deadline: self.deadline })
+    }
+
+    /// See [`Connection::expose`](crate::Connection::expose).
+    pub fn expose(&self, buffer: Buffer, lifetime: Duration) -> Result<Region<Buffer>, Failed<Buffer>> {
+        self.connection.expose(buffer, lifetime)
+    }
+
+    /// See [`Connection::expose_mut`](crate::Connection::expose_mut).
+    pub fn expose_mut(
+        &self,
+        buffer: BufferMut,
+        lifetime: Duration,
+    ) -> Result<Region<BufferMut>, Failed<BufferMut>> {
+        self.connection.expose_mut(buffer, lifetime)
+    }
+
+    /// See [`Region::revoke`].
+    ///
+    /// # Errors
+    /// `TimedOut` if the peer's access outlasts the deadline: the region is revoked, and its memory freed once nobody uses it.
+    pub fn revoke<M: Default>(&self, region: Region<M>) -> Result<M, Failed<Option<Region<M>>>> {
+        self.give(region, "revoke", async |region| Ok(region.revoke().await))
+    }
+
+    /// See [`Connection::get`](crate::Connection::get).
+    pub fn get(
+        &self,
+        region: &RemoteRegion,
+        offset: u64,
+        into: BufferMut,
+    ) -> Result<BufferMut, Failed<Option<BufferMut>>> {
+        self.give(into, "get", async |into| self.connection.get(region, offset, into).await)
+    }
+
+    /// See [`Connection::put`](crate::Connection::put).
+    pub fn put(
+        &self,
+        region: &RemoteRegion,
+        offset: u64,
+        from: Buffer,
+    ) -> Result<(), Failed<Option<Buffer>>> {
+        self.give(from, "put", async |from| self.connection.put(region, offset, from).await)
+    }
+
+    /// See [`Connection::close`](crate::Connection::close).
+    pub fn close(&self) -> Result<()> {
+        self.wait("close", self.connection.close())
+    }
+
+    /// See [`Connection::abort`](crate::Connection::abort). Never waits.
+    pub fn abort(&self) {
+        self.connection.abort();
+    }
+
+    /// The same connection, to be awaited.
+    pub fn as_async(&self) -> &crate::Connection {
+        &self.connection
+    }
+
+    fn wait<T>(&self, doing: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        wait(self.deadline, work).and_then(|done| done).map_err(|error| self.placed(error, doing))
+    }
+
+    fn give<M, T>(
+        &self,
+        memory: M,
+        doing: &'static str,
+        work: impl AsyncFnOnce(M) -> Result<T, Failed<M>>,
+    ) -> Result<T, Failed<Option<M>>> {
+        wait_with(self.deadline, memory, work)
+            .map_err(|failed| Failed { error: self.placed(failed.error, doing), returned: failed.returned })
+    }
+
+    fn placed(&self, error: Error, doing: &'static str) -> Error {
+        self.connection.core().placed(error, doing)
+    }
+}
+
+impl From<crate::Connection> for Connection {
+    fn from(connection: crate::Connection) -> Self {
+        Self { connection, deadline: None }
+    }
+}
+
+impl Receipt {
+    /// See [`Receipt::delivered`](crate::Receipt::delivered).
+    pub fn delivered(self) -> Result<()> {
+        wait(self.deadline, self.receipt.delivered()).and_then(|acked| acked)
+    }
+
+    /// The same receipt, to be awaited.
+    pub fn into_async(self) -> crate::Receipt {
+        self.receipt
+    }
+}
+
+impl Incoming {
+    /// The header.
+    pub fn header(&self) -> &Bytes {
+        self.incoming.header()
+    }
+
+    /// The frame table: each frame's length, and where its sender has it.
+    pub fn frames(&self) -> &[FrameInfo] {
+        self.incoming.frames()
+    }
+
+    /// All frames' bytes together.
+    pub fn payload_len(&self) -> u64 {
+        self.incoming.payload_len()
+    }
+
+    /// See [`Incoming::accept`](crate::Incoming::accept). After `TimedOut` the message is taken, and forgotten.
+    pub fn accept(self) -> Result<Message> {
+        wait(self.deadline, self.incoming.accept()).and_then(|message| message)
+    }
+
+    /// See [`Incoming::accept_into`](crate::Incoming::accept_into). After `TimedOut` the message is taken, and forgotten.
+    pub fn accept_into(
+        self,
+        destinations: Vec<Destination>,
+    ) -> Result<Message, Failed<Option<Vec<Destination>>>> {
+        wait_with(self.deadline, destinations, async |destinations| {
+            self.incoming.accept_into(destinations).await
+        })
+    }
+
+    /// Tells the sender that it is not wanted.
+    pub fn reject(self) {}
+
+    /// The same message, to be awaited.
+    pub fn into_async(self) -> crate::Incoming {
+        self.incoming
+    }
+}
+
+impl Arena {
+    /// See [`Arena::take_within`](crate::Arena::take_within).
+    pub fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
+        wait(None, self.0.take_within(len, limit)).and_then(|taken| taken)
+    }
+
+    /// The same arena, to be awaited, and for what does not wait.
+    pub fn as_async(&self) -> &memory::Arena {
+        &self.0
+    }
+}
+
+impl From<memory::Arena> for Arena {
+    fn from(arena: memory::Arena) -> Self {
+        Self(arena)
+    }
+}
+
+thread_local! {
+    /// Moves nothing by itself: it lends a waiting thread a reactor to sleep on.
+    static RUNTIME: RefCell<Option<Own<Runtime>>> = const { RefCell::new(None) };
+}
+
+/// Takes the thread until `work` ends, or `deadline` has passed, which drops it.
+fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<T> {
+    if Handle::try_current().is_ok() {
+        let why = "a blocking call would stop the async runtime of this thread: await the async API instead";
+        return Err(Error::new(ErrorKind::Invalid, why));
+    }
+    let waited = RUNTIME.try_with(|runtime| {
+        let mut runtime = runtime.borrow_mut();
+        // A fork's copy shares its reactor with the parent.
+        let runtime = match runtime.take_if(|known| known.process().is_this()) {
+            Some(known) => runtime.insert(known),
+            None => {
+                let made = Builder::new_current_thread().enable_all().build().map_err(Error::io)?;
+                runtime.insert(Own::new(made))
+            }
+        };
+        match deadline {
+            None => Ok(runtime.block_on(work)),
+            Some(deadline) => runtime
+                .block_on(async { tokio::time::timeout(deadline, work).await })
+                .map_err(|_| late(deadline)),
+        }
+    });
+    waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Invalid, "this thread has ended")))
+}
+
+fn late(deadline: Duration) -> Error {
+    Error::new(ErrorKind::TimedOut, format!("not done within {} s", deadline.as_secs_f64()))
+}
+
+/// Like [`wait`], for `work` that owns `memory`: it comes back unless the work goes on without its caller.
+fn wait_with<M, T>(
+    deadline: Option<Duration>,
+    memory: M,
+    work: impl AsyncFnOnce(M) -> Result<T, Failed<M>>,
+) -> Result<T, Failed<Option<M>>> {
+    let mut unused = Some(memory);
+    let begin = async {
+        match unused.take() {
+            Some(memory) => work(memory).await,
+            None => unreachable!("a future is run once"),
+        }
+    };
+    match wait(deadline, begin) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(failed)) => Err(Failed { error: failed.error, returned: Some(failed.returned) }),
+        Err(error) => Err(Failed { error, returned: unused }),
+    }
+}

@@ -1,0 +1,482 @@
+//! This process's front handshake: opens backends, listens, connects, chooses, drives.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::Instrument;
+
+use crate::address::resolve::resolve;
+use crate::address::{Address, Scheme};
+use crate::api::connection::Connection;
+use crate::api::listener::{self, Listener};
+use crate::backend::caps::Caps;
+use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
+use crate::connect::dial::dial;
+use crate::connect::establish::{CredentialSet, Credentials, Establisher, ProbeResults};
+use crate::error::{Error, ErrorKind, Result};
+use crate::handshake::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
+use crate::memory::{AvailableMemory, BounceArena, Place, Pool};
+use crate::metrics::Metrics;
+use crate::platform::environment::{Environment, System};
+use crate::platform::process::Own;
+use crate::progress::driver::Driver;
+use crate::progress::waiting::Wait;
+use crate::wire::unfinished::Unfinished;
+
+/// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
+const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
+/// What its bounce arena may have, where nothing else was asked for, in bytes.
+const BOUNCE_ARENA_BYTES_MAX: usize = 512 << 20;
+/// Each of them, and records whose rest has not come, take no more than one of so many parts of the process's memory.
+const PARTS: u64 = 8;
+
+/// Unauthenticated peers of a listener, where nothing else was asked for.
+const UNAUTHENTICATED_MAX: usize = 256;
+/// Peers of an endpoint that have authenticated, and whose connection is not open yet.
+const HALF_OPEN_MAX: usize = 128;
+
+/// A process's front handshake. Clones are handles to the same endpoint.
+///
+/// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
+/// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use towline::{Endpoint, Message};
+///
+/// let endpoint = Endpoint::new()?;
+/// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?).await?;
+///
+/// let connection = endpoint.connect(listener.address()).await?;
+/// connection.send(Message::new("hello")).await?;
+///
+/// let peer = listener.accept().await?;
+/// assert_eq!(peer.recv().await?.header(), "hello");
+/// endpoint.close().await; // what was sent leaves first
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    establisher: Own<Arc<Establisher>>,
+    connect_time: Duration,
+    insecure: bool,
+    unauthenticated_max: usize,
+}
+
+/// Acknowledges what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
+///
+/// ```
+/// use std::time::Duration;
+/// use towline::{Endpoint, Token, Wait};
+///
+/// let endpoint = Endpoint::builder()
+///     .token(Token::from_bytes("a secret that every peer knows")?)
+///     .wait(Wait::Sleep)
+///     .connect_time(Duration::from_secs(2))
+///     .build()?;
+/// # drop(endpoint);
+/// # Ok::<(), towline::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    environment: Option<Arc<dyn Environment>>,
+    backends: Vec<Arc<dyn Backend>>,
+    pools: HashMap<Place, Pool>,
+    bounce_arena_bytes_max: Option<usize>,
+    token: Option<Token>,
+    trusts_user: bool,
+    tls: Option<Tls>,
+    insecure: bool,
+    wait: Wait,
+    heartbeat: Duration,
+    linger: Duration,
+    handshake_time: Duration,
+    connect_time: Duration,
+    unauthenticated_max: usize,
+}
+
+/// One backend, as [`Endpoint::backends`] tells of it.
+#[derive(Clone, Debug)]
+pub struct BackendReport {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether it works here.
+    pub state: BackendState,
+}
+
+/// Whether a backend works on this machine.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum BackendState {
+    /// It works.
+    Ready {
+        /// The version of the library behind it, if there is one.
+        version: Option<String>,
+        /// What it can do here.
+        caps: Caps,
+    },
+    /// It does not work.
+    Unavailable {
+        /// Why not.
+        reason: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// A later version will have it.
+    Planned,
+}
+
+impl Endpoint {
+    /// An endpoint with every backend of this build, and the defaults of [`Builder`].
+    ///
+    /// # Errors
+    /// `Io` if the driver thread cannot be started.
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// The settings of an endpoint to be.
+    pub fn builder() -> Builder {
+        Builder {
+            environment: None,
+            backends: backend::all(),
+            pools: HashMap::new(),
+            bounce_arena_bytes_max: None,
+            token: None,
+            trusts_user: false,
+            tls: None,
+            insecure: false,
+            wait: Wait::default(),
+            heartbeat: Duration::from_secs(3),
+            linger: Duration::from_secs(5),
+            handshake_time: HANDSHAKE_TIME,
+            connect_time: Duration::from_secs(5),
+            unauthenticated_max: UNAUTHENTICATED_MAX,
+        }
+    }
+
+    /// Who this endpoint is, as its peers see it.
+    pub fn identity(&self) -> &Identity {
+        &self.establisher.identity
+    }
+
+    /// Where its clock, timers and background tasks come from. What a library built on the endpoint runs there needs no runtime
+    /// of a caller, and does not end with one.
+    pub fn environment(&self) -> &Arc<dyn Environment> {
+        &self.establisher.environment
+    }
+
+    /// The pool that what arrives lands in, where the receiver names no memory.
+    pub fn pool(&self) -> &Pool {
+        &self.establisher.pools[&Place::Host]
+    }
+
+    /// What this endpoint counts, for Prometheus.
+    pub fn metrics(&self) -> Metrics {
+        let Establisher { driver, pools, .. } = &**self.establisher;
+        Metrics { meters: driver.meters.clone(), pools: pools.clone(), process: self.establisher.process() }
+    }
+
+    /// Every backend, in the order of preference, and then those still to come.
+    pub fn backends(&self) -> Vec<BackendReport> {
+        let report = |backend: &Arc<dyn Backend>| BackendReport {
+            name: backend.name(),
+            state: match backend.probe() {
+                Probe::Ready { caps, version } => BackendState::Ready { version, caps },
+                Probe::Unavailable { reason, remedy } => BackendState::Unavailable { reason, remedy },
+            },
+        };
+        let planned = |name| BackendReport { name, state: BackendState::Planned };
+        self.establisher.backends.iter().map(report).chain(PLANNED.map(planned)).collect()
+    }
+
+    /// What stands behind the backend of this name: its library, its devices. `None` for one that does not work here, or that
+    /// there is none of. It blocks, for some milliseconds, while the library looks at the machine.
+    pub fn inventory(&self, backend: &str) -> Option<Inventory> {
+        let found = self.establisher.backends.iter().find(|known| known.name() == backend)?;
+        matches!(found.probe(), Probe::Ready { .. }).then(|| found.inventory())
+    }
+
+    /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned. Of a name that has
+    /// several addresses the first is bound, and [`Listener::address`] tells which.
+    ///
+    /// # Errors
+    /// `Invalid` beyond loopback without a token or TLS, unless the endpoint is `insecure`, and over TLS without a
+    /// certificate; `Unavailable` if the address is in use, or this machine has none such; `TimedOut` if a name is not
+    /// resolved within the connect time.
+    pub async fn listen(&self, address: &Address) -> Result<Listener> {
+        let listening = async {
+            self.check_scheme(address)?;
+            if address.scheme().is_encrypted() {
+                self.establisher.tls()?.server()?;
+            }
+            let deadline = self.environment().now() + self.connect_time;
+            let sockets = match address.scheme() {
+                Scheme::Mem => Vec::new(),
+                _ => resolve(self.environment(), address, deadline).await?,
+            };
+            self.check_exposure(address, &sockets)?;
+            listener::listen(&self.establisher, address, sockets, self.unauthenticated_max).await
+        };
+        let listened = self.establisher.process().run(listening).await;
+        listened.and_then(|listened| listened).map_err(|error| error.during("listen").on(address))
+    }
+
+    /// Connects to the listener at `address`, by the best backend that both ends have and the address allows.
+    ///
+    /// # Errors
+    /// `Refused` if nobody listens there or it is no Towline endpoint, `Unavailable` without a route or a backend in common,
+    /// `TimedOut` after the connect time (5 s) or the handshake time, `Unauthenticated`.
+    pub async fn connect(&self, address: &Address) -> Result<Connection> {
+        let connecting = async {
+            self.check_scheme(address)?;
+            if address.scheme().is_encrypted() {
+                let tls = self.establisher.tls()?;
+                tls.client().and_then(|_| tls.server_name(address.host()))?;
+            }
+            self.connect_on_driver(address).await
+        };
+        let span = tracing::debug_span!("connect", %address);
+        let connected = self.establisher.process().run(connecting.instrument(span)).await;
+        let connection =
+            connected.and_then(|connected| connected).map_err(|error| error.during("connect").on(address))?;
+        Ok(connection)
+    }
+
+    /// Renews the token, TLS, or both, for handshakes that begin from now on, at either end. Connections that are open stay as
+    /// they are, and so does what is `None`.
+    ///
+    /// ```no_run
+    /// # use towline::{Endpoint, Tls, Token};
+    /// # fn renew(endpoint: &Endpoint) -> Result<(), Box<dyn std::error::Error>> {
+    /// let tls = Tls::builder().certificate(std::fs::read("cert.pem")?, std::fs::read("key.pem")?).build()?;
+    /// endpoint.renew(Some(Token::from_file("token")?), Some(tls))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` for what the endpoint was built without, and for TLS that does less than the endpoint's: that shows no
+    /// certificate, believes nobody, or asks peers for none. Then nothing has changed.
+    pub fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
+        self.establisher.process().check()?;
+        self.establisher.credentials.renew(token, tls)
+    }
+
+    /// Closes every connection of this endpoint in good order, within `linger`. In a process that inherited it: nothing.
+    pub async fn close(&self) {
+        let closing = async {
+            let cores = self.establisher.driver.living();
+            for core in &cores {
+                core.link.submit(Op::Close(Done::with(|_| ())));
+                core.end_after_linger();
+            }
+            for core in &cores {
+                core.inbox.until_ended().await;
+            }
+        };
+        // Elsewhere there is nothing to close.
+        let _ = self.establisher.process().run(closing).await;
+    }
+
+    /// The handshake runs on the driver, so that any caller's executor will do.
+    async fn connect_on_driver(&self, address: &Address) -> Result<Connection> {
+        let (mut done, connected) = oneshot::channel();
+        let (this, address) = (self.clone(), address.clone());
+        self.environment().spawn(Box::pin(async move {
+            let begin = this.environment().now();
+            let mut work = std::pin::pin!(this.dial_and_greet(&address));
+            let result = std::future::poll_fn(|cx| {
+                if done.poll_closed(cx).is_ready() {
+                    return std::task::Poll::Ready(None);
+                }
+                work.as_mut().poll(cx).map(Some)
+            })
+            .await;
+            if let Some(result) = result {
+                this.establisher.count("connector", begin, &result);
+                // The caller may have given up; the connection then closes itself.
+                let _ = done.send(result);
+            }
+        }));
+        connected.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the endpoint's driver ended")))
+    }
+
+    async fn dial_and_greet(&self, address: &Address) -> Result<Connection> {
+        let control = dial(self.environment(), address, self.connect_time).await?;
+        self.establisher.connect(control, address).await
+    }
+
+    fn check_scheme(&self, address: &Address) -> Result<()> {
+        let name = address.scheme().as_str();
+        if PLANNED.contains(&name) {
+            let why = format!("the {name} backend is planned, and not in this version: use tcp or towline");
+            return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
+        }
+        address.check_options()?;
+        let asked_for = |backend: &&Arc<dyn Backend>| address.scheme().backend() == Some(backend.name());
+        self.establisher.backends.iter().filter(asked_for).try_for_each(|backend| backend.check(address))
+    }
+
+    /// Nobody opens a port to unauthenticated peers by accident.
+    fn check_exposure(&self, address: &Address, sockets: &[SocketAddr]) -> Result<()> {
+        let CredentialSet { token, tls } = self.establisher.credentials.now();
+        if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
+            return Ok(());
+        }
+        let encrypted = address.scheme().is_encrypted();
+        if encrypted && tls.is_some_and(|tls| tls.knows_clients()) {
+            return Ok(());
+        }
+        if sockets.iter().all(|at| at.ip().is_loopback()) {
+            return Ok(());
+        }
+        if encrypted {
+            tracing::warn!(%address, "anybody who can reach this listener may connect: give it a token, or an authority that signed its peers' certificates");
+            return Ok(());
+        }
+        let why = "it would accept anybody who can reach this machine: give the endpoint a token, or make it insecure";
+        Err(Error::new(ErrorKind::Invalid, why))
+    }
+}
+
+impl Builder {
+    /// Where clock, timers, randomness and tasks come from; by default the real world, with one driver thread.
+    pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
+        self.environment = Some(environment);
+        self
+    }
+
+    /// The backends, in the order of preference; by default all of this build.
+    pub fn backends(mut self, backends: Vec<Arc<dyn Backend>>) -> Self {
+        self.backends = backends;
+        self
+    }
+
+    /// A pool for what lands in its place. Without one, host memory has a pool that keeps 256 MiB warm, or an eighth of the
+    /// [memory](AvailableMemory) that this process may have, where that is less.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pools.insert(pool.place(), pool);
+        self
+    }
+
+    /// How much shared memory may hold copies of what is sent from other memory than arenas, for trusted peers of this host that
+    /// receive without naming memory: they read it there, so that it is copied once. By default 512 MiB, or an eighth of the
+    /// [memory](AvailableMemory) that this process may have, where that is less; with 0, or while none is free,
+    /// it is copied at either end. What a peer keeps of it stays taken.
+    pub fn bounce_arena(mut self, bytes_max: usize) -> Self {
+        self.bounce_arena_bytes_max = Some(bytes_max);
+        self
+    }
+
+    /// The secret that every peer must know. It never travels.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// Trusts every process of this user on this host as if it knew the token: buffers in arenas are handed to it without a
+    /// copy, it may read all of the arenas they are in, and it is believed to leave alone what it handed over. It is what
+    /// processes of one user can do to one another anyway, where nothing else keeps them apart. With a token, those that know
+    /// it are trusted so by default.
+    pub fn trust_user(mut self, trust: bool) -> Self {
+        self.trusts_user = trust;
+        self
+    }
+
+    /// What `tls://` and `towlines://` show and believe.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Lets a listener beyond loopback accept anybody, without a token and without TLS.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// How waiting callers divide their time between spinning and sleeping.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// How long a peer may be silent before it is asked for a sign of life. After three times that it is lost, which takes at most
+    /// 3.5 times that to notice. 3 s, and so 10.5 s.
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat.max(Duration::from_millis(10));
+        self
+    }
+
+    /// How long a graceful close may take. 5 s.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// How long a handshake may take. 5 s.
+    pub fn handshake_time(mut self, handshake_time: Duration) -> Self {
+        self.handshake_time = handshake_time;
+        self
+    }
+
+    /// How long resolving a name and reaching its host may take together; a listener's name has as long. 5 s.
+    pub fn connect_time(mut self, connect_time: Duration) -> Self {
+        self.connect_time = connect_time;
+        self
+    }
+
+    /// How many unauthenticated peers a listener may have at once, and at most a quarter of the process's limit on open files.
+    /// When they are that many, the one that has said nothing for longest makes room for a newcomer. 256.
+    pub fn unauthenticated_max(mut self, unauthenticated_max: usize) -> Self {
+        self.unauthenticated_max = unauthenticated_max.max(1);
+        self
+    }
+
+    /// Starts the endpoint.
+    ///
+    /// # Errors
+    /// `Io` if the driver thread cannot be started.
+    pub fn build(mut self) -> Result<Endpoint> {
+        let environment = match self.environment {
+            Some(environment) => environment,
+            None => Arc::new(System::start()?),
+        };
+        let bounded = |bytes: usize| AvailableMemory::bounded(bytes as u64, PARTS) as usize;
+        self.pools.entry(Place::Host).or_insert_with(|| Pool::new(bounded(POOL_IDLE_BYTES_MAX)));
+        let bounce_arena_bytes_max =
+            self.bounce_arena_bytes_max.unwrap_or_else(|| bounded(BOUNCE_ARENA_BYTES_MAX));
+        let driver = Driver::start(environment.clone(), self.heartbeat)?;
+        let establisher = Establisher {
+            identity: Identity::of_this_process(&*environment),
+            environment,
+            driver,
+            backends: self.backends,
+            credentials: Credentials::new(self.token, self.tls),
+            trusts_user: self.trusts_user,
+            pools: Arc::new(self.pools),
+            bounce_arena: BounceArena::new(bounce_arena_bytes_max),
+            unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, PARTS)),
+            wait: self.wait,
+            heartbeat: self.heartbeat,
+            linger: self.linger,
+            handshake_time: self.handshake_time,
+            joins: Joins::default(),
+            half_open: Admission::new(HALF_OPEN_MAX),
+            probe_results: ProbeResults::default(),
+        };
+        Ok(Endpoint {
+            establisher: Own::new(Arc::new(establisher)),
+            connect_time: self.connect_time,
+            insecure: self.insecure,
+            unauthenticated_max: self.unauthenticated_max,
+        })
+    }
+}

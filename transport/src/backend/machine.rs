@@ -1,0 +1,270 @@
+//! What this machine does, by a probe of a few milliseconds, once per process: what predictions are made of.
+//!
+//! The probe waits as connections do by default: it spins for 50 µs, then sleeps.
+
+use std::hint::{black_box, spin_loop};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Builder, Thread};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::oneshot;
+
+/// What each of the four parts takes; with what starts and ends them, the whole stays below 50 ms.
+const DRAIN_TIME: Duration = Duration::from_millis(8);
+/// A part that hears nothing for so long has no result.
+const SILENCE_MAX: Duration = Duration::from_millis(20);
+const SPIN_MAX: Duration = Duration::from_micros(50);
+const DATA_LEN: usize = 1 << 20;
+
+/// What this machine does, for [`Backend::predict`](super::Backend::predict).
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Machine {
+    /// What one thread copies from warm memory to warm memory, 1 MiB at a time, in 10^9 bytes per second.
+    pub copy_gb_per_s: f64,
+    /// What it takes until another thread, which waits for it, has seen a word, in microseconds. `None` where no thread could
+    /// be started.
+    pub hand_off_us: Option<f64>,
+    /// A bare TCP socket over loopback; `None` where there is none to be had.
+    pub loopback: Option<Speed>,
+}
+
+/// A bandwidth and a latency.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// Bandwidth at 1 MiB, in 10^9 bytes per second.
+    pub gb_per_s: f64,
+    /// Half a round trip of 8 bytes, in microseconds: the median.
+    pub p50_us: f64,
+}
+
+impl Machine {
+    /// The process's first call measures, which takes at most 50 ms on an idle machine; every other waits for it, or has it at once.
+    ///
+    /// The clock and the threads are the real ones, under simulation too: this is a fact of the process.
+    pub fn measured() -> &'static Self {
+        MACHINE.get_or_init(Self::measure)
+    }
+
+    /// The same, without holding up the caller's executor.
+    pub(crate) async fn known() -> &'static Self {
+        if let Some(machine) = MACHINE.get() {
+            return machine;
+        }
+        let (known, is_known) = oneshot::channel();
+        let probing = Builder::new().name("towline-probe".into()).spawn(move || {
+            // Who asked may have given up.
+            let _ = known.send(Self::measured());
+        });
+        match probing {
+            Ok(_) => is_known.await.unwrap_or_else(|_| Self::measured()),
+            Err(_) => Self::measured(),
+        }
+    }
+
+    fn measure() -> Self {
+        let loopback = || Some(Speed { gb_per_s: stream().ok()?, p50_us: round_trip().ok()? / 2.0 });
+        Self { copy_gb_per_s: copy(), hand_off_us: hand_off().ok(), loopback: loopback() }
+    }
+}
+
+static MACHINE: OnceLock<Machine> = OnceLock::new();
+
+fn copy() -> f64 {
+    let (from, mut to) = (vec![1u8; DATA_LEN], vec![2u8; DATA_LEN]);
+    let took_us = median_us(|| {
+        to.copy_from_slice(black_box(&from));
+        black_box(&mut to);
+        Ok(())
+    });
+    took_us.map_or(0.0, |us| gb_per_s(DATA_LEN, us))
+}
+
+/// Half the time that a word takes to another thread and back.
+fn hand_off() -> io::Result<f64> {
+    let (word, over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let near = thread::current();
+    thread::scope(|scope| {
+        let answer = || {
+            let mut said = 1;
+            while turn(&word, said, Some(&over)) {
+                tell(&word, said + 1, &near);
+                said += 2;
+            }
+        };
+        let far = Builder::new().name("towline-probe".into()).spawn_scoped(scope, answer)?;
+        let mut said = 0;
+        let there_and_back = median_us(|| {
+            tell(&word, said + 1, far.thread());
+            said += 2;
+            if turn(&word, said, None) { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
+        });
+        over.store(true, Ordering::Release);
+        far.thread().unpark();
+        there_and_back.map(|us| us / 2.0)
+    })
+}
+
+fn tell(word: &AtomicU64, said: u64, to: &Thread) {
+    word.store(said, Ordering::Release);
+    to.unpark();
+}
+
+/// Waits until `word` is `awaited`; false if all is over before, or nothing is said for too long.
+fn turn(word: &AtomicU64, awaited: u64, over: Option<&AtomicBool>) -> bool {
+    let begin = Instant::now();
+    while word.load(Ordering::Acquire) != awaited {
+        let waited = begin.elapsed();
+        if over.is_some_and(|over| over.load(Ordering::Acquire)) || waited > SILENCE_MAX {
+            return false;
+        }
+        if waited < SPIN_MAX {
+            spin_loop();
+        } else {
+            thread::park_timeout(SILENCE_MAX);
+        }
+    }
+    true
+}
+
+/// The time of 8 bytes there and back over a bare socket.
+fn round_trip() -> io::Result<f64> {
+    let (near, far) = sockets()?;
+    for end in [&near, &far] {
+        end.set_nodelay(true)?;
+        end.set_nonblocking(true)?;
+    }
+    thread::scope(|scope| {
+        let answer = || {
+            let mut word = [0; 8];
+            while let Ok(1..) = read_soon(&far, &mut word) {
+                if (&far).write_all(&word).is_err() {
+                    break;
+                }
+            }
+        };
+        Builder::new().name("towline-probe".into()).spawn_scoped(scope, answer)?;
+        let mut word = [0; 8];
+        let there_and_back = median_us(|| {
+            (&near).write_all(&word)?;
+            read_soon(&near, &mut word).map(|_| ())
+        });
+        // The other thread sees the end at once, and need not wait for it.
+        let _ = near.shutdown(Shutdown::Both);
+        there_and_back
+    })
+}
+
+/// What arrives of a stream of 1 MiB writes over a bare socket.
+fn stream() -> io::Result<f64> {
+    let (near, mut far) = sockets()?;
+    near.set_write_timeout(Some(SILENCE_MAX))?;
+    far.set_read_timeout(Some(SILENCE_MAX))?;
+    thread::scope(|scope| {
+        let send = move || {
+            let mut near = near;
+            let (data, begin) = (vec![1u8; DATA_LEN], Instant::now());
+            // The end of the socket, which is dropped here, is the end of the stream.
+            while begin.elapsed() < DRAIN_TIME && near.write_all(&data).is_ok() {}
+        };
+        Builder::new().name("towline-probe".into()).spawn_scoped(scope, send)?;
+        let mut destination = vec![0; DATA_LEN];
+        // What warms up does not count.
+        far.read_exact(&mut destination)?;
+        let (begin, mut len) = (Instant::now(), 0);
+        loop {
+            match far.read(&mut destination)? {
+                0 => break,
+                read => len += read,
+            }
+        }
+        Ok(gb_per_s(len, begin.elapsed().as_secs_f64() * 1e6))
+    })
+}
+
+/// Two ends of one connection over loopback, and nobody else's.
+fn sockets() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let near = TcpStream::connect(listener.local_addr()?)?;
+    let (far, from) = listener.accept()?;
+    if from == near.local_addr()? { Ok((near, far)) } else { Err(ErrorKind::ConnectionRefused.into()) }
+}
+
+fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    let begin = Instant::now();
+    loop {
+        match socket.read(into) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+        let waited = begin.elapsed();
+        if waited > SILENCE_MAX {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        if waited > SPIN_MAX {
+            let limit = Timespec { tv_sec: 0, tv_nsec: SILENCE_MAX.as_nanos() as _ };
+            // Interrupted or not: the next look tells.
+            let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit));
+        }
+    }
+}
+
+/// The median time of `work`, done again and again for the time of a part.
+fn median_us(mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
+    let (begin, mut times_ns) = (Instant::now(), Vec::new());
+    while begin.elapsed() < DRAIN_TIME {
+        let begin = Instant::now();
+        work()?;
+        times_ns.push(begin.elapsed().as_nanos() as u64);
+    }
+    Ok(median(&mut times_ns) / 1e3)
+}
+
+/// The middle of `times`, zero where there are none.
+pub(crate) fn median(times: &mut [u64]) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() / 2).map_or(0.0, |time| *time as f64)
+}
+
+/// `len` bytes in `us` microseconds.
+pub(crate) fn gb_per_s(len: usize, us: f64) -> f64 {
+    len as f64 / 1e3 / us.max(1e-3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_has_figures_for_every_part_and_is_made_once() {
+        let machine = Machine::measured();
+        let loopback = machine.loopback.unwrap();
+        for figure in
+            [machine.copy_gb_per_s, machine.hand_off_us.unwrap(), loopback.gb_per_s, loopback.p50_us]
+        {
+            assert!(figure.is_finite() && figure > 0.0, "{machine:?}");
+        }
+        assert!(std::ptr::eq(machine, Machine::measured()));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert!(std::ptr::eq(machine, runtime.block_on(Machine::known())));
+    }
+
+    #[test]
+    fn a_socket_that_says_nothing_has_no_result() {
+        let (near, _far) = sockets().unwrap();
+        near.set_nonblocking(true).unwrap();
+        assert_eq!(read_soon(&near, &mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(!turn(&AtomicU64::new(0), 1, None));
+    }
+
+    #[test]
+    fn a_median_is_the_middle() {
+        assert_eq!(median(&mut []), 0.0);
+        assert_eq!(median(&mut [9, 1, 5]), 5.0);
+        assert_eq!(gb_per_s(2_000_000, 1000.0), 2.0);
+    }
+}

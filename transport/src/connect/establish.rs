@@ -1,0 +1,565 @@
+//! From a stream to a connection: greet, choose a backend that both ends have, open it.
+
+mod candidates;
+mod credentials;
+mod path_probe;
+mod probe_results;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use self::candidates::{BackendCandidate, no_path, prepare};
+pub(crate) use self::credentials::{CredentialSet, Credentials};
+pub(crate) use self::probe_results::ProbeResults;
+use self::probe_results::{ProbePermit, ProbeResult};
+use crate::address::Address;
+use crate::api::connection::{Connection, Parts};
+use crate::backend::path::{Candidate, Path};
+use crate::backend::{Backend, LinkContext, Opened, Regions, Role, Staging};
+use crate::connect::dial;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handshake::{
+    self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
+    Proposal, STREAMS, Terms, Tls,
+};
+use crate::memory::{BounceArena, Place, Pool};
+use crate::platform::environment::{Environment, within};
+use crate::progress::driver::Driver;
+use crate::progress::waiting::Wait;
+use crate::wire::unfinished::Unfinished;
+
+/// What a connector may propose before it is sent away.
+const PROPOSALS_MAX: usize = 16;
+
+/// What an endpoint brings to each of its connections.
+#[derive(Debug)]
+pub(crate) struct Establisher {
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) backends: Vec<Arc<dyn Backend>>,
+    pub(crate) identity: Identity,
+    pub(crate) credentials: Credentials,
+    pub(crate) trusts_user: bool,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) bounce_arena: BounceArena,
+    pub(crate) unfinished: Unfinished,
+    pub(crate) wait: Wait,
+    pub(crate) heartbeat: Duration,
+    pub(crate) linger: Duration,
+    pub(crate) handshake_time: Duration,
+    pub(crate) joins: Joins,
+    /// Peers that have authenticated, and whose connection is not open yet.
+    pub(crate) half_open: Admission,
+    pub(crate) probe_results: ProbeResults,
+}
+
+impl Establisher {
+    /// The connecting end.
+    pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
+        let checked = address.option("integrity") == Some("crc32c");
+        let (mut candidates, mut refused) = self.candidates(Role::Connector, address);
+        if candidates.is_empty() {
+            return Err(no_path(&refused));
+        }
+        let streams = address.streams()?;
+        let asked = [(checked, CRC32C, "integrity=crc32c"), (streams > 1, STREAMS, "streams")];
+        let asked = asked.into_iter().filter(|(is_asked, ..)| *is_asked);
+        let features = asked.clone().fold(0, |features, (_, feature, _)| features | feature);
+        let environment = &*self.environment;
+        let deadline = environment.now() + self.handshake_time;
+        let mut control = self.secure(Role::Connector, control, address, deadline).await?;
+        let terms = self.terms(&candidates, features, &control, deadline)?;
+        let greeting = handshake::greet_as_connector(&mut control, &terms, environment).await?;
+        if let Some((.., option)) = asked.clone().find(|(_, feature, _)| greeting.features & feature == 0) {
+            let why = format!("the peer's version has no {option}: upgrade it, or leave the option out");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        while !candidates.is_empty() {
+            let mut candidate = candidates.remove(0);
+            let asked_streams = streams;
+            let streams = if candidate.backend.stripes() { streams } else { 1 };
+            let mut context = self.context(Role::Connector, &candidate, &greeting, address);
+            let mut permit = None;
+            let met = self.meets(&candidate, &greeting);
+            let may_be = match met {
+                Ok(()) if candidate.is_probed => {
+                    let allowed =
+                        self.allowed(&mut candidate, &mut candidates, &greeting, &control, asked_streams);
+                    allowed.await.map(|untried| permit = untried)
+                }
+                met => met,
+            };
+            let answer = match may_be.and_then(|()| prepare(&mut candidate, &mut context)) {
+                Ok(()) => {
+                    let deadline = environment.now() + self.handshake_time;
+                    let (backend, info) = (candidate.backend.name().to_owned(), context.info.clone());
+                    let proposal = Proposal { backend, streams, info };
+                    handshake::propose(&mut control, &proposal, deadline, environment).await?
+                }
+                Err(reason) => Err(reason),
+            };
+            match answer {
+                Ok(info) => context.peer_info = info,
+                Err(reason) => {
+                    if let Some(permit) = permit {
+                        permit.record(&Err(reason.clone()), environment.now());
+                    }
+                    candidate.candidate.reason = reason;
+                    refused.push(candidate.candidate);
+                    continue;
+                }
+            }
+            let over_tls = terms.binding.is_some();
+            let opened = if candidate.backend.takes_stream() {
+                let key = JoinKey::new(greeting.secret, streams, over_tls);
+                let lanes = self.join(&control, &key, address, streams).await?;
+                (context.control, context.lanes) = (Some(control), lanes);
+                candidate.backend.open(&mut context).await?
+            } else {
+                match self
+                    .open_beside(&mut candidate, &mut candidates, permit, &mut context, &mut control)
+                    .await?
+                {
+                    Ok(opened) => {
+                        context.control = Some(control);
+                        opened
+                    }
+                    Err(reason) => {
+                        candidate.candidate.reason = reason;
+                        refused.push(candidate.candidate);
+                        continue;
+                    }
+                }
+            };
+            let candidates = self.record(Role::Connector, &candidate, candidates, refused, &greeting);
+            let path = path(address.to_string(), &candidate, &context, (over_tls, streams), candidates);
+            return self.connection(&candidate, context, opened, path);
+        }
+        Err(no_path(&refused))
+    }
+
+    /// The further streams of a connection, each joined to it where its main stream leads, and as encrypted.
+    async fn join(
+        &self,
+        main: &Control,
+        key: &JoinKey,
+        address: &Address,
+        streams: u8,
+    ) -> Result<Vec<Control>> {
+        let environment = &*self.environment;
+        let deadline = environment.now() + self.handshake_time;
+        let mut lanes = Vec::new();
+        for stream in 1..streams {
+            let nowhere = || Error::new(ErrorKind::Unsupported, "streams=N needs a socket to begin with");
+            let peer = main.peer_addr().ok_or_else(nowhere)?;
+            let late = || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
+            let dialled = within(environment, deadline, dial::connect(peer)).await.ok_or_else(late)?;
+            let mut lane = self.secure(Role::Connector, dialled?.into(), address, deadline).await?;
+            let join = key.join(stream, lane.binding()?.as_ref());
+            handshake::join(&mut lane, join, deadline, environment).await?;
+            lanes.push(lane);
+        }
+        Ok(lanes)
+    }
+
+    /// The accepting end; `None` for a stream that joined a connection that waited for it. The peer gives its place back once it
+    /// has authenticated; until then, and until its connection is open, it may have to make room for others.
+    pub(crate) async fn accept(
+        &self,
+        control: Control,
+        listening: &Address,
+        address: String,
+        admitted: Admitted,
+    ) -> Result<Option<Connection>> {
+        let made_room = || Error::new(ErrorKind::Unavailable, "the peer made room for newcomers");
+        let greeted = admitted.hold(self.greet(control, listening, &admitted)).await;
+        let Some(caller) = greeted.ok_or_else(made_room)?? else { return Ok(None) };
+        let half_open = self.half_open.place(admitted.source(), &*self.environment);
+        let half_open = admitted.hold(half_open).await.ok_or_else(made_room)?;
+        drop(admitted);
+        let agreed = half_open.hold(self.agree(caller, listening, address, &half_open)).await;
+        agreed.ok_or_else(made_room)?.map(Some)
+    }
+
+    /// The greeting of a peer that has arrived; `None` for a stream that joined.
+    async fn greet(
+        &self,
+        control: Control,
+        listening: &Address,
+        admitted: &Admitted,
+    ) -> Result<Option<Greeted>> {
+        let environment = &*self.environment;
+        let deadline = environment.now() + self.handshake_time;
+        // Nothing is made for a peer that says nothing. What follows reports the end of its time.
+        let _ = within(environment, deadline, control.spoken()).await;
+        admitted.advanced(environment.now());
+        let (candidates, refused) = self.candidates(Role::Acceptor, listening);
+        let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
+        admitted.advanced(environment.now());
+        let terms = self.terms(&candidates, CRC32C | STREAMS, &control, deadline)?;
+        let over_tls = terms.binding.is_some();
+        match handshake::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
+            Caller::Peer(greeting) => Ok(Some(Greeted { control, greeting, over_tls, candidates, refused })),
+            Caller::Lane(join) => {
+                let joined = self.joins.join(&join, control, environment);
+                tell(environment, deadline, joined).await.map(|()| None)
+            }
+        }
+    }
+
+    /// Takes the first of the peer's proposals that will do, and opens it.
+    async fn agree(
+        &self,
+        caller: Greeted,
+        listening: &Address,
+        address: String,
+        admitted: &Admitted,
+    ) -> Result<Connection> {
+        let Greeted { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
+        let environment = &*self.environment;
+        let deadline = environment.now() + self.handshake_time;
+        for _ in 0..PROPOSALS_MAX {
+            let Proposal { backend, streams, info } =
+                handshake::proposed(&mut control, deadline, environment).await?;
+            admitted.advanced(environment.now());
+            let Some(at) = candidates.iter().position(|candidate| candidate.backend.name() == backend) else {
+                let answer = handshake::answer(&mut control, Err("it is not offered here"));
+                tell(environment, deadline, answer).await?;
+                continue;
+            };
+            let mut candidate = candidates.remove(at);
+            let mut context = self.context(Role::Acceptor, &candidate, &greeting, listening);
+            context.peer_info = info;
+            let may_stripe = candidate.backend.stripes() && greeting.features & STREAMS != 0;
+            let key = || JoinKey::new(greeting.secret, streams, over_tls);
+            let expected = self.meets(&candidate, &greeting).and_then(|()| match streams {
+                1 => Ok(None),
+                _ if may_stripe => Ok(Some(self.joins.expect(key()))),
+                _ => Err("it has one stream".to_owned()),
+            });
+            let prepared =
+                expected.and_then(|expected| prepare(&mut candidate, &mut context).map(|()| expected));
+            let expected = match prepared {
+                Ok(expected) => expected,
+                Err(reason) => {
+                    tell(environment, deadline, handshake::answer(&mut control, Err(&reason))).await?;
+                    candidate.candidate.reason = reason;
+                    refused.push(candidate.candidate);
+                    continue;
+                }
+            };
+            let opened = if candidate.backend.takes_stream() {
+                // It can be opened only when nothing more is to be said on the stream.
+                tell(environment, deadline, handshake::answer_with(&mut control, &context.info)).await?;
+                if let Some(expected) = expected {
+                    context.lanes = expected.all(deadline, environment).await?;
+                }
+                context.control = Some(control);
+                candidate.backend.open(&mut context).await?
+            } else {
+                match self
+                    .open_beside(&mut candidate, &mut candidates, None, &mut context, &mut control)
+                    .await?
+                {
+                    Ok(opened) => {
+                        context.control = Some(control);
+                        opened
+                    }
+                    Err(reason) => {
+                        candidate.candidate.reason = reason;
+                        refused.push(candidate.candidate);
+                        continue;
+                    }
+                }
+            };
+            let candidates = self.record(Role::Acceptor, &candidate, candidates, refused, &greeting);
+            let path = path(address, &candidate, &context, (over_tls, streams), candidates);
+            return self.connection(&candidate, context, opened, path);
+        }
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!("the peer made {PROPOSALS_MAX} proposals and none would do"),
+        ))
+    }
+
+    /// Opens one end of a path beside the stream, while the peer opens the other; `Ok(Err(reason))` says that one of the two
+    /// could not, or that it is not better than what takes the stream, which both know then, and another path may be proposed.
+    async fn open_beside(
+        &self,
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
+        permit: Option<ProbePermit<'_>>,
+        context: &mut LinkContext,
+        control: &mut Control,
+    ) -> Result<Result<Opened, String>> {
+        let environment = &*self.environment;
+        let now = environment.now();
+        let (opened_by, answered_by) = (now + self.handshake_time / 2, now + self.handshake_time);
+        let opened_by = if permit.is_some() { opened_by.min(now + path_probe::OPEN_TIME) } else { opened_by };
+        let (role, info, backend) = (context.role, context.info.clone(), candidate.backend.clone());
+        let opening = async {
+            let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
+            let opened = within(environment, opened_by, backend.open(context)).await;
+            opened.unwrap_or_else(late).map_err(|error| error.to_string())
+        };
+        if role == Role::Connector {
+            let mut opened = opening.await;
+            if let Some(permit) = permit {
+                opened = self.try_out(permit, opened, candidate, others, control, answered_by).await?;
+            }
+            let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+            tell(environment, answered_by, answer).await?;
+            // The acceptor knows which of the two failed first.
+            let answered = handshake::answered(control, backend.name(), answered_by, environment).await?;
+            return Ok(answered.and(opened));
+        }
+        let measurements = if candidate.is_probed { path_probe::MEASUREMENTS_MAX } else { 0 };
+        let (opened, asked) = {
+            let (mut opening, mut opened) = (std::pin::pin!(opening), None);
+            let peer = async {
+                tell(environment, answered_by, handshake::answer_with(control, &info)).await?;
+                handshake::asked(control, backend.name(), measurements, answered_by, environment).await
+            };
+            let mut peer = std::pin::pin!(peer);
+            let asked = std::future::poll_fn(|cx| {
+                // This end can be met before the peer hears that it may come.
+                if opened.is_none()
+                    && let Poll::Ready(result) = opening.as_mut().poll(cx)
+                {
+                    opened = Some(result);
+                }
+                peer.as_mut().poll(cx)
+            })
+            .await?;
+            let opened = match (opened, &asked) {
+                (Some(opened), _) => opened,
+                (None, Asked::Said(Err(reason))) => Err(reason.clone()),
+                (None, _) => opening.await,
+            };
+            (opened, asked)
+        };
+        let said = match asked {
+            Asked::Said(said) => said,
+            Asked::Measure(len) => {
+                let link = opened.as_ref().ok().map(Opened::link);
+                candidate.candidate.reason = "the peer tried it, and prefers it".into();
+                path_probe::take_part(len, link, context, (control, backend.name()), answered_by).await?
+            }
+        };
+        let opened = match (opened, said) {
+            (Ok(_), Err(reason)) => Err(reason),
+            (opened, _) => opened,
+        };
+        let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
+        tell(environment, answered_by, answer).await?;
+        Ok(opened)
+    }
+
+    /// Whether a backend on path probe may be proposed, as far as is known of it; with this connection's turn where it is untried.
+    async fn allowed(
+        &self,
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
+        greeting: &Greeting,
+        control: &Control,
+        streams: u8,
+    ) -> Result<Option<ProbePermit<'_>>, String> {
+        if streams > 1 {
+            return Err("it has one stream, and the address asks for several".into());
+        }
+        if !others.iter().any(|other| other.backend.takes_stream() && self.meets(other, greeting).is_ok()) {
+            // There is nothing to be better than.
+            return Ok(None);
+        }
+        let environment = &*self.environment;
+        let way = (candidate.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
+        // The acceptor waits for a proposal meanwhile.
+        let by = environment.now() + self.handshake_time / 2;
+        match self.probe_results.of(way, by, environment).await {
+            ProbeResult::Figures(figures) => path_probe::heed(figures, candidate, others).map(|()| None),
+            ProbeResult::Nothing(why) => Err(why),
+            ProbeResult::Untried(permit) => Ok(Some(permit)),
+        }
+    }
+
+    /// Measures what was opened against what takes the stream; gives it up if it is not much better.
+    async fn try_out(
+        &self,
+        permit: ProbePermit<'_>,
+        opened: Result<Opened, String>,
+        candidate: &mut BackendCandidate,
+        others: &mut [BackendCandidate],
+        control: &mut Control,
+        deadline: Duration,
+    ) -> Result<Result<Opened, String>> {
+        let environment = &*self.environment;
+        let outcome = match &opened {
+            Ok(opened) => path_probe::measure(opened.link(), control, deadline, environment).await?,
+            Err(reason) => Err(reason.clone()),
+        };
+        permit.record(&outcome, environment.now());
+        let heeded = outcome.and_then(|figures| path_probe::heed(figures, candidate, others));
+        Ok(heeded.and(opened))
+    }
+
+    /// Counts what became of an attempt that began at `begin`.
+    pub(crate) fn count(&self, role: &'static str, begin: Duration, result: &Result<Connection>) {
+        let path = result.as_ref().map(|connection| connection.path().chosen()).map_err(Error::kind);
+        self.driver.meters.established(role, path, self.environment.now().saturating_sub(begin));
+    }
+
+    /// The endpoint's TLS, or what to do to have it.
+    pub(crate) fn tls(&self) -> Result<Tls> {
+        let missing = || {
+            let why = "the endpoint has no TLS (`Builder::tls`): to listen it needs a certificate and its key (--cert, --key), \
+                       to connect an authority to believe (--ca)";
+            Error::new(ErrorKind::Invalid, why)
+        };
+        self.credentials.now().tls.ok_or_else(missing)
+    }
+
+    /// Puts TLS under the handshake, where `address` asks for it.
+    async fn secure(
+        &self,
+        role: Role,
+        control: Control,
+        address: &Address,
+        deadline: Duration,
+    ) -> Result<Control> {
+        if !address.scheme().is_encrypted() {
+            return Ok(control);
+        }
+        let tls = self.tls()?;
+        handshake::secure(
+            role,
+            control,
+            (&tls, address.host()),
+            deadline,
+            self.handshake_time,
+            &*self.environment,
+        )
+        .await
+    }
+
+    fn terms(
+        &self,
+        candidates: &[BackendCandidate],
+        features: u64,
+        control: &Control,
+        deadline: Duration,
+    ) -> Result<Terms> {
+        let offer = |candidate: &BackendCandidate| Offer {
+            backend: candidate.backend.name().to_owned(),
+            bytes: candidate.offer.clone(),
+        };
+        Ok(Terms {
+            identity: self.identity,
+            token: self.credentials.now().token,
+            features,
+            offers: candidates.iter().map(offer).collect(),
+            binding: control.binding()?,
+            time_left: deadline.saturating_sub(self.environment.now()),
+            handshake_time: self.handshake_time,
+        })
+    }
+
+    fn context(
+        &self,
+        role: Role,
+        candidate: &BackendCandidate,
+        greeting: &Greeting,
+        address: &Address,
+    ) -> LinkContext {
+        let name = candidate.backend.name();
+        let peer_offer = greeting.offers.iter().find(|offer| offer.backend == name);
+        LinkContext {
+            role,
+            local: self.identity,
+            peer: greeting.peer,
+            address: address.clone(),
+            offer: candidate.offer.clone(),
+            peer_offer: peer_offer.map(|offer| offer.bytes.clone()).unwrap_or_default(),
+            info: Vec::new(),
+            peer_info: Vec::new(),
+            prepared: None,
+            secret: greeting.secret,
+            trusts: self.credentials.now().token.is_some() || self.trusts_user,
+            control: None,
+            lanes: Vec::new(),
+            inbox: Arc::default(),
+            regions: Regions::new(self.environment.clone()),
+            pool: self.pools[&Place::Host].clone(),
+            bounce_arena: self.bounce_arena.clone(),
+            unfinished: self.unfinished.clone(),
+            environment: self.environment.clone(),
+            heartbeat: self.heartbeat,
+            checked: candidate.backend.checks() && greeting.features & CRC32C != 0,
+        }
+    }
+
+    fn connection(
+        &self,
+        candidate: &BackendCandidate,
+        context: LinkContext,
+        opened: Opened,
+        path: Path,
+    ) -> Result<Connection> {
+        let opened = opened.wrapped(|link| Staging::over(link, context.pool));
+        if let Some(control) = context.control.filter(|_| !candidate.backend.carries_control()) {
+            let (link, inbox) = (opened.link().clone(), context.inbox.clone());
+            let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
+            self.environment.spawn(Box::pin(async move {
+                let (parting, ended) = (inbox.until_draining(), inbox.until_ended());
+                if let Some(why) = control.attend(heartbeat, &*environment, parting, ended).await {
+                    link.end(why);
+                }
+            }));
+        }
+        Connection::new(Parts {
+            opened,
+            inbox: context.inbox,
+            regions: context.regions,
+            driver: self.driver.clone(),
+            pools: self.pools.clone(),
+            peer: context.peer,
+            path,
+            wait: self.wait,
+            linger: self.linger,
+        })
+    }
+}
+
+/// Sends an answer, for which the other end makes room until `deadline`, a time of `environment`'s clock.
+async fn tell(
+    environment: &dyn Environment,
+    deadline: Duration,
+    answer: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let late = || Err(Error::new(ErrorKind::TimedOut, "the other end made no room for an answer in time"));
+    within(environment, deadline, answer).await.unwrap_or_else(late)
+}
+
+/// A peer that has greeted, and what it may propose.
+struct Greeted {
+    control: Control,
+    greeting: Greeting,
+    over_tls: bool,
+    candidates: Vec<BackendCandidate>,
+    refused: Vec<Candidate>,
+}
+
+/// `over_tls`: the handshake's stream is, and whatever carries control took it over.
+fn path(
+    address: String,
+    candidate: &BackendCandidate,
+    context: &LinkContext,
+    (over_tls, streams): (bool, u8),
+    candidates: Vec<Candidate>,
+) -> Path {
+    let encrypted = over_tls && candidate.backend.takes_stream();
+    let (chosen, checked, streams) = (candidate.backend.name(), context.checked, streams.into());
+    let LinkContext { local, peer, .. } = *context;
+    Path { address, chosen, checked, encrypted, streams, candidates, local, peer }
+}

@@ -1,0 +1,5 @@
+//! How a connection comes about: dialling, choosing a path, opening it.
+
+pub(crate) mod bind;
+pub(crate) mod dial;
+pub(crate) mod establish;

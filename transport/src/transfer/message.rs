@@ -1,0 +1,172 @@
+//! What travels: a header and frames, and how a message shows itself before its payload has a place to land.
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, Place};
+use crate::transfer::operation::{Completion, Done};
+
+/// The largest header, in bytes.
+pub const HEADER_LEN_MAX: usize = 64 << 10;
+/// The most frames of one message.
+pub const FRAMES_MAX: usize = 65_536;
+/// The largest payload of one message, all frames together, in bytes.
+pub const PAYLOAD_LEN_MAX: u64 = 1 << 48;
+/// Payload below this travels with its announcement; from here on it waits for a destination, and is never copied.
+pub const EAGER_LEN_MAX: u64 = 16 << 10;
+
+/// A small header and an ordered list of frames, each in its own place.
+///
+/// ```
+/// use towline::{Buffer, Message};
+///
+/// let tensor = Buffer::from(vec![0; 48]);
+/// let message = Message::new("tensor 3x4 f32").with_frame(tensor).with_frame("its name");
+/// assert_eq!((message.header().len(), message.payload_len()), (14, 56));
+///
+/// // At the receiver: the frames share their memory with whoever keeps a clone or a slice of them.
+/// let (_header, frames) = message.into_parts();
+/// let second_row = frames[0].slice(16..32);
+/// assert_eq!(second_row.as_slice(), Some(&[0; 16][..]));
+/// assert_eq!(frames[1].as_slice(), Some(&b"its name"[..]));
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    header: Bytes,
+    frames: Vec<Buffer>,
+    /// Where the frames were before they were staged, if any was.
+    places: Option<Vec<Place>>,
+}
+
+impl Message {
+    /// A message of `header` (at most 64 KiB) and no frames.
+    pub fn new(header: impl Into<Bytes>) -> Self {
+        Self { header: header.into(), frames: Vec::new(), places: None }
+    }
+
+    /// A message of `header` and `frames`.
+    pub fn from_parts(header: impl Into<Bytes>, frames: Vec<Buffer>) -> Self {
+        Self { header: header.into(), frames, places: None }
+    }
+
+    /// The same message with its frames copied to where a link can reach them; its frame table stays what it was.
+    pub(crate) fn staged(&self, frames: Vec<Buffer>) -> Self {
+        let places = self.table().map(|frame| frame.place).collect();
+        Self { header: self.header.clone(), frames, places: Some(places) }
+    }
+
+    /// Appends a frame.
+    #[must_use]
+    pub fn with_frame(mut self, frame: impl Into<Buffer>) -> Self {
+        self.frames.push(frame.into());
+        self.places = None;
+        self
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Bytes {
+        &self.header
+    }
+
+    /// The frames, in order.
+    pub fn frames(&self) -> &[Buffer] {
+        &self.frames
+    }
+
+    /// What the receiver learns of each frame before its payload.
+    pub fn table(&self) -> impl ExactSizeIterator<Item = FrameInfo> + '_ {
+        self.frames.iter().enumerate().map(|(index, frame)| FrameInfo {
+            len: frame.len(),
+            place: self.places.as_ref().map_or_else(|| frame.place(), |places| places[index]),
+        })
+    }
+
+    /// All frames' bytes together.
+    pub fn payload_len(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len() as u64).sum()
+    }
+
+    /// The header and the frames.
+    pub fn into_parts(self) -> (Bytes, Vec<Buffer>) {
+        (self.header, self.frames)
+    }
+
+    /// Refuses what no link may carry, naming the limit.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_limits(self.header.len(), self.frames.len(), self.payload_len())
+    }
+}
+
+pub(crate) fn check_limits(header_len: usize, frames: usize, payload_len: u64) -> Result<()> {
+    let too_large = |what: &str, is: u64, max: u64| {
+        Err(Error::new(ErrorKind::TooLarge, format!("{what} is {is}, and the limit is {max}")))
+    };
+    if header_len > HEADER_LEN_MAX {
+        return too_large("the header's length in bytes", header_len as u64, HEADER_LEN_MAX as u64);
+    }
+    if frames > FRAMES_MAX {
+        return too_large("the number of frames", frames as u64, FRAMES_MAX as u64);
+    }
+    if payload_len > PAYLOAD_LEN_MAX {
+        return too_large("the payload's length in bytes", payload_len, PAYLOAD_LEN_MAX);
+    }
+    Ok(())
+}
+
+/// One line of a message's frame table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// Bytes.
+    pub len: usize,
+    /// Where the sender has it.
+    pub place: Place,
+}
+
+/// A frame table. That of a message with a frame or two, which most are, takes no memory of its own.
+pub type Table = SmallVec<[FrameInfo; 2]>;
+
+/// The application's word on a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Every byte is in the memory that the receiver chose.
+    Delivered,
+    /// The receiver did not want it.
+    Rejected,
+}
+
+/// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields these are.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "documented there")]
+pub struct Small {
+    pub message: Message,
+    pub receipt: Done<Delivery>,
+    pub ack_now: bool,
+    pub more: bool,
+}
+
+/// A message that a link announces, in the order the peer sent it.
+#[derive(Debug)]
+pub struct Announced {
+    /// The link's name for it.
+    pub id: u64,
+    /// The header.
+    pub header: Bytes,
+    /// The frame table.
+    pub frames: Table,
+    /// Where its payload is.
+    pub arrival: Arrival,
+    /// The sender waits for the word on it.
+    pub ack_now: bool,
+}
+
+/// Where an announced message's payload is.
+#[derive(Debug)]
+pub enum Arrival {
+    /// In this memory already.
+    Here(Vec<Buffer>),
+    /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says so.
+    Coming(Completion<Result<Vec<Buffer>>>),
+    /// With the sender: accept it with a destination for each frame.
+    Waiting,
+}

@@ -1,0 +1,5 @@
+//! What a link moves: messages, regions, and the operations that own memory in flight.
+
+pub(crate) mod message;
+pub(crate) mod operation;
+pub(crate) mod region;

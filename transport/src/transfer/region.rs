@@ -1,0 +1,376 @@
+//! Memory that one peer may read or write by itself: regions, the capability that reaches them, and their table.
+//!
+//! The invariant: remotely writable bytes are reached only through a lock that `revoke` empties, so nobody ever holds
+//! `&mut` to bytes that a peer can write.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Buffer, BufferMut};
+use crate::platform::environment::Environment;
+use crate::platform::process::Own;
+
+/// What a peer may do with a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RegionAccess {
+    /// `get` only.
+    Read,
+    /// `put` only.
+    Write,
+}
+
+/// The right to reach a peer's [`Region`]: send its bytes to the peer in any message.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use std::time::Duration;
+/// use towline::{Buffer, BufferMut, RegionAccess, RemoteRegion};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let region = near.expose_mut(BufferMut::zeroed(8), Duration::from_secs(60))?;
+/// let in_a_message = region.remote().to_bytes();
+///
+/// // At the peer.
+/// let remote = RemoteRegion::from_bytes(&in_a_message)?;
+/// assert_eq!((remote.len(), remote.access()), (8, RegionAccess::Write));
+/// far.put(&remote, 3, Buffer::from("line")).await?;
+///
+/// // Back at the owner.
+/// assert_eq!(region.revoke().await.as_slice(), Some(&b"\0\0\0line\0"[..]));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RemoteRegion {
+    key: Key,
+    len: u64,
+    access: RegionAccess,
+}
+
+type Key = [u8; 16];
+
+impl RemoteRegion {
+    /// Its length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a region's length is fixed; an empty one is of no use")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it may be read or written.
+    pub fn access(&self) -> RegionAccess {
+        self.access
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    /// Its 32 bytes for a message: version, access, six zeroes, length (little-endian), key.
+    pub fn to_bytes(&self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        bytes[0] = 1;
+        bytes[1] = match self.access {
+            RegionAccess::Read => 1,
+            RegionAccess::Write => 2,
+        };
+        bytes[8..16].copy_from_slice(&self.len.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.key);
+        bytes
+    }
+
+    /// What [`to_bytes`](Self::to_bytes) wrote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let wrong = || Error::new(ErrorKind::Invalid, "not the 32 bytes of a remote region");
+        let bytes: &[u8; 32] = bytes.try_into().map_err(|_| wrong())?;
+        let access = match (bytes[0], bytes[1]) {
+            (1, 1) => RegionAccess::Read,
+            (1, 2) => RegionAccess::Write,
+            _ => return Err(wrong()),
+        };
+        let mut len = [0; 8];
+        len.copy_from_slice(&bytes[8..16]);
+        let mut key = [0; 16];
+        key.copy_from_slice(&bytes[16..]);
+        Ok(Self { key, len: u64::from_le_bytes(len), access })
+    }
+
+    /// Whether `[offset, offset + len)` lies inside; the owner checks again.
+    pub(crate) fn check(&self, access: RegionAccess, offset: u64, len: u64) -> Result<()> {
+        check_range(self.access, self.len, access, offset, len)
+    }
+}
+
+impl fmt::Debug for RemoteRegion {
+    /// Leaves the key out: it is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteRegion({:?}, {} bytes)", self.access, self.len)
+    }
+}
+
+/// Memory registered for one peer. Dropping it revokes it.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// use std::time::Duration;
+/// use towline::{Buffer, BufferMut, ErrorKind, Message, RemoteRegion};
+/// # use towline::Endpoint;
+///
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let table = Buffer::from("apples, pears, plums");
+/// let region = near.expose(table, Duration::from_secs(60))?;
+/// near.send(Message::new(region.remote().to_bytes().to_vec())).await?;
+///
+/// // The peer reads a part of it, and the owner's application has nothing to do.
+/// let remote = RemoteRegion::from_bytes(far.recv().await?.header())?;
+/// let pears = far.get(&remote, 8, BufferMut::with_capacity(5)).await?;
+/// assert_eq!(pears.as_slice(), Some(&b"pears"[..]));
+///
+/// // From here on the peer has no access, and the owner has its memory back.
+/// let table = region.revoke().await;
+/// assert_eq!(table.len(), 20);
+/// let refused = far.get(&remote, 0, BufferMut::with_capacity(5)).await.unwrap_err();
+/// assert_eq!(refused.error.kind(), ErrorKind::Rejected);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Region<M> {
+    remote: RemoteRegion,
+    table: Own<Arc<Regions>>,
+    memory: Shared<M>,
+}
+
+type Shared<M> = Arc<Mutex<HeldRegion<M>>>;
+
+#[derive(Debug)]
+struct HeldRegion<M> {
+    memory: Option<M>,
+    readers: usize,
+    revoker: Option<Waker>,
+}
+
+impl<M> Region<M> {
+    /// The capability to send to the peer.
+    pub fn remote(&self) -> RemoteRegion {
+        self.remote
+    }
+}
+
+impl<M: Default> Region<M> {
+    /// Takes the memory back: from now on an access is `Rejected`, and this ends when no access is in flight.
+    ///
+    /// A process forked from the one that exposed it gets its own copy, as it was at the fork, and revokes nothing; the copy
+    /// is empty if the peer had access at that very moment.
+    pub async fn revoke(self) -> M {
+        let process = self.table.process();
+        if process.is_this() {
+            self.table.forget(self.remote.key());
+        }
+        poll_fn(|cx| {
+            if !process.is_this() {
+                let copy = self.memory.try_lock().ok().and_then(|mut held| held.memory.take());
+                return Poll::Ready(copy.unwrap_or_default());
+            }
+            let mut held = lock(&self.memory);
+            if held.readers > 0 {
+                held.revoker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            match held.memory.take() {
+                Some(memory) => Poll::Ready(memory),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+}
+
+impl<M> Drop for Region<M> {
+    fn drop(&mut self) {
+        if self.table.process().is_this() {
+            self.table.forget(self.remote.key());
+        }
+    }
+}
+
+/// The regions of one connection. A link serves the peer's requests from here.
+#[derive(Debug)]
+pub struct Regions {
+    environment: Arc<dyn Environment>,
+    entries: Mutex<HashMap<Key, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    len: u64,
+    expires: Duration,
+    memory: Memory,
+}
+
+#[derive(Debug)]
+enum Memory {
+    Read(Shared<Buffer>),
+    Write(Shared<BufferMut>),
+}
+
+impl Regions {
+    /// An empty table.
+    pub fn new(environment: Arc<dyn Environment>) -> Arc<Self> {
+        Arc::new(Self { environment, entries: Mutex::default() })
+    }
+
+    pub(crate) fn expose(self: &Arc<Self>, buffer: Buffer, lifetime: Duration) -> Region<Buffer> {
+        let len = buffer.len() as u64;
+        self.enter(buffer, len, lifetime, RegionAccess::Read, Memory::Read)
+    }
+
+    pub(crate) fn expose_mut(self: &Arc<Self>, buffer: BufferMut, lifetime: Duration) -> Region<BufferMut> {
+        let len = buffer.len() as u64;
+        self.enter(buffer, len, lifetime, RegionAccess::Write, Memory::Write)
+    }
+
+    fn enter<M>(
+        self: &Arc<Self>,
+        memory: M,
+        len: u64,
+        lifetime: Duration,
+        access: RegionAccess,
+        kind: impl FnOnce(Shared<M>) -> Memory,
+    ) -> Region<M> {
+        let mut key = Key::default();
+        self.environment.random(&mut key);
+        let memory = Arc::new(Mutex::new(HeldRegion { memory: Some(memory), readers: 0, revoker: None }));
+        let expires = self.environment.now().saturating_add(lifetime);
+        self.entries().insert(key, Entry { len, expires, memory: kind(memory.clone()) });
+        Region { remote: RemoteRegion { key, len, access }, table: Own::new(self.clone()), memory }
+    }
+
+    /// Serves a `get`: the bytes, held until the lease is dropped.
+    pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<ReadLease> {
+        let entries = self.entries();
+        let (entry, memory) = match self.find(&entries, key)? {
+            (entry, Memory::Read(memory)) => (entry, memory),
+            (_, Memory::Write(_)) => return Err(rejected("it may be written, not read")),
+        };
+        check_range(RegionAccess::Read, entry.len, RegionAccess::Read, offset, len)?;
+        let mut held = lock(memory);
+        let Some(buffer) = &held.memory else { return Err(rejected(REVOKED)) };
+        let bytes = buffer.slice(offset as usize..(offset + len) as usize);
+        held.readers += 1;
+        Ok(ReadLease { bytes, memory: memory.clone() })
+    }
+
+    /// Serves a `put`: where its bytes go.
+    pub(crate) fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
+        let entries = self.entries();
+        let (entry, memory) = match self.find(&entries, key)? {
+            (entry, Memory::Write(memory)) => (entry, memory),
+            (_, Memory::Read(_)) => return Err(rejected("it may be read, not written")),
+        };
+        check_range(RegionAccess::Write, entry.len, RegionAccess::Write, offset, len)?;
+        Ok(WriteLease { memory: memory.clone(), offset: offset as usize, len: len as usize })
+    }
+
+    fn find<'a>(&self, entries: &'a HashMap<Key, Entry>, key: &Key) -> Result<(&'a Entry, &'a Memory)> {
+        let entry = entries.get(key).ok_or_else(|| rejected(REVOKED))?;
+        if self.environment.now() >= entry.expires {
+            return Err(rejected("its lifetime has passed"));
+        }
+        Ok((entry, &entry.memory))
+    }
+
+    fn forget(&self, key: &Key) {
+        self.entries().remove(key);
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+const REVOKED: &str = "no such region: it was revoked, or belongs to another connection";
+
+fn rejected(why: &'static str) -> Error {
+    Error::new(ErrorKind::Rejected, why)
+}
+
+fn check_range(is: RegionAccess, region_len: u64, wanted: RegionAccess, offset: u64, len: u64) -> Result<()> {
+    if is != wanted {
+        return Err(rejected("the region does not allow that access"));
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= region_len => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Rejected,
+            format!("{len} bytes at {offset} are not inside a region of {region_len} bytes"),
+        )),
+    }
+}
+
+/// Bytes of a region on their way to the peer; a revocation waits for it to drop.
+#[derive(Debug)]
+pub(crate) struct ReadLease {
+    bytes: Buffer,
+    memory: Shared<Buffer>,
+}
+
+impl ReadLease {
+    pub(crate) fn bytes(&self) -> &Buffer {
+        &self.bytes
+    }
+}
+
+impl Drop for ReadLease {
+    fn drop(&mut self) {
+        // Whoever revokes may expect to hold the only handle afterwards.
+        self.bytes = Buffer::new();
+        let mut held = lock(&self.memory);
+        held.readers -= 1;
+        if held.readers == 0
+            && let Some(waker) = held.revoker.take()
+        {
+            drop(held);
+            waker.wake();
+        }
+    }
+}
+
+/// A checked range of a region that the peer is writing.
+#[derive(Debug)]
+pub(crate) struct WriteLease {
+    memory: Shared<BufferMut>,
+    offset: usize,
+    len: usize,
+}
+
+impl WriteLease {
+    /// Bytes of the range.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Lets `write` fill `[at, len)` of the range, or nothing if the region was revoked meanwhile (`None`).
+    pub(crate) fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
+        let mut held = lock(&self.memory);
+        let bytes = held.memory.as_mut()?.as_mut_slice()?;
+        Some(write(&mut bytes[self.offset + at..self.offset + self.len]))
+    }
+}
+
+fn lock<M>(memory: &Mutex<HeldRegion<M>>) -> MutexGuard<'_, HeldRegion<M>> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
