@@ -8,6 +8,7 @@ use towline::{Address, ErrorKind};
 use crate::backends::Row;
 use crate::content::{assert_message, message};
 use crate::namespaces::{IPV4, IPV6, LINK_LOCAL, MANY, Namespaces, SWALLOWING, set};
+use crate::need;
 use crate::peer::{Home, Peer};
 use crate::polls::soon;
 use crate::suite::cases;
@@ -153,7 +154,7 @@ async fn every_interface_is_bound_whole_or_not_at_all(row: &'static Row) {
         let holder = match TcpListener::bind(holder) {
             Ok(holder) => holder,
             Err(error) => {
-                println!("skipped beside {family}: {error}");
+                need::skipped(&family.to_lowercase(), &error.to_string());
                 continue;
             }
         };

@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: every stage of continuous integration. `.ci/run` is this after `cargo xtask test`.
+//! `cargo xtask ci`: every stage of continuous integration. `.ci/run` is this after `cargo xtask test --install`.
 
 use std::time::Duration;
 

@@ -219,7 +219,7 @@ fn install(needs: &[&Need], deadline: Instant) {
         return;
     }
     for need in needs {
-        eprintln!("installing {} ({}) with apt-get; --no-install declines", need.package, need.purpose);
+        eprintln!("installing {} ({}) with apt-get", need.package, need.purpose);
     }
     packages::update(deadline);
     let mut command = apt_get(&["install", "--yes", "--no-install-recommends"]);

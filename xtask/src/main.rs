@@ -38,9 +38,9 @@ enum Task {
     Check,
     /// What tests and `bench --against` need and this machine lacks: packages, and the programs of bench/compare.
     Install,
-    /// All tests, after installing what they need and this machine lacks.
+    /// All tests; with --install, after installing what they need and this machine lacks.
     Test(test::Arguments),
-    /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did.
+    /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did; installs nothing.
     Ci(ci::Arguments),
     /// Makes the committed bindings to C libraries anew, from their headers (UCX: packages libucx-dev and libclang1-14).
     Bindings(bindings::Arguments),

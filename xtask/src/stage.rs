@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::process::Outcome;
 
+/// Longer than any run of a person's, who ends it when they like.
+pub(crate) const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) name: &'static str,

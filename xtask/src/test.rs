@@ -1,35 +1,30 @@
-//! `cargo xtask test`: installs what the tests need and this machine lacks, then runs all of them.
+//! `cargo xtask test`: runs all tests; with `--install` it first installs what they need and this machine lacks.
 
 use std::time::{Duration, Instant};
 
 use crate::install;
 use crate::process::{self, Outcome, cargo};
-use crate::stages::TEST;
+use crate::stage::NO_LIMIT;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Install nothing: tests that need what is missing skip, with their reason.
+    /// Install first what tests need and this machine lacks. Otherwise these skip, and the end of the run says why.
     #[arg(long)]
-    no_install: bool,
-    /// Time for the whole run.
-    #[arg(long, value_name = "SECONDS", default_value_t = TEST.limit.as_secs())]
-    limit_s: u64,
+    install: bool,
+    /// End the run after so long. Without it there is no limit.
+    #[arg(long, value_name = "SECONDS")]
+    limit_s: Option<u64>,
     /// Run only the tests whose name holds this; several are run one after the other.
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
-    let deadline = Instant::now() + Duration::from_secs(arguments.limit_s);
-    test(!arguments.no_install, &arguments.filters, deadline)
+    let limit = arguments.limit_s.map_or(NO_LIMIT, Duration::from_secs);
+    test(arguments.install, &arguments.filters, Instant::now() + limit)
 }
 
-/// All tests, as a stage of `ci`.
-pub(crate) fn install_and_test(deadline: Instant) -> Outcome {
-    test(true, &[], deadline)
-}
-
-/// All tests with what this machine has, as a stage of `check`.
+/// All tests with what this machine has, as a stage.
 pub(crate) fn test_as_is(deadline: Instant) -> Outcome {
     test(false, &[], deadline)
 }

@@ -5,12 +5,10 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use towline_tests::need;
 
 use crate::bench::{bench, rows};
 use crate::command::spawn;
-
-/// A comma list of what this machine is supposed to have: it turns a skip into a failure.
-const REQUIRE: &str = "TOWLINE_REQUIRE";
 
 /// Whether `tool` is here; if not, the test that asks skips, or fails where the tool is required.
 pub(crate) fn there(tool: &str) -> bool {
@@ -23,10 +21,7 @@ pub(crate) fn there(tool: &str) -> bool {
 
 /// Skips what needs `tool`, or fails where it is required.
 pub(crate) fn needs(tool: &str, why: &str) -> bool {
-    let required = std::env::var(REQUIRE).unwrap_or_default();
-    let asked = required.split(',').any(|word| word.trim() == tool);
-    assert!(!asked, "{REQUIRE} asks for {tool}: {why}");
-    eprintln!("skipped: needs {tool}: {why}");
+    need::skipped(tool, why);
     false
 }
 

@@ -1,0 +1,23 @@
+//! No test: the last program that `cargo test` runs says what the others skipped, and why.
+
+#![expect(clippy::print_stdout, reason = "this is what it is for")]
+
+use towline_tests::need::Record;
+
+fn main() {
+    // Tools that list tests find none here.
+    if std::env::args().any(|argument| argument == "--list") {
+        return;
+    }
+    let Some(record) = Record::of_this_run() else { return };
+    let skipped = record.take();
+    if skipped.is_empty() {
+        println!("\nskipped: nothing\n");
+        return;
+    }
+    println!("\nskipped for what is missing here (tests, need: reason):");
+    for (why, count) in &skipped {
+        println!("{count:>6}  {why}");
+    }
+    println!("`cargo xtask test --install` installs what can be installed, and runs all tests.\n");
+}
