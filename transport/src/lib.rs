@@ -6,7 +6,7 @@
 #![doc = include_str!("../../examples/examples/hello.rs")]
 //! ```
 //!
-//! An [`Endpoint`] is a process's front handshake: it listens at an [`Address`] and connects to others. A [`Connection`] carries
+//! An [`Endpoint`] is a process's entry point: it listens at an [`Address`] and connects to others. A [`Connection`] carries
 //! [`Message`]s, each a small header and any number of [`Buffer`]s, in order and both ways at once. Memory moves into an
 //! operation and comes out of it once: when nobody else can touch it. A failed one returns it in [`Failed`]. The receiver may
 //! look at an [`Incoming`] message first and choose a [`Destination`] for each frame, and a [`Region`] is memory that one peer may
@@ -80,10 +80,10 @@ mod wire;
 
 pub use address::{Address, Scheme};
 pub use api::blocking;
-pub use api::connection::{Connection, Receipt, Receiver, Sender, Stats};
+pub use api::connection::{Connection, Receipt, Receiver, Sender};
 pub use api::endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use api::explain::{Explained, Explanation, Measured, PeerCandidate, PeerView};
-pub use api::incoming::{Destination, Incoming};
+pub use api::incoming::Incoming;
 pub use api::listener::Listener;
 pub use api::wakeups::Wakeups;
 pub use backend::Inventory;
@@ -94,9 +94,10 @@ pub use error::{Error, ErrorKind, Failed, Result};
 pub use handshake::{Admission, Admitted, Source};
 pub use handshake::{Identity, Tls, TlsBuilder, Token};
 pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Stats};
 pub use platform::environment;
 pub use progress::waiting::Wait;
+pub use transfer::destination::Destination;
 pub use transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
 pub use transfer::region::{Region, RegionAccess, RemoteRegion};
 

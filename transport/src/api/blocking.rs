@@ -47,16 +47,18 @@ use bytes::Bytes;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::address::Address;
-use crate::api::connection::{self, Stats};
+use crate::api::connection;
 use crate::api::endpoint;
 use crate::api::explain::Explanation;
-use crate::api::incoming::{self, Destination};
+use crate::api::incoming;
 use crate::api::listener;
 use crate::backend::path::Path;
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::handshake::Identity;
 use crate::memory::{self, Buffer, BufferMut, Pool};
+use crate::metrics::Stats;
 use crate::platform::process::Own;
+use crate::transfer::destination::Destination;
 use crate::transfer::message::{FrameInfo, Message};
 use crate::transfer::region::{Region, RemoteRegion};
 

@@ -11,9 +11,10 @@ use tracing::Instrument;
 use crate::address::resolve::resolve;
 use crate::address::{Address, Scheme};
 use crate::api::connection::Connection;
-use crate::api::listener::{self, Listener};
+use crate::api::listener::Listener;
 use crate::backend::caps::Caps;
 use crate::backend::{self, Backend, Done, Inventory, Op, PLANNED, Probe};
+use crate::connect::accept;
 use crate::connect::dial::dial;
 use crate::connect::establish::{CredentialSet, Credentials, Establisher, ProbeResults};
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,7 @@ use crate::memory::{AvailableMemory, BounceArena, Place, Pool};
 use crate::metrics::Metrics;
 use crate::platform::environment::{Environment, System};
 use crate::platform::process::Own;
+use crate::progress::core::OwnedCore;
 use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
 use crate::wire::unfinished::Unfinished;
@@ -222,10 +224,13 @@ impl Endpoint {
                 _ => resolve(self.environment(), address, deadline).await?,
             };
             self.check_exposure(address, &sockets)?;
-            listener::listen(&self.establisher, address, sockets, self.unauthenticated_max).await
+            accept::listen(&self.establisher, address, sockets, self.unauthenticated_max).await
         };
         let listened = self.establisher.process().run(listening).await;
-        listened.and_then(|listened| listened).map_err(|error| error.during("listen").on(address))
+        listened
+            .and_then(|listened| listened)
+            .map(Listener::new)
+            .map_err(|error| error.during("listen").on(address))
     }
 
     /// Connects to the listener at `address`, by the best backend that both ends have and the address allows.
@@ -244,9 +249,10 @@ impl Endpoint {
         };
         let span = tracing::debug_span!("connect", %address);
         let connected = self.establisher.process().run(connecting.instrument(span)).await;
-        let connection =
-            connected.and_then(|connected| connected).map_err(|error| error.during("connect").on(address))?;
-        Ok(connection)
+        connected
+            .and_then(|connected| connected)
+            .map(Connection::from)
+            .map_err(|error| error.during("connect").on(address))
     }
 
     /// Renews the token, TLS, or both, for handshakes that begin from now on, at either end. Connections that are open stay as
@@ -286,7 +292,7 @@ impl Endpoint {
     }
 
     /// The handshake runs on the driver, so that any caller's executor will do.
-    async fn connect_on_driver(&self, address: &Address) -> Result<Connection> {
+    async fn connect_on_driver(&self, address: &Address) -> Result<OwnedCore> {
         let (mut done, connected) = oneshot::channel();
         let (this, address) = (self.clone(), address.clone());
         self.environment().spawn(Box::pin(async move {
@@ -308,7 +314,7 @@ impl Endpoint {
         connected.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the endpoint's driver ended")))
     }
 
-    async fn dial_and_greet(&self, address: &Address) -> Result<Connection> {
+    async fn dial_and_greet(&self, address: &Address) -> Result<OwnedCore> {
         let control = dial(self.environment(), address, self.connect_time).await?;
         self.establisher.connect(control, address).await
     }

@@ -13,9 +13,9 @@ use std::time::Duration;
 use tokio::io::duplex;
 use tokio::net::TcpStream;
 
+use super::names;
 use crate::address::Address;
 use crate::address::resolve::{Fates, resolve, seconds};
-use crate::api::listener::{self, PROCESS_STREAM_LEN};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Control;
 use crate::platform::environment::{Environment, Task, within};
@@ -34,8 +34,8 @@ pub(crate) async fn dial(
     let began = environment.now();
     let deadline = began + limit;
     if let Some(name) = address.name() {
-        let (mine, theirs) = duplex(PROCESS_STREAM_LEN);
-        let called = within(&**environment, deadline, listener::call(name, theirs)).await;
+        let (mine, theirs) = duplex(names::STREAM_LEN);
+        let called = within(&**environment, deadline, names::call(name, theirs)).await;
         return called.unwrap_or_else(|| Err(late(limit))).map(|()| mine.into());
     }
     if address.port() == 0 || address.is_wildcard() {

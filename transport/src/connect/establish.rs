@@ -15,7 +15,6 @@ pub(crate) use self::credentials::{CredentialSet, Credentials};
 pub(crate) use self::probe_results::ProbeResults;
 use self::probe_results::{ProbePermit, ProbeResult};
 use crate::address::Address;
-use crate::api::connection::{Connection, Parts};
 use crate::backend::path::{Candidate, Path};
 use crate::backend::{Backend, LinkContext, Opened, Regions, Role, Staging};
 use crate::connect::dial;
@@ -26,6 +25,7 @@ use crate::handshake::{
 };
 use crate::memory::{BounceArena, Place, Pool};
 use crate::platform::environment::{Environment, within};
+use crate::progress::core::{OwnedCore, Parts};
 use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
 use crate::wire::unfinished::Unfinished;
@@ -57,7 +57,7 @@ pub(crate) struct Establisher {
 
 impl Establisher {
     /// The connecting end.
-    pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<Connection> {
+    pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<OwnedCore> {
         let checked = address.option("integrity") == Some("crc32c");
         let (mut candidates, mut refused) = self.candidates(Role::Connector, address);
         if candidates.is_empty() {
@@ -172,7 +172,7 @@ impl Establisher {
         listening: &Address,
         address: String,
         admitted: Admitted,
-    ) -> Result<Option<Connection>> {
+    ) -> Result<Option<OwnedCore>> {
         let made_room = || Error::new(ErrorKind::Unavailable, "the peer made room for newcomers");
         let greeted = admitted.hold(self.greet(control, listening, &admitted)).await;
         let Some(caller) = greeted.ok_or_else(made_room)?? else { return Ok(None) };
@@ -216,7 +216,7 @@ impl Establisher {
         listening: &Address,
         address: String,
         admitted: &Admitted,
-    ) -> Result<Connection> {
+    ) -> Result<OwnedCore> {
         let Greeted { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
@@ -405,8 +405,8 @@ impl Establisher {
     }
 
     /// Counts what became of an attempt that began at `begin`.
-    pub(crate) fn count(&self, role: &'static str, begin: Duration, result: &Result<Connection>) {
-        let path = result.as_ref().map(|connection| connection.path().chosen()).map_err(Error::kind);
+    pub(crate) fn count(&self, role: &'static str, begin: Duration, result: &Result<OwnedCore>) {
+        let path = result.as_ref().map(|connection| connection.core().path.chosen()).map_err(Error::kind);
         self.driver.meters.established(role, path, self.environment.now().saturating_sub(begin));
     }
 
@@ -505,7 +505,7 @@ impl Establisher {
         context: LinkContext,
         opened: Opened,
         path: Path,
-    ) -> Result<Connection> {
+    ) -> Result<OwnedCore> {
         let opened = opened.wrapped(|link| Staging::over(link, context.pool));
         if let Some(control) = context.control.filter(|_| !candidate.backend.carries_control()) {
             let (link, inbox) = (opened.link().clone(), context.inbox.clone());
@@ -517,7 +517,7 @@ impl Establisher {
                 }
             }));
         }
-        Connection::new(Parts {
+        OwnedCore::new(Parts {
             opened,
             inbox: context.inbox,
             regions: context.regions,

@@ -1,5 +1,7 @@
 //! How a connection comes about: dialling, choosing a path, opening it.
 
-pub(crate) mod bind;
+pub(crate) mod accept;
+mod bind;
 pub(crate) mod dial;
 pub(crate) mod establish;
+mod names;

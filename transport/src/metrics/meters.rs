@@ -8,8 +8,8 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 
+use super::Stats;
 use super::histogram::{Histogram, Tallied};
-use crate::api::connection::Stats;
 use crate::backend::Link;
 use crate::error::ErrorKind;
 

@@ -20,6 +20,27 @@ use self::page::{NO_LABELS, Page};
 use crate::memory::{Place, Pool};
 use crate::platform::process::Process;
 
+/// What one connection counted since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Messages whose memory was reusable again.
+    pub messages_sent: u64,
+    /// Messages handed to the application.
+    pub messages_received: u64,
+    /// Payload bytes of sent messages.
+    pub bytes_sent: u64,
+    /// Payload bytes of received messages.
+    pub bytes_received: u64,
+    /// Payload bytes that this end copied: in user space, or by having the kernel read the peer's memory.
+    pub bytes_copied: u64,
+    /// What of it was copied into shared memory, where the peer reads it: its end copied none of that.
+    pub bytes_bounced: u64,
+    /// System calls that moved data, or tried to.
+    pub system_calls: u64,
+    /// Times a message had to wait for credit.
+    pub credit_stalls: u64,
+}
+
 /// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools.
 ///
 /// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.

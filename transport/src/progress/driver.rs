@@ -20,7 +20,7 @@ use tokio::io::Interest;
 use tokio::sync::{Notify, oneshot};
 
 use self::checks::{CHECKS_DUE, Checks};
-use crate::api::connection::Core;
+use super::core::Core;
 use crate::backend::{Progress, Source};
 use crate::error::{Error, Result};
 use crate::metrics::Meters;

@@ -1,5 +1,8 @@
 //! Who polls a link: callers that wait, and the driver.
 
+mod bursts;
+pub(crate) mod core;
 pub(crate) mod driver;
+pub(crate) mod pending_receive;
 pub(crate) mod spinning;
 pub(crate) mod waiting;

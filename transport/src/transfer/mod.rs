@@ -1,5 +1,6 @@
 //! What a link moves: messages, regions, and the operations that own memory in flight.
 
+pub(crate) mod destination;
 pub(crate) mod message;
 pub(crate) mod operation;
 pub(crate) mod region;

@@ -4,9 +4,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Endpoint};
-use crate::api::incoming::Destination;
 use crate::error::ErrorKind;
 use crate::memory::{Buffer, BufferMut};
+use crate::transfer::destination::Destination;
 use crate::transfer::message::Message;
 use crate::transfer::region::RemoteRegion;
 

@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 
 use tokio::runtime::Handle;
 
-use super::Core;
+use super::core::Core;
 
 impl Core {
     /// Whether the message being sent follows another without a wait between them, on a link and from a task that can make
     /// use of it.
-    pub(super) fn is_burst(&self) -> bool {
+    pub(crate) fn is_burst(&self) -> bool {
         let polls = self.waiters.polls();
         let follows = self.polls_at_send.load(Ordering::Relaxed) == polls;
         self.polls_at_send.store(polls, Ordering::Relaxed);

@@ -1,0 +1,303 @@
+//! What a connection consists of: its link, its waiters, and what its users and the driver share.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::MutexGuard;
+
+use super::driver::Driver;
+use super::pending_receive::PendingReceive;
+use super::waiting::{Wait, Waiters};
+use crate::backend::path::Path;
+use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, Small};
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::events;
+use crate::memory::{Place, Pool};
+use crate::metrics::Counts;
+use crate::platform::environment::Environment;
+use crate::platform::process::{Inherited, Own};
+use crate::transfer::region::Regions;
+
+/// What a connection consists of, shared with its driver.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(crate) number: u64,
+    pub(crate) link: Arc<dyn Link>,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) waiters: Waiters,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    /// Work waits for the driver's next look.
+    pub(crate) left_for_later: AtomicBool,
+    /// How often waiters had polled when the last message was sent.
+    pub(super) polls_at_send: AtomicU64,
+    /// What waits for company leaves when the sender's task yields.
+    pub(super) flushing: AtomicBool,
+    /// The message that a cancelled `recv` had begun to take; held by whoever receives.
+    pub(crate) pending: tokio::sync::Mutex<Option<PendingReceive>>,
+    pub(crate) counts: Arc<Counts>,
+    pub(crate) regions: Arc<Regions>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) peer: Identity,
+    pub(crate) path: Path,
+    linger: Duration,
+    /// The link was told that the application takes what comes in pool memory.
+    expects_in_pool: AtomicBool,
+    pub(crate) span: tracing::Span,
+}
+
+/// What the making of a connection acknowledged.
+pub(crate) struct Parts {
+    pub(crate) opened: Opened,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) regions: Arc<Regions>,
+    pub(crate) driver: Arc<Driver>,
+    pub(crate) pools: Arc<HashMap<Place, Pool>>,
+    pub(crate) peer: Identity,
+    pub(crate) path: Path,
+    pub(crate) wait: Wait,
+    pub(crate) linger: Duration,
+}
+
+/// Owns a connection: dropping it closes the connection in good order, in the background.
+#[derive(Debug)]
+pub(crate) struct OwnedCore(Own<Arc<Core>>);
+
+impl OwnedCore {
+    /// Makes a connection of its parts, and gives its link to the driver.
+    pub(crate) fn new(parts: Parts) -> Result<Self> {
+        let Parts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
+        let (number, link) = (driver.number(), opened.link().clone());
+        let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
+        let counts = Arc::new(Counts::of(link.clone()));
+        driver.meters.adopt(number, &counts, path.chosen(), peer.to_string());
+        let core = Arc::new(Core {
+            number,
+            waiters: Waiters::new(link.clone(), driver.clone(), number, wait),
+            link,
+            inbox,
+            pools,
+            left_for_later: AtomicBool::new(false),
+            polls_at_send: AtomicU64::new(u64::MAX),
+            flushing: AtomicBool::new(false),
+            pending: tokio::sync::Mutex::default(),
+            counts: counts.clone(),
+            regions,
+            driver: driver.clone(),
+            peer,
+            path,
+            linger,
+            expects_in_pool: AtomicBool::new(false),
+            span,
+        });
+        driver.adopt(&core)?;
+        events::connected(number, &core.path);
+        let handle = Self(Own::new(core));
+        // The last handle ends it from now on.
+        let _ = opened.take();
+        Ok(handle)
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0
+    }
+}
+
+impl Core {
+    /// Whether this process made it, and did not inherit it by a fork.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.waiters.process.is_this()
+    }
+
+    /// Logs how it ended, if it has.
+    pub(crate) fn log_end(&self) {
+        // A forked child may find a lock of the application's subscriber taken for ever.
+        if self.is_ours()
+            && let Some(why) = self.inbox.ended()
+        {
+            events::ended(self.number, &self.path, &why);
+        }
+    }
+
+    /// Tells a process that inherited it what to do instead.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.waiters.process.check()
+    }
+
+    /// Has the link do this; false if it failed then and there, since this process only inherited the link.
+    pub(crate) fn submit(&self, op: Op) -> bool {
+        match self.check() {
+            Ok(()) => self.link.submit(op),
+            Err(error) => {
+                op.fail(error);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Has the link copy a message. It comes back where that cannot be.
+    pub(crate) fn copy(self: &Arc<Self>, small: Small) -> Option<Small> {
+        if !self.is_ours() {
+            return Some(small);
+        }
+        let more = small.more;
+        let left = self.link.copy(small);
+        if more && left.is_none() {
+            self.flush_soon();
+        }
+        left
+    }
+
+    /// Has the link do `op`, and waits for its end, moving the link meanwhile.
+    pub(crate) async fn perform<V: Inherited>(self: &Arc<Self>, op: Op, completion: &Completion<V>) -> V {
+        let more = matches!(op, Op::Send { more: true, .. });
+        if !self.submit(op) {
+            return completion.try_take().unwrap_or_else(V::inherited);
+        }
+        if more {
+            self.flush_soon();
+        }
+        self.waiters.until(|cx| completion.poll_take(cx)).await
+    }
+
+    /// Waits for an operation of this connection, moving the link meanwhile.
+    pub(crate) async fn finish<V: Inherited>(&self, completion: &Completion<V>) -> V {
+        if !self.is_ours() {
+            return completion.take_uncontended().unwrap_or_else(V::inherited);
+        }
+        self.waiters.until(|cx| completion.poll_take(cx)).await
+    }
+
+    /// The message that a cancelled call had begun to take, held while this caller receives.
+    pub(crate) async fn begun(&self) -> Result<Own<MutexGuard<'_, Option<PendingReceive>>>> {
+        let process = self.waiters.process;
+        process.check()?;
+        let begun = match self.pending.try_lock() {
+            Ok(begun) => begun,
+            Err(_) => {
+                let mut queue = Own::of(process, Box::pin(self.pending.lock()));
+                self.waiters.until(move |cx| queue.as_mut().poll(cx).map(Result::<_>::Ok)).await?
+            }
+        };
+        Ok(Own::of(process, begun))
+    }
+
+    /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
+    pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
+        if self.submit(op) {
+            self.leave_for_later();
+        }
+    }
+
+    /// Has the driver poll the link within 50 ms, should nobody else.
+    pub(crate) fn leave_for_later(self: &Arc<Self>) {
+        let is_left = &self.left_for_later;
+        if is_left.load(Ordering::Acquire) || !self.is_ours() || self.link.source().is_none() {
+            return;
+        }
+        if !is_left.swap(true, Ordering::AcqRel) {
+            self.driver.later(self);
+        }
+    }
+
+    /// Tells the link how the application takes what comes, if that changed.
+    pub(crate) fn expect(self: &Arc<Self>, in_pool: bool) {
+        if self.expects_in_pool.load(Ordering::Relaxed) != in_pool {
+            self.expects_in_pool.store(in_pool, Ordering::Relaxed);
+            self.submit_for_later(Op::Expect { in_pool });
+        }
+    }
+
+    /// The endpoint's pool of `place`.
+    pub(crate) fn pool(&self, place: Place) -> Result<&Pool> {
+        self.pools.get(&place).ok_or_else(|| {
+            let hint = "give the endpoint a pool of that place";
+            Error::new(ErrorKind::Unsupported, format!("this endpoint has no pool of {place} memory: {hint}"))
+        })
+    }
+
+    pub(crate) fn check_one_sided(&self, on_host: bool) -> Result<()> {
+        let refused = |why| Err(Error::new(ErrorKind::Unsupported, why).by(self.backend()));
+        self.check().map_err(|error| error.by(self.backend()))?;
+        if !self.link.caps().contains(Caps::ONE_SIDED) {
+            return refused("this link has no get and put");
+        }
+        if !on_host {
+            return refused("get and put need host memory");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn environment(&self) -> &dyn Environment {
+        &*self.driver.environment
+    }
+
+    pub(crate) fn backend(&self) -> &'static str {
+        self.path.chosen()
+    }
+
+    /// Adds what was tried, on whom, and on which connection: its number is the one in spans and metrics.
+    pub(crate) fn placed(&self, error: Error, doing: &'static str) -> Error {
+        let Self { number, path, .. } = self;
+        error.by(self.backend()).during(doing).on(format_args!("{} (connection {number})", path.address))
+    }
+
+    pub(crate) fn failed<T>(&self, failed: Failed<T>, doing: &'static str) -> Failed<T> {
+        Failed { error: self.placed(failed.error, doing), returned: failed.returned }
+    }
+
+    /// Ends the link if it has not ended by itself when `linger` has passed.
+    pub(crate) fn end_after_linger(self: &Arc<Self>) {
+        if !self.is_ours() {
+            return;
+        }
+        if self.link.source().is_some() && self.inbox.ended().is_none() {
+            self.waiters.poll_by_driver();
+        }
+        let core = self.clone();
+        let environment = &self.driver.environment;
+        let timeout = environment.sleep_until(environment.now().saturating_add(self.linger));
+        environment.spawn(Box::pin(async move {
+            let mut timeout = timeout;
+            let mut ended = std::pin::pin!(core.inbox.until_ended());
+            let timed_out = std::future::poll_fn(|cx| {
+                if ended.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(false);
+                }
+                timeout.as_mut().poll(cx).map(|()| true)
+            })
+            .await;
+            if timed_out {
+                core.link
+                    .end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
+            }
+            core.driver.forget(&core);
+        }));
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.driver.forget(self);
+        let end = self.inbox.ended().map(|end| end.kind());
+        self.driver.meters.retire(self.number, &self.counts, end);
+    }
+}
+
+impl Drop for OwnedCore {
+    fn drop(&mut self) {
+        let core = &self.0;
+        if !core.is_ours() {
+            return;
+        }
+        if core.inbox.ended().is_some() {
+            return core.driver.forget(core);
+        }
+        core.link.submit(Op::Close(Done::with(|_| ())));
+        core.end_after_linger();
+    }
+}

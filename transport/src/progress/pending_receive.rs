@@ -1,0 +1,269 @@
+//! A message that is being received: it is announced, and its payload is here, on its way, or has no memory yet.
+//!
+//! The invariant: a message leaves the connection only with an acknowledgement to its sender, delivered or rejected, exactly once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::core::Core;
+use crate::backend::{Announced, Arrival, Completion, Delivery, FrameInfo, Op, Operation};
+use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::memory::{Buffer, BufferMut, Place};
+use crate::transfer::destination::Destination;
+use crate::transfer::message::{Message, Table};
+
+/// A message being taken.
+#[derive(Debug)]
+pub(crate) struct PendingReceive {
+    pub(crate) id: u64,
+    pub(crate) header: Bytes,
+    pub(crate) frames: Table,
+    ack_now: bool,
+    payload: Payload,
+}
+
+#[derive(Debug)]
+enum Payload {
+    Here(Vec<Buffer>),
+    Coming(Completion<Result<Vec<Buffer>>>),
+    Waiting,
+    Destination(Completion<Landed>),
+}
+
+type Destinations = Vec<Option<BufferMut>>;
+type Landed = Result<Vec<Buffer>, Failed<Destinations>>;
+
+impl Core {
+    /// The next message in pool memory; what a dropped future had begun goes on with the next call.
+    pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
+        self.expect(true);
+        let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
+        if begun.is_none() {
+            **begun = Some(PendingReceive::next(self).await?);
+        }
+        let Some(pending) = begun.as_mut() else { unreachable!("set above") };
+        // Without memory for it the message stays: `incoming` can land it elsewhere, or reject it.
+        pending.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
+        let result = pending.landed(self).await.map_err(Error::from);
+        **begun = None;
+        result
+    }
+
+    /// The next message, its frames one after another in `buffer`.
+    pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        self.expect(false);
+        let mut begun = match self.begun().await {
+            Ok(begun) => begun,
+            Err(error) => return Err(Failed { error: self.placed(error, "recv"), returned: buffer }),
+        };
+        if begun.is_none() {
+            match PendingReceive::next(self).await {
+                Ok(pending) => **begun = Some(pending),
+                Err(error) => return Err(Failed { error, returned: buffer }),
+            }
+        }
+        let Some(pending) = begun.as_mut() else { unreachable!("set above") };
+        let payload_len = pending.payload_len();
+        if payload_len > buffer.capacity() as u64 {
+            let capacity = buffer.capacity();
+            let why = format!("the message has {payload_len} bytes and the buffer holds {capacity}");
+            let error = self.placed(Error::new(ErrorKind::TooLarge, why), "recv");
+            return Err(Failed { error, returned: buffer });
+        }
+        let (buffers, rest) = cut(buffer, &pending.frames);
+        let result = pending.land(self, buffers).await;
+        **begun = None;
+        result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned, rest) })
+    }
+}
+
+impl PendingReceive {
+    pub(crate) async fn next(core: &Core) -> Result<Self> {
+        let announced = core.waiters.until(|cx| core.inbox.poll_take(cx)).await;
+        let Announced { id, header, frames, arrival, ack_now } =
+            announced.map_err(|error| core.placed(error, "recv"))?;
+        let payload = match arrival {
+            Arrival::Here(buffers) => Payload::Here(buffers),
+            Arrival::Coming(landed) => Payload::Coming(landed),
+            Arrival::Waiting => Payload::Waiting,
+        };
+        Ok(Self { id, header, frames, ack_now, payload })
+    }
+
+    pub(crate) fn payload_len(&self) -> u64 {
+        self.frames.iter().map(|frame| frame.len as u64).sum()
+    }
+
+    /// Sees to it that the payload lands in memory of this host.
+    pub(crate) fn land_in_pool(&mut self, core: &Core) -> Result<()> {
+        match self.payload {
+            Payload::Waiting => {
+                let pool = core.pool(Place::Host)?;
+                let buffers = pool.destinations(self.frames.iter().map(|frame| frame.len))?;
+                self.land_in(core, buffers.into_iter().map(Some).collect());
+            }
+            Payload::Here(_) | Payload::Coming(_) | Payload::Destination(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The whole message in `buffers`: received into them, or copied once where the payload is here already.
+    pub(crate) async fn land(
+        &mut self,
+        core: &Arc<Core>,
+        buffers: Destinations,
+    ) -> Result<Message, Failed<Destinations>> {
+        if !matches!(self.payload, Payload::Waiting) {
+            return self.copied(core, buffers).await;
+        }
+        self.land_in(core, buffers);
+        self.landed(core).await
+    }
+
+    fn land_in(&mut self, core: &Core, buffers: Destinations) {
+        let (destinations, landed) = Operation::new(buffers);
+        core.submit(Op::Accept { id: self.id, destinations });
+        self.payload = Payload::Destination(landed);
+    }
+
+    /// The whole message, once its payload is here.
+    pub(crate) async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Destinations>> {
+        let frames = match &mut self.payload {
+            Payload::Destination(landed) => match core.finish(landed).await {
+                Ok(frames) => {
+                    // The link has the word on it, and may have nothing else to send.
+                    core.leave_for_later();
+                    frames
+                }
+                Err(failed) => {
+                    // An accept that failed alone leaves the message without its word.
+                    self.say(core, Delivery::Rejected);
+                    return Err(core.failed(failed, "accept"));
+                }
+            },
+            Payload::Here(buffers) => {
+                let buffers = std::mem::take(buffers);
+                self.say(core, Delivery::Delivered);
+                buffers
+            }
+            Payload::Coming(landed) => match core.finish(landed).await {
+                Ok(frames) => {
+                    self.say(core, Delivery::Delivered);
+                    frames
+                }
+                Err(error) => {
+                    return Err(Failed { error: core.placed(error, "accept"), returned: Vec::new() });
+                }
+            },
+            Payload::Waiting => unreachable!("a destination was chosen before"),
+        };
+        core.counts.received.record(self.payload_len());
+        Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
+    }
+
+    /// The whole message, copied once from where the link has it into `buffers`.
+    async fn copied(
+        &mut self,
+        core: &Arc<Core>,
+        buffers: Destinations,
+    ) -> Result<Message, Failed<Destinations>> {
+        let here = match self.land_in_pool(core) {
+            Ok(()) => self.landed(core).await,
+            Err(error) => Err(Failed { error, returned: Vec::new() }),
+        };
+        let message = match here {
+            Ok(message) => message,
+            Err(failed) => return Err(Failed { error: failed.error, returned: buffers }),
+        };
+        let (header, sources) = message.into_parts();
+        let mut frames = Vec::with_capacity(buffers.len());
+        for (buffer, source) in buffers.into_iter().zip(&sources) {
+            let Some(mut buffer) = buffer else {
+                frames.push(Buffer::new());
+                continue;
+            };
+            if let Err(error) = buffer.fill_from(source) {
+                return Err(core.failed(Failed { error, returned: vec![Some(buffer)] }, "accept"));
+            }
+            core.counts.bytes_copied.fetch_add(source.len() as u64, Ordering::Relaxed);
+            frames.push(buffer.freeze());
+        }
+        Ok(Message::from_parts(header, frames))
+    }
+
+    /// Empty buffers for the destinations, checked.
+    pub(crate) fn buffers(
+        &self,
+        core: &Core,
+        mut destinations: Vec<Destination>,
+    ) -> Result<Destinations, Failed<Vec<Destination>>> {
+        let invalid = |why| Error::new(ErrorKind::Invalid, why);
+        if destinations.len() != self.frames.len() {
+            let why =
+                format!("{} destinations for a message of {} frames", destinations.len(), self.frames.len());
+            return Err(Failed { error: invalid(why), returned: destinations });
+        }
+        for (index, (destination, frame)) in destinations.iter_mut().zip(&self.frames).enumerate() {
+            let pool = match destination {
+                Destination::Pool(pool) => Ok(&*pool),
+                Destination::Place(place) => core.pool(*place),
+                Destination::Buffer(buffer) if buffer.capacity() < frame.len => {
+                    let (holds, len) = (buffer.capacity(), frame.len);
+                    Err(invalid(format!("frame {index} has {len} bytes and its destination holds {holds}")))
+                }
+                Destination::Buffer(buffer) => {
+                    buffer.clear();
+                    continue;
+                }
+                Destination::Discard => continue,
+            };
+            match pool.and_then(|pool| pool.take(frame.len)) {
+                Ok(buffer) => *destination = Destination::Buffer(buffer),
+                Err(error) => return Err(Failed { error, returned: destinations }),
+            }
+        }
+        let buffer = |destination| match destination {
+            Destination::Buffer(buffer) => Some(buffer),
+            _ => None,
+        };
+        Ok(destinations.into_iter().map(buffer).collect())
+    }
+
+    pub(crate) fn ack(self, core: &Arc<Core>, delivery: Delivery) {
+        // A destination under way ends by itself, and says its own word.
+        if !matches!(self.payload, Payload::Destination(_)) {
+            self.say(core, delivery);
+        }
+    }
+
+    fn say(&self, core: &Arc<Core>, delivery: Delivery) {
+        core.submit_for_later(Op::Ack { id: self.id, delivery, ack_now: self.ack_now });
+    }
+}
+
+/// `buffer` in pieces of the frames' lengths, and its rest.
+fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Destinations, BufferMut) {
+    buffer.clear();
+    let mut pieces = Vec::with_capacity(frames.len());
+    for frame in frames {
+        let rest = buffer.split_off(frame.len);
+        pieces.push(Some(std::mem::replace(&mut buffer, rest)));
+    }
+    (pieces, buffer)
+}
+
+/// The pieces in one again, empty.
+fn paste(pieces: Destinations, rest: BufferMut) -> BufferMut {
+    let mut whole: Option<BufferMut> = None;
+    for mut piece in pieces.into_iter().flatten().filter(|piece| piece.capacity() > 0).chain([rest]) {
+        piece.clear();
+        match &mut whole {
+            // Adjacent pieces of one buffer rejoin; anything else was never cut from it.
+            Some(whole) => drop(whole.rejoin(piece)),
+            None => whole = Some(piece),
+        }
+    }
+    whole.unwrap_or_default()
+}
