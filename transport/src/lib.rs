@@ -43,6 +43,14 @@
 //! nothing. The target `towline::peer` tells of peers, at the level `info`: connected, left, lost and refused, and at `debug` why each
 //! path was chosen. Other targets are names of modules, and may change.
 //!
+//! # Features
+//!
+//! | feature | default | what it adds |
+//! |---|---|---|
+//! | `tls` | on | `tls://` and `towlines://` addresses, by rustls. Without it they are refused with `Unsupported` |
+//! | `metrics` | on | `Endpoint::metrics`, for Prometheus, by prometheus-client |
+//! | `internals` | off | for this repository's own tests; promises nothing |
+//!
 //! # Where to look
 //!
 //! | to do this | look at |
@@ -90,11 +98,15 @@ pub use backend::Inventory;
 pub use backend::caps::Caps;
 pub use backend::path::{Candidate, CandidateState, Path};
 pub use error::{Error, ErrorKind, Failed, Result};
+#[cfg(feature = "tls")]
+pub use handshake::TlsBuilder;
 #[doc(hidden)] // For the command's own listener.
 pub use handshake::{Admission, Admitted, Source};
-pub use handshake::{Identity, Tls, TlsBuilder, Token};
+pub use handshake::{Identity, Tls, Token};
 pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
-pub use metrics::{Metrics, Stats};
+#[cfg(feature = "metrics")]
+pub use metrics::Metrics;
+pub use metrics::Stats;
 pub use platform::environment;
 pub use progress::waiting::Wait;
 pub use transfer::destination::Destination;

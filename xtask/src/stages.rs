@@ -46,7 +46,10 @@ fn clippy(deadline: Instant) -> Outcome {
     // With all features, so that what only the fuzz targets see builds too.
     let arguments =
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
-    run(&mut cargo(&arguments), deadline)
+    run(&mut cargo(&arguments), deadline)?;
+    // And what builds without any.
+    let arguments = ["clippy", "--package", "towline", "--no-default-features", "--all-targets", "--locked"];
+    run(cargo(&arguments).args(["--", "-D", "warnings"]), deadline)
 }
 
 fn doc(deadline: Instant) -> Outcome {
@@ -77,7 +80,10 @@ fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     };
     setup().map_err(|error: std::io::Error| format!("{}: {error}", programs.display()))?;
     let mut command = cargo(&["build", "--workspace", "--locked", "--target-dir"]);
-    run(command.arg(&target).env("PATH", &programs), deadline)
+    run(command.arg(&target).env("PATH", &programs), deadline)?;
+    let arguments =
+        ["test", "--package", "towline", "--lib", "--no-default-features", "--locked", "--target-dir"];
+    run(cargo(&arguments).arg(&target), deadline)
 }
 
 /// As many seeds of each as two minutes hold on two busy cores; the suite runs fewer.

@@ -20,6 +20,7 @@ use crate::connect::establish::{CredentialSet, Credentials, Establisher, ProbeRe
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{Admission, HANDSHAKE_TIME, Identity, Joins, Tls, Token};
 use crate::memory::{AvailableMemory, BounceArena, Place, Pool};
+#[cfg(feature = "metrics")]
 use crate::metrics::Metrics;
 use crate::platform::environment::{Environment, System};
 use crate::platform::process::Own;
@@ -180,6 +181,7 @@ impl Endpoint {
     }
 
     /// What this endpoint counts, for Prometheus.
+    #[cfg(feature = "metrics")]
     pub fn metrics(&self) -> Metrics {
         let Establisher { driver, pools, .. } = &**self.establisher;
         Metrics { meters: driver.meters.clone(), pools: pools.clone(), process: self.establisher.process() }
@@ -484,5 +486,24 @@ impl Builder {
             insecure: self.insecure,
             unauthenticated_max: self.unauthenticated_max,
         })
+    }
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::Endpoint;
+    use crate::error::ErrorKind;
+
+    #[tokio::test]
+    async fn addresses_over_tls_are_refused_with_the_feature_named() {
+        let endpoint = Endpoint::new().unwrap();
+        for address in ["tls://127.0.0.1:1", "towlines://127.0.0.1:1"] {
+            let address = address.parse().unwrap();
+            let (listened, connected) = (endpoint.listen(&address).await, endpoint.connect(&address).await);
+            for error in [listened.unwrap_err(), connected.unwrap_err()] {
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                assert!(error.detail().contains("feature `tls`"), "{error}");
+            }
+        }
     }
 }

@@ -413,6 +413,10 @@ impl Establisher {
     /// The endpoint's TLS, or what to do to have it.
     pub(crate) fn tls(&self) -> Result<Tls> {
         let missing = || {
+            if cfg!(not(feature = "tls")) {
+                let why = "this build of towline has no TLS: its feature `tls` is off";
+                return Error::new(ErrorKind::Unsupported, why);
+            }
             let why = "the endpoint has no TLS (`Builder::tls`): to listen it needs a certificate and its key (--cert, --key), \
                        to connect an authority to believe (--ca)";
             Error::new(ErrorKind::Invalid, why)

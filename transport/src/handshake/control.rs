@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::tls::{Tls, TlsStream, secure_as_acceptor, secure_as_connector};
+use super::tls::{Session, Tls, TlsStream, secure_as_acceptor, secure_as_connector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::Environment;
 use crate::wire::handshake::{BINDING_LEN, Role};
@@ -50,7 +50,7 @@ impl Control {
     }
 
     /// The socket, non-blocking, and the TLS session on it, if there is one.
-    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<rustls::Connection>)> {
+    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<Session>)> {
         match self.0 {
             Line::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
             Line::Tls(stream) => stream.into_parts().map(|(socket, tls)| (socket, Some(tls))),

@@ -10,6 +10,10 @@ mod identity;
 mod joins;
 mod measuring;
 mod refusal;
+#[cfg(feature = "tls")]
+mod tls;
+#[cfg(not(feature = "tls"))]
+#[path = "without_tls.rs"]
 mod tls;
 mod token;
 
@@ -34,8 +38,12 @@ pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
 pub(crate) use measuring::{Asked, asked, measure, measured};
+pub(crate) use tls::Session;
+pub use tls::Tls;
+#[cfg(feature = "tls")]
+pub use tls::TlsBuilder;
+#[cfg(feature = "tls")]
 pub(crate) use tls::broken;
-pub use tls::{Tls, TlsBuilder};
 pub use token::Token;
 
 /// How long a handshake may take, where nothing else was asked for.

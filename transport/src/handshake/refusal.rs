@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Stream;
 use crate::platform::environment::{Environment, within};
-use crate::wire::handshake::{MAGIC, Message, Role, excerpt};
+use crate::wire::handshake::{Message, Role, excerpt};
 use crate::{Error, ErrorKind};
 
 /// Bounds telling the peer, from the first byte written to the last byte drained, and also how long an unauthenticated peer's
@@ -110,9 +110,10 @@ pub(super) async fn of_unauthenticated_peer<S: Stream>(
 }
 
 /// A connector says something where TLS was due.
+#[cfg(feature = "tls")]
 pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     let words = first_words(stream, &[], env).await;
-    if !words.starts_with(&MAGIC) {
+    if !words.starts_with(&crate::wire::handshake::MAGIC) {
         return unauthenticated_peer(Role::Acceptor, &words);
     }
     let why = "the connector speaks Towline in the clear, and this listener only over TLS: connect to tls:// or towlines://";
@@ -120,6 +121,7 @@ pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Envi
 }
 
 /// A listener answers in the clear where TLS was due.
+#[cfg(feature = "tls")]
 pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     match super::first(Role::Connector, stream, env).await.and_then(super::hello) {
         Err(refusal) => Refusal::untold(refusal.error),

@@ -16,6 +16,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) use rustls::Connection as Session;
 pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
 pub(crate) use words::broken;
 
@@ -24,7 +25,7 @@ const ALPN: &[u8] = b"towline/1";
 
 /// What an endpoint shows of itself over TLS, and whom it believes: for `tls://` and `towlines://`.
 ///
-/// TLS 1.3 alone. Nobody is believed but the authorities named here: the operating system's list counts only if it is
+/// Needs the feature `tls`, which is on by default. TLS 1.3 alone. Nobody is believed but the authorities named here: the operating system's list counts only if it is
 /// named as one. Certificates are not looked up in revocation lists.
 ///
 /// - To **listen** takes a [certificate](TlsBuilder::certificate). With an [authority](TlsBuilder::authority) as well, every

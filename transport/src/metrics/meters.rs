@@ -5,9 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-
 use super::Stats;
 use super::histogram::{Histogram, Tallied};
 use crate::backend::Link;
@@ -104,13 +101,28 @@ impl Counted {
 
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
+/// Events, counted by their labels.
+#[derive(Debug, Default)]
+pub(super) struct Labelled<const N: usize>(Mutex<BTreeMap<Labels<N>, u64>>);
+
+impl<const N: usize> Labelled<N> {
+    fn add_one(&self, labels: Labels<N>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(labels).or_default() += 1;
+    }
+
+    pub(super) fn read(&self) -> Vec<(u64, Labels<N>)> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(labels, count)| (*count, labels.clone())).collect()
+    }
+}
+
 /// What one endpoint counts; its driver keeps it.
 #[derive(Debug)]
 pub(crate) struct Meters {
     connections: Mutex<Connections>,
-    pub(super) opened: Family<Labels<2>, Counter>,
-    pub(super) ended: Family<Labels<1>, Counter>,
-    pub(super) failed: Family<Labels<2>, Counter>,
+    pub(super) opened: Labelled<2>,
+    pub(super) ended: Labelled<1>,
+    pub(super) failed: Labelled<2>,
     pub(super) establishing: Histogram,
 }
 
@@ -125,9 +137,9 @@ impl Meters {
     pub(crate) fn new() -> Self {
         Self {
             connections: Mutex::new(Connections { living: BTreeMap::new(), gone: Counted::nothing() }),
-            opened: Family::default(),
-            ended: Family::default(),
-            failed: Family::default(),
+            opened: Labelled::default(),
+            ended: Labelled::default(),
+            failed: Labelled::default(),
             establishing: Histogram::of_times(),
         }
     }
@@ -146,7 +158,7 @@ impl Meters {
             connections.gone.add(&counted);
             drop(connections);
             drop(kept);
-            self.ended.get_or_create(&[("how", end.map_or_else(|| "dropped".into(), word))]).inc();
+            self.ended.add_one([("how", end.map_or_else(|| "dropped".into(), word))]);
         }
     }
 
@@ -160,10 +172,10 @@ impl Meters {
         match path {
             Ok(path) => {
                 self.establishing.record_time(time);
-                self.opened.get_or_create(&[("role", role.into()), ("path", path.into())]).inc();
+                self.opened.add_one([("role", role.into()), ("path", path.into())]);
             }
             Err(kind) => {
-                self.failed.get_or_create(&[("role", role.into()), ("why", word(kind))]).inc();
+                self.failed.add_one([("role", role.into()), ("why", word(kind))]);
             }
         }
     }

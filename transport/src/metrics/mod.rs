@@ -3,22 +3,18 @@
 //! Connections count anyway, lock-free; everything else happens at a scrape. What a connection counted outlives it in the
 //! endpoint's sums, so that these never go back.
 
+#[cfg(feature = "metrics")]
+mod collector;
+#[cfg_attr(not(any(feature = "metrics", test)), expect(dead_code, reason = "only a scrape reads everything"))]
 mod histogram;
+#[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "only a scrape reads everything"))]
 mod meters;
+#[cfg(feature = "metrics")]
 mod page;
 
-use std::collections::HashMap;
-use std::fmt;
-use std::sync::Arc;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, text};
-use prometheus_client::registry::Registry;
-
+#[cfg(feature = "metrics")]
+pub use self::collector::Metrics;
 pub(crate) use self::meters::{Counts, Meters};
-use self::page::{NO_LABELS, Page};
-use crate::memory::{Place, Pool};
-use crate::platform::process::Process;
 
 /// What one connection counted since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,74 +35,4 @@ pub struct Stats {
     pub system_calls: u64,
     /// Times a message had to wait for credit.
     pub credit_stalls: u64,
-}
-
-/// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools.
-///
-/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.
-/// `docs/metrics.md` lists every name. A process forked from the endpoint's sees none of it.
-///
-/// ```
-/// use prometheus_client::registry::Registry;
-/// use towline::Endpoint;
-///
-/// let endpoint = Endpoint::new()?;
-/// let mut registry = Registry::default();
-/// registry.register_collector(Box::new(endpoint.metrics()));
-/// assert!(endpoint.metrics().text().ends_with("# EOF\n"));
-/// # Ok::<(), towline::Error>(())
-/// ```
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    pub(crate) meters: Arc<Meters>,
-    pub(crate) pools: Arc<HashMap<Place, Pool>>,
-    pub(crate) process: Process,
-}
-
-impl Metrics {
-    /// Everything as OpenMetrics text, as it is now.
-    pub fn text(&self) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self.clone()));
-        let mut text = String::new();
-        // Writing to a string does not fail.
-        let _ = text::encode(&mut text, &registry);
-        text
-    }
-}
-
-impl Collector for Metrics {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        if !self.process.is_this() {
-            return Ok(());
-        }
-        let mut page = Page(encoder);
-        let (living, all) = self.meters.read();
-        let Meters { opened, ended, failed, establishing, .. } = &*self.meters;
-        page.family("towline_connections_opened", "Connections made", opened)?;
-        page.family("towline_connections_failed", "Attempts that became no connection, by why", failed)?;
-        page.family("towline_connections_ended", "Connections that are gone, by how they ended", ended)?;
-        page.gauges("towline_connections", "Connections that live", &[(living.len(), NO_LABELS)])?;
-        let took = [(establishing.read(), NO_LABELS)].into_iter();
-        page.histograms("towline_establish_seconds", "What connecting and accepting took", took)?;
-        page.counted("", &[(all, NO_LABELS)])?;
-        page.counted("connection_", &living)?;
-        self.pools(&mut page)
-    }
-}
-
-impl Metrics {
-    fn pools(&self, page: &mut Page<'_>) -> fmt::Result {
-        let (mut bytes, mut takes) = (Vec::new(), Vec::new());
-        for (place, pool) in &*self.pools {
-            let stats = pool.stats();
-            let of = |key, value: &str| [("place", place.to_string()), (key, value.to_owned())];
-            bytes.push((stats.in_use_bytes, of("state", "in_use")));
-            bytes.push((stats.idle_bytes, of("state", "idle")));
-            takes.push((stats.hits, of("source", "pool")));
-            takes.push((stats.misses, of("source", "system")));
-        }
-        page.gauges("towline_pool_bytes", "Memory of the pools", &bytes)?;
-        page.counters("towline_pool_takes", "Blocks taken, and where they came from", takes.into_iter())
-    }
 }

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 
 use super::histogram::Tallied;
 use super::meters::{Counted, Labels};
@@ -17,15 +15,6 @@ pub(super) const NO_LABELS: Labels<0> = [];
 pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Page<'_> {
-    pub(super) fn family<const N: usize>(
-        &mut self,
-        name: &str,
-        help: &str,
-        family: &Family<Labels<N>, Counter>,
-    ) -> fmt::Result {
-        family.encode(self.describe(name, help, MetricType::Counter)?)
-    }
-
     pub(super) fn gauges<const N: usize>(
         &mut self,
         name: &str,

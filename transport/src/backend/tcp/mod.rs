@@ -3,6 +3,10 @@
 //! Vectored writes straight from the buffers, reads straight into their destination: payload of 16 KiB and above is never
 //! copied in user space, smaller payload once, at the receiver.
 
+#[cfg(feature = "tls")]
+mod encrypted;
+#[cfg(not(feature = "tls"))]
+#[path = "never_encrypted.rs"]
 mod encrypted;
 mod lanes;
 mod link;

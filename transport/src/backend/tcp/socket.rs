@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
-use rustls::Connection;
 
 use super::encrypted::Encrypted;
 use crate::backend::streamed::{Moved, Stream};
+use crate::handshake::Session;
 use crate::memory::BufferMut;
 
 /// A connected, non-blocking socket, plain or over TLS.
@@ -33,7 +33,7 @@ pub(super) struct Raw {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, tls: Option<Connection>) -> Self {
+    pub(super) fn new(stream: TcpStream, tls: Option<Session>) -> Self {
         Self { raw: Raw { stream, calls: AtomicU64::new(0) }, tls: tls.map(Encrypted::new) }
     }
 
