@@ -13,8 +13,9 @@ mod refusal;
 #[cfg(feature = "tls")]
 mod tls;
 #[cfg(not(feature = "tls"))]
-#[path = "without_tls.rs"]
-mod tls;
+mod without_tls;
+#[cfg(not(feature = "tls"))]
+use without_tls as tls;
 mod token;
 
 use std::time::Duration;

@@ -6,8 +6,9 @@
 #[cfg(feature = "tls")]
 mod encrypted;
 #[cfg(not(feature = "tls"))]
-#[path = "never_encrypted.rs"]
-mod encrypted;
+mod never_encrypted;
+#[cfg(not(feature = "tls"))]
+use never_encrypted as encrypted;
 mod lanes;
 mod link;
 mod socket;
