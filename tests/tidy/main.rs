@@ -1,4 +1,5 @@
-//! Rules of the house that a compiler does not know: layers, sizes, leftovers, unsafe code and its proofs, dead files, links.
+//! Rules of the house that a compiler does not know: layers, sizes, leftovers, unsafe code and its
+//! proofs, dead files, links, retired words.
 //!
 //! A check is a function from a [`Tree`] to the problems it found. Each is run on this repository, and on a planted fault,
 //! since a check that cannot fail proves nothing.
@@ -13,6 +14,7 @@ mod paths;
 mod shape;
 mod tree;
 mod unsafety;
+mod words;
 
 use tree::Tree;
 

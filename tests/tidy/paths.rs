@@ -103,6 +103,6 @@ fn use_trees_and_relative_paths_are_spelled_out() {
 
 #[test]
 fn below_means_whole_segments() {
-    assert!(is_below("crate::door::x", "crate::door") && is_below("crate::door", "crate::door"));
-    assert!(!is_below("crate::doorway", "crate::door"));
+    assert!(is_below("crate::wire::x", "crate::wire") && is_below("crate::wire", "crate::wire"));
+    assert!(!is_below("crate::wired", "crate::wire"));
 }

@@ -27,9 +27,9 @@ const PROOF_DISTANCE_MAX: usize = 4;
 
 #[test]
 fn unsafe_code_stays_in_its_homes() {
-    assert_clean(strangers, "Use a safe crate, or one of the homes listed in tests/tidy/unsafety.rs.");
+    assert_clean(outside_homes, "Use a safe crate, or one of the homes listed in tests/tidy/unsafety.rs.");
     assert_finds(
-        strangers,
+        outside_homes,
         &[
             ("transport/src/bad.rs", "fn f() { unsafe { g() } }"),
             ("transport/src/good.rs", "//! unsafe\n#![forbid(unsafe_code)]\nconst X: &str = \"unsafe {\";"),
@@ -56,7 +56,7 @@ fn every_unsafe_block_has_its_proof() {
     );
 }
 
-fn strangers(tree: &Tree) -> Vec<String> {
+fn outside_homes(tree: &Tree) -> Vec<String> {
     let mut problems = Vec::new();
     for file in tree.with("rs").filter(|file| !HOMES.iter().any(|home| file.path.starts_with(home))) {
         for (line, text) in code(&file.text).lines().enumerate() {
