@@ -24,7 +24,6 @@ const STILL_WIDE: &[&str] = &[
     "docs/handshake.md",
     "docs/metrics.md",
     "docs/runtime.md",
-    "docs/safety.md",
     "docs/shm.md",
     "docs/status.md",
     "docs/ucx.md",
