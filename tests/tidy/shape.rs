@@ -11,7 +11,6 @@ const MARKDOWN_COLUMNS_MAX: usize = 110;
 /// Markdown files that still hold lines over the limit. The list must be exact, so that it only shrinks.
 const STILL_WIDE: &[&str] = &[
     "ARCHITECTURE.md",
-    "CONTRIBUTING.md",
     "docs/bench-tools.md",
     "docs/bench.md",
     "docs/control.md",
@@ -20,15 +19,11 @@ const STILL_WIDE: &[&str] = &[
     "docs/design/0024-ucx-speed.md",
     "docs/design/0028-waiting.md",
     "docs/direct-transfers.md",
-    "docs/fuzzing.md",
     "docs/handshake.md",
-    "docs/metrics.md",
     "docs/runtime.md",
     "docs/shm.md",
-    "docs/status.md",
     "docs/ucx.md",
     "docs/wire.md",
-    "ffi/README.md",
 ];
 
 #[test]
