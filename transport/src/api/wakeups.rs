@@ -5,12 +5,13 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::task::{Wake, Waker};
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::error::{Error, Result};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
 /// What an event loop of another kind sleeps on while it polls this crate's futures by hand: Python's `asyncio`, `libuv`, a
@@ -158,7 +159,7 @@ impl AsFd for Wakeups {
 
 impl Queue {
     fn woken(&self) -> MutexGuard<'_, Vec<Arc<Wakeup>>> {
-        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.woken.lock()
     }
 }
 

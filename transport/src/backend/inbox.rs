@@ -1,12 +1,13 @@
 //! Where a link leaves what the peer sent, in order, and its own end.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Notify;
 
 use crate::error::{Error, Result};
+use crate::platform::mutex::Mutex;
 use crate::transfer::message::Announced;
 
 /// Announced messages, oldest first, and after them the link's end.
@@ -107,7 +108,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -4,8 +4,8 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
 use super::submitted::Submitted;
@@ -13,6 +13,7 @@ use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, Small, Sour
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::wire::count::Counts;
 use crate::wire::session::{Session, Target, Urgency};
 
@@ -177,15 +178,11 @@ impl<L: ByteStream> Streamed<L> {
         mut poll: impl FnMut(&Self, &mut Moving<L>) -> Result<Progress>,
     ) -> Progress {
         loop {
-            let mut poll_lock = match self.moving.try_lock() {
-                Ok(poll_lock) => poll_lock,
-                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) => {
-                    let Some(op) = op.take() else { return Progress::Elsewhere };
-                    self.submitted.push(op);
-                    // Whoever has the poll lock looks after letting it go, which may have been before there was anything to see.
-                    continue;
-                }
+            let Some(mut poll_lock) = self.moving.try_lock() else {
+                let Some(op) = op.take() else { return Progress::Elsewhere };
+                self.submitted.push(op);
+                // The holder checks the queue after it releases the lock, which may have been before this push.
+                continue;
             };
             let Some(moving) = poll_lock.as_mut() else {
                 drop(poll_lock);
@@ -320,7 +317,7 @@ impl<L: ByteStream> Link for Streamed<L> {
         if !self.stream.source().doorbell {
             return true;
         }
-        let mut poll_lock = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut poll_lock = self.moving.lock();
         // One that has ended has nothing to come. Where the last poll stopped before it was dry, no doorbell rings for the rest, nor for
         // what this end does by itself.
         poll_lock.as_mut().is_none_or(|moving| {
@@ -350,7 +347,7 @@ impl<L: ByteStream> Link for Streamed<L> {
     }
 
     fn end(&self, why: Error) {
-        let mut poll_lock = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut poll_lock = self.moving.lock();
         self.finish(&mut poll_lock, &why);
         drop(poll_lock);
         self.fail_submitted(None);

@@ -1,10 +1,12 @@
 //! Operations that wait for whoever has a link's poll lock.
 
 use std::collections::VecDeque;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Op;
+
+use crate::platform::mutex::Mutex;
 
 /// A queue that costs a look where nothing is in it.
 ///
@@ -43,6 +45,6 @@ impl Submitted {
     }
 
     fn ops(&self) -> MutexGuard<'_, VecDeque<Op>> {
-        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ops.lock()
     }
 }

@@ -1,12 +1,13 @@
 //! Names of this process, for `mem` addresses.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::PerProcess;
 
 /// Bytes that one direction of a handshake within the process may hold.
@@ -18,7 +19,7 @@ static NAMES: PerProcess<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>> =
 
 /// The names in use, each with the queue of its listener.
 pub(crate) fn names() -> MutexGuard<'static, HashMap<String, mpsc::Sender<DuplexStream>>> {
-    NAMES.get().lock().unwrap_or_else(PoisonError::into_inner)
+    NAMES.get().lock()
 }
 
 /// Passes a stream to the listener of a `mem` name.

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, hash_map};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout_at;
 
 use crate::platform::environment::{Environment, within};
+use crate::platform::mutex::Mutex;
 
 /// How long a peer that has said nothing keeps its place while newcomers wait; twice that once it has said something.
 /// Evictions shorten it, down to [`PATIENCE_MIN`].
@@ -203,7 +204,7 @@ impl Admission {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 

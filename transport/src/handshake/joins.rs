@@ -1,7 +1,7 @@
 //! Further streams of a connection, and the handshakes that wait for theirs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use super::refusal::Refusal;
 use super::{Control, Stream, answer, encoded, out_of_turn, receive, send};
 use crate::platform::environment::{Environment, within};
+use crate::platform::mutex::Mutex;
 use crate::wire::handshake::{BINDING_LEN, Join, JoinKey, Message, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
@@ -47,7 +48,7 @@ pub(crate) struct Expected<'a> {
 
 impl Joins {
     fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], Waiting>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Waits for the further streams of a connection.

@@ -17,7 +17,7 @@ use std::any::Any;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 pub(crate) use lending::FrameLease;
@@ -28,6 +28,7 @@ use wait_queue::{PendingTake, WaitQueue};
 use super::segment::Segment;
 use super::{Access, Allocation, Buffer, BufferMut, Place, Source, huge};
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
 /// What the first segment has, where the arena is that large: enough that few follow.
@@ -209,7 +210,7 @@ impl Arena {
 
     /// One more segment, with `len` bytes at least.
     pub(super) fn grow(&self, len: usize) -> Result<()> {
-        let _growing = self.0.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _growing = self.0.growing.lock();
         self.0.grow(len)
     }
 
@@ -282,7 +283,7 @@ struct State {
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether this is the process that made it.
@@ -299,7 +300,7 @@ impl Inner {
         if let Some(memory) = self.take_what_is_back(len) {
             return Ok(Arc::new(memory));
         }
-        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _growing = self.growing.lock();
         // Somebody else may have made room meanwhile.
         if let Some(memory) = self.take(len) {
             return Ok(Arc::new(memory));

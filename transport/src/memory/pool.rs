@@ -7,13 +7,14 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 
 use super::class::Class;
 use super::host::HostMemory;
 use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
 use super::{Access, Allocation, BufferMut, Place, available};
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
 /// Recycles memory of one place, within a bound on what lies idle. Clones are the same pool.
@@ -171,7 +172,7 @@ struct Inner {
 impl Inner {
     /// None in a process that inherited the pool: somebody may have been at them when it was forked.
     fn shelves(&self) -> Option<MutexGuard<'_, Shelves>> {
-        self.process.is_this().then(|| self.shelves.lock().unwrap_or_else(PoisonError::into_inner))
+        self.process.is_this().then(|| self.shelves.lock())
     }
 
     /// A new block, already counted as in use; idle ones of other classes make way if they must.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use super::Stats;
 use super::histogram::{Histogram, Tallied};
 use crate::backend::Link;
 use crate::error::ErrorKind;
+use crate::platform::mutex::Mutex;
 
 /// What one connection counts. Two relaxed additions a message and direction, and two a delivery.
 #[derive(Debug)]
@@ -107,11 +108,11 @@ pub(super) struct Labelled<const N: usize>(Mutex<BTreeMap<Labels<N>, u64>>);
 
 impl<const N: usize> Labelled<N> {
     fn add_one(&self, labels: Labels<N>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(labels).or_default() += 1;
+        *self.0.lock().entry(labels).or_default() += 1;
     }
 
     pub(super) fn read(&self) -> Vec<(u64, Labels<N>)> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = self.0.lock();
         counts.iter().map(|(labels, count)| (*count, labels.clone())).collect()
     }
 }
@@ -194,7 +195,7 @@ impl Meters {
     }
 
     fn connections(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock()
     }
 }
 

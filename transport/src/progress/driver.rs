@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -25,6 +25,7 @@ use crate::backend::{Progress, Source};
 use crate::error::{Error, Result};
 use crate::metrics::Meters;
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::platform::reactor::register;
 
 /// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
@@ -161,7 +162,7 @@ impl Driver {
 
     /// Lets `core`'s link send its laggards within 50 ms, but not within 25: until then they may leave with something else.
     pub(crate) fn later(&self, core: &Arc<Core>) {
-        self.later.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(core));
+        self.later.lock().push(Arc::downgrade(core));
     }
 
     /// All living connections.
@@ -170,7 +171,7 @@ impl Driver {
     }
 
     fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Connected>> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connections.lock()
     }
 
     fn core(&self, number: u64) -> Option<Arc<Core>> {
@@ -358,7 +359,7 @@ async fn look_after(driver: Weak<Driver>) {
         sleep.await;
         let Some(driver) = driver.upgrade() else { return };
         driver.sweep();
-        let left = std::mem::take(&mut *driver.later.lock().unwrap_or_else(PoisonError::into_inner));
+        let left = std::mem::take(&mut *driver.later.lock());
         for core in std::mem::replace(&mut later, left).into_iter().filter_map(|core| core.upgrade()) {
             core.left_for_later.store(false, Ordering::Release);
             driver.tick(&core);

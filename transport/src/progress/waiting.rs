@@ -10,7 +10,7 @@ mod until;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::Interest;
@@ -19,6 +19,7 @@ use tokio::runtime::{Handle, Id};
 
 use self::until::Until;
 use crate::backend::{Link, Progress};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 use crate::platform::reactor::{Owner, register};
 use crate::progress::driver::{Driver, is_ready};
@@ -281,7 +282,7 @@ impl Waiters {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Makes the waiter the lead, who spins and sleeps for all, and takes the link from the driver; false if there is another,

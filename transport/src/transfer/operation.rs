@@ -4,10 +4,11 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use crate::error::{Error, ErrorKind, Failed, Result};
+use crate::platform::mutex::Mutex;
 
 /// One result on its way from a link to whoever waits for it. Dropping it unresolved tells the waiter `Closed`.
 pub struct Done<T>(Option<Sink<Result<T>>>);
@@ -135,7 +136,7 @@ impl<V> Completion<V> {
 
     /// As [`try_take`](Self::try_take), and nothing if another thread is at it; in a fork, that thread is for ever.
     pub(crate) fn take_uncontended(&self) -> Option<V> {
-        let mut state = self.0.0.try_lock().ok()?;
+        let mut state = self.0.0.try_lock()?;
         match std::mem::replace(&mut *state, State::Taken) {
             State::Done(value) => Some(value),
             State::Waiting(_) | State::Taken => None,
@@ -193,7 +194,7 @@ enum State<V> {
 
 impl<V> Slot<V> {
     fn lock(&self) -> std::sync::MutexGuard<'_, State<V>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     fn end(&self, value: V) {

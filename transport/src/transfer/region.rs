@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut};
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Own;
 
 /// What a peer may do with a region.
@@ -182,7 +183,7 @@ impl<M: Default> Region<M> {
         }
         poll_fn(|cx| {
             if !process.is_this() {
-                let copy = self.memory.try_lock().ok().and_then(|mut held| held.memory.take());
+                let copy = self.memory.try_lock().and_then(|mut held| held.memory.take());
                 return Poll::Ready(copy.unwrap_or_default());
             }
             let mut held = lock(&self.memory);
@@ -298,7 +299,7 @@ impl Regions {
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 }
 
@@ -372,5 +373,5 @@ impl WriteLease {
 }
 
 fn lock<M>(memory: &Mutex<HeldRegion<M>>) -> MutexGuard<'_, HeldRegion<M>> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
+    memory.lock()
 }

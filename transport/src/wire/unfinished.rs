@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::mutex::Mutex;
 
 /// Of each connection so much is not counted, in bytes.
 const FREE_LEN: usize = 64 << 10;
@@ -50,7 +51,7 @@ impl Unfinished {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

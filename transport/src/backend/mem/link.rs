@@ -1,13 +1,14 @@
 //! One end of an in-process pair: a send moves the message into the peer's inbox under the pair's one lock.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::{CAPS, forget};
 use crate::backend::{
     Announced, Arrival, Caps, Delivery, Done, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::platform::mutex::Mutex;
 use crate::wire::credit::WINDOW;
 
 /// Both ends' state.
@@ -45,7 +46,7 @@ impl Pair {
     }
 
     fn lock(&self) -> MutexGuard<'_, [End; 2]> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

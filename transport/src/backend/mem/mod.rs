@@ -4,7 +4,7 @@
 mod link;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use self::link::{Half, Pair};
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opened, Opening, Prediction, Probe, Role, Speed};
@@ -12,6 +12,7 @@ use crate::address::Address;
 use crate::backend::machine::gb_per_s;
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::platform::process::PerProcess;
 
 /// The in-process backend.
@@ -28,7 +29,7 @@ const CAPS: Caps = Caps::ONE_SIDED
 static WAITING: PerProcess<Mutex<HashMap<Vec<u8>, Half>>> = PerProcess::new(Mutex::default);
 
 fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, Half>> {
-    WAITING.get().lock().unwrap_or_else(PoisonError::into_inner)
+    WAITING.get().lock()
 }
 
 /// A half that is gone needs no other.

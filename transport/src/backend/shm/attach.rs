@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::cmsg_space;
@@ -29,6 +29,7 @@ use crate::backend::{LinkContext, Role};
 use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::handshake::{Admission, AttachKey, Source};
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 
 /// What a socket of a local socket is called, before its random part.
 const PREFIX: &[u8] = b"towline-";
@@ -169,7 +170,7 @@ impl LocalSocket {
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +22,7 @@ use super::readers::{self, Wanted};
 use crate::backend::{Link, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::{Environment, within};
+use crate::platform::mutex::Mutex;
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
 
 /// What the probe copies, and how often in each way.
@@ -316,7 +317,7 @@ impl Fetcher for VmFetcher {
 }
 
 fn lock(state: &Mutex<ReadState>) -> MutexGuard<'_, ReadState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.lock()
 }
 
 fn no_thread() -> String {

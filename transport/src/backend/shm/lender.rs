@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::borrowing;
 use super::exporting::{Exports, Imports, Number};
@@ -19,6 +19,7 @@ use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, FrameLease, lendable};
 use crate::memory::{BounceArena, Buffer, BufferMut, Place};
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::platform::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, LentFrame};
 
@@ -294,7 +295,7 @@ fn reclaim() {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn parts(lease: u64) -> (usize, u64) {

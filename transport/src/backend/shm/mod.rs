@@ -19,7 +19,7 @@ pub(crate) mod rehearsal;
 mod ring;
 mod table;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use self::attach::LocalSocket;
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opening, Prediction, Probe, Role, Speed};
@@ -27,6 +27,7 @@ use crate::address::Address;
 use crate::error::Result;
 use crate::memory::Segment;
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 
 /// The shared-memory backend.
 #[derive(Debug, Default)]
@@ -53,7 +54,7 @@ impl Shm {
 
     /// The endpoint's own: its driver takes peers in, and ends with it.
     fn local_socket(&self, environment: &Arc<dyn Environment>) -> Result<Arc<LocalSocket>> {
-        let mut local_sockets = self.local_sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut local_sockets = self.local_sockets.lock();
         local_sockets.retain(|local_socket| local_socket.is_open());
         if let Some(local_socket) = local_sockets.iter().find(|local_socket| local_socket.is_of(environment))
         {

@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
 use std::time::Duration;
 
+use crate::platform::mutex::Mutex;
 use crate::platform::process::PerProcess;
 
 /// Threads of a process that read at once, or whose reads do not return.
@@ -111,7 +112,7 @@ impl Queued {
 
 impl Readers {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
             run(
                 move || {
                     tell.send(number).unwrap();
-                    let _ = held.lock().unwrap().recv();
+                    let _ = held.lock().recv();
                 },
                 || {},
             )

@@ -6,14 +6,15 @@
 use std::cell::RefCell;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
 use std::ops::Range;
+use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustls::Connection;
 
 use super::socket::Raw;
 use crate::backend::streamed::Moved;
 use crate::handshake;
+use crate::platform::mutex::Mutex;
 
 /// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is
 /// made.
@@ -117,7 +118,7 @@ impl Encrypted {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
 use ucx_sys::*;
+
+use crate::platform::mutex::Mutex;
 
 /// What a message of ours is, by UCX's number for it: from 0 on, without a gap.
 pub(super) const RECORDS: u32 = 0;
@@ -86,13 +87,13 @@ impl Events {
 
     /// What happened, in exchange for an empty one.
     pub(super) fn take(&self, empty: &mut Happened) {
-        let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut happened = self.happened.lock();
         self.any.store(false, Ordering::Relaxed);
         std::mem::swap(&mut *happened, empty);
     }
 
     fn note(&self, note: impl FnOnce(&mut Happened)) {
-        let mut happened = self.happened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut happened = self.happened.lock();
         note(&mut happened);
         self.any.store(true, Ordering::Release);
     }

@@ -5,9 +5,11 @@
 #![expect(unsafe_code, reason = "a handler of exit is C")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Once, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::platform::mutex::Mutex;
 
 /// The longest that an exit waits for who is inside: polls are short, and the making of a context is not.
 const WAIT_MAX: Duration = Duration::from_secs(2);
@@ -34,7 +36,7 @@ impl Gate {
             libc::atexit(close);
         });
         let gate = Arc::new(Self::default());
-        let mut gates = GATES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gates = GATES.lock();
         gates.retain(|gate| gate.strong_count() > 0);
         gates.push(Arc::downgrade(&gate));
         gate
@@ -62,9 +64,9 @@ extern "C" fn close() {
     // Whoever holds the list makes or drops an engine.
     let gates: Vec<_> = loop {
         match GATES.try_lock() {
-            Ok(gates) => break gates.iter().filter_map(Weak::upgrade).collect(),
-            Err(_) if Instant::now() < end => thread::yield_now(),
-            Err(_) => return,
+            Some(gates) => break gates.iter().filter_map(Weak::upgrade).collect(),
+            None if Instant::now() < end => thread::yield_now(),
+            None => return,
         }
     };
     while gates.iter().any(|gate| gate.inside.load(Ordering::SeqCst) > 0) && Instant::now() < end {

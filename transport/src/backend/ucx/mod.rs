@@ -17,7 +17,7 @@ mod status;
 use std::env;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ucx_sys::Library;
@@ -34,6 +34,7 @@ use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::AttachKey;
 use crate::platform::environment::{Environment, within};
+use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 use crate::wire::session::Session;
 
@@ -100,7 +101,7 @@ impl Ucx {
 
     /// The context with these settings.
     fn context(&self, settings: Settings) -> Result<Arc<Context>> {
-        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut contexts = self.contexts.lock();
         if let Some((_, context)) = contexts.iter().find(|(known, _)| *known == settings) {
             return Ok(context.clone());
         }
@@ -219,7 +220,7 @@ impl Backend for Ucx {
 async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
     let engine = context.prepared.take().and_then(|prepared| prepared.downcast::<Mutex<Engine>>().ok());
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
-    let engine = engine.ok_or_else(missing)?.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let engine = engine.ok_or_else(missing)?.into_inner();
     let mut session = Streamed::<UcxByteStream>::session(context).in_packets(PACKET_LEN);
     let mut state = State::new(Lingering::new(engine, &context.environment), keys(context));
     // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only

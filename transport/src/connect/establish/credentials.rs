@@ -1,8 +1,7 @@
 //! What an endpoint proves itself by, and what it asks of its peers. Each connection takes what holds when it begins.
 
-use std::sync::{Mutex, PoisonError};
-
 use crate::handshake::{Tls, Token};
+use crate::platform::mutex::Mutex;
 use crate::{Error, ErrorKind, Result};
 
 /// The credentials of an endpoint, which can be renewed.
@@ -22,13 +21,13 @@ impl Credentials {
     }
 
     pub(crate) fn now(&self) -> CredentialSet {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     /// Replaces what is given. What an endpoint promised when it began to listen, it keeps: nobody comes in later who would
     /// not have come in then.
     pub(crate) fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.0.lock();
         let refused = |why: &'static str| Err(Error::new(ErrorKind::Invalid, why));
         match (&held.tls, &tls) {
             (None, Some(_)) => {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::MutexGuard;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::path_probe::Figures;
 use crate::platform::environment::{Environment, within};
+use crate::platform::mutex::Mutex;
 
 /// A path probe that came to nothing is not repeated for so long.
 const NOTHING_TIME: Duration = Duration::from_secs(60);
@@ -82,7 +83,7 @@ impl ProbeResults {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Way, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 

@@ -2,10 +2,11 @@
 //! falls silent at any of them.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use super::*;
 use crate::platform::environment::Task;
+use crate::platform::mutex::Mutex;
 
 /// Seeds of a run that was not asked for more.
 const SEEDS: u64 = 500;
@@ -53,7 +54,7 @@ struct Simulation(Arc<Mutex<State>>);
 
 impl Simulation {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Terms in which nothing but the seed is random.

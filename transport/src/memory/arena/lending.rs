@@ -6,11 +6,11 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{ArenaMemory, Inner, reclaim};
 use crate::memory::Buffer;
+use crate::platform::mutex::Mutex;
 
 /// How often it is looked for what has come back, while frames are refused.
 const SWEEP_EVERY: Duration = Duration::from_millis(1);
@@ -93,7 +93,7 @@ impl Lending {
         let is_bounded = || self.quarantined.leases.load(Ordering::Relaxed) > 0;
         let mut bounded = None;
         if is_bounded() {
-            let looked = bounded.insert(self.bounded.lock().unwrap_or_else(PoisonError::into_inner));
+            let looked = bounded.insert(self.bounded.lock());
             let is_too_much = || {
                 let is_more = memory.leases.lent.load(Ordering::Relaxed) == 0;
                 let bytes = self.lent.bytes.load(Ordering::Relaxed) + memory.spot.len;

@@ -3,13 +3,14 @@
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Access, Allocation, Buffer, BufferMut, Place, Pool, Source};
+use crate::platform::mutex::Mutex;
 
 /// A mapping without permissions, but for the length of a copy.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Guarded {
     }
 
     fn unguarded<T>(&self, copy: impl FnOnce() -> T) -> Result<T> {
-        let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);
+        let _copying = self.copying.lock();
         self.protect(MprotectFlags::READ | MprotectFlags::WRITE)?;
         let done = copy();
         self.protect(MprotectFlags::empty())?;

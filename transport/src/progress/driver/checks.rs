@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
@@ -14,6 +13,7 @@ use rustix::time::{
 };
 
 use crate::error::{Error, Result};
+use crate::platform::mutex::Mutex;
 
 /// What the driver's epoll tells when checks are due. No connection has this number.
 pub(super) const CHECKS_DUE: u64 = u64::MAX;
@@ -40,7 +40,7 @@ impl Checks {
 
     /// Has a connection's leader checked.
     pub(super) fn add(&self, number: u64) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock();
         // Noted first, so that the timer does not fire before.
         pending.push_back((Instant::now() + self.patience, number));
         if pending.len() == 1 {
@@ -50,7 +50,7 @@ impl Checks {
 
     /// Takes the connections whose checks are due, and sets the timer for the rest.
     pub(super) fn take_due(&self) -> Vec<u64> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.pending.lock();
         let now = Instant::now();
         let due = pending.iter().take_while(|(at, _)| *at <= now).count();
         let due = pending.drain(..due).map(|(_, number)| number).collect();

@@ -1,7 +1,7 @@
 //! A host's shared memory as a model, for tests and fuzzing: what a lender must see to, and whether the session lets it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 
@@ -9,6 +9,7 @@ use super::{Lender, LentFrame};
 use crate::error::Result;
 use crate::memory::arena::lendable;
 use crate::memory::{self, Buffer, BufferMut, Place};
+use crate::platform::mutex::Mutex;
 use crate::wire::record::corrupt;
 
 /// The segment that all of an arena is.
@@ -107,7 +108,7 @@ impl Arena {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
