@@ -1,4 +1,4 @@
-//! What stands behind a buffer: one allocation, who may touch it, and when its bytes are ready.
+//! The allocation behind a buffer: its address, its owner's access rights, and the fence of its content.
 
 #![expect(unsafe_code, reason = "an allocation's promises are what every slice of it rests on")]
 
@@ -11,76 +11,83 @@ use std::sync::Arc;
 use super::{Place, foreign};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Who may touch an allocation's bytes, hence what may be made of its pointer.
+/// The code that may read and write an allocation's bytes. It decides how their pointer may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// This process alone can write, through its one writable handle: slices may be formed.
+    /// Only this process can write, through its one writable handle: slices may be formed.
     Owned,
-    /// The CPU can read, but others may write at any time: pointer and copies only.
+    /// The CPU can read, but other processes may write at any time: only pointers and copies are allowed.
     Foreign,
-    /// The CPU cannot load or store there: only through `copy_out` and `copy_in`.
+    /// The CPU cannot load or store there: only `copy_out` and `copy_in` reach the bytes.
     Remote,
 }
 
-/// A stretch of memory that lives until its last handle drops. Dropping the implementor frees it, on any thread; it must be short
-/// and must not panic.
+/// A range of memory that stays allocated until its last handle drops.
 ///
-/// The `Any` underneath lets a backend recognise memory of its own: see [`Buffer::allocation`](super::Buffer::allocation).
+/// Dropping the implementor frees the memory. The drop may run on any thread, must be short, and must not
+/// panic.
+///
+/// Through the `Any` supertrait a backend recognises memory of its own: see
+/// [`Buffer::allocation`](super::Buffer::allocation).
 ///
 /// # Safety
 ///
-/// While the value lives, [`base`](Self::base), [`len`](Self::len), [`place`](Self::place), [`access`](Self::access)
-/// and [`writable`](Self::writable) never change, `len` is at most `isize::MAX`, and `base..base + len` stays allocated
-/// at that address, from any thread (M1). The value is the memory's only owner: where it is
-/// [`writable`](Self::writable), nothing in this process reads or writes it except through handles of this value (M2);
-/// where it is not, nothing in this process writes it. [`Access::Owned`] also promises that for every other process
-/// and device, and it or [`Access::Foreign`] that the CPU can load from it, and store to it where writable.
-/// A successful [`copy_out`](Self::copy_out) has initialised all of its destination and neither copy touches anything
-/// beyond the range and the slice given.
+/// While the value lives, [`base`](Self::base), [`len`](Self::len), [`place`](Self::place),
+/// [`access`](Self::access) and [`writable`](Self::writable) never change, `len` is at most `isize::MAX`, and
+/// `base..base + len` stays allocated at that address, from any thread (M1). The value is the memory's only
+/// owner. Where it is [`writable`](Self::writable), nothing in this process reads or writes the memory except
+/// through handles of this value (M2). Where it is not, nothing in this process writes the memory.
+/// [`Access::Owned`] promises the same for every other process and device. [`Access::Owned`] and
+/// [`Access::Foreign`] both promise that the CPU can load from the memory, and can store to it where it is
+/// writable. A successful [`copy_out`](Self::copy_out) has initialised all of its destination. Neither copy
+/// touches anything beyond the given range and slice.
 pub unsafe trait Allocation: Any + Debug + Send + Sync {
-    /// The first byte.
+    /// Returns the address of the first byte.
     fn base(&self) -> NonNull<u8>;
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     fn len(&self) -> usize;
 
-    /// Where they live.
+    /// Returns the place of the bytes.
     fn place(&self) -> Place;
 
-    /// Who may touch them.
+    /// Returns which code may access the bytes.
     fn access(&self) -> Access;
 
-    /// Whether a [`BufferMut`](super::BufferMut) of this memory may exist.
+    /// Returns true if a [`BufferMut`](super::BufferMut) of this memory may exist.
     fn writable(&self) -> bool;
 
-    /// Whether there is no byte at all.
+    /// Returns true if the length is zero.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The allocation that this one lends out, for example a pool's.
+    /// Returns the allocation that this one wraps, for example the block of a pool. `None` if it wraps none.
     fn inner(&self) -> Option<&dyn Allocation> {
         None
     }
 
-    /// Copies `offset..offset + dst.len()` into `dst`. Memory that is [`Access::Remote`] must bring its own.
+    /// Copies `offset..offset + dst.len()` into `dst`. An implementor with [`Access::Remote`] must override
+    /// it.
     ///
     /// # Safety
     ///
-    /// The range is in bounds and initialised, and no handle of this process writes it meanwhile.
+    /// The range is in bounds and initialised, and no handle of this process writes it during the call.
     unsafe fn copy_out(&self, offset: usize, dst: &mut [MaybeUninit<u8>]) -> Result<()> {
         let from = self.base().as_ptr().wrapping_add(offset);
         match self.access() {
-            // SAFETY: M1 keeps the range there, the caller has it initialised (M4) and unwritten (M2).
+            // SAFETY: M1 keeps the range allocated. The caller promises that it is initialised (M4) and that
+            // nothing writes it (M2).
             Access::Owned => unsafe { ptr::copy_nonoverlapping(from, dst.as_mut_ptr().cast(), dst.len()) },
-            // SAFETY: M1 keeps the range there and readable; M5 is what this copy is made for.
+            // SAFETY: M1 keeps the range allocated and readable; this copy tolerates concurrent writers as M5
+            // requires.
             Access::Foreign => unsafe { foreign::load(from, dst) },
             Access::Remote => return Err(no_copy(self.place())),
         }
         Ok(())
     }
 
-    /// Copies `src` to `offset..offset + src.len()`. Memory that is [`Access::Remote`] must bring its own.
+    /// Copies `src` to `offset..offset + src.len()`. An implementor with [`Access::Remote`] must override it.
     ///
     /// # Safety
     ///
@@ -88,9 +95,11 @@ pub unsafe trait Allocation: Any + Debug + Send + Sync {
     unsafe fn copy_in(&self, offset: usize, src: &[u8]) -> Result<()> {
         let to = self.base().as_ptr().wrapping_add(offset);
         match self.access() {
-            // SAFETY: M1 keeps the range there, M2 makes the caller its only user, so `src` lies elsewhere.
+            // SAFETY: M1 keeps the range allocated. M2 makes the caller its only user, so `src` does not
+            // overlap it.
             Access::Owned => unsafe { ptr::copy_nonoverlapping(src.as_ptr(), to, src.len()) },
-            // SAFETY: M1 keeps the range there and writable; M5 is what this copy is made for.
+            // SAFETY: M1 keeps the range allocated and writable; this copy tolerates concurrent accesses as
+            // M5 requires.
             Access::Foreign => unsafe { foreign::store(src, to) },
             Access::Remote => return Err(no_copy(self.place())),
         }
@@ -98,18 +107,19 @@ pub unsafe trait Allocation: Any + Debug + Send + Sync {
     }
 }
 
-/// When bytes that something else is still producing may be read: an event for device memory, nothing for host.
+/// Reports when bytes that another device or thread still produces may be read: an event for device memory,
+/// none for host memory.
 ///
-/// A fence says when to read, not how long to hold: whoever produces the bytes holds a handle of them itself (M3).
+/// A fence does not keep the memory alive. The producer of the bytes holds a handle of them itself (M3).
 pub trait Fence: Debug + Send + Sync {
-    /// Whether the bytes are there. Once true, true for ever.
+    /// Returns true once the bytes may be read. It never returns to false.
     fn is_ready(&self) -> bool;
 
-    /// Blocks until they are.
+    /// Blocks until the bytes may be read.
     fn wait(&self) -> Result<()>;
 }
 
-/// Both fences: a second one never shortens the first.
+/// Two fences in sequence: ready once both are, so that a second fence never shortens the first.
 #[derive(Debug)]
 pub(super) struct Both(pub(super) Arc<dyn Fence>, pub(super) Arc<dyn Fence>);
 
@@ -124,7 +134,7 @@ impl Fence for Both {
     }
 }
 
-/// An allocation's place and access, copied into each handle so that asking costs no call.
+/// An allocation's place and access. Each handle holds a copy, so that reading them costs no virtual call.
 #[derive(Clone, Copy)]
 pub(super) struct Kind {
     place_key: u32,
@@ -138,7 +148,7 @@ impl Kind {
         Self { place_key: allocation.place().key(), access: allocation.access() }
     }
 
-    /// Of no bytes at all in `place`.
+    /// Returns the attributes of an empty buffer in `place`.
     pub(super) const fn nothing_in(place: Place) -> Self {
         let access = if place.cpu_can_touch() { Access::Owned } else { Access::Remote };
         Self { place_key: place.key(), access }
@@ -149,7 +159,7 @@ impl Kind {
     }
 }
 
-/// The allocation at the bottom, below pools.
+/// Returns the innermost allocation, below any pools.
 pub(super) fn innermost(owner: &dyn Allocation) -> &dyn Allocation {
     let mut allocation = owner;
     while let Some(inner) = allocation.inner() {

@@ -1,7 +1,9 @@
-//! An arena: host memory in few shared segments, which trusted processes of this host map once and read for good.
+//! An arena: host memory in few shared segments. Trusted processes of this host map each segment once and
+//! read from it in place.
 //!
-//! A buffer of it is handed to such a process as a segment, an offset and a length ([`lendable`]). There it is
-//! [`borrowed`](borrowed::borrowed) until the lease that came with it is back, and until then nobody writes it (M11).
+//! A buffer of an arena is lent to such a process as a segment, an offset and a length ([`lendable`]). There
+//! it is [`borrowed`](borrowed::borrowed) until its lease is returned. Until then no process writes the bytes
+//! (M11).
 
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
@@ -31,20 +33,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
-/// What the first segment has, where the arena is that large: enough that few follow.
+/// Length of the first segment, where the arena's bound permits: large enough that few segments follow.
 const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 
-/// Host memory that trusted processes of this host may map: few large segments, made as they are needed, each mapped and
-/// populated once. Clones are the same arena.
+/// Host memory that trusted processes of this host may map. It consists of few large segments, created on
+/// demand, each mapped and populated once. Clones are the same arena.
 ///
-/// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may outlive
-/// the arena. Segments stay until the arena and their last buffer are gone, so that memory is taken again while it is
-/// warm. Nothing of it has a name in any file system, and nothing is left when the processes are gone.
+/// A buffer taken from an arena returns its memory when the last handle drops, slices and frozen handles
+/// included, and may outlive the arena. Segments stay until the arena and their last buffer are gone, so that
+/// later buffers reuse warm memory. An arena has no name in any file system, and nothing is left of it when
+/// the processes have ended.
 ///
-/// What a peer was sent of it by `shm` stays taken until the peer lets go. Where the connection has ended and the peer may still
-/// hold something, because it is stopped or keeps what it received, that is in quarantine, until it is given back or the
-/// peer's processes are gone. Meanwhile no frame is lent that would leave less than half of `bytes_max` unlent: it is
-/// copied. So whatever a peer held when its connection ended is the most that it costs.
+/// A frame that `shm` lent to a peer stays in use until the peer returns it. A lease is in quarantine if its
+/// connection has ended and the peer may still read the frame, because its process is stopped or keeps the
+/// message. The quarantine ends when the lease is returned or the peer's processes have ended. While an arena
+/// has leases in quarantine, it lends at most half of `bytes_max`: further frames are copied. The frames that
+/// a peer held when its connection ended are therefore the most that it costs.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -58,7 +62,7 @@ const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 /// drop(buffer.freeze());
 /// assert_eq!((arena.stats().in_use_bytes, arena.stats().segments), (0, 1));
 ///
-/// // What an endpoint receives shall lie in it.
+/// // Received frames are placed in the arena.
 /// let pool = Pool::with_source(Arc::new(arena), 16 << 20);
 /// let endpoint = Endpoint::builder().pool(pool).build()?;
 /// # Ok::<(), towline::Error>(())
@@ -66,47 +70,49 @@ const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 pub struct Arena(Arc<Inner>);
 
-/// What an arena holds.
+/// A snapshot of an arena's size and use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ArenaStats {
-    /// How many segments there are.
+    /// Number of segments.
     pub segments: usize,
-    /// The bytes of all of them.
+    /// Bytes of all segments.
     pub bytes: usize,
-    /// The most that they may have.
+    /// Upper bound on the bytes of all segments.
     pub bytes_max: usize,
-    /// In buffers that live, rounded up to blocks.
+    /// Bytes of live buffers, rounded up to blocks.
     pub in_use_bytes: usize,
-    /// Of what is in use, what peers hold, rounded up to blocks.
+    /// Bytes of those that are lent to peers, rounded up to blocks.
     pub lent_bytes: usize,
-    /// Frames that peers hold.
+    /// Number of frames that are lent to peers.
     pub leases: usize,
-    /// Of what is lent, what a peer may still hold though its connection has ended.
+    /// Bytes of those that a peer may still read after its connection ended.
     pub quarantined_bytes: usize,
-    /// Frames of that.
+    /// Number of frames in quarantine.
     pub quarantined_leases: usize,
-    /// Frames that were copied and not lent so far, because of what was in quarantine.
+    /// Number of frames so far that were copied and not lent because of the quarantine.
     pub refused_leases: u64,
-    /// The most that the present segments have in one piece. More segments come until `bytes_max` is reached.
+    /// Largest free piece of the present segments. The arena adds segments until `bytes_max` is reached.
     pub largest_free_bytes: usize,
-    /// In huge pages, as the kernel told when the segments were made.
+    /// Bytes in huge pages, as the kernel reported them when the segments were created.
     pub huge_bytes: usize,
-    /// Why not all of it is in huge pages, and what to do about it. `None` where all of it is, or there is none yet.
+    /// Why not all memory is in huge pages, and how to change that. `None` if all of it is, or if there is
+    /// none yet.
     pub not_huge: Option<String>,
 }
 
 impl Arena {
-    /// An arena that grows up to `bytes_max`, rounded down to whole pages. It takes no memory before it is asked for some.
+    /// Creates an arena that grows up to `bytes_max`, rounded down to whole pages. Allocates nothing before
+    /// the first take.
     ///
     /// # Errors
     ///
-    /// `Invalid` where that is less than a page.
+    /// `Invalid` if `bytes_max` is less than a page.
     pub fn new(bytes_max: usize) -> Result<Self> {
         Self::beginning_with(FIRST_SEGMENT_BYTES, bytes_max)
     }
 
-    /// The same with another length of the first segment, where less was not asked for.
+    /// As [`new`](Self::new), with another length of the first segment.
     pub(super) fn beginning_with(first_bytes: usize, bytes_max: usize) -> Result<Self> {
         let page = rustix::param::page_size();
         let bytes_max = bytes_max / page * page;
@@ -132,14 +138,15 @@ impl Arena {
         })))
     }
 
-    /// Room for `len` bytes, none filled, aligned to 64 bytes; from 16 KiB on to a page. `take(0)` takes nothing. Constant
-    /// time, unless a segment has to be made first. It takes what is there, whoever [waits](Self::take_within) for it.
+    /// Returns a buffer with capacity for `len` bytes, none of them filled. It is aligned to 64 bytes, and
+    /// from 16 KiB on to a page. `take(0)` allocates nothing. Takes constant time unless the arena must grow
+    /// first. It does not queue behind callers that [wait](Self::take_within).
     ///
     /// # Errors
     ///
-    /// `TooLarge` where the arena, or this machine's memory, has not that much left in one piece. `Unsupported` in a
-    /// process forked from the one that made the arena, as both would write the same memory, and where the kernel is too
-    /// old to share any.
+    /// `TooLarge` if the arena, or this machine's memory, has no free piece of that length. `Unsupported` in
+    /// a process forked from the one that made the arena, as both would write the same memory, and on kernels
+    /// too old for shared segments.
     pub fn take(&self, len: usize) -> Result<BufferMut> {
         if len == 0 {
             return Ok(BufferMut::nothing_in(Place::Arena));
@@ -147,7 +154,7 @@ impl Arena {
         Ok(unique(self.0.allocate(len)?))
     }
 
-    /// `len` zeroes, to be overwritten in place. `take_zeroed(0)` takes nothing.
+    /// Returns a buffer of `len` zeroes, to be overwritten in place. `take_zeroed(0)` allocates nothing.
     ///
     /// ```
     /// let arena = towline::Arena::new(1 << 20)?;
@@ -166,9 +173,10 @@ impl Arena {
         Ok(buffer)
     }
 
-    /// As [`take`](Self::take), or as soon as there is room: who asks for more than there is waits until buffers are dropped, here
-    /// or by peers, one after another in the order in which they came. On any executor. A dropped future has taken nothing, and its place in
-    /// line goes to the next.
+    /// As [`take`](Self::take), but waits up to `limit` until enough memory is free.
+    ///
+    /// Callers are served in the order of their calls, as buffers are dropped here or by peers. Works on any
+    /// executor. A dropped future has taken nothing, and the next caller in the queue moves up.
     ///
     /// ```
     /// use std::time::Duration;
@@ -184,8 +192,9 @@ impl Arena {
     ///
     /// # Errors
     ///
-    /// `TimedOut` after `limit`: it tells what is in use, and of that what peers hold. `TooLarge`, at once, for what the arena can
-    /// never hold in one piece, and where this machine has not enough memory. `Unsupported` as with [`take`](Self::take).
+    /// `TimedOut` after `limit`, with the bytes in use and the bytes lent to peers. `TooLarge`, at once, if
+    /// the arena can never have `len` bytes in one piece or this machine has not enough memory. `Unsupported`
+    /// as with [`take`](Self::take).
     pub async fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
         if len == 0 {
             return Ok(BufferMut::nothing_in(Place::Arena));
@@ -193,7 +202,7 @@ impl Arena {
         Ok(unique(PendingTake::new(&self.0, len, limit).await?))
     }
 
-    /// As [`take`](Self::take), if it needs no further segment.
+    /// As [`take`](Self::take), but returns `None` where the arena would have to grow.
     pub(super) fn take_what_is_there(&self, len: usize) -> Option<BufferMut> {
         self.0.check().ok()?;
         let memory = self.0.take(len).or_else(|| {
@@ -203,18 +212,18 @@ impl Arena {
         memory.map(|memory| unique(Arc::new(memory)))
     }
 
-    /// Whether a segment with `len` bytes more would be within its bound.
+    /// Returns true if a further segment with `len` bytes would stay within the bound.
     pub(super) fn may_grow(&self, len: usize) -> bool {
         self.0.check().is_ok() && self.0.bytes_max - self.0.state().room.bytes() >= len.max(STRETCH_BYTES)
     }
 
-    /// One more segment, with `len` bytes at least.
+    /// Adds a segment of at least `len` bytes.
     pub(super) fn grow(&self, len: usize) -> Result<()> {
         let _growing = self.0.growing.lock();
         self.0.grow(len)
     }
 
-    /// What it holds now.
+    /// Returns the current sizes and counts.
     pub fn stats(&self) -> ArenaStats {
         reclaim();
         let Lending { lent, quarantined, refused, .. } = &self.0.lending;
@@ -247,8 +256,8 @@ impl fmt::Debug for Arena {
     }
 }
 
-/// Pool memory that can be handed to other processes: `Pool::with_source(Arc::new(arena), …)`. Idle blocks of the pool are
-/// in use to the arena; the pool gives them back where the arena has no room for another.
+/// A source of pool memory that can be lent to other processes: `Pool::with_source(Arc::new(arena), …)`. Idle
+/// blocks of the pool count as in use. The pool frees them when the arena has no memory for a new block.
 impl Source for Arena {
     fn place(&self) -> Place {
         Place::Arena
@@ -266,10 +275,10 @@ impl Source for Arena {
 struct Inner {
     first_bytes: usize,
     bytes_max: usize,
-    /// Which process made it.
+    /// The process that created the arena.
     process: Process,
     lending: Lending,
-    /// Held by who makes a segment, which takes its time; `state` is not.
+    /// Held while a segment is created, which is slow; `state` is not held meanwhile.
     growing: Mutex<()>,
     state: Mutex<State>,
 }
@@ -286,12 +295,12 @@ impl Inner {
         self.state.lock()
     }
 
-    /// Whether this is the process that made it.
+    /// Returns an error unless this process created the arena.
     fn check(&self) -> Result<()> {
         if self.process.is_this() {
             return Ok(());
         }
-        let why = "this process was forked from the one whose arena this is, and both would write it: make another arena";
+        let why = "this process was forked from the one that created the arena, and both would write it: create another arena";
         Err(Error::new(ErrorKind::Unsupported, why))
     }
 
@@ -301,7 +310,7 @@ impl Inner {
             return Ok(Arc::new(memory));
         }
         let _growing = self.growing.lock();
-        // Somebody else may have made room meanwhile.
+        // Another thread may have freed memory or added a segment meanwhile.
         if let Some(memory) = self.take(len) {
             return Ok(Arc::new(memory));
         }
@@ -324,8 +333,9 @@ impl Inner {
         Some(ArenaMemory { segment, spot, len, leases, arena })
     }
 
-    /// One more segment, with `len` bytes at least: as much as all before it together, so that their number stays small,
-    /// or, if limits or the machine's memory do not permit that, as little as will do.
+    /// Adds a segment of at least `len` bytes. It is as long as all present segments together, so that their
+    /// number stays small. If a limit or the machine's memory does not permit that, it is as short as
+    /// possible.
     fn grow(&self, len: usize) -> Result<()> {
         let bytes = self.state().room.bytes();
         let left = self.bytes_max - bytes;
@@ -353,7 +363,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether it can ever hold so much in one piece: segments stay as they are.
+    /// Returns an error if no segment, present or future, can have `len` bytes in one piece.
     fn check_len(&self, len: usize) -> Result<()> {
         let left = self.bytes_max - self.state().room.bytes();
         if len <= left.max(self.longest_segment()) { Ok(()) } else { Err(self.full(len)) }
@@ -382,20 +392,21 @@ impl Inner {
     }
 }
 
-/// A block of an arena, back in it on drop.
+/// A block of an arena. Dropping it returns the block.
 pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
     spot: Spot,
     len: usize,
     leases: BlockLeases,
-    /// Weak: buffers may outlive their arena, and keep their segment alone.
+    /// Weak, because buffers may outlive their arena: they keep only their segment alive.
     arena: Weak<Inner>,
 }
 
 impl Drop for ArenaMemory {
     fn drop(&mut self) {
         let Some(arena) = self.arena.upgrade() else { return };
-        // In a forked child the books are a copy, and their lock may be held by a thread that is not there.
+        // In a forked child the arena's state is a copy, and a thread that does not exist there may hold its
+        // lock.
         if arena.check().is_ok() {
             let mut state = arena.state();
             state.room.give(self.spot);
@@ -414,8 +425,8 @@ impl fmt::Debug for ArenaMemory {
     }
 }
 
-// SAFETY: the segment stays mapped while this holds it (M1, M8); the room gives each of its bytes to one block at a time,
-// and other processes can only read them (M2).
+// SAFETY: the segment stays mapped while this value holds it (M1, M8). The allocator gives each byte to one
+// block at a time, and other processes can only read the bytes (M2).
 unsafe impl Allocation for ArenaMemory {
     fn base(&self) -> NonNull<u8> {
         part(self.segment.base(), self.spot.offset)
@@ -438,12 +449,13 @@ unsafe impl Allocation for ArenaMemory {
     }
 }
 
-/// What frees lent memory that has come back.
+/// Frees lent memory that peers have returned.
 static RECLAIM: OnceLock<fn()> = OnceLock::new();
 
-/// Has `free` called before an arena grows, and before it tells what it holds: whoever lends memory frees what has come back.
+/// Registers `free`, which is called before an arena grows and before its statistics are read. The lender of
+/// the memory frees there what peers have returned.
 pub(crate) fn reclaim_by(free: fn()) {
-    // There is one way to lend.
+    // The process has one lender.
     let _ = RECLAIM.set(free);
 }
 
@@ -453,15 +465,15 @@ fn reclaim() {
     }
 }
 
-/// The segment that a buffer's bytes lie in, and where in it its first one does, if it is of an arena of this process. Who
-/// hands it to a peer holds a handle of the buffer until the peer's lease is back (M11).
+/// Returns the segment and the offset in it of a buffer's first byte, if the buffer is of an arena of this
+/// process. A caller that lends the buffer holds a handle of it until the peer's lease is returned (M11).
 pub(crate) fn lendable(buffer: &Buffer) -> Option<(&Arc<Segment>, usize)> {
     let memory: &dyn Any = buffer.allocation()?;
     let segment = &memory.downcast_ref::<ArenaMemory>()?.segment;
     segment.is_own().then(|| (segment, buffer.as_ptr().addr() - segment.base().addr().get()))
 }
 
-/// The address of a byte within a segment.
+/// Returns the address of a byte within a segment.
 fn part(base: NonNull<u8>, offset: usize) -> NonNull<u8> {
     NonNull::new(base.as_ptr().wrapping_add(offset))
         .unwrap_or_else(|| unreachable!("a mapping does not wrap around"))

@@ -1,8 +1,8 @@
-//! How much memory this process may still take: what the machine has left, each control group above the process, and
-//! `RLIMIT_AS`.
+//! Reports how much memory this process may still take. Three bounds count: the machine's available memory,
+//! the limit of each control group above the process, and `RLIMIT_AS`.
 //!
-//! Exceeding the first two is no error to anybody: the kernel gives pages until there are none, and then kills a process.
-//! So whatever takes much asks here first.
+//! No allocation fails at the first two: the kernel gives pages until there are none, and then kills a
+//! process. Large allocations therefore check the bounds here first.
 
 use std::fmt;
 use std::fs;
@@ -13,8 +13,9 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Memory that this process can still take, and what bounds it: the tightest of what the machine has available, of the
-/// memory limits of the control groups that the process is in (version 1 or 2, at every ancestor), and of `RLIMIT_AS`.
+/// Memory that this process can still take, and its tightest bound. The bounds are the machine's available
+/// memory, the memory limits of the process's control groups (version 1 or 2, at every ancestor), and
+/// `RLIMIT_AS`.
 ///
 /// ```
 /// if let Some(memory) = towline::AvailableMemory::now() {
@@ -25,11 +26,12 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AvailableMemory {
-    /// What can be taken now, in bytes. Caches that the kernel would give up count as available; swap does not.
+    /// Bytes that can be taken now. Caches that the kernel can reclaim count as available; swap does not.
     pub bytes: u64,
-    /// What there would be if nothing was in use, in bytes: the least of all limits, which may be another one's.
+    /// Bytes there would be if nothing was in use: the least of all limits. It may be the limit of another
+    /// bound.
     pub limit_bytes: u64,
-    /// What has the fewest bytes left.
+    /// The bound with the fewest bytes left.
     pub bound: MemoryBound,
 }
 
@@ -39,15 +41,15 @@ pub struct AvailableMemory {
 pub enum MemoryBound {
     /// The machine's memory.
     Machine,
-    /// The memory limit of a control group, told by its path.
+    /// The memory limit of the control group at this path.
     ControlGroup(String),
     /// The limit on the process's address space, `RLIMIT_AS`.
     AddressSpace,
 }
 
 impl AvailableMemory {
-    /// What can be taken now. It reads some small files below `/proc` and `/sys/fs/cgroup`, which takes about 0.1 ms. `None`
-    /// where nothing tells.
+    /// Reads the bounds now, from small files below `/proc` and `/sys/fs/cgroup`, which takes about 0.1 ms.
+    /// `None` if none can be read.
     pub fn now() -> Option<Self> {
         static MOUNTS: OnceLock<Vec<Mount>> = OnceLock::new();
         let root = Path::new("/");
@@ -61,13 +63,14 @@ impl AvailableMemory {
         tightest(below(root, mounts).into_iter().chain(address_space()))
     }
 
-    /// `bytes`, or the limit divided by `parts` where that is less: what one part of a process may take where nobody chose.
+    /// Returns `bytes`, or the limit divided by `parts` if that is less: a default for one of several users
+    /// in a process.
     pub fn bounded(bytes: u64, parts: u64) -> u64 {
         Self::now().map_or(bytes, |memory| bytes.min(memory.limit_bytes / parts.max(1)))
     }
 }
 
-/// Refuses what would have the kernel kill a process: `TooLarge`, telling what there is.
+/// Returns `TooLarge`, with the memory available, for a length at which the kernel would kill a process.
 pub(super) fn check(len: usize) -> Result<()> {
     match AvailableMemory::now() {
         Some(memory) if len as u64 > memory.bytes => {
@@ -94,7 +97,7 @@ impl fmt::Display for MemoryBound {
     }
 }
 
-/// What the files below another root than `/` tell.
+/// Reads the bounds from files below another root than `/`.
 #[cfg(test)]
 pub(super) fn told_below(root: &Path) -> Option<AvailableMemory> {
     tightest(below(root, &mounts(root)).into_iter())
@@ -114,7 +117,7 @@ fn tightest(found: impl Iterator<Item = Found>) -> Option<AvailableMemory> {
     Some(AvailableMemory { bytes: tightest.left.min(limit_bytes), limit_bytes, bound: tightest.bound })
 }
 
-/// What the files below `root` tell: of the machine, and of every control group from the process's own upwards.
+/// Reads the bounds below `root`: of the machine, and of every control group from the process's own upwards.
 fn below(root: &Path, mounts: &[Mount]) -> Vec<Found> {
     let mut found: Vec<Found> = of_machine(root).into_iter().collect();
     let Some(groups) = text(root, "proc/self/cgroup") else { return found };
@@ -141,11 +144,11 @@ fn of_machine(root: &Path) -> Option<Found> {
     Some(Found { limit: bytes("MemTotal").unwrap_or(left), left, bound: MemoryBound::Machine })
 }
 
-/// Where a hierarchy of control groups that knows of memory is mounted.
+/// The mount of a control group hierarchy that has the memory controller.
 #[derive(Debug, PartialEq, Eq)]
 struct Mount {
     version: Version,
-    /// The group that is at the mount point: not the first one of all in a container that has no namespace for them.
+    /// The group at the mount point. In a container without a cgroup namespace, it is not the root group.
     group: String,
     at: PathBuf,
 }
@@ -156,7 +159,7 @@ enum Version {
     V2,
 }
 
-/// The mounts of such hierarchies below `root`.
+/// Returns the mounts of such hierarchies below `root`.
 fn mounts(root: &Path) -> Vec<Mount> {
     let report = text(root, "proc/self/mountinfo").unwrap_or_default();
     let mount = |line: &str| {
@@ -176,10 +179,10 @@ fn mounts(root: &Path) -> Vec<Mount> {
 }
 
 impl Mount {
-    /// The group at `path` and all above it that can be seen here, each with its folder.
+    /// Returns the group at `path` and all its ancestors that are visible here, each with its folder.
     fn groups(&self, path: &str) -> impl Iterator<Item = (String, PathBuf)> {
         let below = path.strip_prefix(self.group.trim_end_matches('/')).unwrap_or_default();
-        // A path that leaves what is mounted, as from outside a namespace, leads nowhere here.
+        // A path that leaves the mount, as seen from outside a namespace, has no folder here.
         let below = if below.split('/').any(|name| name == "..") { "" } else { below.trim_matches('/') };
         let names: Vec<&str> = below.split('/').filter(|name| !name.is_empty()).collect();
         let of = |count: usize| {
@@ -193,7 +196,7 @@ impl Mount {
 }
 
 impl Version {
-    /// The process's group, where this line of `/proc/self/cgroup` tells it.
+    /// Returns the process's group, if this line of `/proc/self/cgroup` names it.
     fn group_in(self, line: &str) -> Option<&str> {
         let (_, line) = line.split_once(':')?;
         let (controllers, path) = line.split_once(':')?;
@@ -204,9 +207,9 @@ impl Version {
         is_it.then_some(path)
     }
 
-    /// The limit of the group in this folder, and what is left of it. `None` where it has none.
+    /// Returns the limit of the group in this folder and the bytes left of it. `None` if it has no limit.
     fn read(self, folder: &Path) -> Option<(u64, u64)> {
-        // A line that is `max` is no number, and no limit.
+        // The value `max` is no number, and no limit.
         let number = |name: &str| text(folder, name)?.trim().parse::<u64>().ok();
         let (limits, usage, cached): (&[&str], _, _) = match self {
             Self::V1 => (
@@ -214,7 +217,7 @@ impl Version {
                 "memory.usage_in_bytes",
                 ["total_inactive_file", "total_active_file"],
             ),
-            // Above `high` a group is not killed, but slowed down until nothing moves.
+            // Above `high`, the kernel does not kill the group but throttles it almost to a halt.
             Self::V2 => (&["memory.max", "memory.high"], "memory.current", ["inactive_file", "active_file"]),
         };
         let limit = limits.iter().filter_map(|name| number(name)).min()?;

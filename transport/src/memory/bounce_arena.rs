@@ -1,4 +1,5 @@
-//! A bounce arena: shared memory for copies of what is in no arena, made once and read by a peer where they lie.
+//! A bounce arena: shared memory for copies of frames that are in no arena. A trusted peer reads the copies
+//! in place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,31 +7,32 @@ use std::thread::Builder;
 
 use super::{Arena, BufferMut};
 
-/// What its first segment has, where that is enough: few endpoints ever need much.
+/// Length of the first segment, where the bound permits. Few endpoints need more.
 const FIRST_SEGMENT_BYTES: usize = 8 << 20;
 
-/// Shared memory of one endpoint, up to a bound, for copies that its trusted peers read where they lie. Clones are the same
-/// bounce arena.
+/// Shared memory of one endpoint, up to a bound, for copies that its trusted peers read in place. Clones are
+/// the same bounce arena.
 ///
-/// What is taken from it is a buffer of an [`Arena`] of its own, and returns when its last handle drops: those of the peers
-/// that it was lent to among them. Segments stay until the bounce arena is gone.
+/// A buffer taken from it belongs to a private [`Arena`]. Its memory returns when its last handle drops, and
+/// every peer that borrowed it has returned it. Segments stay until the bounce arena is gone.
 #[derive(Clone, Debug)]
 pub struct BounceArena {
     /// `None` where the bound is less than a page.
     arena: Option<Arena>,
-    /// More is being made, or there was none to be had.
+    /// True while a thread adds a segment, and for good once that failed.
     growing: Arc<AtomicBool>,
 }
 
 impl BounceArena {
-    /// A bounce arena that grows up to `bytes_max`, with 0 for none. It takes no memory before it is asked for some.
+    /// Creates a bounce arena that grows up to `bytes_max`; with 0 it has no memory. Allocates nothing before
+    /// the first take.
     pub fn new(bytes_max: usize) -> Self {
         let arena = Arena::beginning_with(FIRST_SEGMENT_BYTES, bytes_max).ok();
         Self { arena, growing: Arc::default() }
     }
 
-    /// Room for `len` bytes, none filled, or `None` where there is none now. It never waits for memory: where the bound allows
-    /// more, a thread makes some, so that whoever asks later finds it.
+    /// Returns a buffer with capacity for `len` bytes, or `None` if there is no memory for it now. Never
+    /// waits. Where the bound allows, a thread adds a segment, so that later calls succeed.
     pub fn take(&self, len: usize) -> Option<BufferMut> {
         let arena = self.arena.as_ref()?;
         arena.take_what_is_there(len).or_else(|| {
@@ -44,7 +46,7 @@ impl BounceArena {
             return;
         }
         let (arena, growing) = (arena.clone(), self.growing.clone());
-        // A machine that has no memory, or no thread, for it is not asked again.
+        // If the machine has no memory or no thread for it, no other attempt follows.
         let grow = move || growing.store(arena.grow(len).is_err(), Ordering::Release);
         let _ = Builder::new().name("towline-bounce".into()).spawn(grow);
     }

@@ -1,4 +1,4 @@
-//! Shared, immutable bytes: a pointer, a length, and a share of the allocation that keeps them there.
+//! Shared, immutable bytes: a pointer, a length, and a share of the allocation that keeps them alive.
 
 #![expect(unsafe_code, reason = "a slice is formed from the pointer here, and nowhere above")]
 
@@ -18,8 +18,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Shared, immutable bytes in one [`Place`]. A clone or a slice shares the memory; the last handle frees it.
 ///
-/// There is no `Deref`: [`as_slice`](Self::as_slice) exists only where nobody else can write the bytes. Device memory,
-/// mapped files and the like offer a pointer and [`copy_to`](Self::copy_to). An empty buffer keeps nothing alive.
+/// There is no `Deref`: [`as_slice`](Self::as_slice) returns a slice only where no one else can write the
+/// bytes. Device memory, mapped files and other places offer a pointer and [`copy_to`](Self::copy_to). An
+/// empty buffer keeps no allocation alive.
 ///
 /// ```
 /// use towline::{Buffer, Place};
@@ -37,61 +38,64 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Buffer {
     start: *mut u8,
     len: usize,
-    /// `None` where there are no bytes.
+    /// `None` if the buffer is empty.
     owner: Option<Arc<dyn Allocation>>,
     fence: Option<Arc<dyn Fence>>,
     kind: Kind,
 }
 
-// SAFETY: the pointer reaches only what the allocation, itself Send, keeps there (M1), and only to read (M2).
+// SAFETY: the pointer reaches only memory that the allocation, itself Send, keeps there (M1), and only to
+// read (M2).
 unsafe impl Send for Buffer {}
-// SAFETY: a shared handle only reads bytes that nobody writes (M2); the allocation and the fence are Sync.
+// SAFETY: a shared handle only reads bytes that no one writes (M2); the allocation and the fence are Sync.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
-    /// No bytes, in host memory. Allocates nothing.
+    /// Creates an empty buffer in host memory. Allocates nothing.
     pub const fn new() -> Self {
         Self::nothing(Kind::HOST)
     }
 
-    /// All bytes of an allocation.
+    /// Creates a buffer of all bytes of an allocation.
     ///
     /// # Safety
     ///
-    /// All of them are initialised, or will be before the fence that is attached next is ready, and no
+    /// All bytes are initialised, or will be before the fence that the caller attaches next is ready. No
     /// [`BufferMut`] of them exists.
     pub unsafe fn from_allocation(allocation: Arc<dyn Allocation>) -> Self {
         let (start, len, kind) = (allocation.base().as_ptr(), allocation.len(), Kind::of(&*allocation));
         Self::part_of(Some(allocation), start, len, kind)
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no bytes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Where the bytes live.
+    /// Returns the place of the bytes.
     pub const fn place(&self) -> Place {
         self.kind.place()
     }
 
-    /// Who may touch the bytes.
+    /// Returns which code may access the bytes.
     pub const fn access(&self) -> Access {
         self.kind.access
     }
 
-    /// The first byte's address: valid as long as a handle lives, dangling where the buffer is empty. Outside
-    /// [`Access::Owned`] it is for the kernel or the hardware, not for the CPU to form a slice from.
+    /// Returns the address of the first byte. It is valid as long as a handle lives, and dangling if the
+    /// buffer is empty. Outside [`Access::Owned`] it is for the kernel or a device: the CPU must not form a
+    /// slice from it.
     pub const fn as_ptr(&self) -> *const u8 {
         self.start
     }
 
-    /// The bytes, where nobody else can write them and they are ready: [`Access::Owned`], no fence pending.
+    /// Returns the bytes if no one else can write them and they are ready: [`Access::Owned`], no fence
+    /// pending.
     #[inline]
     pub fn as_slice(&self) -> Option<&[u8]> {
         if self.kind.access != Access::Owned || !self.is_ready() {
@@ -101,17 +105,17 @@ impl Buffer {
         Some(unsafe { slice::from_raw_parts(self.start, self.len) })
     }
 
-    /// The allocation at the bottom, below any pool, so that a backend recognises memory of its own by downcasting
-    /// (`&dyn Allocation` is `&dyn Any`). `None` for an empty buffer.
+    /// Returns the innermost allocation, below any pool. A backend recognises its own memory by downcasting
+    /// it (`&dyn Allocation` is `&dyn Any`). `None` for an empty buffer.
     pub fn allocation(&self) -> Option<&dyn Allocation> {
         self.owner.as_deref().map(innermost)
     }
 
-    /// A part of the bytes, sharing the memory, in constant time.
+    /// Returns a part of the bytes, which shares the memory. Takes constant time.
     ///
     /// # Panics
     ///
-    /// Where the range starts after its end or ends beyond [`len`](Self::len), as with slices.
+    /// If the range starts after its end or ends beyond [`len`](Self::len), as with slices.
     #[inline]
     #[must_use]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
@@ -130,36 +134,37 @@ impl Buffer {
         part
     }
 
-    /// Takes the first `at` bytes off, leaving the rest here. Constant time.
+    /// Splits off the first `at` bytes and returns them. The rest stays in this buffer. Takes constant time.
     ///
     /// # Panics
     ///
-    /// Where `at` is beyond [`len`](Self::len).
-    #[must_use = "the bytes taken off are in what is returned"]
+    /// If `at` is beyond [`len`](Self::len).
+    #[must_use = "the bytes split off are in the returned buffer"]
     pub fn split_to(&mut self, at: usize) -> Self {
         let head = self.slice(..at);
         self.keep(at, self.len);
         head
     }
 
-    /// Takes the bytes from `at` on off, leaving the first `at` here. Constant time.
+    /// Splits off the bytes from `at` on and returns them. The first `at` stay in this buffer. Takes constant
+    /// time.
     ///
     /// # Panics
     ///
-    /// Where `at` is beyond [`len`](Self::len).
-    #[must_use = "the bytes taken off are in what is returned"]
+    /// If `at` is beyond [`len`](Self::len).
+    #[must_use = "the bytes split off are in the returned buffer"]
     pub fn split_off(&mut self, at: usize) -> Self {
         let tail = self.slice(at..);
         self.keep(0, at);
         tail
     }
 
-    /// Puts back what a split took off the end: `other` must start where this ends, in the same allocation, behind the
-    /// same fence. An empty side joins anything.
+    /// Appends a part that a split took off: `other` must start where this buffer ends, in the same
+    /// allocation, with the same fence. An empty buffer joins any other.
     ///
     /// # Errors
     ///
-    /// `other`, unchanged, where the two do not meet.
+    /// `other`, unchanged, if the two are not adjacent parts.
     ///
     /// ```
     /// let mut head = towline::Buffer::from("towline");
@@ -184,18 +189,19 @@ impl Buffer {
         Ok(())
     }
 
-    /// Copies the bytes to `dst`, waiting for the fence first.
+    /// Copies the bytes to `dst`. Blocks until the fence is ready.
     ///
     /// # Errors
     ///
-    /// `Invalid` where `dst` has another length; whatever the fence or the place's copy reports.
+    /// `Invalid` if `dst` has another length; any error of the fence or of the place's copy function.
     pub fn copy_to(&self, dst: &mut [u8]) -> Result<()> {
-        // SAFETY: the same bytes as possibly uninitialised ones: `copy_out` only ever writes initialised ones (M4).
+        // SAFETY: the same bytes, as possibly uninitialised ones: `copy_out` only ever writes initialised
+        // bytes (M4).
         let dst = unsafe { &mut *(dst as *mut [u8] as *mut [MaybeUninit<u8>]) };
         self.copy_to_uninit(dst)
     }
 
-    /// Like [`copy_to`](Self::copy_to), into memory that need not be initialised. On success all of it is.
+    /// As [`copy_to`](Self::copy_to), into memory that need not be initialised. On success, all of it is.
     pub fn copy_to_uninit(&self, dst: &mut [MaybeUninit<u8>]) -> Result<()> {
         same_len(self.len, dst.len())?;
         if let Some(fence) = &self.fence {
@@ -203,11 +209,12 @@ impl Buffer {
         }
         let Some(owner) = &self.owner else { return Ok(()) };
         let offset = self.start.addr() - owner.base().addr().get();
-        // SAFETY: a handle's range is in bounds (M1), initialised once the fence is ready (M4), and unwritten (M2).
+        // SAFETY: a handle's range is in bounds (M1), initialised once the fence is ready (M4), and unwritten
+        // (M2).
         unsafe { owner.copy_out(offset, dst) }
     }
 
-    /// A copy of the bytes, waiting for the fence first.
+    /// Returns a copy of the bytes. Blocks until the fence is ready.
     pub fn to_vec(&self) -> Result<Vec<u8>> {
         let mut copy = Vec::with_capacity(self.len);
         self.copy_to_uninit(&mut copy.spare_capacity_mut()[..self.len])?;
@@ -216,12 +223,13 @@ impl Buffer {
         Ok(copy)
     }
 
-    /// The same bytes as a writable buffer, without a copy: length and capacity are this buffer's.
+    /// Converts the buffer into a writable one without a copy. Its length and capacity are this buffer's
+    /// length.
     ///
     /// # Errors
     ///
-    /// The buffer, unchanged, unless this is the only handle of the allocation, it is writable, and no fence is
-    /// pending.
+    /// The buffer, unchanged, unless this is the only handle of the allocation, the allocation is writable,
+    /// and no fence is pending.
     pub fn try_into_mut(mut self) -> Result<BufferMut, Self> {
         let sole = |owner: &mut Arc<dyn Allocation>| owner.writable() && Arc::get_mut(owner).is_some();
         if !self.is_ready() || !self.owner.as_mut().is_none_or(sole) {
@@ -230,12 +238,12 @@ impl Buffer {
         Ok(BufferMut::part_of(self.owner, self.start, self.len, self.len, self.kind))
     }
 
-    /// The `Vec` this was born as, without a copy.
+    /// Converts the buffer back into the `Vec` it was created from, without a copy.
     ///
     /// # Errors
     ///
-    /// The buffer, unchanged, unless it was born a `Vec`, still starts where that does, is the only handle, and no
-    /// fence is pending. [`to_vec`](Self::to_vec) always works, by copying.
+    /// The buffer, unchanged, unless it was created from a `Vec`, still starts at its first byte, is the only
+    /// handle, and has no fence pending. [`to_vec`](Self::to_vec) always works, but copies.
     pub fn try_into_vec(mut self) -> Result<Vec<u8>, Self> {
         if !self.is_ready() {
             return Err(self);
@@ -248,11 +256,11 @@ impl Buffer {
         }
     }
 
-    /// The same bytes as [`Bytes`], without a copy.
+    /// Converts the buffer into [`Bytes`], without a copy.
     ///
     /// # Errors
     ///
-    /// The buffer, unchanged, where [`as_slice`](Self::as_slice) has nothing to offer.
+    /// The buffer, unchanged, if [`as_slice`](Self::as_slice) returns `None`.
     pub fn try_into_bytes(self) -> Result<Bytes, Self> {
         match self.as_slice() {
             Some(_) => Ok(Bytes::from_owner(Readable(self))),
@@ -260,12 +268,13 @@ impl Buffer {
         }
     }
 
-    /// What says when the bytes may be read, if they may not have been there from the start.
+    /// Returns the fence that reports when the bytes may be read, if one was attached.
     pub fn fence(&self) -> Option<&Arc<dyn Fence>> {
         self.fence.as_ref()
     }
 
-    /// The same bytes, to be read only once `fence` is ready too; earlier clones and slices do not wait for it.
+    /// Attaches `fence`: the bytes may be read only once it is ready too. It does not affect earlier clones
+    /// and slices.
     #[must_use]
     pub fn with_fence(mut self, fence: Arc<dyn Fence>) -> Self {
         self.fence = Some(match self.fence.take() {
@@ -275,7 +284,7 @@ impl Buffer {
         self
     }
 
-    /// Bytes that stand in for some in another place whose bytes the CPU can touch. They are not empty.
+    /// Creates a buffer in another place whose bytes the CPU can touch. `bytes` is not empty.
     #[cfg(any(test, feature = "internals"))]
     pub(crate) fn placed(bytes: Bytes, place: Place) -> Self {
         debug_assert!(place.cpu_can_touch() && !bytes.is_empty());
@@ -283,7 +292,7 @@ impl Buffer {
         unsafe { Self::from_allocation(Arc::new(BytesMemory::new(bytes, place))) }
     }
 
-    /// `len` bytes from `start` on, which the caller has filled, of an allocation with that `kind`.
+    /// Returns `len` bytes from `start` on of an allocation of that `kind`. The caller has filled them.
     pub(super) fn part_of(
         owner: Option<Arc<dyn Allocation>>,
         start: *mut u8,
@@ -388,7 +397,7 @@ impl From<BufferMut> for Buffer {
     }
 }
 
-/// A buffer whose `as_slice` was seen to have its bytes: fences stay ready and access never changes.
+/// A buffer whose `as_slice` has returned a slice: a fence stays ready and access never changes.
 struct Readable(Buffer);
 
 impl AsRef<[u8]> for Readable {
@@ -397,12 +406,12 @@ impl AsRef<[u8]> for Readable {
     }
 }
 
-/// `Invalid` unless a copy has as much room as it has bytes.
+/// Returns `Invalid` unless a copy's destination has exactly as many bytes as its source.
 pub(super) fn same_len(bytes: usize, room: usize) -> Result<()> {
     if bytes == room {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Invalid, format!("a copy of {bytes} bytes into {room} bytes of room")))
+    Err(Error::new(ErrorKind::Invalid, format!("a copy of {bytes} bytes into a slice of {room}")))
 }
 
 fn same<T: ?Sized>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {

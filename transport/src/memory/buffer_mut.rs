@@ -1,4 +1,4 @@
-//! Unique, writable bytes: filled from the front, then frozen.
+//! Unique, writable bytes, filled from the front and then frozen.
 
 #![expect(unsafe_code, reason = "slices of the filled and the spare part are formed from the pointer here")]
 
@@ -31,58 +31,62 @@ pub struct BufferMut {
     start: *mut u8,
     len: usize,
     capacity: usize,
-    /// `None` where the capacity is zero.
+    /// `None` if the capacity is zero.
     owner: Option<Arc<dyn Allocation>>,
     kind: Kind,
 }
 
-// SAFETY: the pointer reaches only what the allocation, itself Send, keeps there (M1), by one writer (M2).
+// SAFETY: the pointer reaches only memory that the allocation, itself Send, keeps there (M1), through one
+// writer (M2).
 unsafe impl Send for BufferMut {}
 // SAFETY: writing needs `&mut`; a shared reference only reads (M2), and the allocation is Sync.
 unsafe impl Sync for BufferMut {}
 
 impl BufferMut {
-    /// No capacity, in host memory. Allocates nothing.
+    /// Creates a buffer without capacity in host memory. Allocates nothing.
     pub const fn new() -> Self {
         Self::nothing(Kind::HOST)
     }
 
-    /// Room for `capacity` bytes of host memory, aligned to 64 bytes; from 4 KiB on to a page; from 2 MiB on mapped,
-    /// aligned to 2 MiB, in huge pages where the system has them.
+    /// Creates a buffer of host memory with this capacity. It is aligned to 64 bytes, from 4 KiB on to a
+    /// page, and from 2 MiB on to 2 MiB. From 2 MiB on it is a mapping of its own, in huge pages where the
+    /// system has them.
     ///
     /// # Panics
     ///
-    /// Where the system has not that much memory; [`with_alignment`](Self::with_alignment) reports it instead.
+    /// If the system has not enough memory. [`with_alignment`](Self::with_alignment) returns an error
+    /// instead.
     pub fn with_capacity(capacity: usize) -> Self {
         Self::on_host(capacity, 1, false).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Like [`with_capacity`](Self::with_capacity), aligned to `align` bytes at least.
+    /// As [`with_capacity`](Self::with_capacity), aligned to at least `align` bytes.
     ///
     /// # Errors
     ///
-    /// `Invalid` where `align` is no power of two, `TooLarge` where the system has not that much memory.
+    /// `Invalid` if `align` is no power of two, `TooLarge` if the system has not enough memory.
     pub fn with_alignment(capacity: usize, align: usize) -> Result<Self> {
         Self::on_host(capacity, align, false)
     }
 
-    /// `len` zeroes in host memory, aligned like [`with_capacity`](Self::with_capacity). For other places there are
-    /// [`Arena::take_zeroed`](super::Arena::take_zeroed) and [`Pool::take_zeroed`](super::Pool::take_zeroed).
+    /// Creates a buffer of `len` zeroes in host memory, aligned as in [`with_capacity`](Self::with_capacity).
+    /// For other places, see [`Arena::take_zeroed`](super::Arena::take_zeroed) and
+    /// [`Pool::take_zeroed`](super::Pool::take_zeroed).
     ///
     /// # Panics
     ///
-    /// Where the system has not that much memory.
+    /// If the system has not enough memory.
     pub fn zeroed(len: usize) -> Self {
         let mut buffer = Self::on_host(len, 1, true).unwrap_or_else(|error| panic!("{error}"));
         buffer.len = len;
         buffer
     }
 
-    /// All of an allocation as capacity, none of it filled.
+    /// Creates a buffer whose capacity is all of an allocation. No byte is filled.
     ///
     /// # Errors
     ///
-    /// The allocation, where it is not writable or this is not its only handle.
+    /// The allocation, if it is not writable or this is not its only handle.
     pub fn from_allocation(mut allocation: Arc<dyn Allocation>) -> Result<Self, Arc<dyn Allocation>> {
         if !allocation.writable() || Arc::get_mut(&mut allocation).is_none() {
             return Err(allocation);
@@ -92,69 +96,75 @@ impl BufferMut {
         Ok(Self::part_of(Some(allocation), start, 0, capacity, kind))
     }
 
-    /// The number of filled bytes.
+    /// Returns the number of filled bytes.
     pub const fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none is filled.
+    /// Returns true if no byte is filled.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The number of bytes there is room for, filled ones included.
+    /// Returns the capacity in bytes, filled ones included.
     pub const fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Where the bytes live.
+    /// Returns the place of the bytes.
     pub const fn place(&self) -> Place {
         self.kind.place()
     }
 
-    /// Who may touch the bytes.
+    /// Returns which code may access the bytes.
     pub const fn access(&self) -> Access {
         self.kind.access
     }
 
-    /// The first byte's address: valid as long as a handle lives, dangling where the capacity is zero.
+    /// Returns the address of the first byte. It is valid as long as a handle lives, and dangling if the
+    /// capacity is zero.
     pub const fn as_ptr(&self) -> *const u8 {
         self.start
     }
 
-    /// The first byte's address, to write to. Outside [`Access::Owned`] it is for the kernel or the hardware.
+    /// Returns the address of the first byte, to write to. Outside [`Access::Owned`] it is for the kernel or
+    /// a device.
     pub const fn as_mut_ptr(&mut self) -> *mut u8 {
         self.start
     }
 
-    /// The filled part, where nobody else can write it: [`Access::Owned`].
+    /// Returns the filled part, if no one else can write it: [`Access::Owned`].
     #[inline]
     pub fn as_slice(&self) -> Option<&[u8]> {
-        // SAFETY: the handle keeps them there (M1), writes need `&mut self` (M2), and `len` counts filled ones (M4).
+        // SAFETY: the handle keeps the bytes there (M1), writes need `&mut self` (M2), and `len` counts
+        // filled ones (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts(self.start, self.len) })
     }
 
-    /// The filled part to change, where nobody else can write it.
+    /// Returns the filled part to change, if no one else can write it.
     #[inline]
     pub fn as_mut_slice(&mut self) -> Option<&mut [u8]> {
-        // SAFETY: the handle keeps them there (M1), is the only one (M2), and `len` counts filled ones (M4).
+        // SAFETY: the handle keeps the bytes there (M1), is the only one (M2), and `len` counts filled ones
+        // (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts_mut(self.start, self.len) })
     }
 
-    /// The part still to be filled, where nobody else can write it. [`set_len`](Self::set_len) makes it count.
+    /// Returns the part that is not filled yet, if no one else can write it. Call [`set_len`](Self::set_len)
+    /// after filling it.
     #[inline]
     pub fn spare_mut(&mut self) -> Option<&mut [MaybeUninit<u8>]> {
         let spare = self.start.wrapping_add(self.len).cast();
-        // SAFETY: the rest of the capacity is there (M1), this handle's alone (M2), and may be uninitialised (M4).
+        // SAFETY: the rest of the capacity is there (M1), belongs to this handle alone (M2), and may be
+        // uninitialised (M4).
         self.is_owned().then(|| unsafe { slice::from_raw_parts_mut(spare, self.capacity - self.len) })
     }
 
-    /// The allocation at the bottom, below any pool: see [`Buffer::allocation`].
+    /// Returns the innermost allocation, below any pool: see [`Buffer::allocation`].
     pub fn allocation(&self) -> Option<&dyn Allocation> {
         self.owner.as_deref().map(innermost)
     }
 
-    /// Says that the first `len` bytes are filled.
+    /// Sets the length of the filled part.
     ///
     /// # Safety
     ///
@@ -164,18 +174,18 @@ impl BufferMut {
         self.len = len;
     }
 
-    /// Forgets the filled part; the capacity stays.
+    /// Sets the length to zero. The capacity stays.
     pub const fn clear(&mut self) {
         self.len = 0;
     }
 
-    /// Forgets what is filled beyond `len`; nothing where less is filled.
+    /// Shortens the filled part to `len` bytes. Does nothing if it is not longer.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// Makes the filled part `len` bytes long: appends bytes of `value`, or forgets what is beyond. With it, data can be produced in
-    /// place and in safe code, in arena memory for example.
+    /// Sets the length of the filled part to `len`: appends bytes of `value`, or drops the bytes beyond
+    /// `len`. Safe code can then write the content in place, for example in arena memory.
     ///
     /// ```
     /// let mut buffer = towline::Arena::new(1 << 20)?.take(1000)?;
@@ -210,11 +220,12 @@ impl BufferMut {
         Ok(())
     }
 
-    /// Appends a copy of `src`, in any place.
+    /// Appends a copy of `src`. Works in every place.
     ///
     /// # Errors
     ///
-    /// `TooLarge` where the room does not suffice; whatever the place's copy reports. Nothing is appended then.
+    /// `TooLarge` if `src` exceeds the remaining capacity; any error of the place's copy function. Nothing is
+    /// appended then.
     pub fn extend_from_slice(&mut self, src: &[u8]) -> Result<()> {
         self.room_for(src.len())?;
         let Some(owner) = self.owner.as_ref().filter(|_| !src.is_empty()) else { return Ok(()) };
@@ -225,8 +236,8 @@ impl BufferMut {
         Ok(())
     }
 
-    /// Appends a copy of `source`, from any place into any place, waiting for its fence first. It is one copy where
-    /// the CPU can touch one side, otherwise two, through a piece of host memory.
+    /// Appends a copy of `source`, from any place into any place. Blocks until its fence is ready. It takes
+    /// one copy if the CPU can access either side, and otherwise two, through a piece of host memory.
     ///
     /// # Errors
     ///
@@ -248,8 +259,9 @@ impl BufferMut {
         self.fill_by_bounce(source).inspect_err(|_| self.truncate(len_before))
     }
 
-    /// Appends what `fill` writes to the front of the room that is left, and tells how much that was: a read from a file
-    /// or a socket straight into its destination, without zeroing it first.
+    /// Passes the remaining capacity to `fill`, appends the bytes that it wrote to the front, and returns
+    /// their number. A read from a file or a socket thus goes straight to its destination, without zeroing it
+    /// first.
     ///
     /// ```
     /// use std::fs::File;
@@ -266,11 +278,11 @@ impl BufferMut {
     ///
     /// # Errors
     ///
-    /// What `fill` reports, and `Unsupported` outside [`Access::Owned`]. Nothing is appended then.
+    /// Any error of `fill`, and `Unsupported` outside [`Access::Owned`]. Nothing is appended then.
     ///
     /// # Panics
     ///
-    /// Where `fill` returns something else than the front of the room it was given.
+    /// If `fill` returns a slice that is not the front of its argument.
     pub fn fill_with(
         &mut self,
         fill: impl FnOnce(&mut [MaybeUninit<u8>]) -> Result<&mut [u8]>,
@@ -283,9 +295,9 @@ impl BufferMut {
         let (start, room_len) = (room.as_ptr().addr(), room.len());
         let filled = fill(room)?;
         let n = filled.len();
-        // Initialised bytes of anywhere else would say nothing about the room.
+        // Initialised bytes elsewhere would prove nothing about the remaining capacity.
         let in_front = n <= room_len && (n == 0 || filled.as_ptr().addr() == start);
-        assert!(in_front, "what was filled is not the front of the room");
+        assert!(in_front, "`fill` returned a slice that is not the front of its argument");
         self.len += n;
         Ok(n)
     }
@@ -294,23 +306,24 @@ impl BufferMut {
     ///
     /// # Errors
     ///
-    /// `Invalid` where `dst` has another length; whatever the place's copy reports.
+    /// `Invalid` if `dst` has another length; any error of the place's copy function.
     pub fn copy_to(&self, dst: &mut [u8]) -> Result<()> {
         same_len(self.len, dst.len())?;
         let Some(owner) = self.owner.as_ref().filter(|_| self.len > 0) else { return Ok(()) };
         let offset = self.start.addr() - owner.base().addr().get();
-        // SAFETY: the same bytes as possibly uninitialised ones: `copy_out` only ever writes initialised ones (M4).
+        // SAFETY: the same bytes, as possibly uninitialised ones: `copy_out` only ever writes initialised
+        // bytes (M4).
         let dst = unsafe { &mut *(dst as *mut [u8] as *mut [MaybeUninit<u8>]) };
         // SAFETY: the filled part is in bounds (M1), initialised (M4), and writes need `&mut self` (M2).
         unsafe { owner.copy_out(offset, dst) }
     }
 
-    /// Takes the room from `at` on off, with what is filled of it: two unique buffers of one allocation. `at` counts
-    /// capacity, not filled bytes. Constant time.
+    /// Splits off the capacity from `at` on, with the filled bytes in it, and returns it: two unique buffers
+    /// of one allocation. `at` counts capacity, not filled bytes. Takes constant time.
     ///
     /// # Panics
     ///
-    /// Where `at` is beyond [`capacity`](Self::capacity).
+    /// If `at` is beyond [`capacity`](Self::capacity).
     ///
     /// ```
     /// let mut head = towline::BufferMut::zeroed(6);
@@ -319,7 +332,7 @@ impl BufferMut {
     /// head.rejoin(tail).unwrap();
     /// assert_eq!(head.len(), 6);
     /// ```
-    #[must_use = "the room taken off is in what is returned"]
+    #[must_use = "the capacity split off is in the returned buffer"]
     pub fn split_off(&mut self, at: usize) -> Self {
         assert!(at <= self.capacity, "split at {at} of a capacity of {}", self.capacity);
         let tail = Self::part_of(
@@ -333,12 +346,13 @@ impl BufferMut {
         tail
     }
 
-    /// Puts back what [`split_off`](Self::split_off) took: `other` must start where this ends, in the same allocation,
-    /// and the filled part must stay in front: this is full, or `other` empty. A side without capacity joins anything.
+    /// Appends a part that [`split_off`](Self::split_off) took off. `other` must start where this buffer
+    /// ends, in the same allocation. This buffer must be full or `other` empty, so that the filled part stays
+    /// contiguous. A buffer without capacity joins any other.
     ///
     /// # Errors
     ///
-    /// `other`, unchanged, where the two do not meet.
+    /// `other`, unchanged, if the two are not adjacent parts.
     pub fn rejoin(&mut self, other: Self) -> Result<(), Self> {
         if other.capacity == 0 {
             return Ok(());
@@ -360,12 +374,13 @@ impl BufferMut {
         Ok(())
     }
 
-    /// The filled part, shared and immutable from now on. Constant time.
+    /// Converts the filled part into a shared, immutable buffer. Takes constant time.
     pub fn freeze(self) -> Buffer {
         Buffer::part_of(self.owner, self.start, self.len, self.kind)
     }
 
-    /// The range at `start` of an allocation of that `kind`, of which the caller has the only handle.
+    /// Returns the range at `start` of an allocation of that `kind`. The caller has the only handle of the
+    /// range.
     pub(super) fn part_of(
         owner: Option<Arc<dyn Allocation>>,
         start: *mut u8,
@@ -379,12 +394,12 @@ impl BufferMut {
         }
     }
 
-    /// No capacity, in `place`.
+    /// Returns a buffer without capacity in `place`.
     pub(super) const fn nothing_in(place: Place) -> Self {
         Self::nothing(Kind::nothing_in(place))
     }
 
-    /// Gives up the room beyond `capacity`.
+    /// Drops the capacity beyond `capacity`.
     pub(super) fn limit(&mut self, capacity: usize) {
         if capacity == 0 {
             *self = Self::nothing(self.kind);
@@ -422,7 +437,7 @@ impl BufferMut {
         if more <= room {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::TooLarge, format!("{more} bytes into {room} bytes of room")))
+        Err(Error::new(ErrorKind::TooLarge, format!("{more} bytes into a remaining capacity of {room}")))
     }
 
     fn fill_by_bounce(&mut self, source: &Buffer) -> Result<()> {
@@ -437,7 +452,7 @@ impl BufferMut {
     }
 }
 
-/// Large enough that a device copy's fixed cost does not show, small enough for a processor's cache.
+/// Large enough to hide the fixed cost of a device copy, small enough for a processor's cache.
 const BOUNCE_BYTES_MAX: usize = 1 << 20;
 
 impl Default for BufferMut {

@@ -1,8 +1,8 @@
-//! The sizes of block that a pool keeps.
+//! The size classes of a pool's blocks.
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A size of block: multiples of 64 bytes up to 256, then four to a doubling, so that at most a fifth is wasted.
+/// A size class: multiples of 64 bytes up to 256, then four to a doubling, so that at most a fifth is wasted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class {
     pub(super) index: usize,
@@ -10,7 +10,7 @@ pub(super) struct Class {
 }
 
 impl Class {
-    /// The smallest class that holds `capacity` bytes, which are not zero.
+    /// Returns the smallest class that holds `capacity` bytes. `capacity` is not zero.
     pub(super) fn of(capacity: usize) -> Result<Self> {
         if capacity > isize::MAX as usize / 2 {
             return Err(Error::new(ErrorKind::TooLarge, format!("{capacity} bytes from a pool")));

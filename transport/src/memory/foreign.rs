@@ -1,7 +1,8 @@
-//! Copies of memory that others may write at the same time: by one instruction of the processor where it has one, else word
-//! by word, each word an atomic.
+//! Copies of memory that other processes may write at the same time. They use one processor instruction where
+//! there is one, and otherwise atomic accesses of whole words.
 //!
-//! A racing writer can tear the content, never the program: no slice, no value with an invalid form, no second read.
+//! A concurrent writer can corrupt the content, but not the program: nothing forms a slice, reads a value
+//! with invalid bit patterns, or reads a byte twice.
 
 #![expect(unsafe_code, reason = "memory shared with other processes is reached through raw addresses")]
 
@@ -11,19 +12,21 @@ use std::sync::atomic::{AtomicU8, AtomicU64};
 
 const WORD: usize = size_of::<u64>();
 
-/// From so many bytes on the one instruction is worth its start: it then copies at the rate of `memcpy`, 20 times the words'.
+/// From this length on, the instruction outweighs its start-up cost: it copies at the rate of `memcpy`, 20
+/// times that of words.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 const STRING_LEN_MIN: usize = 128;
 
-/// Copies `len` bytes, where the compiler sees no access that could race.
+/// Copies `len` bytes by an instruction that the compiler does not treat as a memory access that could race.
 ///
 /// # Safety
 ///
-/// `from` is readable and `to` writable for so many bytes and the length of the call, and whoever touches them meanwhile is
-/// outside this program or uses atomics.
+/// `from` is readable and `to` writable for `len` bytes and the length of the call. Any other access to them
+/// meanwhile comes from outside this program or is atomic.
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn copy_string(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: M1, M5: the caller's ranges. The direction flag is clear on entry, as for all inline assembly.
+    // SAFETY: the caller promises both ranges (M1, M5). The direction flag is clear on entry, as for all
+    // inline assembly.
     unsafe {
         std::arch::asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
             options(nostack, preserves_flags));
@@ -34,12 +37,13 @@ unsafe fn copy_string(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// # Safety
 ///
-/// The bytes are readable for the length of the call, and whoever writes them meanwhile is outside this program or
-/// uses atomics.
+/// The bytes are readable for the length of the call. Any write to them meanwhile comes from outside this
+/// program or is atomic.
 pub(crate) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if dst.len() >= STRING_LEN_MIN {
-        // SAFETY: the caller's promise, and a destination that is borrowed exclusively (M2, M5).
+        // SAFETY: the caller's promise for the source, and a destination that is borrowed exclusively (M2,
+        // M5).
         return unsafe { copy_string(from, dst.as_mut_ptr().cast(), dst.len()) };
     }
     let (head, rest) = dst.split_at_mut(from.align_offset(WORD).min(dst.len()));
@@ -48,17 +52,18 @@ pub(crate) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
     let end = aligned.wrapping_add(words.len() * WORD);
 
     for (at, byte) in head.iter_mut().enumerate() {
-        // SAFETY: in the caller's range, hence readable for now (M1); read only as an atomic (M5).
+        // SAFETY: within the caller's range, hence readable now (M1); read only as an atomic (M5).
         let source = unsafe { AtomicU8::from_ptr(from.wrapping_add(at).cast_mut()) };
         byte.write(source.load(Relaxed));
     }
     for (at, word) in words.iter_mut().enumerate() {
-        // SAFETY: in the caller's range (M1), word-aligned by `align_offset`; read only as an atomic (M5).
+        // SAFETY: within the caller's range (M1), word-aligned by `align_offset`; read only as an atomic
+        // (M5).
         let source = unsafe { AtomicU64::from_ptr(aligned.wrapping_add(at * WORD).cast_mut().cast()) };
         word.write_copy_of_slice(&source.load(Relaxed).to_ne_bytes());
     }
     for (at, byte) in tail.iter_mut().enumerate() {
-        // SAFETY: in the caller's range, hence readable for now (M1); read only as an atomic (M5).
+        // SAFETY: within the caller's range, hence readable now (M1); read only as an atomic (M5).
         let source = unsafe { AtomicU8::from_ptr(end.wrapping_add(at).cast_mut()) };
         byte.write(source.load(Relaxed));
     }
@@ -68,8 +73,8 @@ pub(crate) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
 ///
 /// # Safety
 ///
-/// The bytes are writable for the length of the call, and whoever touches them meanwhile is outside this program or
-/// uses atomics.
+/// The bytes are writable for the length of the call. Any other access to them meanwhile comes from outside
+/// this program or is atomic.
 pub(super) unsafe fn store(src: &[u8], to: *mut u8) {
     let (head, rest) = src.split_at(to.align_offset(WORD).min(src.len()));
     let aligned = to.wrapping_add(head.len());
@@ -77,17 +82,18 @@ pub(super) unsafe fn store(src: &[u8], to: *mut u8) {
     let end = aligned.wrapping_add(words.len() * WORD);
 
     for (at, byte) in head.iter().enumerate() {
-        // SAFETY: in the caller's range, hence writable for now (M1); written only as an atomic (M5).
+        // SAFETY: within the caller's range, hence writable now (M1); written only as an atomic (M5).
         let target = unsafe { AtomicU8::from_ptr(to.wrapping_add(at)) };
         target.store(*byte, Relaxed);
     }
     for (at, word) in words.iter().enumerate() {
-        // SAFETY: in the caller's range (M1), word-aligned by `align_offset`; written only as an atomic (M5).
+        // SAFETY: within the caller's range (M1), word-aligned by `align_offset`; written only as an atomic
+        // (M5).
         let target = unsafe { AtomicU64::from_ptr(aligned.wrapping_add(at * WORD).cast()) };
         target.store(u64::from_ne_bytes(*word), Relaxed);
     }
     for (at, byte) in tail.iter().enumerate() {
-        // SAFETY: in the caller's range, hence writable for now (M1); written only as an atomic (M5).
+        // SAFETY: within the caller's range, hence writable now (M1); written only as an atomic (M5).
         let target = unsafe { AtomicU8::from_ptr(end.wrapping_add(at)) };
         target.store(*byte, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Host memory: aligned and mapped allocations, and what arrives as a `Vec`, as `Bytes` or as a static.
+//! Host memory: aligned heap memory, mappings, and the memory of a `Vec`, of `Bytes` or of a static slice.
 
 #![expect(unsafe_code, reason = "this is where host memory comes from")]
 
@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 const CACHE_LINE: usize = 64;
 const PAGE: usize = 4 << 10;
 
-/// Aligned memory from the heap or, where it is large, a mapping of its own.
+/// Aligned memory from the heap or, if large, from a mapping of its own.
 #[derive(Debug)]
 pub(super) struct HostMemory {
     base: NonNull<u8>,
@@ -35,11 +35,11 @@ enum Origin {
 
 // SAFETY: plain memory, reached only through the one value that owns it (M2).
 unsafe impl Send for HostMemory {}
-// SAFETY: a shared reference gives away the address only (M2).
+// SAFETY: a shared reference only gives the address away (M2).
 unsafe impl Sync for HostMemory {}
 
 impl HostMemory {
-    /// `len` bytes, which is not zero, aligned to `align`, a power of two, at least.
+    /// Allocates `len` bytes, aligned to at least `align`. `len` is not zero; `align` is a power of two.
     pub(super) fn new(len: usize, align: usize, zeroed: bool) -> Result<Self> {
         if len >= huge::PAGE {
             return Self::map(len, align.max(huge::PAGE));
@@ -62,8 +62,8 @@ impl HostMemory {
         Ok(Self { base, len, origin: Origin::Heap(layout) })
     }
 
-    /// Maps `align` more than needed and gives both ends back: only an aligned mapping gets a huge page from its first
-    /// byte on. Fresh mappings are zeroes.
+    /// Maps `align` bytes more than needed and unmaps both ends. Only an aligned mapping gets a huge page
+    /// from its first byte on. A fresh mapping is zeroed.
     fn map(len: usize, align: usize) -> Result<Self> {
         let page = rustix::param::page_size();
         let len_mapped = len.checked_next_multiple_of(page).ok_or_else(|| too_large(len))?;
@@ -72,7 +72,7 @@ impl HostMemory {
             return Err(too_large(len));
         }
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice replaces nothing (M1).
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses replaces nothing (M1).
         let found =
             unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len_asked, protection, MapFlags::PRIVATE) };
         let start = found.map_err(|errno| too_large(len).caused_by(errno))?.cast::<u8>();
@@ -80,7 +80,8 @@ impl HostMemory {
         let base = start.wrapping_add(skip);
         unmap(start, skip);
         unmap(base.wrapping_add(len_mapped), len_asked - skip - len_mapped);
-        // SAFETY: advice changes no content. It is refused where huge pages are off, which costs speed only.
+        // SAFETY: the advice changes no content. The kernel refuses it where huge pages are off, which costs
+        // only speed.
         let _ = unsafe { rustix::mm::madvise(base.cast(), len_mapped, Advice::LinuxHugepage) };
         let base = NonNull::new(base).ok_or_else(|| too_large(len))?;
         Ok(Self { base, len, origin: Origin::Mapped { len_mapped } })
@@ -97,7 +98,7 @@ impl Drop for HostMemory {
     }
 }
 
-// SAFETY: heap or mapped memory stays at its address until drop (M1); nobody else knows it (M2).
+// SAFETY: heap or mapped memory stays at its address until drop (M1); no other code has the address (M2).
 unsafe impl Allocation for HostMemory {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -120,8 +121,8 @@ unsafe impl Allocation for HostMemory {
     }
 }
 
-/// A `Vec` in parts, capacity included, to be put together again. In parts because a `Vec` may assume that nobody
-/// else writes through its pointer.
+/// The raw parts of a `Vec`, capacity included, from which it can be rebuilt. They are raw because a `Vec`
+/// may assume that no other pointer writes its memory.
 #[derive(Debug)]
 pub(super) struct VecMemory {
     base: NonNull<u8>,
@@ -130,7 +131,7 @@ pub(super) struct VecMemory {
 
 // SAFETY: plain memory, reached only through the one value that owns it (M2).
 unsafe impl Send for VecMemory {}
-// SAFETY: a shared reference gives away the address only (M2).
+// SAFETY: a shared reference only gives the address away (M2).
 unsafe impl Sync for VecMemory {}
 
 impl VecMemory {
@@ -141,7 +142,8 @@ impl VecMemory {
         Self { base, capacity }
     }
 
-    /// The `Vec` of the first `len` bytes, where `owner` is one that starts at `start`, and this its only handle.
+    /// Returns the `Vec` of the first `len` bytes, if `owner` is a `VecMemory` that starts at `start` and
+    /// this is its only handle.
     ///
     /// # Safety
     ///
@@ -157,16 +159,16 @@ impl VecMemory {
             return None;
         }
         let mut vec = memory.take();
-        // SAFETY: the caller's promise (M4).
+        // SAFETY: the caller promises that these bytes are initialised (M4).
         unsafe { vec.set_len(len) };
         Some(vec)
     }
 
-    /// The parts as an empty `Vec`, leaving those of one that owns nothing.
+    /// Rebuilds the `Vec`, empty, and leaves the parts of one without capacity.
     fn take(&mut self) -> Vec<u8> {
         let base = mem::replace(&mut self.base, NonNull::dangling());
         let capacity = mem::take(&mut self.capacity);
-        // SAFETY: the parts of a `Vec` taken apart, or of one without capacity; M1: no handle is left.
+        // SAFETY: the parts of a `Vec` taken apart, or of one without capacity; no handle is left (M1).
         unsafe { Vec::from_raw_parts(base.as_ptr(), 0, capacity) }
     }
 }
@@ -177,7 +179,7 @@ impl Drop for VecMemory {
     }
 }
 
-// SAFETY: a `Vec` that is not touched stays at its address (M1); nobody else has it (M2).
+// SAFETY: the memory of a `Vec` that no code touches stays at its address (M1); no other code owns it (M2).
 unsafe impl Allocation for VecMemory {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -200,7 +202,7 @@ unsafe impl Allocation for VecMemory {
     }
 }
 
-/// [`Bytes`], which this is one share of.
+/// A share of [`Bytes`].
 pub(super) struct BytesMemory {
     base: NonNull<u8>,
     bytes: Bytes,
@@ -214,13 +216,13 @@ impl BytesMemory {
 }
 
 impl Drop for BytesMemory {
-    /// `Bytes` may have an owner of the application's. The last handle goes wherever it happens to be, on the driver or under a
-    /// lock of a link, and a panic of that owner's destructor is no business of either.
+    /// `Bytes` may have an owner that the application defined. The last handle may drop on the driver thread
+    /// or under a link's lock. A panic of that owner's destructor must not reach either.
     fn drop(&mut self) {
         let bytes = mem::take(&mut self.bytes);
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(bytes))) {
             tracing::error!("the destructor of a buffer's owner panicked");
-            // The payload may have a destructor of the same kind; what that one panics with is left where it is.
+            // The payload may have such a destructor too. The payload of a second panic is leaked.
             if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 mem::forget(another);
             }
@@ -228,7 +230,7 @@ impl Drop for BytesMemory {
     }
 }
 
-// SAFETY: the address is only handed out; `Bytes`, which keep it alive, are Send.
+// SAFETY: the value only returns the address; `Bytes`, which keep the memory alive, are Send.
 unsafe impl Send for BytesMemory {}
 // SAFETY: immutable (M2); `Bytes` are Sync.
 unsafe impl Sync for BytesMemory {}
@@ -262,7 +264,7 @@ unsafe impl Allocation for BytesMemory {
     }
 }
 
-/// A slice that lives for ever.
+/// A static slice.
 pub(super) struct StaticMemory(&'static [u8]);
 
 impl StaticMemory {
@@ -277,7 +279,7 @@ impl fmt::Debug for StaticMemory {
     }
 }
 
-// SAFETY: a static slice stays (M1) and is immutable (M2): not writable here.
+// SAFETY: a static slice never moves (M1) and is immutable (M2): not writable here.
 unsafe impl Allocation for StaticMemory {
     fn base(&self) -> NonNull<u8> {
         address_of(self.0)
@@ -308,13 +310,14 @@ pub(super) fn unmap(start: *mut u8, len: usize) {
     if len == 0 {
         return;
     }
-    // By libc and not `rustix`, whose system calls pass it by: UCX keeps memory registered with devices after it was used, and hears
-    // by a hook there that it is gone. Otherwise a device would go on with pages that are no longer at their address.
-    // SAFETY: whole pages of a mapping that this file made, with no handle to them (M1).
+    // Through libc and not `rustix`, whose system calls bypass libc. UCX caches memory registrations and
+    // hooks `munmap` in libc to invalidate them. Without the hook, a device would use pages that are no
+    // longer at their address.
+    // SAFETY: whole pages of a mapping that `memory` made, with no handle to them (M1).
     let done = unsafe { libc::munmap(start.cast(), len) };
     debug_assert!(done == 0, "munmap: {}", std::io::Error::last_os_error());
 }
 
 fn too_large(len: usize) -> Error {
-    Error::new(ErrorKind::TooLarge, format!("this system has no {len} bytes of host memory to give"))
+    Error::new(ErrorKind::TooLarge, format!("the system has not enough memory for {len} bytes of host memory"))
 }

@@ -1,14 +1,15 @@
-//! Huge pages under shared memory: whether the kernel gave any, and why not.
+//! Huge pages in shared memory: whether the kernel uses them, and why not.
 
 use std::fs;
 
-/// What a huge page has. Larger ones exist, which nobody gets unasked.
+/// Size of a huge page. The kernel gives larger ones only on request.
 pub(super) const PAGE: usize = 2 << 20;
 
 const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// How much of the mapping at `base` is in huge pages. Nothing where the kernel is known to give none, or does not tell:
-/// it takes longer than anything else here.
+/// Returns how many bytes of the mapping at `base` are in huge pages, or 0 if the kernel gives none or does
+/// not report it. Reads `/proc/self/smaps`, which is slower than everything else here, only if huge pages are
+/// on.
 pub(super) fn bytes_of(base: usize) -> usize {
     if !setting().is_some_and(|setting| given(&setting)) {
         return 0;
@@ -16,12 +17,12 @@ pub(super) fn bytes_of(base: usize) -> usize {
     fs::read_to_string("/proc/self/smaps").map_or(0, |report| huge_bytes(&report, base))
 }
 
-/// Why shared memory is not in huge pages, and what to do.
+/// Returns why shared memory is not in huge pages, and how to change that.
 pub(super) fn why_not() -> String {
     match setting() {
         None => "this kernel has no huge pages for shared memory".into(),
         Some(setting) if given(&setting) => {
-            "huge pages are on, but the kernel had not enough, or a segment is smaller than one".into()
+            "huge pages are on, but the kernel had not enough of them, or a segment is smaller than one".into()
         }
         Some(_) => format!("shmem huge pages are off: echo advise > {SETTING}"),
     }
@@ -31,12 +32,12 @@ fn setting() -> Option<String> {
     fs::read_to_string(SETTING).ok()
 }
 
-/// Of a line like `always within_size [advise] never deny force`.
+/// Parses a line like `always within_size [advise] never deny force`. Returns true if huge pages are on.
 fn given(setting: &str) -> bool {
     ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
 }
 
-/// Of the mapping at `base`, in what `/proc/self/smaps` says.
+/// Returns the huge bytes of the mapping at `base` from the text of `/proc/self/smaps`.
 fn huge_bytes(report: &str, base: usize) -> usize {
     let start = format!("{base:x}-");
     let mapping = report.lines().skip_while(|line| !line.starts_with(&start));
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernels_words_are_understood() {
+    fn settings_and_mappings_of_the_kernel_are_parsed() {
         for (setting, on) in [
             ("always within_size advise [never] deny force\n", false),
             ("always within_size advise never [deny] force\n", false),

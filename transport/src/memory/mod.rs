@@ -1,16 +1,16 @@
 //! Memory: owned, reference-counted bytes in one place, and pools that recycle them.
 //!
-//! [`Buffer`] is shared and immutable, [`BufferMut`] unique and writable; `freeze` turns the second into the first.
-//! Both are a range of one [`Allocation`], which frees its memory when the last handle drops. The numbered invariants
-//! (M1 …) that the unsafe blocks below cite are in `docs/safety.md`.
+//! [`Buffer`] is shared and immutable, [`BufferMut`] is unique and writable, and `freeze` turns the second
+//! into the first. Both are a range of one [`Allocation`], which frees its memory when the last handle drops.
+//! `docs/safety.md` lists the numbered invariants (M1 …) that the unsafe blocks below cite.
 //!
 //! ```
 //! use towline::memory::{Arena, Buffer, BufferMut, Place, Pool};
 //!
-//! // Host memory of any origin becomes a buffer without a copy.
+//! // A buffer can take over any host memory without a copy.
 //! let from_vec = Buffer::from(vec![1, 2, 3]);
 //!
-//! // Memory to fill: fresh, recycled by a pool, or of an arena, which trusted processes of this host read where it is.
+//! // Writable memory is fresh, recycled by a pool, or part of an arena.
 //! let fresh = BufferMut::with_capacity(4096);
 //! let recycled = Pool::new(64 << 20).take(4096)?;
 //! let mut shared = Arena::new(64 << 20)?.take(4096)?;

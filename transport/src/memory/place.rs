@@ -1,11 +1,11 @@
-//! Where bytes live, as a value, a word and a number on the wire.
+//! The place of bytes, as a value, as text, and as a code on the wire.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind};
 
-/// Where bytes live.
+/// The kind of memory that holds some bytes.
 ///
 /// ```
 /// use towline::Place;
@@ -21,24 +21,25 @@ pub enum Place {
     /// Ordinary memory of this process.
     #[default]
     Host,
-    /// Host memory that is locked for direct copies to and from devices.
+    /// Host memory that is page-locked for direct copies to and from devices.
     Pinned,
     /// Host memory that trusted processes of this host map.
     Arena,
     /// Memory of the CUDA device with this ordinal.
     Cuda(u32),
-    /// Host pages that the CPU cannot touch outside their copy functions: the test suite's stand-in for a device.
+    /// Host pages that the CPU can touch only in their copy functions. The test suite uses them in place of a
+    /// device.
     Guarded,
 }
 
 impl Place {
-    /// Whether the CPU can load and store there.
+    /// Returns true if the CPU can load and store there.
     pub const fn cpu_can_touch(self) -> bool {
         matches!(self, Self::Host | Self::Pinned | Self::Arena)
     }
 
-    /// The place on the wire. A CUDA ordinal beyond 255 has no code: it becomes one that [`from_code`](Self::from_code)
-    /// refuses, so that it never names another device.
+    /// Returns the code of the place on the wire. A CUDA ordinal beyond 255 has none: it maps to a code that
+    /// [`from_code`](Self::from_code) refuses, so that it never names another device.
     pub const fn code(self) -> u16 {
         match self.key() {
             key @ 0..CODES_END => key as u16,
@@ -46,7 +47,7 @@ impl Place {
         }
     }
 
-    /// The place a code from the wire names, if it names one.
+    /// Returns the place for a code from the wire. `None` if no place has that code.
     pub const fn from_code(code: u16) -> Option<Self> {
         match code as u32 {
             key @ (0..=3 | CUDA..CODES_END) => Some(Self::from_key(key)),
@@ -54,7 +55,7 @@ impl Place {
         }
     }
 
-    /// The place in 32 bits: `Place` itself takes 64, which a buffer handle cannot spare.
+    /// Returns the place in 32 bits: `Place` itself takes 64, which would enlarge each buffer handle.
     pub(super) const fn key(self) -> u32 {
         match self {
             Self::Host => 0,

@@ -1,6 +1,8 @@
-//! A pool recycles the memory of one place: a fresh page costs more than copying it, so receives land in warm ones.
+//! A pool recycles the memory of one place. Touching a fresh page costs more than copying it, so receives use
+//! warm pages.
 //!
-//! A taken buffer's allocation is a [`Lent`] block; when its last handle drops, the block goes back on its shelf.
+//! The allocation of a taken buffer is a [`PooledBlock`]. When its last handle drops, the block returns to
+//! the free list of its class.
 
 #![expect(unsafe_code, reason = "a lent block is an allocation, and vouches for the one inside it")]
 
@@ -17,13 +19,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
-/// Recycles memory of one place, within a bound on what lies idle. Clones are the same pool.
+/// Recycles memory of one place, with a bound on the idle bytes. Clones are the same pool.
 ///
-/// A buffer taken from it returns its memory when the last handle drops, slices and frozen ones included, and may
-/// outlive the pool.
+/// A buffer taken from it returns its memory when the last handle drops, slices and frozen handles included,
+/// and may outlive the pool.
 ///
-/// A process forked from the one that made it may go on taking from it, and dropping what it inherited: nothing is recycled
-/// there.
+/// In a forked child, the pool still allocates, and inherited buffers may be dropped, but it recycles
+/// nothing.
 ///
 /// ```
 /// use towline::Pool;
@@ -40,55 +42,56 @@ use crate::platform::process::Process;
 #[derive(Clone)]
 pub struct Pool(Arc<Inner>);
 
-/// Where a pool's memory comes from when no idle block fits.
+/// Allocates a pool's memory when no idle block fits.
 pub trait Source: fmt::Debug + Send + Sync {
-    /// Where the memory lives.
+    /// Returns the place of the memory.
     fn place(&self) -> Place;
 
-    /// Writable memory of at least `len` bytes, of which the caller gets the only handle.
+    /// Allocates writable memory of at least `len` bytes. The caller gets its only handle.
     fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>>;
 
-    /// Whether memory of it may be lent here, asked before a pool lends a block that lay idle. An arena's may not in a
-    /// forked child, which has the parent's idle blocks, and the same memory.
+    /// Returns an error if this process may not use memory of this source. The pool calls it before each
+    /// take, because it may reuse an idle block. An arena refuses in a forked child, which would write the
+    /// parent's memory.
     fn check(&self) -> Result<()> {
         Ok(())
     }
 }
 
-/// What a pool holds, and how often it had what was asked for.
+/// A snapshot of a pool's memory, and how many takes it served from idle blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// In buffers that live, rounded up to blocks.
+    /// Bytes of live buffers, rounded up to blocks.
     pub in_use_bytes: usize,
-    /// In blocks that wait to be taken.
+    /// Bytes of idle blocks.
     pub idle_bytes: usize,
-    /// The most that may wait.
+    /// Upper bound on the idle bytes.
     pub idle_bytes_max: usize,
-    /// How often a waiting block served.
+    /// Number of takes served from an idle block.
     pub hits: u64,
-    /// How often memory had to be allocated.
+    /// Number of takes that allocated memory.
     pub misses: u64,
 }
 
 impl Pool {
-    /// A pool of host memory, of which at most `idle_bytes_max` wait to be taken.
+    /// Creates a pool of host memory with at most `idle_bytes_max` idle bytes.
     pub fn new(idle_bytes_max: usize) -> Self {
         Self::with_source(Arc::new(HostSource), idle_bytes_max)
     }
 
-    /// A pool of whatever memory `source` allocates.
+    /// Creates a pool of the memory that `source` allocates.
     pub fn with_source(source: Arc<dyn Source>, idle_bytes_max: usize) -> Self {
         let place = source.place();
         let shelves = Mutex::new(Shelves::new(idle_bytes_max));
         Self(Arc::new(Inner { source, place, shelves, process: Process::current() }))
     }
 
-    /// Room for `capacity` bytes, none filled. `take(0)` allocates nothing.
+    /// Returns a buffer with this capacity, none of it filled. `take(0)` allocates nothing.
     ///
     /// # Errors
     ///
-    /// Whatever the source reports: `TooLarge` where there is no memory to give.
+    /// Any error of the source: `TooLarge` if it has no memory left.
     pub fn take(&self, capacity: usize) -> Result<BufferMut> {
         if capacity == 0 {
             return Ok(BufferMut::nothing_in(self.0.place));
@@ -106,20 +109,21 @@ impl Pool {
         Ok(buffer)
     }
 
-    /// `len` zeroes, to be overwritten in place. `take_zeroed(0)` allocates nothing.
+    /// Returns a buffer of `len` zeroes, to be overwritten in place. `take_zeroed(0)` allocates nothing.
     ///
     /// # Errors
     ///
-    /// As with [`take`](Self::take), and whatever the place's copy reports: `Unsupported` for memory that the CPU cannot write and
-    /// that brings no copy functions.
+    /// As with [`take`](Self::take), and any error of the place's copy function: `Unsupported` for memory
+    /// that the CPU cannot write and that has no copy functions.
     pub fn take_zeroed(&self, len: usize) -> Result<BufferMut> {
         let mut buffer = self.take(len)?;
         buffer.resize(len, 0)?;
         Ok(buffer)
     }
 
-    /// One buffer for each length, in order, each with that capacity. Those of 16 KiB and more have a block of their
-    /// own; smaller ones share blocks of at most 64 KiB, each from a cache line of its own on; empty ones have none.
+    /// Returns one buffer for each length, in order, with that capacity. Buffers of 16 KiB and more have a
+    /// block of their own. Smaller ones share blocks of at most 64 KiB, each aligned to a cache line. Empty
+    /// ones have no block.
     ///
     /// # Errors
     ///
@@ -138,17 +142,17 @@ impl Pool {
         lengths.map(destination).collect()
     }
 
-    /// Where the memory lives.
+    /// Returns the place of the memory.
     pub fn place(&self) -> Place {
         self.0.place
     }
 
-    /// What it holds now; nothing in a process that inherited it.
+    /// Returns the current sizes and counts. In a process that inherited the pool, all are zero.
     pub fn stats(&self) -> PoolStats {
         self.0.shelves().map(|shelves| shelves.stats).unwrap_or_default()
     }
 
-    /// Frees all that waits to be taken.
+    /// Frees all idle blocks.
     pub fn trim(&self) {
         self.0.trim();
     }
@@ -170,12 +174,14 @@ struct Inner {
 }
 
 impl Inner {
-    /// None in a process that inherited the pool: somebody may have been at them when it was forked.
+    /// Returns `None` in a process that inherited the pool: a thread of the parent may have held the lock at
+    /// the fork.
     fn shelves(&self) -> Option<MutexGuard<'_, Shelves>> {
         self.process.is_this().then(|| self.shelves.lock())
     }
 
-    /// A new block, already counted as in use; idle ones of other classes make way if they must.
+    /// Allocates a block that is already counted as in use. If that fails, frees the idle blocks of all
+    /// classes and retries.
     fn allocate(&self, class: Class) -> Result<Arc<dyn Allocation>> {
         let found = self.source.allocate(class.bytes).or_else(|_| {
             self.trim();
@@ -188,7 +194,8 @@ impl Inner {
         })
     }
 
-    /// A source is safe code: what it gives is checked before it is lent (M2).
+    /// Checks a source's block before the pool uses it (M2), because a source is safe code and may break its
+    /// contract.
     fn check(&self, mut block: Arc<dyn Allocation>, class: Class) -> Result<Arc<dyn Allocation>> {
         let fits = block.len() >= class.bytes && block.place() == self.place && block.writable();
         if fits && Arc::get_mut(&mut block).is_some() { Ok(block) } else { Err(useless(self.place)) }
@@ -196,18 +203,18 @@ impl Inner {
 
     fn trim(&self) {
         let freed = self.shelves().map(|mut shelves| shelves.empty());
-        drop(freed); // after the lock: freeing a mapping takes its time
+        drop(freed); // after the lock, because freeing a mapping is slow
     }
 }
 
 fn useless(place: Place) -> Error {
     Error::new(
         ErrorKind::Invalid,
-        format!("the source of a pool in {place} gave a block that is short, shared, read-only or elsewhere"),
+        format!("the source of a pool in {place} returned a block that is short, shared, read-only or elsewhere"),
     )
 }
 
-/// Idle blocks by class, and the books.
+/// The idle blocks of all classes, and the statistics.
 struct Shelves {
     shelves: Vec<Shelf>,
     stats: PoolStats,
@@ -215,7 +222,7 @@ struct Shelves {
     clock: u64,
 }
 
-/// The idle blocks of one class: last in, first out, so that what is taken is warm.
+/// The idle blocks of one class: last in, first out, so that a taken block is warm.
 #[derive(Default)]
 struct Shelf {
     blocks: Vec<Arc<dyn Allocation>>,
@@ -228,7 +235,7 @@ impl Shelves {
         Self { shelves: Vec::new(), stats: PoolStats { idle_bytes_max, ..PoolStats::default() }, clock: 0 }
     }
 
-    /// An idle block of that class, if there is one. Counts it as in use either way.
+    /// Takes an idle block of that class, if there is one. Counts a block as in use either way.
     fn take(&mut self, class: Class) -> Option<Arc<dyn Allocation>> {
         let block = self.shelf(class).blocks.pop();
         self.stats.in_use_bytes += class.bytes;
@@ -241,8 +248,9 @@ impl Shelves {
         block
     }
 
-    /// Takes a block back. What is then too much is returned, to be freed: first blocks of the classes that have been
-    /// of no use for longest, so that a change of sizes does not leave the pool full of the wrong ones.
+    /// Returns a block. Blocks that exceed the bound are returned, to be freed: first those of the least
+    /// recently used classes, so that after a change of sizes the pool does not stay full of blocks of the
+    /// old ones.
     fn put_back(&mut self, class: Class, block: Arc<dyn Allocation>) -> Vec<Arc<dyn Allocation>> {
         self.forget(class);
         let room = self.stats.idle_bytes_max.checked_sub(class.bytes);
@@ -253,7 +261,7 @@ impl Shelves {
             let used = self.shelves.iter_mut().filter(|shelf| !shelf.blocks.is_empty());
             let Some(stale) = used.min_by_key(|shelf| shelf.used_at) else { break };
             if stale.used_at == self.clock {
-                freed.push(block); // only this class is left, and its idle ones are as good
+                freed.push(block); // only this class is left, and its idle blocks are as good
                 return freed;
             }
             freed.extend(stale.blocks.pop());
@@ -285,19 +293,19 @@ impl Shelves {
     }
 }
 
-/// A block in use. Drops when the last handle of the taken buffer does.
+/// A block in use. It drops with the last handle of the taken buffer.
 #[derive(Debug)]
 struct Lent {
-    /// `None` only while dropping.
+    /// `None` only during drop.
     block: Option<Arc<dyn Allocation>>,
     class: Class,
-    /// Weak: buffers may outlive their pool, and do not keep its idle blocks.
+    /// Weak, because buffers may outlive their pool and must not keep its idle blocks alive.
     pool: Weak<Inner>,
 }
 
 impl Lent {
     fn block(&self) -> &dyn Allocation {
-        self.block.as_deref().unwrap_or_else(|| unreachable!("a block is taken out by drop only"))
+        self.block.as_deref().unwrap_or_else(|| unreachable!("only drop takes the block out"))
     }
 }
 
@@ -305,11 +313,12 @@ impl Drop for Lent {
     fn drop(&mut self) {
         let (Some(block), Some(pool)) = (self.block.take(), self.pool.upgrade()) else { return };
         let freed = pool.shelves().map(|mut shelves| shelves.put_back(self.class, block));
-        drop(freed); // after the lock: freeing a mapping takes its time
+        drop(freed); // after the lock, because freeing a mapping is slow
     }
 }
 
-// SAFETY: all is the block's, held until drop (M1); the pool checked that it had its only handle (M2).
+// SAFETY: every property is the block's, which is held until drop (M1); the pool checked that it had the only
+// handle (M2).
 unsafe impl Allocation for Lent {
     fn base(&self) -> NonNull<u8> {
         self.block().base()
@@ -346,8 +355,8 @@ unsafe impl Allocation for Lent {
     }
 }
 
-/// Blocks from this length on are taken only while there is memory for them: asking takes less than a tenth of what the
-/// kernel needs to fill the pages.
+/// Blocks from this length on are allocated only if enough memory is available. The check takes less than a
+/// tenth of the time that the kernel needs to fill the pages.
 const CHECKED_FROM_BYTES: usize = 4 << 20;
 
 #[derive(Debug)]

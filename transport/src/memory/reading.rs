@@ -1,4 +1,5 @@
-//! Fills a buffer in place from a reader or a writer, in safe code: a reader only ever sees initialised bytes.
+//! Fills a buffer in place from a reader or a writer, in safe code. A reader only ever gets initialised
+//! bytes.
 
 use std::future::poll_fn;
 use std::io::{self, Read, Write};
@@ -16,8 +17,8 @@ const ZEROED_AT_ONCE_BYTES: usize = 256 << 10;
 impl BufferMut {
     /// Appends bytes from `reader` until the buffer is full or `reader` ends, and returns how many. Blocks as long as `reader` does.
     ///
-    /// Fewer bytes than there was room for mean that `reader` ended. A full buffer is not a sign of the end: nothing beyond it is
-    /// read. To read less, give it `reader.take(n)`.
+    /// A return value below the remaining capacity means that `reader` ended. A full buffer does not: nothing
+    /// beyond it is read. To read less, pass `reader.take(n)`.
     ///
     /// ```
     /// use std::fs::File;
@@ -38,9 +39,10 @@ impl BufferMut {
     /// ```
     ///
     /// # Errors
-    /// `Io` if `reader` fails, with its error as the source, or this library's own error where `reader` returned one. The bytes
-    /// that came before stay appended, and a further call goes on after them. `ErrorKind::Interrupted` is retried. `Unsupported`
-    /// outside [`Access::Owned`], as in device memory: read into host memory, then use [`fill_from`](Self::fill_from).
+    /// `Io` if `reader` fails, with its error as the source, or this library's own error if `reader` returned
+    /// one. The bytes read before stay appended, and a further call continues after them.
+    /// `ErrorKind::Interrupted` is retried. `Unsupported` outside [`Access::Owned`], as in device memory:
+    /// read into host memory, then use [`fill_from`](Self::fill_from).
     pub fn read_from(&mut self, mut reader: impl Read) -> Result<usize> {
         let mut room = Room::of(self)?;
         while let Some(piece) = room.piece()? {
@@ -54,8 +56,8 @@ impl BufferMut {
 
     /// Appends bytes from `reader` until the buffer is full or `reader` ends, and returns how many.
     ///
-    /// As [`read_from`](Self::read_from), for readers that are awaited, on any executor that drives them. A dropped future loses
-    /// nothing: what was read is appended.
+    /// As [`read_from`](Self::read_from), for asynchronous readers, on any executor that drives them. A
+    /// dropped future loses nothing: the bytes read so far are appended.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -94,8 +96,9 @@ impl BufferMut {
     }
 }
 
-/// The room of a buffer while a reader fills it. As long as this lives, the buffer's length includes zeroes that the reader has not
-/// overwritten yet: they are written once, and are taken off on drop.
+/// The remaining capacity of a buffer while a reader fills it. While this value lives, the buffer's length
+/// includes zeroes that the reader has not overwritten yet. They are written once, and dropped with this
+/// value.
 struct Room<'a> {
     buffer: &'a mut BufferMut,
     len_before: usize,
@@ -115,7 +118,7 @@ impl<'a> Room<'a> {
         Ok(Self { buffer, len_before: len, len_read: len })
     }
 
-    /// Initialised bytes for the reader to overwrite; `None` if the buffer is full.
+    /// Returns initialised bytes for the reader to overwrite; `None` if the buffer is full.
     fn piece(&mut self) -> Result<Option<&mut [u8]>> {
         if self.buffer.len() == self.len_read {
             let len = (self.buffer.capacity() - self.len_read).min(ZEROED_AT_ONCE_BYTES);
@@ -125,7 +128,8 @@ impl<'a> Room<'a> {
         Ok(filled.get_mut(self.len_read..).filter(|piece| !piece.is_empty()))
     }
 
-    /// Counts what the reader wrote to the front of the piece. Returns true if the reader has ended.
+    /// Counts the bytes that the reader wrote to the front of the piece. Returns true if the reader has
+    /// ended.
     fn is_last(&mut self, read: io::Result<usize>) -> Result<bool> {
         match read {
             Ok(n) if n <= self.buffer.len() - self.len_read => {
@@ -133,7 +137,7 @@ impl<'a> Room<'a> {
                 Ok(n == 0)
             }
             Ok(n) => {
-                let why = format!("the reader returned {n} bytes, which is more than it was given room for");
+                let why = format!("the reader returned {n} bytes, which is more than the length of its buffer");
                 Err(Error::new(ErrorKind::Invalid, why))
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -155,8 +159,8 @@ impl Drop for Room<'_> {
     }
 }
 
-/// Appends, in any place that [`extend_from_slice`](BufferMut::extend_from_slice) can write. A full buffer takes 0 bytes, so that
-/// `write_all` and `write!` fail with `WriteZero`. Nothing waits to be flushed.
+/// Appends, in any place that [`extend_from_slice`](BufferMut::extend_from_slice) can write. A full buffer
+/// accepts 0 bytes, so that `write_all` and `write!` fail with `WriteZero`. `flush` does nothing.
 ///
 /// ```
 /// use std::io::Write;

@@ -1,8 +1,9 @@
-//! Shared memory of this host: a [`Segment`] is what this process owns and others map, a [`PeerSegment`] what a peer owns.
+//! Shared memory of this host: a [`Segment`] is owned by this process and mapped by others, a [`PeerSegment`]
+//! is owned by a peer.
 //!
-//! Both exist as a descriptor only: no name in any file system, and nothing is left when the last descriptor and mapping
-//! are gone. A segment is whole from the start and sealed so: it never changes its size, loses a page, or is written
-//! through any mapping but its owner's first.
+//! Both exist only as a descriptor. They have no name in any file system, and nothing is left when the last
+//! descriptor and mapping are gone. A segment is complete from the start and sealed: its size and its pages
+//! never change, and only its owner's first mapping can write it.
 
 #![expect(unsafe_code, reason = "this is where shared memory is mapped")]
 
@@ -19,17 +20,18 @@ use super::{AvailableMemory, available, huge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::process::Process;
 
-/// What a peer relies on: the size stays, and nobody maps it writable from here on. That also forbids to punch holes.
+/// A peer relies on these: the size stays, and no later mapping is writable. The seals also forbid punching
+/// holes.
 const SEALS: [(SealFlags, &str); 3] = [
     (SealFlags::SHRINK, "shrinking"),
     (SealFlags::GROW, "growing"),
     (SealFlags::FUTURE_WRITE, "future writes"),
 ];
 
-/// Where the kernel has memfds without huge pages of their own (`TMPFS_MAGIC` of `linux/magic.h`).
+/// File system of memfds without explicit huge pages (`TMPFS_MAGIC` of `linux/magic.h`).
 const TMPFS: i64 = 0x0102_1994;
 
-/// Shared memory that this process owns and alone writes. Others map it by its descriptor, to read.
+/// Shared memory that this process owns and alone writes. Other processes map it by its descriptor, to read.
 #[derive(Debug)]
 pub(crate) struct Segment {
     process: Process,
@@ -38,13 +40,13 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// `len` bytes of zeroes, rounded up to whole pages, each of them there from the start: no later touch, of anyone,
-    /// allocates or fails. From 2 MiB on aligned to that, in huge pages where the system lets shared memory have them.
-    /// `name` is what `/proc/PID/maps` shows; nothing is found by it.
+    /// Creates a segment of `len` zeroes, rounded up to whole pages. All pages exist from the start: no later
+    /// access, by any process, allocates memory or fails. From 2 MiB on it is aligned to 2 MiB, in huge pages
+    /// where the system allows them for shared memory. `name` appears in `/proc/PID/maps` only.
     ///
     /// # Errors
     ///
-    /// `TooLarge` where this machine has not that much memory, or a limit forbids it; `Unsupported` where its kernel is
+    /// `TooLarge` if this machine has not enough memory or a limit forbids it; `Unsupported` if its kernel is
     /// too old.
     pub(crate) fn create(name: &str, len: usize) -> Result<Self> {
         let len = Self::permitted_len(len)?;
@@ -54,10 +56,10 @@ impl Segment {
             .map_err(|errno| failed("cannot be sized", len, errno))?;
         let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE)?;
         if len >= huge::PAGE {
-            // Refused where the system has none for shared memory, which costs speed only.
+            // The kernel refuses this where shared memory has no huge pages, which costs only speed.
             let _ = mapping.advise(Advice::LinuxHugepage);
         }
-        // Not `fallocate`: it knows no mapping, so it ignores the advice, and leaves the zeroing to the first touch.
+        // Not `fallocate`: it ignores the mapping's advice and leaves the zeroing to the first touch.
         mapping.advise(Advice::LinuxPopulateWrite).map_err(|errno| failed("cannot be filled", len, errno))?;
         let seals = SEALS.iter().fold(SealFlags::SEAL, |all, (seal, _)| all | *seal);
         rustix::fs::fcntl_add_seals(&descriptor, seals)
@@ -65,8 +67,9 @@ impl Segment {
         Ok(Self { process: Process::current(), descriptor, mapping })
     }
 
-    /// `len` in whole pages, if this process may make a segment of that length now. The limit on the size of files is read
-    /// first, each time: the kernel answers a call that exceeds it with `SIGXFSZ`, which ends the process.
+    /// Returns `len` in whole pages, if this process may create a segment of that length now. It reads the
+    /// limit on file sizes first, each time: the kernel answers a call that exceeds it with `SIGXFSZ`, which
+    /// ends the process.
     ///
     /// # Errors
     ///
@@ -86,80 +89,84 @@ impl Segment {
         Err(Error::new(ErrorKind::TooLarge, detail))
     }
 
-    /// The longest segment that the limit on the size of files permits now, in bytes.
+    /// Returns the longest segment that the limit on file sizes permits now, in bytes.
     pub(super) fn len_max() -> usize {
         let limit = getrlimit(Resource::Fsize).current;
         limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
-    /// The same, but no more than half of what memory is available: what may be taken to have some in reserve.
+    /// As [`len_max`](Self::len_max), but at most half of the available memory: the limit for memory
+    /// allocated in advance.
     pub(super) fn reserve_len_max() -> usize {
         let half = AvailableMemory::now().map_or(u64::MAX, |memory| memory.bytes / 2);
         Self::len_max().min(usize::try_from(half).unwrap_or(usize::MAX))
     }
 
-    /// Whether this process made it: a child forked from the one that did has a copy of all that is known of it, and no say.
+    /// Returns true if this process created the segment. A forked child has a copy of this value, but must
+    /// not use it.
     pub(crate) fn is_own(&self) -> bool {
         self.process.is_this()
     }
 
-    /// What to send to a peer that may read all of it.
+    /// Returns the descriptor, to send to a peer that may read all of the segment.
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 
-    /// The first byte.
+    /// Returns the address of the first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.mapping.base
     }
 
-    /// The number of bytes, whole pages of them.
+    /// Returns the number of bytes, which are whole pages.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
 }
 
-/// Shared memory that a peer owns, mapped read-only. The peer may write it at any time: whether that is
-/// [`Access::Foreign`](super::Access) or believed not to happen is the caller's to know (M5, M11).
+/// Shared memory that a peer owns, mapped read-only. The peer may write it at any time. The caller decides
+/// whether to treat it as [`Access::Foreign`](super::Access) or to trust the peer not to write (M5, M11).
 #[derive(Debug)]
 pub(crate) struct PeerSegment {
     mapping: Mapping,
 }
 
 impl PeerSegment {
-    /// Maps what an unauthenticated peer sent, once it is proven to be what a [`Segment`] is: a memfd of at most `len_max` bytes,
-    /// sealed against shrinking, growing and future writes, with every page there, so that no read faults or allocates.
+    /// Maps a descriptor from an unauthenticated peer after checking that it is a valid segment. It must be a
+    /// memfd of at most `len_max` bytes, sealed against shrinking, growing and future writes, with all pages
+    /// allocated, so that no read faults or allocates.
     ///
     /// # Errors
     ///
-    /// `Corrupt`, saying which of that is missing; `TooLarge` where it cannot be mapped.
+    /// `Corrupt`, with the property that is missing; `TooLarge` if it cannot be mapped.
     pub(crate) fn map(descriptor: impl AsFd, len_max: usize) -> Result<Self> {
         let len = checked_len(descriptor.as_fd(), len_max)?;
-        // The mapping holds what it maps: it needs the descriptor no longer.
+        // The mapping keeps the memory alive; the descriptor is no longer needed.
         let mapping = Mapping::new(descriptor.as_fd(), len, ProtFlags::READ)?;
         Ok(Self { mapping })
     }
 
-    /// Enters all its pages into this process's page table, so that no first touch is a fault. It takes longer than
-    /// [`map`](Self::map), some milliseconds a GiB, and may happen at any time, on any thread.
+    /// Enters all pages into this process's page table, so that no first access faults. Takes some
+    /// milliseconds per GiB, longer than [`map`](Self::map). May be called at any time, on any thread.
     pub(crate) fn populate(&self) -> Result<()> {
         self.mapping
             .advise(Advice::LinuxPopulateRead)
             .map_err(|errno| failed("cannot be entered", self.len(), errno))
     }
 
-    /// The first byte.
+    /// Returns the address of the first byte.
     pub(crate) fn base(&self) -> NonNull<u8> {
         self.mapping.base
     }
 
-    /// The number of bytes.
+    /// Returns the number of bytes.
     pub(crate) fn len(&self) -> usize {
         self.mapping.len
     }
 }
 
-/// The length of what is fit to be mapped. The seals come first: with them, what is seen after them stays so.
+/// Checks that the descriptor may be mapped and returns its length. The seals are checked first: they
+/// preserve what the later checks find.
 fn checked_len(descriptor: BorrowedFd<'_>, len_max: usize) -> Result<usize> {
     let seals = rustix::fs::fcntl_get_seals(descriptor).map_err(|_| corrupt("it is no memfd"))?;
     if let Some((_, what)) = SEALS.iter().find(|(seal, _)| !seals.contains(*seal)) {
@@ -178,7 +185,7 @@ fn checked_len(descriptor: BorrowedFd<'_>, len_max: usize) -> Result<usize> {
     if len > len_max {
         return Err(corrupt(format!("its {len} bytes are more than the {len_max} agreed")));
     }
-    // Its number of blocks would not tell: pages beyond the end count as well.
+    // The number of blocks proves nothing: it includes pages beyond the end.
     let hole = rustix::fs::seek(descriptor, SeekFrom::Hole(0));
     if hole != Ok(len as u64) {
         return Err(corrupt("it has pages that are not allocated"));
@@ -186,32 +193,34 @@ fn checked_len(descriptor: BorrowedFd<'_>, len_max: usize) -> Result<usize> {
     Ok(len)
 }
 
-/// A mapping of a whole descriptor, gone with the value.
+/// A mapping of a whole descriptor. Dropping it unmaps the memory.
 #[derive(Debug)]
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: an address to hand out, valid until drop from any thread (M1); who may touch the bytes is the users' matter.
+// SAFETY: the value only returns an address, valid until drop from any thread (M1); its users decide who
+// accesses the bytes.
 unsafe impl Send for Mapping {}
-// SAFETY: a shared reference gives away the address only (M1).
+// SAFETY: a shared reference only gives the address away (M1).
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// From 2 MiB on aligned to that, as huge pages need: in the middle of a stretch of addresses taken before.
+    /// Maps the descriptor, from 2 MiB on aligned to 2 MiB, as huge pages require. It reserves a larger
+    /// address range first and maps into its middle.
     fn new(descriptor: BorrowedFd<'_>, len: usize, protection: ProtFlags) -> Result<Self> {
         let align = if len >= huge::PAGE { huge::PAGE } else { rustix::param::page_size() };
         let len_taken = len.saturating_add(align);
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: a new mapping without access, at an address of the kernel's choice, replaces nothing (M1).
+        // SAFETY: a new mapping without access, at an address that the kernel chooses, replaces nothing (M1).
         let taken =
             unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len_taken, ProtFlags::empty(), flags) };
         let start = taken.map_err(|errno| failed("cannot be mapped", len, errno))?.cast::<u8>();
         let skip = start.align_offset(align);
         let base = start.wrapping_add(skip);
         let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: it replaces a part of what was just taken, which nobody else knows (M1).
+        // SAFETY: it replaces a part of the range reserved above, which no other code has (M1).
         let mapped = unsafe { rustix::mm::mmap(base.cast(), len, protection, flags, descriptor, 0) };
         if let Err(errno) = mapped {
             unmap(start, len_taken);
@@ -235,7 +244,7 @@ impl Drop for Mapping {
     }
 }
 
-/// A memfd to be sealed, and not to be executed where the kernel (from 6.3 on) knows of that.
+/// Creates a memfd that can be sealed, and cannot be executed where the kernel supports that (from 6.3 on).
 fn memfd(name: &str) -> Result<OwnedFd, Errno> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
@@ -247,7 +256,7 @@ fn memfd(name: &str) -> Result<OwnedFd, Errno> {
 fn failed(what: &str, len: usize, errno: Errno) -> Error {
     let (kind, hint) = match errno {
         Errno::INVAL | Errno::NOSYS => (ErrorKind::Unsupported, "; it takes Linux 5.14 or newer"),
-        // A page that cannot be given is a bad address to who populates.
+        // Populating a page that the kernel cannot allocate fails with `EFAULT`.
         Errno::NOMEM | Errno::NOSPC | Errno::FAULT | Errno::FBIG => {
             (ErrorKind::TooLarge, "; ask for less, or raise the limit on memory")
         }

@@ -1,21 +1,22 @@
-//! What is left of a block that small destinations share, each from a cache line of its own on.
+//! The rest of a block that small destinations share, each aligned to a cache line.
 
 use std::mem;
 
 use super::{BufferMut, Pool};
 use crate::error::Result;
 
-/// Destinations below this share a block: what is eager on the wire is small in memory.
+/// Destinations below this length share a block: messages sent eagerly are small in memory too.
 pub(super) const SHARE_BELOW_BYTES: usize = 16 << 10;
 
-/// Cuts small destinations from one block after another. Dropping it keeps none of them.
+/// Cuts small destinations from one block after another. Dropping it frees none of them.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     rest: BufferMut,
 }
 
 impl Shared {
-    /// Room for `len` bytes; where a new block must be taken for it, then one of `block_len`, for those to come.
+    /// Returns a buffer with capacity for `len` bytes. If it needs a new block, it takes one of `block_len`
+    /// bytes, for later ones too.
     pub(crate) fn destination(&mut self, pool: &Pool, len: usize, block_len: usize) -> Result<BufferMut> {
         if len == 0 || len >= SHARE_BELOW_BYTES {
             return pool.take(len);
@@ -35,7 +36,7 @@ impl Shared {
     }
 }
 
-/// `len` rounded up to whole cache lines, so that neighbours never write the same one.
+/// Rounds `len` up to whole cache lines, so that neighbours never write the same one.
 pub(crate) fn lines(len: usize) -> usize {
     len.next_multiple_of(64)
 }

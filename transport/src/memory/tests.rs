@@ -1,5 +1,4 @@
-//! Claims about buffers; `pool`, `guarded`, `reading`, `segment` and `available` hold those about pools, untouchable places, readers,
-//! shared memory and its limits.
+//! Tests of buffers. The submodules test pools, guarded memory, readers, shared segments and memory limits.
 
 #![expect(unsafe_code, reason = "the tests fill spare memory and bring allocations of their own")]
 
@@ -211,7 +210,7 @@ fn filling_counts_only_what_was_written() {
     let mut buffer = BufferMut::with_capacity(10);
     assert_eq!(buffer.as_slice(), Some(&[][..]));
     buffer.spare_mut().unwrap()[..4].write_copy_of_slice(b"towl");
-    // SAFETY: these four were written just now (M4).
+    // SAFETY: the previous line wrote these four bytes (M4).
     unsafe { buffer.set_len(4) };
     buffer.extend_from_slice(b"ine").unwrap();
     assert_eq!(buffer.spare_mut().unwrap().len(), 3);
@@ -241,7 +240,7 @@ fn filling_in_place_appends_what_the_reader_wrote() {
 }
 
 #[test]
-#[should_panic(expected = "not the front of the room")]
+#[should_panic(expected = "not the front of its argument")]
 fn filling_something_else_panics() {
     let _ = BufferMut::with_capacity(10).fill_with(|room| Ok(room[1..4].write_copy_of_slice(b"tow")));
 }
@@ -262,7 +261,7 @@ fn writable_splits_divide_the_filled_part() {
     head.truncate(3);
     let tail = head.rejoin(tail).unwrap_err();
     let mut tail = head.rejoin(BufferMut::zeroed(5)).map_err(|_| tail).unwrap_err();
-    assert!(tail.rejoin(head).is_err(), "the wrong way round");
+    assert!(tail.rejoin(head).is_err(), "the parts are in the wrong order");
 }
 
 #[test]
@@ -320,11 +319,11 @@ fn bytes_behind_a_fence_are_not_seen_early() {
     assert_eq!(buffer.try_into_vec().unwrap(), bytes(10));
 }
 
-/// Host memory that pretends others write it too.
+/// Host memory that claims to have other writers.
 #[derive(Debug)]
 struct Shared(super::host::HostMemory);
 
-// SAFETY: host memory with fewer promises than it could make.
+// SAFETY: host memory that promises less than it could.
 unsafe impl Allocation for Shared {
     fn base(&self) -> NonNull<u8> {
         self.0.base()
@@ -355,7 +354,7 @@ fn foreign_memory_is_only_copied() {
     let filled = buffer.fill_with(|_| panic!("there is no room to fill in place"));
     assert_eq!(filled.unwrap_err().kind(), ErrorKind::Unsupported);
     let content = bytes(200);
-    // Pieces of all lengths, so that words start and end anywhere.
+    // Pieces of many lengths, so that words start and end at any offset.
     let mut rest = &content[..];
     for len in [3, 1, 7, 8, 9, 64, 50, 0, 58] {
         let (piece, after) = rest.split_at(len);

@@ -1,4 +1,4 @@
-//! What a peer lent: a part of a segment of its, as a buffer that holds the lease.
+//! Borrowed memory: part of a peer's segment, as a buffer that holds the lease.
 
 #![expect(unsafe_code, reason = "a block of a peer's segment is an allocation")]
 
@@ -12,10 +12,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::segment::PeerSegment;
 use crate::memory::{Access, Allocation, Buffer, Place};
 
-/// What whoever made a loan knows of it, and nobody else has to.
+/// A value of the lender or borrower that the arena only keeps alive.
 pub(crate) type LeaseHandle = Arc<dyn Any + Send + Sync>;
 
-/// A block that a peer lent: part of a segment that it showed.
+/// A block that a peer lent: part of a segment that the peer exported.
 pub(crate) struct BorrowedMemory {
     segment: Arc<PeerSegment>,
     offset: usize,
@@ -26,27 +26,28 @@ pub(crate) struct BorrowedMemory {
 }
 
 impl BorrowedMemory {
-    /// Whatever tells the peer, when the last handle of it drops, that the block is free again.
+    /// Returns the lease: dropping its last handle returns the block to the peer.
     pub(crate) fn lease(&self) -> &LeaseHandle {
         &self.lease
     }
 
-    /// Where the segment came from, and what everybody who reads of it keeps.
+    /// Returns the value that identifies the segment's exporter. All borrowed blocks of the segment share it.
     pub(crate) fn origin(&self) -> &LeaseHandle {
         &self.origin
     }
 }
 
-/// `len` bytes of a peer's segment as a buffer in `place` that nobody here can write. Its last handle drops `origin`, and its share of the
-/// lease.
+/// Returns `len` bytes of a peer's segment as a read-only buffer in `place`. Its last handle drops `origin`
+/// and its share of the lease.
 ///
 /// # Errors
 ///
-/// `Corrupt`, with both dropped, where the range is not within the segment.
+/// `Corrupt` if the range is not within the segment. Both values are dropped then.
 ///
 /// # Safety
 ///
-/// The peer is trusted to have written all of the range, and to write none of it until the lease has been dropped (M11).
+/// The peer is trusted to have written all of the range, and to write none of it until the lease has been
+/// dropped (M11).
 pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
     (offset, len): (usize, usize),
@@ -59,11 +60,13 @@ pub(crate) unsafe fn borrowed(
         return Err(Error::new(ErrorKind::Corrupt, detail));
     }
     let memory = BorrowedMemory { segment, offset, len, place, lease, origin };
-    // SAFETY: written before it was lent, by the caller's promise (M4), and of what is not writable no `BufferMut` exists.
+    // SAFETY: the caller promises that the peer wrote the range before it lent it (M4). It is not writable,
+    // so no `BufferMut` of it exists.
     Ok(unsafe { Buffer::from_allocation(Arc::new(memory)) })
 }
 
-/// The block that a buffer's bytes lie in, if a peer lent it, and where in its segment the first of them does.
+/// Returns the block that a buffer's bytes belong to and the offset of the first one in its segment, if a
+/// peer lent it.
 pub(crate) fn borrowed_from(buffer: &Buffer) -> Option<(&BorrowedMemory, usize)> {
     let memory: &dyn Any = buffer.allocation()?;
     let memory = memory.downcast_ref::<BorrowedMemory>()?;
@@ -79,8 +82,8 @@ impl fmt::Debug for BorrowedMemory {
     }
 }
 
-// SAFETY: the segment stays mapped while this holds it (M1, M8), and nobody writes the range before the lease is dropped,
-// which `borrowed` was promised (M2, M11): not writable here.
+// SAFETY: the segment stays mapped while this value holds it (M1, M8). The caller of `borrowed` promised that
+// the peer writes nothing of the range before the lease is dropped (M2, M11). It is not writable here.
 unsafe impl Allocation for BorrowedMemory {
     fn base(&self) -> NonNull<u8> {
         part(self.segment.base(), self.offset)

@@ -1,7 +1,8 @@
-//! What of an arena peers hold: counted while it is out, and bounded once some of it is in quarantine.
+//! Counts what an arena has lent to peers, and bounds it while leases are in quarantine.
 //!
-//! A loan is in quarantine when its link has ended and it may still be held: by a process that is stopped, or that keeps it.
-//! From then on half of the arena is not lent, so that who holds on can take no more than that of what is left.
+//! A lease is in quarantine if its link has ended and the peer may still read the frame, because its process
+//! is stopped or keeps the message. Meanwhile half of the arena is not lent, so that a peer that never
+//! returns its frames takes at most that much.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -12,20 +13,20 @@ use super::{ArenaMemory, Inner, reclaim};
 use crate::memory::Buffer;
 use crate::platform::mutex::Mutex;
 
-/// How often it is looked for what has come back, while frames are refused.
+/// Minimum time between two sweeps for returned leases, while frames are refused.
 const SWEEP_EVERY: Duration = Duration::from_millis(1);
 
-/// What peers hold of one arena. A block counts once, however many hold it.
+/// What one arena has lent. A block counts once, however many leases it has.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
     pub(super) lent: LentCount,
-    /// Of what is lent, what is in quarantine.
+    /// The part of `lent` that is in quarantine.
     pub(super) quarantined: LentCount,
-    /// Frames that were not lent because of what is.
+    /// Number of frames that were not lent because of the quarantine.
     pub(super) refused: AtomicU64,
     warned: AtomicBool,
-    /// Held by whoever lends while something is in quarantine, so that the bound is kept; when it was last looked for what has
-    /// come back.
+    /// Held by each caller that lends while leases are in quarantine, so that the bound is kept. Holds the
+    /// time of the last sweep.
     bounded: Mutex<Option<Instant>>,
 }
 
@@ -35,14 +36,14 @@ pub(super) struct LentCount {
     pub(super) leases: AtomicUsize,
 }
 
-/// How many leases a block is out under.
+/// Number of leases of one block.
 #[derive(Debug, Default)]
 pub(super) struct BlockLeases {
     lent: AtomicU32,
     quarantined: AtomicU32,
 }
 
-/// A frame that a peer holds, counted until this is dropped. It keeps the frame's memory (M11).
+/// A lease of one frame to a peer, counted until it is dropped. It keeps the frame's memory (M11).
 #[derive(Debug)]
 pub(crate) struct FrameLease {
     frame: Buffer,
@@ -50,7 +51,7 @@ pub(crate) struct FrameLease {
 }
 
 impl FrameLease {
-    /// Of this frame; `None` where its arena lends no more for now.
+    /// Creates a lease of `frame`, or returns `None` where its arena lends no more for now.
     pub(crate) fn of(frame: Buffer) -> Option<Self> {
         if let Some((memory, arena)) = origin(&frame)
             && !arena.lending.lend(memory, &arena)
@@ -60,7 +61,7 @@ impl FrameLease {
         Some(Self { frame, is_quarantined: false })
     }
 
-    /// Its link has ended.
+    /// Moves the lease to quarantine, because its link has ended.
     pub(crate) fn quarantine(&mut self) {
         self.is_quarantined = true;
         if let Some((memory, arena)) = origin(&self.frame) {
@@ -80,7 +81,8 @@ impl Drop for FrameLease {
     }
 }
 
-/// The block that a frame lies in, and its arena, unless that is gone and lends nothing to anybody.
+/// Returns the block of a frame and its arena. `None` for other memory, and where the arena is gone, which
+/// then counts nothing.
 fn origin(frame: &Buffer) -> Option<(&ArenaMemory, Arc<Inner>)> {
     let memory: &dyn Any = frame.allocation()?;
     let memory = memory.downcast_ref::<ArenaMemory>()?;
@@ -88,7 +90,7 @@ fn origin(frame: &Buffer) -> Option<(&ArenaMemory, Arc<Inner>)> {
 }
 
 impl Lending {
-    /// Counts one more loan of a block, if that may be.
+    /// Counts one more lease of a block, unless the bound forbids it. Returns true if it was counted.
     fn lend(&self, memory: &ArenaMemory, arena: &Inner) -> bool {
         let is_bounded = || self.quarantined.leases.load(Ordering::Relaxed) > 0;
         let mut bounded = None;
@@ -121,14 +123,14 @@ impl Lending {
             quarantined_bytes = self.quarantined.bytes.load(Ordering::Relaxed),
             lent_bytes = self.lent.bytes.load(Ordering::Relaxed),
             bytes_max = arena.bytes_max,
-            "an arena lends no more than half of itself while peers whose links have ended hold some of it, and frames are \
-             copied: end the processes that are stopped, have the others drop what they received, or make the arena larger"
+            "an arena lends no more than half of itself while leases of ended links are in quarantine, and copies further frames: \
+             end the stopped processes, have the other peers drop what they received, or make the arena larger"
         );
     }
 }
 
 impl LentCount {
-    /// One more lease of a block of so many bytes, out under `leases` so far.
+    /// Counts one more lease of a block of `bytes` bytes that has `leases` so far.
     fn add(&self, bytes: usize, leases: &AtomicU32) {
         self.leases.fetch_add(1, Ordering::Relaxed);
         if leases.fetch_add(1, Ordering::Relaxed) == 0 {
@@ -136,7 +138,7 @@ impl LentCount {
         }
     }
 
-    /// One less. Tells whether none is left of the arena.
+    /// Counts one lease less. Returns true if the arena has none left.
     fn subtract(&self, bytes: usize, leases: &AtomicU32) -> bool {
         if leases.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,17 +1,17 @@
-//! The room of all segments of an arena: pages for what is large, lines of them for what is small.
+//! Allocates blocks from all segments of an arena: whole pages for large blocks, cache lines for small ones.
 //!
-//! Small blocks come from stretches of pages set apart for them, which go back when the last of them does: a small block
-//! that lives long pins few pages, and what is large starts at a page without a search for one.
+//! Small blocks come from runs of pages reserved for them. A run is returned when its last block is. A
+//! long-lived small block therefore pins few pages, and a large block starts at a page without a search.
 
 use super::space::{Space, Taken};
 
-/// What is smaller takes lines, since whole pages would waste much of it.
+/// Blocks below this length take cache lines, because whole pages would waste much of their space.
 const SMALL_BELOW_BYTES: usize = 16 << 10;
 const LINE: usize = 64;
-/// What is set apart for small blocks at a time.
+/// Length of a run of pages reserved for small blocks.
 pub(super) const STRETCH_BYTES: usize = 256 << 10;
 
-/// Offsets and lengths in segments that are told by their number.
+/// Allocates offsets and lengths in segments, which it identifies by their index.
 #[derive(Debug)]
 pub(super) struct Room {
     pages: Space,
@@ -24,13 +24,13 @@ pub(super) struct Room {
 /// A block in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Spot {
-    /// Which segment, in the order in which they came.
+    /// Index of the segment, in the order of [`add`](BlockAllocator::add).
     pub(super) segment: usize,
-    /// Bytes from its start.
+    /// Offset in bytes from the segment's start.
     pub(super) offset: usize,
-    /// At least what was asked for.
+    /// Length in bytes, at least what was requested.
     pub(super) len: usize,
-    /// Among the pages or, where small, the lines.
+    /// Slot among the pages or, for small blocks, among the lines.
     slot: u32,
     small: bool,
 }
@@ -40,21 +40,21 @@ impl Room {
         Self { pages: Space::new(page), lines: Space::new(LINE), segments: 0, bytes: 0, in_use_bytes: 0 }
     }
 
-    /// One more segment of `len` bytes.
+    /// Adds a segment of `len` bytes.
     pub(super) fn add(&mut self, len: usize) {
         self.pages.add(self.segments, len);
         self.segments += 1;
         self.bytes += len;
     }
 
-    /// At least `len` bytes, which are not zero.
+    /// Takes at least `len` bytes. `len` is not zero.
     pub(super) fn take(&mut self, len: usize) -> Option<Spot> {
         let spot = if len < SMALL_BELOW_BYTES { self.take_small(len) } else { self.take_large(len) }?;
         self.in_use_bytes += spot.len;
         Some(spot)
     }
 
-    /// Takes back what [`take`](Self::take) gave.
+    /// Returns a block from [`take`](Self::take).
     pub(super) fn give(&mut self, spot: Spot) {
         self.in_use_bytes -= spot.len;
         if !spot.small {
@@ -65,17 +65,17 @@ impl Room {
         }
     }
 
-    /// In all segments.
+    /// Returns the bytes of all segments.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// In blocks in use, with what they were rounded up by.
+    /// Returns the bytes of all blocks in use, rounded up as they were.
     pub(super) fn in_use_bytes(&self) -> usize {
         self.in_use_bytes
     }
 
-    /// The most that can be had in one piece.
+    /// Returns the largest length that can be taken in one piece.
     pub(super) fn largest_free_bytes(&self) -> usize {
         self.pages.largest_free().max(self.lines.largest_free().min(SMALL_BELOW_BYTES - 1))
     }

@@ -1,8 +1,8 @@
-//! Which parts of some regions are free: offsets and lengths alone, no memory.
+//! Allocates offsets and lengths within regions. It touches no memory.
 //!
-//! Two-level segregated fit (Masmano et al., 2004): free blocks stand in lists by size, 32 sizes to a doubling, and two
-//! words of bits tell the first list that serves. What is given back joins its free neighbours at once. Everything takes
-//! constant time.
+//! Two-level segregated fit (Masmano et al., 2004). Free blocks are in lists by size, 32 sizes to a doubling,
+//! and two levels of bitmaps find the first list that fits. A returned block merges with its free neighbours
+//! at once. Every operation except [`largest_free`](Tlsf::largest_free) takes constant time.
 
 /// No block.
 const NONE: u32 = u32::MAX;
@@ -11,24 +11,27 @@ const COLUMNS_BITS: u32 = 5;
 const COLUMNS: usize = 1 << COLUMNS_BITS;
 const ROWS: usize = (usize::BITS - COLUMNS_BITS + 1) as usize;
 
-/// How many blocks are looked at where only some of a list fit, which is where nothing larger is free.
+/// How many blocks of a list are examined where only some of them fit, which happens only where nothing
+/// larger is free.
 const SEARCH_MAX: usize = 64;
 
-/// Free and taken blocks of the regions given to it, in multiples of a unit.
+/// Free and taken blocks of the added regions, in multiples of a unit.
 #[derive(Debug)]
 pub(super) struct Space {
     unit: usize,
     blocks: Vec<Block>,
-    /// Entries of `blocks` that stand for nothing.
+    /// Unused entries of `blocks`.
     vacant: Vec<u32>,
-    /// The first free block of each class.
+    /// The first free block of each size class.
     lists: Vec<u32>,
-    /// Which rows have a list that is not empty, and which lists of each row are not.
+    /// Bitmap of the rows that have a list that is not empty, and for each row the bitmap of its lists that
+    /// are not.
     rows: u64,
     columns: [u32; ROWS],
 }
 
-/// A stretch of one region, in units. It knows its neighbours there, and in the list that it is in while it is free.
+/// A range of one region, in units. Links it to its neighbours in the region, and in its free list while it
+/// is free.
 #[derive(Debug)]
 struct Block {
     tag: u32,
@@ -41,21 +44,21 @@ struct Block {
     free: bool,
 }
 
-/// A block that was taken, or a whole region.
+/// A taken block, or a whole free region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
-    /// What to give back.
+    /// The slot to give back.
     pub(super) slot: u32,
-    /// The region's.
+    /// The tag of the region.
     pub(super) tag: u32,
-    /// Bytes from the region's start.
+    /// Offset in bytes from the region's start.
     pub(super) offset: usize,
-    /// Bytes, at least what was asked for.
+    /// Length in bytes, at least what was requested.
     pub(super) len: usize,
 }
 
 impl Space {
-    /// Without regions. What is taken starts at multiples of `unit` bytes.
+    /// Creates an allocator without regions. Blocks start at multiples of `unit` bytes.
     pub(super) fn new(unit: usize) -> Self {
         Self {
             unit,
@@ -67,7 +70,7 @@ impl Space {
         }
     }
 
-    /// One more region of `len` bytes, all of it free, to be told by `tag`. What is no whole unit at its end is lost.
+    /// Adds a region of `len` bytes, all free, identified by `tag`. A partial unit at its end is not used.
     pub(super) fn add(&mut self, tag: u32, len: usize) {
         let len = len / self.unit;
         let block =
@@ -76,8 +79,8 @@ impl Space {
         self.link(slot);
     }
 
-    /// At least `len` bytes, which are not zero, in one piece. Rounded up by at most a 32nd, so that whatever is in the
-    /// list of its size fits: what was given back last is taken first.
+    /// Takes at least `len` bytes in one piece. `len` is not zero. The length is rounded up by at most a
+    /// 32nd, so that every block in the list of its size fits: the block returned last is taken first.
     pub(super) fn take(&mut self, len: usize) -> Option<Taken> {
         let asked = len.div_ceil(self.unit);
         let rounded = rounded(asked)?;
@@ -87,7 +90,7 @@ impl Space {
         Some(self.taken(slot))
     }
 
-    /// Takes a block back. Tells the region where all of it is free now.
+    /// Returns a block. Returns the whole region if all of it is free now.
     pub(super) fn give(&mut self, slot: u32) -> Option<Taken> {
         debug_assert!(!self.block(slot).free, "given back twice");
         let (mut slot, after) = (slot, self.block(slot).after);
@@ -106,7 +109,7 @@ impl Space {
         (block.before == NONE && block.after == NONE).then(|| self.taken(slot))
     }
 
-    /// Forgets a region of which all is free.
+    /// Removes a region that is entirely free.
     pub(super) fn remove(&mut self, slot: u32) {
         let block = self.block(slot);
         assert!(block.free && block.before == NONE && block.after == NONE, "a region in use is not removed");
@@ -114,13 +117,14 @@ impl Space {
         self.vacant.push(slot);
     }
 
-    /// What was taken as `slot`.
+    /// Returns the extent of the block in `slot`.
     pub(super) fn taken(&self, slot: u32) -> Taken {
         let block = self.block(slot);
         Taken { slot, tag: block.tag, offset: block.offset * self.unit, len: block.len * self.unit }
     }
 
-    /// The most bytes that are free in one piece. Takes as long as there are blocks of about that size.
+    /// Returns the largest free piece, in bytes. The time grows with the number of free blocks of about that
+    /// size.
     pub(super) fn largest_free(&self) -> usize {
         let Some(row) = self.rows.checked_ilog2() else { return 0 };
         let row = row as usize;
@@ -128,7 +132,7 @@ impl Space {
         self.list(list).map(|slot| self.block(slot).len).max().unwrap_or(0) * self.unit
     }
 
-    /// Cuts off what is beyond `len` units, as a free block.
+    /// Splits off the units beyond `len` as a free block.
     fn split(&mut self, slot: u32, len: usize) {
         let Block { tag, offset, len: len_before, after, .. } = *self.block(slot);
         if len_before <= len {
@@ -152,7 +156,7 @@ impl Space {
         self.link(rest);
     }
 
-    /// Makes `right`, which is in no list, a part of `left`.
+    /// Merges `right`, which is in no list, into `left`.
     fn join(&mut self, left: u32, right: u32) {
         let (len, after) = (self.block(right).len, self.block(right).after);
         self.block_mut(left).len += len;
@@ -163,7 +167,7 @@ impl Space {
         self.vacant.push(right);
     }
 
-    /// The first block of `list` or, if that is empty, of the next that is not.
+    /// Returns the first block of `list` or, if that is empty, of the next list that is not.
     fn first_of(&self, list: usize) -> Option<u32> {
         let (row, column) = (list / COLUMNS, list % COLUMNS);
         let here = self.columns[row] & (!0 << column);
@@ -178,7 +182,7 @@ impl Space {
         Some(self.lists[row * COLUMNS + self.columns[row].trailing_zeros() as usize])
     }
 
-    /// A block of `list` with at least `len` units, among the first ones.
+    /// Returns a block of `list` with at least `len` units, among its first [`SEARCH_MAX`].
     fn search(&self, list: usize, len: usize) -> Option<u32> {
         self.list(list).take(SEARCH_MAX).find(|slot| self.block(*slot).len >= len)
     }
@@ -188,7 +192,7 @@ impl Space {
         std::iter::successors(some(self.lists[list]), move |slot| some(self.block(*slot).next))
     }
 
-    /// Puts a block in front of the list of its size.
+    /// Prepends a block to the list of its size.
     fn link(&mut self, slot: u32) {
         let list = class(self.block(slot).len);
         let next = std::mem::replace(&mut self.lists[list], slot);
@@ -244,7 +248,7 @@ impl Space {
     }
 }
 
-/// The list in which a free block of `len` units stands: exact below 32 units, then 32 to a doubling.
+/// Returns the list for a free block of `len` units: exact below 32 units, then 32 lists to a doubling.
 fn class(len: usize) -> usize {
     if len < COLUMNS {
         return len;
@@ -254,7 +258,7 @@ fn class(len: usize) -> usize {
     row * COLUMNS + (len >> (top - COLUMNS_BITS)) - COLUMNS
 }
 
-/// The least that blocks of some class have, and no less than `len`.
+/// Rounds `len` up to the smallest size of a class.
 fn rounded(len: usize) -> Option<usize> {
     if len < COLUMNS {
         return Some(len.max(1));

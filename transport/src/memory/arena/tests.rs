@@ -1,4 +1,4 @@
-//! Claims about arenas, what is lent of them, and the room in them; `churn` holds those about fragmentation.
+//! Tests of arenas, their allocator and their leases; `churn` tests fragmentation.
 
 mod churn;
 mod lending;
@@ -14,7 +14,7 @@ use crate::memory::{Place, Pool};
 
 const PAGE: usize = 4096;
 
-/// splitmix64.
+/// The splitmix64 generator.
 struct Dice(u64);
 
 impl Dice {
@@ -30,7 +30,7 @@ impl Dice {
         (self.roll() % end as u64) as usize
     }
 
-    /// Each doubling of `from..to` as likely as the next.
+    /// Returns a length in `from..to`; each doubling is equally likely.
     fn length(&mut self, from: usize, to: usize) -> usize {
         let doublings = (to / from).ilog2() as usize;
         let base = from << self.below(doublings);
@@ -45,7 +45,7 @@ fn blocks_never_overlap_and_all_of_them_join_again() {
         let mut dice = Dice(seed);
         let mut room = Room::new(PAGE);
         SEGMENTS.iter().for_each(|len| room.add(*len));
-        // What is in use: where each block starts, and where it ends.
+        // The blocks in use: the start of each, and the block.
         let mut model: BTreeMap<(usize, usize), Spot> = BTreeMap::new();
         let mut refused = 0;
         for _ in 0..5000 {
@@ -54,7 +54,7 @@ fn blocks_never_overlap_and_all_of_them_join_again() {
                 let Some(spot) = room.take(len) else {
                     assert!(
                         room.largest_free_bytes() < len + len / 32,
-                        "seed {seed}: {len} would have fitted"
+                        "seed {seed}: {len} bytes would have fitted"
                     );
                     refused += 1;
                     continue;
@@ -76,7 +76,7 @@ fn blocks_never_overlap_and_all_of_them_join_again() {
             }
             assert_eq!(room.in_use_bytes(), model.values().map(|spot| spot.len).sum());
         }
-        assert!(refused > 0, "seed {seed} never filled the room");
+        assert!(refused > 0, "seed {seed} never filled the segments");
         std::mem::take(&mut model).into_values().for_each(|spot| room.give(spot));
         assert_eq!((room.in_use_bytes(), room.largest_free_bytes()), (0, SEGMENTS[2]));
         let mut wholes: Vec<_> =

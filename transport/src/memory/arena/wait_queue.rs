@@ -1,8 +1,8 @@
-//! Who waits for room in an arena: first come, first served.
+//! The first-in, first-out queue of callers that wait for memory of an arena.
 //!
-//! The first in line takes, and nobody passes it. It is woken as soon as something is dropped in this process; what peers give
-//! back is told by nobody, so it looks for that every millisecond. A thread does the waking, as long as somebody waits: memory is
-//! dropped under locks of others, where nobody's waker may run.
+//! Only the first waiter takes memory. A buffer dropped in this process wakes it at once. Nothing reports
+//! memory that peers return, so a waiter checks for that every millisecond. A thread wakes the waiters while
+//! there are any: buffers are dropped under locks of other code, where no waker may run.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::{ArenaMemory, Inner};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How often who waits looks for what peers have given back, and whether they have anything.
+/// How often the thread sweeps for memory that peers returned, and for leases while there are none.
 const SWEEP_EVERY: Duration = Duration::from_millis(1);
 const IDLE_LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -24,19 +24,19 @@ const IDLE_LOOK_EVERY: Duration = Duration::from_millis(20);
 pub(super) struct WaitQueue {
     next: u64,
     waiters: VecDeque<Waiter>,
-    /// Wakes them; there while there are any.
+    /// The thread that wakes the waiters. It exists while there are any.
     attendant: Option<Thread>,
 }
 
 struct Waiter {
     number: u64,
     waker: Waker,
-    /// `None`: never.
+    /// `None` if the waiter has no deadline.
     gives_up: Option<Instant>,
 }
 
 impl WaitQueue {
-    /// Something was given back.
+    /// Wakes the thread, because memory was returned.
     pub(super) fn tell(&self) {
         if let Some(attendant) = &self.attendant {
             attendant.unpark();
@@ -73,14 +73,15 @@ impl WaitQueue {
         }
     }
 
-    /// Tells whom to wake instead.
+    /// Removes a waiter. Returns the waker of the new first one, if the first one left.
     fn leave(&mut self, number: u64) -> Option<Waker> {
         let was_first = self.is_first(number);
         self.waiters.retain(|waiter| waiter.number != number);
         was_first.then(|| Some(self.waiters.front()?.waker.clone())).flatten()
     }
 
-    /// Who is to be woken now: the first, and whoever gives up; and when to ask again, unless nobody is left.
+    /// Returns the wakers to call now, of the first waiter and of those past their deadline, and the time to
+    /// the next deadline. `None` if no waiter is left.
     fn due(&self) -> Option<(Vec<Waker>, Duration)> {
         let (first, now) = (self.waiters.front()?, Instant::now());
         let is_due = |waiter: &&Waiter| {
@@ -114,9 +115,9 @@ pub(super) struct PendingTake<'a> {
     len: usize,
     limit: Duration,
     gives_up: Option<Instant>,
-    /// Its number in line, once it waits.
+    /// The waiter's number in the queue, once it is queued.
     number: Option<u64>,
-    /// It has seen whether the arena can grow, which takes its time.
+    /// True once it has tried to grow the arena, which is slow.
     has_grown: bool,
 }
 
@@ -126,7 +127,7 @@ impl<'a> PendingTake<'a> {
         Self { arena, len, limit, gives_up, number: None, has_grown: false }
     }
 
-    /// What the first in line gets, if it is there.
+    /// Takes memory for the first waiter, if there is enough.
     fn take(&mut self) -> Result<Option<Arc<ArenaMemory>>> {
         let Self { arena, len, .. } = *self;
         if std::mem::replace(&mut self.has_grown, true) {
@@ -134,7 +135,7 @@ impl<'a> PendingTake<'a> {
         }
         match arena.allocate(len) {
             Ok(memory) => Ok(Some(memory)),
-            // What is in use will be back, and segments stay.
+            // The memory in use will be returned, and segments stay.
             Err(error) if error.kind() == ErrorKind::TooLarge && arena.longest_segment() >= len => Ok(None),
             Err(error) => Err(error),
         }

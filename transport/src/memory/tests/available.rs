@@ -1,4 +1,4 @@
-//! What limits memory, told by a tree of files like the kernel's.
+//! Tests of the memory bounds, on a tree of files like the kernel's.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,11 +7,11 @@ use super::super::available::{AvailableMemory, MemoryBound, told_below};
 
 const MIB: u64 = 1 << 20;
 
-/// A folder that stands for `/`, gone with the value.
+/// A folder used as `/`, deleted on drop.
 struct Tree(PathBuf);
 
 impl Tree {
-    /// With a machine of 8 GiB, half of it available, and these lines of mounts and groups.
+    /// Creates the tree of a machine of 8 GiB, half of it available, with these mounts and groups.
     fn new(name: &str, mounts: &str, groups: &str) -> Self {
         let at = std::env::temp_dir().join(format!("towline-available-{name}-{}", std::process::id()));
         let tree = Self(at);
@@ -29,10 +29,10 @@ impl Tree {
         self
     }
 
-    /// A group of version 1 at `path`, which has used `used` MiB, `cached` of them for files.
+    /// Adds a version 1 group at `path` that uses `used` MiB, `cached` of them for files.
     fn v1(&self, path: &str, limit: &str, used: u64, cached: u64) -> &Self {
         let at = format!("sys/fs/cgroup/memory{path}");
-        // `inactive_file` is what this group alone has, and the total counts those below it.
+        // `inactive_file` counts this group alone; the total includes its descendants.
         let stat = format!(
             "inactive_file 1\ntotal_inactive_file {}\ntotal_active_file {}\n",
             cached * MIB / 2,
@@ -43,7 +43,7 @@ impl Tree {
             .write(&format!("{at}/memory.stat"), &stat)
     }
 
-    /// The same of version 2.
+    /// As `v1`, for version 2.
     fn v2(&self, path: &str, max: &str, high: &str, used: u64, cached: u64) -> &Self {
         let at = format!("sys/fs/cgroup{path}");
         let stat = format!("anon 5\ninactive_file {}\nactive_file 0\n", cached * MIB);
@@ -53,7 +53,7 @@ impl Tree {
             .write(&format!("{at}/memory.stat"), &stat)
     }
 
-    /// What is left and what the limit is, in MiB, and by what.
+    /// Asserts the bytes left, the limit, both in MiB, and the tightest bound.
     #[track_caller]
     fn tells(&self, left: u64, limit: u64, bound: MemoryBound) {
         let told = told_below(&self.0).unwrap();
@@ -98,7 +98,7 @@ fn every_ancestor_counts_in_both_versions() {
         20,
         0,
     );
-    // The group has more left than the one above it.
+    // The group has more bytes left than its parent.
     tree.tells(24, 160, group("/jobs"));
     tree.v1("/jobs", "1073741824\n", 1000, 600);
     tree.tells(140, 160, group("/jobs/7"));
@@ -124,7 +124,7 @@ fn caches_that_the_kernel_would_give_up_are_available() {
 
 #[test]
 fn a_container_finds_its_group_with_a_namespace_and_without() {
-    // Without one, the group's own folder is mounted, and the path is that of the host.
+    // Without a namespace, the group's own folder is mounted, and the path is that of the host.
     let mounts = "31 25 0:29 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
     for path in ["/docker/abc", "/docker/abc/inner"] {
         let tree = Tree::new("docker", mounts, &format!("4:memory:{path}\n"));
@@ -134,7 +134,7 @@ fn a_container_finds_its_group_with_a_namespace_and_without() {
             group("/docker/abc"),
         );
     }
-    // With one, paths begin at the container's group; one from outside of it has `..`.
+    // With a namespace, paths start at the container's group; a path from outside of it has `..`.
     for path in ["/", "/../other"] {
         let tree = Tree::new("namespace", MOUNT_V2, &format!("0::{path}\n"));
         tree.v2("", "167772160\n", "max\n", 60, 0).tells(100, 160, group("/"));

@@ -1,4 +1,5 @@
-//! A place whose pages fault on any touch outside its copy functions: what passes here passes on a device.
+//! A place whose pages fault on any access outside its copy functions: code that passes here also works on a
+//! device.
 
 use std::io::Write;
 use std::mem::MaybeUninit;
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Access, Allocation, Buffer, BufferMut, Place, Pool, Source};
 use crate::platform::mutex::Mutex;
 
-/// A mapping without permissions, but for the length of a copy.
+/// A mapping that has no permissions except during a copy.
 #[derive(Debug)]
 struct Guarded {
     base: NonNull<u8>,
@@ -20,14 +21,14 @@ struct Guarded {
     copying: Mutex<()>,
 }
 
-// SAFETY: the mapping stays at its address until drop, and is reached through this value only.
+// SAFETY: the mapping stays at its address until drop, and only this value accesses it.
 unsafe impl Send for Guarded {}
-// SAFETY: copies are serialised by the lock.
+// SAFETY: the lock serialises the copies.
 unsafe impl Sync for Guarded {}
 
 impl Guarded {
     fn new(len: usize) -> Result<Self> {
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        // SAFETY: a new anonymous mapping at an address that the kernel chooses.
         let base = unsafe {
             rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::empty(), MapFlags::PRIVATE)
         };
@@ -44,7 +45,7 @@ impl Guarded {
     }
 
     fn protect(&self, flags: MprotectFlags) -> Result<()> {
-        // SAFETY: a whole mapping of this value's own.
+        // SAFETY: a whole mapping that this value owns.
         Ok(unsafe { rustix::mm::mprotect(self.base.as_ptr().cast(), self.len, flags) }
             .map_err(std::io::Error::from)?)
     }
@@ -52,12 +53,12 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // SAFETY: a whole mapping of this value's own, with no handle left (M1).
+        // SAFETY: a whole mapping that this value owns, with no handle left (M1).
         unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) }.unwrap();
     }
 }
 
-// SAFETY: a mapping stays at its address until drop (M1); nobody else knows it (M2).
+// SAFETY: a mapping stays at its address until drop (M1); no other code has the address (M2).
 unsafe impl Allocation for Guarded {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -92,11 +93,11 @@ unsafe impl Allocation for Guarded {
     }
 }
 
-/// The same memory, without its copy functions.
+/// Guarded memory without copy functions.
 #[derive(Debug)]
 struct NoCopy(Guarded);
 
-// SAFETY: all is the mapping's, which this holds (M1, M2).
+// SAFETY: every property is the mapping's, which this value holds (M1, M2).
 unsafe impl Allocation for NoCopy {
     fn base(&self) -> NonNull<u8> {
         self.0.base()
@@ -150,7 +151,7 @@ fn guarded_memory_offers_no_slices() {
 
 #[test]
 fn guarded_memory_is_resized_and_written_by_copies() {
-    // More than one piece, and not a multiple of it.
+    // More than one piece, and not a multiple of one.
     let len = (2 << 20) + 77;
     let mut buffer = guarded(len + 8);
     buffer.write_all(b"towline!").unwrap();
@@ -207,7 +208,7 @@ fn bytes_pass_through_guarded_memory() {
 
 #[test]
 fn every_pair_of_places_copies() {
-    // More than one bounce, and not a multiple of it.
+    // More than one bounce copy, and not a multiple of one.
     let content = bytes((2 << 20) + 77);
     let places: [fn(usize) -> BufferMut; 2] = [BufferMut::with_capacity, guarded];
     for from in places {

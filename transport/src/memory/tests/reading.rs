@@ -1,4 +1,4 @@
-//! Readers that are short, late, broken or wrong, and what a buffer holds after them.
+//! Tests of short, pending, failing and misbehaving readers, and of the buffer's content after them.
 
 use std::collections::VecDeque;
 use std::error::Error as _;
@@ -14,7 +14,7 @@ use super::bytes;
 use crate::error::{Error, ErrorKind};
 use crate::memory::{Arena, BufferMut, Place, Pool};
 
-/// What a reader does next, one a call; without any it has ended.
+/// The result of one read. A reader without further steps has ended.
 enum Step {
     Give(Vec<u8>),
     Fail(io::Error),
@@ -61,7 +61,7 @@ impl AsyncRead for Steps {
     }
 }
 
-/// The same steps for `read_from` and its twin.
+/// Runs the same steps through `read_from` and `read_from_async`.
 fn read_both(
     buffer: impl Fn() -> BufferMut,
     steps: impl Fn() -> Vec<Step>,
@@ -74,15 +74,15 @@ fn read_both(
     check(result, filled);
 }
 
-/// The result of a future that never waits.
+/// Returns the output of a future that is ready at once.
 fn now<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
-        Poll::Pending => panic!("it waits"),
+        Poll::Pending => panic!("the future is pending"),
     }
 }
 
-/// Bytes in pieces of one more byte each, beginning with one.
+/// Splits bytes into pieces of 1, 2, 3 … bytes.
 fn shorts(content: &[u8]) -> Vec<Step> {
     let mut rest = content;
     let mut steps = Vec::new();
@@ -141,7 +141,7 @@ fn a_full_buffer_asks_no_reader() {
     let fails = || vec![Step::Fail(io::Error::other("asked"))];
     read_both(|| BufferMut::zeroed(2), fails, |n, filled| assert_eq!((n.unwrap(), filled.len()), (0, 2)));
     read_both(BufferMut::new, fails, |n, _| assert_eq!(n.unwrap(), 0));
-    // What is beyond the room stays with the reader.
+    // The bytes beyond the capacity stay in the reader.
     let mut reader = &b"towline"[..];
     BufferMut::with_capacity(3).read_from(&mut reader).unwrap();
     assert_eq!(reader, b"line");
@@ -155,7 +155,7 @@ fn an_error_midway_keeps_what_came_before_and_reading_goes_on() {
         broken,
         |result, mut filled| {
             let error = result.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Io, "no peer of ours is lost: {error}");
+            assert_eq!(error.kind(), ErrorKind::Io, "the reader's peer is not a towline peer: {error}");
             let source = error.source().and_then(|source| source.downcast_ref::<io::Error>()).unwrap();
             assert_eq!(source.kind(), io::ErrorKind::ConnectionReset);
             assert_eq!(filled.as_slice(), Some(&b"tow"[..]));
@@ -215,7 +215,7 @@ fn a_dropped_future_loses_nothing() {
     assert_eq!(buffer.as_slice(), Some(&b"towline"[..]));
 }
 
-/// Fills all that it is shown with ones, and claims to have read so many bytes.
+/// Fills its whole buffer with ones, and returns the given number of bytes.
 struct Claims(usize);
 
 impl Read for Claims {
@@ -235,7 +235,7 @@ fn a_reader_that_claims_too_much_is_found_out() {
     }
 }
 
-/// Swaps the buffer it is given for one of its own.
+/// Replaces the buffer it is given with one of its own.
 struct Swaps(&'static [u8]);
 
 impl AsyncRead for Swaps {
@@ -272,7 +272,7 @@ fn a_reader_that_panics_leaves_what_came_before() {
     assert_eq!(buffer.as_slice(), Some(&b"tow"[..]));
 }
 
-/// A pool whose next block of that size holds ones.
+/// Returns a pool whose next block of that size is full of ones.
 fn dirty_pool(len: usize) -> Pool {
     let pool = Pool::new(1 << 20);
     let mut buffer = pool.take(len).unwrap();
@@ -286,7 +286,7 @@ fn a_reader_sees_zeroes_once_and_never_what_lay_in_the_memory() {
     struct Looks(usize);
     impl Read for Looks {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            // What this wrote into the same piece before is still there: it was zeroed once.
+            // The bytes of the previous read are still there: the buffer is zeroed only once.
             let expected = if self.0 == 0 { 0 } else { 2 };
             assert!(into.iter().all(|byte| *byte == expected), "read {}", self.0);
             into.fill(2);

@@ -1,4 +1,4 @@
-//! Claims about shared memory: what its owner makes, and what is believed of an unauthenticated peer's.
+//! Tests of shared memory: what the owner creates, and what the checks accept from an unauthenticated peer.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,7 +19,7 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlag
 
 fn fill(segment: &Segment, content: &[u8]) {
     assert!(content.len() <= segment.len());
-    // SAFETY: within a mapping of the test's own (M1), which nobody else has yet (M2).
+    // SAFETY: within a mapping that the test owns (M1) and that no one else has yet (M2).
     unsafe { ptr::copy_nonoverlapping(content.as_ptr(), segment.base().as_ptr(), content.len()) };
 }
 
@@ -32,7 +32,7 @@ fn received(segment: &Segment) -> OwnedFd {
     segment.descriptor().try_clone_to_owned().unwrap()
 }
 
-/// A memfd of `len` bytes, all of them there, sealed with `seals`.
+/// Creates a memfd of `len` bytes, all allocated, sealed with `seals`.
 fn memfd(len: usize, seals: SealFlags) -> OwnedFd {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(rustix::fs::memfd_create("towline-test", flags).unwrap());
@@ -65,7 +65,7 @@ fn a_peer_sees_what_the_owner_writes() {
         fill(&segment, &bytes(len));
         assert!(seen(&peer)[..len] == bytes(len));
         drop(segment);
-        assert!(seen(&peer)[..len] == bytes(len), "what is mapped stays when the owner has gone");
+        assert!(seen(&peer)[..len] == bytes(len), "the mapping outlives the owner");
     }
 }
 
@@ -89,9 +89,9 @@ fn a_segment_keeps_its_size_its_pages_and_its_seals() {
     assert_eq!(rustix::fs::fallocate(descriptor, punch, 0, PAGE as u64), Err(Errno::PERM));
     assert_eq!(rustix::io::pwrite(descriptor, b"x", 0), Err(Errno::PERM));
     assert_eq!(rustix::fs::fcntl_add_seals(descriptor, SealFlags::WRITE), Err(Errno::PERM));
-    // Nor by way of the owner's own mapping.
+    // The owner's own mapping cannot remove a page either.
     let base = segment.base().as_ptr().cast();
-    // SAFETY: a page of the test's own, which would be zeroes afterwards.
+    // SAFETY: a page that the test owns. On success it would be zeroed.
     let removed = unsafe { rustix::mm::madvise(base, PAGE, rustix::mm::Advice::LinuxRemove) };
     assert_eq!(removed, Err(Errno::PERM));
 }
@@ -100,14 +100,14 @@ fn a_segment_keeps_its_size_its_pages_and_its_seals() {
 fn nobody_maps_a_segment_writable() {
     let segment = Segment::create("towline-test", PAGE).unwrap();
     let peer = PeerSegment::map(received(&segment), PAGE).unwrap();
-    // SAFETY: protection that the test takes from no one else.
+    // SAFETY: a mapping that only this test uses.
     let protected = unsafe {
         rustix::mm::mprotect(peer.base().as_ptr().cast(), PAGE, MprotectFlags::READ | MprotectFlags::WRITE)
     };
     assert_eq!(protected, Err(Errno::ACCESS));
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     let descriptor = segment.descriptor();
-    // SAFETY: a new mapping at an address of the kernel's choice, if it were one.
+    // SAFETY: a new mapping at an address that the kernel chooses, if the call succeeded.
     let mapped =
         unsafe { rustix::mm::mmap(ptr::null_mut(), PAGE, protection, MapFlags::SHARED, descriptor, 0) };
     assert_eq!(mapped, Err(Errno::PERM));
@@ -142,7 +142,7 @@ fn what_is_no_memfd_is_not_mapped() {
 fn a_memfd_of_huge_pages_by_itself_is_not_mapped() {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
     let Ok(descriptor) = rustix::fs::memfd_create("towline-test", flags) else {
-        return; // where the kernel has none, nobody can send one
+        return; // a kernel without such memfds
     };
     rustix::fs::ftruncate(&descriptor, 2 << 20).unwrap();
     rustix::fs::fcntl_add_seals(&descriptor, SEALS).unwrap();
@@ -178,7 +178,7 @@ fn what_has_holes_is_not_mapped() {
     for pages in [&[][..], &[1, 2, 3], &[0, 2, 3], &[0, 1, 2]] {
         assert_corrupt(sparse(&|file| write(file, pages)), "not allocated");
     }
-    // As many blocks as a whole one would have, but behind its end.
+    // As many blocks as a segment without holes, but some of them beyond its end.
     let behind = |file: &File| {
         write(file, &[0, 1, 2]);
         rustix::fs::fallocate(file.as_fd(), FallocateFlags::KEEP_SIZE, 4 * page, 4 * page).unwrap();

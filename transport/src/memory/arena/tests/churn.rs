@@ -1,25 +1,26 @@
-//! Claims about fragmentation, on offsets alone: hundreds of gigabytes come and go in a second.
+//! Tests of fragmentation, on offsets only: hundreds of gigabytes are allocated and freed in a second.
 
 use super::{Dice, PAGE};
 use crate::memory::arena::room::{Room, Spot};
 
-/// What an arena that has grown to 512 MiB consists of.
+/// The segments of an arena that has grown to 512 MiB.
 const SEGMENTS: [usize; 4] = [64 << 20, 64 << 20, 128 << 20, 256 << 20];
 const ROUNDS: usize = 40_000;
 
-/// What a long run saw, in thousandths.
+/// The result of a long run, in thousandths.
 #[derive(Clone, Copy, Debug)]
 struct Report {
     churned_gib: usize,
-    /// Of all takes, those refused though the level would have let them.
+    /// Share of the takes that failed although they fitted below the level.
     refused: usize,
-    /// Of what is free, how much can be had in one piece: on average, and at worst.
+    /// Share of the free bytes that can be taken in one piece: average and minimum.
     one_piece: usize,
     one_piece_least: usize,
 }
 
-/// Blocks of `least` to `most` bytes, each doubling as likely as the next, of which random ones go until the next fits below
-/// a `level` of use. One in sixteen lives sixteen times as long as the others, and pins what it lies in.
+/// Allocates blocks of `least` to `most` bytes, each doubling equally likely, and frees random ones so that
+/// the use stays below `level`. One in sixteen lives sixteen times as long as the others, and pins its
+/// surroundings.
 fn churn(seed: u64, (least, most): (usize, usize), level: usize) -> Report {
     let (mut dice, mut room) = (Dice(seed), Room::new(PAGE));
     SEGMENTS.iter().for_each(|len| room.add(*len));
@@ -56,8 +57,8 @@ fn churn(seed: u64, (least, most): (usize, usize), level: usize) -> Report {
 
 #[test]
 fn long_runs_leave_large_pieces() {
-    // What is refused at most, and what can be had in one piece at least: on average, and at worst. What the runs show is
-    // in docs/design/0014-arena.md; the margins are wide.
+    // The bounds: at most so many failed takes, and at least so much in one piece, on average and at worst.
+    // The measured values are in docs/design/0014-arena.md; the margins are wide.
     let bounds = [(500, 0, 450, 200), (700, 15, 200, 60), (800, 120, 120, 40), (900, 350, 40, 12)];
     let mixes =
         [("all sizes", (64, 32 << 20)), ("large ones", (64 << 10, 32 << 20)), ("small ones", (64, 2 << 20))];

@@ -1,4 +1,4 @@
-//! Claims about what is lent and borrowed, and about forked children.
+//! Tests of lent and borrowed memory, and of forked children.
 
 #![expect(unsafe_code, reason = "the tests borrow, and fork")]
 
@@ -19,7 +19,7 @@ use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
 use crate::platform::process::Process;
 
-/// Counts leases that came back.
+/// Counts dropped leases.
 struct Lease(Arc<AtomicUsize>);
 
 impl Drop for Lease {
@@ -89,18 +89,18 @@ fn a_block_on_lent_frame_counts_once_and_half_of_an_arena_is_not_lent_beside_a_q
     assert_eq!(held(), [1, 4, 0, 0]);
     let all = FrameLease::of(two.clone()).unwrap();
     let more = FrameLease::of(three.clone()).unwrap();
-    assert_eq!(held(), [6, 6, 0, 0], "without a quarantine all of it may be lent");
+    assert_eq!(held(), [6, 6, 0, 0], "without a quarantine, all of the arena may be lent");
     drop(more);
 
     kept.quarantine();
     assert_eq!(held(), [3, 5, 1, 1]);
     assert!(
         FrameLease::of(two.slice(5..)).is_some() && FrameLease::of(one.slice(5..)).is_some(),
-        "lent already"
+        "blocks that are lent already"
     );
     assert!(FrameLease::of(three.clone()).is_none() && FrameLease::of(frame(2)).is_none());
-    assert!(FrameLease::of(frame(1)).is_some(), "that is half");
-    assert!(FrameLease::of(Buffer::from(vec![1; 8 * PART])).is_some(), "no concern of an arena");
+    assert!(FrameLease::of(frame(1)).is_some(), "exactly half of the arena");
+    assert!(FrameLease::of(Buffer::from(vec![1; 8 * PART])).is_some(), "memory outside an arena is not counted");
     assert_eq!((held(), arena.stats().refused_leases), ([3, 5, 1, 1], 2));
 
     drop(kept);
@@ -162,10 +162,10 @@ fn what_is_not_within_the_segment_is_not_borrowed() {
     }
 }
 
-/// Runs `check` in a child that is forked, and ends there.
+/// Runs `check` in a forked child, which then ends.
 fn in_a_forked_child(mut check: impl FnMut() -> Result<(), String> + Send + Sync + 'static) {
     let mut command = Command::new("true");
-    // SAFETY: the check takes memory and no lock that another thread of this process may hold.
+    // SAFETY: the check allocates memory, and takes no lock that another thread of this process may hold.
     unsafe { command.pre_exec(move || check().map_err(io::Error::other)) };
     let status = command.status().unwrap_or_else(|error| panic!("in the child: {error}"));
     assert!(status.success());
@@ -182,7 +182,7 @@ fn a_forked_child_takes_nothing_and_gives_nothing_back() {
 
     let mut theirs = Some(inherited.clone());
     let (child_arena, child_pool) = (arena.clone(), pool.clone());
-    // Held while the child is made: there, nobody ever lets go of it.
+    // The fork copies a locked mutex: in the child, no thread ever unlocks it.
     let held = arena.0.state();
     in_a_forked_child(move || {
         let inert = |taken: Result<BufferMut, Error>| {

@@ -1,4 +1,4 @@
-//! Claims about waiting for room.
+//! Tests of waiting for free memory.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -13,10 +13,10 @@ use crate::error::{ErrorKind, Result};
 use crate::memory::{Arena, BufferMut};
 
 const PART: usize = 64 << 10;
-/// Long enough for anything that is not stuck.
-const SOON: Duration = Duration::from_secs(20);
+/// Longer than anything takes that is not stuck.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Says that it was woken.
+/// Reports each wake-up to a channel.
 struct Doorbell(Mutex<Sender<()>>);
 
 impl Wake for Doorbell {
@@ -25,7 +25,7 @@ impl Wake for Doorbell {
     }
 }
 
-/// One who waits, on no executor at all.
+/// A waiting `take_within`, polled without an executor.
 struct Waiter<'a> {
     taking: Pin<Box<dyn Future<Output = Result<BufferMut>> + 'a>>,
     waker: Waker,
@@ -48,15 +48,15 @@ impl<'a> Waiter<'a> {
             if let Poll::Ready(taken) = self.poll() {
                 return taken;
             }
-            self.woken.recv_timeout(SOON).expect("somebody wakes it");
+            self.woken.recv_timeout(TIMEOUT).expect("the waiter is woken");
         }
     }
 }
 
 fn assert_nobody_attends(arena: &Arena) {
-    let limit = Instant::now() + SOON;
+    let limit = Instant::now() + TIMEOUT;
     while arena.0.state().wait_queue.is_attended() {
-        assert!(Instant::now() < limit, "the thread stays though nobody waits");
+        assert!(Instant::now() < limit, "the thread stays though no waiter is left");
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -68,7 +68,7 @@ fn the_first_in_line_is_served_first_however_much_it_asks_for() {
     let mut waiters: Vec<_> =
         [8, 1, 3].map(|parts| Waiter::new(&arena, parts * PART, Duration::MAX)).into_iter().collect();
     waiters.iter_mut().for_each(|waiter| assert!(waiter.poll().is_pending()));
-    // Enough for the second and the third, as often as they ask.
+    // Enough for the second and the third waiter at every poll.
     for _ in 0..7 {
         drop(taken.remove(0));
         assert!(waiters[1].poll().is_pending() && waiters[2].poll().is_pending());
@@ -77,7 +77,7 @@ fn the_first_in_line_is_served_first_however_much_it_asks_for() {
     drop(taken.remove(0));
     let large = waiters[0].wait().unwrap();
     assert_eq!(large.capacity(), 8 * PART);
-    assert!(waiters[1].poll().is_pending() && waiters[2].poll().is_pending(), "nothing is left");
+    assert!(waiters[1].poll().is_pending() && waiters[2].poll().is_pending(), "nothing is free");
     drop(taken.remove(0));
     let small = waiters[1].wait().unwrap();
     drop(taken);
@@ -107,7 +107,7 @@ fn who_gives_up_leaves_its_place_to_the_next() {
     {
         assert!(said.contains(detail), "{said}");
     }
-    assert!(third.poll().is_pending(), "the first is before it");
+    assert!(third.poll().is_pending(), "the first waiter is still before it");
     drop(first);
     assert_eq!(third.wait().unwrap().capacity(), 2 * PART);
     drop((second, third, taken));
@@ -131,7 +131,7 @@ fn what_can_never_be_there_is_not_waited_for() {
     assert_eq!(pin!(arena.take_within(0, Duration::ZERO)).poll_now().unwrap().capacity(), 0);
 }
 
-/// What a future has to say at once.
+/// Polls a future once and returns its output.
 trait PollNow: Future {
     fn poll_now(self: Pin<&mut Self>) -> Self::Output;
 }
@@ -140,7 +140,7 @@ impl<F: Future> PollNow for F {
     fn poll_now(self: Pin<&mut Self>) -> F::Output {
         match self.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(value) => value,
-            Poll::Pending => panic!("it waits"),
+            Poll::Pending => panic!("the future is pending"),
         }
     }
 }
@@ -156,7 +156,7 @@ fn threads_that_take_more_than_there_is_all_get_their_turn() {
             thread::spawn(move || {
                 for turn in 0..TURNS {
                     let parts = 1 + (number * 5 + turn * 3) % 16;
-                    let mut taken = arena.take_within(parts * PART, SOON).unwrap();
+                    let mut taken = arena.take_within(parts * PART, TIMEOUT).unwrap();
                     taken.extend_from_slice(&[number as u8; 100]).unwrap();
                     assert_eq!(taken.freeze().as_slice().unwrap(), [number as u8; 100]);
                 }
