@@ -121,9 +121,9 @@ pub trait Fence: Debug + Send + Sync {
 
 /// Two fences in sequence: ready once both are, so that a second fence never shortens the first.
 #[derive(Debug)]
-pub(super) struct Both(pub(super) Arc<dyn Fence>, pub(super) Arc<dyn Fence>);
+pub(super) struct FencePair(pub(super) Arc<dyn Fence>, pub(super) Arc<dyn Fence>);
 
-impl Fence for Both {
+impl Fence for FencePair {
     fn is_ready(&self) -> bool {
         self.0.is_ready() && self.1.is_ready()
     }
@@ -136,12 +136,12 @@ impl Fence for Both {
 
 /// An allocation's place and access. Each handle holds a copy, so that reading them costs no virtual call.
 #[derive(Clone, Copy)]
-pub(super) struct Kind {
+pub(super) struct MemoryKind {
     place_key: u32,
     pub(super) access: Access,
 }
 
-impl Kind {
+impl MemoryKind {
     pub(super) const HOST: Self = Self { place_key: Place::Host.key(), access: Access::Owned };
 
     pub(super) fn of(allocation: &dyn Allocation) -> Self {
@@ -149,7 +149,7 @@ impl Kind {
     }
 
     /// Returns the attributes of an empty buffer in `place`.
-    pub(super) const fn nothing_in(place: Place) -> Self {
+    pub(super) const fn empty_in(place: Place) -> Self {
         let access = if place.cpu_can_touch() { Access::Owned } else { Access::Remote };
         Self { place_key: place.key(), access }
     }

@@ -7,12 +7,12 @@
 
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
+mod blocks;
 pub(crate) mod borrowed;
 mod lending;
-mod room;
-mod space;
 #[cfg(test)]
 mod tests;
+mod tlsf;
 mod wait_queue;
 
 use std::any::Any;
@@ -22,9 +22,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
+use blocks::{BlockAllocator, BlockLocation, RUN_BYTES};
 pub(crate) use lending::FrameLease;
 use lending::{BlockLeases, Lending};
-use room::{Room, STRETCH_BYTES, Spot};
 use wait_queue::{PendingTake, WaitQueue};
 
 use super::segment::Segment;
@@ -109,11 +109,11 @@ impl Arena {
     ///
     /// `Invalid` if `bytes_max` is less than a page.
     pub fn new(bytes_max: usize) -> Result<Self> {
-        Self::beginning_with(FIRST_SEGMENT_BYTES, bytes_max)
+        Self::with_first_segment(FIRST_SEGMENT_BYTES, bytes_max)
     }
 
     /// As [`new`](Self::new), with another length of the first segment.
-    pub(super) fn beginning_with(first_bytes: usize, bytes_max: usize) -> Result<Self> {
+    pub(super) fn with_first_segment(first_bytes: usize, bytes_max: usize) -> Result<Self> {
         let page = rustix::param::page_size();
         let bytes_max = bytes_max / page * page;
         if bytes_max == 0 {
@@ -123,7 +123,7 @@ impl Arena {
             ));
         }
         let state = State {
-            room: Room::new(page),
+            blocks: BlockAllocator::new(page),
             segments: Vec::new(),
             huge_bytes: 0,
             wait_queue: WaitQueue::default(),
@@ -149,7 +149,7 @@ impl Arena {
     /// too old for shared segments.
     pub fn take(&self, len: usize) -> Result<BufferMut> {
         if len == 0 {
-            return Ok(BufferMut::nothing_in(Place::Arena));
+            return Ok(BufferMut::empty_in(Place::Arena));
         }
         Ok(unique(self.0.allocate(len)?))
     }
@@ -197,13 +197,13 @@ impl Arena {
     /// as with [`take`](Self::take).
     pub async fn take_within(&self, len: usize, limit: Duration) -> Result<BufferMut> {
         if len == 0 {
-            return Ok(BufferMut::nothing_in(Place::Arena));
+            return Ok(BufferMut::empty_in(Place::Arena));
         }
         Ok(unique(PendingTake::new(&self.0, len, limit).await?))
     }
 
     /// As [`take`](Self::take), but returns `None` where the arena would have to grow.
-    pub(super) fn take_what_is_there(&self, len: usize) -> Option<BufferMut> {
+    pub(super) fn take_without_growing(&self, len: usize) -> Option<BufferMut> {
         self.0.check().ok()?;
         let memory = self.0.take(len).or_else(|| {
             reclaim();
@@ -214,7 +214,7 @@ impl Arena {
 
     /// Returns true if a further segment with `len` bytes would stay within the bound.
     pub(super) fn may_grow(&self, len: usize) -> bool {
-        self.0.check().is_ok() && self.0.bytes_max - self.0.state().room.bytes() >= len.max(STRETCH_BYTES)
+        self.0.check().is_ok() && self.0.bytes_max - self.0.state().blocks.bytes() >= len.max(RUN_BYTES)
     }
 
     /// Adds a segment of at least `len` bytes.
@@ -228,18 +228,18 @@ impl Arena {
         reclaim();
         let Lending { lent, quarantined, refused, .. } = &self.0.lending;
         let state = self.0.state();
-        let (bytes, huge_bytes) = (state.room.bytes(), state.huge_bytes);
+        let (bytes, huge_bytes) = (state.blocks.bytes(), state.huge_bytes);
         ArenaStats {
             segments: state.segments.len(),
             bytes,
             bytes_max: self.0.bytes_max,
-            in_use_bytes: state.room.in_use_bytes(),
+            in_use_bytes: state.blocks.in_use_bytes(),
             lent_bytes: lent.bytes.load(Ordering::Relaxed),
             leases: lent.leases.load(Ordering::Relaxed),
             quarantined_bytes: quarantined.bytes.load(Ordering::Relaxed),
             quarantined_leases: quarantined.leases.load(Ordering::Relaxed),
             refused_leases: refused.load(Ordering::Relaxed),
-            largest_free_bytes: state.room.largest_free_bytes(),
+            largest_free_bytes: state.blocks.largest_free_bytes(),
             huge_bytes,
             not_huge: (huge_bytes < bytes).then(huge::why_not),
         }
@@ -284,7 +284,7 @@ struct Inner {
 }
 
 struct State {
-    room: Room,
+    blocks: BlockAllocator,
     segments: Vec<Arc<Segment>>,
     huge_bytes: usize,
     wait_queue: WaitQueue,
@@ -306,7 +306,7 @@ impl Inner {
 
     fn allocate(self: &Arc<Self>, len: usize) -> Result<Arc<ArenaMemory>> {
         self.check()?;
-        if let Some(memory) = self.take_what_is_back(len) {
+        if let Some(memory) = self.take_or_reclaim(len) {
             return Ok(Arc::new(memory));
         }
         let _growing = self.growing.lock();
@@ -318,7 +318,7 @@ impl Inner {
         self.take(len).map(Arc::new).ok_or_else(|| self.full(len))
     }
 
-    fn take_what_is_back(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
+    fn take_or_reclaim(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
         self.take(len).or_else(|| {
             reclaim();
             self.take(len)
@@ -327,17 +327,17 @@ impl Inner {
 
     fn take(self: &Arc<Self>, len: usize) -> Option<ArenaMemory> {
         let mut state = self.state();
-        let spot = state.room.take(len)?;
-        let segment = Arc::clone(&state.segments[spot.segment]);
+        let location = state.blocks.take(len)?;
+        let segment = Arc::clone(&state.segments[location.segment]);
         let (arena, leases) = (Arc::downgrade(self), BlockLeases::default());
-        Some(ArenaMemory { segment, spot, len, leases, arena })
+        Some(ArenaMemory { segment, location, len, leases, arena })
     }
 
     /// Adds a segment of at least `len` bytes. It is as long as all present segments together, so that their
     /// number stays small. If a limit or the machine's memory does not permit that, it is as short as
     /// possible.
     fn grow(&self, len: usize) -> Result<()> {
-        let bytes = self.state().room.bytes();
+        let bytes = self.state().blocks.bytes();
         let left = self.bytes_max - bytes;
         if left < len {
             return Err(self.full(len));
@@ -348,7 +348,7 @@ impl Inner {
             let huge = wanted.checked_next_multiple_of(huge::PAGE).unwrap_or(left);
             huge.min(left).min(limit / page * page)
         };
-        let least = rounded(len.max(STRETCH_BYTES), Segment::len_max()).max(len);
+        let least = rounded(len.max(RUN_BYTES), Segment::len_max()).max(len);
         let wanted = rounded(len.max(bytes).max(self.first_bytes), Segment::reserve_len_max()).max(least);
         let made = Segment::create("towline-arena", wanted).or_else(|error| {
             let smaller = least < wanted && error.kind() == ErrorKind::TooLarge;
@@ -357,7 +357,7 @@ impl Inner {
         let segment = made.map_err(|error| error.during("grow the arena"))?;
         let huge_bytes = huge::bytes_of(segment.base().addr().get());
         let mut state = self.state();
-        state.room.add(segment.len());
+        state.blocks.add(segment.len());
         state.segments.push(Arc::new(segment));
         state.huge_bytes += huge_bytes;
         Ok(())
@@ -365,7 +365,7 @@ impl Inner {
 
     /// Returns an error if no segment, present or future, can have `len` bytes in one piece.
     fn check_len(&self, len: usize) -> Result<()> {
-        let left = self.bytes_max - self.state().room.bytes();
+        let left = self.bytes_max - self.state().blocks.bytes();
         if len <= left.max(self.longest_segment()) { Ok(()) } else { Err(self.full(len)) }
     }
 
@@ -384,10 +384,10 @@ impl Inner {
             "{len} bytes of an arena of {}: {} are in use, of which peers hold {}, {} of them in quarantine, and the largest free \
              piece has {}; drop buffers here or at the peers, end processes that are stopped, or make it larger",
             self.bytes_max,
-            state.room.in_use_bytes(),
+            state.blocks.in_use_bytes(),
             lent.bytes.load(Ordering::Relaxed),
             quarantined.bytes.load(Ordering::Relaxed),
-            state.room.largest_free_bytes().max(self.bytes_max - state.room.bytes()),
+            state.blocks.largest_free_bytes().max(self.bytes_max - state.blocks.bytes()),
         )
     }
 }
@@ -395,7 +395,7 @@ impl Inner {
 /// A block of an arena. Dropping it returns the block.
 pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
-    spot: Spot,
+    location: BlockLocation,
     len: usize,
     leases: BlockLeases,
     /// Weak, because buffers may outlive their arena: they keep only their segment alive.
@@ -409,8 +409,8 @@ impl Drop for ArenaMemory {
         // lock.
         if arena.check().is_ok() {
             let mut state = arena.state();
-            state.room.give(self.spot);
-            state.wait_queue.tell();
+            state.blocks.give(self.location);
+            state.wait_queue.notify();
         }
     }
 }
@@ -419,7 +419,7 @@ impl fmt::Debug for ArenaMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ArenaMemory")
             .field("segment", &self.segment.base())
-            .field("offset", &self.spot.offset)
+            .field("offset", &self.location.offset)
             .field("len", &self.len)
             .finish()
     }
@@ -429,7 +429,7 @@ impl fmt::Debug for ArenaMemory {
 // block at a time, and other processes can only read the bytes (M2).
 unsafe impl Allocation for ArenaMemory {
     fn base(&self) -> NonNull<u8> {
-        part(self.segment.base(), self.spot.offset)
+        part(self.segment.base(), self.location.offset)
     }
 
     fn len(&self) -> usize {

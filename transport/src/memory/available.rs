@@ -58,9 +58,9 @@ impl AvailableMemory {
             let limit = getrlimit(Resource::As).current?;
             let pages: u64 = text(root, "proc/self/statm")?.split(' ').next()?.parse().ok()?;
             let used = pages.saturating_mul(rustix::param::page_size() as u64);
-            Some(Found { limit, left: limit.saturating_sub(used), bound: MemoryBound::AddressSpace })
+            Some(MeasuredBound { limit, left: limit.saturating_sub(used), bound: MemoryBound::AddressSpace })
         };
-        tightest(below(root, mounts).into_iter().chain(address_space()))
+        tightest(bounds_below(root, mounts).into_iter().chain(address_space()))
     }
 
     /// Returns `bytes`, or the limit divided by `parts` if that is less: a default for one of several users
@@ -99,32 +99,32 @@ impl fmt::Display for MemoryBound {
 
 /// Reads the bounds from files below another root than `/`.
 #[cfg(test)]
-pub(super) fn told_below(root: &Path) -> Option<AvailableMemory> {
-    tightest(below(root, &mounts(root)).into_iter())
+pub(super) fn read_below(root: &Path) -> Option<AvailableMemory> {
+    tightest(bounds_below(root, &mounts(root)).into_iter())
 }
 
 /// One bound, in bytes.
-struct Found {
+struct MeasuredBound {
     limit: u64,
     left: u64,
     bound: MemoryBound,
 }
 
-fn tightest(found: impl Iterator<Item = Found>) -> Option<AvailableMemory> {
-    let found: Vec<Found> = found.collect();
+fn tightest(found: impl Iterator<Item = MeasuredBound>) -> Option<AvailableMemory> {
+    let found: Vec<MeasuredBound> = found.collect();
     let limit_bytes = found.iter().map(|found| found.limit).min()?;
     let tightest = found.into_iter().min_by_key(|found| found.left)?;
     Some(AvailableMemory { bytes: tightest.left.min(limit_bytes), limit_bytes, bound: tightest.bound })
 }
 
 /// Reads the bounds below `root`: of the machine, and of every control group from the process's own upwards.
-fn below(root: &Path, mounts: &[Mount]) -> Vec<Found> {
-    let mut found: Vec<Found> = of_machine(root).into_iter().collect();
+fn bounds_below(root: &Path, mounts: &[Mount]) -> Vec<MeasuredBound> {
+    let mut found: Vec<MeasuredBound> = machine_bound(root).into_iter().collect();
     let Some(groups) = text(root, "proc/self/cgroup") else { return found };
     for mount in mounts {
         let Some(path) = groups.lines().find_map(|line| mount.version.group_in(line)) else { continue };
         found.extend(mount.groups(path).filter_map(|(path, folder)| {
-            mount.version.read(&folder).map(|(limit, left)| Found {
+            mount.version.read(&folder).map(|(limit, left)| MeasuredBound {
                 limit,
                 left,
                 bound: MemoryBound::ControlGroup(path),
@@ -134,14 +134,14 @@ fn below(root: &Path, mounts: &[Mount]) -> Vec<Found> {
     found
 }
 
-fn of_machine(root: &Path) -> Option<Found> {
+fn machine_bound(root: &Path) -> Option<MeasuredBound> {
     let report = text(root, "proc/meminfo")?;
     let bytes = |key: &str| {
         let line = report.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     };
     let left = bytes("MemAvailable")?;
-    Some(Found { limit: bytes("MemTotal").unwrap_or(left), left, bound: MemoryBound::Machine })
+    Some(MeasuredBound { limit: bytes("MemTotal").unwrap_or(left), left, bound: MemoryBound::Machine })
 }
 
 /// The mount of a control group hierarchy that has the memory controller.
@@ -181,10 +181,11 @@ fn mounts(root: &Path) -> Vec<Mount> {
 impl Mount {
     /// Returns the group at `path` and all its ancestors that are visible here, each with its folder.
     fn groups(&self, path: &str) -> impl Iterator<Item = (String, PathBuf)> {
-        let below = path.strip_prefix(self.group.trim_end_matches('/')).unwrap_or_default();
+        let relative = path.strip_prefix(self.group.trim_end_matches('/')).unwrap_or_default();
         // A path that leaves the mount, as seen from outside a namespace, has no folder here.
-        let below = if below.split('/').any(|name| name == "..") { "" } else { below.trim_matches('/') };
-        let names: Vec<&str> = below.split('/').filter(|name| !name.is_empty()).collect();
+        let relative =
+            if relative.split('/').any(|name| name == "..") { "" } else { relative.trim_matches('/') };
+        let names: Vec<&str> = relative.split('/').filter(|name| !name.is_empty()).collect();
         let of = |count: usize| {
             let names = names[..count].join("/");
             let path = format!("{}/{names}", self.group.trim_end_matches('/'));

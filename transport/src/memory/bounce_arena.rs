@@ -27,7 +27,7 @@ impl BounceArena {
     /// Creates a bounce arena that grows up to `bytes_max`; with 0 it has no memory. Allocates nothing before
     /// the first take.
     pub fn new(bytes_max: usize) -> Self {
-        let arena = Arena::beginning_with(FIRST_SEGMENT_BYTES, bytes_max).ok();
+        let arena = Arena::with_first_segment(FIRST_SEGMENT_BYTES, bytes_max).ok();
         Self { arena, growing: Arc::default() }
     }
 
@@ -35,7 +35,7 @@ impl BounceArena {
     /// waits. Where the bound allows, a thread adds a segment, so that later calls succeed.
     pub fn take(&self, len: usize) -> Option<BufferMut> {
         let arena = self.arena.as_ref()?;
-        arena.take_what_is_there(len).or_else(|| {
+        arena.take_without_growing(len).or_else(|| {
             self.grow(arena, len);
             None
         })
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
     use crate::memory::Place;
 
-    fn soon(bounce_arena: &BounceArena, len: usize) -> BufferMut {
+    fn take_when_grown(bounce_arena: &BounceArena, len: usize) -> BufferMut {
         let begin = Instant::now();
         loop {
             if let Some(taken) = bounce_arena.take(len) {
@@ -75,13 +75,13 @@ mod tests {
     }
 
     #[test]
-    fn it_has_what_was_asked_for_a_moment_later_and_no_more_than_its_bound() {
+    fn a_bounce_arena_grows_on_demand_up_to_its_bound() {
         let bounce_arena = BounceArena::new(16 << 20);
         assert_eq!(bytes(&bounce_arena), 0);
         assert!(bounce_arena.take(1 << 20).is_none(), "nobody waits for memory");
-        let first = soon(&bounce_arena, 1 << 20);
+        let first = take_when_grown(&bounce_arena, 1 << 20);
         assert_eq!((first.place(), first.capacity(), bytes(&bounce_arena)), (Place::Arena, 1 << 20, 8 << 20));
-        let second = soon(&bounce_arena, 8 << 20);
+        let second = take_when_grown(&bounce_arena, 8 << 20);
         assert_eq!(bytes(&bounce_arena), 16 << 20);
         for _ in 0..3 {
             assert!(bounce_arena.take(8 << 20).is_none() && bounce_arena.clone().take(17 << 20).is_none());
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_nothing_has_nothing() {
+    fn a_bounce_arena_of_no_bytes_has_no_memory() {
         let bounce_arena = BounceArena::new(0);
         assert!(bounce_arena.take(1).is_none() && !bounce_arena.growing.load(Ordering::Acquire));
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::allocation::{Both, Kind, innermost};
+use super::allocation::{FencePair, MemoryKind, innermost};
 use super::host::{BytesMemory, StaticMemory, VecMemory};
 use super::{Access, Allocation, BufferMut, Fence, Place};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,7 +41,7 @@ pub struct Buffer {
     /// `None` if the buffer is empty.
     owner: Option<Arc<dyn Allocation>>,
     fence: Option<Arc<dyn Fence>>,
-    kind: Kind,
+    kind: MemoryKind,
 }
 
 // SAFETY: the pointer reaches only memory that the allocation, itself Send, keeps there (M1), and only to
@@ -53,7 +53,7 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// Creates an empty buffer in host memory. Allocates nothing.
     pub const fn new() -> Self {
-        Self::nothing(Kind::HOST)
+        Self::empty(MemoryKind::HOST)
     }
 
     /// Creates a buffer of all bytes of an allocation.
@@ -63,7 +63,7 @@ impl Buffer {
     /// All bytes are initialised, or will be before the fence that the caller attaches next is ready. No
     /// [`BufferMut`] of them exists.
     pub unsafe fn from_allocation(allocation: Arc<dyn Allocation>) -> Self {
-        let (start, len, kind) = (allocation.base().as_ptr(), allocation.len(), Kind::of(&*allocation));
+        let (start, len, kind) = (allocation.base().as_ptr(), allocation.len(), MemoryKind::of(&*allocation));
         Self::part_of(Some(allocation), start, len, kind)
     }
 
@@ -278,7 +278,7 @@ impl Buffer {
     #[must_use]
     pub fn with_fence(mut self, fence: Arc<dyn Fence>) -> Self {
         self.fence = Some(match self.fence.take() {
-            Some(earlier) if !earlier.is_ready() => Arc::new(Both(earlier, fence)),
+            Some(earlier) if !earlier.is_ready() => Arc::new(FencePair(earlier, fence)),
             _ => fence,
         });
         self
@@ -297,15 +297,15 @@ impl Buffer {
         owner: Option<Arc<dyn Allocation>>,
         start: *mut u8,
         len: usize,
-        kind: Kind,
+        kind: MemoryKind,
     ) -> Self {
         match len {
-            0 => Self::nothing(kind),
+            0 => Self::empty(kind),
             _ => Self { start, len, owner, fence: None, kind },
         }
     }
 
-    const fn nothing(kind: Kind) -> Self {
+    const fn empty(kind: MemoryKind) -> Self {
         Self { start: NonNull::dangling().as_ptr(), len: 0, owner: None, fence: None, kind }
     }
 
@@ -317,7 +317,7 @@ impl Buffer {
             self.len
         );
         if begin == end {
-            *self = Self::nothing(self.kind);
+            *self = Self::empty(self.kind);
         } else {
             self.start = self.start.wrapping_add(begin);
             self.len = end - begin;

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
 
-use super::allocation::{Kind, innermost};
+use super::allocation::{MemoryKind, innermost};
 use super::buffer::same_len;
 use super::host::{HostMemory, VecMemory};
 use super::{Access, Allocation, Buffer, Place};
@@ -33,7 +33,7 @@ pub struct BufferMut {
     capacity: usize,
     /// `None` if the capacity is zero.
     owner: Option<Arc<dyn Allocation>>,
-    kind: Kind,
+    kind: MemoryKind,
 }
 
 // SAFETY: the pointer reaches only memory that the allocation, itself Send, keeps there (M1), through one
@@ -45,7 +45,7 @@ unsafe impl Sync for BufferMut {}
 impl BufferMut {
     /// Creates a buffer without capacity in host memory. Allocates nothing.
     pub const fn new() -> Self {
-        Self::nothing(Kind::HOST)
+        Self::empty(MemoryKind::HOST)
     }
 
     /// Creates a buffer of host memory with this capacity. It is aligned to 64 bytes, from 4 KiB on to a
@@ -92,7 +92,7 @@ impl BufferMut {
             return Err(allocation);
         }
         let (start, capacity) = (allocation.base().as_ptr(), allocation.len());
-        let kind = Kind::of(&*allocation);
+        let kind = MemoryKind::of(&*allocation);
         Ok(Self::part_of(Some(allocation), start, 0, capacity, kind))
     }
 
@@ -386,30 +386,30 @@ impl BufferMut {
         start: *mut u8,
         len: usize,
         capacity: usize,
-        kind: Kind,
+        kind: MemoryKind,
     ) -> Self {
         match capacity {
-            0 => Self::nothing(kind),
+            0 => Self::empty(kind),
             _ => Self { start, len, capacity, owner, kind },
         }
     }
 
     /// Returns a buffer without capacity in `place`.
-    pub(super) const fn nothing_in(place: Place) -> Self {
-        Self::nothing(Kind::nothing_in(place))
+    pub(super) const fn empty_in(place: Place) -> Self {
+        Self::empty(MemoryKind::empty_in(place))
     }
 
     /// Drops the capacity beyond `capacity`.
     pub(super) fn limit(&mut self, capacity: usize) {
         if capacity == 0 {
-            *self = Self::nothing(self.kind);
+            *self = Self::empty(self.kind);
         } else {
             self.capacity = self.capacity.min(capacity);
             self.len = self.len.min(capacity);
         }
     }
 
-    const fn nothing(kind: Kind) -> Self {
+    const fn empty(kind: MemoryKind) -> Self {
         Self { start: NonNull::dangling().as_ptr(), len: 0, capacity: 0, owner: None, kind }
     }
 
@@ -425,7 +425,7 @@ impl BufferMut {
         }
         let memory = HostMemory::new(capacity, align, zeroed)?;
         let start = memory.base().as_ptr();
-        Ok(Self::part_of(Some(Arc::new(memory)), start, 0, capacity, Kind::HOST))
+        Ok(Self::part_of(Some(Arc::new(memory)), start, 0, capacity, MemoryKind::HOST))
     }
 
     const fn is_owned(&self) -> bool {
@@ -479,7 +479,7 @@ impl From<Vec<u8>> for BufferMut {
         let (len, capacity) = (vec.len(), vec.capacity());
         let memory = VecMemory::new(vec);
         let start = memory.base().as_ptr();
-        Self::part_of(Some(Arc::new(memory)), start, len, capacity, Kind::HOST)
+        Self::part_of(Some(Arc::new(memory)), start, len, capacity, MemoryKind::HOST)
     }
 }
 

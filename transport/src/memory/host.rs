@@ -319,5 +319,5 @@ pub(super) fn unmap(start: *mut u8, len: usize) {
 }
 
 fn too_large(len: usize) -> Error {
-    Error::new(ErrorKind::TooLarge, format!("the system has not enough memory for {len} bytes of host memory"))
+    Error::new(ErrorKind::TooLarge, format!("cannot allocate {len} bytes of host memory"))
 }

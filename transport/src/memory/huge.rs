@@ -11,7 +11,7 @@ const SETTING: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 /// not report it. Reads `/proc/self/smaps`, which is slower than everything else here, only if huge pages are
 /// on.
 pub(super) fn bytes_of(base: usize) -> usize {
-    if !setting().is_some_and(|setting| given(&setting)) {
+    if !setting().is_some_and(|setting| is_on(&setting)) {
         return 0;
     }
     fs::read_to_string("/proc/self/smaps").map_or(0, |report| huge_bytes(&report, base))
@@ -21,8 +21,9 @@ pub(super) fn bytes_of(base: usize) -> usize {
 pub(super) fn why_not() -> String {
     match setting() {
         None => "this kernel has no huge pages for shared memory".into(),
-        Some(setting) if given(&setting) => {
-            "huge pages are on, but the kernel had not enough of them, or a segment is smaller than one".into()
+        Some(setting) if is_on(&setting) => {
+            "huge pages are on, but the kernel had not enough of them, or a segment is smaller than one"
+                .into()
         }
         Some(_) => format!("shmem huge pages are off: echo advise > {SETTING}"),
     }
@@ -33,7 +34,7 @@ fn setting() -> Option<String> {
 }
 
 /// Parses a line like `always within_size [advise] never deny force`. Returns true if huge pages are on.
-fn given(setting: &str) -> bool {
+fn is_on(setting: &str) -> bool {
     ["[always]", "[within_size]", "[advise]", "[force]"].iter().any(|on| setting.contains(on))
 }
 
@@ -58,7 +59,7 @@ mod tests {
             ("always within_size [advise] never deny force\n", true),
             ("[always] within_size advise never deny force\n", true),
         ] {
-            assert_eq!(given(setting), on);
+            assert_eq!(is_on(setting), on);
         }
         let report = "7f00-7f10 r--p 00000000 00:00 0\nRss: 4 kB\nShmemPmdMapped:        0 kB\n\
             7f200000-7f600000 rw-s 00000000 00:01 7 /memfd:towline-arena (deleted)\nSize: 4096 kB\n\

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::{Arc, MutexGuard, Weak};
 
-use super::class::Class;
+use super::class::SizeClass;
 use super::host::HostMemory;
 use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
 use super::{Access, Allocation, BufferMut, Place, available};
@@ -83,8 +83,8 @@ impl Pool {
     /// Creates a pool of the memory that `source` allocates.
     pub fn with_source(source: Arc<dyn Source>, idle_bytes_max: usize) -> Self {
         let place = source.place();
-        let shelves = Mutex::new(Shelves::new(idle_bytes_max));
-        Self(Arc::new(Inner { source, place, shelves, process: Process::current() }))
+        let free_lists = Mutex::new(FreeLists::new(idle_bytes_max));
+        Self(Arc::new(Inner { source, place, free_lists, process: Process::current() }))
     }
 
     /// Returns a buffer with this capacity, none of it filled. `take(0)` allocates nothing.
@@ -94,17 +94,18 @@ impl Pool {
     /// Any error of the source: `TooLarge` if it has no memory left.
     pub fn take(&self, capacity: usize) -> Result<BufferMut> {
         if capacity == 0 {
-            return Ok(BufferMut::nothing_in(self.0.place));
+            return Ok(BufferMut::empty_in(self.0.place));
         }
-        let class = Class::of(capacity)?;
+        let class = SizeClass::of(capacity)?;
         self.0.source.check()?;
-        let idle = self.0.shelves().and_then(|mut shelves| shelves.take(class));
+        let idle = self.0.free_lists().and_then(|mut free_lists| free_lists.take(class));
         let block = match idle {
             Some(block) => block,
             None => self.0.allocate(class)?,
         };
-        let lent = Lent { block: Some(block), class, pool: Arc::downgrade(&self.0) };
-        let mut buffer = BufferMut::from_allocation(Arc::new(lent)).map_err(|_| useless(self.0.place))?;
+        let lent = PooledBlock { block: Some(block), class, pool: Arc::downgrade(&self.0) };
+        let mut buffer =
+            BufferMut::from_allocation(Arc::new(lent)).map_err(|_| invalid_block(self.0.place))?;
         buffer.limit(capacity);
         Ok(buffer)
     }
@@ -149,7 +150,7 @@ impl Pool {
 
     /// Returns the current sizes and counts. In a process that inherited the pool, all are zero.
     pub fn stats(&self) -> PoolStats {
-        self.0.shelves().map(|shelves| shelves.stats).unwrap_or_default()
+        self.0.free_lists().map(|free_lists| free_lists.stats).unwrap_or_default()
     }
 
     /// Frees all idle blocks.
@@ -169,54 +170,56 @@ impl fmt::Debug for Pool {
 struct Inner {
     source: Arc<dyn Source>,
     place: Place,
-    shelves: Mutex<Shelves>,
+    free_lists: Mutex<FreeLists>,
     process: Process,
 }
 
 impl Inner {
     /// Returns `None` in a process that inherited the pool: a thread of the parent may have held the lock at
     /// the fork.
-    fn shelves(&self) -> Option<MutexGuard<'_, Shelves>> {
-        self.process.is_this().then(|| self.shelves.lock())
+    fn free_lists(&self) -> Option<MutexGuard<'_, FreeLists>> {
+        self.process.is_this().then(|| self.free_lists.lock())
     }
 
     /// Allocates a block that is already counted as in use. If that fails, frees the idle blocks of all
     /// classes and retries.
-    fn allocate(&self, class: Class) -> Result<Arc<dyn Allocation>> {
+    fn allocate(&self, class: SizeClass) -> Result<Arc<dyn Allocation>> {
         let found = self.source.allocate(class.bytes).or_else(|_| {
             self.trim();
             self.source.allocate(class.bytes)
         });
         found.and_then(|block| self.check(block, class)).inspect_err(|_| {
-            if let Some(mut shelves) = self.shelves() {
-                shelves.forget(class);
+            if let Some(mut free_lists) = self.free_lists() {
+                free_lists.forget(class);
             }
         })
     }
 
     /// Checks a source's block before the pool uses it (M2), because a source is safe code and may break its
     /// contract.
-    fn check(&self, mut block: Arc<dyn Allocation>, class: Class) -> Result<Arc<dyn Allocation>> {
+    fn check(&self, mut block: Arc<dyn Allocation>, class: SizeClass) -> Result<Arc<dyn Allocation>> {
         let fits = block.len() >= class.bytes && block.place() == self.place && block.writable();
-        if fits && Arc::get_mut(&mut block).is_some() { Ok(block) } else { Err(useless(self.place)) }
+        if fits && Arc::get_mut(&mut block).is_some() { Ok(block) } else { Err(invalid_block(self.place)) }
     }
 
     fn trim(&self) {
-        let freed = self.shelves().map(|mut shelves| shelves.empty());
+        let freed = self.free_lists().map(|mut free_lists| free_lists.empty());
         drop(freed); // after the lock, because freeing a mapping is slow
     }
 }
 
-fn useless(place: Place) -> Error {
+fn invalid_block(place: Place) -> Error {
     Error::new(
         ErrorKind::Invalid,
-        format!("the source of a pool in {place} returned a block that is short, shared, read-only or elsewhere"),
+        format!(
+            "the source of a pool in {place} returned a block that is short, shared, read-only or elsewhere"
+        ),
     )
 }
 
 /// The idle blocks of all classes, and the statistics.
-struct Shelves {
-    shelves: Vec<Shelf>,
+struct FreeLists {
+    free_lists: Vec<FreeList>,
     stats: PoolStats,
     /// Counts takes and returns.
     clock: u64,
@@ -224,20 +227,20 @@ struct Shelves {
 
 /// The idle blocks of one class: last in, first out, so that a taken block is warm.
 #[derive(Default)]
-struct Shelf {
+struct FreeList {
     blocks: Vec<Arc<dyn Allocation>>,
     block_bytes: usize,
     used_at: u64,
 }
 
-impl Shelves {
+impl FreeLists {
     fn new(idle_bytes_max: usize) -> Self {
-        Self { shelves: Vec::new(), stats: PoolStats { idle_bytes_max, ..PoolStats::default() }, clock: 0 }
+        Self { free_lists: Vec::new(), stats: PoolStats { idle_bytes_max, ..PoolStats::default() }, clock: 0 }
     }
 
     /// Takes an idle block of that class, if there is one. Counts a block as in use either way.
-    fn take(&mut self, class: Class) -> Option<Arc<dyn Allocation>> {
-        let block = self.shelf(class).blocks.pop();
+    fn take(&mut self, class: SizeClass) -> Option<Arc<dyn Allocation>> {
+        let block = self.free_list(class).blocks.pop();
         self.stats.in_use_bytes += class.bytes;
         if block.is_some() {
             self.stats.idle_bytes -= class.bytes;
@@ -251,15 +254,15 @@ impl Shelves {
     /// Returns a block. Blocks that exceed the bound are returned, to be freed: first those of the least
     /// recently used classes, so that after a change of sizes the pool does not stay full of blocks of the
     /// old ones.
-    fn put_back(&mut self, class: Class, block: Arc<dyn Allocation>) -> Vec<Arc<dyn Allocation>> {
+    fn put_back(&mut self, class: SizeClass, block: Arc<dyn Allocation>) -> Vec<Arc<dyn Allocation>> {
         self.forget(class);
         let room = self.stats.idle_bytes_max.checked_sub(class.bytes);
         let mut freed = Vec::new();
         let Some(room) = room else { return vec![block] };
-        self.shelf(class);
+        self.free_list(class);
         while self.stats.idle_bytes > room {
-            let used = self.shelves.iter_mut().filter(|shelf| !shelf.blocks.is_empty());
-            let Some(stale) = used.min_by_key(|shelf| shelf.used_at) else { break };
+            let used = self.free_lists.iter_mut().filter(|free_list| !free_list.blocks.is_empty());
+            let Some(stale) = used.min_by_key(|free_list| free_list.used_at) else { break };
             if stale.used_at == self.clock {
                 freed.push(block); // only this class is left, and its idle blocks are as good
                 return freed;
@@ -268,58 +271,58 @@ impl Shelves {
             self.stats.idle_bytes -= stale.block_bytes;
         }
         self.stats.idle_bytes += class.bytes;
-        self.shelf(class).blocks.push(block);
+        self.free_list(class).blocks.push(block);
         freed
     }
 
-    fn forget(&mut self, class: Class) {
+    fn forget(&mut self, class: SizeClass) {
         self.stats.in_use_bytes -= class.bytes;
     }
 
-    fn empty(&mut self) -> Vec<Shelf> {
+    fn empty(&mut self) -> Vec<FreeList> {
         self.stats.idle_bytes = 0;
-        std::mem::take(&mut self.shelves)
+        std::mem::take(&mut self.free_lists)
     }
 
-    fn shelf(&mut self, class: Class) -> &mut Shelf {
+    fn free_list(&mut self, class: SizeClass) -> &mut FreeList {
         self.clock += 1;
-        if self.shelves.len() <= class.index {
-            self.shelves.resize_with(class.index + 1, Shelf::default);
+        if self.free_lists.len() <= class.index {
+            self.free_lists.resize_with(class.index + 1, FreeList::default);
         }
-        let shelf = &mut self.shelves[class.index];
-        shelf.used_at = self.clock;
-        shelf.block_bytes = class.bytes;
-        shelf
+        let free_list = &mut self.free_lists[class.index];
+        free_list.used_at = self.clock;
+        free_list.block_bytes = class.bytes;
+        free_list
     }
 }
 
 /// A block in use. It drops with the last handle of the taken buffer.
 #[derive(Debug)]
-struct Lent {
+struct PooledBlock {
     /// `None` only during drop.
     block: Option<Arc<dyn Allocation>>,
-    class: Class,
+    class: SizeClass,
     /// Weak, because buffers may outlive their pool and must not keep its idle blocks alive.
     pool: Weak<Inner>,
 }
 
-impl Lent {
+impl PooledBlock {
     fn block(&self) -> &dyn Allocation {
         self.block.as_deref().unwrap_or_else(|| unreachable!("only drop takes the block out"))
     }
 }
 
-impl Drop for Lent {
+impl Drop for PooledBlock {
     fn drop(&mut self) {
         let (Some(block), Some(pool)) = (self.block.take(), self.pool.upgrade()) else { return };
-        let freed = pool.shelves().map(|mut shelves| shelves.put_back(self.class, block));
+        let freed = pool.free_lists().map(|mut free_lists| free_lists.put_back(self.class, block));
         drop(freed); // after the lock, because freeing a mapping is slow
     }
 }
 
 // SAFETY: every property is the block's, which is held until drop (M1); the pool checked that it had the only
 // handle (M2).
-unsafe impl Allocation for Lent {
+unsafe impl Allocation for PooledBlock {
     fn base(&self) -> NonNull<u8> {
         self.block().base()
     }

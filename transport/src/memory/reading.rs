@@ -44,14 +44,14 @@ impl BufferMut {
     /// `ErrorKind::Interrupted` is retried. `Unsupported` outside [`Access::Owned`], as in device memory:
     /// read into host memory, then use [`fill_from`](Self::fill_from).
     pub fn read_from(&mut self, mut reader: impl Read) -> Result<usize> {
-        let mut room = Room::of(self)?;
-        while let Some(piece) = room.piece()? {
+        let mut spare = SpareCapacity::of(self)?;
+        while let Some(piece) = spare.piece()? {
             let read = reader.read(piece);
-            if room.is_last(read)? {
+            if spare.is_last(read)? {
                 break;
             }
         }
-        Ok(room.filled())
+        Ok(spare.filled())
     }
 
     /// Appends bytes from `reader` until the buffer is full or `reader` ends, and returns how many.
@@ -80,32 +80,32 @@ impl BufferMut {
     /// As [`read_from`](Self::read_from).
     pub async fn read_from_async(&mut self, reader: impl AsyncRead) -> Result<usize> {
         let mut reader = pin!(reader);
-        let mut room = Room::of(self)?;
-        while let Some(piece) = room.piece()? {
+        let mut spare = SpareCapacity::of(self)?;
+        while let Some(piece) = spare.piece()? {
             let read = poll_fn(|cx| {
                 let mut piece = ReadBuf::new(piece);
                 ready!(reader.as_mut().poll_read(cx, &mut piece))?;
                 Poll::Ready(Ok(piece.filled().len()))
             })
             .await;
-            if room.is_last(read)? {
+            if spare.is_last(read)? {
                 break;
             }
         }
-        Ok(room.filled())
+        Ok(spare.filled())
     }
 }
 
 /// The remaining capacity of a buffer while a reader fills it. While this value lives, the buffer's length
 /// includes zeroes that the reader has not overwritten yet. They are written once, and dropped with this
 /// value.
-struct Room<'a> {
+struct SpareCapacity<'a> {
     buffer: &'a mut BufferMut,
     len_before: usize,
     len_read: usize,
 }
 
-impl<'a> Room<'a> {
+impl<'a> SpareCapacity<'a> {
     fn of(buffer: &'a mut BufferMut) -> Result<Self> {
         if buffer.access() != Access::Owned {
             let why = format!(
@@ -137,7 +137,8 @@ impl<'a> Room<'a> {
                 Ok(n == 0)
             }
             Ok(n) => {
-                let why = format!("the reader returned {n} bytes, which is more than the length of its buffer");
+                let why =
+                    format!("the reader returned {n} bytes, which is more than the length of its buffer");
                 Err(Error::new(ErrorKind::Invalid, why))
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
@@ -153,7 +154,7 @@ impl<'a> Room<'a> {
     }
 }
 
-impl Drop for Room<'_> {
+impl Drop for SpareCapacity<'_> {
     fn drop(&mut self) {
         self.buffer.truncate(self.len_read);
     }

@@ -23,14 +23,14 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn handles_stay_small_and_cross_threads() {
+fn handles_are_small_send_and_sync() {
     fn crosses_threads<T: Send + Sync>() {}
     crosses_threads::<(Buffer, BufferMut, super::Pool)>();
     assert!(size_of::<Buffer>() <= 56 && size_of::<BufferMut>() <= 56);
 }
 
 #[test]
-fn places_survive_text_and_wire() {
+fn places_round_trip_through_text_and_codes() {
     use Place::{Arena, Cuda, Guarded, Host, Pinned};
     for (place, text, code) in [
         (Host, "host", 0),
@@ -105,7 +105,7 @@ fn splits_divide_and_rejoin() {
 }
 
 #[test]
-fn unauthenticated_peers_do_not_rejoin() {
+fn buffers_that_are_not_adjacent_do_not_rejoin() {
     let mut one = Buffer::from(bytes(8));
     let gap = one.slice(6..);
     let mut front = one.split_to(4);
@@ -115,7 +115,7 @@ fn unauthenticated_peers_do_not_rejoin() {
 }
 
 #[test]
-fn what_is_born_outside_is_not_copied() {
+fn conversions_of_vec_string_bytes_and_static_do_not_copy() {
     let vec = bytes(1000);
     let address = vec.as_ptr();
     let shared = Buffer::from(vec);
@@ -144,7 +144,7 @@ fn what_is_born_outside_is_not_copied() {
 }
 
 #[test]
-fn a_vec_comes_back_with_its_capacity_and_what_was_filled() {
+fn a_vec_returns_with_its_capacity_and_content() {
     let mut vec = Vec::with_capacity(100);
     vec.extend_from_slice(b"tow");
     let address = vec.as_ptr();
@@ -241,7 +241,7 @@ fn filling_in_place_appends_what_the_reader_wrote() {
 
 #[test]
 #[should_panic(expected = "not the front of its argument")]
-fn filling_something_else_panics() {
+fn fill_with_panics_unless_the_slice_is_its_front() {
     let _ = BufferMut::with_capacity(10).fill_with(|room| Ok(room[1..4].write_copy_of_slice(b"tow")));
 }
 
@@ -265,7 +265,7 @@ fn writable_splits_divide_the_filled_part() {
 }
 
 #[test]
-fn halves_are_written_from_two_threads() {
+fn two_threads_write_the_halves_of_a_buffer() {
     let mut head = BufferMut::with_capacity(1 << 16);
     let mut tail = head.split_off(1 << 15);
     std::thread::scope(|scope| {
@@ -279,7 +279,7 @@ fn halves_are_written_from_two_threads() {
 }
 
 #[test]
-fn copies_need_exact_room() {
+fn copies_need_a_destination_of_equal_length() {
     let buffer = Buffer::from(bytes(10));
     let mut room = [0; 10];
     buffer.copy_to(&mut room).unwrap();
@@ -292,9 +292,9 @@ fn copies_need_exact_room() {
 }
 
 #[derive(Debug, Default)]
-struct Latch(AtomicBool);
+struct ManualFence(AtomicBool);
 
-impl Fence for Latch {
+impl Fence for ManualFence {
     fn is_ready(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -306,8 +306,8 @@ impl Fence for Latch {
 }
 
 #[test]
-fn bytes_behind_a_fence_are_not_seen_early() {
-    let (first, second) = (Arc::new(Latch::default()), Arc::new(Latch::default()));
+fn bytes_are_not_readable_before_their_fence() {
+    let (first, second) = (Arc::new(ManualFence::default()), Arc::new(ManualFence::default()));
     let buffer = Buffer::from(bytes(10)).with_fence(first.clone()).with_fence(second.clone());
     assert!(buffer.as_slice().is_none() && buffer.slice(3..).as_slice().is_none());
     let buffer = buffer.try_into_mut().unwrap_err().try_into_vec().unwrap_err();
@@ -321,10 +321,10 @@ fn bytes_behind_a_fence_are_not_seen_early() {
 
 /// Host memory that claims to have other writers.
 #[derive(Debug)]
-struct Shared(super::host::HostMemory);
+struct ForeignMemory(super::host::HostMemory);
 
 // SAFETY: host memory that promises less than it could.
-unsafe impl Allocation for Shared {
+unsafe impl Allocation for ForeignMemory {
     fn base(&self) -> NonNull<u8> {
         self.0.base()
     }
@@ -349,7 +349,7 @@ unsafe impl Allocation for Shared {
 #[test]
 fn foreign_memory_is_only_copied() {
     let memory = super::host::HostMemory::new(200, 64, false).unwrap();
-    let mut buffer = BufferMut::from_allocation(Arc::new(Shared(memory))).unwrap();
+    let mut buffer = BufferMut::from_allocation(Arc::new(ForeignMemory(memory))).unwrap();
     assert!(buffer.as_slice().is_none() && buffer.as_mut_slice().is_none() && buffer.spare_mut().is_none());
     let filled = buffer.fill_with(|_| panic!("there is no room to fill in place"));
     assert_eq!(filled.unwrap_err().kind(), ErrorKind::Unsupported);
@@ -368,7 +368,7 @@ fn foreign_memory_is_only_copied() {
             assert_eq!(frozen.slice(begin..end).to_vec().unwrap(), &content[begin..end]);
         }
     }
-    assert!(frozen.allocation().is_some_and(|found| (found as &dyn std::any::Any).is::<Shared>()));
+    assert!(frozen.allocation().is_some_and(|found| (found as &dyn std::any::Any).is::<ForeignMemory>()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::exporting::ExportedSegment;
 use crate::error::Result;
-use crate::memory::arena::borrowed::{LeaseHandle, borrowed};
+use crate::memory::arena::borrowed::{OpaqueHandle, borrowed};
 use crate::memory::{Buffer, Place};
 
 /// What a trusted peer lent in a segment that it showed, so many bytes from an offset on, until `lease` is dropped.
@@ -14,7 +14,7 @@ pub(super) fn borrow(
     exporting: &Arc<ExportedSegment>,
     range: (usize, usize),
     place: Place,
-    lease: LeaseHandle,
+    lease: OpaqueHandle,
 ) -> Result<Buffer> {
     let segment = exporting.segment().clone();
     // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a lender: whoever's memory

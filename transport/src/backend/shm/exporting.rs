@@ -18,7 +18,7 @@ use rustix::net::{
 
 use super::pipe;
 use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
-use crate::memory::arena::borrowed::LeaseHandle;
+use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::memory::{PeerSegment, Segment};
 use crate::platform::process::Process;
 
@@ -74,7 +74,7 @@ impl Exports {
 
     /// A segment that somebody showed us, where that is what `origin` tells. `None` where it cannot be shown, or was sent on too
     /// often; nor does a forked child show what its parent may give back.
-    pub(super) fn others(&mut self, socket: &OwnedFd, origin: &LeaseHandle) -> Option<Number> {
+    pub(super) fn others(&mut self, socket: &OwnedFd, origin: &OpaqueHandle) -> Option<Number> {
         let exporting = origin.clone().downcast::<ExportedSegment>().ok()?;
         let ExportedSegment { memfd, pipes, process, .. } = &*exporting;
         if pipes.len() > PIPES_MAX || !process.is_this() {

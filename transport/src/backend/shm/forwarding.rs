@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::memory::arena::borrowed::LeaseHandle;
+use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::platform::environment::Environment;
 use crate::platform::process::PerProcess;
 
@@ -18,7 +18,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// which lent on to each other do not wait for one another's pipes.
 #[derive(Debug)]
 pub(super) struct Forwarded {
-    _lease: LeaseHandle,
+    _lease: OpaqueHandle,
     sweeping: &'static Sweeping,
 }
 
@@ -34,7 +34,7 @@ struct Sweeping {
 static SWEEPING: PerProcess<Sweeping> = PerProcess::new(Sweeping::default);
 
 impl Forwarded {
-    pub(super) fn new(lease: LeaseHandle) -> Self {
+    pub(super) fn new(lease: OpaqueHandle) -> Self {
         let sweeping = SWEEPING.get();
         sweeping.out.fetch_add(1, Ordering::SeqCst);
         Self { _lease: lease, sweeping }

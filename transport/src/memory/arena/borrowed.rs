@@ -13,7 +13,7 @@ use crate::memory::segment::PeerSegment;
 use crate::memory::{Access, Allocation, Buffer, Place};
 
 /// A value of the lender or borrower that the arena only keeps alive.
-pub(crate) type LeaseHandle = Arc<dyn Any + Send + Sync>;
+pub(crate) type OpaqueHandle = Arc<dyn Any + Send + Sync>;
 
 /// A block that a peer lent: part of a segment that the peer exported.
 pub(crate) struct BorrowedMemory {
@@ -21,18 +21,18 @@ pub(crate) struct BorrowedMemory {
     offset: usize,
     len: usize,
     place: Place,
-    lease: LeaseHandle,
-    origin: LeaseHandle,
+    lease: OpaqueHandle,
+    origin: OpaqueHandle,
 }
 
 impl BorrowedMemory {
     /// Returns the lease: dropping its last handle returns the block to the peer.
-    pub(crate) fn lease(&self) -> &LeaseHandle {
+    pub(crate) fn lease(&self) -> &OpaqueHandle {
         &self.lease
     }
 
     /// Returns the value that identifies the segment's exporter. All borrowed blocks of the segment share it.
-    pub(crate) fn origin(&self) -> &LeaseHandle {
+    pub(crate) fn origin(&self) -> &OpaqueHandle {
         &self.origin
     }
 }
@@ -52,8 +52,8 @@ pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
     (offset, len): (usize, usize),
     place: Place,
-    lease: LeaseHandle,
-    origin: LeaseHandle,
+    lease: OpaqueHandle,
+    origin: OpaqueHandle,
 ) -> Result<Buffer> {
     if offset.checked_add(len).is_none_or(|end| end > segment.len()) {
         let detail = format!("{len} bytes from {offset} on of a segment of {} were lent", segment.len());

@@ -19,9 +19,9 @@ const SWEEP_EVERY: Duration = Duration::from_millis(1);
 /// What one arena has lent. A block counts once, however many leases it has.
 #[derive(Debug, Default)]
 pub(super) struct Lending {
-    pub(super) lent: LentCount,
+    pub(super) lent: LeaseCount,
     /// The part of `lent` that is in quarantine.
-    pub(super) quarantined: LentCount,
+    pub(super) quarantined: LeaseCount,
     /// Number of frames that were not lent because of the quarantine.
     pub(super) refused: AtomicU64,
     warned: AtomicBool,
@@ -31,7 +31,7 @@ pub(super) struct Lending {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct LentCount {
+pub(super) struct LeaseCount {
     pub(super) bytes: AtomicUsize,
     pub(super) leases: AtomicUsize,
 }
@@ -65,7 +65,7 @@ impl FrameLease {
     pub(crate) fn quarantine(&mut self) {
         self.is_quarantined = true;
         if let Some((memory, arena)) = origin(&self.frame) {
-            arena.lending.quarantined.add(memory.spot.len, &memory.leases.quarantined);
+            arena.lending.quarantined.add(memory.location.len, &memory.leases.quarantined);
         }
     }
 }
@@ -74,8 +74,10 @@ impl Drop for FrameLease {
     fn drop(&mut self) {
         let Some((memory, arena)) = origin(&self.frame) else { return };
         let lending = &arena.lending;
-        lending.lent.subtract(memory.spot.len, &memory.leases.lent);
-        if self.is_quarantined && lending.quarantined.subtract(memory.spot.len, &memory.leases.quarantined) {
+        lending.lent.subtract(memory.location.len, &memory.leases.lent);
+        if self.is_quarantined
+            && lending.quarantined.subtract(memory.location.len, &memory.leases.quarantined)
+        {
             lending.warned.store(false, Ordering::Relaxed);
         }
     }
@@ -98,7 +100,7 @@ impl Lending {
             let looked = bounded.insert(self.bounded.lock());
             let is_too_much = || {
                 let is_more = memory.leases.lent.load(Ordering::Relaxed) == 0;
-                let bytes = self.lent.bytes.load(Ordering::Relaxed) + memory.spot.len;
+                let bytes = self.lent.bytes.load(Ordering::Relaxed) + memory.location.len;
                 is_more && bytes > arena.bytes_max / 2 && is_bounded()
             };
             if is_too_much() && looked.is_none_or(|looked| looked.elapsed() >= SWEEP_EVERY) {
@@ -110,7 +112,7 @@ impl Lending {
                 return false;
             }
         }
-        self.lent.add(memory.spot.len, &memory.leases.lent);
+        self.lent.add(memory.location.len, &memory.leases.lent);
         true
     }
 
@@ -129,7 +131,7 @@ impl Lending {
     }
 }
 
-impl LentCount {
+impl LeaseCount {
     /// Counts one more lease of a block of `bytes` bytes that has `leases` so far.
     fn add(&self, bytes: usize, leases: &AtomicU32) {
         self.leases.fetch_add(1, Ordering::Relaxed);

@@ -7,7 +7,7 @@ mod waiting;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::room::{Room, Spot};
+use super::blocks::{BlockAllocator, BlockLocation};
 use super::{Arena, FIRST_SEGMENT_BYTES};
 use crate::error::ErrorKind;
 use crate::memory::{Place, Pool};
@@ -15,10 +15,10 @@ use crate::memory::{Place, Pool};
 const PAGE: usize = 4096;
 
 /// The splitmix64 generator.
-struct Dice(u64);
+struct Random(u64);
 
-impl Dice {
-    fn roll(&mut self) -> u64 {
+impl Random {
+    fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,7 +27,7 @@ impl Dice {
     }
 
     fn below(&mut self, end: usize) -> usize {
-        (self.roll() % end as u64) as usize
+        (self.next_u64() % end as u64) as usize
     }
 
     /// Returns a length in `from..to`; each doubling is equally likely.
@@ -39,48 +39,52 @@ impl Dice {
 }
 
 #[test]
-fn blocks_never_overlap_and_all_of_them_join_again() {
+fn blocks_never_overlap_and_merge_when_returned() {
     const SEGMENTS: [usize; 3] = [1 << 20, 3 << 20, (8 << 20) + PAGE];
     for seed in 0..8 {
-        let mut dice = Dice(seed);
-        let mut room = Room::new(PAGE);
-        SEGMENTS.iter().for_each(|len| room.add(*len));
+        let mut random = Random(seed);
+        let mut blocks = BlockAllocator::new(PAGE);
+        SEGMENTS.iter().for_each(|len| blocks.add(*len));
         // The blocks in use: the start of each, and the block.
-        let mut model: BTreeMap<(usize, usize), Spot> = BTreeMap::new();
+        let mut model: BTreeMap<(usize, usize), BlockLocation> = BTreeMap::new();
         let mut refused = 0;
         for _ in 0..5000 {
-            if dice.below(5) < 3 {
-                let len = dice.length(64, 2 << 20);
-                let Some(spot) = room.take(len) else {
+            if random.below(5) < 3 {
+                let len = random.length(64, 2 << 20);
+                let Some(location) = blocks.take(len) else {
                     assert!(
-                        room.largest_free_bytes() < len + len / 32,
+                        blocks.largest_free_bytes() < len + len / 32,
                         "seed {seed}: {len} bytes would have fitted"
                     );
                     refused += 1;
                     continue;
                 };
-                let (start, end) = (spot.offset, spot.offset + spot.len);
-                assert!(spot.len >= len && end <= SEGMENTS[spot.segment], "seed {seed}");
+                let (start, end) = (location.offset, location.offset + location.len);
+                assert!(location.len >= len && end <= SEGMENTS[location.segment], "seed {seed}");
                 assert!(start.is_multiple_of(if len < 16 << 10 { 64 } else { PAGE }));
-                let before = model.range(..(spot.segment, start)).next_back();
-                let clear = before
-                    .is_none_or(|((segment, at), other)| *segment != spot.segment || at + other.len <= start);
-                let after = model.range((spot.segment, start)..).next();
-                let clear =
-                    clear && after.is_none_or(|((segment, at), _)| *segment != spot.segment || *at >= end);
-                assert!(clear, "seed {seed}: {spot:?} overlaps");
-                model.insert((spot.segment, start), spot);
+                let before = model.range(..(location.segment, start)).next_back();
+                let clear = before.is_none_or(|((segment, at), other)| {
+                    *segment != location.segment || at + other.len <= start
+                });
+                let after = model.range((location.segment, start)..).next();
+                let clear = clear
+                    && after.is_none_or(|((segment, at), _)| *segment != location.segment || *at >= end);
+                assert!(clear, "seed {seed}: {location:?} overlaps");
+                model.insert((location.segment, start), location);
             } else if let Some(at) = model.len().checked_sub(1) {
-                let key = *model.keys().nth(dice.below(at + 1)).unwrap();
-                room.give(model.remove(&key).unwrap());
+                let key = *model.keys().nth(random.below(at + 1)).unwrap();
+                blocks.give(model.remove(&key).unwrap());
             }
-            assert_eq!(room.in_use_bytes(), model.values().map(|spot| spot.len).sum());
+            assert_eq!(blocks.in_use_bytes(), model.values().map(|location| location.len).sum());
         }
         assert!(refused > 0, "seed {seed} never filled the segments");
-        std::mem::take(&mut model).into_values().for_each(|spot| room.give(spot));
-        assert_eq!((room.in_use_bytes(), room.largest_free_bytes()), (0, SEGMENTS[2]));
-        let mut wholes: Vec<_> =
-            SEGMENTS.iter().rev().map(|len| room.take(*len).map(|spot| (spot.offset, spot.len))).collect();
+        std::mem::take(&mut model).into_values().for_each(|location| blocks.give(location));
+        assert_eq!((blocks.in_use_bytes(), blocks.largest_free_bytes()), (0, SEGMENTS[2]));
+        let mut wholes: Vec<_> = SEGMENTS
+            .iter()
+            .rev()
+            .map(|len| blocks.take(*len).map(|location| (location.offset, location.len)))
+            .collect();
         wholes.reverse();
         assert_eq!(wholes, SEGMENTS.map(|len| Some((0, len))), "seed {seed}");
     }
@@ -103,8 +107,8 @@ fn taken_memory_is_aligned_writable_and_in_the_arena() {
     let stats = arena.stats();
     assert_eq!((stats.segments, stats.bytes, stats.bytes_max), (1, 16 << 20, 16 << 20));
     assert_eq!((stats.in_use_bytes, stats.largest_free_bytes), (0, 16 << 20));
-    let nothing = arena.take(0).unwrap();
-    assert_eq!((nothing.place(), nothing.allocation().is_none()), (Place::Arena, true));
+    let empty = arena.take(0).unwrap();
+    assert_eq!((empty.place(), empty.allocation().is_none()), (Place::Arena, true));
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn memory_that_returns_is_taken_again() {
 }
 
 #[test]
-fn a_full_arena_says_how_full() {
+fn a_full_arena_reports_its_use() {
     let arena = Arena::new(4 << 20).unwrap();
     let held: Vec<_> = (0..4).map(|_| arena.take(1 << 20).unwrap()).collect();
     for len in [1, 100_000, 4 << 20, usize::MAX] {
@@ -160,9 +164,9 @@ fn an_arena_grows_by_few_segments_and_to_its_bound() {
 }
 
 #[test]
-fn huge_pages_are_used_or_the_reason_is_told() {
+fn huge_pages_are_used_or_the_reason_is_reported() {
     let arena = Arena::new(8 << 20).unwrap();
-    assert_eq!((arena.stats().huge_bytes, arena.stats().not_huge), (0, None), "there is nothing yet");
+    assert_eq!((arena.stats().huge_bytes, arena.stats().not_huge), (0, None), "there is no segment yet");
     drop(arena.take(1).unwrap());
     let stats = arena.stats();
     match &stats.not_huge {
@@ -172,7 +176,7 @@ fn huge_pages_are_used_or_the_reason_is_told() {
 }
 
 #[test]
-fn what_this_machine_has_not_is_refused() {
+fn an_arena_beyond_the_machines_memory_is_refused() {
     let arena = Arena::new(1 << 60).unwrap();
     let error = arena.take(1 << 50).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
@@ -196,15 +200,15 @@ fn threads_share_an_arena_without_sharing_memory() {
         for thread in 0..4_u8 {
             let arena = arena.clone();
             scope.spawn(move || {
-                let (mut held, mut dice) = (Vec::new(), Dice(thread.into()));
+                let (mut held, mut random) = (Vec::new(), Random(thread.into()));
                 for round in 0..300 {
-                    let len = dice.length(64, 128 << 10);
+                    let len = random.length(64, 128 << 10);
                     let canary = thread.wrapping_mul(61).wrapping_add(round as u8);
                     let mut buffer = arena.take(len).unwrap();
                     buffer.extend_from_slice(&vec![canary; len]).unwrap();
                     held.push((canary, buffer.freeze()));
                     if held.len() > 5 {
-                        let (canary, buffer) = held.swap_remove(dice.below(6));
+                        let (canary, buffer) = held.swap_remove(random.below(6));
                         assert!(buffer.as_slice().unwrap().iter().all(|byte| *byte == canary));
                     }
                 }
@@ -215,7 +219,7 @@ fn threads_share_an_arena_without_sharing_memory() {
 }
 
 #[test]
-fn a_pool_of_an_arena_makes_way_for_other_sizes() {
+fn a_pool_of_an_arena_frees_idle_blocks_for_other_sizes() {
     let arena = Arena::new(4 << 20).unwrap();
     let pool = Pool::with_source(Arc::new(arena.clone()), 4 << 20);
     assert_eq!(pool.place(), Place::Arena);

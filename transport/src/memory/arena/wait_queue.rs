@@ -18,52 +18,52 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How often the thread sweeps for memory that peers returned, and for leases while there are none.
 const SWEEP_EVERY: Duration = Duration::from_millis(1);
-const IDLE_LOOK_EVERY: Duration = Duration::from_millis(20);
+const IDLE_SWEEP_EVERY: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 pub(super) struct WaitQueue {
     next: u64,
     waiters: VecDeque<Waiter>,
     /// The thread that wakes the waiters. It exists while there are any.
-    attendant: Option<Thread>,
+    thread_handle: Option<Thread>,
 }
 
 struct Waiter {
     number: u64,
     waker: Waker,
     /// `None` if the waiter has no deadline.
-    gives_up: Option<Instant>,
+    deadline: Option<Instant>,
 }
 
 impl WaitQueue {
     /// Wakes the thread, because memory was returned.
-    pub(super) fn tell(&self) {
-        if let Some(attendant) = &self.attendant {
-            attendant.unpark();
+    pub(super) fn notify(&self) {
+        if let Some(thread_handle) = &self.thread_handle {
+            thread_handle.unpark();
         }
     }
 
     #[cfg(test)]
-    pub(super) fn is_attended(&self) -> bool {
-        self.attendant.is_some()
+    pub(super) fn has_thread(&self) -> bool {
+        self.thread_handle.is_some()
     }
 
     fn is_first(&self, number: u64) -> bool {
         self.waiters.front().is_some_and(|waiter| waiter.number == number)
     }
 
-    fn join(&mut self, waker: Waker, gives_up: Option<Instant>, arena: &Arc<Inner>) -> Result<u64> {
-        match &self.attendant {
-            Some(attendant) => attendant.unpark(),
+    fn join(&mut self, waker: Waker, deadline: Option<Instant>, arena: &Arc<Inner>) -> Result<u64> {
+        match &self.thread_handle {
+            Some(thread_handle) => thread_handle.unpark(),
             None => {
                 let arena = Arc::downgrade(arena);
                 let thread = thread::Builder::new().name("towline-arena".into());
-                let attendant = thread.spawn(move || attend(&arena)).map_err(Error::io)?;
-                self.attendant = Some(attendant.thread().clone());
+                let thread_handle = thread.spawn(move || wake_waiters(&arena)).map_err(Error::io)?;
+                self.thread_handle = Some(thread_handle.thread().clone());
             }
         }
         self.next += 1;
-        self.waiters.push_back(Waiter { number: self.next, waker, gives_up });
+        self.waiters.push_back(Waiter { number: self.next, waker, deadline });
         Ok(self.next)
     }
 
@@ -85,27 +85,27 @@ impl WaitQueue {
     fn due(&self) -> Option<(Vec<Waker>, Duration)> {
         let (first, now) = (self.waiters.front()?, Instant::now());
         let is_due = |waiter: &&Waiter| {
-            waiter.number == first.number || waiter.gives_up.is_some_and(|gives_up| gives_up <= now)
+            waiter.number == first.number || waiter.deadline.is_some_and(|deadline| deadline <= now)
         };
         let wakers = self.waiters.iter().filter(is_due).map(|waiter| waiter.waker.clone()).collect();
         let left =
-            self.waiters.iter().filter_map(|waiter| waiter.gives_up?.checked_duration_since(now)).min();
+            self.waiters.iter().filter_map(|waiter| waiter.deadline?.checked_duration_since(now)).min();
         Some((wakers, left.unwrap_or(Duration::MAX)))
     }
 }
 
-fn attend(arena: &Weak<Inner>) {
+fn wake_waiters(arena: &Weak<Inner>) {
     while let Some(arena) = arena.upgrade() {
         let mut state = arena.state();
         let Some((wakers, left)) = state.wait_queue.due() else {
-            state.wait_queue.attendant = None;
+            state.wait_queue.thread_handle = None;
             return;
         };
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         let are_lent = arena.lending.lent.leases.load(Ordering::Relaxed) > 0;
         drop(arena);
-        thread::park_timeout(left.min(if are_lent { SWEEP_EVERY } else { IDLE_LOOK_EVERY }));
+        thread::park_timeout(left.min(if are_lent { SWEEP_EVERY } else { IDLE_SWEEP_EVERY }));
     }
 }
 
@@ -114,7 +114,7 @@ pub(super) struct PendingTake<'a> {
     arena: &'a Arc<Inner>,
     len: usize,
     limit: Duration,
-    gives_up: Option<Instant>,
+    deadline: Option<Instant>,
     /// The waiter's number in the queue, once it is queued.
     number: Option<u64>,
     /// True once it has tried to grow the arena, which is slow.
@@ -123,15 +123,15 @@ pub(super) struct PendingTake<'a> {
 
 impl<'a> PendingTake<'a> {
     pub(super) fn new(arena: &'a Arc<Inner>, len: usize, limit: Duration) -> Self {
-        let gives_up = Instant::now().checked_add(limit);
-        Self { arena, len, limit, gives_up, number: None, has_grown: false }
+        let deadline = Instant::now().checked_add(limit);
+        Self { arena, len, limit, deadline, number: None, has_grown: false }
     }
 
     /// Takes memory for the first waiter, if there is enough.
     fn take(&mut self) -> Result<Option<Arc<ArenaMemory>>> {
         let Self { arena, len, .. } = *self;
         if std::mem::replace(&mut self.has_grown, true) {
-            return Ok(arena.take_what_is_back(len).map(Arc::new));
+            return Ok(arena.take_or_reclaim(len).map(Arc::new));
         }
         match arena.allocate(len) {
             Ok(memory) => Ok(Some(memory)),
@@ -150,12 +150,12 @@ impl<'a> PendingTake<'a> {
             }
             None => {
                 self.arena.check_len(self.len)?;
-                let nobody_waits = self.arena.state().wait_queue.waiters.is_empty();
-                if nobody_waits && let Some(memory) = self.take()? {
+                let is_empty_queue = self.arena.state().wait_queue.waiters.is_empty();
+                if is_empty_queue && let Some(memory) = self.take()? {
                     return Ok(Some(memory));
                 }
                 let number =
-                    self.arena.state().wait_queue.join(cx.waker().clone(), self.gives_up, self.arena)?;
+                    self.arena.state().wait_queue.join(cx.waker().clone(), self.deadline, self.arena)?;
                 *self.number.insert(number)
             }
         };
@@ -164,7 +164,7 @@ impl<'a> PendingTake<'a> {
         {
             return Ok(Some(memory));
         }
-        if self.gives_up.is_some_and(|gives_up| gives_up <= Instant::now()) {
+        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             let why = self.arena.why_full(self.len);
             return Err(Error::new(
                 ErrorKind::TimedOut,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::super::available::{AvailableMemory, MemoryBound, told_below};
+use super::super::available::{AvailableMemory, MemoryBound, read_below};
 
 const MIB: u64 = 1 << 20;
 
@@ -55,9 +55,9 @@ impl Tree {
 
     /// Asserts the bytes left, the limit, both in MiB, and the tightest bound.
     #[track_caller]
-    fn tells(&self, left: u64, limit: u64, bound: MemoryBound) {
-        let told = told_below(&self.0).unwrap();
-        assert_eq!((told.bytes / MIB, told.limit_bytes / MIB, told.bound), (left, limit, bound));
+    fn assert_bound(&self, left: u64, limit: u64, bound: MemoryBound) {
+        let found = read_below(&self.0).unwrap();
+        assert_eq!((found.bytes / MIB, found.limit_bytes / MIB, found.bound), (left, limit, bound));
     }
 }
 
@@ -79,14 +79,14 @@ fn group(path: &str) -> MemoryBound {
 }
 
 #[test]
-fn without_groups_the_machine_tells() {
-    Tree::new("none", "", "").tells(4096, 8192, MemoryBound::Machine);
+fn without_group_limits_the_machine_is_the_bound() {
+    Tree::new("none", "", "").assert_bound(4096, 8192, MemoryBound::Machine);
     let tree = Tree::new("unlimited", MOUNT_V1, "4:memory:/jobs\n1:cpu:/\n0::/\n");
     tree.v1("", UNLIMITED_V1, 3000, 0).v1("/jobs", UNLIMITED_V1, 2000, 0);
-    tree.tells(4096, 8192, MemoryBound::Machine);
+    tree.assert_bound(4096, 8192, MemoryBound::Machine);
     let tree = Tree::new("unlimited-v2", MOUNT_V2, "0::/jobs/7\n");
     tree.v2("/jobs", "max\n", "max\n", 3000, 0).v2("/jobs/7", "max\n", "max\n", 3000, 0);
-    tree.tells(4096, 8192, MemoryBound::Machine);
+    tree.assert_bound(4096, 8192, MemoryBound::Machine);
 }
 
 #[test]
@@ -99,27 +99,27 @@ fn every_ancestor_counts_in_both_versions() {
         0,
     );
     // The group has more bytes left than its parent.
-    tree.tells(24, 160, group("/jobs"));
+    tree.assert_bound(24, 160, group("/jobs"));
     tree.v1("/jobs", "1073741824\n", 1000, 600);
-    tree.tells(140, 160, group("/jobs/7"));
+    tree.assert_bound(140, 160, group("/jobs/7"));
 
     let tree = Tree::new("v2", MOUNT_V2, "0::/jobs/7\n");
     tree.v2("/jobs", "1073741824\n", "max\n", 1000, 0).v2("/jobs/7", "167772160\n", "max\n", 20, 0);
-    tree.tells(24, 160, group("/jobs"));
+    tree.assert_bound(24, 160, group("/jobs"));
     tree.v2("/jobs", "max\n", "max\n", 1000, 0);
-    tree.tells(140, 160, group("/jobs/7"));
+    tree.assert_bound(140, 160, group("/jobs/7"));
     tree.v2("/jobs/7", "167772160\n", "104857600\n", 20, 0);
-    tree.tells(80, 100, group("/jobs/7"));
+    tree.assert_bound(80, 100, group("/jobs/7"));
     tree.v2("/jobs/7", "167772160\n", "max\n", 200, 0);
-    tree.tells(0, 160, group("/jobs/7"));
+    tree.assert_bound(0, 160, group("/jobs/7"));
 }
 
 #[test]
-fn caches_that_the_kernel_would_give_up_are_available() {
+fn reclaimable_caches_count_as_available() {
     let tree = Tree::new("cached", MOUNT_V1, "4:memory:/a\n");
-    tree.v1("/a", "167772160\n", 150, 100).tells(110, 160, group("/a"));
+    tree.v1("/a", "167772160\n", 150, 100).assert_bound(110, 160, group("/a"));
     let tree = Tree::new("cached-v2", MOUNT_V2, "0::/a\n");
-    tree.v2("/a", "167772160\n", "max\n", 150, 100).tells(110, 160, group("/a"));
+    tree.v2("/a", "167772160\n", "max\n", 150, 100).assert_bound(110, 160, group("/a"));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_container_finds_its_group_with_a_namespace_and_without() {
     let mounts = "31 25 0:29 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n";
     for path in ["/docker/abc", "/docker/abc/inner"] {
         let tree = Tree::new("docker", mounts, &format!("4:memory:{path}\n"));
-        tree.v1("", "167772160\n", 60, 0).v1("/inner", UNLIMITED_V1, 10, 0).tells(
+        tree.v1("", "167772160\n", 60, 0).v1("/inner", UNLIMITED_V1, 10, 0).assert_bound(
             100,
             160,
             group("/docker/abc"),
@@ -137,29 +137,29 @@ fn a_container_finds_its_group_with_a_namespace_and_without() {
     // With a namespace, paths start at the container's group; a path from outside of it has `..`.
     for path in ["/", "/../other"] {
         let tree = Tree::new("namespace", MOUNT_V2, &format!("0::{path}\n"));
-        tree.v2("", "167772160\n", "max\n", 60, 0).tells(100, 160, group("/"));
+        tree.v2("", "167772160\n", "max\n", 60, 0).assert_bound(100, 160, group("/"));
     }
     // A mount made before the process entered its namespace.
     let mounts = "31 25 0:29 /.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
     let tree = Tree::new("before", mounts, "0::/a\n");
     tree.v2("", "167772160\n", "max\n", 60, 0);
-    assert_eq!(told_below(&tree.0).unwrap().bytes, 100 * MIB);
+    assert_eq!(read_below(&tree.0).unwrap().bytes, 100 * MIB);
 }
 
 #[test]
-fn what_cannot_be_read_bounds_nothing() {
-    assert_eq!(told_below(Path::new("/no/such/folder")), None);
+fn unreadable_files_are_no_bound() {
+    assert_eq!(read_below(Path::new("/no/such/folder")), None);
     let tree = Tree::new("odd", MOUNT_V1, "4:memory\n\nmemory:/x\n4:memory:/a\n");
     tree.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "many\n");
-    tree.tells(4096, 8192, MemoryBound::Machine);
+    tree.assert_bound(4096, 8192, MemoryBound::Machine);
     tree.write("sys/fs/cgroup/memory/a/memory.limit_in_bytes", "1048576\n");
-    tree.tells(4096, 8192, MemoryBound::Machine);
+    tree.assert_bound(4096, 8192, MemoryBound::Machine);
     fs::remove_file(tree.0.join("proc/meminfo")).unwrap();
-    assert_eq!(told_below(&tree.0), None);
+    assert_eq!(read_below(&tree.0), None);
 }
 
 #[test]
-fn this_process_is_told() {
+fn the_bounds_of_this_process_can_be_read() {
     let memory = AvailableMemory::now().unwrap();
     assert!(memory.bytes > 0 && memory.bytes <= memory.limit_bytes, "{memory:?}");
     assert!(memory.to_string().contains(" bytes, by "), "{memory}");

@@ -171,7 +171,7 @@ fn guarded_memory_is_resized_and_written_by_copies() {
 }
 
 #[test]
-fn no_reader_gets_at_guarded_memory() {
+fn read_from_refuses_guarded_memory() {
     let mut buffer = guarded(100);
     let refused = buffer.read_from(&b"towline"[..]).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
@@ -180,7 +180,7 @@ fn no_reader_gets_at_guarded_memory() {
 }
 
 #[test]
-fn memory_without_copy_functions_refuses_in_words() {
+fn memory_without_copy_functions_returns_unsupported() {
     let mut buffer = BufferMut::from_allocation(Arc::new(NoCopy(Guarded::new(100).unwrap()))).unwrap();
     assert_eq!(buffer.resize(10, 0).unwrap_err().kind(), ErrorKind::Unsupported);
     assert_eq!(buffer.read_from(&b"x"[..]).unwrap_err().kind(), ErrorKind::Unsupported);
@@ -191,7 +191,7 @@ fn memory_without_copy_functions_refuses_in_words() {
 }
 
 #[test]
-fn bytes_pass_through_guarded_memory() {
+fn guarded_memory_keeps_its_bytes() {
     let mut buffer = guarded(100);
     buffer.extend_from_slice(b"tow").unwrap();
     buffer.extend_from_slice(b"").unwrap();

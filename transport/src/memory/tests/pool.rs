@@ -42,8 +42,8 @@ fn memory_returns_with_its_last_slice() {
 #[test]
 fn taking_nothing_allocates_nothing() {
     let pool = Pool::new(1 << 20);
-    let nothing = pool.take(0).unwrap();
-    assert!(nothing.allocation().is_none());
+    let empty = pool.take(0).unwrap();
+    assert!(empty.allocation().is_none());
     assert_eq!((pool.stats().hits, pool.stats().misses), (0, 0));
 }
 
@@ -138,9 +138,9 @@ fn many_small_destinations_take_bounded_blocks() {
 
 /// Gives what a source must not give.
 #[derive(Debug)]
-struct Careless(Arc<dyn Allocation>, bool);
+struct InvalidSource(Arc<dyn Allocation>, bool);
 
-impl Source for Careless {
+impl Source for InvalidSource {
     fn place(&self) -> Place {
         Place::Host
     }
@@ -151,10 +151,10 @@ impl Source for Careless {
 }
 
 #[test]
-fn a_careless_source_is_an_error() {
+fn an_invalid_block_of_a_source_is_an_error() {
     let memory: Arc<dyn Allocation> = Arc::new(crate::memory::host::HostMemory::new(4096, 1, false).unwrap());
     for (gives, kind) in [(true, ErrorKind::Invalid), (false, ErrorKind::TooLarge)] {
-        let pool = Pool::with_source(Arc::new(Careless(Arc::clone(&memory), gives)), 1 << 20);
+        let pool = Pool::with_source(Arc::new(InvalidSource(Arc::clone(&memory), gives)), 1 << 20);
         assert_eq!(pool.take(4096).unwrap_err().kind(), kind);
         assert_eq!(pool.stats().in_use_bytes, 0);
     }

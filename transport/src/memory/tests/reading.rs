@@ -21,15 +21,15 @@ enum Step {
     Wait,
 }
 
-struct Steps(VecDeque<Step>);
+struct ScriptedReader(VecDeque<Step>);
 
-impl Steps {
+impl ScriptedReader {
     fn new(steps: impl IntoIterator<Item = Step>) -> Self {
         Self(steps.into_iter().collect())
     }
 }
 
-impl Read for Steps {
+impl Read for ScriptedReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         match self.0.pop_front() {
             None => Ok(0),
@@ -48,7 +48,7 @@ impl Read for Steps {
     }
 }
 
-impl AsyncRead for Steps {
+impl AsyncRead for ScriptedReader {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if let Some(Step::Wait) = this.0.front() {
@@ -68,14 +68,14 @@ fn read_both(
     check: impl Fn(crate::Result<usize>, BufferMut),
 ) {
     let mut filled = buffer();
-    check(filled.read_from(Steps::new(steps())), filled);
+    check(filled.read_from(ScriptedReader::new(steps())), filled);
     let mut filled = buffer();
-    let result = now(filled.read_from_async(Steps::new(steps())));
+    let result = ready_output(filled.read_from_async(ScriptedReader::new(steps())));
     check(result, filled);
 }
 
 /// Returns the output of a future that is ready at once.
-fn now<T>(future: impl Future<Output = T>) -> T {
+fn ready_output<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("the future is pending"),
@@ -83,7 +83,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Splits bytes into pieces of 1, 2, 3 … bytes.
-fn shorts(content: &[u8]) -> Vec<Step> {
+fn short_reads(content: &[u8]) -> Vec<Step> {
     let mut rest = content;
     let mut steps = Vec::new();
     while !rest.is_empty() {
@@ -101,7 +101,7 @@ fn short_reads_fill_a_buffer_up_to_the_end() {
         let buffer = || BufferMut::with_capacity(capacity);
         read_both(
             buffer,
-            || shorts(&content),
+            || short_reads(&content),
             |n, filled| {
                 let expected = capacity.min(content.len());
                 assert_eq!(n.unwrap(), expected);
@@ -121,7 +121,7 @@ fn reading_appends_to_what_is_filled() {
     };
     read_both(
         buffer,
-        || shorts(b"line"),
+        || short_reads(b"line"),
         |n, filled| {
             assert_eq!((n.unwrap(), filled.as_slice()), (4, Some(&b"towline"[..])));
         },
@@ -129,7 +129,7 @@ fn reading_appends_to_what_is_filled() {
 }
 
 #[test]
-fn a_full_buffer_asks_no_reader() {
+fn a_full_buffer_does_not_call_the_reader() {
     let fails = || vec![Step::Give(b"ab".to_vec()), Step::Fail(io::Error::other("asked again"))];
     read_both(
         || BufferMut::with_capacity(2),
@@ -148,7 +148,7 @@ fn a_full_buffer_asks_no_reader() {
 }
 
 #[test]
-fn an_error_midway_keeps_what_came_before_and_reading_goes_on() {
+fn a_failed_read_keeps_the_earlier_bytes_and_can_continue() {
     let broken = || vec![Step::Give(b"tow".to_vec()), Step::Fail(io::ErrorKind::ConnectionReset.into())];
     read_both(
         || BufferMut::with_capacity(100),
@@ -166,7 +166,7 @@ fn an_error_midway_keeps_what_came_before_and_reading_goes_on() {
 }
 
 #[test]
-fn an_error_of_this_library_comes_through_a_reader() {
+fn a_towline_error_of_a_reader_is_returned_unchanged() {
     let ours = || Error::new(ErrorKind::PeerLost, "of a test").during("recv");
     let broken = || vec![Step::Fail(io::Error::other(ours()))];
     read_both(
@@ -194,8 +194,9 @@ fn an_interrupted_read_is_tried_again() {
 }
 
 #[test]
-fn a_reader_that_would_block_is_asked_again_by_the_next_call() {
-    let mut reader = Steps::new([Step::Give(b"tow".to_vec()), Step::Wait, Step::Give(b"line".to_vec())]);
+fn a_read_that_would_block_continues_in_the_next_call() {
+    let mut reader =
+        ScriptedReader::new([Step::Give(b"tow".to_vec()), Step::Wait, Step::Give(b"line".to_vec())]);
     let mut buffer = BufferMut::with_capacity(100);
     assert_eq!(buffer.read_from(&mut reader).unwrap_err().kind(), ErrorKind::Io);
     assert_eq!(buffer.read_from(&mut reader).unwrap(), 4);
@@ -204,21 +205,22 @@ fn a_reader_that_would_block_is_asked_again_by_the_next_call() {
 
 #[test]
 fn a_dropped_future_loses_nothing() {
-    let mut reader = Steps::new([Step::Give(b"tow".to_vec()), Step::Wait, Step::Give(b"line".to_vec())]);
+    let mut reader =
+        ScriptedReader::new([Step::Give(b"tow".to_vec()), Step::Wait, Step::Give(b"line".to_vec())]);
     let mut buffer = BufferMut::with_capacity(100);
     {
         let reading = pin!(buffer.read_from_async(&mut reader));
         assert!(reading.poll(&mut Context::from_waker(Waker::noop())).is_pending());
     }
     assert_eq!(buffer.as_slice(), Some(&b"tow"[..]));
-    assert_eq!(now(buffer.read_from_async(&mut reader)).unwrap(), 4);
+    assert_eq!(ready_output(buffer.read_from_async(&mut reader)).unwrap(), 4);
     assert_eq!(buffer.as_slice(), Some(&b"towline"[..]));
 }
 
 /// Fills its whole buffer with ones, and returns the given number of bytes.
-struct Claims(usize);
+struct OverreportingReader(usize);
 
-impl Read for Claims {
+impl Read for OverreportingReader {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         into.fill(1);
         Ok(self.0)
@@ -226,19 +228,19 @@ impl Read for Claims {
 }
 
 #[test]
-fn a_reader_that_claims_too_much_is_found_out() {
+fn a_reader_that_returns_too_large_a_count_is_an_error() {
     let mut buffer = BufferMut::with_capacity(10);
     buffer.extend_from_slice(b"tow").unwrap();
     for claimed in [8, usize::MAX] {
-        assert_eq!(buffer.read_from(Claims(claimed)).unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(buffer.read_from(OverreportingReader(claimed)).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(buffer.as_slice(), Some(&b"tow"[..]));
     }
 }
 
 /// Replaces the buffer it is given with one of its own.
-struct Swaps(&'static [u8]);
+struct BufferSwappingReader(&'static [u8]);
 
-impl AsyncRead for Swaps {
+impl AsyncRead for BufferSwappingReader {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         *into = ReadBuf::new(Box::leak(Box::new([1; 64])));
         into.put_slice(self.0);
@@ -247,20 +249,20 @@ impl AsyncRead for Swaps {
 }
 
 #[test]
-fn a_reader_that_swaps_its_buffer_shows_nothing_of_the_memory() {
+fn a_reader_that_swaps_its_buffer_exposes_no_old_bytes() {
     let pool = dirty_pool(7);
     let mut buffer = pool.take(7).unwrap();
-    assert_eq!(now(buffer.read_from_async(Swaps(b"towline"))).unwrap(), 7);
+    assert_eq!(ready_output(buffer.read_from_async(BufferSwappingReader(b"towline"))).unwrap(), 7);
     assert_eq!(buffer.as_slice(), Some(&[0; 7][..]));
     buffer.clear();
-    let error = now(buffer.read_from_async(Swaps(b"too much for it"))).unwrap_err();
+    let error = ready_output(buffer.read_from_async(BufferSwappingReader(b"too much for it"))).unwrap_err();
     assert_eq!((error.kind(), buffer.len()), (ErrorKind::Invalid, 0));
 }
 
 #[test]
-fn a_reader_that_panics_leaves_what_came_before() {
-    struct Panics(bool);
-    impl Read for Panics {
+fn a_panicking_reader_keeps_the_earlier_bytes() {
+    struct PanickingReader(bool);
+    impl Read for PanickingReader {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
             assert!(!std::mem::replace(&mut self.0, true), "of a test");
             into[..3].copy_from_slice(b"tow");
@@ -268,7 +270,7 @@ fn a_reader_that_panics_leaves_what_came_before() {
         }
     }
     let mut buffer = BufferMut::with_capacity(10);
-    catch_unwind(AssertUnwindSafe(|| buffer.read_from(Panics(false)))).unwrap_err();
+    catch_unwind(AssertUnwindSafe(|| buffer.read_from(PanickingReader(false)))).unwrap_err();
     assert_eq!(buffer.as_slice(), Some(&b"tow"[..]));
 }
 
@@ -282,9 +284,9 @@ fn dirty_pool(len: usize) -> Pool {
 }
 
 #[test]
-fn a_reader_sees_zeroes_once_and_never_what_lay_in_the_memory() {
-    struct Looks(usize);
-    impl Read for Looks {
+fn a_reader_sees_zeroes_and_no_old_bytes() {
+    struct ZeroCheckingReader(usize);
+    impl Read for ZeroCheckingReader {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
             // The bytes of the previous read are still there: the buffer is zeroed only once.
             let expected = if self.0 == 0 { 0 } else { 2 };
@@ -296,7 +298,7 @@ fn a_reader_sees_zeroes_once_and_never_what_lay_in_the_memory() {
     }
     let pool = dirty_pool(5000);
     let mut buffer = pool.take(5000).unwrap();
-    assert_eq!(buffer.read_from(Looks(0)).unwrap(), 900);
+    assert_eq!(buffer.read_from(ZeroCheckingReader(0)).unwrap(), 900);
     assert_eq!((buffer.as_slice(), pool.stats().hits), (Some(&[2; 900][..]), 1));
 }
 
@@ -306,7 +308,7 @@ fn arena_memory_is_filled_in_place() {
     let arena = Arena::new(1 << 20).unwrap();
     read_both(
         || arena.take(400_000).unwrap(),
-        || shorts(&content),
+        || short_reads(&content),
         |n, filled| {
             let address = filled.as_ptr();
             let frozen = filled.freeze();

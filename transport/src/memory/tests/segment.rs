@@ -97,7 +97,7 @@ fn a_segment_keeps_its_size_its_pages_and_its_seals() {
 }
 
 #[test]
-fn nobody_maps_a_segment_writable() {
+fn a_segment_cannot_be_mapped_writable() {
     let segment = Segment::create("towline-test", PAGE).unwrap();
     let peer = PeerSegment::map(received(&segment), PAGE).unwrap();
     // SAFETY: a mapping that only this test uses.
@@ -114,7 +114,7 @@ fn nobody_maps_a_segment_writable() {
 }
 
 #[test]
-fn what_is_not_sealed_is_not_mapped() {
+fn an_unsealed_memfd_is_not_mapped() {
     PeerSegment::map(memfd(PAGE, SEALS), PAGE).unwrap();
     PeerSegment::map(memfd(PAGE, SEALS | SealFlags::WRITE | SealFlags::SEAL), PAGE).unwrap();
     for (missing, why) in [
@@ -127,7 +127,7 @@ fn what_is_not_sealed_is_not_mapped() {
 }
 
 #[test]
-fn what_is_no_memfd_is_not_mapped() {
+fn a_descriptor_that_is_no_memfd_is_not_mapped() {
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     assert_corrupt(reader, "no memfd");
     assert_corrupt(writer, "no memfd");
@@ -139,7 +139,7 @@ fn what_is_no_memfd_is_not_mapped() {
 }
 
 #[test]
-fn a_memfd_of_huge_pages_by_itself_is_not_mapped() {
+fn a_hugetlb_memfd_is_not_mapped() {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
     let Ok(descriptor) = rustix::fs::memfd_create("towline-test", flags) else {
         return; // a kernel without such memfds
@@ -151,7 +151,7 @@ fn a_memfd_of_huge_pages_by_itself_is_not_mapped() {
 }
 
 #[test]
-fn sizes_that_are_not_agreed_are_not_mapped() {
+fn a_memfd_of_another_length_is_not_mapped() {
     assert_corrupt(memfd(0, SEALS), "not whole pages");
     assert_corrupt(memfd(PAGE + 1, SEALS), "not whole pages");
     assert_corrupt(memfd((1 << 20) + PAGE, SEALS), "more than the 1048576 agreed");
@@ -159,7 +159,7 @@ fn sizes_that_are_not_agreed_are_not_mapped() {
 }
 
 #[test]
-fn what_has_holes_is_not_mapped() {
+fn a_memfd_with_holes_is_not_mapped() {
     let sparse = |keep: &dyn Fn(&File)| {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = File::from(rustix::fs::memfd_create("towline-test", flags).unwrap());
@@ -188,14 +188,14 @@ fn what_has_holes_is_not_mapped() {
 }
 
 #[test]
-fn what_this_machine_has_not_is_an_error() {
+fn a_segment_beyond_the_machines_memory_is_an_error() {
     for len in [usize::MAX, isize::MAX as usize, 1 << 50] {
         assert_eq!(Segment::create("towline-test", len).unwrap_err().kind(), ErrorKind::TooLarge);
     }
 }
 
 #[test]
-fn nothing_is_left_of_a_segment() {
+fn dropping_a_segment_unmaps_it() {
     let mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         maps.lines().filter(|line| line.contains("/memfd:towline-gone")).count()

@@ -1,7 +1,7 @@
 //! Tests of fragmentation, on offsets only: hundreds of gigabytes are allocated and freed in a second.
 
-use super::{Dice, PAGE};
-use crate::memory::arena::room::{Room, Spot};
+use super::{PAGE, Random};
+use crate::memory::arena::blocks::{BlockAllocator, BlockLocation};
 
 /// The segments of an arena that has grown to 512 MiB.
 const SEGMENTS: [usize; 4] = [64 << 20, 64 << 20, 128 << 20, 256 << 20];
@@ -22,29 +22,29 @@ struct Report {
 /// the use stays below `level`. One in sixteen lives sixteen times as long as the others, and pins its
 /// surroundings.
 fn churn(seed: u64, (least, most): (usize, usize), level: usize) -> Report {
-    let (mut dice, mut room) = (Dice(seed), Room::new(PAGE));
-    SEGMENTS.iter().for_each(|len| room.add(*len));
-    let level = room.bytes() / 1000 * level;
-    let mut held: Vec<(Spot, u8)> = Vec::new();
+    let (mut random, mut blocks) = (Random(seed), BlockAllocator::new(PAGE));
+    SEGMENTS.iter().for_each(|len| blocks.add(*len));
+    let level = blocks.bytes() / 1000 * level;
+    let mut held: Vec<(BlockLocation, u8)> = Vec::new();
     let (mut churned, mut refused, mut pieces) = (0, 0, Vec::new());
     for round in 0..ROUNDS {
-        let len = dice.length(least, most);
-        while room.in_use_bytes() + len > level {
-            let at = dice.below(held.len());
+        let len = random.length(least, most);
+        while blocks.in_use_bytes() + len > level {
+            let at = random.below(held.len());
             match held[at].1.checked_sub(1) {
                 Some(lives) => held[at].1 = lives,
-                None => room.give(held.swap_remove(at).0),
+                None => blocks.give(held.swap_remove(at).0),
             }
         }
-        match room.take(len) {
-            Some(spot) => {
-                churned += spot.len;
-                held.push((spot, if dice.below(16) == 0 { 15 } else { 0 }));
+        match blocks.take(len) {
+            Some(location) => {
+                churned += location.len;
+                held.push((location, if random.below(16) == 0 { 15 } else { 0 }));
             }
             None => refused += 1,
         }
         if round > ROUNDS / 2 && round % 100 == 0 {
-            pieces.push(room.largest_free_bytes() / ((room.bytes() - room.in_use_bytes()) / 1000));
+            pieces.push(blocks.largest_free_bytes() / ((blocks.bytes() - blocks.in_use_bytes()) / 1000));
         }
     }
     Report {
@@ -56,7 +56,7 @@ fn churn(seed: u64, (least, most): (usize, usize), level: usize) -> Report {
 }
 
 #[test]
-fn long_runs_leave_large_pieces() {
+fn long_runs_keep_fragmentation_bounded() {
     // The bounds: at most so many failed takes, and at least so much in one piece, on average and at worst.
     // The measured values are in docs/design/0014-arena.md; the margins are wide.
     let bounds = [(500, 0, 450, 200), (700, 15, 200, 60), (800, 120, 120, 40), (900, 350, 40, 12)];

@@ -13,16 +13,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
-use crate::memory::arena::borrowed::{self, LeaseHandle};
+use crate::memory::arena::borrowed::{self, OpaqueHandle};
 use crate::memory::arena::{FrameLease, lendable};
 use crate::memory::segment::{PeerSegment, Segment};
 use crate::memory::{Access, Allocation, Arena, Buffer, BufferMut, Place, Pool};
 use crate::platform::process::Process;
 
 /// Counts dropped leases.
-struct Lease(Arc<AtomicUsize>);
+struct CountedLease(Arc<AtomicUsize>);
 
-impl Drop for Lease {
+impl Drop for CountedLease {
     fn drop(&mut self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -40,15 +40,15 @@ fn filled(arena: &Arena, content: &[u8]) -> Buffer {
 }
 
 #[test]
-fn what_is_lent_is_read_where_it_lies() {
+fn lent_memory_is_read_in_place() {
     let arena = Arena::new(4 << 20).unwrap();
     for (len, cut) in [(100, 0..100), (100, 3..77), (1 << 20, 4097..70_000)] {
         let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
         let lent = filled(&arena, &content).slice(cut.clone());
         let (segment, offset) = lendable(&lent).unwrap();
         let (peer, back) = (mapped(segment), Arc::new(AtomicUsize::new(0)));
-        let (lease, origin): (LeaseHandle, LeaseHandle) =
-            (Arc::new(Lease(Arc::clone(&back))), Arc::new("origin"));
+        let (lease, origin): (OpaqueHandle, OpaqueHandle) =
+            (Arc::new(CountedLease(Arc::clone(&back))), Arc::new("origin"));
         // SAFETY: written above, and held by `lent` until the end (M11).
         let buffer = unsafe {
             borrowed::borrowed(Arc::clone(&peer), (offset, lent.len()), Place::Arena, lease, origin)
@@ -63,7 +63,7 @@ fn what_is_lent_is_read_where_it_lies() {
         let part = buffer.slice(1..);
         let (memory, at) = borrowed::borrowed_from(&part).unwrap();
         assert_eq!(at, offset + 1);
-        assert!(memory.lease().is::<Lease>() && memory.origin().downcast_ref() == Some(&"origin"));
+        assert!(memory.lease().is::<CountedLease>() && memory.origin().downcast_ref() == Some(&"origin"));
         assert!(lendable(&part).is_none() && borrowed::borrowed_from(&lent).is_none());
 
         drop((buffer, peer));
@@ -75,7 +75,7 @@ fn what_is_lent_is_read_where_it_lies() {
 }
 
 #[test]
-fn a_block_on_lent_frame_counts_once_and_half_of_an_arena_is_not_lent_beside_a_quarantine() {
+fn a_lent_block_counts_once_and_a_quarantine_keeps_half_of_the_arena() {
     const PART: usize = 1 << 20;
     let arena = Arena::new(8 * PART).unwrap();
     let held = || {
@@ -100,7 +100,10 @@ fn a_block_on_lent_frame_counts_once_and_half_of_an_arena_is_not_lent_beside_a_q
     );
     assert!(FrameLease::of(three.clone()).is_none() && FrameLease::of(frame(2)).is_none());
     assert!(FrameLease::of(frame(1)).is_some(), "exactly half of the arena");
-    assert!(FrameLease::of(Buffer::from(vec![1; 8 * PART])).is_some(), "memory outside an arena is not counted");
+    assert!(
+        FrameLease::of(Buffer::from(vec![1; 8 * PART])).is_some(),
+        "memory outside an arena is not counted"
+    );
     assert_eq!((held(), arena.stats().refused_leases), ([3, 5, 1, 1], 2));
 
     drop(kept);
@@ -114,14 +117,14 @@ fn a_block_on_lent_frame_counts_once_and_half_of_an_arena_is_not_lent_beside_a_q
 }
 
 #[test]
-fn memory_that_is_lent_stays_taken() {
+fn lent_memory_stays_in_use() {
     let arena = Arena::new(4 << 20).unwrap();
     let buffer = filled(&arena, &[7; 1 << 20]);
-    let sequence_window = buffer.clone();
+    let second_handle = buffer.clone();
     let buffer = buffer.try_into_mut().unwrap_err();
     drop(buffer);
     assert_eq!(arena.stats().in_use_bytes, 1 << 20);
-    drop(sequence_window);
+    drop(second_handle);
     assert_eq!(arena.stats().in_use_bytes, 0);
 }
 
@@ -137,7 +140,7 @@ fn a_pools_arena_memory_can_be_lent() {
 }
 
 #[test]
-fn what_is_not_within_the_segment_is_not_borrowed() {
+fn a_range_outside_the_segment_is_not_borrowed() {
     let segment = Segment::create("towline-test", 8192).unwrap();
     let peer = mapped(&segment);
     for (offset, len, fits) in [
@@ -150,7 +153,7 @@ fn what_is_not_within_the_segment_is_not_borrowed() {
         (1, usize::MAX, false),
     ] {
         let back = Arc::new(AtomicUsize::new(0));
-        let lease = Arc::new(Lease(Arc::clone(&back)));
+        let lease = Arc::new(CountedLease(Arc::clone(&back)));
         // SAFETY: zeroes, which the test does not write (M11).
         let buffer =
             unsafe { borrowed::borrowed(Arc::clone(&peer), (offset, len), Place::Host, lease, Arc::new(())) };
@@ -172,7 +175,7 @@ fn in_a_forked_child(mut check: impl FnMut() -> Result<(), String> + Send + Sync
 }
 
 #[test]
-fn a_forked_child_takes_nothing_and_gives_nothing_back() {
+fn a_forked_child_takes_and_returns_no_memory() {
     let arena = Arena::new(4 << 20).unwrap();
     let pool = Pool::with_source(Arc::new(arena.clone()), 4 << 20);
     drop(pool.take(1000).unwrap());

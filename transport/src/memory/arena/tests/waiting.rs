@@ -17,25 +17,25 @@ const PART: usize = 64 << 10;
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Reports each wake-up to a channel.
-struct Doorbell(Mutex<Sender<()>>);
+struct ChannelWaker(Mutex<Sender<()>>);
 
-impl Wake for Doorbell {
+impl Wake for ChannelWaker {
     fn wake(self: Arc<Self>) {
         let _ = self.0.lock().unwrap().send(());
     }
 }
 
 /// A waiting `take_within`, polled without an executor.
-struct Waiter<'a> {
+struct TestWaiter<'a> {
     taking: Pin<Box<dyn Future<Output = Result<BufferMut>> + 'a>>,
     waker: Waker,
     woken: Receiver<()>,
 }
 
-impl<'a> Waiter<'a> {
+impl<'a> TestWaiter<'a> {
     fn new(arena: &'a Arena, len: usize, limit: Duration) -> Self {
         let (sender, woken) = channel();
-        let waker = Waker::from(Arc::new(Doorbell(Mutex::new(sender))));
+        let waker = Waker::from(Arc::new(ChannelWaker(Mutex::new(sender))));
         Self { taking: Box::pin(arena.take_within(len, limit)), waker, woken }
     }
 
@@ -53,20 +53,20 @@ impl<'a> Waiter<'a> {
     }
 }
 
-fn assert_nobody_attends(arena: &Arena) {
+fn assert_thread_ends(arena: &Arena) {
     let limit = Instant::now() + TIMEOUT;
-    while arena.0.state().wait_queue.is_attended() {
+    while arena.0.state().wait_queue.has_thread() {
         assert!(Instant::now() < limit, "the thread stays though no waiter is left");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
 #[test]
-fn the_first_in_line_is_served_first_however_much_it_asks_for() {
+fn the_first_waiter_is_served_first_whatever_its_length() {
     let arena = Arena::new(16 * PART).unwrap();
     let mut taken: Vec<_> = (0..16).map(|_| arena.take(PART).unwrap()).collect();
     let mut waiters: Vec<_> =
-        [8, 1, 3].map(|parts| Waiter::new(&arena, parts * PART, Duration::MAX)).into_iter().collect();
+        [8, 1, 3].map(|parts| TestWaiter::new(&arena, parts * PART, Duration::MAX)).into_iter().collect();
     waiters.iter_mut().for_each(|waiter| assert!(waiter.poll().is_pending()));
     // Enough for the second and the third waiter at every poll.
     for _ in 0..7 {
@@ -85,16 +85,16 @@ fn the_first_in_line_is_served_first_however_much_it_asks_for() {
     assert_eq!(arena.stats().in_use_bytes, 12 * PART);
     drop((large, small, last));
     drop(waiters);
-    assert_nobody_attends(&arena);
+    assert_thread_ends(&arena);
 }
 
 #[test]
-fn who_gives_up_leaves_its_place_to_the_next() {
+fn a_waiter_that_times_out_lets_the_next_one_move_up() {
     let arena = Arena::new(4 * PART).unwrap();
     let taken = arena.take(2 * PART).unwrap();
-    let mut first = Waiter::new(&arena, 4 * PART, Duration::MAX);
-    let mut second = Waiter::new(&arena, 3 * PART, Duration::from_millis(20));
-    let mut third = Waiter::new(&arena, 2 * PART, Duration::MAX);
+    let mut first = TestWaiter::new(&arena, 4 * PART, Duration::MAX);
+    let mut second = TestWaiter::new(&arena, 3 * PART, Duration::from_millis(20));
+    let mut third = TestWaiter::new(&arena, 2 * PART, Duration::MAX);
     for waiter in [&mut first, &mut second, &mut third] {
         assert!(waiter.poll().is_pending());
     }
@@ -111,11 +111,11 @@ fn who_gives_up_leaves_its_place_to_the_next() {
     drop(first);
     assert_eq!(third.wait().unwrap().capacity(), 2 * PART);
     drop((second, third, taken));
-    assert_nobody_attends(&arena);
+    assert_thread_ends(&arena);
 }
 
 #[test]
-fn what_can_never_be_there_is_not_waited_for() {
+fn lengths_that_can_never_be_free_fail_at_once() {
     let arena = Arena::new(8 * PART).unwrap();
     let refused = |len: usize| {
         let error = pin!(arena.take_within(len, Duration::MAX)).poll_now().unwrap_err();
@@ -124,7 +124,7 @@ fn what_can_never_be_there_is_not_waited_for() {
     assert!(refused(8 * PART + 1) && refused(usize::MAX));
     let all = arena.take(8 * PART).unwrap();
     assert!(refused(8 * PART + 1));
-    let mut waiter = Waiter::new(&arena, 8 * PART, Duration::MAX);
+    let mut waiter = TestWaiter::new(&arena, 8 * PART, Duration::MAX);
     assert!(waiter.poll().is_pending());
     drop(all);
     assert_eq!(waiter.wait().unwrap().capacity(), 8 * PART);
@@ -146,7 +146,7 @@ impl<F: Future> PollNow for F {
 }
 
 #[test]
-fn threads_that_take_more_than_there_is_all_get_their_turn() {
+fn every_waiting_thread_is_served() {
     const THREADS: usize = 8;
     const TURNS: usize = 300;
     let arena = Arena::new(16 * PART).unwrap();
@@ -167,5 +167,5 @@ fn threads_that_take_more_than_there_is_all_get_their_turn() {
         thread.join().unwrap();
     }
     assert_eq!(arena.stats().in_use_bytes, 0);
-    assert_nobody_attends(&arena);
+    assert_thread_ends(&arena);
 }

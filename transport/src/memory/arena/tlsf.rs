@@ -17,9 +17,9 @@ const SEARCH_MAX: usize = 64;
 
 /// Free and taken blocks of the added regions, in multiples of a unit.
 #[derive(Debug)]
-pub(super) struct Space {
+pub(super) struct Tlsf {
     unit: usize,
-    blocks: Vec<Block>,
+    blocks: Vec<Node>,
     /// Unused entries of `blocks`.
     vacant: Vec<u32>,
     /// The first free block of each size class.
@@ -33,7 +33,7 @@ pub(super) struct Space {
 /// A range of one region, in units. Links it to its neighbours in the region, and in its free list while it
 /// is free.
 #[derive(Debug)]
-struct Block {
+struct Node {
     tag: u32,
     offset: usize,
     len: usize,
@@ -46,7 +46,7 @@ struct Block {
 
 /// A taken block, or a whole free region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(super) struct Extent {
     /// The slot to give back.
     pub(super) slot: u32,
     /// The tag of the region.
@@ -57,7 +57,7 @@ pub(super) struct Taken {
     pub(super) len: usize,
 }
 
-impl Space {
+impl Tlsf {
     /// Creates an allocator without regions. Blocks start at multiples of `unit` bytes.
     pub(super) fn new(unit: usize) -> Self {
         Self {
@@ -74,14 +74,14 @@ impl Space {
     pub(super) fn add(&mut self, tag: u32, len: usize) {
         let len = len / self.unit;
         let block =
-            Block { tag, offset: 0, len, before: NONE, after: NONE, previous: NONE, next: NONE, free: false };
+            Node { tag, offset: 0, len, before: NONE, after: NONE, previous: NONE, next: NONE, free: false };
         let slot = self.insert(block);
         self.link(slot);
     }
 
     /// Takes at least `len` bytes in one piece. `len` is not zero. The length is rounded up by at most a
     /// 32nd, so that every block in the list of its size fits: the block returned last is taken first.
-    pub(super) fn take(&mut self, len: usize) -> Option<Taken> {
+    pub(super) fn take(&mut self, len: usize) -> Option<Extent> {
         let asked = len.div_ceil(self.unit);
         let rounded = rounded(asked)?;
         let slot = self.first_of(class(rounded)).or_else(|| self.search(class(asked), asked))?;
@@ -91,7 +91,7 @@ impl Space {
     }
 
     /// Returns a block. Returns the whole region if all of it is free now.
-    pub(super) fn give(&mut self, slot: u32) -> Option<Taken> {
+    pub(super) fn give(&mut self, slot: u32) -> Option<Extent> {
         debug_assert!(!self.block(slot).free, "given back twice");
         let (mut slot, after) = (slot, self.block(slot).after);
         if self.is_free(after) {
@@ -118,9 +118,9 @@ impl Space {
     }
 
     /// Returns the extent of the block in `slot`.
-    pub(super) fn taken(&self, slot: u32) -> Taken {
+    pub(super) fn taken(&self, slot: u32) -> Extent {
         let block = self.block(slot);
-        Taken { slot, tag: block.tag, offset: block.offset * self.unit, len: block.len * self.unit }
+        Extent { slot, tag: block.tag, offset: block.offset * self.unit, len: block.len * self.unit }
     }
 
     /// Returns the largest free piece, in bytes. The time grows with the number of free blocks of about that
@@ -134,11 +134,11 @@ impl Space {
 
     /// Splits off the units beyond `len` as a free block.
     fn split(&mut self, slot: u32, len: usize) {
-        let Block { tag, offset, len: len_before, after, .. } = *self.block(slot);
+        let Node { tag, offset, len: len_before, after, .. } = *self.block(slot);
         if len_before <= len {
             return;
         }
-        let rest = self.insert(Block {
+        let rest = self.insert(Node {
             tag,
             offset: offset + len,
             len: len_before - len,
@@ -206,7 +206,7 @@ impl Space {
     }
 
     fn unlink(&mut self, slot: u32) {
-        let Block { len, previous, next, .. } = *self.block(slot);
+        let Node { len, previous, next, .. } = *self.block(slot);
         self.block_mut(slot).free = false;
         if next != NONE {
             self.block_mut(next).previous = previous;
@@ -226,7 +226,7 @@ impl Space {
         }
     }
 
-    fn insert(&mut self, block: Block) -> u32 {
+    fn insert(&mut self, block: Node) -> u32 {
         if let Some(slot) = self.vacant.pop() {
             *self.block_mut(slot) = block;
             return slot;
@@ -239,11 +239,11 @@ impl Space {
         slot != NONE && self.block(slot).free
     }
 
-    fn block(&self, slot: u32) -> &Block {
+    fn block(&self, slot: u32) -> &Node {
         &self.blocks[slot as usize]
     }
 
-    fn block_mut(&mut self, slot: u32) -> &mut Block {
+    fn block_mut(&mut self, slot: u32) -> &mut Node {
         &mut self.blocks[slot as usize]
     }
 }
@@ -287,9 +287,9 @@ mod tests {
     }
 
     #[test]
-    fn all_of_a_region_is_one_block() {
+    fn a_free_region_is_one_block() {
         for pages in [1, 31, 32, 33, 1000, 25_856] {
-            let mut space = Space::new(4096);
+            let mut space = Tlsf::new(4096);
             space.add(7, pages * 4096 + 4095);
             assert_eq!(space.largest_free(), pages * 4096);
             assert_eq!(space.take(pages * 4096 + 1), None);
@@ -297,15 +297,15 @@ mod tests {
             assert_eq!((whole.tag, whole.offset, whole.len), (7, 0, pages * 4096));
             assert_eq!((space.take(1), space.largest_free()), (None, 0));
             let free = space.give(whole.slot).unwrap();
-            assert_eq!(free, Taken { slot: free.slot, ..whole });
+            assert_eq!(free, Extent { slot: free.slot, ..whole });
             space.remove(free.slot);
             assert_eq!((space.take(1), space.largest_free()), (None, 0));
         }
     }
 
     #[test]
-    fn what_came_back_last_is_taken_first() {
-        let mut space = Space::new(64);
+    fn the_block_returned_last_is_taken_first() {
+        let mut space = Tlsf::new(64);
         space.add(0, 1 << 20);
         let taken: Vec<_> = (0..4).map(|_| space.take(3000).unwrap()).collect();
         space.give(taken[0].slot);
@@ -315,8 +315,8 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_other_regions_stay_apart() {
-        let mut space = Space::new(64);
+    fn blocks_of_different_regions_do_not_merge() {
+        let mut space = Tlsf::new(64);
         space.add(1, 128);
         space.add(2, 128);
         assert_eq!(space.take(192), None);

@@ -3,19 +3,19 @@
 //! Small blocks come from runs of pages reserved for them. A run is returned when its last block is. A
 //! long-lived small block therefore pins few pages, and a large block starts at a page without a search.
 
-use super::space::{Space, Taken};
+use super::tlsf::{Extent, Tlsf};
 
 /// Blocks below this length take cache lines, because whole pages would waste much of their space.
 const SMALL_BELOW_BYTES: usize = 16 << 10;
 const LINE: usize = 64;
 /// Length of a run of pages reserved for small blocks.
-pub(super) const STRETCH_BYTES: usize = 256 << 10;
+pub(super) const RUN_BYTES: usize = 256 << 10;
 
 /// Allocates offsets and lengths in segments, which it identifies by their index.
 #[derive(Debug)]
-pub(super) struct Room {
-    pages: Space,
-    lines: Space,
+pub(super) struct BlockAllocator {
+    pages: Tlsf,
+    lines: Tlsf,
     segments: u32,
     bytes: usize,
     in_use_bytes: usize,
@@ -23,7 +23,7 @@ pub(super) struct Room {
 
 /// A block in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Spot {
+pub(super) struct BlockLocation {
     /// Index of the segment, in the order of [`add`](BlockAllocator::add).
     pub(super) segment: usize,
     /// Offset in bytes from the segment's start.
@@ -35,9 +35,9 @@ pub(super) struct Spot {
     small: bool,
 }
 
-impl Room {
+impl BlockAllocator {
     pub(super) fn new(page: usize) -> Self {
-        Self { pages: Space::new(page), lines: Space::new(LINE), segments: 0, bytes: 0, in_use_bytes: 0 }
+        Self { pages: Tlsf::new(page), lines: Tlsf::new(LINE), segments: 0, bytes: 0, in_use_bytes: 0 }
     }
 
     /// Adds a segment of `len` bytes.
@@ -48,20 +48,20 @@ impl Room {
     }
 
     /// Takes at least `len` bytes. `len` is not zero.
-    pub(super) fn take(&mut self, len: usize) -> Option<Spot> {
-        let spot = if len < SMALL_BELOW_BYTES { self.take_small(len) } else { self.take_large(len) }?;
-        self.in_use_bytes += spot.len;
-        Some(spot)
+    pub(super) fn take(&mut self, len: usize) -> Option<BlockLocation> {
+        let location = if len < SMALL_BELOW_BYTES { self.take_small(len) } else { self.take_large(len) }?;
+        self.in_use_bytes += location.len;
+        Some(location)
     }
 
     /// Returns a block from [`take`](Self::take).
-    pub(super) fn give(&mut self, spot: Spot) {
-        self.in_use_bytes -= spot.len;
-        if !spot.small {
-            self.pages.give(spot.slot);
-        } else if let Some(stretch) = self.lines.give(spot.slot) {
-            self.lines.remove(stretch.slot);
-            self.pages.give(stretch.tag);
+    pub(super) fn give(&mut self, location: BlockLocation) {
+        self.in_use_bytes -= location.len;
+        if !location.small {
+            self.pages.give(location.slot);
+        } else if let Some(run) = self.lines.give(location.slot) {
+            self.lines.remove(run.slot);
+            self.pages.give(run.tag);
         }
     }
 
@@ -80,19 +80,19 @@ impl Room {
         self.pages.largest_free().max(self.lines.largest_free().min(SMALL_BELOW_BYTES - 1))
     }
 
-    fn take_large(&mut self, len: usize) -> Option<Spot> {
-        let Taken { slot, tag, offset, len } = self.pages.take(len)?;
-        Some(Spot { segment: tag as usize, offset, len, slot, small: false })
+    fn take_large(&mut self, len: usize) -> Option<BlockLocation> {
+        let Extent { slot, tag, offset, len } = self.pages.take(len)?;
+        Some(BlockLocation { segment: tag as usize, offset, len, slot, small: false })
     }
 
-    fn take_small(&mut self, len: usize) -> Option<Spot> {
+    fn take_small(&mut self, len: usize) -> Option<BlockLocation> {
         let found = self.lines.take(len).or_else(|| {
-            let stretch = self.pages.take(STRETCH_BYTES).or_else(|| self.pages.take(len))?;
-            self.lines.add(stretch.slot, stretch.len);
+            let run = self.pages.take(RUN_BYTES).or_else(|| self.pages.take(len))?;
+            self.lines.add(run.slot, run.len);
             self.lines.take(len)
         });
-        let Taken { slot, tag, offset, len } = found?;
-        let stretch = self.pages.taken(tag);
-        Some(Spot { segment: stretch.tag as usize, offset: stretch.offset + offset, len, slot, small: true })
+        let Extent { slot, tag, offset, len } = found?;
+        let run = self.pages.taken(tag);
+        Some(BlockLocation { segment: run.tag as usize, offset: run.offset + offset, len, slot, small: true })
     }
 }
