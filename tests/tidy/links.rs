@@ -5,6 +5,8 @@ use crate::{assert_clean, assert_finds};
 
 /// Where a reader starts.
 const ENTRANCES: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+/// Lists all documents.
+const INDEX: &str = "docs/README.md";
 
 #[test]
 fn the_entrances_exist() {
@@ -23,6 +25,21 @@ fn every_document_is_linked() {
             ("docs/wire.md", "[up](../README.md)"),
             ("docs/design/0001-seam.md", ""),
             ("docs/bad.md", "[self](bad.md)"),
+        ],
+    );
+}
+
+#[test]
+fn the_index_names_every_document() {
+    assert_clean(unindexed, "Add a line to docs/README.md, under its reader.");
+    assert_finds(
+        unindexed,
+        &[
+            (INDEX, "[safety](safety.md) [seam](design/0001-seam.md) [all](design/)"),
+            ("docs/safety.md", "[wire](bad.md)"),
+            ("docs/bad.md", ""),
+            ("docs/design/0001-seam.md", ""),
+            ("docs/design/0002-bad.md", ""),
         ],
     );
 }
@@ -61,6 +78,15 @@ fn unlinked(tree: &Tree) -> Vec<String> {
             !links.iter().any(|(from, target)| from.path != file.path && shows(target))
         })
         .map(|file| format!("{}: no document links to it", file.path))
+        .collect()
+}
+
+fn unindexed(tree: &Tree) -> Vec<String> {
+    let listed: Vec<_> = tree.find(INDEX).map(links).unwrap_or_default();
+    tree.with("md")
+        .filter(|file| file.path.starts_with("docs/") && file.path != INDEX)
+        .filter(|file| !listed.iter().any(|(_, target)| *target == file.path))
+        .map(|file| format!("{}: {INDEX} does not list it", file.path))
         .collect()
 }
 

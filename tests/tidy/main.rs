@@ -6,6 +6,7 @@
 
 mod code;
 mod dead_files;
+mod documents;
 mod layers;
 mod leftovers;
 mod links;
