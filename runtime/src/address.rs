@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use towline::{Address, Connection, Endpoint, Identity, Scheme};
 
-use crate::background::{run, within};
+use crate::background::{run_in_environment, within};
 use crate::error::{Error, ErrorKind, Failure, Result};
 
 /// How long a host's name may take to be found.
-const NAME_TIME: Duration = Duration::from_secs(5);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where the scheduler sees a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Seen {
+pub(crate) enum Locality {
     /// In its own process.
-    Within,
+    SameProcess,
     /// In another process that shares its loopback interface.
-    Near,
-    At(IpAddr),
+    SameHost,
+    Remote(IpAddr),
 }
 
 /// Who can connect to an address, as far as it shows.
@@ -32,22 +32,24 @@ enum Reach {
     Anywhere,
 }
 
-impl Seen {
+impl Locality {
     pub(crate) fn of(connection: &Connection, own: &Identity) -> Self {
         // Without an address it called within the process.
         let from = connection.path().address().strip_prefix("tcp://").map(str::parse::<SocketAddr>);
         match from {
-            _ if connection.peer().same_process(own) => Self::Within,
-            Some(Ok(from)) if !is_here(from.ip().to_canonical()) => Self::At(from.ip().to_canonical()),
-            _ => Self::Near,
+            _ if connection.peer().same_process(own) => Self::SameProcess,
+            Some(Ok(from)) if !is_local_ip(from.ip().to_canonical()) => {
+                Self::Remote(from.ip().to_canonical())
+            }
+            _ => Self::SameHost,
         }
     }
 
     /// Whether an end that is seen there connects to what has that reach from the scheduler's own.
     fn reaches(self, reach: Reach) -> bool {
         match reach {
-            Reach::Process => self == Self::Within,
-            Reach::Host => !matches!(self, Self::At(_)),
+            Reach::Process => self == Self::SameProcess,
+            Reach::Host => !matches!(self, Self::Remote(_)),
             Reach::Anywhere => true,
         }
     }
@@ -76,7 +78,7 @@ impl Reach {
 ///
 /// # Errors
 /// `Invalid` for an address to advertise that names no listener, and for one without TLS where the scheduler's asks for it.
-pub(crate) async fn offered(
+pub(crate) async fn offer_address(
     endpoint: &Endpoint,
     bound: &Address,
     advertised: Option<&Address>,
@@ -96,7 +98,7 @@ pub(crate) async fn offered(
     check_encrypted(&address, scheduler)?;
     if Reach::of(&address) == Reach::Anywhere
         && resolved(endpoint, address.host()).await.iter().any(IpAddr::is_loopback)
-        && !is_near(scheduler)
+        && !is_same_host(scheduler)
     {
         let why = format!("{address} names the loopback interface here, which only its own host reaches");
         return Err(unreachable(why));
@@ -114,17 +116,17 @@ pub(crate) async fn offered(
 ///
 /// # Errors
 /// The refusal, where nobody could connect to it.
-pub(crate) fn told(address: &Address, seen: Seen, scheduler: &Address) -> Result<Address> {
+pub(crate) fn publish_address(address: &Address, locality: Locality, scheduler: &Address) -> Result<Address> {
     check_encrypted(address, scheduler)?;
     let reach = Reach::of(address);
-    if !seen.reaches(reach) {
+    if !locality.reaches(reach) {
         return Err(unreachable(format!(
             "the worker listens at {address}, which only {} reaches",
             reach.as_str()
         )));
     }
-    match seen {
-        Seen::At(ip) if address.is_wildcard() => {
+    match locality {
+        Locality::Remote(ip) if address.is_wildcard() => {
             let is_of_one_link = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
             let is_of_other_family = address.host() == "0.0.0.0" && ip.is_ipv6();
             if is_of_one_link || is_of_other_family {
@@ -141,7 +143,7 @@ pub(crate) fn told(address: &Address, seen: Seen, scheduler: &Address) -> Result
 }
 
 /// Refuses a worker if one of the two could not connect to the other.
-pub(crate) fn check_pair(new: (&Address, Seen), there: (&Address, Seen)) -> Result<(), Failure> {
+pub(crate) fn check_pair(new: (&Address, Locality), there: (&Address, Locality)) -> Result<(), Failure> {
     for ((address, _), (_, other)) in [(new, there), (there, new)] {
         let reach = Reach::of(address);
         // What only a process or a host reaches was accepted because the scheduler is there.
@@ -160,11 +162,15 @@ pub(crate) fn check_pair(new: (&Address, Seen), there: (&Address, Seen)) -> Resu
 ///
 /// # Errors
 /// Where it cannot be reached from here, or not in the way that the scheduler's address asks for.
-pub(crate) async fn reached(endpoint: &Endpoint, address: &Address, scheduler: &Address) -> Result<Address> {
+pub(crate) async fn connect_address(
+    endpoint: &Endpoint,
+    address: &Address,
+    scheduler: &Address,
+) -> Result<Address> {
     check_encrypted(address, scheduler)?;
     if Reach::of(address) == Reach::Host && scheduler.scheme() != Scheme::Mem {
         let scheduler = resolved(endpoint, scheduler.host()).await;
-        if !scheduler.iter().any(|ip| is_here(ip.to_canonical())) {
+        if !scheduler.iter().any(|ip| is_local_ip(ip.to_canonical())) {
             return Err(unreachable(format!(
                 "the worker listens at {address}, which only its own host reaches"
             )));
@@ -174,13 +180,13 @@ pub(crate) async fn reached(endpoint: &Endpoint, address: &Address, scheduler: &
 }
 
 /// The address that `text` is to this end: of a worker that listens everywhere on the scheduler's host, at that host.
-pub(crate) fn named(text: &str, scheduler: &Address) -> Result<Address> {
+pub(crate) fn resolve_wildcard(text: &str, scheduler: &Address) -> Result<Address> {
     let address: Address = text.parse()?;
     if !address.is_wildcard() {
         return Ok(address);
     }
     let loopback = Ipv4Addr::LOCALHOST.to_string();
-    at_host(&address, if is_near(scheduler) { &loopback } else { scheduler.host() }, address.port())
+    at_host(&address, if is_same_host(scheduler) { &loopback } else { scheduler.host() }, address.port())
 }
 
 fn unreachable(why: String) -> Error {
@@ -218,7 +224,7 @@ fn without_options(address: &Address, host: &str, port: u16) -> Result<Address> 
 }
 
 /// Whether this end reaches the scheduler without leaving the host.
-pub(crate) fn is_near(scheduler: &Address) -> bool {
+pub(crate) fn is_same_host(scheduler: &Address) -> bool {
     scheduler.scheme() == Scheme::Mem || is_loopback(scheduler.host())
 }
 
@@ -227,7 +233,7 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// Whether an address is one of this host's, in this network namespace: nothing can be bound to others.
-fn is_here(ip: IpAddr) -> bool {
+fn is_local_ip(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
@@ -238,11 +244,11 @@ async fn resolved(endpoint: &Endpoint, host: &str) -> Vec<IpAddr> {
     }
     let host = host.to_owned();
     // In the endpoint's environment, since the caller may have no runtime.
-    let looked_up = run(endpoint, async move {
+    let looked_up = run_in_environment(endpoint, async move {
         let found = tokio::net::lookup_host((host, 0)).await;
         found.map_or_else(|_| Vec::new(), |found| found.map(|at| at.ip()).collect())
     });
-    within(endpoint, NAME_TIME, looked_up).await.flatten().unwrap_or_default()
+    within(endpoint, RESOLVE_TIMEOUT, looked_up).await.flatten().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -253,67 +259,71 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn at(ip: &str) -> Seen {
-        Seen::At(ip.parse().unwrap())
+    fn at(ip: &str) -> Locality {
+        Locality::Remote(ip.parse().unwrap())
     }
 
     #[test]
     fn a_worker_at_every_interface_is_found_where_it_is_seen() {
         let scheduler = address("tcp://*:7100");
-        for (offered, seen, expected) in [
+        for (offered, locality, expected) in [
             ("tcp://*:4000", at("10.0.0.7"), "tcp://10.0.0.7:4000"),
             ("tcp://0.0.0.0:4000?streams=2", at("10.0.0.7"), "tcp://10.0.0.7:4000?streams=2"),
             ("towline://[::]:4000", at("fd00::7"), "towline://[fd00::7]:4000"),
-            ("tcp://*:4000", Seen::Near, "tcp://*:4000"),
+            ("tcp://*:4000", Locality::SameHost, "tcp://*:4000"),
             ("tcp://10.0.0.9:4000", at("10.0.0.7"), "tcp://10.0.0.9:4000"),
-            ("tcp://127.0.0.1:4000", Seen::Near, "tcp://127.0.0.1:4000"),
-            ("mem://x", Seen::Within, "mem://x"),
+            ("tcp://127.0.0.1:4000", Locality::SameHost, "tcp://127.0.0.1:4000"),
+            ("mem://x", Locality::SameProcess, "mem://x"),
         ] {
-            assert_eq!(told(&address(offered), seen, &scheduler).unwrap().to_string(), expected);
+            assert_eq!(
+                publish_address(&address(offered), locality, &scheduler).unwrap().to_string(),
+                expected
+            );
         }
-        for (told, scheduler, expected) in [
+        for (published, scheduler, expected) in [
             ("tcp://*:4000", "tcp://10.0.0.1:7100", "tcp://10.0.0.1:4000"),
             ("tcp://[::]:4000?streams=2", "towline://head.example:7100", "tcp://head.example:4000?streams=2"),
             ("tcp://0.0.0.0:4000", "tcp://[::1]:7100", "tcp://127.0.0.1:4000"),
             ("tcp://*:4000", "mem://scheduler", "tcp://127.0.0.1:4000"),
             ("tcp://10.0.0.9:4000", "tcp://10.0.0.1:7100", "tcp://10.0.0.9:4000"),
         ] {
-            assert_eq!(named(told, &address(scheduler)).unwrap().to_string(), expected);
+            assert_eq!(resolve_wildcard(published, &address(scheduler)).unwrap().to_string(), expected);
         }
     }
 
     #[test]
     fn an_address_where_nobody_finds_a_worker_is_refused() {
         let scheduler = address("tcp://*:7100");
-        for (offered, seen) in [
+        for (offered, locality) in [
             ("tcp://127.0.0.1:4000", at("10.0.0.7")),
             ("towline://localhost:4000", at("10.0.0.7")),
             ("tcp://[::1]:4000", at("fd00::7")),
             ("shm://10.0.0.7:4000", at("10.0.0.7")),
-            ("mem://x", Seen::Near),
+            ("mem://x", Locality::SameHost),
             ("tcp://*:4000", at("fe80::1")),
             ("tcp://0.0.0.0:4000", at("fd00::7")),
         ] {
-            let error = told(&address(offered), seen, &scheduler).unwrap_err();
+            let error = publish_address(&address(offered), locality, &scheduler).unwrap_err();
             assert!(error.to_string().contains("advertise"), "{offered}: {error}");
         }
-        let near = (&address("tcp://127.0.0.1:4000"), Seen::Near);
+        let near = (&address("tcp://127.0.0.1:4000"), Locality::SameHost);
         let far = (&address("tcp://10.0.0.7:4000"), at("10.0.0.7"));
         for (new, there) in [(near, far), (far, near)] {
             let refusal = check_pair(new, there).unwrap_err();
             assert!(refusal.detail.contains("127.0.0.1:4000"), "{}", refusal.detail);
         }
         check_pair(near, near).unwrap();
-        check_pair(far, (&address("tcp://*:4000"), Seen::Near)).unwrap();
-        check_pair((&address("mem://x"), Seen::Within), near).unwrap_err();
+        check_pair(far, (&address("tcp://*:4000"), Locality::SameHost)).unwrap();
+        check_pair((&address("mem://x"), Locality::SameProcess), near).unwrap_err();
     }
 
     #[tokio::test]
     async fn what_a_worker_advertises_is_where_others_find_it() {
         let endpoint = Endpoint::new().unwrap();
         let (bound, scheduler) = (address("tcp://*:4000"), address("tcp://10.0.0.1:7100"));
-        let offer =
-            async |advertised: &str| offered(&endpoint, &bound, Some(&address(advertised)), &scheduler).await;
+        let offer = async |advertised: &str| {
+            offer_address(&endpoint, &bound, Some(&address(advertised)), &scheduler).await
+        };
         assert_eq!(offer("tcp://192.0.2.7:0").await.unwrap().to_string(), "tcp://192.0.2.7:4000");
         assert_eq!(offer("tls://192.0.2.7:5000").await.unwrap().to_string(), "tls://192.0.2.7:5000");
         for refused in ["tcp://*:0", "tcp://0.0.0.0:5000", "mem://x"] {
@@ -325,23 +335,26 @@ mod tests {
     async fn options_of_the_schedulers_address_reach_the_connections_between_its_peers() {
         let endpoint = Endpoint::new().unwrap();
         let scheduler = address("tcp://127.0.0.1:7100?integrity=crc32c&streams=4");
-        for (told, expected) in [
+        for (published, expected) in [
             ("tcp://127.0.0.1:4000", "tcp://127.0.0.1:4000?integrity=crc32c&streams=4"),
             ("tcp://127.0.0.1:4000?streams=2", "tcp://127.0.0.1:4000?streams=4&integrity=crc32c"),
             ("shm://127.0.0.1:4000", "shm://127.0.0.1:4000?integrity=crc32c"),
             // Nothing travels there.
             ("mem://x", "mem://x"),
         ] {
-            assert_eq!(reached(&endpoint, &address(told), &scheduler).await.unwrap().to_string(), expected);
-            let offer = offered(&endpoint, &address(told), None, &scheduler).await.unwrap();
+            assert_eq!(
+                connect_address(&endpoint, &address(published), &scheduler).await.unwrap().to_string(),
+                expected
+            );
+            let offer = offer_address(&endpoint, &address(published), None, &scheduler).await.unwrap();
             assert_eq!(offer.to_string(), expected, "and those of ends that know of none");
         }
         // Settings of UCX are each host's own.
         let scheduler = address("ucx://127.0.0.1:7100?NET_DEVICES=lo&versions=any");
-        let told = address("ucx://127.0.0.1:4000?TLS=tcp");
-        let offer = offered(&endpoint, &told, None, &scheduler).await.unwrap();
+        let published = address("ucx://127.0.0.1:4000?TLS=tcp");
+        let offer = offer_address(&endpoint, &published, None, &scheduler).await.unwrap();
         assert_eq!(offer.to_string(), "ucx://127.0.0.1:4000?TLS=tcp&versions=any");
-        let reached = reached(&endpoint, &offer, &scheduler).await.unwrap();
+        let reached = connect_address(&endpoint, &offer, &scheduler).await.unwrap();
         assert_eq!(reached.option("NET_DEVICES"), Some("lo"));
     }
 
@@ -353,9 +366,9 @@ mod tests {
                 ["tcp://127.0.0.1:4000", "towline://127.0.0.1:4000", "ucx://127.0.0.1:4000"].map(address)
             {
                 let refusals = [
-                    offered(&endpoint, &plain, None, &scheduler).await,
-                    told(&plain, Seen::Near, &scheduler),
-                    reached(&endpoint, &plain, &scheduler).await,
+                    offer_address(&endpoint, &plain, None, &scheduler).await,
+                    publish_address(&plain, Locality::SameHost, &scheduler),
+                    connect_address(&endpoint, &plain, &scheduler).await,
                 ];
                 for refusal in refusals {
                     assert!(refusal.unwrap_err().detail().contains("TLS"), "{plain}");
@@ -364,7 +377,7 @@ mod tests {
             for fine in
                 ["tls://127.0.0.1:4000", "towlines://127.0.0.1:4000", "shm://127.0.0.1:4000", "mem://x"]
             {
-                reached(&endpoint, &address(fine), &scheduler).await.unwrap();
+                connect_address(&endpoint, &address(fine), &scheduler).await.unwrap();
             }
         }
     }
@@ -372,11 +385,12 @@ mod tests {
     #[tokio::test]
     async fn a_worker_of_another_hosts_loopback_interface_is_out_of_reach() {
         let endpoint = Endpoint::new().unwrap();
-        let told = address("tcp://127.0.0.1:4000");
+        let published = address("tcp://127.0.0.1:4000");
         // An address that is kept for documents, and nobody's.
-        let error = reached(&endpoint, &told, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
+        let error =
+            connect_address(&endpoint, &published, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
         assert!(error.detail().contains("only its own host reaches"), "{error}");
-        reached(&endpoint, &told, &address("tcp://localhost:7100")).await.unwrap();
-        reached(&endpoint, &told, &address("mem://scheduler")).await.unwrap();
+        connect_address(&endpoint, &published, &address("tcp://localhost:7100")).await.unwrap();
+        connect_address(&endpoint, &published, &address("mem://scheduler")).await.unwrap();
     }
 }

@@ -53,15 +53,15 @@ impl Background {
 }
 
 /// Runs `work` in the endpoint's environment, for what needs a runtime; `None` where the environment ends first.
-pub(crate) async fn run<T: Send + 'static>(
+pub(crate) async fn run_in_environment<T: Send + 'static>(
     endpoint: &Endpoint,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     let job = Background::of(endpoint);
     // Whoever asked may have given up.
-    job.spawn(async move { _ = tell.send(work.await) });
-    told.await.ok()
+    job.spawn(async move { _ = sender.send(work.await) });
+    receiver.await.ok()
 }
 
 /// Runs `work` unless `time` passes first; then it is dropped.

@@ -131,12 +131,12 @@ impl Error {
     }
 
     /// Whether a connection ended, or never was.
-    pub(crate) fn is_of_transport(&self) -> bool {
+    pub(crate) fn is_transport(&self) -> bool {
         self.0.source.is_some()
     }
 
     /// Whether the peer said good-bye.
-    pub(crate) fn is_farewell(&self) -> bool {
+    pub(crate) fn is_closed_by_peer(&self) -> bool {
         self.0.source.as_ref().is_some_and(|source| source.kind() == towline::ErrorKind::Closed)
     }
 
@@ -151,8 +151,8 @@ impl Failure {
     }
 
     /// What a function returned, with all that it says caused it.
-    pub(crate) fn returned(error: &BoxError) -> Self {
-        let mut detail = Detail::default();
+    pub(crate) fn from_error(error: &BoxError) -> Self {
+        let mut detail = DetailWriter::default();
         let mut next: Option<&dyn StdError> = Some(&**error);
         for number in 0..=CAUSES_MAX {
             let Some(cause) = next.filter(|_| !detail.is_cut) else { break };
@@ -166,10 +166,10 @@ impl Failure {
     }
 
     /// What a function panicked with.
-    pub(crate) fn panicked(payload: &(dyn std::any::Any + Send)) -> Self {
+    pub(crate) fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        let mut detail = Detail::default();
+        let mut detail = DetailWriter::default();
         // It fails only where it is cut.
         let _ = detail.write_str(text.unwrap_or("with something that is no text"));
         Self::new(ErrorKind::Panicked, detail.text())
@@ -179,14 +179,14 @@ impl Failure {
     #[must_use]
     pub(crate) fn of(mut self, task: &str) -> Self {
         self.task.get_or_insert_with(|| task.to_owned());
-        self.cut()
+        self.truncated()
     }
 
     /// Cuts what is too long to travel. What a peer says is cut before it is kept: many tasks may fail of it.
     #[must_use]
-    pub(crate) fn cut(mut self) -> Self {
-        cut(&mut self.detail, DETAIL_LEN_MAX);
-        self.task.iter_mut().for_each(|task| cut(task, NAME_LEN_MAX));
+    pub(crate) fn truncated(mut self) -> Self {
+        truncate(&mut self.detail, DETAIL_LEN_MAX);
+        self.task.iter_mut().for_each(|task| truncate(task, NAME_LEN_MAX));
         self
     }
 
@@ -198,7 +198,7 @@ impl Failure {
     }
 }
 
-fn cut(text: &mut String, len_max: usize) {
+fn truncate(text: &mut String, len_max: usize) {
     if text.len() > len_max {
         text.truncate(text.floor_char_boundary(len_max));
         text.push('…');
@@ -207,24 +207,24 @@ fn cut(text: &mut String, len_max: usize) {
 
 /// The beginning of a text, as long as travels: what writes it is stopped there.
 #[derive(Default)]
-struct Detail {
-    begin: String,
+struct DetailWriter {
+    text: String,
     is_cut: bool,
 }
 
-impl Detail {
+impl DetailWriter {
     fn text(mut self) -> String {
         if self.is_cut {
-            self.begin.push('…');
+            self.text.push('…');
         }
-        self.begin
+        self.text
     }
 }
 
-impl fmt::Write for Detail {
+impl fmt::Write for DetailWriter {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = DETAIL_LEN_MAX - self.begin.len();
-        self.begin.push_str(&text[..text.floor_char_boundary(room)]);
+        let room = DETAIL_LEN_MAX - self.text.len();
+        self.text.push_str(&text[..text.floor_char_boundary(room)]);
         self.is_cut |= text.len() > room;
         if self.is_cut { Err(fmt::Error) } else { Ok(()) }
     }
@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn an_error_reads_as_a_sentence_with_all_its_causes() {
         let cause: BoxError = "x7".parse::<u32>().map_err(Box::new).unwrap_err();
-        let error = Error::from(Failure::returned(&cause).of("parse"));
+        let error = Error::from(Failure::from_error(&cause).of("parse"));
         assert_eq!(error.to_string(), "task \"parse\": failed: invalid digit found in string");
         assert_eq!((error.kind(), error.task()), (ErrorKind::Failed, Some("parse")));
 
@@ -319,7 +319,7 @@ mod tests {
                 Some(self)
             }
         }
-        let detail = Failure::returned(&(Box::new(Circle) as BoxError)).detail;
+        let detail = Failure::from_error(&(Box::new(Circle) as BoxError)).detail;
         assert_eq!(detail, format!("round{}…", ": round".repeat(CAUSES_MAX)));
     }
 
@@ -335,7 +335,7 @@ mod tests {
             }
         }
         impl StdError for Endless {}
-        let failure = Failure::returned(&(Box::new(Endless) as BoxError)).of("x");
+        let failure = Failure::from_error(&(Box::new(Endless) as BoxError)).of("x");
         assert!(failure.detail.len() <= DETAIL_LEN_MAX + '…'.len_utf8());
         assert!(failure.detail.ends_with('…'));
     }

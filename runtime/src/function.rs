@@ -90,17 +90,17 @@ impl<P, R> fmt::Debug for Function<P, R> {
 /// ```
 #[derive(Clone, Default)]
 pub struct Registry {
-    functions: FxHashMap<&'static str, (Types, Body)>,
+    functions: FxHashMap<&'static str, (Types, FunctionBody)>,
 }
 
 /// What runs. It does not panic, whatever the function does.
 #[derive(Clone)]
-pub(crate) enum Body {
+pub(crate) enum FunctionBody {
     Sync(Arc<dyn Fn(Value) -> Outcome + Send + Sync>),
-    Async(Arc<dyn Fn(Value) -> Outcomes + Send + Sync>),
+    Async(Arc<dyn Fn(Value) -> OutcomeFuture + Send + Sync>),
 }
 
-impl fmt::Debug for Body {
+impl fmt::Debug for FunctionBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Sync(_) => "Sync",
@@ -112,7 +112,7 @@ impl fmt::Debug for Body {
 /// How a run ended.
 pub(crate) type Outcome = Result<Value, Failure>;
 /// A run to be.
-pub(crate) type Outcomes = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(crate) type OutcomeFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 impl Registry {
     /// No functions.
@@ -129,9 +129,9 @@ impl Registry {
         F: Callable<P, Output = TaskResultOf<R>> + Send + Sync + 'static,
     {
         let run = move |arguments: Value| {
-            finished(guarded(|| Ok(body.call(arguments.read::<P>().map_err(failure)?)))?)
+            into_outcome(guarded(|| Ok(body.call(arguments.read::<P>().map_err(failure)?)))?)
         };
-        self.functions.insert(function.name, (function.types(), Body::Sync(Arc::new(run))));
+        self.functions.insert(function.name, (function.types(), FunctionBody::Sync(Arc::new(run))));
         self
     }
 
@@ -147,13 +147,13 @@ impl Registry {
     {
         let run = move |arguments: Value| {
             let begun = guarded(|| Ok(body.call(arguments.read::<P>().map_err(failure)?)));
-            Box::pin(async move { finished(to_its_end(begun?).await?) }) as Outcomes
+            Box::pin(async move { into_outcome(run_to_completion(begun?).await?) }) as OutcomeFuture
         };
-        self.functions.insert(function.name, (function.types(), Body::Async(Arc::new(run))));
+        self.functions.insert(function.name, (function.types(), FunctionBody::Async(Arc::new(run))));
         self
     }
 
-    pub(crate) fn find(&self, name: &str, types: Types) -> Result<Body, Failure> {
+    pub(crate) fn find(&self, name: &str, types: Types) -> Result<FunctionBody, Failure> {
         match self.functions.get(name) {
             Some((known, body)) if *known == types => Ok(body.clone()),
             Some(_) => {
@@ -172,7 +172,7 @@ fn failure(error: Error) -> Failure {
 }
 
 /// Runs it until it returns or panics.
-async fn to_its_end<F: Future>(begun: F) -> Result<F::Output, Failure> {
+async fn run_to_completion<F: Future>(begun: F) -> Result<F::Output, Failure> {
     let mut running = pin!(Some(begun));
     let ended = poll_fn(|cx| match running.as_mut().as_pin_mut() {
         Some(future) => match guarded(|| Ok(future.poll(cx))) {
@@ -197,7 +197,7 @@ async fn to_its_end<F: Future>(begun: F) -> Result<F::Output, Failure> {
     }
 }
 
-fn finished<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
+fn into_outcome<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
     match result {
         Ok(result) => {
             let written = guarded(|| Value::of(&result).map_err(failure));
@@ -205,10 +205,10 @@ fn finished<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
             written.and_then(|value| dropped.map(|()| value))
         }
         Err(error) => {
-            let told = guarded(|| Ok(Failure::returned(&error)));
+            let described = guarded(|| Ok(Failure::from_error(&error)));
             // What it returned says more than a destructor that panics.
             let _ = discard(error);
-            Err(told.unwrap_or_else(|panicked| panicked))
+            Err(described.unwrap_or_else(|panicked| panicked))
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::error::Failure;
 /// Runs `code`; a panic is its failure.
 pub(crate) fn guarded<T>(code: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|payload| {
-        let failure = Failure::panicked(&*payload);
+        let failure = Failure::from_panic(&*payload);
         discard_payload(payload);
         Err(failure)
     })
@@ -39,9 +39,9 @@ mod tests {
     use crate::error::ErrorKind;
 
     /// Panics with another of itself when it is dropped.
-    struct Hydra;
+    struct PanicsOnDrop;
 
-    impl Drop for Hydra {
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             std::panic::panic_any(Self);
         }
@@ -49,9 +49,9 @@ mod tests {
 
     #[test]
     fn a_payload_that_panics_for_ever_is_dropped_once() {
-        let failure = guarded::<()>(|| std::panic::panic_any(Hydra)).unwrap_err();
+        let failure = guarded::<()>(|| std::panic::panic_any(PanicsOnDrop)).unwrap_err();
         assert_eq!(failure.kind, ErrorKind::Panicked);
-        assert_eq!(discard(Hydra).unwrap_err().kind, ErrorKind::Panicked);
+        assert_eq!(discard(PanicsOnDrop).unwrap_err().kind, ErrorKind::Panicked);
         assert_eq!(guarded(|| Ok(1)), Ok(1));
     }
 }

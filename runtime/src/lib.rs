@@ -28,11 +28,11 @@
 
 mod address;
 mod background;
+mod batch;
 mod client;
 mod error;
 mod function;
 mod guard;
-mod line;
 mod local;
 mod metrics;
 mod peers;

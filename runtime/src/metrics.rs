@@ -26,15 +26,15 @@ use prometheus_client::registry::Registry;
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Metrics(Weak<dyn Counting>);
+pub struct Metrics(Weak<dyn MetricSource>);
 
 /// What has something to tell.
-pub(crate) trait Counting: fmt::Debug + Send + Sync {
+pub(crate) trait MetricSource: fmt::Debug + Send + Sync {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result;
 }
 
 impl Metrics {
-    pub(crate) fn of<T: Counting + 'static>(counting: &Arc<T>) -> Self {
+    pub(crate) fn of<T: MetricSource + 'static>(counting: &Arc<T>) -> Self {
         let weak: Weak<T> = Arc::downgrade(counting);
         Self(weak)
     }

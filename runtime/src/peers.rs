@@ -10,15 +10,15 @@ use towline::{Address, Caps, Connection, Destination, Endpoint, Incoming, Messag
 use crate::address;
 use crate::background::{AtEnd, Background, within};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::{Answer, Ask, Blob, Body, Key, WorkerId};
+use crate::protocol::{Blob, DataReply, DataRequest, Key, ValueBytes, WorkerId};
 use crate::value::Value;
 
 /// How long a peer may take to begin its answer. The data itself takes as long as it takes, while the peer lives.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Memory is named for a value of so many bytes.
-const NAMED_LEN_MIN: u64 = 64 << 10;
+const DIRECT_LEN_MIN: u64 = 64 << 10;
 /// A value with more bytes than this has them in a frame.
-const HERE_LEN_MAX: usize = 32 << 10;
+const INLINE_LEN_MAX: usize = 32 << 10;
 
 /// The workers that can be asked, and the connections to those that were.
 #[derive(Debug)]
@@ -26,11 +26,11 @@ pub(crate) struct Peers {
     endpoint: Endpoint,
     /// How this end reaches the scheduler, and so how it reaches workers: with the same options.
     scheduler: Address,
-    known: Mutex<FxHashMap<WorkerId, Known>>,
+    known: Mutex<FxHashMap<WorkerId, PeerEntry>>,
 }
 
 #[derive(Debug)]
-struct Known {
+struct PeerEntry {
     peer: Arc<Peer>,
     /// Dropped when the scheduler says that the worker is gone: whoever asks it need not find out for itself.
     presence: watch::Sender<()>,
@@ -40,23 +40,23 @@ struct Known {
 struct Peer {
     address: String,
     /// What that is from here.
-    reach: OnceCell<Result<Address>>,
-    line: OnceCell<Line>,
+    connect_address: OnceCell<Result<Address>>,
+    data_connection: OnceCell<DataConnection>,
 }
 
 /// A connection and who waits for answers on it.
 #[derive(Debug)]
-struct Line {
+struct DataConnection {
     connection: Connection,
-    waiting: Arc<Mutex<Questions>>,
-    _hearing: Background,
+    pending: Arc<Mutex<PendingRequests>>,
+    _receiving: Background,
 }
 
 #[derive(Debug, Default)]
-struct Questions {
+struct PendingRequests {
     last: u64,
-    open: FxHashMap<u64, oneshot::Sender<(Answer, Incoming)>>,
-    is_over: bool,
+    open: FxHashMap<u64, oneshot::Sender<(DataReply, Incoming)>>,
+    is_closed: bool,
 }
 
 impl Peers {
@@ -69,9 +69,11 @@ impl Peers {
     }
 
     pub(crate) fn joined(&self, worker: WorkerId, address: String) {
-        let address = address::named(&address, &self.scheduler).map_or(address, |named| named.to_string());
-        let peer = Arc::new(Peer { address, reach: OnceCell::new(), line: OnceCell::new() });
-        self.lock().insert(worker, Known { peer, presence: watch::Sender::new(()) });
+        let address = address::resolve_wildcard(&address, &self.scheduler)
+            .map_or(address, |resolved| resolved.to_string());
+        let peer =
+            Arc::new(Peer { address, connect_address: OnceCell::new(), data_connection: OnceCell::new() });
+        self.lock().insert(worker, PeerEntry { peer, presence: watch::Sender::new(()) });
     }
 
     pub(crate) fn left(&self, worker: WorkerId) {
@@ -91,8 +93,8 @@ impl Peers {
     }
 
     /// Whether the worker was found to be where this end cannot connect to it.
-    pub(crate) fn is_out_of_reach(&self, worker: WorkerId) -> bool {
-        self.lock().get(&worker).is_some_and(|known| matches!(known.peer.reach.get(), Some(Err(_))))
+    pub(crate) fn is_unreachable(&self, worker: WorkerId) -> bool {
+        self.lock().get(&worker).is_some_and(|known| matches!(known.peer.connect_address.get(), Some(Err(_))))
     }
 
     /// The value, if the worker has it, and the path that it came over. It has no more than `bytes_max`: what is more is not
@@ -104,72 +106,79 @@ impl Peers {
         bytes_max: u64,
     ) -> Result<Option<(Value, &'static str)>> {
         let fetching = async {
-            let (answer, incoming, connection) =
-                self.ask(worker, |request| (Ask::Fetch { request, key }, Vec::new())).await?;
-            match answer {
-                Answer::Found { value, .. } => {
+            let (reply, incoming, connection) =
+                self.request(worker, |request| (DataRequest::Fetch { request, key }, Vec::new())).await?;
+            match reply {
+                DataReply::Found { value, .. } => {
                     let bytes = incoming.payload_len().saturating_add(value.len());
                     if bytes > bytes_max {
                         let why = format!("worker {worker} gives {bytes} bytes for a value of {bytes_max}");
                         return Err(Error::new(ErrorKind::Invalid, why));
                     }
                     let path = connection.path().chosen();
-                    Ok(Some((land(incoming, value, &connection).await?, path)))
+                    Ok(Some((receive_value(incoming, value, &connection).await?, path)))
                 }
-                Answer::Missing { .. } => Ok(None),
-                _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
+                DataReply::Missing { .. } => Ok(None),
+                _ => Err(unexpected_reply()),
             }
         };
-        self.while_there(worker, fetching).await
+        self.while_present(worker, fetching).await
     }
 
     /// Has the worker keep the value.
     pub(crate) async fn put(&self, worker: WorkerId, key: Key, value: &Value) -> Result<()> {
-        let putting = self.ask(worker, |request| {
-            let (value, frames) = pack(value);
-            (Ask::Put { request, key, value }, frames)
+        let putting = self.request(worker, |request| {
+            let (value, frames) = encode_value(value);
+            (DataRequest::Put { request, key, value }, frames)
         });
-        let (answer, ..) = self.while_there(worker, putting).await?;
-        match answer {
-            Answer::Kept { .. } => Ok(()),
-            Answer::Refused { failure, .. } => Err(failure.into()),
-            _ => Err(Error::new(ErrorKind::Invalid, "an answer to another question")),
+        let (reply, ..) = self.while_present(worker, putting).await?;
+        match reply {
+            DataReply::Kept { .. } => Ok(()),
+            DataReply::Refused { failure, .. } => Err(failure.into()),
+            _ => Err(unexpected_reply()),
         }
     }
 
     /// What comes of it, unless the worker is gone before that.
-    async fn while_there<T>(&self, worker: WorkerId, asking: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn while_present<T>(
+        &self,
+        worker: WorkerId,
+        operation: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let presence = self.lock().get(&worker).map(|known| known.presence.subscribe());
         let mut presence = presence.ok_or_else(|| gone(worker))?;
         tokio::select! {
             biased;
-            asked = asking => asked,
+            result = operation => result,
             _ = presence.changed() => Err(gone(worker)),
         }
     }
 
-    async fn ask(
+    async fn request(
         &self,
         worker: WorkerId,
-        question: impl FnOnce(u64) -> (Ask, Vec<towline::Buffer>),
-    ) -> Result<(Answer, Incoming, Connection)> {
+        build: impl FnOnce(u64) -> (DataRequest, Vec<towline::Buffer>),
+    ) -> Result<(DataReply, Incoming, Connection)> {
         let gone = || gone(worker);
         let peer = self.peer(worker).ok_or_else(gone)?;
-        let reach =
-            || async { address::reached(&self.endpoint, &peer.address.parse()?, &self.scheduler).await };
-        let address = peer.reach.get_or_init(reach).await.as_ref().map_err(Error::clone)?;
-        let line = peer.line.get_or_try_init(|| Line::to(&self.endpoint, address)).await?;
-        let (request, answered) = line.open().ok_or_else(gone)?;
-        let _question = Asked(line, request);
-        let (ask, frames) = question(request);
-        line.connection.send(Message::from_parts(postcard::to_allocvec(&ask)?, frames)).await?;
-        match within(&self.endpoint, ANSWER_TIME, answered).await {
-            Some(answered) => {
-                let (answer, incoming) = answered.map_err(|_| gone())?;
-                Ok((answer, incoming, line.connection.clone()))
+        let connect_address = || async {
+            address::connect_address(&self.endpoint, &peer.address.parse()?, &self.scheduler).await
+        };
+        let address =
+            peer.connect_address.get_or_init(connect_address).await.as_ref().map_err(Error::clone)?;
+        let data_connection =
+            peer.data_connection.get_or_try_init(|| DataConnection::to(&self.endpoint, address)).await?;
+        let (request, reply) = data_connection.open().ok_or_else(gone)?;
+        let _guard = PendingGuard(data_connection, request);
+        let (header, frames) = build(request);
+        data_connection.connection.send(Message::from_parts(postcard::to_allocvec(&header)?, frames)).await?;
+        match within(&self.endpoint, REPLY_TIMEOUT, reply).await {
+            Some(reply) => {
+                let (reply, incoming) = reply.map_err(|_| gone())?;
+                Ok((reply, incoming, data_connection.connection.clone()))
             }
             None => {
-                let why = format!("worker {worker} did not answer within {} s", ANSWER_TIME.as_secs());
+                let why = format!("worker {worker} did not answer within {} s", REPLY_TIMEOUT.as_secs());
                 Err(Error::new(ErrorKind::TimedOut, why))
             }
         }
@@ -179,82 +188,90 @@ impl Peers {
     fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
         let mut known = self.lock();
         let peer = &mut known.get_mut(&worker)?.peer;
-        if peer.line.get().is_some_and(Line::is_over) {
-            let Peer { address, reach, .. } = &**peer;
-            *peer = Arc::new(Peer { address: address.clone(), reach: reach.clone(), line: OnceCell::new() });
+        if peer.data_connection.get().is_some_and(DataConnection::is_closed) {
+            let Peer { address, connect_address, .. } = &**peer;
+            *peer = Arc::new(Peer {
+                address: address.clone(),
+                connect_address: connect_address.clone(),
+                data_connection: OnceCell::new(),
+            });
         }
         Some(peer.clone())
     }
 
-    fn lock(&self) -> MutexGuard<'_, FxHashMap<WorkerId, Known>> {
+    fn lock(&self) -> MutexGuard<'_, FxHashMap<WorkerId, PeerEntry>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn unexpected_reply() -> Error {
+    Error::new(ErrorKind::Invalid, "a reply of the wrong type")
 }
 
 fn gone(worker: WorkerId) -> Error {
     Error::new(ErrorKind::Lost, format!("worker {worker} is gone"))
 }
 
-impl Line {
+impl DataConnection {
     async fn to(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
-        let waiting = Arc::new(Mutex::new(Questions::default()));
-        let hearing = Background::of(endpoint);
+        let pending = Arc::new(Mutex::new(PendingRequests::default()));
+        let receiving = Background::of(endpoint);
         // However it ends, nobody waits on this line any more, and the next question takes a new one.
-        let over = AtEnd({
-            let waiting = waiting.clone();
+        let at_end = AtEnd({
+            let pending = pending.clone();
             move || {
-                let mut waiting = lock(&waiting);
-                waiting.is_over = true;
-                waiting.open.clear();
+                let mut pending = lock(&pending);
+                pending.is_closed = true;
+                pending.open.clear();
             }
         });
-        hearing.spawn(over.around(hear(connection.clone(), waiting.clone())));
-        Ok(Self { connection, waiting, _hearing: hearing })
+        receiving.spawn(at_end.around(receive_replies(connection.clone(), pending.clone())));
+        Ok(Self { connection, pending, _receiving: receiving })
     }
 
-    fn is_over(&self) -> bool {
-        lock(&self.waiting).is_over
+    fn is_closed(&self) -> bool {
+        lock(&self.pending).is_closed
     }
 
-    fn open(&self) -> Option<(u64, oneshot::Receiver<(Answer, Incoming)>)> {
-        let mut waiting = lock(&self.waiting);
-        if waiting.is_over {
+    fn open(&self) -> Option<(u64, oneshot::Receiver<(DataReply, Incoming)>)> {
+        let mut pending = lock(&self.pending);
+        if pending.is_closed {
             return None;
         }
-        waiting.last += 1;
-        let request = waiting.last;
-        let (answer, answered) = oneshot::channel();
-        waiting.open.insert(request, answer);
-        Some((request, answered))
+        pending.last += 1;
+        let request = pending.last;
+        let (reply_sender, reply) = oneshot::channel();
+        pending.open.insert(request, reply_sender);
+        Some((request, reply))
     }
 }
 
 /// A question that is no longer open once nobody waits for its answer.
-struct Asked<'a>(&'a Line, u64);
+struct PendingGuard<'a>(&'a DataConnection, u64);
 
-impl Drop for Asked<'_> {
+impl Drop for PendingGuard<'_> {
     fn drop(&mut self) {
-        lock(&self.0.waiting).open.remove(&self.1);
+        lock(&self.0.pending).open.remove(&self.1);
     }
 }
 
 /// Hands each answer to who asked. What nobody asked for, or nobody waits for any more, is rejected.
-async fn hear(connection: Connection, waiting: Arc<Mutex<Questions>>) {
+async fn receive_replies(connection: Connection, pending: Arc<Mutex<PendingRequests>>) {
     while let Ok(incoming) = connection.incoming().await {
-        let Ok(answer) = postcard::from_bytes::<Answer>(incoming.header()) else { break };
-        let asked = lock(&waiting).open.remove(&answer.request());
-        if let Some(asked) = asked {
-            let _ = asked.send((answer, incoming));
+        let Ok(reply) = postcard::from_bytes::<DataReply>(incoming.header()) else { break };
+        let reply_sender = lock(&pending).open.remove(&reply.request());
+        if let Some(reply_sender) = reply_sender {
+            let _ = reply_sender.send((reply, incoming));
         }
     }
 }
 
-fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
-    questions.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(pending: &Mutex<PendingRequests>) -> MutexGuard<'_, PendingRequests> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Answer {
+impl DataReply {
     const fn request(&self) -> u64 {
         match self {
             Self::Found { request, .. }
@@ -266,25 +283,29 @@ impl Answer {
 }
 
 /// The value as part of a header, and frames.
-pub(crate) fn pack(value: &Value) -> (Body, Vec<towline::Buffer>) {
-    if value.bytes.len() <= HERE_LEN_MAX {
-        (Body::Here(Blob(value.bytes.clone())), value.frames.clone())
+pub(crate) fn encode_value(value: &Value) -> (ValueBytes, Vec<towline::Buffer>) {
+    if value.bytes.len() <= INLINE_LEN_MAX {
+        (ValueBytes::Inline(Blob(value.bytes.clone())), value.frames.clone())
     } else {
         let first = towline::Buffer::from(value.bytes.clone());
-        (Body::FirstFrame, std::iter::once(first).chain(value.frames.iter().cloned()).collect())
+        (ValueBytes::FirstFrame, std::iter::once(first).chain(value.frames.iter().cloned()).collect())
     }
 }
 
 /// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
 /// sender's own.
-pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection) -> Result<Value> {
+pub(crate) async fn receive_value(
+    incoming: Incoming,
+    body: ValueBytes,
+    connection: &Connection,
+) -> Result<Value> {
     let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
     let in_host = |place| matches!(place, Place::Host | Place::Arena);
     let places = || incoming.frames().iter().map(|frame| frame.place);
     // Arenas arrive as they are where the path lends, and as host memory elsewhere. Large host frames are read out of their
     // sender's memory where the path can and memory is named for them.
-    let is_named = incoming.payload_len() >= NAMED_LEN_MIN && !places().any(|place| place == Place::Arena);
-    let message = if moves || places().all(in_host) && !is_named {
+    let is_direct = incoming.payload_len() >= DIRECT_LEN_MIN && !places().any(|place| place == Place::Arena);
+    let message = if moves || places().all(in_host) && !is_direct {
         incoming.accept().await?
     } else {
         let destination = |place| Destination::Place(if in_host(place) { Place::Host } else { place });
@@ -293,11 +314,11 @@ pub(crate) async fn land(incoming: Incoming, body: Body, connection: &Connection
     };
     let (_, mut frames) = message.into_parts();
     let bytes = match body {
-        Body::Here(Blob(bytes)) => bytes,
-        Body::FirstFrame if frames.is_empty() => {
+        ValueBytes::Inline(Blob(bytes)) => bytes,
+        ValueBytes::FirstFrame if frames.is_empty() => {
             return Err(Error::new(ErrorKind::Invalid, "a value without its first frame"));
         }
-        Body::FirstFrame => {
+        ValueBytes::FirstFrame => {
             let first = frames.remove(0);
             match first.try_into_bytes() {
                 Ok(bytes) => bytes,
@@ -314,7 +335,7 @@ mod tests {
 
     /// Answers each request for a value with these bytes, on one connection; how that checks what travels, and over how many
     /// streams.
-    async fn path_asked_for(scheduler: &str) -> (&'static str, usize) {
+    async fn path_of_fetch(scheduler: &str) -> (&'static str, usize) {
         let endpoint = Endpoint::new().unwrap();
         let listener = endpoint.listen(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
         let peers = Peers::new(endpoint, scheduler.parse().unwrap());
@@ -322,7 +343,7 @@ mod tests {
         let missing = async {
             let connection = listener.accept().await.unwrap();
             connection.recv().await.unwrap();
-            let answer = postcard::to_allocvec(&Answer::Missing { request: 1 }).unwrap();
+            let answer = postcard::to_allocvec(&DataReply::Missing { request: 1 }).unwrap();
             connection.send(Message::new(answer)).await.unwrap();
             (connection.path().integrity(), connection.path().streams())
         };
@@ -333,10 +354,10 @@ mod tests {
 
     #[tokio::test]
     async fn workers_are_reached_with_the_options_of_the_schedulers_address() {
-        let plain = path_asked_for("tcp://127.0.0.1:7100").await;
+        let plain = path_of_fetch("tcp://127.0.0.1:7100").await;
         assert_eq!(plain.1, 1);
-        let asked = path_asked_for("tcp://127.0.0.1:7100?integrity=crc32c&streams=3").await;
-        assert_eq!(asked, ("crc32c", 3), "{plain:?}");
+        let with_options = path_of_fetch("tcp://127.0.0.1:7100?integrity=crc32c&streams=3").await;
+        assert_eq!(with_options, ("crc32c", 3), "{plain:?}");
     }
 
     #[tokio::test]
@@ -346,23 +367,24 @@ mod tests {
         let peers = Peers::new(endpoint, listener.address().clone());
         peers.joined(7, listener.address().to_string());
         let key = Key::new(1, 1);
-        let liar = async {
+        let server = async {
             let connection = listener.accept().await.unwrap();
             for request in 1.. {
                 connection.recv().await.unwrap();
-                let answer = Answer::Found { request, value: Body::Here(Blob(vec![0; 10].into())) };
+                let answer =
+                    DataReply::Found { request, value: ValueBytes::Inline(Blob(vec![0; 10].into())) };
                 let header = postcard::to_allocvec(&answer).unwrap();
                 connection.send(Message::from_parts(header, vec![vec![0; 1000].into()])).await.unwrap();
             }
         };
-        let asked = async {
+        let fetches = async {
             let refused = peers.fetch(7, key, 1009).await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
             assert_eq!(peers.fetch(7, key, 1010).await.unwrap().unwrap().0.len(), 1010);
         };
         tokio::select! {
-            () = liar => {}
-            () = asked => {}
+            () = server => {}
+            () = fetches => {}
         }
     }
 }

@@ -111,14 +111,14 @@ impl<'de> Deserialize<'de> for Blob {
 
 /// What a task is to be called with. The scheduler does not look into it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Arguments {
+pub(crate) struct TaskArguments {
     pub(crate) bytes: Blob,
     pub(crate) placeholders: Vec<Placeholder>,
 }
 
-impl Arguments {
+impl TaskArguments {
     /// Whether any task may have them, with so many inputs.
-    pub(crate) fn may_be(&self, inputs: usize) -> bool {
+    pub(crate) fn are_within_limits(&self, inputs: usize) -> bool {
         self.bytes.0.len() <= ARGUMENTS_LEN_MAX
             && self.placeholders.len() <= INPUTS_MAX
             && inputs <= INPUTS_MAX
@@ -169,7 +169,7 @@ pub(crate) enum FromClient {
         key: Key,
         function: FunctionId,
         inputs: Vec<Key>,
-        arguments: Arguments,
+        arguments: TaskArguments,
     },
     /// This worker will have the data of that key from this client.
     Scatter {
@@ -185,7 +185,7 @@ pub(crate) enum FromClient {
         key: Key,
     },
     /// The worker did not give it.
-    Lacks {
+    FetchFailed {
         key: Key,
         worker: WorkerId,
     },
@@ -193,7 +193,7 @@ pub(crate) enum FromClient {
         request: u64,
         key: Key,
     },
-    HowIsIt {
+    GetStats {
         request: u64,
     },
 }
@@ -220,14 +220,14 @@ pub(crate) enum ToClient {
         failure: Arc<Failure>,
     },
     /// It was done, and is lost, and will be done again.
-    Again {
+    Recomputing {
         key: Key,
     },
     Holders {
         request: u64,
         workers: Vec<WorkerId>,
     },
-    SoItIs {
+    Stats {
         request: u64,
         stats: Stats,
     },
@@ -257,16 +257,16 @@ pub(crate) enum ToWorker {
         name: String,
         types: Types,
     },
-    Attempt(Assignment),
+    Assign(Assignment),
     /// The run is no longer wanted.
     Drop {
         key: Key,
-        run: Attempt,
+        attempt: Attempt,
     },
     /// Give it back if it has not begun.
     Recall {
         key: Key,
-        run: Attempt,
+        attempt: Attempt,
     },
     /// Nobody needs the data.
     Free {
@@ -280,11 +280,11 @@ pub(crate) enum ToWorker {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     pub(crate) key: Key,
-    pub(crate) run: Attempt,
+    pub(crate) attempt: Attempt,
     pub(crate) function: FunctionId,
     pub(crate) priority: Priority,
     pub(crate) inputs: Vec<Input>,
-    pub(crate) arguments: Arguments,
+    pub(crate) arguments: TaskArguments,
 }
 
 /// A result that a task needs.
@@ -312,27 +312,27 @@ pub(crate) enum FromWorker {
     /// It ran, and its result is here; a scattered one was run 0.
     Done {
         key: Key,
-        run: Attempt,
+        attempt: Attempt,
         bytes: u64,
         micros: u32,
     },
     Failed {
         key: Key,
-        run: Attempt,
+        attempt: Attempt,
         failure: Failure,
     },
     /// It was not begun: it was recalled, or these holders did not give these inputs.
     Returned {
         key: Key,
-        run: Attempt,
+        attempt: Attempt,
         lacking: Vec<(Key, WorkerId)>,
     },
     /// A copy of this is here as well.
-    Has {
+    HasCopy {
         key: Key,
     },
     /// So many bytes came from that worker, over that path.
-    Moved {
+    Transferred {
         from: WorkerId,
         path: String,
         bytes: u64,
@@ -343,7 +343,7 @@ pub(crate) enum FromWorker {
 
 /// The header of a message to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Ask {
+pub(crate) enum DataRequest {
     Fetch {
         request: u64,
         key: Key,
@@ -352,16 +352,16 @@ pub(crate) enum Ask {
     Put {
         request: u64,
         key: Key,
-        value: Body,
+        value: ValueBytes,
     },
 }
 
 /// The header of the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Answer {
+pub(crate) enum DataReply {
     Found {
         request: u64,
-        value: Body,
+        value: ValueBytes,
     },
     /// Fetched, it is not here.
     Missing {
@@ -378,16 +378,16 @@ pub(crate) enum Answer {
 
 /// A value's bytes: in the header where they are few, else the message's first frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Body {
-    Here(Blob),
+pub(crate) enum ValueBytes {
+    Inline(Blob),
     FirstFrame,
 }
 
-impl Body {
+impl ValueBytes {
     /// Bytes of it that are in the header.
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Here(Blob(bytes)) => bytes.len() as u64,
+            Self::Inline(Blob(bytes)) => bytes.len() as u64,
             Self::FirstFrame => 0,
         }
     }
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_empty_task_is_few_bytes() {
-        let arguments = Arguments::default();
+        let arguments = TaskArguments::default();
         let submit = FromClient::Submit { key: Key::new(1, 99), function: 0, inputs: Vec::new(), arguments };
         assert!(postcard::to_allocvec(&submit).unwrap().len() <= 8);
     }

@@ -69,8 +69,8 @@ pub(crate) struct Value {
 
 impl Value {
     pub(crate) fn of<T: Serialize>(value: &T) -> Result<Self> {
-        let (bytes, writing) = encode(value, false)?;
-        Ok(Self { bytes: bytes.into(), frames: writing.frames })
+        let (bytes, encoding) = encode(value, false)?;
+        Ok(Self { bytes: bytes.into(), frames: encoding.frames })
     }
 
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T> {
@@ -85,7 +85,7 @@ impl Value {
 
 /// Arguments, whose placeholders are to be filled by the values of `inputs`.
 #[derive(Debug)]
-pub(crate) struct WithPlaceholders {
+pub(crate) struct EncodedArguments {
     pub(crate) bytes: Vec<u8>,
     pub(crate) placeholders: Vec<Placeholder>,
     pub(crate) inputs: Vec<Key>,
@@ -100,22 +100,22 @@ pub(crate) struct Placeholder {
     pub(crate) input: u32,
 }
 
-impl WithPlaceholders {
+impl EncodedArguments {
     pub(crate) fn of<T: Serialize>(arguments: &T) -> Result<Self> {
-        let (bytes, writing) = encode(arguments, true)?;
-        let mut with_placeholders =
-            Self { bytes, placeholders: Vec::with_capacity(writing.placeholders.len()), inputs: Vec::new() };
+        let (bytes, encoding) = encode(arguments, true)?;
+        let mut encoded =
+            Self { bytes, placeholders: Vec::with_capacity(encoding.placeholders.len()), inputs: Vec::new() };
         let mut last = 0;
         let mut numbers = rustc_hash::FxHashMap::default();
-        for (at, key) in writing.placeholders {
+        for (at, key) in encoding.placeholders {
             let input = *numbers.entry(key).or_insert_with(|| {
-                with_placeholders.inputs.push(key);
-                with_placeholders.inputs.len() as u32 - 1
+                encoded.inputs.push(key);
+                encoded.inputs.len() as u32 - 1
             });
-            with_placeholders.placeholders.push(Placeholder { after: (at - last) as u32, input });
+            encoded.placeholders.push(Placeholder { after: (at - last) as u32, input });
             last = at;
         }
-        Ok(with_placeholders)
+        Ok(encoded)
     }
 }
 
@@ -158,7 +158,7 @@ pub(crate) fn substitute(
 
 /// What postcard cannot carry of the value being written, and where in its bytes it stands.
 #[derive(Debug, Default)]
-struct Writing {
+struct Encoding {
     /// Futures may stand here, and bulk data may not.
     is_arguments: bool,
     written: usize,
@@ -170,24 +170,24 @@ struct Writing {
 
 thread_local! {
     // Stacks, since what a type does while it is written or read is its own affair.
-    static WRITING: RefCell<Vec<Writing>> = const { RefCell::new(Vec::new()) };
-    static READING: RefCell<Vec<VecDeque<Buffer>>> = const { RefCell::new(Vec::new()) };
+    static ENCODING: RefCell<Vec<Encoding>> = const { RefCell::new(Vec::new()) };
+    static DECODING: RefCell<Vec<VecDeque<Buffer>>> = const { RefCell::new(Vec::new()) };
 }
 
-fn encode<T: Serialize>(value: &T, is_arguments: bool) -> Result<(Vec<u8>, Writing)> {
-    let turn = Turn::begin(&WRITING, Writing { is_arguments, ..Writing::default() });
-    let written = postcard::serialize_with_flavor(value, Counted(Vec::new()));
-    let writing = turn.end();
-    match (written, writing.refused) {
+fn encode<T: Serialize>(value: &T, is_arguments: bool) -> Result<(Vec<u8>, Encoding)> {
+    let guard = StackGuard::begin(&ENCODING, Encoding { is_arguments, ..Encoding::default() });
+    let written = postcard::serialize_with_flavor(value, CountingFlavor(Vec::new()));
+    let encoding = guard.end();
+    match (written, encoding.refused) {
         (_, Some(why)) => Err(Error::new(ErrorKind::Invalid, why)),
-        (written, None) => Ok((written?, writing)),
+        (written, None) => Ok((written?, encoding)),
     }
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8], frames: VecDeque<Buffer>) -> Result<T> {
-    let turn = Turn::begin(&READING, frames);
+    let guard = StackGuard::begin(&DECODING, frames);
     let read = postcard::take_from_bytes(bytes);
-    let frames_left = turn.end();
+    let frames_left = guard.end();
     let (value, bytes_left) = read?;
     if !bytes_left.is_empty() || !frames_left.is_empty() {
         return Err(Error::new(ErrorKind::Invalid, "more bytes than the type takes"));
@@ -196,19 +196,19 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], frames: VecDeque<Buffer>) -> Result
 }
 
 /// Bytes that know how many they are, so that a future knows where it stands.
-struct Counted(Vec<u8>);
+struct CountingFlavor(Vec<u8>);
 
-impl Counted {
+impl CountingFlavor {
     fn count(&self) {
-        WRITING.with_borrow_mut(|stack| {
-            if let Some(writing) = stack.last_mut() {
-                writing.written = self.0.len();
+        ENCODING.with_borrow_mut(|stack| {
+            if let Some(encoding) = stack.last_mut() {
+                encoding.written = self.0.len();
             }
         });
     }
 }
 
-impl postcard::ser_flavors::Flavor for Counted {
+impl postcard::ser_flavors::Flavor for CountingFlavor {
     type Output = Vec<u8>;
 
     fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
@@ -231,12 +231,12 @@ impl postcard::ser_flavors::Flavor for Counted {
 type Stack<T> = std::thread::LocalKey<RefCell<Vec<T>>>;
 
 /// A place on a thread's stack, given up at the latest when a panic passes.
-struct Turn<T: 'static> {
+struct StackGuard<T: 'static> {
     stack: &'static Stack<T>,
     ended: bool,
 }
 
-impl<T> Turn<T> {
+impl<T> StackGuard<T> {
     fn begin(stack: &'static Stack<T>, item: T) -> Self {
         stack.with_borrow_mut(|stack| stack.push(item));
         Self { stack, ended: false }
@@ -248,7 +248,7 @@ impl<T> Turn<T> {
     }
 }
 
-impl<T> Drop for Turn<T> {
+impl<T> Drop for StackGuard<T> {
     fn drop(&mut self) {
         if !self.ended {
             self.stack.with_borrow_mut(Vec::pop);
@@ -257,13 +257,13 @@ impl<T> Drop for Turn<T> {
 }
 
 /// Has `keep` note what stands here, which takes no bytes, if it may stand here.
-fn aside<S: Serializer>(
+fn serialize_out_of_band<S: Serializer>(
     serializer: S,
-    keep: impl FnOnce(&mut Writing) -> Result<(), &'static str>,
+    keep: impl FnOnce(&mut Encoding) -> Result<(), &'static str>,
 ) -> Result<S::Ok, S::Error> {
-    let kept = WRITING.with_borrow_mut(|stack| {
-        let writing = stack.last_mut().ok_or("it travels only to and from tasks")?;
-        keep(writing).inspect_err(|why| writing.refused = Some(why))
+    let kept = ENCODING.with_borrow_mut(|stack| {
+        let encoding = stack.last_mut().ok_or("it travels only to and from tasks")?;
+        keep(encoding).inspect_err(|why| encoding.refused = Some(why))
     });
     kept.map_err(S::Error::custom)?;
     serializer.serialize_unit()
@@ -271,11 +271,11 @@ fn aside<S: Serializer>(
 
 impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        aside(serializer, |writing| {
-            if writing.is_arguments {
+        serialize_out_of_band(serializer, |encoding| {
+            if encoding.is_arguments {
                 return Err("bulk data is no argument: scatter it, and pass the future");
             }
-            writing.frames.push(self.0.clone());
+            encoding.frames.push(self.0.clone());
             Ok(())
         })
     }
@@ -284,18 +284,18 @@ impl Serialize for Data {
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         <()>::deserialize(deserializer)?;
-        let frame = READING.with_borrow_mut(|stack| stack.last_mut().and_then(VecDeque::pop_front));
+        let frame = DECODING.with_borrow_mut(|stack| stack.last_mut().and_then(VecDeque::pop_front));
         frame.map(Self).ok_or_else(|| D::Error::custom("a frame is missing"))
     }
 }
 
 /// Leaves a placeholder for the value of `key`.
 pub(crate) fn serialize_placeholder<S: Serializer>(key: Key, serializer: S) -> Result<S::Ok, S::Error> {
-    aside(serializer, |writing| {
-        if !writing.is_arguments {
+    serialize_out_of_band(serializer, |encoding| {
+        if !encoding.is_arguments {
             return Err("a future is an argument of tasks, and nothing else");
         }
-        writing.placeholders.push((writing.written, key));
+        encoding.placeholders.push((encoding.written, key));
         Ok(())
     })
 }
@@ -304,9 +304,9 @@ pub(crate) fn serialize_placeholder<S: Serializer>(key: Key, serializer: S) -> R
 mod tests {
     use super::*;
 
-    struct Hole(u64);
+    struct TestFuture(u64);
 
-    impl Serialize for Hole {
+    impl Serialize for TestFuture {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             serialize_placeholder(Key::new(1, self.0), serializer)
         }
@@ -325,13 +325,12 @@ mod tests {
 
     #[test]
     fn a_future_stands_wherever_its_value_does() {
-        let arguments = (300u32, Hole(1), vec![Hole(2), Hole(1)], "end");
-        let with_placeholders = WithPlaceholders::of(&arguments).unwrap();
-        assert_eq!(with_placeholders.inputs, [Key::new(1, 1), Key::new(1, 2)]);
+        let arguments = (300u32, TestFuture(1), vec![TestFuture(2), TestFuture(1)], "end");
+        let encoded = EncodedArguments::of(&arguments).unwrap();
+        assert_eq!(encoded.inputs, [Key::new(1, 1), Key::new(1, 2)]);
         let one = Value::of(&(Data::from(vec![1]), 70_000u64)).unwrap();
         let two = Value::of(&(Data::from(vec![2, 2]), 5u64)).unwrap();
-        let whole =
-            substitute(&with_placeholders.bytes, &with_placeholders.placeholders, &[one, two], 1000).unwrap();
+        let whole = substitute(&encoded.bytes, &encoded.placeholders, &[one, two], 1000).unwrap();
         type Item = (Data, u64);
         let (number, first, list, end) = whole.read::<(u32, Item, Vec<Item>, String)>().unwrap();
         assert_eq!((number, first.1, end.as_str()), (300, 70_000, "end"));
@@ -346,7 +345,7 @@ mod tests {
         assert!(Value::of(&Data::default()).unwrap().read::<()>().is_err(), "a frame is left");
         assert!(Value::default().read::<Data>().is_err(), "a frame is missing");
         assert!(postcard::to_allocvec(&Data::default()).is_err(), "not on its way to a task");
-        let refused = WithPlaceholders::of(&(1, Data::default())).unwrap_err();
+        let refused = EncodedArguments::of(&(1, Data::default())).unwrap_err();
         assert!(refused.to_string().contains("scatter"), "{refused}");
         let placeholder = |after, input| [Placeholder { after, input }];
         assert!(substitute(&[1], &placeholder(2, 0), &[Value::default()], 1000).is_err());
@@ -371,6 +370,6 @@ mod tests {
             }
         }
         assert!(std::panic::catch_unwind(|| Value::of(&Mine)).is_err());
-        WRITING.with_borrow(|stack| assert!(stack.is_empty()));
+        ENCODING.with_borrow(|stack| assert!(stack.is_empty()));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use super::shell::Shell;
+use super::driver::ClientDriver;
 use crate::error::Result;
 use crate::protocol::Key;
 
@@ -21,13 +21,13 @@ pub struct Future<T> {
 
 #[derive(Debug)]
 struct Handle {
-    shell: Arc<Shell>,
+    driver: Arc<ClientDriver>,
     key: Key,
 }
 
 impl<T> Future<T> {
-    pub(crate) fn new(shell: Arc<Shell>, key: Key) -> Self {
-        Self { handle: Arc::new(Handle { shell, key }), result: PhantomData }
+    pub(crate) fn new(driver: Arc<ClientDriver>, key: Key) -> Self {
+        Self { handle: Arc::new(Handle { driver, key }), result: PhantomData }
     }
 
     pub(crate) fn key(&self) -> Key {
@@ -40,7 +40,7 @@ impl<T> Future<T> {
     /// Why it will never be: the task's error or panic, or that of a task that it needs; see
     /// [`ErrorKind`](crate::ErrorKind).
     pub async fn done(&self) -> Result<()> {
-        self.handle.shell.done(self.key()).await.map(drop)
+        self.handle.driver.done(self.key()).await.map(drop)
     }
 
     /// Waits for the result and has it come here, straight from a worker that has it. Cancel-safe.
@@ -51,13 +51,13 @@ impl<T> Future<T> {
     where
         T: DeserializeOwned,
     {
-        self.handle.shell.value(self.key()).await?.read()
+        self.handle.driver.value(self.key()).await?.read()
     }
 
     /// Gives the task up, and all that need it, if it is not done: they end with `Cancelled`. A function that is running runs to
     /// its end, for nothing.
     pub fn cancel(&self) {
-        self.handle.shell.cancel(self.key());
+        self.handle.driver.cancel(self.key());
     }
 
     /// Releases the result, as dropping the last handle does.
@@ -78,6 +78,6 @@ impl<T> fmt::Debug for Future<T> {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shell.release(self.key);
+        self.driver.release(self.key);
     }
 }

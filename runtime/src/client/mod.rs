@@ -1,8 +1,8 @@
 //! A client: describes tasks, and has their results where it asks for them.
 
 mod arguments;
+mod driver;
 mod future;
-mod shell;
 mod state;
 
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use serde::de::DeserializeOwned;
 use towline::{Address, Endpoint};
 
 pub use self::arguments::{Argument, Arguments};
+use self::driver::ClientDriver;
 pub use self::future::Future;
-use self::shell::Shell;
 #[cfg(test)]
 pub(crate) use self::state::{State, TRIES_MAX};
 use crate::background::{AtEnd, Background};
+use crate::batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Function;
-use crate::line;
 use crate::peers::Peers;
 use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
 use crate::stats::Stats;
-use crate::value::{Value, WithPlaceholders};
+use crate::value::{EncodedArguments, Value};
 
 /// Values that are gathered at the same time.
 const GATHERED_MAX: usize = 64;
@@ -61,9 +61,9 @@ const GATHERED_MAX: usize = 64;
 /// ```
 #[derive(Debug)]
 pub struct Client {
-    shell: Arc<Shell>,
+    driver: Arc<ClientDriver>,
     /// Hears the scheduler, and says what is to be said.
-    _listening: Background,
+    _receiving: Background,
     /// Whom the next scattered value goes to.
     next_worker: AtomicU32,
 }
@@ -76,16 +76,16 @@ impl Client {
     /// version.
     pub async fn connect(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
-        let number = line::greet(endpoint, &connection, Role::Client).await?;
-        let shell = Arc::new(Shell::new(number, Peers::new(endpoint.clone(), address.clone())));
-        let listening = Background::of(endpoint);
+        let number = batch::handshake(endpoint, &connection, Role::Client).await?;
+        let driver = Arc::new(ClientDriver::new(number, Peers::new(endpoint.clone(), address.clone())));
+        let receiving = Background::of(endpoint);
         // Nobody waits for what will not come, however this ends.
         let over = AtEnd({
-            let shell = shell.clone();
-            move || shell.end(&Error::environment_ended())
+            let driver = driver.clone();
+            move || driver.end(&Error::environment_ended())
         });
-        listening.spawn(over.around(shell.clone().listen(connection)));
-        Ok(Self { shell, _listening: listening, next_worker: AtomicU32::new(0) })
+        receiving.spawn(over.around(driver.clone().receive_messages(connection)));
+        Ok(Self { driver, _receiving: receiving, next_worker: AtomicU32::new(0) })
     }
 
     /// Has `function` run with these arguments: a tuple of values, and of futures in place of values. It does not wait: the task
@@ -97,17 +97,17 @@ impl Client {
     /// its tasks take [too much](crate::SchedulerBuilder::client_bytes_max) of the scheduler's memory;
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub fn submit<P, R>(&self, function: Function<P, R>, arguments: impl Arguments<P>) -> Result<Future<R>> {
-        let WithPlaceholders { bytes, placeholders, inputs } = WithPlaceholders::of(&arguments)?;
+        let EncodedArguments { bytes, placeholders, inputs } = EncodedArguments::of(&arguments)?;
         let (len, count) = (bytes.len(), placeholders.len());
-        let arguments = protocol::Arguments { bytes: Blob(bytes.into()), placeholders };
-        if !arguments.may_be(inputs.len()) {
+        let arguments = protocol::TaskArguments { bytes: Blob(bytes.into()), placeholders };
+        if !arguments.are_within_limits(inputs.len()) {
             let why = format!(
                 "the arguments take {len} bytes and {count} futures, and the limits are {ARGUMENTS_LEN_MAX} and {INPUTS_MAX}: scatter what is large"
             );
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
-        let key = self.shell.submit(function.name(), function.types(), inputs, arguments)?;
-        Ok(Future::new(self.shell.clone(), key))
+        let key = self.driver.submit(function.name(), function.types(), inputs, arguments)?;
+        Ok(Future::new(self.driver.clone(), key))
     }
 
     /// Submits a task for each of these arguments.
@@ -129,14 +129,14 @@ impl Client {
     pub async fn gather<T: DeserializeOwned>(&self, futures: &[Future<T>]) -> Result<Vec<T>> {
         let mut results = Vec::with_capacity(futures.len());
         let mut rest = futures.iter();
-        let mut under_way = FuturesOrdered::new();
+        let mut pending = FuturesOrdered::new();
         loop {
-            while under_way.len() < GATHERED_MAX
+            while pending.len() < GATHERED_MAX
                 && let Some(future) = rest.next()
             {
-                under_way.push_back(self.shell.value(future.key()));
+                pending.push_back(self.driver.value(future.key()));
             }
-            let Some(value) = under_way.next().await else { return Ok(results) };
+            let Some(value) = pending.next().await else { return Ok(results) };
             results.push(value?.read()?);
         }
     }
@@ -147,21 +147,21 @@ impl Client {
     /// [`Lost`](ErrorKind::Lost) without a worker, [`TooLarge`](ErrorKind::TooLarge) if the worker has no room.
     pub async fn scatter<T: Serialize>(&self, value: T) -> Result<Future<T>> {
         let value = Value::of(&value)?;
-        let mut workers = self.shell.peers().all();
+        let mut workers = self.driver.peers().all();
         if workers.is_empty() {
             // Those that joined before this answer are known with it.
-            self.shell.stats().await?;
-            workers = self.shell.peers().all();
+            self.driver.stats().await?;
+            workers = self.driver.peers().all();
         }
         let turn = self.next_worker.fetch_add(1, Ordering::Relaxed) as usize;
         let Some((worker, _)) = workers.get(turn % workers.len().max(1)) else {
             return Err(Error::new(ErrorKind::Lost, "no worker has joined"));
         };
-        let key = self.shell.scatter(*worker)?;
-        let future = Future::new(self.shell.clone(), key);
+        let key = self.driver.scatter(*worker)?;
+        let future = Future::new(self.driver.clone(), key);
         // It is the worker that says that it has it: what comes before the scheduler has heard of it would be freed.
-        self.shell.who_has(key).await?;
-        self.shell.peers().put(*worker, key, &value).await?;
+        self.driver.who_has(key).await?;
+        self.driver.peers().put(*worker, key, &value).await?;
         Ok(future)
     }
 
@@ -170,8 +170,8 @@ impl Client {
     /// # Errors
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub async fn who_has<T>(&self, future: &Future<T>) -> Result<Vec<String>> {
-        let workers = self.shell.who_has(future.key()).await?;
-        Ok(workers.into_iter().filter_map(|worker| self.shell.peers().address(worker)).collect())
+        let workers = self.driver.who_has(future.key()).await?;
+        Ok(workers.into_iter().filter_map(|worker| self.driver.peers().address(worker)).collect())
     }
 
     /// How the cluster is: workers, memory, tasks, and what moved between workers.
@@ -179,17 +179,17 @@ impl Client {
     /// # Errors
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub async fn stats(&self) -> Result<Stats> {
-        self.shell.stats().await
+        self.driver.stats().await
     }
 
     /// The addresses of the workers that have joined, as far as it was heard here.
     pub fn workers(&self) -> Vec<String> {
-        self.shell.peers().all().into_iter().map(|(_, address)| address).collect()
+        self.driver.peers().all().into_iter().map(|(_, address)| address).collect()
     }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        self.shell.end(&Error::closed());
+        self.driver.end(&Error::closed());
     }
 }

@@ -7,7 +7,7 @@ use std::task::{Poll, Waker};
 use rustc_hash::FxHashMap;
 
 use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::protocol::{Arguments, ClientId, FromClient, FunctionId, Key, ToClient, Types, WorkerId};
+use crate::protocol::{ClientId, FromClient, FunctionId, Key, TaskArguments, ToClient, Types, WorkerId};
 
 /// How often a result is asked for that its holders do not give.
 pub(crate) const TRIES_MAX: usize = 10;
@@ -21,8 +21,8 @@ pub(crate) struct State {
     last: u64,
     /// Why nothing more will be heard.
     end: Option<Error>,
-    words: Vec<FromClient>,
-    woken: Vec<Waker>,
+    messages: Vec<FromClient>,
+    wakers: Vec<Waker>,
 }
 
 #[derive(Debug)]
@@ -40,19 +40,19 @@ impl State {
             functions: FxHashMap::default(),
             last: 0,
             end: None,
-            words: Vec::new(),
-            woken: Vec::new(),
+            messages: Vec::new(),
+            wakers: Vec::new(),
         }
     }
 
     /// What is to be said since this was asked last.
-    pub(crate) fn take_words(&mut self) -> impl Iterator<Item = FromClient> {
-        self.words.drain(..)
+    pub(crate) fn take_messages(&mut self) -> impl Iterator<Item = FromClient> {
+        self.messages.drain(..)
     }
 
     /// Who is to be woken since this was asked last.
-    pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
-        mem::take(&mut self.woken)
+    pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
+        mem::take(&mut self.wakers)
     }
 
     /// Fails once nothing more will be heard.
@@ -67,52 +67,52 @@ impl State {
         name: &'static str,
         types: Types,
         inputs: Vec<Key>,
-        arguments: Arguments,
+        arguments: TaskArguments,
     ) -> Result<Key> {
         if inputs.iter().any(|input| input.client() != self.number) {
             return Err(Error::new(ErrorKind::Invalid, "a future of another client among the arguments"));
         }
         let key = self.new_key()?;
         let known = self.functions.len() as FunctionId;
-        let words = &mut self.words;
+        let messages = &mut self.messages;
         let function = *self.functions.entry((name, types)).or_insert_with(|| {
-            words.push(FromClient::Function { name: name.to_owned(), types });
+            messages.push(FromClient::Function { name: name.to_owned(), types });
             known
         });
-        words.push(FromClient::Submit { key, function, inputs, arguments });
+        messages.push(FromClient::Submit { key, function, inputs, arguments });
         Ok(key)
     }
 
     /// The worker will be given the data once the scheduler knows of it: it answers a question that is asked after this.
     pub(crate) fn scatter(&mut self, worker: WorkerId) -> Result<Key> {
         let key = self.new_key()?;
-        self.words.push(FromClient::Scatter { key, worker });
+        self.messages.push(FromClient::Scatter { key, worker });
         Ok(key)
     }
 
     pub(crate) fn cancel(&mut self, key: Key) {
-        self.words.push(FromClient::Cancel { key });
+        self.messages.push(FromClient::Cancel { key });
     }
 
     pub(crate) fn release(&mut self, key: Key) {
         self.tasks.remove(&key);
-        self.words.push(FromClient::Release { key });
+        self.messages.push(FromClient::Release { key });
     }
 
     /// Asks a question; its number.
-    pub(crate) fn ask(&mut self, question: impl FnOnce(u64) -> FromClient) -> Result<u64> {
+    pub(crate) fn request(&mut self, build: impl FnOnce(u64) -> FromClient) -> Result<u64> {
         let request = self.count()?;
-        self.words.push(question(request));
+        self.messages.push(build(request));
         Ok(request)
     }
 
     /// The worker did not give it: it is heard of again once the scheduler knows better.
-    pub(crate) fn lacks(&mut self, key: Key, worker: WorkerId) {
+    pub(crate) fn fetch_failed(&mut self, key: Key, worker: WorkerId) {
         if let Some(progress) = self.tasks.get_mut(&key)
             && matches!(progress, Progress::Done(holder, _) if *holder == worker)
         {
             *progress = Progress::Pending(Vec::new());
-            self.words.push(FromClient::Lacks { key, worker });
+            self.messages.push(FromClient::FetchFailed { key, worker });
         }
     }
 
@@ -149,13 +149,13 @@ impl State {
     }
 
     /// What the scheduler says of tasks, and of this client; of workers it says it to others.
-    pub(crate) fn heard(&mut self, word: ToClient) {
-        match word {
+    pub(crate) fn on_message(&mut self, message: ToClient) {
+        match message {
             ToClient::Done { key, worker, bytes } => self.set(key, Progress::Done(worker, bytes)),
             ToClient::Failed { key, failure } => {
                 self.set(key, Progress::Failed(Failure::clone(&failure).into()))
             }
-            ToClient::Again { key } => {
+            ToClient::Recomputing { key } => {
                 if let Some(progress @ Progress::Done(..)) = self.tasks.get_mut(&key) {
                     *progress = Progress::Pending(Vec::new());
                 }
@@ -163,7 +163,7 @@ impl State {
             ToClient::Joined { .. }
             | ToClient::Left { .. }
             | ToClient::Holders { .. }
-            | ToClient::SoItIs { .. } => {}
+            | ToClient::Stats { .. } => {}
             // What ended with it says why.
             ToClient::Refused(failure) => {
                 self.end(&failure.refused("the scheduler turned this client away").into())
@@ -176,7 +176,7 @@ impl State {
         self.end.get_or_insert_with(|| error.clone());
         for progress in self.tasks.values_mut() {
             if let Progress::Pending(wakers) = progress {
-                self.woken.append(wakers);
+                self.wakers.append(wakers);
             }
         }
     }
@@ -185,7 +185,7 @@ impl State {
         if let Some(before) = self.tasks.get_mut(&key)
             && let Progress::Pending(wakers) = mem::replace(before, progress)
         {
-            self.woken.extend(wakers);
+            self.wakers.extend(wakers);
         }
     }
 

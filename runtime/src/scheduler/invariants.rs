@@ -30,13 +30,13 @@ impl State {
         for (_, task) in self.all() {
             for input in &task.inputs {
                 named.insert(*input);
-                *waiters.entry(*input).or_default() += u32::from(task.is_on_its_way());
+                *waiters.entry(*input).or_default() += u32::from(task.is_in_progress());
             }
         }
         for (index, task) in self.all() {
             let at = At(index, task);
             assert_eq!(task.waiters, waiters.get(&index).copied().unwrap_or(0), "waiters of {at:?}");
-            assert_eq!(task.dependents.are_none(), !named.contains(&index), "dependents of {at:?}");
+            assert_eq!(task.dependents.is_empty(), !named.contains(&index), "dependents of {at:?}");
             assert!(task.wanted || named.contains(&index), "nobody names {at:?}");
             assert!(!task.wanted || self.clients.contains_key(&task.key.client()), "no client wants {at:?}");
             self.check_stage(&at);
@@ -44,7 +44,7 @@ impl State {
         for (id, worker) in &self.workers {
             let sent = self.sent_to(*id, |task| !matches!(task.origin, Origin::Scattered));
             assert_eq!(worker.sent, sent, "sent to {id}");
-            let bytes = sent.iter().map(|index| self.tasks[*index].order_bytes()).sum::<usize>();
+            let bytes = sent.iter().map(|index| self.tasks[*index].assignment_bytes()).sum::<usize>();
             assert_eq!(worker.sent_bytes, bytes, "bytes sent to {id}");
             let expected = self.sent_to(*id, |task| matches!(task.origin, Origin::Scattered));
             assert_eq!(worker.expected, expected, "expected at {id}");
@@ -53,16 +53,12 @@ impl State {
             assert_eq!(worker.bytes, holds.map(|(_, task)| task.bytes).sum::<u64>(), "bytes at {id}");
             assert!(worker.suspect.is_none_or(|suspect| worker.sent.contains(&suspect)), "suspect of {id}");
             assert_eq!(worker.queue.micros(), self.micros_in(QueueId::Worker(*id)), "queue of {id}");
-            assert_eq!(
-                worker.queue.is_empty(),
-                self.is_queue_id_empty(QueueId::Worker(*id)),
-                "queue of {id}"
-            );
+            assert_eq!(worker.queue.is_empty(), self.is_queue_empty(QueueId::Worker(*id)), "queue of {id}");
             assert!(worker.queue.is_empty() || !worker.sent.is_empty(), "{id} has nothing to do");
         }
         for (queue_id, queue) in [(QueueId::Roots, &self.roots), (QueueId::Suspects, &self.suspects)] {
             assert_eq!(queue.micros(), self.micros_in(queue_id), "{queue_id:?}");
-            assert_eq!(queue.is_empty(), self.is_queue_id_empty(queue_id), "{queue_id:?}");
+            assert_eq!(queue.is_empty(), self.is_queue_empty(queue_id), "{queue_id:?}");
         }
     }
 
@@ -86,16 +82,16 @@ impl State {
             }
             Stage::Ready { queue_id, .. } => {
                 assert!(task.inputs.iter().all(is_done), "ready without its inputs: {at:?}");
-                let has_queue_id = match queue_id {
+                let is_in_right_queue = match queue_id {
                     QueueId::Worker(id) => self.workers.contains_key(id),
                     QueueId::Roots => task.inputs.is_empty(),
                     QueueId::Suspects => task.is_suspect(),
                 };
-                assert!(has_queue_id, "in the wrong queue id: {at:?}");
+                assert!(is_in_right_queue, "in the wrong queue id: {at:?}");
             }
             Stage::Sent { worker, .. } => {
-                let record = &self.workers[worker];
-                assert!(record.sent.contains(&index) != record.expected.contains(&index), "not sent: {at:?}");
+                let entry = &self.workers[worker];
+                assert!(entry.sent.contains(&index) != entry.expected.contains(&index), "not sent: {at:?}");
             }
             _ => {}
         }
@@ -111,14 +107,14 @@ impl State {
     }
 
     fn micros_in(&self, queue_id: QueueId) -> u64 {
-        self.in_queue_id(queue_id).sum()
+        self.in_queue(queue_id).sum()
     }
 
-    fn is_queue_id_empty(&self, queue_id: QueueId) -> bool {
-        self.in_queue_id(queue_id).next().is_none()
+    fn is_queue_empty(&self, queue_id: QueueId) -> bool {
+        self.in_queue(queue_id).next().is_none()
     }
 
-    fn in_queue_id(&self, queue_id: QueueId) -> impl Iterator<Item = u64> {
+    fn in_queue(&self, queue_id: QueueId) -> impl Iterator<Item = u64> {
         self.all().filter_map(move |(_, task)| match task.stage {
             Stage::Ready { queue_id: at, micros } if at == queue_id => Some(micros),
             _ => None,

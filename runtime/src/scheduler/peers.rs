@@ -19,7 +19,7 @@ const SENT_BYTES_MAX: usize = 4 << 20;
 const RUNNING_BYTES_MAX: usize = 128 << 20;
 
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(crate) struct WorkerEntry {
     pub(crate) offer: Offer,
     /// Ready tasks that shall run here.
     pub(crate) queue: Queue,
@@ -40,7 +40,7 @@ pub(crate) struct Worker {
     pub(crate) runs_done: u64,
 }
 
-impl Worker {
+impl WorkerEntry {
     pub(crate) fn new(offer: Offer) -> Self {
         Self {
             offer,
@@ -90,7 +90,7 @@ impl Worker {
 
 /// What the scheduler knows of a client.
 #[derive(Debug, Default)]
-pub(crate) struct Client {
+pub(crate) struct ClientEntry {
     /// The client's ids of functions, as ours.
     pub(crate) functions: Vec<FunctionId>,
     /// Those of them that it was the first to name.
@@ -99,7 +99,7 @@ pub(crate) struct Client {
     pub(crate) bytes: u64,
 }
 
-impl Client {
+impl ClientEntry {
     /// Its next function has that name.
     pub(crate) fn name(
         &mut self,
@@ -125,11 +125,11 @@ impl Client {
 #[derive(Debug, Default)]
 pub(crate) struct Functions {
     ids: FxHashMap<(Arc<str>, Types), FunctionId>,
-    known: Vec<Function>,
+    known: Vec<FunctionEntry>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Function {
+pub(crate) struct FunctionEntry {
     pub(crate) name: Arc<str>,
     pub(crate) types: Types,
     micros: Option<u64>,
@@ -150,12 +150,12 @@ impl Functions {
         }
         let id = self.known.len() as FunctionId;
         self.ids.insert((name.clone(), types), id);
-        self.known.push(Function { name, types, micros: None });
+        self.known.push(FunctionEntry { name, types, micros: None });
         Ok(id)
     }
 
-    pub(crate) fn since(&self, told: usize) -> &[Function] {
-        &self.known[told..]
+    pub(crate) fn since(&self, sent: usize) -> &[FunctionEntry] {
+        &self.known[sent..]
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -171,7 +171,7 @@ impl Functions {
         self.known[id as usize].micros.unwrap_or(HORIZON_MICROS)
     }
 
-    pub(crate) fn ran(&mut self, id: FunctionId, micros: u32) {
+    pub(crate) fn record_duration(&mut self, id: FunctionId, micros: u32) {
         let known = &mut self.known[id as usize].micros;
         let micros = u64::from(micros).max(1);
         *known = Some(known.map_or(micros, |before| (3 * before + micros) / 4).max(1));

@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 
 use rustc_hash::FxHashMap;
 
-use super::peers::Worker;
+use super::peers::WorkerEntry;
 use super::queue::Queue;
 use super::state::{Action, State};
 use super::task::{Index, Origin, QueueId, Stage, Task};
@@ -17,7 +17,7 @@ use crate::protocol::{Assignment, Input, Priority, ToWorker, WorkerId};
 const BYTES_PER_MICRO: u64 = 1_000;
 const FETCH_MICROS: u64 = 50;
 /// Of many holders a worker is told so many.
-const HOLDERS_TOLD_MAX: usize = 4;
+const HOLDERS_SENT_MAX: usize = 4;
 
 /// How long it takes to another worker.
 fn fetch_micros(input: &Task) -> u64 {
@@ -69,15 +69,15 @@ impl State {
     }
 
     /// It leaves its queue id, or its worker.
-    pub(super) fn leave(&mut self, index: Index) {
+    pub(super) fn detach(&mut self, index: Index) {
         match self.tasks[index].stage {
             Stage::Ready { queue_id, micros } => {
                 if let Some(queue) = self.queue_id(queue_id) {
-                    queue.forget(micros);
+                    queue.remove(micros);
                 }
             }
             Stage::Sent { worker, micros, recalled, .. } => {
-                let bytes = self.tasks[index].order_bytes();
+                let bytes = self.tasks[index].assignment_bytes();
                 let Some(worker) = self.workers.get_mut(&worker) else { return };
                 if worker.expected.remove(&index) {
                     return;
@@ -104,7 +104,7 @@ impl State {
             all += micros;
             input.holders.iter().for_each(|holder| *here.entry(*holder).or_default() += micros);
         }
-        let done = |(id, worker): (&WorkerId, &Worker)| {
+        let done = |(id, worker): (&WorkerId, &WorkerEntry)| {
             (u128::from(worker.wait_micros()) + all - here.get(id).unwrap_or(&0), *id)
         };
         fitting.map(done).min().map(|(_, id)| id)
@@ -120,7 +120,7 @@ impl State {
     }
 
     /// Whether its inputs take less than that to that worker.
-    fn comes_within(&self, index: Index, worker: WorkerId, micros_max: u64) -> bool {
+    fn is_fetched_within(&self, index: Index, worker: WorkerId, micros_max: u64) -> bool {
         let mut inputs = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
         let mut micros = 0u64;
         // No more of them are looked at than the answer takes.
@@ -138,9 +138,9 @@ impl State {
     }
 
     /// Gives workers what they have room for: who has least to do first. Whether that was all, and not as much as is said at once.
-    pub(super) fn place(&mut self) -> bool {
+    pub(super) fn place_ready(&mut self) -> bool {
         // With many workers, most words make nothing ready.
-        let nothing = |worker: &Worker| worker.queue.is_empty();
+        let nothing = |worker: &WorkerEntry| worker.queue.is_empty();
         if self.roots.is_empty() && self.suspects.is_empty() && self.workers.values().all(nothing) {
             return true;
         }
@@ -151,7 +151,7 @@ impl State {
             .map(|(id, worker)| Reverse((worker.wait_micros(), worker.sent.len(), *id)))
             .collect();
         while let Some(Reverse((_, _, id))) = open.pop() {
-            if self.has_said_much() {
+            if self.output_is_full() {
                 return false;
             }
             let Some(index) = self.next_for(id) else { continue };
@@ -174,20 +174,20 @@ impl State {
         let suspect = suspect.filter(|(_, index)| self.fits(*index, id));
         match [own, root, suspect].into_iter().flatten().min() {
             Some((_, index)) => Some(index),
-            None => self.stolen_for(id),
+            None => self.steal_for(id),
         }
     }
 
     /// What waits for a busier worker and would be done earlier here.
-    fn stolen_for(&mut self, id: WorkerId) -> Option<Index> {
+    fn steal_for(&mut self, id: WorkerId) -> Option<Index> {
         let here = self.workers[&id].wait_micros();
         // Who has room takes its own by itself.
-        let is_busy = |worker: &Worker| !worker.queue.is_empty() && !worker.has_room();
+        let is_busy = |worker: &WorkerEntry| !worker.queue.is_empty() && !worker.has_room();
         let busiest = self.workers.iter().filter(|(other, worker)| **other != id && is_busy(worker));
         let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
         let first = self.workers.get_mut(&victim)?.queue.first(&self.tasks, QueueId::Worker(victim));
         if let Some((_, index)) = first
-            && self.comes_within(index, id, there.saturating_sub(here))
+            && self.is_fetched_within(index, id, there.saturating_sub(here))
             && self.fits(index, id)
         {
             return Some(index);
@@ -196,33 +196,33 @@ impl State {
     }
 
     fn send(&mut self, id: WorkerId, index: Index) {
-        self.leave(index);
+        self.detach(index);
         let task = &self.tasks[index];
         let Origin::Function { function, arguments } = &task.origin else { return };
         let input = |input: &Index| {
             let input = &self.tasks[*input];
             let near = input.holders.iter().filter(|holder| **holder == id);
             let far = input.holders.iter().filter(|holder| **holder != id);
-            let holders = near.chain(far).take(HOLDERS_TOLD_MAX).copied().collect();
+            let holders = near.chain(far).take(HOLDERS_SENT_MAX).copied().collect();
             Input { key: input.key, bytes: input.bytes, holders }
         };
-        self.runs += 1;
-        let (function, run) = (*function, self.runs);
-        let order = Assignment {
+        self.last_attempt += 1;
+        let (function, attempt) = (*function, self.last_attempt);
+        let assignment = Assignment {
             key: task.key,
-            run,
+            attempt,
             function,
             priority: task.priority,
             inputs: task.inputs.iter().map(input).collect(),
             arguments: arguments.clone(),
         };
-        let (is_suspect, bytes) = (task.is_suspect(), task.order_bytes());
-        self.said_bytes += bytes;
+        let (is_suspect, bytes) = (task.is_suspect(), task.assignment_bytes());
+        self.output_bytes += bytes;
         let micros = self.functions.micros(function);
         let Some(worker) = self.workers.get_mut(&id) else { return };
         for function in self.functions.since(worker.functions) {
-            let word = ToWorker::Function { name: function.name.to_string(), types: function.types };
-            self.actions.push(Action::Worker(id, word));
+            let message = ToWorker::Function { name: function.name.to_string(), types: function.types };
+            self.actions.push(Action::Worker(id, message));
         }
         worker.functions = self.functions.len();
         worker.sent.insert(index);
@@ -231,14 +231,14 @@ impl State {
         if is_suspect {
             worker.suspect = Some(index);
         }
-        self.tasks.set_stage(index, Stage::Sent { worker: id, run, micros, recalled: false });
-        tracing::trace!(key = ?order.key, run, worker = id, "given");
-        self.actions.push(Action::Worker(id, ToWorker::Attempt(order)));
+        self.tasks.set_stage(index, Stage::Sent { worker: id, attempt, micros, recalled: false });
+        tracing::trace!(key = ?assignment.key, attempt, worker = id, "given");
+        self.actions.push(Action::Worker(id, ToWorker::Assign(assignment)));
     }
 
     /// Asks back what was sent to a worker, cannot have begun there, and would be done earlier at one that has nothing to do.
-    pub(super) fn balance(&mut self) {
-        let is_idle = |worker: &Worker| worker.sent.is_empty() && worker.queue.is_empty();
+    pub(super) fn rebalance(&mut self) {
+        let is_idle = |worker: &WorkerEntry| worker.sent.is_empty() && worker.queue.is_empty();
         let idle: Vec<_> =
             self.workers.iter().filter(|(_, worker)| is_idle(worker)).map(|(id, _)| *id).collect();
         let mut wanted = idle.iter().map(|id| self.workers[id].offer.slots as usize).sum::<usize>();
@@ -263,7 +263,8 @@ impl State {
         let is_worth_it = |index: &Index| {
             let Stage::Sent { recalled: false, micros, .. } = self.tasks[*index].stage else { return false };
             let there = worker.wait_micros() - micros / u64::from(worker.offer.slots.max(1));
-            idle.iter().any(|idle| self.comes_within(*index, *idle, there) && self.may_run(*index, *idle))
+            idle.iter()
+                .any(|idle| self.is_fetched_within(*index, *idle, there) && self.may_run(*index, *idle))
         };
         let mut last: Vec<(Priority, Index)> =
             worker.sent.iter().map(|index| (self.tasks[*index].priority, *index)).collect();
@@ -274,10 +275,10 @@ impl State {
 
     fn recall(&mut self, id: WorkerId, index: Index) {
         let task = &mut self.tasks[index];
-        let (key, Stage::Sent { run, recalled, .. }) = (task.key, &mut task.stage) else { return };
+        let (key, Stage::Sent { attempt, recalled, .. }) = (task.key, &mut task.stage) else { return };
         *recalled = true;
-        tracing::trace!(?key, run = *run, worker = id, "asked back");
-        self.actions.push(Action::Worker(id, ToWorker::Recall { key, run: *run }));
+        tracing::trace!(?key, attempt = *attempt, worker = id, "asked back");
+        self.actions.push(Action::Worker(id, ToWorker::Recall { key, attempt: *attempt }));
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.recalled += 1;
         }

@@ -34,7 +34,7 @@ impl Queue {
     }
 
     /// One of them is taken, or was never meant to be here.
-    pub(crate) fn forget(&mut self, micros: u64) {
+    pub(crate) fn remove(&mut self, micros: u64) {
         self.len -= 1;
         self.micros -= micros;
         if self.len == 0 {

@@ -22,7 +22,7 @@ pub(crate) struct StallTimeout {
 struct Stall {
     since: Duration,
     /// The run that was last begun, and the task that was last submitted.
-    run: Attempt,
+    attempt: Attempt,
     number: u64,
 }
 
@@ -46,9 +46,9 @@ impl State {
             self.stall_timeout.stall = None;
             return;
         }
-        let begun = Stall { since: now, run: self.runs, number: self.next_number };
+        let begun = Stall { since: now, attempt: self.last_attempt, number: self.next_number };
         let stall = *self.stall_timeout.stall.get_or_insert(begun);
-        if stall.run != self.runs {
+        if stall.attempt != self.last_attempt {
             self.stall_timeout.stall = Some(begun);
             return;
         }
@@ -90,7 +90,7 @@ impl State {
             full.flat_map(|(id, worker)| worker.holds.iter().map(|index| (*index, *id))).collect();
         for (index, id) in copies {
             if self.tasks[index].holders.len() > 1 {
-                self.unhold(index, id);
+                self.free_copy(index, id);
             }
         }
     }

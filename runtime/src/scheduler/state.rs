@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use super::peers::{Client, Functions, Worker};
+use super::peers::{ClientEntry, Functions, WorkerEntry};
 use super::queue::Queue;
 use super::stall_timeout::StallTimeout;
-use super::stats::Counts;
+use super::stats::SchedulerCounts;
 use super::task::{Dependents, Index, Origin, Stage, Task, Tasks};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{
-    Arguments, Attempt, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer, Priority,
+    Attempt, ClientId, FromClient, FromWorker, FunctionId, INPUTS_MAX, Key, Offer, Priority, TaskArguments,
     ToClient, ToWorker, VALUE_LEN_MAX, WorkerId,
 };
 
@@ -26,25 +26,25 @@ const CLIENTS_MAX: ClientId = 1 << 24;
 const TASKS_MAX: usize = 16 << 20;
 /// From here on what was decided is to be said before more is heard.
 const ACTIONS_MAX: usize = 1024;
-const SAID_BYTES_MAX: usize = 256 << 10;
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
 
 /// The scheduler's mind.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(super) tasks: Tasks,
-    pub(super) workers: BTreeMap<WorkerId, Worker>,
-    pub(super) clients: BTreeMap<ClientId, Client>,
+    pub(super) workers: BTreeMap<WorkerId, WorkerEntry>,
+    pub(super) clients: BTreeMap<ClientId, ClientEntry>,
     pub(super) functions: Functions,
     /// Ready tasks for any worker.
     pub(super) roots: Queue,
     pub(super) suspects: Queue,
     pub(super) actions: Vec<Action>,
-    pub(super) runs: Attempt,
+    pub(super) last_attempt: Attempt,
     pub(super) stall_timeout: StallTimeout,
-    pub(super) counts: Counts,
+    pub(super) counts: SchedulerCounts,
     /// Of what the actions say, roughly, beside the actions themselves.
-    pub(super) said_bytes: usize,
-    is_cut_short: bool,
+    pub(super) output_bytes: usize,
+    has_more_output: bool,
     /// What the tasks of one client may take here.
     client_bytes_max: Option<u64>,
     next_client: ClientId,
@@ -94,22 +94,22 @@ impl State {
     /// What is to be said since this was asked last. To be asked when all that was heard was told, since what is ready is
     /// placed only now; and again while it is cut short.
     pub(crate) fn take_actions(&mut self) -> Vec<Action> {
-        self.is_cut_short = !self.place();
-        if !self.is_cut_short {
-            self.balance();
+        self.has_more_output = !self.place_ready();
+        if !self.has_more_output {
+            self.rebalance();
         }
-        self.said_bytes = 0;
+        self.output_bytes = 0;
         std::mem::take(&mut self.actions)
     }
 
     /// More is to be said than was taken.
-    pub(crate) fn is_cut_short(&self) -> bool {
-        self.is_cut_short
+    pub(crate) fn has_more_output(&self) -> bool {
+        self.has_more_output
     }
 
     /// So much is to be said by now that it should be, before more is heard: answers may be much larger than their questions.
-    pub(crate) fn has_said_much(&self) -> bool {
-        self.actions.len() >= ACTIONS_MAX || self.said_bytes >= SAID_BYTES_MAX
+    pub(crate) fn output_is_full(&self) -> bool {
+        self.actions.len() >= ACTIONS_MAX || self.output_bytes >= OUTPUT_BYTES_MAX
     }
 
     /// What the tasks of one client may take here, in bytes.
@@ -131,8 +131,8 @@ impl State {
             return Err(Violation::protocol("too many clients joined"));
         }
         let client = self.next_client;
-        self.clients.insert(client, Client::default());
-        for (worker, Worker { offer, .. }) in &self.workers {
+        self.clients.insert(client, ClientEntry::default());
+        for (worker, WorkerEntry { offer, .. }) in &self.workers {
             let joined = ToClient::Joined { worker: *worker, address: offer.address.clone() };
             self.actions.push(Action::Client(client, joined));
         }
@@ -146,13 +146,17 @@ impl State {
             // Releasing one may have forgotten others.
             if self.tasks.get(index).is_some_and(|task| task.key.client() == client) {
                 self.tasks[index].wanted = false;
-                self.unneeded(index);
+                self.release_unneeded(index);
             }
         }
     }
 
-    pub(crate) fn client_said(&mut self, client: ClientId, word: FromClient) -> Result<(), Violation> {
-        match word {
+    pub(crate) fn on_client_message(
+        &mut self,
+        client: ClientId,
+        message: FromClient,
+    ) -> Result<(), Violation> {
+        match message {
             FromClient::Function { name, types } => {
                 let client = self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?;
                 client.name(&mut self.functions, &name, types)
@@ -162,35 +166,35 @@ impl State {
             }
             FromClient::Scatter { key, worker } => self.scattered(client, key, worker),
             FromClient::Release { key } => {
-                let index = self.own(client, key)?;
+                let index = self.owned_task(client, key)?;
                 self.tasks[index].wanted = false;
-                self.unneeded(index);
+                self.release_unneeded(index);
                 Ok(())
             }
             FromClient::Cancel { key } => {
-                let index = self.own(client, key)?;
-                if self.tasks[index].is_on_its_way() {
+                let index = self.owned_task(client, key)?;
+                if self.tasks[index].is_in_progress() {
                     self.fail_with(index, ErrorKind::Cancelled, "its client cancelled it");
                 }
                 Ok(())
             }
-            FromClient::Lacks { key, worker } => {
-                let index = self.own(client, key)?;
-                self.strike(index, worker);
-                self.tell(index);
+            FromClient::FetchFailed { key, worker } => {
+                let index = self.owned_task(client, key)?;
+                self.fetch_failed(index, worker);
+                self.notify_client(index);
                 Ok(())
             }
             FromClient::WhoHas { request, key } => {
-                let index = self.own(client, key)?;
+                let index = self.owned_task(client, key)?;
                 let workers = self.tasks[index].holders.clone();
-                self.said_bytes += workers.len() * size_of::<WorkerId>();
+                self.output_bytes += workers.len() * size_of::<WorkerId>();
                 self.actions.push(Action::Client(client, ToClient::Holders { request, workers }));
                 Ok(())
             }
-            FromClient::HowIsIt { request } => {
+            FromClient::GetStats { request } => {
                 let stats = self.stats();
-                self.said_bytes += stats.len_bytes();
-                self.actions.push(Action::Client(client, ToClient::SoItIs { request, stats }));
+                self.output_bytes += stats.len_bytes();
+                self.actions.push(Action::Client(client, ToClient::Stats { request, stats }));
                 Ok(())
             }
         }
@@ -202,15 +206,15 @@ impl State {
         key: Key,
         function: FunctionId,
         inputs: &[Key],
-        arguments: Arguments,
+        arguments: TaskArguments,
     ) -> Result<(), Violation> {
         let known = &self.clients.get(&client).ok_or(UNKNOWN_CLIENT)?.functions;
         let function =
             *known.get(function as usize).ok_or(Violation::protocol("a function without a name"))?;
-        if !arguments.may_be(inputs.len()) {
+        if !arguments.are_within_limits(inputs.len()) {
             return Err(Violation::limit("a task with more arguments than it may have"));
         }
-        let inputs = inputs.iter().map(|input| self.own(client, *input)).collect::<Result<_, _>>()?;
+        let inputs = inputs.iter().map(|input| self.owned_task(client, *input)).collect::<Result<_, _>>()?;
         let origin = Origin::Function { function, arguments };
         let index = self.insert(client, key, origin, inputs)?;
         self.activate(index);
@@ -220,9 +224,9 @@ impl State {
     fn scattered(&mut self, client: ClientId, key: Key, worker: WorkerId) -> Result<(), Violation> {
         let index = self.insert(client, key, Origin::Scattered, [].into())?;
         match self.workers.get_mut(&worker) {
-            Some(record) => {
-                record.expected.insert(index);
-                self.tasks.set_stage(index, Stage::Sent { worker, run: 0, micros: 0, recalled: false });
+            Some(entry) => {
+                entry.expected.insert(index);
+                self.tasks.set_stage(index, Stage::Sent { worker, attempt: 0, micros: 0, recalled: false });
             }
             None => self.activate(index),
         }
@@ -274,27 +278,27 @@ impl State {
         }))
     }
 
-    fn own(&self, client: ClientId, key: Key) -> Result<Index, Violation> {
+    fn owned_task(&self, client: ClientId, key: Key) -> Result<Index, Violation> {
         let index = self.tasks.find(key).filter(|_| key.client() == client);
         let index = index.filter(|index| self.tasks[*index].wanted);
         index.ok_or(Violation::protocol("a key that it has not, or has released"))
     }
 
     /// Tells the client how far its task is, if it is at an end.
-    pub(super) fn tell(&mut self, index: Index) {
+    pub(super) fn notify_client(&mut self, index: Index) {
         let Task { key, wanted, stage, holders, bytes, .. } = &self.tasks[index];
         if !wanted {
             return;
         }
-        let word = match (stage, holders.first()) {
+        let message = match (stage, holders.first()) {
             (Stage::Done, Some(worker)) => ToClient::Done { key: *key, worker: *worker, bytes: *bytes },
             (Stage::Failed(failure), _) => {
-                self.said_bytes += failure.detail.len();
+                self.output_bytes += failure.detail.len();
                 ToClient::Failed { key: *key, failure: failure.clone() }
             }
             _ => return,
         };
-        self.actions.push(Action::Client(key.client(), word));
+        self.actions.push(Action::Client(key.client(), message));
     }
 
     // ---- Workers ----
@@ -302,7 +306,7 @@ impl State {
     pub(crate) fn worker_joined(&mut self, offer: Offer) -> WorkerId {
         self.next_worker += 1;
         let id = self.next_worker;
-        for (other, Worker { offer: theirs, .. }) in &self.workers {
+        for (other, WorkerEntry { offer: theirs, .. }) in &self.workers {
             let here = ToWorker::Joined { worker: *other, address: theirs.address.clone() };
             self.actions.push(Action::Worker(id, here));
             let there = ToWorker::Joined { worker: id, address: offer.address.clone() };
@@ -312,14 +316,14 @@ impl State {
             let joined = ToClient::Joined { worker: id, address: offer.address.clone() };
             self.actions.push(Action::Client(*client, joined));
         }
-        self.workers.insert(id, Worker::new(offer));
+        self.workers.insert(id, WorkerEntry::new(offer));
         id
     }
 
     /// What it held is made again where it is needed, and what it was given goes to others.
     pub(crate) fn worker_gone(&mut self, id: WorkerId, departure: Departure) {
         let Some(worker) = self.workers.remove(&id) else { return };
-        self.counts.forget(id);
+        self.counts.remove(id);
         let (given, results) = (worker.sent.len(), worker.holds.len());
         tracing::info!(worker = id, ?departure, given, results, "a worker is gone");
         self.actions
@@ -332,41 +336,41 @@ impl State {
             self.tasks.set_stage(*index, Stage::Waiting { missing: 0 });
         }
         for index in worker.holds {
-            self.unheld(index, id);
+            self.copy_lost(index, id);
         }
         for index in worker.expected {
             self.fail_with(index, ErrorKind::Lost, "the worker that was to have this scattered data is gone");
         }
         if departure == Departure::Died {
             self.counts.workers_lost += 1;
-            self.blame(&worker.sent, worker.suspect);
+            self.count_deaths(&worker.sent, worker.suspect);
         }
         for index in worker.sent.into_iter().chain(waiting) {
-            self.look_at_inputs(index);
+            self.recheck_inputs(index);
         }
     }
 
-    pub(crate) fn worker_said(&mut self, id: WorkerId, word: FromWorker) -> Result<(), Violation> {
+    pub(crate) fn on_worker_message(&mut self, id: WorkerId, message: FromWorker) -> Result<(), Violation> {
         let worker = self.workers.get(&id).ok_or(Violation::protocol("a worker that is gone speaks"))?;
-        match word {
+        match message {
             FromWorker::Done { bytes, .. } if bytes > worker.offer.memory_bytes_max.min(VALUE_LEN_MAX) => {
                 return Err(Violation::protocol("a result that is larger than its worker's memory"));
             }
-            FromWorker::Done { key, run, bytes, micros } => match self.taken_back(id, key, run) {
+            FromWorker::Done { key, attempt, bytes, micros } => match self.end_attempt(id, key, attempt) {
                 Some(index) => self.done(index, id, bytes, micros),
-                None => self.not_asked_for(id, key),
+                None => self.free_unexpected(id, key),
             },
-            FromWorker::Failed { key, run, failure } => {
-                if let Some(index) = self.taken_back(id, key, run) {
+            FromWorker::Failed { key, attempt, failure } => {
+                if let Some(index) = self.end_attempt(id, key, attempt) {
                     self.counts.runs_failed += 1;
-                    self.fail(index, &Arc::new(failure.cut()));
+                    self.fail(index, &Arc::new(failure.truncated()));
                 }
             }
-            FromWorker::Returned { key, run, lacking } => {
+            FromWorker::Returned { key, attempt, lacking } => {
                 if lacking.len() > INPUTS_MAX {
                     return Err(Violation::protocol("more inputs than a task may have"));
                 }
-                if let Some(index) = self.taken_back(id, key, run) {
+                if let Some(index) = self.end_attempt(id, key, attempt) {
                     let inputs: FxHashSet<_> = self.tasks[index].inputs.iter().copied().collect();
                     let is_input =
                         |(key, _): &(Key, _)| self.tasks.find(*key).is_none_or(|it| inputs.contains(&it));
@@ -376,21 +380,21 @@ impl State {
                     self.returned(index, &lacking);
                 }
             }
-            FromWorker::Has { key } => match self.tasks.find(key) {
-                Some(index) if matches!(self.tasks[index].stage, Stage::Done) => self.held(index, id),
-                _ => self.not_asked_for(id, key),
+            FromWorker::HasCopy { key } => match self.tasks.find(key) {
+                Some(index) if matches!(self.tasks[index].stage, Stage::Done) => self.add_holder(index, id),
+                _ => self.free_unexpected(id, key),
             },
-            FromWorker::Moved { from, path, bytes } => self.moved(from, id, &path, bytes)?,
+            FromWorker::Transferred { from, path, bytes } => self.record_transfer(from, id, &path, bytes)?,
         }
         Ok(())
     }
 
     /// The task that the worker had been given under that run; it is waiting for nothing then.
-    fn taken_back(&mut self, id: WorkerId, key: Key, run: Attempt) -> Option<Index> {
+    fn end_attempt(&mut self, id: WorkerId, key: Key, attempt: Attempt) -> Option<Index> {
         let index = self.tasks.find(key)?;
         match self.tasks[index].stage {
-            Stage::Sent { worker, run: sent, .. } if (worker, sent) == (id, run) => {
-                self.leave(index);
+            Stage::Sent { worker, attempt: sent, .. } if (worker, sent) == (id, attempt) => {
+                self.detach(index);
                 self.tasks.set_stage(index, Stage::Waiting { missing: 0 });
                 Some(index)
             }
@@ -399,7 +403,7 @@ impl State {
     }
 
     /// A word that is late: nobody needs that data there.
-    fn not_asked_for(&mut self, id: WorkerId, key: Key) {
+    fn free_unexpected(&mut self, id: WorkerId, key: Key) {
         let holds = self.tasks.find(key).is_some_and(|index| self.tasks[index].holders.contains(&id));
         if !holds {
             self.actions.push(Action::Worker(id, ToWorker::Free { key }));

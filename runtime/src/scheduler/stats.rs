@@ -8,37 +8,37 @@ use crate::protocol::WorkerId;
 use crate::stats::{PairStats, Stats, WorkerStats};
 
 /// The most pairs that are told of: those with the most bytes.
-const PAIRS_TOLD_MAX: usize = 1000;
+const PAIRS_REPORTED_MAX: usize = 1000;
 /// No path has a longer name.
 const PATH_LEN_MAX: usize = 16;
 
 /// What was counted since the start.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct SchedulerCounts {
     pub(super) runs_done: u64,
     pub(super) runs_failed: u64,
     pub(super) workers_lost: u64,
     moved_bytes: u64,
     /// By who gave and who fetched, of workers that are there.
-    pairs: BTreeMap<(WorkerId, WorkerId), Moved>,
+    pairs: BTreeMap<(WorkerId, WorkerId), Transfers>,
 }
 
 #[derive(Debug)]
-struct Moved {
+struct Transfers {
     path: Box<str>,
     values: u64,
     bytes: u64,
 }
 
-impl Counts {
-    pub(super) fn forget(&mut self, worker: WorkerId) {
+impl SchedulerCounts {
+    pub(super) fn remove(&mut self, worker: WorkerId) {
         self.pairs.retain(|(from, to), _| *from != worker && *to != worker);
     }
 }
 
 impl State {
     /// A worker fetched a value from another.
-    pub(super) fn moved(
+    pub(super) fn record_transfer(
         &mut self,
         from: WorkerId,
         to: WorkerId,
@@ -51,13 +51,13 @@ impl State {
         self.counts.moved_bytes = self.counts.moved_bytes.saturating_add(bytes);
         // It may be gone by now.
         if self.workers.contains_key(&from) {
-            let fresh = || Moved { path: path.into(), values: 0, bytes: 0 };
-            let moved = self.counts.pairs.entry((from, to)).or_insert_with(fresh);
-            if *moved.path != *path {
-                moved.path = path.into();
+            let fresh = || Transfers { path: path.into(), values: 0, bytes: 0 };
+            let transfers = self.counts.pairs.entry((from, to)).or_insert_with(fresh);
+            if *transfers.path != *path {
+                transfers.path = path.into();
             }
-            moved.values += 1;
-            moved.bytes = moved.bytes.saturating_add(bytes);
+            transfers.values += 1;
+            transfers.bytes = transfers.bytes.saturating_add(bytes);
         }
         Ok(())
     }
@@ -76,17 +76,17 @@ impl State {
             runs_done: worker.runs_done,
         });
         let mut pairs: Vec<_> = self.counts.pairs.iter().collect();
-        if pairs.len() > PAIRS_TOLD_MAX {
-            pairs.select_nth_unstable_by_key(PAIRS_TOLD_MAX, |(_, moved)| Reverse(moved.bytes));
-            pairs.truncate(PAIRS_TOLD_MAX);
+        if pairs.len() > PAIRS_REPORTED_MAX {
+            pairs.select_nth_unstable_by_key(PAIRS_REPORTED_MAX, |(_, transfers)| Reverse(transfers.bytes));
+            pairs.truncate(PAIRS_REPORTED_MAX);
         }
-        pairs.sort_by_key(|(pair, moved)| (Reverse(moved.bytes), **pair));
-        let pairs = pairs.into_iter().map(|((from, to), moved)| PairStats {
+        pairs.sort_by_key(|(pair, transfers)| (Reverse(transfers.bytes), **pair));
+        let pairs = pairs.into_iter().map(|((from, to), transfers)| PairStats {
             from: *from,
             to: *to,
-            path: moved.path.to_string(),
-            values: moved.values,
-            bytes: moved.bytes,
+            path: transfers.path.to_string(),
+            values: transfers.values,
+            bytes: transfers.bytes,
         });
         Stats {
             clients: self.clients.len() as u32,

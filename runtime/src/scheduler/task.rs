@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use crate::error::Failure;
-use crate::protocol::{Arguments, Assignment, Attempt, FunctionId, Input, Key, Priority, WorkerId};
+use crate::protocol::{Assignment, Attempt, FunctionId, Input, Key, Priority, TaskArguments, WorkerId};
 use crate::stats::StageCounts;
 use crate::value::Placeholder;
 
@@ -15,7 +15,7 @@ use crate::value::Placeholder;
 const TASK_BYTES: usize = size_of::<Option<Task>>() + 96;
 const INPUT_BYTES: usize = size_of::<Index>() + size_of::<(Index, u64)>();
 /// What an input takes, as a worker is told of it with its holders.
-const INPUT_ORDER_BYTES: usize = size_of::<Input>() + 4 * size_of::<WorkerId>();
+const INPUT_ASSIGNMENT_BYTES: usize = size_of::<Input>() + 4 * size_of::<WorkerId>();
 
 /// Where a record lies. Used again once the record is forgotten, which its number is not.
 pub(crate) type Index = u32;
@@ -47,7 +47,7 @@ pub(crate) struct Task {
 pub(crate) enum Origin {
     Function {
         function: FunctionId,
-        arguments: Arguments,
+        arguments: TaskArguments,
     },
     /// A client gave it to a worker: once lost, nothing makes it again.
     Scattered,
@@ -81,7 +81,7 @@ pub(crate) enum Stage {
     },
     Sent {
         worker: WorkerId,
-        run: Attempt,
+        attempt: Attempt,
         micros: u64,
         recalled: bool,
     },
@@ -125,17 +125,17 @@ impl Task {
     }
 
     /// About what it takes to tell a worker of it, in bytes.
-    pub(crate) fn order_bytes(&self) -> usize {
+    pub(crate) fn assignment_bytes(&self) -> usize {
         let arguments = match &self.origin {
             Origin::Function { arguments, .. } => {
                 arguments.bytes.0.len() + arguments.placeholders.len() * size_of::<Placeholder>()
             }
             Origin::Scattered => 0,
         };
-        size_of::<Assignment>() + self.inputs.len() * INPUT_ORDER_BYTES + arguments
+        size_of::<Assignment>() + self.inputs.len() * INPUT_ASSIGNMENT_BYTES + arguments
     }
 
-    pub(crate) fn is_on_its_way(&self) -> bool {
+    pub(crate) fn is_in_progress(&self) -> bool {
         matches!(self.stage, Stage::Waiting { .. } | Stage::Ready { .. } | Stage::Sent { .. })
     }
 }
@@ -144,24 +144,24 @@ impl Task {
 #[derive(Debug, Default)]
 pub(crate) struct Dependents {
     list: Vec<(Index, u64)>,
-    living: u32,
+    live_count: u32,
 }
 
 impl Dependents {
     pub(crate) fn add(&mut self, index: Index, number: u64) {
         self.list.push((index, number));
-        self.living += 1;
+        self.live_count += 1;
     }
 
-    pub(crate) fn are_none(&self) -> bool {
-        self.living == 0
+    pub(crate) fn is_empty(&self) -> bool {
+        self.live_count == 0
     }
 }
 
 /// All records.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
-    records: Vec<Option<Task>>,
+    entries: Vec<Option<Task>>,
     free: Vec<Index>,
     by_key: FxHashMap<Key, Index>,
     /// How many are how far.
@@ -196,25 +196,25 @@ impl Tasks {
     }
 
     pub(crate) fn indices(&self) -> impl Iterator<Item = Index> + Clone {
-        self.records.iter().zip(0..).filter_map(|(record, index)| record.as_ref().map(|_| index))
+        self.entries.iter().zip(0..).filter_map(|(entry, index)| entry.as_ref().map(|_| index))
     }
 
     pub(crate) fn insert(&mut self, task: Task) -> Index {
-        let index = self.free.pop().unwrap_or(self.records.len() as Index);
+        let index = self.free.pop().unwrap_or(self.entries.len() as Index);
         self.by_key.insert(task.key, index);
         *task.stage.count(&mut self.stages) += 1;
         for input in &task.inputs {
             self[*input].dependents.add(index, task.priority.number);
         }
-        match self.records.get_mut(index as usize) {
-            Some(record) => *record = Some(task),
-            None => self.records.push(Some(task)),
+        match self.entries.get_mut(index as usize) {
+            Some(entry) => *entry = Some(task),
+            None => self.entries.push(Some(task)),
         }
         index
     }
 
     pub(crate) fn get(&self, index: Index) -> Option<&Task> {
-        self.records.get(index as usize)?.as_ref()
+        self.entries.get(index as usize)?.as_ref()
     }
 
     /// The record, if it is still the one of that number.
@@ -233,14 +233,14 @@ impl Tasks {
 
     /// Forgets a record; its inputs have one dependent less.
     pub(crate) fn remove(&mut self, index: Index) -> Option<Task> {
-        let task = self.records.get_mut(index as usize)?.take()?;
+        let task = self.entries.get_mut(index as usize)?.take()?;
         self.by_key.remove(&task.key);
         *task.stage.count(&mut self.stages) -= 1;
         self.free.push(index);
         for input in &task.inputs {
             let dependents = &mut self[*input].dependents;
-            dependents.living -= 1;
-            if dependents.list.len() > 16 + 2 * dependents.living as usize {
+            dependents.live_count -= 1;
+            if dependents.list.len() > 16 + 2 * dependents.live_count as usize {
                 let mut list = std::mem::take(&mut dependents.list);
                 list.retain(|(index, number)| self.same(*index, *number).is_some());
                 self[*input].dependents.list = list;
@@ -254,12 +254,12 @@ impl std::ops::Index<Index> for Tasks {
     type Output = Task;
 
     fn index(&self, index: Index) -> &Task {
-        self.records[index as usize].as_ref().expect("a record that is named exists")
+        self.entries[index as usize].as_ref().expect("a record that is named exists")
     }
 }
 
 impl std::ops::IndexMut<Index> for Tasks {
     fn index_mut(&mut self, index: Index) -> &mut Task {
-        self.records[index as usize].as_mut().expect("a record that is named exists")
+        self.entries[index as usize].as_mut().expect("a record that is named exists")
     }
 }

@@ -4,23 +4,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Poll, Waker};
 
-use super::dice::Dice;
-use super::graph::{Datum, Fate};
-use super::world::{Asker, Event, Peer, World};
+use super::graph::{Behavior, Datum};
+use super::rng::Rng;
+use super::simulation::{Event, PeerId, Requester, Simulation};
 use crate::client::{State, TRIES_MAX};
 use crate::error::{Error, ErrorKind};
-use crate::protocol::{Arguments, ClientId, FromClient, Key, ToClient, WorkerId};
+use crate::protocol::{ClientId, FromClient, Key, TaskArguments, ToClient, WorkerId};
 
 #[derive(Debug)]
-pub(super) struct Client {
+pub(super) struct SimulatedClient {
     pub(super) known: BTreeSet<WorkerId>,
     state: State,
     shape: Shape,
     /// What it still does before it waits for the rest.
-    deeds: u64,
-    futures: BTreeMap<Key, Handle>,
+    actions_left: u64,
+    futures: BTreeMap<Key, FutureState>,
     /// Questions that go before scattered data.
-    questions: BTreeMap<u64, (Key, WorkerId)>,
+    requests: BTreeMap<u64, (Key, WorkerId)>,
     is_gone: bool,
 }
 
@@ -36,7 +36,7 @@ enum Shape {
 
 /// What it has of a future.
 #[derive(Debug, Default)]
-struct Handle {
+struct FutureState {
     /// The data is still to be given to a worker.
     is_underway: bool,
     is_awaited: bool,
@@ -45,107 +45,108 @@ struct Handle {
     has_ended: bool,
 }
 
-impl Client {
-    pub(super) fn new(number: ClientId, dice: &mut Dice) -> Self {
+impl SimulatedClient {
+    pub(super) fn new(number: ClientId, rng: &mut Rng) -> Self {
         let shapes = [Shape::Chain, Shape::Tree, Shape::FanIn, Shape::Shared, Shape::Mixed];
         Self {
             known: BTreeSet::new(),
             state: State::new(number),
-            shape: shapes[dice.below(5) as usize],
-            deeds: 5 + dice.below(60),
+            shape: shapes[rng.below(5) as usize],
+            actions_left: 5 + rng.below(60),
             futures: BTreeMap::new(),
-            questions: BTreeMap::new(),
+            requests: BTreeMap::new(),
             is_gone: false,
         }
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.is_gone || self.deeds == 0 && self.futures.is_empty()
+        self.is_gone || self.actions_left == 0 && self.futures.is_empty()
     }
 
-    fn inputs(&self, dice: &mut Dice) -> Vec<Key> {
+    fn inputs(&self, rng: &mut Rng) -> Vec<Key> {
         let ready = self.futures.iter().filter(|(_, handle)| !handle.is_underway);
         let keys: Vec<Key> = ready.map(|(key, _)| *key).collect();
         let count = match self.shape {
-            _ if dice.once_in(4) => 0,
+            _ if rng.once_in(4) => 0,
             Shape::Chain => return keys.last().copied().into_iter().collect(),
-            Shape::Shared => return keys.first().copied().into_iter().chain(dice.pick(&keys)).collect(),
+            Shape::Shared => return keys.first().copied().into_iter().chain(rng.pick(&keys)).collect(),
             Shape::Tree => 2,
-            Shape::FanIn => dice.below(20),
-            Shape::Mixed => dice.below(5),
+            Shape::FanIn => rng.below(20),
+            Shape::Mixed => rng.below(5),
         };
-        (0..count).filter_map(|_| dice.pick(&keys)).collect()
+        (0..count).filter_map(|_| rng.pick(&keys)).collect()
     }
 
-    fn any(&self, dice: &mut Dice) -> Option<Key> {
+    fn any(&self, rng: &mut Rng) -> Option<Key> {
         let keys: Vec<Key> = self.futures.keys().copied().collect();
-        dice.pick(&keys)
+        rng.pick(&keys)
     }
 }
 
-impl World {
+impl Simulation {
     pub(super) fn act(&mut self, id: ClientId) {
         let client = self.client(id);
         if client.is_gone {
             return;
         }
-        client.deeds -= 1;
-        match self.dice.below(20) {
+        client.actions_left -= 1;
+        match self.rng.below(20) {
             0..11 => self.submit(id),
             11..13 => self.scatter(id),
             13..15 => self.release_any(id),
             15..17 => self.await_any(id),
-            17 if !self.facts.is_calm => self.cancel_any(id),
-            18 => self.ask_any(id),
-            19 if !self.facts.is_calm && self.dice.once_in(30) => return self.client_leaves(id),
+            17 if !self.conditions.is_calm => self.cancel_any(id),
+            18 => self.request_any(id),
+            19 if !self.conditions.is_calm && self.rng.once_in(30) => return self.client_leaves(id),
             _ => {}
         }
-        if self.client(id).deeds == 0 {
+        if self.client(id).actions_left == 0 {
             let futures = &mut self.client(id).futures;
             futures.values_mut().for_each(|handle| handle.is_awaited = true);
         } else {
-            let soon = if self.dice.once_in(2) { 0 } else { self.dice.magnitude(6) };
-            self.after(soon, Event::Acts(id));
+            let soon = if self.rng.once_in(2) { 0 } else { self.rng.magnitude(6) };
+            self.after(soon, Event::ClientActs(id));
         }
         self.flush_client(id);
     }
 
     fn submit(&mut self, id: ClientId) {
         let inputs = self.clients_inputs(id);
-        let fate = Fate::draw(&mut self.dice, self.facts.is_calm);
-        let (micros, bytes) = (self.dice.magnitude(6), self.bytes());
-        let submitted = self.client(id).state.submit(fate.name(), 0, inputs.clone(), Arguments::default());
+        let behavior = Behavior::random(&mut self.rng, self.conditions.is_calm);
+        let (micros, bytes) = (self.rng.magnitude(6), self.bytes());
+        let submitted =
+            self.client(id).state.submit(behavior.name(), 0, inputs.clone(), TaskArguments::default());
         let key = submitted.expect("a line that has not ended");
-        self.graph.add(key, fate, inputs, micros, bytes);
-        self.client(id).futures.insert(key, Handle::default());
+        self.graph.add(key, behavior, inputs, micros, bytes);
+        self.client(id).futures.insert(key, FutureState::default());
     }
 
     fn clients_inputs(&mut self, id: ClientId) -> Vec<Key> {
-        let mut dice = Dice::new(self.dice.next());
-        self.client(id).inputs(&mut dice)
+        let mut rng = Rng::new(self.rng.next());
+        self.client(id).inputs(&mut rng)
     }
 
     fn scatter(&mut self, id: ClientId) {
         let workers: Vec<_> = self.client(id).known.iter().copied().collect();
-        let Some(worker) = self.dice.pick(&workers) else { return };
+        let Some(worker) = self.rng.pick(&workers) else { return };
         let bytes = self.bytes();
         let client = self.client(id);
         let key = client.state.scatter(worker).expect("a line that has not ended");
-        let question = client
+        let request = client
             .state
-            .ask(|request| FromClient::WhoHas { request, key })
+            .request(|request| FromClient::WhoHas { request, key })
             .expect("a line that has not ended");
-        client.questions.insert(question, (key, worker));
-        client.futures.insert(key, Handle { is_underway: true, ..Handle::default() });
-        self.graph.add(key, Fate::Scattered, Vec::new(), 0, bytes);
+        client.requests.insert(request, (key, worker));
+        client.futures.insert(key, FutureState { is_underway: true, ..FutureState::default() });
+        self.graph.add(key, Behavior::Scattered, Vec::new(), 0, bytes);
     }
 
     /// The worker has it, or has not.
-    pub(super) fn client_gave(&mut self, id: ClientId, key: Key, is_kept: bool) {
+    pub(super) fn client_put_done(&mut self, id: ClientId, key: Key, is_stored: bool) {
         let client = self.client(id);
         if let Some(handle) = client.futures.get_mut(&key) {
             handle.is_underway = false;
-            if !is_kept {
+            if !is_stored {
                 self.release(id, key);
             }
         }
@@ -153,8 +154,8 @@ impl World {
     }
 
     fn release_any(&mut self, id: ClientId) {
-        let mut dice = Dice::new(self.dice.next());
-        if let Some(key) = self.client(id).any(&mut dice) {
+        let mut rng = Rng::new(self.rng.next());
+        if let Some(key) = self.client(id).any(&mut rng) {
             self.release(id, key);
         }
     }
@@ -166,9 +167,9 @@ impl World {
     }
 
     fn await_any(&mut self, id: ClientId) {
-        let mut dice = Dice::new(self.dice.next());
+        let mut rng = Rng::new(self.rng.next());
         let client = self.client(id);
-        if let Some(key) = client.any(&mut dice)
+        if let Some(key) = client.any(&mut rng)
             && let Some(handle) = client.futures.get_mut(&key)
         {
             handle.is_awaited = true;
@@ -176,20 +177,20 @@ impl World {
     }
 
     fn cancel_any(&mut self, id: ClientId) {
-        let mut dice = Dice::new(self.dice.next());
-        if let Some(key) = self.client(id).any(&mut dice) {
+        let mut rng = Rng::new(self.rng.next());
+        if let Some(key) = self.client(id).any(&mut rng) {
             self.graph.spec(key).is_cancelled = true;
             self.client(id).state.cancel(key);
         }
     }
 
-    fn ask_any(&mut self, id: ClientId) {
-        let mut dice = Dice::new(self.dice.next());
+    fn request_any(&mut self, id: ClientId) {
+        let mut rng = Rng::new(self.rng.next());
         let client = self.client(id);
-        if let Some(key) = client.any(&mut dice) {
+        if let Some(key) = client.any(&mut rng) {
             client
                 .state
-                .ask(|request| FromClient::WhoHas { request, key })
+                .request(|request| FromClient::WhoHas { request, key })
                 .expect("a line that has not ended");
         }
     }
@@ -199,29 +200,29 @@ impl World {
         self.client_goes(id);
     }
 
-    pub(super) fn client_heard(&mut self, id: ClientId, words: Vec<ToClient>) {
-        for word in words {
+    pub(super) fn on_client_messages(&mut self, id: ClientId, messages: Vec<ToClient>) {
+        for message in messages {
             let client = self.client(id);
-            match word {
+            match message {
                 ToClient::Joined { worker, .. } => _ = client.known.insert(worker),
                 ToClient::Left { worker } => _ = client.known.remove(&worker),
                 ToClient::Holders { request, .. } => {
-                    if let Some((key, worker)) = client.questions.remove(&request) {
-                        self.give(id, key, worker);
+                    if let Some((key, worker)) = client.requests.remove(&request) {
+                        self.start_put(id, key, worker);
                     }
                 }
-                word => client.state.heard(word),
+                message => client.state.on_message(message),
             }
         }
         self.flush_client(id);
     }
 
-    fn give(&mut self, client: ClientId, key: Key, worker: WorkerId) {
+    fn start_put(&mut self, client: ClientId, key: Key, worker: WorkerId) {
         if self.client(client).known.contains(&worker) && !self.client(client).is_gone {
-            let late = self.late();
-            self.after(late, Event::Given { worker, client, key });
+            let delay = self.delay();
+            self.after(delay, Event::PutRequested { worker, client, key });
         } else {
-            self.client_gave(client, key, false);
+            self.client_put_done(client, key, false);
         }
     }
 
@@ -237,7 +238,7 @@ impl World {
                     let error = Error::new(ErrorKind::Lost, "no worker gave it");
                     self.ended(id, key, Err(error));
                 } else {
-                    client.state.lacks(key, holder);
+                    client.state.fetch_failed(key, holder);
                 }
             }
         }
@@ -245,7 +246,7 @@ impl World {
     }
 
     fn ended(&mut self, id: ClientId, key: Key, outcome: Result<Datum, Error>) {
-        self.graph.judge(key, &outcome, self.facts);
+        self.graph.check_outcome(key, &outcome, self.conditions);
         if let Some(handle) = self.client(id).futures.get_mut(&key) {
             handle.has_ended = true;
         }
@@ -257,7 +258,7 @@ impl World {
         if client.is_gone {
             return;
         }
-        let awaited = |handle: &Handle| handle.is_awaited && !handle.is_fetching && !handle.has_ended;
+        let awaited = |handle: &FutureState| handle.is_awaited && !handle.is_fetching && !handle.has_ended;
         let keys: Vec<Key> =
             client.futures.iter().filter(|(_, handle)| awaited(handle)).map(|(key, _)| *key).collect();
         for key in keys {
@@ -267,18 +268,18 @@ impl World {
                     if let Some(handle) = self.client(id).futures.get_mut(&key) {
                         handle.is_fetching = true;
                     }
-                    self.fetch(Asker::Client(id), key, holder);
+                    self.fetch(Requester::Client(id), key, holder);
                 }
                 Poll::Ready(Err(error)) => self.ended(id, key, Err(error)),
             }
         }
         let client = self.client(id);
-        if client.deeds == 0 && client.futures.values().all(|handle| handle.has_ended) {
+        if client.actions_left == 0 && client.futures.values().all(|handle| handle.has_ended) {
             let keys: Vec<Key> = client.futures.keys().copied().collect();
             keys.into_iter().for_each(|key| self.release(id, key));
             assert_eq!(self.client(id).state.tasks(), 0, "the client forgets what it released");
         }
-        let words = self.client(id).state.take_words().collect();
-        self.say_to_scheduler(Peer::Client(id), words, Event::FromClient);
+        let messages = self.client(id).state.take_messages().collect();
+        self.send_to_scheduler(PeerId::Client(id), messages, Event::FromClient);
     }
 }

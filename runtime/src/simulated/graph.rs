@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 
 use rustc_hash::FxHasher;
 
-use super::dice::{Dice, mix};
+use super::rng::{Rng, mix};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::Key;
 
@@ -18,7 +18,7 @@ pub(super) struct Datum {
 
 /// What a task's function does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum Behavior {
     Returns,
     Fails,
     Panics,
@@ -29,9 +29,9 @@ pub(super) enum Fate {
 }
 
 #[derive(Debug)]
-pub(super) struct Spec {
+pub(super) struct TaskSpec {
     pub(super) inputs: Vec<Key>,
-    pub(super) fate: Fate,
+    pub(super) behavior: Behavior,
     pub(super) micros: u64,
     pub(super) bytes: u64,
     pub(super) is_cancelled: bool,
@@ -42,27 +42,27 @@ pub(super) struct Spec {
 
 #[derive(Debug, Default)]
 pub(super) struct Graph {
-    specs: BTreeMap<Key, Spec>,
-    pub(super) ends: Ends,
+    specs: BTreeMap<Key, TaskSpec>,
+    pub(super) outcomes: Outcomes,
 }
 
 /// How tasks ended: well, or with an error of that kind.
-pub(super) type Ends = HashSet<Option<ErrorKind>>;
+pub(super) type Outcomes = HashSet<Option<ErrorKind>>;
 
 /// What befell the cluster, as far as it makes an end right or wrong.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct Conditions {
     /// Nothing but delays: what fails was meant to.
     pub(super) is_calm: bool,
     /// Memory is short.
     pub(super) is_tight: bool,
     /// Workers that died of nothing in the graph, and tasks that workers died of.
-    pub(super) culprits: u32,
+    pub(super) death_causes: u32,
     /// There was no worker for as long as tasks wait.
-    pub(super) was_deserted: bool,
+    pub(super) had_no_worker: bool,
 }
 
-impl Fate {
+impl Behavior {
     /// The name of the function that does this.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -74,30 +74,30 @@ impl Fate {
         }
     }
 
-    pub(super) fn draw(dice: &mut Dice, is_calm: bool) -> Self {
-        match dice.below(60) {
+    pub(super) fn random(rng: &mut Rng, is_calm: bool) -> Self {
+        match rng.below(60) {
             0 => Self::Fails,
             1 => Self::Panics,
-            2 if !is_calm => Self::Kills([1, 2, u32::MAX][dice.below(3) as usize]),
+            2 if !is_calm => Self::Kills([1, 2, u32::MAX][rng.below(3) as usize]),
             _ => Self::Returns,
         }
     }
 }
 
 impl Graph {
-    pub(super) fn add(&mut self, key: Key, fate: Fate, inputs: Vec<Key>, micros: u64, bytes: u64) {
+    pub(super) fn add(&mut self, key: Key, behavior: Behavior, inputs: Vec<Key>, micros: u64, bytes: u64) {
         let data: Option<Vec<Datum>> = inputs.iter().map(|input| self.specs[input].expected).collect();
-        let expected = match fate {
-            Fate::Fails | Fate::Panics | Fate::Kills(u32::MAX) => None,
+        let expected = match behavior {
+            Behavior::Fails | Behavior::Panics | Behavior::Kills(u32::MAX) => None,
             _ => data.map(|data| self.evaluated(key, &data, bytes)),
         };
         self.specs.insert(
             key,
-            Spec { inputs, fate, micros, bytes, is_cancelled: false, has_killed: false, expected },
+            TaskSpec { inputs, behavior, micros, bytes, is_cancelled: false, has_killed: false, expected },
         );
     }
 
-    pub(super) fn spec(&mut self, key: Key) -> &mut Spec {
+    pub(super) fn spec(&mut self, key: Key) -> &mut TaskSpec {
         self.specs.get_mut(&key).expect("a task that was submitted")
     }
 
@@ -112,28 +112,30 @@ impl Graph {
 
     /// # Panics
     /// If it may not have ended like that.
-    pub(super) fn judge(&mut self, key: Key, outcome: &Result<Datum, Error>, facts: Facts) {
-        self.ends.insert(outcome.as_ref().map_or_else(|error| Some(error.kind()), |_| None));
+    pub(super) fn check_outcome(&mut self, key: Key, outcome: &Result<Datum, Error>, conditions: Conditions) {
+        self.outcomes.insert(outcome.as_ref().map_or_else(|error| Some(error.kind()), |_| None));
         let spec = &self.specs[&key];
         let error = match outcome {
             Ok(datum) => return assert_eq!(Some(*datum), spec.expected, "{key:?} came to another value"),
             Err(error) => error,
         };
         let lineage = self.lineage(key);
-        let any = |is_meant: &dyn Fn(&Spec) -> bool| lineage.iter().any(|key| is_meant(&self.specs[key]));
+        let any = |is_meant: &dyn Fn(&TaskSpec) -> bool| lineage.iter().any(|key| is_meant(&self.specs[key]));
         let is_right = match error.kind() {
-            ErrorKind::Failed => any(&|spec| spec.fate == Fate::Fails),
-            ErrorKind::Panicked => any(&|spec| spec.fate == Fate::Panics),
-            ErrorKind::Killed => facts.culprits >= 3 || any(&|spec| matches!(spec.fate, Fate::Kills(_))),
+            ErrorKind::Failed => any(&|spec| spec.behavior == Behavior::Fails),
+            ErrorKind::Panicked => any(&|spec| spec.behavior == Behavior::Panics),
+            ErrorKind::Killed => {
+                conditions.death_causes >= 3 || any(&|spec| matches!(spec.behavior, Behavior::Kills(_)))
+            }
             ErrorKind::Cancelled => any(&|spec| spec.is_cancelled),
-            ErrorKind::Lost => !facts.is_calm && any(&|spec| spec.fate == Fate::Scattered),
-            ErrorKind::TooLarge => facts.is_tight,
-            ErrorKind::TimedOut => facts.is_tight || facts.was_deserted,
+            ErrorKind::Lost => !conditions.is_calm && any(&|spec| spec.behavior == Behavior::Scattered),
+            ErrorKind::TooLarge => conditions.is_tight,
+            ErrorKind::TimedOut => conditions.is_tight || conditions.had_no_worker,
             _ => false,
         };
-        assert!(is_right, "{key:?} may not end so: {error}; {facts:?}");
+        assert!(is_right, "{key:?} may not end so: {error}; {conditions:?}");
         if let Some(name) = error.task() {
-            assert!(any(&|spec| spec.fate.name() == name), "{key:?} does not need {name}: {error}");
+            assert!(any(&|spec| spec.behavior.name() == name), "{key:?} does not need {name}: {error}");
         }
     }
 

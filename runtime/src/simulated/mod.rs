@@ -6,17 +6,17 @@
 //! says what happens in it. `TOWLINE_SEEDS=10000` runs so many.
 
 mod client;
-mod dice;
 mod graph;
+mod rng;
+mod simulation;
 mod worker;
-mod world;
 
 use std::ops::Range;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use self::graph::Ends;
-use self::world::World;
+use self::graph::Outcomes;
+use self::simulation::Simulation;
 use crate::error::ErrorKind;
 
 /// Seeds of a run that was not asked for more.
@@ -34,54 +34,54 @@ const KINDS: [Option<ErrorKind>; 8] = [
     Some(ErrorKind::TooLarge),
     Some(ErrorKind::TimedOut),
 ];
-const AGAIN: &str = "cargo test --package towline-runtime --lib -- simulated";
+const REPRODUCE: &str = "cargo test --package towline-runtime --lib -- simulated";
 
 #[test]
 fn every_simulated_graph_ends_right_and_leaves_nothing() {
-    if let Some(seed) = asked("TOWLINE_SEED") {
-        let mut world = World::new(seed);
-        world.is_told = true;
-        world.run();
+    if let Some(seed) = env_u64("TOWLINE_SEED") {
+        let mut simulation = Simulation::new(seed);
+        simulation.prints_events = true;
+        simulation.run();
         return;
     }
-    let seeds = asked("TOWLINE_SEEDS").unwrap_or(SEEDS);
-    let (ends, failed) = run_all(0..seeds);
+    let seeds = env_u64("TOWLINE_SEEDS").unwrap_or(SEEDS);
+    let (outcomes, failed) = run_all(0..seeds);
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
     // Else it shows less than it seems to.
     for kind in KINDS.iter().filter(|_| seeds >= SEEDS) {
-        assert!(ends.contains(kind), "no task ended so: {kind:?}");
+        assert!(outcomes.contains(kind), "no task ended so: {kind:?}");
     }
 }
 
 #[test]
 fn a_simulated_seed_gives_the_same_trace_every_time() {
     for seed in 0..20 {
-        assert_eq!(World::new(seed).run(), World::new(seed).run(), "seed {seed}");
+        assert_eq!(Simulation::new(seed).run(), Simulation::new(seed).run(), "seed {seed}");
     }
-    assert_ne!(World::new(0).run(), World::new(1).run());
+    assert_ne!(Simulation::new(0).run(), Simulation::new(1).run());
 }
 
-fn asked(name: &str) -> Option<u64> {
+fn env_u64(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
 /// How tasks ended, and the seeds that failed.
-fn run_all(seeds: Range<u64>) -> (Ends, Vec<u64>) {
+fn run_all(seeds: Range<u64>) -> (Outcomes, Vec<u64>) {
     let next = AtomicU64::new(seeds.start);
-    let (mut ends, mut failed) = (Ends::new(), Vec::new());
+    let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());
     std::thread::scope(|scope| {
         let work = || {
-            let (mut ends, mut failed) = (Ends::new(), Vec::new());
+            let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());
             loop {
                 let seed = next.fetch_add(1, Ordering::Relaxed);
                 if seed >= seeds.end {
-                    return (ends, failed);
+                    return (outcomes, failed);
                 }
-                match catch_unwind(|| World::new(seed).run()) {
-                    Ok((more, _)) => ends.extend(more),
+                match catch_unwind(|| Simulation::new(seed).run()) {
+                    Ok((more, _)) => outcomes.extend(more),
                     Err(_) => {
-                        eprintln!("seed {seed} failed: TOWLINE_SEED={seed} {AGAIN}");
+                        eprintln!("seed {seed} failed: TOWLINE_SEED={seed} {REPRODUCE}");
                         failed.push(seed);
                     }
                 }
@@ -90,9 +90,9 @@ fn run_all(seeds: Range<u64>) -> (Ends, Vec<u64>) {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
         for thread in threads {
             let (more, also) = thread.join().expect("it catches");
-            ends.extend(more);
+            outcomes.extend(more);
             failed.extend(also);
         }
     });
-    (ends, failed)
+    (outcomes, failed)
 }

@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::graph::{Datum, Fate};
-use super::world::{Asker, Event, Peer, World};
+use super::graph::{Behavior, Datum};
+use super::simulation::{Event, PeerId, Requester, Simulation};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{Key, ToWorker, WorkerId};
 use crate::worker::{Action, Start, State};
 
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(super) struct SimulatedWorker {
     pub(super) state: State,
     pub(super) values: BTreeMap<Key, Datum>,
     pub(super) is_alive: bool,
@@ -18,7 +18,7 @@ pub(super) struct Worker {
     known: BTreeSet<WorkerId>,
 }
 
-impl Worker {
+impl SimulatedWorker {
     pub(super) fn new(slots: u32, bytes_max: u64) -> Self {
         Self {
             state: State::new(slots as usize, bytes_max),
@@ -29,24 +29,24 @@ impl Worker {
         }
     }
 
-    fn heard(&mut self, word: ToWorker) {
-        match word {
+    fn on_message(&mut self, message: ToWorker) {
+        match message {
             ToWorker::Joined { worker, .. } => _ = self.known.insert(worker),
             ToWorker::Left { worker } => _ = self.known.remove(&worker),
             ToWorker::Function { .. } => {}
-            ToWorker::Attempt(order) => self.state.ordered(order),
-            ToWorker::Drop { run, .. } => self.state.dropped(run),
-            ToWorker::Recall { run, .. } => self.state.recalled(run),
+            ToWorker::Assign(assignment) => self.state.assigned(assignment),
+            ToWorker::Drop { attempt, .. } => self.state.dropped(attempt),
+            ToWorker::Recall { attempt, .. } => self.state.recalled(attempt),
             ToWorker::Free { key } => self.state.freed(key),
             ToWorker::Refused(failure) => panic!("it is turned away: {failure:?}"),
         }
     }
 }
 
-impl World {
-    pub(super) fn worker_heard(&mut self, id: WorkerId, words: Vec<ToWorker>) {
+impl Simulation {
+    pub(super) fn on_worker_messages(&mut self, id: WorkerId, messages: Vec<ToWorker>) {
         let worker = self.worker(id);
-        words.into_iter().for_each(|word| worker.heard(word));
+        messages.into_iter().for_each(|message| worker.on_message(message));
         self.flush_worker(id);
     }
 
@@ -58,14 +58,14 @@ impl World {
     }
 
     /// A client gives it a value; whether it took it.
-    pub(super) fn worker_given(&mut self, id: WorkerId, key: Key) -> bool {
+    pub(super) fn worker_put(&mut self, id: WorkerId, key: Key) -> bool {
         let bytes = self.graph.spec(key).bytes;
         let datum = self.graph.evaluated(key, &[], bytes);
         let worker = self.worker(id);
-        let has_room = worker.state.expect(key, bytes).is_ok();
+        let has_room = worker.state.reserve(key, bytes).is_ok();
         if has_room {
-            worker.state.gave(bytes);
-            worker.state.given(key, bytes);
+            worker.state.release_reservation(bytes);
+            worker.state.stored(key, bytes);
             worker.values.insert(key, datum);
             self.flush_worker(id);
         }
@@ -74,20 +74,20 @@ impl World {
 
     pub(super) fn worker_ended(&mut self, id: WorkerId, start: &Start, inputs: &[Datum]) {
         let spec = self.graph.spec(start.key);
-        if let Fate::Kills(times @ 1..) = spec.fate {
+        if let Behavior::Kills(times @ 1..) = spec.behavior {
             if times != u32::MAX {
-                spec.fate = Fate::Kills(times - 1);
+                spec.behavior = Behavior::Kills(times - 1);
             }
             let is_first = !std::mem::replace(&mut spec.has_killed, true);
-            self.facts.culprits += u32::from(is_first);
+            self.conditions.death_causes += u32::from(is_first);
             return self.kill(id);
         }
-        let failed = match spec.fate {
-            Fate::Fails => Some(ErrorKind::Failed),
-            Fate::Panics => Some(ErrorKind::Panicked),
+        let failed = match spec.behavior {
+            Behavior::Fails => Some(ErrorKind::Failed),
+            Behavior::Panics => Some(ErrorKind::Panicked),
             _ => None,
         };
-        let (bytes, micros, name) = (spec.bytes, spec.micros, spec.fate.name());
+        let (bytes, micros, name) = (spec.bytes, spec.micros, spec.behavior.name());
         let outcome = match failed {
             Some(kind) => Err(Failure::new(kind, "as planned").of(name)),
             None => Ok(self.graph.evaluated(start.key, inputs, bytes)),
@@ -95,7 +95,7 @@ impl World {
         let worker = self.worker(id);
         worker.values.extend(outcome.iter().map(|datum| (start.key, *datum)));
         let result = outcome.map(|datum| datum.bytes);
-        worker.state.ended(start.run, start.key, result, micros as u32);
+        worker.state.ended(start.attempt, start.key, result, micros as u32);
         self.flush_worker(id);
     }
 
@@ -103,34 +103,34 @@ impl World {
     pub(super) fn flush_worker(&mut self, id: WorkerId) {
         let worker = self.worker(id);
         let actions = worker.state.take_actions();
-        let mut words = Vec::new();
+        let mut messages = Vec::new();
         for action in actions {
             match action {
-                Action::Say(word) => words.push(word),
+                Action::Send(message) => messages.push(message),
                 Action::Discard(key) => _ = self.worker(id).values.remove(&key),
-                Action::Fetch { key, from, .. } => self.fetch(Asker::Worker(id), key, from),
+                Action::Fetch { key, from, .. } => self.fetch(Requester::Worker(id), key, from),
                 Action::Begin(start) => self.begin(id, start),
             }
         }
         let worker = self.worker(id);
         worker.state.check(|key| worker.values.contains_key(&key));
-        self.say_to_scheduler(Peer::Worker(id), words, Event::FromWorker);
+        self.send_to_scheduler(PeerId::Worker(id), messages, Event::FromWorker);
     }
 
     fn begin(&mut self, id: WorkerId, start: Start) {
         let spec = self.graph.spec(start.key);
         assert_eq!(start.inputs, spec.inputs, "{:?} is begun with its inputs", start.key);
-        let takes = spec.micros;
+        let duration = spec.micros;
         let worker = self.worker(id);
         let data = start.inputs.iter().map(|key| worker.values.get(key).copied());
         let inputs = data.collect::<Option<Vec<_>>>().expect("a run is begun when its inputs are here");
-        self.after(takes, Event::Ended { worker: id, start, inputs });
+        self.after(duration, Event::AttemptEnded { worker: id, start, inputs });
     }
 
-    pub(super) fn knows(&mut self, asker: Asker, holder: WorkerId) -> bool {
-        match asker {
-            Asker::Worker(id) => self.worker(id).known.contains(&holder),
-            Asker::Client(id) => self.client(id).known.contains(&holder),
+    pub(super) fn knows(&mut self, requester: Requester, holder: WorkerId) -> bool {
+        match requester {
+            Requester::Worker(id) => self.worker(id).known.contains(&holder),
+            Requester::Client(id) => self.client(id).known.contains(&holder),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A worker: its state machine ([`state`]), and the shell that runs functions, keeps values, and exchanges them with others.
 
-mod counting;
+mod driver;
+mod metrics;
 mod serving;
-mod shell;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -13,14 +13,14 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use towline::{Address, AvailableMemory, Endpoint, Scheme};
 
-use self::shell::Shell;
+use self::driver::WorkerDriver;
 #[cfg(test)]
 pub(crate) use self::state::{Action, Start, State};
 use crate::address;
 use crate::background::AtEnd;
+use crate::batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
-use crate::line;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::protocol::{Offer, Role, SLOTS_MAX};
@@ -56,7 +56,7 @@ const MEMORY_BYTES_MAX: u64 = 2 << 30;
 /// ```
 #[derive(Debug)]
 pub struct Worker {
-    shell: Arc<Shell>,
+    driver: Arc<WorkerDriver>,
     /// Has it leave; when this is dropped, in good order.
     leave: oneshot::Sender<Leaving>,
     working: oneshot::Receiver<Error>,
@@ -66,7 +66,7 @@ pub struct Worker {
 /// How a worker leaves.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Leaving {
-    InGoodOrder,
+    Graceful,
     /// As if its process were killed.
     Killed,
 }
@@ -103,22 +103,22 @@ impl Worker {
     /// Leaves in good order, and tells the scheduler before it goes: within the endpoint's
     /// [`linger`](towline::Builder::linger). What runs is run again elsewhere.
     pub async fn close(self) {
-        self.leave(Leaving::InGoodOrder).await;
+        self.leave(Leaving::Graceful).await;
     }
 
     /// Bytes of the values that are here or on their way here.
     pub fn memory_bytes(&self) -> u64 {
-        self.shell.bytes()
+        self.driver.bytes()
     }
 
     /// Values that are here.
     pub fn values(&self) -> usize {
-        self.shell.values()
+        self.driver.values()
     }
 
     /// What it counts.
     pub fn metrics(&self) -> Metrics {
-        Metrics::of(&self.shell)
+        Metrics::of(&self.driver)
     }
 
     /// Ends it as if it were killed.
@@ -177,23 +177,27 @@ impl Builder {
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         let listener = endpoint.listen(&self.address_beside(address)?).await?;
-        let told = address::offered(endpoint, listener.address(), self.advertise.as_ref(), address).await?;
+        let advertised =
+            address::offer_address(endpoint, listener.address(), self.advertise.as_ref(), address).await?;
         let connection = endpoint.connect(address).await?;
-        let offer =
-            Offer { address: told.to_string(), slots: self.slots, memory_bytes_max: self.memory_bytes_max };
-        let number = line::greet(endpoint, &connection, Role::Worker(offer)).await?;
-        tracing::info!(number, address = %listener.address(), %told, "worker joined");
+        let offer = Offer {
+            address: advertised.to_string(),
+            slots: self.slots,
+            memory_bytes_max: self.memory_bytes_max,
+        };
+        let number = batch::handshake(endpoint, &connection, Role::Worker(offer)).await?;
+        tracing::info!(number, address = %listener.address(), %advertised, "worker joined");
         let peers = Peers::new(endpoint.clone(), address.clone());
-        let shell = Shell::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
-        let ((leave, leaving), (tell, working)) = (oneshot::channel(), oneshot::channel());
+        let driver = WorkerDriver::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
+        let ((leave, leaving), (ended_sender, working)) = (oneshot::channel(), oneshot::channel());
         // However it ends; without its connection, which goes with it, the scheduler gives its tasks to others.
         let over = AtEnd({
-            let shell = shell.clone();
-            move || shell.close()
+            let driver = driver.clone();
+            move || driver.close()
         });
-        let work = over.around(shell.clone().work(connection, listener, leaving));
-        endpoint.environment().spawn(Box::pin(async move { _ = tell.send(work.await) }));
-        Ok(Worker { shell, leave, working, ended: None })
+        let work = over.around(driver.clone().work(connection, listener, leaving));
+        endpoint.environment().spawn(Box::pin(async move { _ = ended_sender.send(work.await) }));
+        Ok(Worker { driver, leave, working, ended: None })
     }
 
     fn address_beside(&self, scheduler: &Address) -> Result<Address> {
@@ -202,7 +206,7 @@ impl Builder {
         }
         let beside: Address = match scheduler.scheme() {
             Scheme::Mem => "mem://".parse()?,
-            scheme if address::is_near(scheduler) => Address::new(scheme, "127.0.0.1", 0)?,
+            scheme if address::is_same_host(scheduler) => Address::new(scheme, "127.0.0.1", 0)?,
             scheme => Address::new(scheme, "*", 0)?,
         };
         Ok(beside.with_options_of(scheduler)?)

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{
-    Arguments, Assignment, Attempt, FromWorker, FunctionId, Input, Key, Priority, WorkerId,
+    Assignment, Attempt, FromWorker, FunctionId, Input, Key, Priority, TaskArguments, WorkerId,
 };
 
 /// Values that are fetched at the same time.
@@ -23,32 +23,32 @@ pub(crate) struct State {
     slots: usize,
     bytes_max: u64,
     /// Runs that were not ended, dropped or given back. In order, so that nothing depends on that of a hash map.
-    runs: BTreeMap<Attempt, Job>,
-    values: FxHashMap<Key, Held>,
+    attempts: BTreeMap<Attempt, AttemptState>,
+    values: FxHashMap<Key, ValueEntry>,
     ready: BinaryHeap<Reverse<(Priority, Attempt)>>,
-    wanted: BinaryHeap<Reverse<(Priority, Key)>>,
+    fetch_queue: BinaryHeap<Reverse<(Priority, Key)>>,
     /// Slots in use, also by what was dropped meanwhile.
     running: usize,
     fetching: usize,
     /// Of values that are here, and that are on their way here.
     bytes: u64,
     /// Of values that clients are giving.
-    expected_bytes: u64,
+    reserved_bytes: u64,
     actions: Vec<Action>,
 }
 
 #[derive(Debug)]
-struct Job {
-    order: Assignment,
+struct AttemptState {
+    assignment: Assignment,
     missing: usize,
     is_running: bool,
 }
 
 /// A value that is here, or shall be.
 #[derive(Debug)]
-struct Held {
+struct ValueEntry {
     bytes: u64,
-    whereabouts: Whereabouts,
+    presence: Presence,
     /// Runs that need it and were not ended.
     users: Vec<Attempt>,
     /// The scheduler counts on it.
@@ -56,14 +56,14 @@ struct Held {
 }
 
 #[derive(Debug)]
-enum Whereabouts {
-    Here,
+enum Presence {
+    Local,
     /// With these, of which those `tried` did not give it; in the second case it is being fetched from the last of them.
-    Wanted {
+    Missing {
         holders: Vec<WorkerId>,
         tried: Vec<WorkerId>,
     },
-    Coming {
+    Fetching {
         holders: Vec<WorkerId>,
         tried: Vec<WorkerId>,
     },
@@ -72,7 +72,7 @@ enum Whereabouts {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Say(FromWorker),
+    Send(FromWorker),
     Fetch {
         key: Key,
         from: WorkerId,
@@ -88,10 +88,10 @@ pub(crate) enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) key: Key,
-    pub(crate) run: Attempt,
+    pub(crate) attempt: Attempt,
     pub(crate) function: FunctionId,
     pub(crate) inputs: Vec<Key>,
-    pub(crate) arguments: Arguments,
+    pub(crate) arguments: TaskArguments,
 }
 
 impl State {
@@ -99,14 +99,14 @@ impl State {
         Self {
             slots: slots.max(1),
             bytes_max,
-            runs: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             values: FxHashMap::default(),
             ready: BinaryHeap::new(),
-            wanted: BinaryHeap::new(),
+            fetch_queue: BinaryHeap::new(),
             running: 0,
             fetching: 0,
             bytes: 0,
-            expected_bytes: 0,
+            reserved_bytes: 0,
             actions: Vec::new(),
         }
     }
@@ -135,50 +135,50 @@ impl State {
 
     // ---- What the scheduler says ----
 
-    pub(crate) fn ordered(&mut self, order: Assignment) {
+    pub(crate) fn assigned(&mut self, assignment: Assignment) {
         let mut missing = 0;
-        for Input { key, bytes, holders } in &order.inputs {
-            let held = self.values.entry(*key).or_insert_with(|| Held {
+        for Input { key, bytes, holders } in &assignment.inputs {
+            let entry = self.values.entry(*key).or_insert_with(|| ValueEntry {
                 bytes: *bytes,
-                whereabouts: Whereabouts::Wanted { holders: Vec::new(), tried: Vec::new() },
+                presence: Presence::Missing { holders: Vec::new(), tried: Vec::new() },
                 users: Vec::new(),
                 is_kept: false,
             });
-            held.users.push(order.run);
-            match &mut held.whereabouts {
-                Whereabouts::Here => continue,
-                Whereabouts::Wanted { holders: known, .. } => {
+            entry.users.push(assignment.attempt);
+            match &mut entry.presence {
+                Presence::Local => continue,
+                Presence::Missing { holders: known, .. } => {
                     known.clone_from(holders);
-                    self.wanted.push(Reverse((order.priority, *key)));
+                    self.fetch_queue.push(Reverse((assignment.priority, *key)));
                 }
-                Whereabouts::Coming { holders: known, .. } => known.clone_from(holders),
+                Presence::Fetching { holders: known, .. } => known.clone_from(holders),
             }
             missing += 1;
         }
         if missing == 0 {
-            self.ready.push(Reverse((order.priority, order.run)));
+            self.ready.push(Reverse((assignment.priority, assignment.attempt)));
         }
-        self.runs.insert(order.run, Job { order, missing, is_running: false });
+        self.attempts.insert(assignment.attempt, AttemptState { assignment, missing, is_running: false });
     }
 
     /// The run is no longer wanted. One that is running goes on, and is forgotten when it ends.
-    pub(crate) fn dropped(&mut self, run: Attempt) {
-        if let Some(job) = self.runs.remove(&run) {
-            self.let_go(&job.order);
+    pub(crate) fn dropped(&mut self, attempt: Attempt) {
+        if let Some(state) = self.attempts.remove(&attempt) {
+            self.release_inputs(&state.assignment);
         }
     }
 
     /// The run is wanted elsewhere, if it has not begun here.
-    pub(crate) fn recalled(&mut self, run: Attempt) {
-        if self.runs.get(&run).is_some_and(|job| !job.is_running) {
-            self.give_back(run, Vec::new());
+    pub(crate) fn recalled(&mut self, attempt: Attempt) {
+        if self.attempts.get(&attempt).is_some_and(|state| !state.is_running) {
+            self.return_attempt(attempt, Vec::new());
         }
     }
 
     /// The scheduler no longer counts on the value.
     pub(crate) fn freed(&mut self, key: Key) {
-        if let Some(held) = self.values.get_mut(&key) {
-            held.is_kept = false;
+        if let Some(entry) = self.values.get_mut(&key) {
+            entry.is_kept = false;
             self.discard_unused(key);
         }
     }
@@ -188,45 +188,45 @@ impl State {
     /// A fetch brought a value of so many bytes, or none.
     pub(crate) fn fetched(&mut self, key: Key, bytes: Option<u64>) {
         self.fetching -= 1;
-        let Some(held) = self.values.get_mut(&key) else { return self.actions.push(Action::Discard(key)) };
-        let Whereabouts::Coming { holders, tried } = &mut held.whereabouts else { return };
+        let Some(entry) = self.values.get_mut(&key) else { return self.actions.push(Action::Discard(key)) };
+        let Presence::Fetching { holders, tried } = &mut entry.presence else { return };
         let (holders, tried) = (std::mem::take(holders), std::mem::take(tried));
-        self.bytes -= held.bytes;
+        self.bytes -= entry.bytes;
         match bytes {
             Some(bytes) => {
-                held.whereabouts = Whereabouts::Here;
-                held.bytes = bytes;
+                entry.presence = Presence::Local;
+                entry.bytes = bytes;
                 self.bytes += bytes;
-                if !held.users.is_empty() {
-                    held.is_kept = true;
-                    self.actions.push(Action::Say(FromWorker::Has { key }));
+                if !entry.users.is_empty() {
+                    entry.is_kept = true;
+                    self.actions.push(Action::Send(FromWorker::HasCopy { key }));
                     self.arrived(key);
                 }
                 self.discard_unused(key);
             }
-            None if held.users.is_empty() => {
+            None if entry.users.is_empty() => {
                 self.values.remove(&key);
                 // A run of its own that was dropped may have left it meanwhile.
                 self.actions.push(Action::Discard(key));
             }
             None if holders.iter().any(|holder| !tried.contains(holder)) => {
-                held.whereabouts = Whereabouts::Wanted { holders, tried };
-                self.want(key);
+                entry.presence = Presence::Missing { holders, tried };
+                self.queue_fetch(key);
             }
             None => {
-                held.whereabouts = Whereabouts::Wanted { holders: Vec::new(), tried: Vec::new() };
+                entry.presence = Presence::Missing { holders: Vec::new(), tried: Vec::new() };
                 let lacking: Vec<_> = tried.iter().map(|holder| (key, *holder)).collect();
-                for run in self.waiting_for(key) {
-                    self.give_back(run, lacking.clone());
+                for attempt in self.attempts_waiting_for(key) {
+                    self.return_attempt(attempt, lacking.clone());
                 }
             }
         }
     }
 
     /// A run ended, with a value of so many bytes or a failure.
-    pub(crate) fn ended(&mut self, run: Attempt, key: Key, result: Result<u64, Failure>, micros: u32) {
+    pub(crate) fn ended(&mut self, attempt: Attempt, key: Key, result: Result<u64, Failure>, micros: u32) {
         self.running -= 1;
-        let Some(job) = self.runs.remove(&run) else {
+        let Some(state) = self.attempts.remove(&attempt) else {
             // Dropped while it ran; what it made may be what is kept of another run.
             return self.discard_unused(key);
         };
@@ -240,92 +240,92 @@ impl State {
         match result {
             Ok(bytes) => {
                 self.keep(key, bytes);
-                self.actions.push(Action::Say(FromWorker::Done { key, run, bytes, micros }));
+                self.actions.push(Action::Send(FromWorker::Done { key, attempt, bytes, micros }));
             }
             Err(failure) => {
                 self.discard_unused(key);
-                self.actions.push(Action::Say(FromWorker::Failed { key, run, failure }));
+                self.actions.push(Action::Send(FromWorker::Failed { key, attempt, failure }));
             }
         }
-        self.let_go(&job.order);
+        self.release_inputs(&state.assignment);
     }
 
-    /// A client will give a value of so many bytes, if there is room and it is not here. Until `gave`, nothing else has that room.
-    pub(crate) fn expect(&mut self, key: Key, bytes: u64) -> Result<(), Failure> {
-        if matches!(self.values.get(&key), Some(Held { whereabouts: Whereabouts::Here, .. })) {
+    /// A client will give a value of so many bytes, if there is room and it is not here. Until `release_reservation`, nothing else has that room.
+    pub(crate) fn reserve(&mut self, key: Key, bytes: u64) -> Result<(), Failure> {
+        if matches!(self.values.get(&key), Some(ValueEntry { presence: Presence::Local, .. })) {
             return Err(Failure::new(ErrorKind::Invalid, "the worker has a value of that key"));
         }
         if self.bytes_with(bytes) > self.bytes_max {
             let detail = format!("the worker has no room for {bytes} bytes");
             return Err(Failure::new(ErrorKind::TooLarge, detail));
         }
-        self.expected_bytes += bytes;
+        self.reserved_bytes += bytes;
         Ok(())
     }
 
     /// What was expected is given, or will not be.
-    pub(crate) fn gave(&mut self, bytes: u64) {
-        self.expected_bytes -= bytes;
+    pub(crate) fn release_reservation(&mut self, bytes: u64) {
+        self.reserved_bytes -= bytes;
     }
 
     /// A client gave a value of so many bytes.
-    pub(crate) fn given(&mut self, key: Key, bytes: u64) {
+    pub(crate) fn stored(&mut self, key: Key, bytes: u64) {
         self.keep(key, bytes);
-        self.actions.push(Action::Say(FromWorker::Done { key, run: 0, bytes, micros: 0 }));
+        self.actions.push(Action::Send(FromWorker::Done { key, attempt: 0, bytes, micros: 0 }));
     }
 
     // ---- Within ----
 
     /// What there would be with so many bytes more.
     fn bytes_with(&self, bytes: u64) -> u64 {
-        self.bytes.saturating_add(self.expected_bytes).saturating_add(bytes)
+        self.bytes.saturating_add(self.reserved_bytes).saturating_add(bytes)
     }
 
     fn keep(&mut self, key: Key, bytes: u64) {
-        let held = self.values.entry(key).or_insert(Held {
+        let entry = self.values.entry(key).or_insert(ValueEntry {
             bytes: 0,
-            whereabouts: Whereabouts::Here,
+            presence: Presence::Local,
             users: Vec::new(),
             is_kept: true,
         });
-        if !matches!(held.whereabouts, Whereabouts::Wanted { .. }) {
-            self.bytes -= held.bytes;
+        if !matches!(entry.presence, Presence::Missing { .. }) {
+            self.bytes -= entry.bytes;
         }
-        (held.bytes, held.is_kept) = (bytes, true);
+        (entry.bytes, entry.is_kept) = (bytes, true);
         self.bytes += bytes;
-        if !matches!(held.whereabouts, Whereabouts::Here) {
-            held.whereabouts = Whereabouts::Here;
+        if !matches!(entry.presence, Presence::Local) {
+            entry.presence = Presence::Local;
             self.arrived(key);
         }
     }
 
     /// Runs that waited for it have one input less to wait for.
     fn arrived(&mut self, key: Key) {
-        for run in self.waiting_for(key) {
-            if let Some(job) = self.runs.get_mut(&run) {
-                job.missing -= 1;
-                if job.missing == 0 {
-                    self.ready.push(Reverse((job.order.priority, run)));
+        for attempt in self.attempts_waiting_for(key) {
+            if let Some(state) = self.attempts.get_mut(&attempt) {
+                state.missing -= 1;
+                if state.missing == 0 {
+                    self.ready.push(Reverse((state.assignment.priority, attempt)));
                 }
             }
         }
     }
 
     /// Runs that need it, which is not here: so none of them has begun.
-    fn waiting_for(&self, key: Key) -> Vec<Attempt> {
-        self.values.get(&key).map_or_else(Vec::new, |held| held.users.clone())
+    fn attempts_waiting_for(&self, key: Key) -> Vec<Attempt> {
+        self.values.get(&key).map_or_else(Vec::new, |entry| entry.users.clone())
     }
 
-    fn give_back(&mut self, run: Attempt, lacking: Vec<(Key, WorkerId)>) {
-        let Some(job) = self.runs.remove(&run) else { return };
-        self.let_go(&job.order);
-        self.actions.push(Action::Say(FromWorker::Returned { key: job.order.key, run, lacking }));
+    fn return_attempt(&mut self, attempt: Attempt, lacking: Vec<(Key, WorkerId)>) {
+        let Some(state) = self.attempts.remove(&attempt) else { return };
+        self.release_inputs(&state.assignment);
+        self.actions.push(Action::Send(FromWorker::Returned { key: state.assignment.key, attempt, lacking }));
     }
 
-    fn let_go(&mut self, order: &Assignment) {
-        for input in &order.inputs {
-            if let Some(held) = self.values.get_mut(&input.key) {
-                held.users.retain(|user| *user != order.run);
+    fn release_inputs(&mut self, assignment: &Assignment) {
+        for input in &assignment.inputs {
+            if let Some(entry) = self.values.get_mut(&input.key) {
+                entry.users.retain(|user| *user != assignment.attempt);
                 self.discard_unused(input.key);
             }
         }
@@ -334,12 +334,12 @@ impl State {
     /// Forgets a value that nobody needs, and has the shell do so where it may have it.
     fn discard_unused(&mut self, key: Key) {
         match self.values.get(&key) {
-            Some(Held { users, is_kept: false, whereabouts, bytes }) if users.is_empty() => match whereabouts
+            Some(ValueEntry { users, is_kept: false, presence, bytes }) if users.is_empty() => match presence
             {
-                Whereabouts::Here => self.bytes -= bytes,
-                Whereabouts::Wanted { .. } => {}
+                Presence::Local => self.bytes -= bytes,
+                Presence::Missing { .. } => {}
                 // It is forgotten when it has come.
-                Whereabouts::Coming { .. } => return,
+                Presence::Fetching { .. } => return,
             },
             Some(_) => return,
             None => {}
@@ -349,46 +349,48 @@ impl State {
     }
 
     /// Has it fetched for the most urgent of the runs that wait for it.
-    fn want(&mut self, key: Key) {
-        let priorities = self.waiting_for(key).into_iter().map(|run| self.runs[&run].order.priority);
+    fn queue_fetch(&mut self, key: Key) {
+        let priorities = self
+            .attempts_waiting_for(key)
+            .into_iter()
+            .map(|attempt| self.attempts[&attempt].assignment.priority);
         if let Some(priority) = priorities.min() {
-            self.wanted.push(Reverse((priority, key)));
+            self.fetch_queue.push(Reverse((priority, key)));
         }
     }
 
     fn fetch(&mut self) {
         while self.fetching < FETCHES_MAX
-            && let Some(Reverse((_, key))) = self.wanted.peek()
+            && let Some(Reverse((_, key))) = self.fetch_queue.peek()
         {
             let key = *key;
-            let held = self.values.get(&key);
-            let Some(held) = held.filter(|held| matches!(held.whereabouts, Whereabouts::Wanted { .. }))
-            else {
-                self.wanted.pop();
+            let entry = self.values.get(&key);
+            let Some(entry) = entry.filter(|entry| matches!(entry.presence, Presence::Missing { .. })) else {
+                self.fetch_queue.pop();
                 continue;
             };
-            let bytes = held.bytes;
+            let bytes = entry.bytes;
             let has_room = self.bytes_with(bytes) <= self.bytes_max;
             if !has_room && (self.fetching > 0 || self.running > 0 || !self.ready.is_empty()) {
                 return;
             }
-            self.wanted.pop();
-            let Some(held) = self.values.get_mut(&key) else { continue };
-            let Whereabouts::Wanted { holders, tried } = &mut held.whereabouts else { continue };
+            self.fetch_queue.pop();
+            let Some(entry) = self.values.get_mut(&key) else { continue };
+            let Presence::Missing { holders, tried } = &mut entry.presence else { continue };
             let (holders, mut tried) = (std::mem::take(holders), std::mem::take(tried));
             match holders.iter().find(|holder| !tried.contains(holder)) {
                 Some(from) => {
                     let from = *from;
                     tried.push(from);
-                    held.whereabouts = Whereabouts::Coming { holders, tried };
+                    entry.presence = Presence::Fetching { holders, tried };
                     self.fetching += 1;
-                    self.bytes += held.bytes;
-                    self.actions.push(Action::Fetch { key, from, bytes: held.bytes });
+                    self.bytes += entry.bytes;
+                    self.actions.push(Action::Fetch { key, from, bytes: entry.bytes });
                 }
                 None => {
                     let lacking: Vec<_> = tried.iter().map(|holder| (key, *holder)).collect();
-                    for run in self.waiting_for(key) {
-                        self.give_back(run, lacking.clone());
+                    for attempt in self.attempts_waiting_for(key) {
+                        self.return_attempt(attempt, lacking.clone());
                     }
                 }
             }
@@ -397,15 +399,15 @@ impl State {
 
     fn begin(&mut self) {
         while self.running < self.slots
-            && let Some(Reverse((_, run))) = self.ready.pop()
+            && let Some(Reverse((_, attempt))) = self.ready.pop()
         {
-            let Some(job) = self.runs.get_mut(&run) else { continue };
-            job.is_running = true;
+            let Some(state) = self.attempts.get_mut(&attempt) else { continue };
+            state.is_running = true;
             self.running += 1;
-            let Assignment { key, run, function, inputs, arguments, .. } = &job.order;
+            let Assignment { key, attempt, function, inputs, arguments, .. } = &state.assignment;
             self.actions.push(Action::Begin(Start {
                 key: *key,
-                run: *run,
+                attempt: *attempt,
                 function: *function,
                 inputs: inputs.iter().map(|input| input.key).collect(),
                 arguments: arguments.clone(),
@@ -415,21 +417,25 @@ impl State {
 
     /// That what is here by its own account is here, and takes what it says.
     #[cfg(test)]
-    pub(crate) fn check(&self, is_here: impl Fn(Key) -> bool) {
-        let wanted = |held: &Held| matches!(held.whereabouts, Whereabouts::Wanted { .. });
-        let bytes = self.values.values().filter(|held| !wanted(held)).map(|held| held.bytes).sum::<u64>();
+    pub(crate) fn check(&self, is_local: impl Fn(Key) -> bool) {
+        let fetch_queue = |entry: &ValueEntry| matches!(entry.presence, Presence::Missing { .. });
+        let bytes =
+            self.values.values().filter(|entry| !fetch_queue(entry)).map(|entry| entry.bytes).sum::<u64>();
         assert_eq!(self.bytes, bytes, "{self:?}");
-        for (key, held) in &self.values {
-            assert!(!matches!(held.whereabouts, Whereabouts::Here) || is_here(*key), "{key:?} is not here");
-            assert!(held.users.iter().all(|user| self.runs.contains_key(user)), "{key:?} has lost users");
+        for (key, entry) in &self.values {
+            assert!(!matches!(entry.presence, Presence::Local) || is_local(*key), "{key:?} is not here");
             assert!(
-                held.is_kept || !held.users.is_empty() || !matches!(held.whereabouts, Whereabouts::Here),
+                entry.users.iter().all(|user| self.attempts.contains_key(user)),
+                "{key:?} has lost users"
+            );
+            assert!(
+                entry.is_kept || !entry.users.is_empty() || !matches!(entry.presence, Presence::Local),
                 "nobody needs {key:?}"
             );
         }
-        for (run, job) in &self.runs {
-            let lacks = |input: &&Input| !matches!(self.values[&input.key].whereabouts, Whereabouts::Here);
-            assert_eq!(job.missing, job.order.inputs.iter().filter(lacks).count(), "run {run}");
+        for (attempt, state) in &self.attempts {
+            let lacks = |input: &&Input| !matches!(self.values[&input.key].presence, Presence::Local);
+            assert_eq!(state.missing, state.assignment.inputs.iter().filter(lacks).count(), "run {attempt}");
         }
         assert!(self.running <= self.slots && self.fetching <= FETCHES_MAX);
     }
@@ -437,7 +443,7 @@ impl State {
     /// That nothing is left of what it was told.
     #[cfg(test)]
     pub(crate) fn check_empty(&self) {
-        let is_empty = self.runs.is_empty() && self.values.is_empty() && self.bytes == 0;
+        let is_empty = self.attempts.is_empty() && self.values.is_empty() && self.bytes == 0;
         assert!(is_empty && self.running == 0 && self.fetching == 0, "something is left: {self:?}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::state::{Action, FETCHES_MAX, Start, State};
 use crate::error::{ErrorKind, Failure};
-use crate::protocol::{Arguments, Assignment, Attempt, FromWorker, Input, Key, Priority};
+use crate::protocol::{Assignment, Attempt, FromWorker, Input, Key, Priority, TaskArguments};
 
 const A: Key = Key::new(1, 1);
 const B: Key = Key::new(1, 2);
@@ -11,23 +11,23 @@ fn input(key: Key, bytes: u64, holders: &[u32]) -> Input {
     Input { key, bytes, holders: holders.to_vec() }
 }
 
-fn order(run: Attempt, inputs: &[Input]) -> Assignment {
+fn assignment(attempt: Attempt, inputs: &[Input]) -> Assignment {
     Assignment {
-        key: Key::new(2, run),
-        run,
+        key: Key::new(2, attempt),
+        attempt,
         function: 0,
-        priority: Priority { root: run, ..Priority::default() },
+        priority: Priority { root: attempt, ..Priority::default() },
         inputs: inputs.to_vec(),
-        arguments: Arguments::default(),
+        arguments: TaskArguments::default(),
     }
 }
 
 fn begun(actions: &[Action]) -> Vec<Attempt> {
-    let run = |action: &Action| match action {
-        Action::Begin(Start { run, .. }) => Some(*run),
+    let attempt = |action: &Action| match action {
+        Action::Begin(Start { attempt, .. }) => Some(*attempt),
         _ => None,
     };
-    actions.iter().filter_map(run).collect()
+    actions.iter().filter_map(attempt).collect()
 }
 
 fn fetches(actions: &[Action]) -> Vec<(Key, u32)> {
@@ -38,38 +38,38 @@ fn fetches(actions: &[Action]) -> Vec<(Key, u32)> {
     actions.iter().filter_map(fetch).collect()
 }
 
-fn said(actions: Vec<Action>) -> Vec<FromWorker> {
-    let word = |action| match action {
-        Action::Say(word) => Some(word),
+fn sent(actions: Vec<Action>) -> Vec<FromWorker> {
+    let message = |action| match action {
+        Action::Send(message) => Some(message),
         _ => None,
     };
-    actions.into_iter().filter_map(word).collect()
+    actions.into_iter().filter_map(message).collect()
 }
 
 #[test]
 fn as_many_run_as_there_are_slots_and_the_most_urgent_first() {
     let mut state = State::new(2, 1000);
-    for run in [3, 1, 2] {
-        state.ordered(order(run, &[]));
+    for attempt in [3, 1, 2] {
+        state.assigned(assignment(attempt, &[]));
     }
     assert_eq!(begun(&state.take_actions()), [1, 2]);
     state.ended(1, Key::new(2, 1), Ok(10), 5);
     let actions = state.take_actions();
     assert_eq!(begun(&actions), [3]);
-    assert_eq!(said(actions), [FromWorker::Done { key: Key::new(2, 1), run: 1, bytes: 10, micros: 5 }]);
+    assert_eq!(sent(actions), [FromWorker::Done { key: Key::new(2, 1), attempt: 1, bytes: 10, micros: 5 }]);
     assert_eq!(state.bytes(), 10);
 }
 
 #[test]
 fn an_input_is_fetched_once_for_all_that_need_it() {
     let mut state = State::new(4, 1000);
-    state.ordered(order(1, &[input(A, 10, &[7]), input(B, 10, &[8])]));
-    state.ordered(order(2, &[input(A, 10, &[7])]));
+    state.assigned(assignment(1, &[input(A, 10, &[7]), input(B, 10, &[8])]));
+    state.assigned(assignment(2, &[input(A, 10, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(A, 7), (B, 8)]);
     state.fetched(A, Some(10));
     let actions = state.take_actions();
     assert_eq!((begun(&actions), fetches(&actions)), (vec![2], vec![]));
-    assert_eq!(said(actions), [FromWorker::Has { key: A }]);
+    assert_eq!(sent(actions), [FromWorker::HasCopy { key: A }]);
     state.fetched(B, Some(10));
     assert_eq!(begun(&state.take_actions()), [1]);
 }
@@ -78,12 +78,12 @@ fn an_input_is_fetched_once_for_all_that_need_it() {
 fn fetches_are_bounded_and_so_is_memory() {
     let mut state = State::new(1, 100);
     let inputs: Vec<_> = (0..40).map(|n| input(Key::new(1, n), 1, &[7])).collect();
-    state.ordered(order(1, &inputs));
+    state.assigned(assignment(1, &inputs));
     assert_eq!(fetches(&state.take_actions()).len(), FETCHES_MAX);
 
     let mut state = State::new(1, 100);
-    state.ordered(order(1, &[input(A, 80, &[7])]));
-    state.ordered(order(2, &[input(B, 80, &[7])]));
+    state.assigned(assignment(1, &[input(A, 80, &[7])]));
+    state.assigned(assignment(2, &[input(B, 80, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(A, 7)]);
     state.fetched(A, Some(80));
     let actions = state.take_actions();
@@ -98,23 +98,23 @@ fn fetches_are_bounded_and_so_is_memory() {
 #[test]
 fn a_worker_that_is_full_of_results_still_takes_one_input() {
     let mut state = State::new(1, 100);
-    state.given(A, 90);
-    state.ordered(order(1, &[input(B, 80, &[7])]));
+    state.stored(A, 90);
+    state.assigned(assignment(1, &[input(B, 80, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(B, 7)], "nothing else could go on");
 }
 
 #[test]
 fn every_holder_is_tried_before_a_run_is_given_back() {
     let mut state = State::new(1, 1000);
-    state.ordered(order(1, &[input(A, 1, &[7, 8]), input(B, 1, &[9])]));
+    state.assigned(assignment(1, &[input(A, 1, &[7, 8]), input(B, 1, &[9])]));
     state.take_actions();
     state.fetched(B, Some(1));
     state.fetched(A, None);
     assert_eq!(fetches(&state.take_actions()), [(A, 8)]);
     state.fetched(A, None);
     let lacking = vec![(A, 7), (A, 8)];
-    let returned = FromWorker::Returned { key: Key::new(2, 1), run: 1, lacking };
-    assert_eq!(said(state.take_actions()), [returned]);
+    let returned = FromWorker::Returned { key: Key::new(2, 1), attempt: 1, lacking };
+    assert_eq!(sent(state.take_actions()), [returned]);
     state.freed(B);
     assert!(state.take_actions().contains(&Action::Discard(B)));
     assert_eq!(state.bytes(), 0);
@@ -123,13 +123,13 @@ fn every_holder_is_tried_before_a_run_is_given_back() {
 #[test]
 fn recalled_runs_go_back_unless_they_have_begun() {
     let mut state = State::new(1, 1000);
-    state.ordered(order(1, &[]));
-    state.ordered(order(2, &[]));
+    state.assigned(assignment(1, &[]));
+    state.assigned(assignment(2, &[]));
     state.take_actions();
     state.recalled(1);
     state.recalled(2);
-    let returned = FromWorker::Returned { key: Key::new(2, 2), run: 2, lacking: Vec::new() };
-    assert_eq!(said(state.take_actions()), [returned]);
+    let returned = FromWorker::Returned { key: Key::new(2, 2), attempt: 2, lacking: Vec::new() };
+    assert_eq!(sent(state.take_actions()), [returned]);
     state.ended(1, Key::new(2, 1), Ok(1), 1);
     assert_eq!(begun(&state.take_actions()), []);
 }
@@ -137,7 +137,7 @@ fn recalled_runs_go_back_unless_they_have_begun() {
 #[test]
 fn what_a_dropped_run_made_is_discarded() {
     let mut state = State::new(1, 1000);
-    state.ordered(order(1, &[input(A, 5, &[7])]));
+    state.assigned(assignment(1, &[input(A, 5, &[7])]));
     state.take_actions();
     state.fetched(A, Some(5));
     state.take_actions();
@@ -153,7 +153,7 @@ fn what_a_dropped_run_made_is_discarded() {
 #[test]
 fn a_fetch_that_nobody_waits_for_leaves_nothing() {
     let mut state = State::new(1, 1000);
-    state.ordered(order(1, &[input(A, 5, &[7]), input(B, 5, &[7])]));
+    state.assigned(assignment(1, &[input(A, 5, &[7]), input(B, 5, &[7])]));
     state.take_actions();
     state.dropped(1);
     state.fetched(A, Some(5));
@@ -166,9 +166,9 @@ fn a_fetch_that_nobody_waits_for_leaves_nothing() {
 #[test]
 fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
     let mut state = State::new(2, 1000);
-    state.ordered(order(1, &[input(A, 5, &[7])]));
+    state.assigned(assignment(1, &[input(A, 5, &[7])]));
     // The scheduler has lost its holder, has it made here, and needs it no more.
-    state.ordered(Assignment { key: A, ..order(2, &[]) });
+    state.assigned(Assignment { key: A, ..assignment(2, &[]) });
     assert_eq!(begun(&state.take_actions()), [2]);
     state.dropped(1);
     state.dropped(2);
@@ -182,15 +182,15 @@ fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
 #[test]
 fn a_result_that_never_fits_is_an_error() {
     let mut state = State::new(1, 100);
-    state.ordered(order(1, &[]));
+    state.assigned(assignment(1, &[]));
     state.take_actions();
     let key = Key::new(2, 1);
     state.ended(1, key, Ok(101), 1);
     let actions = state.take_actions();
     assert!(actions.contains(&Action::Discard(key)));
-    let words = said(actions);
-    let [FromWorker::Failed { failure: Failure { kind, detail, .. }, .. }] = &words[..] else {
-        panic!("{words:?}")
+    let messages = sent(actions);
+    let [FromWorker::Failed { failure: Failure { kind, detail, .. }, .. }] = &messages[..] else {
+        panic!("{messages:?}")
     };
     assert_eq!(*kind, ErrorKind::TooLarge);
     assert!(detail.contains("101") && detail.contains("100"), "{detail}");
@@ -199,18 +199,18 @@ fn a_result_that_never_fits_is_an_error() {
 #[test]
 fn what_clients_are_giving_has_its_room() {
     let mut state = State::new(1, 100);
-    state.expect(A, 60).unwrap();
-    assert_eq!(state.expect(B, 60).unwrap_err().kind, ErrorKind::TooLarge, "though nothing is here");
-    state.gave(60);
-    state.given(A, 60);
-    assert_eq!(state.expect(A, 10).unwrap_err().kind, ErrorKind::Invalid, "what is here stays as it is");
-    assert_eq!(state.expect(B, u64::MAX).unwrap_err().kind, ErrorKind::TooLarge);
-    state.expect(B, 40).unwrap();
+    state.reserve(A, 60).unwrap();
+    assert_eq!(state.reserve(B, 60).unwrap_err().kind, ErrorKind::TooLarge, "though nothing is here");
+    state.release_reservation(60);
+    state.stored(A, 60);
+    assert_eq!(state.reserve(A, 10).unwrap_err().kind, ErrorKind::Invalid, "what is here stays as it is");
+    assert_eq!(state.reserve(B, u64::MAX).unwrap_err().kind, ErrorKind::TooLarge);
+    state.reserve(B, 40).unwrap();
     // Nothing else is brought into that room while something runs.
-    state.ordered(order(1, &[]));
-    state.ordered(order(2, &[input(Key::new(1, 3), 1, &[7])]));
+    state.assigned(assignment(1, &[]));
+    state.assigned(assignment(2, &[input(Key::new(1, 3), 1, &[7])]));
     assert_eq!(fetches(&state.take_actions()), []);
-    state.gave(40);
-    state.ordered(order(3, &[input(Key::new(1, 4), 1, &[7])]));
+    state.release_reservation(40);
+    state.assigned(assignment(3, &[input(Key::new(1, 4), 1, &[7])]));
     assert_eq!(fetches(&state.take_actions()).len(), 2);
 }

@@ -11,10 +11,10 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Dropping it lets the threads end once they have run what is queued.
 #[derive(Debug)]
-pub(crate) struct Threads(Arc<Queue>);
+pub(crate) struct Threads(Arc<JobQueue>);
 
 #[derive(Default)]
-struct Queue {
+struct JobQueue {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -25,7 +25,7 @@ struct State {
     is_closed: bool,
 }
 
-impl std::fmt::Debug for Queue {
+impl std::fmt::Debug for JobQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Queue").finish_non_exhaustive()
     }
@@ -50,7 +50,7 @@ impl Threads {
     }
 }
 
-impl Queue {
+impl JobQueue {
     fn work(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

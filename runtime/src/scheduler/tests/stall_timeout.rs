@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use super::super::stall_timeout::STALL_TIMEOUT;
 use super::super::state::Departure;
-use super::Play;
+use super::Harness;
 use crate::error::ErrorKind;
 use crate::protocol::{FromWorker, ToWorker};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-impl Play {
+impl Harness {
     fn tick(&mut self, now: Duration) {
         self.state.tick(now);
         self.collect();
@@ -24,67 +24,73 @@ impl Play {
 
 #[test]
 fn without_a_worker_each_task_waits_as_long_as_it_may() {
-    let mut play = Play::new(0);
-    play.submit(1, &[]);
-    play.submit(2, &[1]);
-    play.tick(SECOND);
-    play.submit(3, &[]);
-    play.tick(STALL_TIMEOUT);
-    assert!(!play.has_timed_out(1));
-    play.tick(STALL_TIMEOUT + SECOND);
-    assert!(play.has_timed_out(1) && play.has_timed_out(2) && !play.has_timed_out(3));
-    play.tick(2 * STALL_TIMEOUT + SECOND);
-    assert!(play.has_timed_out(3));
+    let mut harness = Harness::new(0);
+    harness.submit(1, &[]);
+    harness.submit(2, &[1]);
+    harness.tick(SECOND);
+    harness.submit(3, &[]);
+    harness.tick(STALL_TIMEOUT);
+    assert!(!harness.has_timed_out(1));
+    harness.tick(STALL_TIMEOUT + SECOND);
+    assert!(harness.has_timed_out(1) && harness.has_timed_out(2) && !harness.has_timed_out(3));
+    harness.tick(2 * STALL_TIMEOUT + SECOND);
+    assert!(harness.has_timed_out(3));
 }
 
 #[test]
 fn stall_timeout_begins_anew_when_something_moved() {
-    let mut play = Play::new(0);
-    play.submit(1, &[]);
-    play.submit(2, &[]);
-    play.tick(SECOND);
+    let mut harness = Harness::new(0);
+    harness.submit(1, &[]);
+    harness.submit(2, &[]);
+    harness.tick(SECOND);
     // Between two looks a worker came, began, and left.
-    let worker = play.join(1, 1000);
-    play.gone(worker, Departure::Left);
-    play.tick(STALL_TIMEOUT + SECOND);
-    assert!(!play.has_timed_out(1));
-    play.tick(2 * STALL_TIMEOUT + SECOND);
-    assert!(play.has_timed_out(1));
+    let worker = harness.join(1, 1000);
+    harness.gone(worker, Departure::Left);
+    harness.tick(STALL_TIMEOUT + SECOND);
+    assert!(!harness.has_timed_out(1));
+    harness.tick(2 * STALL_TIMEOUT + SECOND);
+    assert!(harness.has_timed_out(1));
     // One that runs for ever is no stall.
-    play.submit(3, &[]);
-    play.join(1, 1000);
-    play.submit(4, &[]);
-    play.tick(3 * STALL_TIMEOUT);
-    play.tick(9 * STALL_TIMEOUT);
-    assert!(!play.has_timed_out(3) && !play.has_timed_out(4));
+    harness.submit(3, &[]);
+    harness.join(1, 1000);
+    harness.submit(4, &[]);
+    harness.tick(3 * STALL_TIMEOUT);
+    harness.tick(9 * STALL_TIMEOUT);
+    assert!(!harness.has_timed_out(3) && !harness.has_timed_out(4));
 }
 
 #[test]
 fn full_workers_give_copies_up_before_tasks_are() {
-    let mut play = Play::new(2);
-    play.submit(1, &[]);
-    let (holder, order) = play.order();
-    play.done(&(holder, order), 900);
+    let mut harness = Harness::new(2);
+    harness.submit(1, &[]);
+    let (holder, assignment) = harness.assignment();
+    harness.done(&(holder, assignment), 900);
     let other = 3 - holder;
-    let key = play.key(1);
-    play.worker(other, FromWorker::Has { key });
-    play.submit(2, &[]);
-    assert!(play.orders().is_empty(), "both are full");
-    play.tick(SECOND);
-    let said = std::mem::take(&mut play.to_workers);
-    let freed: Vec<_> =
-        said.iter().filter(|(_, word)| *word == ToWorker::Free { key }).map(|(worker, _)| *worker).collect();
+    let key = harness.key(1);
+    harness.worker(other, FromWorker::HasCopy { key });
+    harness.submit(2, &[]);
+    assert!(harness.assignments().is_empty(), "both are full");
+    harness.tick(SECOND);
+    let sent_messages = std::mem::take(&mut harness.to_workers);
+    let freed: Vec<_> = sent_messages
+        .iter()
+        .filter(|(_, message)| *message == ToWorker::Free { key })
+        .map(|(worker, _)| *worker)
+        .collect();
     assert_eq!(freed.len(), 1, "one of two copies");
-    assert!(matches!(&said.last(), Some((worker, ToWorker::Attempt(_))) if *worker == freed[0]), "{said:?}");
+    assert!(
+        matches!(&sent_messages.last(), Some((worker, ToWorker::Assign(_))) if *worker == freed[0]),
+        "{sent_messages:?}"
+    );
 
-    let mut play = Play::new(1);
-    play.submit(1, &[]);
-    let order = play.order();
-    play.done(&order, 900);
-    play.submit(2, &[]);
-    play.tick(SECOND);
-    play.tick(STALL_TIMEOUT + SECOND);
-    assert!(play.has_timed_out(2), "the last copy is kept");
-    let failure = play.failure(2).expect("it failed");
+    let mut harness = Harness::new(1);
+    harness.submit(1, &[]);
+    let assignment = harness.assignment();
+    harness.done(&assignment, 900);
+    harness.submit(2, &[]);
+    harness.tick(SECOND);
+    harness.tick(STALL_TIMEOUT + SECOND);
+    assert!(harness.has_timed_out(2), "the last copy is kept");
+    let failure = harness.failure(2).expect("it failed");
     assert!(failure.detail.contains("memory of every worker is full"), "{failure:?}");
 }

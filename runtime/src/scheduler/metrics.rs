@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use super::Desk;
-use crate::metrics::{Counting, Page};
+use super::driver::SchedulerDriver;
+use crate::metrics::{MetricSource, Page};
 use crate::stats::StageCounts;
 
-impl Counting for Desk {
+impl MetricSource for SchedulerDriver {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result {
         let stats = self.lock().state.stats();
         let sum =

@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::shell::Shell;
-use crate::metrics::{Counting, Page};
+use super::driver::WorkerDriver;
+use crate::metrics::{MetricSource, Page};
 
 /// What was counted since the start.
 #[derive(Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct WorkerCounts {
     pub(super) runs_done: AtomicU64,
     pub(super) runs_failed: AtomicU64,
     pub(super) run_micros: AtomicU64,
@@ -22,9 +22,9 @@ pub(super) fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
-impl Counting for Shell {
+impl MetricSource for WorkerDriver {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result {
-        let Counts { runs_done, runs_failed, run_micros, fetched_bytes, fetches_failed, given_bytes } =
+        let WorkerCounts { runs_done, runs_failed, run_micros, fetched_bytes, fetches_failed, given_bytes } =
             self.counts();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let memory = [("state", "in_use", self.bytes()), ("state", "max", self.bytes_max())];

@@ -43,7 +43,7 @@ impl State {
     }
 
     /// As `activate`, of one that is on its way already, and may have lost inputs.
-    pub(super) fn look_at_inputs(&mut self, index: Index) {
+    pub(super) fn recheck_inputs(&mut self, index: Index) {
         let Some(Task { stage: Stage::Waiting { .. }, inputs, .. }) = self.tasks.get(index) else { return };
         for input in inputs.clone() {
             self.activate(input);
@@ -73,7 +73,7 @@ impl State {
     pub(super) fn done(&mut self, index: Index, worker: WorkerId, bytes: u64, micros: u32) {
         let task = &mut self.tasks[index];
         if let Origin::Function { function, .. } = task.origin {
-            self.functions.ran(function, micros);
+            self.functions.record_duration(function, micros);
             self.counts.runs_done += 1;
             if let Some(worker) = self.workers.get_mut(&worker) {
                 worker.runs_done += 1;
@@ -83,8 +83,8 @@ impl State {
         (task.deaths, task.returns) = (0, 0);
         let inputs = task.inputs.clone();
         self.tasks.set_stage(index, Stage::Done);
-        self.held(index, worker);
-        self.tell(index);
+        self.add_holder(index, worker);
+        self.notify_client(index);
         for dependent in self.tasks.dependents(index) {
             if let Stage::Waiting { missing } = &mut self.tasks[dependent].stage {
                 *missing -= 1;
@@ -95,9 +95,9 @@ impl State {
         }
         for input in inputs {
             self.tasks[input].waiters -= 1;
-            self.unneeded(input);
+            self.release_unneeded(input);
         }
-        self.unneeded(index);
+        self.release_unneeded(index);
     }
 
     /// It will never be done, nor will those that need it.
@@ -106,23 +106,23 @@ impl State {
         let mut left = Vec::new();
         while let Some(index) = stack.pop() {
             let Some(task) = self.tasks.get(index) else { continue };
-            if task.is_on_its_way() {
+            if task.is_in_progress() {
                 for input in task.inputs.clone() {
                     self.tasks[input].waiters -= 1;
                     left.push(input);
                 }
-                self.give_up(index);
+                self.abandon(index);
             } else if !matches!(task.stage, Stage::Released) {
                 continue;
             }
             self.tasks.set_stage(index, Stage::Failed(failure.clone()));
-            self.tell(index);
+            self.notify_client(index);
             let waiting = |dependent: &Index| matches!(self.tasks[*dependent].stage, Stage::Waiting { .. });
             stack.extend(self.tasks.dependents(index).into_iter().filter(waiting));
             left.push(index);
         }
         for index in left {
-            self.unneeded(index);
+            self.release_unneeded(index);
         }
     }
 
@@ -138,27 +138,27 @@ impl State {
     }
 
     /// Gives up what nobody needs any more: its data, its run, and its record once nobody names it.
-    pub(super) fn unneeded(&mut self, index: Index) {
+    pub(super) fn release_unneeded(&mut self, index: Index) {
         if self.tasks.get(index).is_none_or(Task::is_needed) {
             return;
         }
         let mut stack = vec![index];
         while let Some(index) = stack.pop() {
             let Some(task) = self.tasks.get(index).filter(|task| !task.is_needed()) else { continue };
-            if task.is_on_its_way() {
+            if task.is_in_progress() {
                 for input in task.inputs.clone() {
                     self.tasks[input].waiters -= 1;
                     stack.push(input);
                 }
-                self.give_up(index);
+                self.abandon(index);
                 self.tasks.set_stage(index, Stage::Released);
             } else if matches!(task.stage, Stage::Done) {
                 for holder in task.holders.clone() {
-                    self.unhold(index, holder);
+                    self.free_copy(index, holder);
                 }
                 self.tasks.set_stage(index, Stage::Released);
             }
-            if self.tasks[index].dependents.are_none()
+            if self.tasks[index].dependents.is_empty()
                 && let Some(task) = self.tasks.remove(index)
             {
                 if let Some(client) = self.clients.get_mut(&task.key.client()) {
@@ -170,18 +170,18 @@ impl State {
     }
 
     /// Whoever works on it need not.
-    fn give_up(&mut self, index: Index) {
+    fn abandon(&mut self, index: Index) {
         let task = &self.tasks[index];
-        if let Stage::Sent { worker, run, .. } = task.stage {
-            self.actions.push(Action::Worker(worker, ToWorker::Drop { key: task.key, run }));
+        if let Stage::Sent { worker, attempt, .. } = task.stage {
+            self.actions.push(Action::Worker(worker, ToWorker::Drop { key: task.key, attempt }));
         }
-        self.leave(index);
+        self.detach(index);
     }
 
     // ---- Where data is ----
 
     /// The worker has the data.
-    pub(super) fn held(&mut self, index: Index, id: WorkerId) {
+    pub(super) fn add_holder(&mut self, index: Index, id: WorkerId) {
         let (Some(worker), task) = (self.workers.get_mut(&id), &mut self.tasks[index]) else { return };
         if !task.holders.contains(&id) {
             task.holders.push(id);
@@ -191,7 +191,7 @@ impl State {
     }
 
     /// The worker shall not have it any more.
-    pub(super) fn unhold(&mut self, index: Index, id: WorkerId) {
+    pub(super) fn free_copy(&mut self, index: Index, id: WorkerId) {
         let task = &mut self.tasks[index];
         task.holders.retain(|holder| *holder != id);
         if let Some(worker) = self.workers.get_mut(&id)
@@ -203,37 +203,37 @@ impl State {
     }
 
     /// The worker has it no more, though it should.
-    pub(super) fn unheld(&mut self, index: Index, id: WorkerId) {
+    pub(super) fn copy_lost(&mut self, index: Index, id: WorkerId) {
         if self.tasks.get(index).is_none() {
             return;
         }
-        self.unhold(index, id);
+        self.free_copy(index, id);
         let task = &self.tasks[index];
         if !task.holders.is_empty() || !matches!(task.stage, Stage::Done) {
             return;
         }
         if task.wanted {
-            self.actions.push(Action::Client(task.key.client(), ToClient::Again { key: task.key }));
+            self.actions.push(Action::Client(task.key.client(), ToClient::Recomputing { key: task.key }));
         }
         self.tasks.set_stage(index, Stage::Released);
         for dependent in self.tasks.dependents(index) {
             match &mut self.tasks[dependent].stage {
                 Stage::Waiting { missing } => *missing += 1,
                 Stage::Ready { .. } => {
-                    self.leave(dependent);
+                    self.detach(dependent);
                     self.tasks.set_stage(dependent, Stage::Waiting { missing: 1 });
                 }
                 _ => {}
             }
         }
         self.activate(index);
-        self.unneeded(index);
+        self.release_unneeded(index);
     }
 
     /// Somebody could not get it from that worker.
-    pub(super) fn strike(&mut self, index: Index, id: WorkerId) {
+    pub(super) fn fetch_failed(&mut self, index: Index, id: WorkerId) {
         if self.tasks[index].holders.contains(&id) {
-            self.unheld(index, id);
+            self.copy_lost(index, id);
         }
     }
 
@@ -241,7 +241,7 @@ impl State {
     pub(super) fn returned(&mut self, index: Index, lacking: &[(Key, WorkerId)]) {
         for (key, holder) in lacking {
             if let Some(input) = self.tasks.find(*key) {
-                self.strike(input, *holder);
+                self.fetch_failed(input, *holder);
             }
         }
         let Some(task) = self.tasks.get(index) else { return };
@@ -254,13 +254,13 @@ impl State {
             let detail = format!("its inputs could not be fetched, {returns} times");
             return self.fail_with(index, ErrorKind::Lost, &detail);
         }
-        self.look_at_inputs(index);
+        self.recheck_inputs(index);
     }
 
     /// A worker died that was given these.
-    pub(super) fn blame(&mut self, sent: &BTreeSet<Index>, suspect: Option<Index>) {
+    pub(super) fn count_deaths(&mut self, sent: &BTreeSet<Index>, suspect: Option<Index>) {
         for index in sent {
-            let Some(task) = self.tasks.get(*index).filter(|task| task.is_on_its_way()) else { continue };
+            let Some(task) = self.tasks.get(*index).filter(|task| task.is_in_progress()) else { continue };
             // Beside a suspect the others become suspects, and no more.
             let is_blamed = suspect.is_none_or(|suspect| suspect == *index);
             let deaths = if is_blamed { task.deaths + 1 } else { task.deaths.max(1) };

@@ -8,49 +8,49 @@ use tokio::sync::oneshot;
 use towline::{Connection, Endpoint, Listener};
 
 use super::Leaving;
-use super::counting::{Counts, add};
+use super::metrics::{WorkerCounts, add};
 use super::serving;
 use super::state::{Action, Start, State};
 use super::threads::Threads;
 use crate::background::Background;
+use crate::batch::{self, SendQueue};
 use crate::error::{Error, ErrorKind, Failure, Result};
-use crate::function::{Body, Outcome, Registry};
-use crate::line::{self, SendQueue};
+use crate::function::{FunctionBody, Outcome, Registry};
 use crate::peers::Peers;
-use crate::protocol::{Arguments, FUNCTIONS_MAX, FromWorker, Key, ToWorker, WorkerId};
+use crate::protocol::{FUNCTIONS_MAX, FromWorker, Key, TaskArguments, ToWorker, WorkerId};
 use crate::value::{Value, substitute};
 
 #[derive(Debug)]
-pub(super) struct Shell {
-    inside: Mutex<Inside>,
+pub(super) struct WorkerDriver {
+    inner: Mutex<Inner>,
     registry: Registry,
     send_queue: SendQueue,
     peers: Peers,
     threads: Threads,
     /// Fetches and async functions; `None` once the worker has ended.
     background: Mutex<Option<Background>>,
-    counts: Counts,
+    counts: WorkerCounts,
 }
 
 #[derive(Debug)]
-struct Inside {
+struct Inner {
     state: State,
     values: FxHashMap<Key, Value>,
     /// Functions as the scheduler counts them.
-    functions: Vec<(Arc<str>, Result<Body, Failure>)>,
+    functions: Vec<(Arc<str>, Result<FunctionBody, Failure>)>,
     /// Why the scheduler turns this worker away.
     refusal: Option<Failure>,
 }
 
 /// A run with all that it needs.
-struct Work {
+struct PreparedAttempt {
     start: Start,
     name: Arc<str>,
-    body: Result<Body, Failure>,
+    body: Result<FunctionBody, Failure>,
     inputs: Vec<Value>,
 }
 
-impl Shell {
+impl WorkerDriver {
     pub(super) fn start(
         peers: Peers,
         registry: Registry,
@@ -60,7 +60,7 @@ impl Shell {
         let threads = Threads::start(slots).map_err(towline::Error::io)?;
         let state = State::new(slots, memory_bytes_max);
         Ok(Arc::new(Self {
-            inside: Mutex::new(Inside {
+            inner: Mutex::new(Inner {
                 state,
                 values: FxHashMap::default(),
                 functions: Vec::new(),
@@ -71,7 +71,7 @@ impl Shell {
             background: Mutex::new(Some(Background::of(peers.endpoint()))),
             peers,
             threads,
-            counts: Counts::default(),
+            counts: WorkerCounts::default(),
         }))
     }
 
@@ -82,24 +82,24 @@ impl Shell {
         listener: Listener,
         leaving: oneshot::Receiver<Leaving>,
     ) -> Error {
-        let hearing = async {
+        let receiving = async {
             loop {
-                let batch = line::hear(&connection).await?;
-                let mut heard = Ok(());
-                self.alter(|inside| heard = batch.each(|word| self.heard(inside, word)));
-                heard?;
+                let batch = batch::receive(&connection).await?;
+                let mut decoded = Ok(());
+                self.update(|inner| decoded = batch.for_each(|message| self.on_message(inner, message)));
+                decoded?;
             }
         };
         let ended: Result<()> = tokio::select! {
-            ended = hearing => ended,
-            ended = self.send_queue.carry(&connection) => ended,
+            ended = receiving => ended,
+            ended = self.send_queue.transmit(&connection) => ended,
             () = serving::accept(&self, listener) => Err(Error::closed()),
             how = leaving => {
                 self.close();
                 match how {
                     Ok(Leaving::Killed) => connection.abort(),
                     // A scheduler that is gone, or takes no part, makes no difference here.
-                    Ok(Leaving::InGoodOrder) | Err(_) => _ = connection.close().await,
+                    Ok(Leaving::Graceful) | Err(_) => _ = connection.close().await,
                 }
                 return Error::closed();
             }
@@ -140,24 +140,24 @@ impl Shell {
         self.peers.endpoint()
     }
 
-    pub(super) const fn counts(&self) -> &Counts {
+    pub(super) const fn counts(&self) -> &WorkerCounts {
         &self.counts
     }
 
-    fn heard(&self, inside: &mut Inside, word: ToWorker) {
-        match word {
+    fn on_message(&self, inner: &mut Inner, message: ToWorker) {
+        match message {
             ToWorker::Joined { worker, address } => self.peers.joined(worker, address),
             ToWorker::Left { worker } => self.peers.left(worker),
-            ToWorker::Function { .. } if inside.functions.len() == FUNCTIONS_MAX => {}
+            ToWorker::Function { .. } if inner.functions.len() == FUNCTIONS_MAX => {}
             ToWorker::Function { name, types } => {
                 let body = self.registry.find(&name, types);
-                inside.functions.push((name.into(), body));
+                inner.functions.push((name.into(), body));
             }
-            ToWorker::Attempt(order) => inside.state.ordered(order),
-            ToWorker::Drop { run, .. } => inside.state.dropped(run),
-            ToWorker::Recall { run, .. } => inside.state.recalled(run),
-            ToWorker::Free { key } => inside.state.freed(key),
-            ToWorker::Refused(failure) => inside.refusal = Some(failure),
+            ToWorker::Assign(assignment) => inner.state.assigned(assignment),
+            ToWorker::Drop { attempt, .. } => inner.state.dropped(attempt),
+            ToWorker::Recall { attempt, .. } => inner.state.recalled(attempt),
+            ToWorker::Free { key } => inner.state.freed(key),
+            ToWorker::Refused(failure) => inner.refusal = Some(failure),
         }
     }
 
@@ -168,51 +168,51 @@ impl Shell {
     }
 
     /// Keeps what a client gives, if there is room.
-    pub(super) fn given(self: &Arc<Self>, key: Key, value: Value) {
-        self.alter(|inside| {
-            inside.state.given(key, value.len());
-            inside.values.insert(key, value);
+    pub(super) fn store(self: &Arc<Self>, key: Key, value: Value) {
+        self.update(|inner| {
+            inner.state.stored(key, value.len());
+            inner.values.insert(key, value);
         });
     }
 
     /// Room for a value that a client gives, until it is dropped.
-    pub(super) fn expect(&self, key: Key, bytes: u64) -> Result<Room<'_>> {
-        self.lock().state.expect(key, bytes)?;
-        Ok(Room { shell: self, bytes })
+    pub(super) fn reserve(&self, key: Key, bytes: u64) -> Result<Reservation<'_>> {
+        self.lock().state.reserve(key, bytes)?;
+        Ok(Reservation { driver: self, bytes })
     }
 
     // ---- What is to be done ----
 
     /// Changes the state, and does what it answers.
-    fn alter(self: &Arc<Self>, change: impl FnOnce(&mut Inside)) {
+    fn update(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) {
         let mut discarded = Vec::new();
         let mut fetches = Vec::new();
-        let mut works = Vec::new();
-        let mut inside = self.lock();
-        change(&mut inside);
-        let Inside { state, values, functions, .. } = &mut *inside;
+        let mut ready_attempts = Vec::new();
+        let mut inner = self.lock();
+        change(&mut inner);
+        let Inner { state, values, functions, .. } = &mut *inner;
         for action in state.take_actions() {
             match action {
-                Action::Say(word) => self.send_queue.say(&word),
+                Action::Send(message) => self.send_queue.push(&message),
                 Action::Discard(key) => discarded.extend(values.remove(&key)),
                 Action::Fetch { key, from, bytes } => fetches.push((key, from, bytes)),
                 Action::Begin(start) => {
                     let function = functions.get(start.function as usize).cloned();
-                    let (name, body) = function.unwrap_or_else(|| ("".into(), Err(unnamed())));
+                    let (name, body) = function.unwrap_or_else(|| ("".into(), Err(undeclared_function())));
                     let inputs = start.inputs.iter().map(|key| values.get(key).cloned().unwrap_or_default());
                     let inputs = inputs.collect();
-                    works.push(Work { start, name, body, inputs });
+                    ready_attempts.push(PreparedAttempt { start, name, body, inputs });
                 }
             }
         }
-        drop(inside);
+        drop(inner);
         self.send_queue.flush();
         for (key, from, bytes) in fetches {
-            let shell = self.clone();
-            self.spawn(async move { shell.fetch(key, from, bytes).await });
+            let driver = self.clone();
+            self.spawn(async move { driver.fetch(key, from, bytes).await });
         }
-        for work in works {
-            self.begin(work);
+        for prepared in ready_attempts {
+            self.begin(prepared);
         }
         // Freed last, and without the lock: it can take long.
         drop(discarded);
@@ -231,34 +231,35 @@ impl Shell {
             tracing::trace!(?key, from, path, bytes, "fetched");
             add(&self.counts.fetched_bytes, bytes);
             // It leaves with the word that the value is here.
-            self.send_queue.say(&FromWorker::Moved { from, path: path.to_owned(), bytes });
+            self.send_queue.push(&FromWorker::Transferred { from, path: path.to_owned(), bytes });
             value
         });
-        self.alter(|inside| {
+        self.update(|inner| {
             let bytes = value.as_ref().map(Value::len);
-            inside.values.extend(value.map(|value| (key, value)));
-            inside.state.fetched(key, bytes);
+            inner.values.extend(value.map(|value| (key, value)));
+            inner.state.fetched(key, bytes);
         });
     }
 
-    fn begin(self: &Arc<Self>, work: Work) {
-        let shell = self.clone();
-        let Work { start, name, body, inputs } = work;
+    fn begin(self: &Arc<Self>, prepared: PreparedAttempt) {
+        let driver = self.clone();
+        let PreparedAttempt { start, name, body, inputs } = prepared;
         let bytes_max = self.bytes_max();
         match body {
-            Ok(Body::Async(function)) => self.spawn(async move {
+            Ok(FunctionBody::Async(function)) => self.spawn(async move {
                 let begun = Instant::now();
-                let ran = match filled(&start, &inputs, bytes_max) {
+                let ran = match complete_arguments(&start, &inputs, bytes_max) {
                     Ok(arguments) => function(arguments).await,
                     Err(failure) => Err(failure),
                 };
-                shell.ended(&start, &name, ran, begun);
+                driver.ended(&start, &name, ran, begun);
             }),
-            Ok(Body::Sync(function)) => self.threads.run(move || {
+            Ok(FunctionBody::Sync(function)) => self.threads.run(move || {
                 let begun = Instant::now();
-                let ran = filled(&start, &inputs, bytes_max).and_then(|arguments| function(arguments));
+                let ran =
+                    complete_arguments(&start, &inputs, bytes_max).and_then(|arguments| function(arguments));
                 drop(inputs);
-                shell.ended(&start, &name, ran, begun);
+                driver.ended(&start, &name, ran, begun);
             }),
             Err(failure) => self.ended(&start, &name, Err(failure), Instant::now()),
         }
@@ -278,16 +279,16 @@ impl Shell {
                 tracing::debug!(key = ?start.key, task = name, micros, %kind, why, "failed");
             }
         }
-        self.alter(|inside| {
+        self.update(|inner| {
             let result = match outcome {
                 Ok(value) => {
                     let bytes = value.len();
-                    inside.values.insert(start.key, value);
+                    inner.values.insert(start.key, value);
                     Ok(bytes)
                 }
                 Err(failure) => Err(failure.of(name)),
             };
-            inside.state.ended(start.run, start.key, result, micros);
+            inner.state.ended(start.attempt, start.key, result, micros);
         });
     }
 
@@ -298,28 +299,28 @@ impl Shell {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inside> {
-        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Memory that is kept free for a value.
-pub(super) struct Room<'a> {
-    shell: &'a Shell,
+pub(super) struct Reservation<'a> {
+    driver: &'a WorkerDriver,
     bytes: u64,
 }
 
-impl Drop for Room<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.shell.lock().state.gave(self.bytes);
+        self.driver.lock().state.release_reservation(self.bytes);
     }
 }
 
-fn filled(start: &Start, inputs: &[Value], bytes_max: u64) -> Result<Value, Failure> {
-    let Arguments { bytes, placeholders } = &start.arguments;
+fn complete_arguments(start: &Start, inputs: &[Value], bytes_max: u64) -> Result<Value, Failure> {
+    let TaskArguments { bytes, placeholders } = &start.arguments;
     substitute(&bytes.0, placeholders, inputs, bytes_max).map_err(|error| error.failure().clone())
 }
 
-fn unnamed() -> Failure {
+fn undeclared_function() -> Failure {
     Failure::new(ErrorKind::Invalid, "a function without a name")
 }
