@@ -1,7 +1,7 @@
 //! Loans over shared memory: whatever a trusted peer shows, lends and says of what it was lent, this end borrows what was rightly
 //! lent, keeps what is not back, and in the end has nothing of the peer's and all of its own.
 
-use towline::internals::{Rehearsal, Exported};
+use towline::internals::{LendingHarness, Exported};
 use towline::{Buffer, Error, ErrorKind};
 
 use crate::HeapMax;
@@ -26,13 +26,13 @@ struct Held {
 /// An input is a list of steps.
 pub fn run(input: &[u8]) -> HeapMax {
     let mut script = Script(input);
-    let mut ends = Rehearsal::new(ARENA_LEN).expect("a little memory");
+    let mut ends = LendingHarness::new(ARENA_LEN).expect("a little memory");
     let arena = ends.arena().clone();
     let mut held: Vec<Held> = Vec::new();
     // Loans of this end's that are out: slot and turn.
     let mut out: Vec<(usize, u64)> = Vec::new();
     for _ in 0..STEPS_MAX {
-        if script.is_over() || ends.has_lied() {
+        if script.is_over() || ends.has_violated() {
             break;
         }
         let goes_on = match script.byte() {
@@ -45,7 +45,7 @@ pub fn run(input: &[u8]) -> HeapMax {
             130..170 if !held.is_empty() => {
                 let Held { slot, generation, frame } = held.swap_remove(script.below(held.len()));
                 drop(frame);
-                assert_eq!(ends.back(slot), generation, "what was dropped is not given back");
+                assert_eq!(ends.returned(slot), generation, "what was dropped is not given back");
                 true
             }
             170..210 => {
@@ -85,24 +85,24 @@ fn assert_corrupt(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
 
-fn show(ends: &Rehearsal, script: &mut Script<'_>) {
+fn show(ends: &LendingHarness, script: &mut Script<'_>) {
     let what = match script.byte() {
         0..190 => Exported::Whole,
-        190..220 => Exported::SentOn,
-        220..246 => Exported::Nothing,
+        190..220 => Exported::Forwarded,
+        220..246 => Exported::Retract,
         246..250 => Exported::Pipe,
         _ => Exported::Two,
     };
     let number = script.one_of(&NUMBERS).to_le_bytes();
     let len = if script.byte() < 250 { 4 } else { script.below(4) + 1 };
     // What does not fit is not shown.
-    let _ = ends.show(&number[..len], what);
+    let _ = ends.export(&number[..len], what);
 }
 
 /// A loan, mostly a right one; whether the connection goes on.
-fn borrow(ends: &mut Rehearsal, held: &mut Vec<Held>, script: &mut Script<'_>) -> bool {
+fn borrow(ends: &mut LendingHarness, held: &mut Vec<Held>, script: &mut Script<'_>) -> bool {
     let slot = if script.byte() < 250 { script.below(SLOTS) } else { script.below(4096) };
-    let last = ends.back(slot);
+    let last = ends.returned(slot);
     let generation = if script.byte() < 250 { last + 1 } else { script.number() & u64::MAX >> 12 };
     let len = if script.byte() < 230 { 1 + script.below(FRAME_LEN) } else { script.number().max(1) as usize };
     let offset = if script.byte() < 230 { script.below(FRAME_LEN) as u64 } else { script.number() };
@@ -116,7 +116,7 @@ fn borrow(ends: &mut Rehearsal, held: &mut Vec<Held>, script: &mut Script<'_>) -
         Ok(frame) => {
             assert!(!is_out && generation == last + 1, "a loan under a lease that is out, or not the next");
             assert_eq!(frame.len(), len);
-            assert!(offset.checked_add(len as u64).is_some_and(|end| end <= Rehearsal::SHOWN_LEN as u64));
+            assert!(offset.checked_add(len as u64).is_some_and(|end| end <= LendingHarness::SEGMENT_LEN as u64));
             assert_readable(&frame);
             held.push(Held { slot, generation, frame });
             true
@@ -129,7 +129,7 @@ fn borrow(ends: &mut Rehearsal, held: &mut Vec<Held>, script: &mut Script<'_>) -
 }
 
 /// A frame of this end's.
-fn lend(ends: &mut Rehearsal, out: &mut Vec<(usize, u64)>) {
+fn lend(ends: &mut LendingHarness, out: &mut Vec<(usize, u64)>) {
     let Ok(frame) = ends.arena().take(FRAME_LEN) else { return };
     let mut frame = frame;
     frame.extend_from_slice(&[0x22; FRAME_LEN]).expect("room for it");

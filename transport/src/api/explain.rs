@@ -86,7 +86,7 @@ impl Connection {
     /// The first call of a process finds out what the machine does ([`Machine`]), on a thread of its own: 50 ms at most on
     /// an idle machine.
     pub async fn explain(&self) -> Explanation {
-        let (path, machine) = (self.path().clone(), Machine::known().await);
+        let (path, machine) = (self.path().clone(), Machine::measured_async().await);
         let explained = |candidate: &Candidate| Explained {
             candidate: candidate.clone(),
             predicted: path.predict(candidate, machine),

@@ -36,7 +36,7 @@ impl Faults {
         self.calls_left.load(Ordering::Acquire) == 0
     }
 
-    fn call(&self, what: &str) -> Result<()> {
+    fn count_call(&self, what: &str) -> Result<()> {
         let count = |left: u64| left.checked_sub(1);
         match self.calls_left.fetch_update(Ordering::AcqRel, Ordering::Acquire, count) {
             Ok(1) => Err(Error::new(ErrorKind::Io, format!("an injected fault in {what}"))),
@@ -58,7 +58,7 @@ impl Backend for Faulty {
     }
 
     fn probe(&self) -> Probe {
-        match self.faults.call("probe") {
+        match self.faults.count_call("probe") {
             Ok(()) => self.backend.probe(),
             Err(error) => {
                 Probe::Unavailable { reason: error.to_string(), remedy: "run without faults".into() }
@@ -71,17 +71,17 @@ impl Backend for Faulty {
     }
 
     fn check(&self, address: &Address) -> Result<()> {
-        self.faults.call("check")?;
+        self.faults.count_call("check")?;
         self.backend.check(address)
     }
 
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        self.faults.call("offer")?;
+        self.faults.count_call("offer")?;
         self.backend.offer(role, address, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
-        self.faults.call("reach").map_err(|error| error.to_string())?;
+        self.faults.count_call("reach").map_err(|error| error.to_string())?;
         self.backend.reach(local, peer)
     }
 
@@ -114,13 +114,13 @@ impl Backend for Faulty {
     }
 
     fn prepare(&self, context: &mut LinkContext) -> Result<()> {
-        self.faults.call("prepare")?;
+        self.faults.count_call("prepare")?;
         self.backend.prepare(context)
     }
 
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
-            self.faults.call("open")?;
+            self.faults.count_call("open")?;
             let opened = self.backend.open(context).await?;
             Ok(opened.wrapped(|link| Arc::new(FaultyLink { link, faults: self.faults.clone() })))
         })
@@ -144,7 +144,7 @@ impl Link for FaultyLink {
         if matches!(op, Op::Ack { .. } | Op::Expect { .. }) {
             return self.link.submit(op);
         }
-        match self.faults.call("submit") {
+        match self.faults.count_call("submit") {
             Ok(()) => self.link.submit(op),
             Err(error) => op.fail(error),
         }
@@ -154,7 +154,7 @@ impl Link for FaultyLink {
         let progress = self.link.progress();
         // Only polls that move something count: how many others there are is a matter of time.
         if progress == Progress::Moved
-            && let Err(error) = self.faults.call("progress")
+            && let Err(error) = self.faults.count_call("progress")
         {
             self.link.end(error);
         }

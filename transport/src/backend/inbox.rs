@@ -75,13 +75,13 @@ impl Inbox {
         self.until(|state| state.end.as_ref().map(drop)).await;
     }
 
-    async fn until<T>(&self, told: impl Fn(&State) -> Option<T>) -> T {
+    async fn until<T>(&self, found: impl Fn(&State) -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            let told = told(&self.lock());
-            match told {
-                Some(told) => return told,
+            let found = found(&self.lock());
+            match found {
+                Some(found) => return found,
                 None => changed.await,
             }
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_the_end_does_not_take_a_parting_for_it() {
+    fn waiting_for_the_end_is_not_resolved_by_a_drain() {
         let inbox = Inbox::default();
         let mut cx = Context::from_waker(Waker::noop());
         let mut draining = pin!(inbox.until_draining());
@@ -141,7 +141,7 @@ mod tests {
         assert!(draining.as_mut().poll(&mut cx).is_pending() && ended.as_mut().poll(&mut cx).is_pending());
         inbox.drain(why("first"));
         inbox.drain(why("second"));
-        let Poll::Ready(Some(drained)) = draining.poll(&mut cx) else { panic!("it has parted") };
+        let Poll::Ready(Some(drained)) = draining.poll(&mut cx) else { panic!("the link is draining") };
         assert_eq!(drained.detail(), "first");
         assert!(ended.as_mut().poll(&mut cx).is_pending() && inbox.ended().is_none());
         assert!(inbox.poll_take(&mut cx).is_pending(), "more may be announced");
@@ -151,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_parting_hears_of_the_end() {
+    fn waiting_for_a_drain_resolves_at_the_end() {
         let inbox = Inbox::default();
         let mut cx = Context::from_waker(Waker::noop());
         let mut draining = pin!(inbox.until_draining());
         assert!(draining.as_mut().poll(&mut cx).is_pending());
         inbox.end(why("the end"));
         inbox.drain(why("too late"));
-        let Poll::Ready(drained) = draining.poll(&mut cx) else { panic!("it has ended") };
+        let Poll::Ready(drained) = draining.poll(&mut cx) else { panic!("the link has ended") };
         assert!(drained.is_none());
         assert_eq!(inbox.ended().unwrap().detail(), "the end");
     }

@@ -14,9 +14,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
 /// What each of the four parts takes; with what starts and ends them, the whole stays below 50 ms.
-const DRAIN_TIME: Duration = Duration::from_millis(8);
+const MEASURE_TIME: Duration = Duration::from_millis(8);
 /// A part that hears nothing for so long has no result.
-const SILENCE_MAX: Duration = Duration::from_millis(20);
+const WAIT_MAX: Duration = Duration::from_millis(20);
 const SPIN_MAX: Duration = Duration::from_micros(50);
 const DATA_LEN: usize = 1 << 20;
 
@@ -26,7 +26,7 @@ const DATA_LEN: usize = 1 << 20;
 pub struct Machine {
     /// What one thread copies from warm memory to warm memory, 1 MiB at a time, in 10^9 bytes per second.
     pub copy_gb_per_s: f64,
-    /// What it takes until another thread, which waits for it, has seen a word, in microseconds. `None` where no thread could
+    /// What it takes until another thread, which waits for it, has seen a shared, in microseconds. `None` where no thread could
     /// be started.
     pub hand_off_us: Option<f64>,
     /// A bare TCP socket over loopback; `None` where there is none to be had.
@@ -51,17 +51,17 @@ impl Machine {
     }
 
     /// The same, without holding up the caller's executor.
-    pub(crate) async fn known() -> &'static Self {
+    pub(crate) async fn measured_async() -> &'static Self {
         if let Some(machine) = MACHINE.get() {
             return machine;
         }
-        let (known, is_known) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let probing = Builder::new().name("towline-probe".into()).spawn(move || {
             // Who asked may have given up.
-            let _ = known.send(Self::measured());
+            let _ = sender.send(Self::measured());
         });
         match probing {
-            Ok(_) => is_known.await.unwrap_or_else(|_| Self::measured()),
+            Ok(_) => receiver.await.unwrap_or_else(|_| Self::measured()),
             Err(_) => Self::measured(),
         }
     }
@@ -84,48 +84,48 @@ fn copy() -> f64 {
     took_us.map_or(0.0, |us| gb_per_s(DATA_LEN, us))
 }
 
-/// Half the time that a word takes to another thread and back.
+/// Half the time that a shared takes to another thread and back.
 fn hand_off() -> io::Result<f64> {
-    let (word, over) = (AtomicU64::new(0), AtomicBool::new(false));
-    let near = thread::current();
+    let (shared, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    let local = thread::current();
     thread::scope(|scope| {
-        let answer = || {
-            let mut said = 1;
-            while turn(&word, said, Some(&over)) {
-                tell(&word, said + 1, &near);
-                said += 2;
+        let echo = || {
+            let mut value = 1;
+            while await_value(&shared, value, Some(&stop)) {
+                publish(&shared, value + 1, &local);
+                value += 2;
             }
         };
-        let far = Builder::new().name("towline-probe".into()).spawn_scoped(scope, answer)?;
-        let mut said = 0;
-        let there_and_back = median_us(|| {
-            tell(&word, said + 1, far.thread());
-            said += 2;
-            if turn(&word, said, None) { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
+        let remote = Builder::new().name("towline-probe".into()).spawn_scoped(scope, echo)?;
+        let mut value = 0;
+        let round_trip_us = median_us(|| {
+            publish(&shared, value + 1, remote.thread());
+            value += 2;
+            if await_value(&shared, value, None) { Ok(()) } else { Err(ErrorKind::TimedOut.into()) }
         });
-        over.store(true, Ordering::Release);
-        far.thread().unpark();
-        there_and_back.map(|us| us / 2.0)
+        stop.store(true, Ordering::Release);
+        remote.thread().unpark();
+        round_trip_us.map(|us| us / 2.0)
     })
 }
 
-fn tell(word: &AtomicU64, said: u64, to: &Thread) {
-    word.store(said, Ordering::Release);
+fn publish(shared: &AtomicU64, value: u64, to: &Thread) {
+    shared.store(value, Ordering::Release);
     to.unpark();
 }
 
-/// Waits until `word` is `awaited`; false if all is over before, or nothing is said for too long.
-fn turn(word: &AtomicU64, awaited: u64, over: Option<&AtomicBool>) -> bool {
+/// Waits until `shared` is `awaited`; false if all is over before, or nothing is value for too long.
+fn await_value(shared: &AtomicU64, awaited: u64, stop: Option<&AtomicBool>) -> bool {
     let begin = Instant::now();
-    while word.load(Ordering::Acquire) != awaited {
+    while shared.load(Ordering::Acquire) != awaited {
         let waited = begin.elapsed();
-        if over.is_some_and(|over| over.load(Ordering::Acquire)) || waited > SILENCE_MAX {
+        if stop.is_some_and(|stop| stop.load(Ordering::Acquire)) || waited > WAIT_MAX {
             return false;
         }
         if waited < SPIN_MAX {
             spin_loop();
         } else {
-            thread::park_timeout(SILENCE_MAX);
+            thread::park_timeout(WAIT_MAX);
         }
     }
     true
@@ -133,51 +133,51 @@ fn turn(word: &AtomicU64, awaited: u64, over: Option<&AtomicBool>) -> bool {
 
 /// The time of 8 bytes there and back over a bare socket.
 fn round_trip() -> io::Result<f64> {
-    let (near, far) = sockets()?;
-    for end in [&near, &far] {
+    let (local, remote) = sockets()?;
+    for end in [&local, &remote] {
         end.set_nodelay(true)?;
         end.set_nonblocking(true)?;
     }
     thread::scope(|scope| {
-        let answer = || {
-            let mut word = [0; 8];
-            while let Ok(1..) = read_soon(&far, &mut word) {
-                if (&far).write_all(&word).is_err() {
+        let echo = || {
+            let mut message = [0; 8];
+            while let Ok(1..) = read_soon(&remote, &mut message) {
+                if (&remote).write_all(&message).is_err() {
                     break;
                 }
             }
         };
-        Builder::new().name("towline-probe".into()).spawn_scoped(scope, answer)?;
-        let mut word = [0; 8];
-        let there_and_back = median_us(|| {
-            (&near).write_all(&word)?;
-            read_soon(&near, &mut word).map(|_| ())
+        Builder::new().name("towline-probe".into()).spawn_scoped(scope, echo)?;
+        let mut message = [0; 8];
+        let round_trip_us = median_us(|| {
+            (&local).write_all(&message)?;
+            read_soon(&local, &mut message).map(|_| ())
         });
         // The other thread sees the end at once, and need not wait for it.
-        let _ = near.shutdown(Shutdown::Both);
-        there_and_back
+        let _ = local.shutdown(Shutdown::Both);
+        round_trip_us
     })
 }
 
 /// What arrives of a stream of 1 MiB writes over a bare socket.
 fn stream() -> io::Result<f64> {
-    let (near, mut far) = sockets()?;
-    near.set_write_timeout(Some(SILENCE_MAX))?;
-    far.set_read_timeout(Some(SILENCE_MAX))?;
+    let (local, mut remote) = sockets()?;
+    local.set_write_timeout(Some(WAIT_MAX))?;
+    remote.set_read_timeout(Some(WAIT_MAX))?;
     thread::scope(|scope| {
         let send = move || {
-            let mut near = near;
+            let mut local = local;
             let (data, begin) = (vec![1u8; DATA_LEN], Instant::now());
             // The end of the socket, which is dropped here, is the end of the stream.
-            while begin.elapsed() < DRAIN_TIME && near.write_all(&data).is_ok() {}
+            while begin.elapsed() < MEASURE_TIME && local.write_all(&data).is_ok() {}
         };
         Builder::new().name("towline-probe".into()).spawn_scoped(scope, send)?;
         let mut destination = vec![0; DATA_LEN];
         // What warms up does not count.
-        far.read_exact(&mut destination)?;
+        remote.read_exact(&mut destination)?;
         let (begin, mut len) = (Instant::now(), 0);
         loop {
-            match far.read(&mut destination)? {
+            match remote.read(&mut destination)? {
                 0 => break,
                 read => len += read,
             }
@@ -189,9 +189,9 @@ fn stream() -> io::Result<f64> {
 /// Two ends of one connection over loopback, and nobody else's.
 fn sockets() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let near = TcpStream::connect(listener.local_addr()?)?;
-    let (far, from) = listener.accept()?;
-    if from == near.local_addr()? { Ok((near, far)) } else { Err(ErrorKind::ConnectionRefused.into()) }
+    let local = TcpStream::connect(listener.local_addr()?)?;
+    let (remote, from) = listener.accept()?;
+    if from == local.local_addr()? { Ok((local, remote)) } else { Err(ErrorKind::ConnectionRefused.into()) }
 }
 
 fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
@@ -202,11 +202,11 @@ fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
             outcome => return outcome,
         }
         let waited = begin.elapsed();
-        if waited > SILENCE_MAX {
+        if waited > WAIT_MAX {
             return Err(ErrorKind::TimedOut.into());
         }
         if waited > SPIN_MAX {
-            let limit = Timespec { tv_sec: 0, tv_nsec: SILENCE_MAX.as_nanos() as _ };
+            let limit = Timespec { tv_sec: 0, tv_nsec: WAIT_MAX.as_nanos() as _ };
             // Interrupted or not: the next look tells.
             let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit));
         }
@@ -216,7 +216,7 @@ fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
 /// The median time of `work`, done again and again for the time of a part.
 fn median_us(mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
     let (begin, mut times_ns) = (Instant::now(), Vec::new());
-    while begin.elapsed() < DRAIN_TIME {
+    while begin.elapsed() < MEASURE_TIME {
         let begin = Instant::now();
         work()?;
         times_ns.push(begin.elapsed().as_nanos() as u64);
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_probe_has_figures_for_every_part_and_is_made_once() {
+    fn the_probe_measures_every_figure_once_per_process() {
         let machine = Machine::measured();
         let loopback = machine.loopback.unwrap();
         for figure in
@@ -250,15 +250,15 @@ mod tests {
         }
         assert!(std::ptr::eq(machine, Machine::measured()));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert!(std::ptr::eq(machine, runtime.block_on(Machine::known())));
+        assert!(std::ptr::eq(machine, runtime.block_on(Machine::measured_async())));
     }
 
     #[test]
-    fn a_socket_that_says_nothing_has_no_result() {
-        let (near, _far) = sockets().unwrap();
-        near.set_nonblocking(true).unwrap();
-        assert_eq!(read_soon(&near, &mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
-        assert!(!turn(&AtomicU64::new(0), 1, None));
+    fn a_silent_socket_times_out() {
+        let (local, _far) = sockets().unwrap();
+        local.set_nonblocking(true).unwrap();
+        assert_eq!(read_soon(&local, &mut [0; 8]).unwrap_err().kind(), ErrorKind::TimedOut);
+        assert!(!await_value(&AtomicU64::new(0), 1, None));
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Staging {
     /// A copy of `message` in host memory, frames that are there already excepted.
     fn staged(&self, message: &Message) -> Result<Message> {
         let stage = |frame: &Buffer| {
-            if is_carried(frame) {
+            if is_readable(frame) {
                 return Ok(frame.clone());
             }
             let mut staged = self.pool.take(frame.len())?;
@@ -54,37 +54,37 @@ impl Staging {
     }
 
     fn accept(&self, id: u64, mut destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
-        // Host memory stands in for what the link cannot reach; `far` keeps the real destinations meanwhile.
-        let mut far = Vec::new();
+        // Host memory stands in for what the link cannot reach; `originals` keeps the real destinations meanwhile.
+        let mut originals = Vec::new();
         let mut short = None;
         for (index, destination) in destinations.memory_mut().iter_mut().enumerate() {
-            let Some(buffer) = destination.take_if(|buffer| !is_reached(buffer)) else {
+            let Some(buffer) = destination.take_if(|buffer| !is_writable(buffer)) else {
                 continue;
             };
             match self.pool.take(buffer.capacity()) {
                 Ok(staged) => *destination = Some(staged),
                 Err(error) => short = Some(error),
             }
-            far.push((index, buffer));
+            originals.push((index, buffer));
         }
         if let Some(error) = short {
-            put_back(destinations.memory_mut(), far);
+            restore(destinations.memory_mut(), originals);
             return destinations.fail(error);
         }
         let bytes_copied = self.bytes_copied.clone();
-        let near = std::mem::take(destinations.memory_mut());
+        let staged = std::mem::take(destinations.memory_mut());
         let destinations =
-            Operation::with(near, move |landed: Result<Vec<Buffer>, Failed<_>>| match landed {
-                Ok(mut frames) => match unstage(&mut frames, &mut far, &bytes_copied) {
+            Operation::with(staged, move |landed: Result<Vec<Buffer>, Failed<_>>| match landed {
+                Ok(mut frames) => match unstage(&mut frames, &mut originals, &bytes_copied) {
                     Ok(()) => destinations.finish(|_| frames),
                     Err(error) => {
-                        put_back(destinations.memory_mut(), far);
+                        restore(destinations.memory_mut(), originals);
                         destinations.fail(error);
                     }
                 },
                 Err(Failed { error, returned }) => {
                     *destinations.memory_mut() = returned;
-                    put_back(destinations.memory_mut(), far);
+                    restore(destinations.memory_mut(), originals);
                     destinations.fail(error);
                 }
             });
@@ -93,24 +93,24 @@ impl Staging {
 }
 
 /// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
-fn is_carried(frame: &Buffer) -> bool {
+fn is_readable(frame: &Buffer) -> bool {
     frame.as_slice().is_some()
 }
 
 /// Whether such a link can write to the buffer itself.
-fn is_reached(buffer: &BufferMut) -> bool {
+fn is_writable(buffer: &BufferMut) -> bool {
     buffer.capacity() == 0 || buffer.access() == Access::Owned
 }
 
 /// Copies what landed in host memory on to where it belongs.
 fn unstage(
     frames: &mut [Buffer],
-    far: &mut Vec<(usize, BufferMut)>,
+    originals: &mut Vec<(usize, BufferMut)>,
     copied: &AtomicU64,
 ) -> Result<(), Error> {
-    while let Some((index, mut buffer)) = far.pop() {
+    while let Some((index, mut buffer)) = originals.pop() {
         if let Err(error) = buffer.fill_from(&frames[index]) {
-            far.push((index, buffer));
+            originals.push((index, buffer));
             return Err(error);
         }
         copied.fetch_add(buffer.len() as u64, Ordering::Relaxed);
@@ -119,8 +119,8 @@ fn unstage(
     Ok(())
 }
 
-fn put_back(destinations: &mut Vec<Option<BufferMut>>, far: Vec<(usize, BufferMut)>) {
-    for (index, buffer) in far {
+fn restore(destinations: &mut Vec<Option<BufferMut>>, originals: Vec<(usize, BufferMut)>) {
+    for (index, buffer) in originals {
         if destinations.len() <= index {
             destinations.resize_with(index + 1, || None);
         }
@@ -136,12 +136,12 @@ impl Link for Staging {
     fn submit(&self, op: Op) {
         match op {
             Op::Send { message, receipt, ack_now, .. }
-                if !message.memory().frames().iter().all(is_carried) =>
+                if !message.memory().frames().iter().all(is_readable) =>
             {
                 self.send(message, receipt, ack_now);
             }
             Op::Accept { id, destinations }
-                if destinations.memory().iter().flatten().any(|buffer| !is_reached(buffer)) =>
+                if destinations.memory().iter().flatten().any(|buffer| !is_writable(buffer)) =>
             {
                 self.accept(id, destinations);
             }
@@ -150,7 +150,7 @@ impl Link for Staging {
     }
 
     fn copy(&self, small: Small) -> Option<Small> {
-        if small.message.frames().iter().all(is_carried) { self.link.copy(small) } else { Some(small) }
+        if small.message.frames().iter().all(is_readable) { self.link.copy(small) } else { Some(small) }
     }
 
     fn progress(&self) -> Progress {

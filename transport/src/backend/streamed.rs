@@ -26,7 +26,7 @@ const SCRATCH_LEN: usize = 64 << 10;
 /// Reads of one poll.
 const READS_MAX: usize = 16;
 /// The same while the stream holds something: whoever stops there has the driver wake for it.
-const READS_MAX_HELD: usize = 64;
+const READS_MAX_BUFFERED: usize = 64;
 
 thread_local! {
     /// Where records are read to, shared by all links that this thread polls, so that an idle one needs none.
@@ -39,7 +39,7 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
     type State: std::fmt::Debug + Send;
 
     /// The handshake keeps its stream beside this line: there a lost peer is noticed, and both ends part.
-    const BESIDE_CONTROL: bool = false;
+    const HAS_CONTROL_STREAM: bool = false;
 
     /// Writes what is no less urgent than `least`, until nothing of it is left or there is no room. Tells whether any left.
     fn write(&self, state: &mut Self::State, session: &mut Session, least: Urgency) -> Result<bool>;
@@ -52,10 +52,10 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
 
     /// Ends the stream towards the peer, if dropping `state` does not. It runs before the application learns of the end: a
     /// process that exits then leaves nothing undone.
-    fn hang_up(&self, _why: &Error) {}
+    fn shut_down(&self, _why: &Error) {}
 
     /// Nothing more will be written or read: everything under way fails.
-    fn retire(&self, state: Self::State, session: Session, why: &Error);
+    fn tear_down(&self, state: Self::State, session: Session, why: &Error);
 
     /// See [`Link::source`].
     fn source(&self) -> Source<'_>;
@@ -82,31 +82,35 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
 /// One stream of a line, non-blocking.
 pub(super) trait Stream {
     /// Takes what it has room for, from the front.
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved>;
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome>;
 
     /// Fills `bytes` as far as bytes have come.
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved>;
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome>;
 
     /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
     /// buffers' lengths grow by what they got.
-    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved>;
+    fn read_into(
+        &mut self,
+        buffers: &mut [(&mut BufferMut, usize)],
+        then: &mut [u8],
+    ) -> io::Result<IoOutcome>;
 
     /// Reads into a region's bytes, and what is left into `then`.
-    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved>;
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<IoOutcome>;
 
     /// Whether a read would find something though the line's source may not be ready.
-    fn holds(&self) -> bool {
+    fn has_buffered(&self) -> bool {
         false
     }
 }
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Moved {
+pub(super) enum IoOutcome {
     /// So many bytes; 0 from a read is the end of the stream.
     Bytes(usize),
     /// The call would have waited.
-    Nothing,
+    WouldBlock,
 }
 
 /// One end of a link.
@@ -119,7 +123,7 @@ pub(super) struct Streamed<L: ByteStream> {
     /// Operations that the session has not seen yet.
     submitted: Submitted,
     /// The poll lock. `None` once the link has ended.
-    moving: Mutex<Option<Moving<L>>>,
+    active: Mutex<Option<Active<L>>>,
     /// What the session counts, as it counts it.
     counts: Counts,
     /// The last poll left something to the next.
@@ -128,13 +132,13 @@ pub(super) struct Streamed<L: ByteStream> {
 
 /// What the holder of the poll lock moves.
 #[derive(Debug)]
-struct Moving<L: ByteStream> {
+struct Active<L: ByteStream> {
     session: Session,
     state: L::State,
     /// The last poll found nothing to move.
-    dry: bool,
+    idle: bool,
     /// The peer gave a sign of life since the session was told of one: who moves data does not look at the clock.
-    heard: bool,
+    peer_alive: bool,
 }
 
 impl<L: ByteStream> Streamed<L> {
@@ -165,7 +169,7 @@ impl<L: ByteStream> Streamed<L> {
             inbox: context.inbox.clone(),
             environment: context.environment.clone(),
             submitted: Submitted::default(),
-            moving: Mutex::new(Some(Moving { session, state, dry: false, heard: false })),
+            active: Mutex::new(Some(Active { session, state, idle: false, peer_alive: false })),
             counts,
             paused: AtomicBool::new(false),
         })
@@ -175,28 +179,28 @@ impl<L: ByteStream> Streamed<L> {
     fn with_poll_lock(
         &self,
         mut op: Option<Op>,
-        mut poll: impl FnMut(&Self, &mut Moving<L>) -> Result<Progress>,
+        mut poll: impl FnMut(&Self, &mut Active<L>) -> Result<Progress>,
     ) -> Progress {
         loop {
-            let Some(mut poll_lock) = self.moving.try_lock() else {
+            let Some(mut poll_lock) = self.active.try_lock() else {
                 let Some(op) = op.take() else { return Progress::Elsewhere };
                 self.submitted.push(op);
-                // The holder checks the queue after it releases the lock, which may have been before this push.
+                // Whoever has the poll lock looks after letting it go, which may have been before there was anything to see.
                 continue;
             };
-            let Some(moving) = poll_lock.as_mut() else {
+            let Some(active) = poll_lock.as_mut() else {
                 drop(poll_lock);
                 self.fail_submitted(op);
                 return Progress::Idle;
             };
-            moving.session.begin_poll();
+            active.session.begin_poll();
             for op in self.submitted.take().into_iter().chain(op.take()) {
-                perform(op, &mut moving.session);
+                perform(op, &mut active.session);
             }
-            let result = poll(self, moving);
-            let paused = moving.session.is_paused();
+            let result = poll(self, active);
+            let paused = active.session.is_paused();
             self.paused.store(paused, Ordering::Release);
-            moving.dry &= !paused;
+            active.idle &= !paused;
             let progress = match result {
                 Ok(_) if paused => Progress::Moved,
                 Ok(progress) => progress,
@@ -206,7 +210,7 @@ impl<L: ByteStream> Streamed<L> {
                 }
             };
             drop(poll_lock);
-            if !self.submitted.is_waited_for() {
+            if !self.submitted.has_any() {
                 return progress;
             }
         }
@@ -214,7 +218,7 @@ impl<L: ByteStream> Streamed<L> {
 
     fn fail_submitted(&self, last: Option<Op>) {
         let why = self.inbox.ended().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the link has ended"));
-        while self.submitted.is_waited_for() {
+        while self.submitted.has_any() {
             self.submitted.take().into_iter().for_each(|op| op.fail(why.clone()));
         }
         if let Some(op) = last {
@@ -223,23 +227,23 @@ impl<L: ByteStream> Streamed<L> {
     }
 
     /// Writes what is due, reads what has come, and then says what could wait.
-    fn poll(&self, moving: &mut Moving<L>) -> Result<Progress> {
-        let mut moved = self.write(moving, Urgency::Coalesced)?;
-        let read = self.stream.read(&mut moving.state, &mut moving.session)?;
+    fn poll(&self, active: &mut Active<L>) -> Result<Progress> {
+        let mut moved = self.write(active, Urgency::Coalesced)?;
+        let read = self.stream.read(&mut active.state, &mut active.session)?;
         if read {
-            moving.heard = true;
-            self.announce(&mut moving.session);
+            active.peer_alive = true;
+            self.announce(&mut active.session);
         }
-        let fetched = moving.session.fetch()?;
+        let fetched = active.session.fetch()?;
         moved |= read | fetched;
-        moved |= self.write(moving, if read { Urgency::Coalesced } else { Urgency::Word })?;
-        if moving.session.is_over() && !self.stream.is_blocked() {
-            if !L::BESIDE_CONTROL {
-                return Err(in_good_order());
+        moved |= self.write(active, if read { Urgency::Coalesced } else { Urgency::Word })?;
+        if active.session.is_over() && !self.stream.is_blocked() {
+            if !L::HAS_CONTROL_STREAM {
+                return Err(closed_cleanly());
             }
-            self.inbox.drain(in_good_order());
+            self.inbox.drain(closed_cleanly());
         }
-        moving.dry = !moved;
+        active.idle = !moved;
         Ok(if moved { Progress::Moved } else { Progress::Idle })
     }
 
@@ -250,32 +254,32 @@ impl<L: ByteStream> Streamed<L> {
         }
     }
 
-    fn write(&self, moving: &mut Moving<L>, least: Urgency) -> Result<bool> {
+    fn write(&self, active: &mut Active<L>, least: Urgency) -> Result<bool> {
         let was_blocked = self.stream.is_blocked();
-        let moved = self.stream.write(&mut moving.state, &mut moving.session, least)?;
+        let moved = self.stream.write(&mut active.state, &mut active.session, least)?;
         if was_blocked && moved {
             // A peer that makes room is alive, though its answer may be queued behind megabytes.
-            moving.heard = true;
+            active.peer_alive = true;
         }
         Ok(moved)
     }
 
-    fn write_what_is_due(&self, moving: &mut Moving<L>) -> Result<Progress> {
-        let moved = self.write(moving, Urgency::Now)?;
+    fn write_due(&self, active: &mut Active<L>) -> Result<Progress> {
+        let moved = self.write(active, Urgency::Now)?;
         Ok(if moved { Progress::Moved } else { Progress::Idle })
     }
 
     /// Ends the link, once.
-    fn finish(&self, poll_lock: &mut Option<Moving<L>>, why: &Error) {
-        let Some(Moving { mut session, state, .. }) = poll_lock.take() else { return };
+    fn finish(&self, poll_lock: &mut Option<Active<L>>, why: &Error) {
+        let Some(Active { mut session, state, .. }) = poll_lock.take() else { return };
         self.announce(&mut session);
         // Beside a handshake's stream, that one's end may be the first sign of the peer's.
-        let in_order = L::BESIDE_CONTROL && why.kind() == ErrorKind::PeerLost && session.may_end();
-        let why = if in_order { in_good_order() } else { why.clone() };
-        self.stream.hang_up(&why);
+        let in_order = L::HAS_CONTROL_STREAM && why.kind() == ErrorKind::PeerLost && session.may_end();
+        let why = if in_order { closed_cleanly() } else { why.clone() };
+        self.stream.shut_down(&why);
         self.inbox.end(why.clone());
         self.paused.store(false, Ordering::Release);
-        self.stream.retire(state, session, &why);
+        self.stream.tear_down(state, session, &why);
     }
 }
 
@@ -287,7 +291,7 @@ impl<L: ByteStream> Link for Streamed<L> {
     fn submit(&self, op: Op) {
         // Words can wait for company; `progress` takes them along.
         let can_wait = matches!(op, Op::Ack { ack_now: false, .. } | Op::Expect { .. });
-        let poll = if can_wait { |_: &Self, _: &mut _| Ok(Progress::Idle) } else { Self::write_what_is_due };
+        let poll = if can_wait { |_: &Self, _: &mut _| Ok(Progress::Idle) } else { Self::write_due };
         self.with_poll_lock(Some(op), poll);
     }
 
@@ -295,12 +299,12 @@ impl<L: ByteStream> Link for Streamed<L> {
         if !Session::may_copy(&small.message) {
             return Some(small);
         }
-        let mut left = Some(small);
-        self.with_poll_lock(None, |link, moving| {
-            left = left.take().and_then(|small| moving.session.copy(small));
-            link.write_what_is_due(moving)
+        let mut small = Some(small);
+        self.with_poll_lock(None, |link, active| {
+            small = small.take().and_then(|small| active.session.copy(small));
+            link.write_due(active)
         });
-        left
+        small
     }
 
     fn progress(&self) -> Progress {
@@ -317,37 +321,37 @@ impl<L: ByteStream> Link for Streamed<L> {
         if !self.stream.source().doorbell {
             return true;
         }
-        let mut poll_lock = self.moving.lock();
+        let mut poll_lock = self.active.lock();
         // One that has ended has nothing to come. Where the last poll stopped before it was dry, no doorbell rings for the rest, nor for
         // what this end does by itself.
-        poll_lock.as_mut().is_none_or(|moving| {
-            moving.dry && !moving.session.has_to_fetch() && self.stream.arm(&mut moving.state)
+        poll_lock.as_mut().is_none_or(|active| {
+            active.idle && !active.session.has_to_fetch() && self.stream.arm(&mut active.state)
         })
     }
 
     fn tick(&self) {
-        self.with_poll_lock(None, |link, moving| {
-            link.write(moving, Urgency::Word)?;
-            moving.session.tend()?;
-            if L::BESIDE_CONTROL {
-                return link.poll(moving);
+        self.with_poll_lock(None, |link, active| {
+            link.write(active, Urgency::Word)?;
+            active.session.tend()?;
+            if L::HAS_CONTROL_STREAM {
+                return link.poll(active);
             }
-            if !moving.is_silent(link.environment.now()) {
+            if !active.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
             // What has come is a sign of life, even if nobody read it yet.
-            let progress = link.poll(moving)?;
+            let progress = link.poll(active)?;
             let now = link.environment.now();
-            if moving.is_silent(now) {
-                moving.session.tick(now)?;
+            if active.is_silent(now) {
+                active.session.tick(now)?;
             }
-            link.write(moving, Urgency::Word)?;
+            link.write(active, Urgency::Word)?;
             Ok(progress)
         });
     }
 
     fn end(&self, why: Error) {
-        let mut poll_lock = self.moving.lock();
+        let mut poll_lock = self.active.lock();
         self.finish(&mut poll_lock, &why);
         drop(poll_lock);
         self.fail_submitted(None);
@@ -367,10 +371,10 @@ impl<L: ByteStream> Link for Streamed<L> {
     }
 }
 
-impl<L: ByteStream> Moving<L> {
+impl<L: ByteStream> Active<L> {
     /// Tells the session of the last sign of life, and whether it has been long without one.
     fn is_silent(&mut self, now: Duration) -> bool {
-        if std::mem::take(&mut self.heard) {
+        if std::mem::take(&mut self.peer_alive) {
             self.session.heard(now);
         }
         self.session.is_silent(now)
@@ -401,7 +405,7 @@ pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgen
             continue;
         }
         let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
-        let Moved::Bytes(written) = to.write(&slices).map_err(cut)? else { return Ok((moved, false)) };
+        let IoOutcome::Bytes(written) = to.write(&slices).map_err(cut)? else { return Ok((moved, false)) };
         session.wrote(written);
         moved = true;
         if written < wanted {
@@ -414,15 +418,15 @@ pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgen
 /// Reads one of the connection's streams until nothing is left, or for a while.
 pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: usize) -> Result<bool> {
     SCRATCH.with_borrow_mut(|scratch| {
-        for reads in 0..READS_MAX_HELD {
-            if reads >= READS_MAX && !from.holds() {
+        for reads in 0..READS_MAX_BUFFERED {
+            if reads >= READS_MAX && !from.has_buffered() {
                 break;
             }
             match read_once(session, from, stream, scratch)? {
-                (Moved::Nothing, _) => return Ok(reads > 0),
-                (Moved::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
-                (Moved::Bytes(0), _) => return Err(ended(session)),
-                (Moved::Bytes(len), asked) => {
+                (IoOutcome::WouldBlock, _) => return Ok(reads > 0),
+                (IoOutcome::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
+                (IoOutcome::Bytes(0), _) => return Err(end_of_stream(session)),
+                (IoOutcome::Bytes(len), asked) => {
                     if len < asked || !session.reads(stream) {
                         return Ok(true);
                     }
@@ -439,13 +443,13 @@ fn read_once(
     from: &mut impl Stream,
     stream: usize,
     scratch: &mut [u8],
-) -> Result<(Moved, usize)> {
+) -> Result<(IoOutcome, usize)> {
     // The next head is read together with the data before it.
     let next_head_len = session.head_len();
     let Some((target, remaining, mut sum)) = session.target(stream, BUFFERS_MAX) else {
         let len = session.bytes_wanted(stream).min(scratch.len());
         let moved = from.read(&mut scratch[..len]).map_err(cut)?;
-        if let Moved::Bytes(len) = moved {
+        if let IoOutcome::Bytes(len) = moved {
             session.received(stream, &scratch[..len])?;
         }
         return Ok((moved, len));
@@ -455,7 +459,7 @@ fn read_once(
             let room = limit(&mut buffers, remaining);
             let then = if room == remaining { next_head_len } else { 0 };
             let moved = from.read_into(&mut buffers, &mut scratch[..then]);
-            if let Ok(Moved::Bytes(len)) = moved {
+            if let Ok(IoOutcome::Bytes(len)) = moved {
                 sum.add_filled(&buffers, len.min(room));
             }
             (moved, room, then, false)
@@ -464,7 +468,7 @@ fn read_once(
             let read = |bytes: &mut [u8]| {
                 let bytes = &mut bytes[..remaining];
                 let moved = from.read_region(bytes, &mut scratch[..next_head_len]);
-                if let Ok(Moved::Bytes(len)) = moved {
+                if let Ok(IoOutcome::Bytes(len)) = moved {
                     sum.add(&bytes[..len.min(remaining)]);
                 }
                 moved
@@ -474,7 +478,7 @@ fn read_once(
                 None => {
                     let room = remaining.min(scratch.len());
                     let moved = from.read(&mut scratch[..room]);
-                    if let Ok(Moved::Bytes(len)) = moved {
+                    if let Ok(IoOutcome::Bytes(len)) = moved {
                         sum.add(&scratch[..len]);
                     }
                     (moved, room, 0, true)
@@ -483,7 +487,7 @@ fn read_once(
         }
     };
     let moved = moved.map_err(cut)?;
-    if let Moved::Bytes(len) = moved {
+    if let IoOutcome::Bytes(len) = moved {
         session.landed(stream, len.min(room), revoked)?;
         if len > room {
             session.received(stream, &scratch[..len - room])?;
@@ -503,14 +507,14 @@ fn limit(buffers: &mut Vec<(&mut BufferMut, usize)>, remaining: usize) -> usize 
     total
 }
 
-pub(super) fn ended(session: &Session) -> Error {
+pub(super) fn end_of_stream(session: &Session) -> Error {
     if session.may_end() {
-        return in_good_order();
+        return closed_cleanly();
     }
     Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
 }
 
-fn in_good_order() -> Error {
+fn closed_cleanly() -> Error {
     Error::new(ErrorKind::Closed, "the connection was closed in good order")
 }
 

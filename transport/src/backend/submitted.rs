@@ -11,7 +11,7 @@ use crate::platform::mutex::Mutex;
 /// A queue that costs a look where nothing is in it.
 ///
 /// The invariant: of one who adds an operation and then fails to get the poll lock, and one who lets the poll lock go and then asks
-/// [`is_waited_for`](Self::is_waited_for), at least one sees the other. Both exchange the same word, so that the second of them
+/// [`has_any`](Self::has_any), at least one sees the other. Both exchange the same word, so that the second of them
 /// has seen all that the first did before.
 #[derive(Debug, Default)]
 pub(super) struct Submitted {
@@ -36,7 +36,7 @@ impl Submitted {
     }
 
     /// Whether there are any, for whoever has just let the poll lock go.
-    pub(super) fn is_waited_for(&self) -> bool {
+    pub(super) fn has_any(&self) -> bool {
         let any = self.any.swap(false, Ordering::AcqRel);
         if any {
             self.any.store(true, Ordering::Release);

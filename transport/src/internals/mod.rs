@@ -6,7 +6,7 @@ mod handshake;
 mod records;
 mod stream;
 
-pub use crate::backend::shm::rehearsal::{Exported, Rehearsal};
+pub use crate::backend::shm::lending_harness::{Exported, LendingHarness};
 pub use arena::Arena;
 pub use handshake::{
     Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,

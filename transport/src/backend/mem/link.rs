@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard};
 
-use super::{CAPS, forget};
+use super::{CAPS, remove_waiting};
 use crate::backend::{
     Announced, Arrival, Caps, Delivery, Done, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
 };
@@ -13,19 +13,19 @@ use crate::wire::credit::WINDOW;
 
 /// Both ends' state.
 #[derive(Debug, Default)]
-pub(super) struct Pair(Mutex<[End; 2]>);
+pub(super) struct Pair(Mutex<[EndState; 2]>);
 
 /// One end before it is attached to a connection.
 #[derive(Debug)]
-pub(super) struct Half {
+pub(super) struct PairEnd {
     pair: Arc<Pair>,
     me: usize,
-    /// What the other half waits under until it is fetched.
+    /// What the other end waits under until it is fetched.
     pub(super) name: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
-struct End {
+struct EndState {
     attached: Option<(Arc<Inbox>, Arc<Regions>)>,
     /// Announced before the peer attached.
     early: Vec<Announced>,
@@ -40,17 +40,17 @@ struct End {
 }
 
 impl Pair {
-    pub(super) fn split(name: Vec<u8>) -> (Half, Half) {
+    pub(super) fn split(name: Vec<u8>) -> (PairEnd, PairEnd) {
         let pair = Arc::new(Self::default());
-        (Half { pair: pair.clone(), me: 0, name: name.clone() }, Half { pair, me: 1, name })
+        (PairEnd { pair: pair.clone(), me: 0, name: name.clone() }, PairEnd { pair, me: 1, name })
     }
 
-    fn lock(&self) -> MutexGuard<'_, [End; 2]> {
+    fn lock(&self) -> MutexGuard<'_, [EndState; 2]> {
         self.0.lock()
     }
 }
 
-impl Half {
+impl PairEnd {
     pub(super) fn attach(self, inbox: Arc<Inbox>, regions: Arc<Regions>) -> Arc<dyn Link> {
         let mut ends = self.pair.lock();
         let end = &mut ends[self.me];
@@ -68,7 +68,7 @@ impl Half {
 
 /// One end of the pair.
 #[derive(Debug)]
-struct MemLink(Half);
+struct MemLink(PairEnd);
 
 impl Link for MemLink {
     fn caps(&self) -> Caps {
@@ -76,7 +76,7 @@ impl Link for MemLink {
     }
 
     fn submit(&self, op: Op) {
-        let Half { pair, me, .. } = &self.0;
+        let PairEnd { pair, me, .. } = &self.0;
         let mut ends = pair.lock();
         if let Some(why) = ends[*me].ended.clone() {
             drop(ends);
@@ -142,13 +142,13 @@ impl Link for MemLink {
 
 impl Drop for MemLink {
     fn drop(&mut self) {
-        forget(&self.0.name);
+        remove_waiting(&self.0.name);
         self.end(Error::new(ErrorKind::Closed, "the link was dropped"));
     }
 }
 
 /// Moves queued messages of `me` into the peer's inbox while there is credit. False if some must wait.
-fn announce(ends: &mut [End; 2], me: usize) -> bool {
+fn announce(ends: &mut [EndState; 2], me: usize) -> bool {
     let [first, second] = ends;
     let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
     while mine.unacked.len() < WINDOW.messages as usize {
@@ -170,7 +170,7 @@ fn announce(ends: &mut [End; 2], me: usize) -> bool {
 }
 
 /// Sends what credit allows, and ends the pair in good order once everything before a close has left.
-fn proceed(mut ends: MutexGuard<'_, [End; 2]>, me: usize) {
+fn proceed(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize) {
     if !announce(&mut ends, me) {
         return;
     }
@@ -185,7 +185,7 @@ fn proceed(mut ends: MutexGuard<'_, [End; 2]>, me: usize) {
 }
 
 /// Ends both sides, each with its own reason; what was in flight fails outside the lock.
-fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error) {
+fn end(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize, mine: Error, theirs: Error) {
     let mut failed = Vec::new();
     for (side, why) in [(me, mine), (1 - me, theirs)] {
         let end = &mut ends[side];
@@ -213,7 +213,7 @@ fn end(mut ends: MutexGuard<'_, [End; 2]>, me: usize, mine: Error, theirs: Error
     }
 }
 
-fn peer_regions(ends: MutexGuard<'_, [End; 2]>, me: usize) -> Result<Arc<Regions>> {
+fn peer_regions(ends: MutexGuard<'_, [EndState; 2]>, me: usize) -> Result<Arc<Regions>> {
     let attached = ends[1 - me].attached.as_ref().map(|(_, regions)| regions.clone());
     attached.ok_or_else(revoked)
 }

@@ -6,7 +6,7 @@ mod link;
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
 
-use self::link::{Half, Pair};
+use self::link::{Pair, PairEnd};
 use super::{Backend, Caps, Identity, LinkContext, Machine, Opened, Opening, Prediction, Probe, Role, Speed};
 use crate::address::Address;
 use crate::backend::machine::gb_per_s;
@@ -26,14 +26,14 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::FLOW_CONTROL);
 
 /// Halves whose other end has not been opened yet, by both offers.
-static WAITING: PerProcess<Mutex<HashMap<Vec<u8>, Half>>> = PerProcess::new(Mutex::default);
+static WAITING: PerProcess<Mutex<HashMap<Vec<u8>, PairEnd>>> = PerProcess::new(Mutex::default);
 
-fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, Half>> {
+fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, PairEnd>> {
     WAITING.get().lock()
 }
 
-/// A half that is gone needs no other.
-fn forget(name: &[u8]) {
+/// A end that is gone needs no other.
+fn remove_waiting(name: &[u8]) {
     waiting().remove(name);
 }
 
@@ -82,13 +82,13 @@ fn open(context: &LinkContext) -> Result<Opened> {
     }
     let name = [first.as_slice(), second].concat();
     let mut waiting = waiting();
-    let half = match waiting.remove(&name) {
-        Some(half) => half,
+    let end = match waiting.remove(&name) {
+        Some(end) => end,
         None => {
             let (mine, theirs) = Pair::split(name.clone());
             waiting.insert(name, theirs);
             mine
         }
     };
-    Ok(Opened::new(half.attach(context.inbox.clone(), context.regions.clone())))
+    Ok(Opened::new(end.attach(context.inbox.clone(), context.regions.clone())))
 }

@@ -24,7 +24,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
-use super::fetcher::CanaryAt;
+use super::fetcher::PeerCanary;
 use crate::backend::{LinkContext, Role};
 use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::handshake::{Admission, AttachKey, Source};
@@ -37,10 +37,10 @@ const PREFIX: &[u8] = b"towline-";
 pub(super) const NAME_LEN: usize = 16;
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const VERSION: u16 = 1;
-const WORDS_LEN: usize = 56;
-const HELLO_LEN: usize = WORDS_LEN + 32;
+const FIELDS_LEN: usize = 56;
+const HELLO_LEN: usize = FIELDS_LEN + 32;
 /// Where a hello says which connection it is of.
-const NAME: std::ops::Range<usize> = 16..16 + NAME_LEN;
+const CONNECTION_ID: std::ops::Range<usize> = 16..16 + NAME_LEN;
 /// What each end shows: its segment, where to hear its doorbell, and what a holder of its arenas' memory keeps.
 const DESCRIPTORS: usize = 3;
 /// In a hello: the peer may map our arenas, and we believe what it says of its own.
@@ -49,7 +49,7 @@ const TRUSTS: u8 = 1;
 const UNAUTHENTICATED_MAX: usize = 128;
 const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(500);
 /// How long whoever comes waits where the local socket is full, before it knocks again.
-const PAUSE: Duration = Duration::from_millis(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// One end's socket for peers on this host, and the connections that wait for theirs.
 #[derive(Debug)]
@@ -57,13 +57,13 @@ pub(super) struct LocalSocket {
     /// Whose driver takes peers in.
     owner: Weak<dyn Environment>,
     name: [u8; NAME_LEN],
-    waiting: Mutex<HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>>,
+    waiting: Mutex<HashMap<[u8; NAME_LEN], oneshot::Sender<PendingPeer>>>,
     closed: Arc<Notify>,
 }
 
 /// What one end says and shows to the other.
 #[derive(Debug)]
-pub(super) struct Exchange<D> {
+pub(super) struct AttachInfo<D> {
     /// The length of its ring, in bytes.
     pub(super) ring_len: u32,
     /// Its segment.
@@ -75,22 +75,22 @@ pub(super) struct Exchange<D> {
     /// It trusts the other to map its arenas.
     pub(super) trusts: bool,
     /// Where its memory may be read, if it trusts the other.
-    pub(super) canary: Option<CanaryAt>,
+    pub(super) canary: Option<PeerCanary>,
 }
 
 /// A peer that was met.
 #[derive(Debug)]
-pub(super) struct Attached {
+pub(super) struct AttachedPeer {
     pub(super) socket: OwnedFd,
-    pub(super) peer: Exchange<OwnedFd>,
+    pub(super) peer: AttachInfo<OwnedFd>,
     /// Its user, as the kernel tells.
     pub(super) user: u32,
     /// Its process, where that can be seen from here.
     pub(super) process: Option<Pid>,
 }
 
-impl Attached {
-    fn new(stream: UnixStream, peer: Exchange<OwnedFd>) -> Result<Self> {
+impl AttachedPeer {
+    fn new(stream: UnixStream, peer: AttachInfo<OwnedFd>) -> Result<Self> {
         let credentials = stream.peer_cred()?;
         let process = credentials.pid().and_then(Pid::from_raw);
         Ok(Self { socket: stream.into_std()?.into(), peer, user: credentials.uid(), process })
@@ -99,18 +99,18 @@ impl Attached {
 
 /// Somebody who came, and what it said.
 #[derive(Debug)]
-struct Caller {
+struct PendingPeer {
     stream: UnixStream,
-    heard: Heard,
+    received: UnverifiedHello,
 }
 
 /// A hello, not proven yet.
 #[derive(Debug)]
-struct Heard {
+struct UnverifiedHello {
     hello: [u8; HELLO_LEN],
     descriptors: Vec<OwnedFd>,
     /// Of some the kernel kept back, as it does where the process may have no more.
-    kept_back: bool,
+    truncated: bool,
 }
 
 impl LocalSocket {
@@ -118,7 +118,7 @@ impl LocalSocket {
     pub(super) fn open(environment: &Arc<dyn Environment>) -> Result<Arc<Self>> {
         let mut name = [0; NAME_LEN];
         environment.random(&mut name);
-        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(full(&name))?)?;
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(socket_name(&name))?)?;
         listener.set_nonblocking(true)?;
         let owner = Arc::downgrade(environment);
         let local_socket = Arc::new(Self { owner, name, waiting: Mutex::default(), closed: Arc::default() });
@@ -130,7 +130,7 @@ impl LocalSocket {
             }
             let Ok(listener) = tokio::net::UnixListener::from_std(listener) else { return };
             tokio::select! {
-                () = receive(&listener, &weak) => {}
+                () = accept_loop(&listener, &weak) => {}
                 () = closed.notified() => {}
             }
         }));
@@ -156,20 +156,20 @@ impl LocalSocket {
     pub(super) async fn attach(
         &self,
         context: &LinkContext,
-        ours: Exchange<BorrowedFd<'_>>,
-    ) -> Result<Attached> {
+        ours: AttachInfo<BorrowedFd<'_>>,
+    ) -> Result<AttachedPeer> {
         let key = AttachKey::new(context.secret);
-        let (called, caller) = oneshot::channel();
+        let (called, pending) = oneshot::channel();
         self.waiting().insert(key.name(), called);
-        let _waiting = Waiting { local_socket: self, name: key.name() };
+        let _waiting = WaitingEntry { local_socket: self, name: key.name() };
         let closed = || Error::new(ErrorKind::Closed, "the meeting place was closed");
-        let Caller { stream, heard } = caller.await.map_err(|_| closed())?;
-        let peer = checked(&key, Role::Connector, heard)?;
-        say(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
-        Attached::new(stream, peer)
+        let PendingPeer { stream, received } = pending.await.map_err(|_| closed())?;
+        let peer = verified(&key, Role::Connector, received)?;
+        send_hello(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
+        AttachedPeer::new(stream, peer)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], oneshot::Sender<Caller>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<[u8; NAME_LEN], oneshot::Sender<PendingPeer>>> {
         self.waiting.lock()
     }
 }
@@ -181,40 +181,40 @@ impl Drop for LocalSocket {
 }
 
 /// A connection stops waiting when this is dropped.
-struct Waiting<'a> {
+struct WaitingEntry<'a> {
     local_socket: &'a LocalSocket,
     name: [u8; NAME_LEN],
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingEntry<'_> {
     fn drop(&mut self) {
         self.local_socket.waiting().remove(&self.name);
     }
 }
 
 /// Goes to the acceptor's local socket, and shows it `ours`.
-pub(super) async fn visit(context: &LinkContext, ours: Exchange<BorrowedFd<'_>>) -> Result<Attached> {
+pub(super) async fn connect(context: &LinkContext, ours: AttachInfo<BorrowedFd<'_>>) -> Result<AttachedPeer> {
     let name = context.peer_offer.as_slice();
     if name.len() != NAME_LEN {
         return Err(Error::new(ErrorKind::Corrupt, format!("the peer's offer is not {NAME_LEN} bytes")));
     }
     let stream = UnixStream::from_std(dial(name).await?.into())?;
     let key = AttachKey::new(context.secret);
-    say(&stream, &hello_of(&key, Role::Connector, &ours), &ours).await?;
-    let heard = hear(&stream).await?;
-    let peer = checked(&key, Role::Acceptor, heard)?;
-    Attached::new(stream, peer)
+    send_hello(&stream, &hello_of(&key, Role::Connector, &ours), &ours).await?;
+    let received = receive_hello(&stream).await?;
+    let peer = verified(&key, Role::Acceptor, received)?;
+    AttachedPeer::new(stream, peer)
 }
 
 async fn dial(name: &[u8]) -> Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
         .map_err(io::Error::from)?;
-    let at = SocketAddrUnix::new_abstract_name(&full(name)).map_err(io::Error::from)?;
+    let at = SocketAddrUnix::new_abstract_name(&socket_name(name)).map_err(io::Error::from)?;
     loop {
         match rustix::net::connect(&socket, &at) {
             Ok(()) => return Ok(socket),
-            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(PAUSE).await,
+            Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(RETRY_PAUSE).await,
             Err(Errno::CONNREFUSED) => {
                 let why = "its socket is not to be found from here: the two are in different network namespaces, or \
                            the peer's endpoint is gone";
@@ -226,7 +226,7 @@ async fn dial(name: &[u8]) -> Result<OwnedFd> {
 }
 
 /// Takes in whoever comes, each for a while; where too many are silent, the oldest makes room.
-async fn receive(listener: &tokio::net::UnixListener, local_socket: &Weak<LocalSocket>) {
+async fn accept_loop(listener: &tokio::net::UnixListener, local_socket: &Weak<LocalSocket>) {
     let (admission, clock) = (Admission::new(UNAUTHENTICATED_MAX), Instant::now());
     loop {
         match listener.accept().await {
@@ -237,7 +237,7 @@ async fn receive(listener: &tokio::net::UnixListener, local_socket: &Weak<LocalS
                 let local_socket = local_socket.clone();
                 tokio::spawn(async move {
                     admitted
-                        .hold(tokio::time::timeout(UNAUTHENTICATED_TIME, take_in(stream, local_socket)))
+                        .hold(tokio::time::timeout(UNAUTHENTICATED_TIME, admit(stream, local_socket)))
                         .await
                 });
             }
@@ -246,74 +246,78 @@ async fn receive(listener: &tokio::net::UnixListener, local_socket: &Weak<LocalS
                 tokio::time::sleep(admission.accept_failed(&error, clock.elapsed())).await;
             }
         }
-        // Whose hello is here already is heard before the next one comes in.
+        // Whose hello is here already is received before the next one comes in.
         tokio::task::yield_now().await;
     }
 }
 
 /// Hears who somebody is, and hands it to the connection that waits for it.
-async fn take_in(stream: UnixStream, local_socket: Weak<LocalSocket>) {
-    let Ok(heard) = hear(&stream).await else { return };
+async fn admit(stream: UnixStream, local_socket: Weak<LocalSocket>) {
+    let Ok(received) = receive_hello(&stream).await else { return };
     let mut name = [0; NAME_LEN];
-    name.copy_from_slice(&heard.hello[NAME]);
+    name.copy_from_slice(&received.hello[CONNECTION_ID]);
     let waiting = local_socket.upgrade().and_then(|local_socket| local_socket.waiting().remove(&name));
     if let Some(waiting) = waiting {
-        // Whoever waited may have given up; the caller then sees the end of its stream.
-        let _ = waiting.send(Caller { stream, heard });
+        // Whoever waited may have given up; the pending then sees the end of its stream.
+        let _ = waiting.send(PendingPeer { stream, received });
     }
 }
 
-fn full(name: &[u8]) -> Vec<u8> {
+fn socket_name(name: &[u8]) -> Vec<u8> {
     let digits = name.iter().map(|byte| format!("{byte:02x}"));
     [PREFIX, digits.collect::<String>().as_bytes()].concat()
 }
 
-fn hello_of(key: &AttachKey, role: Role, ours: &Exchange<BorrowedFd<'_>>) -> [u8; HELLO_LEN] {
+fn hello_of(key: &AttachKey, role: Role, ours: &AttachInfo<BorrowedFd<'_>>) -> [u8; HELLO_LEN] {
     let mut hello = [0; HELLO_LEN];
     hello[..8].copy_from_slice(&MAGIC);
     hello[8..10].copy_from_slice(&VERSION.to_le_bytes());
     hello[10] = if ours.trusts { TRUSTS } else { 0 };
     hello[12..16].copy_from_slice(&ours.ring_len.to_le_bytes());
-    hello[NAME].copy_from_slice(&key.name());
-    if let Some(CanaryAt { address, bytes }) = ours.canary {
+    hello[CONNECTION_ID].copy_from_slice(&key.name());
+    if let Some(PeerCanary { address, bytes }) = ours.canary {
         hello[32..40].copy_from_slice(&address.to_le_bytes());
-        hello[40..WORDS_LEN].copy_from_slice(&bytes);
+        hello[40..FIELDS_LEN].copy_from_slice(&bytes);
     }
-    let proof = key.proof(role, &hello[..WORDS_LEN]);
-    hello[WORDS_LEN..].copy_from_slice(&proof);
+    let proof = key.proof(role, &hello[..FIELDS_LEN]);
+    hello[FIELDS_LEN..].copy_from_slice(&proof);
     hello
 }
 
 /// What the end in `role` shows, once it is proven to be that.
-fn checked(key: &AttachKey, role: Role, heard: Heard) -> Result<Exchange<OwnedFd>> {
-    let Heard { hello, descriptors, kept_back } = heard;
-    let (words, proof) = hello.split_at(WORDS_LEN);
+fn verified(key: &AttachKey, role: Role, received: UnverifiedHello) -> Result<AttachInfo<OwnedFd>> {
+    let UnverifiedHello { hello, descriptors, truncated } = received;
+    let (fields, proof) = hello.split_at(FIELDS_LEN);
     let mut mac = [0; 32];
     mac.copy_from_slice(proof);
-    key.verify(role, words, &mac)?;
-    let is_known = words[..8] == MAGIC && words[8..10] == VERSION.to_le_bytes();
-    if !is_known || words[10] & !TRUSTS != 0 || words[11] != 0 {
+    key.verify(role, fields, &mac)?;
+    let is_known = fields[..8] == MAGIC && fields[8..10] == VERSION.to_le_bytes();
+    if !is_known || fields[10] & !TRUSTS != 0 || fields[11] != 0 {
         return Err(Error::new(ErrorKind::Unsupported, "the peer shares memory in another version's way"));
     }
-    if kept_back && descriptors.len() < DESCRIPTORS {
+    if truncated && descriptors.len() < DESCRIPTORS {
         // Both ends are told.
         let ours = if role == Role::Connector { "listening" } else { "connecting" };
         return Err(Error::new(ErrorKind::Unavailable, format!("at the {ours} end {NO_DESCRIPTOR}")));
     }
-    let ring_len = u32::from_le_bytes([words[12], words[13], words[14], words[15]]);
+    let ring_len = u32::from_le_bytes([fields[12], fields[13], fields[14], fields[15]]);
     let [segment, doorbell, holder] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
         let why = format!("the peer showed {} descriptors and not {DESCRIPTORS}", shown.len());
         Error::new(ErrorKind::Corrupt, why)
     })?;
     let (mut address, mut bytes) = ([0; 8], [0; 16]);
-    address.copy_from_slice(&words[32..40]);
-    bytes.copy_from_slice(&words[40..]);
-    let canary = CanaryAt { address: u64::from_le_bytes(address), bytes };
-    let (trusts, canary) = (words[10] & TRUSTS != 0, Some(canary).filter(|canary| canary.address != 0));
-    Ok(Exchange { ring_len, segment, doorbell, holder, trusts, canary })
+    address.copy_from_slice(&fields[32..40]);
+    bytes.copy_from_slice(&fields[40..]);
+    let canary = PeerCanary { address: u64::from_le_bytes(address), bytes };
+    let (trusts, canary) = (fields[10] & TRUSTS != 0, Some(canary).filter(|canary| canary.address != 0));
+    Ok(AttachInfo { ring_len, segment, doorbell, holder, trusts, canary })
 }
 
-async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Exchange<BorrowedFd<'_>>) -> Result<()> {
+async fn send_hello(
+    stream: &UnixStream,
+    hello: &[u8; HELLO_LEN],
+    ours: &AttachInfo<BorrowedFd<'_>>,
+) -> Result<()> {
     let send = || {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -327,8 +331,8 @@ async fn say(stream: &UnixStream, hello: &[u8; HELLO_LEN], ours: &Exchange<Borro
     if sent < HELLO_LEN { Err(gone(io::ErrorKind::WriteZero.into())) } else { Ok(()) }
 }
 
-async fn hear(stream: &UnixStream) -> Result<Heard> {
-    let (mut hello, mut len, mut descriptors, mut kept_back) = ([0; HELLO_LEN], 0, Vec::new(), false);
+async fn receive_hello(stream: &UnixStream) -> Result<UnverifiedHello> {
+    let (mut hello, mut len, mut descriptors, mut truncated) = ([0; HELLO_LEN], 0, Vec::new(), false);
     while len < HELLO_LEN {
         let receive = || {
             let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS))];
@@ -341,7 +345,7 @@ async fn hear(stream: &UnixStream) -> Result<Heard> {
                     descriptors.extend(shown);
                 }
             }
-            kept_back |= received.flags.contains(ReturnFlags::CTRUNC);
+            truncated |= received.flags.contains(ReturnFlags::CTRUNC);
             Ok(received.bytes)
         };
         match stream.async_io(Interest::READABLE, receive).await.map_err(gone)? {
@@ -352,7 +356,7 @@ async fn hear(stream: &UnixStream) -> Result<Heard> {
             return Err(Error::new(ErrorKind::Corrupt, "the peer showed too many descriptors"));
         }
     }
-    Ok(Heard { hello, descriptors, kept_back })
+    Ok(UnverifiedHello { hello, descriptors, truncated })
 }
 
 fn gone(error: io::Error) -> Error {

@@ -12,9 +12,9 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::ring::{BYTES_AT, Half, Ring};
-use super::table::{TABLE_LEN, Table};
-use crate::backend::streamed::{Moved, Stream};
+use super::ring::{BYTES_AT, Ring, RingMemory};
+use super::table::{LeaseTable, TABLE_LEN};
+use crate::backend::streamed::{IoOutcome, Stream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{BufferMut, PeerSegment, Segment};
 use crate::wire::count::Count;
@@ -30,7 +30,7 @@ pub(super) struct Duplex {
     ring: Ring,
     doorbell: Doorbell,
     /// The peer will not write any more.
-    pub(super) gone: bool,
+    pub(super) peer_gone: bool,
     /// Bytes copied into our ring and out of the peer's.
     pub(super) copied: Count,
     /// Times the doorbell was rung.
@@ -40,29 +40,29 @@ pub(super) struct Duplex {
 /// What this end rings.
 #[derive(Debug)]
 pub(super) struct Doorbell {
-    pub(super) pipe: OwnedFd,
-    /// Where the peer hears it. Kept, so that ringing for a peer that is gone is no signal to this process.
-    pub(super) heard_at: OwnedFd,
+    pub(super) write_end: OwnedFd,
+    /// Where the peer hears it. Kept, so that ringing for a peer that is peer_gone is no signal to this process.
+    pub(super) read_end: OwnedFd,
 }
 
 impl Doorbell {
     fn ring(&self) {
-        // A pipe that is full has rung often enough, and whoever is gone needs no doorbell.
-        let _ = rustix::io::write(&self.pipe, &[1]);
+        // A pipe that is full has rung often enough, and whoever is peer_gone needs no doorbell.
+        let _ = rustix::io::write(&self.write_end, &[1]);
     }
 }
 
 impl Duplex {
-    /// See [`Ring::arm`]. Whoever is gone does not ring.
+    /// See [`Ring::arm`]. Whoever is peer_gone does not ring.
     pub(super) fn arm(&mut self, for_room: bool) -> bool {
         self.release();
-        !self.gone && self.ring.arm(for_room)
+        !self.peer_gone && self.ring.arm(for_room)
     }
 
     /// How many bytes have come, or `None` where no more can.
     fn readable(&mut self, wanted: usize) -> io::Result<Option<usize>> {
         let readable = self.ring.readable(wanted).map_err(io::Error::other)?;
-        Ok(if readable == 0 && self.gone { None } else { Some(readable) })
+        Ok(if readable == 0 && self.peer_gone { None } else { Some(readable) })
     }
 
     /// Fills `into`, no more than was readable.
@@ -95,17 +95,17 @@ impl Duplex {
     }
 
     /// What is read behind `total` bytes that were there.
-    fn and(&mut self, total: usize, then: &mut [u8]) -> io::Result<Moved> {
+    fn read_more(&mut self, total: usize, then: &mut [u8]) -> io::Result<IoOutcome> {
         match self.read(then)? {
-            Moved::Bytes(len) if total + len > 0 => Ok(Moved::Bytes(total + len)),
-            _ if total > 0 => Ok(Moved::Bytes(total)),
+            IoOutcome::Bytes(len) if total + len > 0 => Ok(IoOutcome::Bytes(total + len)),
+            _ if total > 0 => Ok(IoOutcome::Bytes(total)),
             other => Ok(other),
         }
     }
 }
 
 impl Stream for Duplex {
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         let (mut written, mut unpublished) = (0, 0);
         for slice in slices {
             let mut rest = &slice[..];
@@ -122,29 +122,33 @@ impl Stream for Duplex {
                 }
                 if part.len() < part_len {
                     self.copied.add(written as u64);
-                    return Ok(if written > 0 { Moved::Bytes(written) } else { Moved::Nothing });
+                    return Ok(if written > 0 { IoOutcome::Bytes(written) } else { IoOutcome::WouldBlock });
                 }
                 rest = after;
             }
         }
         self.publish();
         self.copied.add(written as u64);
-        Ok(Moved::Bytes(written))
+        Ok(IoOutcome::Bytes(written))
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved> {
-        let Some(readable) = self.readable(bytes.len())? else { return Ok(Moved::Bytes(0)) };
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome> {
+        let Some(readable) = self.readable(bytes.len())? else { return Ok(IoOutcome::Bytes(0)) };
         let len = readable.min(bytes.len());
         if len == 0 {
-            return Ok(Moved::Nothing);
+            return Ok(IoOutcome::WouldBlock);
         }
         // SAFETY: initialised bytes as ones that need not be; only initialised ones are written there (M4).
         let into = unsafe { &mut *(&raw mut bytes[..len] as *mut [MaybeUninit<u8>]) };
         self.fill(into);
-        Ok(Moved::Bytes(len))
+        Ok(IoOutcome::Bytes(len))
     }
 
-    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved> {
+    fn read_into(
+        &mut self,
+        buffers: &mut [(&mut BufferMut, usize)],
+        then: &mut [u8],
+    ) -> io::Result<IoOutcome> {
         let mut total = 0;
         for (buffer, room) in buffers {
             // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
@@ -158,15 +162,15 @@ impl Stream for Duplex {
             unsafe { buffer.set_len(filled) };
             total += len;
             if len < *room {
-                return Ok(if total > 0 { Moved::Bytes(total) } else { Moved::Nothing });
+                return Ok(if total > 0 { IoOutcome::Bytes(total) } else { IoOutcome::WouldBlock });
             }
         }
-        self.and(total, then)
+        self.read_more(total, then)
     }
 
-    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<IoOutcome> {
         match self.read(bytes)? {
-            Moved::Bytes(len) if len > 0 && len == bytes.len() => self.and(len, then),
+            IoOutcome::Bytes(len) if len > 0 && len == bytes.len() => self.read_more(len, then),
             other => Ok(other),
         }
     }
@@ -179,11 +183,11 @@ pub(super) fn segment_len(ring_len: usize) -> usize {
 
 /// Lays rings and tables over both segments: ours, with a ring of so many bytes, and the peer's, which says how many its has.
 /// The tables are ours and the peer's.
-pub(super) fn over(
+pub(super) fn map_rings(
     (ours, our_len): (Arc<Segment>, usize),
     (theirs, their_len): (OwnedFd, usize),
     doorbell: Doorbell,
-) -> Result<(Duplex, (Table, Table))> {
+) -> Result<(Duplex, (LeaseTable, LeaseTable))> {
     let corrupt = |why: String| Err(Error::new(ErrorKind::Corrupt, why));
     if !their_len.is_power_of_two() || !RING_LENS.contains(&their_len) {
         return corrupt(format!("the peer has a ring of {their_len} bytes"));
@@ -195,19 +199,24 @@ pub(super) fn over(
     theirs.populate()?;
     let (our_base, their_base) = (ours.base(), theirs.base());
     let (our_bytes, their_bytes) = (part(our_base, BYTES_AT), part(their_base, BYTES_AT));
-    let (our_words, their_words) = (part(our_bytes, our_len).cast(), part(their_bytes, their_len).cast());
+    let (our_table_at, their_table_at) =
+        (part(our_bytes, our_len).cast(), part(their_bytes, their_len).cast());
     // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as all three parts; made for this link
     // alone, whose ring is the one to write that part (M9).
-    let our_half = unsafe { Half::new(ours.clone(), our_base.cast(), our_bytes.cast(), our_len) };
+    let our_half = unsafe { RingMemory::new(ours.clone(), our_base.cast(), our_bytes.cast(), our_len) };
     // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as all three parts, as was checked; this process
     // cannot write it (M9).
-    let their_half = unsafe { Half::new(theirs.clone(), their_base.cast(), their_bytes.cast(), their_len) };
+    let their_half =
+        unsafe { RingMemory::new(theirs.clone(), their_base.cast(), their_bytes.cast(), their_len) };
     // SAFETY: M1: as for our half; the part behind the ring, which is a multiple of 8 and written as atomics alone (M9).
-    let our_table = unsafe { Table::new(ours, our_words) };
+    let our_table = unsafe { LeaseTable::new(ours, our_table_at) };
     // SAFETY: M1: as for their half; the part behind the ring, which is a multiple of 8 (M9).
-    let their_table = unsafe { Table::new(theirs, their_words) };
+    let their_table = unsafe { LeaseTable::new(theirs, their_table_at) };
     let ring = Ring::new(our_half, their_half);
-    Ok((Duplex { ring, doorbell, gone: false, copied: Count::default(), rings: 0 }, (our_table, their_table)))
+    Ok((
+        Duplex { ring, doorbell, peer_gone: false, copied: Count::default(), rings: 0 },
+        (our_table, their_table),
+    ))
 }
 
 /// The address so many bytes behind.

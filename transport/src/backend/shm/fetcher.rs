@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 use tokio::sync::oneshot;
 
-use super::readers::{self, Wanted};
+use super::readers::{self, ReadHandle};
 use crate::backend::{Link, Progress};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::{Environment, within};
@@ -42,7 +42,7 @@ pub(super) struct Canary(Box<[AtomicU64; 2]>);
 
 /// A peer's mark: where it is, and what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct CanaryAt {
+pub(super) struct PeerCanary {
     pub(super) address: u64,
     pub(super) bytes: [u8; 16],
 }
@@ -54,12 +54,12 @@ impl Canary {
         Self(Box::new(words(bytes).map(AtomicU64::new)))
     }
 
-    pub(super) fn at(&self) -> CanaryAt {
+    pub(super) fn at(&self) -> PeerCanary {
         let [first, second] = self.0.each_ref().map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&first);
         bytes[8..].copy_from_slice(&second);
-        CanaryAt { address: self.0.as_ptr().addr() as u64, bytes }
+        PeerCanary { address: self.0.as_ptr().addr() as u64, bytes }
     }
 
     /// Before anything that is written from now on to memory which the peer may be reading.
@@ -82,9 +82,9 @@ fn words(bytes: [u8; 16]) -> [u64; 2] {
 
 /// What everybody sees of an end that fetches.
 #[derive(Debug, Default)]
-pub(super) struct Fetched {
+pub(super) struct FetchStatus {
     /// Why it does not, if so, in words that finish "since".
-    lacking: OnceLock<String>,
+    unavailable: OnceLock<String>,
     /// System calls it made for that.
     pub(super) calls: AtomicU64,
     /// The link, to be moved when something was read.
@@ -95,75 +95,75 @@ pub(super) struct Fetched {
 #[derive(Debug)]
 pub(super) struct VmFetcher {
     ours: Canary,
-    peer: Option<Arc<Memory>>,
-    seen: Arc<Fetched>,
+    peer: Option<Arc<PeerMemory>>,
+    status: Arc<FetchStatus>,
     /// What is being read.
-    read: Option<Read>,
+    read: Option<PendingRead>,
     environment: Arc<dyn Environment>,
 }
 
 /// The memory of the peer's process.
 #[derive(Debug)]
-struct Memory {
+struct PeerMemory {
     process: Pid,
     /// Readable once the process has ended; `None` if it is this one.
     ended: Option<Arc<OwnedFd>>,
-    canary: CanaryAt,
+    canary: PeerCanary,
 }
 
 /// A part that another thread reads.
 #[derive(Debug)]
-struct Read {
+struct PendingRead {
     state: Arc<Mutex<ReadState>>,
     began: Instant,
-    _wanted: Arc<Wanted>,
+    _handle: Arc<ReadHandle>,
 }
 
 /// Who has the part.
 enum ReadState {
     /// No thread has begun.
-    Waits(Part),
+    Queued(Part),
     /// A thread reads, and then calls this, if there is anything: otherwise it leaves it here.
-    IsRead(Option<Box<dyn FnOnce(Option<Part>) + Send>>),
-    IsOver(PartEnd),
+    Reading(Option<Box<dyn FnOnce(Option<Part>) + Send>>),
+    Finished(PartEnd),
     /// It was taken, or nobody will.
-    IsGone,
+    Taken,
 }
 
 impl Debug for ReadState {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Waits(_) => "Waits",
-            Self::IsRead(_) => "IsRead",
-            Self::IsOver(_) => "IsOver",
-            Self::IsGone => "IsGone",
+            Self::Queued(_) => "Queued",
+            Self::Reading(_) => "Reading",
+            Self::Finished(_) => "Finished",
+            Self::Taken => "Taken",
         })
     }
 }
 
-impl Fetched {
+impl FetchStatus {
     /// Of an end that does not, since `why`.
-    pub(super) fn nothing(why: &str) -> Arc<Self> {
-        Arc::new(Self { lacking: OnceLock::from(why.to_owned()), ..Self::default() })
+    pub(super) fn unavailable(why: &str) -> Arc<Self> {
+        Arc::new(Self { unavailable: OnceLock::from(why.to_owned()), ..Self::default() })
     }
 
     /// What becomes of large frames that come to this end from memory of the host.
     pub(super) fn note(&self) -> String {
         const WHICH: &str = "large host frames that land in named memory of this end";
-        match self.lacking.get() {
+        match self.unavailable.get() {
             None => format!("{WHICH} are copied once, out of the peer's memory (process_vm_readv)"),
             Some(why) => format!("{WHICH} are copied twice, by way of the ring, since {why}"),
         }
     }
 
     /// The link that is moved when something was read.
-    pub(super) fn moves(&self, link: &Arc<dyn Link>) {
+    pub(super) fn set_link(&self, link: &Arc<dyn Link>) {
         // Only the first link is its own.
         let _ = self.link.set(Arc::downgrade(link));
     }
 
     /// Has the link take what was read, and begin with the next part.
-    fn move_link(&self) {
+    fn poll_link(&self) {
         let mut polls = 0;
         while polls < POLLS {
             let Some(link) = self.link.get().and_then(Weak::upgrade) else { return };
@@ -177,35 +177,35 @@ impl Fetched {
 }
 
 impl VmFetcher {
-    /// `process` is the peer's, where it can be seen from here, and `ended` tells of its end; `canary` is what it showed. Unless it
+    /// `process` is the peer's, where it can be status from here, and `ended` tells of its end; `canary` is what it showed. Unless it
     /// is to read `always`, it does where that is fast. Waits for the peer's memory, for a while.
     pub(super) async fn open(
         ours: Canary,
         (process, ended): (Option<Pid>, Option<Arc<OwnedFd>>),
-        canary: Option<CanaryAt>,
+        canary: Option<PeerCanary>,
         always: bool,
         environment: &Arc<dyn Environment>,
-    ) -> (Self, Arc<Fetched>) {
-        let seen = Arc::<Fetched>::default();
+    ) -> (Self, Arc<FetchStatus>) {
+        let status = Arc::<FetchStatus>::default();
         let is_this = process == Some(rustix::process::getpid());
         let found = match (process, canary) {
             (None, _) => Err("its process is not to be seen from this one's namespace".to_owned()),
             (_, None) => Err("it does not show where its memory is".to_owned()),
             (Some(_), _) if ended.is_none() && !is_this => Err("nothing would tell of its end".to_owned()),
-            (Some(process), Some(canary)) => Ok(Memory { process, ended, canary }),
+            (Some(process), Some(canary)) => Ok(PeerMemory { process, ended, canary }),
         };
         let found = match found {
-            Ok(memory) => memory.tried(always, environment).await,
+            Ok(memory) => memory.probed(always, environment).await,
             Err(why) => Err(why),
         };
-        let peer = found.map_err(|why| seen.lacking.get_or_init(|| why)).ok().map(Arc::new);
-        (Self { ours, peer, seen: seen.clone(), read: None, environment: environment.clone() }, seen)
+        let peer = found.map_err(|why| status.unavailable.get_or_init(|| why)).ok().map(Arc::new);
+        (Self { ours, peer, status: status.clone(), read: None, environment: environment.clone() }, status)
     }
 
     /// It does not try again.
     fn give_up(&mut self, why: impl FnOnce() -> String) {
         self.peer = None;
-        self.seen.lacking.get_or_init(why);
+        self.status.unavailable.get_or_init(why);
     }
 }
 
@@ -216,33 +216,33 @@ impl Fetcher for VmFetcher {
 
     fn begin(&mut self, part: Part) -> Result<(), Part> {
         let Some(memory) = self.peer.clone() else { return Err(part) };
-        let state = Arc::new(Mutex::new(ReadState::Waits(part)));
-        let (taken, seen) = (state.clone(), self.seen.clone());
+        let state = Arc::new(Mutex::new(ReadState::Queued(part)));
+        let (taken, status) = (state.clone(), self.status.clone());
         let read = move || {
             let mut state = lock(&taken);
-            let ReadState::Waits(part) = std::mem::replace(&mut *state, ReadState::IsRead(None)) else {
-                return *state = ReadState::IsGone;
+            let ReadState::Queued(part) = std::mem::replace(&mut *state, ReadState::Reading(None)) else {
+                return *state = ReadState::Taken;
             };
             drop(state);
-            let end = memory.read_part(part, &seen);
+            let end = memory.read_part(part, &status);
             let mut state = lock(&taken);
-            if let ReadState::IsRead(None) = &*state {
-                return *state = ReadState::IsOver(end);
+            if let ReadState::Reading(None) = &*state {
+                return *state = ReadState::Finished(end);
             }
-            let before = std::mem::replace(&mut *state, ReadState::IsGone);
+            let before = std::mem::replace(&mut *state, ReadState::Taken);
             drop(state);
-            if let (ReadState::IsRead(Some(then)), Some(part)) = (before, end.into_part()) {
+            if let (ReadState::Reading(Some(then)), Some(part)) = (before, end.into_part()) {
                 then(Some(part));
             }
         };
-        let seen = self.seen.clone();
-        match readers::run(read, move || seen.move_link()) {
-            Some(_wanted) => {
-                self.read = Some(Read { state, began: Instant::now(), _wanted });
+        let status = self.status.clone();
+        match readers::run(read, move || status.poll_link()) {
+            Some(_handle) => {
+                self.read = Some(PendingRead { state, began: Instant::now(), _handle });
                 Ok(())
             }
-            None => match std::mem::replace(&mut *lock(&state), ReadState::IsGone) {
-                ReadState::Waits(part) => Err(part),
+            None => match std::mem::replace(&mut *lock(&state), ReadState::Taken) {
+                ReadState::Queued(part) => Err(part),
                 _ => unreachable!("nobody else has it"),
             },
         }
@@ -252,8 +252,8 @@ impl Fetcher for VmFetcher {
         let read = self.read.as_ref()?;
         let is_late = read.began.elapsed() > READ_TIME;
         let mut state = lock(&read.state);
-        match std::mem::replace(&mut *state, ReadState::IsGone) {
-            ReadState::IsOver(end) => {
+        match std::mem::replace(&mut *state, ReadState::Taken) {
+            ReadState::Finished(end) => {
                 drop(state);
                 self.read = None;
                 if let PartEnd::Failed(_) = end {
@@ -261,13 +261,13 @@ impl Fetcher for VmFetcher {
                 }
                 Some(end)
             }
-            ReadState::Waits(part) if is_late => {
+            ReadState::Queued(part) if is_late => {
                 drop(state);
                 self.read = None;
                 self.give_up(no_thread);
                 Some(PartEnd::Failed(part))
             }
-            ReadState::IsRead(_) if is_late => {
+            ReadState::Reading(_) if is_late => {
                 drop(state);
                 self.read = None;
                 self.give_up(|| {
@@ -284,30 +284,30 @@ impl Fetcher for VmFetcher {
     }
 
     fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>) {
-        let Some(Read { state, .. }) = self.read.take() else { return then(None) };
+        let Some(PendingRead { state, .. }) = self.read.take() else { return then(None) };
         let mut held = lock(&state);
-        match std::mem::replace(&mut *held, ReadState::IsGone) {
-            ReadState::Waits(part) => {
+        match std::mem::replace(&mut *held, ReadState::Taken) {
+            ReadState::Queued(part) => {
                 drop(held);
                 then(Some(part));
             }
-            ReadState::IsOver(end) => {
+            ReadState::Finished(end) => {
                 drop(held);
                 then(end.into_part());
             }
-            ReadState::IsRead(_) => {
-                *held = ReadState::IsRead(Some(then));
+            ReadState::Reading(_) => {
+                *held = ReadState::Reading(Some(then));
                 drop(held);
                 let late = self.environment.sleep_until(self.environment.now() + READ_TIME);
                 self.environment.spawn(Box::pin(async move {
                     late.await;
-                    let before = std::mem::replace(&mut *lock(&state), ReadState::IsGone);
-                    if let ReadState::IsRead(Some(then)) = before {
+                    let before = std::mem::replace(&mut *lock(&state), ReadState::Taken);
+                    if let ReadState::Reading(Some(then)) = before {
                         then(None);
                     }
                 }));
             }
-            ReadState::IsGone => then(None),
+            ReadState::Taken => then(None),
         }
     }
 
@@ -324,36 +324,36 @@ fn no_thread() -> String {
     format!("{} reads of other memory do not return", readers::THREADS_MAX)
 }
 
-impl Memory {
+impl PeerMemory {
     /// This, if it answers in time and is the peer's; otherwise why it is not read, in words that finish "since".
-    async fn tried(self, always: bool, environment: &Arc<dyn Environment>) -> Result<Self, String> {
-        let (tell, told) = oneshot::channel();
+    async fn probed(self, always: bool, environment: &Arc<dyn Environment>) -> Result<Self, String> {
+        let (sender, receiver) = oneshot::channel();
         let look = move || {
-            let found = match self.is_there() {
+            let found = match self.is_intact() {
                 Ok(true) => match slowness() {
                     Some(why) if !always => Err(why.to_owned()),
                     _ => Ok(self),
                 },
                 Ok(false) => Err("the process that the kernel names is another".to_owned()),
-                Err(error) => Err(refused(&error)),
+                Err(error) => Err(read_error(&error)),
             };
             // Whoever waited may have given up.
-            let _ = tell.send(found);
+            let _ = sender.send(found);
         };
-        let Some(_wanted) = readers::run(look, || {}) else { return Err(no_thread()) };
+        let Some(_handle) = readers::run(look, || {}) else { return Err(no_thread()) };
         let late = || format!("its memory did not answer within {} ms", OPEN_TIME.as_millis());
-        match within(&**environment, environment.now() + OPEN_TIME, told).await {
+        match within(&**environment, environment.now() + OPEN_TIME, receiver).await {
             Some(Ok(found)) => found,
             Some(Err(_)) | None => Err(late()),
         }
     }
 
     /// Reads a part, and confirms what is read last of a message. This may take as long as the peer likes.
-    fn read_part(&self, mut part: Part, seen: &Fetched) -> PartEnd {
+    fn read_part(&self, mut part: Part, status: &FetchStatus) -> PartEnd {
         let read = part.read_by(|address, into| {
-            seen.calls.fetch_add(1, Ordering::Relaxed);
+            status.calls.fetch_add(1, Ordering::Relaxed);
             self.read(address, into).map_err(|error| {
-                seen.lacking.get_or_init(|| refused(&error));
+                status.unavailable.get_or_init(|| read_error(&error));
                 error.into()
             })
         });
@@ -361,8 +361,8 @@ impl Memory {
             return PartEnd::Failed(part);
         }
         if part.is_last {
-            seen.calls.fetch_add(2, Ordering::Relaxed);
-            if !self.is_there().unwrap_or(false) {
+            status.calls.fetch_add(2, Ordering::Relaxed);
+            if !self.is_intact().unwrap_or(false) {
                 let why = "the peer was gone before its memory was read";
                 return PartEnd::Lost(part, Error::new(ErrorKind::PeerLost, why));
             }
@@ -371,7 +371,7 @@ impl Memory {
     }
 
     /// Whether this is still the peer's memory, of which nothing went back to its owner before what was read last.
-    fn is_there(&self) -> io::Result<bool> {
+    fn is_intact(&self) -> io::Result<bool> {
         // What was read before stays before this.
         fence(Ordering::Acquire);
         let mut bytes = [MaybeUninit::uninit(); 16];
@@ -442,7 +442,7 @@ fn too_slow(copy: Duration, read: Duration) -> Option<String> {
 }
 
 /// Why the kernel does not read, in words that finish "since".
-fn refused(error: &io::Error) -> String {
+fn read_error(error: &io::Error) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::PermissionDenied => {
             " (ptrace is not permitted: see kernel.yama.ptrace_scope, PR_SET_DUMPABLE, user namespaces)"
@@ -457,7 +457,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_takes_longer_than_two_copies_side_by_side_is_not_worth_it() {
+    fn reads_slower_than_two_parallel_copies_are_rejected() {
         let of = |micros| Duration::from_micros(micros);
         for read in [0, 50, 100, 124] {
             assert_eq!(too_slow(of(100), of(read)), None);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_has_the_same_to_say_each_time() {
+    fn the_probe_runs_once() {
         assert_eq!(slowness(), slowness());
     }
 }

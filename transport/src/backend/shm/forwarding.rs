@@ -53,7 +53,7 @@ pub(super) fn keep_sweeping(environment: &Arc<dyn Environment>, sweep: fn()) {
     if sweeping.out.load(Ordering::SeqCst) == 0 {
         return;
     }
-    let Some(mut run) = Run::start(sweeping) else { return };
+    let Some(mut run) = SweepTask::start(sweeping) else { return };
     let weak = Arc::downgrade(environment);
     environment.spawn(Box::pin(async move {
         loop {
@@ -70,22 +70,22 @@ pub(super) fn keep_sweeping(environment: &Arc<dyn Environment>, sweep: fn()) {
             if sweeping.out.load(Ordering::SeqCst) == 0 {
                 return;
             }
-            let Some(again) = Run::start(sweeping) else { return };
+            let Some(again) = SweepTask::start(sweeping) else { return };
             run = again;
         }
     }));
 }
 
 /// The task that looks. Where its environment ends before it does, another may.
-struct Run(&'static Sweeping);
+struct SweepTask(&'static Sweeping);
 
-impl Run {
+impl SweepTask {
     fn start(sweeping: &'static Sweeping) -> Option<Self> {
         (!sweeping.runs.swap(true, Ordering::SeqCst)).then_some(Self(sweeping))
     }
 }
 
-impl Drop for Run {
+impl Drop for SweepTask {
     fn drop(&mut self) {
         self.0.runs.store(false, Ordering::SeqCst);
     }

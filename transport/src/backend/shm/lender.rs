@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
 
 use super::borrowing;
-use super::exporting::{Exports, Imports, Number};
 use super::forwarding::{Forwarded, keep_sweeping};
 use super::pipe;
-use super::table::{LEASES, Table};
+use super::segments::{Exports, Imports, SegmentNumber};
+use super::table::{LEASES, LeaseTable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, FrameLease, lendable};
@@ -37,7 +37,7 @@ pub(super) struct ArenaLender {
     bounce_arena: BounceArena,
     lent: Arc<Mutex<Lent>>,
     exports: Exports,
-    borrowed: Borrowed,
+    borrowed: BorrowState,
     /// Runs what looks after what is lent on.
     environment: Arc<dyn Environment>,
 }
@@ -50,9 +50,9 @@ struct Lent {
     /// Slots in use, oldest first.
     out: VecDeque<u32>,
     /// The peer's words about them.
-    returned: Table,
+    returned: LeaseTable,
     /// One of them was a lie. Whoever looks after the line ends it.
-    lied: Arc<AtomicBool>,
+    violated: Arc<AtomicBool>,
     /// Ends when no process has anything of it any more.
     holders: OwnedFd,
     /// The link has ended: what is out is in quarantine.
@@ -62,20 +62,20 @@ struct Lent {
 #[derive(Debug, Default)]
 struct Slot {
     generation: u64,
-    lent: Option<(Kept, Number)>,
+    lent: Option<(LentMemory, SegmentNumber)>,
 }
 
-/// What a loan is of, kept until it is back.
+/// What a loan is of, memory until it is back.
 #[derive(Debug)]
-enum Kept {
+enum LentMemory {
     Own(FrameLease),
-    Others(#[expect(dead_code, reason = "held")] Forwarded),
+    Forwarded(#[expect(dead_code, reason = "held")] Forwarded),
 }
 
 /// What the peer lent.
 #[derive(Debug)]
-struct Borrowed {
-    exports: Imports,
+struct BorrowState {
+    imports: Imports,
     /// The last turn of each slot that came.
     generations: Vec<u64>,
     borrower: Arc<Borrower>,
@@ -84,19 +84,19 @@ struct Borrowed {
 /// What gives leases back, as long as any is out.
 #[derive(Debug)]
 struct Borrower {
-    table: Table,
+    table: LeaseTable,
     process: Process,
 }
 
 /// One loan; it is back when this drops.
 #[derive(Debug)]
-struct Lease {
+struct BorrowLease {
     borrower: Arc<Borrower>,
     slot: usize,
     generation: u64,
 }
 
-impl Drop for Lease {
+impl Drop for BorrowLease {
     fn drop(&mut self) {
         // A forked child's copy says nothing for its parent, who may still read.
         if self.borrower.process.is_this() {
@@ -111,7 +111,7 @@ impl ArenaLender {
     pub(super) fn new(
         socket: OwnedFd,
         bounce_arena: BounceArena,
-        (ours, theirs): (Table, Table),
+        (ours, theirs): (LeaseTable, LeaseTable),
         (holders, holder): (OwnedFd, OwnedFd),
         environment: Arc<dyn Environment>,
     ) -> Self {
@@ -121,37 +121,37 @@ impl ArenaLender {
             free: Vec::new(),
             out: VecDeque::new(),
             returned: theirs,
-            lied: Arc::default(),
+            violated: Arc::default(),
             holders,
             ended: false,
         };
         let lent = Arc::new(Mutex::new(lent));
-        lock(SEQUENCE_WINDOWS.get()).push(lent.clone());
+        lock(LENT_BY_LINK.get()).push(lent.clone());
         let borrower = Arc::new(Borrower { table: ours, process: Process::current() });
-        let borrowed = Borrowed { exports: Imports::new(holder), generations: Vec::new(), borrower };
+        let borrowed = BorrowState { imports: Imports::new(holder), generations: Vec::new(), borrower };
         Self { socket, bounce_arena, lent, exports: Exports::default(), borrowed, environment }
     }
 
     /// Becomes true when the peer says of our loans what cannot be.
-    pub(super) fn lied(&self) -> Arc<AtomicBool> {
-        lock(&self.lent).lied.clone()
+    pub(super) fn violated(&self) -> Arc<AtomicBool> {
+        lock(&self.lent).violated.clone()
     }
 }
 
 impl Lender for ArenaLender {
     fn lend(&mut self, frame: &Buffer) -> Option<LentFrame> {
         let Self { socket, exports, lent, environment, .. } = self;
-        let (kept, number, offset) = if let Some((segment, offset)) = lendable(frame) {
-            let number = exports.own(socket, segment)?;
-            (Kept::Own(FrameLease::of(frame.clone())?), number, offset)
+        let (memory, number, offset) = if let Some((segment, offset)) = lendable(frame) {
+            let number = exports.export_own(socket, segment)?;
+            (LentMemory::Own(FrameLease::of(frame.clone())?), number, offset)
         } else {
             let (memory, offset) = borrowed_from(frame)?;
-            let number = exports.others(socket, memory.origin())?;
-            (Kept::Others(Forwarded::new(memory.lease().clone())), number, offset)
+            let number = exports.export_borrowed(socket, memory.origin())?;
+            (LentMemory::Forwarded(Forwarded::new(memory.lease().clone())), number, offset)
         };
-        let (segment, is_others) = (*number, matches!(kept, Kept::Others(_)));
-        let lease = lock(lent).give((kept, number))?;
-        if is_others {
+        let (segment, is_forwarded) = (*number, matches!(memory, LentMemory::Forwarded(_)));
+        let lease = lock(lent).grant((memory, number))?;
+        if is_forwarded {
             keep_sweeping(environment, reclaim);
         }
         Some(LentFrame { segment, offset: offset as u64, lease })
@@ -168,27 +168,27 @@ impl Lender for ArenaLender {
     }
 
     fn borrow(&mut self, lent_frame: LentFrame, len: usize, place: Place) -> Result<Buffer> {
-        let Borrowed { exports, generations, borrower } = &mut self.borrowed;
+        let BorrowState { imports, generations, borrower } = &mut self.borrowed;
         let (slot, generation) = parts(lent_frame.lease);
         if generations.len() <= slot {
             generations.resize(slot + 1, 0);
         }
         // A lease is given again only when it is back.
         let last = generations[slot];
-        if generation != last + 1 || borrower.table.back(slot) != last {
+        if generation != last + 1 || borrower.table.returned(slot) != last {
             return Err(corrupt("a loan under a lease that is out, or was before, or is not the next"));
         }
-        let exporting = exports.find(&self.socket, lent_frame.segment)?;
+        let segment = imports.find(&self.socket, lent_frame.segment)?;
         generations[slot] = generation;
-        let lease = Lease { borrower: borrower.clone(), slot, generation };
+        let lease = BorrowLease { borrower: borrower.clone(), slot, generation };
         let offset = usize::try_from(lent_frame.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
-        borrowing::borrow(exporting, (offset, len), place, Arc::new(lease))
+        borrowing::borrow(segment, (offset, len), place, Arc::new(lease))
     }
 
     fn tend(&mut self) -> Result<()> {
         self.exports.retract(&self.socket);
         keep_sweeping(&self.environment, reclaim);
-        self.borrowed.exports.listen(&self.socket)
+        self.borrowed.imports.receive_pending(&self.socket)
     }
 }
 
@@ -207,14 +207,14 @@ impl Lent {
     }
 
     /// Lends a frame under a lease, if one is free.
-    fn give(&mut self, lent: (Kept, Number)) -> Option<u64> {
+    fn grant(&mut self, lent: (LentMemory, SegmentNumber)) -> Option<u64> {
         if !self.has_lease() {
             return None;
         }
         let number = self.free.pop()?;
         let slot = &mut self.slots[number as usize];
-        if self.returned.back(number as usize) != slot.generation {
-            self.lied.store(true, Ordering::Relaxed);
+        if self.returned.returned(number as usize) != slot.generation {
+            self.violated.store(true, Ordering::Relaxed);
             return None;
         }
         slot.generation += 1;
@@ -238,7 +238,7 @@ impl Lent {
         for _ in 0..count.min(self.out.len()) {
             let Some(number) = self.out.pop_front() else { return };
             let slot = &mut self.slots[number as usize];
-            let generation = self.returned.back(number as usize);
+            let generation = self.returned.returned(number as usize);
             if generation == slot.generation {
                 slot.lent = None;
                 self.free.push(number);
@@ -247,7 +247,7 @@ impl Lent {
             // What cannot be gives nothing back.
             self.out.push_back(number);
             if generation != slot.generation - 1 {
-                self.lied.store(true, Ordering::Relaxed);
+                self.violated.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -257,7 +257,7 @@ impl Lent {
         self.ended = true;
         self.sweep(LEASES);
         for number in &self.out {
-            if let Some((Kept::Own(frame), _)) = &mut self.slots[*number as usize].lent {
+            if let Some((LentMemory::Own(frame), _)) = &mut self.slots[*number as usize].lent {
                 frame.quarantine();
             }
         }
@@ -278,19 +278,19 @@ impl Drop for ArenaLender {
 }
 
 /// What this process lent, link by link: what the peers of links that ended may still hold, too.
-static SEQUENCE_WINDOWS: PerProcess<Mutex<Vec<Arc<Mutex<Lent>>>>> = PerProcess::new(Mutex::default);
+static LENT_BY_LINK: PerProcess<Mutex<Vec<Arc<Mutex<Lent>>>>> = PerProcess::new(Mutex::default);
 
 /// Frees what has come back, and what nobody can hold any more.
 fn reclaim() {
-    let (mut kept, mut over) = (lock(SEQUENCE_WINDOWS.get()), Vec::new());
-    kept.retain(|lent| {
+    let (mut live, mut over) = (lock(LENT_BY_LINK.get()), Vec::new());
+    live.retain(|lent| {
         let is_over = lock(lent).is_over();
         if is_over {
             over.push(lent.clone());
         }
         !is_over
     });
-    drop(kept);
+    drop(live);
     drop(over); // after the lock: freeing memory takes its time
 }
 

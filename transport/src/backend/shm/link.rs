@@ -8,11 +8,11 @@ use rustix::process::{Pid, PidfdFlags};
 use tokio::io::Interest;
 
 use super::CAPS;
-use super::attach::{Attached, Exchange};
+use super::attach::{AttachInfo, AttachedPeer};
 use super::duplex::{self, Doorbell, Duplex, segment_len};
-use super::fetcher::{Canary, Fetched, VmFetcher};
+use super::fetcher::{Canary, FetchStatus, VmFetcher};
 use super::lender::ArenaLender;
-use super::pipe::{self, Silence};
+use super::pipe::{self, NullSink};
 use crate::backend::streamed::{ByteStream, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, LinkContext, Opened, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +33,7 @@ pub(super) fn permitted() -> Result<()> {
 
 /// What one end brings to a link.
 #[derive(Debug)]
-pub(super) struct Ours {
+pub(super) struct LocalEnd {
     segment: Arc<Segment>,
     doorbell: Doorbell,
     /// Ends when nobody holds what this end lent.
@@ -44,44 +44,44 @@ pub(super) struct Ours {
     canary: Canary,
 }
 
-impl Ours {
+impl LocalEnd {
     pub(super) fn create(context: &LinkContext) -> Result<Self> {
         let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
-        let ((heard_at, pipe), (holders, holder)) = (pipe::new()?, pipe::new()?);
-        let (doorbell, canary) = (Doorbell { pipe, heard_at }, Canary::new(&*context.environment));
+        let ((read_end, pipe), (holders, holder)) = (pipe::new()?, pipe::new()?);
+        let (doorbell, canary) = (Doorbell { write_end: pipe, read_end }, Canary::new(&*context.environment));
         Ok(Self { segment, doorbell, holders, holder, trusts: context.trusts, canary })
     }
 
-    pub(super) fn shown(&self) -> Exchange<BorrowedFd<'_>> {
-        let (segment, doorbell) = (self.segment.descriptor(), self.doorbell.heard_at.as_fd());
+    pub(super) fn attach_info(&self) -> AttachInfo<BorrowedFd<'_>> {
+        let (segment, doorbell) = (self.segment.descriptor(), self.doorbell.read_end.as_fd());
         let (holder, trusts) = (self.holder.as_fd(), self.trusts);
         let canary = trusts.then(|| self.canary.at());
-        Exchange { ring_len: RING_LEN as u32, segment, doorbell, holder, trusts, canary }
+        AttachInfo { ring_len: RING_LEN as u32, segment, doorbell, holder, trusts, canary }
     }
 }
 
 /// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
 pub(super) async fn open(
-    ours: Ours,
-    attached: Attached,
+    ours: LocalEnd,
+    attached: AttachedPeer,
     context: &LinkContext,
     reads_always: bool,
 ) -> Result<Opened> {
-    let Attached { socket, peer, user, process } = attached;
-    let Ours { segment, doorbell, holders, holder: _, trusts, canary } = ours;
+    let AttachedPeer { socket, peer, user, process } = attached;
+    let LocalEnd { segment, doorbell, holders, holder: _, trusts, canary } = ours;
     if !pipe::is_reading_end(&peer.doorbell) {
         return Err(Error::new(ErrorKind::Corrupt, "its doorbell is no pipe that can be read"));
     }
-    let silence = Silence::open()?;
-    let trusted = trusts && peer.trusts && is_ours(user);
+    let sink = NullSink::open()?;
+    let trusted = trusts && peer.trusts && is_same_user(user);
     let (duplex, tables) =
-        duplex::over((segment, RING_LEN), (peer.segment, peer.ring_len as usize), doorbell)?;
+        duplex::map_rings((segment, RING_LEN), (peer.segment, peer.ring_len as usize), doorbell)?;
     if !pipe::is_writing_end(&peer.holder) {
         return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
     }
     let exited = Arc::new(AtomicBool::new(false));
     let mut session = Streamed::<ShmByteStream>::session(context);
-    let mut lied = Arc::default();
+    let mut violated = Arc::default();
     if trusted {
         let environment = context.environment.clone();
         let lender = ArenaLender::new(
@@ -91,10 +91,10 @@ pub(super) async fn open(
             (holders, peer.holder),
             environment,
         );
-        lied = lender.lied();
+        violated = lender.violated();
         session = session.lending(Box::new(lender));
     }
-    let ended = process.and_then(watched).map(Arc::new);
+    let ended = process.and_then(open_pidfd).map(Arc::new);
     let fetched = match (trusted, context.checked) {
         (true, false) => {
             let about = (process, ended.clone());
@@ -104,15 +104,15 @@ pub(super) async fn open(
             session = session.fetching(Box::new(fetcher));
             fetched
         }
-        (true, true) => Fetched::nothing("what travels is checked"),
-        (false, _) => Fetched::nothing("the two do not trust each other"),
+        (true, true) => FetchStatus::unavailable("what travels is checked"),
+        (false, _) => FetchStatus::unavailable("the two do not trust each other"),
     };
-    let seen = fetched.clone();
+    let fetch_status = fetched.clone();
     let stream = ShmByteStream {
-        heard: peer.doorbell,
-        silence,
+        peer_doorbell: peer.doorbell,
+        sink,
         exited: exited.clone(),
-        lied,
+        violated,
         blocked: AtomicBool::new(false),
         copied: duplex.copied.clone(),
         calls: AtomicU64::new(0),
@@ -122,7 +122,7 @@ pub(super) async fn open(
     let lacking = if trusted && !context.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(stream, State { duplex, idle: 0 }, session, CAPS - lacking, context);
     let opened = Opened::new(link.clone());
-    seen.moves(opened.link());
+    fetch_status.set_link(opened.link());
     if let Some(ended) = ended {
         let (link, inbox) = (Arc::downgrade(&link), context.inbox.clone());
         context.environment.spawn(Box::pin(async move {
@@ -143,14 +143,14 @@ pub(super) async fn open(
 }
 
 /// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.
-fn is_ours(user: u32) -> bool {
+fn is_same_user(user: u32) -> bool {
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
     let overflow = overflow.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_534);
     user == rustix::process::geteuid().as_raw() && user != overflow
 }
 
-/// The peer's process, to be told of its exit: a forked child of its may keep its end of the doorbell. `None` if it is this one.
-fn watched(process: Pid) -> Option<OwnedFd> {
+/// The peer's process, to be exited of its exit: a forked child of its may keep its end of the doorbell. `None` if it is this one.
+fn open_pidfd(process: Pid) -> Option<OwnedFd> {
     if process == rustix::process::getpid() {
         return None;
     }
@@ -159,11 +159,11 @@ fn watched(process: Pid) -> Option<OwnedFd> {
 
 /// Ends when the process has; never where nobody tells.
 async fn until_exit(process: Arc<OwnedFd>) {
-    let told = match register(process, Interest::READABLE) {
+    let exited = match register(process, Interest::READABLE) {
         Some(process) => process.readable().await.map(drop).is_ok(),
         None => false,
     };
-    if !told {
+    if !exited {
         std::future::pending::<()>().await;
     }
 }
@@ -172,20 +172,20 @@ async fn until_exit(process: Arc<OwnedFd>) {
 #[derive(Debug)]
 struct ShmByteStream {
     /// The peer's doorbell; its end is the peer's.
-    heard: OwnedFd,
+    peer_doorbell: OwnedFd,
     /// Where goes what it rang.
-    silence: Silence,
+    sink: NullSink,
     /// The peer's process has.
     exited: Arc<AtomicBool>,
     /// The peer gave back what it was not lent.
-    lied: Arc<AtomicBool>,
+    violated: Arc<AtomicBool>,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
-    /// Bytes copied into our ring and out of the peer's, and system calls as last seen.
+    /// Bytes copied into our ring and out of the peer's, and system calls as last fetch_status.
     copied: Count,
     calls: AtomicU64,
     /// What this end reads of the peer's memory by itself.
-    fetched: Arc<Fetched>,
+    fetched: Arc<FetchStatus>,
 }
 
 /// And as the holder of the poll lock does.
@@ -202,7 +202,7 @@ impl ByteStream for ShmByteStream {
     fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
         let (moved, had_room) = write_to(&mut state.duplex, session, least)?;
         self.blocked.store(!had_room, Ordering::Release);
-        if self.lied.load(Ordering::Relaxed) {
+        if self.violated.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Corrupt, "the peer gave back what it was not lent"));
         }
         Ok(moved)
@@ -211,11 +211,11 @@ impl ByteStream for ShmByteStream {
     fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
         if state.idle >= IDLE_MAX {
             state.idle = 0;
-            state.duplex.gone |= pipe::has_hung_up(&self.heard);
+            state.duplex.peer_gone |= pipe::has_hung_up(&self.peer_doorbell);
             self.count_calls(state, 1);
         }
         if self.exited.load(Ordering::Acquire) {
-            state.duplex.gone = true;
+            state.duplex.peer_gone = true;
         }
         let moved = read_from(&mut state.duplex, session, 0)?;
         state.idle = if moved { 0 } else { state.idle + 1 };
@@ -226,7 +226,7 @@ impl ByteStream for ShmByteStream {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn retire(&self, mut state: State, mut session: Session, why: &Error) {
+    fn tear_down(&self, mut state: State, mut session: Session, why: &Error) {
         self.count_calls(&mut state, 0);
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
@@ -235,13 +235,13 @@ impl ByteStream for ShmByteStream {
     }
 
     fn source(&self) -> Source<'_> {
-        Source { descriptor: self.heard.as_fd(), writable: self.is_blocked(), doorbell: true }
+        Source { descriptor: self.peer_doorbell.as_fd(), writable: self.is_blocked(), doorbell: true }
     }
 
     /// Nobody but who is about to sleep takes what the doorbell said: whoever sleeps meanwhile would not hear it.
     fn arm(&self, state: &mut State) -> bool {
         self.count_calls(state, 1);
-        state.duplex.gone |= self.silence.take(&self.heard);
+        state.duplex.peer_gone |= self.sink.discard(&self.peer_doorbell);
         state.duplex.arm(self.is_blocked())
     }
 

@@ -7,16 +7,16 @@
 mod attach;
 mod borrowing;
 mod duplex;
-mod exporting;
 mod fetcher;
 mod forwarding;
 mod lender;
+#[cfg(feature = "internals")]
+pub(crate) mod lending_harness;
 mod link;
 mod pipe;
 mod readers;
-#[cfg(feature = "internals")]
-pub(crate) mod rehearsal;
 mod ring;
+mod segments;
 mod table;
 
 use std::sync::{Arc, OnceLock};
@@ -72,15 +72,15 @@ impl Backend for Shm {
     }
 
     fn probe(&self) -> Probe {
-        static LACKING: OnceLock<Option<String>> = OnceLock::new();
+        static UNAVAILABLE: OnceLock<Option<String>> = OnceLock::new();
         // A limit may be lowered and raised at any time, so it is read at each probe; the rest stays as it is.
         if let Err(limited) = link::permitted() {
             let remedy = "`ulimit -f unlimited`, in the shell that starts the process".into();
             return Probe::Unavailable { reason: limited.to_string(), remedy };
         }
-        let lacking =
-            LACKING.get_or_init(|| Segment::create("towline-probe", 1).err().map(|error| error.to_string()));
-        match lacking {
+        let unavailable = UNAVAILABLE
+            .get_or_init(|| Segment::create("towline-probe", 1).err().map(|error| error.to_string()));
+        match unavailable {
             Some(reason) => Probe::Unavailable {
                 reason: reason.clone(),
                 remedy: "a Linux kernel from 5.14 on, and memory for shared pages".into(),
@@ -120,12 +120,12 @@ impl Backend for Shm {
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
             let opened = async {
-                let ours = link::Ours::create(context)?;
+                let ours = link::LocalEnd::create(context)?;
                 let attached = match context.role {
-                    Role::Connector => attach::visit(context, ours.shown()).await?,
+                    Role::Connector => attach::connect(context, ours.attach_info()).await?,
                     Role::Acceptor => {
                         let local_socket = self.local_socket(&context.environment)?;
-                        local_socket.attach(context, ours.shown()).await?
+                        local_socket.attach(context, ours.attach_info()).await?
                     }
                 };
                 link::open(ours, attached, context, self.reads_always).await

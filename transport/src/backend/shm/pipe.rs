@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use crate::error::Result;
 
 /// Bytes that are taken out at once.
-const TAKEN_MAX: usize = 64;
+const DISCARD_MAX: usize = 64;
 
 /// A new one: its reading end, and its writing end.
 pub(super) fn new() -> Result<(OwnedFd, OwnedFd)> {
@@ -46,9 +46,9 @@ pub(super) fn has_hung_up(reading: &OwnedFd) -> bool {
 
 /// Where goes what is taken out of pipes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Silence(&'static OwnedFd);
+pub(super) struct NullSink(&'static OwnedFd);
 
-impl Silence {
+impl NullSink {
     pub(super) fn open() -> Result<Self> {
         static NULL: OnceLock<OwnedFd> = OnceLock::new();
         if let Some(null) = NULL.get() {
@@ -59,7 +59,7 @@ impl Silence {
     }
 
     /// Takes out what was written so far. True: that was all that will ever be.
-    pub(super) fn take(self, reading: &OwnedFd) -> bool {
-        splice(reading, None, self.0, None, TAKEN_MAX, SpliceFlags::NONBLOCK) == Ok(0)
+    pub(super) fn discard(self, reading: &OwnedFd) -> bool {
+        splice(reading, None, self.0, None, DISCARD_MAX, SpliceFlags::NONBLOCK) == Ok(0)
     }
 }

@@ -27,32 +27,33 @@ struct Readers {
 
 #[derive(Default)]
 struct State {
-    reads: VecDeque<Queued>,
+    reads: VecDeque<QueuedRead>,
     threads: usize,
     idle: usize,
 }
 
 /// A read that no thread has begun.
-struct Queued {
-    wanted: Weak<Wanted>,
+struct QueuedRead {
+    wanted: Weak<ReadHandle>,
     read: Box<dyn FnOnce() + Send>,
     afterwards: Box<dyn FnOnce() + Send>,
 }
 
 /// Kept by whoever wants a read: one that has not begun and is not wanted any more is forgotten.
 #[derive(Debug)]
-pub(super) struct Wanted;
+pub(super) struct ReadHandle;
 
 /// Has a thread `read`, as soon as one is free, and then do `afterwards`, which may ask for another read and does not block for long.
 /// `None` where no thread can be had.
 pub(super) fn run(
     read: impl FnOnce() + Send + 'static,
     afterwards: impl FnOnce() + Send + 'static,
-) -> Option<Arc<Wanted>> {
-    let (readers, wanted) = (READERS.get(), Arc::new(Wanted));
+) -> Option<Arc<ReadHandle>> {
+    let (readers, wanted) = (READERS.get(), Arc::new(ReadHandle));
     let mut state = readers.lock();
     // What they have of others' is dropped without the lock.
-    let (reads, _forgotten): (VecDeque<_>, VecDeque<_>) = state.reads.drain(..).partition(Queued::is_wanted);
+    let (reads, _forgotten): (VecDeque<_>, VecDeque<_>) =
+        state.reads.drain(..).partition(QueuedRead::is_wanted);
     state.reads = reads;
     if state.idle <= state.reads.len() && state.threads < THREADS_MAX {
         let spawned = Builder::new().name("towline-reader".into()).spawn(|| serve(readers));
@@ -66,7 +67,7 @@ pub(super) fn run(
         }
     }
     let (read, afterwards) = (Box::new(read), Box::new(afterwards));
-    state.reads.push_back(Queued { wanted: Arc::downgrade(&wanted), read, afterwards });
+    state.reads.push_back(QueuedRead { wanted: Arc::downgrade(&wanted), read, afterwards });
     drop(state);
     readers.wanted.notify_one();
     Some(wanted)
@@ -82,7 +83,7 @@ fn serve(readers: &Readers) {
                 drop(queued);
                 state = readers.lock();
             }
-            Some(Queued { read, afterwards, .. }) => {
+            Some(QueuedRead { read, afterwards, .. }) => {
                 state.idle -= 1;
                 drop(state);
                 // Wakers and destructors of others run there; what they do wrong costs no thread.
@@ -104,7 +105,7 @@ fn serve(readers: &Readers) {
     }
 }
 
-impl Queued {
+impl QueuedRead {
     fn is_wanted(&self) -> bool {
         self.wanted.strong_count() > 0
     }
@@ -125,11 +126,11 @@ mod tests {
     const SOON: Duration = Duration::from_secs(20);
 
     #[test]
-    fn reads_that_stand_still_leave_the_other_threads_to_others_and_are_bounded() {
+    fn blocked_reads_are_bounded_and_leave_other_threads_free() {
         let (release, held) = mpsc::channel::<()>();
         let held = Arc::new(Mutex::new(held));
         let (tell, told) = mpsc::channel();
-        let stand_still = |number| {
+        let block = |number| {
             let (held, tell) = (held.clone(), tell.clone());
             run(
                 move || {
@@ -139,9 +140,9 @@ mod tests {
                 || {},
             )
         };
-        let preference: Vec<_> = (1..THREADS_MAX).map(stand_still).collect();
+        let stuck: Vec<_> = (1..THREADS_MAX).map(block).collect();
         for _ in 1..THREADS_MAX {
-            told.recv_timeout(SOON).expect("it began");
+            told.recv_timeout(SOON).expect("the read began");
         }
         let read = |number| {
             let tell = tell.clone();
@@ -149,13 +150,13 @@ mod tests {
         };
         let last = read(100);
         assert_eq!(told.recv_timeout(SOON), Ok(100), "one thread is left");
-        let full = stand_still(0);
-        told.recv_timeout(SOON).expect("it began");
+        let full = block(0);
+        told.recv_timeout(SOON).expect("the read began");
         drop(read(200));
         let waits = read(300);
         assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is left");
         release.send(()).unwrap();
         assert_eq!(told.recv_timeout(SOON), Ok(300), "what is not wanted any more is not done");
-        drop((release, preference, last, full, waits));
+        drop((release, stuck, last, full, waits));
     }
 }

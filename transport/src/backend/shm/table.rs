@@ -14,18 +14,18 @@ pub(super) const TABLE_LEN: usize = LEASES * size_of::<AtomicU64>();
 
 /// A segment's words about leases. Fresh memory, all zero, says that none is back.
 #[derive(Debug)]
-pub(super) struct Table {
+pub(super) struct LeaseTable {
     words: NonNull<AtomicU64>,
     /// What keeps them mapped.
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
 // SAFETY: what it points to is made for several processes, hence for several threads: atomics. The owner may go to any thread.
-unsafe impl Send for Table {}
+unsafe impl Send for LeaseTable {}
 // SAFETY: as above: all that a shared reference gives is atomics.
-unsafe impl Sync for Table {}
+unsafe impl Sync for LeaseTable {}
 
-impl Table {
+impl LeaseTable {
     /// The words from `words` on.
     ///
     /// # Safety
@@ -49,7 +49,7 @@ impl Table {
     }
 
     /// The turn whose loan came back last.
-    pub(super) fn back(&self, slot: usize) -> u64 {
+    pub(super) fn returned(&self, slot: usize) -> u64 {
         let generation = self.word(slot).load(Ordering::Relaxed);
         // As in the ring: an acquiring load is not promised to work on memory mapped for reading only.
         std::sync::atomic::fence(Ordering::Acquire);

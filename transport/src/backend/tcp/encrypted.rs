@@ -1,6 +1,6 @@
 //! TLS between a link and its socket: plaintext above, ciphertext below, and as little as possible in between.
 //!
-//! The invariant: plaintext that could be handed over is never left behind unseen ([`Encrypted::holds`]), since the socket
+//! The invariant: plaintext that could be handed over is never left behind unseen ([`Encrypted::has_buffered`]), since the socket
 //! would not be ready again for it.
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustls::Connection;
 
 use super::socket::Raw;
-use crate::backend::streamed::Moved;
+use crate::backend::streamed::IoOutcome;
 use crate::handshake;
 use crate::platform::mutex::Mutex;
 
@@ -34,7 +34,7 @@ thread_local! {
 pub(super) struct Encrypted {
     state: Mutex<State>,
     /// There is plaintext that nobody has taken.
-    holds: AtomicBool,
+    has_buffered: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -42,24 +42,24 @@ struct State {
     tls: Connection,
     /// Ciphertext; what of it has not been decrypted.
     ciphertext: Vec<u8>,
-    fresh: Range<usize>,
+    undecrypted: Range<usize>,
 }
 
 impl Encrypted {
     pub(super) fn new(mut tls: Connection) -> Self {
         tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
         // What came right behind the handshake may be here already.
-        let holds = AtomicBool::new(true);
-        Self { state: Mutex::new(State { tls, ciphertext: Vec::new(), fresh: 0..0 }), holds }
+        let has_buffered = AtomicBool::new(true);
+        Self { state: Mutex::new(State { tls, ciphertext: Vec::new(), undecrypted: 0..0 }), has_buffered }
     }
 
     /// Whether a read would find something without the socket.
-    pub(super) fn holds(&self) -> bool {
-        self.holds.load(Ordering::Acquire)
+    pub(super) fn has_buffered(&self) -> bool {
+        self.has_buffered.load(Ordering::Acquire)
     }
 
     /// Takes plaintext until the socket is full. What was taken is not the caller's any more, though it may not have left.
-    pub(super) fn write(&self, raw: &Raw, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+    pub(super) fn write(&self, raw: &Raw, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         let mut state = self.state();
         let mut rest = slices.to_vec();
         let mut rest = &mut rest[..];
@@ -69,7 +69,7 @@ impl Encrypted {
             IoSlice::advance_slices(&mut rest, len);
             taken += len;
         }
-        Ok(if taken > 0 { Moved::Bytes(taken) } else { Moved::Nothing })
+        Ok(if taken > 0 { IoOutcome::Bytes(taken) } else { IoOutcome::WouldBlock })
     }
 
     /// Sends what has not left, and tells whether everything has.
@@ -78,15 +78,20 @@ impl Encrypted {
     }
 
     /// Hands over up to `wanted` bytes of plaintext. `Nothing` says that the socket is dry, and nothing is held.
-    pub(super) fn read(&self, raw: &Raw, wanted: usize, mut land: impl FnMut(&[u8])) -> io::Result<Moved> {
+    pub(super) fn read(
+        &self,
+        raw: &Raw,
+        wanted: usize,
+        mut deliver: impl FnMut(&[u8]),
+    ) -> io::Result<IoOutcome> {
         let mut state = self.state();
-        let (mut landed, mut dry) = (0, false);
+        let (mut delivered, mut dry) = (0, false);
         let ended = loop {
-            let ended = state.hand_over(wanted, &mut landed, &mut land);
-            if ended || landed == wanted {
+            let ended = state.deliver_plaintext(wanted, &mut delivered, &mut deliver);
+            if ended || delivered == wanted {
                 break ended;
             }
-            if !state.fresh.is_empty() {
+            if !state.undecrypted.is_empty() {
                 state.decrypt()?;
                 continue;
             }
@@ -94,23 +99,23 @@ impl Encrypted {
                 break false;
             }
             match state.receive(raw) {
-                Ok(Moved::Bytes(len)) => dry = len < READ_LEN,
-                Ok(Moved::Nothing) => dry = true,
+                Ok(IoOutcome::Bytes(len)) => dry = len < READ_LEN,
+                Ok(IoOutcome::WouldBlock) => dry = true,
                 // What came before the connection broke counts; the next read finds its end.
-                Err(_) if landed > 0 => dry = true,
+                Err(_) if delivered > 0 => dry = true,
                 Err(error) => return Err(error),
             }
         };
-        while !state.fresh.is_empty() && !state.holds() {
+        while !state.undecrypted.is_empty() && !state.has_buffered() {
             state.decrypt()?;
         }
-        state.give_back_memory();
-        self.holds.store(state.holds(), Ordering::Release);
-        Ok(if landed > 0 || ended { Moved::Bytes(landed) } else { Moved::Nothing })
+        state.recycle_memory();
+        self.has_buffered.store(state.has_buffered(), Ordering::Release);
+        Ok(if delivered > 0 || ended { IoOutcome::Bytes(delivered) } else { IoOutcome::WouldBlock })
     }
 
     /// Nothing more will be written, and the peer is told so in a way that nobody can forge.
-    pub(super) fn say_good_bye(&self, raw: &Raw) {
+    pub(super) fn send_close_notify(&self, raw: &Raw) {
         let mut state = self.state();
         state.tls.send_close_notify();
         // Best effort: the socket may be full, or gone.
@@ -135,17 +140,22 @@ impl State {
         Ok(true)
     }
 
-    /// Gives plaintext to `land` until `wanted` bytes have `landed` or there is none; true is the end of the stream.
-    fn hand_over(&mut self, wanted: usize, landed: &mut usize, land: &mut impl FnMut(&[u8])) -> bool {
-        while *landed < wanted {
+    /// Gives plaintext to `deliver` until `wanted` bytes have `delivered` or there is none; true is the end of the stream.
+    fn deliver_plaintext(
+        &mut self,
+        wanted: usize,
+        delivered: &mut usize,
+        deliver: &mut impl FnMut(&[u8]),
+    ) -> bool {
+        while *delivered < wanted {
             let mut plaintext = self.tls.reader();
             match plaintext.fill_buf() {
                 Ok([]) => return true,
                 Ok(bytes) => {
-                    let len = bytes.len().min(wanted - *landed);
-                    land(&bytes[..len]);
+                    let len = bytes.len().min(wanted - *delivered);
+                    deliver(&bytes[..len]);
                     plaintext.consume(len);
-                    *landed += len;
+                    *delivered += len;
                 }
                 // An end that the peer did not announce is an end: whether it is a loss is told by the session's good-byes.
                 Err(error) => return error.kind() != ErrorKind::WouldBlock,
@@ -155,31 +165,31 @@ impl State {
     }
 
     /// Reads ciphertext, while there is none.
-    fn receive(&mut self, raw: &Raw) -> io::Result<Moved> {
+    fn receive(&mut self, raw: &Raw) -> io::Result<IoOutcome> {
         if self.ciphertext.is_empty() {
             let idle = IDLE.with_borrow_mut(Vec::pop);
             self.ciphertext = idle.unwrap_or_else(|| vec![0; READ_LEN]);
         }
         let moved = raw.receive(&mut self.ciphertext)?;
         match moved {
-            Moved::Bytes(0) => drop(self.tls.read_tls(&mut io::empty())?),
-            Moved::Bytes(len) => self.fresh = 0..len,
-            Moved::Nothing => {}
+            IoOutcome::Bytes(0) => drop(self.tls.read_tls(&mut io::empty())?),
+            IoOutcome::Bytes(len) => self.undecrypted = 0..len,
+            IoOutcome::WouldBlock => {}
         }
         Ok(moved)
     }
 
     /// Decrypts the next records, while all plaintext has been handed over.
     fn decrypt(&mut self) -> io::Result<()> {
-        self.fresh.start += self.tls.read_tls(&mut &self.ciphertext[self.fresh.clone()])?;
+        self.undecrypted.start += self.tls.read_tls(&mut &self.ciphertext[self.undecrypted.clone()])?;
         self.tls
             .process_new_packets()
             .map_err(|fault| io::Error::other(handshake::broken(&self.tls, fault)))?;
         Ok(())
     }
 
-    fn give_back_memory(&mut self) {
-        if self.fresh.is_empty() && !self.ciphertext.is_empty() {
+    fn recycle_memory(&mut self) {
+        if self.undecrypted.is_empty() && !self.ciphertext.is_empty() {
             let memory = std::mem::take(&mut self.ciphertext);
             IDLE.with_borrow_mut(|idle| {
                 if idle.len() < IDLE_MAX {
@@ -190,7 +200,7 @@ impl State {
     }
 
     /// Whether there is plaintext, or the end of it.
-    fn holds(&mut self) -> bool {
+    fn has_buffered(&mut self) -> bool {
         !matches!(self.tls.reader().fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
@@ -205,8 +215,8 @@ impl Write for Sending<'_> {
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.0.send(slices)? {
-            Moved::Bytes(len) => Ok(len),
-            Moved::Nothing => Err(ErrorKind::WouldBlock.into()),
+            IoOutcome::Bytes(len) => Ok(len),
+            IoOutcome::WouldBlock => Err(ErrorKind::WouldBlock.into()),
         }
     }
 

@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 use super::link::TcpByteStream;
 use super::socket::Socket;
 use crate::backend::Source;
-use crate::backend::streamed::{Moved, SLICES_MAX, Stream, cut, ended, read_from};
+use crate::backend::streamed::{IoOutcome, SLICES_MAX, Stream, cut, end_of_stream, read_from};
 use crate::error::{Error, Result};
 use crate::handshake::STREAMS_MAX;
 use crate::wire::session::{Session, Urgency};
@@ -73,7 +73,7 @@ impl Lanes {
         let moved = session.reads(0) && read_from(&mut &link.socket, session, 0)?;
         if moved {
             session.unpark()?;
-            self.await_what_is_wanted(link, session);
+            self.update_epoll(link, session);
             let unasked = self.unasked.fetch_add(1, Ordering::Relaxed);
             if unasked < UNASKED_MAX && self.full.load(Ordering::Relaxed) == 0 {
                 return Ok(true);
@@ -92,16 +92,16 @@ impl Lanes {
             if !session.reads(stream) {
                 // What is not read for now is not waited for either; its loss is told all the same.
                 if lost & bit != 0 {
-                    return Err(ended(session));
+                    return Err(end_of_stream(session));
                 }
-            } else if stream > 0 && (bytes & bit != 0 || socket.holds()) {
+            } else if stream > 0 && (bytes & bit != 0 || socket.has_buffered()) {
                 moved |= read_from(&mut { socket }, session, stream)?;
             }
         }
         // Where the lanes are quiet, they may wait for a while that the main stream is not.
         self.unasked.store(if moved { UNASKED_MAX } else { 0 }, Ordering::Relaxed);
         if moved || room != 0 {
-            self.await_what_is_wanted(link, session);
+            self.update_epoll(link, session);
         }
         Ok(moved)
     }
@@ -135,7 +135,7 @@ impl Lanes {
         let full_now = self.full.load(Ordering::Relaxed);
         link.blocked.store(full_now != 0, Ordering::Release);
         if full_now != full {
-            self.await_what_is_wanted(link, session);
+            self.update_epoll(link, session);
         }
         Ok(moved)
     }
@@ -151,8 +151,8 @@ impl Lanes {
         let written = match slices.len() {
             0 => Some(0),
             _ => match { self.socket(link, stream) }.write(&slices).map_err(cut)? {
-                Moved::Bytes(written) => Some(written),
-                Moved::Nothing => None,
+                IoOutcome::Bytes(written) => Some(written),
+                IoOutcome::WouldBlock => None,
             },
         };
         let Some(written) = written else {
@@ -206,13 +206,13 @@ impl Lanes {
 
     /// Tells the epoll what would be of use: bytes where the session reads, room where something waits for it. Room is there
     /// at once, mostly, where bytes were decrypted already, which the epoll would not see.
-    fn await_what_is_wanted(&self, link: &TcpByteStream, session: &Session) {
+    fn update_epoll(&self, link: &TcpByteStream, session: &Session) {
         let set = |wanted: &dyn Fn(usize) -> bool| {
             self.streams().filter(|stream| wanted(*stream)).fold(0, |set, stream| set | 1 << stream)
         };
         let bytes = set(&|stream| session.reads(stream));
-        let room =
-            self.full.load(Ordering::Relaxed) | bytes & set(&|stream| self.socket(link, stream).holds());
+        let room = self.full.load(Ordering::Relaxed)
+            | bytes & set(&|stream| self.socket(link, stream).has_buffered());
         let changed = (self.awaits_bytes.swap(bytes, Ordering::AcqRel) ^ bytes)
             | (self.awaits_room.swap(room, Ordering::AcqRel) ^ room);
         for stream in self.streams().filter(|stream| changed & 1 << stream != 0) {

@@ -58,14 +58,14 @@ impl ByteStream for TcpByteStream {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn hang_up(&self, why: &Error) {
+    fn shut_down(&self, why: &Error) {
         // A FIN follows data that a lost peer does not acknowledge, so a peer that still receives would not see it.
         let end = if why.kind() == ErrorKind::PeerLost { Socket::reset } else { Socket::shutdown_write };
         let lanes = self.lanes.iter().flat_map(|lanes| lanes.sockets());
         std::iter::once(&self.socket).chain(lanes).for_each(end);
     }
 
-    fn retire(&self, (): (), mut session: Session, why: &Error) {
+    fn tear_down(&self, (): (), mut session: Session, why: &Error) {
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
     }
@@ -75,7 +75,7 @@ impl ByteStream for TcpByteStream {
             return lanes.source();
         }
         // What the socket holds is not seen by a descriptor that waits for more of it; one that waits for room wakes at once.
-        let writable = self.is_blocked() || (&self.socket).holds();
+        let writable = self.is_blocked() || (&self.socket).has_buffered();
         Source { descriptor: self.socket.descriptor(), writable, doorbell: false }
     }
 

@@ -3,7 +3,7 @@
 use std::io::{self, IoSlice};
 
 use super::socket::Raw;
-use crate::backend::streamed::Moved;
+use crate::backend::streamed::IoOutcome;
 use crate::handshake::Session;
 
 #[derive(Debug)]
@@ -14,11 +14,11 @@ impl Encrypted {
         match tls {}
     }
 
-    pub(super) fn holds(&self) -> bool {
+    pub(super) fn has_buffered(&self) -> bool {
         match *self {}
     }
 
-    pub(super) fn write(&self, _: &Raw, _: &[IoSlice<'_>]) -> io::Result<Moved> {
+    pub(super) fn write(&self, _: &Raw, _: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         match *self {}
     }
 
@@ -26,11 +26,11 @@ impl Encrypted {
         match *self {}
     }
 
-    pub(super) fn read(&self, _: &Raw, _: usize, _: impl FnMut(&[u8])) -> io::Result<Moved> {
+    pub(super) fn read(&self, _: &Raw, _: usize, _: impl FnMut(&[u8])) -> io::Result<IoOutcome> {
         match *self {}
     }
 
-    pub(super) fn say_good_bye(&self, _: &Raw) {
+    pub(super) fn send_close_notify(&self, _: &Raw) {
         match *self {}
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 
 use super::encrypted::Encrypted;
-use crate::backend::streamed::{Moved, Stream};
+use crate::backend::streamed::{IoOutcome, Stream};
 use crate::handshake::Session;
 use crate::memory::BufferMut;
 
@@ -53,7 +53,7 @@ impl Socket {
     /// Nothing more will be written.
     pub(super) fn shutdown_write(&self) {
         if let Some(tls) = &self.tls {
-            tls.say_good_bye(&self.raw);
+            tls.send_close_notify(&self.raw);
         }
         // A socket that is gone already has nothing to shut.
         let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
@@ -65,7 +65,7 @@ impl Socket {
         let _ = rustix::net::connect_unspec(&self.raw.stream);
     }
 
-    fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<Moved> {
+    fn read_slices(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<IoOutcome> {
         let Some(tls) = &self.tls else {
             return self.raw.call(|| rustix::io::readv(&self.raw.stream, slices));
         };
@@ -75,18 +75,18 @@ impl Socket {
 }
 
 impl Stream for &Socket {
-    fn holds(&self) -> bool {
-        self.tls.as_ref().is_some_and(Encrypted::holds)
+    fn has_buffered(&self) -> bool {
+        self.tls.as_ref().is_some_and(Encrypted::has_buffered)
     }
 
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         match &self.tls {
             Some(tls) => tls.write(&self.raw, slices),
             None => self.raw.send(slices),
         }
     }
 
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<Moved> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome> {
         match &self.tls {
             Some(tls) => tls.read(&self.raw, bytes.len(), filling(&mut [bytes])),
             None => self.raw.receive(bytes),
@@ -95,7 +95,11 @@ impl Stream for &Socket {
 
     /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
     /// buffers' lengths grow by what they got.
-    fn read_into(&mut self, buffers: &mut [(&mut BufferMut, usize)], then: &mut [u8]) -> io::Result<Moved> {
+    fn read_into(
+        &mut self,
+        buffers: &mut [(&mut BufferMut, usize)],
+        then: &mut [u8],
+    ) -> io::Result<IoOutcome> {
         let mut slices = Vec::with_capacity(buffers.len() + 1);
         for (buffer, room) in buffers.iter_mut() {
             // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
@@ -105,7 +109,7 @@ impl Stream for &Socket {
         }
         slices.push(IoSliceMut::new(then));
         let moved = self.read_slices(&mut slices)?;
-        if let Moved::Bytes(mut len) = moved {
+        if let IoOutcome::Bytes(mut len) = moved {
             for (buffer, room) in buffers {
                 let filled = len.min(*room);
                 let new_len = buffer.len() + filled;
@@ -119,29 +123,29 @@ impl Stream for &Socket {
     }
 
     /// Reads into a region's bytes.
-    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<Moved> {
+    fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<IoOutcome> {
         self.read_slices(&mut [IoSliceMut::new(bytes), IoSliceMut::new(then)])
     }
 }
 
 impl Raw {
-    pub(super) fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<Moved> {
+    pub(super) fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         self.call(|| {
             let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
             rustix::net::sendmsg(&self.stream, slices, &mut SendAncillaryBuffer::default(), flags)
         })
     }
 
-    pub(super) fn receive(&self, bytes: &mut [u8]) -> io::Result<Moved> {
+    pub(super) fn receive(&self, bytes: &mut [u8]) -> io::Result<IoOutcome> {
         self.call(|| rustix::io::read(&self.stream, &mut *bytes))
     }
 
-    fn call(&self, mut call: impl FnMut() -> Result<usize, Errno>) -> io::Result<Moved> {
+    fn call(&self, mut call: impl FnMut() -> Result<usize, Errno>) -> io::Result<IoOutcome> {
         loop {
             self.calls.fetch_add(1, Ordering::Relaxed);
             return match call() {
-                Ok(len) => Ok(Moved::Bytes(len)),
-                Err(Errno::AGAIN) => Ok(Moved::Nothing),
+                Ok(len) => Ok(IoOutcome::Bytes(len)),
+                Err(Errno::AGAIN) => Ok(IoOutcome::WouldBlock),
                 Err(Errno::INTR) => continue,
                 Err(errno) => Err(errno.into()),
             };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::process::{Resource, getrlimit};
 use ucx_sys::*;
 
-use super::gate::Gate;
+use super::exit_gate::ExitGate;
 use super::info::check_transports;
 use super::settings::name_for;
 use super::status;
@@ -23,7 +23,7 @@ pub(super) struct Context {
     pub(super) context: ucp_context_h,
     /// The transports that it could use, with their devices.
     pub(super) transports: Vec<String>,
-    gate: Arc<Gate>,
+    gate: Arc<ExitGate>,
     pub(super) process: Process,
 }
 
@@ -35,8 +35,8 @@ unsafe impl Sync for Context {}
 impl Context {
     /// A context with these settings.
     pub(super) fn open(ucx: &'static Library, settings: &[(String, String)]) -> Result<Self> {
-        let gate = Gate::new();
-        let inside = gate.enter().ok_or_else(ends)?;
+        let gate = ExitGate::new();
+        let inside = gate.enter().ok_or_else(process_exiting)?;
         let context = open_context(ucx, settings)?;
         // SAFETY: L1: the context lives.
         let transports = unsafe { ucx.transports(context) };
@@ -46,7 +46,7 @@ impl Context {
 
     /// The kinds of memory that it can reach, a bit each.
     pub(super) fn memory_kinds(&self) -> u64 {
-        let Some(_inside) = self.gate.enter() else { return 0 };
+        let Some(_call) = self.gate.enter() else { return 0 };
         let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
         let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
         // SAFETY: L1: the context lives; L2: it writes to a local.
@@ -80,7 +80,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         if self.process.is_this()
-            && let Some(_inside) = self.gate.enter()
+            && let Some(_call) = self.gate.enter()
         {
             // SAFETY: L1: every worker holds it, so that none is left.
             unsafe { self.ucx.ucp_cleanup(self.context) };
@@ -104,12 +104,12 @@ pub(super) const POSIX_NOTE: &str = "posix leaves segments in /dev/shm (ucx_shm_
     connects; TLS without posix has sysv, which leaves none";
 
 /// What keeps something from being opened.
-pub(super) fn opening(ucx: &Library, status: ucs_status_t, what: &str) -> Error {
+pub(super) fn open_error(ucx: &Library, status: ucs_status_t, what: &str) -> Error {
     Error::new(status::opening_kind(status), format!("{what}: {}", ucx.describe(status)))
 }
 
 /// Why nothing is called any more.
-pub(super) fn ends() -> Error {
+pub(super) fn process_exiting() -> Error {
     Error::new(ErrorKind::Closed, "the process ends")
 }
 
@@ -118,7 +118,7 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
     // SAFETY: L2: it writes to a local; without a prefix or a file.
     let read = unsafe { ucx.ucp_config_read(ptr::null(), ptr::null(), &raw mut config) };
     if read != UCS_OK {
-        return Err(opening(ucx, read, "its configuration cannot be read"));
+        return Err(open_error(ucx, read, "its configuration cannot be read"));
     }
     let modified = settings.iter().try_for_each(|(name, value)| {
         let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
@@ -148,6 +148,6 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
     unsafe { ucx.ucp_config_release(config) };
     match status? {
         UCS_OK => Ok(context),
-        status => Err(opening(ucx, status, "no context can be made")),
+        status => Err(open_error(ucx, status, "no context can be made")),
     }
 }

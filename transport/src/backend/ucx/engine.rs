@@ -1,4 +1,4 @@
-//! One ucp worker with its one endpoint, and whatever is in flight on it: whatever calls UCX does it here.
+//! One ucp worker with its one endpoint, and whatever is in request on it: whatever calls UCX does it here.
 //!
 //! The invariant (M3): memory that UCX may read or write is held here from the call that posts it until its callback was
 //! seen; nothing cancels that, not even the end of this.
@@ -15,19 +15,19 @@ use std::time::Duration;
 
 use ucx_sys::*;
 
-use super::context::{Context, ends, opening};
+use super::context::{Context, open_error, process_exiting};
 use super::events::{
-    Arrival, Came, Events, HELLO, Happened, Header, NOTHING, PACKET, RECORDS, Token, on_hello, on_lost,
-    on_nothing, on_packet, on_received, on_records, on_sent,
+    EventBatch, EventQueue, HELLO, Header, IncomingPacket, NOTHING, PACKET, RECORDS, Received, RequestToken,
+    on_hello, on_lost, on_nothing, on_packet, on_received, on_records, on_sent,
 };
-use super::gate::{Gate, Inside};
+use super::exit_gate::{CallGuard, ExitGate};
 use super::status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Packet, PacketDestination};
 
 /// Flights that are kept for the next ones.
 const SPARE_MAX: usize = 32;
-/// How long UCX may take to give back what is in flight on a path that was closed. It takes a few milliseconds, but over shared memory
+/// How long UCX may take to give back what is in request on a path that was closed. It takes a few milliseconds, but over shared memory
 /// it waits for words of a peer that is gone.
 pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
 
@@ -39,7 +39,7 @@ pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(1);
 const SOCKET_EAGER_LEN_MAX: usize = 64 << 10;
 
 /// Steps of one poll: a piece of a long packet, mostly.
-const MOVES_MAX: usize = 16;
+const STEPS_MAX: usize = 16;
 
 /// A worker, and its path to one peer.
 pub(super) struct Engine {
@@ -50,58 +50,58 @@ pub(super) struct Engine {
     /// The path, until it closes.
     endpoint: Option<ucp_ep_h>,
     /// Shared with UCX, which calls back into it.
-    events: NonNull<Events>,
-    flights: Vec<Option<Box<Flight>>>,
+    events: NonNull<EventQueue>,
+    requests: Vec<Option<Box<Request>>>,
     free: Vec<usize>,
     /// Flights that are over, for the next.
-    #[expect(clippy::vec_box, reason = "a flight stays where it is while UCX has it")]
-    spare: Vec<Box<Flight>>,
-    /// The tokens of `flights`, which live as long as this.
-    tokens: Vec<NonNull<Token>>,
+    #[expect(clippy::vec_box, reason = "a request stays where it is while UCX has it")]
+    spare: Vec<Box<Request>>,
+    /// The tokens of `requests`, which live as long as this.
+    tokens: Vec<NonNull<RequestToken>>,
     /// Packets up to here leave at once, and are not asked for by the peer's UCX.
     eager_len_max: usize,
     /// Entered by every call into UCX.
-    gate: Arc<Gate>,
+    gate: Arc<ExitGate>,
 }
 
-// SAFETY: L5: the worker is SERIALIZED: one thread at a time calls, whichever it is. What is in flight is `Send`.
+// SAFETY: L5: the worker is SERIALIZED: one thread at a time calls, whichever it is. What is in request is `Send`.
 unsafe impl Send for Engine {}
 
 /// What is carried, and owned meanwhile.
 #[derive(Debug)]
-pub(super) enum Cargo {
+pub(super) enum Operand {
     Hello,
     Records(Vec<u8>),
     Packet(Packet),
     PacketDestination(PacketDestination),
     /// The path's own end.
-    End,
+    Close,
 }
 
 /// One operation of UCX.
-struct Flight {
+struct Request {
     header: Header,
     parts: Vec<ucp_dt_iov_t>,
-    cargo: Cargo,
-    request: Option<NonNull<c_void>>,
+    operand: Operand,
+    handle: Option<NonNull<c_void>>,
 }
 
 /// What became of a call.
 #[derive(Debug)]
-pub(super) enum Sent {
+pub(super) enum PostResult {
     /// It is over: what was carried is free.
-    Done(Cargo),
+    Done(Operand),
     /// It goes on.
     Pending,
     /// It did not begin.
-    Failed(Cargo, Error),
+    Failed(Operand, Error),
 }
 
 impl Engine {
     /// A worker in a context.
     pub(super) fn open(context: &Arc<Context>) -> Result<Self> {
-        let (ucx, gate) = (context.ucx, Gate::new());
-        let inside = gate.enter().ok_or_else(ends)?;
+        let (ucx, gate) = (context.ucx, ExitGate::new());
+        let inside = gate.enter().ok_or_else(process_exiting)?;
         let params = ucp_worker_params_t {
             field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
             thread_mode: UCS_THREAD_MODE_SERIALIZED,
@@ -111,16 +111,16 @@ impl Engine {
         // SAFETY: L1: the context lives as long as this; L2: it reads a local and writes to one.
         let created = unsafe { ucx.ucp_worker_create(context.context, &raw const params, &raw mut worker) };
         if created != UCS_OK {
-            return Err(opening(ucx, created, "its worker cannot be made"));
+            return Err(open_error(ucx, created, "its worker cannot be made"));
         }
-        let events = NonNull::from(Box::leak(Box::new(Events::default())));
+        let events = NonNull::from(Box::leak(Box::new(EventQueue::default())));
         let engine = Self {
             context: context.clone(),
             ucx,
             worker: Some(worker),
             endpoint: None,
             events,
-            flights: Vec::new(),
+            requests: Vec::new(),
             free: Vec::new(),
             spare: Vec::new(),
             tokens: Vec::new(),
@@ -150,7 +150,7 @@ impl Engine {
             let set = unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) };
             if set != UCS_OK {
                 drop(inside);
-                return Err(opening(ucx, set, "its worker takes no messages"));
+                return Err(open_error(ucx, set, "its worker takes no messages"));
             }
         }
         drop(inside);
@@ -158,19 +158,19 @@ impl Engine {
     }
 
     /// The worker, to be called while the guard lives; none where the process ends.
-    fn enter(&self) -> Option<(Inside<'_>, ucp_worker_h)> {
+    fn enter(&self) -> Option<(CallGuard<'_>, ucp_worker_h)> {
         Some((self.gate.enter()?, self.worker?))
     }
 
     /// What peers need to reach it.
     pub(super) fn address(&self) -> Result<Vec<u8>> {
-        let (_inside, worker) = self.enter().ok_or_else(ends)?;
+        let (_call, worker) = self.enter().ok_or_else(process_exiting)?;
         let field_mask = UCP_WORKER_ATTR_FIELD_ADDRESS.into();
         let mut about = ucp_worker_attr_t { field_mask, ..Default::default() };
         // SAFETY: L1: the worker lives; L2: it writes to a local.
         let queried = unsafe { self.ucx.ucp_worker_query(worker, &raw mut about) };
         if queried != UCS_OK || about.address.is_null() {
-            return Err(opening(self.ucx, queried, "its worker has no address"));
+            return Err(open_error(self.ucx, queried, "its worker has no address"));
         }
         // SAFETY: L1: so many bytes are there until they are released, below.
         let address = unsafe { slice::from_raw_parts(about.address.cast::<u8>(), about.address_length) };
@@ -182,12 +182,12 @@ impl Engine {
 
     /// A descriptor of one's own that is ready to read when there is something to do, once [armed](Self::arm).
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
-        let (_inside, worker) = self.enter().ok_or_else(ends)?;
+        let (_call, worker) = self.enter().ok_or_else(process_exiting)?;
         let mut descriptor = -1;
         // SAFETY: L1: the worker lives; L2: it writes to a local.
         let status = unsafe { self.ucx.ucp_worker_get_efd(worker, &raw mut descriptor) };
         if status != UCS_OK {
-            return Err(opening(self.ucx, status, "its worker has nothing to sleep on"));
+            return Err(open_error(self.ucx, status, "its worker has nothing to sleep on"));
         }
         // SAFETY: L1: the worker keeps it open, and nobody closes it during this call.
         let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
@@ -197,7 +197,7 @@ impl Engine {
     /// Whether the descriptor will tell of whatever comes next; false if there is something to do already.
     pub(super) fn arm(&mut self) -> bool {
         // Nothing is to be done where the process ends.
-        let Some((_inside, worker)) = self.enter() else { return true };
+        let Some((_call, worker)) = self.enter() else { return true };
         // SAFETY: L1: the worker lives.
         unsafe { self.ucx.ucp_worker_arm(worker) == UCS_OK }
     }
@@ -205,7 +205,7 @@ impl Engine {
     /// Makes the path, to the worker with that address.
     pub(super) fn connect(&mut self, address: &[u8]) -> Result<()> {
         let gate = self.gate.clone();
-        let (_inside, worker) = gate.enter().zip(self.worker).ok_or_else(ends)?;
+        let (_call, worker) = gate.enter().zip(self.worker).ok_or_else(process_exiting)?;
         let params = ucp_ep_params_t {
             field_mask: (UCP_EP_PARAM_FIELD_REMOTE_ADDRESS
                 | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE
@@ -220,7 +220,7 @@ impl Engine {
         // SAFETY: L1: the worker lives; L2: it reads locals and writes to one; the events outlive the endpoint.
         let created = unsafe { self.ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) };
         if created != UCS_OK {
-            return Err(opening(self.ucx, created, "no transport of both ends leads to the peer"));
+            return Err(open_error(self.ucx, created, "no transport of both ends leads to the peer"));
         }
         self.endpoint = Some(endpoint);
         Ok(())
@@ -229,7 +229,7 @@ impl Engine {
     /// The transports that carry the path, once both ends have opened: what leaves eagerly from now on follows from them.
     pub(super) fn transports(&mut self) -> Vec<String> {
         let Some(endpoint) = self.endpoint else { return Vec::new() };
-        let Some(_inside) = self.gate.enter() else { return Vec::new() };
+        let Some(_call) = self.gate.enter() else { return Vec::new() };
         // SAFETY: L1: the endpoint lives, and whoever has this makes the only call.
         let transports = unsafe { self.ucx.transports_of(endpoint) };
         let over_sockets = !transports.is_empty() && transports.iter().all(|name| name.starts_with("tcp"));
@@ -238,26 +238,26 @@ impl Engine {
     }
 
     /// Sends a message, of which the header is copied.
-    pub(super) fn send(&mut self, header: &[u8], cargo: Cargo) -> Sent {
-        let Some(endpoint) = self.endpoint else { return Sent::Failed(cargo, closed()) };
-        let (id, flags) = match &cargo {
-            Cargo::Hello => (HELLO, UCP_AM_SEND_FLAG_EAGER),
-            Cargo::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
-            Cargo::Packet(packet) if packet.len() <= self.eager_len_max => (PACKET, UCP_AM_SEND_FLAG_EAGER),
-            Cargo::Packet(_) | Cargo::PacketDestination(_) | Cargo::End => (PACKET, 0),
+    pub(super) fn send(&mut self, header: &[u8], operand: Operand) -> PostResult {
+        let Some(endpoint) = self.endpoint else { return PostResult::Failed(operand, closed()) };
+        let (id, flags) = match &operand {
+            Operand::Hello => (HELLO, UCP_AM_SEND_FLAG_EAGER),
+            Operand::Records(_) => (RECORDS, UCP_AM_SEND_FLAG_EAGER),
+            Operand::Packet(packet) if packet.len() <= self.eager_len_max => (PACKET, UCP_AM_SEND_FLAG_EAGER),
+            Operand::Packet(_) | Operand::PacketDestination(_) | Operand::Close => (PACKET, 0),
         };
-        self.fly(header, cargo, |engine, flight, call| {
+        self.post(header, operand, |engine, request, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
             call.flags = flags;
             call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
-            let (data, count) = flight.data(call);
-            // SAFETY: L1: the endpoint is not closed; M3: header, parts and memory are the flight's, which ends with the callback.
+            let (data, count) = request.data(call);
+            // SAFETY: L1: the endpoint is not closed; M3: header, parts and memory are the request's, which ends with the callback.
             unsafe {
                 engine.ucx.ucp_am_send_nbx(
                     endpoint,
                     id,
-                    flight.header.as_ptr().cast(),
-                    flight.header.len(),
+                    request.header.as_ptr().cast(),
+                    request.header.len(),
                     data,
                     count,
                     call,
@@ -266,43 +266,47 @@ impl Engine {
         })
     }
 
-    /// Has an arrival's bytes put into a destination, which takes as many.
-    pub(super) fn receive(&mut self, arrival: Arrival, mut destination: PacketDestination) -> Sent {
-        if !arrival.is_rendezvous {
+    /// Has an incoming's bytes put into a destination, which takes as many.
+    pub(super) fn receive(
+        &mut self,
+        incoming: IncomingPacket,
+        mut destination: PacketDestination,
+    ) -> PostResult {
+        if !incoming.is_rendezvous {
             // SAFETY: L1: the descriptor is so many bytes of the worker's until it is released, below.
-            let bytes = unsafe { slice::from_raw_parts(arrival.data.as_ptr().cast(), arrival.len) };
+            let bytes = unsafe { slice::from_raw_parts(incoming.data.as_ptr().cast(), incoming.len) };
             let filled = fill(&mut destination, bytes);
-            self.release(arrival);
+            self.release(incoming);
             return match filled {
-                Ok(()) => Sent::Done(Cargo::PacketDestination(destination)),
-                Err(error) => Sent::Failed(Cargo::PacketDestination(destination), error),
+                Ok(()) => PostResult::Done(Operand::PacketDestination(destination)),
+                Err(error) => PostResult::Failed(Operand::PacketDestination(destination), error),
             };
         }
         let Some(worker) = self.worker else {
-            return Sent::Failed(Cargo::PacketDestination(destination), closed());
+            return PostResult::Failed(Operand::PacketDestination(destination), closed());
         };
-        self.fly(&[], Cargo::PacketDestination(destination), |engine, flight, call| {
+        self.post(&[], Operand::PacketDestination(destination), |engine, request, call| {
             call.cb = ucp_request_param_t__bindgen_ty_1 { recv_am: Some(on_received) };
-            let (data, count) = flight.data(call);
-            // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the flight's.
+            let (data, count) = request.data(call);
+            // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the request's.
             unsafe {
-                engine.ucx.ucp_am_recv_data_nbx(worker, arrival.data.as_ptr(), data.cast_mut(), count, call)
+                engine.ucx.ucp_am_recv_data_nbx(worker, incoming.data.as_ptr(), data.cast_mut(), count, call)
             }
         })
     }
 
     /// Gives up payload that came.
-    pub(super) fn release(&mut self, arrival: Arrival) {
-        let Some((_inside, worker)) = self.enter() else { return };
-        // SAFETY: L1: the handler kept it, and each arrival is released or received once.
-        unsafe { self.ucx.ucp_am_data_release(worker, arrival.data.as_ptr()) };
+    pub(super) fn release(&mut self, incoming: IncomingPacket) {
+        let Some((_call, worker)) = self.enter() else { return };
+        // SAFETY: L1: the handler kept it, and each incoming is released or received once.
+        unsafe { self.ucx.ucp_am_data_release(worker, incoming.data.as_ptr()) };
     }
 
-    /// Closes the path: whatever is in flight on it ends soon.
+    /// Closes the path: whatever is in request on it ends soon.
     pub(super) fn close(&mut self) {
         let Some(endpoint) = self.endpoint.take() else { return };
-        // What became of it is seen by what is in flight.
-        let _ = self.fly(&[], Cargo::End, |engine, _, call| {
+        // What became of it is seen by what is in request.
+        let _ = self.post(&[], Operand::Close, |engine, _, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
             call.flags = UCP_EP_CLOSE_FLAG_FORCE;
             call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
@@ -312,121 +316,125 @@ impl Engine {
     }
 
     /// Whether UCX has nothing of ours.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.free.len() == self.flights.len()
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == self.requests.len()
     }
 
     /// Whether it was not destroyed, and is this process's.
-    pub(super) fn lives(&self) -> bool {
+    pub(super) fn is_usable(&self) -> bool {
         self.worker.is_some() && self.context.process.is_this()
     }
 
-    /// Moves what can be moved until something happens that [`happened`](Self::happened) tells of, or for a while; whether
+    /// Moves what can be moved until something happens that [`batch`](Self::batch) tells of, or for a while; whether
     /// that was anything.
     pub(super) fn progress(&mut self) -> bool {
-        let Some((_inside, worker)) = self.enter() else { return false };
-        for moves in 0..MOVES_MAX {
+        let Some((_call, worker)) = self.enter() else { return false };
+        for steps in 0..STEPS_MAX {
             // SAFETY: L1: the worker lives, and whoever has this makes the only call.
             if unsafe { self.ucx.ucp_worker_progress(worker) } == 0 {
-                return moves > 0;
+                return steps > 0;
             }
-            if self.has_news() {
+            if self.has_events() {
                 break;
             }
         }
         true
     }
 
-    /// Whether anything happened since the last time.
-    pub(super) fn has_news(&self) -> bool {
+    /// Whether anything batch since the last time.
+    pub(super) fn has_events(&self) -> bool {
         self.events().any()
     }
 
-    /// What happened since the last time, in exchange for an empty one.
-    pub(super) fn happened(&mut self, empty: &mut Happened) {
+    /// What batch since the last time, in exchange for an empty one.
+    pub(super) fn take_events(&mut self, empty: &mut EventBatch) {
         self.events().take(empty);
     }
 
     /// Flights that are over: what they carried, and how they ended.
-    pub(super) fn landed(&mut self, happened: &mut Happened, mut over: impl FnMut(Cargo, Result<()>)) {
-        let mut done = std::mem::take(&mut happened.done);
+    pub(super) fn take_completed(
+        &mut self,
+        batch: &mut EventBatch,
+        mut completed: impl FnMut(Operand, Result<()>),
+    ) {
+        let mut done = std::mem::take(&mut batch.done);
         for (number, status) in done.drain(..) {
-            let Some(flight) = self.flights.get_mut(number).and_then(Option::take) else { continue };
-            if let Some(request) = flight.request
-                && let Some(_inside) = self.gate.enter()
+            let Some(request) = self.requests.get_mut(number).and_then(Option::take) else { continue };
+            if let Some(handle) = request.handle
+                && let Some(_call) = self.gate.enter()
             {
                 // SAFETY: L1: it has been called back, and is freed once.
-                unsafe { self.ucx.ucp_request_free(request.as_ptr()) };
+                unsafe { self.ucx.ucp_request_free(handle.as_ptr()) };
             }
             self.free.push(number);
-            let (cargo, result) = self.over(flight, status);
-            over(cargo, result);
+            let (operand, result) = self.complete(request, status);
+            completed(operand, result);
         }
-        happened.done = done;
+        batch.done = done;
     }
 
     /// Why UCX gave the peer up, if it did.
-    pub(super) fn lost(&self, happened: &mut Happened) -> Result<()> {
-        let Some(status) = happened.lost.take() else { return Ok(()) };
+    pub(super) fn lost(&self, batch: &mut EventBatch) -> Result<()> {
+        let Some(status) = batch.lost.take() else { return Ok(()) };
         Err(Error::new(ErrorKind::PeerLost, format!("UCX gave it up: {}", self.ucx.describe(status))))
     }
 
     /// Posts one operation.
-    fn fly(
+    fn post(
         &mut self,
         header: &[u8],
-        cargo: Cargo,
-        post: impl FnOnce(&Self, &Flight, &mut ucp_request_param_t) -> ucs_status_ptr_t,
-    ) -> Sent {
+        operand: Operand,
+        post: impl FnOnce(&Self, &Request, &mut ucp_request_param_t) -> ucs_status_ptr_t,
+    ) -> PostResult {
         let gate = self.gate.clone();
-        let Some(_inside) = gate.enter() else { return Sent::Failed(cargo, ends()) };
+        let Some(_call) = gate.enter() else { return PostResult::Failed(operand, process_exiting()) };
         let number = self.free.pop().unwrap_or_else(|| {
             let number = self.tokens.len();
-            let token = Token { events: self.events, number };
+            let token = RequestToken { events: self.events, number };
             self.tokens.push(NonNull::from(Box::leak(Box::new(token))));
-            self.flights.push(None);
+            self.requests.push(None);
             number
         });
-        let mut flight = self.spare.pop().unwrap_or_default();
-        flight.load(header, cargo);
+        let mut request = self.spare.pop().unwrap_or_default();
+        request.load(header, operand);
         let mut call = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
             user_data: self.tokens[number].as_ptr().cast(),
             ..Default::default()
         };
-        match Posted::from(post(self, &flight, &mut call)) {
-            Posted::Pending(request) => {
-                flight.request = Some(request);
-                self.flights[number] = Some(flight);
-                Sent::Pending
+        match Posted::from(post(self, &request, &mut call)) {
+            Posted::Pending(handle) => {
+                request.handle = Some(handle);
+                self.requests[number] = Some(request);
+                PostResult::Pending
             }
             Posted::Done => {
                 self.free.push(number);
-                Sent::Done(self.over(flight, UCS_OK).0)
+                PostResult::Done(self.complete(request, UCS_OK).0)
             }
             Posted::Failed(status) => {
                 self.free.push(number);
-                let (cargo, _) = self.over(flight, status);
-                Sent::Failed(cargo, self.failure(status))
+                let (operand, _) = self.complete(request, status);
+                PostResult::Failed(operand, self.failure(status))
             }
         }
     }
 
-    /// What a flight's end means for what it carried.
-    fn over(&mut self, mut flight: Box<Flight>, status: ucs_status_t) -> (Cargo, Result<()>) {
-        let mut cargo = std::mem::replace(&mut flight.cargo, Cargo::End);
+    /// What a request's end means for what it carried.
+    fn complete(&mut self, mut request: Box<Request>, status: ucs_status_t) -> (Operand, Result<()>) {
+        let mut operand = std::mem::replace(&mut request.operand, Operand::Close);
         if self.spare.len() < SPARE_MAX {
-            self.spare.push(flight);
+            self.spare.push(request);
         }
         let result = if status == UCS_OK { Ok(()) } else { Err(self.failure(status)) };
-        if let (Cargo::PacketDestination(destination), Ok(())) = (&mut cargo, &result) {
+        if let (Operand::PacketDestination(destination), Ok(())) = (&mut operand, &result) {
             for (buffer, len) in destination.parts() {
                 let filled = buffer.len() + *len;
                 // SAFETY: M4: UCX reported that all of the parts were written, each of which takes so many bytes there.
                 unsafe { buffer.set_len(filled) };
             }
         }
-        (cargo, result)
+        (operand, result)
     }
 
     /// The error that a status stands for on a connection that is up.
@@ -434,31 +442,31 @@ impl Engine {
         Error::new(status::kind(status), format!("UCX reports: {}", self.ucx.describe(status)))
     }
 
-    fn events(&self) -> &Events {
+    fn events(&self) -> &EventQueue {
         // SAFETY: L2: it is freed with this, and nobody has it exclusively.
         unsafe { self.events.as_ref() }
     }
 }
 
 impl Engine {
-    /// Ends the worker, and with it whatever it would still do: what was in flight is free.
-    pub(super) fn destroy(&mut self, mut freed: impl FnMut(Cargo)) {
+    /// Ends the worker, and with it whatever it would still do: what was in request is free.
+    pub(super) fn destroy(&mut self, mut freed: impl FnMut(Operand)) {
         let gate = self.gate.clone();
         let Some((inside, worker)) = gate.enter().zip(self.worker) else { return };
         self.worker = None;
-        let mut happened = Happened::default();
-        self.happened(&mut happened);
-        for came in happened.came.drain(..) {
-            if let Came::Packet(arrival) = came {
-                // SAFETY: L1: the handler kept it, and each arrival is released or received once.
-                unsafe { self.ucx.ucp_am_data_release(worker, arrival.data.as_ptr()) };
+        let mut batch = EventBatch::default();
+        self.take_events(&mut batch);
+        for received in batch.received.drain(..) {
+            if let Received::Packet(incoming) = received {
+                // SAFETY: L1: the handler kept it, and each incoming is released or received once.
+                unsafe { self.ucx.ucp_am_data_release(worker, incoming.data.as_ptr()) };
             }
         }
         // SAFETY: L1: nobody calls it after this; L6: it takes its transports along, so that neither this process nor a device
-        // touches what was in flight, and its endpoint with what waits on it.
+        // touches what was in request, and its endpoint with what waits on it.
         unsafe { self.ucx.ucp_worker_destroy(worker) };
         drop(inside);
-        self.flights.drain(..).flatten().for_each(|flight| freed(flight.cargo));
+        self.requests.drain(..).flatten().for_each(|request| freed(request.operand));
         self.free.clear();
     }
 }
@@ -466,13 +474,13 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if !self.context.process.is_this() {
-            std::mem::take(&mut self.flights).into_iter().for_each(std::mem::forget);
+            std::mem::take(&mut self.requests).into_iter().for_each(std::mem::forget);
             return;
         }
         self.destroy(drop);
         if self.worker.is_some() {
             // The process ends, and UCX may be in the middle of something.
-            std::mem::take(&mut self.flights).into_iter().for_each(std::mem::forget);
+            std::mem::take(&mut self.requests).into_iter().for_each(std::mem::forget);
             return;
         }
         for token in self.tokens.drain(..) {
@@ -486,32 +494,32 @@ impl Drop for Engine {
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_flight = self.flights.len() - self.free.len();
+        let in_flight = self.requests.len() - self.free.len();
         f.debug_struct("Engine").field("ucx", self.ucx).field("in_flight", &in_flight).finish_non_exhaustive()
     }
 }
 
-impl Default for Flight {
+impl Default for Request {
     fn default() -> Self {
-        Self { header: Header::new(), parts: Vec::new(), cargo: Cargo::End, request: None }
+        Self { header: Header::new(), parts: Vec::new(), operand: Operand::Close, handle: None }
     }
 }
 
-impl Flight {
+impl Request {
     /// Takes memory along: what leaves of it, or is filled, in its parts.
-    fn load(&mut self, header: &[u8], cargo: Cargo) {
+    fn load(&mut self, header: &[u8], operand: Operand) {
         self.header.clear();
         self.header.extend_from_slice(header);
         self.parts.clear();
-        self.request = None;
-        self.cargo = cargo;
+        self.handle = None;
+        self.operand = operand;
         let part = |pointer: *const u8, length| ucp_dt_iov_t { buffer: pointer.cast_mut().cast(), length };
-        match &mut self.cargo {
-            Cargo::Records(bytes) => self.parts.push(part(bytes.as_ptr(), bytes.len())),
-            Cargo::Packet(packet) => {
+        match &mut self.operand {
+            Operand::Records(bytes) => self.parts.push(part(bytes.as_ptr(), bytes.len())),
+            Operand::Packet(packet) => {
                 self.parts.extend(packet.bytes.iter().map(|buffer| part(buffer.as_ptr(), buffer.len())));
             }
-            Cargo::PacketDestination(destination) => {
+            Operand::PacketDestination(destination) => {
                 self.parts.extend(destination.parts().iter_mut().filter(|(_, length)| *length > 0).map(
                     |(buffer, length)| {
                         let filled = buffer.len();
@@ -519,7 +527,7 @@ impl Flight {
                     },
                 ));
             }
-            Cargo::Hello | Cargo::End => {}
+            Operand::Hello | Operand::Close => {}
         }
     }
 

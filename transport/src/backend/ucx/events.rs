@@ -31,16 +31,16 @@ pub(super) type Header = SmallVec<[u8; HEADER_LEN]>;
 
 /// What callbacks leave to whoever made progress.
 #[derive(Default)]
-pub(super) struct Events {
-    happened: Mutex<Happened>,
+pub(super) struct EventQueue {
+    batch: Mutex<EventBatch>,
     /// There is something in it: most polls find nothing, and see it by this.
     any: AtomicBool,
 }
 
-/// What happened during a poll.
+/// What batch during a poll.
 #[derive(Debug, Default)]
-pub(super) struct Happened {
-    pub(super) came: Vec<Came>,
+pub(super) struct EventBatch {
+    pub(super) received: Vec<Received>,
     /// The bytes of records that came.
     pub(super) bytes: Vec<u8>,
     /// Flights that are over, and how they ended.
@@ -51,19 +51,19 @@ pub(super) struct Happened {
 
 /// A message that came.
 #[derive(Debug)]
-pub(super) enum Came {
+pub(super) enum Received {
     /// A peer opened its end.
     Hello(Key),
     /// Records: this part of the bytes, the key first.
     Records(Range<usize>),
     /// Payload, which is still UCX's.
-    Packet(Arrival),
+    Packet(IncomingPacket),
 }
 
 /// Payload that UCX holds, or has not fetched yet. To be received or released: otherwise UCX keeps it.
 #[must_use = "UCX keeps what is neither received nor released"]
 #[derive(Debug)]
-pub(super) struct Arrival {
+pub(super) struct IncomingPacket {
     pub(super) header: Header,
     pub(super) len: usize,
     pub(super) data: NonNull<c_void>,
@@ -71,42 +71,42 @@ pub(super) struct Arrival {
 }
 
 // SAFETY: L5: a descriptor is the worker's, whose calls any thread may make in its turn.
-unsafe impl Send for Arrival {}
+unsafe impl Send for IncomingPacket {}
 
 /// What a callback is told by.
-pub(super) struct Token {
-    pub(super) events: NonNull<Events>,
+pub(super) struct RequestToken {
+    pub(super) events: NonNull<EventQueue>,
     pub(super) number: usize,
 }
 
-impl Events {
-    /// Whether anything happened since it was taken last.
+impl EventQueue {
+    /// Whether anything batch since it was taken last.
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
 
-    /// What happened, in exchange for an empty one.
-    pub(super) fn take(&self, empty: &mut Happened) {
-        let mut happened = self.happened.lock();
+    /// What batch, in exchange for an empty one.
+    pub(super) fn take(&self, empty: &mut EventBatch) {
+        let mut batch = self.batch.lock();
         self.any.store(false, Ordering::Relaxed);
-        std::mem::swap(&mut *happened, empty);
+        std::mem::swap(&mut *batch, empty);
     }
 
-    fn note(&self, note: impl FnOnce(&mut Happened)) {
-        let mut happened = self.happened.lock();
-        note(&mut happened);
+    fn push(&self, add: impl FnOnce(&mut EventBatch)) {
+        let mut batch = self.batch.lock();
+        add(&mut batch);
         self.any.store(true, Ordering::Release);
     }
 }
 
-/// Leaves a note of what happened.
+/// Leaves a note of what batch.
 ///
 /// # Safety
 /// `events` is an engine's, which lives.
-unsafe fn note(events: *mut c_void, note: impl FnOnce(&mut Happened)) {
+unsafe fn push(events: *mut c_void, add: impl FnOnce(&mut EventBatch)) {
     // SAFETY: L2: as promised; it is only shared.
-    let events = unsafe { &*events.cast::<Events>() };
-    events.note(note);
+    let events = unsafe { &*events.cast::<EventQueue>() };
+    events.push(add);
 }
 
 /// # Safety
@@ -142,7 +142,7 @@ pub(super) unsafe extern "C" fn on_hello(
     let header = unsafe { bytes(header, header_len) };
     if let Ok(key) = header.try_into() {
         // SAFETY: L2: as above.
-        unsafe { note(events, |happened| happened.came.push(Came::Hello(key))) };
+        unsafe { push(events, |batch| batch.received.push(Received::Hello(key))) };
     }
     UCS_OK
 }
@@ -163,13 +163,13 @@ pub(super) unsafe extern "C" fn on_records(
     }
     // SAFETY: L2: so many bytes are there.
     let data = unsafe { bytes(data, len) };
-    let take = |happened: &mut Happened| {
-        let start = happened.bytes.len();
-        happened.bytes.extend_from_slice(data);
-        happened.came.push(Came::Records(start..happened.bytes.len()));
+    let take = |batch: &mut EventBatch| {
+        let start = batch.bytes.len();
+        batch.bytes.extend_from_slice(data);
+        batch.received.push(Received::Records(start..batch.bytes.len()));
     };
     // SAFETY: L2: UCX passes what the handler was set with.
-    unsafe { note(events, take) };
+    unsafe { push(events, take) };
     UCS_OK
 }
 
@@ -194,17 +194,17 @@ pub(super) unsafe extern "C" fn on_packet(
     }
     // SAFETY: L2: so many bytes are there.
     let header = Header::from_slice(unsafe { bytes(header, header_len) });
-    let arrival = Arrival { header, len, data, is_rendezvous };
+    let incoming = IncomingPacket { header, len, data, is_rendezvous };
     // SAFETY: L2: UCX passes what the handler was set with.
-    unsafe { note(events, |happened| happened.came.push(Came::Packet(arrival))) };
+    unsafe { push(events, |batch| batch.received.push(Received::Packet(incoming))) };
     UCS_INPROGRESS
 }
 
 pub(super) unsafe extern "C" fn on_sent(_: *mut c_void, status: ucs_status_t, token: *mut c_void) {
     // SAFETY: L2: a token lives as long as its engine.
-    let Token { events, number } = unsafe { &*token.cast::<Token>() };
+    let RequestToken { events, number } = unsafe { &*token.cast::<RequestToken>() };
     // SAFETY: L2: and so do its events.
-    unsafe { note(events.as_ptr().cast(), |happened| happened.done.push((*number, status))) };
+    unsafe { push(events.as_ptr().cast(), |batch| batch.done.push((*number, status))) };
 }
 
 pub(super) unsafe extern "C" fn on_received(
@@ -219,5 +219,5 @@ pub(super) unsafe extern "C" fn on_received(
 
 pub(super) unsafe extern "C" fn on_lost(events: *mut c_void, _: ucp_ep_h, status: ucs_status_t) {
     // SAFETY: L2: the endpoint was made with its engine's events.
-    unsafe { note(events, |happened| happened.lost = Some(status)) };
+    unsafe { push(events, |batch| batch.lost = Some(status)) };
 }

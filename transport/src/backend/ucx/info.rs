@@ -48,12 +48,12 @@ impl EndpointInfo {
 /// Whether libraries of these versions were seen to work together: each with its own kind, since 1.13 and 1.22 misread each
 /// other; or whether others are allowed. The sentence suits both ends: the one that refuses tells the other.
 pub(super) fn check_pair(connector: Version, acceptor: Version, allows_any: bool) -> Result<()> {
-    let are_one = (connector.major, connector.minor) == (acceptor.major, acceptor.minor);
-    if allows_any || (are_one && connector.is_proven()) {
+    let same_minor = (connector.major, connector.minor) == (acceptor.major, acceptor.minor);
+    if allows_any || (same_minor && connector.is_proven()) {
         return Ok(());
     }
     let pair = format!("the connector's UCX {connector} and the acceptor's {acceptor}");
-    let why = if are_one {
+    let why = if same_minor {
         format!("{pair} are newer than what was tried")
     } else {
         format!("{pair} are not of one version, and may misread each other")
@@ -90,19 +90,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_that_was_not_proven_is_refused_unless_any_is_allowed() {
-        let [old, mended, new, later] =
+    fn an_untested_version_pair_is_refused_unless_any_is_allowed() {
+        let [old, fixed, new, later] =
             [(13, 0), (13, 1), (22, 3), (23, 0)].map(|(minor, release)| Version::new(1, minor, release));
-        for (connector, acceptor) in [(old, old), (old, mended), (new, new)] {
+        for (connector, acceptor) in [(old, old), (old, fixed), (new, new)] {
             check_pair(connector, acceptor, false).unwrap();
         }
-        let unauthenticated = [
+        let refused_pairs = [
             (old, new, "not of one version"),
             (new, old, "not of one version"),
             (later, new, "not of one version"),
             (later, later, "newer than what was tried"),
         ];
-        for (connector, acceptor, why) in unauthenticated {
+        for (connector, acceptor, why) in refused_pairs {
             let refused = check_pair(connector, acceptor, false).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Unsupported);
             let refused = refused.to_string();
@@ -114,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_may_abort_over_tcp_is_refused_there_alone() {
-        let [old, mended] = [Version::new(1, 13, 1), Version::new(1, 14, 0)];
+    fn a_version_that_may_abort_over_tcp_is_refused_only_there() {
+        let [old, fixed] = [Version::new(1, 13, 1), Version::new(1, 14, 0)];
         let check = |version, names: &[&str], within_host, allows_any| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             check_transports(version, &names, within_host, allows_any)
@@ -126,7 +126,7 @@ mod tests {
             assert_eq!(refused.kind(), ErrorKind::Unsupported);
             assert!(refused.to_string().contains("1.14 or later"), "{refused}");
             check(old, names, within_host, true).unwrap();
-            check(mended, names, within_host, false).unwrap();
+            check(fixed, names, within_host, false).unwrap();
         }
         check(old, shared, true, false).unwrap();
         for names in [&["sysv/memory", "cma/memory"][..], &["tcp/eth0", "rc_verbs/mlx5_0:1"], &[]] {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_comes_back_as_it_was() {
+    fn endpoint_info_round_trips() {
         for len in [ADDRESS_LEN_MIN, 300] {
             let info = EndpointInfo { version: Version::new(1, 22, 3), address: vec![7; len] };
             assert_eq!(EndpointInfo::decode(&info.encode()).unwrap(), info);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_card_is_refused() {
+    fn malformed_endpoint_info_is_refused() {
         let good =
             EndpointInfo { version: Version::new(1, 13, 1), address: vec![7; ADDRESS_LEN_MIN] }.encode();
         let wrong = [

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_of_memory_goes_by_the_name_of_its_bit() {
+    fn memory_kinds_are_named_by_bit() {
         assert_eq!(names(0b1), ["host"]);
         assert_eq!(names(0b1_1111), ["host", "cuda", "cuda-managed", "rocm", "rocm-managed"]);
         assert_eq!(names(1 << 5 | 1 << 63), ["kind 5 of UCX", "kind 63 of UCX"]);
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn without_cuda_it_is_told_whether_the_library_or_the_machine_lacks_it() {
+    fn the_note_on_cuda_names_what_lacks_it() {
         assert_eq!(without_cuda(0b1, false), Some("this libucp was built without CUDA"));
         assert!(without_cuda(0b1, true).unwrap().contains("finds none on this machine"));
         assert_eq!((without_cuda(0b11, true), without_cuda(0b11, false)), (None, None));

@@ -10,19 +10,19 @@ use super::engine::{CLOSE_TIME, Engine, SWEEP_EVERY};
 use crate::platform::environment::Environment;
 
 #[derive(Debug)]
-pub(super) struct Lingering {
+pub(super) struct LingeringEngine {
     /// There until this is dropped.
     engine: Option<Engine>,
     environment: Arc<dyn Environment>,
 }
 
-impl Lingering {
+impl LingeringEngine {
     pub(super) fn new(engine: Engine, environment: &Arc<dyn Environment>) -> Self {
         Self { engine: Some(engine), environment: environment.clone() }
     }
 }
 
-impl Deref for Lingering {
+impl Deref for LingeringEngine {
     type Target = Engine;
 
     fn deref(&self) -> &Engine {
@@ -30,15 +30,15 @@ impl Deref for Lingering {
     }
 }
 
-impl DerefMut for Lingering {
+impl DerefMut for LingeringEngine {
     fn deref_mut(&mut self) -> &mut Engine {
         self.engine.as_mut().unwrap_or_else(|| unreachable!("taken out by drop only"))
     }
 }
 
-impl Drop for Lingering {
+impl Drop for LingeringEngine {
     fn drop(&mut self) {
-        let Some(mut engine) = self.engine.take().filter(Engine::lives) else { return };
+        let Some(mut engine) = self.engine.take().filter(Engine::is_usable) else { return };
         let environment = self.environment.clone();
         self.environment.spawn(Box::pin(async move {
             let end = environment.now() + CLOSE_TIME;

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::context::{POSIX_NOTE, is_over_posix};
-use super::engine::{CLOSE_TIME, Cargo, SWEEP_EVERY, Sent};
-use super::events::{Arrival, Came, HEADER_LEN_MAX, Happened, Header, Key};
-use super::lingering::Lingering;
+use super::engine::{CLOSE_TIME, Operand, PostResult, SWEEP_EVERY};
+use super::events::{EventBatch, HEADER_LEN_MAX, Header, IncomingPacket, Key, Received};
+use super::lingering::LingeringEngine;
 use crate::backend::streamed::ByteStream;
 use crate::backend::{Environment, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +40,7 @@ const _: () = assert!(
 pub(super) struct UcxByteStream {
     pub(super) descriptor: OwnedFd,
     /// Something is under way that goes on only if somebody polls.
-    moves: AtomicBool,
+    pending: AtomicBool,
     /// Calls that moved data, or tried to.
     calls: AtomicU64,
     notes: Vec<String>,
@@ -50,19 +50,19 @@ pub(super) struct UcxByteStream {
 /// And as the holder of the poll lock does.
 #[derive(Debug)]
 pub(super) struct State {
-    engine: Lingering,
-    happened: Happened,
+    engine: LingeringEngine,
+    batch: EventBatch,
     /// What this end goes by, and what the peer's does.
     key: Key,
     peer_key: Key,
     /// The peer opened its end.
-    greeted: bool,
+    hello_received: bool,
     /// Messages of records, either way, and those that overtook others.
     sent: u64,
     taken: u64,
-    state: BTreeMap<u64, Vec<u8>>,
+    out_of_order: BTreeMap<u64, Vec<u8>>,
     /// Packets whose message was not announced yet.
-    early: Vec<Arrival>,
+    early_packets: Vec<IncomingPacket>,
     /// Under way: messages of records, packets out.
     records: usize,
     packets: usize,
@@ -80,7 +80,7 @@ impl UcxByteStream {
         notes.extend(is_over_posix(&transports).then(|| POSIX_NOTE.to_owned()));
         Ok(Self {
             descriptor: state.engine.descriptor()?,
-            moves: AtomicBool::new(false),
+            pending: AtomicBool::new(false),
             calls: AtomicU64::new(0),
             notes,
             environment: environment.clone(),
@@ -88,26 +88,26 @@ impl UcxByteStream {
     }
 
     /// Lets others see whether something is under way.
-    fn show(&self, state: &State, session: &Session) {
-        let moves = !state.engine.is_quiet() || session.has_packet();
-        if self.moves.load(Ordering::Relaxed) != moves {
-            self.moves.store(moves, Ordering::Release);
+    fn update_pending(&self, state: &State, session: &Session) {
+        let pending = !state.engine.is_idle() || session.has_packet();
+        if self.pending.load(Ordering::Relaxed) != pending {
+            self.pending.store(pending, Ordering::Release);
         }
     }
 }
 
 impl State {
-    pub(super) fn new(engine: Lingering, (key, peer_key): (Key, Key)) -> Self {
+    pub(super) fn new(engine: LingeringEngine, (key, peer_key): (Key, Key)) -> Self {
         Self {
             engine,
-            happened: Happened::default(),
+            batch: EventBatch::default(),
             key,
             peer_key,
-            greeted: false,
+            hello_received: false,
             sent: 0,
             taken: 0,
-            state: BTreeMap::new(),
-            early: Vec::new(),
+            out_of_order: BTreeMap::new(),
+            early_packets: Vec::new(),
             records: 0,
             packets: 0,
             spare: Vec::new(),
@@ -116,69 +116,70 @@ impl State {
 
     /// Connects to the worker with that address, and says hello: the peer knows then that this end is open, and that the way to it
     /// works.
-    pub(super) fn greet(&mut self, address: &[u8]) -> Result<()> {
+    pub(super) fn connect(&mut self, address: &[u8]) -> Result<()> {
         self.engine.connect(address)?;
-        match self.engine.send(&self.peer_key, Cargo::Hello) {
-            Sent::Failed(_, why) => Err(why),
-            Sent::Done(_) | Sent::Pending => Ok(()),
+        match self.engine.send(&self.peer_key, Operand::Hello) {
+            PostResult::Failed(_, why) => Err(why),
+            PostResult::Done(_) | PostResult::Pending => Ok(()),
         }
     }
 
     /// Whether the peer said hello and ours, if any, has left; otherwise lets UCX move. Over `rc` the way of ours may still be
     /// made when the peer's has come, and nobody else polls until this end is open.
-    pub(super) fn is_greeted(&mut self, session: &mut Session) -> Result<bool> {
+    pub(super) fn is_connected(&mut self, session: &mut Session) -> Result<bool> {
         self.progress(session)?;
-        Ok(self.greeted && self.engine.is_quiet())
+        Ok(self.hello_received && self.engine.is_idle())
     }
 
-    /// Lets UCX move, and sees to all that happened; whether anything did.
+    /// Lets UCX move, and sees to all that batch; whether anything did.
     fn progress(&mut self, session: &mut Session) -> Result<bool> {
         let progressed = self.engine.progress();
-        if !self.engine.has_news() {
+        if !self.engine.has_events() {
             return Ok(progressed);
         }
-        let mut happened = std::mem::take(&mut self.happened);
-        self.engine.happened(&mut happened);
-        let over = self.land(&mut happened, session);
-        let mut came = happened.came.drain(..);
-        let taken = over.and_then(|()| came.try_for_each(|came| self.take(came, &happened.bytes, session)));
-        for left in came {
-            if let Came::Packet(arrival) = left {
-                self.engine.release(arrival);
+        let mut batch = std::mem::take(&mut self.batch);
+        self.engine.take_events(&mut batch);
+        let over = self.complete(&mut batch, session);
+        let mut received = batch.received.drain(..);
+        let taken =
+            over.and_then(|()| received.try_for_each(|message| self.take(message, &batch.bytes, session)));
+        for left in received {
+            if let Received::Packet(incoming) = left {
+                self.engine.release(incoming);
             }
         }
-        happened.bytes.clear();
-        let lost = self.engine.lost(&mut happened);
-        self.happened = happened;
+        batch.bytes.clear();
+        let lost = self.engine.lost(&mut batch);
+        self.batch = batch;
         taken.and_then(|()| self.take_early(session)).and(lost)?;
         Ok(true)
     }
 
     /// Sees to what was under way and is over; the first failure of it.
-    fn land(&mut self, happened: &mut Happened, session: &mut Session) -> Result<()> {
+    fn complete(&mut self, batch: &mut EventBatch, session: &mut Session) -> Result<()> {
         let Self { engine, records, packets, spare, .. } = self;
         let mut failure = Ok(());
-        engine.landed(happened, |cargo, result| {
-            let result = match (cargo, result) {
-                (Cargo::Hello | Cargo::End, result) => result,
-                (Cargo::Records(mut bytes), result) => {
+        engine.take_completed(batch, |operand, result| {
+            let result = match (operand, result) {
+                (Operand::Hello | Operand::Close, result) => result,
+                (Operand::Records(mut bytes), result) => {
                     *records -= 1;
                     bytes.clear();
                     spare.push(bytes);
                     result
                 }
-                (Cargo::Packet(packet), Ok(())) => {
+                (Operand::Packet(packet), Ok(())) => {
                     *packets -= 1;
                     session.packet_left(packet);
                     Ok(())
                 }
-                (Cargo::Packet(packet), Err(why)) => {
+                (Operand::Packet(packet), Err(why)) => {
                     *packets -= 1;
                     session.packet_lost(packet);
                     Err(why)
                 }
-                (Cargo::PacketDestination(destination), Ok(())) => session.packet_landed(destination),
-                (Cargo::PacketDestination(destination), Err(why)) => {
+                (Operand::PacketDestination(destination), Ok(())) => session.packet_landed(destination),
+                (Operand::PacketDestination(destination), Err(why)) => {
                     session.packet_failed(destination);
                     Err(why)
                 }
@@ -191,21 +192,21 @@ impl State {
     }
 
     /// One message came. What is not for this connection is an unauthenticated peer's, and left alone.
-    fn take(&mut self, came: Came, bytes: &[u8], session: &mut Session) -> Result<()> {
-        match came {
-            Came::Hello(key) => {
-                self.greeted |= key == self.key;
+    fn take(&mut self, message: Received, bytes: &[u8], session: &mut Session) -> Result<()> {
+        match message {
+            Received::Hello(key) => {
+                self.hello_received |= key == self.key;
                 Ok(())
             }
-            Came::Records(range) => match bytes[range].strip_prefix(&self.key) {
+            Received::Records(range) => match bytes[range].strip_prefix(&self.key) {
                 Some(records) => self.take_records(records, session),
                 None => Ok(()),
             },
-            Came::Packet(arrival) if arrival.header.starts_with(&self.key) => {
-                self.take_with_coalesced(arrival, session)
+            Received::Packet(incoming) if incoming.header.starts_with(&self.key) => {
+                self.take_with_coalesced(incoming, session)
             }
-            Came::Packet(arrival) => {
-                self.engine.release(arrival);
+            Received::Packet(incoming) => {
+                self.engine.release(incoming);
                 Ok(())
             }
         }
@@ -222,7 +223,7 @@ impl State {
         if number > self.taken {
             // UCX promises no order among messages.
             let is_far = number - self.taken > EARLY_MAX as u64;
-            if is_far || self.state.insert(number, bytes.to_vec()).is_some() {
+            if is_far || self.out_of_order.insert(number, bytes.to_vec()).is_some() {
                 return Err(corrupt("records that are far ahead of others, or came twice"));
             }
             return Ok(());
@@ -232,7 +233,7 @@ impl State {
         }
         session.received(0, bytes)?;
         self.taken += 1;
-        while let Some(bytes) = self.state.remove(&self.taken) {
+        while let Some(bytes) = self.out_of_order.remove(&self.taken) {
             session.received(0, &bytes)?;
             self.taken += 1;
         }
@@ -240,48 +241,48 @@ impl State {
     }
 
     /// A packet, and before it the records that came with it.
-    fn take_with_coalesced(&mut self, mut arrival: Arrival, session: &mut Session) -> Result<()> {
+    fn take_with_coalesced(&mut self, mut incoming: IncomingPacket, session: &mut Session) -> Result<()> {
         let own_len = size_of::<Key>() + session.packet_head_len();
-        if let Some(records) = arrival.header.get(own_len..).filter(|records| !records.is_empty()) {
+        if let Some(records) = incoming.header.get(own_len..).filter(|records| !records.is_empty()) {
             if let Err(error) = self.take_records(records, session) {
-                self.engine.release(arrival);
+                self.engine.release(incoming);
                 return Err(error);
             }
-            arrival.header.truncate(own_len);
+            incoming.header.truncate(own_len);
         }
-        self.take_packet(arrival, session)
+        self.take_packet(incoming, session)
     }
 
     /// A packet goes to where it belongs, as far as that is known.
-    fn take_packet(&mut self, arrival: Arrival, session: &mut Session) -> Result<()> {
-        let came = session.packet_came(&arrival.header[size_of::<Key>()..], arrival.len);
+    fn take_packet(&mut self, incoming: IncomingPacket, session: &mut Session) -> Result<()> {
+        let came = session.packet_came(&incoming.header[size_of::<Key>()..], incoming.len);
         let destination = match came {
             Ok(session::Came::Here(destination)) => destination,
-            Ok(session::Came::Early) if self.early.len() < EARLY_MAX => {
-                self.early.push(arrival);
+            Ok(session::Came::Early) if self.early_packets.len() < EARLY_MAX => {
+                self.early_packets.push(incoming);
                 return Ok(());
             }
             came => {
-                self.engine.release(arrival);
+                self.engine.release(incoming);
                 return came.and(Err(corrupt("too much payload of messages that did not come")));
             }
         };
-        match self.engine.receive(arrival, destination) {
-            Sent::Done(Cargo::PacketDestination(destination)) => session.packet_landed(destination),
-            Sent::Failed(Cargo::PacketDestination(destination), why) => {
+        match self.engine.receive(incoming, destination) {
+            PostResult::Done(Operand::PacketDestination(destination)) => session.packet_landed(destination),
+            PostResult::Failed(Operand::PacketDestination(destination), why) => {
                 session.packet_failed(destination);
                 Err(why)
             }
-            Sent::Pending | Sent::Done(_) => Ok(()),
-            Sent::Failed(_, why) => Err(why),
+            PostResult::Pending | PostResult::Done(_) => Ok(()),
+            PostResult::Failed(_, why) => Err(why),
         }
     }
 
     /// Packets that came before their message.
     fn take_early(&mut self, session: &mut Session) -> Result<()> {
-        let mut early = std::mem::take(&mut self.early).into_iter();
-        let taken = early.try_for_each(|arrival| self.take_packet(arrival, session));
-        early.for_each(|arrival| self.engine.release(arrival));
+        let mut early = std::mem::take(&mut self.early_packets).into_iter();
+        let taken = early.try_for_each(|incoming| self.take_packet(incoming, session));
+        early.for_each(|incoming| self.engine.release(incoming));
         taken
     }
 
@@ -303,7 +304,7 @@ impl State {
             let records_len = bytes.len() - begin;
             session.wrote(records_len);
             if records_len == 0 {
-                self.keep(bytes);
+                self.recycle(bytes);
                 continue;
             }
             self.sent += 1;
@@ -311,20 +312,20 @@ impl State {
             let packet = if records_len <= COALESCED_LEN_MAX { self.next_packet(session) } else { None };
             if let Some(packet) = packet {
                 self.send_packet(session, packet, &bytes[size_of::<Key>()..])?;
-                self.keep(bytes);
+                self.recycle(bytes);
                 continue;
             }
-            match self.engine.send(&[], Cargo::Records(bytes)) {
-                Sent::Done(Cargo::Records(bytes)) => self.keep(bytes),
-                Sent::Pending | Sent::Done(_) => self.records += 1,
-                Sent::Failed(_, why) => return Err(why),
+            match self.engine.send(&[], Operand::Records(bytes)) {
+                PostResult::Done(Operand::Records(bytes)) => self.recycle(bytes),
+                PostResult::Pending | PostResult::Done(_) => self.records += 1,
+                PostResult::Failed(_, why) => return Err(why),
             }
         }
         Ok(moved)
     }
 
     /// Memory for the next.
-    fn keep(&mut self, mut bytes: Vec<u8>) {
+    fn recycle(&mut self, mut bytes: Vec<u8>) {
         bytes.clear();
         self.spare.push(bytes);
     }
@@ -349,14 +350,14 @@ impl State {
         let mut header = Header::from_slice(&self.peer_key);
         header.extend_from_slice(&packet.head);
         header.extend_from_slice(coalesced);
-        match self.engine.send(&header, Cargo::Packet(packet)) {
-            Sent::Done(Cargo::Packet(packet)) => session.packet_left(packet),
-            Sent::Pending | Sent::Done(_) => self.packets += 1,
-            Sent::Failed(Cargo::Packet(packet), why) => {
+        match self.engine.send(&header, Operand::Packet(packet)) {
+            PostResult::Done(Operand::Packet(packet)) => session.packet_left(packet),
+            PostResult::Pending | PostResult::Done(_) => self.packets += 1,
+            PostResult::Failed(Operand::Packet(packet), why) => {
                 session.packet_lost(packet);
                 return Err(why);
             }
-            Sent::Failed(_, why) => return Err(why),
+            PostResult::Failed(_, why) => return Err(why),
         }
         Ok(())
     }
@@ -365,39 +366,39 @@ impl State {
 impl ByteStream for UcxByteStream {
     type State = State;
 
-    const BESIDE_CONTROL: bool = true;
+    const HAS_CONTROL_STREAM: bool = true;
 
     fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
         let records = state.send_records(session, least)?;
         let packets = state.send_packets(session)?;
-        self.show(state, session);
+        self.update_pending(state, session);
         Ok(records || packets)
     }
 
     fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let moved = state.progress(session)?;
-        self.show(state, session);
+        self.update_pending(state, session);
         Ok(moved)
     }
 
     fn is_blocked(&self) -> bool {
-        self.moves.load(Ordering::Acquire)
+        self.pending.load(Ordering::Acquire)
     }
 
     /// What UCX has of ours comes back soon, on the driver; everything else waits for that too.
-    fn retire(&self, mut state: State, session: Session, why: &Error) {
-        self.moves.store(false, Ordering::Release);
-        state.early.drain(..).for_each(|arrival| state.engine.release(arrival));
+    fn tear_down(&self, mut state: State, session: Session, why: &Error) {
+        self.pending.store(false, Ordering::Release);
+        state.early_packets.drain(..).for_each(|incoming| state.engine.release(incoming));
         state.engine.close();
         let environment = self.environment.clone();
         let end = environment.now() + CLOSE_TIME;
-        let mut retired = Retired { state, session: Some(session), why: why.clone() };
-        if retired.is_quiet() {
+        let mut closing = ClosingLink { state, session: Some(session), why: why.clone() };
+        if closing.is_idle() {
             return;
         }
         self.environment.spawn(Box::pin(async move {
-            while !retired.is_quiet() && environment.now() < end {
+            while !closing.is_idle() && environment.now() < end {
                 environment.sleep_until(environment.now() + SWEEP_EVERY).await;
             }
         }));
@@ -424,42 +425,42 @@ impl ByteStream for UcxByteStream {
 
 /// A link that ended, until UCX has given everything back.
 #[derive(Debug)]
-struct Retired {
+struct ClosingLink {
     state: State,
     /// Until it has given up.
     session: Option<Session>,
     why: Error,
 }
 
-impl Retired {
+impl ClosingLink {
     /// Whether nothing is with UCX; otherwise lets it move.
-    fn is_quiet(&mut self) -> bool {
+    fn is_idle(&mut self) -> bool {
         let Self { state, session: Some(session), .. } = self else { return true };
         state.engine.progress();
-        let mut happened = std::mem::take(&mut state.happened);
-        state.engine.happened(&mut happened);
+        let mut batch = std::mem::take(&mut state.batch);
+        state.engine.take_events(&mut batch);
         // It has failed already.
-        let _ = state.land(&mut happened, session);
-        for came in happened.came.drain(..) {
-            if let Came::Packet(arrival) = came {
-                state.engine.release(arrival);
+        let _ = state.complete(&mut batch, session);
+        for message in batch.received.drain(..) {
+            if let Received::Packet(incoming) = message {
+                state.engine.release(incoming);
             }
         }
-        state.happened = happened;
-        state.engine.is_quiet()
+        state.batch = batch;
+        state.engine.is_idle()
     }
 }
 
-impl Drop for Retired {
+impl Drop for ClosingLink {
     fn drop(&mut self) {
         let Self { state, session, why } = self;
         let Some(mut session) = session.take() else { return };
-        state.engine.destroy(|cargo| match cargo {
-            Cargo::Packet(packet) => session.packet_lost(packet),
-            Cargo::PacketDestination(destination) => session.packet_failed(destination),
-            Cargo::Hello | Cargo::Records(_) | Cargo::End => {}
+        state.engine.destroy(|operand| match operand {
+            Operand::Packet(packet) => session.packet_lost(packet),
+            Operand::PacketDestination(destination) => session.packet_failed(destination),
+            Operand::Hello | Operand::Records(_) | Operand::Close => {}
         });
-        if state.engine.is_quiet() {
+        if state.engine.is_idle() {
             session.give_up(why);
         } else {
             // The process ends, and UCX keeps what it has: nobody is given that memory back.

@@ -6,7 +6,7 @@
 mod context;
 mod engine;
 mod events;
-mod gate;
+mod exit_gate;
 mod info;
 mod inventory;
 mod lingering;
@@ -26,7 +26,7 @@ use self::context::Context;
 use self::engine::Engine;
 use self::events::Key;
 use self::info::EndpointInfo;
-use self::lingering::Lingering;
+use self::lingering::LingeringEngine;
 use self::link::{PACKET_LEN, State, UcxByteStream};
 use super::streamed::Streamed;
 use super::{Backend, Caps, Identity, Inventory, LinkContext, Opened, Opening, Preference, Probe, Role};
@@ -38,12 +38,12 @@ use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 use crate::wire::session::Session;
 
-/// How often an end that waits for the other looks, and how many times it looks at once before.
+/// How often an end that waits for the other polls, and how many times it polls at once before.
 const SWEEP_EVERY: Duration = Duration::from_micros(500);
-const LOOKS: u32 = 200;
+const SPIN_POLLS: u32 = 200;
 
 /// How long the acceptor leaves it to the connector to begin.
-const TURN: Duration = Duration::from_millis(250);
+const CONNECTOR_FIRST_TIME: Duration = Duration::from_millis(250);
 
 const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::SOFT_REVOKE)
@@ -53,7 +53,7 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::FLOW_CONTROL);
 
 /// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for it for ever.
-static USER: OnceLock<Process> = OnceLock::new();
+static UCX_PROCESS: OnceLock<Process> = OnceLock::new();
 
 /// The UCX backend.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl Ucx {
             return Ok(context.clone());
         }
         let (ucx, in_force) = self.settings_in_force(settings.clone())?;
-        USER.get_or_init(Process::current);
+        UCX_PROCESS.get_or_init(Process::current);
         let context = Arc::new(Context::open(ucx, &in_force)?);
         contexts.push((settings, context.clone()));
         Ok(context)
@@ -137,7 +137,7 @@ impl Backend for Ucx {
     }
 
     fn probe(&self) -> Probe {
-        if USER.get().is_some_and(|user| !user.is_this()) {
+        if UCX_PROCESS.get().is_some_and(|user| !user.is_this()) {
             let why = "this process was forked from one that uses UCX, which does not survive that";
             let remedy = "open the first endpoint after the fork, or start processes by spawn";
             return Probe::Unavailable { reason: why.to_owned(), remedy: remedy.to_owned() };
@@ -177,7 +177,7 @@ impl Backend for Ucx {
     /// Loading UCX changes a process (threads, hooks in its memory), and a second copy hangs it: that is for who asks for it, has it
     /// already, or has hardware that needs it.
     fn preference(&self) -> Preference {
-        if USER.get().is_some_and(|user| !user.is_this()) {
+        if UCX_PROCESS.get().is_some_and(|user| !user.is_this()) {
             return Preference::Aside(
                 "this process was forked from one that uses UCX, which does not survive that".into(),
             );
@@ -222,31 +222,31 @@ async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
     let engine = engine.ok_or_else(missing)?.into_inner();
     let mut session = Streamed::<UcxByteStream>::session(context).in_packets(PACKET_LEN);
-    let mut state = State::new(Lingering::new(engine, &context.environment), keys(context));
+    let mut state = State::new(LingeringEngine::new(engine, &context.environment), keys(context));
     // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
     // the other way leads anywhere, the second begins after a while.
     if context.role == Role::Acceptor {
-        let by = context.environment.now() + TURN;
-        let greeted = until_greeted(&mut state, &mut session, &context.environment);
-        within(&*context.environment, by, greeted).await.unwrap_or(Ok(()))?;
+        let by = context.environment.now() + CONNECTOR_FIRST_TIME;
+        let hello_received = wait_until_connected(&mut state, &mut session, &context.environment);
+        within(&*context.environment, by, hello_received).await.unwrap_or(Ok(()))?;
     }
-    state.greet(peer)?;
-    until_greeted(&mut state, &mut session, &context.environment).await?;
+    state.connect(peer)?;
+    wait_until_connected(&mut state, &mut session, &context.environment).await?;
     let stream = UcxByteStream::new(&mut state, &context.environment)?;
     Ok(Opened::new(Streamed::open(stream, state, session, CAPS, context)))
 }
 
 /// Waits until the peer has said hello.
-async fn until_greeted(
+async fn wait_until_connected(
     state: &mut State,
     session: &mut Session,
     environment: &Arc<dyn Environment>,
 ) -> Result<()> {
-    for looks in 0.. {
-        if state.is_greeted(session)? {
+    for polls in 0.. {
+        if state.is_connected(session)? {
             break;
         }
-        if looks < LOOKS {
+        if polls < SPIN_POLLS {
             tokio::task::yield_now().await;
         } else {
             environment.sleep_until(environment.now() + SWEEP_EVERY).await;
@@ -271,7 +271,7 @@ fn settings_of(address: &Address) -> Settings {
 /// What this end goes by, and what the peer's does: known to nobody who was not at the handshake.
 fn keys(context: &LinkContext) -> (Key, Key) {
     let key = AttachKey::new(context.secret);
-    let of = |role: Role| {
+    let key_of = |role: Role| {
         let proof = key.proof(role, b"ucx");
         std::array::from_fn(|at| proof[at])
     };
@@ -279,5 +279,5 @@ fn keys(context: &LinkContext) -> (Key, Key) {
         Role::Connector => Role::Acceptor,
         Role::Acceptor => Role::Connector,
     };
-    (of(context.role), of(peer))
+    (key_of(context.role), key_of(peer))
 }

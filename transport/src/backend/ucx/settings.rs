@@ -66,34 +66,37 @@ mod tests {
     use super::*;
 
     /// As they come out, for these in the environment and these in the address.
-    fn acked(environment: &[(&str, &str)], address: &[(&str, &str)]) -> Vec<String> {
+    fn in_force(environment: &[(&str, &str)], address: &[(&str, &str)]) -> Vec<String> {
         let address: Vec<_> =
             address.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let lookup = |name: &str| {
             environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         };
-        let acked = with_defaults(&address, lookup);
-        acked.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        let in_force = with_defaults(&address, lookup);
+        in_force.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     #[test]
-    fn what_the_user_has_in_the_environment_is_left_to_ucx() {
+    fn settings_in_the_environment_replace_defaults() {
         let [transports, segment, shared, keepalive] =
             ["TLS=^posix", "TCP_RX_SEG_SIZE=256k", "MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=inf"];
-        assert_eq!(acked(&[], &[]), [transports, segment, shared, keepalive]);
-        assert_eq!(acked(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [transports, segment, shared]);
-        assert_eq!(acked(&[("MM_ERROR_HANDLING", "n")], &[]), [transports, segment, keepalive]);
-        assert_eq!(acked(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [transports, shared, keepalive]);
-        assert_eq!(acked(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
-        assert_eq!(acked(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
-        assert_eq!(acked(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
+        assert_eq!(in_force(&[], &[]), [transports, segment, shared, keepalive]);
+        assert_eq!(in_force(&[("KEEPALIVE_INTERVAL", "5s")], &[]), [transports, segment, shared]);
+        assert_eq!(in_force(&[("MM_ERROR_HANDLING", "n")], &[]), [transports, segment, keepalive]);
+        assert_eq!(in_force(&[("TCP_RX_SEG_SIZE", "1m")], &[]), [transports, shared, keepalive]);
+        assert_eq!(in_force(&[("TLS", "tcp")], &[]), [segment, keepalive], "nothing is shared");
+        assert_eq!(in_force(&[("TLS", "rc,sysv")], &[]), [shared, keepalive], "no sockets");
+        assert_eq!(in_force(&[("TLS", "^cma")], &[]), [segment, shared, keepalive]);
     }
 
     #[test]
-    fn what_is_in_the_address_wins() {
-        let of_address = acked(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
+    fn settings_in_the_address_take_precedence() {
+        let of_address = in_force(&[("KEEPALIVE_INTERVAL", "5s")], &[("KEEPALIVE_INTERVAL", "1s")]);
         assert_eq!(of_address[2..], ["MM_ERROR_HANDLING=y", "KEEPALIVE_INTERVAL=1s"]);
-        assert_eq!(acked(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
-        assert_eq!(acked(&[("TLS", "all")], &[("TLS", "tcp")])[1..], ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]);
+        assert_eq!(in_force(&[("TLS", "tcp")], &[("TLS", "posix,cma")])[0], "MM_ERROR_HANDLING=y");
+        assert_eq!(
+            in_force(&[("TLS", "all")], &[("TLS", "tcp")])[1..],
+            ["KEEPALIVE_INTERVAL=inf", "TLS=tcp"]
+        );
     }
 }

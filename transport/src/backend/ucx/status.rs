@@ -52,14 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_dead_peer_leaves_behind_is_a_lost_peer() {
+    fn every_status_of_a_dead_peer_means_peer_lost() {
         for status in LOST.into_iter().chain([-40, -50, -59, -60, -79, -80, -89]) {
             assert_eq!(kind(status), ErrorKind::PeerLost, "{status}");
         }
     }
 
     #[test]
-    fn what_the_caller_can_act_on_is_told_apart() {
+    fn statuses_map_to_error_kinds() {
         let kinds = [
             (UCS_ERR_NO_MEMORY, ErrorKind::TooLarge),
             (UCS_ERR_EXCEEDS_LIMIT, ErrorKind::TooLarge),

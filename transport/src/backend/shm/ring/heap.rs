@@ -5,12 +5,12 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::sync::UnsafeCell;
-use super::{Half, Ring, Words};
+use super::{Ring, RingHeader, RingMemory};
 
 /// A segment that is not shared with anybody.
 #[derive(Debug)]
 pub(super) struct Heap {
-    pub(super) words: Words,
+    pub(super) header: RingHeader,
     bytes: Box<[UnsafeCell<u8>]>,
 }
 
@@ -22,13 +22,13 @@ unsafe impl Sync for Heap {}
 impl Heap {
     fn new(len: usize) -> Arc<Self> {
         let bytes = (0..len).map(|_| UnsafeCell::new(0)).collect();
-        Arc::new(Self { words: Words::default(), bytes })
+        Arc::new(Self { header: RingHeader::default(), bytes })
     }
 
-    fn half(self: &Arc<Self>) -> Half {
+    fn half(self: &Arc<Self>) -> RingMemory {
         let bytes = NonNull::from(&*self.bytes).cast();
         // SAFETY: the half holds the heap, which never moves (M1); `pair` gives each to one ring as its own (M9).
-        unsafe { Half::new(self.clone(), NonNull::from(&self.words), bytes, self.bytes.len()) }
+        unsafe { RingMemory::new(self.clone(), NonNull::from(&self.header), bytes, self.bytes.len()) }
     }
 }
 

@@ -73,7 +73,7 @@ impl End {
     fn sleep(&mut self, for_room: bool) {
         if self.ring.arm(for_room) {
             self.own.wait();
-            self.ring.wake();
+            self.ring.disarm();
         }
     }
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::heap::{Heap, pair};
-use super::{BYTES_AT, CacheLine, Ring, Words};
+use super::{BYTES_AT, CacheLine, Ring, RingHeader};
 use crate::error::ErrorKind;
 
 const LEN: usize = 64;
@@ -34,14 +34,15 @@ fn carry(from: &mut Ring, to: &mut Ring, count: usize) {
 }
 
 #[test]
-fn each_word_has_its_cache_lines_before_the_bytes() {
-    let places = [offset_of!(Words, produced), offset_of!(Words, consumed), offset_of!(Words, asleep)];
+fn each_header_word_has_its_own_cache_lines() {
+    let places =
+        [offset_of!(RingHeader, produced), offset_of!(RingHeader, consumed), offset_of!(RingHeader, armed)];
     assert_eq!(places, [0, 128, 256]);
-    assert!(size_of::<Words>() <= BYTES_AT && align_of::<Words>() == 128);
+    assert!(size_of::<RingHeader>() <= BYTES_AT && align_of::<RingHeader>() == 128);
 }
 
 #[test]
-fn bytes_come_out_as_they_went_in_wherever_the_ring_wraps() {
+fn bytes_are_unchanged_wherever_the_ring_wraps() {
     for offset in 0..LEN {
         for count in 0..=LEN {
             let (mut one, mut other, _) = pair(LEN);
@@ -53,12 +54,12 @@ fn bytes_come_out_as_they_went_in_wherever_the_ring_wraps() {
 }
 
 #[test]
-fn counters_that_pass_their_own_end_go_on() {
+fn counters_wrap_around() {
     let (mut one, mut other, peer) = pair(LEN);
     let late = u64::MAX - 20;
     (one.written, one.published, one.taken) = (late, late, late);
     (other.arrived, other.read, other.released) = (late, late, late);
-    peer.words.consumed.0.store(late, Relaxed);
+    peer.header.consumed.0.store(late, Relaxed);
     one.copy_in(&bytes(0, LEN));
     assert!(!one.publish());
     assert_eq!((one.writable(1).unwrap(), other.readable(1).unwrap()), (0, LEN));
@@ -68,7 +69,7 @@ fn counters_that_pass_their_own_end_go_on() {
 }
 
 #[test]
-fn a_ring_takes_its_length_and_no_more() {
+fn a_ring_holds_its_length_and_no_more() {
     let (mut one, mut other, _) = pair(LEN);
     assert_eq!(one.writable(LEN + 1).unwrap(), LEN);
     one.copy_in(&bytes(0, LEN - 1));
@@ -96,13 +97,13 @@ fn writing_beyond_the_room_is_a_bug() {
 
 #[test]
 #[should_panic(expected = "more than is readable")]
-fn reading_beyond_what_came_is_a_bug() {
+fn reading_beyond_the_data_is_a_bug() {
     pair(LEN).0.copy_out(&mut [std::mem::MaybeUninit::uninit()]);
 }
 
 /// An end of which 40 bytes were written and 30 published, of which the peer took 5; and that knows of 50 bytes of the peer,
 /// read 20, and released 10.
-fn amid() -> (Ring, Arc<Heap>) {
+fn mid_stream() -> (Ring, Arc<Heap>) {
     let (mut one, mut other, peer) = pair(LEN);
     one.copy_in(&bytes(0, 30));
     assert!(!one.publish());
@@ -121,12 +122,12 @@ fn amid() -> (Ring, Arc<Heap>) {
 }
 
 #[test]
-fn a_word_that_cannot_be_true_is_corrupt() {
+fn an_impossible_counter_is_corrupt() {
     let near = |at: u64| (0..300).map(move |step| at.wrapping_add(step).wrapping_sub(150));
     let far = (0..64).flat_map(|bit| near(1 << bit)).chain(near(u64::MAX));
     for word in near(150).chain(far) {
-        let (mut one, peer) = amid();
-        peer.words.consumed.0.store(word, Relaxed);
+        let (mut one, peer) = mid_stream();
+        peer.header.consumed.0.store(word, Relaxed);
         match one.writable(LEN) {
             Ok(room) => assert_eq!(room as u64, LEN as u64 - (40 - word), "{word}"),
             Err(error) => {
@@ -136,7 +137,7 @@ fn a_word_that_cannot_be_true_is_corrupt() {
         }
         assert_eq!(one.writable(LEN).is_ok(), (5..=30).contains(&word), "consumed {word}");
 
-        peer.words.produced.0.store(word, Relaxed);
+        peer.header.produced.0.store(word, Relaxed);
         match one.readable(LEN) {
             Ok(unread) => {
                 assert_eq!(unread as u64, word - 20, "{word}");
@@ -153,27 +154,27 @@ fn a_word_that_cannot_be_true_is_corrupt() {
 }
 
 #[test]
-fn what_a_hostile_peer_says_of_its_sleep_costs_a_ring_at_most() {
+fn a_hostile_armed_word_costs_at_most_one_doorbell() {
     for word in [0, 1, 2, 3, 4, 7, 1 << 63, u64::MAX] {
-        let (mut one, peer) = amid();
-        peer.words.asleep.0.store(word, Relaxed);
+        let (mut one, peer) = mid_stream();
+        peer.header.armed.0.store(word, Relaxed);
         assert_eq!(one.publish(), word & 1 != 0, "{word}");
         assert_eq!(one.release(), word & 2 != 0 && word & 1 == 0, "{word}: once for each");
-        assert!(!one.publish() && !one.release(), "no news");
+        assert!(!one.publish() && !one.release(), "no changed");
     }
 }
 
 #[test]
-fn the_peers_word_is_looked_at_only_when_the_known_does_not_do() {
-    let (mut one, peer) = amid();
-    peer.words.consumed.0.store(u64::MAX, Relaxed);
-    peer.words.produced.0.store(u64::MAX, Relaxed);
+fn peer_counters_are_loaded_only_when_cached_ones_are_insufficient() {
+    let (mut one, peer) = mid_stream();
+    peer.header.consumed.0.store(u64::MAX, Relaxed);
+    peer.header.produced.0.store(u64::MAX, Relaxed);
     assert_eq!((one.writable(29).unwrap(), one.readable(30).unwrap()), (29, 30));
     assert!(one.writable(30).is_err() && one.readable(31).is_err());
 }
 
 #[test]
-fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
+fn an_armed_end_is_rung_once_for_what_it_armed() {
     let (mut one, mut other, _) = pair(LEN);
     let write = |ring: &mut Ring| {
         ring.copy_in(&[7]);
@@ -184,7 +185,7 @@ fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
     assert!(other.arm(false));
     assert!(write(&mut one));
     assert!(!write(&mut one), "it was rung");
-    other.wake();
+    other.disarm();
     assert!(!write(&mut one));
     assert!(!other.arm(false), "there is more than it knows of");
     assert!(!write(&mut one), "it did not sleep");
@@ -204,18 +205,18 @@ fn a_sleeper_is_rung_once_for_what_it_sleeps_for() {
     assert_eq!(other.take(1).len(), 1);
     assert!(!other.release(), "it sleeps for bytes");
     assert!(write(&mut other));
-    one.wake();
+    one.disarm();
     assert!(!write(&mut other));
 }
 
 /// A doorbell that a sleeper waits for. Ten seconds of silence are a lost wake-up.
 #[derive(Debug, Default)]
-struct Doorbell {
+struct TestDoorbell {
     rung: Mutex<bool>,
     ringing: Condvar,
 }
 
-impl Doorbell {
+impl TestDoorbell {
     fn ring(&self, due: bool) {
         if due {
             *self.rung.lock().unwrap() = true;
@@ -225,18 +226,18 @@ impl Doorbell {
 
     fn wait(&self) {
         let rung = self.rung.lock().unwrap();
-        let patience = Duration::from_secs(10);
-        let (mut rung, late) = self.ringing.wait_timeout_while(rung, patience, |rung| !*rung).unwrap();
+        let timeout = Duration::from_secs(10);
+        let (mut rung, late) = self.ringing.wait_timeout_while(rung, timeout, |rung| !*rung).unwrap();
         assert!(!late.timed_out(), "a wake-up was lost");
         *rung = false;
     }
 }
 
 #[test]
-fn two_threads_stream_both_ways_and_sleep_in_between() {
+fn two_threads_stream_both_ways_and_sleep() {
     const TOTAL: usize = 4 << 20;
     let (one, other, _) = pair(1024);
-    let doorbells = [Doorbell::default(), Doorbell::default()];
+    let doorbells = [TestDoorbell::default(), TestDoorbell::default()];
     thread::scope(|scope| {
         scope.spawn(|| stream(one, &doorbells[0], &doorbells[1], TOTAL, 1));
         scope.spawn(|| stream(other, &doorbells[1], &doorbells[0], TOTAL, 2));
@@ -244,7 +245,7 @@ fn two_threads_stream_both_ways_and_sleep_in_between() {
 }
 
 /// Writes and reads `total` bytes in pieces of every size, and sleeps whenever neither goes on.
-fn stream(mut ring: Ring, own: &Doorbell, peers: &Doorbell, total: usize, seed: usize) {
+fn stream(mut ring: Ring, own: &TestDoorbell, peers: &TestDoorbell, total: usize, seed: usize) {
     let (mut written, mut read, mut size) = (0, 0, seed);
     while written < total || read < total {
         size = (size * 5 + 3) % 1021;
@@ -259,13 +260,13 @@ fn stream(mut ring: Ring, own: &Doorbell, peers: &Doorbell, total: usize, seed: 
         peers.ring(ring.release());
         if room == 0 && taken.is_empty() && (written < total || read < total) && ring.arm(written < total) {
             own.wait();
-            ring.wake();
+            ring.disarm();
         }
     }
 }
 
 #[test]
-fn a_ring_may_go_to_another_thread() {
+fn a_ring_is_send() {
     fn goes<T: Send>() {}
     goes::<Ring>();
     assert_eq!(align_of::<CacheLine<u8>>(), 128);

@@ -13,7 +13,7 @@ use rustix::net::{
 use super::duplex::{self, Doorbell, segment_len};
 use super::lender::ArenaLender;
 use super::pipe;
-use super::table::Table;
+use super::table::LeaseTable;
 use crate::error::{Error, Result};
 use crate::memory::{Arena, BounceArena, Buffer, Place, Segment};
 use crate::platform::environment::clockwork::Clockwork;
@@ -24,12 +24,12 @@ const RING_LEN: usize = 4096;
 /// What a peer shows as a segment.
 #[derive(Clone, Copy, Debug)]
 pub enum Exported {
-    /// One that is whole and sealed, of [`Rehearsal::SHOWN_LEN`] bytes.
+    /// One that is whole and sealed, of [`LendingHarness::SEGMENT_LEN`] bytes.
     Whole,
     /// The same, as somebody else's, which was sent on.
-    SentOn,
+    Forwarded,
     /// A number alone, which withdraws.
-    Nothing,
+    Retract,
     /// The writing end of a pipe.
     Pipe,
     /// Two of them.
@@ -38,34 +38,34 @@ pub enum Exported {
 
 /// An end that lends and borrows, and its peer.
 #[derive(Debug)]
-pub struct Rehearsal {
+pub struct LendingHarness {
     lender: ArenaLender,
     arena: Arena,
     /// The peer's.
     socket: OwnedFd,
-    words: Table,
-    shown: Segment,
+    peer_table: LeaseTable,
+    segment: Segment,
     /// The end's, as the peer reads them.
-    heard: Table,
+    end_table: LeaseTable,
     /// What the peer holds of the end's.
     _holder: OwnedFd,
 }
 
-impl Rehearsal {
+impl LendingHarness {
     /// How long a segment of the peer's is.
-    pub const SHOWN_LEN: usize = 16 << 10;
+    pub const SEGMENT_LEN: usize = 16 << 10;
 
     /// Two ends that have met; this one lends out of an arena of so many bytes.
     pub fn new(arena_len: usize) -> Result<Self> {
         let segment = || Segment::create("towline-ring", segment_len(RING_LEN)).map(Arc::new);
         let (ours, theirs) = (segment()?, segment()?);
-        let tables = |ours: &Arc<Segment>, theirs: &Arc<Segment>| -> Result<(Table, Table)> {
-            let (heard_at, pipe) = pipe::new()?;
+        let tables = |ours: &Arc<Segment>, theirs: &Arc<Segment>| -> Result<(LeaseTable, LeaseTable)> {
+            let (read_end, write_end) = pipe::new()?;
             let shown = theirs.descriptor().try_clone_to_owned()?;
             let ours = (Arc::clone(ours), RING_LEN);
-            Ok(duplex::over(ours, (shown, RING_LEN), Doorbell { pipe, heard_at })?.1)
+            Ok(duplex::map_rings(ours, (shown, RING_LEN), Doorbell { write_end, read_end })?.1)
         };
-        let (words, heard) = tables(&theirs, &ours)?;
+        let (peer_table, end_table) = tables(&theirs, &ours)?;
         let (near, socket) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(io_error)?;
         let environment = Arc::new(Clockwork::default());
@@ -80,9 +80,9 @@ impl Rehearsal {
             ),
             arena: Arena::new(arena_len)?,
             socket,
-            words,
-            shown: Segment::create("towline-arena", Self::SHOWN_LEN)?,
-            heard,
+            peer_table,
+            segment: Segment::create("towline-arena", Self::SEGMENT_LEN)?,
+            end_table,
             _holder,
         })
     }
@@ -93,14 +93,14 @@ impl Rehearsal {
     }
 
     /// The peer shows something under these bytes of a number, as far as there is room.
-    pub fn show(&self, number: &[u8], what: Exported) -> Result<()> {
+    pub fn export(&self, number: &[u8], what: Exported) -> Result<()> {
         let pipe = pipe::new()?.1;
-        let segment = self.shown.descriptor();
+        let segment = self.segment.descriptor();
         let descriptors: &[BorrowedFd<'_>] = match what {
             Exported::Whole => &[segment],
-            Exported::SentOn => &[segment, pipe.as_fd()],
+            Exported::Forwarded => &[segment, pipe.as_fd()],
             Exported::Pipe => &[pipe.as_fd()],
-            Exported::Nothing => &[],
+            Exported::Retract => &[],
             Exported::Two => &[segment, segment],
         };
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(2))];
@@ -124,8 +124,8 @@ impl Rehearsal {
     }
 
     /// The turn under which a loan of the peer's was given back last.
-    pub fn back(&self, slot: usize) -> u64 {
-        self.heard.back(slot)
+    pub fn returned(&self, slot: usize) -> u64 {
+        self.end_table.returned(slot)
     }
 
     /// The end lends this.
@@ -135,12 +135,12 @@ impl Rehearsal {
 
     /// The peer says that a loan of the end's is back.
     pub fn give_back(&self, slot: usize, generation: u64) {
-        self.words.give_back(slot, generation);
+        self.peer_table.give_back(slot, generation);
     }
 
     /// Whether the end has seen that what it says cannot be.
-    pub fn has_lied(&self) -> bool {
-        self.lender.lied().load(std::sync::atomic::Ordering::Relaxed)
+    pub fn has_violated(&self) -> bool {
+        self.lender.violated().load(std::sync::atomic::Ordering::Relaxed)
     }
 }
 

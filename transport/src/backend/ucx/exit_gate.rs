@@ -1,6 +1,6 @@
-//! Who is inside UCX when the process ends: its libraries take themselves apart at exit, whatever other threads do meanwhile.
+//! Who is calls UCX when the process ends: its libraries take themselves apart at exit, whatever other threads do meanwhile.
 //!
-//! The invariant: once the first of our exit handlers has returned, nobody is inside, and nobody gets in any more.
+//! The invariant: once the first of our exit handlers has returned, nobody is calls, and nobody gets in any more.
 
 #![expect(unsafe_code, reason = "a handler of exit is C")]
 
@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 
 use crate::platform::mutex::Mutex;
 
-/// The longest that an exit waits for who is inside: polls are short, and the making of a context is not.
+/// The longest that an exit waits for who is calls: polls are short, and the making of a context is not.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-static EXITS: AtomicBool = AtomicBool::new(false);
-static GATES: Mutex<Vec<Weak<Gate>>> = Mutex::new(Vec::new());
+static EXITING: AtomicBool = AtomicBool::new(false);
+static GATES: Mutex<Vec<Weak<ExitGate>>> = Mutex::new(Vec::new());
 
 /// The way into UCX for whoever has one engine, or one context.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
-    inside: AtomicUsize,
+pub(super) struct ExitGate {
+    calls: AtomicUsize,
 }
 
-/// Somebody is inside until this is dropped.
+/// Somebody is calls until this is dropped.
 #[derive(Debug)]
-pub(super) struct Inside<'a>(&'a Gate);
+pub(super) struct CallGuard<'a>(&'a ExitGate);
 
-impl Gate {
+impl ExitGate {
     pub(super) fn new() -> Arc<Self> {
         static REGISTERED: Once = Once::new();
         // SAFETY: L6: the handler may be called at any time after this, and does not unwind. Where it cannot be registered, nothing
@@ -43,23 +43,23 @@ impl Gate {
     }
 
     /// Lets somebody in, unless the process ends.
-    pub(super) fn enter(&self) -> Option<Inside<'_>> {
+    pub(super) fn enter(&self) -> Option<CallGuard<'_>> {
         // Either this is seen by the exit, or the exit by this: both are stored before the other is read.
-        self.inside.fetch_add(1, Ordering::SeqCst);
-        let inside = Inside(self);
-        (!EXITS.load(Ordering::SeqCst)).then_some(inside)
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let guard = CallGuard(self);
+        (!EXITING.load(Ordering::SeqCst)).then_some(guard)
     }
 }
 
-impl Drop for Inside<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
-        self.0.inside.fetch_sub(1, Ordering::Release);
+        self.0.calls.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// Waits until nobody is inside.
+/// Waits until nobody is calls.
 extern "C" fn close() {
-    EXITS.store(true, Ordering::SeqCst);
+    EXITING.store(true, Ordering::SeqCst);
     let end = Instant::now() + WAIT_MAX;
     // Whoever holds the list makes or drops an engine.
     let gates: Vec<_> = loop {
@@ -69,7 +69,7 @@ extern "C" fn close() {
             None => return,
         }
     };
-    while gates.iter().any(|gate| gate.inside.load(Ordering::SeqCst) > 0) && Instant::now() < end {
+    while gates.iter().any(|gate| gate.calls.load(Ordering::SeqCst) > 0) && Instant::now() < end {
         thread::yield_now();
     }
 }

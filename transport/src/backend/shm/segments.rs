@@ -22,20 +22,20 @@ use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::memory::{PeerSegment, Segment};
 use crate::platform::process::Process;
 
-/// Segments that one end has shown and not withdrawn.
+/// Segments that one end has received_fds and not withdrawn.
 const SEGMENTS_MAX: usize = 256;
 /// Pipes that go with a segment: so many ends may have sent it on.
 const PIPES_MAX: usize = 3;
 /// What one message shows.
 const DESCRIPTORS_MAX: usize = 1 + PIPES_MAX;
-/// Messages that are heard at once: all that are shown, and as many withdrawn, twice.
-const HEARD_AT_ONCE: usize = 4 * SEGMENTS_MAX;
+/// Messages that are heard at once: all that are received_fds, and as many withdrawn, twice.
+const MESSAGES_MAX: usize = 4 * SEGMENTS_MAX;
 /// A segment's number, which is all that is said of it.
 const NUMBER_LEN: usize = size_of::<u32>();
 
 /// A segment that a peer showed.
 #[derive(Debug)]
-pub(super) struct ExportedSegment {
+pub(super) struct ImportedSegment {
     segment: Arc<PeerSegment>,
     memfd: OwnedFd,
     /// The holders' pipes of the link that it came over, and of those before.
@@ -43,83 +43,87 @@ pub(super) struct ExportedSegment {
     process: Process,
 }
 
-impl ExportedSegment {
+impl ImportedSegment {
     pub(super) fn segment(&self) -> &Arc<PeerSegment> {
         &self.segment
     }
 }
 
-/// What this end has shown to the peer.
+/// What this end has received_fds to the peer.
 #[derive(Debug, Default)]
 pub(super) struct Exports {
     /// By address, which is not used again while a handle is left, and be it a weak one.
-    known: HashMap<usize, Known>,
+    known: HashMap<usize, Export>,
     last: u32,
 }
 
 #[derive(Debug)]
-struct Known {
+struct Export {
     segment: Weak<dyn Any + Send + Sync>,
-    number: Number,
+    number: SegmentNumber,
 }
 
 /// The number of a segment. It stays what it is while a loan has a handle of it.
-pub(super) type Number = Arc<u32>;
+pub(super) type SegmentNumber = Arc<u32>;
 
 impl Exports {
-    /// A segment of our own. `None` where it cannot be shown now.
-    pub(super) fn own(&mut self, socket: &OwnedFd, segment: &Arc<Segment>) -> Option<Number> {
-        self.show(socket, segment, || vec![segment.descriptor()])
+    /// A segment of our own. `None` where it cannot be received_fds now.
+    pub(super) fn export_own(&mut self, socket: &OwnedFd, segment: &Arc<Segment>) -> Option<SegmentNumber> {
+        self.export(socket, segment, || vec![segment.descriptor()])
     }
 
-    /// A segment that somebody showed us, where that is what `origin` tells. `None` where it cannot be shown, or was sent on too
+    /// A segment that somebody showed us, where that is what `origin` tells. `None` where it cannot be received_fds, or was sent on too
     /// often; nor does a forked child show what its parent may give back.
-    pub(super) fn others(&mut self, socket: &OwnedFd, origin: &OpaqueHandle) -> Option<Number> {
-        let exporting = origin.clone().downcast::<ExportedSegment>().ok()?;
-        let ExportedSegment { memfd, pipes, process, .. } = &*exporting;
+    pub(super) fn export_borrowed(
+        &mut self,
+        socket: &OwnedFd,
+        origin: &OpaqueHandle,
+    ) -> Option<SegmentNumber> {
+        let segment = origin.clone().downcast::<ImportedSegment>().ok()?;
+        let ImportedSegment { memfd, pipes, process, .. } = &*segment;
         if pipes.len() > PIPES_MAX || !process.is_this() {
             return None;
         }
-        self.show(socket, &exporting, || {
+        self.export(socket, &segment, || {
             [memfd.as_fd()].into_iter().chain(pipes.iter().map(|pipe| pipe.as_fd())).collect()
         })
     }
 
-    fn show<'a, T: Any + Send + Sync>(
+    fn export<'a, T: Any + Send + Sync>(
         &mut self,
         socket: &OwnedFd,
         segment: &Arc<T>,
         descriptors: impl FnOnce() -> Vec<BorrowedFd<'a>>,
-    ) -> Option<Number> {
+    ) -> Option<SegmentNumber> {
         let address = Arc::as_ptr(segment).addr();
         if let Some(known) = self.known.get(&address) {
             return Some(known.number.clone());
         }
         self.retract(socket);
         let number = self.last.checked_add(1).filter(|_| self.known.len() < SEGMENTS_MAX)?;
-        if !say(socket, number, &descriptors()) {
+        if !send_segment(socket, number, &descriptors()) {
             return None;
         }
         self.last = number;
         let segment: Weak<dyn Any + Send + Sync> = Arc::<T>::downgrade(segment);
-        let number = Number::new(number);
-        self.known.insert(address, Known { segment, number: number.clone() });
+        let number = SegmentNumber::new(number);
+        self.known.insert(address, Export { segment, number: number.clone() });
         Some(number)
     }
 
     /// Withdraws what is gone here, and nothing is lent of any more.
     pub(super) fn retract(&mut self, socket: &OwnedFd) {
-        self.known.retain(|_, Known { segment, number }| {
+        self.known.retain(|_, Export { segment, number }| {
             let is_over = segment.strong_count() == 0 && Arc::strong_count(number) == 1;
-            !(is_over && say(socket, **number, &[]))
+            !(is_over && send_segment(socket, **number, &[]))
         });
     }
 }
 
-/// What the peer has shown to this end.
+/// What the peer has received_fds to this end.
 #[derive(Debug)]
 pub(super) struct Imports {
-    known: HashMap<u32, Arc<ExportedSegment>>,
+    known: HashMap<u32, Arc<ImportedSegment>>,
     /// The writing end of this link's holders' pipe.
     holder: Arc<OwnedFd>,
 }
@@ -130,9 +134,9 @@ impl Imports {
     }
 
     /// The segment of that number, which the peer showed before it spoke of it.
-    pub(super) fn find(&mut self, socket: &OwnedFd, number: u32) -> Result<&Arc<ExportedSegment>> {
-        for _ in 0..HEARD_AT_ONCE {
-            if self.known.contains_key(&number) || !self.hear(socket)? {
+    pub(super) fn find(&mut self, socket: &OwnedFd, number: u32) -> Result<&Arc<ImportedSegment>> {
+        for _ in 0..MESSAGES_MAX {
+            if self.known.contains_key(&number) || !self.receive_one(socket)? {
                 break;
             }
         }
@@ -140,9 +144,9 @@ impl Imports {
     }
 
     /// Takes in what the peer has said meanwhile.
-    pub(super) fn listen(&mut self, socket: &OwnedFd) -> Result<()> {
-        for _ in 0..HEARD_AT_ONCE {
-            if !self.hear(socket)? {
+    pub(super) fn receive_pending(&mut self, socket: &OwnedFd) -> Result<()> {
+        for _ in 0..MESSAGES_MAX {
+            if !self.receive_one(socket)? {
                 break;
             }
         }
@@ -150,7 +154,7 @@ impl Imports {
     }
 
     /// The next segment that the peer showed or withdrew, if there is one.
-    fn hear(&mut self, socket: &OwnedFd) -> Result<bool> {
+    fn receive_one(&mut self, socket: &OwnedFd) -> Result<bool> {
         let mut number = [0; NUMBER_LEN];
         // One more than there may be, so that it shows.
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX + 1))];
@@ -160,29 +164,34 @@ impl Imports {
         // An end of the stream is the peer's: the link hears of that by its doorbell.
         let received = rustix::net::recvmsg(socket, &mut room, &mut control, flags);
         let Some(received) = received.ok().filter(|received| received.bytes > 0) else { return Ok(false) };
-        let mut shown: Vec<OwnedFd> = Vec::new();
+        let mut received_fds: Vec<OwnedFd> = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(descriptors) = message {
-                shown.extend(descriptors);
+                received_fds.extend(descriptors);
             }
         }
-        if received.bytes < NUMBER_LEN || shown.len() > DESCRIPTORS_MAX {
+        if received.bytes < NUMBER_LEN || received_fds.len() > DESCRIPTORS_MAX {
             return Err(corrupt("the peer showed something that is no segment"));
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(Error::new(ErrorKind::Io, NO_DESCRIPTOR));
         }
         let number = u32::from_le_bytes(number);
-        let mut shown = shown.into_iter();
-        match shown.next() {
-            Some(memfd) => self.take_in(number, memfd, shown)?,
+        let mut received_fds = received_fds.into_iter();
+        match received_fds.next() {
+            Some(memfd) => self.import(number, memfd, received_fds)?,
             None if self.known.remove(&number).is_some() => {}
             None => return Err(corrupt("the peer withdrew a segment that was not shown")),
         }
         Ok(true)
     }
 
-    fn take_in(&mut self, number: u32, memfd: OwnedFd, before: impl Iterator<Item = OwnedFd>) -> Result<()> {
+    fn import(
+        &mut self,
+        number: u32,
+        memfd: OwnedFd,
+        forwarded: impl Iterator<Item = OwnedFd>,
+    ) -> Result<()> {
         if self.known.len() >= SEGMENTS_MAX {
             return Err(corrupt("the peer shows too many segments"));
         }
@@ -190,21 +199,21 @@ impl Imports {
             return Err(corrupt("the peer shows a segment twice"));
         }
         let mut pipes = vec![self.holder.clone()];
-        pipes.extend(before.map(Arc::new));
+        pipes.extend(forwarded.map(Arc::new));
         if !pipes.iter().all(|pipe| pipe::is_writing_end(pipe)) {
             return Err(corrupt("the peer shows a segment with something that is no pipe to write to"));
         }
         let segment = PeerSegment::map(&memfd, isize::MAX as usize / 2)?;
         segment.populate()?;
-        let exporting =
-            ExportedSegment { segment: Arc::new(segment), memfd, pipes, process: Process::current() };
-        self.known.insert(number, Arc::new(exporting));
+        let segment =
+            ImportedSegment { segment: Arc::new(segment), memfd, pipes, process: Process::current() };
+        self.known.insert(number, Arc::new(segment));
         Ok(())
     }
 }
 
 /// Shows these, or withdraws the segment if there are none. False where there is no room for that now.
-fn say(socket: &OwnedFd, number: u32, descriptors: &[BorrowedFd<'_>]) -> bool {
+fn send_segment(socket: &OwnedFd, number: u32, descriptors: &[BorrowedFd<'_>]) -> bool {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() {
