@@ -67,7 +67,7 @@ fn rc_carries_a_connection_and_says_so() {
         for end in [&pair.a, &pair.b] {
             assert_eq!(end.path().chosen(), "ucx");
             let notes = end.explain().await.notes;
-            assert_eq!(notes, ["UCX took rc_verbs/rxe0:1"]);
+            assert_eq!(notes, ["UCX uses rc_verbs/rxe0:1"]);
         }
         let before = packets_sent();
         let message = Message::new("in packets").with_frame(bytes(LENS[2]));
@@ -93,7 +93,7 @@ fn messages_come_back_as_they_left() {
 fn ud_carries_messages_too() {
     run(async {
         let pair = pair(&installed(), &RC.replace("rc_v", "ud_v")).await;
-        assert_eq!(pair.a.explain().await.notes, ["UCX took ud_verbs/rxe0:1"]);
+        assert_eq!(pair.a.explain().await.notes, ["UCX uses ud_verbs/rxe0:1"]);
         assert_goes_on(&pair.a, &pair.b).await;
     });
 }

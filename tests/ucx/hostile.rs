@@ -275,10 +275,10 @@ pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
         let violations: [(&str, Vec<u8>, u8, &str); 7] = [
             ("an empty endpoint info", propose(&[]), REFUSE, "an endpoint info is empty"),
             ("an endpoint info beyond its limit", propose(&[1; 16_385]), REFUSE, "limit"),
-            ("no endpoint info", hand(PROPOSE, b"ucx"), NOT_READY, "did not tell where its worker is"),
+            ("no endpoint info", hand(PROPOSE, b"ucx"), NOT_READY, "sent no worker address"),
             ("another layout", propose(&[2; 80]), NOT_READY, "layout 2"),
             ("an endpoint info that is no address", info(&[1; 8]), NOT_READY, "shorter than any"),
-            ("another version", propose(&[1; 80]), NOT_READY, "not of one version"),
+            ("another version", propose(&[1; 80]), NOT_READY, "of different versions"),
             ("a worker that never says hello", info(&silent.address()), READY_INFO, "did not meet in time"),
         ];
         for (nonce, (what, violation, answer, why)) in violations.into_iter().enumerate() {

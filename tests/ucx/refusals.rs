@@ -80,7 +80,7 @@ pub(crate) fn a_connection_tells_what_carries_it(installed: &Installed) {
             for end in [&pair.a, &pair.b] {
                 assert_eq!(end.path().chosen(), "ucx");
                 let notes = end.explain().await.notes.concat();
-                assert!(notes.contains("UCX took "), "{notes}");
+                assert!(notes.contains("UCX uses "), "{notes}");
                 assert!(notes.contains(transport), "{notes}");
                 assert_eq!(notes.contains("leaves segments in /dev/shm"), leaves_segments, "{notes}");
             }

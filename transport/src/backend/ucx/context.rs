@@ -1,6 +1,6 @@
-//! A context: the UCX of one set of settings, which its workers share.
+//! A UCX context with one set of settings, shared by its workers.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use std::ffi::CString;
 use std::fmt;
@@ -17,34 +17,34 @@ use super::status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::process::Process;
 
-/// What workers of one endpoint with the same settings share.
+/// The state shared by the workers of one endpoint with the same settings.
 pub(super) struct Context {
     pub(super) ucx: &'static Library,
     pub(super) context: ucp_context_h,
-    /// The transports that it could use, with their devices.
+    /// The transports that it may use, with their devices.
     pub(super) transports: Vec<String>,
     gate: Arc<ExitGate>,
     pub(super) process: Process,
 }
 
-// SAFETY: L5: workers of one context may be made and used by several threads: it was made for that.
+// SAFETY: L5: the context was created for workers that are created and used by several threads.
 unsafe impl Send for Context {}
 // SAFETY: L5: as above.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// A context with these settings.
+    /// Creates a context with these settings.
     pub(super) fn open(ucx: &'static Library, settings: &[(String, String)]) -> Result<Self> {
         let gate = ExitGate::new();
-        let inside = gate.enter().ok_or_else(process_exiting)?;
+        let call = gate.enter().ok_or_else(process_exiting)?;
         let context = open_context(ucx, settings)?;
         // SAFETY: L1: the context lives.
         let transports = unsafe { ucx.transports(context) };
-        drop(inside);
+        drop(call);
         Ok(Self { ucx, context, transports, gate, process: Process::current() })
     }
 
-    /// The kinds of memory that it can reach, a bit each.
+    /// Returns the memory kinds that it supports, one bit each.
     pub(super) fn memory_kinds(&self) -> u64 {
         let Some(_call) = self.gate.enter() else { return 0 };
         let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
@@ -54,12 +54,13 @@ impl Context {
         if queried == UCS_OK { about.memory_types } else { 1 << UCS_MEMORY_TYPE_HOST }
     }
 
-    /// Refuses what would end this process: a version with a fault over these transports, unless `allows_any`, and files for
-    /// shared memory that the limit on their size forbids.
+    /// Refuses what could abort this process: a version with a fault over these transports, unless
+    /// `allows_any` is set, and shared-memory files that the file size limit forbids.
     pub(super) fn check(&self, within_host: bool, allows_any: bool) -> Result<()> {
         check_transports(self.ucx.version(), &self.transports, within_host, allows_any)?;
         match getrlimit(Resource::Fsize).current {
-            // UCX writes all pages of a segment, and exceeding the limit is `SIGXFSZ`. It may be lowered at any time.
+            // UCX writes all pages of a segment, and exceeding the limit raises `SIGXFSZ`. The limit may be
+            // lowered at any time.
             Some(limit) if self.uses_posix() => Err(Error::new(
                 ErrorKind::Unavailable,
                 format!(
@@ -71,7 +72,7 @@ impl Context {
         }
     }
 
-    /// Whether it may have shared memory with names in the file system.
+    /// Returns true if it may use shared memory with names in the file system.
     pub(super) fn uses_posix(&self) -> bool {
         is_over_posix(&self.transports)
     }
@@ -94,21 +95,21 @@ impl fmt::Debug for Context {
     }
 }
 
-/// Whether one of these transports is that of shared memory with names in the file system.
+/// Returns true if one of these transports is shared memory with names in the file system.
 pub(super) fn is_over_posix(transports: &[String]) -> bool {
     transports.iter().any(|transport| transport.starts_with("posix/"))
 }
 
-/// What whoever uses it should know.
+/// A note for users of the posix transport.
 pub(super) const POSIX_NOTE: &str = "posix leaves segments in /dev/shm (ucx_shm_posix_…) when a process is killed while it \
     connects; TLS without posix has sysv, which leaves none";
 
-/// What keeps something from being opened.
+/// Returns the error for a status while opening.
 pub(super) fn open_error(ucx: &Library, status: ucs_status_t, what: &str) -> Error {
     Error::new(status::opening_kind(status), format!("{what}: {}", ucx.describe(status)))
 }
 
-/// Why nothing is called any more.
+/// Returns the error for calls that are no longer made.
 pub(super) fn process_exiting() -> Error {
     Error::new(ErrorKind::Closed, "the process ends")
 }
@@ -122,7 +123,7 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
     }
     let modified = settings.iter().try_for_each(|(name, value)| {
         let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
-        let no_text = |_| invalid(format!("{name}={value}: a zero byte is in it"));
+        let no_text = |_| invalid(format!("{name}={value}: it contains a zero byte"));
         let (name_c, value_c) =
             (CString::new(name_for(ucx, name)).map_err(no_text)?, CString::new(&**value).map_err(no_text)?);
         // SAFETY: L1: the configuration was read above; L2: both are read during the call.
@@ -130,7 +131,7 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
         if status == UCS_OK {
             return Ok(());
         }
-        Err(invalid(format!("UCX takes no {name}={value}: {}", ucx.describe(status))))
+        Err(invalid(format!("UCX rejects {name}={value}: {}", ucx.describe(status))))
     });
     let params = ucp_params_t {
         field_mask: (UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_MT_WORKERS_SHARED).into(),
@@ -144,10 +145,10 @@ fn open_context(ucx: &Library, settings: &[(String, String)]) -> Result<ucp_cont
             ucx.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &raw const params, config, &raw mut context)
         }
     });
-    // SAFETY: L1: it was read above, and the context has its own.
+    // SAFETY: L1: it was read above, and the context has its own copy.
     unsafe { ucx.ucp_config_release(config) };
     match status? {
         UCS_OK => Ok(context),
-        status => Err(open_error(ucx, status, "no context can be made")),
+        status => Err(open_error(ucx, status, "no context can be created")),
     }
 }

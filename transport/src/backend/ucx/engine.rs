@@ -1,9 +1,10 @@
-//! One ucp worker with its one endpoint, and whatever is in request on it: whatever calls UCX does it here.
+//! One ucp worker with its one endpoint and all requests in flight on it. All calls to UCX on a connection
+//! are made here.
 //!
-//! The invariant (M3): memory that UCX may read or write is held here from the call that posts it until its callback was
-//! seen; nothing cancels that, not even the end of this.
+//! The invariant (M3): memory that UCX may read or write is held here from the call that posts it until its
+//! callback was processed. Nothing cancels that, not even dropping this.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use std::ffi::c_void;
 use std::fmt;
@@ -25,60 +26,61 @@ use super::status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Packet, PacketDestination};
 
-/// Flights that are kept for the next ones.
+/// The number of completed requests kept for reuse.
 const SPARE_MAX: usize = 32;
-/// How long UCX may take to give back what is in request on a path that was closed. It takes a few milliseconds, but over shared memory
-/// it waits for words of a peer that is gone.
+/// The time that UCX has to complete the requests of a closed endpoint. It takes a few milliseconds, but over
+/// shared memory UCX waits for completions from a peer that is gone.
 pub(super) const CLOSE_TIME: Duration = Duration::from_millis(50);
 
-/// How often somebody looks after an engine that nobody uses any more.
+/// How often an engine without a user is polled.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(1);
 
-/// The longest packet that leaves eagerly over sockets: a rendezvous costs three system calls and a turn of the peer there, and
-/// saves no copy.
+/// The longest packet sent eagerly over sockets. A rendezvous there costs three system calls and a poll of
+/// the peer, and saves no copy.
 const SOCKET_EAGER_LEN_MAX: usize = 64 << 10;
 
-/// Steps of one poll: a piece of a long packet, mostly.
+/// The most progress steps per poll. A step mostly moves a piece of a long packet.
 const STEPS_MAX: usize = 16;
 
-/// A worker, and its path to one peer.
+/// A worker, and its endpoint to one peer.
 pub(super) struct Engine {
     context: Arc<Context>,
     ucx: &'static Library,
     /// `None` once it is destroyed.
     worker: Option<ucp_worker_h>,
-    /// The path, until it closes.
+    /// The endpoint, until it is closed.
     endpoint: Option<ucp_ep_h>,
-    /// Shared with UCX, which calls back into it.
+    /// Shared with UCX, whose callbacks write to it.
     events: NonNull<EventQueue>,
     requests: Vec<Option<Box<Request>>>,
     free: Vec<usize>,
-    /// Flights that are over, for the next.
+    /// Completed requests, kept for reuse.
     #[expect(clippy::vec_box, reason = "a request stays where it is while UCX has it")]
     spare: Vec<Box<Request>>,
     /// The tokens of `requests`, which live as long as this.
     tokens: Vec<NonNull<RequestToken>>,
-    /// Packets up to here leave at once, and are not asked for by the peer's UCX.
+    /// Packets up to this length are sent eagerly, without a rendezvous.
     eager_len_max: usize,
     /// Entered by every call into UCX.
     gate: Arc<ExitGate>,
 }
 
-// SAFETY: L5: the worker is SERIALIZED: one thread at a time calls, whichever it is. What is in request is `Send`.
+// SAFETY: L5: the worker is SERIALIZED: one thread at a time calls it, but any thread may. The requests in
+// flight are `Send`.
 unsafe impl Send for Engine {}
 
-/// What is carried, and owned meanwhile.
+/// The memory of a request, owned by it while in flight.
 #[derive(Debug)]
 pub(super) enum Operand {
     Hello,
     Records(Vec<u8>),
     Packet(Packet),
     PacketDestination(PacketDestination),
-    /// The path's own end.
+    /// Closes the endpoint.
     Close,
 }
 
-/// One operation of UCX.
+/// One UCX request.
 struct Request {
     header: Header,
     parts: Vec<ucp_dt_iov_t>,
@@ -86,22 +88,22 @@ struct Request {
     handle: Option<NonNull<c_void>>,
 }
 
-/// What became of a call.
+/// The result of posting a request.
 #[derive(Debug)]
 pub(super) enum PostResult {
-    /// It is over: what was carried is free.
+    /// Completed at once: its operand is free.
     Done(Operand),
-    /// It goes on.
+    /// In flight.
     Pending,
-    /// It did not begin.
+    /// Not posted.
     Failed(Operand, Error),
 }
 
 impl Engine {
-    /// A worker in a context.
+    /// Creates a worker in a context.
     pub(super) fn open(context: &Arc<Context>) -> Result<Self> {
         let (ucx, gate) = (context.ucx, ExitGate::new());
-        let inside = gate.enter().ok_or_else(process_exiting)?;
+        let call = gate.enter().ok_or_else(process_exiting)?;
         let params = ucp_worker_params_t {
             field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
             thread_mode: UCS_THREAD_MODE_SERIALIZED,
@@ -111,7 +113,7 @@ impl Engine {
         // SAFETY: L1: the context lives as long as this; L2: it reads a local and writes to one.
         let created = unsafe { ucx.ucp_worker_create(context.context, &raw const params, &raw mut worker) };
         if created != UCS_OK {
-            return Err(open_error(ucx, created, "its worker cannot be made"));
+            return Err(open_error(ucx, created, "its worker cannot be created"));
         }
         let events = NonNull::from(Box::leak(Box::new(EventQueue::default())));
         let engine = Self {
@@ -127,8 +129,9 @@ impl Engine {
             eager_len_max: 0,
             gate: gate.clone(),
         };
-        // An even number of them, the last one first: UCX before 1.17 then has a table of so many places. It leaves those that
-        // nobody fills as they are, and calls them if a peer sends their number.
+        // Handlers are registered in an even number, the last one first. UCX before 1.17 then allocates a
+        // table of exactly that many entries. It leaves unregistered entries uninitialised, and calls them if
+        // a peer sends their number.
         for (id, cb, flags) in [
             (NOTHING, on_nothing as unsafe extern "C" fn(_, _, _, _, _, _) -> _, UCP_AM_FLAG_WHOLE_MSG),
             (HELLO, on_hello, UCP_AM_FLAG_WHOLE_MSG),
@@ -146,23 +149,24 @@ impl Engine {
                 cb: Some(cb),
                 arg: events.as_ptr().cast(),
             };
-            // SAFETY: L1: the worker lives, and goes before what the handler is given; L2: it reads a local.
+            // SAFETY: L1: the worker lives, and is destroyed before the handler's argument; L2: it reads a
+            // local.
             let set = unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) };
             if set != UCS_OK {
-                drop(inside);
-                return Err(open_error(ucx, set, "its worker takes no messages"));
+                drop(call);
+                return Err(open_error(ucx, set, "its worker takes no message handler"));
             }
         }
-        drop(inside);
+        drop(call);
         Ok(engine)
     }
 
-    /// The worker, to be called while the guard lives; none where the process ends.
+    /// Returns the worker, which may be called while the guard lives; `None` once the process exits.
     fn enter(&self) -> Option<(CallGuard<'_>, ucp_worker_h)> {
         Some((self.gate.enter()?, self.worker?))
     }
 
-    /// What peers need to reach it.
+    /// Returns the worker's address for peers.
     pub(super) fn address(&self) -> Result<Vec<u8>> {
         let (_call, worker) = self.enter().ok_or_else(process_exiting)?;
         let field_mask = UCP_WORKER_ATTR_FIELD_ADDRESS.into();
@@ -172,37 +176,37 @@ impl Engine {
         if queried != UCS_OK || about.address.is_null() {
             return Err(open_error(self.ucx, queried, "its worker has no address"));
         }
-        // SAFETY: L1: so many bytes are there until they are released, below.
+        // SAFETY: L1: so many bytes are valid until the address is released, below.
         let address = unsafe { slice::from_raw_parts(about.address.cast::<u8>(), about.address_length) };
         let address = address.to_vec();
-        // SAFETY: L1: the query gave it, and it is released once.
+        // SAFETY: L1: the query returned it, and it is released once.
         unsafe { self.ucx.ucp_worker_release_address(worker, about.address) };
         Ok(address)
     }
 
-    /// A descriptor of one's own that is ready to read when there is something to do, once [armed](Self::arm).
+    /// Returns an owned descriptor that becomes readable when there is work, once [armed](Self::arm).
     pub(super) fn descriptor(&self) -> Result<OwnedFd> {
         let (_call, worker) = self.enter().ok_or_else(process_exiting)?;
         let mut descriptor = -1;
         // SAFETY: L1: the worker lives; L2: it writes to a local.
         let status = unsafe { self.ucx.ucp_worker_get_efd(worker, &raw mut descriptor) };
         if status != UCS_OK {
-            return Err(open_error(self.ucx, status, "its worker has nothing to sleep on"));
+            return Err(open_error(self.ucx, status, "its worker has no event descriptor"));
         }
-        // SAFETY: L1: the worker keeps it open, and nobody closes it during this call.
+        // SAFETY: L1: the worker keeps it open, and nothing closes it during this call.
         let descriptor = unsafe { BorrowedFd::borrow_raw(descriptor) };
         descriptor.try_clone_to_owned().map_err(Error::io)
     }
 
-    /// Whether the descriptor will tell of whatever comes next; false if there is something to do already.
+    /// Arms the descriptor. Returns false if there is work already.
     pub(super) fn arm(&mut self) -> bool {
-        // Nothing is to be done where the process ends.
+        // No work is left once the process exits.
         let Some((_call, worker)) = self.enter() else { return true };
         // SAFETY: L1: the worker lives.
         unsafe { self.ucx.ucp_worker_arm(worker) == UCS_OK }
     }
 
-    /// Makes the path, to the worker with that address.
+    /// Creates the endpoint to the worker with that address.
     pub(super) fn connect(&mut self, address: &[u8]) -> Result<()> {
         let gate = self.gate.clone();
         let (_call, worker) = gate.enter().zip(self.worker).ok_or_else(process_exiting)?;
@@ -217,7 +221,8 @@ impl Engine {
             ..Default::default()
         };
         let mut endpoint = ptr::null_mut();
-        // SAFETY: L1: the worker lives; L2: it reads locals and writes to one; the events outlive the endpoint.
+        // SAFETY: L1: the worker lives; L2: it reads locals and writes to one; the events outlive the
+        // endpoint.
         let created = unsafe { self.ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) };
         if created != UCS_OK {
             return Err(open_error(self.ucx, created, "no transport of both ends leads to the peer"));
@@ -226,18 +231,19 @@ impl Engine {
         Ok(())
     }
 
-    /// The transports that carry the path, once both ends have opened: what leaves eagerly from now on follows from them.
+    /// Returns the transports of the endpoint, once both ends have opened. They decide which packets are sent
+    /// eagerly from now on.
     pub(super) fn transports(&mut self) -> Vec<String> {
         let Some(endpoint) = self.endpoint else { return Vec::new() };
         let Some(_call) = self.gate.enter() else { return Vec::new() };
-        // SAFETY: L1: the endpoint lives, and whoever has this makes the only call.
+        // SAFETY: L1: the endpoint lives, and the holder of `&mut self` makes the only call.
         let transports = unsafe { self.ucx.transports_of(endpoint) };
         let over_sockets = !transports.is_empty() && transports.iter().all(|name| name.starts_with("tcp"));
         self.eager_len_max = if over_sockets { SOCKET_EAGER_LEN_MAX } else { 0 };
         transports
     }
 
-    /// Sends a message, of which the header is copied.
+    /// Sends a message. The header is copied.
     pub(super) fn send(&mut self, header: &[u8], operand: Operand) -> PostResult {
         let Some(endpoint) = self.endpoint else { return PostResult::Failed(operand, closed()) };
         let (id, flags) = match &operand {
@@ -251,7 +257,8 @@ impl Engine {
             call.flags = flags;
             call.cb = ucp_request_param_t__bindgen_ty_1 { send: Some(on_sent) };
             let (data, count) = request.data(call);
-            // SAFETY: L1: the endpoint is not closed; M3: header, parts and memory are the request's, which ends with the callback.
+            // SAFETY: L1: the endpoint is not closed; M3: header, parts and memory are the request's, which
+            // ends with the callback.
             unsafe {
                 engine.ucx.ucp_am_send_nbx(
                     endpoint,
@@ -266,7 +273,7 @@ impl Engine {
         })
     }
 
-    /// Has an incoming's bytes put into a destination, which takes as many.
+    /// Receives a packet's bytes into a destination of the same length.
     pub(super) fn receive(
         &mut self,
         incoming: IncomingPacket,
@@ -288,24 +295,25 @@ impl Engine {
         self.post(&[], Operand::PacketDestination(destination), |engine, request, call| {
             call.cb = ucp_request_param_t__bindgen_ty_1 { recv_am: Some(on_received) };
             let (data, count) = request.data(call);
-            // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the request's.
+            // SAFETY: L1: the descriptor was kept, and is given back by this call; M3: the memory is the
+            // request's.
             unsafe {
                 engine.ucx.ucp_am_recv_data_nbx(worker, incoming.data.as_ptr(), data.cast_mut(), count, call)
             }
         })
     }
 
-    /// Gives up payload that came.
+    /// Discards a received packet.
     pub(super) fn release(&mut self, incoming: IncomingPacket) {
         let Some((_call, worker)) = self.enter() else { return };
-        // SAFETY: L1: the handler kept it, and each incoming is released or received once.
+        // SAFETY: L1: the handler kept it, and each incoming packet is released or received once.
         unsafe { self.ucx.ucp_am_data_release(worker, incoming.data.as_ptr()) };
     }
 
-    /// Closes the path: whatever is in request on it ends soon.
+    /// Closes the endpoint: everything in flight on it completes soon.
     pub(super) fn close(&mut self) {
         let Some(endpoint) = self.endpoint.take() else { return };
-        // What became of it is seen by what is in request.
+        // The requests in flight report the outcome.
         let _ = self.post(&[], Operand::Close, |engine, _, call| {
             call.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
             call.flags = UCP_EP_CLOSE_FLAG_FORCE;
@@ -315,22 +323,22 @@ impl Engine {
         });
     }
 
-    /// Whether UCX has nothing of ours.
+    /// Returns true if no request is in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.free.len() == self.requests.len()
     }
 
-    /// Whether it was not destroyed, and is this process's.
+    /// Returns true if the worker is not destroyed and belongs to this process.
     pub(super) fn is_usable(&self) -> bool {
         self.worker.is_some() && self.context.process.is_this()
     }
 
-    /// Moves what can be moved until something happens that [`batch`](Self::batch) tells of, or for a while; whether
-    /// that was anything.
+    /// Makes progress until [`has_events`](Self::has_events), or up to a limit. Returns true if anything
+    /// moved.
     pub(super) fn progress(&mut self) -> bool {
         let Some((_call, worker)) = self.enter() else { return false };
         for steps in 0..STEPS_MAX {
-            // SAFETY: L1: the worker lives, and whoever has this makes the only call.
+            // SAFETY: L1: the worker lives, and the holder of `&mut self` makes the only call.
             if unsafe { self.ucx.ucp_worker_progress(worker) } == 0 {
                 return steps > 0;
             }
@@ -341,17 +349,17 @@ impl Engine {
         true
     }
 
-    /// Whether anything batch since the last time.
+    /// Returns true if there were events since the last [`take_events`](Self::take_events).
     pub(super) fn has_events(&self) -> bool {
         self.events().any()
     }
 
-    /// What batch since the last time, in exchange for an empty one.
+    /// Takes the events since the last call, in exchange for an empty batch.
     pub(super) fn take_events(&mut self, empty: &mut EventBatch) {
         self.events().take(empty);
     }
 
-    /// Flights that are over: what they carried, and how they ended.
+    /// Passes each completed request's operand and result to `completed`.
     pub(super) fn take_completed(
         &mut self,
         batch: &mut EventBatch,
@@ -373,13 +381,16 @@ impl Engine {
         batch.done = done;
     }
 
-    /// Why UCX gave the peer up, if it did.
+    /// Returns the error that UCX reported for the peer, if any.
     pub(super) fn lost(&self, batch: &mut EventBatch) -> Result<()> {
         let Some(status) = batch.lost.take() else { return Ok(()) };
-        Err(Error::new(ErrorKind::PeerLost, format!("UCX gave it up: {}", self.ucx.describe(status))))
+        Err(Error::new(
+            ErrorKind::PeerLost,
+            format!("UCX reports the peer lost: {}", self.ucx.describe(status)),
+        ))
     }
 
-    /// Posts one operation.
+    /// Posts one request.
     fn post(
         &mut self,
         header: &[u8],
@@ -420,7 +431,7 @@ impl Engine {
         }
     }
 
-    /// What a request's end means for what it carried.
+    /// Turns the completion of a request into its operand and result.
     fn complete(&mut self, mut request: Box<Request>, status: ucs_status_t) -> (Operand, Result<()>) {
         let mut operand = std::mem::replace(&mut request.operand, Operand::Close);
         if self.spare.len() < SPARE_MAX {
@@ -430,42 +441,42 @@ impl Engine {
         if let (Operand::PacketDestination(destination), Ok(())) = (&mut operand, &result) {
             for (buffer, len) in destination.parts() {
                 let filled = buffer.len() + *len;
-                // SAFETY: M4: UCX reported that all of the parts were written, each of which takes so many bytes there.
+                // SAFETY: M4: UCX reported that all of the parts were written, each with so many bytes.
                 unsafe { buffer.set_len(filled) };
             }
         }
         (operand, result)
     }
 
-    /// The error that a status stands for on a connection that is up.
+    /// Returns the error for a status on an open connection.
     pub(super) fn failure(&self, status: ucs_status_t) -> Error {
         Error::new(status::kind(status), format!("UCX reports: {}", self.ucx.describe(status)))
     }
 
     fn events(&self) -> &EventQueue {
-        // SAFETY: L2: it is freed with this, and nobody has it exclusively.
+        // SAFETY: L2: it is freed with this, and nothing has it exclusively.
         unsafe { self.events.as_ref() }
     }
 }
 
 impl Engine {
-    /// Ends the worker, and with it whatever it would still do: what was in request is free.
+    /// Destroys the worker and with it everything in flight, whose memory is free afterwards.
     pub(super) fn destroy(&mut self, mut freed: impl FnMut(Operand)) {
         let gate = self.gate.clone();
-        let Some((inside, worker)) = gate.enter().zip(self.worker) else { return };
+        let Some((call, worker)) = gate.enter().zip(self.worker) else { return };
         self.worker = None;
         let mut batch = EventBatch::default();
         self.take_events(&mut batch);
         for received in batch.received.drain(..) {
             if let Received::Packet(incoming) = received {
-                // SAFETY: L1: the handler kept it, and each incoming is released or received once.
+                // SAFETY: L1: the handler kept it, and each incoming packet is released or received once.
                 unsafe { self.ucx.ucp_am_data_release(worker, incoming.data.as_ptr()) };
             }
         }
-        // SAFETY: L1: nobody calls it after this; L6: it takes its transports along, so that neither this process nor a device
-        // touches what was in request, and its endpoint with what waits on it.
+        // SAFETY: L1: nothing calls it after this; L6: it destroys its transports too, so that neither this
+        // process nor a device accesses what was in flight, and its endpoint with the requests queued on it.
         unsafe { self.ucx.ucp_worker_destroy(worker) };
-        drop(inside);
+        drop(call);
         self.requests.drain(..).flatten().for_each(|request| freed(request.operand));
         self.free.clear();
     }
@@ -479,7 +490,7 @@ impl Drop for Engine {
         }
         self.destroy(drop);
         if self.worker.is_some() {
-            // The process ends, and UCX may be in the middle of something.
+            // The process is exiting, and another thread may be inside UCX.
             std::mem::take(&mut self.requests).into_iter().for_each(std::mem::forget);
             return;
         }
@@ -506,7 +517,7 @@ impl Default for Request {
 }
 
 impl Request {
-    /// Takes memory along: what leaves of it, or is filled, in its parts.
+    /// Loads an operand, and lists the parts of its memory to send or to fill.
     fn load(&mut self, header: &[u8], operand: Operand) {
         self.header.clear();
         self.header.extend_from_slice(header);
@@ -531,7 +542,7 @@ impl Request {
         }
     }
 
-    /// What to pass as data: the memory itself, or its parts.
+    /// Returns the data argument of the call: the memory itself, or its list of parts.
     fn data(&self, call: &mut ucp_request_param_t) -> (*const c_void, usize) {
         call.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMORY_TYPE;
         call.memory_type = UCS_MEMORY_TYPE_HOST;
@@ -551,7 +562,7 @@ fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) -> Result<()> {
     for (buffer, len) in destination.parts() {
         let (part, rest) = bytes
             .split_at_checked(*len)
-            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "payload is shorter than it says"))?;
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "payload is shorter than its destination"))?;
         buffer.extend_from_slice(part)?;
         bytes = rest;
     }
@@ -559,5 +570,5 @@ fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) -> Result<()> {
 }
 
 fn closed() -> Error {
-    Error::new(ErrorKind::Closed, "the path is closed")
+    Error::new(ErrorKind::Closed, "the UCX endpoint is closed")
 }

@@ -1,6 +1,7 @@
-//! What UCX tells of during a poll: its callbacks leave notes, which whoever polls reads afterwards.
+//! The events that UCX reports during a poll: its callbacks queue them, and the polling thread reads them
+//! afterwards.
 
-#![expect(unsafe_code, reason = "callbacks are C")]
+#![expect(unsafe_code, reason = "C callbacks")]
 
 use std::ffi::c_void;
 use std::ops::Range;
@@ -13,54 +14,54 @@ use ucx_sys::*;
 
 use crate::platform::mutex::Mutex;
 
-/// What a message of ours is, by UCX's number for it: from 0 on, without a gap.
+/// The active message ids of our messages, from 0 without a gap.
 pub(super) const RECORDS: u32 = 0;
 pub(super) const PACKET: u32 = 1;
 pub(super) const HELLO: u32 = 2;
-/// Nothing of ours, and the last number that is listened to.
+/// An id that no message of ours uses, and the last one with a handler.
 pub(super) const NOTHING: u32 = 3;
-/// The longest header of ours: a packet's, with records behind its own.
+/// The longest header of ours: a packet's, followed by records.
 pub(super) const HEADER_LEN_MAX: usize = 256;
-/// The longest without those records.
+/// The longest header without records.
 const HEADER_LEN: usize = 64;
-/// Whom a message is for: the receiving end of one connection. Only its two ends know it.
+/// The receiving end of one connection that a message is for. Only the two ends know it.
 pub(super) type Key = [u8; 16];
 
-/// A header: the key, and what else the message's kind has.
+/// A header: the key, and more depending on the kind of message.
 pub(super) type Header = SmallVec<[u8; HEADER_LEN]>;
 
-/// What callbacks leave to whoever made progress.
+/// The queue that callbacks write to.
 #[derive(Default)]
 pub(super) struct EventQueue {
     batch: Mutex<EventBatch>,
-    /// There is something in it: most polls find nothing, and see it by this.
+    /// Whether the batch has any event: most polls find none, and read only this.
     any: AtomicBool,
 }
 
-/// What batch during a poll.
+/// The events of a poll.
 #[derive(Debug, Default)]
 pub(super) struct EventBatch {
     pub(super) received: Vec<Received>,
-    /// The bytes of records that came.
+    /// The bytes of received records.
     pub(super) bytes: Vec<u8>,
-    /// Flights that are over, and how they ended.
+    /// Completed requests, and their status.
     pub(super) done: Vec<(usize, ucs_status_t)>,
-    /// Why UCX gave the peer up.
+    /// The status with which UCX reported the peer lost.
     pub(super) lost: Option<ucs_status_t>,
 }
 
-/// A message that came.
+/// A received message.
 #[derive(Debug)]
 pub(super) enum Received {
-    /// A peer opened its end.
+    /// The peer has opened its end.
     Hello(Key),
-    /// Records: this part of the bytes, the key first.
+    /// Records: a range of `bytes` that starts with the key.
     Records(Range<usize>),
-    /// Payload, which is still UCX's.
+    /// Payload, which UCX still holds.
     Packet(IncomingPacket),
 }
 
-/// Payload that UCX holds, or has not fetched yet. To be received or released: otherwise UCX keeps it.
+/// Payload that UCX holds, or has not fetched yet. It must be received or released, or UCX keeps it.
 #[must_use = "UCX keeps what is neither received nor released"]
 #[derive(Debug)]
 pub(super) struct IncomingPacket {
@@ -70,22 +71,22 @@ pub(super) struct IncomingPacket {
     pub(super) is_rendezvous: bool,
 }
 
-// SAFETY: L5: a descriptor is the worker's, whose calls any thread may make in its turn.
+// SAFETY: L5: a descriptor is the worker's, whose calls any thread may make, one at a time.
 unsafe impl Send for IncomingPacket {}
 
-/// What a callback is told by.
+/// The user data of a request's callback.
 pub(super) struct RequestToken {
     pub(super) events: NonNull<EventQueue>,
     pub(super) number: usize,
 }
 
 impl EventQueue {
-    /// Whether anything batch since it was taken last.
+    /// Returns true if there were events since the last [`take`](Self::take).
     pub(super) fn any(&self) -> bool {
         self.any.load(Ordering::Acquire)
     }
 
-    /// What batch, in exchange for an empty one.
+    /// Takes the events, in exchange for an empty batch.
     pub(super) fn take(&self, empty: &mut EventBatch) {
         let mut batch = self.batch.lock();
         self.any.store(false, Ordering::Relaxed);
@@ -99,23 +100,23 @@ impl EventQueue {
     }
 }
 
-/// Leaves a note of what batch.
+/// Adds an event to the queue.
 ///
 /// # Safety
-/// `events` is an engine's, which lives.
+/// `events` is the queue of an engine that lives.
 unsafe fn push(events: *mut c_void, add: impl FnOnce(&mut EventBatch)) {
-    // SAFETY: L2: as promised; it is only shared.
+    // SAFETY: L2: guaranteed by the caller; it is only shared.
     let events = unsafe { &*events.cast::<EventQueue>() };
     events.push(add);
 }
 
 /// # Safety
-/// So many bytes are there, if any.
+/// If `len` is not 0, so many bytes are valid from `start` on.
 unsafe fn bytes<'a>(start: *const c_void, len: usize) -> &'a [u8] {
     if len == 0 {
         return &[];
     }
-    // SAFETY: L2: UCX's for the time of the callback.
+    // SAFETY: L2: UCX keeps them valid during the callback.
     unsafe { slice::from_raw_parts(start.cast(), len) }
 }
 
@@ -155,13 +156,13 @@ pub(super) unsafe extern "C" fn on_records(
     len: usize,
     about: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
-    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    // SAFETY: L2: UCX's description of the message is valid during the call.
     let about = unsafe { (*about).recv_attr };
     if about & u64::from(UCP_AM_RECV_ATTR_FLAG_RNDV) != 0 || header_len > 0 {
-        // Only a peer that is no Towline sends records so: they are dropped, and missed by their number.
+        // Only a peer that is not Towline sends such records. They are dropped; their number is then missing.
         return UCS_OK;
     }
-    // SAFETY: L2: so many bytes are there.
+    // SAFETY: L2: so many bytes are valid.
     let data = unsafe { bytes(data, len) };
     let take = |batch: &mut EventBatch| {
         let start = batch.bytes.len();
@@ -181,18 +182,18 @@ pub(super) unsafe extern "C" fn on_packet(
     len: usize,
     about: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
-    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    // SAFETY: L2: UCX's description of the message is valid during the call.
     let about = unsafe { (*about).recv_attr };
     let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
     let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
     let Some(data) = NonNull::new(data).filter(|_| is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA)) else {
-        // Without payload: no packet of ours.
+        // A message without payload is no packet of ours.
         return UCS_OK;
     };
     if header_len > HEADER_LEN_MAX {
         return UCS_OK;
     }
-    // SAFETY: L2: so many bytes are there.
+    // SAFETY: L2: so many bytes are valid.
     let header = Header::from_slice(unsafe { bytes(header, header_len) });
     let incoming = IncomingPacket { header, len, data, is_rendezvous };
     // SAFETY: L2: UCX passes what the handler was set with.
@@ -213,11 +214,11 @@ pub(super) unsafe extern "C" fn on_received(
     _: usize,
     token: *mut c_void,
 ) {
-    // SAFETY: L2: as there.
+    // SAFETY: L2: as for `on_sent`.
     unsafe { on_sent(request, status, token) };
 }
 
 pub(super) unsafe extern "C" fn on_lost(events: *mut c_void, _: ucp_ep_h, status: ucs_status_t) {
-    // SAFETY: L2: the endpoint was made with its engine's events.
+    // SAFETY: L2: the endpoint was created with its engine's events.
     unsafe { push(events, |batch| batch.lost = Some(status)) };
 }

@@ -1,8 +1,10 @@
-//! Who is calls UCX when the process ends: its libraries take themselves apart at exit, whatever other threads do meanwhile.
+//! Keeps UCX calls out of the process's exit: UCX's libraries run destructors at exit while other threads may
+//! still call them.
 //!
-//! The invariant: once the first of our exit handlers has returned, nobody is calls, and nobody gets in any more.
+//! The invariant: once the first of our exit handlers has returned, no call into UCX is running, and none
+//! starts any more.
 
-#![expect(unsafe_code, reason = "a handler of exit is C")]
+#![expect(unsafe_code, reason = "a C exit handler")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once, Weak};
@@ -11,27 +13,27 @@ use std::time::{Duration, Instant};
 
 use crate::platform::mutex::Mutex;
 
-/// The longest that an exit waits for who is calls: polls are short, and the making of a context is not.
+/// The longest time that an exit waits for running calls. Polls are short; creating a context is not.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 static EXITING: AtomicBool = AtomicBool::new(false);
 static GATES: Mutex<Vec<Weak<ExitGate>>> = Mutex::new(Vec::new());
 
-/// The way into UCX for whoever has one engine, or one context.
+/// Counts the running UCX calls of one engine or one context.
 #[derive(Debug, Default)]
 pub(super) struct ExitGate {
     calls: AtomicUsize,
 }
 
-/// Somebody is calls until this is dropped.
+/// One running call, until this is dropped.
 #[derive(Debug)]
 pub(super) struct CallGuard<'a>(&'a ExitGate);
 
 impl ExitGate {
     pub(super) fn new() -> Arc<Self> {
         static REGISTERED: Once = Once::new();
-        // SAFETY: L6: the handler may be called at any time after this, and does not unwind. Where it cannot be registered, nothing
-        // waits for anybody.
+        // SAFETY: L6: the handler may be called at any time after this, and does not unwind. If it cannot be
+        // registered, an exit does not wait for running calls.
         REGISTERED.call_once(|| unsafe {
             libc::atexit(close);
         });
@@ -42,9 +44,10 @@ impl ExitGate {
         gate
     }
 
-    /// Lets somebody in, unless the process ends.
+    /// Starts a call, unless the process is exiting.
     pub(super) fn enter(&self) -> Option<CallGuard<'_>> {
-        // Either this is seen by the exit, or the exit by this: both are stored before the other is read.
+        // Both sides store before they load, so either the exit handler sees this call, or this call sees the
+        // exit.
         self.calls.fetch_add(1, Ordering::SeqCst);
         let guard = CallGuard(self);
         (!EXITING.load(Ordering::SeqCst)).then_some(guard)
@@ -57,11 +60,11 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-/// Waits until nobody is calls.
+/// Waits until no call is running.
 extern "C" fn close() {
     EXITING.store(true, Ordering::SeqCst);
     let end = Instant::now() + WAIT_MAX;
-    // Whoever holds the list makes or drops an engine.
+    // The list is locked only while an engine is created or dropped.
     let gates: Vec<_> = loop {
         match GATES.try_lock() {
             Some(gates) => break gates.iter().filter_map(Weak::upgrade).collect(),

@@ -1,22 +1,23 @@
-//! What one end tells the other, once both have proved who they are: which UCX it has, and where its worker is.
+//! The endpoint info of `ucx`: the version of UCX and the worker's address, which the ends exchange after
+//! authentication.
 
 use ucx_sys::Version;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What our own messages over UCX look like.
+/// The version of this layout.
 const LAYOUT: u8 = 1;
-/// The layout, a zero, and three words of the version.
+/// The layout, a zero byte, and three 16-bit numbers of the version.
 const HEAD_LEN: usize = 8;
-/// The shortest address of a worker: a byte of flags and eight that name it. UCX reads one without knowing where it ends, so
-/// that this is all that can be checked: see docs/safety.md.
+/// The shortest worker address: a byte of flags and eight bytes of identifier. UCX parses an address without
+/// a length, so this is the only possible check: see docs/safety.md.
 const ADDRESS_LEN_MIN: usize = 9;
 
-/// One end, as the other is told of it.
+/// One end's endpoint info.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndpointInfo {
     pub(super) version: Version,
-    /// Of its worker, as UCX gives it.
+    /// The worker's address, as UCX returns it.
     pub(super) address: Vec<u8>,
 }
 
@@ -30,9 +31,9 @@ impl EndpointInfo {
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
         let corrupt = |why| Err(Error::new(ErrorKind::Corrupt, why));
         match bytes.first() {
-            None => return corrupt("the peer did not tell where its worker is"),
+            None => return corrupt("the peer sent no worker address"),
             Some(&layout) if layout != LAYOUT => {
-                let why = format!("the peer speaks layout {layout} over UCX, and this end {LAYOUT}");
+                let why = format!("the peer uses layout {layout} over UCX, and this end layout {LAYOUT}");
                 return Err(Error::new(ErrorKind::Unsupported, why));
             }
             Some(_) if bytes.len() < HEAD_LEN + ADDRESS_LEN_MIN => {
@@ -45,8 +46,9 @@ impl EndpointInfo {
     }
 }
 
-/// Whether libraries of these versions were seen to work together: each with its own kind, since 1.13 and 1.22 misread each
-/// other; or whether others are allowed. The sentence suits both ends: the one that refuses tells the other.
+/// Checks that libraries of these versions were tested together, or that others are allowed. Each version
+/// works with its own minor version only, since 1.13 and 1.22 misread each other. The error text suits both
+/// ends, since the one that refuses sends it to the other.
 pub(super) fn check_pair(connector: Version, acceptor: Version, allows_any: bool) -> Result<()> {
     let same_minor = (connector.major, connector.minor) == (acceptor.major, acceptor.minor);
     if allows_any || (same_minor && connector.is_proven()) {
@@ -54,15 +56,16 @@ pub(super) fn check_pair(connector: Version, acceptor: Version, allows_any: bool
     }
     let pair = format!("the connector's UCX {connector} and the acceptor's {acceptor}");
     let why = if same_minor {
-        format!("{pair} are newer than what was tried")
+        format!("{pair} are newer than the tested versions")
     } else {
-        format!("{pair} are not of one version, and may misread each other")
+        format!("{pair} are of different versions, and may misread each other")
     };
     Err(Error::new(ErrorKind::Unsupported, format!("{why}: ?versions=any allows it")))
 }
 
-/// Refuses a UCX whose own fault would end this process over these transports of its context, unless that is allowed. When a
-/// peer is killed while it connects over tcp, 1.13 fails an assertion about its answer to the peer. 1.14 has none there.
+/// Refuses a UCX whose own fault could abort this process over these transports, unless that is allowed. When
+/// a peer is killed while it connects over tcp, 1.13 fails an assertion about its reply to the peer. 1.14
+/// does not.
 pub(super) fn check_transports(
     version: Version,
     transports: &[String],
@@ -73,7 +76,7 @@ pub(super) fn check_transports(
         transports.iter().any(|transport| names.iter().any(|name| transport.starts_with(name)))
     };
     let is_sound = (version.major, version.minor) >= (1, 14);
-    // UCX prefers RDMA to tcp, and within a host shared memory, to carry a path and to connect by.
+    // UCX prefers RDMA to tcp, and within a host shared memory, both for data and for connecting.
     let is_preferred = has(&["rc_", "ud_", "dc_"]) || (within_host && has(&["sysv/", "posix/"]));
     if is_sound || allows_any || is_preferred || !has(&["tcp/"]) {
         return Ok(());
@@ -97,10 +100,10 @@ mod tests {
             check_pair(connector, acceptor, false).unwrap();
         }
         let refused_pairs = [
-            (old, new, "not of one version"),
-            (new, old, "not of one version"),
-            (later, new, "not of one version"),
-            (later, later, "newer than what was tried"),
+            (old, new, "of different versions"),
+            (new, old, "of different versions"),
+            (later, new, "of different versions"),
+            (later, later, "newer than the tested versions"),
         ];
         for (connector, acceptor, why) in refused_pairs {
             let refused = check_pair(connector, acceptor, false).unwrap_err();

@@ -1,11 +1,12 @@
-//! What a UCX has behind it: its file, its transports with their devices, and the kinds of memory that it reaches.
+//! The inventory of a UCX: its file, its transports with their devices, and the memory kinds that it
+//! supports.
 
 use ucx_sys::*;
 
 use super::context::{Context, POSIX_NOTE};
 use crate::backend::Inventory;
 
-/// UCX's names for kinds of memory. Later versions know more.
+/// UCX's names for memory kinds. Later versions have more.
 const KINDS: [(ucs_memory_type, &str); 5] = [
     (UCS_MEMORY_TYPE_HOST, "host"),
     (UCS_MEMORY_TYPE_CUDA, "cuda"),
@@ -14,7 +15,7 @@ const KINDS: [(ucs_memory_type, &str); 5] = [
     (UCS_MEMORY_TYPE_ROCM_MANAGED, "rocm-managed"),
 ];
 
-/// Beside the library, what makes it reach CUDA.
+/// The module that adds CUDA support, relative to the library's folder.
 const CUDA_MODULE: &str = "ucx/libuct_cuda.so.0";
 
 pub(super) fn of(context: &Context) -> Inventory {
@@ -32,7 +33,7 @@ pub(super) fn of(context: &Context) -> Inventory {
     }
 }
 
-/// Names of the kinds whose bits are set.
+/// Returns the names of the memory kinds whose bits are set.
 fn names(kinds: u64) -> Vec<String> {
     let set = (0..u64::BITS).filter(|bit| kinds & (1 << bit) != 0);
     set.map(|bit| {
@@ -42,10 +43,10 @@ fn names(kinds: u64) -> Vec<String> {
     .collect()
 }
 
-/// Why this UCX does not reach CUDA, if so.
+/// Returns why this UCX does not support CUDA, if so.
 fn without_cuda(kinds: u64, has_module: bool) -> Option<&'static str> {
     match (kinds & (1 << UCS_MEMORY_TYPE_CUDA), has_module) {
-        (0, true) => Some("this libucp was built with CUDA, and finds none on this machine"),
+        (0, true) => Some("this libucp was built with CUDA, and found no CUDA on this machine"),
         (0, false) => Some("this libucp was built without CUDA"),
         _ => None,
     }
@@ -66,7 +67,7 @@ mod tests {
     #[test]
     fn the_note_on_cuda_names_what_lacks_it() {
         assert_eq!(without_cuda(0b1, false), Some("this libucp was built without CUDA"));
-        assert!(without_cuda(0b1, true).unwrap().contains("finds none on this machine"));
+        assert!(without_cuda(0b1, true).unwrap().contains("found no CUDA on this machine"));
         assert_eq!((without_cuda(0b11, true), without_cuda(0b11, false)), (None, None));
     }
 }

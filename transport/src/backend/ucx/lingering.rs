@@ -1,7 +1,7 @@
-//! An engine that outlives its owner for a while, if that did not destroy it.
+//! An engine that is polled for a while after its owner drops it, unless the owner destroyed it.
 //!
-//! Where an opening is given up in the middle, the peer hears of that by the handshake, and is connecting to this worker meanwhile: if it
-//! were gone at that moment, UCX 1.13 might end the peer's process.
+//! If an opening is abandoned, the handshake tells the peer, which may be connecting to this worker at that
+//! moment. If the worker were gone then, UCX 1.13 might abort the peer's process.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::platform::environment::Environment;
 
 #[derive(Debug)]
 pub(super) struct LingeringEngine {
-    /// There until this is dropped.
+    /// `Some` until this is dropped.
     engine: Option<Engine>,
     environment: Arc<dyn Environment>,
 }

@@ -1,4 +1,5 @@
-//! The line: a session's records leave as small messages, and its payload from memory to memory, by itself.
+//! The byte stream of `ucx`: a session's records leave as small messages, and its payload as packets of their
+//! own, from memory to memory.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -16,18 +17,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::wire::record::head_len;
 use crate::wire::session::{self, Packet, Session, Urgency};
 
-/// The longest packet. Small ones of others have their turn between two.
+/// The longest packet. Smaller packets of other transfers may leave between two.
 pub(super) const PACKET_LEN: usize = 1 << 20;
-/// Packets that may be under way.
+/// The most packets in flight.
 const PACKETS_MAX: usize = 8;
-/// The most bytes of records in one message, and the most messages under way.
+/// The most bytes of records in one message, and the most such messages in flight.
 const RECORDS_LEN_MAX: usize = 64 << 10;
 const RECORDS_MAX: usize = 8;
 /// The most bytes of records that leave with a packet, which delays them by no more than its eager part.
 const COALESCED_LEN_MAX: usize = 128;
 /// The most slices that are gathered at once.
 const SLICES_MAX: usize = 512;
-/// Messages that overtook others, and packets that overtook their message.
+/// The most messages that arrived out of order, and the most packets that arrived before their message.
 const EARLY_MAX: usize = 1024;
 
 const _: () = assert!(
@@ -35,11 +36,11 @@ const _: () = assert!(
     "the peer drops a header beyond that"
 );
 
-/// A link as everybody sees it.
+/// The parts of the byte stream that any thread may access.
 #[derive(Debug)]
 pub(super) struct UcxByteStream {
     pub(super) descriptor: OwnedFd,
-    /// Something is under way that goes on only if somebody polls.
+    /// Requests are in flight that complete only if a thread polls.
     pending: AtomicBool,
     /// Calls that moved data, or tried to.
     calls: AtomicU64,
@@ -47,23 +48,23 @@ pub(super) struct UcxByteStream {
     environment: Arc<dyn Environment>,
 }
 
-/// And as the holder of the poll lock does.
+/// The parts that only the holder of the poll lock accesses.
 #[derive(Debug)]
 pub(super) struct State {
     engine: LingeringEngine,
     batch: EventBatch,
-    /// What this end goes by, and what the peer's does.
+    /// This end's key, and the peer's.
     key: Key,
     peer_key: Key,
-    /// The peer opened its end.
+    /// The peer's hello has arrived.
     hello_received: bool,
-    /// Messages of records, either way, and those that overtook others.
+    /// Messages of records sent and received, and those that arrived out of order.
     sent: u64,
     taken: u64,
     out_of_order: BTreeMap<u64, Vec<u8>>,
     /// Packets whose message was not announced yet.
     early_packets: Vec<IncomingPacket>,
-    /// Under way: messages of records, packets out.
+    /// In flight: messages of records, and packets sent.
     records: usize,
     packets: usize,
     /// Memory for the next messages of records.
@@ -74,8 +75,8 @@ impl UcxByteStream {
     pub(super) fn new(state: &mut State, environment: &Arc<dyn Environment>) -> Result<Self> {
         let transports = state.engine.transports();
         let mut notes = vec![match &transports[..] {
-            [] => "UCX does not tell which transports it took".to_owned(),
-            transports => format!("UCX took {}", transports.join(", ")),
+            [] => "UCX does not report which transports it uses".to_owned(),
+            transports => format!("UCX uses {}", transports.join(", ")),
         }];
         notes.extend(is_over_posix(&transports).then(|| POSIX_NOTE.to_owned()));
         Ok(Self {
@@ -87,7 +88,7 @@ impl UcxByteStream {
         })
     }
 
-    /// Lets others see whether something is under way.
+    /// Publishes to other threads whether requests are in flight.
     fn update_pending(&self, state: &State, session: &Session) {
         let pending = !state.engine.is_idle() || session.has_packet();
         if self.pending.load(Ordering::Relaxed) != pending {
@@ -114,8 +115,8 @@ impl State {
         }
     }
 
-    /// Connects to the worker with that address, and says hello: the peer knows then that this end is open, and that the way to it
-    /// works.
+    /// Connects to the worker with that address, and sends a hello. It tells the peer that this end is open,
+    /// and that the path to it works.
     pub(super) fn connect(&mut self, address: &[u8]) -> Result<()> {
         self.engine.connect(address)?;
         match self.engine.send(&self.peer_key, Operand::Hello) {
@@ -124,14 +125,15 @@ impl State {
         }
     }
 
-    /// Whether the peer said hello and ours, if any, has left; otherwise lets UCX move. Over `rc` the way of ours may still be
-    /// made when the peer's has come, and nobody else polls until this end is open.
+    /// Returns true if the peer's hello has arrived and ours has left; otherwise makes progress. Over `rc`,
+    /// our direction may still be connecting when the peer's hello arrives, and no other thread polls until
+    /// this end is open.
     pub(super) fn is_connected(&mut self, session: &mut Session) -> Result<bool> {
         self.progress(session)?;
         Ok(self.hello_received && self.engine.is_idle())
     }
 
-    /// Lets UCX move, and sees to all that batch; whether anything did.
+    /// Makes progress and handles all events. Returns true if anything happened.
     fn progress(&mut self, session: &mut Session) -> Result<bool> {
         let progressed = self.engine.progress();
         if !self.engine.has_events() {
@@ -155,7 +157,7 @@ impl State {
         Ok(true)
     }
 
-    /// Sees to what was under way and is over; the first failure of it.
+    /// Handles the completed requests. Returns the first failure.
     fn complete(&mut self, batch: &mut EventBatch, session: &mut Session) -> Result<()> {
         let Self { engine, records, packets, spare, .. } = self;
         let mut failure = Ok(());
@@ -191,7 +193,7 @@ impl State {
         failure
     }
 
-    /// One message came. What is not for this connection is an unauthenticated peer's, and left alone.
+    /// Handles one message. A message with another key is from an unauthenticated peer, and is dropped.
     fn take(&mut self, message: Received, bytes: &[u8], session: &mut Session) -> Result<()> {
         match message {
             Received::Hello(key) => {
@@ -212,7 +214,7 @@ impl State {
         }
     }
 
-    /// Records, behind their number.
+    /// Handles records, which follow their number.
     fn take_records(&mut self, records: &[u8], session: &mut Session) -> Result<()> {
         let (number, bytes) =
             records.split_first_chunk().ok_or_else(|| corrupt("records without a number"))?;
@@ -221,15 +223,15 @@ impl State {
             return Err(corrupt("more records at once than a message takes"));
         }
         if number > self.taken {
-            // UCX promises no order among messages.
+            // UCX guarantees no order among messages.
             let is_far = number - self.taken > EARLY_MAX as u64;
             if is_far || self.out_of_order.insert(number, bytes.to_vec()).is_some() {
-                return Err(corrupt("records that are far ahead of others, or came twice"));
+                return Err(corrupt("records too far ahead, or received twice"));
             }
             return Ok(());
         }
         if number < self.taken {
-            return Err(corrupt("records that came before"));
+            return Err(corrupt("records received before"));
         }
         session.received(0, bytes)?;
         self.taken += 1;
@@ -240,7 +242,7 @@ impl State {
         Ok(())
     }
 
-    /// A packet, and before it the records that came with it.
+    /// Handles a packet, after the records coalesced with it.
     fn take_with_coalesced(&mut self, mut incoming: IncomingPacket, session: &mut Session) -> Result<()> {
         let own_len = size_of::<Key>() + session.packet_head_len();
         if let Some(records) = incoming.header.get(own_len..).filter(|records| !records.is_empty()) {
@@ -253,7 +255,7 @@ impl State {
         self.take_packet(incoming, session)
     }
 
-    /// A packet goes to where it belongs, as far as that is known.
+    /// Receives a packet into its destination, or keeps it until its message is announced.
     fn take_packet(&mut self, incoming: IncomingPacket, session: &mut Session) -> Result<()> {
         let came = session.packet_came(&incoming.header[size_of::<Key>()..], incoming.len);
         let destination = match came {
@@ -264,7 +266,7 @@ impl State {
             }
             came => {
                 self.engine.release(incoming);
-                return came.and(Err(corrupt("too much payload of messages that did not come")));
+                return came.and(Err(corrupt("too many packets of unannounced messages")));
             }
         };
         match self.engine.receive(incoming, destination) {
@@ -278,7 +280,7 @@ impl State {
         }
     }
 
-    /// Packets that came before their message.
+    /// Receives the packets that arrived before their message.
     fn take_early(&mut self, session: &mut Session) -> Result<()> {
         let mut early = std::mem::take(&mut self.early_packets).into_iter();
         let taken = early.try_for_each(|incoming| self.take_packet(incoming, session));
@@ -286,8 +288,8 @@ impl State {
         taken
     }
 
-    /// Sends records that are no less urgent than `least`, as far as there is room; whether any left. A few leave with the next packet,
-    /// if there is one: a message the less.
+    /// Sends records at least as urgent as `least`, as far as there is room. A few records leave with the
+    /// next packet, if there is one, which saves a message. Returns true if any left.
     fn send_records(&mut self, session: &mut Session, least: Urgency) -> Result<bool> {
         let mut moved = false;
         while self.records < RECORDS_MAX && session.is_due(least) {
@@ -324,18 +326,18 @@ impl State {
         Ok(moved)
     }
 
-    /// Memory for the next.
+    /// Keeps memory for the next message.
     fn recycle(&mut self, mut bytes: Vec<u8>) {
         bytes.clear();
         self.spare.push(bytes);
     }
 
-    /// The next packet, if it may leave.
+    /// Returns the next packet, if it may leave.
     fn next_packet(&self, session: &mut Session) -> Option<Packet> {
         if self.packets < PACKETS_MAX { session.next_packet() } else { None }
     }
 
-    /// Sends packets, as far as there is room; whether any left.
+    /// Sends packets, as far as there is room. Returns true if any left.
     fn send_packets(&mut self, session: &mut Session) -> Result<bool> {
         let mut moved = false;
         while let Some(packet) = self.next_packet(session) {
@@ -345,7 +347,7 @@ impl State {
         Ok(moved)
     }
 
-    /// Sends one, and the `coalesced` of records behind its head.
+    /// Sends one packet, with the `coalesced` records after its head.
     fn send_packet(&mut self, session: &mut Session, packet: Packet, coalesced: &[u8]) -> Result<()> {
         let mut header = Header::from_slice(&self.peer_key);
         header.extend_from_slice(&packet.head);
@@ -386,7 +388,7 @@ impl ByteStream for UcxByteStream {
         self.pending.load(Ordering::Acquire)
     }
 
-    /// What UCX has of ours comes back soon, on the driver; everything else waits for that too.
+    /// UCX returns the memory in flight soon, on the driver; everything else waits for that too.
     fn tear_down(&self, mut state: State, session: Session, why: &Error) {
         self.pending.store(false, Ordering::Release);
         state.early_packets.drain(..).for_each(|incoming| state.engine.release(incoming));
@@ -405,8 +407,8 @@ impl ByteStream for UcxByteStream {
     }
 
     fn source(&self) -> Source<'_> {
-        // Where a caller leaves with something under way, the next goes on with it, or the driver at its next look: arming the driver
-        // for it each time would have it poll beside the callers.
+        // If a caller returns with requests in flight, the next caller or the driver's sweep polls them.
+        // Arming the driver for them each time would make it poll concurrently with the callers.
         Source { descriptor: self.descriptor.as_fd(), writable: false, doorbell: true }
     }
 
@@ -423,23 +425,23 @@ impl ByteStream for UcxByteStream {
     }
 }
 
-/// A link that ended, until UCX has given everything back.
+/// A link that has ended, until UCX has returned all memory in flight.
 #[derive(Debug)]
 struct ClosingLink {
     state: State,
-    /// Until it has given up.
+    /// `None` once it has given up.
     session: Option<Session>,
     why: Error,
 }
 
 impl ClosingLink {
-    /// Whether nothing is with UCX; otherwise lets it move.
+    /// Returns true if no request is in flight; otherwise makes progress.
     fn is_idle(&mut self) -> bool {
         let Self { state, session: Some(session), .. } = self else { return true };
         state.engine.progress();
         let mut batch = std::mem::take(&mut state.batch);
         state.engine.take_events(&mut batch);
-        // It has failed already.
+        // The session has failed already.
         let _ = state.complete(&mut batch, session);
         for message in batch.received.drain(..) {
             if let Received::Packet(incoming) = message {
@@ -463,7 +465,7 @@ impl Drop for ClosingLink {
         if state.engine.is_idle() {
             session.give_up(why);
         } else {
-            // The process ends, and UCX keeps what it has: nobody is given that memory back.
+            // The process is exiting, and UCX keeps what it has: that memory is not returned.
             std::mem::forget(session);
         }
     }

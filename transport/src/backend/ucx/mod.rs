@@ -1,7 +1,8 @@
-//! `ucx`: over the UCX that is there at run time, with whatever transports it has.
+//! `ucx`: over the UCX library that is installed at run time, with all transports that it has.
 //!
-//! A session's records leave as active messages, and its payload by rendezvous, from memory to memory. The handshake
-//! tells each end the other's worker address (docs/ucx.md); the control stream tells of a lost peer.
+//! A session's records leave as active messages, and its payload by rendezvous, from memory to memory. In the
+//! handshake each end sends the other its worker address (docs/ucx.md). The control stream detects a lost
+//! peer.
 
 mod context;
 mod engine;
@@ -38,11 +39,12 @@ use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 use crate::wire::session::Session;
 
-/// How often an end that waits for the other polls, and how many times it polls at once before.
+/// How often an end polls while it waits for the other's hello, and the number of polls without a pause
+/// before that.
 const SWEEP_EVERY: Duration = Duration::from_micros(500);
 const SPIN_POLLS: u32 = 200;
 
-/// How long the acceptor leaves it to the connector to begin.
+/// The time for which the acceptor waits for the connector to connect first.
 const CONNECTOR_FIRST_TIME: Duration = Duration::from_millis(250);
 
 const CAPS: Caps = Caps::ONE_SIDED
@@ -52,14 +54,14 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::NAMED_DESTINATION)
     .union(Caps::FLOW_CONTROL);
 
-/// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for it for ever.
+/// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for that thread for ever.
 static UCX_PROCESS: OnceLock<Process> = OnceLock::new();
 
 /// The UCX backend.
 #[derive(Debug, Default)]
 pub struct Ucx {
     library: Option<PathBuf>,
-    /// One for each set of settings.
+    /// One context for each set of settings.
     contexts: Mutex<Vec<(Settings, Arc<Context>)>>,
 }
 
@@ -67,18 +69,18 @@ pub struct Ucx {
 type Settings = Vec<(String, String)>;
 
 impl Ucx {
-    /// The same with the `libucp` of this file, instead of the one that the process has or the loader finds. A process can
-    /// have one only.
+    /// Uses the `libucp` in this file instead of the one already loaded or found by the loader. A process can
+    /// have only one `libucp`.
     pub fn library(mut self, path: impl Into<PathBuf>) -> Self {
         self.library = Some(path.into());
         self
     }
 
-    /// What UCX is told for connections of this address: the address's settings, and ours where neither the address nor the
-    /// environment chose.
+    /// Returns the UCX settings for connections of this address: the address's settings, and Towline's
+    /// defaults for those that neither the address nor the environment sets.
     ///
     /// # Errors
-    /// `Unavailable` without a UCX, `Invalid` for a setting that it does not know.
+    /// `Unavailable` without a UCX, `Invalid` for a setting that it does not have.
     pub fn settings(&self, address: &Address) -> Result<Vec<(String, String)>> {
         self.settings_in_force(settings_of(address)).map(|(_, settings)| settings)
     }
@@ -91,7 +93,7 @@ impl Ucx {
         self.library_here().map_err(|why| Error::new(ErrorKind::Unavailable, why.to_string()))
     }
 
-    /// These settings of an address, with what stands in for the others.
+    /// Returns the library, and these settings of an address completed with the defaults.
     fn settings_in_force(&self, settings: Settings) -> Result<(&'static Library, Settings)> {
         let ucx = self.ucx()?;
         settings::check(ucx, &settings)?;
@@ -99,7 +101,7 @@ impl Ucx {
         Ok((ucx, settings::with_defaults(&settings, in_environment)))
     }
 
-    /// The context with these settings.
+    /// Returns the context with these settings.
     fn context(&self, settings: Settings) -> Result<Arc<Context>> {
         let mut contexts = self.contexts.lock();
         if let Some((_, context)) = contexts.iter().find(|(known, _)| *known == settings) {
@@ -112,14 +114,15 @@ impl Ucx {
         Ok(context)
     }
 
-    /// The context for an address, and for peers of this host or others, unless what it uses would end this process.
+    /// Returns the context for an address and for peers of this host or of others. Fails if its transports
+    /// could abort this process.
     fn context_of(&self, address: &Address, within_host: bool) -> Result<Arc<Context>> {
         let context = self.context(settings_of(address))?;
         context.check(within_host, allows_any(address))?;
         Ok(context)
     }
 
-    /// What the peer told of its end, which is refused if the two are not of one kind.
+    /// Returns the peer's endpoint info, or an error if the two versions do not work together.
     fn peer(&self, context: &LinkContext) -> Result<EndpointInfo> {
         let (ours, theirs) = (self.ucx()?.version(), EndpointInfo::decode(&context.peer_info)?);
         let (connector, acceptor) = match context.role {
@@ -138,7 +141,7 @@ impl Backend for Ucx {
 
     fn probe(&self) -> Probe {
         if UCX_PROCESS.get().is_some_and(|user| !user.is_this()) {
-            let why = "this process was forked from one that uses UCX, which does not survive that";
+            let why = "this process was forked from one that uses UCX, which does not survive a fork";
             let remedy = "open the first endpoint after the fork, or start processes by spawn";
             return Probe::Unavailable { reason: why.to_owned(), remedy: remedy.to_owned() };
         }
@@ -166,7 +169,7 @@ impl Backend for Ucx {
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        // Unauthenticated peers need not know which UCX this is, nor is it looked for before a peer wants it.
+        // Unauthenticated peers do not learn the version of UCX, and it is not loaded before a peer wants it.
         Ok(Vec::new())
     }
 
@@ -174,18 +177,18 @@ impl Backend for Ucx {
         Ok(())
     }
 
-    /// Loading UCX changes a process (threads, hooks in its memory), and a second copy hangs it: that is for who asks for it, has it
-    /// already, or has hardware that needs it.
+    /// Loading UCX changes a process (threads, hooks in its memory), and a second copy hangs it. So UCX is
+    /// used if the address asks for it, if it is loaded already, or if hardware needs it.
     fn preference(&self) -> Preference {
         if UCX_PROCESS.get().is_some_and(|user| !user.is_this()) {
             return Preference::Aside(
-                "this process was forked from one that uses UCX, which does not survive that".into(),
+                "this process was forked from one that uses UCX, which does not survive a fork".into(),
             );
         }
         if self.library.is_some() || Library::is_loaded() || has_rdma_device() {
             return Preference::Probed;
         }
-        let why = "this machine has no RDMA device, and over sockets tcp does what UCX would: ucx://host:port asks for it";
+        let why = "this machine has no RDMA device, and over sockets UCX gains nothing over tcp: ucx://host:port forces it";
         Preference::Aside(why.into())
     }
 
@@ -223,8 +226,8 @@ async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
     let engine = engine.ok_or_else(missing)?.into_inner();
     let mut session = Streamed::<UcxByteStream>::session(context).in_packets(PACKET_LEN);
     let mut state = State::new(LingeringEngine::new(engine, &context.environment), keys(context));
-    // One of the two begins: where both connect to each other at the same time, UCX 1.13 may lose one of the ways over tcp. Where only
-    // the other way leads anywhere, the second begins after a while.
+    // The connector connects first: if both connect at the same time, UCX 1.13 may lose one direction over
+    // tcp. If only the acceptor's direction works, the acceptor connects after a while.
     if context.role == Role::Acceptor {
         let by = context.environment.now() + CONNECTOR_FIRST_TIME;
         let hello_received = wait_until_connected(&mut state, &mut session, &context.environment);
@@ -236,7 +239,7 @@ async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
     Ok(Opened::new(Streamed::open(stream, state, session, CAPS, context)))
 }
 
-/// Waits until the peer has said hello.
+/// Waits until the peer's hello has arrived.
 async fn wait_until_connected(
     state: &mut State,
     session: &mut Session,
@@ -259,7 +262,7 @@ fn has_rdma_device() -> bool {
     fs::read_dir("/sys/class/infiniband").is_ok_and(|mut devices| devices.next().is_some())
 }
 
-/// Whether the address allows versions of UCX that are refused otherwise.
+/// Returns true if the address allows versions of UCX that are refused otherwise.
 fn allows_any(address: &Address) -> bool {
     address.option("versions") == Some("any")
 }
@@ -268,7 +271,7 @@ fn settings_of(address: &Address) -> Settings {
     address.settings().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
-/// What this end goes by, and what the peer's does: known to nobody who was not at the handshake.
+/// Returns this end's key and the peer's, which only the two ends of the handshake know.
 fn keys(context: &LinkContext) -> (Key, Key) {
     let key = AttachKey::new(context.secret);
     let key_of = |role: Role| {

@@ -1,30 +1,33 @@
-//! What UCX is told where nobody says otherwise, and what an address may tell it.
+//! UCX settings: Towline's defaults, and those that an address may set.
 
 use ucx_sys::{Library, Setting};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Ours, and why. What the user has in the environment, or in the address, wins. Those of some transports are left out where `TLS`
-/// names none of these: UCX warns of a setting that nothing reads.
+/// The defaults, with the transports that read them. The environment and the address take precedence. A
+/// setting is left out if `TLS` names none of its transports, since UCX warns of settings that nothing reads.
 const DEFAULTS: [(&str, &str, Option<&[&str]>); 4] = [
-    // posix has a name in the file system while its pages are made, and who is killed then leaves them there. sysv does as much.
+    // posix has names in the file system while its pages are allocated, and a process killed then leaves them
+    // there. sysv serves as well.
     ("TLS", "^posix", None),
-    // What a socket gives at once: a packet of 64 KiB fits with its headers, and a longer one takes a quarter of the calls.
+    // The most that one socket read returns: a packet of 64 KiB fits with its headers, and a longer one takes
+    // a quarter of the calls.
     ("TCP_RX_SEG_SIZE", "256k", Some(&["all", "tcp"])),
-    // Endpoints that report a lost peer may use shared memory all the same; a lost peer is told by the control stream.
+    // Allows shared memory for endpoints with peer error handling; the control stream detects a lost peer.
     ("MM_ERROR_HANDLING", "y", Some(&["all", "sm", "shm", "mm", "posix", "sysv"])),
-    // The control stream tells of a silent peer, in a stated time.
+    // The control stream detects a silent peer, in a stated time.
     ("KEEPALIVE_INTERVAL", "inf", None),
 ];
 
-/// Refuses a setting that this UCX has not got, or cannot be told by name, which some versions accept without effect.
+/// Refuses a setting that this UCX does not have, or that cannot be set by name, which some versions accept
+/// without effect.
 pub(super) fn check(ucx: &Library, settings: &[(String, String)]) -> Result<()> {
     let version = ucx.version();
     settings.iter().try_for_each(|(name, value)| {
         let why = match ucx.setting(name) {
             Setting::Named(_) => return Ok(()),
             Setting::OfProcess(inherited) => format!(
-                "UCX {version} takes no {name} for one endpoint: say {}UCX_{name}={value} in the environment, or use UCX 1.17 or later",
+                "UCX {version} cannot set {name} for one endpoint: set {}UCX_{name}={value} in the environment, or use UCX 1.17 or later",
                 inherited.iter().map(|other| format!("{other}, for all transports that have it, or ")).collect::<String>()
             ),
             Setting::Unknown => {
@@ -35,7 +38,7 @@ pub(super) fn check(ucx: &Library, settings: &[(String, String)]) -> Result<()> 
     })
 }
 
-/// What this UCX calls a setting where it is told by name.
+/// Returns the name by which this UCX takes a setting.
 pub(super) fn name_for(ucx: &Library, name: &str) -> String {
     match ucx.setting(name) {
         Setting::Named(name) => name,
@@ -43,8 +46,8 @@ pub(super) fn name_for(ucx: &Library, name: &str) -> String {
     }
 }
 
-/// Settings for a context: the defaults, but for those that somebody chose, and those of the address. `environment` tells what
-/// the user has there for a setting.
+/// Returns the settings for a context: the defaults that neither the address nor the environment sets, and
+/// the address's own. `environment` returns the user's value of a setting.
 pub(super) fn with_defaults(
     settings: &[(String, String)],
     environment: impl Fn(&str) -> Option<String>,
@@ -65,7 +68,7 @@ pub(super) fn with_defaults(
 mod tests {
     use super::*;
 
-    /// As they come out, for these in the environment and these in the address.
+    /// Returns the settings for these in the environment and these in the address.
     fn in_force(environment: &[(&str, &str)], address: &[(&str, &str)]) -> Vec<String> {
         let address: Vec<_> =
             address.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();

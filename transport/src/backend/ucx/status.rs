@@ -1,4 +1,4 @@
-//! What UCX's statuses mean to a caller.
+//! Maps UCX statuses to error kinds.
 
 use ucx_sys::{
     UCS_ERR_BUFFER_TOO_SMALL, UCS_ERR_CANCELED, UCS_ERR_CONNECTION_RESET, UCS_ERR_ENDPOINT_TIMEOUT,
@@ -11,7 +11,7 @@ use ucx_sys::{
 
 use crate::error::ErrorKind;
 
-/// A peer that dies shows itself by any of these, depending on transport and version, and on what was in flight.
+/// The statuses of a lost peer. Which one occurs depends on transport, version and the requests in flight.
 const LOST: [ucs_status_t; 9] = [
     UCS_ERR_IO_ERROR,
     UCS_ERR_CANCELED,
@@ -24,7 +24,7 @@ const LOST: [ucs_status_t; 9] = [
     UCS_ERR_MESSAGE_TRUNCATED,
 ];
 
-/// What a connection that is up reports.
+/// Returns the kind for a status on an open connection.
 pub(super) fn kind(status: ucs_status_t) -> ErrorKind {
     match status {
         status if LOST.contains(&status) => ErrorKind::PeerLost,
@@ -37,7 +37,7 @@ pub(super) fn kind(status: ucs_status_t) -> ErrorKind {
     }
 }
 
-/// The same of one that is being opened, where nobody is lost yet.
+/// Returns the kind for a status while opening, when no peer can be lost yet.
 pub(super) fn opening_kind(status: ucs_status_t) -> ErrorKind {
     match status {
         UCS_ERR_UNREACHABLE | UCS_ERR_INVALID_ADDR | UCS_ERR_NO_DEVICE => ErrorKind::Unavailable,
