@@ -17,7 +17,7 @@ cases! {
 }
 
 /// What shared memory says where the two have no network in common.
-const NOT_FOUND: &str = "its socket is not to be found from here";
+const NOT_FOUND: &str = "its socket is not visible from here";
 /// The user whom a namespace shows for all that it has no name for.
 const NOBODY: u32 = 65_534;
 

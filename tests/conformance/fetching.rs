@@ -45,7 +45,7 @@ const LARGE: usize = 256 << 10;
 const PART: usize = 512 << 10;
 /// The protocol's own bytes count as copied too.
 const WORDS: u64 = 4096;
-const SEEN: &str = "are copied once, out of the peer's memory";
+const SEEN: &str = "are copied once, from the peer's memory";
 
 async fn land(connection: &Connection) -> towline::Result<Message> {
     let incoming = soon("incoming", connection.incoming()).await?;
@@ -476,7 +476,7 @@ async fn a_canary_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'st
         let (opened, ()) = tokio::join!(opening, others);
         let (sharer, connection) = opened.expect("it shares memory all the same");
         let why = note(&connection).await;
-        let said = ["did not answer within 250 ms", "8 reads of other memory do not return"];
+        let said = ["took more than 250 ms", "8 reads of other processes have not returned"];
         assert!(why.contains("twice") && said.iter().any(|said| why.contains(said)), "{why}");
         preference.push((sharer, connection));
     }

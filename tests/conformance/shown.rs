@@ -55,10 +55,10 @@ fn shown(sharer: &Sharer, number: u32, descriptors: impl IntoIterator<Item = Own
 type Violation = fn(&Sharer);
 
 const VIOLATIONS: &[(&str, &str, Violation)] = &[
-    ("nothing", "not shown", |_| ()),
-    ("another segment", "not shown", |sharer| shown(sharer, 2, [segment()])),
-    ("no descriptor", "withdrew a segment that was not shown", |sharer| shown(sharer, 1, [])),
-    ("a segment that it withdraws twice", "withdrew a segment that was not shown", |sharer| {
+    ("nothing", "not exported", |_| ()),
+    ("another segment", "not exported", |sharer| shown(sharer, 2, [segment()])),
+    ("no descriptor", "retracted a segment that was not exported", |sharer| shown(sharer, 1, [])),
+    ("a segment that it withdraws twice", "retracted a segment that was not exported", |sharer| {
         shown(sharer, 2, [segment()]);
         shown(sharer, 2, []);
         shown(sharer, 2, []);
@@ -67,7 +67,7 @@ const VIOLATIONS: &[(&str, &str, Violation)] = &[
         shown(sharer, 2, [segment()]);
         shown(sharer, 2, [segment()]);
     }),
-    ("half a number", "no segment", |sharer| show(&sharer.attach, &[1, 0], &[segment()])),
+    ("half a number", "not a segment", |sharer| show(&sharer.attach, &[1, 0], &[segment()])),
     ("a pipe for a segment", "it is no memfd", |sharer| shown(sharer, 1, [pipe()])),
     ("a segment that may shrink", "not sealed against shrinking", |sharer| {
         let open = Segment::open(8192);
@@ -95,19 +95,21 @@ const VIOLATIONS: &[(&str, &str, Violation)] = &[
     ("a device for a segment", "it is no memfd", |sharer| {
         shown(sharer, 1, [File::open("/dev/zero").unwrap().into()]);
     }),
-    ("a segment for a pipe", "no pipe to write to", |sharer| shown(sharer, 1, [segment(), segment()])),
-    ("a device for a pipe", "no pipe to write to", |sharer| {
+    ("a segment for a pipe", "not the write end of a pipe", |sharer| {
+        shown(sharer, 1, [segment(), segment()])
+    }),
+    ("a device for a pipe", "not the write end of a pipe", |sharer| {
         let device = File::options().write(true).open("/dev/null").unwrap();
         shown(sharer, 1, [segment(), pipe(), device.into()]);
     }),
-    ("the wrong end of a pipe", "no pipe to write to", |sharer| {
+    ("the wrong end of a pipe", "not the write end of a pipe", |sharer| {
         let [reading, _] = ends();
         shown(sharer, 1, [segment(), pipe(), pipe(), reading]);
     }),
-    ("a pipe too many", "no segment", |sharer| {
+    ("a pipe too many", "not a segment", |sharer| {
         shown(sharer, 1, [segment(), pipe(), pipe(), pipe(), pipe()]);
     }),
-    ("all that a message can show", "no segment", |sharer| {
+    ("all that a message can show", "not a segment", |sharer| {
         shown(sharer, 1, [segment()].into_iter().chain((0..7).map(|_| pipe())));
     }),
     ("too many segments", "too many segments", |sharer| {

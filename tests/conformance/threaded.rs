@@ -158,7 +158,7 @@ fn serve(commands: mpsc::Receiver<Command>) {
                 None => perform(&mut ends, side, op),
             },
             Command::End(side, why) => {
-                let lost = Error::new(ErrorKind::PeerLost, "the peer gave the connection up");
+                let lost = Error::new(ErrorKind::PeerLost, "the peer dropped the connection");
                 end(&mut ends, side, why, lost);
             }
         }

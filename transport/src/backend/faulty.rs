@@ -1,4 +1,4 @@
-//! A backend that fails on purpose: the n-th call into it, whatever that is. For tests of everything above the seam.
+//! A backend wrapper that injects one fault: the n-th call fails. For tests of all layers above the backends.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,27 +11,27 @@ use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::Environment;
 
-/// Wraps a backend; the `n`-th call into it, or into any of its links, fails. Count `n` up until a run ends with
-/// [`fired`](Faults::fired) still false: then every call has failed once.
+/// Wraps a backend so that the `n`-th call into it, or into any of its links, fails. A test increases `n`
+/// until a run ends with [`fired`](Faults::fired) still false: then every call has failed once.
 #[derive(Clone, Debug)]
 pub struct Faulty {
     backend: Arc<dyn Backend>,
     faults: Faults,
 }
 
-/// The countdown to the one fault.
+/// The countdown to the fault.
 #[derive(Clone, Debug)]
 pub struct Faults {
     calls_left: Arc<AtomicU64>,
 }
 
 impl Faults {
-    /// The `n`-th call from now fails, counting from 1.
+    /// Fails the `n`-th call from now, counting from 1.
     pub fn nth(n: u64) -> Self {
         Self { calls_left: Arc::new(AtomicU64::new(n)) }
     }
 
-    /// Whether the fault was injected.
+    /// Returns true if the fault was injected.
     pub fn fired(&self) -> bool {
         self.calls_left.load(Ordering::Acquire) == 0
     }
@@ -46,7 +46,7 @@ impl Faults {
 }
 
 impl Faulty {
-    /// `backend`, failing as `faults` say.
+    /// Wraps `backend` with `faults`.
     pub fn over(backend: Arc<dyn Backend>, faults: Faults) -> Arc<dyn Backend> {
         Arc::new(Self { backend, faults })
     }
@@ -127,7 +127,7 @@ impl Backend for Faulty {
     }
 }
 
-/// A failing operation fails alone; a failing poll costs the link.
+/// A link whose submits and polls may fail. A failed submit fails its operation; a failed poll ends the link.
 #[derive(Debug)]
 struct FaultyLink {
     link: Arc<dyn Link>,
@@ -140,7 +140,7 @@ impl Link for FaultyLink {
     }
 
     fn submit(&self, op: Op) {
-        // Words and wishes cannot fail alone.
+        // These operations have no result that could fail.
         if matches!(op, Op::Ack { .. } | Op::Expect { .. }) {
             return self.link.submit(op);
         }
@@ -152,7 +152,7 @@ impl Link for FaultyLink {
 
     fn progress(&self) -> Progress {
         let progress = self.link.progress();
-        // Only polls that move something count: how many others there are is a matter of time.
+        // Only polls that move data count: the number of other polls depends on timing.
         if progress == Progress::Moved
             && let Err(error) = self.faults.count_call("progress")
         {

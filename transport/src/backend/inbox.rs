@@ -1,4 +1,4 @@
-//! Where a link leaves what the peer sent, in order, and its own end.
+//! The queue in which a link announces the peer's messages, in order, and its own end.
 
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::platform::mutex::Mutex;
 use crate::transfer::message::Announced;
 
-/// Announced messages, oldest first, and after them the link's end.
+/// Announced messages, oldest first, and then the link's end.
 #[derive(Debug, Default)]
 pub struct Inbox {
     state: Mutex<State>,
-    /// It parted, or ended.
+    /// Notified when the link drains or ends.
     changed: Notify,
 }
 
@@ -32,7 +32,7 @@ impl Inbox {
         self.announce_all([announced]);
     }
 
-    /// Adds messages that came together.
+    /// Adds messages that arrived together.
     pub(crate) fn announce_all(&self, announced: impl IntoIterator<Item = Announced>) {
         let mut state = self.lock();
         if state.end.is_none() {
@@ -41,9 +41,10 @@ impl Inbox {
         wake(state);
     }
 
-    /// Says that all of the peer's has come and all of ours has left, in good order: the link is not needed any more once the
-    /// peer says the same. The handshake then ends it with `why`, at the latest after a second. For links beside the handshake's stream,
-    /// whose last words may else be overtaken by its end. Only the first word counts, and none after the end.
+    /// Declares the link drained: everything from the peer has arrived and everything of ours has left. Once
+    /// the peer declares the same, the handshake ends the link with `why`, after one second at the latest.
+    /// For links alongside the handshake's stream, whose last records that stream's end could otherwise
+    /// overtake. Only the first call counts, and none after the end.
     pub fn drain(&self, why: Error) {
         let mut state = self.lock();
         if state.end.is_none() {
@@ -53,7 +54,8 @@ impl Inbox {
         self.changed.notify_waiters();
     }
 
-    /// Says that nothing more will come, and why. What was announced can still be taken; only the first word counts.
+    /// Ends the inbox with `why`: nothing more is announced. Messages announced before can still be taken.
+    /// Only the first call counts.
     pub fn end(&self, why: Error) {
         let mut state = self.lock();
         state.end.get_or_insert(why);
@@ -61,7 +63,7 @@ impl Inbox {
         self.changed.notify_waiters();
     }
 
-    /// Waits until the link parts, and tells why; `None` if it ended instead.
+    /// Waits until the link drains, and returns the reason; `None` if it ended instead.
     pub(crate) async fn until_draining(&self) -> Option<Error> {
         self.until(|state| match state.end {
             Some(_) => Some(None),
@@ -87,12 +89,12 @@ impl Inbox {
         }
     }
 
-    /// Why nothing more will come, if that is so.
+    /// Returns the reason of the end, if the link has ended.
     pub fn ended(&self) -> Option<Error> {
         self.lock().end.clone()
     }
 
-    /// The next message, or the end; otherwise remembers whom to wake.
+    /// Returns the next message, or the end; otherwise stores the waker.
     pub(crate) fn poll_take(&self, cx: &mut Context<'_>) -> Poll<Result<Announced>> {
         let mut state = self.lock();
         if let Some(announced) = state.queue.pop_front() {

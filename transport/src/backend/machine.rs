@@ -1,6 +1,6 @@
-//! What this machine does, by a probe of a few milliseconds, once per process: what predictions are made of.
+//! Measures this machine in a few milliseconds, once per process. Predictions are derived from these figures.
 //!
-//! The probe waits as connections do by default: it spins for 50 µs, then sleeps.
+//! The measurement waits as connections do by default: it spins for 50 µs, then sleeps.
 
 use std::hint::{black_box, spin_loop};
 use std::io::{self, ErrorKind, Read, Write};
@@ -13,23 +13,23 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::oneshot;
 
-/// What each of the four parts takes; with what starts and ends them, the whole stays below 50 ms.
+/// The duration of each of the four measurements. With start and end, all of them take less than 50 ms.
 const MEASURE_TIME: Duration = Duration::from_millis(8);
-/// A part that hears nothing for so long has no result.
+/// A measurement that receives nothing for this long has no result.
 const WAIT_MAX: Duration = Duration::from_millis(20);
 const SPIN_MAX: Duration = Duration::from_micros(50);
 const DATA_LEN: usize = 1 << 20;
 
-/// What this machine does, for [`Backend::predict`](super::Backend::predict).
+/// The measured speed of this machine, for [`Backend::predict`](super::Backend::predict).
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Machine {
-    /// What one thread copies from warm memory to warm memory, 1 MiB at a time, in 10^9 bytes per second.
+    /// One thread's copy rate from warm memory to warm memory, 1 MiB at a time, in 10^9 bytes per second.
     pub copy_gb_per_s: f64,
-    /// What it takes until another thread, which waits for it, has seen a shared, in microseconds. `None` where no thread could
-    /// be started.
+    /// The time until a waiting thread sees a value stored by another thread, in microseconds. `None` where
+    /// no thread could be started.
     pub hand_off_us: Option<f64>,
-    /// A bare TCP socket over loopback; `None` where there is none to be had.
+    /// A plain TCP socket over loopback; `None` where none could be opened.
     pub loopback: Option<Speed>,
 }
 
@@ -43,21 +43,22 @@ pub struct Speed {
 }
 
 impl Machine {
-    /// The process's first call measures, which takes at most 50 ms on an idle machine; every other waits for it, or has it at once.
+    /// Returns the measurements. The process's first call takes them, in at most 50 ms on an idle machine.
+    /// Concurrent calls wait for it; later calls return at once.
     ///
-    /// The clock and the threads are the real ones, under simulation too: this is a fact of the process.
+    /// Uses the real clock and real threads, under simulation too: the result belongs to the process.
     pub fn measured() -> &'static Self {
         MACHINE.get_or_init(Self::measure)
     }
 
-    /// The same, without holding up the caller's executor.
+    /// Like [`measured`](Self::measured), without blocking the caller's executor.
     pub(crate) async fn measured_async() -> &'static Self {
         if let Some(machine) = MACHINE.get() {
             return machine;
         }
         let (sender, receiver) = oneshot::channel();
         let probing = Builder::new().name("towline-probe".into()).spawn(move || {
-            // Who asked may have given up.
+            // The caller may have given up.
             let _ = sender.send(Self::measured());
         });
         match probing {
@@ -84,7 +85,7 @@ fn copy() -> f64 {
     took_us.map_or(0.0, |us| gb_per_s(DATA_LEN, us))
 }
 
-/// Half the time that a shared takes to another thread and back.
+/// Returns half the time in which a value travels to another thread and back.
 fn hand_off() -> io::Result<f64> {
     let (shared, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let local = thread::current();
@@ -114,7 +115,7 @@ fn publish(shared: &AtomicU64, value: u64, to: &Thread) {
     to.unpark();
 }
 
-/// Waits until `shared` is `awaited`; false if all is over before, or nothing is value for too long.
+/// Waits until `shared` is `awaited`. Returns false if `stop` is set first, or after [`WAIT_MAX`].
 fn await_value(shared: &AtomicU64, awaited: u64, stop: Option<&AtomicBool>) -> bool {
     let begin = Instant::now();
     while shared.load(Ordering::Acquire) != awaited {
@@ -131,7 +132,7 @@ fn await_value(shared: &AtomicU64, awaited: u64, stop: Option<&AtomicBool>) -> b
     true
 }
 
-/// The time of 8 bytes there and back over a bare socket.
+/// Returns the round-trip time of 8 bytes over a plain socket.
 fn round_trip() -> io::Result<f64> {
     let (local, remote) = sockets()?;
     for end in [&local, &remote] {
@@ -153,13 +154,13 @@ fn round_trip() -> io::Result<f64> {
             (&local).write_all(&message)?;
             read_soon(&local, &mut message).map(|_| ())
         });
-        // The other thread sees the end at once, and need not wait for it.
+        // The other thread sees the end at once; this thread need not wait for it.
         let _ = local.shutdown(Shutdown::Both);
         round_trip_us
     })
 }
 
-/// What arrives of a stream of 1 MiB writes over a bare socket.
+/// Returns the receive rate of a stream of 1 MiB writes over a plain socket.
 fn stream() -> io::Result<f64> {
     let (local, mut remote) = sockets()?;
     local.set_write_timeout(Some(WAIT_MAX))?;
@@ -168,12 +169,12 @@ fn stream() -> io::Result<f64> {
         let send = move || {
             let mut local = local;
             let (data, begin) = (vec![1u8; DATA_LEN], Instant::now());
-            // The end of the socket, which is dropped here, is the end of the stream.
+            // Dropping the socket at the end of this closure ends the stream.
             while begin.elapsed() < MEASURE_TIME && local.write_all(&data).is_ok() {}
         };
         Builder::new().name("towline-probe".into()).spawn_scoped(scope, send)?;
         let mut destination = vec![0; DATA_LEN];
-        // What warms up does not count.
+        // The first read warms up and does not count.
         remote.read_exact(&mut destination)?;
         let (begin, mut len) = (Instant::now(), 0);
         loop {
@@ -186,7 +187,7 @@ fn stream() -> io::Result<f64> {
     })
 }
 
-/// Two ends of one connection over loopback, and nobody else's.
+/// Returns both ends of one loopback connection, after checking that the accepted end is the other one's.
 fn sockets() -> io::Result<(TcpStream, TcpStream)> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let local = TcpStream::connect(listener.local_addr()?)?;
@@ -207,13 +208,13 @@ fn read_soon(mut socket: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
         }
         if waited > SPIN_MAX {
             let limit = Timespec { tv_sec: 0, tv_nsec: WAIT_MAX.as_nanos() as _ };
-            // Interrupted or not: the next look tells.
+            // The next read decides, whether the call was interrupted or not.
             let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&limit));
         }
     }
 }
 
-/// The median time of `work`, done again and again for the time of a part.
+/// Returns the median time of `work`, repeated for [`MEASURE_TIME`].
 fn median_us(mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
     let (begin, mut times_ns) = (Instant::now(), Vec::new());
     while begin.elapsed() < MEASURE_TIME {
@@ -224,13 +225,13 @@ fn median_us(mut work: impl FnMut() -> io::Result<()>) -> io::Result<f64> {
     Ok(median(&mut times_ns) / 1e3)
 }
 
-/// The middle of `times`, zero where there are none.
+/// Returns the median of `times`, or zero if there are none.
 pub(crate) fn median(times: &mut [u64]) -> f64 {
     times.sort_unstable();
     times.get(times.len() / 2).map_or(0.0, |time| *time as f64)
 }
 
-/// `len` bytes in `us` microseconds.
+/// Returns the rate of `len` bytes in `us` microseconds.
 pub(crate) fn gb_per_s(len: usize, us: f64) -> f64 {
     len as f64 / 1e3 / us.max(1e-3)
 }

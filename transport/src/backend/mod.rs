@@ -1,15 +1,16 @@
-//! The seam: what one transport technology must offer. This file is the contract; `mem` is its reference.
+//! The transport interface: what each backend implements. This file is the contract, and `mem` is the
+//! reference implementation.
 //!
-//! A [`Backend`] is a technology, a [`Link`] one data path to one peer. A link takes [`Op`]s, which own their memory and
-//! end exactly once, and announces what the peer sent through its [`Inbox`], in order. It moves either by itself or
-//! inside [`Link::progress`], never both.
+//! A [`Backend`] is a transport technology. A [`Link`] is one data path to one peer. A link takes [`Op`]s,
+//! which own their memory and end exactly once. It announces the peer's messages in order through its
+//! [`Inbox`]. A link makes progress either by itself or inside [`Link::progress`], never both.
 //!
 //! ```
 //! use std::sync::Arc;
 //! use towline::Endpoint;
 //! use towline::backend::{Backend, Probe, mem::Mem, tcp::Tcp};
 //!
-//! // An endpoint with a choice of its own, in the order of preference.
+//! // An endpoint with its own list of backends, in order of preference.
 //! let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Mem), Arc::new(Tcp)];
 //! assert!(backends.iter().all(|backend| matches!(backend.probe(), Probe::Ready { .. })));
 //! let endpoint = Endpoint::builder().backends(backends).build()?;
@@ -58,247 +59,264 @@ use crate::wire::unfinished::Unfinished;
 
 /// One transport technology on this machine.
 pub trait Backend: Debug + Send + Sync + 'static {
-    /// Its one spelling, in module, scheme, command and metric.
+    /// The backend's name, used as module, scheme, command argument and metric label.
     fn name(&self) -> &'static str;
 
-    /// What it can do here, or why it cannot. Cheap enough to ask at every connection.
+    /// Returns what the backend can do on this machine, or why it is unavailable. Cheap: called for every
+    /// connection.
     fn probe(&self) -> Probe;
 
-    /// What stands behind it here, where it works: for people who ask what this machine has. It may take a while to look, so
-    /// connections do not ask.
+    /// Lists the library, devices and memory kinds behind the backend, for reports to users. May take long,
+    /// so connections do not call it.
     fn inventory(&self) -> Inventory {
         Inventory::default()
     }
 
-    /// Whether it can do what an address says that asks for it alone: asked when an endpoint listens or connects there, before
-    /// anything else is done.
+    /// Returns an error if the backend cannot serve `address`, which forces it. Called first when an endpoint
+    /// listens on or connects to such an address.
     fn check(&self, _address: &Address) -> Result<()> {
         Ok(())
     }
 
-    /// What the peer must know to open the other end of one connection of ours, at most 16 KiB. `address` is the one that this end
-    /// connects to, or listens at.
+    /// Returns what the peer needs to open the other end of a connection, at most 16 KiB. `address` is the
+    /// one that this end connects to or listens on.
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>>;
 
-    /// Whether these two processes can use it at all; otherwise why not, in words that finish "refused because".
+    /// Returns `Err` if the backend cannot connect these two processes. The text completes "refused because".
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String>;
 
-    /// What a link between these two should reach, from what this machine does; `None` where that tells nothing. Asked of
-    /// paths that [`reach`](Self::reach) allows, and only to explain.
+    /// Predicts the speed of a link between these two processes from this machine's measurements, or `None`
+    /// where they tell nothing. Called only to explain, and only for paths that [`reach`](Self::reach)
+    /// allows.
     fn predict(&self, _machine: &Machine, _local: &Identity, _peer: &Identity) -> Option<Prediction> {
         None
     }
 
-    /// How it stands where the address leaves the choice to both ends. Cheap to ask, and loads nothing.
+    /// Returns how the backend ranks where the address leaves the choice to both ends. Cheap, and loads no
+    /// library.
     fn preference(&self) -> Preference {
         Preference::Preferred
     }
 
-    /// Whether its links are made of the handshake's stream: nothing more can be said on it once they open, so that there is no way
-    /// back to another backend.
+    /// Returns whether links take over the handshake's stream. The handshake cannot use that stream after the
+    /// link opens, so no other backend can be tried.
     fn takes_stream(&self) -> bool {
         false
     }
 
-    /// Whether its links notice a lost peer by themselves, as those do that take the handshake's stream. For others the handshake keeps
-    /// its stream, answers heartbeats on it, and ends the link when it ends, or when both ends part ([`Inbox::drain`]).
+    /// Returns whether links detect a lost peer by themselves, as those do that take over the handshake's
+    /// stream. For other links the handshake keeps its stream and answers heartbeats on it. It ends the link
+    /// when the stream ends, or when both ends have drained ([`Inbox::drain`]).
     fn carries_control(&self) -> bool {
         self.takes_stream()
     }
 
-    /// Whether nobody on the way can read or change what its links carry over a handshake that is encrypted: since it takes the
-    /// handshake's stream over, or since nothing leaves the process, or the memory that two processes of a host share with nobody else.
-    /// `tls` and `towlines` take no other.
+    /// Returns whether third parties can neither read nor change the link's bytes if the handshake is
+    /// encrypted. This holds for links that take over the handshake's stream, and for links whose bytes stay
+    /// within the process or within memory shared by two processes of one host. `tls` and `towlines`
+    /// addresses allow no other backends.
     fn is_private(&self) -> bool {
         false
     }
 
-    /// Whether its links check what travels where [`LinkContext::checked`] asks for it.
+    /// Returns whether links checksum their data where [`LinkContext::checked`] asks for it.
     fn checks(&self) -> bool {
         false
     }
 
-    /// Whether its links spread data over [`LinkContext::lanes`].
+    /// Returns whether links spread data over [`LinkContext::lanes`].
     fn stripes(&self) -> bool {
         false
     }
 
-    /// Prepares this end for [`open`](Self::open), where the peer must be told more than the offer said: that goes into
-    /// [`LinkContext::info`], and is [`LinkContext::peer_info`] at the other end. What is made here waits in [`LinkContext::prepared`]. The connector's
-    /// comes first, so that the acceptor has its endpoint info here already. An error refuses this path, and another is taken.
+    /// Prepares this end for [`open`](Self::open) if the peer needs more than the offer. Writes the endpoint
+    /// info to [`LinkContext::info`]; the other end reads it from [`LinkContext::peer_info`]. Other state
+    /// goes to [`LinkContext::prepared`]. The connector prepares first, so the acceptor already has the
+    /// connector's endpoint info. An error refuses this path, and the connector proposes another.
     fn prepare(&self, _context: &mut LinkContext) -> Result<()> {
         Ok(())
     }
 
-    /// Opens this end of the data path, on the driver. The peer's end is being opened at the same time. Where one of them
-    /// cannot, both are given up, and the connection takes another path. The first poll does what the peer may count on.
+    /// Opens this end of the data path, on the driver, while the peer opens its own. If either end fails,
+    /// both are dropped and the connection takes another path. The first poll of the future completes
+    /// everything that the peer relies on.
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a>;
 }
 
-/// One end of a data path that is being opened; dropped at any await, it leaves nothing behind, and so does what it ends with.
+/// The future that opens one end of a data path. Dropping it at any await releases everything, as does
+/// dropping its result.
 pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<Opened>> + Send + 'a>>;
 
-/// How a backend stands where an address leaves the choice to both ends.
+/// How a backend ranks where an address leaves the choice to both ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Preference {
-    /// It is taken in the order of preference.
+    /// Used in the order of preference.
     Preferred,
-    /// It is taken between hosts, in place of the first after it that takes the handshake's stream, if a path probe of the two finds
-    /// it 1.2 times as fast at 1 MiB. It is not probed before a peer on another host has it too.
+    /// Used between hosts if a path probe finds it 1.2 times as fast at 1 MiB as the first later backend that
+    /// takes over the handshake's stream. It then replaces that backend. Not probed until a peer on another
+    /// host also has it.
     Probed,
-    /// It is not taken, and why.
+    /// Not used, and why.
     Aside(String),
 }
 
-/// What a machine offers of one technology.
+/// The availability of one technology on this machine.
 #[derive(Clone, Debug)]
 pub enum Probe {
-    /// It works.
+    /// The backend works.
     Ready {
-        /// What it can do here.
+        /// What the backend can do here.
         caps: Caps,
-        /// The version of the library behind it, if there is one.
+        /// The version of the underlying library, if there is one.
         version: Option<String>,
     },
-    /// It does not work.
+    /// The backend does not work.
     Unavailable {
-        /// Why not.
+        /// Why it does not work.
         reason: String,
-        /// What to do about it.
+        /// What the user can do about it.
         remedy: String,
     },
 }
 
-/// What stands behind a technology on a machine; all empty where that is nothing but the kernel.
+/// The library, devices and memory kinds behind a backend; all empty where the kernel alone is used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inventory {
-    /// The file of the library.
+    /// The library's file.
     pub library: Option<PathBuf>,
-    /// What it would use: devices, for a library with transports of its own each as `transport/device`.
+    /// Devices that the backend can use. A library with several transports lists each as `transport/device`.
     pub devices: Vec<String>,
-    /// The kinds of memory that the library reaches, by its names for them.
+    /// The memory kinds that the library supports, by the library's names.
     pub memory: Vec<String>,
-    /// What it lacks, or why it could not be asked, in sentences for people, without a full stop.
+    /// What is missing, or why the query failed, as sentences without a full stop.
     pub notes: Vec<String>,
 }
 
-/// What is expected of a path that was never measured.
+/// The predicted speed of a path that was not measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
-    /// The figures.
+    /// The predicted figures.
     pub speed: Speed,
-    /// What they are derived from, in words that finish "as fast as".
+    /// What the figures are derived from; the text completes "as fast as".
     pub basis: &'static str,
 }
 
-/// Where a link is to be opened: everything one connection gives its backend.
+/// Everything that one connection gives its backend to open a link.
 #[derive(Debug)]
 pub struct LinkContext {
     /// Which end this is.
     pub role: Role,
-    /// This process.
+    /// The identity of this process.
     pub local: Identity,
-    /// The peer.
+    /// The identity of the peer.
     pub peer: Identity,
-    /// What this end connects to, or listens at: its options are there.
+    /// The address that this end connects to or listens on, with its options.
     pub address: Address,
     /// What this end offered for this connection.
     pub offer: Vec<u8>,
     /// What the peer offered.
     pub peer_offer: Vec<u8>,
-    /// What the peer is told of this end besides, after both have proved who they are: at most 16 KiB, and by the acceptor only in
-    /// answer to an endpoint info.
+    /// The endpoint info sent to the peer after both ends have authenticated, at most 16 KiB. An acceptor
+    /// sends one only in reply to the connector's.
     pub info: Vec<u8>,
-    /// What the peer told so; empty if nothing.
+    /// The peer's endpoint info; empty if it sent none.
     pub peer_info: Vec<u8>,
-    /// What [`Backend::prepare`] made for [`Backend::open`]; dropped with the rest where this path is not taken.
+    /// State that [`Backend::prepare`] keeps for [`Backend::open`]; dropped with the context if this path is
+    /// not taken.
     pub prepared: Option<Box<dyn Any + Send + Sync>>,
-    /// Equal at both ends, and of this connection alone: with a token, or over TLS, nobody else can know it.
+    /// The connection's secret, equal at both ends. With a token or over TLS, only the two ends know it.
     pub secret: [u8; 32],
-    /// This end trusts its peer, if that is of the same user of the same host: each may see all of the other's arenas, and
-    /// believes that what is lent to it stays as it is.
+    /// Whether this end trusts the peer if both run as the same user of one host. A trusted peer may map all
+    /// of this end's arenas, and this end relies on the peer not to change what it lends.
     pub trusts: bool,
-    /// The handshake's stream, for backends that take it.
+    /// The handshake's stream, for backends that take it over.
     pub control: Option<Control>,
-    /// The further streams of the connection, where both ends agreed on some and the backend stripes.
+    /// The connection's further streams, where both ends agreed on some and the backend stripes.
     pub lanes: Vec<Control>,
     /// Where the link announces messages and its end.
     pub inbox: Arc<Inbox>,
-    /// What the peer may reach by itself.
+    /// The regions that the peer may access.
     pub regions: Arc<Regions>,
-    /// Host memory for what arrives.
+    /// Host memory for received data.
     pub pool: Pool,
-    /// Shared memory for copies of what is in no arena, lent in its stead.
+    /// Shared memory for bounce copies: copies of frames outside any arena, lent to the peer.
     pub bounce_arena: BounceArena,
-    /// What counts records whose rest has not come.
+    /// Counts records that were received in part.
     pub(crate) unfinished: Unfinished,
-    /// Clock, timers, randomness, tasks.
+    /// Clock, timers, randomness and tasks.
     pub environment: Arc<dyn Environment>,
-    /// How often a silent peer is asked for a sign of life; three times without one is its end.
+    /// The heartbeat interval: how often a silent peer is pinged. After three unanswered intervals the peer
+    /// is lost.
     pub heartbeat: Duration,
-    /// Both ends agreed that what travels carries checksums.
+    /// Whether both ends agreed on checksums for all data.
     pub checked: bool,
 }
 
 /// One data path to one peer.
 ///
-/// The rules, each a conformance case:
-/// 1. Every [`Op`] ends exactly once, with its memory, within the stated times, whatever happens; never before the last
-///    access to that memory by kernel, hardware or peer.
-/// 2. Messages are announced in the order they were sent; a large one delays no small one, and no get or put.
-/// 3. Nothing below blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
-/// 4. After [`end`](Self::end), or the peer's loss, [`Inbox::end`] is called once and every later operation fails. A link
-///    beside the handshake's stream may call [`Inbox::drain`] first, and is then ended by the handshake.
+/// The rules, each covered by a conformance case:
+/// 1. Every [`Op`] ends exactly once within the stated times, and returns its memory. It never ends before
+///    the last access to that memory by kernel, hardware or peer.
+/// 2. Messages are announced in the order they were sent. A large message delays neither small messages nor
+///    gets and puts.
+/// 3. No method blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
+/// 4. After [`end`](Self::end), or when the peer is lost, [`Inbox::end`] is called once and every later
+///    operation fails. A link alongside the handshake's stream may call [`Inbox::drain`] first; the handshake
+///    then ends the link.
 /// 5. A receiver that acknowledges nothing bounds what the peer can have in flight.
 pub trait Link: Debug + Send + Sync + 'static {
-    /// The promise.
+    /// Returns the capabilities that this link guarantees.
     fn caps(&self) -> Caps;
 
-    /// Takes an operation. It may end within this call or at any time later.
+    /// Submits an operation. It may end within this call or at any later time.
     fn submit(&self, op: Op);
 
-    /// Takes a message by copying it, where it is so small that this costs less than an operation: its memory is free when this
-    /// returns. What is given back must be submitted.
+    /// Sends a small message by copying it, if that is cheaper than an operation. Its memory is free on
+    /// return. Returns the message if the link does not copy it; the caller then submits it.
     fn copy(&self, small: Small) -> Option<Small> {
         Some(small)
     }
 
-    /// Moves what can be moved without waiting, bounded. Whoever calls holds the link's poll lock meanwhile; if another
-    /// thread has it, this returns at once and that thread does the work.
+    /// Moves what can be moved without waiting, up to a limit. The caller holds the link's poll lock
+    /// meanwhile. Returns at once if another thread holds it; that thread then does the work.
     fn progress(&self) -> Progress {
         Progress::Idle
     }
 
-    /// What to sleep on until `progress` can move something, or `None` for a link that moves by itself.
+    /// Returns the descriptor to wait on until `progress` has work, or `None` for a link that moves by
+    /// itself.
     fn source(&self) -> Option<Source<'_>> {
         None
     }
 
-    /// Nobody polls until the source is ready: from here on whatever comes must make it so. False: there is something to do
-    /// already, and no doorbell will ring for it. Nothing to see to where the operating system does.
+    /// Arms the source before the caller stops polling: from now on new work makes the source ready. Returns
+    /// false if there is work already; no doorbell rings for it. The default suits sources that the operating
+    /// system keeps ready.
     fn arm(&self) -> bool {
         true
     }
 
-    /// Time passed: heartbeats are due or missed, and laggards are sent. Called several times a heartbeat.
+    /// Handles the passage of time: sends due heartbeats, detects missed ones, and sends delayed records.
+    /// Called several times per heartbeat interval.
     fn tick(&self) {}
 
-    /// Ends it now. Everything in flight fails with `why`, and gives its memory back.
+    /// Ends the link now. Everything in flight fails with `why` and returns its memory.
     fn end(&self, why: Error);
 
-    /// What it counted so far.
+    /// Returns the link's counters.
     fn stats(&self) -> LinkStats;
 
-    /// What became of the ways that this link may take or not, in sentences for people, without a full stop: to explain.
+    /// Returns which optional paths this link uses or does not use, as sentences without a full stop, for
+    /// explain.
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
 }
 
-/// What one poll of a link came to.
+/// The result of one poll of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Something moved; there may be more.
+    /// Something moved; more may follow.
     Moved,
     /// Nothing to move until the source is ready.
     Idle,
@@ -306,93 +324,97 @@ pub enum Progress {
     Elsewhere,
 }
 
-/// A descriptor to sleep on.
+/// A descriptor to wait on.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
-    /// Ready to read whenever `progress` may have work.
+    /// Readable when `progress` may have work.
     pub descriptor: BorrowedFd<'a>,
-    /// Ready to write is awaited too: output is blocked.
+    /// Whether to wait for writability too, because output is blocked.
     pub writable: bool,
-    /// It is a doorbell, readable whatever there is to do, and only if the peer was asked to ring it: by [`Link::arm`], after the
-    /// last poll before sleeping.
+    /// Whether the descriptor is a doorbell: the peer rings it only after [`Link::arm`], called after the
+    /// last poll before sleeping. It may be readable with no work to do.
     pub doorbell: bool,
 }
 
-/// What one link counted. Only a tool for understanding: nothing is proved by it.
+/// The counters of one link, for diagnosis only.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
-    /// Copies of payload bytes that this end made: in user space, or by having the kernel read the peer's memory.
+    /// Payload bytes that this end copied, in user space or by having the kernel read the peer's memory.
     pub bytes_copied: u64,
-    /// What of it was copied to where the peer reads it, so that its end copied none.
+    /// The part of `bytes_copied` that went to memory which the peer reads in place, so that the peer copied
+    /// none.
     pub bytes_bounced: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
-    /// Times a message had to wait for credit.
+    /// How many times a message waited for credit.
     pub credit_stalls: u64,
 }
 
-/// Work for a link. Operations are data: they own their memory, and a wrapper can look at them.
+/// Work for a link. An operation is data: it owns its memory, and a wrapper can inspect it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Op {
-    /// Carry a message. Ends when its memory can be reused.
+    /// Sends a message. Ends when its memory can be reused.
     Send {
         /// The message.
         message: Operation<Message>,
-        /// The receiver's word on it.
+        /// Resolved by the receiver's acknowledgement.
         receipt: Done<Delivery>,
-        /// The sender waits for that word: the receiver's end must not save it up.
+        /// Whether the sender waits for the acknowledgement, so that the receiver must not delay it.
         ack_now: bool,
-        /// More may follow at once: it need not leave before the next `progress`.
+        /// Whether more may follow at once, so that the message need not leave before the next `progress`.
         more: bool,
     },
-    /// How the application will take what comes: in pool memory, so that large messages may stream ahead, or in memory that
-    /// it names. Until the first word, the second.
+    /// Declares how the application will receive: in pool memory, so that large messages may stream ahead of
+    /// the accept, or in memory that it names. Named memory is the default.
     Expect {
-        /// In pool memory.
+        /// Whether the application receives in pool memory.
         in_pool: bool,
     },
-    /// Land an announced message whose payload is not here: a buffer of sufficient capacity for each frame, `None` to
-    /// discard it (an empty buffer is returned in its stead). Only for one that is `Waiting`.
+    /// Receives an announced message whose payload has not arrived. Takes one buffer of sufficient capacity
+    /// for each frame, or `None` to discard the frame, which returns an empty buffer. Only for messages that
+    /// are `Waiting`.
     Accept {
-        /// Which.
+        /// The message's number.
         id: u64,
-        /// Where to.
+        /// One destination for each frame.
         destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
     },
-    /// The application's word on a message it did not accept, or that was `Here`. (An accept that ended well has said it.)
+    /// The application's acknowledgement of a message that it did not accept, or that was `Here`. (An accept
+    /// that ended well has already acknowledged it.)
     Ack {
-        /// Which.
+        /// The message's number.
         id: u64,
-        /// The word.
+        /// Delivered or rejected.
         delivery: Delivery,
-        /// The sender waits for it.
+        /// Whether the sender waits for it.
         ack_now: bool,
     },
-    /// Read from the peer's region into `into`, from its length to its capacity.
+    /// Reads from the peer's region into `into`, from the buffer's length up to its capacity.
     Get {
         /// The region.
         region: RemoteRegion,
         /// The first byte to read.
         offset: u64,
-        /// Where to.
+        /// The destination.
         into: Operation<BufferMut, BufferMut>,
     },
-    /// Write `from` into the peer's region. Ends when the bytes are there.
+    /// Writes `from` into the peer's region. Ends when the bytes are there.
     Put {
         /// The region.
         region: RemoteRegion,
         /// The first byte to write.
         offset: u64,
-        /// What to write.
+        /// The bytes to write.
         from: Operation<Buffer>,
     },
-    /// Say good-bye: ends when everything submitted before has left and the peer has heard of the end.
+    /// Closes the link in order: ends when everything submitted before has left and the peer has received the
+    /// close.
     Close(Done<()>),
 }
 
 impl Op {
-    /// Ends it badly, memory returned.
+    /// Fails the operation and returns its memory.
     pub fn fail(self, error: Error) {
         match self {
             Self::Send { message, receipt, .. } => {
@@ -413,5 +435,5 @@ pub fn all() -> Vec<Arc<dyn Backend>> {
     vec![Arc::new(mem::Mem), Arc::new(shm::Shm::default()), Arc::new(ucx::Ucx::default()), Arc::new(tcp::Tcp)]
 }
 
-/// Those still to come: known to every list, ready nowhere.
+/// Planned backends: their names are recognised, and they are available nowhere.
 pub const PLANNED: [&str; 1] = ["ib"];

@@ -1,14 +1,14 @@
-//! A link between its opening and the connection that takes it.
+//! A link that is open but not yet owned by a connection.
 
 use std::sync::Arc;
 
 use super::Link;
 use crate::error::{Error, ErrorKind};
 
-/// A link that was opened and that no connection has taken yet. Dropped, it ends: tasks and descriptors that live as long
-/// as the link go with it, whatever kept the connection from being established.
+/// Guards an open link until a connection takes it. Dropping the guard ends the link, with its tasks and
+/// descriptors, whatever kept the connection from being established.
 #[derive(Debug)]
-#[must_use = "a link that nobody takes ends"]
+#[must_use = "dropping it ends the link"]
 pub struct Opened {
     /// `None` once it is taken.
     link: Option<Arc<dyn Link>>,
@@ -20,17 +20,17 @@ impl Opened {
         Self { link: Some(link) }
     }
 
-    /// The link, which stays guarded.
+    /// Returns the link, which stays guarded.
     pub fn link(&self) -> &Arc<dyn Link> {
         self.link.as_ref().unwrap_or_else(|| unreachable!("taken out by `take` and `drop` only"))
     }
 
-    /// The link, whose end is the caller's business from now on.
+    /// Returns the link; from now on the caller ends it.
     pub fn take(mut self) -> Arc<dyn Link> {
         self.link.take().unwrap_or_else(|| unreachable!("taken out by `take` and `drop` only"))
     }
 
-    /// The same with a wrapper around the link.
+    /// Wraps the link, and guards the wrapper.
     pub fn wrapped(self, wrap: impl FnOnce(Arc<dyn Link>) -> Arc<dyn Link>) -> Self {
         Self::new(wrap(self.take()))
     }

@@ -1,10 +1,10 @@
-//! The chosen way to one peer, with its reasons.
+//! The chosen path to one peer, with its reasons.
 
 use std::sync::Arc;
 
 use crate::backend::{Backend, Identity, Machine, Prediction};
 
-/// What carries a connection's bytes, and what became of every other candidate.
+/// The path that carries a connection, and the state of every other candidate.
 #[derive(Clone, Debug)]
 pub struct Path {
     pub(crate) address: String,
@@ -17,66 +17,67 @@ pub struct Path {
     pub(crate) peer: Identity,
 }
 
-/// One backend that might have carried the connection.
+/// One backend that could have carried the connection.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Its name.
+    /// The backend's name.
     pub name: &'static str,
-    /// What became of it.
+    /// Whether it was chosen, available or refused.
     pub state: CandidateState,
-    /// Why, in words.
+    /// The reason, as text.
     pub reason: String,
-    /// What to do to have it, where something can be done.
+    /// What the user can do to enable it, if anything.
     pub remedy: Option<String>,
-    /// What tells what to expect of it, unless it was out of the question.
+    /// The backend that predicts its speed, unless it was ruled out early.
     pub(crate) backend: Option<Arc<dyn Backend>>,
-    /// What it did when it was measured between the two hosts, where it was.
+    /// The result of its path probe, if it was probed between the two hosts.
     pub(crate) path_probe: Option<Prediction>,
 }
 
-/// What became of a candidate.
+/// The outcome for a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CandidateState {
     /// It carries the connection.
     Chosen,
-    /// It could, but another was preferred.
+    /// It works, but another was preferred.
     Available,
-    /// It cannot.
+    /// It does not work.
     Refused,
 }
 
 impl Path {
-    /// The backend that carries the bytes.
+    /// Returns the name of the backend that carries the bytes.
     pub fn chosen(&self) -> &'static str {
         self.chosen
     }
 
-    /// The peer's address as it was asked for; at the accepting end, the peer's own end of the stream.
+    /// Returns the peer's address as requested. On the accepting end: the peer's end of the stream.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// How damage on the way is noticed beyond what the transport itself does: `crc32c`, or `none`.
+    /// Returns how corruption is detected beyond the transport's own checks: `crc32c` or `none`.
     pub fn integrity(&self) -> &'static str {
         if self.checked { "crc32c" } else { "none" }
     }
 
-    /// What hides the bytes from whoever is on the way: `tls`, or `none`.
+    /// Returns how the bytes are encrypted: `tls` or `none`.
     pub fn encryption(&self) -> &'static str {
         if self.encrypted { "tls" } else { "none" }
     }
 
-    /// How many streams carry the bytes: 1 unless the address asked for more and the backend stripes.
+    /// Returns the number of streams: 1 unless the address asked for more and the backend stripes.
     pub fn streams(&self) -> usize {
         self.streams
     }
 
-    /// Every candidate, in the order of preference.
+    /// Returns every candidate, in the order of preference.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
     }
 
-    /// What a trial found, or `machine` tells to expect of a candidate that reaches the peer, whatever became of it.
+    /// Returns the path probe's result for a candidate that reaches the peer, else the prediction from
+    /// `machine`.
     pub(crate) fn predict(&self, candidate: &Candidate, machine: &Machine) -> Option<Prediction> {
         if candidate.path_probe.is_some() {
             return candidate.path_probe;

@@ -1,6 +1,6 @@
-//! Frames in memory that a link cannot carry go through host memory of the pool, on either side, copied once each.
+//! Copies frames in memory that a link cannot access through host memory of the pool: one copy at each end.
 //!
-//! Written once, around any link without [`Caps::ANY_PLACE`].
+//! Wraps any link without [`Caps::ANY_PLACE`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    /// `link`, able to send from and land in memory of any place.
+    /// Wraps `link` so that it sends from and receives into memory of any place.
     pub(crate) fn over(link: Arc<dyn Link>, pool: Pool) -> Arc<dyn Link> {
         if link.caps().contains(Caps::ANY_PLACE) {
             return link;
@@ -25,7 +25,7 @@ impl Staging {
         Arc::new(Self { link, pool, bytes_copied: Arc::default() })
     }
 
-    /// A copy of `message` in host memory, frames that are there already excepted.
+    /// Returns `message` with each frame that the link cannot read copied to host memory.
     fn staged(&self, message: &Message) -> Result<Message> {
         let stage = |frame: &Buffer| {
             if is_readable(frame) {
@@ -54,7 +54,8 @@ impl Staging {
     }
 
     fn accept(&self, id: u64, mut destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>) {
-        // Host memory stands in for what the link cannot reach; `originals` keeps the real destinations meanwhile.
+        // Host memory replaces destinations that the link cannot write; `originals` keeps the real ones
+        // meanwhile.
         let mut originals = Vec::new();
         let mut short = None;
         for (index, destination) in destinations.memory_mut().iter_mut().enumerate() {
@@ -92,17 +93,17 @@ impl Staging {
     }
 }
 
-/// Whether a link without [`Caps::ANY_PLACE`] can read the frame itself.
+/// Returns true if a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_readable(frame: &Buffer) -> bool {
     frame.as_slice().is_some()
 }
 
-/// Whether such a link can write to the buffer itself.
+/// Returns true if such a link can write to the buffer itself.
 fn is_writable(buffer: &BufferMut) -> bool {
     buffer.capacity() == 0 || buffer.access() == Access::Owned
 }
 
-/// Copies what landed in host memory on to where it belongs.
+/// Copies frames received in host memory to their real destinations.
 fn unstage(
     frames: &mut [Buffer],
     originals: &mut Vec<(usize, BufferMut)>,

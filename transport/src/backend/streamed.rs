@@ -1,6 +1,6 @@
-//! A link whose data path is a stream of bytes: a session and its line behind one poll lock.
+//! A link whose data path is a byte stream: a session and its [`ByteStream`] behind one poll lock.
 //!
-//! Written once, for every backend that has such a stream, whatever it is made of. A backend brings the [`ByteStream`].
+//! Shared by every backend whose transport is such a stream. The backend implements [`ByteStream`].
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
@@ -17,44 +17,48 @@ use crate::platform::mutex::Mutex;
 use crate::wire::count::Counts;
 use crate::wire::session::{Session, Target, Urgency};
 
-/// The most slices that are offered to a line at once.
+/// The most slices offered to one vectored write.
 pub(super) const SLICES_MAX: usize = 512;
 /// The most buffers of one read.
 const BUFFERS_MAX: usize = 64;
-/// Bytes of records read at once.
+/// Bytes of records per read.
 const SCRATCH_LEN: usize = 64 << 10;
-/// Reads of one poll.
+/// Reads per poll.
 const READS_MAX: usize = 16;
-/// The same while the stream holds something: whoever stops there has the driver wake for it.
+/// Reads per poll while the stream has buffered data. If the poll stops with data left, the driver is woken
+/// for it.
 const READS_MAX_BUFFERED: usize = 64;
 
 thread_local! {
-    /// Where records are read to, shared by all links that this thread polls, so that an idle one needs none.
+    /// The buffer that records are read into. All links polled by a thread share it, so an idle link needs
+    /// none.
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_LEN]);
 }
 
-/// What carries a link's bytes, both ways.
+/// Carries a link's bytes in both directions.
 pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
-    /// What only the holder of the poll lock may touch.
+    /// State that only the holder of the poll lock accesses.
     type State: std::fmt::Debug + Send;
 
-    /// The handshake keeps its stream beside this line: there a lost peer is noticed, and both ends part.
+    /// True if the handshake keeps its control stream open alongside this stream. The control stream then
+    /// detects a lost peer and drains the link.
     const HAS_CONTROL_STREAM: bool = false;
 
-    /// Writes what is no less urgent than `least`, until nothing of it is left or there is no room. Tells whether any left.
+    /// Writes output at least as urgent as `least`, until none is left or there is no room. Returns true if
+    /// any was written.
     fn write(&self, state: &mut Self::State, session: &mut Session, least: Urgency) -> Result<bool>;
 
-    /// Gives the session what has come, bounded. Tells whether anything had.
+    /// Reads available bytes into the session, up to a limit. Returns true if any were read.
     fn read(&self, state: &mut Self::State, session: &mut Session) -> Result<bool>;
 
-    /// Output waits for room.
+    /// Returns true if output waits for room.
     fn is_blocked(&self) -> bool;
 
-    /// Ends the stream towards the peer, if dropping `state` does not. It runs before the application learns of the end: a
-    /// process that exits then leaves nothing undone.
+    /// Closes the stream towards the peer, unless dropping `state` does. Called before the application is
+    /// told of the end, so a process that exits then leaves nothing undone.
     fn shut_down(&self, _why: &Error) {}
 
-    /// Nothing more will be written or read: everything under way fails.
+    /// Ends all reads and writes, and fails everything in flight.
     fn tear_down(&self, state: Self::State, session: Session, why: &Error);
 
     /// See [`Link::source`].
@@ -65,10 +69,10 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
         true
     }
 
-    /// System calls that moved data, or tried to.
+    /// Returns the number of system calls that moved data, or tried to.
     fn calls(&self) -> u64;
 
-    /// Bytes that it copied in user space.
+    /// Returns the number of bytes copied in user space.
     fn copied(&self) -> u64 {
         0
     }
@@ -79,37 +83,37 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// One stream of a line, non-blocking.
+/// One non-blocking stream of a byte stream.
 pub(super) trait Stream {
-    /// Takes what it has room for, from the front.
+    /// Writes from the front as many bytes as there is room for.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome>;
 
-    /// Fills `bytes` as far as bytes have come.
+    /// Reads available bytes into `bytes`.
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome>;
 
-    /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
-    /// buffers' lengths grow by what they got.
+    /// Reads into the spare capacity of `buffers`, up to the given number of bytes each, and then into
+    /// `then`. Each buffer's length grows by what was read into it.
     fn read_into(
         &mut self,
         buffers: &mut [(&mut BufferMut, usize)],
         then: &mut [u8],
     ) -> io::Result<IoOutcome>;
 
-    /// Reads into a region's bytes, and what is left into `then`.
+    /// Reads into a region's bytes, and then into `then`.
     fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<IoOutcome>;
 
-    /// Whether a read would find something though the line's source may not be ready.
+    /// Returns true if a read would return data although the source may not be ready.
     fn has_buffered(&self) -> bool {
         false
     }
 }
 
-/// What became of a call.
+/// The outcome of a non-blocking read or write.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum IoOutcome {
-    /// So many bytes; 0 from a read is the end of the stream.
+    /// The number of bytes moved; a read of 0 bytes is the end of the stream.
     Bytes(usize),
-    /// The call would have waited.
+    /// The call would have blocked.
     WouldBlock,
 }
 
@@ -120,29 +124,30 @@ pub(super) struct Streamed<L: ByteStream> {
     caps: Caps,
     inbox: Arc<Inbox>,
     environment: Arc<dyn Environment>,
-    /// Operations that the session has not seen yet.
+    /// Operations that the session has not taken yet.
     submitted: Submitted,
     /// The poll lock. `None` once the link has ended.
     active: Mutex<Option<Active<L>>>,
-    /// What the session counts, as it counts it.
+    /// The session's counters, readable without the poll lock.
     counts: Counts,
-    /// The last poll left something to the next.
+    /// The last poll left work for the next one.
     paused: AtomicBool,
 }
 
-/// What the holder of the poll lock moves.
+/// What the holder of the poll lock works on.
 #[derive(Debug)]
 struct Active<L: ByteStream> {
     session: Session,
     state: L::State,
     /// The last poll found nothing to move.
     idle: bool,
-    /// The peer gave a sign of life since the session was told of one: who moves data does not look at the clock.
+    /// The peer gave a sign of life since the session was last told of one. Reading the clock is left to
+    /// `tick`.
     peer_alive: bool,
 }
 
 impl<L: ByteStream> Streamed<L> {
-    /// A session for `context`.
+    /// Returns a session for `context`.
     pub(super) fn session(context: &LinkContext) -> Session {
         let now = context.environment.now();
         let session = Session::new(
@@ -175,7 +180,8 @@ impl<L: ByteStream> Streamed<L> {
         })
     }
 
-    /// Polls with the poll lock, if it is free, `op` first; looks for operations of those who could not have it afterwards.
+    /// Polls if the poll lock is free, performing `op` first. Afterwards checks for operations that other
+    /// threads submitted while they could not get the lock.
     fn with_poll_lock(
         &self,
         mut op: Option<Op>,
@@ -185,7 +191,8 @@ impl<L: ByteStream> Streamed<L> {
             let Some(mut poll_lock) = self.active.try_lock() else {
                 let Some(op) = op.take() else { return Progress::Elsewhere };
                 self.submitted.push(op);
-                // Whoever has the poll lock looks after letting it go, which may have been before there was anything to see.
+                // The holder checks `submitted` after releasing the lock, but may have done so before the
+                // push: try again.
                 continue;
             };
             let Some(active) = poll_lock.as_mut() else {
@@ -226,7 +233,7 @@ impl<L: ByteStream> Streamed<L> {
         }
     }
 
-    /// Writes what is due, reads what has come, and then says what could wait.
+    /// Writes due output, reads available input, and then writes output that could be delayed.
     fn poll(&self, active: &mut Active<L>) -> Result<Progress> {
         let mut moved = self.write(active, Urgency::Coalesced)?;
         let read = self.stream.read(&mut active.state, &mut active.session)?;
@@ -258,7 +265,7 @@ impl<L: ByteStream> Streamed<L> {
         let was_blocked = self.stream.is_blocked();
         let moved = self.stream.write(&mut active.state, &mut active.session, least)?;
         if was_blocked && moved {
-            // A peer that makes room is alive, though its answer may be queued behind megabytes.
+            // A peer that frees room is alive, though its pong may be queued behind megabytes.
             active.peer_alive = true;
         }
         Ok(moved)
@@ -273,7 +280,7 @@ impl<L: ByteStream> Streamed<L> {
     fn finish(&self, poll_lock: &mut Option<Active<L>>, why: &Error) {
         let Some(Active { mut session, state, .. }) = poll_lock.take() else { return };
         self.announce(&mut session);
-        // Beside a handshake's stream, that one's end may be the first sign of the peer's.
+        // With a control stream, the end of that stream may be the first sign that the peer closed.
         let in_order = L::HAS_CONTROL_STREAM && why.kind() == ErrorKind::PeerLost && session.may_end();
         let why = if in_order { closed_cleanly() } else { why.clone() };
         self.stream.shut_down(&why);
@@ -289,7 +296,7 @@ impl<L: ByteStream> Link for Streamed<L> {
     }
 
     fn submit(&self, op: Op) {
-        // Words can wait for company; `progress` takes them along.
+        // Acknowledgements can wait to be coalesced; `progress` sends them.
         let can_wait = matches!(op, Op::Ack { ack_now: false, .. } | Op::Expect { .. });
         let poll = if can_wait { |_: &Self, _: &mut _| Ok(Progress::Idle) } else { Self::write_due };
         self.with_poll_lock(Some(op), poll);
@@ -313,7 +320,7 @@ impl<L: ByteStream> Link for Streamed<L> {
 
     fn source(&self) -> Option<Source<'_>> {
         let source = self.stream.source();
-        // Output that a poll left to the next goes on without its caller, as output does that is blocked.
+        // A paused poll is continued without its caller, as blocked output is.
         Some(Source { writable: source.writable || self.paused.load(Ordering::Acquire), ..source })
     }
 
@@ -322,8 +329,8 @@ impl<L: ByteStream> Link for Streamed<L> {
             return true;
         }
         let mut poll_lock = self.active.lock();
-        // One that has ended has nothing to come. Where the last poll stopped before it was dry, no doorbell rings for the rest, nor for
-        // what this end does by itself.
+        // An ended link receives nothing more. If the last poll stopped before it was idle, no doorbell rings
+        // for the rest, nor for this end's own pending reads.
         poll_lock.as_mut().is_none_or(|active| {
             active.idle && !active.session.has_to_fetch() && self.stream.arm(&mut active.state)
         })
@@ -339,7 +346,7 @@ impl<L: ByteStream> Link for Streamed<L> {
             if !active.is_silent(link.environment.now()) {
                 return Ok(Progress::Idle);
             }
-            // What has come is a sign of life, even if nobody read it yet.
+            // Bytes not read yet are also a sign of life.
             let progress = link.poll(active)?;
             let now = link.environment.now();
             if active.is_silent(now) {
@@ -372,7 +379,7 @@ impl<L: ByteStream> Link for Streamed<L> {
 }
 
 impl<L: ByteStream> Active<L> {
-    /// Tells the session of the last sign of life, and whether it has been long without one.
+    /// Reports the last sign of life to the session. Returns true if there was none for too long.
     fn is_silent(&mut self, now: Duration) -> bool {
         if std::mem::take(&mut self.peer_alive) {
             self.session.heard(now);
@@ -393,8 +400,8 @@ fn perform(op: Op, session: &mut Session) {
     }
 }
 
-/// Writes to the main stream until nothing as urgent as `least` is left, or there is no room: whether any left, and whether
-/// there was room for all.
+/// Writes to the main stream until nothing as urgent as `least` is left, or there is no room. Returns whether
+/// any bytes were written, and whether there was room for all.
 pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgency) -> Result<(bool, bool)> {
     let mut moved = false;
     while session.is_due(least) {
@@ -415,7 +422,7 @@ pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgen
     Ok((moved, true))
 }
 
-/// Reads one of the connection's streams until nothing is left, or for a while.
+/// Reads one of the connection's streams until nothing is left, up to a limit.
 pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: usize) -> Result<bool> {
     SCRATCH.with_borrow_mut(|scratch| {
         for reads in 0..READS_MAX_BUFFERED {
@@ -437,7 +444,7 @@ pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: u
     })
 }
 
-/// One read, to where the session wants it, and how many bytes it asked for.
+/// Reads once into the session's current target. Returns the outcome and the number of bytes asked for.
 fn read_once(
     session: &mut Session,
     from: &mut impl Stream,
@@ -496,7 +503,7 @@ fn read_once(
     Ok((moved, room + then))
 }
 
-/// Shortens the room of `buffers` to `remaining` bytes in all, and tells how much it is.
+/// Limits the total room of `buffers` to `remaining` bytes, and returns the total.
 fn limit(buffers: &mut Vec<(&mut BufferMut, usize)>, remaining: usize) -> usize {
     let mut total = 0;
     for (_, room) in buffers.iter_mut() {
@@ -511,11 +518,11 @@ pub(super) fn end_of_stream(session: &Session) -> Error {
     if session.may_end() {
         return closed_cleanly();
     }
-    Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a good-bye")
+    Error::new(ErrorKind::PeerLost, "the peer's end of the connection ended without a close record")
 }
 
 fn closed_cleanly() -> Error {
-    Error::new(ErrorKind::Closed, "the connection was closed in good order")
+    Error::new(ErrorKind::Closed, "the connection was closed")
 }
 
 pub(super) fn cut(error: std::io::Error) -> Error {

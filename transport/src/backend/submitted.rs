@@ -1,4 +1,4 @@
-//! Operations that wait for whoever has a link's poll lock.
+//! Operations submitted while another thread holds a link's poll lock.
 
 use std::collections::VecDeque;
 use std::sync::MutexGuard;
@@ -8,11 +8,11 @@ use super::Op;
 
 use crate::platform::mutex::Mutex;
 
-/// A queue that costs a look where nothing is in it.
+/// A queue that costs one atomic load while it is empty.
 ///
-/// The invariant: of one who adds an operation and then fails to get the poll lock, and one who lets the poll lock go and then asks
-/// [`has_any`](Self::has_any), at least one sees the other. Both exchange the same word, so that the second of them
-/// has seen all that the first did before.
+/// The invariant: thread A pushes an operation and then fails to get the poll lock. Thread B releases the
+/// poll lock and then calls [`has_any`](Self::has_any). At least one of the two sees the other's action. Both
+/// swap the same atomic, so the second to do so sees everything that the first did before.
 #[derive(Debug, Default)]
 pub(super) struct Submitted {
     ops: Mutex<VecDeque<Op>>,
@@ -20,13 +20,13 @@ pub(super) struct Submitted {
 }
 
 impl Submitted {
-    /// Adds one.
+    /// Adds an operation.
     pub(super) fn push(&self, op: Op) {
         self.ops().push_back(op);
         self.any.swap(true, Ordering::AcqRel);
     }
 
-    /// All of them, oldest first. What is added meanwhile may be missed.
+    /// Takes all operations, oldest first. May miss those added concurrently.
     pub(super) fn take(&self) -> VecDeque<Op> {
         if !self.any.load(Ordering::Acquire) {
             return VecDeque::new();
@@ -35,7 +35,7 @@ impl Submitted {
         std::mem::take(&mut *self.ops())
     }
 
-    /// Whether there are any, for whoever has just let the poll lock go.
+    /// Returns true if there are any. Called right after releasing the poll lock.
     pub(super) fn has_any(&self) -> bool {
         let any = self.any.swap(false, Ordering::AcqRel);
         if any {

@@ -1,4 +1,5 @@
-//! One end of an in-process pair: a send moves the message into the peer's inbox under the pair's one lock.
+//! One end of an in-process pair: a send moves the message into the peer's inbox, under the lock shared by
+//! both ends.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, MutexGuard};
@@ -11,27 +12,27 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
 use crate::wire::credit::WINDOW;
 
-/// Both ends' state.
+/// The state of both ends.
 #[derive(Debug, Default)]
 pub(super) struct Pair(Mutex<[EndState; 2]>);
 
-/// One end before it is attached to a connection.
+/// One end of a pair before a connection attaches to it.
 #[derive(Debug)]
 pub(super) struct PairEnd {
     pair: Arc<Pair>,
     me: usize,
-    /// What the other end waits under until it is fetched.
+    /// The key under which the other end waits to be opened.
     pub(super) name: Vec<u8>,
 }
 
 #[derive(Debug, Default)]
 struct EndState {
     attached: Option<(Arc<Inbox>, Arc<Regions>)>,
-    /// Announced before the peer attached.
+    /// Messages announced before this end was attached.
     early: Vec<Announced>,
     /// Sends that wait for credit, in order.
     queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
-    /// Announced to the peer, not acknowledged yet.
+    /// Messages announced to the peer and not yet acknowledged.
     unacked: HashMap<u64, Done<Delivery>>,
     next_id: u64,
     closing: Vec<Done<()>>,
@@ -66,7 +67,7 @@ impl PairEnd {
     }
 }
 
-/// One end of the pair.
+/// The link of one end of the pair.
 #[derive(Debug)]
 struct MemLink(PairEnd);
 
@@ -123,15 +124,17 @@ impl Link for MemLink {
             }
             Op::Accept { destinations, .. } => {
                 drop(ends);
-                destinations
-                    .fail(Error::new(ErrorKind::Invalid, "every message of this link is here already"));
+                destinations.fail(Error::new(
+                    ErrorKind::Invalid,
+                    "messages of this link arrive whole and need no accept",
+                ));
             }
             Op::Expect { .. } => {}
         }
     }
 
     fn end(&self, why: Error) {
-        let lost = Error::new(ErrorKind::PeerLost, "the peer gave the connection up");
+        let lost = Error::new(ErrorKind::PeerLost, "the peer dropped the connection");
         end(self.0.pair.lock(), self.0.me, why, lost);
     }
 
@@ -147,7 +150,8 @@ impl Drop for MemLink {
     }
 }
 
-/// Moves queued messages of `me` into the peer's inbox while there is credit. False if some must wait.
+/// Moves queued messages of `me` into the peer's inbox while there is credit. Returns false if some must
+/// wait.
 fn announce(ends: &mut [EndState; 2], me: usize) -> bool {
     let [first, second] = ends;
     let (mine, theirs) = if me == 0 { (first, second) } else { (second, first) };
@@ -169,7 +173,7 @@ fn announce(ends: &mut [EndState; 2], me: usize) -> bool {
     mine.queued.is_empty()
 }
 
-/// Sends what credit allows, and ends the pair in good order once everything before a close has left.
+/// Sends what credit allows. Ends the pair once everything submitted before a close has left.
 fn proceed(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize) {
     if !announce(&mut ends, me) {
         return;
@@ -184,7 +188,7 @@ fn proceed(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize) {
     }
 }
 
-/// Ends both sides, each with its own reason; what was in flight fails outside the lock.
+/// Ends both ends, each with its own reason. Operations in flight fail after the lock is released.
 fn end(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize, mine: Error, theirs: Error) {
     let mut failed = Vec::new();
     for (side, why) in [(me, mine), (1 - me, theirs)] {

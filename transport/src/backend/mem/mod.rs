@@ -1,5 +1,5 @@
-//! `mem`: the reference backend, inside one process. It hands buffers over and copies nothing; every other backend
-//! answers to the same cases.
+//! `mem`: the reference backend, inside one process. It moves buffers and copies nothing. Every other backend
+//! must pass the same conformance cases.
 
 mod link;
 
@@ -25,14 +25,14 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::ANY_PLACE)
     .union(Caps::FLOW_CONTROL);
 
-/// Halves whose other end has not been opened yet, by both offers.
+/// Ends whose other end has not been opened yet, by both offers.
 static WAITING: PerProcess<Mutex<HashMap<Vec<u8>, PairEnd>>> = PerProcess::new(Mutex::default);
 
 fn waiting() -> MutexGuard<'static, HashMap<Vec<u8>, PairEnd>> {
     WAITING.get().lock()
 }
 
-/// A end that is gone needs no other.
+/// Removes the waiting other end of an end that was dropped.
 fn remove_waiting(name: &[u8]) {
     waiting().remove(name);
 }
@@ -56,11 +56,11 @@ impl Backend for Mem {
         if local.same_process(peer) { Ok(()) } else { Err("the peer is another process".into()) }
     }
 
-    /// A message of whatever length is one hand-off.
+    /// A message of any length is one hand-off between threads.
     fn predict(&self, machine: &Machine, _: &Identity, _: &Identity) -> Option<Prediction> {
         let p50_us = machine.hand_off_us?;
         let speed = Speed { gb_per_s: gb_per_s(1 << 20, p50_us), p50_us };
-        Some(Prediction { speed, basis: "a word from thread to thread" })
+        Some(Prediction { speed, basis: "a hand-off between two threads" })
     }
 
     fn is_private(&self) -> bool {

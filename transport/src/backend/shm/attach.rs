@@ -1,7 +1,8 @@
-//! Where two processes of one host meet: a Unix socket with no name in any file system, on which each shows the other what
-//! it is about to share.
+//! Attaching: two processes of one host connect through a Unix socket and exchange the descriptors of the
+//! memory they share.
 //!
-//! The invariant: whoever does not prove to be the peer of a connection that waits gets nothing, and is dropped.
+//! The invariant: a caller that does not prove to be the peer of a waiting connection receives nothing, and
+//! is dropped.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -31,61 +32,62 @@ use crate::handshake::{Admission, AttachKey, Source};
 use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 
-/// What a socket of a local socket is called, before its random part.
+/// The prefix of a local socket's abstract name, before its random part.
 const PREFIX: &[u8] = b"towline-";
-/// The random part, which is what an acceptor offers.
+/// The length of the random part, which is the acceptor's offer.
 pub(super) const NAME_LEN: usize = 16;
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const VERSION: u16 = 1;
 const FIELDS_LEN: usize = 56;
 const HELLO_LEN: usize = FIELDS_LEN + 32;
-/// Where a hello says which connection it is of.
+/// The position of the connection's identifier in a hello.
 const CONNECTION_ID: std::ops::Range<usize> = 16..16 + NAME_LEN;
-/// What each end shows: its segment, where to hear its doorbell, and what a holder of its arenas' memory keeps.
+/// The descriptors that each end sends: its segment, the read end of its doorbell, and the write end of its
+/// holders' pipe.
 const DESCRIPTORS: usize = 3;
-/// In a hello: the peer may map our arenas, and we believe what it says of its own.
+/// A hello's flag: the sender lets the peer map its arenas, and trusts what the peer lends.
 const TRUSTS: u8 = 1;
-/// Unauthenticated peers that may be in the local socket at once, and how long each may take to say who it is.
+/// The most unauthenticated peers at once, and the time that each has to send its hello.
 const UNAUTHENTICATED_MAX: usize = 128;
 const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(500);
-/// How long whoever comes waits where the local socket is full, before it knocks again.
+/// The pause before a connector retries on a full socket.
 const RETRY_PAUSE: Duration = Duration::from_millis(1);
 
-/// One end's socket for peers on this host, and the connections that wait for theirs.
+/// An endpoint's socket for peers on this host, and the connections that wait for theirs.
 #[derive(Debug)]
 pub(super) struct LocalSocket {
-    /// Whose driver takes peers in.
+    /// The environment whose driver accepts peers.
     owner: Weak<dyn Environment>,
     name: [u8; NAME_LEN],
     waiting: Mutex<HashMap<[u8; NAME_LEN], oneshot::Sender<PendingPeer>>>,
     closed: Arc<Notify>,
 }
 
-/// What one end says and shows to the other.
+/// What each end sends to the other when attaching.
 #[derive(Debug)]
 pub(super) struct AttachInfo<D> {
     /// The length of its ring, in bytes.
     pub(super) ring_len: u32,
     /// Its segment.
     pub(super) segment: D,
-    /// Where to hear its doorbell.
+    /// The read end of its doorbell.
     pub(super) doorbell: D,
-    /// Kept by whoever holds what it lent.
+    /// The write end of its holders' pipe, kept open by every process that holds what it lent.
     pub(super) holder: D,
-    /// It trusts the other to map its arenas.
+    /// Whether it lets the peer map its arenas.
     pub(super) trusts: bool,
-    /// Where its memory may be read, if it trusts the other.
+    /// Where its memory can be read, if it trusts the peer.
     pub(super) canary: Option<PeerCanary>,
 }
 
-/// A peer that was met.
+/// A peer that has attached.
 #[derive(Debug)]
 pub(super) struct AttachedPeer {
     pub(super) socket: OwnedFd,
     pub(super) peer: AttachInfo<OwnedFd>,
-    /// Its user, as the kernel tells.
+    /// Its user, as reported by the kernel.
     pub(super) user: u32,
-    /// Its process, where that can be seen from here.
+    /// Its process, if it is visible in this process's PID namespace.
     pub(super) process: Option<Pid>,
 }
 
@@ -97,24 +99,24 @@ impl AttachedPeer {
     }
 }
 
-/// Somebody who came, and what it said.
+/// A peer whose hello has been received.
 #[derive(Debug)]
 struct PendingPeer {
     stream: UnixStream,
     received: UnverifiedHello,
 }
 
-/// A hello, not proven yet.
+/// A hello that has not been verified.
 #[derive(Debug)]
 struct UnverifiedHello {
     hello: [u8; HELLO_LEN],
     descriptors: Vec<OwnedFd>,
-    /// Of some the kernel kept back, as it does where the process may have no more.
+    /// The kernel withheld descriptors, as it does where the process may have no more.
     truncated: bool,
 }
 
 impl LocalSocket {
-    /// Opens it, on the driver; it closes when this is dropped.
+    /// Opens the socket and accepts peers on the driver. Dropping the result closes it.
     pub(super) fn open(environment: &Arc<dyn Environment>) -> Result<Arc<Self>> {
         let mut name = [0; NAME_LEN];
         environment.random(&mut name);
@@ -124,7 +126,7 @@ impl LocalSocket {
         let local_socket = Arc::new(Self { owner, name, waiting: Mutex::default(), closed: Arc::default() });
         let (weak, closed) = (Arc::downgrade(&local_socket), local_socket.closed.clone());
         environment.spawn(Box::pin(async move {
-            // An environment without a reactor has no peers outside of its process.
+            // An environment without a reactor has no peers outside its process.
             if Handle::try_current().is_err() {
                 return;
             }
@@ -137,22 +139,22 @@ impl LocalSocket {
         Ok(local_socket)
     }
 
-    /// Whether anybody takes peers in.
+    /// Returns true while the driver that accepts peers exists.
     pub(super) fn is_open(&self) -> bool {
         self.owner.strong_count() > 0
     }
 
-    /// Whether that one's driver does.
+    /// Returns true if that driver is `environment`'s.
     pub(super) fn is_of(&self, environment: &Arc<dyn Environment>) -> bool {
         self.owner.ptr_eq(&Arc::downgrade(environment))
     }
 
-    /// What a peer needs to find it.
+    /// Returns the name, which the acceptor offers to its peer.
     pub(super) fn name(&self) -> &[u8; NAME_LEN] {
         &self.name
     }
 
-    /// Waits for the connector of this connection, and shows it `ours`.
+    /// Waits for this connection's connector, and sends it `ours`.
     pub(super) async fn attach(
         &self,
         context: &LinkContext,
@@ -162,7 +164,7 @@ impl LocalSocket {
         let (called, pending) = oneshot::channel();
         self.waiting().insert(key.name(), called);
         let _waiting = WaitingEntry { local_socket: self, name: key.name() };
-        let closed = || Error::new(ErrorKind::Closed, "the meeting place was closed");
+        let closed = || Error::new(ErrorKind::Closed, "the local socket was closed");
         let PendingPeer { stream, received } = pending.await.map_err(|_| closed())?;
         let peer = verified(&key, Role::Connector, received)?;
         send_hello(&stream, &hello_of(&key, Role::Acceptor, &ours), &ours).await?;
@@ -180,7 +182,7 @@ impl Drop for LocalSocket {
     }
 }
 
-/// A connection stops waiting when this is dropped.
+/// Removes a connection from the waiting ones on drop.
 struct WaitingEntry<'a> {
     local_socket: &'a LocalSocket,
     name: [u8; NAME_LEN],
@@ -192,7 +194,7 @@ impl Drop for WaitingEntry<'_> {
     }
 }
 
-/// Goes to the acceptor's local socket, and shows it `ours`.
+/// Connects to the acceptor's local socket, and sends it `ours`.
 pub(super) async fn connect(context: &LinkContext, ours: AttachInfo<BorrowedFd<'_>>) -> Result<AttachedPeer> {
     let name = context.peer_offer.as_slice();
     if name.len() != NAME_LEN {
@@ -216,7 +218,7 @@ async fn dial(name: &[u8]) -> Result<OwnedFd> {
             Ok(()) => return Ok(socket),
             Err(Errno::AGAIN | Errno::INTR) => tokio::time::sleep(RETRY_PAUSE).await,
             Err(Errno::CONNREFUSED) => {
-                let why = "its socket is not to be found from here: the two are in different network namespaces, or \
+                let why = "its socket is not visible from here: the two are in different network namespaces, or \
                            the peer's endpoint is gone";
                 return Err(Error::new(ErrorKind::Unavailable, why));
             }
@@ -225,13 +227,13 @@ async fn dial(name: &[u8]) -> Result<OwnedFd> {
     }
 }
 
-/// Takes in whoever comes, each for a while; where too many are silent, the oldest makes room.
+/// Accepts peers and gives each a limited time. Where too many are silent, the oldest is dropped.
 async fn accept_loop(listener: &tokio::net::UnixListener, local_socket: &Weak<LocalSocket>) {
     let (admission, clock) = (Admission::new(UNAUTHENTICATED_MAX), Instant::now());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Whoever left already is nobody's.
+                // A peer that has already left counts under no user.
                 let user = stream.peer_cred().map_or(u32::MAX, |credentials| credentials.uid());
                 let admitted = admission.place_since(clock, Source::User(user)).await;
                 let local_socket = local_socket.clone();
@@ -242,23 +244,23 @@ async fn accept_loop(listener: &tokio::net::UnixListener, local_socket: &Weak<Lo
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "taking in a peer of this host failed; trying again");
+                tracing::warn!(%error, "accepting a peer of this host failed; trying again");
                 tokio::time::sleep(admission.accept_failed(&error, clock.elapsed())).await;
             }
         }
-        // Whose hello is here already is received before the next one comes in.
+        // A hello that has already arrived is handled before the next accept.
         tokio::task::yield_now().await;
     }
 }
 
-/// Hears who somebody is, and hands it to the connection that waits for it.
+/// Receives a peer's hello, and passes it to the connection that waits for it.
 async fn admit(stream: UnixStream, local_socket: Weak<LocalSocket>) {
     let Ok(received) = receive_hello(&stream).await else { return };
     let mut name = [0; NAME_LEN];
     name.copy_from_slice(&received.hello[CONNECTION_ID]);
     let waiting = local_socket.upgrade().and_then(|local_socket| local_socket.waiting().remove(&name));
     if let Some(waiting) = waiting {
-        // Whoever waited may have given up; the pending then sees the end of its stream.
+        // The waiting connection may have ended; the peer then sees the end of its stream.
         let _ = waiting.send(PendingPeer { stream, received });
     }
 }
@@ -284,7 +286,7 @@ fn hello_of(key: &AttachKey, role: Role, ours: &AttachInfo<BorrowedFd<'_>>) -> [
     hello
 }
 
-/// What the end in `role` shows, once it is proven to be that.
+/// Verifies that the hello is from the end in `role`, and returns its contents.
 fn verified(key: &AttachKey, role: Role, received: UnverifiedHello) -> Result<AttachInfo<OwnedFd>> {
     let UnverifiedHello { hello, descriptors, truncated } = received;
     let (fields, proof) = hello.split_at(FIELDS_LEN);
@@ -293,16 +295,19 @@ fn verified(key: &AttachKey, role: Role, received: UnverifiedHello) -> Result<At
     key.verify(role, fields, &mac)?;
     let is_known = fields[..8] == MAGIC && fields[8..10] == VERSION.to_le_bytes();
     if !is_known || fields[10] & !TRUSTS != 0 || fields[11] != 0 {
-        return Err(Error::new(ErrorKind::Unsupported, "the peer shares memory in another version's way"));
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "the peer uses another version of the shared-memory protocol",
+        ));
     }
     if truncated && descriptors.len() < DESCRIPTORS {
-        // Both ends are told.
+        // The error reaches both ends.
         let ours = if role == Role::Connector { "listening" } else { "connecting" };
         return Err(Error::new(ErrorKind::Unavailable, format!("at the {ours} end {NO_DESCRIPTOR}")));
     }
     let ring_len = u32::from_le_bytes([fields[12], fields[13], fields[14], fields[15]]);
     let [segment, doorbell, holder] = <[OwnedFd; DESCRIPTORS]>::try_from(descriptors).map_err(|shown| {
-        let why = format!("the peer showed {} descriptors and not {DESCRIPTORS}", shown.len());
+        let why = format!("the peer sent {} descriptors instead of {DESCRIPTORS}", shown.len());
         Error::new(ErrorKind::Corrupt, why)
     })?;
     let (mut address, mut bytes) = ([0; 8], [0; 16]);
@@ -327,7 +332,7 @@ async fn send_hello(
         Ok(rustix::net::sendmsg(stream.as_fd(), &[IoSlice::new(hello)], &mut control, flags)?)
     };
     let sent = stream.async_io(Interest::WRITABLE, send).await.map_err(gone)?;
-    // A fresh socket has room for as little as that.
+    // A new socket has room for a hello.
     if sent < HELLO_LEN { Err(gone(io::ErrorKind::WriteZero.into())) } else { Ok(()) }
 }
 
@@ -353,12 +358,12 @@ async fn receive_hello(stream: &UnixStream) -> Result<UnverifiedHello> {
             bytes => len += bytes,
         }
         if descriptors.len() > DESCRIPTORS {
-            return Err(Error::new(ErrorKind::Corrupt, "the peer showed too many descriptors"));
+            return Err(Error::new(ErrorKind::Corrupt, "the peer sent too many descriptors"));
         }
     }
     Ok(UnverifiedHello { hello, descriptors, truncated })
 }
 
 fn gone(error: io::Error) -> Error {
-    Error::new(ErrorKind::PeerLost, "the peer left where the two were to meet").caused_by(error)
+    Error::new(ErrorKind::PeerLost, "the peer closed the local socket while attaching").caused_by(error)
 }

@@ -1,4 +1,4 @@
-//! The one place where a peer's word makes a buffer of its memory.
+//! The one place where a peer's message creates a buffer of the peer's memory.
 
 #![expect(unsafe_code, reason = "the peer is trusted to leave alone what it lent")]
 
@@ -9,7 +9,8 @@ use crate::error::Result;
 use crate::memory::arena::borrowed::{OpaqueHandle, borrowed};
 use crate::memory::{Buffer, Place};
 
-/// What a trusted peer lent in a segment that it showed, so many bytes from an offset on, until `lease` is dropped.
+/// Returns a buffer of what a trusted peer lent, a range of a segment that it exported, until `lease` is
+/// dropped.
 pub(super) fn borrow(
     imported: &Arc<ImportedSegment>,
     range: (usize, usize),
@@ -17,7 +18,8 @@ pub(super) fn borrow(
     lease: OpaqueHandle,
 ) -> Result<Buffer> {
     let segment = imported.segment().clone();
-    // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a lender: whoever's memory
-    // it is holds it while the pipes of the showing, which goes along, have a writer, or the lease is out.
+    // SAFETY: M11: only a lender has segments, and only links between peers that trust each other have a
+    // lender. The memory's owner holds it while the pipes that came with the segment have a writer, which
+    // `imported` keeps, or the lease is out.
     unsafe { borrowed(segment, range, place, lease, imported.clone()) }
 }

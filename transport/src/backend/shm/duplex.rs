@@ -1,4 +1,4 @@
-//! Both directions of a link as one stream: what is written goes into our ring, what is read comes out of the peer's, straight
+//! Both rings of a link as one stream: writes go into our ring, reads come out of the peer's ring, directly
 //! into memory that need not be initialised.
 
 #![expect(
@@ -21,55 +21,56 @@ use crate::wire::count::Count;
 
 /// The shortest and the longest ring that a peer may have.
 const RING_LENS: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
-/// A long copy is told of in parts, so that the other end works on the first while the next is made.
+/// Long copies are published in parts, so that the other end copies the first part out while the next is
+/// copied in.
 const PART_LEN: usize = 32 << 10;
 
-/// One end of both rings, and the doorbell for whoever sleeps at the other.
+/// One end of both rings, and the doorbell that wakes the other end.
 #[derive(Debug)]
 pub(super) struct Duplex {
     ring: Ring,
     doorbell: Doorbell,
-    /// The peer will not write any more.
+    /// The peer writes no more.
     pub(super) peer_gone: bool,
-    /// Bytes copied into our ring and out of the peer's.
+    /// Bytes copied into our ring and out of the peer's ring.
     pub(super) copied: Count,
     /// Times the doorbell was rung.
     pub(super) rings: u64,
 }
 
-/// What this end rings.
+/// The doorbell pipe that this end rings.
 #[derive(Debug)]
 pub(super) struct Doorbell {
     pub(super) write_end: OwnedFd,
-    /// Where the peer hears it. Kept, so that ringing for a peer that is peer_gone is no signal to this process.
+    /// The end that the peer reads. Kept open so that ringing for a lost peer raises no SIGPIPE.
     pub(super) read_end: OwnedFd,
 }
 
 impl Doorbell {
     fn ring(&self) {
-        // A pipe that is full has rung often enough, and whoever is peer_gone needs no doorbell.
+        // A full pipe has rung often enough, and a lost peer needs no doorbell.
         let _ = rustix::io::write(&self.write_end, &[1]);
     }
 }
 
 impl Duplex {
-    /// See [`Ring::arm`]. Whoever is peer_gone does not ring.
+    /// See [`Ring::arm`]. Returns false if the peer is gone, since it rings no more.
     pub(super) fn arm(&mut self, for_room: bool) -> bool {
         self.release();
         !self.peer_gone && self.ring.arm(for_room)
     }
 
-    /// How many bytes have come, or `None` where no more can.
+    /// Returns the number of readable bytes, or `None` if no more will arrive.
     fn readable(&mut self, wanted: usize) -> io::Result<Option<usize>> {
         let readable = self.ring.readable(wanted).map_err(io::Error::other)?;
         Ok(if readable == 0 && self.peer_gone { None } else { Some(readable) })
     }
 
-    /// Fills `into`, no more than was readable.
+    /// Fills `into`, which must not exceed what is readable.
     fn fill(&mut self, into: &mut [MaybeUninit<u8>]) {
         for part in into.chunks_mut(PART_LEN) {
             self.ring.copy_out(part);
-            // A peer that waits for room has filled the ring, of which a part is a fraction: it is told of the next.
+            // A peer that waits for room has filled its ring, so it is told of the next fraction of it.
             if self.ring.unreleased() >= PART_LEN.min(self.ring.peer_len() / 8) {
                 self.release();
             }
@@ -94,7 +95,7 @@ impl Duplex {
         self.doorbell.ring();
     }
 
-    /// What is read behind `total` bytes that were there.
+    /// Reads into `then` after `total` bytes were read before, and returns the sum.
     fn read_more(&mut self, total: usize, then: &mut [u8]) -> io::Result<IoOutcome> {
         match self.read(then)? {
             IoOutcome::Bytes(len) if total + len > 0 => Ok(IoOutcome::Bytes(total + len)),
@@ -138,7 +139,8 @@ impl Stream for Duplex {
         if len == 0 {
             return Ok(IoOutcome::WouldBlock);
         }
-        // SAFETY: initialised bytes as ones that need not be; only initialised ones are written there (M4).
+        // SAFETY: initialised bytes are viewed as bytes that need not be; only initialised bytes are written
+        // there (M4).
         let into = unsafe { &mut *(&raw mut bytes[..len] as *mut [MaybeUninit<u8>]) };
         self.fill(into);
         Ok(IoOutcome::Bytes(len))
@@ -151,14 +153,14 @@ impl Stream for Duplex {
     ) -> io::Result<IoOutcome> {
         let mut total = 0;
         for (buffer, room) in buffers {
-            // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
+            // A buffer that the CPU cannot write to, or that is full, receives nothing and counts 0 bytes.
             let spare = buffer.spare_mut().unwrap_or_default();
             *room = (*room).min(spare.len());
             let Some(readable) = self.readable(*room)? else { break };
             let len = readable.min(*room);
             self.fill(&mut spare[..len]);
             let filled = buffer.len() + len;
-            // SAFETY: M4: so many bytes of its spare part were just written.
+            // SAFETY: M4: so many bytes of its spare capacity were just written.
             unsafe { buffer.set_len(filled) };
             total += len;
             if len < *room {
@@ -176,13 +178,13 @@ impl Stream for Duplex {
     }
 }
 
-/// The length of a segment with a ring of that length, in whole pages.
+/// Returns the length of a segment with a ring of `ring_len` bytes, in whole pages.
 pub(super) fn segment_len(ring_len: usize) -> usize {
     (BYTES_AT + ring_len + TABLE_LEN).next_multiple_of(rustix::param::page_size())
 }
 
-/// Lays rings and tables over both segments: ours, with a ring of so many bytes, and the peer's, which says how many its has.
-/// The tables are ours and the peer's.
+/// Lays the rings and lease tables over both segments: ours, with a ring of `our_len` bytes, and the peer's,
+/// with a ring of the length that its hello claims. Returns our table and the peer's.
 pub(super) fn map_rings(
     (ours, our_len): (Arc<Segment>, usize),
     (theirs, their_len): (OwnedFd, usize),
@@ -201,16 +203,17 @@ pub(super) fn map_rings(
     let (our_bytes, their_bytes) = (part(our_base, BYTES_AT), part(their_base, BYTES_AT));
     let (our_table_at, their_table_at) =
         (part(our_bytes, our_len).cast(), part(their_bytes, their_len).cast());
-    // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as all three parts; made for this link
-    // alone, whose ring is the one to write that part (M9).
+    // SAFETY: M1: mapped writable while the segment is held, page-aligned, and as long as all three parts;
+    // created for this link alone, whose ring is the only writer of that part (M9).
     let our_half = unsafe { RingMemory::new(ours.clone(), our_base.cast(), our_bytes.cast(), our_len) };
-    // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as all three parts, as was checked; this process
-    // cannot write it (M9).
+    // SAFETY: M1: mapped while the segment is held, page-aligned, and as long as all three parts, as was
+    // checked; this process cannot write it (M9).
     let their_half =
         unsafe { RingMemory::new(theirs.clone(), their_base.cast(), their_bytes.cast(), their_len) };
-    // SAFETY: M1: as for our half; the part behind the ring, which is a multiple of 8 and written as atomics alone (M9).
+    // SAFETY: M1: as for our half; the part after the ring, whose length is a multiple of 8, is written only
+    // as atomics (M9).
     let our_table = unsafe { LeaseTable::new(ours, our_table_at) };
-    // SAFETY: M1: as for their half; the part behind the ring, which is a multiple of 8 (M9).
+    // SAFETY: M1: as for their half; the part after the ring, whose length is a multiple of 8 (M9).
     let their_table = unsafe { LeaseTable::new(theirs, their_table_at) };
     let ring = Ring::new(our_half, their_half);
     Ok((
@@ -219,7 +222,7 @@ pub(super) fn map_rings(
     ))
 }
 
-/// The address so many bytes behind.
+/// Returns the address `offset` bytes after `base`.
 fn part(base: NonNull<u8>, offset: usize) -> NonNull<u8> {
     NonNull::new(base.as_ptr().wrapping_add(offset)).unwrap_or(base)
 }

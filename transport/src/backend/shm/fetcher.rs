@@ -1,7 +1,9 @@
-//! Reading the peer's memory where it lies, by the kernel's hand, and telling the peer when it may not read ours any more.
+//! Reads frames from the peer's memory through the kernel (`process_vm_readv`), and revokes the peer's
+//! permission to read ours.
 //!
-//! The invariant (M12): what was read counts only if the peer's mark was found behind it, in a process that has not ended. An
-//! end wipes its mark before any memory that the peer may be reading goes back to its owner.
+//! The invariant (M12): a read counts only if the peer's canary is found intact after it, in a process that
+//! has not exited. An end wipes its canary before any memory that the peer may be reading returns to its
+//! owner.
 
 #![expect(unsafe_code, reason = "one call has the kernel copy from another process")]
 
@@ -25,22 +27,23 @@ use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
 
-/// What the probe copies, and how often in each way.
+/// The length of the probe's copies, and the number of runs of each kind.
 const PROBE_LEN: usize = 1 << 20;
 const PROBES: usize = 5;
-/// How long the opening of a link waits for the peer's memory.
+/// The time that opening a link waits to read the peer's canary.
 const OPEN_TIME: Duration = Duration::from_millis(250);
-/// How long a read of a part may take.
+/// The time that reading one part may take.
 const READ_TIME: Duration = Duration::from_secs(5);
-/// Polls of a link by which it takes what was read, and begins with the next.
+/// The polls of a link after a read: one takes the result, and one begins the next part.
 const POLLS: usize = 2;
 
-/// What a process keeps at one place of its memory for as long as a link's peer may read there: random bytes, by which the
-/// peer knows that it reads this process, and that nothing went back to its owner yet.
+/// Random bytes at a fixed address of this process, intact for as long as the link's peer may read its
+/// memory. They prove to the peer that it reads this process, and that no memory has returned to its owner
+/// yet.
 #[derive(Debug)]
 pub(super) struct Canary(Box<[AtomicU64; 2]>);
 
-/// A peer's mark: where it is, and what it says.
+/// The address and the bytes of a peer's canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PeerCanary {
     pub(super) address: u64,
@@ -62,7 +65,7 @@ impl Canary {
         PeerCanary { address: self.0.as_ptr().addr() as u64, bytes }
     }
 
-    /// Before anything that is written from now on to memory which the peer may be reading.
+    /// Wipes the canary, before any later write to memory that the peer may be reading.
     fn wipe(&self) {
         self.0.iter().for_each(|word| word.store(0, Ordering::Relaxed));
         fence(Ordering::Release);
@@ -80,24 +83,24 @@ fn words(bytes: [u8; 16]) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// What everybody sees of an end that fetches.
+/// The parts of a fetcher that any thread may access.
 #[derive(Debug, Default)]
 pub(super) struct FetchStatus {
-    /// Why it does not, if so, in words that finish "since".
+    /// Why this end does not read the peer's memory, if so; the text completes "since".
     unavailable: OnceLock<String>,
-    /// System calls it made for that.
+    /// System calls made to read the peer's memory.
     pub(super) calls: AtomicU64,
-    /// The link, to be moved when something was read.
+    /// The link to poll when a read has finished.
     link: OnceLock<Weak<dyn Link>>,
 }
 
-/// Has other threads read the peer's memory where the kernel permits it.
+/// Reads the peer's memory on other threads, where the kernel permits it.
 #[derive(Debug)]
 pub(super) struct VmFetcher {
     ours: Canary,
     peer: Option<Arc<PeerMemory>>,
     status: Arc<FetchStatus>,
-    /// What is being read.
+    /// The read in progress.
     read: Option<PendingRead>,
     environment: Arc<dyn Environment>,
 }
@@ -106,7 +109,7 @@ pub(super) struct VmFetcher {
 #[derive(Debug)]
 struct PeerMemory {
     process: Pid,
-    /// Readable once the process has ended; `None` if it is this one.
+    /// A pidfd, readable once the process has exited; `None` for this process itself.
     ended: Option<Arc<OwnedFd>>,
     canary: PeerCanary,
 }
@@ -119,14 +122,14 @@ struct PendingRead {
     _handle: Arc<ReadHandle>,
 }
 
-/// Who has the part.
+/// The owner of the part.
 enum ReadState {
-    /// No thread has begun.
+    /// No thread has started the read.
     Queued(Part),
-    /// A thread reads, and then calls this, if there is anything: otherwise it leaves it here.
+    /// A thread reads. It then calls this closure if there is one, and otherwise leaves the part here.
     Reading(Option<Box<dyn FnOnce(Option<Part>) + Send>>),
     Finished(PartEnd),
-    /// It was taken, or nobody will.
+    /// The part was taken, or will not return.
     Taken,
 }
 
@@ -142,33 +145,33 @@ impl Debug for ReadState {
 }
 
 impl FetchStatus {
-    /// Of an end that does not, since `why`.
+    /// The status of an end that does not read, because of `why`.
     pub(super) fn unavailable(why: &str) -> Arc<Self> {
         Arc::new(Self { unavailable: OnceLock::from(why.to_owned()), ..Self::default() })
     }
 
-    /// What becomes of large frames that come to this end from memory of the host.
+    /// Describes how large host frames reach named memory of this end, for explain.
     pub(super) fn note(&self) -> String {
         const WHICH: &str = "large host frames that land in named memory of this end";
         match self.unavailable.get() {
-            None => format!("{WHICH} are copied once, out of the peer's memory (process_vm_readv)"),
-            Some(why) => format!("{WHICH} are copied twice, by way of the ring, since {why}"),
+            None => format!("{WHICH} are copied once, from the peer's memory (process_vm_readv)"),
+            Some(why) => format!("{WHICH} are copied twice, through the ring, since {why}"),
         }
     }
 
-    /// The link that is moved when something was read.
+    /// Sets the link to poll when a read has finished.
     pub(super) fn set_link(&self, link: &Arc<dyn Link>) {
-        // Only the first link is its own.
+        // Set once: later links are ignored.
         let _ = self.link.set(Arc::downgrade(link));
     }
 
-    /// Has the link take what was read, and begin with the next part.
+    /// Polls the link until it has taken what was read and has begun the next part.
     fn poll_link(&self) {
         let mut polls = 0;
         while polls < POLLS {
             let Some(link) = self.link.get().and_then(Weak::upgrade) else { return };
             match link.progress() {
-                // Whoever polls may have looked before.
+                // The current holder of the poll lock may have polled before the read finished.
                 Progress::Elsewhere => std::thread::yield_now(),
                 Progress::Moved | Progress::Idle => polls += 1,
             }
@@ -177,8 +180,9 @@ impl FetchStatus {
 }
 
 impl VmFetcher {
-    /// `process` is the peer's, where it can be status from here, and `ended` tells of its end; `canary` is what it showed. Unless it
-    /// is to read `always`, it does where that is fast. Waits for the peer's memory, for a while.
+    /// Opens a fetcher. `process` is the peer's process if it is visible here, `ended` its pidfd, and
+    /// `canary` what its hello claims. Reads the peer's memory if that is fast, or if `always` is set. Waits
+    /// up to [`OPEN_TIME`] for the peer's memory.
     pub(super) async fn open(
         ours: Canary,
         (process, ended): (Option<Pid>, Option<Arc<OwnedFd>>),
@@ -189,9 +193,9 @@ impl VmFetcher {
         let status = Arc::<FetchStatus>::default();
         let is_this = process == Some(rustix::process::getpid());
         let found = match (process, canary) {
-            (None, _) => Err("its process is not to be seen from this one's namespace".to_owned()),
-            (_, None) => Err("it does not show where its memory is".to_owned()),
-            (Some(_), _) if ended.is_none() && !is_this => Err("nothing would tell of its end".to_owned()),
+            (None, _) => Err("its process is not visible in this PID namespace".to_owned()),
+            (_, None) => Err("it sent no canary".to_owned()),
+            (Some(_), _) if ended.is_none() && !is_this => Err("its exit could not be detected".to_owned()),
             (Some(process), Some(canary)) => Ok(PeerMemory { process, ended, canary }),
         };
         let found = match found {
@@ -202,7 +206,7 @@ impl VmFetcher {
         (Self { ours, peer, status: status.clone(), read: None, environment: environment.clone() }, status)
     }
 
-    /// It does not try again.
+    /// Stops reading the peer's memory for good.
     fn give_up(&mut self, why: impl FnOnce() -> String) {
         self.peer = None;
         self.status.unavailable.get_or_init(why);
@@ -243,7 +247,7 @@ impl Fetcher for VmFetcher {
             }
             None => match std::mem::replace(&mut *lock(&state), ReadState::Taken) {
                 ReadState::Queued(part) => Err(part),
-                _ => unreachable!("nobody else has it"),
+                _ => unreachable!("no thread has started the read"),
             },
         }
     }
@@ -273,7 +277,7 @@ impl Fetcher for VmFetcher {
                 self.give_up(|| {
                     format!("a read of its memory did not return within {} s", READ_TIME.as_secs())
                 });
-                let why = "the peer's memory, where the message lies, does not answer";
+                let why = "reading the message from the peer's memory timed out";
                 Some(PartEnd::Stuck(Error::new(ErrorKind::TimedOut, why)))
             }
             other => {
@@ -321,11 +325,12 @@ fn lock(state: &Mutex<ReadState>) -> MutexGuard<'_, ReadState> {
 }
 
 fn no_thread() -> String {
-    format!("{} reads of other memory do not return", readers::THREADS_MAX)
+    format!("{} reads of other processes have not returned", readers::THREADS_MAX)
 }
 
 impl PeerMemory {
-    /// This, if it answers in time and is the peer's; otherwise why it is not read, in words that finish "since".
+    /// Checks that the memory is readable in time and is the peer's. Otherwise returns why it is not read;
+    /// the text completes "since".
     async fn probed(self, always: bool, environment: &Arc<dyn Environment>) -> Result<Self, String> {
         let (sender, receiver) = oneshot::channel();
         let look = move || {
@@ -334,21 +339,22 @@ impl PeerMemory {
                     Some(why) if !always => Err(why.to_owned()),
                     _ => Ok(self),
                 },
-                Ok(false) => Err("the process that the kernel names is another".to_owned()),
+                Ok(false) => Err("the process that the kernel reports does not hold its canary".to_owned()),
                 Err(error) => Err(read_error(&error)),
             };
-            // Whoever waited may have given up.
+            // The opening may have timed out.
             let _ = sender.send(found);
         };
         let Some(_handle) = readers::run(look, || {}) else { return Err(no_thread()) };
-        let late = || format!("its memory did not answer within {} ms", OPEN_TIME.as_millis());
+        let late = || format!("reading its memory took more than {} ms", OPEN_TIME.as_millis());
         match within(&**environment, environment.now() + OPEN_TIME, receiver).await {
             Some(Ok(found)) => found,
             Some(Err(_)) | None => Err(late()),
         }
     }
 
-    /// Reads a part, and confirms what is read last of a message. This may take as long as the peer likes.
+    /// Reads a part, and verifies the canary after the last part of a message. Blocks for as long as the
+    /// peer's pages fault.
     fn read_part(&self, mut part: Part, status: &FetchStatus) -> PartEnd {
         let read = part.read_by(|address, into| {
             status.calls.fetch_add(1, Ordering::Relaxed);
@@ -363,16 +369,17 @@ impl PeerMemory {
         if part.is_last {
             status.calls.fetch_add(2, Ordering::Relaxed);
             if !self.is_intact().unwrap_or(false) {
-                let why = "the peer was gone before its memory was read";
+                let why = "the peer was lost before its memory was read";
                 return PartEnd::Lost(part, Error::new(ErrorKind::PeerLost, why));
             }
         }
         PartEnd::Read(part)
     }
 
-    /// Whether this is still the peer's memory, of which nothing went back to its owner before what was read last.
+    /// Returns true if this is still the peer's memory, and none of it returned to its owner before the last
+    /// read.
     fn is_intact(&self) -> io::Result<bool> {
-        // What was read before stays before this.
+        // Orders the earlier reads before this one.
         fence(Ordering::Acquire);
         let mut bytes = [MaybeUninit::uninit(); 16];
         if *self.read(self.canary.address, &mut bytes)? != self.canary.bytes {
@@ -384,20 +391,21 @@ impl PeerMemory {
         Ok(poll(&mut ended, Some(&now))? == 0)
     }
 
-    /// Fills `into` from there on, or as good as nothing.
+    /// Fills all of `into` from `address` on, or returns an error.
     fn read<'a>(&self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> io::Result<&'a mut [u8]> {
         read(self.process, address, into)
     }
 }
 
-/// Fills `into` from there on in the process's memory, or as good as nothing.
+/// Fills all of `into` from `address` on in the process's memory, or returns an error.
 fn read(process: Pid, address: u64, into: &mut [MaybeUninit<u8>]) -> io::Result<&mut [u8]> {
     let address = usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?;
     let from = libc::iovec { iov_base: std::ptr::without_provenance_mut(address), iov_len: into.len() };
     let to = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
     let process = process.as_raw_nonzero().get();
-    // SAFETY: M12: the kernel writes no more than `into`, which is borrowed exclusively (M2); what it reads is the other
-    // process's, at addresses that it checks, and is no memory of this program's own but what a `Buffer` or the probe keeps (M1).
+    // SAFETY: M12: the kernel writes no more than `into`, which is borrowed exclusively (M2). It reads the
+    // other process's memory, at addresses that it checks. If that process is this one, the memory is kept by
+    // a `Buffer` or by the probe (M1).
     let read = unsafe { libc::process_vm_readv(process, &raw const to, 1, &raw const from, 1, 0) };
     match usize::try_from(read) {
         // SAFETY: M4: all of it was just written.
@@ -407,8 +415,8 @@ fn read(process: Pid, address: u64, into: &mut [MaybeUninit<u8>]) -> io::Result<
     }
 }
 
-/// Why the kernel's copy of a process's memory is not worth it on this machine, in words that finish "since", if it is not.
-/// The first call of a process finds out, on its own memory, in a millisecond.
+/// Returns why `process_vm_readv` is too slow on this machine, if it is; the text completes "since". Measured
+/// by the process's first call, on its own memory, in a millisecond.
 fn slowness() -> Option<&'static str> {
     static SLOWNESS: OnceLock<Option<String>> = OnceLock::new();
     let found = SLOWNESS.get_or_init(|| {
@@ -434,14 +442,15 @@ fn fastest(mut once: impl FnMut()) -> Duration {
     std::iter::repeat_with(timed).take(PROBES).min().unwrap_or_default()
 }
 
-/// Two copies side by side run at more than four fifths of the speed of one.
+/// Two parallel copies run at more than four fifths of the speed of one, so a read may take 1.25 times as
+/// long as a copy.
 fn too_slow(copy: Duration, read: Duration) -> Option<String> {
     let times = read.as_secs_f64() / copy.as_secs_f64().max(f64::MIN_POSITIVE);
     (times > 1.25)
         .then(|| format!("process_vm_readv takes {times:.1} times as long as memcpy on this machine"))
 }
 
-/// Why the kernel does not read, in words that finish "since".
+/// Returns why the kernel does not read; the text completes "since".
 fn read_error(error: &io::Error) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -449,7 +458,7 @@ fn read_error(error: &io::Error) -> String {
         }
         _ => "",
     };
-    format!("process_vm_readv says {error}{remedy}")
+    format!("process_vm_readv failed: {error}{remedy}")
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! What this end lends on: memory of others, whose leases go back to them once they are back here.
+//! Forwarding: lends memory that other peers lent to this end, and returns their leases once ours are
+//! returned.
 //!
-//! Nobody here may ever ask for memory, nor lend again, and the owner waits for its own: so while anything is lent on, a task
-//! looks what has come back.
+//! The owner waits for its memory, but nothing at this end may ever need memory or lend again. So while
+//! anything is forwarded, a task sweeps for returned leases.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,23 +12,24 @@ use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::platform::environment::Environment;
 use crate::platform::process::PerProcess;
 
-/// How long whoever waits for its memory may have to wait for us, who are in between.
+/// The longest time by which this process may delay the return of a forwarded lease to its owner.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 
-/// A lease of another's memory that was lent on. It does not hold the memory's pipes: only who can read does, so that two ends
-/// which lent on to each other do not wait for one another's pipes.
+/// The lease of a peer's memory that this end has forwarded. It does not hold the memory's pipes: only
+/// processes that can read do. Otherwise two ends that forward to each other would wait for each other's
+/// pipes.
 #[derive(Debug)]
 pub(super) struct Forwarded {
     _lease: OpaqueHandle,
     sweeping: &'static Sweeping,
 }
 
-/// What this process lends on.
+/// What this process forwards.
 #[derive(Debug, Default)]
 struct Sweeping {
-    /// How much is out.
+    /// The number of forwarded leases that are out.
     out: AtomicUsize,
-    /// A task looks.
+    /// Whether a task sweeps.
     runs: AtomicBool,
 }
 
@@ -47,7 +49,7 @@ impl Drop for Forwarded {
     }
 }
 
-/// Has `sweep` called now and then on a task of `environment`, while anything is lent on and no other task does.
+/// Starts a task that calls `sweep` periodically while anything is forwarded, unless one runs already.
 pub(super) fn keep_sweeping(environment: &Arc<dyn Environment>, sweep: fn()) {
     let sweeping = SWEEPING.get();
     if sweeping.out.load(Ordering::SeqCst) == 0 {
@@ -66,7 +68,7 @@ pub(super) fn keep_sweeping(environment: &Arc<dyn Environment>, sweep: fn()) {
                 continue;
             }
             drop(run);
-            // What was lent on before that was seen relies on this task.
+            // A lease forwarded after the first check relies on this task.
             if sweeping.out.load(Ordering::SeqCst) == 0 {
                 return;
             }
@@ -76,7 +78,7 @@ pub(super) fn keep_sweeping(environment: &Arc<dyn Environment>, sweep: fn()) {
     }));
 }
 
-/// The task that looks. Where its environment ends before it does, another may.
+/// Marks the running sweep task. If its environment ends first, another task may start.
 struct SweepTask(&'static Sweeping);
 
 impl SweepTask {

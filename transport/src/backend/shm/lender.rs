@@ -1,8 +1,9 @@
-//! Frames that stay where they are: what this end lends to its peer, and what it borrows.
+//! Lending in place: the frames that this end lends to its peer, and those that it borrows.
 //!
-//! The invariant (M11): a lent block is held until its lease is back, or until nobody can hold it any more. The second is told
-//! by a pipe, whose writing end everybody keeps open who can read what was lent over the link, be it sent on, and every process that
-//! inherited one: never by the silence of a peer, who may only be stopped.
+//! The invariant (M11): a lent block is held until its lease is returned, or until no process can hold it any
+//! more. The latter is detected by the holders' pipe. Its write end stays open in every process that can read
+//! what was lent over the link, including forwarded frames, and in every process that inherited it. A silent
+//! peer returns nothing, since it may only be stopped.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -23,39 +24,39 @@ use crate::platform::mutex::Mutex;
 use crate::platform::process::{PerProcess, Process};
 use crate::wire::lending::{Lender, LentFrame};
 
-/// Bits of a lease's number that say which of the table it is; those above count its turns.
+/// The bits of a lease that number its slot; the bits above are the slot's generation.
 const SLOT_BITS: u32 = 12;
-const _: () = assert!(LEASES == 1 << SLOT_BITS, "a slot's number has its bits");
-/// Leases that are looked at, oldest first, whenever another is given.
+const _: () = assert!(LEASES == 1 << SLOT_BITS, "SLOT_BITS number every slot");
+/// The number of leases, oldest first, that are checked whenever another is granted.
 const SWEPT_AT_ONCE: usize = 4;
 
-/// Both sides of lending on one link between peers that trust each other.
+/// Lending and borrowing on one link between peers that trust each other.
 #[derive(Debug)]
 pub(super) struct ArenaLender {
-    /// Where descriptors travel.
+    /// The socket that carries descriptors.
     socket: OwnedFd,
     bounce_arena: BounceArena,
     lent: Arc<Mutex<Lent>>,
     exports: Exports,
     borrowed: BorrowState,
-    /// Runs what looks after what is lent on.
+    /// Runs the task that sweeps forwarded leases.
     environment: Arc<dyn Environment>,
 }
 
-/// What this end lent, and what tells that it is back.
+/// What this end has lent, and the table in which the peer returns it.
 #[derive(Debug)]
 struct Lent {
     slots: Vec<Slot>,
     free: Vec<u32>,
     /// Slots in use, oldest first.
     out: VecDeque<u32>,
-    /// The peer's words about them.
+    /// The generations that the peer has returned.
     returned: LeaseTable,
-    /// One of them was a lie. Whoever looks after the line ends it.
+    /// The peer returned a lease that it did not hold. The byte stream then ends the link.
     violated: Arc<AtomicBool>,
-    /// Ends when no process has anything of it any more.
+    /// Hangs up once no process holds anything that was lent.
     holders: OwnedFd,
-    /// The link has ended: what is out is in quarantine.
+    /// The link has ended: leases still out are in quarantine.
     ended: bool,
 }
 
@@ -65,30 +66,30 @@ struct Slot {
     lent: Option<(LentMemory, SegmentNumber)>,
 }
 
-/// What a loan is of, memory until it is back.
+/// The lent memory, held until the lease is returned.
 #[derive(Debug)]
 enum LentMemory {
     Own(FrameLease),
     Forwarded(#[expect(dead_code, reason = "held")] Forwarded),
 }
 
-/// What the peer lent.
+/// What the peer has lent to this end.
 #[derive(Debug)]
 struct BorrowState {
     imports: Imports,
-    /// The last turn of each slot that came.
+    /// The last generation received for each slot.
     generations: Vec<u64>,
     borrower: Arc<Borrower>,
 }
 
-/// What gives leases back, as long as any is out.
+/// Returns leases; exists while any is out.
 #[derive(Debug)]
 struct Borrower {
     table: LeaseTable,
     process: Process,
 }
 
-/// One loan; it is back when this drops.
+/// One borrowed lease, returned on drop.
 #[derive(Debug)]
 struct BorrowLease {
     borrower: Arc<Borrower>,
@@ -98,7 +99,7 @@ struct BorrowLease {
 
 impl Drop for BorrowLease {
     fn drop(&mut self) {
-        // A forked child's copy says nothing for its parent, who may still read.
+        // A forked child's copy must not return the lease: the parent may still read.
         if self.borrower.process.is_this() {
             self.borrower.table.give_back(self.slot, self.generation);
         }
@@ -106,8 +107,8 @@ impl Drop for BorrowLease {
 }
 
 impl ArenaLender {
-    /// `ours` and `theirs` are the tables of both segments; `holders` ends with the peer's last holder, `holder` is our own part
-    /// of its.
+    /// `ours` and `theirs` are the lease tables of both segments. `holders` hangs up with the peer's last
+    /// holder; `holder` is our write end of the peer's pipe.
     pub(super) fn new(
         socket: OwnedFd,
         bounce_arena: BounceArena,
@@ -132,7 +133,7 @@ impl ArenaLender {
         Self { socket, bounce_arena, lent, exports: Exports::default(), borrowed, environment }
     }
 
-    /// Becomes true when the peer says of our loans what cannot be.
+    /// Becomes true when the peer returns a lease that it did not hold.
     pub(super) fn violated(&self) -> Arc<AtomicBool> {
         lock(&self.lent).violated.clone()
     }
@@ -158,7 +159,7 @@ impl Lender for ArenaLender {
     }
 
     fn bounce_copy(&mut self, len: usize) -> Option<BufferMut> {
-        // What was lent is looked at again where the bounce arena has no room, without this lock.
+        // The lock is released first: a full bounce arena reclaims what was lent, which takes the lock again.
         let has_lease = lock(&self.lent).has_lease();
         if has_lease { self.bounce_arena.take(len) } else { None }
     }
@@ -173,15 +174,16 @@ impl Lender for ArenaLender {
         if generations.len() <= slot {
             generations.resize(slot + 1, 0);
         }
-        // A lease is given again only when it is back.
+        // A slot is granted again only after its lease was returned.
         let last = generations[slot];
         if generation != last + 1 || borrower.table.returned(slot) != last {
-            return Err(corrupt("a loan under a lease that is out, or was before, or is not the next"));
+            return Err(corrupt("a lease that is out, was used before, or is out of sequence"));
         }
         let segment = imports.find(&self.socket, lent_frame.segment)?;
         generations[slot] = generation;
         let lease = BorrowLease { borrower: borrower.clone(), slot, generation };
-        let offset = usize::try_from(lent_frame.offset).map_err(|_| corrupt("a loan beyond all memory"))?;
+        let offset =
+            usize::try_from(lent_frame.offset).map_err(|_| corrupt("a lease beyond the address space"))?;
         borrowing::borrow(segment, (offset, len), place, Arc::new(lease))
     }
 
@@ -193,7 +195,7 @@ impl Lender for ArenaLender {
 }
 
 impl Lent {
-    /// Whether a lease is free. What is back of the oldest loans is so afterwards, memory and all.
+    /// Returns true if a lease is free. First frees returned leases among the oldest.
     fn has_lease(&mut self) -> bool {
         self.sweep(SWEPT_AT_ONCE);
         if self.free.is_empty() && self.slots.len() < LEASES {
@@ -206,7 +208,7 @@ impl Lent {
         !self.free.is_empty()
     }
 
-    /// Lends a frame under a lease, if one is free.
+    /// Grants a lease for a frame, if a slot is free.
     fn grant(&mut self, lent: (LentMemory, SegmentNumber)) -> Option<u64> {
         if !self.has_lease() {
             return None;
@@ -228,12 +230,12 @@ impl Lent {
         self.out.retain(|out| *out as usize != number);
         let slot = &mut self.slots[number];
         slot.lent = None;
-        // The peer never hears of the turn: the next one follows the last that it knows.
+        // The peer never receives this generation, so the next grant reuses it.
         slot.generation -= 1;
         self.free.push(number as u32);
     }
 
-    /// Frees what is back among the oldest of so many.
+    /// Frees the returned leases among the `count` oldest.
     fn sweep(&mut self, count: usize) {
         for _ in 0..count.min(self.out.len()) {
             let Some(number) = self.out.pop_front() else { return };
@@ -244,7 +246,7 @@ impl Lent {
                 self.free.push(number);
                 continue;
             }
-            // What cannot be gives nothing back.
+            // An invalid generation returns nothing.
             self.out.push_back(number);
             if generation != slot.generation - 1 {
                 self.violated.store(true, Ordering::Relaxed);
@@ -252,7 +254,7 @@ impl Lent {
         }
     }
 
-    /// The link has ended: what is not back by now is in quarantine.
+    /// Ends the link: leases not returned by now are in quarantine.
     fn end(&mut self) {
         self.ended = true;
         self.sweep(LEASES);
@@ -263,7 +265,7 @@ impl Lent {
         }
     }
 
-    /// Whether it is of a link that ended, and nothing of it can be held by anybody.
+    /// Returns true if the link has ended and no process can hold anything that was lent.
     fn is_over(&mut self) -> bool {
         self.sweep(LEASES);
         self.ended && (self.out.is_empty() || pipe::has_hung_up(&self.holders))
@@ -277,10 +279,10 @@ impl Drop for ArenaLender {
     }
 }
 
-/// What this process lent, link by link: what the peers of links that ended may still hold, too.
+/// What this process has lent on each link, including ended links whose peers may still hold something.
 static LENT_BY_LINK: PerProcess<Mutex<Vec<Arc<Mutex<Lent>>>>> = PerProcess::new(Mutex::default);
 
-/// Frees what has come back, and what nobody can hold any more.
+/// Frees memory whose leases were returned, or that no process can hold any more.
 fn reclaim() {
     let (mut live, mut over) = (lock(LENT_BY_LINK.get()), Vec::new());
     live.retain(|lent| {

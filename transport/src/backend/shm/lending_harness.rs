@@ -1,4 +1,4 @@
-//! Lending without a link, for fuzzing: one real end of it, and a peer in the same process that says what it likes.
+//! Lending without a link, for fuzzing: one real end, and a simulated hostile peer in the same process.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -21,41 +21,41 @@ use crate::wire::lending::{LENT_FRAME_LEN, Lender, LentFrame};
 
 const RING_LEN: usize = 4096;
 
-/// What a peer shows as a segment.
+/// What a peer exports.
 #[derive(Clone, Copy, Debug)]
 pub enum Exported {
-    /// One that is whole and sealed, of [`LendingHarness::SEGMENT_LEN`] bytes.
+    /// A complete, sealed segment of [`LendingHarness::SEGMENT_LEN`] bytes.
     Whole,
-    /// The same, as somebody else's, which was sent on.
+    /// The same as a forwarded segment, with its pipe.
     Forwarded,
-    /// A number alone, which withdraws.
+    /// A number alone, which retracts.
     Retract,
-    /// The writing end of a pipe.
+    /// The write end of a pipe.
     Pipe,
-    /// Two of them.
+    /// Two segments in one message.
     Two,
 }
 
-/// An end that lends and borrows, and its peer.
+/// An end that lends and borrows, and its simulated peer.
 #[derive(Debug)]
 pub struct LendingHarness {
     lender: ArenaLender,
     arena: Arena,
-    /// The peer's.
+    /// The peer's end of the Unix socket.
     socket: OwnedFd,
     peer_table: LeaseTable,
     segment: Segment,
-    /// The end's, as the peer reads them.
+    /// The end's lease table, as the peer reads it.
     end_table: LeaseTable,
-    /// What the peer holds of the end's.
+    /// The peer's write end of the end's holders' pipe.
     _holder: OwnedFd,
 }
 
 impl LendingHarness {
-    /// How long a segment of the peer's is.
+    /// The length of the peer's segment.
     pub const SEGMENT_LEN: usize = 16 << 10;
 
-    /// Two ends that have met; this one lends out of an arena of so many bytes.
+    /// Creates two attached ends. The real end lends from an arena of `arena_len` bytes.
     pub fn new(arena_len: usize) -> Result<Self> {
         let segment = || Segment::create("towline-ring", segment_len(RING_LEN)).map(Arc::new);
         let (ours, theirs) = (segment()?, segment()?);
@@ -87,12 +87,12 @@ impl LendingHarness {
         })
     }
 
-    /// What the end lends out of.
+    /// Returns the arena that the end lends from.
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
-    /// The peer shows something under these bytes of a number, as far as there is room.
+    /// Exports `what` from the peer under these bytes of a number, as far as the socket has room.
     pub fn export(&self, number: &[u8], what: Exported) -> Result<()> {
         let pipe = pipe::new()?.1;
         let segment = self.segment.descriptor();
@@ -113,32 +113,32 @@ impl LendingHarness {
         Ok(())
     }
 
-    /// The end hears what was shown so far, and shows what is due.
+    /// Makes the end receive what was exported so far, and export what is due.
     pub fn tend(&mut self) -> Result<()> {
         self.lender.tend()
     }
 
-    /// The end hears of this loan.
+    /// Makes the end borrow this frame.
     pub fn borrow(&mut self, lent_frame: &[u8; LENT_FRAME_LEN], len: usize) -> Result<Buffer> {
         self.lender.borrow(LentFrame::decode(lent_frame), len, Place::Arena)
     }
 
-    /// The turn under which a loan of the peer's was given back last.
+    /// Returns the generation of the slot's lease that the end returned last.
     pub fn returned(&self, slot: usize) -> u64 {
         self.end_table.returned(slot)
     }
 
-    /// The end lends this.
+    /// Makes the end lend this frame.
     pub fn lend(&mut self, frame: &Buffer) -> Option<[u8; LENT_FRAME_LEN]> {
         self.lender.lend(frame).map(LentFrame::encode)
     }
 
-    /// The peer says that a loan of the end's is back.
+    /// Returns a lease of the end's, from the peer.
     pub fn give_back(&self, slot: usize, generation: u64) {
         self.peer_table.give_back(slot, generation);
     }
 
-    /// Whether the end has seen that what it says cannot be.
+    /// Returns true if the end has detected an impossible return.
     pub fn has_violated(&self) -> bool {
         self.lender.violated().load(std::sync::atomic::Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! The line: both rings, and where the peer's doorbell is heard.
+//! The byte stream of `shm`: both rings, and the peer's doorbell.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use crate::platform::reactor::register;
 use crate::wire::count::Count;
 use crate::wire::session::{Session, Urgency};
 
-/// The bytes of one direction's ring: what one end may be ahead of the other. It stays in the caches of both.
+/// The length of each direction's ring in bytes. It fits in the caches of both ends.
 const RING_LEN: usize = 256 << 10;
-/// Polls that find nothing, after which the doorbell is looked at: whether the peer is there.
+/// The number of polls without data after which the doorbell pipe is checked for a lost peer.
 const IDLE_MAX: u32 = 512;
 
-/// Whether this process may make what one end of a link needs. `TooLarge` where a limit forbids it.
+/// Checks that this process may create a segment. `TooLarge` if a limit forbids it.
 pub(super) fn permitted() -> Result<()> {
     Segment::permitted_len(segment_len(RING_LEN)).map(drop)
 }
 
-/// What one end brings to a link.
+/// What this end contributes to a link.
 #[derive(Debug)]
 pub(super) struct LocalEnd {
     segment: Arc<Segment>,
     doorbell: Doorbell,
-    /// Ends when nobody holds what this end lent.
+    /// Hangs up once no process holds what this end lent.
     holders: OwnedFd,
     holder: OwnedFd,
-    /// Whether the peer may map our arenas, as far as this end can tell before they met.
+    /// Whether the peer may map our arenas, before the peer's user is known.
     trusts: bool,
     canary: Canary,
 }
@@ -60,7 +60,8 @@ impl LocalEnd {
     }
 }
 
-/// Opens a link with a peer that was met. It reads the peer's memory where that is fast, or always.
+/// Opens a link with an attached peer. Reads the peer's memory where that is fast, or always if
+/// `reads_always`.
 pub(super) async fn open(
     ours: LocalEnd,
     attached: AttachedPeer,
@@ -70,14 +71,14 @@ pub(super) async fn open(
     let AttachedPeer { socket, peer, user, process } = attached;
     let LocalEnd { segment, doorbell, holders, holder: _, trusts, canary } = ours;
     if !pipe::is_reading_end(&peer.doorbell) {
-        return Err(Error::new(ErrorKind::Corrupt, "its doorbell is no pipe that can be read"));
+        return Err(Error::new(ErrorKind::Corrupt, "its doorbell is not the read end of a pipe"));
     }
     let sink = NullSink::open()?;
     let trusted = trusts && peer.trusts && is_same_user(user);
     let (duplex, tables) =
         duplex::map_rings((segment, RING_LEN), (peer.segment, peer.ring_len as usize), doorbell)?;
     if !pipe::is_writing_end(&peer.holder) {
-        return Err(Error::new(ErrorKind::Corrupt, "what its holders keep is no pipe that can be written"));
+        return Err(Error::new(ErrorKind::Corrupt, "its holders' pipe is not the write end of a pipe"));
     }
     let exited = Arc::new(AtomicBool::new(false));
     let mut session = Streamed::<ShmByteStream>::session(context);
@@ -104,8 +105,8 @@ pub(super) async fn open(
             session = session.fetching(Box::new(fetcher));
             fetched
         }
-        (true, true) => FetchStatus::unavailable("what travels is checked"),
-        (false, _) => FetchStatus::unavailable("the two do not trust each other"),
+        (true, true) => FetchStatus::unavailable("the connection uses checksums"),
+        (false, _) => FetchStatus::unavailable("the two ends do not trust each other"),
     };
     let fetch_status = fetched.clone();
     let stream = ShmByteStream {
@@ -118,7 +119,7 @@ pub(super) async fn open(
         calls: AtomicU64::new(0),
         fetched,
     };
-    // What the backend can do, and this link does not promise.
+    // The capabilities that the backend has and this link does not guarantee.
     let lacking = if trusted && !context.checked { Caps::empty() } else { Caps::LENDS };
     let link = Streamed::open(stream, State { duplex, idle: 0 }, session, CAPS - lacking, context);
     let opened = Opened::new(link.clone());
@@ -131,7 +132,7 @@ pub(super) async fn open(
                 () = inbox.until_ended() => return,
             }
             exited.store(true, Ordering::Release);
-            // What it sent before is taken first; whoever polls meanwhile sees the same.
+            // The peer's data sent before its exit is read first; any concurrent poll sees `exited` too.
             while let Some(link) = link.upgrade().filter(|_| inbox.ended().is_none()) {
                 link.progress();
                 drop(link);
@@ -142,14 +143,16 @@ pub(super) async fn open(
     Ok(opened)
 }
 
-/// Whether a user is this process's own. The one that stands for all that a namespace does not know is nobody's.
+/// Returns true if `user` is this process's effective user. The overflow user, which stands for all users
+/// unknown to a namespace, never matches.
 fn is_same_user(user: u32) -> bool {
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
     let overflow = overflow.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_534);
     user == rustix::process::geteuid().as_raw() && user != overflow
 }
 
-/// The peer's process, to be exited of its exit: a forked child of its may keep its end of the doorbell. `None` if it is this one.
+/// Opens a pidfd of the peer's process to detect its exit, since a forked child may keep the doorbell open.
+/// `None` for this process itself.
 fn open_pidfd(process: Pid) -> Option<OwnedFd> {
     if process == rustix::process::getpid() {
         return None;
@@ -157,7 +160,7 @@ fn open_pidfd(process: Pid) -> Option<OwnedFd> {
     rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()
 }
 
-/// Ends when the process has; never where nobody tells.
+/// Waits until the process exits; never returns if that cannot be detected.
 async fn until_exit(process: Arc<OwnedFd>) {
     let exited = match register(process, Interest::READABLE) {
         Some(process) => process.readable().await.map(drop).is_ok(),
@@ -168,31 +171,31 @@ async fn until_exit(process: Arc<OwnedFd>) {
     }
 }
 
-/// Both directions of one link, as everybody sees them.
+/// The parts of the byte stream that any thread may access.
 #[derive(Debug)]
 struct ShmByteStream {
-    /// The peer's doorbell; its end is the peer's.
+    /// The read end of the peer's doorbell. It hangs up when the peer is gone.
     peer_doorbell: OwnedFd,
-    /// Where goes what it rang.
+    /// Where doorbell bytes are discarded.
     sink: NullSink,
-    /// The peer's process has.
+    /// The peer's process has exited.
     exited: Arc<AtomicBool>,
-    /// The peer gave back what it was not lent.
+    /// The peer returned a lease that it did not hold.
     violated: Arc<AtomicBool>,
     /// Output waits for room in the ring.
     blocked: AtomicBool,
-    /// Bytes copied into our ring and out of the peer's, and system calls as last fetch_status.
+    /// Bytes copied into our ring and out of the peer's ring; system calls as last counted.
     copied: Count,
     calls: AtomicU64,
-    /// What this end reads of the peer's memory by itself.
+    /// Whether this end reads the peer's memory, and its system calls for that.
     fetched: Arc<FetchStatus>,
 }
 
-/// And as the holder of the poll lock does.
+/// The parts that only the holder of the poll lock accesses.
 #[derive(Debug)]
 struct State {
     duplex: Duplex,
-    /// Polls since something came, or the doorbell was looked at.
+    /// Polls since data arrived or the doorbell pipe was checked.
     idle: u32,
 }
 
@@ -203,7 +206,7 @@ impl ByteStream for ShmByteStream {
         let (moved, had_room) = write_to(&mut state.duplex, session, least)?;
         self.blocked.store(!had_room, Ordering::Release);
         if self.violated.load(Ordering::Relaxed) {
-            return Err(Error::new(ErrorKind::Corrupt, "the peer gave back what it was not lent"));
+            return Err(Error::new(ErrorKind::Corrupt, "the peer returned a lease that it did not hold"));
         }
         Ok(moved)
     }
@@ -230,7 +233,7 @@ impl ByteStream for ShmByteStream {
         self.count_calls(&mut state, 0);
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
-        // With what is held goes the doorbell's doorbell pipe, of which the peer hears the end.
+        // Dropping `state` closes the doorbell pipe; the peer sees EOF.
         drop(state);
     }
 
@@ -238,7 +241,8 @@ impl ByteStream for ShmByteStream {
         Source { descriptor: self.peer_doorbell.as_fd(), writable: self.is_blocked(), doorbell: true }
     }
 
-    /// Nobody but who is about to sleep takes what the doorbell said: whoever sleeps meanwhile would not hear it.
+    /// Only an end about to sleep may empty the doorbell pipe: otherwise a concurrent sleeper would miss its
+    /// wake-up.
     fn arm(&self, state: &mut State) -> bool {
         self.count_calls(state, 1);
         state.duplex.peer_gone |= self.sink.discard(&self.peer_doorbell);
@@ -259,7 +263,7 @@ impl ByteStream for ShmByteStream {
 }
 
 impl ShmByteStream {
-    /// Counts system calls, and the peer's doorbell as often as it was rung.
+    /// Counts system calls, including the writes to the doorbell.
     fn count_calls(&self, state: &mut State, calls: u64) {
         self.calls.fetch_add(calls + std::mem::take(&mut state.duplex.rings), Ordering::Relaxed);
     }

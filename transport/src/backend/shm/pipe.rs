@@ -1,6 +1,7 @@
-//! Pipes as a link uses them: to ring, and to hear that every process at the other end is gone.
+//! Pipes of a link: to ring the doorbell, and to detect that every process at the other end is gone.
 //!
-//! A peer has the same descriptor of what it showed, and may change at any time whether a read of it waits. Nothing here does.
+//! The peer has the same open file descriptions and may make them blocking at any time. No call here ever
+//! blocks.
 
 use std::fs::File;
 use std::io;
@@ -13,20 +14,20 @@ use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
 use crate::error::Result;
 
-/// Bytes that are taken out at once.
+/// The most bytes discarded at once.
 const DISCARD_MAX: usize = 64;
 
-/// A new one: its reading end, and its writing end.
+/// Creates a pipe: its read end, and its write end.
 pub(super) fn new() -> Result<(OwnedFd, OwnedFd)> {
     Ok(pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(io::Error::from)?)
 }
 
-/// Whether this is a pipe, at its reading end.
+/// Returns true if the descriptor is the read end of a pipe.
 pub(super) fn is_reading_end(descriptor: &OwnedFd) -> bool {
     is_end(descriptor, OFlags::RDONLY)
 }
 
-/// Whether this is a pipe, at its writing end.
+/// Returns true if the descriptor is the write end of a pipe.
 pub(super) fn is_writing_end(descriptor: &OwnedFd) -> bool {
     is_end(descriptor, OFlags::WRONLY)
 }
@@ -37,14 +38,14 @@ fn is_end(descriptor: &OwnedFd, mode: OFlags) -> bool {
     is_pipe && fcntl_getfl(descriptor).is_ok_and(|flags| (flags & OFlags::ACCMODE) == mode)
 }
 
-/// Whether nobody has the writing end any more. What was written stays.
+/// Returns true if no process has the write end any more. Bytes in the pipe stay.
 pub(super) fn has_hung_up(reading: &OwnedFd) -> bool {
     let mut reading = [PollFd::new(reading, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut reading, Some(&now)).is_ok() && reading[0].revents().contains(PollFlags::HUP)
 }
 
-/// Where goes what is taken out of pipes.
+/// /dev/null, where bytes from pipes are discarded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NullSink(&'static OwnedFd);
 
@@ -58,7 +59,7 @@ impl NullSink {
         Ok(Self(NULL.get_or_init(|| opened.into())))
     }
 
-    /// Takes out what was written so far. True: that was all that will ever be.
+    /// Discards the bytes written so far. Returns true at the end of the pipe.
     pub(super) fn discard(self, reading: &OwnedFd) -> bool {
         splice(reading, None, self.0, None, DISCARD_MAX, SpliceFlags::NONBLOCK) == Ok(0)
     }

@@ -1,5 +1,6 @@
-//! The threads that read the memory of other processes. A page there may fault for as long as its owner likes (userfaultfd, FUSE,
-//! NFS), and nothing but the end of this process interrupts such a read: so no thread reads that others wait for.
+//! The threads that read the memory of other processes. A page there may fault for as long as its owner likes
+//! (userfaultfd, FUSE, NFS), and only the end of this process interrupts such a read. So reads run only on
+//! threads that no other work waits for.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,18 +11,18 @@ use std::time::Duration;
 use crate::platform::mutex::Mutex;
 use crate::platform::process::PerProcess;
 
-/// Threads of a process that read at once, or whose reads do not return.
+/// The most reader threads of a process, including those blocked in a read.
 pub(super) const THREADS_MAX: usize = 8;
-/// How long a thread waits for the next read before it ends.
+/// The time that an idle thread waits for the next read before it ends.
 const IDLE_TIME: Duration = Duration::from_secs(2);
 
 static READERS: PerProcess<Readers> = PerProcess::new(Readers::default);
 
-/// The threads of a process.
+/// The reader threads of a process.
 #[derive(Default)]
 struct Readers {
     state: Mutex<State>,
-    /// There is a read to do.
+    /// Notified when a read is queued.
     wanted: Condvar,
 }
 
@@ -32,26 +33,26 @@ struct State {
     idle: usize,
 }
 
-/// A read that no thread has begun.
+/// A read that no thread has started.
 struct QueuedRead {
     wanted: Weak<ReadHandle>,
     read: Box<dyn FnOnce() + Send>,
     afterwards: Box<dyn FnOnce() + Send>,
 }
 
-/// Kept by whoever wants a read: one that has not begun and is not wanted any more is forgotten.
+/// Held by the requester of a read. A read that has not started when this is dropped is discarded.
 #[derive(Debug)]
 pub(super) struct ReadHandle;
 
-/// Has a thread `read`, as soon as one is free, and then do `afterwards`, which may ask for another read and does not block for long.
-/// `None` where no thread can be had.
+/// Runs `read` on the next free thread, and then `afterwards`, which may request another read and does not
+/// block for long. `None` if no thread can be started.
 pub(super) fn run(
     read: impl FnOnce() + Send + 'static,
     afterwards: impl FnOnce() + Send + 'static,
 ) -> Option<Arc<ReadHandle>> {
     let (readers, wanted) = (READERS.get(), Arc::new(ReadHandle));
     let mut state = readers.lock();
-    // What they have of others' is dropped without the lock.
+    // The discarded closures are dropped without the lock.
     let (reads, _forgotten): (VecDeque<_>, VecDeque<_>) =
         state.reads.drain(..).partition(QueuedRead::is_wanted);
     state.reads = reads;
@@ -73,7 +74,8 @@ pub(super) fn run(
     Some(wanted)
 }
 
-/// One thread, which is idle but while it reads: what comes afterwards may ask for a read, and this thread is there for it.
+/// Runs one thread. It counts as idle except during `read`: `afterwards` may request a read, which this
+/// thread then serves.
 fn serve(readers: &Readers) {
     let mut state = readers.lock();
     loop {
@@ -86,7 +88,8 @@ fn serve(readers: &Readers) {
             Some(QueuedRead { read, afterwards, .. }) => {
                 state.idle -= 1;
                 drop(state);
-                // Wakers and destructors of others run there; what they do wrong costs no thread.
+                // These closures run wakers and destructors of other code; a panic there must not cost the
+                // thread.
                 let _ = catch_unwind(AssertUnwindSafe(read));
                 readers.lock().idle += 1;
                 let _ = catch_unwind(AssertUnwindSafe(afterwards));
@@ -149,14 +152,14 @@ mod tests {
             run(move || tell.send(number).unwrap(), || {})
         };
         let last = read(100);
-        assert_eq!(told.recv_timeout(SOON), Ok(100), "one thread is left");
+        assert_eq!(told.recv_timeout(SOON), Ok(100), "one thread is free");
         let full = block(0);
         told.recv_timeout(SOON).expect("the read began");
         drop(read(200));
         let waits = read(300);
-        assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is left");
+        assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is free");
         release.send(()).unwrap();
-        assert_eq!(told.recv_timeout(SOON), Ok(300), "what is not wanted any more is not done");
+        assert_eq!(told.recv_timeout(SOON), Ok(300), "a discarded read does not run");
         drop((release, stuck, last, full, waits));
     }
 }

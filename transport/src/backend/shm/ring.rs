@@ -1,8 +1,9 @@
-//! The ring: bytes from one process to another without a lock or a system call.
+//! The ring: moves bytes from one process to another without locks or system calls.
 //!
-//! Each end has a segment that it alone writes: [`RingHeader`], and from [`BYTES_AT`] on the ring of the bytes it sends. So each
-//! word has one writer, and a peer can spoil nothing but its own segment, from which words are validated and bytes copied (M9).
-//! RingHeader count bytes since the beginning; where a byte lies is the remainder by the ring's length.
+//! Each end has a segment that only it writes: a [`RingHeader`], and from [`BYTES_AT`] on the ring of the
+//! bytes that it sends. So each word has one writer, and a peer can corrupt only its own segment. Words read
+//! from there are validated, and bytes are copied out before use (M9). The counters count bytes from the
+//! start; a byte's offset is its position modulo the ring's length.
 
 #![expect(unsafe_code, reason = "memory shared with another process is reached through raw addresses")]
 
@@ -24,54 +25,56 @@ use sync::{AtomicU64, Ordering, UnsafeCell, fence, full_fence};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where a segment's ring begins.
+/// The offset of the ring in a segment.
 pub(super) const BYTES_AT: usize = 4096;
 
-// What `armed` says: nothing, or what for, and above that which sleep it is, so that each is rung once.
+// The value of `armed`: 0, or the events that the end waits for, plus a count of arms in the higher bits, so
+// that the peer rings once per arm.
 const ARMED_FOR_DATA: u64 = 1;
 const ARMED_FOR_ROOM: u64 = 2;
 const ARM_COUNT: u64 = 4;
 
-/// What one end says of itself, at the start of its segment. Fresh memory, all zero, is a beginning.
+/// The words of one end, at the start of its segment. Fresh memory is all zero: the initial state.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Default))]
 #[repr(C)]
 pub(super) struct RingHeader {
-    /// How many bytes it ever wrote to its ring.
+    /// The number of bytes that this end has written to its ring.
     produced: CacheLine<AtomicU64>,
-    /// How many bytes it ever read from the peer's.
+    /// The number of bytes that this end has read from the peer's ring.
     consumed: CacheLine<AtomicU64>,
-    /// What it sleeps for.
+    /// What this end is armed for.
     armed: CacheLine<AtomicU64>,
 }
 
-/// Two cache lines of its own: processors fetch them in pairs.
+/// A value with two cache lines of its own, since processors fetch lines in pairs.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Default))]
 #[repr(C, align(128))]
 struct CacheLine<T>(T);
 
-/// One of a connection's two segments, as a ring reaches it.
+/// One of a connection's two segments, as a ring accesses it.
 #[derive(Debug)]
 pub(super) struct RingMemory {
     header: NonNull<RingHeader>,
     bytes: NonNull<UnsafeCell<u8>>,
     len: usize,
-    /// What keeps both mapped.
+    /// Keeps the header and the bytes mapped.
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: what it points to is made for several processes, hence for several threads: words are atomics, and bytes are touched
-// by the ring that owns this half alone (M9). The owner may go to any thread.
+// SAFETY: the segment is shared between processes, hence between threads. Words are atomics, and bytes are
+// accessed only by the ring that owns this half (M9). The owner may go to any thread.
 unsafe impl Send for RingMemory {}
 
 impl RingMemory {
-    /// A ring of `len` bytes, which is a power of two, and the words before it.
+    /// Creates the memory of a ring of `len` bytes, a power of two, with its header.
     ///
     /// # Safety
     ///
-    /// For as long as `owner` lives (M1): `words` is aligned and readable, and so are `len` bytes at `bytes`; as `ours` of a
-    /// [`Ring`] both are writable too. Nobody writes either but other processes and the one ring whose own they are (M9).
+    /// For as long as `owner` lives (M1): `header` is aligned and readable, and so are `len` bytes at
+    /// `bytes`; as `ours` of a [`Ring`] both are writable too. Only other processes, and the one ring whose
+    /// own they are, write to them (M9).
     pub(super) unsafe fn new(
         owner: Arc<dyn Any + Send + Sync>,
         header: NonNull<RingHeader>,
@@ -83,39 +86,40 @@ impl RingMemory {
     }
 
     fn header(&self) -> &RingHeader {
-        // SAFETY: aligned and readable while the owner is held (M1); all atomics, of which only our own are stored to (M9).
+        // SAFETY: aligned and readable while the owner is held (M1); all atomics, of which only our own are
+        // stored to (M9).
         unsafe { self.header.as_ref() }
     }
 
-    /// The address of the byte at `position`, and how many follow it before the ring starts over.
+    /// Returns the address of the byte at `position`, and the number of bytes up to the ring's end.
     fn locate(&self, position: u64) -> (*const UnsafeCell<u8>, usize) {
         let at = (position % self.len as u64) as usize;
         (self.bytes.as_ptr().wrapping_add(at), self.len - at)
     }
 }
 
-/// One end: writes into its own segment, and reads the peer's.
+/// One end: writes to its own segment, and reads the peer's.
 #[derive(Debug)]
 pub(super) struct Ring {
     ours: RingMemory,
     theirs: RingMemory,
-    /// Bytes copied into our ring; told to the peer; known to be read by it.
+    /// Bytes copied into our ring; published to the peer; known to be read by the peer.
     written: u64,
     published: u64,
     taken: u64,
-    /// Bytes known to be in the peer's ring; copied out of it; told to the peer.
+    /// Bytes known to be in the peer's ring; copied out of it; released to the peer.
     arrived: u64,
     read: u64,
     released: u64,
-    /// How often this end lay down, and whether it has not got up since.
+    /// How often this end has armed, and whether it is armed now.
     arms: u64,
     armed: bool,
-    /// The peer's `armed` when its doorbell was last due.
+    /// The peer's `armed` value when its doorbell was last rung.
     rung: u64,
 }
 
 impl Ring {
-    /// An end at the beginning: nothing was written or read by it yet. The peer may have begun.
+    /// Creates an end at position 0. The peer may already have written.
     pub(super) fn new(ours: RingMemory, theirs: RingMemory) -> Self {
         Self {
             ours,
@@ -132,7 +136,7 @@ impl Ring {
         }
     }
 
-    /// How many bytes have room. The peer's word is looked at only where fewer than `wanted` are known to.
+    /// Returns the number of writable bytes. Loads the peer's counter only if fewer than `wanted` are known.
     pub(super) fn writable(&mut self, wanted: usize) -> Result<usize> {
         if self.room() < wanted {
             self.taken = checked_load(&self.theirs.header().consumed, self.taken, self.published)?;
@@ -144,7 +148,7 @@ impl Ring {
         self.ours.len - self.written.wrapping_sub(self.taken) as usize
     }
 
-    /// Writes `bytes`, no more than were writable. The peer sees them once they are published.
+    /// Writes `bytes`, which must not exceed what is writable. The peer sees them once they are published.
     pub(super) fn copy_in(&mut self, bytes: &[u8]) {
         assert!(bytes.len() <= self.room(), "more than is writable");
         let (to, until_end) = self.ours.locate(self.written);
@@ -156,7 +160,8 @@ impl Ring {
         self.written = self.written.wrapping_add(bytes.len() as u64);
     }
 
-    /// Tells the peer of all that was written. Whether its doorbell must be rung, since it sleeps for bytes.
+    /// Publishes all written bytes to the peer. Returns true if the peer is armed for data and its doorbell
+    /// must be rung.
     #[must_use]
     pub(super) fn publish(&mut self) -> bool {
         let changed = self.published != self.written;
@@ -167,7 +172,8 @@ impl Ring {
         changed && self.is_due(ARMED_FOR_DATA)
     }
 
-    /// How many bytes the peer has published. Its word is looked at only where fewer than `wanted` are known.
+    /// Returns the number of published bytes not yet read. Loads the peer's counter only if fewer than
+    /// `wanted` are known.
     pub(super) fn readable(&mut self, wanted: usize) -> Result<usize> {
         if self.unread() < wanted {
             let produced = &self.theirs.header().produced;
@@ -181,30 +187,32 @@ impl Ring {
         self.arrived.wrapping_sub(self.read) as usize
     }
 
-    /// Reads as many bytes as `into` has, no more than were readable. A hostile peer may have torn them, so whoever parses them
-    /// parses this copy. Their room is the peer's once they are released.
+    /// Reads `into.len()` bytes, which must not exceed what is readable. A hostile peer may change the bytes
+    /// during the copy, so only this copy is parsed. The peer may reuse their room once they are released.
     pub(super) fn copy_out(&mut self, into: &mut [MaybeUninit<u8>]) {
         assert!(into.len() <= self.unread(), "more than is readable");
         let (from, until_end) = self.theirs.locate(self.read);
         self.read = self.read.wrapping_add(into.len() as u64);
         let (first, second) = into.split_at_mut(into.len().min(until_end));
-        // SAFETY: within the peer's ring, mapped while the half is held (M1), and only another process writes there (M9).
+        // SAFETY: within the peer's ring, mapped while the half is held (M1), and only another process writes
+        // there (M9).
         unsafe { sync::load(from, first) };
         // SAFETY: the same, from its start; no more than the ring has (M1, M9).
         unsafe { sync::load(self.theirs.bytes.as_ptr(), second) };
     }
 
-    /// How many bytes the peer's ring holds.
+    /// Returns the length of the peer's ring.
     pub(super) fn peer_len(&self) -> usize {
         self.theirs.len
     }
 
-    /// How many bytes were read whose room is not the peer's yet.
+    /// Returns the number of bytes read and not yet released to the peer.
     pub(super) fn unreleased(&self) -> usize {
         self.read.wrapping_sub(self.released) as usize
     }
 
-    /// Gives the peer the room of all that was read. Whether its doorbell must be rung, since it sleeps for room.
+    /// Releases the room of all bytes read. Returns true if the peer is armed for room and its doorbell must
+    /// be rung.
     #[must_use]
     pub(super) fn release(&mut self) -> bool {
         let changed = self.released != self.read;
@@ -215,10 +223,11 @@ impl Ring {
         changed && self.is_due(ARMED_FOR_ROOM)
     }
 
-    /// Whether the peer sleeps for what we just moved, and was not rung since it lay down.
+    /// Returns true if the peer is armed for what was just changed, and was not rung since it armed.
     ///
-    /// Who sleeps says so and then looks at the words; who moves a word then looks who sleeps. With a full fence between the
-    /// two at either end, one of them sees the other. (Release and Acquire would let both look first.)
+    /// An end that arms stores `armed` and then loads the counters. An end that moves a counter stores it and
+    /// then loads `armed`. With a full fence between the store and the load at both ends, at least one sees
+    /// the other's store. (Release and Acquire would allow both loads to run first.)
     fn is_due(&mut self, changed: u64) -> bool {
         full_fence();
         let armed = self.theirs.header().armed.0.load(Relaxed);
@@ -229,10 +238,11 @@ impl Ring {
         due
     }
 
-    /// Lies down to sleep for bytes, and `for_room` too. True: from now on the peer rings once for either. False: one of them has
-    /// come since `readable` or `writable` looked last, and the ring is awake.
+    /// Arms the doorbell for data, and for free space if `for_room`. Returns true if armed: the peer then
+    /// rings once. Returns false, disarmed, if either has arrived since the last load by `readable` or
+    /// `writable`.
     ///
-    /// What was known by then is the caller's, who has dealt with it, and has released what it read.
+    /// The caller has handled everything known by then, and has released what it read.
     #[must_use]
     pub(super) fn arm(&mut self, for_room: bool) -> bool {
         let what = if for_room { ARMED_FOR_DATA | ARMED_FOR_ROOM } else { ARMED_FOR_DATA };
@@ -249,7 +259,7 @@ impl Ring {
         !bytes && !room
     }
 
-    /// Gets up, whoever or whatever woke it. Costs nothing where it did not sleep.
+    /// Disarms the doorbell. Free if it was not armed.
     pub(super) fn disarm(&mut self) {
         if self.armed {
             self.armed = false;
@@ -258,13 +268,13 @@ impl Ring {
     }
 }
 
-/// What the peer's word says now, if that is neither before what it said last nor past what is possible.
+/// Loads a peer's counter. `Corrupt` if it is before its last value or beyond `end`.
 fn checked_load(word: &CacheLine<AtomicU64>, last: u64, end: u64) -> Result<u64> {
-    // A fence instead of an acquiring load: those are not promised to work on memory mapped for reading only.
+    // A fence, since an acquiring load is not guaranteed to work on read-only mappings.
     let now = word.0.load(Relaxed);
     fence(Ordering::Acquire);
     if now.wrapping_sub(last) > end.wrapping_sub(last) {
-        let why = format!("the peer's ring went from {last} to {now}, and {end} is the furthest it can be");
+        let why = format!("the peer's ring counter went from {last} to {now}, beyond the limit {end}");
         return Err(Error::new(ErrorKind::Corrupt, why));
     }
     Ok(now)

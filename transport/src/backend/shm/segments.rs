@@ -1,7 +1,9 @@
-//! Segments as the ends of a link show them to each other: those of their own, and those that others showed them before.
+//! Segments that the ends of a link export to each other: their own, and those that other peers exported to
+//! them.
 //!
-//! The invariant (M11): whoever has a segment has the writing ends of the holders' pipes of all links that it came over, and keeps
-//! them while it can read. So an end on that way which died is outlived by what it lent on.
+//! The invariant (M11): a process that has a segment holds the write ends of the holders' pipes of all links
+//! that the segment travelled over, for as long as it can read the segment. So if a forwarding process dies,
+//! what it lent on stays held.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -22,23 +24,23 @@ use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::memory::{PeerSegment, Segment};
 use crate::platform::process::Process;
 
-/// Segments that one end has received_fds and not withdrawn.
+/// The most segments that one end has exported and not retracted.
 const SEGMENTS_MAX: usize = 256;
-/// Pipes that go with a segment: so many ends may have sent it on.
+/// The most pipes that come with a segment: one for each end that forwarded it.
 const PIPES_MAX: usize = 3;
-/// What one message shows.
+/// The descriptors of one message.
 const DESCRIPTORS_MAX: usize = 1 + PIPES_MAX;
-/// Messages that are heard at once: all that are received_fds, and as many withdrawn, twice.
+/// The most messages received at once: every segment exported and retracted, twice.
 const MESSAGES_MAX: usize = 4 * SEGMENTS_MAX;
-/// A segment's number, which is all that is said of it.
+/// The length of a message, which is a segment's number.
 const NUMBER_LEN: usize = size_of::<u32>();
 
-/// A segment that a peer showed.
+/// A segment that a peer exported to this end.
 #[derive(Debug)]
 pub(super) struct ImportedSegment {
     segment: Arc<PeerSegment>,
     memfd: OwnedFd,
-    /// The holders' pipes of the link that it came over, and of those before.
+    /// The holders' pipes of the link that it came over, and of the links before.
     pipes: Vec<Arc<OwnedFd>>,
     process: Process,
 }
@@ -49,10 +51,10 @@ impl ImportedSegment {
     }
 }
 
-/// What this end has received_fds to the peer.
+/// The segments that this end has exported to the peer.
 #[derive(Debug, Default)]
 pub(super) struct Exports {
-    /// By address, which is not used again while a handle is left, and be it a weak one.
+    /// By address, which is not reused while any handle is left, even a weak one.
     known: HashMap<usize, Export>,
     last: u32,
 }
@@ -63,17 +65,18 @@ struct Export {
     number: SegmentNumber,
 }
 
-/// The number of a segment. It stays what it is while a loan has a handle of it.
+/// A segment's number on a link. It stays in use while a lease holds a handle of it.
 pub(super) type SegmentNumber = Arc<u32>;
 
 impl Exports {
-    /// A segment of our own. `None` where it cannot be received_fds now.
+    /// Exports a segment of our own. `None` if that is not possible now.
     pub(super) fn export_own(&mut self, socket: &OwnedFd, segment: &Arc<Segment>) -> Option<SegmentNumber> {
         self.export(socket, segment, || vec![segment.descriptor()])
     }
 
-    /// A segment that somebody showed us, where that is what `origin` tells. `None` where it cannot be received_fds, or was sent on too
-    /// often; nor does a forked child show what its parent may give back.
+    /// Exports a segment imported from another peer, if `origin` is one. `None` if it cannot be exported, or
+    /// was forwarded too often. A forked child does not export its parent's imports, since the parent may
+    /// return them.
     pub(super) fn export_borrowed(
         &mut self,
         socket: &OwnedFd,
@@ -111,7 +114,7 @@ impl Exports {
         Some(number)
     }
 
-    /// Withdraws what is gone here, and nothing is lent of any more.
+    /// Retracts segments that were dropped here and of which nothing is lent.
     pub(super) fn retract(&mut self, socket: &OwnedFd) {
         self.known.retain(|_, Export { segment, number }| {
             let is_over = segment.strong_count() == 0 && Arc::strong_count(number) == 1;
@@ -120,11 +123,11 @@ impl Exports {
     }
 }
 
-/// What the peer has received_fds to this end.
+/// The segments that the peer has exported to this end.
 #[derive(Debug)]
 pub(super) struct Imports {
     known: HashMap<u32, Arc<ImportedSegment>>,
-    /// The writing end of this link's holders' pipe.
+    /// The write end of this link's holders' pipe.
     holder: Arc<OwnedFd>,
 }
 
@@ -133,17 +136,17 @@ impl Imports {
         Self { known: HashMap::new(), holder: Arc::new(holder) }
     }
 
-    /// The segment of that number, which the peer showed before it spoke of it.
+    /// Returns the segment of that number. The peer exports a segment before it first refers to it.
     pub(super) fn find(&mut self, socket: &OwnedFd, number: u32) -> Result<&Arc<ImportedSegment>> {
         for _ in 0..MESSAGES_MAX {
             if self.known.contains_key(&number) || !self.receive_one(socket)? {
                 break;
             }
         }
-        self.known.get(&number).ok_or_else(|| corrupt("a loan in a segment that was not shown"))
+        self.known.get(&number).ok_or_else(|| corrupt("a lease in a segment that was not exported"))
     }
 
-    /// Takes in what the peer has said meanwhile.
+    /// Receives the pending exports and retractions.
     pub(super) fn receive_pending(&mut self, socket: &OwnedFd) -> Result<()> {
         for _ in 0..MESSAGES_MAX {
             if !self.receive_one(socket)? {
@@ -153,15 +156,15 @@ impl Imports {
         Ok(())
     }
 
-    /// The next segment that the peer showed or withdrew, if there is one.
+    /// Receives the next export or retraction. Returns false if there is none.
     fn receive_one(&mut self, socket: &OwnedFd) -> Result<bool> {
         let mut number = [0; NUMBER_LEN];
-        // One more than there may be, so that it shows.
+        // Space for one more than allowed, so that an excess is detected.
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX + 1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let (mut room, flags) =
             ([IoSliceMut::new(&mut number)], RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC);
-        // An end of the stream is the peer's: the link hears of that by its doorbell.
+        // The end of this socket means that the peer is gone, which the link detects by the doorbell.
         let received = rustix::net::recvmsg(socket, &mut room, &mut control, flags);
         let Some(received) = received.ok().filter(|received| received.bytes > 0) else { return Ok(false) };
         let mut received_fds: Vec<OwnedFd> = Vec::new();
@@ -171,7 +174,7 @@ impl Imports {
             }
         }
         if received.bytes < NUMBER_LEN || received_fds.len() > DESCRIPTORS_MAX {
-            return Err(corrupt("the peer showed something that is no segment"));
+            return Err(corrupt("the peer exported something that is not a segment"));
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
             return Err(Error::new(ErrorKind::Io, NO_DESCRIPTOR));
@@ -181,7 +184,7 @@ impl Imports {
         match received_fds.next() {
             Some(memfd) => self.import(number, memfd, received_fds)?,
             None if self.known.remove(&number).is_some() => {}
-            None => return Err(corrupt("the peer withdrew a segment that was not shown")),
+            None => return Err(corrupt("the peer retracted a segment that was not exported")),
         }
         Ok(true)
     }
@@ -193,15 +196,17 @@ impl Imports {
         forwarded: impl Iterator<Item = OwnedFd>,
     ) -> Result<()> {
         if self.known.len() >= SEGMENTS_MAX {
-            return Err(corrupt("the peer shows too many segments"));
+            return Err(corrupt("the peer exported too many segments"));
         }
         if self.known.contains_key(&number) {
-            return Err(corrupt("the peer shows a segment twice"));
+            return Err(corrupt("the peer exported a segment twice"));
         }
         let mut pipes = vec![self.holder.clone()];
         pipes.extend(forwarded.map(Arc::new));
         if !pipes.iter().all(|pipe| pipe::is_writing_end(pipe)) {
-            return Err(corrupt("the peer shows a segment with something that is no pipe to write to"));
+            return Err(corrupt(
+                "the peer exported a segment with something that is not the write end of a pipe",
+            ));
         }
         let segment = PeerSegment::map(&memfd, isize::MAX as usize / 2)?;
         segment.populate()?;
@@ -212,7 +217,8 @@ impl Imports {
     }
 }
 
-/// Shows these, or withdraws the segment if there are none. False where there is no room for that now.
+/// Exports a segment, or retracts it if there are no descriptors. Returns false if the socket has no room
+/// now.
 fn send_segment(socket: &OwnedFd, number: u32, descriptors: &[BorrowedFd<'_>]) -> bool {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);

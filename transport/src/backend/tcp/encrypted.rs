@@ -1,7 +1,7 @@
-//! TLS between a link and its socket: plaintext above, ciphertext below, and as little as possible in between.
+//! TLS between a link and its socket: plaintext above, ciphertext below.
 //!
-//! The invariant: plaintext that could be handed over is never left behind unseen ([`Encrypted::has_buffered`]), since the socket
-//! would not be ready again for it.
+//! The invariant: buffered plaintext is always reported by [`Encrypted::has_buffered`], since the socket does
+//! not become readable for it again.
 
 use std::cell::RefCell;
 use std::io::{self, BufRead, ErrorKind, IoSlice, Write};
@@ -16,16 +16,17 @@ use crate::backend::streamed::IoOutcome;
 use crate::handshake;
 use crate::platform::mutex::Mutex;
 
-/// Ciphertext that waits for the socket, at most, in bytes, and a record more: enough for the peer to work on while more is
-/// made.
+/// The most ciphertext waiting for the socket, in bytes, plus one record: enough for the peer to decrypt
+/// while more is encrypted.
 const UNSENT_LEN_MAX: usize = 256 << 10;
-/// Ciphertext read at once: what is not wanted yet is wanted soon.
+/// The most ciphertext per read. Bytes beyond the current need are usually needed soon.
 const READ_LEN: usize = 256 << 10;
-/// Memory for ciphertext that a thread keeps, while no link has bytes in it.
+/// The number of ciphertext buffers that a thread keeps while no link uses them.
 const IDLE_MAX: usize = 2;
 
 thread_local! {
-    /// Where ciphertext is read to. A link has one of these only while undecrypted bytes are in it, so that an idle one has none.
+    /// Spare ciphertext buffers. A link holds one only while it has undecrypted bytes, so an idle link holds
+    /// none.
     static IDLE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -33,14 +34,14 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Encrypted {
     state: Mutex<State>,
-    /// There is plaintext that nobody has taken.
+    /// There is buffered plaintext.
     has_buffered: AtomicBool,
 }
 
 #[derive(Debug)]
 struct State {
     tls: Connection,
-    /// Ciphertext; what of it has not been decrypted.
+    /// The ciphertext buffer, and the range of it that is not decrypted yet.
     ciphertext: Vec<u8>,
     undecrypted: Range<usize>,
 }
@@ -48,17 +49,17 @@ struct State {
 impl Encrypted {
     pub(super) fn new(mut tls: Connection) -> Self {
         tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
-        // What came right behind the handshake may be here already.
+        // Data sent right after the TLS handshake may be buffered already.
         let has_buffered = AtomicBool::new(true);
         Self { state: Mutex::new(State { tls, ciphertext: Vec::new(), undecrypted: 0..0 }), has_buffered }
     }
 
-    /// Whether a read would find something without the socket.
+    /// Returns true if a read would return data without reading the socket.
     pub(super) fn has_buffered(&self) -> bool {
         self.has_buffered.load(Ordering::Acquire)
     }
 
-    /// Takes plaintext until the socket is full. What was taken is not the caller's any more, though it may not have left.
+    /// Encrypts and sends plaintext until the socket is full. Bytes counted as written may not have left yet.
     pub(super) fn write(&self, raw: &Raw, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         let mut state = self.state();
         let mut rest = slices.to_vec();
@@ -72,12 +73,13 @@ impl Encrypted {
         Ok(if taken > 0 { IoOutcome::Bytes(taken) } else { IoOutcome::WouldBlock })
     }
 
-    /// Sends what has not left, and tells whether everything has.
+    /// Sends pending ciphertext. Returns true if all of it has left.
     pub(super) fn flush(&self, raw: &Raw) -> io::Result<bool> {
         self.state().send(raw)
     }
 
-    /// Hands over up to `wanted` bytes of plaintext. `Nothing` says that the socket is dry, and nothing is held.
+    /// Passes up to `wanted` bytes of plaintext to `deliver`. `WouldBlock` means that the socket has no data
+    /// and nothing is buffered.
     pub(super) fn read(
         &self,
         raw: &Raw,
@@ -101,7 +103,7 @@ impl Encrypted {
             match state.receive(raw) {
                 Ok(IoOutcome::Bytes(len)) => dry = len < READ_LEN,
                 Ok(IoOutcome::WouldBlock) => dry = true,
-                // What came before the connection broke counts; the next read finds its end.
+                // Data received before the connection failed is delivered; the next read reports the end.
                 Err(_) if delivered > 0 => dry = true,
                 Err(error) => return Err(error),
             }
@@ -114,11 +116,11 @@ impl Encrypted {
         Ok(if delivered > 0 || ended { IoOutcome::Bytes(delivered) } else { IoOutcome::WouldBlock })
     }
 
-    /// Nothing more will be written, and the peer is told so in a way that nobody can forge.
+    /// Sends TLS's authenticated end of stream. Nothing more is written.
     pub(super) fn send_close_notify(&self, raw: &Raw) {
         let mut state = self.state();
         state.tls.send_close_notify();
-        // Best effort: the socket may be full, or gone.
+        // Best effort: the socket may be full or closed.
         let _ = state.send(raw);
     }
 
@@ -128,7 +130,7 @@ impl Encrypted {
 }
 
 impl State {
-    /// Sends ciphertext until none is left (true), or the socket is full.
+    /// Sends ciphertext until none is left (true) or the socket is full (false).
     fn send(&mut self, raw: &Raw) -> io::Result<bool> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut Sending(raw)) {
@@ -140,7 +142,8 @@ impl State {
         Ok(true)
     }
 
-    /// Gives plaintext to `deliver` until `wanted` bytes have `delivered` or there is none; true is the end of the stream.
+    /// Passes plaintext to `deliver` until `wanted` bytes are `delivered` or none is left. Returns true at
+    /// the end of the stream.
     fn deliver_plaintext(
         &mut self,
         wanted: usize,
@@ -157,14 +160,15 @@ impl State {
                     plaintext.consume(len);
                     *delivered += len;
                 }
-                // An end that the peer did not announce is an end: whether it is a loss is told by the session's good-byes.
+                // An end without close_notify is an end too: the session's close record decides whether the
+                // peer was lost.
                 Err(error) => return error.kind() != ErrorKind::WouldBlock,
             }
         }
         false
     }
 
-    /// Reads ciphertext, while there is none.
+    /// Reads ciphertext. Called only while there is none.
     fn receive(&mut self, raw: &Raw) -> io::Result<IoOutcome> {
         if self.ciphertext.is_empty() {
             let idle = IDLE.with_borrow_mut(Vec::pop);
@@ -179,7 +183,7 @@ impl State {
         Ok(moved)
     }
 
-    /// Decrypts the next records, while all plaintext has been handed over.
+    /// Decrypts the next records. Called only after all plaintext was delivered.
     fn decrypt(&mut self) -> io::Result<()> {
         self.undecrypted.start += self.tls.read_tls(&mut &self.ciphertext[self.undecrypted.clone()])?;
         self.tls
@@ -199,13 +203,13 @@ impl State {
         }
     }
 
-    /// Whether there is plaintext, or the end of it.
+    /// Returns true if there is plaintext, or the end of the stream.
     fn has_buffered(&mut self) -> bool {
         !matches!(self.tls.reader().fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock)
     }
 }
 
-/// A socket as rustls writes to it.
+/// A socket that rustls writes ciphertext to.
 struct Sending<'a>(&'a Raw);
 
 impl Write for Sending<'_> {

@@ -1,4 +1,5 @@
-//! A connection's further sockets: they carry chunks of data, and one epoll stands for all of its sockets.
+//! A connection's further sockets. They carry chunks of data, and one epoll waits for all sockets of the
+//! connection.
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -16,21 +17,22 @@ use crate::error::{Error, Result};
 use crate::handshake::STREAMS_MAX;
 use crate::wire::session::{Session, Urgency};
 
-/// The lanes of one link. Streams are counted from 0, the main one; a set of them is a mask.
+/// The lanes of one link. Streams are numbered from 0, the main one; a set of streams is a bit mask.
 #[derive(Debug)]
 pub(super) struct Lanes {
     sockets: Vec<Socket>,
     epoll: OwnedFd,
-    /// The sockets that were full, until the system says otherwise. This and what follows changes under the poll lock alone.
+    /// Sockets that were full, until epoll reports room. This and the following fields change only under the
+    /// poll lock.
     full: AtomicU32,
-    /// What the epoll waits for: bytes, and room.
+    /// Streams that epoll watches for data, and for room.
     awaits_bytes: AtomicU32,
     awaits_room: AtomicU32,
-    /// Reads of the main stream since the lanes were last asked for bytes.
+    /// Reads of the main stream since the lanes were last polled.
     unasked: AtomicU32,
 }
 
-/// Reads of the main stream that found something, after which quiet lanes are asked too.
+/// The number of successful reads of the main stream after which idle lanes are polled too.
 const UNASKED_MAX: u32 = 4;
 
 impl Lanes {
@@ -53,7 +55,7 @@ impl Lanes {
         })
     }
 
-    /// What to sleep on: it is ready to read when one of the sockets is ready for what is awaited of it.
+    /// Returns the epoll descriptor, which is readable when a socket is ready for what is awaited of it.
     pub(super) fn source(&self) -> Source<'_> {
         let writable = self.awaits_room.load(Ordering::Acquire) != 0;
         Source { descriptor: self.epoll.as_fd(), writable, doorbell: false }
@@ -67,9 +69,9 @@ impl Lanes {
         &self.sockets
     }
 
-    /// Reads what has come, on every stream that the session can read now.
+    /// Reads available data from every stream that the session can read now.
     pub(super) fn read(&self, link: &TcpByteStream, session: &mut Session) -> Result<bool> {
-        // The main stream comes first: it announces what the others carry.
+        // The main stream comes first: it announces what the lanes carry.
         let moved = session.reads(0) && read_from(&mut &link.socket, session, 0)?;
         if moved {
             session.unpark()?;
@@ -82,7 +84,7 @@ impl Lanes {
         Ok(self.read_lanes(link, session)? || moved)
     }
 
-    /// Asks the system which streams are ready, and reads what has come on the lanes.
+    /// Asks epoll which streams are ready, and reads the lanes.
     fn read_lanes(&self, link: &TcpByteStream, session: &mut Session) -> Result<bool> {
         let mut moved = false;
         let Ready { bytes, room, lost } = self.ready();
@@ -90,7 +92,7 @@ impl Lanes {
         for stream in self.streams() {
             let (socket, bit) = (self.socket(link, stream), 1 << stream);
             if !session.reads(stream) {
-                // What is not read for now is not waited for either; its loss is told all the same.
+                // A stream that is not read now is not watched either, but its loss is still reported.
                 if lost & bit != 0 {
                     return Err(end_of_stream(session));
                 }
@@ -98,7 +100,7 @@ impl Lanes {
                 moved |= read_from(&mut { socket }, session, stream)?;
             }
         }
-        // Where the lanes are quiet, they may wait for a while that the main stream is not.
+        // Idle lanes may wait while the main stream has data.
         self.unasked.store(if moved { UNASKED_MAX } else { 0 }, Ordering::Relaxed);
         if moved || room != 0 {
             self.update_epoll(link, session);
@@ -140,7 +142,7 @@ impl Lanes {
         Ok(moved)
     }
 
-    /// Offers a stream what is to be written next.
+    /// Writes once to a stream.
     fn write_once(&self, link: &TcpByteStream, session: &mut Session, stream: usize) -> Result<bool> {
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
         match stream {
@@ -176,7 +178,7 @@ impl Lanes {
         }
     }
 
-    /// All streams of the connection, the main one first.
+    /// Returns all streams of the connection, the main one first.
     fn streams(&self) -> RangeInclusive<usize> {
         0..=self.sockets.len()
     }
@@ -185,11 +187,11 @@ impl Lanes {
         self.full.load(Ordering::Relaxed) & 1 << stream != 0
     }
 
-    /// Which streams are ready, and for what.
+    /// Returns which streams are ready, and for what.
     fn ready(&self) -> Ready {
         let (mut ready, mut events) = (Ready::default(), [MaybeUninit::uninit(); STREAMS_MAX]);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // An interrupted call found nothing, and the next poll asks again.
+        // An interrupted call reports nothing, and the next poll asks again.
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return ready };
         for event in events {
             let (stream, flags) = (1 << event.data.u64(), event.flags);
@@ -204,8 +206,9 @@ impl Lanes {
         ready
     }
 
-    /// Tells the epoll what would be of use: bytes where the session reads, room where something waits for it. Room is there
-    /// at once, mostly, where bytes were decrypted already, which the epoll would not see.
+    /// Updates the epoll: data where the session reads, room where output waits for it. Room is also awaited
+    /// for streams with decrypted data in a buffer, which epoll cannot see: a socket mostly has room, so
+    /// epoll reports it at once.
     fn update_epoll(&self, link: &TcpByteStream, session: &Session) {
         let set = |wanted: &dyn Fn(usize) -> bool| {
             self.streams().filter(|stream| wanted(*stream)).fold(0, |set, stream| set | 1 << stream)
@@ -220,7 +223,7 @@ impl Lanes {
             flags.set(epoll::EventFlags::IN, bytes & 1 << stream != 0);
             flags.set(epoll::EventFlags::OUT, room & 1 << stream != 0);
             let data = epoll::EventData::new_u64(stream as u64);
-            // Every socket is in it from the beginning, and open as long as the link.
+            // Every socket is registered from the start, and stays open as long as the link.
             let _ = epoll::modify(&self.epoll, self.socket(link, stream).descriptor(), data, flags);
         }
     }
@@ -231,6 +234,6 @@ impl Lanes {
 struct Ready {
     bytes: u32,
     room: u32,
-    /// Those that are broken.
+    /// Streams with an error.
     lost: u32,
 }

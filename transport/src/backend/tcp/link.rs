@@ -1,4 +1,4 @@
-//! The line: a socket, and the lanes beside it.
+//! The byte stream of `tcp`: a socket, and its lanes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +20,7 @@ pub(super) struct TcpByteStream {
     pub(super) blocked: AtomicBool,
 }
 
-/// Opens a link. `sockets` are the main one and what else the connection has.
+/// Opens a link over `sockets`: the main one first, then the lanes.
 pub(super) fn open(mut sockets: Vec<Socket>, context: &LinkContext) -> Result<Opened> {
     let socket = sockets.remove(0);
     let session = Streamed::<TcpByteStream>::session(context).striped(sockets.len());
@@ -59,7 +59,8 @@ impl ByteStream for TcpByteStream {
     }
 
     fn shut_down(&self, why: &Error) {
-        // A FIN follows data that a lost peer does not acknowledge, so a peer that still receives would not see it.
+        // A FIN queues behind data that a lost peer does not acknowledge, so a peer that still receives would
+        // not see it.
         let end = if why.kind() == ErrorKind::PeerLost { Socket::reset } else { Socket::shutdown_write };
         let lanes = self.lanes.iter().flat_map(|lanes| lanes.sockets());
         std::iter::once(&self.socket).chain(lanes).for_each(end);
@@ -74,7 +75,7 @@ impl ByteStream for TcpByteStream {
         if let Some(lanes) = &self.lanes {
             return lanes.source();
         }
-        // What the socket holds is not seen by a descriptor that waits for more of it; one that waits for room wakes at once.
+        // The descriptor does not become readable for buffered data. Waiting for room wakes at once instead.
         let writable = self.is_blocked() || (&self.socket).has_buffered();
         Source { descriptor: self.socket.descriptor(), writable, doorbell: false }
     }

@@ -1,7 +1,7 @@
 //! `tcp`: one socket carries everything, control included, since it takes over the handshake's stream.
 //!
-//! Vectored writes straight from the buffers, reads straight into their destination: payload of 16 KiB and above is never
-//! copied in user space, smaller payload once, at the receiver.
+//! Writes are vectored, directly from the buffers; reads go directly to their destination. Payload of 16 KiB
+//! and above is never copied in user space. Smaller payload is copied once, at the receiver.
 
 #[cfg(feature = "tls")]
 mod encrypted;
@@ -49,7 +49,7 @@ impl Backend for Tcp {
         Ok(())
     }
 
-    /// Nothing here tells what the network to another host does.
+    /// Predicts only within a host: no measurement here covers the network to another host.
     fn predict(&self, machine: &Machine, local: &Identity, peer: &Identity) -> Option<Prediction> {
         let within_host = local.same_host(peer) || local.same_process(peer);
         let speed = machine.loopback.filter(|_| within_host)?;

@@ -1,5 +1,5 @@
-//! The socket: vectored, non-blocking, into memory that need not be initialised. Over TLS it is the same socket to its link,
-//! which encrypts.
+//! The socket: vectored and non-blocking, reading into memory that need not be initialised. Over TLS it
+//! encrypts, with the same interface to its link.
 
 #![expect(unsafe_code, reason = "the operating system fills memory that no Rust code initialised")]
 
@@ -45,23 +45,23 @@ impl Socket {
         self.raw.calls.load(Ordering::Relaxed)
     }
 
-    /// Sends what was written and has not left; false if the socket is full.
+    /// Sends pending ciphertext. Returns false if the socket is full.
     pub(super) fn flush(&self) -> io::Result<bool> {
         self.tls.as_ref().map_or(Ok(true), |tls| tls.flush(&self.raw))
     }
 
-    /// Nothing more will be written.
+    /// Ends the output.
     pub(super) fn shutdown_write(&self) {
         if let Some(tls) = &self.tls {
             tls.send_close_notify(&self.raw);
         }
-        // A socket that is gone already has nothing to shut.
+        // Fails if the socket is already closed, with nothing to shut down.
         let _ = rustix::net::shutdown(&self.raw.stream, Shutdown::Write);
     }
 
     /// Discards unsent data and sends a reset, which does not wait for acknowledgements as a FIN does.
     pub(super) fn reset(&self) {
-        // A socket that is not connected any more has nothing to reset.
+        // Fails if the socket is no longer connected, with nothing to reset.
         let _ = rustix::net::connect_unspec(&self.raw.stream);
     }
 
@@ -93,8 +93,8 @@ impl Stream for &Socket {
         }
     }
 
-    /// Reads into the spare parts of `buffers`, each of which takes so many bytes, and what is left into `then`. The
-    /// buffers' lengths grow by what they got.
+    /// Reads into the spare capacity of `buffers`, up to the given number of bytes each, and then into
+    /// `then`. Each buffer's length grows by what was read into it.
     fn read_into(
         &mut self,
         buffers: &mut [(&mut BufferMut, usize)],
@@ -102,7 +102,7 @@ impl Stream for &Socket {
     ) -> io::Result<IoOutcome> {
         let mut slices = Vec::with_capacity(buffers.len() + 1);
         for (buffer, room) in buffers.iter_mut() {
-            // What the CPU cannot write to, or has no room for, gets nothing and counts nothing.
+            // A buffer that the CPU cannot write to, or that is full, receives nothing and counts 0 bytes.
             let spare = buffer.spare_mut().unwrap_or_default();
             *room = (*room).min(spare.len());
             slices.push(uninitialised(&mut spare[..*room]));
@@ -113,8 +113,9 @@ impl Stream for &Socket {
             for (buffer, room) in buffers {
                 let filled = len.min(*room);
                 let new_len = buffer.len() + filled;
-                // SAFETY: M4: the first `filled` bytes of this buffer's spare part were written, by the operating system or by
-                // TLS, since slices are filled in order and `len` is what is left of their count.
+                // SAFETY: M4: the first `filled` bytes of this buffer's spare capacity were written, by the
+                // operating system or by TLS, since slices are filled in order and `len` is what remains of
+                // their count.
                 unsafe { buffer.set_len(new_len) };
                 len -= filled;
             }
@@ -122,7 +123,7 @@ impl Stream for &Socket {
         Ok(moved)
     }
 
-    /// Reads into a region's bytes.
+    /// Reads into a region's bytes, and then into `then`.
     fn read_region(&mut self, bytes: &mut [u8], then: &mut [u8]) -> io::Result<IoOutcome> {
         self.read_slices(&mut [IoSliceMut::new(bytes), IoSliceMut::new(then)])
     }
@@ -153,7 +154,8 @@ impl Raw {
     }
 }
 
-/// Fills `slices` in order with whatever it is called with, which is no more than they take.
+/// Returns a closure that copies its arguments into `slices`, in order. The arguments never exceed the
+/// slices' total length.
 fn filling<'a, S: DerefMut<Target = [u8]>>(slices: &'a mut [S]) -> impl FnMut(&[u8]) + 'a {
     let (mut at, mut filled) = (0, 0);
     move |mut bytes| {
@@ -170,10 +172,10 @@ fn filling<'a, S: DerefMut<Target = [u8]>>(slices: &'a mut [S]) -> impl FnMut(&[
     }
 }
 
-/// Memory for the operating system to write to.
+/// Returns uninitialised memory as a slice for the operating system to write to.
 fn uninitialised(bytes: &mut [MaybeUninit<u8>]) -> IoSliceMut<'_> {
     let (start, len) = (bytes.as_mut_ptr().cast::<u8>(), bytes.len());
-    // SAFETY: M2, M4: the range is exclusively borrowed for as long as the slice lives, and the slice is only ever handed
-    // to `readv` or to `filling`, which write and do not read.
+    // SAFETY: M2, M4: the range is exclusively borrowed for as long as the slice lives, and the slice is only
+    // ever handed to `readv` or to `filling`, which write and do not read.
     IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(start, len) })
 }

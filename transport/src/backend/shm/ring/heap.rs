@@ -1,4 +1,4 @@
-//! Two ends in ordinary memory.
+//! Ring memory on the heap, for tests.
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use super::sync::UnsafeCell;
 use super::{Ring, RingHeader, RingMemory};
 
-/// A segment that is not shared with anybody.
+/// A segment that is not shared with another process.
 #[derive(Debug)]
 pub(super) struct Heap {
     pub(super) header: RingHeader,
     bytes: Box<[UnsafeCell<u8>]>,
 }
 
-// SAFETY: words are atomics, and nobody but the two rings reaches the bytes (M9).
+// SAFETY: words are atomics, and only the two rings access the bytes (M9).
 unsafe impl Send for Heap {}
 // SAFETY: the same (M9).
 unsafe impl Sync for Heap {}
@@ -27,19 +27,20 @@ impl Heap {
 
     fn half(self: &Arc<Self>) -> RingMemory {
         let bytes = NonNull::from(&*self.bytes).cast();
-        // SAFETY: the half holds the heap, which never moves (M1); `pair` gives each to one ring as its own (M9).
+        // SAFETY: the half holds the heap, which never moves (M1); `pair` gives each to one ring as its own
+        // (M9).
         unsafe { RingMemory::new(self.clone(), NonNull::from(&self.header), bytes, self.bytes.len()) }
     }
 }
 
-/// Two ends, and the segment of the second, whose words a test may change as a hostile peer would.
+/// Returns two ends, and the segment of the second, whose words a test may change as a hostile peer would.
 pub(super) fn pair(len: usize) -> (Ring, Ring, Arc<Heap>) {
     let (one, other) = (Heap::new(len), Heap::new(len));
     (Ring::new(one.half(), other.half()), Ring::new(other.half(), one.half()), other)
 }
 
 impl Ring {
-    /// As many bytes as are known to be readable, at most `count`.
+    /// Reads all bytes known to be readable, at most `count`.
     pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
         let mut into = vec![MaybeUninit::uninit(); count.min(self.unread())];
         self.copy_out(&mut into);

@@ -1,5 +1,5 @@
-//! The ring under loom: every order of two threads' steps, and every value that memory may show them. A byte read while it is
-//! written is a failure, and so is a sleep that nobody ends.
+//! The ring under loom: every interleaving of two threads, and every value that memory may show. A byte read
+//! while it is written fails the model, and so does a lost wake-up.
 
 #![cfg(towline_loom)]
 
@@ -10,7 +10,7 @@ use loom::thread;
 use super::Ring;
 use super::heap::pair;
 
-/// How often a thread is interrupted where it could go on. All orders of the longest model take minutes.
+/// The number of preemptions per thread. Unbounded, the longest model takes minutes.
 const PREEMPTIONS_MAX: usize = 4;
 
 fn model(run: impl Fn() + Send + Sync + 'static) {
@@ -19,7 +19,7 @@ fn model(run: impl Fn() + Send + Sync + 'static) {
     builder.check(run);
 }
 
-/// Two ends that ring each other.
+/// Two ends that ring each other's doorbell.
 fn ends(len: usize) -> (End, End) {
     let (one, other, _) = pair(len);
     let doorbells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
@@ -37,7 +37,7 @@ struct End {
 }
 
 impl End {
-    /// Writes `bytes` in messages of at most `len`, and waits for room.
+    /// Writes `bytes` in messages of at most `len`, waiting for room.
     fn write(&mut self, mut bytes: &[u8], len: usize) {
         while !bytes.is_empty() {
             let room = self.ring.writable(1).unwrap();
@@ -54,7 +54,7 @@ impl End {
         }
     }
 
-    /// Waits until `count` bytes came.
+    /// Reads `count` bytes, waiting for data.
     fn read(&mut self, count: usize) -> Vec<u8> {
         let mut all = Vec::new();
         while all.len() < count {

@@ -1,5 +1,5 @@
-//! What the ring is made of: the real thing, and loom's, which tries every order of steps and every value that memory may
-//! show. `cargo xtask loom` builds the ring with the second.
+//! The ring's atomics and cells: the real ones, or those of loom, which runs every interleaving and every
+//! value that memory may show. `cargo xtask loom` builds the ring with the latter.
 
 #[cfg(towline_loom)]
 pub(super) use modelled::*;
@@ -13,11 +13,11 @@ mod real {
     pub(in super::super) use std::cell::UnsafeCell;
     pub(in super::super) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-    /// A full fence. `mfence`, which the compiler would give, takes four times as long.
+    /// A full fence. `mfence`, which the compiler would emit, takes four times as long.
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(in super::super) fn full_fence() {
-        // SAFETY: M9: a locked instruction orders all loads and stores of this thread, before it and behind it, and this one leaves
-        // the stack as it is.
+        // SAFETY: M9: a locked instruction orders all loads and stores of this thread before and after it,
+        // and this one leaves the stack unchanged.
         unsafe { std::arch::asm!("lock or dword ptr [rsp], 0") };
     }
 
@@ -28,23 +28,24 @@ mod real {
 
     use crate::memory::foreign;
 
-    /// Copies `from` to where only this process writes.
+    /// Copies `from` to memory that only this process writes.
     ///
     /// # Safety
     ///
-    /// The bytes are writable for the length of the call, and nobody else in this process touches them meanwhile.
+    /// The bytes are writable during the call, and nothing else in this process accesses them meanwhile.
     pub(in super::super) unsafe fn store(from: &[u8], to: *const UnsafeCell<u8>) {
-        // SAFETY: the caller's: writable, touched by nobody else here (M9), hence no part of `from`.
+        // SAFETY: guaranteed by the caller: writable, accessed by nothing else here (M9), hence no part of
+        // `from`.
         unsafe { to.cast_mut().cast::<u8>().copy_from_nonoverlapping(from.as_ptr(), from.len()) }
     }
 
-    /// Copies from where another process may write at any time.
+    /// Copies from memory that another process may write at any time.
     ///
     /// # Safety
     ///
-    /// The bytes are readable for the length of the call, and nobody in this process writes them meanwhile.
+    /// The bytes are readable during the call, and nothing in this process writes them meanwhile.
     pub(in super::super) unsafe fn load(from: *const UnsafeCell<u8>, into: &mut [MaybeUninit<u8>]) {
-        // SAFETY: the caller's: readable, written by other processes only (M9).
+        // SAFETY: guaranteed by the caller: readable, written by other processes only (M9).
         unsafe { foreign::load(from.cast(), into) }
     }
 }
@@ -56,38 +57,39 @@ mod modelled {
     pub(in super::super) use loom::cell::UnsafeCell;
     pub(in super::super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
-    /// As the real one.
+    /// The model of the real one.
     pub(in super::super) fn full_fence() {
         fence(Ordering::SeqCst);
     }
 
-    /// As the real one, byte by byte. Loom fails the model where this could meet another's copy of the same byte.
+    /// The model of the real one, byte by byte. Loom fails the model if another copy of the same byte can
+    /// overlap.
     ///
     /// # Safety
     ///
-    /// From `to` on, there are as many cells as bytes.
+    /// There are as many cells from `to` on as bytes.
     pub(in super::super) unsafe fn store(from: &[u8], to: *const UnsafeCell<u8>) {
         for (at, byte) in from.iter().enumerate() {
-            // SAFETY: the caller's: a cell that is there (M1).
+            // SAFETY: guaranteed by the caller: the cell exists (M1).
             let cell = unsafe { &*to.add(at) };
             cell.with_mut(|to| {
-                // SAFETY: loom has checked that nobody else is in the cell (M9).
+                // SAFETY: loom has checked that nothing else accesses the cell (M9).
                 unsafe { to.write(*byte) }
             });
         }
     }
 
-    /// As the real one, byte by byte. Loom fails the model where this could meet another's write of the same byte.
+    /// The model of the real one, byte by byte. Loom fails the model if a write of the same byte can overlap.
     ///
     /// # Safety
     ///
-    /// From `from` on, there are as many cells as bytes.
+    /// There are as many cells from `from` on as bytes.
     pub(in super::super) unsafe fn load(from: *const UnsafeCell<u8>, into: &mut [MaybeUninit<u8>]) {
         for (at, byte) in into.iter_mut().enumerate() {
-            // SAFETY: the caller's: a cell that is there (M1).
+            // SAFETY: guaranteed by the caller: the cell exists (M1).
             let cell = unsafe { &*from.add(at) };
             byte.write(cell.with(|from| {
-                // SAFETY: loom has checked that nobody writes the cell meanwhile (M9).
+                // SAFETY: loom has checked that nothing writes the cell meanwhile (M9).
                 unsafe { from.read() }
             }));
         }

@@ -1,4 +1,5 @@
-//! Claims about the ring between two ends in ordinary memory. `models` holds those that need every order of steps.
+//! Unit tests of the ring between two ends in ordinary memory. `models` holds the tests that need every
+//! interleaving.
 
 #![cfg(not(towline_loom))]
 
@@ -27,10 +28,10 @@ fn carry(from: &mut Ring, to: &mut Ring, count: usize) {
     let sent = bytes(from.written as usize, count);
     assert!(from.writable(count).unwrap() >= count);
     from.copy_in(&sent);
-    assert!(!from.publish(), "nobody sleeps");
+    assert!(!from.publish(), "neither end is armed");
     assert_eq!(to.readable(count).unwrap(), count);
     assert_eq!(to.take(count), sent);
-    assert!(!to.release(), "nobody sleeps");
+    assert!(!to.release(), "neither end is armed");
 }
 
 #[test]
@@ -101,8 +102,8 @@ fn reading_beyond_the_data_is_a_bug() {
     pair(LEN).0.copy_out(&mut [std::mem::MaybeUninit::uninit()]);
 }
 
-/// An end of which 40 bytes were written and 30 published, of which the peer took 5; and that knows of 50 bytes of the peer,
-/// read 20, and released 10.
+/// Returns an end that has written 40 bytes and published 30, of which the peer has read 5. It knows of 50
+/// bytes of the peer's, has read 20 of them and released 10.
 fn mid_stream() -> (Ring, Arc<Heap>) {
     let (mut one, mut other, peer) = pair(LEN);
     one.copy_in(&bytes(0, 30));
@@ -132,7 +133,7 @@ fn an_impossible_counter_is_corrupt() {
             Ok(room) => assert_eq!(room as u64, LEN as u64 - (40 - word), "{word}"),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Corrupt);
-                assert_eq!(one.writable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "nor is it later");
+                assert_eq!(one.writable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "it stays corrupt");
             }
         }
         assert_eq!(one.writable(LEN).is_ok(), (5..=30).contains(&word), "consumed {word}");
@@ -145,7 +146,7 @@ fn an_impossible_counter_is_corrupt() {
             }
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Corrupt);
-                assert_eq!(one.readable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "nor is it later");
+                assert_eq!(one.readable(LEN).unwrap_err().kind(), ErrorKind::Corrupt, "it stays corrupt");
             }
         }
         let possible = 50..=10 + LEN as u64;
@@ -187,11 +188,11 @@ fn an_armed_end_is_rung_once_for_what_it_armed() {
     assert!(!write(&mut one), "it was rung");
     other.disarm();
     assert!(!write(&mut one));
-    assert!(!other.arm(false), "there is more than it knows of");
-    assert!(!write(&mut one), "it did not sleep");
+    assert!(!other.arm(false), "there is unread data");
+    assert!(!write(&mut one), "it is not armed");
     assert_eq!(other.readable(9).unwrap(), 5);
     assert!(other.arm(false));
-    assert!(other.arm(false), "again: a sleep of its own");
+    assert!(other.arm(false), "arming again counts as a new arm");
     assert!(write(&mut one));
 
     one.taken = 0;
@@ -200,16 +201,16 @@ fn an_armed_end_is_rung_once_for_what_it_armed() {
     assert!(other.release());
     assert_eq!(other.take(1).len(), 1);
     assert!(!other.release(), "it was rung");
-    assert!(!one.arm(true), "there is room that it does not know of");
+    assert!(!one.arm(true), "there is unseen room");
     assert!(one.arm(false), "and no bytes");
     assert_eq!(other.take(1).len(), 1);
-    assert!(!other.release(), "it sleeps for bytes");
+    assert!(!other.release(), "it is armed for data");
     assert!(write(&mut other));
     one.disarm();
     assert!(!write(&mut other));
 }
 
-/// A doorbell that a sleeper waits for. Ten seconds of silence are a lost wake-up.
+/// A doorbell that an armed end waits for. A wait of ten seconds is a lost wake-up.
 #[derive(Debug, Default)]
 struct TestDoorbell {
     rung: Mutex<bool>,
@@ -244,7 +245,7 @@ fn two_threads_stream_both_ways_and_sleep() {
     });
 }
 
-/// Writes and reads `total` bytes in pieces of every size, and sleeps whenever neither goes on.
+/// Writes and reads `total` bytes in pieces of every size, and sleeps whenever neither makes progress.
 fn stream(mut ring: Ring, own: &TestDoorbell, peers: &TestDoorbell, total: usize, seed: usize) {
     let (mut written, mut read, mut size) = (0, 0, seed);
     while written < total || read < total {

@@ -145,7 +145,7 @@ impl Side {
             }
         }
         if self.end.session.is_over() {
-            return Err(Error::new(ErrorKind::Closed, "the connection was closed in good order"));
+            return Err(Error::new(ErrorKind::Closed, "the connection was closed"));
         }
         Ok(())
     }
