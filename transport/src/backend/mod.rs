@@ -112,9 +112,9 @@ pub trait Backend: Debug + Send + Sync + 'static {
     }
 
     /// Returns whether third parties can neither read nor change the link's bytes if the handshake is
-    /// encrypted. This holds for links that take over the handshake's stream, and for links whose bytes stay
-    /// within the process or within memory shared by two processes of one host. `tls` and `towlines`
-    /// addresses allow no other backends.
+    /// encrypted. Links that take over the handshake's stream qualify. So do links whose bytes stay within
+    /// the process, or in memory that only two processes of one host share. `tls` and `towlines` addresses
+    /// allow no other backends.
     fn is_private(&self) -> bool {
         false
     }

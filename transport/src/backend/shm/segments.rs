@@ -1,9 +1,7 @@
-//! Segments that the ends of a link export to each other: their own, and those that other peers exported to
-//! them.
+//! Segments that the ends of a link export to each other: their own, and those imported from other peers.
 //!
-//! The invariant (M11): a process that has a segment holds the write ends of the holders' pipes of all links
-//! that the segment travelled over, for as long as it can read the segment. So if a forwarding process dies,
-//! what it lent on stays held.
+//! The invariant (M11): a process that can read a segment holds the write ends of the holders' pipes of all
+//! links that the segment travelled over. So if a forwarding process dies, what it lent on stays held.
 
 use std::any::Any;
 use std::collections::HashMap;

@@ -169,7 +169,7 @@ impl Backend for Ucx {
     }
 
     fn offer(&self, _: Role, _: &Address, _: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        // Unauthenticated peers do not learn the version of UCX, and it is not loaded before a peer wants it.
+        // Unauthenticated peers do not see the version of UCX, which is not loaded before a peer wants it.
         Ok(Vec::new())
     }
 
