@@ -1,6 +1,8 @@
-//! UCX by way of the `libucp` that is there at run time: bindings to what Towline uses of it, and its opening.
+//! Bindings to the parts of UCX that Towline uses, and a loader that opens the installed `libucp` at run
+//! time.
 //!
-//! Nothing of UCX is needed to build this. [`Library::open`] finds it, or says why there is none and what to do about that:
+//! Building this crate needs no UCX. [`Library::open`] opens it, or returns why it cannot and what to do
+//! about it:
 //!
 //! ```
 //! use ucx_sys::Library;
@@ -11,13 +13,14 @@
 //! }
 //! ```
 //!
-//! A [`Library`] is a table of functions ([`Functions`]), each `unsafe` and called as in C. The constants and structs are those
-//! of the headers of UCX 1.13, which later versions only add to: they were tried with 1.13 to 1.22. Enums are integers, as a later
-//! library may know more values. Every parameter struct tells by a mask which of its fields are meant; its `default()` is
-//! all zeros, so that what a later library adds is not taken for an argument.
+//! A [`Library`] is a table of functions ([`Functions`]), each `unsafe` and called as in C. The constants and
+//! structs are those of the headers of UCX 1.13, to which later versions only add; they were tested with 1.13
+//! to 1.22. Enums are integers, since a later library may return more values. Every parameter struct has a
+//! mask of the fields that are set. Its `default()` is all zeros, so fields added by a later library are not
+//! read.
 //!
-//! Never pass `UCS_MEMORY_TYPE_UNKNOWN` or `_LAST`: their number means another kind of memory to a later library. Leave the field
-//! out of the mask instead.
+//! Never pass `UCS_MEMORY_TYPE_UNKNOWN` or `_LAST`: a later library uses their numbers for other kinds of
+//! memory. Leave the field out of the mask instead.
 
 #[expect(
     unsafe_code,

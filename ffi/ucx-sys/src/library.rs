@@ -1,6 +1,6 @@
-//! The one `libucp` of a process: found, checked and kept.
+//! Finds, checks and keeps the one `libucp` of a process.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -22,66 +22,70 @@ use crate::version::Version;
 use crate::{FUNCTIONS, Functions, ucs_status_t};
 
 static LIBRARY: OnceLock<Library> = OnceLock::new();
-/// One looks and loads at a time.
+/// Serialises searching and loading.
 static OPENING: Mutex<()> = Mutex::new(());
 
-/// The `libucp` of this process, with all functions that the bindings know. Never unloaded: UCX leaves hooks behind.
+/// The `libucp` of this process, with all functions that the bindings declare. Never unloaded: UCX leaves
+/// hooks behind.
 pub struct Library {
     functions: Functions,
     path: PathBuf,
     version: Version,
-    /// How each setting is set, by its name, once somebody asked; nothing where they cannot be listed.
+    /// How each setting is set, by its name, after the first query; `None` inside if the settings cannot be
+    /// listed.
     pub(crate) settings: OnceLock<Option<BTreeMap<String, Setting>>>,
 }
 
 impl Library {
-    /// Opens `libucp`, once for the process: the one that somebody loaded, else the one that the loader finds.
+    /// Opens `libucp` once per process: the one already loaded, else the one that the loader finds.
     ///
-    /// Handlers of signals that UCX installs when it is loaded are taken back, unless `UCX_HANDLE_ERRORS`, `UCX_ERROR_SIGNALS`
-    /// or `UCX_DEBUG_SIGNO` says that they are wanted. The log of a UCX that this call loads goes to the standard error, unless
-    /// `UCX_LOG_FILE` says where it goes.
+    /// Restores the signal handlers that UCX replaces when it is loaded, unless `UCX_HANDLE_ERRORS`,
+    /// `UCX_ERROR_SIGNALS` or `UCX_DEBUG_SIGNO` asks for UCX's. If this call loads UCX, its log goes to the
+    /// standard error, unless `UCX_LOG_FILE` names a file.
     ///
     /// # Errors
-    /// There is none, or not one that can be used. A later call looks again; but what was loaded stays, and is found then.
+    /// There is no `libucp`, or none that can be used. A later call searches again; but a library once loaded
+    /// stays, and is found then.
     pub fn open() -> Result<&'static Self, Unavailable> {
         Self::open_wanted(None)
     }
 
-    /// As [`Library::open`], but no other than the one of this file, or another file beside it: what lies in one folder is one
-    /// UCX. Code in the file is run, so it is to be named by somebody who may run code here.
+    /// Like [`Library::open`], but accepts only this file, or another file in its folder: the files of one
+    /// folder are one UCX. Loading runs code from the file, so the path must come from someone allowed to run
+    /// code here.
     ///
     /// # Errors
-    /// As there, and where another copy is loaded or opened already.
+    /// As for `open`, and if another copy is already loaded or opened.
     pub fn open_at(path: &Path) -> Result<&'static Self, Unavailable> {
-        // A name without a folder would be searched for.
+        // The loader would search for a name without a folder.
         match path.canonicalize() {
             Ok(path) => Self::open_wanted(Some(&path)),
             Err(error) => Err(not_loaded(path, &error)),
         }
     }
 
-    /// Whether this process has one already, whoever loaded it. Loads nothing.
+    /// Returns true if this process has a `libucp` already, whatever loaded it. Loads nothing.
     #[must_use]
     pub fn is_loaded() -> bool {
         LIBRARY.get().is_some() || libucp(&loaded()).is_some()
     }
 
-    /// The file it came from.
+    /// Returns the file that was loaded.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it says it is.
+    /// Returns the version that the library reports.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// UCX's words for a status.
+    /// Returns UCX's text for a status.
     #[must_use]
     pub fn describe(&self, status: ucs_status_t) -> String {
-        // SAFETY: L1: takes any number.
+        // SAFETY: L1: accepts any number.
         let words = unsafe { self.ucs_status_string(status) };
         // SAFETY: L1: it ends in zero, and is either a constant or a buffer of UCX's that is never freed.
         unsafe { CStr::from_ptr(words) }.to_string_lossy().into_owned()
@@ -101,11 +105,11 @@ impl Library {
         Ok(LIBRARY.get_or_init(|| library))
     }
 
-    /// Loads or finds it, and checks that it is what it should be.
+    /// Loads the library or takes the loaded one, and checks it.
     fn load(choice: Choice) -> Result<Self, Unavailable> {
         let is_first = loaded().is_empty();
         let (handle, path) = match choice {
-            Choice::Take(path) => (handle(&path, RTLD_NOLOAD)?, path),
+            Choice::UseLoaded(path) => (handle(&path, RTLD_NOLOAD)?, path),
             Choice::Load(path) => {
                 let signals = Signals::now();
                 let handle = handle(&path, 0);
@@ -125,7 +129,7 @@ impl Library {
         if !version.is_supported() {
             return Err(Unavailable::WrongVersion { library: path, version });
         }
-        // The table names none that is missing.
+        // The table's own error does not name the missing function.
         if let Some(symbol) = FUNCTIONS.into_iter().find(|symbol| function::<fn()>(&handle, symbol).is_none())
         {
             return Err(no_symbol(Some(version), symbol));
@@ -133,7 +137,7 @@ impl Library {
         if is_first {
             log::to_standard_error(&handle, version);
         }
-        // SAFETY: L1: it is a UCX of a version that the types were made for.
+        // SAFETY: L1: it is a UCX of a version that the types were generated for.
         let functions = unsafe { Functions::from_library(handle) };
         let functions = functions.map_err(|error| not_loaded(&path, &error))?;
         Ok(Self { functions, path, version, settings: OnceLock::new() })
@@ -155,32 +159,33 @@ impl fmt::Debug for Library {
     }
 }
 
-/// A library that stays loaded whatever becomes of the handle.
+/// Opens a library that stays loaded after the handle is dropped.
 pub(crate) fn handle(path: &Path, how: c_int) -> Result<Handle, Unavailable> {
     let flags = how | RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE;
-    // SAFETY: L1: constructors run of a library that is UCX by its name, or by the word of who named it.
+    // SAFETY: L1: this runs constructors of a library that is UCX by its name, or that the caller named as
+    // UCX.
     unsafe { Handle::open(Some(path), flags) }.map_err(|error| not_loaded(path, &error))
 }
 
-/// A function of a library, which `F` must be the type of.
+/// Returns a function of a library. `F` must be its type.
 pub(crate) fn function<F>(handle: &Handle, name: &CStr) -> Option<Symbol<F>> {
-    // SAFETY: L1: looks it up; whoever calls it vouches for its type.
+    // SAFETY: L1: only looks up the symbol; the caller of the function guarantees its type.
     unsafe { handle.get(name) }.ok()
 }
 
-/// What it says it is, or what it would say it by.
+/// Returns the library's version, or the name of the missing function.
 fn version(handle: &Handle) -> Result<Version, &'static CStr> {
-    type Tell = unsafe extern "C" fn(*mut c_uint, *mut c_uint, *mut c_uint);
+    type GetVersion = unsafe extern "C" fn(*mut c_uint, *mut c_uint, *mut c_uint);
     const NAME: &CStr = c"ucp_get_version";
-    let tell = function::<Tell>(handle, NAME).ok_or(NAME)?;
+    let get_version = function::<GetVersion>(handle, NAME).ok_or(NAME)?;
     let [mut major, mut minor, mut release] = [0; 3];
     // SAFETY: L1: every UCX has it, of this type; L2: it writes to three locals.
-    unsafe { tell(&raw mut major, &raw mut minor, &raw mut release) };
+    unsafe { get_version(&raw mut major, &raw mut minor, &raw mut release) };
     Ok(Version::new(major, minor, release))
 }
 
 fn not_loaded(library: &Path, error: &dyn Error) -> Unavailable {
-    // The loader's words are the cause.
+    // The loader's message is the source.
     let reason = error.source().unwrap_or(error).to_string();
     Unavailable::NotLoaded { library: library.to_owned(), reason }
 }

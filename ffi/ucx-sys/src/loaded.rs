@@ -1,4 +1,4 @@
-//! What of UCX this process has loaded already, whoever did, and what may be loaded beside it.
+//! Lists the libraries of UCX that this process has loaded, and decides which may be loaded in addition.
 
 #![expect(unsafe_code, reason = "no safe crate lists what is loaded")]
 
@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 
 use crate::unavailable::Unavailable;
 
-/// What the loader searches for.
+/// The name that the loader searches for.
 pub(crate) const NAME: &str = "libucp.so.0";
-/// The libraries of UCX, of each of which a process may have one: `libucp` and those that it needs.
+/// The libraries of UCX: `libucp` and its dependencies. A process may have one copy of each.
 const PARTS: [&str; 4] = ["libucp", "libucs", "libuct", "libucm"];
 
-/// What to do for a `libucp`.
+/// How to obtain a `libucp`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// It is loaded; this is its name to the loader.
-    Take(PathBuf),
-    /// It is not.
+    /// Use the loaded one, by its name to the loader.
+    UseLoaded(PathBuf),
+    /// Load this one.
     Load(PathBuf),
 }
 
-/// A library of UCX that is loaded.
+/// A loaded library of UCX.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Loaded {
     part: &'static str,
@@ -31,7 +31,7 @@ pub(crate) struct Loaded {
     path: PathBuf,
 }
 
-/// Those of this process, in the order in which they came.
+/// Returns those of this process, in the order in which they were loaded.
 pub(crate) fn loaded() -> Vec<Loaded> {
     unsafe extern "C" fn note(object: *mut libc::dl_phdr_info, _: usize, found: *mut c_void) -> c_int {
         // SAFETY: L2: `loaded` passes its own vector, which nothing else uses meanwhile.
@@ -39,7 +39,7 @@ pub(crate) fn loaded() -> Vec<Loaded> {
         // SAFETY: L2: the loader passes a description of an object.
         let name = unsafe { (*object).dlpi_name };
         if !name.is_null() {
-            // SAFETY: L2: it ends in zero, and stays while the loader calls us.
+            // SAFETY: L2: it ends in zero, and stays valid during the callback.
             let name = unsafe { CStr::from_ptr(name) };
             let path = Path::new(OsStr::from_bytes(name.to_bytes()));
             found.extend(part(path).map(|part| Loaded { part, path: path.to_owned() }));
@@ -52,12 +52,12 @@ pub(crate) fn loaded() -> Vec<Loaded> {
     found
 }
 
-/// The `libucp` among them.
+/// Returns the path of the loaded `libucp`.
 pub(crate) fn libucp(loaded: &[Loaded]) -> Option<&Path> {
     loaded.iter().find(|library| library.part == "libucp").map(|library| library.path.as_path())
 }
 
-/// What to do for the `libucp` that is `wanted`, or any, so that no part of UCX is there twice.
+/// Decides how to obtain `wanted`, or any `libucp`, so that no part of UCX is loaded twice.
 pub(crate) fn choose(wanted: Option<&Path>, loaded: &[Loaded]) -> Result<Choice, Unavailable> {
     no_two_copies(loaded)?;
     let Some(present) = libucp(loaded).or_else(|| loaded.first().map(|library| library.path.as_path()))
@@ -69,13 +69,13 @@ pub(crate) fn choose(wanted: Option<&Path>, loaded: &[Loaded]) -> Result<Choice,
         return Err(Unavailable::SecondCopy { loaded: present.to_owned(), other: wanted.to_owned() });
     }
     if let Some(libucp) = libucp(loaded) {
-        return Ok(Choice::Take(libucp.to_owned()));
+        return Ok(Choice::UseLoaded(libucp.to_owned()));
     }
-    // Half of a UCX is here, and the loader would find the other half of another.
+    // Part of a UCX is loaded; the loader alone could find the rest of another copy.
     Ok(Choice::Load(wanted.map_or_else(|| folder.join(NAME), Path::to_owned)))
 }
 
-/// Refuses two libraries that are the same part.
+/// Refuses two copies of the same library.
 pub(crate) fn no_two_copies(loaded: &[Loaded]) -> Result<(), Unavailable> {
     for (index, library) in loaded.iter().enumerate() {
         if let Some(first) = loaded[..index].iter().find(|first| first.part == library.part) {
@@ -86,14 +86,15 @@ pub(crate) fn no_two_copies(loaded: &[Loaded]) -> Result<(), Unavailable> {
     Ok(())
 }
 
-/// Where a library lies, links followed. A folder is one UCX: a wheel holds the same library under three names, as three files.
+/// Returns a library's folder, with links resolved. The files of one folder are one UCX: a wheel holds the
+/// same library under three names, as three files.
 pub(crate) fn folder(library: &Path) -> PathBuf {
     let library = fs::canonicalize(library).unwrap_or_else(|_| library.to_owned());
     library.parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Which part of UCX a file is: `libucp.so.0`, or `libucp-5a8d1f0c.so.0.0.0` as wheels of others rename what they bundle. Not a
-/// module such as `libuct_ib.so.0`.
+/// Returns which library of UCX a file is: `libucp.so.0`, or `libucp-5a8d1f0c.so.0.0.0`, as wheels rename
+/// bundled libraries. Not a module such as `libuct_ib.so.0`.
 fn part(path: &Path) -> Option<&'static str> {
     let name = path.file_name()?.to_str()?;
     PARTS.into_iter().find(|part| {
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_known_by_their_files() {
+    fn parts_are_recognised_by_file_name() {
         let parts = [
             ("/usr/lib/libucp.so.0", Some("libucp")),
             ("libucs.so", Some("libucs")),
@@ -130,15 +131,15 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_is_loaded_anything_may_be() {
+    fn any_copy_may_be_loaded_first() {
         assert_eq!(choose(None, &[]), Ok(Choice::Load(NAME.into())));
         assert_eq!(choose(Some(Path::new("/a/x.so")), &[]), Ok(Choice::Load("/a/x.so".into())));
     }
 
     #[test]
-    fn what_is_loaded_is_taken_by_its_own_name() {
+    fn the_loaded_copy_is_used_by_its_name() {
         let loaded = of(&["/a/libucs.so", "/a/libucp.so"]);
-        let taken = Ok(Choice::Take("/a/libucp.so".into()));
+        let taken = Ok(Choice::UseLoaded("/a/libucp.so".into()));
         assert_eq!(choose(None, &loaded), taken);
         // Another name for the same copy.
         assert_eq!(choose(Some(Path::new("/a/libucp.so.0")), &loaded), taken);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn half_of_a_copy_is_completed_by_its_own_other_half() {
+    fn a_partly_loaded_copy_is_completed_from_its_folder() {
         let loaded = of(&["/a/libucs.so.0", "/a/libuct.so.0"]);
         let completed = Ok(Choice::Load("/a/libucp.so.0".into()));
         assert_eq!(choose(None, &loaded), completed);
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn two_copies_are_refused_whichever_is_wanted() {
+    fn two_copies_are_refused() {
         let loaded = of(&["/a/libucs.so.0", "/a/libucp.so.0", "/b/libucs-1.so.0"]);
         for wanted in [None, Some(Path::new("/a/libucp.so.0"))] {
             assert_eq!(choose(wanted, &loaded), refusal("/a/libucs.so.0", "/b/libucs-1.so.0"));

@@ -1,6 +1,7 @@
-//! UCX's log goes to the standard error: by default it goes to the standard output, where a program's results go.
+//! Sends UCX's log to the standard error. By default it goes to the standard output, where a program's
+//! results go.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use std::ffi::c_char;
 
@@ -12,14 +13,14 @@ use crate::text::text_of;
 use crate::version::Version;
 use crate::{UCS_CONFIG_PRINT_CONFIG, UCS_OK, ucs_config_print_flags_t, ucs_status_t};
 
-/// How the setting is printed as long as nobody has said where the log goes.
-const UNSAID: &str = "UCX_LOG_FILE=";
+/// How the setting is printed while it is unset.
+const UNSET: &str = "UCX_LOG_FILE=";
 
-/// Sends the log of a UCX that was loaded just now elsewhere, unless somebody has said where it goes. That setting is read when the
-/// log begins, which it did while UCX was loaded; so it ends and begins again. To have it in the environment for the time of
-/// the loading would be simpler, but threads of C code may be reading that.
+/// Redirects the log of a UCX that was just loaded, unless `UCX_LOG_FILE` is set. UCX reads that setting when
+/// its log starts, which is while it is loaded; so this stops the log and starts it again. Setting the
+/// environment variable during the load would be simpler, but threads of C code may read the environment.
 ///
-/// Nothing is done to a version that may begin otherwise.
+/// Does nothing for untested versions, whose log may start differently.
 pub(crate) fn to_standard_error(handle: &Handle, version: Version) -> Option<()> {
     type Print = unsafe extern "C" fn(*mut FILE, ucs_config_print_flags_t);
     type Set = unsafe extern "C" fn(*const c_char, *const c_char) -> ucs_status_t;
@@ -27,21 +28,21 @@ pub(crate) fn to_standard_error(handle: &Handle, version: Version) -> Option<()>
     if !version.is_proven() {
         return None;
     }
-    // To get the one would be simpler, but UCX takes `LOG_FILE_FILTER` for it.
+    // Reading the one setting would be simpler, but UCX confuses it with `LOG_FILE_FILTER`.
     let print = function::<Print>(handle, c"ucs_global_opts_print")?;
     let set = function::<Set>(handle, c"ucs_global_opts_set_value")?;
     let end = function::<Act>(handle, c"ucs_log_cleanup")?;
     let begin = function::<Act>(handle, c"ucs_log_init")?;
-    // SAFETY: L1: `global_opts.h` has it so in all these versions; L2: the stream is open for the call.
+    // SAFETY: L1: `global_opts.h` declares it so in all these versions; L2: the stream is open for the call.
     let settings = text_of(|file| unsafe { print(file, UCS_CONFIG_PRINT_CONFIG) });
-    settings.lines().find(|line| *line == UNSAID)?;
-    // SAFETY: L1: as above; L2: constants, which are copied; L4: nobody reads the setting.
+    settings.lines().find(|line| *line == UNSET)?;
+    // SAFETY: L1: as above; L2: constants, which are copied; L4: nothing reads the setting.
     if unsafe { set(c"LOG_FILE".as_ptr(), c"stderr".as_ptr()) } != UCS_OK {
         return None;
     }
-    // SAFETY: L4: nobody logs.
+    // SAFETY: L4: nothing logs.
     unsafe { end() };
-    // SAFETY: L4: likewise, and it has ended.
+    // SAFETY: L4: likewise, and the log has ended.
     unsafe { begin() };
     Some(())
 }

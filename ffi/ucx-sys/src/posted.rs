@@ -1,18 +1,18 @@
-//! What a call that posts an operation came to: the macros of the header on `ucs_status_ptr_t`, as a type.
+//! The result of posting an operation: the header's macros on `ucs_status_ptr_t`, as a type.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
 
 use crate::{UCS_ERR_LAST, ucs_status_ptr_t, ucs_status_t};
 
-/// What came back from a function whose name ends in `_nbx`.
+/// The result of a function whose name ends in `_nbx`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Posted {
-    /// It is done: its callback is not called, and there is nothing to free.
+    /// Completed: the callback is not called, and there is nothing to free.
     Done,
-    /// It did not begin: its callback is not called, and there is nothing to free.
+    /// Not started: the callback is not called, and there is nothing to free.
     Failed(ucs_status_t),
-    /// It goes on: its callback is called in some later progress, and `ucp_request_free` takes this back.
+    /// In flight: a later progress call calls the callback, and `ucp_request_free` frees this.
     Pending(NonNull<c_void>),
 }
 
@@ -35,7 +35,7 @@ mod tests {
     use crate::UCS_ERR_NO_RESOURCE;
 
     #[test]
-    fn null_a_status_and_a_request_are_told_apart() {
+    fn null_status_and_request_are_distinguished() {
         let pointer = |value: isize| std::ptr::without_provenance_mut::<c_void>(value.cast_unsigned());
         assert_eq!(Posted::from(pointer(0)), Posted::Done);
         assert_eq!(Posted::from(pointer(-2)), Posted::Failed(UCS_ERR_NO_RESOURCE));

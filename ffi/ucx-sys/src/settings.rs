@@ -1,7 +1,8 @@
-//! Which settings there are, and by which name one is set: 1.13 to 1.20.0 accept one that does not exist without a word, and up to
-//! 1.16 one of a transport by its full name, and it has no effect.
+//! Lists UCX's settings, and the name by which each is set. 1.13 to 1.20.0 accept a setting that does not
+//! exist without an error. Up to 1.16 they also accept a transport's setting by its full name, without
+//! effect.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_uint, c_void};
@@ -18,34 +19,36 @@ use crate::{
     ucs_status_t,
 };
 
-/// What settings begin with in the environment, and not where they are set by name.
+/// The prefix of settings in the environment, absent where they are set by name.
 const PREFIX: &str = "UCX_";
-/// The descriptions tell under which other names a setting goes, and the headings of which table it is.
+/// Descriptions list the inherited names of a setting, and headings name the table.
 const FLAGS: ucs_config_print_flags_t =
     UCS_CONFIG_PRINT_CONFIG | UCS_CONFIG_PRINT_HEADER | UCS_CONFIG_PRINT_DOC;
-/// Words in the headings of tables that are read once, when the library is loaded.
+/// Words in the headings of tables that are read only when the library is loaded.
 const READ_ONLY: [&str; 2] = ["read-only", "UCM configuration"];
-/// And what those of the tables that are of no transport begin with.
+/// The first words in the headings of tables that belong to no transport.
 const GENERAL: [&str; 2] = ["# UCS ", "# UCP "];
 
-/// How a setting reaches UCX.
+/// How a setting is passed to UCX.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Setting {
     /// `ucp_config_modify` takes it by this name.
     Named(String),
-    /// Only from the environment, as the whole process has it: by name it would not mean this transport alone. It inherited these,
-    /// which can be set, for other transports too.
+    /// Only the environment sets it, for the whole process: by name it would not apply to this transport
+    /// alone. The names are the inherited settings, which can be set by name, for other transports too.
     OfProcess(Vec<String>),
-    /// This UCX has none of that name.
+    /// This UCX has no setting of that name.
     Unknown,
 }
 
 impl Library {
-    /// How the setting of this name, which is without `UCX_`, is set: one of `ucp`'s own, or of a transport that this UCX has. Unknown
-    /// is also what is read only when UCX is loaded (`LOG_FILE`, `MEM_EVENTS`), or deprecated. Of a version newer than those tried it
-    /// says that it knows all: there `ucp_config_modify` itself refuses what is none.
+    /// Returns how the setting of this name, without `UCX_`, is set: one of `ucp`'s own, or of a transport
+    /// that this UCX has. Settings that are read only when UCX is loaded (`LOG_FILE`, `MEM_EVENTS`) and
+    /// deprecated ones are unknown. For versions newer than the tested ones every setting is `Named`: there
+    /// `ucp_config_modify` itself refuses unknown ones.
     ///
-    /// A value of a transport's setting (`MM_ERROR_HANDLING`) that does not parse is accepted by `ucp_config_modify`, and has no effect.
+    /// `ucp_config_modify` accepts an unparsable value of a transport's setting (`MM_ERROR_HANDLING`),
+    /// without effect.
     #[must_use]
     pub fn setting(&self, name: &str) -> Setting {
         let settings = self.settings.get_or_init(|| {
@@ -66,8 +69,8 @@ type Print = unsafe extern "C" fn(*mut FILE, *const c_char, ucs_config_print_fla
 type PrintSome =
     unsafe extern "C" fn(*mut FILE, *const c_char, ucs_config_print_flags_t, *mut c_void, *const c_char);
 
-/// All settings of UCX and of its transports with their descriptions, as `ucx_info -cf` prints them; nothing of a version that may
-/// have another way.
+/// Returns all settings of UCX and its transports with their descriptions, as `ucx_info -cf` prints them;
+/// `None` for untested versions, which may list them differently.
 fn listing(handle: &Handle, version: Version) -> Option<String> {
     const PRINT: &CStr = c"ucs_config_parser_print_all_opts";
     const PREFIX: &CStr = c"UCX_";
@@ -77,33 +80,34 @@ fn listing(handle: &Handle, version: Version) -> Option<String> {
     let query = function::<Query>(handle, c"uct_query_components")?;
     let release = function::<Release>(handle, c"uct_release_component_list")?;
     let (mut components, mut count) = (ptr::null_mut(), 0);
-    // SAFETY: L1: `uct.h` has it so in all these versions; L2: it writes to two locals. It loads the transports that are modules.
+    // SAFETY: L1: `uct.h` declares it so in all these versions; L2: it writes to two locals. It loads the
+    // transports that are modules.
     if unsafe { query(&raw mut components, &raw mut count) } == UCS_OK {
-        // SAFETY: L1: it came from there, and is released once.
+        // SAFETY: L1: the query returned it, and it is released once.
         unsafe { release(components) };
     }
     let tables = *function::<*mut c_void>(handle, c"ucs_config_global_list")?;
     if version < Version::FILTERS_SETTINGS {
         let print = function::<Print>(handle, PRINT)?;
-        // SAFETY: L1: `ucs/config/parser.h` has it so up to 1.18; L2: the stream and the constant live.
+        // SAFETY: L1: `ucs/config/parser.h` declares it so up to 1.18; L2: the stream and the constant live.
         return Some(text_of(|file| unsafe { print(file, PREFIX.as_ptr(), FLAGS, tables) }));
     }
     let print = function::<PrintSome>(handle, PRINT)?;
-    // SAFETY: L1: and so from 1.19 on, where no filter is none; L2: as above.
+    // SAFETY: L1: and so from 1.19 on, where null means no filter; L2: as above.
     Some(text_of(|file| unsafe { print(file, PREFIX.as_ptr(), FLAGS, tables, ptr::null()) }))
 }
 
 /// One table of a listing.
 #[derive(Debug, Default)]
 struct Table {
-    /// It is of no transport: its names have no beginning of their own.
+    /// The table belongs to no transport: its names have no common prefix of their own.
     is_general: bool,
-    /// Its settings, and what they are called in the tables that they inherit from (`POSIX_ERROR_HANDLING` is also
+    /// Its settings, and their names in the tables that they inherit from (`POSIX_ERROR_HANDLING` is also
     /// `MM_ERROR_HANDLING`).
     own: Vec<(String, Vec<String>)>,
 }
 
-/// The tables in a listing, but for those that are read once.
+/// Parses the tables of a listing, except those that are read only when UCX is loaded.
 fn tables(listing: &str) -> Vec<Table> {
     let mut tables = vec![Table::default()];
     let (mut is_read_only, mut inherited) = (false, Vec::new());
@@ -124,8 +128,8 @@ fn tables(listing: &str) -> Vec<Table> {
     tables
 }
 
-/// How each setting is set: by the name that it has, or, before UCX takes the full names of a transport's, by what it is called
-/// within the table, if that is in no other.
+/// Returns how each setting is set. Versions that take full names use the full name. Earlier ones use the
+/// name within the table, if no other table has that name.
 fn settings(tables: &[Table], takes_full_names: bool) -> BTreeMap<String, Setting> {
     let shorts = tables.iter().flat_map(|table| {
         let beginning = beginning(&table.own);
@@ -152,7 +156,7 @@ fn settings(tables: &[Table], takes_full_names: bool) -> BTreeMap<String, Settin
     settings
 }
 
-/// The length of what all names of a table begin with (`TCP_`); 0 where one name alone does not tell.
+/// Returns the length of the common prefix of a table's names (`TCP_`), or 0 for a table with a single name.
 fn beginning(own: &[(String, Vec<String>)]) -> usize {
     let Some(((first, _), others @ [_, ..])) = own.split_first() else { return 0 };
     let common =
@@ -166,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_that_can_be_set() {
+    fn only_settable_names_are_listed() {
         let listing = "\
 #
 # UCS global (runtime read-only) configuration
@@ -196,7 +200,7 @@ UCX_NET_DEVICES=all,UCX_TLS=x
     }
 
     #[test]
-    fn what_is_one_transports_alone_goes_by_its_short_name_before_full_ones_are_taken() {
+    fn old_versions_take_unique_names_without_prefix() {
         let listing = "\
 # UCP context configuration
 UCX_TLS=all

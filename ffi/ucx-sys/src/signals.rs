@@ -1,5 +1,5 @@
-//! What a program does at signals stays as it was: UCX installs handlers of its own in the constructors of `libucs`, which run
-//! when it is loaded: for crashes up to some version (with an alternate stack), for `SIGHUP` in all.
+//! Preserves the program's signal handlers. The constructors of `libucs` install handlers when it is loaded:
+//! for crashes up to some version (with an alternate stack), for `SIGHUP` in all.
 
 #![expect(unsafe_code, reason = "no safe crate reads and restores handlers")]
 
@@ -8,30 +8,30 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Who set one of these wants UCX's handlers.
-const WISHES: [&str; 3] = ["UCX_HANDLE_ERRORS", "UCX_ERROR_SIGNALS", "UCX_DEBUG_SIGNO"];
+/// Each of these variables, if set, asks for UCX's handlers.
+const OPT_IN: [&str; 3] = ["UCX_HANDLE_ERRORS", "UCX_ERROR_SIGNALS", "UCX_DEBUG_SIGNO"];
 
-/// Signals' actions, and this thread's alternate stack.
+/// The signal actions of the process, and this thread's alternate stack.
 pub(crate) struct Signals {
     actions: Vec<(c_int, libc::sigaction)>,
     stack: libc::stack_t,
 }
 
 impl Signals {
-    /// As they are now.
+    /// Reads the current ones.
     pub(crate) fn now() -> Self {
         let actions = (1..=libc::SIGRTMAX()).filter_map(|signal| Some((signal, action(signal)?))).collect();
         let mut stack = MaybeUninit::zeroed();
         // SAFETY: L3: reads this thread's stack into the struct.
         unsafe { libc::sigaltstack(ptr::null(), stack.as_mut_ptr()) };
-        // SAFETY: M4: all zeros is a value of it, and the call wrote another or nothing.
+        // SAFETY: M4: all zeros is a valid value, and the call wrote another or nothing.
         let stack = unsafe { stack.assume_init() };
         Self { actions, stack }
     }
 
-    /// Undoes what changed since, unless the environment asks for it.
+    /// Restores what changed since, unless the environment asks for UCX's handlers.
     pub(crate) fn restore(&self) {
-        if WISHES.iter().any(|wish| env::var_os(wish).is_some()) {
+        if OPT_IN.iter().any(|name| env::var_os(name).is_some()) {
             return;
         }
         for (signal, before) in &self.actions {
@@ -45,11 +45,11 @@ impl Signals {
     }
 }
 
-/// What is done at a signal; nothing of a signal that the C library keeps to itself.
+/// Returns a signal's action; `None` for a signal that the C library reserves.
 fn action(signal: c_int) -> Option<libc::sigaction> {
     let mut action = MaybeUninit::zeroed();
     // SAFETY: L3: reads the action into the struct.
     let failed = unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) } != 0;
-    // SAFETY: M4: all zeros is a value of it, and a call that succeeded wrote another.
+    // SAFETY: M4: all zeros is a valid value, and a call that succeeded wrote another.
     (!failed).then(|| unsafe { action.assume_init() })
 }

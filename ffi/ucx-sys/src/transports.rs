@@ -1,14 +1,15 @@
-//! Which transports UCX could use, and which it does, as its own descriptions tell: 1.13 answers no query for either.
+//! Lists the transports that UCX may use, and those that it uses, from its printed descriptions: 1.13 has no
+//! query for either.
 
-#![expect(unsafe_code, reason = "what is called is C")]
+#![expect(unsafe_code, reason = "calls into C")]
 
 use crate::library::Library;
 use crate::text::text_of;
 use crate::{ucp_context_h, ucp_ep_h};
 
 impl Library {
-    /// The transports that a context may use, each with its device (`tcp/eth0`, `posix/memory`), as UCX lists them. Empty where
-    /// this version says it in other words.
+    /// Returns the transports that a context may use, each with its device (`tcp/eth0`, `posix/memory`), as
+    /// UCX lists them. Empty if this version's format differs.
     ///
     /// # Safety
     /// The context lives until this returns.
@@ -18,8 +19,8 @@ impl Library {
         of_context(&text_of(|file| unsafe { self.ucp_context_print_info(context, file) }))
     }
 
-    /// The transports that an endpoint uses, each with its device, once each, as UCX lists them. What it lists before the peer has
-    /// answered may change. Empty where this version says it in other words.
+    /// Returns the transports that an endpoint uses, each with its device, without duplicates, as UCX lists
+    /// them. The list may change until the peer has answered. Empty if this version's format differs.
     ///
     /// # Safety
     /// The endpoint was created and is not being closed, and nothing else uses its worker until this returns.
@@ -30,7 +31,7 @@ impl Library {
     }
 }
 
-/// Of lines such as `#      resource 1  :  md 1  dev 1  flags -- tcp/lo`.
+/// Parses lines such as `# resource 1 : md 1 dev 1 flags -- tcp/lo`.
 fn of_context(text: &str) -> Vec<String> {
     distinct(text.lines().filter_map(|line| {
         let rest = line.trim_start_matches(['#', ' ']).strip_prefix("resource ")?;
@@ -38,7 +39,8 @@ fn of_context(text: &str) -> Vec<String> {
     }))
 }
 
-/// Of lines such as `#   lane[0]:  2:tcp/eth0.0 md[1]   -> md[1]/tcp/sysdev[255] am`: after the device stands a path over it.
+/// Parses lines such as `# lane[0]: 2:tcp/eth0.0 md[1] -> md[1]/tcp/sysdev[255] am`, where a path number
+/// follows the device.
 fn of_endpoint(text: &str) -> Vec<String> {
     distinct(text.lines().filter_map(|line| {
         let (_, rest) = line.trim_start_matches(['#', ' ']).strip_prefix("lane[")?.split_once("]:")?;
@@ -48,7 +50,7 @@ fn of_endpoint(text: &str) -> Vec<String> {
     }))
 }
 
-/// Those that name a transport and a device.
+/// Returns the distinct names that have a transport and a device.
 fn distinct<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let mut found = Vec::new();
     for name in names {
@@ -87,17 +89,17 @@ mod tests {
 ";
 
     #[test]
-    fn transports_are_read_with_their_devices_once_each() {
+    fn transports_are_listed_with_devices_once_each() {
         assert_eq!(of_context(CONTEXT), ["self/memory0", "tcp/eth0.100", "rc_mlx5/mlx5_0:1"]);
         assert_eq!(of_endpoint(ENDPOINT), ["tcp/eth0.100", "rc_mlx5/mlx5_0:1"]);
     }
 
     #[test]
-    fn other_layouts_are_none() {
+    fn other_formats_list_none() {
         for text in [
             "",
             "#\n#\n",
-            "no words of UCX's",
+            "no text of UCX",
             "# lane[0]",
             "# lane[0]: 0:tcp/lo md",
             "resource /",

@@ -1,4 +1,4 @@
-//! Why there is no UCX, and what to do about that.
+//! Why UCX is unavailable, and what to do about it.
 
 use std::error::Error;
 use std::fmt;
@@ -6,44 +6,45 @@ use std::path::PathBuf;
 
 use crate::version::Version;
 
-/// Why UCX cannot be used in this process. Reads as a sentence that ends with the remedy.
+/// Why UCX cannot be used in this process. Displays as a sentence that ends with the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unavailable {
-    /// The loader has no such library.
+    /// The loader found no such library.
     NotLoaded {
-        /// What it was asked for: a name to search for, or a path.
+        /// The name to search for, or the path.
         library: PathBuf,
-        /// Its own words.
+        /// The loader's message.
         reason: String,
     },
-    /// It is older than the bindings, or of another interface.
+    /// The library is older than the bindings, or has another interface.
     WrongVersion {
         /// The file.
         library: PathBuf,
-        /// What it says it is.
+        /// The version that it reports.
         version: Version,
     },
-    /// It lacks a function: it is no whole UCX.
+    /// The library lacks a function: it is not a complete UCX.
     NoSymbol {
         /// The file.
         library: PathBuf,
-        /// What it says it is, if it can say so.
+        /// The version that it reports, if any.
         version: Option<Version>,
         /// The function.
         symbol: String,
     },
-    /// It, or a part of it, would be there twice: each copy hooks the same functions of this process, and they hang.
+    /// A part of UCX would be loaded twice: each copy hooks the same functions of this process, and they
+    /// hang.
     SecondCopy {
-        /// What this process has loaded.
+        /// The file that this process has loaded.
         loaded: PathBuf,
-        /// What came besides, or would have.
+        /// The second file.
         other: PathBuf,
     },
 }
 
 impl Unavailable {
-    /// Why, without the remedy.
+    /// Returns the reason, without the remedy.
     #[must_use]
     pub fn reason(&self) -> String {
         match self {
@@ -66,7 +67,7 @@ impl Unavailable {
         }
     }
 
-    /// What a person can do.
+    /// Returns what the user can do.
     #[must_use]
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -76,9 +77,9 @@ impl Unavailable {
             Self::WrongVersion { .. } => {
                 "install UCX 1.13 or newer, and name its libucp.so.0 if there are several"
             }
-            Self::NoSymbol { .. } => "name the libucp.so.0 of a whole UCX",
+            Self::NoSymbol { .. } => "name the libucp.so.0 of a complete UCX",
             Self::SecondCopy { .. } => {
-                "name the copy that is loaded, or none, and see that whatever else uses UCX in this process loads the same"
+                "name the copy that is loaded, or none, and make all other code in this process load the same copy"
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Which UCX it is.
+//! The version of UCX.
 
 use std::fmt;
 
@@ -6,37 +6,39 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Version {
-    /// 1 so far; another one is another interface.
+    /// 1 so far; another number is another interface.
     pub major: u32,
-    /// Counts what was added.
+    /// Increases with additions.
     pub minor: u32,
-    /// Counts what was mended.
+    /// Increases with fixes.
     pub release: u32,
 }
 
 impl Version {
-    /// The oldest that the bindings fit.
+    /// The oldest version that fits the bindings.
     pub const OLDEST: Self = Self::new(1, 13, 0);
-    /// The newest, without its releases, that the tests have run with.
+    /// The newest minor version that the tests have run with.
     pub const NEWEST_PROVEN: Self = Self::new(1, 22, 0);
-    /// The first that takes a transport's setting by its full name.
+    /// The first version that takes a transport's setting by its full name.
     pub(crate) const TAKES_FULL_NAMES: Self = Self::new(1, 17, 0);
-    /// The first that lists some of its settings if it is asked to.
+    /// The first version that can list a selection of its settings.
     pub(crate) const FILTERS_SETTINGS: Self = Self::new(1, 19, 0);
 
-    /// The version of these numbers.
+    /// Creates a version from its numbers.
     #[must_use]
     pub const fn new(major: u32, minor: u32, release: u32) -> Self {
         Self { major, minor, release }
     }
 
-    /// Whether the bindings fit: from [`Version::OLDEST`] on all versions with this major number, which only add.
+    /// Returns true if the bindings fit: all versions with this major number from [`Version::OLDEST`] on,
+    /// since they only add.
     #[must_use]
     pub const fn is_supported(self) -> bool {
         self.major == Self::OLDEST.major && self.minor >= Self::OLDEST.minor
     }
 
-    /// Whether it lies between two versions that the tests have run with. A later one is expected to work.
+    /// Returns true if the version is in the range that the tests have run with. Later ones are expected to
+    /// work.
     #[must_use]
     pub const fn is_proven(self) -> bool {
         self.is_supported() && self.minor <= Self::NEWEST_PROVEN.minor
@@ -55,16 +57,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_versions_of_the_same_interface_are_supported_and_only_tried_ones_proven() {
-        let verdict = |major, minor, release| {
+    fn later_versions_are_supported_and_only_tested_ones_proven() {
+        let check = |major, minor, release| {
             let version = Version::new(major, minor, release);
             (version.is_supported(), version.is_proven())
         };
-        assert_eq!(verdict(1, 12, 9), (false, false));
-        assert_eq!(verdict(1, 13, 0), (true, true));
-        assert_eq!(verdict(1, 22, 7), (true, true));
-        assert_eq!(verdict(1, 23, 0), (true, false));
-        assert_eq!(verdict(2, 13, 0), (false, false));
+        assert_eq!(check(1, 12, 9), (false, false));
+        assert_eq!(check(1, 13, 0), (true, true));
+        assert_eq!(check(1, 22, 7), (true, true));
+        assert_eq!(check(1, 23, 0), (true, false));
+        assert_eq!(check(2, 13, 0), (false, false));
         assert_eq!(Version::new(1, 13, 1).to_string(), "1.13.1");
     }
 }
