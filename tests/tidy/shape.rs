@@ -16,8 +16,6 @@ const STILL_WIDE: &[&str] = &[
     "docs/direct-transfers.md",
     "docs/handshake.md",
     "docs/runtime.md",
-    "docs/shm.md",
-    "docs/ucx.md",
     "docs/wire.md",
 ];
 

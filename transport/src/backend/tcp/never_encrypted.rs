@@ -1,4 +1,4 @@
-//! A socket's encryption in a build without the feature `tls`: there is none, as the compiler knows.
+//! Stands for `encrypted` in a build without the feature `tls`, where [`Encrypted`] has no values.
 
 use std::io::{self, IoSlice};
 
