@@ -79,7 +79,7 @@ impl End {
 }
 
 #[test]
-fn what_is_readable_is_whole_and_in_order() {
+fn readable_bytes_are_whole_and_in_order() {
     model(|| {
         let (mut one, mut other, _) = pair(4);
         let writer = thread::spawn(move || {
