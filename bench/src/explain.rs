@@ -100,7 +100,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         Ok(about) => Some(about?),
         Err(_) => {
             progress
-                .warn("the other end is no `towline serve`: nothing is measured, and its view is unknown");
+                .keep("the other end is no `towline serve`: nothing is measured, and its view is unknown");
             None
         }
     };

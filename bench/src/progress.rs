@@ -31,8 +31,8 @@ impl Progress {
         }
     }
 
-    /// Says something that must not be lost.
-    pub(crate) fn warn(&mut self, line: &str) {
+    /// Writes a line that stays.
+    pub(crate) fn keep(&mut self, line: &str) {
         self.clear();
         let _ = writeln!(stderr(), "towline: {line}");
     }

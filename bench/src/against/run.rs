@@ -110,7 +110,7 @@ async fn several_attempts(
     let mut attempt = 1;
     loop {
         match attempt_once(tool, job, keeper, limit).await {
-            Err(why) if attempt < ATTEMPTS => progress.warn(&format!("{}: {why}: once more", tool.name())),
+            Err(why) if attempt < ATTEMPTS => progress.keep(&format!("{}: {why}: once more", tool.name())),
             outcome => return outcome,
         }
         attempt += 1;

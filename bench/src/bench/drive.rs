@@ -73,7 +73,7 @@ impl<'a> Drive<'a> {
             + 5 * self.pace.ceiling()
             + GRACE
             + flows * FLOW_GRACE;
-        let hung = |_| Failure::run(format!("no end within {:.0} s: given up", limit.as_secs_f64()));
+        let hung = |_| Failure::run(format!("slow: no end within {:.0} s", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
             return tokio::time::timeout(limit, self.crowd(case, address.as_ref()))
                 .await
@@ -166,7 +166,7 @@ impl<'a> Drive<'a> {
             Ok(measured) => Ok(Some(measured)),
             // A firewall may let our port through and no other.
             Err(failure) if self.elsewhere.is_some() => {
-                self.progress.warn(&format!("{case}: without the ceiling of a bare socket: {failure}"));
+                self.progress.keep(&format!("{case}: without the ceiling of a bare socket: {failure}"));
                 Ok(None)
             }
             Err(failure) => Err(failure.during("the ceiling of a bare socket")),

@@ -17,6 +17,7 @@ mod table;
 mod transports;
 
 use std::io::Write;
+use std::time::Instant;
 
 use towline::BackendState;
 
@@ -27,6 +28,7 @@ use self::history::Earlier;
 pub(crate) use self::history::Times;
 pub(crate) use self::options::Options;
 pub(crate) use self::pace::Pace;
+use self::pace::Turns;
 use self::plan::Plan;
 use self::report::{Report, Row};
 pub(crate) use self::sample::Sample;
@@ -40,6 +42,7 @@ use crate::progress::Progress;
 use crate::trust::Trust;
 
 pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
+    let begin = Instant::now();
     let prepared = tokio::select! {
         biased;
         prepared = prepare(options) => prepared?,
@@ -49,8 +52,8 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     let told = fingerprint.warnings();
     told.iter().for_each(say);
     let told = told.len();
-    let (results, measured) = measure(options, &trust, &plan, &peers, ending).await;
-    if matches!(measured, Err(Failure::Usage(_))) && results.iter().all(|row| row.error.is_some()) {
+    let (results, measured) = measure(options, &trust, (&plan, begin), &peers, ending).await;
+    if matches!(measured, Err(Failure::Usage(_))) {
         return measured;
     }
     let error = measured.as_ref().err().map(ToString::to_string);
@@ -70,7 +73,7 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     // Each is written whatever became of the others.
     let (drawn, saved) = (options.html.write(&report), options.history.save(&report));
     given.and(drawn).and(saved)?;
-    if matches!(measured, Err(Failure::Interrupted(_) | Failure::Usage(_))) {
+    if matches!(measured, Err(Failure::Interrupted(_))) {
         // What was not measured would count as broken.
         return measured;
     }
@@ -110,67 +113,95 @@ async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     Ok(Prepared { trust, plan, peers, earlier, fingerprint })
 }
 
-/// Every case, each repeat in turn with its ceilings and with the peers' tools. One that fails is a row that says why, and
-/// the others go on; an interruption, or a demand that cannot be met, is the last row.
+/// Every case, each repeat in turn with its ceilings and with the peers' tools. Each row is told once it is there. A case that
+/// fails is a row that says why, and the others go on; an interruption is the last row.
 async fn measure(
     options: &Options,
     trust: &Trust,
-    plan: &Plan,
+    (plan, begin): (&Plan, Instant),
     peers: &Peers,
     ending: &Ending,
 ) -> (Vec<Row>, Result<(), Failure>) {
     let mut progress = Progress::start();
-    let mut drive = Drive::new(plan.pace, trust, options.connect.as_ref(), &mut progress);
-    let mut rows = Vec::with_capacity(plan.cases.len());
-    let mut failed = 0;
+    let count = plan.cases.len();
+    let cases = if count == 1 { "case" } else { "cases" };
+    progress.keep(&format!("{count} {cases}, {}", plan.budget));
+    let mut drive = Drive::new(plan.budget.pace, trust, options.connect.as_ref(), &mut progress);
+    let mut rows = Vec::with_capacity(count);
+    let (mut failed, mut refused) = (0, 0);
     for (index, case) in plan.cases.iter().enumerate() {
-        let at = format!("{}/{}", index + 1, plan.cases.len());
+        let at = format!("{}/{count}", index + 1);
+        let turns = plan.budget.case(begin.elapsed(), count - index);
         let measured = tokio::select! {
             biased;
-            measured = measure_case(case, &at, plan, peers, &mut drive) => measured,
+            measured = measure_case(case, &at, (turns, begin), peers, &mut drive) => measured,
             interruption = ending.told() => Err(interruption),
         };
         let failure = match measured {
             Ok(row) => {
+                drive.progress.keep(&format!("{at} {}", table::line(&row)));
                 rows.push(row);
                 continue;
             }
             Err(failure) => failure,
         };
         rows.push(Row::failed(case, &failure));
-        let failure = failure.during(case);
-        if !matches!(failure, Failure::Run(_)) {
+        if matches!(failure, Failure::Interrupted(_)) {
             return (rows, Err(failure));
         }
-        drive.progress.warn(&failure.to_string());
+        refused += usize::from(matches!(failure, Failure::Usage(_)));
         failed += 1;
+        drive.progress.keep(&format!("{at} {}", failure.during(case)));
     }
+    let why = format!("{failed} of {count} cases failed");
     let outcome = match failed {
         0 => Ok(()),
-        _ => Err(Failure::run(format!("{failed} of {} cases failed", plan.cases.len()))),
+        // None of what was asked for makes sense here.
+        _ if refused == count => Err(Failure::usage(why)),
+        _ => Err(Failure::run(why)),
     };
     (rows, outcome)
 }
 
+/// As many repeats as there is time for. One that takes too long fails the case if it is the first, and is left out otherwise.
 async fn measure_case(
     case: &Case,
     at: &str,
-    plan: &Plan,
+    (mut turns, begin): (Turns<'_>, Instant),
     peers: &Peers,
     drive: &mut Drive<'_>,
 ) -> Result<Row, Failure> {
     let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
-    let mut turns = Vec::new();
-    for turn in 1..=plan.repeats {
-        drive.progress.tell(&format!("{at} {case}, {turn} of {}", plan.repeats));
-        let repeat = drive.repeat(case).await?;
-        turns.push(peers.turn(case, &repeat, plan.pace, drive.progress).await?);
+    let mut beside = Vec::new();
+    while turns.goes_on(begin.elapsed()) {
+        drive.progress.tell(&format!("{at} {case}, repeat {}", samples.len() + 1));
+        let (started, limit) = (Instant::now(), turns.limit(begin.elapsed()));
+        let measured = async {
+            let repeat = drive.repeat(case).await?;
+            let tools = peers.turn(case, &repeat, drive.pace, drive.progress).await?;
+            Ok((repeat, tools))
+        };
+        let measured = match limit {
+            None => measured.await,
+            Some(limit) => match tokio::time::timeout(limit, measured).await {
+                Ok(measured) => measured,
+                Err(_) if !samples.is_empty() => break,
+                Err(_) => Err(Failure::run(format!(
+                    "slow: no result within {:.1} s, and a run without options ends within a minute",
+                    limit.as_secs_f64()
+                ))),
+            },
+        };
+        let (repeat, tools) = measured?;
+        turns.took(started.elapsed());
         path = repeat.path;
         samples.push(repeat.sample);
         ceilings.push(repeat.ceilings);
+        beside.push(tools);
     }
     let mut row = Row::measured(case, path, &samples, &ceilings);
-    row.against = Entry::all(&row, &turns);
+    row.against = Entry::all(&row, &beside);
+    row.remark(turns.note());
     Ok(row)
 }
 

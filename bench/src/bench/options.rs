@@ -91,9 +91,10 @@ pub(crate) struct Options {
     /// Seconds each repeat warms up before it measures; by default a fifth of the duration, 0 for not at all
     #[arg(long, value_name = "S", value_parser = parse_pause)]
     pub(crate) warmup: Option<Duration>,
-    /// How often each case is measured, in turn with its ceilings; medians and ranges are reported
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub(crate) repeat: u32,
+    /// How often each case is measured, in turn with its ceilings; medians and ranges are reported. By default 3, and fewer
+    /// where the run would take much longer than it says at its start
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repeat: Option<u32>,
     /// The other half is a `towline serve` that listens there
     #[arg(long, value_name = "ADDR")]
     pub(crate) connect: Option<Address>,

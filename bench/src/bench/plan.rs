@@ -7,7 +7,7 @@ use towline::{AvailableMemory, Endpoint};
 use super::case::{Case, Pattern, Transport};
 use super::of_tasks;
 use super::options::Options;
-use super::pace::{Pace, pace};
+use super::pace::Budget;
 use super::report::Row;
 use super::transports::{set_streams, transports, try_options};
 use crate::against::Asked;
@@ -61,8 +61,7 @@ impl fmt::Display for Memory {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) cases: Vec<Case>,
-    pub(crate) pace: Pace,
-    pub(crate) repeats: u32,
+    pub(super) budget: Budget,
 }
 
 impl Plan {
@@ -77,17 +76,19 @@ impl Plan {
         from.check()?;
         to.check()?;
         let cases = expand(options, &transports, &Memory::now())?;
-        let plan = Self { pace: pace(options, cases.len()), repeats: options.repeat, cases };
         let against = Asked::unique(&options.against);
         let planned = |case: &Case| {
             let entries = against.iter().map(|tool| tool.planned(case));
             Row { against: entries.collect(), ..Row::planned(case) }
         };
-        let rows: Vec<Row> = plan.cases.iter().map(planned).collect();
+        let rows: Vec<Row> = cases.iter().map(planned).collect();
         for assertion in &options.assertions {
             assertion.check_plan(&rows).map_err(Failure::usage)?;
         }
-        Ok(plan)
+        let tools = |row: &Row| row.against.iter().filter(|entry| entry.applies()).count() as u32;
+        let timed: Vec<(&Case, u32)> = cases.iter().zip(rows.iter().map(tools)).collect();
+        let budget = Budget::of(options, &timed);
+        Ok(Self { cases, budget })
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct Row {
     pub(crate) workers: usize,
     /// Messages a second asked for, in an open loop.
     pub(crate) rate: Option<u32>,
+    /// How often it was measured.
+    pub(crate) repeats: usize,
     pub(crate) samples: u64,
     pub(crate) gb_per_s: Option<f64>,
     pub(crate) gb_per_s_range: Option<[f64; 2]>,
@@ -130,6 +132,7 @@ impl Row {
             buffers: case.buffers,
             workers: case.workers,
             rate: case.rate,
+            repeats: 0,
             samples: 0,
             gb_per_s: None,
             gb_per_s_range: None,
@@ -161,6 +164,7 @@ impl Row {
     /// Medians and ranges over the repeats; percentiles over all their samples together.
     pub(crate) fn measured(case: &Case, path: String, repeats: &[Sample], ceilings: &[Vec<Ceiling>]) -> Self {
         let mut row = Self { path: Some(path), ..Self::planned(case) };
+        row.repeats = repeats.len();
         row.samples = repeats.iter().map(|sample| sample.times.len()).sum();
         let rates: Vec<f64> = repeats.iter().map(Sample::gb_per_s).collect();
         if !matches!(case.pattern, Pattern::Latency | Pattern::Connect | Pattern::Tasks) {
@@ -194,9 +198,15 @@ impl Row {
         row.ceilings = ceiling_rows(&row, ceilings);
         let whole = case.pattern == Pattern::Latency && case.rate.is_some();
         let whole = whole.then(|| "times are of whole round trips".to_owned());
-        let notes: Vec<String> = whole.into_iter().chain(row.behind()).chain(crossed(repeats)).collect();
-        row.note = (!notes.is_empty()).then(|| notes.join("; "));
+        let notes = whole.into_iter().chain(row.behind()).chain(crossed(repeats));
+        row.remark(notes);
         row
+    }
+
+    /// Adds to its note.
+    pub(super) fn remark(&mut self, notes: impl IntoIterator<Item = String>) {
+        let notes: Vec<String> = self.note.take().into_iter().chain(notes).collect();
+        self.note = (!notes.is_empty()).then(|| notes.join("; "));
     }
 
     /// `tcp.bandwidth.64K`, as an assertion names it.
@@ -404,6 +414,7 @@ pub(crate) mod tests {
             "buffers",
             "workers",
             "rate",
+            "repeats",
             "samples",
             "gb_per_s",
             "gb_per_s_range",

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::report::{Row, dash, figure};
+use super::report::{CeilingRow, Row, dash, figure};
 use crate::against::Entry;
 use crate::units::Size;
 
@@ -46,15 +46,38 @@ pub(super) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     Ok(())
 }
 
+/// A row in one line, as it is told once it is measured.
+pub(super) fn line(row: &Row) -> String {
+    let mut figures = Vec::new();
+    if row.gb_per_s.is_some() {
+        let range = range(row).map_or_else(String::new, |range| format!(" ({range})"));
+        figures.push(format!("{} GB/s{range}", figure(row.gb_per_s)));
+    }
+    if let Some(rate) = row.tasks_per_s {
+        figures.push(format!("{rate:.0} tasks/s"));
+    }
+    figures.push(format!("p50 {} µs", figure(row.p50_us)));
+    if !row.ceilings.is_empty() {
+        figures.push(ceilings(row));
+    }
+    let (size, wait) = (Size(row.size_bytes), row.wait);
+    format!("{} {} {size} ({wait}): {}", row.carrier(), row.doing(), figures.join(", "))
+}
+
+fn range(row: &Row) -> Option<String> {
+    let [low, high] = row.gb_per_s_range?;
+    Some(format!("{}-{}", figure(Some(low)), figure(Some(high))))
+}
+
+fn ceilings(row: &Row) -> String {
+    let one = |ceiling: &CeilingRow| match ceiling.share {
+        Some(share) => format!("{} {:.0} %", ceiling.kind, share * 100.0),
+        None => format!("{} -", ceiling.kind),
+    };
+    row.ceilings.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 fn cells(row: &Row) -> [String; COLUMNS.len()] {
-    let shares: Vec<String> = row
-        .ceilings
-        .iter()
-        .map(|ceiling| match ceiling.share {
-            Some(share) => format!("{} {:.0} %", ceiling.kind, share * 100.0),
-            None => format!("{} -", ceiling.kind),
-        })
-        .collect();
     let against: Vec<String> = row.against.iter().map(Entry::short).collect();
     [
         row.carrier(),
@@ -62,13 +85,12 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         Size(row.size_bytes).to_string(),
         row.wait.to_owned(),
         figure(row.gb_per_s),
-        row.gb_per_s_range
-            .map_or_else(dash, |[low, high]| format!("{}-{}", figure(Some(low)), figure(Some(high)))),
+        range(row).unwrap_or_else(dash),
         figure(row.p50_us),
         figure(row.p99_us),
         figure(row.cold_us),
         row.messages_per_s.or(row.tasks_per_s).map_or_else(dash, |rate| format!("{rate:.0}")),
-        if shares.is_empty() { dash() } else { shares.join(", ") },
+        if row.ceilings.is_empty() { dash() } else { ceilings(row) },
         if against.is_empty() { dash() } else { against.join(", ") },
     ]
 }

@@ -1,10 +1,15 @@
 //! What `towline bench` answers, and what its reader is told about the figures.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
+use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::bench::bench;
+use crate::command::start;
+use crate::death::signal;
 use crate::schema::assert_fits;
 
 const ONE: &str = "--transport mem --pattern latency";
@@ -37,4 +42,39 @@ fn every_document_names_the_processor_and_the_load_of_its_host() {
         // A quote in it would be escaped there.
         assert!(page.contains(&warning.replace('\'', "&#39;")), "{warning}: {page}");
     }
+}
+
+#[test]
+fn a_run_says_how_long_it_takes_and_tells_each_row_once_it_is_there() {
+    let line = "bench --transport mem,tcp --pattern latency --repeat 1 --duration 2 --warmup 0";
+    let mut run = start(&line.split(' ').collect::<Vec<_>>());
+    let mut told = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let announced = told.find(|line| line.contains("2 cases")).unwrap();
+    assert!(announced.contains("1 repeat each: about "), "{announced}");
+    let row = told.find(|line| line.contains("1/2 ")).unwrap();
+    assert!(row.contains("1/2 mem latency 8 (adaptive): p50 ") && row.contains(" µs"), "{row}");
+    // The other case takes two seconds more.
+    assert!(run.0.try_wait().unwrap().is_none(), "the run has not ended");
+    signal(run.id(), Signal::INT);
+    let finished = run.finish();
+    finished.exits_with(130);
+    assert!(finished.out.contains("tcp.latency.8, adaptive: not measured: interrupted"), "{}", finished.out);
+}
+
+#[test]
+fn a_run_without_options_ends_within_a_minute() {
+    let begin = Instant::now();
+    let run = start(&["bench", "--json"]).finish();
+    let elapsed = begin.elapsed();
+    assert!(elapsed < Duration::from_secs(60), "{elapsed:?}: {}", run.err);
+    assert!(run.err.contains(" s, at most a minute"), "{}", run.err);
+    let document = run.document();
+    assert_fits(&document);
+    // A host that is too slow for a case has its row all the same.
+    let rows = document["results"].as_array().unwrap();
+    let slow = rows.iter().filter(|row| !row["error"].is_null()).count();
+    assert!(rows.iter().all(|row| row["error"].as_str().is_none_or(|why| why.starts_with("slow: "))));
+    assert!(rows.len() >= 8 && rows.iter().all(|row| (row["repeats"] == 0) != row["error"].is_null()));
+    run.exits_with(i32::from(slow > 0));
+    assert_eq!(document["complete"], slow == 0);
 }
