@@ -279,6 +279,12 @@ impl Pattern {
         !matches!(self, Self::Connect | Self::Tasks | Self::Shuffle)
     }
 
+    /// Whether it sends messages, whose memory may change hands.
+    pub(crate) fn sends_messages(self) -> bool {
+        use Pattern::{Alltoall, Bandwidth, Bidirectional, Incast, Latency, Rate};
+        matches!(self, Latency | Bandwidth | Bidirectional | Rate | Incast | Alltoall)
+    }
+
     pub(crate) fn takes_frames(self) -> bool {
         !matches!(self, Self::Get | Self::Put | Self::Tasks | Self::Shuffle)
     }

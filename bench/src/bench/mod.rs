@@ -4,6 +4,7 @@ pub(crate) mod assertion;
 pub(crate) mod case;
 mod crowd;
 mod drive;
+pub(crate) mod headline;
 mod history;
 pub(crate) mod load;
 mod of_tasks;
@@ -13,7 +14,7 @@ mod patterns;
 mod plan;
 pub(crate) mod report;
 mod sample;
-mod table;
+pub(crate) mod table;
 mod transports;
 
 use std::io::Write;
@@ -64,11 +65,7 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
             // What failed was told, and there is nothing else.
             return Ok(());
         }
-        writeln!(out, "{}", report.fingerprint)?;
-        for warning in &report.warnings {
-            writeln!(out, "Warning: {warning}")?;
-        }
-        table::table(out, &report.results)
+        table::write(out, &report)
     });
     // Each is written whatever became of the others.
     let (drawn, saved) = (options.html.write(&report), options.history.save(&report));

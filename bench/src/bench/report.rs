@@ -18,6 +18,12 @@ use crate::units::Size;
 /// The part of a schedule that counts as all of it.
 const ON_TIME: f64 = 0.95;
 
+/// Fewer copies of a payload byte than this are those of the protocol's own words.
+const COPIED: f64 = 0.5;
+
+/// The highest of the repeats over the lowest from which a range is wide.
+const WIDE: f64 = 1.5;
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -68,6 +74,8 @@ pub(crate) struct Row {
     pub(crate) gb_per_s: Option<f64>,
     pub(crate) gb_per_s_range: Option<[f64; 2]>,
     pub(crate) p50_us: Option<f64>,
+    /// The lowest and the highest median of the repeats.
+    pub(crate) p50_us_range: Option<[f64; 2]>,
     pub(crate) p99_us: Option<f64>,
     pub(crate) p999_us: Option<f64>,
     pub(crate) cold_us: Option<f64>,
@@ -79,6 +87,8 @@ pub(crate) struct Row {
     pub(crate) fairness: Option<f64>,
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
     pub(crate) copies: Option<f64>,
+    /// The messages' memory changed hands and nobody read it: its rate says nothing about bandwidth.
+    pub(crate) handed_over: bool,
     pub(crate) verified: bool,
     /// The receiver read every byte.
     pub(crate) read: bool,
@@ -137,6 +147,7 @@ impl Row {
             gb_per_s: None,
             gb_per_s_range: None,
             p50_us: None,
+            p50_us_range: None,
             p99_us: None,
             p999_us: None,
             cold_us: None,
@@ -146,6 +157,7 @@ impl Row {
             fairness: None,
             cpu_s_per_gb: None,
             copies: None,
+            handed_over: false,
             verified: case.check == Check::Whole,
             read: case.check == Check::Read,
             ceilings: Vec::new(),
@@ -195,12 +207,36 @@ impl Row {
         row.scheduler_us_per_task = cost(Sample::scheduler_us_per_task);
         row.times = Some(times);
         row.copies = cost(Sample::copies);
+        row.handed_over = case.pattern.sends_messages()
+            && case.check == Check::Edges
+            && matches!(row.path.as_deref(), Some("mem" | "shm"))
+            && row.copies.is_some_and(|copies| copies < COPIED);
+        let medians = repeats.iter().filter(|sample| !sample.times.is_empty());
+        let medians = medians.map(|sample| sample.times.value_at_quantile(0.5) as f64 / 1e3);
+        row.p50_us_range = range(&medians.collect::<Vec<_>>()).map(|ends| ends.map(round));
         row.ceilings = ceiling_rows(&row, ceilings);
         let whole = case.pattern == Pattern::Latency && case.rate.is_some();
         let whole = whole.then(|| "times are of whole round trips".to_owned());
-        let notes = whole.into_iter().chain(row.behind()).chain(crossed(repeats));
-        row.remark(notes);
+        let notes = whole.into_iter().chain(row.behind()).chain(crossed(repeats)).chain(row.wide());
+        row.remark(notes.collect::<Vec<_>>());
         row
+    }
+
+    /// The lowest and the highest of the repeats: GB/s where that is a figure of the row, else the median time in µs.
+    pub(crate) fn range(&self) -> Option<[f64; 2]> {
+        self.gb_per_s_range.filter(|_| !self.handed_over).or(self.p50_us_range)
+    }
+
+    /// That the repeats differ by so much that their median says little, if so.
+    pub(crate) fn wide(&self) -> Option<String> {
+        let [low, high] = self.range()?;
+        (high >= WIDE * low && self.repeats > 1).then(|| {
+            format!(
+                "wide range: the highest of {} repeats is {:.1} times the lowest",
+                self.repeats,
+                high / low
+            )
+        })
     }
 
     /// Adds to its note.
@@ -216,12 +252,18 @@ impl Row {
 
     /// `tcp?integrity=crc32c`, `auto (tcp)`: what carried it, for people.
     pub(crate) fn carrier(&self) -> String {
-        let mut carrier = self.transport.clone();
-        for (at, (key, value)) in self.options.iter().enumerate() {
-            carrier.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
-        }
+        let mut carrier = self.named(&self.transport);
         if let Some(path) = self.path.as_ref().filter(|path| **path != self.transport) {
             carrier.push_str(&format!(" ({path})"));
+        }
+        carrier
+    }
+
+    /// `name` with the row's options.
+    pub(super) fn named(&self, name: &str) -> String {
+        let mut carrier = name.to_owned();
+        for (at, (key, value)) in self.options.iter().enumerate() {
+            carrier.push_str(&format!("{}{key}={value}", if at == 0 { '?' } else { '&' }));
         }
         carrier
     }
@@ -419,6 +461,7 @@ pub(crate) mod tests {
             "gb_per_s",
             "gb_per_s_range",
             "p50_us",
+            "p50_us_range",
             "p99_us",
             "p999_us",
             "cold_us",
@@ -428,6 +471,7 @@ pub(crate) mod tests {
             "fairness",
             "cpu_s_per_gb",
             "copies",
+            "handed_over",
             "verified",
             "read",
             "ceilings",
@@ -454,6 +498,44 @@ pub(crate) mod tests {
         assert!((row.cpu_s_per_gb.unwrap().send - 0.5 / 0.1048576).abs() < 1e-4);
         assert_eq!(row.ceilings[0].gb_per_s, Some(10.0));
         assert_eq!(row.ceilings[0].share, Some(0.4));
+    }
+
+    #[test]
+    fn a_wide_range_is_noted() {
+        let row = |rates: &[f64]| {
+            let repeats: Vec<Sample> = rates.iter().copied().map(sample).collect();
+            Row::measured(&case("tcp", Pattern::Bandwidth, 1 << 20), "tcp".into(), &repeats, &[])
+        };
+        let wide = row(&[2.0, 5.0, 4.0]);
+        assert_eq!((wide.repeats, wide.range()), (3, Some([2.0, 5.0])));
+        let note = "wide range: the highest of 3 repeats is 2.5 times the lowest";
+        assert_eq!(wide.note.as_deref(), Some(note));
+        assert_eq!((row(&[4.0, 5.0]).note, row(&[4.0]).note), (None, None));
+        let latency = Row::measured(&case("tcp", Pattern::Latency, 8), "tcp".into(), &[sample(1.0)], &[]);
+        assert_eq!(latency.range(), latency.p50_us_range);
+        assert!((latency.range().unwrap()[0] - 50.0).abs() < 0.1, "the median of its only repeat");
+    }
+
+    #[test]
+    fn messages_that_nobody_copied_or_read_were_handed_over() {
+        let row = |path: &str, pattern, check, copied| {
+            let case = Case { check, ..case("mem", pattern, 1 << 20) };
+            let sample = Sample { bytes_copied: Some(copied), ..sample(9000.0) };
+            Row::measured(&case, path.into(), &[sample], &[])
+        };
+        for (path, pattern, check, copied, handed_over) in [
+            ("mem", Pattern::Bandwidth, Check::Edges, 0, true),
+            ("shm", Pattern::Incast, Check::Edges, 1 << 20, true),
+            ("shm", Pattern::Bandwidth, Check::Edges, 100 << 20, false),
+            ("mem", Pattern::Bandwidth, Check::Read, 0, false),
+            ("mem", Pattern::Bandwidth, Check::Whole, 0, false),
+            ("mem", Pattern::Get, Check::Edges, 0, false),
+            ("tcp", Pattern::Bandwidth, Check::Edges, 0, false),
+        ] {
+            let row = row(path, pattern, check, copied);
+            assert_eq!(row.handed_over, handed_over, "{path} {pattern:?} {check:?} {copied}");
+            assert!(row.gb_per_s.is_some(), "comparisons and assertions still have it");
+        }
     }
 
     #[test]

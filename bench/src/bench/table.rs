@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use super::report::{CeilingRow, Row, dash, figure};
+use super::headline::Headline;
+use super::report::{CeilingRow, Report, Row, dash, figure};
 use crate::against::Entry;
 use crate::units::Size;
 
@@ -17,9 +18,42 @@ const COLUMNS: [&str; 12] = [
     "p99 µs",
     "cold µs",
     "msg, tasks/s",
-    "of the ceiling",
+    "ceiling, our share",
     "ours over",
 ];
+
+/// What stands for the rate of messages whose memory changed hands.
+pub(crate) const HANDED_OVER: &str = "handed over";
+
+const LEGEND: &str = "\
+GB/s: 10^9 bytes a second, median of the repeats; handed over: memory changed hands and no byte was copied or read
+range: lowest to highest repeat, in µs where a row has no GB/s; ! where they differ by half or more: repeat such a row
+p50, p99 µs: 50 and 99 % of the messages took no longer; a latency is half a round trip; cold: a connection's first message
+ceiling: what this machine does at best by other means, measured beside the row";
+
+/// The whole text: the machine, what it gives, every row, and what the columns mean.
+pub(super) fn write(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    writeln!(out, "{}", report.fingerprint)?;
+    for warning in &report.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    let headline = Headline::of(&report.results).to_string();
+    if !headline.is_empty() {
+        write!(out, "\n{headline}")?;
+    }
+    writeln!(out)?;
+    table(out, &report.results)?;
+    writeln!(out, "\n{LEGEND}")?;
+    if has_tools(&report.results) {
+        writeln!(out, "ours over: our figure by theirs; above 1 is better for GB/s, below 1 for a time")?;
+    }
+    Ok(())
+}
+
+/// Whether tools of others ran beside any row.
+fn has_tools(rows: &[Row]) -> bool {
+    rows.iter().any(|row| !row.against.is_empty())
+}
 
 /// The rows as a table: figures right-aligned, what does not apply a dash.
 pub(super) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
@@ -29,7 +63,7 @@ pub(super) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
     // The last column only says something where somebody else ran.
-    let shown = if rows.iter().all(|row| row.against.is_empty()) { COLUMNS.len() - 1 } else { COLUMNS.len() };
+    let shown = COLUMNS.len() - usize::from(!has_tools(rows));
     for line in &lines {
         let mut text = String::new();
         for (column, (cell, width)) in line.iter().zip(&widths).take(shown).enumerate() {
@@ -48,15 +82,18 @@ pub(super) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
 
 /// A row in one line, as it is told once it is measured.
 pub(super) fn line(row: &Row) -> String {
+    let range = range(row).map_or_else(String::new, |range| format!(" ({range})"));
     let mut figures = Vec::new();
-    if row.gb_per_s.is_some() {
-        let range = range(row).map_or_else(String::new, |range| format!(" ({range})"));
+    if row.handed_over {
+        figures.push(HANDED_OVER.to_owned());
+    } else if row.gb_per_s.is_some() {
         figures.push(format!("{} GB/s{range}", figure(row.gb_per_s)));
     }
     if let Some(rate) = row.tasks_per_s {
         figures.push(format!("{rate:.0} tasks/s"));
     }
-    figures.push(format!("p50 {} µs", figure(row.p50_us)));
+    let of_time = if row.gb_per_s.is_none() || row.handed_over { range.as_str() } else { "" };
+    figures.push(format!("p50 {} µs{of_time}", figure(row.p50_us)));
     if !row.ceilings.is_empty() {
         figures.push(ceilings(row));
     }
@@ -64,15 +101,25 @@ pub(super) fn line(row: &Row) -> String {
     format!("{} {} {size} ({wait}): {}", row.carrier(), row.doing(), figures.join(", "))
 }
 
+/// `3.90-4.20`, and `0.36-1.67 !` where that is wide.
 fn range(row: &Row) -> Option<String> {
-    let [low, high] = row.gb_per_s_range?;
-    Some(format!("{}-{}", figure(Some(low)), figure(Some(high))))
+    let [low, high] = row.range()?;
+    let wide = if row.wide().is_some() { " !" } else { "" };
+    Some(format!("{}-{}{wide}", figure(Some(low)), figure(Some(high))))
 }
 
+/// `memcpy 16.2 GB/s 40 %, socket 7.41 GB/s 106 %`
 fn ceilings(row: &Row) -> String {
-    let one = |ceiling: &CeilingRow| match ceiling.share {
-        Some(share) => format!("{} {:.0} %", ceiling.kind, share * 100.0),
-        None => format!("{} -", ceiling.kind),
+    let one = |ceiling: &CeilingRow| {
+        let value = match (ceiling.gb_per_s, ceiling.p50_us) {
+            (Some(_), _) => format!("{} GB/s", figure(ceiling.gb_per_s)),
+            (None, us) => format!("{} µs", figure(us)),
+        };
+        // Where nothing was copied, a copy is no ceiling.
+        match ceiling.share.filter(|_| !row.handed_over || ceiling.gb_per_s.is_none()) {
+            Some(share) => format!("{} {value} {:.0} %", ceiling.kind, share * 100.0),
+            None => format!("{} {value}", ceiling.kind),
+        }
     };
     row.ceilings.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -84,7 +131,7 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
         row.doing(),
         Size(row.size_bytes).to_string(),
         row.wait.to_owned(),
-        figure(row.gb_per_s),
+        if row.handed_over { HANDED_OVER.to_owned() } else { figure(row.gb_per_s) },
         range(row).unwrap_or_else(dash),
         figure(row.p50_us),
         figure(row.p99_us),
@@ -99,13 +146,48 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
 mod tests {
     use super::super::report::tests::bandwidth_row;
     use super::*;
+    use crate::fingerprint::Fingerprint;
+
+    fn text(row: Row) -> String {
+        let mut out = Vec::new();
+        table(&mut out, &[row]).unwrap();
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
-    fn the_table_shows_the_share() {
-        let mut out = Vec::new();
-        table(&mut out, &[bandwidth_row()]).unwrap();
-        let text = String::from_utf8(out).unwrap();
-        assert!(text.contains("memcpy 40 %") && text.contains("2.00-5.00"), "{text}");
+    fn the_table_shows_the_ceiling_and_our_share_of_it() {
+        let text = text(bandwidth_row());
+        assert!(text.contains("memcpy 10.0 GB/s 40 %") && text.contains("2.00-5.00 !"), "{text}");
         assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn what_was_handed_over_has_no_rate_and_no_share() {
+        let row = Row { handed_over: true, gb_per_s: Some(9641.0), ..bandwidth_row() };
+        let (line, text) = (line(&row), text(row));
+        for told in [&line, &text] {
+            assert!(told.contains("handed over") && told.contains("memcpy 10.0 GB/s"), "{told}");
+            assert!(!told.contains("9641") && !told.contains('%'), "{told}");
+        }
+    }
+
+    #[test]
+    fn the_text_begins_with_the_machine_and_what_it_gives_and_ends_with_a_legend() {
+        let report = Report::new(Fingerprint::read([]), vec![bandwidth_row()], None);
+        let mut out = Vec::new();
+        write(&mut out, &report).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let parts = [
+            report.fingerprint.cpu.as_str(),
+            "this machine gives",
+            "memory",
+            "tcp                 4.00 GB/s at 1M",
+            "ceiling, our share",
+            "tcp        bandwidth",
+            "range: lowest to highest repeat",
+        ];
+        let at: Vec<_> = parts.iter().map(|part| text.find(part)).collect();
+        assert!(at.iter().all(Option::is_some) && at.is_sorted(), "{at:?}: {text}");
+        assert!(!text.contains("ours over"), "no tool ran: {text}");
     }
 }

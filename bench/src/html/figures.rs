@@ -96,14 +96,16 @@ impl Quantity {
 
 /// Bandwidth over size; for a pattern without one the median time, where there are sizes to compare.
 fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
-    let quantity = match rows.iter().any(|row| row.reached_gb_per_s().is_some()) {
+    let quantity = match rows.iter().any(|row| row.reached_gb_per_s().is_some() && !row.handed_over) {
         true => Quantity::Bandwidth,
         false if sizes > 1 => Quantity::Median,
         false => return None,
     };
     let mut points = Vec::new();
     let mut best: BTreeMap<(usize, Whose, String), (usize, f64)> = BTreeMap::new();
-    for row in rows {
+    // What was handed over has no bandwidth.
+    let drawn = rows.iter().filter(|row| quantity == Quantity::Median || !row.handed_over);
+    for row in drawn {
         let Some(y) = quantity.of(row.gb_per_s, row.p50_us) else { continue };
         let range = row.gb_per_s_range.filter(|_| quantity == Quantity::Bandwidth);
         let told = format!("{} at {}", quantity.told(y), size_label(row.size_bytes));

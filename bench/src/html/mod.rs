@@ -11,7 +11,9 @@ use std::time::SystemTime;
 use self::figures::Figures;
 use self::moment::Moment;
 use crate::against::Entry;
+use crate::bench::headline::Headline;
 use crate::bench::report::{CeilingRow, CpuCost, Report, Row, figure};
+use crate::bench::table::HANDED_OVER;
 use crate::failure::Failure;
 use crate::output_file::OutputFile;
 
@@ -105,6 +107,7 @@ impl fmt::Display for Page<'_> {
         self.fingerprint(f)?;
         writeln!(f, "</header>\n<main>")?;
         let figures = figures::all(rows);
+        headline(f, rows)?;
         over_sizes(f, &figures)?;
         results(f, rows)?;
         distributions(f, &figures)?;
@@ -162,6 +165,23 @@ const OVER_SIZE: &str = "Medians of the repeats; a bar spans from their lowest t
     rows share a size, the best of theirs is drawn. Point at a mark to read its value.";
 const DISTRIBUTION: &str = "All messages of all repeats, as far up as they are enough to tell. A diamond is a ceiling, a \
     square a tool of others: of these only the median is known.";
+
+fn headline(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
+    let Headline(bests) = Headline::of(rows);
+    if bests.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "<section>\n<h2>What this machine gives</h2>\n<table>\n<thead>\n<tr>")?;
+    for heading in ["", "Bandwidth", "Half a round trip"] {
+        writeln!(f, r#"<th scope="col">{heading}</th>"#)?;
+    }
+    writeln!(f, "</tr>\n</thead>\n<tbody>")?;
+    for best in bests {
+        let [rate, time] = best.figures();
+        writeln!(f, "<tr><td>{}</td><td>{rate}</td><td>{time}</td></tr>", Escaped(&best.name))?;
+    }
+    writeln!(f, "</tbody>\n</table>\n</section>")
+}
 
 fn over_sizes(f: &mut fmt::Formatter<'_>, figures: &[Figures]) -> fmt::Result {
     let plots: Vec<_> = figures.iter().filter_map(|figures| figures.over_size.as_ref()).collect();
@@ -235,34 +255,45 @@ fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
         f,
         "<p class=\"note\">GB is 10<sup>9</sup> bytes. Times run from a message's send to the receiver's confirmation; \
          a latency is half a round trip. At a rate they run from when a message was due, and a latency is a whole one. The share of a ceiling is ours over it, for a latency it over ours; a ratio is \
-         ours over theirs: above 1 is better for bandwidth, below 1 for latency.</p>\n</section>"
+         ours over theirs: above 1 is better for bandwidth, below 1 for latency. Handed over: memory changed hands and \
+         no byte was copied or read. A range spans the repeats; ! stands where they differ by half or more.</p>\n</section>"
     )
 }
 
 /// The cells of a row, as they stand in the page.
 fn cells(row: &Row) -> [String; HEADINGS.len()] {
+    let wide = if row.wide().is_some() { " !" } else { "" };
     let range =
-        |[low, high]: [f64; 2]| format!("<small>{}–{}</small>", figure(Some(low)), figure(Some(high)));
+        |[low, high]: [f64; 2]| format!("<small>{}–{}{wide}</small>", figure(Some(low)), figure(Some(high)));
+    let range = row.range().map(range).unwrap_or_default();
+    let (mut rate, mut time) = (figure(row.gb_per_s), figure(row.p50_us));
+    if row.handed_over {
+        rate = HANDED_OVER.to_owned();
+    }
+    let ranged = if row.handed_over || row.gb_per_s.is_none() { &mut time } else { &mut rate };
+    ranged.push_str(&range);
     let cpu = |cost: CpuCost| several([cost.send, cost.recv].map(|cost| figure(Some(cost))).into_iter());
     [
         Escaped(&row.carrier()).to_string(),
         row.doing(),
         axis::size_label(row.size_bytes),
         row.wait.to_owned(),
-        figure(row.gb_per_s) + &row.gb_per_s_range.map(range).unwrap_or_default(),
-        figure(row.p50_us),
+        rate,
+        time,
         figure(row.p99_us),
         figure(row.p999_us),
         figure(row.cold_us),
         row.messages_per_s.map_or_else(|| figure(None), |rate| format!("{rate:.0}")),
         row.cpu_s_per_gb.map_or_else(|| figure(None), cpu),
-        several(row.ceilings.iter().map(ceiling)),
+        several(row.ceilings.iter().map(|it| ceiling(it, row.handed_over))),
         several(row.against.iter().filter(|entry| entry.applies()).map(peer)),
     ]
 }
 
-fn ceiling(ceiling: &CeilingRow) -> String {
-    let share = ceiling.share.map(|share| match share {
+/// Where nothing was copied, a copy is no ceiling.
+fn ceiling(ceiling: &CeilingRow, handed_over: bool) -> String {
+    let share = ceiling.share.filter(|_| !handed_over || ceiling.gb_per_s.is_none());
+    let share = share.map(|share| match share {
         10.0.. => format!(" <b>{share:.0} times</b>"),
         0.01.. => format!(" <b>{:.0} %</b>", share * 100.0),
         _ => format!(" <b>{:.2} %</b>", share * 100.0),
@@ -384,10 +415,20 @@ mod tests {
             "of 1073741824 messages a second",
             "bandwidth over tcp",
             "memcpy 10.0 GB/s <b>40 %</b>",
+            "<small>2.00–5.00 !</small>",
+            "<tr><td>tcp</td><td>4.00 GB/s at 1M</td><td>-</td></tr>",
             "1970-01-01",
         ] {
             assert!(page.contains(says), "{says}: {page}");
         }
+    }
+
+    #[test]
+    fn what_was_handed_over_has_no_rate_on_the_page() {
+        let row = Row { handed_over: true, gb_per_s: Some(9641.0), ..bandwidth_row() };
+        let page = page(&Report::new(Fingerprint::read([]), vec![row], None), &["bench"]);
+        assert!(page.contains("handed over") && page.contains("memcpy 10.0 GB/s"), "{page}");
+        assert!(!page.contains("9641") && !page.contains("<b>40 %</b>"), "{page}");
     }
 
     #[test]

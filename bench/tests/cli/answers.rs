@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::bench::bench;
+use crate::bench::{bench, rows};
 use crate::command::start;
 use crate::death::signal;
 use crate::schema::assert_fits;
@@ -52,7 +52,7 @@ fn a_run_says_how_long_it_takes_and_tells_each_row_once_it_is_there() {
     let announced = told.find(|line| line.contains("2 cases")).unwrap();
     assert!(announced.contains("1 repeat each: about "), "{announced}");
     let row = told.find(|line| line.contains("1/2 ")).unwrap();
-    assert!(row.contains("1/2 mem latency 8 (adaptive): p50 ") && row.contains(" µs"), "{row}");
+    assert!(row.contains("1/2 mem latency 8 (adaptive): handed over, p50 ") && row.contains(" µs"), "{row}");
     // The other case takes two seconds more.
     assert!(run.0.try_wait().unwrap().is_none(), "the run has not ended");
     signal(run.id(), Signal::INT);
@@ -77,4 +77,38 @@ fn a_run_without_options_ends_within_a_minute() {
     assert!(rows.len() >= 8 && rows.iter().all(|row| (row["repeats"] == 0) != row["error"].is_null()));
     run.exits_with(i32::from(slow > 0));
     assert_eq!(document["complete"], slow == 0);
+}
+
+#[test]
+fn the_table_answers_what_the_machine_gives_and_says_what_its_columns_mean() {
+    let run = bench("--transport mem,tcp --pattern latency,bandwidth --size 64K");
+    run.exits_with(0);
+    let at = |what: &str| run.out.find(what).unwrap_or_else(|| panic!("{what}: {}", run.out));
+    let parts = ["this machine gives", "\nmemory ", "\ntcp ", "\ntransport ", "\nGB/s: ", "\nceiling: "];
+    assert!(parts.map(at).is_sorted(), "{}", run.out);
+    let answer = run.out.lines().find(|line| line.starts_with("tcp ")).unwrap();
+    assert!(answer.contains(" GB/s at 64K") && answer.contains(" µs at 64K"), "{answer}");
+    // An absolute beside each share.
+    let row = run.out.lines().find(|line| line.contains("bandwidth") && line.contains("socket ")).unwrap();
+    let ceiling = row.split("socket ").nth(1).unwrap();
+    assert!(ceiling.contains(" GB/s ") && ceiling.ends_with(" %"), "{row}");
+}
+
+#[test]
+fn a_message_whose_memory_changes_hands_has_no_rate_unless_it_is_read() {
+    let line = "--transport mem,tcp --pattern bandwidth --size 1M";
+    let handed_over = |options: &str| -> Vec<bool> {
+        let rows = rows(&bench(&format!("{line} {options} --json")));
+        rows.iter().map(|row| row["handed_over"].as_bool().unwrap()).collect()
+    };
+    assert_eq!((handed_over(""), handed_over("--read")), (vec![true, false], vec![false; 2]));
+    let run = bench(line);
+    let row = |transport| {
+        let is_row = |line: &&str| line.starts_with(transport) && line.contains("bandwidth");
+        run.out.lines().find(is_row).unwrap_or_else(|| panic!("{transport}: {}", run.out))
+    };
+    assert!(row("mem ").contains("handed over") && !row("mem ").contains('%'), "{}", run.out);
+    assert!(!row("tcp ").contains("handed over"), "{}", run.out);
+    let told = run.err.lines().find(|line| line.contains("mem bandwidth")).unwrap();
+    assert!(told.contains("handed over, p50 "), "{told}");
 }
