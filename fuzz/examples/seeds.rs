@@ -1,4 +1,5 @@
-//! Writes the seeds of the corpus, from exchanges that really took place, into a folder: `cargo run --example seeds FOLDER`.
+//! Writes the seeds of the corpus, from recorded exchanges, into a folder: `cargo run --example seeds
+//! FOLDER`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,7 @@ fn main() -> io::Result<()> {
     write("handshake", handshakes())?;
     write("control", [&[0, 0, 9, 200, 5][..], &[1, 0, 0, 200, 200, 255]].map(Vec::from).into())?;
     write("frames", exchanges())?;
-    write("loans", lent_frames())?;
+    write("lent_frames", lent_frames())?;
     write("one_sided", accesses())?;
     write("addresses", texts(&ADDRESSES, None))?;
     write(
@@ -62,7 +63,7 @@ fn texts(texts: &[&str], which: Option<u8>) -> Vec<Vec<u8>> {
     texts.iter().map(|text| which.into_iter().chain(text.bytes()).collect()).collect()
 }
 
-/// Keeps what one end of a handshake says, and answers nothing.
+/// Records what one end of a handshake sends, and answers nothing.
 struct Listener(Vec<u8>);
 
 impl Peer for Listener {
@@ -75,7 +76,7 @@ impl Peer for Listener {
     }
 }
 
-/// The words of a connector; and conversations of each sort, as the target writes them down.
+/// Returns the messages of a connector, and scripts of conversations of each sort.
 fn handshakes() -> Vec<Vec<u8>> {
     let mut listener = Listener(vec![0]);
     let visit =
@@ -97,7 +98,7 @@ fn handshakes() -> Vec<Vec<u8>> {
             [b"TOWLINE\x1a", &[kind, 0, 0, 0][..], &(body.len() as u32).to_le_bytes(), body].concat(),
         );
     }
-    // A `Hello`, a proof, a proposal or its answer: each choice begins the message of that sort, told right.
+    // A `Hello`, a proof, a proposal or its answer: each choice starts a valid message of that sort.
     let conversation = |which, choices: [u8; 3]| vec![which, choices[0], 0, 3, choices[1], choices[2], 0, 0];
     let choices =
         [[53, 121, 171], [53, 122, 211], [53, 123, 231], [53, 52, 241], [53, 124, 253], [53, 124, 255]];
@@ -108,7 +109,7 @@ fn handshakes() -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// What one end wrote to the other, with checksums and without, whole messages of all sorts.
+/// Returns what two ends sent to each other, with and without checksums: whole messages of all sorts.
 fn exchanges() -> Vec<Vec<u8>> {
     [false, true].into_iter().flat_map(recorded).collect()
 }
@@ -154,9 +155,9 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
     vec![raw(&there), raw(&back), records]
 }
 
-/// Scripts: a get and a put, asked for and answered.
+/// Returns scripts of a get and a put, requested and answered.
 fn accesses() -> Vec<Vec<u8>> {
-    // A choice above 83 is a packet; then come the number of its records, and of each its kind.
+    // A choice above 83 is a packet; then follow the number of its records and the kind of each.
     let get = [0, 90, 1, 0, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let put = [0, 90, 1, 1, 0, 0, 0, 0, 1, 0, 8, 0, 0];
     let large = [0, 90, 1, 2, 0, 0, 0, 0, 200, 1, 0, 0, 0, 50];
@@ -164,7 +165,7 @@ fn accesses() -> Vec<Vec<u8>> {
     [&get[..], &put, &large, &ours].map(Vec::from).into()
 }
 
-/// Scripts: segments shown, borrowed from and given back; frames lent and given back; and a lie.
+/// Returns scripts of exported segments, borrowed and returned frames, lent frames, and a protocol violation.
 fn lent_frames() -> Vec<Vec<u8>> {
     let shown = [0, 0, 0, 0];
     let borrowed = [60, 0, 1, 0, 0, 0, 50, 2, 0, 9, 0, 0, 0];

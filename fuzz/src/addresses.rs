@@ -1,16 +1,16 @@
-//! Addresses: what is read can be written, and is the same when it is read again.
+//! Addresses: an address that parses can be printed, and parses to the same address again.
 
 use towline::Address;
 
 use crate::HeapMax;
 
-/// Reads an address, or takes one apart and makes it anew.
+/// Parses the input as an address, prints it, and rebuilds it from its parts.
 pub fn run(input: &[u8]) -> HeapMax {
     const HEAP_MAX: HeapMax = 64 << 10;
     let Ok(text) = std::str::from_utf8(input) else { return HEAP_MAX };
     match text.parse::<Address>() {
         Ok(address) => check(&address),
-        Err(error) => assert!(error.to_string().len() < 2000, "a long error for a bad address"),
+        Err(error) => assert!(error.to_string().len() < 2000, "a long error for an invalid address"),
     }
     HEAP_MAX
 }
@@ -18,7 +18,7 @@ pub fn run(input: &[u8]) -> HeapMax {
 fn check(address: &Address) {
     let text = address.to_string();
     assert!(text.len() <= 1024, "an address beyond its limit");
-    let again: Address = text.parse().expect("what is written can be read");
+    let again: Address = text.parse().expect("a printed address parses");
     assert_eq!((address, &text), (&again, &again.to_string()));
     let mut made = match address.name() {
         Some(name) => Address::mem(name),

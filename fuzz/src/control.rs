@@ -1,4 +1,5 @@
-//! The control stream: whatever a peer says on it, and whenever, our end answers in kind and ends as it should.
+//! The control stream: whatever bytes a peer sends, and whenever, our end replies only to pings and ends
+//! correctly.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ const ANSWER: u8 = 2;
 const OVER: u8 = 3;
 const WORDS: [u8; 3] = [ASK, ANSWER, OVER];
 
-/// The first byte says whether the peer reads, and whether and when our link parts.
+/// The first byte decides whether the peer reads, and whether and when our link drains.
 pub fn run(input: &[u8]) -> HeapMax {
     const HEAP_MAX: HeapMax = 256 << 10;
     let mut script = Script(input);
@@ -36,11 +37,11 @@ pub fn run(input: &[u8]) -> HeapMax {
     }
     let hung_up = steps.last() == Some(&Said::End);
     if hung_up {
-        // Who had parted before is given up only then.
+        // An end that has started to drain gives up only after the peer closed.
         steps.extend([Said::Nothing, Said::Nothing]);
     }
     let attended = attend(HEARTBEAT, &steps, deaf, parts_at);
-    let end = attended.end.expect("it ends when its connection is over");
+    let end = attended.end.expect("the control task ends when its connection is over");
     let kind = end.as_ref().map(towline::Error::kind);
     let told =
         || steps.iter().filter_map(|step| if let Said::Bytes(bytes) = step { Some(bytes) } else { None });
@@ -51,18 +52,18 @@ pub fn run(input: &[u8]) -> HeapMax {
         Some(ErrorKind::PeerLost) => assert!(hung_up || attended.took >= HEARTBEAT * 3, "{end:?}"),
         Some(ErrorKind::Closed) => assert!(parts_at.is_some_and(|at| at < steps.len()), "{end:?}"),
         Some(_) => panic!("{end:?}"),
-        None => assert!(deaf || !(nonsense || hung_up), "it missed the end"),
+        None => assert!(deaf || !(nonsense || hung_up), "the control task missed the end"),
     }
     assert!(attended.said.iter().all(|byte| WORDS.contains(byte)));
     let said = |word: u8| attended.said.iter().filter(|byte| **byte == word).count();
     assert!(said(OVER) <= usize::from(parts_at.is_some()), "it parted more often than it did");
     let (asked, answers) = (count(ASK), said(ANSWER));
-    assert!(answers <= asked, "{answers} answers to {asked} questions");
-    assert!(deaf || kind.is_some() || asked == 0 || answers > 0, "nothing was answered");
+    assert!(answers <= asked, "{answers} pongs to {asked} pings");
+    assert!(deaf || kind.is_some() || asked == 0 || answers > 0, "no ping was answered");
     HEAP_MAX
 }
 
-/// Mostly words of the protocol.
+/// Maps a byte to a control code, mostly a valid one.
 fn word(byte: &u8) -> u8 {
     match byte {
         0..120 => ASK,

@@ -1,10 +1,10 @@
-//! The command line's expressions: what is understood prints as something that means the same.
+//! The command line's expressions: an expression that parses prints as one with the same meaning.
 
 use towline_bench::expressions;
 
 use crate::HeapMax;
 
-/// The first byte says what the rest is.
+/// The first byte selects the kind of expression.
 pub fn run(input: &[u8]) -> HeapMax {
     const HEAP_MAX: HeapMax = 256 << 10;
     let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
@@ -25,7 +25,7 @@ pub fn run(input: &[u8]) -> HeapMax {
         _ => expressions::seconds(text).map(|seconds| assert!((0.0..=3600.0).contains(&seconds))),
     };
     if let Err(why) = error {
-        // It repeats what was written, and says what would be right.
+        // The error repeats the input and lists the valid forms.
         assert!(why.len() <= 4 * text.len() + 1000, "a long error: {} bytes", why.len());
     }
     HEAP_MAX

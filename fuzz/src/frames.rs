@@ -1,4 +1,5 @@
-//! A data stream: whatever arrives, however it is cut, the session obeys or ends, and gives all memory back.
+//! A data stream: whatever bytes arrive, however they are split, the session follows the protocol or ends,
+//! and returns all memory.
 
 use std::time::Duration;
 
@@ -8,62 +9,63 @@ use towline::{Buffer, BufferMut, Error, ErrorKind, Message};
 
 use crate::HeapMax;
 use crate::script::Script;
-use crate::wire::{LENT_LEN, HostilePeer};
+use crate::wire::{HostilePeer, LENT_LEN};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// What one input does at most.
+/// Upper bound on the steps of one input.
 const STEPS_MAX: usize = 100;
 /// Credit for messages, and for the bytes of headers, tables and eager payload.
 const WINDOW_MESSAGES: usize = 1024;
-/// Streams beside the main one, where there are several.
+/// Lanes beside the main stream, for inputs with several streams.
 const LANES: usize = 3;
-/// Leases that are out at once at most, where frames are lent.
+/// Upper bound on outstanding leases, for inputs that lend frames.
 const LEASES_MAX: usize = 3;
-/// Room for what an end bounce copies.
+/// Size of each end's bounce arena.
 const BOUNCE_ARENA_BYTES: usize = 1 << 20;
-/// Loans that a liar may make.
+/// Number of leases that a hostile peer can offer.
 const LENT_FRAMES: usize = 8;
-/// What it accepts at most, beyond the pool.
+/// Upper bound on the bytes that an end accepts outside the pool.
 const ACCEPTED_LEN_MAX: usize = 8 << 20;
-/// What streams ahead, twice, since the pool hands out powers of two; the window; what this target sends and accepts.
+/// Pre-granted payload, twice, since the pool rounds lengths up; the window; and the frames that this target
+/// sends and accepts.
 const HEAP_MAX: HeapMax = (2 * 4 + 8 + 16) << 20;
-/// Every kind of record, and those that lead somewhere more than once.
+/// Every kind of record. Those with several variants occur more often.
 const KINDS: [u8; 20] = [1, 1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 1];
 
-/// What the ends of an input have.
+/// The options of an input's ends.
 #[derive(Clone, Copy)]
-struct Way {
+struct Options {
     checked: bool,
     lanes: usize,
     lends: bool,
 }
 
-/// The first byte says how.
+/// The first byte selects the options and the test.
 pub fn run(input: &[u8]) -> HeapMax {
     let Some((which, rest)) = input.split_first() else { return HEAP_MAX };
     let lanes = if which & 8 == 0 { 0 } else { LANES };
-    let way = Way { checked: which & 1 == 1, lanes, lends: which & 16 != 0 };
+    let options = Options { checked: which & 1 == 1, lanes, lends: which & 16 != 0 };
     match which >> 1 & 3 {
         0 => records(rest),
-        1 => raw(rest, way),
-        2 => lies(rest, way),
-        _ => damage(rest, way),
+        1 => raw(rest, options),
+        2 => hostile_packets(rest, options),
+        _ => damage(rest, options),
     }
     HEAP_MAX
 }
 
-/// What can be decoded is what we would have written.
+/// Bytes that decode as records encode to the same bytes.
 fn records(bytes: &[u8]) {
     if let Ok(again) = decoded_and_encoded(bytes) {
-        // A refusal's reason is cleaned, and then stays as it is.
+        // Decoding cleans the reason of a refusal; a second round trip leaves it unchanged.
         assert!(again == bytes || decoded_and_encoded(&again).expect("we wrote it") == again);
     }
 }
 
-/// The input as it is, in pieces.
-fn raw(input: &[u8], way: Way) {
+/// Feeds the input unchanged, in pieces.
+fn raw(input: &[u8], options: Options) {
     let arenas = [Arena::default(), Arena::default()];
-    let mut end = End::new(way, &arenas[0], &arenas[1]);
+    let mut end = StreamEnd::new(options, &arenas[0], &arenas[1]);
     let mut script = Script(input);
     end.stream.expect(script.byte() % 2 == 0);
     let piece = 1 + script.below(600);
@@ -77,12 +79,12 @@ fn raw(input: &[u8], way: Way) {
     arenas.iter().for_each(Arena::check);
 }
 
-/// A peer that knows the protocol.
-fn lies(input: &[u8], way: Way) {
+/// Feeds packets of a hostile peer that knows the protocol.
+fn hostile_packets(input: &[u8], options: Options) {
     let mut script = Script(input);
     let arenas = [Arena::default(), Arena::default()];
-    let mut end = End::new(way, &arenas[0], &arenas[1]);
-    let Way { checked, lanes, lends } = way;
+    let mut end = StreamEnd::new(options, &arenas[0], &arenas[1]);
+    let Options { checked, lanes, lends } = options;
     let lend = |_| arenas[1].lend(&arenas[1].block(vec![0x33; LENT_LEN as usize]), &arenas[0]);
     let lent_frames = (0..if lends { LENT_FRAMES } else { 0 }).filter_map(lend).collect();
     let mut hostile_peer = HostilePeer { checked, lanes, lent_frames, ..HostilePeer::default() };
@@ -114,11 +116,12 @@ fn lies(input: &[u8], way: Way) {
     arenas.iter().for_each(Arena::check);
 }
 
-/// Two good ends, with damage between them.
-fn damage(input: &[u8], way: Way) {
+/// Connects two correct ends and alters bytes between them.
+fn damage(input: &[u8], options: Options) {
     let mut script = Script(input);
     let arenas = [BOUNCE_ARENA_BYTES, BOUNCE_ARENA_BYTES].map(Arena::with_bounce_arena);
-    let mut ends = [End::new(way, &arenas[0], &arenas[1]), End::new(way, &arenas[1], &arenas[0])];
+    let mut ends =
+        [StreamEnd::new(options, &arenas[0], &arenas[1]), StreamEnd::new(options, &arenas[1], &arenas[0])];
     let mut result = Ok(());
     for _ in 0..STEPS_MAX {
         if result.is_err() || script.is_over() {
@@ -148,28 +151,28 @@ fn damage(input: &[u8], way: Way) {
     arenas.iter().for_each(Arena::check);
 }
 
-/// One end, and what it began.
-struct End {
+/// One end, and the operations it started.
+struct StreamEnd {
     stream: Stream,
     lanes: usize,
-    /// What it lends from, if it lends.
+    /// The arena that frames are lent from, if this end lends.
     arena: Option<Arena>,
     announced: Vec<Announced>,
-    /// The number of the next message to come.
+    /// The id of the next message.
     next: u64,
     sending: Vec<Sending>,
     destination: Vec<(Vec<usize>, Destination)>,
-    /// What it accepted beyond the pool.
+    /// Bytes accepted outside the pool.
     accepted_len: usize,
     closed: bool,
 }
 
-impl End {
-    fn new(way: Way, ours: &Arena, theirs: &Arena) -> Self {
-        let Way { checked, lanes, lends } = way;
+impl StreamEnd {
+    fn new(options: Options, ours: &Arena, theirs: &Arena) -> Self {
+        let Options { checked, lanes, lends } = options;
         let stream = Stream::new(HEARTBEAT, checked, lanes);
         Self {
-            // As over shared memory between ends that trust each other.
+            // The options of shared memory between ends that trust each other.
             stream: if lends { stream.lending(ours, theirs, LEASES_MAX).fetching() } else { stream },
             lanes,
             arena: lends.then(|| ours.clone()),
@@ -182,12 +185,12 @@ impl End {
         }
     }
 
-    /// Sends, closes, or makes room.
+    /// Sends a message, closes, or changes whether a receive is expected.
     fn act(&mut self, script: &mut Script<'_>) {
         match script.byte() {
             0..190 if !self.closed => {
                 let len = script.one_of(&[0, 8, 300, 0x3fff, 0x4000, 70_000]);
-                // What is not, and large, is deposited where the other end takes what comes.
+                // Large frames outside the arena become bounce copies if the peer expects a message.
                 let in_arena = script.byte() < 170;
                 let frame = |_| match &self.arena {
                     Some(arena) if len > 0 && in_arena => arena.block(vec![0x22; len]),
@@ -210,12 +213,12 @@ impl End {
         }
     }
 
-    /// The main stream or a lane.
+    /// Returns the main stream or a lane.
     fn one_of_its_streams(&self, script: &mut Script<'_>) -> usize {
         if self.lanes == 0 { 0 } else { usize::from(script.byte()) % (self.lanes + 1) }
     }
 
-    /// Writes what is due into the void.
+    /// Encodes the pending packets and discards them.
     fn leave(&mut self) {
         let mut void = Vec::new();
         for stream in 0..=self.lanes {
@@ -227,7 +230,7 @@ impl End {
         }
     }
 
-    /// Looks at what came, and decides on it.
+    /// Takes announced messages and decides on some of them.
     fn take(&mut self, script: &mut Script<'_>) {
         for announced in self.stream.announced() {
             assert_eq!(announced.id, self.next, "a message out of order");
@@ -235,7 +238,7 @@ impl End {
             assert!(announced.header.len() <= 64 << 10 && announced.frames.len() <= 65_536);
             self.announced.push(announced);
         }
-        assert!(self.announced.len() <= WINDOW_MESSAGES, "more messages than credit was given for");
+        assert!(self.announced.len() <= WINDOW_MESSAGES, "more messages than the credit permits");
         while !script.byte().is_multiple_of(4) && !self.announced.is_empty() {
             let at = script.below(self.announced.len());
             self.decide(at, script);
@@ -271,7 +274,7 @@ impl End {
         self.stream.ack(id, delivery, script.byte().is_multiple_of(2));
     }
 
-    /// What must be true at the end, however it came.
+    /// Asserts what must hold at the end, for any result.
     fn finish(mut self, result: Result<(), Error>) {
         if let Err(error) = &result {
             assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::PeerLost), "{error}");
@@ -279,7 +282,7 @@ impl End {
         let why = result.err().unwrap_or_else(|| Error::new(ErrorKind::Closed, "the input is over"));
         self.stream.give_up(&why);
         for (sent, acked) in self.sending {
-            assert!(sent.try_take().is_some() && acked.try_take().is_some(), "a send never ended");
+            assert!(sent.try_take().is_some() && acked.try_take().is_some(), "a send did not end");
         }
         for (lens, landed) in self.destination {
             match landed.try_take().expect("an accept ends") {
@@ -293,7 +296,7 @@ impl End {
         }
         let pool = self.stream.pool().clone();
         drop((self.stream, self.announced));
-        assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing");
+        assert_eq!(pool.stats().in_use_bytes, 0, "memory was not returned");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The handshake: every message of it, and whole conversations with a peer that says what it likes.
+//! The handshake: every message of it, and whole conversations with a peer that sends arbitrary messages.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ const HEAD_LEN: usize = 16;
 const TIME: Duration = Duration::from_secs(5);
 const TOKEN: &[u8] = b"a token";
 
-/// The first byte says whether the rest is messages, or what a peer does.
+/// The first byte decides whether the rest is messages or the script of a peer.
 pub fn run(input: &[u8]) -> HeapMax {
     let Some((which, rest)) = input.split_first() else { return 0 };
     if which % 4 == 0 {
@@ -20,18 +20,19 @@ pub fn run(input: &[u8]) -> HeapMax {
     } else {
         conversation(*which, rest)
     }
-    // A `Hello` is at most 64 KiB, and is held as bytes and as offers.
+    // A `Hello` is at most 64 KiB. It is stored as bytes and as offers.
     256 << 10
 }
 
 fn messages(mut bytes: &[u8]) {
     while let Ok(Some((again, len))) = greeting_message(bytes) {
         let kind = bytes[8];
-        // What people read is cleaned, and then stays as it is; everything else is what came.
+        // Decoding cleans texts for people; a second round trip leaves them unchanged. Other messages encode
+        // to the same bytes.
         if !matches!(kind, 5 | 6) {
             assert_eq!(again, bytes[..len]);
         } else {
-            let (same, _) = greeting_message(&again).expect("we wrote it").expect("whole");
+            let (same, _) = greeting_message(&again).expect("an encoded message decodes").expect("whole");
             assert_eq!(same, again);
         }
         bytes = &bytes[len..];
@@ -65,15 +66,15 @@ fn conversation(which: u8, script: &[u8]) {
 }
 
 struct UnauthenticatedPeer<'a> {
-    /// Which end it plays.
+    /// The role that the peer plays.
     role: Role,
     token: Option<&'a [u8]>,
     script: Script<'a>,
-    /// What it is about to say.
+    /// Bytes that it has still to send.
     saying: Vec<u8>,
     heard: Vec<u8>,
     hello: Vec<u8>,
-    /// It said the right proof once.
+    /// True once it sent a valid proof.
     proved: bool,
 }
 
@@ -143,7 +144,7 @@ impl UnauthenticatedPeer<'_> {
         let mut message =
             [&b"TOWLINE\x1a"[..], &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), &body].concat();
         if choice % 16 == 9 {
-            // A lie in its head.
+            // Alters a byte of the header.
             let at = 8 + script.below(8);
             message[at] = script.byte();
         }
@@ -161,8 +162,8 @@ fn hello(script: &mut Script<'_>, authenticates: bool, honest: bool) -> Vec<u8> 
     hello.extend([authenticates.into(), 1]);
     hello.extend(b"\x03tcp\0\0");
     if !honest {
-        let lies = 1 + script.below(4);
-        for _ in 0..lies {
+        let changes = 1 + script.below(4);
+        for _ in 0..changes {
             let at = script.below(hello.len());
             hello[at] = script.byte();
         }

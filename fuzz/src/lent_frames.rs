@@ -1,7 +1,8 @@
-//! Loans over shared memory: whatever a trusted peer shows, lends and says of what it was lent, this end borrows what was rightly
-//! lent, keeps what is not back, and in the end has nothing of the peer's and all of its own.
+//! Leases over shared memory. Whatever a trusted peer exports, lends and returns, this end borrows only
+//! correctly lent frames and keeps frames that are not returned. In the end it holds nothing of the peer's
+//! memory and all of its own.
 
-use towline::internals::{LendingHarness, Exported};
+use towline::internals::{Exported, LendingHarness};
 use towline::{Buffer, Error, ErrorKind};
 
 use crate::HeapMax;
@@ -10,14 +11,14 @@ use crate::script::Script;
 const STEPS_MAX: usize = 100;
 const ARENA_LEN: usize = 64 << 10;
 const FRAME_LEN: usize = 4096;
-/// Slots that a peer which is mostly right lends in.
+/// Slots in which the peer lends, in most steps.
 const SLOTS: usize = 6;
-/// The numbers of segments that it shows.
+/// The numbers of the segments that the peer exports.
 const NUMBERS: [u32; 4] = [0, 1, 7, u32::MAX];
 const HEAP_MAX: HeapMax = 4 << 20;
 
-/// One of the peer's loans that this end has.
-struct Held {
+/// A lease of the peer that this end holds.
+struct BorrowedFrame {
     slot: usize,
     generation: u64,
     frame: Buffer,
@@ -28,8 +29,8 @@ pub fn run(input: &[u8]) -> HeapMax {
     let mut script = Script(input);
     let mut ends = LendingHarness::new(ARENA_LEN).expect("a little memory");
     let arena = ends.arena().clone();
-    let mut held: Vec<Held> = Vec::new();
-    // Loans of this end's that are out: slot and turn.
+    let mut held: Vec<BorrowedFrame> = Vec::new();
+    // Outstanding leases of this end: slot and generation.
     let mut out: Vec<(usize, u64)> = Vec::new();
     for _ in 0..STEPS_MAX {
         if script.is_over() || ends.has_violated() {
@@ -37,15 +38,15 @@ pub fn run(input: &[u8]) -> HeapMax {
         }
         let goes_on = match script.byte() {
             0..40 => {
-                show(&ends, &mut script);
+                export(&ends, &mut script);
                 true
             }
             40..50 => ends.tend().inspect_err(assert_corrupt).is_ok(),
             50..130 => borrow(&mut ends, &mut held, &mut script),
             130..170 if !held.is_empty() => {
-                let Held { slot, generation, frame } = held.swap_remove(script.below(held.len()));
+                let BorrowedFrame { slot, generation, frame } = held.swap_remove(script.below(held.len()));
                 drop(frame);
-                assert_eq!(ends.returned(slot), generation, "what was dropped is not given back");
+                assert_eq!(ends.returned(slot), generation, "a dropped frame was not returned");
                 true
             }
             170..210 => {
@@ -58,7 +59,7 @@ pub fn run(input: &[u8]) -> HeapMax {
                 true
             }
             235.. => {
-                // A lie, mostly: from here on it is only known that nothing breaks.
+                // Mostly a protocol violation. From here on only the absence of crashes is checked.
                 ends.give_back(script.below(SLOTS), script.number());
                 lend(&mut ends, &mut Vec::new());
                 drop(arena.stats());
@@ -69,15 +70,19 @@ pub fn run(input: &[u8]) -> HeapMax {
         if !goes_on {
             break;
         }
-        assert_eq!(arena.stats().leases, out.len(), "what is out, and nothing more");
+        assert_eq!(arena.stats().leases, out.len(), "the leases are not those outstanding");
     }
     drop(ends);
-    // The peer is gone, and what it lent stays.
-    for Held { frame, .. } in held {
+    // The peer is gone; frames that it lent stay readable.
+    for BorrowedFrame { frame, .. } in held {
         assert_readable(&frame);
     }
     let stats = arena.stats();
-    assert_eq!((stats.in_use_bytes, stats.leases, stats.quarantined_bytes), (0, 0, 0), "memory is missing");
+    assert_eq!(
+        (stats.in_use_bytes, stats.leases, stats.quarantined_bytes),
+        (0, 0, 0),
+        "memory was not returned"
+    );
     HEAP_MAX
 }
 
@@ -85,7 +90,7 @@ fn assert_corrupt(error: &Error) {
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
 
-fn show(ends: &LendingHarness, script: &mut Script<'_>) {
+fn export(ends: &LendingHarness, script: &mut Script<'_>) {
     let what = match script.byte() {
         0..190 => Exported::Whole,
         190..220 => Exported::Forwarded,
@@ -95,12 +100,12 @@ fn show(ends: &LendingHarness, script: &mut Script<'_>) {
     };
     let number = script.one_of(&NUMBERS).to_le_bytes();
     let len = if script.byte() < 250 { 4 } else { script.below(4) + 1 };
-    // What does not fit is not shown.
+    // Errors are expected: invalid exports are refused.
     let _ = ends.export(&number[..len], what);
 }
 
-/// A loan, mostly a right one; whether the connection goes on.
-fn borrow(ends: &mut LendingHarness, held: &mut Vec<Held>, script: &mut Script<'_>) -> bool {
+/// Borrows a frame, mostly a valid one. Returns true if the connection continues.
+fn borrow(ends: &mut LendingHarness, held: &mut Vec<BorrowedFrame>, script: &mut Script<'_>) -> bool {
     let slot = if script.byte() < 250 { script.below(SLOTS) } else { script.below(4096) };
     let last = ends.returned(slot);
     let generation = if script.byte() < 250 { last + 1 } else { script.number() & u64::MAX >> 12 };
@@ -114,11 +119,16 @@ fn borrow(ends: &mut LendingHarness, held: &mut Vec<Held>, script: &mut Script<'
     let is_out = held.iter().any(|held| held.slot == slot);
     match ends.borrow(&lent_frame, len) {
         Ok(frame) => {
-            assert!(!is_out && generation == last + 1, "a loan under a lease that is out, or not the next");
+            assert!(
+                !is_out && generation == last + 1,
+                "the lease is outstanding, or its generation is not the next"
+            );
             assert_eq!(frame.len(), len);
-            assert!(offset.checked_add(len as u64).is_some_and(|end| end <= LendingHarness::SEGMENT_LEN as u64));
+            assert!(
+                offset.checked_add(len as u64).is_some_and(|end| end <= LendingHarness::SEGMENT_LEN as u64)
+            );
             assert_readable(&frame);
-            held.push(Held { slot, generation, frame });
+            held.push(BorrowedFrame { slot, generation, frame });
             true
         }
         Err(error) => {
@@ -128,7 +138,7 @@ fn borrow(ends: &mut LendingHarness, held: &mut Vec<Held>, script: &mut Script<'
     }
 }
 
-/// A frame of this end's.
+/// Lends a frame of this end.
 fn lend(ends: &mut LendingHarness, out: &mut Vec<(usize, u64)>) {
     let Ok(frame) = ends.arena().take(FRAME_LEN) else { return };
     let mut frame = frame;
@@ -136,12 +146,12 @@ fn lend(ends: &mut LendingHarness, out: &mut Vec<(usize, u64)>) {
     if let Some(lent_frame) = ends.lend(&frame.freeze()) {
         let lease = u64::from_le_bytes(std::array::from_fn(|at| lent_frame[12 + at]));
         let (slot, generation) = ((lease & 0xfff) as usize, lease >> 12);
-        assert!(out.iter().all(|(other, _)| *other != slot), "a lease that is out was given again");
+        assert!(out.iter().all(|(other, _)| *other != slot), "an outstanding lease was granted again");
         out.push((slot, generation));
     }
 }
 
 fn assert_readable(frame: &Buffer) {
     let bytes = frame.as_slice().expect("memory of this host");
-    assert!(bytes.iter().all(|byte| *byte == 0), "bytes that nobody wrote");
+    assert!(bytes.iter().all(|byte| *byte == 0), "the frame holds bytes that no end wrote");
 }

@@ -1,4 +1,4 @@
-//! What each fuzz target does with its input, and what must be true then.
+//! The fuzz targets: what each does with its input, and the assertions on the result.
 
 pub mod addresses;
 pub mod control;
@@ -15,10 +15,10 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// What a target may return: how much heap it may have used at once.
+/// Upper bound on the heap that a target may use at once, in bytes.
 pub type HeapMax = usize;
 
-/// Runs a target, and asserts that it kept to the heap that it says it may use.
+/// Runs a target, and asserts that it stayed within the bound that it returns.
 pub fn bounded(input: &[u8], run: fn(&[u8]) -> HeapMax) {
     HEAP.reset_peak_usage();
     let before = HEAP.current_usage();

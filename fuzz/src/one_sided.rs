@@ -1,4 +1,4 @@
-//! Gets and puts: whatever a peer asks for or answers, it reads and writes what it was granted, and nothing else.
+//! Gets and puts: whatever a peer requests or answers, it reads and writes only memory that it was granted.
 
 use std::future::Future;
 use std::pin::pin;
@@ -14,22 +14,22 @@ use crate::wire::HostilePeer;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
-/// Streams beside the main one, where there are several.
+/// Lanes beside the main stream, for inputs with several streams.
 const LANES: usize = 2;
 const HEAP_MAX: HeapMax = 32 << 20;
-/// Requests, and their answers.
+/// Requests and their answers.
 const KINDS: [u8; 12] = [7, 8, 8, 8, 9, 10, 11, 7, 9, 10, 8, 5];
-/// A region's length, and what lies before and behind it.
+/// The length of a region, and of the guards before and behind it.
 const REGION_LEN: usize = 20_000;
 const GUARD_LEN: usize = 1000;
-/// What no peer may see or change, what it may read, and what it finds where it may write.
+/// Fill bytes: of memory that no peer may read or change, of readable memory, and of writable memory.
 const SECRET: u8 = 0xee;
 const READABLE: u8 = 0x11;
 const WRITABLE: u8 = 0x33;
-/// What our own gets find in their buffer, and keep.
+/// Bytes in the destination of our own gets, which must not change.
 const BEFORE: &[u8] = b"abc";
 
-/// The first byte says whether there are checksums, and several streams.
+/// The first byte selects checksums and several streams.
 pub fn run(input: &[u8]) -> HeapMax {
     let mut script = Script(input);
     let which = script.byte();
@@ -71,18 +71,18 @@ fn key(region: &RemoteRegion) -> [u8; 16] {
     std::array::from_fn(|at| bytes[16 + at])
 }
 
-/// The end whose memory it is.
+/// The end that owns the memory.
 struct Owner {
     stream: Stream,
     lanes: usize,
-    /// What lies around the writable region.
+    /// The memory around the writable region.
     guards: [BufferMut; 2],
     writable: Option<Region<BufferMut>>,
     writable_key: [u8; 16],
-    /// The writable region's bytes, once it was revoked.
+    /// The writable region's buffer and bytes, once it was revoked.
     revoked: Option<(BufferMut, Vec<u8>)>,
     readable: Region<Buffer>,
-    /// Another connection of the same process, and its region.
+    /// Another connection of the same process, and its regions.
     foreign: (Stream, Vec<Region<BufferMut>>),
     gets: Vec<Getting>,
     puts: Vec<(usize, Putting)>,
@@ -100,7 +100,7 @@ impl Owner {
         around[GUARD_LEN..GUARD_LEN + REGION_LEN].fill(READABLE);
         let readable = stream.expose(Buffer::from(around).slice(GUARD_LEN..GUARD_LEN + REGION_LEN));
         let other = Stream::new(HEARTBEAT, checked, 0);
-        // Their keys are drawn in turn: the third is of no region here.
+        // Keys are generated in order: the third one belongs to no region of this connection.
         let regions = (0..3).map(|_| other.expose_mut(filled(SECRET, 100))).collect();
         Self {
             writable_key: key(&writable.remote()),
@@ -132,7 +132,7 @@ impl Owner {
         self.puts.push((len, self.stream.put(remote(2), script.number(), Buffer::from(vec![0x22; len]))));
     }
 
-    /// Writes what is due, in which nothing secret may be.
+    /// Encodes the pending packets, and asserts that they contain no secret bytes.
     fn leave(&mut self) {
         let mut out = Vec::new();
         for stream in 0..=self.lanes {
@@ -142,9 +142,9 @@ impl Owner {
                 }
             }
         }
-        // In steps, so that a long input does not spend its time here: what leaks is longer.
+        // Compared in steps, so that a long input stays fast: a leak would be longer.
         let secret = |bytes: &[u8]| *bytes == [SECRET; 32];
-        assert!(!out.chunks_exact(32).any(secret), "bytes left that were granted to nobody");
+        assert!(!out.chunks_exact(32).any(secret), "a packet contains bytes that no peer was granted");
     }
 
     fn revoke(&mut self) {
@@ -175,16 +175,16 @@ impl Owner {
             }
         }
         for guard in &self.guards {
-            assert!(all(guard.as_slice().expect("host"), SECRET), "written beside the region");
+            assert!(all(guard.as_slice().expect("host"), SECRET), "a put wrote beside the region");
         }
         for region in self.foreign.1.drain(..) {
             let buffer = now(region.revoke());
-            assert!(all(buffer.as_slice().expect("host"), SECRET), "another connection's");
+            assert!(all(buffer.as_slice().expect("host"), SECRET), "a put wrote another connection's region");
         }
         let readable = now(self.readable.revoke());
-        assert!(all(readable.as_slice().expect("host"), READABLE), "a reader wrote");
+        assert!(all(readable.as_slice().expect("host"), READABLE), "a put wrote a readable region");
         if let Some((buffer, bytes)) = &self.revoked {
-            assert!(buffer.as_slice().expect("host") == bytes, "written after it was revoked");
+            assert!(buffer.as_slice().expect("host") == bytes, "a put wrote after the region was revoked");
         }
         let buffer = match (self.writable, self.revoked) {
             (Some(region), _) => now(region.revoke()),
@@ -194,11 +194,11 @@ impl Owner {
         assert_granted(buffer.as_slice().expect("host"), self.writable_key, hostile_peer);
         let pool = self.stream.pool().clone();
         drop(self.stream);
-        assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing");
+        assert_eq!(pool.stats().in_use_bytes, 0, "memory was not returned");
     }
 }
 
-/// What changed in the region lies in ranges that a put asked for by its key.
+/// Asserts that every changed byte of the region is in the range of a put with its key.
 fn assert_granted(bytes: &[u8], key: [u8; 16], hostile_peer: &HostilePeer) {
     if hostile_peer.altered {
         return;
@@ -210,10 +210,11 @@ fn assert_granted(bytes: &[u8], key: [u8; 16], hostile_peer: &HostilePeer) {
     for (_, offset, len) in ranges {
         rest[*offset as usize..(offset + len) as usize].fill(WRITABLE);
     }
-    assert!(all(&rest, WRITABLE), "a byte changed that no put was for");
+    assert!(all(&rest, WRITABLE), "a byte changed outside the range of every put");
 }
 
-/// Whether a slice holds this byte alone; compared as a whole, which is not instrumented.
+/// Returns true if every byte of the slice is `byte`. Compares the slice as a whole, which is not
+/// instrumented.
 fn all(bytes: &[u8], byte: u8) -> bool {
     let Some((first, rest)) = bytes.split_first() else { return true };
     *first == byte && *rest == bytes[..rest.len()]
@@ -225,14 +226,14 @@ fn filled(byte: u8, len: usize) -> BufferMut {
     buffer
 }
 
-/// A region of the peer's.
+/// Returns the key of a region of the peer.
 fn remote(access: u8) -> RemoteRegion {
     let mut bytes = [1; 32];
     bytes[1] = access;
     RemoteRegion::from_bytes(&bytes).expect("32 bytes")
 }
 
-/// What is ready at once.
+/// Returns the output of a future that is ready at once.
 fn now<T>(task: impl Future<Output = T>) -> T {
     match pin!(task).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,

@@ -1,23 +1,23 @@
-//! An input read as a list of choices. What is missing at its end reads as zeroes.
+//! An input, read as a list of choices. Reading past its end returns zeroes.
 
 /// The rest of an input.
 #[derive(Clone, Copy, Debug)]
 pub struct Script<'a>(pub &'a [u8]);
 
 impl<'a> Script<'a> {
-    /// Whether nothing is left.
+    /// Returns true if no byte is left.
     pub fn is_over(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// At most `len` bytes.
+    /// Takes at most `len` bytes.
     pub fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;
         taken
     }
 
-    /// So many bytes.
+    /// Takes `N` bytes.
     pub fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut array = [0; N];
         let taken = self.take(N);
@@ -25,23 +25,23 @@ impl<'a> Script<'a> {
         array
     }
 
-    /// A byte.
+    /// Takes a byte.
     pub fn byte(&mut self) -> u8 {
         let [byte] = self.array();
         byte
     }
 
-    /// A number below `bound`.
+    /// Takes a number below `bound`.
     pub fn below(&mut self, bound: usize) -> usize {
         usize::from(u16::from_le_bytes(self.array())) % bound
     }
 
-    /// One of these.
+    /// Takes a choice among `choices`.
     pub fn one_of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[usize::from(self.byte()) % choices.len()]
     }
 
-    /// A number that is near something: mostly a small one, sometimes a limit, seldom any.
+    /// Takes a number: mostly a small one, sometimes one near a limit, rarely any.
     pub fn number(&mut self) -> u64 {
         match self.byte() {
             small @ 0..200 => u64::from(small % 20),

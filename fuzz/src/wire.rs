@@ -1,43 +1,45 @@
-//! The bytes of a data stream as docs/wire.md has them, written without the library's help, and a peer that lies in them.
+//! The bytes of a data stream as in docs/wire.md, encoded without the library, and a hostile peer that sends
+//! them.
 
 use crate::script::Script;
 
-/// The length of a chunk, where there are several streams and the library is built to be fuzzed.
+/// The length of a chunk with several streams, in a library built for fuzzing.
 pub const CHUNK_LEN: u64 = 16 << 10;
-/// The largest payload that travels in a record, and one more.
+/// The limit of eager payload: shorter payload travels in a record.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
-/// The length of each frame that a liar may lend.
+/// The length of each frame that a hostile peer can lend.
 pub const LENT_LEN: u64 = 20_000;
-/// The kinds of records.
+/// The record kind of a message; see docs/wire.md.
 pub const MESSAGE: u8 = 1;
-/// See docs/wire.md.
+/// The record kind of a get; see docs/wire.md.
 pub const GET: u8 = 7;
-/// See docs/wire.md.
+/// The record kind of a put; see docs/wire.md.
 pub const PUT: u8 = 8;
 
-/// A peer that knows the protocol, the keys it was given, and what it should not do.
+/// A peer that knows the protocol and the keys it was given, and violates the protocol.
 #[derive(Debug, Default)]
 pub struct HostilePeer {
-    /// Its stream carries checksums, which it gets right, mostly.
+    /// Its packets carry checksums, mostly valid ones.
     pub checked: bool,
-    /// Streams beside the main one.
+    /// Number of lanes beside the main stream.
     pub lanes: usize,
-    /// The number of its next message, and of its next request.
+    /// The id of its next message.
     pub messages: u64,
-    /// Its next request's number.
+    /// The id of its next request.
     pub requests: u64,
-    /// Keys that it knows.
+    /// The keys that it was given.
     pub keys: Vec<[u8; 16]>,
-    /// The ranges of all puts that it asked for: key, offset, length.
+    /// The ranges of all its put requests: key, offset, length.
     pub written: Vec<([u8; 16], u64, u64)>,
-    /// Loans that it could make, each of `LENT_LEN` bytes.
+    /// The leases that it can offer, each of `LENT_LEN` bytes.
     pub lent_frames: Vec<[u8; 20]>,
-    /// A packet was altered after it was made: what it asks for is not known.
+    /// True once a packet was altered after it was encoded, so that its requests are not known.
     pub altered: bool,
 }
 
 impl HostilePeer {
-    /// Its next packet, and the stream that it is on: up to four records of these kinds, and perhaps data.
+    /// Returns its next packet and the stream it belongs to: up to four records of these kinds, and sometimes
+    /// data.
     pub fn packet(&mut self, script: &mut Script<'_>, kinds: &[u8]) -> (usize, Vec<u8>) {
         let striped = self.lanes > 0;
         let stream = if striped { usize::from(script.byte()) % (self.lanes + 1) } else { 0 };
@@ -49,7 +51,7 @@ impl HostilePeer {
         }
         let (mut transfer, mut offset, mut data) = (0, 0, Vec::new());
         let has_data = script.byte();
-        // A lane says good-bye where it has none.
+        // A packet without data on a lane ends the lane.
         if has_data % 2 == 1 || (stream > 0 && has_data >= 16) {
             transfer = script.number() << 2 | script.number() & 3;
             if striped {
@@ -121,7 +123,7 @@ impl HostilePeer {
         record(out, MESSAGE, flags, id, &body);
     }
 
-    /// A message of one small frame and of some that are lent, with one loan each, mostly.
+    /// Encodes a message of one small frame and some lent ones, mostly with one lease each.
     fn lent(&mut self, script: &mut Script<'_>, flags: u8, out: &mut Vec<u8>) {
         let frames = u32::from(script.byte() % 4);
         let mut body = [0_u32.to_le_bytes(), (frames + 1).to_le_bytes()].concat();
@@ -165,7 +167,7 @@ impl HostilePeer {
     }
 }
 
-/// The entry of a frame table.
+/// Returns an entry of a frame table.
 fn frame(script: &mut Script<'_>) -> u64 {
     match script.byte() {
         0..150 => u64::from(script.byte()),
@@ -174,11 +176,11 @@ fn frame(script: &mut Script<'_>) -> u64 {
     }
 }
 
-/// Data, of a length that something may want.
+/// Returns data of a length that a destination may have.
 fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     let len = match script.byte() {
         0..100 => usize::from(script.byte()),
-        // A chunk, and what is left of the frames that are longer.
+        // A chunk, and the rest of the longer frames.
         100..240 if striped => script.one_of(&[0x4000, 0x4000, 20_000 - 0x4000, 70_000 - 4 * 0x4000]),
         100..240 => script.one_of(&[0x4000, 0x4000, 20_000, 70_000, 8192, 0x4001]),
         _ => script.below(1 << 16),
@@ -186,7 +188,7 @@ fn filler(script: &mut Script<'_>, striped: bool) -> Vec<u8> {
     vec![0x5a; len]
 }
 
-/// A packet; where there are several streams, the offset of its data is in its head.
+/// Encodes a packet. With several streams, its head holds the offset of its data.
 pub fn packet(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64, data: &[u8]) -> Vec<u8> {
     let head_len = head_len(checked, offset.is_some());
     let mut packet = Vec::with_capacity(head_len + records.len() + data.len());
@@ -203,12 +205,12 @@ pub fn packet(checked: bool, offset: Option<u64>, records: &[u8], transfer: u64,
     packet
 }
 
-/// The length of a packet's head, with an offset if it is `striped`.
+/// Returns the length of a packet's head, which has an offset if it is `striped`.
 pub fn head_len(checked: bool, striped: bool) -> usize {
     16 + if striped { 8 } else { 0 } + if checked { 12 } else { 0 }
 }
 
-/// Makes the checksums right.
+/// Computes the checksums.
 fn seal(packet: &mut [u8], records_len: usize, striped: bool) {
     let (head, rest) = packet.split_at_mut(head_len(true, striped));
     let (records, data) = rest.split_at(records_len);
