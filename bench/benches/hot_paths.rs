@@ -1,6 +1,8 @@
-//! What the hot paths cost the processor, each beside its floor: both ends on one thread, so that nothing waits.
+//! Processor time of the hot paths, each beside its lower bound. Both ends run on one thread, so that nothing
+//! waits.
 //!
-//! `cargo bench -p towline-bench -- --save-baseline before` keeps a run, `-- --baseline before` compares with it.
+//! `cargo bench -p towline-bench -- --save-baseline before` saves a run; `-- --baseline before` compares with
+//! it.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
@@ -13,9 +15,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::task::JoinSet;
 use towline::{Buffer, Connection, Endpoint, Message, Pool, Wait};
 
-/// Connections of one endpoint that have their turns.
+/// Numbers of connections of one endpoint.
 const CONNECTIONS: [usize; 4] = [1, 10, 100, 1000];
-/// A small message, and one that is not eager.
+/// A small message, and one too large to be sent eagerly.
 const SIZES: [usize; 2] = [8, 64 << 10];
 
 criterion_group! {
@@ -25,7 +27,7 @@ criterion_group! {
 }
 criterion_main!(hot_paths);
 
-/// Taking a block and giving it back, warm; beside a fresh allocation.
+/// Takes and drops a warm block, beside a fresh allocation.
 fn pool(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pool");
     let pool = Pool::new(64 << 20);
@@ -40,7 +42,7 @@ fn pool(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One message there, and one back: `send` at one end, `recv` at the other. Each leaves alone.
+/// Sends one message each way: `send` at one end, `recv` at the other, without coalescing.
 fn messages(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = criterion.benchmark_group("there and back");
@@ -68,8 +70,8 @@ fn messages(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The same over many connections of one endpoint, all busy at once and one after another: what a message costs does not
-/// grow with their number.
+/// Does the same over many connections of one endpoint, all at once and one after another. The cost of a
+/// message does not grow with their number.
 fn connections(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut group = criterion.benchmark_group("connections");
@@ -114,7 +116,7 @@ async fn pair(address: &str) -> (Connection, Connection) {
     pairs(address, 1).await.remove(0)
 }
 
-/// As many connections between two endpoints.
+/// Opens `count` connections between two endpoints.
 async fn pairs(address: &str, count: usize) -> Vec<(Connection, Connection)> {
     let endpoint = || Endpoint::builder().wait(Wait::Spin).build().unwrap();
     let listener = endpoint().listen(&address.parse().unwrap()).await.unwrap();

@@ -1,4 +1,5 @@
-//! What the wire costs by itself: records and handshake messages, encoded and decoded, without a socket or a session.
+//! Cost of the wire format alone: records and handshake messages, encoded and decoded, without a socket or a
+//! session.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(missing_docs, reason = "criterion's macro makes a public function")]
@@ -18,7 +19,7 @@ criterion_group! {
 }
 criterion_main!(wire);
 
-/// Records of one sort, and their name.
+/// Returns records of each sort, with names.
 fn samples() -> [(&'static str, Sample); 5] {
     let frame = FrameInfo { len: 1 << 20, place: Place::Host };
     [
@@ -55,7 +56,7 @@ fn records(criterion: &mut Criterion) {
     }
 }
 
-/// A `Hello` with two offers, which is what every connection begins with.
+/// Encodes and decodes a `Hello` with two offers, the first message of every connection.
 fn handshake(criterion: &mut Criterion) {
     let encoded = hello(&["mem", "tcp"]).unwrap();
     let mut group = criterion.benchmark_group("encode");

@@ -1,8 +1,8 @@
-"""A shuffle between two workers of Dask, as `towline bench --pattern shuffle` has it between two of ours.
+"""A shuffle between two Dask workers, as `towline bench --pattern shuffle` runs it between two Towline workers.
 
-`serve PORT` starts a scheduler there and two worker processes, over tcp, for one client; `run PORT BLOCKS PART_BYTES ROUNDS`
-measures, and prints a line of JSON. Each block is made in parts, before anything is timed; each sink takes one part of every
-block. Bytes count that one worker had made and the other one took.
+`serve PORT` starts a scheduler and two worker processes, over tcp, for one client. `run PORT BLOCKS PART_BYTES
+ROUNDS` measures, and prints a line of JSON. Each block is made in parts before the measurement; each sink takes one
+part of every block. The result counts the bytes that one worker made and the other one took.
 """
 
 import json
@@ -18,7 +18,7 @@ USAGE = "usage: dask_shuffle serve PORT | run PORT BLOCKS PART_BYTES ROUNDS | --
 
 
 def make(block, parts, part_bytes):
-    """The parts of a block, each an array of its own, and who made them."""
+    """Returns the parts of a block, each an array of its own, with the worker that made them."""
     name = get_worker().address
     return [(name, block, numpy.full(part_bytes, block * parts + part, dtype=numpy.uint8)) for part in range(parts)]
 
@@ -28,18 +28,18 @@ def pick(parts, number):
 
 
 def sink(parts):
-    """Bytes that were taken, and those of them that came from elsewhere."""
+    """Returns the bytes taken, and the bytes of them that another worker made."""
     name = get_worker().address
-    # As ours do, it looks at the edges.
+    # Checks the first and the last byte, as the sinks of `towline bench` do.
     for _, _, part in parts:
         if part[0] != part[-1]:
-            raise ValueError("a part holds what it should not")
+            raise ValueError("a part has unexpected content")
     crossed = sum(part.nbytes for maker, _, part in parts if maker != name)
     return sum(part.nbytes for _, _, part in parts), crossed
 
 
 def once(client, made):
-    """All parts to their sinks; the bytes of them, those that crossed, and how long it took."""
+    """Sends all parts to their sinks. Returns their bytes, the bytes that crossed workers, and the seconds."""
     begin = time.perf_counter()
     sinks = []
     for number in range(len(made)):
@@ -67,7 +67,7 @@ def serve(port):
     dask.config.set({"distributed.scheduler.work-stealing": True})
     options = {"processes": True, "n_workers": 2, "threads_per_worker": 1, "protocol": "tcp", "memory_limit": 0}
     with LocalCluster(host="127.0.0.1", scheduler_port=port, dashboard_address=None, **options) as cluster:
-        # It ends with its client.
+        # The server ends with its client.
         while not clients(cluster):
             time.sleep(0.05)
         while clients(cluster):
@@ -75,7 +75,7 @@ def serve(port):
 
 
 def clients(cluster):
-    """Who has joined, without the one that every scheduler begins with."""
+    """Returns the clients that have joined, without the one that every scheduler starts with."""
     return cluster.scheduler.clients.keys() - {"fire-and-forget"}
 
 

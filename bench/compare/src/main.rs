@@ -1,11 +1,11 @@
-//! Ping pong over iceoryx2's publish-subscribe between two processes: half a round trip of loaned samples, whose payload nobody
-//! rewrites or copies, spinning.
+//! Ping-pong over iceoryx2's publish-subscribe between two processes. It measures half a round trip of loaned
+//! samples, whose payload is neither rewritten nor copied, while both ends spin.
 //!
-//! `serve PORT` echoes for one client; `ping PORT SIZE MESSAGES WARMUP` measures, and prints a line of JSON. They meet over
-//! TCP on loopback, which tells each that the other is ready and, later, gone; no sample passes there.
+//! `serve PORT` echoes for one client; `ping PORT SIZE MESSAGES WARMUP` measures, and prints a line of JSON.
+//! A TCP connection on loopback tells each end when the other is ready or gone; no sample travels over it.
 
 mod pair;
-mod room;
+mod workspace;
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -14,15 +14,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::pair::{Pair, Side};
-use crate::room::Room;
+use crate::workspace::Workspace;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
-/// Either end may take so long to make or to map its memory.
+/// Time limit for either end to create or map its memory.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// How many empty looks pass between two at whether the other end is there.
-const LOOKS: u32 = 1 << 16;
+/// Empty polls between two checks that the other end is there.
+const POLLS_PER_CHECK: u32 = 1 << 16;
 
 const USAGE: &str = "\
 usage: iceoryx2_pingpong serve PORT
@@ -30,17 +30,17 @@ usage: iceoryx2_pingpong serve PORT
        iceoryx2_pingpong --version";
 
 fn main() -> ExitCode {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words[..] {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let outcome = match arguments[..] {
         ["--version"] => {
             println!("iceoryx2 {}", version());
             Ok(())
         }
         ["serve", port] => number(port).and_then(serve),
-        ["ping", port, size, messages, warmup] => Course::parse(size, messages, warmup)
-            .and_then(|course| Ok((number(port)?, course)))
-            .and_then(|(port, course)| ping(port, course)),
+        ["ping", port, size, messages, warmup] => Parameters::parse(size, messages, warmup)
+            .and_then(|parameters| Ok((number(port)?, parameters)))
+            .and_then(|(port, parameters)| ping(port, parameters)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Of the library, as the lock file has it.
+/// Returns the library's version in the lock file.
 fn version() -> &'static str {
     let lock = include_str!("../Cargo.lock");
     let after = lock.split_once("name = \"iceoryx2\"\nversion = \"").map_or("", |(_, after)| after);
@@ -66,48 +66,49 @@ fn number<T: std::str::FromStr>(text: &str) -> Outcome<T> {
     text.parse().map_err(|_| format!("`{text}` is not a number that fits").into())
 }
 
-/// What the client measures.
+/// The client's parameters.
 #[derive(Clone, Copy, Debug)]
-struct Course {
+struct Parameters {
     size_bytes: usize,
     messages: usize,
     warmup: usize,
 }
 
-impl Course {
+impl Parameters {
     fn parse(size: &str, messages: &str, warmup: &str) -> Outcome<Self> {
-        let course = Self { size_bytes: number(size)?, messages: number(messages)?, warmup: number(warmup)? };
-        if course.size_bytes == 0 || course.messages == 0 {
+        let parameters =
+            Self { size_bytes: number(size)?, messages: number(messages)?, warmup: number(warmup)? };
+        if parameters.size_bytes == 0 || parameters.messages == 0 {
             return Err("a size and a number of messages are at least 1".into());
         }
-        Ok(course)
+        Ok(parameters)
     }
 }
 
-/// The other end, by way of which nothing is measured.
+/// The control connection to the other end; nothing is measured over it.
 #[derive(Debug)]
-struct Line(BufReader<TcpStream>);
+struct ControlLine(BufReader<TcpStream>);
 
-impl Line {
+impl ControlLine {
     fn new(stream: TcpStream) -> Outcome<Self> {
         stream.set_read_timeout(Some(READY_WITHIN))?;
         Ok(Self(BufReader::new(stream)))
     }
 
-    fn say(&mut self, words: &str) -> Outcome {
-        Ok(self.0.get_mut().write_all(format!("{words}\n").as_bytes())?)
+    fn send_line(&mut self, text: &str) -> Outcome {
+        Ok(self.0.get_mut().write_all(format!("{text}\n").as_bytes())?)
     }
 
-    fn hear(&mut self) -> Outcome<String> {
-        let mut words = String::new();
-        match self.0.read_line(&mut words)? {
-            0 => Err("the other end is gone".into()),
-            _ => Ok(words.trim().to_owned()),
+    fn receive(&mut self) -> Outcome<String> {
+        let mut text = String::new();
+        match self.0.read_line(&mut text)? {
+            0 => Err("the other end closed the connection".into()),
+            _ => Ok(text.trim().to_owned()),
         }
     }
 
-    /// From here on nothing more is said, and only the other end's end is looked for.
-    fn fall_silent(&self) -> Outcome {
+    /// Makes reads non-blocking: from here on only the end of the connection is of interest.
+    fn set_nonblocking_reads(&self) -> Outcome {
         Ok(self.0.get_ref().set_nonblocking(true)?)
     }
 
@@ -116,13 +117,13 @@ impl Line {
     }
 }
 
-/// Spins until a sample comes; false when the other end is gone.
-fn await_sample(pair: &Pair, line: &mut Line) -> Outcome<bool> {
-    for look in 1u32.. {
+/// Spins until a sample arrives. Returns false if the other end is gone.
+fn await_sample(pair: &Pair, control: &mut ControlLine) -> Outcome<bool> {
+    for poll in 1u32.. {
         if pair.take()? {
             return Ok(true);
         }
-        if look.is_multiple_of(LOOKS) && !line.is_open() {
+        if poll.is_multiple_of(POLLS_PER_CHECK) && !control.is_open() {
             return Ok(false);
         }
         std::hint::spin_loop();
@@ -132,36 +133,36 @@ fn await_sample(pair: &Pair, line: &mut Line) -> Outcome<bool> {
 
 fn serve(port: u16) -> Outcome {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
-    let mut line = Line::new(listener.accept()?.0)?;
-    let size_bytes = number(&line.hear()?)?;
-    let room = Room::new()?;
-    let pair = Pair::open(&room, Side::Serves, size_bytes)?;
-    line.say(room.name())?;
-    line.hear()?;
-    line.say("ready")?;
-    line.fall_silent()?;
-    while await_sample(&pair, &mut line)? {
+    let mut control = ControlLine::new(listener.accept()?.0)?;
+    let size_bytes = number(&control.receive()?)?;
+    let workspace = Workspace::new()?;
+    let pair = Pair::open(&workspace, Side::Serves, size_bytes)?;
+    control.send_line(workspace.name())?;
+    control.receive()?;
+    control.send_line("ready")?;
+    control.set_nonblocking_reads()?;
+    while await_sample(&pair, &mut control)? {
         pair.send(size_bytes)?;
     }
     Ok(())
 }
 
-fn ping(port: u16, course: Course) -> Outcome {
-    let Course { size_bytes, messages, warmup } = course;
-    let mut line = Line::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)?;
-    line.say(&size_bytes.to_string())?;
-    let room = Room::of(&line.hear()?);
-    let pair = Pair::open(&room, Side::Pings, size_bytes)?;
-    line.say("ready")?;
-    line.hear()?;
-    line.fall_silent()?;
+fn ping(port: u16, parameters: Parameters) -> Outcome {
+    let Parameters { size_bytes, messages, warmup } = parameters;
+    let mut control = ControlLine::new(TcpStream::connect((Ipv4Addr::LOCALHOST, port))?)?;
+    control.send_line(&size_bytes.to_string())?;
+    let workspace = Workspace::of(&control.receive()?);
+    let pair = Pair::open(&workspace, Side::Pings, size_bytes)?;
+    control.send_line("ready")?;
+    control.receive()?;
+    control.set_nonblocking_reads()?;
     let mut times_ns: Vec<u64> = Vec::new();
     times_ns.try_reserve_exact(messages)?;
     for turn in 0..warmup.saturating_add(messages) {
         let sent = Instant::now();
         pair.send(size_bytes)?;
-        if !await_sample(&pair, &mut line)? {
-            return Err("the other end is gone".into());
+        if !await_sample(&pair, &mut control)? {
+            return Err("the other end closed the connection".into());
         }
         let half = sent.elapsed() / 2;
         if turn >= warmup {

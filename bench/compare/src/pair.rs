@@ -1,4 +1,4 @@
-//! Two services, one each way, with a publisher and a subscriber of this end.
+//! Two services, one for each direction, with a publisher and a subscriber of this end.
 
 use std::fmt::Debug;
 
@@ -7,9 +7,9 @@ use iceoryx2::port::subscriber::Subscriber;
 use iceoryx2::prelude::*;
 
 use crate::Outcome;
-use crate::room::Room;
+use crate::workspace::Workspace;
 
-/// Which end this is.
+/// The role of this end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// The server.
@@ -18,19 +18,19 @@ pub(crate) enum Side {
     Pings,
 }
 
-/// Samples of one length, one way and back.
+/// Ports for samples of one length in both directions.
 #[derive(Debug)]
 pub(crate) struct Pair {
     out: Publisher<ipc::Service, [u8], ()>,
     back: Subscriber<ipc::Service, [u8], ()>,
-    /// The ports' owner.
+    /// The owner of the ports.
     _node: Node<ipc::Service>,
 }
 
 impl Pair {
-    /// One sample is on its way at a time, so that few are allocated.
-    pub(crate) fn open(room: &Room, side: Side, size_bytes: usize) -> Outcome<Self> {
-        let node = NodeBuilder::new().config(&room.config()?).create::<ipc::Service>()?;
+    /// Opens the ports. Only one sample is in flight at a time, so that few are allocated.
+    pub(crate) fn open(workspace: &Workspace, side: Side, size_bytes: usize) -> Outcome<Self> {
+        let node = NodeBuilder::new().config(&workspace.config()?).create::<ipc::Service>()?;
         let service = |name: &str| -> Outcome<_> {
             let builder = node.service_builder(&name.try_into()?).publish_subscribe::<[u8]>();
             let builder = builder.max_publishers(1).max_subscribers(1).history_size(0);
@@ -44,14 +44,15 @@ impl Pair {
         Ok(Self { out, back, _node: node })
     }
 
-    /// Loans a sample and sends it, with whatever its memory holds.
+    /// Loans a sample and sends it with the present content of its memory.
     #[expect(
         unsafe_code,
         reason = "what a sample's memory holds is sent as it is: rewriting it would be measured"
     )]
     pub(crate) fn send(&self, size_bytes: usize) -> Outcome {
         let sample = self.out.loan_slice_uninit(size_bytes)?;
-        // SAFETY: the memory is a shared mapping, which the kernel filled with zeroes, and any byte is a u8.
+        // SAFETY: the memory is a shared mapping, which the kernel filled with zeroes, and any byte is a
+        // valid u8.
         let sample = unsafe { sample.assume_init() };
         match sample.send()? {
             1 => Ok(()),
@@ -59,7 +60,7 @@ impl Pair {
         }
     }
 
-    /// Takes the sample that came, if one did, and gives it back.
+    /// Takes and releases a received sample. Returns true if there was one.
     pub(crate) fn take(&self) -> Outcome<bool> {
         Ok(self.back.receive()?.is_some())
     }

@@ -1,4 +1,4 @@
-//! What iceoryx2 leaves in file systems, all under one name of this run, and removed when it ends.
+//! The files that iceoryx2 creates, all under one name of this run, and removed at its end.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,21 +7,22 @@ use iceoryx2::prelude::{Config, FileName, Path as RootPath, SemanticString};
 
 use crate::Outcome;
 
-/// Every name begins so; the process follows.
+/// Prefix of every name; the process id follows.
 const NAME: &str = "towline_iceoryx2_";
 
-/// Where iceoryx2 has its shared memory.
+/// Folder of iceoryx2's shared memory.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// One name for everything, which its owner removes in the end.
+/// A name for all files of a run. Its owner removes them on drop.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Workspace {
     name: String,
     owned: bool,
 }
 
-impl Room {
-    /// One that no other process has. Rooms whose owners are gone, as after `kill -9`, are removed on the way.
+impl Workspace {
+    /// Creates a name that no other process has. Removes the files of owners that have ended, as after `kill
+    /// -9`.
     pub(crate) fn new() -> Outcome<Self> {
         for folder in [std::env::temp_dir().as_path(), Path::new(SHARED_MEMORY)] {
             for path in entries(folder, NAME) {
@@ -30,12 +31,12 @@ impl Room {
                 }
             }
         }
-        let room = Self { name: format!("{NAME}{}_", std::process::id()), owned: true };
-        fs::create_dir(room.root())?;
-        Ok(room)
+        let workspace = Self { name: format!("{NAME}{}_", std::process::id()), owned: true };
+        fs::create_dir(workspace.root())?;
+        Ok(workspace)
     }
 
-    /// Another process's.
+    /// Returns the name that another process owns.
     pub(crate) fn of(name: &str) -> Self {
         Self { name: name.to_owned(), owned: false }
     }
@@ -59,7 +60,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for Workspace {
     fn drop(&mut self) {
         if self.owned {
             entries(Path::new(SHARED_MEMORY), &self.name).iter().for_each(|path| remove(path));
@@ -68,20 +69,20 @@ impl Drop for Room {
     }
 }
 
-/// What in `folder` has a name that begins with `prefix`.
+/// Returns the entries of `folder` whose name begins with `prefix`.
 fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
     named.map(|entry| entry.path()).collect()
 }
 
-/// The process in the name of a room.
+/// Returns the process id in a name.
 fn owner(path: &Path) -> Option<u32> {
     let name = path.file_name()?.to_str()?.strip_prefix(NAME)?;
     name.split_once('_')?.0.parse().ok()
 }
 
 fn remove(path: &Path) {
-    // What cannot be removed is another user's, or gone already.
+    // Another user owns the entry, or it is gone already.
     let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
