@@ -1,14 +1,17 @@
-//! `cargo xtask asan`: the code that owns memory, under AddressSanitizer: its unit tests, and the conformance suite over `mem`.
+//! `cargo xtask asan`: runs the unit tests of the code that owns memory, and the conformance suite over
+//! `mem`, under AddressSanitizer.
 //!
-//! The sanitizer is an unstable flag of the compiler that works on the stable one with `RUSTC_BOOTSTRAP=1`. Only what runs on
-//! the target is instrumented (hence `--target`: build scripts and macros are not).
+//! The sanitizer is an unstable compiler flag, which the stable compiler accepts with `RUSTC_BOOTSTRAP=1`.
+//! `--target` restricts the instrumentation to code that runs on the target, without build scripts and
+//! macros.
 
 use std::time::Instant;
 
 use crate::process::{self, Outcome, cargo, host_triple, target_directory};
 
-/// What runs: the library's tests of memory, of the ring that processes share and of the protocol, and the cases of the in-process backend, but for those
-/// that bound the process's memory, since the sanitizer keeps what is freed.
+/// The runs: the library's tests of memory, of the shared ring and of the protocol, and the cases of the
+/// in-process backend. Cases that bound the process's memory are skipped, since the sanitizer keeps freed
+/// memory.
 const RUNS: [&[&str]; 2] = [
     &["--package", "towline", "--lib", "--", "memory", "wire::tests", "shm::ring"],
     &[

@@ -1,5 +1,5 @@
-//! `cargo xtask bindings`: the bindings to C libraries in `ffi/`, made by bindgen from their headers, and committed: whoever
-//! builds Towline needs neither headers nor libclang, only whoever runs this does.
+//! `cargo xtask bindings`: the bindings to C libraries in `ffi/`. bindgen makes them from the headers, and
+//! they are committed: only this command needs headers and libclang, a build does not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use crate::install;
 use crate::process::{Outcome, cargo, root, run as run_command, target_directory};
 use crate::stages::BINDINGS;
 
-/// The word in `TOWLINE_REQUIRE` for what making bindings needs.
+/// The name in `TOWLINE_REQUIRE` of the programs that make bindings.
 const NEED: &str = "bindings";
-/// Another version writes the same in other words.
+/// Another version writes the same bindings differently.
 const BINDGEN: &str = "0.73.2";
-/// What bindgen makes of any header: enums as integers, since a later library may return a value that this header lacks; a
-/// table of functions, filled at run time; the layout of each struct as a check that the compiler makes.
+/// The options for any header. Enums become integers, since a later library may return a value that this
+/// header lacks. Functions become a table that is filled at run time. The compiler checks the layout of each
+/// struct.
 const STYLE: [&str; 13] = [
     "--use-core",
     "--no-doc-comments",
@@ -32,16 +33,16 @@ const STYLE: [&str; 13] = [
     "--blocklist-type=FILE|_IO_.*|__off(64)?_t|sockaddr|sockaddr_storage|(__)?socklen_t|sa_family_t",
 ];
 
-/// A library whose bindings are committed.
+/// A library with committed bindings.
 #[derive(Clone, Copy, Debug)]
 struct Library {
     name: &'static str,
-    /// From the folder that headers are in.
+    /// Path of the header within the include folder.
     header: &'static str,
-    /// The version of the headers, and the line of a header that tells it.
+    /// The version of the headers, and the header and line that define it.
     version: (&'static str, &'static str, &'static str),
     functions: &'static [&'static str],
-    /// Enums whose constants are wanted; the types that functions mention come by themselves.
+    /// Enums whose constants are needed. The types that functions use are included anyway.
     types: &'static [&'static str],
     constants: &'static [&'static str],
 }
@@ -124,10 +125,10 @@ const LIBRARIES: [Library; 1] = [UCX];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Whose bindings.
+    /// Library to make bindings of
     #[arg(value_parser = LIBRARIES.map(|library| library.name))]
     library: String,
-    /// Writes nothing, and fails where the committed bindings are not what this machine makes.
+    /// Write nothing; fail if the committed bindings differ from those made here
     #[arg(long)]
     check: bool,
 }
@@ -139,7 +140,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if arguments.check { check(library, deadline) } else { make(library, &committed(library), deadline) }
 }
 
-/// As a stage of `ci`: compares, where this machine has what it takes.
+/// Runs the stage of `ci`: compares the bindings, if this machine can make them.
 pub(crate) fn stage(deadline: Instant) -> Outcome {
     match install::lack_of(NEED) {
         Some(lack) if install::is_required(NEED) => Err(lack),
@@ -194,7 +195,7 @@ fn make(library: &Library, output: &Path, deadline: Instant) -> Outcome {
     ] {
         command.args([option, &names.join("|")]);
     }
-    // `stddef.h` and the like are the compiler's, and libclang comes without.
+    // `stddef.h` and similar headers belong to the compiler; libclang has none.
     command.arg("--").arg("-isystem").arg(compiler_headers()?).arg("-I").arg(headers);
     run_command(&mut command, deadline)?;
     let mut format = Command::new("rustfmt");
@@ -202,7 +203,7 @@ fn make(library: &Library, output: &Path, deadline: Instant) -> Outcome {
     run_command(&mut format, deadline)
 }
 
-/// The folder of the library's headers, which must be of the version that the bindings are made from.
+/// Returns the folder of the library's headers, if their version is that of the bindings.
 fn headers(library: &Library) -> Result<PathBuf, String> {
     let folder = PathBuf::from("/usr/include");
     let (version, file, line) = library.version;
@@ -223,13 +224,13 @@ fn compiler_headers() -> Result<PathBuf, String> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
-/// The generator, built here if it is not yet.
+/// Returns the path of bindgen, and builds it first if necessary.
 fn bindgen(deadline: Instant) -> Result<PathBuf, String> {
     let folder = target_directory().join(format!("bindgen-{BINDGEN}"));
     let program = folder.join("bin/bindgen");
     if !program.is_file() {
         let version = format!("={BINDGEN}");
-        // Unoptimised: it runs for a second, and is built for longer.
+        // Unoptimised: it runs for a second, and an optimised build would take longer.
         let mut command = cargo(&["install", "bindgen-cli", "--locked", "--debug", "--version", &version]);
         run_command(command.arg("--root").arg(&folder), deadline)?;
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask check`: what must pass before a commit, cheapest first.
+//! `cargo xtask check`: the stages that must pass before a commit, cheapest first.
 
 use crate::process::Outcome;
 use crate::stage::{NO_LIMIT, OnFailure, Stage, run_all};

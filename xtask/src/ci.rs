@@ -1,4 +1,5 @@
-//! `cargo xtask ci`: every stage of continuous integration. `.ci/run` is this after `cargo xtask test --install`.
+//! `cargo xtask ci`: every stage of continuous integration. `.ci/run` runs it after `cargo xtask test
+//! --install`.
 
 use std::time::Duration;
 
@@ -8,19 +9,19 @@ use crate::stages::{
     ASAN, BENCH, BINDINGS, BUILD, CLIPPY, DOC, FORMAT, FUZZ, LICENCES, LOOM, SIMULATION, TEST,
 };
 
-// ---- THE STAGE LIST: a new stage is a constant in stages.rs and a word here. ----
+// ---- The stage list: a new stage is a constant in stages.rs and an entry here. ----
 const STAGES: [&Stage; 12] =
     [&FORMAT, &CLIPPY, &BUILD, &TEST, &SIMULATION, &DOC, &LICENCES, &BINDINGS, &ASAN, &LOOM, &FUZZ, &BENCH];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Leave these stages out.
+    /// Skip these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names())]
     skip: Vec<String>,
-    /// Run these stages only.
+    /// Run only these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',', value_parser = names(), conflicts_with = "skip")]
     only: Vec<String>,
-    /// Time for all stages together; each has a limit of its own as well.
+    /// Time limit for all stages together; each stage has a limit of its own as well
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     limit_s: u64,
 }

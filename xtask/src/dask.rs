@@ -1,4 +1,4 @@
-//! Dask in an environment of its own, and the program of `bench/compare/` on it.
+//! Installs Dask into an environment of its own, with the program of `bench/compare/`.
 
 use std::fs;
 use std::io::stderr;
@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use crate::process::{Outcome, run};
 
-/// Has it below `folder`, as `bench/compare/requirements.txt` says. pip knows what is there already.
+/// Installs it below `folder`, as `bench/compare/requirements.txt` specifies. pip skips what is installed
+/// already.
 pub(crate) fn install(folder: &Path, deadline: Instant) -> Outcome {
     let environment = folder.join("dask");
     let folder = environment.join("bin");

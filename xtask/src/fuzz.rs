@@ -1,7 +1,8 @@
-//! `cargo xtask fuzz`: the targets of `fuzz/` under libFuzzer, from their committed corpora and what ever crashed them.
+//! `cargo xtask fuzz`: runs the targets of `fuzz/` under libFuzzer, from their committed corpora and earlier
+//! crashes.
 //!
-//! It builds them as cargo-fuzz does, on the stable compiler, and so needs nothing installed but a C++ compiler, which builds
-//! libFuzzer. `cargo fuzz run TARGET` does the same with a nightly.
+//! It builds them as cargo-fuzz does, but with the stable compiler. It needs only a C++ compiler, which
+//! builds libFuzzer. `cargo fuzz run TARGET` does the same with a nightly compiler.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,37 +13,37 @@ use crate::process::{Outcome, cargo, find_program, host_triple, root, run as run
 pub(crate) const TARGETS: [&str; 7] =
     ["addresses", "control", "expressions", "frames", "handshake", "lent_frames", "one_sided"];
 
-/// What the compiler adds for libFuzzer: counters at edges, and what is compared. Overflows are panics.
+/// Compiler flags for libFuzzer: counters at edges, and traced comparisons. Overflows panic.
 const COVERAGE: &str = "--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares";
-/// What one allocation, the whole process, and an input may have.
+/// Limits of one allocation, of the whole process, and of an input.
 const LIMITS: [&str; 3] = ["-malloc_limit_mb=64", "-rss_limit_mb=1024", "-max_len=4096"];
-/// What one input may take before it counts as a hang, in seconds.
+/// Seconds after which one input counts as a hang.
 const HANG: &str = "-timeout=10";
-/// What each target gets in continuous integration.
+/// The effort for each target in continuous integration.
 const STAGE: Effort = Effort { runs: Some(50_000), seconds: Some(15) };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Executions of each target.
+    /// Executions of each target
     #[arg(long, value_name = "N")]
     runs: Option<u64>,
-    /// Time for each target; a minute where nothing is said.
+    /// Seconds for each target; 60 if neither option is given
     #[arg(long, value_name = "S")]
     seconds: Option<u64>,
-    /// Without AddressSanitizer: several times as fast.
+    /// Without AddressSanitizer: several times as fast
     #[arg(long)]
     fast: bool,
-    /// Adds what was found to the committed corpora, and keeps few and small inputs that reach as much.
+    /// Add new inputs to the committed corpora, and minimise these without losing coverage
     #[arg(long)]
     keep: bool,
-    /// Only these targets.
+    /// Run only these targets
     #[arg(value_name = "TARGET", value_parser = TARGETS)]
     targets: Vec<String>,
 }
 
-/// Whichever of the two is reached first; without either, for ever.
+/// Limits of a run; the first one reached ends it. Without either, it never ends.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
     runs: Option<u64>,
@@ -62,12 +63,12 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let effort = Effort { runs: *runs, seconds: if unbounded { Some(60) } else { *seconds } };
     let all = TARGETS.map(str::to_owned);
     let targets = if targets.is_empty() { &all[..] } else { targets };
-    // libFuzzer keeps to the effort; the deadline is for what never returns to it.
+    // libFuzzer observes the effort itself. The deadline ends a target that never returns to it.
     let deadline = Instant::now() + Duration::from_secs(24 * 60 * 60);
     fuzz(targets, effort, *fast, *keep, deadline)
 }
 
-/// As a stage of `ci`: with AddressSanitizer, the whole corpus and a bounded number of executions.
+/// Runs the stage of `ci`: with AddressSanitizer, the whole corpus, and a bounded number of executions.
 pub(crate) fn stage(deadline: Instant) -> Outcome {
     let manifest = manifest();
     run_command(cargo(&["fmt", "--check", "--manifest-path"]).arg(&manifest), deadline)?;
@@ -91,7 +92,7 @@ fn fuzz(targets: &[String], effort: Effort, fast: bool, keep: bool, deadline: In
         for folder in [&found, &artifacts] {
             fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         }
-        // What is found goes to the first folder; the others are only read.
+        // libFuzzer writes new inputs to the first folder and only reads the others.
         let mut command = program(&folder.join(target));
         command.args(LIMITS).arg(HANG).args(effort.arguments()).arg("-print_final_stats=1");
         command.arg(format!("-artifact_prefix={}/", artifacts.display()));
@@ -103,10 +104,10 @@ fn fuzz(targets: &[String], effort: Effort, fast: bool, keep: bool, deadline: In
             merge(&folder.join(target), &[&corpus, &found], &corpus, deadline)?;
         }
     }
-    if failed.is_empty() { Ok(()) } else { Err(format!("found something: {}", failed.join(", "))) }
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed targets: {}", failed.join(", "))) }
 }
 
-/// Replaces `corpus` by few and small inputs among `sources` that reach all that these reach.
+/// Replaces `corpus` by few and small inputs of `sources` with the same coverage.
 fn merge(program_at: &Path, sources: &[&Path], corpus: &Path, deadline: Instant) -> Outcome {
     let kept = corpus.with_extension("kept");
     let wrong = |error: std::io::Error| format!("{}: {error}", kept.display());
@@ -122,7 +123,7 @@ fn program(path: &Path) -> std::process::Command {
     command
 }
 
-/// Builds all targets, and tells where they are.
+/// Builds all targets and returns their folder.
 fn build(fast: bool, deadline: Instant) -> Result<PathBuf, String> {
     if std::env::var_os("CXX").is_none() && find_program("c++").is_none() {
         return Err("a C++ compiler builds libFuzzer, and there is no c++: sudo apt-get install g++".into());

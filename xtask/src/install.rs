@@ -1,8 +1,8 @@
-//! What the tests, the fuzz targets and `bench --against` need beyond cargo, and how it gets onto a machine that lacks it:
-//! a package, a program of `bench/compare/` for what is a library and no tool, a wheel for what has no package, the files of a
-//! package that would start a server, an emulated machine for a device that it has not.
+//! Installs what the tests, the fuzz targets and `bench --against` need beyond cargo: packages, programs of
+//! `bench/compare/` that wrap a library without a tool, wheels for software without a package, the files of a
+//! package whose installation would start a server, and an emulated machine for a missing device.
 //!
-//! Nothing here is needed to build or to use Towline: without it, tests skip and say why.
+//! None of it is needed to build or use Towline: without it, tests skip and print the reason.
 
 use std::fmt;
 use std::io::stderr;
@@ -17,15 +17,16 @@ use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::promtool;
 use crate::wheel;
 
-/// The variable that turns a skip into a failure: a comma list of [`Need::name`]s and of what else tests can lack.
+/// The variable that turns a skip into a failure: a comma-separated list of [`Need::name`]s and other test
+/// requirements.
 const REQUIRE: &str = "TOWLINE_REQUIRE";
 const INSTALL_LIMIT: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Debug)]
 struct Need {
-    /// The word for it in `TOWLINE_REQUIRE`.
+    /// Its name in `TOWLINE_REQUIRE`.
     name: &'static str,
-    /// What shows that it is here.
+    /// The file whose presence shows that it is installed.
     sign: Sign,
     package: &'static str,
     purpose: &'static str,
@@ -34,7 +35,7 @@ struct Need {
 #[derive(Clone, Copy, Debug)]
 enum Sign {
     Program(&'static str),
-    /// Where the linker looks.
+    /// A library on the linker's path.
     Library(&'static str),
     Header(&'static str),
 }
@@ -58,11 +59,11 @@ impl fmt::Display for Sign {
     }
 }
 
-/// Programs of `bench/compare/`: each one's word in `TOWLINE_REQUIRE`, and where it is made.
+/// Programs of `bench/compare/`: the name of each in `TOWLINE_REQUIRE`, and its path below the build folder.
 const COMPARED: [(&str, &str); 2] =
     [("iceoryx2", "release/iceoryx2_pingpong"), ("dask", "dask/bin/dask_shuffle")];
 
-/// Everything the test command installs besides; `.ci/run` requires the names in the first column.
+/// What the test command installs besides. `.ci/run` requires all these names.
 const NEEDS: [Need; 11] = [
     Need {
         name: "netns",
@@ -92,7 +93,7 @@ const NEEDS: [Need; 11] = [
         name: "dask",
         sign: Sign::Program("python3"),
         package: "python3-venv",
-        purpose: "what Dask runs on, which bench runs beside its shuffle",
+        purpose: "runs Dask, whose shuffle bench compares with ours",
     },
     Need {
         name: "chromium",
@@ -104,19 +105,19 @@ const NEEDS: [Need; 11] = [
         name: "c++",
         sign: Sign::Program("c++"),
         package: "g++",
-        purpose: "what builds libFuzzer, for the fuzz targets",
+        purpose: "builds libFuzzer for the fuzz targets",
     },
     Need {
         name: "ucx",
         sign: Sign::Library("libucp.so.0"),
         package: "libucx0",
-        purpose: "the older of the two UCX that are tested",
+        purpose: "the older of the two tested UCX versions",
     },
     Need {
         name: "ucx",
         sign: Sign::Program("pip3"),
         package: "python3-pip",
-        purpose: "what fetches the newer of them, and the parsers of metrics",
+        purpose: "fetches the newer UCX and the parsers of metrics",
     },
     Need {
         name: "bindings",
@@ -128,16 +129,17 @@ const NEEDS: [Need; 11] = [
         name: "bindings",
         sign: Sign::Library("libclang-14.so.1"),
         package: "libclang1-14",
-        purpose: "what reads headers for bindgen",
+        purpose: "reads headers for bindgen",
     },
 ];
 
-/// As a task: installs everything, and fails where something stays missing.
+/// Runs the task: installs everything, and fails if anything stays missing.
 pub(crate) fn install_all() -> Outcome {
     provide(true, Instant::now() + 2 * INSTALL_LIMIT, |_| true)
 }
 
-/// Installs what is missing if it may. What stays missing is reported, and is an error only where it is required.
+/// Installs what is missing, if `may_install`. Reports what stays missing, and fails if any of it is
+/// required.
 pub(crate) fn prepare(may_install: bool, deadline: Instant) -> Outcome {
     provide(may_install, deadline, is_required).map_err(|missing| format!("{REQUIRE} names it: {missing}"))
 }
@@ -192,13 +194,13 @@ fn missing() -> Vec<&'static Need> {
     NEEDS.iter().filter(|need| !need.sign.is_here()).collect()
 }
 
-/// What `name` stands for and this machine lacks, if anything.
+/// Returns why `name` is missing on this machine, if it is.
 pub(crate) fn lack_of(name: &str) -> Option<String> {
     let lack = missing().into_iter().find(|need| need.name == name)?;
     Some(format!("{} is missing (package {})", lack.sign, lack.package))
 }
 
-/// Whether the lack of `name` is a failure.
+/// Returns true if the absence of `name` is a failure.
 pub(crate) fn is_required(name: &str) -> bool {
     names(&std::env::var(REQUIRE).unwrap_or_default(), name)
 }
@@ -228,18 +230,18 @@ fn install(needs: &[&Need], deadline: Instant) {
     }
 }
 
-/// Where `bench/compare/` is built, and `towline bench --against` looks.
+/// Returns the build folder of `bench/compare/`, which `towline bench --against` reads.
 fn compared() -> PathBuf {
     target_directory().join("compare")
 }
 
-/// Always: cargo knows what is built already, and whether it still is what the sources say.
+/// Builds the programs of `bench/compare/`. Runs always, as cargo knows which are up to date.
 fn build_compared(deadline: Instant) -> Outcome {
     let manifest = ["build", "--release", "--locked", "--manifest-path", "bench/compare/Cargo.toml"];
     run(cargo(&manifest).arg("--target-dir").arg(compared()).stdout(stderr()), deadline)
 }
 
-/// Standard output belongs to the tests, so apt-get writes to standard error.
+/// Returns an apt-get command. It writes to standard error, because standard output belongs to the tests.
 pub(crate) fn apt_get(arguments: &[&str]) -> Command {
     let program = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet"];
     let mut command = if rustix::process::geteuid().is_root() {

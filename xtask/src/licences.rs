@@ -1,4 +1,4 @@
-//! The licence of every dependency against the list in `deny.toml`, from what cargo already knows.
+//! Compares the licence of every dependency with the list in `deny.toml`, from cargo's own metadata.
 
 use std::fs;
 use std::iter::Peekable;
@@ -32,14 +32,14 @@ pub(crate) fn run(_deadline: Instant) -> Outcome {
     if refused.is_empty() { Ok(()) } else { Err(format!("not in deny.toml:\n{}", refused.join("\n"))) }
 }
 
-/// The quoted words of `allow = [ … ]`.
+/// Returns the quoted words of `allow = [ … ]`.
 fn allow_list(policy: &str) -> Vec<&str> {
     let list = policy.split_once("\nallow = [").map_or("", |(_, rest)| rest);
     let list = list.split_once(']').map_or("", |(list, _)| list);
     list.split('"').skip(1).step_by(2).collect()
 }
 
-/// Whether a choice that an SPDX expression leaves us is on the list. `/` is an older spelling of `OR`.
+/// Returns true if the list permits a choice of the SPDX expression. `/` is an older spelling of `OR`.
 fn permits(expression: &str, allowed: &[&str]) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let mut words = spaced.split_whitespace().peekable();

@@ -1,6 +1,6 @@
-//! `cargo xtask loom`: what processes share without a lock, under loom, which tries every order of steps and every value that
-//! memory may show. The product's source runs, on loom's atomics. The cfg has a name of our own, because tokio has a use for
-//! loom's.
+//! `cargo xtask loom`: runs the code that processes share without a lock under loom, which tries every order
+//! of steps and every value that memory may return. The product's source is compiled with loom's atomics. The
+//! cfg has its own name, because tokio uses loom's.
 
 use std::time::Instant;
 

@@ -1,5 +1,6 @@
-//! The machine with an RDMA device that tests run in (docs/design/0025-rdma-machine.md): an emulator, a kernel with its modules, and the
-//! libraries of RDMA devices. All of it is unpacked from Debian's packages below the build output, and nothing is installed.
+//! The emulated machine with an RDMA device that tests run in (docs/design/0025-rdma-machine.md): an
+//! emulator, a kernel with its modules, and the RDMA libraries. All of it is unpacked from Debian packages
+//! below the build output; nothing is installed.
 
 use std::env::consts::ARCH;
 use std::fs;
@@ -12,16 +13,16 @@ use std::time::Instant;
 use crate::packages;
 use crate::process::{Outcome, run, target_directory};
 
-/// The word for it in `TOWLINE_REQUIRE`.
+/// Its name in `TOWLINE_REQUIRE`.
 pub(crate) const NAME: &str = "rdma";
-/// What brings the newest kernel of all devices: that of the clouds has none of the two that are needed, RXE and 9P.
+/// The package that depends on the newest full kernel. The cloud kernel lacks two needed modules, RXE and 9P.
 const KERNEL: &str = "linux-image-amd64";
-/// What is unpacked for the emulator though the machine may have it; and what these need, if it has not.
+/// The emulator's packages, unpacked even if the machine has them. Their missing dependencies are added.
 const EMULATOR: [&str; 5] =
     ["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios", "ipxe-qemu"];
-/// What the guest has besides what its host has.
+/// Packages that the guest has besides the host's files.
 const GUEST: [&str; 2] = ["busybox-static", "ibverbs-providers"];
-/// What the guest's kernel loads, each after those that it needs.
+/// The modules that the guest's kernel loads, each after its dependencies.
 const MODULES: [&str; 26] = [
     "crc32_generic",
     "crc32c_generic",
@@ -50,7 +51,7 @@ const MODULES: [&str; 26] = [
     "crc32c-intel",
     "rdma_rxe",
 ];
-/// The guest's first process: what its arguments name is a script of the host's, and what that is given.
+/// The guest's first process. Its arguments are a script of the host and that script's arguments.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -61,15 +62,15 @@ for files in host guest; do
 done
 exec sh "/host$@"
 "#;
-/// Where the guest's first files get what is mounted there.
+/// Mount points in the guest's initial file system.
 const PLACES: [&str; 6] = ["proc", "dev", "host", "guest", "written", "whole"];
 
-/// `tests/rdma/machine.rs` looks there too.
+/// Returns the machine's folder. `tests/rdma/machine.rs` uses the same path.
 pub(crate) fn folder() -> PathBuf {
     target_directory().join("rdma-vm")
 }
 
-/// Whether it was made as it is made here.
+/// Returns true if the machine exists and was made by this recipe.
 pub(crate) fn is_there() -> bool {
     fs::read_to_string(folder().join("recipe")).is_ok_and(|made| made == recipe())
 }
@@ -78,13 +79,13 @@ fn recipe() -> String {
     format!("{KERNEL} {EMULATOR:?} {GUEST:?} {MODULES:?} {PLACES:?}\n{INIT}")
 }
 
-/// Makes what is not there yet, whole or not at all.
+/// Makes the machine unless it exists. It appears only once it is complete.
 pub(crate) fn fetch(deadline: Instant) -> Outcome {
     if is_there() {
         return Ok(());
     }
     if ARCH != "x86_64" {
-        return Err(format!("there is no recipe for a machine with an RDMA device on {ARCH}"));
+        return Err(format!("an emulated RDMA machine is available on x86_64 only, not on {ARCH}"));
     }
     let partial = folder().with_added_extension("partial");
     for old in [&partial, &folder()] {
@@ -108,7 +109,7 @@ pub(crate) fn fetch(deadline: Instant) -> Outcome {
     finished().map_err(|error| format!("{}: {error}", partial.display()))
 }
 
-/// The package that [`KERNEL`] stands for today.
+/// Returns the package that [`KERNEL`] depends on today.
 fn newest_kernel() -> Result<String, String> {
     let said = said(Command::new("apt-cache").args(["depends", KERNEL]))?;
     let mut depends = said.lines().filter_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
@@ -116,7 +117,8 @@ fn newest_kernel() -> Result<String, String> {
     Ok(format!("linux-image-{version}"))
 }
 
-/// What apt-get would install, beside which it might remove something: so nothing is.
+/// Returns the emulator's packages and those that apt-get would install with them. A real installation might
+/// remove packages, so none is made.
 fn emulator() -> Result<Vec<String>, String> {
     let plan = ["--simulate", "install", "--no-install-recommends", EMULATOR[0]];
     let said = said(Command::new("apt-get").arg("--quiet").args(plan))?;
@@ -127,7 +129,7 @@ fn emulator() -> Result<Vec<String>, String> {
     Ok(packages)
 }
 
-/// What a command prints.
+/// Runs a command and returns its output.
 fn said(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("{name}: {error}"))?;
@@ -139,7 +141,7 @@ fn said(command: &mut Command) -> Result<String, String> {
     }
 }
 
-/// Puts the kernel where it is booted from, and the guest's first files together, in a folder of their own.
+/// Moves the kernel to its boot path, and collects the guest's initial files in a folder of their own.
 fn assemble(partial: &Path, kernel: &Path) -> io::Result<PathBuf> {
     let missing = |what: &str| io::Error::new(io::ErrorKind::NotFound, format!("the kernel has no {what}"));
     let image = files(&kernel.join("boot"))?.into_iter().find(|file| name(file).starts_with("vmlinuz-"));
@@ -157,20 +159,20 @@ fn assemble(partial: &Path, kernel: &Path) -> io::Result<PathBuf> {
     fs::write(first.join("modules"), MODULES.join("\n"))?;
     fs::write(first.join("init"), INIT)?;
     fs::set_permissions(first.join("init"), fs::Permissions::from_mode(0o755))?;
-    // The host's /bin is a link, which a folder of the guest's would hide.
+    // On the host, /bin is a link, which a folder of the guest would hide.
     fs::rename(partial.join("guest/bin/busybox"), first.join("bin/busybox"))?;
     fs::remove_dir(partial.join("guest/bin"))?;
     Ok(first)
 }
 
-/// As the kernel takes it.
+/// Packs a folder into an initrd archive.
 fn pack(folder: &Path, archive: &Path, deadline: Instant) -> Outcome {
     let mut command = Command::new("sh");
     command.args(["-c", "cd \"$1\" && find . | bin/busybox cpio -o -H newc > \"$2\"", "sh"]);
     run(command.arg(folder).arg(archive), deadline)
 }
 
-/// All files below a folder.
+/// Returns all files below a folder.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {

@@ -1,6 +1,6 @@
-//! The one command behind check, test and ci: `cargo xtask --help`.
+//! The command for checks, tests and continuous integration: `cargo xtask --help`.
 //!
-//! Every command it starts has a time limit, and what that command started ends with it.
+//! Every command that it starts has a time limit. At the limit, all descendants of the command are ended too.
 
 mod asan;
 mod bindings;
@@ -24,7 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Towline's own tasks.
+/// Towline's development tasks
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Arguments {
@@ -34,21 +34,23 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Before a commit: format, tidy, clippy, tests, docs, examples. Stops at the first failure, installs nothing.
+    /// Run before a commit: format, tidy, clippy, tests, docs, examples. Stops at the first failure; installs
+    /// nothing
     Check,
-    /// What tests and `bench --against` need and this machine lacks: packages, and the programs of bench/compare.
+    /// Install what the tests and `bench --against` need: packages, and the programs of bench/compare
     Install,
-    /// All tests; with --install, after installing what they need and this machine lacks.
+    /// Run all tests; with --install, install what they need first
     Test(test::Arguments),
-    /// Every stage that continuous integration runs, each with its time. Runs all of them and fails if one did; installs nothing.
+    /// Run every stage of continuous integration, each with its time, even after a failure. Installs nothing
     Ci(ci::Arguments),
-    /// Makes the committed bindings to C libraries anew, from their headers (UCX: packages libucx-dev and libclang1-14).
+    /// Regenerate the committed bindings to C libraries from their headers (UCX: packages libucx-dev and
+    /// libclang1-14)
     Bindings(bindings::Arguments),
-    /// The unit tests of memory and of the reference backend under AddressSanitizer.
+    /// Run the unit tests of memory and the conformance cases of `mem` under AddressSanitizer
     Asan,
-    /// What processes share without a lock, under loom.
+    /// Run the models of memory that processes share without a lock, under loom
     Loom,
-    /// The fuzz targets, from their committed corpora.
+    /// Run the fuzz targets from their committed corpora
     Fuzz(fuzz::Arguments),
 }
 

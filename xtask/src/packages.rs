@@ -1,4 +1,4 @@
-//! Debian's packages whose files are wanted without installing them.
+//! Unpacks files of Debian packages without installing them.
 
 use std::fs;
 use std::io;
@@ -9,14 +9,15 @@ use std::time::Instant;
 use crate::install::apt_get;
 use crate::process::{Outcome, run};
 
-/// Has apt-get know what there is. A failed update may be one dead mirror among several: the downloads tell.
+/// Updates apt-get's lists. A failure is only reported: it may come from one dead mirror of several, and the
+/// downloads detect the rest.
 pub(crate) fn update(deadline: Instant) {
     if let Err(message) = run(&mut apt_get(&["update"]), deadline) {
         eprintln!("{message}");
     }
 }
 
-/// Has the files of packages in a folder.
+/// Unpacks the files of packages into a folder.
 pub(crate) fn unpack(packages: &[String], folder: &Path, deadline: Instant) -> Outcome {
     let archives = folder.with_added_extension("archives");
     let wrong = |error: io::Error| format!("{}: {error}", archives.display());

@@ -1,4 +1,4 @@
-//! Commands that end: each has a deadline, and at the deadline everything it started is ended too.
+//! Runs commands with a deadline. At the deadline, the command and all its descendants are ended.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,37 +9,37 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, getpid, kill_process, set_child_subreaper};
 
-/// What a task or a stage came to; the error is one sentence for the person in front of it.
+/// The result of a task or stage. The error is one sentence for the user.
 pub(crate) type Outcome = Result<(), String>;
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long the processes of an overrun command may take to end by themselves.
+/// Time between SIGTERM and SIGKILL for the processes of a command past its deadline.
 const TERMINATION_GRACE: Duration = Duration::from_secs(3);
 
-/// The root of the repository.
+/// Returns the root of the repository.
 pub(crate) fn root() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)
 }
 
-/// Where build output goes.
+/// Returns the folder of the build output.
 pub(crate) fn target_directory() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
-/// The target triple of this machine.
+/// Returns the target triple of this machine.
 pub(crate) fn host_triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// The cargo that runs us, in the root of the repository.
+/// Returns a command of the cargo that runs this program, in the root of the repository.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
     command
 }
 
-/// Where a program lies: on the search path, or where system administration tools are kept.
+/// Finds a program on the search path or in the folders of system administration tools.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let search_path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&search_path)
@@ -48,7 +48,7 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
-/// Runs a command to its end, its output untouched and its input empty, or ends it at the deadline.
+/// Runs a command to its end, or ends it at the deadline. Its output is inherited; its input is empty.
 pub(crate) fn run(command: &mut Command, deadline: Instant) -> Outcome {
     let line = describe(command);
     eprintln!("$ {line}");
@@ -84,10 +84,10 @@ fn describe(command: &Command) -> String {
     line
 }
 
-/// Ends every process below this one. They share our process group, so that Ctrl-C reaches them: they are found by
-/// their parents instead.
+/// Ends every descendant. They share this process's group, so that Ctrl-C reaches them; they are found
+/// through their parents instead.
 fn end_descendants() {
-    // Children of a process that ends first become ours, and are found in the next round.
+    // Children of a process that ends first become children of this one, and are found in the next round.
     let _ = set_child_subreaper(Some(getpid()));
     let mut told = BTreeSet::new();
     let patience = Instant::now() + TERMINATION_GRACE;
@@ -102,7 +102,7 @@ fn end_descendants() {
                 }
             }
         }
-        // What survives a second of SIGKILL is not ours to end (another user's, by sudo).
+        // A process that survives a second of SIGKILL belongs to another user (through sudo).
         if alive.is_empty() || Instant::now() >= patience + Duration::from_secs(1) {
             return;
         }
@@ -110,14 +110,14 @@ fn end_descendants() {
     }
 }
 
-/// The living processes below this one.
+/// Returns the living descendants of this process.
 fn descendants() -> BTreeSet<i32> {
     let pairs: Vec<_> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| {
             let process = entry.ok()?.file_name().to_str()?.parse::<i32>().ok()?;
-            // proc_pid_stat(5): `pid (name) state parent …`, and the name may hold anything.
+            // proc_pid_stat(5): `pid (name) state parent …`; the name may contain any character.
             let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
             let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
             let state = fields.next()?;
@@ -144,7 +144,7 @@ fn descendants() -> BTreeSet<i32> {
 mod tests {
     use super::*;
 
-    /// One test for both: the deadline of one would end the command of the other.
+    /// One test for both cases: the deadline of one would end the command of the other.
     #[test]
     fn a_command_passes_fails_or_ends_at_its_deadline_with_all_it_started() {
         let started = Instant::now();

@@ -1,5 +1,5 @@
-//! Prometheus' own reader of metrics, unpacked from its Debian package below the build output: installing that would start a
-//! server.
+//! promtool, Prometheus' own parser of metrics. It is unpacked from its Debian package below the build
+//! output, because an installation would start a server.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,11 +8,11 @@ use std::time::Instant;
 use crate::packages;
 use crate::process::{Outcome, find_program, target_directory};
 
-/// The program, and the word for it in `TOWLINE_REQUIRE`.
+/// The program's name, also in `TOWLINE_REQUIRE`.
 pub(crate) const NAME: &str = "promtool";
 const PACKAGE: &str = "prometheus";
 
-/// `bench/tests/cli/readers.rs` looks there too.
+/// Returns the program's folder. `bench/tests/cli/readers.rs` uses the same path.
 fn folder() -> PathBuf {
     target_directory().join(NAME)
 }
@@ -21,7 +21,8 @@ pub(crate) fn is_there() -> bool {
     folder().join(NAME).is_file() || find_program(NAME).is_some()
 }
 
-/// Fetches it if it is not there yet, whole or not at all: 19 MB, of which 48 MB unpacked are kept.
+/// Fetches the program unless it is there; it appears only once it is complete. The download has 19 MB; 48 MB
+/// unpacked are kept.
 pub(crate) fn fetch(deadline: Instant) -> Outcome {
     if is_there() {
         return Ok(());

@@ -1,17 +1,18 @@
-//! A stage is a named, bounded piece of work; a run of stages prints each one's time and a table at the end.
+//! A stage is a named piece of work with a time limit. A run prints the time of each stage and a table at the
+//! end.
 
 use std::time::{Duration, Instant};
 
 use crate::process::Outcome;
 
-/// Longer than any run of a person's, who ends it when they like.
+/// Longer than any run started by a person, who can interrupt it.
 pub(crate) const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) name: &'static str,
     pub(crate) limit: Duration,
-    /// Does the work, and gives up at the deadline.
+    /// Does the work. Gives up at the deadline.
     pub(crate) run: fn(Instant) -> Outcome,
 }
 
@@ -21,14 +22,14 @@ impl Stage {
     }
 }
 
-/// What to do when a stage fails.
+/// What a run does when a stage fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnFailure {
     Stop,
     Continue,
 }
 
-/// Runs the stages in order, together within `total`.
+/// Runs the stages in order, within `total` altogether.
 pub(crate) fn run_all(stages: &[&Stage], total: Duration, on_failure: OnFailure) -> Outcome {
     let started = Instant::now();
     let end = started + total;

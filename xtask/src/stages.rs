@@ -1,4 +1,4 @@
-//! The stages that `check` and `ci` are made of. A new one is a constant here and a word in their lists.
+//! The stages of `check` and `ci`. A new stage is a constant here and an entry in their lists.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,7 +13,7 @@ pub(crate) const TIDY: Stage = Stage { name: "tidy", limit: minutes(10), run: ti
 pub(crate) const CLIPPY: Stage = Stage { name: "clippy", limit: minutes(10), run: clippy };
 pub(crate) const BUILD: Stage = Stage { name: "build", limit: minutes(10), run: build_with_cargo_alone };
 pub(crate) const TEST: Stage = Stage { name: "test", limit: minutes(45), run: test::test_as_is };
-/// For a person, who has no time limit.
+/// For a run by a person: no time limit.
 pub(crate) const UNLIMITED_TEST: Stage = Stage { name: "test", limit: NO_LIMIT, run: test::test_as_is };
 pub(crate) const SIMULATION: Stage = Stage { name: "simulation", limit: minutes(10), run: simulation };
 pub(crate) const DOC: Stage = Stage { name: "doc", limit: minutes(10), run: doc };
@@ -25,8 +25,8 @@ pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(8), run: loo
 pub(crate) const FUZZ: Stage = Stage { name: "fuzz", limit: minutes(12), run: fuzz::stage };
 pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(15), run: bench };
 
-/// What a build may find on the search path: Rust, its linker, and what comes with that, which is what the cryptography behind
-/// TLS is built by. No pkg-config, cmake, make, clang, protoc, Perl or Python.
+/// The programs that a build may use: Rust, its linker, and the tools that come with it, which build the
+/// cryptography of TLS. No pkg-config, cmake, make, clang, protoc, Perl or Python.
 const BUILD_PROGRAMS: [&str; 6] = ["cargo", "rustc", "cc", "ld", "as", "ar"];
 
 const fn minutes(count: u64) -> Duration {
@@ -43,11 +43,11 @@ fn tidy(deadline: Instant) -> Outcome {
 }
 
 fn clippy(deadline: Instant) -> Outcome {
-    // With all features, so that what only the fuzz targets see builds too.
+    // All features, so that code for the fuzz targets is checked too.
     let arguments =
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     run(&mut cargo(&arguments), deadline)?;
-    // And what builds without any.
+    // And without any feature.
     let arguments = ["clippy", "--package", "towline", "--no-default-features", "--all-targets", "--locked"];
     run(cargo(&arguments).args(["--", "-D", "warnings"]), deadline)
 }
@@ -61,8 +61,8 @@ fn examples(deadline: Instant) -> Outcome {
     run(&mut cargo(&["build", "--package", "towline-examples", "--all-targets"]), deadline)
 }
 
-/// The promise to somebody with a bare laptop: nothing is needed but cargo and the C compiler that links for it. The build
-/// directory is its own, because a dependency that is already built does not ask for its tools again.
+/// Builds with cargo and a C compiler alone, as on a fresh laptop. The build folder is its own, because a
+/// dependency that is built already would not use its tools again.
 fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     let target = target_directory().join("bare");
     let programs = target.join("programs");
@@ -86,7 +86,7 @@ fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     run(cargo(&arguments).arg(&target), deadline)
 }
 
-/// As many seeds of each as two minutes hold on two busy cores; the suite runs fewer.
+/// Runs as many seeds of each simulation as fit in two minutes on two busy cores. The test suite runs fewer.
 fn simulation(deadline: Instant) -> Outcome {
     let arguments = ["test", "--package", "towline-tests", "--test", "simulation"];
     run(cargo(&arguments).env("TOWLINE_SEEDS", "10000"), deadline)?;
@@ -97,7 +97,7 @@ fn simulation(deadline: Instant) -> Outcome {
 }
 
 fn bench(deadline: Instant) -> Outcome {
-    // Whether the main job runs and tells the truth about every byte; its figures mean nothing on a busy machine.
+    // Checks that bench runs and verifies every byte; its figures mean nothing on a busy machine.
     let main_job = ["run", "--release", "--package", "towline-bench", "--", "bench"];
     let short = ["--duration", "0.2", "--warmup", "0.1", "--repeat", "1", "--verify"];
     let patterns =

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: runs all tests; with `--install` it first installs what they need and this machine lacks.
+//! `cargo xtask test`: runs all tests; with `--install` it installs what they need first.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,14 @@ use crate::stage::NO_LIMIT;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Install first what tests need and this machine lacks. Otherwise these skip, and the end of the run says why.
+    /// Install what the tests need and this machine lacks. Without it these tests skip, and the end of the
+    /// run prints why
     #[arg(long)]
     install: bool,
-    /// End the run after so long. Without it there is no limit.
+    /// End the run after this time; no limit by default
     #[arg(long, value_name = "SECONDS")]
     limit_s: Option<u64>,
-    /// Run only the tests whose name holds this; several are run one after the other.
+    /// Run only tests whose name contains this; several filters run one after the other
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
 }
@@ -24,14 +25,14 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     test(arguments.install, &arguments.filters, Instant::now() + limit)
 }
 
-/// All tests with what this machine has, as a stage.
+/// Runs the stage: all tests that this machine supports.
 pub(crate) fn test_as_is(deadline: Instant) -> Outcome {
     test(false, &[], deadline)
 }
 
 fn test(may_install: bool, filters: &[String], deadline: Instant) -> Outcome {
     let prepared = install::prepare(may_install, deadline);
-    // Every test binary runs even if one fails: a whole report is worth the seconds.
+    // Every test binary runs even if one fails: a complete report is worth the time.
     let suite = ["test", "--workspace", "--no-fail-fast"];
     if filters.is_empty() {
         process::run(&mut cargo(&suite), deadline)?;

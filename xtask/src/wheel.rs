@@ -1,4 +1,4 @@
-//! Wheels that tests use, each unpacked by itself below the build output: the newer UCX, and the parsers that read our metrics.
+//! Wheels that tests use, each unpacked below the build output: the newer UCX, and a parser of metrics.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,18 +7,18 @@ use std::time::Instant;
 
 use crate::process::{Outcome, find_program, run, target_directory};
 
-/// One wheel, of one version; nothing that it depends on.
+/// One version of a wheel, without its dependencies.
 #[derive(Debug)]
 pub(crate) struct Wheel {
-    /// The word for it in `TOWLINE_REQUIRE`.
+    /// Its name in `TOWLINE_REQUIRE`.
     pub(crate) name: &'static str,
     package: &'static str,
     version: &'static str,
-    /// A file in it.
+    /// A file of the wheel that shows it is complete.
     sign: &'static str,
 }
 
-/// `tests/src/libraries.rs` and `bench/tests/cli/readers.rs` look for them by their folders.
+/// `tests/src/libraries.rs` and `bench/tests/cli/readers.rs` use the same folders.
 const WHEELS: [Wheel; 2] = [
     Wheel { name: "ucx", package: "libucx-cu12", version: "1.22.0", sign: "libucx/lib/libucp.so.0" },
     Wheel {
@@ -29,14 +29,14 @@ const WHEELS: [Wheel; 2] = [
     },
 ];
 
-/// Those that were not fetched.
+/// Returns the wheels that are not fetched.
 pub(crate) fn missing() -> impl Iterator<Item = &'static Wheel> {
     WHEELS.iter().filter(|wheel| !wheel.is_there())
 }
 
-/// Fetches what is not there yet.
+/// Fetches the wheels that are missing.
 pub(crate) fn fetch(deadline: Instant) -> Outcome {
-    // One that cannot be had is no reason to do without the others.
+    // A failure does not stop the others.
     let failures: Vec<_> = missing().filter_map(|wheel| wheel.fetch(deadline).err()).collect();
     if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
@@ -50,7 +50,7 @@ impl Wheel {
         self.folder().join(self.sign).is_file()
     }
 
-    /// Whole or not at all.
+    /// Fetches the wheel. Its folder appears only once it is complete.
     fn fetch(&self, deadline: Instant) -> Outcome {
         let pip = find_program("pip3").ok_or("there is no pip3")?;
         let partial = self.folder().with_added_extension("partial");

@@ -1,11 +1,11 @@
-//! No test: the last program that `cargo test` runs says what the others skipped, and why.
+//! Not a test: the last program that `cargo test` runs. It lists the skipped tests and the reasons.
 
-#![expect(clippy::print_stdout, reason = "this is what it is for")]
+#![expect(clippy::print_stdout, reason = "the list is this program's output")]
 
 use towline_tests::need::Record;
 
 fn main() {
-    // Tools that list tests find none here.
+    // There are no tests to list.
     if std::env::args().any(|argument| argument == "--list") {
         return;
     }
