@@ -1,4 +1,4 @@
-//! Certificates for tests. Keys come from fixed seeds, so that processes that never met know the same authority.
+//! Certificates for tests. Keys come from fixed seeds, so that separate processes use the same authority.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -6,7 +6,7 @@ use rcgen::{
 };
 use towline::{Tls, TlsBuilder};
 
-/// Who signs, by the seed of its key.
+/// A certificate authority, identified by the seed of its key.
 #[derive(Debug)]
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -21,21 +21,21 @@ pub struct Certificate {
     pub key: String,
 }
 
-/// What is unusual about a certificate.
+/// A property that makes a certificate unusual.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing.
+    /// A valid certificate.
     Usual,
-    /// It is no longer valid.
+    /// The certificate has expired.
     Expired,
-    /// It is not valid yet.
+    /// The certificate is not valid yet.
     Future,
-    /// It is for listeners alone.
+    /// The certificate is valid for listeners only.
     ServerOnly,
 }
 
 impl Authority {
-    /// The authority whose key is made of this byte.
+    /// Creates the authority with the key of this seed.
     pub fn new(seed: u8) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, format!("Towline tests {seed}"));
@@ -45,12 +45,12 @@ impl Authority {
         Self { issuer }
     }
 
-    /// Its certificate, as PEM.
+    /// Returns the authority's certificate, as PEM.
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    /// Signs a certificate for these names and addresses, with a key of this seed.
+    /// Signs a certificate for these names and addresses, with the key of this seed.
     pub fn sign(&self, names: &[&str], seed: u8, kind: Kind) -> Certificate {
         let key = key(seed);
         let certificate = params(names, kind).signed_by(&key, &self.issuer).expect("valid parts");
@@ -58,14 +58,14 @@ impl Authority {
     }
 }
 
-/// A certificate that nobody but itself signed.
+/// Creates a self-signed certificate.
 pub fn self_signed(names: &[&str], seed: u8) -> Certificate {
     let key = key(seed);
     let certificate = params(names, Kind::Usual).self_signed(&key).expect("valid parts");
     Certificate { chain: certificate.pem(), key: key.serialize_pem() }
 }
 
-/// What an endpoint at these names and addresses shows and believes: both ends one authority.
+/// Returns the settings of an endpoint at these names and addresses. Both ends trust one authority.
 pub fn mutual_tls(names: &[&str]) -> Tls {
     let authority = Authority::new(1);
     let certificate = authority.sign(names, 2, Kind::Usual);
@@ -73,7 +73,7 @@ pub fn mutual_tls(names: &[&str]) -> Tls {
 }
 
 impl Certificate {
-    /// Settings of an endpoint that shows it.
+    /// Returns the settings of an endpoint that presents this certificate.
     pub fn shown_by(&self, tls: TlsBuilder) -> TlsBuilder {
         tls.certificate(self.chain.clone(), self.key.clone())
     }
@@ -81,7 +81,7 @@ impl Certificate {
 
 fn params(names: &[&str], kind: Kind) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-    let mut params = CertificateParams::new(names).expect("names that a certificate can bear");
+    let mut params = CertificateParams::new(names).expect("names that a certificate can have");
     match kind {
         Kind::Usual => {}
         Kind::Expired => params.not_after = date_time_ymd(2020, 1, 1),
@@ -91,7 +91,7 @@ fn params(names: &[&str], kind: Kind) -> CertificateParams {
     params
 }
 
-/// RFC 8410, section 7: an Ed25519 key of 32 equal bytes, as PKCS #8.
+/// Returns an Ed25519 key of 32 equal bytes, from PKCS #8 (RFC 8410, section 7).
 fn key(seed: u8) -> KeyPair {
     const HEAD: [u8; 16] = [0x30, 46, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 34, 4, 32];
     let der = [HEAD.as_slice(), &[seed; 32]].concat();

@@ -1,4 +1,4 @@
-//! A process over UCX that sends back what a peer sends: this program once more.
+//! An echo server over UCX in a process of its own, which runs this program again.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::env;
@@ -12,17 +12,17 @@ use towline::Address;
 use crate::over_ucx::{at, builder_with, run};
 use crate::polls::soon;
 
-/// Names the address to listen at, and makes a process a server.
+/// The address to listen at. Its presence makes a process a server.
 const SERVE: &str = "TOWLINE_UCX_SERVE";
-/// The `libucp` to serve with.
+/// The `libucp` of the server.
 const LIBUCP: &str = "TOWLINE_UCX_LIBUCP";
 
-/// A process that sends back what a peer sends. It dies with this, or with its parent.
+/// A server process. It ends when this value is dropped, or when its parent ends.
 #[derive(Debug)]
 pub struct Server(pub Child);
 
 impl Server {
-    /// Starts one with this `libucp`, and tells where it listens.
+    /// Starts a server with this `libucp`. Returns it and the address it listens at.
     pub fn start(libucp: &Path, at: &str) -> (Self, Address) {
         let mut command = Command::new(env::current_exe().unwrap());
         command.env(SERVE, at).env(LIBUCP, libucp).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -35,13 +35,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// This process is a server.
+/// Runs the server if this process is one.
 #[must_use]
 pub fn serve_if_asked() -> Option<ExitCode> {
     let address = env::var(SERVE).ok()?;

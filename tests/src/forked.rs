@@ -1,5 +1,5 @@
-//! A child forked without `exec`, as Python's `multiprocessing` makes them: one thread of this process, and a copy of all the
-//! memory.
+//! A child forked without `exec`, as Python's `multiprocessing` makes them: it has one thread and a copy of
+//! all memory.
 
 #![expect(unsafe_code, reason = "no safe crate forks")]
 
@@ -9,22 +9,22 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
-/// How long a child lives whose parent died.
+/// Lifetime of a child whose parent has ended.
 const LIFETIME_SECONDS: u32 = 100;
 
-/// A child that lives, or has not been asked for how it ended.
+/// A child whose exit status has not been collected.
 #[derive(Debug)]
 pub struct Forked(Pid);
 
 impl Forked {
-    /// Forks: the child does `work` and exits, without running what its parent left for the end.
+    /// Forks. The child runs `work` and exits without the parent's exit handlers.
     pub fn new(work: impl FnOnce()) -> Self {
-        // SAFETY: M10: the child runs this thread alone, touches none of the locks that others may have held except as the code
-        // under test does, whose claim that is, and ends below.
+        // SAFETY: M10: the child runs this thread alone. It takes locks that other threads may have held only
+        // as the code under test does, which claims to support that. It ends below.
         let forked = unsafe { libc::fork() };
         assert!(forked >= 0, "{}", std::io::Error::last_os_error());
         let Some(child) = Pid::from_raw(forked) else {
-            // A signal at the parent's death would come at the death of the thread that forked.
+            // A death signal of the parent would be sent when the thread that forked ends.
             // SAFETY: sets a timer of this process, whose signal ends it.
             unsafe { libc::alarm(LIFETIME_SECONDS) };
             let done = catch_unwind(AssertUnwindSafe(work));
@@ -34,16 +34,16 @@ impl Forked {
         Self(child)
     }
 
-    /// Waits until it has done its work, which must have ended well, and within `limit`.
+    /// Waits until the child has exited. Panics unless it exits within `limit` and with success.
     pub fn assert_done(self, limit: Duration) {
         let begin = Instant::now();
         loop {
             if let Some((_, status)) = waitpid(Some(self.0), WaitOptions::NOHANG).expect("it is our child") {
                 std::mem::forget(self);
-                assert_eq!(status.exit_status(), Some(0), "what a fork did went wrong: {status:?}");
+                assert_eq!(status.exit_status(), Some(0), "the forked child failed: {status:?}");
                 return;
             }
-            assert!(begin.elapsed() < limit, "a fork did not end within {limit:?}");
+            assert!(begin.elapsed() < limit, "the forked child did not end within {limit:?}");
             thread::sleep(Duration::from_millis(1));
         }
     }
@@ -51,7 +51,7 @@ impl Forked {
 
 impl Drop for Forked {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The child may have ended already.
         let _ = kill_process(self.0, Signal::KILL);
         let _ = waitpid(Some(self.0), WaitOptions::empty());
     }

@@ -1,6 +1,7 @@
-//! Memory that the CPU cannot touch: its pages have no permissions, ever, and its bytes move only through its copies.
+//! Memory that the CPU cannot access: its pages have no permissions, and its bytes move only through its copy
+//! functions.
 //!
-//! What passes with it does not read, write or form a slice of device memory.
+//! Code that works with it does not read, write or form a slice of device memory.
 
 #![expect(unsafe_code, reason = "an allocation's promises are what every handle of it rests on")]
 
@@ -18,20 +19,20 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use towline::memory::{Access, Allocation, Fence, Source};
 use towline::{Buffer, BufferMut, Error, Place, Pool, Result};
 
-/// Where a [`Pool`] of guarded memory gets it.
+/// The source of a [`Pool`] of guarded memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Guarded;
 
 impl Guarded {
-    /// A pool of guarded memory.
+    /// Creates a pool of guarded memory.
     pub fn pool() -> Pool {
         Pool::with_source(Arc::new(Self), 16 << 20)
     }
 
-    /// Room for `capacity` bytes.
+    /// Creates a buffer with this capacity.
     ///
     /// # Errors
-    /// Whatever the operating system reports.
+    /// Any error of the operating system.
     pub fn buffer(capacity: usize) -> Result<BufferMut> {
         if capacity == 0 {
             return Self::pool().take(0);
@@ -40,20 +41,21 @@ impl Guarded {
         Ok(taken.unwrap_or_else(|_| unreachable!("it is writable, and this its only handle")))
     }
 
-    /// These bytes in guarded memory.
+    /// Creates a buffer of guarded memory with these bytes.
     ///
     /// # Errors
-    /// Whatever the operating system reports.
+    /// Any error of the operating system.
     pub fn filled(bytes: &[u8]) -> Result<Buffer> {
         let mut buffer = Self::buffer(bytes.len())?;
         buffer.extend_from_slice(bytes)?;
         Ok(buffer.freeze())
     }
 
-    /// Memory that a device is still writing: `bytes` are there after `delay`, and the buffer's fence says so.
+    /// Creates memory that a device is still writing. `bytes` arrive after `delay`; the buffer's fence is
+    /// ready then.
     ///
     /// # Errors
-    /// Whatever the operating system reports.
+    /// Any error of the operating system.
     pub fn produced(bytes: Vec<u8>, delay: Duration) -> Result<Buffer> {
         let pages = Arc::new(Pages::new(bytes.len().max(1))?);
         let produced = Arc::new(Produced::default());
@@ -62,12 +64,12 @@ impl Guarded {
             move || {
                 thread::sleep(delay);
                 let written = pages.write(0, &bytes);
-                // The device's own handle goes first: what is ready is the caller's alone.
+                // The device drops its handle first, so that a ready buffer belongs to the caller alone.
                 drop(pages);
                 produced.say(written.is_ok());
             }
         })?;
-        // SAFETY: M4: the device's thread initialises all of it before the fence attached here is ready.
+        // SAFETY: M4: the device's thread initialises all bytes before the fence attached here is ready.
         let buffer = unsafe { Buffer::from_allocation(pages) };
         Ok(buffer.with_fence(produced))
     }
@@ -83,7 +85,7 @@ impl Source for Guarded {
     }
 }
 
-/// A file in memory, mapped without permissions: the mapping gives an address, the file the copies.
+/// A memory file, mapped without permissions: the mapping provides the address, the file the copies.
 #[derive(Debug)]
 struct Pages {
     base: NonNull<u8>,
@@ -91,16 +93,16 @@ struct Pages {
     file: OwnedFd,
 }
 
-// SAFETY: M1: the mapping stays where it is until drop, from whatever thread it is asked for; nobody can touch it.
+// SAFETY: M1: the mapping stays at its address until drop, from any thread; no code can access it.
 unsafe impl Send for Pages {}
-// SAFETY: M6: the address is all that a shared reference gives away, and the file's reads and writes are the kernel's.
+// SAFETY: M6: a shared reference only gives the address away, and the kernel reads and writes the file.
 unsafe impl Sync for Pages {}
 
 impl Pages {
     fn new(len: usize) -> Result<Self> {
         let file = memfd_create("guarded", MemfdFlags::CLOEXEC).map_err(io::Error::from)?;
         ftruncate(&file, len as u64).map_err(io::Error::from)?;
-        // SAFETY: M1: a new mapping at an address of the kernel's choice replaces nothing.
+        // SAFETY: M1: a new mapping at an address that the kernel chooses replaces nothing.
         let base = unsafe { mmap(ptr::null_mut(), len, ProtFlags::empty(), MapFlags::SHARED, &file, 0) };
         let base = NonNull::new(base.map_err(io::Error::from)?.cast());
         Ok(Self { base: base.unwrap_or_else(|| unreachable!("nothing is mapped at zero")), len, file })
@@ -130,14 +132,15 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: M1: a whole mapping of this value's own, with no handle left.
+        // SAFETY: M1: a whole mapping that this value owns, with no handle left.
         let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         assert!(unmapped.is_ok(), "{unmapped:?}");
     }
 }
 
-// SAFETY: M1: the mapping stays until drop. M2: nobody else knows the file, but for a device that the fence is for. M6:
-// it is remote, and the copies below read and write the file, exactly in the range given.
+// SAFETY: M1: the mapping stays until drop. M2: no other code has the file, except a device whose writes the
+// fence announces. M6: the memory is remote, and the copies below read and write the file, exactly in the
+// given range.
 unsafe impl Allocation for Pages {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -168,7 +171,7 @@ unsafe impl Allocation for Pages {
     }
 }
 
-/// Ready once the device is done.
+/// A fence that is ready once the device has finished.
 #[derive(Debug, Default)]
 struct Produced {
     well: Mutex<Option<bool>>,

@@ -1,5 +1,7 @@
-//! What the tests of Towline need and its users do not: memory that behaves like a device's, that runs out, that faults for ever,
-//! certificates, forks, waiting with a limit, what a process uses, tasks that stop, the libraries of UCX and endpoints over them, a process that echoes, what `cargo xtask install` made, what a peer made by hand says, and what a machine may lack.
+//! Shared parts of Towline's tests: memory that behaves like a device's, memory that runs out or faults,
+//! certificates, forked children, waiting with a limit, this process's resource usage, tasks that stop, the
+//! installed UCX libraries and endpoints over them, an echo server, the messages of a hostile peer, and
+//! requirements that a machine may lack.
 
 pub mod certificates;
 pub mod echoing;

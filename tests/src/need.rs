@@ -1,7 +1,8 @@
-//! What a machine may lack: a test that cannot run here skips with its reason, and fails where its need is required.
+//! Requirements that a machine may lack. A test that cannot run skips and prints the reason; it fails if its
+//! need is required.
 //!
-//! Each skip is recorded for the `cargo test` that runs it. The test `skipped` of `xtask`, which cargo runs last, prints the
-//! record: a test's own output is shown only where it fails.
+//! Each skip is recorded for the `cargo test` that runs it. The test `skipped` of `xtask`, which cargo runs
+//! last, prints the record, because a passing test's output is not shown.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
@@ -10,22 +11,22 @@ use std::path::{Path, PathBuf};
 
 use libtest_mimic::{Completion, Failed};
 
-/// A comma list of needs whose lack is a failure.
+/// A comma-separated list of needs whose absence is a failure.
 const REQUIRE: &str = "TOWLINE_REQUIRE";
 
-/// The end of a test that cannot run for the lack of `need`, and why.
+/// Ends a test that cannot run because the machine lacks `need`.
 ///
 /// # Errors
-/// Where `TOWLINE_REQUIRE` asks for it.
+/// If `TOWLINE_REQUIRE` names the need.
 pub fn skip(need: &str, reason: &str) -> Result<Completion, Failed> {
     record(need, reason)?;
     Ok(Completion::ignored_with(format!("needs {need}: {reason}")))
 }
 
-/// Records that a test, or a part of one, does not run for the lack of `need`, and why.
+/// Records that a test, or a part of one, does not run because the machine lacks `need`.
 ///
 /// # Panics
-/// Where `TOWLINE_REQUIRE` asks for it.
+/// If `TOWLINE_REQUIRE` names the need.
 #[track_caller]
 pub fn skipped(need: &str, reason: &str) {
     if let Err(required) = record(need, reason) {
@@ -47,12 +48,13 @@ fn record(need: &str, reason: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// What one `cargo test` skipped: a file with a line for each.
+/// The skips of one `cargo test`: a file with a line for each.
 #[derive(Debug)]
 pub struct Record(PathBuf);
 
 impl Record {
-    /// That of the `cargo` that runs this process, below its build output; none where no cargo does.
+    /// Returns the record of the `cargo` that runs this process, below its build output. `None` if no cargo
+    /// runs it.
     pub fn of_this_run() -> Option<Self> {
         let program = std::env::current_exe().ok()?;
         let folder = program.parent()?.parent()?.join("skipped");
@@ -66,11 +68,12 @@ impl Record {
     fn add(&self, need: &str, reason: &str) -> io::Result<()> {
         fs::create_dir_all(self.0.parent().unwrap_or_else(|| Path::new(".")))?;
         let line = format!("{need}: {}\n", reason.split_whitespace().collect::<Vec<_>>().join(" "));
-        // One write each: lines of processes and threads do not mix.
+        // Each line is one write, so that lines of several processes and threads do not mix.
         OpenOptions::new().create(true).append(true).open(&self.0)?.write_all(line.as_bytes())
     }
 
-    /// Takes the record: each need with its reason, and how often it was told. Records of runs that are over go with it.
+    /// Takes the record: each need with its reason, and the number of its skips. Removes the records of ended
+    /// runs too.
     pub fn take(&self) -> BTreeMap<String, usize> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
         let mut counts = BTreeMap::new();
@@ -84,7 +87,7 @@ impl Record {
                 Process::read(id).is_none_or(|process| process.started != started)
             });
             if is_over || record.path() == self.0 {
-                // Another run may have done so.
+                // Another run may have removed it.
                 let _ = fs::remove_file(record.path());
             }
         }
@@ -92,19 +95,19 @@ impl Record {
     }
 }
 
-/// What `/proc` tells of a process.
+/// The status of a process in `/proc`.
 #[derive(Debug)]
 struct Process {
     id: u32,
     name: String,
     parent: u32,
-    /// In ticks since the machine started, which tells processes of one number apart.
+    /// In ticks since the machine started. It distinguishes processes that had the same id.
     started: String,
 }
 
 impl Process {
     fn read(id: &str) -> Option<Self> {
-        // proc_pid_stat(5): `pid (name) state parent …`, and the name may hold anything.
+        // proc_pid_stat(5): `pid (name) state parent …`; the name may contain any character.
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
         let (head, tail) = stat.rsplit_once(')')?;
         let (id, name) = head.split_once(" (")?;

@@ -1,4 +1,4 @@
-//! Waiting in tests: with a limit that names what did not end, or one poll at a time.
+//! Waiting in tests: with a limit and a message, or one poll at a time.
 
 use std::fmt::Debug;
 use std::future::{Future, poll_fn};
@@ -8,28 +8,28 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-/// Long enough for anything that is not stuck, on a busy machine.
+/// Longer than anything takes that is not stuck, even on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// The result of `future`, which must not take long.
+/// Returns the output of `future`. Panics if it does not end within [`SOON`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     within(SOON, what, future).await
 }
 
-/// The result of `future`, which must not take longer than `limit`.
+/// Returns the output of `future`. Panics if it does not end within `limit`.
 pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
     let result = tokio::time::timeout(limit, future).await;
     result.unwrap_or_else(|_| panic!("{what} did not end within {limit:?}"))
 }
 
-/// Sees that `future` does not end for a while.
+/// Asserts that `future` does not end within 200 ms.
 pub async fn pending<T: Debug>(what: &str, future: impl Future<Output = T>) {
     if let Ok(early) = tokio::time::timeout(Duration::from_millis(200), future).await {
         panic!("{what} ended already: {early:?}");
     }
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` holds. Panics if that takes longer than [`SOON`].
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let limit = Instant::now() + SOON;
     while !condition() {
@@ -38,7 +38,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Polls at most `times` times, a moment apart, with a waker that wakes nobody.
+/// Polls at most `times` times, 100 µs apart, with a waker that does nothing.
 pub async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<F::Output> {
     for _ in 0..times {
         if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -49,7 +49,8 @@ pub async fn polled<F: Future>(mut future: Pin<&mut F>, times: usize) -> Option<
     None
 }
 
-/// All results, in order; each poll goes through the futures in order, hence the first one submits them in order.
+/// Returns all outputs, in order. Each poll polls the futures in order, so that the first poll submits them
+/// in order.
 pub async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut futures: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
     poll_fn(|cx| {
@@ -68,7 +69,7 @@ pub async fn all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Outp
     futures.into_iter().filter_map(|(_, done)| done).collect()
 }
 
-/// Runs `future` on this thread without tokio: it sleeps by parking.
+/// Runs `future` on this thread without tokio: the thread parks between polls.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {

@@ -1,9 +1,9 @@
-//! What `cargo xtask install` puts below the build output.
+//! Folders that `cargo xtask install` creates below the build output.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
-/// Where something of this name would be.
+/// Returns the path of the folder with this name. It may not exist.
 #[must_use]
 pub fn folder(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a package of a workspace");

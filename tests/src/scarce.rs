@@ -9,14 +9,14 @@ use std::sync::Arc;
 use towline::memory::{Access, Allocation, Source};
 use towline::{Error, ErrorKind, Place, Pool, Result};
 
-/// Where a [`Pool`] of scarce memory gets it.
+/// The source of a [`Pool`] of scarce memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Scarce {
     len_max: usize,
 }
 
 impl Scarce {
-    /// A pool without blocks of more than `len_max` bytes.
+    /// Creates a pool that refuses blocks of more than `len_max` bytes.
     pub fn pool(len_max: usize) -> Pool {
         Pool::with_source(Arc::new(Self { len_max }), 1 << 20)
     }
@@ -36,13 +36,13 @@ impl Source for Scarce {
     }
 }
 
-/// A box in parts, since a box may assume that nobody else writes through its pointer.
+/// The raw parts of a box, since a box may assume that no other pointer writes its memory.
 #[derive(Debug)]
 struct Block(NonNull<[MaybeUninit<u8>]>);
 
 // SAFETY: M2: plain memory, reached only through the one value that owns it.
 unsafe impl Send for Block {}
-// SAFETY: M2: a shared reference gives away the address only.
+// SAFETY: M2: a shared reference only gives the address away.
 unsafe impl Sync for Block {}
 
 impl Drop for Block {
@@ -52,7 +52,7 @@ impl Drop for Block {
     }
 }
 
-// SAFETY: M1: a leaked box stays at its address until drop. M2: nobody else knows it.
+// SAFETY: M1: a leaked box stays at its address until drop. M2: no other code has the address.
 unsafe impl Allocation for Block {
     fn base(&self) -> NonNull<u8> {
         self.0.cast()

@@ -1,4 +1,4 @@
-//! The real world with its tasks under observation: how many there are, and one that stops after so many polls.
+//! The system environment with observed tasks: it counts them, and can stop one after a number of polls.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -10,31 +10,31 @@ use std::time::Duration;
 use towline::Result;
 use towline::environment::{Environment, System, Task};
 
-/// An environment whose tasks are counted.
+/// An environment that counts its tasks.
 #[derive(Debug)]
 pub struct Watched {
     system: System,
     tasks: Arc<AtomicUsize>,
-    /// For the task that is spawned next.
+    /// The stop of the next task to be spawned.
     next: Mutex<Option<Stop>>,
 }
 
-/// A task that is polled a number of times, and then waits for what becomes of it.
+/// Stops a task after a number of polls, until the test decides how it continues.
 #[derive(Clone, Debug)]
 pub struct Stop(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     polls_left: usize,
-    /// It waits for its fate.
+    /// True once the polls are used up and the task waits for the decision.
     is_reached: bool,
     fate: Fate,
-    /// It has ended, or was dropped.
+    /// True once the task has ended or was dropped.
     is_over: bool,
     waker: Option<Waker>,
 }
 
-/// What becomes of a task once its polls are used up.
+/// How a task continues once its polls are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Waits,
@@ -51,12 +51,12 @@ impl Watched {
         Ok(Arc::new(Self { system: System::start()?, tasks: Arc::default(), next: Mutex::default() }))
     }
 
-    /// The tasks that have not ended.
+    /// Returns the number of tasks that have not ended.
     pub fn tasks(&self) -> usize {
         self.tasks.load(Ordering::Acquire)
     }
 
-    /// Stops the task that is spawned next after so many polls.
+    /// Stops the next spawned task after `polls` polls.
     pub fn stop_next(&self, polls: usize) -> Stop {
         let state =
             State { polls_left: polls, is_reached: false, fate: Fate::Waits, is_over: false, waker: None };
@@ -88,18 +88,18 @@ impl Environment for Watched {
 }
 
 impl Stop {
-    /// Whether its polls are used up while it has not ended.
+    /// Returns true if the polls are used up and the task has not ended.
     pub fn is_reached(&self) -> bool {
         let state = self.state();
         state.is_reached && !state.is_over
     }
 
-    /// Whether the task has ended.
+    /// Returns true if the task has ended.
     pub fn is_over(&self) -> bool {
         self.state().is_over
     }
 
-    /// Lets the task go on.
+    /// Lets the task continue.
     pub fn let_go_on(&self) {
         self.decide(Fate::GoesOn);
     }
@@ -121,7 +121,7 @@ impl Stop {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What becomes of the task in this poll.
+    /// Returns how the task continues in this poll.
     fn at_poll(&self, cx: &Context<'_>) -> Fate {
         let mut state = self.state();
         if state.polls_left > 0 {
@@ -131,7 +131,7 @@ impl Stop {
         state.fate
     }
 
-    /// The task was polled, and has not ended.
+    /// Counts a poll that did not end the task.
     fn after_poll(&self, cx: &Context<'_>) {
         let mut state = self.state();
         if state.polls_left > 0 {
@@ -158,7 +158,7 @@ struct Observed {
     _counted: Counted,
 }
 
-/// One more task, until this is dropped.
+/// Counts a task until it is dropped.
 struct Counted {
     tasks: Arc<AtomicUsize>,
     stop: Option<Stop>,

@@ -1,14 +1,14 @@
-//! What a peer made by hand says, byte for byte: docs/handshake.md and docs/wire.md.
+//! The messages of a hostile peer, byte for byte: docs/handshake.md and docs/wire.md.
 
-/// What every message of the handshake begins with.
+/// The first bytes of every handshake message.
 pub const MAGIC: &[u8] = b"TOWLINE\x1a";
 
-/// A message of the handshake.
+/// Encodes a handshake message.
 pub fn hand(kind: u8, body: &[u8]) -> Vec<u8> {
     [MAGIC, &[kind, 0, 0, 0], &(body.len() as u32).to_le_bytes(), body].concat()
 }
 
-/// A `Hello` of version 1, without features or a token, and with these offers.
+/// Encodes a `Hello` of version 1, without features or a token, with these offers.
 pub fn hello(nonce: [u8; 32], identity: &[u8; 56], offers: &[(&str, &[u8])]) -> Vec<u8> {
     let mut hello = vec![1, 0, 1, 0];
     hello.extend([0; 8]);
@@ -24,18 +24,18 @@ pub fn hello(nonce: [u8; 32], identity: &[u8; 56], offers: &[(&str, &[u8])]) -> 
     hand(1, &hello)
 }
 
-/// A packet of the data stream.
+/// Encodes a packet of the data stream.
 pub fn packet(records: &[u8], transfer: u64, data: &[u8]) -> Vec<u8> {
     let lens = [records.len() as u32, data.len() as u32].map(u32::to_le_bytes).concat();
     [&lens[..], &transfer.to_le_bytes(), records, data].concat()
 }
 
-/// A record of the data stream.
+/// Encodes a record of the data stream.
 pub fn record(kind: u8, flags: u8, number: u64, body: &[u8]) -> Vec<u8> {
     [&[kind, flags, 0, 0][..], &(body.len() as u32).to_le_bytes(), &number.to_le_bytes(), body].concat()
 }
 
-/// A message with a header and one host frame.
+/// Encodes a message record with a header and one host frame.
 pub fn announcement(number: u64, flags: u8, header: &[u8], frame_len: u64, payload: &[u8]) -> Vec<u8> {
     let lens = [header.len() as u32, 1].map(u32::to_le_bytes).concat();
     record(1, flags, number, &[&lens[..], &frame_len.to_le_bytes(), header, payload].concat())
