@@ -1,4 +1,5 @@
-//! Names that stand for several addresses, or for none in time, and addresses of which the kernel says little.
+//! Names with several addresses, names that are not resolved in time, and addresses for which the kernel
+//! reports little.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -15,21 +16,21 @@ use crate::suite::cases;
 
 cases! {
     CROSS_HOST, netns:
-        addresses_that_swallow_packets_do_not_keep_a_name_from_being_reached,
-        an_error_names_each_address_and_what_became_of_it,
-        a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing,
-        a_name_is_bound_at_one_address_which_is_told,
-        a_lack_of_local_ports_is_called_so,
+        a_name_is_reached_although_other_addresses_drop_packets,
+        a_connect_error_names_each_address_and_its_failure,
+        an_unanswered_name_lookup_ends_at_its_limit,
+        a_name_is_bound_at_one_reported_address,
+        a_lack_of_local_ports_is_reported,
         a_port_without_a_listener_does_not_connect_to_itself,
-        a_link_local_address_takes_its_zone;
+        a_link_local_address_needs_its_zone;
     CROSS_HOST:
-        every_interface_is_bound_whole_or_not_at_all;
+        every_interface_is_bound_completely_or_not_at_all;
 }
 
-/// What an attempt may take beside what it waits for, on a busy machine.
+/// Time that an attempt may take beyond its limit, on a busy machine.
 const SLACK: Duration = Duration::from_secs(4);
 
-/// How an attempt of a peer ended, after how long, and the address or the error in words.
+/// Reads a peer's attempt: the outcome, the time, and the address or the error text.
 pub(crate) async fn how(peer: &mut Peer) -> (String, Duration, String) {
     let line = peer.line().await;
     let mut parts = line.splitn(3, ' ');
@@ -38,7 +39,7 @@ pub(crate) async fn how(peer: &mut Peer) -> (String, Duration, String) {
     (kind, Duration::from_millis(time_ms.parse().unwrap()), text)
 }
 
-/// The left end's address, as the row's family has it, without brackets.
+/// Returns the left end's address in the row's address family, without brackets.
 fn left(row: &Row) -> &'static str {
     let ipv6 = row.address.contains('[');
     if ipv6 { IPV6[0].trim_matches(['[', ']']) } else { IPV4[0] }
@@ -48,24 +49,24 @@ fn at(row: &Row, host: &str, port: u16) -> String {
     Address::new(row.address().scheme(), host, port).unwrap().to_string()
 }
 
-/// Lines of a hosts file, for [`MANY`].
+/// Returns lines of a hosts file for [`MANY`].
 fn many<'a>(addresses: impl IntoIterator<Item = &'a str>) -> String {
     addresses.into_iter().map(|address| format!("{address} {MANY}\n")).collect()
 }
 
-async fn addresses_that_swallow_packets_do_not_keep_a_name_from_being_reached(row: &'static Row) {
+async fn a_name_is_reached_although_other_addresses_drop_packets(row: &'static Row) {
     let namespaces = Namespaces::new();
     let (_server, address) =
         Peer::listening("serve", row, Home::Network(&namespaces.left), &at(row, left(row), 0)).await;
     namespaces.name(&many(SWALLOWING.into_iter().chain([left(row)])));
     let right = Home::Network(&namespaces.right);
     let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
-    // A peer's connect time is 2 s, which either of the others would take alone.
+    // A peer's connect time is 2 s; either of the other addresses alone would use all of it.
     let (how, _, text) = how(&mut client).await;
     assert_eq!(how, "connected", "{text}");
 }
 
-async fn an_error_names_each_address_and_what_became_of_it(row: &'static Row) {
+async fn a_connect_error_names_each_address_and_its_failure(row: &'static Row) {
     let namespaces = Namespaces::new();
     let right = Home::Network(&namespaces.right);
     let good = left(row);
@@ -83,15 +84,15 @@ async fn an_error_names_each_address_and_what_became_of_it(row: &'static Row) {
         for address in addresses {
             let named = Address::new(row.address().scheme(), address, 7000).unwrap().to_string();
             let named = named.split("://").nth(1).unwrap();
-            let (_, fate) = text.split_once(&format!("{named}: ")).expect(&text);
-            let fate = fate.split("; ").next().unwrap();
-            let told = if address == good { "nobody listens there" } else { "no answer within " };
-            assert!(fate.contains(told), "{address}: {fate:?} of {text}");
+            let (_, rest) = text.split_once(&format!("{named}: ")).expect(&text);
+            let outcome = rest.split("; ").next().unwrap();
+            let reason = if address == good { "nobody listens there" } else { "no answer within " };
+            assert!(outcome.contains(reason), "{address}: {outcome:?} of {text}");
         }
     }
 }
 
-async fn a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing(row: &'static Row) {
+async fn an_unanswered_name_lookup_ends_at_its_limit(row: &'static Row) {
     let namespaces = Namespaces::new();
     namespaces.name("");
     let right = Home::Network(&namespaces.right);
@@ -103,7 +104,7 @@ async fn a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing(ro
         assert!(text.contains("name was not resolved within") && text.contains(&address), "{text}");
         assert!(time >= limit && time < limit + SLACK, "{time:?}");
         if role == "give-up" {
-            // The name server is waited for all the same, by a thread that nobody waits for: another 9 s at least.
+            // A detached thread still waits for the name server, for at least 9 s more.
             let gone_ms: u64 = peer.line().await.parse().unwrap();
             assert!(gone_ms < 4000, "the endpoint's thread outlived it by {gone_ms} ms");
             peer.assert_done().await;
@@ -111,7 +112,7 @@ async fn a_name_server_that_does_not_answer_takes_its_limit_and_holds_nothing(ro
     }
 }
 
-async fn a_name_is_bound_at_one_address_which_is_told(row: &'static Row) {
+async fn a_name_is_bound_at_one_reported_address(row: &'static Row) {
     let namespaces = Namespaces::new();
     let left = Home::Network(&namespaces.left);
     namespaces.name(&many(["::1", "127.0.0.1", "::1"]));
@@ -121,20 +122,20 @@ async fn a_name_is_bound_at_one_address_which_is_told(row: &'static Row) {
     assert_eq!(kind, "connected", "{bound}");
     let bound: Address = bound.parse().unwrap();
     if bound.scheme().is_encrypted() {
-        // Its certificate is for the name.
+        // The certificate is for the name.
         assert_eq!(bound.to_string(), named);
     } else {
         assert!(["::1", "127.0.0.1"].contains(&bound.host()), "{bound}");
         let mut client = Peer::start("connect", row, left, &bound.to_string());
         assert_eq!(how(&mut client).await.0, "connected");
     }
-    // The name's other address is free, and is not what was asked for.
+    // The name's other address is free, but is not used.
     let mut second = Peer::start("bind", row, left, &named);
     let (kind, _, text) = how(&mut second).await;
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("the address is in use"), "{text}");
 
-    // An address that is not of this host is passed over, and of one name there is one address.
+    // An address of another host is skipped, and a name is bound at one address only.
     let elsewhere = IPV4[1];
     namespaces.name(&many([elsewhere, "127.0.0.1"]));
     let mut third = Peer::start("bind", row, left, &at(row, MANY, 7001));
@@ -147,7 +148,7 @@ async fn a_name_is_bound_at_one_address_which_is_told(row: &'static Row) {
     assert_eq!(how(&mut fourth).await.2, at(row, MANY, 7002));
 }
 
-async fn every_interface_is_bound_whole_or_not_at_all(row: &'static Row) {
+async fn every_interface_is_bound_completely_or_not_at_all(row: &'static Row) {
     let endpoint = row.builder().insecure(true).build().unwrap();
     let holders = [("IPv6", "[::1]:0"), ("IPv4", "127.0.0.1:0")];
     for (family, holder) in holders {
@@ -171,7 +172,7 @@ async fn every_interface_is_bound_whole_or_not_at_all(row: &'static Row) {
     }
     let every = Address::new(row.address().scheme(), "*", 0).unwrap();
     let listener = endpoint.listen(&every).await.unwrap();
-    // Where the kernel has no IPv6 it says so.
+    // A kernel without IPv6 binds the IPv4 wildcard address.
     assert!(["*", "0.0.0.0"].contains(&listener.address().host()), "{}", listener.address());
     let loopback = row.address();
     let reached = Address::new(loopback.scheme(), loopback.host(), listener.address().port()).unwrap();
@@ -184,7 +185,7 @@ async fn every_interface_is_bound_whole_or_not_at_all(row: &'static Row) {
     assert_message(&taken.unwrap(), 1, &[10]);
 }
 
-async fn a_lack_of_local_ports_is_called_so(row: &'static Row) {
+async fn a_lack_of_local_ports_is_reported(row: &'static Row) {
     let namespaces = Namespaces::new();
     let (_server, address) =
         Peer::listening("serve", row, Home::Network(&namespaces.left), &at(row, left(row), 7000)).await;
@@ -194,7 +195,7 @@ async fn a_lack_of_local_ports_is_called_so(row: &'static Row) {
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("no local port is left"), "{text}");
 
-    // What looks alike to the kernel: no address to come from.
+    // A failure that the kernel reports the same way: no source address.
     set(&namespaces.right, "net.ipv6.conf.all.disable_ipv6", "1");
     let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &at(row, "::1", 7000));
     let (kind, _, text) = how(&mut client).await;
@@ -219,7 +220,7 @@ async fn a_port_without_a_listener_does_not_connect_to_itself(row: &'static Row)
     assert!(text.contains("nobody listens there"), "{text}");
 }
 
-async fn a_link_local_address_takes_its_zone(row: &'static Row) {
+async fn a_link_local_address_needs_its_zone(row: &'static Row) {
     let namespaces = Namespaces::new();
     let [left, right] = [&namespaces.left, &namespaces.right].map(|name| Home::Network(name));
     let zoned = at(row, &format!("{}%cable", LINK_LOCAL[0]), 0);
@@ -241,7 +242,7 @@ async fn a_link_local_address_takes_its_zone(row: &'static Row) {
         assert_eq!(kind, "Unavailable", "{text}");
         assert!(text.contains("no interface here is named \"no_such\""), "{text}");
     }
-    // A name may have such an address too.
+    // A name may resolve to such an address too.
     namespaces.name(&many([LINK_LOCAL[0]]));
     let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
     let (kind, _, text) = how(&mut client).await;

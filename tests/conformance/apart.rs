@@ -1,4 +1,4 @@
-//! Peers of one host that live apart: in other namespaces, or as another user.
+//! Peers of one host in different namespaces, or of different users.
 
 use rustix::process::Signal;
 use towline::Address;
@@ -11,14 +11,14 @@ use crate::suite::cases;
 cases! {
     CROSS_PROCESS - CROSS_HOST, netns:
         peers_in_other_process_and_mount_namespaces_share_memory,
-        peers_in_other_network_namespaces_fall_to_another_path_and_say_why,
-        a_process_without_proc_takes_another_path_and_says_why,
-        another_user_gets_in_or_hears_why_not;
+        peers_in_other_network_namespaces_use_another_path,
+        a_process_without_proc_uses_another_path,
+        another_user_connects_or_gets_the_reason;
 }
 
-/// What shared memory says where the two have no network in common.
+/// The reason of shared memory if the two have no network in common.
 const NOT_FOUND: &str = "its socket is not visible from here";
-/// The user whom a namespace shows for all that it has no name for.
+/// The user id that a namespace shows for unmapped users.
 const NOBODY: u32 = 65_534;
 
 async fn peers_in_other_process_and_mount_namespaces_share_memory(row: &'static Row) {
@@ -38,7 +38,7 @@ async fn peers_in_other_process_and_mount_namespaces_share_memory(row: &'static 
     }
 }
 
-async fn peers_in_other_network_namespaces_fall_to_another_path_and_say_why(row: &'static Row) {
+async fn peers_in_other_network_namespaces_use_another_path(row: &'static Row) {
     let namespaces = Namespaces::new();
     let (left, right) = (Home::Network(&namespaces.left), Home::Network(&namespaces.right));
     let at = format!("towline://{}:0", IPV4[0]);
@@ -55,13 +55,13 @@ async fn peers_in_other_network_namespaces_fall_to_another_path_and_say_why(row:
     assert!(line.starts_with("Unavailable: ") && line.contains(NOT_FOUND), "{line}");
     client.assert_done().await;
 
-    // On the left they still meet.
+    // Two peers on the left still use shared memory.
     let mut client = Peer::start("choose", row, left, &address.to_string());
-    assert!(client.line().await.starts_with("shm: "), "they have the network in common");
+    assert!(client.line().await.starts_with("shm: "), "both are in one network namespace");
     assert_eq!(client.line().await, "well");
 }
 
-async fn a_process_without_proc_takes_another_path_and_says_why(row: &'static Row) {
+async fn a_process_without_proc_uses_another_path(row: &'static Row) {
     for (server_home, client_home, who) in [
         (Home::Here, Home::WithoutProc, "this process"),
         (Home::WithoutProc, Home::Here, "the peer"),
@@ -77,7 +77,7 @@ async fn a_process_without_proc_takes_another_path_and_says_why(row: &'static Ro
     }
 }
 
-async fn another_user_gets_in_or_hears_why_not(row: &'static Row) {
+async fn another_user_connects_or_gets_the_reason(row: &'static Row) {
     for (server_home, client_home) in [
         (Home::Here, Home::User(NOBODY)),
         (Home::User(NOBODY), Home::Here),

@@ -1,6 +1,6 @@
-//! Rust text without what only people read: comments and the insides of literals become spaces, lines stay where they are.
+//! Rust text without comments and literals: they become spaces, and every line stays in place.
 
-/// The code of a Rust file, line for line.
+/// Returns the code of a Rust file, line for line.
 pub(crate) fn code(text: &str) -> String {
     let characters: Vec<char> = text.chars().collect();
     let mut out = String::with_capacity(text.len());
@@ -28,12 +28,12 @@ pub(crate) fn code(text: &str) -> String {
     out
 }
 
-/// Whether the character can stand inside an identifier.
+/// Returns true if the character can be part of an identifier.
 pub(crate) fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// Where `word` stands in `text` as a word of its own: the byte offsets.
+/// Returns the byte offsets at which `word` occurs in `text` as a whole word.
 pub(crate) fn words<'a>(text: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     text.match_indices(word).map(|(start, _)| start).filter(move |start| {
         let before = text[..*start].chars().next_back();
@@ -60,7 +60,7 @@ fn block_comment(rest: &[char]) -> usize {
     at
 }
 
-/// The length of a literal with escapes, its quotes included.
+/// Returns the length of a literal with escapes, including its quotes.
 fn quoted(rest: &[char], quote: char) -> usize {
     let mut at = 1;
     while at < rest.len() && rest[at] != quote {
@@ -69,7 +69,8 @@ fn quoted(rest: &[char], quote: char) -> usize {
     (at + 1).min(rest.len())
 }
 
-/// The length of `b"…"`, `c"…"`, `b'…'`, `r"…"`, `br#"…"#` and their like, 0 if it is none.
+/// Returns the length of a literal such as `b"…"`, `c"…"`, `b'…'`, `r"…"` or `br#"…"#`, or 0 if there is
+/// none.
 fn prefixed_literal(rest: &[char]) -> usize {
     let prefix = rest.iter().take(2).take_while(|c| matches!(c, 'r' | 'b' | 'c')).count();
     let raw = rest[..prefix].contains(&'r');

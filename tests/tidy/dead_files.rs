@@ -1,4 +1,4 @@
-//! Every Rust file is compiled: it is a target of its package, or a `mod` line of its parent names it.
+//! Every Rust file is compiled: it is a target of its package, or its parent has a `mod` line for it.
 
 use crate::code::{code, words};
 use crate::tree::{File, Tree};
@@ -56,7 +56,7 @@ fn dead_files(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Whether cargo finds the file by itself, or the manifest names it.
+/// Returns true if cargo finds the file by itself, or the manifest names it.
 fn is_target(tree: &Tree, package: &str, path: &str) -> bool {
     let inner = &path[package.len() + 1..];
     let manifest = tree.find(&format!("{package}/Cargo.toml")).map_or("", |file| &file.text);
@@ -77,11 +77,11 @@ fn is_target(tree: &Tree, package: &str, path: &str) -> bool {
         )
 }
 
-/// Whether a parent names the file.
+/// Returns true if a parent has a `mod` line for the file.
 fn is_module(tree: &Tree, package: &str, file: &File) -> bool {
     let folder = file.folder();
     let name = &file.path[folder.len() + 1..];
-    // `a/b/mod.rs` is the module b in folder a, and so is `a/b.rs`.
+    // `a/b/mod.rs` and `a/b.rs` are both the module b in folder a.
     let (home, module) = match name {
         "mod.rs" => folder.rsplit_once('/').unwrap_or(("", folder)),
         _ => (folder, name.trim_end_matches(".rs")),

@@ -5,9 +5,9 @@ use crate::paths::{is_below, paths};
 use crate::tree::Tree;
 use crate::{assert_clean, assert_finds};
 
-/// The rooms of the transport, from the lowest to the highest: a file mentions its own room and those before it. Unit tests
-/// in files of their own may mention any.
-const ROOMS: [&str; 13] = [
+/// The layers of the transport, from the lowest to the highest. A file may mention its own layer and lower
+/// ones. Unit tests in files of their own may mention any.
+const LAYERS: [&str; 13] = [
     "error",
     "platform",
     "memory",
@@ -23,11 +23,11 @@ const ROOMS: [&str; 13] = [
     "api",
 ];
 
-/// What users hold, by the names that lib.rs gives it.
-const HELD_BY_USERS: [&str; 4] =
+/// The types of the public interface, by their names in lib.rs.
+const PUBLIC_TYPES: [&str; 4] =
     ["crate::Endpoint", "crate::Listener", "crate::Connection", "crate::blocking"];
 
-/// What the protocol may not mention: it is given bytes and time.
+/// What the protocol may not mention: its bytes and its time are arguments.
 const NOT_IN_WIRE: [&str; 8] = [
     "std::net",
     "std::os",
@@ -41,10 +41,10 @@ const NOT_IN_WIRE: [&str; 8] = [
 
 const BACKENDS: [&str; 5] = ["mem", "tcp", "shm", "ucx", "ib"];
 
-/// Packages that stand where a user stands.
+/// Packages that use the public interface only.
 const USERS: [&str; 4] = ["bench/", "examples/", "tests/", "runtime/"];
 
-/// Who may look inside: fuzz targets and benchmarks.
+/// Exceptions that may use the internals: fuzz targets and benchmarks.
 const INSIDE: &str = "bench/benches/";
 
 #[test]
@@ -86,9 +86,12 @@ fn a_backend_never_mentions_a_sibling() {
 
 #[test]
 fn users_see_only_the_public_crate() {
-    assert_clean(backstairs, "Use what lib.rs exports; if it is not enough, the interface lacks something.");
+    assert_clean(
+        private_uses,
+        "Use what lib.rs exports; if it is not enough, the interface lacks something.",
+    );
     assert_finds(
-        backstairs,
+        private_uses,
         &[
             ("tests/src/bad.rs", "#[path = \"../../transport/src/wire/mod.rs\"] mod wire;"),
             ("bench/src/bad.rs", "use towline::__internal::Driver;"),
@@ -100,21 +103,21 @@ fn users_see_only_the_public_crate() {
         ],
     );
     let upward = Tree::of(&[("transport/Cargo.toml", "[dependencies]\ntowline-bench.workspace = true")]);
-    assert_eq!(backstairs(&upward).len(), 1);
+    assert_eq!(private_uses(&upward).len(), 1);
 }
 
 fn upward_imports(tree: &Tree) -> Vec<String> {
     let mut problems = Vec::new();
     for file in tree.with("rs").filter(|file| !is_unit_test(&file.path)) {
-        let room = |name: &&str| is_in(&file.path, &format!("transport/src/{name}"));
-        let Some(own) = ROOMS.iter().position(room) else { continue };
+        let layer = |name: &&str| is_in(&file.path, &format!("transport/src/{name}"));
+        let Some(own) = LAYERS.iter().position(layer) else { continue };
         for (line, path) in paths(&file.path, &file.text) {
             let is_above = |name: &&&str| is_below(&path, &format!("crate::{name}"));
-            let held = HELD_BY_USERS.iter().any(|name| is_below(&path, name));
-            if ROOMS[own + 1..].iter().any(|name| is_above(&name)) || held && ROOMS[own] != "api" {
-                problems.push(format!("{}: {path} is above {}", file.at(line), ROOMS[own]));
+            let held = PUBLIC_TYPES.iter().any(|name| is_below(&path, name));
+            if LAYERS[own + 1..].iter().any(|name| is_above(&name)) || held && LAYERS[own] != "api" {
+                problems.push(format!("{}: {path} is above {}", file.at(line), LAYERS[own]));
             }
-            if ROOMS[own] == "wire" && NOT_IN_WIRE.iter().any(|name| is_below(&path, name)) {
+            if LAYERS[own] == "wire" && NOT_IN_WIRE.iter().any(|name| is_below(&path, name)) {
                 let reason = "wire is given bytes and time; it owns no socket, thread or clock";
                 problems.push(format!("{}: {path}: {reason}", file.at(line)));
             }
@@ -123,7 +126,7 @@ fn upward_imports(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Whether a file holds unit tests alone.
+/// Returns true if a file contains only unit tests.
 fn is_unit_test(path: &str) -> bool {
     path.starts_with("transport/src/") && (path.contains("/tests/") || path.ends_with("/tests.rs"))
 }
@@ -145,7 +148,7 @@ fn sibling_imports(tree: &Tree) -> Vec<String> {
     problems
 }
 
-fn backstairs(tree: &Tree) -> Vec<String> {
+fn private_uses(tree: &Tree) -> Vec<String> {
     let mut problems = Vec::new();
     for file in tree.with("rs").filter(|file| USERS.iter().any(|user| file.path.starts_with(user))) {
         for (line, text) in file.text.lines().enumerate() {
@@ -171,7 +174,7 @@ fn backstairs(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// Whether a file is the module of this path or lies in its folder.
+/// Returns true if a file is the module of this path or is in its folder.
 fn is_in(file: &str, module: &str) -> bool {
     file.strip_prefix(module).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
 }

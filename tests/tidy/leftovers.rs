@@ -1,16 +1,16 @@
-//! Nothing half-finished, and nothing of one person's machine, is left behind.
+//! The repository contains no unfinished work, and no path of one person's machine.
 
 use crate::code::{code, is_word, words};
 use crate::tree::{File, Tree};
 use crate::{assert_clean, assert_finds};
 
-/// Marks of unfinished work, anywhere in any text. Split, so that this file holds none.
+/// Marks of unfinished work, in any text. They are split, so that this file contains none.
 const MARKS: [&str; 3] = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X")];
 /// Unfinished code.
 const STUBS: [&str; 4] = ["todo!", "unimplemented!", "dbg!", "#[ignore"];
-/// Output of a library goes through `tracing`.
+/// A library's output goes through `tracing`.
 const PRINTS: [&str; 4] = ["println!", "print!", "eprintln!", "eprint!"];
-/// Folders that exist on one machine only. Split, so that this file holds none.
+/// Folders that exist on one machine only. They are split, so that this file contains none.
 const MACHINE_FOLDERS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
 
 #[test]

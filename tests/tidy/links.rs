@@ -1,17 +1,17 @@
-//! Documents can be found, and lead somewhere.
+//! Every document is linked, and every link leads to a file.
 
 use crate::tree::{File, Tree};
 use crate::{assert_clean, assert_finds};
 
-/// Where a reader starts.
-const ENTRANCES: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
+/// The documents that a reader opens first.
+const ENTRY_PAGES: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
 /// Lists all documents.
 const INDEX: &str = "docs/README.md";
 
 #[test]
-fn the_entrances_exist() {
-    assert_clean(missing_entrances, "These are the pages a newcomer opens first.");
-    assert_eq!(missing_entrances(&Tree::of(&[("README.md", "")])).len(), 2);
+fn the_entry_pages_exist() {
+    assert_clean(missing_entry_pages, "These are the pages a newcomer opens first.");
+    assert_eq!(missing_entry_pages(&Tree::of(&[("README.md", "")])).len(), 2);
 }
 
 #[test]
@@ -59,21 +59,21 @@ fn every_link_leads_to_a_file() {
     );
 }
 
-fn missing_entrances(tree: &Tree) -> Vec<String> {
-    let missing = ENTRANCES.iter().filter(|path| tree.find(path).is_none());
+fn missing_entry_pages(tree: &Tree) -> Vec<String> {
+    let missing = ENTRY_PAGES.iter().filter(|path| tree.find(path).is_none());
     missing.map(|path| format!("{path}: does not exist yet")).collect()
 }
 
 fn unlinked(tree: &Tree) -> Vec<String> {
     let documents = || tree.with("md").filter(|file| file.path.starts_with("docs/"));
-    let entrances = || ENTRANCES.iter().filter_map(|path| tree.find(path));
+    let entry_pages = || ENTRY_PAGES.iter().filter_map(|path| tree.find(path));
     let links: Vec<(&File, String)> = documents()
-        .chain(entrances())
+        .chain(entry_pages())
         .flat_map(|file| links(file).into_iter().map(move |(_, target)| (file, target)))
         .collect();
     documents()
         .filter(|file| {
-            // A link to a folder shows all that lies in it.
+            // A link to a folder covers all files in it.
             let shows = |target: &str| target == file.path || target == file.folder();
             !links.iter().any(|(from, target)| from.path != file.path && shows(target))
         })
@@ -102,7 +102,8 @@ fn broken(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// The links of a document to files of the repository, from its root, with their lines. Code is not read.
+/// Returns the links of a document to files of the repository, from its root, with their lines. Code is
+/// skipped.
 fn links(file: &File) -> Vec<(usize, String)> {
     let mut links = Vec::new();
     let mut in_code = false;

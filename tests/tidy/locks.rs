@@ -1,4 +1,4 @@
-//! The fuzz targets are a workspace of their own, whose lock file follows the main one.
+//! The fuzz targets are a workspace of their own. Its lock file must have the versions of the main one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::tree::Tree;
 const MAIN: &str = "Cargo.lock";
 const FUZZ: &str = "fuzz/Cargo.lock";
 
-/// What a lock file says of the packages of one name.
+/// The entries of a lock file for the packages of one name.
 #[derive(Debug, Default)]
 struct Locked<'a> {
     versions: BTreeSet<&'a str>,
@@ -36,7 +36,8 @@ fn fuzz_targets_run_what_is_locked() {
     assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n \"b\",\n \"c\",\n").len(), 1);
 }
 
-/// Where the fuzz targets' lock file has other versions than the main one, or does not fit a manifest of ours.
+/// Reports versions in the fuzz targets' lock file that differ from the main one, and manifests that it does
+/// not match.
 fn drift(tree: &Tree) -> Vec<String> {
     let text = |path| tree.find(path).map_or("", |file| &file.text);
     let (main, fuzz) = (locked(text(MAIN)), locked(text(FUZZ)));
@@ -59,7 +60,7 @@ fn drift(tree: &Tree) -> Vec<String> {
     problems
 }
 
-/// What a lock file holds.
+/// Parses a lock file.
 fn locked(text: &str) -> BTreeMap<&str, Locked<'_>> {
     let mut packages = BTreeMap::<_, Locked<'_>>::new();
     let mut name = "";
@@ -83,7 +84,7 @@ fn locked(text: &str) -> BTreeMap<&str, Locked<'_>> {
     packages
 }
 
-/// What a manifest depends on to build.
+/// Returns the dependencies of a manifest, without those for tests.
 fn wanted(manifest: &str) -> BTreeSet<&str> {
     let mut wanted = BTreeSet::new();
     let mut counts = false;

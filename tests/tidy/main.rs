@@ -1,8 +1,8 @@
-//! Rules of the house that a compiler does not know: layers, sizes, leftovers, unsafe code and its
+//! The project's own rules, which the compiler does not check: layers, sizes, leftovers, unsafe code and its
 //! proofs, dead files, links, retired words.
 //!
-//! A check is a function from a [`Tree`] to the problems it found. Each is run on this repository, and on a planted fault,
-//! since a check that cannot fail proves nothing.
+//! A check is a function from a [`Tree`] to the problems it found. Each check runs on this repository and on
+//! a planted fault, since a check that cannot fail proves nothing.
 
 mod code;
 mod dead_files;
@@ -26,7 +26,7 @@ fn assert_clean(check: fn(&Tree) -> Vec<String>, remedy: &str) {
     assert!(problems.is_empty(), "\n{}\n\n{remedy}\n", problems.join("\n"));
 }
 
-/// Runs a check on planted files: it must name exactly those whose path holds the word `bad`.
+/// Runs a check on planted files. It must report exactly those whose path contains the word `bad`.
 #[track_caller]
 fn assert_finds(check: fn(&Tree) -> Vec<String>, files: &[(&str, &str)]) {
     let problems = check(&Tree::of(files));

@@ -1,8 +1,9 @@
-//! The paths that a Rust file mentions, spelled out: `use` trees expanded, `self` and `super` resolved inside the crate.
+//! The paths that a Rust file mentions, in full: `use` trees are expanded, and `self` and `super` resolved
+//! within the crate.
 
 use crate::code::{code, is_word};
 
-/// Every path with at least two segments, and the line (from 0) where it starts.
+/// Returns every path with at least two segments, and the line (from 0) on which it starts.
 pub(crate) fn paths(path: &str, text: &str) -> Vec<(usize, String)> {
     let code = code(text);
     let module = module(path);
@@ -24,12 +25,12 @@ pub(crate) fn paths(path: &str, text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Whether `path` is `prefix` or lies below it.
+/// Returns true if `path` is `prefix` or is below it.
 pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// The paths that start here, with the length of their text.
+/// Returns the paths that start here, and the length of their text.
 fn tree(text: &str) -> (Vec<String>, usize) {
     let name = text.find(|c: char| !is_word(c)).unwrap_or(text.len());
     let mut length = name;
@@ -65,7 +66,7 @@ fn tree(text: &str) -> (Vec<String>, usize) {
     (children.into_iter().map(|child| format!("{own}::{child}")).collect(), length)
 }
 
-/// The module that a file is, such as `crate::memory::host`.
+/// Returns the module of a file, such as `crate::memory::host`.
 fn module(path: &str) -> Vec<&str> {
     let inner = path.split_once("src/").map_or(path, |(_, inner)| inner);
     let inner = inner.trim_end_matches(".rs");
@@ -74,7 +75,8 @@ fn module(path: &str) -> Vec<&str> {
     module
 }
 
-/// A path from the root of the crate. Inside a nested test module `super` reaches one module less far than assumed here.
+/// Resolves a path from the root of the crate. In a nested test module, `super` is one module less far up
+/// than assumed here.
 fn resolve(path: &str, module: &[&str]) -> String {
     let mut base = module.to_vec();
     let mut segments = path.split("::").peekable();

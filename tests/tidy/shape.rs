@@ -1,4 +1,4 @@
-//! How a file looks from outside: its length, its white space, its lints.
+//! The form of files: their length, white space, and lints.
 
 use crate::tree::Tree;
 use crate::{assert_clean, assert_finds};

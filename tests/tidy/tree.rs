@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 #[derive(Debug)]
 pub(crate) struct File {
-    /// From the root of the repository, with `/`.
+    /// Path from the root of the repository, with `/`.
     pub(crate) path: String,
     pub(crate) text: String,
 }
@@ -16,7 +16,7 @@ impl File {
         self.path.rsplit_once('.').is_some_and(|(_, own)| own == extension)
     }
 
-    /// Bindings made by a generator.
+    /// Returns true for generated bindings.
     pub(crate) fn is_generated(&self) -> bool {
         self.path
             .strip_prefix("ffi/")
@@ -24,12 +24,12 @@ impl File {
             .is_some_and(|(package, path)| package.ends_with("-sys") && path == "src/bindings.rs")
     }
 
-    /// The folder that holds the file, `""` for the root.
+    /// Returns the folder of the file, `""` for the root.
     pub(crate) fn folder(&self) -> &str {
         self.path.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
 
-    /// `path:line` of a line counted from 0.
+    /// Returns `path:line` for a line counted from 0.
     pub(crate) fn at(&self, line: usize) -> String {
         format!("{}:{}", self.path, line + 1)
     }
@@ -72,7 +72,7 @@ impl Tree {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Whether a file or a folder of this path exists.
+    /// Returns true if a file or a folder of this path exists.
     pub(crate) fn has(&self, path: &str) -> bool {
         let folder = format!("{path}/");
         self.files.iter().any(|file| file.path == path || file.path.starts_with(&folder))
@@ -93,7 +93,7 @@ fn read_folder(root: &Path, folder: &str, ignored: &[&str], files: &mut Vec<File
         if kind.is_dir() {
             read_folder(root, &path, ignored, files);
         } else if kind.is_file() {
-            // What is not text stays in the list, empty, so that links may lead to it.
+            // A file that is not text has an entry without content, so that links may lead to it.
             let bytes = fs::read(entry.path()).unwrap_or_default();
             let text = String::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).unwrap_or_default();
             files.push(File { path, text });
@@ -101,7 +101,7 @@ fn read_folder(root: &Path, folder: &str, ignored: &[&str], files: &mut Vec<File
     }
 }
 
-/// A line of `.gitignore` against a file name: equality, or one `*`.
+/// Returns true if a line of `.gitignore` matches a file name: it is equal, or has one `*`.
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         Some((start, end)) => {

@@ -1,10 +1,10 @@
-//! Unsafe code lives in named homes, and each block carries its proof.
+//! Unsafe code is in listed files only, and each block has its proof.
 
 use crate::code::{code, words};
 use crate::tree::Tree;
 use crate::{assert_clean, assert_finds};
 
-/// Where unsafe code may live. A new home is a decision: say why in its file and in docs/safety.md.
+/// The files that may contain unsafe code. A new entry needs a reason, in its file and in docs/safety.md.
 const HOMES: [&str; 14] = [
     "ffi/",
     "bench/compare/",
@@ -22,7 +22,7 @@ const HOMES: [&str; 14] = [
     "transport/src/backend/ib/",
 ];
 
-/// How far above its block a proof may start.
+/// The largest number of lines between a proof and its block.
 const PROOF_DISTANCE_MAX: usize = 4;
 
 #[test]
