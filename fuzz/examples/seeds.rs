@@ -137,7 +137,7 @@ fn recorded(checked: bool) -> Vec<Vec<u8>> {
         let announced: Vec<_> = b.announced().collect();
         for message in announced {
             match message.arrival {
-                Arrival::Waiting => {
+                Arrival::AtSender => {
                     let destinations =
                         message.frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len)));
                     drop(b.accept(message.id, destinations.collect()));

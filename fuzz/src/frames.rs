@@ -250,13 +250,13 @@ impl StreamEnd {
         let lens: Vec<usize> = frames.iter().map(|frame| frame.len).collect();
         let total = lens.iter().fold(0_usize, |sum, len| sum.saturating_add(*len));
         match arrival {
-            Arrival::Here(buffers) => assert_lens(&buffers, &lens),
-            Arrival::Coming(landed) => {
+            Arrival::Complete(buffers) => assert_lens(&buffers, &lens),
+            Arrival::InProgress(landed) => {
                 if let Some(Ok(buffers)) = landed.try_take() {
                     assert_lens(&buffers, &lens);
                 }
             }
-            Arrival::Waiting
+            Arrival::AtSender
                 if total <= 100_000
                     && self.accepted_len + total <= ACCEPTED_LEN_MAX
                     && script.byte() < 200 =>
@@ -268,7 +268,7 @@ impl StreamEnd {
                 self.destination.push((lens, self.stream.accept(id, destinations)));
                 return;
             }
-            Arrival::Waiting => {}
+            Arrival::AtSender => {}
         }
         let delivery = if script.byte().is_multiple_of(4) { Delivery::Rejected } else { Delivery::Delivered };
         self.stream.ack(id, delivery, script.byte().is_multiple_of(2));

@@ -212,9 +212,9 @@ fn announce(ends: &mut [End; 2], side: usize) {
         let table = message.memory().table().collect();
         let (arrival, kept) = if message.memory().payload_len() < EAGER_LEN_MAX {
             release(Some(message));
-            (Arrival::Here(frames), None)
+            (Arrival::Complete(frames), None)
         } else {
-            (Arrival::Waiting, Some(message))
+            (Arrival::AtSender, Some(message))
         };
         mine.unacked.insert(id, (kept, receipt));
         let announced = Announced { id, header, frames: table, arrival, ack_now };

@@ -13,7 +13,7 @@ pub use self::halves::{Receiver, Sender};
 pub use self::receipt::Receipt;
 use crate::api::incoming::Incoming;
 use crate::backend::path::Path;
-use crate::backend::{Caps, Done, Identity, Op, Operation, Small};
+use crate::backend::{Caps, Done, Identity, Op, Operation, SmallSend};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Access, Buffer, BufferMut};
 use crate::metrics::Stats;
@@ -136,13 +136,13 @@ impl Connection {
         let payload_len = message.payload_len();
         let (receipt, acked) = Done::new();
         let more = joins && core.is_burst();
-        let sent = match core.copy(Small { message, receipt, ack_now, more }) {
+        let sent = match core.copy(SmallSend { message, receipt, ack_now, more }) {
             None => {
                 // Who never waits must let its siblings run all the same.
                 consume_budget().await;
                 Ok(())
             }
-            Some(Small { message, receipt, ack_now, more }) => {
+            Some(SmallSend { message, receipt, ack_now, more }) => {
                 let (message, sent) = Operation::new(message);
                 core.perform(Op::Send { message, receipt, ack_now, more }, &sent).await
             }

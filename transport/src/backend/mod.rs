@@ -52,7 +52,7 @@ use crate::error::{Error, Result};
 pub use crate::handshake::{Control, Identity, Role};
 use crate::memory::{BounceArena, Buffer, BufferMut, Pool};
 use crate::platform::environment::Environment;
-pub use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo, Message, Small, Table};
+pub use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo, Message, SmallSend, Table};
 pub use crate::transfer::operation::{Completion, Done, Operation};
 pub use crate::transfer::region::{Regions, RemoteRegion};
 use crate::wire::unfinished::Unfinished;
@@ -273,7 +273,7 @@ pub trait Link: Debug + Send + Sync + 'static {
 
     /// Sends a small message by copying it, if that is cheaper than an operation. Its memory is free on
     /// return. Returns the message if the link does not copy it; the caller then submits it.
-    fn copy(&self, small: Small) -> Option<Small> {
+    fn copy(&self, small: SmallSend) -> Option<SmallSend> {
         Some(small)
     }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, Small, Source};
+use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, SmallSend, Source};
 use crate::error::{Error, Failed, Result};
 use crate::memory::{Access, Buffer, BufferMut, Pool};
 
@@ -150,7 +150,7 @@ impl Link for Staging {
         }
     }
 
-    fn copy(&self, small: Small) -> Option<Small> {
+    fn copy(&self, small: SmallSend) -> Option<SmallSend> {
         if small.message.frames().iter().all(is_readable) { self.link.copy(small) } else { Some(small) }
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::submitted::Submitted;
-use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, Small, Source};
+use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, SmallSend, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
 use crate::platform::environment::Environment;
@@ -302,7 +302,7 @@ impl<L: ByteStream> Link for Streamed<L> {
         self.with_poll_lock(Some(op), poll);
     }
 
-    fn copy(&self, small: Small) -> Option<Small> {
+    fn copy(&self, small: SmallSend) -> Option<SmallSend> {
         if !Session::may_copy(&small.message) {
             return Some(small);
         }

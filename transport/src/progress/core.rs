@@ -13,7 +13,7 @@ use super::driver::Driver;
 use super::pending_receive::PendingReceive;
 use super::waiting::{Wait, Waiters};
 use crate::backend::path::Path;
-use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, Small};
+use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, SmallSend};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::events;
 use crate::memory::{Place, Pool};
@@ -140,7 +140,7 @@ impl Core {
     }
 
     /// Has the link copy a message. It comes back where that cannot be.
-    pub(crate) fn copy(self: &Arc<Self>, small: Small) -> Option<Small> {
+    pub(crate) fn copy(self: &Arc<Self>, small: SmallSend) -> Option<SmallSend> {
         if !self.is_ours() {
             return Some(small);
         }

@@ -26,14 +26,14 @@ pub(crate) struct PendingReceive {
 
 #[derive(Debug)]
 enum Payload {
-    Here(Vec<Buffer>),
-    Coming(Completion<Result<Vec<Buffer>>>),
-    Waiting,
-    Destination(Completion<Landed>),
+    Complete(Vec<Buffer>),
+    InProgress(Completion<Result<Vec<Buffer>>>),
+    AtSender,
+    Accepted(Completion<Landed>),
 }
 
-type Destinations = Vec<Option<BufferMut>>;
-type Landed = Result<Vec<Buffer>, Failed<Destinations>>;
+type DestinationBuffers = Vec<Option<BufferMut>>;
+type Landed = Result<Vec<Buffer>, Failed<DestinationBuffers>>;
 
 impl Core {
     /// The next message in pool memory; what a dropped future had begun goes on with the next call.
@@ -72,10 +72,11 @@ impl Core {
             let error = self.placed(Error::new(ErrorKind::TooLarge, why), "recv");
             return Err(Failed { error, returned: buffer });
         }
-        let (buffers, rest) = cut(buffer, &pending.frames);
+        let (buffers, rest) = split_by_frames(buffer, &pending.frames);
         let result = pending.land(self, buffers).await;
         **begun = None;
-        result.map_err(|failed| Failed { error: failed.error, returned: paste(failed.returned, rest) })
+        result
+            .map_err(|failed| Failed { error: failed.error, returned: rejoin_pieces(failed.returned, rest) })
     }
 }
 
@@ -85,9 +86,9 @@ impl PendingReceive {
         let Announced { id, header, frames, arrival, ack_now } =
             announced.map_err(|error| core.placed(error, "recv"))?;
         let payload = match arrival {
-            Arrival::Here(buffers) => Payload::Here(buffers),
-            Arrival::Coming(landed) => Payload::Coming(landed),
-            Arrival::Waiting => Payload::Waiting,
+            Arrival::Complete(buffers) => Payload::Complete(buffers),
+            Arrival::InProgress(landed) => Payload::InProgress(landed),
+            Arrival::AtSender => Payload::AtSender,
         };
         Ok(Self { id, header, frames, ack_now, payload })
     }
@@ -99,12 +100,12 @@ impl PendingReceive {
     /// Sees to it that the payload lands in memory of this host.
     pub(crate) fn land_in_pool(&mut self, core: &Core) -> Result<()> {
         match self.payload {
-            Payload::Waiting => {
+            Payload::AtSender => {
                 let pool = core.pool(Place::Host)?;
                 let buffers = pool.destinations(self.frames.iter().map(|frame| frame.len))?;
                 self.land_in(core, buffers.into_iter().map(Some).collect());
             }
-            Payload::Here(_) | Payload::Coming(_) | Payload::Destination(_) => {}
+            Payload::Complete(_) | Payload::InProgress(_) | Payload::Accepted(_) => {}
         }
         Ok(())
     }
@@ -113,25 +114,25 @@ impl PendingReceive {
     pub(crate) async fn land(
         &mut self,
         core: &Arc<Core>,
-        buffers: Destinations,
-    ) -> Result<Message, Failed<Destinations>> {
-        if !matches!(self.payload, Payload::Waiting) {
+        buffers: DestinationBuffers,
+    ) -> Result<Message, Failed<DestinationBuffers>> {
+        if !matches!(self.payload, Payload::AtSender) {
             return self.copied(core, buffers).await;
         }
         self.land_in(core, buffers);
         self.landed(core).await
     }
 
-    fn land_in(&mut self, core: &Core, buffers: Destinations) {
+    fn land_in(&mut self, core: &Core, buffers: DestinationBuffers) {
         let (destinations, landed) = Operation::new(buffers);
         core.submit(Op::Accept { id: self.id, destinations });
-        self.payload = Payload::Destination(landed);
+        self.payload = Payload::Accepted(landed);
     }
 
     /// The whole message, once its payload is here.
-    pub(crate) async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<Destinations>> {
+    pub(crate) async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<DestinationBuffers>> {
         let frames = match &mut self.payload {
-            Payload::Destination(landed) => match core.finish(landed).await {
+            Payload::Accepted(landed) => match core.finish(landed).await {
                 Ok(frames) => {
                     // The link has the word on it, and may have nothing else to send.
                     core.leave_for_later();
@@ -139,25 +140,25 @@ impl PendingReceive {
                 }
                 Err(failed) => {
                     // An accept that failed alone leaves the message without its word.
-                    self.say(core, Delivery::Rejected);
+                    self.send_ack(core, Delivery::Rejected);
                     return Err(core.failed(failed, "accept"));
                 }
             },
-            Payload::Here(buffers) => {
+            Payload::Complete(buffers) => {
                 let buffers = std::mem::take(buffers);
-                self.say(core, Delivery::Delivered);
+                self.send_ack(core, Delivery::Delivered);
                 buffers
             }
-            Payload::Coming(landed) => match core.finish(landed).await {
+            Payload::InProgress(landed) => match core.finish(landed).await {
                 Ok(frames) => {
-                    self.say(core, Delivery::Delivered);
+                    self.send_ack(core, Delivery::Delivered);
                     frames
                 }
                 Err(error) => {
                     return Err(Failed { error: core.placed(error, "accept"), returned: Vec::new() });
                 }
             },
-            Payload::Waiting => unreachable!("a destination was chosen before"),
+            Payload::AtSender => unreachable!("a destination was chosen before"),
         };
         core.counts.received.record(self.payload_len());
         Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
@@ -167,8 +168,8 @@ impl PendingReceive {
     async fn copied(
         &mut self,
         core: &Arc<Core>,
-        buffers: Destinations,
-    ) -> Result<Message, Failed<Destinations>> {
+        buffers: DestinationBuffers,
+    ) -> Result<Message, Failed<DestinationBuffers>> {
         let here = match self.land_in_pool(core) {
             Ok(()) => self.landed(core).await,
             Err(error) => Err(Failed { error, returned: Vec::new() }),
@@ -198,7 +199,7 @@ impl PendingReceive {
         &self,
         core: &Core,
         mut destinations: Vec<Destination>,
-    ) -> Result<Destinations, Failed<Vec<Destination>>> {
+    ) -> Result<DestinationBuffers, Failed<Vec<Destination>>> {
         let invalid = |why| Error::new(ErrorKind::Invalid, why);
         if destinations.len() != self.frames.len() {
             let why =
@@ -233,18 +234,18 @@ impl PendingReceive {
 
     pub(crate) fn ack(self, core: &Arc<Core>, delivery: Delivery) {
         // A destination under way ends by itself, and says its own word.
-        if !matches!(self.payload, Payload::Destination(_)) {
-            self.say(core, delivery);
+        if !matches!(self.payload, Payload::Accepted(_)) {
+            self.send_ack(core, delivery);
         }
     }
 
-    fn say(&self, core: &Arc<Core>, delivery: Delivery) {
+    fn send_ack(&self, core: &Arc<Core>, delivery: Delivery) {
         core.submit_for_later(Op::Ack { id: self.id, delivery, ack_now: self.ack_now });
     }
 }
 
 /// `buffer` in pieces of the frames' lengths, and its rest.
-fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Destinations, BufferMut) {
+fn split_by_frames(mut buffer: BufferMut, frames: &[FrameInfo]) -> (DestinationBuffers, BufferMut) {
     buffer.clear();
     let mut pieces = Vec::with_capacity(frames.len());
     for frame in frames {
@@ -255,7 +256,7 @@ fn cut(mut buffer: BufferMut, frames: &[FrameInfo]) -> (Destinations, BufferMut)
 }
 
 /// The pieces in one again, empty.
-fn paste(pieces: Destinations, rest: BufferMut) -> BufferMut {
+fn rejoin_pieces(pieces: DestinationBuffers, rest: BufferMut) -> BufferMut {
     let mut whole: Option<BufferMut> = None;
     for mut piece in pieces.into_iter().flatten().filter(|piece| piece.capacity() > 0).chain([rest]) {
         piece.clear();

@@ -138,7 +138,7 @@ pub enum Delivery {
 /// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields these are.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "documented there")]
-pub struct Small {
+pub struct SmallSend {
     pub message: Message,
     pub receipt: Done<Delivery>,
     pub ack_now: bool,
@@ -164,9 +164,9 @@ pub struct Announced {
 #[derive(Debug)]
 pub enum Arrival {
     /// In this memory already.
-    Here(Vec<Buffer>),
+    Complete(Vec<Buffer>),
     /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says so.
-    Coming(Completion<Result<Vec<Buffer>>>),
+    InProgress(Completion<Result<Vec<Buffer>>>),
     /// With the sender: accept it with a destination for each frame.
-    Waiting,
+    AtSender,
 }

@@ -152,13 +152,13 @@ impl fmt::Debug for RemoteRegion {
 pub struct Region<M> {
     remote: RemoteRegion,
     table: Own<Arc<Regions>>,
-    memory: Shared<M>,
+    memory: SharedRegion<M>,
 }
 
-type Shared<M> = Arc<Mutex<HeldRegion<M>>>;
+type SharedRegion<M> = Arc<Mutex<RegionState<M>>>;
 
 #[derive(Debug)]
-struct HeldRegion<M> {
+struct RegionState<M> {
     memory: Option<M>,
     readers: usize,
     revoker: Option<Waker>,
@@ -183,15 +183,15 @@ impl<M: Default> Region<M> {
         }
         poll_fn(|cx| {
             if !process.is_this() {
-                let copy = self.memory.try_lock().and_then(|mut held| held.memory.take());
+                let copy = self.memory.try_lock().and_then(|mut state| state.memory.take());
                 return Poll::Ready(copy.unwrap_or_default());
             }
-            let mut held = lock(&self.memory);
-            if held.readers > 0 {
-                held.revoker = Some(cx.waker().clone());
+            let mut state = lock(&self.memory);
+            if state.readers > 0 {
+                state.revoker = Some(cx.waker().clone());
                 return Poll::Pending;
             }
-            match held.memory.take() {
+            match state.memory.take() {
                 Some(memory) => Poll::Ready(memory),
                 None => Poll::Pending,
             }
@@ -212,20 +212,20 @@ impl<M> Drop for Region<M> {
 #[derive(Debug)]
 pub struct Regions {
     environment: Arc<dyn Environment>,
-    entries: Mutex<HashMap<Key, Entry>>,
+    entries: Mutex<HashMap<Key, RegionEntry>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct RegionEntry {
     len: u64,
     expires: Duration,
-    memory: Memory,
+    memory: RegionMemory,
 }
 
 #[derive(Debug)]
-enum Memory {
-    Read(Shared<Buffer>),
-    Write(Shared<BufferMut>),
+enum RegionMemory {
+    Read(SharedRegion<Buffer>),
+    Write(SharedRegion<BufferMut>),
 }
 
 impl Regions {
@@ -236,27 +236,27 @@ impl Regions {
 
     pub(crate) fn expose(self: &Arc<Self>, buffer: Buffer, lifetime: Duration) -> Region<Buffer> {
         let len = buffer.len() as u64;
-        self.enter(buffer, len, lifetime, RegionAccess::Read, Memory::Read)
+        self.register(buffer, len, lifetime, RegionAccess::Read, RegionMemory::Read)
     }
 
     pub(crate) fn expose_mut(self: &Arc<Self>, buffer: BufferMut, lifetime: Duration) -> Region<BufferMut> {
         let len = buffer.len() as u64;
-        self.enter(buffer, len, lifetime, RegionAccess::Write, Memory::Write)
+        self.register(buffer, len, lifetime, RegionAccess::Write, RegionMemory::Write)
     }
 
-    fn enter<M>(
+    fn register<M>(
         self: &Arc<Self>,
         memory: M,
         len: u64,
         lifetime: Duration,
         access: RegionAccess,
-        kind: impl FnOnce(Shared<M>) -> Memory,
+        kind: impl FnOnce(SharedRegion<M>) -> RegionMemory,
     ) -> Region<M> {
         let mut key = Key::default();
         self.environment.random(&mut key);
-        let memory = Arc::new(Mutex::new(HeldRegion { memory: Some(memory), readers: 0, revoker: None }));
+        let memory = Arc::new(Mutex::new(RegionState { memory: Some(memory), readers: 0, revoker: None }));
         let expires = self.environment.now().saturating_add(lifetime);
-        self.entries().insert(key, Entry { len, expires, memory: kind(memory.clone()) });
+        self.entries().insert(key, RegionEntry { len, expires, memory: kind(memory.clone()) });
         Region { remote: RemoteRegion { key, len, access }, table: Own::new(self.clone()), memory }
     }
 
@@ -264,14 +264,14 @@ impl Regions {
     pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<ReadLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
-            (entry, Memory::Read(memory)) => (entry, memory),
-            (_, Memory::Write(_)) => return Err(rejected("it may be written, not read")),
+            (entry, RegionMemory::Read(memory)) => (entry, memory),
+            (_, RegionMemory::Write(_)) => return Err(rejected("it may be written, not read")),
         };
         check_range(RegionAccess::Read, entry.len, RegionAccess::Read, offset, len)?;
-        let mut held = lock(memory);
-        let Some(buffer) = &held.memory else { return Err(rejected(REVOKED)) };
+        let mut state = lock(memory);
+        let Some(buffer) = &state.memory else { return Err(rejected(REVOKED)) };
         let bytes = buffer.slice(offset as usize..(offset + len) as usize);
-        held.readers += 1;
+        state.readers += 1;
         Ok(ReadLease { bytes, memory: memory.clone() })
     }
 
@@ -279,14 +279,18 @@ impl Regions {
     pub(crate) fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
-            (entry, Memory::Write(memory)) => (entry, memory),
-            (_, Memory::Read(_)) => return Err(rejected("it may be read, not written")),
+            (entry, RegionMemory::Write(memory)) => (entry, memory),
+            (_, RegionMemory::Read(_)) => return Err(rejected("it may be read, not written")),
         };
         check_range(RegionAccess::Write, entry.len, RegionAccess::Write, offset, len)?;
         Ok(WriteLease { memory: memory.clone(), offset: offset as usize, len: len as usize })
     }
 
-    fn find<'a>(&self, entries: &'a HashMap<Key, Entry>, key: &Key) -> Result<(&'a Entry, &'a Memory)> {
+    fn find<'a>(
+        &self,
+        entries: &'a HashMap<Key, RegionEntry>,
+        key: &Key,
+    ) -> Result<(&'a RegionEntry, &'a RegionMemory)> {
         let entry = entries.get(key).ok_or_else(|| rejected(REVOKED))?;
         if self.environment.now() >= entry.expires {
             return Err(rejected("its lifetime has passed"));
@@ -298,7 +302,7 @@ impl Regions {
         self.entries().remove(key);
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<Key, Entry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<Key, RegionEntry>> {
         self.entries.lock()
     }
 }
@@ -326,7 +330,7 @@ fn check_range(is: RegionAccess, region_len: u64, wanted: RegionAccess, offset: 
 #[derive(Debug)]
 pub(crate) struct ReadLease {
     bytes: Buffer,
-    memory: Shared<Buffer>,
+    memory: SharedRegion<Buffer>,
 }
 
 impl ReadLease {
@@ -339,12 +343,12 @@ impl Drop for ReadLease {
     fn drop(&mut self) {
         // Whoever revokes may expect to hold the only handle afterwards.
         self.bytes = Buffer::new();
-        let mut held = lock(&self.memory);
-        held.readers -= 1;
-        if held.readers == 0
-            && let Some(waker) = held.revoker.take()
+        let mut state = lock(&self.memory);
+        state.readers -= 1;
+        if state.readers == 0
+            && let Some(waker) = state.revoker.take()
         {
-            drop(held);
+            drop(state);
             waker.wake();
         }
     }
@@ -353,7 +357,7 @@ impl Drop for ReadLease {
 /// A checked range of a region that the peer is writing.
 #[derive(Debug)]
 pub(crate) struct WriteLease {
-    memory: Shared<BufferMut>,
+    memory: SharedRegion<BufferMut>,
     offset: usize,
     len: usize,
 }
@@ -366,12 +370,12 @@ impl WriteLease {
 
     /// Lets `write` fill `[at, len)` of the range, or nothing if the region was revoked meanwhile (`None`).
     pub(crate) fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
-        let mut held = lock(&self.memory);
-        let bytes = held.memory.as_mut()?.as_mut_slice()?;
+        let mut state = lock(&self.memory);
+        let bytes = state.memory.as_mut()?.as_mut_slice()?;
         Some(write(&mut bytes[self.offset + at..self.offset + self.len]))
     }
 }
 
-fn lock<M>(memory: &Mutex<HeldRegion<M>>) -> MutexGuard<'_, HeldRegion<M>> {
+fn lock<M>(memory: &Mutex<RegionState<M>>) -> MutexGuard<'_, RegionState<M>> {
     memory.lock()
 }

@@ -204,7 +204,7 @@ impl Receives {
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
                 let lens = message.frames.iter().map(|frame| frame.len);
-                (State::Here, Arrival::Here(self.land_eager(lens, payload, behind)?))
+                (State::Here, Arrival::Complete(self.land_eager(lens, payload, behind)?))
             }
             Payload::Lent(scope, lent_frames, payload) => {
                 let lender =
@@ -218,7 +218,7 @@ impl Receives {
                     let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
                     *buffer = lender.borrow(LentFrame::decode(lent_frame), frame.len, place)?;
                 }
-                (State::Here, Arrival::Here(buffers))
+                (State::Here, Arrival::Complete(buffers))
             }
             Payload::Waits | Payload::Fetchable(_) => {
                 if self.in_pool && self.pregranted == 0 {
@@ -230,7 +230,7 @@ impl Receives {
                     Payload::Fetchable(addresses) => addresses_in(addresses),
                     _ => Vec::new(),
                 };
-                (State::Waiting(addresses), Arrival::Waiting)
+                (State::Waiting(addresses), Arrival::AtSender)
             }
             Payload::Streams => {
                 let buffers = self.destinations(lens.iter().copied())?.into_iter().map(Some).collect();
@@ -239,7 +239,7 @@ impl Receives {
                 let buffers = Buffers::Ours(buffers, done);
                 let mut destination = Filling::new(buffers, payload_len);
                 destination.cut(&lens, self.chunk_len);
-                (State::Filling(destination), Arrival::Coming(landed))
+                (State::Filling(destination), Arrival::InProgress(landed))
             }
         };
         let id = self.held.push(Received { cost, pregranted, ack_now: message.ack_now, lens, state });

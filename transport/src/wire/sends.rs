@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::error::{Error, Result};
 use crate::memory::Place;
-use crate::transfer::message::{Delivery, EAGER_LEN_MAX, Message, Small};
+use crate::transfer::message::{Delivery, EAGER_LEN_MAX, Message, SmallSend};
 use crate::transfer::operation::{Done, Operation};
 use crate::wire::bounce_copy::{BOUNCED_AT_ONCE, BounceCopy};
 use crate::wire::count::Count;
@@ -104,7 +104,7 @@ impl Sends {
     }
 
     /// The same of a [small](is_small) one that is no operation. Gives it back where it has to wait.
-    pub(crate) fn copy(&mut self, small: Small) -> Option<Small> {
+    pub(crate) fn copy(&mut self, small: SmallSend) -> Option<SmallSend> {
         if !self.may_join(&small.message) {
             return Some(small);
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
-use crate::transfer::message::{Announced, Delivery, Message, Small};
+use crate::transfer::message::{Announced, Delivery, Message, SmallSend};
 use crate::transfer::operation::{Done, Operation};
 use crate::transfer::region::{Regions, RemoteRegion};
 use crate::wire::count::{Count, Counts};
@@ -159,7 +159,7 @@ impl Session {
     }
 
     /// Sends such a message by copying it, or gives it back, to be sent as others are.
-    pub(crate) fn copy(&mut self, small: Small) -> Option<Small> {
+    pub(crate) fn copy(&mut self, small: SmallSend) -> Option<SmallSend> {
         self.sends.copy(small)
     }
 

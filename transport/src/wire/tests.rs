@@ -182,22 +182,22 @@ impl End {
     fn take(&mut self) -> Option<Taken> {
         let Announced { id, header, frames, arrival, ack_now } = self.announced.pop_front()?;
         Some(match arrival {
-            Arrival::Here(buffers) => {
+            Arrival::Complete(buffers) => {
                 self.session.ack(id, Delivery::Delivered, false);
                 Taken::Here(buffers)
             }
-            Arrival::Coming(landed) => match landed.try_take() {
+            Arrival::InProgress(landed) => match landed.try_take() {
                 Some(buffers) => {
                     self.session.ack(id, Delivery::Delivered, false);
                     Taken::Here(buffers.expect("landed"))
                 }
                 None => {
-                    let arrival = Arrival::Coming(landed);
+                    let arrival = Arrival::InProgress(landed);
                     self.announced.push_front(Announced { id, header, frames, arrival, ack_now });
                     return None;
                 }
             },
-            Arrival::Waiting => {
+            Arrival::AtSender => {
                 let destinations =
                     frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
                 self.accept(id, destinations)
@@ -429,12 +429,13 @@ fn large_messages_stream_pregranted_once_the_receiver_said_so_and_within_its_roo
     let large = || Message::new("").with_frame(vec![1; 1 << 20]);
     drop(a.send(large()));
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
-    assert!(matches!(b.announced[0].arrival, Arrival::Waiting), "the first one asks");
+    assert!(matches!(b.announced[0].arrival, Arrival::AtSender), "the first one asks");
     for _ in 0..6 {
         drop(a.send(large()));
     }
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
-    let coming = b.announced.iter().filter(|message| matches!(message.arrival, Arrival::Coming(_))).count();
+    let coming =
+        b.announced.iter().filter(|message| matches!(message.arrival, Arrival::InProgress(_))).count();
     assert_eq!(coming as u64, PREGRANT >> 20);
 }
 

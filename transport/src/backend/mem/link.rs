@@ -163,7 +163,8 @@ fn announce(ends: &mut [EndState; 2], me: usize) -> bool {
         message.finish(|message| {
             let table = message.table().collect();
             let (header, frames) = message.into_parts();
-            let announced = Announced { id, header, frames: table, arrival: Arrival::Here(frames), ack_now };
+            let announced =
+                Announced { id, header, frames: table, arrival: Arrival::Complete(frames), ack_now };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),
                 None => theirs.early.push(announced),

@@ -216,7 +216,7 @@ async fn land(link: &Arc<dyn Link>, context: &LinkContext) {
         let fits = left > 0 && frames.len() == 1 && frames.iter().all(|frame| frame.len <= DATA_LEN);
         left = left.saturating_sub(1);
         match arrival {
-            Arrival::Waiting if fits => {
+            Arrival::AtSender if fits => {
                 let taken = frames.iter().map(|frame| context.pool.take(frame.len).map(Some)).collect();
                 let destinations = match taken {
                     Ok(destinations) => destinations,
@@ -227,7 +227,9 @@ async fn land(link: &Arc<dyn Link>, context: &LinkContext) {
                 // The other end hears it too.
                 let _ = landed.await;
             }
-            Arrival::Here(_) if fits => link.submit(Op::Ack { id, delivery: Delivery::Delivered, ack_now }),
+            Arrival::Complete(_) if fits => {
+                link.submit(Op::Ack { id, delivery: Delivery::Delivered, ack_now })
+            }
             _ => {
                 return link
                     .end(Error::new(ErrorKind::Corrupt, "what came in a path probe is no measurement"));

@@ -135,20 +135,20 @@ impl Post {
             return true;
         }
         let (kept, taken) = match arrival {
-            Arrival::Here(buffers) => {
+            Arrival::Complete(buffers) => {
                 session.ack(id, Delivery::Delivered, false);
                 (vec![true; frames.len()], Taken::Here(buffers))
             }
-            Arrival::Coming(landed) => {
+            Arrival::InProgress(landed) => {
                 let Some(buffers) = landed.try_take() else {
-                    let arrival = Arrival::Coming(landed);
+                    let arrival = Arrival::InProgress(landed);
                     self.end.announced.push_front(Announced { id, frames, arrival, ..announced });
                     return false;
                 };
                 session.ack(id, Delivery::Delivered, false);
                 (vec![true; frames.len()], Taken::Here(buffers.expect("landed")))
             }
-            Arrival::Waiting => {
+            Arrival::AtSender => {
                 let kept: Vec<_> = frames.iter().map(|_| seed.below(5) > 0).collect();
                 let destination = |(frame, kept): (&FrameInfo, &bool)| {
                     kept.then(|| self.pool.take(frame.len + 3).expect("there is memory"))

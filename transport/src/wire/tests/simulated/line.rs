@@ -162,15 +162,15 @@ impl Side {
             return self.end.session.ack(id, Delivery::Rejected, ack_now);
         }
         match arrival {
-            Arrival::Here(buffers) => same(&buffers, original),
-            Arrival::Coming(landed) => match landed.try_take() {
+            Arrival::Complete(buffers) => same(&buffers, original),
+            Arrival::InProgress(landed) => match landed.try_take() {
                 Some(buffers) => same(&buffers.expect("the connection lives"), original),
                 None => {
-                    let arrival = Arrival::Coming(landed);
+                    let arrival = Arrival::InProgress(landed);
                     return self.end.announced.push_front(Announced { id, header, frames, arrival, ack_now });
                 }
             },
-            Arrival::Waiting => {
+            Arrival::AtSender => {
                 self.said.push(Delivery::Delivered);
                 let buffers = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
                 let (destinations, landed) = Operation::new(buffers);
