@@ -17,7 +17,8 @@ const LEN_MAX: usize = 1024;
 pub enum Scheme {
     /// Whatever serves the pair best: `mem` within a process, `shm` within a host, `tcp` beyond.
     Towline,
-    /// Whatever serves the pair best and shows nothing to whoever is on the way: what leaves the host goes over TLS.
+    /// Whatever serves the pair best and shows nothing to whoever is on the way: what leaves the host goes
+    /// over TLS.
     Towlines,
     /// Only TCP.
     Tcp,
@@ -75,24 +76,26 @@ impl fmt::Display for Scheme {
 
 /// A place to listen at or connect to, at most 1024 bytes as text.
 ///
-/// `scheme://host:port`, or `mem://name` within a process (`mem://` lets the listener assign the name). The host is
-/// an IPv4 address, an IPv6 address in brackets (a link-local one with its zone, `[fe80::1%eth0]`), or a name; a
-/// listener may also write `*`, or nothing, for every interface. The port is TCP's whatever the scheme is: both ends meet there, and `shm` leads on into memory that they
-/// share. Options follow as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
+/// `scheme://host:port`, or `mem://name` within a process (`mem://` lets the listener assign the name). The
+/// host is an IPv4 address, an IPv6 address in brackets (a link-local one with its zone, `[fe80::1%eth0]`),
+/// or a name; a listener may also write `*`, or nothing, for every interface. The port is TCP's whatever the
+/// scheme is: both ends meet there, and `shm` leads on into memory that they share. Options follow as a
+/// query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
 /// `integrity=crc32c` (for all but `mem`): what travels carries checksums both ways, and damage on the way is
-/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting address asks
-/// for it; a listener grants it to whoever asks, and written at a listener it stands in the address that it
-/// reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem` itself refuses it.
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting
+/// address asks for it; a listener grants it to whoever asks, and written at a listener it stands in the
+/// address that it reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem`
+/// itself refuses it.
 ///
-/// `streams=N` (for `tcp` and those that may choose it, 1 to 16): the connection spreads large payload over N sockets, for
-/// links that are faster than one TCP flow. It is asked for and granted like `integrity`; another path than `tcp` has one
-/// stream whatever `towline` is asked for.
+/// `streams=N` (for `tcp` and those that may choose it, 1 to 16): the connection spreads large payload over N
+/// sockets, for links that are faster than one TCP flow. It is asked for and granted like `integrity`;
+/// another path than `tcp` has one stream whatever `towline` is asked for.
 ///
-/// Options in upper case (`TLS=tcp,self`, `NET_DEVICES=eth0`, `RNDV_THRESH=64k`; for `ucx` alone) are settings of UCX for this
-/// connection, or for this listener's, as they are: [`settings`](Self::settings). `versions=any` (for `ucx` too) allows a
-/// pair of UCX libraries of versions that were not proven together, and UCX 1.13 over tcp, which may abort this process when a
-/// peer is killed while it connects.
+/// Options in upper case (`TLS=tcp,self`, `NET_DEVICES=eth0`, `RNDV_THRESH=64k`; for `ucx` alone) are
+/// settings of UCX for this connection, or for this listener's, as they are: [`settings`](Self::settings).
+/// `versions=any` (for `ucx` too) allows a pair of UCX libraries of versions that were not proven together,
+/// and UCX 1.13 over tcp, which may abort this process when a peer is killed while it connects.
 ///
 /// ```
 /// use towline::{Address, Scheme};
@@ -121,8 +124,8 @@ enum Place {
 }
 
 impl Address {
-    /// `scheme://host:port`; `host` may wear brackets if it is an IPv6 address. `Invalid` for [`Scheme::Mem`], which
-    /// has neither.
+    /// `scheme://host:port`; `host` may wear brackets if it is an IPv6 address. `Invalid` for
+    /// [`Scheme::Mem`], which has neither.
     pub fn new(scheme: Scheme, host: &str, port: u16) -> Result<Self> {
         if scheme == Scheme::Mem {
             return Err(invalid("mem has no host and port: use Address::mem(name)"));

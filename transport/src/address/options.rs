@@ -5,15 +5,16 @@ use crate::Result;
 use crate::handshake::STREAMS_MAX;
 
 impl Address {
-    /// The settings of UCX among the options, in the order they were written: those in upper case letters, digits and
-    /// underscores (`TLS`, `NET_DEVICES`), named as UCX does, without its `UCX_`. Only `ucx` takes any.
+    /// The settings of UCX among the options, in the order they were written: those in upper case letters,
+    /// digits and underscores (`TLS`, `NET_DEVICES`), named as UCX does, without its `UCX_`. Only `ucx` takes
+    /// any.
     pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options().filter(|(key, _)| is_setting(key))
     }
 
-    /// The same address with the options of `other` that this scheme takes, in place of its own of the same keys: for an address
-    /// that was told by the peer at `other`, and shall be met in the same way. Within a process nothing travels that could be
-    /// checked or spread, so `mem` takes none.
+    /// The same address with the options of `other` that this scheme takes, in place of its own of the same
+    /// keys: for an address that was told by the peer at `other`, and shall be met in the same way. Within a
+    /// process nothing travels that could be checked or spread, so `mem` takes none.
     pub fn with_options_of(&self, other: &Self) -> Result<Self> {
         other.options().try_fold(self.clone(), |address, (key, value)| {
             let with = address.clone().with_option(key, value)?;

@@ -1,7 +1,7 @@
 //! From a host to the socket addresses that it stands for.
 //!
-//! `getaddrinfo` cannot be cancelled. It runs in a thread of its own, which nobody waits for: neither a caller whose time is up, nor
-//! an endpoint that is dropped.
+//! `getaddrinfo` cannot be cancelled. It runs in a thread of its own, which nobody waits for: neither a
+//! caller whose time is up, nor an endpoint that is dropped.
 
 use std::fmt::Write;
 use std::io;
@@ -17,13 +17,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::{Environment, within};
 use crate::platform::process::PerProcess;
 
-/// Names that a process resolves at once. A thread that waits for a dead name server holds its place until the system gives up.
+/// Names that a process resolves at once. A thread that waits for a dead name server holds its place until
+/// the system gives up.
 const LOOKUPS_MAX: usize = 32;
 /// How many addresses an error names.
-const NAMED_MAX: usize = 8;
+const ADDRESSES_IN_ERROR_MAX: usize = 8;
 
-/// The socket addresses that the host of `address` stands for, each once, in the system's order; for every interface,
-/// `[::]` and then `0.0.0.0`. A name takes until `deadline` at most.
+/// The socket addresses that the host of `address` stands for, each once, in the system's order; for every
+/// interface, `[::]` and then `0.0.0.0`. A name takes until `deadline` at most.
 ///
 /// # Errors
 /// `Unavailable` for an unknown name or zone; `TimedOut`; `Invalid` for a link-local address without a zone.
@@ -37,7 +38,7 @@ pub(crate) async fn resolve(
         return Ok(vec![([0; 16], port).into(), ([0; 4], port).into()]);
     }
     if let Some(literal) = literal(address.host(), port) {
-        return literal.and_then(|at| zoned(at).map(|()| vec![at]));
+        return literal.and_then(|at| check_zone(at).map(|()| vec![at]));
     }
     let limit = deadline.saturating_sub(environment.now());
     let (done, found) = oneshot::channel();
@@ -46,7 +47,7 @@ pub(crate) async fn resolve(
     environment.spawn(Box::pin(async move {
         let found = within(&*timer, deadline, look_up(host, port)).await;
         // The caller may have given up.
-        let _ = done.send(found.unwrap_or_else(|| Err(late(limit))));
+        let _ = done.send(found.unwrap_or_else(|| Err(timed_out(limit))));
     }));
     let ended = |_| Error::new(ErrorKind::Closed, "the endpoint's driver ended");
     found.await.map_err(ended)?
@@ -82,8 +83,9 @@ fn scope(zone: &str) -> Result<u32> {
     netdevice::name_to_index(socket, zone).map_err(unknown)
 }
 
-/// Refuses a link-local address that does not say of which interface it is; the kernel would call it an invalid argument.
-pub(crate) fn zoned(at: SocketAddr) -> Result<()> {
+/// Refuses a link-local address that does not say of which interface it is; the kernel would call it an
+/// invalid argument.
+pub(crate) fn check_zone(at: SocketAddr) -> Result<()> {
     let SocketAddr::V6(v6) = at else { return Ok(()) };
     if !v6.ip().is_unicast_link_local() || v6.scope_id() != 0 {
         return Ok(());
@@ -99,15 +101,15 @@ pub(crate) fn zoned(at: SocketAddr) -> Result<()> {
 async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
     static LOOKUPS: PerProcess<Arc<Semaphore>> = PerProcess::new(|| Arc::new(Semaphore::new(LOOKUPS_MAX)));
     let place = LOOKUPS.get().clone().acquire_owned().await;
-    let (tell, told) = oneshot::channel();
-    let looking = move || {
+    let (found_sender, found) = oneshot::channel();
+    let look_up = move || {
         let found = (&*host, port).to_socket_addrs().map(Vec::from_iter);
         drop(place);
         // Whoever asked may have given up.
-        let _ = tell.send(found);
+        let _ = found_sender.send(found);
     };
-    std::thread::Builder::new().name("towline-resolver".into()).spawn(looking).map_err(Error::io)?;
-    let found = told.await.map_err(|_| Error::new(ErrorKind::Io, "the resolver of names panicked"))?;
+    std::thread::Builder::new().name("towline-resolver".into()).spawn(look_up).map_err(Error::io)?;
+    let found = found.await.map_err(|_| Error::new(ErrorKind::Io, "the resolver of names panicked"))?;
     let mut found = found.map_err(unknown)?;
     let mut known = Vec::with_capacity(found.len());
     found.retain(|at| {
@@ -131,7 +133,7 @@ fn unknown(error: io::Error) -> Error {
     Error::new(ErrorKind::Unavailable, why).caused_by(error)
 }
 
-fn late(limit: Duration) -> Error {
+fn timed_out(limit: Duration) -> Error {
     let why = format!(
         "the host's name was not resolved within {} s: check the name servers (/etc/resolv.conf), or write the host's address",
         seconds(limit)
@@ -146,33 +148,33 @@ pub(crate) fn seconds(time: Duration) -> f64 {
 
 /// What became of each address of a host, in the order of the attempts.
 #[derive(Debug, Default)]
-pub(crate) struct Fates(Vec<(SocketAddr, Error)>);
+pub(crate) struct AttemptErrors(Vec<(SocketAddr, Error)>);
 
-impl Fates {
-    pub(crate) fn push(&mut self, at: SocketAddr, fate: Error) {
-        self.0.push((at, fate));
+impl AttemptErrors {
+    pub(crate) fn push(&mut self, at: SocketAddr, error: Error) {
+        self.0.push((at, error));
     }
 
     pub(crate) fn kinds(&self) -> impl Iterator<Item = ErrorKind> {
-        self.0.iter().map(|(_, fate)| fate.kind())
+        self.0.iter().map(|(_, error)| error.kind())
     }
 
     /// All of them as one error of `kind`. An address is named unless `address` is that one.
     pub(crate) fn into_error(mut self, kind: ErrorKind, address: &Address) -> Error {
         match self.0.len() {
             1 => {
-                let (at, fate) = self.0.remove(0);
-                if is_literal(address) { fate } else { fate.at(at) }
+                let (at, error) = self.0.remove(0);
+                if is_literal(address) { error } else { error.at(at) }
             }
             count => {
                 let mut detail = format!("none of {count} addresses served: ");
-                for (i, (at, fate)) in self.0.iter().take(NAMED_MAX).enumerate() {
+                for (i, (at, error)) in self.0.iter().take(ADDRESSES_IN_ERROR_MAX).enumerate() {
                     let between = if i == 0 { "" } else { "; " };
                     // Writing to a string does not fail.
-                    let _ = write!(detail, "{between}{at}: {fate}");
+                    let _ = write!(detail, "{between}{at}: {error}");
                 }
-                if count > NAMED_MAX {
-                    let _ = write!(detail, "; and {} more", count - NAMED_MAX);
+                if count > ADDRESSES_IN_ERROR_MAX {
+                    let _ = write!(detail, "; and {} more", count - ADDRESSES_IN_ERROR_MAX);
                 }
                 Error::new(kind, detail)
             }

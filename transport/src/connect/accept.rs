@@ -11,7 +11,7 @@ use tracing::Instrument;
 
 use super::bind::bind;
 use super::establish::Establisher;
-use super::names::names;
+use super::names::listener_names;
 use crate::address::{Address, Scheme};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events;
@@ -19,28 +19,28 @@ use crate::handshake::{Admission, Control, Source};
 use crate::platform::environment::Environment;
 use crate::progress::core::OwnedCore;
 
-/// Made connections that wait for `accept`; more wait in the operating system's queue.
+/// The most open connections that wait for `accept`. More peers wait in the operating system's queue.
 const ACCEPTED_MAX: usize = 1024;
-/// Connections that are taken over in a row.
-const ACCEPTS_MAX: usize = 8;
-/// Unauthenticated peers may have one in so many of the process's descriptors.
-const DESCRIPTORS_SHARE: usize = 4;
-/// Connections that were made at one address, and what stops the making when dropped.
+/// The most sockets accepted in a row before other tasks run.
+const ACCEPTS_PER_TURN: usize = 8;
+/// Unauthenticated peers may use one in so many of the process's descriptors.
+const DESCRIPTOR_SHARE: usize = 4;
+/// The open connections of one listener. Dropping it stops the listener.
 #[derive(Debug)]
-pub(crate) struct Arrivals {
+pub(crate) struct AcceptedConnections {
     accepted: tokio::sync::Mutex<mpsc::Receiver<OwnedCore>>,
-    _open: Open,
+    _open: ListenGuard,
 }
 
-/// Stops the accepting task, and gives a `mem` name back, when dropped.
+/// Stops the accepting task and releases a `mem` name when dropped.
 #[derive(Debug)]
-struct Open {
+struct ListenGuard {
     name: Option<String>,
     closed: Arc<Notify>,
 }
 
-impl Arrivals {
-    /// The next connection. Cancel-safe.
+impl AcceptedConnections {
+    /// Returns the next connection. Cancel-safe.
     ///
     /// # Errors
     /// `Closed` if the endpoint's driver ended.
@@ -49,40 +49,41 @@ impl Arrivals {
     }
 }
 
-impl Drop for Open {
+impl Drop for ListenGuard {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            names().remove(name);
+            listener_names().remove(name);
         }
         self.closed.notify_one();
     }
 }
 
-/// Listens at `sockets`, which `address` stands for, or at its name.
+/// Listens at `sockets`, the socket addresses of `address`, or at its `mem` name. Returns the address with
+/// the port or name that was assigned.
 pub(crate) async fn listen(
     establisher: &Arc<Establisher>,
     address: &Address,
     sockets: Vec<SocketAddr>,
     unauthenticated_max: usize,
-) -> Result<(Address, Arrivals)> {
-    let (arrive, accepted) = mpsc::channel(ACCEPTED_MAX);
+) -> Result<(Address, AcceptedConnections)> {
+    let (accepted_sender, accepted) = mpsc::channel(ACCEPTED_MAX);
     let closed = Arc::new(Notify::new());
-    let reception = Reception {
+    let acceptor = Acceptor {
         establisher: establisher.clone(),
         address: address.clone(),
-        arrive,
-        admission: Admission::new(unauthenticated_max.min(descriptors_max() / DESCRIPTORS_SHARE)),
+        accepted_sender,
+        admission: Admission::new(unauthenticated_max.min(descriptors_max() / DESCRIPTOR_SHARE)),
     };
     let environment = &establisher.environment;
-    // Dropping this future ends what it began.
-    let mut open = Open { name: None, closed: closed.clone() };
+    // Dropping this future stops the listener.
+    let mut open = ListenGuard { name: None, closed: closed.clone() };
     let address = if address.scheme() == Scheme::Mem {
         let name = match address.name() {
             Some("") | None => free_name(&**environment),
             Some(name) => name.to_owned(),
         };
         let (callers, mut calls) = mpsc::channel(ACCEPTED_MAX);
-        match names().entry(name.clone()) {
+        match listener_names().entry(name.clone()) {
             Entry::Vacant(vacant) => drop(vacant.insert(callers)),
             Entry::Occupied(_) => {
                 let why = "the name is in use in this process; choose another";
@@ -93,79 +94,80 @@ pub(crate) async fn listen(
         let until = closed.clone();
         environment.spawn(Box::pin(async move {
             let receive = async {
-                while reception.has_room().await
+                while acceptor.has_room().await
                     && let Some(stream) = calls.recv().await
                 {
-                    reception.receive(stream.into(), Source::Process, "mem://".into()).await;
+                    acceptor.receive(stream.into(), Source::Process, "mem://".into()).await;
                 }
             };
-            first(receive, until.notified()).await;
+            run_until(receive, until.notified()).await;
         }));
         Address::mem(name)?
     } else {
         let (until, asked) = (closed.clone(), address.clone());
-        let (told, bound) = oneshot::channel();
+        let (bound_sender, bound) = oneshot::channel();
         environment.spawn(Box::pin(async move {
             let (listener, bound) = match bind(&asked, &sockets) {
                 Ok(bound) => bound,
-                Err(error) => return drop(told.send(Err(error))),
+                Err(error) => return drop(bound_sender.send(Err(error))),
             };
-            // Whoever asked may have given up; the listener then ends with `until`.
-            let _ = told.send(Ok(bound));
-            first(reception.serve(listener), until.notified()).await;
+            // If the caller has dropped its future, `until` ends the listener.
+            let _ = bound_sender.send(Ok(bound));
+            run_until(acceptor.serve(listener), until.notified()).await;
         }));
         bound.await.map_err(|_| driver_ended())??
     };
     tracing::info!(%address, "listening");
-    let arrivals = Arrivals { accepted: tokio::sync::Mutex::new(accepted), _open: open };
-    Ok((address, arrivals))
+    let accepted = AcceptedConnections { accepted: tokio::sync::Mutex::new(accepted), _open: open };
+    Ok((address, accepted))
 }
 
-/// What becomes of those who arrive.
-struct Reception {
+/// Admits, authenticates and opens the peers of one listener.
+struct Acceptor {
     establisher: Arc<Establisher>,
-    /// Where they arrive.
+    /// The listener's address.
     address: Address,
-    arrive: mpsc::Sender<OwnedCore>,
+    accepted_sender: mpsc::Sender<OwnedCore>,
     admission: Admission,
 }
 
-impl Reception {
+impl Acceptor {
     async fn serve(self, listener: TcpListener) {
         for number in 0_usize.. {
-            // Whoever cannot be handed over waits in the operating system's queue.
+            // A peer without room in the channel waits in the operating system's queue.
             if !self.has_room().await {
                 return;
             }
             let environment = &self.establisher.environment;
             match listener.accept().await {
                 Ok((stream, from)) => {
-                    // Without it small messages wait for acknowledgements; its failure costs speed alone.
+                    // Without it small messages wait for TCP acknowledgements. A failure costs only speed.
                     let _ = stream.set_nodelay(true);
                     self.receive(stream.into(), from.ip().into(), format!("tcp://{from}")).await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting failed; trying again");
+                    tracing::warn!(%error, "accept failed, retrying");
                     let now = environment.now();
                     environment.sleep_until(now + self.admission.accept_failed(&error, now)).await;
                 }
             }
-            if number.is_multiple_of(ACCEPTS_MAX) {
-                // Every peer that has said something is heard before more come, and it may have to make room for them.
+            if number.is_multiple_of(ACCEPTS_PER_TURN) {
+                // Let the handshakes of admitted peers advance before more peers arrive, since those may
+                // replace them.
                 tokio::task::yield_now().await;
             }
         }
     }
 
-    /// Waits until a connection can be handed over; `false` once nobody will take one.
+    /// Waits for room for one connection in the channel. `false` once the listener is dropped.
     async fn has_room(&self) -> bool {
-        self.arrive.reserve().await.is_ok()
+        self.accepted_sender.reserve().await.is_ok()
     }
 
-    /// Greets one peer in a task of its own, once it has a place.
+    /// Runs the handshake of one peer in a task of its own, once the peer is admitted.
     async fn receive(&self, control: Control, source: Source, from: String) {
         let admitted = self.admission.place(source, &*self.establisher.environment).await;
-        let (establisher, arrive) = (self.establisher.clone(), self.arrive.clone());
+        let (establisher, accepted_sender) = (self.establisher.clone(), self.accepted_sender.clone());
         let address = self.address.clone();
         let span = tracing::debug_span!("accept", %from);
         let greet = async move {
@@ -175,8 +177,8 @@ impl Reception {
             establisher.count("acceptor", begin, &result);
             match result {
                 Ok(connection) => {
-                    // A listener that is gone needs no more connections.
-                    let _ = arrive.send(connection).await;
+                    // If the listener is dropped, the connection is dropped.
+                    let _ = accepted_sender.send(connection).await;
                 }
                 Err(error) => events::refused(from, &error),
             }
@@ -185,7 +187,7 @@ impl Reception {
     }
 }
 
-/// How many descriptors this process may have.
+/// Returns the process's limit on open descriptors.
 fn descriptors_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current;
     limit.and_then(|limit| limit.try_into().ok()).unwrap_or(usize::MAX)
@@ -201,8 +203,8 @@ fn driver_ended() -> Error {
     Error::new(ErrorKind::Closed, "the endpoint's driver ended")
 }
 
-/// Runs `task` until `end`.
-async fn first(task: impl Future<Output = ()>, end: impl Future<Output = ()>) {
+/// Runs `task` until `end` is ready.
+async fn run_until(task: impl Future<Output = ()>, end: impl Future<Output = ()>) {
     let (mut task, mut end) = (std::pin::pin!(task), std::pin::pin!(end));
     std::future::poll_fn(|cx| {
         if end.as_mut().poll(cx).is_ready() {

@@ -1,4 +1,5 @@
-//! The socket of a listener: at the first address of its host, and at no other without saying so.
+//! The socket of a listener. It binds the first address of the host, and another only where this host lacks
+//! the first.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,38 +8,38 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 
 use crate::address::Address;
-use crate::address::resolve::{Fates, zoned};
+use crate::address::resolve::{AttemptErrors, check_zone};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Connections that wait for the operating system to hand them over, unless it allows fewer.
+/// The length of the operating system's accept queue, unless the system allows less.
 const BACKLOG: i32 = 4096;
 
-/// Listens at the first of `sockets`, which `address` stands for, and tells where that is. The next one is taken only if this
-/// host has no such address, as without IPv6. Runs on the driver.
+/// Listens at the first of `sockets`, the socket addresses of `address`, and returns the bound address. The
+/// next one is tried only if this host does not have the first, as without IPv6. Runs on the driver.
 ///
 /// # Errors
-/// `Unavailable` if the port is in use, or no socket address is one of this host.
+/// `Unavailable` if the port is in use, or this host has none of the addresses.
 pub(crate) fn bind(address: &Address, sockets: &[SocketAddr]) -> Result<(TcpListener, Address)> {
-    let mut fates = Fates::default();
+    let mut errors = AttemptErrors::default();
     for at in sockets {
         let error = match bind_to(*at) {
             Ok(socket) => {
                 let listener = TcpListener::from_std(socket.into()).map_err(Error::io)?;
                 let bound = listener.local_addr().map_err(Error::io)?;
-                return Ok((listener, described(address, sockets, bound)?));
+                return Ok((listener, reported_address(address, sockets, bound)?));
             }
             Err(error) => error,
         };
         let is_absent = is_absent(&error);
-        fates.push(*at, failed(*at, error));
+        errors.push(*at, bind_error(*at, error));
         if !is_absent {
             break;
         }
     }
-    Err(fates.into_error(ErrorKind::Unavailable, address))
+    Err(errors.into_error(ErrorKind::Unavailable, address))
 }
 
-/// An unspecified IPv6 address takes IPv4 as well.
+/// Binds one socket. An unspecified IPv6 address accepts IPv4 as well.
 fn bind_to(at: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
     if at.is_ipv6() {
@@ -51,24 +52,26 @@ fn bind_to(at: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Whether this host has no such address, or the kernel no such family.
+/// Returns whether this host lacks the address, or the kernel its family.
 fn is_absent(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(libc::EAFNOSUPPORT)
 }
 
-fn failed(at: SocketAddr, error: io::Error) -> Error {
+fn bind_error(at: SocketAddr, error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::AddrInUse if at.port() == 0 => {
             Error::new(ErrorKind::Unavailable, "no port is free at that address").caused_by(error)
         }
-        io::ErrorKind::InvalidInput => zoned(at).err().unwrap_or_else(|| Error::io(error)),
+        io::ErrorKind::InvalidInput => check_zone(at).err().unwrap_or_else(|| Error::io(error)),
         _ => Error::io(error),
     }
 }
 
-/// What peers are told: `address` with the port that was bound; and with the socket address itself in place of a host that stands
-/// for others too. A name of several addresses remains where TLS is, since the certificate is of that name.
-fn described(address: &Address, sockets: &[SocketAddr], bound: SocketAddr) -> Result<Address> {
+/// Returns the address that peers use: `address` with the bound port.
+///
+/// A host that has several socket addresses is replaced by the bound one. It stays as written for TLS,
+/// because the certificate is for that name.
+fn reported_address(address: &Address, sockets: &[SocketAddr], bound: SocketAddr) -> Result<Address> {
     let is_everywhere = matches!(address.host(), "" | "*") && bound.is_ipv6();
     let keeps_host = sockets.len() == 1 || is_everywhere || address.scheme().is_encrypted();
     let host = match (keeps_host, bound) {
@@ -87,13 +90,13 @@ fn described(address: &Address, sockets: &[SocketAddr], bound: SocketAddr) -> Re
 mod tests {
     use super::*;
 
-    /// No interface has it: RFC 5737.
+    /// No interface has this address: RFC 5737.
     const ABSENT: &str = "192.0.2.1:0";
 
     fn bound(address: &str, sockets: &[SocketAddr]) -> Result<String> {
-        let (listener, told) = bind(&address.parse()?, sockets)?;
+        let (listener, reported) = bind(&address.parse()?, sockets)?;
         let port = listener.local_addr().expect("it is bound").port();
-        Ok(told.to_string().replace(&format!(":{port}"), ":P"))
+        Ok(reported.to_string().replace(&format!(":{port}"), ":P"))
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! From a stream to a connection: greet, choose a backend that both ends have, open it.
+//! Turns a stream into a connection: authenticates, chooses a backend that both ends have, and opens it.
 
 mod candidates;
 mod credentials;
@@ -30,10 +30,10 @@ use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
 use crate::wire::unfinished::Unfinished;
 
-/// What a connector may propose before it is sent away.
+/// The most proposals of a connector before it is refused.
 const PROPOSALS_MAX: usize = 16;
 
-/// What an endpoint brings to each of its connections.
+/// The parts of an endpoint that each of its connections uses.
 #[derive(Debug)]
 pub(crate) struct Establisher {
     pub(crate) environment: Arc<dyn Environment>,
@@ -50,13 +50,13 @@ pub(crate) struct Establisher {
     pub(crate) linger: Duration,
     pub(crate) handshake_time: Duration,
     pub(crate) joins: Joins,
-    /// Peers that have authenticated, and whose connection is not open yet.
+    /// Admits peers that have authenticated and whose connection is not open yet.
     pub(crate) half_open: Admission,
     pub(crate) probe_results: ProbeResults,
 }
 
 impl Establisher {
-    /// The connecting end.
+    /// Establishes a connection as the connecting end.
     pub(crate) async fn connect(&self, control: Control, address: &Address) -> Result<OwnedCore> {
         let checked = address.option("integrity") == Some("crc32c");
         let (mut candidates, mut refused) = self.candidates(Role::Connector, address);
@@ -82,16 +82,21 @@ impl Establisher {
             let streams = if candidate.backend.stripes() { streams } else { 1 };
             let mut context = self.context(Role::Connector, &candidate, &greeting, address);
             let mut permit = None;
-            let met = self.meets(&candidate, &greeting);
-            let may_be = match met {
+            let meets = self.meets(&candidate, &greeting);
+            let allowed = match meets {
                 Ok(()) if candidate.is_probed => {
-                    let allowed =
-                        self.allowed(&mut candidate, &mut candidates, &greeting, &control, asked_streams);
-                    allowed.await.map(|untried| permit = untried)
+                    let found = self.probe_permit(
+                        &mut candidate,
+                        &mut candidates,
+                        &greeting,
+                        &control,
+                        asked_streams,
+                    );
+                    found.await.map(|new_permit| permit = new_permit)
                 }
-                met => met,
+                meets => meets,
             };
-            let answer = match may_be.and_then(|()| prepare(&mut candidate, &mut context)) {
+            let answer = match allowed.and_then(|()| prepare(&mut candidate, &mut context)) {
                 Ok(()) => {
                     let deadline = environment.now() + self.handshake_time;
                     let (backend, info) = (candidate.backend.name().to_owned(), context.info.clone());
@@ -119,7 +124,7 @@ impl Establisher {
                 candidate.backend.open(&mut context).await?
             } else {
                 match self
-                    .open_beside(&mut candidate, &mut candidates, permit, &mut context, &mut control)
+                    .open_separately(&mut candidate, &mut candidates, permit, &mut context, &mut control)
                     .await?
                 {
                     Ok(opened) => {
@@ -140,7 +145,8 @@ impl Establisher {
         Err(no_path(&refused))
     }
 
-    /// The further streams of a connection, each joined to it where its main stream leads, and as encrypted.
+    /// Opens the further streams of a connection. Each goes to the main stream's peer address, with the same
+    /// encryption.
     async fn join(
         &self,
         main: &Control,
@@ -154,8 +160,9 @@ impl Establisher {
         for stream in 1..streams {
             let nowhere = || Error::new(ErrorKind::Unsupported, "streams=N needs a socket to begin with");
             let peer = main.peer_addr().ok_or_else(nowhere)?;
-            let late = || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
-            let dialled = within(environment, deadline, dial::connect(peer)).await.ok_or_else(late)?;
+            let timed_out =
+                || Error::new(ErrorKind::TimedOut, "the further streams were not connected in time");
+            let dialled = within(environment, deadline, dial::connect(peer)).await.ok_or_else(timed_out)?;
             let mut lane = self.secure(Role::Connector, dialled?.into(), address, deadline).await?;
             let join = key.join(stream, lane.binding()?.as_ref());
             handshake::join(&mut lane, join, deadline, environment).await?;
@@ -164,8 +171,10 @@ impl Establisher {
         Ok(lanes)
     }
 
-    /// The accepting end; `None` for a stream that joined a connection that waited for it. The peer gives its place back once it
-    /// has authenticated; until then, and until its connection is open, it may have to make room for others.
+    /// Establishes a connection as the accepting end. `None` for a stream that joined a waiting connection.
+    ///
+    /// The peer gives up its admission once it has authenticated. Until its connection is open, a new peer
+    /// may replace it.
     pub(crate) async fn accept(
         &self,
         control: Control,
@@ -173,26 +182,26 @@ impl Establisher {
         address: String,
         admitted: Admitted,
     ) -> Result<Option<OwnedCore>> {
-        let made_room = || Error::new(ErrorKind::Unavailable, "the peer made room for newcomers");
-        let greeted = admitted.hold(self.greet(control, listening, &admitted)).await;
-        let Some(caller) = greeted.ok_or_else(made_room)?? else { return Ok(None) };
+        let evicted = || Error::new(ErrorKind::Unavailable, "the peer was replaced by a new one");
+        let authenticated = admitted.hold(self.authenticate(control, listening, &admitted)).await;
+        let Some(caller) = authenticated.ok_or_else(evicted)?? else { return Ok(None) };
         let half_open = self.half_open.place(admitted.source(), &*self.environment);
-        let half_open = admitted.hold(half_open).await.ok_or_else(made_room)?;
+        let half_open = admitted.hold(half_open).await.ok_or_else(evicted)?;
         drop(admitted);
         let agreed = half_open.hold(self.agree(caller, listening, address, &half_open)).await;
-        agreed.ok_or_else(made_room)?.map(Some)
+        agreed.ok_or_else(evicted)?.map(Some)
     }
 
-    /// The greeting of a peer that has arrived; `None` for a stream that joined.
-    async fn greet(
+    /// Authenticates a peer. `None` for a stream that joined a waiting connection.
+    async fn authenticate(
         &self,
         control: Control,
         listening: &Address,
         admitted: &Admitted,
-    ) -> Result<Option<Greeted>> {
+    ) -> Result<Option<AuthenticatedPeer>> {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
-        // Nothing is made for a peer that says nothing. What follows reports the end of its time.
+        // Allocates nothing for a silent peer. The steps below report its timeout.
         let _ = within(environment, deadline, control.spoken()).await;
         admitted.advanced(environment.now());
         let (candidates, refused) = self.candidates(Role::Acceptor, listening);
@@ -201,23 +210,25 @@ impl Establisher {
         let terms = self.terms(&candidates, CRC32C | STREAMS, &control, deadline)?;
         let over_tls = terms.binding.is_some();
         match handshake::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
-            Caller::Peer(greeting) => Ok(Some(Greeted { control, greeting, over_tls, candidates, refused })),
+            Caller::Peer(greeting) => {
+                Ok(Some(AuthenticatedPeer { control, greeting, over_tls, candidates, refused }))
+            }
             Caller::Lane(join) => {
                 let joined = self.joins.join(&join, control, environment);
-                tell(environment, deadline, joined).await.map(|()| None)
+                send_within(environment, deadline, joined).await.map(|()| None)
             }
         }
     }
 
-    /// Takes the first of the peer's proposals that will do, and opens it.
+    /// Accepts the first suitable proposal of the peer, and opens it.
     async fn agree(
         &self,
-        caller: Greeted,
+        caller: AuthenticatedPeer,
         listening: &Address,
         address: String,
         admitted: &Admitted,
     ) -> Result<OwnedCore> {
-        let Greeted { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
+        let AuthenticatedPeer { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
@@ -226,7 +237,7 @@ impl Establisher {
             admitted.advanced(environment.now());
             let Some(at) = candidates.iter().position(|candidate| candidate.backend.name() == backend) else {
                 let answer = handshake::answer(&mut control, Err("it is not offered here"));
-                tell(environment, deadline, answer).await?;
+                send_within(environment, deadline, answer).await?;
                 continue;
             };
             let mut candidate = candidates.remove(at);
@@ -244,15 +255,16 @@ impl Establisher {
             let expected = match prepared {
                 Ok(expected) => expected,
                 Err(reason) => {
-                    tell(environment, deadline, handshake::answer(&mut control, Err(&reason))).await?;
+                    send_within(environment, deadline, handshake::answer(&mut control, Err(&reason))).await?;
                     candidate.candidate.reason = reason;
                     refused.push(candidate.candidate);
                     continue;
                 }
             };
             let opened = if candidate.backend.takes_stream() {
-                // It can be opened only when nothing more is to be said on the stream.
-                tell(environment, deadline, handshake::answer_with(&mut control, &context.info)).await?;
+                // The backend takes the stream over, so the answer is the handshake's last message on it.
+                send_within(environment, deadline, handshake::answer_with(&mut control, &context.info))
+                    .await?;
                 if let Some(expected) = expected {
                     context.lanes = expected.all(deadline, environment).await?;
                 }
@@ -260,7 +272,7 @@ impl Establisher {
                 candidate.backend.open(&mut context).await?
             } else {
                 match self
-                    .open_beside(&mut candidate, &mut candidates, None, &mut context, &mut control)
+                    .open_separately(&mut candidate, &mut candidates, None, &mut context, &mut control)
                     .await?
                 {
                     Ok(opened) => {
@@ -284,9 +296,11 @@ impl Establisher {
         ))
     }
 
-    /// Opens one end of a path beside the stream, while the peer opens the other; `Ok(Err(reason))` says that one of the two
-    /// could not, or that it is not better than what takes the stream, which both know then, and another path may be proposed.
-    async fn open_beside(
+    /// Opens one end of a path that does not use the stream, while the peer opens the other end.
+    ///
+    /// `Ok(Err(reason))` means that an end could not open it, or that it is not faster than the stream's
+    /// backend. Both ends know that then, and another path may be proposed.
+    async fn open_separately(
         &self,
         candidate: &mut BackendCandidate,
         others: &mut [BackendCandidate],
@@ -300,18 +314,18 @@ impl Establisher {
         let opened_by = if permit.is_some() { opened_by.min(now + path_probe::OPEN_TIME) } else { opened_by };
         let (role, info, backend) = (context.role, context.info.clone(), candidate.backend.clone());
         let opening = async {
-            let late = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
+            let timed_out = || Err(Error::new(ErrorKind::TimedOut, "its two ends did not meet in time"));
             let opened = within(environment, opened_by, backend.open(context)).await;
-            opened.unwrap_or_else(late).map_err(|error| error.to_string())
+            opened.unwrap_or_else(timed_out).map_err(|error| error.to_string())
         };
         if role == Role::Connector {
             let mut opened = opening.await;
             if let Some(permit) = permit {
-                opened = self.try_out(permit, opened, candidate, others, control, answered_by).await?;
+                opened = self.probe_path(permit, opened, candidate, others, control, answered_by).await?;
             }
             let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
-            tell(environment, answered_by, answer).await?;
-            // The acceptor knows which of the two failed first.
+            send_within(environment, answered_by, answer).await?;
+            // The acceptor's answer says which end failed first.
             let answered = handshake::answered(control, backend.name(), answered_by, environment).await?;
             return Ok(answered.and(opened));
         }
@@ -319,12 +333,12 @@ impl Establisher {
         let (opened, asked) = {
             let (mut opening, mut opened) = (std::pin::pin!(opening), None);
             let peer = async {
-                tell(environment, answered_by, handshake::answer_with(control, &info)).await?;
+                send_within(environment, answered_by, handshake::answer_with(control, &info)).await?;
                 handshake::asked(control, backend.name(), measurements, answered_by, environment).await
             };
             let mut peer = std::pin::pin!(peer);
             let asked = std::future::poll_fn(|cx| {
-                // This end can be met before the peer hears that it may come.
+                // The peer may reach this end before it receives the answer.
                 if opened.is_none()
                     && let Poll::Ready(result) = opening.as_mut().poll(cx)
                 {
@@ -344,8 +358,8 @@ impl Establisher {
             Asked::Said(said) => said,
             Asked::Measure(len) => {
                 let link = opened.as_ref().ok().map(Opened::link);
-                candidate.candidate.reason = "the peer tried it, and prefers it".into();
-                path_probe::take_part(len, link, context, (control, backend.name()), answered_by).await?
+                candidate.candidate.reason = "the peer probed it and prefers it".into();
+                path_probe::answer_probe(len, link, context, (control, backend.name()), answered_by).await?
             }
         };
         let opened = match (opened, said) {
@@ -353,12 +367,13 @@ impl Establisher {
             (opened, _) => opened,
         };
         let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
-        tell(environment, answered_by, answer).await?;
+        send_within(environment, answered_by, answer).await?;
         Ok(opened)
     }
 
-    /// Whether a backend on path probe may be proposed, as far as is known of it; with this connection's turn where it is untried.
-    async fn allowed(
+    /// Returns whether a probed backend may be proposed, by the recorded result. Without a result, returns
+    /// the permit to probe it.
+    async fn probe_permit(
         &self,
         candidate: &mut BackendCandidate,
         others: &mut [BackendCandidate],
@@ -370,22 +385,24 @@ impl Establisher {
             return Err("it has one stream, and the address asks for several".into());
         }
         if !others.iter().any(|other| other.backend.takes_stream() && self.meets(other, greeting).is_ok()) {
-            // There is nothing to be better than.
+            // No other candidate competes with it.
             return Ok(None);
         }
         let environment = &*self.environment;
-        let way = (candidate.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
-        // The acceptor waits for a proposal meanwhile.
+        let key = (candidate.backend.name(), greeting.peer.host, control.peer_addr().map(|at| at.ip()));
+        // The acceptor is waiting for a proposal meanwhile.
         let by = environment.now() + self.handshake_time / 2;
-        match self.probe_results.of(way, by, environment).await {
-            ProbeResult::Figures(figures) => path_probe::heed(figures, candidate, others).map(|()| None),
-            ProbeResult::Nothing(why) => Err(why),
-            ProbeResult::Untried(permit) => Ok(Some(permit)),
+        match self.probe_results.of(key, by, environment).await {
+            ProbeResult::Measured(speeds) => {
+                path_probe::apply_probe(speeds, candidate, others).map(|()| None)
+            }
+            ProbeResult::Failed(why) => Err(why),
+            ProbeResult::Unprobed(permit) => Ok(Some(permit)),
         }
     }
 
-    /// Measures what was opened against what takes the stream; gives it up if it is not much better.
-    async fn try_out(
+    /// Probes the opened path against the stream. Gives it up if it is not faster by the required factor.
+    async fn probe_path(
         &self,
         permit: ProbePermit<'_>,
         opened: Result<Opened, String>,
@@ -400,17 +417,17 @@ impl Establisher {
             Err(reason) => Err(reason.clone()),
         };
         permit.record(&outcome, environment.now());
-        let heeded = outcome.and_then(|figures| path_probe::heed(figures, candidate, others));
-        Ok(heeded.and(opened))
+        let applied = outcome.and_then(|speeds| path_probe::apply_probe(speeds, candidate, others));
+        Ok(applied.and(opened))
     }
 
-    /// Counts what became of an attempt that began at `begin`.
+    /// Counts the result of an attempt that began at `begin`.
     pub(crate) fn count(&self, role: &'static str, begin: Duration, result: &Result<OwnedCore>) {
         let path = result.as_ref().map(|connection| connection.core().path.chosen()).map_err(Error::kind);
         self.driver.meters.established(role, path, self.environment.now().saturating_sub(begin));
     }
 
-    /// The endpoint's TLS, or what to do to have it.
+    /// Returns the endpoint's TLS settings, or an error that says how to set them.
     pub(crate) fn tls(&self) -> Result<Tls> {
         let missing = || {
             if cfg!(not(feature = "tls")) {
@@ -424,7 +441,7 @@ impl Establisher {
         self.credentials.now().tls.ok_or_else(missing)
     }
 
-    /// Puts TLS under the handshake, where `address` asks for it.
+    /// Encrypts the handshake stream with TLS, if `address` requires it.
     async fn secure(
         &self,
         role: Role,
@@ -515,8 +532,8 @@ impl Establisher {
             let (link, inbox) = (opened.link().clone(), context.inbox.clone());
             let (environment, heartbeat) = (self.environment.clone(), self.heartbeat);
             self.environment.spawn(Box::pin(async move {
-                let (parting, ended) = (inbox.until_draining(), inbox.until_ended());
-                if let Some(why) = control.attend(heartbeat, &*environment, parting, ended).await {
+                let (draining, ended) = (inbox.until_draining(), inbox.until_ended());
+                if let Some(why) = control.attend(heartbeat, &*environment, draining, ended).await {
                     link.end(why);
                 }
             }));
@@ -535,18 +552,19 @@ impl Establisher {
     }
 }
 
-/// Sends an answer, for which the other end makes room until `deadline`, a time of `environment`'s clock.
-async fn tell(
+/// Sends `answer` by `deadline`, a time of `environment`'s clock.
+async fn send_within(
     environment: &dyn Environment,
     deadline: Duration,
     answer: impl Future<Output = Result<()>>,
 ) -> Result<()> {
-    let late = || Err(Error::new(ErrorKind::TimedOut, "the other end made no room for an answer in time"));
-    within(environment, deadline, answer).await.unwrap_or_else(late)
+    let timed_out =
+        || Err(Error::new(ErrorKind::TimedOut, "the other end did not receive an answer in time"));
+    within(environment, deadline, answer).await.unwrap_or_else(timed_out)
 }
 
-/// A peer that has greeted, and what it may propose.
-struct Greeted {
+/// A peer that has authenticated, and what it may propose.
+struct AuthenticatedPeer {
     control: Control,
     greeting: Greeting,
     over_tls: bool,
@@ -554,7 +572,8 @@ struct Greeted {
     refused: Vec<Candidate>,
 }
 
-/// `over_tls`: the handshake's stream is, and whatever carries control took it over.
+/// Makes the path's description. `over_tls` says whether the handshake stream uses TLS, which the backend
+/// that takes it over keeps.
 fn path(
     address: String,
     candidate: &BackendCandidate,

@@ -1,4 +1,4 @@
-//! How a connection comes about: dialling, choosing a path, opening it.
+//! How a connection is established: dialling, accepting, choosing a path, opening it.
 
 pub(crate) mod accept;
 mod bind;

@@ -13,11 +13,11 @@ use super::page::{NO_LABELS, Page};
 use crate::memory::{Place, Pool};
 use crate::platform::process::Process;
 
-/// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools. Needs the feature
-/// `metrics`, which is on by default.
+/// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools. Needs
+/// the feature `metrics`, which is on by default.
 ///
-/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.
-/// `docs/metrics.md` lists every name. A process forked from the endpoint's sees none of it.
+/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show
+/// the same. `docs/metrics.md` lists every name. A process forked from the endpoint's sees none of it.
 ///
 /// ```
 /// use prometheus_client::registry::Registry;
@@ -55,7 +55,7 @@ impl Collector for Metrics {
         }
         let mut page = Page(encoder);
         let (living, all) = self.meters.read();
-        let Meters { opened, ended, failed, establishing, .. } = &*self.meters;
+        let Meters { opened, ended, failed, establish_times, .. } = &*self.meters;
         page.counters("towline_connections_opened", "Connections made", opened.read().into_iter())?;
         page.counters(
             "towline_connections_failed",
@@ -64,14 +64,14 @@ impl Collector for Metrics {
         )?;
         page.counters(
             "towline_connections_ended",
-            "Connections that are gone, by how they ended",
+            "Ended connections, by how they ended",
             ended.read().into_iter(),
         )?;
         page.gauges("towline_connections", "Connections that live", &[(living.len(), NO_LABELS)])?;
-        let took = [(establishing.read(), NO_LABELS)].into_iter();
+        let took = [(establish_times.read(), NO_LABELS)].into_iter();
         page.histograms("towline_establish_seconds", "What connecting and accepting took", took)?;
-        page.counted("", &[(all, NO_LABELS)])?;
-        page.counted("connection_", &living)?;
+        page.connection_counts("", &[(all, NO_LABELS)])?;
+        page.connection_counts("connection_", &living)?;
         self.pools(&mut page)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The most bounds that a tally has, and one more place for what is beyond them.
-const PLACES: usize = 15;
+const BUCKETS: usize = 15;
 
 /// Payload bytes of a message.
 const BYTES: Bounds = Bounds {
@@ -33,8 +33,9 @@ const TIMES: Bounds = Bounds {
     per_unit: 1e9,
 };
 
-/// The largest value of each bucket, ascending, and how many make one of the unit that is told. Dividing by a whole number
-/// gives the float next to the bound (0.0003); multiplying by 1e-9 does not (0.00030000000000000003).
+/// The largest value of each bucket, ascending, and how many make one of the unit that is told. Dividing by a
+/// whole number gives the float next to the bound (0.0003); multiplying by 1e-9 does not
+/// (0.00030000000000000003).
 #[derive(Debug, PartialEq)]
 struct Bounds {
     of: &'static [u64],
@@ -45,15 +46,15 @@ struct Bounds {
 #[derive(Debug)]
 pub(crate) struct Histogram {
     bounds: &'static Bounds,
-    counts: [AtomicU64; PLACES],
+    counts: [AtomicU64; BUCKETS],
     sum: AtomicU64,
 }
 
 /// What a tally held at one moment, or several held together.
 #[derive(Clone, Debug)]
-pub(crate) struct Tallied {
+pub(crate) struct HistogramSnapshot {
     bounds: &'static Bounds,
-    counts: [u64; PLACES],
+    counts: [u64; BUCKETS],
     sum: u64,
 }
 
@@ -73,8 +74,8 @@ impl Histogram {
     }
 
     pub(crate) fn record(&self, value: u64) {
-        let place = self.bounds.of.partition_point(|bound| *bound < value);
-        self.counts[place].fetch_add(1, Ordering::Relaxed);
+        let bucket = self.bounds.of.partition_point(|bound| *bound < value);
+        self.counts[bucket].fetch_add(1, Ordering::Relaxed);
         self.sum.fetch_add(value, Ordering::Relaxed);
     }
 
@@ -82,13 +83,13 @@ impl Histogram {
         self.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    pub(crate) fn read(&self) -> Tallied {
-        let counts = std::array::from_fn(|place| self.counts[place].load(Ordering::Relaxed));
-        Tallied { bounds: self.bounds, counts, sum: self.sum.load(Ordering::Relaxed) }
+    pub(crate) fn read(&self) -> HistogramSnapshot {
+        let counts = std::array::from_fn(|bucket| self.counts[bucket].load(Ordering::Relaxed));
+        HistogramSnapshot { bounds: self.bounds, counts, sum: self.sum.load(Ordering::Relaxed) }
     }
 }
 
-impl Tallied {
+impl HistogramSnapshot {
     /// How many values there were.
     pub(crate) fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -100,19 +101,19 @@ impl Tallied {
     }
 
     /// Their sum, in the unit that is told.
-    pub(crate) fn sum_told(&self) -> f64 {
+    pub(crate) fn sum_in_unit(&self) -> f64 {
         self.sum as f64 / self.bounds.per_unit
     }
 
-    /// Each bucket's upper bound, and how many values it holds itself. The last bound is infinite, and nothing less: the encoder
-    /// writes `+Inf`, without which a histogram is refused, for that value alone.
+    /// Each bucket's upper bound, and how many values it holds itself. The last bound is infinite, and
+    /// nothing less: the encoder writes `+Inf`, without which a histogram is refused, for that value alone.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.bounds.of.iter().map(|bound| *bound as f64 / self.bounds.per_unit);
         bounds.chain([f64::INFINITY]).zip(self.counts).collect()
     }
 }
 
-impl AddAssign<&Self> for Tallied {
+impl AddAssign<&Self> for HistogramSnapshot {
     /// Both have the same bounds.
     fn add_assign(&mut self, other: &Self) {
         debug_assert_eq!(self.bounds, other.bounds);
@@ -133,17 +134,17 @@ mod tests {
         for value in [0, 1, 64, 65, 1 << 30, u64::MAX >> 1] {
             histogram.record(value);
         }
-        let tallied = histogram.read();
-        let buckets = tallied.buckets();
+        let snapshot = histogram.read();
+        let buckets = snapshot.buckets();
         assert_eq!(buckets[..3], [(0.0, 1), (64.0, 2), (512.0, 1)]);
         assert_eq!(buckets[11..], [((1u64 << 30) as f64, 1), (f64::INFINITY, 1)]);
-        assert_eq!(tallied.count(), 6);
+        assert_eq!(snapshot.count(), 6);
     }
 
     #[test]
     fn every_bound_has_a_place_and_one_is_left() {
         for Bounds { of, .. } in [BYTES, TIMES] {
-            assert!(of.len() < PLACES && of.is_sorted());
+            assert!(of.len() < BUCKETS && of.is_sorted());
         }
     }
 
@@ -162,6 +163,6 @@ mod tests {
         let mut both = first.read();
         both += &second.read();
         assert_eq!((both.count(), both.sum()), (2, 2_002_000));
-        assert!((both.sum_told() - 0.002_002).abs() < 1e-12);
+        assert!((both.sum_in_unit() - 0.002_002).abs() < 1e-12);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use super::Stats;
-use super::histogram::{Histogram, Tallied};
+use super::histogram::{Histogram, HistogramSnapshot};
 use crate::backend::Link;
 use crate::error::ErrorKind;
 use crate::platform::mutex::Mutex;
@@ -36,9 +36,9 @@ impl Counts {
         self.read().stats()
     }
 
-    fn read(&self) -> Counted {
+    fn read(&self) -> CountsSnapshot {
         let link = self.link.stats();
-        Counted {
+        CountsSnapshot {
             sent: self.sent.read(),
             received: self.received.read(),
             deliveries: self.deliveries.read(),
@@ -52,18 +52,18 @@ impl Counts {
 
 /// What one connection had counted at one moment, or many had together.
 #[derive(Clone, Debug)]
-pub(super) struct Counted {
-    pub(super) sent: Tallied,
-    pub(super) received: Tallied,
-    pub(super) deliveries: Tallied,
+pub(super) struct CountsSnapshot {
+    pub(super) sent: HistogramSnapshot,
+    pub(super) received: HistogramSnapshot,
+    pub(super) deliveries: HistogramSnapshot,
     pub(super) bytes_copied: u64,
     pub(super) bytes_bounced: u64,
     pub(super) system_calls: u64,
     pub(super) credit_stalls: u64,
 }
 
-impl Counted {
-    fn nothing() -> Self {
+impl CountsSnapshot {
+    fn zero() -> Self {
         let bytes = || Histogram::of_bytes().read();
         Self {
             sent: bytes(),
@@ -104,9 +104,9 @@ pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
 /// Events, counted by their labels.
 #[derive(Debug, Default)]
-pub(super) struct Labelled<const N: usize>(Mutex<BTreeMap<Labels<N>, u64>>);
+pub(super) struct LabelledCounter<const N: usize>(Mutex<BTreeMap<Labels<N>, u64>>);
 
-impl<const N: usize> Labelled<N> {
+impl<const N: usize> LabelledCounter<N> {
     fn add_one(&self, labels: Labels<N>) {
         *self.0.lock().entry(labels).or_default() += 1;
     }
@@ -121,27 +121,27 @@ impl<const N: usize> Labelled<N> {
 #[derive(Debug)]
 pub(crate) struct Meters {
     connections: Mutex<Connections>,
-    pub(super) opened: Labelled<2>,
-    pub(super) ended: Labelled<1>,
-    pub(super) failed: Labelled<2>,
-    pub(super) establishing: Histogram,
+    pub(super) opened: LabelledCounter<2>,
+    pub(super) ended: LabelledCounter<1>,
+    pub(super) failed: LabelledCounter<2>,
+    pub(super) establish_times: Histogram,
 }
 
 #[derive(Debug)]
 struct Connections {
     living: BTreeMap<u64, (Arc<Counts>, Labels<3>)>,
     /// What those counted that are gone.
-    gone: Counted,
+    retired: CountsSnapshot,
 }
 
 impl Meters {
     pub(crate) fn new() -> Self {
         Self {
-            connections: Mutex::new(Connections { living: BTreeMap::new(), gone: Counted::nothing() }),
-            opened: Labelled::default(),
-            ended: Labelled::default(),
-            failed: Labelled::default(),
-            establishing: Histogram::of_times(),
+            connections: Mutex::new(Connections { living: BTreeMap::new(), retired: CountsSnapshot::zero() }),
+            opened: LabelledCounter::default(),
+            ended: LabelledCounter::default(),
+            failed: LabelledCounter::default(),
+            establish_times: Histogram::of_times(),
         }
     }
 
@@ -156,10 +156,10 @@ impl Meters {
         let counted = counts.read();
         let mut connections = self.connections();
         if let Some(kept) = connections.living.remove(&number) {
-            connections.gone.add(&counted);
+            connections.retired.add(&counted);
             drop(connections);
             drop(kept);
-            self.ended.add_one([("how", end.map_or_else(|| "dropped".into(), word))]);
+            self.ended.add_one([("how", end.map_or_else(|| "dropped".into(), label_value))]);
         }
     }
 
@@ -172,20 +172,20 @@ impl Meters {
     ) {
         match path {
             Ok(path) => {
-                self.establishing.record_time(time);
+                self.establish_times.record_time(time);
                 self.opened.add_one([("role", role.into()), ("path", path.into())]);
             }
             Err(kind) => {
-                self.failed.add_one([("role", role.into()), ("why", word(kind))]);
+                self.failed.add_one([("role", role.into()), ("why", label_value(kind))]);
             }
         }
     }
 
     /// What each connection that lives has counted, and all that ever lived together.
-    pub(super) fn read(&self) -> (Vec<(Counted, Labels<3>)>, Counted) {
+    pub(super) fn read(&self) -> (Vec<(CountsSnapshot, Labels<3>)>, CountsSnapshot) {
         let (living, mut all) = {
             let connections = self.connections();
-            (connections.living.values().cloned().collect::<Vec<_>>(), connections.gone.clone())
+            (connections.living.values().cloned().collect::<Vec<_>>(), connections.retired.clone())
         };
         let living: Vec<_> = living.into_iter().map(|(counts, labels)| (counts.read(), labels)).collect();
         for (counted, _) in &living {
@@ -200,6 +200,6 @@ impl Meters {
 }
 
 /// A kind of error as a label's value: `peer_lost`.
-fn word(kind: ErrorKind) -> String {
+fn label_value(kind: ErrorKind) -> String {
     kind.to_string().replace([' ', '/'], "_")
 }

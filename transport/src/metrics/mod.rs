@@ -1,7 +1,7 @@
 //! What an endpoint counts, in the form that Prometheus reads.
 //!
-//! Connections count anyway, lock-free; everything else happens at a scrape. What a connection counted outlives it in the
-//! endpoint's sums, so that these never go back.
+//! Connections count anyway, lock-free; everything else happens at a scrape. What a connection counted
+//! outlives it in the endpoint's sums, so that these never go back.
 
 #[cfg(feature = "metrics")]
 mod collector;

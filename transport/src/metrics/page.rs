@@ -5,8 +5,8 @@ use std::fmt;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 
-use super::histogram::Tallied;
-use super::meters::{Counted, Labels};
+use super::histogram::HistogramSnapshot;
+use super::meters::{CountsSnapshot, Labels};
 
 /// Of an endpoint's sums, there is nothing to tell apart.
 pub(super) const NO_LABELS: Labels<0> = [];
@@ -45,28 +45,28 @@ impl Page<'_> {
         &mut self,
         name: &str,
         help: &str,
-        values: impl Iterator<Item = (Tallied, Labels<N>)>,
+        values: impl Iterator<Item = (HistogramSnapshot, Labels<N>)>,
     ) -> fmt::Result {
         let mut metric = self.describe(name, help, MetricType::Histogram)?;
-        for (tallied, labels) in values {
-            let (sum, count, buckets) = (tallied.sum_told(), tallied.count(), tallied.buckets());
+        for (snapshot, labels) in values {
+            let (sum, count, buckets) = (snapshot.sum_in_unit(), snapshot.count(), snapshot.buckets());
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
         }
         Ok(())
     }
 
     /// What connections count: all of the endpoint together, or each (then `of` is `connection_`).
-    pub(super) fn counted<const N: usize>(
+    pub(super) fn connection_counts<const N: usize>(
         &mut self,
         of: &str,
-        values: &[(Counted, Labels<N>)],
+        values: &[(CountsSnapshot, Labels<N>)],
     ) -> fmt::Result {
         let name = |what: &str| format!("towline_{of}{what}");
-        for (what, help, histogram) in TALLIES {
+        for (what, help, histogram) in HISTOGRAMS {
             let values = values.iter().map(|(counted, labels)| (histogram(counted), labels.clone()));
             self.histograms(&name(what), help, values)?;
         }
-        for (what, help, sum) in SUMS {
+        for (what, help, sum) in COUNTERS {
             let values = values.iter().map(|(counted, labels)| (sum(counted), labels.clone()));
             self.counters(&name(what), help, values)?;
         }
@@ -84,17 +84,17 @@ impl Page<'_> {
 }
 
 /// The end of a name, what it tells, and where the value is.
-type Told<T> = (&'static str, &'static str, fn(&Counted) -> T);
+type Family<T> = (&'static str, &'static str, fn(&CountsSnapshot) -> T);
 
-const TALLIES: [Told<Tallied>; 3] = [
-    ("sent_bytes", "Payload of each message sent", |counted| counted.sent.clone()),
-    ("received_bytes", "Payload of each message received", |counted| counted.received.clone()),
-    ("deliver_seconds", "From deliver to the receiver's word", |counted| counted.deliveries.clone()),
+const HISTOGRAMS: [Family<HistogramSnapshot>; 3] = [
+    ("sent_bytes", "Payload of each message sent", |counts| counts.sent.clone()),
+    ("received_bytes", "Payload of each message received", |counts| counts.received.clone()),
+    ("deliver_seconds", "From deliver to the receiver's word", |counts| counts.deliveries.clone()),
 ];
 
-const SUMS: [Told<u64>; 4] = [
-    ("copied_bytes", "Payload copied in user space", |counted| counted.bytes_copied),
-    ("bounced_bytes", "Payload copied to where the peer reads it", |counted| counted.bytes_bounced),
-    ("system_calls", "System calls that moved data, or tried to", |counted| counted.system_calls),
-    ("credit_stalls", "Messages that waited for credit", |counted| counted.credit_stalls),
+const COUNTERS: [Family<u64>; 4] = [
+    ("copied_bytes", "Payload copied in user space", |counts| counts.bytes_copied),
+    ("bounced_bytes", "Payload copied to where the peer reads it", |counts| counts.bytes_bounced),
+    ("system_calls", "System calls that moved data, or tried to", |counts| counts.system_calls),
+    ("credit_stalls", "Messages that waited for credit", |counts| counts.credit_stalls),
 ];

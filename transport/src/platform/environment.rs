@@ -1,7 +1,7 @@
 //! What an endpoint takes from the world: a clock, timers, randomness and a place to run its tasks.
 //!
-//! A simulation implements [`Environment`] and owns all four; [`System`] is the real one. Background tasks run here and never on
-//! the runtime of a caller, which may end or stand idle while the endpoint lives.
+//! A simulation implements [`Environment`] and owns all four; [`System`] is the real one. Background tasks
+//! run here and never on the runtime of a caller, which may end or stand idle while the endpoint lives.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -49,12 +49,13 @@ pub trait Environment: Debug + Send + Sync + 'static {
     /// Fills `out` with bytes an unauthenticated peer cannot guess (a simulation may use its seed).
     fn random(&self, out: &mut [u8]);
 
-    /// Runs `task` to its end, whatever the caller does next. It is dropped unfinished only where the environment itself ends.
+    /// Runs `task` to its end, whatever the caller does next. It is dropped unfinished only where the
+    /// environment itself ends.
     fn spawn(&self, task: Task);
 }
 
-/// The real world: the monotonic clock, the operating system's randomness, and one driver thread that runs the tasks.
-/// The thread ends when this is dropped.
+/// The real world: the monotonic clock, the operating system's randomness, and one driver thread that runs
+/// the tasks. The thread ends when this is dropped.
 #[derive(Debug)]
 pub struct System {
     origin: Instant,
@@ -72,8 +73,8 @@ impl System {
         let (made, known) = mpsc::sync_channel(1);
         let dropped = Arc::new(Notify::new());
         let ended = dropped.clone();
-        // The thread makes its runtime. One that was made here would be dropped here where no thread can be had, and tokio panics
-        // then if the caller is async code.
+        // The thread makes its runtime. One that was made here would be dropped here where no thread can be
+        // had, and tokio panics then if the caller is async code.
         let run = move || match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
                 // Whoever asked waits for it.
@@ -88,11 +89,12 @@ impl System {
         Ok(Self { origin: Instant::now(), driver, dropped: Some(dropped) })
     }
 
-    /// Runs the tasks on this runtime, which has I/O and time enabled, without a thread of its own. On a runtime of several
-    /// threads, background work uses several; on that of its callers, it wakes no other thread.
+    /// Runs the tasks on this runtime, which has I/O and time enabled, without a thread of its own. On a
+    /// runtime of several threads, background work uses several; on that of its callers, it wakes no other
+    /// thread.
     ///
-    /// Its endpoints make progress only while the runtime runs, which should outlive them: afterwards their calls fail with
-    /// `Closed`, and polling a timer that began before panics.
+    /// Its endpoints make progress only while the runtime runs, which should outlive them: afterwards their
+    /// calls fail with `Closed`, and polling a timer that began before panics.
     pub fn on(runtime: Handle) -> Self {
         Self { origin: Instant::now(), driver: runtime, dropped: None }
     }
@@ -133,7 +135,8 @@ impl Environment for System {
     }
 }
 
-/// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped. Any executor may poll it.
+/// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped. Any executor may
+/// poll it.
 pub async fn within<T>(
     environment: &dyn Environment,
     at: Duration,

@@ -1,9 +1,9 @@
-//! Which process made a thing, as forks tell: a child forked without `exec` inherits copies of everything, and must leave
-//! alone what its parent goes on using.
+//! Which process made a thing, as forks tell: a child forked without `exec` inherits copies of everything,
+//! and must leave alone what its parent goes on using.
 //!
-//! The invariant (M10): what a process inherited is neither locked, nor polled, nor dropped by it. A number that a fork
-//! changes tells: a word of a page that the kernel wipes in the child, so that asking is one load; where the kernel cannot
-//! do that, the process's number, which is a system call.
+//! The invariant (M10): what a process inherited is neither locked, nor polled, nor dropped by it. A number
+//! that a fork changes tells: a word of a page that the kernel wipes in the child, so that asking is one
+//! load; where the kernel cannot do that, the process's number, which is a system call.
 
 #![expect(
     unsafe_code,
@@ -128,7 +128,8 @@ fn renew(word: &AtomicU64) -> u64 {
     }
 }
 
-/// A value that only the process which made it drops: elsewhere it is a copy of something in use, and is leaked.
+/// A value that only the process which made it drops: elsewhere it is a copy of something in use, and is
+/// leaked.
 #[derive(Clone, Debug)]
 pub(crate) struct Own<T> {
     process: Process,
@@ -175,7 +176,8 @@ impl<T> Drop for Own<T> {
     }
 }
 
-/// A static that every process makes for itself: what a fork inherits may be locked for ever, and speaks of others.
+/// A static that every process makes for itself: what a fork inherits may be locked for ever, and speaks of
+/// others.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T: 'static> {
     make: fn() -> T,

@@ -23,11 +23,11 @@ impl<T: AsFd> AsRawFd for Owner<T> {
     }
 }
 
-/// Registers `owner`'s descriptor with the reactor of the current runtime; `None` if there is no runtime, or it cannot.
-/// (A runtime that was built without I/O panics here: that is tokio's word on it.)
+/// Registers `owner`'s descriptor with the reactor of the current runtime; `None` if there is no runtime, or
+/// it cannot. (A runtime that was built without I/O panics here: that is tokio's word on it.)
 pub(crate) fn register<T: AsFd>(owner: T, interest: Interest) -> Option<AsyncFd<Owner<T>>> {
     tokio::runtime::Handle::try_current().ok()?;
-    // SAFETY: M7: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes it, until the
-    // registration is dropped.
+    // SAFETY: M7: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes
+    // it, until the registration is dropped.
     unsafe { AsyncFd::register_with_interest(Owner(owner), interest) }.ok()
 }

@@ -1,4 +1,5 @@
-//! Messages that follow one another without a wait between them leave together, at the latest when their task yields.
+//! Coalescing: messages sent without a wait between them leave together, at the latest when their task
+//! yields.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -8,8 +9,8 @@ use tokio::runtime::Handle;
 use super::core::Core;
 
 impl Core {
-    /// Whether the message being sent follows another without a wait between them, on a link and from a task that can make
-    /// use of it.
+    /// Returns whether this message follows another without a wait between them, and whether the link and the
+    /// caller's task can coalesce it.
     pub(crate) fn is_burst(&self) -> bool {
         let polls = self.waiters.polls();
         let follows = self.polls_at_send.load(Ordering::Relaxed) == polls;
@@ -19,10 +20,11 @@ impl Core {
             && (self.flushing.load(Ordering::Relaxed) || Handle::try_current().is_ok())
     }
 
-    /// Polls the link when the caller's task has yielded.
-    pub(super) fn flush_soon(self: &Arc<Self>) {
-        // The task may compute; its runtime may end, or stand idle with a flush that it never runs.
-        self.leave_for_later();
+    /// Polls the link once the caller's task has yielded.
+    pub(super) fn flush_on_yield(self: &Arc<Self>) {
+        // The task may compute, and its runtime may end or idle with a flush that never runs. So the driver
+        // polls as well.
+        self.poll_by_next_sweep();
         if self.flushing.load(Ordering::Acquire) || self.flushing.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -33,7 +35,7 @@ impl Core {
     }
 }
 
-/// A flush to come; the next may be asked for once this is run or dropped.
+/// A scheduled flush. The next one may be scheduled once this one has run or is dropped.
 struct Flush(Weak<Core>);
 
 impl Flush {

@@ -1,4 +1,4 @@
-//! What a connection consists of: its link, its waiters, and what its users and the driver share.
+//! The core of a connection: its link, its waiters, and the state that users and the driver share.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -22,7 +22,7 @@ use crate::platform::environment::Environment;
 use crate::platform::process::{Inherited, Own};
 use crate::transfer::region::Regions;
 
-/// What a connection consists of, shared with its driver.
+/// The state of one connection, shared with its driver.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) number: u64,
@@ -30,13 +30,13 @@ pub(crate) struct Core {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) waiters: Waiters,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
-    /// Work waits for the driver's next look.
-    pub(crate) left_for_later: AtomicBool,
-    /// How often waiters had polled when the last message was sent.
+    /// Work is queued for the driver's sweep.
+    pub(crate) queued_for_poll: AtomicBool,
+    /// The waiters' poll count when the last message was sent.
     pub(super) polls_at_send: AtomicU64,
-    /// What waits for company leaves when the sender's task yields.
+    /// A flush of coalesced messages is scheduled for when the sender's task yields.
     pub(super) flushing: AtomicBool,
-    /// The message that a cancelled `recv` had begun to take; held by whoever receives.
+    /// The message that a cancelled `recv` had begun to receive. Locked by the caller that receives.
     pub(crate) pending: tokio::sync::Mutex<Option<PendingReceive>>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) regions: Arc<Regions>,
@@ -44,12 +44,12 @@ pub(crate) struct Core {
     pub(crate) peer: Identity,
     pub(crate) path: Path,
     linger: Duration,
-    /// The link was told that the application takes what comes in pool memory.
+    /// The last `Op::Expect` told the link to receive payload into pool memory.
     expects_in_pool: AtomicBool,
     pub(crate) span: tracing::Span,
 }
 
-/// What the making of a connection acknowledged.
+/// The parts that a connection is made of.
 pub(crate) struct Parts {
     pub(crate) opened: Opened,
     pub(crate) inbox: Arc<Inbox>,
@@ -67,7 +67,7 @@ pub(crate) struct Parts {
 pub(crate) struct OwnedCore(Own<Arc<Core>>);
 
 impl OwnedCore {
-    /// Makes a connection of its parts, and gives its link to the driver.
+    /// Makes a connection of its parts, and registers its link with the driver.
     pub(crate) fn new(parts: Parts) -> Result<Self> {
         let Parts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
         let (number, link) = (driver.number(), opened.link().clone());
@@ -80,7 +80,7 @@ impl OwnedCore {
             link,
             inbox,
             pools,
-            left_for_later: AtomicBool::new(false),
+            queued_for_poll: AtomicBool::new(false),
             polls_at_send: AtomicU64::new(u64::MAX),
             flushing: AtomicBool::new(false),
             pending: tokio::sync::Mutex::default(),
@@ -96,7 +96,7 @@ impl OwnedCore {
         driver.adopt(&core)?;
         events::connected(number, &core.path);
         let handle = Self(Own::new(core));
-        // The last handle ends it from now on.
+        // From now on dropping the last handle ends the link.
         let _ = opened.take();
         Ok(handle)
     }
@@ -107,14 +107,14 @@ impl OwnedCore {
 }
 
 impl Core {
-    /// Whether this process made it, and did not inherit it by a fork.
+    /// Returns whether this process made the connection, and did not inherit it by a fork.
     pub(crate) fn is_ours(&self) -> bool {
         self.waiters.process.is_this()
     }
 
-    /// Logs how it ended, if it has.
+    /// Logs how the connection ended, if it has.
     pub(crate) fn log_end(&self) {
-        // A forked child may find a lock of the application's subscriber taken for ever.
+        // In a forked child a lock of the application's subscriber may be held for ever.
         if self.is_ours()
             && let Some(why) = self.inbox.ended()
         {
@@ -122,12 +122,16 @@ impl Core {
         }
     }
 
-    /// Tells a process that inherited it what to do instead.
+    /// Fails in a process that inherited the connection.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the remedy.
     pub(crate) fn check(&self) -> Result<()> {
         self.waiters.process.check()
     }
 
-    /// Has the link do this; false if it failed then and there, since this process only inherited the link.
+    /// Submits `op` to the link. Returns false if it failed at once, because this process only inherited the
+    /// link.
     pub(crate) fn submit(&self, op: Op) -> bool {
         match self.check() {
             Ok(()) => self.link.submit(op),
@@ -139,7 +143,7 @@ impl Core {
         true
     }
 
-    /// Has the link copy a message. It comes back where that cannot be.
+    /// Lets the link copy a small message. Returns the message if the link cannot.
     pub(crate) fn copy(self: &Arc<Self>, small: SmallSend) -> Option<SmallSend> {
         if !self.is_ours() {
             return Some(small);
@@ -147,24 +151,24 @@ impl Core {
         let more = small.more;
         let left = self.link.copy(small);
         if more && left.is_none() {
-            self.flush_soon();
+            self.flush_on_yield();
         }
         left
     }
 
-    /// Has the link do `op`, and waits for its end, moving the link meanwhile.
+    /// Submits `op` and waits for its end, polling the link meanwhile.
     pub(crate) async fn perform<V: Inherited>(self: &Arc<Self>, op: Op, completion: &Completion<V>) -> V {
         let more = matches!(op, Op::Send { more: true, .. });
         if !self.submit(op) {
             return completion.try_take().unwrap_or_else(V::inherited);
         }
         if more {
-            self.flush_soon();
+            self.flush_on_yield();
         }
         self.waiters.until(|cx| completion.poll_take(cx)).await
     }
 
-    /// Waits for an operation of this connection, moving the link meanwhile.
+    /// Waits for an operation of this connection, polling the link meanwhile.
     pub(crate) async fn finish<V: Inherited>(&self, completion: &Completion<V>) -> V {
         if !self.is_ours() {
             return completion.take_uncontended().unwrap_or_else(V::inherited);
@@ -172,7 +176,7 @@ impl Core {
         self.waiters.until(|cx| completion.poll_take(cx)).await
     }
 
-    /// The message that a cancelled call had begun to take, held while this caller receives.
+    /// Locks the message that a cancelled call had begun to receive, while this caller receives.
     pub(crate) async fn begun(&self) -> Result<Own<MutexGuard<'_, Option<PendingReceive>>>> {
         let process = self.waiters.process;
         process.check()?;
@@ -186,33 +190,36 @@ impl Core {
         Ok(Own::of(process, begun))
     }
 
-    /// Submits work that nobody waits for: it is done with the next poll, or within 50 ms.
-    pub(crate) fn submit_for_later(self: &Arc<Self>, op: Op) {
+    /// Submits `op` without waiting. It takes effect with the next poll, or within 50 ms.
+    pub(crate) fn submit_deferred(self: &Arc<Self>, op: Op) {
         if self.submit(op) {
-            self.leave_for_later();
+            self.poll_by_next_sweep();
         }
     }
 
-    /// Has the driver poll the link within 50 ms, should nobody else.
-    pub(crate) fn leave_for_later(self: &Arc<Self>) {
-        let is_left = &self.left_for_later;
-        if is_left.load(Ordering::Acquire) || !self.is_ours() || self.link.source().is_none() {
+    /// Makes the driver poll the link within 50 ms, if nothing else polls it before.
+    pub(crate) fn poll_by_next_sweep(self: &Arc<Self>) {
+        let is_queued = &self.queued_for_poll;
+        if is_queued.load(Ordering::Acquire) || !self.is_ours() || self.link.source().is_none() {
             return;
         }
-        if !is_left.swap(true, Ordering::AcqRel) {
+        if !is_queued.swap(true, Ordering::AcqRel) {
             self.driver.later(self);
         }
     }
 
-    /// Tells the link how the application takes what comes, if that changed.
+    /// Tells the link whether the application receives into pool memory, if that changed.
     pub(crate) fn expect(self: &Arc<Self>, in_pool: bool) {
         if self.expects_in_pool.load(Ordering::Relaxed) != in_pool {
             self.expects_in_pool.store(in_pool, Ordering::Relaxed);
-            self.submit_for_later(Op::Expect { in_pool });
+            self.submit_deferred(Op::Expect { in_pool });
         }
     }
 
-    /// The endpoint's pool of `place`.
+    /// Returns the endpoint's pool of `place`.
+    ///
+    /// # Errors
+    /// `Unsupported` if it has none.
     pub(crate) fn pool(&self, place: Place) -> Result<&Pool> {
         self.pools.get(&place).ok_or_else(|| {
             let hint = "give the endpoint a pool of that place";
@@ -240,7 +247,8 @@ impl Core {
         self.path.chosen()
     }
 
-    /// Adds what was tried, on whom, and on which connection: its number is the one in spans and metrics.
+    /// Adds the operation, the address and the connection's number, which spans and metrics use as well, to
+    /// `error`.
     pub(crate) fn placed(&self, error: Error, doing: &'static str) -> Error {
         let Self { number, path, .. } = self;
         error.by(self.backend()).during(doing).on(format_args!("{} (connection {number})", path.address))
@@ -250,7 +258,7 @@ impl Core {
         Failed { error: self.placed(failed.error, doing), returned: failed.returned }
     }
 
-    /// Ends the link if it has not ended by itself when `linger` has passed.
+    /// Ends the link once `linger` has passed, if it has not ended before.
     pub(crate) fn end_after_linger(self: &Arc<Self>) {
         if !self.is_ours() {
             return;

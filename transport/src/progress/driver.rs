@@ -1,8 +1,9 @@
-//! Who moves links when nobody waits on them: the driver's two tasks, run by the endpoint's environment.
+//! The driver: polls links that no caller polls. Its two tasks run in the endpoint's environment.
 //!
-//! One sleeps on the links that are armed; one looks every 25 ms at the others (they have a lead, who may be computing, so
-//! that a link is ready and unpolled for 50 ms at most), sends what was left for later, and lets the heartbeats tick. What
-//! it does for every link it spreads over its looks, so that ten thousand of them never hold it up together.
+//! One task sleeps on the armed links. The other sweeps every 25 ms: it polls links whose leader does not
+//! (the leader's task may be computing), so that a ready link stays unpolled for 50 ms at most; it sends
+//! deferred work; and it ticks heartbeats. Work that concerns every link is spread over the sweeps, so that
+//! ten thousand links never block one sweep.
 
 mod checks;
 
@@ -28,56 +29,56 @@ use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 use crate::platform::reactor::register;
 
-/// A link that is ready at two looks, unpolled between them, is taken over, and at the first ever if nobody waits on it.
-/// Work left for later waits for one.
+/// The sweep interval. The driver takes over a link that is ready at two sweeps without a poll between them,
+/// or at the first sweep if it has no leader. Deferred work waits for one sweep.
 const SWEEP_EVERY: Duration = Duration::from_millis(25);
-/// A lead on which others depend is given so long for a turn. One that has had its last at the beginning of such a time loses
-/// the link at the end of the next.
-const PATIENCE: Duration = Duration::from_micros(350);
-/// Polls of one link in a row before the others have their turn.
+/// The time within which a leader with followers must poll. A leader that last polled at the beginning of one
+/// such time loses the link at the end of the next.
+const LEADER_POLL_TIME: Duration = Duration::from_micros(350);
+/// The most polls of one link in a row before other links are polled.
 const POLLS_MAX: u32 = 64;
 
-/// Moves the links of one endpoint.
+/// Polls the links of one endpoint.
 #[derive(Debug)]
 pub(crate) struct Driver {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) meters: Arc<Meters>,
     heartbeat: Duration,
-    /// Links that nobody leads: the driver sleeps on this.
+    /// The epoll of links without a leader. The driver sleeps on it.
     driver_polled: OwnedFd,
-    /// Leads of links with a source that the driver checks soon; `driver_polled` tells when.
+    /// The leaders that the driver checks soon. `driver_polled` becomes readable when a check is due.
     checks: Checks,
-    /// Every link: the driver looks at this, and never sleeps on it.
+    /// The epoll of every link with a source. The driver sweeps it and never sleeps on it.
     watched: OwnedFd,
-    connections: Mutex<BTreeMap<u64, Connected>>,
+    connections: Mutex<BTreeMap<u64, DrivenConnection>>,
     next: AtomicU64,
     later: Mutex<Vec<Weak<Core>>>,
-    /// The task that sleeps on `driver_polled` runs until this is dropped.
+    /// Dropping this ends the task that sleeps on `driver_polled`.
     serving: OnceLock<oneshot::Sender<Infallible>>,
-    /// A connection came.
+    /// Notified when a connection is added.
     wanted: Arc<Notify>,
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The task that waits for a connection sees that none will come; otherwise its environment kept it for ever.
+        // Ends the task that waits for a connection; otherwise its environment would keep the task for ever.
         self.wanted.notify_one();
     }
 }
 
 #[derive(Debug)]
-struct Connected {
+struct DrivenConnection {
     core: Weak<Core>,
-    /// How often it had been polled when it was last seen ready; at the last look, if its source is a doorbell.
+    /// Its poll count when it was last seen ready; for a doorbell source, at the last sweep.
     polls_when_ready: Option<u64>,
     has_doorbell: bool,
 }
 
-/// Who had a turn last, and what has passed of the next ones' time.
+/// The position of the heartbeat ticks: the last link ticked, and the time accrued towards the next ticks.
 #[derive(Debug, Default)]
-struct Turns {
+struct TickCursor {
     last: u64,
-    owed_nanos: u128,
+    accrued_nanos: u128,
 }
 
 impl Driver {
@@ -88,7 +89,7 @@ impl Driver {
             environment,
             meters: Arc::new(Meters::new()),
             heartbeat,
-            checks: Checks::new(&driver_polled, PATIENCE)?,
+            checks: Checks::new(&driver_polled, LEADER_POLL_TIME)?,
             driver_polled,
             watched: epoll()?,
             connections: Mutex::default(),
@@ -97,19 +98,19 @@ impl Driver {
             serving: OnceLock::new(),
             wanted: Arc::default(),
         });
-        driver.environment.spawn(Box::pin(look_after(Arc::downgrade(&driver))));
+        driver.environment.spawn(Box::pin(run_sweeps(Arc::downgrade(&driver))));
         Ok(driver)
     }
 
-    /// The number of a connection to come.
+    /// Returns the number for a new connection.
     pub(crate) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Moves `core`'s link from now on, until it ends.
+    /// Polls `core`'s link from now on, until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
         let has_doorbell = core.link.source().is_some_and(|source| source.doorbell);
-        let connected = Connected { core: Arc::downgrade(core), polls_when_ready: None, has_doorbell };
+        let connected = DrivenConnection { core: Arc::downgrade(core), polls_when_ready: None, has_doorbell };
         self.connections().insert(core.number, connected);
         self.wanted.notify_one();
         if let Some(source) = core.link.source() {
@@ -125,7 +126,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Forgets a connection; its descriptor may be closed afterwards.
+    /// Removes a connection. Its descriptor may be closed afterwards.
     pub(crate) fn forget(&self, core: &Core) {
         let was_known = self.connections().remove(&core.number).is_some();
         if !was_known {
@@ -133,44 +134,46 @@ impl Driver {
         }
         core.log_end();
         if let Some(source) = core.link.source() {
-            // Not being registered is the only failure, and is what is wanted.
+            // This fails only if the descriptor is not registered.
             let _ = epoll::delete(&self.driver_polled, source.descriptor);
             let _ = epoll::delete(&self.watched, source.descriptor);
         }
     }
 
-    /// Sleeps on a link's source.
+    /// Arms a link: the driver sleeps on its source.
     pub(crate) fn poll_by_driver(&self, number: u64, source: Source<'_>) {
         self.modify(number, source, interest(source));
     }
 
-    /// Learns once that a link is ready whose lead sleeps on it.
-    pub(crate) fn stand_by(&self, number: u64, source: Source<'_>) {
+    /// Arms a link for one event: its leader sleeps, and the driver is notified once when the source is
+    /// ready.
+    pub(crate) fn poll_once_ready(&self, number: u64, source: Source<'_>) {
         self.modify(number, source, interest(source) | epoll::EventFlags::ONESHOT);
     }
 
-    /// Leaves it to its lead.
+    /// Disarms a link: its leader polls it.
     pub(crate) fn disarm(&self, number: u64, source: Source<'_>) {
         self.modify(number, source, epoll::EventFlags::empty());
     }
 
     fn modify(&self, number: u64, source: Source<'_>, flags: epoll::EventFlags) {
-        // Fails only for a link that was forgotten because it ended.
+        // This fails only for a link that was removed because it ended.
         let _ =
             epoll::modify(&self.driver_polled, source.descriptor, epoll::EventData::new_u64(number), flags);
     }
 
-    /// Lets `core`'s link send its laggards within 50 ms, but not within 25: until then they may leave with something else.
+    /// Makes `core`'s link send deferred work within 50 ms, but not within the current sweep interval: until
+    /// then it may leave with other data.
     pub(crate) fn later(&self, core: &Arc<Core>) {
         self.later.lock().push(Arc::downgrade(core));
     }
 
-    /// All living connections.
+    /// Returns all open connections.
     pub(crate) fn living(&self) -> Vec<Arc<Core>> {
         self.connections().values().filter_map(|connected| connected.core.upgrade()).collect()
     }
 
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Connected>> {
+    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, DrivenConnection>> {
         self.connections.lock()
     }
 
@@ -206,7 +209,7 @@ impl Driver {
                     if number == CHECKS_DUE {
                         driver.checks.take_due().into_iter().for_each(|number| driver.check(number));
                     } else if let Some(core) = driver.core(number)
-                        && !core.waiters.is_left_to_its_leader()
+                        && !core.waiters.awaits_leader()
                     {
                         driver.drive(&core);
                     }
@@ -218,7 +221,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Moves a link that has something to do already, though its source does not show it.
+    /// Polls a link that has work already, although its source does not show it.
     pub(crate) fn drive_soon(self: &Arc<Self>, number: u64) {
         let driver = Arc::downgrade(self);
         self.environment.spawn(Box::pin(async move {
@@ -230,13 +233,14 @@ impl Driver {
         }));
     }
 
-    /// Takes a link over in a moment, unless its lead has polled it by then.
+    /// Schedules a check of a link's leader. If the leader has not polled by then, the driver takes the link
+    /// over.
     pub(crate) fn check_soon(self: &Arc<Self>, number: u64) {
-        // Without that task, nobody reads the timer. An environment without a reactor has no such links.
+        // Without that task nothing reads the timer. An environment without a reactor has no such links.
         if self.serving.get().is_some_and(|serving| !serving.is_closed()) {
             return self.checks.add(number);
         }
-        let moment = self.environment.sleep_until(self.environment.now() + PATIENCE);
+        let moment = self.environment.sleep_until(self.environment.now() + LEADER_POLL_TIME);
         let driver = Arc::downgrade(self);
         self.environment.spawn(Box::pin(async move {
             moment.await;
@@ -246,33 +250,33 @@ impl Driver {
         }));
     }
 
-    /// Takes a link over whose lead has let its moment pass.
+    /// Takes a link over if its leader is overdue.
     fn check(&self, number: u64) {
         if let Some(core) = self.core(number)
-            && core.waiters.is_overdue()
+            && core.waiters.is_leader_overdue()
         {
-            self.take_over(&core);
+            self.replace_leader(&core);
         }
     }
 
-    fn take_over(&self, core: &Arc<Core>) {
-        core.waiters.take_over();
+    fn replace_leader(&self, core: &Arc<Core>) {
+        core.waiters.demote_leader();
         self.drive(core);
     }
 
-    /// Moves one link, for a while.
+    /// Polls one link, a bounded number of times.
     fn drive(&self, core: &Arc<Core>) {
         let mut polls = (0..POLLS_MAX).map(|_| core.link.progress());
         let last = polls.find(|progress| *progress != Progress::Moved);
         if core.inbox.ended().is_some() {
             self.forget(core);
         } else if last != Some(Progress::Elsewhere) {
-            // What a link looks like in the middle of another's poll says nothing; whoever polls it watches it.
+            // The state of a link in the middle of another poll is meaningless. The other poller arms it.
             core.waiters.watch();
         }
     }
 
-    /// Lets time pass for one link: it sends its laggards, and asks for signs of life.
+    /// Ticks one link: it sends deferred work and pings.
     fn tick(&self, core: &Arc<Core>) {
         core.link.tick();
         if core.inbox.ended().is_some() {
@@ -282,19 +286,25 @@ impl Driver {
         }
     }
 
-    /// Whose turn it is, `elapsed` after the turns before: everybody's about every `tick_every`, one after another.
-    fn in_turn(&self, turns: &mut Turns, elapsed: Duration, tick_every: Duration) -> Vec<Arc<Core>> {
+    /// Returns the links to tick, `elapsed` after the last call: each about every `tick_every`, one after
+    /// another.
+    fn due_for_tick(
+        &self,
+        cursor: &mut TickCursor,
+        elapsed: Duration,
+        tick_every: Duration,
+    ) -> Vec<Arc<Core>> {
         let connections = self.connections();
-        turns.owed_nanos += elapsed.as_nanos() * connections.len() as u128;
-        let count = (turns.owed_nanos / tick_every.as_nanos()).min(connections.len() as u128);
-        turns.owed_nanos %= tick_every.as_nanos();
+        cursor.accrued_nanos += elapsed.as_nanos() * connections.len() as u128;
+        let count = (cursor.accrued_nanos / tick_every.as_nanos()).min(connections.len() as u128);
+        cursor.accrued_nanos %= tick_every.as_nanos();
         let next =
-            connections.range((Excluded(turns.last), Unbounded)).chain(connections.range(..=turns.last));
-        let chosen = next.take(count as usize).inspect(|(number, _)| turns.last = **number);
+            connections.range((Excluded(cursor.last), Unbounded)).chain(connections.range(..=cursor.last));
+        let chosen = next.take(count as usize).inspect(|(number, _)| cursor.last = **number);
         chosen.filter_map(|(_, connected)| connected.core.upgrade()).collect()
     }
 
-    /// Takes over links that were ready at two looks and were not polled between them.
+    /// Takes over links that were ready at two sweeps and not polled between them.
     fn sweep(&self) {
         for number in ready_in(&self.watched) {
             let Some(core) = self.core(number) else { continue };
@@ -303,20 +313,20 @@ impl Driver {
                 Some(connected) => connected.polls_when_ready.replace(polls),
                 None => continue,
             };
-            // Whoever finds something at each poll never waits, and is there all the same.
+            // A leader that makes progress at each poll never waits, and polls all the same.
             if before.map_or_else(|| core.waiters.is_abandoned(), |before| before == polls) {
-                self.take_over(&core);
+                self.replace_leader(&core);
             }
         }
         self.sweep_doorbells();
     }
 
-    /// Takes over links that nobody polled since the last look, or polls them where somebody should: nothing shows that they are
-    /// ready before their doorbell was asked for.
+    /// Takes over doorbell links that were not polled since the last sweep, or polls them for a sleeping
+    /// leader. Until their doorbell is armed, nothing shows that they are ready.
     fn sweep_doorbells(&self) {
         let connections = self.connections();
         let with_doorbell = connections.values().filter(|connected| connected.has_doorbell);
-        // Upgraded handles are dropped without the lock, which whoever drops the last one takes.
+        // Drop upgraded handles without the lock: dropping the last one takes it.
         let cores: Vec<_> = with_doorbell.filter_map(|connected| connected.core.upgrade()).collect();
         drop(connections);
         for core in cores.into_iter().filter(|core| !core.waiters.is_driver_polled()) {
@@ -331,20 +341,20 @@ impl Driver {
             if core.waiters.has_sleeping_leader() {
                 self.drive(&core);
             } else {
-                // Its lead may be held up before it asked for the doorbell.
-                self.take_over(&core);
+                // Its leader may be delayed before it arms the doorbell.
+                self.replace_leader(&core);
             }
         }
     }
 }
 
-async fn look_after(driver: Weak<Driver>) {
+async fn run_sweeps(driver: Weak<Driver>) {
     let Some(strong) = driver.upgrade() else { return };
     let tick_every = strong.heartbeat / 4;
     let wanted = strong.wanted.clone();
-    let (mut turns, mut swept) = (Turns::default(), strong.environment.now());
+    let (mut cursor, mut swept) = (TickCursor::default(), strong.environment.now());
     drop(strong);
-    // What was left before the last look; what was left since may still leave with something else.
+    // Work deferred before the last sweep. Work deferred since may still leave with other data.
     let mut later: Vec<Weak<Core>> = Vec::new();
     loop {
         let Some(strong) = driver.upgrade() else { return };
@@ -361,35 +371,35 @@ async fn look_after(driver: Weak<Driver>) {
         driver.sweep();
         let left = std::mem::take(&mut *driver.later.lock());
         for core in std::mem::replace(&mut later, left).into_iter().filter_map(|core| core.upgrade()) {
-            core.left_for_later.store(false, Ordering::Release);
+            core.queued_for_poll.store(false, Ordering::Release);
             driver.tick(&core);
         }
         let now = driver.environment.now();
-        for core in driver.in_turn(&mut turns, now.saturating_sub(swept), tick_every) {
+        for core in driver.due_for_tick(&mut cursor, now.saturating_sub(swept), tick_every) {
             driver.tick(&core);
         }
         swept = now;
     }
 }
 
-/// What shows that a link can be moved.
+/// Returns the events that show that a link can make progress.
 fn interest(source: Source<'_>) -> epoll::EventFlags {
     let mut flags = epoll::EventFlags::IN;
     flags.set(epoll::EventFlags::OUT, source.writable && !source.doorbell);
     flags
 }
 
-/// Whether a source shows now that its link can be moved.
+/// Returns whether a source shows now that its link can make progress.
 pub(crate) fn is_ready(source: Source<'_>) -> bool {
     let mut flags = PollFlags::IN;
     flags.set(PollFlags::OUT, interest(source).contains(epoll::EventFlags::OUT));
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    // What cannot be asked is taken as ready: then its lead had its time.
+    // If `poll` fails, the source counts as ready, so that the leader is checked.
     poll(&mut [PollFd::from_borrowed_fd(source.descriptor, flags)], Some(&now))
         .map_or(true, |ready| ready > 0)
 }
 
-/// The numbers of the links that are ready in `epoll`, at most 256.
+/// Returns the numbers of the links that are ready in `epoll`, at most 256.
 fn ready_in(epoll: &OwnedFd) -> Vec<u64> {
     let mut events = Vec::with_capacity(256);
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,4 +1,4 @@
-//! Who polls a link: callers that wait, and the driver.
+//! What polls a link: waiting callers, and the driver.
 
 mod bursts;
 pub(crate) mod core;

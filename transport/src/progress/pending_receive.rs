@@ -1,6 +1,8 @@
-//! A message that is being received: it is announced, and its payload is here, on its way, or has no memory yet.
+//! A pending receive: a message that is announced, and whose payload has arrived, is in transit, or has no
+//! destination yet.
 //!
-//! The invariant: a message leaves the connection only with an acknowledgement to its sender, delivered or rejected, exactly once.
+//! The invariant: every message that leaves the connection is acknowledged to its sender, as delivered or
+//! rejected, exactly once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +16,7 @@ use crate::memory::{Buffer, BufferMut, Place};
 use crate::transfer::destination::Destination;
 use crate::transfer::message::{Message, Table};
 
-/// A message being taken.
+/// A message that is being received.
 #[derive(Debug)]
 pub(crate) struct PendingReceive {
     pub(crate) id: u64,
@@ -36,7 +38,8 @@ type DestinationBuffers = Vec<Option<BufferMut>>;
 type Landed = Result<Vec<Buffer>, Failed<DestinationBuffers>>;
 
 impl Core {
-    /// The next message in pool memory; what a dropped future had begun goes on with the next call.
+    /// Receives the next message into pool memory. A receive that a dropped future had begun continues with
+    /// the next call.
     pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
         self.expect(true);
         let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
@@ -44,14 +47,15 @@ impl Core {
             **begun = Some(PendingReceive::next(self).await?);
         }
         let Some(pending) = begun.as_mut() else { unreachable!("set above") };
-        // Without memory for it the message stays: `incoming` can land it elsewhere, or reject it.
+        // If the pool has no memory, the message stays: `incoming` can choose another destination, or reject
+        // it.
         pending.land_in_pool(self).map_err(|error| self.placed(error, "recv"))?;
         let result = pending.landed(self).await.map_err(Error::from);
         **begun = None;
         result
     }
 
-    /// The next message, its frames one after another in `buffer`.
+    /// Receives the next message into `buffer`, its frames one after another.
     pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
         self.expect(false);
         let mut begun = match self.begun().await {
@@ -97,7 +101,7 @@ impl PendingReceive {
         self.frames.iter().map(|frame| frame.len as u64).sum()
     }
 
-    /// Sees to it that the payload lands in memory of this host.
+    /// Starts to receive the payload into host memory, unless that has begun.
     pub(crate) fn land_in_pool(&mut self, core: &Core) -> Result<()> {
         match self.payload {
             Payload::AtSender => {
@@ -110,7 +114,7 @@ impl PendingReceive {
         Ok(())
     }
 
-    /// The whole message in `buffers`: received into them, or copied once where the payload is here already.
+    /// Receives the whole message into `buffers`. A payload that has arrived already is copied once.
     pub(crate) async fn land(
         &mut self,
         core: &Arc<Core>,
@@ -129,17 +133,17 @@ impl PendingReceive {
         self.payload = Payload::Accepted(landed);
     }
 
-    /// The whole message, once its payload is here.
+    /// Waits for the payload and returns the whole message.
     pub(crate) async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<DestinationBuffers>> {
         let frames = match &mut self.payload {
             Payload::Accepted(landed) => match core.finish(landed).await {
                 Ok(frames) => {
-                    // The link has the word on it, and may have nothing else to send.
-                    core.leave_for_later();
+                    // The link holds the acknowledgement and may have nothing else to send.
+                    core.poll_by_next_sweep();
                     frames
                 }
                 Err(failed) => {
-                    // An accept that failed alone leaves the message without its word.
+                    // An accept that failed by itself leaves the message unacknowledged.
                     self.send_ack(core, Delivery::Rejected);
                     return Err(core.failed(failed, "accept"));
                 }
@@ -164,7 +168,7 @@ impl PendingReceive {
         Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
     }
 
-    /// The whole message, copied once from where the link has it into `buffers`.
+    /// Copies the whole message once, from the link's memory into `buffers`.
     async fn copied(
         &mut self,
         core: &Arc<Core>,
@@ -194,7 +198,11 @@ impl PendingReceive {
         Ok(Message::from_parts(header, frames))
     }
 
-    /// Empty buffers for the destinations, checked.
+    /// Checks the destinations and returns an empty buffer for each; `None` to discard.
+    ///
+    /// # Errors
+    /// `Invalid` for a wrong number of destinations or one that is too small, `Unsupported` for a place
+    /// without a pool.
     pub(crate) fn buffers(
         &self,
         core: &Core,
@@ -233,18 +241,18 @@ impl PendingReceive {
     }
 
     pub(crate) fn ack(self, core: &Arc<Core>, delivery: Delivery) {
-        // A destination under way ends by itself, and says its own word.
+        // An accept in progress ends by itself, and acknowledges the message itself.
         if !matches!(self.payload, Payload::Accepted(_)) {
             self.send_ack(core, delivery);
         }
     }
 
     fn send_ack(&self, core: &Arc<Core>, delivery: Delivery) {
-        core.submit_for_later(Op::Ack { id: self.id, delivery, ack_now: self.ack_now });
+        core.submit_deferred(Op::Ack { id: self.id, delivery, ack_now: self.ack_now });
     }
 }
 
-/// `buffer` in pieces of the frames' lengths, and its rest.
+/// Splits `buffer` into pieces of the frames' lengths, and the rest.
 fn split_by_frames(mut buffer: BufferMut, frames: &[FrameInfo]) -> (DestinationBuffers, BufferMut) {
     buffer.clear();
     let mut pieces = Vec::with_capacity(frames.len());
@@ -255,13 +263,13 @@ fn split_by_frames(mut buffer: BufferMut, frames: &[FrameInfo]) -> (DestinationB
     (pieces, buffer)
 }
 
-/// The pieces in one again, empty.
+/// Rejoins the pieces into one empty buffer.
 fn rejoin_pieces(pieces: DestinationBuffers, rest: BufferMut) -> BufferMut {
     let mut whole: Option<BufferMut> = None;
     for mut piece in pieces.into_iter().flatten().filter(|piece| piece.capacity() > 0).chain([rest]) {
         piece.clear();
         match &mut whole {
-            // Adjacent pieces of one buffer rejoin; anything else was never cut from it.
+            // Adjacent pieces of one buffer rejoin. Any other piece was never split from it.
             Some(whole) => drop(whole.rejoin(piece)),
             None => whole = Some(piece),
         }

@@ -1,56 +1,58 @@
-//! Whether a thread that waits should spin: not while others want its core.
+//! Whether a waiting thread should spin: not while other threads need its core.
 //!
-//! A waiter that spins yields between its polls, for the peer may need this very core. A yield returns at once where nobody
-//! else wants the core, and after somebody's time slice (milliseconds) where somebody does, while the kernel would wake a
-//! thread that sleeps within microseconds. So one long yield ends spinning on that thread for a multiple of what it took.
+//! A spinning waiter yields between its polls, because the peer may need this very core. A yield returns at
+//! once if no other thread needs the core, and otherwise after another thread's time slice (milliseconds).
+//! The kernel would wake a sleeping thread within microseconds. So one long yield stops spinning on that
+//! thread for a multiple of its duration.
 
 use std::cell::Cell;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A yield that takes longer shows that others want the core: a time slice is milliseconds. Shorter ones happen on an idle
-/// machine as well, by interrupts, kernel threads and the host of a virtual machine.
-const LONG: Duration = Duration::from_micros(500);
-/// Of a thread's time, long yields may take one part in so many.
-const SHARE: u32 = 16;
-/// The longest time without spinning; after it, one yield tells.
-const QUIET_MAX: Duration = Duration::from_secs(4);
+/// A yield that takes longer shows that another thread needs the core: a time slice is milliseconds. Shorter
+/// delays occur on an idle machine too, from interrupts, kernel threads and the hypervisor.
+const LONG_YIELD: Duration = Duration::from_micros(500);
+/// Long yields may take one part in so many of a thread's time.
+const YIELD_SHARE: u32 = 16;
+/// The longest time without spinning. After it, one yield tests the core again.
+const BAN_MAX: Duration = Duration::from_secs(4);
 
 thread_local! {
-    static QUIET: Cell<Option<Quiet>> = const { Cell::new(None) };
+    static BAN: Cell<Option<SpinBan>> = const { Cell::new(None) };
 }
 
-/// A time without spinning.
+/// A time without spinning on one thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Quiet {
+struct SpinBan {
     until: Instant,
     lasts: Duration,
 }
 
-impl Quiet {
-    /// What a yield leads to that took so long. If the core was wanted soon after the last time was over, it lasts twice as long.
+impl SpinBan {
+    /// Returns the ban after a yield that took `took`. It lasts twice as long if another thread needed the
+    /// core soon after the last ban.
     fn after(last: Option<Self>, took: Duration, now: Instant) -> Self {
         let again =
             last.filter(|last| now < last.until + last.lasts).map_or(Duration::ZERO, |last| last.lasts * 2);
-        let lasts = again.max(took * SHARE).min(QUIET_MAX);
+        let lasts = again.max(took * YIELD_SHARE).min(BAN_MAX);
         Self { until: now + lasts, lasts }
     }
 }
 
-/// Whether this thread may spin.
-pub(crate) fn pays(now: Instant) -> bool {
-    QUIET.get().is_none_or(|quiet| now >= quiet.until)
+/// Returns whether this thread may spin.
+pub(crate) fn may_spin(now: Instant) -> bool {
+    BAN.get().is_none_or(|ban| now >= ban.until)
 }
 
-/// Gives the core to whoever waits for it; whether this thread may go on spinning.
+/// Yields the core. Returns whether this thread may go on spinning.
 pub(crate) fn yield_core(now: Instant) -> bool {
     thread::yield_now();
     let then = Instant::now();
     let took = then.saturating_duration_since(now);
-    if took < LONG {
+    if took < LONG_YIELD {
         return true;
     }
-    QUIET.set(Some(Quiet::after(QUIET.get(), took, then)));
+    BAN.set(Some(SpinBan::after(BAN.get(), took, then)));
     false
 }
 
@@ -61,39 +63,39 @@ mod tests {
     const SLICE: Duration = Duration::from_millis(4);
 
     #[test]
-    fn long_yields_take_a_small_part_of_the_time_and_less_of_it_the_longer_they_go_on() {
+    fn repeated_long_yields_take_a_shrinking_part_of_the_time() {
         let begin = Instant::now();
-        let (mut now, mut quiet, mut lost, mut yields) = (begin, None, Duration::ZERO, 0);
+        let (mut now, mut ban, mut lost, mut yields) = (begin, None, Duration::ZERO, 0);
         while now - begin < Duration::from_secs(60) {
             now += SLICE;
             lost += SLICE;
             yields += 1;
-            let next = Quiet::after(quiet, SLICE, now);
-            assert!(next.lasts >= SLICE * SHARE && next.lasts <= QUIET_MAX);
+            let next = SpinBan::after(ban, SLICE, now);
+            assert!(next.lasts >= SLICE * YIELD_SHARE && next.lasts <= BAN_MAX);
             now = next.until;
-            quiet = Some(next);
+            ban = Some(next);
         }
         assert!(yields < 25, "{yields} in a minute");
         assert!(lost < (now - begin) / 400, "{lost:?}");
     }
 
     #[test]
-    fn a_core_that_was_free_for_long_enough_is_not_held_against_its_past() {
+    fn the_ban_starts_short_again_after_the_core_was_free_for_long() {
         let now = Instant::now();
-        let first = Quiet::after(None, SLICE, now);
-        let again = Quiet::after(Some(first), SLICE, first.until + first.lasts / 2);
+        let first = SpinBan::after(None, SLICE, now);
+        let again = SpinBan::after(Some(first), SLICE, first.until + first.lasts / 2);
         assert_eq!(again.lasts, first.lasts * 2);
-        let later = Quiet::after(Some(again), SLICE, again.until + again.lasts);
+        let later = SpinBan::after(Some(again), SLICE, again.until + again.lasts);
         assert_eq!(later.lasts, first.lasts);
     }
 
     #[test]
-    fn one_long_yield_ends_spinning_on_its_thread_alone() {
+    fn one_long_yield_stops_spinning_on_its_own_thread_only() {
         let now = Instant::now();
-        // As if the yield had begun long ago.
+        // Simulates a yield that began long ago.
         assert!(!yield_core(now - SLICE));
-        assert!(!pays(Instant::now()));
-        assert!(thread::spawn(|| pays(Instant::now())).join().expect("it does not panic"));
-        assert!(pays(now + SLICE * SHARE + Duration::from_secs(60)));
+        assert!(!may_spin(Instant::now()));
+        assert!(thread::spawn(|| may_spin(Instant::now())).join().expect("it does not panic"));
+        assert!(may_spin(now + SLICE * YIELD_SHARE + Duration::from_secs(60)));
     }
 }

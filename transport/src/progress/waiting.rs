@@ -1,9 +1,10 @@
-//! How a caller waits on a connection: it polls the link itself, spins briefly, then sleeps on its own reactor as the
-//! link's lead.
+//! How a caller waits on a connection: it polls the link itself, spins briefly, then sleeps on its own
+//! reactor as the link's leader.
 //!
-//! The invariant: a link with a source always has somebody who will notice it: the lead, the driver (while it is armed),
-//! or the driver's look every 50 ms. And a lead on which others depend is polled when it should be, or loses the link to the
-//! driver within a millisecond: its task may be busy with something else, and nothing says so.
+//! The invariant: progress on a link with a source is always noticed, by the leader, by the driver (while the
+//! link is armed), or by the driver's sweep within 50 ms. A leader with followers polls in time or loses the
+//! link to the driver within a millisecond, because its task may be busy with other work without any sign of
+//! it.
 
 mod until;
 
@@ -24,21 +25,32 @@ use crate::platform::process::Process;
 use crate::platform::reactor::{Owner, register};
 use crate::progress::driver::{Driver, is_ready};
 
-/// How a waiting caller divides its time between spinning (fast, burns a core) and sleeping (slow to wake, free).
+/// How a waiting caller divides its time between spinning and sleeping. Spinning reacts fast and occupies a
+/// core. Sleeping frees the core and wakes more slowly.
+///
+/// ```
+/// use towline::{Endpoint, Wait};
+///
+/// let endpoint = Endpoint::builder().wait(Wait::Sleep).build()?;
+/// # drop(endpoint);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Wait {
-    /// Polls until something comes, and never gives its core away. For threads that have a core each: if the peer, or anybody
-    /// else, needs this one, every wait takes until the scheduler takes the core away, which is milliseconds.
+    /// Polls until the operation ends, and never yields the core. For threads with a core each. If the peer
+    /// or another thread needs this core, every wait lasts until the scheduler takes the core away, which is
+    /// milliseconds.
     Spin,
-    /// Spins for 50 µs, yielding the core between polls, then sleeps. Where a yield takes over 500 µs, others want the
-    /// core: the thread then sleeps at once, for 16 times as long as the yield took, and for up to 4 s where it happens again.
+    /// Spins for 50 µs, yielding the core between polls, then sleeps. A yield over 500 µs shows that another
+    /// thread needs the core: the thread then sleeps at once, for 16 times as long as the yield took, and up
+    /// to 4 s where that repeats.
     #[default]
     Adaptive,
     /// Sleeps at once.
     Sleep,
 }
 
-/// A link, and who is waiting for it to move.
+/// A link and the callers that wait for it to make progress.
 #[derive(Debug)]
 pub(crate) struct Waiters {
     link: Arc<dyn Link>,
@@ -47,11 +59,11 @@ pub(crate) struct Waiters {
     number: u64,
     wait: Wait,
     state: Mutex<State>,
-    /// Polls by waiters, so that the driver can see a link that nobody polls.
+    /// The number of polls by waiters. It shows the driver a link that is not polled.
     polls: AtomicU64,
     /// The driver sleeps on the source.
     driver_polled: AtomicBool,
-    /// Whose link it is.
+    /// The process that made the link.
     pub(crate) process: Process,
 }
 
@@ -62,45 +74,48 @@ struct State {
     /// Oldest first.
     followers: BTreeMap<u64, Waker>,
     reactor: Option<Reactor>,
-    /// How often a lead was polled or fell asleep.
-    turns: u64,
-    watch: Watch,
+    /// The number of times that a leader polled or went to sleep.
+    leader_polls: u64,
+    leader_check: LeaderCheck,
 }
 
-/// The waiter that spins and sleeps on the link for all. It has a reactor, or the link is the driver's.
+/// The waiter that spins and sleeps on the link for all. It has a reactor; otherwise the driver polls the
+/// link.
 #[derive(Debug)]
 struct Leader {
     waiter: u64,
     waker: Waker,
     /// It sleeps, and its reactor wakes it.
     asleep: bool,
-    /// It sleeps on writability too.
+    /// It also sleeps on writability.
     writable: bool,
 }
 
-/// How the driver learns that a lead on which others depend is not polled: no turn has passed since.
+/// How the driver detects that a leader with followers does not poll: `leader_polls` has not changed since.
 #[derive(Clone, Copy, Debug, Default)]
-enum Watch {
-    /// Nobody depends on one.
+enum LeaderCheck {
+    /// The leader has no followers.
     #[default]
-    Off,
-    /// The lead sleeps, and nothing has come. The driver learns once that the source is ready, and gives it a moment then.
-    StandBy { turns: u64 },
-    /// The driver looks in a moment.
-    Due { turns: u64 },
+    None,
+    /// The leader sleeps and the source is not ready. The driver is notified once when it is, and then
+    /// schedules a check.
+    OnReady { leader_polls: u64 },
+    /// A check by the driver is scheduled.
+    Pending { leader_polls: u64 },
 }
 
 #[derive(Debug)]
 struct Reactor {
     runtime: Id,
-    descriptor: AsyncFd<Owner<SourceOf>>,
+    descriptor: AsyncFd<Owner<LinkSource>>,
 }
 
-/// A link with a source; it holds the link, so that the descriptor stays open while a reactor knows it.
+/// A link with a source. It holds the link, so that the descriptor stays open while a reactor has it
+/// registered.
 #[derive(Debug)]
-struct SourceOf(Arc<dyn Link>);
+struct LinkSource(Arc<dyn Link>);
 
-impl AsFd for SourceOf {
+impl AsFd for LinkSource {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.source().expect("checked before, and a link keeps its source").descriptor
     }
@@ -120,8 +135,8 @@ impl Waiters {
         }
     }
 
-    /// Waits until `check` is ready, moving the link meanwhile. `check` must leave its waker with whatever it polls. Whoever
-    /// calls knows that the link is this process's.
+    /// Waits until `check` is ready, polling the link meanwhile. `check` must register its waker with
+    /// whatever it polls. The caller has checked that the link belongs to this process.
     pub(crate) fn until<T, F>(&self, check: F) -> Until<'_, F>
     where
         F: FnMut(&mut Context<'_>) -> Poll<T> + Unpin,
@@ -129,19 +144,19 @@ impl Waiters {
         Until::new(self, check)
     }
 
-    /// How often waiters polled so far.
+    /// Returns how often waiters have polled so far.
     pub(crate) fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
     }
 
-    /// Moves the link on behalf of its callers.
+    /// Polls the link on behalf of its callers.
     pub(crate) fn poll_link(&self) -> Progress {
-        // What two count at the same time may count once: all that it tells is whether anybody polled.
+        // Two concurrent polls may count once: the count only shows whether any waiter polled.
         self.polls.store(self.polls().wrapping_add(1), Ordering::Relaxed);
         self.link.progress()
     }
 
-    /// Lets the driver sleep on the source.
+    /// Arms the driver: it sleeps on the source.
     pub(crate) fn poll_by_driver(&self) {
         if let Some(source) = self.link.source() {
             self.driver_polled.store(true, Ordering::Release);
@@ -152,8 +167,8 @@ impl Waiters {
         }
     }
 
-    /// Sees to it that somebody notices when the link can be moved on: the lead, if there is one. A driver armed beside a lead
-    /// would wake for what the lead is about to do, and take the poll lock from it.
+    /// Makes sure that the next progress of the link is noticed: by the leader, if there is one. A driver
+    /// armed beside a leader would wake for the leader's work, and take the poll lock from it.
     pub(crate) fn watch(&self) {
         if self.is_driver_polled() {
             return self.poll_by_driver();
@@ -162,20 +177,20 @@ impl Waiters {
             return;
         };
         let mut state = self.state();
-        self.doze_again(&mut state);
+        self.rearm(&mut state);
         if !source.writable {
             return;
         }
         if state.leader.is_some() {
-            self.wake_for_output(&mut state);
+            self.wake_for_writability(&mut state);
         } else {
             drop(state);
             self.poll_by_driver();
         }
     }
 
-    /// Takes the link from its lead, who has not polled it in time, for the driver.
-    pub(crate) fn take_over(&self) {
+    /// Takes the link from a leader that has not polled in time, and arms the driver.
+    pub(crate) fn demote_leader(&self) {
         let mut state = self.state();
         if let Some(leader) = state.leader.take() {
             state.followers.insert(leader.waiter, leader.waker);
@@ -184,24 +199,25 @@ impl Waiters {
         self.poll_by_driver();
     }
 
-    /// The driver was told that the source is ready: whether its lead is given a moment to poll it.
-    pub(crate) fn is_left_to_its_leader(&self) -> bool {
+    /// The source is ready. Returns whether the driver leaves the link to its leader for now; a check is then
+    /// scheduled.
+    pub(crate) fn awaits_leader(&self) -> bool {
         if self.is_driver_polled() {
             return false;
         }
         let mut state = self.state();
-        let Watch::StandBy { turns } = state.watch else { return false };
-        self.expect_turn(&mut state, turns);
+        let LeaderCheck::OnReady { leader_polls } = state.leader_check else { return false };
+        self.expect_poll(&mut state, leader_polls);
         true
     }
 
-    /// Whether the lead has let its moment pass, and others depend on it.
-    pub(crate) fn is_overdue(&self) -> bool {
+    /// Returns whether the leader has not polled in time and other callers depend on it.
+    pub(crate) fn is_leader_overdue(&self) -> bool {
         let mut state = self.state();
-        let Watch::Due { turns } = state.watch else { return false };
-        state.watch = Watch::Off;
-        if turns != state.turns {
-            self.see_to(&mut state);
+        let LeaderCheck::Pending { leader_polls } = state.leader_check else { return false };
+        state.leader_check = LeaderCheck::None;
+        if leader_polls != state.leader_polls {
+            self.check_followed_leader(&mut state);
             return false;
         }
         let source = self.link.source();
@@ -209,60 +225,63 @@ impl Waiters {
             return false;
         }
         let asleep = state.leader.as_ref().is_some_and(|leader| leader.asleep);
-        // A doorbell rings for who asked since the last poll, which may have been a follower's.
+        // A doorbell is armed until the next poll, which may have been a follower's. So arm it again.
         if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && self.link.arm()) {
-            state.watch = Watch::StandBy { turns };
-            self.driver.stand_by(self.number, source);
+            state.leader_check = LeaderCheck::OnReady { leader_polls };
+            self.driver.poll_once_ready(self.number, source);
             return false;
         }
         true
     }
 
-    /// Leaves the link to whoever leads it now.
+    /// Leaves the link to its leader.
     fn disarm(&self, state: &mut State) {
         if self.driver_polled.swap(false, Ordering::AcqRel)
             && let Some(source) = self.link.source()
         {
             self.driver.disarm(self.number, source);
-            if matches!(state.watch, Watch::StandBy { .. }) {
-                state.watch = Watch::Off;
+            if matches!(state.leader_check, LeaderCheck::OnReady { .. }) {
+                state.leader_check = LeaderCheck::None;
             }
         }
     }
 
-    /// Nobody polls the link, or the driver does.
+    /// Returns whether the link has no leader.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.state().leader.is_none()
     }
 
-    /// Its lead sleeps, and will be woken.
+    /// Returns whether the leader sleeps and will be woken.
     pub(crate) fn has_sleeping_leader(&self) -> bool {
         self.state().leader.as_ref().is_some_and(|leader| leader.asleep)
     }
 
-    /// Whether the driver sleeps on the source.
+    /// Returns whether the driver sleeps on the source.
     pub(crate) fn is_driver_polled(&self) -> bool {
         self.driver_polled.load(Ordering::Acquire)
     }
 
-    /// Has the driver watch over whoever leads, if others depend on it.
-    fn see_to(&self, state: &mut State) {
-        if state.followers.is_empty() || !matches!(state.watch, Watch::Off) || self.is_driver_polled() {
+    /// Makes the driver check the leader, if it has followers.
+    fn check_followed_leader(&self, state: &mut State) {
+        if state.followers.is_empty()
+            || !matches!(state.leader_check, LeaderCheck::None)
+            || self.is_driver_polled()
+        {
             return;
         }
-        let turns = state.turns;
-        self.expect_turn(state, turns);
+        let leader_polls = state.leader_polls;
+        self.expect_poll(state, leader_polls);
     }
 
-    fn expect_turn(&self, state: &mut State, turns: u64) {
-        if !matches!(state.watch, Watch::Due { .. }) {
-            state.watch = Watch::Due { turns };
+    fn expect_poll(&self, state: &mut State, leader_polls: u64) {
+        if !matches!(state.leader_check, LeaderCheck::Pending { .. }) {
+            state.leader_check = LeaderCheck::Pending { leader_polls };
             self.driver.check_soon(self.number);
         }
     }
 
-    /// Asks for the doorbell again on behalf of a lead that sleeps: somebody else polled the link meanwhile, which silences it.
-    fn doze_again(&self, state: &mut State) {
+    /// Arms the doorbell again for a sleeping leader: another caller has polled the link, which disarms it.
+    fn rearm(&self, state: &mut State) {
         if let Some(leader) = state.leader.as_mut().filter(|leader| leader.asleep)
             && self.link.source().is_some_and(|source| source.doorbell)
             && !self.link.arm()
@@ -272,22 +291,22 @@ impl Waiters {
         }
     }
 
-    /// Has a lead that sleeps on bytes alone sleep on room too.
-    fn wake_for_output(&self, state: &mut State) {
-        let turns = state.turns;
+    /// Makes a leader that sleeps on readability only sleep on writability too.
+    fn wake_for_writability(&self, state: &mut State) {
+        let leader_polls = state.leader_polls;
         let Some(leader) = state.leader.as_mut().filter(|leader| !leader.writable) else { return };
         leader.asleep = false;
         leader.waker.wake_by_ref();
-        self.expect_turn(state, turns);
+        self.expect_poll(state, leader_polls);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock()
     }
 
-    /// Makes the waiter the lead, who spins and sleeps for all, and takes the link from the driver; false if there is another,
-    /// who will wake it when its turn comes.
-    fn leader(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
+    /// Makes the waiter the leader, which spins and sleeps for all, and takes the link from the driver.
+    /// Returns false if there is another leader, which wakes this waiter when it leaves.
+    fn try_lead(&self, waiter: &mut Option<u64>, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let me = *waiter.get_or_insert_with(|| {
             state.next += 1;
@@ -299,7 +318,8 @@ impl Waiters {
                 leader.asleep = false;
                 true
             }
-            // A task polls one of its futures, and may leave the others be: what wakes one of them wakes this one.
+            // A task may poll one of its futures and not the others. A waker that wakes one of them wakes the
+            // task.
             Some(leader) if !leader.waker.will_wake(cx.waker()) => false,
             _ => {
                 state.followers.remove(&me);
@@ -311,25 +331,26 @@ impl Waiters {
             }
         };
         if is_leader {
-            state.turns += 1;
+            state.leader_polls += 1;
             self.disarm(&mut state);
         } else {
             state.follow(me, cx);
-            self.doze_again(&mut state);
+            self.rearm(&mut state);
             if self.link.source().is_some_and(|source| source.writable) {
-                self.wake_for_output(&mut state);
+                self.wake_for_writability(&mut state);
             }
         }
-        self.see_to(&mut state);
+        self.check_followed_leader(&mut state);
         is_leader
     }
 
-    /// Lets the lead sleep. False: the link may move now, or another leads, so poll again.
+    /// Puts the leader to sleep. Returns false if the link may make progress now, or another waiter leads:
+    /// poll again.
     fn park(&self, me: u64, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let Some(leader) = state.leader.as_mut().filter(|leader| leader.waiter == me) else { return false };
         let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
-            self.leave_to_driver(state, me, cx);
+            self.follow_driver(state, me, cx);
             return true;
         };
         leader.writable = source.writable;
@@ -337,13 +358,13 @@ impl Waiters {
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let Some(descriptor) = register(SourceOf(self.link.clone()), interest) else {
-                self.leave_to_driver(state, me, cx);
+            let Some(descriptor) = register(LinkSource(self.link.clone()), interest) else {
+                self.follow_driver(state, me, cx);
                 return true;
             };
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
-        let State { reactor: Some(Reactor { descriptor, .. }), leader: Some(leader), turns, .. } =
+        let State { reactor: Some(Reactor { descriptor, .. }), leader: Some(leader), leader_polls, .. } =
             &mut *state
         else {
             return false;
@@ -356,21 +377,21 @@ impl Waiters {
             asleep = asleep.and(self.sleep_until_ready(descriptor.poll_write_ready(cx)));
         }
         match asleep {
-            Asleep::Yes => {
+            ParkOutcome::Parked => {
                 leader.asleep = true;
-                *turns += 1;
+                *leader_polls += 1;
                 true
             }
-            Asleep::No => false,
-            Asleep::Never => {
-                self.leave_to_driver(state, me, cx);
+            ParkOutcome::Ready => false,
+            ParkOutcome::NoReactor => {
+                self.follow_driver(state, me, cx);
                 true
             }
         }
     }
 
-    /// The lead has no reactor: it follows the driver.
-    fn leave_to_driver(&self, mut state: MutexGuard<'_, State>, me: u64, cx: &mut Context<'_>) {
+    /// Makes the leader a follower of the driver, because it has no reactor.
+    fn follow_driver(&self, mut state: MutexGuard<'_, State>, me: u64, cx: &mut Context<'_>) {
         state.leader = None;
         state.follow(me, cx);
         drop(state);
@@ -380,18 +401,18 @@ impl Waiters {
     fn sleep_until_ready<T: AsRawFd>(
         &self,
         ready: Poll<std::io::Result<tokio::io::unix::AsyncFdReadyGuard<'_, T>>>,
-    ) -> Asleep {
+    ) -> ParkOutcome {
         match ready {
-            Poll::Pending => Asleep::Yes,
+            Poll::Pending => ParkOutcome::Parked,
             Poll::Ready(Ok(mut guard)) => {
-                // Readiness may be forgotten only after the link was seen to be dry since.
+                // Readiness may be cleared only after a poll has found the link idle since.
                 if self.link.progress() == Progress::Idle {
                     guard.clear_ready();
                 }
-                Asleep::No
+                ParkOutcome::Ready
             }
             // The caller's runtime is shutting down.
-            Poll::Ready(Err(_)) => Asleep::Never,
+            Poll::Ready(Err(_)) => ParkOutcome::NoReactor,
         }
     }
 
@@ -400,9 +421,9 @@ impl Waiters {
         state.followers.remove(&waiter);
         state.leader.take_if(|leader| leader.waiter == waiter);
         if state.leader.is_none() && !self.is_driver_polled() {
-            // Whoever is woken leads when it is polled, or passes it on when it leaves in its turn.
+            // The woken waiter leads when it is polled, or passes leadership on when it leaves.
             let next = state.followers.pop_first();
-            self.see_to(&mut state);
+            self.check_followed_leader(&mut state);
             drop(state);
             if let Some((_, waker)) = next {
                 waker.wake();
@@ -420,19 +441,19 @@ impl State {
     }
 }
 
-/// Whether a reactor wakes the lead.
+/// The result of an attempt to sleep on a reactor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asleep {
-    /// It will.
-    Yes,
-    /// The link may move now.
-    No,
-    /// It cannot.
-    Never,
+enum ParkOutcome {
+    /// The reactor will wake the leader.
+    Parked,
+    /// The link may make progress now.
+    Ready,
+    /// The runtime is shutting down: its reactor wakes nothing.
+    NoReactor,
 }
 
-impl Asleep {
+impl ParkOutcome {
     fn and(self, other: Self) -> Self {
-        if self == Self::Yes { other } else { self }
+        if self == Self::Parked { other } else { self }
     }
 }

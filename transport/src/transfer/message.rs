@@ -13,7 +13,8 @@ pub const HEADER_LEN_MAX: usize = 64 << 10;
 pub const FRAMES_MAX: usize = 65_536;
 /// The largest payload of one message, all frames together, in bytes.
 pub const PAYLOAD_LEN_MAX: u64 = 1 << 48;
-/// Payload below this travels with its announcement; from here on it waits for a destination, and is never copied.
+/// Payload below this travels with its announcement; from here on it waits for a destination, and is never
+/// copied.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
 
 /// A small header and an ordered list of frames, each in its own place.
@@ -50,7 +51,8 @@ impl Message {
         Self { header: header.into(), frames, places: None }
     }
 
-    /// The same message with its frames copied to where a link can reach them; its frame table stays what it was.
+    /// The same message with its frames copied to where a link can reach them; its frame table stays what it
+    /// was.
     pub(crate) fn staged(&self, frames: Vec<Buffer>) -> Self {
         let places = self.table().map(|frame| frame.place).collect();
         Self { header: self.header.clone(), frames, places: Some(places) }
@@ -135,7 +137,8 @@ pub enum Delivery {
     Rejected,
 }
 
-/// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields these are.
+/// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields
+/// these are.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "documented there")]
 pub struct SmallSend {
@@ -165,7 +168,8 @@ pub struct Announced {
 pub enum Arrival {
     /// In this memory already.
     Complete(Vec<Buffer>),
-    /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says so.
+    /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says
+    /// so.
     InProgress(Completion<Result<Vec<Buffer>>>),
     /// With the sender: accept it with a destination for each frame.
     AtSender,

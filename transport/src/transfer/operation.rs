@@ -10,7 +10,8 @@ use std::task::{Context, Poll, Waker};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::platform::mutex::Mutex;
 
-/// One result on its way from a link to whoever waits for it. Dropping it unresolved tells the waiter `Closed`.
+/// One result on its way from a link to whoever waits for it. Dropping it unresolved tells the waiter
+/// `Closed`.
 pub struct Done<T>(Option<Sink<Result<T>>>);
 
 impl<T> Done<T> {
@@ -20,8 +21,8 @@ impl<T> Done<T> {
         (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
     }
 
-    /// Calls `then` with the result, on the thread that ends it, possibly under the link's poll lock: it must not call the link
-    /// and must not wait. (Copying staged frames is as long as it may take.)
+    /// Calls `then` with the result, on the thread that ends it, possibly under the link's poll lock: it must
+    /// not call the link and must not wait. (Copying staged frames is as long as it may take.)
     pub fn with(then: impl FnOnce(Result<T>) + Send + 'static) -> Self {
         Self(Some(Sink::Hook(Box::new(then))))
     }
@@ -48,8 +49,8 @@ impl<T> fmt::Debug for Done<T> {
     }
 }
 
-/// Memory `M` in flight, and the promise of a `T` for it. Ends once: by `finish`, by `fail`, or by being dropped, which
-/// fails it; in each case its memory is handed on or back.
+/// Memory `M` in flight, and the promise of a `T` for it. Ends once: by `finish`, by `fail`, or by being
+/// dropped, which fails it; in each case its memory is handed on or back.
 pub struct Operation<M, T = ()> {
     memory: Option<M>,
     sink: Option<Sink<Result<T, Failed<M>>>>,
@@ -134,7 +135,8 @@ impl<V> Completion<V> {
         }
     }
 
-    /// As [`try_take`](Self::try_take), and nothing if another thread is at it; in a fork, that thread is for ever.
+    /// As [`try_take`](Self::try_take), and nothing if another thread is at it; in a fork, that thread is for
+    /// ever.
     pub(crate) fn take_uncontended(&self) -> Option<V> {
         let mut state = self.0.0.try_lock()?;
         match std::mem::replace(&mut *state, State::Taken) {

@@ -1,7 +1,8 @@
-//! Memory that one peer may read or write by itself: regions, the capability that reaches them, and their table.
+//! Memory that one peer may read or write by itself: regions, the capability that reaches them, and their
+//! table.
 //!
-//! The invariant: remotely writable bytes are reached only through a lock that `revoke` empties, so nobody ever holds
-//! `&mut` to bytes that a peer can write.
+//! The invariant: remotely writable bytes are reached only through a lock that `revoke` empties, so nobody
+//! ever holds `&mut` to bytes that a peer can write.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -174,8 +175,8 @@ impl<M> Region<M> {
 impl<M: Default> Region<M> {
     /// Takes the memory back: from now on an access is `Rejected`, and this ends when no access is in flight.
     ///
-    /// A process forked from the one that exposed it gets its own copy, as it was at the fork, and revokes nothing; the copy
-    /// is empty if the peer had access at that very moment.
+    /// A process forked from the one that exposed it gets its own copy, as it was at the fork, and revokes
+    /// nothing; the copy is empty if the peer had access at that very moment.
     pub async fn revoke(self) -> M {
         let process = self.table.process();
         if process.is_this() {

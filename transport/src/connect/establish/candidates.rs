@@ -1,4 +1,4 @@
-//! Which backends are in the running for a connection, and what becomes of each.
+//! The candidate backends of a connection, and the state of each.
 
 use std::sync::Arc;
 
@@ -9,17 +9,18 @@ use crate::backend::{Backend, LinkContext, PLANNED, Preference, Probe, Role};
 use crate::error::{Error, ErrorKind};
 use crate::handshake::{Greeting, INFO_LEN_MAX};
 
-/// One backend in the running for one connection.
+/// One candidate backend of one connection.
 pub(super) struct BackendCandidate {
     pub(super) backend: Arc<dyn Backend>,
     pub(super) offer: Vec<u8>,
     pub(super) candidate: Candidate,
-    /// It is to be better than what takes the stream.
+    /// It is chosen only if a path probe finds it faster than the handshake stream's backend.
     pub(super) is_probed: bool,
 }
 
 impl Establisher {
-    /// The backends that `address` allows and this machine has, and what became of the others.
+    /// Returns the backends that `address` allows and this machine has, and the refused ones with their
+    /// reasons.
     pub(super) fn candidates(
         &self,
         role: Role,
@@ -42,7 +43,7 @@ impl Establisher {
                 (Some(name), _) if name != backend.name() => format!("the address asks for {name} alone"),
                 (None, Preference::Aside(why)) => why,
                 _ if scheme.is_encrypted() && !backend.is_private() => {
-                    "it would carry in the clear what the address wants encrypted".to_owned()
+                    "it does not encrypt, and the address requires encryption".to_owned()
                 }
                 _ => String::new(),
             };
@@ -91,7 +92,7 @@ impl Establisher {
         candidate.backend.reach(&self.identity, &greeting.peer)
     }
 
-    /// Every candidate's end, once one is chosen, in the order of preference.
+    /// Returns the final state of every candidate, in the order of preference, once `chosen` is.
     pub(super) fn record(
         &self,
         role: Role,
@@ -111,9 +112,9 @@ impl Establisher {
         };
         let preference = |name: &str| self.backends.iter().position(|backend| backend.name() == name);
         let offered = |name: &str| greeting.offers.iter().position(|offer| offer.backend == name);
-        // What nobody proposed may still be out of the question, and both ends say so.
+        // A candidate that was not proposed may still be impossible. Both ends then report why.
         let others = others.into_iter().map(|candidate| match self.meets(&candidate, greeting) {
-            // Whoever connects goes through what it offers, in that order.
+            // The connector proposes its offers in their order.
             Ok(()) if role == Role::Acceptor && offered(candidate.candidate.name) < offered(name) => {
                 Candidate { reason: "the peer did not propose it".into(), ..candidate.candidate }
             }
@@ -125,13 +126,13 @@ impl Establisher {
             Err(reason) => Candidate { reason, ..candidate.candidate },
         });
         let mut candidates: Vec<_> = [chosen].into_iter().chain(others).chain(refused).collect();
-        // Those still to come have no place in the order, and come last.
+        // Planned backends have no place in the order, and come last.
         candidates.sort_by_key(|candidate| preference(candidate.name).unwrap_or(usize::MAX));
         candidates
     }
 }
 
-/// Whether it works here; otherwise why not, with the remedy in the candidate.
+/// Probes the backend. If it does not work here, returns the reason and stores the remedy in the candidate.
 fn probe(candidate: &mut Candidate) -> Result<(), String> {
     match candidate.backend.as_ref().map(|backend| backend.probe()) {
         Some(Probe::Unavailable { reason, remedy }) => {
@@ -142,14 +143,14 @@ fn probe(candidate: &mut Candidate) -> Result<(), String> {
     }
 }
 
-/// Has the backend prepare its end; why not, in words that finish "refused because".
+/// Prepares this end of the backend. The error finishes the sentence "refused because".
 pub(super) fn prepare(candidate: &mut BackendCandidate, context: &mut LinkContext) -> Result<(), String> {
     if candidate.is_probed {
         probe(&mut candidate.candidate)?;
     }
     candidate.backend.prepare(context).map_err(|error| error.to_string())?;
     match context.info.len() {
-        // A connector that brought no endpoint info expects none.
+        // A connector that sent no endpoint info expects none.
         _ if context.role == Role::Acceptor && context.peer_info.is_empty() => context.info.clear(),
         0..=INFO_LEN_MAX => {}
         len => return Err(format!("its endpoint info, {len} bytes, passes the limit of {INFO_LEN_MAX}")),
@@ -157,7 +158,7 @@ pub(super) fn prepare(candidate: &mut BackendCandidate, context: &mut LinkContex
     Ok(())
 }
 
-/// What is said where none is left.
+/// Makes the error of a connection that has no candidate left.
 pub(super) fn no_path(refused: &[Candidate]) -> Error {
     let reasons: Vec<_> = refused
         .iter()

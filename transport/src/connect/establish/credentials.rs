@@ -1,4 +1,4 @@
-//! What an endpoint proves itself by, and what it asks of its peers. Each connection takes what holds when it begins.
+//! An endpoint's token and TLS settings. Each connection uses those in force when its handshake begins.
 
 use crate::handshake::{Tls, Token};
 use crate::platform::mutex::Mutex;
@@ -24,27 +24,30 @@ impl Credentials {
         self.0.lock().clone()
     }
 
-    /// Replaces what is given. What an endpoint promised when it began to listen, it keeps: nobody comes in later who would
-    /// not have come in then.
+    /// Replaces each credential that is given. The new ones admit no peer class that the old ones excluded.
+    ///
+    /// # Errors
+    /// `Invalid` for a credential that the endpoint was built without, and for TLS that does less than
+    /// before.
     pub(crate) fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
-        let mut held = self.0.lock();
-        let refused = |why: &'static str| Err(Error::new(ErrorKind::Invalid, why));
-        match (&held.tls, &tls) {
+        let mut current = self.0.lock();
+        let invalid = |why: &'static str| Err(Error::new(ErrorKind::Invalid, why));
+        match (&current.tls, &tls) {
             (None, Some(_)) => {
-                return refused("the endpoint has no TLS that could be renewed (`Builder::tls`)");
+                return invalid("the endpoint has no TLS that could be renewed (`Builder::tls`)");
             }
             (Some(old), Some(new)) if !new.does_what(old) => {
-                return refused(
+                return invalid(
                     "the new TLS shows no certificate, believes nobody or asks peers for none, where the old one did",
                 );
             }
             _ => {}
         }
-        if held.token.is_none() && token.is_some() {
-            return refused("the endpoint has no token that could be renewed (`Builder::token`)");
+        if current.token.is_none() && token.is_some() {
+            return invalid("the endpoint has no token that could be renewed (`Builder::token`)");
         }
-        held.token = token.or_else(|| held.token.take());
-        held.tls = tls.or_else(|| held.tls.take());
+        current.token = token.or_else(|| current.token.take());
+        current.tls = tls.or_else(|| current.tls.take());
         Ok(())
     }
 }

@@ -1,6 +1,8 @@
-//! A path beside the stream is measured against the stream before it is taken: 8 bytes, 64 KiB and 1 MiB there, in turn.
+//! The path probe: measures a separate path against the handshake stream before it is used. It sends 8 bytes,
+//! 64 KiB and 1 MiB over each, in turn.
 //!
-//! Both ends have opened it, and neither has handed it out: whoever connects sends, the other lets everything go.
+//! Both ends have opened the path, and neither has handed it out. The connector sends and the acceptor
+//! discards.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -16,85 +18,86 @@ use crate::memory::Buffer;
 use crate::platform::environment::{Environment, within};
 use crate::transfer::message::{Announced, Arrival, Message};
 
-/// What a path must be faster by to take the place of the one that takes the stream.
+/// How much faster a path must be to replace the stream's backend.
 const ADVANTAGE: f64 = 1.2;
-/// Of all of it, but for a message on the stream that is under way then.
+/// The duration of the probe, without a message that is in transit on the stream at its end.
 const PATH_PROBE_TIME: Duration = Duration::from_millis(50);
-/// For a path to be opened that nobody knows to work: where it is in vain, the connection waits for it.
+/// The time to open a path of unknown quality. The connection waits that long if it does not open.
 pub(super) const OPEN_TIME: Duration = Duration::from_millis(500);
-/// Of each of the two ways.
-const SHARE: Duration = Duration::from_millis(20);
+/// The time spent on each of the two paths.
+const PATH_TIME: Duration = Duration::from_millis(20);
 const PING_LEN: usize = 8;
 const DATA_LEN: usize = 1 << 20;
-/// What is sent, one after the other, and how often.
+/// The messages to send, in order: length and count.
 const STEPS: [(usize, usize); 3] = [(PING_LEN, 4), (64 << 10, 3), (DATA_LEN, 16)];
 /// The most measurements that an acceptor takes part in.
 pub(super) const MEASUREMENTS_MAX: usize = 64;
-/// How often an end that waits for the other looks, after it has looked so many times at once.
-const SWEEP_EVERY: Duration = Duration::from_millis(1);
-const LOOKS: u32 = 4096;
-/// Polls of a link in a row.
+/// The poll interval of a waiting end, after `BUSY_POLLS_MAX` polls without a pause.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+const BUSY_POLLS_MAX: u32 = 4096;
+/// The most polls of a link in a row.
 const POLLS_MAX: usize = 64;
 
-/// What the two ways did.
+/// The measured speeds of the two paths.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
-    pub(super) tried: Speed,
+pub(crate) struct ProbeSpeeds {
+    pub(super) probed: Speed,
     pub(super) stream: Speed,
 }
 
-impl Figures {
-    /// Whether what was tried takes the place of what takes the stream.
-    pub(super) fn prefers_the_tried(&self) -> bool {
-        self.tried.gb_per_s >= ADVANTAGE * self.stream.gb_per_s
+impl ProbeSpeeds {
+    /// Returns whether the probed path replaces the stream's backend.
+    pub(super) fn prefers_probed(&self) -> bool {
+        self.probed.gb_per_s >= ADVANTAGE * self.stream.gb_per_s
     }
 
-    /// The rule and its figures, in a sentence without a full stop.
-    pub(super) fn sentence(&self, rival: &str) -> String {
+    /// Explains the rule and its figures in one sentence, without a full stop.
+    pub(super) fn explanation(&self, rival: &str) -> String {
         let ms = |speed: Speed| DATA_LEN as f64 / speed.gb_per_s / 1e6;
-        let (tried, stream) = (ms(self.tried), ms(self.stream));
+        let (probed, stream) = (ms(self.probed), ms(self.stream));
         format!(
-            "1 MiB took {tried:.3} ms over it and {stream:.3} ms over {rival} when the two hosts first met, and it takes \
-             {rival}'s place where it is {ADVANTAGE} times as fast"
+            "1 MiB took {probed:.3} ms over it and {stream:.3} ms over {rival} when these two hosts first connected; it replaces \
+             {rival} where it is {ADVANTAGE} times as fast"
         )
     }
 }
 
-/// Notes what a path probe came to where it is explained; why what was tried is not taken, if so.
-pub(super) fn heed(
-    figures: Figures,
-    tried: &mut BackendCandidate,
+/// Records the probe's speeds in the candidates. Returns an error with the reason if the probed path is not
+/// used.
+pub(super) fn apply_probe(
+    speeds: ProbeSpeeds,
+    probed: &mut BackendCandidate,
     others: &mut [BackendCandidate],
 ) -> Result<(), String> {
-    let basis = "it was when the two hosts first met";
-    tried.candidate.path_probe = Some(Prediction { speed: figures.tried, basis });
+    let basis = "a path probe when these two hosts first connected";
+    probed.candidate.path_probe = Some(Prediction { speed: speeds.probed, basis });
     let mut rival = "the stream";
     if let Some(other) = others.iter_mut().find(|other| other.backend.takes_stream()) {
-        other.candidate.path_probe = Some(Prediction { speed: figures.stream, basis });
+        other.candidate.path_probe = Some(Prediction { speed: speeds.stream, basis });
         rival = other.backend.name();
     }
-    let sentence = figures.sentence(rival);
-    if !figures.prefers_the_tried() {
+    let sentence = speeds.explanation(rival);
+    if !speeds.prefers_probed() {
         return Err(sentence);
     }
-    tried.candidate.reason = sentence;
+    probed.candidate.reason = sentence;
     Ok(())
 }
 
-/// What one of the two did so far.
+/// The samples of one path so far.
 #[derive(Debug, Default)]
-struct Pace {
-    /// Lengths, and how long each took to be there.
+struct PathSamples {
+    /// The length of each message, and its time until delivery.
     done: Vec<(usize, Duration)>,
     spent: Duration,
 }
 
-impl Pace {
-    /// What to send next, if it should fit in what is left of the share.
+impl PathSamples {
+    /// Returns the length of the next message, if it is expected to fit in the rest of the path's time.
     fn next(&self) -> Option<usize> {
         let mut steps = STEPS.iter().flat_map(|&(len, times)| std::iter::repeat_n(len, times));
         let len = steps.nth(self.done.len())?;
-        (self.spent + self.expected(len) <= SHARE).then_some(len)
+        (self.spent + self.expected(len) <= PATH_TIME).then_some(len)
     }
 
     fn add(&mut self, len: usize, took: Duration) {
@@ -102,8 +105,8 @@ impl Pace {
         self.spent += took;
     }
 
-    /// What a message should take: as long as the fastest of the longest so far, or as much longer as it is itself, at most 16
-    /// times.
+    /// Returns the expected time of a message of `len` bytes: the fastest time of the longest length so far,
+    /// scaled by the ratio of the lengths, at most 16 times.
     fn expected(&self, len: usize) -> Duration {
         let Some(&(longest, _)) = self.done.last() else { return Duration::ZERO };
         let best = self.of(longest).min().unwrap_or_default();
@@ -120,38 +123,40 @@ impl Pace {
             (!times_ns.is_empty()).then(|| median(&mut times_ns) / 1e3)
         };
         let data_us = median_us(DATA_LEN).unwrap_or_else(|| self.expected(DATA_LEN).as_secs_f64() * 1e6);
-        // A clock that stood still tells nothing.
+        // Avoids a division by zero where the clock did not advance.
         let gb_per_s = gb_per_s(DATA_LEN, data_us.max(1e-3));
         Speed { gb_per_s, p50_us: median_us(PING_LEN).unwrap_or_default() / 2.0 }
     }
 }
 
-/// The connecting end: what both ways do, or why that of the link cannot be told.
+/// Runs the connecting end of the probe. Returns both speeds, or why the link's cannot be measured.
 ///
-/// `deadline` is a time of `environment`'s clock; after an error the stream is of no more use.
+/// `deadline` is a time of `environment`'s clock. After an error the stream is unusable.
 pub(super) async fn measure(
     link: &Arc<dyn Link>,
     control: &mut Control,
     deadline: Duration,
     environment: &dyn Environment,
-) -> Result<Result<Figures, String>> {
+) -> Result<Result<ProbeSpeeds, String>> {
     let bytes = vec![7; DATA_LEN];
     let frames = STEPS.map(|(len, _)| Buffer::from(bytes[..len].to_vec()));
-    // The other end has opened its own when it answers.
+    // When the other end answers, it has opened its link.
     handshake::measure(control, &bytes[..PING_LEN], deadline, environment).await?;
     let by = environment.now() + PATH_PROBE_TIME;
-    let (mut tried, mut stream) = (Pace::default(), Pace::default());
+    let (mut probed, mut stream) = (PathSamples::default(), PathSamples::default());
     loop {
-        let next = (tried.next(), stream.next());
+        let next = (probed.next(), stream.next());
         if let Some(len) = next.0 {
             let frame = frames.iter().find(|frame| frame.len() == len).cloned().unwrap_or_default();
             let begin = environment.now();
-            let delivery = within(environment, by, moving(link, environment, deliver(link, frame))).await;
+            let delivery = within(environment, by, drive_link(link, environment, deliver(link, frame))).await;
             match delivery {
-                Some(Ok(Delivery::Delivered)) => tried.add(len, environment.now().saturating_sub(begin)),
-                Some(Ok(Delivery::Rejected)) => return Ok(Err("the peer let no measurement in".into())),
+                Some(Ok(Delivery::Delivered)) => probed.add(len, environment.now().saturating_sub(begin)),
+                Some(Ok(Delivery::Rejected)) => return Ok(Err("the peer rejected a measurement".into())),
                 Some(Err(error)) => return Ok(Err(error.to_string())),
-                None => return Ok(Err(format!("{len} bytes did not pass it in the time of a path probe"))),
+                None => {
+                    return Ok(Err(format!("{len} bytes did not arrive within the time of a path probe")));
+                }
             }
         }
         if let Some(len) = next.1 {
@@ -160,12 +165,12 @@ pub(super) async fn measure(
             stream.add(len, environment.now().saturating_sub(begin));
         }
         if next == (None, None) || environment.now() >= by {
-            return Ok(Ok(Figures { tried: tried.speed(), stream: stream.speed() }));
+            return Ok(Ok(ProbeSpeeds { probed: probed.speed(), stream: stream.speed() }));
         }
     }
 }
 
-/// One message over the link, until the other end has it.
+/// Sends one message over the link and waits for its acknowledgement.
 async fn deliver(link: &Arc<dyn Link>, frame: Buffer) -> Result<Delivery> {
     let (message, sent) = Operation::new(Message::default().with_frame(frame));
     let (receipt, delivered) = Done::new();
@@ -175,8 +180,9 @@ async fn deliver(link: &Arc<dyn Link>, frame: Buffer) -> Result<Delivery> {
     Ok(delivery)
 }
 
-/// The accepting end: takes what comes on the stream, first so many bytes, and over the link, until the other end's last word.
-pub(super) async fn take_part(
+/// Runs the accepting end of the probe: receives `first` bytes on the stream, then whatever follows there and
+/// over the link, until the connector's answer.
+pub(super) async fn answer_probe(
     first: usize,
     link: Option<&Arc<dyn Link>>,
     context: &LinkContext,
@@ -184,32 +190,32 @@ pub(super) async fn take_part(
     deadline: Duration,
 ) -> Result<Result<(), String>> {
     let environment = &*context.environment;
-    let conversation = async {
+    let exchange = async {
         let (mut asked, mut left) = (Asked::Measure(first), MEASUREMENTS_MAX);
         loop {
             match asked {
-                Asked::Said(word) => return Ok(word),
+                Asked::Said(answer) => return Ok(answer),
                 Asked::Measure(len) => handshake::measured(control, len, deadline, environment).await?,
             }
             left -= 1;
             asked = handshake::asked(control, backend, left, deadline, environment).await?;
         }
     };
-    let Some(link) = link else { return conversation.await };
+    let Some(link) = link else { return exchange.await };
     let both = async {
-        let (mut conversation, mut destination) = (pin!(conversation), pin!(land(link, context)));
-        let mut lands = true;
+        let (mut exchange, mut discarding) = (pin!(exchange), pin!(discard_received(link, context)));
+        let mut receiving = true;
         std::future::poll_fn(|cx| {
-            lands = lands && destination.as_mut().poll(cx).is_pending();
-            conversation.as_mut().poll(cx)
+            receiving = receiving && discarding.as_mut().poll(cx).is_pending();
+            exchange.as_mut().poll(cx)
         })
         .await
     };
-    moving(link, environment, both).await
+    drive_link(link, environment, both).await
 }
 
-/// Lets go what comes over the link, until it ends: one message after the other, and no more than on the stream.
-async fn land(link: &Arc<dyn Link>, context: &LinkContext) {
+/// Discards the messages of the link until it ends: one after another, and no more than on the stream.
+async fn discard_received(link: &Arc<dyn Link>, context: &LinkContext) {
     let mut left = MEASUREMENTS_MAX;
     while let Ok(announced) = std::future::poll_fn(|cx| context.inbox.poll_take(cx)).await {
         let Announced { id, frames, arrival, ack_now, .. } = announced;
@@ -224,7 +230,7 @@ async fn land(link: &Arc<dyn Link>, context: &LinkContext) {
                 };
                 let (destinations, landed) = Operation::new(destinations);
                 link.submit(Op::Accept { id, destinations });
-                // The other end hears it too.
+                // A failure reaches the other end as well.
                 let _ = landed.await;
             }
             Arrival::Complete(_) if fits => {
@@ -232,38 +238,43 @@ async fn land(link: &Arc<dyn Link>, context: &LinkContext) {
             }
             _ => {
                 return link
-                    .end(Error::new(ErrorKind::Corrupt, "what came in a path probe is no measurement"));
+                    .end(Error::new(ErrorKind::Corrupt, "the peer sent something else during a path probe"));
             }
         }
     }
 }
 
-/// Moves a link that nobody else does yet until `work` is done.
-async fn moving<T>(link: &Arc<dyn Link>, environment: &dyn Environment, work: impl Future<Output = T>) -> T {
+/// Polls a link that has no other poller yet, until `work` is done.
+async fn drive_link<T>(
+    link: &Arc<dyn Link>,
+    environment: &dyn Environment,
+    work: impl Future<Output = T>,
+) -> T {
     let mut work = pin!(work);
-    let mut looks = 0;
+    let mut idle_polls = 0;
     loop {
         let moved = (0..POLLS_MAX).map(|_| link.progress()).take_while(|it| *it == Progress::Moved).count();
-        looks = if moved > 0 { 0 } else { looks + 1 };
-        if looks >= LOOKS {
-            let at = environment.now() + SWEEP_EVERY;
+        idle_polls = if moved > 0 { 0 } else { idle_polls + 1 };
+        if idle_polls >= BUSY_POLLS_MAX {
+            let at = environment.now() + POLL_INTERVAL;
             if let Some(done) = within(environment, at, work.as_mut()).await {
                 return done;
             }
-        } else if let Some(done) = now_or_later(work.as_mut()).await {
+        } else if let Some(done) = poll_once(work.as_mut()).await {
             return done;
         } else {
             tokio::task::yield_now().await;
             if moved == 0 {
-                // The other end may be waiting for this processor. Long yields do not end this as they end a waiter's
-                // spinning: a path probe is bounded, and one that sleeps between polls measures its sleep.
+                // The other end may be waiting for this processor. A long yield does not stop this loop as it
+                // stops a spinning waiter: the probe is bounded in time, and sleeping between polls would
+                // distort its result.
                 std::thread::yield_now();
             }
         }
     }
 }
 
-async fn now_or_later<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+async fn poll_once<T>(mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
         Poll::Ready(done) => Poll::Ready(Some(done)),
         Poll::Pending => Poll::Ready(None),
@@ -276,28 +287,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_should_not_fit_in_the_share_is_not_sent_and_is_told_by_the_pace_so_far() {
-        let mut pace = Pace::default();
+    fn a_message_that_would_exceed_the_paths_time_is_extrapolated_instead() {
+        let mut samples = PathSamples::default();
         for _ in 0..4 {
-            assert_eq!(pace.next(), Some(PING_LEN));
-            pace.add(PING_LEN, Duration::from_micros(40));
+            assert_eq!(samples.next(), Some(PING_LEN));
+            samples.add(PING_LEN, Duration::from_micros(40));
         }
         for _ in 0..3 {
-            assert_eq!(pace.next(), Some(64 << 10));
-            pace.add(64 << 10, Duration::from_millis(2));
+            assert_eq!(samples.next(), Some(64 << 10));
+            samples.add(64 << 10, Duration::from_millis(2));
         }
-        assert_eq!(pace.next(), None, "32 ms");
-        let speed = pace.speed();
+        assert_eq!(samples.next(), None, "32 ms");
+        let speed = samples.speed();
         assert!((speed.p50_us - 20.0).abs() < 1e-9, "{speed:?}");
         assert!((speed.gb_per_s - gb_per_s(DATA_LEN, 32_000.0)).abs() < 1e-9, "{speed:?}");
     }
 
     #[test]
-    fn the_rule_and_its_sentence_have_the_same_figures() {
+    fn the_explanation_has_the_figures_of_the_rule() {
         let speed = |gb_per_s| Speed { gb_per_s, p50_us: 1.0 };
-        let of = |tried, stream| Figures { tried: speed(tried), stream: speed(stream) };
-        assert!(of(1.2, 1.0).prefers_the_tried() && !of(1.19, 1.0).prefers_the_tried());
-        let sentence = of(1.048_576, 10.485_76).sentence("tcp");
+        let of = |probed, stream| ProbeSpeeds { probed: speed(probed), stream: speed(stream) };
+        assert!(of(1.2, 1.0).prefers_probed() && !of(1.19, 1.0).prefers_probed());
+        let sentence = of(1.048_576, 10.485_76).explanation("tcp");
         assert!(sentence.contains("1.000 ms over it and 0.100 ms over tcp"), "{sentence}");
     }
 }

@@ -1,4 +1,4 @@
-//! What path probes between two hosts came to: remembered for as long as the endpoint lives.
+//! The results of path probes between two hosts, kept for the lifetime of the endpoint.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,57 +7,64 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::path_probe::Figures;
+use super::path_probe::ProbeSpeeds;
 use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
 
-/// A path probe that came to nothing is not repeated for so long.
-const NOTHING_TIME: Duration = Duration::from_secs(60);
-/// Peers may say that they are of any host.
-const KNOWN_MAX: usize = 1024;
+/// A failed path probe is not repeated for so long.
+const FAILURE_LIFETIME: Duration = Duration::from_secs(60);
+/// The most paths that are recorded. A peer may claim to be on any host.
+const PATHS_MAX: usize = 1024;
 
-/// A backend, the peer's host, and its address there: another one may lie at another network.
-pub(super) type Way = (&'static str, [u8; 16], Option<IpAddr>);
+/// Identifies a probed path: the backend, the peer's host, and its IP address. Another address may be in
+/// another network.
+pub(super) type ProbeKey = (&'static str, [u8; 16], Option<IpAddr>);
 
-/// What is known of each way.
+/// The probe result of each path.
 #[derive(Debug, Default)]
 pub(crate) struct ProbeResults {
-    known: Mutex<HashMap<Way, Known>>,
+    known: Mutex<HashMap<ProbeKey, ProbeState>>,
     changed: Notify,
 }
 
 #[derive(Debug)]
-enum Known {
-    UnderWay,
-    Figures(Figures),
-    Nothing { why: String, until: Duration },
+enum ProbeState {
+    InProgress,
+    Measured(ProbeSpeeds),
+    Failed { why: String, until: Duration },
 }
 
-/// What one connection learns of a way.
+/// The probe result that one connection gets for a path.
 pub(super) enum ProbeResult<'a> {
-    Figures(Figures),
-    Nothing(String),
-    /// Nobody has tried it: it is this connection's turn.
-    Untried(ProbePermit<'a>),
+    Measured(ProbeSpeeds),
+    Failed(String),
+    /// The path has not been probed: the holder of the permit probes it.
+    Unprobed(ProbePermit<'a>),
 }
 
-/// Whoever has it makes the path probe, and others wait for what it comes to; dropped, it is another's turn.
+/// The right to probe a path. Other connections wait for the result. Dropping it without a result passes the
+/// right on.
 pub(super) struct ProbePermit<'a> {
     probe_results: &'a ProbeResults,
-    way: Way,
+    key: ProbeKey,
 }
 
 impl ProbeResults {
-    /// What is known, once no other connection is about to find out, or at `by`.
-    pub(super) async fn of(&self, way: Way, by: Duration, environment: &dyn Environment) -> ProbeResult<'_> {
+    /// Returns the result of `key`. Waits while another connection probes the path, until `by` at most.
+    pub(super) async fn of(
+        &self,
+        key: ProbeKey,
+        by: Duration,
+        environment: &dyn Environment,
+    ) -> ProbeResult<'_> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            match self.look(way, environment.now()) {
+            match self.lookup(key, environment.now()) {
                 Some(probe_result) => return probe_result,
                 None if within(environment, by, changed).await.is_some() => {}
                 None => {
-                    return ProbeResult::Nothing(
+                    return ProbeResult::Failed(
                         "another connection's path probe of it is not over yet".into(),
                     );
                 }
@@ -65,44 +72,44 @@ impl ProbeResults {
         }
     }
 
-    fn look(&self, way: Way, now: Duration) -> Option<ProbeResult<'_>> {
+    fn lookup(&self, key: ProbeKey, now: Duration) -> Option<ProbeResult<'_>> {
         let mut known = self.known();
-        match known.get(&way) {
-            Some(Known::UnderWay) => return None,
-            Some(Known::Figures(figures)) => return Some(ProbeResult::Figures(*figures)),
-            Some(Known::Nothing { why, until }) if now < *until => {
-                return Some(ProbeResult::Nothing(format!("{why} (less than a minute ago)")));
+        match known.get(&key) {
+            Some(ProbeState::InProgress) => return None,
+            Some(ProbeState::Measured(speeds)) => return Some(ProbeResult::Measured(*speeds)),
+            Some(ProbeState::Failed { why, until }) if now < *until => {
+                return Some(ProbeResult::Failed(format!("{why} (less than a minute ago)")));
             }
-            Some(Known::Nothing { .. }) | None => {}
+            Some(ProbeState::Failed { .. }) | None => {}
         }
-        if known.len() >= KNOWN_MAX {
-            known.retain(|_, known| matches!(known, Known::UnderWay));
+        if known.len() >= PATHS_MAX {
+            known.retain(|_, known| matches!(known, ProbeState::InProgress));
         }
-        known.insert(way, Known::UnderWay);
-        Some(ProbeResult::Untried(ProbePermit { probe_results: self, way }))
+        known.insert(key, ProbeState::InProgress);
+        Some(ProbeResult::Unprobed(ProbePermit { probe_results: self, key }))
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<Way, Known>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<ProbeKey, ProbeState>> {
         self.known.lock()
     }
 }
 
 impl ProbePermit<'_> {
-    /// Remembers what the path probe came to.
-    pub(super) fn record(self, outcome: &Result<Figures, String>, now: Duration) {
+    /// Records the result of the probe.
+    pub(super) fn record(self, outcome: &Result<ProbeSpeeds, String>, now: Duration) {
         let known = match outcome {
-            Ok(figures) => Known::Figures(*figures),
-            Err(why) => Known::Nothing { why: why.clone(), until: now + NOTHING_TIME },
+            Ok(speeds) => ProbeState::Measured(*speeds),
+            Err(why) => ProbeState::Failed { why: why.clone(), until: now + FAILURE_LIFETIME },
         };
-        self.probe_results.known().insert(self.way, known);
+        self.probe_results.known().insert(self.key, known);
     }
 }
 
 impl Drop for ProbePermit<'_> {
     fn drop(&mut self) {
         let mut known = self.probe_results.known();
-        if matches!(known.get(&self.way), Some(Known::UnderWay)) {
-            known.remove(&self.way);
+        if matches!(known.get(&self.key), Some(ProbeState::InProgress)) {
+            known.remove(&self.key);
         }
         drop(known);
         self.probe_results.changed.notify_waiters();

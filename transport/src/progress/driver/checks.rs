@@ -1,7 +1,7 @@
-//! Which leaders the driver checks soon, and the timer that wakes it for them.
+//! The leaders that the driver checks soon, and the timer that wakes the driver for them.
 //!
-//! tokio's timers have a granularity of one millisecond, which is four times the time that a leader has. So the driver sleeps
-//! on a timer of the kernel's, in the epoll of its links.
+//! tokio's timers have a granularity of one millisecond, about three times the time that a leader has. So the
+//! driver sleeps on a kernel timer, in the epoll of its links.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -15,36 +15,36 @@ use rustix::time::{
 use crate::error::{Error, Result};
 use crate::platform::mutex::Mutex;
 
-/// What the driver's epoll tells when checks are due. No connection has this number.
+/// The epoll data of the timer. No connection has this number.
 pub(super) const CHECKS_DUE: u64 = u64::MAX;
 
 /// The connections whose leaders are checked, and when.
 #[derive(Debug)]
 pub(super) struct Checks {
     timer: OwnedFd,
-    patience: Duration,
-    /// Oldest first: all have the same time.
+    delay: Duration,
+    /// Oldest first: all checks have the same delay.
     pending: Mutex<VecDeque<(Instant, u64)>>,
 }
 
 impl Checks {
-    /// Checks are due `patience` after they were added. `epoll` tells so.
-    pub(super) fn new(epoll: &OwnedFd, patience: Duration) -> Result<Self> {
+    /// Makes a timer in `epoll`. A check is due `delay` after it is added.
+    pub(super) fn new(epoll: &OwnedFd, delay: Duration) -> Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let io = |errno: rustix::io::Errno| Error::io(errno.into());
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).map_err(io)?;
         epoll::add(epoll, &timer, epoll::EventData::new_u64(CHECKS_DUE), epoll::EventFlags::IN)
             .map_err(io)?;
-        Ok(Self { timer, patience, pending: Mutex::default() })
+        Ok(Self { timer, delay, pending: Mutex::default() })
     }
 
-    /// Has a connection's leader checked.
+    /// Schedules a check of a connection's leader.
     pub(super) fn add(&self, number: u64) {
         let mut pending = self.pending.lock();
-        // Noted first, so that the timer does not fire before.
-        pending.push_back((Instant::now() + self.patience, number));
+        // Recorded first, so that the timer does not fire before.
+        pending.push_back((Instant::now() + self.delay, number));
         if pending.len() == 1 {
-            self.set_timer(self.patience);
+            self.set_timer(self.delay);
         }
     }
 
@@ -54,7 +54,7 @@ impl Checks {
         let now = Instant::now();
         let due = pending.iter().take_while(|(at, _)| *at <= now).count();
         let due = pending.drain(..due).map(|(_, number)| number).collect();
-        // A time of zero disarms the timer. Either call ends that the descriptor is readable.
+        // A time of zero disarms the timer. Either call makes the descriptor unreadable.
         let next = pending.front().map_or(Duration::ZERO, |(at, _)| at.saturating_duration_since(now));
         self.set_timer(next);
         due
@@ -64,7 +64,7 @@ impl Checks {
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let value = Timespec { tv_sec: after.as_secs() as _, tv_nsec: after.subsec_nanos().into() };
         let once = Itimerspec { it_interval: zero, it_value: value };
-        // Fails only for times that are not valid.
+        // This fails only for invalid times.
         let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
     }
 }

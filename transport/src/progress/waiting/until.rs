@@ -13,22 +13,22 @@ use crate::platform::process::Inherited;
 use crate::progress::spinning;
 
 const SPIN_MAX: Duration = Duration::from_micros(50);
-/// A spinning waiter lets sibling tasks run this often.
+/// The interval at which a spinning waiter lets sibling tasks run.
 const YIELD_EVERY: Duration = Duration::from_micros(10);
-/// A waiter that moves this much for others lets sibling tasks run.
-const MOVES_MAX: u32 = 64;
-/// Who only spins looks at the clock after so many polls.
-const POLLS_PER_LOOK: u32 = 8;
+/// The most productive polls of a waiter before it lets sibling tasks run.
+const PROGRESS_MAX: u32 = 64;
+/// `Wait::Spin` reads the clock once in so many polls.
+const POLLS_PER_CLOCK_READ: u32 = 8;
 
-/// One wait.
+/// A future of one wait.
 #[derive(Debug)]
 pub(crate) struct Until<'a, F> {
     waiters: &'a Waiters,
     check: F,
-    /// Its number, once it had to wait.
+    /// The waiter's number, once it had to wait.
     waiter: Option<u64>,
     idle_since: Option<Instant>,
-    /// It was polled before; since then its process may have forked.
+    /// It was polled before. Its process may have forked since.
     suspended: bool,
 }
 
@@ -59,9 +59,10 @@ impl<'a, F> Until<'a, F> {
         F: FnMut(&mut Context<'_>) -> Poll<T>,
     {
         let Self { waiters, check, waiter, idle_since, .. } = self;
-        // A task that never has to wait must let its siblings run all the same.
+        // A task that never waits must still let its sibling tasks run.
         let budget = ready!(poll_proceed(cx));
-        // Whoever polls again needs nobody to wake it: the real one is left where it is only before it stops.
+        // While this task polls, nothing needs to wake it. The real waker is registered only before the task
+        // stops.
         let mut spinning = Context::from_waker(Waker::noop());
         let mut polled_since = None;
         let (mut moves, mut idle_polls, mut is_leader) = (0, 0, false);
@@ -71,31 +72,34 @@ impl<'a, F> Until<'a, F> {
                 return Poll::Ready(value);
             }
             if waiters.is_driver_polled() {
-                // The driver need not wake for every packet beside a caller who polls.
-                is_leader = waiters.leader(waiter, cx);
+                // The driver need not wake for every packet while a caller polls.
+                is_leader = waiters.try_lead(waiter, cx);
             }
             if waiters.poll_link() == Progress::Moved {
                 *idle_since = None;
                 moves += 1;
-                if moves < MOVES_MAX {
+                if moves < PROGRESS_MAX {
                     continue;
                 }
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            // A link without a source moves by itself, and wakes whoever waits.
-            let stops = waiters.link.source().is_none() || (!is_leader && !waiters.leader(waiter, cx));
+            // A link without a source makes progress by itself, and wakes its waiters.
+            let stops = waiters.link.source().is_none() || (!is_leader && !waiters.try_lead(waiter, cx));
             is_leader = !stops;
             if !stops && waiters.wait != Wait::Sleep {
                 idle_polls += 1;
-                if waiters.wait == Wait::Spin && idle_since.is_some() && idle_polls % POLLS_PER_LOOK != 0 {
+                if waiters.wait == Wait::Spin
+                    && idle_since.is_some()
+                    && idle_polls % POLLS_PER_CLOCK_READ != 0
+                {
                     continue;
                 }
                 let now = Instant::now();
                 let spins = match *idle_since {
                     _ if waiters.wait == Wait::Spin => true,
-                    None => spinning::pays(now),
-                    Some(since) => now - since < SPIN_MAX && spinning::pays(now),
+                    None => spinning::may_spin(now),
+                    Some(since) => now - since < SPIN_MAX && spinning::may_spin(now),
                 };
                 if spins {
                     if idle_since.is_some() && now - *polled_since.get_or_insert(now) < YIELD_EVERY {
@@ -104,7 +108,8 @@ impl<'a, F> Until<'a, F> {
                         }
                         continue;
                     }
-                    // Before the first turn, whatever siblings have to submit leaves: else each would wait out the others' round trips.
+                    // Before the first spin, let sibling tasks submit their operations. Otherwise each would
+                    // wait for the others' round trips.
                     idle_since.get_or_insert(now);
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -131,7 +136,7 @@ impl<F> Drop for Until<'_, F> {
         if let Some(waiter) = self.waiter {
             self.waiters.leave(waiter);
         }
-        // Output that is blocked goes on without its caller.
+        // Blocked output continues without its caller.
         if self.waiters.link.source().is_some_and(|source| source.writable) {
             self.waiters.watch();
         }
