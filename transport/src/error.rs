@@ -1,15 +1,15 @@
-//! The one error type of the library: what was tried, on which address, what happened, and its source.
+//! The one error type of the library: kind, operation, address, detail and source.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-/// Shorthand for results of this library.
+/// The result type of this library.
 ///
-/// An async block or a closure that ends in `Ok(())` does not name its error type, and the compiler asks for it ("type annotations
-/// needed") if `?` is used inside. `Result::Ok(())` does not help, because a default parameter counts only where arguments are
-/// given. Write `Result::<_>::Ok(())`:
+/// An async block or a closure that ends in `Ok(())` does not name its error type. If it uses `?`, the
+/// compiler reports "type annotations needed". `Result::Ok(())` does not help, because a default type
+/// parameter applies only where arguments are written. Write `Result::<_>::Ok(())`:
 ///
 /// ```
 /// use towline::{Place, Result};
@@ -23,34 +23,36 @@ use std::sync::Arc;
 /// ```
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, in terms a caller can act on.
+/// The kind of a failure, by what a caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// What was asked for is not there: a library, a device, a route, a listener. Installing or starting it helps.
+    /// Something required is missing: a library, a device, a route, a listener. Installing or starting it
+    /// helps.
     Unavailable,
-    /// The other end answered and said no: a port without a listener, another protocol, another version.
+    /// The other end refused: a port without a listener, another protocol, another version.
     Refused,
-    /// The peer vanished: its process died, its connection broke, or its heartbeats stopped.
+    /// The peer is lost: its process died, its connection broke, or its heartbeats stopped.
     PeerLost,
-    /// A stated time passed first.
+    /// A stated time limit passed.
     TimedOut,
-    /// The receiver rejected the message, or the owner of a region rejected the access. The connection lives on.
+    /// The receiver rejected the message, or the owner of a region rejected the access. The connection stays
+    /// open.
     Rejected,
-    /// This link cannot do that: see [`Caps`](crate::Caps).
+    /// This link does not support the operation: see [`Caps`](crate::Caps).
     Unsupported,
-    /// The caller passed something that cannot be right.
+    /// The caller passed an invalid argument.
     Invalid,
-    /// A limit would be passed; the message names it.
+    /// The operation exceeds a limit, which the detail names.
     TooLarge,
-    /// One end could not prove to the other who it is: it does not know the token, or has none; or its certificate is
-    /// missing or not believed.
+    /// One end could not authenticate to the other: its token is wrong or missing, or its certificate is
+    /// missing or not trusted.
     Unauthenticated,
-    /// The peer broke the protocol, or bytes arrived damaged.
+    /// The peer violated the protocol, or data arrived damaged.
     Corrupt,
-    /// This end, or the peer, closed the connection in good order.
+    /// This end or the peer closed the connection in good order.
     Closed,
-    /// The operating system failed; the source says how.
+    /// The operating system failed. The source is its error.
     Io,
 }
 
@@ -73,9 +75,9 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// One failure. It reads as a sentence: `tcp: connect tcp://10.0.0.2:7000: refused: nobody listens there`.
+/// A failure, printed as one sentence: `tcp: connect tcp://10.0.0.2:7000: refused: nobody listens there`.
 ///
-/// Cloning is cheap: one lost link fails every operation that was in flight on it with the same error.
+/// Cloning is cheap. One lost link fails every operation in flight on it with the same error.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -109,12 +111,12 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What a process is told that has too many files open.
+/// The detail of an error where the process has too many open files.
 pub(crate) const NO_DESCRIPTOR: &str =
     "no descriptor is left: close some files, or raise the limit on open files (ulimit -n)";
 
 impl Error {
-    /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
+    /// Makes an error of `kind`. `detail` says what happened and, where there is a remedy, what to do.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -126,50 +128,51 @@ impl Error {
         }))
     }
 
-    /// What a caller can act on.
+    /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What happened, without the operation and the address around it.
+    /// Returns what happened, without the operation and the address.
     pub fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// The backend that failed, one of `mem tcp shm ucx ib`, where it was one.
+    /// Returns the backend that failed (`mem`, `tcp`, `shm`, `ucx` or `ib`), or `None` if the failure is not
+    /// a backend's.
     pub fn backend(&self) -> Option<&'static str> {
         self.0.backend
     }
 
-    /// Names the backend, unless one is named already.
+    /// Sets the backend, unless one is set.
     #[must_use]
     pub fn by(mut self, backend: &'static str) -> Self {
         Arc::make_mut(&mut self.0).backend.get_or_insert(backend);
         self
     }
 
-    /// Names the operation (`connect`, `send`, `get`), unless one is named already.
+    /// Sets the operation (`connect`, `send`, `get`), unless one is set.
     #[must_use]
     pub fn during(mut self, doing: impl Into<Cow<'static, str>>) -> Self {
         Arc::make_mut(&mut self.0).doing.get_or_insert_with(|| doing.into());
         self
     }
 
-    /// Names the address or object, unless one is named already.
+    /// Sets the address or object, unless one is set.
     #[must_use]
     pub fn on(mut self, address: impl fmt::Display) -> Self {
         Arc::make_mut(&mut self.0).on.get_or_insert_with(|| address.to_string());
         self
     }
 
-    /// Keeps what caused this.
+    /// Sets the source error.
     #[must_use]
     pub fn caused_by(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
         Arc::make_mut(&mut self.0).source = Some(Arc::new(source));
         self
     }
 
-    /// Puts what it is about before what happened.
+    /// Prefixes the detail with its subject.
     #[must_use]
     pub(crate) fn at(mut self, about: impl fmt::Display) -> Self {
         let inner = Arc::make_mut(&mut self.0);
@@ -177,10 +180,10 @@ impl Error {
         self
     }
 
-    /// An operating-system failure as an error of the kind a caller would act on.
+    /// Converts an operating-system error into an error of the kind that a caller can act on.
     pub fn io(error: std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
-        // One of ours that came through a stream.
+        // An error of this library that passed through a stream.
         if let Some(ours) = error.get_ref().and_then(|inner| inner.downcast_ref::<Self>()) {
             return ours.clone();
         }
@@ -206,7 +209,7 @@ impl Error {
         Self::new(kind, detail).caused_by(error)
     }
 
-    /// A stream to a peer failed, which is that peer's loss whatever the operating system calls it.
+    /// Converts a stream's error into `PeerLost` with `detail`, whatever the operating system calls it.
     pub(crate) fn cut(error: std::io::Error, detail: &'static str) -> Self {
         match error.downcast::<Self>() {
             Ok(ours) => ours,
@@ -243,7 +246,7 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As text, so that `unwrap` and a `main` that returns it print the sentence.
+        // The sentence, so that `unwrap` and a `main` that returns the error print it.
         fmt::Display::fmt(self, f)
     }
 }
@@ -254,10 +257,10 @@ impl StdError for Error {
     }
 }
 
-/// A failed operation: why, and the memory it was given.
+/// A failed operation: the error, and the memory that the operation owned.
 ///
-/// `?` turns it into an [`Error`], dropping the memory; match on it to keep the memory. It prints as its error does, in one
-/// sentence, and never shows the memory.
+/// `?` converts it into an [`Error`] and drops the memory. Match on it to keep the memory. It prints as its
+/// error does, in one sentence, without the memory.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -273,7 +276,7 @@ impl StdError for Error {
 /// println!("{failed}");
 /// assert_eq!(failed.error.kind(), ErrorKind::TooLarge);
 ///
-/// // The message is back: what was too long for a header travels as a frame.
+/// // The message is returned. Data too long for a header can be sent as a frame.
 /// let (header, _) = failed.returned.into_parts();
 /// near.send(Message::new("once more").with_frame(Buffer::from(header))).await?;
 /// assert_eq!(far.recv().await?.payload_len(), HEADER_LEN_MAX as u64 + 1);
@@ -281,9 +284,9 @@ impl StdError for Error {
 /// # }
 /// ```
 pub struct Failed<T> {
-    /// Why.
+    /// Why the operation failed.
     pub error: Error,
-    /// What the operation owned, untouched by anyone from now on.
+    /// The memory that the operation owned. Nothing else accesses it any more.
     pub returned: T,
 }
 

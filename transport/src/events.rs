@@ -1,4 +1,5 @@
-//! What is logged of peers. The target of these events is part of the interface: `towline::peer`, whatever module they come from.
+//! Log events about peers. Their target, `towline::peer`, is part of the interface, whichever module emits
+//! them.
 
 use std::fmt::Display;
 
@@ -7,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 
 const PEER: &str = "towline::peer";
 
-/// A connection stands, at either end.
+/// Logs an open connection, at either end, and each candidate path.
 pub(crate) fn connected(connection: u64, path: &Path) {
     tracing::info!(target: PEER, address = %path.address(), path = %path.chosen(), connection, "peer connected");
     for candidate in path.candidates() {
@@ -16,7 +17,7 @@ pub(crate) fn connected(connection: u64, path: &Path) {
     }
 }
 
-/// A connection has ended, and `why`.
+/// Logs the end of a connection.
 pub(crate) fn ended(connection: u64, path: &Path, why: &Error) {
     let address = path.address();
     if why.kind() == ErrorKind::Closed {
@@ -26,7 +27,7 @@ pub(crate) fn ended(connection: u64, path: &Path, why: &Error) {
     }
 }
 
-/// A listener did not accept whoever came from there.
+/// Logs a peer that a listener refused.
 pub(crate) fn refused(from: impl Display, error: &Error) {
     tracing::info!(target: PEER, %from, %error, "peer refused");
 }

@@ -1,73 +1,94 @@
-//! Towline moves host and device buffers between processes with as few copies as the hardware allows: inside a process, and
-//! between processes of one host or of several. Both ends negotiate the fastest path they have in common: a hand-over within a
-//! process (`mem`), rings in shared memory within a host (`shm`), sockets beyond (`tcp`).
+//! Moves buffers between processes with as few copies as the hardware allows.
+//!
+//! The processes may be one, share a host, or run on several hosts. Both ends of a connection negotiate the
+//! fastest path that they have in common:
+//!
+//! | path | scope | how data moves |
+//! |---|---|---|
+//! | `mem` | one process | the buffer is handed over |
+//! | `shm` | one host | rings in shared memory; arena buffers are lent without a copy |
+//! | `tcp` | any host | sockets, with TLS on request |
+//! | `ucx` | any host | the UCX library, where it is installed |
+//!
+//! # First example
 //!
 //! ```
 #![doc = include_str!("../../examples/examples/hello.rs")]
 //! ```
 //!
-//! An [`Endpoint`] is a process's entry point: it listens at an [`Address`] and connects to others. A [`Connection`] carries
-//! [`Message`]s, each a small header and any number of [`Buffer`]s, in order and both ways at once. Memory moves into an
-//! operation and comes out of it once: when nobody else can touch it. A failed one returns it in [`Failed`]. The receiver may
-//! look at an [`Incoming`] message first and choose a [`Destination`] for each frame, and a [`Region`] is memory that one peer may
-//! read ([`get`](Connection::get)) or write ([`put`](Connection::put)) by itself.
+//! # Concepts
 //!
-//! # What is cancel-safe
+//! - An [`Endpoint`] is the entry point of a process. It listens at an [`Address`] and connects to others.
+//! - A [`Connection`] carries [`Message`]s in order, in both directions at once. A message is a small header and any
+//!   number of [`Buffer`]s, its frames.
+//! - An operation owns the memory that it is given. It returns the memory once, when nothing else can access it. A
+//!   failed operation returns the memory in [`Failed`].
+//! - A receiver may inspect an [`Incoming`] message first and choose a [`Destination`] for each frame.
+//! - A [`Region`] is memory that one peer reads ([`get`](Connection::get)) or writes ([`put`](Connection::put)) without
+//!   the owner's application.
 //!
-//! What happens if a future is dropped before it ended, by `select!` or a timeout for example. It never harms memory.
+//! # Map
 //!
-//! | call | a dropped future |
+//! | task | where |
 //! |---|---|
-//! | [`Listener::accept`], [`Connection::recv`], [`Connection::incoming`] | loses nothing: the next call gets the same |
-//! | [`Connection::recv_into`] | loses no message, but its buffer, which goes with the message once that has begun to land |
-//! | [`Connection::send`], [`Connection::deliver`], [`Connection::put`] | is detached: the bytes still leave, then their memory is freed |
-//! | [`Connection::get`] | is detached: the bytes still come, and are freed with their buffer |
-//! | [`Incoming::accept`], [`Incoming::accept_into`] | is detached: the message is taken, and forgotten; before its first poll, rejected |
-//! | [`Receipt::delivered`] | loses the receiver's word, not the message |
-//! | [`Connection::explain`], [`Arena::take_within`] | loses nothing |
-//! | [`Connection::measure`], [`Connection::be_measured`] | leaves a measurement half done: close the connection |
-//! | [`Region::revoke`] | has revoked it: the memory is freed once the peer's last access ended |
-//! | [`Connection::close`], [`Endpoint::close`] | is detached: the closing goes on; before its first poll, nothing |
-//! | [`Endpoint::listen`], [`Endpoint::connect`] | leaves nothing behind |
+//! | listen and connect | [`Endpoint`], [`Listener`], [`Address`] |
+//! | send and receive, with or without an acknowledgement | [`Connection`], [`Message`], [`Receipt`] |
+//! | choose the memory of a received message, or reject it | [`Connection::recv_into`], [`Incoming`], [`Destination`] |
+//! | let a peer read or write memory | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
+//! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`], [`memory`] |
+//! | handle a failure | [`Error`], [`ErrorKind`], [`Failed`] |
+//! | use plain threads without async | [`blocking`] |
+//! | use another event loop (`asyncio`, `poll(2)`) | [`Wakeups`] |
+//! | authenticate and encrypt | [`Token`], [`Tls`] |
+//! | find out which path a connection takes, and why | [`Path`], [`Connection::explain`], [`Connection::measure`] |
+//! | count and export | [`Connection::stats`], [`Metrics`] |
+//! | run on another runtime, or in a simulation | [`environment`] |
+//! | add a transport | [`backend`] |
 //!
-//! # In a forked child
+//! # Cancel safety
 //!
-//! A child forked without `exec`, as Python's `multiprocessing` makes them by `fork`, must open its own endpoint. What it inherited
-//! is inert there: dropping it says nothing to any peer (and frees nothing until the child exits), using it fails with
-//! `Unsupported` and gives memory back, and neither waits for a lock that another thread of the parent held. A call that was under
-//! way at the fork fails the same way, without its memory. Buffers are the child's own copies and stay readable.
+//! A future may be dropped before it ends, for example by `select!` or a timeout. Its memory stays valid in every case.
 //!
-//! # What is logged
+//! | call | effect of dropping the future |
+//! |---|---|
+//! | [`Listener::accept`], [`Connection::recv`], [`Connection::incoming`] | nothing is lost: the next call returns the same |
+//! | [`Connection::recv_into`] | the message is kept; the buffer stays with a message that has begun to arrive |
+//! | [`Connection::send`], [`Connection::deliver`], [`Connection::put`] | detached: the bytes are still sent, then freed |
+//! | [`Connection::get`] | detached: the bytes are still received, then freed with their buffer |
+//! | [`Incoming::accept`], [`Incoming::accept_into`] | detached: the message is received and dropped |
+//! | [`Incoming::accept`], [`Incoming::accept_into`], before the first poll | the message is rejected |
+//! | [`Receipt::delivered`] | the acknowledgement is lost, the message is not |
+//! | [`Connection::explain`], [`Arena::take_within`] | nothing is lost |
+//! | [`Connection::measure`], [`Connection::be_measured`] | the measurement is incomplete: close the connection |
+//! | [`Region::revoke`] | the region is revoked; its memory is freed after the peer's last access |
+//! | [`Connection::close`], [`Endpoint::close`] | detached: closing continues; before the first poll, nothing happens |
+//! | [`Endpoint::listen`], [`Endpoint::connect`] | everything is released |
 //!
-//! Events and spans of [`tracing`](https://docs.rs/tracing), nothing else: an application that installs no subscriber pays next to
-//! nothing. The target `towline::peer` tells of peers, at the level `info`: connected, left, lost and refused, and at `debug` why each
-//! path was chosen. Other targets are names of modules, and may change.
+//! # Forked children
+//!
+//! A child forked without `exec`, as by Python's `multiprocessing` with `fork`, must open its own endpoint. Inherited
+//! objects are inert in the child:
+//!
+//! - Dropping one sends nothing to any peer, and frees nothing until the child exits.
+//! - Using one fails with `Unsupported` and returns the memory.
+//! - Neither waits for a lock that another thread of the parent held.
+//! - A call in progress at the fork fails the same way, without its memory.
+//!
+//! Buffers are the child's own copies and stay readable.
+//!
+//! # Logging
+//!
+//! Towline logs events and spans of [`tracing`](https://docs.rs/tracing). Without a subscriber they cost next to nothing.
+//! The target `towline::peer` reports peers: at level `info`, connected, left, lost and refused; at `debug`, why each path
+//! was chosen. Other targets are module names and may change.
 //!
 //! # Features
 //!
 //! | feature | default | what it adds |
 //! |---|---|---|
-//! | `tls` | on | `tls://` and `towlines://` addresses, by rustls. Without it they are refused with `Unsupported` |
+//! | `tls` | on | `tls://` and `towlines://` addresses, by rustls; without it they fail with `Unsupported` |
 //! | `metrics` | on | `Endpoint::metrics`, for Prometheus, by prometheus-client |
-//! | `internals` | off | for this repository's own tests; promises nothing |
-//!
-//! # Where to look
-//!
-//! | to do this | look at |
-//! |---|---|
-//! | listen and connect | [`Endpoint`], [`Listener`], [`Address`] |
-//! | send and receive, with or without a word from the receiver | [`Connection`], [`Message`], [`Receipt`] |
-//! | choose the memory of what arrives, or refuse it | [`Connection::recv_into`], [`Incoming`], [`Destination`] |
-//! | let a peer read or write memory by itself | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
-//! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`] |
-//! | act on a failure | [`Error`], [`ErrorKind`], [`Failed`] |
-//! | do all that without async | [`blocking`] |
-//! | authenticate and encrypt | [`Token`], [`Tls`] |
-//! | learn which path a connection takes, and why | [`Path`], [`Connection::explain`], [`Metrics`] |
-//!
-//! [`blocking`] has the same calls for plain threads, and [`Wakeups`] lets any other event loop (`asyncio`, `poll(2)`) sleep on one
-//! descriptor and poll by hand, without an async runtime. [`memory`] has the buffers, pools and places; [`Path`] tells why a connection
-//! goes the way it goes, [`Connection::explain`] what was expected of every way, and [`Connection::measure`] what this one does. [`backend`] is what a transport technology must offer, [`environment`] what a simulation replaces.
+//! | `internals` | off | internals for this repository's own tests; not stable |
 
 mod address;
 mod api;
@@ -100,7 +121,7 @@ pub use backend::path::{Candidate, CandidateState, Path};
 pub use error::{Error, ErrorKind, Failed, Result};
 #[cfg(feature = "tls")]
 pub use handshake::TlsBuilder;
-#[doc(hidden)] // For the command's own listener.
+#[doc(hidden)] // The `towline` command's own listener uses it.
 pub use handshake::{Admission, Admitted, Source};
 pub use handshake::{Identity, Tls, Token};
 pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBound, Place, Pool};
@@ -113,7 +134,7 @@ pub use transfer::destination::Destination;
 pub use transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
 pub use transfer::region::{Region, RegionAccess, RemoteRegion};
 
-/// The README's example is compiled and run as a test.
+/// Compiles and runs the README's examples as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

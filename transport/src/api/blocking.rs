@@ -1,8 +1,9 @@
-//! The same endpoints and connections for plain threads: a call that waits takes its thread.
+//! The same API for plain threads: a call that waits blocks its thread.
 //!
-//! Each type here is a thin handle to its namesake in the crate's root, and turns into it and back (`From`, `as_async`).
-//! A waiting thread moves the link itself and then sleeps on the link's own descriptor, so no other thread is in the way. For
-//! that, each thread that waits keeps a small runtime of its own (three descriptors) until it ends.
+//! Each type here is a thin handle to the type of the same name in the crate's root, and converts to and from
+//! it (`From`, `as_async`). A waiting thread polls the link itself and then sleeps on the link's own
+//! descriptor, so no other thread is involved. For that, each thread that waits keeps a small runtime (three
+//! descriptors) until it ends.
 //!
 //! ```
 //! use std::thread;
@@ -29,15 +30,16 @@
 //!
 //! # Deadlines
 //!
-//! `with_deadline` bounds every waiting call of a handle, and of what it makes. A call that passes it fails with `TimedOut`,
-//! and its operation is detached, like that of a dropped future: a message still leaves, a `get` still fills its buffer, and
-//! the memory is then freed, which is why [`Failed`] returns an [`Option`] here. What was not received stays to be received.
+//! `with_deadline` bounds every waiting call of a handle, and of what the handle makes. A call that exceeds
+//! its deadline fails with `TimedOut`. Its operation is detached, like that of a dropped future: a message is
+//! still sent, and a `get` still fills its buffer. The memory is then freed, which is why [`Failed`] returns
+//! an [`Option`] here. A message that was not received can still be received.
 //!
 //! # Inside an async runtime
 //!
-//! A thread of an async runtime must not be taken: every waiting call there fails with `Invalid`, and gives its memory back.
-//! Await the same call of the type that `as_async` gives. On tokio's blocking threads (`spawn_blocking`), where waiting is
-//! fine, `Handle::current().block_on` does it.
+//! A blocking call on a thread of an async runtime would block the runtime. Every waiting call fails there
+//! with `Invalid` and returns its memory. Await the same call on the type that `as_async` returns. On tokio's
+//! blocking threads (`spawn_blocking`), where blocking is allowed, use `Handle::current().block_on`.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -65,7 +67,8 @@ use crate::transfer::region::{Region, RemoteRegion};
 #[cfg(test)]
 mod tests;
 
-/// A process's front handshake. See [`towline::Endpoint`](crate::Endpoint), whose builder also makes this one: it is `From` it.
+/// A process's entry point. See [`towline::Endpoint`](crate::Endpoint). To configure it, build that one and
+/// convert it with `From`.
 ///
 /// ```
 /// use towline::{Message, Wait, blocking::Endpoint};
@@ -81,7 +84,7 @@ mod tests;
 #[derive(Clone, Debug)]
 pub struct Endpoint(endpoint::Endpoint);
 
-/// Where peers arrive. See [`towline::Listener`](crate::Listener).
+/// Listens at one address. See [`towline::Listener`](crate::Listener).
 ///
 /// ```
 /// use std::thread;
@@ -89,7 +92,7 @@ pub struct Endpoint(endpoint::Endpoint);
 ///
 /// let endpoint = Endpoint::new()?;
 /// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?)?;
-/// let address = listener.address().clone(); // with the port that it was given
+/// let address = listener.address().clone(); // with the port that the system chose
 ///
 /// // An echo server: one thread for each peer.
 /// thread::spawn(move || {
@@ -115,9 +118,10 @@ pub struct Listener {
     deadline: Option<Duration>,
 }
 
-/// The link to one peer. See [`towline::Connection`](crate::Connection).
+/// A connection to one peer. See [`towline::Connection`](crate::Connection).
 ///
-/// Clones are handles to the same connection, each with its own deadline: one thread may send while another receives.
+/// Clones are handles to the same connection, each with its own deadline: one thread may send while another
+/// receives.
 ///
 /// ```
 /// use std::time::Duration;
@@ -146,7 +150,7 @@ pub struct Connection {
     deadline: Option<Duration>,
 }
 
-/// The receiver's word on one sent message. See [`towline::Receipt`](crate::Receipt).
+/// The receiver's acknowledgement of one sent message. See [`towline::Receipt`](crate::Receipt).
 ///
 /// ```
 /// # use towline::blocking::Endpoint;
@@ -170,7 +174,7 @@ pub struct Receipt {
     deadline: Option<Duration>,
 }
 
-/// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on. See
+/// An announced message. Accept it, reject it, or drop it, which rejects it. The connection stays open. See
 /// [`towline::Incoming`](crate::Incoming).
 ///
 /// ```
@@ -206,7 +210,7 @@ pub struct Incoming {
 /// use towline::blocking::Arena;
 ///
 /// let arena = Arena::from(towline::Arena::new(1 << 20)?);
-/// // Waits for a second until others have dropped enough.
+/// // Waits up to a second for free memory.
 /// let mut buffer = arena.take_within(100_000, Duration::from_secs(1))?;
 /// buffer.extend_from_slice(b"towline")?;
 /// # Ok::<(), towline::Error>(())
@@ -220,7 +224,8 @@ impl Endpoint {
         endpoint::Endpoint::new().map(Self)
     }
 
-    /// The pool that what arrives lands in, and that what is to be sent may be taken from.
+    /// Returns the pool of host memory. Received payload is written to it, and buffers to send may be taken
+    /// from it.
     pub fn pool(&self) -> &Pool {
         self.0.pool()
     }
@@ -233,7 +238,8 @@ impl Endpoint {
             .map_err(|error| error.during("listen").on(address))
     }
 
-    /// See [`Endpoint::connect`](crate::Endpoint::connect). The endpoint's connect time and handshake time bound it.
+    /// See [`Endpoint::connect`](crate::Endpoint::connect). Bounded by the endpoint's connect time and
+    /// handshake time.
     pub fn connect(&self, address: &Address) -> Result<Connection> {
         wait(None, self.0.connect(address))
             .and_then(|connected| connected)
@@ -244,12 +250,12 @@ impl Endpoint {
     /// See [`Endpoint::close`](crate::Endpoint::close).
     ///
     /// # Errors
-    /// `Invalid` inside an async runtime; nothing is closed then.
+    /// `Invalid` inside an async runtime. Nothing is closed then.
     pub fn close(&self) -> Result<()> {
         wait(None, self.0.close()).map_err(|error| error.during("close"))
     }
 
-    /// The same endpoint, to be awaited.
+    /// Returns the async endpoint behind this handle.
     pub fn as_async(&self) -> &crate::Endpoint {
         &self.0
     }
@@ -262,18 +268,18 @@ impl From<crate::Endpoint> for Endpoint {
 }
 
 impl Listener {
-    /// Bounds every `accept` from now on. It says nothing about the connections.
+    /// Bounds every `accept` from now on. The connections get no deadline from it.
     #[must_use]
     pub fn with_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
         Self { deadline: deadline.into(), ..self }
     }
 
-    /// Where it listens, with the port or name it was given.
+    /// Returns the address, with the port or name that was assigned.
     pub fn address(&self) -> &Address {
         self.listener.address()
     }
 
-    /// See [`Listener::accept`](crate::Listener::accept). After `TimedOut`, the next call gets the peer.
+    /// See [`Listener::accept`](crate::Listener::accept). After `TimedOut`, the next call returns the peer.
     pub fn accept(&self) -> Result<Connection> {
         wait(self.deadline, self.listener.accept())
             .and_then(|accepted| accepted)
@@ -281,7 +287,7 @@ impl Listener {
             .map_err(|error| error.during("accept").on(self.address()))
     }
 
-    /// The same listener, to be awaited.
+    /// Returns the async listener behind this handle.
     pub fn as_async(&self) -> &crate::Listener {
         &self.listener
     }
@@ -294,23 +300,24 @@ impl From<crate::Listener> for Listener {
 }
 
 impl Connection {
-    /// Bounds every waiting call of this handle, and of the receipts and incoming messages it makes, from now on.
+    /// Bounds every waiting call of this handle, and of the receipts and incoming messages that it makes,
+    /// from now on.
     #[must_use]
     pub fn with_deadline(self, deadline: impl Into<Option<Duration>>) -> Self {
         Self { deadline: deadline.into(), ..self }
     }
 
-    /// Who is at the other end.
+    /// Returns the peer's identity.
     pub fn peer(&self) -> &Identity {
         self.connection.peer()
     }
 
-    /// What carries the bytes, and why.
+    /// Returns the path that carries the data, and why it was chosen.
     pub fn path(&self) -> &Path {
         self.connection.path()
     }
 
-    /// What it counted so far.
+    /// Returns the counters so far.
     pub fn stats(&self) -> Stats {
         self.connection.stats()
     }
@@ -336,7 +343,7 @@ impl Connection {
     /// See [`Connection::send`](crate::Connection::send).
     pub fn send(&self, message: Message) -> Result<Receipt, Failed<Option<Message>>> {
         let receipt =
-            self.give(message, "send", async |message| self.connection.send_alone(message).await)?;
+            self.give(message, "send", async |message| self.connection.send_uncoalesced(message).await)?;
         Ok(Receipt { receipt, deadline: self.deadline })
     }
 
@@ -378,7 +385,8 @@ impl Connection {
     /// See [`Region::revoke`].
     ///
     /// # Errors
-    /// `TimedOut` if the peer's access outlasts the deadline: the region is revoked, and its memory freed once nobody uses it.
+    /// `TimedOut` if the peer's access outlasts the deadline. The region is revoked, and its memory is freed
+    /// after the last access.
     pub fn revoke<M: Default>(&self, region: Region<M>) -> Result<M, Failed<Option<Region<M>>>> {
         self.give(region, "revoke", async |region| Ok(region.revoke().await))
     }
@@ -413,7 +421,7 @@ impl Connection {
         self.connection.abort();
     }
 
-    /// The same connection, to be awaited.
+    /// Returns the async connection behind this handle.
     pub fn as_async(&self) -> &crate::Connection {
         &self.connection
     }
@@ -449,34 +457,36 @@ impl Receipt {
         wait(self.deadline, self.receipt.delivered()).and_then(|acked| acked)
     }
 
-    /// The same receipt, to be awaited.
+    /// Returns the async receipt behind this handle.
     pub fn into_async(self) -> crate::Receipt {
         self.receipt
     }
 }
 
 impl Incoming {
-    /// The header.
+    /// Returns the header.
     pub fn header(&self) -> &Bytes {
         self.incoming.header()
     }
 
-    /// The frame table: each frame's length, and where its sender has it.
+    /// Returns the frame table: each frame's length, and its place at the sender.
     pub fn frames(&self) -> &[FrameInfo] {
         self.incoming.frames()
     }
 
-    /// All frames' bytes together.
+    /// Returns the length of all frames together, in bytes.
     pub fn payload_len(&self) -> u64 {
         self.incoming.payload_len()
     }
 
-    /// See [`Incoming::accept`](crate::Incoming::accept). After `TimedOut` the message is taken, and forgotten.
+    /// See [`Incoming::accept`](crate::Incoming::accept). After `TimedOut` the message is received and
+    /// dropped.
     pub fn accept(self) -> Result<Message> {
         wait(self.deadline, self.incoming.accept()).and_then(|message| message)
     }
 
-    /// See [`Incoming::accept_into`](crate::Incoming::accept_into). After `TimedOut` the message is taken, and forgotten.
+    /// See [`Incoming::accept_into`](crate::Incoming::accept_into). After `TimedOut` the message is received
+    /// and dropped.
     pub fn accept_into(
         self,
         destinations: Vec<Destination>,
@@ -486,10 +496,10 @@ impl Incoming {
         })
     }
 
-    /// Tells the sender that it is not wanted.
+    /// Rejects the message: the sender gets `Rejected`.
     pub fn reject(self) {}
 
-    /// The same message, to be awaited.
+    /// Returns the async message behind this handle.
     pub fn into_async(self) -> crate::Incoming {
         self.incoming
     }
@@ -501,7 +511,7 @@ impl Arena {
         wait(None, self.0.take_within(len, limit)).and_then(|taken| taken)
     }
 
-    /// The same arena, to be awaited, and for what does not wait.
+    /// Returns the async arena behind this handle, with every call that does not wait.
     pub fn as_async(&self) -> &memory::Arena {
         &self.0
     }
@@ -514,11 +524,11 @@ impl From<memory::Arena> for Arena {
 }
 
 thread_local! {
-    /// Moves nothing by itself: it lends a waiting thread a reactor to sleep on.
+    /// Runs nothing by itself. It gives a waiting thread a reactor to sleep on.
     static RUNTIME: RefCell<Option<Own<Runtime>>> = const { RefCell::new(None) };
 }
 
-/// Takes the thread until `work` ends, or `deadline` has passed, which drops it.
+/// Blocks the thread until `work` ends, or `deadline` has passed and `work` is dropped.
 fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<T> {
     if Handle::try_current().is_ok() {
         let why = "a blocking call would stop the async runtime of this thread: await the async API instead";
@@ -526,7 +536,7 @@ fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<
     }
     let waited = RUNTIME.try_with(|runtime| {
         let mut runtime = runtime.borrow_mut();
-        // A fork's copy shares its reactor with the parent.
+        // A forked child's copy shares its reactor with the parent.
         let runtime = match runtime.take_if(|known| known.process().is_this()) {
             Some(known) => runtime.insert(known),
             None => {
@@ -538,17 +548,18 @@ fn wait<T>(deadline: Option<Duration>, work: impl Future<Output = T>) -> Result<
             None => Ok(runtime.block_on(work)),
             Some(deadline) => runtime
                 .block_on(async { tokio::time::timeout(deadline, work).await })
-                .map_err(|_| late(deadline)),
+                .map_err(|_| timed_out(deadline)),
         }
     });
     waited.unwrap_or_else(|_| Err(Error::new(ErrorKind::Invalid, "this thread has ended")))
 }
 
-fn late(deadline: Duration) -> Error {
+fn timed_out(deadline: Duration) -> Error {
     Error::new(ErrorKind::TimedOut, format!("not done within {} s", deadline.as_secs_f64()))
 }
 
-/// Like [`wait`], for `work` that owns `memory`: it comes back unless the work goes on without its caller.
+/// Like [`wait`], for `work` that owns `memory`. The memory is returned unless the operation continues
+/// detached.
 fn wait_with<M, T>(
     deadline: Option<Duration>,
     memory: M,

@@ -1,4 +1,4 @@
-//! The link to one peer, as its users see it.
+//! The connection to one peer: sends, receives, and reads and writes the peer's regions.
 
 mod halves;
 mod receipt;
@@ -21,10 +21,20 @@ use crate::progress::core::{Core, OwnedCore};
 use crate::transfer::message::Message;
 use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 
-/// An ordered, reliable, message-oriented, full-duplex link to one peer.
+/// An ordered, reliable, full-duplex message connection to one peer.
 ///
-/// Clones are handles to the same connection. Dropping the last one closes it gracefully, in the background and within the
-/// endpoint's `linger`; [`close`](Self::close) does the same and tells when it is done.
+/// | purpose | methods |
+/// |---|---|
+/// | send | [`send`](Self::send), [`deliver`](Self::deliver) |
+/// | receive | [`recv`](Self::recv), [`recv_into`](Self::recv_into), [`incoming`](Self::incoming) |
+/// | share memory | [`expose`](Self::expose), [`expose_mut`](Self::expose_mut) |
+/// | access the peer's memory | [`get`](Self::get), [`put`](Self::put) |
+/// | inspect | [`peer`](Self::peer), [`path`](Self::path), [`caps`](Self::caps), [`stats`](Self::stats) |
+/// | explain | [`explain`](Self::explain), [`measure`](Self::measure), [`be_measured`](Self::be_measured) |
+/// | end | [`close`](Self::close), [`abort`](Self::abort) |
+///
+/// Clones are handles to the same connection. Dropping the last one closes it gracefully, in the background
+/// and within the endpoint's `linger`. [`close`](Self::close) does the same and waits for the end.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -43,10 +53,10 @@ use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 /// let message = far.recv().await?;
 /// assert_eq!((message.header().as_ref(), message.payload_len()), (&b"numbers"[..], 4096));
 ///
-/// // A limit on the time of a call is a timeout around it: a dropped `recv` loses nothing.
+/// // A timeout bounds a call: a dropped `recv` loses nothing.
 /// assert!(tokio::time::timeout(Duration::from_millis(1), far.recv()).await.is_err());
 ///
-/// // After an orderly close the peer takes what was sent before, and then sees `Closed`.
+/// // After a graceful close the peer receives what was sent before, and then `Closed`.
 /// near.send(Message::new("the last one")).await?;
 /// near.close().await?;
 /// assert_eq!(far.recv().await?.header(), "the last one");
@@ -70,34 +80,36 @@ impl Connection {
         self.handle.core()
     }
 
-    /// Who is at the other end.
+    /// Returns the peer's identity.
     pub fn peer(&self) -> &Identity {
         &self.core().peer
     }
 
-    /// What carries the bytes, and why.
+    /// Returns the path that carries the data, and why it was chosen.
     pub fn path(&self) -> &Path {
         &self.core().path
     }
 
-    /// What this link promises.
+    /// Returns the capabilities of this link.
     pub fn caps(&self) -> Caps {
         self.core().link.caps()
     }
 
-    /// What it counted so far; nothing in a process that inherited it.
+    /// Returns the counters so far. All are zero in a process that inherited the connection.
     pub fn stats(&self) -> Stats {
         if self.core().is_ours() { self.core().counts.stats() } else { Stats::default() }
     }
 
-    /// Sends `message`; ends when its memory can be reused. The receipt tells whether the receiver took it.
+    /// Sends `message`. Ends when its memory can be reused. The receipt reports whether the receiver accepted
+    /// it.
     ///
-    /// Waits while the receiver has given no credit. A dropped future detaches: the message still leaves. Small messages
-    /// that follow one another directly leave together: when they fill a packet or two, when anything waits on this
-    /// connection, or when the sending task yields (one that computes instead delays them by up to 50 ms).
+    /// Waits while the receiver has granted no credit. Dropping the future detaches it: the message is still
+    /// sent. Small messages sent without a wait between them are coalesced. They leave when they fill a
+    /// packet or two, when any call waits on this connection, or when the sending task yields. A task that
+    /// computes without yielding delays them by up to 50 ms.
     ///
     /// # Errors
-    /// `TooLarge` beyond the limits of [`Message`], `PeerLost`, `Closed`; the message comes back.
+    /// `TooLarge` beyond the limits of [`Message`], `PeerLost`, `Closed`. The message is returned.
     pub async fn send(&self, message: Message) -> Result<Receipt, Failed<Message>> {
         let span = tracing::trace_span!(parent: &self.core().span, "send", bytes = message.payload_len());
         self.send_with(message, false, true).instrument(span).await
@@ -106,7 +118,7 @@ impl Connection {
     /// Sends `message` and waits until every byte is in the memory that the receiver chose.
     ///
     /// # Errors
-    /// As [`send`](Self::send), and `Rejected` if the receiver did not want it.
+    /// As [`send`](Self::send), and `Rejected` if the receiver rejected it.
     pub async fn deliver(&self, message: Message) -> Result<()> {
         let span = tracing::trace_span!(parent: &self.core().span, "deliver", bytes = message.payload_len());
         let core = self.core();
@@ -117,8 +129,8 @@ impl Connection {
         Ok(())
     }
 
-    /// As [`send`](Self::send), for callers without a task to yield: it waits for no company.
-    pub(crate) async fn send_alone(&self, message: Message) -> Result<Receipt, Failed<Message>> {
+    /// As [`send`](Self::send), without coalescing, for callers that have no task to yield.
+    pub(crate) async fn send_uncoalesced(&self, message: Message) -> Result<Receipt, Failed<Message>> {
         let span = tracing::trace_span!(parent: &self.core().span, "send", bytes = message.payload_len());
         self.send_with(message, false, false).instrument(span).await
     }
@@ -127,7 +139,7 @@ impl Connection {
         &self,
         message: Message,
         ack_now: bool,
-        joins: bool,
+        coalesces: bool,
     ) -> Result<Receipt, Failed<Message>> {
         let core = self.core();
         if let Err(error) = message.check() {
@@ -135,10 +147,10 @@ impl Connection {
         }
         let payload_len = message.payload_len();
         let (receipt, acked) = Done::new();
-        let more = joins && core.is_burst();
+        let more = coalesces && core.is_burst();
         let sent = match core.copy(SmallSend { message, receipt, ack_now, more }) {
             None => {
-                // Who never waits must let its siblings run all the same.
+                // A task that never waits must still let its sibling tasks run.
                 consume_budget().await;
                 Ok(())
             }
@@ -156,28 +168,29 @@ impl Connection {
         }
     }
 
-    /// The next message, in pool memory of this host (within a process: in the sender's own buffers, wherever they are).
-    /// Cancel-safe: a dropped future loses nothing.
+    /// Receives the next message, in host memory of the pool. Within a process (`mem`) its frames are the
+    /// sender's own buffers, wherever they are. Cancel-safe: a dropped future loses nothing.
     ///
     /// # Errors
-    /// `Closed` after the peer closed in good order and everything it sent was taken, `PeerLost`.
+    /// `Closed` after the peer closed in good order and everything that it sent was received; `PeerLost`.
     pub async fn recv(&self) -> Result<Message> {
         let span = tracing::trace_span!(parent: &self.core().span, "recv");
         self.core().recv().instrument(span).await
     }
 
-    /// The next message, its frames one after another in `buffer`.
+    /// Receives the next message into `buffer`, its frames one after another.
     ///
-    /// Cancel-safe for the message; the buffer then stays with the connection, and goes with the message.
+    /// Cancel-safe for the message. After cancellation the buffer stays with the connection and its message.
     ///
     /// # Errors
-    /// As [`recv`](Self::recv), and `TooLarge` if `buffer`'s capacity does not hold the payload: the message can still be
-    /// received. The buffer comes back.
+    /// As [`recv`](Self::recv), and `TooLarge` if the payload exceeds `buffer`'s capacity: the message can
+    /// still be received. The buffer is returned.
     pub async fn recv_into(&self, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
         self.core().recv_into(buffer).await
     }
 
-    /// The next message's header and frame table, before its payload has a place to land. Cancel-safe.
+    /// Receives the header and frame table of the next message, before its payload has a destination.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// As [`recv`](Self::recv).
@@ -185,10 +198,11 @@ impl Connection {
         Incoming::next(self).await
     }
 
-    /// Lets the peer read `buffer` until `lifetime` has passed, the region is revoked, or the connection ends.
+    /// Allows the peer to read `buffer` until `lifetime` has passed, the region is revoked, or the connection
+    /// ends.
     ///
     /// # Errors
-    /// `Unsupported` where this link cannot do it, or the buffer is not in host memory.
+    /// `Unsupported` if this link has no one-sided operations, or the buffer is not in host memory.
     pub fn expose(&self, buffer: Buffer, lifetime: Duration) -> Result<Region<Buffer>, Failed<Buffer>> {
         if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
             return Err(Failed { error, returned: buffer });
@@ -196,8 +210,8 @@ impl Connection {
         Ok(self.core().regions.expose(buffer, lifetime))
     }
 
-    /// Lets the peer write the filled part of `buffer` until `lifetime` has passed, the region is revoked, or the
-    /// connection ends.
+    /// Allows the peer to write the filled part of `buffer` until `lifetime` has passed, the region is
+    /// revoked, or the connection ends.
     ///
     /// # Errors
     /// As [`expose`](Self::expose).
@@ -212,11 +226,12 @@ impl Connection {
         Ok(self.core().regions.expose_mut(buffer, lifetime))
     }
 
-    /// Reads `[offset, offset + n)` of the peer's region into the spare part of `into`, `n` being its spare capacity.
+    /// Reads `[offset, offset + n)` of the peer's region into the spare part of `into`, where `n` is its
+    /// spare capacity.
     ///
     /// # Errors
-    /// `Rejected` outside the region, after its revocation or lifetime; `PeerLost`, `Closed`. The buffer comes back, filled as
-    /// far as it was given.
+    /// `Rejected` outside the region, or after its revocation or lifetime; `PeerLost`, `Closed`. The buffer
+    /// is returned, filled as far as it was when the call began.
     pub async fn get(
         &self,
         region: &RemoteRegion,
@@ -236,10 +251,11 @@ impl Connection {
             .map_err(|failed| core.failed(failed, "get"))
     }
 
-    /// Writes `from` to `offset` of the peer's region; ends when the bytes are there.
+    /// Writes `from` to `offset` of the peer's region. Ends when the bytes are there.
     ///
-    /// A put that fails on the way has written any part of its range, and the owner is not told which. With
-    /// `integrity=crc32c` it has written whole chunks that passed their checksums, of at most 1 MiB, and nothing else.
+    /// A put that fails in transit may have written any part of its range. The owner is not notified which.
+    /// With `integrity=crc32c` it has written only whole chunks that passed their checksums, of at most 1 MiB
+    /// each.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -257,11 +273,11 @@ impl Connection {
             .map_err(|failed| core.failed(failed, "put"))
     }
 
-    /// Closes in good order: what was submitted leaves first, within the endpoint's `linger`. The peer can still take what
-    /// arrived, and then sees `Closed`.
+    /// Closes in good order, within the endpoint's `linger`: submitted operations are sent first. The peer
+    /// can still receive what arrived, and then gets `Closed`.
     ///
     /// # Errors
-    /// `TimedOut` if the peer did not take part within `linger`; the connection is ended all the same.
+    /// `TimedOut` if the peer did not take part within `linger`. The connection has ended all the same.
     pub async fn close(&self) -> Result<()> {
         let core = self.core();
         let (done, closed) = Done::new();
@@ -275,7 +291,8 @@ impl Connection {
         }
     }
 
-    /// Ends it now: everything in flight fails, and gives its memory back. In a process that inherited it: nothing.
+    /// Ends the connection at once: everything in flight fails and returns its memory. Does nothing in a
+    /// process that inherited it.
     pub fn abort(&self) {
         if !self.core().is_ours() {
             return;
@@ -283,7 +300,8 @@ impl Connection {
         self.core().link.end(Error::new(ErrorKind::Closed, "this end aborted the connection"));
     }
 
-    /// A sending and a receiving half, for two tasks. Both are handles to this connection.
+    /// Splits the connection into a sending and a receiving half, for two tasks. Both are handles to this
+    /// connection.
     pub fn split(self) -> (Sender, Receiver) {
         (Sender(self.clone()), Receiver(self))
     }

@@ -1,4 +1,4 @@
-//! This process's front handshake: opens backends, listens, connects, chooses, drives.
+//! The endpoint: opens backends, listens, connects, and owns the driver.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -29,22 +29,25 @@ use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
 use crate::wire::unfinished::Unfinished;
 
-/// Memory that an endpoint's pool keeps warm for what arrives, where nothing else was asked for, in bytes.
+/// The default bound on idle memory of an endpoint's pool, in bytes.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
-/// What its bounce arena may have, where nothing else was asked for, in bytes.
+/// The default size of an endpoint's bounce arena, in bytes.
 const BOUNCE_ARENA_BYTES_MAX: usize = 512 << 20;
-/// Each of them, and records whose rest has not come, take no more than one of so many parts of the process's memory.
-const PARTS: u64 = 8;
+/// The pool, the bounce arena and incomplete records may each take one such share of the process's available
+/// memory.
+const MEMORY_SHARE: u64 = 8;
 
-/// Unauthenticated peers of a listener, where nothing else was asked for.
+/// The default bound on a listener's unauthenticated peers.
 const UNAUTHENTICATED_MAX: usize = 256;
-/// Peers of an endpoint that have authenticated, and whose connection is not open yet.
+/// The bound on an endpoint's peers that have authenticated and whose connection is not open yet.
 const HALF_OPEN_MAX: usize = 128;
 
-/// A process's front handshake. Clones are handles to the same endpoint.
+/// A process's entry point: listens at addresses and connects to others. Clones are handles to the same
+/// endpoint.
 ///
-/// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs no ambient runtime; waiting callers use their own tokio reactor where they have one
-/// (it must have been built with its I/O enabled). Dropping it never blocks; connections that are still held live on.
+/// It owns one driver thread, unless it was built with another [environment](Builder::environment), and needs
+/// no async runtime of its own. A waiting caller uses its own tokio reactor where it has one (built with I/O
+/// enabled). Dropping an endpoint never blocks. Connections that are still held stay open.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -59,7 +62,7 @@ const HALF_OPEN_MAX: usize = 128;
 ///
 /// let peer = listener.accept().await?;
 /// assert_eq!(peer.recv().await?.header(), "hello");
-/// endpoint.close().await; // what was sent leaves first
+/// endpoint.close().await; // sends pending messages first
 /// # Ok(())
 /// # }
 /// ```
@@ -71,7 +74,7 @@ pub struct Endpoint {
     unauthenticated_max: usize,
 }
 
-/// Acknowledges what an [`Endpoint`] is made of. [`build`](Self::build) starts it.
+/// Collects the settings of an [`Endpoint`]. [`build`](Self::build) starts it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -104,12 +107,12 @@ pub struct Builder {
     unauthenticated_max: usize,
 }
 
-/// One backend, as [`Endpoint::backends`] tells of it.
+/// One backend, as [`Endpoint::backends`] reports it.
 #[derive(Clone, Debug)]
 pub struct BackendReport {
     /// Its name.
     pub name: &'static str,
-    /// Whether it works here.
+    /// Whether it works on this machine.
     pub state: BackendState,
 }
 
@@ -121,22 +124,22 @@ pub enum BackendState {
     Ready {
         /// The version of the library behind it, if there is one.
         version: Option<String>,
-        /// What it can do here.
+        /// What it can do on this machine.
         caps: Caps,
     },
     /// It does not work.
     Unavailable {
-        /// Why not.
+        /// Why it does not work.
         reason: String,
-        /// What to do about it.
+        /// What to do to make it work.
         remedy: String,
     },
-    /// A later version will have it.
+    /// This version does not include it; a later one will.
     Planned,
 }
 
 impl Endpoint {
-    /// An endpoint with every backend of this build, and the defaults of [`Builder`].
+    /// Starts an endpoint with every backend of this build and the default settings of [`Builder`].
     ///
     /// # Errors
     /// `Io` if the driver thread cannot be started.
@@ -144,7 +147,7 @@ impl Endpoint {
         Self::builder().build()
     }
 
-    /// The settings of an endpoint to be.
+    /// Returns the default settings, to change before [`build`](Builder::build).
     pub fn builder() -> Builder {
         Builder {
             environment: None,
@@ -164,30 +167,30 @@ impl Endpoint {
         }
     }
 
-    /// Who this endpoint is, as its peers see it.
+    /// Returns the identity that peers see.
     pub fn identity(&self) -> &Identity {
         &self.establisher.identity
     }
 
-    /// Where its clock, timers and background tasks come from. What a library built on the endpoint runs there needs no runtime
-    /// of a caller, and does not end with one.
+    /// Returns the source of clock, timers and background tasks. A library built on the endpoint can run its
+    /// tasks there: they need no runtime of a caller, and do not end with one.
     pub fn environment(&self) -> &Arc<dyn Environment> {
         &self.establisher.environment
     }
 
-    /// The pool that what arrives lands in, where the receiver names no memory.
+    /// Returns the pool of host memory. Received payload is written to it where the receiver names no memory.
     pub fn pool(&self) -> &Pool {
         &self.establisher.pools[&Place::Host]
     }
 
-    /// What this endpoint counts, for Prometheus.
+    /// Returns the endpoint's metrics, for Prometheus.
     #[cfg(feature = "metrics")]
     pub fn metrics(&self) -> Metrics {
         let Establisher { driver, pools, .. } = &**self.establisher;
         Metrics { meters: driver.meters.clone(), pools: pools.clone(), process: self.establisher.process() }
     }
 
-    /// Every backend, in the order of preference, and then those still to come.
+    /// Reports every backend, in the order of preference, then the planned ones.
     pub fn backends(&self) -> Vec<BackendReport> {
         let report = |backend: &Arc<dyn Backend>| BackendReport {
             name: backend.name(),
@@ -200,20 +203,24 @@ impl Endpoint {
         self.establisher.backends.iter().map(report).chain(PLANNED.map(planned)).collect()
     }
 
-    /// What stands behind the backend of this name: its library, its devices. `None` for one that does not work here, or that
-    /// there is none of. It blocks, for some milliseconds, while the library looks at the machine.
+    /// Returns the library and the devices of the backend named `backend`. `None` if that backend does not
+    /// exist or does not work on this machine. Blocks for some milliseconds while the library inspects the
+    /// machine.
     pub fn inventory(&self, backend: &str) -> Option<Inventory> {
         let found = self.establisher.backends.iter().find(|known| known.name() == backend)?;
         matches!(found.probe(), Probe::Ready { .. }).then(|| found.inventory())
     }
 
-    /// Listens at `address`; port 0 lets the operating system choose, and `mem://` a free name is assigned. Of a name that has
-    /// several addresses the first is bound, and [`Listener::address`] tells which.
+    /// Listens at `address`. Port 0 lets the operating system choose a port, and `mem://` lets the endpoint
+    /// choose a name. A host name with several addresses binds the first; [`Listener::address`] returns
+    /// which.
     ///
     /// # Errors
-    /// `Invalid` beyond loopback without a token or TLS, unless the endpoint is `insecure`, and over TLS without a
-    /// certificate; `Unavailable` if the address is in use, or this machine has none such; `TimedOut` if a name is not
-    /// resolved within the connect time.
+    /// - `Invalid` if the address is not loopback and the endpoint has neither a token nor TLS, unless it is
+    ///   `insecure`.
+    /// - `Invalid` over TLS without a certificate.
+    /// - `Unavailable` if the address is in use, or this machine does not have it.
+    /// - `TimedOut` if a name is not resolved within the connect time.
     pub async fn listen(&self, address: &Address) -> Result<Listener> {
         let listening = async {
             self.check_scheme(address)?;
@@ -235,11 +242,14 @@ impl Endpoint {
             .map_err(|error| error.during("listen").on(address))
     }
 
-    /// Connects to the listener at `address`, by the best backend that both ends have and the address allows.
+    /// Connects to the listener at `address`, over the best backend that both ends have and the address
+    /// allows. Returns after the handshake.
     ///
     /// # Errors
-    /// `Refused` if nobody listens there or it is no Towline endpoint, `Unavailable` without a route or a backend in common,
-    /// `TimedOut` after the connect time (5 s) or the handshake time, `Unauthenticated`.
+    /// - `Refused` if no listener is there, or it is no Towline endpoint.
+    /// - `Unavailable` without a route or a common backend.
+    /// - `TimedOut` after the connect time or the handshake time (5 s each by default).
+    /// - `Unauthenticated` if either end does not accept the other's credentials.
     pub async fn connect(&self, address: &Address) -> Result<Connection> {
         let connecting = async {
             self.check_scheme(address)?;
@@ -257,8 +267,8 @@ impl Endpoint {
             .map_err(|error| error.during("connect").on(address))
     }
 
-    /// Renews the token, TLS, or both, for handshakes that begin from now on, at either end. Connections that are open stay as
-    /// they are, and so does what is `None`.
+    /// Replaces the token, TLS, or both, for handshakes that begin from now on, at either end. Open
+    /// connections keep theirs. An argument of `None` keeps the current value.
     ///
     /// ```no_run
     /// # use towline::{Endpoint, Tls, Token};
@@ -270,14 +280,16 @@ impl Endpoint {
     /// ```
     ///
     /// # Errors
-    /// `Invalid` for what the endpoint was built without, and for TLS that does less than the endpoint's: that shows no
-    /// certificate, believes nobody, or asks peers for none. Then nothing has changed.
+    /// `Invalid` for a credential that the endpoint was built without. `Invalid` for TLS that does less than
+    /// the endpoint's: it shows no certificate, trusts no authority, or asks peers for no certificate.
+    /// Nothing changes then.
     pub fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
         self.establisher.process().check()?;
         self.establisher.credentials.renew(token, tls)
     }
 
-    /// Closes every connection of this endpoint in good order, within `linger`. In a process that inherited it: nothing.
+    /// Closes every connection of this endpoint in good order, within `linger`. Does nothing in a process
+    /// that inherited it.
     pub async fn close(&self) {
         let closing = async {
             let cores = self.establisher.driver.living();
@@ -289,11 +301,11 @@ impl Endpoint {
                 core.inbox.until_ended().await;
             }
         };
-        // Elsewhere there is nothing to close.
+        // A forked child has nothing to close.
         let _ = self.establisher.process().run(closing).await;
     }
 
-    /// The handshake runs on the driver, so that any caller's executor will do.
+    /// Runs the handshake on the driver, so that any executor of the caller works.
     async fn connect_on_driver(&self, address: &Address) -> Result<OwnedCore> {
         let (mut done, connected) = oneshot::channel();
         let (this, address) = (self.clone(), address.clone());
@@ -309,7 +321,7 @@ impl Endpoint {
             .await;
             if let Some(result) = result {
                 this.establisher.count("connector", begin, &result);
-                // The caller may have given up; the connection then closes itself.
+                // If the caller has dropped its future, the connection closes itself.
                 let _ = done.send(result);
             }
         }));
@@ -328,11 +340,11 @@ impl Endpoint {
             return Err(Error::new(ErrorKind::Unavailable, why).by(address.scheme().as_str()));
         }
         address.check_options()?;
-        let asked_for = |backend: &&Arc<dyn Backend>| address.scheme().backend() == Some(backend.name());
-        self.establisher.backends.iter().filter(asked_for).try_for_each(|backend| backend.check(address))
+        let names_scheme = |backend: &&Arc<dyn Backend>| address.scheme().backend() == Some(backend.name());
+        self.establisher.backends.iter().filter(names_scheme).try_for_each(|backend| backend.check(address))
     }
 
-    /// Nobody opens a port to unauthenticated peers by accident.
+    /// Refuses to open a port to unauthenticated peers by accident.
     fn check_exposure(&self, address: &Address, sockets: &[SocketAddr]) -> Result<()> {
         let CredentialSet { token, tls } = self.establisher.credentials.now();
         if address.scheme() == Scheme::Mem || self.insecure || token.is_some() {
@@ -355,94 +367,101 @@ impl Endpoint {
 }
 
 impl Builder {
-    /// Where clock, timers, randomness and tasks come from; by default the real world, with one driver thread.
+    /// Sets the source of clock, timers, randomness and tasks. By default the system's, with one driver
+    /// thread.
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = Some(environment);
         self
     }
 
-    /// The backends, in the order of preference; by default all of this build.
+    /// Sets the backends, in the order of preference. By default all of this build.
     pub fn backends(mut self, backends: Vec<Arc<dyn Backend>>) -> Self {
         self.backends = backends;
         self
     }
 
-    /// A pool for what lands in its place. Without one, host memory has a pool that keeps 256 MiB warm, or an eighth of the
-    /// [memory](AvailableMemory) that this process may have, where that is less.
+    /// Adds a pool for received payload of its place. By default host memory has a pool that keeps 256 MiB
+    /// idle, or an eighth of the process's [available memory](AvailableMemory), where that is less.
     pub fn pool(mut self, pool: Pool) -> Self {
         self.pools.insert(pool.place(), pool);
         self
     }
 
-    /// How much shared memory may hold copies of what is sent from other memory than arenas, for trusted peers of this host that
-    /// receive without naming memory: they read it there, so that it is copied once. By default 512 MiB, or an eighth of the
-    /// [memory](AvailableMemory) that this process may have, where that is less; with 0, or while none is free,
-    /// it is copied at either end. What a peer keeps of it stays taken.
+    /// Sets how much shared memory may hold copies of payload that is sent from memory outside arenas.
+    ///
+    /// It serves trusted peers of this host that receive without naming memory: they read the payload there,
+    /// so it is copied once. By default 512 MiB, or an eighth of the process's [available
+    /// memory](AvailableMemory), where that is less. With 0, or while none is free, payload is copied at both
+    /// ends. Memory that a peer keeps stays in use.
     pub fn bounce_arena(mut self, bytes_max: usize) -> Self {
         self.bounce_arena_bytes_max = Some(bytes_max);
         self
     }
 
-    /// The secret that every peer must know. It never travels.
+    /// Sets the secret that every peer must have. The secret itself is never sent.
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
         self
     }
 
-    /// Trusts every process of this user on this host as if it knew the token: buffers in arenas are handed to it without a
-    /// copy, it may read all of the arenas they are in, and it is believed to leave alone what it handed over. It is what
-    /// processes of one user can do to one another anyway, where nothing else keeps them apart. With a token, those that know
-    /// it are trusted so by default.
+    /// Sets whether every process of this user on this host is trusted as if it had the token.
+    ///
+    /// A trusted peer receives arena buffers without a copy, may read all of the arenas that contain them,
+    /// and is trusted not to write to what it lent. Processes of one user can access one another's memory
+    /// anyway, unless something else separates them. With a token, peers that have it are trusted by default.
     pub fn trust_user(mut self, trust: bool) -> Self {
         self.trusts_user = trust;
         self
     }
 
-    /// What `tls://` and `towlines://` show and believe.
+    /// Sets the certificates that `tls://` and `towlines://` present and trust.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Lets a listener beyond loopback accept anybody, without a token and without TLS.
+    /// Allows a listener beyond loopback to accept any peer, without a token and without TLS.
     pub fn insecure(mut self, insecure: bool) -> Self {
         self.insecure = insecure;
         self
     }
 
-    /// How waiting callers divide their time between spinning and sleeping.
+    /// Sets how waiting callers divide their time between spinning and sleeping.
     pub fn wait(mut self, wait: Wait) -> Self {
         self.wait = wait;
         self
     }
 
-    /// How long a peer may be silent before it is asked for a sign of life. After three times that it is lost, which takes at most
-    /// 3.5 times that to notice. 3 s, and so 10.5 s.
+    /// Sets how long a peer may be silent before this end sends a ping. A peer silent for three times as long
+    /// is lost. Detecting that takes at most 3.5 times as long. By default 3 s, and so at most 10.5 s. At
+    /// least 10 ms.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat.max(Duration::from_millis(10));
         self
     }
 
-    /// How long a graceful close may take. 5 s.
+    /// Sets how long a graceful close may take. By default 5 s.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self
     }
 
-    /// How long a handshake may take. 5 s.
+    /// Sets how long a handshake may take. By default 5 s.
     pub fn handshake_time(mut self, handshake_time: Duration) -> Self {
         self.handshake_time = handshake_time;
         self
     }
 
-    /// How long resolving a name and reaching its host may take together; a listener's name has as long. 5 s.
+    /// Sets how long resolving a name and connecting to its host may take together. A listener's name has as
+    /// long. By default 5 s.
     pub fn connect_time(mut self, connect_time: Duration) -> Self {
         self.connect_time = connect_time;
         self
     }
 
-    /// How many unauthenticated peers a listener may have at once, and at most a quarter of the process's limit on open files.
-    /// When they are that many, the one that has said nothing for longest makes room for a newcomer. 256.
+    /// Sets how many unauthenticated peers a listener may have at once; at most a quarter of the process's
+    /// limit on open files. At the limit, a new peer replaces the one that has been silent the longest. By
+    /// default 256.
     pub fn unauthenticated_max(mut self, unauthenticated_max: usize) -> Self {
         self.unauthenticated_max = unauthenticated_max.max(1);
         self
@@ -457,7 +476,7 @@ impl Builder {
             Some(environment) => environment,
             None => Arc::new(System::start()?),
         };
-        let bounded = |bytes: usize| AvailableMemory::bounded(bytes as u64, PARTS) as usize;
+        let bounded = |bytes: usize| AvailableMemory::bounded(bytes as u64, MEMORY_SHARE) as usize;
         self.pools.entry(Place::Host).or_insert_with(|| Pool::new(bounded(POOL_IDLE_BYTES_MAX)));
         let bounce_arena_bytes_max =
             self.bounce_arena_bytes_max.unwrap_or_else(|| bounded(BOUNCE_ARENA_BYTES_MAX));
@@ -471,7 +490,7 @@ impl Builder {
             trusts_user: self.trusts_user,
             pools: Arc::new(self.pools),
             bounce_arena: BounceArena::new(bounce_arena_bytes_max),
-            unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, PARTS)),
+            unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, MEMORY_SHARE)),
             wait: self.wait,
             heartbeat: self.heartbeat,
             linger: self.linger,
@@ -495,7 +514,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     #[tokio::test]
-    async fn addresses_over_tls_are_refused_with_the_feature_named() {
+    async fn tls_addresses_fail_and_name_the_missing_feature() {
         let endpoint = Endpoint::new().unwrap();
         for address in ["tls://127.0.0.1:1", "towlines://127.0.0.1:1"] {
             let address = address.parse().unwrap();

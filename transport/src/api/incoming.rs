@@ -1,6 +1,7 @@
-//! A message whose header is here and whose payload has no place yet: the receiver chooses one.
+//! A message whose header has arrived and whose payload has no destination yet: the receiver chooses one.
 //!
-//! The invariant: a message leaves the connection only with a word to its sender, delivered or rejected, exactly once.
+//! The invariant: every message that leaves the connection is acknowledged to its sender, as delivered or
+//! rejected, exactly once.
 
 use std::fmt;
 
@@ -13,7 +14,8 @@ use crate::progress::pending_receive::PendingReceive;
 use crate::transfer::destination::Destination;
 use crate::transfer::message::Message;
 
-/// A message that announced itself. Accept it, reject it, or drop it, which rejects it; the connection lives on.
+/// An announced message: its header and frame table have arrived. Accept it, reject it, or drop it, which
+/// rejects it. The connection stays open.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -29,7 +31,7 @@ use crate::transfer::message::Message;
 /// let tensor = Buffer::from(vec![1; 4096]);
 /// let receipt = near.send(Message::new("tensor").with_frame(tensor)).await?;
 ///
-/// // The header and the lengths are here, and say where the payload shall go.
+/// // The header and the lengths decide where the payload goes.
 /// let incoming = far.incoming().await?;
 /// assert_eq!((incoming.header().as_ref(), incoming.frames()[0].len), (&b"tensor"[..], 4096));
 /// let mut destinations = Vec::new();
@@ -40,7 +42,7 @@ use crate::transfer::message::Message;
 /// assert_eq!(message.frames()[0].place(), Place::Arena);
 /// receipt.delivered().await?;
 ///
-/// // The next one is not wanted, and its sender learns that.
+/// // Reject the next one. Its sender gets `Rejected`.
 /// let receipt = near.send(Message::new("another")).await?;
 /// far.incoming().await?.reject();
 /// assert_eq!(receipt.delivered().await.unwrap_err().kind(), ErrorKind::Rejected);
@@ -49,7 +51,7 @@ use crate::transfer::message::Message;
 /// ```
 pub struct Incoming {
     connection: Connection,
-    /// `None` once its word is said.
+    /// `None` once it is acknowledged, or about to be.
     pending: Option<PendingReceive>,
 }
 
@@ -65,40 +67,41 @@ impl Incoming {
         Ok(Self { connection: connection.clone(), pending: Some(pending) })
     }
 
-    /// The header.
+    /// Returns the header.
     pub fn header(&self) -> &Bytes {
         &self.pending().header
     }
 
-    /// The frame table: each frame's length, and where its sender has it.
+    /// Returns the frame table: each frame's length, and its place at the sender.
     pub fn frames(&self) -> &[FrameInfo] {
         &self.pending().frames
     }
 
-    /// All frames' bytes together.
+    /// Returns the length of all frames together, in bytes.
     pub fn payload_len(&self) -> u64 {
         self.pending().payload_len()
     }
 
-    /// Takes it in memory of this host: the link's own where the payload is here already, else the endpoint's pool.
+    /// Receives the payload into host memory: the link's own where the payload has arrived already, else the
+    /// endpoint's pool.
     ///
     /// # Errors
-    /// `PeerLost` or `Closed` if the connection ends before the payload is here.
+    /// `PeerLost` or `Closed` if the connection ends before the payload has arrived.
     pub async fn accept(mut self) -> Result<Message> {
         let core = self.connection.core().clone();
         core.check().map_err(|error| core.placed(error, "accept"))?;
-        let pending = self.pending.as_mut().expect("its word is not said yet");
-        // Dropped without its word, the message is rejected.
+        let pending = self.pending.as_mut().expect("it is not acknowledged yet");
+        // If this fails, dropping the message rejects it.
         pending.land_in_pool(&core).map_err(|error| core.placed(error, "accept"))?;
-        let mut pending = self.pending.take().expect("its word is said once");
+        let mut pending = self.pending.take().expect("it is acknowledged once");
         pending.landed(&core).await.map_err(Error::from)
     }
 
-    /// Takes it, each frame where its destination says. The message's frames are then that memory, filled.
+    /// Receives each frame into its destination. The frames of the returned message are that memory, filled.
     ///
     /// # Errors
-    /// `Invalid` for a wrong number of destinations or one that is too small, `Unsupported` for a place without a pool (in these
-    /// cases the message is rejected); `PeerLost` or `Closed`. The buffers come back.
+    /// `Invalid` for a wrong number of destinations or one that is too small, and `Unsupported` for a place
+    /// without a pool: the message is then rejected. `PeerLost` or `Closed`. The buffers are returned.
     pub async fn accept_into(
         mut self,
         destinations: Vec<Destination>,
@@ -111,7 +114,7 @@ impl Incoming {
             Ok(buffers) => buffers,
             Err(failed) => return Err(core.failed(failed, "accept")),
         };
-        let mut pending = self.pending.take().expect("its word is said once");
+        let mut pending = self.pending.take().expect("it is acknowledged once");
         let result = pending.land(&core, buffers).await;
         result.map_err(|failed| Failed {
             error: failed.error,
@@ -123,11 +126,11 @@ impl Incoming {
         })
     }
 
-    /// Tells the sender that it is not wanted.
+    /// Rejects the message: the sender gets `Rejected`.
     pub fn reject(self) {}
 
     fn pending(&self) -> &PendingReceive {
-        self.pending.as_ref().expect("its word is not said yet")
+        self.pending.as_ref().expect("it is not acknowledged yet")
     }
 }
 

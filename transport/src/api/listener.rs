@@ -1,8 +1,8 @@
-//! Where peers arrive.
+//! The listener: returns the connections of peers that passed the handshake.
 
 use crate::address::Address;
 use crate::api::connection::Connection;
-use crate::connect::accept::Arrivals;
+use crate::connect::accept::AcceptedConnections;
 use crate::error::Result;
 use crate::platform::process::Own;
 
@@ -15,7 +15,7 @@ use crate::platform::process::Own;
 ///
 /// let endpoint = Endpoint::new()?;
 /// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?).await?;
-/// let address = listener.address().clone(); // with the port that it was given
+/// let address = listener.address().clone(); // with the port that the system chose
 ///
 /// // An echo server: one task for each peer.
 /// tokio::spawn(async move {
@@ -38,25 +38,26 @@ use crate::platform::process::Own;
 #[derive(Debug)]
 pub struct Listener {
     address: Address,
-    arrivals: Own<Arrivals>,
+    accepted: Own<AcceptedConnections>,
 }
 
 impl Listener {
-    pub(crate) fn new((address, arrivals): (Address, Arrivals)) -> Self {
-        Self { address, arrivals: Own::new(arrivals) }
+    pub(crate) fn new((address, accepted): (Address, AcceptedConnections)) -> Self {
+        Self { address, accepted: Own::new(accepted) }
     }
 
-    /// Where it listens, with the port or name it was given.
+    /// Returns the address, with the port or name that was assigned.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// The next peer that passed the handshake. Cancel-safe. A peer that fails it is told why, and nobody else notices.
+    /// Returns the next peer that passed the handshake. Cancel-safe. A peer that fails the handshake receives
+    /// the reason; other peers are not affected.
     ///
     /// # Errors
     /// `Closed` if the endpoint's driver ended.
     pub async fn accept(&self) -> Result<Connection> {
-        let accepted = self.arrivals.process().run(self.arrivals.next()).await;
+        let accepted = self.accepted.process().run(self.accepted.next()).await;
         accepted
             .and_then(|core| core)
             .map(Connection::from)

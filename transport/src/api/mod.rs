@@ -1,4 +1,5 @@
-//! What users hold.
+//! The types that users hold: endpoint, listener, connection, incoming message, and their blocking
+//! counterparts.
 
 pub mod blocking;
 pub(crate) mod connection;

@@ -1,6 +1,8 @@
-//! For event loops that poll futures by hand: one descriptor to sleep on, and who was woken.
+//! For event loops that poll futures themselves: one descriptor to sleep on, and the keys of the futures that
+//! were woken.
 //!
-//! The invariant: while the queue holds a wake-up, the descriptor is readable or whoever queued the first is about to make it so.
+//! The invariant: while the queue holds a wake-up, the descriptor is readable, or the thread that queued the
+//! first wake-up is about to make it readable.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,20 +16,20 @@ use crate::error::{Error, Result};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
-/// What an event loop of another kind sleeps on while it polls this crate's futures by hand: Python's `asyncio`, `libuv`, a
-/// `poll(2)` of one's own.
+/// A descriptor that an event loop sleeps on while it polls this crate's futures itself: Python's `asyncio`,
+/// `libuv`, a loop around `poll(2)`.
 ///
-/// Each future is polled with a [`waker`](Self::waker) of its own, made once and named by a key. While any of them has been
-/// woken, the descriptor ([`AsFd`]) is readable, and [`drain`](Self::drain) tells the keys. The descriptor is written to once
-/// for all that wake between two drains, and `drain` alone may read it.
+/// Each future is polled with a [`waker`](Self::waker) of its own, made once and identified by a key. While
+/// any waker has been woken, the descriptor ([`AsFd`]) is readable, and [`drain`](Self::drain) returns the
+/// keys. The descriptor is written once for all wake-ups between two drains. Only `drain` may read it.
 ///
-/// The loop needs no async runtime: while it sleeps, the endpoint's own thread moves what it waits for. Before that, a waiting
-/// future spins for 50 µs, in polls of 10 µs each that wake it again at once; a loop with much else to do sets
-/// [`Wait::Sleep`](crate::Wait::Sleep) in its endpoint's [`Builder`](crate::Builder).
+/// The loop needs no async runtime: while it sleeps, the endpoint's driver thread polls the links. Before
+/// that, a waiting future spins for 50 µs, in polls of 10 µs each that wake it again at once. A loop with
+/// much other work sets [`Wait::Sleep`](crate::Wait::Sleep) in its endpoint's [`Builder`](crate::Builder).
 ///
-/// Handles are clones of one another; the descriptor is closed with the last. Wakers that outlive it wake nobody. In a forked
-/// child it is inert: wakers do nothing, `drain` finds nothing, and the loop of the parent misses nothing. The child makes
-/// its own.
+/// Clones are handles to the same descriptor, which closes with the last one. A waker that outlives it does
+/// nothing. In a forked child it is inert: wakers do nothing, `drain` returns nothing, and the parent's loop
+/// loses no wake-up. The child makes its own.
 ///
 /// ```
 /// use std::cell::OnceCell;
@@ -51,15 +53,15 @@ use crate::platform::process::Process;
 ///     fn start(&mut self, call: impl Future<Output = Result<()>> + 'static) {
 ///         self.last += 1;
 ///         let waker = self.wakeups.waker(self.last);
-///         // Its first poll comes with those of all who were woken.
+///         // Schedules the first poll.
 ///         waker.wake_by_ref();
 ///         self.calls.insert(self.last, (waker, Box::pin(call)));
 ///     }
 ///
-///     /// What `asyncio` would be given with the descriptor: `loop.add_reader(fd, advance)`.
+///     /// In `asyncio`, the reader's callback: `loop.add_reader(fd, advance)`.
 ///     fn advance(&mut self) -> Result<()> {
 ///         for key in self.wakeups.drain() {
-///             // It may be gone: it ended, or was cancelled, which is to drop it.
+///             // The call may have ended, or been cancelled, which drops it.
 ///             let Some((waker, call)) = self.calls.get_mut(&key) else { continue };
 ///             if let std::task::Poll::Ready(ended) = call.as_mut().poll(&mut Context::from_waker(waker)) {
 ///                 self.calls.remove(&key);
@@ -107,9 +109,9 @@ pub struct Wakeups(Arc<Queue>);
 
 #[derive(Debug)]
 struct Queue {
-    /// An eventfd, which never blocks.
+    /// A non-blocking eventfd.
     descriptor: OwnedFd,
-    /// In the order in which they came, each once.
+    /// In the order of waking, each once.
     woken: Mutex<Vec<Arc<Wakeup>>>,
     process: Process,
 }
@@ -122,30 +124,32 @@ struct Wakeup {
 }
 
 impl Wakeups {
-    /// One descriptor, for as many futures as a loop has.
+    /// Makes one descriptor, for any number of futures.
     ///
     /// # Errors
-    /// The system's, where no more descriptors may be open.
+    /// The system's error where no more descriptors may be open.
     pub fn new() -> Result<Self> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let descriptor = eventfd(0, flags).map_err(|errno| Error::io(errno.into()))?;
         Ok(Self(Arc::new(Queue { descriptor, woken: Mutex::default(), process: Process::current() })))
     }
 
-    /// The waker of one future, to be made once and used for all its polls. `key` may come out of [`drain`](Self::drain) once
-    /// more after the future has ended, so a loop that gives each future a key of its own never mistakes one for another.
+    /// Makes the waker of one future, for all of its polls. [`drain`](Self::drain) may return `key` once more
+    /// after the future has ended. A loop that gives each future a key of its own never mistakes one future
+    /// for another.
     pub fn waker(&self, key: u64) -> Waker {
         let queue = Arc::downgrade(&self.0);
         Waker::from(Arc::new(Wakeup { key, queued: AtomicBool::new(false), queue }))
     }
 
-    /// The keys of all wakers that woke since the last time, each once, in the order in which they did: poll these futures.
-    /// The descriptor is then quiet until the next one wakes. Never waits.
+    /// Returns the keys of all wakers that woke since the last call, each once, in the order of waking: poll
+    /// these futures. The descriptor is not readable until the next waker wakes. Never waits.
     pub fn drain(&self) -> Vec<u64> {
         if !self.0.process.is_this() {
             return Vec::new();
         }
-        // The descriptor first: who wakes between the two makes it readable for nothing, instead of not at all.
+        // Read the descriptor first. A waker that wakes in between then makes it readable once too often,
+        // instead of not at all.
         let _ = rustix::io::read(&self.0.descriptor, &mut [0; 8]);
         self.0.woken().drain(..).map(|wakeup| wakeup.take()).collect()
     }
@@ -164,7 +168,7 @@ impl Queue {
 }
 
 impl Wakeup {
-    /// Lets it be queued again, and sees whatever was done before it was last woken.
+    /// Allows it to be queued again. Acquires all writes that were made before the last wake-up.
     fn take(&self) -> u64 {
         self.queued.swap(false, Ordering::AcqRel);
         self.key
@@ -178,7 +182,7 @@ impl Wake for Wakeup {
 
     fn wake_by_ref(self: &Arc<Self>) {
         let Some(queue) = self.queue.upgrade() else { return };
-        // In a fork the lock may be held for ever, and the descriptor is the parent's.
+        // In a forked child the lock may be held for ever, and the descriptor is the parent's.
         if !queue.process.is_this() || self.queued.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -187,7 +191,7 @@ impl Wake for Wakeup {
         let first = woken.len() == 1;
         drop(woken);
         if first {
-            // It cannot fail: the descriptor is open, and counts further than anybody wakes.
+            // This cannot fail: the descriptor is open, and its counter exceeds any number of wake-ups.
             let _ = rustix::io::write(&queue.descriptor, &1_u64.to_ne_bytes());
         }
     }
@@ -223,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn each_key_comes_once_in_the_order_of_waking() {
+    fn drain_returns_each_key_once_in_the_order_of_waking() {
         let wakeups = Wakeups::new().expect("made");
         let wakers: Vec<_> = (0..4).map(|key| wakeups.waker(key)).collect();
         assert!(!is_readable(&wakeups, 0));
@@ -235,20 +239,20 @@ mod tests {
         assert_eq!(wakeups.drain(), [2, 0, 3]);
         assert!(!is_readable(&wakeups, 0));
         wakers[2].wake_by_ref();
-        assert_eq!(wakeups.drain(), [2], "it may wake again");
+        assert_eq!(wakeups.drain(), [2], "a waker wakes again after a drain");
     }
 
     #[test]
-    fn many_wake_ups_write_once() {
+    fn many_wake_ups_write_the_descriptor_once() {
         let wakeups = Wakeups::new().expect("made");
         let wakers: Vec<_> = (0..100).map(|key| wakeups.waker(key)).collect();
         wakers.iter().for_each(Waker::wake_by_ref);
         assert_eq!(counted(&wakeups), Some(1));
-        assert_eq!(wakeups.drain().len(), 100, "none depends on who read the descriptor");
+        assert_eq!(wakeups.drain().len(), 100, "the keys do not depend on the descriptor's count");
     }
 
     #[test]
-    fn wakers_hold_nothing_open() {
+    fn wakers_do_not_keep_the_queue_alive() {
         let wakeups = Wakeups::new().expect("made");
         let (woken, silent) = (wakeups.waker(1), wakeups.waker(2));
         woken.wake_by_ref();

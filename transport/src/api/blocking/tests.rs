@@ -10,14 +10,14 @@ use crate::transfer::destination::Destination;
 use crate::transfer::message::Message;
 use crate::transfer::region::RemoteRegion;
 
-/// What must not happen would wait for ever: it fails instead.
+/// Bounds a wait that must not happen: the test fails instead of hanging.
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(30);
 const LIFETIME: Duration = Duration::from_secs(60);
 
 const ADDRESSES: [&str; 2] = ["mem://", "tcp://127.0.0.1:0"];
 
-/// Two ends of a connection, each bounded so that a mistake does not hang.
+/// Makes the two ends of a connection, each bounded so that a mistake does not hang.
 fn pair(address: &str) -> (Connection, Connection) {
     let endpoint = Endpoint::new().unwrap();
     let listener = endpoint.listen(&address.parse().unwrap()).unwrap().with_deadline(LONG);
@@ -28,7 +28,7 @@ fn pair(address: &str) -> (Connection, Connection) {
     (connected.0.with_deadline(LONG), connected.1.with_deadline(LONG))
 }
 
-/// The first `len` of 300,000 bytes.
+/// Returns the first `len` of 300,000 bytes.
 fn payload(len: usize) -> Buffer {
     static BYTES: LazyLock<Buffer> =
         LazyLock::new(|| (0..300_000).map(|i| (i * 31 % 251) as u8).collect::<Vec<_>>().into());
@@ -85,7 +85,7 @@ fn threads_measure_and_are_measured() {
 }
 
 #[test]
-fn the_receiver_chooses_where_a_message_lands() {
+fn the_receiver_chooses_each_frames_destination() {
     for address in ADDRESSES {
         let (left, right) = pair(address);
         thread::scope(|scope| {
@@ -111,7 +111,7 @@ fn the_receiver_chooses_where_a_message_lands() {
 }
 
 #[test]
-fn regions_are_read_written_and_taken_back() {
+fn regions_are_read_written_and_revoked() {
     for address in ADDRESSES {
         let (left, right) = pair(address);
         thread::scope(|scope| {
@@ -142,7 +142,7 @@ fn regions_are_read_written_and_taken_back() {
 }
 
 #[test]
-fn a_deadline_names_its_time_and_loses_no_message() {
+fn a_timed_out_call_names_its_deadline_and_loses_no_message() {
     for address in ADDRESSES {
         let (left, right) = pair(address);
         let hasty = right.clone().with_deadline(SHORT);
@@ -161,7 +161,7 @@ fn a_deadline_names_its_time_and_loses_no_message() {
 }
 
 #[test]
-fn threads_that_give_up_and_return_lose_and_repeat_nothing() {
+fn receivers_that_time_out_and_retry_lose_and_repeat_nothing() {
     const PER_SENDER: usize = 150;
     for address in ADDRESSES {
         let (left, right) = pair(address);
@@ -202,7 +202,7 @@ fn threads_that_give_up_and_return_lose_and_repeat_nothing() {
 }
 
 #[test]
-fn accept_keeps_to_its_deadline() {
+fn accept_times_out_at_its_deadline() {
     for address in ADDRESSES {
         let listener = Endpoint::new().unwrap().listen(&address.parse().unwrap()).unwrap();
         let error = listener.with_deadline(SHORT).accept().unwrap_err();
@@ -212,7 +212,7 @@ fn accept_keeps_to_its_deadline() {
 }
 
 #[test]
-fn a_closed_connection_is_told_apart() {
+fn a_closed_connection_fails_with_closed_and_returns_the_message() {
     for address in ADDRESSES {
         let (left, right) = pair(address);
         thread::scope(|scope| {
@@ -226,7 +226,7 @@ fn a_closed_connection_is_told_apart() {
 }
 
 #[test]
-fn inside_an_async_runtime_nothing_is_taken() {
+fn blocking_calls_inside_an_async_runtime_fail_and_return_memory() {
     let (left, right) = pair("mem://");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

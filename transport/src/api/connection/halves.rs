@@ -1,4 +1,4 @@
-//! A connection in two halves, for two tasks.
+//! The two halves of a split connection.
 
 use super::{Connection, Receipt};
 use crate::api::incoming::Incoming;
@@ -6,7 +6,24 @@ use crate::error::{Failed, Result};
 use crate::memory::BufferMut;
 use crate::transfer::message::Message;
 
-/// The sending half of a split connection.
+/// The sending half of a split connection, from [`Connection::split`]. Clones send on the same connection.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> towline::Result<()> {
+/// # use towline::{Endpoint, Message};
+/// # let endpoint = Endpoint::new()?;
+/// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+/// # let near = endpoint.connect(listener.address()).await?;
+/// # let far = listener.accept().await?;
+/// let (sender, _receiver) = near.split();
+/// let (_sender, mut receiver) = far.split();
+/// let sending = tokio::spawn(async move { sender.deliver(Message::new("hello")).await });
+/// assert_eq!(receiver.recv().await?.header(), "hello");
+/// sending.await.expect("the task does not panic")?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sender(pub(super) Connection);
 
@@ -27,7 +44,7 @@ impl Sender {
     }
 }
 
-/// The receiving half of a split connection.
+/// The receiving half of a split connection, from [`Connection::split`].
 #[derive(Debug)]
 pub struct Receiver(pub(super) Connection);
 

@@ -1,11 +1,12 @@
-//! The receiver's word on one sent message.
+//! The receiver's acknowledgement of one sent message.
 
 use super::Connection;
 use crate::backend::Completion;
 use crate::error::{Error, ErrorKind, Result};
 use crate::transfer::message::Delivery;
 
-/// The receiver's word on one sent message. Dropping it loses the word, not the message.
+/// The receiver's acknowledgement of one sent message. Dropping it drops the acknowledgement, not the
+/// message.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -17,7 +18,7 @@ use crate::transfer::message::Delivery;
 /// # let listener = endpoint.listen(&"mem://".parse()?).await?;
 /// # let near = endpoint.connect(listener.address()).await?;
 /// # let far = listener.accept().await?;
-/// // Several messages in flight, and then the receiver's word on each.
+/// // Several messages in flight, and then the acknowledgement of each.
 /// let mut receipts = Vec::new();
 /// for part in 0..3 {
 ///     receipts.push(near.send(Message::new(format!("part {part}"))).await?);
@@ -41,7 +42,8 @@ impl Receipt {
     /// Waits until every byte is in the memory that the receiver chose.
     ///
     /// # Errors
-    /// `Rejected` if the receiver did not want it; `PeerLost` or `Closed` if the connection ended before it said so.
+    /// `Rejected` if the receiver rejected the message; `PeerLost` or `Closed` if the connection ended before
+    /// the acknowledgement.
     pub async fn delivered(self) -> Result<()> {
         let core = self.connection.core();
         match core.finish(&self.acked).await {

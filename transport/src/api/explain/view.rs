@@ -1,38 +1,38 @@
-//! One end's view of a connection, as it travels to the other.
+//! One end's view of a connection, and its encoding for the other end.
 
 use crate::backend::path::{CandidateState, Path};
 use crate::wire::handshake::clean;
 
-/// Bounds what a peer may say.
+/// Bounds on what a peer may send.
 const PEER_CANDIDATES_MAX: usize = 32;
 const NOTES_MAX: usize = 16;
 const NAME_LEN_MAX: usize = 32;
 const REASON_LEN_MAX: usize = 512;
 
-/// What one end says of a connection.
+/// One end's view of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerView {
     /// Every candidate, in that end's order of preference.
     pub candidates: Vec<PeerCandidate>,
-    /// What that end says of the ways that the link may take or not. Text of the other end's, fit for a log line.
+    /// That end's notes on the optional mechanisms of its link. Text of the peer's, safe for a log line.
     pub notes: Vec<String>,
 }
 
-/// What one end says of a candidate. Text of the other end's, fit for a log line.
+/// One end's view of a candidate. Text of the peer's, safe for a log line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerCandidate {
-    /// Its name.
+    /// The candidate's name.
     pub name: String,
-    /// What became of it.
+    /// Whether it was chosen, available or refused.
     pub state: CandidateState,
-    /// Why.
+    /// Why it has that state.
     pub reason: String,
 }
 
 impl PeerView {
-    /// What `path` says, without notes.
+    /// Makes the view of `path`, without notes.
     pub fn of(path: &Path) -> Self {
         let peer_candidate = |candidate: &crate::backend::path::Candidate| PeerCandidate {
             name: clean(candidate.name.as_bytes(), NAME_LEN_MAX),
@@ -43,13 +43,14 @@ impl PeerView {
         Self { candidates, notes: Vec::new() }
     }
 
-    /// The candidate that it says carries the connection.
+    /// Returns the candidate that carries the connection in this view.
     pub fn chosen(&self) -> Option<&str> {
         let chosen = |peer_candidate: &&PeerCandidate| peer_candidate.state == CandidateState::Chosen;
         self.candidates.iter().find(chosen).map(|peer_candidate| &peer_candidate.name[..])
     }
 
-    /// A line each: the state's letter, the name, a space, the reason; or `n` and a note.
+    /// Encodes one line for each candidate (the state's letter, the name, a space, the reason) and for each
+    /// note (`n`, the note).
     pub(super) fn encode(&self) -> Vec<u8> {
         let line = |peer_candidate: &PeerCandidate| {
             let state = match peer_candidate.state {
@@ -63,7 +64,7 @@ impl PeerView {
         self.candidates.iter().map(line).chain(notes).collect::<String>().into_bytes()
     }
 
-    /// `None` if it is no view at all.
+    /// Decodes a view. `None` if `bytes` are not one.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let peer_candidate = |line: &[u8]| {
             let (state, rest) = line.split_first()?;
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_view_survives_the_trip_and_a_unauthenticated_peers_is_bounded() {
+    fn a_view_decodes_as_it_was_encoded_and_a_hostile_one_is_bounded() {
         let peer_candidate = |name: &str, state, reason: &str| PeerCandidate {
             name: name.into(),
             state,
