@@ -1,4 +1,4 @@
-//! Where an endpoint listens or connects: `tcp://10.0.0.7:7000?streams=4`.
+//! Addresses: where an endpoint listens or connects, as `tcp://10.0.0.7:7000?streams=4`.
 
 mod options;
 mod parse;
@@ -8,17 +8,16 @@ use std::fmt::{self, Write};
 
 use crate::{Error, ErrorKind, Result};
 
-/// Bounds an address as text.
+/// The longest address as text, in bytes.
 const LEN_MAX: usize = 1024;
 
-/// What an address asks for: the best path both ends offer, or one backend and no other.
+/// What an address selects: the best path that both ends offer, or one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// Whatever serves the pair best: `mem` within a process, `shm` within a host, `tcp` beyond.
+    /// The best path of both ends: `mem` within a process, `shm` within a host, `ucx` or `tcp` between hosts.
     Towline,
-    /// Whatever serves the pair best and shows nothing to whoever is on the way: what leaves the host goes
-    /// over TLS.
+    /// The best path of both ends that keeps data private in transit: TLS between hosts.
     Towlines,
     /// Only TCP.
     Tcp,
@@ -35,11 +34,11 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// All of them.
+    /// All schemes.
     pub const ALL: [Self; 8] =
         [Self::Towline, Self::Towlines, Self::Tcp, Self::Tls, Self::Shm, Self::Ucx, Self::Ib, Self::Mem];
 
-    /// As written before `://`.
+    /// Returns the scheme as written before `://`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Towline => "towline",
@@ -53,7 +52,7 @@ impl Scheme {
         }
     }
 
-    /// The one backend that it asks for, by name; `None` where both ends choose.
+    /// Returns the name of the one backend that the scheme selects; `None` where both ends choose.
     pub fn backend(self) -> Option<&'static str> {
         match self {
             Self::Towline | Self::Towlines => None,
@@ -62,7 +61,7 @@ impl Scheme {
         }
     }
 
-    /// Whether peers meet over TLS.
+    /// Returns whether connections use TLS.
     pub fn is_encrypted(self) -> bool {
         matches!(self, Self::Towlines | Self::Tls)
     }
@@ -115,7 +114,7 @@ pub struct Address {
 
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Place {
-    /// The host is in lower case, and an IPv6 address in its shortest form, without brackets.
+    /// The host is in lower case. An IPv6 address is in its shortest form, without brackets.
     Port {
         host: String,
         port: u16,
@@ -124,8 +123,10 @@ enum Place {
 }
 
 impl Address {
-    /// `scheme://host:port`; `host` may wear brackets if it is an IPv6 address. `Invalid` for
-    /// [`Scheme::Mem`], which has neither.
+    /// Makes `scheme://host:port`. An IPv6 `host` may have brackets.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed host, and for [`Scheme::Mem`], which has no host and port.
     pub fn new(scheme: Scheme, host: &str, port: u16) -> Result<Self> {
         if scheme == Scheme::Mem {
             return Err(invalid("mem has no host and port: use Address::mem(name)"));
@@ -135,19 +136,22 @@ impl Address {
         Self { scheme, place: Place::Port { host, port }, options: Vec::new() }.bounded()
     }
 
-    /// `mem://name`; the empty name lets the listener assign one.
+    /// Makes `mem://name`. The empty name lets the listener assign one.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed name.
     pub fn mem(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         parse::check_name(&name)?;
         Self { scheme: Scheme::Mem, place: Place::Name(name), options: Vec::new() }.bounded()
     }
 
-    /// What the address asks for.
+    /// Returns the scheme.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The host, without brackets; empty for `mem`, and where it was left out to mean every interface.
+    /// Returns the host, without brackets. Empty for `mem`, and where it was omitted to mean every interface.
     pub fn host(&self) -> &str {
         match &self.place {
             Place::Port { host, .. } => host,
@@ -155,7 +159,7 @@ impl Address {
         }
     }
 
-    /// The port, where 0 lets the operating system choose; 0 for `mem`.
+    /// Returns the port. 0 lets the operating system choose. Always 0 for `mem`.
     pub fn port(&self) -> u16 {
         match self.place {
             Place::Port { port, .. } => port,
@@ -163,7 +167,7 @@ impl Address {
         }
     }
 
-    /// The name within the process, for `mem` alone; empty to have one assigned.
+    /// Returns the name within the process, for `mem` only. Empty to have one assigned.
     pub fn name(&self) -> Option<&str> {
         match &self.place {
             Place::Port { .. } => None,
@@ -171,22 +175,25 @@ impl Address {
         }
     }
 
-    /// Whether the host means every interface, as a listener may ask: empty, `*`, `0.0.0.0` or `[::]`.
+    /// Returns whether the host means every interface, as for a listener: empty, `*`, `0.0.0.0` or `[::]`.
     pub fn is_wildcard(&self) -> bool {
         matches!(&self.place, Place::Port { host, .. } if matches!(&**host, "" | "*" | "0.0.0.0" | "::"))
     }
 
-    /// The value of one option.
+    /// Returns the value of one option.
     pub fn option(&self, key: &str) -> Option<&str> {
         self.options().find(|(known, _)| *known == key).map(|(_, value)| value)
     }
 
-    /// All options, in the order they were written.
+    /// Returns all options, in the order in which they were written.
     pub fn options(&self) -> impl Iterator<Item = (&str, &str)> {
         self.options.iter().map(|(key, value)| (&**key, &**value))
     }
 
-    /// The same address with this option, in place of one of the same key.
+    /// Returns the same address with this option. It replaces an option of the same key.
+    ///
+    /// # Errors
+    /// `Invalid` without a key, or if the address becomes too long.
     pub fn with_option(mut self, key: impl Into<String>, value: impl Into<String>) -> Result<Self> {
         let (key, value) = (key.into(), value.into());
         if key.is_empty() {

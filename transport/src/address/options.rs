@@ -1,4 +1,4 @@
-//! What may stand behind an address's question mark, and what it means.
+//! The options of an address: the query after its question mark.
 
 use super::{Address, Scheme, invalid};
 use crate::Result;
@@ -22,7 +22,7 @@ impl Address {
         })
     }
 
-    /// How many streams it asks for: 1 where it says nothing.
+    /// Returns the number of streams that the address requests; 1 without the option.
     pub(crate) fn streams(&self) -> Result<u8> {
         let Some(streams) = self.option("streams") else { return Ok(1) };
         let count = streams.parse().ok().filter(|count| (1..=STREAMS_MAX).contains(&usize::from(*count)));
@@ -31,7 +31,10 @@ impl Address {
         })
     }
 
-    /// Refuses what this scheme has no use for, and values that mean nothing.
+    /// Checks that the scheme has every option, with a valid value.
+    ///
+    /// # Errors
+    /// `Invalid`, with the remedy.
     pub(crate) fn check_options(&self) -> Result<()> {
         let scheme = self.scheme();
         for (key, value) in self.options() {
@@ -72,7 +75,7 @@ impl Address {
     }
 }
 
-/// Why there is nothing to spread a connection over, where that is so.
+/// Returns why the scheme has no `streams` option, or `None` if it has.
 fn no_streams(scheme: Scheme) -> Option<&'static str> {
     match scheme {
         Scheme::Mem => Some("nothing travels"),
@@ -82,7 +85,7 @@ fn no_streams(scheme: Scheme) -> Option<&'static str> {
     }
 }
 
-/// A name as UCX gives them; none of our own is in upper case.
+/// Returns whether `key` is a setting of UCX. None of this library's options is in upper case.
 fn is_setting(key: &str) -> bool {
     let in_setting = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
     key.starts_with(|first: char| first.is_ascii_uppercase()) && key.bytes().all(in_setting)

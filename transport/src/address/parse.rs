@@ -1,4 +1,4 @@
-//! From text to [`Address`]. Every error says what was wrong and what would be right.
+//! Parses text to an [`Address`]. Every error says what is wrong and what to write.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -6,9 +6,9 @@ use std::str::FromStr;
 use super::{Address, LEN_MAX, Place, Scheme, invalid};
 use crate::{Error, Result};
 
-/// How much of a wrong address an error repeats.
+/// The most bytes of a wrong address that an error quotes.
 const QUOTE_LEN_MAX: usize = 80;
-/// Bounds a host name, and each of its labels: RFC 1035, section 2.3.4.
+/// The limits of a host name and of each of its labels: RFC 1035, section 2.3.4.
 const HOST_LEN_MAX: usize = 253;
 const LABEL_LEN_MAX: usize = 63;
 
@@ -86,7 +86,8 @@ fn parse_port(text: &str) -> Result<u16> {
         .map_err(|_| invalid(format!("port {} is out of range: write a number from 0 to 65535", quote(text))))
 }
 
-/// An IPv6 address without brackets, in its shortest form; the zone of a link-local one (`%eth0`) is kept.
+/// Parses an IPv6 address without brackets to its shortest form. Keeps the zone of a link-local one
+/// (`%eth0`).
 pub(super) fn ipv6(text: &str) -> Result<String> {
     let (address, zone) = match text.split_once('%') {
         Some((address, zone)) => (address, Some(zone)),
@@ -103,7 +104,7 @@ pub(super) fn ipv6(text: &str) -> Result<String> {
     }
 }
 
-/// An IPv4 address, a name, or one of the ways to say every interface.
+/// Parses an IPv4 address, a name, or a wildcard (empty or `*`).
 pub(super) fn host(text: &str) -> Result<String> {
     if matches!(text, "" | "*") {
         return Ok(text.to_owned());

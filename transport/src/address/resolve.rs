@@ -1,7 +1,7 @@
-//! From a host to the socket addresses that it stands for.
+//! Resolves a host to socket addresses.
 //!
-//! `getaddrinfo` cannot be cancelled. It runs in a thread of its own, which nobody waits for: neither a
-//! caller whose time is up, nor an endpoint that is dropped.
+//! `getaddrinfo` cannot be cancelled. It runs in a thread of its own. Neither a caller whose time is up nor
+//! the drop of an endpoint waits for that thread.
 
 use std::fmt::Write;
 use std::io;
@@ -17,14 +17,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::{Environment, within};
 use crate::platform::process::PerProcess;
 
-/// Names that a process resolves at once. A thread that waits for a dead name server holds its place until
-/// the system gives up.
+/// The most names that a process resolves at once. A thread that waits for a dead name server occupies one
+/// place until the system gives up.
 const LOOKUPS_MAX: usize = 32;
-/// How many addresses an error names.
+/// The most addresses that an error names.
 const ADDRESSES_IN_ERROR_MAX: usize = 8;
 
-/// The socket addresses that the host of `address` stands for, each once, in the system's order; for every
-/// interface, `[::]` and then `0.0.0.0`. A name takes until `deadline` at most.
+/// Resolves the host of `address` to socket addresses, each once, in the system's order. A wildcard gives
+/// `[::]` and then `0.0.0.0`. Takes until `deadline` at most.
 ///
 /// # Errors
 /// `Unavailable` for an unknown name or zone; `TimedOut`; `Invalid` for a link-local address without a zone.
@@ -43,22 +43,22 @@ pub(crate) async fn resolve(
     let limit = deadline.saturating_sub(environment.now());
     let (done, found) = oneshot::channel();
     let (timer, host) = (environment.clone(), address.host().to_owned());
-    // Its timer is the driver's, whatever the caller's executor.
+    // The timer is the driver's, so that any executor of the caller works.
     environment.spawn(Box::pin(async move {
         let found = within(&*timer, deadline, look_up(host, port)).await;
-        // The caller may have given up.
+        // The caller may have dropped its future.
         let _ = done.send(found.unwrap_or_else(|| Err(timed_out(limit))));
     }));
     let ended = |_| Error::new(ErrorKind::Closed, "the endpoint's driver ended");
     found.await.map_err(ended)?
 }
 
-/// Whether `address` has a host that is an address, and so needs no name server.
+/// Returns whether the host of `address` is an IP address, which needs no name server.
 pub(crate) fn is_literal(address: &Address) -> bool {
     literal(address.host(), address.port()).is_some()
 }
 
-/// What a host is that is an address.
+/// Parses a host that is an IP address; `None` for a name.
 fn literal(host: &str, port: u16) -> Option<Result<SocketAddr>> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Some(Ok((ip, port).into()));
@@ -68,7 +68,7 @@ fn literal(host: &str, port: u16) -> Option<Result<SocketAddr>> {
     Some(scope(zone).map(|scope| SocketAddrV6::new(ip, port, 0, scope).into()))
 }
 
-/// The index of an interface, by its name or as a number.
+/// Returns the index of an interface, by its name or as a number.
 fn scope(zone: &str) -> Result<u32> {
     if let Ok(index) = zone.parse() {
         return Ok(index);
@@ -77,14 +77,13 @@ fn scope(zone: &str) -> Result<u32> {
         let why = format!("no interface here is named {zone:?}: `ip link` lists them");
         Error::new(ErrorKind::Unavailable, why).caused_by(io::Error::from(error))
     };
-    // Any socket serves to ask by.
+    // Any socket can query the index.
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     let socket = socket.map_err(|error| Error::io(error.into()))?;
     netdevice::name_to_index(socket, zone).map_err(unknown)
 }
 
-/// Refuses a link-local address that does not say of which interface it is; the kernel would call it an
-/// invalid argument.
+/// Checks that a link-local address has a zone. Without one the kernel would report an invalid argument.
 pub(crate) fn check_zone(at: SocketAddr) -> Result<()> {
     let SocketAddr::V6(v6) = at else { return Ok(()) };
     if !v6.ip().is_unicast_link_local() || v6.scope_id() != 0 {
@@ -105,7 +104,7 @@ async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
     let look_up = move || {
         let found = (&*host, port).to_socket_addrs().map(Vec::from_iter);
         drop(place);
-        // Whoever asked may have given up.
+        // The caller may have dropped its future.
         let _ = found_sender.send(found);
     };
     std::thread::Builder::new().name("towline-resolver".into()).spawn(look_up).map_err(Error::io)?;
@@ -126,7 +125,7 @@ async fn look_up(host: String, port: u16) -> Result<Vec<SocketAddr>> {
 
 fn unknown(error: io::Error) -> Error {
     if error.raw_os_error().is_some() {
-        // Not the name: the process has no descriptors left, or the like.
+        // The name is not the cause: the process has no descriptors left, for example.
         return Error::io(error);
     }
     let why = "the host's name does not resolve: check it, or write the host's address";
@@ -141,12 +140,12 @@ fn timed_out(limit: Duration) -> Error {
     Error::new(ErrorKind::TimedOut, why)
 }
 
-/// To a tenth.
+/// Rounds to a tenth of a second.
 pub(crate) fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
 }
 
-/// What became of each address of a host, in the order of the attempts.
+/// The error of each address of a host, in the order of the attempts.
 #[derive(Debug, Default)]
 pub(crate) struct AttemptErrors(Vec<(SocketAddr, Error)>);
 
@@ -159,7 +158,7 @@ impl AttemptErrors {
         self.0.iter().map(|(_, error)| error.kind())
     }
 
-    /// All of them as one error of `kind`. An address is named unless `address` is that one.
+    /// Combines them into one error of `kind`. An address is named unless `address` is that address.
     pub(crate) fn into_error(mut self, kind: ErrorKind, address: &Address) -> Error {
         match self.0.len() {
             1 => {

@@ -1,4 +1,4 @@
-//! The counts of an endpoint as a collector of `prometheus_client`.
+//! The metrics of an endpoint as a collector of `prometheus_client`.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,11 +13,11 @@ use super::page::{NO_LABELS, Page};
 use crate::memory::{Place, Pool};
 use crate::platform::process::Process;
 
-/// What an [`Endpoint`](crate::Endpoint) counts: of each connection, of all together, and of its pools. Needs
-/// the feature `metrics`, which is on by default.
+/// The metrics of an [`Endpoint`](crate::Endpoint): of each connection, of all connections together, and of
+/// its pools. Needs the feature `metrics`, which is on by default.
 ///
-/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show
-/// the same. `docs/metrics.md` lists every name. A process forked from the endpoint's sees none of it.
+/// Register it with a `prometheus_client` registry, or take its [`text`](Self::text). Clones report the same.
+/// `docs/metrics.md` lists every name. In a forked child it reports nothing.
 ///
 /// ```
 /// use prometheus_client::registry::Registry;
@@ -37,7 +37,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Everything as OpenMetrics text, as it is now.
+    /// Returns all metrics as OpenMetrics text, as of now.
     pub fn text(&self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));

@@ -1,18 +1,18 @@
-//! A histogram without a lock: two relaxed additions a value. Its bounds are the caller's.
+//! A lock-free histogram: two relaxed additions per value. Its bounds are the caller's.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The most bounds that a tally has, and one more place for what is beyond them.
+/// The number of buckets: at most 14 bounds, and one bucket beyond them.
 const BUCKETS: usize = 15;
 
-/// Payload bytes of a message.
+/// The bounds of payload lengths in bytes.
 const BYTES: Bounds = Bounds {
     of: &[0, 64, 512, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20, 1 << 30],
     per_unit: 1.0,
 };
-/// Nanoseconds that become seconds.
+/// The bounds of times: recorded in nanoseconds, reported in seconds.
 const TIMES: Bounds = Bounds {
     of: &[
         3_000,
@@ -33,8 +33,8 @@ const TIMES: Bounds = Bounds {
     per_unit: 1e9,
 };
 
-/// The largest value of each bucket, ascending, and how many make one of the unit that is told. Dividing by a
-/// whole number gives the float next to the bound (0.0003); multiplying by 1e-9 does not
+/// The largest value of each bucket, ascending, and the number of recorded units in a reported unit. Dividing
+/// by a whole number gives the float next to the bound (0.0003). Multiplying by 1e-9 does not
 /// (0.00030000000000000003).
 #[derive(Debug, PartialEq)]
 struct Bounds {
@@ -50,7 +50,7 @@ pub(crate) struct Histogram {
     sum: AtomicU64,
 }
 
-/// What a tally held at one moment, or several held together.
+/// The contents of a histogram at one moment, or the sum of several.
 #[derive(Clone, Debug)]
 pub(crate) struct HistogramSnapshot {
     bounds: &'static Bounds,
@@ -59,12 +59,12 @@ pub(crate) struct HistogramSnapshot {
 }
 
 impl Histogram {
-    /// Of payload bytes.
+    /// Makes a histogram of payload bytes.
     pub(crate) fn of_bytes() -> Self {
         Self::new(&BYTES)
     }
 
-    /// Of times.
+    /// Makes a histogram of times.
     pub(crate) fn of_times() -> Self {
         Self::new(&TIMES)
     }
@@ -90,23 +90,23 @@ impl Histogram {
 }
 
 impl HistogramSnapshot {
-    /// How many values there were.
+    /// Returns the number of values.
     pub(crate) fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Their sum, as they were recorded.
+    /// Returns the sum of the values, in the recorded unit.
     pub(crate) fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// Their sum, in the unit that is told.
+    /// Returns the sum of the values, in the reported unit.
     pub(crate) fn sum_in_unit(&self) -> f64 {
         self.sum as f64 / self.bounds.per_unit
     }
 
-    /// Each bucket's upper bound, and how many values it holds itself. The last bound is infinite, and
-    /// nothing less: the encoder writes `+Inf`, without which a histogram is refused, for that value alone.
+    /// Returns each bucket's upper bound and its own count. The last bound is infinite, because the encoder
+    /// writes the required `+Inf` for that value only.
     pub(crate) fn buckets(&self) -> Vec<(f64, u64)> {
         let bounds = self.bounds.of.iter().map(|bound| *bound as f64 / self.bounds.per_unit);
         bounds.chain([f64::INFINITY]).zip(self.counts).collect()
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bound_has_a_place_and_one_is_left() {
+    fn every_bound_has_a_bucket_and_one_bucket_is_left() {
         for Bounds { of, .. } in [BYTES, TIMES] {
             assert!(of.len() < BUCKETS && of.is_sorted());
         }
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn tallies_add_up() {
+    fn snapshots_add_up() {
         let (first, second) = (Histogram::of_times(), Histogram::of_times());
         first.record_time(Duration::from_micros(2));
         second.record_time(Duration::from_millis(2));

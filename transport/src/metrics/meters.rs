@@ -1,4 +1,4 @@
-//! What is counted: by each connection without a lock, and by the endpoint when one comes or goes.
+//! The counters: each connection's, without a lock, and the endpoint's, when a connection begins or ends.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use crate::backend::Link;
 use crate::error::ErrorKind;
 use crate::platform::mutex::Mutex;
 
-/// What one connection counts. Two relaxed additions a message and direction, and two a delivery.
+/// The counters of one connection. Two relaxed additions per message and direction, and two per delivery.
 #[derive(Debug)]
 pub(crate) struct Counts {
     link: Arc<dyn Link>,
@@ -50,7 +50,7 @@ impl Counts {
     }
 }
 
-/// What one connection had counted at one moment, or many had together.
+/// The counters of one connection at one moment, or the sum of many.
 #[derive(Clone, Debug)]
 pub(super) struct CountsSnapshot {
     pub(super) sent: HistogramSnapshot,
@@ -102,7 +102,7 @@ impl CountsSnapshot {
 
 pub(super) type Labels<const N: usize> = [(&'static str, String); N];
 
-/// Events, counted by their labels.
+/// Events, counted by label.
 #[derive(Debug, Default)]
 pub(super) struct LabelledCounter<const N: usize>(Mutex<BTreeMap<Labels<N>, u64>>);
 
@@ -117,7 +117,7 @@ impl<const N: usize> LabelledCounter<N> {
     }
 }
 
-/// What one endpoint counts; its driver keeps it.
+/// The counters of one endpoint, kept by its driver.
 #[derive(Debug)]
 pub(crate) struct Meters {
     connections: Mutex<Connections>,
@@ -130,7 +130,7 @@ pub(crate) struct Meters {
 #[derive(Debug)]
 struct Connections {
     living: BTreeMap<u64, (Arc<Counts>, Labels<3>)>,
-    /// What those counted that are gone.
+    /// The sum of the connections that have ended.
     retired: CountsSnapshot,
 }
 
@@ -145,13 +145,13 @@ impl Meters {
         }
     }
 
-    /// A connection was made.
+    /// Adds an open connection.
     pub(crate) fn adopt(&self, number: u64, counts: &Arc<Counts>, path: &'static str, peer: String) {
         let labels = [("connection", number.to_string()), ("path", path.to_owned()), ("peer", peer)];
         self.connections().living.insert(number, (counts.clone(), labels));
     }
 
-    /// A connection is gone; `end` tells how it ended.
+    /// Removes a connection and adds its counters to the endpoint's. `end` is how it ended.
     pub(crate) fn retire(&self, number: u64, counts: &Counts, end: Option<ErrorKind>) {
         let counted = counts.read();
         let mut connections = self.connections();
@@ -163,7 +163,7 @@ impl Meters {
         }
     }
 
-    /// An end took `time` to become a connection over `path`, or failed.
+    /// Counts an attempt that took `time` and opened a connection over `path`, or failed.
     pub(crate) fn established(
         &self,
         role: &'static str,
@@ -181,7 +181,7 @@ impl Meters {
         }
     }
 
-    /// What each connection that lives has counted, and all that ever lived together.
+    /// Returns the counters of each open connection, and the sum of all connections ever opened.
     pub(super) fn read(&self) -> (Vec<(CountsSnapshot, Labels<3>)>, CountsSnapshot) {
         let (living, mut all) = {
             let connections = self.connections();
@@ -199,7 +199,7 @@ impl Meters {
     }
 }
 
-/// A kind of error as a label's value: `peer_lost`.
+/// Returns an error kind as a label value: `peer_lost`.
 fn label_value(kind: ErrorKind) -> String {
     kind.to_string().replace([' ', '/'], "_")
 }

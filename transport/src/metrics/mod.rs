@@ -1,7 +1,7 @@
-//! What an endpoint counts, in the form that Prometheus reads.
+//! The metrics of an endpoint, for Prometheus.
 //!
-//! Connections count anyway, lock-free; everything else happens at a scrape. What a connection counted
-//! outlives it in the endpoint's sums, so that these never go back.
+//! Connections count without locks. Everything else happens at a scrape. What a connection counted stays in
+//! the endpoint's sums after its end, so the sums never decrease.
 
 #[cfg(feature = "metrics")]
 mod collector;
@@ -16,23 +16,24 @@ mod page;
 pub use self::collector::Metrics;
 pub(crate) use self::meters::{Counts, Meters};
 
-/// What one connection counted since it was made.
+/// The counters of one connection since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Messages whose memory was reusable again.
+    /// Messages sent whose memory can be reused.
     pub messages_sent: u64,
-    /// Messages handed to the application.
+    /// Messages returned to the application.
     pub messages_received: u64,
     /// Payload bytes of sent messages.
     pub bytes_sent: u64,
     /// Payload bytes of received messages.
     pub bytes_received: u64,
-    /// Payload bytes that this end copied: in user space, or by having the kernel read the peer's memory.
+    /// Payload bytes that this end copied: in user space, or by reading the peer's memory through the kernel.
     pub bytes_copied: u64,
-    /// What of it was copied into shared memory, where the peer reads it: its end copied none of that.
+    /// The part of `bytes_copied` that was copied into shared memory for the peer, which then copies none of
+    /// it.
     pub bytes_bounced: u64,
     /// System calls that moved data, or tried to.
     pub system_calls: u64,
-    /// Times a message had to wait for credit.
+    /// The number of times that a message waited for credit.
     pub credit_stalls: u64,
 }

@@ -1,4 +1,4 @@
-//! One scrape as it is written: a family of metrics a call.
+//! The encoder of one scrape: each call writes one metric family.
 
 use std::fmt;
 
@@ -8,10 +8,10 @@ use prometheus_client::metrics::MetricType;
 use super::histogram::HistogramSnapshot;
 use super::meters::{CountsSnapshot, Labels};
 
-/// Of an endpoint's sums, there is nothing to tell apart.
+/// An endpoint's sums have no labels.
 pub(super) const NO_LABELS: Labels<0> = [];
 
-/// What is being written.
+/// A scrape that is being written.
 pub(super) struct Page<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Page<'_> {
@@ -55,7 +55,8 @@ impl Page<'_> {
         Ok(())
     }
 
-    /// What connections count: all of the endpoint together, or each (then `of` is `connection_`).
+    /// Writes the counters of connections: all of the endpoint together, or each (then `of` is
+    /// `connection_`).
     pub(super) fn connection_counts<const N: usize>(
         &mut self,
         of: &str,
@@ -83,13 +84,13 @@ impl Page<'_> {
     }
 }
 
-/// The end of a name, what it tells, and where the value is.
+/// A metric family: the end of its name, its help text, and its value.
 type Family<T> = (&'static str, &'static str, fn(&CountsSnapshot) -> T);
 
 const HISTOGRAMS: [Family<HistogramSnapshot>; 3] = [
     ("sent_bytes", "Payload of each message sent", |counts| counts.sent.clone()),
     ("received_bytes", "Payload of each message received", |counts| counts.received.clone()),
-    ("deliver_seconds", "From deliver to the receiver's word", |counts| counts.deliveries.clone()),
+    ("deliver_seconds", "From deliver to the acknowledgement", |counts| counts.deliveries.clone()),
 ];
 
 const COUNTERS: [Family<u64>; 4] = [

@@ -1,7 +1,8 @@
-//! What an endpoint takes from the world: a clock, timers, randomness and a place to run its tasks.
+//! The environment of an endpoint: a clock, timers, randomness and task spawning.
 //!
-//! A simulation implements [`Environment`] and owns all four; [`System`] is the real one. Background tasks
-//! run here and never on the runtime of a caller, which may end or stand idle while the endpoint lives.
+//! [`System`] is the real environment. A simulation implements [`Environment`] and controls all four.
+//! Background tasks run in the environment and never on a caller's runtime, which may end or idle while the
+//! endpoint lives.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -40,22 +41,22 @@ pub type Task<T = ()> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 ///
 /// Times are durations since an arbitrary origin that never moves: only differences mean anything.
 pub trait Environment: Debug + Send + Sync + 'static {
-    /// The time now. Never goes back.
+    /// Returns the current time. Never goes back.
     fn now(&self) -> Duration;
 
-    /// Ends once `now()` has reached `at`. Any executor may poll it, on any thread.
+    /// Returns a timer that ends once `now()` has reached `at`. Any executor may poll it, on any thread.
     fn sleep_until(&self, at: Duration) -> Task;
 
-    /// Fills `out` with bytes an unauthenticated peer cannot guess (a simulation may use its seed).
+    /// Fills `out` with bytes that a peer cannot guess. A simulation may derive them from its seed.
     fn random(&self, out: &mut [u8]);
 
-    /// Runs `task` to its end, whatever the caller does next. It is dropped unfinished only where the
+    /// Runs `task` to its end, independently of the caller. It is dropped unfinished only when the
     /// environment itself ends.
     fn spawn(&self, task: Task);
 }
 
-/// The real world: the monotonic clock, the operating system's randomness, and one driver thread that runs
-/// the tasks. The thread ends when this is dropped.
+/// The system environment: the monotonic clock, the operating system's randomness, and one driver thread that
+/// runs the tasks. Dropping it ends the thread.
 #[derive(Debug)]
 pub struct System {
     origin: Instant,
@@ -68,16 +69,16 @@ impl System {
     /// Starts the driver thread.
     ///
     /// # Errors
-    /// `Io` if there is no thread, or no reactor, to be had.
+    /// `Io` if a thread or a reactor cannot be created.
     pub fn start() -> Result<Self> {
         let (made, known) = mpsc::sync_channel(1);
         let dropped = Arc::new(Notify::new());
         let ended = dropped.clone();
-        // The thread makes its runtime. One that was made here would be dropped here where no thread can be
-        // had, and tokio panics then if the caller is async code.
+        // The thread creates its runtime. A runtime created here would be dropped here if no thread can be
+        // started, and tokio panics then if the caller is async code.
         let run = move || match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
-                // Whoever asked waits for it.
+                // The caller waits for this message.
                 let _ = made.send(Ok(runtime.handle().clone()));
                 runtime.block_on(ended.notified());
             }
@@ -89,12 +90,12 @@ impl System {
         Ok(Self { origin: Instant::now(), driver, dropped: Some(dropped) })
     }
 
-    /// Runs the tasks on this runtime, which has I/O and time enabled, without a thread of its own. On a
-    /// runtime of several threads, background work uses several; on that of its callers, it wakes no other
-    /// thread.
+    /// Runs the tasks on `runtime`, without a thread of its own. The runtime must have I/O and time enabled.
+    /// On a runtime of several threads, background work uses several. On the callers' own runtime, it wakes
+    /// no other thread.
     ///
-    /// Its endpoints make progress only while the runtime runs, which should outlive them: afterwards their
-    /// calls fail with `Closed`, and polling a timer that began before panics.
+    /// Its endpoints make progress only while the runtime runs, so the runtime should outlive them. After its
+    /// end their calls fail with `Closed`, and polling a timer that began before panics.
     pub fn on(runtime: Handle) -> Self {
         Self { origin: Instant::now(), driver: runtime, dropped: None }
     }
@@ -117,7 +118,7 @@ impl Environment for System {
         let (at, driver) = (self.origin.checked_add(at), self.driver.clone());
         Box::pin(async move {
             let Some(at) = at else { return std::future::pending().await };
-            // A timer belongs to the runtime that it was made on.
+            // A timer belongs to the runtime on which it is made.
             let timer = {
                 let _on_driver = driver.enter();
                 tokio::time::sleep_until(at.into())
@@ -135,8 +136,7 @@ impl Environment for System {
     }
 }
 
-/// Runs `task` unless `at` comes first; `None` says that it did, and `task` was dropped. Any executor may
-/// poll it.
+/// Runs `task` until `at`. Returns `None`, and drops `task`, if `at` comes first. Any executor may poll it.
 pub async fn within<T>(
     environment: &dyn Environment,
     at: Duration,

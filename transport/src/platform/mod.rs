@@ -1,4 +1,4 @@
-//! What the process and its environment give: clock, timers, tasks, descriptors, and what a fork inherits.
+//! The platform: clock, timers, tasks, descriptors, and the detection of forks.
 
 pub mod environment;
 pub(crate) mod mutex;

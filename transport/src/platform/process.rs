@@ -1,13 +1,13 @@
-//! Which process made a thing, as forks tell: a child forked without `exec` inherits copies of everything,
-//! and must leave alone what its parent goes on using.
+//! Detects forks: which process made a value. A child forked without `exec` inherits copies of everything and
+//! must not use what its parent still uses.
 //!
-//! The invariant (M10): what a process inherited is neither locked, nor polled, nor dropped by it. A number
-//! that a fork changes tells: a word of a page that the kernel wipes in the child, so that asking is one
-//! load; where the kernel cannot do that, the process's number, which is a system call.
+//! The invariant (M10): a process neither locks, nor polls, nor drops what it inherited. Each process has a
+//! generation. It is a word in a page that the kernel wipes in the child, so a check is one load. Where the
+//! kernel cannot wipe a page, the generation is the process ID, which costs a system call.
 
 #![expect(
     unsafe_code,
-    reason = "a page of the kernel's, and what is leaked so that it outlives every reader"
+    reason = "a page that the kernel wipes on fork, and leaked values that outlive every reader"
 )]
 
 use std::future::{Future, poll_fn};
@@ -21,16 +21,16 @@ use rustix::process::getpid;
 
 use crate::error::{Error, ErrorKind, Failed, Result};
 
-/// The process that made something.
+/// The process that made a value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Process {
     generation: u64,
-    /// What a fork wipes; `None` where the generation is the process's number.
+    /// The word that a fork wipes; `None` where the generation is the process ID.
     word: Option<&'static AtomicU64>,
 }
 
 impl Process {
-    /// This one.
+    /// Returns the current process.
     pub(crate) fn current() -> Self {
         let Some(word) = word() else { return Self { generation: number(), word: None } };
         let generation = match word.load(Ordering::Relaxed) {
@@ -40,17 +40,21 @@ impl Process {
         Self { generation, word: Some(word) }
     }
 
-    /// Whether that is the process which asks.
+    /// Returns whether the caller runs in this process.
     pub(crate) fn is_this(&self) -> bool {
         self.generation == self.word.map_or_else(number, |word| word.load(Ordering::Relaxed))
     }
 
-    /// Tells a process that inherited something what to do instead.
+    /// Fails in any other process, which inherited the value by a fork.
+    ///
+    /// # Errors
+    /// `Unsupported`, with the remedy.
     pub(crate) fn check(&self) -> Result<()> {
         if self.is_this() { Ok(()) } else { Err(inherited()) }
     }
 
-    /// The result of `work`, which is left alone in a process that inherited it.
+    /// Runs `work` to its result. In a process that inherited it, `work` is neither polled nor dropped, and
+    /// this fails.
     pub(crate) async fn run<T>(self, work: impl Future<Output = T>) -> Result<T> {
         let mut work = Own::of(self, Box::pin(work));
         poll_fn(|cx| match self.check() {
@@ -61,7 +65,7 @@ impl Process {
     }
 }
 
-/// What a call says that is made in a fork of the process that owns what it is about.
+/// The error of a call in a forked child on a value of its parent.
 fn inherited() -> Error {
     let why = "this process was forked from the one that owns this connection; open its own endpoint after fork, or use spawn";
     Error::new(ErrorKind::Unsupported, why)
@@ -71,9 +75,10 @@ fn number() -> u64 {
     getpid().as_raw_nonzero().get() as u64
 }
 
-/// The word that reads zero after a fork, until it is [renewed](renew).
+/// Returns the word that reads zero after a fork, until it is [renewed](renew). `None` if there is no such
+/// page.
 fn word() -> Option<&'static AtomicU64> {
-    /// Stands for a page that cannot be had.
+    /// Marks that no page is available.
     static NONE: AtomicU64 = AtomicU64::new(0);
     static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
     let mut known = WORD.load(Ordering::Acquire);
@@ -97,7 +102,7 @@ fn word() -> Option<&'static AtomicU64> {
 
 const PAGE_LEN: usize = 4096;
 
-/// A page of zeroes that a fork turns to zeroes again.
+/// Maps a page of zeroes that a fork zeroes again.
 fn wiped_page() -> Option<*mut AtomicU64> {
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: M10: a new private mapping at an address of the kernel's choice replaces nothing.
@@ -117,9 +122,9 @@ fn unmap(page: *mut AtomicU64) {
     let _ = unsafe { munmap(page.cast(), PAGE_LEN) };
 }
 
-/// Gives a process that finds its word wiped a generation that none of its ancestors had.
+/// Sets a wiped word to a generation that no ancestor had, and returns it.
 fn renew(word: &AtomicU64) -> u64 {
-    /// Not wiped: what the ancestors came to.
+    /// Not wiped: the last generation of the ancestors.
     static LAST: AtomicU64 = AtomicU64::new(0);
     let next = LAST.fetch_add(1, Ordering::Relaxed) + 1;
     match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
@@ -128,8 +133,8 @@ fn renew(word: &AtomicU64) -> u64 {
     }
 }
 
-/// A value that only the process which made it drops: elsewhere it is a copy of something in use, and is
-/// leaked.
+/// A value that only the process that made it drops. In any other process it is a copy of something in use,
+/// and is leaked.
 #[derive(Clone, Debug)]
 pub(crate) struct Own<T> {
     process: Process,
@@ -138,17 +143,17 @@ pub(crate) struct Own<T> {
 }
 
 impl<T> Own<T> {
-    /// A value of this process.
+    /// Wraps a value of the current process.
     pub(crate) fn new(value: T) -> Self {
         Self::of(Process::current(), value)
     }
 
-    /// A value of `process`.
+    /// Wraps a value of `process`.
     pub(crate) fn of(process: Process, value: T) -> Self {
         Self { process, value: Some(value) }
     }
 
-    /// The process that made it.
+    /// Returns the process that made the value.
     pub(crate) fn process(&self) -> Process {
         self.process
     }
@@ -176,8 +181,8 @@ impl<T> Drop for Own<T> {
     }
 }
 
-/// A static that every process makes for itself: what a fork inherits may be locked for ever, and speaks of
-/// others.
+/// A static that each process creates for itself: an inherited one may be locked for ever, and describes the
+/// parent.
 #[derive(Debug)]
 pub(crate) struct PerProcess<T: 'static> {
     make: fn() -> T,
@@ -189,7 +194,7 @@ impl<T: Send + Sync> PerProcess<T> {
         Self { make, made: AtomicPtr::new(ptr::null_mut()) }
     }
 
-    /// This process's.
+    /// Returns the current process's value.
     pub(crate) fn get(&'static self) -> &'static T {
         let now = Process::current().generation;
         let mut known = self.made.load(Ordering::Acquire);
@@ -213,7 +218,7 @@ impl<T: Send + Sync> PerProcess<T> {
     }
 }
 
-/// What a call comes to in a process that only inherited what it is about.
+/// The result of a call in a process that only inherited its subject.
 pub(crate) trait Inherited {
     fn inherited() -> Self;
 }
@@ -224,7 +229,7 @@ impl<T> Inherited for Result<T> {
     }
 }
 
-/// The memory stays with the copy of the operation, which nobody touches.
+/// The memory stays with the inherited copy of the operation, which nothing touches.
 impl<T, M: Default> Inherited for Result<T, Failed<M>> {
     fn inherited() -> Self {
         Err(Failed { error: inherited(), returned: M::default() })
@@ -237,13 +242,13 @@ mod tests {
 
     use super::*;
 
-    /// As an inherited thing looks to the child: made by a process that this one is not.
+    /// The process of an inherited value, as the child sees it.
     fn ancestor() -> Process {
         Process { generation: u64::MAX, ..Process::current() }
     }
 
     #[test]
-    fn a_process_knows_itself_and_not_its_ancestors() {
+    fn only_the_current_process_passes_the_check() {
         assert!(Process::current().is_this());
         Process::current().check().expect("its own");
         assert_eq!(ancestor().check().expect_err("another's").kind(), ErrorKind::Unsupported);
@@ -262,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inherited_is_not_dropped() {
+    fn an_inherited_value_is_not_dropped() {
         let held = std::sync::Arc::new(());
         drop(Own::new(held.clone()));
         assert_eq!(std::sync::Arc::strong_count(&held), 1);
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_share_the_static_of_their_process() {
+    fn threads_of_a_process_share_its_static() {
         static COUNT: PerProcess<Mutex<usize>> = PerProcess::new(Mutex::default);
         let add = || *COUNT.get().lock().expect("nobody panics") += 1;
         std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(add))));

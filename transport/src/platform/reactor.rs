@@ -1,4 +1,4 @@
-//! A descriptor known to the caller's tokio reactor, together with whatever keeps it open.
+//! A descriptor that is registered with the caller's tokio reactor, together with its owner.
 
 #![expect(unsafe_code, reason = "tokio cannot see that the owner travels with the registration")]
 
@@ -23,8 +23,8 @@ impl<T: AsFd> AsRawFd for Owner<T> {
     }
 }
 
-/// Registers `owner`'s descriptor with the reactor of the current runtime; `None` if there is no runtime, or
-/// it cannot. (A runtime that was built without I/O panics here: that is tokio's word on it.)
+/// Registers `owner`'s descriptor with the reactor of the current runtime. `None` without a runtime, or if
+/// registration fails. Panics, in tokio, on a runtime that was built without I/O.
 pub(crate) fn register<T: AsFd>(owner: T, interest: Interest) -> Option<AsyncFd<Owner<T>>> {
     tokio::runtime::Handle::try_current().ok()?;
     // SAFETY: M7: the registration owns `owner`, which keeps its descriptor open (`AsFd`) and never changes

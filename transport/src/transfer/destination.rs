@@ -1,17 +1,17 @@
-//! Where the receiver puts the frames of a message.
+//! The destinations of a message's frames at the receiver.
 
 use crate::memory::{BufferMut, Place, Pool};
 
-/// Where one frame shall land.
+/// The destination of one frame. See [`Incoming::accept_into`](crate::Incoming::accept_into).
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Destination {
-    /// From the start of this buffer, whose capacity must hold it.
+    /// This buffer, from its start. Its capacity must hold the frame.
     Buffer(BufferMut),
-    /// In memory of this pool.
+    /// Memory of this pool.
     Pool(Pool),
-    /// In memory of the endpoint's pool of this place.
+    /// Memory of the endpoint's pool of this place.
     Place(Place),
-    /// Nowhere: the frame is not wanted, and an empty buffer stands in its stead.
+    /// None: the frame is discarded, and an empty buffer replaces it.
     Discard,
 }

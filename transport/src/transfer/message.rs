@@ -1,4 +1,4 @@
-//! What travels: a header and frames, and how a message shows itself before its payload has a place to land.
+//! Messages: a header and frames, and the announcement of a message whose payload has no destination yet.
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -13,8 +13,8 @@ pub const HEADER_LEN_MAX: usize = 64 << 10;
 pub const FRAMES_MAX: usize = 65_536;
 /// The largest payload of one message, all frames together, in bytes.
 pub const PAYLOAD_LEN_MAX: u64 = 1 << 48;
-/// Payload below this travels with its announcement; from here on it waits for a destination, and is never
-/// copied.
+/// Payload below this length, in bytes, is sent with its announcement. From this length on it waits for a
+/// destination, and is never copied.
 pub const EAGER_LEN_MAX: u64 = 16 << 10;
 
 /// A small header and an ordered list of frames, each in its own place.
@@ -26,7 +26,7 @@ pub const EAGER_LEN_MAX: u64 = 16 << 10;
 /// let message = Message::new("tensor 3x4 f32").with_frame(tensor).with_frame("its name");
 /// assert_eq!((message.header().len(), message.payload_len()), (14, 56));
 ///
-/// // At the receiver: the frames share their memory with whoever keeps a clone or a slice of them.
+/// // At the receiver: a clone or a slice of a frame shares its memory.
 /// let (_header, frames) = message.into_parts();
 /// let second_row = frames[0].slice(16..32);
 /// assert_eq!(second_row.as_slice(), Some(&[0; 16][..]));
@@ -36,23 +36,23 @@ pub const EAGER_LEN_MAX: u64 = 16 << 10;
 pub struct Message {
     header: Bytes,
     frames: Vec<Buffer>,
-    /// Where the frames were before they were staged, if any was.
+    /// The places of the frames before they were staged, if they were.
     places: Option<Vec<Place>>,
 }
 
 impl Message {
-    /// A message of `header` (at most 64 KiB) and no frames.
+    /// Makes a message of `header` (at most 64 KiB) and no frames.
     pub fn new(header: impl Into<Bytes>) -> Self {
         Self { header: header.into(), frames: Vec::new(), places: None }
     }
 
-    /// A message of `header` and `frames`.
+    /// Makes a message of `header` and `frames`.
     pub fn from_parts(header: impl Into<Bytes>, frames: Vec<Buffer>) -> Self {
         Self { header: header.into(), frames, places: None }
     }
 
-    /// The same message with its frames copied to where a link can reach them; its frame table stays what it
-    /// was.
+    /// Returns the same message with staged copies of its frames, which the link can access. Its frame table
+    /// keeps the original places.
     pub(crate) fn staged(&self, frames: Vec<Buffer>) -> Self {
         let places = self.table().map(|frame| frame.place).collect();
         Self { header: self.header.clone(), frames, places: Some(places) }
@@ -71,12 +71,12 @@ impl Message {
         &self.header
     }
 
-    /// The frames, in order.
+    /// Returns the frames, in order.
     pub fn frames(&self) -> &[Buffer] {
         &self.frames
     }
 
-    /// What the receiver learns of each frame before its payload.
+    /// Returns the frame table, which the receiver gets before the payload.
     pub fn table(&self) -> impl ExactSizeIterator<Item = FrameInfo> + '_ {
         self.frames.iter().enumerate().map(|(index, frame)| FrameInfo {
             len: frame.len(),
@@ -84,17 +84,20 @@ impl Message {
         })
     }
 
-    /// All frames' bytes together.
+    /// Returns the length of all frames together, in bytes.
     pub fn payload_len(&self) -> u64 {
         self.frames.iter().map(|frame| frame.len() as u64).sum()
     }
 
-    /// The header and the frames.
+    /// Returns the header and the frames.
     pub fn into_parts(self) -> (Bytes, Vec<Buffer>) {
         (self.header, self.frames)
     }
 
-    /// Refuses what no link may carry, naming the limit.
+    /// Checks the limits of a message.
+    ///
+    /// # Errors
+    /// `TooLarge`, naming the limit.
     pub(crate) fn check(&self) -> Result<()> {
         check_limits(self.header.len(), self.frames.len(), self.payload_len())
     }
@@ -116,31 +119,31 @@ pub(crate) fn check_limits(header_len: usize, frames: usize, payload_len: u64) -
     Ok(())
 }
 
-/// One line of a message's frame table.
+/// One entry of a message's frame table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameInfo {
-    /// Bytes.
+    /// The length in bytes.
     pub len: usize,
-    /// Where the sender has it.
+    /// The place of the frame at the sender.
     pub place: Place,
 }
 
-/// A frame table. That of a message with a frame or two, which most are, takes no memory of its own.
+/// A frame table. It is stored inline for up to two frames, as most messages have.
 pub type Table = SmallVec<[FrameInfo; 2]>;
 
-/// The application's word on a message.
+/// The receiver's acknowledgement of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// Every byte is in the memory that the receiver chose.
     Delivered,
-    /// The receiver did not want it.
+    /// The receiver rejected it.
     Rejected,
 }
 
-/// A message that may be copied instead of becoming an [`Op::Send`](crate::backend::Op::Send), whose fields
+/// A small message that the link may copy instead of an [`Op::Send`](crate::backend::Op::Send), whose fields
 /// these are.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "documented there")]
+#[expect(missing_docs, reason = "documented at `Op::Send`")]
 pub struct SmallSend {
     pub message: Message,
     pub receipt: Done<Delivery>,
@@ -148,29 +151,29 @@ pub struct SmallSend {
     pub more: bool,
 }
 
-/// A message that a link announces, in the order the peer sent it.
+/// A message that a link announces, in the order in which the peer sent it.
 #[derive(Debug)]
 pub struct Announced {
-    /// The link's name for it.
+    /// The link's identifier of the message.
     pub id: u64,
     /// The header.
     pub header: Bytes,
     /// The frame table.
     pub frames: Table,
-    /// Where its payload is.
+    /// Where the payload is.
     pub arrival: Arrival,
-    /// The sender waits for the word on it.
+    /// The sender waits for the acknowledgement.
     pub ack_now: bool,
 }
 
-/// Where an announced message's payload is.
+/// Where the payload of an announced message is.
 #[derive(Debug)]
 pub enum Arrival {
-    /// In this memory already.
+    /// It has arrived, in this memory.
     Complete(Vec<Buffer>),
-    /// On its way into the link's own memory, or there already: whoever wants it waits for it, and then says
-    /// so.
+    /// It is in transit into the link's own memory, or has arrived there. The receiver waits for it, then
+    /// acknowledges it.
     InProgress(Completion<Result<Vec<Buffer>>>),
-    /// With the sender: accept it with a destination for each frame.
+    /// It is at the sender, until the message is accepted with a destination for each frame.
     AtSender,
 }

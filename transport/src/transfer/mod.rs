@@ -1,4 +1,4 @@
-//! What a link moves: messages, regions, and the operations that own memory in flight.
+//! What a link transfers: messages, regions, and the operations that own memory in flight.
 
 pub(crate) mod destination;
 pub(crate) mod message;

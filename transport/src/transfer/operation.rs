@@ -1,5 +1,6 @@
-//! An operation owns its memory and ends exactly once: the halves are [`Operation`] (held by the link) and
-//! [`Completion`] (held by the caller). Dropping the first fails it; dropping the second detaches it.
+//! An operation owns its memory and ends exactly once. Its halves are [`Operation`], held by the link, and
+//! [`Completion`], held by the caller. Dropping the first fails the operation. Dropping the second detaches
+//! it.
 
 use std::fmt;
 use std::future::Future;
@@ -10,24 +11,25 @@ use std::task::{Context, Poll, Waker};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::platform::mutex::Mutex;
 
-/// One result on its way from a link to whoever waits for it. Dropping it unresolved tells the waiter
+/// The sending half of one result, from a link to a waiting caller. Dropping it unresolved resolves it with
 /// `Closed`.
 pub struct Done<T>(Option<Sink<Result<T>>>);
 
 impl<T> Done<T> {
-    /// The two halves of one result.
+    /// Makes the two halves of one result.
     pub fn new() -> (Self, Completion<Result<T>>) {
         let slot = Arc::new(Slot::default());
         (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
     }
 
-    /// Calls `then` with the result, on the thread that ends it, possibly under the link's poll lock: it must
-    /// not call the link and must not wait. (Copying staged frames is as long as it may take.)
+    /// Calls `then` with the result, on the thread that resolves it, possibly under the link's poll lock.
+    /// `then` must not call the link and must not wait. Copying staged frames is the longest work that it may
+    /// do.
     pub fn with(then: impl FnOnce(Result<T>) + Send + 'static) -> Self {
         Self(Some(Sink::Hook(Box::new(then))))
     }
 
-    /// Ends it.
+    /// Resolves it.
     pub fn resolve(mut self, result: Result<T>) {
         if let Some(sink) = self.0.take() {
             sink.end(result);
@@ -49,15 +51,15 @@ impl<T> fmt::Debug for Done<T> {
     }
 }
 
-/// Memory `M` in flight, and the promise of a `T` for it. Ends once: by `finish`, by `fail`, or by being
-/// dropped, which fails it; in each case its memory is handed on or back.
+/// Memory `M` in flight, and the promise of a `T` for it. It ends once: by `finish`, by `fail`, or by being
+/// dropped, which fails it. Each of them passes the memory on or returns it.
 pub struct Operation<M, T = ()> {
     memory: Option<M>,
     sink: Option<Sink<Result<T, Failed<M>>>>,
 }
 
 impl<M, T> Operation<M, T> {
-    /// The two halves of one operation over `memory`.
+    /// Makes the two halves of one operation that owns `memory`.
     pub fn new(memory: M) -> (Self, Completion<Result<T, Failed<M>>>) {
         let slot = Arc::new(Slot::default());
         (Self { memory: Some(memory), sink: Some(Sink::Slot(slot.clone())) }, Completion(slot))
@@ -78,14 +80,14 @@ impl<M, T> Operation<M, T> {
         self.memory.as_mut().expect("an operation holds its memory until it ends")
     }
 
-    /// Ends it well: `make` turns the memory into the result.
+    /// Ends it with success: `make` converts the memory into the result.
     pub fn finish(mut self, make: impl FnOnce(M) -> T) {
         if let (Some(memory), Some(sink)) = (self.memory.take(), self.sink.take()) {
             sink.end(Ok(make(memory)));
         }
     }
 
-    /// Ends it badly and gives the memory back.
+    /// Ends it with `error` and returns the memory.
     pub fn fail(mut self, error: Error) {
         self.end_failed(error);
     }
@@ -118,7 +120,7 @@ fn dropped() -> Error {
 pub struct Completion<V>(Arc<Slot<V>>);
 
 impl<V> Completion<V> {
-    /// The result, if it is there; otherwise remembers whom to wake.
+    /// Returns the result, if there is one; otherwise registers the waker.
     pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<V> {
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, State::Taken) {
@@ -135,8 +137,8 @@ impl<V> Completion<V> {
         }
     }
 
-    /// As [`try_take`](Self::try_take), and nothing if another thread is at it; in a fork, that thread is for
-    /// ever.
+    /// As [`try_take`](Self::try_take), but `None` if another thread holds the lock. In a forked child that
+    /// thread holds it for ever.
     pub(crate) fn take_uncontended(&self) -> Option<V> {
         let mut state = self.0.0.try_lock()?;
         match std::mem::replace(&mut *state, State::Taken) {

@@ -1,7 +1,7 @@
-//! Memory that one peer may read or write by itself: regions, the capability that reaches them, and their
-//! table.
+//! Regions: memory that one peer reads or writes without the owner's application, and the capability to
+//! access it.
 //!
-//! The invariant: remotely writable bytes are reached only through a lock that `revoke` empties, so nobody
+//! The invariant: remotely writable bytes are accessed only through a lock that `revoke` empties, so no code
 //! ever holds `&mut` to bytes that a peer can write.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Own;
 
-/// What a peer may do with a region.
+/// The access that a peer has to a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegionAccess {
     /// `get` only.
@@ -26,7 +26,8 @@ pub enum RegionAccess {
     Write,
 }
 
-/// The right to reach a peer's [`Region`]: send its bytes to the peer in any message.
+/// The capability to access a peer's [`Region`]. Its owner sends the capability's bytes to the peer in any
+/// message.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -62,13 +63,13 @@ pub struct RemoteRegion {
 type Key = [u8; 16];
 
 impl RemoteRegion {
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a region's length is fixed; an empty one is of no use")]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether it may be read or written.
+    /// Returns whether the region may be read or written.
     pub fn access(&self) -> RegionAccess {
         self.access
     }
@@ -77,7 +78,7 @@ impl RemoteRegion {
         &self.key
     }
 
-    /// Its 32 bytes for a message: version, access, six zeroes, length (little-endian), key.
+    /// Encodes it into 32 bytes for a message: version, access, six zeroes, length (little-endian), key.
     pub fn to_bytes(&self) -> [u8; 32] {
         let mut bytes = [0; 32];
         bytes[0] = 1;
@@ -90,7 +91,10 @@ impl RemoteRegion {
         bytes
     }
 
-    /// What [`to_bytes`](Self::to_bytes) wrote.
+    /// Decodes the bytes of [`to_bytes`](Self::to_bytes).
+    ///
+    /// # Errors
+    /// `Invalid` for anything else.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let wrong = || Error::new(ErrorKind::Invalid, "not the 32 bytes of a remote region");
         let bytes: &[u8; 32] = bytes.try_into().map_err(|_| wrong())?;
@@ -106,20 +110,20 @@ impl RemoteRegion {
         Ok(Self { key, len: u64::from_le_bytes(len), access })
     }
 
-    /// Whether `[offset, offset + len)` lies inside; the owner checks again.
+    /// Checks that `[offset, offset + len)` is inside the region. The owner checks again.
     pub(crate) fn check(&self, access: RegionAccess, offset: u64, len: u64) -> Result<()> {
         check_range(self.access, self.len, access, offset, len)
     }
 }
 
 impl fmt::Debug for RemoteRegion {
-    /// Leaves the key out: it is a secret.
+    /// Omits the key, which is a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RemoteRegion({:?}, {} bytes)", self.access, self.len)
     }
 }
 
-/// Memory registered for one peer. Dropping it revokes it.
+/// Memory registered for access by one peer. Dropping it revokes it.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -136,7 +140,7 @@ impl fmt::Debug for RemoteRegion {
 /// let region = near.expose(table, Duration::from_secs(60))?;
 /// near.send(Message::new(region.remote().to_bytes().to_vec())).await?;
 ///
-/// // The peer reads a part of it, and the owner's application has nothing to do.
+/// // The peer reads a part of it without the owner's application.
 /// let remote = RemoteRegion::from_bytes(far.recv().await?.header())?;
 /// let pears = far.get(&remote, 8, BufferMut::with_capacity(5)).await?;
 /// assert_eq!(pears.as_slice(), Some(&b"pears"[..]));
@@ -166,17 +170,18 @@ struct RegionState<M> {
 }
 
 impl<M> Region<M> {
-    /// The capability to send to the peer.
+    /// Returns the capability to send to the peer.
     pub fn remote(&self) -> RemoteRegion {
         self.remote
     }
 }
 
 impl<M: Default> Region<M> {
-    /// Takes the memory back: from now on an access is `Rejected`, and this ends when no access is in flight.
+    /// Revokes the peer's access and returns the memory. Accesses that begin from now on fail with
+    /// `Rejected`. Waits until no access is in flight.
     ///
-    /// A process forked from the one that exposed it gets its own copy, as it was at the fork, and revokes
-    /// nothing; the copy is empty if the peer had access at that very moment.
+    /// A process forked from the owner gets its own copy, as it was at the fork, and revokes nothing. The
+    /// copy is empty if the peer had access at the moment of the fork.
     pub async fn revoke(self) -> M {
         let process = self.table.process();
         if process.is_this() {
@@ -209,7 +214,7 @@ impl<M> Drop for Region<M> {
     }
 }
 
-/// The regions of one connection. A link serves the peer's requests from here.
+/// The regions of one connection. A link serves the peer's requests from this table.
 #[derive(Debug)]
 pub struct Regions {
     environment: Arc<dyn Environment>,
@@ -230,7 +235,7 @@ enum RegionMemory {
 }
 
 impl Regions {
-    /// An empty table.
+    /// Makes an empty table.
     pub fn new(environment: Arc<dyn Environment>) -> Arc<Self> {
         Arc::new(Self { environment, entries: Mutex::default() })
     }
@@ -261,7 +266,7 @@ impl Regions {
         Region { remote: RemoteRegion { key, len, access }, table: Own::new(self.clone()), memory }
     }
 
-    /// Serves a `get`: the bytes, held until the lease is dropped.
+    /// Serves a `get`: returns the bytes, held until the lease is dropped.
     pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<ReadLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
@@ -276,7 +281,7 @@ impl Regions {
         Ok(ReadLease { bytes, memory: memory.clone() })
     }
 
-    /// Serves a `put`: where its bytes go.
+    /// Serves a `put`: returns its destination.
     pub(crate) fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
@@ -327,7 +332,7 @@ fn check_range(is: RegionAccess, region_len: u64, wanted: RegionAccess, offset: 
     }
 }
 
-/// Bytes of a region on their way to the peer; a revocation waits for it to drop.
+/// Bytes of a region that are being sent to the peer. A revocation waits until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ReadLease {
     bytes: Buffer,
@@ -342,7 +347,7 @@ impl ReadLease {
 
 impl Drop for ReadLease {
     fn drop(&mut self) {
-        // Whoever revokes may expect to hold the only handle afterwards.
+        // After a revocation the owner may expect to hold the only handle.
         self.bytes = Buffer::new();
         let mut state = lock(&self.memory);
         state.readers -= 1;
@@ -364,12 +369,13 @@ pub(crate) struct WriteLease {
 }
 
 impl WriteLease {
-    /// Bytes of the range.
+    /// Returns the length of the range in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Lets `write` fill `[at, len)` of the range, or nothing if the region was revoked meanwhile (`None`).
+    /// Calls `write` with `[at, len)` of the range. `None`, without a call, if the region was revoked
+    /// meanwhile.
     pub(crate) fn with<R>(&self, at: usize, write: impl FnOnce(&mut [u8]) -> R) -> Option<R> {
         let mut state = lock(&self.memory);
         let bytes = state.memory.as_mut()?.as_mut_slice()?;

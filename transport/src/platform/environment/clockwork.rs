@@ -1,4 +1,4 @@
-//! A clock that moves when it is told to, and random bytes that count.
+//! A manual clock, and random bytes that count up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ impl Environment for Clockwork {
 
     fn sleep_until(&self, at: Duration) -> Task {
         let clock = self.clone();
-        // Whoever waits is polled again each time that the clock moves: nobody has to be woken.
+        // A test polls every waiter again after it advances the clock, so nothing needs to be woken.
         Box::pin(std::future::poll_fn(
             move |_| if clock.now() >= at { Poll::Ready(()) } else { Poll::Pending },
         ))
