@@ -1,4 +1,5 @@
-//! Back pressure: a producer that is faster than its consumer waits for it, and the memory of what is on its way is bounded.
+//! Back pressure: a producer that is faster than its consumer waits for it, and the memory in flight is
+//! bounded.
 //!
 //! ```text
 //! cargo run -p towline-examples --example back_pressure                                   # both ends in this process
@@ -6,8 +7,9 @@
 //! cargo run -p towline-examples --example back_pressure -- produce towline://127.0.0.1:7100     # and the producer
 //! ```
 //!
-//! Two waits hold the producer back. `Arena::take_within` waits for room: a block that a peer of this host reads in place returns
-//! to the arena when the peer drops it. `send` waits for the receiver where blocks are copied to it, as over `tcp`.
+//! The producer waits in two places. `Arena::take_within` waits for room: a block that a peer of this host
+//! reads in place returns to the arena when the peer drops it. `send` waits for the receiver where blocks are
+//! copied, as over `tcp`.
 
 use std::time::{Duration, Instant};
 
@@ -15,11 +17,11 @@ use towline::{Arena, Connection, Endpoint, Error, ErrorKind, Message, Result};
 
 const BLOCKS: u32 = 64;
 const BLOCK_BYTES: usize = 1 << 20;
-/// Blocks that the producer has in memory at a time.
+/// Blocks that the producer holds in memory at a time.
 const IN_FLIGHT_MAX: usize = 4;
-/// What the consumer needs for a block.
+/// The consumer's time for a block.
 const WORK: Duration = Duration::from_millis(5);
-/// How long the producer waits for a consumer that takes nothing.
+/// How long the producer waits for a stalled consumer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::main]
@@ -58,7 +60,7 @@ async fn produce(connection: Connection) -> Result<()> {
         connection.send(Message::new(number.to_string()).with_frame(block)).await?;
         waited += begin.elapsed();
     }
-    // Ends when the consumer has taken this message, and hence all before it.
+    // Returns when the consumer has received this message, and hence all before it.
     connection.deliver(Message::new("end")).await?;
     let (waited, total) = (waited.as_millis(), begin.elapsed().as_millis());
     let path = connection.path().chosen();
@@ -74,7 +76,7 @@ async fn consume(connection: Connection) -> Result<()> {
         if message.header() != expected.to_string().as_str() || bytes != vec![expected as u8; BLOCK_BYTES] {
             return Err(Error::new(ErrorKind::Corrupt, format!("this is not block {expected}")));
         }
-        // Here the message is dropped, and its memory returns to the producer.
+        // The message is dropped here, and its memory returns to the producer.
     }
     connection.recv().await?;
     println!("consumed {BLOCKS} blocks");

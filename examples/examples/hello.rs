@@ -1,4 +1,4 @@
-//! A tensor goes to a worker, and its answer comes back. Run with: cargo run -p towline-examples --example hello
+//! Sends a tensor to a worker, and receives a reply. Run with: cargo run -p towline-examples --example hello
 
 use towline::{Buffer, Endpoint, Message, Result};
 

@@ -1,4 +1,5 @@
-//! Multiplies two square matrices in blocks on a cluster, and compares the product with that of three plain loops.
+//! Multiplies two square matrices in blocks on a cluster, and compares the product with that of three plain
+//! loops.
 //!
 //! ```text
 //! cargo run --release -p towline-examples --example matmul -- --size 2048 --block 256
@@ -6,8 +7,9 @@
 //! cargo run --release -p towline-examples --example matmul -- --scheduler ADDRESS
 //! ```
 //!
-//! Each block of A and B is made where it is first needed, and goes from there to the tasks of its row or column. Elements are small
-//! whole numbers: their products and sums are exact, in whatever order, so both results must be the same to the last bit.
+//! Each block of A and B is made where it is first needed, and is sent from there to the tasks of its row or
+//! column. Elements are small integers: their products and sums are exact in any order, so both results must
+//! be equal to the last bit.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -120,7 +122,7 @@ fn numbers(bytes: &Data) -> Vec<f64> {
     numbers.iter().copied().map(f64::from_le_bytes).collect()
 }
 
-/// The product by one thread, without blocks.
+/// Computes the product on one thread, without blocks.
 fn plainly(size: usize) -> Vec<f64> {
     let matrix = |name| (0..size * size).map(|at| element(name, at / size, at % size)).collect::<Vec<_>>();
     let mut product = vec![0.0; size * size];

@@ -1,4 +1,4 @@
-//! One-sided access: a peer reads parts of a table, and writes a result, by itself. The owner's application does nothing meanwhile.
+//! One-sided access: a peer reads parts of a table and writes a result, without the owner's application.
 //!
 //! ```text
 //! cargo run -p towline-examples --example one_sided                                       # both ends in this process
@@ -6,8 +6,8 @@
 //! cargo run -p towline-examples --example one_sided -- read towline://127.0.0.1:7100      # then the reader
 //! ```
 //!
-//! `expose` and `expose_mut` give out capabilities of 32 bytes, which travel in a message. They hold for this one connection, until
-//! their lifetime has passed or the owner revokes them.
+//! `expose` and `expose_mut` return capabilities of 32 bytes, which are sent in a message. They are valid for
+//! this one connection, until their lifetime has passed or the owner revokes them.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn main() -> Result<()> {
 }
 
 async fn own(connection: Connection) -> Result<()> {
-    // The table is produced where it stays, in memory that a peer of this host can reach.
+    // The table is built in its final memory, which a peer of this host can reach.
     let mut table = Arena::new(1 << 20)?.take_zeroed(ROWS as usize * ROW_BYTES)?;
     let rows = table.as_mut_slice().expect("the CPU can write an arena").chunks_exact_mut(ROW_BYTES);
     for (number, row) in (0_u64..).zip(rows) {
@@ -49,7 +49,7 @@ async fn own(connection: Connection) -> Result<()> {
     let capabilities = [table.remote().to_bytes(), result.remote().to_bytes()].concat();
     connection.send(Message::new(capabilities)).await?;
 
-    // The application may do anything else here. The reader tells when it is done.
+    // The application may do anything else here. The reader sends a message when it is done.
     connection.recv().await?;
     table.revoke().await;
     println!("the reader wrote {}", number_in(&result.revoke().await)?);
@@ -62,7 +62,7 @@ async fn read(connection: Connection) -> Result<()> {
     let (table, result) = (RemoteRegion::from_bytes(table)?, RemoteRegion::from_bytes(result)?);
     let mut sum = 0;
     for row in [3, 4, ROWS - 1] {
-        // As much as the buffer has room for, from that offset on.
+        // Reads as much as the buffer has room for, from that offset.
         let number = BufferMut::with_capacity(8);
         sum += number_in(&connection.get(&table, row * ROW_BYTES as u64, number).await?)?;
     }

@@ -6,8 +6,9 @@
 //! cargo run -p towline-examples --example request_response -- ask towline://127.0.0.1:7100      # and a client
 //! ```
 //!
-//! A header is the number of the request and a word; data travels in frames. An answer repeats the number, so that answers may
-//! overtake each other. The server takes no further request while it works on `BUSY_MAX`.
+//! A header holds the number of the request and a command; data travels in frames. A response repeats the
+//! number, so that responses may overtake each other. The server receives no further request while `BUSY_MAX`
+//! are in progress.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ async fn serve(listener: Listener) -> Result<()> {
             {
                 let connection = connection.clone();
                 tokio::spawn(async move {
-                    // A client that is gone needs no answer.
+                    // A client that is gone needs no response.
                     let _ = connection.send(answer(&request).await).await;
                     drop(slot);
                 });
@@ -69,7 +70,7 @@ async fn answer(request: &Message) -> Message {
     }
 }
 
-/// The number and the word of a header.
+/// The number and the command of a header.
 fn parse(message: &Message) -> (u64, &str) {
     let (number, word) =
         str::from_utf8(message.header()).ok().and_then(|header| header.split_once(' ')).unwrap_or_default();
@@ -89,10 +90,10 @@ impl Client {
         tokio::spawn(async move {
             while let Ok(answer) = connection.recv().await {
                 let waiter = waiting.lock().await.remove(&parse(&answer).0);
-                // Who asked may have given up.
+                // The caller may have stopped waiting.
                 let _ = waiter.map(|waiter| waiter.send(answer));
             }
-            // Requests under way fail now, and later ones when they are sent.
+            // Requests in progress fail now, and later ones when they are sent.
             waiting.lock().await.clear();
         });
         this

@@ -1,4 +1,5 @@
-//! Sorts a file of fixed-size records on a cluster: a distributed sample sort, whose output is read back and checked.
+//! Sorts a file of fixed-size records on a cluster with a distributed sample sort, then reads the output back
+//! and checks it.
 //!
 //! ```text
 //! cargo run --release -p towline-examples --example sample_sort                        # a file of 100 MB is made for it
@@ -7,10 +8,11 @@
 //! cargo run --release -p towline-examples --example sample_sort -- --scheduler ADDRESS FILE --output SORTED
 //! ```
 //!
-//! `sample` looks at some records of each piece of the file, and `splitters` are those that divide all of these into equal parts.
-//! Each `split` reads its piece and sorts it, part by part; `part` takes one part out, where they are, so that only that one travels;
-//! each `sort` has all of its part together, and `write` puts it where it belongs. Records compare as bytes, from the first one on.
-//! Workers read and write the files themselves: they see the same ones as this process.
+//! `sample` samples the records of each piece of the file, and `splitters` divide the samples into equal
+//! parts. Each `split` sorts its piece and cuts it into parts. `part` extracts one part on the worker that
+//! has the piece, so that only this part is transferred. Each `sort` merges the pieces of its part, and
+//! `write` writes it at its offset. Records compare as bytes, from the first byte. Workers read and write the
+//! files themselves: they must see the same files as this process.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
@@ -25,9 +27,9 @@ use serde::{Deserialize, Serialize};
 use towline_examples::{ClusterOptions, Outcome, all_done, buffer, run};
 use towline_runtime::{Data, Function, Registry, TaskResult};
 
-/// A piece of the file has at most so many bytes.
+/// Maximum bytes of a piece of the file.
 const PIECE_BYTES: usize = 8 << 20;
-/// Records of each piece that are looked at for each part.
+/// Samples of each piece for each part.
 const SAMPLES: usize = 16;
 
 const SAMPLE: Function<(Piece, usize), Data> = Function::new("sample");
@@ -47,16 +49,16 @@ struct Arguments {
     /// Bytes of a record.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     record_bytes: u32,
-    /// Parts that are sorted by themselves.
+    /// Number of parts.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
     parts: u32,
-    /// Records of the file that is made where none is given.
+    /// Number of records in the generated file, if no file is given.
     #[arg(long, value_name = "N", default_value_t = 1_000_000, conflicts_with = "file")]
     records: u64,
-    /// Where the sorted records go; a file that is there is replaced. Without it they are checked and forgotten.
+    /// Output file; an existing one is replaced. Without it the sorted records are only checked.
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
-    /// The records, one after the other.
+    /// Input file: records without separators.
     file: Option<PathBuf>,
 }
 
@@ -87,7 +89,7 @@ async fn sort_file(arguments: Arguments) -> Outcome {
         None => make_records(&made.path().join("records"), arguments.records, record_bytes)?,
     };
     let output = arguments.output.unwrap_or_else(|| made.path().join("sorted"));
-    // Whoever writes its parts is elsewhere: it is empty by then, and its path leads there from everywhere.
+    // The workers write the parts. The file must be empty by then, and its path absolute.
     File::create(&output)?;
     let output = output.canonicalize()?;
     let begun = Instant::now();
@@ -131,7 +133,7 @@ async fn sort_file(arguments: Arguments) -> Outcome {
     Ok(())
 }
 
-/// The file in pieces of whole records.
+/// Divides the file into pieces of whole records.
 fn pieces(file: &Path, record_bytes: usize) -> Outcome<Vec<Piece>> {
     let file_len = fs::metadata(file)?.len();
     if file_len % record_bytes as u64 != 0 {
@@ -147,7 +149,7 @@ fn pieces(file: &Path, record_bytes: usize) -> Outcome<Vec<Piece>> {
 
 // ---- What workers run ----
 
-/// Some records, evenly spread over the piece.
+/// Returns some records, evenly spread over the piece.
 fn sample(piece: Piece, count: usize) -> TaskResult<Data> {
     let file = File::open(&piece.file)?;
     let records = piece.len / piece.record_bytes;
@@ -160,7 +162,7 @@ fn sample(piece: Piece, count: usize) -> TaskResult<Data> {
     Ok(sampled.into())
 }
 
-/// The records that divide the samples into so many equal parts.
+/// Returns the records that divide the samples into this many equal parts.
 fn splitters(samples: Vec<Data>, parts: usize, record_bytes: usize) -> TaskResult<Data> {
     let mut records: Vec<&[u8]> =
         samples.iter().flat_map(|sample| bytes(sample).chunks_exact(record_bytes)).collect();
@@ -169,7 +171,7 @@ fn splitters(samples: Vec<Data>, parts: usize, record_bytes: usize) -> TaskResul
     Ok(evenly.collect::<Vec<_>>().concat().into())
 }
 
-/// The piece, sorted, cut where the splitters belong.
+/// Sorts the piece, and cuts it at the splitters.
 fn split(piece: Piece, splitters: Data) -> TaskResult<Vec<Data>> {
     let mut read = vec![0; piece.len];
     File::open(&piece.file)?.read_exact_at(&mut read, piece.begin)?;
@@ -187,16 +189,16 @@ fn split(piece: Piece, splitters: Data) -> TaskResult<Vec<Data>> {
     Ok(ends.chain([records.len()]).map(cut).collect())
 }
 
-/// One part of a piece. With fewer splitters than were asked for, the last parts are empty.
+/// Extracts one part of a piece. With fewer splitters than requested, the last parts are empty.
 fn part(pieces: Vec<Data>, number: usize) -> TaskResult<Data> {
     Ok(pieces.into_iter().nth(number).unwrap_or_default())
 }
 
-/// Sorts what is sorted in pieces already.
+/// Sorts records that consist of sorted runs.
 fn sort(pieces: Vec<Data>, record_bytes: usize) -> TaskResult<Data> {
     let mut records: Vec<&[u8]> =
         pieces.iter().flat_map(|piece| bytes(piece).chunks_exact(record_bytes)).collect();
-    // The stable one finds what is in order and merges it.
+    // The stable sort detects sorted runs and merges them.
     records.sort();
     together(&records)
 }
@@ -224,7 +226,7 @@ fn bytes(data: &Data) -> &[u8] {
 
 // ---- The file before and after ----
 
-/// What a file of records is, whatever their order, and whether they are in order.
+/// A summary of a file: its records in any order, and whether they are in order.
 #[derive(Debug, Default)]
 struct Looked {
     records: u64,
@@ -249,7 +251,7 @@ fn look_at(file: &Path, record_bytes: usize) -> Outcome<Looked> {
     Ok(looked)
 }
 
-/// A file of records that look random, and are the same each time.
+/// Writes a file of pseudo-random records, equal each time.
 fn make_records(path: &Path, records: u64, record_bytes: usize) -> Outcome<PathBuf> {
     let mut file = BufWriter::new(File::create(path)?);
     let mut state = 1u64;

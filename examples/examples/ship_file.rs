@@ -1,14 +1,16 @@
-//! Ships a file of any size from one process to another, over any address, and compares its SHA-256 at both ends.
+//! Sends a file of any size from one process to another, over any address, and compares its SHA-256 at both
+//! ends.
 //!
 //! ```text
 //! cargo run --release -p towline-examples --example ship_file -- receive tcp://127.0.0.1:7000 DIRECTORY
 //! cargo run --release -p towline-examples --example ship_file -- send tcp://127.0.0.1:7000 FILE
 //! ```
 //!
-//! Reading and hashing, the connection, and hashing and writing each have a thread, so that they overlap. A header is a word
-//! and its argument. The sender says `file LENGTH NAME`, `chunk` for each 2 MiB (its frame) and `end SHA256`, or `stop REASON`.
-//! The receiver answers once, `stored SHA256` or `failed REASON`; from then on it rejects what still comes, which is how the
-//! sender notices. What was not stored whole is removed.
+//! Each end has one thread for the connection and one for the disk and hashing, so that they overlap. A
+//! header is a command and its argument. The sender sends `file LENGTH NAME`, `chunk` for each 2 MiB (its
+//! frame), and `end SHA256` or `stop REASON`. The receiver replies once, with `stored SHA256` or
+//! `failed REASON`. After that it rejects further chunks, which is how the sender detects it. An incomplete
+//! file is removed.
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -28,20 +30,20 @@ use towline::blocking::{Connection, Endpoint};
 use towline::{Address, Buffer, Message, Pool, Token};
 
 const CHUNK_LEN: u64 = 2 << 20;
-/// Chunks sent and not yet taken by the receiver.
+/// Chunks sent and not yet received.
 const IN_FLIGHT_MAX: usize = 8;
-/// Chunks between a thread of the connection and one of the disk.
+/// Chunks between the connection's thread and the disk's.
 const QUEUED_MAX: usize = 4;
 const NAME_LEN_MAX: usize = 255;
-/// How long a peer may connect and say nothing.
+/// Time limit for the first message of a peer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Ships a file from one process to another.
+/// Sends a file from one process to another.
 #[derive(Debug, Parser)]
 #[command(name = "ship_file")]
 struct Arguments {
-    /// A file with a secret that both ends know. Listening beyond this host needs one.
+    /// A file with a secret that both ends share. Listening beyond this host requires one.
     #[arg(long, value_name = "PATH", global = true)]
     token: Option<PathBuf>,
     #[command(subcommand)]
@@ -50,21 +52,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Stores what is sent to ADDRESS in DIRECTORY. A file of the same name is replaced.
+    /// Stores received files in DIRECTORY. A file of the same name is replaced.
     Receive {
-        /// Ends after one file; the exit status then tells whether it was stored.
+        /// Ends after one file. The exit status is 0 if it was stored.
         #[arg(long)]
         once: bool,
         /// Where to listen: tcp://127.0.0.1:7000 for example.
         address: Address,
-        /// Where to store it.
+        /// The directory for received files.
         directory: PathBuf,
     },
-    /// Sends FILE to the receiver at ADDRESS. What is appended meanwhile stays behind.
+    /// Sends FILE to the receiver at ADDRESS. Data appended meanwhile is not sent.
     Send {
-        /// Where the receiver listens.
+        /// The receiver's address.
         address: Address,
-        /// What to send.
+        /// The file.
         file: PathBuf,
     },
 }
@@ -110,7 +112,7 @@ fn send(endpoint: &Endpoint, address: &Address, path: &Path) -> Outcome<()> {
         }
         Err(error) => Err(error),
     };
-    // The receiver's word counts even where sending failed: it knows why it rejected a chunk, or closed.
+    // The receiver's reply matters even where sending failed: it names the reason.
     let answer = connection.recv();
     if let Ok(answer) = &answer
         && let ("failed", why) = hear(answer)
@@ -143,7 +145,8 @@ fn open(path: &Path) -> Outcome<(File, u64)> {
     Ok((file, len))
 }
 
-/// Sends the contents in chunks. The outer result is the connection's, the inner one the file's: its SHA-256, or what is wrong.
+/// Sends the contents in chunks. The outer result is the connection's; the inner one is the file's: its
+/// SHA-256 or an error.
 fn ship(
     connection: &Connection,
     pool: &Pool,
@@ -212,7 +215,7 @@ fn receive(endpoint: &Endpoint, address: &Address, directory: &Path, once: bool)
     }
 }
 
-/// Stores one file, and tells the sender what became of it.
+/// Stores one file, and reports the result to the sender.
 fn serve(connection: &Connection, directory: &Path) -> Outcome<()> {
     let connection = connection.clone().with_deadline(PATIENCE);
     match store(&connection, directory) {
@@ -222,7 +225,7 @@ fn serve(connection: &Connection, directory: &Path) -> Outcome<()> {
             Ok(())
         }
         Err(why) => {
-            // A sender that is gone already makes both of these fail.
+            // Both calls fail if the sender is gone already.
             let _ = connection.send(say("failed ", why.to_string().as_bytes()));
             while let Ok(incoming) = connection.incoming() {
                 incoming.reject();
@@ -248,7 +251,7 @@ fn store(connection: &Connection, directory: &Path) -> Outcome<String> {
         let writer = scope.spawn(move || write(file, &chunks));
         let theirs = take(connection, queue, &mut progress);
         let ours = writer.join().expect("the writer does not panic");
-        // A writer that fails ends the taking as well: it is the cause.
+        // A failed writer ends the receiving loop as well: report the writer's error.
         let ours = ours.map_err(|error| format!("cannot write to {directory:?}: {error}"))?;
         Outcome::Ok((theirs?, ours))
     })?;
@@ -270,14 +273,15 @@ fn parse_offer(offer: &Message) -> Outcome<(u64, &[u8])> {
     Err("the sender speaks another protocol".into())
 }
 
-/// The last part of what a stranger calls a file: it never leads out of a directory.
+/// Returns the last component of the file name from an unauthenticated peer: it never leads out of a
+/// directory.
 fn base_name(name: &[u8]) -> Outcome<&OsStr> {
     let base = Path::new(OsStr::from_bytes(name)).file_name();
     base.filter(|base| base.len() <= NAME_LEN_MAX && !base.as_bytes().contains(&0))
         .ok_or_else(|| format!("{:?} is no file name", OsStr::from_bytes(name)).into())
 }
 
-/// Takes chunks into the queue until the sender says that it sent all of them, and its SHA-256.
+/// Receives chunks into the queue until the end message. Returns the SHA-256 in it.
 fn take(connection: &Connection, queue: SyncSender<Buffer>, progress: &mut Progress) -> Outcome<String> {
     loop {
         let message = connection.recv()?;
@@ -302,7 +306,7 @@ fn take(connection: &Connection, queue: SyncSender<Buffer>, progress: &mut Progr
     }
 }
 
-/// Writes chunks until there are no more, and returns their SHA-256.
+/// Writes chunks until there are no more. Returns their SHA-256.
 fn write(file: &mut File, chunks: &Receiver<Buffer>) -> io::Result<String> {
     let mut hash = Sha256::new();
     for chunk in chunks {
@@ -333,7 +337,7 @@ impl Partial {
         Err(format!("{directory:?} is full of partial files").into())
     }
 
-    /// Gives it its name once it is on the disk.
+    /// Syncs the file to disk and renames it.
     fn keep_as(mut self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         if let Some(path) = &self.path {
@@ -360,14 +364,14 @@ fn say(start: &str, rest: &[u8]) -> Message {
     Message::new([start.as_bytes(), rest].concat())
 }
 
-/// A header's word and argument.
+/// A header's command and argument.
 fn hear(message: &Message) -> (&str, &[u8]) {
     let header = &message.header()[..];
     let end = header.iter().position(|byte| *byte == b' ').unwrap_or(header.len());
     (str::from_utf8(&header[..end]).unwrap_or_default(), header.get(end + 1..).unwrap_or_default())
 }
 
-/// A stranger's words, safe for a terminal.
+/// Text from an unauthenticated peer, escaped for a terminal.
 fn readable(text: &[u8]) -> String {
     String::from_utf8_lossy(text).replace(char::is_control, " ")
 }
@@ -376,7 +380,7 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Tells on standard error how far it is.
+/// Prints the progress on standard error.
 struct Progress {
     total: u64,
     done: u64,

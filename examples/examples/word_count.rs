@@ -6,9 +6,10 @@
 //! cargo run --release -p towline-examples --example word_count -- --scheduler ADDRESS DIRECTORY
 //! ```
 //!
-//! Each `count` reads some files, and has a table for every partition of the words. `part` takes one table out, where the tables
-//! are, so that only that one travels. Each `merge` adds the tables of its partition, and its words are nowhere else. Workers read
-//! the files themselves: they see the same directory as this process.
+//! Each `count` reads some files, and returns one table for each partition of the words. `part` extracts one
+//! table on the worker that has them, so that only this table is transferred. Each `merge` adds the tables of
+//! its partition, which share no words with other partitions. Workers read the files themselves: they must
+//! see the same directory as this process.
 
 use std::collections::HashMap;
 use std::fs;
@@ -22,9 +23,9 @@ use clap::Parser;
 use towline_examples::{ClusterOptions, Outcome, all_done, run};
 use towline_runtime::{Data, Function, Registry, TaskResult};
 
-/// Files of this many bytes together make a task, or so many; a longer one is a task by itself.
+/// Limits of a task: the total size of its files, and their number. A longer file is a task by itself.
 const TASK_BYTES: u64 = 8 << 20;
-/// Their paths are arguments, of which a task has 1 MiB at most.
+/// The paths are arguments, which are limited to 1 MiB for a task.
 const TASK_FILES: usize = 1000;
 
 const COUNT: Function<(Vec<PathBuf>, u64), Vec<Data>> = Function::new("count");
@@ -37,13 +38,13 @@ const MERGE: Function<(Vec<Data>,), Data> = Function::new("merge");
 struct Arguments {
     #[command(flatten)]
     cluster: ClusterOptions,
-    /// Print so many of the most frequent words.
+    /// Number of words to print, the most frequent first.
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
-    /// Parts that the words are divided into.
+    /// Number of partitions of the words.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=4096))]
     partitions: u64,
-    /// Where the text is.
+    /// The directory to read.
     #[arg(default_value = ".")]
     directory: PathBuf,
 }
@@ -102,7 +103,7 @@ async fn count_words(arguments: Arguments) -> Outcome {
 
 // ---- What workers run ----
 
-/// The words of these files, in a table for each partition.
+/// Counts the words of these files, in a table for each partition.
 fn count(files: Vec<PathBuf>, partitions: u64) -> TaskResult<Vec<Data>> {
     let mut words = HashMap::new();
     for file in &files {
@@ -135,7 +136,7 @@ fn merge(tables: Vec<Data>) -> TaskResult<Data> {
     Ok(merged.into())
 }
 
-/// The words of a table: a line each, with its count.
+/// Parses a table: one line for each word, with its count.
 fn entries(table: &Data) -> Outcome<impl Iterator<Item = (&str, u64)>> {
     let text = str::from_utf8(table.as_slice().unwrap_or_default())?;
     let lines = text.lines().filter_map(|line| line.split_once(' '));

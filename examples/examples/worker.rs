@@ -1,17 +1,18 @@
-//! A worker in ten lines. Run a scheduler, and as many workers as you like:
+//! A worker in ten lines. Start a scheduler, and as many workers as you like:
 //!
 //! ```text
 //! cargo run -p towline-bench -- scheduler towline://127.0.0.1:7100
 //! cargo run -p towline-examples --example worker -- towline://127.0.0.1:7100
 //! ```
 //!
-//! It listens at the loopback interface, beside such a scheduler. For other hosts give the endpoint a token: the worker then listens
-//! at every interface, and others find it where the scheduler sees it. `.listen(…)` and `.advertise(…)` say something else.
+//! It listens at the loopback interface if the scheduler does. For other hosts give the endpoint a token: the
+//! worker then listens at every interface, and the scheduler publishes the address that it observes.
+//! `.listen(…)` and `.advertise(…)` change that.
 
 use towline::Endpoint;
 use towline_runtime::{Function, Registry, Result, TaskResult, Worker};
 
-/// Clients call the same constant.
+/// Clients use the same constant.
 const COUNT_PRIMES: Function<(u32, u32), usize> = Function::new("count_primes");
 
 #[tokio::main]

@@ -1,4 +1,4 @@
-//! What the examples on the task runtime share: the cluster that they run on, and how far they are.
+//! Shared by the examples of the task runtime: the cluster that they run on, and progress output.
 
 use std::error::Error;
 use std::io::{self, IsTerminal};
@@ -10,32 +10,32 @@ use std::time::{Duration, Instant};
 use towline::{Address, Arena, BufferMut, Endpoint, Token};
 use towline_runtime::{Client, Future, LocalCluster, Registry, Worker};
 
-/// What an example's functions end with.
+/// The result type of an example's functions.
 pub type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// The most that [`buffer`] gives out at a time. It takes no memory before it is asked for some.
+/// Capacity of the arena of [`buffer`]. Memory is used only once it is taken.
 const ARENA_BYTES_MAX: usize = 8 << 30;
 
-/// Which cluster an example runs on. Without options it is one within this process.
+/// The cluster that an example runs on. Without options it is one within this process.
 #[derive(Debug, clap::Args)]
 pub struct ClusterOptions {
-    /// Run on the workers of the scheduler at ADDRESS, which are this example with --work.
+    /// Run on the workers of the scheduler at ADDRESS. The workers are this example with --work.
     #[arg(long, value_name = "ADDRESS")]
     scheduler: Option<Address>,
     /// Be a worker of that scheduler, until it ends.
     #[arg(long, requires = "scheduler")]
     work: bool,
-    /// Where the worker listens, by default where the scheduler's address leads it to.
+    /// Address at which the worker listens. The default follows the scheduler's address.
     #[arg(long, value_name = "ADDRESS", requires = "work")]
     listen: Option<Address>,
-    /// Where others find the worker, if not where it listens.
+    /// Address at which others reach the worker, if it differs from the listener's.
     #[arg(long, value_name = "ADDRESS", requires = "work")]
     advertise: Option<Address>,
-    /// A file with a secret that scheduler, workers and clients know.
+    /// File with a secret that scheduler, workers and clients share.
     #[arg(long, value_name = "PATH", requires = "scheduler")]
     token: Option<PathBuf>,
-    /// Workers of the cluster within this process; by default one for each processor.
+    /// Number of workers in this process; by default one for each processor.
     #[arg(long, value_name = "N", conflicts_with = "scheduler")]
     workers: Option<usize>,
 }
@@ -45,12 +45,12 @@ pub struct ClusterOptions {
 pub enum Cluster {
     /// All of it is in this process.
     Local(Box<LocalCluster>),
-    /// Only the client is.
+    /// Only the client is in this process.
     Elsewhere(Client),
 }
 
 impl ClusterOptions {
-    /// Joins the cluster. `None` where this process was a worker, whose scheduler has ended.
+    /// Joins the cluster. Returns `None` if this process was a worker and its scheduler has ended.
     pub async fn join(&self, registry: Registry) -> Outcome<Option<Cluster>> {
         let Some(address) = &self.scheduler else {
             let processors = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -79,7 +79,7 @@ impl ClusterOptions {
 }
 
 impl Cluster {
-    /// Whom tasks are submitted to.
+    /// The client that submits tasks.
     pub const fn client(&self) -> &Client {
         match self {
             Self::Local(cluster) => cluster.client(),
@@ -88,7 +88,7 @@ impl Cluster {
     }
 }
 
-/// Waits until all of them are done, and tells on standard error how many are.
+/// Waits until all futures are done, and prints the progress on standard error.
 pub async fn all_done<T>(what: &str, futures: &[Future<T>]) -> Outcome {
     let mut shown = Instant::now();
     for (done, future) in futures.iter().enumerate() {
@@ -102,17 +102,17 @@ pub async fn all_done<T>(what: &str, futures: &[Future<T>]) -> Outcome {
     Ok(())
 }
 
-/// Memory for bulk data: of an arena, which changes hands between the processes of a host, and is used again while it is warm.
+/// Takes memory for bulk data from an arena, which processes of a host can hand over without a copy.
 pub fn buffer(len: usize) -> Outcome<BufferMut> {
     static ARENA: LazyLock<Option<Arena>> = LazyLock::new(|| Arena::new(ARENA_BYTES_MAX).ok());
     match &*ARENA {
         Some(arena) => Ok(arena.take(len)?),
-        // This kernel has none.
+        // This kernel supports no arenas.
         None => Ok(BufferMut::with_capacity(len)),
     }
 }
 
-/// Runs an example on a runtime of its own, and says what went wrong.
+/// Runs an example on a runtime of its own, and prints its error.
 pub fn run(name: &str, example: impl std::future::Future<Output = Outcome>) -> ExitCode {
     let outcome =
         tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(example));

@@ -1,4 +1,4 @@
-//! `one_sided`, `request_response` and `back_pressure` as their users run them: within one process, and in two.
+//! Runs `one_sided`, `request_response` and `back_pressure` as users do: within one process, and in two.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -7,11 +7,11 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What must not happen would take for ever: it fails instead.
+/// Time limit for each step of a test.
 const LONG: Duration = Duration::from_secs(120);
 const SCHEMES: [&str; 3] = ["towline", "shm", "tcp"];
 
-/// A process of an example that cargo built along with this test; killed when dropped.
+/// A process of an example that cargo built along with this test. Killed when dropped.
 struct Process {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
@@ -29,7 +29,7 @@ impl Process {
         Self { child, stdout }
     }
 
-    /// One that listens, and where.
+    /// Starts a process that listens. Returns it and its address.
     fn listening(example: &str, role: &str, scheme: &str) -> (Self, String) {
         let mut process = Self::start(example, &[role, &format!("{scheme}://127.0.0.1:0")]);
         let mut line = String::new();
@@ -38,7 +38,7 @@ impl Process {
         (process, address)
     }
 
-    /// What else it printed, up to its end, which must be a good one.
+    /// Returns the rest of its output, up to its end, which must be successful.
     fn end(mut self) -> String {
         let mut stdout = self.stdout.take().unwrap();
         let output = thread::spawn(move || {
@@ -62,7 +62,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail where it has ended, which is what is wanted.
+        // Both calls fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,5 @@
-//! The examples on the task runtime as their users run them: within one process, and on workers in processes of their own.
+//! Runs the examples of the task runtime as users do: within one process, and on workers in processes of
+//! their own.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use towline::Endpoint;
 use towline_runtime::Scheduler;
 
-/// What must not happen would take for ever: it fails instead.
+/// Time limit for each run.
 const LONG: Duration = Duration::from_secs(120);
 
 /// The example that cargo built along with this test.
@@ -25,7 +26,7 @@ fn example(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs it to its end, which must be a good one; what it printed.
+/// Runs it to its end, which must be successful. Returns its output.
 fn run(name: &str, arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } = finished(&mut example(name, arguments));
     let said = String::from_utf8(stdout).unwrap();
@@ -60,13 +61,14 @@ struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // Both fail where it has ended, which is what is wanted.
+        // Both calls fail if the process has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Has `work` done with the options for a scheduler of this process, whose two workers are processes of the example.
+/// Calls `work` with the options for a scheduler of this process, whose two workers are processes of the
+/// example.
 fn with_workers(name: &str, work: impl FnOnce(&[&str])) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let address = "towline://127.0.0.1:0".parse().unwrap();
@@ -83,7 +85,7 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
-/// What the words of all files below `directory` are, by a loop of this test's own.
+/// Counts the words of all files below `directory` in a plain loop.
 fn words_below(directory: &Path, words: &mut HashMap<String, u64>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -132,7 +134,7 @@ fn words_are_counted_by_workers_in_other_processes() {
 fn sorts_a_file(cluster: &[&str]) {
     let folder = tempfile::TempDir::new().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    // Real text in records of 16 bytes, over several pieces; some of them are equal.
+    // Text in records of 16 bytes, over several pieces; some of them are equal.
     let mut text = Vec::new();
     for entry in
         fs::read_dir(docs()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file())

@@ -1,4 +1,4 @@
-//! `ship_file` as its users run it: two processes, a real file, and what may go wrong on the way.
+//! Runs `ship_file` as users do: two processes, a real file, and failures on the way.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -16,9 +16,9 @@ use towline::{Buffer, Message};
 use towline_tests::need;
 
 const LOCAL: &str = "tcp://127.0.0.1:0";
-/// What must not happen would take for ever: it fails instead.
+/// Time limit for each step of a test.
 const LONG: Duration = Duration::from_secs(120);
-/// Of zeroes that take no room: more than is sent before a test does what it wants to do meanwhile.
+/// Size of a sparse file that is not sent completely before a test interferes, in bytes.
 const ENDLESS: u64 = 256 << 30;
 const CHUNK_LEN: usize = 2 << 20;
 
@@ -30,7 +30,7 @@ fn program() -> PathBuf {
     program
 }
 
-/// A process and what it says; killed when dropped.
+/// A process and its output. Killed when dropped.
 struct Process {
     child: Child,
     output: TempDir,
@@ -56,7 +56,7 @@ impl Process {
         kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
     }
 
-    /// Waits for its end, which must be with this exit status.
+    /// Waits for its end, and asserts the exit status.
     fn end(&mut self, expected: i32) -> &mut Self {
         let status = until("it ends", || self.child.try_wait().unwrap());
         let (stdout, stderr) = (self.stdout(), self.stderr());
@@ -64,7 +64,7 @@ impl Process {
         self
     }
 
-    /// That it complained about each of these, in one line.
+    /// Asserts that one line of its standard error contains all of these texts.
     fn complains(&self, about: &[&str]) {
         let stderr = self.stderr();
         let said = stderr.lines().any(|line| about.iter().all(|word| line.contains(word)));
@@ -74,7 +74,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail where it has ended, which is what is wanted.
+        // Both calls fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -91,7 +91,7 @@ fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A receiver that listens, and where.
+/// Starts a receiver. Returns it and its address.
 fn receiver(options: &[&str], directory: &Path) -> (Process, String) {
     started(Command::new(program()).arg("receive").args(options).arg(LOCAL).arg(directory))
 }
@@ -118,7 +118,7 @@ fn file(directory: &TempDir, name: &str, contents: &[u8]) -> PathBuf {
     path
 }
 
-/// A file of that many zeroes, which takes no room.
+/// A sparse file of that many zeroes.
 fn sparse(directory: &TempDir, len: u64) -> PathBuf {
     let path = file(directory, "sparse", b"");
     File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
@@ -163,7 +163,7 @@ fn sha256_in(stdout: &str) -> &str {
     stdout.lines().find_map(|line| line.split("sha256 ").nth(1)).expect("a SHA-256 was printed")
 }
 
-/// This test's own end of a connection to a sender, or to a receiver.
+/// Connects this test to a sender or a receiver.
 fn connect(address: &str) -> Connection {
     Endpoint::new().unwrap().connect(&address.parse().unwrap()).unwrap().with_deadline(LONG)
 }

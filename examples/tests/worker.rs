@@ -1,4 +1,4 @@
-//! The `worker` example as its users run it: in processes of its own, of a scheduler that lives and then ends.
+//! Runs the `worker` example as users do: in processes of their own, with a scheduler that ends.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,7 +14,7 @@ struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It may be gone already.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

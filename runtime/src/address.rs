@@ -1,7 +1,8 @@
-//! Where workers are found: what a worker offers, what the scheduler tells others of it, and what each of them connects to.
+//! Addresses of workers: what a worker offers, what the scheduler publishes, and what peers connect to.
 //!
-//! A worker that listens at every interface does not know its address. The scheduler sees it, and puts it there; where it sees
-//! the worker on its own host, others find it at the host that they reach the scheduler at, which they put there themselves.
+//! A worker that listens at every interface does not know its address. The scheduler observes its IP address
+//! and publishes that. Where the scheduler sees the worker on its own host, peers substitute the host at
+//! which they reach the scheduler.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -11,20 +12,20 @@ use towline::{Address, Connection, Endpoint, Identity, Scheme};
 use crate::background::{run_in_environment, within};
 use crate::error::{Error, ErrorKind, Failure, Result};
 
-/// How long a host's name may take to be found.
+/// Time limit for resolving a host name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the scheduler sees a worker.
+/// Where a worker runs, relative to the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Locality {
-    /// In its own process.
+    /// The scheduler's own process.
     SameProcess,
-    /// In another process that shares its loopback interface.
+    /// Another process that shares the scheduler's loopback interface.
     SameHost,
     Remote(IpAddr),
 }
 
-/// Who can connect to an address, as far as it shows.
+/// Which processes can connect to an address, judged by its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reach {
     Process,
@@ -34,7 +35,7 @@ enum Reach {
 
 impl Locality {
     pub(crate) fn of(connection: &Connection, own: &Identity) -> Self {
-        // Without an address it called within the process.
+        // Without an IP address the worker connected within the process.
         let from = connection.path().address().strip_prefix("tcp://").map(str::parse::<SocketAddr>);
         match from {
             _ if connection.peer().same_process(own) => Self::SameProcess,
@@ -45,7 +46,7 @@ impl Locality {
         }
     }
 
-    /// Whether an end that is seen there connects to what has that reach from the scheduler's own.
+    /// Returns whether an end at this locality can connect to an address that the scheduler can reach.
     fn reaches(self, reach: Reach) -> bool {
         match reach {
             Reach::Process => self == Self::SameProcess,
@@ -74,10 +75,12 @@ impl Reach {
     }
 }
 
-/// What a worker offers that listens at `bound` and joins the scheduler at `scheduler`.
+/// Returns the address that a worker offers. The worker listens at `bound` and joins the scheduler at
+/// `scheduler`.
 ///
 /// # Errors
-/// `Invalid` for an address to advertise that names no listener, and for one without TLS where the scheduler's asks for it.
+/// `Invalid` if the advertised address names no listener, or if it lacks TLS and the scheduler's address
+/// requires it.
 pub(crate) async fn offer_address(
     endpoint: &Endpoint,
     bound: &Address,
@@ -103,7 +106,7 @@ pub(crate) async fn offer_address(
         let why = format!("{address} names the loopback interface here, which only its own host reaches");
         return Err(unreachable(why));
     }
-    // Settings of UCX are of this host's devices, and others have their own.
+    // UCX settings name this host's devices; other hosts have their own.
     let is_setting = |key: &str| scheduler.settings().any(|(setting, _)| setting == key);
     let mut asked = without_options(scheduler, scheduler.host(), scheduler.port())?;
     for (key, value) in scheduler.options().filter(|(key, _)| !is_setting(key)) {
@@ -112,10 +115,10 @@ pub(crate) async fn offer_address(
     Ok(address.with_options_of(&asked)?)
 }
 
-/// What the scheduler tells others of a worker that it sees there and that offers `address`.
+/// Returns the address that the scheduler publishes for a worker at `locality` that offers `address`.
 ///
 /// # Errors
-/// The refusal, where nobody could connect to it.
+/// `Invalid` if no peer could connect to it.
 pub(crate) fn publish_address(address: &Address, locality: Locality, scheduler: &Address) -> Result<Address> {
     check_encrypted(address, scheduler)?;
     let reach = Reach::of(address);
@@ -137,16 +140,17 @@ pub(crate) fn publish_address(address: &Address, locality: Locality, scheduler: 
             }
             at_host(address, &ip.to_string(), address.port())
         }
-        // At the scheduler's host, whatever others call it.
+        // The worker runs on the scheduler's host, whose name differs between peers.
         _ => Ok(address.clone()),
     }
 }
 
-/// Refuses a worker if one of the two could not connect to the other.
+/// Refuses a worker if it and a present worker could not connect to each other.
 pub(crate) fn check_pair(new: (&Address, Locality), there: (&Address, Locality)) -> Result<(), Failure> {
     for ((address, _), (_, other)) in [(new, there), (there, new)] {
         let reach = Reach::of(address);
-        // What only a process or a host reaches was accepted because the scheduler is there.
+        // The scheduler accepted a process-local or host-local address because it shares that process or
+        // host.
         if !other.reaches(reach) {
             let why = format!(
                 "a worker listens at {address}, which only {} reaches, and another is elsewhere",
@@ -158,10 +162,12 @@ pub(crate) fn check_pair(new: (&Address, Locality), there: (&Address, Locality))
     Ok(())
 }
 
-/// What this end, which reaches the scheduler at `scheduler`, connects to where it was told of `address`.
+/// Returns the address to connect to for a worker published at `address`. This end reaches the scheduler at
+/// `scheduler`.
 ///
 /// # Errors
-/// Where it cannot be reached from here, or not in the way that the scheduler's address asks for.
+/// `Invalid` if this end cannot reach the address, or if it lacks TLS and the scheduler's address requires
+/// it.
 pub(crate) async fn connect_address(
     endpoint: &Endpoint,
     address: &Address,
@@ -179,7 +185,7 @@ pub(crate) async fn connect_address(
     address.with_options_of(scheduler).map_err(Into::into)
 }
 
-/// The address that `text` is to this end: of a worker that listens everywhere on the scheduler's host, at that host.
+/// Replaces a wildcard host in `text` by the scheduler's host, as seen from this end.
 pub(crate) fn resolve_wildcard(text: &str, scheduler: &Address) -> Result<Address> {
     let address: Address = text.parse()?;
     if !address.is_wildcard() {
@@ -194,7 +200,7 @@ fn unreachable(why: String) -> Error {
     Error::new(ErrorKind::Invalid, format!("{why}: {remedy}"))
 }
 
-/// Where the scheduler is met over TLS, so are workers, or within a host.
+/// Where the scheduler's address requires TLS, a worker's address must use TLS or stay within the host.
 fn check_encrypted(address: &Address, scheduler: &Address) -> Result<()> {
     let is_local = matches!(address.scheme(), Scheme::Mem | Scheme::Shm);
     if !scheduler.scheme().is_encrypted() || address.scheme().is_encrypted() || is_local {
@@ -207,7 +213,7 @@ fn check_encrypted(address: &Address, scheduler: &Address) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, why))
 }
 
-/// `address` at another host or port, with its options.
+/// Returns `address` with another host and port, and with its options.
 fn at_host(address: &Address, host: &str, port: u16) -> Result<Address> {
     let mut at = without_options(address, host, port)?;
     for (key, value) in address.options() {
@@ -223,7 +229,7 @@ fn without_options(address: &Address, host: &str, port: u16) -> Result<Address> 
     }
 }
 
-/// Whether this end reaches the scheduler without leaving the host.
+/// Returns whether this end reaches the scheduler without leaving the host.
 pub(crate) fn is_same_host(scheduler: &Address) -> bool {
     scheduler.scheme() == Scheme::Mem || is_loopback(scheduler.host())
 }
@@ -232,18 +238,19 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// Whether an address is one of this host's, in this network namespace: nothing can be bound to others.
+/// Returns whether an IP address belongs to this host and network namespace: only such an address can be
+/// bound.
 fn is_local_ip(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// The addresses of a host; none where it is every interface, or not known.
+/// Resolves a host. Returns nothing for a wildcard or an unknown name.
 async fn resolved(endpoint: &Endpoint, host: &str) -> Vec<IpAddr> {
     if matches!(host, "" | "*") {
         return Vec::new();
     }
     let host = host.to_owned();
-    // In the endpoint's environment, since the caller may have no runtime.
+    // Runs in the endpoint's environment, since the caller may have no runtime.
     let looked_up = run_in_environment(endpoint, async move {
         let found = tokio::net::lookup_host((host, 0)).await;
         found.map_or_else(|_| Vec::new(), |found| found.map(|at| at.ip()).collect())
@@ -264,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_at_every_interface_is_found_where_it_is_seen() {
+    fn wildcard_address_is_published_with_the_observed_ip() {
         let scheduler = address("tcp://*:7100");
         for (offered, locality, expected) in [
             ("tcp://*:4000", at("10.0.0.7"), "tcp://10.0.0.7:4000"),
@@ -292,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_where_nobody_finds_a_worker_is_refused() {
+    fn unreachable_worker_address_is_refused() {
         let scheduler = address("tcp://*:7100");
         for (offered, locality) in [
             ("tcp://127.0.0.1:4000", at("10.0.0.7")),
@@ -318,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_worker_advertises_is_where_others_find_it() {
+    async fn advertised_address_is_offered() {
         let endpoint = Endpoint::new().unwrap();
         let (bound, scheduler) = (address("tcp://*:4000"), address("tcp://10.0.0.1:7100"));
         let offer = async |advertised: &str| {
@@ -332,14 +339,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn options_of_the_schedulers_address_reach_the_connections_between_its_peers() {
+    async fn scheduler_address_options_apply_to_peer_connections() {
         let endpoint = Endpoint::new().unwrap();
         let scheduler = address("tcp://127.0.0.1:7100?integrity=crc32c&streams=4");
         for (published, expected) in [
             ("tcp://127.0.0.1:4000", "tcp://127.0.0.1:4000?integrity=crc32c&streams=4"),
             ("tcp://127.0.0.1:4000?streams=2", "tcp://127.0.0.1:4000?streams=4&integrity=crc32c"),
             ("shm://127.0.0.1:4000", "shm://127.0.0.1:4000?integrity=crc32c"),
-            // Nothing travels there.
+            // `mem` takes no options.
             ("mem://x", "mem://x"),
         ] {
             assert_eq!(
@@ -349,7 +356,7 @@ mod tests {
             let offer = offer_address(&endpoint, &address(published), None, &scheduler).await.unwrap();
             assert_eq!(offer.to_string(), expected, "and those of ends that know of none");
         }
-        // Settings of UCX are each host's own.
+        // UCX settings are specific to each host.
         let scheduler = address("ucx://127.0.0.1:7100?NET_DEVICES=lo&versions=any");
         let published = address("ucx://127.0.0.1:4000?TLS=tcp");
         let offer = offer_address(&endpoint, &published, None, &scheduler).await.unwrap();
@@ -359,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_the_scheduler_is_met_over_tls_nothing_is_without() {
+    async fn tls_scheduler_requires_tls_workers() {
         let endpoint = Endpoint::new().unwrap();
         for scheduler in ["tls://127.0.0.1:7100", "towlines://127.0.0.1:7100"].map(address) {
             for plain in
@@ -383,10 +390,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_worker_of_another_hosts_loopback_interface_is_out_of_reach() {
+    async fn loopback_worker_of_another_host_is_unreachable() {
         let endpoint = Endpoint::new().unwrap();
         let published = address("tcp://127.0.0.1:4000");
-        // An address that is kept for documents, and nobody's.
+        // An address reserved for documentation.
         let error =
             connect_address(&endpoint, &published, &address("tcp://192.0.2.1:7100")).await.unwrap_err();
         assert!(error.detail().contains("only its own host reaches"), "{error}");

@@ -1,7 +1,8 @@
-//! What runs beside the callers of this crate: jobs in the environment of an endpoint.
+//! Background jobs of this crate: they run in the environment of an endpoint.
 //!
-//! A caller's runtime may end, or stand idle, while its client or worker lives; an endpoint's environment lives as long as the
-//! endpoint. So nothing in this crate is spawned on the runtime of a caller, or uses its timers.
+//! A caller's runtime may end or stall while its client or worker lives. An endpoint's environment lives as
+//! long as the endpoint. So this crate spawns nothing on the runtime of a caller, and uses none of its
+//! timers.
 
 use std::fmt;
 use std::future::Future;
@@ -12,11 +13,11 @@ use tokio::sync::{oneshot, watch};
 use towline::Endpoint;
 use towline::environment::{self, Environment};
 
-/// Jobs of one owner. Dropping it stops them.
+/// The jobs of one owner. Dropping it stops them.
 #[derive(Debug)]
 pub(crate) struct Background {
     environment: Arc<dyn Environment>,
-    /// Each job has a receiver.
+    /// Each job holds a receiver.
     jobs: watch::Sender<()>,
 }
 
@@ -29,7 +30,7 @@ impl Background {
         Self { environment, jobs: watch::Sender::new(()) }
     }
 
-    /// Runs `job` to its end, or until this is dropped.
+    /// Runs `job` to its end, or until this value is dropped.
     pub(crate) fn spawn(&self, job: impl Future<Output = ()> + Send + 'static) {
         let mut stopped = self.jobs.subscribe();
         self.environment.spawn(Box::pin(async move {
@@ -41,30 +42,31 @@ impl Background {
         }));
     }
 
-    /// How many have not ended.
+    /// Returns the number of jobs that have not ended.
     pub(crate) fn len(&self) -> usize {
         self.jobs.receiver_count()
     }
 
-    /// Waits until all have ended.
+    /// Waits until all jobs have ended.
     pub(crate) async fn ended(&self) {
         self.jobs.closed().await;
     }
 }
 
-/// Runs `work` in the endpoint's environment, for what needs a runtime; `None` where the environment ends first.
+/// Runs `work` in the endpoint's environment, for code that needs a tokio runtime. Returns `None` if the
+/// environment ends first.
 pub(crate) async fn run_in_environment<T: Send + 'static>(
     endpoint: &Endpoint,
     work: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
     let (sender, receiver) = oneshot::channel();
     let job = Background::of(endpoint);
-    // Whoever asked may have given up.
+    // The caller may have stopped waiting.
     job.spawn(async move { _ = sender.send(work.await) });
     receiver.await.ok()
 }
 
-/// Runs `work` unless `time` passes first; then it is dropped.
+/// Runs `work` for at most `time`. Returns `None` on timeout, and drops `work`.
 pub(crate) async fn within<T>(
     endpoint: &Endpoint,
     time: Duration,
@@ -74,11 +76,11 @@ pub(crate) async fn within<T>(
     environment::within(environment, environment.now() + time, work).await
 }
 
-/// Does something when it is dropped: also where the job that holds it is stopped, panics, or ends with its environment.
+/// Calls a function when it is dropped, also where its job is stopped, panics, or ends with its environment.
 pub(crate) struct AtEnd<F: FnMut()>(pub(crate) F);
 
 impl<F: FnMut()> AtEnd<F> {
-    /// Runs `job`, and is dropped after it. It belongs to the returned future from the beginning, so that a job which is never
+    /// Runs `job`, and drops this guard after it. The returned future owns the guard, so a job that is never
     /// polled ends as well.
     pub(crate) async fn around<T>(self, job: impl Future<Output = T>) -> T {
         let _at_end = self;

@@ -1,6 +1,8 @@
-//! A connection that carries words of the protocol, in batches: what is said while the last batch leaves goes with the next.
+//! Batches of protocol messages over a connection. Messages pushed while one batch is being sent go with the
+//! next.
 //!
-//! A batch is one message: the words one after the other in its header, or in its one frame where they are too long for that.
+//! A batch is one transport message. Its protocol messages stand one after the other in the header, or in a
+//! single frame if the header is too short for them.
 
 use std::collections::VecDeque;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -15,23 +17,24 @@ use crate::background::within;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{ARGUMENTS_LEN_MAX, Hello, Role, VERSION, Welcome};
 
-/// A batch is closed when it is this long; one more word than that fits into a header, unless it is a long one.
+/// A batch of this length, in bytes, takes no further message. One more message still fits into a header,
+/// unless it is long.
 pub(crate) const BATCH_LEN: usize = 32 << 10;
-/// The longest batch that is taken from a peer.
+/// The longest batch that this end accepts from a peer, in bytes.
 pub(crate) const BATCH_LEN_MAX: u64 = (4 * ARGUMENTS_LEN_MAX + BATCH_LEN) as u64;
-/// What a peer may leave waiting before it is given up: so much, or an eighth of the process's memory.
+/// Bytes that may queue for one peer before it is refused: 256 MiB, or an eighth of the process's memory.
 static QUEUED_LEN_MAX: LazyLock<usize> = LazyLock::new(|| AvailableMemory::bounded(256 << 20, 8) as usize);
-/// A peer is heard again once no more than this waits for it, in bytes.
+/// This end receives from a peer again once at most this many bytes are queued for it.
 const RESUME_LEN_MAX: usize = 1 << 20;
-/// How long a stranger may take for its first words.
+/// Time limit for the first message of an unauthenticated peer.
 pub(crate) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Words for one peer.
+/// Messages queued for one peer.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
     queued: Mutex<Queued>,
     changed: Notify,
-    /// Less waits than before.
+    /// Notified when `transmit` takes a batch off the queue.
     progress: Notify,
 }
 
@@ -43,7 +46,7 @@ struct Queued {
 }
 
 impl SendQueue {
-    /// Says it once the line is free, and `flush` was called. What is said after the end is lost.
+    /// Queues a message, which is sent after `flush`. Messages pushed after `close` are discarded.
     pub(crate) fn push<M: Serialize>(&self, message: &M) {
         let mut queued = self.lock();
         if queued.is_closed {
@@ -57,39 +60,40 @@ impl SendQueue {
             }
         };
         let before = batch.len();
-        batch = postcard::to_extend(message, batch).expect("words of the protocol can be written");
+        batch = postcard::to_extend(message, batch).expect("protocol messages can be serialized");
         queued.len += batch.len() - before;
         queued.batches.push_back(batch);
-        // A peer that does not listen is not kept in memory for.
+        // A peer that does not receive must not exhaust memory.
         queued.is_closed = queued.len > *QUEUED_LEN_MAX;
     }
 
-    /// Has what was said leave.
+    /// Wakes `transmit`.
     pub(crate) fn flush(&self) {
         self.changed.notify_one();
     }
 
-    /// Says no more: `transmit` ends when what was said has left.
+    /// Accepts no further messages: `transmit` ends once the queued ones are sent.
     pub(crate) fn close(&self) {
         self.lock().is_closed = true;
         self.changed.notify_one();
     }
 
-    /// Waits until the peer has taken most of what was said to it, so that a peer that asks faster than it listens waits for
-    /// itself. Of use to one task at a time, beside `transmit`.
+    /// Waits until the peer has received most of its queue, so that a peer which sends faster than it
+    /// receives slows itself down. At most one task may wait, beside `transmit`.
     pub(crate) async fn wait_for_room(&self) {
         while self.lock().len > RESUME_LEN_MAX {
             self.progress.notified().await;
         }
     }
 
-    /// Carries what is said to the peer, until the connection or the send queue ends.
+    /// Sends queued messages to the peer, until the connection ends or the queue is closed and empty.
     pub(crate) async fn transmit(&self, connection: &Connection) -> Result<()> {
         loop {
             let next = {
                 let mut queued = self.lock();
                 if queued.len > *QUEUED_LEN_MAX {
-                    let why = format!("the peer let more than {} bytes of words wait", *QUEUED_LEN_MAX);
+                    let why =
+                        format!("more than {} bytes of messages are queued for the peer", *QUEUED_LEN_MAX);
                     return Err(Error::new(ErrorKind::TooLarge, why));
                 }
                 let next = queued.batches.pop_front();
@@ -114,57 +118,59 @@ fn transport_message(batch: Vec<u8>) -> Message {
     if batch.len() <= HEADER_LEN_MAX { Message::new(batch) } else { Message::default().with_frame(batch) }
 }
 
-/// Says one word at once.
+/// Sends one message at once.
 pub(crate) async fn send<M: Serialize>(connection: &Connection, message: &M) -> Result<()> {
     connection.send(transport_message(postcard::to_allocvec(message)?)).await?;
     Ok(())
 }
 
-/// Says hello to a scheduler; the number that it gives.
+/// Sends the hello to a scheduler. Returns the number that the scheduler assigns.
 pub(crate) async fn handshake(endpoint: &Endpoint, connection: &Connection, role: Role) -> Result<u32> {
     send(connection, &Hello { version: VERSION, role }).await?;
     match receive_one(endpoint, connection).await? {
         Welcome::Number(number) => Ok(number),
-        Welcome::Refused(failure) => Err(failure.refused("the scheduler refuses").into()),
+        Welcome::Refused(failure) => Err(failure.refused("the scheduler refused this end").into()),
         Welcome::Version(theirs) => {
-            let why = format!("the scheduler speaks version {theirs}, and this end {VERSION}");
+            let why = format!("the scheduler has protocol version {theirs}, and this end {VERSION}");
             Err(Error::new(ErrorKind::Invalid, why))
         }
     }
 }
 
-/// The next batch of words. Cancel-safe until a batch with a frame has begun to arrive.
+/// Receives the next batch. Cancel-safe until a batch with a frame has begun to arrive.
 pub(crate) async fn receive(connection: &Connection) -> Result<Batch> {
     let incoming = connection.incoming().await?;
     if incoming.frames().len() > 1 || incoming.payload_len() > BATCH_LEN_MAX {
-        return Err(Error::new(ErrorKind::Invalid, "a batch that is longer than any may be"));
+        return Err(Error::new(ErrorKind::Invalid, "a batch exceeds the length limit"));
     }
     Ok(Batch { transport_message: incoming.accept().await?, position: 0 })
 }
 
-/// Says why a peer is turned away, which it may not hear, and ends the connection: within [`HELLO_TIMEOUT`] and the endpoint's
-/// linger.
+/// Sends the reason of a refusal, which the peer may not receive, and closes the connection. Takes at most
+/// [`HELLO_TIMEOUT`] and the endpoint's linger.
 pub(crate) async fn send_refusal<M: Serialize>(endpoint: &Endpoint, connection: &Connection, refusal: &M) {
     if let Some(Ok(())) = within(endpoint, HELLO_TIMEOUT, send(connection, refusal)).await {
         let _ = connection.close().await;
     }
 }
 
-/// The first word of a peer, and the only one of its batch.
+/// Receives the first message of a peer, which must be the only one of its batch.
 pub(crate) async fn receive_one<M: DeserializeOwned>(
     endpoint: &Endpoint,
     connection: &Connection,
 ) -> Result<M> {
-    let late =
-        || Error::new(ErrorKind::TimedOut, format!("it said nothing for {} s", HELLO_TIMEOUT.as_secs()));
+    let late = || {
+        Error::new(ErrorKind::TimedOut, format!("the peer sent no message for {} s", HELLO_TIMEOUT.as_secs()))
+    };
     let mut batch = within(endpoint, HELLO_TIMEOUT, receive(connection)).await.ok_or_else(late)??;
     match batch.next()? {
         Some(message) if batch.rest().is_empty() => Ok(message),
-        _ => Err(Error::new(ErrorKind::Invalid, "it said more than was asked for, or less")),
+        _ => Err(Error::new(ErrorKind::Invalid, "the first batch is not exactly one message")),
     }
 }
 
-/// Words as they came. They are read one at a time: two bytes of a peer may be a word of a hundred.
+/// A received batch. Messages are decoded one at a time, since two bytes may decode to a message of a
+/// hundred.
 #[derive(Debug)]
 pub(crate) struct Batch {
     transport_message: Message,
@@ -172,7 +178,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// The next word; `None` after the last.
+    /// Decodes the next message; `None` after the last.
     pub(crate) fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>> {
         let batch = self.rest();
         if batch.is_empty() {
@@ -181,18 +187,18 @@ impl Batch {
         let (message, rest) = postcard::take_from_bytes(batch)?;
         let len = batch.len() - rest.len();
         if len == 0 {
-            return Err(Error::new(ErrorKind::Invalid, "a word without bytes"));
+            return Err(Error::new(ErrorKind::Invalid, "a message without bytes"));
         }
         self.position += len;
         Ok(Some(message))
     }
 
-    /// How many of its bytes were read.
+    /// Returns the number of bytes decoded so far.
     pub(crate) const fn position(&self) -> usize {
         self.position
     }
 
-    /// Tells all words of it, up to one that is none.
+    /// Applies each message, up to the first that does not decode.
     pub(crate) fn for_each<M: DeserializeOwned>(mut self, mut apply: impl FnMut(M)) -> Result<()> {
         while let Some(message) = self.next()? {
             apply(message);

@@ -1,4 +1,4 @@
-//! The one error type of the runtime: what happened to which task, in terms a caller can act on.
+//! The error type of the runtime: what happened to which task.
 
 use std::error::Error as StdError;
 use std::fmt::{self, Write};
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::protocol::NAME_LEN_MAX;
 
-/// Shorthand for results of the runtime. Where the compiler asks for the error type of a block, end it with `Result::<_>::Ok(())`: see
-/// [`towline::Result`].
+/// Shorthand for results of the runtime. Where the compiler asks for the error type of a block, end it with
+/// `Result::<_>::Ok(())`: see [`towline::Result`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What a task's function may fail with: any error.
+/// The error that a task's function may return.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// What a task's function returns.
+/// The return type of a task's function.
 pub type TaskResult<T> = std::result::Result<T, BoxError>;
 
-/// What went wrong.
+/// The kind of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -26,25 +26,26 @@ pub enum ErrorKind {
     Failed,
     /// The function panicked: the detail is its message.
     Panicked,
-    /// The client cancelled the task, or one that it needs.
+    /// The client cancelled the task, or one that it depends on.
     Cancelled,
-    /// Every worker that ran the task died of it, three times.
+    /// Three workers died while they ran the task.
     Killed,
-    /// The data was with workers that are gone, or cannot be reached, and nothing can make it again.
+    /// All workers that had the data are gone or unreachable, and it cannot be recomputed.
     Lost,
-    /// It does not fit: into a message, or into the memory of any worker. The detail names the limit.
+    /// It fits neither into a message nor into the memory of any worker. The detail names the limit.
     TooLarge,
     /// No function of that name is registered at the worker.
     UnknownFunction,
-    /// Bytes are not what they should be: arguments of other types than the function's, a peer of another version.
+    /// Bytes do not decode: the arguments have other types than the function's parameters, or the peer has
+    /// another version.
     Invalid,
-    /// The scheduler is gone, and with it everything that it knew.
+    /// The scheduler is gone, and all its tasks with it.
     SchedulerLost,
-    /// A stated time passed first.
+    /// A stated time limit passed.
     TimedOut,
     /// This end was closed.
     Closed,
-    /// The transport failed: the source says how.
+    /// The transport failed: see the source.
     Transport,
 }
 
@@ -67,9 +68,10 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// One failure. It reads as a sentence: `task "parse": failed: line 7: invalid digit found in string`.
+/// An error of the runtime. It reads as a sentence:
+/// `task "parse": failed: line 7: invalid digit found in string`.
 ///
-/// A task that failed fails every task that needs it, with the same error: it names the one that failed first.
+/// A task that fails fails all its dependents with the same error, which names the task that failed first.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -78,22 +80,22 @@ struct Inner {
     source: Option<towline::Error>,
 }
 
-/// What of an error travels.
+/// The part of an error that is sent to peers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
-    /// The function of the task that failed first, where it was one.
+    /// The function of the task that failed first, if the failure comes from a task.
     pub(crate) task: Option<String>,
     pub(crate) detail: String,
 }
 
-/// The longest detail that travels, in bytes.
+/// The longest detail that is sent, in bytes.
 const DETAIL_LEN_MAX: usize = 4096;
-/// Causes of an error that its detail names; errors may name each other in a circle.
+/// Maximum number of causes in a detail; the causes of an error may form a cycle.
 const CAUSES_MAX: usize = 32;
 
 impl Error {
-    /// A failure of `kind`; `detail` says what happened and, where there is a remedy, what to do.
+    /// An error of `kind`. `detail` says what happened and, where there is a remedy, what to do.
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
         Failure::new(kind, detail).into()
     }
@@ -106,7 +108,7 @@ impl Error {
         Self::new(ErrorKind::Closed, "the endpoint's environment ended")
     }
 
-    /// As what ended a line to the scheduler.
+    /// Converts the error that ended a connection to the scheduler.
     pub(crate) fn as_scheduler_lost(&self) -> Self {
         let failure = match &self.0.source {
             Some(_) => Failure::new(ErrorKind::SchedulerLost, "the connection to the scheduler ended"),
@@ -115,27 +117,27 @@ impl Error {
         Self(Arc::new(Inner { failure, source: self.0.source.clone() }))
     }
 
-    /// What a caller can act on.
+    /// The kind, for callers that handle errors.
     pub fn kind(&self) -> ErrorKind {
         self.0.failure.kind
     }
 
-    /// The function of the task that failed first, where it was one.
+    /// The function of the task that failed first, if the failure comes from a task.
     pub fn task(&self) -> Option<&str> {
         self.0.failure.task.as_deref()
     }
 
-    /// What happened, without the task around it.
+    /// What happened, without the task's name.
     pub fn detail(&self) -> &str {
         &self.0.failure.detail
     }
 
-    /// Whether a connection ended, or never was.
+    /// Returns whether a connection ended or could not be established.
     pub(crate) fn is_transport(&self) -> bool {
         self.0.source.is_some()
     }
 
-    /// Whether the peer said good-bye.
+    /// Returns whether the peer closed the connection in an orderly way.
     pub(crate) fn is_closed_by_peer(&self) -> bool {
         self.0.source.as_ref().is_some_and(|source| source.kind() == towline::ErrorKind::Closed)
     }
@@ -150,14 +152,14 @@ impl Failure {
         Self { kind, task: None, detail: detail.into() }
     }
 
-    /// What a function returned, with all that it says caused it.
+    /// The error that a function returned, with all its causes.
     pub(crate) fn from_error(error: &BoxError) -> Self {
         let mut detail = DetailWriter::default();
         let mut next: Option<&dyn StdError> = Some(&**error);
         for number in 0..=CAUSES_MAX {
             let Some(cause) = next.filter(|_| !detail.is_cut) else { break };
             let separator = if number > 0 { ": " } else { "" };
-            // What an error cannot say is left out.
+            // A cause whose formatting fails is left out.
             let _ = write!(detail, "{separator}{cause}");
             next = cause.source();
         }
@@ -165,24 +167,25 @@ impl Failure {
         Self::new(ErrorKind::Failed, detail.text())
     }
 
-    /// What a function panicked with.
+    /// The payload of a panic of a function.
     pub(crate) fn from_panic(payload: &(dyn std::any::Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
         let mut detail = DetailWriter::default();
-        // It fails only where it is cut.
-        let _ = detail.write_str(text.unwrap_or("with something that is no text"));
+        // Writing fails only where the detail is truncated.
+        let _ = detail.write_str(text.unwrap_or("with a payload that is no text"));
         Self::new(ErrorKind::Panicked, detail.text())
     }
 
-    /// Names the task, unless one is named already, and cuts what is too long to travel.
+    /// Sets the task's name, unless one is set, and truncates what is too long to send.
     #[must_use]
     pub(crate) fn of(mut self, task: &str) -> Self {
         self.task.get_or_insert_with(|| task.to_owned());
         self.truncated()
     }
 
-    /// Cuts what is too long to travel. What a peer says is cut before it is kept: many tasks may fail of it.
+    /// Truncates what is too long to send. A peer's failure is truncated before it is stored, since many
+    /// tasks may fail with it.
     #[must_use]
     pub(crate) fn truncated(mut self) -> Self {
         truncate(&mut self.detail, DETAIL_LEN_MAX);
@@ -190,7 +193,7 @@ impl Failure {
         self
     }
 
-    /// As said by who turns this end away.
+    /// Prefixes the detail with the context of the refusal.
     #[must_use]
     pub(crate) fn refused(mut self, who: &str) -> Self {
         self.detail = format!("{who}: {}", self.detail);
@@ -205,7 +208,7 @@ fn truncate(text: &mut String, len_max: usize) {
     }
 }
 
-/// The beginning of a text, as long as travels: what writes it is stopped there.
+/// Writes the beginning of a text, up to the length limit, and then fails the writer.
 #[derive(Default)]
 struct DetailWriter {
     text: String,
@@ -256,7 +259,7 @@ impl<T> From<towline::Failed<T>> for Error {
 
 impl From<postcard::Error> for Error {
     fn from(error: postcard::Error) -> Self {
-        Self::new(ErrorKind::Invalid, format!("bytes that are not what they should be: {error}"))
+        Self::new(ErrorKind::Invalid, format!("bytes that do not decode: {error}"))
     }
 }
 
@@ -306,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_is_its_own_cause_ends() {
+    fn cyclic_error_causes_are_bounded() {
         #[derive(Debug)]
         struct Circle;
         impl fmt::Display for Circle {
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_writes_for_ever_is_stopped() {
+    fn endless_error_text_is_truncated() {
         #[derive(Debug)]
         struct Endless;
         impl fmt::Display for Endless {
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endless_detail_is_cut_at_a_character() {
+    fn long_detail_is_truncated_at_a_character() {
         let failure = Failure::new(ErrorKind::Failed, "ü".repeat(10_000)).of("x");
         assert!(failure.detail.len() <= DETAIL_LEN_MAX + '…'.len_utf8());
         assert!(failure.detail.ends_with("ü…"));

@@ -1,4 +1,4 @@
-//! Functions by name and type: what clients call, and what workers run.
+//! Functions by name and type: clients call them, and workers run them.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -16,7 +16,8 @@ use crate::guard::{discard, guarded};
 use crate::protocol::{NAME_LEN_MAX, Types};
 use crate::value::Value;
 
-/// A function by its name: `P` is the tuple of its parameters, `R` what it returns. Clients and workers share it as a constant.
+/// A function, identified by its name. `P` is the tuple of its parameters, `R` its result. Clients and
+/// workers share it as a constant.
 ///
 /// ```
 /// use towline_runtime::Function;
@@ -29,21 +30,21 @@ pub struct Function<P, R> {
 }
 
 impl<P, R> Function<P, R> {
-    /// The function of that name.
+    /// Names a function.
     ///
     /// # Panics
-    /// Where the name is empty or longer than 255 bytes.
+    /// If the name is empty or longer than 255 bytes.
     pub const fn new(name: &'static str) -> Self {
         assert!(!name.is_empty() && name.len() <= NAME_LEN_MAX, "a function's name has 1 to 255 bytes");
         Self { name, types: PhantomData }
     }
 
-    /// Its name.
+    /// The name.
     pub const fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Tells functions of other types apart, as long as both ends are built by one compiler from the same types.
+    /// A hash of the types. It is comparable only if the same compiler built both ends from the same types.
     pub(crate) fn types(self) -> Types {
         let names = [std::any::type_name::<P>(), std::any::type_name::<R>()];
         // FNV-1a.
@@ -93,7 +94,7 @@ pub struct Registry {
     functions: FxHashMap<&'static str, (Types, FunctionBody)>,
 }
 
-/// What runs. It does not panic, whatever the function does.
+/// The callable of a function. It does not panic, whatever the function does.
 #[derive(Clone)]
 pub(crate) enum FunctionBody {
     Sync(Arc<dyn Fn(Value) -> Outcome + Send + Sync>),
@@ -109,18 +110,18 @@ impl fmt::Debug for FunctionBody {
     }
 }
 
-/// How a run ended.
+/// The result of an attempt.
 pub(crate) type Outcome = Result<Value, Failure>;
-/// A run to be.
+/// The future of an attempt.
 pub(crate) type OutcomeFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
 
 impl Registry {
-    /// No functions.
+    /// An empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Has `function` run `body`, on one of the worker's threads. It may compute and block.
+    /// Registers `body` for `function`. It runs on one of the worker's threads, and may compute and block.
     #[must_use]
     pub fn with<P, R, F>(mut self, function: Function<P, R>, body: F) -> Self
     where
@@ -135,8 +136,9 @@ impl Registry {
         self
     }
 
-    /// Has `function` run `body`, in the [environment](towline::environment) of the worker's endpoint: within tokio, beside what
-    /// moves the worker's data. It should not compute for long, and must not block.
+    /// Registers an async `body` for `function`. It runs in the [environment](towline::environment) of the
+    /// worker's endpoint: on tokio, on the threads that move the worker's data. It should not compute for
+    /// long, and must not block.
     #[must_use]
     pub fn with_async<P, R, F>(mut self, function: Function<P, R>, body: F) -> Self
     where
@@ -157,7 +159,7 @@ impl Registry {
         match self.functions.get(name) {
             Some((known, body)) if *known == types => Ok(body.clone()),
             Some(_) => {
-                let why = "the worker has a function of that name, and of other types";
+                let why = "the worker has a function of that name with other types";
                 Err(Failure::new(ErrorKind::Invalid, why))
             }
             None => Err(Failure::new(ErrorKind::UnknownFunction, "the worker has no function of that name")),
@@ -171,12 +173,12 @@ fn failure(error: Error) -> Failure {
     error.failure().clone()
 }
 
-/// Runs it until it returns or panics.
+/// Polls a future until it returns or panics.
 async fn run_to_completion<F: Future>(begun: F) -> Result<F::Output, Failure> {
     let mut running = pin!(Some(begun));
     let ended = poll_fn(|cx| match running.as_mut().as_pin_mut() {
         Some(future) => match guarded(|| Ok(future.poll(cx))) {
-            // It is not polled again once it has panicked.
+            // A future that has panicked is not polled again.
             Err(panicked) => Poll::Ready(Err(panicked)),
             Ok(polled) => polled.map(Ok),
         },
@@ -189,7 +191,7 @@ async fn run_to_completion<F: Future>(begun: F) -> Result<F::Output, Failure> {
     });
     match (ended, dropped) {
         (Ok(returned), Err(panicked)) => {
-            // The first panic is the one to tell of.
+            // Report the first panic.
             let _ = discard(returned);
             Err(panicked)
         }
@@ -206,7 +208,7 @@ fn into_outcome<R: Serialize>(result: TaskResultOf<R>) -> Outcome {
         }
         Err(error) => {
             let described = guarded(|| Ok(Failure::from_error(&error)));
-            // What it returned says more than a destructor that panics.
+            // The returned error is more useful than a panic of its destructor.
             let _ = discard(error);
             Err(described.unwrap_or_else(|panicked| panicked))
         }
@@ -221,9 +223,9 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// What can be called with a tuple `P`: every function and closure of up to seven parameters.
+/// A callable that takes the tuple `P`: every function and closure of up to seven parameters.
 pub trait Callable<P> {
-    /// What it returns.
+    /// The return type.
     type Output;
 
     /// Calls it.

@@ -1,7 +1,8 @@
-//! Code of others: what functions, their values and their errors do is run here, so that a panic fails one run and nothing else.
+//! Guards around user code. Functions, their values and their errors run in here, so that a panic fails only
+//! one attempt.
 //!
-//! Each step has a guard of its own. A destructor that panics while another panic unwinds ends the process, so nothing that has
-//! a destructor of others is still held when the next step begins.
+//! Each step has a guard of its own. A destructor that panics while another panic unwinds ends the process.
+//! So no value with a user's destructor is alive when the next step begins.
 
 use std::any::Any;
 use std::mem;
@@ -9,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::Failure;
 
-/// Runs `code`; a panic is its failure.
+/// Runs `code`. A panic becomes a failure.
 pub(crate) fn guarded<T>(code: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(code)).unwrap_or_else(|payload| {
         let failure = Failure::from_panic(&*payload);
@@ -18,7 +19,7 @@ pub(crate) fn guarded<T>(code: impl FnOnce() -> Result<T, Failure>) -> Result<T,
     })
 }
 
-/// Drops `value`; a panic of its destructor is a failure.
+/// Drops `value`. A panic of its destructor becomes a failure.
 pub(crate) fn discard<T>(value: T) -> Result<(), Failure> {
     guarded(|| {
         drop(value);
@@ -26,7 +27,7 @@ pub(crate) fn discard<T>(value: T) -> Result<(), Failure> {
     })
 }
 
-/// Drops what a panic carried. What its destructor panics with in turn is left where it is.
+/// Drops the payload of a panic. If its destructor panics in turn, the second payload is leaked.
 pub(crate) fn discard_payload(payload: Box<dyn Any + Send>) {
     if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
         mem::forget(another);
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    /// Panics with another of itself when it is dropped.
+    /// Panics with another instance of itself when it is dropped.
     struct PanicsOnDrop;
 
     impl Drop for PanicsOnDrop {
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_panics_for_ever_is_dropped_once() {
+    fn panicking_panic_payload_is_dropped_once() {
         let failure = guarded::<()>(|| std::panic::panic_any(PanicsOnDrop)).unwrap_err();
         assert_eq!(failure.kind, ErrorKind::Panicked);
         assert_eq!(discard(PanicsOnDrop).unwrap_err().kind, ErrorKind::Panicked);

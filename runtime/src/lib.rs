@@ -1,5 +1,5 @@
-//! A small task runtime on [`towline`]: clients describe tasks, a scheduler says where they run, and workers keep what they
-//! made and fetch what they lack straight from each other.
+//! A small task runtime on [`towline`]. Clients submit tasks, a scheduler assigns them to workers, and
+//! workers keep results and fetch inputs directly from each other.
 //!
 //! ```
 //! use towline_runtime::{Function, LocalCluster, Registry, TaskResult};
@@ -17,14 +17,17 @@
 //! }
 //! ```
 //!
-//! A [`Function`] is a name and types that clients and workers share, a [`Registry`] says what it runs. Arguments and results are
-//! serde types; bulk data in them is [`Data`], which never passes the scheduler and stays in the memory it is in as far as the
-//! path allows. [`Client::submit`] returns a [`Future`], which is an argument of other tasks as it is.
+//! A [`Function`] is a name with types that clients and workers share. A [`Registry`] maps it to the code
+//! that a worker runs. Arguments and results are serde types. Bulk data in them is [`Data`]: it never passes
+//! through the scheduler, and is copied only where the path requires it. [`Client::submit`] returns a
+//! [`Future`], which can be passed as an argument of other tasks.
 //!
-//! [`LocalCluster`] is all of it in one process; [`Scheduler`], [`Worker`] and [`Client`] are its parts, for processes and hosts.
+//! [`LocalCluster`] is a whole cluster in one process. [`Scheduler`], [`Worker`] and [`Client`] are its
+//! parts, for several processes and hosts.
 //!
-//! What they do beside their callers runs in the [environment](towline::environment) of their endpoint: by default on the one
-//! thread that each endpoint has. Any executor may poll their futures, on any thread, and none of them ends with a caller's runtime.
+//! Background work runs in the [environment](towline::environment) of the endpoint: by default on the one
+//! thread that each endpoint has. Any executor may poll the returned futures, on any thread. None of them
+//! ends with a caller's runtime.
 
 mod address;
 mod background;

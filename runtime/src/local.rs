@@ -1,4 +1,4 @@
-//! A whole cluster within this process.
+//! A cluster within one process.
 
 use towline::{Address, Endpoint};
 
@@ -8,10 +8,11 @@ use crate::function::Registry;
 use crate::scheduler::Scheduler;
 use crate::worker::Worker;
 
-/// A scheduler, workers and a client in this process, which talk over `mem`: data is handed over, and nothing is copied.
+/// A scheduler, workers and a client in this process. They communicate over `mem`, which hands data over
+/// without a copy.
 ///
-/// Everything runs in the [environment](towline::environment) of its endpoint, but for the scheduler, which has a thread, and
-/// functions, which have one for each slot. Dropping it ends it.
+/// Everything runs in the [environment](towline::environment) of its endpoint, except the scheduler, which
+/// has a thread, and functions, which have one thread for each slot. Dropping the cluster ends it.
 ///
 /// ```
 /// use towline_runtime::{Function, LocalCluster, Registry, TaskResult};
@@ -37,7 +38,7 @@ pub struct LocalCluster {
 }
 
 impl LocalCluster {
-    /// Starts a cluster of so many workers with a slot each, which have these functions.
+    /// Starts a cluster of `workers` workers with one slot each and these functions.
     ///
     /// # Errors
     /// [`Transport`](crate::ErrorKind::Transport) if a thread cannot be started.
@@ -52,7 +53,7 @@ impl LocalCluster {
         Ok(cluster)
     }
 
-    /// The client of this cluster. Others may connect to [`address`](Self::address).
+    /// The client of this cluster. Other clients may connect to [`address`](Self::address).
     pub const fn client(&self) -> &Client {
         &self.client
     }
@@ -62,36 +63,36 @@ impl LocalCluster {
         &self.scheduler
     }
 
-    /// Where the scheduler is found within this process.
+    /// The address of the scheduler, valid within this process.
     pub const fn address(&self) -> &Address {
         self.scheduler.address()
     }
 
-    /// The endpoint that all of it shares.
+    /// The endpoint that all parts share.
     pub const fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The workers, the first to join first.
+    /// The workers, in the order in which they joined.
     pub fn workers(&self) -> &[Worker] {
         &self.workers
     }
 
-    /// Has one more worker join.
+    /// Starts one more worker.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     pub async fn join(&mut self) -> Result<()> {
         let builder = Worker::builder(self.registry.clone()).slots(1);
         self.workers.push(builder.start(&self.endpoint, self.scheduler.address()).await?);
-        // With this answer the client knows of it.
+        // After this reply the client knows the worker.
         self.client.stats().await.map(drop)
     }
 
     /// Ends a worker: in good order, or as if its process were killed.
     ///
     /// # Panics
-    /// Where there is no worker of that index.
+    /// If there is no worker of that index.
     pub fn end_worker(&mut self, index: usize, killed: bool) {
         let worker = self.workers.remove(index);
         if killed {

@@ -1,4 +1,4 @@
-//! What a scheduler or a worker counts, in the form that Prometheus reads. Everything happens at a scrape.
+//! Metrics of a scheduler or a worker, in the Prometheus format. All work happens at a scrape.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -8,11 +8,12 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// What a [`Scheduler`](crate::Scheduler) or a [`Worker`](crate::Worker) counts. What their connections count,
-/// [`Endpoint::metrics`](towline::Endpoint::metrics) tells.
+/// Metrics of a [`Scheduler`](crate::Scheduler) or a [`Worker`](crate::Worker).
+/// [`Endpoint::metrics`](towline::Endpoint::metrics) has those of their connections.
 ///
-/// Register it with a `prometheus_client` registry of your own, or take its [`text`](Self::text). Clones show the same.
-/// `docs/metrics.md` lists every name. It shows nothing once what it tells of is gone.
+/// Register it with a `prometheus_client` registry of your own, or read its [`text`](Self::text). Clones
+/// refer to the same source. `docs/metrics.md` lists every name. The metrics are empty once their scheduler
+/// or worker is gone.
 ///
 /// ```
 /// use towline::Endpoint;
@@ -28,7 +29,7 @@ use prometheus_client::registry::Registry;
 #[derive(Clone, Debug)]
 pub struct Metrics(Weak<dyn MetricSource>);
 
-/// What has something to tell.
+/// A source of metrics.
 pub(crate) trait MetricSource: fmt::Debug + Send + Sync {
     fn write(&self, page: &mut Page<'_>) -> fmt::Result;
 }
@@ -39,7 +40,7 @@ impl Metrics {
         Self(weak)
     }
 
-    /// Everything as OpenMetrics text, as it is now.
+    /// Returns the current values as OpenMetrics text.
     pub fn text(&self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self.clone()));
@@ -56,10 +57,10 @@ impl Collector for Metrics {
     }
 }
 
-/// One scrape as it is written: a name and its values a call.
+/// Writes one scrape: each call writes a name and its values.
 pub(crate) struct Page<'a>(DescriptorEncoder<'a>);
 
-/// A value by a label, as `stage="ready"`.
+/// A label's name and value, as `stage="ready"`, and the value of the metric.
 type Labelled<'a> = (&'static str, &'a str, u64);
 
 impl Page<'_> {

@@ -1,4 +1,5 @@
-//! Data between workers, and between clients and workers: asked for and answered, one message each, without the scheduler.
+//! Data transfers between workers, and between clients and workers: a request and a reply, one message each,
+//! without the scheduler.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,18 +14,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::{Blob, DataReply, DataRequest, Key, ValueBytes, WorkerId};
 use crate::value::Value;
 
-/// How long a peer may take to begin its answer. The data itself takes as long as it takes, while the peer lives.
+/// Time limit for the begin of a reply. The data itself may take any time while the peer lives.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
-/// Memory is named for a value of so many bytes.
+/// Values of at least this many bytes are received into named destinations.
 const DIRECT_LEN_MIN: u64 = 64 << 10;
-/// A value with more bytes than this has them in a frame.
+/// A value with more bytes than this carries them in a frame.
 const INLINE_LEN_MAX: usize = 32 << 10;
 
-/// The workers that can be asked, and the connections to those that were.
+/// The known workers, and the connections to those that were used.
 #[derive(Debug)]
 pub(crate) struct Peers {
     endpoint: Endpoint,
-    /// How this end reaches the scheduler, and so how it reaches workers: with the same options.
+    /// The address at which this end reaches the scheduler. Its options hold for connections to workers too.
     scheduler: Address,
     known: Mutex<FxHashMap<WorkerId, PeerEntry>>,
 }
@@ -32,19 +33,19 @@ pub(crate) struct Peers {
 #[derive(Debug)]
 struct PeerEntry {
     peer: Arc<Peer>,
-    /// Dropped when the scheduler says that the worker is gone: whoever asks it need not find out for itself.
+    /// Dropped when the scheduler reports that the worker is gone, so that pending requests fail at once.
     presence: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct Peer {
     address: String,
-    /// What that is from here.
+    /// The address to connect to from this end.
     connect_address: OnceCell<Result<Address>>,
     data_connection: OnceCell<DataConnection>,
 }
 
-/// A connection and who waits for answers on it.
+/// A connection, and the requests that wait for replies on it.
 #[derive(Debug)]
 struct DataConnection {
     connection: Connection,
@@ -80,7 +81,7 @@ impl Peers {
         self.lock().remove(&worker);
     }
 
-    /// Who can be asked, and where, by id.
+    /// Returns all known workers and their addresses, sorted by id.
     pub(crate) fn all(&self) -> Vec<(WorkerId, String)> {
         let mut all: Vec<_> =
             self.lock().iter().map(|(id, known)| (*id, known.peer.address.clone())).collect();
@@ -92,13 +93,13 @@ impl Peers {
         self.lock().get(&worker).map(|known| known.peer.address.clone())
     }
 
-    /// Whether the worker was found to be where this end cannot connect to it.
+    /// Returns whether this end found that it cannot connect to the worker.
     pub(crate) fn is_unreachable(&self, worker: WorkerId) -> bool {
         self.lock().get(&worker).is_some_and(|known| matches!(known.peer.connect_address.get(), Some(Err(_))))
     }
 
-    /// The value, if the worker has it, and the path that it came over. It has no more than `bytes_max`: what is more is not
-    /// taken.
+    /// Fetches a value of at most `bytes_max` bytes. Returns it with the path that carried it, or `None` if
+    /// the worker does not have it. A larger value is rejected.
     pub(crate) async fn fetch(
         &self,
         worker: WorkerId,
@@ -112,7 +113,7 @@ impl Peers {
                 DataReply::Found { value, .. } => {
                     let bytes = incoming.payload_len().saturating_add(value.len());
                     if bytes > bytes_max {
-                        let why = format!("worker {worker} gives {bytes} bytes for a value of {bytes_max}");
+                        let why = format!("worker {worker} sent {bytes} bytes for a value of {bytes_max}");
                         return Err(Error::new(ErrorKind::Invalid, why));
                     }
                     let path = connection.path().chosen();
@@ -125,7 +126,7 @@ impl Peers {
         self.while_present(worker, fetching).await
     }
 
-    /// Has the worker keep the value.
+    /// Stores the value at the worker.
     pub(crate) async fn put(&self, worker: WorkerId, key: Key, value: &Value) -> Result<()> {
         let putting = self.request(worker, |request| {
             let (value, frames) = encode_value(value);
@@ -139,7 +140,7 @@ impl Peers {
         }
     }
 
-    /// What comes of it, unless the worker is gone before that.
+    /// Runs `operation`, and fails it if the worker leaves first.
     async fn while_present<T>(
         &self,
         worker: WorkerId,
@@ -184,7 +185,7 @@ impl Peers {
         }
     }
 
-    /// The worker, with a line that has not ended.
+    /// Returns the worker, with its ended connection removed.
     fn peer(&self, worker: WorkerId) -> Option<Arc<Peer>> {
         let mut known = self.lock();
         let peer = &mut known.get_mut(&worker)?.peer;
@@ -217,7 +218,7 @@ impl DataConnection {
         let connection = endpoint.connect(address).await?;
         let pending = Arc::new(Mutex::new(PendingRequests::default()));
         let receiving = Background::of(endpoint);
-        // However it ends, nobody waits on this line any more, and the next question takes a new one.
+        // However the task ends, pending requests fail, and the next request opens a new connection.
         let at_end = AtEnd({
             let pending = pending.clone();
             move || {
@@ -247,7 +248,7 @@ impl DataConnection {
     }
 }
 
-/// A question that is no longer open once nobody waits for its answer.
+/// Removes a request from the pending ones when its caller stops waiting.
 struct PendingGuard<'a>(&'a DataConnection, u64);
 
 impl Drop for PendingGuard<'_> {
@@ -256,7 +257,7 @@ impl Drop for PendingGuard<'_> {
     }
 }
 
-/// Hands each answer to who asked. What nobody asked for, or nobody waits for any more, is rejected.
+/// Passes each reply to its request. A reply without a pending request is rejected.
 async fn receive_replies(connection: Connection, pending: Arc<Mutex<PendingRequests>>) {
     while let Ok(incoming) = connection.incoming().await {
         let Ok(reply) = postcard::from_bytes::<DataReply>(incoming.header()) else { break };
@@ -282,7 +283,7 @@ impl DataReply {
     }
 }
 
-/// The value as part of a header, and frames.
+/// Splits the value into bytes for the header and frames.
 pub(crate) fn encode_value(value: &Value) -> (ValueBytes, Vec<towline::Buffer>) {
     if value.bytes.len() <= INLINE_LEN_MAX {
         (ValueBytes::Inline(Blob(value.bytes.clone())), value.frames.clone())
@@ -292,8 +293,8 @@ pub(crate) fn encode_value(value: &Value) -> (ValueBytes, Vec<towline::Buffer>) 
     }
 }
 
-/// Takes the value of a message, each frame in the place that its sender had it in; over a link that moves ownership, the
-/// sender's own.
+/// Receives the value of a message. Each frame arrives in the kind of memory that the sender had it in; over
+/// a link that moves ownership it is the sender's memory itself.
 pub(crate) async fn receive_value(
     incoming: Incoming,
     body: ValueBytes,
@@ -302,8 +303,9 @@ pub(crate) async fn receive_value(
     let moves = connection.caps().contains(Caps::MOVES_OWNERSHIP);
     let in_host = |place| matches!(place, Place::Host | Place::Arena);
     let places = || incoming.frames().iter().map(|frame| frame.place);
-    // Arenas arrive as they are where the path lends, and as host memory elsewhere. Large host frames are read out of their
-    // sender's memory where the path can and memory is named for them.
+    // Arena frames arrive without a copy where the path can lend, and in host memory elsewhere. Large host
+    // frames are read directly from the sender's memory where the path supports it and a destination is
+    // named.
     let is_direct = incoming.payload_len() >= DIRECT_LEN_MIN && !places().any(|place| place == Place::Arena);
     let message = if moves || places().all(in_host) && !is_direct {
         incoming.accept().await?
@@ -333,8 +335,8 @@ pub(crate) async fn receive_value(
 mod tests {
     use super::*;
 
-    /// Answers each request for a value with these bytes, on one connection; how that checks what travels, and over how many
-    /// streams.
+    /// Replies to one fetch. Returns the integrity check and the number of streams of the connection that it
+    /// came over.
     async fn path_of_fetch(scheduler: &str) -> (&'static str, usize) {
         let endpoint = Endpoint::new().unwrap();
         let listener = endpoint.listen(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -353,7 +355,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn workers_are_reached_with_the_options_of_the_schedulers_address() {
+    async fn worker_connections_use_scheduler_address_options() {
         let plain = path_of_fetch("tcp://127.0.0.1:7100").await;
         assert_eq!(plain.1, 1);
         let with_options = path_of_fetch("tcp://127.0.0.1:7100?integrity=crc32c&streams=3").await;
@@ -361,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_value_that_is_larger_than_was_said_is_not_taken() {
+    async fn value_larger_than_announced_is_rejected() {
         let endpoint = Endpoint::new().unwrap();
         let listener = endpoint.listen(&"mem://".parse().unwrap()).await.unwrap();
         let peers = Peers::new(endpoint, listener.address().clone());

@@ -1,6 +1,6 @@
-//! What scheduler, workers and clients say to each other. Bulk data is never in here: it travels as frames.
+//! The messages between scheduler, workers and clients. Bulk data is not part of them: it travels as frames.
 //!
-//! A batch of these is one message of the transport: see `line.rs`. What a number in them may be is checked where it is used.
+//! A batch of messages is one transport message: see `batch.rs`. Each number is validated where it is used.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::error::Failure;
 use crate::stats::Stats;
 use crate::value::Placeholder;
 
-/// Both ends of a line speak the same version, or none.
+/// Both ends of a connection must have the same version.
 pub(crate) const VERSION: u16 = 1;
 
-/// The most bytes of one task's arguments, without the values of futures among them.
+/// Maximum size of one task's arguments, in bytes, without the values of futures among them.
 pub(crate) const ARGUMENTS_LEN_MAX: usize = 1 << 20;
-/// The most futures among the arguments of one task, and the most places where they stand.
+/// Maximum number of futures among the arguments of one task, and of their placeholders.
 pub(crate) const INPUTS_MAX: usize = 65_536;
-/// The longest name of a function, in bytes.
+/// Maximum length of a function's name, in bytes.
 pub(crate) const NAME_LEN_MAX: usize = 255;
-/// The most functions a scheduler knows.
+/// Maximum number of functions of a scheduler.
 pub(crate) const FUNCTIONS_MAX: usize = 65_536;
-/// The most of them that one client may be the first to name.
+/// Maximum number of functions that one client may introduce.
 pub(crate) const NEW_FUNCTIONS_MAX: usize = 4_096;
-/// The most tasks a worker may run at once.
+/// Maximum number of tasks that a worker may run at once.
 pub(crate) const SLOTS_MAX: u32 = 4_096;
-/// The largest value, in bytes: as the payload of a message.
+/// Maximum size of a value, in bytes: that of a message's payload.
 pub(crate) const VALUE_LEN_MAX: u64 = 1 << 48;
 
-/// Names a task and its result: by a number of its client, which no other client has, and one that the client uses once.
+/// Identifies a task and its result: the client's number, and a sequence number that the client uses once.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Key(u64);
 
@@ -56,7 +56,7 @@ impl fmt::Debug for Key {
     }
 }
 
-// As two small numbers, which are few bytes each.
+// Serialized as two small numbers of few bytes each.
 impl Serialize for Key {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         (self.client(), self.sequence()).serialize(serializer)
@@ -70,18 +70,18 @@ impl<'de> Deserialize<'de> for Key {
     }
 }
 
-/// A client, to the scheduler; below 2^24, used once.
+/// Identifies a client to the scheduler. Less than 2^24, never reused.
 pub(crate) type ClientId = u32;
-/// A worker, to all; used once.
+/// Identifies a worker to all peers. Never reused.
 pub(crate) type WorkerId = u32;
-/// A function, between two ends.
+/// Identifies a function between two ends.
 pub(crate) type FunctionId = u32;
-/// A function's parameters and result, as far as a number tells types apart.
+/// A hash of a function's parameter and result types.
 pub(crate) type Types = u64;
-/// One run of a task; used once.
+/// Identifies one attempt at a task. Never reused.
 pub(crate) type Attempt = u64;
 
-/// Bytes that are passed on as they are.
+/// Opaque bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Blob(pub(crate) Bytes);
 
@@ -109,7 +109,7 @@ impl<'de> Deserialize<'de> for Blob {
     }
 }
 
-/// What a task is to be called with. The scheduler does not look into it.
+/// The arguments of a task. The scheduler does not decode them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TaskArguments {
     pub(crate) bytes: Blob,
@@ -117,7 +117,7 @@ pub(crate) struct TaskArguments {
 }
 
 impl TaskArguments {
-    /// Whether any task may have them, with so many inputs.
+    /// Returns whether the arguments are within the limits, for a task of `inputs` inputs.
     pub(crate) fn are_within_limits(&self, inputs: usize) -> bool {
         self.bytes.0.len() <= ARGUMENTS_LEN_MAX
             && self.placeholders.len() <= INPUTS_MAX
@@ -125,7 +125,7 @@ impl TaskArguments {
     }
 }
 
-/// The first words on a line to the scheduler.
+/// The first message on a connection to the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) version: u16,
@@ -138,29 +138,29 @@ pub(crate) enum Role {
     Worker(Offer),
 }
 
-/// What a worker is and can do.
+/// The properties of a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Offer {
-    /// Where other workers and clients find it.
+    /// The address for other workers and clients.
     pub(crate) address: String,
     /// Tasks that it runs at once.
     pub(crate) slots: u32,
     pub(crate) memory_bytes_max: u64,
 }
 
-/// The scheduler's answer to a hello.
+/// The scheduler's reply to a hello.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Welcome {
     Number(u32),
-    /// It speaks another version: this one.
+    /// The scheduler has this other version.
     Version(u16),
-    /// It cannot be what it says it is.
+    /// The scheduler refuses the peer.
     Refused(Failure),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromClient {
-    /// From now on this client calls that function by its id: its first has 0, its next 1, and so on.
+    /// Declares a function. The client refers to its functions by id, in the order of these messages, from 0.
     Function {
         name: String,
         types: Types,
@@ -171,20 +171,20 @@ pub(crate) enum FromClient {
         inputs: Vec<Key>,
         arguments: TaskArguments,
     },
-    /// This worker will have the data of that key from this client.
+    /// Announces that the client will send this key's data to the worker.
     Scatter {
         key: Key,
         worker: WorkerId,
     },
-    /// The client needs it no more.
+    /// The client does not need the result any more.
     Release {
         key: Key,
     },
-    /// As release, and whoever waits for it shall not.
+    /// Fails the task and its dependents, unless it is done.
     Cancel {
         key: Key,
     },
-    /// The worker did not give it.
+    /// The worker did not send the value.
     FetchFailed {
         key: Key,
         worker: WorkerId,
@@ -207,7 +207,7 @@ pub(crate) enum ToClient {
     Left {
         worker: WorkerId,
     },
-    /// The worker has it.
+    /// The worker has the result.
     Done {
         key: Key,
         worker: WorkerId,
@@ -215,11 +215,11 @@ pub(crate) enum ToClient {
     },
     Failed {
         key: Key,
-        /// Shared by all tasks that fail of it.
+        /// Shared by all tasks that fail with it.
         #[serde(serialize_with = "shared", deserialize_with = "unshared")]
         failure: Arc<Failure>,
     },
-    /// It was done, and is lost, and will be done again.
+    /// The result was lost and will be computed again.
     Recomputing {
         key: Key,
     },
@@ -231,7 +231,7 @@ pub(crate) enum ToClient {
         request: u64,
         stats: Stats,
     },
-    /// The last that it hears: why it is turned away.
+    /// The last message to a refused peer: the reason.
     Refused(Failure),
 }
 
@@ -252,31 +252,31 @@ pub(crate) enum ToWorker {
     Left {
         worker: WorkerId,
     },
-    /// The next function: ids count from 0.
+    /// Declares a function. Ids count from 0.
     Function {
         name: String,
         types: Types,
     },
     Assign(Assignment),
-    /// The run is no longer wanted.
+    /// The attempt is no longer wanted.
     Drop {
         key: Key,
         attempt: Attempt,
     },
-    /// Give it back if it has not begun.
+    /// Requests the task back if it has not begun.
     Recall {
         key: Key,
         attempt: Attempt,
     },
-    /// Nobody needs the data.
+    /// The data is no longer needed.
     Free {
         key: Key,
     },
-    /// The last that it hears: why it is turned away.
+    /// The last message to a refused peer: the reason.
     Refused(Failure),
 }
 
-/// A task to run.
+/// A task for a worker to run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Assignment {
     pub(crate) key: Key,
@@ -292,24 +292,25 @@ pub(crate) struct Assignment {
 pub(crate) struct Input {
     pub(crate) key: Key,
     pub(crate) bytes: u64,
-    /// Some of those that have it.
+    /// Some of the workers that have it.
     pub(crate) holders: Vec<WorkerId>,
 }
 
-/// What goes first is less.
+/// Lower values run first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Priority {
-    /// The first submitted of the tasks without inputs that it descends from.
+    /// The submission number of the earliest root among the task's ancestors. A root is a task without
+    /// inputs.
     pub(crate) root: u64,
-    /// How far it is from its roots; deeper is less.
+    /// The distance from the roots; deeper tasks run first.
     pub(crate) depth: std::cmp::Reverse<u32>,
-    /// In the order of submission.
+    /// The order of submission.
     pub(crate) number: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromWorker {
-    /// It ran, and its result is here; a scattered one was run 0.
+    /// The attempt ended, and the worker has its result. Scattered data has attempt 0.
     Done {
         key: Key,
         attempt: Attempt,
@@ -321,17 +322,17 @@ pub(crate) enum FromWorker {
         attempt: Attempt,
         failure: Failure,
     },
-    /// It was not begun: it was recalled, or these holders did not give these inputs.
+    /// The attempt was not begun: it was recalled, or these holders did not send these inputs.
     Returned {
         key: Key,
         attempt: Attempt,
         lacking: Vec<(Key, WorkerId)>,
     },
-    /// A copy of this is here as well.
+    /// The worker has a copy of this result.
     HasCopy {
         key: Key,
     },
-    /// So many bytes came from that worker, over that path.
+    /// The worker fetched this many bytes from another, over that path.
     Transferred {
         from: WorkerId,
         path: String,
@@ -339,16 +340,16 @@ pub(crate) enum FromWorker {
     },
 }
 
-// ---- Between whoever wants data and whoever has it ----
+// ---- Data transfers between peers ----
 
-/// The header of a message to a worker.
+/// The header of a request to a worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum DataRequest {
     Fetch {
         request: u64,
         key: Key,
     },
-    /// The message's value is to be kept.
+    /// Stores the value of this message.
     Put {
         request: u64,
         key: Key,
@@ -356,14 +357,14 @@ pub(crate) enum DataRequest {
     },
 }
 
-/// The header of the answer.
+/// The header of the reply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum DataReply {
     Found {
         request: u64,
         value: ValueBytes,
     },
-    /// Fetched, it is not here.
+    /// The worker does not have the requested value.
     Missing {
         request: u64,
     },
@@ -376,7 +377,7 @@ pub(crate) enum DataReply {
     },
 }
 
-/// A value's bytes: in the header where they are few, else the message's first frame.
+/// A value's bytes: in the header if they are few, else in the message's first frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ValueBytes {
     Inline(Blob),
@@ -384,7 +385,7 @@ pub(crate) enum ValueBytes {
 }
 
 impl ValueBytes {
-    /// Bytes of it that are in the header.
+    /// Returns the number of value bytes in the header.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Inline(Blob(bytes)) => bytes.len() as u64,
@@ -398,7 +399,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_few_bytes_and_comes_back() {
+    fn key_round_trips_in_few_bytes() {
         for key in [Key::new(0, 0), Key::new(3, 1000), Key::new((1 << 24) - 1, (1 << 40) - 1)] {
             let bytes = postcard::to_allocvec(&key).unwrap();
             assert_eq!(postcard::from_bytes::<Key>(&bytes).unwrap(), key);
@@ -414,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn deeper_goes_first_within_a_root() {
+    fn deeper_tasks_go_first_within_a_root() {
         let priority = |root, depth, number| Priority { root, depth: std::cmp::Reverse(depth), number };
         let mut order = [priority(2, 0, 2), priority(1, 0, 1), priority(1, 1, 9), priority(1, 1, 5)];
         order.sort();

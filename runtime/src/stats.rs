@@ -1,31 +1,32 @@
-//! What a scheduler knows of its cluster at one moment, as `towline top` shows it.
+//! Statistics of a cluster at one moment, as `towline top` shows them.
 
 use serde::{Deserialize, Serialize};
 
-/// A cluster at one moment, as its scheduler knows it: see [`Client::stats`](crate::Client::stats).
+/// The state of a cluster at one moment, as its scheduler knows it: see
+/// [`Client::stats`](crate::Client::stats).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Clients that are connected.
+    /// Connected clients.
     pub clients: u32,
-    /// Workers that died, since the scheduler started.
+    /// Workers that died since the scheduler started.
     pub workers_lost: u64,
-    /// Tasks by their stage.
+    /// Tasks by stage.
     pub tasks: StageCounts,
-    /// Runs that ended with a result, since the scheduler started.
+    /// Attempts that ended with a result since the scheduler started.
     pub runs_done: u64,
-    /// Runs that ended with an error, since the scheduler started.
+    /// Attempts that ended with an error since the scheduler started.
     pub runs_failed: u64,
-    /// Bytes that workers fetched from each other, since the scheduler started.
+    /// Bytes that workers fetched from each other since the scheduler started.
     pub moved_bytes: u64,
-    /// The workers, the first to join first.
+    /// The workers, in the order in which they joined.
     pub workers: Vec<WorkerStats>,
-    /// Between which workers bytes moved, most bytes first; the first 1,000 of them.
+    /// Transfers by pair of workers, most bytes first; at most 1,000 pairs.
     pub pairs: Vec<PairStats>,
 }
 
 impl Stats {
-    /// About what it takes to tell, in bytes.
+    /// Returns the approximate size of the message, in bytes.
     pub(crate) fn len_bytes(&self) -> usize {
         let workers =
             self.workers.iter().map(|worker| size_of::<WorkerStats>() + worker.address.len()).sum::<usize>();
@@ -33,59 +34,59 @@ impl Stats {
     }
 }
 
-/// How many tasks are how far.
+/// The number of tasks in each stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StageCounts {
-    /// Nobody needs their results now; others that are needed could need them again.
+    /// Tasks whose results are not needed now, but may be needed again.
     pub released: u64,
-    /// For inputs.
+    /// Tasks that wait for inputs.
     pub waiting: u64,
-    /// For room at a worker.
+    /// Tasks that wait for room at a worker.
     pub ready: u64,
-    /// Given to a worker.
+    /// Tasks sent to a worker.
     pub sent: u64,
-    /// Workers have the results.
+    /// Tasks whose results workers have.
     pub done: u64,
-    /// They will have none.
+    /// Tasks that have failed.
     pub failed: u64,
 }
 
-/// One worker.
+/// The state of one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkerStats {
-    /// Its number, which no other worker of this scheduler ever has.
+    /// Its number, never reused by this scheduler.
     pub number: u32,
-    /// Where others find it.
+    /// The address for its peers.
     pub address: String,
-    /// Tasks that it runs at the same time.
+    /// Tasks that it can run at the same time.
     pub slots: u32,
-    /// Tasks that it was given and has not ended.
+    /// Tasks that it was sent and has not ended.
     pub given: u64,
     /// Tasks that wait for room there.
     pub queued: u64,
     /// Results that it has.
     pub results: u64,
-    /// The bytes of these.
+    /// The bytes of these results.
     pub memory_bytes: u64,
-    /// Its limit.
+    /// Its memory limit, in bytes.
     pub memory_bytes_max: u64,
-    /// Runs that ended there with a result.
+    /// Attempts that ended there with a result.
     pub runs_done: u64,
 }
 
-/// What moved from one worker to another.
+/// Transfers from one worker to another.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PairStats {
-    /// The number of the worker that gave.
+    /// The number of the sending worker.
     pub from: u32,
-    /// The number of the worker that fetched.
+    /// The number of the fetching worker.
     pub to: u32,
-    /// What carried the last of it: `shm`, `tcp`, `mem`, …
+    /// The path of the last transfer: `shm`, `tcp`, `mem`, …
     pub path: String,
-    /// How many values.
+    /// The number of values.
     pub values: u64,
     /// Their bytes.
     pub bytes: u64,

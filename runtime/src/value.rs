@@ -1,7 +1,7 @@
-//! What tasks take and give: serde types, whose bulk data stays in the buffers it is in.
+//! Values of tasks: serde types, whose bulk data stays in its buffers.
 //!
-//! The invariant: a value is bytes and frames, and a frame's turn is where its [`Data`] stands in the bytes. So values that
-//! are put one into another, as splicing does, keep their frames in order.
+//! Invariant: a value is bytes and frames, and the frames are in the order of their [`Data`] in the bytes. So
+//! substituting values into others keeps the frames in order.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -15,10 +15,10 @@ use towline::Buffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::Key;
 
-/// A [`Buffer`] as part of what a task takes or gives. It stands in any serde type, and travels beside its bytes: as a frame,
-/// in its own place, with the copies that the path promises.
+/// A [`Buffer`] inside an argument or a result. It can be a field of any serde type. It travels beside the
+/// serialized bytes as a frame, in its own kind of memory, with the copies that the path promises.
 ///
-/// It is serialised only on its way to or from a task: elsewhere (into JSON, say) it is an error.
+/// It can be serialized only by this runtime: any other serializer (JSON, say) fails.
 ///
 /// ```
 /// use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ use crate::protocol::Key;
 /// struct Block {
 ///     rows: usize,
 ///     columns: usize,
-///     numbers: Bulk,
+///     numbers: Data,
 /// }
 ///
 /// let block = Block { rows: 2, columns: 1, numbers: Data::from(vec![1, 2]) };
@@ -38,7 +38,7 @@ use crate::protocol::Key;
 pub struct Data(Buffer);
 
 impl Data {
-    /// The bytes, where the processor may read them: see [`Buffer::as_slice`].
+    /// The bytes, if the CPU can read them: see [`Buffer::as_slice`].
     pub fn as_slice(&self) -> Option<&[u8]> {
         self.0.as_slice()
     }
@@ -60,7 +60,7 @@ impl<T: Into<Buffer>> From<T> for Data {
     }
 }
 
-/// A value as it is stored and sent. Clones share it.
+/// A value as it is stored and sent. Clones share its memory.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Value {
     pub(crate) bytes: Bytes,
@@ -77,13 +77,13 @@ impl Value {
         decode(&self.bytes, self.frames.iter().cloned().collect())
     }
 
-    /// The memory that it takes.
+    /// Its size in bytes.
     pub(crate) fn len(&self) -> u64 {
         self.bytes.len() as u64 + self.frames.iter().map(|frame| frame.len() as u64).sum::<u64>()
     }
 }
 
-/// Arguments, whose placeholders are to be filled by the values of `inputs`.
+/// Serialized arguments, with placeholders for the values of `inputs`.
 #[derive(Debug)]
 pub(crate) struct EncodedArguments {
     pub(crate) bytes: Vec<u8>,
@@ -91,12 +91,12 @@ pub(crate) struct EncodedArguments {
     pub(crate) inputs: Vec<Key>,
 }
 
-/// Where a value goes.
+/// The position of an input's value in the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Placeholder {
     /// Bytes since the last placeholder.
     pub(crate) after: u32,
-    /// Which input's value.
+    /// The index of the input.
     pub(crate) input: u32,
 }
 
@@ -119,8 +119,8 @@ impl EncodedArguments {
     }
 }
 
-/// Puts the inputs' values where the placeholders are. An input may stand in many of them: beyond the arguments, that takes no more than
-/// `bytes_max`.
+/// Substitutes the inputs' values for the placeholders. An input may stand in many placeholders: the values
+/// add at most `bytes_max` bytes to the arguments.
 pub(crate) fn substitute(
     bytes: &[u8],
     placeholders: &[Placeholder],
@@ -130,7 +130,7 @@ pub(crate) fn substitute(
     if let ([], []) = (placeholders, inputs) {
         return Ok(Value { bytes: Bytes::copy_from_slice(bytes), frames: Vec::new() });
     }
-    let wrong = || Error::new(ErrorKind::Invalid, "a placeholder leads out of the arguments");
+    let wrong = || Error::new(ErrorKind::Invalid, "a placeholder points outside the arguments");
     let mut whole = Vec::with_capacity(bytes.len());
     let mut frames = Vec::new();
     let mut rest = bytes;
@@ -141,8 +141,7 @@ pub(crate) fn substitute(
         let value_bytes = value.bytes.len() + value.frames.len() * size_of::<Buffer>();
         substituted_bytes = substituted_bytes.saturating_add(value_bytes as u64);
         if substituted_bytes > bytes_max {
-            let why =
-                format!("the arguments take more than {bytes_max} bytes with all values in their places");
+            let why = format!("the arguments take more than {bytes_max} bytes with all values substituted");
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         whole.extend_from_slice(before);
@@ -154,22 +153,22 @@ pub(crate) fn substitute(
     Ok(Value { bytes: whole.into(), frames })
 }
 
-// ---- What stands beside the bytes while they are written or read ----
+// ---- Encoding and decoding ----
 
-/// What postcard cannot carry of the value being written, and where in its bytes it stands.
+/// State of an encoding that postcard cannot carry: frames, placeholders, and the position in the bytes.
 #[derive(Debug, Default)]
 struct Encoding {
-    /// Futures may stand here, and bulk data may not.
+    /// Encodes arguments, in which futures are allowed and bulk data is not.
     is_arguments: bool,
     written: usize,
     frames: Vec<Buffer>,
     placeholders: Vec<(usize, Key)>,
-    /// Why it cannot be written: postcard's errors have no words.
+    /// Why encoding failed: postcard's errors carry no text.
     refused: Option<&'static str>,
 }
 
 thread_local! {
-    // Stacks, since what a type does while it is written or read is its own affair.
+    // Stacks, since a type may encode or decode other values while it is encoded or decoded.
     static ENCODING: RefCell<Vec<Encoding>> = const { RefCell::new(Vec::new()) };
     static DECODING: RefCell<Vec<VecDeque<Buffer>>> = const { RefCell::new(Vec::new()) };
 }
@@ -195,7 +194,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], frames: VecDeque<Buffer>) -> Result
     Ok(value)
 }
 
-/// Bytes that know how many they are, so that a future knows where it stands.
+/// Counts the bytes written, which gives a placeholder its position.
 struct CountingFlavor(Vec<u8>);
 
 impl CountingFlavor {
@@ -230,7 +229,7 @@ impl postcard::ser_flavors::Flavor for CountingFlavor {
 
 type Stack<T> = std::thread::LocalKey<RefCell<Vec<T>>>;
 
-/// A place on a thread's stack, given up at the latest when a panic passes.
+/// An entry on a thread's stack. It is removed at the latest when a panic unwinds.
 struct StackGuard<T: 'static> {
     stack: &'static Stack<T>,
     ended: bool,
@@ -256,13 +255,13 @@ impl<T> Drop for StackGuard<T> {
     }
 }
 
-/// Has `keep` note what stands here, which takes no bytes, if it may stand here.
+/// Calls `keep` to record an item that takes no bytes, and fails if it is not allowed here.
 fn serialize_out_of_band<S: Serializer>(
     serializer: S,
     keep: impl FnOnce(&mut Encoding) -> Result<(), &'static str>,
 ) -> Result<S::Ok, S::Error> {
     let kept = ENCODING.with_borrow_mut(|stack| {
-        let encoding = stack.last_mut().ok_or("it travels only to and from tasks")?;
+        let encoding = stack.last_mut().ok_or("it can be serialized only in a task's arguments or result")?;
         keep(encoding).inspect_err(|why| encoding.refused = Some(why))
     });
     kept.map_err(S::Error::custom)?;
@@ -273,7 +272,7 @@ impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serialize_out_of_band(serializer, |encoding| {
             if encoding.is_arguments {
-                return Err("bulk data is no argument: scatter it, and pass the future");
+                return Err("bulk data cannot be an argument: scatter it, and pass the future");
             }
             encoding.frames.push(self.0.clone());
             Ok(())
@@ -289,11 +288,11 @@ impl<'de> Deserialize<'de> for Data {
     }
 }
 
-/// Leaves a placeholder for the value of `key`.
+/// Records a placeholder for the value of `key`.
 pub(crate) fn serialize_placeholder<S: Serializer>(key: Key, serializer: S) -> Result<S::Ok, S::Error> {
     serialize_out_of_band(serializer, |encoding| {
         if !encoding.is_arguments {
-            return Err("a future is an argument of tasks, and nothing else");
+            return Err("a future can be serialized only as an argument of a task");
         }
         encoding.placeholders.push((encoding.written, key));
         Ok(())
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn data_data_leaves_the_bytes_and_comes_back_in_order() {
+    fn data_is_encoded_as_frames_and_decoded_in_order() {
         let value = (7u32, Data::from(vec![1, 2]), Some(vec![Data::from(vec![3]), Data::default()]), "x");
         let stored = Value::of(&value).unwrap();
         assert_eq!((stored.bytes.len(), stored.frames.len(), stored.len()), (5, 3, 8));
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_future_stands_wherever_its_value_does() {
+    fn futures_can_replace_values_anywhere_in_arguments() {
         let arguments = (300u32, TestFuture(1), vec![TestFuture(2), TestFuture(1)], "end");
         let encoded = EncodedArguments::of(&arguments).unwrap();
         assert_eq!(encoded.inputs, [Key::new(1, 1), Key::new(1, 2)]);
@@ -339,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_what_it_should_be_is_an_error() {
+    fn mismatched_types_and_frames_are_errors() {
         assert!(Value::of(&1u8).unwrap().read::<String>().is_err());
         assert!(Value::of(&(1u8, 2u8)).unwrap().read::<u8>().is_err(), "bytes are left");
         assert!(Value::of(&Data::default()).unwrap().read::<()>().is_err(), "a frame is left");
@@ -353,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_in_many_places_takes_no_more_than_it_may() {
+    fn substituted_values_are_bounded() {
         let value = Value { bytes: vec![0; 1000].into(), frames: vec![Buffer::default()] };
         let placeholders = vec![Placeholder { after: 0, input: 0 }; 1000];
         let refused = substitute(&[], &placeholders, std::slice::from_ref(&value), 100_000).unwrap_err();
@@ -362,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_while_writing_leaves_nothing_behind() {
+    fn panic_while_encoding_clears_the_stack() {
         struct Mine;
         impl Serialize for Mine {
             fn serialize<S: Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {

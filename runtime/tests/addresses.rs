@@ -1,4 +1,4 @@
-//! Where workers are found: what they listen at, what others are told, and what these connect with.
+//! Addresses of workers: where they listen, what the scheduler publishes, and what peers connect to.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,7 +28,7 @@ fn address(text: &str) -> Address {
 }
 
 #[test]
-fn a_worker_that_listens_at_every_interface_gives_its_results() {
+fn results_come_from_workers_at_wildcard_addresses() {
     for listen in ["tcp://0.0.0.0:0", "tcp://*:0", "towline://*:0"] {
         run(async {
             let endpoints = [endpoint(), endpoint(), endpoint()];
@@ -39,7 +39,7 @@ fn a_worker_that_listens_at_every_interface_gives_its_results() {
                 workers.push(builder.start(endpoint, scheduler.address()).await.unwrap());
             }
             let client = Client::connect(&endpoints[0], scheduler.address()).await.unwrap();
-            // Both have some, and need each other's.
+            // Each worker has some of the texts and needs the other's.
             let texts = client.map(TEXT, (0..8).map(|n| (100_000 + n,))).unwrap();
             let lens = client.gather(&texts).await.unwrap();
             assert_eq!(lens.iter().map(String::len).sum::<usize>(), 800_028, "{listen}");
@@ -52,12 +52,12 @@ fn a_worker_that_listens_at_every_interface_gives_its_results() {
 }
 
 #[test]
-fn others_find_a_worker_where_it_advertises_to_be() {
+fn peers_connect_to_the_advertised_address() {
     run(async {
         let endpoint = endpoint();
         let scheduler = Scheduler::start(&endpoint, &address("tcp://127.0.0.1:0")).await.unwrap();
         let builder = Worker::builder(registry()).slots(1).listen(address("tcp://0.0.0.0:0"));
-        // As one whose port is published elsewhere.
+        // As for a worker whose port is published elsewhere.
         let builder = builder.advertise(address("tcp://127.0.0.2:0"));
         let _worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
         let client = Client::connect(&endpoint, scheduler.address()).await.unwrap();
@@ -71,7 +71,7 @@ fn others_find_a_worker_where_it_advertises_to_be() {
 }
 
 #[test]
-fn a_worker_asks_others_for_what_it_was_asked_for() {
+fn worker_address_inherits_scheduler_address_options() {
     run(async {
         let endpoint = endpoint();
         let scheduler = Scheduler::start(&endpoint, &address("tcp://127.0.0.1:0")).await.unwrap();

@@ -1,4 +1,5 @@
-//! Whoever calls, from whatever runtime, executor or thread: the calls work, and go on working when that runtime has ended.
+//! Calls from any runtime, executor or thread: they succeed, and keep succeeding after that runtime has
+//! ended.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +20,7 @@ const BLOCK: Function<(u8, usize), Data> = Function::new("block");
 
 const WAIT: Function<(), ()> = Function::new("wait");
 
-/// Lets those go on that wait.
+/// Releases the tasks that wait.
 static OPEN: AtomicBool = AtomicBool::new(false);
 
 fn registry() -> Registry {
@@ -39,12 +40,12 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Ends with the result of `work`, which runs on a thread that knows no tokio.
+/// Returns the result of `work`, which runs on a thread without tokio.
 async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(|| thread::spawn(work).join().unwrap()).await.unwrap()
 }
 
-/// Each call of a client that waits for something.
+/// Makes each waiting call of a client.
 async fn all_calls(client: &Client, kept: &Future<Data>) {
     assert_eq!(kept.result().await.unwrap().as_slice(), Some(&[7; 50_000][..]));
     kept.done().await.unwrap();
@@ -56,7 +57,7 @@ async fn all_calls(client: &Client, kept: &Future<Data>) {
     assert!(!client.stats().await.unwrap().workers.is_empty());
 }
 
-/// A scheduler, two workers and a client, started and connected by whoever runs this.
+/// A scheduler, two workers and a client, started and connected on the caller's executor.
 async fn start(address: &str) -> (Scheduler, Vec<Worker>, Arc<Client>, Future<Data>) {
     let address: Address = address.parse().unwrap();
     let endpoint = || Endpoint::new().unwrap();
@@ -75,7 +76,7 @@ async fn start(address: &str) -> (Scheduler, Vec<Worker>, Arc<Client>, Future<Da
 const ADDRESSES: [&str; 3] = ["mem://", "tcp://127.0.0.1:0", "towline://127.0.0.1:0"];
 
 #[test]
-fn calls_outlive_the_runtimes_that_others_came_from() {
+fn calls_survive_the_end_of_other_callers_runtimes() {
     for address in ADDRESSES {
         runtime().block_on(async {
             let (_scheduler, _workers, client, kept) = start(address).await;
@@ -90,7 +91,7 @@ fn calls_outlive_the_runtimes_that_others_came_from() {
 }
 
 #[test]
-fn threads_without_tokio_make_every_call() {
+fn every_call_works_without_tokio() {
     for address in ADDRESSES {
         let talk = without_tokio(move || {
             block_on(async {
@@ -109,11 +110,11 @@ fn threads_without_tokio_make_every_call() {
 }
 
 #[test]
-fn a_cluster_outlives_the_runtime_that_it_was_started_on() {
+fn cluster_survives_the_runtime_that_started_it() {
     for address in ADDRESSES {
         let starting = runtime();
         let (_scheduler, _workers, client, kept) = starting.block_on(start(address));
-        // It is there, and nobody runs it.
+        // The starting runtime exists, but nothing drives it.
         runtime().block_on(soon("beside an idle runtime", all_calls(&client, &kept)));
         drop(starting);
         runtime().block_on(soon("after that runtime", all_calls(&client, &kept)));
@@ -121,7 +122,7 @@ fn a_cluster_outlives_the_runtime_that_it_was_started_on() {
 }
 
 #[test]
-fn what_loses_its_environment_ends_and_nobody_waits_for_it() {
+fn end_of_an_environment_fails_all_pending_calls() {
     for address in ADDRESSES {
         let environment = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let handle = environment.handle().clone();
@@ -135,7 +136,7 @@ fn what_loses_its_environment_ends_and_nobody_waits_for_it() {
             let mut lost = builder.start(&on_it(), scheduler.address()).await.unwrap();
             let deaf = Client::connect(&on_it(), scheduler.address()).await.unwrap();
             let waiting = deaf.submit(WAIT, ()).unwrap();
-            // One of them waits at the worker that will be lost.
+            // One task runs on the worker that will be lost.
             let busy = client.map(WAIT, [(), (), ()]).unwrap();
             let all_busy =
                 async || client.stats().await.unwrap().workers.iter().all(|worker| worker.given > 0);
@@ -145,7 +146,7 @@ fn what_loses_its_environment_ends_and_nobody_waits_for_it() {
             assert_eq!(soon("a result", waiting.result()).await.unwrap_err().kind(), ErrorKind::Closed);
             assert_eq!(soon("an answer", deaf.stats()).await.unwrap_err().kind(), ErrorKind::Closed);
             assert_eq!(deaf.submit(ADD, (1, 2)).unwrap_err().kind(), ErrorKind::Closed);
-            // Its task is given to others.
+            // The lost worker's task runs on another worker.
             OPEN.store(true, Ordering::Release);
             soon("what it ran", client.gather(&busy)).await.unwrap();
             soon("the others", all_calls(&client, &client.submit(BLOCK, (7, 50_000)).unwrap())).await;

@@ -1,4 +1,4 @@
-//! Graphs come and go without a trace. It has a process of its own, in which nothing else opens anything.
+//! Graphs leave nothing behind. This test has a process of its own, in which nothing else opens descriptors.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -29,7 +29,7 @@ fn open() -> [usize; 2] {
     ["/proc/self/fd", "/proc/self/task"].map(|folder| std::fs::read_dir(folder).expect("Linux").count())
 }
 
-/// A graph of five tasks and their data, some of which fails, is cancelled, or is left alone.
+/// Runs a graph of five tasks and their data; some graphs fail, are cancelled, or are dropped.
 async fn run_one(cluster: &LocalCluster, graph: u64) {
     let client = cluster.client();
     let blocks = client.map(BLOCK, (0..3).map(|byte| (byte, 2_000))).unwrap();
@@ -55,7 +55,7 @@ fn nothing_is_left_of_ten_thousand_graphs() {
         for graph in 0..100 {
             run_one(&cluster, graph).await;
         }
-        // Everybody has met everybody by now.
+        // By now all connections are established.
         let before = open();
         for graph in 0..GRAPHS {
             run_one(&cluster, graph).await;

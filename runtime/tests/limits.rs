@@ -1,4 +1,4 @@
-//! What many workers do, and what ends: tasks that nothing can move, and everything with its scheduler.
+//! Many workers, and limits in time: the stall timeout, and the loss of the scheduler.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -14,9 +14,9 @@ const BLOCK: Function<(u8, usize), Data> = Function::new("block");
 const JOIN: Function<(Vec<Data>,), u64> = Function::new("join");
 const SLEEP: Function<(u64,), u64> = Function::new("sleep");
 
-/// Nothing here takes this long.
+/// Bound for each test.
 const LONG: Duration = Duration::from_secs(60);
-/// A lost scheduler is noticed within this time.
+/// A lost scheduler is detected within this time.
 const LOST_MAX: Duration = Duration::from_secs(12);
 const STALL_TIMEOUT: Duration = Duration::from_millis(200);
 
@@ -38,7 +38,7 @@ fn run(test: impl Future<Output = ()>) {
     runtime.block_on(async { tokio::time::timeout(LONG, test).await.expect("it ends") });
 }
 
-/// What there is of everything that a graph takes: records, values, their bytes, memory of the pool.
+/// The resources that a graph takes: task entries, values, their bytes, memory of the pool.
 fn held(cluster: &LocalCluster) -> (usize, usize, u64, usize) {
     let values = cluster.workers().iter().map(Worker::values).sum();
     let bytes = cluster.workers().iter().map(Worker::memory_bytes).sum();
@@ -63,7 +63,7 @@ fn two_hundred_workers_share_the_work() {
     });
 }
 
-/// A scheduler without stall timeout, and a client.
+/// A scheduler with a short stall timeout, and a client.
 async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
     let address: Address = "mem://".parse().unwrap();
     let scheduler =
@@ -73,7 +73,7 @@ async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
 }
 
 #[test]
-fn a_task_without_a_worker_waits_as_long_as_was_said() {
+fn task_without_a_worker_fails_after_the_stall_timeout() {
     run(async {
         let endpoint = Endpoint::new().unwrap();
         let (scheduler, client) = impatient(&endpoint).await;
@@ -82,7 +82,7 @@ fn a_task_without_a_worker_waits_as_long_as_was_said() {
         let error = next.result().await.unwrap_err();
         assert_eq!((error.kind(), error.task()), (ErrorKind::TimedOut, Some("add")), "{error}");
         assert!(error.detail().contains("no worker joined for 0.2 s"), "{error}");
-        // Who comes in time finds its tasks waiting.
+        // A worker that joins in time runs the waiting tasks.
         let task = client.submit(ADD, (1, 2)).unwrap();
         let _worker =
             Worker::builder(registry()).slots(1).start(&endpoint, scheduler.address()).await.unwrap();
@@ -91,7 +91,7 @@ fn a_task_without_a_worker_waits_as_long_as_was_said() {
 }
 
 #[test]
-fn full_workers_hold_new_data_back_and_say_so_when_nothing_is_released() {
+fn full_workers_block_new_data_until_the_stall_timeout() {
     run(async {
         let endpoint = Endpoint::new().unwrap();
         let (scheduler, client) = impatient(&endpoint).await;
@@ -103,7 +103,7 @@ fn full_workers_hold_new_data_back_and_say_so_when_nothing_is_released() {
         let error = held_back.result().await.unwrap_err();
         assert_eq!((error.kind(), error.task()), (ErrorKind::TimedOut, Some("block")), "{error}");
         assert!(error.detail().contains("memory of every worker is full"), "{error}");
-        // What uses something up runs, and what is released makes room.
+        // A task with inputs runs on a full worker, and a released result makes room.
         assert_eq!(client.submit(JOIN, (vec![&kept],)).unwrap().result().await.unwrap(), 9_000);
         let held_back = client.submit(BLOCK, (2, 1_000)).unwrap();
         tokio::time::sleep(STALL_TIMEOUT / 4).await;
@@ -113,7 +113,7 @@ fn full_workers_hold_new_data_back_and_say_so_when_nothing_is_released() {
 }
 
 #[test]
-fn a_scheduler_that_is_gone_ends_workers_and_clients_in_time() {
+fn lost_scheduler_ends_workers_and_clients_in_time() {
     for address in ["mem://", "tcp://127.0.0.1:0", "towline://127.0.0.1:0"] {
         run(async {
             let endpoint = Endpoint::new().unwrap();

@@ -1,4 +1,4 @@
-//! Clusters within this process: what a client is promised.
+//! Clusters within this process: the guarantees for a client.
 
 use std::future::Future as StdFuture;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +19,7 @@ const PAIR: Function<(Data, Data), (Data, u64)> = Function::new("pair");
 const UNKNOWN: Function<(), ()> = Function::new("unknown");
 const MISTYPED: Function<(String,), i64> = Function::new("add");
 
-/// Nothing here takes this long.
+/// Bound for each test.
 const LONG: Duration = Duration::from_secs(30);
 
 fn registry() -> Registry {
@@ -49,7 +49,7 @@ async fn panic_async() -> TaskResult<i64> {
     panic!("planned too")
 }
 
-/// Runs a test with a cluster of so many workers, and ends it if it takes too long.
+/// Runs a test with a cluster of `workers` workers, within a time limit.
 fn with_cluster<F: StdFuture<Output = ()>>(workers: usize, test: impl FnOnce(LocalCluster) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -59,7 +59,7 @@ fn with_cluster<F: StdFuture<Output = ()>>(workers: usize, test: impl FnOnce(Loc
 }
 
 #[test]
-fn data_can_be_scattered_as_soon_as_there_is_a_worker() {
+fn data_can_be_scattered_once_a_worker_has_joined() {
     for _ in 0..20 {
         with_cluster(2, |cluster| async move {
             let client = Client::connect(cluster.endpoint(), cluster.address()).await.unwrap();
@@ -118,7 +118,7 @@ fn an_error_reaches_every_dependent_with_the_task_that_failed() {
             assert_eq!((error.kind(), error.task()), (ErrorKind::Failed, Some("fail")), "{error}");
             assert_eq!(error.to_string(), "task \"fail\": failed: no such file");
         }
-        // Of one that has failed already, and of panics.
+        // Dependents of a task that has already failed, and panics.
         let late = client.submit(ADD, (&last, 1)).unwrap();
         assert_eq!(late.result().await.unwrap_err().task(), Some("fail"));
         let panicked = client.submit(PANIC, ()).unwrap();
@@ -131,7 +131,7 @@ fn an_error_reaches_every_dependent_with_the_task_that_failed() {
 }
 
 #[test]
-fn what_does_not_fit_is_named() {
+fn mismatches_and_oversized_arguments_are_reported() {
     with_cluster(1, |cluster| async move {
         let client = cluster.client();
         let unknown = client.submit(UNKNOWN, ()).unwrap().result().await.unwrap_err();
@@ -142,13 +142,13 @@ fn what_does_not_fit_is_named() {
         assert!(data.to_string().contains("scatter it"), "{data}");
         let large = client.submit(FAIL, ("x".repeat(2 << 20),)).unwrap_err();
         assert_eq!(large.kind(), ErrorKind::TooLarge);
-        // Long ones that may still pass take a frame of their own.
+        // Long arguments below the limit take a frame of their own.
         let long = client.submit(FAIL, ("x".repeat(1 << 19),)).unwrap().result().await.unwrap_err();
         assert_eq!(long.kind(), ErrorKind::Failed);
         let other = LocalCluster::start(1, registry()).await.unwrap();
         let foreign = other.client().submit(ADD, (1, 2)).unwrap();
         let mixed = client.submit(ADD, (&foreign, 1));
-        // Two first clients have the same number; then their schedulers tell.
+        // The first clients of two schedulers have the same number; then the scheduler reports the error.
         if let Ok(mixed) = mixed {
             assert!(mixed.result().await.is_err());
         }
@@ -199,7 +199,7 @@ fn released_data_is_freed() {
 }
 
 #[test]
-fn the_work_of_killed_workers_is_done_again() {
+fn work_of_killed_workers_is_repeated() {
     static RUNS: AtomicUsize = AtomicUsize::new(0);
     with_cluster(3, |mut cluster| async move {
         RUNS.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +222,7 @@ fn the_work_of_killed_workers_is_done_again() {
 }
 
 #[test]
-fn scattered_data_that_is_lost_is_an_error() {
+fn lost_scattered_data_is_an_error() {
     with_cluster(1, |mut cluster| async move {
         let data = cluster.client().scatter(7i64).await.unwrap();
         assert_eq!(data.result().await.unwrap(), 7);

@@ -1,4 +1,4 @@
-//! Code of others that panics or never ends its story: one run fails, and its slot, its worker and its client go on.
+//! User code that panics or never ends fails one attempt; its slot, its worker and its client continue.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,7 +19,7 @@ use towline_tests::polls::soon;
 
 const ADD: Function<(u64, u64), u64> = Function::new("add");
 
-/// Panics with another of itself when it is dropped.
+/// Panics with another instance of itself when it is dropped.
 #[derive(Debug)]
 struct Hydra;
 
@@ -29,7 +29,7 @@ impl Drop for Hydra {
     }
 }
 
-/// What panics of an error.
+/// The part of an error that panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Display,
@@ -62,7 +62,7 @@ impl Drop for Nasty {
     }
 }
 
-/// A value whose destructor panics on a worker's threads; where it says so, its writing does too.
+/// A value whose destructor panics on a worker's threads; with `true`, its serialization panics too.
 #[derive(Debug, Deserialize)]
 struct Fragile(bool);
 
@@ -80,7 +80,7 @@ impl Drop for Fragile {
     }
 }
 
-/// A future that is done at once; its destructor panics.
+/// A future that is ready at once, and whose destructor panics.
 struct Careless;
 
 impl Future for Careless {
@@ -154,7 +154,7 @@ fn with_cluster(test: impl AsyncFnOnce(LocalCluster)) {
     });
 }
 
-/// The task fails so, and the worker's only slot is free again.
+/// Asserts that the task fails, and that the worker's only slot is free again. Returns the error.
 async fn fails<R>(cluster: &LocalCluster, task: Task<R>) -> Error {
     let error = soon("a task that panics", task.done()).await.unwrap_err();
     let sum = cluster.client().submit(ADD, (1, 2)).unwrap();
@@ -163,7 +163,7 @@ async fn fails<R>(cluster: &LocalCluster, task: Task<R>) -> Error {
 }
 
 #[test]
-fn whatever_a_panic_carries_the_slot_survives_it() {
+fn slot_survives_any_panic_payload() {
     with_cluster(async |cluster| {
         let client = cluster.client();
         for function in [PAYLOAD, PAYLOAD_ASYNC] {
@@ -171,7 +171,7 @@ fn whatever_a_panic_carries_the_slot_survives_it() {
                 let error = fails(&cluster, client.submit(function, ()).unwrap()).await;
                 assert_eq!(
                     (error.kind(), error.detail()),
-                    (ErrorKind::Panicked, "with something that is no text")
+                    (ErrorKind::Panicked, "with a payload that is no text")
                 );
             }
         }
@@ -181,7 +181,7 @@ fn whatever_a_panic_carries_the_slot_survives_it() {
 }
 
 #[test]
-fn errors_that_panic_or_run_in_circles_are_told() {
+fn panicking_and_cyclic_errors_are_reported() {
     with_cluster(async |cluster| {
         for function in [FAIL, FAIL_ASYNC] {
             for (number, at) in ERRORS.iter().enumerate() {
@@ -205,7 +205,7 @@ fn errors_that_panic_or_run_in_circles_are_told() {
 }
 
 #[test]
-fn results_and_arguments_that_panic_fail_their_task_alone() {
+fn panicking_results_and_arguments_fail_only_their_task() {
     with_cluster(async |cluster| {
         let client = cluster.client();
         for function in [RETURN, RETURN_ASYNC] {
@@ -221,7 +221,7 @@ fn results_and_arguments_that_panic_fail_their_task_alone() {
 }
 
 #[test]
-fn memory_whose_owner_panics_is_freed_and_nothing_else_ends() {
+fn memory_with_a_panicking_owner_is_freed() {
     with_cluster(async |cluster| {
         let client = cluster.client();
         for _ in 0..3 {

@@ -1,4 +1,5 @@
-//! What a client's state machine decides, done: words are carried to the scheduler, and values brought from workers.
+//! The client's driver: it exchanges messages with the scheduler, and fetches values from workers, around the
+//! state machine.
 
 use std::future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +19,7 @@ use crate::protocol::{ClientId, FromClient, Key, TaskArguments, ToClient, Types,
 use crate::stats::Stats;
 use crate::value::Value;
 
-/// How long the scheduler may take to answer a question.
+/// Time limit for a reply of the scheduler.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -44,7 +45,7 @@ impl ClientDriver {
         &self.peers
     }
 
-    // ---- What the client says ----
+    // ---- Requests of the application ----
 
     pub(crate) fn submit(
         &self,
@@ -102,14 +103,14 @@ impl ClientDriver {
         }
     }
 
-    // ---- What became of tasks ----
+    // ---- Results of tasks ----
 
-    /// Waits until a worker has it: which, and how many bytes it says that it has.
+    /// Waits until a worker has the result. Returns the worker and the size it reported, in bytes.
     pub(crate) async fn done(&self, key: Key) -> Result<(WorkerId, u64)> {
         future::poll_fn(|cx| self.lock().state.poll(key, cx.waker())).await
     }
 
-    /// The value, from a worker that has it.
+    /// Fetches the value from a worker that has it.
     pub(crate) async fn value(&self, key: Key) -> Result<Value> {
         let mut failed = None;
         for _ in 0..TRIES_MAX {
@@ -117,17 +118,20 @@ impl ClientDriver {
             match self.peers.fetch(worker, key, bytes).await {
                 Ok(Some((value, _))) => return Ok(value),
                 Ok(None) => {}
-                // Whoever runs it again would be no easier to reach.
+                // A worker that ran the task again would be as unreachable.
                 Err(error) if self.peers.is_unreachable(worker) => return Err(error),
                 Err(error) => failed = Some(error),
             }
             self.update(|inner| inner.state.fetch_failed(key, worker));
         }
-        let why = failed.map_or_else(|| "they do not have it".to_owned(), |error| error.to_string());
-        Err(Error::new(ErrorKind::Lost, format!("{TRIES_MAX} times a worker did not give it: {why}")))
+        let why = failed.map_or_else(|| "the holders do not have it".to_owned(), |error| error.to_string());
+        Err(Error::new(
+            ErrorKind::Lost,
+            format!("the value could not be fetched in {TRIES_MAX} attempts: {why}"),
+        ))
     }
 
-    /// Hears the scheduler until it is gone.
+    /// Receives messages from the scheduler until the connection ends.
     pub(crate) async fn receive_messages(self: std::sync::Arc<Self>, connection: Connection) {
         let receiving = async {
             loop {
@@ -140,7 +144,7 @@ impl ClientDriver {
             ended = self.send_queue.transmit(&connection) => ended,
         };
         let error = ended.err().unwrap_or_else(Error::closed).as_scheduler_lost();
-        tracing::debug!(%error, "the client's line ended");
+        tracing::debug!(%error, "the client's connection ended");
         self.end(&error);
     }
 
@@ -150,7 +154,7 @@ impl ClientDriver {
             ToClient::Left { worker } => self.peers.left(worker),
             ToClient::Holders { request, .. } | ToClient::Stats { request, .. } => {
                 if let Some(reply_sender) = inner.requests.remove(&request) {
-                    // Whoever asked may have given up.
+                    // The caller may have stopped waiting.
                     let _ = reply_sender.send(message);
                 }
             }
@@ -158,7 +162,7 @@ impl ClientDriver {
         }
     }
 
-    /// Nothing more will be heard.
+    /// Fails everything that waits: no further messages arrive.
     pub(crate) fn end(&self, error: &Error) {
         self.update(|inner| {
             inner.state.end(error);
@@ -167,7 +171,7 @@ impl ClientDriver {
         self.send_queue.close();
     }
 
-    /// Changes the state, and does what it answers.
+    /// Changes the state, and sends the messages and wakes the tasks that it returns.
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let changed = change(&mut inner);

@@ -1,4 +1,4 @@
-//! The result of a task, which is somewhere, or will be.
+//! A handle to the result of a task.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,10 +10,11 @@ use super::driver::ClientDriver;
 use crate::error::Result;
 use crate::protocol::Key;
 
-/// A result that some worker has, or will have. It is an argument of other tasks as it is, without coming here.
+/// A handle to a result that a worker has or will have. It can be passed as an argument of other tasks,
+/// without being fetched.
 ///
-/// Clones are handles to the same result. When the last is dropped the result is released: it is kept only as long as tasks need
-/// it that were submitted before.
+/// Clones are handles to the same result. Dropping the last handle releases the result: it stays only until
+/// the tasks submitted before that need it are done.
 pub struct Future<T> {
     handle: Arc<Handle>,
     result: PhantomData<fn() -> T>,
@@ -34,19 +35,18 @@ impl<T> Future<T> {
         self.handle.key
     }
 
-    /// Waits until the result is with a worker. Cancel-safe.
+    /// Waits until a worker has the result. Cancel-safe.
     ///
     /// # Errors
-    /// Why it will never be: the task's error or panic, or that of a task that it needs; see
-    /// [`ErrorKind`](crate::ErrorKind).
+    /// The task's error or panic, or that of a task that it depends on; see [`ErrorKind`](crate::ErrorKind).
     pub async fn done(&self) -> Result<()> {
         self.handle.driver.done(self.key()).await.map(drop)
     }
 
-    /// Waits for the result and has it come here, straight from a worker that has it. Cancel-safe.
+    /// Waits for the result and fetches it directly from a worker that has it. Cancel-safe.
     ///
     /// # Errors
-    /// As [`done`](Self::done); `Invalid` if it is no `T`.
+    /// As [`done`](Self::done); `Invalid` if the bytes do not decode as a `T`.
     pub async fn result(&self) -> Result<T>
     where
         T: DeserializeOwned,
@@ -54,8 +54,8 @@ impl<T> Future<T> {
         self.handle.driver.value(self.key()).await?.read()
     }
 
-    /// Gives the task up, and all that need it, if it is not done: they end with `Cancelled`. A function that is running runs to
-    /// its end, for nothing.
+    /// Cancels the task and all that depend on it, unless it is done: they end with `Cancelled`. A function
+    /// that is already running runs to its end, and its result is discarded.
     pub fn cancel(&self) {
         self.handle.driver.cancel(self.key());
     }

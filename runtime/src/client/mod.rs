@@ -1,4 +1,4 @@
-//! A client: describes tasks, and has their results where it asks for them.
+//! A client: submits tasks, and fetches their results on demand.
 
 mod arguments;
 mod driver;
@@ -28,26 +28,27 @@ use crate::protocol::{self, ARGUMENTS_LEN_MAX, Blob, INPUTS_MAX, Role};
 use crate::stats::Stats;
 use crate::value::{EncodedArguments, Value};
 
-/// Values that are gathered at the same time.
+/// Values that are fetched concurrently by one gather.
 const GATHERED_MAX: usize = 64;
 
-/// Submits tasks to a scheduler. What it submitted is released when it is dropped, and its futures with it.
+/// Submits tasks to a scheduler. Dropping the client releases its tasks, and ends its futures.
 ///
-/// Its calls may be made from any thread, and awaited on any executor: they need no tokio runtime, and outlive the one that they
-/// were made on. What it hears and says moves in its endpoint's [environment](towline::environment).
+/// Its methods may be called from any thread and awaited on any executor. They need no tokio runtime, and
+/// outlive the runtime that the client was created on. Its messages are sent and received in its endpoint's
+/// [environment](towline::environment).
 ///
 /// ```
-/// use towline_runtime::{Bulk, Function, LocalCluster, Registry, TaskResult};
+/// use towline_runtime::{Data, Function, LocalCluster, Registry, TaskResult};
 ///
-/// const FILL: Function<(u8, usize), Bulk> = Function::new("fill");
-/// const SUM: Function<(Vec<Bulk>,), u64> = Function::new("sum");
+/// const FILL: Function<(u8, usize), Data> = Function::new("fill");
+/// const SUM: Function<(Vec<Data>,), u64> = Function::new("sum");
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> towline_runtime::Result<()> {
 /// let registry = Registry::new()
 ///     .with(FILL, |byte, len| TaskResult::Ok(Data::from(vec![byte; len])))
-///     .with(SUM, |blocks: Vec<Bulk>| {
-///         let sum = |block: &Bulk| block.as_slice().into_iter().flatten().map(|byte| u64::from(*byte)).sum::<u64>();
+///     .with(SUM, |blocks: Vec<Data>| {
+///         let sum = |block: &Data| block.as_slice().into_iter().flatten().map(|byte| u64::from(*byte)).sum::<u64>();
 ///         TaskResult::Ok(blocks.iter().map(sum).sum())
 ///     });
 /// let cluster = LocalCluster::start(2, registry).await?;
@@ -62,9 +63,9 @@ const GATHERED_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Client {
     driver: Arc<ClientDriver>,
-    /// Hears the scheduler, and says what is to be said.
+    /// Exchanges messages with the scheduler.
     _receiving: Background,
-    /// Whom the next scattered value goes to.
+    /// Selects the worker for the next scattered value, in turn.
     next_worker: AtomicU32,
 }
 
@@ -72,14 +73,14 @@ impl Client {
     /// Joins the scheduler at `address`.
     ///
     /// # Errors
-    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`Invalid`](ErrorKind::Invalid) for a scheduler of another
-    /// version.
+    /// [`Transport`](ErrorKind::Transport) if no scheduler listens there, [`Invalid`](ErrorKind::Invalid) for
+    /// a scheduler of another version.
     pub async fn connect(endpoint: &Endpoint, address: &Address) -> Result<Self> {
         let connection = endpoint.connect(address).await?;
         let number = batch::handshake(endpoint, &connection, Role::Client).await?;
         let driver = Arc::new(ClientDriver::new(number, Peers::new(endpoint.clone(), address.clone())));
         let receiving = Background::of(endpoint);
-        // Nobody waits for what will not come, however this ends.
+        // However the job ends, pending calls fail.
         let over = AtEnd({
             let driver = driver.clone();
             move || driver.end(&Error::environment_ended())
@@ -88,13 +89,14 @@ impl Client {
         Ok(Self { driver, _receiving: receiving, next_worker: AtomicU32::new(0) })
     }
 
-    /// Has `function` run with these arguments: a tuple of values, and of futures in place of values. It does not wait: the task
-    /// leaves as soon as the line is free, and is kept in memory until then.
+    /// Submits a call of `function` with these arguments: a tuple of values, and of futures in place of
+    /// values. Does not block: the message is queued in memory until the connection can send it.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) for arguments that cannot travel, or a future of another client;
-    /// [`TooLarge`](ErrorKind::TooLarge) for more than 1 MiB of them, futures apart, and once this client was turned away because
-    /// its tasks take [too much](crate::SchedulerBuilder::client_bytes_max) of the scheduler's memory;
+    /// [`Invalid`](ErrorKind::Invalid) for arguments that cannot be serialized, or a future of another
+    /// client; [`TooLarge`](ErrorKind::TooLarge) for more than 1 MiB of arguments, without the futures'
+    /// values, and once the scheduler has refused this client because its tasks take
+    /// [too much memory](crate::SchedulerBuilder::client_bytes_max);
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
     pub fn submit<P, R>(&self, function: Function<P, R>, arguments: impl Arguments<P>) -> Result<Future<R>> {
         let EncodedArguments { bytes, placeholders, inputs } = EncodedArguments::of(&arguments)?;
@@ -110,10 +112,10 @@ impl Client {
         Ok(Future::new(self.driver.clone(), key))
     }
 
-    /// Submits a task for each of these arguments.
+    /// Submits one task for each of these arguments.
     ///
     /// # Errors
-    /// As [`submit`](Self::submit); none of the tasks is then wanted.
+    /// As [`submit`](Self::submit); all of the tasks are then released.
     pub fn map<P, R, A: Arguments<P>>(
         &self,
         function: Function<P, R>,
@@ -122,10 +124,10 @@ impl Client {
         arguments.into_iter().map(|arguments| self.submit(function, arguments)).collect()
     }
 
-    /// The results of all of them, in order. They stay with the workers.
+    /// Fetches the results of all futures, in order. The workers keep them.
     ///
     /// # Errors
-    /// The first that failed, as [`Future::result`].
+    /// The first failure, as [`Future::result`].
     pub async fn gather<T: DeserializeOwned>(&self, futures: &[Future<T>]) -> Result<Vec<T>> {
         let mut results = Vec::with_capacity(futures.len());
         let mut rest = futures.iter();
@@ -141,15 +143,17 @@ impl Client {
         }
     }
 
-    /// Gives a worker a value, so that tasks can take it as an input. If that worker is lost, so is the value.
+    /// Stores a value at a worker, so that tasks can take it as an input. If that worker is lost, so is the
+    /// value.
     ///
     /// # Errors
-    /// [`Lost`](ErrorKind::Lost) without a worker, [`TooLarge`](ErrorKind::TooLarge) if the worker has no room.
+    /// [`Lost`](ErrorKind::Lost) if no worker has joined, [`TooLarge`](ErrorKind::TooLarge) if the worker has
+    /// no room.
     pub async fn scatter<T: Serialize>(&self, value: T) -> Result<Future<T>> {
         let value = Value::of(&value)?;
         let mut workers = self.driver.peers().all();
         if workers.is_empty() {
-            // Those that joined before this answer are known with it.
+            // The reply follows the messages about workers that joined before it.
             self.driver.stats().await?;
             workers = self.driver.peers().all();
         }
@@ -159,13 +163,14 @@ impl Client {
         };
         let key = self.driver.scatter(*worker)?;
         let future = Future::new(self.driver.clone(), key);
-        // It is the worker that says that it has it: what comes before the scheduler has heard of it would be freed.
+        // The worker reports the value to the scheduler, which frees keys that it does not know. So wait
+        // until it knows this key.
         self.driver.who_has(key).await?;
         self.driver.peers().put(*worker, key, &value).await?;
         Ok(future)
     }
 
-    /// The addresses of the workers that have the result, if any has.
+    /// Returns the addresses of the workers that have the result.
     ///
     /// # Errors
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
@@ -174,7 +179,7 @@ impl Client {
         Ok(workers.into_iter().filter_map(|worker| self.driver.peers().address(worker)).collect())
     }
 
-    /// How the cluster is: workers, memory, tasks, and what moved between workers.
+    /// Returns the state of the cluster: workers, memory, tasks, and transfers between workers.
     ///
     /// # Errors
     /// [`SchedulerLost`](ErrorKind::SchedulerLost).
@@ -182,7 +187,7 @@ impl Client {
         self.driver.stats().await
     }
 
-    /// The addresses of the workers that have joined, as far as it was heard here.
+    /// Returns the addresses of the workers that have joined, as far as this client was notified.
     pub fn workers(&self) -> Vec<String> {
         self.driver.peers().all().into_iter().map(|(_, address)| address).collect()
     }

@@ -1,5 +1,5 @@
-//! A client as a state machine: it is asked for tasks and told what the scheduler said, and answers with words and with whom to
-//! wake. It knows no clock, socket or thread, and no data.
+//! A client as a state machine. Input: calls of the application and messages of the scheduler. Output:
+//! messages to send and wakers to wake. It uses no clock, socket or thread, and holds no data.
 
 use std::mem;
 use std::task::{Poll, Waker};
@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::protocol::{ClientId, FromClient, FunctionId, Key, TaskArguments, ToClient, Types, WorkerId};
 
-/// How often a result is asked for that its holders do not give.
+/// Attempts to fetch a result whose holders fail to send it.
 pub(crate) const TRIES_MAX: usize = 10;
 
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub(crate) struct State {
     number: ClientId,
     tasks: FxHashMap<Key, Progress>,
     functions: FxHashMap<(&'static str, Types), FunctionId>,
-    /// Keys and questions count on.
+    /// The last number used for a key or a request.
     last: u64,
-    /// Why nothing more will be heard.
+    /// The error that ended the connection to the scheduler.
     end: Option<Error>,
     messages: Vec<FromClient>,
     wakers: Vec<Waker>,
@@ -45,22 +45,22 @@ impl State {
         }
     }
 
-    /// What is to be said since this was asked last.
+    /// Takes the messages to send since the last call.
     pub(crate) fn take_messages(&mut self) -> impl Iterator<Item = FromClient> {
         self.messages.drain(..)
     }
 
-    /// Who is to be woken since this was asked last.
+    /// Takes the wakers to wake since the last call.
     pub(crate) fn take_wakers(&mut self) -> Vec<Waker> {
         mem::take(&mut self.wakers)
     }
 
-    /// Fails once nothing more will be heard.
+    /// Returns the error of a connection that has ended.
     pub(crate) fn check(&self) -> Result<()> {
         self.end.clone().map_or(Ok(()), Err)
     }
 
-    // ---- What the client asks for ----
+    // ---- Requests of the application ----
 
     pub(crate) fn submit(
         &mut self,
@@ -83,7 +83,8 @@ impl State {
         Ok(key)
     }
 
-    /// The worker will be given the data once the scheduler knows of it: it answers a question that is asked after this.
+    /// Announces that a worker will receive data from this client. The scheduler knows the key once it
+    /// replies to a later request.
     pub(crate) fn scatter(&mut self, worker: WorkerId) -> Result<Key> {
         let key = self.new_key()?;
         self.messages.push(FromClient::Scatter { key, worker });
@@ -99,14 +100,15 @@ impl State {
         self.messages.push(FromClient::Release { key });
     }
 
-    /// Asks a question; its number.
+    /// Sends a request. Returns its number.
     pub(crate) fn request(&mut self, build: impl FnOnce(u64) -> FromClient) -> Result<u64> {
         let request = self.count()?;
         self.messages.push(build(request));
         Ok(request)
     }
 
-    /// The worker did not give it: it is heard of again once the scheduler knows better.
+    /// Reports that the worker did not send the value. The task is pending until the scheduler reports a
+    /// holder again.
     pub(crate) fn fetch_failed(&mut self, key: Key, worker: WorkerId) {
         if let Some(progress) = self.tasks.get_mut(&key)
             && matches!(progress, Progress::Done(holder, _) if *holder == worker)
@@ -128,9 +130,10 @@ impl State {
         Ok(self.last)
     }
 
-    // ---- What became of it ----
+    // ---- Messages of the scheduler ----
 
-    /// A worker that has it, and its bytes; whoever asks too early is woken later.
+    /// Returns a worker that has the result, and its size in bytes. Registers `waker` if the result is
+    /// pending.
     pub(crate) fn poll(&mut self, key: Key, waker: &Waker) -> Poll<Result<(WorkerId, u64)>> {
         if let Err(error) = self.check() {
             return Poll::Ready(Err(error));
@@ -148,7 +151,8 @@ impl State {
         }
     }
 
-    /// What the scheduler says of tasks, and of this client; of workers it says it to others.
+    /// Applies a message about tasks or this client. The driver handles messages about workers and replies to
+    /// requests.
     pub(crate) fn on_message(&mut self, message: ToClient) {
         match message {
             ToClient::Done { key, worker, bytes } => self.set(key, Progress::Done(worker, bytes)),
@@ -164,14 +168,14 @@ impl State {
             | ToClient::Left { .. }
             | ToClient::Holders { .. }
             | ToClient::Stats { .. } => {}
-            // What ended with it says why.
+            // The refusal is the error of the connection that ends after it.
             ToClient::Refused(failure) => {
-                self.end(&failure.refused("the scheduler turned this client away").into())
+                self.end(&failure.refused("the scheduler refused this client").into())
             }
         }
     }
 
-    /// Nothing more will be heard.
+    /// Ends the connection: no further messages arrive.
     pub(crate) fn end(&mut self, error: &Error) {
         self.end.get_or_insert_with(|| error.clone());
         for progress in self.tasks.values_mut() {
@@ -189,7 +193,7 @@ impl State {
         }
     }
 
-    /// Tasks that were not released.
+    /// Returns the number of tasks that were not released.
     #[cfg(test)]
     pub(crate) fn tasks(&self) -> usize {
         self.tasks.len()

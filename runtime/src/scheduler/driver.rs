@@ -29,7 +29,8 @@ const TIME_SLICE: Duration = Duration::from_millis(2);
 /// Bytes of messages between two reads of the clock, which costs as much as the shortest message.
 const CLOCK_INTERVAL_BYTES: usize = 256;
 
-/// Takes peers in until it is dropped, and they with it; or until it closes, when it takes leave of them.
+/// Accepts peers until it is dropped, which drops their connections. When the scheduler closes, it closes
+/// each peer's connection in good order.
 pub(super) async fn accept(
     endpoint: Endpoint,
     environment: Arc<dyn Environment>,
@@ -64,13 +65,14 @@ pub(super) async fn accept(
     peers.ended().await;
 }
 
-/// The state, and the lines to its peers.
+/// The state machine, and the send queues of its peers.
 pub(super) struct SchedulerDriver {
     endpoint: Endpoint,
-    /// Where it listens.
+    /// The address of the listener.
     address: Address,
     inner: Mutex<Inner>,
-    /// Who tells the state words next, first come, first served: the lock itself would go to who had it last.
+    /// Serializes state updates in arrival order. The inner mutex alone would favour the task that held it
+    /// last.
     fair_lock: tokio::sync::Mutex<()>,
 }
 
@@ -79,10 +81,10 @@ pub(super) struct Inner {
     pub(super) state: State,
     clients: BTreeMap<ClientId, Arc<SendQueue>>,
     workers: BTreeMap<WorkerId, Arc<SendQueue>>,
-    /// Where workers are found, and where this end sees them.
+    /// The published address of each worker, and its locality.
     addresses: BTreeMap<WorkerId, (Address, Locality)>,
-    /// The scheduler ends, and all peers with it: what each of them leaves behind is nobody's business, and who comes now is
-    /// taken leave of at once.
+    /// The scheduler is closing. Departures of peers no longer change the state, and a new peer is closed at
+    /// once.
     is_closed: bool,
 }
 
@@ -98,7 +100,10 @@ async fn serve(endpoint: Endpoint, driver: Arc<SchedulerDriver>, connection: Con
         let hello: Hello = batch::receive_one(&endpoint, &connection).await?;
         if hello.version != VERSION {
             batch::send(&connection, &Welcome::Version(VERSION)).await?;
-            return Err(Error::new(ErrorKind::Invalid, format!("it speaks version {}", hello.version)));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!("the peer has protocol version {}", hello.version),
+            ));
         }
         match hello.role {
             Role::Client => {
@@ -117,7 +122,7 @@ async fn serve(endpoint: Endpoint, driver: Arc<SchedulerDriver>, connection: Con
     match served.await {
         Ok(()) => {
             tracing::info!(%peer, "left");
-            // It has left, or this end closes: then what was said leaves first.
+            // The peer has left, or this end closes: `close` sends what is queued first.
             let _ = connection.close().await;
         }
         // The transport has logged it already.
@@ -126,7 +131,7 @@ async fn serve(endpoint: Endpoint, driver: Arc<SchedulerDriver>, connection: Con
     }
 }
 
-/// Tells a peer that is turned away why it is. Where its connection ended, nobody is there to be told.
+/// Sends the reason to a refused peer, unless its connection has ended.
 async fn refuse_on_error<M: Serialize>(
     endpoint: &Endpoint,
     connection: &Connection,
@@ -146,10 +151,10 @@ impl SchedulerDriver {
         Self { endpoint, address, inner: Mutex::default(), fair_lock: tokio::sync::Mutex::default() }
     }
 
-    /// Where others find a worker, if there can be such a one there.
+    /// Returns the address to publish for a worker, if all peers can connect to it.
     fn check(&self, offer: &Offer, connection: &Connection) -> Result<(Address, Locality)> {
         if offer.slots > SLOTS_MAX {
-            let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", offer.slots);
+            let why = format!("a worker with {} slots: the maximum is {SLOTS_MAX}", offer.slots);
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         let offered_address = offer.address.parse::<Address>();
@@ -214,7 +219,7 @@ impl SchedulerDriver {
         Ok(())
     }
 
-    /// Brings what the peer says to the state, until the peer leaves.
+    /// Applies the peer's messages to the state, until the peer leaves.
     async fn receive_messages<M: DeserializeOwned>(
         &self,
         connection: &Connection,
@@ -237,7 +242,7 @@ impl SchedulerDriver {
                         self.update(|inner| apply_some(&mut inner.state, &mut batch, &mut apply))?;
                     drop(permit);
                     send_queue.wait_for_room().await;
-                    // Others may wait for this very thread.
+                    // Other tasks may need this thread.
                     if begun.elapsed() >= TIME_SLICE {
                         tokio::task::yield_now().await;
                     }
@@ -253,27 +258,27 @@ impl SchedulerDriver {
         }
     }
 
-    /// Says no more to anybody.
+    /// Closes all send queues.
     pub(super) fn end(&self) {
         let mut inner = self.lock();
         inner.is_closed = true;
         inner.clients.values().chain(inner.workers.values()).for_each(|send_queue| send_queue.close());
     }
 
-    /// As `update`, for a peer that is gone.
+    /// As `update`, for a peer that has left.
     fn update_unless_closed(&self, change: impl FnOnce(&mut Inner)) {
         if !self.lock().is_closed {
             self.update(change);
         }
     }
 
-    /// Changes the state, and leaves what it answers with the lines.
+    /// Changes the state, and queues the messages that it returns.
     fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let changed = change(&mut inner);
         let Inner { state, clients, workers, .. } = &mut *inner;
         let mut last: Option<&Arc<SendQueue>> = None;
-        // As few at a time as the state cares to keep: what is said is shorter than what is to be said.
+        // In parts, since a queued message is smaller than its action.
         loop {
             let actions = state.take_actions();
             for action in &actions {
@@ -285,7 +290,7 @@ impl SchedulerDriver {
                         workers.get(id).inspect(|send_queue| send_queue.push(message))
                     }
                 };
-                // One wake-up for what goes to one peer in a row.
+                // Wake each queue once for consecutive messages.
                 let is_other = |last: &&Arc<SendQueue>| {
                     send_queue.is_none_or(|send_queue| !Arc::ptr_eq(last, send_queue))
                 };
@@ -304,7 +309,7 @@ impl SchedulerDriver {
     }
 }
 
-/// Tells the state words of a batch, for one turn; whether some are left.
+/// Applies messages of a batch for one time slice. Returns whether some are left.
 fn apply_some<M: DeserializeOwned>(
     state: &mut State,
     batch: &mut Batch,
@@ -323,7 +328,7 @@ fn apply_some<M: DeserializeOwned>(
     Ok(false)
 }
 
-/// Does what is to be done when a peer is gone, however its task ends.
+/// Removes a peer from the state when its task ends, for whatever reason.
 struct DepartureGuard<F: FnMut(Departure)> {
     departure: Departure,
     on_departure: F,

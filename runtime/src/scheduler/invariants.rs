@@ -1,4 +1,4 @@
-//! What holds whenever actions were taken. The simulation asks after every step.
+//! Invariants that hold after each `take_actions`. The simulation checks them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,13 +7,13 @@ use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::protocol::{ClientId, WorkerId};
 use crate::stats::StageCounts;
 
-/// What is looked at, for messages.
+/// An entry, for assertion messages.
 #[derive(Debug)]
 struct At<'a>(Index, &'a Task);
 
 impl State {
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant is violated.
     pub(crate) fn check(&self) {
         let mut waiters = BTreeMap::<Index, u32>::new();
         let mut stages = StageCounts::default();
@@ -37,7 +37,7 @@ impl State {
             let at = At(index, task);
             assert_eq!(task.waiters, waiters.get(&index).copied().unwrap_or(0), "waiters of {at:?}");
             assert_eq!(task.dependents.is_empty(), !named.contains(&index), "dependents of {at:?}");
-            assert!(task.wanted || named.contains(&index), "nobody names {at:?}");
+            assert!(task.wanted || named.contains(&index), "no entry names {at:?}");
             assert!(!task.wanted || self.clients.contains_key(&task.key.client()), "no client wants {at:?}");
             self.check_stage(&at);
         }
@@ -69,16 +69,16 @@ impl State {
         assert_eq!(!task.holders.is_empty(), matches!(task.stage, Stage::Done), "holders of {at:?}");
         assert!(task.holders.iter().all(|holder| self.workers.contains_key(holder)), "holders of {at:?}");
         match &task.stage {
-            Stage::Released => assert!(!task.is_needed(), "needed, and not on its way: {at:?}"),
+            Stage::Released => assert!(!task.is_needed(), "needed, and not in progress: {at:?}"),
             Stage::Failed(_) => {}
-            _ => assert!(task.is_needed(), "nobody needs {at:?}"),
+            _ => assert!(task.is_needed(), "{at:?} is not needed"),
         }
         match &task.stage {
             Stage::Waiting { missing } => {
                 let lacking = task.inputs.iter().filter(|input| !is_done(input)).count();
                 assert!(*missing > 0 && *missing as usize == lacking, "missing inputs of {at:?}");
                 let has_failed = task.inputs.iter().any(|index| matches!(input(index), Stage::Failed(_)));
-                assert!(!has_failed, "an input failed, and not {at:?}");
+                assert!(!has_failed, "an input failed, but not {at:?}");
             }
             Stage::Ready { queue_id, .. } => {
                 assert!(task.inputs.iter().all(is_done), "ready without its inputs: {at:?}");
@@ -87,7 +87,7 @@ impl State {
                     QueueId::Roots => task.inputs.is_empty(),
                     QueueId::Suspects => task.is_suspect(),
                 };
-                assert!(is_in_right_queue, "in the wrong queue id: {at:?}");
+                assert!(is_in_right_queue, "in the wrong queue: {at:?}");
             }
             Stage::Sent { worker, .. } => {
                 let entry = &self.workers[worker];
@@ -121,9 +121,9 @@ impl State {
         })
     }
 
-    /// That nothing is left of tasks.
+    /// Asserts that no task entry is left.
     pub(crate) fn check_empty(&self) {
         self.check();
-        assert_eq!(self.tasks.len(), 0, "records are left: {:?}", self.tasks);
+        assert_eq!(self.tasks.len(), 0, "task entries are left: {:?}", self.tasks);
     }
 }

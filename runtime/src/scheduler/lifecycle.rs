@@ -1,7 +1,8 @@
-//! The course of a task: needed, ready, sent, done; lost and made again; failed; released.
+//! The lifecycle of a task: needed, ready, sent, done; lost and recomputed; failed; released.
 //!
-//! The invariants: what waits, is ready or is sent counts as a waiter at each of its inputs, and nothing else does. Who needs a
-//! result has it on its way, or has failed. Whatever leads from task to task goes by a list and not by calls: graphs are deep.
+//! Invariants: a task that is waiting, ready or sent counts as a waiter of each of its inputs, and no other
+//! task does. A needed result is done, in progress or failed. Traversals use an explicit stack, since graphs
+//! are deep.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,13 +12,13 @@ use super::task::{Index, Origin, Stage, Task};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{Key, ToClient, ToWorker, WorkerId};
 
-/// Deaths of workers after which the task that they had is given up.
+/// A task is failed after this many deaths of workers that had it.
 pub(crate) const DEATHS_MAX: u8 = 3;
-/// A task that was given back so often for want of its inputs is given up.
+/// A task is failed after a worker has returned it this many times for lack of its inputs.
 const RETURNS_MAX: u8 = 10;
 
 impl State {
-    /// Somebody needs it: it is to be made, and what it needs for that as well.
+    /// Starts a released task that is needed, and its inputs.
     pub(super) fn activate(&mut self, index: Index) {
         let mut stack = vec![index];
         while let Some(index) = stack.pop() {
@@ -42,7 +43,7 @@ impl State {
         }
     }
 
-    /// As `activate`, of one that is on its way already, and may have lost inputs.
+    /// As `activate`, for a task in progress that may have lost inputs.
     pub(super) fn recheck_inputs(&mut self, index: Index) {
         let Some(Task { stage: Stage::Waiting { .. }, inputs, .. }) = self.tasks.get(index) else { return };
         for input in inputs.clone() {
@@ -69,7 +70,7 @@ impl State {
         }
     }
 
-    /// A worker has made it.
+    /// A worker has computed the result.
     pub(super) fn done(&mut self, index: Index, worker: WorkerId, bytes: u64, micros: u32) {
         let task = &mut self.tasks[index];
         if let Origin::Function { function, .. } = task.origin {
@@ -100,7 +101,7 @@ impl State {
         self.release_unneeded(index);
     }
 
-    /// It will never be done, nor will those that need it.
+    /// Fails a task and its dependents.
     pub(super) fn fail(&mut self, index: Index, failure: &Arc<Failure>) {
         let mut stack = vec![index];
         let mut left = Vec::new();
@@ -126,7 +127,7 @@ impl State {
         }
     }
 
-    /// As `fail`, naming the task.
+    /// As `fail`, with the task's name.
     pub(super) fn fail_with(&mut self, index: Index, kind: ErrorKind, detail: &str) {
         tracing::debug!(key = ?self.tasks[index].key, %kind, detail, "a task fails");
         let failure = Failure::new(kind, detail);
@@ -137,7 +138,7 @@ impl State {
         self.fail(index, &Arc::new(failure));
     }
 
-    /// Gives up what nobody needs any more: its data, its run, and its record once nobody names it.
+    /// Frees what is no longer needed: data, attempts, and entries that no other entry names.
     pub(super) fn release_unneeded(&mut self, index: Index) {
         if self.tasks.get(index).is_none_or(Task::is_needed) {
             return;
@@ -169,7 +170,7 @@ impl State {
         }
     }
 
-    /// Whoever works on it need not.
+    /// Drops the task from its queue or worker.
     fn abandon(&mut self, index: Index) {
         let task = &self.tasks[index];
         if let Stage::Sent { worker, attempt, .. } = task.stage {
@@ -178,9 +179,9 @@ impl State {
         self.detach(index);
     }
 
-    // ---- Where data is ----
+    // ---- Holders of data ----
 
-    /// The worker has the data.
+    /// Records that the worker has the data.
     pub(super) fn add_holder(&mut self, index: Index, id: WorkerId) {
         let (Some(worker), task) = (self.workers.get_mut(&id), &mut self.tasks[index]) else { return };
         if !task.holders.contains(&id) {
@@ -190,7 +191,7 @@ impl State {
         }
     }
 
-    /// The worker shall not have it any more.
+    /// Frees the worker's copy.
     pub(super) fn free_copy(&mut self, index: Index, id: WorkerId) {
         let task = &mut self.tasks[index];
         task.holders.retain(|holder| *holder != id);
@@ -202,7 +203,7 @@ impl State {
         }
     }
 
-    /// The worker has it no more, though it should.
+    /// The worker has lost its copy. Recomputes the result if it was the last one.
     pub(super) fn copy_lost(&mut self, index: Index, id: WorkerId) {
         if self.tasks.get(index).is_none() {
             return;
@@ -230,14 +231,14 @@ impl State {
         self.release_unneeded(index);
     }
 
-    /// Somebody could not get it from that worker.
+    /// A peer could not fetch the data from that worker.
     pub(super) fn fetch_failed(&mut self, index: Index, id: WorkerId) {
         if self.tasks[index].holders.contains(&id) {
             self.copy_lost(index, id);
         }
     }
 
-    /// A worker gave it back, since these holders did not give these inputs; or since it was asked to.
+    /// A worker returned the task: these holders did not send these inputs, or the scheduler recalled it.
     pub(super) fn returned(&mut self, index: Index, lacking: &[(Key, WorkerId)]) {
         for (key, holder) in lacking {
             if let Some(input) = self.tasks.find(*key) {
@@ -257,11 +258,11 @@ impl State {
         self.recheck_inputs(index);
     }
 
-    /// A worker died that was given these.
+    /// Counts the death of a worker for the tasks that it had been sent.
     pub(super) fn count_deaths(&mut self, sent: &BTreeSet<Index>, suspect: Option<Index>) {
         for index in sent {
             let Some(task) = self.tasks.get(*index).filter(|task| task.is_in_progress()) else { continue };
-            // Beside a suspect the others become suspects, and no more.
+            // If the worker had a suspect, only the suspect's count rises; the other tasks become suspects.
             let is_blamed = suspect.is_none_or(|suspect| suspect == *index);
             let deaths = if is_blamed { task.deaths + 1 } else { task.deaths.max(1) };
             self.tasks[*index].deaths = deaths;

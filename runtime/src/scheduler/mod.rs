@@ -1,7 +1,5 @@
-//! The scheduler: its state machine ([`state`]), and the shell that brings it what peers say.
+//! The scheduler: its state machine ([`state`]) and its [`driver`].
 //!
-//! Whoever receives words takes the state's lock, tells them all, and leaves the answers in the peers' outboxes before it lets
-//! go: so each peer hears them in the order in which they were decided.
 
 mod driver;
 #[cfg(test)]
@@ -33,16 +31,16 @@ use crate::background::{AtEnd, Background};
 use crate::error::Result;
 use crate::metrics::Metrics;
 
-/// The state is told the time four times within its stall timeout, and so often at least and at most.
+/// The driver passes the time to the state four times within the stall timeout, within these bounds.
 const TICK_MIN: Duration = Duration::from_millis(10);
 const TICK_MAX: Duration = Duration::from_secs(1);
-/// Memory for the tasks of one client, where nothing else was said, in bytes.
+/// Default memory limit for the tasks of one client, in bytes.
 const CLIENT_BYTES_MAX: u64 = 2 << 30;
 
-/// Says where tasks run, and knows where results are. Nothing but words passes it.
+/// Assigns tasks to workers, and tracks where results are. Only messages pass through it, no data.
 ///
-/// It decides on a thread of its own, or in [another environment](Builder::environment). Dropping it ends it: its workers and
-/// clients then see [`SchedulerLost`](crate::ErrorKind::SchedulerLost).
+/// It runs on a thread of its own, or in [another environment](Builder::environment). Dropping it ends it:
+/// its workers and clients then get [`SchedulerLost`](crate::ErrorKind::SchedulerLost).
 ///
 /// ```
 /// use towline::Endpoint;
@@ -63,7 +61,7 @@ pub struct Scheduler {
     closing: Arc<Notify>,
 }
 
-/// Settles how a [`Scheduler`] works. [`start`](Self::start) starts it.
+/// Settings of a [`Scheduler`]. [`start`](Self::start) starts it.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
@@ -73,8 +71,8 @@ pub struct Builder {
 }
 
 impl Scheduler {
-    /// The settings of a scheduler: tasks that nothing can move wait 60 s, and those of one client take 2 GiB here at the
-    /// most, or a quarter of what this process [may have](towline::AvailableMemory).
+    /// Returns the default settings: stalled tasks wait 60 s, and the tasks of one client take at most 2 GiB
+    /// here, or a quarter of the memory [available](towline::AvailableMemory) to this process.
     pub const fn builder() -> Builder {
         Builder { stall_timeout: STALL_TIMEOUT, client_bytes_max: None, environment: None }
     }
@@ -87,23 +85,24 @@ impl Scheduler {
         Self::builder().start(endpoint, address).await
     }
 
-    /// Tasks of which something is known here: those that a client has not released, and those that others need, or were made
-    /// of.
+    /// Returns the number of task entries: tasks that a client has not released, and tasks that others need
+    /// or were computed from.
     pub fn tasks(&self) -> usize {
         self.driver.lock().state.tasks()
     }
 
-    /// Where workers and clients find it.
+    /// The address for workers and clients.
     pub const fn address(&self) -> &Address {
         &self.address
     }
 
-    /// What it counts.
+    /// Returns its metrics.
     pub fn metrics(&self) -> Metrics {
         Metrics::of(&self.driver)
     }
 
-    /// Ends it, and tells its peers before it goes: within the endpoint's [`linger`](towline::Builder::linger).
+    /// Ends the scheduler, and closes its connections in good order. Blocks for at most the endpoint's
+    /// [`linger`](towline::Builder::linger).
     pub async fn close(self) {
         self.closing.notify_one();
         self.accepting.ended().await;
@@ -117,23 +116,24 @@ impl Drop for Scheduler {
 }
 
 impl Builder {
-    /// How long tasks wait while nothing moves: because no worker is there, or because the memory of all workers is full of
-    /// results that clients keep. Then, and at the latest after twice that time, they fail with
+    /// Sets how long tasks wait in a stall: no worker has joined, or the memory of all workers is full of
+    /// results that clients keep. After this time, and at the latest after twice that, they fail with
     /// [`TimedOut`](crate::ErrorKind::TimedOut).
     pub const fn stall_timeout(mut self, stall_timeout: Duration) -> Self {
         self.stall_timeout = stall_timeout;
         self
     }
 
-    /// How much memory the scheduler gives to one client's tasks, in bytes: their arguments, and some 300 bytes for each of them
-    /// beside. A client that submits more is turned away, with [`TooLarge`](crate::ErrorKind::TooLarge). Results are not among it: they
-    /// stay with the workers.
+    /// Sets the memory limit for one client's tasks, in bytes: their arguments, and about 300 bytes for each
+    /// task. A client that exceeds it is refused with [`TooLarge`](crate::ErrorKind::TooLarge). Results do
+    /// not count: workers hold them.
     pub const fn client_bytes_max(mut self, client_bytes_max: u64) -> Self {
         self.client_bytes_max = Some(client_bytes_max);
         self
     }
 
-    /// Where it decides; by default on a thread of its own, so that a long decision delays no heartbeat of the endpoint.
+    /// Sets where the scheduler runs. The default is a thread of its own, so that a long decision delays no
+    /// heartbeat of the endpoint.
     pub fn environment(mut self, environment: Arc<dyn Environment>) -> Self {
         self.environment = Some(environment);
         self

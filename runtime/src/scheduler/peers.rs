@@ -1,4 +1,4 @@
-//! What the scheduler knows of its workers and clients, and of functions.
+//! The scheduler's entries for workers, clients and functions.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,32 +10,32 @@ use super::state::Violation;
 use super::task::Index;
 use crate::protocol::{FUNCTIONS_MAX, FunctionId, NAME_LEN_MAX, NEW_FUNCTIONS_MAX, Offer, Types};
 
-/// A worker is given what fills its slots for so long, and waits for more from there on.
+/// A worker receives tasks for this time, in µs, on all its slots; more tasks wait at the scheduler.
 pub(crate) const HORIZON_MICROS: u64 = 5_000;
-/// The most that a worker is given at once, in tasks, and in bytes as they are told.
+/// Limits for the tasks sent to a worker and not done: their number, and the bytes of their assignments.
 const SENT_MAX: usize = 1024;
 const SENT_BYTES_MAX: usize = 4 << 20;
-/// The same, where its slots are not taken yet: half of what may wait for it.
+/// The limit of bytes while the worker has free slots: half of what may queue for it.
 const RUNNING_BYTES_MAX: usize = 128 << 20;
 
 #[derive(Debug)]
 pub(crate) struct WorkerEntry {
     pub(crate) offer: Offer,
-    /// Ready tasks that shall run here.
+    /// Ready tasks for this worker.
     pub(crate) queue: Queue,
-    /// What it was given, in a set whose order is always the same.
+    /// Tasks sent to it, in a set of deterministic order.
     pub(crate) sent: BTreeSet<Index>,
     pub(crate) sent_micros: u64,
     pub(crate) sent_bytes: usize,
-    /// Those of them that were asked back.
+    /// Number of them that were recalled.
     pub(crate) recalled: usize,
-    /// The one among them that is a suspect.
+    /// The suspect among them.
     pub(crate) suspect: Option<Index>,
-    /// What clients are giving it.
+    /// Scattered data that clients are sending to it.
     pub(crate) expected: BTreeSet<Index>,
     pub(crate) holds: BTreeSet<Index>,
     pub(crate) bytes: u64,
-    /// Functions whose names it was told.
+    /// Number of functions declared to it.
     pub(crate) functions: usize,
     pub(crate) runs_done: u64,
 }
@@ -62,13 +62,13 @@ impl WorkerEntry {
         u64::from(self.offer.slots.max(1))
     }
 
-    /// How long it has work for, in µs.
+    /// Returns for how long it has work, in µs.
     pub(crate) fn wait_micros(&self) -> u64 {
         (self.queue.micros() + self.sent_micros) / self.slots()
     }
 
-    /// Whether it should be given more: a task beyond its slots, so that none of them waits for the next. What is told of many
-    /// large tasks waits here, where it takes no memory, and not in the worker's send queue.
+    /// Returns whether it should be sent more: one task beyond its slots, so that no slot waits for the next
+    /// task. Many large assignments wait here, where they share memory, and not in the send queue.
     pub(crate) fn has_room(&self) -> bool {
         if self.sent.len() as u64 <= self.slots() {
             return self.sent_bytes < RUNNING_BYTES_MAX;
@@ -77,30 +77,30 @@ impl WorkerEntry {
         has_time && self.sent.len() < SENT_MAX && self.sent_bytes < SENT_BYTES_MAX
     }
 
-    /// So much is here that only what uses it up should run.
+    /// Returns whether its memory is so full that only tasks with inputs should run on it.
     pub(crate) fn is_full(&self) -> bool {
         self.bytes > self.offer.memory_bytes_max / 5 * 4
     }
 
-    /// What it was given beyond what it can be running.
+    /// Returns the number of tasks that it cannot be running yet.
     pub(crate) fn surplus(&self) -> usize {
         self.sent.len().saturating_sub(self.slots() as usize + self.recalled)
     }
 }
 
-/// What the scheduler knows of a client.
+/// The scheduler's entry for a client.
 #[derive(Debug, Default)]
 pub(crate) struct ClientEntry {
-    /// The client's ids of functions, as ours.
+    /// The scheduler's ids of the client's functions, by the client's id.
     pub(crate) functions: Vec<FunctionId>,
-    /// Those of them that it was the first to name.
+    /// Number of functions that this client introduced.
     new_functions: usize,
-    /// What its tasks take here.
+    /// Memory that its tasks take, in bytes.
     pub(crate) bytes: u64,
 }
 
 impl ClientEntry {
-    /// Its next function has that name.
+    /// Declares the client's next function.
     pub(crate) fn name(
         &mut self,
         functions: &mut Functions,
@@ -108,20 +108,22 @@ impl ClientEntry {
         types: Types,
     ) -> Result<(), Violation> {
         if self.functions.len() == FUNCTIONS_MAX {
-            return Err(Violation::limit("it names more functions than there can be"));
+            return Err(Violation::limit("the client declares more functions than the limit"));
         }
         let known = functions.len();
         let function = functions.intern(name, types)?;
         self.new_functions += functions.len() - known;
         if self.new_functions > NEW_FUNCTIONS_MAX {
-            return Err(Violation::limit("it names more functions that nobody knows than a client may"));
+            return Err(Violation::limit(
+                "the client introduces more functions than the limit of one client",
+            ));
         }
         self.functions.push(function);
         Ok(())
     }
 }
 
-/// Functions by name, and how long each takes.
+/// Functions by name, and the duration of each.
 #[derive(Debug, Default)]
 pub(crate) struct Functions {
     ids: FxHashMap<(Arc<str>, Types), FunctionId>,
@@ -136,17 +138,17 @@ pub(crate) struct FunctionEntry {
 }
 
 impl Functions {
-    /// The function's id, which is new where nobody named it before.
+    /// Returns the function's id, which is new for an unknown function.
     fn intern(&mut self, name: &str, types: Types) -> Result<FunctionId, Violation> {
         if name.is_empty() || name.len() > NAME_LEN_MAX {
-            return Err(Violation::protocol("that is no function's name"));
+            return Err(Violation::protocol("an invalid function name"));
         }
         let name = Arc::<str>::from(name);
         if let Some(id) = self.ids.get(&(name.clone(), types)) {
             return Ok(*id);
         }
         if self.known.len() == FUNCTIONS_MAX {
-            return Err(Violation::limit("the scheduler knows as many functions as it can"));
+            return Err(Violation::limit("the scheduler has reached its limit of functions"));
         }
         let id = self.known.len() as FunctionId;
         self.ids.insert((name.clone(), types), id);
@@ -166,7 +168,8 @@ impl Functions {
         &self.known[id as usize].name
     }
 
-    /// What a run of it will take: as the last ones did. Of one that never ran, as much as fills a slot.
+    /// Returns the expected duration of an attempt, in µs: an average of the last ones. A function that never
+    /// ran is taken to fill a slot.
     pub(crate) fn micros(&self, id: FunctionId) -> u64 {
         self.known[id as usize].micros.unwrap_or(HORIZON_MICROS)
     }

@@ -1,5 +1,5 @@
-//! Where a task runs: near its inputs, weighed against how long the worker is busy; and as late as possible, so that what is
-//! more urgent by then goes first.
+//! Placement: a task runs near its inputs, weighed against the load of workers. Tasks are sent as late as
+//! possible, so that more urgent ones can overtake.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -13,19 +13,19 @@ use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::error::ErrorKind;
 use crate::protocol::{Assignment, Input, Priority, ToWorker, WorkerId};
 
-/// What moving data is taken to cost: bytes a µs, and µs an input.
+/// The assumed cost of a transfer: bytes per µs, and µs per input.
 const BYTES_PER_MICRO: u64 = 1_000;
 const FETCH_MICROS: u64 = 50;
-/// Of many holders a worker is told so many.
+/// Maximum number of holders in an assignment.
 const HOLDERS_SENT_MAX: usize = 4;
 
-/// How long it takes to another worker.
+/// Returns the time to fetch an input to another worker, in µs.
 fn fetch_micros(input: &Task) -> u64 {
     FETCH_MICROS + input.bytes / BYTES_PER_MICRO
 }
 
 impl State {
-    /// All its inputs are done: it waits in a queue id until a worker has room.
+    /// All inputs are done: puts the task into a queue until a worker has room.
     pub(super) fn ready(&mut self, index: Index) {
         let task = &self.tasks[index];
         let input_bytes = self.input_bytes(index);
@@ -68,7 +68,7 @@ impl State {
         }
     }
 
-    /// It leaves its queue id, or its worker.
+    /// Removes the task from its queue or worker.
     pub(super) fn detach(&mut self, index: Index) {
         match self.tasks[index].stage {
             Stage::Ready { queue_id, micros } => {
@@ -92,11 +92,11 @@ impl State {
         }
     }
 
-    /// The worker at which it would be done first, of those that have the memory for its inputs.
+    /// Returns the worker that would finish it first, among those with the memory for its inputs.
     fn nearest(&self, index: Index) -> Option<WorkerId> {
         let input_bytes = self.input_bytes(index);
         let fitting = self.workers.iter().filter(|(_, worker)| input_bytes <= worker.offer.memory_bytes_max);
-        // By holder, since inputs may be many, and so may workers.
+        // Summed by holder, since both inputs and workers may be many.
         let (mut all, mut here) = (0u128, FxHashMap::<WorkerId, u128>::default());
         for input in &self.tasks[index].inputs {
             let input = &self.tasks[*input];
@@ -119,11 +119,11 @@ impl State {
         self.input_bytes(index) <= self.workers[&id].offer.memory_bytes_max
     }
 
-    /// Whether its inputs take less than that to that worker.
+    /// Returns whether fetching its inputs to that worker takes less than `micros_max`.
     fn is_fetched_within(&self, index: Index, worker: WorkerId, micros_max: u64) -> bool {
         let mut inputs = self.tasks[index].inputs.iter().map(|input| &self.tasks[*input]);
         let mut micros = 0u64;
-        // No more of them are looked at than the answer takes.
+        // Stops as soon as the answer is known.
         micros_max > 0
             && inputs.all(|input| {
                 let is_here = input.holders.contains(&worker);
@@ -132,14 +132,16 @@ impl State {
             })
     }
 
-    /// Whether the worker would be given it. What is asked back for one that would not comes back to where it was, for ever.
+    /// Returns whether the worker would be sent the task. A task recalled for a worker that cannot run it
+    /// would return to its queue, without end.
     fn may_run(&self, index: Index, id: WorkerId) -> bool {
         self.fits(index, id) && !(self.tasks[index].inputs.is_empty() && self.workers[&id].is_full())
     }
 
-    /// Gives workers what they have room for: who has least to do first. Whether that was all, and not as much as is said at once.
+    /// Sends tasks to workers that have room, the least loaded first. Returns false if the output limit
+    /// stopped it.
     pub(super) fn place_ready(&mut self) -> bool {
-        // With many workers, most words make nothing ready.
+        // With many workers, most messages make no task ready.
         let nothing = |worker: &WorkerEntry| worker.queue.is_empty();
         if self.roots.is_empty() && self.suspects.is_empty() && self.workers.values().all(nothing) {
             return true;
@@ -164,7 +166,7 @@ impl State {
         true
     }
 
-    /// What goes first of what may run there.
+    /// Returns the most urgent task that may run there.
     fn next_for(&mut self, id: WorkerId) -> Option<Index> {
         let Self { tasks, workers, roots, suspects, .. } = self;
         let worker = workers.get_mut(&id)?;
@@ -178,10 +180,10 @@ impl State {
         }
     }
 
-    /// What waits for a busier worker and would be done earlier here.
+    /// Returns a task that waits for a busier worker and would be done earlier here.
     fn steal_for(&mut self, id: WorkerId) -> Option<Index> {
         let here = self.workers[&id].wait_micros();
-        // Who has room takes its own by itself.
+        // A worker that has room takes from its own queue.
         let is_busy = |worker: &WorkerEntry| !worker.queue.is_empty() && !worker.has_room();
         let busiest = self.workers.iter().filter(|(other, worker)| **other != id && is_busy(worker));
         let (there, victim) = busiest.map(|(other, worker)| (worker.wait_micros(), *other)).max()?;
@@ -236,7 +238,7 @@ impl State {
         self.actions.push(Action::Worker(id, ToWorker::Assign(assignment)));
     }
 
-    /// Asks back what was sent to a worker, cannot have begun there, and would be done earlier at one that has nothing to do.
+    /// Recalls tasks that cannot have begun at a busy worker and would be done earlier at an idle one.
     pub(super) fn rebalance(&mut self) {
         let is_idle = |worker: &WorkerEntry| worker.sent.is_empty() && worker.queue.is_empty();
         let idle: Vec<_> =
@@ -249,7 +251,7 @@ impl State {
         let mut busy: Vec<_> = busy.filter(|(surplus, _)| surplus.0 > 0).collect();
         busy.sort_unstable();
         for (Reverse(surplus), id) in busy {
-            // Half of it: the other half will be done there by the time that the first came and went.
+            // Half of it: the worker runs the other half while the first is on its way.
             for index in self.last_sent(id, &idle, surplus.div_ceil(2).min(wanted)) {
                 self.recall(id, index);
                 wanted -= 1;
@@ -257,7 +259,7 @@ impl State {
         }
     }
 
-    /// What goes last of what a worker was given, and is worth the way to one of the idle ones.
+    /// Returns the least urgent tasks of a worker that are worth moving to an idle one.
     fn last_sent(&self, id: WorkerId, idle: &[WorkerId], count: usize) -> Vec<Index> {
         let worker = &self.workers[&id];
         let is_worth_it = |index: &Index| {

@@ -1,4 +1,4 @@
-//! Ready tasks, what goes first first. What was taken out of the middle stays in the heap until it comes up.
+//! A queue of ready tasks, the most urgent first. A removed task stays in the heap until it comes to the top.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,7 +9,7 @@ use crate::protocol::Priority;
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     heap: BinaryHeap<Reverse<(Priority, Index)>>,
-    /// Those that are still to be taken, and what they will take.
+    /// The number and the expected duration of tasks that were not removed.
     len: usize,
     micros: u64,
 }
@@ -33,7 +33,7 @@ impl Queue {
         self.micros += micros;
     }
 
-    /// One of them is taken, or was never meant to be here.
+    /// Removes one task, which has left this queue.
     pub(crate) fn remove(&mut self, micros: u64) {
         self.len -= 1;
         self.micros -= micros;
@@ -42,7 +42,7 @@ impl Queue {
         }
     }
 
-    /// The first that is still in this queue id; it stays.
+    /// Returns the most urgent task that is still in this queue, without removing it.
     pub(crate) fn first(&mut self, tasks: &Tasks, queue_id: QueueId) -> Option<(Priority, Index)> {
         while let Some(Reverse((priority, index))) = self.heap.peek() {
             let task = tasks.same(*index, priority.number);
@@ -56,7 +56,7 @@ impl Queue {
         None
     }
 
-    /// All that are still in this queue id.
+    /// Returns all tasks that are still in this queue.
     pub(crate) fn all(self, tasks: &Tasks, queue_id: QueueId) -> Vec<Index> {
         let mut all: Vec<_> = self
             .heap

@@ -1,5 +1,5 @@
-//! What nothing can ever move is given up: tasks that wait for a worker to join, or for room in the memory of workers that are
-//! full of what clients keep.
+//! The stall timeout fails tasks that nothing can move: they wait for a worker to join, or for memory of
+//! workers that are full of results that clients keep.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::task::{Index, QueueId, Stage};
 use crate::error::ErrorKind;
 use crate::protocol::Attempt;
 
-/// How long tasks wait where nothing moves, unless something else was said.
+/// The default stall timeout.
 pub(crate) const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -17,11 +17,11 @@ pub(crate) struct StallTimeout {
     stall: Option<Stall>,
 }
 
-/// Tasks are ready, and no worker has anything to do.
+/// Tasks are ready, and all workers are idle.
 #[derive(Clone, Copy, Debug)]
 struct Stall {
     since: Duration,
-    /// The run that was last begun, and the task that was last submitted.
+    /// The last attempt and the last submitted task when the stall began.
     attempt: Attempt,
     number: u64,
 }
@@ -37,11 +37,11 @@ impl State {
         self.stall_timeout.limit = limit;
     }
 
-    /// It is so late now, by a clock that began whenever it did. To be told every now and then, and what is to be said taken
-    /// after: a task that nothing moves is given up once it has waited for as long as the limit, and twice that at the most.
+    /// Sets the time, on a clock with any origin, and checks for a stall. A stalled task fails after the
+    /// limit, and at the latest after twice that. Call it regularly, and take the actions after it.
     pub(crate) fn tick(&mut self, now: Duration) {
         let is_idle = self.workers.values().all(|worker| worker.sent.is_empty());
-        // What has inputs waits for a worker that is there: it goes on by itself.
+        // A task with inputs waits for a worker that is present, and proceeds without help.
         if !is_idle || self.roots.is_empty() && self.suspects.is_empty() {
             self.stall_timeout.stall = None;
             return;
@@ -65,14 +65,14 @@ impl State {
             ),
         };
         for index in self.waiting_since(stall.number) {
-            // One may have failed with another.
+            // It may have failed together with an earlier one.
             if self.tasks.get(index).is_some_and(|task| matches!(task.stage, Stage::Ready { .. })) {
                 self.fail_with(index, ErrorKind::TimedOut, &detail);
             }
         }
     }
 
-    /// Ready tasks up to the one of that number.
+    /// Returns the stalled tasks up to that submission number.
     fn waiting_since(&self, number: u64) -> Vec<Index> {
         let is_meant = |index: &Index| {
             let task = &self.tasks[*index];
@@ -83,7 +83,7 @@ impl State {
         self.tasks.indices().filter(is_meant).collect()
     }
 
-    /// What a full worker has and another has too makes room.
+    /// Frees the copies of a full worker that other workers have too.
     fn free_copies(&mut self) {
         let full = self.workers.iter().filter(|(_, worker)| worker.is_full());
         let copies: Vec<_> =

@@ -1,8 +1,8 @@
-//! The scheduler as a state machine: it is told what peers said and which came or went, and answers with what is to be said.
+//! The scheduler as a state machine. Input: messages, and peers that join or leave. Output: messages to send.
 //!
-//! It knows no clock (what time it is, it is told), socket or thread, and nothing in it depends on the order of a hash map: the same words in the same order
-//! have the same answers. What happens to a task stands in `course.rs`, where it runs in
-//! `placing.rs`, and when it has waited long enough in `stall_timeout.rs`.
+//! It uses no clock (the time is an argument), socket or thread. It is deterministic: nothing depends on the
+//! order of a hash map. The lifecycle of a task is in `lifecycle.rs`, its placement in `placing.rs`, the
+//! stall timeout in `stall_timeout.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::protocol::{
     ToClient, ToWorker, VALUE_LEN_MAX, WorkerId,
 };
 
-/// The most clients of one scheduler, ever.
+/// Maximum number of clients that may ever join one scheduler.
 const CLIENTS_MAX: ClientId = 1 << 24;
-/// The most records at a time.
+/// Maximum number of task entries at a time.
 const TASKS_MAX: usize = 16 << 20;
-/// From here on what was decided is to be said before more is heard.
+/// Above these limits, output is to be sent before more input is applied.
 const ACTIONS_MAX: usize = 1024;
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 
-/// The scheduler's mind.
+/// The state of the scheduler.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(super) tasks: Tasks,
@@ -42,24 +42,24 @@ pub(crate) struct State {
     pub(super) last_attempt: Attempt,
     pub(super) stall_timeout: StallTimeout,
     pub(super) counts: SchedulerCounts,
-    /// Of what the actions say, roughly, beside the actions themselves.
+    /// Approximate size of the actions' contents, beside the actions themselves.
     pub(super) output_bytes: usize,
     has_more_output: bool,
-    /// What the tasks of one client may take here.
+    /// Memory limit for the tasks of one client, in bytes.
     client_bytes_max: Option<u64>,
     next_client: ClientId,
     next_worker: WorkerId,
     pub(super) next_number: u64,
 }
 
-/// What is to be said, and to whom. What is for a peer that is gone can be dropped.
+/// A message to send. Discard it if its peer has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Client(ClientId, ToClient),
     Worker(WorkerId, ToWorker),
 }
 
-/// A peer said what it cannot say, or more than it may: it is to be turned away.
+/// A peer violated the protocol or a limit: it is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     kind: ErrorKind,
@@ -82,17 +82,17 @@ impl From<Violation> for Error {
     }
 }
 
-/// How a worker went.
+/// How a worker left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Departure {
-    /// In good order: its tasks are not to blame.
+    /// In good order: its tasks are not suspects.
     Left,
     Died,
 }
 
 impl State {
-    /// What is to be said since this was asked last. To be asked when all that was heard was told, since what is ready is
-    /// placed only now; and again while it is cut short.
+    /// Places ready tasks, and takes the messages to send since the last call. Call it after all input is
+    /// applied, and again while `has_more_output`.
     pub(crate) fn take_actions(&mut self) -> Vec<Action> {
         self.has_more_output = !self.place_ready();
         if !self.has_more_output {
@@ -102,22 +102,23 @@ impl State {
         std::mem::take(&mut self.actions)
     }
 
-    /// More is to be said than was taken.
+    /// Returns whether more output is pending than was taken.
     pub(crate) fn has_more_output(&self) -> bool {
         self.has_more_output
     }
 
-    /// So much is to be said by now that it should be, before more is heard: answers may be much larger than their questions.
+    /// Returns whether output must be sent before more input is applied. Replies may be much larger than
+    /// their requests.
     pub(crate) fn output_is_full(&self) -> bool {
         self.actions.len() >= ACTIONS_MAX || self.output_bytes >= OUTPUT_BYTES_MAX
     }
 
-    /// What the tasks of one client may take here, in bytes.
+    /// Sets the memory limit for the tasks of one client, in bytes.
     pub(crate) fn set_client_bytes_max(&mut self, bytes_max: u64) {
         self.client_bytes_max = Some(bytes_max);
     }
 
-    /// Records, of whatever stage.
+    /// Returns the number of task entries, of any stage.
     pub(crate) fn tasks(&self) -> usize {
         self.tasks.len()
     }
@@ -139,11 +140,11 @@ impl State {
         Ok(client)
     }
 
-    /// All that it wanted is released.
+    /// Releases all tasks that the client wanted.
     pub(crate) fn client_left(&mut self, client: ClientId) {
         self.clients.remove(&client);
         for index in self.tasks.of_client(client) {
-            // Releasing one may have forgotten others.
+            // Releasing one task may have removed others.
             if self.tasks.get(index).is_some_and(|task| task.key.client() == client) {
                 self.tasks[index].wanted = false;
                 self.release_unneeded(index);
@@ -174,7 +175,7 @@ impl State {
             FromClient::Cancel { key } => {
                 let index = self.owned_task(client, key)?;
                 if self.tasks[index].is_in_progress() {
-                    self.fail_with(index, ErrorKind::Cancelled, "its client cancelled it");
+                    self.fail_with(index, ErrorKind::Cancelled, "the client cancelled it");
                 }
                 Ok(())
             }
@@ -209,10 +210,9 @@ impl State {
         arguments: TaskArguments,
     ) -> Result<(), Violation> {
         let known = &self.clients.get(&client).ok_or(UNKNOWN_CLIENT)?.functions;
-        let function =
-            *known.get(function as usize).ok_or(Violation::protocol("a function without a name"))?;
+        let function = *known.get(function as usize).ok_or(Violation::protocol("an undeclared function"))?;
         if !arguments.are_within_limits(inputs.len()) {
-            return Err(Violation::limit("a task with more arguments than it may have"));
+            return Err(Violation::limit("a task exceeds the limits on arguments"));
         }
         let inputs = inputs.iter().map(|input| self.owned_task(client, *input)).collect::<Result<_, _>>()?;
         let origin = Origin::Function { function, arguments };
@@ -241,10 +241,10 @@ impl State {
         inputs: Box<[Index]>,
     ) -> Result<Index, Violation> {
         if key.client() != client || self.tasks.find(key).is_some() {
-            return Err(Violation::protocol("a key that is not its own, or not new"));
+            return Err(Violation::protocol("a key of another client, or not new"));
         }
         if self.tasks.len() == TASKS_MAX {
-            return Err(Violation::limit("more tasks than the scheduler keeps"));
+            return Err(Violation::limit("more tasks than the scheduler can store"));
         }
         let bytes = origin.task_bytes(inputs.len());
         let known = self.clients.get_mut(&client).ok_or(UNKNOWN_CLIENT)?;
@@ -281,10 +281,10 @@ impl State {
     fn owned_task(&self, client: ClientId, key: Key) -> Result<Index, Violation> {
         let index = self.tasks.find(key).filter(|_| key.client() == client);
         let index = index.filter(|index| self.tasks[*index].wanted);
-        index.ok_or(Violation::protocol("a key that it has not, or has released"))
+        index.ok_or(Violation::protocol("an unknown or released key"))
     }
 
-    /// Tells the client how far its task is, if it is at an end.
+    /// Notifies the client if its task is done or failed.
     pub(super) fn notify_client(&mut self, index: Index) {
         let Task { key, wanted, stage, holders, bytes, .. } = &self.tasks[index];
         if !wanted {
@@ -320,7 +320,7 @@ impl State {
         id
     }
 
-    /// What it held is made again where it is needed, and what it was given goes to others.
+    /// Recomputes the lost results that are needed, and sends the worker's tasks to others.
     pub(crate) fn worker_gone(&mut self, id: WorkerId, departure: Departure) {
         let Some(worker) = self.workers.remove(&id) else { return };
         self.counts.remove(id);
@@ -331,7 +331,7 @@ impl State {
         self.actions
             .extend(self.workers.keys().map(|other| Action::Worker(*other, ToWorker::Left { worker: id })));
         let waiting = worker.queue.all(&self.tasks, super::task::QueueId::Worker(id));
-        // Set aside first: what is lost now may be an input of theirs.
+        // First, since a result lost below may be an input of these tasks.
         for index in worker.sent.iter().chain(&waiting) {
             self.tasks.set_stage(*index, Stage::Waiting { missing: 0 });
         }
@@ -339,7 +339,11 @@ impl State {
             self.copy_lost(index, id);
         }
         for index in worker.expected {
-            self.fail_with(index, ErrorKind::Lost, "the worker that was to have this scattered data is gone");
+            self.fail_with(
+                index,
+                ErrorKind::Lost,
+                "the worker that was to store this scattered data is gone",
+            );
         }
         if departure == Departure::Died {
             self.counts.workers_lost += 1;
@@ -351,7 +355,8 @@ impl State {
     }
 
     pub(crate) fn on_worker_message(&mut self, id: WorkerId, message: FromWorker) -> Result<(), Violation> {
-        let worker = self.workers.get(&id).ok_or(Violation::protocol("a worker that is gone speaks"))?;
+        let worker =
+            self.workers.get(&id).ok_or(Violation::protocol("a message of a worker that is gone"))?;
         match message {
             FromWorker::Done { bytes, .. } if bytes > worker.offer.memory_bytes_max.min(VALUE_LEN_MAX) => {
                 return Err(Violation::protocol("a result that is larger than its worker's memory"));
@@ -375,7 +380,7 @@ impl State {
                     let is_input =
                         |(key, _): &(Key, _)| self.tasks.find(*key).is_none_or(|it| inputs.contains(&it));
                     if !lacking.iter().all(is_input) {
-                        return Err(Violation::protocol("it lacks what is no input"));
+                        return Err(Violation::protocol("a missing input that is no input of the task"));
                     }
                     self.returned(index, &lacking);
                 }
@@ -389,7 +394,7 @@ impl State {
         Ok(())
     }
 
-    /// The task that the worker had been given under that run; it is waiting for nothing then.
+    /// Ends the attempt, if the worker has it. The task is then waiting, with no input missing.
     fn end_attempt(&mut self, id: WorkerId, key: Key, attempt: Attempt) -> Option<Index> {
         let index = self.tasks.find(key)?;
         match self.tasks[index].stage {
@@ -402,7 +407,7 @@ impl State {
         }
     }
 
-    /// A word that is late: nobody needs that data there.
+    /// A late message: the worker's copy is not needed.
     fn free_unexpected(&mut self, id: WorkerId, key: Key) {
         let holds = self.tasks.find(key).is_some_and(|index| self.tasks[index].holders.contains(&id));
         if !holds {
@@ -411,4 +416,4 @@ impl State {
     }
 }
 
-const UNKNOWN_CLIENT: Violation = Violation::protocol("a client that is gone speaks");
+const UNKNOWN_CLIENT: Violation = Violation::protocol("a message of a client that is gone");

@@ -1,4 +1,4 @@
-//! What the scheduler tells of itself, and what it counts for that.
+//! The scheduler's statistics.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -7,19 +7,19 @@ use super::state::{State, Violation};
 use crate::protocol::WorkerId;
 use crate::stats::{PairStats, Stats, WorkerStats};
 
-/// The most pairs that are told of: those with the most bytes.
+/// Maximum number of pairs that are reported: those with the most bytes.
 const PAIRS_REPORTED_MAX: usize = 1000;
-/// No path has a longer name.
+/// Maximum length of a path's name, in bytes.
 const PATH_LEN_MAX: usize = 16;
 
-/// What was counted since the start.
+/// Counters since the start.
 #[derive(Debug, Default)]
 pub(super) struct SchedulerCounts {
     pub(super) runs_done: u64,
     pub(super) runs_failed: u64,
     pub(super) workers_lost: u64,
     moved_bytes: u64,
-    /// By who gave and who fetched, of workers that are there.
+    /// Transfers by sender and receiver, of present workers.
     pairs: BTreeMap<(WorkerId, WorkerId), Transfers>,
 }
 
@@ -37,7 +37,7 @@ impl SchedulerCounts {
 }
 
 impl State {
-    /// A worker fetched a value from another.
+    /// Records that a worker fetched a value from another.
     pub(super) fn record_transfer(
         &mut self,
         from: WorkerId,
@@ -46,10 +46,10 @@ impl State {
         bytes: u64,
     ) -> Result<(), Violation> {
         if path.len() > PATH_LEN_MAX {
-            return Err(Violation::protocol("a path with a longer name than any has"));
+            return Err(Violation::protocol("a path name exceeds the length limit"));
         }
         self.counts.moved_bytes = self.counts.moved_bytes.saturating_add(bytes);
-        // It may be gone by now.
+        // The sender may be gone by now.
         if self.workers.contains_key(&from) {
             let fresh = || Transfers { path: path.into(), values: 0, bytes: 0 };
             let transfers = self.counts.pairs.entry((from, to)).or_insert_with(fresh);
@@ -62,7 +62,7 @@ impl State {
         Ok(())
     }
 
-    /// How everything is.
+    /// Returns the state of the cluster.
     pub(super) fn stats(&self) -> Stats {
         let workers = self.workers.iter().map(|(number, worker)| WorkerStats {
             number: *number,

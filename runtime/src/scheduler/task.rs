@@ -1,5 +1,5 @@
-//! What the scheduler knows of a task. It is a record of lineage as well: it stays while a client wants the result, or another
-//! record names it as an input.
+//! The scheduler's entries for tasks. An entry also records lineage: it stays while a client wants the
+//! result, or another entry names it as an input.
 
 use std::sync::Arc;
 
@@ -10,14 +10,14 @@ use crate::protocol::{Assignment, Attempt, FunctionId, Input, Key, Priority, Tas
 use crate::stats::StageCounts;
 use crate::value::Placeholder;
 
-/// What a task takes, in bytes: the record, and its places in tables and queues; and what each of its inputs takes, which knows
-/// it as a dependent.
+/// Memory of a task, in bytes: its entry, its places in tables and queues, and for each input the back
+/// reference.
 const TASK_BYTES: usize = size_of::<Option<Task>>() + 96;
 const INPUT_BYTES: usize = size_of::<Index>() + size_of::<(Index, u64)>();
-/// What an input takes, as a worker is told of it with its holders.
+/// Size of an input in an assignment, with its holders, in bytes.
 const INPUT_ASSIGNMENT_BYTES: usize = size_of::<Input>() + 4 * size_of::<WorkerId>();
 
-/// Where a record lies. Used again once the record is forgotten, which its number is not.
+/// The position of an entry. It is reused once the entry is removed; its submission number is not.
 pub(crate) type Index = u32;
 
 #[derive(Debug)]
@@ -26,35 +26,35 @@ pub(crate) struct Task {
     pub(crate) origin: Origin,
     pub(crate) inputs: Box<[Index]>,
     pub(crate) dependents: Dependents,
-    /// Dependents that need the result before they can be done.
+    /// Dependents in progress.
     pub(crate) waiters: u32,
     /// The client has not released it.
     pub(crate) wanted: bool,
     pub(crate) priority: Priority,
     /// Set by [`Tasks::set_stage`], which counts.
     pub(crate) stage: Stage,
-    /// Who has the result, and how large it is.
+    /// The workers that have the result, and its size.
     pub(crate) holders: Vec<WorkerId>,
     pub(crate) bytes: u64,
-    /// Workers that died while they had it, and might have died of it.
+    /// Workers that died while they had the task, and may have died of it.
     pub(crate) deaths: u8,
-    /// How often a worker gave it back, since it could not get the inputs.
+    /// How often a worker returned it because it could not fetch the inputs.
     pub(crate) returns: u8,
 }
 
-/// What makes it.
+/// How the result comes into being.
 #[derive(Debug)]
 pub(crate) enum Origin {
     Function {
         function: FunctionId,
         arguments: TaskArguments,
     },
-    /// A client gave it to a worker: once lost, nothing makes it again.
+    /// A client sends it to a worker. Once lost, it cannot be recomputed.
     Scattered,
 }
 
 impl Origin {
-    /// The memory of a task of so many inputs, in bytes.
+    /// Returns the memory of a task with `inputs` inputs, in bytes.
     pub(crate) fn task_bytes(&self, inputs: usize) -> u64 {
         let (arguments, placeholders) = match self {
             Self::Function { arguments, .. } => (arguments.bytes.0.len(), arguments.placeholders.len()),
@@ -64,14 +64,14 @@ impl Origin {
     }
 }
 
-/// How far it is.
+/// The stage of a task.
 ///
-/// Waiting, ready or sent, it is a waiter of each of its inputs.
+/// A task that is waiting, ready or sent is a waiter of each of its inputs.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
-    /// Nobody needs it now.
+    /// It is not needed now.
     Released,
-    /// So many of its inputs are not done.
+    /// This many of its inputs are not done.
     Waiting {
         missing: u32,
     },
@@ -103,14 +103,14 @@ impl Stage {
     }
 }
 
-/// Where a ready task waits.
+/// The queue of a ready task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueueId {
     /// For any worker that has room.
     Roots,
     /// For any worker that has no other suspect.
     Suspects,
-    /// Near its inputs.
+    /// For the worker nearest to its inputs.
     Worker(WorkerId),
 }
 
@@ -119,12 +119,12 @@ impl Task {
         self.wanted || self.waiters > 0
     }
 
-    /// A worker died that had it, and it has not run to its end since.
+    /// Returns whether a worker died that had it, and no attempt has ended since.
     pub(crate) fn is_suspect(&self) -> bool {
         self.deaths > 0
     }
 
-    /// About what it takes to tell a worker of it, in bytes.
+    /// Returns the approximate size of its assignment, in bytes.
     pub(crate) fn assignment_bytes(&self) -> usize {
         let arguments = match &self.origin {
             Origin::Function { arguments, .. } => {
@@ -140,7 +140,7 @@ impl Task {
     }
 }
 
-/// The records that name a task as an input. Those that are forgotten stay in the list until they are most of it.
+/// The entries that name a task as an input. Removed ones stay in the list until they are most of it.
 #[derive(Debug, Default)]
 pub(crate) struct Dependents {
     list: Vec<(Index, u64)>,
@@ -158,13 +158,13 @@ impl Dependents {
     }
 }
 
-/// All records.
+/// All task entries.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks {
     entries: Vec<Option<Task>>,
     free: Vec<Index>,
     by_key: FxHashMap<Key, Index>,
-    /// How many are how far.
+    /// The number of tasks in each stage.
     stages: StageCounts,
 }
 
@@ -190,7 +190,7 @@ impl Tasks {
     pub(crate) fn of_client(&self, client: u32) -> Vec<Index> {
         let mut indices: Vec<_> =
             self.by_key.iter().filter(|(key, _)| key.client() == client).map(|(_, index)| *index).collect();
-        // The map's order is no part of what happens.
+        // The map's order must not influence the result.
         indices.sort_unstable();
         indices
     }
@@ -217,12 +217,12 @@ impl Tasks {
         self.entries.get(index as usize)?.as_ref()
     }
 
-    /// The record, if it is still the one of that number.
+    /// Returns the entry, if it still has that submission number.
     pub(crate) fn same(&self, index: Index, number: u64) -> Option<&Task> {
         self.get(index).filter(|task| task.priority.number == number)
     }
 
-    /// The records that name it as an input: again for each time that they do.
+    /// Returns the entries that name it as an input, once for each mention.
     pub(crate) fn dependents(&self, index: Index) -> Vec<Index> {
         let list = &self[index].dependents.list;
         list.iter()
@@ -231,7 +231,7 @@ impl Tasks {
             .collect()
     }
 
-    /// Forgets a record; its inputs have one dependent less.
+    /// Removes an entry from the table and from the dependents of its inputs.
     pub(crate) fn remove(&mut self, index: Index) -> Option<Task> {
         let task = self.entries.get_mut(index as usize)?.take()?;
         self.by_key.remove(&task.key);

@@ -1,4 +1,4 @@
-//! The state machine by itself, against workers and clients played by hand.
+//! Tests of the state machine alone: the tests play workers and clients.
 
 mod bounds;
 mod stall_timeout;
@@ -9,13 +9,13 @@ use crate::protocol::{
     Assignment, ClientId, FromClient, FromWorker, Key, Offer, TaskArguments, ToClient, ToWorker, WorkerId,
 };
 
-/// A scheduler with one client, and what was said to whom and not looked at yet.
+/// A scheduler with one client, and the messages that the test has not inspected yet.
 struct Harness {
     state: State,
     client: ClientId,
     to_client: Vec<ToClient>,
     to_workers: Vec<(WorkerId, ToWorker)>,
-    /// What workers were given and have not answered.
+    /// Assignments that workers have not answered.
     sent: Vec<(WorkerId, Assignment)>,
 }
 
@@ -102,7 +102,7 @@ impl Harness {
         );
     }
 
-    /// What was given to workers since the last look, as (worker, order).
+    /// Takes the assignments since the last call, as (worker, assignment).
     fn assignments(&mut self) -> Vec<(WorkerId, Assignment)> {
         let sent_messages = std::mem::take(&mut self.to_workers).into_iter();
         sent_messages
@@ -115,7 +115,7 @@ impl Harness {
 
     fn assignment(&mut self) -> (WorkerId, Assignment) {
         let assignments = self.assignments();
-        let [assignment] = <[_; 1]>::try_from(assignments).expect("one order");
+        let [assignment] = <[_; 1]>::try_from(assignments).expect("one assignment");
         assignment
     }
 
@@ -146,7 +146,7 @@ impl Harness {
 }
 
 #[test]
-fn a_task_runs_once_its_inputs_are_done_and_near_them() {
+fn task_runs_near_its_inputs_once_they_are_done() {
     let mut harness = Harness::new(0);
     harness.join(1, 1 << 30);
     harness.join(1, 1 << 30);
@@ -166,7 +166,7 @@ fn a_task_runs_once_its_inputs_are_done_and_near_them() {
 }
 
 #[test]
-fn what_uses_something_up_goes_before_new_roots() {
+fn dependents_run_before_new_roots() {
     let mut harness = Harness::new(1);
     for root in 0..10 {
         harness.submit(2 * root + 1, &[]);
@@ -174,7 +174,7 @@ fn what_uses_something_up_goes_before_new_roots() {
     for root in 0..10 {
         harness.submit(100 + root, &[2 * root + 1]);
     }
-    // One runs and one waits in the worker; the rest waits here.
+    // One runs and one waits in the worker; the rest waits at the scheduler.
     let assignments = harness.assignments();
     assert_eq!(assignments.len(), 2);
     harness.done(&assignments[0], 1);
@@ -199,7 +199,7 @@ fn data_is_freed_when_neither_client_nor_task_needs_it() {
 }
 
 #[test]
-fn released_tasks_that_nobody_needs_do_not_run() {
+fn released_unneeded_tasks_do_not_run() {
     let mut harness = Harness::new(0);
     harness.submit(1, &[]);
     harness.submit(2, &[1]);
@@ -211,7 +211,7 @@ fn released_tasks_that_nobody_needs_do_not_run() {
 }
 
 #[test]
-fn lost_data_is_made_again_from_what_made_it() {
+fn lost_result_is_recomputed_with_its_inputs() {
     let mut harness = Harness::new(2);
     harness.submit(1, &[]);
     harness.submit(2, &[1]);
@@ -247,7 +247,7 @@ fn a_ready_task_waits_again_when_its_input_is_lost() {
     for _ in 0..20 {
         let Some(assignment) = harness.sent_to(other).into_iter().next() else { break };
         if assignment.inputs.iter().any(|input| input.holders == [1]) {
-            // Sent before the loss: the worker cannot get the input.
+            // Sent before the loss: the worker cannot fetch the input.
             let lacking = vec![(harness.key(1), 1)];
             harness.worker(
                 other,
@@ -261,7 +261,7 @@ fn a_ready_task_waits_again_when_its_input_is_lost() {
 }
 
 #[test]
-fn a_failure_fails_those_that_wait_and_nobody_else() {
+fn failure_fails_only_dependents() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     harness.submit(2, &[1]);
@@ -284,7 +284,7 @@ fn a_failure_fails_those_that_wait_and_nobody_else() {
 }
 
 #[test]
-fn a_task_that_kills_its_worker_three_times_is_given_up_and_those_beside_it_are_not() {
+fn task_that_kills_three_workers_fails_alone() {
     let mut harness = Harness::new(0);
     let killer = harness.key(3);
     for sequence in 1..=6 {
@@ -292,7 +292,7 @@ fn a_task_that_kills_its_worker_three_times_is_given_up_and_those_beside_it_are_
     }
     for death in 0..3 {
         let worker = harness.join(6, 1000);
-        // Suspects that go before it clear themselves.
+        // Suspects that run before it are cleared.
         while let sent = harness.sent_to(worker)
             && sent.iter().all(|assignment| assignment.key != killer)
         {
@@ -309,14 +309,14 @@ fn a_task_that_kills_its_worker_three_times_is_given_up_and_those_beside_it_are_
 }
 
 #[test]
-fn who_ran_beside_a_suspect_is_one_as_well_and_not_to_blame() {
+fn task_beside_a_suspect_becomes_a_suspect_without_a_death() {
     let mut harness = Harness::new(0);
     harness.submit(1, &[]);
     harness.submit(2, &[]);
     let first = harness.join(1, 1000);
     assert_eq!(harness.sent_to(first).len(), 2);
     harness.gone(first, Departure::Died);
-    // The second clears itself, and is lost with what it made.
+    // The second task is cleared, and its result is lost with the worker.
     let second = harness.join(2, 1000);
     let key = harness.key(1);
     assert_eq!(harness.sent_to(second).iter().map(|assignment| assignment.key).collect::<Vec<_>>(), [key]);
@@ -334,7 +334,7 @@ fn who_ran_beside_a_suspect_is_one_as_well_and_not_to_blame() {
 }
 
 #[test]
-fn scattered_data_is_lost_with_the_worker_that_was_to_have_it() {
+fn scattered_data_is_lost_with_its_worker() {
     let mut harness = Harness::new(2);
     let key = harness.key(1);
     harness.client(FromClient::Scatter { key, worker: 1 });
@@ -349,7 +349,7 @@ fn scattered_data_is_lost_with_the_worker_that_was_to_have_it() {
     for sequence in [1, 2] {
         assert_eq!(harness.failure(sequence).map(|failure| failure.kind), Some(ErrorKind::Lost));
     }
-    // As it is told of a worker that is gone already.
+    // Scattered to a worker that is gone already.
     let key = harness.key(4);
     harness.client(FromClient::Scatter { key, worker: 1 });
     assert_eq!(harness.failure(4).map(|failure| failure.kind), Some(ErrorKind::Lost));
@@ -358,7 +358,7 @@ fn scattered_data_is_lost_with_the_worker_that_was_to_have_it() {
 
 /// Found by the simulation: seed 14593.
 #[test]
-fn nothing_is_asked_back_for_an_idle_worker_that_is_full() {
+fn no_recall_for_a_full_idle_worker() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let assignment = harness.assignment();
@@ -387,7 +387,7 @@ fn a_task_goes_where_its_inputs_fit() {
 }
 
 #[test]
-fn an_idle_worker_gets_what_another_has_not_begun() {
+fn idle_worker_gets_tasks_that_another_has_not_begun() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     harness.submit(2, &[]);
@@ -403,7 +403,7 @@ fn an_idle_worker_gets_what_another_has_not_begun() {
 }
 
 #[test]
-fn a_full_worker_gets_no_roots_and_what_never_fits_is_an_error() {
+fn full_worker_gets_no_roots_and_oversized_inputs_fail() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let assignment = harness.assignment();
@@ -425,7 +425,7 @@ fn a_full_worker_gets_no_roots_and_what_never_fits_is_an_error() {
 }
 
 #[test]
-fn late_words_change_nothing() {
+fn late_messages_change_nothing() {
     let mut harness = Harness::new(2);
     harness.submit(1, &[]);
     let (worker, assignment) = harness.assignment();
@@ -444,7 +444,7 @@ fn late_words_change_nothing() {
 }
 
 #[test]
-fn what_a_client_cannot_say_is_a_violation() {
+fn invalid_client_messages_are_violations() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let client = harness.client;
@@ -479,7 +479,7 @@ fn what_a_client_cannot_say_is_a_violation() {
 }
 
 #[test]
-fn a_long_chain_is_made_and_forgotten_without_a_deep_stack() {
+fn long_chain_needs_no_deep_stack() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     for sequence in 2..100_000 {

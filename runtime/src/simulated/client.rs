@@ -1,5 +1,5 @@
-//! The shell of a simulated client, and what it has in mind: to submit, scatter, look, cancel and release, then to wait for all
-//! that it still has, and to release that too; or to leave amid all of it.
+//! The driver of a simulated client, and its script. It submits, scatters, queries, cancels and releases,
+//! then awaits and releases its remaining tasks; or it leaves early.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Poll, Waker};
@@ -16,15 +16,15 @@ pub(super) struct SimulatedClient {
     pub(super) known: BTreeSet<WorkerId>,
     state: State,
     shape: Shape,
-    /// What it still does before it waits for the rest.
+    /// Actions left before it awaits the remaining tasks.
     actions_left: u64,
     futures: BTreeMap<Key, FutureState>,
-    /// Questions that go before scattered data.
+    /// Requests that precede scattered data.
     requests: BTreeMap<u64, (Key, WorkerId)>,
     is_gone: bool,
 }
 
-/// What graphs look like.
+/// The shape of a graph.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
     Chain,
@@ -34,10 +34,10 @@ enum Shape {
     Mixed,
 }
 
-/// What it has of a future.
+/// The client's state for one future.
 #[derive(Debug, Default)]
 struct FutureState {
-    /// The data is still to be given to a worker.
+    /// The data has not been sent to a worker yet.
     is_underway: bool,
     is_awaited: bool,
     is_fetching: bool,
@@ -116,7 +116,7 @@ impl Simulation {
         let (micros, bytes) = (self.rng.magnitude(6), self.bytes());
         let submitted =
             self.client(id).state.submit(behavior.name(), 0, inputs.clone(), TaskArguments::default());
-        let key = submitted.expect("a line that has not ended");
+        let key = submitted.expect("an open connection");
         self.graph.add(key, behavior, inputs, micros, bytes);
         self.client(id).futures.insert(key, FutureState::default());
     }
@@ -131,17 +131,15 @@ impl Simulation {
         let Some(worker) = self.rng.pick(&workers) else { return };
         let bytes = self.bytes();
         let client = self.client(id);
-        let key = client.state.scatter(worker).expect("a line that has not ended");
-        let request = client
-            .state
-            .request(|request| FromClient::WhoHas { request, key })
-            .expect("a line that has not ended");
+        let key = client.state.scatter(worker).expect("an open connection");
+        let request =
+            client.state.request(|request| FromClient::WhoHas { request, key }).expect("an open connection");
         client.requests.insert(request, (key, worker));
         client.futures.insert(key, FutureState { is_underway: true, ..FutureState::default() });
         self.graph.add(key, Behavior::Scattered, Vec::new(), 0, bytes);
     }
 
-    /// The worker has it, or has not.
+    /// The worker stored the value, or refused it.
     pub(super) fn client_put_done(&mut self, id: ClientId, key: Key, is_stored: bool) {
         let client = self.client(id);
         if let Some(handle) = client.futures.get_mut(&key) {
@@ -188,10 +186,7 @@ impl Simulation {
         let mut rng = Rng::new(self.rng.next());
         let client = self.client(id);
         if let Some(key) = client.any(&mut rng) {
-            client
-                .state
-                .request(|request| FromClient::WhoHas { request, key })
-                .expect("a line that has not ended");
+            client.state.request(|request| FromClient::WhoHas { request, key }).expect("an open connection");
         }
     }
 
@@ -235,7 +230,7 @@ impl Simulation {
             None => {
                 handle.tries += 1;
                 if handle.tries == TRIES_MAX {
-                    let error = Error::new(ErrorKind::Lost, "no worker gave it");
+                    let error = Error::new(ErrorKind::Lost, "no worker sent it");
                     self.ended(id, key, Err(error));
                 } else {
                     client.state.fetch_failed(key, holder);
@@ -252,7 +247,7 @@ impl Simulation {
         }
     }
 
-    /// Looks how far its futures are, and says what is to be said.
+    /// Polls the futures, and sends queued messages.
     fn flush_client(&mut self, id: ClientId) {
         let client = self.client(id);
         if client.is_gone {

@@ -1,4 +1,5 @@
-//! The tasks of a run: what each does, what its result must be by plain evaluation, and which other ends are right.
+//! The tasks of one simulation: what each does, its expected result by plain evaluation, and which errors are
+//! allowed.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
@@ -9,7 +10,7 @@ use super::rng::{Rng, mix};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::Key;
 
-/// A value, which is its identity and its size here.
+/// A value, represented by its identity and its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Datum {
     pub(super) identity: u64,
@@ -22,7 +23,7 @@ pub(super) enum Behavior {
     Returns,
     Fails,
     Panics,
-    /// Its worker dies of it, so often.
+    /// Its worker dies of it, this many times.
     Kills(u32),
     /// It is no function: a client scattered it.
     Scattered,
@@ -36,7 +37,7 @@ pub(super) struct TaskSpec {
     pub(super) bytes: u64,
     pub(super) is_cancelled: bool,
     pub(super) has_killed: bool,
-    /// What it must come to, unless it or what it needs fails.
+    /// The expected result, unless the task or one that it depends on fails.
     expected: Option<Datum>,
 }
 
@@ -49,21 +50,21 @@ pub(super) struct Graph {
 /// How tasks ended: well, or with an error of that kind.
 pub(super) type Outcomes = HashSet<Option<ErrorKind>>;
 
-/// What befell the cluster, as far as it makes an end right or wrong.
+/// Conditions that make an outcome right or wrong.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Conditions {
-    /// Nothing but delays: what fails was meant to.
+    /// No faults but delays: only planned failures are allowed.
     pub(super) is_calm: bool,
     /// Memory is short.
     pub(super) is_tight: bool,
-    /// Workers that died of nothing in the graph, and tasks that workers died of.
+    /// Workers that died of injected faults, and tasks that killed workers.
     pub(super) death_causes: u32,
-    /// There was no worker for as long as tasks wait.
+    /// No worker was present for the stall timeout.
     pub(super) had_no_worker: bool,
 }
 
 impl Behavior {
-    /// The name of the function that does this.
+    /// The name of the function with this behavior.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Returns => "return",
@@ -101,7 +102,7 @@ impl Graph {
         self.specs.get_mut(&key).expect("a task that was submitted")
     }
 
-    /// What the task makes of these inputs.
+    /// Returns the result of the task for these inputs.
     pub(super) fn evaluated(&self, key: Key, inputs: &[Datum], bytes: u64) -> Datum {
         let mut named = FxHasher::default();
         key.hash(&mut named);
@@ -111,12 +112,12 @@ impl Graph {
     }
 
     /// # Panics
-    /// If it may not have ended like that.
+    /// If the outcome is not allowed.
     pub(super) fn check_outcome(&mut self, key: Key, outcome: &Result<Datum, Error>, conditions: Conditions) {
         self.outcomes.insert(outcome.as_ref().map_or_else(|error| Some(error.kind()), |_| None));
         let spec = &self.specs[&key];
         let error = match outcome {
-            Ok(datum) => return assert_eq!(Some(*datum), spec.expected, "{key:?} came to another value"),
+            Ok(datum) => return assert_eq!(Some(*datum), spec.expected, "{key:?} has another value"),
             Err(error) => error,
         };
         let lineage = self.lineage(key);
@@ -133,13 +134,13 @@ impl Graph {
             ErrorKind::TimedOut => conditions.is_tight || conditions.had_no_worker,
             _ => false,
         };
-        assert!(is_right, "{key:?} may not end so: {error}; {conditions:?}");
+        assert!(is_right, "{key:?} must not end like this: {error}; {conditions:?}");
         if let Some(name) = error.task() {
             assert!(any(&|spec| spec.behavior.name() == name), "{key:?} does not need {name}: {error}");
         }
     }
 
-    /// All that it needs, and itself.
+    /// Returns the task and all that it depends on.
     fn lineage(&self, key: Key) -> BTreeSet<Key> {
         let mut lineage = BTreeSet::new();
         let mut stack = vec![key];

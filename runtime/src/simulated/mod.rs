@@ -1,9 +1,9 @@
-//! A cluster on one thread, on a clock and a network that a seed owns: the state machines of scheduler, workers and clients as
-//! they run everywhere, in shells that carry words and values late, in turns that the seed draws, while workers join, leave, stand
-//! still and die, and clients cancel, release and leave.
+//! A simulated cluster on one thread, with a seeded clock and network. It runs the production state machines
+//! of scheduler, workers and clients. The simulated drivers delay messages and values in seeded order, while
+//! workers join, leave, pause and die, and clients cancel, release and leave.
 //!
-//! Seeds that fail are printed, and `TOWLINE_SEED=7 cargo test --package towline-runtime --lib -- simulated` runs one again, and
-//! says what happens in it. `TOWLINE_SEEDS=10000` runs so many.
+//! Failing seeds are printed. `TOWLINE_SEED=7 cargo test --package towline-runtime --lib -- simulated` runs
+//! one again and prints its events. `TOWLINE_SEEDS=10000` runs that many.
 
 mod client;
 mod graph;
@@ -19,11 +19,11 @@ use self::graph::Outcomes;
 use self::simulation::Simulation;
 use crate::error::ErrorKind;
 
-/// Seeds of a run that was not asked for more.
+/// Default number of seeds.
 const SEEDS: u64 = 1000;
-/// Seeds run on so many threads: each run is one thread's own.
+/// Threads that run seeds: each seed runs on one thread.
 const THREADS: usize = 2;
-/// Every way in which a task can end.
+/// All outcomes of a task.
 const KINDS: [Option<ErrorKind>; 8] = [
     None,
     Some(ErrorKind::Failed),
@@ -37,7 +37,7 @@ const KINDS: [Option<ErrorKind>; 8] = [
 const REPRODUCE: &str = "cargo test --package towline-runtime --lib -- simulated";
 
 #[test]
-fn every_simulated_graph_ends_right_and_leaves_nothing() {
+fn every_simulated_graph_ends_correctly_and_leaves_nothing() {
     if let Some(seed) = env_u64("TOWLINE_SEED") {
         let mut simulation = Simulation::new(seed);
         simulation.prints_events = true;
@@ -47,9 +47,9 @@ fn every_simulated_graph_ends_right_and_leaves_nothing() {
     let seeds = env_u64("TOWLINE_SEEDS").unwrap_or(SEEDS);
     let (outcomes, failed) = run_all(0..seeds);
     assert!(failed.is_empty(), "{} seeds failed: {failed:?}", failed.len());
-    // Else it shows less than it seems to.
+    // Every outcome must occur, or the test covers less than intended.
     for kind in KINDS.iter().filter(|_| seeds >= SEEDS) {
-        assert!(outcomes.contains(kind), "no task ended so: {kind:?}");
+        assert!(outcomes.contains(kind), "no task ended like this: {kind:?}");
     }
 }
 
@@ -66,7 +66,7 @@ fn env_u64(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// How tasks ended, and the seeds that failed.
+/// Returns the outcomes of tasks, and the failed seeds.
 fn run_all(seeds: Range<u64>) -> (Outcomes, Vec<u64>) {
     let next = AtomicU64::new(seeds.start);
     let (mut outcomes, mut failed) = (Outcomes::new(), Vec::new());

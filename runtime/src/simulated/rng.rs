@@ -1,4 +1,4 @@
-//! Everything that is left to chance, from one number.
+//! The source of all random choices, from one seed.
 
 #[derive(Debug)]
 pub(super) struct Rng(u64);
@@ -14,17 +14,17 @@ impl Rng {
         mix(self.0)
     }
 
-    /// Below `end`, which is not 0.
+    /// Returns a number below `end`, which must not be 0.
     pub(super) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
-    /// True once in so many times.
+    /// Returns true with a probability of 1 in `times`.
     pub(super) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 
-    /// Below ten to that power, each magnitude as likely as the others.
+    /// Returns a number below ten to that power, with all magnitudes equally likely.
     pub(super) fn magnitude(&mut self, power: u64) -> u64 {
         let end = 10u64.pow(self.below(power + 1) as u32);
         self.below(end)

@@ -1,7 +1,7 @@
-//! The clock, the network, the scheduler's shell, and what befalls workers.
+//! The clock, the network, the scheduler's driver, and the faults of workers.
 //!
-//! A line to the scheduler and back keeps its order, each word as late as the seed has it; questions for data and their answers
-//! overtake each other. That is what the transport promises, and no more; its own simulation shows that it does.
+//! A connection to the scheduler keeps its order, with seeded delays. Requests for data and their replies
+//! overtake each other. The transport promises this and no more; its own simulation tests that.
 
 use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
@@ -19,17 +19,17 @@ use crate::worker::Start;
 
 const MILLI: u64 = 1_000;
 const SECOND: u64 = 1_000 * MILLI;
-/// A peer that says nothing is lost within this time.
+/// A silent peer is lost within this time.
 const LOST_MAX: u64 = 12 * SECOND;
-/// The scheduler is told the time so often, and tasks wait so long.
+/// The interval of ticks, and the stall timeout.
 const TICK: u64 = SECOND;
 const STALL_TIMEOUT: u64 = 60 * SECOND;
-/// Nothing befalls workers from then on, but what tasks do to them.
+/// No faults are injected after this time; tasks may still kill workers.
 const FAULTS_END: u64 = 20 * SECOND;
-/// All is over by then, and within so many steps.
+/// Limits of a simulation: simulated time and steps.
 const TIME_MAX: u64 = 3_600 * SECOND;
 const STEPS_MAX: u64 = 300_000;
-/// The scheduler's invariants are looked at once in about so many steps; at each of one seed that was asked for.
+/// The scheduler's invariants are checked about once in this many steps, and at each step of a single seed.
 const CHECK_INTERVAL: u64 = 8;
 
 #[derive(Debug)]
@@ -38,32 +38,32 @@ pub(super) struct Simulation {
     pub(super) now: u64,
     pub(super) graph: Graph,
     pub(super) conditions: Conditions,
-    /// Each event is printed.
+    /// Prints each event.
     pub(super) prints_events: bool,
     scheduler: State,
     workers: BTreeMap<WorkerId, SimulatedWorker>,
     clients: BTreeMap<ClientId, SimulatedClient>,
     events: BTreeMap<(u64, u64), Event>,
     scheduled: u64,
-    /// When what was said last is heard.
+    /// When the last message of each direction arrives.
     last_arrivals: BTreeMap<(PeerId, bool), u64>,
-    /// Powers of ten of µs that words take, and of the bytes of values.
+    /// Powers of ten: of message delays in µs, and of values' bytes.
     delay_magnitude: u64,
     size_magnitude: u64,
     joining: u32,
-    /// Workers that the scheduler knows, and since when it knows none.
+    /// Workers known to the scheduler, and since when it knows none.
     members: u32,
     no_worker_since: u64,
 }
 
-/// Who has a line to the scheduler.
+/// A peer of the scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum PeerId {
     Worker(WorkerId),
     Client(ClientId),
 }
 
-/// Who asks a worker for data.
+/// A peer that requests data from a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Requester {
     Worker(WorkerId),
@@ -130,11 +130,11 @@ impl Simulation {
         simulation
     }
 
-    /// Runs to the end of all: how its tasks ended, and a number that is the same for the same run.
+    /// Runs to the end. Returns the outcomes of tasks, and a hash that is equal for equal runs.
     pub(super) fn run(mut self) -> (Outcomes, u64) {
         let mut trace = FxHasher::default();
         for step in 0.. {
-            assert!(step < STEPS_MAX && self.now < TIME_MAX, "it never ends: {self:#?}");
+            assert!(step < STEPS_MAX && self.now < TIME_MAX, "the simulation does not end: {self:#?}");
             let Some(((now, _), event)) = self.events.pop_first() else { break };
             (now, std::mem::discriminant(&event)).hash(&mut trace);
             self.now = now;
@@ -169,7 +169,7 @@ impl Simulation {
             Event::Fault => self.inject_fault(),
             Event::FromWorker(id, messages) => {
                 for message in messages {
-                    self.scheduler.on_worker_message(id, message).expect("words of a worker");
+                    self.scheduler.on_worker_message(id, message).expect("messages of a worker");
                 }
                 self.flush();
             }
@@ -180,7 +180,7 @@ impl Simulation {
             }
             Event::FromClient(id, messages) => {
                 for message in messages {
-                    self.scheduler.on_client_message(id, message).expect("words of a client");
+                    self.scheduler.on_client_message(id, message).expect("messages of a client");
                 }
                 self.flush();
             }
@@ -219,7 +219,7 @@ impl Simulation {
         self.events.insert((self.now + micros, self.scheduled), event);
     }
 
-    /// How late something is.
+    /// Returns a seeded delay, in µs.
     pub(super) fn delay(&mut self) -> u64 {
         1 + self.rng.magnitude(self.delay_magnitude)
     }
@@ -228,7 +228,7 @@ impl Simulation {
         self.rng.magnitude(self.size_magnitude)
     }
 
-    /// Says words to the scheduler.
+    /// Sends messages to the scheduler.
     pub(super) fn send_to_scheduler<M>(
         &mut self,
         peer: PeerId,
@@ -239,7 +239,7 @@ impl Simulation {
         self.send((peer, true), messages, |messages| event(id, messages));
     }
 
-    /// Says words together, or one by one.
+    /// Sends messages in one batch, or one by one.
     fn send<M>(&mut self, link: (PeerId, bool), messages: Vec<M>, event: impl Fn(Vec<M>) -> Event) {
         if messages.is_empty() {
             return;
@@ -254,7 +254,7 @@ impl Simulation {
         }
     }
 
-    /// When what is said now is heard: after all that was said before.
+    /// Returns when a message sent now arrives: after all that were sent before.
     fn arrival_time(&mut self, link: (PeerId, bool)) -> u64 {
         let delay = self.delay();
         let last = self.last_arrivals.entry(link).or_default();
@@ -262,10 +262,10 @@ impl Simulation {
         *last
     }
 
-    /// Does what the scheduler answers.
+    /// Sends the scheduler's messages.
     fn flush(&mut self) {
         let actions = self.scheduler.take_actions();
-        // Which takes longer than all the rest.
+        // The check takes longer than all the rest.
         if self.prints_events || self.scheduled.is_multiple_of(CHECK_INTERVAL) {
             self.scheduler.check();
         }
@@ -285,9 +285,9 @@ impl Simulation {
         }
     }
 
-    /// Asks a worker for data.
+    /// Requests data from a worker.
     pub(super) fn fetch(&mut self, requester: Requester, key: Key, holder: WorkerId) {
-        // It left, or its connection breaks: an answer comes all the same.
+        // The holder left, or the data connection broke: a reply comes all the same.
         if !self.knows(requester, holder) || !self.conditions.is_calm && self.rng.once_in(50) {
             return self.after(1, Event::FetchReplied { requester, key, holder, datum: None });
         }
@@ -295,7 +295,7 @@ impl Simulation {
         self.after(delay, Event::FetchRequested { holder, requester, key, by: self.now + LOST_MAX });
     }
 
-    /// The worker at which this happens, if it stands still, and until when; for ever, if it is dead.
+    /// Returns the worker at which this happens, if it is paused, and until when; for ever if it is dead.
     fn stopped(&self, event: &Event) -> Option<(WorkerId, u64)> {
         let id = match event {
             Event::ToWorker(id, _)
@@ -326,7 +326,7 @@ impl Simulation {
         }
     }
 
-    // ---- Workers come and go ----
+    // ---- Joins, departures and faults ----
 
     pub(super) fn worker(&mut self, id: WorkerId) -> &mut SimulatedWorker {
         self.workers.get_mut(&id).expect("a worker that joined")
@@ -364,7 +364,7 @@ impl Simulation {
         self.flush();
     }
 
-    /// A worker is gone, as the scheduler knows by now.
+    /// The scheduler has noticed that a worker is gone.
     fn gone(&mut self) {
         self.members -= 1;
         self.no_worker_since = self.now;
@@ -390,17 +390,18 @@ impl Simulation {
             1 => self.leave(id),
             2 => self.join_soon(),
             3 => {
-                // For longer it is as good as dead.
+                // A longer pause counts as death.
                 let until = self.now + self.rng.below(LOST_MAX - SECOND);
                 let worker = self.worker(id);
-                // What it has not heard yet must not be overtaken.
+                // Messages that are already deferred must not be overtaken.
                 worker.stopped_until = worker.stopped_until.max(until);
             }
             _ => {}
         }
     }
 
-    /// It is gone without a word; the scheduler learns of it late, and may have lost what it said last.
+    /// Ends the worker without a message. The scheduler notices late, and may have lost the worker's last
+    /// messages.
     pub(super) fn kill(&mut self, id: WorkerId) {
         self.worker(id).is_alive = false;
         if self.rng.once_in(2) {

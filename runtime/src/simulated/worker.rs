@@ -1,4 +1,4 @@
-//! The shell of a simulated worker: values are numbers, and functions take their time and end.
+//! The driver of a simulated worker: values are numbers, and functions take simulated time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub(super) struct SimulatedWorker {
     pub(super) state: State,
     pub(super) values: BTreeMap<Key, Datum>,
     pub(super) is_alive: bool,
-    /// Until then it stands still.
+    /// The worker is paused until this time.
     pub(super) stopped_until: u64,
     known: BTreeSet<WorkerId>,
 }
@@ -38,7 +38,7 @@ impl SimulatedWorker {
             ToWorker::Drop { attempt, .. } => self.state.dropped(attempt),
             ToWorker::Recall { attempt, .. } => self.state.recalled(attempt),
             ToWorker::Free { key } => self.state.freed(key),
-            ToWorker::Refused(failure) => panic!("it is turned away: {failure:?}"),
+            ToWorker::Refused(failure) => panic!("the worker was refused: {failure:?}"),
         }
     }
 }
@@ -57,7 +57,7 @@ impl Simulation {
         self.flush_worker(id);
     }
 
-    /// A client gives it a value; whether it took it.
+    /// A client puts a value. Returns whether the worker stored it.
     pub(super) fn worker_put(&mut self, id: WorkerId, key: Key) -> bool {
         let bytes = self.graph.spec(key).bytes;
         let datum = self.graph.evaluated(key, &[], bytes);
@@ -99,7 +99,7 @@ impl Simulation {
         self.flush_worker(id);
     }
 
-    /// Does what its state answers.
+    /// Performs the actions of its state machine.
     pub(super) fn flush_worker(&mut self, id: WorkerId) {
         let worker = self.worker(id);
         let actions = worker.state.take_actions();
@@ -123,7 +123,7 @@ impl Simulation {
         let duration = spec.micros;
         let worker = self.worker(id);
         let data = start.inputs.iter().map(|key| worker.values.get(key).copied());
-        let inputs = data.collect::<Option<Vec<_>>>().expect("a run is begun when its inputs are here");
+        let inputs = data.collect::<Option<Vec<_>>>().expect("an attempt begins when its inputs are here");
         self.after(duration, Event::AttemptEnded { worker: id, start, inputs });
     }
 

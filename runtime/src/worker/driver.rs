@@ -1,4 +1,4 @@
-//! What a worker's state machine decides, done: values are kept here, functions run, and words carried.
+//! The worker's driver: it stores values, runs functions and exchanges messages, around the state machine.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -36,13 +36,13 @@ pub(super) struct WorkerDriver {
 struct Inner {
     state: State,
     values: FxHashMap<Key, Value>,
-    /// Functions as the scheduler counts them.
+    /// Functions by the scheduler's id.
     functions: Vec<(Arc<str>, Result<FunctionBody, Failure>)>,
-    /// Why the scheduler turns this worker away.
+    /// Why the scheduler refused this worker.
     refusal: Option<Failure>,
 }
 
-/// A run with all that it needs.
+/// An attempt with its inputs.
 struct PreparedAttempt {
     start: Start,
     name: Arc<str>,
@@ -75,7 +75,7 @@ impl WorkerDriver {
         }))
     }
 
-    /// Works until the scheduler is gone, or this worker leaves.
+    /// Runs until the scheduler is gone, or this worker leaves.
     pub(super) async fn work(
         self: Arc<Self>,
         connection: Connection,
@@ -98,7 +98,7 @@ impl WorkerDriver {
                 self.close();
                 match how {
                     Ok(Leaving::Killed) => connection.abort(),
-                    // A scheduler that is gone, or takes no part, makes no difference here.
+                    // The outcome is the same whether or not the scheduler takes part in the close.
                     Ok(Leaving::Graceful) | Err(_) => _ = connection.close().await,
                 }
                 return Error::closed();
@@ -108,12 +108,12 @@ impl WorkerDriver {
         let error = ended.err().unwrap_or_else(Error::closed);
         tracing::warn!(%error, "the worker ends");
         match self.lock().refusal.take() {
-            Some(refusal) => refusal.refused("the scheduler turned this worker away").into(),
+            Some(refusal) => refusal.refused("the scheduler refused this worker").into(),
             None => error.as_scheduler_lost(),
         }
     }
 
-    /// Ends what is under way, and forgets every value.
+    /// Stops background jobs, and drops all values.
     pub(super) fn close(&self) {
         drop(self.background.lock().unwrap_or_else(PoisonError::into_inner).take());
         let values = std::mem::take(&mut self.lock().values);
@@ -161,13 +161,13 @@ impl WorkerDriver {
         }
     }
 
-    // ---- For other workers, and clients ----
+    // ---- Requests of other peers ----
 
     pub(super) fn value(&self, key: Key) -> Option<Value> {
         self.lock().values.get(&key).cloned()
     }
 
-    /// Keeps what a client gives, if there is room.
+    /// Stores a value that a client sent.
     pub(super) fn store(self: &Arc<Self>, key: Key, value: Value) {
         self.update(|inner| {
             inner.state.stored(key, value.len());
@@ -175,15 +175,15 @@ impl WorkerDriver {
         });
     }
 
-    /// Room for a value that a client gives, until it is dropped.
+    /// Reserves memory for a value that a client sends, until the reservation is dropped.
     pub(super) fn reserve(&self, key: Key, bytes: u64) -> Result<Reservation<'_>> {
         self.lock().state.reserve(key, bytes)?;
         Ok(Reservation { driver: self, bytes })
     }
 
-    // ---- What is to be done ----
+    // ---- Actions ----
 
-    /// Changes the state, and does what it answers.
+    /// Changes the state, and performs its actions.
     fn update(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) {
         let mut discarded = Vec::new();
         let mut fetches = Vec::new();
@@ -230,7 +230,7 @@ impl WorkerDriver {
             let bytes = value.len();
             tracing::trace!(?key, from, path, bytes, "fetched");
             add(&self.counts.fetched_bytes, bytes);
-            // It leaves with the word that the value is here.
+            // It is sent together with the message that the value has arrived.
             self.send_queue.push(&FromWorker::Transferred { from, path: path.to_owned(), bytes });
             value
         });
@@ -304,7 +304,7 @@ impl WorkerDriver {
     }
 }
 
-/// Memory that is kept free for a value.
+/// Memory that is reserved for a value.
 pub(super) struct Reservation<'a> {
     driver: &'a WorkerDriver,
     bytes: u64,
@@ -322,5 +322,5 @@ fn complete_arguments(start: &Start, inputs: &[Value], bytes_max: u64) -> Result
 }
 
 fn undeclared_function() -> Failure {
-    Failure::new(ErrorKind::Invalid, "a function without a name")
+    Failure::new(ErrorKind::Invalid, "an undeclared function")
 }

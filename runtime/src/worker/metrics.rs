@@ -1,4 +1,4 @@
-//! A worker's part of a page of metrics.
+//! The metrics of a worker.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::driver::WorkerDriver;
 use crate::metrics::{MetricSource, Page};
 
-/// What was counted since the start.
+/// Counters since the start.
 #[derive(Debug, Default)]
 pub(super) struct WorkerCounts {
     pub(super) runs_done: AtomicU64,
@@ -17,7 +17,7 @@ pub(super) struct WorkerCounts {
     pub(super) given_bytes: AtomicU64,
 }
 
-/// Counts on; nothing is read off a counter but its value.
+/// Increments a counter. No other memory is synchronized through it.
 pub(super) fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
@@ -30,16 +30,20 @@ impl MetricSource for WorkerDriver {
         let memory = [("state", "in_use", self.bytes()), ("state", "max", self.bytes_max())];
         page.gauges(
             "towline_worker_memory_bytes",
-            "Values that are here or coming, and their limit",
+            "Bytes of values present or being fetched, and their limit",
             &memory,
         )?;
-        page.gauge("towline_worker_values", "Values that are here", self.values() as u64)?;
-        page.gauge("towline_worker_running", "Tasks that run", self.running())?;
+        page.gauge("towline_worker_values", "Values that are present", self.values() as u64)?;
+        page.gauge("towline_worker_running", "Running tasks", self.running())?;
         let runs = [("outcome", "done", read(runs_done)), ("outcome", "failed", read(runs_failed))];
-        page.counters("towline_worker_runs", "Runs that ended", &runs)?;
-        page.seconds("towline_worker_run_seconds", "What all runs took", read(run_micros))?;
-        page.counter("towline_worker_fetched_bytes", "Bytes fetched from others", read(fetched_bytes))?;
-        page.counter("towline_worker_fetches_failed", "Fetches that brought nothing", read(fetches_failed))?;
-        page.counter("towline_worker_given_bytes", "Bytes that others fetched", read(given_bytes))
+        page.counters("towline_worker_runs", "Attempts that ended", &runs)?;
+        page.seconds("towline_worker_run_seconds", "Time of all attempts", read(run_micros))?;
+        page.counter(
+            "towline_worker_fetched_bytes",
+            "Bytes fetched from other workers",
+            read(fetched_bytes),
+        )?;
+        page.counter("towline_worker_fetches_failed", "Failed fetches", read(fetches_failed))?;
+        page.counter("towline_worker_given_bytes", "Bytes fetched by peers", read(given_bytes))
     }
 }

@@ -1,4 +1,5 @@
-//! A worker: its state machine ([`state`]), and the shell that runs functions, keeps values, and exchanges them with others.
+//! A worker: its state machine ([`state`]), and its [`driver`], which runs functions, stores values, and
+//! exchanges them with peers.
 
 mod driver;
 mod metrics;
@@ -25,14 +26,15 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::protocol::{Offer, Role, SLOTS_MAX};
 
-/// Memory for values, where nothing else was said, in bytes.
+/// Default memory limit for values, in bytes.
 const MEMORY_BYTES_MAX: u64 = 2 << 30;
 
-/// Runs tasks, and keeps what they made until nobody needs it.
+/// Runs tasks, and keeps their results until they are no longer needed.
 ///
-/// It has a thread for each slot; all else runs in its endpoint's [environment](towline::environment). There one thread moves
-/// what it gives and fetches, unless the endpoint was built [on a runtime](towline::environment::System::on) of several. Dropping
-/// it leaves in good order: what it kept is made again elsewhere, where it is needed.
+/// It has one thread for each slot; all else runs in its endpoint's [environment](towline::environment).
+/// There one thread moves its data, unless the endpoint was built
+/// [on a runtime](towline::environment::System::on) with several. Dropping the worker leaves in good order:
+/// other workers recompute its results where they are needed.
 ///
 /// ```
 /// use towline::Endpoint;
@@ -57,7 +59,7 @@ const MEMORY_BYTES_MAX: u64 = 2 << 30;
 #[derive(Debug)]
 pub struct Worker {
     driver: Arc<WorkerDriver>,
-    /// Has it leave; when this is dropped, in good order.
+    /// Makes the worker leave; dropping it leaves in good order.
     leave: oneshot::Sender<Leaving>,
     working: oneshot::Receiver<Error>,
     ended: Option<Error>,
@@ -71,7 +73,7 @@ pub(crate) enum Leaving {
     Killed,
 }
 
-/// Settles what a [`Worker`] is. [`start`](Self::start) starts it.
+/// Settings of a [`Worker`]. [`start`](Self::start) starts it.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is started"]
 pub struct Builder {
@@ -83,15 +85,16 @@ pub struct Builder {
 }
 
 impl Worker {
-    /// The settings of a worker with these functions: a slot for each processor, and 2 GiB of memory or half of what this process
-    /// [may have](towline::AvailableMemory), whichever is less.
+    /// Returns the default settings of a worker with these functions: one slot for each processor, and 2 GiB
+    /// of memory or half of what is [available](towline::AvailableMemory) to this process, whichever is less.
     pub fn builder(registry: Registry) -> Builder {
         let slots = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         let memory_bytes_max = AvailableMemory::bounded(MEMORY_BYTES_MAX, 2);
         Builder { registry, slots, memory_bytes_max, listen: None, advertise: None }
     }
 
-    /// Waits until it ends, and tells why: it works as long as its scheduler lives. Cancel-safe.
+    /// Waits until the worker ends, and returns the reason. It runs as long as its scheduler lives.
+    /// Cancel-safe.
     pub async fn ended(&mut self) -> Error {
         if let Some(error) = &self.ended {
             return error.clone();
@@ -100,66 +103,67 @@ impl Worker {
         self.ended.insert(error).clone()
     }
 
-    /// Leaves in good order, and tells the scheduler before it goes: within the endpoint's
-    /// [`linger`](towline::Builder::linger). What runs is run again elsewhere.
+    /// Leaves in good order, and notifies the scheduler. Blocks for at most the endpoint's
+    /// [`linger`](towline::Builder::linger). Running tasks run again elsewhere.
     pub async fn close(self) {
         self.leave(Leaving::Graceful).await;
     }
 
-    /// Bytes of the values that are here or on their way here.
+    /// Returns the bytes of the values that are here or being fetched.
     pub fn memory_bytes(&self) -> u64 {
         self.driver.bytes()
     }
 
-    /// Values that are here.
+    /// Returns the number of values that are here.
     pub fn values(&self) -> usize {
         self.driver.values()
     }
 
-    /// What it counts.
+    /// Returns its metrics.
     pub fn metrics(&self) -> Metrics {
         Metrics::of(&self.driver)
     }
 
-    /// Ends it as if it were killed.
+    /// Ends it as if its process were killed.
     pub(crate) fn abort(self) {
         drop(self.leave(Leaving::Killed));
     }
 
     fn leave(self, how: Leaving) -> impl Future<Output = ()> {
         let Self { leave, working, .. } = self;
-        // One that has ended already has left.
+        // The worker may have ended already.
         let _ = leave.send(how);
         async move { _ = working.await }
     }
 }
 
 impl Builder {
-    /// How many tasks run at the same time, 4,096 at the most.
+    /// Sets how many tasks run at the same time, at most 4,096.
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots.max(1);
         self
     }
 
-    /// Memory for results and inputs, in bytes. When most of it is in use, only tasks that use something up are run here; a task
-    /// whose inputs or result take more fails with [`TooLarge`](ErrorKind::TooLarge).
+    /// Sets the memory limit for results and inputs, in bytes. When most of it is in use, only tasks with
+    /// inputs run here. A task whose inputs or result take more fails with [`TooLarge`](ErrorKind::TooLarge).
     pub fn memory_bytes_max(mut self, memory_bytes_max: u64) -> Self {
         self.memory_bytes_max = memory_bytes_max;
         self
     }
 
-    /// Where it listens for other workers and clients. By default at a free port: of the loopback interface where the scheduler's
-    /// address is one of it, and of every interface elsewhere, which an endpoint without a token or TLS refuses; or under a free
-    /// name of this process, for a scheduler at `mem`.
+    /// Sets where the worker listens for workers and clients. The default is a free port: of the loopback
+    /// interface if the scheduler's address is on it, else of every interface, which an endpoint without a
+    /// token or TLS refuses. For a scheduler at `mem` it is a free name of this process.
     ///
-    /// A worker that listens at every interface (`tcp://*:0`) is found at the address by which the scheduler sees it.
+    /// The scheduler publishes the observed IP address of a worker that listens at every interface
+    /// (`tcp://*:0`).
     pub fn listen(mut self, address: Address) -> Self {
         self.listen = Some(address);
         self
     }
 
-    /// Where other workers and clients find it, in place of the address that it listens at: behind a translation of addresses,
-    /// say, or in a container whose port is published. Port 0 stands for the port that it listens at.
+    /// Sets the address that is published to workers and clients, in place of the listener's: behind address
+    /// translation, say, or in a container with a published port. Port 0 stands for the listener's port.
     pub fn advertise(mut self, address: Address) -> Self {
         self.advertise = Some(address);
         self
@@ -168,12 +172,12 @@ impl Builder {
     /// Starts the worker, and joins the scheduler at `address`.
     ///
     /// # Errors
-    /// [`Transport`](ErrorKind::Transport) if nobody listens there, [`TooLarge`](ErrorKind::TooLarge) for too many slots;
-    /// [`Invalid`](ErrorKind::Invalid) for a scheduler of another version, for an address at which others could not find this
-    /// worker, and for one without TLS where the scheduler's address asks for it.
+    /// [`Transport`](ErrorKind::Transport) if no scheduler listens there, [`TooLarge`](ErrorKind::TooLarge)
+    /// for too many slots; [`Invalid`](ErrorKind::Invalid) for a scheduler of another version, for an address
+    /// that peers could not connect to, and for one without TLS where the scheduler's address requires it.
     pub async fn start(self, endpoint: &Endpoint, address: &Address) -> Result<Worker> {
         if self.slots > SLOTS_MAX {
-            let why = format!("a worker of {} slots: the most are {SLOTS_MAX}", self.slots);
+            let why = format!("a worker with {} slots: the maximum is {SLOTS_MAX}", self.slots);
             return Err(Error::new(ErrorKind::TooLarge, why));
         }
         let listener = endpoint.listen(&self.address_beside(address)?).await?;
@@ -190,7 +194,7 @@ impl Builder {
         let peers = Peers::new(endpoint.clone(), address.clone());
         let driver = WorkerDriver::start(peers, self.registry, self.slots as usize, self.memory_bytes_max)?;
         let ((leave, leaving), (ended_sender, working)) = (oneshot::channel(), oneshot::channel());
-        // However it ends; without its connection, which goes with it, the scheduler gives its tasks to others.
+        // However the job ends: it drops the connection too, so that the scheduler reassigns its tasks.
         let over = AtEnd({
             let driver = driver.clone();
             move || driver.close()

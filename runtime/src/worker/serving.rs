@@ -1,4 +1,4 @@
-//! What others ask a worker for: values that it has, and to keep values that it is given.
+//! Requests of other peers to a worker: to fetch values, and to store them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +13,16 @@ use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::peers::{encode_value, receive_value};
 use crate::protocol::{DataReply, DataRequest};
 
-/// Answers to one peer that are under way at the same time; it is not heard while there are more.
+/// Concurrent replies to one peer; the worker receives no further request while there are more.
 const REPLIES_MAX: usize = 64;
 
-/// How long a value may take to come, so that nobody keeps room for what never does: 30 s, and a second for each MB.
+/// Time limit for receiving a value, so that a stalled sender does not hold a reservation: 30 s, and one
+/// second for each MB.
 fn receive_timeout(bytes: u64) -> Duration {
     Duration::from_secs(30).saturating_add(Duration::from_secs(bytes / 1_000_000))
 }
 
-/// Serves whoever connects, until it is dropped or the listener ends.
+/// Serves all connections, until it is dropped or the listener ends.
 pub(super) async fn accept(driver: &Arc<WorkerDriver>, listener: Listener) {
     let peers = Background::of(driver.endpoint());
     loop {
@@ -38,7 +39,7 @@ async fn serve(driver: Arc<WorkerDriver>, connection: Connection) {
     let ended: Result<()> = async {
         loop {
             let incoming = connection.incoming().await?;
-            // It is never closed.
+            // The semaphore is never closed.
             let permit = permits.clone().acquire_owned().await.ok();
             let request = postcard::from_bytes(incoming.header())?;
             let replying = reply(driver.clone(), connection.clone(), incoming, request);
@@ -56,7 +57,7 @@ async fn serve(driver: Arc<WorkerDriver>, connection: Connection) {
     }
 }
 
-/// Answers one question. A peer that is gone before it was answered needs no answer.
+/// Replies to one request. A lost connection needs no reply.
 async fn reply(driver: Arc<WorkerDriver>, connection: Connection, incoming: Incoming, request: DataRequest) {
     let (reply, frames) = match request {
         DataRequest::Fetch { request, key } => match driver.value(key) {
@@ -73,7 +74,7 @@ async fn reply(driver: Arc<WorkerDriver>, connection: Connection, incoming: Inco
                 let permits = driver.reserve(key, bytes)?;
                 let destination = receive_value(incoming, value, &connection);
                 let received = within(driver.endpoint(), receive_timeout(bytes), destination).await;
-                let late = || Error::new(ErrorKind::TimedOut, "the value did not come in time");
+                let late = || Error::new(ErrorKind::TimedOut, "the value did not arrive in time");
                 let value = received.ok_or_else(late)??;
                 drop(permits);
                 driver.store(key, value);
@@ -96,6 +97,6 @@ async fn reply(driver: Arc<WorkerDriver>, connection: Connection, incoming: Inco
     };
     let sent: Result<()> = sent.await;
     if let Err(error) = sent {
-        tracing::debug!(peer = %connection.peer(), %error, "an answer did not leave");
+        tracing::debug!(peer = %connection.peer(), %error, "a reply was not sent");
     }
 }

@@ -1,9 +1,9 @@
-//! A worker as a state machine: it is told what the scheduler said and what became of fetches and runs, and answers with what
-//! is to be fetched, run and said.
+//! A worker as a state machine. Input: messages of the scheduler, and results of fetches and attempts.
+//! Output: values to fetch, attempts to begin, and messages to send.
 //!
-//! It knows no clock, socket, thread or byte of data; the shell has the values. The invariants: a value is here as long as the
-//! scheduler counts on it or a run that was not ended uses it; each is fetched once at a time; memory is taken for a fetch only
-//! where there is room, or where nothing else could go on.
+//! It uses no clock, socket or thread, and holds no data: the driver stores the values. Invariants: a value
+//! stays while the scheduler counts on it or an attempt in progress uses it. Each value is fetched once at a
+//! time. A fetch takes memory only if there is room, or if nothing else could proceed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -15,24 +15,24 @@ use crate::protocol::{
     Assignment, Attempt, FromWorker, FunctionId, Input, Key, Priority, TaskArguments, WorkerId,
 };
 
-/// Values that are fetched at the same time.
+/// Maximum number of concurrent fetches.
 pub(crate) const FETCHES_MAX: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct State {
     slots: usize,
     bytes_max: u64,
-    /// Runs that were not ended, dropped or given back. In order, so that nothing depends on that of a hash map.
+    /// Attempts that were not ended, dropped or returned. A sorted map, so that iteration is deterministic.
     attempts: BTreeMap<Attempt, AttemptState>,
     values: FxHashMap<Key, ValueEntry>,
     ready: BinaryHeap<Reverse<(Priority, Attempt)>>,
     fetch_queue: BinaryHeap<Reverse<(Priority, Key)>>,
-    /// Slots in use, also by what was dropped meanwhile.
+    /// Slots in use, including those of dropped attempts that still run.
     running: usize,
     fetching: usize,
-    /// Of values that are here, and that are on their way here.
+    /// Bytes of values that are here or being fetched.
     bytes: u64,
-    /// Of values that clients are giving.
+    /// Bytes reserved for values that clients are sending.
     reserved_bytes: u64,
     actions: Vec<Action>,
 }
@@ -44,12 +44,12 @@ struct AttemptState {
     is_running: bool,
 }
 
-/// A value that is here, or shall be.
+/// A value that is here or needed here.
 #[derive(Debug)]
 struct ValueEntry {
     bytes: u64,
     presence: Presence,
-    /// Runs that need it and were not ended.
+    /// Attempts in progress that need it.
     users: Vec<Attempt>,
     /// The scheduler counts on it.
     is_kept: bool,
@@ -58,7 +58,7 @@ struct ValueEntry {
 #[derive(Debug)]
 enum Presence {
     Local,
-    /// With these, of which those `tried` did not give it; in the second case it is being fetched from the last of them.
+    /// It is at these holders. Those in `tried` did not send it; while fetching, the last of them is in use.
     Missing {
         holders: Vec<WorkerId>,
         tried: Vec<WorkerId>,
@@ -69,22 +69,22 @@ enum Presence {
     },
 }
 
-/// What is to be done.
+/// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Send(FromWorker),
     Fetch {
         key: Key,
         from: WorkerId,
-        /// It has no more bytes than this.
+        /// The largest size that is accepted.
         bytes: u64,
     },
     Begin(Start),
-    /// Nobody needs the value here.
+    /// The value is no longer needed here.
     Discard(Key),
 }
 
-/// A run to begin: its inputs are here.
+/// An attempt to begin: its inputs are here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Start {
     pub(crate) key: Key,
@@ -111,29 +111,29 @@ impl State {
         }
     }
 
-    /// What is to be done since this was asked last. To be asked when all that happened was told.
+    /// Takes the actions since the last call. Call it after all input is applied.
     pub(crate) fn take_actions(&mut self) -> Vec<Action> {
         self.fetch();
         self.begin();
         std::mem::take(&mut self.actions)
     }
 
-    /// Bytes of the values that are here or on their way.
+    /// Returns the bytes of the values that are here or being fetched.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Their limit.
+    /// Returns the memory limit, in bytes.
     pub(crate) fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    /// Slots in use.
+    /// Returns the number of slots in use.
     pub(crate) fn running(&self) -> usize {
         self.running
     }
 
-    // ---- What the scheduler says ----
+    // ---- Messages of the scheduler ----
 
     pub(crate) fn assigned(&mut self, assignment: Assignment) {
         let mut missing = 0;
@@ -161,14 +161,14 @@ impl State {
         self.attempts.insert(assignment.attempt, AttemptState { assignment, missing, is_running: false });
     }
 
-    /// The run is no longer wanted. One that is running goes on, and is forgotten when it ends.
+    /// Drops an attempt. One that is running goes on, and its result is discarded when it ends.
     pub(crate) fn dropped(&mut self, attempt: Attempt) {
         if let Some(state) = self.attempts.remove(&attempt) {
             self.release_inputs(&state.assignment);
         }
     }
 
-    /// The run is wanted elsewhere, if it has not begun here.
+    /// Returns the attempt to the scheduler, unless it is running.
     pub(crate) fn recalled(&mut self, attempt: Attempt) {
         if self.attempts.get(&attempt).is_some_and(|state| !state.is_running) {
             self.return_attempt(attempt, Vec::new());
@@ -183,9 +183,9 @@ impl State {
         }
     }
 
-    // ---- What became of it ----
+    // ---- Results of fetches and attempts ----
 
-    /// A fetch brought a value of so many bytes, or none.
+    /// A fetch ended with a value of this size, or with none.
     pub(crate) fn fetched(&mut self, key: Key, bytes: Option<u64>) {
         self.fetching -= 1;
         let Some(entry) = self.values.get_mut(&key) else { return self.actions.push(Action::Discard(key)) };
@@ -206,7 +206,7 @@ impl State {
             }
             None if entry.users.is_empty() => {
                 self.values.remove(&key);
-                // A run of its own that was dropped may have left it meanwhile.
+                // A dropped attempt of this worker may have stored it meanwhile.
                 self.actions.push(Action::Discard(key));
             }
             None if holders.iter().any(|holder| !tried.contains(holder)) => {
@@ -223,11 +223,11 @@ impl State {
         }
     }
 
-    /// A run ended, with a value of so many bytes or a failure.
+    /// An attempt ended, with a result of this size or a failure.
     pub(crate) fn ended(&mut self, attempt: Attempt, key: Key, result: Result<u64, Failure>, micros: u32) {
         self.running -= 1;
         let Some(state) = self.attempts.remove(&attempt) else {
-            // Dropped while it ran; what it made may be what is kept of another run.
+            // Dropped while it ran. Its result may be kept for another attempt.
             return self.discard_unused(key);
         };
         let result = result.and_then(|bytes| match self.bytes_max {
@@ -250,7 +250,8 @@ impl State {
         self.release_inputs(&state.assignment);
     }
 
-    /// A client will give a value of so many bytes, if there is room and it is not here. Until `release_reservation`, nothing else has that room.
+    /// Reserves memory for a value from a client, if there is room and the value is not here. Nothing else
+    /// uses it until `release_reservation`.
     pub(crate) fn reserve(&mut self, key: Key, bytes: u64) -> Result<(), Failure> {
         if matches!(self.values.get(&key), Some(ValueEntry { presence: Presence::Local, .. })) {
             return Err(Failure::new(ErrorKind::Invalid, "the worker has a value of that key"));
@@ -263,20 +264,20 @@ impl State {
         Ok(())
     }
 
-    /// What was expected is given, or will not be.
+    /// The reserved value was stored, or will not arrive.
     pub(crate) fn release_reservation(&mut self, bytes: u64) {
         self.reserved_bytes -= bytes;
     }
 
-    /// A client gave a value of so many bytes.
+    /// A client's value of this size was stored.
     pub(crate) fn stored(&mut self, key: Key, bytes: u64) {
         self.keep(key, bytes);
         self.actions.push(Action::Send(FromWorker::Done { key, attempt: 0, bytes, micros: 0 }));
     }
 
-    // ---- Within ----
+    // ---- Internals ----
 
-    /// What there would be with so many bytes more.
+    /// Returns the memory in use with this many bytes more.
     fn bytes_with(&self, bytes: u64) -> u64 {
         self.bytes.saturating_add(self.reserved_bytes).saturating_add(bytes)
     }
@@ -299,7 +300,7 @@ impl State {
         }
     }
 
-    /// Runs that waited for it have one input less to wait for.
+    /// Counts the input as present for the attempts that wait for it.
     fn arrived(&mut self, key: Key) {
         for attempt in self.attempts_waiting_for(key) {
             if let Some(state) = self.attempts.get_mut(&attempt) {
@@ -311,7 +312,7 @@ impl State {
         }
     }
 
-    /// Runs that need it, which is not here: so none of them has begun.
+    /// Returns the attempts that need a missing value: none of them has begun.
     fn attempts_waiting_for(&self, key: Key) -> Vec<Attempt> {
         self.values.get(&key).map_or_else(Vec::new, |entry| entry.users.clone())
     }
@@ -331,14 +332,14 @@ impl State {
         }
     }
 
-    /// Forgets a value that nobody needs, and has the shell do so where it may have it.
+    /// Discards a value that is not needed, unless a fetch is in progress.
     fn discard_unused(&mut self, key: Key) {
         match self.values.get(&key) {
             Some(ValueEntry { users, is_kept: false, presence, bytes }) if users.is_empty() => match presence
             {
                 Presence::Local => self.bytes -= bytes,
                 Presence::Missing { .. } => {}
-                // It is forgotten when it has come.
+                // It is discarded when the fetch ends.
                 Presence::Fetching { .. } => return,
             },
             Some(_) => return,
@@ -348,7 +349,7 @@ impl State {
         self.actions.push(Action::Discard(key));
     }
 
-    /// Has it fetched for the most urgent of the runs that wait for it.
+    /// Queues a fetch with the priority of the most urgent attempt that waits for it.
     fn queue_fetch(&mut self, key: Key) {
         let priorities = self
             .attempts_waiting_for(key)
@@ -415,7 +416,7 @@ impl State {
         }
     }
 
-    /// That what is here by its own account is here, and takes what it says.
+    /// Asserts the invariants. `is_local` returns whether the driver has a value.
     #[cfg(test)]
     pub(crate) fn check(&self, is_local: impl Fn(Key) -> bool) {
         let fetch_queue = |entry: &ValueEntry| matches!(entry.presence, Presence::Missing { .. });
@@ -430,7 +431,7 @@ impl State {
             );
             assert!(
                 entry.is_kept || !entry.users.is_empty() || !matches!(entry.presence, Presence::Local),
-                "nobody needs {key:?}"
+                "{key:?} is not needed"
             );
         }
         for (attempt, state) in &self.attempts {
@@ -440,10 +441,10 @@ impl State {
         assert!(self.running <= self.slots && self.fetching <= FETCHES_MAX);
     }
 
-    /// That nothing is left of what it was told.
+    /// Asserts that no attempt and no value is left.
     #[cfg(test)]
     pub(crate) fn check_empty(&self) {
         let is_empty = self.attempts.is_empty() && self.values.is_empty() && self.bytes == 0;
-        assert!(is_empty && self.running == 0 && self.fetching == 0, "something is left: {self:?}");
+        assert!(is_empty && self.running == 0 && self.fetching == 0, "an attempt or value is left: {self:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! The state machine by itself, with a scheduler and a shell played by hand.
+//! Tests of the state machine alone: the tests play the scheduler and the driver.
 
 use super::state::{Action, FETCHES_MAX, Start, State};
 use crate::error::{ErrorKind, Failure};
@@ -47,7 +47,7 @@ fn sent(actions: Vec<Action>) -> Vec<FromWorker> {
 }
 
 #[test]
-fn as_many_run_as_there_are_slots_and_the_most_urgent_first() {
+fn slots_limit_concurrency_and_urgent_attempts_run_first() {
     let mut state = State::new(2, 1000);
     for attempt in [3, 1, 2] {
         state.assigned(assignment(attempt, &[]));
@@ -61,7 +61,7 @@ fn as_many_run_as_there_are_slots_and_the_most_urgent_first() {
 }
 
 #[test]
-fn an_input_is_fetched_once_for_all_that_need_it() {
+fn shared_input_is_fetched_once() {
     let mut state = State::new(4, 1000);
     state.assigned(assignment(1, &[input(A, 10, &[7]), input(B, 10, &[8])]));
     state.assigned(assignment(2, &[input(A, 10, &[7])]));
@@ -75,7 +75,7 @@ fn an_input_is_fetched_once_for_all_that_need_it() {
 }
 
 #[test]
-fn fetches_are_bounded_and_so_is_memory() {
+fn fetches_and_memory_are_bounded() {
     let mut state = State::new(1, 100);
     let inputs: Vec<_> = (0..40).map(|n| input(Key::new(1, n), 1, &[7])).collect();
     state.assigned(assignment(1, &inputs));
@@ -96,7 +96,7 @@ fn fetches_are_bounded_and_so_is_memory() {
 }
 
 #[test]
-fn a_worker_that_is_full_of_results_still_takes_one_input() {
+fn full_worker_still_fetches_one_input() {
     let mut state = State::new(1, 100);
     state.stored(A, 90);
     state.assigned(assignment(1, &[input(B, 80, &[7])]));
@@ -104,7 +104,7 @@ fn a_worker_that_is_full_of_results_still_takes_one_input() {
 }
 
 #[test]
-fn every_holder_is_tried_before_a_run_is_given_back() {
+fn all_holders_are_tried_before_an_attempt_is_returned() {
     let mut state = State::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 1, &[7, 8]), input(B, 1, &[9])]));
     state.take_actions();
@@ -121,7 +121,7 @@ fn every_holder_is_tried_before_a_run_is_given_back() {
 }
 
 #[test]
-fn recalled_runs_go_back_unless_they_have_begun() {
+fn recalled_attempts_are_returned_unless_begun() {
     let mut state = State::new(1, 1000);
     state.assigned(assignment(1, &[]));
     state.assigned(assignment(2, &[]));
@@ -135,7 +135,7 @@ fn recalled_runs_go_back_unless_they_have_begun() {
 }
 
 #[test]
-fn what_a_dropped_run_made_is_discarded() {
+fn result_of_a_dropped_attempt_is_discarded() {
     let mut state = State::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7])]));
     state.take_actions();
@@ -151,7 +151,7 @@ fn what_a_dropped_run_made_is_discarded() {
 }
 
 #[test]
-fn a_fetch_that_nobody_waits_for_leaves_nothing() {
+fn unneeded_fetch_leaves_nothing() {
     let mut state = State::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7]), input(B, 5, &[7])]));
     state.take_actions();
@@ -164,10 +164,10 @@ fn a_fetch_that_nobody_waits_for_leaves_nothing() {
 
 /// Found by the simulation: seed 3409.
 #[test]
-fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
+fn dropped_attempt_and_fetch_of_one_key_leave_nothing() {
     let mut state = State::new(2, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7])]));
-    // The scheduler has lost its holder, has it made here, and needs it no more.
+    // The scheduler has lost the holder, computes the value here, and then releases it.
     state.assigned(Assignment { key: A, ..assignment(2, &[]) });
     assert_eq!(begun(&state.take_actions()), [2]);
     state.dropped(1);
@@ -180,7 +180,7 @@ fn what_a_dropped_run_made_of_a_value_that_was_being_fetched_is_discarded() {
 }
 
 #[test]
-fn a_result_that_never_fits_is_an_error() {
+fn result_larger_than_memory_fails() {
     let mut state = State::new(1, 100);
     state.assigned(assignment(1, &[]));
     state.take_actions();
@@ -197,7 +197,7 @@ fn a_result_that_never_fits_is_an_error() {
 }
 
 #[test]
-fn what_clients_are_giving_has_its_room() {
+fn client_values_have_reservations() {
     let mut state = State::new(1, 100);
     state.reserve(A, 60).unwrap();
     assert_eq!(state.reserve(B, 60).unwrap_err().kind, ErrorKind::TooLarge, "though nothing is here");
@@ -206,7 +206,7 @@ fn what_clients_are_giving_has_its_room() {
     assert_eq!(state.reserve(A, 10).unwrap_err().kind, ErrorKind::Invalid, "what is here stays as it is");
     assert_eq!(state.reserve(B, u64::MAX).unwrap_err().kind, ErrorKind::TooLarge);
     state.reserve(B, 40).unwrap();
-    // Nothing else is brought into that room while something runs.
+    // Nothing else may use the reservation while an attempt runs.
     state.assigned(assignment(1, &[]));
     state.assigned(assignment(2, &[input(Key::new(1, 3), 1, &[7])]));
     assert_eq!(fetches(&state.take_actions()), []);

@@ -1,4 +1,4 @@
-//! The threads that run functions which compute or block: as many as the worker has slots.
+//! A pool of threads for functions that compute or block: one for each slot.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,7 @@ use crate::guard::discard_payload;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Dropping it lets the threads end once they have run what is queued.
+/// Dropping it ends the threads once they have run the queued jobs.
 #[derive(Debug)]
 pub(crate) struct Threads(Arc<JobQueue>);
 
@@ -41,7 +41,7 @@ impl Threads {
         Ok(threads)
     }
 
-    /// Runs it as soon as a thread is free. A thread survives one that panics.
+    /// Runs the job as soon as a thread is free. A thread survives a job that panics.
     pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.jobs.push_back(Box::new(job));

@@ -1,4 +1,4 @@
-//! A cluster of processes, whose client is this one.
+//! A cluster of processes; this process is its client.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use towline_runtime::{Client, Stats};
 
 use crate::peer::{Peer, endpoint};
 
-/// A test, and its name.
+/// A test's name and function.
 pub(crate) type Case = (&'static str, fn());
 
-/// Nothing here takes this long.
+/// Bound for each test.
 const LONG: Duration = Duration::from_secs(100);
-/// How long anything may take that is not stuck.
+/// Bound for each step of a test.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// A scheduler, so many workers, and this client, over whatever path they find.
+    /// Starts a scheduler, `workers` workers and this client. They choose their own paths.
     pub(crate) async fn start(workers: usize, slots: u32) -> Self {
         let anywhere = "towline://127.0.0.1:0".parse().unwrap();
         let mut scheduler = Peer::start("scheduler", &anywhere, 0);
@@ -46,7 +46,7 @@ impl Cluster {
         self.workers.push(worker);
     }
 
-    /// Waits until the scheduler says so.
+    /// Waits until the scheduler's statistics satisfy the condition.
     pub(crate) async fn eventually(&self, what: &str, condition: impl Fn(&Stats) -> bool) -> Stats {
         let limit = Instant::now() + SOON;
         loop {
@@ -60,7 +60,7 @@ impl Cluster {
     }
 }
 
-/// Runs a test, and ends it if it takes too long.
+/// Runs a test within the time limit.
 pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(LONG, test).await.expect("it ends") });

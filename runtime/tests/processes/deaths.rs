@@ -1,4 +1,4 @@
-//! Processes that are killed or stopped amid their work.
+//! Processes that are killed or stopped while they work.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ use crate::functions::{ABORT, BLOCK, MIX, SLEEP, block, mix};
 use crate::peer::{HEARTBEAT, Peer};
 
 pub(crate) const CASES: &[Case] = &[
-    ("the_right_answer_comes_out_whoever_is_killed", killed_amid_graphs),
-    ("a_task_that_kills_its_worker_three_times_is_given_up_and_nothing_else_is", three_deaths),
-    ("a_stopped_worker_is_lost_by_its_heartbeats_and_its_work_is_done_again", stopped),
-    ("a_killed_scheduler_ends_workers_and_clients_within_a_second", scheduler_killed),
-    ("a_stopped_scheduler_ends_workers_and_clients_by_their_heartbeats", scheduler_stopped),
+    ("results_are_correct_when_workers_are_killed", killed_amid_graphs),
+    ("task_that_kills_three_workers_fails_and_others_succeed", three_deaths),
+    ("stopped_worker_is_lost_and_its_work_is_repeated", stopped),
+    ("killed_scheduler_ends_workers_and_clients_within_a_second", scheduler_killed),
+    ("stopped_scheduler_ends_workers_and_clients_by_heartbeat", scheduler_stopped),
 ];
 
-/// Rounds of graphs in one cluster, in each of which two workers are killed.
+/// Rounds of graphs in one cluster. Each round kills two workers.
 const ROUNDS: u64 = 8;
 const WIDTH: usize = 12;
 const LAYERS: usize = 5;
 const LEN: usize = 20_000;
 
-/// What is decided by a seed (splitmix64).
+/// Seeded random numbers (splitmix64).
 #[derive(Debug)]
 struct Dice(u64);
 
@@ -38,12 +38,13 @@ impl Dice {
     }
 }
 
-/// What goes into each block of the next layer.
+/// Returns the inputs of a block of the next layer.
 fn partners(at: usize, layer: usize) -> [usize; 2] {
     [at, (at * 5 + layer + 1) % WIDTH]
 }
 
-/// Layers of blocks, each mixed of two of the layer before, of which only the last is kept; and what it will be.
+/// Submits layers of blocks, each mixed from two blocks of the layer before. Returns the futures of the last
+/// layer, and its expected contents.
 fn graph(client: &Client, round: u64) -> (Vec<Future<Data>>, Vec<Vec<u8>>) {
     let seed = |at: usize| (at as u64 * 7 + round) as u8;
     let mut last = client.map(BLOCK, (0..WIDTH).map(|at| (seed(at), LEN))).unwrap();
@@ -105,13 +106,14 @@ fn stopped() {
         let (blocks, expected) = graph(&cluster.client, 3);
         tokio::time::sleep(Duration::from_millis(20)).await;
         cluster.workers[0].signal(Signal::STOP);
-        // The scheduler notices after three heartbeats, and whoever was fetching from it hears so.
+        // The scheduler detects the loss after three heartbeats, and notifies workers that are fetching from
+        // it.
         let limit = 3 * HEARTBEAT + Duration::from_secs(3);
         let results = within(limit, "the graph", cluster.client.gather(&blocks)).await.unwrap();
         assert!(results.iter().zip(&expected).all(|(result, expected)| result.as_slice() == Some(expected)));
         let stats = cluster.eventually("it is lost", |stats| stats.workers.len() == 1).await;
         assert_eq!(stats.workers_lost, 1);
-        // And when it goes on, it hears so.
+        // When the worker continues, it detects that it was lost.
         cluster.workers[0].signal(Signal::CONT);
         assert_eq!(cluster.workers[0].line().await, "SchedulerLost");
         assert_eq!(cluster.client.submit(SLEEP, (1,)).unwrap().result().await.unwrap(), 1);
@@ -126,7 +128,7 @@ fn scheduler_stopped() {
     scheduler_ends(Signal::STOP, 4 * HEARTBEAT + Duration::from_secs(1));
 }
 
-/// All notice it within `limit`.
+/// Asserts that all detect the loss within `limit`.
 fn scheduler_ends(signal: Signal, limit: Duration) {
     run(async {
         let mut cluster = Cluster::start(2, 1).await;

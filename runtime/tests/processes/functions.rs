@@ -1,4 +1,4 @@
-//! What the workers of these tests can do.
+//! The functions of the workers in these tests.
 
 use std::sync::OnceLock;
 use std::thread::sleep;
@@ -9,21 +9,21 @@ use towline::{Arena, Buffer, BufferMut, Endpoint, Place};
 use towline_runtime::{Data, Function, Registry, TaskResult};
 use towline_tests::guarded::Guarded;
 
-/// (seed, bytes, in what place, how long it takes in ms).
+/// (seed, bytes, kind of memory, duration in ms).
 pub(crate) const MAKE: Function<(u8, usize, Whereto, u64), Made> = Function::new("make");
-/// Tells how its inputs arrived.
+/// Reports how its inputs arrived.
 pub(crate) const LOOK: Function<(Vec<Made>,), Vec<Look>> = Function::new("look");
-/// The worker's process and what it copied until now, after so many ms.
+/// Sleeps for this many ms. Returns the worker's process and the bytes it has copied.
 pub(crate) const COPIED: Function<(u64,), (u32, u64)> = Function::new("copied");
-/// (seed, bytes): of a block of a graph.
+/// Makes a block of a graph, from (seed, bytes).
 pub(crate) const BLOCK: Function<(u8, usize), Data> = Function::new("block");
-/// Two of them make one.
+/// Mixes two blocks into one.
 pub(crate) const MIX: Function<(Data, Data), Data> = Function::new("mix");
-/// For so many ms.
+/// Sleeps for this many ms.
 pub(crate) const SLEEP: Function<(u64,), u64> = Function::new("sleep");
 pub(crate) const ABORT: Function<(), ()> = Function::new("abort");
 
-/// How long a step of a graph takes.
+/// The duration of a step of a graph.
 const STEP: Duration = Duration::from_millis(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub(crate) enum Whereto {
     Guarded,
 }
 
-/// A block of memory, and who made it.
+/// A block of memory, and the process that made it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Made {
     pub(crate) process: u32,
@@ -43,15 +43,15 @@ pub(crate) struct Made {
 /// How a block arrived.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Look {
-    /// Who made it, and who looks.
+    /// The processes that made it and received it.
     pub(crate) maker: u32,
     pub(crate) looker: u32,
     pub(crate) place: String,
-    /// All its bytes are as they were made.
+    /// All its bytes are intact.
     pub(crate) is_whole: bool,
 }
 
-/// What a worker at this endpoint can do.
+/// Returns the functions of a worker at this endpoint.
 pub(crate) fn registry(endpoint: &Endpoint) -> Registry {
     let endpoint = endpoint.clone();
     Registry::new()
@@ -76,7 +76,7 @@ pub(crate) fn registry(endpoint: &Endpoint) -> Registry {
         .with(ABORT, || std::process::abort())
 }
 
-/// The bytes that an endpoint's connections copied in user space.
+/// Returns the bytes that an endpoint's connections have copied in user space.
 pub(crate) fn copied(endpoint: &Endpoint) -> u64 {
     let page = endpoint.metrics().text();
     let mut lines = page.lines().filter_map(|line| line.strip_prefix("towline_copied_bytes_total "));

@@ -1,7 +1,7 @@
-//! What a peer of the cluster may say that means harm: questions whose answers are much larger, and claims that nobody can
-//! believe. Whoever says it is held up, or turned away with a reason; others are served all the while.
+//! Hostile peers: requests whose replies are much larger, and invalid claims. The scheduler delays or refuses
+//! such a peer with a reason, and serves others meanwhile.
 //!
-//! The words are bytes as `protocol.rs` has them, since no honest end says these.
+//! The messages are written as the bytes of `protocol.rs`, since no correct peer sends them.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -15,20 +15,20 @@ use crate::functions::SLEEP;
 use crate::peer::endpoint;
 
 pub(crate) const CASES: &[Case] = &[
-    ("a_scheduler_bounds_what_a_client_makes_it_answer_and_serves_others", floods),
-    ("a_worker_that_no_worker_can_be_is_refused_and_told_why", absurd_workers),
+    ("scheduler_bounds_a_hostile_client_and_serves_others", floods),
+    ("invalid_worker_hello_is_refused_with_a_reason", absurd_workers),
 ];
 
-/// How long others may wait for an answer meanwhile, on a machine that has nothing else to do.
+/// Time limit for replies to other clients meanwhile, on an otherwise idle machine.
 const SERVED_WITHIN: Duration = Duration::from_secs(2);
-/// How long a peer is hostile.
+/// For how long each flood lasts.
 const FLOODED_FOR: Duration = Duration::from_secs(1);
-/// Nearly the longest batch that a scheduler takes.
+/// Nearly the longest batch that a scheduler accepts.
 const BATCH_LEN: usize = 4 << 20;
-/// What the scheduler may take beyond what it has once it serves.
+/// Memory that the scheduler may take beyond its initial size, in bytes.
 const MEMORY_MAX: u64 = 512 << 20;
 
-/// The begin of a word, by what it is.
+/// The first byte of a message: its variant.
 const FUNCTION: u8 = 0;
 const SUBMIT: u8 = 1;
 const SCATTER: u8 = 2;
@@ -37,14 +37,15 @@ const CANCEL: u8 = 4;
 const WHO_HAS: u8 = 6;
 const HOW_IS_IT: u8 = 7;
 
-/// What a client floods the scheduler with.
+/// A flood of messages from a client.
 struct Flood {
     what: &'static str,
-    /// A batch, given the client's number and how many there were before.
+    /// Returns a batch, given the client's number and the number of batches before.
     words: fn(u64, u64) -> Vec<u8>,
-    /// Why the client is turned away, where it is: else its answers wait until it listens, and it waits for them.
+    /// The reason of the expected refusal. Without one, the scheduler stops receiving until the client
+    /// receives its replies.
     refusal: Option<&'static str>,
-    /// It takes its answers.
+    /// The client receives its replies.
     listens: bool,
 }
 
@@ -102,7 +103,7 @@ const FLOODS: [Flood; 10] = [
     Flood {
         what: "words that are none",
         words: |_, _| vec![0xff; BATCH_LEN],
-        refusal: Some("not what they should be"),
+        refusal: Some("do not decode"),
         listens: false,
     },
     Flood {
@@ -119,7 +120,7 @@ const FLOODS: [Flood; 10] = [
     },
 ];
 
-/// An end of the scheduler's protocol that says what it likes.
+/// A peer of the scheduler that sends arbitrary bytes.
 #[derive(Debug)]
 struct Hostile {
     connection: Connection,
@@ -134,18 +135,18 @@ impl Hostile {
         Self { connection, welcome }
     }
 
-    /// Its number.
+    /// Its client number.
     fn number(&self) -> u64 {
         assert!(self.welcome.len() == 2 && self.welcome[0] == 0, "{:?}", self.welcome);
         self.welcome[1].into()
     }
 
-    /// Says it until it is turned away: with what reason.
+    /// Sends the flood until the scheduler refuses it. Returns the reason.
     async fn flood(&self, me: u64, flood: &Flood) -> String {
         let words = flood.words;
         let flooding = async {
             for turn in 0.. {
-                // Others are not to wait for this process.
+                // The other tasks of this process must not wait for this one.
                 let words = tokio::task::spawn_blocking(move || words(me, turn)).await.unwrap();
                 let message = Message::default().with_frame(words);
                 if self.connection.deliver(message).await.is_err() {
@@ -161,7 +162,7 @@ impl Hostile {
         }
     }
 
-    /// The last that it hears before its connection ends.
+    /// Returns the last message that arrives before the connection ends.
     async fn farewell(&self) -> String {
         let mut last = String::new();
         loop {
@@ -176,7 +177,7 @@ impl Hostile {
     }
 }
 
-/// As postcard has it.
+/// Encodes a number as postcard does.
 fn varint(mut number: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while number >= 0x80 {
@@ -187,7 +188,7 @@ fn varint(mut number: u64) -> Vec<u8> {
     bytes
 }
 
-/// As many words as one batch takes.
+/// Fills one batch with messages.
 fn batch(word: impl Fn(u64) -> Vec<u8>) -> Vec<u8> {
     let mut batch = Vec::with_capacity(BATCH_LEN);
     for n in 1.. {
@@ -200,7 +201,7 @@ fn batch(word: impl Fn(u64) -> Vec<u8>) -> Vec<u8> {
     batch
 }
 
-/// A word that begins with a key.
+/// A message that begins with a key.
 fn about(word: u8, client: u64, sequence: u64) -> Vec<u8> {
     [vec![word], varint(client), varint(sequence)].concat()
 }
@@ -248,7 +249,7 @@ fn floods() {
                 "{what}: {refused:?}"
             );
             hostile.connection.abort();
-            // What it leaves behind is cleared away, and holds up nobody either.
+            // The scheduler removes what the flood has left, and serves others meanwhile.
             let limit = Instant::now() + SOON;
             while served(&cluster, what).await != (1, 0) {
                 assert!(Instant::now() < limit, "something is left: {what}");
@@ -259,7 +260,7 @@ fn floods() {
     });
 }
 
-/// How many times longer a processor's work takes now than alone on the machine.
+/// Measures the ratio of wall time to CPU time on this machine.
 fn slowdown() -> f64 {
     let worked = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -270,7 +271,7 @@ fn slowdown() -> f64 {
     (begun.elapsed().as_secs_f64() / (worked() - before).as_secs_f64()).max(1.0)
 }
 
-/// An honest client is answered in time; how many clients and how many tasks there are.
+/// Asserts that the scheduler serves another client in time. Returns the numbers of clients and tasks.
 async fn served(cluster: &Cluster, what: &str) -> (u32, u64) {
     let asked = Instant::now();
     let stats = cluster.client.stats().await;
@@ -294,7 +295,7 @@ fn absurd_workers() {
         let endpoint = endpoint();
         let long = format!("tcp://{}:9", "a".repeat(100_000));
         for (why, hello) in [
-            ("the most are 4096", worker("tcp://127.0.0.1:9", u32::MAX.into(), 1 << 30)),
+            ("the maximum is 4096", worker("tcp://127.0.0.1:9", u32::MAX.into(), 1 << 30)),
             ("address", worker("somewhere", 1, 1 << 30)),
             ("address", worker(&long, 1, 1 << 30)),
         ] {

@@ -1,5 +1,5 @@
-//! Two hosts in one: network namespaces and a cable between them, a scheduler on the left one, and workers on both. Needs root and
-//! the `ip` command.
+//! Two hosts in one: two network namespaces with a link between them, a scheduler on the left host, and
+//! workers on both. Needs root and the `ip` command.
 
 use std::process::Command;
 
@@ -15,16 +15,14 @@ const RIGHT: &str = "10.78.0.2";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        Trial::ignorable_test("workers_of_two_hosts_find_each_other_wherever_they_listen", || {
-            on_two_hosts("found", found)
-        }),
-        Trial::ignorable_test("a_worker_that_other_hosts_cannot_reach_is_refused_at_its_start", || {
+        Trial::ignorable_test("workers_of_two_hosts_connect_to_each_other", || on_two_hosts("found", found)),
+        Trial::ignorable_test("worker_unreachable_from_other_hosts_is_refused", || {
             on_two_hosts("refused", refused)
         }),
     ]
 }
 
-/// They go with this handle.
+/// Two network namespaces, which are deleted with this handle.
 #[derive(Debug)]
 struct Hosts {
     left: String,
@@ -53,7 +51,7 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for host in [&self.left, &self.right] {
-            // There is nobody to tell.
+            // Errors cannot be reported here.
             let _ = ip(&["netns", "delete", host]);
         }
     }
@@ -81,7 +79,7 @@ fn on_two_hosts<T: Future<Output = ()>>(name: &str, case: fn(Scene) -> T) -> Res
     Ok(Completion::Completed)
 }
 
-/// A scheduler on the left host that listens everywhere.
+/// A scheduler on the left host that listens at every interface.
 struct Scene {
     hosts: Hosts,
     _scheduler: Peer,
@@ -89,7 +87,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// The scheduler, as it is found at that address.
+    /// The scheduler's address at the given host.
     fn at(&self, host: &str) -> Address {
         format!("tcp://{host}:{}", self.port).parse().unwrap()
     }
@@ -122,12 +120,12 @@ async fn refused(scene: Scene) {
     let Hosts { left, right } = &scene.hosts;
     let (_worker, line) = scene.worker(right, LEFT, Some("tcp://127.0.0.1:0")).await;
     assert!(line.contains("only its own host reaches") && line.contains("advertise"), "{line}");
-    // Beside a worker that only the left host reaches no other host's has a place.
+    // Beside a worker that only the left host can reach, workers of other hosts are refused.
     let (_near, line) = scene.worker(left, "127.0.0.1", None).await;
     assert_eq!(line, "joined");
     let (_worker, line) = scene.worker(right, LEFT, None).await;
     assert!(line.contains("tcp://127.0.0.1:") && line.contains("advertise"), "{line}");
-    // A client is told so where it needs what is there, and at once.
+    // A client that needs this worker's results gets the error at once.
     let mut client = Peer::on(right, "asker", &scene.at(LEFT), None);
     let line = client.line().await;
     assert!(line.contains("only its own host reaches"), "{line}");

@@ -1,4 +1,4 @@
-//! Who comes and goes in good order, or leaves things behind.
+//! Peers that join and leave in good order, and peers that leave data behind.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::peer::{KEPT_BLOCKS, KEPT_LEN, Peer};
 pub(crate) const CASES: &[Case] = &[
     ("workers_join_and_leave_at_any_time", workers_come_and_go),
     ("a_killed_client_releases_its_data", client_killed),
-    ("a_scheduler_that_closes_takes_leave_of_all", scheduler_closes),
+    ("closing_scheduler_closes_its_connections", scheduler_closes),
 ];
 
 fn workers_come_and_go() {
     run(async {
         let mut cluster = Cluster::start(0, 1).await;
-        // Before anybody is there to run them.
+        // Before any worker has joined.
         let tasks = cluster.client.map(SLEEP, (0..120).map(|n| (n % 7,))).unwrap();
         cluster.join(1).await;
         for _ in 0..4 {

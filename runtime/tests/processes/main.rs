@@ -1,6 +1,6 @@
-//! Clusters of processes, which are really killed and stopped: what holds of one process holds of many.
+//! Clusters of processes, which the tests kill and stop: guarantees of one process hold for many.
 //!
-//! The processes are this program once more, in a role: see `peer.rs`.
+//! The processes run this program in another role: see `peer.rs`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 

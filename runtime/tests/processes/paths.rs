@@ -1,4 +1,4 @@
-//! What results cost on their way between processes, and where they arrive.
+//! The copies of results on their way between processes, and the memory in which they arrive.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use crate::cluster::{Case, Cluster, run};
 use crate::functions::{COPIED, LOOK, Look, MAKE, Made, Whereto, copied};
 
 pub(crate) const CASES: &[Case] = &[
-    ("a_result_in_an_arena_is_handed_over_without_a_copy", arena),
+    ("result_in_an_arena_is_not_copied", arena),
     ("a_result_in_host_memory_is_copied_at_most_twice", host),
-    ("a_result_stays_in_the_place_that_it_was_made_in", places),
+    ("result_keeps_its_place", places),
 ];
 
 const LEN: usize = 32 << 20;
-/// Words and announcements are copied on their way: this is what they are allowed.
+/// Allowance for copies of protocol messages and announcements, in bytes.
 const WORDS_LEN: u64 = 256 << 10;
 
-/// A result of each of the two workers.
+/// Makes a result at each of the two workers.
 async fn one_each(cluster: &Cluster, whereto: Whereto, len: usize) -> Vec<Future<Made>> {
-    // Long enough for either of them to be busy while the other is given its part.
+    // Long enough that both workers are busy at the same time.
     let made = cluster.client.map(MAKE, [(1, len, whereto, 50), (2, len, whereto, 50)]).unwrap();
     let mut holders = Vec::new();
     for made in &made {
@@ -39,7 +39,7 @@ async fn looked_at(cluster: &Cluster, made: &[Future<Made>]) -> Vec<Look> {
     looks
 }
 
-/// What both workers copied until now, together.
+/// Returns the bytes that both workers have copied.
 async fn copied_by_workers(cluster: &Cluster) -> u64 {
     let mut copied = BTreeMap::new();
     while copied.len() < 2 {
@@ -62,7 +62,7 @@ fn arena() {
         assert!(pair.bytes >= LEN as u64 && stats.moved_bytes == pair.bytes, "{stats:#?}");
         let copied_there = copied_by_workers(&cluster).await;
         assert!(copied_there < WORDS_LEN, "{copied_there} bytes of {LEN} were copied");
-        // And to the client, another process again.
+        // And to the client, which is another process.
         let before = copied(&cluster.endpoint);
         let here = made[0].result().await.unwrap();
         assert_eq!((here.data.buffer().place(), here.data.buffer().len()), (Place::Arena, LEN));

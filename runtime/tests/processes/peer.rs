@@ -1,5 +1,5 @@
-//! A process of a cluster: this program once more, in one of three roles. Each says in lines what happened to it, and leaves in
-//! good order when its standard input ends.
+//! A process of a cluster: this program in another role. It prints a line for each event, and leaves in good
+//! order when its standard input ends.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -16,21 +16,21 @@ use towline_tests::polls::soon;
 
 use crate::functions::{BLOCK, MIX, SLEEP, registry};
 
-/// Names the role, and makes a process a peer.
+/// Selects the role of a peer process.
 pub(crate) const ROLE: &str = "TOWLINE_CLUSTER_ROLE";
 const ADDRESS: &str = "TOWLINE_CLUSTER_ADDRESS";
 const SLOTS: &str = "TOWLINE_CLUSTER_SLOTS";
 const LISTEN: &str = "TOWLINE_CLUSTER_LISTEN";
 
-/// How often an endpoint of these tests asks for a sign of life; after three times that the peer is lost.
+/// The heartbeat of endpoints in these tests. A peer is lost after three of them.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
-/// What a scheduler gives to one client.
+/// The scheduler's memory limit for one client, in bytes.
 const CLIENT_BYTES_MAX: u64 = 64 << 20;
-/// What a client process has made, and keeps.
+/// The blocks that a client process has made and keeps.
 pub(crate) const KEPT_BLOCKS: usize = 8;
 pub(crate) const KEPT_LEN: usize = 100_000;
 
-/// A process of the cluster. It dies with this handle, or with its parent.
+/// A process of the cluster. It is killed with this handle, or with its parent.
 #[derive(Debug)]
 pub(crate) struct Peer {
     child: Child,
@@ -43,7 +43,7 @@ impl Peer {
         Self::by(command, role, address, slots)
     }
 
-    /// One in a network namespace; a worker listens there.
+    /// Starts a peer in a network namespace; a worker listens there.
     pub(crate) fn on(namespace: &str, role: &str, address: &Address, listen: Option<&str>) -> Self {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", namespace]).arg(std::env::current_exe().unwrap());
@@ -58,14 +58,14 @@ impl Peer {
         let output = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in output.lines().map_while(Result::ok) {
-                // Nobody may listen any more.
+                // The test may have stopped reading.
                 let _ = sender.send(line);
             }
         });
         Self { child, lines }
     }
 
-    /// What it says next.
+    /// Reads its next line.
     pub(crate) async fn line(&mut self) -> String {
         soon("the peer's word", self.lines.recv()).await.expect("the peer lives")
     }
@@ -74,7 +74,7 @@ impl Peer {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Lets it take so many bytes of memory more than it has, and no more.
+    /// Limits its memory to its present size and `more_bytes`.
     pub(crate) fn limit_memory(&self, more_bytes: u64) {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
@@ -83,7 +83,7 @@ impl Peer {
         prlimit(Some(Pid::from_child(&self.child)), Resource::As, limit).unwrap();
     }
 
-    /// Has it leave in good order, which it must do without a complaint.
+    /// Ends it in good order, and asserts that it prints nothing.
     pub(crate) async fn leave(mut self) {
         drop(self.child.stdin.take());
         assert_eq!(soon("the peer's end", self.lines.recv()).await, None, "it should have said nothing");
@@ -93,20 +93,20 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may be gone already.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// An endpoint of the cluster: all of them know the token.
+/// An endpoint of the cluster: all peers share the token.
 pub(crate) fn endpoint() -> Endpoint {
     let builder =
         Endpoint::builder().token(Token::from_bytes("of this cluster").unwrap()).heartbeat(HEARTBEAT);
     builder.pool(Guarded::pool()).build().unwrap()
 }
 
-/// This process is a peer.
+/// Runs this process as a peer.
 pub(crate) fn run(role: &str) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
@@ -163,7 +163,7 @@ async fn keep(address: &Address) {
     say(format_args!("{:?}", error.kind()));
 }
 
-/// Asks each worker for what it has made, and makes it of what others have.
+/// Fetches results from all workers, and has them fetch from each other.
 async fn ask(address: &Address) {
     let client = Client::connect(&endpoint(), address).await.unwrap();
     let blocks = client.map(BLOCK, (0..16).map(|seed| (seed, KEPT_LEN))).unwrap();

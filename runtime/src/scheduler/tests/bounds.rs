@@ -1,4 +1,4 @@
-//! What peers may make the scheduler keep, say and believe.
+//! Limits on what peers can make the scheduler store, send and trust.
 
 use super::*;
 use crate::batch::{BATCH_LEN, BATCH_LEN_MAX};
@@ -23,7 +23,7 @@ impl Harness {
 }
 
 #[test]
-fn a_client_whose_tasks_take_too_much_is_refused_and_what_it_releases_counts_no_more() {
+fn client_memory_limit_counts_unreleased_tasks() {
     let mut harness = Harness::new(0);
     harness.state.set_client_bytes_max(100_000);
     harness.submit_long(1, 50_000);
@@ -41,13 +41,13 @@ fn a_client_whose_tasks_take_too_much_is_refused_and_what_it_releases_counts_no_
     assert!(scattered.count() < 500);
     harness.collect();
     harness.state.check();
-    // Others have a share of their own.
+    // Other clients have a limit of their own.
     let other = harness.state.client_joined().unwrap();
     harness.state.on_client_message(other, scatter(Key::new(other, 1))).unwrap();
 }
 
 #[test]
-fn a_client_may_name_so_many_new_functions_and_others_name_theirs() {
+fn new_functions_are_limited_per_client() {
     let mut harness = Harness::new(0);
     let named = |n: usize| FromClient::Function { name: format!("f{n}"), types: 0 };
     for n in 1..NEW_FUNCTIONS_MAX {
@@ -61,7 +61,7 @@ fn a_client_may_name_so_many_new_functions_and_others_name_theirs() {
 }
 
 #[test]
-fn large_tasks_wait_for_room_at_a_worker_as_many_do() {
+fn large_assignments_are_limited_by_bytes() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let first = harness.assignment();
@@ -81,10 +81,10 @@ fn large_tasks_wait_for_room_at_a_worker_as_many_do() {
 }
 
 #[test]
-fn the_longest_order_fits_into_a_batch() {
+fn longest_assignment_fits_into_a_batch() {
     let key = Key::new((1 << 24) - 1, (1 << 40) - 1);
     let input = Input { key, bytes: u64::MAX, holders: vec![u32::MAX; 4] };
-    // What stands between two placeholders is no longer than all arguments.
+    // The distance between two placeholders is at most the length of all arguments.
     let placeholder = Placeholder { after: ARGUMENTS_LEN_MAX as u32, input: INPUTS_MAX as u32 - 1 };
     let arguments = TaskArguments {
         bytes: Blob(vec![0; ARGUMENTS_LEN_MAX].into()),
@@ -107,7 +107,7 @@ fn the_longest_order_fits_into_a_batch() {
 }
 
 #[test]
-fn what_workers_are_told_of_many_tasks_is_said_in_parts() {
+fn output_for_many_tasks_is_split() {
     let mut harness = Harness::new(0);
     (0..3).for_each(|_| _ = harness.join(1000, 1000));
     for sequence in 1..=10_000 {
@@ -125,7 +125,7 @@ fn what_workers_are_told_of_many_tasks_is_said_in_parts() {
         "{batch_lens:?}"
     );
     harness.state.check();
-    // An answer that is much longer than its question is batch_lens before the next is looked at.
+    // A reply much larger than its request is sent before the next request is applied.
     harness.state.on_client_message(harness.client, FromClient::GetStats { request: 1 }).unwrap();
     assert!(!harness.state.output_is_full());
     (0..1000).for_each(|request| {
@@ -135,7 +135,7 @@ fn what_workers_are_told_of_many_tasks_is_said_in_parts() {
 }
 
 #[test]
-fn no_result_is_larger_than_its_workers_memory() {
+fn result_larger_than_worker_memory_is_a_violation() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let (worker, Assignment { key, attempt, .. }) = harness.assignment();
@@ -150,7 +150,7 @@ fn no_result_is_larger_than_its_workers_memory() {
 }
 
 #[test]
-fn a_worker_lacks_inputs_and_nothing_else() {
+fn missing_inputs_must_be_inputs_of_the_task() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     let made = harness.assignment();
@@ -163,7 +163,7 @@ fn a_worker_lacks_inputs_and_nothing_else() {
 }
 
 #[test]
-fn a_failure_is_kept_once_and_not_longer_than_any_may_be() {
+fn failure_is_truncated_and_shared() {
     let mut harness = Harness::new(1);
     harness.submit(1, &[]);
     (2..100).for_each(|sequence| harness.submit(sequence, &[1]));

@@ -1,4 +1,4 @@
-//! What nothing can move, with the time told by hand.
+//! The stall timeout, with the time as an argument.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ impl Harness {
 }
 
 #[test]
-fn without_a_worker_each_task_waits_as_long_as_it_may() {
+fn task_without_a_worker_times_out() {
     let mut harness = Harness::new(0);
     harness.submit(1, &[]);
     harness.submit(2, &[1]);
@@ -38,19 +38,19 @@ fn without_a_worker_each_task_waits_as_long_as_it_may() {
 }
 
 #[test]
-fn stall_timeout_begins_anew_when_something_moved() {
+fn stall_timeout_restarts_after_progress() {
     let mut harness = Harness::new(0);
     harness.submit(1, &[]);
     harness.submit(2, &[]);
     harness.tick(SECOND);
-    // Between two looks a worker came, began, and left.
+    // Between two ticks a worker joined, began a task, and left.
     let worker = harness.join(1, 1000);
     harness.gone(worker, Departure::Left);
     harness.tick(STALL_TIMEOUT + SECOND);
     assert!(!harness.has_timed_out(1));
     harness.tick(2 * STALL_TIMEOUT + SECOND);
     assert!(harness.has_timed_out(1));
-    // One that runs for ever is no stall.
+    // A task that runs for ever is no stall.
     harness.submit(3, &[]);
     harness.join(1, 1000);
     harness.submit(4, &[]);
@@ -60,7 +60,7 @@ fn stall_timeout_begins_anew_when_something_moved() {
 }
 
 #[test]
-fn full_workers_give_copies_up_before_tasks_are() {
+fn full_workers_free_copies_before_tasks_fail() {
     let mut harness = Harness::new(2);
     harness.submit(1, &[]);
     let (holder, assignment) = harness.assignment();
