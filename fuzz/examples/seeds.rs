@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{env, fs, io};
 
 use towline::backend::{Arrival, Delivery, Role};
-use towline::internals::{Peer, Said, Stream, Visit, greet};
+use towline::internals::{GreetingConfig, Peer, PeerAction, Stream, greet};
 use towline::{Buffer, BufferMut, Message};
 use towline_fuzz::wire::head_len;
 
@@ -67,21 +67,25 @@ fn texts(texts: &[&str], which: Option<u8>) -> Vec<Vec<u8>> {
 struct Listener(Vec<u8>);
 
 impl Peer for Listener {
-    fn hear(&mut self, bytes: &[u8]) {
+    fn receive(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
-    fn say(&mut self, _: usize) -> Said {
-        Said::End
+    fn send(&mut self, _: usize) -> PeerAction {
+        PeerAction::End
     }
 }
 
 /// Returns the messages of a connector, and scripts of conversations of each sort.
 fn handshakes() -> Vec<Vec<u8>> {
     let mut listener = Listener(vec![0]);
-    let visit =
-        Visit { role: Role::Connector, token: None, offers: &["tcp", "shm"], time: Duration::from_secs(5) };
-    drop(greet(&visit, &mut listener));
+    let config = GreetingConfig {
+        role: Role::Connector,
+        token: None,
+        offers: &["tcp", "shm"],
+        time: Duration::from_secs(5),
+    };
+    drop(greet(&config, &mut listener));
     let mut said = listener.0;
     for (kind, body) in [
         (2, &[0; 32][..]),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use towline::ErrorKind;
-use towline::internals::{Said, attend};
+use towline::internals::{PeerAction, attend};
 
 use crate::HeapMax;
 use crate::script::Script;
@@ -26,36 +26,37 @@ pub fn run(input: &[u8]) -> HeapMax {
     while !script.is_over() {
         steps.push(match script.byte() {
             choice @ 0..160 => {
-                Said::Bytes(script.take(usize::from(choice % 5 + 1)).iter().map(word).collect())
+                PeerAction::Bytes(script.take(usize::from(choice % 5 + 1)).iter().map(word).collect())
             }
-            160..250 => Said::Nothing,
-            _ => Said::End,
+            160..250 => PeerAction::Wait,
+            _ => PeerAction::End,
         });
-        if steps.last() == Some(&Said::End) {
+        if steps.last() == Some(&PeerAction::End) {
             break;
         }
     }
-    let hung_up = steps.last() == Some(&Said::End);
+    let hung_up = steps.last() == Some(&PeerAction::End);
     if hung_up {
         // An end that has started to drain gives up only after the peer closed.
-        steps.extend([Said::Nothing, Said::Nothing]);
+        steps.extend([PeerAction::Wait, PeerAction::Wait]);
     }
-    let attended = attend(HEARTBEAT, &steps, deaf, parts_at);
-    let end = attended.end.expect("the control task ends when its connection is over");
+    let outcome = attend(HEARTBEAT, &steps, deaf, parts_at);
+    let end = outcome.end.expect("the control task ends when its connection is over");
     let kind = end.as_ref().map(towline::Error::kind);
-    let told =
-        || steps.iter().filter_map(|step| if let Said::Bytes(bytes) = step { Some(bytes) } else { None });
+    let told = || {
+        steps.iter().filter_map(|step| if let PeerAction::Bytes(bytes) = step { Some(bytes) } else { None })
+    };
     let count = |word: u8| told().flatten().filter(|byte| **byte == word).count();
     let nonsense = told().flatten().any(|byte| !WORDS.contains(byte)) || count(OVER) > 1;
     match kind {
         Some(ErrorKind::Corrupt) => assert!(nonsense, "{end:?}"),
-        Some(ErrorKind::PeerLost) => assert!(hung_up || attended.took >= HEARTBEAT * 3, "{end:?}"),
+        Some(ErrorKind::PeerLost) => assert!(hung_up || outcome.took >= HEARTBEAT * 3, "{end:?}"),
         Some(ErrorKind::Closed) => assert!(parts_at.is_some_and(|at| at < steps.len()), "{end:?}"),
         Some(_) => panic!("{end:?}"),
         None => assert!(deaf || !(nonsense || hung_up), "the control task missed the end"),
     }
-    assert!(attended.said.iter().all(|byte| WORDS.contains(byte)));
-    let said = |word: u8| attended.said.iter().filter(|byte| **byte == word).count();
+    assert!(outcome.sent.iter().all(|byte| WORDS.contains(byte)));
+    let said = |word: u8| outcome.sent.iter().filter(|byte| **byte == word).count();
     assert!(said(OVER) <= usize::from(parts_at.is_some()), "it parted more often than it did");
     let (asked, answers) = (count(ASK), said(ANSWER));
     assert!(answers <= asked, "{answers} pongs to {asked} pings");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use towline::backend::Role;
-use towline::internals::{Peer, Said, Visit, greet, greeting_message, proof};
+use towline::internals::{GreetingConfig, Peer, PeerAction, greet, greeting_message, proof};
 
 use crate::HeapMax;
 use crate::script::Script;
@@ -51,8 +51,8 @@ fn conversation(which: u8, script: &[u8]) {
         hello: Vec::new(),
         proved: false,
     };
-    let visit = Visit { role, token, offers: &["tcp", "shm"], time: TIME };
-    let greeted = greet(&visit, &mut unauthenticated_peer).expect("the terms are right");
+    let config = GreetingConfig { role, token, offers: &["tcp", "shm"], time: TIME };
+    let greeted = greet(&config, &mut unauthenticated_peer).expect("the terms are right");
     assert!(
         token.is_none() || unauthenticated_peer.proved || !greeted.greeted,
         "it never proved that it knows the token"
@@ -61,7 +61,7 @@ fn conversation(which: u8, script: &[u8]) {
     assert!(greeted.offers_len < 64 << 10);
     assert!(greeted.took <= TIME * 2 + Duration::from_millis(500), "{:?}", greeted.took);
     if let Ok(backend) = &greeted.outcome {
-        assert!(role == Role::Connector || visit.offers.contains(&backend.as_str()), "{backend}");
+        assert!(role == Role::Connector || config.offers.contains(&backend.as_str()), "{backend}");
     }
 }
 
@@ -79,33 +79,33 @@ struct UnauthenticatedPeer<'a> {
 }
 
 impl Peer for UnauthenticatedPeer<'_> {
-    fn hear(&mut self, bytes: &[u8]) {
+    fn receive(&mut self, bytes: &[u8]) {
         self.heard.extend_from_slice(bytes);
     }
 
-    fn say(&mut self, len_max: usize) -> Said {
+    fn send(&mut self, len_max: usize) -> PeerAction {
         if self.saying.is_empty() {
             if self.script.is_over() {
-                return Said::End;
+                return PeerAction::End;
             }
             match self.script.byte() {
                 0..16 => {
                     let len = 1 + usize::from(self.script.byte());
                     self.saying = self.script.take(len).to_vec();
                 }
-                16..48 => return Said::Nothing,
-                48..50 => return Said::End,
-                50..52 => return Said::Broken,
+                16..48 => return PeerAction::Wait,
+                48..50 => return PeerAction::End,
+                50..52 => return PeerAction::Broken,
                 choice => self.message(choice),
             }
             if self.saying.is_empty() {
-                return Said::Nothing;
+                return PeerAction::Wait;
             }
         }
         let cut =
             [usize::MAX, usize::MAX, 1, 7][usize::from(self.script.0.first().copied().unwrap_or(0)) % 4];
         let rest = self.saying.split_off(len_max.min(cut).min(self.saying.len()));
-        Said::Bytes(std::mem::replace(&mut self.saying, rest))
+        PeerAction::Bytes(std::mem::replace(&mut self.saying, rest))
     }
 }
 

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use towline::internals::{Getting, Putting, Stream};
+use towline::internals::{PendingGet, PendingPut, Stream};
 use towline::{Buffer, BufferMut, Error, ErrorKind, Region, RemoteRegion};
 
 use crate::HeapMax;
@@ -84,8 +84,8 @@ struct Owner {
     readable: Region<Buffer>,
     /// Another connection of the same process, and its regions.
     foreign: (Stream, Vec<Region<BufferMut>>),
-    gets: Vec<Getting>,
-    puts: Vec<(usize, Putting)>,
+    gets: Vec<PendingGet>,
+    puts: Vec<(usize, PendingPut)>,
 }
 
 impl Owner {

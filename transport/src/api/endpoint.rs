@@ -27,7 +27,7 @@ use crate::platform::process::Own;
 use crate::progress::core::OwnedCore;
 use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
-use crate::wire::unfinished::Unfinished;
+use crate::wire::record_budget::RecordBudget;
 
 /// The default bound on idle memory of an endpoint's pool, in bytes.
 const POOL_IDLE_BYTES_MAX: usize = 256 << 20;
@@ -490,7 +490,7 @@ impl Builder {
             trusts_user: self.trusts_user,
             pools: Arc::new(self.pools),
             bounce_arena: BounceArena::new(bounce_arena_bytes_max),
-            unfinished: Unfinished::new(AvailableMemory::bounded(u64::MAX, MEMORY_SHARE)),
+            unfinished: RecordBudget::new(AvailableMemory::bounded(u64::MAX, MEMORY_SHARE)),
             wait: self.wait,
             heartbeat: self.heartbeat,
             linger: self.linger,

@@ -55,7 +55,7 @@ use crate::platform::environment::Environment;
 pub use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo, Message, SmallSend, Table};
 pub use crate::transfer::operation::{Completion, Done, Operation};
 pub use crate::transfer::region::{Regions, RemoteRegion};
-use crate::wire::unfinished::Unfinished;
+use crate::wire::record_budget::RecordBudget;
 
 /// One transport technology on this machine.
 pub trait Backend: Debug + Send + Sync + 'static {
@@ -242,7 +242,7 @@ pub struct LinkContext {
     /// Shared memory for bounce copies: copies of frames outside any arena, lent to the peer.
     pub bounce_arena: BounceArena,
     /// Counts records that were received in part.
-    pub(crate) unfinished: Unfinished,
+    pub(crate) unfinished: RecordBudget,
     /// Clock, timers, randomness and tasks.
     pub environment: Arc<dyn Environment>,
     /// The heartbeat interval: how often a silent peer is pinged. After three unanswered intervals the peer

@@ -243,7 +243,7 @@ impl<L: ByteStream> Streamed<L> {
         }
         let fetched = active.session.fetch()?;
         moved |= read | fetched;
-        moved |= self.write(active, if read { Urgency::Coalesced } else { Urgency::Word })?;
+        moved |= self.write(active, if read { Urgency::Coalesced } else { Urgency::Ack })?;
         if active.session.is_over() && !self.stream.is_blocked() {
             if !L::HAS_CONTROL_STREAM {
                 return Err(closed_cleanly());
@@ -338,7 +338,7 @@ impl<L: ByteStream> Link for Streamed<L> {
 
     fn tick(&self) {
         self.with_poll_lock(None, |link, active| {
-            link.write(active, Urgency::Word)?;
+            link.write(active, Urgency::Ack)?;
             active.session.tend()?;
             if L::HAS_CONTROL_STREAM {
                 return link.poll(active);
@@ -352,7 +352,7 @@ impl<L: ByteStream> Link for Streamed<L> {
             if active.is_silent(now) {
                 active.session.tick(now)?;
             }
-            link.write(active, Urgency::Word)?;
+            link.write(active, Urgency::Ack)?;
             Ok(progress)
         });
     }
@@ -382,7 +382,7 @@ impl<L: ByteStream> Active<L> {
     /// Reports the last sign of life to the session. Returns true if there was none for too long.
     fn is_silent(&mut self, now: Duration) -> bool {
         if std::mem::take(&mut self.peer_alive) {
-            self.session.heard(now);
+            self.session.record_activity(now);
         }
         self.session.is_silent(now)
     }
@@ -431,7 +431,7 @@ pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: u
             }
             match read_once(session, from, stream, scratch)? {
                 (IoOutcome::WouldBlock, _) => return Ok(reads > 0),
-                (IoOutcome::Bytes(0), _) if session.goes_on_without(stream) => return Ok(true),
+                (IoOutcome::Bytes(0), _) if session.continues_without(stream) => return Ok(true),
                 (IoOutcome::Bytes(0), _) => return Err(end_of_stream(session)),
                 (IoOutcome::Bytes(len), asked) => {
                     if len < asked || !session.reads(stream) {

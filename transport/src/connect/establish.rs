@@ -20,15 +20,15 @@ use crate::backend::{Backend, LinkContext, Opened, Regions, Role, Staging};
 use crate::connect::dial;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{
-    self, Admission, Admitted, Asked, CRC32C, Caller, Control, Greeting, Identity, JoinKey, Joins, Offer,
-    Proposal, STREAMS, Terms, Tls,
+    self, Admission, Admitted, CRC32C, ConnectorReply, Control, Greeting, Identity, Inbound, JoinKey, Joins,
+    Offer, Proposal, STREAMS, Terms, Tls,
 };
 use crate::memory::{BounceArena, Place, Pool};
 use crate::platform::environment::{Environment, within};
 use crate::progress::core::{OwnedCore, Parts};
 use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
-use crate::wire::unfinished::Unfinished;
+use crate::wire::record_budget::RecordBudget;
 
 /// The most proposals of a connector before it is refused.
 const PROPOSALS_MAX: usize = 16;
@@ -44,7 +44,7 @@ pub(crate) struct Establisher {
     pub(crate) trusts_user: bool,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
     pub(crate) bounce_arena: BounceArena,
-    pub(crate) unfinished: Unfinished,
+    pub(crate) unfinished: RecordBudget,
     pub(crate) wait: Wait,
     pub(crate) heartbeat: Duration,
     pub(crate) linger: Duration,
@@ -202,18 +202,20 @@ impl Establisher {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         // Allocates nothing for a silent peer. The steps below report its timeout.
-        let _ = within(environment, deadline, control.spoken()).await;
+        let _ = within(environment, deadline, control.first_byte_or_end()).await;
         admitted.advanced(environment.now());
         let (candidates, refused) = self.candidates(Role::Acceptor, listening);
         let mut control = self.secure(Role::Acceptor, control, listening, deadline).await?;
         admitted.advanced(environment.now());
         let terms = self.terms(&candidates, CRC32C | STREAMS, &control, deadline)?;
         let over_tls = terms.binding.is_some();
-        match handshake::greet_caller(&mut control, &terms, environment, |now| admitted.failed(now)).await? {
-            Caller::Peer(greeting) => {
+        match handshake::greet_as_acceptor(&mut control, &terms, environment, |now| admitted.failed(now))
+            .await?
+        {
+            Inbound::Peer(greeting) => {
                 Ok(Some(AuthenticatedPeer { control, greeting, over_tls, candidates, refused }))
             }
-            Caller::Lane(join) => {
+            Inbound::Lane(join) => {
                 let joined = self.joins.join(&join, control, environment);
                 send_within(environment, deadline, joined).await.map(|()| None)
             }
@@ -233,7 +235,7 @@ impl Establisher {
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
             let Proposal { backend, streams, info } =
-                handshake::proposed(&mut control, deadline, environment).await?;
+                handshake::receive_proposal(&mut control, deadline, environment).await?;
             admitted.advanced(environment.now());
             let Some(at) = candidates.iter().position(|candidate| candidate.backend.name() == backend) else {
                 let answer = handshake::answer(&mut control, Err("it is not offered here"));
@@ -326,7 +328,8 @@ impl Establisher {
             let answer = handshake::answer(control, opened.as_ref().map(drop).map_err(String::as_str));
             send_within(environment, answered_by, answer).await?;
             // The acceptor's answer says which end failed first.
-            let answered = handshake::answered(control, backend.name(), answered_by, environment).await?;
+            let answered =
+                handshake::receive_answer(control, backend.name(), answered_by, environment).await?;
             return Ok(answered.and(opened));
         }
         let measurements = if candidate.is_probed { path_probe::MEASUREMENTS_MAX } else { 0 };
@@ -334,7 +337,14 @@ impl Establisher {
             let (mut opening, mut opened) = (std::pin::pin!(opening), None);
             let peer = async {
                 send_within(environment, answered_by, handshake::answer_with(control, &info)).await?;
-                handshake::asked(control, backend.name(), measurements, answered_by, environment).await
+                handshake::receive_measure_or_answer(
+                    control,
+                    backend.name(),
+                    measurements,
+                    answered_by,
+                    environment,
+                )
+                .await
             };
             let mut peer = std::pin::pin!(peer);
             let asked = std::future::poll_fn(|cx| {
@@ -349,14 +359,14 @@ impl Establisher {
             .await?;
             let opened = match (opened, &asked) {
                 (Some(opened), _) => opened,
-                (None, Asked::Said(Err(reason))) => Err(reason.clone()),
+                (None, ConnectorReply::Answer(Err(reason))) => Err(reason.clone()),
                 (None, _) => opening.await,
             };
             (opened, asked)
         };
         let said = match asked {
-            Asked::Said(said) => said,
-            Asked::Measure(len) => {
+            ConnectorReply::Answer(said) => said,
+            ConnectorReply::Measure(len) => {
                 let link = opened.as_ref().ok().map(Opened::link);
                 candidate.candidate.reason = "the peer probed it and prefers it".into();
                 path_probe::answer_probe(len, link, context, (control, backend.name()), answered_by).await?

@@ -17,10 +17,10 @@ use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
 
 /// How long a peer that has said nothing keeps its place while newcomers wait; twice that once it has said something.
-/// Evictions shorten it, down to [`PATIENCE_MIN`].
-const PATIENCE: Duration = Duration::from_millis(200);
-const PATIENCE_MIN: Duration = Duration::from_millis(1);
-/// In this many times as long as it lasts, patience comes back where nobody is evicted.
+/// Evictions shorten it, down to [`GRACE_TIME_MIN`].
+const GRACE_TIME: Duration = Duration::from_millis(200);
+const GRACE_TIME_MIN: Duration = Duration::from_millis(1);
+/// In this many times as long as it lasts, grace_time comes back where nobody is evicted.
 const RECOVERY: u32 = 10;
 /// How often a source may fail to authenticate before its answers are delayed, and by how much then: each failure doubles it.
 const FAILURES_FREE: u32 = 8;
@@ -81,7 +81,7 @@ struct State {
     capacity: usize,
     /// When descriptors ran out, and how many places were left then.
     scarce: Option<(Duration, usize)>,
-    /// When a peer was last evicted, and what patience was left then.
+    /// When a peer was last evicted, and what grace_time was left then.
     evicted: Option<(Duration, Duration)>,
     failures: HashMap<Source, Failures>,
 }
@@ -99,7 +99,7 @@ struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Class {
     Silent,
-    Heard,
+    Active,
     Failed,
 }
 
@@ -216,29 +216,29 @@ impl State {
         })
     }
 
-    fn patience(&self, now: Duration) -> Duration {
+    fn grace_time(&self, now: Duration) -> Duration {
         let left = |(at, left)| left + now.saturating_sub(at) / RECOVERY;
-        self.evicted.map_or(PATIENCE, left).clamp(PATIENCE_MIN, PATIENCE)
+        self.evicted.map_or(GRACE_TIME, left).clamp(GRACE_TIME_MIN, GRACE_TIME)
     }
 
     /// Takes a place from a peer, or says until when none may be taken.
     fn evict(&mut self, now: Duration) -> Result<(), Duration> {
-        let patience = self.patience(now);
+        let grace_time = self.grace_time(now);
         let due = |at: usize| {
             let Entry { class, advanced, .. } = self.peers[at];
-            advanced + if class == Class::Heard { patience * 2 } else { patience }
+            advanced + if class == Class::Active { grace_time * 2 } else { grace_time }
         };
         let at = match self.victim(Class::Failed) {
             Some(at) => at,
             None => {
-                let larger = self.largest_victim().ok_or(now + PATIENCE)?;
+                let larger = self.largest_victim().ok_or(now + GRACE_TIME)?;
                 // One that has said nothing makes room as well, but none that has said something and whose class is smaller.
                 let candidates = [larger, self.victim(Class::Silent).unwrap_or(larger)];
                 let overdue = candidates.into_iter().find(|at| due(*at) <= now);
                 overdue.ok_or_else(|| candidates.map(due).into_iter().min().unwrap_or(now))?
             }
         };
-        self.evicted = Some((now, patience * 7 / 8));
+        self.evicted = Some((now, grace_time * 7 / 8));
         self.remove(at).evicted.notify_one();
         Ok(())
     }
@@ -246,9 +246,9 @@ impl State {
     /// Who makes room where nobody has failed.
     fn largest_victim(&self) -> Option<usize> {
         let size = |class| self.peers.iter().filter(|entry| entry.class == class).count();
-        let (larger, smaller) = match size(Class::Heard) > size(Class::Silent) {
-            true => (Class::Heard, Class::Silent),
-            false => (Class::Silent, Class::Heard),
+        let (larger, smaller) = match size(Class::Active) > size(Class::Silent) {
+            true => (Class::Active, Class::Silent),
+            false => (Class::Silent, Class::Active),
         };
         self.victim(larger).or_else(|| self.victim(smaller))
     }
@@ -327,7 +327,7 @@ impl Admitted {
 
     /// The peer went on to the next step, of which there are few.
     pub fn advanced(&self, now: Duration) {
-        self.admission.state().put(self.number, Class::Heard, Some(now));
+        self.admission.state().put(self.number, Class::Active, Some(now));
     }
 
     /// The peer failed to authenticate: until when its answer is delayed, while it is the first to make room.

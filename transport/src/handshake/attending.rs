@@ -34,27 +34,27 @@ impl Control {
         ended: impl Future<Output = ()>,
     ) -> Option<Error> {
         let (mut draining, mut ended) = (pin!(draining), pin!(ended));
-        let mut attendant = Attendant::new(self, heartbeat, environment.now());
+        let mut control_loop = ControlLoop::new(self, heartbeat, environment.now());
         loop {
             let pause = environment.now() + heartbeat / 4;
-            let wake_at = attendant.give_up_at.map_or(pause, |at| at.min(pause));
+            let wake_at = control_loop.give_up_at.map_or(pause, |at| at.min(pause));
             let mut timer = environment.sleep_until(wake_at);
             let event = std::future::poll_fn(|cx| {
                 if ended.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(None);
                 }
-                if attendant.drained.is_none()
+                if control_loop.drained.is_none()
                     && let Poll::Ready(why) = draining.as_mut().poll(cx)
                 {
                     return Poll::Ready(why.map(Event::Drained));
                 }
-                match attendant.poll_turn(cx) {
+                match control_loop.poll_event(cx) {
                     Poll::Ready(event) => Poll::Ready(Some(event)),
-                    Poll::Pending => timer.as_mut().poll(cx).map(|()| Some(Event::Nothing)),
+                    Poll::Pending => timer.as_mut().poll(cx).map(|()| Some(Event::Idle)),
                 }
             })
             .await?;
-            if let Some(why) = attendant.turn(event, environment.now()) {
+            if let Some(why) = control_loop.handle_event(event, environment.now()) {
                 return Some(why);
             }
         }
@@ -63,84 +63,86 @@ impl Control {
 
 /// What happens to a control stream.
 enum Event {
-    Heard(u8),
+    Received(u8),
     /// It ended, which would be the peer's loss for this reason.
-    HungUp(Error),
+    Ended(Error),
     /// Our link parts, for this reason.
     Drained(Error),
     /// Something was said, or time passed.
-    Nothing,
+    Idle,
 }
 
 /// Who attends to a control stream, between two events.
-struct Attendant {
+struct ControlLoop {
     control: Control,
     liveness: Liveness,
     /// A word that the peer makes no room for waits beside everything else, and so holds nothing up.
-    unsaid: Option<u8>,
-    /// Nothing more can be said.
-    mute: bool,
+    pending_byte: Option<u8>,
+    /// Idle more can be said.
+    write_failed: bool,
     /// Why our link parted.
     drained: Option<Error>,
-    over_said: bool,
-    over_heard: bool,
-    hung_up: bool,
+    sent_over: bool,
+    received_over: bool,
+    stream_ended: bool,
     /// When waiting for the one that has not parted ends.
     give_up_at: Option<Duration>,
 }
 
-impl Attendant {
+impl ControlLoop {
     fn new(control: Control, heartbeat: Duration, now: Duration) -> Self {
         Self {
             control,
             liveness: Liveness::new(heartbeat, now),
-            unsaid: None,
-            mute: false,
+            pending_byte: None,
+            write_failed: false,
             drained: None,
-            over_said: false,
-            over_heard: false,
-            hung_up: false,
+            sent_over: false,
+            received_over: false,
+            stream_ended: false,
             give_up_at: None,
         }
     }
 
-    /// Hears a byte if there is one, and otherwise says what is unsaid if it can.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if self.hung_up {
+    /// Hears a byte if there is one, and otherwise says what is pending_byte if it can.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.stream_ended {
             return Poll::Pending;
         }
         let mut byte = [0];
         let mut buf = ReadBuf::new(&mut byte);
         if let Poll::Ready(read) = Pin::new(&mut self.control).poll_read(cx, &mut buf) {
-            let ended = || Event::HungUp(Error::new(ErrorKind::PeerLost, "its control stream ended"));
+            let ended = || Event::Ended(Error::new(ErrorKind::PeerLost, "its control stream ended"));
             return Poll::Ready(match read {
-                Ok(()) => buf.filled().first().map_or_else(ended, |byte| Event::Heard(*byte)),
-                Err(error) => Event::HungUp(Error::cut(error, "its control stream was cut")),
+                Ok(()) => buf.filled().first().map_or_else(ended, |byte| Event::Received(*byte)),
+                Err(error) => Event::Ended(Error::cut(error, "its control stream was cut")),
             });
         }
-        let over = (self.drained.is_some() && !self.over_said).then_some(OVER);
-        let Some(word) = over.or(self.unsaid).filter(|_| !self.mute) else { return Poll::Pending };
+        let over = (self.drained.is_some() && !self.sent_over).then_some(OVER);
+        let Some(word) = over.or(self.pending_byte).filter(|_| !self.write_failed) else {
+            return Poll::Pending;
+        };
         let written = ready!(Pin::new(&mut self.control).poll_write(cx, &[word]));
         // TLS holds words back until then; what finds no room leaves with the next.
         let _ = Pin::new(&mut self.control).poll_flush(cx);
         match written {
-            Ok(_) if word == OVER => self.over_said = true,
-            Ok(_) => self.unsaid = None,
+            Ok(_) if word == OVER => self.sent_over = true,
+            Ok(_) => self.pending_byte = None,
             // Reading tells of it as well, after what the peer said before.
-            Err(_) => self.mute = true,
+            Err(_) => self.write_failed = true,
         }
-        Poll::Ready(Event::Nothing)
+        Poll::Ready(Event::Idle)
     }
 
     /// Draws the consequences; `Some` says why the link is to be ended.
-    fn turn(&mut self, event: Event, now: Duration) -> Option<Error> {
+    fn handle_event(&mut self, event: Event, now: Duration) -> Option<Error> {
         match event {
-            Event::Heard(byte) => {
-                self.liveness.heard(now);
+            Event::Received(byte) => {
+                self.liveness.record_activity(now);
                 match byte {
-                    PING => self.unsaid = Some(PONG),
+                    PING => self.pending_byte = Some(PONG),
                     PONG => {}
-                    OVER if !self.over_heard => self.over_heard = true,
+                    OVER if !self.received_over => self.received_over = true,
                     OVER => return Some(Error::new(ErrorKind::Corrupt, "the peer parted twice")),
                     other => {
                         let why = format!("byte {other} on the control stream means nothing");
@@ -148,23 +150,23 @@ impl Attendant {
                     }
                 }
             }
-            Event::HungUp(why) if self.drained.is_none() && !self.over_heard => return Some(why),
-            Event::HungUp(_) => {
-                self.hung_up = true;
+            Event::Ended(why) if self.drained.is_none() && !self.received_over => return Some(why),
+            Event::Ended(_) => {
+                self.stream_ended = true;
                 self.give_up_at.get_or_insert(now + DRAIN_TIME_MAX);
             }
             Event::Drained(why) => {
                 self.drained = Some(why);
                 self.give_up_at = Some(now + DRAIN_TIME_MAX);
             }
-            Event::Nothing => {}
+            Event::Idle => {}
         }
         let late = self.give_up_at.is_some_and(|at| now >= at);
         if let Some(why) = &self.drained {
-            let is_over = self.hung_up || late || (self.over_said && self.over_heard);
+            let is_over = self.stream_ended || late || (self.sent_over && self.received_over);
             return is_over.then(|| why.clone());
         }
-        if self.hung_up {
+        if self.stream_ended {
             let why = "it parted, and what it sent last did not come";
             return late.then(|| Error::new(ErrorKind::PeerLost, why));
         }
@@ -175,7 +177,7 @@ impl Attendant {
                 let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
                 return Some(Error::new(ErrorKind::PeerLost, why));
             }
-            Due::Ping => self.unsaid = self.unsaid.or(Some(PING)),
+            Due::Ping => self.pending_byte = self.pending_byte.or(Some(PING)),
             Due::Nothing => {}
         }
         None

@@ -16,10 +16,10 @@ use crate::wire::handshake::{BINDING_LEN, Role};
 
 /// The stream that a handshake ran on.
 #[derive(Debug)]
-pub struct Control(Line);
+pub struct Control(Transport);
 
 #[derive(Debug)]
-enum Line {
+enum Transport {
     Socket(TcpStream),
     Tls(Box<TlsStream>),
     Process(DuplexStream),
@@ -27,13 +27,13 @@ enum Line {
 
 impl From<TcpStream> for Control {
     fn from(stream: TcpStream) -> Self {
-        Self(Line::Socket(stream))
+        Self(Transport::Socket(stream))
     }
 }
 
 impl From<DuplexStream> for Control {
     fn from(stream: DuplexStream) -> Self {
-        Self(Line::Process(stream))
+        Self(Transport::Process(stream))
     }
 }
 
@@ -52,9 +52,9 @@ impl Control {
     /// The socket, non-blocking, and the TLS session on it, if there is one.
     pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<Session>)> {
         match self.0 {
-            Line::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
-            Line::Tls(stream) => stream.into_parts().map(|(socket, tls)| (socket, Some(tls))),
-            Line::Process(_) => {
+            Transport::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
+            Transport::Tls(stream) => stream.into_parts().map(|(socket, tls)| (socket, Some(tls))),
+            Transport::Process(_) => {
                 Err(Error::new(ErrorKind::Unsupported, "the handshake did not run on a socket"))
             }
         }
@@ -69,17 +69,17 @@ impl Control {
         host: &str,
         environment: &dyn Environment,
     ) -> Result<Self> {
-        let Line::Socket(socket) = self.0 else { return Ok(self) };
+        let Transport::Socket(socket) = self.0 else { return Ok(self) };
         let stream = match role {
             Role::Connector => secure_as_connector(socket, tls, host, environment).await?,
             Role::Acceptor => secure_as_acceptor(socket, tls, environment).await?,
         };
-        Ok(Self(Line::Tls(Box::new(stream))))
+        Ok(Self(Transport::Tls(Box::new(stream))))
     }
 
     /// Ends once the other end of a socket that has carried nothing yet has said something, or has left.
-    pub(crate) async fn spoken(&self) {
-        if let Line::Socket(socket) = &self.0 {
+    pub(crate) async fn first_byte_or_end(&self) {
+        if let Transport::Socket(socket) = &self.0 {
             // Whoever reads next learns of an error.
             let _ = socket.readable().await;
         }
@@ -88,8 +88,8 @@ impl Control {
     /// What the TLS session is known by, if there is one.
     pub(crate) fn binding(&self) -> Result<Option<[u8; BINDING_LEN]>> {
         match &self.0 {
-            Line::Tls(stream) => stream.binding().map(Some),
-            Line::Socket(_) | Line::Process(_) => Ok(None),
+            Transport::Tls(stream) => stream.binding().map(Some),
+            Transport::Socket(_) | Transport::Process(_) => Ok(None),
         }
     }
 
@@ -97,9 +97,9 @@ impl Control {
     /// written afterwards, except within a process.
     pub(super) fn reset(&self) {
         let socket = match &self.0 {
-            Line::Socket(stream) => stream.as_fd(),
-            Line::Tls(stream) => stream.descriptor(),
-            Line::Process(_) => return,
+            Transport::Socket(stream) => stream.as_fd(),
+            Transport::Tls(stream) => stream.descriptor(),
+            Transport::Process(_) => return,
         };
         // A socket that is not connected any more has nothing to reset.
         let _ = rustix::net::connect_unspec(socket);
@@ -108,9 +108,9 @@ impl Control {
     /// Where the other end of the socket is; `None` within a process.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match &self.0 {
-            Line::Socket(stream) => stream.peer_addr().ok(),
-            Line::Tls(stream) => stream.peer_addr().ok(),
-            Line::Process(_) => None,
+            Transport::Socket(stream) => stream.peer_addr().ok(),
+            Transport::Tls(stream) => stream.peer_addr().ok(),
+            Transport::Process(_) => None,
         }
     }
 }
@@ -118,9 +118,9 @@ impl Control {
 impl AsyncRead for Control {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
-            Line::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
-            Line::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
-            Line::Process(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
+            Transport::Process(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -128,25 +128,25 @@ impl AsyncRead for Control {
 impl AsyncWrite for Control {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().0 {
-            Line::Socket(stream) => Pin::new(stream).poll_write(cx, buf),
-            Line::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
-            Line::Process(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Socket(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_write(cx, buf),
+            Transport::Process(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
-            Line::Socket(stream) => Pin::new(stream).poll_flush(cx),
-            Line::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
-            Line::Process(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Socket(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_flush(cx),
+            Transport::Process(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.get_mut().0 {
-            Line::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
-            Line::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
-            Line::Process(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
+            Transport::Process(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_come_back_as_they_went() {
+    fn identity_round_trips() {
         assert_eq!(Identity::from_bytes(&someone().to_bytes()), someone());
         let bytes: [u8; IDENTITY_LEN] = std::array::from_fn(|i| i as u8);
         assert_eq!(Identity::from_bytes(&bytes).to_bytes(), bytes);
     }
 
     #[test]
-    fn an_unknown_host_is_nobodys_neighbour() {
+    fn an_unknown_host_is_never_the_same_host() {
         let nowhere = Identity { host: [0; 16], ..someone() };
         assert!(!nowhere.same_host(&nowhere));
         assert!(someone().same_host(&Identity { process: 7, ..someone() }));

@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use super::{Control, Stream, answer, encoded, out_of_turn, receive, send};
 use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
-use crate::wire::handshake::{BINDING_LEN, Join, JoinKey, Message, NAME_LEN};
+use crate::wire::handshake::{BINDING_LEN, HandshakeMessage, Join, JoinKey, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
 /// Who waits for which streams: each of the endpoint's half-open connections at most once.
@@ -141,11 +141,11 @@ pub(crate) async fn join<S: Stream>(
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<()> {
-    let word = encoded(&Message::Join(join))?;
+    let word = encoded(&HandshakeMessage::Join(join))?;
     let conversation = async {
         send(stream, &word).await?;
         match receive(stream).await?.0 {
-            Message::Ready => Ok(()),
+            HandshakeMessage::Ready => Ok(()),
             other => Err(out_of_turn("Ready", &other)),
         }
     };

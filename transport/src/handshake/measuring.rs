@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Stream, answer, cut_off, encoded, said, word};
+use super::{Stream, answer, cut_off, encoded, parse_answer, wait_for_reply};
 use crate::platform::environment::{Environment, within};
-use crate::wire::handshake::Message;
+use crate::wire::handshake::HandshakeMessage;
 use crate::{Error, ErrorKind, Result};
 
 /// How much of a measurement is held at once.
@@ -14,11 +14,11 @@ const SCRATCH_LEN: usize = 64 << 10;
 
 /// What the connector says while both ends have opened a backend.
 #[derive(Debug)]
-pub(crate) enum Asked {
+pub(crate) enum ConnectorReply {
     /// It sends so many bytes, to be taken by [`measured`].
     Measure(usize),
     /// Its last word: ready, or why not.
-    Said(Result<(), String>),
+    Answer(Result<(), String>),
 }
 
 /// Sends bytes on the stream, and waits until the acceptor has them.
@@ -30,36 +30,37 @@ pub(crate) async fn measure<S: Stream>(
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<()> {
-    let head = encoded(&Message::Measure { len: bytes.len() })?;
+    let head = encoded(&HandshakeMessage::Measure { len: bytes.len() })?;
     let sending = async {
         stream.write_all(&head).await?;
         stream.write_all(bytes).await?;
         stream.flush().await
     };
-    within(env, deadline, sending).await.ok_or_else(late)??;
-    let answered = word(stream, "more", |message| said(message, false), deadline, env).await?;
+    within(env, deadline, sending).await.ok_or_else(measure_timed_out)??;
+    let answered =
+        wait_for_reply(stream, "more", |message| parse_answer(message, false), deadline, env).await?;
     answered
         .map_err(|reason| Error::new(ErrorKind::Corrupt, format!("a measurement is not ready: {reason}")))?;
     Ok(())
 }
 
 /// Waits for the connector's word on `backend`, or for one of at most so many measurements that are left.
-pub(crate) async fn asked<S: Stream>(
+pub(crate) async fn receive_measure_or_answer<S: Stream>(
     stream: &mut S,
     backend: &str,
     measurements_left: usize,
     deadline: Duration,
     env: &dyn Environment,
-) -> Result<Asked> {
+) -> Result<ConnectorReply> {
     let take = |message| match message {
-        Message::Measure { len } if measurements_left > 0 => Ok(Asked::Measure(len)),
-        other => Ok(Asked::Said(said(other, false)?.map(drop))),
+        HandshakeMessage::Measure { len } if measurements_left > 0 => Ok(ConnectorReply::Measure(len)),
+        other => Ok(ConnectorReply::Answer(parse_answer(other, false)?.map(drop))),
     };
-    word(stream, backend, take, deadline, env).await
+    wait_for_reply(stream, backend, take, deadline, env).await
 }
 
 /// Takes so many bytes of a measurement, and says so.
-pub(crate) async fn measured<S: Stream>(
+pub(crate) async fn receive_measurement<S: Stream>(
     stream: &mut S,
     len: usize,
     deadline: Duration,
@@ -76,9 +77,9 @@ pub(crate) async fn measured<S: Stream>(
         }
         answer(stream, Ok(())).await
     };
-    within(env, deadline, taking).await.ok_or_else(late)?
+    within(env, deadline, taking).await.ok_or_else(measure_timed_out)?
 }
 
-fn late() -> Error {
+fn measure_timed_out() -> Error {
     Error::new(ErrorKind::TimedOut, "the bytes of a measurement did not pass in time")
 }

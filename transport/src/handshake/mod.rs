@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{
-    BINDING_LEN, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, NONCE_LEN, Transcript, VERSION_MAX,
+    BINDING_LEN, HEAD_LEN, HandshakeMessage, Hello, Join, Kind, MAGIC, NONCE_LEN, Transcript, VERSION_MAX,
     VERSION_MIN, agree, decode, head,
 };
 use crate::{Error, ErrorKind, Result};
@@ -38,13 +38,13 @@ pub use admission::{Admission, Admitted, Source};
 pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
-pub(crate) use measuring::{Asked, asked, measure, measured};
+pub(crate) use measuring::{ConnectorReply, measure, receive_measure_or_answer, receive_measurement};
 pub(crate) use tls::Session;
 pub use tls::Tls;
 #[cfg(feature = "tls")]
 pub use tls::TlsBuilder;
 #[cfg(feature = "tls")]
-pub(crate) use tls::broken;
+pub(crate) use tls::tls_error;
 pub use token::Token;
 
 /// How long a handshake may take, where nothing else was asked for.
@@ -113,14 +113,14 @@ pub(crate) async fn secure(
     let secured = within(env, deadline, control.secure(role, tls, host, env)).await;
     secured.unwrap_or_else(|| {
         let within = handshake_time.as_secs_f64();
-        let why = format!("TLS was not set up within the {within} s of a handshake: {}", slow(role));
+        let why = format!("TLS was not set up within the {within} s of a handshake: {}", timeout_hint(role));
         Err(Error::new(ErrorKind::TimedOut, why))
     })
 }
 
 /// Who arrived.
 #[derive(Debug)]
-pub(crate) enum Caller {
+pub(crate) enum Inbound {
     /// A peer, after its greeting.
     Peer(Greeting),
     /// A further stream of a connection, so it says.
@@ -134,20 +134,20 @@ pub(crate) async fn greet_as_connector<S: Stream>(
     env: &dyn Environment,
 ) -> Result<Greeting> {
     let deadline = env.now().saturating_add(terms.time_left);
-    let greeted = within(env, deadline, call(stream, terms, env)).await;
-    in_time(greeted, Role::Connector, stream, terms, env).await
+    let greeted = within(env, deadline, run_connector(stream, terms, env)).await;
+    finish_greeting(greeted, Role::Connector, stream, terms, env).await
 }
 
 /// The handshake of the end that listened. After an error the stream is of no more use. `failed` is told when a peer fails to
 /// authenticate, and tells when it may hear so.
-pub(crate) async fn greet_caller<S: Stream>(
+pub(crate) async fn greet_as_acceptor<S: Stream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
     failed: impl FnOnce(Duration) -> Duration,
-) -> Result<Caller> {
+) -> Result<Inbound> {
     let deadline = env.now().saturating_add(terms.time_left);
-    let greeted = within(env, deadline, take_call(stream, terms, env)).await;
+    let greeted = within(env, deadline, run_acceptor(stream, terms, env)).await;
     if let Some(Err(refusal)) = &greeted
         && refusal.kind() == ErrorKind::Unauthenticated
     {
@@ -157,7 +157,7 @@ pub(crate) async fn greet_caller<S: Stream>(
             env.sleep_until(told_at).await;
         }
     }
-    in_time(greeted, Role::Acceptor, stream, terms, env).await
+    finish_greeting(greeted, Role::Acceptor, stream, terms, env).await
 }
 
 /// What a connector asks for.
@@ -188,9 +188,9 @@ pub(crate) async fn propose<S: Stream>(
 ) -> Result<Result<Vec<u8>, String>> {
     let Proposal { backend, streams, info } = proposal.clone();
     let message = encoded(&match streams {
-        _ if !info.is_empty() => Message::ProposeInfo { streams, backend, info },
-        1 => Message::Propose { backend },
-        _ => Message::ProposeStreams { streams, backend },
+        _ if !info.is_empty() => HandshakeMessage::ProposeInfo { streams, backend, info },
+        1 => HandshakeMessage::Propose { backend },
+        _ => HandshakeMessage::ProposeStreams { streams, backend },
     })?;
     let Proposal { backend, info, .. } = proposal;
     match within(env, deadline, send(stream, &message)).await {
@@ -201,24 +201,26 @@ pub(crate) async fn propose<S: Stream>(
         }
     }
     let may_be_info = !info.is_empty();
-    word(stream, backend, |message| said(message, may_be_info), deadline, env).await
+    wait_for_reply(stream, backend, |message| parse_answer(message, may_be_info), deadline, env).await
 }
 
 /// Waits for the other end's word on `backend`: ready, or why not. `deadline` as for a proposal.
-pub(crate) async fn answered<S: Stream>(
+pub(crate) async fn receive_answer<S: Stream>(
     stream: &mut S,
     backend: &str,
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<Result<(), String>> {
-    Ok(word(stream, backend, |message| said(message, false), deadline, env).await?.map(drop))
+    Ok(wait_for_reply(stream, backend, |message| parse_answer(message, false), deadline, env)
+        .await?
+        .map(drop))
 }
 
 /// What `take` makes of the other end's word.
-async fn word<S: Stream, T>(
+async fn wait_for_reply<S: Stream, T>(
     stream: &mut S,
     backend: &str,
-    take: impl FnOnce(Message) -> Result<T, Refusal>,
+    take: impl FnOnce(HandshakeMessage) -> Result<T, Refusal>,
     deadline: Duration,
     env: &dyn Environment,
 ) -> Result<T> {
@@ -234,11 +236,11 @@ async fn word<S: Stream, T>(
 }
 
 /// Ready, with an endpoint info where there may be one, or why not.
-fn said(message: Message, may_be_info: bool) -> Result<Result<Vec<u8>, String>, Refusal> {
+fn parse_answer(message: HandshakeMessage, may_be_info: bool) -> Result<Result<Vec<u8>, String>, Refusal> {
     match message {
-        Message::Ready => Ok(Ok(Vec::new())),
-        Message::ReadyInfo { info } if may_be_info => Ok(Ok(info)),
-        Message::NotReady { reason } => Ok(Err(reason)),
+        HandshakeMessage::Ready => Ok(Ok(Vec::new())),
+        HandshakeMessage::ReadyInfo { info } if may_be_info => Ok(Ok(info)),
+        HandshakeMessage::NotReady { reason } => Ok(Err(reason)),
         other => Err(out_of_turn("Ready or NotReady", &other)),
     }
 }
@@ -246,7 +248,7 @@ fn said(message: Message, may_be_info: bool) -> Result<Result<Vec<u8>, String>, 
 /// Waits for the connector's next proposal; `Closed` where it ends without one.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
-pub(crate) async fn proposed<S: Stream>(
+pub(crate) async fn receive_proposal<S: Stream>(
     stream: &mut S,
     deadline: Duration,
     env: &dyn Environment,
@@ -256,15 +258,17 @@ pub(crate) async fn proposed<S: Stream>(
         let len = stream.read(&mut head).await?;
         if len == 0 {
             let detail = "the connector ended the connection without choosing a backend";
-            return Err(Refusal::untold(Error::new(ErrorKind::Closed, detail)));
+            return Err(Refusal::without_reply(Error::new(ErrorKind::Closed, detail)));
         }
         fill(stream, &mut head[len..]).await?;
         match receive_body(stream, head).await?.0 {
-            Message::Propose { backend } => Ok(Proposal { backend, streams: 1, info: Vec::new() }),
-            Message::ProposeStreams { streams, backend } => {
+            HandshakeMessage::Propose { backend } => Ok(Proposal { backend, streams: 1, info: Vec::new() }),
+            HandshakeMessage::ProposeStreams { streams, backend } => {
                 Ok(Proposal { backend, streams, info: Vec::new() })
             }
-            Message::ProposeInfo { streams, backend, info } => Ok(Proposal { backend, streams, info }),
+            HandshakeMessage::ProposeInfo { streams, backend, info } => {
+                Ok(Proposal { backend, streams, info })
+            }
             other => Err(out_of_turn("Propose", &other)),
         }
     };
@@ -278,8 +282,8 @@ pub(crate) async fn proposed<S: Stream>(
 /// Answers a proposal. What a reason has beyond 1 KiB is cut off.
 pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -> Result<()> {
     let message = match ready {
-        Ok(()) => Message::Ready,
-        Err(reason) => Message::NotReady { reason: reason.to_owned() },
+        Ok(()) => HandshakeMessage::Ready,
+        Err(reason) => HandshakeMessage::NotReady { reason: reason.to_owned() },
     };
     send(stream, &encoded(&message)?).await?;
     Ok(())
@@ -290,12 +294,12 @@ pub(crate) async fn answer_with<S: Stream>(stream: &mut S, info: &[u8]) -> Resul
     if info.is_empty() {
         return answer(stream, Ok(())).await;
     }
-    send(stream, &encoded(&Message::ReadyInfo { info: info.to_owned() })?).await?;
+    send(stream, &encoded(&HandshakeMessage::ReadyInfo { info: info.to_owned() })?).await?;
     Ok(())
 }
 
 /// What a greeting came to, told to the peer where that is an error.
-async fn in_time<S: Stream, T>(
+async fn finish_greeting<S: Stream, T>(
     greeted: Option<Result<T, Refusal>>,
     role: Role,
     stream: &mut S,
@@ -310,25 +314,29 @@ async fn in_time<S: Stream, T>(
             format!(
                 "the handshake was not done within {} s: {}",
                 terms.handshake_time.as_secs_f64(),
-                slow(role)
+                timeout_hint(role)
             ),
         )),
     }
 }
 
-fn slow(role: Role) -> &'static str {
+fn timeout_hint(role: Role) -> &'static str {
     match role {
         Role::Connector => "the other end may be overloaded, or no Towline endpoint",
         Role::Acceptor => "the other end may be slow, gone, or no Towline endpoint",
     }
 }
 
-async fn call<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -> Result<Greeting, Refusal> {
+async fn run_connector<S: Stream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting, Refusal> {
     let ours = our_hello(terms, env);
-    let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
+    let our_bytes = encoded(&HandshakeMessage::Hello(ours.clone())).map_err(Refusal::without_reply)?;
     let token = terms.token.as_ref().map(Token::as_bytes);
     send_hello(stream, &our_bytes, env).await?;
-    let (theirs, their_bytes) = hello(first(Role::Connector, stream, env).await?)?;
+    let (theirs, their_bytes) = expect_hello(receive_first(Role::Connector, stream, env).await?)?;
     let version = agree(&ours, &theirs)?;
     let binding = terms.binding.as_ref();
     let transcript = Transcript { connector: &our_bytes, acceptor: &their_bytes, binding };
@@ -337,17 +345,17 @@ async fn call<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -
     Ok(greeting(&ours, theirs, version, transcript.secret(token)))
 }
 
-async fn take_call<S: Stream>(
+async fn run_acceptor<S: Stream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
-) -> Result<Caller, Refusal> {
+) -> Result<Inbound, Refusal> {
     let ours = our_hello(terms, env);
-    let our_bytes = encoded(&Message::Hello(ours.clone())).map_err(Refusal::untold)?;
+    let our_bytes = encoded(&HandshakeMessage::Hello(ours.clone())).map_err(Refusal::without_reply)?;
     let token = terms.token.as_ref().map(Token::as_bytes);
-    let (theirs, their_bytes) = match first(Role::Acceptor, stream, env).await? {
-        (Message::Join(join), _) => return Ok(Caller::Lane(join)),
-        other => hello(other)?,
+    let (theirs, their_bytes) = match receive_first(Role::Acceptor, stream, env).await? {
+        (HandshakeMessage::Join(join), _) => return Ok(Inbound::Lane(join)),
+        other => expect_hello(other)?,
     };
     let version = agree(&theirs, &ours)?;
     send(stream, &our_bytes).await?;
@@ -355,7 +363,7 @@ async fn take_call<S: Stream>(
     let transcript = Transcript { connector: &their_bytes, acceptor: &our_bytes, binding };
     check_proof(stream, &transcript, token, Role::Connector).await?;
     send_proof(stream, &transcript, token, Role::Acceptor).await?;
-    Ok(Caller::Peer(greeting(&ours, theirs, version, transcript.secret(token))))
+    Ok(Inbound::Peer(greeting(&ours, theirs, version, transcript.secret(token))))
 }
 
 fn our_hello(terms: &Terms, env: &dyn Environment) -> Hello {
@@ -387,18 +395,18 @@ async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environme
     let Err(broken) = send(stream, bytes).await else {
         return Ok(());
     };
-    match first(Role::Connector, stream, env).await {
+    match receive_first(Role::Connector, stream, env).await {
         Err(refusal) if refusal.kind() != ErrorKind::PeerLost => Err(refusal),
         _ => Err(broken.into()),
     }
 }
 
-/// The first message from the other end. Whatever shows that it is no Towline endpoint ends the wait at once.
-async fn first<S: Stream>(
+/// The receive_first message from the other end. Whatever shows that it is no Towline endpoint ends the wait at once.
+async fn receive_first<S: Stream>(
     role: Role,
     stream: &mut S,
     env: &dyn Environment,
-) -> Result<(Message, Vec<u8>), Refusal> {
+) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
     let mut head = [0; HEAD_LEN];
     let mut len = 0;
     while len < HEAD_LEN {
@@ -414,9 +422,9 @@ async fn first<S: Stream>(
     receive_body(stream, head).await
 }
 
-fn hello((message, bytes): (Message, Vec<u8>)) -> Result<(Hello, Vec<u8>), Refusal> {
+fn expect_hello((message, bytes): (HandshakeMessage, Vec<u8>)) -> Result<(Hello, Vec<u8>), Refusal> {
     match message {
-        Message::Hello(hello) => Ok((hello, bytes)),
+        HandshakeMessage::Hello(hello) => Ok((hello, bytes)),
         other => Err(out_of_turn("Hello", &other)),
     }
 }
@@ -427,7 +435,7 @@ async fn send_proof<S: Stream>(
     token: Option<&[u8]>,
     role: Role,
 ) -> Result<(), Refusal> {
-    let proof = encoded(&Message::Proof { mac: transcript.proof(token, role) })?;
+    let proof = encoded(&HandshakeMessage::Proof { mac: transcript.proof(token, role) })?;
     Ok(send(stream, &proof).await?)
 }
 
@@ -438,12 +446,12 @@ async fn check_proof<S: Stream>(
     peer: Role,
 ) -> Result<(), Refusal> {
     match receive(stream).await?.0 {
-        Message::Proof { mac } => Ok(transcript.verify(token, peer, &mac)?),
+        HandshakeMessage::Proof { mac } => Ok(transcript.verify(token, peer, &mac)?),
         other => Err(out_of_turn("Proof", &other)),
     }
 }
 
-async fn receive<S: Stream>(stream: &mut S) -> Result<(Message, Vec<u8>), Refusal> {
+async fn receive<S: Stream>(stream: &mut S) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
     let mut head = [0; HEAD_LEN];
     fill(stream, &mut head).await?;
     receive_body(stream, head).await
@@ -453,13 +461,13 @@ async fn receive<S: Stream>(stream: &mut S) -> Result<(Message, Vec<u8>), Refusa
 async fn receive_body<S: Stream>(
     stream: &mut S,
     head_bytes: [u8; HEAD_LEN],
-) -> Result<(Message, Vec<u8>), Refusal> {
+) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
     let (kind, body_len) = head(&head_bytes)?;
     let mut bytes = vec![0; HEAD_LEN + body_len];
     bytes[..HEAD_LEN].copy_from_slice(&head_bytes);
     fill(stream, &mut bytes[HEAD_LEN..]).await?;
     match decode(kind, &bytes[HEAD_LEN..])? {
-        Message::Refuse { kind, reason } => Err(refusal::from_peer(kind, &reason)),
+        HandshakeMessage::Refuse { kind, reason } => Err(refusal::from_peer(kind, &reason)),
         message => Ok((message, bytes)),
     }
 }
@@ -481,19 +489,22 @@ async fn send<S: Stream>(stream: &mut S, bytes: &[u8]) -> std::io::Result<()> {
     stream.flush().await
 }
 
-fn encoded(message: &Message) -> Result<Vec<u8>> {
+fn encoded(message: &HandshakeMessage) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes)?;
     Ok(bytes)
 }
 
-fn out_of_turn(expected: &str, message: &Message) -> Refusal {
+fn out_of_turn(expected: &str, message: &HandshakeMessage) -> Refusal {
     let kind: Kind = message.kind();
     Error::new(ErrorKind::Corrupt, format!("{kind} came where {expected} was due")).into()
 }
 
 fn cut_off() -> Refusal {
-    Refusal::untold(Error::new(ErrorKind::PeerLost, "the peer ended the connection during the handshake"))
+    Refusal::without_reply(Error::new(
+        ErrorKind::PeerLost,
+        "the peer ended the connection during the handshake",
+    ))
 }
 
 #[cfg(test)]

@@ -6,26 +6,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::Stream;
 use crate::platform::environment::{Environment, within};
-use crate::wire::handshake::{Message, Role, excerpt};
+use crate::wire::handshake::{HandshakeMessage, Role, excerpt};
 use crate::{Error, ErrorKind};
 
 /// Bounds telling the peer, from the first byte written to the last byte drained, and also how long an unauthenticated peer's
-/// first words are awaited.
+/// first bytes are awaited.
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// Bounds what is drained: closing a socket with unread bytes resets it, and a reset overtakes the reason.
 const DRAIN_LEN_MAX: usize = 64 * 1024;
-/// How much of an unauthenticated peer's first words is looked at.
-const WORDS_LEN_MAX: usize = 32;
+/// How much of an unauthenticated peer's first bytes is looked at.
+const FIRST_BYTES_MAX: usize = 32;
 
 /// Why a conversation ends here, and what the other end is told.
 #[derive(Debug)]
 pub(super) struct Refusal {
     error: Error,
-    answer: Answer,
+    reply: Reply,
 }
 
 #[derive(Debug)]
-enum Answer {
+enum Reply {
     Nothing,
     Message,
     Http,
@@ -33,8 +33,8 @@ enum Answer {
 
 impl Refusal {
     /// The other end is gone, knows already, or has no part in this.
-    pub(super) fn untold(error: Error) -> Self {
-        Self { error, answer: Answer::Nothing }
+    pub(super) fn without_reply(error: Error) -> Self {
+        Self { error, reply: Reply::Nothing }
     }
 
     pub(super) fn kind(&self) -> ErrorKind {
@@ -46,30 +46,30 @@ impl Refusal {
         self.deliver_after(&[], stream, env).await
     }
 
-    /// The same, with words of TLS's own before it.
+    /// The same, with bytes of TLS's own before it.
     pub(super) async fn deliver_after<S: Stream>(
         self,
-        words: &[u8],
+        bytes: &[u8],
         stream: &mut S,
         env: &dyn Environment,
     ) -> Error {
-        let mut words = words.to_vec();
-        match self.answer {
-            Answer::Nothing => {}
-            Answer::Http => words.extend(http_answer()),
-            Answer::Message => {
+        let mut bytes = bytes.to_vec();
+        match self.reply {
+            Reply::Nothing => {}
+            Reply::Http => bytes.extend(http_answer()),
+            Reply::Message => {
                 let (kind, reason) = (self.error.kind(), self.error.detail().to_owned());
-                let refuse = Message::Refuse { kind, reason };
-                if refuse.encode(&mut words).is_err() {
+                let refuse = HandshakeMessage::Refuse { kind, reason };
+                if refuse.encode(&mut bytes).is_err() {
                     return self.error;
                 }
             }
         }
-        if words.is_empty() {
+        if bytes.is_empty() {
             return self.error;
         }
         let draining = async {
-            stream.write_all(&words).await?;
+            stream.write_all(&bytes).await?;
             stream.shutdown().await?;
             drain(stream).await
         };
@@ -82,21 +82,21 @@ impl Refusal {
 /// What our own checks find, the peer hears about.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self { error, answer: Answer::Message }
+        Self { error, reply: Reply::Message }
     }
 }
 
-/// A broken stream carries no more words.
+/// A broken stream carries no more bytes.
 impl From<std::io::Error> for Refusal {
     fn from(error: std::io::Error) -> Self {
-        Self::untold(error.into())
+        Self::without_reply(error.into())
     }
 }
 
 /// The peer said no.
 pub(super) fn from_peer(kind: ErrorKind, reason: &str) -> Refusal {
     let reason = if reason.is_empty() { "it gave no reason" } else { reason };
-    Refusal::untold(Error::new(kind, format!("the peer refused: {reason}")))
+    Refusal::without_reply(Error::new(kind, format!("the peer refused: {reason}")))
 }
 
 /// Something that is no Towline endpoint said `first`; `role` is ours.
@@ -106,15 +106,15 @@ pub(super) async fn of_unauthenticated_peer<S: Stream>(
     first: &[u8],
     env: &dyn Environment,
 ) -> Refusal {
-    unauthenticated_peer(role, &first_words(stream, first, env).await)
+    unauthenticated_peer(role, &read_first_bytes(stream, first, env).await)
 }
 
 /// A connector says something where TLS was due.
 #[cfg(feature = "tls")]
 pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
-    let words = first_words(stream, &[], env).await;
-    if !words.starts_with(&crate::wire::handshake::MAGIC) {
-        return unauthenticated_peer(Role::Acceptor, &words);
+    let bytes = read_first_bytes(stream, &[], env).await;
+    if !bytes.starts_with(&crate::wire::handshake::MAGIC) {
+        return unauthenticated_peer(Role::Acceptor, &bytes);
     }
     let why = "the connector speaks Towline in the clear, and this listener only over TLS: connect to tls:// or towlines://";
     Error::new(ErrorKind::Refused, why).into()
@@ -123,52 +123,52 @@ pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Envi
 /// A listener answers in the clear where TLS was due.
 #[cfg(feature = "tls")]
 pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
-    match super::first(Role::Connector, stream, env).await.and_then(super::hello) {
-        Err(refusal) => Refusal::untold(refusal.error),
+    match super::receive_first(Role::Connector, stream, env).await.and_then(super::expect_hello) {
+        Err(refusal) => Refusal::without_reply(refusal.error),
         Ok(_) => {
             let why = "the listener speaks Towline in the clear: connect to tcp:// or towline://, or have it listen over TLS";
-            Refusal::untold(Error::new(ErrorKind::Refused, why))
+            Refusal::without_reply(Error::new(ErrorKind::Refused, why))
         }
     }
 }
 
 /// What somebody says first, as far as it comes soon.
-async fn first_words<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
-    let mut words = first.to_vec();
+async fn read_first_bytes<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
+    let mut bytes = first.to_vec();
     let listening = async {
-        let mut more = [0; WORDS_LEN_MAX];
-        while words.len() < WORDS_LEN_MAX {
-            let room = WORDS_LEN_MAX - words.len();
+        let mut more = [0; FIRST_BYTES_MAX];
+        while bytes.len() < FIRST_BYTES_MAX {
+            let room = FIRST_BYTES_MAX - bytes.len();
             match stream.read(&mut more[..room]).await {
                 Ok(0) | Err(_) => break,
-                Ok(read) => words.extend_from_slice(&more[..read]),
+                Ok(read) => bytes.extend_from_slice(&more[..read]),
             }
         }
     };
     // Whatever came until then has to do.
     let _ = within(env, env.now().saturating_add(DRAIN_TIME), listening).await;
-    words
+    bytes
 }
 
 /// What is said to and of somebody who is no Towline endpoint.
-fn unauthenticated_peer(role: Role, words: &[u8]) -> Refusal {
+fn unauthenticated_peer(role: Role, bytes: &[u8]) -> Refusal {
     let refused = |detail: String| Error::new(ErrorKind::Refused, detail);
-    let said = excerpt(words);
+    let said = excerpt(bytes);
     match role {
-        Role::Connector if is_tls(words) => {
-            Refusal::untold(refused("not a plain Towline endpoint: it answered in TLS".to_owned()))
+        Role::Connector if is_tls(bytes) => {
+            Refusal::without_reply(refused("not a plain Towline endpoint: it answered in TLS".to_owned()))
         }
         Role::Connector => {
-            Refusal::untold(refused(format!("not a Towline endpoint: it answered \"{said}\"")))
+            Refusal::without_reply(refused(format!("not a Towline endpoint: it answered \"{said}\"")))
         }
-        Role::Acceptor if is_tls(words) => refused(
+        Role::Acceptor if is_tls(bytes) => refused(
             "the connector speaks TLS and this endpoint does not: use TLS at both ends or at neither"
                 .to_owned(),
         )
         .into(),
-        Role::Acceptor if is_http(words) => Refusal {
+        Role::Acceptor if is_http(bytes) => Refusal {
             error: refused(format!("the connector speaks HTTP, and this is a Towline endpoint: \"{said}\"")),
-            answer: Answer::Http,
+            reply: Reply::Http,
         },
         Role::Acceptor => refused(format!(
             "the connector does not speak Towline, as this endpoint does: it said \"{said}\""
@@ -177,17 +177,17 @@ fn unauthenticated_peer(role: Role, words: &[u8]) -> Refusal {
     }
 }
 
-fn is_http(words: &[u8]) -> bool {
+fn is_http(bytes: &[u8]) -> bool {
     const METHODS: [&str; 10] =
         ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "PRI"];
     METHODS
         .iter()
-        .any(|method| words.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
+        .any(|method| bytes.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
 }
 
 /// A TLS record of a handshake or an alert, of any version.
-fn is_tls(words: &[u8]) -> bool {
-    matches!(words, [0x15 | 0x16, 0x03, ..])
+fn is_tls(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x15 | 0x16, 0x03, ..])
 }
 
 fn http_answer() -> Vec<u8> {

@@ -17,15 +17,15 @@ use super::*;
 use crate::platform::environment::Task;
 
 #[derive(Debug)]
-struct World(Instant);
+struct TestEnvironment(Instant);
 
-impl World {
+impl TestEnvironment {
     fn new() -> Self {
         Self(Instant::now())
     }
 }
 
-impl Environment for World {
+impl Environment for TestEnvironment {
     fn now(&self) -> Duration {
         self.0.elapsed()
     }
@@ -45,7 +45,7 @@ impl Environment for World {
 
 /// What happens to the bytes one end writes.
 #[derive(Clone, Copy)]
-enum Fate {
+enum Fault {
     Untouched,
     /// The byte at this position is flipped by this mask.
     Flipped(usize, u8),
@@ -53,13 +53,13 @@ enum Fate {
     Cut(usize),
 }
 
-struct Fated<S> {
+struct Faulty<S> {
     inner: S,
-    fate: Fate,
+    fault: Fault,
     written: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Fated<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for Faulty<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,18 +69,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Fated<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Fated<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Faulty<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut bytes = buf.to_vec();
-        match self.fate {
-            Fate::Flipped(at, mask) if (self.written..self.written + buf.len()).contains(&at) => {
+        match self.fault {
+            Fault::Flipped(at, mask) if (self.written..self.written + buf.len()).contains(&at) => {
                 bytes[at - self.written] ^= mask;
             }
-            Fate::Cut(at) if self.written >= at => {
+            Fault::Cut(at) if self.written >= at => {
                 ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
                 return Poll::Ready(Ok(buf.len()));
             }
-            Fate::Cut(at) => bytes.truncate(at - self.written),
+            Fault::Cut(at) => bytes.truncate(at - self.written),
             _ => {}
         }
         let len = ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes))?;
@@ -99,7 +99,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Fated<S> {
 
 fn terms(token: Option<&str>) -> Terms {
     Terms {
-        identity: Identity::of_this_process(&World::new()),
+        identity: Identity::of_this_process(&TestEnvironment::new()),
         token: token.map(|token| Token::from_bytes(token).unwrap()),
         features: 0b110,
         offers: vec![
@@ -118,48 +118,44 @@ fn proposal(backend: &str) -> Proposal {
 }
 
 /// The greeting of an acceptor that is called by a peer.
-async fn greet_as_acceptor<S: Stream>(
-    stream: &mut S,
-    terms: &Terms,
-    env: &dyn Environment,
-) -> Result<Greeting> {
-    match greet_caller(stream, terms, env, |now| now).await? {
-        Caller::Peer(greeting) => Ok(greeting),
-        Caller::Lane(join) => panic!("{join:?} is no peer"),
+async fn accept_peer<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -> Result<Greeting> {
+    match greet_as_acceptor(stream, terms, env, |now| now).await? {
+        Inbound::Peer(greeting) => Ok(greeting),
+        Inbound::Lane(join) => panic!("{join:?} is no peer"),
     }
 }
 
 /// A handshake where each end closes its stream as soon as it is done.
-async fn shake(
-    (connector, connector_fate): (&Terms, Fate),
-    (acceptor, acceptor_fate): (&Terms, Fate),
+async fn greet_both(
+    (connector, connector_fate): (&Terms, Fault),
+    (acceptor, acceptor_fate): (&Terms, Fault),
 ) -> (Result<Greeting>, Result<Greeting>) {
-    let world = World::new();
+    let environment = TestEnvironment::new();
     let (near, far) = duplex(256);
-    let mut near = Fated { inner: near, fate: connector_fate, written: 0 };
-    let mut far = Fated { inner: far, fate: acceptor_fate, written: 0 };
+    let mut near = Faulty { inner: near, fault: connector_fate, written: 0 };
+    let mut far = Faulty { inner: far, fault: acceptor_fate, written: 0 };
     let connecting = async {
-        let result = greet_as_connector(&mut near, connector, &world).await;
+        let result = greet_as_connector(&mut near, connector, &environment).await;
         drop(near);
         result
     };
     let accepting = async {
-        let result = greet_as_acceptor(&mut far, acceptor, &world).await;
+        let result = accept_peer(&mut far, acceptor, &environment).await;
         drop(far);
         result
     };
     tokio::join!(connecting, accepting)
 }
 
-async fn shake_well(connector: &Terms, acceptor: &Terms) -> (Result<Greeting>, Result<Greeting>) {
-    shake((connector, Fate::Untouched), (acceptor, Fate::Untouched)).await
+async fn greet_both_unchanged(connector: &Terms, acceptor: &Terms) -> (Result<Greeting>, Result<Greeting>) {
+    greet_both((connector, Fault::Untouched), (acceptor, Fault::Untouched)).await
 }
 
 #[tokio::test]
-async fn both_ends_learn_the_same() {
+async fn both_ends_get_the_same_greeting() {
     for token in [None, Some("a token")] {
         let (ours, theirs) = (terms(token), Terms { features: 0b011, offers: Vec::new(), ..terms(token) });
-        let (connected, accepted) = shake_well(&ours, &theirs).await;
+        let (connected, accepted) = greet_both_unchanged(&ours, &theirs).await;
         let (connected, accepted) = (connected.unwrap(), accepted.unwrap());
         assert_eq!((connected.peer, accepted.peer), (theirs.identity, ours.identity));
         assert!(connected.peer.same_process(&accepted.peer) && connected.peer.id != accepted.peer.id);
@@ -167,14 +163,14 @@ async fn both_ends_learn_the_same() {
         assert_eq!((connected.features, accepted.features), (0b010, 0b010));
         assert_eq!((connected.offers, accepted.offers), (Vec::new(), ours.offers.clone()));
         assert_eq!(connected.secret, accepted.secret);
-        let again = shake_well(&ours, &theirs).await.0.unwrap();
+        let again = greet_both_unchanged(&ours, &theirs).await.0.unwrap();
         assert_ne!(again.secret, connected.secret);
     }
 }
 
 #[tokio::test]
 async fn different_tokens_are_unauthenticated_at_both_ends() {
-    let (connected, accepted) = shake_well(&terms(Some("a")), &terms(Some("b"))).await;
+    let (connected, accepted) = greet_both_unchanged(&terms(Some("a")), &terms(Some("b"))).await;
     let (connected, accepted) = (connected.unwrap_err(), accepted.unwrap_err());
     assert_eq!(accepted.kind(), ErrorKind::Unauthenticated);
     assert!(accepted.detail().starts_with("the connector's proof is wrong"), "{accepted}");
@@ -188,7 +184,7 @@ async fn different_tokens_are_unauthenticated_at_both_ends() {
 #[tokio::test]
 async fn a_token_at_one_end_is_unauthenticated_and_says_which_end_lacks_it() {
     for (ours, theirs, lacking) in [(None, Some("t"), "connector"), (Some("t"), None, "acceptor")] {
-        let (connected, accepted) = shake_well(&terms(ours), &terms(theirs)).await;
+        let (connected, accepted) = greet_both_unchanged(&terms(ours), &terms(theirs)).await;
         for error in [connected.unwrap_err(), accepted.unwrap_err()] {
             assert_eq!(error.kind(), ErrorKind::Unauthenticated);
             assert!(error.detail().contains(&format!("the {lacking} has none")), "{error}");
@@ -201,21 +197,21 @@ async fn a_token_at_one_end_is_unauthenticated_and_says_which_end_lacks_it() {
 async fn a_connector_checks_an_acceptor_that_checks_nothing() {
     let (mut near, mut far) = duplex(64 * 1024);
     let ours = terms(Some("t"));
-    let hostile_peer = Hello { authenticates: false, ..our_hello(&ours, &World::new()) };
-    far.write_all(&encoded(&Message::Hello(hostile_peer)).unwrap()).await.unwrap();
-    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    let hostile_peer = Hello { authenticates: false, ..our_hello(&ours, &TestEnvironment::new()) };
+    far.write_all(&encoded(&HandshakeMessage::Hello(hostile_peer)).unwrap()).await.unwrap();
+    let error = greet_as_connector(&mut near, &ours, &TestEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
     assert!(error.detail().contains("the acceptor has none"), "{error}");
 }
 
 #[tokio::test]
-async fn a_mirror_is_refused() {
+async fn a_reflected_handshake_is_refused() {
     let (mut near, far) = duplex(64 * 1024);
     let mirror = tokio::spawn(async {
         let (mut read, mut write) = tokio::io::split(far);
         let _ = tokio::io::copy(&mut read, &mut write).await;
     });
-    let error = greet_as_connector(&mut near, &terms(Some("t")), &World::new()).await.unwrap_err();
+    let error = greet_as_connector(&mut near, &terms(Some("t")), &TestEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     assert!(error.detail().contains("same nonce"), "{error}");
     drop(near);
@@ -224,37 +220,39 @@ async fn a_mirror_is_refused() {
 
 /// Bytes each end writes in a good handshake between [`terms`]: a `Hello` and a `Proof`.
 fn conversation_len() -> usize {
-    encoded(&Message::Hello(our_hello(&terms(None), &World::new()))).unwrap().len() + HEAD_LEN + 32
+    encoded(&HandshakeMessage::Hello(our_hello(&terms(None), &TestEnvironment::new()))).unwrap().len()
+        + HEAD_LEN
+        + 32
 }
 
 #[tokio::test]
-async fn a_conversation_cut_at_any_byte_succeeds_nowhere_it_should_not() {
+async fn a_handshake_cut_at_any_byte_fails() {
     let (ours, theirs) = (terms(Some("t")), terms(Some("t")));
     for at in 0..conversation_len() {
-        let (connected, accepted) = shake((&ours, Fate::Cut(at)), (&theirs, Fate::Untouched)).await;
+        let (connected, accepted) = greet_both((&ours, Fault::Cut(at)), (&theirs, Fault::Untouched)).await;
         assert_eq!(accepted.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
         connected.unwrap_err();
-        let (connected, _) = shake((&ours, Fate::Untouched), (&theirs, Fate::Cut(at))).await;
+        let (connected, _) = greet_both((&ours, Fault::Untouched), (&theirs, Fault::Cut(at))).await;
         assert_eq!(connected.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
     }
     let len = conversation_len();
-    let (connected, accepted) = shake((&ours, Fate::Cut(len)), (&theirs, Fate::Cut(len))).await;
+    let (connected, accepted) = greet_both((&ours, Fault::Cut(len)), (&theirs, Fault::Cut(len))).await;
     assert!(connected.is_ok() && accepted.is_ok());
 }
 
 #[tokio::test]
-async fn a_byte_flipped_anywhere_is_noticed_where_a_token_is_set() {
+async fn a_flipped_byte_is_detected_with_a_token() {
     let short = || Terms { time_left: Duration::from_millis(50), ..terms(Some("t")) };
     let (ours, theirs) = (short(), short());
     for at in 0..conversation_len() {
         for mask in [1 << (at % 8), 0xff] {
-            let flip = Fate::Flipped(at, mask);
-            let (connected, accepted) = shake((&ours, flip), (&theirs, Fate::Untouched)).await;
+            let flip = Fault::Flipped(at, mask);
+            let (connected, accepted) = greet_both((&ours, flip), (&theirs, Fault::Untouched)).await;
             let error = accepted.expect_err("authenticated content was changed");
             assert_ne!(error.kind(), ErrorKind::Io, "byte {at}: {error}");
             connected.unwrap_err();
             // The acceptor is done before its own proof arrives, so only the connector can tell.
-            let (connected, _) = shake((&ours, Fate::Untouched), (&theirs, flip)).await;
+            let (connected, _) = greet_both((&ours, Fault::Untouched), (&theirs, flip)).await;
             connected.expect_err("authenticated content was changed");
         }
     }
@@ -265,8 +263,8 @@ async fn without_a_token_flipped_bytes_are_an_error_or_another_greeting() {
     let short = || Terms { time_left: Duration::from_millis(50), ..terms(None) };
     let (ours, theirs) = (short(), short());
     for at in 0..conversation_len() {
-        let flip = Fate::Flipped(at, 1 << (at % 8));
-        let (connected, accepted) = shake((&ours, flip), (&theirs, Fate::Untouched)).await;
+        let flip = Fault::Flipped(at, 1 << (at % 8));
+        let (connected, accepted) = greet_both((&ours, flip), (&theirs, Fault::Untouched)).await;
         if let (Ok(connected), Ok(accepted)) = (connected, accepted) {
             assert_ne!(connected.secret, accepted.secret, "byte {at}");
         }
@@ -283,7 +281,7 @@ async fn timed<T>(task: impl Future<Output = T>) -> (T, Duration) {
 async fn one_byte_at_a_time_does_not_hold_the_handshake_open() {
     let ours = Terms { time_left: Duration::from_millis(100), ..terms(None) };
     let (mut near, mut far) = duplex(64 * 1024);
-    let hello = encoded(&Message::Hello(our_hello(&ours, &World::new()))).unwrap();
+    let hello = encoded(&HandshakeMessage::Hello(our_hello(&ours, &TestEnvironment::new()))).unwrap();
     let trickle = tokio::spawn(async move {
         for byte in hello {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -292,8 +290,8 @@ async fn one_byte_at_a_time_does_not_hold_the_handshake_open() {
             }
         }
     });
-    let world = World::new();
-    let (result, took) = timed(greet_as_acceptor(&mut far, &ours, &world)).await;
+    let environment = TestEnvironment::new();
+    let (result, took) = timed(accept_peer(&mut far, &ours, &environment)).await;
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let told = format!("within {} s: ", HANDSHAKE_TIME.as_secs());
@@ -307,23 +305,23 @@ async fn one_byte_at_a_time_does_not_hold_the_handshake_open() {
 async fn silence_ends_in_time_at_both_ends() {
     let ours = Terms { time_left: Duration::from_millis(20), ..terms(None) };
     let (mut near, _far) = duplex(16);
-    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    let error = greet_as_connector(&mut near, &ours, &TestEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "the pipe is full: {error}");
     let (_near, mut far) = duplex(16);
     assert_eq!(
-        greet_as_acceptor(&mut far, &ours, &World::new()).await.unwrap_err().kind(),
+        accept_peer(&mut far, &ours, &TestEnvironment::new()).await.unwrap_err().kind(),
         ErrorKind::TimedOut
     );
 }
 
 /// Ends that know each other, after their greeting.
 async fn greeted() -> (DuplexStream, DuplexStream) {
-    let world = World::new();
+    let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
     let (ours, theirs) = (terms(None), terms(None));
     let (connected, accepted) = tokio::join!(
-        greet_as_connector(&mut near, &ours, &world),
-        greet_as_acceptor(&mut far, &theirs, &world)
+        greet_as_connector(&mut near, &ours, &environment),
+        accept_peer(&mut far, &theirs, &environment)
     );
     assert!(connected.is_ok() && accepted.is_ok());
     (near, far)
@@ -334,59 +332,59 @@ const LATER: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn the_connector_proposes_until_the_acceptor_is_ready() {
     let (mut near, mut far) = greeted().await;
-    let world = World::new();
+    let environment = TestEnvironment::new();
     let connector = async {
-        let reason = propose(&mut near, &proposal("ucx"), LATER, &world).await.unwrap().unwrap_err();
-        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap().unwrap();
+        let reason = propose(&mut near, &proposal("ucx"), LATER, &environment).await.unwrap().unwrap_err();
+        propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap().unwrap();
         reason
     };
     let acceptor = async {
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("ucx"));
+        assert_eq!(receive_proposal(&mut far, LATER, &environment).await.unwrap(), proposal("ucx"));
         answer(&mut far, Err("libucp.so is\nmissing")).await.unwrap();
-        assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
+        assert_eq!(receive_proposal(&mut far, LATER, &environment).await.unwrap(), proposal("tcp"));
         answer(&mut far, Ok(())).await.unwrap();
     };
     assert_eq!(tokio::join!(connector, acceptor).0, "libucp.so is\u{fffd}missing");
 }
 
 #[tokio::test]
-async fn cards_arrive_at_both_ends() {
-    let world = World::new();
+async fn endpoint_infos_arrive_at_both_ends() {
+    let environment = TestEnvironment::new();
     for streams in [1, 4] {
         let (mut near, mut far) = greeted().await;
         let asked = Proposal { streams, info: vec![7; INFO_LEN_MAX], ..proposal("ucx") };
-        let connector = async { propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap() };
+        let connector = async { propose(&mut near, &asked, LATER, &environment).await.unwrap().unwrap() };
         let acceptor = async {
-            assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), asked);
+            assert_eq!(receive_proposal(&mut far, LATER, &environment).await.unwrap(), asked);
             answer_with(&mut far, b"the acceptor's").await.unwrap();
         };
         assert_eq!(tokio::join!(connector, acceptor).0, b"the acceptor's");
         // An endpoint info need not be answered with one.
         answer_with(&mut far, &[]).await.unwrap();
-        assert_eq!(propose(&mut near, &asked, LATER, &world).await.unwrap().unwrap(), b"");
+        assert_eq!(propose(&mut near, &asked, LATER, &environment).await.unwrap().unwrap(), b"");
     }
 }
 
 #[tokio::test]
-async fn a_card_that_nobody_asked_for_is_corrupt() {
-    let world = World::new();
+async fn an_unexpected_endpoint_info_is_corrupt() {
+    let environment = TestEnvironment::new();
     let (mut near, mut far) = greeted().await;
     answer_with(&mut far, b"an endpoint info").await.unwrap();
-    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: ReadyInfo came where Ready or NotReady was due");
 
     let (mut near, mut far) = greeted().await;
     answer_with(&mut near, b"an endpoint info").await.unwrap();
-    let error = answered(&mut far, "ucx", LATER, &world).await.unwrap_err();
+    let error = receive_answer(&mut far, "ucx", LATER, &environment).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }
 
 #[tokio::test]
-async fn a_card_too_long_fails_here_before_anything_is_sent() {
-    let world = World::new();
+async fn an_oversized_endpoint_info_fails_before_sending() {
+    let environment = TestEnvironment::new();
     let (mut near, mut far) = greeted().await;
     let asked = Proposal { info: vec![7; INFO_LEN_MAX + 1], ..proposal("ucx") };
-    let error = propose(&mut near, &asked, LATER, &world).await.unwrap_err();
+    let error = propose(&mut near, &asked, LATER, &environment).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     let error = answer_with(&mut near, &asked.info).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
@@ -397,69 +395,71 @@ async fn a_card_too_long_fails_here_before_anything_is_sent() {
 /// The stream is handed on: what follows the last message is not ours.
 #[tokio::test]
 async fn nothing_is_read_past_the_last_message() {
-    let world = World::new();
+    let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
     let (ours, theirs) = (terms(Some("t")), terms(Some("t")));
     let accepting = async {
-        greet_as_acceptor(&mut far, &theirs, &world).await.unwrap();
+        accept_peer(&mut far, &theirs, &environment).await.unwrap();
         far.write_all(b"after the greeting").await.unwrap();
     };
     let connecting = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
-        greet_as_connector(&mut near, &ours, &world).await.unwrap();
+        greet_as_connector(&mut near, &ours, &environment).await.unwrap();
         let mut after = [0; 18];
         near.read_exact(&mut after).await.unwrap();
         assert_eq!(&after, b"after the greeting");
     };
     tokio::join!(accepting, connecting);
 
-    near.write_all(&encoded(&Message::Propose { backend: "tcp".to_owned() }).unwrap()).await.unwrap();
+    near.write_all(&encoded(&HandshakeMessage::Propose { backend: "tcp".to_owned() }).unwrap())
+        .await
+        .unwrap();
     near.write_all(b"after").await.unwrap();
-    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap(), proposal("tcp"));
+    assert_eq!(receive_proposal(&mut far, LATER, &environment).await.unwrap(), proposal("tcp"));
     let mut after = [0; 5];
     far.read_exact(&mut after).await.unwrap();
     assert_eq!(&after, b"after");
 }
 
 #[tokio::test]
-async fn a_choice_ends_by_closing_by_silence_or_by_nonsense() {
-    let world = World::new();
+async fn waiting_for_a_proposal_ends_on_close_timeout_or_garbage() {
+    let environment = TestEnvironment::new();
     let (near, mut far) = greeted().await;
     drop(near);
-    assert_eq!(proposed(&mut far, LATER, &world).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(receive_proposal(&mut far, LATER, &environment).await.unwrap_err().kind(), ErrorKind::Closed);
 
     let (_near, mut far) = greeted().await;
-    let soon = world.now() + Duration::from_millis(10);
-    assert_eq!(proposed(&mut far, soon, &world).await.unwrap_err().kind(), ErrorKind::TimedOut);
+    let soon = environment.now() + Duration::from_millis(10);
+    assert_eq!(receive_proposal(&mut far, soon, &environment).await.unwrap_err().kind(), ErrorKind::TimedOut);
 
     let (mut near, _far) = greeted().await;
-    let soon = world.now() + Duration::from_millis(10);
-    let error = propose(&mut near, &proposal("ib"), soon, &world).await.unwrap_err();
+    let soon = environment.now() + Duration::from_millis(10);
+    let error = propose(&mut near, &proposal("ib"), soon, &environment).await.unwrap_err();
     assert!(error.kind() == ErrorKind::TimedOut && error.detail().contains("ib"), "{error}");
-    let error = propose(&mut near, &proposal("I B"), soon, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("I B"), soon, &environment).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 
     let (mut near, mut far) = greeted().await;
     answer(&mut near, Ok(())).await.unwrap();
-    let error = proposed(&mut far, LATER, &world).await.unwrap_err();
+    let error = receive_proposal(&mut far, LATER, &environment).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: Ready came where Propose was due");
-    let error = propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err();
+    let error = propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap_err();
     assert_eq!(error.to_string(), "corrupt: the peer refused: Ready came where Propose was due");
 
     let (mut near, far) = greeted().await;
     drop(far);
     assert_eq!(
-        propose(&mut near, &proposal("tcp"), LATER, &world).await.unwrap_err().kind(),
+        propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap_err().kind(),
         ErrorKind::PeerLost
     );
 }
 
 #[tokio::test]
-async fn terms_that_cannot_travel_fail_here_before_anything_is_sent() {
+async fn invalid_terms_fail_before_sending() {
     let ours =
         Terms { offers: vec![Offer { backend: "Not A Name".to_owned(), bytes: Vec::new() }], ..terms(None) };
     let (mut near, far) = duplex(16);
-    let error = greet_as_connector(&mut near, &ours, &World::new()).await.unwrap_err();
+    let error = greet_as_connector(&mut near, &ours, &TestEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     drop(near);
     let mut heard = Vec::new();

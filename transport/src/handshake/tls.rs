@@ -1,7 +1,7 @@
 //! TLS under the handshake: what an endpoint shows, and whom it believes.
 
+mod errors;
 mod stream;
-mod words;
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,9 +16,9 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) use errors::tls_error;
 pub(crate) use rustls::Connection as Session;
 pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
-pub(crate) use words::broken;
 
 /// What both ends must agree on below the handshake's own version.
 const ALPN: &[u8] = b"towline/1";

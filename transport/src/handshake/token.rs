@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_tells_nothing() {
+    fn debug_hides_the_token() {
         assert_eq!(format!("{:?}", Token::from_bytes("hunter2").unwrap()), "Token(..)");
     }
 

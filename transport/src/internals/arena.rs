@@ -1,16 +1,16 @@
 //! Shared memory as a model, for ends that lend each other frames.
 
 use crate::memory::Buffer;
-use crate::wire::lending::{LENT_FRAME_LEN, Lender, arena};
+use crate::wire::lending::{LENT_FRAME_LEN, Lender, model};
 
 /// One process's shared memory, which its peer reaches too.
 #[derive(Clone, Debug, Default)]
-pub struct Arena(arena::Arena);
+pub struct ModelArena(model::ModelArena);
 
-impl Arena {
+impl ModelArena {
     /// One with so much room for copies of frames that are in none.
     pub fn with_bounce_arena(bytes_max: usize) -> Self {
-        Self(arena::Arena::with_bounce_arena(bytes_max))
+        Self(model::ModelArena::with_bounce_arena(bytes_max))
     }
 
     /// A frame in it; `bytes` are not empty.

@@ -11,13 +11,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, duplex};
 use crate::backend::Inbox;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{
-    CRC32C, Caller, Control, Greeting, Identity, Offer, Proposal, Role, STREAMS, Terms, Token, answer,
-    answer_with, greet_as_connector, greet_caller, propose, proposed,
+    CRC32C, Control, Greeting, Identity, Inbound, Offer, Proposal, Role, STREAMS, Terms, Token, answer,
+    answer_with, greet_as_acceptor, greet_as_connector, propose, receive_proposal,
 };
 use crate::platform::environment::Environment;
 use crate::platform::environment::clockwork::Clockwork;
 use crate::wire::handshake::{
-    HEAD_LEN, Hello, IDENTITY_LEN, MAC_LEN, Message, NONCE_LEN, Transcript, decode, head,
+    HEAD_LEN, HandshakeMessage, Hello, IDENTITY_LEN, MAC_LEN, NONCE_LEN, Transcript, decode, head,
 };
 
 /// How far the clock moves when nothing else does.
@@ -25,11 +25,11 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// What a peer does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum PeerAction {
     /// It says these bytes.
     Bytes(Vec<u8>),
     /// It says nothing for a while.
-    Nothing,
+    Wait,
     /// It ends its side of the stream.
     End,
     /// Its stream breaks.
@@ -38,15 +38,15 @@ pub enum Said {
 
 /// Whoever is at the other end of a handshake.
 pub trait Peer: Send {
-    /// It hears what our end said.
-    fn hear(&mut self, bytes: &[u8]);
+    /// It hears what our end sent.
+    fn receive(&mut self, bytes: &[u8]);
     /// It says at most `len_max` bytes.
-    fn say(&mut self, len_max: usize) -> Said;
+    fn send(&mut self, len_max: usize) -> PeerAction;
 }
 
 /// Our end of a handshake.
 #[derive(Debug)]
-pub struct Visit<'a> {
+pub struct GreetingConfig<'a> {
     /// Which end we are.
     pub role: Role,
     /// Our token.
@@ -59,7 +59,7 @@ pub struct Visit<'a> {
 
 /// What a handshake came to.
 #[derive(Debug)]
-pub struct Greeted {
+pub struct GreetingOutcome {
     /// The backend that was agreed on.
     pub outcome: Result<String>,
     /// Whether the greeting before it was.
@@ -76,33 +76,33 @@ pub struct Greeted {
 ///
 /// # Panics
 /// If it takes longer than it may.
-pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
+pub fn greet(config: &GreetingConfig<'_>, peer: &mut dyn Peer) -> Result<GreetingOutcome> {
     let clock = Clockwork::default();
     let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: vec![7; 3] };
     let terms = Terms {
         binding: None,
         identity: Identity::from_bytes(&[3; IDENTITY_LEN]),
-        token: visit.token.map(Token::from_bytes).transpose()?,
+        token: config.token.map(Token::from_bytes).transpose()?,
         features: CRC32C | STREAMS,
-        offers: visit.offers.iter().map(offer).collect(),
-        time_left: visit.time,
-        handshake_time: visit.time,
+        offers: config.offers.iter().map(offer).collect(),
+        time_left: config.time,
+        handshake_time: config.time,
     };
-    let mut stream = Line { peer, read: 0 };
+    let mut stream = PeerStream { peer, read: 0 };
     let mut greeting = None;
     let outcome = {
-        let mut conversation = pin!(converse(visit, &terms, &mut stream, &clock, &mut greeting));
+        let mut conversation = pin!(converse(config, &terms, &mut stream, &clock, &mut greeting));
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             if let Poll::Ready(outcome) = conversation.as_mut().poll(&mut cx) {
                 break outcome;
             }
             clock.advance(TICK);
-            assert!(clock.now() < visit.time * 2 + Duration::from_secs(1), "the handshake never ends");
+            assert!(clock.now() < config.time * 2 + Duration::from_secs(1), "the handshake never ends");
         }
     };
     let offers = greeting.iter().flat_map(|greeting: &Greeting| &greeting.offers);
-    Ok(Greeted {
+    Ok(GreetingOutcome {
         outcome,
         greeted: greeting.is_some(),
         offers_len: offers.map(|offer| offer.bytes.len()).sum(),
@@ -112,13 +112,13 @@ pub fn greet(visit: &Visit<'_>, peer: &mut dyn Peer) -> Result<Greeted> {
 }
 
 async fn converse(
-    visit: &Visit<'_>,
+    config: &GreetingConfig<'_>,
     terms: &Terms,
-    stream: &mut Line<'_>,
+    stream: &mut PeerStream<'_>,
     clock: &Clockwork,
     greeting: &mut Option<Greeting>,
 ) -> Result<String> {
-    match visit.role {
+    match config.role {
         Role::Connector => {
             let greeting = greeting.insert(greet_as_connector(stream, terms, clock).await?);
             let Some(name) = greeting.offers.first().map(|offer| offer.backend.clone()) else {
@@ -127,19 +127,19 @@ async fn converse(
             let streams = if greeting.features & STREAMS != 0 { 3 } else { 1 };
             let info = if greeting.features & CRC32C != 0 { vec![8; 5] } else { Vec::new() };
             let proposal = Proposal { backend: name.clone(), streams, info };
-            match propose(stream, &proposal, clock.now() + visit.time, clock).await? {
+            match propose(stream, &proposal, clock.now() + config.time, clock).await? {
                 Ok(_) => Ok(name),
                 Err(_) => Ok(String::new()),
             }
         }
         Role::Acceptor => {
-            let Caller::Peer(greeted) = greet_caller(stream, terms, clock, |now| now).await? else {
+            let Inbound::Peer(greeted) = greet_as_acceptor(stream, terms, clock, |now| now).await? else {
                 return Err(Error::new(ErrorKind::Refused, "no connection waits for streams here"));
             };
             *greeting = Some(greeted);
-            let deadline = clock.now() + visit.time;
+            let deadline = clock.now() + config.time;
             loop {
-                let proposal = proposed(stream, deadline, clock).await?;
+                let proposal = receive_proposal(stream, deadline, clock).await?;
                 if terms.offers.iter().any(|offer| offer.backend == proposal.backend) {
                     answer_with(stream, &proposal.info).await?;
                     return Ok(proposal.backend);
@@ -168,7 +168,7 @@ pub fn hello(offers: &[&str]) -> Result<Vec<u8>> {
         offers: offers.iter().map(offer).collect(),
     };
     let mut out = Vec::new();
-    Message::Hello(hello).encode(&mut out)?;
+    HandshakeMessage::Hello(hello).encode(&mut out)?;
     Ok(out)
 }
 
@@ -185,40 +185,40 @@ pub fn greeting_message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
     Ok(Some((out, len)))
 }
 
-fn read(bytes: &[u8]) -> Result<Option<(Message, usize)>> {
+fn read(bytes: &[u8]) -> Result<Option<(HandshakeMessage, usize)>> {
     let Some((first, rest)) = bytes.split_first_chunk::<HEAD_LEN>() else { return Ok(None) };
     let (kind, len) = head(first)?;
     let Some(body) = rest.get(..len) else { return Ok(None) };
     Ok(Some((decode(kind, body)?, HEAD_LEN + len)))
 }
 
-struct Line<'a> {
+struct PeerStream<'a> {
     peer: &'a mut dyn Peer,
     read: usize,
 }
 
-impl AsyncRead for Line<'_> {
+impl AsyncRead for PeerStream<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.peer.say(buf.remaining()) {
-            Said::Bytes(bytes) => {
+        match self.peer.send(buf.remaining()) {
+            PeerAction::Bytes(bytes) => {
                 buf.put_slice(&bytes);
                 self.read += bytes.len();
                 Poll::Ready(Ok(()))
             }
-            Said::Nothing => Poll::Pending,
-            Said::End => Poll::Ready(Ok(())),
-            Said::Broken => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            PeerAction::Wait => Poll::Pending,
+            PeerAction::End => Poll::Ready(Ok(())),
+            PeerAction::Broken => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
         }
     }
 }
 
-impl AsyncWrite for Line<'_> {
+impl AsyncWrite for PeerStream<'_> {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().peer.hear(buf);
+        self.get_mut().peer.receive(buf);
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -233,19 +233,24 @@ impl AsyncWrite for Line<'_> {
 
 /// What became of a control stream.
 #[derive(Debug)]
-pub struct Attended {
+pub struct ControlOutcome {
     /// How it ended, if it did.
     pub end: Option<Option<Error>>,
-    /// What our end said.
-    pub said: Vec<u8>,
+    /// What our end sent.
+    pub sent: Vec<u8>,
     /// When it ended, or how long it was attended to.
     pub took: Duration,
 }
 
-/// Attends to a control stream whose peer does this, one step after another; `Nothing` lets a quarter of a heartbeat pass. A peer
-/// that is `deaf` reads nothing of what it is told. Our link parts before step `parts_at`, if there is one. At the end the
+/// Attends to a control stream whose peer does this, one step after another; `Wait` lets a quarter of a heartbeat pass. A peer
+/// that is `reads_nothing` reads nothing of what it is told. Our link parts before step `drain_at`, if there is one. At the end the
 /// connection is over.
-pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<usize>) -> Attended {
+pub fn attend(
+    heartbeat: Duration,
+    steps: &[PeerAction],
+    reads_nothing: bool,
+    drain_at: Option<usize>,
+) -> ControlOutcome {
     /// Bytes that a stream holds.
     const ROOM: usize = 8;
     let clock = Clockwork::default();
@@ -255,18 +260,18 @@ pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<
     let (draining, ended) = (inbox.until_draining(), inbox.until_ended());
     let mut attending = pin!(Control::from(near).attend(heartbeat, &clock, draining, ended));
     let mut cx = Context::from_waker(Waker::noop());
-    let mut said = Vec::new();
+    let mut sent = Vec::new();
     for (at, step) in steps.iter().enumerate() {
-        if parts_at == Some(at) {
+        if drain_at == Some(at) {
             inbox.drain(Error::new(ErrorKind::Closed, "it parts"));
         }
         let mut bytes = match step {
-            Said::Bytes(bytes) => &bytes[..],
-            Said::Nothing => {
+            PeerAction::Bytes(bytes) => &bytes[..],
+            PeerAction::Wait => {
                 clock.advance(heartbeat / 4);
                 &[]
             }
-            Said::End | Said::Broken => {
+            PeerAction::End | PeerAction::Broken => {
                 far = None;
                 &[]
             }
@@ -278,13 +283,13 @@ pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<
                 bytes = &bytes[len..];
             }
             let end = attending.as_mut().poll(&mut cx);
-            if let Some(far) = far.as_mut().filter(|_| !deaf) {
-                hear(far, &mut said, &mut cx);
+            if let Some(far) = far.as_mut().filter(|_| !reads_nothing) {
+                read_available(far, &mut sent, &mut cx);
             }
             if let Poll::Ready(end) = end {
-                return Attended { end: Some(end), said, took: clock.now() };
+                return ControlOutcome { end: Some(end), sent, took: clock.now() };
             }
-            if bytes.is_empty() || far.is_none() || deaf {
+            if bytes.is_empty() || far.is_none() || reads_nothing {
                 break;
             }
         }
@@ -294,15 +299,15 @@ pub fn attend(heartbeat: Duration, steps: &[Said], deaf: bool, parts_at: Option<
         Poll::Ready(end) => Some(end),
         Poll::Pending => None,
     };
-    Attended { end, said, took: clock.now() }
+    ControlOutcome { end, sent, took: clock.now() }
 }
 
-fn hear(far: &mut tokio::io::DuplexStream, said: &mut Vec<u8>, cx: &mut Context<'_>) {
+fn read_available(far: &mut tokio::io::DuplexStream, sent: &mut Vec<u8>, cx: &mut Context<'_>) {
     loop {
         let mut bytes = [0; 16];
         let mut buf = ReadBuf::new(&mut bytes);
         match Pin::new(&mut *far).poll_read(cx, &mut buf) {
-            Poll::Ready(Ok(())) if !buf.filled().is_empty() => said.extend_from_slice(buf.filled()),
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => sent.extend_from_slice(buf.filled()),
             _ => return,
         }
     }

@@ -7,9 +7,10 @@ mod records;
 mod stream;
 
 pub use crate::backend::shm::lending_harness::{Exported, LendingHarness};
-pub use arena::Arena;
+pub use arena::ModelArena;
 pub use handshake::{
-    Attended, Greeted, Peer, Said, Visit, attend, decode_greeting, greet, greeting_message, hello, proof,
+    ControlOutcome, GreetingConfig, GreetingOutcome, Peer, PeerAction, attend, decode_greeting, greet,
+    greeting_message, hello, proof,
 };
 pub use records::{Sample, decode, decoded_and_encoded};
-pub use stream::{Destination, Getting, Putting, Sending, Stream};
+pub use stream::{PendingGet, PendingPut, PendingReceive, PendingSend, Stream};

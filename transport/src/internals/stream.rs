@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::arena::Arena;
+use super::arena::ModelArena;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
@@ -75,7 +75,7 @@ impl Stream {
 
     /// The same, which lends its peer frames of `ours`, so many at once, and is lent those of `theirs`.
     #[must_use]
-    pub fn lending(mut self, ours: &Arena, theirs: &Arena, leases_max: usize) -> Self {
+    pub fn lending(mut self, ours: &ModelArena, theirs: &ModelArena, leases_max: usize) -> Self {
         self.session = self.session.lending(ours.lender(theirs, leases_max));
         self
     }
@@ -98,7 +98,7 @@ impl Stream {
     }
 
     /// Sends a message, which with `more` waits for company if it is small.
-    pub fn send(&mut self, message: Message, ack_now: bool, more: bool) -> Sending {
+    pub fn send(&mut self, message: Message, ack_now: bool, more: bool) -> PendingSend {
         let (message, sent) = Operation::new(message);
         let (receipt, acked) = Done::new();
         self.session.send(message, receipt, ack_now, more);
@@ -114,7 +114,7 @@ impl Stream {
     ///
     /// # Panics
     /// If what it fetches is not believed.
-    pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> Destination {
+    pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> PendingReceive {
         let (destinations, landed) = Operation::new(destinations);
         self.session.accept(id, destinations);
         while self.session.fetch().expect("its peer's memory stays") {}
@@ -137,14 +137,14 @@ impl Stream {
     }
 
     /// Reads the peer's memory.
-    pub fn get(&mut self, region: RemoteRegion, offset: u64, into: BufferMut) -> Getting {
+    pub fn get(&mut self, region: RemoteRegion, offset: u64, into: BufferMut) -> PendingGet {
         let (into, got) = Operation::new(into);
         self.session.get(region, offset, into);
         got
     }
 
     /// Writes the peer's memory.
-    pub fn put(&mut self, region: RemoteRegion, offset: u64, from: Buffer) -> Putting {
+    pub fn put(&mut self, region: RemoteRegion, offset: u64, from: Buffer) -> PendingPut {
         let (from, put) = Operation::new(from);
         self.session.put(region, offset, from);
         put
@@ -169,7 +169,7 @@ impl Stream {
     /// # Panics
     /// If the session wants none of what it says it does.
     pub fn arrive(&mut self, stream: usize, bytes: &[u8]) -> Result<()> {
-        self.session.heard(self.clock.now());
+        self.session.record_activity(self.clock.now());
         if self.waiting[stream].is_empty() {
             let rest = self.read(stream, bytes)?;
             self.waiting[stream].extend(rest);
@@ -223,16 +223,16 @@ impl Stream {
 
     /// One of its streams ends; whether the connection goes on.
     pub fn end(&mut self, stream: usize) -> bool {
-        self.session.goes_on_without(stream)
+        self.session.continues_without(stream)
     }
 
     /// Appends what is due on one of its streams to `out`; whether anything was.
     pub fn leave(&mut self, stream: usize, out: &mut Vec<u8>) -> bool {
         // It is the first that is not full.
-        self.session.pass_over((1 << stream) - 1);
+        self.session.choose_stream((1 << stream) - 1);
         self.session.begin_poll();
         let is_due = match stream {
-            0 => self.session.is_due(Urgency::Word),
+            0 => self.session.is_due(Urgency::Ack),
             _ => self.session.lane_is_due(stream),
         };
         if !is_due {
@@ -265,10 +265,10 @@ impl Stream {
 }
 
 /// When a message's memory is free again, and the receiver's word.
-pub type Sending = (Completion<Result<(), Failed<Message>>>, Completion<Result<Delivery>>);
+pub type PendingSend = (Completion<Result<(), Failed<Message>>>, Completion<Result<Delivery>>);
 /// When the frames of a message have landed.
-pub type Destination = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
+pub type PendingReceive = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
 /// When a get has ended.
-pub type Getting = Completion<Result<BufferMut, Failed<BufferMut>>>;
+pub type PendingGet = Completion<Result<BufferMut, Failed<BufferMut>>>;
 /// When a put has ended.
-pub type Putting = Completion<Result<(), Failed<Buffer>>>;
+pub type PendingPut = Completion<Result<(), Failed<Buffer>>>;

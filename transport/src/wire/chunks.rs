@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_that_land_in_any_order_make_the_buffers_whole() {
+    fn chunks_in_any_order_fill_the_buffers() {
         let mut whole = buffers();
         let mut chunks = cut(&mut whole);
         let total: usize = WANTED.iter().sum();
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_come_back_as_they_were_where_a_chunk_is_missing() {
+    fn buffers_return_unchanged_if_a_chunk_is_missing() {
         let mut whole = buffers();
         let mut chunks = cut(&mut whole);
         let mut parts = chunks.claim(0, CHUNK_LEN).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_or_came_before_is_corrupt() {
+    fn invalid_or_repeated_chunks_are_corrupt() {
         let mut chunks = Chunks::of_region(CHUNK_LEN + 10, CHUNK_LEN);
         let chunk = CHUNK_LEN as u64;
         for (offset, len) in [

@@ -48,12 +48,12 @@ pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
 pub(crate) const INFO_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
 pub(crate) const REASON_LEN_MAX: usize = 1024;
-/// The most bytes behind one [`Message::Measure`].
+/// The most bytes behind one [`HandshakeMessage::Measure`].
 pub(crate) const MEASURE_LEN_MAX: usize = 1 << 20;
 
 /// One message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Message {
+pub(crate) enum HandshakeMessage {
     /// Both ends' first word.
     Hello(Hello),
     /// Evidence of knowing the token; all zero where neither side has one.
@@ -111,7 +111,7 @@ pub(crate) struct Offer {
     pub(crate) bytes: Vec<u8>,
 }
 
-impl Message {
+impl HandshakeMessage {
     /// Appends the message, head included. What breaks a limit is `Invalid` or `TooLarge`, and `out` is as before.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
@@ -347,7 +347,7 @@ pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u
     ))
 }
 
-/// The codes of [`Message::Refuse`]. A kind without one travels as `Refused`, and so is read a code without a kind.
+/// The codes of [`HandshakeMessage::Refuse`]. A kind without one travels as `Refused`, and so is read a code without a kind.
 const CODES: [(u8, ErrorKind); 9] = [
     (1, ErrorKind::Refused),
     (2, ErrorKind::Unauthenticated),

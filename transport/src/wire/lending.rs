@@ -4,7 +4,7 @@
 //! frame comes back is between the two lenders: it is no business of the session's.
 
 #[cfg(any(test, feature = "internals"))]
-pub(crate) mod arena;
+pub(crate) mod model;
 
 use std::fmt::Debug;
 

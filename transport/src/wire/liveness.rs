@@ -19,39 +19,39 @@ pub(crate) enum Due {
 #[derive(Debug)]
 pub(crate) struct Liveness {
     heartbeat: Duration,
-    heard: Duration,
-    asked: Duration,
+    last_received: Duration,
+    last_ping: Duration,
     unanswered: u32,
 }
 
 impl Liveness {
-    /// The peer was heard at `now`, and is asked after every `heartbeat` of silence.
+    /// The peer was last_received at `now`, and is last_ping after every `heartbeat` of silence.
     pub(crate) fn new(heartbeat: Duration, now: Duration) -> Self {
-        Self { heartbeat, heard: now, asked: now, unanswered: 0 }
+        Self { heartbeat, last_received: now, last_ping: now, unanswered: 0 }
     }
 
     /// Anything at all came from the peer.
-    pub(crate) fn heard(&mut self, now: Duration) {
-        self.heard = now;
+    pub(crate) fn record_activity(&mut self, now: Duration) {
+        self.last_received = now;
         self.unanswered = 0;
     }
 
     /// Whether anything can be due at `now`.
     pub(crate) fn is_silent(&self, now: Duration) -> bool {
-        now.saturating_sub(self.heard) >= self.heartbeat
+        now.saturating_sub(self.last_received) >= self.heartbeat
     }
 
     /// What is due at `now`. Whatever arrived must have been told before: this end may have been asleep itself, so that
-    /// a long silence alone proves nothing before the peer was asked twice.
+    /// a long silence alone proves nothing before the peer was last_ping twice.
     pub(crate) fn due(&mut self, now: Duration) -> Due {
-        let silent = now.saturating_sub(self.heard);
+        let silent = now.saturating_sub(self.last_received);
         if silent >= self.heartbeat * MISSED_MAX && self.unanswered >= MISSED_MAX - 1 {
             return Due::Lost(silent);
         }
         if silent >= self.heartbeat
-            && (self.unanswered == 0 || now.saturating_sub(self.asked) >= self.heartbeat)
+            && (self.unanswered == 0 || now.saturating_sub(self.last_ping) >= self.heartbeat)
         {
-            self.asked = now;
+            self.last_ping = now;
             self.unanswered += 1;
             return Due::Ping;
         }
@@ -80,7 +80,7 @@ mod tests {
         for quarter in 0..1000 {
             let now = HEARTBEAT / 4 * quarter;
             match liveness.due(now) {
-                Due::Ping => liveness.heard(now + Duration::from_millis(1)),
+                Due::Ping => liveness.record_activity(now + Duration::from_millis(1)),
                 Due::Lost(silent) => panic!("lost after {silent:?}"),
                 Due::Nothing => {}
             }
@@ -88,12 +88,12 @@ mod tests {
     }
 
     #[test]
-    fn our_own_long_sleep_gives_the_peer_time_to_answer() {
+    fn a_long_local_sleep_gives_the_peer_time_to_answer() {
         let mut liveness = Liveness::new(HEARTBEAT, Duration::ZERO);
         let woke = Duration::from_secs(3600);
         assert_eq!(liveness.due(woke), Due::Ping);
         assert_eq!(liveness.due(woke + HEARTBEAT / 4), Due::Nothing);
-        liveness.heard(woke + HEARTBEAT / 2);
+        liveness.record_activity(woke + HEARTBEAT / 2);
         assert_eq!(liveness.due(woke + HEARTBEAT), Due::Nothing);
     }
 }

@@ -1,6 +1,7 @@
 //! The bytes peers exchange, sans-IO: every function here is given bytes and returns bytes.
 
 mod bounce_copy;
+mod chunked_sends;
 mod chunks;
 pub(crate) mod count;
 pub(crate) mod credit;
@@ -12,11 +13,10 @@ pub(crate) mod liveness;
 mod one_sided;
 mod receives;
 pub(crate) mod record;
+pub(crate) mod record_budget;
 mod send_queue;
 mod sends;
 mod sequence_window;
 pub(crate) mod session;
-mod spreads;
 #[cfg(test)]
 mod tests;
-pub(crate) mod unfinished;

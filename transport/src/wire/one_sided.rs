@@ -12,7 +12,7 @@ use crate::transfer::region::{Regions, RemoteRegion, WriteLease};
 use crate::wire::chunks::{Chunk, Chunks, Parts};
 use crate::wire::count::Count;
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
-use crate::wire::send_queue::{DataSource, Ending, SendQueue, Source};
+use crate::wire::send_queue::{DataOwner, DataSource, Ending, SendQueue};
 use crate::wire::sends::RECORDS_LEN;
 
 /// Requests of one end that may be unanswered; more wait.
@@ -25,15 +25,15 @@ pub(crate) struct OneSided {
     requests: HashMap<u64, Request>,
     next: u64,
     /// The peer's puts whose payload is coming.
-    destination: HashMap<u64, GetTarget>,
+    incoming_puts: HashMap<u64, IncomingPut>,
     /// The peer's requests whose answer has not left.
     serving: usize,
     /// Our gets whose bytes are coming.
     gets: usize,
     /// Payload comes in chunks of this length, in any order.
     chunk_len: Option<usize>,
-    /// Data leaves late: the word on a put may overtake the news that it has left.
-    late: bool,
+    /// Data leaves early_acks: the word on a put may overtake the news that it has left.
+    early_acks: bool,
     pub(crate) copied: Count,
 }
 
@@ -48,19 +48,19 @@ enum Request {
     },
     Put {
         from: Operation<Buffer>,
-        way: Method,
+        state: PutState,
     },
 }
 
 /// How far the payload of a put is.
 #[derive(Debug)]
-enum Method {
+enum PutState {
     /// It waits for the owner's go.
-    Waiting,
-    /// It is leaving, late; the owner may have said its word.
-    Leaving(Option<Result<()>>),
+    AwaitingReady,
+    /// It is leaving, early_acks; the owner may have said its word.
+    Sending(Option<Result<()>>),
     /// The owner's word alone is missing.
-    Gone,
+    Sent,
 }
 
 impl Request {
@@ -80,7 +80,7 @@ impl Request {
 }
 
 #[derive(Debug)]
-struct GetTarget {
+struct IncomingPut {
     lease: WriteLease,
     at: usize,
     revoked: bool,
@@ -90,7 +90,7 @@ struct GetTarget {
 
 /// Where data goes.
 #[derive(Debug)]
-pub(crate) enum Room<'a> {
+pub(crate) enum RequestTarget<'a> {
     Buffer(&'a mut BufferMut, usize),
     /// The lease, and where in it.
     Region(&'a WriteLease, usize),
@@ -103,11 +103,11 @@ impl OneSided {
             queued: VecDeque::new(),
             requests: HashMap::new(),
             next: 0,
-            destination: HashMap::new(),
+            incoming_puts: HashMap::new(),
             serving: 0,
             gets: 0,
             chunk_len: None,
-            late: false,
+            early_acks: false,
             copied: Count::default(),
         }
     }
@@ -117,9 +117,9 @@ impl OneSided {
         self.chunk_len = Some(chunk_len);
     }
 
-    /// Data leaves late: the word on a put may overtake the news that it has left, and then waits for it.
-    pub(crate) fn leave_late(&mut self) {
-        self.late = true;
+    /// Data leaves early_acks: the word on a put may overtake the news that it has left, and then waits for it.
+    pub(crate) fn allow_early_acks(&mut self) {
+        self.early_acks = true;
     }
 
     pub(crate) fn get(&mut self, region: RemoteRegion, offset: u64, into: Operation<BufferMut, BufferMut>) {
@@ -128,12 +128,12 @@ impl OneSided {
     }
 
     pub(crate) fn put(&mut self, region: RemoteRegion, offset: u64, from: Operation<Buffer>) {
-        self.queued.push_back((region, offset, Request::Put { from, way: Method::Gone }));
+        self.queued.push_back((region, offset, Request::Put { from, state: PutState::Sent }));
     }
 
     /// Whether data of a get or put may come.
     pub(crate) fn expect_data(&self) -> bool {
-        self.gets > 0 || !self.destination.is_empty()
+        self.gets > 0 || !self.incoming_puts.is_empty()
     }
 
     /// Whether a request could leave now.
@@ -147,7 +147,7 @@ impl OneSided {
     }
 
     /// Writes requests while the packet has room.
-    pub(crate) fn ping(&mut self, send_queue: &mut SendQueue) {
+    pub(crate) fn write_requests(&mut self, send_queue: &mut SendQueue) {
         while self.are_due() && send_queue.records_len() < RECORDS_LEN && send_queue.has_room() {
             let Some((region, offset, mut request)) = self.queued.pop_front() else { return };
             let id = self.next;
@@ -155,20 +155,23 @@ impl OneSided {
             match &mut request {
                 Request::Get { into, start, end, chunks } => {
                     let len = *end - *start;
-                    put(send_queue.text(), &Record::Get { id, key: *region.key(), offset, len: len as u64 });
+                    put(
+                        send_queue.encoded(),
+                        &Record::Get { id, key: *region.key(), offset, len: len as u64 },
+                    );
                     self.gets += 1;
                     *chunks = self.chunk_len.map(|chunk_len| {
                         Box::new(Chunks::cut(std::iter::once((into.memory_mut(), len)), chunk_len))
                     });
                 }
-                Request::Put { from, way } => {
+                Request::Put { from, state } => {
                     let len = from.memory().len() as u64;
                     let eager = len < EAGER_LEN_MAX;
-                    put_put(send_queue.text(), id, region.key(), offset, len, eager);
+                    put_put(send_queue.encoded(), id, region.key(), offset, len, eager);
                     if eager {
                         send_queue.payload(std::iter::once(from.memory().clone()));
                     }
-                    *way = if eager { Method::Gone } else { Method::Waiting };
+                    *state = if eager { PutState::Sent } else { PutState::AwaitingReady };
                 }
             }
             self.requests.insert(id, request);
@@ -176,7 +179,7 @@ impl OneSided {
     }
 
     /// The peer wants to read.
-    pub(crate) fn asked_get(
+    pub(crate) fn serve_get(
         &mut self,
         id: u64,
         key: &[u8; 16],
@@ -184,9 +187,9 @@ impl OneSided {
         len: u64,
         records: &mut Vec<u8>,
     ) -> Result<Option<DataSource>> {
-        self.serve()?;
+        self.begin_serving()?;
         match self.regions.read(key, offset, len) {
-            Ok(lease) if len > 0 => Ok(Some(DataSource::new(Transfer::Get(id), Source::Region(lease)))),
+            Ok(lease) if len > 0 => Ok(Some(DataSource::new(Transfer::Get(id), DataOwner::Region(lease)))),
             Ok(_) => {
                 put(records, &Record::Done { id });
                 Ok(None)
@@ -199,14 +202,14 @@ impl OneSided {
     }
 
     /// The peer wants to write.
-    pub(crate) fn asked_put(
+    pub(crate) fn serve_put(
         &mut self,
         id: u64,
         (key, offset, len): (&[u8; 16], u64, u64),
         payload: Option<&[u8]>,
         records: &mut Vec<u8>,
     ) -> Result<()> {
-        self.serve()?;
+        self.begin_serving()?;
         let lease = match self.regions.write(key, offset, len) {
             Ok(lease) => lease,
             Err(error) => {
@@ -225,11 +228,11 @@ impl OneSided {
                 put(records, &Record::ReadyToReceive { id });
                 let chunks = self.chunk_len;
                 let chunks = chunks.map(|chunk_len| Box::new(Chunks::of_region(lease.len(), chunk_len)));
-                let destination = GetTarget { lease, at: 0, revoked: false, chunks };
+                let incoming = IncomingPut { lease, at: 0, revoked: false, chunks };
                 // Chunks of the one that is coming are put back into it.
-                match self.destination.entry(id) {
+                match self.incoming_puts.entry(id) {
                     Entry::Vacant(entry) => {
-                        entry.insert(destination);
+                        entry.insert(incoming);
                     }
                     Entry::Occupied(_) => return Err(corrupt("two puts of one number")),
                 }
@@ -238,7 +241,7 @@ impl OneSided {
         Ok(())
     }
 
-    fn serve(&mut self) -> Result<()> {
+    fn begin_serving(&mut self) -> Result<()> {
         self.serving += 1;
         if self.serving > REQUESTS_MAX {
             return Err(corrupt(format!(
@@ -256,9 +259,9 @@ impl OneSided {
     /// A put of ours may stream.
     pub(crate) fn peer_is_ready(&mut self, id: u64) -> Result<DataSource> {
         match self.requests.get_mut(&id) {
-            Some(Request::Put { from, way: way @ Method::Waiting }) => {
-                *way = if self.late { Method::Leaving(None) } else { Method::Gone };
-                Ok(DataSource::new(Transfer::Put(id), Source::Put(from.memory().clone())))
+            Some(Request::Put { from, state: state @ PutState::AwaitingReady }) => {
+                *state = if self.early_acks { PutState::Sending(None) } else { PutState::Sent };
+                Ok(DataSource::new(Transfer::Put(id), DataOwner::Put(from.memory().clone())))
             }
             _ => Err(corrupt("a go for no put that waits")),
         }
@@ -267,9 +270,9 @@ impl OneSided {
     /// A put's bytes are in place, or a get of nothing is done.
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
-            Some(Request::Put { from, way: Method::Gone }) => from.finish(drop),
-            Some(Request::Put { from, way: Method::Leaving(None) }) => {
-                self.requests.insert(id, Request::Put { from, way: Method::Leaving(Some(Ok(()))) });
+            Some(Request::Put { from, state: PutState::Sent }) => from.finish(drop),
+            Some(Request::Put { from, state: PutState::Sending(None) }) => {
+                self.requests.insert(id, Request::Put { from, state: PutState::Sending(Some(Ok(()))) });
             }
             Some(Request::Get { into, start, end, .. }) if start == end => {
                 self.gets -= 1;
@@ -284,14 +287,15 @@ impl OneSided {
         Ok(())
     }
 
-    /// The payload of a put of ours that leaves late has left.
+    /// The payload of a put of ours that leaves early_acks has left.
     pub(crate) fn put_left(&mut self, id: u64) {
-        let Some(Request::Put { way: way @ Method::Leaving(_), .. }) = self.requests.get_mut(&id) else {
+        let Some(Request::Put { state: state @ PutState::Sending(_), .. }) = self.requests.get_mut(&id)
+        else {
             return;
         };
-        let Method::Leaving(Some(word)) = std::mem::replace(way, Method::Gone) else { return };
+        let PutState::Sending(Some(outcome)) = std::mem::replace(state, PutState::Sent) else { return };
         let Some(Request::Put { from, .. }) = self.requests.remove(&id) else { return };
-        match word {
+        match outcome {
             Ok(()) => from.finish(drop),
             Err(error) => from.fail(error),
         }
@@ -302,8 +306,8 @@ impl OneSided {
         if self.chunks(Transfer::Get(id)).is_some_and(|chunks| !chunks.are_untouched()) {
             return Err(corrupt("a refusal of a get whose answer came"));
         }
-        if let Some(Request::Put { way: Method::Leaving(word), .. }) = self.requests.get_mut(&id) {
-            return match word.replace(Err(error)) {
+        if let Some(Request::Put { state: PutState::Sending(outcome), .. }) = self.requests.get_mut(&id) {
+            return match outcome.replace(Err(error)) {
                 None => Ok(()),
                 Some(_) => Err(corrupt("two answers to one request")),
             };
@@ -322,7 +326,7 @@ impl OneSided {
                 Request::Put { .. } => None,
             },
             Transfer::Put(id) => {
-                self.destination.get(&id).map(|destination| (destination.lease.len() - destination.at) as u64)
+                self.incoming_puts.get(&id).map(|incoming| (incoming.lease.len() - incoming.at) as u64)
             }
             Transfer::Message(_) => None,
         }
@@ -335,24 +339,25 @@ impl OneSided {
                 Some(Request::Get { into, .. }) => into.memory().len() as u64,
                 _ => 0,
             },
-            Transfer::Put(id) => self.destination.get(&id).map_or(0, |destination| destination.at as u64),
+            Transfer::Put(id) => self.incoming_puts.get(&id).map_or(0, |incoming| incoming.at as u64),
             Transfer::Message(_) => 0,
         }
     }
 
     /// Where the next bytes of a transfer go.
-    pub(crate) fn room(&mut self, transfer: Transfer) -> Option<Room<'_>> {
+    pub(crate) fn room(&mut self, transfer: Transfer) -> Option<RequestTarget<'_>> {
         match transfer {
             Transfer::Get(id) => match self.requests.get_mut(&id)? {
                 Request::Get { into, end, .. } => {
                     let missing = *end - into.memory().len();
-                    Some(Room::Buffer(into.memory_mut(), missing))
+                    Some(RequestTarget::Buffer(into.memory_mut(), missing))
                 }
                 Request::Put { .. } => None,
             },
-            Transfer::Put(id) => {
-                self.destination.get(&id).map(|destination| Room::Region(&destination.lease, destination.at))
-            }
+            Transfer::Put(id) => self
+                .incoming_puts
+                .get(&id)
+                .map(|incoming| RequestTarget::Region(&incoming.lease, incoming.at)),
             Transfer::Message(_) => None,
         }
     }
@@ -369,12 +374,12 @@ impl OneSided {
                 }
             }
             Transfer::Put(id) => {
-                let Some(destination) = self.destination.get_mut(&id) else { return };
-                destination.at += len as usize;
-                destination.revoked |= revoked;
-                if destination.at == destination.lease.len() {
-                    put(records, &if destination.revoked { refused(id) } else { Record::Done { id } });
-                    self.destination.remove(&id);
+                let Some(incoming) = self.incoming_puts.get_mut(&id) else { return };
+                incoming.at += len as usize;
+                incoming.revoked |= revoked;
+                if incoming.at == incoming.lease.len() {
+                    put(records, &if incoming.revoked { refused(id) } else { Record::Done { id } });
+                    self.incoming_puts.remove(&id);
                 }
             }
             Transfer::Message(_) => {}
@@ -383,7 +388,7 @@ impl OneSided {
 
     /// The range that a put of the peer's goes to.
     pub(crate) fn lease(&self, id: u64) -> Option<&WriteLease> {
-        self.destination.get(&id).map(|destination| &destination.lease)
+        self.incoming_puts.get(&id).map(|incoming| &incoming.lease)
     }
 
     /// Hands out the parts of a transfer's chunk that is about to come.
@@ -400,7 +405,7 @@ impl OneSided {
                 Request::Get { chunks, .. } => chunks.as_deref_mut(),
                 Request::Put { .. } => None,
             },
-            Transfer::Put(id) => self.destination.get_mut(&id)?.chunks.as_deref_mut(),
+            Transfer::Put(id) => self.incoming_puts.get_mut(&id)?.chunks.as_deref_mut(),
             Transfer::Message(_) => None,
         }
     }
@@ -409,7 +414,7 @@ impl OneSided {
     pub(crate) fn chunk_landed(&mut self, chunk: Chunk, records: &mut Vec<u8>) {
         let Chunk { transfer, offset, len, parts, revoked, .. } = chunk;
         if let Transfer::Put(id) = transfer
-            && self.destination.get(&id).is_some_and(|destination| destination.chunks.is_none())
+            && self.incoming_puts.get(&id).is_some_and(|incoming| incoming.chunks.is_none())
         {
             // The one stream brings them in order.
             return self.landed(transfer, len as u64, revoked, records);
@@ -427,11 +432,11 @@ impl OneSided {
                 into.finish(|memory| memory);
             }
             Transfer::Put(id) => {
-                let Some(destination) = self.destination.get_mut(&id) else { return };
-                destination.revoked |= revoked;
+                let Some(incoming) = self.incoming_puts.get_mut(&id) else { return };
+                incoming.revoked |= revoked;
                 if is_whole {
-                    put(records, &if destination.revoked { refused(id) } else { Record::Done { id } });
-                    self.destination.remove(&id);
+                    put(records, &if incoming.revoked { refused(id) } else { Record::Done { id } });
+                    self.incoming_puts.remove(&id);
                 }
             }
             Transfer::Get(_) | Transfer::Message(_) => {}
@@ -451,7 +456,7 @@ impl OneSided {
         for request in queued.chain(self.requests.drain().map(|(_, request)| request)) {
             request.fail(why.clone());
         }
-        self.destination.clear();
+        self.incoming_puts.clear();
         self.gets = 0;
     }
 }

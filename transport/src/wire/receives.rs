@@ -19,7 +19,7 @@ use crate::wire::lending::{Lender, LentFrame};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
 use crate::wire::sequence_window::SequenceWindow;
 
-/// Small messages that come together share blocks of so many bytes: what one keeps of the others' memory when it is held.
+/// Small messages that come together share blocks of so many bytes: what one keeps of the others' memory when it is messages.
 const SHARED_LEN: usize = 4 << 10;
 /// The word on messages is sent at once when so much of a window's bytes depends on it.
 const ACK_AT: u64 = 4;
@@ -32,7 +32,7 @@ pub(crate) struct Receives {
     pool: Pool,
     /// Where the small messages of one batch of records land.
     shared: Shared,
-    held: SequenceWindow<Received>,
+    messages: SequenceWindow<IncomingMessage>,
     bytes_in_use: u64,
     pregranted_in_use: u64,
     /// The application takes what comes in pool memory.
@@ -40,18 +40,18 @@ pub(crate) struct Receives {
     /// The peer was told so.
     pregranted: u64,
     /// Words not sent yet, as runs.
-    words: Vec<(u64, u32, Delivery)>,
+    acks: Vec<(u64, u32, Delivery)>,
     /// What they free, and whether their senders wait.
-    words_messages: u64,
-    words_bytes: u64,
-    words_pregranted: u64,
-    words_ack_now: bool,
+    acked_messages: u64,
+    acked_bytes: u64,
+    acked_pregranted: u64,
+    acks_urgent: bool,
     /// Accepted or streaming payloads that are not complete: data may come at any time.
-    destination: usize,
+    filling: usize,
     /// Accepted payloads that this end fetches by itself, in turns.
     fetching: VecDeque<u64>,
     /// A part of the first of them is being read.
-    part_is_out: bool,
+    part_in_flight: bool,
     /// Payload comes in chunks of this length, in any order.
     chunk_len: Option<usize>,
     pub(crate) copied: Count,
@@ -59,7 +59,7 @@ pub(crate) struct Receives {
 
 /// A message without a final word.
 #[derive(Debug)]
-struct Received {
+struct IncomingMessage {
     cost: u64,
     pregranted: u64,
     ack_now: bool,
@@ -71,8 +71,8 @@ struct Received {
 #[derive(Debug)]
 enum State {
     /// With the application, payload and all.
-    Here,
-    /// The payload is with its sender, who may say where it lies.
+    Complete,
+    /// The payload is with its sender, who may write_acks where it lies.
     Waiting(Vec<u64>),
     /// The payload is coming.
     Filling(Filling),
@@ -95,9 +95,9 @@ struct Filling {
 #[derive(Debug)]
 enum Buffers {
     /// Of our choice, before the application said anything.
-    Ours(Vec<Option<BufferMut>>, Done<Vec<Buffer>>),
+    FromPool(Vec<Option<BufferMut>>, Done<Vec<Buffer>>),
     /// The application's.
-    Theirs(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
+    FromApplication(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
 }
 
 impl Filling {
@@ -125,8 +125,8 @@ impl Filling {
 
     fn buffers(&mut self) -> &mut Vec<Option<BufferMut>> {
         match &mut self.buffers {
-            Buffers::Ours(buffers, _) => buffers,
-            Buffers::Theirs(operation) => operation.memory_mut(),
+            Buffers::FromPool(buffers, _) => buffers,
+            Buffers::FromApplication(operation) => operation.memory_mut(),
         }
     }
 }
@@ -136,19 +136,19 @@ impl Receives {
         Self {
             pool,
             shared: Shared::default(),
-            held: SequenceWindow::default(),
+            messages: SequenceWindow::default(),
             bytes_in_use: 0,
             pregranted_in_use: 0,
             in_pool: false,
             pregranted: 0,
-            words: Vec::new(),
-            words_messages: 0,
-            words_bytes: 0,
-            words_pregranted: 0,
-            words_ack_now: false,
-            destination: 0,
+            acks: Vec::new(),
+            acked_messages: 0,
+            acked_bytes: 0,
+            acked_pregranted: 0,
+            acks_urgent: false,
+            filling: 0,
             fetching: VecDeque::new(),
-            part_is_out: false,
+            part_in_flight: false,
             chunk_len: None,
             copied: Count::default(),
         }
@@ -156,12 +156,12 @@ impl Receives {
 
     /// Whether data of a message may come.
     pub(crate) fn expect_data(&self) -> bool {
-        self.destination > 0 || self.pregranted > 0
+        self.filling > 0 || self.pregranted > 0
     }
 
     /// Whether an accepted payload is still coming, or being fetched.
-    pub(crate) fn are_destination(&self) -> bool {
-        self.destination > 0 || self.is_fetching()
+    pub(crate) fn are_incomplete(&self) -> bool {
+        self.filling > 0 || self.is_fetching()
     }
 
     /// The application takes what comes in pool memory from now on, or names memory. In the second case the peer is told to
@@ -183,13 +183,13 @@ impl Receives {
         records: &mut Vec<u8>,
         lender: &mut Option<Box<dyn Lender>>,
     ) -> Result<Announced> {
-        if message.id != self.held.next() {
-            return Err(corrupt(format!("message {} where {} is next", message.id, self.held.next())));
+        if message.id != self.messages.next() {
+            return Err(corrupt(format!("message {} where {} is next", message.id, self.messages.next())));
         }
         let (cost, payload_len) = (message.cost(), message.payload_len());
         let streams = message.payload == Payload::Streams;
         let pregranted = if streams { payload_len } else { 0 };
-        let within = self.held.len() < WINDOW.messages as usize
+        let within = self.messages.len() < WINDOW.messages as usize
             && self.bytes_in_use + cost <= WINDOW.bytes
             && self.pregranted_in_use + pregranted <= self.pregranted;
         if !within {
@@ -204,7 +204,7 @@ impl Receives {
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
                 let lens = message.frames.iter().map(|frame| frame.len);
-                (State::Here, Arrival::Complete(self.land_eager(lens, payload, behind)?))
+                (State::Complete, Arrival::Complete(self.land_eager(lens, payload, behind)?))
             }
             Payload::Lent(scope, lent_frames, payload) => {
                 let lender =
@@ -218,7 +218,7 @@ impl Receives {
                     let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
                     *buffer = lender.borrow(LentFrame::decode(lent_frame), frame.len, place)?;
                 }
-                (State::Here, Arrival::Complete(buffers))
+                (State::Complete, Arrival::Complete(buffers))
             }
             Payload::Waits | Payload::Fetchable(_) => {
                 if self.in_pool && self.pregranted == 0 {
@@ -234,15 +234,16 @@ impl Receives {
             }
             Payload::Streams => {
                 let buffers = self.destinations(lens.iter().copied())?.into_iter().map(Some).collect();
-                self.destination += 1;
+                self.filling += 1;
                 let (done, landed) = Done::new();
-                let buffers = Buffers::Ours(buffers, done);
-                let mut destination = Filling::new(buffers, payload_len);
-                destination.cut(&lens, self.chunk_len);
-                (State::Filling(destination), Arrival::InProgress(landed))
+                let buffers = Buffers::FromPool(buffers, done);
+                let mut filling = Filling::new(buffers, payload_len);
+                filling.cut(&lens, self.chunk_len);
+                (State::Filling(filling), Arrival::InProgress(landed))
             }
         };
-        let id = self.held.push(Received { cost, pregranted, ack_now: message.ack_now, lens, state });
+        let id =
+            self.messages.push(IncomingMessage { cost, pregranted, ack_now: message.ack_now, lens, state });
         Ok(Announced {
             id,
             header: Bytes::copy_from_slice(message.header),
@@ -281,7 +282,7 @@ impl Receives {
     }
 
     /// Nothing more comes with what came: whatever lands next may be far off.
-    pub(crate) fn batch_is_over(&mut self) {
+    pub(crate) fn end_batch(&mut self) {
         self.shared = Shared::default();
     }
 
@@ -294,32 +295,34 @@ impl Receives {
         fetch: bool,
     ) {
         let wrong = |why| Error::new(ErrorKind::Invalid, why);
-        let Some(held) = self.held.at(id) else {
+        let Some(incoming) = self.messages.at(id) else {
             return destinations.fail(wrong("that message has its word already"));
         };
-        match std::mem::replace(&mut held.state, State::Here) {
+        match std::mem::replace(&mut incoming.state, State::Complete) {
             State::Waiting(addresses) => {
-                if let Err(error) = check(&held.lens, destinations.memory()) {
-                    held.state = State::Waiting(addresses);
+                if let Err(error) = check(&incoming.lens, destinations.memory()) {
+                    incoming.state = State::Waiting(addresses);
                     return destinations.fail(error);
                 }
-                let (discarded, remaining) = wanted(&held.lens, destinations.memory());
+                let (discarded, remaining) = discarded_and_remaining(&incoming.lens, destinations.memory());
                 if fetch && !self.in_pool && !addresses.is_empty() && remaining > 0 {
-                    held.state =
-                        State::Fetching(Filling::new(Buffers::Theirs(destinations), remaining), addresses);
+                    incoming.state = State::Fetching(
+                        Filling::new(Buffers::FromApplication(destinations), remaining),
+                        addresses,
+                    );
                     return self.fetching.push_back(id);
                 }
                 put(records, &Record::Accept { id, discarded: &discarded });
-                let mut destination = Filling::new(Buffers::Theirs(destinations), remaining);
-                destination.cut(&held.lens, self.chunk_len);
-                held.state = State::Filling(destination);
-                self.destination += 1;
+                let mut filling = Filling::new(Buffers::FromApplication(destinations), remaining);
+                filling.cut(&incoming.lens, self.chunk_len);
+                incoming.state = State::Filling(filling);
+                self.filling += 1;
                 if remaining == 0 {
                     self.complete(id);
                 }
             }
             other => {
-                held.state = other;
+                incoming.state = other;
                 destinations.fail(wrong("that message does not wait for a destination"));
             }
         }
@@ -327,42 +330,42 @@ impl Receives {
 
     /// The application's word.
     pub(crate) fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
-        let Some(held) = self.held.at(id) else { return };
-        if let State::Filling(destination) | State::Fetching(destination, _) = &mut held.state {
+        let Some(incoming) = self.messages.at(id) else { return };
+        if let State::Filling(filling) | State::Fetching(filling, _) = &mut incoming.state {
             // It cannot be stopped; it is rejected when it is here.
-            destination.rejected |= delivery == Delivery::Rejected;
+            filling.rejected |= delivery == Delivery::Rejected;
             return;
         }
-        let Some(held) = self.held.remove(id) else { return };
-        self.bytes_in_use -= held.cost;
-        self.pregranted_in_use -= held.pregranted;
-        self.words_messages += 1;
-        self.words_bytes += held.cost;
-        self.words_pregranted += held.pregranted;
-        self.words_ack_now |= ack_now || held.ack_now;
-        match self.words.last_mut() {
-            Some((first, count, word)) if *first + u64::from(*count) == id && *word == delivery => {
+        let Some(incoming) = self.messages.remove(id) else { return };
+        self.bytes_in_use -= incoming.cost;
+        self.pregranted_in_use -= incoming.pregranted;
+        self.acked_messages += 1;
+        self.acked_bytes += incoming.cost;
+        self.acked_pregranted += incoming.pregranted;
+        self.acks_urgent |= ack_now || incoming.ack_now;
+        match self.acks.last_mut() {
+            Some((first, count, acked)) if *first + u64::from(*count) == id && *acked == delivery => {
                 *count += 1
             }
-            _ => self.words.push((id, 1, delivery)),
+            _ => self.acks.push((id, 1, delivery)),
         }
     }
 
-    /// Whether there are words to send, and whether they should leave at once.
-    pub(crate) fn words(&self) -> (bool, bool) {
-        let urgent = self.words_ack_now
-            || self.words_messages >= WINDOW.messages / ACK_MESSAGES_AT
-            || self.words_bytes >= WINDOW.bytes / ACK_AT
-            || self.words_pregranted >= PREGRANT / ACK_AT;
-        (!self.words.is_empty(), urgent)
+    /// Whether there are acks to send, and whether they should leave at once.
+    pub(crate) fn acks_due(&self) -> (bool, bool) {
+        let urgent = self.acks_urgent
+            || self.acked_messages >= WINDOW.messages / ACK_MESSAGES_AT
+            || self.acked_bytes >= WINDOW.bytes / ACK_AT
+            || self.acked_pregranted >= PREGRANT / ACK_AT;
+        (!self.acks.is_empty(), urgent)
     }
 
-    /// Writes the words.
-    pub(crate) fn say(&mut self, records: &mut Vec<u8>) {
-        for (first, count, delivery) in self.words.drain(..) {
+    /// Writes the acks.
+    pub(crate) fn write_acks(&mut self, records: &mut Vec<u8>) {
+        for (first, count, delivery) in self.acks.drain(..) {
             put(records, &Record::Ack { first, count, delivery });
         }
-        (self.words_messages, self.words_bytes, self.words_pregranted, self.words_ack_now) = (0, 0, 0, false);
+        (self.acked_messages, self.acked_bytes, self.acked_pregranted, self.acks_urgent) = (0, 0, 0, false);
     }
 
     /// Where the next bytes of a message's data go: buffers and the bytes each still takes.
@@ -372,11 +375,11 @@ impl Receives {
         room: &mut Vec<(&'a mut BufferMut, usize)>,
         room_max: usize,
     ) {
-        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
+        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return;
         };
-        let from = destination.frame;
-        let frames = destination.buffers().iter_mut().zip(lens.iter()).skip(from);
+        let from = filling.frame;
+        let frames = filling.buffers().iter_mut().zip(lens.iter()).skip(from);
         let open = frames.filter_map(|(buffer, len)| {
             let buffer = buffer.as_mut()?;
             let missing = len - buffer.len();
@@ -387,15 +390,15 @@ impl Receives {
 
     /// The number of the next message.
     pub(crate) fn next(&self) -> u64 {
-        self.held.next()
+        self.messages.next()
     }
 
     /// The frame that a message's next data goes to, and the offset in it.
     pub(crate) fn position(&mut self, id: u64) -> (usize, u64) {
-        match self.held.at(id) {
-            Some(Received { state: State::Filling(destination), .. }) => {
-                let frame = destination.frame;
-                let buffer = destination.buffers().get(frame).and_then(Option::as_ref);
+        match self.messages.at(id) {
+            Some(IncomingMessage { state: State::Filling(filling), .. }) => {
+                let frame = filling.frame;
+                let buffer = filling.buffers().get(frame).and_then(Option::as_ref);
                 (frame, buffer.map_or(0, |buffer| buffer.len() as u64))
             }
             _ => (0, 0),
@@ -404,45 +407,47 @@ impl Receives {
 
     /// How much data of a message is still to come.
     pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
-        match self.held.at(id) {
-            Some(Received { state: State::Filling(destination), .. }) => Some(destination.remaining),
+        match self.messages.at(id) {
+            Some(IncomingMessage { state: State::Filling(filling), .. }) => Some(filling.remaining),
             _ => None,
         }
     }
 
     /// `len` bytes of a message's data landed.
     pub(crate) fn landed(&mut self, id: u64, len: u64) {
-        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
+        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return;
         };
-        destination.remaining -= len;
-        let (mut frame, remaining) = (destination.frame, destination.remaining);
-        let buffers = destination.buffers();
+        filling.remaining -= len;
+        let (mut frame, remaining) = (filling.frame, filling.remaining);
+        let buffers = filling.buffers();
         while lens
             .get(frame)
             .is_some_and(|len| buffers[frame].as_ref().is_none_or(|buffer| buffer.len() == *len))
         {
             frame += 1;
         }
-        destination.frame = frame;
+        filling.frame = frame;
         if remaining == 0 {
             self.complete(id);
         }
     }
 
     fn complete(&mut self, id: u64) {
-        let Some(held) = self.held.at(id) else { return };
-        let State::Filling(mut destination) = std::mem::replace(&mut held.state, State::Here) else { return };
-        destination.join(&held.lens);
-        self.destination -= 1;
-        match destination.buffers {
-            Buffers::Theirs(operation) => {
+        let Some(incoming) = self.messages.at(id) else { return };
+        let State::Filling(mut filling) = std::mem::replace(&mut incoming.state, State::Complete) else {
+            return;
+        };
+        filling.join(&incoming.lens);
+        self.filling -= 1;
+        match filling.buffers {
+            Buffers::FromApplication(operation) => {
                 operation.finish(freeze);
                 self.ack(id, Delivery::Delivered, false);
             }
-            Buffers::Ours(..) if destination.rejected => self.ack(id, Delivery::Rejected, false),
+            Buffers::FromPool(..) if filling.rejected => self.ack(id, Delivery::Rejected, false),
             // The application's word is still to come.
-            Buffers::Ours(buffers, done) => done.resolve(Ok(freeze(buffers))),
+            Buffers::FromPool(buffers, done) => done.resolve(Ok(freeze(buffers))),
         }
     }
 
@@ -451,17 +456,17 @@ impl Receives {
         if let Some(fetcher) = fetcher {
             self.give_up_part(fetcher, why);
         }
-        for Received { lens, state, .. } in self.held.drain() {
-            let (State::Filling(mut destination) | State::Fetching(mut destination, _)) = state else {
+        for IncomingMessage { lens, state, .. } in self.messages.drain() {
+            let (State::Filling(mut filling) | State::Fetching(mut filling, _)) = state else {
                 continue;
             };
-            destination.join(&lens);
-            match destination.buffers {
-                Buffers::Theirs(operation) => operation.fail(why.clone()),
-                Buffers::Ours(_, done) => done.resolve(Err(why.clone())),
+            filling.join(&lens);
+            match filling.buffers {
+                Buffers::FromApplication(operation) => operation.fail(why.clone()),
+                Buffers::FromPool(_, done) => done.resolve(Err(why.clone())),
             }
         }
-        self.destination = 0;
+        self.filling = 0;
         self.fetching.clear();
     }
 }
@@ -471,7 +476,7 @@ fn freeze(buffers: Vec<Option<BufferMut>>) -> Vec<Buffer> {
 }
 
 /// The bitmap of discarded frames, and the bytes that will come.
-fn wanted(lens: &[usize], destinations: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
+fn discarded_and_remaining(lens: &[usize], destinations: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
     let mut discarded = Vec::new();
     let mut remaining = 0;
     for (index, (len, destination)) in lens.iter().zip(destinations).enumerate() {

@@ -1,4 +1,4 @@
-//! What is on its way to the socket: one batch of packets, as pieces to gather and as endings to run once they left.
+//! What is on its way to the socket: one batch of packets, as entries to gather and as endings to run once they left.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -15,31 +15,31 @@ use crate::wire::record::{self, DATA_LEN_MAX, HEAD_LEN, Head, Transfer};
 const BATCH_LEN: usize = 1 << 20;
 /// A packet's data is cut after so many frames, so that a batch fits the operating system's vectors.
 const DATA_PIECES_MAX: usize = 256;
-/// A batch is closed when it has so many pieces.
+/// A batch is closed when it has so many entries.
 const BATCH_PIECES_MAX: usize = 512;
 
 /// One batch, being written.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
-    /// The bytes of our own making; pieces point into them.
-    text: Vec<u8>,
-    pieces: VecDeque<Piece>,
+    /// The bytes of our own making; entries point into them.
+    encoded: Vec<u8>,
+    entries: VecDeque<Entry>,
     len: usize,
-    /// The packet being made: where its head is in `text`, and how many bytes of its records are payload.
+    /// The packet being made: where its head is in `encoded`, and how many bytes of its records are payload.
     open: Option<(usize, usize)>,
-    /// How many pieces were there before it.
+    /// How many entries were there before it.
     earlier: usize,
     /// Heads carry checksums.
     checked: bool,
     /// Heads carry offsets.
     striped: bool,
-    /// How much of `text` is covered by pieces.
-    covered: usize,
+    /// How much of `encoded` is queued by entries.
+    queued: usize,
 }
 
 #[derive(Debug)]
-enum Piece {
-    Text(std::ops::Range<usize>),
+enum Entry {
+    Encoded(std::ops::Range<usize>),
     Bytes(Buffer),
     End(Ending),
 }
@@ -64,24 +64,24 @@ impl SendQueue {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.entries.is_empty()
     }
 
     /// Whether another packet may join the batch.
     pub(crate) fn has_room(&self) -> bool {
-        self.pieces.is_empty() || (self.len < BATCH_LEN && self.pieces.len() < BATCH_PIECES_MAX)
+        self.entries.is_empty() || (self.len < BATCH_LEN && self.entries.len() < BATCH_PIECES_MAX)
     }
 
     /// Begins a packet.
     pub(crate) fn begin(&mut self) {
-        if self.pieces.is_empty() {
-            self.text.clear();
-            self.covered = 0;
+        if self.entries.is_empty() {
+            self.encoded.clear();
+            self.queued = 0;
             self.len = 0;
         }
-        self.open = Some((self.text.len(), 0));
-        self.earlier = self.pieces.len();
-        self.text.resize(self.text.len() + self.head_len(), 0);
+        self.open = Some((self.encoded.len(), 0));
+        self.earlier = self.entries.len();
+        self.encoded.resize(self.encoded.len() + self.head_len(), 0);
     }
 
     fn head_len(&self) -> usize {
@@ -89,38 +89,38 @@ impl SendQueue {
     }
 
     /// Where records are written.
-    pub(crate) fn text(&mut self) -> &mut Vec<u8> {
-        &mut self.text
+    pub(crate) fn encoded(&mut self) -> &mut Vec<u8> {
+        &mut self.encoded
     }
 
     /// Bytes of the open packet's records.
     pub(crate) fn records_len(&self) -> usize {
-        self.open.map_or(0, |(head, payload)| self.text.len() - head - self.head_len() + payload)
+        self.open.map_or(0, |(head, payload)| self.encoded.len() - head - self.head_len() + payload)
     }
 
     /// Payload within the records.
     pub(crate) fn payload(&mut self, frames: impl Iterator<Item = Buffer>) {
-        self.cover();
+        self.queue_encoded();
         for frame in frames.filter(|frame| !frame.is_empty()) {
             if let Some((_, payload)) = &mut self.open {
                 *payload += frame.len();
             }
             self.len += frame.len();
-            self.pieces.push_back(Piece::Bytes(frame));
+            self.entries.push_back(Entry::Bytes(frame));
         }
     }
 
     /// What is due after everything so far.
     pub(crate) fn end(&mut self, ending: Ending) {
-        self.cover();
-        self.pieces.push_back(Piece::End(ending));
+        self.queue_encoded();
+        self.entries.push_back(Entry::End(ending));
     }
 
     /// Closes the packet with data of `transfer`; an empty packet is taken back.
     pub(crate) fn finish(&mut self, transfer: Transfer, data: Vec<Buffer>) {
         if data.is_empty() && self.records_len() == 0 {
             let Some((head, _)) = self.open.take() else { return };
-            self.text.truncate(head);
+            self.encoded.truncate(head);
             return;
         }
         self.finish_at(transfer, 0, data);
@@ -131,71 +131,72 @@ impl SendQueue {
         let records_len = self.records_len();
         let Some((head, _)) = self.open.take() else { return };
         let data_len = data.iter().map(Buffer::len).sum();
-        self.text[head..head + HEAD_LEN].copy_from_slice(&Head { records_len, data_len, transfer }.encode());
+        self.encoded[head..head + HEAD_LEN]
+            .copy_from_slice(&Head { records_len, data_len, transfer }.encode());
         if self.striped {
-            record::put_offset(&mut self.text[head..], offset);
+            record::put_offset(&mut self.encoded[head..], offset);
         }
-        self.cover();
+        self.queue_encoded();
         if self.checked {
             let records = integrity::of_slices(self.records_of(head));
             let data = integrity::of_buffers(&data);
             let head_len = self.head_len();
-            integrity::seal(&mut self.text[head..head + head_len], records, data);
+            integrity::seal(&mut self.encoded[head..head + head_len], records, data);
         }
         self.len += data_len;
-        self.pieces.extend(data.into_iter().map(Piece::Bytes));
+        self.entries.extend(data.into_iter().map(Entry::Bytes));
     }
 
     /// The records of the packet being closed, whose head is at `head`.
     fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
         let records = head + self.head_len();
-        self.pieces.range(self.earlier..).filter_map(move |piece| match piece {
-            Piece::Text(range) => Some(IoSlice::new(&self.text[range.start.max(records)..range.end])),
-            Piece::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
-            Piece::End(_) => None,
+        self.entries.range(self.earlier..).filter_map(move |entry| match entry {
+            Entry::Encoded(range) => Some(IoSlice::new(&self.encoded[range.start.max(records)..range.end])),
+            Entry::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
+            Entry::End(_) => None,
         })
     }
 
-    fn cover(&mut self) {
-        if self.covered < self.text.len() {
-            self.len += self.text.len() - self.covered;
-            self.pieces.push_back(Piece::Text(self.covered..self.text.len()));
-            self.covered = self.text.len();
+    fn queue_encoded(&mut self) {
+        if self.queued < self.encoded.len() {
+            self.len += self.encoded.len() - self.queued;
+            self.entries.push_back(Entry::Encoded(self.queued..self.encoded.len()));
+            self.queued = self.encoded.len();
         }
     }
 
     /// The bytes to write next.
     pub(crate) fn gather<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
-        for piece in &self.pieces {
+        for entry in &self.entries {
             if slices.len() == slices_max {
                 return;
             }
-            match piece {
-                Piece::Text(range) => slices.push(IoSlice::new(&self.text[range.clone()])),
-                Piece::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
-                Piece::End(_) => {}
+            match entry {
+                Entry::Encoded(range) => slices.push(IoSlice::new(&self.encoded[range.clone()])),
+                Entry::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
+                Entry::End(_) => {}
             }
         }
     }
 
     /// `written` bytes left; hands out the endings that are due now.
     pub(crate) fn advance(&mut self, mut written: usize, mut due: impl FnMut(Ending)) {
-        while let Some(piece) = self.pieces.front_mut() {
-            let len = match piece {
-                Piece::Text(range) => range.len(),
-                Piece::Bytes(buffer) => buffer.len(),
-                Piece::End(_) => 0,
+        while let Some(entry) = self.entries.front_mut() {
+            let len = match entry {
+                Entry::Encoded(range) => range.len(),
+                Entry::Bytes(buffer) => buffer.len(),
+                Entry::End(_) => 0,
             };
             if written < len {
-                match piece {
-                    Piece::Text(range) => range.start += written,
-                    Piece::Bytes(buffer) => drop(buffer.split_to(written)),
-                    Piece::End(_) => {}
+                match entry {
+                    Entry::Encoded(range) => range.start += written,
+                    Entry::Bytes(buffer) => drop(buffer.split_to(written)),
+                    Entry::End(_) => {}
                 }
                 return;
             }
             written -= len;
-            if let Some(Piece::End(ending)) = self.pieces.pop_front() {
+            if let Some(Entry::End(ending)) = self.entries.pop_front() {
                 due(ending);
             }
         }
@@ -204,8 +205,8 @@ impl SendQueue {
     /// Gives everything up, and hands out the endings that will never be due.
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Ending> + '_ {
         self.open = None;
-        self.pieces.drain(..).filter_map(|piece| match piece {
-            Piece::End(ending) => Some(ending),
+        self.entries.drain(..).filter_map(|entry| match entry {
+            Entry::End(ending) => Some(ending),
             _ => None,
         })
     }
@@ -215,7 +216,7 @@ impl SendQueue {
 #[derive(Debug)]
 pub(crate) struct DataSource {
     pub(crate) transfer: Transfer,
-    pub(crate) source: Source,
+    pub(crate) owner: DataOwner,
     /// The first frame that has not left entirely, and how much of it has.
     frame: usize,
     offset: usize,
@@ -223,7 +224,7 @@ pub(crate) struct DataSource {
 
 /// Whose frames they are.
 #[derive(Debug)]
-pub(crate) enum Source {
+pub(crate) enum DataOwner {
     /// A message's, but for those that the receiver discards (by bitmap).
     Message(u64, Operation<Message>, Vec<u8>),
     /// A put's: the operation waits elsewhere for the peer's word.
@@ -233,8 +234,8 @@ pub(crate) enum Source {
 }
 
 impl DataSource {
-    pub(crate) fn new(transfer: Transfer, source: Source) -> Self {
-        Self { transfer, source, frame: 0, offset: 0 }
+    pub(crate) fn new(transfer: Transfer, owner: DataOwner) -> Self {
+        Self { transfer, owner, frame: 0, offset: 0 }
     }
 
     /// A packet's worth, and whether it is the last.
@@ -242,9 +243,9 @@ impl DataSource {
         self.next(DATA_LEN_MAX, DATA_PIECES_MAX)
     }
 
-    /// The next bytes, in so many pieces at most, and whether they are the last.
+    /// The next bytes, in so many entries at most, and whether they are the last.
     pub(crate) fn next(&mut self, len_max: usize, pieces_max: usize) -> (Vec<Buffer>, bool) {
-        let (frames, discarded) = self.source.frames();
+        let (frames, discarded) = self.owner.frames();
         let mut data = Vec::new();
         let mut room = len_max;
         while let Some(frame) = frames.get(self.frame) {
@@ -269,20 +270,20 @@ impl DataSource {
 
     /// Fails whose frames they are, where that does not wait elsewhere.
     pub(crate) fn fail(self, why: &Error) {
-        if let Source::Message(_, message, _) = self.source {
+        if let DataOwner::Message(_, message, _) = self.owner {
             message.fail(why.clone());
         }
     }
 
     /// Its bytes, all together.
     pub(crate) fn len(&self) -> u64 {
-        let (frames, discarded) = self.source.frames();
+        let (frames, discarded) = self.owner.frames();
         let kept = frames.iter().enumerate().filter(|(index, _)| !is_set(discarded, *index));
         kept.map(|(_, frame)| frame.len() as u64).sum()
     }
 }
 
-impl Source {
+impl DataOwner {
     /// The frames, and which of them are discarded.
     fn frames(&self) -> (&[Buffer], &[u8]) {
         match self {

@@ -1,4 +1,4 @@
-//! Messages on their way out: queued for credit, announced, moving, waiting for the receiver's word.
+//! Messages on their way out: queued for credit, unacked, moving, waiting for the receiver's word.
 
 use std::collections::VecDeque;
 
@@ -12,41 +12,41 @@ use crate::wire::credit::WINDOW;
 use crate::wire::fetching::{ADDRESS_LEN, addresses, len_if_fetchable};
 use crate::wire::lending::{BOUNCED_LEN_MIN, LENT_LEN_MIN, Lender, LentFrame, Scope};
 use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
-use crate::wire::send_queue::{DataSource, Ending, SendQueue, Source, is_set};
+use crate::wire::send_queue::{DataOwner, DataSource, Ending, SendQueue, is_set};
 use crate::wire::sequence_window::SequenceWindow;
 
 /// A packet's records are closed when they hold this much.
 pub(crate) const RECORDS_LEN: usize = 64 << 10;
-/// What one message may take from the window to join others.
-const JOINS_COST_MAX: u64 = 1 << 10;
-/// Messages that joined leave when they are this much.
-pub(crate) const JOINED_LEN: usize = 16 << 10;
+/// What one message may take from the window to coalesce others.
+const COALESCED_COST_MAX: u64 = 1 << 10;
+/// Messages that coalesced leave when they are this much.
+pub(crate) const COALESCED_LEN: usize = 16 << 10;
 
-const _: () = assert!(JOINS_COST_MAX <= LENT_LEN_MIN, "what joins is copied, and could not be lent");
+const _: () = assert!(COALESCED_COST_MAX <= LENT_LEN_MIN, "what joins is copied, and could not be lent");
 
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
     queued: VecDeque<Queued>,
     /// Records of small messages that wait for company, payload and all: their memory is free already.
-    joined: Vec<u8>,
+    coalesced: Vec<u8>,
     /// One of them waits no longer.
     urgent: bool,
-    announced: SequenceWindow<Announced>,
+    unacked: SequenceWindow<Unacked>,
     /// What the first of the queue is copied to, where it is to be lent and is not where it can be.
     bounce_copy: Option<BounceCopy>,
     /// How much of it this poll may still copy, and whether the rest waits for the next.
     may_copy: usize,
     paused: bool,
     /// Loans whose announcements are still to leave, in order: the peer acts on none of them before its last byte came.
-    unheard: VecDeque<(u64, LentFrame)>,
-    /// What the announced take from the window.
+    unsent_leases: VecDeque<(u64, LentFrame)>,
+    /// What the unacked take from the window.
     bytes_in_use: u64,
     /// What may stream ahead, and what of it is in use.
     pregranted: u64,
     pregranted_in_use: u64,
     stalled: bool,
-    /// Data leaves late: the word on a message may overtake the news that it has left.
-    late: bool,
+    /// Data leaves early_acks: the word on a message may overtake the news that it has left.
+    early_acks: bool,
     pub(crate) stalls: Count,
     pub(crate) copied: Count,
     pub(crate) bounced: Count,
@@ -60,7 +60,7 @@ struct Queued {
 }
 
 #[derive(Debug)]
-struct Announced {
+struct Unacked {
     receipt: Done<Delivery>,
     cost: u64,
     pregranted: u64,
@@ -82,9 +82,9 @@ enum State {
 }
 
 impl Sends {
-    /// Data leaves late: the word on a message may overtake the news that it has left, and then waits for it.
-    pub(crate) fn leave_late(&mut self) {
-        self.late = true;
+    /// Data leaves early_acks: the word on a message may overtake the news that it has left, and then waits for it.
+    pub(crate) fn allow_early_acks(&mut self) {
+        self.early_acks = true;
     }
 
     /// With `more`, a small one waits for others to leave together.
@@ -95,8 +95,8 @@ impl Sends {
         ack_now: bool,
         more: bool,
     ) {
-        if is_small(message.memory()) && self.may_join(message.memory()) {
-            self.join(message.memory(), receipt, ack_now, more);
+        if is_small(message.memory()) && self.may_coalesce(message.memory()) {
+            self.coalesce(message.memory(), receipt, ack_now, more);
             return message.finish(drop);
         }
         self.queued.push_back(Queued { message, receipt, ack_now });
@@ -105,35 +105,35 @@ impl Sends {
 
     /// The same of a [small](is_small) one that is no operation. Gives it back where it has to wait.
     pub(crate) fn copy(&mut self, small: SmallSend) -> Option<SmallSend> {
-        if !self.may_join(&small.message) {
+        if !self.may_coalesce(&small.message) {
             return Some(small);
         }
-        self.join(&small.message, small.receipt, small.ack_now, small.more);
+        self.coalesce(&small.message, small.receipt, small.ack_now, small.more);
         None
     }
 
-    fn may_join(&self, message: &Message) -> bool {
+    fn may_coalesce(&self, message: &Message) -> bool {
         self.queued.is_empty() && self.has_credit(message)
     }
 
     /// Copies a message to those that wait for company.
-    fn join(&mut self, memory: &Message, receipt: Done<Delivery>, ack_now: bool, more: bool) {
+    fn coalesce(&mut self, memory: &Message, receipt: Done<Delivery>, ack_now: bool, more: bool) {
         self.urgent |= !more;
         let cost = cost_of(memory);
-        let (id, payload_len) = (self.announced.next(), memory.payload_len());
-        let out = &mut self.joined;
+        let (id, payload_len) = (self.unacked.next(), memory.payload_len());
+        let out = &mut self.coalesced;
         put_message(out, id, ack_now, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
         for frame in memory.frames() {
             out.extend_from_slice(frame.as_slice().unwrap_or_default());
         }
         self.copied.add(payload_len);
         self.bytes_in_use += cost;
-        self.announced.push(Announced { receipt, cost, pregranted: 0, state: State::Left });
+        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: State::Left });
     }
 
     /// Whether some wait for company.
     pub(crate) fn have_coalesced(&self) -> bool {
-        !self.joined.is_empty()
+        !self.coalesced.is_empty()
     }
 
     /// Counts the times that the queue began to wait for credit.
@@ -157,32 +157,31 @@ impl Sends {
         self.paused
     }
 
-    /// Whether one could be announced now, and should.
+    /// Whether one could be unacked now, and should.
     pub(crate) fn are_due(&self) -> bool {
-        self.urgent || self.joined.len() >= JOINED_LEN || (!self.paused && self.first_has_credit())
+        self.urgent || self.coalesced.len() >= COALESCED_LEN || (!self.paused && self.first_has_credit())
     }
 
     /// Whether everything has left.
     pub(crate) fn are_done(&self) -> bool {
         self.queued.is_empty()
-            && self.joined.is_empty()
-            && self.announced.iter().all(|announced| matches!(announced.state, State::Left))
+            && self.coalesced.is_empty()
+            && self.unacked.iter().all(|unacked| matches!(unacked.state, State::Left))
     }
 
     fn has_credit(&self, message: &Message) -> bool {
-        self.announced.len() < WINDOW.messages as usize
-            && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
+        self.unacked.len() < WINDOW.messages as usize && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
     }
 
     /// Announces what credit and the packet allow. The peer may `fetch` what waits for its accept.
     pub(crate) fn announce(
         &mut self,
         send_queue: &mut SendQueue,
-        datas: &mut VecDeque<DataSource>,
+        data_queue: &mut VecDeque<DataSource>,
         lender: &mut Option<Box<dyn Lender>>,
         fetch: bool,
     ) {
-        send_queue.text().append(&mut self.joined);
+        send_queue.encoded().append(&mut self.coalesced);
         self.urgent = false;
         while send_queue.records_len() < RECORDS_LEN && send_queue.has_room() {
             if !self.first_has_credit() {
@@ -198,14 +197,14 @@ impl Sends {
                 |lender: &mut Box<dyn Lender>| self.lend(queued.message.memory(), bounce_copy, &mut **lender);
             match lender.as_mut().and_then(lend) {
                 Some((scope, lent_frames)) => self.announce_lent(queued, scope, lent_frames, send_queue),
-                None => self.announce_one(queued, send_queue, datas, fetch),
+                None => self.announce_one(queued, send_queue, data_queue, fetch),
             }
         }
         self.note_stall();
     }
 
     /// Copies the first of the queue to where it can be lent, as much as this poll may, if that is how it goes. Whether it can be
-    /// announced now.
+    /// unacked now.
     fn bounce_copy(&mut self, lender: &mut dyn Lender) -> bool {
         let Some(queued) = self.queued.front() else { return true };
         let message = queued.message.memory();
@@ -240,7 +239,7 @@ impl Sends {
         let scope = if bounce_copy.is_some() { Scope::Large } else { Scope::Arenas };
         scope.len_of(message)?;
         let mut copies = bounce_copy.into_iter().flat_map(BounceCopy::finish);
-        let (id, before) = (self.announced.next(), self.unheard.len());
+        let (id, before) = (self.unacked.next(), self.unsent_leases.len());
         for (frame, info) in message.frames().iter().zip(message.table()) {
             if !scope.lends(&info) {
                 continue;
@@ -250,12 +249,12 @@ impl Sends {
                 _ => copies.next().and_then(|copy| lender.lend(&copy)),
             };
             let Some(lent_frame) = lent_frame else {
-                self.unheard.drain(before..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
+                self.unsent_leases.drain(before..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
                 return None;
             };
-            self.unheard.push_back((id, lent_frame));
+            self.unsent_leases.push_back((id, lent_frame));
         }
-        Some((scope, self.unheard.len() - before))
+        Some((scope, self.unsent_leases.len() - before))
     }
 
     /// Announces a message of which frames were lent, with the last so many loans. Its operation ends when that has left: the
@@ -268,12 +267,12 @@ impl Sends {
         send_queue: &mut SendQueue,
     ) {
         let Queued { message, receipt, ack_now } = queued;
-        let id = self.announced.next();
+        let id = self.unacked.next();
         let memory = message.memory();
         let len = scope.len_of(memory).unwrap_or_default();
-        let text = send_queue.text();
+        let text = send_queue.encoded();
         put_message(text, id, ack_now, Payload::Lent(scope, &[], &[]), memory.header(), memory.table(), len);
-        for (_, lent_frame) in self.unheard.range(self.unheard.len() - lent_frames..) {
+        for (_, lent_frame) in self.unsent_leases.range(self.unsent_leases.len() - lent_frames..) {
             text.extend_from_slice(&lent_frame.encode());
         }
         let others = memory.frames().iter().zip(memory.table()).filter(|(_, info)| !scope.lends(info));
@@ -281,18 +280,18 @@ impl Sends {
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
         send_queue.end(Ending::Sent(id, message));
-        self.announced.push(Announced { receipt, cost, pregranted: 0, state: State::Moving });
+        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: State::Moving });
     }
 
     fn announce_one(
         &mut self,
         queued: Queued,
         send_queue: &mut SendQueue,
-        datas: &mut VecDeque<DataSource>,
+        data_queue: &mut VecDeque<DataSource>,
         fetch: bool,
     ) {
         let Queued { message, receipt, ack_now } = queued;
-        let id = self.announced.next();
+        let id = self.unacked.next();
         let memory = message.memory();
         let payload_len = memory.payload_len();
         let eager = payload_len < EAGER_LEN_MAX;
@@ -309,9 +308,9 @@ impl Sends {
             (false, 0, None) => (Payload::Waits, 0),
             (false, ..) => (Payload::Streams, 0),
         };
-        put_message(send_queue.text(), id, ack_now, payload, memory.header(), memory.table(), len);
+        put_message(send_queue.encoded(), id, ack_now, payload, memory.header(), memory.table(), len);
         for address in addresses.iter().flatten() {
-            send_queue.text().extend_from_slice(&address.to_le_bytes());
+            send_queue.encoded().extend_from_slice(&address.to_le_bytes());
         }
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
@@ -321,21 +320,23 @@ impl Sends {
             send_queue.end(Ending::Sent(id, message));
             State::Moving
         } else if pregranted > 0 {
-            datas.push_back(DataSource::new(Transfer::Message(id), Source::Message(id, message, Vec::new())));
+            data_queue.push_back(DataSource::new(
+                Transfer::Message(id),
+                DataOwner::Message(id, message, Vec::new()),
+            ));
             State::Moving
         } else if addresses.is_some() {
             State::Fetchable(message)
         } else {
             State::Waiting(message)
         };
-        self.announced.push(Announced { receipt, cost, pregranted, state });
+        self.unacked.push(Unacked { receipt, cost, pregranted, state });
     }
 
     /// A message's memory is with the operating system.
     pub(crate) fn left(&mut self, id: u64, message: Operation<Message>) {
-        let before =
-            self.announced.at(id).map(|announced| std::mem::replace(&mut announced.state, State::Left));
-        while self.unheard.pop_front_if(|(lent, _)| *lent == id).is_some() {}
+        let before = self.unacked.at(id).map(|unacked| std::mem::replace(&mut unacked.state, State::Left));
+        while self.unsent_leases.pop_front_if(|(lent, _)| *lent == id).is_some() {}
         message.finish(drop);
         if let Some(State::Acked(delivery)) = before {
             self.ack(id, delivery);
@@ -344,12 +345,12 @@ impl Sends {
 
     /// The receiver accepted a message.
     pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<DataSource>> {
-        let announced =
-            self.announced.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
-        let message = match std::mem::replace(&mut announced.state, State::Moving) {
+        let unacked =
+            self.unacked.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
+        let message = match std::mem::replace(&mut unacked.state, State::Moving) {
             State::Waiting(message) | State::Fetchable(message) => message,
             other => {
-                announced.state = other;
+                unacked.state = other;
                 return Err(corrupt("an accept of a message that does not wait for it"));
             }
         };
@@ -358,7 +359,7 @@ impl Sends {
             self.left(id, message);
             return Ok(None);
         }
-        Ok(Some(DataSource::new(Transfer::Message(id), Source::Message(id, message, discarded.to_vec()))))
+        Ok(Some(DataSource::new(Transfer::Message(id), DataOwner::Message(id, message, discarded.to_vec()))))
     }
 
     /// The receiver's word on `count` messages.
@@ -367,19 +368,19 @@ impl Sends {
             .checked_add(count.into())
             .ok_or_else(|| corrupt("a word on messages beyond all numbers"))?;
         for id in first..end {
-            let announced =
-                self.announced.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
-            match (delivery, std::mem::replace(&mut announced.state, State::Left)) {
+            let unacked =
+                self.unacked.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
+            match (delivery, std::mem::replace(&mut unacked.state, State::Left)) {
                 (_, State::Left) => {}
                 (Delivery::Rejected, State::Waiting(message)) | (_, State::Fetchable(message)) => {
                     message.finish(drop);
                 }
-                (_, State::Moving) if self.late => {
-                    announced.state = State::Acked(delivery);
+                (_, State::Moving) if self.early_acks => {
+                    unacked.state = State::Acked(delivery);
                     continue;
                 }
                 (_, other) => {
-                    announced.state = other;
+                    unacked.state = other;
                     return Err(corrupt("a word on a message that has not left"));
                 }
             }
@@ -389,7 +390,7 @@ impl Sends {
     }
 
     fn ack(&mut self, id: u64, delivery: Delivery) {
-        if let Some(Announced { receipt, cost, pregranted, .. }) = self.announced.remove(id) {
+        if let Some(Unacked { receipt, cost, pregranted, .. }) = self.unacked.remove(id) {
             self.bytes_in_use -= cost;
             self.pregranted_in_use -= pregranted;
             receipt.resolve(Ok(delivery));
@@ -405,7 +406,7 @@ impl Sends {
     /// sees to that.
     pub(crate) fn give_up(&mut self, why: &Error, lender: &mut Option<Box<dyn Lender>>) {
         if let Some(lender) = lender {
-            self.unheard.drain(..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
+            self.unsent_leases.drain(..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
         }
         self.bounce_copy = None;
         self.paused = false;
@@ -413,7 +414,7 @@ impl Sends {
             receipt.resolve(Err(why.clone()));
             message.fail(why.clone());
         }
-        for Announced { receipt, state, .. } in self.announced.drain() {
+        for Unacked { receipt, state, .. } in self.unacked.drain() {
             receipt.resolve(Err(why.clone()));
             if let State::Waiting(message) | State::Fetchable(message) = state {
                 message.fail(why.clone());
@@ -422,12 +423,12 @@ impl Sends {
     }
 }
 
-/// Whether a message may join others.
+/// Whether a message may coalesce others.
 pub(crate) fn is_small(message: &Message) -> bool {
-    message.payload_len() <= JOINS_COST_MAX && cost_of(message) <= JOINS_COST_MAX
+    message.payload_len() <= COALESCED_COST_MAX && cost_of(message) <= COALESCED_COST_MAX
 }
 
-/// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is announced.
+/// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is unacked.
 fn cost_of(message: &Message) -> u64 {
     let lent_len = [Scope::Arenas, Scope::Large].map(|scope| scope.len_of(message).unwrap_or_default());
     let others = eager_len(message).max(len_if_fetchable(message));

@@ -7,14 +7,14 @@ use std::hash::{BuildHasherDefault, Hasher};
 #[derive(Debug)]
 pub(crate) struct SequenceWindow<T> {
     next: u64,
-    entries: HashMap<u64, T, BuildHasherDefault<Spread>>,
+    entries: HashMap<u64, T, BuildHasherDefault<SequenceHasher>>,
 }
 
 /// Numbers are given by us or checked to be consecutive, so that nobody can choose them to collide.
 #[derive(Default)]
-struct Spread(u64);
+struct SequenceHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for SequenceHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -24,7 +24,7 @@ impl Hasher for Spread {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // Both ends of the hash are used: the golden ratio spreads neighbours over all of it.
+        // Both ends of the hash are used: the golden ratio chunked_sends neighbours over all of it.
         self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }

@@ -25,16 +25,16 @@ use crate::wire::liveness::{Due, Liveness};
 use crate::wire::one_sided::{OneSided, replies};
 use crate::wire::receives::Receives;
 use crate::wire::record::{self, Payload, Record, Transfer, corrupt};
+use crate::wire::record_budget::{BudgetShare, RecordBudget};
 use crate::wire::send_queue::{DataSource, Ending, SendQueue};
 use crate::wire::sends::{self, RECORDS_LEN, Sends};
-use crate::wire::unfinished::{Share, Unfinished};
 
 use decoder::Decoder;
 use lanes::{Lanes, due};
 use packets::Packets;
 
 pub(crate) use destination::Target;
-pub(crate) use packets::{Came, Packet, PacketDestination};
+pub(crate) use packets::{Packet, PacketArrival, PacketDestination};
 
 /// One end of a data stream.
 #[derive(Debug)]
@@ -46,13 +46,13 @@ pub(crate) struct Session {
     one_sided: OneSided,
     liveness: Liveness,
     send_queue: SendQueue,
-    datas: VecDeque<DataSource>,
+    data_queue: VecDeque<DataSource>,
     /// Records for the next batch, and how many of them answer the peer's requests.
     records: Vec<u8>,
     answers: usize,
     decoder: Decoder,
     /// What counts the records that the decoder holds, where something does.
-    unfinished: Option<Share>,
+    unfinished: Option<BudgetShare>,
     /// What the further streams of the connection carry.
     lanes: Option<Box<Lanes>>,
     /// What leaves and comes beside the stream, by itself.
@@ -76,7 +76,7 @@ pub(crate) enum Urgency {
     /// Small messages leave with those that follow, or with the next poll.
     Coalesced,
     /// Words that nobody waits for leave with anything else, or when nothing more comes in.
-    Word,
+    Ack,
 }
 
 /// How far our good-bye is.
@@ -105,7 +105,7 @@ impl Session {
             one_sided: OneSided::new(regions),
             liveness: Liveness::new(heartbeat, now),
             send_queue: SendQueue::new(checked, false),
-            datas: VecDeque::new(),
+            data_queue: VecDeque::new(),
             records: Vec::new(),
             answers: 0,
             decoder: Decoder::new(checked),
@@ -130,7 +130,7 @@ impl Session {
     }
 
     /// The same with records whose rest has not come counted by a budget of many connections.
-    pub(crate) fn counted(mut self, unfinished: &Unfinished) -> Self {
+    pub(crate) fn counted(mut self, unfinished: &RecordBudget) -> Self {
         self.unfinished = Some(unfinished.share());
         self
     }
@@ -264,7 +264,7 @@ impl Session {
     /// Time passed for what is lent and borrowed; an error is the connection's end.
     pub(crate) fn tend(&mut self) -> Result<()> {
         self.fetch()?;
-        self.unfinished.as_ref().map_or(Ok(()), Share::check)?;
+        self.unfinished.as_ref().map_or(Ok(()), BudgetShare::check)?;
         self.lender.as_mut().map_or(Ok(()), |lender| lender.tend())
     }
 
@@ -276,7 +276,7 @@ impl Session {
             return !self.send_queue.is_empty();
         }
         let joined = least >= Urgency::Coalesced && self.sends.have_coalesced();
-        let words = least >= Urgency::Word && self.receives.words().0;
+        let words = least >= Urgency::Ack && self.receives.acks_due().0;
         joined || words || self.is_due_at_once()
     }
 
@@ -288,8 +288,8 @@ impl Session {
             || self.pong
             || self.sends.are_due()
             || self.one_sided.are_due()
-            || self.receives.words().1
-            || self.good_bye_is_due()
+            || self.receives.acks_due().1
+            || self.close_is_due()
             || (self.closing == Closing::Wanted && self.sends.have_coalesced())
     }
 
@@ -297,20 +297,20 @@ impl Session {
     fn has_data_for_main(&self) -> bool {
         match &self.lanes {
             Some(lanes) => lanes.has_chunk_for(0),
-            None => !self.datas.is_empty() && self.packets.is_none(),
+            None => !self.data_queue.is_empty() && self.packets.is_none(),
         }
     }
 
-    fn good_bye_is_due(&self) -> bool {
+    fn close_is_due(&self) -> bool {
         let have_left = || self.packets.as_ref().is_none_or(|packets| packets.have_left());
         let submitted = || {
             self.sends.are_done()
                 && self.one_sided.are_done()
-                && self.datas.is_empty()
-                && self.lanes.as_ref().is_none_or(|lanes| lanes.spreads.is_empty())
-                && self.packets.as_ref().is_none_or(|packets| packets.spreads.is_empty())
+                && self.data_queue.is_empty()
+                && self.lanes.as_ref().is_none_or(|lanes| lanes.chunked_sends.is_empty())
+                && self.packets.as_ref().is_none_or(|packets| packets.chunked_sends.is_empty())
                 && self.records.is_empty()
-                && !self.receives.are_destination()
+                && !self.receives.are_incomplete()
         };
         match self.closing {
             Closing::Wanted => (self.has_peer_closed() || submitted()) && have_left(),
@@ -337,21 +337,21 @@ impl Session {
     fn make_batch(&mut self) {
         while self.send_queue.has_room() && matches!(self.closing, Closing::No | Closing::Wanted) {
             self.send_queue.begin();
-            let good_bye = self.good_bye_is_due();
+            let good_bye = self.close_is_due();
             self.write_records();
-            self.one_sided.ping(&mut self.send_queue);
+            self.one_sided.write_requests(&mut self.send_queue);
             let fetch = self.fetcher.is_some();
-            self.sends.announce(&mut self.send_queue, &mut self.datas, &mut self.lender, fetch);
+            self.sends.announce(&mut self.send_queue, &mut self.data_queue, &mut self.lender, fetch);
             if good_bye {
                 let packets = self.packets.as_ref().map_or(0, |packets| packets.handed_out);
-                record::put(self.send_queue.text(), &Record::Close { packets });
+                record::put(self.send_queue.encoded(), &Record::Close { packets });
                 self.send_queue.end(Ending::Closed);
                 self.closing = Closing::InBatch;
             }
             if self.chunk_to(0) {
                 continue;
             }
-            let Some(mut data) = self.datas.pop_front_if(|_| self.packets.is_none()) else {
+            let Some(mut data) = self.data_queue.pop_front_if(|_| self.packets.is_none()) else {
                 let nothing = self.send_queue.records_len() == 0;
                 self.send_queue.finish(Transfer::Message(0), Vec::new());
                 if nothing {
@@ -363,8 +363,8 @@ impl Session {
             let (bytes, is_last) = data.next_packet();
             self.send_queue.finish(transfer, bytes);
             if !is_last {
-                self.datas.push_back(data);
-            } else if let Some(ending) = data.source.ending() {
+                self.data_queue.push_back(data);
+            } else if let Some(ending) = data.owner.ending() {
                 self.send_queue.end(ending);
             }
         }
@@ -379,9 +379,9 @@ impl Session {
             record::put(&mut self.records, &Record::Pong);
         }
         (self.ping, self.pong) = (false, false);
-        self.receives.say(&mut self.records);
+        self.receives.write_acks(&mut self.records);
         if self.records.len() <= RECORDS_LEN {
-            self.send_queue.text().append(&mut self.records);
+            self.send_queue.encoded().append(&mut self.records);
             for reply in replies(std::mem::take(&mut self.answers)) {
                 self.send_queue.end(reply);
             }
@@ -391,13 +391,13 @@ impl Session {
         while len < RECORDS_LEN {
             len += record::len_of_first(&self.records[len..]);
         }
-        self.send_queue.text().extend(self.records.drain(..len));
+        self.send_queue.encoded().extend(self.records.drain(..len));
     }
 
     // What arrives.
 
     /// One record, with so many bytes of others behind it.
-    fn hear(&mut self, record: Record<'_>, behind: usize) -> Result<()> {
+    fn handle_record(&mut self, record: Record<'_>, behind: usize) -> Result<()> {
         if self.peer_closed {
             return Err(corrupt("a record after the good-bye"));
         }
@@ -411,27 +411,27 @@ impl Session {
                     self.receives.announced(message, behind, &mut self.records, &mut self.lender)?;
                 self.announced.push(announced);
             }
-            Record::Accept { id, discarded } => self.datas.extend(self.sends.accepted(id, discarded)?),
+            Record::Accept { id, discarded } => self.data_queue.extend(self.sends.accepted(id, discarded)?),
             Record::Ack { first, count, delivery } => self.sends.acked(first, count, delivery)?,
             Record::Pregrant { bytes } => self.sends.pregrant(bytes),
             Record::Ping => self.pong = true,
             Record::Pong => {}
             Record::Get { id, key, offset, len } => {
-                let data = self.one_sided.asked_get(id, &key, offset, len, &mut self.records)?;
+                let data = self.one_sided.serve_get(id, &key, offset, len, &mut self.records)?;
                 self.answers += usize::from(self.records.len() > waiting);
-                self.datas.extend(data);
+                self.data_queue.extend(data);
             }
             Record::Put { id, key, offset, len, payload } => {
-                self.one_sided.asked_put(id, (&key, offset, len), payload, &mut self.records)?;
+                self.one_sided.serve_put(id, (&key, offset, len), payload, &mut self.records)?;
                 self.answers += usize::from(self.one_sided.remaining(Transfer::Put(id)).is_none());
             }
             Record::ReadyToReceive { id } => {
                 let data = self.one_sided.peer_is_ready(id)?;
-                self.datas.push_back(data);
+                self.data_queue.push_back(data);
             }
             Record::Done { id } => self.one_sided.done(id)?,
             Record::Refused { id, reason } => self.one_sided.refused(id, reason)?,
-            Record::Close { packets } => self.hear_good_bye(packets)?,
+            Record::Close { packets } => self.receive_close(packets)?,
         }
         Ok(())
     }
@@ -449,7 +449,7 @@ impl Session {
                 message.fail(why.clone());
             }
         }
-        self.datas.drain(..).for_each(|data| data.fail(why));
+        self.data_queue.drain(..).for_each(|data| data.fail(why));
         self.receives.give_up(why, self.fetcher.as_deref_mut().map(|fetcher| fetcher as &mut dyn Fetcher));
         self.one_sided.give_up(why);
         self.announced.clear();

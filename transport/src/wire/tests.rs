@@ -21,16 +21,16 @@ use crate::transfer::operation::{Completion, Done, Operation};
 use crate::transfer::region::Regions;
 use crate::wire::credit::{PREGRANT, WINDOW};
 use crate::wire::record::{self, Head, Payload, Record, Transfer};
-use crate::wire::sends::JOINED_LEN;
+use crate::wire::sends::COALESCED_LEN;
 use crate::wire::session::{Session, Target, Urgency};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// A stopped clock and a constant for randomness.
 #[derive(Debug)]
-struct Still;
+struct FixedEnvironment;
 
-impl Environment for Still {
+impl Environment for FixedEnvironment {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
@@ -75,7 +75,7 @@ impl End {
     }
 
     fn with(checked: bool) -> Self {
-        let regions = Regions::new(Arc::new(Still));
+        let regions = Regions::new(Arc::new(FixedEnvironment));
         let session = Session::new(Pool::new(1 << 20), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         Self { session, regions, wire: VecDeque::new(), lanes: Vec::new(), announced: VecDeque::new() }
     }
@@ -101,9 +101,9 @@ impl End {
 
     /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
     fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
-        self.session.pass_over(!1);
+        self.session.choose_stream(!1);
         self.session.begin_poll();
-        if !self.session.is_due(Urgency::Word) {
+        if !self.session.is_due(Urgency::Ack) {
             return false;
         }
         let mut slices: Vec<IoSlice<'_>> = Vec::new();
@@ -120,7 +120,7 @@ impl End {
     /// Writes at most `len_max` bytes to `to`, the peer's end of a further stream.
     fn write_lane(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
         // As if every other stream were full: any may carry any chunk.
-        self.session.pass_over(!(1 << stream));
+        self.session.choose_stream(!(1 << stream));
         if !self.session.lane_is_due(stream) {
             return false;
         }
@@ -145,7 +145,7 @@ impl End {
         if len == 0 || !session.reads(stream) {
             return Ok(false);
         }
-        session.heard(Duration::ZERO);
+        session.record_activity(Duration::ZERO);
         let Some((target, remaining, mut sum)) = session.target(stream, 4) else {
             let len = len.min(session.bytes_wanted(stream));
             let bytes = arrived(wire, len);
@@ -208,7 +208,7 @@ impl End {
     fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> Taken {
         let (destinations, landed) = Operation::new(destinations);
         self.session.accept(id, destinations);
-        Taken::Destination(landed)
+        Taken::Pending(landed)
     }
 }
 
@@ -223,14 +223,14 @@ type Landed = Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>;
 
 enum Taken {
     Here(Vec<Buffer>),
-    Destination(Completion<Landed>),
+    Pending(Completion<Landed>),
 }
 
 impl Taken {
     fn frames(self) -> Vec<Buffer> {
         match self {
             Self::Here(buffers) => buffers,
-            Self::Destination(landed) => landed.try_take().expect("landed").expect("well"),
+            Self::Pending(landed) => landed.try_take().expect("landed").expect("well"),
         }
     }
 }
@@ -264,7 +264,7 @@ fn message(number: usize, seed: &mut Seed) -> Message {
 }
 
 #[test]
-fn messages_arrive_whole_and_in_order_however_the_stream_is_cut() {
+fn messages_arrive_complete_and_in_order_for_any_split() {
     for seed in 0..40 {
         let mut seed = Seed(seed);
         let (mut a, mut b) = (End::new(), End::new());
@@ -295,7 +295,7 @@ fn messages_arrive_whole_and_in_order_however_the_stream_is_cut() {
 }
 
 #[test]
-fn gets_and_puts_reach_their_ranges_however_the_stream_is_cut() {
+fn gets_and_puts_reach_their_ranges_for_any_split() {
     for seed in 0..20 {
         let mut seed = Seed(seed);
         let (mut a, mut b) = (End::new(), End::new());
@@ -322,7 +322,7 @@ fn gets_and_puts_reach_their_ranges_however_the_stream_is_cut() {
 }
 
 #[test]
-fn a_get_that_is_cut_gives_its_buffer_back_as_it_came() {
+fn an_interrupted_get_returns_its_buffer_unchanged() {
     let (mut a, mut b) = (End::new(), End::new());
     let readable = b.regions.expose(vec![1; 100_000].into(), Duration::MAX);
     let mut into = BufferMut::with_capacity(100_003);
@@ -339,7 +339,7 @@ fn a_get_that_is_cut_gives_its_buffer_back_as_it_came() {
 }
 
 #[test]
-fn small_messages_wait_for_coalesced_and_leave_in_order() {
+fn small_messages_are_coalesced_and_sent_in_order() {
     let (mut a, mut b) = (End::new(), End::new());
     let small = |text: &'static str| Message::new(text).with_frame(text);
     let (sent, _) = a.send_with(small("first"), true);
@@ -353,7 +353,7 @@ fn small_messages_wait_for_coalesced_and_leave_in_order() {
     let headers: Vec<_> = b.announced.iter().map(|announced| announced.header.clone()).collect();
     assert_eq!(headers, ["first", "second", "third"]);
     assert_eq!(a.session.counts().copied(), 5, "the first was copied");
-    for _ in 0..JOINED_LEN / 100 {
+    for _ in 0..COALESCED_LEN / 100 {
         assert!(!a.session.is_due(Urgency::Now));
         drop(a.send_with(Message::new("").with_frame(vec![3; 68]), true));
     }
@@ -362,7 +362,7 @@ fn small_messages_wait_for_coalesced_and_leave_in_order() {
 }
 
 #[test]
-fn a_close_takes_along_what_waits_for_coalesced() {
+fn close_flushes_coalesced_messages() {
     let (mut a, mut b) = (End::new(), End::new());
     drop(a.send_with(Message::new("last"), true));
     let (done, _) = Done::new();
@@ -373,7 +373,7 @@ fn a_close_takes_along_what_waits_for_coalesced() {
 }
 
 #[test]
-fn a_get_or_put_that_is_done_too_early_fails_with_its_memory_as_it_came() {
+fn a_get_or_put_done_too_early_is_corrupt_and_returns_its_memory() {
     let done = |id| {
         let mut records = Vec::new();
         record::put(&mut records, &Record::Done { id });
@@ -410,7 +410,7 @@ fn a_get_or_put_that_is_done_too_early_fails_with_its_memory_as_it_came() {
 }
 
 #[test]
-fn a_receiver_that_says_nothing_bounds_what_is_announced() {
+fn unacknowledged_messages_are_bounded_by_the_window() {
     let (mut a, mut b) = (End::new(), End::new());
     let sent: Vec<_> = (0..3 * WINDOW.messages).map(|n| a.send_with(Message::new("x"), n % 3 > 0)).collect();
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
@@ -423,7 +423,7 @@ fn a_receiver_that_says_nothing_bounds_what_is_announced() {
 }
 
 #[test]
-fn large_messages_stream_pregranted_once_the_receiver_said_so_and_within_its_room() {
+fn large_messages_stream_within_the_pre_granted_credit() {
     let (mut a, mut b) = (End::new(), End::new());
     b.session.expect(true);
     let large = || Message::new("").with_frame(vec![1; 1 << 20]);
@@ -440,7 +440,7 @@ fn large_messages_stream_pregranted_once_the_receiver_said_so_and_within_its_roo
 }
 
 #[test]
-fn a_silent_peer_is_asked_and_then_lost() {
+fn a_silent_peer_is_pinged_and_then_lost() {
     let (mut a, mut b) = (End::new(), End::new());
     let mut now = Duration::ZERO;
     while now < Duration::from_secs(60) {
@@ -451,7 +451,7 @@ fn a_silent_peer_is_asked_and_then_lost() {
         while b.write(&mut a.wire, usize::MAX) {}
         while !a.wire.is_empty() {
             a.read(usize::MAX).unwrap();
-            a.session.heard(now);
+            a.session.record_activity(now);
         }
     }
     let stopped = now;
@@ -467,7 +467,7 @@ fn a_silent_peer_is_asked_and_then_lost() {
 }
 
 #[test]
-fn a_good_bye_follows_what_was_submitted_before_it() {
+fn close_follows_everything_submitted_before_it() {
     let (mut a, mut b) = (End::new(), End::new());
     let (sent, _) = a.send(Message::new("").with_frame(vec![1; 100_000]));
     let (done, closed) = Done::new();
@@ -484,7 +484,7 @@ fn a_good_bye_follows_what_was_submitted_before_it() {
 }
 
 #[test]
-fn damaged_streams_are_errors_that_return_all_memory() {
+fn damaged_streams_fail_and_return_all_memory() {
     let mut errors = 0;
     for seed in 0..200 {
         let mut seed = Seed(seed);

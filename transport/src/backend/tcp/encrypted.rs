@@ -188,7 +188,7 @@ impl State {
         self.undecrypted.start += self.tls.read_tls(&mut &self.ciphertext[self.undecrypted.clone()])?;
         self.tls
             .process_new_packets()
-            .map_err(|fault| io::Error::other(handshake::broken(&self.tls, fault)))?;
+            .map_err(|fault| io::Error::other(handshake::tls_error(&self.tls, fault)))?;
         Ok(())
     }
 

@@ -114,7 +114,7 @@ impl Lanes {
         let full = self.full.load(Ordering::Relaxed);
         loop {
             let mut wrote = false;
-            session.pass_over(self.full.load(Ordering::Relaxed));
+            session.choose_stream(self.full.load(Ordering::Relaxed));
             for stream in self.streams() {
                 let is_due = match stream {
                     0 => session.is_due(least),

@@ -257,10 +257,10 @@ impl State {
 
     /// Receives a packet into its destination, or keeps it until its message is announced.
     fn take_packet(&mut self, incoming: IncomingPacket, session: &mut Session) -> Result<()> {
-        let came = session.packet_came(&incoming.header[size_of::<Key>()..], incoming.len);
+        let came = session.packet_arrived(&incoming.header[size_of::<Key>()..], incoming.len);
         let destination = match came {
-            Ok(session::Came::Here(destination)) => destination,
-            Ok(session::Came::Early) if self.early_packets.len() < EARLY_MAX => {
+            Ok(session::PacketArrival::Accepted(destination)) => destination,
+            Ok(session::PacketArrival::Early) if self.early_packets.len() < EARLY_MAX => {
                 self.early_packets.push(incoming);
                 return Ok(());
             }

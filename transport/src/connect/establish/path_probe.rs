@@ -13,7 +13,7 @@ use super::candidates::BackendCandidate;
 use crate::backend::machine::{gb_per_s, median};
 use crate::backend::{Delivery, Done, Link, LinkContext, Op, Operation, Prediction, Progress, Speed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::handshake::{self, Asked, Control};
+use crate::handshake::{self, ConnectorReply, Control};
 use crate::memory::Buffer;
 use crate::platform::environment::{Environment, within};
 use crate::transfer::message::{Announced, Arrival, Message};
@@ -191,14 +191,17 @@ pub(super) async fn answer_probe(
 ) -> Result<Result<(), String>> {
     let environment = &*context.environment;
     let exchange = async {
-        let (mut asked, mut left) = (Asked::Measure(first), MEASUREMENTS_MAX);
+        let (mut asked, mut left) = (ConnectorReply::Measure(first), MEASUREMENTS_MAX);
         loop {
             match asked {
-                Asked::Said(answer) => return Ok(answer),
-                Asked::Measure(len) => handshake::measured(control, len, deadline, environment).await?,
+                ConnectorReply::Answer(answer) => return Ok(answer),
+                ConnectorReply::Measure(len) => {
+                    handshake::receive_measurement(control, len, deadline, environment).await?
+                }
             }
             left -= 1;
-            asked = handshake::asked(control, backend, left, deadline, environment).await?;
+            asked =
+                handshake::receive_measure_or_answer(control, backend, left, deadline, environment).await?;
         }
     };
     let Some(link) = link else { return exchange.await };

@@ -35,20 +35,20 @@ fn waited(admission: &Admission, source: Source, mut now: Duration) -> (Admitted
 }
 
 #[test]
-fn a_newcomer_waits_for_the_patience_and_no_longer() {
+fn a_newcomer_waits_at_most_the_grace_time() {
     let (admission, peers) = filled(4, ENEMY);
-    assert_eq!(admission.admit(FRIEND, ms(0)).unwrap_err(), PATIENCE);
+    assert_eq!(admission.admit(FRIEND, ms(0)).unwrap_err(), GRACE_TIME);
     let (_friend, at) = waited(&admission, FRIEND, ms(0));
-    assert_eq!(at, PATIENCE);
+    assert_eq!(at, GRACE_TIME);
     assert!(is_evicted(&peers[0]), "the oldest made room");
     assert!(peers[1..].iter().all(|peer| !is_evicted(peer)));
     // A place that is given back is free at once.
     drop(peers);
-    assert!(admission.admit(FRIEND, PATIENCE).is_ok());
+    assert!(admission.admit(FRIEND, GRACE_TIME).is_ok());
 }
 
 #[test]
-fn five_thousand_that_wait_already_delay_a_newcomer_for_one_patience() {
+fn five_thousand_waiting_peers_delay_a_newcomer_by_one_grace_time() {
     let admission = Admission::new(128);
     let (mut now, mut peers) = (ms(0), Vec::new());
     for _ in 0..5000 {
@@ -56,13 +56,13 @@ fn five_thousand_that_wait_already_delay_a_newcomer_for_one_patience() {
         peers.push(peer);
         now = at;
     }
-    assert!(now < PATIENCE * 2, "the last was admitted after {now:?}");
+    assert!(now < GRACE_TIME * 2, "the last was admitted after {now:?}");
 }
 
 #[test]
-fn who_has_said_something_is_not_crowded_out_by_who_has_not() {
+fn active_peers_are_not_evicted_by_silent_ones() {
     let (admission, mut peers) = filled(16, ENEMY);
-    let mut now = PATIENCE;
+    let mut now = GRACE_TIME;
     let friend = admission.admit(ENEMY, now).unwrap();
     friend.advanced(now);
     for _ in 0..10_000 {
@@ -74,7 +74,7 @@ fn who_has_said_something_is_not_crowded_out_by_who_has_not() {
     // Nor the other way round: half of the places are for those who say something in time.
     let (admission, peers) = filled(16, ENEMY);
     peers.iter().for_each(|peer| peer.advanced(ms(0)));
-    let mut now = PATIENCE * 2;
+    let mut now = GRACE_TIME * 2;
     let friends: Vec<_> = (0..8)
         .map(|_| {
             let (friend, at) = waited(&admission, ENEMY, now);
@@ -136,7 +136,7 @@ fn a_peer_gets_through_that_takes_fifty_milliseconds_a_step_in_a_flood_of_two_th
 }
 
 #[test]
-fn patience_comes_back() {
+fn grace_time_recovers() {
     let (admission, mut peers) = filled(2, ENEMY);
     let mut now = ms(0);
     for _ in 0..100 {
@@ -144,12 +144,12 @@ fn patience_comes_back() {
         peers.push(peer);
         now = at;
     }
-    assert!(admission.state().patience(now) < ms(20));
-    assert_eq!(admission.state().patience(now + PATIENCE * RECOVERY), PATIENCE);
+    assert!(admission.state().grace_time(now) < ms(20));
+    assert_eq!(admission.state().grace_time(now + GRACE_TIME * RECOVERY), GRACE_TIME);
 }
 
 #[test]
-fn who_failed_to_authenticate_is_the_first_to_make_room() {
+fn a_peer_that_failed_to_authenticate_is_evicted_first() {
     let (admission, peers) = filled(4, FRIEND);
     assert_eq!(peers[2].failed(ms(1)), ms(1), "its first answer is not delayed");
     let _newcomer = admission.admit(ENEMY, ms(1)).unwrap();
@@ -194,7 +194,7 @@ fn a_lack_of_descriptors_takes_half_of_the_places_for_a_while() {
 fn peers_of_this_process_are_not_evicted() {
     let (admission, peers) = filled(2, Source::Process);
     for now in 0..100 {
-        assert!(admission.admit(Source::Process, PATIENCE * now).is_err());
+        assert!(admission.admit(Source::Process, GRACE_TIME * now).is_err());
     }
     assert!(!admission.make_room(ms(0)));
     assert!(peers.iter().all(|peer| !is_evicted(peer)));
@@ -210,10 +210,10 @@ fn a_host_is_its_address_or_its_network_of_ipv6() {
 }
 
 #[tokio::test]
-async fn an_eviction_ends_what_the_place_is_held_for() {
+async fn an_eviction_drops_the_held_task() {
     let (admission, mut peers) = filled(1, ENEMY);
     let holder = peers.pop().unwrap();
     assert_eq!(holder.hold(async { 7 }).await, Some(7));
-    let _newcomer = admission.admit(FRIEND, PATIENCE).unwrap();
+    let _newcomer = admission.admit(FRIEND, GRACE_TIME).unwrap();
     assert_eq!(holder.hold(std::future::pending::<u8>()).await, None);
 }

@@ -36,7 +36,7 @@ impl End {
         Self { inbox, attending: Box::pin(attending), outcome: None }
     }
 
-    fn turn(&mut self) {
+    fn poll(&mut self) {
         if self.outcome.is_none()
             && let Poll::Ready(outcome) = self.attending.as_mut().poll(&mut context())
         {
@@ -63,13 +63,13 @@ impl End {
 }
 
 /// An end, and the stream to it in the hands of the test.
-struct Visit {
+struct TestControl {
     clock: Clockwork,
     end: End,
     peer: Option<DuplexStream>,
 }
 
-impl Visit {
+impl TestControl {
     fn with_room(room: usize) -> Self {
         let clock = Clockwork::default();
         let (near, far) = duplex(room);
@@ -77,20 +77,20 @@ impl Visit {
     }
 
     fn new() -> Self {
-        let mut visit = Self::with_room(64);
-        visit.end.turn();
-        visit
+        let mut control = Self::with_room(64);
+        control.end.poll();
+        control
     }
 
     /// Says these bytes, as far as there is room for them, and tells what our end said since.
-    fn say(&mut self, bytes: &[u8]) -> Vec<u8> {
+    fn send(&mut self, bytes: &[u8]) -> Vec<u8> {
         let peer = self.peer.as_mut().expect("it has not hung up");
         assert!(matches!(Pin::new(&mut *peer).poll_write(&mut context(), bytes), Poll::Ready(Ok(_))));
-        self.end.turn();
-        self.heard()
+        self.end.poll();
+        self.received()
     }
 
-    fn heard(&mut self) -> Vec<u8> {
+    fn received(&mut self) -> Vec<u8> {
         let mut bytes = [0; 64];
         let mut buf = ReadBuf::new(&mut bytes);
         let peer = self.peer.as_mut().expect("it has not hung up");
@@ -98,19 +98,19 @@ impl Visit {
         buf.filled().to_vec()
     }
 
-    fn hang_up(&mut self) {
+    fn close(&mut self) {
         self.peer = None;
-        self.end.turn();
+        self.end.poll();
     }
 
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.clock.advance(time);
-        self.end.turn();
+        self.end.poll();
     }
 
     fn drain(&mut self) {
         self.end.drain("ours is over");
-        self.end.turn();
+        self.end.poll();
     }
 
     #[track_caller]
@@ -130,188 +130,188 @@ fn pair() -> (Clockwork, [End; 2]) {
     (clock, ends)
 }
 
-fn turn(ends: &mut [End; 2]) {
+fn poll(ends: &mut [End; 2]) {
     for _ in 0..4 {
-        ends.iter_mut().for_each(End::turn);
+        ends.iter_mut().for_each(End::poll);
     }
 }
 
 #[test]
-fn ends_that_part_at_once_end_at_once_each_for_its_own_reason() {
+fn ends_that_drain_together_end_with_their_own_reasons() {
     let (clock, mut ends) = pair();
-    turn(&mut ends);
+    poll(&mut ends);
     ends[0].drain("the first");
     ends[1].drain("the second");
-    turn(&mut ends);
+    poll(&mut ends);
     ends[0].assert_ended(ErrorKind::Closed, "the first");
     ends[1].assert_ended(ErrorKind::Closed, "the second");
     assert_eq!(clock.now(), Duration::ZERO);
 }
 
 #[test]
-fn who_parts_first_waits_for_who_parts_later() {
+fn the_first_end_to_drain_waits_for_the_other() {
     let (clock, mut ends) = pair();
     ends[0].drain("the first");
-    turn(&mut ends);
+    poll(&mut ends);
     clock.advance(DRAIN_TIME_MAX - Duration::from_millis(1));
-    turn(&mut ends);
+    poll(&mut ends);
     ends.iter().for_each(End::assert_pending);
     ends[1].drain("the second");
-    turn(&mut ends);
+    poll(&mut ends);
     ends[0].assert_ended(ErrorKind::Closed, "the first");
     ends[1].assert_ended(ErrorKind::Closed, "the second");
 }
 
 #[test]
-fn a_link_goes_on_after_its_peer_parted_and_went_away() {
+fn a_link_continues_after_its_peer_drained_and_closed() {
     let (clock, mut ends) = pair();
     ends[0].drain("the first");
-    turn(&mut ends);
+    poll(&mut ends);
     clock.advance(DRAIN_TIME_MAX);
-    turn(&mut ends);
+    poll(&mut ends);
     ends[0].assert_ended(ErrorKind::Closed, "the first");
     ends[1].assert_pending();
     clock.advance(DRAIN_TIME_MAX / 2);
-    turn(&mut ends);
+    poll(&mut ends);
     ends[1].assert_pending();
     ends[1].drain("the second");
-    turn(&mut ends);
+    poll(&mut ends);
     ends[1].assert_ended(ErrorKind::Closed, "the second");
 }
 
 #[test]
-fn a_peer_that_never_parts_is_waited_for_no_longer_than_a_second() {
-    let mut visit = Visit::new();
-    visit.drain();
-    assert_eq!(visit.heard(), [OVER]);
-    visit.pass(DRAIN_TIME_MAX - Duration::from_nanos(1));
-    visit.end.assert_pending();
-    visit.pass(Duration::from_nanos(1));
-    visit.assert_over();
+fn draining_waits_at_most_one_second_for_the_peer() {
+    let mut control = TestControl::new();
+    control.drain();
+    assert_eq!(control.received(), [OVER]);
+    control.advance(DRAIN_TIME_MAX - Duration::from_nanos(1));
+    control.end.assert_pending();
+    control.advance(Duration::from_nanos(1));
+    control.assert_over();
 }
 
 #[test]
-fn a_peer_that_reads_nothing_is_parted_from_all_the_same() {
-    let mut visit = Visit::with_room(4);
+fn draining_ends_without_a_reading_peer() {
+    let mut control = TestControl::with_room(4);
     for _ in 0..4 {
-        visit.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING; 4]));
-        visit.end.turn();
+        control.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING; 4]));
+        control.end.poll();
     }
-    visit.drain();
-    visit.end.assert_pending();
-    visit.pass(DRAIN_TIME_MAX);
-    visit.assert_over();
+    control.drain();
+    control.end.assert_pending();
+    control.advance(DRAIN_TIME_MAX);
+    control.assert_over();
 }
 
 #[test]
-fn the_end_of_the_stream_is_a_loss_unless_the_peer_has_parted() {
-    let mut visit = Visit::new();
-    visit.hang_up();
-    visit.end.assert_ended(ErrorKind::PeerLost, "its control stream ended");
+fn stream_end_is_peer_lost_unless_the_peer_drained() {
+    let mut control = TestControl::new();
+    control.close();
+    control.end.assert_ended(ErrorKind::PeerLost, "its control stream ended");
 
-    let mut visit = Visit::new();
-    assert!(visit.say(&[OVER]).is_empty());
-    visit.hang_up();
-    visit.end.assert_pending();
-    visit.pass(DRAIN_TIME_MAX - Duration::from_nanos(1));
-    visit.end.assert_pending();
-    visit.pass(Duration::from_nanos(1));
-    visit.end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
+    let mut control = TestControl::new();
+    assert!(control.send(&[OVER]).is_empty());
+    control.close();
+    control.end.assert_pending();
+    control.advance(DRAIN_TIME_MAX - Duration::from_nanos(1));
+    control.end.assert_pending();
+    control.advance(Duration::from_nanos(1));
+    control.end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
 }
 
 #[test]
-fn the_end_of_the_stream_ends_a_parting() {
-    let mut visit = Visit::new();
-    visit.drain();
-    visit.end.assert_pending();
-    visit.hang_up();
-    visit.assert_over();
+fn stream_end_completes_a_drain() {
+    let mut control = TestControl::new();
+    control.drain();
+    control.end.assert_pending();
+    control.close();
+    control.assert_over();
 }
 
 #[test]
-fn a_parting_is_read_before_the_failure_to_answer_it() {
-    let mut visit = Visit::with_room(64);
-    visit.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING, OVER]));
-    visit.hang_up();
-    visit.end.assert_pending();
-    visit.drain();
-    visit.assert_over();
+fn a_drain_is_read_before_a_write_failure() {
+    let mut control = TestControl::with_room(64);
+    control.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING, OVER]));
+    control.close();
+    control.end.assert_pending();
+    control.drain();
+    control.assert_over();
 }
 
 #[test]
-fn a_peer_that_parted_and_fell_silent_is_lost_after_three_heartbeats() {
-    let mut visit = Visit::new();
-    visit.say(&[OVER]);
+fn a_silent_drained_peer_is_lost_after_three_heartbeats() {
+    let mut control = TestControl::new();
+    control.send(&[OVER]);
     for _ in 0..3 {
-        visit.end.assert_pending();
-        visit.pass(HEARTBEAT);
+        control.end.assert_pending();
+        control.advance(HEARTBEAT);
     }
-    visit.end.assert_ended(ErrorKind::PeerLost, "no sign of life for 9.0 s");
+    control.end.assert_ended(ErrorKind::PeerLost, "no sign of life for 9.0 s");
 }
 
 #[test]
-fn who_parts_answers_and_does_not_ask() {
-    let mut visit = Visit::new();
-    visit.pass(HEARTBEAT - DRAIN_TIME_MAX / 2);
-    visit.drain();
-    assert_eq!(visit.heard(), [OVER]);
-    visit.pass(DRAIN_TIME_MAX / 2);
-    assert!(visit.heard().is_empty(), "a heartbeat of silence");
-    assert_eq!(visit.say(&[PING]), [PONG]);
-    assert_eq!(visit.say(&[PING]), [PONG]);
-    visit.end.assert_pending();
-    visit.say(&[OVER]);
-    visit.assert_over();
+fn a_draining_end_answers_pings_and_sends_none() {
+    let mut control = TestControl::new();
+    control.advance(HEARTBEAT - DRAIN_TIME_MAX / 2);
+    control.drain();
+    assert_eq!(control.received(), [OVER]);
+    control.advance(DRAIN_TIME_MAX / 2);
+    assert!(control.received().is_empty(), "a heartbeat of silence");
+    assert_eq!(control.send(&[PING]), [PONG]);
+    assert_eq!(control.send(&[PING]), [PONG]);
+    control.end.assert_pending();
+    control.send(&[OVER]);
+    control.assert_over();
 }
 
 #[test]
-fn who_heard_a_parting_says_its_own_before_it_ends() {
-    let mut visit = Visit::new();
-    assert!(visit.say(&[OVER, PONG]).is_empty());
-    visit.drain();
-    visit.assert_over();
-    assert_eq!(visit.heard(), [OVER]);
+fn an_end_answers_a_drain_before_it_ends() {
+    let mut control = TestControl::new();
+    assert!(control.send(&[OVER, PONG]).is_empty());
+    control.drain();
+    control.assert_over();
+    assert_eq!(control.received(), [OVER]);
 }
 
 #[test]
-fn a_second_parting_is_corrupt_and_so_is_another_byte() {
+fn a_second_drain_or_an_unknown_byte_is_corrupt() {
     for bytes in [&[OVER, OVER][..], &[OVER, PING, OVER]] {
-        let mut visit = Visit::new();
-        visit.say(bytes);
-        visit.end.assert_ended(ErrorKind::Corrupt, "the peer parted twice");
+        let mut control = TestControl::new();
+        control.send(bytes);
+        control.end.assert_ended(ErrorKind::Corrupt, "the peer parted twice");
     }
-    let mut visit = Visit::new();
-    visit.say(&[OVER, 4]);
-    visit.end.assert_ended(ErrorKind::Corrupt, "byte 4 on the control stream means nothing");
+    let mut control = TestControl::new();
+    control.send(&[OVER, 4]);
+    control.end.assert_ended(ErrorKind::Corrupt, "byte 4 on the control stream means nothing");
 }
 
 #[test]
-fn an_end_without_a_parting_and_one_amid_it_need_no_other() {
+fn an_end_without_or_during_a_drain_needs_no_answer() {
     for parts in [false, true] {
-        let mut visit = Visit::new();
+        let mut control = TestControl::new();
         if parts {
-            visit.drain();
+            control.drain();
         }
-        visit.end.assert_pending();
-        visit.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
-        visit.end.turn();
-        assert!(matches!(visit.end.outcome, Some(None)));
-        assert_eq!(visit.end.inbox.ended().unwrap().detail(), "by itself");
+        control.end.assert_pending();
+        control.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
+        control.end.poll();
+        assert!(matches!(control.end.outcome, Some(None)));
+        assert_eq!(control.end.inbox.ended().unwrap().detail(), "by itself");
     }
 }
 
 #[test]
-fn a_peer_that_reads_nothing_holds_up_no_end() {
-    let mut visit = Visit::with_room(4);
+fn a_peer_that_reads_nothing_delays_no_end() {
+    let mut control = TestControl::with_room(4);
     for _ in 0..4 {
         // Four answers fill the stream, and the others find no room.
-        visit.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING; 4]));
-        visit.end.turn();
+        control.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING; 4]));
+        control.end.poll();
     }
-    visit.end.assert_pending();
-    visit.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
-    visit.end.turn();
-    assert!(matches!(visit.end.outcome, Some(None)), "it hears of the end");
+    control.end.assert_pending();
+    control.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
+    control.end.poll();
+    assert!(matches!(control.end.outcome, Some(None)), "it hears of the end");
 }
 
 /// An end on one of two connected sockets.
@@ -332,30 +332,30 @@ fn reset(socket: TcpStream) {
 }
 
 /// Turns `end` until `is_so`, for 5 s.
-async fn turn_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
+async fn poll_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
     let began = Instant::now();
     while !is_so(end) {
         assert!(began.elapsed() < Duration::from_secs(5), "it never comes to that: {:?}", end.outcome);
         tokio::time::sleep(Duration::from_millis(1)).await;
-        end.turn();
+        end.poll();
     }
 }
 
 /// Has `end` answer, so that its socket is known to be writable, and to hold nothing to read.
-async fn turn_until_answered(end: &mut End, peer: &mut TcpStream) {
+async fn poll_until_answered(end: &mut End, peer: &mut TcpStream) {
     assert_eq!(peer.write(&[PING]).unwrap(), 1);
-    turn_until(end, |_| peer.peek(&mut [0]).is_ok_and(|len| len == 1)).await;
-    end.turn();
+    poll_until(end, |_| peer.peek(&mut [0]).is_ok_and(|len| len == 1)).await;
+    end.poll();
 }
 
 #[tokio::test]
-async fn a_reset_is_a_loss_and_tells_its_cause() {
+async fn a_reset_is_peer_lost_with_its_cause() {
     let clock = Clockwork::default();
     let (mut end, mut peer) = over_socket(&clock).unwrap();
-    turn_until_answered(&mut end, &mut peer).await;
+    poll_until_answered(&mut end, &mut peer).await;
     end.assert_pending();
     reset(peer);
-    turn_until(&mut end, |end| end.outcome.is_some()).await;
+    poll_until(&mut end, |end| end.outcome.is_some()).await;
     end.assert_ended(ErrorKind::PeerLost, "its control stream was cut");
     let Some(Some(why)) = &end.outcome else { unreachable!("it has ended") };
     let cause = why.source().and_then(|cause| cause.downcast_ref::<io::Error>());
@@ -366,10 +366,10 @@ async fn a_reset_is_a_loss_and_tells_its_cause() {
 async fn a_silent_peer_is_reset() {
     let clock = Clockwork::default();
     let (mut end, mut peer) = over_socket(&clock).unwrap();
-    turn_until_answered(&mut end, &mut peer).await;
+    poll_until_answered(&mut end, &mut peer).await;
     while end.outcome.is_none() {
         clock.advance(HEARTBEAT);
-        end.turn();
+        end.poll();
     }
     end.assert_ended(ErrorKind::PeerLost, "no sign of life for 9.0 s");
     peer.set_nonblocking(false).unwrap();
@@ -379,27 +379,27 @@ async fn a_silent_peer_is_reset() {
 }
 
 #[tokio::test]
-async fn a_parting_before_a_reset_is_heard_even_by_who_speaks_first() {
+async fn a_drain_before_a_reset_is_received() {
     let clock = Clockwork::default();
     let (mut end, mut peer) = over_socket(&clock).unwrap();
-    turn_until_answered(&mut end, &mut peer).await;
+    poll_until_answered(&mut end, &mut peer).await;
     assert_eq!(peer.write(&[OVER]).unwrap(), 1);
     reset(peer);
     // The reactor has not told of either yet: what is asked now fails.
     clock.advance(HEARTBEAT);
-    end.turn();
+    end.poll();
     for _ in 0..20 {
         end.assert_pending();
         tokio::time::sleep(Duration::from_millis(1)).await;
-        end.turn();
+        end.poll();
     }
     clock.advance(DRAIN_TIME_MAX);
-    end.turn();
+    end.poll();
     end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
 }
 
 #[test]
-fn whatever_a_stream_fails_with_it_is_the_peers_loss_but_for_errors_of_ours() {
+fn stream_failures_are_peer_lost_except_local_errors() {
     for kind in [io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable, io::ErrorKind::Other] {
         let lost = Error::cut(kind.into(), "its control stream was cut");
         assert_eq!((lost.kind(), lost.detail()), (ErrorKind::PeerLost, "its control stream was cut"));

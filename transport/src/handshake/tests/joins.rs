@@ -11,11 +11,11 @@ fn key() -> JoinKey {
 
 /// Both ends' view of one attempt.
 async fn attempt(joins: &Joins, word: Join) -> Result<()> {
-    let world = World::new();
+    let environment = TestEnvironment::new();
     let (mut near, far) = duplex(1024);
-    let later = world.now() + Duration::from_secs(5);
+    let later = environment.now() + Duration::from_secs(5);
     let (connector, acceptor) =
-        tokio::join!(join(&mut near, word, later, &world), joins.join(&word, far.into(), &world));
+        tokio::join!(join(&mut near, word, later, &environment), joins.join(&word, far.into(), &environment));
     match (&connector, &acceptor) {
         (Ok(()), Ok(())) => {}
         (Err(told), Err(found)) => assert_eq!(told.kind(), found.kind(), "{told}, {found}"),
@@ -26,23 +26,23 @@ async fn attempt(joins: &Joins, word: Join) -> Result<()> {
 
 #[tokio::test]
 async fn streams_join_in_any_order() {
-    let (joins, world) = (Joins::default(), World::new());
+    let (joins, environment) = (Joins::default(), TestEnvironment::new());
     let expected = joins.expect(key());
     let joining = async {
         for stream in [3, 1, 2] {
             attempt(&joins, key().join(stream, None)).await.unwrap();
         }
     };
-    let later = world.now() + Duration::from_secs(5);
-    let (joined, ()) = tokio::join!(expected.all(later, &world), joining);
+    let later = environment.now() + Duration::from_secs(5);
+    let (joined, ()) = tokio::join!(expected.all(later, &environment), joining);
     assert_eq!(joined.unwrap().len(), 3);
     let late = attempt(&joins, key().join(1, None)).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Refused, "{late}");
 }
 
 #[tokio::test]
-async fn a_wrong_join_is_refused_and_hurts_nobody() {
-    let (joins, world) = (Joins::default(), World::new());
+async fn a_wrong_join_is_refused_without_side_effects() {
+    let (joins, environment) = (Joins::default(), TestEnvironment::new());
     let expected = joins.expect(key());
     let right = key().join(1, None);
     let of_others =
@@ -66,23 +66,23 @@ async fn a_wrong_join_is_refused_and_hurts_nobody() {
     for stream in [2, 3] {
         attempt(&joins, key().join(stream, None)).await.unwrap();
     }
-    let later = world.now() + Duration::from_secs(5);
-    assert_eq!(expected.all(later, &world).await.unwrap().len(), 3);
+    let later = environment.now() + Duration::from_secs(5);
+    assert_eq!(expected.all(later, &environment).await.unwrap().len(), 3);
 }
 
 #[tokio::test]
-async fn who_waits_is_bounded_in_time() {
-    let (joins, world) = (Joins::default(), World::new());
+async fn waiting_for_joins_is_bounded() {
+    let (joins, environment) = (Joins::default(), TestEnvironment::new());
     let expected = joins.expect(key());
     attempt(&joins, key().join(2, None)).await.unwrap();
-    let soon = world.now() + Duration::from_millis(20);
-    let error = expected.all(soon, &world).await.unwrap_err();
+    let soon = environment.now() + Duration::from_millis(20);
+    let error = expected.all(soon, &environment).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.detail().contains("1 of 3"), "{error}");
 }
 
 #[tokio::test]
-async fn a_stream_in_the_clear_joins_no_encrypted_connection() {
+async fn a_plain_stream_cannot_join_a_tls_connection() {
     let joins = Joins::default();
     let key = JoinKey::new(SECRET, STREAMS, true);
     let _expected = joins.expect(key.clone());
@@ -92,7 +92,7 @@ async fn a_stream_in_the_clear_joins_no_encrypted_connection() {
 }
 
 #[test]
-fn a_proof_is_worth_nothing_in_another_encrypted_session() {
+fn a_join_proof_is_invalid_in_another_tls_session() {
     let key = JoinKey::new(SECRET, STREAMS, true);
     let (this, other) = ([1; 32], [2; 32]);
     let join = key.join(1, Some(&this));

@@ -15,7 +15,7 @@ const TIME_MAX: Duration = Duration::from_secs(12);
 
 /// What befalls one direction once so many bytes went through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum EndFault {
     Never,
     Eof(usize),
     Broken(usize),
@@ -32,9 +32,9 @@ struct State {
 /// Bytes to one end, each piece with the time of its arrival.
 #[derive(Debug)]
 struct Pipe {
-    under_way: VecDeque<(Duration, Vec<u8>)>,
+    in_flight: VecDeque<(Duration, Vec<u8>)>,
     written: usize,
-    end: End,
+    end: EndFault,
     closed: bool,
 }
 
@@ -86,40 +86,40 @@ impl Environment for Simulation {
 }
 
 /// One end's stream; the other end sees its end when it is dropped.
-struct Line {
+struct SimulatedStream {
     simulation: Simulation,
     me: usize,
 }
 
-impl Drop for Line {
+impl Drop for SimulatedStream {
     fn drop(&mut self) {
         self.simulation.state().pipes[1 - self.me].closed = true;
     }
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for SimulatedStream {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut state = self.simulation.state();
         let most = 1 + state.below(200);
         let now = state.now;
         let pipe = &mut state.pipes[self.me];
-        match pipe.under_way.front_mut() {
+        match pipe.in_flight.front_mut() {
             Some((at, bytes)) if *at <= now => {
                 let len = most.min(bytes.len()).min(buf.remaining());
                 buf.put_slice(&bytes[..len]);
                 bytes.drain(..len);
                 if bytes.is_empty() {
-                    pipe.under_way.pop_front();
+                    pipe.in_flight.pop_front();
                 }
                 Poll::Ready(Ok(()))
             }
             Some(_) => Poll::Pending,
             None => match pipe.end {
-                End::Eof(at) if pipe.written >= at => Poll::Ready(Ok(())),
-                End::Broken(at) if pipe.written >= at => {
+                EndFault::Eof(at) if pipe.written >= at => Poll::Ready(Ok(())),
+                EndFault::Broken(at) if pipe.written >= at => {
                     Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
                 }
-                End::Silent(at) if pipe.written >= at => Poll::Pending,
+                EndFault::Silent(at) if pipe.written >= at => Poll::Pending,
                 _ if pipe.closed => Poll::Ready(Ok(())),
                 _ => Poll::Pending,
             },
@@ -127,7 +127,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for SimulatedStream {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut state = self.simulation.state();
         if state.below(4) == 0 {
@@ -137,16 +137,18 @@ impl AsyncWrite for Line {
         let delayed = state.now + Duration::from_millis([0, 0, 1, 30][state.below(4)]);
         let pipe = &mut state.pipes[1 - self.me];
         let room = match pipe.end {
-            End::Never => usize::MAX,
-            End::Eof(at) | End::Broken(at) | End::Silent(at) => at.saturating_sub(pipe.written),
+            EndFault::Never => usize::MAX,
+            EndFault::Eof(at) | EndFault::Broken(at) | EndFault::Silent(at) => {
+                at.saturating_sub(pipe.written)
+            }
         };
-        if room == 0 && matches!(pipe.end, End::Broken(_)) {
+        if room == 0 && matches!(pipe.end, EndFault::Broken(_)) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        let at = pipe.under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
+        let at = pipe.in_flight.back().map_or(delayed, |(before, _)| delayed.max(*before));
         let through = &buf[..len.min(room)];
         if !through.is_empty() {
-            pipe.under_way.push_back((at, through.to_vec()));
+            pipe.in_flight.push_back((at, through.to_vec()));
         }
         pipe.written += len;
         Poll::Ready(Ok(len))
@@ -162,10 +164,10 @@ impl AsyncWrite for Line {
 }
 
 /// Ends with the secret of the connection.
-type Conversation = Pin<Box<dyn Future<Output = Result<[u8; 32]>>>>;
+type HandshakeFuture = Pin<Box<dyn Future<Output = Result<[u8; 32]>>>>;
 
 async fn connector(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
-    let mut stream = Line { simulation: simulation.clone(), me: 0 };
+    let mut stream = SimulatedStream { simulation: simulation.clone(), me: 0 };
     let greeting = greet_as_connector(&mut stream, &terms, &simulation).await?;
     let deadline = simulation.now() + HANDSHAKE_TIME;
     propose(&mut stream, &proposal("tcp"), deadline, &simulation).await?.expect("it is accepted");
@@ -173,10 +175,10 @@ async fn connector(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
 }
 
 async fn acceptor(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
-    let mut stream = Line { simulation: simulation.clone(), me: 1 };
-    let greeting = greet_as_acceptor(&mut stream, &terms, &simulation).await?;
+    let mut stream = SimulatedStream { simulation: simulation.clone(), me: 1 };
+    let greeting = accept_peer(&mut stream, &terms, &simulation).await?;
     let deadline = simulation.now() + HANDSHAKE_TIME;
-    assert_eq!(proposed(&mut stream, deadline, &simulation).await?, proposal("tcp"));
+    assert_eq!(receive_proposal(&mut stream, deadline, &simulation).await?, proposal("tcp"));
     answer(&mut stream, Ok(())).await?;
     Ok(greeting.secret)
 }
@@ -187,25 +189,26 @@ fn simulate(seed: u64) -> String {
     let calm = state.below(3) == 0;
     for way in 0..2 {
         let at = state.below(400);
-        let end = [End::Never, End::Eof(at), End::Broken(at), End::Silent(at)][state.below(4)];
-        state.pipes[way].end = if calm { End::Never } else { end };
+        let end =
+            [EndFault::Never, EndFault::Eof(at), EndFault::Broken(at), EndFault::Silent(at)][state.below(4)];
+        state.pipes[way].end = if calm { EndFault::Never } else { end };
     }
     let tokens = [(None, None), (Some("one"), Some("one")), (Some("one"), Some("two"))][state.below(3)];
     let simulation = Simulation(Arc::new(Mutex::new(state)));
-    let mut ends: [Conversation; 2] = [
+    let mut ends: [HandshakeFuture; 2] = [
         Box::pin(connector(simulation.clone(), simulation.terms(tokens.0))),
         Box::pin(acceptor(simulation.clone(), simulation.terms(tokens.1))),
     ];
     let mut results = [None, None];
     let mut cx = Context::from_waker(std::task::Waker::noop());
     while results.iter().any(Option::is_none) {
-        let turn = simulation.state().below(2);
-        if results[turn].is_none()
-            && let Poll::Ready(result) = ends[turn].as_mut().poll(&mut cx)
+        let which = simulation.state().below(2);
+        if results[which].is_none()
+            && let Poll::Ready(result) = ends[which].as_mut().poll(&mut cx)
         {
-            results[turn] = Some(result);
+            results[which] = Some(result);
             // What it held goes: the other end sees the stream's end.
-            ends[turn] = Box::pin(std::future::pending());
+            ends[which] = Box::pin(std::future::pending());
         }
         let mut state = simulation.state();
         let passes = state.below(2) as u64 * 10;
@@ -229,12 +232,12 @@ fn simulate(seed: u64) -> String {
 
 impl Pipe {
     fn new() -> Self {
-        Self { under_way: VecDeque::new(), written: 0, end: End::Never, closed: false }
+        Self { in_flight: VecDeque::new(), written: 0, end: EndFault::Never, closed: false }
     }
 }
 
 #[test]
-fn a_simulated_handshake_ends_in_time_whatever_befalls_its_stream() {
+fn a_simulated_handshake_ends_in_time_under_any_fault() {
     let asked = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
     let seeds = match asked("TOWLINE_SEED") {
         Some(seed) => seed..seed + 1,

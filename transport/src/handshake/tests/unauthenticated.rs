@@ -5,13 +5,13 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 
 /// What an acceptor makes of an unauthenticated peer who says `words` and listens; the error, and what the unauthenticated peer heard.
-async fn unauthenticated_peer_says(words: &[u8]) -> (Error, Vec<u8>) {
-    let world = World::new();
+async fn accept_bytes(words: &[u8]) -> (Error, Vec<u8>) {
+    let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
     let (ours, mut heard) = (terms(None), Vec::new());
     near.write_all(words).await.unwrap();
     let accepting = async {
-        let result = greet_as_acceptor(&mut far, &ours, &world).await;
+        let result = accept_peer(&mut far, &ours, &environment).await;
         drop(far);
         result
     };
@@ -20,10 +20,10 @@ async fn unauthenticated_peer_says(words: &[u8]) -> (Error, Vec<u8>) {
 }
 
 /// What a connector makes of a server that says `words` at once.
-async fn server_says(words: &[u8]) -> Error {
+async fn connect_to_bytes(words: &[u8]) -> Error {
     let (mut near, mut far) = duplex(64 * 1024);
     far.write_all(words).await.unwrap();
-    greet_as_connector(&mut near, &terms(None), &World::new()).await.unwrap_err()
+    greet_as_connector(&mut near, &terms(None), &TestEnvironment::new()).await.unwrap_err()
 }
 
 fn refusal_in(bytes: &[u8]) -> (ErrorKind, String) {
@@ -31,34 +31,35 @@ fn refusal_in(bytes: &[u8]) -> (ErrorKind, String) {
     let (kind, len) = head(first).unwrap();
     assert_eq!(len, body.len());
     match decode(kind, body).unwrap() {
-        Message::Refuse { kind, reason } => (kind, reason),
+        HandshakeMessage::Refuse { kind, reason } => (kind, reason),
         other => panic!("{other:?} instead of a refusal"),
     }
 }
 
 #[tokio::test]
 async fn versions_without_overlap_are_refused_by_name_at_both_ends() {
-    let mut hello = encoded(&Message::Hello(our_hello(&terms(None), &World::new()))).unwrap();
+    let mut hello =
+        encoded(&HandshakeMessage::Hello(our_hello(&terms(None), &TestEnvironment::new()))).unwrap();
     hello[HEAD_LEN..HEAD_LEN + 4].copy_from_slice(&[5, 0, 7, 0]);
     let named = |text: &str| text.contains("speaks 1 to 1") && text.contains("the other end 5 to 7");
 
-    let (error, heard) = unauthenticated_peer_says(&hello).await;
+    let (error, heard) = accept_bytes(&hello).await;
     assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
     let (kind, reason) = refusal_in(&heard);
     assert!(kind == ErrorKind::Refused && named(&reason), "{reason}");
 
-    let error = server_says(&hello).await;
+    let error = connect_to_bytes(&hello).await;
     assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
-    let error = server_says(&heard).await;
+    let error = connect_to_bytes(&heard).await;
     assert!(error.detail().starts_with("the peer refused: no common protocol version"), "{error}");
 }
 
 #[tokio::test]
-async fn a_browser_gets_an_answer_it_can_show() {
+async fn a_browser_gets_a_displayable_answer() {
     for request in
         ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"]
     {
-        let (error, heard) = unauthenticated_peer_says(request.as_bytes()).await;
+        let (error, heard) = accept_bytes(request.as_bytes()).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.detail().contains("HTTP"), "{error}");
         let heard = String::from_utf8(heard).unwrap();
@@ -81,7 +82,7 @@ async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
         (b"\x00\xff\x1b[2J\x07 and so on, for longer than anyone wants to read", "\\x00\\xff\\x1b[2J"),
         (b"GETTING", "it said \"GETTING\""),
     ] {
-        let (error, heard) = unauthenticated_peer_says(words).await;
+        let (error, heard) = accept_bytes(words).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.detail().contains(expected), "{error}");
         assert_eq!(refusal_in(&heard), (ErrorKind::Refused, error.detail().to_owned()));
@@ -90,7 +91,7 @@ async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_connector_says_what_answered_instead() {
+async fn a_connector_reports_what_answered() {
     for (words, expected) in [
         (&b"SSH-2.0-OpenSSH_9.6\r\n"[..], "not a Towline endpoint: it answered \"SSH-2.0-OpenSSH_9.6\""),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "it answered \"HTTP/1.1 400 Bad Request\""),
@@ -98,7 +99,7 @@ async fn a_connector_says_what_answered_instead() {
         (b"\x00\x00\x00\x00", "it answered \"\\x00\\x00\\x00\\x00\""),
         (&[b'a'; 100], "it answered \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     ] {
-        let error = server_says(words).await;
+        let error = connect_to_bytes(words).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.detail().contains(expected), "{error}");
         assert!(error.detail().len() < 120, "{error}");
@@ -107,11 +108,12 @@ async fn a_connector_says_what_answered_instead() {
 
 #[tokio::test]
 async fn a_peers_reason_is_cleaned_and_keeps_its_kind() {
-    let refuse = |kind, reason: &str| encoded(&Message::Refuse { kind, reason: reason.to_owned() }).unwrap();
-    let error = server_says(&refuse(ErrorKind::TooLarge, "\x1b]0;owned\x07 too\nmany")).await;
+    let refuse =
+        |kind, reason: &str| encoded(&HandshakeMessage::Refuse { kind, reason: reason.to_owned() }).unwrap();
+    let error = connect_to_bytes(&refuse(ErrorKind::TooLarge, "\x1b]0;owned\x07 too\nmany")).await;
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert_eq!(error.detail(), "the peer refused: \u{fffd}]0;owned\u{fffd} too\u{fffd}many");
-    let error = server_says(&refuse(ErrorKind::Unavailable, "")).await;
+    let error = connect_to_bytes(&refuse(ErrorKind::Unavailable, "")).await;
     assert_eq!(error.to_string(), "unavailable: the peer refused: it gave no reason");
 }
 
@@ -120,8 +122,9 @@ async fn a_peers_reason_is_cleaned_and_keeps_its_kind() {
 async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
     let (mut near, mut far) = duplex(8);
     near.write_all(b"\xffxxxxxxx").await.unwrap();
-    let (ours, world) = (Terms { time_left: Duration::from_secs(60), ..terms(None) }, World::new());
-    let (result, took) = timed(greet_as_acceptor(&mut far, &ours, &world)).await;
+    let (ours, environment) =
+        (Terms { time_left: Duration::from_secs(60), ..terms(None) }, TestEnvironment::new());
+    let (result, took) = timed(accept_peer(&mut far, &ours, &environment)).await;
     assert_eq!(result.unwrap_err().kind(), ErrorKind::Refused);
     assert!(took < Duration::from_secs(20), "{took:?}");
 
@@ -133,17 +136,17 @@ async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
         }
         written
     });
-    greet_as_acceptor(&mut far, &ours, &world).await.unwrap_err();
+    accept_peer(&mut far, &ours, &environment).await.unwrap_err();
     drop(far);
     let written = flood.await.unwrap();
     assert!(written <= 64 * 1024 + 3 * 4096, "{written} bytes were taken from the flood");
 }
 
-/// A world where no time ever passes, so that a test depends on none.
+/// A environment where no time ever passes, so that a test depends on none.
 #[derive(Debug)]
-struct Timeless;
+struct StoppedClock;
 
-impl Environment for Timeless {
+impl Environment for StoppedClock {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
@@ -169,7 +172,7 @@ async fn the_reason_reaches_a_peer_that_is_still_writing() {
     let address = listener.local_addr().unwrap();
     let accepting = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
-        greet_as_acceptor(&mut stream, &terms(None), &Timeless).await.unwrap_err()
+        accept_peer(&mut stream, &terms(None), &StoppedClock).await.unwrap_err()
     });
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(&[0x55; 40 * 1024]).await.unwrap();

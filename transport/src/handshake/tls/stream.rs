@@ -10,7 +10,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::{ALPN, Tls, words};
+use super::{ALPN, Tls, errors};
 use crate::handshake::refusal::{self, Refusal};
 use crate::platform::environment::Environment;
 use crate::wire::handshake::BINDING_LEN;
@@ -43,11 +43,11 @@ pub(crate) async fn secure_as_connector(
         if !RECORD_TYPES.contains(&first) {
             return Err(refusal::of_plain_listener(&mut stream.socket, environment).await);
         }
-        stream.shake().await
+        stream.run_handshake().await
     };
     match secured.await {
         Ok(()) => Ok(stream),
-        Err(refusal) => Err(stream.part(refusal, environment).await),
+        Err(refusal) => Err(stream.send_alert(refusal, environment).await),
     }
 }
 
@@ -63,11 +63,11 @@ pub(crate) async fn secure_as_acceptor(
         if !RECORD_TYPES.contains(&stream.first_byte().await?) {
             return Err(refusal::of_plain_connector(&mut stream.socket, environment).await);
         }
-        stream.shake().await
+        stream.run_handshake().await
     };
     match secured.await {
         Ok(()) => Ok(stream),
-        Err(refusal) => Err(stream.part(refusal, environment).await),
+        Err(refusal) => Err(stream.send_alert(refusal, environment).await),
     }
 }
 
@@ -100,35 +100,35 @@ impl TlsStream {
     async fn first_byte(&self) -> Result<u8, Refusal> {
         let mut first = [0];
         match self.socket.peek(&mut first).await? {
-            0 => Err(Refusal::untold(words::cut_off())),
+            0 => Err(Refusal::without_reply(errors::cut_off())),
             _ => Ok(first[0]),
         }
     }
 
     /// Until both ends have keys, and have agreed on what they speak.
-    async fn shake(&mut self) -> Result<(), Refusal> {
+    async fn run_handshake(&mut self) -> Result<(), Refusal> {
         loop {
             self.flush().await?;
             if !self.tls.is_handshaking() {
                 break;
             }
             if std::future::poll_fn(|cx| self.poll_fill(cx)).await? == 0 {
-                return Err(Refusal::untold(words::cut_off()));
+                return Err(Refusal::without_reply(errors::cut_off()));
             }
         }
         if self.tls.alpn_protocol() == Some(ALPN) {
             return Ok(());
         }
         let why = "not a Towline endpoint: it speaks TLS, and has not agreed to speak towline/1 over it";
-        Err(Refusal::untold(Error::new(ErrorKind::Refused, why)))
+        Err(Refusal::without_reply(Error::new(ErrorKind::Refused, why)))
     }
 
     async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
     }
 
-    /// Lets the last words leave (an alert says why), and what is on its way arrive.
-    async fn part(&mut self, refusal: Refusal, environment: &dyn Environment) -> Error {
+    /// Lets the last errors leave (an alert says why), and what is on its way arrive.
+    async fn send_alert(&mut self, refusal: Refusal, environment: &dyn Environment) -> Error {
         let Self { socket, tls } = self;
         let mut alert = Vec::new();
         while tls.wants_write() && tls.write_tls(&mut alert).is_ok() {}
@@ -141,7 +141,7 @@ impl TlsStream {
             ready!(self.socket.poll_read_ready(cx))?;
             match self.tls.read_tls(&mut Ready(&self.socket)) {
                 Ok(len) => {
-                    self.tls.process_new_packets().map_err(|error| words::of(&self.tls, error))?;
+                    self.tls.process_new_packets().map_err(|error| errors::io_error(&self.tls, error))?;
                     return Poll::Ready(Ok(len));
                 }
                 Err(error) if error.kind() == WouldBlock => {}

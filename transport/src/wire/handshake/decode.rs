@@ -1,7 +1,7 @@
-//! From bytes to [`Message`]s. Nothing is allocated before the length it stands on was checked.
+//! From bytes to [`HandshakeMessage`]s. Nothing is allocated before the length it stands on was checked.
 
 use super::{
-    BACKEND_LEN_MAX, HEAD_LEN, Hello, Join, Kind, MAGIC, Message, OFFER_LEN_MAX, OFFERS_MAX, Offer,
+    BACKEND_LEN_MAX, HEAD_LEN, HandshakeMessage, Hello, Join, Kind, MAGIC, OFFER_LEN_MAX, OFFERS_MAX, Offer,
     REASON_LEN_MAX, STREAMS_MAX, VERSION_MAX, VERSION_MIN, check_backend, check_info, check_measure, clean,
     kind_of, negotiate,
 };
@@ -32,43 +32,46 @@ pub(crate) fn head(bytes: &[u8; HEAD_LEN]) -> Result<(Kind, usize)> {
 }
 
 /// The message whose head was of `kind`. A `Hello` of versions unknown here is `Refused`, and not read any further.
-pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<Message> {
+pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<HandshakeMessage> {
     if body.len() > kind.body_len_max() {
         return Err(Error::new(ErrorKind::TooLarge, format!("{kind} of {} bytes", body.len())));
     }
     let mut reader = Reader(body);
     let message = match kind {
-        Kind::Hello => Message::Hello(hello(&mut reader)?),
-        Kind::Proof => Message::Proof { mac: reader.array()? },
-        Kind::Propose => {
-            Message::Propose { backend: check_backend(reader.rest(), ErrorKind::Corrupt)?.to_owned() }
-        }
-        Kind::Ready => Message::Ready,
-        Kind::NotReady => Message::NotReady { reason: clean(reader.rest(), REASON_LEN_MAX) },
-        Kind::Refuse => {
-            Message::Refuse { kind: kind_of(reader.u8()?), reason: clean(reader.rest(), REASON_LEN_MAX) }
-        }
+        Kind::Hello => HandshakeMessage::Hello(hello(&mut reader)?),
+        Kind::Proof => HandshakeMessage::Proof { mac: reader.array()? },
+        Kind::Propose => HandshakeMessage::Propose {
+            backend: check_backend(reader.rest(), ErrorKind::Corrupt)?.to_owned(),
+        },
+        Kind::Ready => HandshakeMessage::Ready,
+        Kind::NotReady => HandshakeMessage::NotReady { reason: clean(reader.rest(), REASON_LEN_MAX) },
+        Kind::Refuse => HandshakeMessage::Refuse {
+            kind: kind_of(reader.u8()?),
+            reason: clean(reader.rest(), REASON_LEN_MAX),
+        },
         Kind::ProposeStreams => {
             let streams = streams(&mut reader, 2)?;
             let backend = check_backend(reader.rest(), ErrorKind::Corrupt)?.to_owned();
-            Message::ProposeStreams { streams, backend }
+            HandshakeMessage::ProposeStreams { streams, backend }
         }
-        Kind::Join => {
-            Message::Join(Join { connection: reader.array()?, stream: reader.u8()?, mac: reader.array()? })
-        }
+        Kind::Join => HandshakeMessage::Join(Join {
+            connection: reader.array()?,
+            stream: reader.u8()?,
+            mac: reader.array()?,
+        }),
         Kind::ProposeInfo => {
             let streams = streams(&mut reader, 1)?;
             let name_len = usize::from(reader.u8()?);
             let backend = check_backend(reader.take(name_len)?, ErrorKind::Corrupt)?.to_owned();
             let info = check_info(reader.rest(), ErrorKind::Corrupt)?.to_vec();
-            Message::ProposeInfo { streams, backend, info }
+            HandshakeMessage::ProposeInfo { streams, backend, info }
         }
         Kind::ReadyInfo => {
-            Message::ReadyInfo { info: check_info(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
+            HandshakeMessage::ReadyInfo { info: check_info(reader.rest(), ErrorKind::Corrupt)?.to_vec() }
         }
         Kind::Measure => {
             let len = u32::from_le_bytes(reader.array()?);
-            Message::Measure { len: check_measure(len.into(), ErrorKind::Corrupt)? }
+            HandshakeMessage::Measure { len: check_measure(len.into(), ErrorKind::Corrupt)? }
         }
     };
     match reader.0.len() {

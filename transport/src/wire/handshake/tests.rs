@@ -18,33 +18,33 @@ fn offer(backend: &str, len: usize) -> Offer {
     Offer { backend: backend.to_owned(), bytes: vec![7; len] }
 }
 
-fn every_message() -> Vec<Message> {
+fn every_message() -> Vec<HandshakeMessage> {
     vec![
-        Message::Hello(hello()),
-        Message::Hello(Hello { offers: Vec::new(), authenticates: false, ..hello() }),
-        Message::Proof { mac: [9; MAC_LEN] },
-        Message::Propose { backend: "ucx".to_owned() },
-        Message::Ready,
-        Message::NotReady { reason: "no device".to_owned() },
-        Message::NotReady { reason: String::new() },
-        Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "wrong token".to_owned() },
-        Message::ProposeStreams { streams: 4, backend: "tcp".to_owned() },
-        Message::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
-        Message::ProposeInfo { streams: 1, backend: "ucx".to_owned(), info: vec![5; 40] },
-        Message::ReadyInfo { info: vec![6; 30] },
-        Message::Measure { len: 1 },
-        Message::Measure { len: MEASURE_LEN_MAX },
+        HandshakeMessage::Hello(hello()),
+        HandshakeMessage::Hello(Hello { offers: Vec::new(), authenticates: false, ..hello() }),
+        HandshakeMessage::Proof { mac: [9; MAC_LEN] },
+        HandshakeMessage::Propose { backend: "ucx".to_owned() },
+        HandshakeMessage::Ready,
+        HandshakeMessage::NotReady { reason: "no device".to_owned() },
+        HandshakeMessage::NotReady { reason: String::new() },
+        HandshakeMessage::Refuse { kind: ErrorKind::Unauthenticated, reason: "wrong token".to_owned() },
+        HandshakeMessage::ProposeStreams { streams: 4, backend: "tcp".to_owned() },
+        HandshakeMessage::Join(JoinKey::new([5; 32], 4, false).join(3, None)),
+        HandshakeMessage::ProposeInfo { streams: 1, backend: "ucx".to_owned(), info: vec![5; 40] },
+        HandshakeMessage::ReadyInfo { info: vec![6; 30] },
+        HandshakeMessage::Measure { len: 1 },
+        HandshakeMessage::Measure { len: MEASURE_LEN_MAX },
     ]
 }
 
-fn encoded(message: &Message) -> Vec<u8> {
+fn encoded(message: &HandshakeMessage) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode(&mut bytes).unwrap();
     bytes
 }
 
 /// As a reader that knows nothing but the bytes does it.
-fn decoded(bytes: &[u8]) -> Result<Message> {
+fn decoded(bytes: &[u8]) -> Result<HandshakeMessage> {
     let Some((first, body)) = bytes.split_first_chunk() else {
         return Err(Error::new(ErrorKind::Corrupt, "no whole head"));
     };
@@ -56,15 +56,15 @@ fn decoded(bytes: &[u8]) -> Result<Message> {
 }
 
 #[test]
-fn messages_come_back_as_they_went() {
+fn messages_round_trip() {
     for message in every_message() {
         assert_eq!(decoded(&encoded(&message)).unwrap(), message);
     }
 }
 
 #[test]
-fn the_layout_is_the_documented_one() {
-    let bytes = encoded(&Message::Hello(Hello { offers: vec![offer("tcp", 2)], ..hello() }));
+fn layout_matches_the_documentation() {
+    let bytes = encoded(&HandshakeMessage::Hello(Hello { offers: vec![offer("tcp", 2)], ..hello() }));
     assert_eq!(bytes[..8], *b"TOWLINE\x1a");
     assert_eq!(bytes[8..12], [1, 0, 0, 0]);
     assert_eq!(bytes[12..16], 110u32.to_le_bytes());
@@ -73,14 +73,15 @@ fn the_layout_is_the_documented_one() {
     assert_eq!(bytes[28..60], hello().nonce);
     assert_eq!(bytes[60..116], hello().identity);
     assert_eq!(bytes[116..], *b"\x01\x01\x03tcp\x02\x00\x07\x07");
-    let refuse = Message::Refuse { kind: ErrorKind::Unauthenticated, reason: "no".to_owned() };
+    let refuse = HandshakeMessage::Refuse { kind: ErrorKind::Unauthenticated, reason: "no".to_owned() };
     assert_eq!(encoded(&refuse), *b"TOWLINE\x1a\x06\0\0\0\x03\0\0\0\x02no");
 }
 
 #[test]
-fn cards_are_bounded_and_never_empty() {
-    let proposal = |len| Message::ProposeInfo { streams: 16, backend: "b".repeat(16), info: vec![5; len] };
-    let ready = |len| Message::ReadyInfo { info: vec![5; len] };
+fn endpoint_infos_are_bounded_and_never_empty() {
+    let proposal =
+        |len| HandshakeMessage::ProposeInfo { streams: 16, backend: "b".repeat(16), info: vec![5; len] };
+    let ready = |len| HandshakeMessage::ReadyInfo { info: vec![5; len] };
     assert_eq!(encoded(&proposal(2))[HEAD_LEN..], *b"\x10\x10bbbbbbbbbbbbbbbb\x05\x05");
     for message in [proposal(INFO_LEN_MAX), ready(INFO_LEN_MAX)] {
         assert_eq!(decoded(&encoded(&message)).unwrap(), message);
@@ -115,7 +116,7 @@ fn cards_are_bounded_and_never_empty() {
 }
 
 #[test]
-fn a_message_cut_short_is_corrupt() {
+fn a_truncated_message_is_corrupt() {
     for message in every_message() {
         let bytes = encoded(&message);
         for len in 0..bytes.len() {
@@ -125,7 +126,10 @@ fn a_message_cut_short_is_corrupt() {
         for len in 0..body.len() {
             // A name or reason cut short is another name or reason; nothing else is complete early.
             if let Ok(shorter) = decode(message.kind(), &body[..len]) {
-                assert!(!matches!(shorter, Message::Hello(_) | Message::Proof { .. }), "{shorter:?}");
+                assert!(
+                    !matches!(shorter, HandshakeMessage::Hello(_) | HandshakeMessage::Proof { .. }),
+                    "{shorter:?}"
+                );
             }
         }
     }
@@ -133,7 +137,11 @@ fn a_message_cut_short_is_corrupt() {
 
 #[test]
 fn trailing_bytes_are_corrupt() {
-    for message in [Message::Hello(hello()), Message::Proof { mac: [9; MAC_LEN] }, Message::Ready] {
+    for message in [
+        HandshakeMessage::Hello(hello()),
+        HandshakeMessage::Proof { mac: [9; MAC_LEN] },
+        HandshakeMessage::Ready,
+    ] {
         let mut body = encoded(&message).split_off(HEAD_LEN);
         body.push(0);
         assert!(decode(message.kind(), &body).is_err(), "{message:?}");
@@ -149,7 +157,7 @@ fn any_flipped_bit_gives_an_error_or_another_message() {
             flipped[bit / 8] ^= 1 << (bit % 8);
             if let Ok(other) = decoded(&flipped) {
                 // An unknown code reads as Refused, so several codes may read alike.
-                let by_code = matches!(other, Message::Refuse { kind: ErrorKind::Refused, .. });
+                let by_code = matches!(other, HandshakeMessage::Refuse { kind: ErrorKind::Refused, .. });
                 assert!(other != message || by_code, "bit {bit} of {message:?} means nothing");
             }
         }
@@ -157,7 +165,7 @@ fn any_flipped_bit_gives_an_error_or_another_message() {
 }
 
 #[test]
-fn noise_is_never_fatal() {
+fn random_bytes_never_panic() {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut noise = || {
         state ^= state << 13;
@@ -171,7 +179,7 @@ fn noise_is_never_fatal() {
             let _ = decode(kind, &body);
         }
         // A plausible beginning takes the noise as far as the offers.
-        let mut hello = encoded(&Message::Hello(hello())).split_off(HEAD_LEN);
+        let mut hello = encoded(&HandshakeMessage::Hello(hello())).split_off(HEAD_LEN);
         let at = 100 + round % (hello.len() - 100);
         hello[at] = noise();
         let _ = decode(Kind::Hello, &hello);
@@ -180,7 +188,7 @@ fn noise_is_never_fatal() {
 }
 
 #[test]
-fn a_head_that_announces_too_much_is_too_large_before_a_body_is_read() {
+fn an_oversized_head_is_too_large_before_its_body_is_read() {
     for kind in Kind::ALL {
         for (len, fits) in
             [(kind.body_len_max() as u32, true), (kind.body_len_max() as u32 + 1, false), (u32::MAX, false)]
@@ -201,7 +209,7 @@ fn a_head_that_announces_too_much_is_too_large_before_a_body_is_read() {
 #[test]
 fn lengths_inside_a_hello_are_bounded() {
     let with = |at: usize, bytes: &[u8]| {
-        let mut body = encoded(&Message::Hello(hello())).split_off(HEAD_LEN);
+        let mut body = encoded(&HandshakeMessage::Hello(hello())).split_off(HEAD_LEN);
         body[at..at + bytes.len()].copy_from_slice(bytes);
         decode(Kind::Hello, &body).unwrap_err().kind()
     };
@@ -218,10 +226,10 @@ fn lengths_inside_a_hello_are_bounded() {
 }
 
 #[test]
-fn what_cannot_travel_is_not_encoded() {
+fn invalid_messages_are_not_encoded() {
     let refused = |offers: Vec<Offer>| {
         let mut out = b"before".to_vec();
-        let error = Message::Hello(Hello { offers, ..hello() }).encode(&mut out).unwrap_err();
+        let error = HandshakeMessage::Hello(Hello { offers, ..hello() }).encode(&mut out).unwrap_err();
         assert_eq!(out, b"before");
         error.kind()
     };
@@ -233,14 +241,14 @@ fn what_cannot_travel_is_not_encoded() {
         assert_eq!(refused(vec![offer(name, 1)]), ErrorKind::Invalid, "{name}");
     }
     assert!(
-        Message::Hello(Hello { offers: vec![offer("a-name-of-16-byt", 16 * 1024)], ..hello() })
+        HandshakeMessage::Hello(Hello { offers: vec![offer("a-name-of-16-byt", 16 * 1024)], ..hello() })
             .encode(&mut Vec::new())
             .is_ok()
     );
 }
 
 #[test]
-fn a_measurement_has_a_byte_and_a_mebibyte_at_most() {
+fn a_measurement_is_one_byte_to_one_mebibyte() {
     for (len, kind) in
         [(0_u32, ErrorKind::Corrupt), (1 << 20 | 1, ErrorKind::TooLarge), (u32::MAX, ErrorKind::TooLarge)]
     {
@@ -248,7 +256,7 @@ fn a_measurement_has_a_byte_and_a_mebibyte_at_most() {
     }
     assert_eq!(decode(Kind::Measure, &[1, 0, 0]).unwrap_err().kind(), ErrorKind::Corrupt);
     for len in [0, MEASURE_LEN_MAX + 1, usize::MAX] {
-        assert!(Message::Measure { len }.encode(&mut Vec::new()).is_err(), "{len}");
+        assert!(HandshakeMessage::Measure { len }.encode(&mut Vec::new()).is_err(), "{len}");
     }
 }
 
@@ -263,7 +271,7 @@ fn the_highest_common_version_is_chosen() {
 }
 
 #[test]
-fn a_hello_of_another_age_is_refused_whatever_follows_its_versions() {
+fn a_hello_of_unknown_versions_is_refused_whatever_follows() {
     for versions in [[2, 0, 9, 0], [0, 0, 0, 0]] {
         let error = decode(Kind::Hello, &[&versions[..], &[0xee; 40]].concat()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
@@ -309,7 +317,7 @@ fn proofs_and_secrets_differ_by_role_token_and_transcript() {
 }
 
 #[test]
-fn the_proof_is_the_documented_one() {
+fn proof_matches_the_documentation() {
     // Computed by Python: hmac.new(b"Jefe", b"towline acceptor", hashlib.sha256).hexdigest()
     let transcript = Transcript { connector: b"", acceptor: b"", binding: None };
     let proof = transcript.proof(Some(b"Jefe"), Role::Acceptor);
@@ -322,7 +330,7 @@ fn text_from_unauthenticated_peers_is_cleaned_and_bounded() {
     let reason = decode(Kind::Refuse, b"\x01 no\x1b[2Jway\xff\n").unwrap();
     assert_eq!(
         reason,
-        Message::Refuse { kind: ErrorKind::Refused, reason: "no\u{fffd}[2Jway\u{fffd}".to_owned() }
+        HandshakeMessage::Refuse { kind: ErrorKind::Refused, reason: "no\u{fffd}[2Jway\u{fffd}".to_owned() }
     );
     assert_eq!(clean("a\u{202e}b\u{200b}c".as_bytes(), 64), "a\u{fffd}b\u{fffd}c");
     assert!(clean(&[0xff; 2000], REASON_LEN_MAX).len() <= REASON_LEN_MAX, "replacing makes it longer");
@@ -338,14 +346,16 @@ fn text_from_unauthenticated_peers_is_cleaned_and_bounded() {
 #[test]
 fn a_long_reason_is_cut_between_characters() {
     let reason = "é".repeat(1000);
-    let Message::NotReady { reason: read } = decoded(&encoded(&Message::NotReady { reason })).unwrap() else {
+    let HandshakeMessage::NotReady { reason: read } =
+        decoded(&encoded(&HandshakeMessage::NotReady { reason })).unwrap()
+    else {
         panic!("another message came back");
     };
     assert_eq!(read, "é".repeat(REASON_LEN_MAX / 2));
 }
 
 #[test]
-fn every_code_comes_back_and_unknown_ones_mean_refused() {
+fn codes_round_trip_and_unknown_codes_mean_refused() {
     for (code, kind) in CODES {
         assert_eq!((code_of(kind), kind_of(code)), (code, kind));
     }

@@ -1,7 +1,7 @@
 //! Payload that this end reads by itself where its sender has it, a part at a time. The memory of a part is with the fetcher
 //! while it is read, and so with whoever reads.
 
-use super::{Buffers, Filling, Receives, State, wanted};
+use super::{Buffers, Filling, Receives, State, discarded_and_remaining};
 use crate::error::{Error, Result};
 use crate::memory::BufferMut;
 use crate::transfer::message::Delivery;
@@ -16,7 +16,7 @@ impl Receives {
 
     /// Whether there is, and nothing is under way whose end has this end polled.
     pub(crate) fn has_to_fetch(&self) -> bool {
-        self.is_fetching() && !self.part_is_out
+        self.is_fetching() && !self.part_in_flight
     }
 
     /// Goes on with the message whose turn it is, a part at a time; whether anything moved. What cannot be fetched is asked for,
@@ -26,22 +26,22 @@ impl Receives {
     /// `PeerLost` if what was read may not have been the message.
     pub(crate) fn fetch(&mut self, fetcher: &mut dyn Fetcher, records: &mut Vec<u8>) -> Result<bool> {
         let Some(&id) = self.fetching.front() else { return Ok(false) };
-        let begins = !self.part_is_out;
+        let begins = !self.part_in_flight;
         if begins && !self.begin_part(id, fetcher) {
             self.fetching.pop_front();
-            self.ask_for(id, records);
+            self.request_payload(id, records);
             return Ok(true);
         }
         let Some(fetched) = fetcher.finished() else { return Ok(begins) };
-        self.part_is_out = false;
+        self.part_in_flight = false;
         self.fetching.pop_front();
         match fetched {
             PartEnd::Read(part) => {
                 let read = part.pieces.iter().map(|piece| piece.len as u64).sum();
                 self.copied.add(read);
                 let is_last = part.is_last;
-                if let Some(destination) = self.take_back(id, part) {
-                    destination.remaining -= read;
+                if let Some(filling) = self.take_back(id, part) {
+                    filling.remaining -= read;
                 }
                 match is_last {
                     true => self.fetched(id),
@@ -50,15 +50,15 @@ impl Receives {
             }
             PartEnd::Failed(part) => {
                 self.take_back(id, part);
-                self.ask_for(id, records);
+                self.request_payload(id, records);
             }
             PartEnd::Lost(part, why) => {
                 self.take_back(id, part);
                 return Err(why);
             }
             PartEnd::Stuck(why) => {
-                if let Some(State::Fetching(destination, _)) = self.replace(id, State::Here)
-                    && let Buffers::Theirs(operation) = destination.buffers
+                if let Some(State::Fetching(filling, _)) = self.replace(id, State::Complete)
+                    && let Buffers::FromApplication(operation) = filling.buffers
                 {
                     operation.fail(why);
                 }
@@ -70,31 +70,31 @@ impl Receives {
 
     /// Has the next part of a message read; false if that cannot be.
     fn begin_part(&mut self, id: u64, fetcher: &mut dyn Fetcher) -> bool {
-        let Some(held) = self.held.at(id) else { return false };
-        let State::Fetching(destination, addresses) = &mut held.state else { return false };
-        let part = destination.next_part(&held.lens, addresses);
+        let Some(incoming) = self.messages.at(id) else { return false };
+        let State::Fetching(filling, addresses) = &mut incoming.state else { return false };
+        let part = filling.next_part(&incoming.lens, addresses);
         match fetcher.begin(part) {
-            Ok(()) => self.part_is_out = true,
+            Ok(()) => self.part_in_flight = true,
             Err(part) => drop(self.take_back(id, part)),
         }
-        self.part_is_out
+        self.part_in_flight
     }
 
     /// The memory of a part is the destination's again.
     fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Filling> {
-        let State::Fetching(destination, _) = &mut self.held.at(id)?.state else { return None };
-        destination.put_back(part);
-        Some(destination)
+        let State::Fetching(filling, _) = &mut self.messages.at(id)?.state else { return None };
+        filling.put_back(part);
+        Some(filling)
     }
 
     fn replace(&mut self, id: u64, state: State) -> Option<State> {
-        Some(std::mem::replace(&mut self.held.at(id)?.state, state))
+        Some(std::mem::replace(&mut self.messages.at(id)?.state, state))
     }
 
     /// All of a message was read.
     fn fetched(&mut self, id: u64) {
-        if let Some(State::Fetching(destination, _)) = self.replace(id, State::Here)
-            && let Buffers::Theirs(operation) = destination.buffers
+        if let Some(State::Fetching(filling, _)) = self.replace(id, State::Complete)
+            && let Buffers::FromApplication(operation) = filling.buffers
         {
             operation.finish(super::freeze);
         }
@@ -103,31 +103,32 @@ impl Receives {
     }
 
     /// Has a message travel after all.
-    fn ask_for(&mut self, id: u64, records: &mut Vec<u8>) {
-        let Some(held) = self.held.at(id) else { return };
-        let State::Fetching(mut destination, _) = std::mem::replace(&mut held.state, State::Here) else {
+    fn request_payload(&mut self, id: u64, records: &mut Vec<u8>) {
+        let Some(incoming) = self.messages.at(id) else { return };
+        let State::Fetching(mut filling, _) = std::mem::replace(&mut incoming.state, State::Complete) else {
             return;
         };
-        destination.buffers().iter_mut().flatten().for_each(BufferMut::clear);
-        let (discarded, remaining) = wanted(&held.lens, destination.buffers());
-        (destination.frame, destination.remaining) = (0, remaining);
+        filling.buffers().iter_mut().flatten().for_each(BufferMut::clear);
+        let (discarded, remaining) = discarded_and_remaining(&incoming.lens, filling.buffers());
+        (filling.frame, filling.remaining) = (0, remaining);
         put(records, &Record::Accept { id, discarded: &discarded });
-        held.state = State::Filling(destination);
-        self.destination += 1;
+        incoming.state = State::Filling(filling);
+        self.filling += 1;
     }
 
     /// Fails what is being read once its memory is free, or has not become so in the time of a read.
     pub(super) fn give_up_part(&mut self, fetcher: &mut dyn Fetcher, why: &Error) {
-        if !std::mem::take(&mut self.part_is_out) {
+        if !std::mem::take(&mut self.part_in_flight) {
             return;
         }
-        let destination = self.fetching.front().and_then(|id| self.held.at(*id)).map(|held| &mut held.state);
-        let Some(state @ State::Fetching(..)) = destination else { return };
-        let State::Fetching(mut destination, _) = std::mem::replace(state, State::Here) else { return };
+        let filling =
+            self.fetching.front().and_then(|id| self.messages.at(*id)).map(|incoming| &mut incoming.state);
+        let Some(state @ State::Fetching(..)) = filling else { return };
+        let State::Fetching(mut filling, _) = std::mem::replace(state, State::Complete) else { return };
         let why = why.clone();
         fetcher.abandon(Box::new(move |part| {
-            part.into_iter().for_each(|part| destination.put_back(part));
-            if let Buffers::Theirs(operation) = destination.buffers {
+            part.into_iter().for_each(|part| filling.put_back(part));
+            if let Buffers::FromApplication(operation) = filling.buffers {
                 operation.fail(why);
             }
         }));

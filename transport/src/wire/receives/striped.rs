@@ -1,6 +1,6 @@
 //! Payload that comes in chunks, in any order.
 
-use super::{Filling, Received, Receives, State};
+use super::{Filling, IncomingMessage, Receives, State};
 use crate::error::Result;
 use crate::memory::{BufferMut, Pool};
 use crate::wire::chunks::Parts;
@@ -20,13 +20,13 @@ impl Receives {
 
     /// Whether a message of that number may still be announced.
     pub(crate) fn may_come(&self, id: u64) -> bool {
-        (self.held.next()..self.held.next() + WINDOW.messages).contains(&id)
+        (self.messages.next()..self.messages.next() + WINDOW.messages).contains(&id)
     }
 
     /// Hands out the parts of a message's chunk that is about to come.
     pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
-        match self.held.at(id) {
-            Some(Received { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) => {
+        match self.messages.at(id) {
+            Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) => {
                 chunks.claim(offset, len)
             }
             _ => Err(corrupt(format!("{len} bytes of data that nobody expects, for message {id}"))),
@@ -35,10 +35,10 @@ impl Receives {
 
     /// The frame that a message's payload at `at` goes to, and the offset in it.
     pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
-        let Some(Received { lens, state: State::Filling(destination), .. }) = self.held.at(id) else {
+        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return (0, at);
         };
-        for (frame, (buffer, len)) in destination.buffers().iter().zip(lens).enumerate() {
+        for (frame, (buffer, len)) in filling.buffers().iter().zip(lens).enumerate() {
             let len = if buffer.is_some() { *len as u64 } else { 0 };
             if at < len {
                 return (frame, at);
@@ -50,16 +50,18 @@ impl Receives {
 
     /// A message's chunk landed.
     pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
-        let Some(Received { state: State::Filling(destination), .. }) = self.held.at(id) else { return };
-        if destination.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
+        let Some(IncomingMessage { state: State::Filling(filling), .. }) = self.messages.at(id) else {
+            return;
+        };
+        if filling.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
             self.complete(id);
         }
     }
 
     /// A message's chunk will not come.
     pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
-        if let Some(Received { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) =
-            self.held.at(id)
+        if let Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) =
+            self.messages.at(id)
         {
             chunks.put_back(offset, parts);
         }

@@ -5,7 +5,7 @@ use crate::wire::lending::LentFrame;
 
 /// The example of docs/wire.md.
 #[test]
-fn the_documented_bytes_are_what_travels() {
+fn encoding_matches_the_documented_example() {
     let table = [FrameInfo { len: 5, place: Place::Host }];
     let mut message = Vec::new();
     put_message(&mut message, 0, true, Payload::Eager(&[]), b"hi", table.into_iter(), 5);
@@ -33,7 +33,7 @@ fn the_documented_bytes_are_what_travels() {
 
 /// The other example.
 #[test]
-fn the_documented_lent_frame_is_what_travels() {
+fn lent_frame_encoding_matches_the_documented_example() {
     let table = [FrameInfo { len: 1 << 30, place: Place::Arena }, FrameInfo { len: 5, place: Place::Host }];
     let lent_frame = LentFrame { segment: 2, offset: 0x4000_0000, lease: 9 };
     let mut message = Vec::new();

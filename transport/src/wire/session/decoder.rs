@@ -22,23 +22,23 @@ pub(super) enum Reading {
     Head,
     Records {
         len: usize,
-        data: DataSource,
+        data: AnnouncedData,
     },
-    DataSource {
+    Data {
         remaining: usize,
         transfer: Transfer,
     },
     /// Data, where the connection has several streams, or of a put that is checked.
     Chunk(Chunk),
     /// A chunk whose message was not announced yet.
-    Parked(DataSource),
+    Parked(AnnouncedData),
     /// Nothing more comes here.
     Ended,
 }
 
 /// The data that a head announced.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DataSource {
+pub(super) struct AnnouncedData {
     len: usize,
     transfer: Transfer,
     /// 0 where the connection has one stream.
@@ -93,20 +93,20 @@ impl Session {
         match self.decoder(stream).reading {
             Reading::Head => self.head_len(),
             Reading::Records { len, .. } => len,
-            Reading::DataSource { .. } | Reading::Chunk(_) | Reading::Parked(_) | Reading::Ended => 0,
+            Reading::Data { .. } | Reading::Chunk(_) | Reading::Parked(_) | Reading::Ended => 0,
         }
     }
 
     /// Something came from the peer.
-    pub(crate) fn heard(&mut self, now: Duration) {
-        self.liveness.heard(now);
+    pub(crate) fn record_activity(&mut self, now: Duration) {
+        self.liveness.record_activity(now);
     }
 
     /// Bytes that arrived outside a target.
     pub(crate) fn received(&mut self, stream: usize, mut bytes: &[u8]) -> Result<()> {
         loop {
             let remaining = match &self.decoder(stream).reading {
-                Reading::DataSource { remaining, .. } => Some(*remaining),
+                Reading::Data { remaining, .. } => Some(*remaining),
                 Reading::Chunk(chunk) => Some(chunk.remaining),
                 Reading::Parked(_) | Reading::Ended if bytes.is_empty() => return Ok(()),
                 Reading::Parked(_) | Reading::Ended => return Err(corrupt("bytes that nobody can read yet")),
@@ -156,13 +156,13 @@ impl Session {
                 decoder.check.head(bytes)?;
                 let Head { records_len, data_len, transfer } = Head::decode(bytes, DATA_LEN_MAX)?;
                 let offset = if is_striped { record::offset_of(bytes)? } else { 0 };
-                let data = DataSource { len: data_len, transfer, offset };
+                let data = AnnouncedData { len: data_len, transfer, offset };
                 if stream > 0 && records_len > 0 {
                     return Err(corrupt("records beside the main stream"));
                 }
                 decoder.reading = Reading::Records { len: records_len, data };
                 if records_len == 0 {
-                    self.records_are_over(stream, data)?;
+                    self.end_records(stream, data)?;
                 }
             }
             Reading::Records { data, .. } => {
@@ -170,18 +170,18 @@ impl Session {
                 let mut records = bytes;
                 while !records.is_empty() {
                     let record = record::take(&mut records)?;
-                    self.hear(record, records.len())?;
+                    self.handle_record(record, records.len())?;
                 }
-                self.receives.batch_is_over();
-                self.records_are_over(stream, data)?;
+                self.receives.end_batch();
+                self.end_records(stream, data)?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    fn records_are_over(&mut self, stream: usize, data: DataSource) -> Result<()> {
-        let DataSource { len, transfer, .. } = data;
+    fn end_records(&mut self, stream: usize, data: AnnouncedData) -> Result<()> {
+        let AnnouncedData { len, transfer, .. } = data;
         if len == 0 {
             // A lane's head without data is its good-bye.
             self.decoder_mut(stream).reading = if stream > 0 { Reading::Ended } else { Reading::Head };
@@ -209,14 +209,14 @@ impl Session {
             Transfer::Put(_) if self.decoder.check.is_on() => {
                 Reading::Chunk(self.staged(Chunk::new(transfer, offset, len, Parts::new()))?)
             }
-            _ => Reading::DataSource { remaining: len, transfer },
+            _ => Reading::Data { remaining: len, transfer },
         };
         Ok(())
     }
 
     /// A chunk is about to be read, or waits on its lane for its message's announcement.
-    pub(super) fn begin_chunk(&mut self, stream: usize, data: DataSource) -> Result<()> {
-        let DataSource { len, transfer, offset } = data;
+    pub(super) fn begin_chunk(&mut self, stream: usize, data: AnnouncedData) -> Result<()> {
+        let AnnouncedData { len, transfer, offset } = data;
         if stream > 0 && self.is_early(transfer) {
             self.decoder_mut(stream).reading = Reading::Parked(data);
             return Ok(());

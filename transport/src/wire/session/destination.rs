@@ -7,7 +7,7 @@ use crate::memory::BufferMut;
 use crate::transfer::region::WriteLease;
 use crate::wire::chunks::Chunk;
 use crate::wire::integrity::Sum;
-use crate::wire::one_sided::Room;
+use crate::wire::one_sided::RequestTarget;
 use crate::wire::record::{Transfer, corrupt};
 
 /// Where the next data goes.
@@ -30,14 +30,16 @@ impl Session {
         let Decoder { reading, check, .. } = Decoder::of(decoder, lanes, stream);
         let sum = check.sum();
         let (target, remaining) = match reading {
-            Reading::DataSource { remaining, transfer: Transfer::Message(id) } => {
+            Reading::Data { remaining, transfer: Transfer::Message(id) } => {
                 let mut room = Vec::with_capacity(8);
                 receives.room(*id, &mut room, buffers_max);
                 (Target::Buffers(room), *remaining)
             }
-            Reading::DataSource { remaining, transfer } => match one_sided.room(*transfer)? {
-                Room::Buffer(buffer, missing) => (Target::Buffers(vec![(buffer, missing)]), *remaining),
-                Room::Region(lease, at) => (Target::Region(lease, at), *remaining),
+            Reading::Data { remaining, transfer } => match one_sided.room(*transfer)? {
+                RequestTarget::Buffer(buffer, missing) => {
+                    (Target::Buffers(vec![(buffer, missing)]), *remaining)
+                }
+                RequestTarget::Region(lease, at) => (Target::Region(lease, at), *remaining),
             },
             Reading::Chunk(chunk) => {
                 let (at, remaining) = (chunk.at(), chunk.remaining);
@@ -59,7 +61,7 @@ impl Session {
     pub(crate) fn landed(&mut self, stream: usize, len: usize, revoked: bool) -> Result<()> {
         let decoder = Decoder::of(&mut self.decoder, &mut self.lanes, stream);
         let (remaining, transfer) = match &mut decoder.reading {
-            Reading::DataSource { remaining, transfer } => (*remaining, *transfer),
+            Reading::Data { remaining, transfer } => (*remaining, *transfer),
             Reading::Chunk(chunk) => {
                 chunk.advance(len, revoked);
                 if chunk.remaining > 0 {
@@ -78,7 +80,7 @@ impl Session {
         }
         decoder.reading = match remaining - len {
             0 => Reading::Head,
-            remaining => Reading::DataSource { remaining, transfer },
+            remaining => Reading::Data { remaining, transfer },
         };
         match transfer {
             Transfer::Message(id) => self.receives.landed(id, len as u64),

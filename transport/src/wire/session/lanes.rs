@@ -5,36 +5,37 @@ use std::io::IoSlice;
 use super::decoder::{Decoder, Reading};
 use super::{Closing, Session};
 use crate::error::{Error, Result};
+use crate::wire::chunked_sends::{ChunkedSends, NextChunk};
 use crate::wire::chunks::{CHUNK_LEN, Chunk};
 use crate::wire::one_sided::OneSided;
 use crate::wire::record::Transfer;
-use crate::wire::send_queue::{Ending, SendQueue, Source};
+use crate::wire::send_queue::{DataOwner, Ending, SendQueue};
 use crate::wire::sends::Sends;
-use crate::wire::spreads::{NextChunk, Spreads};
 
-/// All lanes of one end, and what is spread over them and the main stream.
+/// All lanes of one end, and what is chunked_send over them and the main stream.
 #[derive(Debug)]
 pub(super) struct Lanes {
     pub(super) decoders: Vec<Decoder>,
-    outlets: Vec<Outlet>,
-    pub(super) spreads: Spreads,
+    senders: Vec<LaneSender>,
+    pub(super) chunked_sends: ChunkedSends,
     /// The stream that takes the next chunk of a large transfer: the first that is not full.
-    turn: usize,
+    next_stream: usize,
     /// Streams that our good-bye has left on.
     closed: usize,
 }
 
 #[derive(Debug)]
-struct Outlet {
+struct LaneSender {
     send_queue: SendQueue,
     /// Our good-bye is in it, or has left.
-    closes: bool,
+    close_queued: bool,
 }
 
 impl Lanes {
     /// Whether a stream could take a chunk on.
     pub(super) fn has_chunk_for(&self, stream: usize) -> bool {
-        (self.turn == stream && self.spreads.has_large()) || (stream == 0 && self.spreads.has_small())
+        (self.next_stream == stream && self.chunked_sends.has_large())
+            || (stream == 0 && self.chunked_sends.has_small())
     }
 
     /// Whether the peer's good-bye has come on each.
@@ -51,7 +52,9 @@ pub(super) fn due(
     lanes: &mut Option<Box<Lanes>>,
 ) {
     let ending = match (ending, lanes.as_mut()) {
-        (Ending::Chunk(spread), Some(lanes)) => lanes.spreads.left(spread).and_then(Source::ending),
+        (Ending::Chunk(chunked_send), Some(lanes)) => {
+            lanes.chunked_sends.left(chunked_send).and_then(DataOwner::ending)
+        }
         (ending, _) => Some(ending),
     };
     match ending {
@@ -60,7 +63,7 @@ pub(super) fn due(
         Some(Ending::Closed) => {
             let all_closed = lanes.as_mut().is_none_or(|lanes| {
                 lanes.closed += 1;
-                lanes.closed > lanes.outlets.len()
+                lanes.closed > lanes.senders.len()
             });
             if all_closed {
                 *closing = Closing::Left;
@@ -82,11 +85,11 @@ impl Session {
         self.one_sided.stripe(CHUNK_LEN);
         self.lanes = Some(Box::new(Lanes {
             decoders: (0..lanes).map(|_| Decoder::new(checked)).collect(),
-            outlets: (0..lanes)
-                .map(|_| Outlet { send_queue: SendQueue::new(checked, true), closes: false })
+            senders: (0..lanes)
+                .map(|_| LaneSender { send_queue: SendQueue::new(checked, true), close_queued: false })
                 .collect(),
-            spreads: Spreads::new(CHUNK_LEN, false),
-            turn: 0,
+            chunked_sends: ChunkedSends::new(CHUNK_LEN, false),
+            next_stream: 0,
             closed: 0,
         }));
         self
@@ -100,11 +103,11 @@ impl Session {
     /// Whether a lane has something to write, or takes something on.
     pub(crate) fn lane_is_due(&self, stream: usize) -> bool {
         let Some(lanes) = &self.lanes else { return false };
-        let outlet = &lanes.outlets[stream - 1];
-        !outlet.send_queue.is_empty()
+        let sender = &lanes.senders[stream - 1];
+        !sender.send_queue.is_empty()
             || match self.closing {
                 Closing::No | Closing::Wanted => lanes.has_chunk_for(stream),
-                Closing::InBatch | Closing::Left => !outlet.closes,
+                Closing::InBatch | Closing::Left => !sender.close_queued,
             }
     }
 
@@ -115,76 +118,76 @@ impl Session {
         slices: &mut Vec<IoSlice<'a>>,
         slices_max: usize,
     ) {
-        let is_empty = |lanes: &Lanes| lanes.outlets[stream - 1].send_queue.is_empty();
+        let is_empty = |lanes: &Lanes| lanes.senders[stream - 1].send_queue.is_empty();
         if self.lanes.as_deref().is_some_and(is_empty) && !self.chunk_to(stream) {
-            self.say_good_bye(stream);
+            self.queue_lane_close(stream);
         }
         if let Some(lanes) = &self.lanes {
-            lanes.outlets[stream - 1].send_queue.gather(slices, slices_max);
+            lanes.senders[stream - 1].send_queue.gather(slices, slices_max);
         }
     }
 
     /// `written` of the bytes gathered for a lane are with the operating system.
     pub(crate) fn lane_wrote(&mut self, stream: usize, written: usize) {
         let Self { sends, one_sided, closing, lanes, .. } = self;
-        let Some(outlet) = lanes.as_mut().map(|lanes| &mut lanes.outlets[stream - 1]) else { return };
-        let mut send_queue = std::mem::take(&mut outlet.send_queue);
+        let Some(sender) = lanes.as_mut().map(|lanes| &mut lanes.senders[stream - 1]) else { return };
+        let mut send_queue = std::mem::take(&mut sender.send_queue);
         send_queue.advance(written, |ending| due(ending, (sends, one_sided), closing, lanes));
         if let Some(lanes) = lanes {
-            lanes.outlets[stream - 1].send_queue = send_queue;
+            lanes.senders[stream - 1].send_queue = send_queue;
         }
     }
 
-    /// Spreads what was granted since the last call, and lets the first stream that is not in this set, of those that are full,
+    /// ChunkedSends what was granted since the last call, and lets the first stream that is not in this set, of those that are full,
     /// take the next chunk. To be called before anything is written.
-    pub(crate) fn pass_over(&mut self, full: u32) {
-        self.spread();
+    pub(crate) fn choose_stream(&mut self, full: u32) {
+        self.chunked_send();
         if let Some(lanes) = &mut self.lanes {
             let first = full.trailing_ones() as usize;
-            lanes.turn = if first <= lanes.outlets.len() { first } else { 0 };
+            lanes.next_stream = if first <= lanes.senders.len() { first } else { 0 };
         }
     }
 
-    /// Data that was granted is spread over all streams.
-    fn spread(&mut self) {
+    /// Data that was granted is chunked_send over all streams.
+    fn chunked_send(&mut self) {
         if let Some(lanes) = &mut self.lanes {
-            self.datas.drain(..).for_each(|data| lanes.spreads.push(data));
+            self.data_queue.drain(..).for_each(|data| lanes.chunked_sends.push(data));
         }
     }
 
     /// Gives a stream a chunk, if it has the turn; on the main one a packet is open for it.
     pub(super) fn chunk_to(&mut self, stream: usize) -> bool {
-        self.spread();
+        self.chunked_send();
         let may_take = matches!(self.closing, Closing::No | Closing::Wanted);
         let Some(lanes) = self.lanes.as_mut().filter(|_| may_take) else { return false };
-        let small = if stream == 0 { lanes.spreads.next_small() } else { None };
+        let small = if stream == 0 { lanes.chunked_sends.next_small() } else { None };
         let chunk = match small {
-            None if lanes.turn == stream => lanes.spreads.next_large(),
+            None if lanes.next_stream == stream => lanes.chunked_sends.next_large(),
             small => small,
         };
-        let Some(NextChunk { spread, transfer, offset, bytes, .. }) = chunk else { return false };
+        let Some(NextChunk { chunked_send, transfer, offset, bytes, .. }) = chunk else { return false };
         let send_queue = match stream {
             0 => &mut self.send_queue,
             _ => {
-                let send_queue = &mut lanes.outlets[stream - 1].send_queue;
+                let send_queue = &mut lanes.senders[stream - 1].send_queue;
                 send_queue.begin();
                 send_queue
             }
         };
         send_queue.finish_at(transfer, offset, bytes);
-        send_queue.end(Ending::Chunk(spread));
+        send_queue.end(Ending::Chunk(chunked_send));
         true
     }
 
     /// A lane ends with a head that announces nothing.
-    fn say_good_bye(&mut self, stream: usize) {
+    fn queue_lane_close(&mut self, stream: usize) {
         let is_due = matches!(self.closing, Closing::InBatch | Closing::Left);
-        let outlet = self.lanes.as_mut().map(|lanes| &mut lanes.outlets[stream - 1]);
-        if let Some(outlet) = outlet.filter(|outlet| is_due && !outlet.closes) {
-            outlet.closes = true;
-            outlet.send_queue.begin();
-            outlet.send_queue.finish_at(Transfer::Message(0), 0, Vec::new());
-            outlet.send_queue.end(Ending::Closed);
+        let sender = self.lanes.as_mut().map(|lanes| &mut lanes.senders[stream - 1]);
+        if let Some(sender) = sender.filter(|sender| is_due && !sender.close_queued) {
+            sender.close_queued = true;
+            sender.send_queue.begin();
+            sender.send_queue.finish_at(Transfer::Message(0), 0, Vec::new());
+            sender.send_queue.end(Ending::Closed);
         }
     }
 
@@ -201,7 +204,7 @@ impl Session {
 
     /// A stream ended; false if that is the end of the connection. After its good-bye the main one may end before the
     /// last chunks have come beside it.
-    pub(crate) fn goes_on_without(&mut self, stream: usize) -> bool {
+    pub(crate) fn continues_without(&mut self, stream: usize) -> bool {
         let goes_on = stream == 0 && self.peer_closed && !self.has_peer_closed();
         if goes_on {
             self.decoder.reading = Reading::Ended;
@@ -229,10 +232,10 @@ impl Session {
             }
         }
         let Some(lanes) = &mut self.lanes else { return };
-        for outlet in &mut lanes.outlets {
-            outlet.send_queue.give_up().for_each(drop);
+        for sender in &mut lanes.senders {
+            sender.send_queue.give_up().for_each(drop);
         }
-        lanes.spreads.give_up().for_each(|data| data.fail(why));
+        lanes.chunked_sends.give_up().for_each(|data| data.fail(why));
     }
 
     /// A chunk that was claimed will not come.

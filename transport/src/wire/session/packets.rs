@@ -7,23 +7,23 @@
 use super::{Closing, Session};
 use crate::error::{Error, Result};
 use crate::memory::{Buffer, BufferMut};
+use crate::wire::chunked_sends::{ChunkedSends, NextChunk};
 use crate::wire::chunks::Chunk;
 use crate::wire::integrity::{self, Check};
 use crate::wire::record::{self, HEAD_LEN, Head, Transfer, corrupt};
 use crate::wire::send_queue::Ending;
-use crate::wire::spreads::{NextChunk, Spreads};
 
 /// One end's packets, both ways.
 #[derive(Debug)]
 pub(super) struct Packets {
     packet_len: usize,
-    pub(super) spreads: Spreads,
+    pub(super) chunked_sends: ChunkedSends,
     /// How many were handed out, and how many of them have not left.
     pub(super) handed_out: u64,
     leaving: u64,
     /// How many came, how many of them have not landed, and how many there are, once the peer's good-bye says so.
-    came: u64,
-    destination: u64,
+    arrived: u64,
+    receiving: u64,
     expected: u64,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Packet {
     pub(crate) head: Vec<u8>,
     pub(crate) bytes: Vec<Buffer>,
     transfer: Transfer,
-    spread: u64,
+    chunked_send: u64,
 }
 
 impl Packet {
@@ -46,10 +46,10 @@ impl Packet {
 
 /// What becomes of a packet that arrives.
 #[derive(Debug)]
-pub(crate) enum Came {
+pub(crate) enum PacketArrival {
     /// It overtook its message's announcement: to be asked again, in the same words, after more records came.
     Early,
-    Here(PacketDestination),
+    Accepted(PacketDestination),
 }
 
 /// The memory that a packet's bytes go to.
@@ -74,7 +74,7 @@ impl Packets {
 
     /// Whether all of the peer's, which has said good-bye, are here.
     pub(super) fn have_landed(&self) -> bool {
-        self.came == self.expected && self.destination == 0
+        self.arrived == self.expected && self.receiving == 0
     }
 }
 
@@ -86,11 +86,18 @@ impl Session {
         debug_assert!(self.lanes.is_none() && self.fetcher.is_none(), "data has one way");
         self.receives.stripe(packet_len);
         self.one_sided.stripe(packet_len);
-        self.sends.leave_late();
-        self.one_sided.leave_late();
-        let spreads = Spreads::new(packet_len, true);
-        let packets =
-            Packets { packet_len, spreads, handed_out: 0, leaving: 0, came: 0, destination: 0, expected: 0 };
+        self.sends.allow_early_acks();
+        self.one_sided.allow_early_acks();
+        let chunked_sends = ChunkedSends::new(packet_len, true);
+        let packets = Packets {
+            packet_len,
+            chunked_sends,
+            handed_out: 0,
+            leaving: 0,
+            arrived: 0,
+            receiving: 0,
+            expected: 0,
+        };
         self.packets = Some(Box::new(packets));
         self
     }
@@ -99,8 +106,9 @@ impl Session {
     pub(crate) fn has_packet(&self) -> bool {
         // A peer that has closed acts on none, nor on what follows our own good-bye.
         let may_leave = matches!(self.closing, Closing::No | Closing::Wanted) && !self.has_peer_closed();
-        let spreads = self.packets.as_ref().map(|packets| &packets.spreads);
-        spreads.is_some_and(|spreads| !self.datas.is_empty() || !spreads.is_empty()) && may_leave
+        let chunked_sends = self.packets.as_ref().map(|packets| &packets.chunked_sends);
+        chunked_sends.is_some_and(|chunked_sends| !self.data_queue.is_empty() || !chunked_sends.is_empty())
+            && may_leave
     }
 
     /// How long the head of a packet is.
@@ -115,8 +123,9 @@ impl Session {
             return None;
         }
         let packets = self.packets.as_mut()?;
-        self.datas.drain(..).for_each(|data| packets.spreads.push(data));
-        let NextChunk { spread, transfer, offset, bytes, is_last } = packets.spreads.next_large()?;
+        self.data_queue.drain(..).for_each(|data| packets.chunked_sends.push(data));
+        let NextChunk { chunked_send, transfer, offset, bytes, is_last } =
+            packets.chunked_sends.next_large()?;
         if is_last && matches!(transfer, Transfer::Get(_)) {
             // The peer may have it, and ask for more, before this end learns that it has left.
             self.one_sided.replied(1);
@@ -124,17 +133,17 @@ impl Session {
         packets.handed_out += 1;
         packets.leaving += 1;
         let head = head_of(transfer, offset, &bytes, self.decoder.check.is_on());
-        Some(Packet { head, bytes, transfer, spread })
+        Some(Packet { head, bytes, transfer, chunked_send })
     }
 
     /// A packet is on its way, and its memory is not read any more.
     pub(crate) fn packet_left(&mut self, packet: Packet) {
         let Some(packets) = &mut self.packets else { return };
-        let Packet { transfer, spread, bytes, .. } = packet;
+        let Packet { transfer, chunked_send, bytes, .. } = packet;
         // Whoever waits for its memory finds itself the only one who has it.
         drop(bytes);
         packets.leaving -= 1;
-        let Some(source) = packets.spreads.left(spread) else { return };
+        let Some(source) = packets.chunked_sends.left(chunked_send) else { return };
         match (transfer, source.ending()) {
             (_, Some(Ending::Sent(id, message))) => self.sends.left(id, message),
             (Transfer::Put(id), _) => self.one_sided.put_left(id),
@@ -156,7 +165,7 @@ impl Session {
     ///
     /// # Errors
     /// `Corrupt` for whatever was not granted.
-    pub(crate) fn packet_came(&mut self, head: &[u8], len: usize) -> Result<Came> {
+    pub(crate) fn packet_arrived(&mut self, head: &[u8], len: usize) -> Result<PacketArrival> {
         let Some(packets) = &self.packets else { return Err(corrupt("a packet where none is expected")) };
         let head_len = self.packet_head_len();
         if head.len() != head_len {
@@ -170,21 +179,21 @@ impl Session {
                 "a packet of {len} bytes that announces {records_len} of records and {data_len} of data"
             )));
         }
-        if self.peer_closed && packets.came == packets.expected {
+        if self.peer_closed && packets.arrived == packets.expected {
             return Err(corrupt("a packet more than the good-bye says"));
         }
         if self.is_early(transfer) {
-            return Ok(Came::Early);
+            return Ok(PacketArrival::Early);
         }
         let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
         // A region may be revoked while its bytes are on their way.
         let chunk = self.staged(Chunk::new(transfer, offset, len, parts))?;
         check.begin(frame, at);
         if let Some(packets) = &mut self.packets {
-            packets.came += 1;
-            packets.destination += 1;
+            packets.arrived += 1;
+            packets.receiving += 1;
         }
-        Ok(Came::Here(PacketDestination { chunk, check }))
+        Ok(PacketArrival::Accepted(PacketDestination { chunk, check }))
     }
 
     /// All bytes of a packet are in the buffers of `destination`, whose lengths have grown.
@@ -199,7 +208,7 @@ impl Session {
             sum.add(part.as_slice().unwrap_or_default());
         }
         if let Some(packets) = &mut self.packets {
-            packets.destination -= 1;
+            packets.receiving -= 1;
         }
         if let Err(error) = check.end(chunk.transfer) {
             self.put_back(chunk);
@@ -211,15 +220,15 @@ impl Session {
     /// The bytes of a packet that came will not: what follows is [`give_up`](Self::give_up).
     pub(crate) fn packet_failed(&mut self, destination: PacketDestination) {
         if let Some(packets) = &mut self.packets {
-            packets.destination -= 1;
+            packets.receiving -= 1;
         }
         self.put_back(destination.chunk);
     }
 
     /// The peer's last record, which says how many packets left it before.
-    pub(super) fn hear_good_bye(&mut self, expected: u64) -> Result<()> {
+    pub(super) fn receive_close(&mut self, expected: u64) -> Result<()> {
         self.peer_closed = true;
-        let came = self.packets.as_ref().map_or(0, |packets| packets.came);
+        let came = self.packets.as_ref().map_or(0, |packets| packets.arrived);
         match &mut self.packets {
             Some(packets) if came <= expected => packets.expected = expected,
             None if expected == 0 => {}
@@ -231,8 +240,8 @@ impl Session {
     /// Fails what has not left.
     pub(super) fn give_up_packets(&mut self, why: &Error) {
         let Some(packets) = &mut self.packets else { return };
-        debug_assert_eq!((packets.leaving, packets.destination), (0, 0), "memory comes back before the end");
-        packets.spreads.give_up().for_each(|data| data.fail(why));
+        debug_assert_eq!((packets.leaving, packets.receiving), (0, 0), "memory comes back before the end");
+        packets.chunked_sends.give_up().for_each(|data| data.fail(why));
     }
 }
 

@@ -1,10 +1,10 @@
 //! Large frames that are in no arena, between ends of one host: copied once, in parts, to where they can be lent.
 
-use super::lending::{Host, same};
+use super::lending::{LendingPair, same};
 use super::*;
 use crate::wire::bounce_copy::BOUNCED_AT_ONCE;
 use crate::wire::lending::BOUNCED_LEN_MIN;
-use crate::wire::lending::arena::{Arena, Leases};
+use crate::wire::lending::model::{LeaseCounts, ModelArena};
 
 const LEASES: usize = 100_000;
 const BOUNCE_ARENA_BYTES: usize = 8 << 20;
@@ -12,8 +12,11 @@ const BOUNCE_ARENA_BYTES: usize = 8 << 20;
 const LEAST: usize = BOUNCED_LEN_MIN as usize;
 
 /// Two ends of which the second takes what comes in its pool, and the first knows.
-fn granted(leases_max: usize) -> Host {
-    let mut host = Host::over([Arena::with_bounce_arena(BOUNCE_ARENA_BYTES), Arena::default()], leases_max);
+fn granted(leases_max: usize) -> LendingPair {
+    let mut host = LendingPair::over(
+        [ModelArena::with_bounce_arena(BOUNCE_ARENA_BYTES), ModelArena::default()],
+        leases_max,
+    );
     host.b.session.expect(true);
     same(&host.exchange(&host_message(&[20_000])), host_message(&[20_000]).frames());
     host
@@ -27,7 +30,7 @@ fn host_message(lens: &[usize]) -> Message {
 }
 
 /// Polls until something leaves, and tells how many it took.
-fn polls_until_it_leaves(host: &mut Host) -> usize {
+fn polls_until_sent(host: &mut LendingPair) -> usize {
     let polls = (1..).find(|_| host.a.write(&mut host.b.wire, usize::MAX) && !host.b.wire.is_empty());
     polls.expect("counted without end")
 }
@@ -41,7 +44,7 @@ fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
     let (sent, acked) = host.a.send(message.clone());
     let (sent_small, _) = host.a.send(small.clone());
     assert!(host.a.write(&mut host.b.wire, usize::MAX) && host.a.session.is_paused());
-    assert!(!host.a.session.is_due(Urgency::Word), "the rest is for the next poll");
+    assert!(!host.a.session.is_due(Urgency::Ack), "the rest is for the next poll");
     assert_eq!(host.a.session.counts().bounced() as usize, BOUNCED_AT_ONCE);
     // Whatever else there is leaves meanwhile.
     drop(host.b.send(Message::new("from the other end")));
@@ -54,7 +57,7 @@ fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
     assert!(sent.try_take().is_none() && sent_small.try_take().is_none());
     while host.b.read(usize::MAX).unwrap() {}
     assert!(host.b.announced.is_empty() && host.b.wire.is_empty());
-    assert_eq!(polls_until_it_leaves(&mut host), 1);
+    assert_eq!(polls_until_sent(&mut host), 1);
     assert!(!host.a.session.is_paused());
     assert!(sent.try_take().expect("it left").is_ok(), "its memory is free");
     assert!(sent_small.try_take().expect("it left").is_ok());
@@ -71,7 +74,7 @@ fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
     let copied = (host.a.session.counts().copied() - before.0, host.b.session.counts().copied() - before.1);
     assert_eq!(copied, (len as u64 + 5000, 100 + 7), "all of it once");
     assert_eq!(host.a.session.counts().bounced() as usize, len + 5000);
-    assert_eq!(host.arenas[0].leases(), Leases { made: 2, out: 2, borrowed: 2 });
+    assert_eq!(host.arenas[0].leases(), LeaseCounts { made: 2, out: 2, borrowed: 2 });
     assert!(host.arenas[0].bounced_bytes() >= len + 5000);
     let slice = frames[1].slice(3..9);
     drop(frames);
@@ -82,7 +85,7 @@ fn a_large_frame_is_copied_once_and_a_part_at_a_time() {
 }
 
 #[test]
-fn what_is_not_worth_it_or_has_no_room_travels() {
+fn small_frames_and_frames_without_room_are_sent_as_payload() {
     let mut host = granted(300);
     let block = host.block(40_000);
     let mixed = |arena: usize, len: usize| host_message(&[len]).with_frame(block.slice(..arena));
@@ -129,10 +132,11 @@ fn what_is_not_worth_it_or_has_no_room_travels() {
 }
 
 #[test]
-fn only_a_receiver_that_takes_what_comes_is_spared_its_copy() {
-    let mut host = Host::over([Arena::with_bounce_arena(BOUNCE_ARENA_BYTES), Arena::default()], LEASES);
+fn only_a_receiver_that_uses_pool_memory_gets_bounce_copies() {
+    let mut host =
+        LendingPair::over([ModelArena::with_bounce_arena(BOUNCE_ARENA_BYTES), ModelArena::default()], LEASES);
     let message = host_message(&[2 * LEAST]);
-    let bounced = |host: &mut Host| {
+    let bounced = |host: &mut LendingPair| {
         let before = host.a.session.counts().bounced();
         same(&host.exchange(&message), message.frames());
         host.a.session.counts().bounced() > before
@@ -151,7 +155,7 @@ fn only_a_receiver_that_takes_what_comes_is_spared_its_copy() {
 }
 
 #[test]
-fn a_receiver_that_keeps_all_has_its_own_copies_when_the_bounce_arena_is_full() {
+fn frames_are_sent_as_payload_when_the_bounce_arena_is_full() {
     let mut host = granted(LEASES);
     let message = host_message(&[3 << 20]);
     let kept: Vec<_> = (0..5).map(|_| host.exchange(&message)).collect();
@@ -159,13 +163,13 @@ fn a_receiver_that_keeps_all_has_its_own_copies_when_the_bounce_arena_is_full() 
     kept.iter().for_each(|frames| same(frames, message.frames()));
     drop(kept);
     drop(host.exchange(&message));
-    assert_eq!(host.arenas[0].leases(), Leases { made: 3, out: 0, borrowed: 0 });
+    assert_eq!(host.arenas[0].leases(), LeaseCounts { made: 3, out: 0, borrowed: 0 });
     host.finish();
 }
 
 #[test]
-fn a_checked_session_bounce_copies_nothing() {
-    let arena = Arena::with_bounce_arena(BOUNCE_ARENA_BYTES);
+fn a_checksummed_session_makes_no_bounce_copies() {
+    let arena = ModelArena::with_bounce_arena(BOUNCE_ARENA_BYTES);
     let (mut a, mut b) = (End::with(true), End::with(true));
     a.session = a.session.lending(arena.lender(&arena, LEASES));
     b.session = b.session.lending(arena.lender(&arena, LEASES));
@@ -178,11 +182,11 @@ fn a_checked_session_bounce_copies_nothing() {
         run(&mut a, &mut b, &mut Seed(1)).unwrap();
         same(&taken.frames(), message.frames());
     }
-    assert_eq!((arena.leases(), a.session.counts().bounced()), (Leases::default(), 0));
+    assert_eq!((arena.leases(), a.session.counts().bounced()), (LeaseCounts::default(), 0));
 }
 
 #[test]
-fn bounce_copies_come_back_wherever_a_connection_ends() {
+fn bounce_copies_are_returned_wherever_a_connection_ends() {
     let lens = [BOUNCED_AT_ONCE + 10_000, 9000, 100, 2 * BOUNCED_AT_ONCE];
     for polls in 0..12 {
         let mut host = granted(LEASES);

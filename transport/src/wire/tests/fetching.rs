@@ -12,19 +12,19 @@ const LARGE: usize = FETCH_LEN_MIN as usize;
 
 /// One end's memory, as its peer reads it.
 #[derive(Debug, Default)]
-struct Memory {
+struct PeerMemory {
     frames: Vec<Buffer>,
     /// It went back to its owners.
     retracted: bool,
     /// Reads that still succeed.
     reads: Option<usize>,
     bytes_read: usize,
-    answers: Answers,
+    completes: Completes,
 }
 
 /// When it is known what became of a part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Answers {
+enum Completes {
     #[default]
     AtOnce,
     /// Not yet.
@@ -34,21 +34,21 @@ enum Answers {
 }
 
 #[derive(Debug)]
-struct Model {
-    ours: Arc<Mutex<Memory>>,
-    theirs: Arc<Mutex<Memory>>,
+struct ModelFetcher {
+    ours: Arc<Mutex<PeerMemory>>,
+    theirs: Arc<Mutex<PeerMemory>>,
     broken: bool,
     fetched: Option<PartEnd>,
 }
 
-impl Model {
+impl ModelFetcher {
     fn fetch<'a>(&mut self, address: u64, into: &'a mut [MaybeUninit<u8>]) -> Result<&'a mut [u8]> {
         let mut theirs = self.theirs.lock().unwrap();
         let offset = |frame: &Buffer| (address as usize).wrapping_sub(frame.as_ptr().addr());
         let fits = |frame: &&Buffer| offset(frame).saturating_add(into.len()) <= frame.len();
         let found = theirs.frames.iter().find(fits).cloned();
-        let goes_on = theirs.reads.is_none_or(|reads| reads > 0);
-        match found.filter(|_| goes_on) {
+        let succeeds = theirs.reads.is_none_or(|reads| reads > 0);
+        match found.filter(|_| succeeds) {
             Some(frame) => {
                 theirs.reads = theirs.reads.map(|reads| reads - 1);
                 theirs.bytes_read += into.len();
@@ -81,7 +81,7 @@ impl Model {
     }
 }
 
-impl Fetcher for Model {
+impl Fetcher for ModelFetcher {
     fn fetches(&self) -> bool {
         !self.broken
     }
@@ -96,10 +96,10 @@ impl Fetcher for Model {
     }
 
     fn finished(&mut self) -> Option<PartEnd> {
-        match self.theirs.lock().unwrap().answers {
-            Answers::AtOnce => self.fetched.take(),
-            Answers::Later => None,
-            Answers::Never => {
+        match self.theirs.lock().unwrap().completes {
+            Completes::AtOnce => self.fetched.take(),
+            Completes::Later => None,
+            Completes::Never => {
                 self.broken = true;
                 Some(PartEnd::Stuck(crate::Error::new(ErrorKind::TimedOut, "no answer")))
             }
@@ -115,25 +115,26 @@ impl Fetcher for Model {
     }
 }
 
-impl Drop for Model {
+impl Drop for ModelFetcher {
     fn drop(&mut self) {
         self.retract();
     }
 }
 
 /// Two ends, and what the first one's peer sees of its memory.
-struct Host {
+struct FetchingPair {
     a: End,
     b: End,
-    memory: Arc<Mutex<Memory>>,
+    memory: Arc<Mutex<PeerMemory>>,
 }
 
-impl Host {
+impl FetchingPair {
     fn new() -> Self {
-        let (memory, other) = <[Arc<Mutex<Memory>>; 2]>::default().into();
-        let end = |ours: &Arc<Mutex<Memory>>, theirs: &Arc<Mutex<Memory>>| {
+        let (memory, other) = <[Arc<Mutex<PeerMemory>>; 2]>::default().into();
+        let end = |ours: &Arc<Mutex<PeerMemory>>, theirs: &Arc<Mutex<PeerMemory>>| {
             let mut end = End::new();
-            let model = Model { ours: ours.clone(), theirs: theirs.clone(), broken: false, fetched: None };
+            let model =
+                ModelFetcher { ours: ours.clone(), theirs: theirs.clone(), broken: false, fetched: None };
             end.session = end.session.fetching(Box::new(model));
             end
         };
@@ -177,7 +178,7 @@ fn destinations(message: &Message, discarded: &[usize]) -> Vec<Option<BufferMut>
 }
 
 #[test]
-fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
+fn large_frames_are_fetched_and_not_sent() {
     let one_more = LARGE + 1;
     for lens in [
         vec![LARGE],
@@ -188,16 +189,14 @@ fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
         vec![LARGE, 0, 1, 3 * LARGE],
         vec![0, FETCHED_AT_ONCE, 0, FETCHED_AT_ONCE + 1, 0],
     ] {
-        let mut host = Host::new();
+        let mut host = FetchingPair::new();
         let frames: Vec<_> = lens.iter().enumerate().map(|(number, len)| frame(number, *len)).collect();
         let message = Message::from_parts("large", frames);
         let (sent, acked) = host.send(&message);
         host.run().unwrap();
         assert!(sent.try_take().is_none(), "its memory is not free yet");
         let id = host.b.announced.pop_front().expect("announced").id;
-        let Taken::Destination(landed) = host.b.accept(id, destinations(&message, &[])) else {
-            unreachable!()
-        };
+        let Taken::Pending(landed) = host.b.accept(id, destinations(&message, &[])) else { unreachable!() };
         assert!(host.b.session.has_to_fetch());
         host.run().unwrap();
         assert!(!host.b.session.has_to_fetch());
@@ -213,14 +212,14 @@ fn large_frames_are_read_where_they_lie_and_nothing_of_them_travels() {
 }
 
 #[test]
-fn what_is_discarded_is_not_read_and_messages_take_turns() {
-    let mut host = Host::new();
+fn discarded_frames_are_not_fetched_and_messages_take_turns() {
+    let mut host = FetchingPair::new();
     let first = Message::from_parts("", (0..3).map(|number| frame(number, 2 * FETCHED_AT_ONCE)).collect());
     let second = Message::new("").with_frame(frame(9, FETCHED_AT_ONCE));
     let sent = [host.send(&first), host.send(&second)];
     host.run().unwrap();
-    let Taken::Destination(landed) = host.b.accept(0, destinations(&first, &[1])) else { unreachable!() };
-    let Taken::Destination(other) = host.b.accept(1, destinations(&second, &[])) else { unreachable!() };
+    let Taken::Pending(landed) = host.b.accept(0, destinations(&first, &[1])) else { unreachable!() };
+    let Taken::Pending(other) = host.b.accept(1, destinations(&second, &[])) else { unreachable!() };
     assert!(host.b.session.fetch().unwrap() && host.b.session.fetch().unwrap());
     assert!(other.try_take().is_some_and(|landed| landed.is_ok()), "the small one is done at its first turn");
     assert!(landed.try_take().is_none());
@@ -234,7 +233,7 @@ fn what_is_discarded_is_not_read_and_messages_take_turns() {
 }
 
 #[test]
-fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
+fn small_fragmented_or_pooled_messages_are_sent() {
     let many = vec![frame(0, LARGE / 2); FETCHED_FRAMES_MAX + 1];
     for (what, message, in_pool) in [
         ("a little less", Message::new("").with_frame(frame(0, LARGE - 1)), false),
@@ -242,7 +241,7 @@ fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
         ("too many pieces", Message::from_parts("", many), false),
         ("pool memory", Message::new("").with_frame(frame(0, LARGE)), true),
     ] {
-        let mut host = Host::new();
+        let mut host = FetchingPair::new();
         host.b.session.expect(in_pool);
         let (sent, _) = host.send(&message);
         host.run().unwrap();
@@ -256,7 +255,7 @@ fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
         assert_eq!(host.bytes_read(), 0, "{what}");
     }
     // All of it discarded: nothing is to be read, nor to be waited for.
-    let mut host = Host::new();
+    let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, LARGE));
     let (sent, acked) = host.send(&message);
     host.run().unwrap();
@@ -267,9 +266,9 @@ fn what_is_small_or_in_many_pieces_or_goes_to_pool_memory_travels() {
 }
 
 #[test]
-fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
+fn a_failed_fetch_is_requested_once_and_arrives_complete() {
     for reads in 0..4 {
-        let mut host = Host::new();
+        let mut host = FetchingPair::new();
         host.memory.lock().unwrap().reads = Some(reads);
         let messages: Vec<_> = (0..3)
             .map(|number| {
@@ -278,11 +277,13 @@ fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
             .collect();
         let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
         host.run().unwrap();
-        let accept =
-            |host: &mut Host, id: usize| match host.b.accept(id as u64, destinations(&messages[id], &[])) {
-                Taken::Destination(landed) => landed,
-                Taken::Here(_) => unreachable!(),
-            };
+        let accept = |host: &mut FetchingPair, id: usize| match host
+            .b
+            .accept(id as u64, destinations(&messages[id], &[]))
+        {
+            Taken::Pending(landed) => landed,
+            Taken::Here(_) => unreachable!(),
+        };
         let mut landed = vec![accept(&mut host, 0), accept(&mut host, 1)];
         host.run().unwrap();
         landed.push(accept(&mut host, 2));
@@ -302,9 +303,9 @@ fn what_cannot_be_read_is_asked_for_once_and_is_whole() {
 }
 
 #[test]
-fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() {
+fn memory_returns_only_after_retraction_and_nothing_is_delivered_then() {
     for parts in 0..3 {
-        let mut host = Host::new();
+        let mut host = FetchingPair::new();
         let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
         host.memory.lock().unwrap().frames.extend(message.frames().iter().cloned());
         let (returned, memory) = (Done::new(), host.memory.clone());
@@ -314,9 +315,7 @@ fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() 
         });
         host.a.session.send(operation, Done::new().0, false, false);
         host.run().unwrap();
-        let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else {
-            unreachable!()
-        };
+        let Taken::Pending(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
         for _ in 0..parts.min(1) {
             assert!(host.b.session.fetch().unwrap());
         }
@@ -329,7 +328,7 @@ fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() 
         assert_eq!(returned.1.try_take().expect("it ended").unwrap(), (true, true));
         let end = loop {
             match host.b.session.fetch() {
-                Ok(goes_on) => assert!(goes_on, "it was delivered"),
+                Ok(succeeds) => assert!(succeeds, "it was delivered"),
                 Err(end) => break end,
             }
         };
@@ -342,12 +341,12 @@ fn memory_goes_back_only_after_it_was_withdrawn_and_then_nothing_is_delivered() 
 }
 
 #[test]
-fn a_good_bye_waits_for_what_is_fetched() {
-    let mut host = Host::new();
+fn close_waits_for_fetches() {
+    let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
     let (sent, _) = host.send(&message);
     host.run().unwrap();
-    let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
+    let Taken::Pending(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
     for end in [&mut host.a, &mut host.b] {
         end.session.close(Done::new().0);
     }
@@ -359,11 +358,12 @@ fn a_good_bye_waits_for_what_is_fetched() {
 }
 
 #[test]
-fn a_checked_session_has_everything_travel() {
-    let memory = Arc::<Mutex<Memory>>::default();
+fn a_checksummed_session_sends_everything() {
+    let memory = Arc::<Mutex<PeerMemory>>::default();
     let (mut a, mut b) = (End::with(true), End::with(true));
     for end in [&mut a, &mut b] {
-        let model = Model { ours: memory.clone(), theirs: memory.clone(), broken: false, fetched: None };
+        let model =
+            ModelFetcher { ours: memory.clone(), theirs: memory.clone(), broken: false, fetched: None };
         let session = std::mem::replace(&mut end.session, End::new().session);
         end.session = session.fetching(Box::new(model));
     }
@@ -387,15 +387,17 @@ fn announcement(flags: u8, lens: &[usize], addresses_len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_nobody_can_have_meant_is_corrupt() {
+fn invalid_fetchable_messages_are_corrupt() {
     const FETCHABLE: u8 = 16;
-    let hear = |end: &mut End, said: Vec<u8>| -> Result<()> {
+    let handle_record = |end: &mut End, said: Vec<u8>| -> Result<()> {
         end.wire.extend(said);
         while end.read(usize::MAX)? {}
         Ok(())
     };
-    hear(&mut Host::new().b, announcement(FETCHABLE, &[LARGE, 0], 16)).expect("a peer that is right");
-    let asked = hear(&mut End::new(), announcement(FETCHABLE, &[LARGE, 0], 16)).expect_err("nobody fetches");
+    handle_record(&mut FetchingPair::new().b, announcement(FETCHABLE, &[LARGE, 0], 16))
+        .expect("a peer that is right");
+    let asked =
+        handle_record(&mut End::new(), announcement(FETCHABLE, &[LARGE, 0], 16)).expect_err("nobody fetches");
     assert_eq!(asked.kind(), ErrorKind::Corrupt);
     let many = vec![LARGE; FETCHED_FRAMES_MAX + 1];
     for (what, flags, lens, addresses_len) in [
@@ -410,47 +412,48 @@ fn what_nobody_can_have_meant_is_corrupt() {
         ("fetchable and eager", FETCHABLE | 4, &[LARGE], 8),
         ("fetchable and lent", FETCHABLE | 8, &[LARGE], 8),
     ] {
-        let mut host = Host::new();
-        let error = hear(&mut host.b, announcement(flags, lens, addresses_len)).expect_err(what);
+        let mut host = FetchingPair::new();
+        let error = handle_record(&mut host.b, announcement(flags, lens, addresses_len)).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
         assert!(host.b.announced.is_empty());
     }
     // Data of what is read already, and was not asked for.
-    let mut host = Host::new();
+    let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
     drop(host.send(&message));
     host.run().unwrap();
     drop(host.b.accept(0, destinations(&message, &[])));
     let head = Head { records_len: 0, data_len: 100, transfer: Transfer::Message(0) };
-    let error = hear(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("data");
+    let error = handle_record(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("data");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     // A word of delivery on a message that nobody may read here.
-    let mut host = Host::new();
+    let mut host = FetchingPair::new();
     drop(host.send(&Message::new("").with_frame(frame(0, LARGE - 1))));
     host.run().unwrap();
     let mut word = Vec::new();
     record::put(&mut word, &Record::Ack { first: 0, count: 1, delivery: Delivery::Delivered });
     let head = Head { records_len: word.len(), data_len: 0, transfer: Transfer::Message(0) };
-    let error = hear(&mut host.a, [&head.encode()[..], &word].concat()).expect_err("a word");
+    let error = handle_record(&mut host.a, [&head.encode()[..], &word].concat()).expect_err("a word");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }
 
 #[test]
-fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
-    let mut host = Host::new();
+fn a_stuck_read_fails_only_its_message() {
+    let mut host = FetchingPair::new();
     let messages = [0, 1].map(|number| Message::new("").with_frame(frame(number, LARGE)));
     let sent: Vec<_> = messages.iter().map(|message| host.send(message)).collect();
     host.run().unwrap();
-    let accept = |host: &mut Host, id: usize| match host.b.accept(id as u64, destinations(&messages[id], &[]))
-    {
-        Taken::Destination(landed) => landed,
-        Taken::Here(_) => unreachable!(),
-    };
+    let accept =
+        |host: &mut FetchingPair, id: usize| match host.b.accept(id as u64, destinations(&messages[id], &[]))
+        {
+            Taken::Pending(landed) => landed,
+            Taken::Here(_) => unreachable!(),
+        };
     let landed = [accept(&mut host, 0), accept(&mut host, 1)];
-    host.memory.lock().unwrap().answers = Answers::Later;
+    host.memory.lock().unwrap().completes = Completes::Later;
     host.run().unwrap();
     assert!(landed.iter().all(|landed| landed.try_take().is_none()) && !host.b.session.has_to_fetch());
-    host.memory.lock().unwrap().answers = Answers::Never;
+    host.memory.lock().unwrap().completes = Completes::Never;
     host.run().unwrap();
     let failed = landed[0].try_take().expect("it ended").unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::TimedOut);
@@ -462,13 +465,13 @@ fn a_read_that_does_not_return_costs_its_message_and_its_memory_alone() {
 }
 
 #[test]
-fn the_memory_of_a_part_that_is_read_comes_back_with_the_end() {
-    let mut host = Host::new();
+fn memory_of_a_part_in_flight_returns_at_the_end() {
+    let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE)).with_frame(frame(1, 10));
     let (_sent, _acked) = host.send(&message);
     host.run().unwrap();
-    let Taken::Destination(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
-    host.memory.lock().unwrap().answers = Answers::Later;
+    let Taken::Pending(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
+    host.memory.lock().unwrap().completes = Completes::Later;
     assert!(host.b.session.fetch().unwrap() && !host.b.session.fetch().unwrap(), "a part is out");
     host.b.session.give_up(&crate::Error::new(ErrorKind::Closed, "over"));
     let failed = landed.try_take().expect("it ended").unwrap_err();

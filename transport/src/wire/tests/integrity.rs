@@ -128,7 +128,7 @@ fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_damaged_put_writes_nothing_that_is_damaged_however_the_stream_is_cut() {
+fn a_damaged_put_writes_no_damaged_bytes_for_any_split() {
     for number in 0..20 {
         let mut seed = Seed(number);
         for lanes in [0, 2] {
@@ -141,7 +141,7 @@ fn a_damaged_put_writes_nothing_that_is_damaged_however_the_stream_is_cut() {
 }
 
 #[test]
-fn damage_in_a_large_frame_is_named_however_the_stream_is_cut() {
+fn damage_in_a_large_frame_is_located_for_any_split() {
     for seed in 0..20 {
         let mut seed = Seed(seed);
         let (mut a, mut b) = (End::with(true), End::with(true));

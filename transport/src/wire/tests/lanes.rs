@@ -34,7 +34,7 @@ fn ack_main(a: &mut End, b: &mut End) {
 }
 
 #[test]
-fn messages_arrive_whole_and_in_order_however_streams_overtake_each_other() {
+fn messages_arrive_complete_and_in_order_for_any_order_of_streams() {
     for number in 0..60 {
         let mut seed = Seed(number);
         let (mut a, mut b) = pair(number % 2 == 0);
@@ -72,7 +72,7 @@ fn messages_arrive_whole_and_in_order_however_streams_overtake_each_other() {
 }
 
 #[test]
-fn gets_and_puts_are_spread_too() {
+fn gets_and_puts_are_striped() {
     let (mut a, mut b) = pair(true);
     let source = bytes(10 * CHUNK_LEN + 20);
     let readable = b.regions.expose(source.clone().into(), Duration::MAX);
@@ -117,7 +117,7 @@ fn a_lane_carries_nothing_while_the_main_stream_has_room() {
     b.write(&mut a.wire, usize::MAX);
     a.read(usize::MAX).unwrap();
     for (full, first) in [(0b0000, 0), (0b0001, 1), (0b0011, 2), (0b0101, 1), (0b0111, 3), (0b1110, 0)] {
-        a.session.pass_over(full);
+        a.session.choose_stream(full);
         assert_eq!(a.session.is_due(Urgency::Now), first == 0, "{full:04b}");
         for stream in 1..=LANES {
             assert_eq!(a.session.lane_is_due(stream), stream == first, "{full:04b}, stream {stream}");
@@ -129,7 +129,7 @@ fn a_lane_carries_nothing_while_the_main_stream_has_room() {
 }
 
 #[test]
-fn a_good_bye_counts_when_all_before_it_has_come_beside_it() {
+fn close_counts_after_all_lanes_have_closed() {
     let (mut a, mut b) = pair(false);
     let (sent, _) = a.send(Message::new("").with_frame(bytes(8 * CHUNK_LEN)));
     ack_main(&mut a, &mut b);
@@ -147,7 +147,7 @@ fn a_good_bye_counts_when_all_before_it_has_come_beside_it() {
     a.session.close(done);
     ack_main(&mut a, &mut b);
     assert!(!b.session.may_end() && !b.session.is_over(), "chunks are still on their way");
-    assert!(b.session.goes_on_without(0), "the main stream may end before them");
+    assert!(b.session.continues_without(0), "the main stream may end before them");
     b.lanes = under_way;
     let mut seed = Seed(2);
     run(&mut a, &mut b, &mut seed).unwrap();
@@ -158,7 +158,7 @@ fn a_good_bye_counts_when_all_before_it_has_come_beside_it() {
 }
 
 #[test]
-fn a_cut_at_any_step_gives_all_memory_back() {
+fn a_cut_at_any_step_returns_all_memory() {
     for cut_at in 0.. {
         let mut seed = Seed(7);
         let (mut a, mut b) = pair(cut_at % 2 == 0);
@@ -197,7 +197,7 @@ fn a_cut_at_any_step_gives_all_memory_back() {
                 assert_eq!((failed.returned.len(), failed.returned.capacity()), (0, 3 * CHUNK_LEN));
             }
         }
-        if let Some(Taken::Destination(landed)) = landed {
+        if let Some(Taken::Pending(landed)) = landed {
             match landed.try_take().expect("it ends") {
                 Ok(frames) => assert!(frames[0].as_slice().unwrap() == bytes(5 * CHUNK_LEN + 9)),
                 Err(failed) => {
@@ -238,7 +238,7 @@ fn hostile(said: &[(usize, Vec<u8>)]) -> Result<()> {
     }
     b.session.give_up(&crate::Error::new(ErrorKind::Corrupt, "given up"));
     drop(got.try_take().expect("it ends"));
-    if let Taken::Destination(landed) = taken {
+    if let Taken::Pending(landed) = taken {
         drop(landed.try_take().expect("it ends"));
     }
     result
@@ -249,7 +249,7 @@ fn ack_main_one_way(a: &mut End, b: &mut End) {
 }
 
 #[test]
-fn what_was_not_granted_is_corrupt_on_every_stream() {
+fn ungranted_data_is_corrupt_on_every_stream() {
     let (message, get) = (Transfer::Message(0), Transfer::Get(0));
     let chunk = bytes(CHUNK_LEN);
     let at = |transfer, offset, data: &[u8]| packet(&[], transfer, offset, data);

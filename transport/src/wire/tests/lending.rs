@@ -3,7 +3,7 @@
 mod deaths;
 
 use super::*;
-use crate::wire::lending::arena::{Arena, Leases, SEGMENT};
+use crate::wire::lending::model::{LeaseCounts, ModelArena, SEGMENT};
 use crate::wire::lending::{LENT_FRAMES_MAX, LentFrame, Scope};
 use crate::wire::record::put_message;
 
@@ -11,19 +11,19 @@ use crate::wire::record::put_message;
 const LEASES: usize = 100_000;
 
 /// Two ends, and the arena that each lends from.
-pub(super) struct Host {
+pub(super) struct LendingPair {
     pub(super) a: End,
     pub(super) b: End,
-    pub(super) arenas: [Arena; 2],
+    pub(super) arenas: [ModelArena; 2],
 }
 
-impl Host {
+impl LendingPair {
     fn new(leases_max: usize) -> Self {
-        Self::over([Arena::default(), Arena::default()], leases_max)
+        Self::over([ModelArena::default(), ModelArena::default()], leases_max)
     }
 
-    pub(super) fn over(arenas: [Arena; 2], leases_max: usize) -> Self {
-        let end = |ours: &Arena, theirs: &Arena| {
+    pub(super) fn over(arenas: [ModelArena; 2], leases_max: usize) -> Self {
+        let end = |ours: &ModelArena, theirs: &ModelArena| {
             let mut end = End::new();
             end.session = end.session.lending(ours.lender(theirs, leases_max));
             end
@@ -50,7 +50,7 @@ impl Host {
         taken.frames()
     }
 
-    fn leases(&self) -> Leases {
+    fn leases(&self) -> LeaseCounts {
         self.arenas[0].leases()
     }
 
@@ -59,7 +59,7 @@ impl Host {
         drop((a, b));
         for arena in arenas {
             arena.check();
-            let Leases { out, borrowed, .. } = arena.leases();
+            let LeaseCounts { out, borrowed, .. } = arena.leases();
             assert_eq!((out, borrowed), (0, 0), "leases that never came back");
         }
     }
@@ -73,8 +73,8 @@ pub(super) fn same(frames: &[Buffer], originals: &[Buffer]) {
 }
 
 #[test]
-fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
-    let mut host = Host::new(LEASES);
+fn arena_frames_are_lent_and_other_frames_are_sent() {
+    let mut host = LendingPair::new(LEASES);
     let block = host.block(5 << 20);
     let message = Message::new("lent")
         .with_frame(block.slice(100..))
@@ -90,7 +90,7 @@ fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
     assert_eq!(len, 16 + 16 + 8 + 5 * 8 + 4 + 2 * 20 + 6 + 16_000);
     assert!(sent.try_take().expect("its announcement left").is_ok());
     assert!(acked.try_take().is_none());
-    assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 0 });
+    assert_eq!(host.leases(), LeaseCounts { made: 2, out: 2, borrowed: 0 });
     host.run();
     let places: Vec<_> = host.b.announced[0].frames.iter().map(|frame| frame.place).collect();
     assert_eq!(places, [Place::Arena, Place::Host, Place::Host, Place::Arena, Place::Host]);
@@ -108,21 +108,21 @@ fn frames_in_an_arena_stay_where_they_are_and_the_others_travel_beside_them() {
     );
     // The owner lets go of its own: what the peer has stays.
     drop((message, block));
-    assert_eq!(host.leases(), Leases { made: 2, out: 2, borrowed: 2 });
+    assert_eq!(host.leases(), LeaseCounts { made: 2, out: 2, borrowed: 2 });
     let slice = frames[0].slice(10..20);
     drop(frames);
-    assert_eq!(host.leases(), Leases { made: 2, out: 1, borrowed: 1 });
+    assert_eq!(host.leases(), LeaseCounts { made: 2, out: 1, borrowed: 1 });
     drop(slice);
     host.finish();
 }
 
 #[test]
-fn what_cannot_be_lent_travels_whole() {
-    let mut host = Host::new(2);
+fn messages_that_cannot_be_lent_are_sent_complete() {
+    let mut host = LendingPair::new(2);
     let block = host.block(40_000);
     let others = |len: usize| Message::new("").with_frame(block.clone()).with_frame(vec![1; len]);
     let many = vec![block.slice(..1); LENT_FRAMES_MAX + 1];
-    let unauthenticated_peer = Arena::default().block(vec![3; 20_000]);
+    let unauthenticated_peer = ModelArena::default().block(vec![3; 20_000]);
     for (what, message, made, frames_lent) in [
         ("little", Message::new("").with_frame(block.slice(..1000)), 0, 0),
         (
@@ -160,8 +160,8 @@ fn what_cannot_be_lent_travels_whole() {
 }
 
 #[test]
-fn a_borrowed_frame_that_is_sent_on_travels_and_the_lent_frame_lasts_as_long_as_it_takes() {
-    let mut host = Host::new(LEASES);
+fn a_forwarded_borrowed_frame_keeps_its_lease_until_sent() {
+    let mut host = LendingPair::new(LEASES);
     let original = Message::new("").with_frame(host.block(100_000));
     let frames = host.exchange(&original);
     let (sent, _) = host.b.send(Message::from_parts("", frames));
@@ -171,13 +171,13 @@ fn a_borrowed_frame_that_is_sent_on_travels_and_the_lent_frame_lasts_as_long_as_
     host.run();
     assert!(sent.try_take().expect("sent").is_ok());
     same(&back.frames(), original.frames());
-    assert_eq!(host.leases(), Leases { made: 1, out: 0, borrowed: 0 });
+    assert_eq!(host.leases(), LeaseCounts { made: 1, out: 0, borrowed: 0 });
     host.finish();
 }
 
 #[test]
-fn small_frames_in_an_arena_wait_for_coalesced_as_others_do() {
-    let mut host = Host::new(LEASES);
+fn small_arena_frames_are_coalesced() {
+    let mut host = LendingPair::new(LEASES);
     let message = Message::new("").with_frame(host.block(900));
     let (sent, _) = host.a.send_with(message.clone(), true);
     assert!(sent.try_take().is_some_and(|sent| sent.is_ok()), "its memory is free");
@@ -193,7 +193,7 @@ fn small_frames_in_an_arena_wait_for_coalesced_as_others_do() {
 
 #[test]
 fn many_lent_frames_stay_within_the_window_as_both_ends_count_it() {
-    let mut host = Host::new(LEASES);
+    let mut host = LendingPair::new(LEASES);
     let block = host.block(LENT_FRAMES_MAX);
     let frames: Vec<_> = (0..LENT_FRAMES_MAX).map(|at| block.slice(at..=at)).collect();
     for _ in 0..5 {
@@ -212,8 +212,8 @@ fn many_lent_frames_stay_within_the_window_as_both_ends_count_it() {
 }
 
 #[test]
-fn a_checked_session_lends_nothing() {
-    let arena = Arena::default();
+fn a_checksummed_session_lends_nothing() {
+    let arena = ModelArena::default();
     let (mut a, mut b) = (End::with(true), End::with(true));
     a.session = a.session.lending(arena.lender(&arena, LEASES));
     b.session = b.session.lending(arena.lender(&arena, LEASES));
@@ -223,18 +223,18 @@ fn a_checked_session_lends_nothing() {
     let taken = b.take().expect("announced");
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     same(&taken.frames(), message.frames());
-    assert_eq!(arena.leases(), Leases::default());
+    assert_eq!(arena.leases(), LeaseCounts::default());
 }
 
 #[test]
-fn lent_frames_that_the_peer_never_hears_of_are_taken_back_however_far_they_came() {
-    let lent = |host: &Host| {
+fn unsent_leases_are_taken_back_wherever_the_stream_is_cut() {
+    let lent = |host: &LendingPair| {
         Message::new("").with_frame(host.block(5000)).with_frame("travels").with_frame(host.block(70))
     };
     let mut len = usize::MAX;
     let mut cut_at = 0;
     while cut_at <= len {
-        let mut host = Host::new(LEASES);
+        let mut host = LendingPair::new(LEASES);
         let (sent, acked) = host.a.send(lent(&host));
         let (later, _) = host.a.send(lent(&host));
         // What follows the second one's last byte is none of its business.
@@ -246,7 +246,7 @@ fn lent_frames_that_the_peer_never_hears_of_are_taken_back_however_far_they_came
             (sent.try_take().expect("it ends").is_ok(), later.try_take().expect("it ends"));
         let made = if cut_at == usize::MAX { 0 } else { 4 };
         let out = 2 * usize::from(first_left) + 2 * usize::from(second_left.is_ok());
-        assert_eq!(host.leases(), Leases { made, out, borrowed: 0 }, "after {cut_at} bytes");
+        assert_eq!(host.leases(), LeaseCounts { made, out, borrowed: 0 }, "after {cut_at} bytes");
         if let Err(failed) = second_left {
             same(failed.returned.frames(), lent(&host).frames());
         } else {
@@ -269,8 +269,8 @@ fn lent_frames_that_the_peer_never_hears_of_are_taken_back_however_far_they_came
 }
 
 #[test]
-fn a_receiver_that_rejects_or_gives_up_gives_every_lent_frame_back() {
-    let mut host = Host::new(LEASES);
+fn a_receiver_that_rejects_or_gives_up_returns_every_lease() {
+    let mut host = LendingPair::new(LEASES);
     for _ in 0..3 {
         drop(host.a.send(Message::new("").with_frame(host.block(5000))));
     }
@@ -314,29 +314,30 @@ fn announcement(flags: u8, frames: &[FrameInfo], lent_frames: &[LentFrame], payl
 }
 
 #[test]
-fn lent_frames_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
+fn invalid_lent_frames_are_corrupt_and_take_no_lease() {
     const LENT: u8 = 8;
     let frame = |place, len| FrameInfo { len, place };
     let large = frame(Place::Arena, 20_000);
     // A good loan is made anew for each.
     let lend = || {
-        let host = Host::new(LEASES);
+        let host = LendingPair::new(LEASES);
         let block = host.block(20_000);
         let lent_frame = host.arenas[0].lender(&host.arenas[1], 1).lend(&block).expect("lent");
         (host, lent_frame)
     };
-    let hear = |end: &mut End, said: Vec<u8>| -> Result<()> {
+    let handle_record = |end: &mut End, said: Vec<u8>| -> Result<()> {
         end.wire.extend(said);
         while end.read(usize::MAX)? {}
         Ok(())
     };
     let (mut host, lent_frame) = lend();
-    hear(&mut host.b, announcement(LENT, &[large], &[lent_frame], b"")).expect("a peer that is right");
+    handle_record(&mut host.b, announcement(LENT, &[large], &[lent_frame], b""))
+        .expect("a peer that is right");
     assert_eq!(host.b.take().expect("announced").frames()[0].len(), 20_000);
     host.finish();
     let (mut host, lent_frame) = lend();
     let bounced = [frame(Place::Host, 4095), frame(Place::Host, 20_000)];
-    hear(&mut host.b, announcement(LENT | 32, &bounced, &[lent_frame], &[0; 4095]))
+    handle_record(&mut host.b, announcement(LENT | 32, &bounced, &[lent_frame], &[0; 4095]))
         .expect("a peer that is right");
     assert_eq!(host.b.take().expect("announced").frames()[1].place(), Place::Host);
     host.finish();
@@ -394,8 +395,9 @@ fn lent_frames_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
     ];
     for (what, flags, frames, lent_frames, payload) in lies {
         let (mut host, lent_frame) = lend();
-        let error = hear(&mut host.b, announcement(flags, &frames, &lent_frames(lent_frame), payload))
-            .expect_err(what);
+        let error =
+            handle_record(&mut host.b, announcement(flags, &frames, &lent_frames(lent_frame), payload))
+                .expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
         assert!(host.b.announced.is_empty());
         assert_eq!(host.leases().borrowed, 0, "{what}");
@@ -405,8 +407,8 @@ fn lent_frames_that_nobody_can_have_made_are_corrupt_and_cost_nothing() {
 
     let (host, lent_frame) = lend();
     let mut end = End::new();
-    let error =
-        hear(&mut end, announcement(LENT, &[large], &[lent_frame], b"")).expect_err("nobody lends here");
+    let error = handle_record(&mut end, announcement(LENT, &[large], &[lent_frame], b""))
+        .expect_err("nobody lends here");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     host.arenas[0].peer_is_gone();
     host.finish();

@@ -5,7 +5,7 @@ mod hostile;
 mod order;
 
 use super::*;
-use crate::wire::session::{Came, Packet, PacketDestination};
+use crate::wire::session::{Packet, PacketArrival, PacketDestination};
 
 const PACKET_LEN: usize = 20_000;
 const LENS: [usize; 8] = [
@@ -25,33 +25,33 @@ fn bytes(len: usize) -> Vec<u8> {
 }
 
 /// What became of a message: which of its frames were kept, and where they are; nothing of a rejected one.
-type Received = Option<(Vec<bool>, Taken)>;
+type ReceivedMessage = Option<(Vec<bool>, Taken)>;
 
 /// An end, and whoever moves its packets.
-struct Post {
+struct PacketEnd {
     end: End,
     pool: Pool,
     /// Handed out here; their memory is read still.
     leaving: Vec<Packet>,
     /// On their way here: head and bytes.
-    under_way: Vec<(Vec<u8>, Vec<u8>)>,
+    in_flight: Vec<(Vec<u8>, Vec<u8>)>,
     /// Here, and not yet written to where they go.
-    destination: Vec<(PacketDestination, Vec<u8>)>,
+    receiving: Vec<(PacketDestination, Vec<u8>)>,
     /// How often one overtook its announcement.
     early: usize,
     sent: Vec<(Vec<usize>, Sent, Completion<Result<Delivery>>)>,
-    received: Vec<Received>,
+    received: Vec<ReceivedMessage>,
 }
 
-impl Post {
+impl PacketEnd {
     fn new(checked: bool) -> Self {
-        let (pool, regions) = (Pool::new(1 << 20), Regions::new(Arc::new(Still)));
+        let (pool, regions) = (Pool::new(1 << 20), Regions::new(Arc::new(FixedEnvironment)));
         let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         let session = session.in_packets(PACKET_LEN);
         let (wire, lanes, announced) = (VecDeque::new(), Vec::new(), VecDeque::new());
         let end = End { session, regions, wire, lanes, announced };
-        let (leaving, under_way, destination) = (Vec::new(), Vec::new(), Vec::new());
-        Self { end, pool, leaving, under_way, destination, early: 0, sent: Vec::new(), received: Vec::new() }
+        let (leaving, in_flight, receiving) = (Vec::new(), Vec::new(), Vec::new());
+        Self { end, pool, leaving, in_flight, receiving, early: 0, sent: Vec::new(), received: Vec::new() }
     }
 
     fn pair(checked: bool) -> (Self, Self) {
@@ -92,29 +92,28 @@ impl Post {
             1 => return self.end.read(1 + seed.below(3000)),
             2 => {
                 let Some(packet) = session.next_packet() else { return Ok(false) };
-                peer.under_way.push(copied(&packet));
+                peer.in_flight.push(copied(&packet));
                 self.leaving.push(packet);
             }
             3 if !self.leaving.is_empty() => {
                 session.packet_left(self.leaving.swap_remove(seed.below(self.leaving.len())));
             }
             4 => {
-                let first = seed.below(self.under_way.len().max(1));
-                self.under_way.rotate_left(first);
-                for at in 0..self.under_way.len() {
-                    let (head, bytes) = &self.under_way[at];
-                    if let Came::Here(destination) = session.packet_came(head, bytes.len())? {
-                        let (_, bytes) = self.under_way.swap_remove(at);
-                        self.destination.push((destination, bytes));
+                let first = seed.below(self.in_flight.len().max(1));
+                self.in_flight.rotate_left(first);
+                for at in 0..self.in_flight.len() {
+                    let (head, bytes) = &self.in_flight[at];
+                    if let PacketArrival::Accepted(destination) = session.packet_arrived(head, bytes.len())? {
+                        let (_, bytes) = self.in_flight.swap_remove(at);
+                        self.receiving.push((destination, bytes));
                         return Ok(true);
                     }
                     self.early += 1;
                 }
                 return Ok(false);
             }
-            5 if !self.destination.is_empty() => {
-                let (mut destination, bytes) =
-                    self.destination.swap_remove(seed.below(self.destination.len()));
+            5 if !self.receiving.is_empty() => {
+                let (mut destination, bytes) = self.receiving.swap_remove(seed.below(self.receiving.len()));
                 fill(&mut destination, &bytes);
                 session.packet_landed(destination)?;
             }
@@ -167,7 +166,7 @@ impl Post {
             let Some((kept, taken)) = received else { continue };
             let frames = match taken {
                 Taken::Here(frames) => frames,
-                Taken::Destination(landed) => match landed.try_take().expect("it ends") {
+                Taken::Pending(landed) => match landed.try_take().expect("it ends") {
                     Ok(frames) => frames,
                     Err(failed) => {
                         assert!(!all, "{:?}", failed.error);
@@ -190,7 +189,7 @@ impl Post {
 
     /// Ends it as a lost connection would: what is out comes back first, as it may.
     fn give_up(&mut self, why: ErrorKind, seed: &mut Seed) {
-        for (mut destination, bytes) in self.destination.drain(..) {
+        for (mut destination, bytes) in self.receiving.drain(..) {
             // Some of its bytes have come.
             if let Some((part, len)) = destination.parts().first_mut() {
                 part.extend_from_slice(&bytes[..seed.below(*len + 1)]).unwrap();
@@ -238,7 +237,7 @@ fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) {
 }
 
 /// One thing happens at one end, or, where that cannot, whatever can. Tells whether anything could.
-fn step(a: &mut Post, b: &mut Post, seed: &mut Seed) -> Result<bool> {
+fn step(a: &mut PacketEnd, b: &mut PacketEnd, seed: &mut Seed) -> Result<bool> {
     let (which, what) = (seed.below(2), seed.below(7));
     for turn in 0..14 {
         let (which, what) = ((which + turn / 7) % 2, (what + turn) % 7);
@@ -250,16 +249,16 @@ fn step(a: &mut Post, b: &mut Post, seed: &mut Seed) -> Result<bool> {
     Ok(false)
 }
 
-fn run_dry(a: &mut Post, b: &mut Post, seed: &mut Seed) {
+fn run_dry(a: &mut PacketEnd, b: &mut PacketEnd, seed: &mut Seed) {
     while step(a, b, seed).expect("a good peer") {}
 }
 
 #[test]
-fn whatever_packets_overtake_all_arrives_and_all_memory_comes_back() {
+fn packets_in_any_order_arrive_and_return_all_memory() {
     let mut early = 0;
     for number in 0..60 {
         let mut seed = Seed(number);
-        let (mut a, mut b) = Post::pair(number % 2 == 0);
+        let (mut a, mut b) = PacketEnd::pair(number % 2 == 0);
         for post in [&mut a, &mut b] {
             if seed.below(2) == 0 {
                 post.end.session.expect(true);
@@ -307,7 +306,7 @@ fn whatever_packets_overtake_all_arrives_and_all_memory_comes_back() {
         run_dry(&mut a, &mut b, &mut seed);
         for post in [&mut a, &mut b] {
             assert!(post.end.session.is_over(), "seed {number}");
-            assert!(post.leaving.is_empty() && post.under_way.is_empty() && post.destination.is_empty());
+            assert!(post.leaving.is_empty() && post.in_flight.is_empty() && post.receiving.is_empty());
             post.give_up(ErrorKind::Closed, &mut seed);
         }
         assert!(closed.try_take().expect("closed").is_ok());
@@ -332,11 +331,11 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn ends_that_close_or_are_cut_amid_everything_are_never_stuck_and_give_all_memory_back() {
+fn a_close_or_cut_at_any_time_ends_and_returns_all_memory() {
     let mut whole = 0;
     for number in 0..200 {
         let mut seed = Seed(1000 + number);
-        let (mut a, mut b) = Post::pair(number % 2 == 0);
+        let (mut a, mut b) = PacketEnd::pair(number % 2 == 0);
         for post in [&mut a, &mut b] {
             if seed.below(2) == 0 {
                 post.end.session.expect(true);
@@ -367,7 +366,7 @@ fn ends_that_close_or_are_cut_amid_everything_are_never_stuck_and_give_all_memor
             run_dry(&mut a, &mut b, &mut seed);
             for post in [&mut a, &mut b] {
                 assert!(post.end.session.is_over(), "seed {number}: stuck while closing, {closing:?}");
-                assert!(post.leaving.is_empty() && post.under_way.is_empty() && post.destination.is_empty());
+                assert!(post.leaving.is_empty() && post.in_flight.is_empty() && post.receiving.is_empty());
             }
         }
         for post in [&mut a, &mut b] {
@@ -394,10 +393,10 @@ fn ends_that_close_or_are_cut_amid_everything_are_never_stuck_and_give_all_memor
 }
 
 /// Hands out every packet of `from`, which have left and lie on their way.
-fn post_all(from: &mut Post, to: &mut Post) -> usize {
+fn post_all(from: &mut PacketEnd, to: &mut PacketEnd) -> usize {
     let mut packets = 0;
     while let Some(packet) = from.end.session.next_packet() {
-        to.under_way.push(copied(&packet));
+        to.in_flight.push(copied(&packet));
         from.end.session.packet_left(packet);
         packets += 1;
     }
@@ -405,7 +404,7 @@ fn post_all(from: &mut Post, to: &mut Post) -> usize {
 }
 
 /// Moves all records, and nothing beside them.
-fn ack_records(a: &mut Post, b: &mut Post) {
+fn ack_records(a: &mut PacketEnd, b: &mut PacketEnd) {
     while a.end.write(&mut b.end.wire, usize::MAX)
         | b.end.write(&mut a.end.wire, usize::MAX)
         | a.end.read(usize::MAX).unwrap()
@@ -414,8 +413,8 @@ fn ack_records(a: &mut Post, b: &mut Post) {
 }
 
 /// Two ends of which the first was told that all of a message may come.
-fn granted(checked: bool, len: usize) -> (Post, Post) {
-    let (mut a, mut b) = Post::pair(checked);
+fn granted(checked: bool, len: usize) -> (PacketEnd, PacketEnd) {
+    let (mut a, mut b) = PacketEnd::pair(checked);
     a.send(&[len]);
     ack_records(&mut a, &mut b);
     let announced = b.end.announced.pop_front().expect("announced");
@@ -427,7 +426,7 @@ fn granted(checked: bool, len: usize) -> (Post, Post) {
 }
 
 #[test]
-fn what_is_in_flight_may_move_to_another_thread() {
+fn packets_in_flight_are_send() {
     fn is_send<T: Send + 'static>() {}
     is_send::<Packet>();
     is_send::<PacketDestination>();

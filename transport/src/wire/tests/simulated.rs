@@ -3,14 +3,14 @@
 //!
 //! Seeds that fail are printed, and `TOWLINE_SEED=7 cargo test --package towline --lib -- simulated` runs one again.
 
-mod line;
+mod link;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::catch_unwind;
 use std::time::Duration;
 
 use super::{HEARTBEAT, Seed};
-use line::Line;
+use link::SimulatedLink;
 
 /// Seeds of a run that was not asked for more.
 const SEEDS: u64 = 300;
@@ -22,7 +22,7 @@ const TIME_MAX: Duration = Duration::from_secs(300);
 
 /// What befalls the connections of a run.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-enum Fate {
+enum Fault {
     /// Delays and short stalls: nothing may fail.
     Calm,
     /// Both ends learn at once that it is cut.
@@ -39,26 +39,26 @@ enum Fate {
 fn simulate(number: u64) -> u64 {
     let mut seed = Seed(number);
     let mut trace = DefaultHasher::new();
-    let fates = [Fate::Calm, Fate::Calm, Fate::Cut, Fate::Silent, Fate::Stopped, Fate::Closed];
+    let faults = [Fault::Calm, Fault::Calm, Fault::Cut, Fault::Silent, Fault::Stopped, Fault::Closed];
     let mut now = Duration::ZERO;
-    // Connection, its fate, and the step at which that befalls it.
-    let mut lines: Vec<_> = (0..1 + seed.below(3))
-        .map(|_| (Line::new(&mut seed), fates[seed.below(fates.len())], seed.below(400)))
+    // Connection, its fault, and the step at which that befalls it.
+    let mut links: Vec<_> = (0..1 + seed.below(3))
+        .map(|_| (SimulatedLink::new(&mut seed), faults[seed.below(faults.len())], seed.below(400)))
         .collect();
     for step in 0.. {
         assert!(
             now < TIME_MAX,
             "something never ended: {:?}",
-            lines.iter().map(|line| line.1).collect::<Vec<_>>()
+            links.iter().map(|link| link.1).collect::<Vec<_>>()
         );
-        let which = seed.below(lines.len());
-        for (index, (line, fate, at)) in lines.iter_mut().enumerate() {
+        let which = seed.below(links.len());
+        for (index, (link, fault, at)) in links.iter_mut().enumerate() {
             if *at == step {
-                (index, *fate, now).hash(&mut trace);
-                befall(line, *fate, now, &mut seed);
+                (index, *fault, now).hash(&mut trace);
+                inject(link, *fault, now, &mut seed);
             }
         }
-        lines[which].0.step(now, &mut seed, &mut trace);
+        links[which].0.step(now, &mut seed, &mut trace);
         // Time passes rarely while there is work to interleave.
         if seed.below(8) == 0 {
             now += Duration::from_millis([0, 1, 20, 150][seed.below(4)] as u64);
@@ -66,30 +66,30 @@ fn simulate(number: u64) -> u64 {
         if step > 400 {
             // Nothing new is begun: time may run.
             now += Duration::from_millis(20);
-            if lines.iter_mut().all(|(line, ..)| line.is_over()) {
+            if links.iter_mut().all(|(link, ..)| link.is_over()) {
                 break;
             }
         }
     }
-    for (line, fate, _) in lines {
-        line.check(fate == Fate::Calm);
+    for (link, fault, _) in links {
+        link.check(fault == Fault::Calm);
     }
     now.hash(&mut trace);
     trace.finish()
 }
 
-fn befall(line: &mut Line, fate: Fate, now: Duration, seed: &mut Seed) {
-    match fate {
-        Fate::Calm => line.stop(seed.below(2), now + Duration::from_millis(seed.below(3000) as u64)),
-        Fate::Cut => line.cut(),
-        Fate::Silent => line.silence(now + LOST_MAX),
-        Fate::Stopped => line.stop(seed.below(2), now + HEARTBEAT * (4 + seed.below(4) as u32)),
-        Fate::Closed => line.close(seed.below(2)),
+fn inject(link: &mut SimulatedLink, fault: Fault, now: Duration, seed: &mut Seed) {
+    match fault {
+        Fault::Calm => link.stop(seed.below(2), now + Duration::from_millis(seed.below(3000) as u64)),
+        Fault::Cut => link.cut(),
+        Fault::Silent => link.silence(now + LOST_MAX),
+        Fault::Stopped => link.stop(seed.below(2), now + HEARTBEAT * (4 + seed.below(4) as u32)),
+        Fault::Closed => link.close(seed.below(2)),
     }
 }
 
 #[test]
-fn simulated_sessions_keep_their_promises_whatever_befalls_them() {
+fn simulated_sessions_end_and_return_all_memory_under_any_fault() {
     let asked = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
     let seeds = match asked("TOWLINE_SEED") {
         Some(seed) => seed..seed + 1,

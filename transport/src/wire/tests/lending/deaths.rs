@@ -7,9 +7,9 @@ const SEEDS: u64 = 5000;
 const STEPS_MAX: usize = 80;
 
 /// Two processes, and what their applications have.
-struct Scene {
+struct DeathScenario {
     ends: [End; 2],
-    arenas: [Arena; 2],
+    arenas: [ModelArena; 2],
     /// Blocks of each end's own arena.
     own: [Vec<Buffer>; 2],
     /// What each end was sent.
@@ -17,9 +17,9 @@ struct Scene {
     lent: usize,
 }
 
-impl Scene {
+impl DeathScenario {
     fn new(seed: &mut Seed) -> Self {
-        let Host { a, b, arenas } = Host::new([1, 4, LEASES][seed.below(3)]);
+        let LendingPair { a, b, arenas } = LendingPair::new([1, 4, LEASES][seed.below(3)]);
         Self { ends: [a, b], arenas, own: [Vec::new(), Vec::new()], held: [Vec::new(), Vec::new()], lent: 0 }
     }
 
@@ -128,11 +128,11 @@ fn assert_whole(frame: &Buffer) {
 }
 
 #[test]
-fn whoever_dies_when_the_other_has_all_back_and_reads_what_it_holds() {
+fn after_either_end_dies_leases_return_and_borrowed_frames_stay_readable() {
     let mut lent = 0;
     for number in 0..SEEDS {
         let mut seed = Seed(number);
-        let mut scene = Scene::new(&mut seed);
+        let mut scene = DeathScenario::new(&mut seed);
         for _ in 0..seed.below(STEPS_MAX) {
             scene.step(&mut seed);
         }

@@ -12,7 +12,7 @@ fn head(records_len: usize, data_len: usize, transfer: Transfer, offset: u64) ->
 }
 
 /// What a hostile `a` does.
-enum Said {
+enum PeerInput {
     /// A packet with this head, and so many bytes.
     Packet(Vec<u8>, usize),
     /// A record.
@@ -22,7 +22,7 @@ enum Said {
 }
 
 /// What becomes of it, while `b` waits for a message, a get and a put of three packets: how many were early.
-fn hostile(said: Vec<Said>) -> Result<usize> {
+fn hostile(inputs: Vec<PeerInput>) -> Result<usize> {
     let (mut a, mut b) = granted(false, 3 * PACKET_LEN - 1);
     let readable = a.end.regions.expose(bytes(3 * PACKET_LEN).into(), Duration::MAX);
     let (into, got) = Operation::new(BufferMut::with_capacity(3 * PACKET_LEN));
@@ -32,23 +32,23 @@ fn hostile(said: Vec<Said>) -> Result<usize> {
     a.end.session.put(writable.remote(), 0, from);
     ack_records(&mut a, &mut b);
     let mut early = 0;
-    let mut hear = |said| {
-        match said {
-            Said::Packet(head, len) => match b.end.session.packet_came(&head, len)? {
-                Came::Here(destination) => b.destination.push((destination, vec![1; len])),
-                Came::Early => early += 1,
+    let mut apply = |inputs| {
+        match inputs {
+            PeerInput::Packet(head, len) => match b.end.session.packet_arrived(&head, len)? {
+                PacketArrival::Accepted(destination) => b.receiving.push((destination, vec![1; len])),
+                PacketArrival::Early => early += 1,
             },
-            Said::Record(record) => {
+            PeerInput::Record(record) => {
                 let mut records = Vec::new();
                 record::put(&mut records, &record);
                 let head = Head { records_len: records.len(), data_len: 0, transfer: Transfer::Message(0) };
                 b.end.session.received(0, &[&head.encode()[..], &records].concat())?;
             }
-            Said::Stream(bytes) => b.end.session.received(0, &bytes)?,
+            PeerInput::Stream(bytes) => b.end.session.received(0, &bytes)?,
         }
         Ok(())
     };
-    let result: Result<()> = said.into_iter().try_for_each(&mut hear);
+    let result: Result<()> = inputs.into_iter().try_for_each(&mut apply);
     b.give_up(ErrorKind::Corrupt, &mut Seed(3));
     let failed = got.try_take().expect("it ends").expect_err("it did not come");
     assert_eq!((failed.returned.len(), failed.returned.capacity()), (0, 3 * PACKET_LEN));
@@ -58,12 +58,12 @@ fn hostile(said: Vec<Said>) -> Result<usize> {
 }
 
 #[test]
-fn what_was_not_granted_is_corrupt() {
+fn ungranted_packets_are_corrupt() {
     let (message, get, put) = (Transfer::Message(0), Transfer::Get(0), Transfer::Put(0));
     let packet_len = PACKET_LEN as u64;
-    let whole = |transfer, offset| Said::Packet(head(0, PACKET_LEN, transfer, offset), PACKET_LEN);
-    let last = || Said::Packet(head(0, PACKET_LEN - 1, message, 2 * packet_len), PACKET_LEN - 1);
-    let close = |packets| Said::Record(Record::Close { packets });
+    let whole = |transfer, offset| PeerInput::Packet(head(0, PACKET_LEN, transfer, offset), PACKET_LEN);
+    let last = || PeerInput::Packet(head(0, PACKET_LEN - 1, message, 2 * packet_len), PACKET_LEN - 1);
+    let close = |packets| PeerInput::Record(Record::Close { packets });
     let fine = vec![whole(get, 0), whole(put, 2 * packet_len), last(), close(4)];
     assert_eq!(hostile(fine).expect("a peer that is right so far"), 0);
     let early = vec![whole(Transfer::Message(1), 0), whole(Transfer::Message(WINDOW.messages), 0)];
@@ -73,31 +73,34 @@ fn what_was_not_granted_is_corrupt() {
         let mut records = Vec::new();
         put_put(&mut records, 0, &[7; 16], 0, EAGER_LEN_MAX, false);
         let head = Head { records_len: records.len(), data_len: 0, transfer: message };
-        Said::Stream([&head.encode()[..], &records].concat())
+        PeerInput::Stream([&head.encode()[..], &records].concat())
     };
     let refused = Record::Refused { id: 0, reason: "no".into() };
     let kind = {
         let mut head = head(0, PACKET_LEN, message, 0);
         head[8] = 3;
-        Said::Packet(head, PACKET_LEN)
+        PeerInput::Packet(head, PACKET_LEN)
     };
-    for (what, said) in [
-        ("no head", vec![Said::Packet(Vec::new(), PACKET_LEN)]),
+    for (what, inputs) in [
+        ("no head", vec![PeerInput::Packet(Vec::new(), PACKET_LEN)]),
         (
             "a head that is too short",
-            vec![Said::Packet(head(0, PACKET_LEN, message, 0)[1..].to_vec(), PACKET_LEN)],
+            vec![PeerInput::Packet(head(0, PACKET_LEN, message, 0)[1..].to_vec(), PACKET_LEN)],
         ),
         (
             "a head with checksums",
-            vec![Said::Packet([head(0, PACKET_LEN, message, 0), vec![0; 12]].concat(), PACKET_LEN)],
+            vec![PeerInput::Packet([head(0, PACKET_LEN, message, 0), vec![0; 12]].concat(), PACKET_LEN)],
         ),
-        ("records", vec![Said::Packet(head(1, PACKET_LEN, message, 0), PACKET_LEN)]),
+        ("records", vec![PeerInput::Packet(head(1, PACKET_LEN, message, 0), PACKET_LEN)]),
         ("data of nothing", vec![kind]),
-        ("nothing", vec![Said::Packet(head(0, 0, message, 0), 0)]),
-        ("fewer bytes than it says", vec![Said::Packet(head(0, PACKET_LEN, message, 0), PACKET_LEN - 1)]),
-        ("more bytes than it says", vec![Said::Packet(head(0, PACKET_LEN, message, 0), PACKET_LEN + 1)]),
-        ("more than a packet", vec![Said::Packet(head(0, PACKET_LEN + 1, message, 0), PACKET_LEN + 1)]),
-        ("less than a packet", vec![Said::Packet(head(0, PACKET_LEN - 1, message, 0), PACKET_LEN - 1)]),
+        ("nothing", vec![PeerInput::Packet(head(0, 0, message, 0), 0)]),
+        (
+            "fewer bytes than it says",
+            vec![PeerInput::Packet(head(0, PACKET_LEN, message, 0), PACKET_LEN - 1)],
+        ),
+        ("more bytes than it says", vec![PeerInput::Packet(head(0, PACKET_LEN, message, 0), PACKET_LEN + 1)]),
+        ("more than a packet", vec![PeerInput::Packet(head(0, PACKET_LEN + 1, message, 0), PACKET_LEN + 1)]),
+        ("less than a packet", vec![PeerInput::Packet(head(0, PACKET_LEN - 1, message, 0), PACKET_LEN - 1)]),
         ("more than is left", vec![whole(message, 2 * packet_len)]),
         ("an offset off the grid", vec![whole(message, 1)]),
         ("an offset at the end", vec![whole(get, 3 * packet_len)]),
@@ -111,17 +114,17 @@ fn what_was_not_granted_is_corrupt() {
         ("a message that a good-bye left behind", vec![close(1), whole(Transfer::Message(1), 0)]),
         ("a good-bye that counts too few", vec![last(), close(0)]),
         ("one more than the good-bye counts", vec![whole(get, 0), close(1), last()]),
-        ("a refusal of a get whose answer comes", vec![whole(get, 0), Said::Record(refused)]),
+        ("a refusal of a get whose answer comes", vec![whole(get, 0), PeerInput::Record(refused)]),
         ("a shorter put of the number of one whose bytes come", vec![whole(put, 2 * packet_len), put_again]),
-        ("data in the stream", vec![Said::Stream(data.encode().to_vec())]),
+        ("data in the stream", vec![PeerInput::Stream(data.encode().to_vec())]),
     ] {
-        let error = hostile(said).expect_err(what);
+        let error = hostile(inputs).expect_err(what);
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
     }
 }
 
 #[test]
-fn a_good_bye_that_counts_packets_where_none_travel_is_corrupt() {
+fn a_close_that_counts_packets_on_a_plain_stream_is_corrupt() {
     let mut b = End::new();
     let mut records = Vec::new();
     record::put(&mut records, &Record::Close { packets: 1 });
@@ -129,27 +132,27 @@ fn a_good_bye_that_counts_packets_where_none_travel_is_corrupt() {
     let error = b.session.received(0, &[&start.encode()[..], &records].concat()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     let packet = head(0, PACKET_LEN, Transfer::Get(0), 0);
-    assert_eq!(b.session.packet_came(&packet, PACKET_LEN).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(b.session.packet_arrived(&packet, PACKET_LEN).unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]
-fn damage_on_the_way_is_named_and_never_delivered() {
+fn damaged_packets_are_located_and_never_delivered() {
     for damaged in 0..37 {
         let (mut a, mut b) = granted(true, 2 * PACKET_LEN);
         post_all(&mut a, &mut b);
-        let (mut head, mut bytes) = b.under_way.swap_remove(1);
+        let (mut head, mut bytes) = b.in_flight.swap_remove(1);
         // Every byte of the head, and one of the data.
         match head.get_mut(damaged) {
             Some(byte) => *byte ^= 1 << (damaged % 8),
             None => bytes[777] ^= 1,
         }
-        let came = b.end.session.packet_came(&head, bytes.len());
+        let came = b.end.session.packet_arrived(&head, bytes.len());
         let error = match came {
-            Ok(Came::Here(mut destination)) => {
+            Ok(PacketArrival::Accepted(mut destination)) => {
                 fill(&mut destination, &bytes);
                 b.end.session.packet_landed(destination).expect_err("it is damaged")
             }
-            Ok(Came::Early) => panic!("byte {damaged}: nothing may be said of it"),
+            Ok(PacketArrival::Early) => panic!("byte {damaged}: nothing of it may be accepted"),
             Err(error) => error,
         };
         assert_eq!(error.kind(), ErrorKind::Corrupt);

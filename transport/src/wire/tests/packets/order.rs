@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn transfers_take_turns_beside_a_stream_that_is_not_due_for_them() {
+fn transfers_take_turns_without_making_the_stream_due() {
     let (mut a, mut b) = granted(false, 2 * PACKET_LEN + 1);
     a.send(&[EAGER_LEN_MAX as usize, 3]);
     ack_records(&mut a, &mut b);
@@ -12,14 +12,14 @@ fn transfers_take_turns_beside_a_stream_that_is_not_due_for_them() {
     let taken = b.end.accept(announced.id, destinations.collect());
     b.received.push(Some((vec![true; 2], taken)));
     ack_records(&mut a, &mut b);
-    assert!(a.end.session.has_packet() && !a.end.session.is_due(Urgency::Word));
+    assert!(a.end.session.has_packet() && !a.end.session.is_due(Urgency::Ack));
     assert!(!b.end.session.has_packet() && b.end.session.next_packet().is_none());
     post_all(&mut a, &mut b);
     let turn = |(head, bytes): &(Vec<u8>, Vec<u8>)| {
         let transfer = Head::decode(head, PACKET_LEN).unwrap().transfer;
         (transfer, record::offset_of(head).unwrap(), bytes.len())
     };
-    let turns: Vec<_> = b.under_way.iter().map(turn).collect();
+    let turns: Vec<_> = b.in_flight.iter().map(turn).collect();
     let (first, second) = (Transfer::Message(0), Transfer::Message(1));
     assert_eq!(
         turns,
@@ -36,7 +36,7 @@ fn transfers_take_turns_beside_a_stream_that_is_not_due_for_them() {
 }
 
 #[test]
-fn a_word_that_overtakes_the_packet_it_is_on_waits_until_that_has_left() {
+fn an_ack_before_its_packet_has_left_waits_for_it() {
     let (mut a, mut b) = granted(false, 2 * PACKET_LEN);
     let writable = b.end.regions.expose_mut(BufferMut::zeroed(PACKET_LEN), Duration::MAX);
     let frame = Buffer::from(bytes(PACKET_LEN));
@@ -47,11 +47,13 @@ fn a_word_that_overtakes_the_packet_it_is_on_waits_until_that_has_left() {
     });
     ack_records(&mut a, &mut b);
     let mut held: Vec<_> = std::iter::from_fn(|| a.end.session.next_packet()).collect();
-    b.under_way = held.iter().map(copied).collect();
+    b.in_flight = held.iter().map(copied).collect();
     // Of the message the first half is there, and the first put; the second one finds its region revoked.
     for _ in 0..2 {
-        let (head, bytes) = b.under_way.remove(0);
-        let Came::Here(mut destination) = b.end.session.packet_came(&head, bytes.len()).unwrap() else {
+        let (head, bytes) = b.in_flight.remove(0);
+        let PacketArrival::Accepted(mut destination) =
+            b.end.session.packet_arrived(&head, bytes.len()).unwrap()
+        else {
             panic!("it was granted")
         };
         fill(&mut destination, &bytes);
@@ -77,16 +79,16 @@ fn a_word_that_overtakes_the_packet_it_is_on_waits_until_that_has_left() {
 }
 
 /// Moves what has come to its place, and then records, and tells nobody that anything has left.
-fn land_all(from: &mut Post, to: &mut Post) {
+fn land_all(from: &mut PacketEnd, to: &mut PacketEnd) {
     let mut seed = Seed(1);
     while to.act(from, 4, &mut seed).unwrap() || to.act(from, 5, &mut seed).unwrap() {}
     ack_records(from, to);
 }
 
 #[test]
-fn a_get_is_answered_for_the_one_who_asks_before_its_packet_has_left() {
+fn a_get_counts_as_answered_before_its_packet_has_left() {
     const GETS: usize = 1024;
-    let (mut a, mut b) = Post::pair(false);
+    let (mut a, mut b) = PacketEnd::pair(false);
     let readable = a.end.regions.expose(bytes(100).into(), Duration::MAX);
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -99,7 +101,7 @@ fn a_get_is_answered_for_the_one_who_asks_before_its_packet_has_left() {
             .collect();
         ack_records(&mut a, &mut b);
         while let Some(packet) = a.end.session.next_packet() {
-            b.under_way.push(copied(&packet));
+            b.in_flight.push(copied(&packet));
             held.push(packet);
         }
         land_all(&mut a, &mut b);
@@ -113,21 +115,23 @@ fn a_get_is_answered_for_the_one_who_asks_before_its_packet_has_left() {
 }
 
 #[test]
-fn a_good_bye_leaves_after_the_last_packet_and_counts_when_that_has_landed() {
+fn close_leaves_after_the_last_packet_and_counts_when_it_has_arrived() {
     let (mut a, mut b) = granted(true, 5 * PACKET_LEN);
     let closed = a.close();
     let packets: Vec<_> = std::iter::from_fn(|| a.end.session.next_packet()).collect();
     assert_eq!(packets.len(), 5);
     for packet in packets {
-        assert!(!a.end.session.is_due(Urgency::Word), "its memory is read still");
-        b.under_way.push(copied(&packet));
+        assert!(!a.end.session.is_due(Urgency::Ack), "its memory is read still");
+        b.in_flight.push(copied(&packet));
         a.end.session.packet_left(packet);
     }
     ack_records(&mut a, &mut b);
     assert!(a.end.session.may_end() && !a.end.session.is_over(), "it has left");
-    while let Some((head, bytes)) = b.under_way.pop() {
-        assert!(!b.end.session.may_end() && !b.end.session.is_due(Urgency::Word), "some are on their way");
-        let Came::Here(mut destination) = b.end.session.packet_came(&head, bytes.len()).unwrap() else {
+    while let Some((head, bytes)) = b.in_flight.pop() {
+        assert!(!b.end.session.may_end() && !b.end.session.is_due(Urgency::Ack), "some are on their way");
+        let PacketArrival::Accepted(mut destination) =
+            b.end.session.packet_arrived(&head, bytes.len()).unwrap()
+        else {
             panic!("it was announced")
         };
         fill(&mut destination, &bytes);
@@ -143,15 +147,15 @@ fn a_good_bye_leaves_after_the_last_packet_and_counts_when_that_has_landed() {
 }
 
 #[test]
-fn a_peer_that_closes_gets_its_answer_once_what_is_out_has_left() {
+fn a_close_is_answered_once_packets_in_flight_have_left() {
     let (mut a, _) = granted(false, 3 * PACKET_LEN);
     let packet = a.end.session.next_packet().expect("granted");
     // One that waits for nothing says good-bye in its stead.
-    let mut b = Post::new(false);
+    let mut b = PacketEnd::new(false);
     drop(b.close());
     b.end.write(&mut a.end.wire, usize::MAX);
     while a.end.read(usize::MAX).unwrap() {}
-    assert!(!a.end.session.has_packet() && !a.end.session.is_due(Urgency::Word));
+    assert!(!a.end.session.has_packet() && !a.end.session.is_due(Urgency::Ack));
     a.end.session.packet_left(packet);
     assert!(a.end.session.is_due(Urgency::Now) && !a.end.session.is_over());
     while a.end.write(&mut VecDeque::new(), usize::MAX) {}
@@ -159,8 +163,8 @@ fn a_peer_that_closes_gets_its_answer_once_what_is_out_has_left() {
 }
 
 #[test]
-fn a_message_that_nobody_accepts_keeps_nobody_from_closing() {
-    let (mut a, mut b) = Post::pair(false);
+fn an_unaccepted_message_does_not_block_close() {
+    let (mut a, mut b) = PacketEnd::pair(false);
     a.send(&[2 * PACKET_LEN]);
     drop(a.close());
     ack_records(&mut a, &mut b);
@@ -171,9 +175,9 @@ fn a_message_that_nobody_accepts_keeps_nobody_from_closing() {
 }
 
 #[test]
-fn a_region_revoked_amid_a_put_costs_the_put_alone() {
+fn a_region_revoked_during_a_put_fails_only_the_put() {
     for landed_before in 0..3 {
-        let (mut a, mut b) = Post::pair(true);
+        let (mut a, mut b) = PacketEnd::pair(true);
         let writable = b.end.regions.expose_mut(BufferMut::zeroed(3 * PACKET_LEN), Duration::MAX);
         let (from, put) = Operation::new(Buffer::from(bytes(3 * PACKET_LEN)));
         a.end.session.put(writable.remote(), 0, from);

@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 
 use crate::memory::Buffer;
 use crate::wire::record::Transfer;
-use crate::wire::send_queue::{DataSource, Source};
+use crate::wire::send_queue::{DataOwner, DataSource};
 use crate::wire::sequence_window::SequenceWindow;
 
 #[derive(Debug)]
-pub(crate) struct Spreads {
-    spreads: SequenceWindow<Spread>,
+pub(crate) struct ChunkedSends {
+    chunked_sends: SequenceWindow<ChunkedSend>,
     chunk_len: usize,
     /// What is shorter is small.
     large_len_min: u64,
@@ -20,7 +20,7 @@ pub(crate) struct Spreads {
 }
 
 #[derive(Debug)]
-struct Spread {
+struct ChunkedSend {
     data: DataSource,
     len: u64,
     handed_out: u64,
@@ -32,26 +32,26 @@ struct Spread {
 #[derive(Debug)]
 pub(crate) struct NextChunk {
     /// Whom to tell that it left.
-    pub(crate) spread: u64,
+    pub(crate) chunked_send: u64,
     pub(crate) transfer: Transfer,
     pub(crate) offset: u64,
     pub(crate) bytes: Vec<Buffer>,
     pub(crate) is_last: bool,
 }
 
-impl Spreads {
+impl ChunkedSends {
     /// Over streams, or, `beside` them, to leave by themselves.
     pub(crate) fn new(chunk_len: usize, beside: bool) -> Self {
         // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
         let large_len_min = if beside { 0 } else { chunk_len as u64 };
         let (small, large) = (VecDeque::new(), VecDeque::new());
-        Self { spreads: SequenceWindow::default(), chunk_len, large_len_min, small, large }
+        Self { chunked_sends: SequenceWindow::default(), chunk_len, large_len_min, small, large }
     }
 
     pub(crate) fn push(&mut self, data: DataSource) {
         let len = data.len();
         let queue = if len < self.large_len_min { &mut self.small } else { &mut self.large };
-        queue.push_back(self.spreads.push(Spread { data, len, handed_out: 0, leaving: 0 }));
+        queue.push_back(self.chunked_sends.push(ChunkedSend { data, len, handed_out: 0, leaving: 0 }));
     }
 
     /// Whether every chunk was handed out.
@@ -71,47 +71,47 @@ impl Spreads {
 
     /// The next chunk of a small transfer.
     pub(crate) fn next_small(&mut self) -> Option<NextChunk> {
-        next(&mut self.spreads, &mut self.small, self.chunk_len)
+        next(&mut self.chunked_sends, &mut self.small, self.chunk_len)
     }
 
     /// The next chunk of a large transfer.
     pub(crate) fn next_large(&mut self) -> Option<NextChunk> {
-        next(&mut self.spreads, &mut self.large, self.chunk_len)
+        next(&mut self.chunked_sends, &mut self.large, self.chunk_len)
     }
 
     /// A chunk left; hands out the transfer's source if it was the last.
-    pub(crate) fn left(&mut self, id: u64) -> Option<Source> {
-        let spread = self.spreads.at(id)?;
-        spread.leaving -= 1;
-        if spread.leaving > 0 || spread.handed_out < spread.len {
+    pub(crate) fn left(&mut self, id: u64) -> Option<DataOwner> {
+        let chunked_send = self.chunked_sends.at(id)?;
+        chunked_send.leaving -= 1;
+        if chunked_send.leaving > 0 || chunked_send.handed_out < chunked_send.len {
             return None;
         }
-        self.spreads.remove(id).map(|spread| spread.data.source)
+        self.chunked_sends.remove(id).map(|chunked_send| chunked_send.data.owner)
     }
 
     /// Gives everything up.
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = DataSource> + '_ {
         self.small.clear();
         self.large.clear();
-        self.spreads.drain().map(|spread| spread.data)
+        self.chunked_sends.drain().map(|chunked_send| chunked_send.data)
     }
 }
 
 /// The next chunk of the first transfer in `queue`, which goes to its end.
 fn next(
-    spreads: &mut SequenceWindow<Spread>,
+    chunked_sends: &mut SequenceWindow<ChunkedSend>,
     queue: &mut VecDeque<u64>,
     chunk_len: usize,
 ) -> Option<NextChunk> {
     let id = queue.pop_front()?;
-    let spread = spreads.at(id)?;
-    let (bytes, _) = spread.data.next(chunk_len, usize::MAX);
-    let offset = spread.handed_out;
-    spread.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
-    spread.leaving += 1;
-    let is_last = spread.handed_out == spread.len;
+    let chunked_send = chunked_sends.at(id)?;
+    let (bytes, _) = chunked_send.data.next(chunk_len, usize::MAX);
+    let offset = chunked_send.handed_out;
+    chunked_send.handed_out += bytes.iter().map(|buffer| buffer.len() as u64).sum::<u64>();
+    chunked_send.leaving += 1;
+    let is_last = chunked_send.handed_out == chunked_send.len;
     if !is_last {
         queue.push_back(id);
     }
-    Some(NextChunk { spread: id, transfer: spread.data.transfer, offset, bytes, is_last })
+    Some(NextChunk { chunked_send: id, transfer: chunked_send.data.transfer, offset, bytes, is_last })
 }

@@ -14,7 +14,7 @@ const FREE_LEN: usize = 64 << 10;
 
 /// The budget.
 #[derive(Clone, Debug)]
-pub(crate) struct Unfinished(Arc<Mutex<State>>);
+pub(crate) struct RecordBudget(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -29,25 +29,25 @@ struct State {
 #[derive(Debug)]
 struct Records {
     bytes: u64,
-    is_over: Arc<AtomicBool>,
+    is_evicted: Arc<AtomicBool>,
 }
 
 /// One connection's part of the budget.
 #[derive(Debug)]
-pub(crate) struct Share {
-    budget: Unfinished,
+pub(crate) struct BudgetShare {
+    budget: RecordBudget,
     /// Of its unfinished records, while they are counted.
     number: Option<u64>,
-    is_over: Arc<AtomicBool>,
+    is_evicted: Arc<AtomicBool>,
 }
 
-impl Unfinished {
+impl RecordBudget {
     pub(crate) fn new(bytes_max: u64) -> Self {
         Self(Arc::new(Mutex::new(State { bytes_max, bytes: 0, next: 0, records: BTreeMap::new() })))
     }
 
-    pub(crate) fn share(&self) -> Share {
-        Share { budget: self.clone(), number: None, is_over: Arc::default() }
+    pub(crate) fn share(&self) -> BudgetShare {
+        BudgetShare { budget: self.clone(), number: None, is_evicted: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -63,7 +63,7 @@ impl State {
     }
 }
 
-impl Share {
+impl BudgetShare {
     /// So much of the records has come, and more is to come.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Share {
         let number = *self.number.get_or_insert(next);
         if number == next {
             state.next += 1;
-            state.records.insert(number, Records { bytes: 0, is_over: self.is_over.clone() });
+            state.records.insert(number, Records { bytes: 0, is_evicted: self.is_evicted.clone() });
         }
         if let Some(records) = state.records.get_mut(&number) {
             let more = (len as u64).saturating_sub(records.bytes);
@@ -89,7 +89,7 @@ impl Share {
         {
             let oldest = *oldest;
             if let Some(records) = state.remove(oldest) {
-                records.is_over.store(true, Ordering::Relaxed);
+                records.is_evicted.store(true, Ordering::Relaxed);
             }
         }
         drop(state);
@@ -106,7 +106,7 @@ impl Share {
     /// # Errors
     /// `TooLarge` if this connection is to end, so that others may go on.
     pub(crate) fn check(&self) -> Result<()> {
-        if !self.is_over.load(Ordering::Relaxed) {
+        if !self.is_evicted.load(Ordering::Relaxed) {
             return Ok(());
         }
         let why =
@@ -115,7 +115,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
         self.finished();
     }
@@ -128,8 +128,8 @@ mod tests {
     const LEN: usize = 1 << 20;
 
     #[test]
-    fn beyond_the_budget_the_oldest_ends() {
-        let budget = Unfinished::new(3 * LEN as u64);
+    fn beyond_the_budget_the_oldest_connection_ends() {
+        let budget = RecordBudget::new(3 * LEN as u64);
         let mut shares: Vec<_> = (0..4).map(|_| budget.share()).collect();
         shares[..3].iter_mut().for_each(|share| share.grown(LEN).unwrap());
         // It grows, and is the oldest no more.
@@ -145,8 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn what_every_connection_may_have_is_not_counted() {
-        let budget = Unfinished::new(0);
+    fn the_free_allowance_is_not_counted() {
+        let budget = RecordBudget::new(0);
         let mut share = budget.share();
         share.grown(FREE_LEN).unwrap();
         share.finished();

@@ -2,45 +2,45 @@
 
 use std::io;
 
-use rustls::{AlertDescription as Alert, CertificateError, Connection, Error as Fault};
+use rustls::{AlertDescription as Alert, CertificateError, Connection, Error as TlsError};
 
 use crate::wire::handshake::Role;
 use crate::{Error, ErrorKind};
 
 /// What rustls found at this end of `tls`, on its way through a stream.
-pub(super) fn of(tls: &Connection, fault: Fault) -> io::Error {
-    io::Error::other(broken(tls, fault))
+pub(super) fn io_error(tls: &Connection, error: TlsError) -> io::Error {
+    io::Error::other(tls_error(tls, error))
 }
 
 /// What rustls found at this end of `tls`.
-pub(crate) fn broken(tls: &Connection, fault: Fault) -> Error {
+pub(crate) fn tls_error(tls: &Connection, error: TlsError) -> Error {
     let role = match tls {
         Connection::Client(_) => Role::Connector,
         Connection::Server(_) => Role::Acceptor,
     };
-    let (kind, detail) = match &fault {
-        Fault::InvalidCertificate(wrong) => (ErrorKind::Unauthenticated, certificate(role, wrong)),
-        Fault::NoCertificatesPresented => (
+    let (kind, detail) = match &error {
+        TlsError::InvalidCertificate(wrong) => (ErrorKind::Unauthenticated, certificate(role, wrong)),
+        TlsError::NoCertificatesPresented => (
             ErrorKind::Unauthenticated,
             "the connector showed no certificate, and this listener lets nobody in without one: give it one that this listener's \
              authority signed (--cert, --key)"
                 .to_owned(),
         ),
-        Fault::AlertReceived(alert) => heard(role, *alert),
-        Fault::InvalidMessage(_) => {
+        TlsError::AlertReceived(alert) => alert_received(role, *alert),
+        TlsError::InvalidMessage(_) => {
             (ErrorKind::Refused, "what the other end says is no TLS: use TLS at both ends or at neither".to_owned())
         }
-        Fault::PeerIncompatible(_) => (
+        TlsError::PeerIncompatible(_) => (
             ErrorKind::Refused,
             "the other end's TLS and this one's have nothing in common: TLS 1.3 is needed".to_owned(),
         ),
-        Fault::NoApplicationProtocol => (
+        TlsError::NoApplicationProtocol => (
             ErrorKind::Refused,
             "the other end speaks something else than towline/1 over TLS".to_owned(),
         ),
         _ => (ErrorKind::Corrupt, "what arrived breaks TLS: it was damaged or forged on the way".to_owned()),
     };
-    Error::new(kind, detail).caused_by(fault)
+    Error::new(kind, detail).caused_by(error)
 }
 
 /// The stream ended before TLS was set up.
@@ -80,7 +80,7 @@ fn certificate(role: Role, wrong: &CertificateError) -> String {
 }
 
 /// What the peer said before it ended the session.
-fn heard(role: Role, alert: Alert) -> (ErrorKind, String) {
+fn alert_received(role: Role, alert: Alert) -> (ErrorKind, String) {
     let peer = peer_of(role);
     let detail = match alert {
         Alert::CertificateRequired => {

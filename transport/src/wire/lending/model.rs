@@ -19,7 +19,7 @@ const BOUNCE_ARENA: u32 = 5;
 
 /// One process's arena, which its peer reaches too.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Arena(Arc<Mutex<State>>);
+pub(crate) struct ModelArena(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -29,14 +29,14 @@ struct State {
     len: u64,
     /// Where copies lie that are lent in the stead of other memory.
     bounce_arena: Option<memory::Arena>,
-    leases: Vec<Lease>,
+    leases: Vec<ModelLease>,
     out: usize,
     /// What nobody may ever do, done.
     faults: Vec<&'static str>,
 }
 
 #[derive(Debug)]
-struct Lease {
+struct ModelLease {
     segment: u32,
     offset: u64,
     /// The lender's handle, until it came back.
@@ -47,13 +47,13 @@ struct Lease {
 
 /// What became of an arena's leases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Leases {
+pub(crate) struct LeaseCounts {
     pub(crate) made: usize,
     pub(crate) out: usize,
     pub(crate) borrowed: usize,
 }
 
-impl Arena {
+impl ModelArena {
     /// One with so much room for bounce copies.
     pub(crate) fn with_bounce_arena(bytes_max: usize) -> Self {
         let bounce_arena = memory::Arena::new(bytes_max).ok();
@@ -68,12 +68,12 @@ impl Arena {
         state.len += bytes.len() as u64;
         state.blocks.insert(bytes.as_ptr().addr(), (bytes.clone(), offset));
         drop(state);
-        Buffer::placed(Bytes::from_owner(Block { arena: self.clone(), bytes }), Place::Arena)
+        Buffer::placed(Bytes::from_owner(ModelBlock { arena: self.clone(), bytes }), Place::Arena)
     }
 
     /// A lender of the process that has it, to one that has `peers`: at most so many leases are out at once.
     pub(crate) fn lender(&self, peers: &Self, leases_max: usize) -> Box<dyn Lender> {
-        Box::new(Counter { ours: self.clone(), theirs: peers.clone(), leases_max })
+        Box::new(ModelLender { ours: self.clone(), theirs: peers.clone(), leases_max })
     }
 
     /// The peer's process is gone, with all it had heard of: what it never borrowed comes back.
@@ -86,9 +86,9 @@ impl Arena {
         drop(reclaimed);
     }
 
-    pub(crate) fn leases(&self) -> Leases {
+    pub(crate) fn leases(&self) -> LeaseCounts {
         let state = self.state();
-        Leases {
+        LeaseCounts {
             made: state.leases.len(),
             out: state.out,
             borrowed: state.leases.iter().filter(|lease| lease.borrowed).count(),
@@ -128,7 +128,7 @@ impl State {
         Some((SEGMENT, start + at as u64))
     }
 
-    fn lease(&mut self, number: u64) -> Option<&mut Lease> {
+    fn lease(&mut self, number: u64) -> Option<&mut ModelLease> {
         self.leases.get_mut(usize::try_from(number).ok()?)
     }
 
@@ -143,18 +143,18 @@ impl State {
 }
 
 /// The owner of a frame's memory: there while a handle is left in this process.
-struct Block {
-    arena: Arena,
+struct ModelBlock {
+    arena: ModelArena,
     bytes: Bytes,
 }
 
-impl AsRef<[u8]> for Block {
+impl AsRef<[u8]> for ModelBlock {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Block {
+impl Drop for ModelBlock {
     fn drop(&mut self) {
         // From here on something else could be written there.
         self.arena.state().blocks.remove(&self.bytes.as_ptr().addr());
@@ -162,21 +162,21 @@ impl Drop for Block {
 }
 
 /// What a peer borrowed: its mapping of the bytes, and no handle of the owner's that the lender could need.
-struct Borrowed {
-    owner: Arena,
+struct ModelBorrowed {
+    owner: ModelArena,
     lease: u64,
     bytes: Bytes,
     /// It is no block, whose handles are counted.
     bounced: bool,
 }
 
-impl AsRef<[u8]> for Borrowed {
+impl AsRef<[u8]> for ModelBorrowed {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-impl Drop for Borrowed {
+impl Drop for ModelBorrowed {
     fn drop(&mut self) {
         let mut state = self.owner.state();
         let is_block = || state.block_of(self.bytes.as_ptr().addr(), self.bytes.len()).is_some();
@@ -194,13 +194,13 @@ impl Drop for Borrowed {
 }
 
 #[derive(Debug)]
-struct Counter {
-    ours: Arena,
-    theirs: Arena,
+struct ModelLender {
+    ours: ModelArena,
+    theirs: ModelArena,
     leases_max: usize,
 }
 
-impl Lender for Counter {
+impl Lender for ModelLender {
     fn lend(&mut self, frame: &Buffer) -> Option<LentFrame> {
         let mut state = self.ours.state();
         let (segment, offset) = state.find(frame)?;
@@ -209,7 +209,7 @@ impl Lender for Counter {
         }
         let lease = state.leases.len() as u64;
         state.out += 1;
-        state.leases.push(Lease { segment, offset, frame: Some(frame.clone()), borrowed: false });
+        state.leases.push(ModelLease { segment, offset, frame: Some(frame.clone()), borrowed: false });
         Some(LentFrame { segment, offset, lease })
     }
 
@@ -250,7 +250,7 @@ impl Lender for Counter {
         };
         drop(state);
         drop(frame);
-        let borrowed = Borrowed { owner: self.theirs.clone(), lease: lent_frame.lease, bytes, bounced };
+        let borrowed = ModelBorrowed { owner: self.theirs.clone(), lease: lent_frame.lease, bytes, bounced };
         Ok(Buffer::placed(Bytes::from_owner(borrowed), place))
     }
 }

@@ -14,7 +14,7 @@ use crate::transfer::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, Mess
 use crate::transfer::operation::{Completion, Done, Operation};
 use crate::transfer::region::{Region, Regions};
 use crate::wire::lending::Lender;
-use crate::wire::lending::arena::Arena;
+use crate::wire::lending::model::ModelArena;
 use crate::wire::session::Session;
 
 /// What one end of each sort begins at most.
@@ -27,9 +27,9 @@ const LARGE: usize = 140_000;
 
 /// Gives every region another key.
 #[derive(Debug)]
-struct Keys(AtomicU8);
+struct UniqueKeys(AtomicU8);
 
-impl Environment for Keys {
+impl Environment for UniqueKeys {
     fn now(&self) -> Duration {
         Duration::ZERO
     }
@@ -46,14 +46,14 @@ impl Environment for Keys {
 }
 
 /// Two sessions and what is between them. The first end reads and writes regions of the second.
-pub(super) struct Line {
-    ends: [Side; 2],
+pub(super) struct SimulatedLink {
+    ends: [SimulatedEnd; 2],
     readable: Region<Buffer>,
     writable: Region<BufferMut>,
     gets: Vec<(usize, Ended<BufferMut, BufferMut>)>,
     puts: Vec<Ended<(), Buffer>>,
     /// What each end lends from.
-    arenas: [Arena; 2],
+    arenas: [ModelArena; 2],
     /// Nothing arrives any more.
     silent: bool,
     /// When each end must have learned so.
@@ -82,25 +82,25 @@ impl<V> Awaited<V> {
     }
 }
 
-struct Side {
+struct SimulatedEnd {
     end: End,
     pool: Pool,
     /// Bytes to this end on each stream, each piece with the time of its arrival.
-    under_way: Vec<VecDeque<(Duration, Vec<u8>)>>,
+    in_flight: Vec<VecDeque<(Duration, Vec<u8>)>>,
     stopped_until: Duration,
     ticked: Duration,
     ended: Option<Error>,
     sent: Vec<Message>,
     sending: Vec<Sending>,
-    /// What this end said on the peer's messages, in order.
-    said: Vec<Delivery>,
-    destination: Vec<(usize, Awaited<Landed>)>,
+    /// What this end acks_sent on the peer's messages, in order.
+    acks_sent: Vec<Delivery>,
+    receiving: Vec<(usize, Awaited<Landed>)>,
     closed: Option<Awaited<Result<()>>>,
 }
 
-impl Side {
+impl SimulatedEnd {
     fn new(checked: bool, lanes: usize, lender: Option<Box<dyn Lender>>) -> Self {
-        let regions = Regions::new(Arc::new(Keys(AtomicU8::new(1))));
+        let regions = Regions::new(Arc::new(UniqueKeys(AtomicU8::new(1))));
         let pool = Pool::new(1 << 20);
         let session = Session::new(pool.clone(), regions.clone(), HEARTBEAT, Duration::ZERO, checked);
         let mut session = session.striped(lanes);
@@ -112,14 +112,14 @@ impl Side {
         Self {
             end,
             pool,
-            under_way: vec![VecDeque::new(); 1 + lanes],
+            in_flight: vec![VecDeque::new(); 1 + lanes],
             stopped_until: Duration::ZERO,
             ticked: Duration::ZERO,
             ended: None,
             sent: Vec::new(),
             sending: Vec::new(),
-            said: Vec::new(),
-            destination: Vec::new(),
+            acks_sent: Vec::new(),
+            receiving: Vec::new(),
             closed: None,
         }
     }
@@ -133,15 +133,15 @@ impl Side {
 
     /// Reads all that has arrived, in pieces.
     fn read(&mut self, now: Duration, seed: &mut Seed) -> Result<()> {
-        for (stream, under_way) in self.under_way.iter_mut().enumerate() {
+        for (stream, in_flight) in self.in_flight.iter_mut().enumerate() {
             let wire = if stream == 0 { &mut self.end.wire } else { &mut self.end.lanes[stream - 1] };
-            while under_way.front().is_some_and(|(at, _)| *at <= now) {
-                wire.extend(under_way.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
+            while in_flight.front().is_some_and(|(at, _)| *at <= now) {
+                wire.extend(in_flight.pop_front().map(|(_, bytes)| bytes).unwrap_or_default());
             }
         }
-        for stream in 0..self.under_way.len() {
+        for stream in 0..self.in_flight.len() {
             while self.end.read_from(stream, 1 + seed.below(30_000))? {
-                self.end.session.heard(now);
+                self.end.session.record_activity(now);
             }
         }
         if self.end.session.is_over() {
@@ -154,11 +154,11 @@ impl Side {
     fn take(&mut self, peer: &[Message], seed: &mut Seed) {
         let Some(announced) = self.end.announced.pop_front() else { return };
         let Announced { id, header, frames, arrival, ack_now } = announced;
-        let number = self.said.len();
+        let number = self.acks_sent.len();
         assert_eq!(header, number.to_string(), "a message came twice, or out of order, or was lost");
         let original = &peer[number];
         if seed.below(5) == 0 {
-            self.said.push(Delivery::Rejected);
+            self.acks_sent.push(Delivery::Rejected);
             return self.end.session.ack(id, Delivery::Rejected, ack_now);
         }
         match arrival {
@@ -171,20 +171,20 @@ impl Side {
                 }
             },
             Arrival::AtSender => {
-                self.said.push(Delivery::Delivered);
+                self.acks_sent.push(Delivery::Delivered);
                 let buffers = frames.iter().map(|frame| Some(BufferMut::with_capacity(frame.len))).collect();
                 let (destinations, landed) = Operation::new(buffers);
                 self.end.session.accept(id, destinations);
-                return self.destination.push((number, Awaited::on(landed)));
+                return self.receiving.push((number, Awaited::on(landed)));
             }
         }
-        self.said.push(Delivery::Delivered);
+        self.acks_sent.push(Delivery::Delivered);
         self.end.session.ack(id, Delivery::Delivered, ack_now);
     }
 }
 
 /// Frames of lengths around the thresholds, filled with the message's number.
-fn message(number: usize, arena: &Arena, seed: &mut Seed) -> Message {
+fn message(number: usize, arena: &ModelArena, seed: &mut Seed) -> Message {
     let eager = EAGER_LEN_MAX as usize;
     let lens = [0, 1, 100, 1000, eager - 1, eager, SLOT];
     // Few are large: an answer must not wait behind so many that its end is taken for dead.
@@ -204,16 +204,18 @@ fn same(buffers: &[Buffer], original: &Message) {
     }
 }
 
-impl Line {
+impl SimulatedLink {
     pub(super) fn new(seed: &mut Seed) -> Self {
         let checked = seed.below(2) == 0;
         let lanes = [0, 0, 1, 3][seed.below(4)];
-        let bounce_arena =
-            |bytes: usize| if bytes > 0 { Arena::with_bounce_arena(bytes) } else { Arena::default() };
+        let bounce_arena = |bytes: usize| {
+            if bytes > 0 { ModelArena::with_bounce_arena(bytes) } else { ModelArena::default() }
+        };
         let arenas = [0, 1].map(|_| bounce_arena([0, LARGE + 100_000, 4 << 20][seed.below(3)]));
         let leases_max = [0, 1, 3, 100][seed.below(4)];
         let lender = |me: usize| (leases_max > 0).then(|| arenas[me].lender(&arenas[1 - me], leases_max));
-        let mut ends = [Side::new(checked, lanes, lender(0)), Side::new(checked, lanes, lender(1))];
+        let mut ends =
+            [SimulatedEnd::new(checked, lanes, lender(0)), SimulatedEnd::new(checked, lanes, lender(1))];
         for side in &mut ends {
             if seed.below(2) == 0 {
                 side.end.session.expect(true);
@@ -260,7 +262,7 @@ impl Line {
             1 if me == 0 && side.closed.is_none() => self.access(seed),
             2 | 3 => side.take(&peer.sent, seed),
             4..7 => {
-                for (stream, under_way) in peer.under_way.iter_mut().enumerate() {
+                for (stream, in_flight) in peer.in_flight.iter_mut().enumerate() {
                     let mut bytes = VecDeque::new();
                     let room = [40_000, 2 * LARGE][seed.below(2)];
                     let len_max = 1 + seed.below(room);
@@ -271,9 +273,9 @@ impl Line {
                     };
                     bytes.len().hash(trace);
                     let delayed = now + Duration::from_millis([0, 0, 1, 30, 200][seed.below(5)]);
-                    let at = under_way.back().map_or(delayed, |(before, _)| delayed.max(*before));
+                    let at = in_flight.back().map_or(delayed, |(before, _)| delayed.max(*before));
                     if !self.silent && !bytes.is_empty() {
-                        under_way.push_back((at, bytes.into()));
+                        in_flight.push_back((at, bytes.into()));
                     }
                 }
             }
@@ -316,7 +318,7 @@ impl Line {
         self.silent = true;
         self.lost_by = Some(lost_by);
         for side in &mut self.ends {
-            side.under_way.iter_mut().for_each(VecDeque::clear);
+            side.in_flight.iter_mut().for_each(VecDeque::clear);
             side.end.wire.clear();
             side.end.lanes.iter_mut().for_each(VecDeque::clear);
         }
@@ -336,7 +338,7 @@ impl Line {
         for me in 0..2 {
             let gone = self.ends[1 - me].ended.clone();
             let side = &mut self.ends[me];
-            let read = side.under_way.iter().all(VecDeque::is_empty)
+            let read = side.in_flight.iter().all(VecDeque::is_empty)
                 && side.end.wire.is_empty()
                 && side.end.lanes.iter().all(VecDeque::is_empty);
             if let (Some(_), true, false) = (gone, read, self.silent) {
@@ -350,10 +352,10 @@ impl Line {
         if self.silent || self.ends.iter().any(|side| side.closed.is_some()) {
             return false;
         }
-        let taken = [0, 1].iter().all(|me| self.ends[*me].said.len() == self.ends[1 - *me].sent.len());
+        let taken = [0, 1].iter().all(|me| self.ends[*me].acks_sent.len() == self.ends[1 - *me].sent.len());
         let ended = self.ends.iter_mut().all(|side| {
             side.sending.iter_mut().all(|(sent, acked)| sent.has_ended() && acked.has_ended())
-                && side.destination.iter_mut().all(|(_, landed)| landed.has_ended())
+                && side.receiving.iter_mut().all(|(_, landed)| landed.has_ended())
         });
         let accessed = self.gets.iter_mut().all(|(_, got)| got.has_ended())
             && self.puts.iter_mut().all(Awaited::has_ended);
@@ -368,13 +370,13 @@ impl Line {
             side.end.announced.clear();
         }
         for me in 0..2 {
-            for (number, landed) in std::mem::take(&mut self.ends[me].destination) {
+            for (number, landed) in std::mem::take(&mut self.ends[me].receiving) {
                 match landed.result() {
                     Ok(buffers) => same(&buffers, &self.ends[1 - me].sent[number]),
                     Err(failed) => assert!(!calm, "{:?}", failed.error),
                 }
             }
-            let said = std::mem::take(&mut self.ends[1 - me].said);
+            let acks_sent = std::mem::take(&mut self.ends[1 - me].acks_sent);
             let side = &mut self.ends[me];
             for (number, (original, (sent, acked))) in
                 side.sent.iter().zip(side.sending.drain(..)).enumerate()
@@ -387,7 +389,9 @@ impl Line {
                     }
                 }
                 match acked.result() {
-                    Ok(word) => assert_eq!(said.get(number), Some(&word), "the word on message {number}"),
+                    Ok(word) => {
+                        assert_eq!(acks_sent.get(number), Some(&word), "the word on message {number}")
+                    }
                     Err(error) => assert!(!calm, "{error:?}"),
                 }
             }
