@@ -102,7 +102,7 @@ async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'sta
     let place = format!("message 1, frame 1, the chunk at offset {}", CHUNK_LEN - lens[0]);
     let text = end.to_string();
     // TLS notices before any checksum of ours, and does not know what it carries.
-    let found = if row.address().scheme().is_encrypted() { "breaks TLS" } else { &place };
+    let found = if row.address().scheme().is_encrypted() { "violates TLS" } else { &place };
     // The number that metrics give it: this is the endpoint's second connection.
     let whose = format!("{} (connection {})", b.path().address(), number_of_the_newest(&far));
     assert!(text.contains(found) && text.contains(&whose), "{text}");

@@ -20,13 +20,13 @@ async fn assert_not_believed(theirs: &Certificate, host: &str, words: &[&str]) {
 #[tokio::test]
 async fn a_certificate_that_a_unauthenticated_peer_signed_is_not_believed() {
     let theirs = Authority::new(9).sign(&["localhost", "127.0.0.1"], 2, Kind::Usual);
-    assert_not_believed(&theirs, "localhost", &["signed by nobody whom this end believes", "--ca"]).await;
+    assert_not_believed(&theirs, "localhost", &["signed by no authority that this end trusts", "--ca"]).await;
 }
 
 #[tokio::test]
 async fn a_certificate_that_signed_itself_is_not_believed() {
     let theirs = self_signed(&["localhost"], 2);
-    assert_not_believed(&theirs, "localhost", &["signed by nobody whom this end believes", "--ca"]).await;
+    assert_not_believed(&theirs, "localhost", &["signed by no authority that this end trusts", "--ca"]).await;
 }
 
 #[tokio::test]
@@ -44,9 +44,9 @@ async fn a_certificate_of_the_future_is_not_believed() {
 #[tokio::test]
 async fn a_certificate_of_another_name_is_not_believed() {
     let theirs = ours().sign(&["elsewhere"], 2, Kind::Usual);
-    assert_not_believed(&theirs, "localhost", &["bears another name", "localhost", "elsewhere"]).await;
+    assert_not_believed(&theirs, "localhost", &["is for another name", "localhost", "elsewhere"]).await;
     let theirs = ours().sign(&["localhost", "10.0.0.1"], 2, Kind::Usual);
-    assert_not_believed(&theirs, "127.0.0.1", &["bears another name", "127.0.0.1"]).await;
+    assert_not_believed(&theirs, "127.0.0.1", &["is for another name", "127.0.0.1"]).await;
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn a_name_that_is_asked_for_counts_in_place_of_the_host() {
     let named = |name| endpoint(connectors().shown_by(believing(&ours())).server_name(name).build().unwrap());
     handshake.meet(&named("elsewhere"), handshake.listener.address()).await;
     let error = refused(&named("nowhere"), handshake.listener.address()).await;
-    assert_says(&error, ErrorKind::Unauthenticated, &["bears another name", "nowhere"]);
+    assert_says(&error, ErrorKind::Unauthenticated, &["is for another name", "nowhere"]);
 }
 
 /// A connector that shows this is not let in, both ends know why, and the listener lets a friend in.
@@ -77,13 +77,13 @@ async fn assert_kept_out(theirs: Option<&Certificate>, words: &[&str]) {
 
 #[tokio::test]
 async fn a_connector_without_a_certificate_is_kept_out() {
-    assert_kept_out(None, &["lets nobody in without a certificate", "--cert, --key"]).await;
+    assert_kept_out(None, &["the listener requires a certificate", "--cert, --key"]).await;
 }
 
 #[tokio::test]
 async fn a_connector_that_a_unauthenticated_peer_signed_is_kept_out() {
     let theirs = Authority::new(9).sign(&["worker"], 3, Kind::Usual);
-    assert_kept_out(Some(&theirs), &["believes nobody who signed this end's certificate", "--ca"]).await;
+    assert_kept_out(Some(&theirs), &["trusts no authority that signed this end's certificate", "--ca"]).await;
 }
 
 #[tokio::test]
@@ -95,7 +95,7 @@ async fn a_connector_with_an_expired_certificate_is_kept_out() {
 #[tokio::test]
 async fn a_connector_with_a_listeners_certificate_is_kept_out() {
     let theirs = ours().sign(&["worker"], 3, Kind::ServerOnly);
-    assert_kept_out(Some(&theirs), &["does not believe this end's certificate"]).await;
+    assert_kept_out(Some(&theirs), &["does not trust this end's certificate"]).await;
 }
 
 #[tokio::test]

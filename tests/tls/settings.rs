@@ -68,13 +68,13 @@ async fn what_is_missing_is_named() {
     assert_says(
         &believer.listen(&address).await.unwrap_err(),
         ErrorKind::Invalid,
-        &["shows a certificate", "--cert"],
+        &["needs a certificate", "--cert"],
     );
     let shower = endpoint(listeners().shown_by(Tls::builder()).build().unwrap());
     assert_says(
         &shower.connect(&address).await.unwrap_err(),
         ErrorKind::Invalid,
-        &["nobody would be believed", "--ca"],
+        &["no listener would be trusted", "--ca"],
     );
     let optional: Address = "tcp://127.0.0.1:7000?tls=on".parse().unwrap();
     assert_says(
@@ -91,14 +91,18 @@ fn what_is_no_certificate_is_told_at_once() {
     assert_says(
         &wrong(Tls::builder().certificate("", key.clone())),
         ErrorKind::Invalid,
-        &["certificate holds none"],
+        &["certificate contains no certificate"],
     );
     assert_says(&wrong(Tls::builder().certificate(chain.clone(), "")), ErrorKind::Invalid, &["private key"]);
     let damaged = chain.replace("MI", "?!");
     assert_says(&wrong(Tls::builder().certificate(damaged, key)), ErrorKind::Invalid, &["certificate"]);
     let another = connectors().key;
     assert_says(&wrong(Tls::builder().certificate(chain, another)), ErrorKind::Invalid, &["cannot be used"]);
-    assert_says(&wrong(Tls::builder().authority("nobody")), ErrorKind::Invalid, &["authority holds none"]);
+    assert_says(
+        &wrong(Tls::builder().authority("nobody")),
+        ErrorKind::Invalid,
+        &["authority contains no certificate"],
+    );
     assert_says(&wrong(Tls::builder().server_name("no name")), ErrorKind::Invalid, &["no name"]);
 }
 

@@ -322,7 +322,7 @@ pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(install
         let violations = [
             ("of nothing", measure(0), 0, "no bytes"),
             ("beyond a mebibyte", measure(1 << 20 | 1), 0, "limit"),
-            ("too many", [measure(1), vec![7]].concat().repeat(65), 64, "Measure came where"),
+            ("too many", [measure(1), vec![7]].concat().repeat(65), 64, "Measure arrived where"),
         ];
         for (nonce, (what, violation, ready, why)) in violations.into_iter().enumerate() {
             let (mut handshake, _) = Handshake::greeted(&listener, nonce as u8);

@@ -125,13 +125,13 @@ fn whoever_is_not_believed_fails_the_run() {
         // This end does not believe the other, the other does not believe this one, and one says nothing of itself.
         (
             format!("{address} --cert @ours.pem --key @ours-key.pem --ca @stranger-ca.pem"),
-            ["signed by nobody whom this end believes", "--ca"],
+            ["signed by no authority that this end trusts", "--ca"],
         ),
         (
             format!("{address} --cert @stranger.pem --key @stranger-key.pem --ca @ours-ca.pem"),
-            ["believes nobody who signed this end's certificate", "--ca"],
+            ["trusts no authority that signed this end's certificate", "--ca"],
         ),
-        (format!("{address} --ca @ours-ca.pem"), ["lets nobody in without a certificate", "--cert, --key"]),
+        (format!("{address} --ca @ours-ca.pem"), ["the listener requires a certificate", "--cert, --key"]),
         (plain, ["only over TLS", "tls:// or towlines://"]),
     ] {
         for line in [format!("explain {end}"), format!("bench --pattern latency --connect {end}")] {
@@ -157,14 +157,14 @@ fn what_tls_cannot_do_so_is_wrong_usage() {
         ("serve tls://127.0.0.1:0 --key @ours-key.pem".to_owned(), "--cert <FILE>"),
         ("bench --connect tls://127.0.0.1:1 --ca @ours-ca.pem --cert @ours.pem".to_owned(), "--key <FILE>"),
         ("serve tls://127.0.0.1:0".to_owned(), "a certificate and its key (--cert, --key)"),
-        ("serve tls://127.0.0.1:0 --ca @ours-ca.pem".to_owned(), "a listener over TLS shows a certificate"),
+        ("serve tls://127.0.0.1:0 --ca @ours-ca.pem".to_owned(), "a TLS listener needs a certificate"),
         ("explain tls://127.0.0.1:1".to_owned(), "an authority to believe (--ca)"),
         ("bench --connect tls://127.0.0.1:1 --pattern latency".to_owned(), "an authority to believe (--ca)"),
-        (format!("bench --connect tls://127.0.0.1:1 {pair}"), "nobody would be believed"),
+        (format!("bench --connect tls://127.0.0.1:1 {pair}"), "no listener would be trusted"),
         ("serve tls://127.0.0.1:0 --cert @none.pem --key @ours-key.pem".to_owned(), "none.pem: No such file"),
         (
             "serve tls://127.0.0.1:0 --cert @ours-key.pem --key @ours-key.pem".to_owned(),
-            "the certificate holds none",
+            "the PEM of the certificate contains no certificate",
         ),
         (
             "serve tls://127.0.0.1:0 --cert @ours.pem --key @ours.pem".to_owned(),

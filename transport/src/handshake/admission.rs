@@ -1,7 +1,7 @@
-//! Room for unauthenticated peers: who is admitted, and who makes room.
+//! Admission of unauthenticated peers: a bounded number of places, and the rules of eviction.
 //!
-//! The invariant: a newcomer waits for a bounded time, whatever the peers do that are there already. So no peer can hold a
-//! place that another one needs. [Why so](../../../docs/design/0029-admission.md).
+//! Invariant: a new peer waits for a bounded time, whatever the admitted peers do. So no peer can keep a
+//! place that another one needs. [Why](../../../docs/design/0029-admission.md).
 
 use std::collections::{HashMap, hash_map};
 use std::io;
@@ -16,29 +16,30 @@ use tokio::time::timeout_at;
 use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
 
-/// How long a peer that has said nothing keeps its place while newcomers wait; twice that once it has said something.
-/// Evictions shorten it, down to [`GRACE_TIME_MIN`].
+/// How long a peer that has sent nothing keeps its place while others wait; twice that once it has sent
+/// something. Evictions shorten it, down to [`GRACE_TIME_MIN`].
 const GRACE_TIME: Duration = Duration::from_millis(200);
 const GRACE_TIME_MIN: Duration = Duration::from_millis(1);
-/// In this many times as long as it lasts, grace_time comes back where nobody is evicted.
+/// The grace time recovers by one part in this many of the time that passes without an eviction.
 const RECOVERY: u32 = 10;
-/// How often a source may fail to authenticate before its answers are delayed, and by how much then: each failure doubles it.
+/// How many failures a source may have before its answers are delayed, and the shortest and longest delay.
+/// Each further failure doubles the delay.
 const FAILURES_FREE: u32 = 8;
 const DELAY_MIN: Duration = Duration::from_millis(10);
 const DELAY_MAX: Duration = Duration::from_millis(640);
-/// One failure is forgotten in this time.
+/// The time after which one failure is forgotten.
 const FAILURE_TIME: Duration = Duration::from_secs(2);
-/// How many sources' failures are remembered.
+/// The most sources whose failures are remembered.
 const FAILED_SOURCES_MAX: usize = 256;
-/// How long whoever has no descriptors, and no peer to make room, waits before it accepts again.
+/// How long `accept` pauses if descriptors have run out and no peer could be evicted.
 const PAUSE: Duration = Duration::from_millis(50);
-/// After a lack of descriptors, one more place in this time.
+/// After descriptors ran out, one more place is allowed for each of these intervals.
 const SCARCE_TIME: Duration = Duration::from_millis(500);
 
-/// Where a peer comes from: what it cannot have many of.
+/// The origin of a peer, by which places are counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
-    /// A host, by its address; of IPv6, the network of 64 bits, which one host may have to itself.
+    /// A host, by its address; for IPv6 its network of 64 bits, since one host may own all of that.
     Host(IpAddr),
     /// A user of this host.
     User(u32),
@@ -59,34 +60,34 @@ impl From<IpAddr> for Source {
 
 /// A bounded number of places for unauthenticated peers.
 ///
-/// A newcomer that finds none free takes the place of another peer. That one is, in this order: one that failed to
-/// authenticate; one of the larger of two classes, those that have said something and those that have not, so that
-/// neither crowds out the other; one of the source that has most places there; the one that advanced longest ago.
+/// A peer that finds no free place takes another peer's. The victim is, in this order: a peer that failed to
+/// authenticate; a peer of the larger class, active or silent, so that neither class crowds out the other;
+/// one of the source with most places in that class; the one that advanced longest ago.
 #[derive(Clone, Debug)]
 pub struct Admission(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// A place is free, or its peer has failed.
+    /// Notified if a place is free, or its peer has failed to authenticate.
     freed: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     peers: Vec<Entry>,
-    /// How many of the peers of a source are in a class, where there are some.
+    /// The number of peers of each source in each class, without zeros.
     counts: HashMap<(Class, Source), usize>,
     next: u64,
     capacity: usize,
-    /// When descriptors ran out, and how many places were left then.
+    /// When descriptors ran out, and the number of places at that time.
     scarce: Option<(Duration, usize)>,
-    /// When a peer was last evicted, and what grace_time was left then.
+    /// When a peer was last evicted, and the grace time at that time.
     evicted: Option<(Duration, Duration)>,
     failures: HashMap<Source, Failures>,
 }
 
-/// A peer in its place.
+/// An admitted peer.
 #[derive(Debug)]
 struct Entry {
     number: u64,
@@ -103,16 +104,16 @@ enum Class {
     Failed,
 }
 
-/// How often a source failed to authenticate.
+/// The authentication failures of a source.
 #[derive(Clone, Copy, Debug)]
 struct Failures {
     count: u32,
     since: Duration,
 }
 
-/// One peer's place, given back when this is dropped.
+/// One peer's place, released on drop.
 #[derive(Debug)]
-#[must_use = "the place is given back at once"]
+#[must_use = "the place is released at once"]
 pub struct Admitted {
     admission: Admission,
     number: u64,
@@ -121,7 +122,7 @@ pub struct Admitted {
 }
 
 impl Admission {
-    /// So many places, at least one.
+    /// Creates `capacity` places, at least one.
     pub fn new(capacity: usize) -> Self {
         let state = State {
             peers: Vec::new(),
@@ -135,8 +136,8 @@ impl Admission {
         Self(Arc::new(Shared { state: Mutex::new(state), freed: Notify::new() }))
     }
 
-    /// A place for a newcomer, at a time of any clock that never goes back; or until when to wait for one. It evicts at most
-    /// one other peer.
+    /// Admits a peer at time `now` of any monotonic clock, and evicts at most one other peer. If there is no
+    /// place, returns the time at which to try again.
     fn admit(&self, source: Source, now: Duration) -> Result<Admitted, Duration> {
         let mut state = self.state();
         if state.peers.len() >= state.capacity(now) {
@@ -148,32 +149,32 @@ impl Admission {
         Ok(Admitted { admission: self.clone(), number, source, evicted })
     }
 
-    /// A place for a newcomer, as soon as there is one.
+    /// Waits for a place and returns it.
     pub(crate) async fn place(&self, source: Source, env: &dyn Environment) -> Admitted {
         loop {
             match self.admit(source, env.now()) {
                 Ok(admitted) => return admitted,
-                // Whichever comes first.
+                // Whichever happens first.
                 Err(until) => drop(within(env, until, self.0.freed.notified()).await),
             }
         }
     }
 
-    /// The same on tokio's clock, whose time here is what has passed since `origin`.
+    /// As [`place`](Self::place), on tokio's clock, with time measured from `origin`.
     pub async fn place_since(&self, origin: Instant, source: Source) -> Admitted {
         loop {
             match self.admit(source, origin.elapsed()) {
                 Ok(admitted) => return admitted,
-                // Whichever comes first.
+                // Whichever happens first.
                 Err(until) => drop(timeout_at((origin + until).into(), self.0.freed.notified()).await),
             }
         }
     }
 
-    /// What to do about `error`, with which `accept` failed: how long to wait before the next call. Where descriptors ran out,
-    /// peers make room.
+    /// Handles an error of `accept`. Returns how long to wait before the next call. If descriptors ran out,
+    /// peers are evicted.
     pub fn accept_failed(&self, error: &io::Error, now: Duration) -> Duration {
-        // Such an error is the newcomer's, and the next call may succeed.
+        // These errors concern the new connection only, and the next call may succeed.
         const OF_NEWCOMER: [Errno; 10] = [
             Errno::CONNABORTED,
             Errno::INTR,
@@ -190,8 +191,8 @@ impl Admission {
         if is_over || self.make_room(now) { Duration::ZERO } else { PAUSE }
     }
 
-    /// Half of the peers make room, because descriptors ran out: `false` if there was none. The rest of the process needs
-    /// some as well, so there are fewer places for a while.
+    /// Evicts half of the peers, because descriptors ran out. Returns false if there was none. The rest of
+    /// the process needs descriptors too, so the number of places stays reduced for a while.
     fn make_room(&self, now: Duration) -> bool {
         let mut state = self.state();
         let before = state.peers.len();
@@ -221,7 +222,7 @@ impl State {
         self.evicted.map_or(GRACE_TIME, left).clamp(GRACE_TIME_MIN, GRACE_TIME)
     }
 
-    /// Takes a place from a peer, or says until when none may be taken.
+    /// Evicts a peer, or returns the time until which none may be evicted.
     fn evict(&mut self, now: Duration) -> Result<(), Duration> {
         let grace_time = self.grace_time(now);
         let due = |at: usize| {
@@ -232,7 +233,7 @@ impl State {
             Some(at) => at,
             None => {
                 let larger = self.largest_victim().ok_or(now + GRACE_TIME)?;
-                // One that has said nothing makes room as well, but none that has said something and whose class is smaller.
+                // A silent peer may also be evicted from the smaller class, but an active one may not.
                 let candidates = [larger, self.victim(Class::Silent).unwrap_or(larger)];
                 let overdue = candidates.into_iter().find(|at| due(*at) <= now);
                 overdue.ok_or_else(|| candidates.map(due).into_iter().min().unwrap_or(now))?
@@ -243,7 +244,7 @@ impl State {
         Ok(())
     }
 
-    /// Who makes room where nobody has failed.
+    /// Returns the victim if no peer has failed to authenticate.
     fn largest_victim(&self) -> Option<usize> {
         let size = |class| self.peers.iter().filter(|entry| entry.class == class).count();
         let (larger, smaller) = match size(Class::Active) > size(Class::Silent) {
@@ -253,7 +254,8 @@ impl State {
         self.victim(larger).or_else(|| self.victim(smaller))
     }
 
-    /// Who makes room in a class: of the source that has most places in it, the one that advanced longest ago.
+    /// Returns the victim of a class: of the source with most places in it, the peer that advanced longest
+    /// ago.
     fn victim(&self, class: Class) -> Option<usize> {
         let of_class =
             || self.counts.iter().filter(|((of, source), _)| *of == class && *source != Source::Process);
@@ -285,7 +287,7 @@ impl State {
         self.peers.iter().position(|entry| entry.number == number)
     }
 
-    /// Puts a peer that has its place still in a class.
+    /// Moves an admitted peer to a class.
     fn put(&mut self, number: u64, class: Class, advanced: Option<Duration>) {
         if let Some(at) = self.position(number) {
             let entry = self.remove(at);
@@ -294,7 +296,7 @@ impl State {
         }
     }
 
-    /// Counts a failure of `source`, and tells how long its answer is delayed.
+    /// Counts a failure of `source`. Returns how long to delay its answer.
     fn failed(&mut self, source: Source, now: Duration) -> Duration {
         let count = |failures: &Failures| {
             let forgotten = now.saturating_sub(failures.since).as_nanos() / FAILURE_TIME.as_nanos();
@@ -309,7 +311,7 @@ impl State {
             }
         }
         let failures = self.failures.entry(source).or_insert(Failures { count: 0, since: now });
-        // Beyond what doubles the delay nothing is remembered.
+        // The count is capped where the delay reaches its maximum.
         let count = (count(failures) + 1).min(FAILURES_FREE + 8);
         *failures = Failures { count, since: now };
         match count.checked_sub(FAILURES_FREE + 1) {
@@ -320,17 +322,18 @@ impl State {
 }
 
 impl Admitted {
-    /// Where the peer comes from.
+    /// Returns the origin of the peer.
     pub(crate) fn source(&self) -> Source {
         self.source
     }
 
-    /// The peer went on to the next step, of which there are few.
+    /// Records that the peer completed a step of the handshake, of which there are few.
     pub fn advanced(&self, now: Duration) {
         self.admission.state().put(self.number, Class::Active, Some(now));
     }
 
-    /// The peer failed to authenticate: until when its answer is delayed, while it is the first to make room.
+    /// Records that the peer failed to authenticate. Returns the time until which to delay its answer; it is
+    /// evicted first meanwhile.
     pub(crate) fn failed(&self, now: Duration) -> Duration {
         let mut state = self.admission.state();
         state.put(self.number, Class::Failed, None);
@@ -340,7 +343,7 @@ impl Admitted {
         now + delay
     }
 
-    /// Runs `task` while the peer has its place; `None` says that it was evicted, and `task` was dropped.
+    /// Runs `task` while the peer has its place. Returns `None` if the peer was evicted, and drops `task`.
     pub async fn hold<T>(&self, task: impl Future<Output = T>) -> Option<T> {
         let (mut task, mut evicted) = (std::pin::pin!(task), std::pin::pin!(self.evicted.notified()));
         std::future::poll_fn(|cx| {
@@ -356,7 +359,7 @@ impl Admitted {
 impl Drop for Admitted {
     fn drop(&mut self) {
         let mut state = self.admission.state();
-        // Whoever was evicted has none.
+        // An evicted peer has no place.
         if let Some(at) = state.position(self.number) {
             state.remove(at);
         }

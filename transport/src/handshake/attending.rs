@@ -1,7 +1,9 @@
-//! The handshake's stream beside a link that carries no control itself. It carries single bytes: ask, answer, over.
+//! The control stream of a link that does not carry control itself. It carries single bytes: ping, pong,
+//! over.
 //!
-//! Its end is the peer's end, unless the peer said before that it parts: the end of this stream may overtake what the link still
-//! carries, so an end that parts in good order waits here until the other does.
+//! The end of this stream means that the peer is lost, unless the peer has drained before. The end may
+//! overtake data that the link still carries, so an end that closes gracefully waits here until the other has
+//! drained too.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -17,15 +19,17 @@ use crate::wire::liveness::{Due, Liveness};
 
 const PING: u8 = 1;
 const PONG: u8 = 2;
-/// Everything of the hearer's has come, and everything of the sayer's has left.
+/// All data of the receiver has arrived, and all data of the sender has been sent.
 const OVER: u8 = 3;
 
-/// How long a link that has parted is kept for a peer that has not; and one that has not, after a peer that had went away.
+/// How long a drained link is kept for a peer that has not drained, and a link that has not drained after its
+/// drained peer closed the stream.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 
 impl Control {
-    /// Asks and answers until the link is to be ended, and tells why: its peer is lost, or both have parted, this end for the
-    /// reason that `draining` gives (`None` is an end without one). `None` if `ended` came first.
+    /// Sends and answers pings until the link must end, and returns why: the peer is lost, or both ends have
+    /// drained, for the reason that `draining` returns (`None` is an end without a drain). Returns `None` if
+    /// `ended` completes first.
     pub(crate) async fn attend(
         self,
         heartbeat: Duration,
@@ -61,31 +65,31 @@ impl Control {
     }
 }
 
-/// What happens to a control stream.
+/// An event of a control stream.
 enum Event {
     Received(u8),
-    /// It ended, which would be the peer's loss for this reason.
+    /// The stream ended. Without a drain the peer is lost for this reason.
     Ended(Error),
-    /// Our link parts, for this reason.
+    /// Our link drains, for this reason.
     Drained(Error),
-    /// Something was said, or time passed.
+    /// A byte was sent, or time passed.
     Idle,
 }
 
-/// Who attends to a control stream, between two events.
+/// The state of a control stream between two events.
 struct ControlLoop {
     control: Control,
     liveness: Liveness,
-    /// A word that the peer makes no room for waits beside everything else, and so holds nothing up.
+    /// A byte that the peer's full receive buffer holds back. Reading continues meanwhile.
     pending_byte: Option<u8>,
-    /// Idle more can be said.
+    /// Writing has failed.
     write_failed: bool,
-    /// Why our link parted.
+    /// The reason why our link drains.
     drained: Option<Error>,
     sent_over: bool,
     received_over: bool,
     stream_ended: bool,
-    /// When waiting for the one that has not parted ends.
+    /// When to stop waiting for the end that has not drained.
     give_up_at: Option<Duration>,
 }
 
@@ -104,7 +108,7 @@ impl ControlLoop {
         }
     }
 
-    /// Hears a byte if there is one, and otherwise says what is pending_byte if it can.
+    /// Reads a byte if there is one. Otherwise sends the pending byte, if the stream takes it.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if self.stream_ended {
             return Poll::Pending;
@@ -123,18 +127,18 @@ impl ControlLoop {
             return Poll::Pending;
         };
         let written = ready!(Pin::new(&mut self.control).poll_write(cx, &[word]));
-        // TLS holds words back until then; what finds no room leaves with the next.
+        // TLS buffers bytes until a flush; those that do not fit are sent by the next one.
         let _ = Pin::new(&mut self.control).poll_flush(cx);
         match written {
             Ok(_) if word == OVER => self.sent_over = true,
             Ok(_) => self.pending_byte = None,
-            // Reading tells of it as well, after what the peer said before.
+            // Reading reports the error too, after the bytes that the peer sent before it.
             Err(_) => self.write_failed = true,
         }
         Poll::Ready(Event::Idle)
     }
 
-    /// Draws the consequences; `Some` says why the link is to be ended.
+    /// Handles an event. Returns why the link must end, if it must.
     fn handle_event(&mut self, event: Event, now: Duration) -> Option<Error> {
         match event {
             Event::Received(byte) => {
@@ -143,9 +147,9 @@ impl ControlLoop {
                     PING => self.pending_byte = Some(PONG),
                     PONG => {}
                     OVER if !self.received_over => self.received_over = true,
-                    OVER => return Some(Error::new(ErrorKind::Corrupt, "the peer parted twice")),
+                    OVER => return Some(Error::new(ErrorKind::Corrupt, "the peer sent over twice")),
                     other => {
-                        let why = format!("byte {other} on the control stream means nothing");
+                        let why = format!("unknown byte {other} on the control stream");
                         return Some(Error::new(ErrorKind::Corrupt, why));
                     }
                 }
@@ -167,12 +171,12 @@ impl ControlLoop {
             return is_over.then(|| why.clone());
         }
         if self.stream_ended {
-            let why = "it parted, and what it sent last did not come";
+            let why = "it drained, and its last data did not arrive";
             return late.then(|| Error::new(ErrorKind::PeerLost, why));
         }
         match self.liveness.due(now) {
             Due::Lost(silent) => {
-                // A FIN would follow what the peer has not acknowledged.
+                // A FIN would be queued behind data that the peer has not acknowledged.
                 self.control.reset();
                 let why = format!("no sign of life for {:.1} s", silent.as_secs_f64());
                 return Some(Error::new(ErrorKind::PeerLost, why));

@@ -1,4 +1,5 @@
-//! The handshake's stream after the handshake: taken by a link that carries control itself, or kept for heartbeats.
+//! The stream of a handshake afterwards: taken over by a link that carries control itself, or kept as the
+//! control stream.
 
 use std::io;
 use std::net::SocketAddr;
@@ -38,7 +39,7 @@ impl From<DuplexStream> for Control {
 }
 
 impl Control {
-    /// The socket itself, non-blocking, for a link that carries control in its own frames.
+    /// Returns the socket, non-blocking, for a link that carries control in its own protocol.
     ///
     /// # Errors
     /// `Unsupported` if the handshake did not run on a plain socket.
@@ -49,7 +50,7 @@ impl Control {
         }
     }
 
-    /// The socket, non-blocking, and the TLS session on it, if there is one.
+    /// Returns the socket, non-blocking, and the TLS session on it, if there is one.
     pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<Session>)> {
         match self.0 {
             Transport::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
@@ -60,8 +61,8 @@ impl Control {
         }
     }
 
-    /// TLS over a socket that has carried nothing yet, which is one of a listener at `host` for the connector; a stream
-    /// within the process needs none.
+    /// Sets up TLS on a socket that has carried nothing yet; for a connector, `host` is that of the
+    /// listener's address. A stream within the process is returned unchanged.
     pub(super) async fn secure(
         self,
         role: Role,
@@ -77,15 +78,15 @@ impl Control {
         Ok(Self(Transport::Tls(Box::new(stream))))
     }
 
-    /// Ends once the other end of a socket that has carried nothing yet has said something, or has left.
+    /// Completes once the first byte of a new socket has arrived, or the socket has ended.
     pub(crate) async fn first_byte_or_end(&self) {
         if let Transport::Socket(socket) = &self.0 {
-            // Whoever reads next learns of an error.
+            // The next read reports an error.
             let _ = socket.readable().await;
         }
     }
 
-    /// What the TLS session is known by, if there is one.
+    /// Returns the channel binding of the TLS session, if there is one.
     pub(crate) fn binding(&self) -> Result<Option<[u8; BINDING_LEN]>> {
         match &self.0 {
             Transport::Tls(stream) => stream.binding().map(Some),
@@ -93,19 +94,19 @@ impl Control {
         }
     }
 
-    /// Discards unsent data and sends a reset, which does not wait for acknowledgements as a FIN does. Nothing can be read or
-    /// written afterwards, except within a process.
+    /// Discards unsent data and sends a reset, which does not wait for acknowledgements as a FIN does. The
+    /// stream cannot be used afterwards. Has no effect on a stream within the process.
     pub(super) fn reset(&self) {
         let socket = match &self.0 {
             Transport::Socket(stream) => stream.as_fd(),
             Transport::Tls(stream) => stream.descriptor(),
             Transport::Process(_) => return,
         };
-        // A socket that is not connected any more has nothing to reset.
+        // A socket that is no longer connected needs no reset.
         let _ = rustix::net::connect_unspec(socket);
     }
 
-    /// Where the other end of the socket is; `None` within a process.
+    /// Returns the peer's address; `None` within a process.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match &self.0 {
             Transport::Socket(stream) => stream.peer_addr().ok(),

@@ -1,4 +1,4 @@
-//! Who an endpoint is, and how near: same host, same process.
+//! The identity of an endpoint, and whether two are on the same host or in the same process.
 
 use std::fmt;
 
@@ -8,24 +8,24 @@ use crate::wire::handshake::IDENTITY_LEN;
 
 /// One endpoint, as its peers see it.
 ///
-/// Believe it as far as you believe the peer: without a token, nothing proves any of this.
+/// Trust it as far as you trust the peer: without a token, nothing proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Identity {
-    /// The boot identifier of the host's kernel, zero where it cannot be read. Containers of a host share it.
+    /// The boot identifier of the host's kernel, or zero if it cannot be read. Containers of a host share it.
     pub host: [u8; 16],
-    /// The process identifier, as its own namespace counts.
+    /// The process identifier in its own namespace.
     pub process: u32,
-    /// The effective user, as its own namespace counts.
+    /// The effective user in its own namespace.
     pub user: u32,
-    /// Random for the process, since the processes of two namespaces may share a number.
+    /// Random for each process, since processes of two namespaces may share a number.
     pub process_nonce: [u8; 16],
     /// Random for the endpoint.
     pub id: [u8; 16],
 }
 
 impl Identity {
-    /// A new endpoint of this process.
+    /// Returns the identity of a new endpoint of this process.
     pub fn of_this_process(environment: &dyn Environment) -> Self {
         let mut id = [0; 16];
         environment.random(&mut id);
@@ -38,12 +38,13 @@ impl Identity {
         }
     }
 
-    /// Whether both run on one kernel. False where either host is unknown.
+    /// Returns whether both run on one kernel. False if either host is unknown.
     pub fn same_host(&self, other: &Self) -> bool {
         self.host != UNKNOWN && self.host == other.host
     }
 
-    /// What keeps a path within a host from these two, in words; the host of a process that has no `/proc` is unknown.
+    /// Returns why no path within a host is possible between the two, if so. The host of a process without
+    /// `/proc` is unknown.
     pub(crate) fn check_same_host(&self, peer: &Self) -> Result<(), String> {
         let unknown = |who| {
             format!("{who} does not know which host it is on, as it cannot read {BOOT_ID}: mount /proc there")
@@ -56,7 +57,7 @@ impl Identity {
         }
     }
 
-    /// Whether both are endpoints of one process.
+    /// Returns whether both are endpoints of one process.
     pub fn same_process(&self, other: &Self) -> bool {
         (self.host, self.process, self.process_nonce) == (other.host, other.process, other.process_nonce)
     }
@@ -85,7 +86,7 @@ impl Identity {
     }
 }
 
-/// Short: `4242@3f9a01c2/77d0e5b1`, which is process, host, endpoint.
+/// Formats as `4242@3f9a01c2/77d0e5b1`: process, host, endpoint.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let short = |id: [u8; 16]| u32::from_be_bytes([id[0], id[1], id[2], id[3]]);
@@ -93,9 +94,9 @@ impl fmt::Display for Identity {
     }
 }
 
-/// The host of a process that cannot read it.
+/// The host of a process that cannot read its boot identifier.
 const UNKNOWN: [u8; 16] = [0; 16];
-/// Where the kernel tells it.
+/// The file with the boot identifier.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 fn boot_id() -> [u8; 16] {
@@ -115,14 +116,14 @@ fn parse_uuid(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(&digits, 16).ok().map(u128::to_be_bytes)
 }
 
-/// From the operating system even under simulation: it is a fact of the process, and drawing it from the first
-/// endpoint's environment would shift that environment's random numbers.
+/// Taken from the operating system even under simulation: it belongs to the process, and drawing it from the
+/// first endpoint's environment would shift that environment's random numbers.
 fn process_nonce() -> [u8; 16] {
     static NONCE: PerProcess<[u8; 16]> = PerProcess::new(|| {
         let mut nonce = [0; 16];
         match getrandom::fill(&mut nonce) {
             Ok(()) => nonce,
-            // Without randomness, processes are told apart by their numbers alone.
+            // Without random numbers, only process identifiers distinguish processes.
             Err(_) => [0; 16],
         }
     });

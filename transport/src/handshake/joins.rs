@@ -1,4 +1,4 @@
-//! Further streams of a connection, and the handshakes that wait for theirs.
+//! The additional streams of a connection, and the connections that wait for theirs.
 
 use std::collections::HashMap;
 use std::sync::{Arc, MutexGuard};
@@ -13,7 +13,7 @@ use crate::platform::mutex::Mutex;
 use crate::wire::handshake::{BINDING_LEN, HandshakeMessage, Join, JoinKey, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
-/// Who waits for which streams: each of the endpoint's half-open connections at most once.
+/// The connections that wait for additional streams: each half-open connection of the endpoint at most once.
 #[derive(Debug, Default)]
 pub(crate) struct Joins(Mutex<HashMap<[u8; NAME_LEN], Waiting>>);
 
@@ -33,12 +33,12 @@ impl std::fmt::Debug for Waiting {
 #[derive(Debug)]
 enum Slot {
     Free,
-    /// Its answer is on its way.
+    /// Its answer is being sent.
     Taken,
     Joined(Control),
 }
 
-/// One connection that waits for its streams; it stops waiting when this is dropped.
+/// One connection that waits for its streams. Dropping it ends the wait.
 #[derive(Debug)]
 pub(crate) struct Expected<'a> {
     joins: &'a Joins,
@@ -51,7 +51,7 @@ impl Joins {
         self.0.lock()
     }
 
-    /// Waits for the further streams of a connection.
+    /// Registers a connection that waits for its additional streams.
     pub(crate) fn expect(&self, key: JoinKey) -> Expected<'_> {
         let (name, joined) = (key.name(), Arc::new(Notify::new()));
         let slots = key.further().map(|_| Slot::Free).collect();
@@ -59,14 +59,15 @@ impl Joins {
         Expected { joins: self, name, joined }
     }
 
-    /// A stream says that it belongs to a connection that waits. If it does not, it is told, and nothing else happens.
+    /// Joins a stream to the connection that its `Join` names. A stream that does not belong there is
+    /// refused, without other effects.
     pub(crate) async fn join(&self, join: &Join, mut stream: Control, env: &dyn Environment) -> Result<()> {
         let taken = stream.binding().and_then(|binding| self.take(join, binding.as_ref()));
         if let Err(error) = taken {
             return Err(Refusal::from(error).deliver(&mut stream, env).await);
         }
         let answered = answer(&mut stream, Ok(())).await;
-        // Whoever waited may have given up meanwhile; the stream then ends here.
+        // The connection may have stopped waiting: the stream is then dropped.
         if let Some(waiting) = self.waiting().get_mut(&join.connection) {
             waiting.slots[usize::from(join.stream) - 1] = match &answered {
                 Ok(()) => Slot::Joined(stream),
@@ -80,7 +81,7 @@ impl Joins {
     fn take(&self, join: &Join, binding: Option<&[u8; BINDING_LEN]>) -> Result<()> {
         let mut waiting = self.waiting();
         let Some(waiting) = waiting.get_mut(&join.connection) else {
-            let why = "no connection waits for this stream: it came late, or to the wrong listener";
+            let why = "no connection waits for this stream: it is late, or reached the wrong listener";
             return Err(Error::new(ErrorKind::Refused, why));
         };
         waiting.key.verify(join, binding)?;
@@ -94,7 +95,7 @@ impl Joins {
 }
 
 impl Expected<'_> {
-    /// The streams, in order, once all have joined.
+    /// Waits for all streams and returns them in order.
     ///
     /// `deadline` is a time of `env`'s clock, not a duration.
     pub(crate) async fn all(self, deadline: Duration, env: &dyn Environment) -> Result<Vec<Control>> {
@@ -107,7 +108,7 @@ impl Expected<'_> {
             let (joined, of) = self.slots(|slots| {
                 (slots.iter().filter(|slot| matches!(slot, Slot::Joined(_))).count(), slots.len())
             });
-            let why = format!("{joined} of {of} further streams joined in time");
+            let why = format!("only {joined} of {of} additional streams joined in time");
             return Err(Error::new(ErrorKind::TimedOut, why));
         }
         let slots = self.slots(std::mem::take);
@@ -132,7 +133,7 @@ impl Drop for Expected<'_> {
     }
 }
 
-/// Joins a connection whose acceptor waits for this stream.
+/// Joins an additional stream to a connection whose acceptor waits for it.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration.
 pub(crate) async fn join<S: Stream>(
@@ -152,6 +153,8 @@ pub(crate) async fn join<S: Stream>(
     match within(env, deadline, conversation).await {
         Some(Ok(())) => Ok(()),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
-        None => Err(Error::new(ErrorKind::TimedOut, "the acceptor let a further stream join too late")),
+        None => {
+            Err(Error::new(ErrorKind::TimedOut, "the acceptor did not accept an additional stream in time"))
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes between the words of a handshake, by which a connector finds out what its stream does.
+//! Measurements between handshake messages: a connector sends bytes to measure its stream.
 
 use std::time::Duration;
 
@@ -9,21 +9,21 @@ use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::HandshakeMessage;
 use crate::{Error, ErrorKind, Result};
 
-/// How much of a measurement is held at once.
+/// The size of the read buffer, in bytes.
 const SCRATCH_LEN: usize = 64 << 10;
 
-/// What the connector says while both ends have opened a backend.
+/// A message of the connector while both ends have opened a backend.
 #[derive(Debug)]
 pub(crate) enum ConnectorReply {
-    /// It sends so many bytes, to be taken by [`measured`].
+    /// This many bytes follow, to be read by [`receive_measurement`].
     Measure(usize),
-    /// Its last word: ready, or why not.
+    /// Its decision: ready, or why not.
     Answer(Result<(), String>),
 }
 
-/// Sends bytes on the stream, and waits until the acceptor has them.
+/// Sends bytes on the stream, and waits until the acceptor has received them.
 ///
-/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
 pub(crate) async fn measure<S: Stream>(
     stream: &mut S,
     bytes: &[u8],
@@ -44,7 +44,7 @@ pub(crate) async fn measure<S: Stream>(
     Ok(())
 }
 
-/// Waits for the connector's word on `backend`, or for one of at most so many measurements that are left.
+/// Waits for the connector's decision on `backend`, or for one of at most `measurements_left` measurements.
 pub(crate) async fn receive_measure_or_answer<S: Stream>(
     stream: &mut S,
     backend: &str,
@@ -59,7 +59,7 @@ pub(crate) async fn receive_measure_or_answer<S: Stream>(
     wait_for_reply(stream, backend, take, deadline, env).await
 }
 
-/// Takes so many bytes of a measurement, and says so.
+/// Reads `len` bytes of a measurement and answers `Ready`.
 pub(crate) async fn receive_measurement<S: Stream>(
     stream: &mut S,
     len: usize,
@@ -81,5 +81,5 @@ pub(crate) async fn receive_measurement<S: Stream>(
 }
 
 fn measure_timed_out() -> Error {
-    Error::new(ErrorKind::TimedOut, "the bytes of a measurement did not pass in time")
+    Error::new(ErrorKind::TimedOut, "the bytes of a measurement were not transferred in time")
 }

@@ -1,7 +1,7 @@
-//! The front handshake: what two ends say to each other before a data path exists, on any stream.
+//! The handshake: the messages that both ends exchange on any stream before a data path exists.
 //!
-//! Every read takes exactly the message it expects, never a byte more: the stream is handed on afterwards, and what
-//! follows the last message belongs to the data path.
+//! Each read takes exactly the expected message: the stream is then handed to the data path, which owns every
+//! byte after the last message.
 
 mod admission;
 mod attending;
@@ -47,42 +47,42 @@ pub use tls::TlsBuilder;
 pub(crate) use tls::tls_error;
 pub use token::Token;
 
-/// How long a handshake may take, where nothing else was asked for.
+/// The default limit on the duration of a handshake.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
-/// What a handshake runs on: a socket, or TLS over one.
+/// The stream of a handshake: a socket, or TLS over one.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// What this end brings to a handshake.
+/// The local parameters of a handshake.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(crate) identity: Identity,
-    /// With one, the peer must know it too; without one, the peer must have none.
+    /// With a token, the peer must prove that it has the same one. Without, the peer must have none.
     pub(crate) token: Option<Token>,
     pub(crate) features: u64,
-    /// At most 16, of at most 16 KiB each and a little less than 64 KiB together. Unauthenticated peers can read them.
+    /// At most 16, each at most 16 KiB, all together less than 64 KiB. Unauthenticated peers can read them.
     pub(crate) offers: Vec<Offer>,
-    /// What the TLS session is known by that this runs on: the proofs cover it.
+    /// The channel binding of the TLS session below, if there is one. The proofs cover it.
     pub(crate) binding: Option<[u8; BINDING_LEN]>,
-    /// What is left for the whole greeting; telling the peer about a refusal may add 0.1 s.
+    /// The time left for the whole greeting. Sending a refusal may add 0.1 s.
     pub(crate) time_left: Duration,
-    /// What the endpoint allows a handshake, as an error tells it.
+    /// The endpoint's limit on a handshake, for error texts.
     pub(crate) handshake_time: Duration,
 }
 
-/// What both ends know after a handshake.
+/// The result of a greeting.
 pub(crate) struct Greeting {
     pub(crate) peer: Identity,
-    /// The protocol version, the highest that both speak.
+    /// The protocol version: the highest that both ends speak.
     pub(crate) version: u16,
-    /// The features that both have.
+    /// The features that both ends have.
     pub(crate) features: u64,
-    /// What the peer's backends offer.
+    /// The offers of the peer's backends.
     pub(crate) offers: Vec<Offer>,
-    /// Equal at both ends and of this connection only. With a token, nobody else knows it; without one, whoever saw
-    /// the handshake does. The connection's further streams join by it.
+    /// Equal at both ends and unique to this connection. With a token no other process knows it; without one,
+    /// any observer of the handshake does. Additional streams join with it.
     pub(crate) secret: [u8; 32],
 }
 
@@ -98,10 +98,10 @@ impl std::fmt::Debug for Greeting {
     }
 }
 
-/// TLS under the handshake, where `control` is a socket: with a listener at `host` for the end that connected.
+/// Sets up TLS if `control` is a socket. For the connector, `host` is that of the listener's address.
 ///
-/// `deadline` is a time of `env`'s clock, and `handshake_time` what the endpoint allows a handshake, as an error tells it;
-/// telling the peer about a refusal may add 0.1 s.
+/// `deadline` is a time of `env`'s clock; `handshake_time` is the endpoint's limit, for error texts. Sending
+/// a refusal may add 0.1 s.
 pub(crate) async fn secure(
     role: Role,
     control: Control,
@@ -118,16 +118,16 @@ pub(crate) async fn secure(
     })
 }
 
-/// Who arrived.
+/// An incoming stream, after its first message.
 #[derive(Debug)]
 pub(crate) enum Inbound {
     /// A peer, after its greeting.
     Peer(Greeting),
-    /// A further stream of a connection, so it says.
+    /// An additional stream of a connection, not verified yet.
     Lane(Join),
 }
 
-/// The handshake of the end that connected. After an error the stream is of no more use.
+/// Runs the connector's greeting. After an error the stream must be dropped.
 pub(crate) async fn greet_as_connector<S: Stream>(
     stream: &mut S,
     terms: &Terms,
@@ -138,8 +138,8 @@ pub(crate) async fn greet_as_connector<S: Stream>(
     finish_greeting(greeted, Role::Connector, stream, terms, env).await
 }
 
-/// The handshake of the end that listened. After an error the stream is of no more use. `failed` is told when a peer fails to
-/// authenticate, and tells when it may hear so.
+/// Runs the acceptor's greeting. After an error the stream must be dropped. `failed` is called with the
+/// current time when a peer fails to authenticate, and returns when to send the refusal.
 pub(crate) async fn greet_as_acceptor<S: Stream>(
     stream: &mut S,
     terms: &Terms,
@@ -160,12 +160,12 @@ pub(crate) async fn greet_as_acceptor<S: Stream>(
     finish_greeting(greeted, Role::Acceptor, stream, terms, env).await
 }
 
-/// What a connector asks for.
+/// A connector's proposal.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Proposal {
     pub(crate) backend: String,
     pub(crate) streams: u8,
-    /// What the backend tells its twin now that both ends have proved who they are; empty where the offer said all.
+    /// The backend's endpoint info, sent after the proofs; empty if its offer contains everything.
     pub(crate) info: Vec<u8>,
 }
 
@@ -176,10 +176,10 @@ impl std::fmt::Debug for Proposal {
     }
 }
 
-/// Asks the acceptor for a backend; it answers with its endpoint info, which is empty if it has none or the proposal had none. `Ok(Err(reason))`
-/// says that it cannot, and the next may be proposed.
+/// Proposes a backend. Returns the acceptor's endpoint info, which is empty if it has none or the proposal
+/// had none. `Ok(Err(reason))` means that the acceptor cannot open it, and another may be proposed.
 ///
-/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
 pub(crate) async fn propose<S: Stream>(
     stream: &mut S,
     proposal: &Proposal,
@@ -196,7 +196,8 @@ pub(crate) async fn propose<S: Stream>(
     match within(env, deadline, send(stream, &message)).await {
         Some(sent) => sent?,
         None => {
-            let why = format!("the acceptor made no room for the proposal of {backend} in time");
+            let why =
+                format!("the proposal of {backend} could not be sent in time: the acceptor does not read");
             return Err(Error::new(ErrorKind::TimedOut, why));
         }
     }
@@ -204,7 +205,7 @@ pub(crate) async fn propose<S: Stream>(
     wait_for_reply(stream, backend, |message| parse_answer(message, may_be_info), deadline, env).await
 }
 
-/// Waits for the other end's word on `backend`: ready, or why not. `deadline` as for a proposal.
+/// Waits for the other end's answer on `backend`: ready, or why not. `deadline` is as for a proposal.
 pub(crate) async fn receive_answer<S: Stream>(
     stream: &mut S,
     backend: &str,
@@ -216,7 +217,7 @@ pub(crate) async fn receive_answer<S: Stream>(
         .map(drop))
 }
 
-/// What `take` makes of the other end's word.
+/// Receives a message and parses it with `take`.
 async fn wait_for_reply<S: Stream, T>(
     stream: &mut S,
     backend: &str,
@@ -229,13 +230,13 @@ async fn wait_for_reply<S: Stream, T>(
         Some(Ok(answer)) => Ok(answer),
         Some(Err(refusal)) => Err(refusal.deliver(stream, env).await),
         None => {
-            let why = format!("the other end did not say in time whether it is ready for {backend}");
+            let why = format!("the other end did not answer in time whether it is ready for {backend}");
             Err(Error::new(ErrorKind::TimedOut, why))
         }
     }
 }
 
-/// Ready, with an endpoint info where there may be one, or why not.
+/// Parses an answer: ready, with endpoint info if allowed, or why not.
 fn parse_answer(message: HandshakeMessage, may_be_info: bool) -> Result<Result<Vec<u8>, String>, Refusal> {
     match message {
         HandshakeMessage::Ready => Ok(Ok(Vec::new())),
@@ -245,9 +246,9 @@ fn parse_answer(message: HandshakeMessage, may_be_info: bool) -> Result<Result<V
     }
 }
 
-/// Waits for the connector's next proposal; `Closed` where it ends without one.
+/// Waits for the connector's next proposal. Returns `Closed` if the connector ends without one.
 ///
-/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream is of no more use.
+/// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
 pub(crate) async fn receive_proposal<S: Stream>(
     stream: &mut S,
     deadline: Duration,
@@ -279,7 +280,7 @@ pub(crate) async fn receive_proposal<S: Stream>(
     }
 }
 
-/// Answers a proposal. What a reason has beyond 1 KiB is cut off.
+/// Answers a proposal. A reason is truncated to 1 KiB.
 pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -> Result<()> {
     let message = match ready {
         Ok(()) => HandshakeMessage::Ready,
@@ -289,7 +290,7 @@ pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -
     Ok(())
 }
 
-/// Answers a proposal that had an endpoint info with one; an empty one is none.
+/// Answers a proposal that had endpoint info, with endpoint info or, if `info` is empty, without.
 pub(crate) async fn answer_with<S: Stream>(stream: &mut S, info: &[u8]) -> Result<()> {
     if info.is_empty() {
         return answer(stream, Ok(())).await;
@@ -298,7 +299,7 @@ pub(crate) async fn answer_with<S: Stream>(stream: &mut S, info: &[u8]) -> Resul
     Ok(())
 }
 
-/// What a greeting came to, told to the peer where that is an error.
+/// Converts the result of a greeting. Sends a refusal to the peer on an error.
 async fn finish_greeting<S: Stream, T>(
     greeted: Option<Result<T, Refusal>>,
     role: Role,
@@ -390,7 +391,8 @@ fn greeting(ours: &Hello, theirs: Hello, version: u16, secret: [u8; 32]) -> Gree
     }
 }
 
-/// A peer that refuses may be gone before it has read everything; then its reason is worth more than the broken pipe.
+/// A peer that refuses may close before it has read everything. Its reason is then reported rather than the
+/// broken pipe.
 async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environment) -> Result<(), Refusal> {
     let Err(broken) = send(stream, bytes).await else {
         return Ok(());
@@ -401,7 +403,7 @@ async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environme
     }
 }
 
-/// The receive_first message from the other end. Whatever shows that it is no Towline endpoint ends the wait at once.
+/// Receives the first message of the other end. Fails at the first byte that no Towline endpoint would send.
 async fn receive_first<S: Stream>(
     role: Role,
     stream: &mut S,
@@ -457,7 +459,8 @@ async fn receive<S: Stream>(stream: &mut S) -> Result<(HandshakeMessage, Vec<u8>
     receive_body(stream, head).await
 }
 
-/// The message that `head` begins, and its bytes, head included. The peer's refusal comes back as an error.
+/// Receives the body of a message. Returns the message and its bytes, head included. A refusal of the peer is
+/// returned as an error.
 async fn receive_body<S: Stream>(
     stream: &mut S,
     head_bytes: [u8; HEAD_LEN],
@@ -472,7 +475,7 @@ async fn receive_body<S: Stream>(
     }
 }
 
-/// Fills `out`, and not a byte more.
+/// Fills `out`, and reads nothing beyond.
 async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<(), Refusal> {
     let mut len = 0;
     while len < out.len() {
@@ -497,7 +500,7 @@ fn encoded(message: &HandshakeMessage) -> Result<Vec<u8>> {
 
 fn out_of_turn(expected: &str, message: &HandshakeMessage) -> Refusal {
     let kind: Kind = message.kind();
-    Error::new(ErrorKind::Corrupt, format!("{kind} came where {expected} was due")).into()
+    Error::new(ErrorKind::Corrupt, format!("{kind} arrived where {expected} was expected")).into()
 }
 
 fn cut_off() -> Refusal {

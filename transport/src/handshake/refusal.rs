@@ -1,4 +1,4 @@
-//! Saying no so that the other end hears it, whoever it is.
+//! Refusals: ends a handshake so that the other end can read the reason, whatever it is.
 
 use std::time::Duration;
 
@@ -9,15 +9,15 @@ use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{HandshakeMessage, Role, excerpt};
 use crate::{Error, ErrorKind};
 
-/// Bounds telling the peer, from the first byte written to the last byte drained, and also how long an unauthenticated peer's
-/// first bytes are awaited.
+/// The time limit of sending a refusal, from the first byte written to the last byte drained, and of waiting
+/// for an unauthenticated peer's first bytes.
 const DRAIN_TIME: Duration = Duration::from_millis(100);
-/// Bounds what is drained: closing a socket with unread bytes resets it, and a reset overtakes the reason.
+/// The most bytes drained. Closing a socket with unread bytes resets it, and a reset overtakes the reason.
 const DRAIN_LEN_MAX: usize = 64 * 1024;
-/// How much of an unauthenticated peer's first bytes is looked at.
+/// The most bytes of an unauthenticated peer that are examined.
 const FIRST_BYTES_MAX: usize = 32;
 
-/// Why a conversation ends here, and what the other end is told.
+/// Why a handshake ends, and what is sent to the other end.
 #[derive(Debug)]
 pub(super) struct Refusal {
     error: Error,
@@ -32,7 +32,7 @@ enum Reply {
 }
 
 impl Refusal {
-    /// The other end is gone, knows already, or has no part in this.
+    /// Sends nothing: the other end has closed, knows the reason, or is not involved.
     pub(super) fn without_reply(error: Error) -> Self {
         Self { error, reply: Reply::Nothing }
     }
@@ -41,12 +41,13 @@ impl Refusal {
         self.error.kind()
     }
 
-    /// Tells the peer, ends the stream, and returns the error for this end. Best effort, bounded by [`DRAIN_TIME`].
+    /// Sends the refusal, ends the stream, and returns the error for this end. Best effort, within
+    /// [`DRAIN_TIME`].
     pub(super) async fn deliver<S: Stream>(self, stream: &mut S, env: &dyn Environment) -> Error {
         self.deliver_after(&[], stream, env).await
     }
 
-    /// The same, with bytes of TLS's own before it.
+    /// As [`deliver`](Self::deliver), after `bytes` of TLS.
     pub(super) async fn deliver_after<S: Stream>(
         self,
         bytes: &[u8],
@@ -73,33 +74,33 @@ impl Refusal {
             stream.shutdown().await?;
             drain(stream).await
         };
-        // Whether the peer listens changes nothing for this end.
+        // This end fails alike, whether or not the peer reads.
         let _ = within(env, env.now().saturating_add(DRAIN_TIME), draining).await;
         self.error
     }
 }
 
-/// What our own checks find, the peer hears about.
+/// Errors that this end detects are sent to the peer.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         Self { error, reply: Reply::Message }
     }
 }
 
-/// A broken stream carries no more bytes.
+/// A broken stream carries no refusal.
 impl From<std::io::Error> for Refusal {
     fn from(error: std::io::Error) -> Self {
         Self::without_reply(error.into())
     }
 }
 
-/// The peer said no.
+/// The error for a refusal that the peer sent.
 pub(super) fn from_peer(kind: ErrorKind, reason: &str) -> Refusal {
     let reason = if reason.is_empty() { "it gave no reason" } else { reason };
     Refusal::without_reply(Error::new(kind, format!("the peer refused: {reason}")))
 }
 
-/// Something that is no Towline endpoint said `first`; `role` is ours.
+/// The refusal of a peer that is not a Towline endpoint and has sent `first`. `role` is this end's.
 pub(super) async fn of_unauthenticated_peer<S: Stream>(
     role: Role,
     stream: &mut S,
@@ -109,7 +110,7 @@ pub(super) async fn of_unauthenticated_peer<S: Stream>(
     unauthenticated_peer(role, &read_first_bytes(stream, first, env).await)
 }
 
-/// A connector says something where TLS was due.
+/// The refusal of a connector that does not speak TLS to a TLS listener.
 #[cfg(feature = "tls")]
 pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     let bytes = read_first_bytes(stream, &[], env).await;
@@ -120,7 +121,7 @@ pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Envi
     Error::new(ErrorKind::Refused, why).into()
 }
 
-/// A listener answers in the clear where TLS was due.
+/// The refusal of a listener that does not speak TLS to a TLS connector.
 #[cfg(feature = "tls")]
 pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     match super::receive_first(Role::Connector, stream, env).await.and_then(super::expect_hello) {
@@ -132,7 +133,7 @@ pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Envir
     }
 }
 
-/// What somebody says first, as far as it comes soon.
+/// Reads the first bytes of the other end, as far as they arrive within [`DRAIN_TIME`].
 async fn read_first_bytes<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
     let mut bytes = first.to_vec();
     let listening = async {
@@ -145,12 +146,12 @@ async fn read_first_bytes<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Env
             }
         }
     };
-    // Whatever came until then has to do.
+    // On a timeout, the bytes received so far are used.
     let _ = within(env, env.now().saturating_add(DRAIN_TIME), listening).await;
     bytes
 }
 
-/// What is said to and of somebody who is no Towline endpoint.
+/// The refusal for the first bytes of a peer that is not a Towline endpoint.
 fn unauthenticated_peer(role: Role, bytes: &[u8]) -> Refusal {
     let refused = |detail: String| Error::new(ErrorKind::Refused, detail);
     let said = excerpt(bytes);
@@ -171,7 +172,7 @@ fn unauthenticated_peer(role: Role, bytes: &[u8]) -> Refusal {
             reply: Reply::Http,
         },
         Role::Acceptor => refused(format!(
-            "the connector does not speak Towline, as this endpoint does: it said \"{said}\""
+            "the connector does not speak Towline, as this endpoint does: it sent \"{said}\""
         ))
         .into(),
     }
@@ -185,7 +186,7 @@ fn is_http(bytes: &[u8]) -> bool {
         .any(|method| bytes.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.first() == Some(&b' ')))
 }
 
-/// A TLS record of a handshake or an alert, of any version.
+/// Whether the bytes begin a TLS handshake or alert record, of any version.
 fn is_tls(bytes: &[u8]) -> bool {
     matches!(bytes, [0x15 | 0x16, 0x03, ..])
 }

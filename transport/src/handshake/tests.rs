@@ -1,4 +1,4 @@
-//! Two ends over a pipe in memory, whole or tampered with.
+//! Handshakes over a pipe in memory, intact or tampered with.
 
 mod joins;
 mod measuring;
@@ -43,7 +43,7 @@ impl Environment for TestEnvironment {
     }
 }
 
-/// What happens to the bytes one end writes.
+/// A fault in the bytes that one end writes.
 #[derive(Clone, Copy)]
 enum Fault {
     Untouched,
@@ -112,12 +112,12 @@ fn terms(token: Option<&str>) -> Terms {
     }
 }
 
-/// Of one stream, without an endpoint info.
+/// A proposal of one stream, without endpoint info.
 fn proposal(backend: &str) -> Proposal {
     Proposal { backend: backend.to_owned(), streams: 1, info: Vec::new() }
 }
 
-/// The greeting of an acceptor that is called by a peer.
+/// Greets as an acceptor, and expects a peer.
 async fn accept_peer<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -> Result<Greeting> {
     match greet_as_acceptor(stream, terms, env, |now| now).await? {
         Inbound::Peer(greeting) => Ok(greeting),
@@ -125,7 +125,7 @@ async fn accept_peer<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environ
     }
 }
 
-/// A handshake where each end closes its stream as soon as it is done.
+/// Runs a handshake in which each end closes its stream as soon as it is done.
 async fn greet_both(
     (connector, connector_fate): (&Terms, Fault),
     (acceptor, acceptor_fate): (&Terms, Fault),
@@ -192,7 +192,7 @@ async fn a_token_at_one_end_is_unauthenticated_and_says_which_end_lacks_it() {
     }
 }
 
-/// An acceptor that claims to have no token does not talk a connector out of asking for one.
+/// A connector requires a proof even if the acceptor claims to have no token.
 #[tokio::test]
 async fn a_connector_checks_an_acceptor_that_checks_nothing() {
     let (mut near, mut far) = duplex(64 * 1024);
@@ -218,7 +218,7 @@ async fn a_reflected_handshake_is_refused() {
     mirror.await.unwrap();
 }
 
-/// Bytes each end writes in a good handshake between [`terms`]: a `Hello` and a `Proof`.
+/// Bytes that each end writes in a valid handshake between [`terms`]: a `Hello` and a `Proof`.
 fn conversation_len() -> usize {
     encoded(&HandshakeMessage::Hello(our_hello(&terms(None), &TestEnvironment::new()))).unwrap().len()
         + HEAD_LEN
@@ -251,7 +251,7 @@ async fn a_flipped_byte_is_detected_with_a_token() {
             let error = accepted.expect_err("authenticated content was changed");
             assert_ne!(error.kind(), ErrorKind::Io, "byte {at}: {error}");
             connected.unwrap_err();
-            // The acceptor is done before its own proof arrives, so only the connector can tell.
+            // The acceptor is done before its own proof arrives, so only the connector can detect this.
             let (connected, _) = greet_both((&ours, Fault::Untouched), (&theirs, flip)).await;
             connected.expect_err("authenticated content was changed");
         }
@@ -271,7 +271,7 @@ async fn without_a_token_flipped_bytes_are_an_error_or_another_greeting() {
     }
 }
 
-/// Runs `task` and says how long it took.
+/// Runs `task` and returns how long it took.
 async fn timed<T>(task: impl Future<Output = T>) -> (T, Duration) {
     let start = Instant::now();
     (task.await, start.elapsed())
@@ -295,7 +295,7 @@ async fn one_byte_at_a_time_does_not_hold_the_handshake_open() {
     let error = result.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     let told = format!("within {} s: ", HANDSHAKE_TIME.as_secs());
-    assert!(error.detail().contains(&told), "what was allowed, not what was left of it: {error}");
+    assert!(error.detail().contains(&told), "the configured limit, not the time left: {error}");
     assert!(took >= Duration::from_millis(100), "{took:?}");
     drop(far);
     trickle.await.unwrap();
@@ -314,7 +314,7 @@ async fn silence_ends_in_time_at_both_ends() {
     );
 }
 
-/// Ends that know each other, after their greeting.
+/// Both ends after their greeting.
 async fn greeted() -> (DuplexStream, DuplexStream) {
     let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
@@ -359,7 +359,7 @@ async fn endpoint_infos_arrive_at_both_ends() {
             answer_with(&mut far, b"the acceptor's").await.unwrap();
         };
         assert_eq!(tokio::join!(connector, acceptor).0, b"the acceptor's");
-        // An endpoint info need not be answered with one.
+        // An endpoint info may be answered without one.
         answer_with(&mut far, &[]).await.unwrap();
         assert_eq!(propose(&mut near, &asked, LATER, &environment).await.unwrap().unwrap(), b"");
     }
@@ -371,7 +371,7 @@ async fn an_unexpected_endpoint_info_is_corrupt() {
     let (mut near, mut far) = greeted().await;
     answer_with(&mut far, b"an endpoint info").await.unwrap();
     let error = propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap_err();
-    assert_eq!(error.to_string(), "corrupt: ReadyInfo came where Ready or NotReady was due");
+    assert_eq!(error.to_string(), "corrupt: ReadyInfo arrived where Ready or NotReady was expected");
 
     let (mut near, mut far) = greeted().await;
     answer_with(&mut near, b"an endpoint info").await.unwrap();
@@ -392,7 +392,7 @@ async fn an_oversized_endpoint_info_fails_before_sending() {
     assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
 }
 
-/// The stream is handed on: what follows the last message is not ours.
+/// The stream is handed on: bytes after the last message are not read.
 #[tokio::test]
 async fn nothing_is_read_past_the_last_message() {
     let environment = TestEnvironment::new();
@@ -442,9 +442,9 @@ async fn waiting_for_a_proposal_ends_on_close_timeout_or_garbage() {
     let (mut near, mut far) = greeted().await;
     answer(&mut near, Ok(())).await.unwrap();
     let error = receive_proposal(&mut far, LATER, &environment).await.unwrap_err();
-    assert_eq!(error.to_string(), "corrupt: Ready came where Propose was due");
+    assert_eq!(error.to_string(), "corrupt: Ready arrived where Propose was expected");
     let error = propose(&mut near, &proposal("tcp"), LATER, &environment).await.unwrap_err();
-    assert_eq!(error.to_string(), "corrupt: the peer refused: Ready came where Propose was due");
+    assert_eq!(error.to_string(), "corrupt: the peer refused: Ready arrived where Propose was expected");
 
     let (mut near, far) = greeted().await;
     drop(far);

@@ -1,4 +1,4 @@
-//! TLS under the handshake: what an endpoint shows, and whom it believes.
+//! TLS below the handshake: the certificate of an endpoint, and the authorities it trusts.
 
 mod errors;
 mod stream;
@@ -20,18 +20,21 @@ pub(crate) use errors::tls_error;
 pub(crate) use rustls::Connection as Session;
 pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
 
-/// What both ends must agree on below the handshake's own version.
+/// The ALPN protocol that both ends must agree on.
 const ALPN: &[u8] = b"towline/1";
 
-/// What an endpoint shows of itself over TLS, and whom it believes: for `tls://` and `towlines://`.
+/// An endpoint's TLS settings, for `tls://` and `towlines://`: its certificate, and the authorities it
+/// trusts.
 ///
-/// Needs the feature `tls`, which is on by default. TLS 1.3 alone. Nobody is believed but the authorities named here: the operating system's list counts only if it is
-/// named as one. Certificates are not looked up in revocation lists.
+/// Needs the feature `tls`, which is on by default. Only TLS 1.3 is spoken. Only the authorities named here
+/// are trusted: the operating system's are not, unless they are named. Revocation lists are not consulted.
 ///
-/// - To **listen** takes a [certificate](TlsBuilder::certificate). With an [authority](TlsBuilder::authority) as well, every
-///   peer must show a certificate that it signed, unless [anonymous clients](TlsBuilder::anonymous_clients) are let in.
-/// - To **connect** takes an authority. The listener's certificate must bear the host of the address, or the
-///   [server name](TlsBuilder::server_name). With a certificate as well, it is shown to a listener that asks for one.
+/// - To **listen**, an endpoint needs a [certificate](TlsBuilder::certificate). With an
+///   [authority](TlsBuilder::authority) as well, every peer must present a certificate that the authority
+///   signed, unless [anonymous clients](TlsBuilder::anonymous_clients) are allowed.
+/// - To **connect**, an endpoint needs an authority. The listener's certificate must be valid for the host of
+///   the address, or for the [server name](TlsBuilder::server_name). If the endpoint has a certificate too,
+///   it is presented to listeners that ask for one.
 ///
 /// ```no_run
 /// use towline::{Endpoint, Tls};
@@ -50,11 +53,11 @@ struct Inner {
     client: Option<Arc<ClientConfig>>,
     server: Option<Arc<ServerConfig>>,
     server_name: Option<ServerName<'static>>,
-    /// A listener asks every peer for a certificate.
+    /// Listeners require a certificate of every peer.
     knows_clients: bool,
 }
 
-/// Acknowledges a [`Tls`].
+/// Builds a [`Tls`].
 #[derive(Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct TlsBuilder {
@@ -65,54 +68,53 @@ pub struct TlsBuilder {
 }
 
 impl Tls {
-    /// The settings of one to be.
+    /// Returns a builder of settings.
     pub fn builder() -> TlsBuilder {
         TlsBuilder::default()
     }
 
-    /// Whether these settings do all that `others` do: show a certificate, believe somebody, ask peers for certificates.
+    /// Returns whether these settings can do all that `others` can: present a certificate, trust an
+    /// authority, require certificates of peers.
     pub(crate) fn does_what(&self, others: &Self) -> bool {
         let does = |tls: &Self| [tls.0.server.is_some(), tls.0.client.is_some(), tls.0.knows_clients];
         does(self).into_iter().zip(does(others)).all(|(ours, theirs)| ours || !theirs)
     }
 
-    /// Whether a listener knows by certificate whom it lets in.
+    /// Returns whether listeners authenticate their peers by certificate.
     pub(crate) fn knows_clients(&self) -> bool {
         self.0.knows_clients
     }
 
-    /// What a listener needs, or what is missing.
+    /// Returns the configuration of a listener, or an error that names what is missing.
     pub(crate) fn server(&self) -> Result<Arc<ServerConfig>> {
         let missing = || {
-            invalid(
-                "a listener over TLS shows a certificate: give the endpoint one with its key (--cert, --key)",
-            )
+            invalid("a TLS listener needs a certificate: give the endpoint one with its key (--cert, --key)")
         };
         self.0.server.clone().ok_or_else(missing)
     }
 
-    /// What a connector needs, or what is missing.
+    /// Returns the configuration of a connector, or an error that names what is missing.
     pub(crate) fn client(&self) -> Result<Arc<ClientConfig>> {
         let missing = || {
             invalid(
-                "nobody would be believed: give the endpoint the authority that signed the listener's certificate (--ca)",
+                "no listener would be trusted: give the endpoint the authority that signed the listener's certificate (--ca)",
             )
         };
         self.0.client.clone().ok_or_else(missing)
     }
 
-    /// The name that a listener at `host` must prove.
+    /// Returns the name that a listener at `host` must prove.
     pub(crate) fn server_name(&self, host: &str) -> Result<ServerName<'static>> {
         if let Some(name) = &self.0.server_name {
             return Ok(name.clone());
         }
-        // The zone of a link-local address is this machine's word, and stands in no certificate.
+        // The zone of a link-local address is local to this machine and never in a certificate.
         let host = host.split_once('%').map_or(host, |(address, _)| address);
         name(host)
     }
 }
 
-/// Shows whom it knows, and nothing of a key.
+/// Shows what the settings allow, and nothing of a key.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { client, server, server_name, knows_clients } = &*self.0;
@@ -137,34 +139,34 @@ impl fmt::Debug for TlsBuilder {
 }
 
 impl TlsBuilder {
-    /// What this endpoint shows: its certificate, followed by those between it and the authority, and its private key; both
-    /// as PEM. The key is PKCS #8, SEC 1 or PKCS #1, and not encrypted.
+    /// Sets this endpoint's certificate and private key, both as PEM. Intermediate certificates follow the
+    /// certificate. The key is PKCS #8, SEC 1 or PKCS #1, and not encrypted.
     pub fn certificate(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.certificate = Some((chain.into(), key.into()));
         self
     }
 
-    /// Whom this endpoint believes: one or more certificates as PEM. Repeated, all of them.
+    /// Adds trusted authorities: one or more certificates as PEM. Repeated calls add to them.
     pub fn authority(mut self, certificates: impl Into<Vec<u8>>) -> Self {
         self.authorities.push(certificates.into());
         self
     }
 
-    /// The name or IP address that a listener must prove, in place of the address's host.
+    /// Sets the name or IP address that a listener must prove, instead of the host of the address.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Lets peers in that show no certificate, though there is an authority: an endpoint that connects needs one, and its
-    /// listeners may know their peers by the token alone.
+    /// Accepts peers without a certificate although there is an authority. An endpoint that connects needs an
+    /// authority, while its listeners may authenticate peers by the token alone.
     pub fn anonymous_clients(mut self, anonymous_clients: bool) -> Self {
         self.anonymous_clients = anonymous_clients;
         self
     }
 
     /// # Errors
-    /// `Invalid` if a certificate, key or name is not what it should be, or key and certificate do not belong together.
+    /// `Invalid` if a certificate, key or name is not valid, or the key does not belong to the certificate.
     pub fn build(self) -> Result<Tls> {
         let certificate = match &self.certificate {
             Some((chain, key)) => Some((certificates(chain, "certificate")?, private_key(key)?)),
@@ -185,7 +187,7 @@ impl TlsBuilder {
     }
 }
 
-/// AES of 128 bits first, as browsers have it: it is as good as any, and the fastest.
+/// AES-128 first, as in browsers: it is secure enough, and the fastest.
 fn provider() -> Arc<CryptoProvider> {
     use ring::cipher_suite::{
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
@@ -211,7 +213,7 @@ fn server(
     };
     let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // Nobody resumes.
+    // Sessions are never resumed.
     config.send_tls13_tickets = 0;
     Ok(config)
 }
@@ -233,10 +235,10 @@ fn client(
 
 fn certificates(pem: &[u8], what: &str) -> Result<Vec<CertificateDer<'static>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    let found = found.map_err(|error| invalid(format!("the {what} is no PEM: {error}")))?;
+    let found = found.map_err(|error| invalid(format!("the {what} is not PEM: {error}")))?;
     if found.is_empty() {
         return Err(invalid(format!(
-            "the {what} holds none: it should begin with -----BEGIN CERTIFICATE-----"
+            "the PEM of the {what} contains no certificate: it should begin with -----BEGIN CERTIFICATE-----"
         )));
     }
     Ok(found)
@@ -265,8 +267,9 @@ fn roots(authorities: &[Vec<u8>]) -> Result<Option<Arc<RootCertStore>>> {
 }
 
 fn name(text: &str) -> Result<ServerName<'static>> {
-    ServerName::try_from(text.to_owned())
-        .map_err(|_| invalid(format!("\"{}\" is no name that a certificate could bear", text.escape_debug())))
+    ServerName::try_from(text.to_owned()).map_err(|_| {
+        invalid(format!("\"{}\" is not a name that a certificate can have", text.escape_debug()))
+    })
 }
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {

@@ -1,4 +1,4 @@
-//! The secret that both ends of a connection know.
+//! The shared secret of both ends.
 
 use std::fmt;
 use std::fs::File;
@@ -8,16 +8,18 @@ use std::sync::Arc;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Bounds a token.
+/// The longest token, in bytes.
 const LEN_MAX: usize = 4096;
 
-/// A secret shared by the processes that may talk to each other. It never travels: each end proves that it knows it.
+/// A secret shared by all processes that may connect to each other. It is never sent: each end proves that it
+/// has the token.
 ///
-/// The proof covers the handshake, not what follows: on a network where others can write, use TLS as well. A token
-/// should be hard to guess, say 32 random bytes, since whoever answers one handshake can try guesses at leisure.
+/// The proof covers the handshake, not the data after it: use TLS as well on a network where others can
+/// write. A token must be hard to guess, such as 32 random bytes: an attacker who has seen one handshake can
+/// test guesses offline.
 ///
-/// The last clone to go overwrites its memory. That is best effort: what the caller passed in, and what the
-/// operating system keeps of a file, is theirs.
+/// Dropping the last clone overwrites its memory. This is best effort: it does not reach copies that the
+/// caller or the operating system keeps.
 ///
 /// ```
 /// let token = towline::Token::from_bytes("an example: take random bytes")?;
@@ -28,12 +30,12 @@ const LEN_MAX: usize = 4096;
 pub struct Token(Arc<Secret>);
 
 impl Token {
-    /// A token of 1 to 4096 bytes; any other length is `Invalid`.
+    /// Returns a token of 1 to 4096 bytes. Any other length is `Invalid`.
     pub fn from_bytes(bytes: impl AsRef<[u8]>) -> Result<Self> {
         Self::of(bytes.as_ref())
     }
 
-    /// The contents of a file of 1 to 4096 bytes, less one newline at its end, which editors like to add.
+    /// Reads a token of 1 to 4096 bytes from a file, without one newline at its end, which editors add.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         Self::read(path).map_err(|error| error.during("read the token").on(path.display()))
@@ -44,7 +46,7 @@ impl Token {
     }
 
     fn read(path: &Path) -> Result<Self> {
-        // Allocated once and read into in place, so that no copy is left behind by growing.
+        // Allocated once and filled in place, so that growing leaves no copy behind.
         let mut secret = Secret(vec![0; LEN_MAX + 3].into());
         let mut file = File::open(path)?;
         let mut len = 0;
@@ -66,7 +68,7 @@ impl Token {
             0 => Err(Error::new(ErrorKind::Invalid, "the token is empty: it needs at least one byte")),
             1..=LEN_MAX => Ok(Self(Arc::new(Secret(bytes.into())))),
             _ => {
-                Err(Error::new(ErrorKind::Invalid, format!("the token passes the limit of {LEN_MAX} bytes")))
+                Err(Error::new(ErrorKind::Invalid, format!("the token exceeds the limit of {LEN_MAX} bytes")))
             }
         }
     }
@@ -84,7 +86,7 @@ struct Secret(Box<[u8]>);
 impl Drop for Secret {
     fn drop(&mut self) {
         self.0.fill(0);
-        // Whoever might look at the zeros keeps the compiler from leaving them out.
+        // Keeps the compiler from removing the zeroing.
         std::hint::black_box(&self.0);
     }
 }

@@ -1,5 +1,5 @@
-//! The types of TLS in a build without the feature `tls`. None of them has a value, so that `tls://` addresses are refused
-//! before a connection begins, and nothing else asks whether the feature is on.
+//! The types of TLS in a build without the feature `tls`. None of them has a value: `tls://` addresses are
+//! refused before a connection begins, and other code need not check the feature.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream as Socket};
@@ -14,7 +14,8 @@ use crate::Result;
 use crate::platform::environment::Environment;
 use crate::wire::handshake::BINDING_LEN;
 
-/// The settings of TLS. Without the feature `tls` no value of it exists, and `tls://` addresses are refused with `Unsupported`.
+/// The settings of TLS. Without the feature `tls` it has no value, and `tls://` addresses are refused with
+/// `Unsupported`.
 #[derive(Clone, Debug)]
 pub enum Tls {}
 

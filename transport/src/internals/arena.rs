@@ -1,37 +1,37 @@
-//! Shared memory as a model, for ends that lend each other frames.
+//! A model of shared memory, for ends that lend each other frames.
 
 use crate::memory::Buffer;
 use crate::wire::lending::{LENT_FRAME_LEN, Lender, model};
 
-/// One process's shared memory, which its peer reaches too.
+/// The shared memory of one process, which its peer can map.
 #[derive(Clone, Debug, Default)]
 pub struct ModelArena(model::ModelArena);
 
 impl ModelArena {
-    /// One with so much room for copies of frames that are in none.
+    /// Creates one with a bounce arena of `bytes_max` bytes.
     pub fn with_bounce_arena(bytes_max: usize) -> Self {
         Self(model::ModelArena::with_bounce_arena(bytes_max))
     }
 
-    /// A frame in it; `bytes` are not empty.
+    /// Returns a frame in it; `bytes` must not be empty.
     pub fn block(&self, bytes: Vec<u8>) -> Buffer {
         self.0.block(bytes)
     }
 
-    /// Lends a frame of it to whoever has `peers`, and tells the loan as it travels.
+    /// Lends a frame of it to the owner of `peers`, and returns the encoded lent frame.
     pub fn lend(&self, frame: &Buffer, peers: &Self) -> Option<[u8; LENT_FRAME_LEN]> {
         self.lender(peers, usize::MAX).lend(frame).map(|lent_frame| lent_frame.encode())
     }
 
-    /// What must be true when the peer is gone, and nothing that it borrowed is left.
+    /// Checks the final state, once the peer has gone and nothing that it borrowed is left.
     ///
     /// # Panics
-    /// If a frame was not there as long as the peer had it, or a lease did not come back, or twice.
+    /// Panics if a frame was freed while the peer had it, or if a lease was not returned exactly once.
     pub fn check(&self) {
         let borrowed = self.0.leases().borrowed;
         self.0.peer_is_gone();
         self.0.check();
-        assert_eq!((borrowed, self.0.leases().out), (0, 0), "leases that never came back");
+        assert_eq!((borrowed, self.0.leases().out), (0, 0), "leases were never returned");
     }
 
     /// See [`Stream::lending`](super::Stream::lending).

@@ -1,4 +1,4 @@
-//! The front handshake, with a peer behind it that says what it likes.
+//! The handshake and the control stream, with a peer that sends arbitrary bytes.
 
 use std::future::Future;
 use std::io;
@@ -20,62 +20,62 @@ use crate::wire::handshake::{
     HEAD_LEN, HandshakeMessage, Hello, IDENTITY_LEN, MAC_LEN, NONCE_LEN, Transcript, decode, head,
 };
 
-/// How far the clock moves when nothing else does.
+/// How far the clock advances when nothing else happens.
 const TICK: Duration = Duration::from_millis(20);
 
-/// What a peer does next.
+/// The next action of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerAction {
-    /// It says these bytes.
+    /// Sends these bytes.
     Bytes(Vec<u8>),
-    /// It says nothing for a while.
+    /// Sends nothing for a while.
     Wait,
-    /// It ends its side of the stream.
+    /// Ends its side of the stream.
     End,
-    /// Its stream breaks.
+    /// Its stream fails.
     Broken,
 }
 
-/// Whoever is at the other end of a handshake.
+/// The other end of a handshake.
 pub trait Peer: Send {
-    /// It hears what our end sent.
+    /// Receives what our end sent.
     fn receive(&mut self, bytes: &[u8]);
-    /// It says at most `len_max` bytes.
+    /// Sends at most `len_max` bytes.
     fn send(&mut self, len_max: usize) -> PeerAction;
 }
 
 /// Our end of a handshake.
 #[derive(Debug)]
 pub struct GreetingConfig<'a> {
-    /// Which end we are.
+    /// Our role.
     pub role: Role,
     /// Our token.
     pub token: Option<&'a [u8]>,
     /// The backends that we offer.
     pub offers: &'a [&'a str],
-    /// Bounds the greeting, and then the proposal.
+    /// The time limit of the greeting, and again of the proposal.
     pub time: Duration,
 }
 
-/// What a handshake came to.
+/// The result of a handshake.
 #[derive(Debug)]
 pub struct GreetingOutcome {
     /// The backend that was agreed on.
     pub outcome: Result<String>,
-    /// Whether the greeting before it was.
+    /// Whether the greeting succeeded.
     pub greeted: bool,
-    /// What the peer offers, how many bytes in all.
+    /// The total length of the peer's offers, in bytes.
     pub offers_len: usize,
     /// How long it took.
     pub took: Duration,
-    /// Bytes that our end took from the stream.
+    /// Bytes that our end read from the stream.
     pub read: usize,
 }
 
-/// Greets `peer` and acknowledges on a backend.
+/// Runs a greeting with `peer`, and agrees on a backend.
 ///
 /// # Panics
-/// If it takes longer than it may.
+/// Panics if it takes longer than its limit.
 pub fn greet(config: &GreetingConfig<'_>, peer: &mut dyn Peer) -> Result<GreetingOutcome> {
     let clock = Clockwork::default();
     let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: vec![7; 3] };
@@ -150,12 +150,12 @@ async fn converse(
     }
 }
 
-/// What the end in `role` proves, for these two `Hello`s.
+/// Returns the proof of the end in `role`, for these two `Hello`s.
 pub fn proof(token: Option<&[u8]>, role: Role, connector: &[u8], acceptor: &[u8]) -> [u8; MAC_LEN] {
     Transcript { connector, acceptor, binding: None }.proof(token, role)
 }
 
-/// A `Hello` that offers these backends.
+/// Encodes a `Hello` that offers these backends.
 pub fn hello(offers: &[&str]) -> Result<Vec<u8>> {
     let offer = |name: &&str| Offer { backend: (*name).to_owned(), bytes: Vec::new() };
     let hello = Hello {
@@ -172,12 +172,12 @@ pub fn hello(offers: &[&str]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Reads the message of a handshake that `bytes` are.
+/// Decodes a handshake message.
 pub fn decode_greeting(bytes: &[u8]) -> Result<()> {
     read(bytes).map(|message| drop(std::hint::black_box(message)))
 }
 
-/// The message of a handshake that `bytes` begin with, read and written again, and how many bytes it took.
+/// Decodes the handshake message at the start of `bytes` and encodes it again. Also returns its length.
 pub fn greeting_message(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>> {
     let Some((message, len)) = read(bytes)? else { return Ok(None) };
     let mut out = Vec::new();
@@ -231,27 +231,27 @@ impl AsyncWrite for PeerStream<'_> {
     }
 }
 
-/// What became of a control stream.
+/// The result of a control stream.
 #[derive(Debug)]
 pub struct ControlOutcome {
-    /// How it ended, if it did.
+    /// Its end, if it ended.
     pub end: Option<Option<Error>>,
-    /// What our end sent.
+    /// The bytes that our end sent.
     pub sent: Vec<u8>,
-    /// When it ended, or how long it was attended to.
+    /// When it ended, or how long it ran.
     pub took: Duration,
 }
 
-/// Attends to a control stream whose peer does this, one step after another; `Wait` lets a quarter of a heartbeat pass. A peer
-/// that is `reads_nothing` reads nothing of what it is told. Our link parts before step `drain_at`, if there is one. At the end the
-/// connection is over.
+/// Runs a control stream whose peer takes these actions in turn; `Wait` lets a quarter of a heartbeat pass.
+/// With `reads_nothing`, the peer never reads. Our link drains before step `drain_at`, if given. At the end
+/// the connection is over.
 pub fn attend(
     heartbeat: Duration,
     steps: &[PeerAction],
     reads_nothing: bool,
     drain_at: Option<usize>,
 ) -> ControlOutcome {
-    /// Bytes that a stream holds.
+    /// The capacity of the stream, in bytes.
     const ROOM: usize = 8;
     let clock = Clockwork::default();
     let (near, far) = duplex(ROOM);

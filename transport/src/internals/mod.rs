@@ -1,5 +1,5 @@
-//! The inside as this repository's fuzz targets and benchmarks see it, behind the feature `internals`: bytes go in and come
-//! out, and nothing here owns a socket, a thread or a clock. It promises nothing to anybody else.
+//! Internals for this repository's fuzz targets and benchmarks, behind the feature `internals`. Bytes go in
+//! and come out: nothing here owns a socket, a thread or a clock. There is no stability guarantee.
 
 mod arena;
 mod handshake;

@@ -1,18 +1,18 @@
-//! The records of a data stream, decoded and encoded.
+//! Encodes and decodes the records of a data stream.
 
 use crate::backend::{Delivery, FrameInfo};
 use crate::error::Result;
 use crate::memory::Place;
 use crate::wire::record::{self, Announcement, Payload, Record};
 
-/// Records of one sort, ready to be encoded.
+/// Sample records of one kind.
 #[derive(Clone, Debug)]
 pub enum Sample {
     /// An eager message of one frame, and its payload.
     Announcement(Vec<u8>),
-    /// A message that waits, of so many frames.
+    /// A message that waits for its accept, with these frames.
     Table(Vec<FrameInfo>),
-    /// So many words on messages, none next to another.
+    /// This many acknowledgements of messages that are not consecutive.
     Words(u64),
     /// A get.
     Get,
@@ -21,7 +21,7 @@ pub enum Sample {
 }
 
 impl Sample {
-    /// Appends its records to `out`.
+    /// Appends the encoded records to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Announcement(payload) => {
@@ -48,7 +48,7 @@ impl Sample {
     }
 }
 
-/// How many records these bytes are.
+/// Decodes records, and returns their number.
 pub fn decode(mut records: &[u8]) -> Result<usize> {
     let mut count = 0;
     while !records.is_empty() {
@@ -58,7 +58,7 @@ pub fn decode(mut records: &[u8]) -> Result<usize> {
     Ok(count)
 }
 
-/// The same records, written by us.
+/// Decodes records, and encodes them again.
 pub fn decoded_and_encoded(mut records: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::with_capacity(records.len());
     while !records.is_empty() {

@@ -15,12 +15,12 @@ use crate::transfer::region::{Region, Regions, RemoteRegion};
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
 use crate::wire::session::{Session, Target, Urgency};
 
-/// How much memory its pool may keep for later.
+/// The most memory that its pool keeps for reuse, in bytes.
 const POOL_LEN: usize = 1 << 20;
-/// Buffers of one read, and slices of one write.
+/// The most buffers of one read, and slices of one write.
 const PIECES_MAX: usize = 64;
 
-/// A peer's memory, where no allocation of this process is.
+/// A peer's memory, at addresses where this process has no allocation.
 #[derive(Debug, Default)]
 struct Zeros(Option<PartEnd>);
 
@@ -53,19 +53,19 @@ impl Fetcher for Zeros {
     fn retract(&mut self) {}
 }
 
-/// One end of a data stream, driven by hand.
+/// One end of a data stream, driven by the caller.
 #[derive(Debug)]
 pub struct Stream {
     session: Session,
     regions: Arc<Regions>,
     pool: Pool,
     clock: Clockwork,
-    /// What came on each stream and cannot be read yet.
+    /// Bytes that arrived on each stream and cannot be read yet.
     waiting: Vec<Vec<u8>>,
 }
 
 impl Stream {
-    /// A new one, with checksums if `checked`, and with so many lanes beside its main stream.
+    /// Creates a stream, with checksums if `checked`, and with `lanes` lanes.
     pub fn new(heartbeat: Duration, checked: bool, lanes: usize) -> Self {
         let clock = Clockwork::default();
         let (regions, pool) = (Regions::new(Arc::new(clock.clone())), Pool::new(POOL_LEN));
@@ -73,31 +73,32 @@ impl Stream {
         Self { session: session.striped(lanes), regions, pool, clock, waiting: vec![Vec::new(); lanes + 1] }
     }
 
-    /// The same, which lends its peer frames of `ours`, so many at once, and is lent those of `theirs`.
+    /// Enables lending: frames of `ours` are lent, at most `leases_max` at a time, and those of `theirs` are
+    /// borrowed.
     #[must_use]
     pub fn lending(mut self, ours: &ModelArena, theirs: &ModelArena, leases_max: usize) -> Self {
         self.session = self.session.lending(ours.lender(theirs, leases_max));
         self
     }
 
-    /// The same, which fetches from the lowest MiB of its peer's memory, all of it zeros, and finds nothing elsewhere.
+    /// Enables fetching. The lowest MiB of the peer's memory reads as zeros; other addresses fail.
     #[must_use]
     pub fn fetching(mut self) -> Self {
         self.session = self.session.fetching(Box::<Zeros>::default());
         self
     }
 
-    /// Where payload lands that nobody named memory for.
+    /// Returns the pool for payload without a named destination.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// The application takes what comes in pool memory, or names memory.
+    /// Sets whether the application receives into pool memory or names memory.
     pub fn expect(&mut self, in_pool: bool) {
         self.session.expect(in_pool);
     }
 
-    /// Sends a message, which with `more` waits for company if it is small.
+    /// Sends a message. With `more`, it is coalesced if it is small.
     pub fn send(&mut self, message: Message, ack_now: bool, more: bool) -> PendingSend {
         let (message, sent) = Operation::new(message);
         let (receipt, acked) = Done::new();
@@ -105,7 +106,7 @@ impl Stream {
         (sent, acked)
     }
 
-    /// What the peer announced since the last call.
+    /// Returns the messages announced since the last call.
     pub fn announced(&mut self) -> impl Iterator<Item = Announced> + '_ {
         self.session.take_announced()
     }
@@ -113,7 +114,7 @@ impl Stream {
     /// Accepts an announced message into these buffers.
     ///
     /// # Panics
-    /// If what it fetches is not believed.
+    /// Panics if fetched data is not confirmed.
     pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> PendingReceive {
         let (destinations, landed) = Operation::new(destinations);
         self.session.accept(id, destinations);
@@ -121,53 +122,53 @@ impl Stream {
         landed
     }
 
-    /// Says the word on an announced message.
+    /// Acknowledges an announced message.
     pub fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
         self.session.ack(id, delivery, ack_now);
     }
 
-    /// Exposes memory to the peer, to be read.
+    /// Exposes memory for reading by the peer.
     pub fn expose(&self, buffer: Buffer) -> Region<Buffer> {
         self.regions.expose(buffer, Duration::MAX)
     }
 
-    /// Exposes memory to the peer, to be written.
+    /// Exposes memory for writing by the peer.
     pub fn expose_mut(&self, buffer: BufferMut) -> Region<BufferMut> {
         self.regions.expose_mut(buffer, Duration::MAX)
     }
 
-    /// Reads the peer's memory.
+    /// Reads from the peer's memory.
     pub fn get(&mut self, region: RemoteRegion, offset: u64, into: BufferMut) -> PendingGet {
         let (into, got) = Operation::new(into);
         self.session.get(region, offset, into);
         got
     }
 
-    /// Writes the peer's memory.
+    /// Writes to the peer's memory.
     pub fn put(&mut self, region: RemoteRegion, offset: u64, from: Buffer) -> PendingPut {
         let (from, put) = Operation::new(from);
         self.session.put(region, offset, from);
         put
     }
 
-    /// Says good-bye.
+    /// Closes the stream.
     pub fn close(&mut self) -> Completion<Result<()>> {
         let (done, closed) = Done::new();
         self.session.close(done);
         closed
     }
 
-    /// Time passes.
+    /// Advances the clock.
     pub fn pass(&mut self, time: Duration) -> Result<()> {
         self.clock.advance(time);
         self.session.tick(self.clock.now())
     }
 
-    /// `bytes` arrive on one of its streams, and go to where the session wants them. What it does not want yet waits for the
-    /// main stream to go on.
+    /// Delivers `bytes` that arrive on one of the streams to where the session wants them. Bytes that it
+    /// cannot read yet are kept until the main stream continues.
     ///
     /// # Panics
-    /// If the session wants none of what it says it does.
+    /// Panics if the session wants data and accepts none.
     pub fn arrive(&mut self, stream: usize, bytes: &[u8]) -> Result<()> {
         self.session.record_activity(self.clock.now());
         if self.waiting[stream].is_empty() {
@@ -185,12 +186,12 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads from the front of `bytes`, and tells what is left of them.
+    /// Reads from the front of `bytes`, and returns the rest.
     fn read<'a>(&mut self, stream: usize, mut bytes: &'a [u8]) -> Result<&'a [u8]> {
         while !bytes.is_empty() && self.session.reads(stream) {
             let Some((target, remaining, mut sum)) = self.session.target(stream, PIECES_MAX) else {
                 let (wanted, rest) = bytes.split_at(bytes.len().min(self.session.bytes_wanted(stream)));
-                assert!(!wanted.is_empty(), "the session wants neither data nor anything else");
+                assert!(!wanted.is_empty(), "the session reads nothing");
                 self.session.received(stream, wanted)?;
                 bytes = rest;
                 continue;
@@ -214,21 +215,21 @@ impl Stream {
                     revoked = lease.with(at, |to| to[..landed].copy_from_slice(arriving)).is_none();
                 }
             }
-            assert!(landed > 0, "the session wants data and has no room for it");
+            assert!(landed > 0, "the session wants data but has no buffer for it");
             self.session.landed(stream, landed, revoked)?;
             bytes = &bytes[landed..];
         }
         Ok(bytes)
     }
 
-    /// One of its streams ends; whether the connection goes on.
+    /// Ends one of the streams. Returns whether the connection continues.
     pub fn end(&mut self, stream: usize) -> bool {
         self.session.continues_without(stream)
     }
 
-    /// Appends what is due on one of its streams to `out`; whether anything was.
+    /// Appends the pending output of one of the streams to `out`. Returns whether there was any.
     pub fn leave(&mut self, stream: usize, out: &mut Vec<u8>) -> bool {
-        // It is the first that is not full.
+        // The stream is the first that is not full.
         self.session.choose_stream((1 << stream) - 1);
         self.session.begin_poll();
         let is_due = match stream {
@@ -253,22 +254,22 @@ impl Stream {
         true
     }
 
-    /// Whether both ends said good-bye.
+    /// Returns whether both ends have closed.
     pub fn is_over(&self) -> bool {
         self.session.is_over()
     }
 
-    /// Fails everything in flight.
+    /// Fails all operations in flight.
     pub fn give_up(&mut self, why: &Error) {
         self.session.give_up(why);
     }
 }
 
-/// When a message's memory is free again, and the receiver's word.
+/// Completes when the message's memory is free, and when it is acknowledged.
 pub type PendingSend = (Completion<Result<(), Failed<Message>>>, Completion<Result<Delivery>>);
-/// When the frames of a message have landed.
+/// Completes when the frames of a message have been received.
 pub type PendingReceive = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
-/// When a get has ended.
+/// Completes when a get has ended.
 pub type PendingGet = Completion<Result<BufferMut, Failed<BufferMut>>>;
-/// When a put has ended.
+/// Completes when a put has ended.
 pub type PendingPut = Completion<Result<(), Failed<Buffer>>>;

@@ -1,25 +1,26 @@
-//! A message on its way into memory that is lent: its large frames beside arenas are copied there, once for both ends.
+//! Bounce copies: large frames outside arenas are copied into the bounce arena, from where they are lent. The
+//! receiver then needs no copy.
 //!
-//! The copy is made in parts, so that whoever polls goes on between two of them; nothing else of the message moves meanwhile.
+//! A copy is made in parts, so that a poll has a bounded length. The message waits meanwhile.
 
 use crate::memory::{Buffer, BufferMut, Place};
 use crate::transfer::message::Message;
 use crate::wire::lending::{Lender, Scope};
 
-/// What one poll copies at most.
+/// The most bytes that one poll copies.
 pub(crate) const BOUNCED_AT_ONCE: usize = 256 << 10;
 
-/// The copies of one message's frames.
+/// The bounce copies of one message.
 #[derive(Debug)]
 pub(crate) struct BounceCopy {
-    /// Which frame each is of.
+    /// The index of each frame, and its copy.
     copies: Vec<(usize, BufferMut)>,
-    /// The first that is not whole.
+    /// The first copy that is not complete.
     at: usize,
 }
 
 impl BounceCopy {
-    /// Room for all of them, or `None` where the lender has not that much.
+    /// Allocates memory for all copies. Returns `None` if the lender has not enough.
     pub(crate) fn begin(message: &Message, lender: &mut dyn Lender) -> Option<Self> {
         let frames = message.frames().iter().zip(message.table()).enumerate();
         let copied = frames.filter(|(_, (_, info))| Scope::Large.lends(info) && info.place != Place::Arena);
@@ -30,7 +31,7 @@ impl BounceCopy {
         Some(Self { copies: copied.map(room).collect::<Option<_>>()?, at: 0 })
     }
 
-    /// Copies what comes next of the same message, so much at most, and tells how much it was.
+    /// Copies the next bytes of the same message, at most `len_max`. Returns how many.
     pub(crate) fn copy(&mut self, message: &Message, len_max: usize) -> usize {
         let mut room = len_max;
         while let Some((index, copy)) = self.copies.get_mut(self.at) {
@@ -47,12 +48,12 @@ impl BounceCopy {
         len_max - room
     }
 
-    /// Whether all of it is copied.
+    /// Returns whether everything is copied.
     pub(crate) fn is_whole(&self) -> bool {
         self.at == self.copies.len()
     }
 
-    /// The copies, in the order of their frames.
+    /// Returns the copies, in the order of their frames.
     pub(crate) fn finish(self) -> impl Iterator<Item = Buffer> {
         self.copies.into_iter().map(|(_, copy)| copy.freeze())
     }

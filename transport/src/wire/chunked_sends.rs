@@ -1,5 +1,5 @@
-//! Transfers on their way out in chunks: each hands them out in order, to the stream whose turn it is or to leave by
-//! themselves, and has left when all of them have.
+//! Outgoing transfers sent in chunks. Chunks are handed out in order, to the next stream or as direct
+//! transfers. A transfer is complete once all its chunks have left.
 
 use std::collections::VecDeque;
 
@@ -12,9 +12,10 @@ use crate::wire::sequence_window::SequenceWindow;
 pub(crate) struct ChunkedSends {
     chunked_sends: SequenceWindow<ChunkedSend>,
     chunk_len: usize,
-    /// What is shorter is small.
+    /// Shorter transfers are small.
     large_len_min: u64,
-    /// Those with chunks to hand out, which take turns: small ones, for the main stream, and large ones, for any.
+    /// Transfers with chunks to hand out, in turns: small ones for the main stream, large ones for any
+    /// stream.
     small: VecDeque<u64>,
     large: VecDeque<u64>,
 }
@@ -28,10 +29,10 @@ struct ChunkedSend {
     leaving: usize,
 }
 
-/// What one stream shall carry, or leaves by itself.
+/// The next chunk for a stream or for a direct transfer.
 #[derive(Debug)]
 pub(crate) struct NextChunk {
-    /// Whom to tell that it left.
+    /// The number to pass to [`ChunkedSends::left`].
     pub(crate) chunked_send: u64,
     pub(crate) transfer: Transfer,
     pub(crate) offset: u64,
@@ -40,9 +41,9 @@ pub(crate) struct NextChunk {
 }
 
 impl ChunkedSends {
-    /// Over streams, or, `beside` them, to leave by themselves.
+    /// Creates an empty queue, for several streams or, with `beside`, for direct transfers.
     pub(crate) fn new(chunk_len: usize, beside: bool) -> Self {
-        // What is shorter than a chunk stays on the main stream: a second socket to read would only cost.
+        // Transfers shorter than a chunk stay on the main stream: reading a second socket would only cost.
         let large_len_min = if beside { 0 } else { chunk_len as u64 };
         let (small, large) = (VecDeque::new(), VecDeque::new());
         Self { chunked_sends: SequenceWindow::default(), chunk_len, large_len_min, small, large }
@@ -54,32 +55,32 @@ impl ChunkedSends {
         queue.push_back(self.chunked_sends.push(ChunkedSend { data, len, handed_out: 0, leaving: 0 }));
     }
 
-    /// Whether every chunk was handed out.
+    /// Returns whether every chunk was handed out.
     pub(crate) fn is_empty(&self) -> bool {
         self.small.is_empty() && self.large.is_empty()
     }
 
-    /// Whether a chunk of a small transfer is left to hand out.
+    /// Returns whether a small transfer has chunks to hand out.
     pub(crate) fn has_small(&self) -> bool {
         !self.small.is_empty()
     }
 
-    /// Whether a chunk of a large transfer is left to hand out.
+    /// Returns whether a large transfer has chunks to hand out.
     pub(crate) fn has_large(&self) -> bool {
         !self.large.is_empty()
     }
 
-    /// The next chunk of a small transfer.
+    /// Returns the next chunk of a small transfer.
     pub(crate) fn next_small(&mut self) -> Option<NextChunk> {
         next(&mut self.chunked_sends, &mut self.small, self.chunk_len)
     }
 
-    /// The next chunk of a large transfer.
+    /// Returns the next chunk of a large transfer.
     pub(crate) fn next_large(&mut self) -> Option<NextChunk> {
         next(&mut self.chunked_sends, &mut self.large, self.chunk_len)
     }
 
-    /// A chunk left; hands out the transfer's source if it was the last.
+    /// Records that a chunk has left. Returns the owner of the transfer's frames if it was the last chunk.
     pub(crate) fn left(&mut self, id: u64) -> Option<DataOwner> {
         let chunked_send = self.chunked_sends.at(id)?;
         chunked_send.leaving -= 1;
@@ -89,7 +90,7 @@ impl ChunkedSends {
         self.chunked_sends.remove(id).map(|chunked_send| chunked_send.data.owner)
     }
 
-    /// Gives everything up.
+    /// Discards all transfers.
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = DataSource> + '_ {
         self.small.clear();
         self.large.clear();
@@ -97,7 +98,7 @@ impl ChunkedSends {
     }
 }
 
-/// The next chunk of the first transfer in `queue`, which goes to its end.
+/// Returns the next chunk of the first transfer in `queue`, and moves that transfer to the end.
 fn next(
     chunked_sends: &mut SequenceWindow<ChunkedSend>,
     queue: &mut VecDeque<u64>,

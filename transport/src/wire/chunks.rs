@@ -1,17 +1,19 @@
-//! A transfer that lands in chunks, in any order: each is claimed once, by whatever brings it, which owns its part of the
-//! destination until it is there.
+//! Transfers that arrive in chunks, in any order. Each chunk is claimed once by the stream that reads it,
+//! which owns the chunk's part of the destination until the chunk is complete.
 
 use crate::error::Result;
 use crate::memory::BufferMut;
 use crate::wire::record::{DATA_LEN_MAX, Transfer, corrupt};
 
-/// The length of a chunk where there are several streams. Simulated and fuzzed payload is short, and shall be of several too.
+/// The length of a chunk if there are several streams, in bytes. Short in tests and fuzzing, so that their
+/// payload has several chunks as well.
 pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } else { DATA_LEN_MAX };
 
-/// What one chunk fills: pieces of buffers and the bytes each takes. Nothing where the chunk goes to a region.
+/// The destination of one chunk: parts of buffers, each with the number of bytes to append. Empty if the
+/// chunk goes to a region.
 pub(crate) type Parts = Vec<(BufferMut, usize)>;
 
-/// A destination, cut into chunks of one length; the last one takes the rest.
+/// A destination, split into chunks of one length; the last one may be shorter.
 #[derive(Debug)]
 pub(crate) struct Chunks {
     chunk_len: usize,
@@ -23,13 +25,14 @@ pub(crate) struct Chunks {
 #[derive(Debug)]
 enum State {
     Free(Parts),
-    /// It is being brought.
+    /// A stream is reading the chunk.
     Claimed,
     Landed(Parts),
 }
 
 impl Chunks {
-    /// Cuts buffers, each of which takes so many bytes behind what is filled of it. [`join`](Self::join) makes them whole.
+    /// Splits buffers into chunks. Each buffer takes the given number of bytes after those it holds.
+    /// [`join`](Self::join) rejoins them.
     pub(crate) fn cut<'a>(
         buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>,
         chunk_len: usize,
@@ -40,7 +43,7 @@ impl Chunks {
             let mut rest = buffer.split_off(buffer.len());
             while wanted > 0 {
                 let part_len = wanted.min(room);
-                // What a buffer has beyond its frame stays with its last part.
+                // Capacity beyond the frame stays with the last part.
                 let more = rest.split_off(if part_len == wanted { rest.capacity() } else { part_len });
                 parts.push((std::mem::replace(&mut rest, more), part_len));
                 wanted -= part_len;
@@ -57,48 +60,51 @@ impl Chunks {
         Self { chunk_len, states, len, missing: len }
     }
 
-    /// Chunks of `len` bytes that go to a region.
+    /// Returns the chunks of a region range of `len` bytes.
     pub(crate) fn of_region(len: usize, chunk_len: usize) -> Self {
         let states = (0..len.div_ceil(chunk_len)).map(|_| State::Free(Parts::new())).collect();
         Self { chunk_len, states, len: len as u64, missing: len as u64 }
     }
 
-    /// Hands a chunk to whoever brings it, if it is one, and has not come yet.
+    /// Claims a chunk. Fails if the offset and length are not those of a chunk, or if it was claimed before.
     pub(crate) fn claim(&mut self, offset: u64, len: usize) -> Result<Parts> {
         let fits = offset.is_multiple_of(self.chunk_len as u64)
             && offset < self.len
             && len as u64 == self.len_at(offset);
         if !fits {
-            return Err(corrupt(format!("{len} bytes at {offset} are no chunk of {} bytes", self.len)));
+            return Err(corrupt(format!(
+                "{len} bytes at offset {offset} are not a chunk of a transfer of {} bytes",
+                self.len
+            )));
         }
         let state = self.state_at(offset);
         match std::mem::replace(state, State::Claimed) {
             State::Free(parts) => Ok(parts),
             other => {
                 *state = other;
-                Err(corrupt(format!("the chunk at {offset} came twice")))
+                Err(corrupt(format!("the chunk at offset {offset} arrived twice")))
             }
         }
     }
 
-    /// Whether none was claimed so far.
+    /// Returns whether no chunk was claimed yet.
     pub(crate) fn are_untouched(&self) -> bool {
         self.states.iter().all(|state| matches!(state, State::Free(_)))
     }
 
-    /// A claimed chunk is there; true if it was the last.
+    /// Completes a claimed chunk. Returns true if it was the last one.
     pub(crate) fn landed(&mut self, offset: u64, parts: Parts) -> bool {
         self.missing -= self.len_at(offset);
         self.put_back(offset, parts);
         self.missing == 0
     }
 
-    /// A claimed chunk will not come.
+    /// Returns the parts of a claimed chunk that will not arrive.
     pub(crate) fn put_back(&mut self, offset: u64, parts: Parts) {
         *self.state_at(offset) = State::Landed(parts);
     }
 
-    /// The length of the chunk at an offset on the grid.
+    /// Returns the length of the chunk at `offset`, a multiple of the chunk length.
     fn len_at(&self, offset: u64) -> u64 {
         (self.len - offset).min(self.chunk_len as u64)
     }
@@ -107,12 +113,12 @@ impl Chunks {
         &mut self.states[(offset / self.chunk_len as u64) as usize]
     }
 
-    /// Makes the buffers that were cut whole again: filled if every chunk landed, else as they came.
+    /// Rejoins the buffers: filled if every chunk has arrived, otherwise unchanged.
     pub(crate) fn join<'a>(self, buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>) {
         let is_whole = self.missing == 0;
         let mut parts = self.states.into_iter().flat_map(|state| match state {
             State::Free(parts) | State::Landed(parts) => parts,
-            State::Claimed => unreachable!("a claimed chunk is put back first"),
+            State::Claimed => unreachable!("a claimed chunk is returned first"),
         });
         for (buffer, mut wanted) in buffers {
             while wanted > 0 {
@@ -128,7 +134,7 @@ impl Chunks {
     }
 }
 
-/// A chunk that is being brought.
+/// A chunk that is being received.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) transfer: Transfer,
@@ -138,7 +144,7 @@ pub(crate) struct Chunk {
     pub(crate) parts: Parts,
     /// The first part that is not full.
     first: usize,
-    /// Some of it found its region revoked.
+    /// Some of its bytes were discarded because the region was revoked.
     pub(crate) revoked: bool,
 }
 
@@ -147,12 +153,13 @@ impl Chunk {
         Self { transfer, offset, len, remaining: len, parts, first: 0, revoked: false }
     }
 
-    /// Where in its transfer the next byte belongs.
+    /// Returns the offset of the next byte in its transfer.
     pub(crate) fn at(&self) -> usize {
         self.offset as usize + self.len - self.remaining
     }
 
-    /// Where the next bytes go: at most so many buffers, and the bytes each still takes.
+    /// Returns where the next bytes go: at most `buffers_max` buffers, each with the number of bytes it still
+    /// takes.
     pub(crate) fn room(&mut self, buffers_max: usize) -> Vec<(&mut BufferMut, usize)> {
         let open = self.parts[self.first..].iter_mut().take(buffers_max);
         open.map(|(part, len)| {
@@ -162,7 +169,7 @@ impl Chunk {
         .collect()
     }
 
-    /// `len` bytes went there.
+    /// Records that `len` bytes have been written or, if `revoked`, discarded.
     pub(crate) fn advance(&mut self, len: usize, revoked: bool) {
         self.remaining -= len;
         self.revoked |= revoked;
@@ -180,7 +187,7 @@ mod tests {
     const WANTED: [usize; 5] = [CHUNK_LEN - 1, 0, 3, 2 * CHUNK_LEN, 7];
 
     fn buffers() -> Vec<BufferMut> {
-        // One has more room than its frame, one is filled in part.
+        // One buffer has more capacity than its frame, another is partly filled.
         let mut buffers: Vec<_> = WANTED.map(|wanted| BufferMut::with_capacity(wanted + 5)).into();
         buffers[2].extend_from_slice(b"ab").unwrap();
         buffers

@@ -1,16 +1,16 @@
-//! Counts that anybody may read while whoever has the poll lock goes on.
+//! Counters that any thread may read while the holder of the poll lock updates them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that one thread at a time adds to. Clones are the same number.
+/// A counter with one writer at a time. Clones share the value.
 ///
-/// Whoever learns that something was done finds it counted, if it was counted first.
+/// A count made before an event is visible to every thread that has observed the event.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Count(Arc<AtomicU64>);
 
 impl Count {
-    /// By the holder of the poll lock alone.
+    /// Adds to the counter. Only the holder of the poll lock may call it.
     pub(crate) fn add(&self, more: u64) {
         self.0.store(self.get() + more, Ordering::Relaxed);
     }
@@ -20,7 +20,7 @@ impl Count {
     }
 }
 
-/// What a session counts.
+/// The counters of a session.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     pub(super) copied: [Count; 3],
@@ -29,17 +29,17 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Payload bytes copied: of what leaves, of what comes, of one-sided requests.
+    /// Returns the payload bytes copied: sent, received, and by one-sided operations.
     pub(crate) fn copied(&self) -> u64 {
         self.copied.iter().map(Count::get).sum()
     }
 
-    /// What of it was copied to where the peer reads it.
+    /// Returns how many of these bytes were copied into the bounce arena.
     pub(crate) fn bounced(&self) -> u64 {
         self.bounced.get()
     }
 
-    /// Waits for credit.
+    /// Returns how often sending waited for credit.
     pub(crate) fn stalls(&self) -> u64 {
         self.stalls.get()
     }

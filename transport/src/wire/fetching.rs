@@ -1,9 +1,10 @@
-//! Frames that the receiver reads where the sender has them: an announcement says where they lie, and the receiver, who names
-//! their destinations, copies them there by itself, once.
+//! Fetching: the announcement carries the addresses of the frames in the sender's memory. A receiver that
+//! names its destinations copies the frames from there, once.
 //!
-//! The session says what lies where, whose turn it is, and when the sender's memory is free. The link brings a [`Fetcher`],
-//! which reaches the peer's memory. The invariant: nothing that was fetched is delivered before its last part was confirmed:
-//! the memory had not gone back to its owner; and it goes back only after [`Fetcher::retract`], which makes the peer's fail.
+//! The session schedules the fetches and tracks when the sender's memory is free. The link provides a
+//! [`Fetcher`], which reads the peer's memory. Invariant: nothing fetched is delivered before its last part
+//! is confirmed, that is, the memory had not gone back to its owner. It goes back only after
+//! [`Fetcher::retract`], which makes the peer's confirmation fail.
 
 use std::fmt::Debug;
 use std::mem::MaybeUninit;
@@ -14,54 +15,55 @@ use crate::transfer::message::{FRAMES_MAX, HEADER_LEN_MAX, Message};
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
 
-/// An address in an announcement.
+/// The length of an address in an announcement, in bytes.
 pub(crate) const ADDRESS_LEN: usize = 8;
-/// The most frames of a message that may be fetched.
+/// The most frames of a fetchable message.
 pub(crate) const FETCHED_FRAMES_MAX: usize = 1024;
-/// Payload from so much on may be fetched: below, the two copies by way of the link cost less than asking the kernel.
+/// The least payload of a fetchable message. Below it, two copies through the link cost less than the system
+/// call.
 pub(crate) const FETCH_LEN_MIN: u64 = 256 << 10;
-/// And so much for each of its frames, as each takes a call.
+/// And the least payload for each of its frames, since each takes a system call.
 const FETCH_LEN_MIN_A_FRAME: u64 = 64 << 10;
-/// What is fetched in one go, before others have their turn.
+/// The most that is fetched at a time, in bytes; other messages have their turn between.
 pub(crate) const FETCHED_AT_ONCE: usize = 512 << 10;
 
 const _: () = {
     let longest = cost(HEADER_LEN_MAX, FETCHED_FRAMES_MAX, (FETCHED_FRAMES_MAX * ADDRESS_LEN) as u64);
-    assert!(longest <= WINDOW.bytes && FETCHED_FRAMES_MAX <= FRAMES_MAX, "it could never be announced");
+    assert!(longest <= WINDOW.bytes && FETCHED_FRAMES_MAX <= FRAMES_MAX, "a message must fit the window");
 };
 
-/// Both sides of fetching: what reads the peer's memory, and what tells the peer that it may not read ours any more. Where it
-/// is dropped, it has withdrawn.
+/// Reads the peer's memory, and retracts ours. Dropping it retracts.
 pub(crate) trait Fetcher: Debug + Send {
-    /// Whether it reaches the peer's memory, as far as it knows.
+    /// Returns whether the peer's memory can be read, as far as is known.
     fn fetches(&self) -> bool;
 
-    /// Begins to read a part, elsewhere: this never waits for the peer's memory. One part at a time.
+    /// Begins to read a part on another thread. Never waits for the peer's memory. One part at a time.
     ///
     /// # Errors
-    /// The part, where it cannot be read: the payload has to travel.
+    /// Returns the part if it cannot be read: the payload must then be sent.
     fn begin(&mut self, part: Part) -> Result<(), Part>;
 
-    /// What became of the part, once that is known. Where reading failed, it does not try again.
+    /// Returns the result of the part once it is known. A fetcher that failed does not try again.
     fn finished(&mut self) -> Option<PartEnd>;
 
-    /// Nobody waits for the part any more: calls `then` with it once its memory is free, or with none where it is not within
-    /// the time of a read.
+    /// Abandons the part: calls `then` with the part once its memory is free, or with `None` if it is not
+    /// free within the time limit of a read.
     fn abandon(&mut self, then: Box<dyn FnOnce(Option<Part>) + Send>);
 
-    /// Our memory goes back to its owners from now on: what the peer fetches and has not confirmed counts for nothing.
+    /// Retracts our memory, which is returned to its owners after this call. Whatever the peer fetched but
+    /// has not confirmed becomes invalid.
     fn retract(&mut self);
 }
 
-/// What is read in one go: pieces of frames, with the memory that they land in.
+/// What is read at a time: pieces of frames, with the memory they are read into.
 #[derive(Debug)]
 pub(crate) struct Part {
     pub(crate) pieces: Vec<Piece>,
-    /// The message is whole with it: what was read is then confirmed.
+    /// The last part of the message: the data read is then confirmed.
     pub(crate) is_last: bool,
 }
 
-/// So many bytes of a frame, from an address of the peer's on, to the end of what the buffer has.
+/// `len` bytes of a frame, read from `address` in the peer's memory and appended to `into`.
 #[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) frame: usize,
@@ -70,21 +72,21 @@ pub(crate) struct Piece {
     pub(crate) into: BufferMut,
 }
 
-/// What became of a part.
+/// The result of a part.
 #[derive(Debug)]
 pub(crate) enum PartEnd {
-    /// It was read, and the last one of a message confirmed.
+    /// The part was read. If it was the last of a message, the message is confirmed.
     Read(Part),
-    /// It could not be read: the payload has to travel.
+    /// The part could not be read: the payload must be sent.
     Failed(Part),
-    /// The peer ended the connection, or itself, before: what was read counts for nothing.
+    /// The peer ended the connection or exited before: the data read is invalid.
     Lost(Part, Error),
     /// The read did not return in time, and keeps its memory until it does.
     Stuck(Error),
 }
 
 impl PartEnd {
-    /// The part, unless it is still being read.
+    /// Returns the part, unless it is still being read.
     pub(crate) fn into_part(self) -> Option<Part> {
         match self {
             Self::Read(part) | Self::Failed(part) | Self::Lost(part, _) => Some(part),
@@ -94,7 +96,7 @@ impl PartEnd {
 }
 
 impl Part {
-    /// Reads all of it by `fetch`, which fills memory from an address on.
+    /// Reads all pieces with `fetch`, which fills memory from an address on.
     ///
     /// # Errors
     /// Those of `fetch`.
@@ -108,7 +110,7 @@ impl Part {
     }
 }
 
-/// The addresses of a message's frames, if it may be fetched; otherwise it travels.
+/// Returns the addresses of a message's frames, or `None` if the message is not fetchable.
 pub(crate) fn addresses(message: &Message) -> Option<Vec<u64>> {
     if len_if_fetchable(message) == 0 {
         return None;
@@ -116,14 +118,15 @@ pub(crate) fn addresses(message: &Message) -> Option<Vec<u64>> {
     message.frames().iter().map(|frame| Some(frame.as_slice()?.as_ptr().addr() as u64)).collect()
 }
 
-/// The bytes behind the header of a message that may be fetched, at most.
+/// Returns the most bytes after the header in the record of a fetchable message, or 0 if the message is not
+/// fetchable.
 pub(crate) fn len_if_fetchable(message: &Message) -> u64 {
     let frames = message.frames().len();
     let worth_it = message.payload_len() >= FETCH_LEN_MIN.max(frames as u64 * FETCH_LEN_MIN_A_FRAME);
     if worth_it && frames <= FETCHED_FRAMES_MAX { (frames * ADDRESS_LEN) as u64 } else { 0 }
 }
 
-/// The addresses in an announcement.
+/// Decodes the addresses in an announcement.
 pub(crate) fn addresses_in(addresses: &[[u8; ADDRESS_LEN]]) -> Vec<u64> {
     addresses.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect()
 }

@@ -1,7 +1,8 @@
-//! Handshake messages and what both ends must agree on; `docs/handshake.md` shows every byte.
+//! Handshake messages, and the checks on which both ends must agree. `docs/handshake.md` specifies every
+//! byte.
 //!
-//! All of this is read from unauthenticated peers: a length is checked before anything of that length is allocated, and text
-//! from a peer is cleaned before anyone sees it.
+//! All of this is read from unauthenticated peers. A length is checked before anything of that length is
+//! allocated, and text from a peer is sanitized before it is shown.
 #![forbid(unsafe_code)]
 
 mod decode;
@@ -18,101 +19,105 @@ pub(crate) use text::{clean, excerpt, shorten};
 pub use transcript::Role;
 pub(crate) use transcript::{AttachKey, JoinKey, Transcript};
 
-/// What every handshake message begins with. The last byte stops a terminal that was shown the stream.
+/// The first bytes of every handshake message. The last byte ends the output if a terminal displays the
+/// stream.
 pub(crate) const MAGIC: [u8; 8] = *b"TOWLINE\x1a";
-/// The versions this build speaks.
+/// The lowest version that this build speaks.
 pub(crate) const VERSION_MIN: u16 = 1;
-/// The versions this build speaks.
+/// The highest version that this build speaks.
 pub(crate) const VERSION_MAX: u16 = 1;
 
-/// The feature of checksums on the data stream: an acceptor always has it, a connector if its address asks for it.
+/// Feature bit: checksums on the data stream. An acceptor always has it, a connector if its address asks for
+/// it.
 pub(crate) const CRC32C: u64 = 1;
 
-/// The feature of several streams: an acceptor always has it, a connector if its address asks for it.
+/// Feature bit: several streams. An acceptor always has it, a connector if its address asks for it.
 pub(crate) const STREAMS: u64 = 2;
 /// The most streams of one connection, the main one included.
 pub(crate) const STREAMS_MAX: usize = 16;
 
 pub(crate) const HEAD_LEN: usize = 16;
-/// Bounds one message, head and body.
+/// The most bytes of one message, head and body.
 pub(crate) const MESSAGE_LEN_MAX: usize = 64 * 1024;
 pub(crate) const IDENTITY_LEN: usize = 56;
 pub(crate) const NONCE_LEN: usize = 32;
 pub(crate) const MAC_LEN: usize = 32;
-/// What an encrypted session is known by.
+/// The length of a TLS channel binding, in bytes.
 pub(crate) const BINDING_LEN: usize = 32;
-/// What a connection that waits for its streams goes by.
+/// The length of the name of a connection that waits for its additional streams, in bytes.
 pub(crate) const NAME_LEN: usize = 16;
 pub(crate) const OFFERS_MAX: usize = 16;
 pub(crate) const OFFER_LEN_MAX: usize = 16 * 1024;
 pub(crate) const INFO_LEN_MAX: usize = 16 * 1024;
 pub(crate) const BACKEND_LEN_MAX: usize = 16;
 pub(crate) const REASON_LEN_MAX: usize = 1024;
-/// The most bytes behind one [`HandshakeMessage::Measure`].
+/// The most bytes after one [`HandshakeMessage::Measure`].
 pub(crate) const MEASURE_LEN_MAX: usize = 1 << 20;
 
 /// One message of the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HandshakeMessage {
-    /// Both ends' first word.
+    /// The first message of both ends.
     Hello(Hello),
-    /// Evidence of knowing the token; all zero where neither side has one.
+    /// Proof of possession of the token; all zero if neither end has one.
     Proof { mac: [u8; MAC_LEN] },
-    /// The connector asks for a backend.
+    /// The connector proposes a backend.
     Propose { backend: String },
     /// The acceptor is ready to open it.
     Ready,
     /// The acceptor cannot open it; another may be proposed.
     NotReady { reason: String },
-    /// The sender ends the conversation.
+    /// The sender ends the handshake.
     Refuse { kind: ErrorKind, reason: String },
-    /// The connector asks for a backend, and for so many streams.
+    /// The connector proposes a backend with several streams.
     ProposeStreams { streams: u8, backend: String },
-    /// A further stream's first and only word.
+    /// The first and only message on an additional stream.
     Join(Join),
-    /// The connector asks for a backend, and for so many streams, and tells its twin what unauthenticated peers may not know.
+    /// The connector proposes a backend with a number of streams, and sends endpoint info, which
+    /// unauthenticated peers may not see.
     ProposeInfo { streams: u8, backend: String, info: Vec<u8> },
-    /// The acceptor is ready to open it, and answers with an endpoint info of its own.
+    /// The acceptor is ready to open it, and answers with its own endpoint info.
     ReadyInfo { info: Vec<u8> },
-    /// The connector wants to know what the stream does: so many bytes follow, which are no message.
+    /// The connector measures the stream: `len` bytes of no meaning follow.
     Measure { len: usize },
 }
 
-/// Which stream of which connection, and the evidence of belonging there.
+/// Assigns an additional stream to a connection, with a proof that it belongs there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Join {
     pub(crate) connection: [u8; NAME_LEN],
-    /// From 1 on: 0 is the stream of the handshake.
+    /// Counted from 1; stream 0 is that of the handshake.
     pub(crate) stream: u8,
     pub(crate) mac: [u8; MAC_LEN],
 }
 
-/// What one end says of itself, all of it covered by the proofs.
+/// The properties of one end. The proofs cover all of it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) version_min: u16,
     pub(crate) version_max: u16,
     pub(crate) features: u64,
     pub(crate) nonce: [u8; NONCE_LEN],
-    /// Opaque here; `handshake::identity` reads it.
+    /// Opaque here; `handshake::identity` decodes it.
     pub(crate) identity: [u8; IDENTITY_LEN],
-    /// Whether the sender has a token, and will prove it and ask for proof.
+    /// Whether the sender has a token. It then sends a proof and requires one.
     pub(crate) authenticates: bool,
     pub(crate) offers: Vec<Offer>,
 }
 
-/// What one backend tells its twin at the peer. Unauthenticated peers read it before they prove anything, so nothing in it may
-/// grant access.
+/// What one backend sends to the same backend of the peer. Unauthenticated peers can read it, so nothing in
+/// it may grant access.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Offer {
-    /// `mem`, `tcp`, …: at most 16 lowercase letters, digits, `-` and `_`.
+    /// The backend's name: at most 16 lowercase letters, digits, `-` and `_`.
     pub(crate) backend: String,
-    /// Whatever that backend needs, at most 16 KiB.
+    /// Opaque bytes of that backend, at most 16 KiB.
     pub(crate) bytes: Vec<u8>,
 }
 
 impl HandshakeMessage {
-    /// Appends the message, head included. What breaks a limit is `Invalid` or `TooLarge`, and `out` is as before.
+    /// Appends the message, head included. A message beyond a limit is `Invalid` or `TooLarge`, and leaves
+    /// `out` unchanged.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
         let start = out.len();
         out.extend_from_slice(&MAGIC);
@@ -121,7 +126,7 @@ impl HandshakeMessage {
             let body_len = out.len() - start - HEAD_LEN;
             if body_len > self.kind().body_len_max() {
                 return Err(too_large(format!(
-                    "{} of {body_len} bytes passes the limit of {}: offer fewer backends, or shorter offers",
+                    "{} of {body_len} bytes exceeds the limit of {}: offer fewer backends, or shorter offers",
                     self.kind(),
                     self.kind().body_len_max()
                 )));
@@ -135,7 +140,7 @@ impl HandshakeMessage {
         result
     }
 
-    /// Which message this is.
+    /// Returns the kind of this message.
     pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Hello(_) => Kind::Hello,
@@ -207,7 +212,7 @@ impl Hello {
         out.extend_from_slice(&self.identity);
         out.push(self.authenticates.into());
         if self.offers.len() > OFFERS_MAX {
-            return Err(too_large(format!("{} offers pass the limit of {OFFERS_MAX}", self.offers.len())));
+            return Err(too_large(format!("{} offers exceed the limit of {OFFERS_MAX}", self.offers.len())));
         }
         out.push(self.offers.len() as u8);
         for (at, Offer { backend, bytes }) in self.offers.iter().enumerate() {
@@ -217,7 +222,7 @@ impl Hello {
             }
             if bytes.len() > OFFER_LEN_MAX {
                 return Err(too_large(format!(
-                    "the offer of {backend}, {} bytes, passes the limit of {OFFER_LEN_MAX}",
+                    "the offer of {backend}, {} bytes, exceeds the limit of {OFFER_LEN_MAX}",
                     bytes.len()
                 )));
             }
@@ -246,7 +251,7 @@ impl fmt::Debug for Offer {
     }
 }
 
-/// Which message a head announces.
+/// The kinds of messages, as a head encodes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Hello = 1,
@@ -304,9 +309,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Whether these two may talk, and in which version. Both ends ask, with the same arguments, and find the same.
+/// Returns the protocol version of a connection between these two ends, or why there is none. Both ends call
+/// this with the same arguments and get the same result.
 ///
-/// The sentences name roles, since the end that refuses sends them to the other.
+/// The error texts name roles, since the end that refuses sends them to the other.
 pub(crate) fn agree(connector: &Hello, acceptor: &Hello) -> Result<u16> {
     let version = negotiate(
         acceptor.version_min..=acceptor.version_max,
@@ -315,7 +321,7 @@ pub(crate) fn agree(connector: &Hello, acceptor: &Hello) -> Result<u16> {
     if connector.nonce == acceptor.nonce {
         return Err(Error::new(
             ErrorKind::Refused,
-            "both ends sent the same nonce: someone reflects the handshake, or the randomness is broken",
+            "both ends sent the same nonce: the handshake was reflected, or the random numbers are broken",
         ));
     }
     let lacking = match (connector.authenticates, acceptor.authenticates) {
@@ -330,7 +336,7 @@ pub(crate) fn agree(connector: &Hello, acceptor: &Hello) -> Result<u16> {
     Err(Error::new(ErrorKind::Unauthenticated, lacking))
 }
 
-/// The highest version in both ranges. The sentence suits both ends: the one that refuses and the one refused.
+/// Returns the highest version in both ranges. The error text is valid at both ends.
 pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u16>) -> Result<u16> {
     let highest = *refusing.end().min(refused.end());
     if refusing.contains(&highest) && refused.contains(&highest) {
@@ -347,7 +353,8 @@ pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u
     ))
 }
 
-/// The codes of [`HandshakeMessage::Refuse`]. A kind without one travels as `Refused`, and so is read a code without a kind.
+/// The codes of [`HandshakeMessage::Refuse`]. A kind without a code is sent as `Refused`, and an unknown code
+/// is read as `Refused`.
 const CODES: [(u8, ErrorKind); 9] = [
     (1, ErrorKind::Refused),
     (2, ErrorKind::Unauthenticated),
@@ -376,28 +383,28 @@ fn check_backend(name: &[u8], kind: ErrorKind) -> Result<&str> {
         _ => Err(Error::new(
             kind,
             format!(
-                "\"{}\" names no backend: 1 to {BACKEND_LEN_MAX} lowercase letters, digits, - and _ do",
+                "\"{}\" is not a backend name, which has 1 to {BACKEND_LEN_MAX} lowercase letters, digits, - and _",
                 excerpt(name)
             ),
         )),
     }
 }
 
-/// Without an endpoint info there is another message.
+/// Checks an endpoint info. It is never empty: a proposal without one is another message.
 fn check_info(info: &[u8], kind: ErrorKind) -> Result<&[u8]> {
     match info.len() {
         0 => Err(Error::new(kind, "an endpoint info is empty")),
         1..=INFO_LEN_MAX => Ok(info),
-        len => Err(too_large(format!("an endpoint info of {len} bytes passes the limit of {INFO_LEN_MAX}"))),
+        len => Err(too_large(format!("an endpoint info of {len} bytes exceeds the limit of {INFO_LEN_MAX}"))),
     }
 }
 
-/// Nothing measures nothing.
+/// Checks the length of a measurement, which is not 0.
 fn check_measure(len: u64, kind: ErrorKind) -> Result<usize> {
     match usize::try_from(len) {
         Ok(0) => Err(Error::new(kind, "a measurement of no bytes")),
         Ok(len) if len <= MEASURE_LEN_MAX => Ok(len),
-        _ => Err(too_large(format!("a measurement of {len} bytes passes the limit of {MEASURE_LEN_MAX}"))),
+        _ => Err(too_large(format!("a measurement of {len} bytes exceeds the limit of {MEASURE_LEN_MAX}"))),
     }
 }
 

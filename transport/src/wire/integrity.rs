@@ -1,9 +1,9 @@
-//! Checksums of a data stream, where both ends agreed on them: each packet's head carries those of itself, its records
-//! and its data.
+//! Checksums of a data stream, if both ends agreed on them. Each packet's head carries those of the head, the
+//! records and the data.
 //!
-//! Nothing is acted on before its checksum was found right: records are checked before they are read, a packet's data
-//! before its transfer goes on. The sum is taken over memory that was just read or is about to be written: no byte is
-//! copied for it.
+//! Nothing is acted on before its checksum is verified: records before they are decoded, a packet's data
+//! before its transfer continues. Checksums are computed over memory that was just read or is about to be
+//! written, so nothing is copied for them.
 
 use std::io::IoSlice;
 
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::memory::{Buffer, BufferMut};
 use crate::wire::record::{Transfer, corrupt};
 
-/// Writes the checksums of the records, of the data, and of what is before, to the end of a head.
+/// Writes the checksums of the records, of the data and of the head itself to the end of a head.
 pub(crate) fn seal(head: &mut [u8], records: u32, data: u32) {
     let sums = head.len() - 12;
     head[sums..sums + 4].copy_from_slice(&records.to_le_bytes());
@@ -22,36 +22,36 @@ pub(crate) fn seal(head: &mut [u8], records: u32, data: u32) {
     head[sums + 8..].copy_from_slice(&sum.to_le_bytes());
 }
 
-/// What [`seal`] wrote of the records and of the data; `None` if the head is not as it was.
+/// Returns the checksums of records and data that [`seal`] wrote, or `None` if the head is damaged.
 fn unseal(head: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let sums = head.len() - 12;
     (crc32c(&head[..sums + 8]) == word(sums + 8)).then(|| (word(sums), word(sums + 4)))
 }
 
-/// The checksum of data.
+/// Returns the checksum of data.
 pub(crate) fn of_buffers(buffers: &[Buffer]) -> u32 {
     of_slices(buffers.iter().filter_map(Buffer::as_slice).map(IoSlice::new))
 }
 
-/// The checksum of slices, one after another.
+/// Returns the checksum of consecutive slices.
 pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = IoSlice<'a>>) -> u32 {
     slices.into_iter().fold(0, |sum, slice| crc32c_append(sum, &slice))
 }
 
-/// What one end checks of what comes.
+/// Verifies the checksums of one incoming stream.
 #[derive(Debug, Default)]
 pub(crate) struct Check {
-    /// Both ends agreed to.
+    /// Both ends agreed on checksums.
     on: bool,
     /// The current packet's checksums, and the sum of its data so far.
     records: u32,
     data: u32,
     sum: u32,
-    /// Where its data goes: the frame, and the offset in it.
+    /// Where the packet's data belongs: the frame, and the offset in it.
     frame: usize,
     offset: u64,
-    /// Where the current packet begins, its records do, and it ends in the stream.
+    /// Positions in the stream: the packet's start, the start of its records, and its end.
     start: u64,
     records_at: u64,
     end: u64,
@@ -62,11 +62,11 @@ impl Check {
         Self { on, ..Self::default() }
     }
 
-    /// What checks, where this one `is_on`, the data of a packet that came by itself with that head.
+    /// Returns a verifier for one packet of a direct transfer, with that head.
     pub(crate) fn of_packet(&self, head: &[u8]) -> Result<Self> {
         let mut check = Self::new(self.on);
         if self.on {
-            let sums = unseal(head).ok_or_else(|| corrupt("damaged on its way: the head of a packet"))?;
+            let sums = unseal(head).ok_or_else(|| corrupt("damaged in transit: the head of a packet"))?;
             (check.records, check.data) = sums;
         }
         Ok(check)
@@ -76,7 +76,7 @@ impl Check {
         self.on
     }
 
-    /// A packet's head came.
+    /// Verifies a packet's head.
     pub(crate) fn head(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.on {
             return Ok(());
@@ -84,7 +84,7 @@ impl Check {
         self.start = self.end;
         let Some((records, data)) = unseal(bytes) else {
             return Err(corrupt(format!(
-                "damaged on its way: the head at byte {} of the stream",
+                "damaged in transit: the head at byte {} of the stream",
                 self.start
             )));
         };
@@ -95,28 +95,28 @@ impl Check {
         Ok(())
     }
 
-    /// A packet's records came; `next` is the number of the next message to be announced.
+    /// Verifies a packet's records. `next` is the number of the next message to be announced.
     pub(crate) fn records(&self, bytes: &[u8], next: u64) -> Result<()> {
         if !self.on || crc32c(bytes) == self.records {
             return Ok(());
         }
         let (len, offset) = (bytes.len(), self.records_at);
         Err(corrupt(format!(
-            "damaged on their way: {len} bytes of records at byte {offset} of the stream, where message {next} is next"
+            "damaged in transit: {len} bytes of records at byte {offset} of the stream, where message {next} is next"
         )))
     }
 
-    /// Data is to come, for this place.
+    /// Sets where the data that follows belongs.
     pub(crate) fn begin(&mut self, frame: usize, offset: u64) {
         (self.frame, self.offset) = (frame, offset);
     }
 
-    /// Where the bytes that come are added up.
+    /// Returns the sum to add arriving bytes to.
     pub(crate) fn sum(&mut self) -> Sum<'_> {
         Sum(self.on.then_some(&mut self.sum))
     }
 
-    /// A packet's data is all here.
+    /// Verifies a packet's data once all of it has arrived.
     pub(crate) fn end(&self, transfer: Transfer) -> Result<()> {
         if !self.on || self.sum == self.data {
             return Ok(());
@@ -127,23 +127,23 @@ impl Check {
             Transfer::Get(id) => format!("the answer to get {id}, the chunk at offset {offset}"),
             Transfer::Put(id) => format!("put {id}, the chunk at offset {offset}"),
         };
-        Err(corrupt(format!("damaged on its way: {whose}")))
+        Err(corrupt(format!("damaged in transit: {whose}")))
     }
 }
 
-/// The sum of a packet's data, if it is taken.
+/// The checksum of a packet's data, if checksums are on.
 #[derive(Debug)]
 pub(crate) struct Sum<'a>(Option<&'a mut u32>);
 
 impl Sum<'_> {
-    /// These bytes came.
+    /// Adds bytes.
     pub(crate) fn add(&mut self, bytes: &[u8]) {
         if let Some(sum) = &mut self.0 {
             **sum = crc32c_append(**sum, bytes);
         }
     }
 
-    /// `len` bytes came into the ends of `buffers`, each of which took at most so many.
+    /// Adds `len` bytes that were appended to `buffers`, each of which took at most its given number.
     pub(crate) fn add_filled(&mut self, buffers: &[(&mut BufferMut, usize)], mut len: usize) {
         for (buffer, room) in buffers {
             let filled = len.min(*room);

@@ -1,7 +1,7 @@
-//! Frames that stay where they are: a peer that reaches our arenas by itself is lent a frame in them, and gives it back.
+//! Lending: a peer that can map our arenas borrows a frame in place, and returns it later.
 //!
-//! The session writes and reads what is said about loans, and the link brings a [`Lender`], which knows the memory. How a
-//! frame comes back is between the two lenders: it is no business of the session's.
+//! The session encodes and decodes lent frames. The link provides a [`Lender`], which manages the memory. The
+//! two lenders return leases between them, without the session.
 
 #[cfg(any(test, feature = "internals"))]
 pub(crate) mod model;
@@ -14,24 +14,24 @@ use crate::transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_
 use crate::wire::credit::WINDOW;
 use crate::wire::record::cost;
 
-/// A loan in an announcement.
+/// The length of a lent frame in an announcement, in bytes.
 pub(crate) const LENT_FRAME_LEN: usize = 20;
-/// The most loans of one message.
+/// The most lent frames of one message.
 pub(crate) const LENT_FRAMES_MAX: usize = 16_384;
-/// Frames in arenas that are less than this, all together, travel as others do: a copy of so little costs less than what it
-/// takes to give a loan back.
+/// Arena frames with a total below this are sent as payload: a copy this short costs less than returning a
+/// lease.
 pub(crate) const LENT_LEN_MIN: u64 = 1 << 10;
-/// A message of which less is to be lent is not deposited: two copies side by side take hardly longer.
+/// A message with less to lend gets no bounce copy: copying at both ends in parallel takes hardly longer.
 pub(crate) const BOUNCED_LEN_MIN: u64 = 32 << 10;
-/// What is shorter and in no arena travels beside what is deposited.
+/// Shorter frames outside arenas are sent as payload, next to the bounce copies.
 const BOUNCED_FRAME_LEN_MIN: usize = 4 << 10;
 
 const _: () = {
     let longest = (LENT_FRAMES_MAX * LENT_FRAME_LEN) as u64 + EAGER_LEN_MAX;
-    assert!(cost(HEADER_LEN_MAX, FRAMES_MAX, longest) <= WINDOW.bytes, "it could never be announced");
+    assert!(cost(HEADER_LEN_MAX, FRAMES_MAX, longest) <= WINDOW.bytes, "a message must fit the window");
 };
 
-/// Where the peer finds a frame, and the number under which it gives it back.
+/// Where the peer finds a frame, and the lease number under which the peer returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LentFrame {
     pub(crate) segment: u32,
@@ -39,12 +39,12 @@ pub(crate) struct LentFrame {
     pub(crate) lease: u64,
 }
 
-/// Which frames of a lent message have a loan.
+/// Which frames of a lent message are lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Those in arenas.
     Arenas,
-    /// Those, and large ones that are elsewhere: they were deposited, that is copied to where they can be lent.
+    /// Those in arenas, and large frames elsewhere, which are copied into the bounce arena.
     Large,
 }
 
@@ -56,7 +56,8 @@ impl Scope {
         }
     }
 
-    /// The bytes behind the header of a message that may be lent so: its loans and its other frames. `None` where it may not.
+    /// Returns the length in the record after the header of a message lent in this scope: its lent frames,
+    /// and the payload of the other frames. Returns `None` if it cannot be lent.
     pub(crate) fn len_of(self, message: &Message) -> Option<u64> {
         let (mut lent_frames, mut lent, mut rest) = (0, 0, 0);
         for frame in message.table() {
@@ -76,31 +77,35 @@ impl Scope {
     }
 }
 
-/// Both sides of lending: what we lend to the peer, and what it lends to us. Where it is dropped, the connection is over: it
-/// sees to whatever the peer still has.
+/// Lends our frames to the peer, and borrows the peer's. Dropped when the connection ends: the lender then
+/// recovers what the peer still has.
 pub(crate) trait Lender: Debug + Send {
-    /// Lends a frame, which stays as it is until the peer gives it back: a handle is kept here, so that its memory is not
-    /// used again meanwhile. `None` if it has to travel: it is not in memory that this end lends, or no lease is free.
+    /// Lends a frame. The lender keeps a handle, so the memory stays unchanged until the peer returns the
+    /// lease. Returns `None` if the frame must be sent: it is not in lendable memory, or no lease is free.
     fn lend(&mut self, frame: &Buffer) -> Option<LentFrame>;
 
-    /// Room for a copy of `len` bytes, not 0, which is then lent in the stead of what is in memory that this end does not lend.
-    /// `None` where there is no room now, or no lease.
+    /// Allocates memory for a bounce copy of `len` bytes, not 0, to be lent instead of a frame that cannot
+    /// be. Returns `None` if there is no memory or no lease now.
     fn bounce_copy(&mut self, len: usize) -> Option<BufferMut>;
 
-    /// Undoes a loan, the session's own of before, that the peer has not heard of and never will.
+    /// Takes back a frame that this session lent, but whose announcement the peer has not received and never
+    /// will.
     fn take_back(&mut self, lent_frame: LentFrame);
 
-    /// What the peer lends, as a buffer of exactly `len` bytes, not 0, in `place`, [`Place::Arena`] or [`Place::Host`], that
-    /// gives it back when its last handle drops. `len` comes from the frame table; nothing of the loan was checked before.
+    /// Borrows a frame of the peer as a buffer of exactly `len` bytes, not 0, in `place`, [`Place::Arena`] or
+    /// [`Place::Host`]. The last handle of the buffer returns the lease. `len` comes from the frame table;
+    /// the lent frame is not validated before.
     ///
     /// # Errors
-    /// `Corrupt` for a loan that the peer cannot have made, or whatever kept us from reaching it: either ends the connection.
+    /// `Corrupt` if the peer cannot have lent such a frame, or the error that kept this end from mapping it.
+    /// Either ends the connection.
     fn borrow(&mut self, lent_frame: LentFrame, len: usize, place: Place) -> Result<Buffer>;
 
-    /// Time passed. Called several times a heartbeat.
+    /// Checks leases. Called several times a heartbeat.
     ///
     /// # Errors
-    /// `Corrupt` for what the peer cannot have said meanwhile, or whatever kept us from hearing it: either ends the connection.
+    /// `Corrupt` if the peer violated the lending protocol, or the error that kept this end from reading its
+    /// state. Either ends the connection.
     fn tend(&mut self) -> Result<()> {
         Ok(())
     }

@@ -1,21 +1,21 @@
-//! When to ask a silent peer for a sign of life, and when to give it up.
+//! Liveness: when to ping a silent peer, and when to declare it lost.
 
 use std::time::Duration;
 
-/// Silence of this many heartbeats is the peer's end.
+/// A peer is lost after this many heartbeats of silence.
 const MISSED_MAX: u32 = 3;
 
-/// What is due.
+/// The action that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Due {
     Nothing,
-    /// Ask the peer for a sign of life.
+    /// Send a ping.
     Ping,
-    /// It has been silent for this long.
+    /// Declare the peer lost, after this much silence.
     Lost(Duration),
 }
 
-/// One peer's signs of life.
+/// The liveness state of one peer.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     heartbeat: Duration,
@@ -25,24 +25,24 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// The peer was last_received at `now`, and is last_ping after every `heartbeat` of silence.
+    /// Starts with activity at `now`. The peer is pinged after every `heartbeat` of silence.
     pub(crate) fn new(heartbeat: Duration, now: Duration) -> Self {
         Self { heartbeat, last_received: now, last_ping: now, unanswered: 0 }
     }
 
-    /// Anything at all came from the peer.
+    /// Records that something arrived from the peer.
     pub(crate) fn record_activity(&mut self, now: Duration) {
         self.last_received = now;
         self.unanswered = 0;
     }
 
-    /// Whether anything can be due at `now`.
+    /// Returns whether anything can be due at `now`.
     pub(crate) fn is_silent(&self, now: Duration) -> bool {
         now.saturating_sub(self.last_received) >= self.heartbeat
     }
 
-    /// What is due at `now`. Whatever arrived must have been told before: this end may have been asleep itself, so that
-    /// a long silence alone proves nothing before the peer was last_ping twice.
+    /// Returns what is due at `now`. All received data must have been recorded before. This process may have
+    /// been suspended itself, so a long silence counts only after two unanswered pings.
     pub(crate) fn due(&mut self, now: Duration) -> Due {
         let silent = now.saturating_sub(self.last_received);
         if silent >= self.heartbeat * MISSED_MAX && self.unanswered >= MISSED_MAX - 1 {

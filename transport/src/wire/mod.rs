@@ -1,4 +1,5 @@
-//! The bytes peers exchange, sans-IO: every function here is given bytes and returns bytes.
+//! The wire protocol, sans-IO: functions take bytes and time as arguments and return bytes. Nothing here owns
+//! a socket, a thread or a clock.
 
 mod bounce_copy;
 mod chunked_sends;

@@ -1,4 +1,4 @@
-//! Gets and puts: ours, in flight; the peer's, being served.
+//! Gets and puts: our requests in flight, and the peer's requests being served.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -15,7 +15,7 @@ use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
 use crate::wire::send_queue::{DataOwner, DataSource, Ending, SendQueue};
 use crate::wire::sends::RECORDS_LEN;
 
-/// Requests of one end that may be unanswered; more wait.
+/// The most unanswered requests of one end. Further ones wait.
 const REQUESTS_MAX: usize = 1024;
 
 #[derive(Debug)]
@@ -24,22 +24,22 @@ pub(crate) struct OneSided {
     queued: VecDeque<(RemoteRegion, u64, Request)>,
     requests: HashMap<u64, Request>,
     next: u64,
-    /// The peer's puts whose payload is coming.
+    /// The peer's puts whose payload is arriving.
     incoming_puts: HashMap<u64, IncomingPut>,
-    /// The peer's requests whose answer has not left.
+    /// The peer's requests whose answers have not been sent.
     serving: usize,
-    /// Our gets whose bytes are coming.
+    /// Our gets whose data is arriving.
     gets: usize,
-    /// Payload comes in chunks of this length, in any order.
+    /// Payload arrives in chunks of this length, in any order.
     chunk_len: Option<usize>,
-    /// Data leaves early_acks: the word on a put may overtake the news that it has left.
+    /// The answer to a put may arrive before the transport reports that the put has left.
     early_acks: bool,
     pub(crate) copied: Count,
 }
 
 #[derive(Debug)]
 enum Request {
-    /// `chunks` is the room that is cut into them.
+    /// `chunks` are the parts of the buffer that data is received into.
     Get {
         into: Operation<BufferMut, BufferMut>,
         start: usize,
@@ -52,19 +52,20 @@ enum Request {
     },
 }
 
-/// How far the payload of a put is.
+/// The progress of a put.
 #[derive(Debug)]
 enum PutState {
-    /// It waits for the owner's go.
+    /// Waits for the owner to be ready to receive.
     AwaitingReady,
-    /// It is leaving, early_acks; the owner may have said its word.
+    /// The payload is leaving. The owner's answer may already have arrived.
     Sending(Option<Result<()>>),
-    /// The owner's word alone is missing.
+    /// Everything has left; only the owner's answer is missing.
     Sent,
 }
 
 impl Request {
-    /// Gives the memory back as it came: half of a get would look like the owner's filled part to whoever tries again.
+    /// Fails the request and returns its memory unchanged. A partly filled buffer would look as if the caller
+    /// had filled it.
     fn fail(self, error: Error) {
         match self {
             Self::Get { mut into, start, end, chunks } => {
@@ -84,15 +85,15 @@ struct IncomingPut {
     lease: WriteLease,
     at: usize,
     revoked: bool,
-    /// Which chunks of it came, where it comes in chunks.
+    /// The chunks that have arrived, if data arrives in chunks.
     chunks: Option<Box<Chunks>>,
 }
 
-/// Where data goes.
+/// Where data of a request is written.
 #[derive(Debug)]
 pub(crate) enum RequestTarget<'a> {
     Buffer(&'a mut BufferMut, usize),
-    /// The lease, and where in it.
+    /// The lease, and the offset in it.
     Region(&'a WriteLease, usize),
 }
 
@@ -112,12 +113,12 @@ impl OneSided {
         }
     }
 
-    /// Payload comes in chunks of that length, in any order.
+    /// Makes payload arrive in chunks of `chunk_len` bytes, in any order.
     pub(crate) fn stripe(&mut self, chunk_len: usize) {
         self.chunk_len = Some(chunk_len);
     }
 
-    /// Data leaves early_acks: the word on a put may overtake the news that it has left, and then waits for it.
+    /// Allows answers to arrive before their puts have left. They then take effect once the put has left.
     pub(crate) fn allow_early_acks(&mut self) {
         self.early_acks = true;
     }
@@ -131,17 +132,17 @@ impl OneSided {
         self.queued.push_back((region, offset, Request::Put { from, state: PutState::Sent }));
     }
 
-    /// Whether data of a get or put may come.
+    /// Returns whether data of a get or put may arrive.
     pub(crate) fn expect_data(&self) -> bool {
         self.gets > 0 || !self.incoming_puts.is_empty()
     }
 
-    /// Whether a request could leave now.
+    /// Returns whether a request could be sent now.
     pub(crate) fn are_due(&self) -> bool {
         !self.queued.is_empty() && self.requests.len() < REQUESTS_MAX
     }
 
-    /// Whether all of ours are answered.
+    /// Returns whether all our requests are answered.
     pub(crate) fn are_done(&self) -> bool {
         self.queued.is_empty() && self.requests.is_empty()
     }
@@ -178,7 +179,7 @@ impl OneSided {
         }
     }
 
-    /// The peer wants to read.
+    /// Serves the peer's get.
     pub(crate) fn serve_get(
         &mut self,
         id: u64,
@@ -201,7 +202,7 @@ impl OneSided {
         }
     }
 
-    /// The peer wants to write.
+    /// Serves the peer's put.
     pub(crate) fn serve_put(
         &mut self,
         id: u64,
@@ -229,12 +230,12 @@ impl OneSided {
                 let chunks = self.chunk_len;
                 let chunks = chunks.map(|chunk_len| Box::new(Chunks::of_region(lease.len(), chunk_len)));
                 let incoming = IncomingPut { lease, at: 0, revoked: false, chunks };
-                // Chunks of the one that is coming are put back into it.
+                // Chunks in flight are returned to this entry, so a second put must not replace it.
                 match self.incoming_puts.entry(id) {
                     Entry::Vacant(entry) => {
                         entry.insert(incoming);
                     }
-                    Entry::Occupied(_) => return Err(corrupt("two puts of one number")),
+                    Entry::Occupied(_) => return Err(corrupt("two puts with one number")),
                 }
             }
         }
@@ -244,30 +245,28 @@ impl OneSided {
     fn begin_serving(&mut self) -> Result<()> {
         self.serving += 1;
         if self.serving > REQUESTS_MAX {
-            return Err(corrupt(format!(
-                "more than {REQUESTS_MAX} gets and puts without waiting for answers"
-            )));
+            return Err(corrupt(format!("more than {REQUESTS_MAX} unanswered gets and puts")));
         }
         Ok(())
     }
 
-    /// Answers that are records leave with the batch that is being made.
+    /// Records that `answers` answers have been sent.
     pub(crate) fn replied(&mut self, answers: usize) {
         self.serving = self.serving.saturating_sub(answers);
     }
 
-    /// A put of ours may stream.
+    /// Starts sending the payload of our put.
     pub(crate) fn peer_is_ready(&mut self, id: u64) -> Result<DataSource> {
         match self.requests.get_mut(&id) {
             Some(Request::Put { from, state: state @ PutState::AwaitingReady }) => {
                 *state = if self.early_acks { PutState::Sending(None) } else { PutState::Sent };
                 Ok(DataSource::new(Transfer::Put(id), DataOwner::Put(from.memory().clone())))
             }
-            _ => Err(corrupt("a go for no put that waits")),
+            _ => Err(corrupt("ready-to-receive for no waiting put")),
         }
     }
 
-    /// A put's bytes are in place, or a get of nothing is done.
+    /// Completes a put whose bytes are in place, or a get of length 0.
     pub(crate) fn done(&mut self, id: u64) -> Result<()> {
         match self.requests.remove(&id) {
             Some(Request::Put { from, state: PutState::Sent }) => from.finish(drop),
@@ -279,7 +278,7 @@ impl OneSided {
                 into.finish(|memory| memory);
             }
             other => {
-                // One that waits for more fails with all others, its memory as it came.
+                // Any other request fails with the connection and gets its memory back unchanged.
                 self.requests.extend(other.map(|request| (id, request)));
                 return Err(corrupt("an answer to no request"));
             }
@@ -287,7 +286,7 @@ impl OneSided {
         Ok(())
     }
 
-    /// The payload of a put of ours that leaves early_acks has left.
+    /// Records that the payload of our put has left.
     pub(crate) fn put_left(&mut self, id: u64) {
         let Some(Request::Put { state: state @ PutState::Sending(_), .. }) = self.requests.get_mut(&id)
         else {
@@ -304,7 +303,7 @@ impl OneSided {
     pub(crate) fn refused(&mut self, id: u64, reason: String) -> Result<()> {
         let error = Error::new(ErrorKind::Rejected, reason);
         if self.chunks(Transfer::Get(id)).is_some_and(|chunks| !chunks.are_untouched()) {
-            return Err(corrupt("a refusal of a get whose answer came"));
+            return Err(corrupt("a refusal of a get whose answer has begun"));
         }
         if let Some(Request::Put { state: PutState::Sending(outcome), .. }) = self.requests.get_mut(&id) {
             return match outcome.replace(Err(error)) {
@@ -318,7 +317,7 @@ impl OneSided {
         Ok(())
     }
 
-    /// How much data of a transfer is still to come.
+    /// Returns how much data of a transfer is missing.
     pub(crate) fn remaining(&self, transfer: Transfer) -> Option<u64> {
         match transfer {
             Transfer::Get(id) => match self.requests.get(&id)? {
@@ -332,7 +331,7 @@ impl OneSided {
         }
     }
 
-    /// How much of a transfer has come.
+    /// Returns how much data of a transfer has arrived.
     pub(crate) fn position(&self, transfer: Transfer) -> u64 {
         match transfer {
             Transfer::Get(id) => match self.requests.get(&id) {
@@ -344,7 +343,7 @@ impl OneSided {
         }
     }
 
-    /// Where the next bytes of a transfer go.
+    /// Returns where the next bytes of a transfer are written.
     pub(crate) fn room(&mut self, transfer: Transfer) -> Option<RequestTarget<'_>> {
         match transfer {
             Transfer::Get(id) => match self.requests.get_mut(&id)? {
@@ -362,7 +361,7 @@ impl OneSided {
         }
     }
 
-    /// `len` bytes of a transfer landed, or fell through a region that was `revoked`.
+    /// Records that `len` bytes of a transfer arrived, or were discarded because the region was `revoked`.
     pub(crate) fn landed(&mut self, transfer: Transfer, len: u64, revoked: bool, records: &mut Vec<u8>) {
         match transfer {
             Transfer::Get(id) => {
@@ -386,16 +385,16 @@ impl OneSided {
         }
     }
 
-    /// The range that a put of the peer's goes to.
+    /// Returns the region range that a put of the peer is written to.
     pub(crate) fn lease(&self, id: u64) -> Option<&WriteLease> {
         self.incoming_puts.get(&id).map(|incoming| &incoming.lease)
     }
 
-    /// Hands out the parts of a transfer's chunk that is about to come.
+    /// Claims the buffers of an arriving chunk.
     pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<Parts> {
         match self.chunks(transfer) {
             Some(chunks) => chunks.claim(offset, len),
-            None => Err(corrupt(format!("{len} bytes of data that nobody expects ({transfer:?})"))),
+            None => Err(corrupt(format!("{len} bytes of unexpected data ({transfer:?})"))),
         }
     }
 
@@ -410,13 +409,13 @@ impl OneSided {
         }
     }
 
-    /// A transfer's chunk landed, or fell through a region that was `revoked`.
+    /// Completes a chunk of a transfer, which was discarded if the region was `revoked`.
     pub(crate) fn chunk_landed(&mut self, chunk: Chunk, records: &mut Vec<u8>) {
         let Chunk { transfer, offset, len, parts, revoked, .. } = chunk;
         if let Transfer::Put(id) = transfer
             && self.incoming_puts.get(&id).is_some_and(|incoming| incoming.chunks.is_none())
         {
-            // The one stream brings them in order.
+            // A single stream delivers the data in order.
             return self.landed(transfer, len as u64, revoked, records);
         }
         let is_whole = self.chunks(transfer).is_some_and(|chunks| chunks.landed(offset, parts));
@@ -443,14 +442,14 @@ impl OneSided {
         }
     }
 
-    /// A chunk will not come.
+    /// Returns the buffers of a chunk that will not arrive.
     pub(crate) fn put_back(&mut self, chunk: Chunk) {
         if let Some(chunks) = self.chunks(chunk.transfer) {
             chunks.put_back(chunk.offset, chunk.parts);
         }
     }
 
-    /// Fails all of ours, lets go of the peer's.
+    /// Fails all our requests and drops the peer's.
     pub(crate) fn give_up(&mut self, why: &Error) {
         let queued = self.queued.drain(..).map(|(_, _, request)| request);
         for request in queued.chain(self.requests.drain().map(|(_, request)| request)) {
@@ -465,7 +464,7 @@ fn refused(id: u64) -> Record<'static> {
     Record::Refused { id, reason: "the region was revoked".into() }
 }
 
-/// The ending of a batch that carries `answers` records to the peer's requests.
+/// Returns the endings of a batch that carries `answers` records in answer to the peer's requests.
 pub(crate) fn replies(answers: usize) -> impl Iterator<Item = Ending> {
     (0..answers).map(|_| Ending::Replied(None))
 }

@@ -1,4 +1,4 @@
-//! Messages on their way in: announced, destination, waiting for the application's word.
+//! Incoming messages: announced, being received, or waiting for the application's acknowledgement.
 
 mod fetching;
 mod striped;
@@ -19,64 +19,65 @@ use crate::wire::lending::{Lender, LentFrame};
 use crate::wire::record::{Announcement, Payload, Record, corrupt, put};
 use crate::wire::sequence_window::SequenceWindow;
 
-/// Small messages that come together share blocks of so many bytes: what one keeps of the others' memory when it is messages.
+/// Small messages of one batch share pool blocks of this length, in bytes. A message kept by the application
+/// keeps its whole block.
 const SHARED_LEN: usize = 4 << 10;
-/// The word on messages is sent at once when so much of a window's bytes depends on it.
+/// Acknowledgements are sent at once when they free this fraction of the window's bytes.
 const ACK_AT: u64 = 4;
-/// Or so much of its messages: a sender of small ones who keeps no more than a few hundred in flight shall go on while they
-/// are taken.
+/// The same for the window's messages. A sender that keeps a few hundred small messages in flight must not
+/// stall while the receiver takes them.
 const ACK_MESSAGES_AT: u64 = 16;
 
 #[derive(Debug)]
 pub(crate) struct Receives {
     pool: Pool,
-    /// Where the small messages of one batch of records land.
+    /// Pool blocks for the small messages of one batch of records.
     shared: Shared,
     messages: SequenceWindow<IncomingMessage>,
     bytes_in_use: u64,
     pregranted_in_use: u64,
-    /// The application takes what comes in pool memory.
+    /// The application receives into pool memory.
     in_pool: bool,
-    /// The peer was told so.
+    /// The pre-granted credit that the peer was given, in bytes.
     pregranted: u64,
-    /// Words not sent yet, as runs.
+    /// Unsent acknowledgements, as runs of numbers.
     acks: Vec<(u64, u32, Delivery)>,
-    /// What they free, and whether their senders wait.
+    /// What the unsent acknowledgements free, and whether a sender waits for one.
     acked_messages: u64,
     acked_bytes: u64,
     acked_pregranted: u64,
     acks_urgent: bool,
-    /// Accepted or streaming payloads that are not complete: data may come at any time.
+    /// Accepted or streaming payloads that are incomplete: their data may arrive at any time.
     filling: usize,
-    /// Accepted payloads that this end fetches by itself, in turns.
+    /// Accepted payloads that this end fetches, in turns.
     fetching: VecDeque<u64>,
     /// A part of the first of them is being read.
     part_in_flight: bool,
-    /// Payload comes in chunks of this length, in any order.
+    /// Payload arrives in chunks of this length, in any order.
     chunk_len: Option<usize>,
     pub(crate) copied: Count,
 }
 
-/// A message without a final word.
+/// An announced message that is not acknowledged.
 #[derive(Debug)]
 struct IncomingMessage {
     cost: u64,
     pregranted: u64,
     ack_now: bool,
-    /// The length of each frame, while they matter.
+    /// The length of each frame, as long as they are needed.
     lens: Vec<usize>,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
-    /// With the application, payload and all.
+    /// The application has the whole payload.
     Complete,
-    /// The payload is with its sender, who may write_acks where it lies.
+    /// The sender has the payload. The addresses are those of a fetchable message.
     Waiting(Vec<u64>),
-    /// The payload is coming.
+    /// The payload is arriving.
     Filling(Filling),
-    /// The payload is read there, frame by frame from these addresses on.
+    /// The payload is being fetched, frame by frame, from these addresses on.
     Fetching(Filling, Vec<u64>),
 }
 
@@ -86,17 +87,17 @@ struct Filling {
     /// The first frame that is not full.
     frame: usize,
     remaining: u64,
-    /// Its buffers, where they are cut into chunks.
+    /// The chunks that the buffers are split into, if there are chunks.
     chunks: Option<Box<Chunks>>,
-    /// What becomes of it when it is complete, if the application said so already.
+    /// The application has already rejected the message.
     rejected: bool,
 }
 
 #[derive(Debug)]
 enum Buffers {
-    /// Of our choice, before the application said anything.
+    /// Pool memory, chosen before the application decides.
     FromPool(Vec<Option<BufferMut>>, Done<Vec<Buffer>>),
-    /// The application's.
+    /// Memory named by the application.
     FromApplication(Operation<Vec<Option<BufferMut>>, Vec<Buffer>>),
 }
 
@@ -105,19 +106,19 @@ impl Filling {
         Self { buffers, frame: 0, remaining, chunks: None, rejected: false }
     }
 
-    /// Cuts the buffers into chunks, where it comes in those.
+    /// Splits the buffers into chunks, if payload arrives in chunks.
     fn cut(&mut self, lens: &[usize], chunk_len: Option<usize>) {
         self.chunks = chunk_len.map(|chunk_len| Box::new(Chunks::cut(self.frames(lens), chunk_len)));
     }
 
-    /// Makes buffers that were cut into chunks whole.
+    /// Rejoins buffers that were split into chunks.
     fn join(&mut self, lens: &[usize]) {
         if let Some(chunks) = self.chunks.take() {
             chunks.join(self.frames(lens));
         }
     }
 
-    /// The buffers that payload goes to, and its length in each.
+    /// Returns the buffers that payload is written to, and the payload length of each.
     fn frames(&mut self, lens: &[usize]) -> impl Iterator<Item = (&mut BufferMut, usize)> {
         let frames = self.buffers().iter_mut().zip(lens);
         frames.filter_map(|(buffer, len)| Some((buffer.as_mut()?, *len)))
@@ -154,18 +155,19 @@ impl Receives {
         }
     }
 
-    /// Whether data of a message may come.
+    /// Returns whether data of a message may arrive.
     pub(crate) fn expect_data(&self) -> bool {
         self.filling > 0 || self.pregranted > 0
     }
 
-    /// Whether an accepted payload is still coming, or being fetched.
+    /// Returns whether an accepted payload is still arriving or being fetched.
     pub(crate) fn are_incomplete(&self) -> bool {
         self.filling > 0 || self.is_fetching()
     }
 
-    /// The application takes what comes in pool memory from now on, or names memory. In the second case the peer is told to
-    /// wait with large payload again; what it has sent by then is still within its room.
+    /// Sets whether the application receives into pool memory or names memory from now on. If it names
+    /// memory, the peer's pre-granted credit is revoked; data sent by then still fits the credit granted
+    /// before.
     pub(crate) fn expect(&mut self, in_pool: bool, records: &mut Vec<u8>) {
         if self.in_pool && !in_pool && self.pregranted > 0 {
             put(records, &Record::Pregrant { bytes: 0 });
@@ -175,7 +177,7 @@ impl Receives {
         self.in_pool = in_pool;
     }
 
-    /// The peer announced a message, with so many bytes of records behind it.
+    /// Handles an announced message, followed by `behind` bytes of records.
     pub(crate) fn announced(
         &mut self,
         message: Announcement<'_>,
@@ -193,7 +195,7 @@ impl Receives {
             && self.bytes_in_use + cost <= WINDOW.bytes
             && self.pregranted_in_use + pregranted <= self.pregranted;
         if !within {
-            return Err(corrupt("a message beyond the credit it was given"));
+            return Err(corrupt("a message exceeds the granted credit"));
         }
         self.bytes_in_use += cost;
         self.pregranted_in_use += pregranted;
@@ -208,13 +210,13 @@ impl Receives {
             }
             Payload::Lent(scope, lent_frames, payload) => {
                 let lender =
-                    lender.as_mut().ok_or_else(|| corrupt("frames lent to an end that borrows none"))?;
-                // Empty buffers keep the places of those that are lent.
+                    lender.as_mut().ok_or_else(|| corrupt("lent frames on a connection without lending"))?;
+                // Empty buffers keep the positions of lent frames.
                 let travelled = |frame: &FrameInfo| if scope.lends(frame) { 0 } else { frame.len };
                 let mut buffers = self.land_eager(message.frames.iter().map(travelled), payload, behind)?;
                 let lent = buffers.iter_mut().zip(&message.frames).filter(|(_, frame)| scope.lends(frame));
                 for ((buffer, frame), lent_frame) in lent.zip(lent_frames) {
-                    // What was deposited stands for memory of a place that this end may not have.
+                    // A bounce copy stands for memory of a place that this end may not have.
                     let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
                     *buffer = lender.borrow(LentFrame::decode(lent_frame), frame.len, place)?;
                 }
@@ -222,7 +224,7 @@ impl Receives {
             }
             Payload::Waits | Payload::Fetchable(_) => {
                 if self.in_pool && self.pregranted == 0 {
-                    // Large ones do come: the next may stream at once.
+                    // Large messages arrive: let the next ones stream at once.
                     self.pregranted = PREGRANT;
                     put(records, &Record::Pregrant { bytes: PREGRANT });
                 }
@@ -253,13 +255,14 @@ impl Receives {
         })
     }
 
-    /// Memory for payload that comes unasked, bounded by the window and by what may stream ahead. It must land somewhere: a pool
-    /// that has run out costs no connection.
+    /// Allocates memory for unrequested payload, which the window and the pre-granted credit bound. An
+    /// exhausted pool must not end the connection, so other memory is taken then.
     fn destinations(&self, lens: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
         self.pool.destinations(lens.clone()).or_else(|_| Pool::new(0).destinations(lens))
     }
 
-    /// Small payload's one copy: from the stream to pool memory, frames 64-byte aligned.
+    /// Copies small payload from the stream to pool memory, with frames aligned to 64 bytes. This is its only
+    /// copy.
     fn land_eager(
         &mut self,
         lens: impl ExactSizeIterator<Item = usize> + Clone,
@@ -281,12 +284,13 @@ impl Receives {
         Ok(buffers)
     }
 
-    /// Nothing more comes with what came: whatever lands next may be far off.
+    /// Ends a batch of records: later messages do not share its blocks.
     pub(crate) fn end_batch(&mut self) {
         self.shared = Shared::default();
     }
 
-    /// The application accepts a message. Where this end may `fetch` it into memory that the application names, it does.
+    /// Accepts a message into `destinations`. With `fetch`, the payload is fetched if the application names
+    /// the memory.
     pub(crate) fn accept(
         &mut self,
         id: u64,
@@ -296,7 +300,7 @@ impl Receives {
     ) {
         let wrong = |why| Error::new(ErrorKind::Invalid, why);
         let Some(incoming) = self.messages.at(id) else {
-            return destinations.fail(wrong("that message has its word already"));
+            return destinations.fail(wrong("that message is already acknowledged"));
         };
         match std::mem::replace(&mut incoming.state, State::Complete) {
             State::Waiting(addresses) => {
@@ -328,11 +332,11 @@ impl Receives {
         }
     }
 
-    /// The application's word.
+    /// Acknowledges a message for the application.
     pub(crate) fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
         let Some(incoming) = self.messages.at(id) else { return };
         if let State::Filling(filling) | State::Fetching(filling, _) = &mut incoming.state {
-            // It cannot be stopped; it is rejected when it is here.
+            // A transfer cannot be stopped: the message is rejected once it is complete.
             filling.rejected |= delivery == Delivery::Rejected;
             return;
         }
@@ -351,7 +355,7 @@ impl Receives {
         }
     }
 
-    /// Whether there are acks to send, and whether they should leave at once.
+    /// Returns whether acknowledgements are pending, and whether they must be sent at once.
     pub(crate) fn acks_due(&self) -> (bool, bool) {
         let urgent = self.acks_urgent
             || self.acked_messages >= WINDOW.messages / ACK_MESSAGES_AT
@@ -360,7 +364,7 @@ impl Receives {
         (!self.acks.is_empty(), urgent)
     }
 
-    /// Writes the acks.
+    /// Writes the pending acknowledgements.
     pub(crate) fn write_acks(&mut self, records: &mut Vec<u8>) {
         for (first, count, delivery) in self.acks.drain(..) {
             put(records, &Record::Ack { first, count, delivery });
@@ -368,7 +372,8 @@ impl Receives {
         (self.acked_messages, self.acked_bytes, self.acked_pregranted, self.acks_urgent) = (0, 0, 0, false);
     }
 
-    /// Where the next bytes of a message's data go: buffers and the bytes each still takes.
+    /// Returns where the next bytes of a message's data go: buffers, each with the number of bytes it still
+    /// takes.
     pub(crate) fn room<'a>(
         &'a mut self,
         id: u64,
@@ -388,12 +393,12 @@ impl Receives {
         room.extend(open.take(room_max));
     }
 
-    /// The number of the next message.
+    /// Returns the number of the next message.
     pub(crate) fn next(&self) -> u64 {
         self.messages.next()
     }
 
-    /// The frame that a message's next data goes to, and the offset in it.
+    /// Returns the frame that a message's next data belongs to, and the offset in it.
     pub(crate) fn position(&mut self, id: u64) -> (usize, u64) {
         match self.messages.at(id) {
             Some(IncomingMessage { state: State::Filling(filling), .. }) => {
@@ -405,7 +410,7 @@ impl Receives {
         }
     }
 
-    /// How much data of a message is still to come.
+    /// Returns how much data of a message is missing.
     pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
         match self.messages.at(id) {
             Some(IncomingMessage { state: State::Filling(filling), .. }) => Some(filling.remaining),
@@ -413,7 +418,7 @@ impl Receives {
         }
     }
 
-    /// `len` bytes of a message's data landed.
+    /// Records that `len` bytes of a message's data have arrived.
     pub(crate) fn landed(&mut self, id: u64, len: u64) {
         let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return;
@@ -446,12 +451,12 @@ impl Receives {
                 self.ack(id, Delivery::Delivered, false);
             }
             Buffers::FromPool(..) if filling.rejected => self.ack(id, Delivery::Rejected, false),
-            // The application's word is still to come.
+            // The application has not acknowledged yet.
             Buffers::FromPool(buffers, done) => done.resolve(Ok(freeze(buffers))),
         }
     }
 
-    /// Fails every destination in flight.
+    /// Fails all receives in progress.
     pub(crate) fn give_up(&mut self, why: &Error, fetcher: Option<&mut dyn Fetcher>) {
         if let Some(fetcher) = fetcher {
             self.give_up_part(fetcher, why);
@@ -475,7 +480,7 @@ fn freeze(buffers: Vec<Option<BufferMut>>) -> Vec<Buffer> {
     buffers.into_iter().map(|buffer| buffer.map(BufferMut::freeze).unwrap_or_default()).collect()
 }
 
-/// The bitmap of discarded frames, and the bytes that will come.
+/// Returns the bitmap of discarded frames, and the number of bytes that will arrive.
 fn discarded_and_remaining(lens: &[usize], destinations: &[Option<BufferMut>]) -> (Vec<u8>, u64) {
     let mut discarded = Vec::new();
     let mut remaining = 0;

@@ -1,6 +1,7 @@
-//! The bytes of a data stream: packets of records and data. docs/wire.md draws them.
+//! Encodes and decodes a data stream: packets of records and data. docs/wire.md specifies every byte.
 //!
-//! Nothing is allocated from a length before the length was checked against its limit and against the bytes at hand.
+//! No length is used for an allocation before it was checked against its limit and against the bytes
+//! available.
 
 #[cfg(test)]
 mod tests;
@@ -11,13 +12,14 @@ use crate::transfer::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, T
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
 use crate::wire::lending::{LENT_FRAME_LEN, LENT_FRAMES_MAX, Scope};
 
-/// A packet's head: how many bytes of records follow, how many of data, and whose.
+/// A packet's head: the length of its records, the length of its data, and the transfer of the data.
 pub(crate) const HEAD_LEN: usize = 16;
-/// What a head has more where a connection has several streams: where in its transfer the data belongs.
+/// Added to the head if the connection has several streams: the offset of the data in its transfer.
 const OFFSET_LEN: usize = 8;
-/// And where it has checksums: of the records, of the data, of all before.
+/// Added to the head if the stream has checksums: those of the records, of the data and of the head before
+/// them.
 const SUMS_LEN: usize = 12;
-/// A record's head: kind, flags, two zeroes, the body's length, a number.
+/// A record's head: kind, flags, two reserved zero bytes, the body's length, a number.
 const RECORD_HEAD_LEN: usize = 16;
 /// The most bytes of records in one packet.
 pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
@@ -39,19 +41,19 @@ const DONE: u8 = 10;
 const REFUSED: u8 = 11;
 const CLOSE: u8 = 12;
 
-/// Message: the sender waits for the word on it.
+/// Message: the sender waits for the acknowledgement.
 const ACK_NOW: u8 = 1;
-/// Message: the payload follows as data without waiting. Put: the payload is in the record.
+/// Message: the payload follows as data at once. Put: the payload is in the record.
 const STREAMS: u8 = 2;
 /// Message: the payload is in the record.
 const EAGER: u8 = 4;
-/// Message: frames in arenas stay where they are, the payload of the others is in the record.
+/// Message: frames in arenas are lent; the payload of the other frames is in the record.
 const LENT: u8 = 8;
-/// Message: the payload waits for the receiver, which may read it where the sender has it.
+/// Message: the payload waits for the receiver, which may read it from the sender's memory.
 const FETCHABLE: u8 = 16;
-/// Message, with the flag before: large frames that are in no arena were copied to where they can be lent.
+/// Message, together with `LENT`: large frames outside arenas were copied into the bounce arena.
 const BOUNCED: u8 = 32;
-/// Acknowledge: rejected.
+/// Ack: rejected.
 const REJECTED: u8 = 1;
 
 /// A packet's head.
@@ -62,7 +64,7 @@ pub(crate) struct Head {
     pub(crate) transfer: Transfer,
 }
 
-/// Whose bytes a packet's data is.
+/// The transfer that a packet's data belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Transfer {
     /// Payload of the sender's message.
@@ -93,50 +95,50 @@ impl Head {
         let transfer = fields.u64()?;
         if records_len > RECORDS_LEN_MAX || data_len > data_len_max {
             return Err(corrupt(format!(
-                "a packet of {records_len} and {data_len} bytes is beyond its limits"
+                "a packet of {records_len} and {data_len} bytes exceeds the limits"
             )));
         }
         let transfer = match transfer & 3 {
             0 => Transfer::Message(transfer >> 2),
             1 => Transfer::Get(transfer >> 2),
             2 => Transfer::Put(transfer >> 2),
-            _ => return Err(corrupt("a packet's data belongs to nothing")),
+            _ => return Err(corrupt("a packet's data has an unknown transfer kind")),
         };
         Ok(Self { records_len, data_len, transfer })
     }
 }
 
-/// A head's length, with checksums, with an offset, or without.
+/// Returns the length of a head, with or without checksums and an offset.
 pub(crate) const fn head_len(checked: bool, striped: bool) -> usize {
     HEAD_LEN + if striped { OFFSET_LEN } else { 0 } + if checked { SUMS_LEN } else { 0 }
 }
 
-/// Writes the offset behind the head that `bytes` begins with.
+/// Writes the offset after the head at the start of `bytes`.
 pub(crate) fn put_offset(bytes: &mut [u8], offset: u64) {
     bytes[HEAD_LEN..HEAD_LEN + OFFSET_LEN].copy_from_slice(&offset.to_le_bytes());
 }
 
-/// The offset behind the head that `bytes` begins with.
+/// Reads the offset after the head at the start of `bytes`.
 pub(crate) fn offset_of(bytes: &[u8]) -> Result<u64> {
     Fields(bytes.get(HEAD_LEN..).unwrap_or_default()).u64()
 }
 
-/// What one record says.
+/// A decoded record.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Record<'a> {
     Message(Announcement<'a>),
-    /// The payload of a message may stream, the discarded frames excepted (by bitmap; empty discards none).
+    /// The sender may send a message's payload, except the discarded frames (a bitmap; empty discards none).
     Accept {
         id: u64,
         discarded: &'a [u8],
     },
-    /// The word on `count` messages from `first`.
+    /// Acknowledges `count` messages from `first` on.
     Ack {
         first: u64,
         count: u32,
         delivery: Delivery,
     },
-    /// So many bytes of payload may stream ahead.
+    /// Sets how many bytes of payload the peer may stream without an accept.
     Pregrant {
         bytes: u64,
     },
@@ -148,7 +150,7 @@ pub(crate) enum Record<'a> {
         offset: u64,
         len: u64,
     },
-    /// With its payload, or asking to stream it.
+    /// Carries its payload, or requests to send it as data.
     Put {
         id: u64,
         key: [u8; 16],
@@ -156,26 +158,26 @@ pub(crate) enum Record<'a> {
         len: u64,
         payload: Option<&'a [u8]>,
     },
-    /// The payload of a put may stream.
+    /// The peer may send the payload of its put.
     ReadyToReceive {
         id: u64,
     },
-    /// A put's bytes are in place; a get of nothing is done.
+    /// A put's bytes are in place, or a get of length 0 is complete.
     Done {
         id: u64,
     },
-    /// A get or put is refused.
+    /// Refuses a get or put.
     Refused {
         id: u64,
         reason: String,
     },
-    /// The sender's last; so many packets left it beside the stream.
+    /// The sender's last record, with the number of packets sent as direct transfers.
     Close {
         packets: u64,
     },
 }
 
-/// A message as the stream announces it.
+/// A message as announced on the stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Announcement<'a> {
     pub(crate) id: u64,
@@ -185,23 +187,24 @@ pub(crate) struct Announcement<'a> {
     pub(crate) frames: Table,
 }
 
-/// How a message's payload travels.
+/// How a message's payload is transferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Payload<'a> {
     /// In the record.
     Eager(&'a [u8]),
     /// As data, at once.
     Streams,
-    /// As data, after it was accepted.
+    /// As data, after the receiver's accept.
     Waits,
-    /// The same, or not at all: the receiver may read each frame at its address in the sender's memory.
+    /// As `Waits`, or not sent: the receiver may read each frame at its address in the sender's memory.
     Fetchable(&'a [[u8; ADDRESS_LEN]]),
-    /// Not at all, as far as it is lent: the loans, in the order of their frames. Of the other frames in the record.
+    /// Lent frames are not sent: the leases follow in the order of their frames. The payload of the other
+    /// frames is in the record.
     Lent(Scope, &'a [[u8; LENT_FRAME_LEN]], &'a [u8]),
 }
 
 impl Payload<'_> {
-    /// How much of it is in the record.
+    /// Returns how many bytes of the payload are in the record.
     pub(crate) fn len_in_record(&self) -> u64 {
         let len = match self {
             Self::Eager(payload) => payload.len(),
@@ -218,19 +221,20 @@ impl Announcement<'_> {
         self.frames.iter().map(|frame| frame.len as u64).sum()
     }
 
-    /// What it takes from the window: header, table, and the payload in the record.
+    /// Returns what the message costs in the window: record head, header, table, and the payload bytes in the
+    /// record.
     pub(crate) fn cost(&self) -> u64 {
         cost(self.header.len(), self.frames.len(), self.payload.len_in_record())
     }
 }
 
-/// What a message takes from the window, with so many bytes in the record behind its header.
+/// Returns what a message costs in the window, given the bytes after its header in the record.
 pub(crate) const fn cost(header_len: usize, frames: usize, len_in_record: u64) -> u64 {
     (RECORD_HEAD_LEN + 8 + header_len + 8 * frames) as u64 + len_in_record
 }
 
-/// Writes an announcement up to the `len_in_record` bytes that follow in it, where the payload is `Eager`, `Fetchable` or `Lent`
-/// (whose bytes are not looked at).
+/// Writes an announcement up to the `len_in_record` bytes that follow the header. The caller appends those
+/// for `Eager`, `Fetchable` and `Lent`; the bytes inside `payload` are ignored.
 pub(crate) fn put_message(
     out: &mut Vec<u8>,
     id: u64,
@@ -260,14 +264,14 @@ pub(crate) fn put_message(
     out.extend_from_slice(header);
 }
 
-/// Writes a put up to its payload, which follows in the record if `eager`.
+/// Writes a put up to its payload. With `eager`, the caller appends the payload to the record.
 pub(crate) fn put_put(out: &mut Vec<u8>, id: u64, key: &[u8; 16], offset: u64, len: u64, eager: bool) {
     let (flags, body_len) = if eager { (STREAMS, 32 + len as usize) } else { (0, 32) };
     put_head(out, PUT, flags, body_len, id);
     put_range(out, key, offset, len);
 }
 
-/// Writes any other record.
+/// Writes any record other than a message or a put.
 pub(crate) fn put(out: &mut Vec<u8>, record: &Record<'_>) {
     match record {
         Record::Accept { id, discarded } => {
@@ -294,7 +298,7 @@ pub(crate) fn put(out: &mut Vec<u8>, record: &Record<'_>) {
             out.extend_from_slice(reason);
         }
         Record::Close { packets } => put_head(out, CLOSE, 0, 0, *packets),
-        Record::Message(_) | Record::Put { .. } => unreachable!("they are written around their payload"),
+        Record::Message(_) | Record::Put { .. } => unreachable!("messages and puts have their own encoders"),
     }
 }
 
@@ -310,19 +314,19 @@ fn put_range(out: &mut Vec<u8>, key: &[u8; 16], offset: u64, len: u64) {
     out.extend_from_slice(&len.to_le_bytes());
 }
 
-/// The length of the record at the start of `records`, which we wrote ourselves.
+/// Returns the length of the first record in `records`, which this end encoded.
 pub(crate) fn len_of_first(records: &[u8]) -> usize {
     let mut len = [0; 4];
     len.copy_from_slice(&records[4..8]);
     RECORD_HEAD_LEN + u32::from_le_bytes(len) as usize
 }
 
-/// Takes the next record off `records`.
+/// Decodes the next record and removes it from `records`.
 pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     let mut fields = Fields(records);
     let (kind, flags) = (fields.u8()?, fields.u8()?);
     if fields.take(2)? != [0, 0] {
-        return Err(corrupt("a record's zeroes are not zero"));
+        return Err(corrupt("a record's reserved bytes are not zero"));
     }
     let body_len = fields.u32()? as usize;
     let id = fields.u64()?;
@@ -355,7 +359,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
             let (key, offset, len) = body.range()?;
             let payload = if flags & STREAMS == 0 { None } else { Some(body.rest(EAGER_LEN_MAX as usize)?) };
             if payload.is_some_and(|payload| payload.len() as u64 != len) {
-                return Err(corrupt("a put's payload has another length than it says"));
+                return Err(corrupt("a put's payload does not have the announced length"));
             }
             Record::Put { id, key, offset, len, payload }
         }
@@ -397,7 +401,7 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
         way if way == LENT | BOUNCED => take_lent(Scope::Large, body, &frames)?,
         FETCHABLE => Payload::Fetchable(body.take(ADDRESS_LEN * count)?.as_chunks().0),
         0 => Payload::Waits,
-        _ => return Err(corrupt("a message travels in two ways")),
+        _ => return Err(corrupt("a message has conflicting payload flags")),
     };
     let fits = match payload {
         Payload::Eager(payload) => payload.len() as u64 == payload_len && payload_len < EAGER_LEN_MAX,
@@ -412,7 +416,7 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
         }
     };
     if !fits {
-        return Err(corrupt(format!("a payload of {payload_len} bytes does not travel that way")));
+        return Err(corrupt(format!("a payload of {payload_len} bytes does not match its payload flags")));
     }
     Ok(Announcement { id, ack_now: flags & ACK_NOW != 0, payload, header, frames })
 }
@@ -422,7 +426,7 @@ fn take_lent<'a>(scope: Scope, body: &mut Fields<'a>, frames: &[FrameInfo]) -> R
     Ok(Payload::Lent(scope, lent_frames.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?))
 }
 
-/// Little-endian fields, taken off the front.
+/// Little-endian fields, read from the front.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -434,7 +438,7 @@ impl<'a> Fields<'a> {
 
     fn rest(&mut self, len_max: usize) -> Result<&'a [u8]> {
         if self.0.len() > len_max {
-            return Err(corrupt(format!("{} bytes where at most {len_max} may be", self.0.len())));
+            return Err(corrupt(format!("{} bytes exceed the limit of {len_max}", self.0.len())));
         }
         Ok(std::mem::take(&mut self.0))
     }

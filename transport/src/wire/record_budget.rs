@@ -1,6 +1,7 @@
-//! Memory of records whose rest has not come, of all connections of an endpoint: no credit counts it, so a budget does.
+//! A memory budget for unfinished records of all connections of an endpoint, which no credit covers.
 //!
-//! The invariant: beyond the budget, the connection whose records have been unfinished for longest ends.
+//! Invariant: when the budget is exceeded, the connection whose records have been unfinished for longest
+//! ends.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +10,10 @@ use std::sync::{Arc, MutexGuard};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
 
-/// Of each connection so much is not counted, in bytes.
+/// The length that each connection may hold uncounted, in bytes.
 const FREE_LEN: usize = 64 << 10;
 
-/// The budget.
+/// The budget of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct RecordBudget(Arc<Mutex<State>>);
 
@@ -21,7 +22,7 @@ struct State {
     bytes_max: u64,
     bytes: u64,
     next: u64,
-    /// By number: the oldest first.
+    /// By age number: the oldest first.
     records: BTreeMap<u64, Records>,
 }
 
@@ -32,11 +33,11 @@ struct Records {
     is_evicted: Arc<AtomicBool>,
 }
 
-/// One connection's part of the budget.
+/// One connection's share of the budget.
 #[derive(Debug)]
 pub(crate) struct BudgetShare {
     budget: RecordBudget,
-    /// Of its unfinished records, while they are counted.
+    /// The number of its unfinished records, while they are counted.
     number: Option<u64>,
     is_evicted: Arc<AtomicBool>,
 }
@@ -64,7 +65,7 @@ impl State {
 }
 
 impl BudgetShare {
-    /// So much of the records has come, and more is to come.
+    /// Records that `len` bytes of unfinished records have arrived, with more to come.
     ///
     /// # Errors
     /// As [`check`](Self::check).
@@ -96,7 +97,7 @@ impl BudgetShare {
         self.check()
     }
 
-    /// The rest of the records has come.
+    /// Records that the unfinished records are complete.
     pub(crate) fn finished(&mut self) {
         if let Some(number) = self.number.take() {
             self.budget.state().remove(number);
@@ -104,13 +105,12 @@ impl BudgetShare {
     }
 
     /// # Errors
-    /// `TooLarge` if this connection is to end, so that others may go on.
+    /// `TooLarge` if this connection must end to free memory for others.
     pub(crate) fn check(&self) -> Result<()> {
         if !self.is_evicted.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let why =
-            "the rest of the peer's records did not come, and the memory for those of all peers is used up";
+        let why = "the peer's records stayed unfinished, and the memory for unfinished records of all peers is used up";
         Err(Error::new(ErrorKind::TooLarge, why))
     }
 }
@@ -132,7 +132,7 @@ mod tests {
         let budget = RecordBudget::new(3 * LEN as u64);
         let mut shares: Vec<_> = (0..4).map(|_| budget.share()).collect();
         shares[..3].iter_mut().for_each(|share| share.grown(LEN).unwrap());
-        // It grows, and is the oldest no more.
+        // Its new records are the youngest.
         shares[0].finished();
         shares[0].grown(LEN).unwrap();
         shares[3].grown(LEN).unwrap();
@@ -150,6 +150,6 @@ mod tests {
         let mut share = budget.share();
         share.grown(FREE_LEN).unwrap();
         share.finished();
-        assert!(share.grown(FREE_LEN + 1).is_err(), "nor may it have more where there is nothing");
+        assert!(share.grown(FREE_LEN + 1).is_err(), "more than the allowance needs budget");
     }
 }

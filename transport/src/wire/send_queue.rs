@@ -1,4 +1,4 @@
-//! What is on its way to the socket: one batch of packets, as entries to gather and as endings to run once they left.
+//! The send queue: one batch of packets, as entries to gather and endings to run once they have left.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -11,29 +11,29 @@ use crate::transfer::region::ReadLease;
 use crate::wire::integrity;
 use crate::wire::record::{self, DATA_LEN_MAX, HEAD_LEN, Head, Transfer};
 
-/// A batch is closed when it holds this much.
+/// A batch is closed at this length, in bytes.
 const BATCH_LEN: usize = 1 << 20;
-/// A packet's data is cut after so many frames, so that a batch fits the operating system's vectors.
+/// A packet's data is cut after this many frames, so that a batch fits the kernel's I/O vectors.
 const DATA_PIECES_MAX: usize = 256;
-/// A batch is closed when it has so many entries.
+/// A batch is closed at this many entries.
 const BATCH_PIECES_MAX: usize = 512;
 
-/// One batch, being written.
+/// One batch that is being written.
 #[derive(Debug, Default)]
 pub(crate) struct SendQueue {
-    /// The bytes of our own making; entries point into them.
+    /// Heads and records encoded by this end; entries refer to ranges of it.
     encoded: Vec<u8>,
     entries: VecDeque<Entry>,
     len: usize,
-    /// The packet being made: where its head is in `encoded`, and how many bytes of its records are payload.
+    /// The open packet: the position of its head in `encoded`, and how many bytes of its records are payload.
     open: Option<(usize, usize)>,
-    /// How many entries were there before it.
+    /// The number of entries before it.
     earlier: usize,
     /// Heads carry checksums.
     checked: bool,
     /// Heads carry offsets.
     striped: bool,
-    /// How much of `encoded` is queued by entries.
+    /// The length of the part of `encoded` that entries already refer to.
     queued: usize,
 }
 
@@ -44,21 +44,21 @@ enum Entry {
     End(Ending),
 }
 
-/// What is due when everything before it has been handed to the operating system.
+/// An action to run once everything before it has been handed to the kernel.
 #[derive(Debug)]
 pub(crate) enum Ending {
-    /// The message's memory can be reused.
+    /// The message's memory is free.
     Sent(u64, Operation<Message>),
-    /// The answer to one request of the peer's left.
+    /// The answer to one of the peer's requests has been sent.
     Replied(#[expect(dead_code, reason = "held until the bytes have left")] Option<ReadLease>),
-    /// A chunk of a transfer that several streams carry left.
+    /// A chunk of a striped transfer has been sent.
     Chunk(u64),
-    /// The good-bye left.
+    /// Our `Close` or close marker has been sent.
     Closed,
 }
 
 impl SendQueue {
-    /// Heads are `checked` where they carry checksums, `striped` where they carry offsets.
+    /// Creates an empty queue. With `checked`, heads carry checksums; with `striped`, offsets.
     pub(crate) fn new(checked: bool, striped: bool) -> Self {
         Self { checked, striped, ..Self::default() }
     }
@@ -67,7 +67,7 @@ impl SendQueue {
         self.entries.is_empty()
     }
 
-    /// Whether another packet may join the batch.
+    /// Returns whether the batch can take another packet.
     pub(crate) fn has_room(&self) -> bool {
         self.entries.is_empty() || (self.len < BATCH_LEN && self.entries.len() < BATCH_PIECES_MAX)
     }
@@ -88,17 +88,17 @@ impl SendQueue {
         record::head_len(self.checked, self.striped)
     }
 
-    /// Where records are written.
+    /// Returns the buffer that records are encoded into.
     pub(crate) fn encoded(&mut self) -> &mut Vec<u8> {
         &mut self.encoded
     }
 
-    /// Bytes of the open packet's records.
+    /// Returns the length of the open packet's records.
     pub(crate) fn records_len(&self) -> usize {
         self.open.map_or(0, |(head, payload)| self.encoded.len() - head - self.head_len() + payload)
     }
 
-    /// Payload within the records.
+    /// Appends payload to the open packet's records.
     pub(crate) fn payload(&mut self, frames: impl Iterator<Item = Buffer>) {
         self.queue_encoded();
         for frame in frames.filter(|frame| !frame.is_empty()) {
@@ -110,13 +110,13 @@ impl SendQueue {
         }
     }
 
-    /// What is due after everything so far.
+    /// Adds an ending, to run after everything queued so far.
     pub(crate) fn end(&mut self, ending: Ending) {
         self.queue_encoded();
         self.entries.push_back(Entry::End(ending));
     }
 
-    /// Closes the packet with data of `transfer`; an empty packet is taken back.
+    /// Closes the packet with data of `transfer`. An empty packet is removed.
     pub(crate) fn finish(&mut self, transfer: Transfer, data: Vec<Buffer>) {
         if data.is_empty() && self.records_len() == 0 {
             let Some((head, _)) = self.open.take() else { return };
@@ -126,7 +126,7 @@ impl SendQueue {
         self.finish_at(transfer, 0, data);
     }
 
-    /// Closes the packet, empty or not, with data that begins at that offset of `transfer`.
+    /// Closes the packet, even if it is empty, with data at `offset` of `transfer`.
     pub(crate) fn finish_at(&mut self, transfer: Transfer, offset: u64, data: Vec<Buffer>) {
         let records_len = self.records_len();
         let Some((head, _)) = self.open.take() else { return };
@@ -147,7 +147,7 @@ impl SendQueue {
         self.entries.extend(data.into_iter().map(Entry::Bytes));
     }
 
-    /// The records of the packet being closed, whose head is at `head`.
+    /// Returns the records of the packet being closed, whose head is at `head`.
     fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
         let records = head + self.head_len();
         self.entries.range(self.earlier..).filter_map(move |entry| match entry {
@@ -165,7 +165,7 @@ impl SendQueue {
         }
     }
 
-    /// The bytes to write next.
+    /// Gathers the bytes to write next.
     pub(crate) fn gather<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
         for entry in &self.entries {
             if slices.len() == slices_max {
@@ -179,7 +179,7 @@ impl SendQueue {
         }
     }
 
-    /// `written` bytes left; hands out the endings that are due now.
+    /// Removes `written` bytes, and passes the endings that they complete to `due`.
     pub(crate) fn advance(&mut self, mut written: usize, mut due: impl FnMut(Ending)) {
         while let Some(entry) = self.entries.front_mut() {
             let len = match entry {
@@ -202,7 +202,7 @@ impl SendQueue {
         }
     }
 
-    /// Gives everything up, and hands out the endings that will never be due.
+    /// Discards the queue, and returns the endings that will never run.
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Ending> + '_ {
         self.open = None;
         self.entries.drain(..).filter_map(|entry| match entry {
@@ -212,24 +212,24 @@ impl SendQueue {
     }
 }
 
-/// Frames that leave as data, a packet at a time.
+/// The frames of a transfer, sent as data one packet at a time.
 #[derive(Debug)]
 pub(crate) struct DataSource {
     pub(crate) transfer: Transfer,
     pub(crate) owner: DataOwner,
-    /// The first frame that has not left entirely, and how much of it has.
+    /// The first frame that is not completely sent, and how much of it is.
     frame: usize,
     offset: usize,
 }
 
-/// Whose frames they are.
+/// The owner of the frames.
 #[derive(Debug)]
 pub(crate) enum DataOwner {
-    /// A message's, but for those that the receiver discards (by bitmap).
+    /// A message, with a bitmap of the frames that the receiver discards.
     Message(u64, Operation<Message>, Vec<u8>),
-    /// A put's: the operation waits elsewhere for the peer's word.
+    /// A put. Its operation is kept elsewhere until the peer answers.
     Put(Buffer),
-    /// A region's.
+    /// A region.
     Region(ReadLease),
 }
 
@@ -238,12 +238,12 @@ impl DataSource {
         Self { transfer, owner, frame: 0, offset: 0 }
     }
 
-    /// A packet's worth, and whether it is the last.
+    /// Returns the data of the next packet, and whether it is the last.
     pub(crate) fn next_packet(&mut self) -> (Vec<Buffer>, bool) {
         self.next(DATA_LEN_MAX, DATA_PIECES_MAX)
     }
 
-    /// The next bytes, in so many entries at most, and whether they are the last.
+    /// Returns the next bytes, in at most `pieces_max` buffers, and whether they are the last.
     pub(crate) fn next(&mut self, len_max: usize, pieces_max: usize) -> (Vec<Buffer>, bool) {
         let (frames, discarded) = self.owner.frames();
         let mut data = Vec::new();
@@ -268,14 +268,14 @@ impl DataSource {
         (data, true)
     }
 
-    /// Fails whose frames they are, where that does not wait elsewhere.
+    /// Fails the message, if the frames belong to one.
     pub(crate) fn fail(self, why: &Error) {
         if let DataOwner::Message(_, message, _) = self.owner {
             message.fail(why.clone());
         }
     }
 
-    /// Its bytes, all together.
+    /// Returns the total length in bytes.
     pub(crate) fn len(&self) -> u64 {
         let (frames, discarded) = self.owner.frames();
         let kept = frames.iter().enumerate().filter(|(index, _)| !is_set(discarded, *index));
@@ -284,7 +284,7 @@ impl DataSource {
 }
 
 impl DataOwner {
-    /// The frames, and which of them are discarded.
+    /// Returns the frames, and the bitmap of those to discard.
     fn frames(&self) -> (&[Buffer], &[u8]) {
         match self {
             Self::Message(_, message, discarded) => (message.memory().frames(), discarded),
@@ -293,7 +293,7 @@ impl DataOwner {
         }
     }
 
-    /// What is due when its last byte has left.
+    /// Returns the ending to run once the last byte has left.
     pub(crate) fn ending(self) -> Option<Ending> {
         match self {
             Self::Message(id, message, _) => Some(Ending::Sent(id, message)),
@@ -303,7 +303,7 @@ impl DataOwner {
     }
 }
 
-/// Whether bit `index` is set in a bitmap that may be shorter.
+/// Returns whether bit `index` is set in a bitmap that may be shorter.
 pub(crate) fn is_set(bitmap: &[u8], index: usize) -> bool {
     bitmap.get(index / 8).is_some_and(|byte| byte & (1 << (index % 8)) != 0)
 }

@@ -1,4 +1,4 @@
-//! Messages on their way out: queued for credit, unacked, moving, waiting for the receiver's word.
+//! Outgoing messages: queued for credit, announced, being sent, or waiting for their acknowledgement.
 
 use std::collections::VecDeque;
 
@@ -15,37 +15,41 @@ use crate::wire::record::{Payload, Transfer, corrupt, cost, put_message};
 use crate::wire::send_queue::{DataOwner, DataSource, Ending, SendQueue, is_set};
 use crate::wire::sequence_window::SequenceWindow;
 
-/// A packet's records are closed when they hold this much.
+/// A packet's records are closed at this length, in bytes.
 pub(crate) const RECORDS_LEN: usize = 64 << 10;
-/// What one message may take from the window to coalesce others.
+/// The most a message may cost in the window to be coalesced, in bytes.
 const COALESCED_COST_MAX: u64 = 1 << 10;
-/// Messages that coalesced leave when they are this much.
+/// Coalesced messages are sent once they reach this length, in bytes.
 pub(crate) const COALESCED_LEN: usize = 16 << 10;
 
-const _: () = assert!(COALESCED_COST_MAX <= LENT_LEN_MIN, "what joins is copied, and could not be lent");
+const _: () = assert!(
+    COALESCED_COST_MAX <= LENT_LEN_MIN,
+    "coalesced messages are copied, so they must be too short to be lent"
+);
 
 #[derive(Debug, Default)]
 pub(crate) struct Sends {
     queued: VecDeque<Queued>,
-    /// Records of small messages that wait for company, payload and all: their memory is free already.
+    /// Records of coalesced messages, including payload. Their memory is already free.
     coalesced: Vec<u8>,
-    /// One of them waits no longer.
+    /// One of them must be sent at once.
     urgent: bool,
     unacked: SequenceWindow<Unacked>,
-    /// What the first of the queue is copied to, where it is to be lent and is not where it can be.
+    /// The bounce copy of the first message in the queue, if it is being made.
     bounce_copy: Option<BounceCopy>,
-    /// How much of it this poll may still copy, and whether the rest waits for the next.
+    /// How many bytes this poll may still copy, and whether the rest waits for the next poll.
     may_copy: usize,
     paused: bool,
-    /// Loans whose announcements are still to leave, in order: the peer acts on none of them before its last byte came.
+    /// Lent frames whose announcements have not been sent completely, in order. The peer acts on an
+    /// announcement only once its last byte has arrived.
     unsent_leases: VecDeque<(u64, LentFrame)>,
-    /// What the unacked take from the window.
+    /// Bytes of the window used by unacknowledged messages.
     bytes_in_use: u64,
-    /// What may stream ahead, and what of it is in use.
+    /// The pre-granted credit, and how much of it is in use, in bytes.
     pregranted: u64,
     pregranted_in_use: u64,
     stalled: bool,
-    /// Data leaves early_acks: the word on a message may overtake the news that it has left.
+    /// An acknowledgement may arrive before the transport reports that its message has left.
     early_acks: bool,
     pub(crate) stalls: Count,
     pub(crate) copied: Count,
@@ -71,23 +75,24 @@ struct Unacked {
 enum State {
     /// The payload waits for the receiver's accept.
     Waiting(Operation<Message>),
-    /// The same, or for its word: it may have read the payload here.
+    /// As `Waiting`, or for the acknowledgement: the receiver may have read the payload from our memory.
     Fetchable(Operation<Message>),
-    /// The payload is on its way to the operating system.
+    /// The payload is being handed to the kernel.
     Moving,
-    /// The same, though the receiver has said its word.
+    /// As `Moving`, but the acknowledgement has already arrived.
     Acked(Delivery),
-    /// All of it is with the operating system.
+    /// The whole payload has been handed to the kernel.
     Left,
 }
 
 impl Sends {
-    /// Data leaves early_acks: the word on a message may overtake the news that it has left, and then waits for it.
+    /// Allows acknowledgements to arrive before their messages have left. They then take effect once the
+    /// message has left.
     pub(crate) fn allow_early_acks(&mut self) {
         self.early_acks = true;
     }
 
-    /// With `more`, a small one waits for others to leave together.
+    /// Queues a message. With `more`, a small one is coalesced with later ones.
     pub(crate) fn push(
         &mut self,
         message: Operation<Message>,
@@ -103,7 +108,8 @@ impl Sends {
         self.note_stall();
     }
 
-    /// The same of a [small](is_small) one that is no operation. Gives it back where it has to wait.
+    /// As [`push`](Self::push) for a [small](is_small) message without an operation. Returns it if it must be
+    /// queued.
     pub(crate) fn copy(&mut self, small: SmallSend) -> Option<SmallSend> {
         if !self.may_coalesce(&small.message) {
             return Some(small);
@@ -116,7 +122,7 @@ impl Sends {
         self.queued.is_empty() && self.has_credit(message)
     }
 
-    /// Copies a message to those that wait for company.
+    /// Appends a copy of a message to the coalesced ones.
     fn coalesce(&mut self, memory: &Message, receipt: Done<Delivery>, ack_now: bool, more: bool) {
         self.urgent |= !more;
         let cost = cost_of(memory);
@@ -131,12 +137,12 @@ impl Sends {
         self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: State::Left });
     }
 
-    /// Whether some wait for company.
+    /// Returns whether coalesced messages are pending.
     pub(crate) fn have_coalesced(&self) -> bool {
         !self.coalesced.is_empty()
     }
 
-    /// Counts the times that the queue began to wait for credit.
+    /// Counts how often the queue begins to wait for credit.
     fn note_stall(&mut self) {
         let stalled = !self.queued.is_empty() && !self.urgent && !self.first_has_credit();
         self.stalls.add(u64::from(stalled && !self.stalled));
@@ -147,22 +153,22 @@ impl Sends {
         self.queued.front().is_some_and(|queued| self.has_credit(queued.message.memory()))
     }
 
-    /// A poll begins, which may copy so much.
+    /// Begins a poll, which may make bounce copies up to a limit.
     pub(crate) fn begin_poll(&mut self) {
         (self.may_copy, self.paused) = (BOUNCED_AT_ONCE, false);
     }
 
-    /// Whether the next poll has something to do, whatever comes.
+    /// Returns whether the next poll has work without further input.
     pub(crate) fn are_paused(&self) -> bool {
         self.paused
     }
 
-    /// Whether one could be unacked now, and should.
+    /// Returns whether a message must be announced now and can be.
     pub(crate) fn are_due(&self) -> bool {
         self.urgent || self.coalesced.len() >= COALESCED_LEN || (!self.paused && self.first_has_credit())
     }
 
-    /// Whether everything has left.
+    /// Returns whether everything has been sent.
     pub(crate) fn are_done(&self) -> bool {
         self.queued.is_empty()
             && self.coalesced.is_empty()
@@ -173,7 +179,8 @@ impl Sends {
         self.unacked.len() < WINDOW.messages as usize && self.bytes_in_use + cost_of(message) <= WINDOW.bytes
     }
 
-    /// Announces what credit and the packet allow. The peer may `fetch` what waits for its accept.
+    /// Announces as many messages as credit and the packet allow. With `fetch`, the peer may fetch the
+    /// payload of those that wait for an accept.
     pub(crate) fn announce(
         &mut self,
         send_queue: &mut SendQueue,
@@ -203,8 +210,8 @@ impl Sends {
         self.note_stall();
     }
 
-    /// Copies the first of the queue to where it can be lent, as much as this poll may, if that is how it goes. Whether it can be
-    /// unacked now.
+    /// Continues the bounce copy of the first message in the queue, if it needs one, within this poll's
+    /// limit. Returns whether the message can be announced now.
     fn bounce_copy(&mut self, lender: &mut dyn Lender) -> bool {
         let Some(queued) = self.queued.front() else { return true };
         let message = queued.message.memory();
@@ -219,8 +226,8 @@ impl Sends {
         bounce_copy.is_whole()
     }
 
-    /// Whether a message is copied to where it can be lent: if it would travel otherwise, and the peer takes what comes in
-    /// memory of its own, so that it names none.
+    /// Returns whether a message gets a bounce copy: it could not be lent otherwise, and the peer receives
+    /// into pool memory rather than memory it names.
     fn is_bounced(&self, message: &Message) -> bool {
         self.pregranted > 0
             && message.payload_len() >= BOUNCED_LEN_MIN
@@ -228,8 +235,9 @@ impl Sends {
             && Scope::Large.len_of(message).is_some()
     }
 
-    /// Lends all frames of a message that could be, those of the bounce copy in the stead of what is in no arena, and tells how
-    /// many: all, or none if one cannot, or it is not worth it.
+    /// Lends all frames of a message that are in scope, with bounce copies in place of frames outside arenas.
+    /// Returns the scope and the number of lent frames. Returns `None`, and lends nothing, if one frame
+    /// cannot be lent or lending does not pay.
     fn lend(
         &mut self,
         message: &Message,
@@ -257,8 +265,8 @@ impl Sends {
         Some((scope, self.unsent_leases.len() - before))
     }
 
-    /// Announces a message of which frames were lent, with the last so many loans. Its operation ends when that has left: the
-    /// lender holds what was lent, as long as the peer has it.
+    /// Announces a lent message with the last `lent_frames` entries of `unsent_leases`. Its operation ends
+    /// once the announcement has left: the lender keeps the lent frames for as long as the peer has them.
     fn announce_lent(
         &mut self,
         queued: Queued,
@@ -333,7 +341,7 @@ impl Sends {
         self.unacked.push(Unacked { receipt, cost, pregranted, state });
     }
 
-    /// A message's memory is with the operating system.
+    /// Completes a message whose memory has been handed to the kernel.
     pub(crate) fn left(&mut self, id: u64, message: Operation<Message>) {
         let before = self.unacked.at(id).map(|unacked| std::mem::replace(&mut unacked.state, State::Left));
         while self.unsent_leases.pop_front_if(|(lent, _)| *lent == id).is_some() {}
@@ -343,15 +351,14 @@ impl Sends {
         }
     }
 
-    /// The receiver accepted a message.
+    /// Handles the receiver's accept of a message.
     pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<DataSource>> {
-        let unacked =
-            self.unacked.at(id).ok_or_else(|| corrupt("an accept of a message that is not there"))?;
+        let unacked = self.unacked.at(id).ok_or_else(|| corrupt("an accept of an unknown message"))?;
         let message = match std::mem::replace(&mut unacked.state, State::Moving) {
             State::Waiting(message) | State::Fetchable(message) => message,
             other => {
                 unacked.state = other;
-                return Err(corrupt("an accept of a message that does not wait for it"));
+                return Err(corrupt("an accept of a message that does not wait for one"));
             }
         };
         let mut frames = message.memory().frames().iter().enumerate();
@@ -362,14 +369,14 @@ impl Sends {
         Ok(Some(DataSource::new(Transfer::Message(id), DataOwner::Message(id, message, discarded.to_vec()))))
     }
 
-    /// The receiver's word on `count` messages.
+    /// Handles the acknowledgement of `count` messages.
     pub(crate) fn acked(&mut self, first: u64, count: u32, delivery: Delivery) -> Result<()> {
         let end = first
             .checked_add(count.into())
-            .ok_or_else(|| corrupt("a word on messages beyond all numbers"))?;
+            .ok_or_else(|| corrupt("an acknowledgement beyond the last message number"))?;
         for id in first..end {
             let unacked =
-                self.unacked.at(id).ok_or_else(|| corrupt("a word on a message that is not there"))?;
+                self.unacked.at(id).ok_or_else(|| corrupt("an acknowledgement of an unknown message"))?;
             match (delivery, std::mem::replace(&mut unacked.state, State::Left)) {
                 (_, State::Left) => {}
                 (Delivery::Rejected, State::Waiting(message)) | (_, State::Fetchable(message)) => {
@@ -381,7 +388,7 @@ impl Sends {
                 }
                 (_, other) => {
                     unacked.state = other;
-                    return Err(corrupt("a word on a message that has not left"));
+                    return Err(corrupt("an acknowledgement of a message that has not left"));
                 }
             }
             self.ack(id, delivery);
@@ -397,13 +404,13 @@ impl Sends {
         }
     }
 
-    /// The receiver lets so much payload stream ahead from now on.
+    /// Sets the pre-granted credit, in bytes.
     pub(crate) fn pregrant(&mut self, bytes: u64) {
         self.pregranted = bytes;
     }
 
-    /// Fails everything that is not acknowledged, and takes back what the peer has not heard of. What it has stays lent: its lender
-    /// sees to that.
+    /// Fails everything unacknowledged, and takes back leases that were not sent. Frames that the peer has
+    /// stay lent: the lender recovers them.
     pub(crate) fn give_up(&mut self, why: &Error, lender: &mut Option<Box<dyn Lender>>) {
         if let Some(lender) = lender {
             self.unsent_leases.drain(..).for_each(|(_, lent_frame)| lender.take_back(lent_frame));
@@ -423,12 +430,13 @@ impl Sends {
     }
 }
 
-/// Whether a message may coalesce others.
+/// Returns whether a message may be coalesced with others.
 pub(crate) fn is_small(message: &Message) -> bool {
     message.payload_len() <= COALESCED_COST_MAX && cost_of(message) <= COALESCED_COST_MAX
 }
 
-/// What a message takes from the window at most: whether it is lent, or may be fetched, turns out when it is unacked.
+/// Returns the most that a message costs in the window. Whether it is lent or fetchable is decided only when
+/// it is announced.
 fn cost_of(message: &Message) -> u64 {
     let lent_len = [Scope::Arenas, Scope::Large].map(|scope| scope.len_of(message).unwrap_or_default());
     let others = eager_len(message).max(len_if_fetchable(message));
@@ -436,7 +444,7 @@ fn cost_of(message: &Message) -> u64 {
     cost(message.header().len(), message.frames().len(), len)
 }
 
-/// The payload in the record of a message that travels.
+/// Returns how many payload bytes are in the record of a message that is neither lent nor fetchable.
 fn eager_len(message: &Message) -> u64 {
     let payload_len = message.payload_len();
     if payload_len < EAGER_LEN_MAX { payload_len } else { 0 }

@@ -1,16 +1,17 @@
-//! Consecutively numbered entries that leave in any order.
+//! Consecutively numbered entries that are removed in any order.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// Entries by number; the next one is always `next`. An entry that stays long costs nothing to those after it.
+/// Entries by number; the next one is numbered `next`. An entry that stays long costs later ones nothing.
 #[derive(Debug)]
 pub(crate) struct SequenceWindow<T> {
     next: u64,
     entries: HashMap<u64, T, BuildHasherDefault<SequenceHasher>>,
 }
 
-/// Numbers are given by us or checked to be consecutive, so that nobody can choose them to collide.
+/// A fast hasher. Numbers are assigned by this end or checked to be consecutive, so a peer cannot choose them
+/// to collide.
 #[derive(Default)]
 struct SequenceHasher(u64);
 
@@ -24,7 +25,8 @@ impl Hasher for SequenceHasher {
     }
 
     fn write_u64(&mut self, number: u64) {
-        // Both ends of the hash are used: the golden ratio chunked_sends neighbours over all of it.
+        // Both ends of the hash are used: multiplying by the golden ratio spreads consecutive numbers over
+        // all of it.
         self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
@@ -36,12 +38,12 @@ impl<T> Default for SequenceWindow<T> {
 }
 
 impl<T> SequenceWindow<T> {
-    /// How many are in.
+    /// Returns the number of entries.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The number that the next entry gets.
+    /// Returns the number that the next entry gets.
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
@@ -65,7 +67,7 @@ impl<T> SequenceWindow<T> {
         self.entries.values()
     }
 
-    /// Takes everything out.
+    /// Removes all entries.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.entries.drain().map(|(_, entry)| entry)
     }

@@ -1,7 +1,8 @@
-//! One data stream's protocol, sans-IO: operations and received bytes go in, bytes to write and events come out.
+//! The protocol of one data stream, sans-IO. Its input is operations and received bytes; its output is bytes
+//! to write and events.
 //!
-//! The invariant: whatever comes in is checked against what was granted before it changes anything; the first breach is an
-//! error, after which only `give_up` may be called.
+//! Invariant: all input is checked against what was granted before it changes any state. The first protocol
+//! violation is an error, after which only `give_up` may be called.
 
 mod decoder;
 mod destination;
@@ -39,7 +40,8 @@ pub(crate) use packets::{Packet, PacketArrival, PacketDestination};
 /// One end of a data stream.
 #[derive(Debug)]
 pub(crate) struct Session {
-    /// What reads the peer's memory, and lets it read ours. First, so that it has withdrawn before any memory is dropped.
+    /// Reads the peer's memory, and lets the peer read ours. Declared first: its drop retracts our memory
+    /// before any is freed.
     fetcher: Option<Box<dyn Fetcher>>,
     sends: Sends,
     receives: Receives,
@@ -51,15 +53,15 @@ pub(crate) struct Session {
     records: Vec<u8>,
     answers: usize,
     decoder: Decoder,
-    /// What counts the records that the decoder holds, where something does.
+    /// Counts the decoder's unfinished records against a budget, if there is one.
     unfinished: Option<BudgetShare>,
-    /// What the further streams of the connection carry.
+    /// The additional streams of the connection.
     lanes: Option<Box<Lanes>>,
-    /// What leaves and comes beside the stream, by itself.
+    /// Direct transfers, which travel outside the stream.
     packets: Option<Box<Packets>>,
-    /// What lends our frames to the peer, and borrows its.
+    /// Lends our frames to the peer, and borrows the peer's.
     lender: Option<Box<dyn Lender>>,
-    /// What the application should see, in order.
+    /// Messages for the application, in order.
     announced: Vec<Announced>,
     ping: bool,
     pong: bool,
@@ -68,29 +70,29 @@ pub(crate) struct Session {
     closers: Vec<Done<()>>,
 }
 
-/// What can wait how long, the most urgent first.
+/// How urgently output must be sent, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    /// Leaves at once.
+    /// Sent at once.
     Now,
-    /// Small messages leave with those that follow, or with the next poll.
+    /// Small messages are sent with later ones, or at the next poll.
     Coalesced,
-    /// Words that nobody waits for leave with anything else, or when nothing more comes in.
+    /// Acknowledgements that no sender waits for are sent with other output, or when the link is idle.
     Ack,
 }
 
-/// How far our good-bye is.
+/// The progress of our `Close`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Closing {
     No,
-    /// It follows what was submitted before it.
+    /// Follows everything submitted before it.
     Wanted,
     InBatch,
     Left,
 }
 
 impl Session {
-    /// With `checked`, what travels carries checksums, both ways.
+    /// Creates a session. With `checked`, both directions carry checksums.
     pub(crate) fn new(
         pool: Pool,
         regions: Arc<Regions>,
@@ -122,21 +124,21 @@ impl Session {
         }
     }
 
-    /// The same with frames lent where `lender` can, both ways, before anything travelled. A session that checks what travels has
-    /// every frame travel: what is lent passes no checksum.
+    /// Enables lending, both ways. Must be called before anything is sent. A session with checksums lends
+    /// nothing: lent frames pass no checksum.
     pub(crate) fn lending(mut self, lender: Box<dyn Lender>) -> Self {
         self.lender = Some(lender).filter(|_| !self.decoder.check.is_on());
         self
     }
 
-    /// The same with records whose rest has not come counted by a budget of many connections.
+    /// Counts unfinished records against a budget shared by many connections.
     pub(crate) fn counted(mut self, unfinished: &RecordBudget) -> Self {
         self.unfinished = Some(unfinished.share());
         self
     }
 
-    /// The same with large frames read where they lie, both ways, by whoever names where they land; not where what travels is
-    /// checked, or takes several streams, or leaves by itself.
+    /// Enables fetching, both ways: a receiver that names its memory reads large frames from the sender's. No
+    /// effect with checksums, several streams or direct transfers.
     pub(crate) fn fetching(mut self, fetcher: Box<dyn Fetcher>) -> Self {
         let is_plain = self.lanes.is_none() && self.packets.is_none();
         self.fetcher = Some(fetcher).filter(|_| !self.decoder.check.is_on() && is_plain);
@@ -153,12 +155,12 @@ impl Session {
         self.sends.push(message, receipt, ack_now, more);
     }
 
-    /// Whether a message is so small that it may be copied.
+    /// Returns whether a message is small enough to be copied.
     pub(crate) fn may_copy(message: &Message) -> bool {
         sends::is_small(message)
     }
 
-    /// Sends such a message by copying it, or gives it back, to be sent as others are.
+    /// Sends a small message by copying it. Gives it back if it must be queued like any other.
     pub(crate) fn copy(&mut self, small: SmallSend) -> Option<SmallSend> {
         self.sends.copy(small)
     }
@@ -191,33 +193,35 @@ impl Session {
         }
     }
 
-    /// Whether something is to be fetched that nothing under way leads to, and no source shows.
+    /// Returns whether a fetch must be started by a poll: no read is in flight whose completion would wake
+    /// this end.
     pub(crate) fn has_to_fetch(&self) -> bool {
         self.receives.has_to_fetch()
     }
 
-    /// Goes on with what is to be fetched; whether anything moved.
+    /// Continues with fetches. Returns whether anything progressed.
     pub(crate) fn fetch(&mut self) -> Result<bool> {
         let Self { fetcher: Some(fetcher), receives, records, .. } = self else { return Ok(false) };
         receives.fetch(&mut **fetcher, records)
     }
 
-    /// What the peer announced since the last call.
+    /// Returns the messages announced since the last call.
     pub(crate) fn take_announced(&mut self) -> impl Iterator<Item = Announced> + '_ {
         self.announced.drain(..)
     }
 
-    /// A poll begins: it copies a bounded part of what is deposited.
+    /// Begins a poll, which makes bounce copies of a bounded length.
     pub(crate) fn begin_poll(&mut self) {
         self.sends.begin_poll();
     }
 
-    /// Whether the last poll stopped before it had done all that it could: the next goes on, whatever comes.
+    /// Returns whether the last poll stopped before all work was done. The next poll continues without
+    /// further input.
     pub(crate) fn is_paused(&self) -> bool {
         self.sends.are_paused()
     }
 
-    /// What it counts, which goes on counting.
+    /// Returns handles on the session's counters, which keep counting.
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             copied: [&self.sends.copied, &self.receives.copied, &self.one_sided.copied].map(Count::clone),
@@ -226,29 +230,32 @@ impl Session {
         }
     }
 
-    /// Both ends said good-bye, or the peer did and ours has left.
+    /// Returns whether both `Close` records are through: the peer's has been received and ours has been sent.
     pub(crate) fn is_over(&self) -> bool {
         self.has_peer_closed() && self.closing == Closing::Left
     }
 
-    /// Whether ours has left, or the peer's has come: the stream may end without loss.
+    /// Returns whether the stream may end without loss: our `Close` has been sent, or the peer's has been
+    /// received.
     pub(crate) fn may_end(&self) -> bool {
         self.has_peer_closed() || self.closing == Closing::Left
     }
 
-    /// Whether the peer's good-bye has come, on every stream, and what it may have overtaken.
+    /// Returns whether the peer's `Close` has been received on every stream, and everything sent before it
+    /// has arrived.
     fn has_peer_closed(&self) -> bool {
         self.peer_closed
             && self.lanes.as_ref().is_none_or(|lanes| lanes.have_ended())
             && self.packets.as_ref().is_none_or(|packets| packets.have_landed())
     }
 
-    /// Whether the peer has been silent so long that `tick` may have something to do.
+    /// Returns whether the peer has been silent long enough for `tick` to act.
     pub(crate) fn is_silent(&self, now: Duration) -> bool {
         self.liveness.is_silent(now)
     }
 
-    /// Time passed; an error is the peer's end. Whatever arrived must have been given in before.
+    /// Handles the passage of time. An error means that the peer is lost. All received bytes must have been
+    /// given to the session before.
     pub(crate) fn tick(&mut self, now: Duration) -> Result<()> {
         match self.liveness.due(now) {
             Due::Nothing => {}
@@ -261,16 +268,17 @@ impl Session {
         Ok(())
     }
 
-    /// Time passed for what is lent and borrowed; an error is the connection's end.
+    /// Checks fetches, the record budget and leases. An error ends the connection. Called several times a
+    /// heartbeat.
     pub(crate) fn tend(&mut self) -> Result<()> {
         self.fetch()?;
         self.unfinished.as_ref().map_or(Ok(()), BudgetShare::check)?;
         self.lender.as_mut().map_or(Ok(()), |lender| lender.tend())
     }
 
-    // What leaves.
+    // Output.
 
-    /// Whether something should leave that is no less urgent than `least`.
+    /// Returns whether output is pending that is at least as urgent as `least`.
     pub(crate) fn is_due(&self, least: Urgency) -> bool {
         if matches!(self.closing, Closing::InBatch | Closing::Left) {
             return !self.send_queue.is_empty();
@@ -293,7 +301,7 @@ impl Session {
             || (self.closing == Closing::Wanted && self.sends.have_coalesced())
     }
 
-    /// Whether the main stream has data to carry.
+    /// Returns whether the main stream has data to send.
     fn has_data_for_main(&self) -> bool {
         match &self.lanes {
             Some(lanes) => lanes.has_chunk_for(0),
@@ -319,16 +327,16 @@ impl Session {
         }
     }
 
-    /// The bytes to write next; makes a batch if there is none.
+    /// Returns the bytes to write next. Makes a batch if there is none.
     pub(crate) fn gather<'a>(&'a mut self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
         if self.send_queue.is_empty() {
             self.make_batch();
         }
-        debug_assert!(!self.send_queue.is_empty() || self.is_paused(), "what is due makes a batch");
+        debug_assert!(!self.send_queue.is_empty() || self.is_paused(), "pending output makes a batch");
         self.send_queue.gather(slices, slices_max);
     }
 
-    /// `written` of the gathered bytes are with the operating system.
+    /// Records that `written` of the gathered bytes are in the kernel's buffers.
     pub(crate) fn wrote(&mut self, written: usize) {
         let Self { send_queue, sends, one_sided, closing, lanes, .. } = self;
         send_queue.advance(written, |ending| due(ending, (sends, one_sided), closing, lanes));
@@ -370,7 +378,7 @@ impl Session {
         }
     }
 
-    /// Records that were waiting, up to a packet's worth.
+    /// Writes the pending records, up to one packet's worth.
     fn write_records(&mut self) {
         if self.ping {
             record::put(&mut self.records, &Record::Ping);
@@ -394,18 +402,18 @@ impl Session {
         self.send_queue.encoded().extend(self.records.drain(..len));
     }
 
-    // What arrives.
+    // Input.
 
-    /// One record, with so many bytes of others behind it.
+    /// Handles one record, followed by `behind` bytes of other records.
     fn handle_record(&mut self, record: Record<'_>, behind: usize) -> Result<()> {
         if self.peer_closed {
-            return Err(corrupt("a record after the good-bye"));
+            return Err(corrupt("a record after the peer's Close"));
         }
         let waiting = self.records.len();
         match record {
             Record::Message(message) => {
                 if matches!(message.payload, Payload::Fetchable(_)) && self.fetcher.is_none() {
-                    return Err(corrupt("a message to be fetched by an end that fetches nothing"));
+                    return Err(corrupt("a fetchable message on a connection without fetching"));
                 }
                 let announced =
                     self.receives.announced(message, behind, &mut self.records, &mut self.lender)?;
@@ -436,7 +444,7 @@ impl Session {
         Ok(())
     }
 
-    /// Fails everything in flight.
+    /// Fails all operations in flight.
     pub(crate) fn give_up(&mut self, why: &Error) {
         if let Some(fetcher) = &mut self.fetcher {
             fetcher.retract();

@@ -1,4 +1,4 @@
-//! Two sessions joined by a simulated wire, on a simulated clock, cut and mixed by a seed.
+//! Two sessions over a simulated wire and clock. A seed decides how the bytes are split and interleaved.
 
 mod bounce_copy;
 mod fetching;
@@ -26,7 +26,7 @@ use crate::wire::session::{Session, Target, Urgency};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// A stopped clock and a constant for randomness.
+/// A stopped clock and constant random bytes.
 #[derive(Debug)]
 struct FixedEnvironment;
 
@@ -62,9 +62,9 @@ impl Seed {
 struct End {
     session: Session,
     regions: Arc<Regions>,
-    /// Bytes on their way here.
+    /// Bytes in flight to this end.
     wire: VecDeque<u8>,
-    /// Bytes on their way here on the further streams.
+    /// Bytes in flight to this end on the lanes.
     lanes: Vec<VecDeque<u8>>,
     announced: VecDeque<Announced>,
 }
@@ -91,7 +91,7 @@ impl End {
         self.send_with(message, false)
     }
 
-    /// With `more`, it waits for company if it can.
+    /// With `more`, the message is coalesced if it is small.
     fn send_with(&mut self, message: Message, more: bool) -> (Sent, Completion<Result<Delivery>>) {
         let (message, sent) = Operation::new(message);
         let (receipt, acked) = Done::new();
@@ -99,7 +99,7 @@ impl End {
         (sent, acked)
     }
 
-    /// Writes at most `len_max` bytes to `to`'s wire. Idle, it leaves nothing unsaid.
+    /// Writes at most `len_max` bytes to `to`'s wire. An idle end sends its acknowledgements too.
     fn write(&mut self, to: &mut VecDeque<u8>, len_max: usize) -> bool {
         self.session.choose_stream(!1);
         self.session.begin_poll();
@@ -117,9 +117,9 @@ impl End {
         true
     }
 
-    /// Writes at most `len_max` bytes to `to`, the peer's end of a further stream.
+    /// Writes at most `len_max` bytes to `to`, the peer's end of a lane.
     fn write_lane(&mut self, stream: usize, to: &mut VecDeque<u8>, len_max: usize) -> bool {
-        // As if every other stream were full: any may carry any chunk.
+        // As if every other stream were full, so that any may carry any chunk.
         self.session.choose_stream(!(1 << stream));
         if !self.session.lane_is_due(stream) {
             return false;
@@ -132,12 +132,12 @@ impl End {
         true
     }
 
-    /// Reads at most `len_max` bytes, to where the session wants them.
+    /// Reads at most `len_max` bytes to where the session wants them.
     fn read(&mut self, len_max: usize) -> Result<bool> {
         self.read_from(0, len_max)
     }
 
-    /// Reads one of several streams.
+    /// Reads from one of several streams.
     fn read_from(&mut self, stream: usize, len_max: usize) -> Result<bool> {
         let Self { session, wire, lanes, announced, .. } = self;
         let wire = if stream == 0 { wire } else { &mut lanes[stream - 1] };
@@ -178,7 +178,7 @@ impl End {
         Ok(true)
     }
 
-    /// Takes the next announced message, accepting it if it waits.
+    /// Takes the next announced message, and accepts it if it waits.
     fn take(&mut self) -> Option<Taken> {
         let Announced { id, header, frames, arrival, ack_now } = self.announced.pop_front()?;
         Some(match arrival {
@@ -212,7 +212,7 @@ impl End {
     }
 }
 
-/// The next `len` bytes off a wire.
+/// Removes the next `len` bytes from a wire.
 fn arrived(wire: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
     let rest = wire.split_off(len);
     Vec::from(std::mem::replace(wire, rest))
@@ -235,7 +235,7 @@ impl Taken {
     }
 }
 
-/// Moves bytes both ways in random cuts until nothing moves.
+/// Moves bytes both ways in random pieces until nothing moves.
 fn run(a: &mut End, b: &mut End, seed: &mut Seed) -> Result<()> {
     loop {
         let mut cut = || 1 + seed.below(100_000);
@@ -243,7 +243,7 @@ fn run(a: &mut End, b: &mut End, seed: &mut Seed) -> Result<()> {
         let read = [a.read(cut())?, b.read(cut())?];
         let mut beside = false;
         for stream in 1..=a.lanes.len() {
-            // Some lag behind, as seldom as the seed has it.
+            // Lanes lag behind at random.
             beside |= seed.below(3) == 0 || a.write_lane(stream, &mut b.lanes[stream - 1], usize::MAX);
             beside |= b.write_lane(stream, &mut a.lanes[stream - 1], 1 + seed.below(100_000));
             beside |= seed.below(3) == 0 || a.read_from(stream, 1 + seed.below(100_000))?;
@@ -347,7 +347,7 @@ fn small_messages_are_coalesced_and_sent_in_order() {
     assert!(!a.session.is_due(Urgency::Now) && a.session.is_due(Urgency::Coalesced));
     let large = Message::new("second").with_frame(vec![2; 2000]);
     drop(a.send_with(large, true));
-    assert!(a.session.is_due(Urgency::Now), "what is not small waits for nothing");
+    assert!(a.session.is_due(Urgency::Now), "a large message is not coalesced");
     drop(a.send_with(small("third"), true));
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     let headers: Vec<_> = b.announced.iter().map(|announced| announced.header.clone()).collect();
@@ -358,7 +358,7 @@ fn small_messages_are_coalesced_and_sent_in_order() {
         drop(a.send_with(Message::new("").with_frame(vec![3; 68]), true));
     }
     drop(a.send_with(Message::new("").with_frame(vec![3; 68]), true));
-    assert!(a.session.is_due(Urgency::Now), "company enough");
+    assert!(a.session.is_due(Urgency::Now), "the limit is reached");
 }
 
 #[test]
@@ -382,7 +382,7 @@ fn a_get_or_put_done_too_early_is_corrupt_and_returns_its_memory() {
     };
     let half = Head { records_len: 0, data_len: 50, transfer: Transfer::Get(0) };
     let half = [&half.encode()[..], &[7; 50]].concat();
-    let why = crate::Error::new(ErrorKind::Corrupt, "it ends like that");
+    let why = crate::Error::new(ErrorKind::Corrupt, "the session ends");
     let region = End::new().regions.expose(vec![1; 100_000].into(), Duration::MAX).remote();
 
     let mut a = End::new();
@@ -392,10 +392,12 @@ fn a_get_or_put_done_too_early_is_corrupt_and_returns_its_memory() {
     a.session.get(region, 0, into);
     a.write(&mut VecDeque::new(), usize::MAX);
     a.wire.extend([half, done(0)].concat());
-    let error = std::iter::repeat_with(|| a.read(usize::MAX)).find_map(Result::err).expect("half is not all");
+    let error = std::iter::repeat_with(|| a.read(usize::MAX))
+        .find_map(Result::err)
+        .expect("half of the data has not arrived");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     a.session.give_up(&why);
-    let failed = got.try_take().expect("ended").expect_err("half is not all");
+    let failed = got.try_take().expect("ended").expect_err("half of the data has not arrived");
     assert_eq!((failed.error.kind(), failed.returned.as_slice().unwrap()), (ErrorKind::Corrupt, &b"abc"[..]));
 
     let mut a = End::new();
@@ -403,9 +405,13 @@ fn a_get_or_put_done_too_early_is_corrupt_and_returns_its_memory() {
     a.session.put(region, 0, from);
     a.write(&mut VecDeque::new(), usize::MAX);
     a.wire.extend(done(0));
-    assert_eq!(a.read(usize::MAX).unwrap_err().kind(), ErrorKind::Corrupt, "it was not told to go");
+    assert_eq!(
+        a.read(usize::MAX).unwrap_err().kind(),
+        ErrorKind::Corrupt,
+        "the owner was not ready to receive"
+    );
     a.session.give_up(&why);
-    let failed = put.try_take().expect("ended").expect_err("not one byte left");
+    let failed = put.try_take().expect("ended").expect_err("no byte was sent");
     assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Corrupt, 20_000));
 }
 
@@ -419,7 +425,7 @@ fn unacknowledged_messages_are_bounded_by_the_window() {
     while b.take().is_some() {}
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
     assert_eq!(b.announced.len() as u64, WINDOW.messages);
-    assert!(a.session.counts().stalls() > 0, "waiting for credit was counted");
+    assert!(a.session.counts().stalls() > 0, "a stall was counted");
 }
 
 #[test]
@@ -429,7 +435,7 @@ fn large_messages_stream_within_the_pre_granted_credit() {
     let large = || Message::new("").with_frame(vec![1; 1 << 20]);
     drop(a.send(large()));
     run(&mut a, &mut b, &mut Seed(1)).unwrap();
-    assert!(matches!(b.announced[0].arrival, Arrival::AtSender), "the first one asks");
+    assert!(matches!(b.announced[0].arrival, Arrival::AtSender), "the first message waits for an accept");
     for _ in 0..6 {
         drop(a.send(large()));
     }

@@ -1,4 +1,4 @@
-//! Floods on a clock of numbers.
+//! Floods of peers, on a clock of plain numbers.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +21,7 @@ fn filled(capacity: usize, source: Source) -> (Admission, Vec<Admitted>) {
     (admission, peers)
 }
 
-/// A newcomer that waits as long as it is told, and when it is admitted.
+/// Waits as a new peer does, and returns when it is admitted.
 fn waited(admission: &Admission, source: Source, mut now: Duration) -> (Admitted, Duration) {
     loop {
         match admission.admit(source, now) {
@@ -40,9 +40,9 @@ fn a_newcomer_waits_at_most_the_grace_time() {
     assert_eq!(admission.admit(FRIEND, ms(0)).unwrap_err(), GRACE_TIME);
     let (_friend, at) = waited(&admission, FRIEND, ms(0));
     assert_eq!(at, GRACE_TIME);
-    assert!(is_evicted(&peers[0]), "the oldest made room");
+    assert!(is_evicted(&peers[0]), "the oldest was evicted");
     assert!(peers[1..].iter().all(|peer| !is_evicted(peer)));
-    // A place that is given back is free at once.
+    // A released place is free at once.
     drop(peers);
     assert!(admission.admit(FRIEND, GRACE_TIME).is_ok());
 }
@@ -67,11 +67,11 @@ fn active_peers_are_not_evicted_by_silent_ones() {
     friend.advanced(now);
     for _ in 0..10_000 {
         now += ms(1);
-        // Whoever waits comes again.
+        // A waiting peer tries again.
         peers.extend(admission.admit(ENEMY, now).ok());
     }
     assert!(!is_evicted(&friend));
-    // Nor the other way round: half of the places are for those who say something in time.
+    // Nor the other way round: half of the places are for peers that send something in time.
     let (admission, peers) = filled(16, ENEMY);
     peers.iter().for_each(|peer| peer.advanced(ms(0)));
     let mut now = GRACE_TIME * 2;
@@ -95,7 +95,7 @@ fn the_source_with_most_places_makes_room() {
         now += ms(50);
         peers.extend(admission.admit(ENEMY, now).ok());
     }
-    assert!(friends.iter().all(|friend| !is_evicted(friend)), "though they came first, and say nothing");
+    assert!(friends.iter().all(|friend| !is_evicted(friend)), "although they are the oldest, and silent");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_peer_gets_through_that_takes_fifty_milliseconds_a_step_in_a_flood_of_two_th
         while now < until {
             now += Duration::from_micros(500);
             if let Ok(peer) = admission.admit(ENEMY, now) {
-                // Every other one says something, and then nothing more.
+                // Every other peer sends something, and then nothing more.
                 if peers.len() % 2 == 0 {
                     peer.advanced(now);
                 }
@@ -123,7 +123,7 @@ fn a_peer_gets_through_that_takes_fifty_milliseconds_a_step_in_a_flood_of_two_th
     now = ms(3000);
     let mut good = 0;
     for _ in 0..20 {
-        let Ok(friend) = admission.admit(ENEMY, now) else { panic!("it waits beside a steady flood") };
+        let Ok(friend) = admission.admit(ENEMY, now) else { panic!("it waits during a steady flood") };
         friend.advanced(now + ms(1));
         for _ in 0..2 {
             flood(now, now + ms(50));
@@ -170,7 +170,7 @@ fn answers_to_a_source_that_fails_again_and_again_are_delayed() {
     assert!(delays[15..].iter().all(|delay| *delay == DELAY_MAX));
     assert_eq!(fail(FRIEND, ms(0)), ms(0), "another source's are not");
     assert_eq!(fail(ENEMY, FAILURE_TIME * 20), ms(0), "in the end it is forgotten");
-    // What is remembered is bounded, whoever comes.
+    // The number of remembered sources is bounded.
     for number in 0..5000 {
         fail(Source::User(number), ms(0));
     }
@@ -187,7 +187,7 @@ fn a_lack_of_descriptors_takes_half_of_the_places_for_a_while() {
     assert!(admission.admit(FRIEND, SCARCE_TIME).is_ok());
     assert_eq!(admission.state().capacity(SCARCE_TIME * 100), 8);
     drop(peers);
-    assert!(!admission.make_room(SCARCE_TIME), "nobody is left to make room");
+    assert!(!admission.make_room(SCARCE_TIME), "no peer is left to evict");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Two ends of a control stream, or one and a peer by hand, on a clock that moves when it is told to.
+//! Two ends of a control stream, or one end and a peer driven by the test, on a manual clock.
 
 use std::error::Error as _;
 use std::io::{self, Read, Write};
@@ -16,11 +16,11 @@ use crate::platform::environment::clockwork::Clockwork;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
-/// One end, with the link that is attended to.
+/// One end, with the link that its control stream belongs to.
 struct End {
     inbox: Arc<Inbox>,
     attending: Task<Option<Error>>,
-    /// What attending came to, once it has.
+    /// The result of the control stream, once it has ended.
     outcome: Option<Option<Error>>,
 }
 
@@ -41,7 +41,7 @@ impl End {
             && let Poll::Ready(outcome) = self.attending.as_mut().poll(&mut context())
         {
             self.outcome = Some(outcome);
-            // The stream goes with whoever attended to it.
+            // The control stream is dropped with its task.
             self.attending = Box::pin(std::future::pending());
         }
     }
@@ -62,7 +62,7 @@ impl End {
     }
 }
 
-/// An end, and the stream to it in the hands of the test.
+/// An end, and the other side of its stream in the hands of the test.
 struct TestControl {
     clock: Clockwork,
     end: End,
@@ -82,9 +82,9 @@ impl TestControl {
         control
     }
 
-    /// Says these bytes, as far as there is room for them, and tells what our end said since.
+    /// Sends these bytes as far as there is room. Returns what our end has sent since.
     fn send(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let peer = self.peer.as_mut().expect("it has not hung up");
+        let peer = self.peer.as_mut().expect("the stream is open");
         assert!(matches!(Pin::new(&mut *peer).poll_write(&mut context(), bytes), Poll::Ready(Ok(_))));
         self.end.poll();
         self.received()
@@ -93,7 +93,7 @@ impl TestControl {
     fn received(&mut self) -> Vec<u8> {
         let mut bytes = [0; 64];
         let mut buf = ReadBuf::new(&mut bytes);
-        let peer = self.peer.as_mut().expect("it has not hung up");
+        let peer = self.peer.as_mut().expect("the stream is open");
         let _ = Pin::new(peer).poll_read(&mut context(), &mut buf);
         buf.filled().to_vec()
     }
@@ -216,7 +216,7 @@ fn stream_end_is_peer_lost_unless_the_peer_drained() {
     control.advance(DRAIN_TIME_MAX - Duration::from_nanos(1));
     control.end.assert_pending();
     control.advance(Duration::from_nanos(1));
-    control.end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
+    control.end.assert_ended(ErrorKind::PeerLost, "it drained, and its last data did not arrive");
 }
 
 #[test]
@@ -278,11 +278,11 @@ fn a_second_drain_or_an_unknown_byte_is_corrupt() {
     for bytes in [&[OVER, OVER][..], &[OVER, PING, OVER]] {
         let mut control = TestControl::new();
         control.send(bytes);
-        control.end.assert_ended(ErrorKind::Corrupt, "the peer parted twice");
+        control.end.assert_ended(ErrorKind::Corrupt, "the peer sent over twice");
     }
     let mut control = TestControl::new();
     control.send(&[OVER, 4]);
-    control.end.assert_ended(ErrorKind::Corrupt, "byte 4 on the control stream means nothing");
+    control.end.assert_ended(ErrorKind::Corrupt, "unknown byte 4 on the control stream");
 }
 
 #[test]
@@ -304,14 +304,14 @@ fn an_end_without_or_during_a_drain_needs_no_answer() {
 fn a_peer_that_reads_nothing_delays_no_end() {
     let mut control = TestControl::with_room(4);
     for _ in 0..4 {
-        // Four answers fill the stream, and the others find no room.
+        // Four pongs fill the stream, and the others do not fit.
         control.peer.as_mut().map(|peer| Pin::new(peer).poll_write(&mut context(), &[PING; 4]));
         control.end.poll();
     }
     control.end.assert_pending();
     control.end.inbox.end(Error::new(ErrorKind::Closed, "by itself"));
     control.end.poll();
-    assert!(matches!(control.end.outcome, Some(None)), "it hears of the end");
+    assert!(matches!(control.end.outcome, Some(None)), "it is notified of the end");
 }
 
 /// An end on one of two connected sockets.
@@ -326,22 +326,22 @@ fn over_socket(clock: &Clockwork) -> io::Result<(End, TcpStream)> {
     Ok((End::new(tokio::net::TcpStream::from_std(near)?, clock), peer))
 }
 
-/// Closes it as the kernel does for a process that is killed before it has read everything.
+/// Closes it as the kernel does for a process that is killed with unread bytes.
 fn reset(socket: TcpStream) {
     socket2::SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
 }
 
-/// Turns `end` until `is_so`, for 5 s.
+/// Polls `end` until `is_so`, for at most 5 s.
 async fn poll_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
     let began = Instant::now();
     while !is_so(end) {
-        assert!(began.elapsed() < Duration::from_secs(5), "it never comes to that: {:?}", end.outcome);
+        assert!(began.elapsed() < Duration::from_secs(5), "the condition was never met: {:?}", end.outcome);
         tokio::time::sleep(Duration::from_millis(1)).await;
         end.poll();
     }
 }
 
-/// Has `end` answer, so that its socket is known to be writable, and to hold nothing to read.
+/// Has `end` answer a ping, so that its socket is known to be writable and to have nothing to read.
 async fn poll_until_answered(end: &mut End, peer: &mut TcpStream) {
     assert_eq!(peer.write(&[PING]).unwrap(), 1);
     poll_until(end, |_| peer.peek(&mut [0]).is_ok_and(|len| len == 1)).await;
@@ -385,7 +385,7 @@ async fn a_drain_before_a_reset_is_received() {
     poll_until_answered(&mut end, &mut peer).await;
     assert_eq!(peer.write(&[OVER]).unwrap(), 1);
     reset(peer);
-    // The reactor has not told of either yet: what is asked now fails.
+    // The reactor has reported neither yet: an operation now fails.
     clock.advance(HEARTBEAT);
     end.poll();
     for _ in 0..20 {
@@ -395,7 +395,7 @@ async fn a_drain_before_a_reset_is_received() {
     }
     clock.advance(DRAIN_TIME_MAX);
     end.poll();
-    end.assert_ended(ErrorKind::PeerLost, "it parted, and what it sent last did not come");
+    end.assert_ended(ErrorKind::PeerLost, "it drained, and its last data did not arrive");
 }
 
 #[test]

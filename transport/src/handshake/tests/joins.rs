@@ -1,4 +1,4 @@
-//! Further streams join the connection that waits for them, and nobody else's.
+//! Additional streams join the connection that waits for them, and no other.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn key() -> JoinKey {
     JoinKey::new(SECRET, STREAMS, false)
 }
 
-/// Both ends' view of one attempt.
+/// The result of one attempt at both ends.
 async fn attempt(joins: &Joins, word: Join) -> Result<()> {
     let environment = TestEnvironment::new();
     let (mut near, far) = duplex(1024);
@@ -103,5 +103,5 @@ fn a_join_proof_is_invalid_in_another_tls_session() {
     }
     let plain = key.join(1, None);
     assert!(key.verify(&plain, Some(&this)).is_err(), "it lacks the session");
-    assert!(self::key().verify(&join, Some(&this)).is_err(), "its connection is in the clear");
+    assert!(self::key().verify(&join, Some(&this)).is_err(), "its connection is not encrypted");
 }

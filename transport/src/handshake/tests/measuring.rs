@@ -1,9 +1,9 @@
-//! Bytes of measurements between the words of a handshake.
+//! Measurements between handshake messages.
 
 use super::*;
 use crate::wire::handshake::MEASURE_LEN_MAX;
 
-/// Beyond what the pipe holds, and what is held at once.
+/// More than the pipe and the read buffer hold.
 const LEN: usize = 200_000;
 
 async fn asked_in_time<S: Stream>(stream: &mut S, measurements_left: usize) -> Result<ConnectorReply> {
@@ -35,7 +35,7 @@ async fn one_measurement_too_many_is_corrupt_at_both_ends() {
     let acceptor = async { asked_in_time(&mut far, 0).await.unwrap_err() };
     let connector = async { measure(&mut near, &[7; 8], LATER, &environment).await.unwrap_err() };
     let (here, there) = tokio::join!(acceptor, connector);
-    assert_eq!(here.to_string(), "corrupt: Measure came where Ready or NotReady was due");
+    assert_eq!(here.to_string(), "corrupt: Measure arrived where Ready or NotReady was expected");
     assert_eq!(there.kind(), ErrorKind::Corrupt, "{there}");
 }
 

@@ -1,5 +1,5 @@
-//! The handshake over a stream that a seed owns: bytes take their time and come in pieces, and the stream ends, breaks or
-//! falls silent at any of them.
+//! The handshake over a simulated stream. A seed delays and splits the bytes, and ends, breaks or silences
+//! the stream at any of them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};
@@ -8,12 +8,12 @@ use super::*;
 use crate::platform::environment::Task;
 use crate::platform::mutex::Mutex;
 
-/// Seeds of a run that was not asked for more.
+/// The default number of seeds.
 const SEEDS: u64 = 500;
-/// A greeting and a proposal of 5 s each, the 0.1 s that a refusal may add to either, and the turns between.
+/// A greeting and a proposal of 5 s each, the 0.1 s that a refusal may add to each, and the steps between.
 const TIME_MAX: Duration = Duration::from_secs(12);
 
-/// What befalls one direction once so many bytes went through it.
+/// A fault of one direction after this many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EndFault {
     Never,
@@ -29,7 +29,7 @@ struct State {
     pipes: [Pipe; 2],
 }
 
-/// Bytes to one end, each piece with the time of its arrival.
+/// Bytes in flight to one end, each piece with its time of arrival.
 #[derive(Debug)]
 struct Pipe {
     in_flight: VecDeque<(Duration, Vec<u8>)>,
@@ -57,7 +57,7 @@ impl Simulation {
         self.0.lock()
     }
 
-    /// Terms in which nothing but the seed is random.
+    /// Terms whose only randomness is the seed.
     fn terms(&self, token: Option<&str>) -> Terms {
         Terms { identity: Identity::of_this_process(self), ..terms(token) }
     }
@@ -70,7 +70,7 @@ impl Environment for Simulation {
 
     fn sleep_until(&self, at: Duration) -> Task {
         let simulation = self.clone();
-        // Everything is polled all the time: nobody has to be woken.
+        // Everything is polled all the time, so no task needs a wake-up.
         Box::pin(std::future::poll_fn(move |_| match simulation.now() >= at {
             true => Poll::Ready(()),
             false => Poll::Pending,
@@ -85,7 +85,7 @@ impl Environment for Simulation {
     fn spawn(&self, _: Task) {}
 }
 
-/// One end's stream; the other end sees its end when it is dropped.
+/// One end's stream. Dropping it ends the stream for the other end.
 struct SimulatedStream {
     simulation: Simulation,
     me: usize,
@@ -163,7 +163,7 @@ impl AsyncWrite for SimulatedStream {
     }
 }
 
-/// Ends with the secret of the connection.
+/// Completes with the secret of the connection.
 type HandshakeFuture = Pin<Box<dyn Future<Output = Result<[u8; 32]>>>>;
 
 async fn connector(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
@@ -183,7 +183,7 @@ async fn acceptor(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
     Ok(greeting.secret)
 }
 
-/// Runs one seed; panics if something is wrong. The same seed gives the same end.
+/// Runs one seed, and panics if a check fails. The same seed gives the same result.
 fn simulate(seed: u64) -> String {
     let mut state = State { seed, now: Duration::ZERO, pipes: [(); 2].map(|()| Pipe::new()) };
     let calm = state.below(3) == 0;
@@ -207,7 +207,7 @@ fn simulate(seed: u64) -> String {
             && let Poll::Ready(result) = ends[which].as_mut().poll(&mut cx)
         {
             results[which] = Some(result);
-            // What it held goes: the other end sees the stream's end.
+            // Drops its stream, so that the other end detects the end.
             ends[which] = Box::pin(std::future::pending());
         }
         let mut state = simulation.state();
@@ -220,8 +220,9 @@ fn simulate(seed: u64) -> String {
         [Ok(ours), Ok(theirs)] => assert!(ours == theirs && tokens.0 == tokens.1),
         [first, second] if calm => {
             let kinds = [first, second].map(|result| result.as_ref().err().map(Error::kind));
-            assert!(tokens.0 != tokens.1, "nothing happened to it: {results:?}");
-            // The acceptor is the first to know, and has 0.1 s to say so: on a stream that is slower its word is lost.
+            assert!(tokens.0 != tokens.1, "a connection without a fault failed: {results:?}");
+            // The acceptor detects the error first, and has 0.1 s to send its refusal. On a slower stream the
+            // refusal is lost.
             let lost = [Some(ErrorKind::PeerLost), Some(ErrorKind::Unauthenticated)];
             assert!(kinds == lost || kinds == [Some(ErrorKind::Unauthenticated); 2], "{results:?}");
         }

@@ -1,10 +1,10 @@
-//! Ends of another version, other protocols, noise: everyone hears why, and nobody stays long.
+//! Peers of another version, other protocols, random bytes: each gets the reason in bounded time.
 
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// What an acceptor makes of an unauthenticated peer who says `words` and listens; the error, and what the unauthenticated peer heard.
+/// Accepts a peer that sends `words` and then reads. Returns the error, and what the peer received.
 async fn accept_bytes(words: &[u8]) -> (Error, Vec<u8>) {
     let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
@@ -19,7 +19,7 @@ async fn accept_bytes(words: &[u8]) -> (Error, Vec<u8>) {
     (result.unwrap_err(), heard)
 }
 
-/// What a connector makes of a server that says `words` at once.
+/// Connects to a server that sends `words` at once.
 async fn connect_to_bytes(words: &[u8]) -> Error {
     let (mut near, mut far) = duplex(64 * 1024);
     far.write_all(words).await.unwrap();
@@ -76,11 +76,11 @@ async fn a_browser_gets_a_displayable_answer() {
 async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
     for (words, expected) in [
         (&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03abcdefghijkl"[..], "speaks TLS"),
-        (b"SSH-2.0-client\r\n", "it said \"SSH-2.0-client\""),
+        (b"SSH-2.0-client\r\n", "it sent \"SSH-2.0-client\""),
         (b"\n", "does not speak Towline"),
-        (b"TOWLINX", "it said \"TOWLINX\""),
+        (b"TOWLINX", "it sent \"TOWLINX\""),
         (b"\x00\xff\x1b[2J\x07 and so on, for longer than anyone wants to read", "\\x00\\xff\\x1b[2J"),
-        (b"GETTING", "it said \"GETTING\""),
+        (b"GETTING", "it sent \"GETTING\""),
     ] {
         let (error, heard) = accept_bytes(words).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
@@ -117,7 +117,7 @@ async fn a_peers_reason_is_cleaned_and_keeps_its_kind() {
     assert_eq!(error.to_string(), "unavailable: the peer refused: it gave no reason");
 }
 
-/// Neither an unauthenticated peer that neither reads nor closes, nor one that never stops, keeps an acceptor.
+/// An acceptor ends in bounded time, whether a peer neither reads nor closes, or never stops sending.
 #[tokio::test]
 async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
     let (mut near, mut far) = duplex(8);
@@ -142,7 +142,7 @@ async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
     assert!(written <= 64 * 1024 + 3 * 4096, "{written} bytes were taken from the flood");
 }
 
-/// A environment where no time ever passes, so that a test depends on none.
+/// An environment in which no time passes, so that the test depends on no timing.
 #[derive(Debug)]
 struct StoppedClock;
 
@@ -164,8 +164,8 @@ impl Environment for StoppedClock {
     }
 }
 
-/// On a real socket, closing with unread bytes resets the connection: a peer that is still writing would then fail
-/// before it reads why.
+/// On a real socket, closing with unread bytes resets the connection. A peer that is still writing would then
+/// fail before it reads the reason.
 #[tokio::test]
 async fn the_reason_reaches_a_peer_that_is_still_writing() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! What goes wrong over TLS, in words that say what to do.
+//! The error texts of TLS, each with a remedy.
 
 use std::io;
 
@@ -7,12 +7,12 @@ use rustls::{AlertDescription as Alert, CertificateError, Connection, Error as T
 use crate::wire::handshake::Role;
 use crate::{Error, ErrorKind};
 
-/// What rustls found at this end of `tls`, on its way through a stream.
+/// Converts an error of rustls at this end of `tls` into an I/O error, to pass through a stream.
 pub(super) fn io_error(tls: &Connection, error: TlsError) -> io::Error {
     io::Error::other(tls_error(tls, error))
 }
 
-/// What rustls found at this end of `tls`.
+/// Converts an error of rustls at this end of `tls`.
 pub(crate) fn tls_error(tls: &Connection, error: TlsError) -> Error {
     let role = match tls {
         Connection::Client(_) => Role::Connector,
@@ -22,33 +22,33 @@ pub(crate) fn tls_error(tls: &Connection, error: TlsError) -> Error {
         TlsError::InvalidCertificate(wrong) => (ErrorKind::Unauthenticated, certificate(role, wrong)),
         TlsError::NoCertificatesPresented => (
             ErrorKind::Unauthenticated,
-            "the connector showed no certificate, and this listener lets nobody in without one: give it one that this listener's \
+            "the connector presented no certificate, and this listener requires one: give it one that this listener's \
              authority signed (--cert, --key)"
                 .to_owned(),
         ),
         TlsError::AlertReceived(alert) => alert_received(role, *alert),
         TlsError::InvalidMessage(_) => {
-            (ErrorKind::Refused, "what the other end says is no TLS: use TLS at both ends or at neither".to_owned())
+            (ErrorKind::Refused, "the other end does not speak TLS: use TLS at both ends or at neither".to_owned())
         }
         TlsError::PeerIncompatible(_) => (
             ErrorKind::Refused,
-            "the other end's TLS and this one's have nothing in common: TLS 1.3 is needed".to_owned(),
+            "the two ends share no TLS version or cipher: TLS 1.3 is needed".to_owned(),
         ),
         TlsError::NoApplicationProtocol => (
             ErrorKind::Refused,
-            "the other end speaks something else than towline/1 over TLS".to_owned(),
+            "the other end does not speak towline/1 over TLS".to_owned(),
         ),
-        _ => (ErrorKind::Corrupt, "what arrived breaks TLS: it was damaged or forged on the way".to_owned()),
+        _ => (ErrorKind::Corrupt, "the data received violates TLS: it was damaged or forged in transit".to_owned()),
     };
     Error::new(kind, detail).caused_by(error)
 }
 
-/// The stream ended before TLS was set up.
+/// The error for a stream that ended before TLS was set up.
 pub(super) fn cut_off() -> Error {
     Error::new(ErrorKind::PeerLost, "the peer ended the connection during the TLS handshake")
 }
 
-/// Why the peer's certificate is not believed.
+/// Returns why the peer's certificate is not trusted.
 fn certificate(role: Role, wrong: &CertificateError) -> String {
     let peer = peer_of(role);
     match wrong {
@@ -59,62 +59,60 @@ fn certificate(role: Role, wrong: &CertificateError) -> String {
             format!("the {peer}'s certificate is not valid yet: set this machine's clock right, or wait")
         }
         CertificateError::UnknownIssuer => format!(
-            "the {peer}'s certificate was signed by nobody whom this end believes: name the authority that signed it (--ca), \
-             or a certificate signed by yours is needed there"
+            "the {peer}'s certificate was signed by no authority that this end trusts: name the authority that signed it \
+             (--ca), or use a certificate there that your authority signed"
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
-            "the {peer}'s certificate bears another name than the one connected to: connect to a name or IP address in it, \
-             or say which name is expected"
+            "the {peer}'s certificate is for another name than the one connected to: connect to a name or IP address in it, \
+             or set the expected name"
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            format!("the {peer}'s certificate is not meant for a {peer}: its extended key usage says so")
+            format!("the {peer}'s certificate is not valid for a {peer}, by its extended key usage")
         }
         CertificateError::BadSignature => {
-            format!("the {peer}'s certificate is not signed by whom it names: it was forged or damaged")
+            format!("the {peer}'s certificate has a wrong signature: it was forged or damaged")
         }
         CertificateError::Revoked => format!("the {peer}'s certificate was revoked: it needs a new one"),
-        _ => format!(
-            "the {peer}'s certificate cannot be believed: it needs one of its own, signed by an authority"
-        ),
+        _ => format!("the {peer}'s certificate cannot be trusted: use one signed by an authority"),
     }
 }
 
-/// What the peer said before it ended the session.
+/// Returns the error for an alert with which the peer ended the session.
 fn alert_received(role: Role, alert: Alert) -> (ErrorKind, String) {
     let peer = peer_of(role);
     let detail = match alert {
         Alert::CertificateRequired => {
-            "the listener lets nobody in without a certificate: give this endpoint one that the listener's authority signed \
+            "the listener requires a certificate: give this endpoint one that the listener's authority signed \
              (--cert, --key)"
                 .to_owned()
         }
         Alert::UnknownCA => format!(
-            "the {peer} believes nobody who signed this end's certificate: use one that its authority signed, or name the \
+            "the {peer} trusts no authority that signed this end's certificate: use one that its authority signed, or name the \
              authority there (--ca)"
         ),
         Alert::CertificateExpired => {
-            format!("the {peer} says that this end's certificate has expired: renew it, or set that machine's clock right")
+            format!("the {peer} reports that this end's certificate has expired: renew it, or set that machine's clock right")
         }
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::CertificateRevoked
         | Alert::AccessDenied | Alert::DecryptError => format!(
-            "the {peer} does not believe this end's certificate: it may bear another name than the one connected to, or serve \
+            "the {peer} does not trust this end's certificate: it may be for another name than the one connected to, or for \
              another purpose"
         ),
         Alert::NoApplicationProtocol => {
-            return (ErrorKind::Refused, format!("the {peer} speaks something else than towline/1 over TLS"));
+            return (ErrorKind::Refused, format!("the {peer} does not speak towline/1 over TLS"));
         }
         Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity => {
-            return (ErrorKind::Refused, format!("the {peer}'s TLS and this end's have nothing in common: TLS 1.3 is needed"));
+            return (ErrorKind::Refused, format!("the {peer} and this end share no TLS version or cipher: TLS 1.3 is needed"));
         }
         Alert::BadRecordMac | Alert::DecodeError | Alert::UnexpectedMessage => {
-            return (ErrorKind::PeerLost, format!("what the {peer} got from here breaks TLS: it was damaged on the way"));
+            return (ErrorKind::PeerLost, format!("the {peer} received data that violates TLS: it was damaged in transit"));
         }
         _ => return (ErrorKind::PeerLost, format!("the {peer} ended the TLS session: {alert:?}")),
     };
     (ErrorKind::Unauthenticated, detail)
 }
 
-/// As sentences call the other end.
+/// Returns the name of the other end for error texts.
 fn peer_of(role: Role) -> &'static str {
     match role {
         Role::Connector => "listener",

@@ -1,4 +1,4 @@
-//! The stream that a handshake runs on over TLS, and how it comes to be.
+//! The TLS stream below a handshake, and how it is set up.
 
 use std::io::{self, BufRead, ErrorKind::WouldBlock, Read, Write};
 use std::net::SocketAddr;
@@ -16,9 +16,9 @@ use crate::platform::environment::Environment;
 use crate::wire::handshake::BINDING_LEN;
 use crate::{Error, ErrorKind, Result};
 
-/// What is encrypted and has not left, at most, in bytes: a handshake needs no more.
+/// The most encrypted bytes waiting to be sent; a handshake needs no more.
 const UNSENT_LEN_MAX: usize = 64 << 10;
-/// The first byte of a TLS record that may open a conversation: a handshake, or an alert.
+/// The record types that may begin a TLS connection: handshake or alert.
 const RECORD_TYPES: [u8; 2] = [0x16, 0x15];
 
 /// A socket, and TLS over it.
@@ -28,7 +28,7 @@ pub(crate) struct TlsStream {
     tls: Connection,
 }
 
-/// The connecting end's TLS handshake, for as long as the caller lets it take.
+/// Runs the connector's TLS handshake. The caller bounds its time.
 pub(crate) async fn secure_as_connector(
     socket: TcpStream,
     tls: &Tls,
@@ -51,7 +51,7 @@ pub(crate) async fn secure_as_connector(
     }
 }
 
-/// The listening end's TLS handshake, for as long as the caller lets it take.
+/// Runs the acceptor's TLS handshake. The caller bounds its time.
 pub(crate) async fn secure_as_acceptor(
     socket: TcpStream,
     tls: &Tls,
@@ -77,7 +77,7 @@ impl TlsStream {
         Self { socket, tls }
     }
 
-    /// What both ends of this TLS session know, and nobody else.
+    /// Returns the channel binding: a secret that only the two ends of this TLS session know.
     pub(crate) fn binding(&self) -> Result<[u8; BINDING_LEN]> {
         self.tls.export_keying_material([0; BINDING_LEN], b"EXPORTER-towline", None).map_err(unusable)
     }
@@ -86,17 +86,17 @@ impl TlsStream {
         self.socket.as_fd()
     }
 
-    /// Where the other end of the socket is.
+    /// Returns the peer's address.
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
     }
 
-    /// The socket, non-blocking, and the TLS session, which may hold bytes of either direction.
+    /// Returns the socket, non-blocking, and the TLS session, which may hold bytes of either direction.
     pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Connection)> {
         Ok((self.socket.into_std().map_err(Error::io)?, self.tls))
     }
 
-    /// The first byte that the other end says, which stays unread.
+    /// Waits for the other end's first byte, and leaves it unread.
     async fn first_byte(&self) -> Result<u8, Refusal> {
         let mut first = [0];
         match self.socket.peek(&mut first).await? {
@@ -105,7 +105,7 @@ impl TlsStream {
         }
     }
 
-    /// Until both ends have keys, and have agreed on what they speak.
+    /// Runs the TLS handshake until both ends have keys and have agreed on ALPN.
     async fn run_handshake(&mut self) -> Result<(), Refusal> {
         loop {
             self.flush().await?;
@@ -127,7 +127,7 @@ impl TlsStream {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
     }
 
-    /// Lets the last errors leave (an alert says why), and what is on its way arrive.
+    /// Sends the pending alert, ends the stream, and drains what is in flight.
     async fn send_alert(&mut self, refusal: Refusal, environment: &dyn Environment) -> Error {
         let Self { socket, tls } = self;
         let mut alert = Vec::new();
@@ -135,7 +135,7 @@ impl TlsStream {
         refusal.deliver_after(&alert, socket, environment).await
     }
 
-    /// Reads ciphertext, once there is some; 0 is its end.
+    /// Reads ciphertext, once there is some. Returns 0 at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.socket.poll_read_ready(cx))?;
@@ -150,7 +150,7 @@ impl TlsStream {
         }
     }
 
-    /// Writes all ciphertext there is.
+    /// Writes all pending ciphertext.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
             ready!(self.socket.poll_write_ready(cx))?;
@@ -185,7 +185,7 @@ impl AsyncRead for TlsStream {
 impl AsyncWrite for TlsStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // What waits to leave is bounded; with nothing waiting, there is room.
+        // Pending ciphertext is bounded; once it is all sent, there is room.
         ready!(this.poll_send(cx))?;
         let len = this.tls.writer().write(bytes)?;
         Poll::Ready(Ok(len))
@@ -197,14 +197,14 @@ impl AsyncWrite for TlsStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // Said once, however often this is polled.
+        // The alert is sent once, however often this is polled.
         this.tls.send_close_notify();
         ready!(this.poll_send(cx))?;
         Pin::new(&mut this.socket).poll_shutdown(cx)
     }
 }
 
-/// A socket that is believed to be ready, as rustls wants to use it.
+/// A socket assumed to be ready, with the I/O traits that rustls uses.
 struct Ready<'a>(&'a TcpStream);
 
 impl Read for Ready<'_> {
@@ -228,5 +228,5 @@ impl Write for Ready<'_> {
 }
 
 fn unusable(error: rustls::Error) -> Error {
-    Error::new(ErrorKind::Invalid, "TLS cannot be set up so").caused_by(error)
+    Error::new(ErrorKind::Invalid, "TLS cannot be set up with these settings").caused_by(error)
 }

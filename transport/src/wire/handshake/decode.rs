@@ -1,4 +1,4 @@
-//! From bytes to [`HandshakeMessage`]s. Nothing is allocated before the length it stands on was checked.
+//! Decodes handshake messages. Every length is checked before it is used for an allocation.
 
 use super::{
     BACKEND_LEN_MAX, HEAD_LEN, HandshakeMessage, Hello, Join, Kind, MAGIC, OFFER_LEN_MAX, OFFERS_MAX, Offer,
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{Error, ErrorKind, Result};
 
-/// Which message follows, and the length of its body, which is within the limit of that message.
+/// Decodes a head: the kind of the message, and the length of its body, which is within that kind's limit.
 pub(crate) fn head(bytes: &[u8; HEAD_LEN]) -> Result<(Kind, usize)> {
     let mut reader = Reader(bytes);
     if reader.array()? != MAGIC {
@@ -15,7 +15,7 @@ pub(crate) fn head(bytes: &[u8; HEAD_LEN]) -> Result<(Kind, usize)> {
     }
     let code = reader.u8()?;
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.code() == code) else {
-        return Err(corrupt(format!("{code} is no kind of handshake message")));
+        return Err(corrupt(format!("{code} is not a kind of handshake message")));
     };
     if reader.array()? != [0; 3] {
         return Err(corrupt("reserved bytes of a handshake message are not zero"));
@@ -31,7 +31,8 @@ pub(crate) fn head(bytes: &[u8; HEAD_LEN]) -> Result<(Kind, usize)> {
     Ok((kind, body_len))
 }
 
-/// The message whose head was of `kind`. A `Hello` of versions unknown here is `Refused`, and not read any further.
+/// Decodes the body of a message of `kind`. A `Hello` whose versions are all unknown is `Refused`, and not
+/// decoded further.
 pub(crate) fn decode(kind: Kind, body: &[u8]) -> Result<HandshakeMessage> {
     if body.len() > kind.body_len_max() {
         return Err(Error::new(ErrorKind::TooLarge, format!("{kind} of {} bytes", body.len())));
@@ -96,7 +97,7 @@ fn hello(reader: &mut Reader<'_>) -> Result<Hello> {
         authenticates: match reader.u8()? {
             0 => false,
             1 => true,
-            other => return Err(corrupt(format!("{other} says neither yes nor no to a token"))),
+            other => return Err(corrupt(format!("{other} is not a valid token flag, which is 0 or 1"))),
         },
         offers: offers(reader)?,
     })
@@ -105,7 +106,7 @@ fn hello(reader: &mut Reader<'_>) -> Result<Hello> {
 fn streams(reader: &mut Reader<'_>, min: usize) -> Result<u8> {
     let streams = reader.u8()?;
     if !(min..=STREAMS_MAX).contains(&streams.into()) {
-        return Err(corrupt(format!("{streams} streams: {min} to {STREAMS_MAX} are possible")));
+        return Err(corrupt(format!("{streams} streams, where {min} to {STREAMS_MAX} are allowed")));
     }
     Ok(streams)
 }
@@ -115,7 +116,7 @@ fn offers(reader: &mut Reader<'_>) -> Result<Vec<Offer>> {
     if count > OFFERS_MAX {
         return Err(Error::new(
             ErrorKind::TooLarge,
-            format!("{count} offers pass the limit of {OFFERS_MAX}"),
+            format!("{count} offers exceed the limit of {OFFERS_MAX}"),
         ));
     }
     let mut offers: Vec<Offer> = Vec::with_capacity(count);
@@ -124,7 +125,7 @@ fn offers(reader: &mut Reader<'_>) -> Result<Vec<Offer>> {
         if name_len > BACKEND_LEN_MAX {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!("a backend name of {name_len} bytes passes the limit of {BACKEND_LEN_MAX}"),
+                format!("a backend name of {name_len} bytes exceeds the limit of {BACKEND_LEN_MAX}"),
             ));
         }
         let backend = check_backend(reader.take(name_len)?, ErrorKind::Corrupt)?;
@@ -135,7 +136,7 @@ fn offers(reader: &mut Reader<'_>) -> Result<Vec<Offer>> {
         if len > OFFER_LEN_MAX {
             return Err(Error::new(
                 ErrorKind::TooLarge,
-                format!("the offer of {backend}, {len} bytes, passes the limit of {OFFER_LEN_MAX}"),
+                format!("the offer of {backend}, {len} bytes, exceeds the limit of {OFFER_LEN_MAX}"),
             ));
         }
         let bytes = reader.take(len)?.to_vec();
@@ -144,7 +145,7 @@ fn offers(reader: &mut Reader<'_>) -> Result<Vec<Offer>> {
     Ok(offers)
 }
 
-/// Takes fields off the front. What is not there is `Corrupt`.
+/// Reads fields from the front. A missing field is `Corrupt`.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -178,7 +179,7 @@ impl<'a> Reader<'a> {
 }
 
 fn cut_short() -> Error {
-    corrupt("a handshake message ends before its fields do")
+    corrupt("a handshake message is truncated")
 }
 
 fn corrupt(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -1,4 +1,4 @@
-//! Messages survive the wire, and nothing an unauthenticated peer sends breaks the decoder.
+//! Handshake messages round-trip, and no input from an unauthenticated peer breaks the decoder.
 
 use super::*;
 
@@ -43,7 +43,7 @@ fn encoded(message: &HandshakeMessage) -> Vec<u8> {
     bytes
 }
 
-/// As a reader that knows nothing but the bytes does it.
+/// Decodes a message as a reader does that has only the bytes.
 fn decoded(bytes: &[u8]) -> Result<HandshakeMessage> {
     let Some((first, body)) = bytes.split_first_chunk() else {
         return Err(Error::new(ErrorKind::Corrupt, "no whole head"));
@@ -97,7 +97,7 @@ fn endpoint_infos_are_bounded_and_never_empty() {
         assert_eq!(out, b"before");
     }
     let read = |body: &[u8]| decode(Kind::ProposeInfo, body).map_err(|error| error.kind());
-    // A shorter name leaves room for an endpoint info too long.
+    // A shorter name leaves room for an oversized endpoint info.
     let long = [b"\x01\x01b", &[5; INFO_LEN_MAX + 1][..]].concat();
     assert_eq!(read(&long), Err(ErrorKind::TooLarge));
     for body in [
@@ -124,7 +124,7 @@ fn a_truncated_message_is_corrupt() {
         }
         let body = &bytes[HEAD_LEN..];
         for len in 0..body.len() {
-            // A name or reason cut short is another name or reason; nothing else is complete early.
+            // A truncated name or reason is another valid name or reason. Nothing else is complete early.
             if let Ok(shorter) = decode(message.kind(), &body[..len]) {
                 assert!(
                     !matches!(shorter, HandshakeMessage::Hello(_) | HandshakeMessage::Proof { .. }),
@@ -156,9 +156,9 @@ fn any_flipped_bit_gives_an_error_or_another_message() {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             if let Ok(other) = decoded(&flipped) {
-                // An unknown code reads as Refused, so several codes may read alike.
+                // An unknown code reads as Refused, so several codes may decode alike.
                 let by_code = matches!(other, HandshakeMessage::Refuse { kind: ErrorKind::Refused, .. });
-                assert!(other != message || by_code, "bit {bit} of {message:?} means nothing");
+                assert!(other != message || by_code, "bit {bit} of {message:?} has no effect");
             }
         }
     }
@@ -178,7 +178,7 @@ fn random_bytes_never_panic() {
         for kind in Kind::ALL {
             let _ = decode(kind, &body);
         }
-        // A plausible beginning takes the noise as far as the offers.
+        // A valid prefix makes the decoder read the random bytes up to the offers.
         let mut hello = encoded(&HandshakeMessage::Hello(hello())).split_off(HEAD_LEN);
         let at = 100 + round % (hello.len() - 100);
         hello[at] = noise();
@@ -333,8 +333,8 @@ fn text_from_unauthenticated_peers_is_cleaned_and_bounded() {
         HandshakeMessage::Refuse { kind: ErrorKind::Refused, reason: "no\u{fffd}[2Jway\u{fffd}".to_owned() }
     );
     assert_eq!(clean("a\u{202e}b\u{200b}c".as_bytes(), 64), "a\u{fffd}b\u{fffd}c");
-    assert!(clean(&[0xff; 2000], REASON_LEN_MAX).len() <= REASON_LEN_MAX, "replacing makes it longer");
-    assert_eq!(clean(b"a\xff b", 5), "a\u{fffd}", "what is cut off leaves no space behind");
+    assert!(clean(&[0xff; 2000], REASON_LEN_MAX).len() <= REASON_LEN_MAX, "replacement makes it longer");
+    assert_eq!(clean(b"a\xff b", 5), "a\u{fffd}", "truncation leaves no trailing space");
     assert_eq!(shorten("aé", 2), "a");
     assert_eq!(excerpt(b"SSH-2.0-OpenSSH_9.6\r\nmore"), "SSH-2.0-OpenSSH_9.6");
     assert_eq!(excerpt(b"\x16\x03\"x"), "\\x16\\x03\\\"x");
@@ -349,7 +349,7 @@ fn a_long_reason_is_cut_between_characters() {
     let HandshakeMessage::NotReady { reason: read } =
         decoded(&encoded(&HandshakeMessage::NotReady { reason })).unwrap()
     else {
-        panic!("another message came back");
+        panic!("another message was decoded");
     };
     assert_eq!(read, "é".repeat(REASON_LEN_MAX / 2));
 }

@@ -1,6 +1,6 @@
-//! What both ends saw, and the proof that they know the token.
+//! The transcript of a handshake, and the proofs of possession of the token.
 //!
-//! The transcript is both `Hello`s as the bytes that travelled, so whoever changes one of them breaks both proofs.
+//! The transcript is both `Hello` messages as they were sent. Changing either invalidates both proofs.
 
 use std::ops::Range;
 
@@ -10,17 +10,17 @@ use sha2::{Digest, Sha256};
 use super::{BINDING_LEN, Join, MAC_LEN, NAME_LEN};
 use crate::{Error, ErrorKind, Result};
 
-/// Which end of the handshake.
+/// The role of an end in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Opened the connection, and proves first.
+    /// Opened the connection, and sends its proof first.
     Connector,
-    /// Took it.
+    /// Accepted the connection.
     Acceptor,
 }
 
 impl Role {
-    /// As sentences call it.
+    /// Returns the role's name for error texts.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Connector => "connector",
@@ -41,17 +41,18 @@ impl Role {
 pub(crate) struct Transcript<'a> {
     pub(crate) connector: &'a [u8],
     pub(crate) acceptor: &'a [u8],
-    /// What the session below this one is known by, where it is encrypted: who sits in the middle has two of them.
+    /// The channel binding of the TLS session, if there is one. A man in the middle has two sessions with
+    /// different bindings.
     pub(crate) binding: Option<&'a [u8; BINDING_LEN]>,
 }
 
 impl Transcript<'_> {
-    /// What the end in `role` sends; all zero without a token.
+    /// Returns the proof of the end in `role`; all zero without a token.
     pub(crate) fn proof(&self, token: Option<&[u8]>, role: Role) -> [u8; MAC_LEN] {
         token.map_or([0; MAC_LEN], |token| self.mac(token, role.label()).finalize().into_bytes().into())
     }
 
-    /// Whether the end in `role` sent what it should have; compared in constant time.
+    /// Verifies the proof of the end in `role`, in constant time.
     pub(crate) fn verify(&self, token: Option<&[u8]>, role: Role, proof: &[u8; MAC_LEN]) -> Result<()> {
         let peer = role.name();
         let Some(token) = token else {
@@ -60,20 +61,20 @@ impl Transcript<'_> {
             }
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("the {peer} proves a token that it said it lacks"),
+                format!("the {peer} sent a proof although its Hello has no token"),
             ));
         };
         self.mac(token, role.label()).verify_slice(proof).map_err(|_| {
             Error::new(
                 ErrorKind::Unauthenticated,
                 format!(
-                    "the {peer}'s proof is wrong: the two ends have different tokens, or someone meddles"
+                    "the {peer}'s proof is wrong: the two ends have different tokens, or the handshake was tampered with"
                 ),
             )
         })
     }
 
-    /// Names this connection: known to both ends, and with a token to nobody else.
+    /// Derives the connection's secret. Both ends know it; with a token, no other process does.
     pub(crate) fn secret(&self, token: Option<&[u8]>) -> [u8; 32] {
         const LABEL: &[u8] = b"towline session";
         match token {
@@ -85,7 +86,8 @@ impl Transcript<'_> {
         }
     }
 
-    /// No label begins another, and each `Hello` carries its length: two transcripts never feed the same bytes.
+    /// No label is a prefix of another, and each `Hello` carries its length, so different transcripts never
+    /// hash the same bytes.
     fn mac(&self, token: &[u8], label: &[u8]) -> Hmac<Sha256> {
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(token).expect("HMAC takes keys of every length");
         mac.chain_update(label)
@@ -99,48 +101,50 @@ impl Transcript<'_> {
     }
 }
 
-/// What the further streams of one connection join it by: made of its secret, and of their number.
+/// The key that additional streams of one connection join with, derived from its secret and the number of
+/// streams.
 #[derive(Clone)]
 pub(crate) struct JoinKey {
     secret: [u8; 32],
     streams: u8,
-    /// Each of them is.
+    /// All streams are encrypted.
     encrypted: bool,
 }
 
 impl JoinKey {
-    /// For a connection of so many streams, the main one included.
+    /// Creates the key for a connection of `streams` streams, the main one included.
     pub(crate) fn new(secret: [u8; 32], streams: u8, encrypted: bool) -> Self {
         Self { secret, streams, encrypted }
     }
 
-    /// The numbers of the streams beside the main one.
+    /// Returns the numbers of the additional streams.
     pub(crate) fn further(&self) -> Range<u8> {
         1..self.streams
     }
 
-    /// What the connection goes by while it waits: known to nobody who does not know its secret.
+    /// Returns the name of the connection while it waits for its streams. Without the secret it cannot be
+    /// computed.
     pub(crate) fn name(&self) -> [u8; NAME_LEN] {
         let mac: [u8; MAC_LEN] = self.mac(b"towline streams").finalize().into_bytes().into();
         std::array::from_fn(|at| mac[at])
     }
 
-    /// What a further stream says. `binding` is of the encrypted session that it runs in itself.
+    /// Returns the `Join` message of an additional stream. `binding` is that of the stream's own TLS session.
     pub(crate) fn join(&self, stream: u8, binding: Option<&[u8; BINDING_LEN]>) -> Join {
         let mac = self.proof(stream, binding).finalize().into_bytes().into();
         Join { connection: self.name(), stream, mac }
     }
 
-    /// Whether a stream proves that it belongs, over this session; compared in constant time.
+    /// Verifies that a stream belongs to this connection, over this TLS session, in constant time.
     pub(crate) fn verify(&self, join: &Join, binding: Option<&[u8; BINDING_LEN]>) -> Result<()> {
         let wrong = |why| Err(Error::new(ErrorKind::Unauthenticated, why));
         if binding.is_some() != self.encrypted {
-            return wrong("a connection's streams are all encrypted, or none is");
+            return wrong("either all streams of a connection are encrypted or none");
         }
         let is_one = self.further().contains(&join.stream);
         let proof = self.proof(join.stream, binding).verify_slice(&join.mac);
         if !is_one || proof.is_err() {
-            return wrong("the stream's proof is wrong: it is of no connection here");
+            return wrong("the stream's proof is wrong: it does not belong to a connection of this endpoint");
         }
         Ok(())
     }
@@ -156,7 +160,8 @@ impl JoinKey {
     }
 }
 
-/// What the two ends of a path beside the stream know each other by where they meet: made of the connection's secret.
+/// The key by which both ends of a path outside the stream identify each other when they attach, derived from
+/// the connection's secret.
 #[derive(Clone)]
 pub(crate) struct AttachKey([u8; 32]);
 
@@ -165,21 +170,21 @@ impl AttachKey {
         Self(secret)
     }
 
-    /// What the connection goes by there.
+    /// Returns the name of the connection at the local socket.
     pub(crate) fn name(&self) -> [u8; NAME_LEN] {
         let mac: [u8; MAC_LEN] = self.mac(b"towline meeting").finalize().into_bytes().into();
         std::array::from_fn(|at| mac[at])
     }
 
-    /// What the end in `role` shows, together with what it says.
+    /// Returns the proof of the end in `role` over the bytes `words` that it sends.
     pub(crate) fn proof(&self, role: Role, words: &[u8]) -> [u8; MAC_LEN] {
         self.mac(role.label()).chain_update(words).finalize().into_bytes().into()
     }
 
-    /// Whether the end in `role` said that; compared in constant time.
+    /// Verifies that the end in `role` sent `words`, in constant time.
     pub(crate) fn verify(&self, role: Role, words: &[u8], proof: &[u8; MAC_LEN]) -> Result<()> {
         self.mac(role.label()).chain_update(words).verify_slice(proof).map_err(|_| {
-            let why = "whoever came to the meeting is not the peer of this connection";
+            let why = "the process that attached is not the peer of this connection";
             Error::new(ErrorKind::Unauthenticated, why)
         })
     }

@@ -1,4 +1,4 @@
-//! A host's shared memory as a model, for tests and fuzzing: what a lender must see to, and whether the session lets it.
+//! A model of a host's shared memory, for tests and fuzzing. It checks what a lender relies on.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
@@ -12,26 +12,26 @@ use crate::memory::{self, Buffer, BufferMut, Place};
 use crate::platform::mutex::Mutex;
 use crate::wire::record::corrupt;
 
-/// The segment that all of an arena is.
+/// The number of the segment that an arena is.
 pub(crate) const SEGMENT: u32 = 3;
-/// And that all of its bounce arena is.
+/// The number of the segment that its bounce arena is.
 const BOUNCE_ARENA: u32 = 5;
 
-/// One process's arena, which its peer reaches too.
+/// The arena of one process, which its peer can read.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ModelArena(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Frames that a handle is left of, by address, and where they are in the segment.
+    /// Frames with live handles, by address, with their offsets in the segment.
     blocks: BTreeMap<usize, (Bytes, u64)>,
-    /// How long the segment is.
+    /// The length of the segment.
     len: u64,
-    /// Where copies lie that are lent in the stead of other memory.
+    /// The memory of bounce copies.
     bounce_arena: Option<memory::Arena>,
     leases: Vec<ModelLease>,
     out: usize,
-    /// What nobody may ever do, done.
+    /// Violations of the lending protocol that were observed.
     faults: Vec<&'static str>,
 }
 
@@ -39,13 +39,13 @@ struct State {
 struct ModelLease {
     segment: u32,
     offset: u64,
-    /// The lender's handle, until it came back.
+    /// The lender's handle, until the lease is returned.
     frame: Option<Buffer>,
-    /// The peer reads it.
+    /// The peer has borrowed it.
     borrowed: bool,
 }
 
-/// What became of an arena's leases.
+/// The state of an arena's leases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LeaseCounts {
     pub(crate) made: usize,
@@ -54,13 +54,13 @@ pub(crate) struct LeaseCounts {
 }
 
 impl ModelArena {
-    /// One with so much room for bounce copies.
+    /// Creates an arena with a bounce arena of `bytes_max` bytes.
     pub(crate) fn with_bounce_arena(bytes_max: usize) -> Self {
         let bounce_arena = memory::Arena::new(bytes_max).ok();
         Self(Arc::new(Mutex::new(State { bounce_arena, ..State::default() })))
     }
 
-    /// A frame in it.
+    /// Returns a frame in the arena.
     pub(crate) fn block(&self, bytes: Vec<u8>) -> Buffer {
         let bytes = Bytes::from(bytes);
         let mut state = self.state();
@@ -71,12 +71,13 @@ impl ModelArena {
         Buffer::placed(Bytes::from_owner(ModelBlock { arena: self.clone(), bytes }), Place::Arena)
     }
 
-    /// A lender of the process that has it, to one that has `peers`: at most so many leases are out at once.
+    /// Returns a lender from this arena to the process that owns `peers`, with at most `leases_max` leases at
+    /// once.
     pub(crate) fn lender(&self, peers: &Self, leases_max: usize) -> Box<dyn Lender> {
         Box::new(ModelLender { ours: self.clone(), theirs: peers.clone(), leases_max })
     }
 
-    /// The peer's process is gone, with all it had heard of: what it never borrowed comes back.
+    /// Models the death of the peer's process: leases that it never borrowed are returned.
     pub(crate) fn peer_is_gone(&self) {
         let mut state = self.state();
         let reclaimed: Vec<_> = (0..state.leases.len())
@@ -95,16 +96,16 @@ impl ModelArena {
         }
     }
 
-    /// How much is deposited.
+    /// Returns how many bytes of the bounce arena are in use.
     pub(crate) fn bounced_bytes(&self) -> usize {
         self.state().bounce_arena.as_ref().map_or(0, |bounce_arena| bounce_arena.stats().in_use_bytes)
     }
 
-    /// Panics if anybody did what nobody may, or a bounce copy stayed that no lease holds.
+    /// Panics if the protocol was violated, or if a bounce copy remains without a lease.
     pub(crate) fn check(&self) {
         let faults = std::mem::take(&mut self.state().faults);
         assert!(faults.is_empty(), "{faults:?}");
-        assert!(self.leases().out > 0 || self.bounced_bytes() == 0, "bounce copies that nobody has");
+        assert!(self.leases().out > 0 || self.bounced_bytes() == 0, "bounce copies remain without leases");
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -113,13 +114,13 @@ impl ModelArena {
 }
 
 impl State {
-    /// The block that these bytes are of, and where they are in it.
+    /// Returns the block that contains these bytes, and their offset in it.
     fn block_of(&self, at: usize, len: usize) -> Option<(&(Bytes, u64), usize)> {
         let (start, block) = self.blocks.range(..=at).next_back()?;
         (at - start + len <= block.0.len()).then_some((block, at - start))
     }
 
-    /// Where in which segment a frame is.
+    /// Returns the segment and offset of a frame.
     fn find(&self, frame: &Buffer) -> Option<(u32, u64)> {
         if let Some((_, offset)) = lendable(frame) {
             return Some((BOUNCE_ARENA, offset as u64));
@@ -132,7 +133,7 @@ impl State {
         self.leases.get_mut(usize::try_from(number).ok()?)
     }
 
-    /// A lease ends, if it had not: the frame is to be dropped outside, as its block looks in here.
+    /// Ends a lease. The caller drops the frame after releasing the lock, since the block's drop takes it.
     fn end(&mut self, number: u64) -> Option<Buffer> {
         let lease = self.lease(number)?;
         lease.borrowed = false;
@@ -142,7 +143,7 @@ impl State {
     }
 }
 
-/// The owner of a frame's memory: there while a handle is left in this process.
+/// The owner of a frame's memory, alive while this process has a handle.
 struct ModelBlock {
     arena: ModelArena,
     bytes: Bytes,
@@ -156,17 +157,17 @@ impl AsRef<[u8]> for ModelBlock {
 
 impl Drop for ModelBlock {
     fn drop(&mut self) {
-        // From here on something else could be written there.
+        // From here on the memory could be reused.
         self.arena.state().blocks.remove(&self.bytes.as_ptr().addr());
     }
 }
 
-/// What a peer borrowed: its mapping of the bytes, and no handle of the owner's that the lender could need.
+/// What a peer borrowed: a mapping of the bytes without a handle of the owner.
 struct ModelBorrowed {
     owner: ModelArena,
     lease: u64,
     bytes: Bytes,
-    /// It is no block, whose handles are counted.
+    /// A bounce copy, which is not in `blocks`.
     bounced: bool,
 }
 
@@ -224,7 +225,7 @@ impl Lender for ModelLender {
         let is_borrowed = state.lease(lent_frame.lease).is_some_and(|lease| lease.borrowed);
         let frame = state.end(lent_frame.lease);
         if is_borrowed || frame.is_none() {
-            state.faults.push("a loan was taken back that was not out, or that the peer has");
+            state.faults.push("a lease was taken back that was not out, or that the peer had borrowed");
         }
         drop(state);
         drop(frame);
@@ -232,7 +233,7 @@ impl Lender for ModelLender {
 
     fn borrow(&mut self, lent_frame: LentFrame, len: usize, place: Place) -> Result<Buffer> {
         let mut state = self.theirs.state();
-        let wrong = || corrupt(format!("{lent_frame:?} of {len} bytes was never made"));
+        let wrong = || corrupt(format!("{lent_frame:?} of {len} bytes was never lent"));
         let lease = state.lease(lent_frame.lease).ok_or_else(wrong)?;
         let frame =
             lease.frame.as_ref().filter(|frame| frame.len() == len && !lease.borrowed).ok_or_else(wrong)?;

@@ -1,5 +1,5 @@
-//! Payload that this end reads by itself where its sender has it, a part at a time. The memory of a part is with the fetcher
-//! while it is read, and so with whoever reads.
+//! Payload that this end fetches from the sender's memory, one part at a time. The fetcher owns the
+//! destination memory of a part while it reads.
 
 use super::{Buffers, Filling, Receives, State, discarded_and_remaining};
 use crate::error::{Error, Result};
@@ -9,21 +9,22 @@ use crate::wire::fetching::{FETCHED_AT_ONCE, Fetcher, Part, PartEnd, Piece};
 use crate::wire::record::{Record, put};
 
 impl Receives {
-    /// Whether there is something to fetch.
+    /// Returns whether a message is being fetched.
     pub(crate) fn is_fetching(&self) -> bool {
         !self.fetching.is_empty()
     }
 
-    /// Whether there is, and nothing is under way whose end has this end polled.
+    /// Returns whether a message is being fetched and no read is in flight whose completion would wake this
+    /// end.
     pub(crate) fn has_to_fetch(&self) -> bool {
         self.is_fetching() && !self.part_in_flight
     }
 
-    /// Goes on with the message whose turn it is, a part at a time; whether anything moved. What cannot be fetched is asked for,
-    /// from its first byte on.
+    /// Continues with the next part of the message whose turn it is. Returns whether anything progressed. A
+    /// message that cannot be fetched is requested from its first byte.
     ///
     /// # Errors
-    /// `PeerLost` if what was read may not have been the message.
+    /// `PeerLost` if the data read may not have been the message.
     pub(crate) fn fetch(&mut self, fetcher: &mut dyn Fetcher, records: &mut Vec<u8>) -> Result<bool> {
         let Some(&id) = self.fetching.front() else { return Ok(false) };
         let begins = !self.part_in_flight;
@@ -68,7 +69,7 @@ impl Receives {
         Ok(true)
     }
 
-    /// Has the next part of a message read; false if that cannot be.
+    /// Begins to read the next part of a message. Returns false if it cannot be read.
     fn begin_part(&mut self, id: u64, fetcher: &mut dyn Fetcher) -> bool {
         let Some(incoming) = self.messages.at(id) else { return false };
         let State::Fetching(filling, addresses) = &mut incoming.state else { return false };
@@ -80,7 +81,7 @@ impl Receives {
         self.part_in_flight
     }
 
-    /// The memory of a part is the destination's again.
+    /// Returns the memory of a part to its message.
     fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Filling> {
         let State::Fetching(filling, _) = &mut self.messages.at(id)?.state else { return None };
         filling.put_back(part);
@@ -91,18 +92,18 @@ impl Receives {
         Some(std::mem::replace(&mut self.messages.at(id)?.state, state))
     }
 
-    /// All of a message was read.
+    /// Completes a message that was fetched.
     fn fetched(&mut self, id: u64) {
         if let Some(State::Fetching(filling, _)) = self.replace(id, State::Complete)
             && let Buffers::FromApplication(operation) = filling.buffers
         {
             operation.finish(super::freeze);
         }
-        // The sender's memory waits for this word.
+        // The sender keeps its memory until this acknowledgement arrives.
         self.ack(id, Delivery::Delivered, true);
     }
 
-    /// Has a message travel after all.
+    /// Requests the payload of a message that cannot be fetched.
     fn request_payload(&mut self, id: u64, records: &mut Vec<u8>) {
         let Some(incoming) = self.messages.at(id) else { return };
         let State::Fetching(mut filling, _) = std::mem::replace(&mut incoming.state, State::Complete) else {
@@ -116,7 +117,7 @@ impl Receives {
         self.filling += 1;
     }
 
-    /// Fails what is being read once its memory is free, or has not become so in the time of a read.
+    /// Fails the message being fetched, once its memory is free or the time limit of a read is over.
     pub(super) fn give_up_part(&mut self, fetcher: &mut dyn Fetcher, why: &Error) {
         if !std::mem::take(&mut self.part_in_flight) {
             return;
@@ -136,7 +137,7 @@ impl Receives {
 }
 
 impl Filling {
-    /// What to read next, and its memory.
+    /// Returns the next part to read, with its memory.
     fn next_part(&mut self, lens: &[usize], addresses: &[u64]) -> Part {
         let (mut room, mut pieces) = (FETCHED_AT_ONCE, Vec::new());
         while let (Some(frame_len), Some(address)) = (lens.get(self.frame), addresses.get(self.frame)) {

@@ -1,4 +1,4 @@
-//! Payload that comes in chunks, in any order.
+//! Payload that arrives in chunks, in any order.
 
 use super::{Filling, IncomingMessage, Receives, State};
 use crate::error::Result;
@@ -8,32 +8,32 @@ use crate::wire::credit::WINDOW;
 use crate::wire::record::corrupt;
 
 impl Receives {
-    /// Payload comes in chunks of that length, in any order.
+    /// Makes payload arrive in chunks of `chunk_len` bytes, in any order.
     pub(crate) fn stripe(&mut self, chunk_len: usize) {
         self.chunk_len = Some(chunk_len);
     }
 
-    /// Memory for a chunk that is copied to its place.
+    /// Allocates a staging buffer for a chunk.
     pub(crate) fn staging(&self, len: usize) -> Result<BufferMut> {
         self.pool.take(len).or_else(|_| Pool::new(0).take(len))
     }
 
-    /// Whether a message of that number may still be announced.
+    /// Returns whether a message with this number may still be announced.
     pub(crate) fn may_come(&self, id: u64) -> bool {
         (self.messages.next()..self.messages.next() + WINDOW.messages).contains(&id)
     }
 
-    /// Hands out the parts of a message's chunk that is about to come.
+    /// Claims the buffers of an arriving chunk.
     pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
         match self.messages.at(id) {
             Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) => {
                 chunks.claim(offset, len)
             }
-            _ => Err(corrupt(format!("{len} bytes of data that nobody expects, for message {id}"))),
+            _ => Err(corrupt(format!("{len} bytes of unexpected data for message {id}"))),
         }
     }
 
-    /// The frame that a message's payload at `at` goes to, and the offset in it.
+    /// Returns the frame that a message's payload at `at` belongs to, and the offset in it.
     pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
         let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return (0, at);
@@ -48,7 +48,7 @@ impl Receives {
         (0, at)
     }
 
-    /// A message's chunk landed.
+    /// Completes a chunk.
     pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
         let Some(IncomingMessage { state: State::Filling(filling), .. }) = self.messages.at(id) else {
             return;
@@ -58,7 +58,7 @@ impl Receives {
         }
     }
 
-    /// A message's chunk will not come.
+    /// Returns the buffers of a chunk that will not arrive.
     pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
         if let Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) =
             self.messages.at(id)

@@ -1,9 +1,9 @@
-//! The bytes that docs/wire.md shows.
+//! The examples of docs/wire.md, byte for byte.
 
 use super::*;
 use crate::wire::lending::LentFrame;
 
-/// The example of docs/wire.md.
+/// The first example of docs/wire.md.
 #[test]
 fn encoding_matches_the_documented_example() {
     let table = [FrameInfo { len: 5, place: Place::Host }];
@@ -31,7 +31,7 @@ fn encoding_matches_the_documented_example() {
     assert_eq!(packet(&close), hex("10000000 00000000 0000000000000000 0c000000 00000000 0000000000000000"));
 }
 
-/// The other example.
+/// The second example of docs/wire.md.
 #[test]
 fn lent_frame_encoding_matches_the_documented_example() {
     let table = [FrameInfo { len: 1 << 30, place: Place::Arena }, FrameInfo { len: 5, place: Place::Host }];

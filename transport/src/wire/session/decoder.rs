@@ -1,4 +1,4 @@
-//! What arrives, stream by stream: heads, records, and data for the right place.
+//! Decodes what arrives on each stream: heads, records and data.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use crate::wire::chunks::{Chunk, Parts};
 use crate::wire::integrity::Check;
 use crate::wire::record::{self, DATA_LEN_MAX, Head, Transfer, corrupt};
 
-/// How far one stream was read.
+/// The read state of one stream.
 #[derive(Debug)]
 pub(super) struct Decoder {
     pub(super) reading: Reading,
     pub(super) check: Check,
-    /// The start of a head or of records whose rest has not come.
+    /// The start of a head or of records whose rest has not arrived.
     partial: Vec<u8>,
 }
 
@@ -28,20 +28,20 @@ pub(super) enum Reading {
         remaining: usize,
         transfer: Transfer,
     },
-    /// Data, where the connection has several streams, or of a put that is checked.
+    /// A chunk: data of a connection with several streams, or of a put with checksums.
     Chunk(Chunk),
-    /// A chunk whose message was not announced yet.
+    /// A chunk of a message that is not announced yet.
     Parked(AnnouncedData),
-    /// Nothing more comes here.
+    /// Nothing more is read from this stream.
     Ended,
 }
 
-/// The data that a head announced.
+/// The data that a head announces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AnnouncedData {
     len: usize,
     transfer: Transfer,
-    /// 0 where the connection has one stream.
+    /// 0 if the connection has one stream.
     offset: u64,
 }
 
@@ -50,7 +50,7 @@ impl Decoder {
         Self { reading: Reading::Head, check: Check::new(checked), partial: Vec::new() }
     }
 
-    /// One of the connection's streams, the main one or a lane.
+    /// Returns the decoder of a stream, the main one or a lane.
     pub(super) fn of<'a>(
         main: &'a mut Self,
         lanes: &'a mut Option<Box<Lanes>>,
@@ -75,7 +75,8 @@ impl Session {
         Decoder::of(&mut self.decoder, &mut self.lanes, stream)
     }
 
-    /// How many bytes may be read before the next must go to a target: as many as one likes where no data can come.
+    /// Returns how many bytes may be read before the next ones must go to a target; `usize::MAX` if no data
+    /// can arrive.
     pub(crate) fn bytes_wanted(&self, stream: usize) -> usize {
         let expect_data = || self.receives.expect_data() || self.one_sided.expect_data();
         if stream == 0 && (!expect_data() || self.packets.is_some()) {
@@ -84,7 +85,7 @@ impl Session {
         self.needed(stream) - self.decoder(stream).partial.len()
     }
 
-    /// The length of a packet's head.
+    /// Returns the length of a packet's head.
     pub(crate) fn head_len(&self) -> usize {
         record::head_len(self.decoder.check.is_on(), self.lanes.is_some())
     }
@@ -97,19 +98,21 @@ impl Session {
         }
     }
 
-    /// Something came from the peer.
+    /// Records that bytes arrived from the peer.
     pub(crate) fn record_activity(&mut self, now: Duration) {
         self.liveness.record_activity(now);
     }
 
-    /// Bytes that arrived outside a target.
+    /// Decodes bytes that were read outside a target.
     pub(crate) fn received(&mut self, stream: usize, mut bytes: &[u8]) -> Result<()> {
         loop {
             let remaining = match &self.decoder(stream).reading {
                 Reading::Data { remaining, .. } => Some(*remaining),
                 Reading::Chunk(chunk) => Some(chunk.remaining),
                 Reading::Parked(_) | Reading::Ended if bytes.is_empty() => return Ok(()),
-                Reading::Parked(_) | Reading::Ended => return Err(corrupt("bytes that nobody can read yet")),
+                Reading::Parked(_) | Reading::Ended => {
+                    return Err(corrupt("bytes on a stream that is parked or has ended"));
+                }
                 Reading::Head | Reading::Records { .. } => None,
             };
             if let Some(remaining) = remaining {
@@ -136,7 +139,7 @@ impl Session {
                     return self.unfinished.as_mut().map_or(Ok(()), |share| share.grown(len));
                 }
                 let item = std::mem::take(&mut decoder.partial);
-                // Records come by the main stream alone.
+                // Only the main stream carries records.
                 if let (0, Some(share)) = (stream, &mut self.unfinished) {
                     share.finished();
                 }
@@ -158,7 +161,7 @@ impl Session {
                 let offset = if is_striped { record::offset_of(bytes)? } else { 0 };
                 let data = AnnouncedData { len: data_len, transfer, offset };
                 if stream > 0 && records_len > 0 {
-                    return Err(corrupt("records beside the main stream"));
+                    return Err(corrupt("records on a lane"));
                 }
                 decoder.reading = Reading::Records { len: records_len, data };
                 if records_len == 0 {
@@ -183,7 +186,7 @@ impl Session {
     fn end_records(&mut self, stream: usize, data: AnnouncedData) -> Result<()> {
         let AnnouncedData { len, transfer, .. } = data;
         if len == 0 {
-            // A lane's head without data is its good-bye.
+            // On a lane, a head without data is its close marker.
             self.decoder_mut(stream).reading = if stream > 0 { Reading::Ended } else { Reading::Head };
             return Ok(());
         }
@@ -191,14 +194,14 @@ impl Session {
             return self.begin_chunk(stream, data);
         }
         if self.packets.is_some() {
-            return Err(corrupt(format!("{len} bytes of data in the stream of records")));
+            return Err(corrupt(format!("{len} bytes of data on a stream that carries only records")));
         }
         let expected = match transfer {
             Transfer::Message(id) => self.receives.remaining(id),
             Transfer::Get(_) | Transfer::Put(_) => self.one_sided.remaining(transfer),
         };
         if expected.is_none_or(|expected| expected < len as u64) {
-            return Err(corrupt(format!("{len} bytes of data that nobody expects ({transfer:?})")));
+            return Err(corrupt(format!("{len} bytes of unexpected data ({transfer:?})")));
         }
         let (frame, offset) = match transfer {
             Transfer::Message(id) => self.receives.position(id),
@@ -214,7 +217,7 @@ impl Session {
         Ok(())
     }
 
-    /// A chunk is about to be read, or waits on its lane for its message's announcement.
+    /// Begins to read a chunk, or parks its lane until the chunk's message is announced.
     pub(super) fn begin_chunk(&mut self, stream: usize, data: AnnouncedData) -> Result<()> {
         let AnnouncedData { len, transfer, offset } = data;
         if stream > 0 && self.is_early(transfer) {
@@ -232,12 +235,12 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a transfer that overtook the records is of a message that may still be announced.
+    /// Returns whether data arrived before its message, which may still be announced.
     pub(super) fn is_early(&self, transfer: Transfer) -> bool {
         matches!(transfer, Transfer::Message(id) if !self.peer_closed && self.receives.may_come(id))
     }
 
-    /// Hands out the parts of a chunk that is about to come, and where it belongs: the frame, and the offset in it.
+    /// Claims the buffers of an arriving chunk. Also returns its frame, and the offset in that frame.
     pub(super) fn claim(
         &mut self,
         transfer: Transfer,

@@ -1,4 +1,4 @@
-//! Data on its way into its place: where it goes, and what it was once it is there.
+//! Places arriving data: returns where it goes, and completes transfers once it is there.
 
 use super::Session;
 use super::decoder::{Decoder, Reading};
@@ -10,17 +10,18 @@ use crate::wire::integrity::Sum;
 use crate::wire::one_sided::RequestTarget;
 use crate::wire::record::{Transfer, corrupt};
 
-/// Where the next data goes.
+/// Where the next data is written.
 #[derive(Debug)]
 pub(crate) enum Target<'a> {
-    /// Into these buffers, in order, each taking so many bytes more.
+    /// These buffers, in order, each with the number of bytes it still takes.
     Buffers(Vec<(&'a mut BufferMut, usize)>),
-    /// Into a region's range from this offset, or nowhere if it was revoked.
+    /// A region's range from this offset on; discarded if the region was revoked.
     Region(&'a WriteLease, usize),
 }
 
 impl Session {
-    /// Where a stream's next data goes, how much of it, and where to add it up: `None` where something else comes next.
+    /// Returns where a stream's next data goes, how many bytes remain, and the checksum to update. Returns
+    /// `None` if something other than data comes next.
     pub(crate) fn target(
         &mut self,
         stream: usize,
@@ -57,7 +58,8 @@ impl Session {
         Some((target, remaining, sum))
     }
 
-    /// `len` bytes went into a stream's target, or, as it was `revoked`, nowhere. They were added up before.
+    /// Records that `len` bytes were written to a stream's target, or discarded because the region was
+    /// `revoked`. The caller has already added them to the checksum.
     pub(crate) fn landed(&mut self, stream: usize, len: usize, revoked: bool) -> Result<()> {
         let decoder = Decoder::of(&mut self.decoder, &mut self.lanes, stream);
         let (remaining, transfer) = match &mut decoder.reading {
@@ -93,7 +95,8 @@ impl Session {
         Ok(())
     }
 
-    /// Gives a put's chunk memory of its own: its bytes go to the region once they are all here and right.
+    /// Gives a put's chunk a staging buffer: its bytes are copied to the region once all have arrived and
+    /// been verified.
     pub(super) fn staged(&mut self, mut chunk: Chunk) -> Result<Chunk> {
         if let Transfer::Put(_) = chunk.transfer {
             match self.receives.staging(chunk.len) {
@@ -107,7 +110,7 @@ impl Session {
         Ok(chunk)
     }
 
-    /// A chunk is all here, and passed its checksum.
+    /// Completes a chunk that has arrived and passed its checksum.
     pub(super) fn chunk_is_right(&mut self, mut chunk: Chunk) -> Result<()> {
         if let Err(error) = self.write_to_region(&mut chunk) {
             self.put_back(chunk);
@@ -117,7 +120,7 @@ impl Session {
         Ok(())
     }
 
-    /// Writes the bytes of a put that are in memory of their own to where they belong, unless that was revoked.
+    /// Copies the staged bytes of a put to its region, unless the region was revoked.
     fn write_to_region(&mut self, chunk: &mut Chunk) -> Result<()> {
         let Transfer::Put(id) = chunk.transfer else { return Ok(()) };
         let staged = std::mem::take(&mut chunk.parts);
@@ -130,8 +133,8 @@ impl Session {
         Ok(())
     }
 
-    /// Data that was read together with what came before it: only a peer that breaks the protocol sends it so early that
-    /// this happens, or one whose credit was used before our own read began.
+    /// Copies data that was read together with the bytes before it. This happens if a peer violates the
+    /// protocol, or if its credit was used before our read began.
     pub(super) fn copy_data(&mut self, stream: usize, mut data: &[u8]) -> Result<()> {
         while !data.is_empty() {
             let Some((target, _, mut sum)) = self.target(stream, 1) else {
@@ -140,7 +143,7 @@ impl Session {
             let (len, revoked) = match target {
                 Target::Buffers(mut buffers) => {
                     let Some((buffer, missing)) = buffers.first_mut() else {
-                        return Err(corrupt("more data than its frames take"));
+                        return Err(corrupt("more data than its frames hold"));
                     };
                     let len = data.len().min(*missing);
                     buffer.extend_from_slice(&data[..len])?;

@@ -1,4 +1,5 @@
-//! The further streams of a connection: they carry chunks of data, beside the main one.
+//! The additional streams of a connection. Lanes carry chunks of data, the main stream carries records as
+//! well.
 
 use std::io::IoSlice;
 
@@ -12,7 +13,7 @@ use crate::wire::record::Transfer;
 use crate::wire::send_queue::{DataOwner, Ending, SendQueue};
 use crate::wire::sends::Sends;
 
-/// All lanes of one end, and what is chunked_send over them and the main stream.
+/// All lanes of one end, and the transfers that are striped over them and the main stream.
 #[derive(Debug)]
 pub(super) struct Lanes {
     pub(super) decoders: Vec<Decoder>,
@@ -20,31 +21,31 @@ pub(super) struct Lanes {
     pub(super) chunked_sends: ChunkedSends,
     /// The stream that takes the next chunk of a large transfer: the first that is not full.
     next_stream: usize,
-    /// Streams that our good-bye has left on.
+    /// The number of streams on which our close marker or `Close` has been sent.
     closed: usize,
 }
 
 #[derive(Debug)]
 struct LaneSender {
     send_queue: SendQueue,
-    /// Our good-bye is in it, or has left.
+    /// Our close marker is queued or has been sent.
     close_queued: bool,
 }
 
 impl Lanes {
-    /// Whether a stream could take a chunk on.
+    /// Returns whether there is a chunk for a stream.
     pub(super) fn has_chunk_for(&self, stream: usize) -> bool {
         (self.next_stream == stream && self.chunked_sends.has_large())
             || (stream == 0 && self.chunked_sends.has_small())
     }
 
-    /// Whether the peer's good-bye has come on each.
+    /// Returns whether the peer's close marker has arrived on every lane.
     pub(super) fn have_ended(&self) -> bool {
         self.decoders.iter().all(|decoder| matches!(decoder.reading, Reading::Ended))
     }
 }
 
-/// What is due once all before it left.
+/// Runs an ending, once everything before it has been sent.
 pub(super) fn due(
     ending: Ending,
     (sends, one_sided): (&mut Sends, &mut OneSided),
@@ -74,7 +75,7 @@ pub(super) fn due(
 }
 
 impl Session {
-    /// The same with so many lanes beside its main stream, before anything travelled.
+    /// Adds `lanes` lanes to the main stream. Must be called before anything is sent.
     pub(crate) fn striped(mut self, lanes: usize) -> Self {
         if lanes == 0 {
             return self;
@@ -95,12 +96,12 @@ impl Session {
         self
     }
 
-    /// Whether a stream is to be read now.
+    /// Returns whether a stream is to be read now.
     pub(crate) fn reads(&self, stream: usize) -> bool {
         !matches!(self.decoder(stream).reading, Reading::Parked(_) | Reading::Ended)
     }
 
-    /// Whether a lane has something to write, or takes something on.
+    /// Returns whether a lane has bytes to write, or a chunk to take.
     pub(crate) fn lane_is_due(&self, stream: usize) -> bool {
         let Some(lanes) = &self.lanes else { return false };
         let sender = &lanes.senders[stream - 1];
@@ -111,7 +112,7 @@ impl Session {
             }
     }
 
-    /// The bytes to write next on a lane, for which it takes a chunk on if it has none.
+    /// Returns the bytes to write next on a lane. Takes a chunk if the lane has none.
     pub(crate) fn lane_gather<'a>(
         &'a mut self,
         stream: usize,
@@ -127,7 +128,7 @@ impl Session {
         }
     }
 
-    /// `written` of the bytes gathered for a lane are with the operating system.
+    /// Records that `written` of the bytes gathered for a lane are in the kernel's buffers.
     pub(crate) fn lane_wrote(&mut self, stream: usize, written: usize) {
         let Self { sends, one_sided, closing, lanes, .. } = self;
         let Some(sender) = lanes.as_mut().map(|lanes| &mut lanes.senders[stream - 1]) else { return };
@@ -138,8 +139,8 @@ impl Session {
         }
     }
 
-    /// ChunkedSends what was granted since the last call, and lets the first stream that is not in this set, of those that are full,
-    /// take the next chunk. To be called before anything is written.
+    /// Queues newly granted data, and gives the next chunk to the first stream that is not in the set `full`.
+    /// Must be called before anything is written.
     pub(crate) fn choose_stream(&mut self, full: u32) {
         self.chunked_send();
         if let Some(lanes) = &mut self.lanes {
@@ -148,14 +149,15 @@ impl Session {
         }
     }
 
-    /// Data that was granted is chunked_send over all streams.
+    /// Queues granted data to be striped over all streams.
     fn chunked_send(&mut self) {
         if let Some(lanes) = &mut self.lanes {
             self.data_queue.drain(..).for_each(|data| lanes.chunked_sends.push(data));
         }
     }
 
-    /// Gives a stream a chunk, if it has the turn; on the main one a packet is open for it.
+    /// Adds the next chunk to a stream's queue if the stream is next. On the main stream, a packet is open
+    /// for it.
     pub(super) fn chunk_to(&mut self, stream: usize) -> bool {
         self.chunked_send();
         let may_take = matches!(self.closing, Closing::No | Closing::Wanted);
@@ -179,7 +181,7 @@ impl Session {
         true
     }
 
-    /// A lane ends with a head that announces nothing.
+    /// Queues a lane's close marker: a head without data.
     fn queue_lane_close(&mut self, stream: usize) {
         let is_due = matches!(self.closing, Closing::InBatch | Closing::Left);
         let sender = self.lanes.as_mut().map(|lanes| &mut lanes.senders[stream - 1]);
@@ -191,7 +193,7 @@ impl Session {
         }
     }
 
-    /// Goes on with the lanes whose messages were announced meanwhile.
+    /// Resumes parked lanes whose messages have been announced.
     pub(crate) fn unpark(&mut self) -> Result<()> {
         let lanes = self.lanes.as_ref().map_or(0, |lanes| lanes.decoders.len());
         for stream in 1..=lanes {
@@ -202,8 +204,8 @@ impl Session {
         Ok(())
     }
 
-    /// A stream ended; false if that is the end of the connection. After its good-bye the main one may end before the
-    /// last chunks have come beside it.
+    /// Handles the end of a stream. Returns false if the connection ends with it. After the peer's `Close`,
+    /// the main stream may end before the last chunks arrive on lanes.
     pub(crate) fn continues_without(&mut self, stream: usize) -> bool {
         let goes_on = stream == 0 && self.peer_closed && !self.has_peer_closed();
         if goes_on {
@@ -212,7 +214,7 @@ impl Session {
         goes_on
     }
 
-    /// A chunk is all here, and right.
+    /// Completes a chunk that has arrived and been verified.
     pub(super) fn chunk_landed(&mut self, chunk: Chunk) {
         if let Transfer::Message(id) = chunk.transfer {
             return self.receives.chunk_landed(id, chunk.offset, chunk.parts);
@@ -222,7 +224,7 @@ impl Session {
         self.answers += usize::from(self.records.len() > waiting);
     }
 
-    /// Puts back what is being read, and fails what is being written.
+    /// Returns the buffers being read into, and fails the transfers being written.
     pub(super) fn give_up_lanes(&mut self, why: &Error) {
         let Some(lanes) = self.lanes.as_ref().map(|lanes| lanes.decoders.len()) else { return };
         for stream in 0..=lanes {
@@ -238,7 +240,7 @@ impl Session {
         lanes.chunked_sends.give_up().for_each(|data| data.fail(why));
     }
 
-    /// A chunk that was claimed will not come.
+    /// Returns the buffers of a claimed chunk that will not arrive.
     pub(super) fn put_back(&mut self, chunk: Chunk) {
         match chunk.transfer {
             Transfer::Message(id) => self.receives.put_back(id, chunk.offset, chunk.parts),

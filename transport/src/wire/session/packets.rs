@@ -1,8 +1,9 @@
-//! Packets that leave and come by themselves, beside the stream, which then carries records alone: each is one chunk of data
-//! behind its own head, and they overtake each other and the records as they like. So may the peer's word on one overtake the
-//! news that it has left.
+//! Direct transfers: data packets travel outside the stream, which then carries only records. Each packet is
+//! a head and one chunk of data. Packets may overtake each other and the records. An acknowledgement may also
+//! arrive before the transport reports that its packet has left.
 //!
-//! Whoever moves their bytes has the memory meanwhile, ours and that of destinations, and gives each part of it back exactly once.
+//! The transport owns the memory of a packet while it moves the bytes, at both ends. It returns each part
+//! exactly once.
 
 use super::{Closing, Session};
 use crate::error::{Error, Result};
@@ -13,24 +14,24 @@ use crate::wire::integrity::{self, Check};
 use crate::wire::record::{self, HEAD_LEN, Head, Transfer, corrupt};
 use crate::wire::send_queue::Ending;
 
-/// One end's packets, both ways.
+/// The direct transfers of one end, both ways.
 #[derive(Debug)]
 pub(super) struct Packets {
     packet_len: usize,
     pub(super) chunked_sends: ChunkedSends,
-    /// How many were handed out, and how many of them have not left.
+    /// Packets handed to the transport, and how many of them have not left.
     pub(super) handed_out: u64,
     leaving: u64,
-    /// How many came, how many of them have not landed, and how many there are, once the peer's good-bye says so.
+    /// Packets that arrived, packets being received, and the total announced by the peer's `Close`.
     arrived: u64,
     receiving: u64,
     expected: u64,
 }
 
-/// What leaves by itself: a head and its data.
+/// An outgoing packet: a head and its data.
 #[derive(Debug)]
 pub(crate) struct Packet {
-    /// Stays where it is when the packet is moved.
+    /// Keeps its address when the packet is moved.
     pub(crate) head: Vec<u8>,
     pub(crate) bytes: Vec<Buffer>,
     transfer: Transfer,
@@ -38,21 +39,21 @@ pub(crate) struct Packet {
 }
 
 impl Packet {
-    /// Bytes of its data.
+    /// Returns the length of the data in bytes.
     pub(crate) fn len(&self) -> usize {
         self.bytes.iter().map(Buffer::len).sum()
     }
 }
 
-/// What becomes of a packet that arrives.
+/// The result of announcing an arriving packet to the session.
 #[derive(Debug)]
 pub(crate) enum PacketArrival {
-    /// It overtook its message's announcement: to be asked again, in the same words, after more records came.
+    /// Its message is not announced yet. Retry with the same arguments after more records have been received.
     Early,
     Accepted(PacketDestination),
 }
 
-/// The memory that a packet's bytes go to.
+/// The buffers that a packet's bytes are written to.
 #[derive(Debug)]
 pub(crate) struct PacketDestination {
     chunk: Chunk,
@@ -60,30 +61,33 @@ pub(crate) struct PacketDestination {
 }
 
 impl PacketDestination {
-    /// Where they go, in order: buffers, and how many bytes each takes behind what it holds.
+    /// Returns the buffers in order, each with the number of bytes to append to it.
     pub(crate) fn parts(&mut self) -> &mut [(BufferMut, usize)] {
         &mut self.chunk.parts
     }
 }
 
 impl Packets {
-    /// Whether every one that was handed out has left.
+    /// Returns whether every packet handed out has left.
     pub(super) fn have_left(&self) -> bool {
         self.leaving == 0
     }
 
-    /// Whether all of the peer's, which has said good-bye, are here.
+    /// Returns whether all packets announced by the peer's `Close` have arrived.
     pub(super) fn have_landed(&self) -> bool {
         self.arrived == self.expected && self.receiving == 0
     }
 }
 
 impl Session {
-    /// The same with all data leaving by itself, in packets of at most `packet_len` bytes, before anything travelled. Both ends
-    /// must be made with the same.
+    /// Sends all data as direct transfers, in packets of at most `packet_len` bytes. Must be called before
+    /// anything is sent, with the same value at both ends.
     pub(crate) fn in_packets(mut self, packet_len: usize) -> Self {
-        debug_assert!((1..=u32::MAX as usize).contains(&packet_len), "a head has 32 bits for it");
-        debug_assert!(self.lanes.is_none() && self.fetcher.is_none(), "data has one way");
+        debug_assert!((1..=u32::MAX as usize).contains(&packet_len), "the length field has 32 bits");
+        debug_assert!(
+            self.lanes.is_none() && self.fetcher.is_none(),
+            "direct transfers exclude lanes and fetching"
+        );
         self.receives.stripe(packet_len);
         self.one_sided.stripe(packet_len);
         self.sends.allow_early_acks();
@@ -102,22 +106,22 @@ impl Session {
         self
     }
 
-    /// Whether there is a packet to hand out.
+    /// Returns whether there is a packet to send.
     pub(crate) fn has_packet(&self) -> bool {
-        // A peer that has closed acts on none, nor on what follows our own good-bye.
+        // After its `Close`, the peer acts on no packet. It acts on nothing after our `Close` either.
         let may_leave = matches!(self.closing, Closing::No | Closing::Wanted) && !self.has_peer_closed();
         let chunked_sends = self.packets.as_ref().map(|packets| &packets.chunked_sends);
         chunked_sends.is_some_and(|chunked_sends| !self.data_queue.is_empty() || !chunked_sends.is_empty())
             && may_leave
     }
 
-    /// How long the head of a packet is.
+    /// Returns the length of a packet's head.
     pub(crate) fn packet_head_len(&self) -> usize {
         record::head_len(self.decoder.check.is_on(), true)
     }
 
-    /// The next packet, transfers taking turns. It comes back by [`packet_left`](Self::packet_left) or
-    /// [`packet_lost`](Self::packet_lost).
+    /// Returns the next packet; transfers take turns. The caller returns it by
+    /// [`packet_left`](Self::packet_left) or [`packet_lost`](Self::packet_lost).
     pub(crate) fn next_packet(&mut self) -> Option<Packet> {
         if !self.has_packet() {
             return None;
@@ -127,7 +131,8 @@ impl Session {
         let NextChunk { chunked_send, transfer, offset, bytes, is_last } =
             packets.chunked_sends.next_large()?;
         if is_last && matches!(transfer, Transfer::Get(_)) {
-            // The peer may have it, and ask for more, before this end learns that it has left.
+            // The peer may receive it and send another request before this end is told that the packet has
+            // left.
             self.one_sided.replied(1);
         }
         packets.handed_out += 1;
@@ -136,11 +141,11 @@ impl Session {
         Some(Packet { head, bytes, transfer, chunked_send })
     }
 
-    /// A packet is on its way, and its memory is not read any more.
+    /// Records that a packet has left: its memory is no longer read.
     pub(crate) fn packet_left(&mut self, packet: Packet) {
         let Some(packets) = &mut self.packets else { return };
         let Packet { transfer, chunked_send, bytes, .. } = packet;
-        // Whoever waits for its memory finds itself the only one who has it.
+        // Dropped before the completion, so that its waiter holds the only handle.
         drop(bytes);
         packets.leaving -= 1;
         let Some(source) = packets.chunked_sends.left(chunked_send) else { return };
@@ -151,8 +156,8 @@ impl Session {
         }
     }
 
-    /// A packet may not arrive, and its memory is not read any more. Its transfer fails with all others: what follows is
-    /// [`give_up`](Self::give_up).
+    /// Records that a packet may not arrive; its memory is no longer read. The connection fails: the caller
+    /// must then call [`give_up`](Self::give_up).
     pub(crate) fn packet_lost(&mut self, packet: Packet) {
         drop(packet);
         if let Some(packets) = &mut self.packets {
@@ -160,13 +165,15 @@ impl Session {
         }
     }
 
-    /// A packet arrives, with that head and so many bytes of data. A destination comes back by
+    /// Announces an arriving packet with its head and data length. The caller returns a destination by
     /// [`packet_landed`](Self::packet_landed) or [`packet_failed`](Self::packet_failed).
     ///
     /// # Errors
-    /// `Corrupt` for whatever was not granted.
+    /// `Corrupt` if the packet was not granted.
     pub(crate) fn packet_arrived(&mut self, head: &[u8], len: usize) -> Result<PacketArrival> {
-        let Some(packets) = &self.packets else { return Err(corrupt("a packet where none is expected")) };
+        let Some(packets) = &self.packets else {
+            return Err(corrupt("a packet on a connection without direct transfers"));
+        };
         let head_len = self.packet_head_len();
         if head.len() != head_len {
             return Err(corrupt(format!("a packet's head of {} bytes, not {head_len}", head.len())));
@@ -180,13 +187,13 @@ impl Session {
             )));
         }
         if self.peer_closed && packets.arrived == packets.expected {
-            return Err(corrupt("a packet more than the good-bye says"));
+            return Err(corrupt("more packets than the peer's Close announced"));
         }
         if self.is_early(transfer) {
             return Ok(PacketArrival::Early);
         }
         let (parts, (frame, at)) = self.claim(transfer, offset, len)?;
-        // A region may be revoked while its bytes are on their way.
+        // A region may be revoked while its bytes are in flight.
         let chunk = self.staged(Chunk::new(transfer, offset, len, parts))?;
         check.begin(frame, at);
         if let Some(packets) = &mut self.packets {
@@ -196,13 +203,13 @@ impl Session {
         Ok(PacketArrival::Accepted(PacketDestination { chunk, check }))
     }
 
-    /// All bytes of a packet are in the buffers of `destination`, whose lengths have grown.
+    /// Completes a packet whose bytes are all in the buffers of `destination`.
     ///
     /// # Errors
-    /// `Corrupt` if they are not what left.
+    /// `Corrupt` if a checksum does not match.
     pub(crate) fn packet_landed(&mut self, destination: PacketDestination) -> Result<()> {
         let PacketDestination { chunk, mut check } = destination;
-        debug_assert!(chunk.parts.iter().all(|(part, len)| part.len() == *len), "all of it is there");
+        debug_assert!(chunk.parts.iter().all(|(part, len)| part.len() == *len), "the packet is complete");
         let mut sum = check.sum();
         for (part, _) in &chunk.parts {
             sum.add(part.as_slice().unwrap_or_default());
@@ -217,7 +224,8 @@ impl Session {
         self.chunk_is_right(chunk)
     }
 
-    /// The bytes of a packet that came will not: what follows is [`give_up`](Self::give_up).
+    /// Returns a destination whose bytes will not arrive. The caller must then call
+    /// [`give_up`](Self::give_up).
     pub(crate) fn packet_failed(&mut self, destination: PacketDestination) {
         if let Some(packets) = &mut self.packets {
             packets.receiving -= 1;
@@ -225,19 +233,23 @@ impl Session {
         self.put_back(destination.chunk);
     }
 
-    /// The peer's last record, which says how many packets left it before.
+    /// Handles the peer's `Close`, which announces how many packets the peer sent.
     pub(super) fn receive_close(&mut self, expected: u64) -> Result<()> {
         self.peer_closed = true;
         let came = self.packets.as_ref().map_or(0, |packets| packets.arrived);
         match &mut self.packets {
             Some(packets) if came <= expected => packets.expected = expected,
             None if expected == 0 => {}
-            _ => return Err(corrupt(format!("a good-bye that says {expected} packets where {came} came"))),
+            _ => {
+                return Err(corrupt(format!(
+                    "the peer's Close announces {expected} packets, but {came} arrived"
+                )));
+            }
         }
         Ok(())
     }
 
-    /// Fails what has not left.
+    /// Fails all packets that have not left.
     pub(super) fn give_up_packets(&mut self, why: &Error) {
         let Some(packets) = &mut self.packets else { return };
         debug_assert_eq!((packets.leaving, packets.receiving), (0, 0), "memory comes back before the end");
@@ -245,7 +257,7 @@ impl Session {
     }
 }
 
-/// The head of data that leaves by itself.
+/// Encodes the head of a direct transfer.
 fn head_of(transfer: Transfer, offset: u64, bytes: &[Buffer], checked: bool) -> Vec<u8> {
     let mut head = vec![0; record::head_len(checked, true)];
     let data_len = bytes.iter().map(Buffer::len).sum();

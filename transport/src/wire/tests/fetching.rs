@@ -1,5 +1,5 @@
-//! Two ends, one of which reads large frames in the other's memory: each byte is copied once, and none is delivered that may
-//! have been somebody else's by then.
+//! Two ends, of which one fetches large frames from the other's memory. Each byte is copied once. Nothing is
+//! delivered that may have been overwritten before.
 
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
@@ -10,19 +10,19 @@ use crate::wire::record::put_message;
 
 const LARGE: usize = FETCH_LEN_MIN as usize;
 
-/// One end's memory, as its peer reads it.
+/// One end's memory, as its peer can read it.
 #[derive(Debug, Default)]
 struct PeerMemory {
     frames: Vec<Buffer>,
-    /// It went back to its owners.
+    /// The memory was returned to its owners.
     retracted: bool,
-    /// Reads that still succeed.
+    /// The number of reads that will still succeed.
     reads: Option<usize>,
     bytes_read: usize,
     completes: Completes,
 }
 
-/// When it is known what became of a part.
+/// When the result of a part is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Completes {
     #[default]
@@ -69,7 +69,7 @@ impl ModelFetcher {
         }
     }
 
-    /// What comes of a part, at once.
+    /// The result of the part, known at once.
     fn read(&mut self, mut part: Part) -> PartEnd {
         if part.read_by(|address, into| self.fetch(address, into)).is_err() {
             return PartEnd::Failed(part);
@@ -121,7 +121,7 @@ impl Drop for ModelFetcher {
     }
 }
 
-/// Two ends, and what the first one's peer sees of its memory.
+/// Two ends, and the first end's memory as its peer sees it.
 struct FetchingPair {
     a: End,
     b: End,
@@ -146,7 +146,7 @@ impl FetchingPair {
         self.a.send(message.clone())
     }
 
-    /// Moves everything, fetching included.
+    /// Moves all bytes, and fetches.
     fn run(&mut self) -> Result<()> {
         loop {
             run(&mut self.a, &mut self.b, &mut Seed(1))?;
@@ -169,7 +169,7 @@ fn frame(number: usize, len: usize) -> Buffer {
     (0..len).map(|at| (at / 251 + at + number) as u8).collect::<Vec<_>>().into()
 }
 
-/// Its destinations, in the order of its frames; without those that are named here.
+/// The message's destinations, in the order of its frames, without those listed.
 fn destinations(message: &Message, discarded: &[usize]) -> Vec<Option<BufferMut>> {
     let destination = |(index, frame): (usize, &Buffer)| {
         (!discarded.contains(&index)).then(|| BufferMut::with_capacity(frame.len()))
@@ -200,7 +200,7 @@ fn large_frames_are_fetched_and_not_sent() {
         assert!(host.b.session.has_to_fetch());
         host.run().unwrap();
         assert!(!host.b.session.has_to_fetch());
-        assert!(sent.try_take().expect("the word came").is_ok());
+        assert!(sent.try_take().expect("it was acknowledged").is_ok());
         assert_eq!(acked.try_take().expect("acknowledged").unwrap(), Delivery::Delivered);
         let taken = landed.try_take().expect("landed").unwrap();
         for (taken, sent) in taken.iter().zip(message.frames()) {
@@ -221,7 +221,10 @@ fn discarded_frames_are_not_fetched_and_messages_take_turns() {
     let Taken::Pending(landed) = host.b.accept(0, destinations(&first, &[1])) else { unreachable!() };
     let Taken::Pending(other) = host.b.accept(1, destinations(&second, &[])) else { unreachable!() };
     assert!(host.b.session.fetch().unwrap() && host.b.session.fetch().unwrap());
-    assert!(other.try_take().is_some_and(|landed| landed.is_ok()), "the small one is done at its first turn");
+    assert!(
+        other.try_take().is_some_and(|landed| landed.is_ok()),
+        "the small message is complete after its first part"
+    );
     assert!(landed.try_take().is_none());
     host.run().unwrap();
     let taken = landed.try_take().expect("landed").unwrap();
@@ -254,7 +257,7 @@ fn small_fragmented_or_pooled_messages_are_sent() {
         }
         assert_eq!(host.bytes_read(), 0, "{what}");
     }
-    // All of it discarded: nothing is to be read, nor to be waited for.
+    // Everything is discarded: nothing is read or waited for.
     let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, LARGE));
     let (sent, acked) = host.send(&message);
@@ -287,7 +290,7 @@ fn a_failed_fetch_is_requested_once_and_arrives_complete() {
         let mut landed = vec![accept(&mut host, 0), accept(&mut host, 1)];
         host.run().unwrap();
         landed.push(accept(&mut host, 2));
-        assert!(!host.b.session.has_to_fetch(), "it does not try again");
+        assert!(!host.b.session.has_to_fetch(), "a failed fetch is not retried");
         host.run().unwrap();
         for (landed, message) in landed.iter().zip(&messages) {
             let taken = landed.try_take().expect("landed").unwrap();
@@ -320,7 +323,7 @@ fn memory_returns_only_after_retraction_and_nothing_is_delivered_then() {
             assert!(host.b.session.fetch().unwrap());
         }
         let why = crate::Error::new(ErrorKind::Closed, "over");
-        // By its end, or by being dropped without one.
+        // By ending the session, or by dropping it.
         match parts {
             2 => host.a = End::new(),
             _ => host.a.session.give_up(&why),
@@ -395,9 +398,9 @@ fn invalid_fetchable_messages_are_corrupt() {
         Ok(())
     };
     handle_record(&mut FetchingPair::new().b, announcement(FETCHABLE, &[LARGE, 0], 16))
-        .expect("a peer that is right");
-    let asked =
-        handle_record(&mut End::new(), announcement(FETCHABLE, &[LARGE, 0], 16)).expect_err("nobody fetches");
+        .expect("a correct peer");
+    let asked = handle_record(&mut End::new(), announcement(FETCHABLE, &[LARGE, 0], 16))
+        .expect_err("fetching is off");
     assert_eq!(asked.kind(), ErrorKind::Corrupt);
     let many = vec![LARGE; FETCHED_FRAMES_MAX + 1];
     for (what, flags, lens, addresses_len) in [
@@ -417,7 +420,7 @@ fn invalid_fetchable_messages_are_corrupt() {
         assert_eq!(error.kind(), ErrorKind::Corrupt, "{what}: {error}");
         assert!(host.b.announced.is_empty());
     }
-    // Data of what is read already, and was not asked for.
+    // Data of a message that was fetched and not requested.
     let mut host = FetchingPair::new();
     let message = Message::new("").with_frame(frame(0, 2 * FETCHED_AT_ONCE));
     drop(host.send(&message));
@@ -426,7 +429,7 @@ fn invalid_fetchable_messages_are_corrupt() {
     let head = Head { records_len: 0, data_len: 100, transfer: Transfer::Message(0) };
     let error = handle_record(&mut host.b, [&head.encode()[..], &[1; 100]].concat()).expect_err("data");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    // A word of delivery on a message that nobody may read here.
+    // An acknowledgement of a message that cannot be fetched here.
     let mut host = FetchingPair::new();
     drop(host.send(&Message::new("").with_frame(frame(0, LARGE - 1))));
     host.run().unwrap();
@@ -458,7 +461,7 @@ fn a_stuck_read_fails_only_its_message() {
     let failed = landed[0].try_take().expect("it ended").unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::TimedOut);
     assert!(matches!(&failed.returned[..], [None]), "its memory may still be written");
-    let taken = landed[1].try_take().expect("it travelled").unwrap();
+    let taken = landed[1].try_take().expect("it was sent").unwrap();
     assert!(taken[0].as_slice() == messages[1].frames()[0].as_slice());
     let words = sent.iter().map(|(_, acked)| acked.try_take().expect("acknowledged").unwrap());
     assert!(words.eq([Delivery::Rejected, Delivery::Delivered]));
@@ -472,7 +475,7 @@ fn memory_of_a_part_in_flight_returns_at_the_end() {
     host.run().unwrap();
     let Taken::Pending(landed) = host.b.accept(0, destinations(&message, &[])) else { unreachable!() };
     host.memory.lock().unwrap().completes = Completes::Later;
-    assert!(host.b.session.fetch().unwrap() && !host.b.session.fetch().unwrap(), "a part is out");
+    assert!(host.b.session.fetch().unwrap() && !host.b.session.fetch().unwrap(), "a part is in flight");
     host.b.session.give_up(&crate::Error::new(ErrorKind::Closed, "over"));
     let failed = landed.try_take().expect("it ended").unwrap_err();
     assert!(failed.returned.iter().all(Option::is_some), "{failed:?}");

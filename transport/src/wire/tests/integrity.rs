@@ -1,14 +1,15 @@
-//! Bits that flip on the way, at every byte of an exchange.
+//! Flips bits at every byte of an exchange.
 
 use super::*;
 
-/// What one exchange came to: the error that ended it, and how many bytes left each end.
+/// The result of one exchange: the error that ended it, and how many bytes each end sent.
 struct Outcome {
     ended: Result<()>,
     lens: [usize; 2],
 }
 
-/// Small messages, a get, a put, a good-bye, with a bit of one byte flipped: from `a` (0) or `b` (1), at that byte of the stream.
+/// Exchanges small messages, a get, a put and a close, with one bit flipped at a byte of the stream from `a`
+/// (0) or `b` (1).
 fn exchange(flip: Option<(usize, usize)>) -> Outcome {
     let (mut a, mut b) = (End::with(true), End::with(true));
     let source: Vec<u8> = (0..50).collect();
@@ -80,14 +81,14 @@ fn a_bit_flipped_at_any_byte_is_corrupt_and_never_delivered() {
     for (end, len) in whole.lens.into_iter().enumerate() {
         assert!(len > 100, "end {end} wrote {len} bytes");
         for at in 0..len {
-            let error = exchange(Some((end, at))).ended.expect_err("it is noticed");
+            let error = exchange(Some((end, at))).ended.expect_err("it is detected");
             assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at} of end {end}: {error}");
-            assert!(error.detail().starts_with("damaged on"), "byte {at} of end {end}: {error}");
+            assert!(error.detail().starts_with("damaged in transit"), "byte {at} of end {end}: {error}");
         }
     }
 }
 
-/// A put over so many further streams, with a bit flipped in its payload: what the owner's region then holds.
+/// Puts over a number of lanes with a flipped bit in the payload. Returns the contents of the region.
 fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
     let (mut a, mut b) = match lanes {
         0 => (End::with(true), End::with(true)),
@@ -104,7 +105,7 @@ fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
             for stream in 1..=lanes {
                 a.write_lane(stream, &mut b.lanes[stream - 1], 1 + seed.below(len));
             }
-            // Every run of payload, in the middle: each byte of it is all ones.
+            // In the middle of every run of payload, whose bytes are all ones.
             for wire in std::iter::once(&mut b.wire).chain(&mut b.lanes) {
                 let middle = wire.len() / 2;
                 if wire.len() > 1000 && wire.range(middle..middle + 100).all(|byte| *byte == 0xff) {
@@ -113,9 +114,9 @@ fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
             }
             (0..=lanes).find_map(|stream| b.read_from(stream, 1 + seed.below(len)).err())
         })
-        .expect("it is noticed");
+        .expect("it is detected");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    assert!(error.detail().contains("damaged on its way: put"), "{error}");
+    assert!(error.detail().contains("damaged in transit: put"), "{error}");
     a.session.give_up(&error);
     b.session.give_up(&error);
     assert!(put.try_take().expect("the put ends").is_err());
@@ -123,7 +124,7 @@ fn damaged_put(lanes: usize, seed: &mut Seed, len: usize) -> Vec<u8> {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match revoking.as_mut().poll(&mut cx) {
         std::task::Poll::Ready(memory) => memory.as_slice().expect("host memory").to_vec(),
-        std::task::Poll::Pending => panic!("nobody has it"),
+        std::task::Poll::Pending => panic!("the region is in use"),
     }
 }
 
@@ -135,7 +136,7 @@ fn a_damaged_put_writes_no_damaged_bytes_for_any_split() {
             let region = damaged_put(lanes, &mut seed, 300_000);
             let damaged = region.iter().position(|byte| !matches!(byte, 0 | 0xff));
             assert_eq!(damaged, None, "seed {number}, {lanes} further streams");
-            assert!(region.contains(&0), "what did not come right is as it was");
+            assert!(region.contains(&0), "damaged bytes are not written");
         }
     }
 }

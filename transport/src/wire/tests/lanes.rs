@@ -1,4 +1,4 @@
-//! Several streams beside each other: what they carry overtakes, and nothing of it may be seen.
+//! Several streams: their bytes overtake each other, which must have no visible effect.
 
 use super::*;
 use crate::wire::chunks::CHUNK_LEN;
@@ -10,12 +10,12 @@ fn pair(checked: bool) -> (End, End) {
     (End::striped(checked, LANES), End::striped(checked, LANES))
 }
 
-/// Bytes that tell where they belong.
+/// Bytes that encode their position.
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 251 + at) as u8).collect()
 }
 
-/// A packet without checksums, where the connection has several streams.
+/// A packet without checksums, for a connection with several streams.
 fn packet(records: &[u8], transfer: Transfer, offset: u64, data: &[u8]) -> Vec<u8> {
     let head = Head { records_len: records.len(), data_len: data.len(), transfer };
     let mut packet = [&head.encode()[..], &[0; 8]].concat();
@@ -24,7 +24,7 @@ fn packet(records: &[u8], transfer: Transfer, offset: u64, data: &[u8]) -> Vec<u
     [&packet, records, data].concat()
 }
 
-/// Moves everything on the main stream, and nothing beside it.
+/// Moves everything on the main stream, and nothing on the lanes.
 fn ack_main(a: &mut End, b: &mut End) {
     while a.write(&mut b.wire, usize::MAX)
         | b.write(&mut a.wire, usize::MAX)
@@ -82,7 +82,7 @@ fn gets_and_puts_are_striped() {
     a.session.get(readable.remote(), 20, into);
     while a.write(&mut b.wire, usize::MAX) {}
     while b.read(usize::MAX).unwrap() {}
-    // The main stream is full: the lanes carry all of it.
+    // The main stream is full: the lanes carry everything.
     let mut rounds = 0;
     while (1..=LANES).fold(false, |moved, stream| {
         let wrote = b.write_lane(stream, &mut a.lanes[stream - 1], usize::MAX);
@@ -124,7 +124,7 @@ fn a_lane_carries_nothing_while_the_main_stream_has_room() {
         }
     }
     ack_main(&mut a, &mut b);
-    assert!(sent.try_take().expect("it left on the main stream").is_ok());
+    assert!(sent.try_take().expect("it was sent on the main stream").is_ok());
     assert!(taken.frames()[0].as_slice().unwrap() == bytes(3 * CHUNK_LEN));
 }
 
@@ -136,7 +136,7 @@ fn close_counts_after_all_lanes_have_closed() {
     let taken = b.take().expect("announced");
     b.write(&mut a.wire, usize::MAX);
     a.read(usize::MAX).unwrap();
-    // Every chunk takes a lane, and lies there.
+    // Every chunk takes a lane and stays there.
     let mut under_way = vec![VecDeque::new(); LANES];
     while (1..=LANES)
         .fold(false, |moved, stream| moved | a.write_lane(stream, &mut under_way[stream - 1], usize::MAX))
@@ -146,7 +146,7 @@ fn close_counts_after_all_lanes_have_closed() {
     let (done, closed) = Done::new();
     a.session.close(done);
     ack_main(&mut a, &mut b);
-    assert!(!b.session.may_end() && !b.session.is_over(), "chunks are still on their way");
+    assert!(!b.session.may_end() && !b.session.is_over(), "chunks are still in flight");
     assert!(b.session.continues_without(0), "the main stream may end before them");
     b.lanes = under_way;
     let mut seed = Seed(2);
@@ -213,7 +213,8 @@ fn a_cut_at_any_step_returns_all_memory() {
     }
 }
 
-/// What a hostile `a` says on these streams, in that order, while `b` waits for a message, a get and a put of three chunks.
+/// The result of bytes from a hostile `a` on these streams, in this order. Meanwhile `b` waits for a message,
+/// a get and a put of three chunks.
 fn hostile(said: &[(usize, Vec<u8>)]) -> Result<()> {
     let (mut a, mut b) = pair(false);
     let (_sent, _) = a.send(Message::new("").with_frame(bytes(3 * CHUNK_LEN)));
@@ -267,7 +268,7 @@ fn ungranted_data_is_corrupt_on_every_stream() {
     let last_of_put = at(Transfer::Put(0), 2 * CHUNK_LEN as u64, &chunk)[..40].to_vec();
     let half = first[..first.len() / 2].to_vec();
     let refused = record(&Record::Refused { id: 0, reason: "no".into() });
-    // A peer that is right so far.
+    // A peer that is correct so far.
     hostile(&[(1, first.clone()), (2, at(get, CHUNK_LEN as u64, &chunk))]).unwrap();
     hostile(&[(3, at(Transfer::Message(1), 0, &chunk))]).expect("its announcement may still come");
     for (what, said) in [
@@ -277,13 +278,13 @@ fn ungranted_data_is_corrupt_on_every_stream() {
         ("an offset off the grid", vec![(1, at(message, 1, &chunk))]),
         ("an offset beyond the end", vec![(1, at(message, 3 * CHUNK_LEN as u64, &chunk))]),
         ("half a chunk", vec![(1, at(message, 0, &chunk[1..]))]),
-        ("a get that nobody asked for", vec![(1, at(Transfer::Get(9), 0, &chunk))]),
-        ("a put that nobody let go", vec![(1, at(Transfer::Put(0), 0, &chunk))]),
+        ("a get that was not requested", vec![(1, at(Transfer::Get(9), 0, &chunk))]),
+        ("a put that was not granted", vec![(1, at(Transfer::Put(0), 0, &chunk))]),
         ("a message beyond the window", vec![(1, at(Transfer::Message(1 + WINDOW.messages), 0, &chunk))]),
-        ("records beside the main stream", vec![(1, record(&Record::Ping))]),
+        ("records on a lane", vec![(1, record(&Record::Ping))]),
         ("an unannounced message on the main stream", vec![(0, at(Transfer::Message(1), 0, &chunk))]),
         (
-            "a message that a good-bye left behind",
+            "an unannounced message after a close",
             vec![(1, at(Transfer::Message(1), 0, &chunk)), (0, record(&Record::Close { packets: 0 }))],
         ),
         ("a put of the number of one that comes", vec![(0, put(3)), (1, last_of_put), (0, put(1))]),

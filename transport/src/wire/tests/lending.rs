@@ -1,4 +1,5 @@
-//! Two ends of one host that lend each other frames: nothing is copied, and every lease comes back once, whatever happens.
+//! Two ends of one host that lend each other frames. Nothing is copied, and every lease is returned exactly
+//! once.
 
 mod deaths;
 
@@ -10,7 +11,7 @@ use crate::wire::record::put_message;
 /// More leases than any of these tests needs.
 const LEASES: usize = 100_000;
 
-/// Two ends, and the arena that each lends from.
+/// Two ends, each with an arena to lend from.
 pub(super) struct LendingPair {
     pub(super) a: End,
     pub(super) b: End,
@@ -31,7 +32,7 @@ impl LendingPair {
         Self { a: end(&arenas[0], &arenas[1]), b: end(&arenas[1], &arenas[0]), arenas }
     }
 
-    /// A frame of the first end's arena.
+    /// A frame in the first end's arena.
     pub(super) fn block(&self, len: usize) -> Buffer {
         self.arenas[0].block((0..len).map(|at| (at / 251 + at) as u8).collect())
     }
@@ -60,7 +61,7 @@ impl LendingPair {
         for arena in arenas {
             arena.check();
             let LeaseCounts { out, borrowed, .. } = arena.leases();
-            assert_eq!((out, borrowed), (0, 0), "leases that never came back");
+            assert_eq!((out, borrowed), (0, 0), "leases were never returned");
         }
     }
 }
@@ -88,7 +89,7 @@ fn arena_frames_are_lent_and_other_frames_are_sent() {
         len = host.b.wire.len();
     }
     assert_eq!(len, 16 + 16 + 8 + 5 * 8 + 4 + 2 * 20 + 6 + 16_000);
-    assert!(sent.try_take().expect("its announcement left").is_ok());
+    assert!(sent.try_take().expect("its announcement was sent").is_ok());
     assert!(acked.try_take().is_none());
     assert_eq!(host.leases(), LeaseCounts { made: 2, out: 2, borrowed: 0 });
     host.run();
@@ -104,9 +105,9 @@ fn arena_frames_are_lent_and_other_frames_are_sent() {
     assert_eq!(
         (host.a.session.counts().copied(), host.b.session.counts().copied()),
         (0, 16_006),
-        "only what travelled"
+        "only the frames that were sent"
     );
-    // The owner lets go of its own: what the peer has stays.
+    // The owner drops its handles: what the peer borrowed remains readable.
     drop((message, block));
     assert_eq!(host.leases(), LeaseCounts { made: 2, out: 2, borrowed: 2 });
     let slice = frames[0].slice(10..20);
@@ -146,7 +147,7 @@ fn messages_that_cannot_be_lent_are_sent_complete() {
             1,
             0,
         ),
-        ("more loans than a message has", Message::from_parts("", many), 0, 0),
+        ("too many lent frames", Message::from_parts("", many), 0, 0),
     ] {
         let before = host.leases().made;
         let frames = host.exchange(&message);
@@ -166,7 +167,7 @@ fn a_forwarded_borrowed_frame_keeps_its_lease_until_sent() {
     let frames = host.exchange(&original);
     let (sent, _) = host.b.send(Message::from_parts("", frames));
     host.run();
-    assert_eq!(host.leases().borrowed, 1, "it waits to be sent on");
+    assert_eq!(host.leases().borrowed, 1, "it waits to be forwarded");
     let back = host.a.take().expect("announced");
     host.run();
     assert!(sent.try_take().expect("sent").is_ok());
@@ -237,7 +238,7 @@ fn unsent_leases_are_taken_back_wherever_the_stream_is_cut() {
         let mut host = LendingPair::new(LEASES);
         let (sent, acked) = host.a.send(lent(&host));
         let (later, _) = host.a.send(lent(&host));
-        // What follows the second one's last byte is none of its business.
+        // The cut never falls after the last byte of the second message.
         host.a.write(&mut host.b.wire, cut_at);
         let why = crate::Error::new(ErrorKind::PeerLost, "cut");
         host.a.session.give_up(&why);
@@ -252,14 +253,14 @@ fn unsent_leases_are_taken_back_wherever_the_stream_is_cut() {
         } else {
             len = cut_at;
         }
-        // The other end reads on: what it can have heard of is there for it.
+        // The other end reads on: every announcement that it received is readable.
         while host.b.read(usize::MAX).unwrap() {}
-        let heard = host.b.announced.len();
-        assert!(2 * heard <= out && (cut_at < len || heard == 2));
+        let announced = host.b.announced.len();
+        assert!(2 * announced <= out && (cut_at < len || announced == 2));
         let kept: Vec<_> = std::iter::from_fn(|| host.b.take()).map(Taken::frames).collect();
         host.b.session.give_up(&why);
         host.arenas[0].peer_is_gone();
-        assert_eq!(host.leases().out, 2 * heard, "what it reads stays with it");
+        assert_eq!(host.leases().out, 2 * announced, "what it reads stays with it");
         kept.iter().for_each(|frames| same(frames, lent(&host).frames()));
         drop(kept);
         host.finish();
@@ -280,10 +281,10 @@ fn a_receiver_that_rejects_or_gives_up_returns_every_lease() {
     drop(arrival);
     assert_eq!(host.leases().out, 2);
     drop(host.b.announced.pop_front());
-    assert_eq!(host.leases().out, 1, "before its word as well");
+    assert_eq!(host.leases().out, 1, "before its acknowledgement as well");
     drop(host.a.send(Message::new("").with_frame(host.block(5000))));
     while host.a.write(&mut host.b.wire, usize::MAX) {}
-    // Heard and not handed out.
+    // Received and not handed out.
     let bytes: Vec<u8> = host.b.wire.drain(..).collect();
     host.b.session.received(0, &bytes).unwrap();
     assert_eq!(host.leases().borrowed, 2);
@@ -293,7 +294,7 @@ fn a_receiver_that_rejects_or_gives_up_returns_every_lease() {
     host.finish();
 }
 
-/// A message of these frames, announced with these loans and this payload of the others.
+/// A message of these frames, announced with these lent frames, and this payload of the other frames.
 fn announcement(flags: u8, frames: &[FrameInfo], lent_frames: &[LentFrame], payload: &[u8]) -> Vec<u8> {
     let mut records = Vec::new();
     let len = lent_frames.len() * 20 + payload.len();
@@ -318,7 +319,7 @@ fn invalid_lent_frames_are_corrupt_and_take_no_lease() {
     const LENT: u8 = 8;
     let frame = |place, len| FrameInfo { len, place };
     let large = frame(Place::Arena, 20_000);
-    // A good loan is made anew for each.
+    // Each case gets a valid lent frame.
     let lend = || {
         let host = LendingPair::new(LEASES);
         let block = host.block(20_000);
@@ -331,37 +332,36 @@ fn invalid_lent_frames_are_corrupt_and_take_no_lease() {
         Ok(())
     };
     let (mut host, lent_frame) = lend();
-    handle_record(&mut host.b, announcement(LENT, &[large], &[lent_frame], b""))
-        .expect("a peer that is right");
+    handle_record(&mut host.b, announcement(LENT, &[large], &[lent_frame], b"")).expect("a correct peer");
     assert_eq!(host.b.take().expect("announced").frames()[0].len(), 20_000);
     host.finish();
     let (mut host, lent_frame) = lend();
     let bounced = [frame(Place::Host, 4095), frame(Place::Host, 20_000)];
     handle_record(&mut host.b, announcement(LENT | 32, &bounced, &[lent_frame], &[0; 4095]))
-        .expect("a peer that is right");
+        .expect("a correct peer");
     assert_eq!(host.b.take().expect("announced").frames()[1].place(), Place::Host);
     host.finish();
 
     let good = |lent_frame| vec![lent_frame];
     let many = vec![frame(Place::Arena, 1); LENT_FRAMES_MAX + 1];
     type Violation<'a> = (&'a str, u8, Vec<FrameInfo>, &'a dyn Fn(LentFrame) -> Vec<LentFrame>, &'a [u8]);
-    let lies: [Violation<'_>; 22] = [
-        ("no loan", LENT, vec![large], &|_| Vec::new(), b""),
-        ("a loan too many", LENT, vec![large], &|lent_frame| vec![lent_frame; 2], b""),
+    let violations: [Violation<'_>; 22] = [
+        ("no lent frame", LENT, vec![large], &|_| Vec::new(), b""),
+        ("a lent frame too many", LENT, vec![large], &|lent_frame| vec![lent_frame; 2], b""),
         ("nothing to lend", LENT, vec![frame(Place::Host, 5)], &|_| Vec::new(), b"hello"),
         ("nothing at all", LENT, Vec::new(), &|_| Vec::new(), b""),
         ("a frame of no bytes", LENT, vec![frame(Place::Arena, 0)], &good, b""),
         ("a host frame lent", LENT, vec![frame(Place::Host, 20_000)], &good, b""),
-        ("payload that nobody has", LENT, vec![large], &good, b"x"),
-        ("payload that is missing", LENT, vec![large, frame(Place::Host, 5)], &good, b"hell"),
-        ("payload that should wait", LENT, vec![large, frame(Place::Host, 16_384)], &good, &[0; 16_384]),
+        ("unexpected payload", LENT, vec![large], &good, b"x"),
+        ("missing payload", LENT, vec![large, frame(Place::Host, 5)], &good, b"hell"),
         (
-            "more loans than a message has",
+            "payload beyond the eager limit",
             LENT,
-            many,
-            &|lent_frame| vec![lent_frame; LENT_FRAMES_MAX + 1],
-            b"",
+            vec![large, frame(Place::Host, 16_384)],
+            &good,
+            &[0; 16_384],
         ),
+        ("too many lent frames", LENT, many, &|lent_frame| vec![lent_frame; LENT_FRAMES_MAX + 1], b""),
         ("lent and eager", LENT | 4, vec![large], &good, b""),
         ("lent and streaming", LENT | 2, vec![large], &good, b""),
         (
@@ -387,13 +387,19 @@ fn invalid_lent_frames_are_corrupt_and_take_no_lease() {
         ),
         ("a longer frame", LENT, vec![frame(Place::Arena, 20_001)], &good, b""),
         ("one lease twice", LENT, vec![large, large], &|lent_frame| vec![lent_frame; 2], b""),
-        ("deposited and not lent", 32, vec![frame(Place::Host, 20_000)], &good, b""),
-        ("deposited, without a loan", LENT | 32, vec![frame(Place::Host, 20_000)], &|_| Vec::new(), b""),
-        ("deposited in a record", LENT | 32, vec![large, frame(Place::Host, 4096)], &good, &[0; 4096]),
-        ("deposited, and too short", LENT | 32, vec![frame(Place::Host, 4095)], &good, b""),
-        ("deposited and eager", LENT | 32 | 4, vec![large], &good, b""),
+        ("bounced and not lent", 32, vec![frame(Place::Host, 20_000)], &good, b""),
+        ("bounced, without a lent frame", LENT | 32, vec![frame(Place::Host, 20_000)], &|_| Vec::new(), b""),
+        (
+            "bounced, with payload in the record",
+            LENT | 32,
+            vec![large, frame(Place::Host, 4096)],
+            &good,
+            &[0; 4096],
+        ),
+        ("bounced, and too short", LENT | 32, vec![frame(Place::Host, 4095)], &good, b""),
+        ("bounced and eager", LENT | 32 | 4, vec![large], &good, b""),
     ];
-    for (what, flags, frames, lent_frames, payload) in lies {
+    for (what, flags, frames, lent_frames, payload) in violations {
         let (mut host, lent_frame) = lend();
         let error =
             handle_record(&mut host.b, announcement(flags, &frames, &lent_frames(lent_frame), payload))
@@ -408,7 +414,7 @@ fn invalid_lent_frames_are_corrupt_and_take_no_lease() {
     let (host, lent_frame) = lend();
     let mut end = End::new();
     let error = handle_record(&mut end, announcement(LENT, &[large], &[lent_frame], b""))
-        .expect_err("nobody lends here");
+        .expect_err("lending is off");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     host.arenas[0].peer_is_gone();
     host.finish();

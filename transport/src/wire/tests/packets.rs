@@ -1,5 +1,4 @@
-//! Data that leaves by itself, beside the stream of records: it comes in any order, early and late, and nothing of that may
-//! be seen.
+//! Direct transfers, whose packets arrive in any order, early and late. That must have no visible effect.
 
 mod hostile;
 mod order;
@@ -19,25 +18,25 @@ const LENS: [usize; 8] = [
     5 * PACKET_LEN + 7,
 ];
 
-/// Bytes that tell where they belong.
+/// Bytes that encode their position.
 fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at / 251 + at) as u8).collect()
 }
 
-/// What became of a message: which of its frames were kept, and where they are; nothing of a rejected one.
+/// A received message: which of its frames were kept, and their contents; `None` if it was rejected.
 type ReceivedMessage = Option<(Vec<bool>, Taken)>;
 
-/// An end, and whoever moves its packets.
+/// An end, and the model of a transport that moves its packets.
 struct PacketEnd {
     end: End,
     pool: Pool,
-    /// Handed out here; their memory is read still.
+    /// Packets of this end whose memory is still read.
     leaving: Vec<Packet>,
-    /// On their way here: head and bytes.
+    /// Packets in flight to this end: head and bytes.
     in_flight: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Here, and not yet written to where they go.
+    /// Packets that arrived but are not written to their destinations.
     receiving: Vec<(PacketDestination, Vec<u8>)>,
-    /// How often one overtook its announcement.
+    /// How many packets overtook their announcements.
     early: usize,
     sent: Vec<(Vec<usize>, Sent, Completion<Result<Delivery>>)>,
     received: Vec<ReceivedMessage>,
@@ -83,7 +82,7 @@ impl PacketEnd {
         closed
     }
 
-    /// One of the things that may happen at an end. Tells whether it did.
+    /// Lets one event happen at an end. Returns whether it could.
     fn act(&mut self, peer: &mut Self, what: usize, seed: &mut Seed) -> Result<bool> {
         let session = &mut self.end.session;
         match what {
@@ -160,7 +159,7 @@ impl PacketEnd {
         true
     }
 
-    /// Looks at what came of the peer's messages, and lets go of it.
+    /// Checks the received messages and drops them.
     fn check(&mut self, peer: &Self, all: bool) {
         for ((lens, ..), received) in peer.sent.iter().zip(self.received.drain(..)) {
             let Some((kept, taken)) = received else { continue };
@@ -187,10 +186,10 @@ impl PacketEnd {
         }
     }
 
-    /// Ends it as a lost connection would: what is out comes back first, as it may.
+    /// Ends it as a lost connection would: memory in flight is returned first.
     fn give_up(&mut self, why: ErrorKind, seed: &mut Seed) {
         for (mut destination, bytes) in self.receiving.drain(..) {
-            // Some of its bytes have come.
+            // Some of its bytes have arrived.
             if let Some((part, len)) = destination.parts().first_mut() {
                 part.extend_from_slice(&bytes[..seed.below(*len + 1)]).unwrap();
             }
@@ -199,11 +198,11 @@ impl PacketEnd {
         for packet in self.leaving.drain(..) {
             self.end.session.packet_lost(packet);
         }
-        self.end.session.give_up(&crate::Error::new(why, "it ends like that"));
+        self.end.session.give_up(&crate::Error::new(why, "the session ends"));
         self.end.announced.clear();
     }
 
-    /// Looks at what became of its own messages: each ended, and none is missing a byte.
+    /// Checks the messages that it sent: each has ended, and its memory is complete.
     fn check_sent(&mut self, all: bool) {
         for (lens, sent, acked) in self.sent.drain(..) {
             match sent.try_take().expect("it ends") {
@@ -220,13 +219,13 @@ impl PacketEnd {
     }
 }
 
-/// What travels of a packet.
+/// The head and bytes of a packet.
 fn copied(packet: &Packet) -> (Vec<u8>, Vec<u8>) {
     let bytes = packet.bytes.iter().flat_map(|buffer| buffer.as_slice().unwrap().iter().copied());
     (packet.head.clone(), bytes.collect())
 }
 
-/// Writes a packet's bytes to where they go.
+/// Writes a packet's bytes to their destination.
 fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) {
     for (buffer, len) in destination.parts() {
         let (part, rest) = bytes.split_at(*len);
@@ -236,7 +235,7 @@ fn fill(destination: &mut PacketDestination, mut bytes: &[u8]) {
     assert!(bytes.is_empty(), "a destination takes exactly what was announced");
 }
 
-/// One thing happens at one end, or, where that cannot, whatever can. Tells whether anything could.
+/// Lets one event happen at one end, or another event if that cannot. Returns whether any could.
 fn step(a: &mut PacketEnd, b: &mut PacketEnd, seed: &mut Seed) -> Result<bool> {
     let (which, what) = (seed.below(2), seed.below(7));
     for turn in 0..14 {
@@ -293,7 +292,7 @@ fn packets_in_any_order_arrive_and_return_all_memory() {
         assert!(written.as_slice().unwrap()[5..][..3 * PACKET_LEN + 1] == source[..3 * PACKET_LEN + 1]);
         assert!(written.as_slice().unwrap()[5..][3 * PACKET_LEN + 1..].iter().all(|byte| *byte == 0));
 
-        // What is on its way when both ends have decided on everything arrives before they part.
+        // Everything in flight arrives before both ends close.
         a.send_some(6, &mut seed);
         b.send_some(6, &mut seed);
         while a.received.len() < 14 || b.received.len() < 14 {
@@ -321,7 +320,7 @@ fn packets_in_any_order_arrive_and_return_all_memory() {
     assert!(early > 100, "announcements were overtaken {early} times");
 }
 
-/// What a future comes to that waits for nothing.
+/// The result of a future that is ready.
 fn ready<T>(future: impl Future<Output = T>) -> T {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut cx) {
@@ -351,7 +350,7 @@ fn a_close_or_cut_at_any_time_ends_and_returns_all_memory() {
         let (closing, steps) = ([(1, 0), (0, 1), (1, 1), (0, 0)][seed.below(4)], seed.below(300));
         for at in 0..=steps {
             let ends = [(closing.0, &mut a), (closing.1, &mut b)];
-            // They close at once, or one after the other.
+            // They close at the same time, or one after the other.
             for (end, (closes, post)) in ends.into_iter().enumerate() {
                 if closes == 1 && at + 10 * end * (steps % 2) == steps {
                     drop(post.close());
@@ -392,7 +391,7 @@ fn a_close_or_cut_at_any_time_ends_and_returns_all_memory() {
     assert_eq!(whole, 2 * 6 * 200);
 }
 
-/// Hands out every packet of `from`, which have left and lie on their way.
+/// Hands out every packet of `from`, and puts it in flight.
 fn post_all(from: &mut PacketEnd, to: &mut PacketEnd) -> usize {
     let mut packets = 0;
     while let Some(packet) = from.end.session.next_packet() {
@@ -403,7 +402,7 @@ fn post_all(from: &mut PacketEnd, to: &mut PacketEnd) -> usize {
     packets
 }
 
-/// Moves all records, and nothing beside them.
+/// Moves all records, and no packets.
 fn ack_records(a: &mut PacketEnd, b: &mut PacketEnd) {
     while a.end.write(&mut b.end.wire, usize::MAX)
         | b.end.write(&mut a.end.wire, usize::MAX)
@@ -412,7 +411,7 @@ fn ack_records(a: &mut PacketEnd, b: &mut PacketEnd) {
     {}
 }
 
-/// Two ends of which the first was told that all of a message may come.
+/// Two ends, of which the first was granted a whole message.
 fn granted(checked: bool, len: usize) -> (PacketEnd, PacketEnd) {
     let (mut a, mut b) = PacketEnd::pair(checked);
     a.send(&[len]);

@@ -1,5 +1,5 @@
-//! Sessions on a clock and a wire that a seed owns: bytes take their time and come in pieces, ends stand still, and a
-//! connection is cut at any step, while several run interleaved.
+//! Sessions on a simulated clock and wire. A seed delays and splits the bytes, suspends ends, and cuts
+//! connections at any step, while several run interleaved.
 //!
 //! Seeds that fail are printed, and `TOWLINE_SEED=7 cargo test --package towline --lib -- simulated` runs one again.
 
@@ -12,26 +12,26 @@ use std::time::Duration;
 use super::{HEARTBEAT, Seed};
 use link::SimulatedLink;
 
-/// Seeds of a run that was not asked for more.
+/// The default number of seeds.
 const SEEDS: u64 = 300;
-/// A peer that says nothing is lost within this time: three heartbeats, a look at the clock every 0.75 s, and the turns that an
-/// end may have to wait for.
+/// A silent peer is lost within this time: three heartbeats, a clock check every 0.75 s, and the steps that
+/// an end may have to wait for.
 const LOST_MAX: Duration = Duration::from_secs(12);
-/// Whatever was begun ends within this time of the simulated clock.
+/// Every operation ends within this time of the simulated clock.
 const TIME_MAX: Duration = Duration::from_secs(300);
 
-/// What befalls the connections of a run.
+/// What happens to a connection.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 enum Fault {
     /// Delays and short stalls: nothing may fail.
     Calm,
-    /// Both ends learn at once that it is cut.
+    /// Both ends detect at once that it is cut.
     Cut,
-    /// Every byte vanishes from now on, and nobody is told.
+    /// Every byte is lost from now on, silently.
     Silent,
-    /// One end stands still for longer than the other waits.
+    /// One end is suspended for longer than the other waits.
     Stopped,
-    /// One end says good-bye in the middle of everything.
+    /// One end closes while operations are in flight.
     Closed,
 }
 
@@ -41,14 +41,14 @@ fn simulate(number: u64) -> u64 {
     let mut trace = DefaultHasher::new();
     let faults = [Fault::Calm, Fault::Calm, Fault::Cut, Fault::Silent, Fault::Stopped, Fault::Closed];
     let mut now = Duration::ZERO;
-    // Connection, its fault, and the step at which that befalls it.
+    // A connection, its fault, and the step at which the fault happens.
     let mut links: Vec<_> = (0..1 + seed.below(3))
         .map(|_| (SimulatedLink::new(&mut seed), faults[seed.below(faults.len())], seed.below(400)))
         .collect();
     for step in 0.. {
         assert!(
             now < TIME_MAX,
-            "something never ended: {:?}",
+            "an operation never ended: {:?}",
             links.iter().map(|link| link.1).collect::<Vec<_>>()
         );
         let which = seed.below(links.len());
@@ -64,7 +64,7 @@ fn simulate(number: u64) -> u64 {
             now += Duration::from_millis([0, 1, 20, 150][seed.below(4)] as u64);
         }
         if step > 400 {
-            // Nothing new is begun: time may run.
+            // Nothing new is begun, so time may pass.
             now += Duration::from_millis(20);
             if links.iter_mut().all(|(link, ..)| link.is_over()) {
                 break;

@@ -1,18 +1,18 @@
-//! Either end dies at any step of lending, borrowing, giving back and taking back, by a seed: what is read stays as long as it is
-//! read, and everything comes back.
+//! Either end dies at any step of lending, borrowing, returning and taking back, by a seed. Borrowed memory
+//! stays unchanged while it is read, and everything is returned.
 
 use super::*;
 
 const SEEDS: u64 = 5000;
 const STEPS_MAX: usize = 80;
 
-/// Two processes, and what their applications have.
+/// Two processes, and what their applications hold.
 struct DeathScenario {
     ends: [End; 2],
     arenas: [ModelArena; 2],
     /// Blocks of each end's own arena.
     own: [Vec<Buffer>; 2],
-    /// What each end was sent.
+    /// The frames that each end received.
     held: [Vec<Buffer>; 2],
     lent: usize,
 }
@@ -23,7 +23,7 @@ impl DeathScenario {
         Self { ends: [a, b], arenas, own: [Vec::new(), Vec::new()], held: [Vec::new(), Vec::new()], lent: 0 }
     }
 
-    /// Something happens at one end.
+    /// Lets one event happen at one end.
     fn step(&mut self, seed: &mut Seed) {
         let at = seed.below(2);
         let cut = [1, 20, 400, 100_000][seed.below(4)];
@@ -53,7 +53,7 @@ impl DeathScenario {
         }
     }
 
-    /// Frames of its own arena, old ones and new, what it was sent, and others; all small enough to travel at once.
+    /// Frames of its own arena, old and new, received frames, and others; all small enough to be eager.
     fn send(&mut self, at: usize, seed: &mut Seed) {
         let count = 1 + seed.below(3);
         let frame = |_| {
@@ -87,7 +87,7 @@ impl DeathScenario {
         }
     }
 
-    /// One of the two is gone, and with its process all that it had; the other takes what had come, and ends.
+    /// One end dies with everything that its process holds. The other reads what has arrived, and ends.
     fn die(self, dead: usize) -> usize {
         let Self { ends, arenas, own, held, mut lent } = self;
         let of = |both: [Vec<Buffer>; 2]| {
@@ -101,9 +101,9 @@ impl DeathScenario {
         let taken: Vec<_> = std::iter::from_fn(|| survivor.take()).flat_map(Taken::frames).collect();
         survivor.session.give_up(&crate::Error::new(ErrorKind::PeerLost, "it died"));
         drop(survivor);
-        // Its holders are gone, and what they held is the survivor's again.
+        // The dead end's leases return to the survivor.
         arenas[1 - dead].peer_is_gone();
-        assert_eq!(arenas[1 - dead].leases().out, 0, "of what the dead one had");
+        assert_eq!(arenas[1 - dead].leases().out, 0, "leases of the dead end");
         lent += taken.iter().filter(|frame| frame.place() == Place::Arena).count();
         let held: Vec<Buffer> = held.into_iter().flat_map(|(_, frames)| frames).chain(taken).collect();
         held.iter().for_each(assert_whole);
@@ -116,7 +116,7 @@ impl DeathScenario {
             arena.check();
             assert_eq!(arena.leases().borrowed, 0, "the survivor has none");
         }
-        // Blocks and leases of the model hold each other: memory of the dead one goes with its process.
+        // Blocks and leases of the model refer to each other; a process's memory disappears with it.
         arenas[dead].peer_is_gone();
         lent
     }

@@ -1,4 +1,4 @@
-//! Packets that were not granted, or are not what left.
+//! Packets that were not granted, or were damaged in transit.
 
 use super::*;
 use crate::wire::record::{HEAD_LEN, put_offset, put_put};
@@ -11,17 +11,18 @@ fn head(records_len: usize, data_len: usize, transfer: Transfer, offset: u64) ->
     head
 }
 
-/// What a hostile `a` does.
+/// An action of a hostile `a`.
 enum PeerInput {
-    /// A packet with this head, and so many bytes.
+    /// Sends a packet with this head and this many bytes.
     Packet(Vec<u8>, usize),
-    /// A record.
+    /// Sends a record.
     Record(Record<'static>),
-    /// Bytes of the stream.
+    /// Sends bytes on the stream.
     Stream(Vec<u8>),
 }
 
-/// What becomes of it, while `b` waits for a message, a get and a put of three packets: how many were early.
+/// Applies the inputs while `b` waits for a message, a get and a put of three packets. Returns how many
+/// packets were early.
 fn hostile(inputs: Vec<PeerInput>) -> Result<usize> {
     let (mut a, mut b) = granted(false, 3 * PACKET_LEN - 1);
     let readable = a.end.regions.expose(bytes(3 * PACKET_LEN).into(), Duration::MAX);
@@ -65,7 +66,7 @@ fn ungranted_packets_are_corrupt() {
     let last = || PeerInput::Packet(head(0, PACKET_LEN - 1, message, 2 * packet_len), PACKET_LEN - 1);
     let close = |packets| PeerInput::Record(Record::Close { packets });
     let fine = vec![whole(get, 0), whole(put, 2 * packet_len), last(), close(4)];
-    assert_eq!(hostile(fine).expect("a peer that is right so far"), 0);
+    assert_eq!(hostile(fine).expect("a correct peer so far"), 0);
     let early = vec![whole(Transfer::Message(1), 0), whole(Transfer::Message(WINDOW.messages), 0)];
     assert_eq!(hostile(early).expect("announcements may still come"), 2);
     let data = Head { records_len: 0, data_len: PACKET_LEN, transfer: message };
@@ -108,12 +109,12 @@ fn ungranted_packets_are_corrupt() {
         ("a packet twice", vec![last(), last()]),
         ("a packet of a get twice", vec![whole(get, 0), whole(get, 0)]),
         ("a packet of a put twice", vec![whole(put, 0), whole(put, 0)]),
-        ("a get that nobody asked for", vec![whole(Transfer::Get(1), 0)]),
-        ("a put that nobody let go", vec![whole(Transfer::Put(1), 0)]),
+        ("a get that was not requested", vec![whole(Transfer::Get(1), 0)]),
+        ("a put that was not granted", vec![whole(Transfer::Put(1), 0)]),
         ("a message beyond the window", vec![whole(Transfer::Message(1 + WINDOW.messages), 0)]),
-        ("a message that a good-bye left behind", vec![close(1), whole(Transfer::Message(1), 0)]),
-        ("a good-bye that counts too few", vec![last(), close(0)]),
-        ("one more than the good-bye counts", vec![whole(get, 0), close(1), last()]),
+        ("an unannounced message after a close", vec![close(1), whole(Transfer::Message(1), 0)]),
+        ("a close that counts too few packets", vec![last(), close(0)]),
+        ("one packet more than the close counts", vec![whole(get, 0), close(1), last()]),
         ("a refusal of a get whose answer comes", vec![whole(get, 0), PeerInput::Record(refused)]),
         ("a shorter put of the number of one whose bytes come", vec![whole(put, 2 * packet_len), put_again]),
         ("data in the stream", vec![PeerInput::Stream(data.encode().to_vec())]),
@@ -141,7 +142,7 @@ fn damaged_packets_are_located_and_never_delivered() {
         let (mut a, mut b) = granted(true, 2 * PACKET_LEN);
         post_all(&mut a, &mut b);
         let (mut head, mut bytes) = b.in_flight.swap_remove(1);
-        // Every byte of the head, and one of the data.
+        // Every byte of the head, and one byte of the data.
         match head.get_mut(damaged) {
             Some(byte) => *byte ^= 1 << (damaged % 8),
             None => bytes[777] ^= 1,
@@ -157,9 +158,9 @@ fn damaged_packets_are_located_and_never_delivered() {
         };
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         let place = if damaged < head.len() {
-            "damaged on its way: the head of a packet"
+            "damaged in transit: the head of a packet"
         } else {
-            "damaged on its way: message 0, frame 0, the chunk at offset 20000"
+            "damaged in transit: message 0, frame 0, the chunk at offset 20000"
         };
         assert_eq!(error.detail(), place, "byte {damaged}");
         b.give_up(ErrorKind::Corrupt, &mut Seed(1));

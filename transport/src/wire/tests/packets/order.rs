@@ -1,4 +1,4 @@
-//! What leaves before what, and what waits for it.
+//! The order of packets, records and completions.
 
 use super::*;
 
@@ -48,7 +48,7 @@ fn an_ack_before_its_packet_has_left_waits_for_it() {
     ack_records(&mut a, &mut b);
     let mut held: Vec<_> = std::iter::from_fn(|| a.end.session.next_packet()).collect();
     b.in_flight = held.iter().map(copied).collect();
-    // Of the message the first half is there, and the first put; the second one finds its region revoked.
+    // The first half of the message and the first put have arrived; the region of the second put is revoked.
     for _ in 0..2 {
         let (head, bytes) = b.in_flight.remove(0);
         let PacketArrival::Accepted(mut destination) =
@@ -68,17 +68,17 @@ fn an_ack_before_its_packet_has_left_waits_for_it() {
         a.end.session.packet_left(packet);
     }
     assert!(sent.try_take().expect("it has left").is_ok());
-    assert_eq!(acked.try_take().expect("it was said before").unwrap(), Delivery::Delivered);
-    let [done, refused] = puts.map(|put| put.try_take().expect("it was said before"));
+    assert_eq!(acked.try_take().expect("it was acknowledged before").unwrap(), Delivery::Delivered);
+    let [done, refused] = puts.map(|put| put.try_take().expect("it was answered before"));
     assert!(done.is_ok());
     let failed = refused.expect_err("revoked");
     assert_eq!(failed.error.kind(), ErrorKind::Rejected);
     drop(failed);
-    assert!(frame.try_into_mut().is_ok(), "nobody else has the memory");
+    assert!(frame.try_into_mut().is_ok(), "the handle is unique");
     b.received.clear();
 }
 
-/// Moves what has come to its place, and then records, and tells nobody that anything has left.
+/// Writes arrived packets to their destinations, then moves records. Reports no packet as left.
 fn land_all(from: &mut PacketEnd, to: &mut PacketEnd) {
     let mut seed = Seed(1);
     while to.act(from, 4, &mut seed).unwrap() || to.act(from, 5, &mut seed).unwrap() {}
@@ -111,7 +111,7 @@ fn a_get_counts_as_answered_before_its_packet_has_left() {
     }
     assert_eq!(held.len(), 3 * GETS);
     held.into_iter().for_each(|packet| a.end.session.packet_left(packet));
-    assert!(ready(readable.revoke()).try_into_mut().is_ok(), "nobody else has the memory");
+    assert!(ready(readable.revoke()).try_into_mut().is_ok(), "the handle is unique");
 }
 
 #[test]
@@ -128,14 +128,14 @@ fn close_leaves_after_the_last_packet_and_counts_when_it_has_arrived() {
     ack_records(&mut a, &mut b);
     assert!(a.end.session.may_end() && !a.end.session.is_over(), "it has left");
     while let Some((head, bytes)) = b.in_flight.pop() {
-        assert!(!b.end.session.may_end() && !b.end.session.is_due(Urgency::Ack), "some are on their way");
+        assert!(!b.end.session.may_end() && !b.end.session.is_due(Urgency::Ack), "packets are in flight");
         let PacketArrival::Accepted(mut destination) =
             b.end.session.packet_arrived(&head, bytes.len()).unwrap()
         else {
             panic!("it was announced")
         };
         fill(&mut destination, &bytes);
-        assert!(!b.end.session.may_end(), "one is destination");
+        assert!(!b.end.session.may_end(), "one packet is being received");
         b.end.session.packet_landed(destination).unwrap();
     }
     ack_records(&mut a, &mut b);
@@ -150,7 +150,7 @@ fn close_leaves_after_the_last_packet_and_counts_when_it_has_arrived() {
 fn a_close_is_answered_once_packets_in_flight_have_left() {
     let (mut a, _) = granted(false, 3 * PACKET_LEN);
     let packet = a.end.session.next_packet().expect("granted");
-    // One that waits for nothing says good-bye in its stead.
+    // The other end closes instead.
     let mut b = PacketEnd::new(false);
     drop(b.close());
     b.end.write(&mut a.end.wire, usize::MAX);
@@ -168,7 +168,7 @@ fn an_unaccepted_message_does_not_block_close() {
     a.send(&[2 * PACKET_LEN]);
     drop(a.close());
     ack_records(&mut a, &mut b);
-    assert!(!a.end.session.may_end(), "it waits for the word on its message");
+    assert!(!a.end.session.may_end(), "it waits for its acknowledgement");
     drop(b.close());
     ack_records(&mut a, &mut b);
     assert!(a.end.session.is_over() && b.end.session.is_over());
@@ -188,7 +188,7 @@ fn a_region_revoked_during_a_put_fails_only_the_put() {
         for _ in 0..landed_before {
             assert!(b.act(&mut a, 5, &mut seed).unwrap());
         }
-        // Those that are here go nowhere: nobody else writes to a region, so it waits for none of them.
+        // Packets that have arrived are discarded: the revoked region does not wait for them.
         let written = ready(writable.revoke());
         assert_eq!(written.as_slice().unwrap().iter().any(|byte| *byte != 0), landed_before > 0);
         run_dry(&mut a, &mut b, &mut seed);

@@ -1,4 +1,4 @@
-//! One connection of the simulation: two sessions, the bytes between them, and the model of what each end may see.
+//! One simulated connection: two sessions, the bytes between them, and a model of what each end may observe.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
@@ -17,15 +17,15 @@ use crate::wire::lending::Lender;
 use crate::wire::lending::model::ModelArena;
 use crate::wire::session::Session;
 
-/// What one end of each sort begins at most.
+/// The most operations of each kind that one end begins.
 const MESSAGES_MAX: usize = 8;
 const ACCESSES_MAX: usize = 8;
-/// What a put writes at most: each has a range of its own.
+/// The length of a put; each has its own range.
 const SLOT: usize = 17_000;
-/// A frame that is deposited; of two in a row, a poll copies a part of the second.
+/// The length of a frame with a bounce copy. Of two in a row, one poll copies a part of the second.
 const LARGE: usize = 140_000;
 
-/// Gives every region another key.
+/// Gives every region a different key.
 #[derive(Debug)]
 struct UniqueKeys(AtomicU8);
 
@@ -45,25 +45,25 @@ impl Environment for UniqueKeys {
     fn spawn(&self, _: Task) {}
 }
 
-/// Two sessions and what is between them. The first end reads and writes regions of the second.
+/// Two sessions and the bytes between them. The first end reads and writes regions of the second.
 pub(super) struct SimulatedLink {
     ends: [SimulatedEnd; 2],
     readable: Region<Buffer>,
     writable: Region<BufferMut>,
     gets: Vec<(usize, Ended<BufferMut, BufferMut>)>,
     puts: Vec<Ended<(), Buffer>>,
-    /// What each end lends from.
+    /// The arena that each end lends from.
     arenas: [ModelArena; 2],
-    /// Nothing arrives any more.
+    /// No byte arrives any more.
     silent: bool,
-    /// When each end must have learned so.
+    /// The time by which each end must have detected the loss.
     lost_by: Option<Duration>,
 }
 
 type Ended<T, M> = Awaited<Result<T, Failed<M>>>;
 type Sending = (Ended<(), Message>, Awaited<Result<Delivery>>);
 
-/// What has not ended, or its result.
+/// A pending completion, or its result.
 struct Awaited<V>(Completion<V>, Option<V>);
 
 impl<V> Awaited<V> {
@@ -85,14 +85,14 @@ impl<V> Awaited<V> {
 struct SimulatedEnd {
     end: End,
     pool: Pool,
-    /// Bytes to this end on each stream, each piece with the time of its arrival.
+    /// Bytes in flight to this end on each stream, each piece with its time of arrival.
     in_flight: Vec<VecDeque<(Duration, Vec<u8>)>>,
     stopped_until: Duration,
     ticked: Duration,
     ended: Option<Error>,
     sent: Vec<Message>,
     sending: Vec<Sending>,
-    /// What this end acks_sent on the peer's messages, in order.
+    /// The acknowledgements that this end sent, in order.
     acks_sent: Vec<Delivery>,
     receiving: Vec<(usize, Awaited<Landed>)>,
     closed: Option<Awaited<Result<()>>>,
@@ -131,7 +131,7 @@ impl SimulatedEnd {
         }
     }
 
-    /// Reads all that has arrived, in pieces.
+    /// Reads everything that has arrived, in pieces.
     fn read(&mut self, now: Duration, seed: &mut Seed) -> Result<()> {
         for (stream, in_flight) in self.in_flight.iter_mut().enumerate() {
             let wire = if stream == 0 { &mut self.end.wire } else { &mut self.end.lanes[stream - 1] };
@@ -155,7 +155,7 @@ impl SimulatedEnd {
         let Some(announced) = self.end.announced.pop_front() else { return };
         let Announced { id, header, frames, arrival, ack_now } = announced;
         let number = self.acks_sent.len();
-        assert_eq!(header, number.to_string(), "a message came twice, or out of order, or was lost");
+        assert_eq!(header, number.to_string(), "a message was repeated, reordered or lost");
         let original = &peer[number];
         if seed.below(5) == 0 {
             self.acks_sent.push(Delivery::Rejected);
@@ -187,7 +187,7 @@ impl SimulatedEnd {
 fn message(number: usize, arena: &ModelArena, seed: &mut Seed) -> Message {
     let eager = EAGER_LEN_MAX as usize;
     let lens = [0, 1, 100, 1000, eager - 1, eager, SLOT];
-    // Few are large: an answer must not wait behind so many that its end is taken for dead.
+    // Few are large: an answer must not be queued behind so many that its end is considered lost.
     let large = (2..6).contains(&number) && seed.below(3) > 0;
     let frames = (0..seed.below(4)).map(|index| {
         let len = if large && index == 0 { LARGE } else { lens[seed.below(lens.len())] };
@@ -228,7 +228,7 @@ impl SimulatedLink {
         Self { ends, readable, writable, gets, puts, arenas, silent: false, lost_by: None }
     }
 
-    /// Something happens at one end, if it does not stand still.
+    /// Lets one event happen at one end, unless it is suspended.
     pub(super) fn step(&mut self, now: Duration, seed: &mut Seed, trace: &mut impl std::hash::Hasher) {
         let (me, what) = (seed.below(2), seed.below(10));
         (me, what, now).hash(trace);
@@ -268,7 +268,7 @@ impl SimulatedLink {
                     let len_max = 1 + seed.below(room);
                     match stream {
                         0 => side.end.write(&mut bytes, len_max),
-                        // Lanes have their own pace.
+                        // Lanes are written independently.
                         _ => seed.below(2) == 0 && side.end.write_lane(stream, &mut bytes, len_max),
                     };
                     bytes.len().hash(trace);
@@ -333,7 +333,7 @@ impl SimulatedLink {
         }
     }
 
-    /// Whether all that was begun has ended. An end whose peer has gone sees the end of the stream.
+    /// Returns whether every operation has ended. An end whose peer has ended detects the end of the stream.
     pub(super) fn is_over(&mut self) -> bool {
         for me in 0..2 {
             let gone = self.ends[1 - me].ended.clone();
@@ -362,7 +362,7 @@ impl SimulatedLink {
         taken && ended && accessed
     }
 
-    /// What must be true at the end of everything.
+    /// Checks the final state.
     pub(super) fn check(mut self, calm: bool) {
         for side in &mut self.ends {
             assert!(!calm || side.ended.is_none(), "a calm connection ended: {:?}", side.ended);
@@ -390,7 +390,11 @@ impl SimulatedLink {
                 }
                 match acked.result() {
                     Ok(word) => {
-                        assert_eq!(acks_sent.get(number), Some(&word), "the word on message {number}")
+                        assert_eq!(
+                            acks_sent.get(number),
+                            Some(&word),
+                            "the acknowledgement of message {number}"
+                        )
                     }
                     Err(error) => assert!(!calm, "{error:?}"),
                 }
