@@ -88,7 +88,7 @@ async fn a_plain_stream_cannot_join_a_tls_connection() {
     let _expected = joins.expect(key.clone());
     let error = attempt(&joins, key.join(1, None)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
-    assert!(error.detail().contains("all encrypted"), "{error}");
+    assert!(error.detail().contains("all streams of a connection are encrypted"), "{error}");
 }
 
 #[test]
