@@ -15,13 +15,17 @@ use crate::payload::Check;
 use crate::peer::{About, Candidate, Peer, Speed};
 use crate::place::Places;
 use crate::progress::Progress;
+use crate::serve;
 use crate::trust::Trust;
 use crate::units::Size;
+use crate::wait_for::WaitFor;
 
 const EXAMPLE: &str = "\
 Examples:
+  towline explain                                   # `towline serve` runs on this machine
   towline explain towline://10.0.0.2:7000           # `towline serve` runs there
   towline explain tls://worker-1:7000 --ca ca.pem   # with --cert and --key where the listener asks for them
+  towline explain tcp://10.0.0.2:7000 --wait-for 30 # it is about to start
   towline explain tcp://127.0.0.1:7000 --json | jq .chosen";
 
 /// A peer that has not said what it is by then is no `towline serve`.
@@ -35,7 +39,10 @@ const PROBE: Pace = Pace { warmup: Duration::from_millis(50), duration: Duration
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     /// Where a `towline serve` listens
+    #[arg(default_value = serve::ADDRESS)]
     address: Address,
+    #[command(flatten)]
+    wait_for: WaitFor,
     /// How to wait for the peer
     #[arg(long, value_name = "HOW", default_value = "adaptive")]
     wait: Wait,
@@ -92,7 +99,8 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = options.trust.endpoint(options.wait)?;
     let transport = Transport::to(address);
     ready(transport.name, &endpoint.backends())?;
-    let peer = Peer::new(endpoint.connect(address).await?);
+    let connect = async || endpoint.connect(address).await;
+    let peer = Peer::new(options.wait_for.connect(connect, |error| Some(error.clone())).await?);
     let explanation = peer.connection.explain().await;
     let path = &explanation.path;
     let mut progress = Progress::start();

@@ -29,9 +29,11 @@ mod runtime_thread;
 mod scheduler;
 mod serve;
 mod tasks;
+mod token;
 mod top;
 mod trust;
 mod units;
+mod wait_for;
 mod workers;
 
 use std::process::ExitCode;
@@ -77,6 +79,7 @@ enum Command {
     Explain(explain::Options),
     Scheduler(scheduler::Options),
     Top(top::Options),
+    Token(token::Options),
     #[command(hide = true)]
     Beat(ceiling::eventfd::Options),
     #[command(hide = true)]
@@ -110,6 +113,7 @@ impl Command {
             Self::Explain(options) => &options.output,
             Self::Scheduler(options) => &options.listening.output,
             Self::Top(options) => &options.output,
+            Self::Token(options) => &options.output,
             Self::Beat(_) | Self::Keep(_) | Self::Work(_) | Self::TaskWork(_) => return Vec::new(),
         };
         output.file().into_iter().cloned().collect()
@@ -145,6 +149,7 @@ impl Command {
             Self::Explain(options) => explain::run(options).await,
             Self::Scheduler(options) => scheduler::run(options, ending).await,
             Self::Top(options) => top::run(options).await,
+            Self::Token(options) => token::run(options),
             Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
             Self::Work(options) => workers::run(options).await,

@@ -52,7 +52,9 @@ impl Listening {
         if let Some(address) = &self.advertise
             && (address.is_wildcard() || address.scheme() == Scheme::Mem)
         {
-            let why = format!("{address} cannot be advertised: write the host and port where others find it");
+            let why = format!(
+                "--advertise {address}: it cannot be advertised: write the host and port where others find it"
+            );
             return Err(Failure::usage(why));
         }
         self.trust.endpoint(self.wait)

@@ -41,7 +41,7 @@ impl Exporter {
             let url = format!("http://{}/metrics", listener.local_addr()?);
             Ok((Self { listener, registry: Arc::new(registry) }, url))
         };
-        bind.await.map_err(|error: io::Error| Failure::usage(format!("metrics at {at}: {error}")))
+        bind.await.map_err(|error: io::Error| Failure::usage(format!("--metrics {at}: {error}")))
     }
 
     pub(crate) async fn serve(self) {

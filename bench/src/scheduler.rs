@@ -7,9 +7,12 @@ use crate::ending::{Ending, STOP_WITHIN};
 use crate::failure::{Failure, transport};
 use crate::listening::{Listening, refused};
 
+/// Where it listens, and where `towline top` connects, unless another address is given.
+pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7100";
+
 const EXAMPLE: &str = "\
 Examples:
-  towline scheduler towline://127.0.0.1:7100
+  towline scheduler    # at towline://127.0.0.1:7100, for this machine
   towline scheduler 'towline://*:7100' --token-file secret    # workers and clients show the same secret
   towline scheduler towline://127.0.0.1:7100 --metrics 127.0.0.1:9100
   towline top towline://127.0.0.1:7100                        # in another terminal: how it is
@@ -20,7 +23,10 @@ the token anew, for connections to come.";
 
 /// Schedule the tasks of a task runtime: workers and clients find it here
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("address", |address| address.required(false).default_value(ADDRESS))
+)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) listening: Listening,

@@ -6,9 +6,12 @@ use crate::failure::Failure;
 use crate::listening::{Listening, refused};
 use crate::peer::{self, CpuClock};
 
+/// Where it listens, and where `towline explain` connects, unless another address is given.
+pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7000";
+
 const EXAMPLE: &str = "\
 Examples:
-  towline serve tcp://127.0.0.1:7000
+  towline serve    # at towline://127.0.0.1:7000, for this machine
   towline serve 'towline://*:7000' --token-file secret    # any path that both ends have
   towline serve 'tls://*:7000' --cert cert.pem --key key.pem --ca ca.pem    # whom ca.pem signed comes in
   towline serve tcp://127.0.0.1:7000 --metrics 127.0.0.1:9100
@@ -18,7 +21,10 @@ At SIGHUP it reads certificates, keys and the token anew, for connections to com
 
 /// Be the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated (143)
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("address", |address| address.required(false).default_value(ADDRESS))
+)]
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) listening: Listening,

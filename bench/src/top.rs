@@ -11,15 +11,17 @@ use towline::{Address, Scheme};
 use towline_runtime::{Client, PairStats, StageCounts, Stats, WorkerStats};
 
 use crate::bench::case::Wait;
-use crate::failure::Failure;
+use crate::failure::{Failure, transport};
 use crate::output::Output;
 use crate::output_file::reason;
+use crate::scheduler;
 use crate::trust::Trust;
 use crate::units::parse_seconds;
+use crate::wait_for::WaitFor;
 
 const EXAMPLE: &str = "\
 Examples:
-  towline top towline://127.0.0.1:7100
+  towline top    # the scheduler of this machine
   towline top towline://127.0.0.1:7100 --once --json | jq .tasks
   towline top towline://10.0.0.2:7100 --token-file secret --interval 5
 
@@ -30,7 +32,10 @@ What is per second is of the last interval; `--once` waits for one.";
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
     /// Where a `towline scheduler` listens
+    #[arg(default_value = scheduler::ADDRESS)]
     address: Address,
+    #[command(flatten)]
+    wait_for: WaitFor,
     /// Look once, and end
     #[arg(long)]
     once: bool,
@@ -77,7 +82,7 @@ struct Pair {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
-    let Options { address, once, interval, trust, output } = options;
+    let Options { address, wait_for, once, interval, trust, output } = options;
     if !once && output.is_asked_for() {
         return Err(Failure::usage("--json and --json-file tell of one look: say --once as well"));
     }
@@ -88,7 +93,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     output.check()?;
     trust.check(address)?;
     let endpoint = trust.endpoint(Wait::Sleep)?;
-    let client = Client::connect(&endpoint, address).await?;
+    let client = wait_for.connect(async || Client::connect(&endpoint, address).await, transport).await?;
     let mut before = (client.stats().await?, Instant::now());
     loop {
         tokio::time::sleep(*interval).await;

@@ -9,6 +9,8 @@ use towline::{Address, Builder, Endpoint, Tls, Token};
 
 use crate::bench::case::Wait;
 use crate::failure::Failure;
+use crate::output::say;
+use crate::token;
 
 /// Whom an endpoint accepts, and what it shows.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -71,7 +73,15 @@ impl Trust {
                  them out"
             )));
         }
+        self.warn();
         Ok(())
+    }
+
+    /// Warns of what is weak.
+    fn warn(&self) {
+        if let Some(warning) = self.token_file.as_deref().and_then(token::warning) {
+            say(warning);
+        }
     }
 
     fn settles_tls(&self) -> bool {
@@ -85,6 +95,7 @@ impl Trust {
             let why = "--cert, --key and --ca go with --connect: a run of its own has a certificate of its own where it needs one";
             return Err(Failure::usage(why));
         }
+        self.warn();
         let among_us = Self { trust_user: true, ..self.clone() };
         if !over_tls {
             return Ok(among_us);
@@ -123,7 +134,7 @@ impl Trust {
 
     fn token(&self) -> Result<Option<Token>, Failure> {
         let token = self.token_file.as_ref().map(Token::from_file).transpose();
-        token.map_err(|error| Failure::usage(error.to_string()))
+        token.map_err(|error| Failure::usage(format!("--token-file: {error}")))
     }
 
     fn tls(&self) -> Result<Option<Tls>, Failure> {
@@ -132,17 +143,17 @@ impl Trust {
         }
         let mut tls = Tls::builder();
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            tls = tls.certificate(read(cert)?, read(key)?);
+            tls = tls.certificate(read("--cert", cert)?, read("--key", key)?);
         }
         if let Some(ca) = &self.ca {
-            tls = tls.authority(read(ca)?);
+            tls = tls.authority(read("--ca", ca)?);
         }
         tls.build().map(Some).map_err(|error| Failure::usage(error.to_string()))
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(file).map_err(|error| Failure::usage(format!("{}: {error}", file.display())))
+fn read(option: &str, file: &Path) -> Result<Vec<u8>, Failure> {
+    std::fs::read(file).map_err(|error| Failure::usage(format!("{option} {}: {error}", file.display())))
 }
 
 /// A certificate that signed itself, and its key, as PEM.

@@ -17,8 +17,13 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!("`{text}` is not a size: write bytes, or a number with K, M or G, such as 8, 64K or 1M")
+        let wrong = || match meant(text) {
+            Some(better) => format!("`{text}` is not a size: {better}"),
+            None => {
+                format!(
+                    "`{text}` is not a size: write bytes, or a number with K, M or G, such as 8, 64K or 1M"
+                )
+            }
         };
         let number = text.strip_suffix("iB").unwrap_or(text);
         let (digits, shift) = match number.chars().last().map(|last| last.to_ascii_uppercase()) {
@@ -47,6 +52,36 @@ impl FromStr for Size {
             .map(Self)
             .map_err(|_| format!("`{text}` does not fit this machine's addresses"))
     }
+}
+
+/// What to write in place of decimal units, fractions and spaces, where it is clear what `text` means.
+fn meant(text: &str) -> Option<String> {
+    let number_len = text.find(|digit: char| !digit.is_ascii_digit() && digit != '.').unwrap_or(text.len());
+    let (number, unit) =
+        (text[..number_len].parse::<f64>().ok()?, text[number_len..].trim().to_ascii_uppercase());
+    let (letter, is_decimal) = match unit.as_str() {
+        "" | "B" => (None, false),
+        _ => (unit.chars().next(), unit.len() == 2 && unit.ends_with('B')),
+    };
+    let shift = match letter {
+        None => 0,
+        Some(letter) => {
+            let known = UNITS.iter().find(|(known, _)| *known == letter)?;
+            let spelled = [letter.to_string(), format!("{letter}B"), format!("{letter}IB")];
+            spelled.contains(&unit).then_some(known.1)?
+        }
+    };
+    let binary = number * (1_u64 << shift) as f64;
+    if !(1.0..=SIZE_MAX_BYTES as f64).contains(&binary) {
+        return None;
+    }
+    let size = Size(binary.round() as usize);
+    let whole = if binary.fract() == 0.0 { "" } else { "a size is whole bytes: " };
+    if is_decimal {
+        let decimal = number * 1000_f64.powi(shift as i32 / 10);
+        return Some(format!("sizes are binary: write {size} for {} bytes, or {decimal:.0}", size.0));
+    }
+    Some(format!("{whole}write {size}"))
 }
 
 impl fmt::Display for Size {
@@ -122,13 +157,35 @@ mod tests {
 
     #[test]
     fn nonsense_is_no_size() {
-        for text in ["", "K", "x", "8 K", "-8", "+8", "1.5M", "8KB", "8iB", "0x10", "8..", "é", "Ké"] {
+        for text in [
+            "", "K", "x", "8 K", "-8", "+8", "1.5M", "8KB", "8iB", "0x10", "8..", "é", "Ké", "8é", "1.2.3",
+            ".", "9e99",
+        ] {
             assert!(size(text).unwrap_err().contains("not a size"), "{text}");
         }
         assert!(size("0").unwrap_err().contains("at least 1 byte"));
         assert!(size("0K").unwrap_err().contains("at least 1 byte"));
         for text in ["1025G", "99999999999999999999", "18014398509481984K"] {
             assert!(size(text).unwrap_err().contains("too large"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_near_miss_says_what_to_write() {
+        for (text, says) in [
+            ("1MB", "sizes are binary: write 1M for 1048576 bytes, or 1000000"),
+            ("64kb", "write 64K for 65536 bytes, or 64000"),
+            ("1.5M", "write 1536K"),
+            ("1.5MiB", "write 1536K"),
+            ("0.5K", "write 512"),
+            ("1.3K", "a size is whole bytes: write 1331"),
+            ("8 K", "write 8K"),
+            ("64B", "write 64"),
+        ] {
+            let wrong = size(text).unwrap_err();
+            assert!(wrong.contains(says), "{wrong}");
+            let written = says.split("write ").last().and_then(|rest| rest.split_whitespace().next());
+            size(written.unwrap()).unwrap();
         }
     }
 

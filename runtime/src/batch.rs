@@ -126,8 +126,17 @@ pub(crate) async fn send<M: Serialize>(connection: &Connection, message: &M) -> 
 
 /// Sends the hello to a scheduler. Returns the number that the scheduler assigns.
 pub(crate) async fn handshake(endpoint: &Endpoint, connection: &Connection, role: Role) -> Result<u32> {
-    send(connection, &Hello { version: VERSION, role }).await?;
-    match receive_one(endpoint, connection).await? {
+    let hello = Hello { version: VERSION, role };
+    send(connection, &hello).await?;
+    let mut batch = receive_first(endpoint, connection).await?;
+    if batch.rest() == postcard::to_allocvec(&hello)? {
+        let why = "the other end is no scheduler: it sends back what it gets, as `towline serve` does";
+        return Err(Error::new(ErrorKind::Invalid, why));
+    }
+    if let Some(kind) = kind_of(batch.rest()) {
+        return Err(Error::new(ErrorKind::Invalid, format!("the other end is no scheduler, but a {kind}")));
+    }
+    match batch.only()? {
         Welcome::Number(number) => Ok(number),
         Welcome::Refused(failure) => Err(failure.refused("the scheduler refused this end").into()),
         Welcome::Version(theirs) => {
@@ -154,19 +163,49 @@ pub(crate) async fn send_refusal<M: Serialize>(endpoint: &Endpoint, connection: 
     }
 }
 
-/// Receives the first message of a peer, which must be the only one of its batch.
-pub(crate) async fn receive_one<M: DeserializeOwned>(
-    endpoint: &Endpoint,
-    connection: &Connection,
-) -> Result<M> {
+/// Receives the first batch of a peer.
+pub(crate) async fn receive_first(endpoint: &Endpoint, connection: &Connection) -> Result<Batch> {
     let late = || {
         Error::new(ErrorKind::TimedOut, format!("the peer sent no message for {} s", HELLO_TIMEOUT.as_secs()))
     };
-    let mut batch = within(endpoint, HELLO_TIMEOUT, receive(connection)).await.ok_or_else(late)??;
-    match batch.next()? {
-        Some(message) if batch.rest().is_empty() => Ok(message),
-        _ => Err(Error::new(ErrorKind::Invalid, "the first batch is not exactly one message")),
+    within(endpoint, HELLO_TIMEOUT, receive(connection)).await.ok_or_else(late)?
+}
+
+/// The kind of an end of the runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Scheduler,
+    Worker,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Scheduler, Self::Worker];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Scheduler => "scheduler",
+            Self::Worker => "worker",
+        }
     }
+
+    /// The text that such an end sends to a peer of another protocol, before it closes.
+    fn text(self) -> String {
+        format!("towline-runtime {}", self.name())
+    }
+
+    /// Tells a peer whose first message makes no sense what it has connected to. It may not listen.
+    pub(crate) async fn send_kind(self, endpoint: &Endpoint, connection: &Connection) {
+        let sent = async { connection.send(Message::new(self.text())).await.map(drop) };
+        if let Some(Ok(())) = within(endpoint, HELLO_TIMEOUT, sent).await {
+            let _ = connection.close().await;
+        }
+    }
+}
+
+/// Returns `scheduler` or `worker` if `header` is the text that one of them sends to a peer of another
+/// protocol. A program with a protocol of its own can thereby name a wrong address.
+pub fn kind_of(header: &[u8]) -> Option<&'static str> {
+    Kind::ALL.into_iter().find(|kind| kind.text().as_bytes() == header).map(Kind::name)
 }
 
 /// A received batch. Messages are decoded one at a time, since two bytes may decode to a message of a
@@ -191,6 +230,14 @@ impl Batch {
         }
         self.position += len;
         Ok(Some(message))
+    }
+
+    /// Decodes the only message of the batch.
+    pub(crate) fn only<M: DeserializeOwned>(&mut self) -> Result<M> {
+        match self.next()? {
+            Some(message) if self.rest().is_empty() => Ok(message),
+            _ => Err(Error::new(ErrorKind::Invalid, "the first batch is not exactly one message")),
+        }
     }
 
     /// Returns the number of bytes decoded so far.

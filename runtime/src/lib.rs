@@ -47,6 +47,7 @@ mod stats;
 mod value;
 mod worker;
 
+pub use batch::kind_of;
 pub use client::{Argument, Arguments, Client, Future};
 pub use error::{BoxError, Error, ErrorKind, Result, TaskResult};
 pub use function::{Callable, Function, Registry};

@@ -20,7 +20,7 @@ mod transports;
 use std::io::Write;
 use std::time::Instant;
 
-use towline::BackendState;
+use towline::{BackendState, Endpoint};
 
 use self::assertion::{Assertion, Verdict};
 use self::case::{Case, Transport};
@@ -39,6 +39,7 @@ use crate::ending::Ending;
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
 use crate::output::say;
+use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::trust::Trust;
 
@@ -88,6 +89,20 @@ struct Prepared {
     fingerprint: Fingerprint,
 }
 
+/// Waits for the peer of `--connect`, where `--wait-for` asks for that.
+async fn wait(options: &Options, endpoint: &Endpoint) -> Result<(), Failure> {
+    let wait_for = options.wait_for;
+    match &options.connect {
+        Some(address) if wait_for.is_asked_for() => {
+            let connect = async || endpoint.connect(address).await;
+            let connection = wait_for.connect(connect, |error| Some(error.clone())).await?;
+            Peer::new(connection).close().await
+        }
+        None if wait_for.is_asked_for() => Err(Failure::usage("--wait-for goes with --connect")),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses what cannot be done, before the work.
 async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     options.output.check()?;
@@ -98,6 +113,7 @@ async fn prepare(options: &Options) -> Result<Prepared, Failure> {
         None => options.trust.within_one_run(options.transport.iter().any(Transport::is_encrypted)),
     }?;
     let endpoint = trust.endpoint(case::Wait::default())?;
+    wait(options, &endpoint).await?;
     let plan = Plan::make(options, &endpoint).await?;
     let peers = Peers::find(&options.against).await?;
     let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();

@@ -14,6 +14,7 @@ use crate::output_file::OutputFile;
 use crate::place::{Place, Places};
 use crate::trust::Trust;
 use crate::units::{Sizes, parse_pause, parse_seconds};
+use crate::wait_for::WaitFor;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -98,6 +99,8 @@ pub(crate) struct Options {
     /// The other half is a `towline serve` that listens there
     #[arg(long, value_name = "ADDR")]
     pub(crate) connect: Option<Address>,
+    #[command(flatten)]
+    pub(crate) wait_for: WaitFor,
     /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong, iceoryx2, dask
     #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "connect")]
     pub(crate) against: Vec<Asked>,

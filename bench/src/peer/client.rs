@@ -50,6 +50,12 @@ impl Peer {
         let header = encode(request).map_err(Failure::run)?;
         self.connection.deliver(Message::new(header)).await?;
         let message = self.connection.recv().await?;
+        if let Some(kind) = towline_runtime::kind_of(message.header()) {
+            let ask = if kind == "scheduler" { ": `towline top` connects to it" } else { "" };
+            return Err(Failure::run(format!(
+                "the other end is no `towline serve`, but a {kind} of the task runtime{ask}"
+            )));
+        }
         if !is_conversation(message.header()) {
             return Err(Failure::run(
                 "a message came back where an answer was due: is the other end a `towline serve`?",

@@ -11,6 +11,7 @@ mod command;
 mod death;
 mod ends;
 mod explain;
+mod first_steps;
 mod history;
 mod html;
 mod limits;
@@ -34,7 +35,7 @@ use command::towline;
 
 #[test]
 fn every_help_has_an_example() {
-    for subcommand in ["info", "serve", "bench", "explain", "scheduler", "top"] {
+    for subcommand in ["info", "serve", "bench", "explain", "scheduler", "top", "token"] {
         let help = towline(&[subcommand, "--help"]);
         help.exits_with(0);
         assert!(help.out.contains(&format!("  towline {subcommand}")), "{subcommand}: {}", help.out);

@@ -150,6 +150,6 @@ fn clients_that_ask_for_nothing_keep_nobody_out() {
 fn a_place_that_cannot_be_had_is_wrong_usage() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap().to_string();
-    towline(&["serve", "tcp://127.0.0.1:0", "--metrics", &at]).is_wrong_usage(&format!("metrics at {at}"));
+    towline(&["serve", "tcp://127.0.0.1:0", "--metrics", &at]).is_wrong_usage(&format!("--metrics {at}"));
     towline(&["serve", "tcp://127.0.0.1:0", "--metrics", "nowhere"]).is_wrong_usage("nowhere");
 }

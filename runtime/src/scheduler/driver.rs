@@ -17,7 +17,7 @@ use towline::{Address, Connection, Endpoint, Listener};
 use super::state::{Action, Departure, State, Violation};
 use crate::address::{self, Locality};
 use crate::background::Background;
-use crate::batch::{self, Batch, SendQueue};
+use crate::batch::{self, Batch, Kind, SendQueue};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::protocol::{
     ClientId, FromClient, FromWorker, Hello, Offer, Role, SLOTS_MAX, ToClient, ToWorker, VERSION, Welcome,
@@ -97,7 +97,14 @@ impl fmt::Debug for SchedulerDriver {
 async fn serve(endpoint: Endpoint, driver: Arc<SchedulerDriver>, connection: Connection) {
     let peer = connection.peer().to_string();
     let served = async {
-        let hello: Hello = batch::receive_one(&endpoint, &connection).await?;
+        let mut first = batch::receive_first(&endpoint, &connection).await?;
+        let hello: Hello = match first.only() {
+            Ok(hello) => hello,
+            Err(error) => {
+                Kind::Scheduler.send_kind(&endpoint, &connection).await;
+                return Err(error);
+            }
+        };
         if hello.version != VERSION {
             batch::send(&connection, &Welcome::Version(VERSION)).await?;
             return Err(Error::new(

@@ -9,6 +9,7 @@ use towline::{Connection, Incoming, Listener, Message};
 use super::driver::WorkerDriver;
 use super::metrics::add;
 use crate::background::{Background, within};
+use crate::batch::{HELLO_TIMEOUT, Kind};
 use crate::error::{Error, ErrorKind, Failure, Result};
 use crate::peers::{encode_value, receive_value};
 use crate::protocol::{DataReply, DataRequest};
@@ -41,7 +42,17 @@ async fn serve(driver: Arc<WorkerDriver>, connection: Connection) {
             let incoming = connection.incoming().await?;
             // The semaphore is never closed.
             let permit = permits.clone().acquire_owned().await.ok();
-            let request = postcard::from_bytes(incoming.header())?;
+            let request = match postcard::from_bytes(incoming.header()) {
+                Ok(request) => request,
+                Err(error) => {
+                    // Dropping it rejects it: its sender would then see only the rejection.
+                    if incoming.payload_len() == 0 {
+                        let _ = within(driver.endpoint(), HELLO_TIMEOUT, incoming.accept()).await;
+                    }
+                    Kind::Worker.send_kind(driver.endpoint(), &connection).await;
+                    return Err(error.into());
+                }
+            };
             let replying = reply(driver.clone(), connection.clone(), incoming, request);
             replies.spawn(async move {
                 replying.await;
