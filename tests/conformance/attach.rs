@@ -112,22 +112,22 @@ const VIOLATIONS: &[Violation] = &[
     ("a segment of more than was said", "more than the", |hello| {
         hello.shown[0] = sealed_with(ALL, SEGMENT_LEN * 2);
     }),
-    ("a file for a doorbell", "its doorbell is no pipe", |hello| {
+    ("a file for a doorbell", "its doorbell is not the read end of a pipe", |hello| {
         hello.shown[1] = File::open(std::env::current_exe().unwrap()).unwrap().into();
     }),
-    ("a device for a doorbell", "its doorbell is no pipe", |hello| {
+    ("a device for a doorbell", "its doorbell is not the read end of a pipe", |hello| {
         hello.shown[1] = File::open("/dev/zero").unwrap().into();
     }),
-    ("a segment for a doorbell", "its doorbell is no pipe", |hello| {
+    ("a segment for a doorbell", "its doorbell is not the read end of a pipe", |hello| {
         hello.shown[1] = hello.shown[0].try_clone().unwrap();
     }),
-    ("a doorbell that cannot be heard", "its doorbell is no pipe", |hello| {
+    ("a doorbell that cannot be heard", "its doorbell is not the read end of a pipe", |hello| {
         hello.shown[1] = hello.shown[2].try_clone().unwrap();
     }),
-    ("a device for its holders", "its holders keep is no pipe", |hello| {
+    ("a device for its holders", "its holders' pipe is not the write end of a pipe", |hello| {
         hello.shown[2] = File::options().write(true).open("/dev/null").unwrap().into();
     }),
-    ("a doorbell for its holders", "its holders keep is no pipe", |hello| {
+    ("a doorbell for its holders", "its holders' pipe is not the write end of a pipe", |hello| {
         hello.shown[2] = hello.shown[1].try_clone().unwrap();
     }),
     ("a ring of no bytes", "a ring of 0 bytes", |hello| say_ring_len(hello, 0)),
