@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::bench::assertion::Assertion;
 use crate::bench::case::{Case, Pattern, Transport, Wait};
-use crate::bench::report::Row;
+use crate::bench::row::Row;
 use crate::payload::Check;
 use crate::place::{Place, Places};
 use crate::units::{Size, Sizes, parse_pause};

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use super::{Completion, Figures, Session};
-use crate::bench::report::{CpuCost, Row, median, round};
+use crate::bench::number::{median, round};
+use crate::bench::row::{CpuCost, Row};
 
 /// One tool beside one case. Where the tool cannot do what the case does, `note` says why and all else is `null`.
 #[derive(Clone, Debug, Serialize)]
@@ -119,7 +120,7 @@ mod tests {
     use super::super::{Tool, fi_pingpong, iperf3, ucx_perftest};
     use super::*;
     use crate::bench::case::Pattern;
-    use crate::bench::report::tests::bandwidth_row;
+    use crate::bench::row::tests::bandwidth_row;
 
     fn turn(tool: &dyn Tool, figures: Figures) -> Turn {
         let job = job(Pattern::Bandwidth, 1 << 20);

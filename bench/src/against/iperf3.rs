@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{Completion, Figures, Job, Session, Tool, words};
 use crate::bench::case::Pattern;
-use crate::bench::report::CpuCost;
+use crate::bench::row::CpuCost;
 
 /// The longest write that iperf3 makes.
 const WRITE_BYTES_MAX: usize = 1 << 20;

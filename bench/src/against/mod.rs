@@ -19,7 +19,7 @@ pub(crate) use self::run::Peers;
 use serde::de::DeserializeOwned;
 
 use crate::bench::case::{Case, Pattern, Transport, Wait};
-use crate::bench::report::CpuCost;
+use crate::bench::row::CpuCost;
 use crate::failure::Failure;
 
 /// Every tool that can be asked for.
@@ -213,7 +213,7 @@ fn words(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::case;
+    use crate::bench::row::tests::case;
 
     /// A job that every tool's tests use.
     pub(super) fn job(pattern: Pattern, size_bytes: usize) -> Job<'static> {

@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_a_tool_cannot_be_told_is_remarked() {
-        let mut case = crate::bench::report::tests::case("tcp", Pattern::Bandwidth, 8);
+        let mut case = crate::bench::row::tests::case("tcp", Pattern::Bandwidth, 8);
         case.frames = 3;
         case.transport.options.insert("tls".into(), "on".into());
         let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use super::case::{Pattern, Transport};
-use super::report::Row;
+use super::row::Row;
 use crate::against::Asked;
 use crate::units::Size;
 
@@ -343,7 +343,7 @@ fn differences(rows: &[&Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::case::Wait;
-    use super::super::report::tests::{bandwidth_row, case};
+    use super::super::row::tests::{bandwidth_row, case};
     use super::*;
 
     fn judge(text: &str) -> Verdict {

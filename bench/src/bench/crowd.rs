@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::bench::Times;
-    use crate::bench::report::tests::case;
+    use crate::bench::row::tests::case;
 
     fn counted(messages: u64, elapsed_ms: u64) -> Counted {
         let mut sample = Sample::new();

@@ -247,7 +247,7 @@ fn address_for(case: &Case, elsewhere: &Address) -> Result<Address, Failure> {
 mod tests {
     use super::*;
     use crate::bench::case::Transport;
-    use crate::bench::report::tests::case;
+    use crate::bench::row::tests::case;
 
     #[test]
     fn an_address_elsewhere_takes_the_transport_and_its_options() {

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::case::Pattern;
-use super::report::{Row, figure};
+use super::number::figure;
+use super::row::Row;
 use crate::units::Size;
 
 /// The best figures of a run.
@@ -88,7 +89,7 @@ impl fmt::Display for Headline {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::bandwidth_row;
+    use super::super::row::tests::bandwidth_row;
     use super::*;
 
     fn latency(path: &str, size_bytes: usize, p50_us: f64) -> Row {

@@ -191,7 +191,7 @@ fn pace_within(round: Duration, cases: &[(&Case, u32)]) -> Pace {
 #[cfg(test)]
 mod tests {
     use super::super::plan::tests::options;
-    use super::super::report::tests::case;
+    use super::super::row::tests::case;
     use super::*;
 
     fn cases(count: usize) -> Vec<Case> {

@@ -8,7 +8,7 @@ use super::case::{Case, Pattern, Transport};
 use super::of_tasks;
 use super::options::Options;
 use super::pace::Budget;
-use super::report::Row;
+use super::row::Row;
 use super::transports::{set_streams, transports, try_options};
 use crate::against::Asked;
 use crate::failure::Failure;

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use super::headline::Headline;
-use super::report::{CeilingRow, Report, Row, dash, figure};
+use super::number::{dash, figure};
+use super::report::Report;
+use super::row::{CeilingRow, Row};
 use crate::against::Entry;
 use crate::units::Size;
 
@@ -144,7 +146,7 @@ fn cells(row: &Row) -> [String; COLUMNS.len()] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::tests::bandwidth_row;
+    use super::super::row::tests::bandwidth_row;
     use super::*;
     use crate::fingerprint::Fingerprint;
 

@@ -137,7 +137,7 @@ pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> R
 mod tests {
     use super::super::plan::expand;
     use super::super::plan::tests::{memory, options};
-    use super::super::report::Row;
+    use super::super::row::Row;
     use super::*;
 
     #[test]

@@ -6,7 +6,8 @@ use hdrhistogram::Histogram;
 
 use super::axis::{Axis, QUANTILES, size_label};
 use super::plot::{Line, Plot, Point, Whose};
-use crate::bench::report::{Row, figure};
+use crate::bench::number::figure;
+use crate::bench::row::Row;
 
 /// Steps of a distribution's line.
 const STEPS: u32 = 96;
@@ -221,7 +222,7 @@ fn unique<T: PartialEq>(items: impl Iterator<Item = T>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::bandwidth_row;
+    use crate::bench::row::tests::bandwidth_row;
 
     /// What the lines of a plot are, with the number of their marks.
     fn lines(plot: &Plot) -> Vec<(Whose, &str, usize)> {

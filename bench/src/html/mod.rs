@@ -12,7 +12,9 @@ use self::figures::Figures;
 use self::moment::Moment;
 use crate::against::Entry;
 use crate::bench::headline::Headline;
-use crate::bench::report::{CeilingRow, CpuCost, Report, Row, figure};
+use crate::bench::number::figure;
+use crate::bench::report::Report;
+use crate::bench::row::{CeilingRow, CpuCost, Row};
 use crate::bench::table::HANDED_OVER;
 use crate::failure::Failure;
 use crate::output_file::OutputFile;
@@ -371,7 +373,7 @@ fn shell_line(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::report::tests::bandwidth_row;
+    use crate::bench::row::tests::bandwidth_row;
     use crate::fingerprint::Fingerprint;
 
     fn page(report: &Report, arguments: &[&str]) -> String {

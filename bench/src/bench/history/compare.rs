@@ -5,7 +5,7 @@ use std::fmt;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 
-use super::super::report::Row;
+use super::super::row::Row;
 use super::saved::Times;
 use crate::fingerprint::Fingerprint;
 
@@ -168,7 +168,7 @@ mod tests {
     use super::super::saved::Saved;
     use super::*;
     use crate::bench::report::Report;
-    use crate::bench::report::tests::bandwidth_row;
+    use crate::bench::row::tests::bandwidth_row;
 
     fn report() -> Report {
         Report::new(Fingerprint::read([]), vec![bandwidth_row()], None)

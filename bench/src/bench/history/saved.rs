@@ -3,7 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::super::report::{Report, Row};
+use super::super::report::Report;
+use super::super::row::Row;
 use super::super::sample::Sample;
 use crate::fingerprint::Fingerprint;
 

@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
     use crate::bench::case::Pattern;
-    use crate::bench::report::tests::case;
+    use crate::bench::row::tests::case;
 
     #[test]
     fn a_schedule_has_each_message_at_its_time_and_no_more_than_were_asked_for() {
