@@ -6,6 +6,7 @@ use std::{fmt, fs};
 use serde::Serialize;
 
 use crate::host_load::{HostLoad, Loads};
+use crate::version;
 
 /// The machine and the software, as far as they explain a figure.
 #[derive(Clone, Debug, Serialize)]
@@ -23,7 +24,7 @@ pub(crate) struct Fingerprint {
     pub(crate) memory_bytes: u64,
     /// Versions of `towline` and of the libraries that its backends opened.
     pub(crate) versions: BTreeMap<String, String>,
-    /// The commit that this binary was built from, where the build was told (`TOWLINE_COMMIT`).
+    /// The commit that this binary was built from, if known (`version::COMMIT`).
     pub(crate) commit: Option<&'static str>,
     /// How busy the host was before and after.
     pub(crate) load: Loads,
@@ -46,7 +47,7 @@ impl Fingerprint {
             numa_nodes: numa_nodes(),
             memory_bytes: memory_bytes().unwrap_or(0),
             versions,
-            commit: option_env!("TOWLINE_COMMIT"),
+            commit: version::COMMIT,
             load: Loads::read(),
         }
     }

@@ -11,6 +11,7 @@ use self::machine::{Gpu, Interface, Limits, RdmaDevice};
 use crate::failure::Failure;
 use crate::fingerprint::Fingerprint;
 use crate::output::Output;
+use crate::units::memory;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -142,7 +143,6 @@ impl Backend {
 
 impl Document {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let gib = |bytes: u64| bytes as f64 / (1u64 << 30) as f64;
         writeln!(out, "towline {}", self.version)?;
         let Host { name, cpu, kernel, cores, numa_nodes, memory_bytes, interfaces, .. } = &self.host;
         writeln!(out, "{name}: {kernel}")?;
@@ -152,10 +152,10 @@ impl Document {
             if *numa_nodes == 1 { "" } else { "s" }
         )?;
         let available = match (self.host.memory_available_bytes, &self.host.memory_bound) {
-            (Some(bytes), Some(bound)) => format!(", {:.1} GiB available, by {bound}", gib(bytes)),
+            (Some(bytes), Some(bound)) => format!(", {} available, by {bound}", memory(bytes as f64)),
             _ => String::new(),
         };
-        writeln!(out, "  memory   {:.1} GiB{available}", gib(*memory_bytes))?;
+        writeln!(out, "  memory   {}{available}", memory(*memory_bytes as f64))?;
         for interface in interfaces {
             writeln!(out, "  network  {interface}")?;
         }

@@ -28,17 +28,20 @@ mod progress;
 mod runtime_thread;
 mod scheduler;
 mod serve;
+mod shell;
 mod tasks;
 mod token;
 mod top;
 mod trust;
 mod units;
+mod version;
 mod wait_for;
 mod workers;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::ending::Ending;
@@ -63,7 +66,7 @@ a document with `complete` false and the `error`.";
 
 /// Moves host and device buffers between processes with as few copies as the hardware allows.
 #[derive(Debug, Parser)]
-#[command(name = "towline", version, after_help = EXAMPLE)]
+#[command(name = "towline", version, after_help = EXAMPLE, max_term_width = 120)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -80,6 +83,8 @@ enum Command {
     Scheduler(scheduler::Options),
     Top(top::Options),
     Token(token::Options),
+    Completions(shell::Completions),
+    Man(shell::Man),
     #[command(hide = true)]
     Beat(ceiling::eventfd::Options),
     #[command(hide = true)]
@@ -114,7 +119,12 @@ impl Command {
             Self::Scheduler(options) => &options.listening.output,
             Self::Top(options) => &options.output,
             Self::Token(options) => &options.output,
-            Self::Beat(_) | Self::Keep(_) | Self::Work(_) | Self::TaskWork(_) => return Vec::new(),
+            Self::Completions(_)
+            | Self::Man(_)
+            | Self::Beat(_)
+            | Self::Keep(_)
+            | Self::Work(_)
+            | Self::TaskWork(_) => return Vec::new(),
         };
         output.file().into_iter().cloned().collect()
     }
@@ -150,6 +160,8 @@ impl Command {
             Self::Scheduler(options) => scheduler::run(options, ending).await,
             Self::Top(options) => top::run(options).await,
             Self::Token(options) => token::run(options),
+            Self::Completions(options) => shell::completions(options, &Arguments::command()),
+            Self::Man(options) => shell::man(options, &Arguments::command()),
             Self::Beat(options) => ceiling::eventfd::run(options),
             Self::Keep(options) => against::keep::run(options),
             Self::Work(options) => workers::run(options).await,
@@ -160,10 +172,19 @@ impl Command {
 
 /// Does what the command line says.
 pub fn run() -> ExitCode {
-    let Arguments { command, verbosity } = Arguments::parse();
-    let outcome = ending::keep_from_file_size_signal()
-        .and_then(|()| verbosity.start(command.usual_log()))
-        .and_then(|()| start(&command));
+    let outcome = match Arguments::try_parse() {
+        Ok(Arguments { command, verbosity }) => ending::keep_from_file_size_signal()
+            .and_then(|()| verbosity.start(command.usual_log()))
+            .and_then(|()| start(&command)),
+        // `-V` prints the version alone; `--version` also looks for libraries.
+        Err(error)
+            if error.kind() == ErrorKind::DisplayVersion
+                && std::env::args_os().any(|it| it == "--version") =>
+        {
+            version::run()
+        }
+        Err(error) => error.exit(),
+    };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -12,14 +12,19 @@ use crate::output_file::{OutputFile, reason};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Output {
     /// Print the result as JSON, and nothing else
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
     /// Write the result as JSON to FILE as well
-    #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--json-file"))]
+    #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--json-file"), help_heading = "Output")]
     json_file: Option<OutputFile>,
 }
 
 impl Output {
+    /// Whether stdout is for the document.
+    pub(crate) fn is_on_stdout(&self) -> bool {
+        self.json
+    }
+
     /// Whether anybody wants the document.
     pub(crate) fn is_asked_for(&self) -> bool {
         self.json || self.json_file.is_some()
@@ -47,15 +52,16 @@ impl Output {
         if let Some(file) = &self.json_file {
             file.write(&json)?;
         }
-        let mut out = io::stdout().lock();
-        let printed = if self.json { out.write_all(json.as_bytes()) } else { text(&mut out) };
-        match printed.and_then(|()| out.flush()) {
-            // Whoever reads may have seen enough.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-            printed => {
-                printed.map_err(|error| Failure::run(format!("the result on stdout: {}", reason(&error))))
-            }
-        }
+        print(|out| if self.json { out.write_all(json.as_bytes()) } else { text(out) })
+    }
+}
+
+/// Writes a result to stdout. Whoever reads may have seen enough, which is no failure.
+pub(crate) fn print(text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match text(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.map_err(|error| Failure::run(format!("the result on stdout: {}", reason(&error)))),
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 
 use crate::failure::Failure;
-use crate::output::say;
+use crate::output::{print, say};
 
 /// Clones are the same file.
 #[derive(Clone, Debug)]
@@ -59,8 +59,16 @@ impl OutputFile {
         known(&self.path) == known(path)
     }
 
+    /// Whether it is `-` of a page: stdout.
+    pub(crate) fn is_stdout(&self) -> bool {
+        !self.json && self.path.as_os_str() == "-"
+    }
+
     /// Refuses a file that cannot be written, before the work. What is there stays for now.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        if self.is_stdout() {
+            return Ok(());
+        }
         let check = || {
             if fs::metadata(&self.path).is_ok_and(|there| there.is_dir()) {
                 return Err(ErrorKind::IsADirectory.into());
@@ -77,6 +85,9 @@ impl OutputFile {
 
     /// Writes the file anew, whole or not at all: a reader meanwhile finds what was there.
     pub(crate) fn write(&self, text: &str) -> Result<(), Failure> {
+        if self.is_stdout() {
+            return print(|out| out.write_all(text.as_bytes()));
+        }
         replace(&self.path, text.as_bytes()).map_err(|error| Failure::run(self.sentence(&error)))?;
         self.pending.store(false, Ordering::Relaxed);
         Ok(())

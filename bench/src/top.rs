@@ -1,15 +1,17 @@
 //! `towline top`: how a scheduler's cluster is, once or again and again.
 
 mod table;
+mod terminal;
 
 use std::collections::BTreeMap;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use towline::{Address, Scheme};
 use towline_runtime::{Client, PairStats, StageCounts, Stats, WorkerStats};
 
+use self::terminal::Terminal;
 use crate::bench::case::Wait;
 use crate::failure::{Failure, transport};
 use crate::output::Output;
@@ -25,7 +27,8 @@ Examples:
   towline top towline://127.0.0.1:7100 --once --json | jq .tasks
   towline top towline://10.0.0.2:7100 --token-file secret --interval 5
 
-What is per second is of the last interval; `--once` waits for one.";
+What is per second is of the last interval; `--once` waits for one. On a terminal `q` ends it, and columns that do not fit are
+left out. Amounts of data are binary (1 MiB = 1,048,576 bytes), rates decimal (1 MB/s = 1,000,000 bytes a second).";
 
 /// Watch a scheduler's cluster: workers, tasks, memory, and what moves between which workers over which path
 #[derive(Clone, Debug, clap::Args)]
@@ -95,13 +98,27 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let endpoint = trust.endpoint(Wait::Sleep)?;
     let client = wait_for.connect(async || Client::connect(&endpoint, address).await, transport).await?;
     let mut before = (client.stats().await?, Instant::now());
+    let mut terminal = if *once { None } else { Terminal::open() };
     loop {
-        tokio::time::sleep(*interval).await;
+        let quit = async {
+            match &mut terminal {
+                Some(terminal) => terminal.quit().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(*interval) => {}
+            () = quit => {
+                endpoint.close().await;
+                return Ok(());
+            }
+        }
         let now = (client.stats().await?, Instant::now());
         let document = Document::of(address, &before, &now);
         if *once {
             endpoint.close().await;
-            return output.give(&document, |out: &mut dyn Write| document.write(out));
+            let width = terminal::size().map_or(usize::MAX, |(columns, _)| columns);
+            return output.give(&document, |out: &mut dyn Write| document.write(out, width));
         }
         match show(&document) {
             // Whoever reads may have seen enough.
@@ -117,10 +134,19 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
 /// In place of what was there before, on a terminal; below it elsewhere.
 fn show(document: &Document) -> io::Result<()> {
     let mut text = Vec::new();
-    document.write(&mut text)?;
+    let size = terminal::size();
+    document.write(&mut text, size.map_or(usize::MAX, |(columns, _)| columns))?;
     let mut out = io::stdout().lock();
-    out.write_all(if out.is_terminal() { b"\x1b[H\x1b[J" } else { b"\n" })?;
-    out.write_all(&text)?;
+    match size {
+        Some((columns, rows)) => {
+            let text = table::fit(&String::from_utf8_lossy(&text), columns, rows);
+            write!(out, "\x1b[H\x1b[J{text}")?;
+        }
+        None => {
+            out.write_all(b"\n")?;
+            out.write_all(&text)?;
+        }
+    }
     out.flush()
 }
 

@@ -16,22 +16,22 @@ use crate::token;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Trust {
     /// A file that holds the secret which both ends know
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Security")]
     token_file: Option<PathBuf>,
     /// This end's certificate for tls:// and towlines://, and those between it and the authority, as PEM
-    #[arg(long, value_name = "FILE", requires = "key")]
+    #[arg(long, value_name = "FILE", requires = "key", help_heading = "Security")]
     cert: Option<PathBuf>,
     /// The certificate's private key, as PEM
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", requires = "cert", help_heading = "Security")]
     key: Option<PathBuf>,
     /// The authority that signed the other end's certificate, as PEM; a listener then lets in only whom it signed
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Security")]
     ca: Option<PathBuf>,
     /// Go without a secret beyond this machine
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     insecure: bool,
     /// Trust every process of this user on this host as if it knew the secret: over shm, memory in arenas is handed over to it
-    #[arg(long)]
+    #[arg(long, help_heading = "Security")]
     trust_user: bool,
     /// Keeps the files of a throw-away certificate.
     #[arg(skip)]

@@ -96,6 +96,22 @@ impl fmt::Display for Size {
     }
 }
 
+/// Memory and amounts of data, in the largest binary unit of which it is at least one: `1.5 KiB`.
+pub(crate) fn memory(bytes: f64) -> String {
+    in_units(bytes, 1024.0, ["B", "KiB", "MiB", "GiB", "TiB"])
+}
+
+/// A bandwidth, in the largest decimal unit of which it is at least one: `1.5 GB/s`.
+pub(crate) fn rate(bytes_per_s: f64) -> String {
+    in_units(bytes_per_s, 1000.0, ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"])
+}
+
+fn in_units(value: f64, step: f64, units: [&str; 5]) -> String {
+    let larger = (1..units.len()).take_while(|power| value >= step.powi(*power as i32)).count();
+    let digits = usize::from(larger > 0);
+    format!("{:.digits$} {}", value / step.powi(larger as i32), units[larger])
+}
+
 /// One item of a list of sizes: a size, or a range that stands for its powers of two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes(pub(crate) Vec<Size>);
@@ -193,6 +209,17 @@ mod tests {
     fn a_size_prints_as_it_is_written() {
         for text in ["8", "64K", "1M", "3M", "1500", "1G", "1023"] {
             assert_eq!(Size(size(text).unwrap()).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn memory_is_binary_and_a_rate_decimal() {
+        for (count, text) in [(0.0, "0 B"), (1023.0, "1023 B"), (1536.0, "1.5 KiB"), (3e12, "2.7 TiB")] {
+            assert_eq!(memory(count), text);
+        }
+        assert_eq!(memory(1e18), "909494.7 TiB");
+        for (count, text) in [(0.0, "0 B/s"), (1500.0, "1.5 kB/s"), (9.64e9, "9.6 GB/s")] {
+            assert_eq!(rate(count), text);
         }
     }
 

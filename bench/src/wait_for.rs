@@ -17,7 +17,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct WaitFor {
     /// Seconds to wait for a peer that is not up yet: try again while nobody listens there, the name is unknown or nobody
     /// answers. By default one attempt
-    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    #[arg(long, value_name = "S", value_parser = parse_seconds, help_heading = "The other end")]
     wait_for: Option<Duration>,
 }
 

@@ -65,8 +65,8 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
     let report = Report::new(fingerprint, results, error);
     report.warnings.iter().skip(told).for_each(say);
     let given = options.output.give(&report, |out: &mut dyn Write| {
-        if report.results.iter().all(|row| row.error.is_some()) {
-            // What failed was told, and there is nothing else.
+        if options.html.is_on_stdout() || report.results.iter().all(|row| row.error.is_some()) {
+            // Stdout is for the page, or what failed was told, and there is nothing else.
             return Ok(());
         }
         table::write(out, &report)
@@ -108,6 +108,9 @@ async fn wait(options: &Options, endpoint: &Endpoint) -> Result<(), Failure> {
 
 /// Refuses what cannot be done, before the work.
 async fn prepare(options: &Options) -> Result<Prepared, Failure> {
+    if options.html.is_on_stdout() && options.output.is_on_stdout() {
+        return Err(Failure::usage("--html - and --json: both want stdout: write one of them to a file"));
+    }
     options.output.check()?;
     options.html.check()?;
     options.history.check()?;

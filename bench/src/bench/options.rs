@@ -43,75 +43,87 @@ Examples:
 pub(crate) struct Options {
     /// What carries the data: auto, which has both ends choose, or what `towline info` lists, such as tcp; its options as a
     /// query, such as tcp?tls=on, where %2C is a comma
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "What to measure")]
     pub(crate) transport: Vec<Transport>,
     /// What is done: latency, bandwidth, bidirectional, rate, get, put, connect, incast, alltoall, and with the
     /// task runtime tasks, shuffle
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "What to measure")]
     pub(crate) pattern: Vec<Pattern>,
     /// Payload bytes of a message, such as 8,64K,1M, or 8..64M for the powers of two between
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "What to measure")]
     pub(crate) size: Vec<Sizes>,
     /// Where the sender's bytes live: host, or arena, whose memory changes hands over shm and mem
-    #[arg(long, value_name = "PLACE")]
+    #[arg(long, value_name = "PLACE", help_heading = "What to measure")]
     pub(crate) from: Option<Place>,
     /// Where the receiver's bytes live: host or arena; what comes elsewhere is copied there
-    #[arg(long, value_name = "PLACE")]
+    #[arg(long, value_name = "PLACE", help_heading = "What to measure")]
     pub(crate) to: Option<Place>,
     /// Where both ends' bytes live: host or arena
-    #[arg(long, value_name = "PLACE", conflicts_with_all = ["from", "to"])]
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["from", "to"], help_heading = "What to measure")]
     pub(crate) place: Option<Place>,
     /// How both ends wait
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "adaptive")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "adaptive",
+        help_heading = "What to measure"
+    )]
     pub(crate) wait: Vec<Wait>,
     /// Frames of a message
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Load")]
     pub(crate) frames: Option<u32>,
     /// TCP streams of a connection: the option streams=N of the transports tcp and auto
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Load")]
     pub(crate) streams: Option<u32>,
     /// Messages in flight; by default 16 (pattern rate and with --rate: 256), fewer where they would not fit in 256 MiB or an eighth
     /// of the available memory. Tasks
     /// that are submitted at once; blocks of a shuffle, and parts of each
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304), help_heading = "Load")]
     pub(crate) window: Option<u32>,
     /// Messages' worth of memory that the messages in flight leave from, in turn; by default a window of it. 1 is what
     /// ucx_perftest and fi_pingpong do: what is short then stays in the sender's cache
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4_194_304), help_heading = "Load")]
     pub(crate) buffers: Option<u32>,
     /// How many send at once: to one receiver in incast, to each other in alltoall (with --connect, also to and from the one
     /// there); by default 4. Workers of the pattern tasks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Load")]
     pub(crate) workers: Option<u32>,
     /// Messages a second that latency, bandwidth or rate sends by a schedule; times count from when a message was due
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Load")]
     pub(crate) rate: Option<u32>,
     /// Seconds each repeat measures; by default 0.5, and less where a run without options would take a minute
-    #[arg(long, value_name = "S", value_parser = parse_seconds)]
+    #[arg(long, value_name = "S", value_parser = parse_seconds, help_heading = "Duration")]
     pub(crate) duration: Option<Duration>,
     /// Seconds each repeat warms up before it measures; by default a fifth of the duration, 0 for not at all
-    #[arg(long, value_name = "S", value_parser = parse_pause)]
+    #[arg(long, value_name = "S", value_parser = parse_pause, help_heading = "Duration")]
     pub(crate) warmup: Option<Duration>,
     /// How often each case is measured, in turn with its ceilings; medians and ranges are reported. By default 3, and fewer
     /// where the run would take much longer than it says at its start
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Duration")]
     pub(crate) repeat: Option<u32>,
     /// The other half is a `towline serve` that listens there
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help_heading = "The other end")]
     pub(crate) connect: Option<Address>,
     #[command(flatten)]
     pub(crate) wait_for: WaitFor,
     /// Tools of others that run in turn with ours: iperf3, ucx_perftest, fi_pingpong, iceoryx2, dask
-    #[arg(long, value_name = "LIST", value_delimiter = ',', conflicts_with = "connect")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        conflicts_with = "connect",
+        help_heading = "Comparison"
+    )]
     pub(crate) against: Vec<Asked>,
     /// Check every byte at the receiver (length and edges are always checked)
-    #[arg(long)]
+    #[arg(long, help_heading = "Checks")]
     pub(crate) verify: bool,
     /// Have the receiver read every byte of a message before it takes the next: what a hand-over costs who uses the bytes
-    #[arg(long, conflicts_with = "verify")]
+    #[arg(long, conflicts_with = "verify", help_heading = "Checks")]
     pub(crate) read: bool,
     /// Fail unless transport.pattern.size[key=value,…].field OP number holds, for exactly one row; may be repeated
-    #[arg(long = "assert", value_name = "EXPR")]
+    #[arg(long = "assert", value_name = "EXPR", help_heading = "Comparison")]
     pub(crate) assertions: Vec<Assertion>,
     #[command(flatten)]
     pub(crate) history: History,

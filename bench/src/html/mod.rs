@@ -28,8 +28,8 @@ const OPEN_MAX: usize = 6;
 /// Whether a run is to become a page.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Html {
-    /// Write the result as one page with plots to FILE as well: nothing else is needed to read it
-    #[arg(long, value_name = "FILE", value_parser = OutputFile::page("--html"))]
+    /// Write the result as one page with plots to FILE as well: nothing else is needed to read it. `-` is stdout, in place of the table
+    #[arg(long, value_name = "FILE", value_parser = OutputFile::page("--html"), help_heading = "Output")]
     html: Option<OutputFile>,
 }
 
@@ -37,6 +37,11 @@ impl Html {
     /// Refuses a file that cannot be written, before the work.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.html.as_ref().map_or(Ok(()), OutputFile::check)
+    }
+
+    /// Whether stdout is for the page.
+    pub(crate) fn is_on_stdout(&self) -> bool {
+        self.html.as_ref().is_some_and(OutputFile::is_stdout)
     }
 
     /// The file that the page goes to.

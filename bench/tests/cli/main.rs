@@ -25,6 +25,7 @@ mod schema;
 mod shm;
 mod signals;
 mod tasks;
+mod terminal;
 mod tls;
 mod tokens;
 mod ucx;

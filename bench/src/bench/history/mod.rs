@@ -18,13 +18,13 @@ use crate::output_file::OutputFile;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct History {
     /// Keep the document in FILE, with the raw histogram of every row's times
-    #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--save-histograms"))]
+    #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--save-histograms"), help_heading = "Output")]
     save_histograms: Option<OutputFile>,
     /// Hold every row against the same one in FILE, of --save-histograms or --json-file, and fail where it is worse
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     compare: Option<PathBuf>,
     /// How much worse than in --compare a row may be: GB/s where it has one, else the median time
-    #[arg(long, value_name = "PERCENT", default_value_t = 10.0, requires = "compare", value_parser = percent)]
+    #[arg(long, value_name = "PERCENT", default_value_t = 10.0, requires = "compare", value_parser = percent, help_heading = "Comparison")]
     threshold: f64,
 }
 
