@@ -195,7 +195,7 @@ async fn servers_of_another_kind_are_refused() {
         (b"SSH-2.0-OpenSSH_9.2\r\n", ErrorKind::Refused, "SSH-2.0"),
         (b"", ErrorKind::PeerLost, "during the TLS handshake"),
         (b"\x16\x03\x03", ErrorKind::PeerLost, "during the TLS handshake"),
-        (b"\x16\x03\x03\x00\x04\xff\xff\xff\xff", ErrorKind::Refused, "no TLS"),
+        (b"\x16\x03\x03\x00\x04\xff\xff\xff\xff", ErrorKind::Refused, "does not speak TLS"),
         // handshake_failure, as a server of older TLS says it.
         (b"\x15\x03\x03\x00\x02\x02\x28", ErrorKind::Refused, "TLS 1.3 is needed"),
         (b"\x15\x03\x03\x00\x02\x02\x46", ErrorKind::Refused, "TLS 1.3 is needed"),

@@ -39,7 +39,7 @@ pub(crate) fn a_setting_that_ucx_takes_from_the_environment_alone_is_refused(ins
     let address = format!("{TCP}&TCP_ALLOC=heap");
     let ucx = Library::open_at(&installed.libucp).unwrap();
     if ucx.version().minor < 17 {
-        let words = ["TCP_ALLOC", "say ALLOC, for all", "UCX_TCP_ALLOC=heap in the environment", "1.17"];
+        let words = ["TCP_ALLOC", "set ALLOC, for all", "UCX_TCP_ALLOC=heap in the environment", "1.17"];
         return assert_refused(installed, &address, ErrorKind::Invalid, &words);
     }
     run(async { endpoint(installed).listen(&at(&address)).await.map(drop).unwrap() });
