@@ -69,7 +69,7 @@ pub(crate) fn far(
     let mut presented = [0; 16];
     wire.read_exact(&mut presented)?;
     if presented != key {
-        return Err(io::Error::new(ErrorKind::PermissionDenied, "a stranger connected"));
+        return Err(io::Error::new(ErrorKind::PermissionDenied, "another process connected"));
     }
     let mut window = vec![1u8; course.layout.size_bytes * course.layout.window];
     wire.write_all(&[1])?;

@@ -47,7 +47,7 @@ pub(crate) async fn serve(listener: Listener, clock: CpuClock) -> Result<(), Fai
             }
             Err(error) if error.kind() == ErrorKind::Closed => return Err(error.into()),
             Err(error) => {
-                // One stranger at the door is no reason to stop, and many are no reason to spin.
+                // A refused peer does not end the server. The pause bounds the rate of refusals.
                 say(error);
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -246,7 +246,7 @@ impl Session {
         tokio::spawn(sending.run(load));
     }
 
-    /// What takes messages of `cargo`, which a stranger may have asked for.
+    /// Returns the receiver of messages of `cargo`, whose bounds an unauthenticated peer may have chosen.
     fn intake(&self, cargo: Cargo) -> Result<Intake, String> {
         bounded(cargo.layout)?;
         if cargo.frames == 0 {

@@ -72,12 +72,12 @@ fn the_wait_for_a_peer_has_an_end_and_is_for_no_other_failure() {
     towline(&["token", &token]).exits_with(0);
     let mut serve = start(&["serve", "tcp://127.0.0.1:0", "--token-file", &token]);
     let (address, _out) = serve.first_line();
-    let stranger = towline(&["explain", &address, "--wait-for", "100"]);
-    stranger.exits_with(1);
+    let without_token = towline(&["explain", &address, "--wait-for", "100"]);
+    without_token.exits_with(1);
     assert!(
-        stranger.err.contains("unauthenticated") && !stranger.err.contains("--wait-for"),
+        without_token.err.contains("unauthenticated") && !without_token.err.contains("--wait-for"),
         "{}",
-        stranger.err
+        without_token.err
     );
 }
 
