@@ -1,4 +1,4 @@
-//! The front handshake: who may come in, and what everybody else hears.
+//! The handshake: which peers a listener accepts, and what it answers to all others.
 
 use std::time::{Duration, Instant};
 

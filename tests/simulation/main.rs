@@ -1,4 +1,4 @@
-//! The front handshake, the connections and `mem` in a world that a seed decides: see `scene.rs`.
+//! Simulates handshakes, connections and `mem`; a seed decides time, order and faults. See `scene.rs`.
 //!
 //! A seed that fails is printed, and `TOWLINE_SEED=7 cargo test --package towline-tests --test simulation` runs it again, and
 //! it alone. `TOWLINE_SEEDS=10000` runs so many.
