@@ -6,6 +6,7 @@ use std::future::Future;
 use std::io::{self, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::sync::Mutex;
 use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -237,12 +238,18 @@ fn a_reader_that_returns_too_large_a_count_is_an_error() {
     }
 }
 
+/// The addresses of the arrays that `BufferSwappingReader` leaks. They keep the arrays reachable, so that
+/// AddressSanitizer does not report a leak.
+static LEAKED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 /// Replaces the buffer it is given with one of its own.
 struct BufferSwappingReader(&'static [u8]);
 
 impl AsyncRead for BufferSwappingReader {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        *into = ReadBuf::new(Box::leak(Box::new([1; 64])));
+        let array = Box::leak(Box::new([1; 64]));
+        LEAKED.lock().unwrap().push(array.as_ptr().expose_provenance());
+        *into = ReadBuf::new(array);
         into.put_slice(self.0);
         Poll::Ready(Ok(()))
     }
