@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use towline::environment::System;
 use towline::{Address, Endpoint};
 use towline_runtime::{Client, Data, ErrorKind, Function, Future, Registry, Scheduler, TaskResult, Worker};
-use towline_tests::polls::{block_on, soon};
+use towline_tests::polls::{block_on, in_time};
 
 const ADD: Function<(u64, u64), u64> = Function::new("add");
 const ADD_ASYNC: Function<(u64, u64), u64> = Function::new("add_async");
@@ -83,8 +83,8 @@ fn calls_survive_the_end_of_other_callers_runtimes() {
             for _ in 0..3 {
                 let (theirs, their_kept) = (client.clone(), kept.clone());
                 let elsewhere = without_tokio(move || runtime().block_on(all_calls(&theirs, &their_kept)));
-                soon("another runtime, which ends", elsewhere).await;
-                soon("this runtime", all_calls(&client, &kept)).await;
+                in_time("another runtime, which ends", elsewhere).await;
+                in_time("this runtime", all_calls(&client, &kept)).await;
             }
         });
     }
@@ -105,7 +105,7 @@ fn every_call_works_without_tokio() {
                 workers.pop().unwrap().ended().await
             })
         });
-        runtime().block_on(soon("a thread without tokio", talk));
+        runtime().block_on(in_time("a thread without tokio", talk));
     }
 }
 
@@ -115,9 +115,9 @@ fn cluster_survives_the_runtime_that_started_it() {
         let starting = runtime();
         let (_scheduler, _workers, client, kept) = starting.block_on(start(address));
         // The starting runtime exists, but nothing drives it.
-        runtime().block_on(soon("beside an idle runtime", all_calls(&client, &kept)));
+        runtime().block_on(in_time("beside an idle runtime", all_calls(&client, &kept)));
         drop(starting);
-        runtime().block_on(soon("after that runtime", all_calls(&client, &kept)));
+        runtime().block_on(in_time("after that runtime", all_calls(&client, &kept)));
     }
 }
 
@@ -142,14 +142,14 @@ fn end_of_an_environment_fails_all_pending_calls() {
                 async || client.stats().await.unwrap().workers.iter().all(|worker| worker.given > 0);
             while !all_busy().await {}
             environment.shutdown_background();
-            assert_eq!(soon("a worker", lost.ended()).await.kind(), ErrorKind::Closed);
-            assert_eq!(soon("a result", waiting.result()).await.unwrap_err().kind(), ErrorKind::Closed);
-            assert_eq!(soon("an answer", deaf.stats()).await.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(in_time("a worker", lost.ended()).await.kind(), ErrorKind::Closed);
+            assert_eq!(in_time("a result", waiting.result()).await.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(in_time("an answer", deaf.stats()).await.unwrap_err().kind(), ErrorKind::Closed);
             assert_eq!(deaf.submit(ADD, (1, 2)).unwrap_err().kind(), ErrorKind::Closed);
             // The lost worker's task runs on another worker.
             OPEN.store(true, Ordering::Release);
-            soon("what it ran", client.gather(&busy)).await.unwrap();
-            soon("the others", all_calls(&client, &client.submit(BLOCK, (7, 50_000)).unwrap())).await;
+            in_time("what it ran", client.gather(&busy)).await.unwrap();
+            in_time("the others", all_calls(&client, &client.submit(BLOCK, (7, 50_000)).unwrap())).await;
             drop(workers);
         });
         OPEN.store(false, Ordering::Release);

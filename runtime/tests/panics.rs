@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use towline_runtime::{
     BoxError, Data, Error, ErrorKind, Function, Future as Task, LocalCluster, Registry, TaskResult,
 };
-use towline_tests::polls::soon;
+use towline_tests::polls::in_time;
 
 const ADD: Function<(u64, u64), u64> = Function::new("add");
 
@@ -150,15 +150,15 @@ fn with_cluster(test: impl AsyncFnOnce(LocalCluster)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let cluster = LocalCluster::start(1, registry()).await.unwrap();
-        soon("it", test(cluster)).await;
+        in_time("it", test(cluster)).await;
     });
 }
 
 /// Asserts that the task fails, and that the worker's only slot is free again. Returns the error.
 async fn fails<R>(cluster: &LocalCluster, task: Task<R>) -> Error {
-    let error = soon("a task that panics", task.done()).await.unwrap_err();
+    let error = in_time("a task that panics", task.done()).await.unwrap_err();
     let sum = cluster.client().submit(ADD, (1, 2)).unwrap();
-    assert_eq!(soon("the next task", sum.result()).await.unwrap(), 3);
+    assert_eq!(in_time("the next task", sum.result()).await.unwrap(), 3);
     error
 }
 
@@ -229,8 +229,8 @@ fn memory_with_a_panicking_owner_is_freed() {
             let given = client.scatter(data()).await.unwrap();
             for held in [&made, &given] {
                 let len = client.submit(LEN, (held,)).unwrap();
-                assert_eq!(soon("its length", len.result()).await.unwrap(), 50_000);
-                assert_eq!(soon("itself", held.result()).await.unwrap().buffer().len(), 50_000);
+                assert_eq!(in_time("its length", len.result()).await.unwrap(), 50_000);
+                assert_eq!(in_time("itself", held.result()).await.unwrap().buffer().len(), 50_000);
             }
             drop((made, given));
             while cluster.workers()[0].memory_bytes() > 0 {

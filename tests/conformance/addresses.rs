@@ -11,7 +11,7 @@ use crate::content::{assert_message, message};
 use crate::namespaces::{IPV4, IPV6, LINK_LOCAL, MANY, Namespaces, SWALLOWING, set};
 use crate::need;
 use crate::peer::{Home, Peer};
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::suite::cases;
 
 cases! {
@@ -162,7 +162,7 @@ async fn every_interface_is_bound_completely_or_not_at_all(row: &'static Row) {
         let port = holder.local_addr().unwrap().port();
         for host in ["*", "", "::"] {
             let address = Address::new(row.address().scheme(), host, port).unwrap();
-            let error = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+            let error = in_time("listen", endpoint.listen(&address)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             assert!(
                 error.to_string().contains("the address is in use"),
@@ -180,7 +180,7 @@ async fn every_interface_is_bound_completely_or_not_at_all(row: &'static Row) {
     let (a, b) = tokio::join!(near.connect(&reached), listener.accept());
     let (a, b) = (a.unwrap(), b.unwrap());
     let (sent, taken) =
-        soon("a message", async { tokio::join!(a.deliver(message(1, &[10])), b.recv()) }).await;
+        in_time("a message", async { tokio::join!(a.deliver(message(1, &[10])), b.recv()) }).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[10]);
 }

@@ -10,7 +10,7 @@ use towline::{Arena, Buffer, Caps, Connection, Destination, Message, Place, Pool
 use crate::backends::{Row, meet};
 use crate::content::{assert_bytes, bytes};
 use crate::peer::{ECHO, HEARTBEAT, HOLD, Peer};
-use crate::polls::{SOON, eventually, soon};
+use crate::polls::{TIMEOUT, eventually, in_time};
 use crate::suite::cases;
 
 cases! {
@@ -40,7 +40,7 @@ fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
 
 async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
     let both = async { tokio::join!(from.deliver(message), to.recv()) };
-    let (delivered, received) = soon("a message", both).await;
+    let (delivered, received) = in_time("a message", both).await;
     delivered.unwrap();
     received.unwrap()
 }
@@ -73,7 +73,7 @@ async fn frames_land_in_an_arena(row: &'static Row) {
                 .unwrap()
         };
         let (delivered, taken) =
-            soon("a message", async { tokio::join!(pair.a.deliver(message), taking) }).await;
+            in_time("a message", async { tokio::join!(pair.a.deliver(message), taking) }).await;
         delivered.unwrap();
         assert_eq!(taken.frames()[0].place(), Place::Arena);
         assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
@@ -120,7 +120,7 @@ async fn what_is_held_outlives_its_connection(row: &'static Row) {
     let pair = row.pair().await;
     let arena = Arena::new(64 << 20).unwrap();
     let received = sent(&pair.a, &pair.b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
-    soon("a close", pair.a.close()).await.unwrap();
+    in_time("a close", pair.a.close()).await.unwrap();
     drop(pair);
     // Whatever else takes the arena's memory, this is not given away.
     let others: Vec<_> = (0..40).map(|seed| frame(&arena, seed, 1 << 20)).collect();
@@ -148,7 +148,7 @@ async fn who_waits_for_a_full_arena_gets_what_the_receiver_lets_go(row: &'static
     let arena = Arena::new(8 << 20).unwrap();
     let sending = async {
         for seed in 0..200 {
-            let mut buffer = arena.take_within(1 << 20, SOON).await.unwrap();
+            let mut buffer = arena.take_within(1 << 20, TIMEOUT).await.unwrap();
             buffer.extend_from_slice(&bytes(seed, 1 << 20)).unwrap();
             drop(pair.a.send(Message::new("").with_frame(buffer.freeze())).await.unwrap());
         }
@@ -165,14 +165,15 @@ async fn who_waits_for_a_full_arena_gets_what_the_receiver_lets_go(row: &'static
         }
         held
     };
-    let ((), held) = soon("all of them", async { tokio::join!(sending, receiving) }).await;
+    let ((), held) = in_time("all of them", async { tokio::join!(sending, receiving) }).await;
     let limit = Duration::from_millis(30);
-    let error = soon("an error", arena.take_within(2 << 20, limit)).await.unwrap_err();
+    let error = in_time("an error", arena.take_within(2 << 20, limit)).await.unwrap_err();
     assert_eq!(error.kind(), towline::ErrorKind::TimedOut, "{error}");
     let said = format!("peers hold {}", held.len() << 20);
     assert!(error.to_string().contains(&said), "{error}");
     let (taken, ()) =
-        soon("room", async { tokio::join!(arena.take_within(8 << 20, SOON), async { drop(held) }) }).await;
+        in_time("room", async { tokio::join!(arena.take_within(8 << 20, TIMEOUT), async { drop(held) }) })
+            .await;
     assert_eq!(taken.unwrap().capacity(), 8 << 20);
 }
 
@@ -208,7 +209,7 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
                 if room.is_err() {
                     most = most.max(held.len());
                     held.pop_front();
-                    room = arena.take_within(LEN, SOON).await;
+                    room = arena.take_within(LEN, TIMEOUT).await;
                 }
                 Destination::Buffer(room.unwrap())
             };
@@ -227,7 +228,7 @@ async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row)
         (most, rejected)
     };
     let all = async { tokio::join!(sending, acking, receiving) };
-    let ((), refused, (most, rejected)) = soon("all of them", all).await;
+    let ((), refused, (most, rejected)) = in_time("all of them", all).await;
     assert_eq!((most, refused), ((4 << 20) / LEN, rejected), "as many as the arena has room for");
     assert!(rejected > 0);
 }
@@ -252,11 +253,11 @@ async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
     for seed in 0..20 {
         // It sends them back, and holds what nobody takes.
         let message = Message::new(ECHO).with_frame(frame(&arena, seed, 1 << 20));
-        drop(soon("a send", connection.send(message)).await.unwrap());
+        drop(in_time("a send", connection.send(message)).await.unwrap());
     }
     peer.signal(Signal::KILL);
     let end = loop {
-        if let Err(end) = soon("the end", connection.recv()).await {
+        if let Err(end) = in_time("the end", connection.recv()).await {
             break end;
         }
     };
@@ -271,7 +272,7 @@ async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &
     let hold = async |connection: &Connection, count: usize| {
         for seed in 0..count {
             let message = Message::new(HOLD).with_frame(frame(&arena, seed, MIB));
-            soon("a delivery", connection.deliver(message)).await.unwrap();
+            in_time("a delivery", connection.deliver(message)).await.unwrap();
         }
         let stats = arena.stats();
         (stats.lent_bytes / MIB, stats.leases, stats.refused_leases)
@@ -284,7 +285,7 @@ async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &
         assert_eq!(arena.stats().quarantined_leases, 0, "it is only held");
 
         stopped.signal(Signal::STOP);
-        let lost = soon("the end", connection.recv()).await.unwrap_err();
+        let lost = in_time("the end", connection.recv()).await.unwrap_err();
         assert_eq!(lost.kind(), towline::ErrorKind::PeerLost, "{lost}");
         eventually("it is in quarantine", || arena.stats().quarantined_leases == 20).await;
         assert_eq!(arena.stats().quarantined_bytes, 20 * MIB);
@@ -295,7 +296,7 @@ async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &
             let message = Message::new(ECHO).with_frame(frame(&arena, 7, 5 * MIB));
             tokio::join!(survivor.deliver(message), survivor.recv())
         };
-        let (sent, back) = soon("an echo", both).await;
+        let (sent, back) = in_time("an echo", both).await;
         sent.unwrap();
         assert_bytes(back.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
         assert_eq!(arena.stats().in_use_bytes, 32 * MIB, "what was copied is free");

@@ -12,7 +12,7 @@ use towline::{Connection, ErrorKind};
 use crate::backends::Row;
 use crate::content::{assert_message, message};
 use crate::mixed::Dice;
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{EAGER, announcement, hand, heard, packet, send};
 use crate::sharing::{
     HANDSHAKE_TIME, HELLO_LEN, Hello, SEGMENT_LEN, Segment, Sharer, Visitor, babble, by_shm, friend,
@@ -43,7 +43,7 @@ async fn a_sharing_peer_made_by_hand_is_a_peer(row: &'static Row) {
     assert_eq!(connection.path().chosen(), "shm");
     for number in 0..100 {
         sharer.write(&packet(&announcement(number, EAGER | 1, b"hi", 5000, &[7; 5000]), 0, &[]));
-        let taken = soon("recv", connection.recv()).await.unwrap();
+        let taken = in_time("recv", connection.recv()).await.unwrap();
         assert_eq!(
             (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
             (&b"hi"[..], vec![7; 5000])
@@ -154,12 +154,12 @@ async fn a_lie_at_the_attach_gets_nothing_and_may_go_another_way(row: &'static R
         assert!(began.elapsed() < HANDSHAKE_TIME, "{what}: refused after {:?}", began.elapsed());
         send(&mut visitor.control, &hand(3, b"tcp")).await.unwrap();
         assert_eq!(heard(&mut visitor.control).await, (4, vec![]), "{what}: it is ready for tcp");
-        let connection = soon("the connection", listener.accept()).await.unwrap();
+        let connection = in_time("the connection", listener.accept()).await.unwrap();
         assert_eq!(connection.path().chosen(), "tcp");
         send(&mut visitor.control, &packet(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[]))
             .await
             .unwrap();
-        assert_eq!(soon("recv", connection.recv()).await.unwrap().header(), "hi");
+        assert_eq!(in_time("recv", connection.recv()).await.unwrap().header(), "hi");
         drop((visitor, connection));
         assert_talk(&pair, number).await;
     }
@@ -185,10 +185,10 @@ async fn a_lack_of_descriptors_is_called_so(row: &'static Row) {
         // So many numbers are free below it.
         let current = (0..).filter(|number| !open.contains(number)).nth(room);
         setrlimit(Resource::Nofile, Rlimit { current, ..before }).unwrap();
-        let connected = soon("an end", near.connect(&by_shm(&listener))).await;
+        let connected = in_time("an end", near.connect(&by_shm(&listener))).await;
         setrlimit(Resource::Nofile, before).unwrap();
         match connected {
-            Ok(connection) => drop((connection, soon("its end", listener.accept()).await.unwrap())),
+            Ok(connection) => drop((connection, in_time("its end", listener.accept()).await.unwrap())),
             Err(error) => {
                 assert_ne!(error.kind(), ErrorKind::Corrupt, "with {room} left: {error}");
                 ends.push(error.to_string());

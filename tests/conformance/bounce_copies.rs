@@ -6,7 +6,7 @@ use towline::{Arena, Caps, Connection, ErrorKind, Message, Place};
 use crate::backends::{Pair, Row, meet};
 use crate::content::{assert_frame, assert_message, bytes, message};
 use crate::peer::{ECHO, IGNORE, Peer};
-use crate::polls::{SOON, eventually, polled, soon, within};
+use crate::polls::{TIMEOUT, eventually, in_time, polled, within};
 use crate::suite::cases;
 
 cases! {
@@ -31,7 +31,7 @@ const WORDS_LEN: u64 = 4096;
 
 async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
     let both = async { tokio::join!(from.deliver(message), to.recv()) };
-    let (delivered, received) = soon("a message", both).await;
+    let (delivered, received) = in_time("a message", both).await;
     delivered.unwrap();
     received.unwrap()
 }
@@ -39,7 +39,7 @@ async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
 /// Sends until the sender knows that its peer takes what comes, and has memory for so much.
 async fn warm_up(from: &Connection, to: &Connection, len: usize) {
     let warm = async { while !is_bounced(from, to, len).await {} };
-    within(SOON, "bounce copies", warm).await;
+    within(TIMEOUT, "bounce copies", warm).await;
 }
 
 async fn is_bounced(from: &Connection, to: &Connection, len: usize) -> bool {
@@ -100,7 +100,7 @@ async fn another_process_copies_nothing(row: &'static Row) {
         let before = connection.stats();
         let message = Message::new(ECHO).with_frame(bytes(len, len));
         let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-        let (delivered, back) = soon("an echo", both).await;
+        let (delivered, back) = in_time("an echo", both).await;
         delivered.unwrap();
         assert_frame(&back.unwrap().frames()[0], len, len);
         let after = connection.stats();
@@ -116,7 +116,7 @@ async fn another_process_copies_nothing(row: &'static Row) {
                 }
             }
         };
-        within(SOON, "one copy each way", copied_once).await;
+        within(TIMEOUT, "one copy each way", copied_once).await;
     }
 }
 
@@ -162,7 +162,7 @@ async fn messages_both_ways_stay_in_order(row: &'static Row) {
         }
     };
     let all = async { tokio::join!(pour(&pair.a), take(&pair.b), pour(&pair.b), take(&pair.a)) };
-    soon("all messages", all).await;
+    in_time("all messages", all).await;
     assert!(pair.a.stats().bytes_bounced > 0 && pair.b.stats().bytes_bounced > 0);
 }
 
@@ -184,7 +184,7 @@ async fn a_receiver_that_keeps_all_gets_the_rest_in_its_own_memory(row: &'static
         }
         kept
     };
-    let ((), kept) = soon("all messages", async { tokio::join!(pour, keep) }).await;
+    let ((), kept) = in_time("all messages", async { tokio::join!(pour, keep) }).await;
     let bounced = (pair.a.stats().bytes_bounced - before) / LEN as u64;
     assert!((5..=8).contains(&bounced), "{bounced} MiB of 8");
     for (at, message) in kept.iter().enumerate() {
@@ -217,7 +217,7 @@ async fn a_message_dropped_by_its_sender_arrives(row: &'static Row) {
         let mut sending = Box::pin(pair.a.send(message(number, &[LEN])));
         drop(polled(sending.as_mut(), 1).await);
         drop(sending);
-        assert_message(&soon("a message", pair.b.recv()).await.unwrap(), number, &[LEN]);
+        assert_message(&in_time("a message", pair.b.recv()).await.unwrap(), number, &[LEN]);
     }
 }
 
@@ -237,8 +237,10 @@ async fn a_killed_receiver_gives_back_what_was_bounced(row: &'static Row) {
                 assert_frame(&back.unwrap().frames()[0], round, LEN);
             }
         };
-        within(SOON, "bounce copies", there).await;
-        drop(soon("a send", connection.send(Message::new(IGNORE).with_frame(bytes(0, LEN)))).await.unwrap());
+        within(TIMEOUT, "bounce copies", there).await;
+        drop(
+            in_time("a send", connection.send(Message::new(IGNORE).with_frame(bytes(0, LEN)))).await.unwrap(),
+        );
         let sending = tokio::spawn({
             let connection = connection.clone();
             async move {
@@ -251,7 +253,7 @@ async fn a_killed_receiver_gives_back_what_was_bounced(row: &'static Row) {
         });
         tokio::time::sleep(std::time::Duration::from_micros(300 * round as u64)).await;
         peer.kill();
-        let failed = soon("the end", sending).await.unwrap();
+        let failed = in_time("the end", sending).await.unwrap();
         assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{}", failed.error);
         assert_message(&failed.returned, 5, &[LEN]);
     }
@@ -264,20 +266,20 @@ async fn a_killed_sender_leaves_what_was_received(row: &'static Row) {
     for seed in 0..12 {
         let message = Message::new(ECHO).with_frame(bytes(seed, 1 << 20));
         let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-        let (sent, back) = soon("an echo", both).await;
+        let (sent, back) = in_time("an echo", both).await;
         sent.unwrap();
         kept.push(back.unwrap());
     }
     for seed in 12..20 {
         drop(
-            soon("a send", connection.send(Message::new(ECHO).with_frame(bytes(seed, 1 << 20))))
+            in_time("a send", connection.send(Message::new(ECHO).with_frame(bytes(seed, 1 << 20))))
                 .await
                 .unwrap(),
         );
     }
     peer.kill();
     let end = loop {
-        match soon("the end", connection.recv()).await {
+        match in_time("the end", connection.recv()).await {
             Ok(more) => kept.push(more),
             Err(end) => break end,
         }

@@ -12,7 +12,7 @@ use towline::{BufferMut, Connection, Destination, ErrorKind, Message, Wait, bloc
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message, number};
-use crate::polls::{SOON, block_on, polled, soon, within};
+use crate::polls::{TIMEOUT, block_on, in_time, polled, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -89,7 +89,7 @@ async fn threads_without_tokio_talk(row: &'static Row) {
         });
         server.join().unwrap()
     });
-    assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+    assert_eq!(in_time("two threads", talk).await, ErrorKind::Closed);
 }
 
 async fn threads_without_tokio_measure(row: &'static Row) {
@@ -106,7 +106,7 @@ async fn threads_without_tokio_measure(row: &'static Row) {
         part.unwrap();
         explanation
     });
-    let explanation = soon("a measurement", measure).await;
+    let explanation = in_time("a measurement", measure).await;
     assert!(explanation.measured.is_some());
 }
 
@@ -129,7 +129,7 @@ async fn blocking_calls_talk(row: &'static Row) {
             drop(connection.incoming().unwrap());
             connection.recv().unwrap_err().kind()
         });
-        let connection = near.connect(&address).unwrap().with_deadline(SOON);
+        let connection = near.connect(&address).unwrap().with_deadline(TIMEOUT);
         for (at, len) in LENS.into_iter().enumerate() {
             connection.send(message(at, &[len])).unwrap().delivered().unwrap();
             assert_message(&connection.recv_into(BufferMut::with_capacity(len)).unwrap(), at, &[len]);
@@ -140,7 +140,7 @@ async fn blocking_calls_talk(row: &'static Row) {
         connection.close().unwrap();
         server.join().unwrap()
     });
-    assert_eq!(soon("two threads", talk).await, ErrorKind::Closed);
+    assert_eq!(in_time("two threads", talk).await, ErrorKind::Closed);
 }
 
 async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) {
@@ -158,7 +158,7 @@ async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) 
         }
         idle.await.unwrap();
     });
-    soon("a burst of a task that waits elsewhere", take(0)).await;
+    in_time("a burst of a task that waits elsewhere", take(0)).await;
     done.send(()).unwrap();
     burst.await.unwrap();
     // A runtime that nobody runs any more.
@@ -170,9 +170,9 @@ async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) 
                 drop(sender.send(message(at, &[10])).await.unwrap());
             }
         });
-        computing.recv_timeout(SOON).unwrap();
+        computing.recv_timeout(TIMEOUT).unwrap();
     });
-    soon("a burst of a thread that computes", take(COUNT)).await;
+    in_time("a burst of a thread that computes", take(COUNT)).await;
     done.send(()).unwrap();
     tokio::task::spawn_blocking(|| burst.join().unwrap()).await.unwrap();
 }
@@ -198,7 +198,7 @@ async fn bursts_of_a_thread_and_of_a_runtime_mix(row: &'static Row) {
             b.recv().await.unwrap();
         }
     };
-    soon("two bursts", take).await;
+    in_time("two bursts", take).await;
     plain.join().unwrap();
     let idle = idle.join().unwrap();
     let take = async {
@@ -206,7 +206,7 @@ async fn bursts_of_a_thread_and_of_a_runtime_mix(row: &'static Row) {
             assert_message(&b.recv().await.unwrap(), at, &[10]);
         }
     };
-    soon("a burst beside an idle runtime", async { tokio::join!(burst(a.clone()), take) }).await;
+    in_time("a burst beside an idle runtime", async { tokio::join!(burst(a.clone()), take) }).await;
     idle.shutdown_background();
 }
 
@@ -228,7 +228,7 @@ async fn one_thread_serves_both_ends(row: &'static Row) {
             sending.await.unwrap();
         });
     });
-    soon("one thread", talk).await;
+    in_time("one thread", talk).await;
 }
 
 async fn halves_work_in_two_tasks(row: &'static Row) {
@@ -253,8 +253,8 @@ async fn halves_work_in_two_tasks(row: &'static Row) {
         (sending, receiving)
     });
     for (sending, receiving) in both {
-        soon("the sending half", sending).await.unwrap();
-        soon("the receiving half", receiving).await.unwrap();
+        in_time("the sending half", sending).await.unwrap();
+        in_time("the receiving half", receiving).await.unwrap();
     }
 }
 
@@ -280,12 +280,12 @@ async fn two_tasks_receive_each_message_once(row: &'static Row) {
         })
         .collect();
     for at in 0..COUNT {
-        soon("send", pair.a.send(message(at, &[LENS[at % 3]]))).await.unwrap();
+        in_time("send", pair.a.send(message(at, &[LENS[at % 3]]))).await.unwrap();
     }
-    soon("close", pair.a.close()).await.unwrap();
+    in_time("close", pair.a.close()).await.unwrap();
     let mut all = Vec::new();
     for task in tasks {
-        let (end, taken) = soon("a receiver", task).await.unwrap();
+        let (end, taken) = in_time("a receiver", task).await.unwrap();
         assert_eq!(end, ErrorKind::Closed);
         assert!(taken.is_sorted(), "each sees them in order");
         all.extend(taken);
@@ -311,14 +311,14 @@ async fn many_tasks_send_on_one_connection(row: &'static Row) {
         .collect();
     let mut last = [None; TASKS];
     for _ in 0..TASKS * EACH {
-        let taken = soon("recv", pair.b.recv()).await.unwrap();
+        let taken = in_time("recv", pair.b.recv()).await.unwrap();
         let at = number(taken.header());
         assert_message(&taken, at, &[LENS[at % 3]]);
         assert!(last[at / EACH] < Some(at), "each task's messages in order");
         last[at / EACH] = Some(at);
     }
     for task in tasks {
-        soon("a sender", task).await.unwrap();
+        in_time("a sender", task).await.unwrap();
     }
 }
 
@@ -333,7 +333,7 @@ async fn a_task_that_blocks_its_thread_delays_itself_alone(row: &'static Row) {
             message
         })
     };
-    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    in_time("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
     let others = async { converse(&pair.a, &pair.b).await };
     within(Duration::from_millis(900), "others on the connection", others).await;
     assert_message(&blocking.await.unwrap(), 0, &[10]);
@@ -342,8 +342,8 @@ async fn a_task_that_blocks_its_thread_delays_itself_alone(row: &'static Row) {
 async fn every_way_to_wait_works(row: &'static Row) {
     for wait in [Wait::Spin, Wait::Adaptive, Wait::Sleep] {
         let pair = row.pair_with(|builder| builder.wait(wait)).await;
-        soon(&format!("{wait:?}"), converse(&pair.a, &pair.b)).await;
-        soon("close", pair.a.close()).await.unwrap();
+        in_time(&format!("{wait:?}"), converse(&pair.a, &pair.b)).await;
+        in_time("close", pair.a.close()).await.unwrap();
     }
 }
 
@@ -355,10 +355,10 @@ async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(converse(&a, &b));
         });
-        soon("another runtime", elsewhere).await;
-        soon("this runtime", converse(&pair.a, &pair.b)).await;
+        in_time("another runtime", elsewhere).await;
+        in_time("this runtime", converse(&pair.a, &pair.b)).await;
         let (a, b) = (pair.a.clone(), pair.b.clone());
-        soon("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
+        in_time("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
     }
 }
 
@@ -369,14 +369,14 @@ async fn a_detached_send_arrives_though_nobody_waits(row: &'static Row) {
         // More than a socket takes; dropped once it is under way, and another caller comes, gets what it wants, and goes.
         let mut sending = Box::pin(pair.a.send(message(turn, &[LEN])));
         let submitted = polled(sending.as_mut(), 1).await;
-        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         let taking = tokio::spawn(incoming.accept());
         if submitted.is_none() {
             drop(polled(sending.as_mut(), 3).await);
         }
         drop((submitted, sending));
         let back = async { tokio::join!(pair.b.send(message(9, &[10])), pair.a.recv()) };
-        let (sent, taken) = soon("a message the other way", back).await;
+        let (sent, taken) = in_time("a message the other way", back).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 9, &[10]);
         let taken = within(Duration::from_secs(10), "the detached message", taking).await.unwrap();
@@ -402,11 +402,11 @@ async fn waiting_takes_no_processor_time(row: &'static Row) {
     assert!(spent < Duration::from_millis(200), "{spent:?} of processor time in a second of waiting");
     // They were waiting indeed.
     for at in 0..3 {
-        soon("a message", undelivered.deliver(message(at, &[10]))).await.unwrap();
+        in_time("a message", undelivered.deliver(message(at, &[10]))).await.unwrap();
     }
-    soon("a message", pair.b.deliver(message(3, &[10]))).await.unwrap();
+    in_time("a message", pair.b.deliver(message(3, &[10]))).await.unwrap();
     for task in waiting {
-        soon("a receiver", task).await.unwrap().unwrap();
+        in_time("a receiver", task).await.unwrap().unwrap();
     }
     without_reactor.join().unwrap().unwrap();
 }
@@ -431,7 +431,7 @@ async fn adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core
             took
         })
     });
-    let [asleep, adaptive] = soon("two ends on one core", measured).await;
+    let [asleep, adaptive] = in_time("two ends on one core", measured).await;
     // A yield to either of the others takes milliseconds there, and one in two is made to them.
     assert!(adaptive < asleep * 3 + Duration::from_micros(500), "adaptive {adaptive:?}, asleep {asleep:?}");
 }
@@ -447,7 +447,7 @@ fn round_trip(row: &'static Row, wait: Wait) -> Duration {
             drop(connection.send(message).unwrap());
         }
     });
-    let connection = near.connect(&address).unwrap().with_deadline(SOON);
+    let connection = near.connect(&address).unwrap().with_deadline(TIMEOUT);
     let mut took: Vec<_> = (0..200)
         .map(|at| {
             let begin = Instant::now();
@@ -471,5 +471,5 @@ async fn an_endpoint_that_gets_no_thread_says_so_in_async_code(row: &'static Row
     setrlimit(Resource::Data, before).unwrap();
     assert_eq!(built.map(drop).unwrap_err().kind(), ErrorKind::Io);
     let pair = row.pair().await;
-    soon("afterwards", converse(&pair.a, &pair.b)).await;
+    in_time("afterwards", converse(&pair.a, &pair.b)).await;
 }

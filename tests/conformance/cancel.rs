@@ -9,7 +9,7 @@ use towline::{BufferMut, Connection, Destination, ErrorKind, Message};
 
 use crate::backends::{Pair, Row, meet};
 use crate::content::{assert_message, bytes, message, number};
-use crate::polls::{SOON, eventually, polled, soon};
+use crate::polls::{TIMEOUT, eventually, in_time, polled};
 use crate::suite::cases;
 
 cases! {
@@ -66,7 +66,7 @@ fn assert_numbered(message: &Message, at: usize) {
 async fn assert_whole(pair: &Pair) {
     for (from, to) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
         for len in [10, 100_000] {
-            let (sent, taken) = soon("a message afterwards", async {
+            let (sent, taken) = in_time("a message afterwards", async {
                 tokio::join!(from.deliver(message(5, &[len])), to.recv())
             })
             .await;
@@ -89,7 +89,7 @@ async fn take_with_drops<F, T>(
     const COUNT: usize = 400;
     let pair = row.pair().await;
     let sending = send_numbered(&pair.a, COUNT);
-    let limit = Instant::now() + SOON;
+    let limit = Instant::now() + TIMEOUT;
     let (mut taken, mut dropped) = (0, 0);
     while taken < COUNT {
         for polls in 0..POLLS_MAX {
@@ -118,7 +118,7 @@ async fn a_dropped_recv_loses_no_message(row: &'static Row) {
 }
 
 async fn a_dropped_incoming_future_loses_no_message(row: &'static Row) {
-    let accept = async |incoming: towline::Incoming| soon("accept", incoming.accept()).await.unwrap();
+    let accept = async |incoming: towline::Incoming| in_time("accept", incoming.accept()).await.unwrap();
     take_with_drops(row, |from| async move { from.incoming().await.unwrap() }, accept).await;
 }
 
@@ -132,7 +132,7 @@ async fn ways_to_receive_may_change_after_a_drop(row: &'static Row) {
     const COUNT: usize = 200;
     let pair = row.pair().await;
     let sending = send_numbered(&pair.a, COUNT);
-    let limit = Instant::now() + SOON;
+    let limit = Instant::now() + TIMEOUT;
     let mut taken = 0;
     for turn in 0.. {
         if taken == COUNT {
@@ -147,7 +147,7 @@ async fn ways_to_receive_may_change_after_a_drop(row: &'static Row) {
                 polled(pin!(pair.b.recv_into(buffer)), polls).await.transpose().unwrap()
             }
             _ => match polled(pin!(pair.b.incoming()), polls).await.transpose().unwrap() {
-                Some(incoming) => Some(soon("accept", incoming.accept()).await.unwrap()),
+                Some(incoming) => Some(in_time("accept", incoming.accept()).await.unwrap()),
                 None => None,
             },
         };
@@ -187,8 +187,8 @@ where
             submitted.push(at);
         }
     }
-    soon("the last message", pair.a.deliver(Message::new("last"))).await.unwrap();
-    assert_eq!(soon("the receiver", taking).await.unwrap(), submitted);
+    in_time("the last message", pair.a.deliver(Message::new("last"))).await.unwrap();
+    assert_eq!(in_time("the receiver", taking).await.unwrap(), submitted);
     assert_whole(&pair).await;
 }
 
@@ -216,7 +216,7 @@ async fn a_dropped_accept_takes_or_rejects(row: &'static Row) {
             }
         };
         let sending = pair.a.deliver(message(at, &lengths(at)));
-        let (sent, ()) = soon("a dropped accept", async { tokio::join!(sending, take) }).await;
+        let (sent, ()) = in_time("a dropped accept", async { tokio::join!(sending, take) }).await;
         match sent {
             Ok(()) => words[0] += 1,
             Err(error) => {
@@ -242,7 +242,7 @@ async fn a_dropped_wait_for_a_receipt_is_forgotten(row: &'static Row) {
             let receipt = pair.a.send(message(at, &lengths(at))).await.unwrap();
             drop(polled(pin!(receipt.delivered()), at / 4).await);
         };
-        let ((), taken) = soon("a message", async { tokio::join!(send, take) }).await;
+        let ((), taken) = in_time("a message", async { tokio::join!(send, take) }).await;
         assert_numbered(&taken, at);
     }
     assert_whole(&pair).await;
@@ -262,7 +262,7 @@ async fn a_dropped_connect_leaves_the_listener_well(row: &'static Row) {
     // Those that were dropped may or may not have arrived; the rest of the world goes on.
     let far = pair.far.clone();
     let fresh = far.listen(&row.address()).await.unwrap();
-    let (a, b) = soon("another connection", meet(&pair.near, &fresh)).await;
+    let (a, b) = in_time("another connection", meet(&pair.near, &fresh)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[5])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[5]);
@@ -282,7 +282,7 @@ async fn a_dropped_wait_at_the_listener_loses_no_peer(row: &'static Row) {
             }
         };
         let connecting = pair.near.connect(pair.listener.address());
-        let (a, b) = soon("the peer", async { tokio::join!(connecting, accepting) }).await;
+        let (a, b) = in_time("the peer", async { tokio::join!(connecting, accepting) }).await;
         let a = a.unwrap();
         let (sent, taken) = tokio::join!(a.deliver(message(polls, &[5])), b.recv());
         sent.unwrap();
@@ -294,11 +294,11 @@ async fn a_dropped_close_still_closes(row: &'static Row) {
     for polls in 0..6 {
         let pair = row.pair().await;
         let submitted = polls > 0;
-        soon("a message", pair.a.send(message(1, &[10]))).await.unwrap();
+        in_time("a message", pair.a.send(message(1, &[10]))).await.unwrap();
         drop(polled(pin!(pair.a.close()), polls).await);
-        assert_message(&soon("recv", pair.b.recv()).await.unwrap(), 1, &[10]);
+        assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), 1, &[10]);
         if submitted {
-            assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+            assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
         } else {
             assert_whole(&pair).await;
         }
@@ -315,9 +315,9 @@ async fn a_dropped_get_ends_by_itself(row: &'static Row) {
             assert!(got.unwrap().as_slice().unwrap() == bytes(3, LEN));
         }
     }
-    let got = soon("a get", pair.a.get(&region.remote(), 5, BufferMut::with_capacity(100))).await.unwrap();
+    let got = in_time("a get", pair.a.get(&region.remote(), 5, BufferMut::with_capacity(100))).await.unwrap();
     assert_eq!(got.as_slice().unwrap(), &bytes(3, LEN)[5..105]);
-    let memory = soon("revoke", region.revoke()).await;
+    let memory = in_time("revoke", region.revoke()).await;
     assert!(memory.try_into_mut().is_ok(), "nobody else holds the region's memory");
     assert_whole(&pair).await;
 }
@@ -333,8 +333,8 @@ async fn a_dropped_put_ends_by_itself(row: &'static Row) {
             put.unwrap();
         }
     }
-    soon("a put", pair.a.put(&region.remote(), 0, bytes(4, LEN).into())).await.unwrap();
-    let memory = soon("revoke", region.revoke()).await;
+    in_time("a put", pair.a.put(&region.remote(), 0, bytes(4, LEN).into())).await.unwrap();
+    let memory = in_time("revoke", region.revoke()).await;
     assert!(memory.as_slice().unwrap() == bytes(4, LEN));
     assert_whole(&pair).await;
 }

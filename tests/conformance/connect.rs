@@ -11,7 +11,7 @@ use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::peer::{Home, Peer, echo};
-use crate::polls::{all, soon, within};
+use crate::polls::{all, in_time, within};
 use crate::suite::cases;
 
 cases! {
@@ -40,14 +40,14 @@ async fn many_connect_at_once(row: &'static Row) {
         }
         accepted
     };
-    let (connected, accepted) = soon("sixty peers", async { tokio::join!(connecting, accepting) }).await;
+    let (connected, accepted) = in_time("sixty peers", async { tokio::join!(connecting, accepting) }).await;
     let sending = all(connected.into_iter().map(|connected| async {
         let connection = connected.unwrap();
         connection.deliver(message(1, &[1000])).await.unwrap();
         connection
     }));
     let taking = all(accepted.iter().map(|accepted| accepted.recv()));
-    let (_connected, taken) = soon("their messages", async { tokio::join!(sending, taking) }).await;
+    let (_connected, taken) = in_time("their messages", async { tokio::join!(sending, taking) }).await;
     for message in taken {
         assert_message(&message.unwrap(), 1, &[1000]);
     }
@@ -110,7 +110,7 @@ async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row)
     // Within the process.
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&open).await.unwrap();
-    let (a, b) = soon("a connection", meet(&near, &listener)).await;
+    let (a, b) = in_time("a connection", meet(&near, &listener)).await;
     for end in [&a, &b] {
         assert_eq!(end.path().chosen(), "mem");
         assert_eq!(state_of(end, "tcp"), Some(CandidateState::Available));
@@ -118,23 +118,23 @@ async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row)
     for number in 0..20 {
         let lengths = [number * 10_000];
         let both = async { tokio::join!(a.deliver(message(number, &lengths)), b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &lengths);
     }
-    soon("close", a.close()).await.unwrap();
-    assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    in_time("close", a.close()).await.unwrap();
+    assert_eq!(in_time("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 
     // Between processes.
     let (_peer, address) = Peer::listening("serve", row, Home::Here, &open.to_string()).await;
-    let connection = soon("a connection", near.connect(&address)).await.unwrap();
+    let connection = in_time("a connection", near.connect(&address)).await.unwrap();
     assert_eq!(connection.path().chosen(), "shm");
     assert_eq!(state_of(&connection, "mem"), Some(CandidateState::Refused));
     echo(&connection, 100_000).await;
 
     // One path alone, which the other end has not got.
     let only_mem = row.builder().backends(vec![Arc::new(Mem)]).build().unwrap();
-    let error = soon("connect", only_mem.connect(&address)).await.unwrap_err();
+    let error = in_time("connect", only_mem.connect(&address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(error.to_string().contains("another process"), "it says why: {error}");
 }
@@ -144,7 +144,7 @@ async fn a_name_is_resolved(row: &'static Row) {
     let by_name = format!("{}://localhost:0", row.address().scheme()).parse().unwrap();
     let listener = pair.far.listen(&by_name).await.unwrap();
     assert_eq!(listener.address().host(), "localhost");
-    let (a, b) = soon("a connection", meet(&pair.near, &listener)).await;
+    let (a, b) = in_time("a connection", meet(&pair.near, &listener)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[10])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[10]);
@@ -180,7 +180,7 @@ async fn a_server_that_says_nothing_times_out(row: &'static Row) {
 async fn a_server_that_hangs_up_is_lost(row: &'static Row) {
     let (server, address) = strange_server(row).await;
     let hanging_up = tokio::spawn(async move { drop(server.accept().await.unwrap()) });
-    let error = soon("connect", row.endpoint().connect(&address)).await.unwrap_err();
+    let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
     hanging_up.await.unwrap();
 }
@@ -198,7 +198,7 @@ async fn a_server_of_another_kind_is_refused(row: &'static Row) {
         }
     });
     for said in ["HTTP/1.1", "SSH-2.0", "TLS"] {
-        let error = soon("connect", row.endpoint().connect(&address)).await.unwrap_err();
+        let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
         assert!(error.to_string().contains(said), "it shows what was said: {error}");
     }
@@ -209,7 +209,7 @@ async fn an_address_that_names_no_listener_is_invalid(row: &'static Row) {
     let endpoint = row.endpoint();
     let scheme = row.address().scheme();
     for address in [format!("{scheme}://127.0.0.1:0"), format!("{scheme}://*:7000")] {
-        let error = soon("connect", endpoint.connect(&address.parse().unwrap())).await.unwrap_err();
+        let error = in_time("connect", endpoint.connect(&address.parse().unwrap())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
 }

@@ -4,7 +4,7 @@ use towline::{BufferMut, Destination};
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_message, message};
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::suite::cases;
 
 cases! {
@@ -39,7 +39,7 @@ async fn payload_goes_straight_to_its_named_destination(row: &'static Row) {
             taken
         };
         let sending = pair.a.deliver(message(1, &[len, len]));
-        let (sent, taken) = soon("a message", async { tokio::join!(sending, take) }).await;
+        let (sent, taken) = in_time("a message", async { tokio::join!(sending, take) }).await;
         sent.unwrap();
         assert_message(&taken, 1, &[len, len]);
         assert_nothing_copied(&pair);
@@ -52,7 +52,7 @@ async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
         let buffer = BufferMut::with_capacity(2 * len);
         let start = buffer.as_ptr();
         let both = async { tokio::join!(pair.a.deliver(message(1, &[len, len])), pair.b.recv_into(buffer)) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         let taken = taken.unwrap();
         assert_eq!(taken.frames()[0].as_ptr(), start);
@@ -68,7 +68,7 @@ async fn a_receiver_that_names_its_destinations_again_is_believed(row: &'static 
     // In pool memory, where the next ones may stream ahead.
     for number in 0..5 {
         let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[LEN]);
     }
@@ -85,7 +85,7 @@ async fn a_receiver_that_names_its_destinations_again_is_believed(row: &'static 
         };
         let before = pair.b.stats().bytes_copied;
         let sending = pair.a.deliver(message(number, &[LEN]));
-        let (sent, taken) = soon("a message", async { tokio::join!(sending, take) }).await;
+        let (sent, taken) = in_time("a message", async { tokio::join!(sending, take) }).await;
         sent.unwrap();
         assert_message(&taken, number, &[LEN]);
         copied.push(pair.b.stats().bytes_copied - before);

@@ -13,7 +13,7 @@ use crate::backends::Row;
 use crate::content::{assert_message, message};
 use crate::mixed::{Dice, lengths, seeds};
 use crate::peer::{Home, Peer, SAID, echo};
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -55,8 +55,8 @@ async fn a_killed_peer_is_noticed_within_milliseconds(row: &'static Row) {
         let mut dice = Dice::new(seed, 200);
         let (_, listener) = &ends[seed % WAITS.len()];
         let mut peer = Peer::start("pour", row, Home::Here, &listener.address().to_string());
-        let connection = soon("the peer", listener.accept()).await.unwrap();
-        soon("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
+        let connection = in_time("the peer", listener.accept()).await.unwrap();
+        in_time("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
         let taking = tokio::spawn(take_all(connection.clone(), seed));
         let sending = tokio::spawn(async move {
             loop {
@@ -99,14 +99,14 @@ async fn what_a_killed_peer_had_sent_is_taken(row: &'static Row) {
     let listener = endpoint.listen(&row.address()).await.unwrap();
     for delay in [0, 1, 30] {
         let mut peer = Peer::start("say", row, Home::Here, &listener.address().to_string());
-        let connection = soon("the peer", listener.accept()).await.unwrap();
+        let connection = in_time("the peer", listener.accept()).await.unwrap();
         assert_eq!(peer.line().await, "said");
         peer.kill();
         tokio::time::sleep(Duration::from_millis(delay)).await;
         for at in 0..SAID {
-            assert_message(&soon("what was sent", connection.recv()).await.unwrap(), at, &[at * 500]);
+            assert_message(&in_time("what was sent", connection.recv()).await.unwrap(), at, &[at * 500]);
         }
-        let end = soon("the end", connection.recv()).await.unwrap_err();
+        let end = in_time("the end", connection.recv()).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
     }
 }
@@ -199,9 +199,9 @@ async fn a_survivor_gets_back_all_that_it_had(row: &'static Row) {
         let mut connections: Vec<Connection> = Vec::new();
         for seed in 0..4 {
             peers.push(Peer::start("pour", row, Home::Here, &listener.address().to_string()));
-            let connection = soon("the peer", listener.accept()).await.unwrap();
-            soon("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
-            assert_message(&soon("a message", connection.recv()).await.unwrap(), 0, &lengths(seed, 0));
+            let connection = in_time("the peer", listener.accept()).await.unwrap();
+            in_time("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
+            assert_message(&in_time("a message", connection.recv()).await.unwrap(), 0, &lengths(seed, 0));
             connections.push(connection);
         }
         if round > 0 {

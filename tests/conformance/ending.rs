@@ -7,7 +7,7 @@ use towline::{BufferMut, Destination, ErrorKind, Message};
 
 use crate::backends::{Pair, Row, meet};
 use crate::content::{assert_message, bytes, message};
-use crate::polls::{all, eventually, pending, polled, soon, within};
+use crate::polls::{all, eventually, in_time, pending, polled, within};
 use crate::stuck::Stuck;
 use crate::suite::cases;
 
@@ -52,7 +52,7 @@ async fn close_flushes_everything_submitted(row: &'static Row) {
         }
         pair.b.recv().await.unwrap_err()
     };
-    let (closed, end) = soon("a close", async { tokio::join!(pair.a.close(), taking) }).await;
+    let (closed, end) = in_time("a close", async { tokio::join!(pair.a.close(), taking) }).await;
     closed.unwrap();
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
 }
@@ -60,13 +60,13 @@ async fn close_flushes_everything_submitted(row: &'static Row) {
 async fn what_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
     let pair = row.pair().await;
     for number in 0..50 {
-        soon("send", pair.a.send(message(number, &[number * 100]))).await.unwrap();
+        in_time("send", pair.a.send(message(number, &[number * 100]))).await.unwrap();
     }
-    soon("close", pair.a.close()).await.unwrap();
+    in_time("close", pair.a.close()).await.unwrap();
     for number in 0..50 {
-        assert_message(&soon("recv", pair.b.recv()).await.unwrap(), number, &[number * 100]);
+        assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), number, &[number * 100]);
     }
-    assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
@@ -75,7 +75,7 @@ async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &
     // A receiver that waits for large messages may let the next ones stream ahead.
     for number in 0..3 {
         let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[LEN]);
     }
@@ -103,27 +103,28 @@ async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &
         }
         pair.b.recv().await.unwrap_err()
     };
-    let (closed, end) = soon("close", async { tokio::join!(pair.a.close(), taking) }).await;
+    let (closed, end) = in_time("close", async { tokio::join!(pair.a.close(), taking) }).await;
     closed.unwrap();
     for _ in 0..2 {
         assert_eq!(end.kind(), ErrorKind::Closed);
-        assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     }
 }
 
 async fn closing_twice_is_well(row: &'static Row) {
     let pair = row.pair().await;
-    let (first, second) = soon("two at once", async { tokio::join!(pair.a.close(), pair.a.close()) }).await;
+    let (first, second) =
+        in_time("two at once", async { tokio::join!(pair.a.close(), pair.a.close()) }).await;
     assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
-    soon("a third", pair.a.close()).await.unwrap();
-    assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
-    soon("the peer's close", pair.b.close()).await.unwrap();
+    in_time("a third", pair.a.close()).await.unwrap();
+    assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    in_time("the peer's close", pair.b.close()).await.unwrap();
 }
 
 async fn both_ends_may_close_at_once(row: &'static Row) {
     for _ in 0..20 {
         let pair = row.pair().await;
-        soon("send", pair.a.send(message(1, &[10]))).await.unwrap();
+        in_time("send", pair.a.send(message(1, &[10]))).await.unwrap();
         let (a, b) = within(END_TIME, "both", async { tokio::join!(pair.a.close(), pair.b.close()) }).await;
         assert!(a.is_ok() && b.is_ok(), "{a:?} {b:?}");
     }
@@ -132,7 +133,7 @@ async fn both_ends_may_close_at_once(row: &'static Row) {
 async fn the_last_handle_dropped_closes(row: &'static Row) {
     let Pair { a, b, near: _near, far: _far, .. } = row.pair().await;
     for number in 0..20 {
-        soon("send", a.send(message(number, &[1000]))).await.unwrap();
+        in_time("send", a.send(message(number, &[1000]))).await.unwrap();
     }
     // Submitted with the last breath.
     let last = message(20, &[1000]);
@@ -140,15 +141,15 @@ async fn the_last_handle_dropped_closes(row: &'static Row) {
     let other = a.clone();
     drop(a);
     for number in 0..10 {
-        assert_message(&soon("recv", b.recv()).await.unwrap(), number, &[1000]);
+        assert_message(&in_time("recv", b.recv()).await.unwrap(), number, &[1000]);
     }
     let (sending, receiving) = other.split();
     drop(sending);
     drop(receiving);
     for number in 10..21 {
-        assert_message(&soon("recv", b.recv()).await.unwrap(), number, &[1000]);
+        assert_message(&in_time("recv", b.recv()).await.unwrap(), number, &[1000]);
     }
-    assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(in_time("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 async fn a_dropped_endpoint_leaves_its_connections_alive(row: &'static Row) {
@@ -159,12 +160,12 @@ async fn a_dropped_endpoint_leaves_its_connections_alive(row: &'static Row) {
     for number in 0..10 {
         let lengths = [number * 20_000];
         let both = async { tokio::join!(a.deliver(message(number, &lengths)), b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &lengths);
     }
-    soon("close", a.close()).await.unwrap();
-    assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    in_time("close", a.close()).await.unwrap();
+    assert_eq!(in_time("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 async fn closing_an_endpoint_closes_every_connection(row: &'static Row) {
@@ -174,12 +175,12 @@ async fn closing_an_endpoint_closes_every_connection(row: &'static Row) {
         ends.push(meet(&pair.near, &pair.listener).await);
     }
     for (a, _) in &ends {
-        soon("send", a.send(message(1, &[100]))).await.unwrap();
+        in_time("send", a.send(message(1, &[100]))).await.unwrap();
     }
     within(END_TIME, "closing the endpoint", pair.near.close()).await;
     for (a, b) in &ends {
-        assert_message(&soon("recv", b.recv()).await.unwrap(), 1, &[100]);
-        assert_eq!(soon("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+        assert_message(&in_time("recv", b.recv()).await.unwrap(), 1, &[100]);
+        assert_eq!(in_time("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(a.send(message(2, &[])).await.unwrap_err().error.kind(), ErrorKind::Closed);
     }
 }
@@ -235,7 +236,7 @@ async fn both_ends_close_with_something_untaken(row: &'static Row) {
         let start = message.frames()[0].as_ptr();
         let mut sending = pin!(pair.a.send(message));
         let sent = polled(sending.as_mut(), 3).await;
-        let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+        let undecided = in_time("incoming", pair.b.incoming()).await.unwrap();
         let began = Instant::now();
         let both = async { tokio::join!(pair.b.close(), pair.a.close()) };
         let (b, a) = within(END_TIME, "both closes", both).await;
@@ -261,7 +262,7 @@ async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {
             let pair = row.pair().await;
             let a = pair.a.clone();
             let sending = tokio::spawn(async move { a.deliver(message(1, &[len])).await });
-            let waiting = soon("incoming", pair.b.incoming()).await.unwrap();
+            let waiting = in_time("incoming", pair.b.incoming()).await.unwrap();
             if by_the_sender {
                 pair.a.abort()
             } else {
@@ -288,8 +289,8 @@ async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {
 async fn operations_after_the_end_fail_with_their_memory(row: &'static Row) {
     let pair = row.pair().await;
     let region = pair.b.expose(bytes(1, 100).into(), Duration::from_secs(60)).ok();
-    soon("close", pair.a.close()).await.unwrap();
-    assert_eq!(soon("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    in_time("close", pair.a.close()).await.unwrap();
+    assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     for end in [&pair.a, &pair.b] {
         let message = message(1, &[50_000]);
         let start = message.frames()[0].as_ptr();
@@ -313,7 +314,7 @@ async fn operations_after_the_end_fail_with_their_memory(row: &'static Row) {
         }
     }
     if let Some(region) = region {
-        assert_eq!(soon("revoke", region.revoke()).await.to_vec().unwrap(), bytes(1, 100));
+        assert_eq!(in_time("revoke", region.revoke()).await.to_vec().unwrap(), bytes(1, 100));
     }
 }
 
@@ -343,15 +344,15 @@ async fn a_runtime_dropped_in_the_middle_leaves_the_connection_well(row: &'stati
         let a = pair.a.clone();
         let sending = tokio::spawn(async move { a.deliver(Message::new("last")).await });
         loop {
-            let message = soon("recv", pair.b.recv()).await.unwrap();
+            let message = in_time("recv", pair.b.recv()).await.unwrap();
             if message.header().as_ref() == b"last" {
                 break;
             }
             assert_message(&message, turn, &[8 << 20]);
         }
-        soon("the last message", sending).await.unwrap().unwrap();
+        in_time("the last message", sending).await.unwrap().unwrap();
         let back = async { tokio::join!(pair.b.deliver(message(9, &[70_000])), pair.a.recv()) };
-        let (sent, taken) = soon("a message the other way", back).await;
+        let (sent, taken) = in_time("a message the other way", back).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 9, &[70_000]);
     }
@@ -370,7 +371,7 @@ async fn a_listener_dropped_leaves_its_connections_well(row: &'static Row) {
         let (a, b) = (&a, &b);
         async move { tokio::join!(a.deliver(message(number, &[100])), b.recv()) }
     }));
-    for (sent, taken) in soon("messages", results).await {
+    for (sent, taken) in in_time("messages", results).await {
         sent.unwrap();
         taken.unwrap();
     }

@@ -19,7 +19,7 @@ use towline_tests::watched::{Stop, Watched};
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::peer::{Home, Peer};
-use crate::polls::{SOON, eventually, soon};
+use crate::polls::{TIMEOUT, eventually, in_time};
 use crate::suite::cases;
 use crate::usage;
 
@@ -95,7 +95,7 @@ impl Ends {
         } else {
             Some(Peer::start("obey", row, Home::Here, &format!("tcp://{told_at}")))
         };
-        let control = Control::over(soon("the other end", waiting.accept()).await.unwrap().0);
+        let control = Control::over(in_time("the other end", waiting.accept()).await.unwrap().0);
         let address = control.ask(LISTEN).await.parse().unwrap();
         let listener = endpoint.listen(&row.address()).await.unwrap();
         let none = Counts { descriptors: 0, tasks: 0 };
@@ -154,26 +154,26 @@ impl Ends {
             if fits(now) {
                 return;
             }
-            assert!(began.elapsed() < SOON, "{what}: {now:?} is left where {:?} was", self.before);
+            assert!(began.elapsed() < TIMEOUT, "{what}: {now:?} is left where {:?} was", self.before);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
     async fn assert_connects(&self) {
-        let connection = soon("a connection", self.endpoint.connect(&self.address)).await.unwrap();
+        let connection = in_time("a connection", self.endpoint.connect(&self.address)).await.unwrap();
         assert_carries(&connection).await;
     }
 
     async fn assert_accepts(&self) {
         self.control.ask(&format!("{CONNECT} {}", self.listener.address())).await;
-        let connection = soon("a connection", self.listener.accept()).await.unwrap();
+        let connection = in_time("a connection", self.listener.accept()).await.unwrap();
         assert_carries(&connection).await;
     }
 }
 
 /// The other end takes what comes, until the connection ends.
 async fn assert_carries(connection: &Connection) {
-    soon("a message", connection.deliver(message(1, &[100]))).await.unwrap();
+    in_time("a message", connection.deliver(message(1, &[100]))).await.unwrap();
     // An abrupt end is seen at once.
     connection.abort();
 }
@@ -191,7 +191,7 @@ impl Control {
     async fn ask(&self, what: &str) -> String {
         let (lines, output) = &mut *self.0.lock().await;
         output.write_all(format!("{what}\n").as_bytes()).await.unwrap();
-        soon("an answer", lines.next_line()).await.unwrap().expect("the other end lives")
+        in_time("an answer", lines.next_line()).await.unwrap().expect("the other end lives")
     }
 }
 
@@ -294,7 +294,7 @@ async fn an_accept_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'sta
         until_stopped(&stop).await;
         let is_done = stop.is_over();
         if is_done {
-            assert_carries(&soon("a connection", ends.listener.accept()).await.unwrap()).await;
+            assert_carries(&in_time("a connection", ends.listener.accept()).await.unwrap()).await;
         }
         stop.drop_task();
         ends.assert_nothing_left(&format!("given up after {polls} polls")).await;
@@ -317,13 +317,13 @@ async fn a_connector_that_stops_at_any_step_costs_its_peer_nothing(row: &'static
         until_stopped(&stop).await;
         let is_done = stop.is_over();
         if is_done {
-            let connection = soon("a connection", connecting).await.unwrap().unwrap();
+            let connection = in_time("a connection", connecting).await.unwrap().unwrap();
             assert_carries(&connection).await;
         } else {
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
             // It came too late, or just in time.
-            drop(soon("its end", connecting).await.unwrap());
+            drop(in_time("its end", connecting).await.unwrap());
         }
         ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
         if is_done {
@@ -341,7 +341,7 @@ async fn an_acceptor_that_stops_at_any_step_costs_its_peer_nothing(row: &'static
         until_stopped(&stop).await;
         let is_done = stop.is_over();
         if is_done {
-            assert_carries(&soon("a connection", ends.listener.accept()).await.unwrap()).await;
+            assert_carries(&in_time("a connection", ends.listener.accept()).await.unwrap()).await;
         } else {
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
@@ -363,9 +363,9 @@ async fn endpoints_leave_no_task_in_an_environment_that_lives_on(row: &'static R
     for round in 0..3 {
         let [near, far] = [(); 2].map(|()| acked(row.builder(), &environment).build().unwrap());
         let listener = far.listen(&row.address()).await.unwrap();
-        let (a, b) = soon("a connection", meet(&near, &listener)).await;
+        let (a, b) = in_time("a connection", meet(&near, &listener)).await;
         let both = async { tokio::join!(a.deliver(message(round, &[100])), b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), round, &[100]);
         drop((a, b, listener, near, far));

@@ -18,7 +18,7 @@ use crate::callers::without_tokio;
 use crate::content::{assert_bytes, assert_message, bytes, message, number};
 use crate::forked::Forked;
 use crate::peer::{ECHO, EXPOSE, EXPOSED_LEN, HEARTBEAT, IGNORE, Peer};
-use crate::polls::{SOON, soon};
+use crate::polls::{TIMEOUT, in_time};
 use crate::suite::cases;
 use crate::usage;
 
@@ -96,7 +96,7 @@ impl EventLoop {
 
     /// Runs until nothing has woken for a while.
     fn ack(&mut self) {
-        let limit = Instant::now() + SOON;
+        let limit = Instant::now() + TIMEOUT;
         while self.turn(Duration::from_millis(100)) {
             assert!(Instant::now() < limit, "what waits goes on waking");
         }
@@ -118,7 +118,7 @@ impl EventLoop {
 
     #[track_caller]
     fn end<T>(&mut self, call: Call<T>) -> T {
-        self.within(SOON, call)
+        self.within(TIMEOUT, call)
     }
 
     /// The ends of a connection between two endpoints of this loop.
@@ -172,7 +172,7 @@ impl EventLoop {
 
 /// Runs a loop on a thread of its own.
 async fn looping<T: Send + 'static>(work: impl FnOnce(&mut EventLoop) -> T + Send + 'static) -> T {
-    soon("the loop", without_tokio(|| work(&mut EventLoop::new()))).await
+    in_time("the loop", without_tokio(|| work(&mut EventLoop::new()))).await
 }
 
 async fn one_thread_with_one_descriptor_serves_both_ends(row: &'static Row) {
@@ -446,7 +446,7 @@ async fn a_fork_takes_no_wake_up_of_its_parent(row: &'static Row) {
             wakeups.waker(7).wake();
             assert_eq!(wakeups.drain(), [7]);
         });
-        child.assert_done(SOON);
+        child.assert_done(TIMEOUT);
         let (_own, calls) = inherited.take().unwrap();
         events.calls = calls;
         let ready = poll(&mut [PollFd::new(&wakeups, PollFlags::IN)], Some(&Timespec::default()));

@@ -14,7 +14,7 @@ use crate::backends::Row;
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message};
 use crate::mixed::{Dice, seeds};
 use crate::peer::{Home, Peer};
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{EAGER, announcement, packet, record};
 use crate::sharing::{CONSUMED, Hello, PRODUCED, Sharer, friend, listening};
 use crate::suite::cases;
@@ -48,7 +48,7 @@ const WORDS: u64 = 4096;
 const SEEN: &str = "are copied once, from the peer's memory";
 
 async fn land(connection: &Connection) -> towline::Result<Message> {
-    let incoming = soon("incoming", connection.incoming()).await?;
+    let incoming = in_time("incoming", connection.incoming()).await?;
     let buffers: Vec<_> = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len)).collect();
     let starts: Vec<_> = buffers.iter().map(BufferMut::as_ptr).collect();
     let taken = incoming.accept_into(buffers.into_iter().map(Destination::Buffer).collect()).await?;
@@ -83,7 +83,7 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
         // Within a process.
         let sending = copied(&pair.a, pair.a.deliver(message(number, &[len, 0])));
         let both = async { tokio::join!(sending, copied(&pair.b, land(&pair.b))) };
-        let ((sent, delivered), (landed, taken)) = soon("a message", both).await;
+        let ((sent, delivered), (landed, taken)) = in_time("a message", both).await;
         delivered.unwrap();
         assert_message(&taken.unwrap(), number, &[len, 0]);
         let len_u64 = len as u64;
@@ -96,7 +96,7 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
 
         // And between two, both ways: the peer says what it copied.
         let both = async { tokio::join!(far.deliver(message(number, &[len])), land(&far)) };
-        let (here, (sent, back)) = soon("an answer", copied(&far, both)).await;
+        let (here, (sent, back)) = in_time("an answer", copied(&far, both)).await;
         sent.unwrap();
         let back = back.unwrap();
         assert_frame(&back.frames()[0], number, len);
@@ -114,7 +114,7 @@ async fn what_is_slow_here_is_not_done_unless_asked_for(row: &'static Row) {
     assert!(said.contains(SEEN) != said.contains("times as long as memcpy on this machine"), "{said}");
     for number in 0..3 {
         let both = async { tokio::join!(pair.a.deliver(message(number, &[3 * PART])), land(&pair.b)) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[3 * PART]);
     }
@@ -140,7 +140,7 @@ async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'
         };
         let sending = pair.a.deliver(message(number, &LENS));
         let (sent, (copied, taken)) =
-            soon("a message", async { tokio::join!(sending, copied(&pair.b, take)) }).await;
+            in_time("a message", async { tokio::join!(sending, copied(&pair.b, take)) }).await;
         sent.unwrap();
         let mut wanted = 0;
         for (at, len) in LENS.iter().enumerate() {
@@ -153,12 +153,12 @@ async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'
     // One buffer for all of them.
     let whole = BufferMut::with_capacity(LENS.iter().sum());
     let both = async { tokio::join!(pair.a.deliver(message(9, &LENS)), pair.b.recv_into(whole)) };
-    let (sent, taken) = soon("a message", both).await;
+    let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 9, &LENS);
     // Pool memory is the link's own choice, not a name.
     let both = async { tokio::join!(pair.a.deliver(message(1, &[4 * PART])), pair.b.recv()) };
-    let (sent, taken) = soon("a message", both).await;
+    let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[4 * PART]);
 }
@@ -172,13 +172,13 @@ async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
             let a = pair.a.clone();
             tokio::spawn(async move { a.deliver(message(number, &[LEN])).await })
         };
-        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         let destination = vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
         let mut taking = Box::pin(incoming.accept_into(destination));
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(taking.as_mut().poll(cx).is_ready()));
         assert!(!polled.await, "one poll of it takes all");
         drop(taking);
-        soon("its word", sending).await.unwrap().unwrap();
+        in_time("its word", sending).await.unwrap().unwrap();
     }
 }
 
@@ -207,7 +207,7 @@ async fn where_the_kernel_refuses_there_are_two_copies_and_a_reason(row: &'stati
         let both = async {
             tokio::join!(connection.deliver(message(number, &[LEN])), copied(&connection, land(&connection)))
         };
-        let (sent, (copied, back)) = soon("an answer", both).await;
+        let (sent, (copied, back)) = in_time("an answer", both).await;
         sent.unwrap();
         assert_frame(&back.unwrap().frames()[0], number, LEN);
         // Its peer, who may read this process, does; what comes from there comes through the ring.
@@ -226,8 +226,8 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
         let connection = row.endpoint().connect(&address).await.unwrap();
         let asking = connection.clone();
         let asked = tokio::spawn(async move { asking.deliver(message(seed, &[LEN, LEN / 2])).await });
-        let incoming = soon("the answer", connection.incoming()).await.unwrap();
-        soon("the question", asked).await.unwrap().unwrap();
+        let incoming = in_time("the answer", connection.incoming()).await.unwrap();
+        in_time("the question", asked).await.unwrap().unwrap();
         let destinations: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
         let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
         let delay = Duration::from_micros(dice.below(3000) as u64);
@@ -275,7 +275,7 @@ async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Ro
                 Some(failed.error.kind())
             })
         };
-        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         let taking = tokio::spawn(async move {
             incoming.accept_into(vec![Destination::Buffer(BufferMut::with_capacity(LEN))]).await
         });
@@ -285,8 +285,8 @@ async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Ro
             std::hint::spin_loop();
         }
         pair.a.abort();
-        let sent = soon("send", sending).await.unwrap();
-        match soon("accept", taking).await.unwrap() {
+        let sent = in_time("send", sending).await.unwrap();
+        match in_time("accept", taking).await.unwrap() {
             Ok(taken) => {
                 assert_frame(&taken.frames()[0], seed, LEN);
                 whole += 1;
@@ -310,15 +310,15 @@ async fn a_stopped_sender_holds_up_nobody_who_reads_its_memory(row: &'static Row
     let (peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     let asking = async { tokio::join!(connection.deliver(message(1, &[LEN])), connection.incoming()) };
-    let (asked, incoming) = soon("the question", asking).await;
+    let (asked, incoming) = in_time("the question", asking).await;
     asked.unwrap();
     peer.signal(Signal::STOP);
     let destination = vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
-    let taken = soon("the answer", incoming.unwrap().accept_into(destination)).await.unwrap();
+    let taken = in_time("the answer", incoming.unwrap().accept_into(destination)).await.unwrap();
     assert_frame(&taken.frames()[0], 1, LEN);
     peer.signal(Signal::CONT);
     let both = async { tokio::join!(connection.deliver(message(2, &[LEN])), land(&connection)) };
-    let (sent, taken) = soon("an answer", both).await;
+    let (sent, taken) = in_time("an answer", both).await;
     sent.unwrap();
     assert_frame(&taken.unwrap().frames()[0], 2, LEN);
 }
@@ -354,15 +354,15 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
         Sharer::connected_by(&endpoint, &listener, 1, honest).await.expect("it is believed");
     assert!(note(&connection).await.contains(SEEN));
     sharer.write(&fetchable(0, LEN as u64, at));
-    let incoming = soon("incoming", connection.incoming()).await.unwrap();
-    let taken = soon("accept", incoming.accept_into(destination())).await.unwrap();
+    let incoming = in_time("incoming", connection.incoming()).await.unwrap();
+    let taken = in_time("accept", incoming.accept_into(destination())).await.unwrap();
     assert_bytes(taken.frames()[0].as_slice().unwrap(), 7, 0);
 
     // Addresses of nothing: it is asked for, once and for all.
     for (number, address) in [8, u64::MAX - 9, at].into_iter().enumerate() {
         let number = number as u64 + 1;
         sharer.write(&fetchable(number, LEN as u64, address));
-        let incoming = soon("incoming", connection.incoming()).await.unwrap();
+        let incoming = in_time("incoming", connection.incoming()).await.unwrap();
         let before = sharer.heard(PRODUCED);
         let answering = async {
             eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
@@ -372,7 +372,7 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
             }
         };
         let both = async { tokio::join!(incoming.accept_into(destination()), answering) };
-        let (taken, ()) = soon("accept", both).await;
+        let (taken, ()) = in_time("accept", both).await;
         assert_bytes(taken.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
     }
@@ -389,7 +389,7 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
             .expect("it shares memory all the same");
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
         sharer.write(&fetchable(0, LEN as u64, at));
-        let incoming = soon("incoming", connection.incoming()).await.unwrap();
+        let incoming = in_time("incoming", connection.incoming()).await.unwrap();
         let before = sharer.heard(PRODUCED);
         let mut taking = Box::pin(incoming.accept_into(destination()));
         let asked = eventually("it asks", || sharer.heard(PRODUCED) >= before + 32);
@@ -398,7 +398,7 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
             () = asked => {}
         }
         drop(sharer);
-        let failed = soon("accept", taking).await.unwrap_err();
+        let failed = in_time("accept", taking).await.unwrap_err();
         assert_eq!(failed.error.kind(), ErrorKind::PeerLost);
     }
 
@@ -408,9 +408,9 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
     let (mut sharer, connection) =
         Sharer::connected_by(&endpoint, &listener, 6, faded).await.expect("it is believed");
     sharer.write(&fetchable(0, LEN as u64, at));
-    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     fading[3] ^= 1;
-    let failed = soon("accept", incoming.accept_into(destination())).await.unwrap_err();
+    let failed = in_time("accept", incoming.accept_into(destination())).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
     assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination comes back");
 
@@ -422,7 +422,7 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
     let (mut sharer, connection) =
         Sharer::connected_by(&endpoint, &listener, 7, unauthenticated_peer).await.expect("it shares memory");
     sharer.write(&fetchable(0, LEN as u64, at));
-    let end = soon("the end", connection.recv()).await.unwrap_err();
+    let end = in_time("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
     assert_talk(&pair, 2).await;
     drop(frame);
@@ -438,7 +438,7 @@ async fn a_process_that_cannot_be_seen_has_its_frames_travel(row: &'static Row) 
     assert!(theirs.contains("twice") && theirs.contains("namespace"), "{theirs}");
     for number in 0..3 {
         let both = async { tokio::join!(connection.deliver(message(number, &[LEN])), land(&connection)) };
-        let (sent, taken) = soon("an answer", both).await;
+        let (sent, taken) = in_time("an answer", both).await;
         sent.unwrap();
         assert_frame(&taken.unwrap().frames()[0], number, LEN);
     }
@@ -501,7 +501,7 @@ async fn with_a_frame_that_faults(
     let (mut sharer, connection) = opened.expect("it is believed");
     assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
     sharer.write(&fetchable(0, PART as u64, faulting.address()));
-    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     (sharer, connection, incoming)
 }
 
@@ -540,7 +540,7 @@ async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
     assert!(why.contains("twice") && why.contains("did not return within 5 s"), "{why}");
     // The connection lives, and what would have been read is asked for.
     sharer.write(&fetchable(20, PART as u64, faulting.address()));
-    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     let before = sharer.heard(PRODUCED);
     let asking = async {
         eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
@@ -550,7 +550,7 @@ async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
         }
     };
     let (taken, ()) =
-        soon("accept", async { tokio::join!(incoming.accept_into(destination()), asking) }).await;
+        in_time("accept", async { tokio::join!(incoming.accept_into(destination()), asking) }).await;
     assert!(taken.unwrap().frames()[0].to_vec().unwrap() == vec![7; PART]);
     assert_talk(&pair, 2).await;
 }

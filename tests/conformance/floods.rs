@@ -18,7 +18,7 @@ use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
 use crate::peer::{Home, Peer, say};
-use crate::polls::{eventually, soon};
+use crate::polls::{eventually, in_time};
 use crate::raw_peer::{connected, heard, send};
 use crate::sharing::{Visitor, by_shm};
 use crate::suite::cases;
@@ -96,9 +96,9 @@ async fn assert_open(near: &Endpoint, listener: &Listener, address: &Address) {
         // Whichever fails says so at once.
         let connecting = async { near.connect(address).await.unwrap() };
         let both = async { tokio::join!(connecting, async { listener.accept().await.unwrap() }) };
-        let (a, b) = soon("a good peer", both).await;
+        let (a, b) = in_time("a good peer", both).await;
         let both = async { tokio::join!(a.deliver(message(number, &[100])), b.recv()) };
-        let (sent, taken) = soon("its message", both).await;
+        let (sent, taken) = in_time("its message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[100]);
         times.push(began.elapsed());
@@ -192,7 +192,7 @@ async fn wrong_tokens_keep_nobody_out_and_are_slowed_down(row: &'static Row) {
     guessers.iter().for_each(tokio::task::JoinHandle::abort);
     // Whoever goes on alone is told, and waits for it.
     let began = Instant::now();
-    let told = soon("the answer", guess(wrong, address.clone())).await;
+    let told = in_time("the answer", guess(wrong, address.clone())).await;
     assert_eq!(told, ErrorKind::Unauthenticated);
     assert!(began.elapsed() >= Duration::from_millis(300), "told after {:?}", began.elapsed());
     assert_open(&near, &listener, &address).await;
@@ -235,23 +235,23 @@ async fn records_that_never_end_are_bounded_together(row: &'static Row) {
     // Long enough that no peer is lost by its silence first.
     let (near, far) = (row.endpoint(), row.builder().heartbeat(Duration::from_secs(12)).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (a, b) = soon("a good peer", meet(&near, &listener)).await;
+    let (a, b) = in_time("a good peer", meet(&near, &listener)).await;
     let before = usage::resident();
     let mut peers = Vec::new();
     let unfinished = [&(RECORDS_LEN as u32).to_le_bytes()[..], &vec![0; 12 + RECORDS_LEN - 1]].concat();
     for number in 0..PEERS {
         let (mut stream, connection) = connected(&listener, number as u8).await;
-        soon("its records", send(&mut stream, &unfinished)).await.unwrap();
+        in_time("its records", send(&mut stream, &unfinished)).await.unwrap();
         peers.push((stream, connection));
     }
-    let end = soon("the end of the oldest", peers[0].1.recv()).await.unwrap_err();
+    let end = in_time("the end of the oldest", peers[0].1.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::TooLarge, "{end}");
     eventually("the others are within the budget", || {
         usage::resident().saturating_sub(before) < BUDGET + BESIDES
     })
     .await;
     let both = async { tokio::join!(a.deliver(message(1, &[100; 20_000])), b.recv()) };
-    let (sent, taken) = soon("the good peer's message", both).await;
+    let (sent, taken) = in_time("the good peer's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[100; 20_000]);
 }

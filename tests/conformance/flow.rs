@@ -9,7 +9,7 @@ use towline::{BufferMut, Connection, HEADER_LEN_MAX, Message};
 
 use crate::backends::Row;
 use crate::content::{assert_message, bytes, message};
-use crate::polls::{all, eventually, soon, within};
+use crate::polls::{all, eventually, in_time, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -74,9 +74,9 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
         }
 
         for _ in 0..BEYOND_MESSAGES {
-            assert_message(&soon("recv", pair.b.recv()).await.unwrap(), 0, &[len]);
+            assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), 0, &[len]);
         }
-        soon("the sender", sending).await.unwrap();
+        in_time("the sender", sending).await.unwrap();
         assert_eq!(acked.load(Relaxed), BEYOND_MESSAGES);
     }
 }
@@ -100,7 +100,8 @@ async fn a_sender_without_credit_still_receives(row: &'static Row) {
             pair.b.recv().await.unwrap();
         }
     };
-    let (sent, ()) = soon("both directions", async { tokio::join!(sending.join_all(), conversation) }).await;
+    let (sent, ()) =
+        in_time("both directions", async { tokio::join!(sending.join_all(), conversation) }).await;
     assert_eq!(sent.into_iter().filter(Result::is_ok).count(), BEYOND_MESSAGES);
 }
 
@@ -116,9 +117,9 @@ async fn a_slow_receiver_gets_everything(row: &'static Row) {
     });
     for number in 0..COUNT {
         tokio::time::sleep(Duration::from_millis(3)).await;
-        assert_message(&soon("recv", pair.b.recv()).await.unwrap(), number, &lengths(number));
+        assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), number, &lengths(number));
     }
-    soon("the sender", sending).await.unwrap();
+    in_time("the sender", sending).await.unwrap();
 }
 
 async fn long_headers_wait_for_their_turn(row: &'static Row) {
@@ -143,7 +144,7 @@ async fn long_headers_wait_for_their_turn(row: &'static Row) {
     let both = async {
         tokio::join!(work(pair.a.clone(), pair.b.clone()), work(pair.b.clone(), pair.a.clone()));
     };
-    soon("long headers both ways", both).await;
+    in_time("long headers both ways", both).await;
 }
 
 /// Every kind of exchange ends by itself: what waits for a heartbeat, or for somebody's next look, is found out here.
@@ -194,7 +195,7 @@ async fn nobody_waits_for_a_timer(row: &'static Row) {
                 }
             }
         };
-        soon("the exchanges", exchanges).await;
+        in_time("the exchanges", exchanges).await;
         let each = began.elapsed() / TURNS as u32;
         assert!(each < Duration::from_millis(100), "{each:?} for an exchange of {len} bytes");
     }
@@ -225,7 +226,7 @@ async fn who_waits_is_served_at_once(row: &'static Row) {
     // The best of several attempts: the machine may be busy.
     let mut best = Duration::MAX;
     for _ in 0..5 {
-        best = best.min(soon("the talk", talk()).await);
+        best = best.min(in_time("the talk", talk()).await);
         if best < Duration::from_millis(5) {
             return;
         }
@@ -271,9 +272,9 @@ fn computing(from: Connection) -> std::thread::JoinHandle<towline::Result<()>> {
 async fn a_receiver_that_computes_is_not_lost(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.heartbeat(HEARTBEAT)).await;
     let computing = computing(pair.b.clone());
-    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    in_time("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
     // A large one, which needs the other end's consent.
-    soon("the second", pair.a.deliver(message(1, &[1 << 20]))).await.unwrap();
+    in_time("the second", pair.a.deliver(message(1, &[1 << 20]))).await.unwrap();
     computing.join().unwrap().unwrap();
     let (sent, taken) = tokio::join!(pair.b.deliver(message(2, &[10])), pair.a.recv());
     sent.unwrap();
@@ -285,7 +286,7 @@ async fn gets_are_served_while_their_owner_computes(row: &'static Row) {
     let region = pair.b.expose(bytes(1, 1 << 20).into(), Duration::from_secs(60)).unwrap();
     let remote = region.remote();
     let computing = computing(pair.b.clone());
-    soon("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
+    in_time("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
     let until = Instant::now() + COMPUTING * 3 / 4;
     let mut gets = 0;
     while Instant::now() < until {
@@ -295,6 +296,6 @@ async fn gets_are_served_while_their_owner_computes(row: &'static Row) {
         gets += 1;
     }
     assert!(gets >= 5, "{gets} gets in {:?}", COMPUTING * 3 / 4);
-    soon("the second", pair.a.deliver(message(1, &[10]))).await.unwrap();
+    in_time("the second", pair.a.deliver(message(1, &[10]))).await.unwrap();
     computing.join().unwrap().unwrap();
 }

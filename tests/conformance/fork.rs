@@ -16,7 +16,7 @@ use crate::callers::without_tokio;
 use crate::content::{assert_message, message};
 use crate::forked::Forked;
 use crate::mixed::{Dice, seeds};
-use crate::polls::{SOON, block_on, polled, soon};
+use crate::polls::{TIMEOUT, block_on, in_time, polled};
 use crate::suite::cases;
 
 cases! {
@@ -42,7 +42,7 @@ async fn converse(a: &Connection, b: &Connection, from: usize) {
         for (near, far) in [(a, b), (b, a)] {
             let message = message(from + at, &lengths(at));
             let both = async { tokio::join!(near.deliver(message), far.recv()) };
-            let (sent, taken) = soon("a message", both).await;
+            let (sent, taken) = in_time("a message", both).await;
             sent.unwrap();
             assert_message(&taken.unwrap(), from + at, &lengths(at));
         }
@@ -52,7 +52,7 @@ async fn converse(a: &Connection, b: &Connection, from: usize) {
 /// Whether the peer of `a` sees its good-bye.
 async fn assert_closes(a: &Connection, b: &Connection) {
     let both = async { tokio::join!(a.close(), b.recv()) };
-    let (closed, end) = soon("the close", both).await;
+    let (closed, end) = in_time("the close", both).await;
     closed.unwrap();
     assert_eq!(end.unwrap_err().kind(), ErrorKind::Closed);
 }
@@ -82,47 +82,47 @@ async fn what_a_fork_drops_disturbs_nobody(row: &'static Row) {
         let a = a.clone();
         async move { a.deliver(large).await }
     });
-    let small = soon("the small one", b.incoming()).await.unwrap();
-    let incoming = soon("the large one", b.incoming()).await.unwrap();
+    let small = in_time("the small one", b.incoming()).await.unwrap();
+    let incoming = in_time("the large one", b.incoming()).await.unwrap();
     let region = a.expose(vec![7; 1000].into(), LIFETIME).unwrap();
     let remote = region.remote();
     let pooled = pair.near.pool().take(100_000).unwrap();
     let mut held = Some((pair, receipt, small, incoming, region, pooled));
     let held = without_tokio(move || {
         // In the child the handles here are the last but those of tasks that never run there.
-        Forked::new(|| drop(held.take())).assert_done(SOON);
+        Forked::new(|| drop(held.take())).assert_done(TIMEOUT);
         held
     });
     let (pair, receipt, small, incoming, region, pooled) = held.await.unwrap();
     let Pair { a, b, near, far, listener } = &pair;
-    assert_message(&soon("accept", small.accept()).await.unwrap(), 100, &[10]);
-    soon("the word", receipt.delivered()).await.unwrap();
-    let taken = soon("accept", incoming.accept()).await.unwrap();
+    assert_message(&in_time("accept", small.accept()).await.unwrap(), 100, &[10]);
+    in_time("the word", receipt.delivered()).await.unwrap();
+    let taken = in_time("accept", incoming.accept()).await.unwrap();
     assert_eq!(taken.frames()[0].to_vec().unwrap(), vec![1; 300_000]);
-    soon("deliver", sending).await.unwrap().unwrap();
-    let got = soon("get", b.get(&remote, 0, BufferMut::with_capacity(1000))).await.unwrap();
+    in_time("deliver", sending).await.unwrap().unwrap();
+    let got = in_time("get", b.get(&remote, 0, BufferMut::with_capacity(1000))).await.unwrap();
     assert_eq!(got.as_slice().unwrap(), [7; 1000]);
-    assert_eq!(soon("revoke", region.revoke()).await.len(), 1000);
+    assert_eq!(in_time("revoke", region.revoke()).await.len(), 1000);
     drop(pooled);
     converse(a, b, 200).await;
-    let (c, d) = soon("one more", meet(near, listener)).await;
+    let (c, d) = in_time("one more", meet(near, listener)).await;
     converse(&c, &d, 300).await;
     assert_closes(a, b).await;
     assert_closes(&d, &c).await;
-    soon("the end", far.close()).await;
+    in_time("the end", far.close()).await;
 }
 
 async fn what_a_fork_inherited_says_so(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, near, far, listener } = &pair;
     let receipt = a.send(message(0, &[10])).await.unwrap();
-    let incoming = soon("incoming", b.incoming()).await.unwrap();
+    let incoming = in_time("incoming", b.incoming()).await.unwrap();
     let sending = tokio::spawn({
         let a = a.clone();
         async move { a.send(message(1, &[300_000])).await.map(drop) }
     });
     let region = a.expose(vec![7; 1000].into(), LIFETIME).unwrap();
-    let second = soon("incoming", b.incoming()).await.unwrap();
+    let second = in_time("incoming", b.incoming()).await.unwrap();
     let (near, far, a, b) = (near.clone(), far.clone(), a.clone(), b.clone());
     let mut held = Some((receipt, incoming, second, region));
     thread::scope(|scope| {
@@ -153,10 +153,10 @@ async fn what_a_fork_inherited_says_so(row: &'static Row) {
             assert_eq!((a.stats().messages_sent, near.metrics().text().as_str()), (0, "# EOF\n"));
             assert!(near.pool().take(5000).is_ok());
         };
-        scope.spawn(move || Forked::new(work).assert_done(SOON)).join().unwrap();
+        scope.spawn(move || Forked::new(work).assert_done(TIMEOUT)).join().unwrap();
     });
     drop(held);
-    soon("what was rejected", sending).await.unwrap().unwrap();
+    in_time("what was rejected", sending).await.unwrap().unwrap();
     converse(&pair.a, &pair.b, 10).await;
     assert_closes(&pair.b, &pair.a).await;
 }
@@ -174,7 +174,7 @@ async fn a_call_under_way_at_the_fork_ends_there_and_goes_on_here(row: &'static 
     assert!(polled(deliver.as_mut(), 1).await.is_none(), "nobody took it yet");
     // The child drops what the parent goes on with, polled there or not.
     let mut under_way = Some((recv, incoming, accept, deliver));
-    Forked::new(|| drop(under_way.take())).assert_done(SOON);
+    Forked::new(|| drop(under_way.take())).assert_done(TIMEOUT);
     Forked::new(|| {
         let (recv, incoming, accept, deliver) = under_way.take().unwrap();
         assert_inherited(&block_on(recv).unwrap_err());
@@ -182,16 +182,16 @@ async fn a_call_under_way_at_the_fork_ends_there_and_goes_on_here(row: &'static 
         assert_inherited(&block_on(accept).unwrap_err());
         assert_inherited(&block_on(deliver).unwrap_err());
     })
-    .assert_done(SOON);
+    .assert_done(TIMEOUT);
     let (recv, incoming, accept, deliver) = under_way.unwrap();
-    let (sent, taken) = soon("the message", async { tokio::join!(deliver, recv) }).await;
+    let (sent, taken) = in_time("the message", async { tokio::join!(deliver, recv) }).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 0, &[300_000]);
-    let (sent, taken) = soon("one more", async { tokio::join!(a.send(message(1, &[])), incoming) }).await;
+    let (sent, taken) = in_time("one more", async { tokio::join!(a.send(message(1, &[])), incoming) }).await;
     sent.unwrap();
     assert_message(&taken.unwrap().accept().await.unwrap(), 1, &[]);
     let (connected, accepted) =
-        soon("a peer", async { tokio::join!(near.connect(listener.address()), accept) }).await;
+        in_time("a peer", async { tokio::join!(near.connect(listener.address()), accept) }).await;
     connected.unwrap();
     accepted.unwrap();
 }
@@ -203,14 +203,14 @@ fn talk_to_oneself(row: &Row, at: &Address, from: usize) {
     let near = blocking::Endpoint::from(near);
     thread::scope(|scope| {
         let serving = scope.spawn(|| {
-            let connection = listener.accept().unwrap().with_deadline(SOON);
+            let connection = listener.accept().unwrap().with_deadline(TIMEOUT);
             for at in LENS {
                 assert_message(&connection.recv().unwrap(), from + at, &lengths(at));
                 connection.deliver(message(from + at, &lengths(at))).unwrap();
             }
             assert_eq!(connection.recv().unwrap_err().kind(), ErrorKind::Closed);
         });
-        let connection = near.connect(listener.address()).unwrap().with_deadline(SOON);
+        let connection = near.connect(listener.address()).unwrap().with_deadline(TIMEOUT);
         for at in LENS {
             connection.deliver(message(from + at, &lengths(at))).unwrap();
             assert_message(&connection.recv().unwrap(), from + at, &lengths(at));
@@ -233,7 +233,7 @@ async fn a_fork_has_endpoints_of_its_own(row: &'static Row) {
             assert!(!own.as_async().identity().same_process(&identity), "a fork is another process");
             assert_ne!(own.as_async().identity().process_nonce, identity.process_nonce);
             if crosses {
-                let connection = own.connect(&address).unwrap().with_deadline(SOON);
+                let connection = own.connect(&address).unwrap().with_deadline(TIMEOUT);
                 connection.deliver(message(50, &[300_000])).unwrap();
                 assert_message(&connection.recv().unwrap(), 51, &[10]);
                 connection.close().unwrap();
@@ -248,18 +248,18 @@ async fn a_fork_has_endpoints_of_its_own(row: &'static Row) {
                 assert_inherited(&own.listen(&row.address()).unwrap_err());
                 talk_to_oneself(row, &row.address(), 70);
             });
-            child.assert_done(SOON);
+            child.assert_done(TIMEOUT);
             talk_to_oneself(row, &row.address(), 80);
         })
     })
     .await;
     if crosses {
-        let from_child = soon("the child", listener.accept()).await.unwrap();
-        assert_message(&soon("its word", from_child.recv()).await.unwrap(), 50, &[300_000]);
-        soon("an answer", from_child.deliver(message(51, &[10]))).await.unwrap();
-        assert_eq!(soon("its end", from_child.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+        let from_child = in_time("the child", listener.accept()).await.unwrap();
+        assert_message(&in_time("its word", from_child.recv()).await.unwrap(), 50, &[300_000]);
+        in_time("an answer", from_child.deliver(message(51, &[10]))).await.unwrap();
+        assert_eq!(in_time("its end", from_child.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     }
-    without_tokio(move || child.assert_done(2 * SOON)).await;
+    without_tokio(move || child.assert_done(2 * TIMEOUT)).await;
     converse(a, b, 100).await;
 }
 
@@ -325,7 +325,7 @@ async fn forks_of_a_busy_process_end_and_disturb_nobody(row: &'static Row) {
                     thread::sleep(Duration::from_micros(dice.below(3000) as u64));
                     let choice = dice.below(8);
                     let child = Forked::new(|| misbehave(row, choice, a.clone(), b.clone(), near, listener));
-                    child.assert_done(SOON);
+                    child.assert_done(TIMEOUT);
                     println!("fork {fork} did {choice}");
                 }
             });

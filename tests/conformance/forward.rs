@@ -13,7 +13,7 @@ use crate::callers::without_tokio;
 use crate::content::{assert_bytes, bytes};
 use crate::forked::Forked;
 use crate::peer::{Home, Peer, say};
-use crate::polls::{SOON, eventually, soon};
+use crate::polls::{TIMEOUT, eventually, in_time};
 use crate::suite::cases;
 use crate::usage;
 
@@ -118,7 +118,7 @@ async fn answer(connection: &Connection, what: impl ToString) {
 
 async fn ask(connection: &Connection, what: &'static str) -> String {
     let both = async { tokio::join!(connection.deliver(Message::new(what)), connection.recv()) };
-    let (sent, answer) = soon(what, both).await;
+    let (sent, answer) = in_time(what, both).await;
     sent.unwrap();
     String::from_utf8(answer.unwrap().header().to_vec()).unwrap()
 }
@@ -188,22 +188,22 @@ impl Chain {
     async fn ending(row: &Row, count: usize, role: &str) -> Self {
         let endpoint = row.endpoint();
         let (holder, mut next) = Peer::listening(role, row, Home::Here, row.address).await;
-        let end = soon("the holder", endpoint.connect(&next)).await.unwrap();
+        let end = in_time("the holder", endpoint.connect(&next)).await.unwrap();
         let mut middle = Vec::new();
         for _ in 0..count {
             let (peer, address) = Peer::listening("send-on", row, Home::Here, &next.to_string()).await;
-            middle.push((peer, soon("the next", endpoint.connect(&address)).await.unwrap()));
+            middle.push((peer, in_time("the next", endpoint.connect(&address)).await.unwrap()));
             next = address;
         }
-        let connection = soon("the first", endpoint.connect(&next)).await.unwrap();
+        let connection = in_time("the first", endpoint.connect(&next)).await.unwrap();
         let arena = Arena::new(64 * MIB).unwrap();
         Self { arena, connection, middle, holder, end, endpoint }
     }
 
     /// Sends a message, and waits for the holder to have it as its `number`th.
     async fn send(&self, message: Message, number: u64) {
-        soon("a delivery", self.connection.deliver(message)).await.unwrap();
-        soon("the end of the chain", async {
+        in_time("a delivery", self.connection.deliver(message)).await.unwrap();
+        in_time("the end of the chain", async {
             while ask_number(&self.end, COUNT).await < number {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -237,7 +237,7 @@ impl Chain {
         let is_first = at + 1 == self.middle.len();
         drop(self.middle.remove(at));
         if is_first {
-            let end = soon("the end", self.connection.recv()).await.unwrap_err();
+            let end = in_time("the end", self.connection.recv()).await.unwrap_err();
             assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
         }
     }
@@ -295,7 +295,7 @@ async fn what_was_sent_on_outlives_who_left_in_good_order(row: &'static Row) {
     chain.fill(10).await;
     assert_eq!(ask(&chain.middle[0].1, CLOSE).await, "closed");
     chain.assert_held(10).await;
-    soon("a close", chain.connection.close()).await.unwrap();
+    in_time("a close", chain.connection.close()).await.unwrap();
     chain.assert_held(10).await;
     ask(&chain.end, DROP).await;
     chain.assert_comes_back().await;
@@ -346,7 +346,7 @@ async fn what_goes_back_to_its_owner_leaks_nothing(row: &'static Row) {
         for seed in round..round + 5 {
             let message = Message::new(BACK).with_frame(frame(&arena, seed, 50_000));
             let both = async { tokio::join!(chain.connection.deliver(message), chain.connection.recv()) };
-            let (sent, back) = soon("an echo", both).await;
+            let (sent, back) = in_time("an echo", both).await;
             sent.unwrap();
             let back = back.unwrap();
             assert_eq!(back.frames()[0].place(), Place::Arena);
@@ -369,7 +369,7 @@ async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
     for _ in 0..8 {
         let message = Message::new(BACK).with_frame(held[held.len() - 1].clone());
         let both = async { tokio::join!(chain.end.deliver(message), chain.end.recv()) };
-        let (sent, back) = soon("an echo", both).await;
+        let (sent, back) = in_time("an echo", both).await;
         sent.unwrap();
         let back = back.unwrap().frames()[0].clone();
         assert_bytes(back.as_slice().unwrap(), 3, 0);
@@ -380,11 +380,11 @@ async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
     assert_eq!(places[..3], [Place::Arena, Place::Arena, Place::Host]);
     let last = held.split_off(2).swap_remove(0);
     // What came back once is there again when its holder dies, and this end has lent what it borrowed of itself.
-    soon("a delivery", chain.end.deliver(told(3, &[0], held.split_off(1)))).await.unwrap();
+    in_time("a delivery", chain.end.deliver(told(3, &[0], held.split_off(1)))).await.unwrap();
     assert_eq!((ask_number(&chain.end, CHECK).await, chain.arena.stats().in_use_bytes), (1, MIB));
     drop(held);
     chain.holder.kill();
-    soon("the end", chain.end.recv()).await.unwrap_err();
+    in_time("the end", chain.end.recv()).await.unwrap_err();
     churn(&chain.arena, 9);
     assert_bytes(last.as_slice().unwrap(), 3, 0);
     assert_eq!(chain.arena.stats().in_use_bytes, MIB);
@@ -399,7 +399,7 @@ async fn a_forked_child_sends_copies_of_what_it_inherited(row: &'static Row) {
     let own = frame(&arena, 3, MIB);
     let both =
         async { tokio::join!(pair.a.deliver(Message::new("").with_frame(own.clone())), pair.b.recv()) };
-    let (sent, taken) = soon("a message", both).await;
+    let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     let borrowed = taken.unwrap().frames()[0].clone();
     assert_eq!(borrowed.place(), Place::Arena);
@@ -410,12 +410,12 @@ async fn a_forked_child_sends_copies_of_what_it_inherited(row: &'static Row) {
         let near = blocking::Endpoint::from(near);
         thread::scope(|scope| {
             let sending = scope.spawn(|| {
-                let connection = near.connect(listener.address()).unwrap().with_deadline(SOON);
+                let connection = near.connect(listener.address()).unwrap().with_deadline(TIMEOUT);
                 for frame in [own.slice(1..), borrowed.slice(2..)] {
                     connection.deliver(Message::new("").with_frame(frame)).unwrap();
                 }
             });
-            let connection = listener.accept().unwrap().with_deadline(SOON);
+            let connection = listener.accept().unwrap().with_deadline(TIMEOUT);
             for from in [1, 2] {
                 let taken = connection.recv().unwrap();
                 let [frame] = taken.frames() else { panic!("one frame") };
@@ -425,6 +425,6 @@ async fn a_forked_child_sends_copies_of_what_it_inherited(row: &'static Row) {
             sending.join().unwrap();
         });
     };
-    without_tokio(move || Forked::new(work).assert_done(SOON)).await;
+    without_tokio(move || Forked::new(work).assert_done(TIMEOUT)).await;
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }

@@ -9,7 +9,7 @@ use towline::{Address, Builder, Endpoint, ErrorKind, Listener, Tls, Token};
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
-use crate::polls::{all, soon, within};
+use crate::polls::{all, in_time, within};
 use crate::suite::cases;
 
 cases! {
@@ -48,7 +48,7 @@ fn with_token(row: &Row, secret: Option<&str>) -> Endpoint {
 
 /// A friend of the listener's comes in.
 async fn assert_open(near: &Endpoint, listener: &Listener) {
-    let (a, b) = soon("a friend", meet(near, listener)).await;
+    let (a, b) = in_time("a friend", meet(near, listener)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[100]);
@@ -58,11 +58,11 @@ async fn a_renewed_token_is_asked_of_whom_comes_next(row: &'static Row) {
     let far = with_token(row, Some("secret"));
     let listener = far.listen(&row.address()).await.unwrap();
     let near = with_token(row, Some("secret"));
-    let (a, b) = soon("a friend", meet(&near, &listener)).await;
+    let (a, b) = in_time("a friend", meet(&near, &listener)).await;
     let error = far.renew(None, Some(Tls::builder().build().unwrap())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "it has no TLS: {error}");
     far.renew(Some(token("another")), None).unwrap();
-    let error = soon("a refusal", near.connect(listener.address())).await.unwrap_err();
+    let error = in_time("a refusal", near.connect(listener.address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     near.renew(Some(token("another")), None).unwrap();
     assert_open(&near, &listener).await;
@@ -84,7 +84,7 @@ async fn assert_unauthenticated(row: &Row, near: Option<&str>, far: Option<&str>
     let listening = with_token(row, far);
     let listener = listening.listen(&row.address()).await.unwrap();
     for _ in 0..3 {
-        let error = soon("connect", with_token(row, near).connect(listener.address())).await.unwrap_err();
+        let error = in_time("connect", with_token(row, near).connect(listener.address())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
         assert!(error.to_string().contains("token"), "it says what to do: {error}");
     }
@@ -104,8 +104,8 @@ async fn a_token_at_one_end_is_unauthenticated(row: &'static Row) {
 async fn an_unknown_option_is_invalid(row: &'static Row) {
     let pair = row.pair().await;
     let wrong = pair.listener.address().clone().with_option("frobnicate", "7").unwrap();
-    let connecting = soon("connect", pair.near.connect(&wrong)).await.unwrap_err();
-    let listening = soon("listen", pair.far.listen(&wrong)).await.unwrap_err();
+    let connecting = in_time("connect", pair.near.connect(&wrong)).await.unwrap_err();
+    let listening = in_time("listen", pair.far.listen(&wrong)).await.unwrap_err();
     for error in [connecting, listening] {
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
         assert!(error.to_string().contains("frobnicate"), "{error}");
@@ -116,8 +116,8 @@ async fn a_planned_scheme_says_what_to_use_instead(row: &'static Row) {
     let endpoint = row.endpoint();
     for planned in towline::backend::PLANNED {
         let address: Address = format!("{planned}://127.0.0.1:7000").parse().unwrap();
-        let connecting = soon("connect", endpoint.connect(&address)).await.unwrap_err();
-        let listening = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+        let connecting = in_time("connect", endpoint.connect(&address)).await.unwrap_err();
+        let listening = in_time("listen", endpoint.listen(&address)).await.unwrap_err();
         for error in [connecting, listening] {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             assert!(error.to_string().contains("use tcp or towline"), "{error}");
@@ -129,7 +129,7 @@ async fn a_place_to_listen_is_taken_once(row: &'static Row) {
     let pair = row.pair().await;
     let address = pair.listener.address().clone();
     for endpoint in [&pair.near, &pair.far] {
-        let error = soon("listen", endpoint.listen(&address)).await.unwrap_err();
+        let error = in_time("listen", endpoint.listen(&address)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains("in use"), "{error}");
     }
@@ -144,7 +144,7 @@ async fn a_place_to_listen_is_taken_once(row: &'static Row) {
             }
         }
     };
-    let listener = soon("the place", again).await;
+    let listener = in_time("the place", again).await;
     assert_open(&pair.far, &listener).await;
 }
 
@@ -180,7 +180,7 @@ async fn unauthenticated_peers_are_not_invited_by_accident(row: &'static Row) {
     let open: [Address; 3] =
         ["*", "0.0.0.0", "[::]"].map(|host| format!("{scheme}://{host}:0").parse().unwrap());
     for address in &open {
-        let uninvited = soon("listen", row.endpoint().listen(address)).await;
+        let uninvited = in_time("listen", row.endpoint().listen(address)).await;
         if scheme.is_encrypted() {
             uninvited.expect("who comes in shows a certificate");
         } else {
@@ -188,9 +188,9 @@ async fn unauthenticated_peers_are_not_invited_by_accident(row: &'static Row) {
             assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
             assert!(error.to_string().contains("token"), "it says what to do: {error}");
         }
-        soon("listen", with_token(row, Some("secret")).listen(address)).await.unwrap();
+        in_time("listen", with_token(row, Some("secret")).listen(address)).await.unwrap();
         let insecure = row.builder().insecure(true).build().unwrap();
-        let listener = soon("listen", insecure.listen(address)).await.unwrap();
+        let listener = in_time("listen", insecure.listen(address)).await.unwrap();
         assert_ne!(listener.address().port(), 0);
         // It is reached by every address of the kind.
         let port = listener.address().port();

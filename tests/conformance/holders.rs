@@ -9,7 +9,7 @@ use crate::backends::Row;
 use crate::content::{assert_bytes, bytes, message, number};
 use crate::mixed::{Dice, seeds};
 use crate::peer::{Home, Peer};
-use crate::polls::{SOON, eventually, soon, within};
+use crate::polls::{TIMEOUT, eventually, in_time, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -31,7 +31,7 @@ async fn pour(connection: &Connection, arena: &Arena, seed: usize) -> Error {
     let mut dice = Dice::new(seed, 5);
     for at in 0.. {
         let len = LENS[dice.below(LENS.len())];
-        let mut buffer = arena.take_within(len, SOON).await.unwrap();
+        let mut buffer = arena.take_within(len, TIMEOUT).await.unwrap();
         buffer.extend_from_slice(&bytes(at, len)).unwrap();
         let (frame, header) = (buffer.freeze(), (at as u64).to_le_bytes().to_vec());
         let frames = (0..1 + dice.below(3)).map(|_| frame.clone()).collect();
@@ -80,8 +80,8 @@ async fn whoever_is_killed_amid_lent_frames_costs_nothing(row: &'static Row) {
     let (mut times, mut before, mut lent, mut came) = (Vec::new(), None, 0, 0);
     for seed in seeds(0..DEATHS) {
         let mut peer = Peer::start("lend", row, Home::Here, &listener.address().to_string());
-        let connection = soon("the peer", listener.accept()).await.unwrap();
-        soon("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
+        let connection = in_time("the peer", listener.accept()).await.unwrap();
+        in_time("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
         let holding = {
             let connection = connection.clone();
             tokio::spawn(async move { (hold(&connection, seed).await, Instant::now()) })

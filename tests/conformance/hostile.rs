@@ -11,7 +11,7 @@ use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, Incoming, Messag
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::encrypted::Stream;
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{
     CLOSE, EAGER, STREAMS, announcement, connected, hand, packet, record, rest, send, until,
 };
@@ -270,9 +270,9 @@ impl Scene {
         let mut stream = stream;
         let large = announcement(1, 0, b"large", LARGE as u64, b"");
         send(&mut stream, &records(&[small(0), large])).await.unwrap();
-        let first = soon("the first message", connection.recv()).await.unwrap();
+        let first = in_time("the first message", connection.recv()).await.unwrap();
         assert_eq!(first.header(), "hi");
-        let incoming: Incoming = soon("the large one", connection.incoming()).await.unwrap();
+        let incoming: Incoming = in_time("the large one", connection.incoming()).await.unwrap();
         let accepting = tokio::spawn(incoming.accept());
         until(&mut stream, &record(ACCEPT, 0, 1, &[])).await;
 
@@ -406,12 +406,12 @@ async fn a_lie_costs_its_own_connection_at_most(row: &'static Row) {
     // With the heartbeat of everyday use: a lie counts, and not how slowly it comes.
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
-    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
     let foreign = owner.expose(Buffer::from(vec![6; 100]), Duration::MAX).unwrap();
     let before = usage::resident();
     for (number, (what, outcome, violation)) in VIOLATIONS.into_iter().flatten().enumerate() {
         let (stream, connection) = connected(&listener, number as u8).await;
-        let mut scene = soon(what, Scene::set(stream, connection, key(&foreign))).await;
+        let mut scene = in_time(what, Scene::set(stream, connection, key(&foreign))).await;
         let bytes = violation(&scene);
         // It may be gone before it has read everything.
         let _ = send(&mut scene.stream, &bytes).await;

@@ -9,7 +9,7 @@ use towline::{Address, BufferMut, Connection, Endpoint, ErrorKind, Listener};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::suite::cases;
 
 cases! {
@@ -59,7 +59,7 @@ async fn damaged(near: &Endpoint, listener: &Listener) -> (Connection, Connectio
     let address = Address::new(listener.address().scheme(), "127.0.0.1", port).unwrap();
     let address = address.with_option("integrity", "crc32c").unwrap();
     let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-    let (a, b) = soon("the connection", both).await;
+    let (a, b) = in_time("the connection", both).await;
     (a.unwrap(), b.unwrap(), proxy)
 }
 
@@ -68,24 +68,24 @@ async fn a_bit_flipped_in_a_put_never_reaches_the_region(row: &'static Row) {
     let listener = far.listen(&row.address()).await.unwrap();
     let (a, b, proxy) = damaged(&near, &listener).await;
     let region = b.expose_mut(BufferMut::zeroed(LARGE_LEN), Duration::from_secs(60)).unwrap();
-    let failed = soon("put", a.put(&region.remote(), 0, vec![0xff; LARGE_LEN].into())).await.unwrap_err();
+    let failed = in_time("put", a.put(&region.remote(), 0, vec![0xff; LARGE_LEN].into())).await.unwrap_err();
     assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::PeerLost, LARGE_LEN));
-    let end = soon("the end", b.recv()).await.unwrap_err();
+    let end = in_time("the end", b.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
-    let memory = soon("the region", region.revoke()).await;
+    let memory = in_time("the region", region.revoke()).await;
     let bytes = memory.as_slice().unwrap();
     // Whole chunks that came before the damaged one, and the rest as it was.
     let written = bytes.iter().take_while(|byte| **byte == 0xff).count();
     assert!(written <= FLIP_AT && written.is_multiple_of(CHUNK_LEN), "{written} bytes were written");
     assert!(bytes[written..].iter().all(|byte| *byte == 0), "behind {written} bytes nothing was written");
     drop((a, b));
-    soon("the proxy's end", proxy).await.unwrap();
+    in_time("the proxy's end", proxy).await.unwrap();
 }
 
 async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (friend, owner) = soon("a friend", meet(&near, &listener)).await;
+    let (friend, owner) = in_time("a friend", meet(&near, &listener)).await;
     let (a, b, proxy) = damaged(&near, &listener).await;
 
     let lens = [100, LARGE_LEN];
@@ -97,7 +97,7 @@ async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'sta
         assert_message(&b.recv().await.unwrap(), 0, &[5]);
         b.recv().await.unwrap_err()
     };
-    let (sent, end) = soon("the end", async { tokio::join!(sending, taking) }).await;
+    let (sent, end) = in_time("the end", async { tokio::join!(sending, taking) }).await;
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
     let place = format!("message 1, frame 1, the chunk at offset {}", CHUNK_LEN - lens[0]);
     let text = end.to_string();
@@ -109,11 +109,11 @@ async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'sta
     assert_eq!(sent.kind(), ErrorKind::PeerLost, "{sent}");
 
     let both = async { tokio::join!(friend.deliver(message(2, &lens)), owner.recv()) };
-    let (sent, taken) = soon("the friend's message", both).await;
+    let (sent, taken) = in_time("the friend's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 2, &lens);
     drop((a, b));
-    soon("the proxy's end", proxy).await.unwrap();
+    in_time("the proxy's end", proxy).await.unwrap();
 }
 
 /// The number of an endpoint's newest connection, as its metrics have it.
@@ -131,11 +131,11 @@ async fn integrity_is_in_force_where_the_connecting_address_asks(row: &'static R
     let checked = plain.clone().with_option("integrity", "crc32c").unwrap();
     for (address, integrity) in [(plain, "none"), (checked, "crc32c")] {
         let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-        let (a, b) = soon("the connection", both).await;
+        let (a, b) = in_time("the connection", both).await;
         let (a, b) = (a.unwrap(), b.unwrap());
         assert_eq!((a.path().integrity(), b.path().integrity()), (integrity, integrity));
         let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 1, &[20_000]);
     }

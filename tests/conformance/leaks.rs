@@ -6,7 +6,7 @@ use towline::{Connection, Endpoint, ErrorKind, Listener};
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
-use crate::polls::{eventually, soon};
+use crate::polls::{eventually, in_time};
 use crate::suite::cases;
 use crate::usage;
 
@@ -47,10 +47,10 @@ impl Usage {
 
 /// One connection, in one of the ways in which it can end.
 async fn come_and_go(near: &Endpoint, listener: &Listener, turn: usize) {
-    let (a, b) = soon("a connection", meet(near, listener)).await;
+    let (a, b) = in_time("a connection", meet(near, listener)).await;
     talk(&a, &b, turn).await;
     match turn % 16 {
-        0 => soon("close", a.close()).await.unwrap(),
+        0 => in_time("close", a.close()).await.unwrap(),
         1..6 => a.abort(),
         6..11 => drop((a, b)),
         _ => drop((b, a)),
@@ -60,7 +60,7 @@ async fn come_and_go(near: &Endpoint, listener: &Listener, turn: usize) {
 async fn talk(a: &Connection, b: &Connection, turn: usize) {
     let lengths = [100, if turn.is_multiple_of(10) { 100_000 } else { 0 }];
     let both = async { tokio::join!(a.deliver(message(turn, &lengths)), b.recv()) };
-    let (sent, taken) = soon("a message", both).await;
+    let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), turn, &lengths);
 }
@@ -84,7 +84,7 @@ async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
     // As many at once.
     let mut alive = Vec::new();
     for turn in 0..200 {
-        let (a, b) = soon("a connection", meet(&near, &listener)).await;
+        let (a, b) = in_time("a connection", meet(&near, &listener)).await;
         talk(&a, &b, turn).await;
         alive.push((a, b));
     }
@@ -101,11 +101,11 @@ async fn failed_connects_leave_nothing_behind(row: &'static Row) {
     let address = listener.address().clone();
     drop(listener);
     for _ in 0..10 {
-        soon("a connect to nobody", near.connect(&address)).await.unwrap_err();
+        in_time("a connect to nobody", near.connect(&address)).await.unwrap_err();
     }
     let before = Usage::now();
     for _ in 0..500 {
-        let error = soon("a connect to nobody", near.connect(&address)).await.unwrap_err();
+        let error = in_time("a connect to nobody", near.connect(&address)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
     }
     before.assert_no_more().await;
@@ -124,7 +124,7 @@ async fn connects_with_too_little_time_leave_nothing_behind(row: &'static Row) {
     });
     let begin = Instant::now();
     for _ in 0..20 {
-        soon("a connect", near.connect(&address)).await.unwrap();
+        in_time("a connect", near.connect(&address)).await.unwrap();
     }
     let one = begin.elapsed() / 20;
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -165,7 +165,7 @@ async fn a_long_connection_does_not_grow(row: &'static Row) {
             talk(&pair.a, &pair.b, turn).await;
             talk(&pair.b, &pair.a, turn).await;
             drop(pair.a.send(message(turn, &[10])).await.unwrap());
-            drop(soon("incoming", pair.b.incoming()).await.unwrap());
+            drop(in_time("incoming", pair.b.incoming()).await.unwrap());
         }
     };
     // Memory that is made once and kept, as a bounce arena's next segment, comes early or late; what leaks comes each time.

@@ -7,7 +7,7 @@ use towline::{Arena, Buffer, Caps, Connection, Endpoint, ErrorKind, Listener, Me
 
 use crate::attach::{ALL, assert_talk};
 use crate::backends::Row;
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{LENT, packet, record};
 use crate::sharing::{
     Hello, SEGMENT_LEN, Segment, Sharer, TABLE_AT, THEIR_TABLE_AT, friend, listening, show,
@@ -59,10 +59,10 @@ impl Lender {
         let mut lender = Self { sharer, arena, messages: 0 };
         lender.show(SEGMENT, lender.arena.memfd.try_clone().unwrap());
         lender.lend(LEN, &[LentFrame { slot: 0, ..GOOD }]);
-        let held = soon("a loan", connection.recv()).await.unwrap().into_parts().1.remove(0);
+        let held = in_time("a loan", connection.recv()).await.unwrap().into_parts().1.remove(0);
         assert_eq!((held.place(), held.as_slice()), (Place::Arena, Some(&[9; LEN][..])));
         lender.lend(LEN, &[LentFrame { slot: 1, offset: (SEGMENT_LEN - LEN) as u64, ..GOOD }]);
-        drop(soon("another", connection.recv()).await.unwrap());
+        drop(in_time("another", connection.recv()).await.unwrap());
         let back = |slot: usize| lender.sharer.heard(THEIR_TABLE_AT + 8 * slot);
         assert_eq!((back(0), back(1)), (0, 1));
         (lender, connection, held)
@@ -191,7 +191,7 @@ async fn a_lie_about_what_it_was_lent_costs_its_own_connection(row: &'static Row
     for (number, (what, violation)) in WORDS.iter().enumerate() {
         let (lender, connection, held) = Lender::new(&endpoint, &listener, number as u8).await;
         for _ in 0..2 {
-            drop(soon("a send", connection.send(frame())).await.unwrap());
+            drop(in_time("a send", connection.send(frame())).await.unwrap());
             lender.sharer.swallow();
         }
         lender.tell(1, 1);

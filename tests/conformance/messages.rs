@@ -7,7 +7,7 @@ use towline::{Buffer, BufferMut, Connection, Destination, ErrorKind, FRAMES_MAX,
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message, number};
-use crate::polls::{all, eventually, soon};
+use crate::polls::{all, eventually, in_time};
 use crate::suite::cases;
 use crate::usage;
 
@@ -63,7 +63,7 @@ where
             let what = format!("a message of {lengths:?}");
             let sending = pair.a.deliver(message(number, &lengths));
             let (sent, taken) =
-                soon(&what, async { tokio::join!(sending, take(pair.clone(), lengths.clone())) }).await;
+                in_time(&what, async { tokio::join!(sending, take(pair.clone(), lengths.clone())) }).await;
             sent.unwrap();
             assert_message(&taken, number, &lengths);
         }
@@ -154,7 +154,7 @@ async fn frames_of_every_number(row: &'static Row) {
     let mixed: Vec<_> = (0..1000).map(|at| [0, 1, 100, 5000, 40_000][at % 5]).collect();
     let empty = vec![0; 1000];
     for (number, lengths) in [vec![], vec![0], vec![9], small, mixed, empty].into_iter().enumerate() {
-        let (sent, taken) = soon("a message", async {
+        let (sent, taken) = in_time("a message", async {
             tokio::join!(pair.a.deliver(message(number, &lengths)), pair.b.recv())
         })
         .await;
@@ -179,7 +179,7 @@ async fn the_most_frames_pass_and_one_more_is_too_large(row: &'static Row) {
     let empty = Message::from_parts(header.clone(), vec![Buffer::new(); FRAMES_MAX]);
     for message in [one_byte_each, empty] {
         let (sent, taken) =
-            soon("65,536 frames", async { tokio::join!(pair.a.deliver(message.clone()), pair.b.recv()) })
+            in_time("65,536 frames", async { tokio::join!(pair.a.deliver(message.clone()), pair.b.recv()) })
                 .await;
         sent.unwrap();
         let taken = taken.unwrap();
@@ -196,7 +196,7 @@ async fn the_longest_header_passes_and_one_more_byte_is_too_large(row: &'static 
     for (payload, header_len) in [(0, HEADER_LEN_MAX), (100, HEADER_LEN_MAX), (MIB, HEADER_LEN_MAX)] {
         let message = Message::new(bytes(1, header_len)).with_frame(bytes(2, payload));
         let (sent, taken) =
-            soon("a long header", async { tokio::join!(pair.a.deliver(message), pair.b.recv()) }).await;
+            in_time("a long header", async { tokio::join!(pair.a.deliver(message), pair.b.recv()) }).await;
         sent.unwrap();
         let taken = taken.unwrap();
         assert_eq!(taken.header().len(), header_len);
@@ -223,7 +223,7 @@ fn lengths(number: usize) -> Vec<usize> {
 
 async fn take_in_order(from: &Connection, count: usize) {
     for number in 0..count {
-        let message = soon("recv", from.recv()).await.unwrap();
+        let message = in_time("recv", from.recv()).await.unwrap();
         assert_message(&message, number, &lengths(number));
     }
 }
@@ -246,7 +246,7 @@ async fn many_sends_in_flight_arrive_in_order(row: &'static Row) {
     let pair = row.pair().await;
     let sending = all((0..COUNT).map(|number| pair.a.deliver(message(number, &lengths(number)))));
     let (delivered, ()) =
-        soon("256 messages", async { tokio::join!(sending, take_in_order(&pair.b, COUNT)) }).await;
+        in_time("256 messages", async { tokio::join!(sending, take_in_order(&pair.b, COUNT)) }).await;
     assert_eq!(delivered.into_iter().filter(Result::is_ok).count(), COUNT);
 }
 
@@ -267,7 +267,7 @@ async fn both_directions_at_once(row: &'static Row) {
         }
     };
     let everything = async { tokio::join!(send(&pair.a), send(&pair.b), take(&pair.a), take(&pair.b)) };
-    let (from_a, from_b, (), ()) = soon("large messages both ways", everything).await;
+    let (from_a, from_b, (), ()) = in_time("large messages both ways", everything).await;
     assert_eq!(from_a.into_iter().chain(from_b).filter(Result::is_ok).count(), 2 * COUNT);
 }
 
@@ -320,15 +320,15 @@ async fn frames_whose_owner_panics_at_their_end_harm_nobody(row: &'static Row) {
         // Its last handle goes with the caller, with the driver that ends a detached send, or with the receiver.
         let sending = pair.a.send(Message::from_parts("", vec![frame]));
         let both = async { tokio::join!(sending, pair.b.recv()) };
-        let (receipt, taken) = soon("send and recv", both).await;
+        let (receipt, taken) = in_time("send and recv", both).await;
         let (receipt, taken) = (receipt.unwrap(), taken.unwrap());
         assert_frame(&taken.frames()[0], seed, len);
         drop(taken);
-        soon("its word", receipt.delivered()).await.unwrap();
+        in_time("its word", receipt.delivered()).await.unwrap();
     }
     for at in 0..100 {
         let (sent, taken) =
-            soon("more", async { tokio::join!(pair.a.deliver(message(at, &[700])), pair.b.recv()) }).await;
+            in_time("more", async { tokio::join!(pair.a.deliver(message(at, &[700])), pair.b.recv()) }).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), at, &[700]);
     }

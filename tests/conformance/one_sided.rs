@@ -8,7 +8,7 @@ use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, RegionAccess, Re
 
 use crate::backends::{Row, meet};
 use crate::content::{assert_bytes, assert_message, bytes, message};
-use crate::polls::{all, soon};
+use crate::polls::{all, in_time};
 use crate::suite::cases;
 
 cases! {
@@ -43,14 +43,14 @@ fn sent(region: RemoteRegion) -> RemoteRegion {
 
 async fn get(from: &Connection, region: &RemoteRegion, offset: usize, len: usize) -> BufferMut {
     let into = BufferMut::with_capacity(len);
-    soon("get", from.get(region, offset as u64, into)).await.unwrap()
+    in_time("get", from.get(region, offset as u64, into)).await.unwrap()
 }
 
 /// A get that must be rejected, its buffer returned.
 async fn assert_no_get(from: &Connection, region: &RemoteRegion, offset: u64, len: usize) {
     let into = BufferMut::with_capacity(len);
     let start = into.as_ptr();
-    let failed = soon("get", from.get(region, offset, into)).await.unwrap_err();
+    let failed = in_time("get", from.get(region, offset, into)).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::Rejected, "{failed}");
     let Failed { returned, .. } = failed;
     assert_eq!((returned.as_ptr(), returned.len(), returned.capacity()), (start, 0, len));
@@ -60,7 +60,7 @@ async fn assert_no_get(from: &Connection, region: &RemoteRegion, offset: u64, le
 async fn assert_no_put(from: &Connection, region: &RemoteRegion, offset: u64, len: usize) {
     let buffer = Buffer::from(bytes(9, len));
     let start = buffer.as_ptr();
-    let failed = soon("put", from.put(region, offset, buffer)).await.unwrap_err();
+    let failed = in_time("put", from.put(region, offset, buffer)).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::Rejected, "{failed}");
     assert_eq!((failed.returned.as_ptr(), failed.returned.len()), (start, len));
     assert!(failed.returned.try_into_mut().is_ok() || len == 0, "nobody else holds it");
@@ -69,7 +69,7 @@ async fn assert_no_put(from: &Connection, region: &RemoteRegion, offset: u64, le
 /// The link is as good as new.
 async fn assert_alive(a: &Connection, b: &Connection) {
     let both = async { tokio::join!(a.deliver(message(3, &[30_000])), b.recv()) };
-    let (sent, taken) = soon("a message", both).await;
+    let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 3, &[30_000]);
 }
@@ -85,7 +85,7 @@ async fn gets_read_exactly_their_range(row: &'static Row) {
         assert_eq!(got.len(), len);
         assert_bytes(got.as_slice().unwrap(), 1, offset);
     }
-    assert!(soon("revoke", region.revoke()).await.as_slice().unwrap() == bytes(1, LEN));
+    assert!(in_time("revoke", region.revoke()).await.as_slice().unwrap() == bytes(1, LEN));
 }
 
 async fn puts_write_exactly_their_range(row: &'static Row) {
@@ -96,10 +96,10 @@ async fn puts_write_exactly_their_range(row: &'static Row) {
     assert_eq!((remote.len(), remote.access()), (LEN as u64, RegionAccess::Write));
     let ranges = [(0, 0), (LEN, 0), (0, 1), (LEN - 1, 1), (10, 5000), (40_000, 40_000), (39_990, 20)];
     for (seed, (offset, len)) in ranges.into_iter().enumerate() {
-        soon("put", pair.a.put(&remote, offset as u64, bytes(seed, len).into())).await.unwrap();
+        in_time("put", pair.a.put(&remote, offset as u64, bytes(seed, len).into())).await.unwrap();
         expected[offset..offset + len].copy_from_slice(&bytes(seed, len));
     }
-    assert!(soon("revoke", region.revoke()).await.as_slice().unwrap() == expected);
+    assert!(in_time("revoke", region.revoke()).await.as_slice().unwrap() == expected);
 }
 
 async fn a_get_fills_the_spare_part_alone(row: &'static Row) {
@@ -108,7 +108,7 @@ async fn a_get_fills_the_spare_part_alone(row: &'static Row) {
     let mut into = BufferMut::with_capacity(50_000);
     into.extend_from_slice(b"prefix").unwrap();
     let start = into.as_ptr();
-    let got = soon("get", pair.a.get(&region.remote(), 3, into)).await.unwrap();
+    let got = in_time("get", pair.a.get(&region.remote(), 3, into)).await.unwrap();
     assert_eq!((got.as_ptr(), got.len()), (start, 50_000));
     assert_eq!(&got.as_slice().unwrap()[..6], b"prefix");
     assert_bytes(&got.as_slice().unwrap()[6..], 1, 3);
@@ -125,7 +125,7 @@ async fn accesses_outside_are_rejected(row: &'static Row) {
         assert_no_get(&pair.a, &readable.remote(), offset, len).await;
         assert_no_put(&pair.a, &writable.remote(), offset, len).await;
     }
-    assert!(soon("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
+    assert!(in_time("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
     assert_alive(&pair.a, &pair.b).await;
 }
 
@@ -159,8 +159,8 @@ async fn an_owner_does_not_believe_its_peer(row: &'static Row) {
     assert_no_get(&pair.b, &readable.remote(), 0, 10).await;
 
     assert_alive(&pair.a, &pair.b).await;
-    assert!(soon("revoke", readable.revoke()).await.as_slice().unwrap() == bytes(1, LEN));
-    assert!(soon("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
+    assert!(in_time("revoke", readable.revoke()).await.as_slice().unwrap() == bytes(1, LEN));
+    assert!(in_time("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
 }
 
 async fn the_wrong_access_is_rejected(row: &'static Row) {
@@ -180,7 +180,7 @@ async fn a_region_of_another_connection_is_rejected(row: &'static Row) {
     assert_no_get(&other, &readable.remote(), 0, 10).await;
     assert_no_put(&pair.a, &writable.remote(), 0, 10).await;
     assert_eq!(get(&pair.a, &readable.remote(), 0, 10).await.as_slice().unwrap(), bytes(1, 10));
-    soon("put", other.put(&writable.remote(), 0, bytes(1, 10).into())).await.unwrap();
+    in_time("put", other.put(&writable.remote(), 0, bytes(1, 10).into())).await.unwrap();
     assert_alive(&other, &owner).await;
 }
 
@@ -193,8 +193,8 @@ async fn a_region_ends_with_its_lifetime(row: &'static Row) {
     assert_no_get(&pair.a, &readable.remote(), 0, 10).await;
     assert_no_put(&pair.a, &writable.remote(), 0, 10).await;
     assert_alive(&pair.a, &pair.b).await;
-    assert_eq!(soon("revoke", readable.revoke()).await.len(), LEN);
-    assert_eq!(soon("revoke", writable.revoke()).await.len(), LEN);
+    assert_eq!(in_time("revoke", readable.revoke()).await.len(), LEN);
+    assert_eq!(in_time("revoke", writable.revoke()).await.len(), LEN);
 }
 
 async fn a_revoked_region_is_rejected_and_the_link_lives_on(row: &'static Row) {
@@ -207,7 +207,7 @@ async fn a_revoked_region_is_rejected_and_the_link_lives_on(row: &'static Row) {
         if dropped {
             drop((readable, writable));
         } else {
-            soon("revoke", async { tokio::join!(readable.revoke(), writable.revoke()) }).await;
+            in_time("revoke", async { tokio::join!(readable.revoke(), writable.revoke()) }).await;
         }
         for len in [10, LEN] {
             assert_no_get(&pair.a, &read, 0, len).await;
@@ -223,14 +223,14 @@ async fn revoked_memory_comes_back_whole(row: &'static Row) {
     let start = buffer.as_ptr();
     let region = pair.b.expose(buffer, LONG).unwrap();
     get(&pair.a, &region.remote(), 0, LEN).await;
-    let buffer = soon("revoke", region.revoke()).await;
+    let buffer = in_time("revoke", region.revoke()).await;
     assert_eq!(buffer.as_ptr(), start);
     let mut writable = buffer.try_into_mut().expect("nobody else holds it");
     assert_eq!(writable.as_mut_slice().unwrap().len(), LEN);
 
     let region = pair.b.expose_mut(writable, LONG).unwrap();
-    soon("put", pair.a.put(&region.remote(), 10, bytes(2, 10).into())).await.unwrap();
-    let writable = soon("revoke", region.revoke()).await;
+    in_time("put", pair.a.put(&region.remote(), 10, bytes(2, 10).into())).await.unwrap();
+    let writable = in_time("revoke", region.revoke()).await;
     assert_eq!((writable.as_ptr(), writable.len()), (start, LEN));
     assert_eq!(&writable.as_slice().unwrap()[10..20], bytes(2, 10));
     assert_eq!(&writable.as_slice().unwrap()[20..], &bytes(1, LEN)[20..]);
@@ -279,12 +279,12 @@ async fn revoke_waits_for_gets_in_flight(row: &'static Row) {
         while count.load(Relaxed) < 8 + turn {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let buffer = soon("revoke", region.revoke()).await;
+        let buffer = in_time("revoke", region.revoke()).await;
         assert_eq!(buffer.as_ptr(), start);
         let mut memory = buffer.try_into_mut().expect("nobody reads it any more");
         // What is written now is seen by no get.
         memory.as_mut_slice().unwrap().fill(0);
-        soon("the gets", tasks.join_all()).await;
+        in_time("the gets", tasks.join_all()).await;
     }
     assert_alive(&pair.a, &pair.b).await;
 }
@@ -303,10 +303,10 @@ async fn revoke_waits_for_puts_in_flight(row: &'static Row) {
         while count.load(Relaxed) < 8 + turn {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let mut memory = soon("revoke", region.revoke()).await;
+        let mut memory = in_time("revoke", region.revoke()).await;
         // A late put would spoil this.
         memory.as_mut_slice().unwrap().fill(7);
-        soon("the puts", tasks.join_all()).await;
+        in_time("the puts", tasks.join_all()).await;
         assert!(memory.as_slice().unwrap().iter().all(|byte| *byte == 7), "a put came after the revocation");
     }
     assert_alive(&pair.a, &pair.b).await;
@@ -332,8 +332,8 @@ async fn a_hundred_gets_and_puts_at_once(row: &'static Row) {
         let remote = writable.remote();
         async move { pair.a.put(&remote, (at * LEN) as u64, from).await.unwrap() }
     }));
-    soon("a hundred of each", async { tokio::join!(gets, puts) }).await;
-    assert_bytes(soon("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
+    in_time("a hundred of each", async { tokio::join!(gets, puts) }).await;
+    assert_bytes(in_time("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
 }
 
 async fn thousands_of_requests_wait_for_their_turn(row: &'static Row) {
@@ -354,8 +354,8 @@ async fn thousands_of_requests_wait_for_their_turn(row: &'static Row) {
             a.put(&write, at as u64, byte).await.unwrap();
         });
     }
-    soon("all of them", requests.join_all()).await;
-    assert_bytes(soon("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
+    in_time("all of them", requests.join_all()).await;
+    assert_bytes(in_time("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
 }
 
 async fn large_gets_and_puts(row: &'static Row) {
@@ -365,8 +365,8 @@ async fn large_gets_and_puts(row: &'static Row) {
     let got = get(&pair.a, &readable.remote(), 0, LARGE).await;
     assert_bytes(got.as_slice().unwrap(), 1, 0);
     let writable = pair.b.expose_mut(BufferMut::zeroed(LARGE), LONG).unwrap();
-    soon("put", pair.a.put(&writable.remote(), 0, got.freeze())).await.unwrap();
-    assert_bytes(soon("revoke", writable.revoke()).await.as_slice().unwrap(), 1, 0);
+    in_time("put", pair.a.put(&writable.remote(), 0, got.freeze())).await.unwrap();
+    assert_bytes(in_time("revoke", writable.revoke()).await.as_slice().unwrap(), 1, 0);
 }
 
 async fn regions_work_in_both_directions(row: &'static Row) {
@@ -390,7 +390,7 @@ async fn regions_work_in_both_directions(row: &'static Row) {
         tokio::join!(there, back);
         done.store(true, Relaxed);
     };
-    soon("gets both ways among messages", async { tokio::join!(gets, messages) }).await;
+    in_time("gets both ways among messages", async { tokio::join!(gets, messages) }).await;
 }
 
 async fn a_connection_that_ends_gives_regions_back(row: &'static Row) {
@@ -405,7 +405,7 @@ async fn a_connection_that_ends_gives_regions_back(row: &'static Row) {
             pair.a.abort()
         }
         let revoking = async { tokio::join!(readable.revoke(), writable.revoke()) };
-        let (read, write) = soon("revoke", revoking).await;
+        let (read, write) = in_time("revoke", revoking).await;
         assert!(read.try_into_mut().is_ok(), "nobody reads it any more");
         assert_eq!(write.len(), LEN);
     }

@@ -22,7 +22,7 @@ use crate::floods;
 use crate::forward;
 use crate::holders;
 use crate::mixed::lengths;
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::usage;
 
 /// Names the role, and makes a process a peer.
@@ -113,12 +113,12 @@ impl Peer {
 
     /// What it says next.
     pub(crate) async fn line(&mut self) -> String {
-        soon("the peer's word", self.lines.recv()).await.expect("the peer lives")
+        in_time("the peer's word", self.lines.recv()).await.expect("the peer lives")
     }
 
     /// Waits for it to end well.
     pub(crate) async fn assert_done(&mut self) {
-        let line = soon("the peer's end", self.lines.recv()).await;
+        let line = in_time("the peer's end", self.lines.recv()).await;
         assert_eq!(line, None, "it should have said nothing");
         assert!(self.child.wait().unwrap().success());
     }
@@ -259,7 +259,7 @@ async fn serve(connection: Connection) -> Result<()> {
 pub(crate) async fn echo(connection: &Connection, len: usize) {
     let message = Message::new(ECHO).with_frame(bytes(len, len)).with_frame(bytes(1, 10));
     let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-    let (sent, back) = soon("an echo", both).await;
+    let (sent, back) = in_time("an echo", both).await;
     sent.unwrap();
     let back = back.unwrap();
     assert_frame(&back.frames()[0], len, len);

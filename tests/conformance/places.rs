@@ -7,7 +7,7 @@ use towline_tests::guarded::Guarded;
 
 use crate::backends::{Pair, Row};
 use crate::content::{assert_bytes, assert_frame, bytes};
-use crate::polls::{eventually, soon};
+use crate::polls::{eventually, in_time};
 use crate::suite::cases;
 
 cases! {
@@ -49,7 +49,7 @@ async fn travel(row: &Row, from: Place, to: Place) {
             assert_eq!(incoming.frames()[0].place, from, "the table tells where the sender has it");
             incoming.accept_into(vec![Destination::Place(to)]).await.unwrap()
         };
-        let (sent, taken) = soon("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
+        let (sent, taken) = in_time("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
         sent.unwrap();
         assert_eq!(taken.frames()[0].place(), to);
         assert_frame(&taken.frames()[0], seed, len);
@@ -64,7 +64,7 @@ async fn frames_travel_from_guarded_to_host(row: &'static Row) {
     for (seed, len) in LENS.into_iter().enumerate() {
         let message = Message::new("").with_frame(frame(Place::Guarded, seed, len));
         let (sent, taken) =
-            soon("a frame", async { tokio::join!(pair.a.deliver(message), pair.b.recv()) }).await;
+            in_time("a frame", async { tokio::join!(pair.a.deliver(message), pair.b.recv()) }).await;
         sent.unwrap();
         let taken = taken.unwrap();
         assert_frame(&taken.frames()[0], seed, len);
@@ -99,7 +99,7 @@ async fn messages_may_mix_places(row: &'static Row) {
                 incoming.accept_into((0..6).map(destination).collect()).await.unwrap()
             };
             let sending = pair.a.deliver(Message::from_parts("", frames));
-            let (sent, taken) = soon("a mixed message", async { tokio::join!(sending, take) }).await;
+            let (sent, taken) = in_time("a mixed message", async { tokio::join!(sending, take) }).await;
             sent.unwrap();
             for (at, frame) in taken.frames().iter().enumerate() {
                 match (at + turn) % 4 {
@@ -123,7 +123,7 @@ async fn a_named_guarded_buffer_is_where_the_frame_lands(row: &'static Row) {
             taken
         };
         let message = Message::new("").with_frame(bytes(1, len));
-        let (sent, taken) = soon("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
+        let (sent, taken) = in_time("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
         sent.unwrap();
         assert_frame(&taken.frames()[0], 1, len);
 
@@ -131,7 +131,7 @@ async fn a_named_guarded_buffer_is_where_the_frame_lands(row: &'static Row) {
         let start = into.as_ptr();
         let message = Message::new("").with_frame(bytes(2, len)).with_frame(bytes(3, len));
         let both = async { tokio::join!(pair.a.deliver(message), pair.b.recv_into(into)) };
-        let (sent, taken) = soon("recv_into", both).await;
+        let (sent, taken) = in_time("recv_into", both).await;
         sent.unwrap();
         let taken = taken.unwrap();
         assert_eq!(taken.frames()[0].as_ptr(), start);
@@ -167,7 +167,7 @@ async fn bytes_behind_a_fence_are_not_sent_early(row: &'static Row) {
                 assert_frame(&taken.frames()[0], 1, len);
                 assert_frame(&taken.frames()[1], 2, len);
             };
-            let (sent, ()) = soon("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
+            let (sent, ()) = in_time("a frame", async { tokio::join!(pair.a.deliver(message), take) }).await;
             sent.unwrap();
             assert!(began.elapsed() >= Duration::from_millis(150), "the bytes were not there before");
         }
@@ -188,15 +188,15 @@ async fn staging_gives_its_memory_back(row: &'static Row) {
             pair.a.deliver(message()).await.unwrap();
             assert_eq!(pair.a.deliver(message()).await.unwrap_err().kind(), ErrorKind::Rejected);
         };
-        soon("two messages", async { tokio::join!(sending, take) }).await;
+        in_time("two messages", async { tokio::join!(sending, take) }).await;
     }
     let a = pair.a.clone();
     let original = frame(Place::Guarded, 1, 200_000);
     let start = original.as_ptr();
     let lost = tokio::spawn(async move { a.send(Message::new("").with_frame(original)).await });
-    let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+    let undecided = in_time("incoming", pair.b.incoming()).await.unwrap();
     pair.a.abort();
-    match soon("the send", lost).await.unwrap() {
+    match in_time("the send", lost).await.unwrap() {
         Ok(receipt) => assert!(receipt.delivered().await.is_err()),
         Err(failed) => assert_eq!(failed.returned.frames()[0].as_ptr(), start, "the frame itself comes back"),
     }
@@ -216,9 +216,9 @@ async fn guarded_memory_is_not_for_gets_and_puts(row: &'static Row) {
     let readable = pair.b.expose(bytes(1, 100).into(), lifetime).unwrap();
     let writable = pair.b.expose_mut(BufferMut::zeroed(100), lifetime).unwrap();
     let into = Guarded::buffer(100).unwrap();
-    let failed = soon("get", pair.a.get(&readable.remote(), 0, into)).await.unwrap_err();
+    let failed = in_time("get", pair.a.get(&readable.remote(), 0, into)).await.unwrap_err();
     assert_eq!((failed.error.kind(), failed.returned.capacity()), (ErrorKind::Unsupported, 100));
     let from = frame(Place::Guarded, 1, 100);
-    let failed = soon("put", pair.a.put(&writable.remote(), 0, from)).await.unwrap_err();
+    let failed = in_time("put", pair.a.put(&writable.remote(), 0, from)).await.unwrap_err();
     assert_eq!((failed.error.kind(), failed.returned.len()), (ErrorKind::Unsupported, 100));
 }

@@ -9,7 +9,7 @@ use towline::{BufferMut, Caps, Connection, Destination, ErrorKind, Message, Remo
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_message, bytes, message};
 use crate::peer::{CLOSE, ECHO, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, Home, IGNORE, LIMITED_LEN, Peer, echo};
-use crate::polls::{soon, within};
+use crate::polls::{in_time, within};
 use crate::stuck::Stuck;
 use crate::suite::cases;
 
@@ -44,14 +44,14 @@ async fn gets_cross_processes(row: &'static Row) {
     let region = expose(&connection).await;
     for (offset, len) in [(0, EXPOSED_LEN), (5, 10), (EXPOSED_LEN - 1, 1)] {
         let into = BufferMut::with_capacity(len);
-        let got = soon("get", connection.get(&region, offset as u64, into)).await.unwrap();
+        let got = in_time("get", connection.get(&region, offset as u64, into)).await.unwrap();
         assert_bytes(got.as_slice().unwrap(), 1, offset);
     }
 }
 
 async fn expose(connection: &Connection) -> RemoteRegion {
     let both = async { tokio::join!(connection.deliver(Message::new(EXPOSE)), connection.recv()) };
-    let (asked, region) = soon("a region", both).await;
+    let (asked, region) = in_time("a region", both).await;
     asked.unwrap();
     RemoteRegion::from_bytes(region.unwrap().header()).unwrap()
 }
@@ -90,7 +90,7 @@ async fn assert_lost(row: &Row, limit: Duration, end: impl AsyncFn(&Peer)) {
             });
         }
     }
-    soon("the last word", connection.deliver(Message::new(IGNORE))).await.unwrap();
+    in_time("the last word", connection.deliver(Message::new(IGNORE))).await.unwrap();
     let stuck = Stuck::on(&connection).await;
 
     end(&peer).await;
@@ -166,8 +166,8 @@ async fn a_sender_killed_in_the_middle_of_a_message_gives_destinations_back(row:
             let message = Message::new(ECHO).with_frame(bytes(1, LEN)).with_frame(bytes(2, LEN));
             asked.deliver(message).await
         });
-        let incoming = soon("the echo", connection.incoming()).await.unwrap();
-        soon("the question", asking).await.unwrap().unwrap();
+        let incoming = in_time("the echo", connection.incoming()).await.unwrap();
+        in_time("the question", asking).await.unwrap().unwrap();
         let destinations: Vec<_> = (0..2).map(|_| BufferMut::with_capacity(LEN)).collect();
         let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
         let killing = async {
@@ -212,8 +212,8 @@ async fn a_peer_that_closes_and_exits_has_closed(row: &'static Row) {
     let (peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     echo(&connection, 100).await;
-    soon("the last word", connection.deliver(Message::new(CLOSE))).await.unwrap();
-    let end = soon("the end", connection.recv()).await.unwrap_err();
+    in_time("the last word", connection.deliver(Message::new(CLOSE))).await.unwrap();
+    let end = in_time("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
     drop(peer);
     assert_eq!(connection.recv().await.unwrap_err().kind(), ErrorKind::Closed, "once closed, never lost");
@@ -231,12 +231,12 @@ async fn an_idle_connection_stays(row: &'static Row) {
 async fn a_process_without_room_for_a_second_copy_takes_a_message(row: &'static Row) {
     let (mut peer, address) = Peer::listening("serve-limited", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
-    soon("the first", connection.deliver(message(1, &[LIMITED_LEN]))).await.unwrap();
-    let back = soon("its echo", connection.recv()).await.unwrap();
+    in_time("the first", connection.deliver(message(1, &[LIMITED_LEN]))).await.unwrap();
+    let back = in_time("its echo", connection.recv()).await.unwrap();
     assert_message(&back, 1, &[LIMITED_LEN]);
     drop(back);
-    soon("the second", connection.deliver(message(2, &[LIMITED_LEN]))).await.unwrap();
-    assert_message(&soon("its word", connection.recv()).await.unwrap(), 3, &[]);
-    assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    in_time("the second", connection.deliver(message(2, &[LIMITED_LEN]))).await.unwrap();
+    assert_message(&in_time("its word", connection.recv()).await.unwrap(), 3, &[]);
+    assert_eq!(in_time("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     peer.assert_done().await;
 }

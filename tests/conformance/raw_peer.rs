@@ -11,7 +11,7 @@ pub(crate) use towline_tests::wire::{announcement, hand, packet, record};
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::encrypted::{Stream, dial};
-use crate::polls::{soon, within};
+use crate::polls::{in_time, within};
 use crate::suite::cases;
 
 cases! {
@@ -60,11 +60,11 @@ pub(crate) async fn greet(
 /// The next message of the handshake.
 pub(crate) async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
     let mut head = [0; 16];
-    soon("a head", stream.read_exact(&mut head)).await.unwrap();
+    in_time("a head", stream.read_exact(&mut head)).await.unwrap();
     assert!(head.starts_with(MAGIC), "{head:?}");
     let len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
     let mut body = vec![0; len as usize];
-    soon("a body", stream.read_exact(&mut body)).await.unwrap();
+    in_time("a body", stream.read_exact(&mut body)).await.unwrap();
     (head[8], body)
 }
 
@@ -73,7 +73,7 @@ pub(crate) async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream
     let mut stream = greeted(listener, nonce).await;
     send(&mut stream, &hand(3, b"tcp")).await.unwrap();
     assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
-    (stream, soon("the connection", listener.accept()).await.unwrap())
+    (stream, in_time("the connection", listener.accept()).await.unwrap())
 }
 
 pub(crate) async fn listening(row: &Row) -> (Endpoint, Listener) {
@@ -92,7 +92,7 @@ pub(crate) async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> io::Resu
 pub(crate) async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
     let mut bytes = Vec::new();
     while !bytes.ends_with(record) {
-        bytes.push(soon("a record", stream.read_u8()).await.unwrap());
+        bytes.push(in_time("a record", stream.read_u8()).await.unwrap());
     }
 }
 
@@ -100,7 +100,7 @@ pub(crate) async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
 pub(crate) async fn rest(stream: &mut Box<dyn Stream>) -> Vec<u8> {
     let mut bytes = Vec::new();
     // A reset is an end as well.
-    let _ = soon("the end of the stream", stream.read_to_end(&mut bytes)).await;
+    let _ = in_time("the end of the stream", stream.read_to_end(&mut bytes)).await;
     bytes
 }
 
@@ -109,30 +109,30 @@ async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
     let (mut stream, connection) = connected(&listener, 1).await;
     // The example of docs/wire.md.
     send(&mut stream, &packet(&announcement(0, EAGER | 1, b"hi", 5, b"hello"), 0, &[])).await.unwrap();
-    let taken = soon("recv", connection.recv()).await.unwrap();
+    let taken = in_time("recv", connection.recv()).await.unwrap();
     assert_eq!(
         (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
         (&b"hi"[..], b"hello".to_vec())
     );
     let mut word = [0; 36];
-    soon("the word", stream.read_exact(&mut word)).await.unwrap();
+    in_time("the word", stream.read_exact(&mut word)).await.unwrap();
     assert_eq!(word[..], packet(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
 
     // A large one waits for its accept.
     send(&mut stream, &packet(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
-    let incoming = soon("incoming", connection.incoming()).await.unwrap();
+    let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     let answering = async {
         until(&mut stream, &record(2, 0, 1, &[])).await;
         // In two pieces, a question between them.
         send(&mut stream, &packet(&[], 4, &[7; 16_000])).await.unwrap();
         send(&mut stream, &packet(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
     };
-    let (taken, ()) = soon("accept", async { tokio::join!(incoming.accept(), answering) }).await;
+    let (taken, ()) = in_time("accept", async { tokio::join!(incoming.accept(), answering) }).await;
     let payload = taken.unwrap().frames()[0].to_vec().unwrap();
     assert!(payload[..16_000] == [7; 16_000] && payload[16_000..] == [8; 384]);
 
     send(&mut stream, &packet(&record(CLOSE, 0, 0, &[]), 0, &[])).await.unwrap();
-    assert_eq!(soon("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(in_time("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     let bytes = rest(&mut stream).await;
     let holds = |record: Vec<u8>| bytes.windows(record.len()).any(|window| window == record);
     assert!(holds(record(ANSWER, 0, 0, &[])), "the question was answered");
@@ -177,9 +177,9 @@ async fn a_peer_that_proposes_for_ever_is_dropped(row: &'static Row) {
 }
 
 async fn assert_open(row: &Row, listener: &Listener) {
-    let (a, b) = soon("a friend", meet(&row.endpoint(), listener)).await;
+    let (a, b) = in_time("a friend", meet(&row.endpoint(), listener)).await;
     let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
-    let (sent, taken) = soon("its message", both).await;
+    let (sent, taken) = in_time("its message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[20_000]);
 }
@@ -218,7 +218,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
         drop(stream);
     };
     let both = async { tokio::join!(connection.recv_into(buffer), cutting) };
-    let (taken, ()) = soon("the end", both).await;
+    let (taken, ()) = in_time("the end", both).await;
     let failed = taken.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
     assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, 150_000));
@@ -227,7 +227,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
 
 async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
     let records = |records: &[Vec<u8>]| packet(&records.concat(), 0, &[]);
     let small = |number| announcement(number, EAGER, b"hi", 5, b"hello");
     let endless = [u32::MAX.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
@@ -278,7 +278,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
         within(Duration::from_secs(1), what, rest(&mut stream)).await;
     }
     let both = async { tokio::join!(friend.deliver(message(1, &[20_000])), owner.recv()) };
-    let (sent, taken) = soon("the friend's message", both).await;
+    let (sent, taken) = in_time("the friend's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[20_000]);
     assert_eq!(endpoint.pool().stats().in_use_bytes, 0, "what was announced before a breach is let go");
@@ -287,7 +287,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
 /// It asks and answers, and takes nothing off the wire: its connection stands still, and nothing else does.
 async fn a_peer_that_reads_nothing_harms_nobody_else(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let (friend, owner) = soon("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
     let (mut stream, connection) = connected(&listener, 1).await;
     let sending = {
         let connection = connection.clone();

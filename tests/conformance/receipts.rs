@@ -6,7 +6,7 @@ use towline::{BufferMut, Caps, Connection, ErrorKind, Message};
 
 use crate::backends::Row;
 use crate::content::{assert_message, bytes, message};
-use crate::polls::{all, pending, soon, within};
+use crate::polls::{all, in_time, pending, within};
 use crate::suite::cases;
 use crate::usage;
 
@@ -33,7 +33,7 @@ async fn a_dropped_incoming_is_rejected_and_the_connection_lives_on(row: &'stati
             pair.b.recv().await.unwrap()
         };
         let sending = all((0..3).map(|number| pair.a.deliver(message(number, &[len]))));
-        let (sent, taken) = soon("two of three rejected", async { tokio::join!(sending, take) }).await;
+        let (sent, taken) = in_time("two of three rejected", async { tokio::join!(sending, take) }).await;
         let kinds: Vec<_> = sent.into_iter().map(|sent| sent.map_err(|error| error.kind())).collect();
         assert_eq!(kinds, [Err(ErrorKind::Rejected), Err(ErrorKind::Rejected), Ok(())]);
         assert_message(&taken, 2, &[len]);
@@ -52,9 +52,9 @@ async fn a_receipt_waits_until_the_message_is_taken(row: &'static Row) {
     for len in LENS {
         let mut delivered = std::pin::pin!(receipt(&pair.a, message(7, &[len])));
         pending("the receipt of a message that nobody asked for", delivered.as_mut()).await;
-        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         pending("the receipt of an undecided message", delivered.as_mut()).await;
-        let taken = soon("accept", incoming.accept()).await.unwrap();
+        let taken = in_time("accept", incoming.accept()).await.unwrap();
         // With nothing else to travel with, and long before a heartbeat.
         within(Duration::from_secs(1), "the receipt", delivered).await.unwrap();
         assert_message(&taken, 7, &[len]);
@@ -68,18 +68,18 @@ async fn receipts_resolve_in_any_order(row: &'static Row) {
     let mut waiting = Vec::new();
     for (number, len) in lens.into_iter().enumerate() {
         receipts.push(receipt(&pair.a, message(number, &[len])));
-        waiting.push(soon("incoming", pair.b.incoming()).await.unwrap());
+        waiting.push(in_time("incoming", pair.b.incoming()).await.unwrap());
     }
     for number in (0..lens.len()).rev() {
         let (Some(incoming), Some(receipt)) = (waiting.pop(), receipts.pop()) else { unreachable!() };
         let word = if number % 2 == 0 {
-            assert_message(&soon("accept", incoming.accept()).await.unwrap(), number, &[lens[number]]);
+            assert_message(&in_time("accept", incoming.accept()).await.unwrap(), number, &[lens[number]]);
             Ok(())
         } else {
             incoming.reject();
             Err(ErrorKind::Rejected)
         };
-        assert_eq!(soon("the receipt", receipt).await.map_err(|error| error.kind()), word);
+        assert_eq!(in_time("the receipt", receipt).await.map_err(|error| error.kind()), word);
     }
 }
 
@@ -92,9 +92,9 @@ async fn a_dropped_receipt_loses_the_word_alone(row: &'static Row) {
         }
     });
     for number in 0..100 {
-        let incoming = soon("incoming", pair.b.incoming()).await.unwrap();
+        let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         if number % 5 != 0 {
-            assert_message(&soon("accept", incoming.accept()).await.unwrap(), number, &[LENS[number % 3]]);
+            assert_message(&in_time("accept", incoming.accept()).await.unwrap(), number, &[LENS[number % 3]]);
         }
     }
     sending.await.unwrap();
@@ -104,22 +104,22 @@ async fn an_undecided_incoming_blocks_nobody_else(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let mut first = std::pin::pin!(receipt(&pair.a, message(0, &[len])));
-        let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+        let undecided = in_time("incoming", pair.b.incoming()).await.unwrap();
         for number in 1..20 {
             let lengths = [LENS[number % 3]];
             let later = async { tokio::join!(pair.a.deliver(message(number, &lengths)), pair.b.recv()) };
-            let (sent, taken) = soon("a message after an undecided one", later).await;
+            let (sent, taken) = in_time("a message after an undecided one", later).await;
             sent.unwrap();
             assert_message(&taken.unwrap(), number, &lengths);
         }
         let back = async { tokio::join!(pair.b.deliver(message(99, &[len])), pair.a.recv()) };
-        let (sent, taken) = soon("a message the other way", back).await;
+        let (sent, taken) = in_time("a message the other way", back).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 99, &[len]);
 
         pending("the receipt of the undecided one", first.as_mut()).await;
-        assert_message(&soon("accept", undecided.accept()).await.unwrap(), 0, &[len]);
-        soon("the receipt", first).await.unwrap();
+        assert_message(&in_time("accept", undecided.accept()).await.unwrap(), 0, &[len]);
+        in_time("the receipt", first).await.unwrap();
     }
 }
 
@@ -127,7 +127,7 @@ async fn an_undecided_incoming_costs_no_more_with_time(row: &'static Row) {
     const COUNT: usize = 20_000;
     let pair = row.pair().await;
     let first = receipt(&pair.a, message(0, &[10]));
-    let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+    let undecided = in_time("incoming", pair.b.incoming()).await.unwrap();
     let traffic = async |count| {
         let a = pair.a.clone();
         let sending = tokio::spawn(async move {
@@ -137,7 +137,7 @@ async fn an_undecided_incoming_costs_no_more_with_time(row: &'static Row) {
             }
         });
         for _ in 0..count {
-            soon("recv", pair.b.recv()).await.unwrap();
+            in_time("recv", pair.b.recv()).await.unwrap();
         }
         sending.await.unwrap();
     };
@@ -151,8 +151,8 @@ async fn an_undecided_incoming_costs_no_more_with_time(row: &'static Row) {
     traffic(COUNT).await;
     let growth = resident().saturating_sub(before);
     assert!(growth < 3 << 20, "{growth} bytes for {COUNT} messages after an undecided one");
-    assert_message(&soon("accept", undecided.accept()).await.unwrap(), 0, &[10]);
-    soon("its receipt", first).await.unwrap();
+    assert_message(&in_time("accept", undecided.accept()).await.unwrap(), 0, &[10]);
+    in_time("its receipt", first).await.unwrap();
 }
 
 async fn gets_and_puts_pass_an_undecided_incoming(row: &'static Row) {
@@ -162,14 +162,14 @@ async fn gets_and_puts_pass_an_undecided_incoming(row: &'static Row) {
     let readable = pair.b.expose(bytes(1, 100_000).into(), lifetime).unwrap();
     let writable = pair.b.expose_mut(BufferMut::zeroed(100_000), lifetime).unwrap();
     let mut first = std::pin::pin!(receipt(&pair.a, message(0, &[200_000])));
-    let undecided = soon("incoming", pair.b.incoming()).await.unwrap();
+    let undecided = in_time("incoming", pair.b.incoming()).await.unwrap();
 
-    let got = soon("get", pair.a.get(&readable.remote(), 0, BufferMut::with_capacity(100_000))).await;
+    let got = in_time("get", pair.a.get(&readable.remote(), 0, BufferMut::with_capacity(100_000))).await;
     assert!(got.unwrap().as_slice().unwrap() == bytes(1, 100_000));
-    soon("put", pair.a.put(&writable.remote(), 0, bytes(2, 100_000).into())).await.unwrap();
+    in_time("put", pair.a.put(&writable.remote(), 0, bytes(2, 100_000).into())).await.unwrap();
     assert!(writable.revoke().await.as_slice().unwrap() == bytes(2, 100_000));
 
     pending("the receipt", first.as_mut()).await;
     undecided.reject();
-    assert_eq!(soon("the receipt", first).await.unwrap_err().kind(), ErrorKind::Rejected);
+    assert_eq!(in_time("the receipt", first).await.unwrap_err().kind(), ErrorKind::Rejected);
 }

@@ -27,7 +27,7 @@ use towline::{Address, Connection, Endpoint, Listener};
 
 use crate::backends::Row;
 use crate::encrypted::Stream;
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::raw_peer::{greet, hand, heard, send};
 
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
@@ -73,7 +73,7 @@ pub(crate) fn by_shm(listener: &Listener) -> Address {
 pub(crate) async fn friend(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
     let address = by_shm(listener);
     let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-    let (a, b) = soon("a friend", both).await;
+    let (a, b) = in_time("a friend", both).await;
     (a.unwrap(), b.unwrap())
 }
 

@@ -9,7 +9,7 @@ use towline::{ErrorKind, Place};
 
 use crate::attach::{ALL, assert_talk, sealed_with};
 use crate::backends::Row;
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{LENT, packet, record};
 use crate::sharing::{SEGMENT_LEN, Segment, Sharer, friend, listening, show};
 use crate::spoiled::{LIMIT, end_of};
@@ -129,7 +129,7 @@ async fn a_lie_about_a_segment_costs_its_own_connection(row: &'static Row) {
         // Beside others, with pipes that nobody ever reads, what is true is believed.
         shown(&sharer, 7, [segment(), pipe(), pipe(), pipe()]);
         sharer.write(&lent(0, 7));
-        let taken = soon("recv", connection.recv()).await.unwrap();
+        let taken = in_time("recv", connection.recv()).await.unwrap();
         assert_eq!((taken.frames()[0].place(), taken.frames()[0].len()), (Place::Arena, FRAME_LEN as usize));
         violation(&sharer);
         sharer.write(&lent(1, 1));

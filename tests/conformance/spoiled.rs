@@ -12,7 +12,7 @@ use crate::attach::assert_talk;
 use crate::backends::Row;
 use crate::content::message;
 use crate::mixed::{Dice, seeds};
-use crate::polls::{eventually, soon, within};
+use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{CLOSE, EAGER, STREAMS, announcement, packet, record};
 use crate::sharing::{ASLEEP, CONSUMED, Hello, PRODUCED, RING_LEN, SEGMENT_LEN, Sharer, friend, listening};
 use crate::suite::cases;
@@ -46,7 +46,7 @@ pub(crate) async fn end_of(connection: &Connection) -> Error {
 async fn scene(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Sharer, Connection) {
     let (mut sharer, connection) = Sharer::connected(endpoint, listener, nonce).await;
     sharer.write(&small(0));
-    soon("recv", connection.recv()).await.unwrap();
+    in_time("recv", connection.recv()).await.unwrap();
     eventually("it was told so", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
     // Everything of its own is taken, and it asks for more than there is room for.
     sharer.swallow();
@@ -137,7 +137,7 @@ async fn a_strange_doorbell_holds_up_nobody(row: &'static Row) {
             assert_talk(&pair, at).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let more = soon("one more friend", friend(&near, &listener)).await;
+        let more = in_time("one more friend", friend(&near, &listener)).await;
         assert_talk(&more, 99).await;
         drop((sharer, pipe));
         let end = within(LIMIT, what, receiving).await.unwrap();

@@ -10,7 +10,7 @@ use towline::{Address, BufferMut, ErrorKind, Scheme};
 use crate::backends::{Row, meet};
 use crate::content::{assert_message, message};
 use crate::encrypted::{Stream, dial};
-use crate::polls::soon;
+use crate::polls::in_time;
 use crate::raw_peer::{hand, heard, send};
 use crate::suite::cases;
 
@@ -38,7 +38,7 @@ async fn streams_are_in_force_where_the_connecting_address_asks(row: &'static Ro
     for streams in [1, 2, 16] {
         let address = with_streams(listener.address(), &streams.to_string());
         let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-        let (a, b) = soon("the connection", both).await;
+        let (a, b) = in_time("the connection", both).await;
         let (a, b) = (a.unwrap(), b.unwrap());
         let encryption = if address.scheme().is_encrypted() { "tls" } else { "none" };
         for end in [&a, &b] {
@@ -48,14 +48,14 @@ async fn streams_are_in_force_where_the_connecting_address_asks(row: &'static Ro
             for (number, lens) in [&[20_000][..], &[LARGE_LEN, 0, 100], &[1 << 20; 6]].into_iter().enumerate()
             {
                 let both = async { tokio::join!(from.deliver(message(number, lens)), to.recv()) };
-                let (sent, taken) = soon("a message", both).await;
+                let (sent, taken) = in_time("a message", both).await;
                 sent.unwrap();
                 assert_message(&taken.unwrap(), number, lens);
             }
         }
         let region = b.expose(message(7, &[LARGE_LEN]).frames()[0].clone(), Duration::MAX).unwrap();
         let got =
-            soon("a get", a.get(&region.remote(), 0, BufferMut::with_capacity(LARGE_LEN))).await.unwrap();
+            in_time("a get", a.get(&region.remote(), 0, BufferMut::with_capacity(LARGE_LEN))).await.unwrap();
         assert!(got.as_slice() == message(7, &[LARGE_LEN]).frames()[0].as_slice());
     }
 }
@@ -94,10 +94,10 @@ async fn a_peer_that_has_one_stream_is_unsupported(row: &'static Row) {
         stream.write_all(&hand(2, &[0; 32])).await.unwrap();
         assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0, "it proposes nothing");
     });
-    let error = soon("the refusal", endpoint.connect(&with_streams(&address, "2"))).await.unwrap_err();
+    let error = in_time("the refusal", endpoint.connect(&with_streams(&address, "2"))).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert!(error.to_string().contains("streams"), "{error}");
-    soon("the old peer's end", old).await.unwrap();
+    in_time("the old peer's end", old).await.unwrap();
 }
 
 async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'static Row) {
@@ -108,7 +108,7 @@ async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'
         let both = async {
             tokio::join!(near.connect(&address), near.connect(&address), listener.accept(), listener.accept())
         };
-        let (a, b, c, d) = soon("two connections", both).await;
+        let (a, b, c, d) = in_time("two connections", both).await;
         for end in [a, b, c, d] {
             assert_eq!(end.unwrap().path().streams(), 5);
         }
@@ -118,17 +118,17 @@ async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'
 async fn a_unauthenticated_peer_that_joins_nothing_is_refused(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (a, b) = soon("a friend", meet(&near, &listener)).await;
+    let (a, b) = in_time("a friend", meet(&near, &listener)).await;
     for _ in 0..200 {
         let mut stream = dial(&listener).await;
         send(&mut stream, &hand(8, &[7; 49])).await.unwrap();
         let (kind, body) = heard(&mut stream).await;
         assert_eq!((kind, body[0]), (6, 1), "refused");
         assert!(String::from_utf8_lossy(&body).contains("no connection waits for this stream"), "{body:?}");
-        assert_eq!(soon("the end", stream.read(&mut [0; 1])).await.unwrap(), 0);
+        assert_eq!(in_time("the end", stream.read(&mut [0; 1])).await.unwrap(), 0);
     }
     let both = async { tokio::join!(a.deliver(message(1, &[LARGE_LEN])), b.recv()) };
-    let (sent, taken) = soon("the friend's message", both).await;
+    let (sent, taken) = in_time("the friend's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[LARGE_LEN]);
 }
@@ -162,10 +162,10 @@ async fn a_stream_that_is_cut_is_a_lost_peer(row: &'static Row) {
         let proxy = tokio::spawn(proxy(between, to, is_cut));
         let address = with_streams(&address, &STREAMS.to_string());
         let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-        let (a, b) = soon("the connection", both).await;
+        let (a, b) = in_time("the connection", both).await;
         let (a, b) = (a.unwrap(), b.unwrap());
         let both = async { tokio::join!(a.deliver(message(1, &[LARGE_LEN])), b.recv()) };
-        let (sent, taken) = soon("a message", both).await;
+        let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 1, &[LARGE_LEN]);
         // One that waits for its accept has its memory back too.
@@ -175,13 +175,13 @@ async fn a_stream_that_is_cut_is_a_lost_peer(row: &'static Row) {
             cut.send(Some(victim)).unwrap();
             b.recv().await.unwrap_err()
         };
-        let (sent, end) = soon("the end", async { tokio::join!(waiting, cutting) }).await;
+        let (sent, end) = in_time("the end", async { tokio::join!(waiting, cutting) }).await;
         assert_eq!(end.kind(), ErrorKind::PeerLost, "stream {victim}: {end}");
         if let Err(failed) = sent {
             assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "stream {victim}: {}", failed.error);
             assert_eq!(failed.returned.frames()[0].len(), LARGE_LEN);
         }
-        let end = soon("the other end", a.recv()).await.unwrap_err();
+        let end = in_time("the other end", a.recv()).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "stream {victim}: {end}");
         proxy.abort();
     }

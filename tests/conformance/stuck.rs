@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use towline::{Connection, Error, ErrorKind, Failed, Message, Receipt};
 
 use crate::content::message;
-use crate::polls::{soon, within};
+use crate::polls::{in_time, within};
 
 type Sent = Result<Receipt, Failed<Message>>;
 
@@ -21,7 +21,7 @@ pub(crate) struct Stuck {
 impl Stuck {
     /// Fills all credit and then some.
     pub(crate) async fn on(connection: &Connection) -> Self {
-        let receipt = soon("a first message", connection.send(message(0, &[10]))).await.unwrap();
+        let receipt = in_time("a first message", connection.send(message(0, &[10]))).await.unwrap();
         let small = message(1, &[10]);
         let mut sends = Vec::new();
         while sends.is_empty() {

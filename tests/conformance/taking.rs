@@ -5,7 +5,7 @@ use towline_tests::scarce::Scarce;
 
 use crate::backends::Row;
 use crate::content::{assert_frame, assert_message, bytes, message};
-use crate::polls::{eventually, soon};
+use crate::polls::{eventually, in_time};
 use crate::suite::cases;
 
 cases! {
@@ -41,7 +41,7 @@ async fn frames_land_where_each_was_told_to(row: &'static Row) {
             (start, incoming.accept_into(destinations).await.unwrap())
         };
         let (sent, (start, taken)) =
-            soon("destination", async { tokio::join!(pair.a.deliver(message(1, &lengths)), take) }).await;
+            in_time("destination", async { tokio::join!(pair.a.deliver(message(1, &lengths)), take) }).await;
         sent.unwrap();
         for (at, frame) in taken.frames()[..3].iter().enumerate() {
             assert_frame(frame, 1 + at, len);
@@ -66,7 +66,7 @@ async fn frames_may_be_discarded(row: &'static Row) {
                 incoming.accept_into((0..3).map(destination).collect()).await.unwrap()
             };
             let sending = pair.a.deliver(message(1, &[len; 3]));
-            let (sent, taken) = soon("discarding", async { tokio::join!(sending, take) }).await;
+            let (sent, taken) = in_time("discarding", async { tokio::join!(sending, take) }).await;
             sent.expect("a message whose frames were discarded was not rejected");
             for (at, frame) in taken.frames().iter().enumerate() {
                 match kept {
@@ -94,7 +94,7 @@ async fn destinations_that_cannot_be_right_come_back(row: &'static Row) {
                 incoming.accept_into(wrong.into_iter().map(Destination::Buffer).collect()).await.unwrap_err()
             };
             let sending = pair.a.deliver(message(1, &[len, len]));
-            let (sent, failed) = soon("a wrong destination", async { tokio::join!(sending, take) }).await;
+            let (sent, failed) = in_time("a wrong destination", async { tokio::join!(sending, take) }).await;
             assert_eq!(sent.unwrap_err().kind(), ErrorKind::Rejected);
             assert_eq!(failed.error.kind(), ErrorKind::Invalid, "{}", failed.error);
             let returned = failed.returned.iter().map(|destination| match destination {
@@ -122,7 +122,7 @@ async fn a_place_without_a_pool_is_unsupported(row: &'static Row) {
             incoming.accept_into(destinations).await.unwrap_err()
         };
         let sending = pair.a.deliver(message(1, &[len; 3]));
-        let (sent, failed) = soon("a place without a pool", async { tokio::join!(sending, take) }).await;
+        let (sent, failed) = in_time("a place without a pool", async { tokio::join!(sending, take) }).await;
         assert_eq!(sent.unwrap_err().kind(), ErrorKind::Rejected);
         assert_eq!(failed.error.kind(), ErrorKind::Unsupported, "{}", failed.error);
         assert!(failed.error.to_string().contains("cuda:7"), "{}", failed.error);
@@ -145,7 +145,7 @@ async fn a_buffer_too_small_leaves_the_message_to_be_taken(row: &'static Row) {
             pair.b.incoming().await.unwrap().accept().await.unwrap()
         };
         let sending = pair.a.deliver(message(4, &[len]));
-        let (sent, taken) = soon("a small buffer", async { tokio::join!(sending, take) }).await;
+        let (sent, taken) = in_time("a small buffer", async { tokio::join!(sending, take) }).await;
         sent.unwrap();
         assert_message(&taken, 4, &[len]);
     }
@@ -175,7 +175,7 @@ async fn a_message_without_memory_for_it_gets_its_word(row: &'static Row) {
             }
         };
         let sending = pair.a.deliver(message(turn, &[LARGE, 10]));
-        let (sent, taken) = soon("the word", async { tokio::join!(sending, taking) }).await;
+        let (sent, taken) = in_time("the word", async { tokio::join!(sending, taking) }).await;
         // A backend that needs none is as good.
         match (sent, taken) {
             (Ok(()), Ok(taken)) => assert_eq!(taken.frames().len(), 2),
@@ -186,7 +186,7 @@ async fn a_message_without_memory_for_it_gets_its_word(row: &'static Row) {
             (sent, taken) => panic!("{sent:?} and {taken:?}"),
         }
         let small = async { tokio::join!(pair.a.deliver(message(turn, &[70_000])), pair.b.recv()) };
-        let (sent, taken) = soon("the next message", small).await;
+        let (sent, taken) = in_time("the next message", small).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), turn, &[70_000]);
     }

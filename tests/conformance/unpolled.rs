@@ -14,7 +14,7 @@ use towline::{Buffer, BufferMut, Connection, ErrorKind, Message, Region, RemoteR
 use crate::backends::{Pair, Row};
 use crate::callers::without_tokio;
 use crate::content::{assert_message, message};
-use crate::polls::{block_on, polled, soon};
+use crate::polls::{block_on, in_time, polled};
 use crate::suite::cases;
 
 cases! {
@@ -59,7 +59,7 @@ async fn quarter(mut call: impl AsyncFnMut()) -> Duration {
     let mut took = Vec::new();
     for _ in 0..CALLS {
         let begin = Instant::now();
-        soon("a call", call()).await;
+        in_time("a call", call()).await;
         took.push(begin.elapsed());
     }
     quarter_of(took)
@@ -84,7 +84,7 @@ fn assert_ack_now(took: Duration, alone: Duration, what: &str) {
 /// What was left is taken up again, and gets what comes.
 async fn assert_well(recv: Recv, pair: &Pair) {
     let both = async { tokio::join!(recv, pair.b.send(message(7, &[30]))) };
-    let (taken, sent) = soon("what was left", both).await;
+    let (taken, sent) = in_time("what was left", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 7, &[30]);
 }
@@ -109,8 +109,8 @@ async fn a_pinned_recv_delays_no_call_of_its_own_task(row: &'static Row) {
         assert_ack_now(took, alone, "of the task that left it");
     }
     assert_well(recv, &pair).await;
-    soon("close", pair.a.close()).await.unwrap();
-    assert_eq!(soon("the taker", taker).await.unwrap(), ErrorKind::Closed);
+    in_time("close", pair.a.close()).await.unwrap();
+    assert_eq!(in_time("the taker", taker).await.unwrap(), ErrorKind::Closed);
 }
 
 async fn a_recv_left_at_any_moment_delays_no_other_task(row: &'static Row) {
@@ -124,7 +124,7 @@ async fn a_recv_left_at_any_moment_delays_no_other_task(row: &'static Row) {
         assert_ack_now(took, alone, &format!("beside one that was polled {polls} times"));
         let a = pair.a.clone();
         let elsewhere =
-            soon("a thread without tokio", without_tokio(move || block_on(deliveries_by_hand(&a))));
+            in_time("a thread without tokio", without_tokio(move || block_on(deliveries_by_hand(&a))));
         assert_ack_now(elsewhere.await, alone, "of a thread without tokio");
         let took = deliveries(&pair.a).await;
         assert_ack_now(took, alone, "afterwards");
@@ -162,10 +162,10 @@ async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'sta
         });
         tokio::time::sleep(Duration::from_millis(5)).await;
         let begin = Instant::now();
-        soon("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
+        in_time("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
         took.push(begin.elapsed());
         leave.send(()).unwrap();
-        soon("the task", task).await.unwrap();
+        in_time("the task", task).await.unwrap();
     }
     assert_ack_now(quarter_of(took), alone, "beside one that sleeps unpolled");
 }
@@ -219,7 +219,7 @@ async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
     // It sleeps and wakes beside them, and so at any moment of theirs.
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(1) {
-        soon("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
+        in_time("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
     }
     assert_ack_now(deliveries(&pair.a).await, alone, "beside a reader");
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use towline::{Arena, AvailableMemory, CandidateState, Endpoint, ErrorKind, MemoryBound, Message, Pool};
-use towline_tests::polls::{eventually, soon};
+use towline_tests::polls::{eventually, in_time};
 use towline_tests::usage;
 
 use super::{endpoint, measure, meet, of, states, ways};
@@ -96,7 +96,7 @@ fn signals() -> Vec<String> {
 /// Sends `message`, and takes it there.
 async fn passes(a: &towline::Connection, b: &towline::Connection, message: Message) {
     let len = message.payload_len();
-    let (delivered, taken) = soon("a message", async { tokio::join!(a.deliver(message), b.recv()) }).await;
+    let (delivered, taken) = in_time("a message", async { tokio::join!(a.deliver(message), b.recv()) }).await;
     delivered.unwrap();
     assert_eq!(taken.unwrap().payload_len(), len);
 }

@@ -13,7 +13,7 @@ use towline::backend::{self, Backend, Preference};
 use towline::{
     Candidate, CandidateState, Connection, Endpoint, ErrorKind, Explanation, Measured, Message, Path,
 };
-use towline_tests::polls::soon;
+use towline_tests::polls::in_time;
 
 use degraded::{DELAY, Degraded, REASON, REMEDY, Trouble};
 use with_endpoint_info::{NO_INFO, TOO_MUCH, WithEndpointInfo};
@@ -45,14 +45,14 @@ fn endpoint(backends: Backends) -> Endpoint {
 async fn meet(near: &Endpoint, far: &Endpoint, address: &str) -> (Connection, Connection) {
     let listener = far.listen(&address.parse().unwrap()).await.unwrap();
     let (a, b) =
-        soon("a connection", async { tokio::join!(near.connect(listener.address()), listener.accept()) })
+        in_time("a connection", async { tokio::join!(near.connect(listener.address()), listener.accept()) })
             .await;
     (a.unwrap(), b.unwrap())
 }
 
 async fn measure(a: &Connection, b: &Connection) -> (Explanation, Measured) {
     let (explained, taken) =
-        soon("a measurement", async { tokio::join!(a.measure(), b.be_measured()) }).await;
+        in_time("a measurement", async { tokio::join!(a.measure(), b.be_measured()) }).await;
     taken.unwrap();
     let explanation = explained.unwrap();
     let measured = explanation.measured.clone().unwrap();
@@ -108,7 +108,7 @@ async fn a_forced_path_that_is_refused_is_an_error_that_tells_why() {
         for trouble in [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared] {
             let (near, far) = (endpoint(degraded(&way, trouble)), endpoint(way.clone()));
             let listener = far.listen(&address.parse().unwrap()).await.unwrap();
-            let error = soon("connect", near.connect(listener.address())).await.unwrap_err();
+            let error = in_time("connect", near.connect(listener.address())).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {trouble:?}: {error}");
             assert!(error.to_string().contains(REASON), "{name} {trouble:?}: {error}");
         }
@@ -131,7 +131,7 @@ async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
         assert_eq!([a.path().chosen(), b.path().chosen()], ["mem"; 2]);
         for (from, to) in [(&a, &b), (&b, &a)] {
             let (sent, came) =
-                soon("a message", async { tokio::join!(from.send(Message::new("hi")), to.recv()) }).await;
+                in_time("a message", async { tokio::join!(from.send(Message::new("hi")), to.recv()) }).await;
             sent.unwrap();
             assert_eq!(came.unwrap().header()[..], *b"hi");
         }
@@ -236,10 +236,10 @@ async fn a_peer_that_says_something_else_is_no_measurement() {
     let all = Endpoint::new().unwrap();
     let (a, b) = meet(&all, &all, "mem://").await;
     b.send(Message::new("hello")).await.unwrap();
-    let error = soon("a measurement", a.measure()).await.unwrap_err();
+    let error = in_time("a measurement", a.measure()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     // It took a ping of the one that gives up now.
     drop(a);
-    let error = soon("the other part", b.be_measured()).await.unwrap_err();
+    let error = in_time("the other part", b.be_measured()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
 }

@@ -8,7 +8,7 @@ use towline::{BufferMut, Connection, ErrorKind, Failed, Message};
 use towline_tests::echoing::Server;
 use towline_tests::libraries::{self, Installed};
 use towline_tests::over_ucx::{assert_echoes, assert_goes_on, bytes, endpoint, pair, run};
-use towline_tests::polls::{eventually, soon, within};
+use towline_tests::polls::{eventually, in_time, within};
 use towline_tests::usage;
 
 /// A claim, by its name.
@@ -72,7 +72,7 @@ fn rc_carries_a_connection_and_says_so() {
         let before = packets_sent();
         let message = Message::new("in packets").with_frame(bytes(LENS[2]));
         let both = async { tokio::join!(pair.a.deliver(message), pair.b.recv()) };
-        let (delivered, _) = soon("a message", both).await;
+        let (delivered, _) = in_time("a message", both).await;
         delivered.unwrap();
         let packets = packets_sent() - before;
         assert!(packets >= LENS[2] as u64 / PACKET_LEN, "{packets} packets cannot have carried it");
@@ -83,9 +83,9 @@ fn messages_come_back_as_they_left() {
     let installed = installed();
     let (mut server, address) = Server::start(&installed.libucp, RC);
     run(async {
-        let connection = soon("a connection", endpoint(&installed).connect(&address)).await.unwrap();
+        let connection = in_time("a connection", endpoint(&installed).connect(&address)).await.unwrap();
         assert_echoes(&connection, &LENS).await;
-        soon("the end", connection.close()).await.unwrap();
+        in_time("the end", connection.close()).await.unwrap();
     });
     assert!(server.0.wait().unwrap().success());
 }
@@ -106,7 +106,7 @@ fn regions_are_read_and_written() {
         let remote = readable.remote();
         for (offset, part) in [(0, len), (40_000, 8), (7, 64 << 10)] {
             let got = pair.a.get(&remote, offset as u64, BufferMut::with_capacity(part));
-            let got = soon("a get", got).await.unwrap();
+            let got = in_time("a get", got).await.unwrap();
             assert!(
                 got.as_slice().unwrap() == &bytes(len)[offset..offset + part],
                 "{part} bytes from {offset}"
@@ -116,10 +116,10 @@ fn regions_are_read_and_written() {
         let (remote, mut expected) = (writable.remote(), vec![0; len]);
         for (offset, part) in [(100_000, 64 << 10), (9, 8), (400_000, 500_000)] {
             let put = pair.a.put(&remote, offset as u64, bytes(part).into());
-            soon("a put", put).await.unwrap();
+            in_time("a put", put).await.unwrap();
             expected[offset..offset + part].copy_from_slice(&bytes(part));
         }
-        let written = soon("the memory", writable.revoke()).await;
+        let written = in_time("the memory", writable.revoke()).await;
         assert!(written.as_slice().unwrap() == expected, "other bytes were written");
     });
 }
@@ -131,7 +131,7 @@ fn data_moves_by_rdma_and_not_by_sends() {
         let region = pair.b.expose(bytes(LENS[2]).into(), Duration::from_secs(600)).unwrap();
         let remote = region.remote();
         let (packets, said) = (packets_sent(), sends());
-        let got = soon("a get", pair.a.get(&remote, 0, BufferMut::with_capacity(LENS[2]))).await.unwrap();
+        let got = in_time("a get", pair.a.get(&remote, 0, BufferMut::with_capacity(LENS[2]))).await.unwrap();
         let (packets, said) = (packets_sent() - packets, sends() - said);
         assert_eq!(got.len(), LENS[2]);
         println!("{packets} packets, {said} sends");
@@ -151,7 +151,7 @@ fn memory_mapped_anew_is_registered_anew() {
                 (Message::new("anew").with_frame(sent.clone()), BufferMut::with_capacity(sent.len()));
             places.insert(into.as_ptr().addr());
             let both = async { tokio::join!(pair.a.deliver(message), pair.b.recv_into(into)) };
-            let (delivered, taken) = soon("a message", both).await;
+            let (delivered, taken) = in_time("a message", both).await;
             delivered.unwrap();
             assert!(
                 taken.unwrap().frames()[0].to_vec().unwrap() == sent,
@@ -166,12 +166,12 @@ fn a_connection_ends_in_good_order() {
     run(async {
         let pair = pair(&installed(), RC).await;
         // What was sent before the end is not lost by it.
-        soon("a message", pair.a.send(Message::new("the last"))).await.unwrap();
+        in_time("a message", pair.a.send(Message::new("the last"))).await.unwrap();
         let closing = async { tokio::join!(pair.a.close(), pair.b.recv()) };
-        let (closed, last) = soon("the end", closing).await;
+        let (closed, last) = in_time("the end", closing).await;
         closed.unwrap();
         assert_eq!(last.unwrap().header()[..], *b"the last");
-        let end = soon("the end", pair.b.recv()).await.unwrap_err();
+        let end = in_time("the end", pair.b.recv()).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
     });
 }
@@ -183,7 +183,7 @@ fn killed_peers_are_lost_and_memory_comes_back() {
         let mut descriptors = usize::MAX;
         for delay in [500, 0, 100] {
             let (mut server, address) = Server::start(&installed.libucp, RC);
-            let connection = soon("a connection", endpoint.connect(&address)).await.unwrap();
+            let connection = in_time("a connection", endpoint.connect(&address)).await.unwrap();
             // In good order first, so that it dies amid messages.
             assert_echoes(&connection, &LENS).await;
             let sending = tokio::spawn(send_on_and_on(connection.clone()));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use towline::{Address, Connection, Endpoint, Message};
-use towline_tests::polls::{SOON, soon};
+use towline_tests::polls::{TIMEOUT, in_time};
 
 use crate::peer::{Peer, USAGE, Usage, allow_files};
 
@@ -25,7 +25,7 @@ pub(crate) async fn ten_thousand() {
     allow_files();
     let (_peer, address) = Peer::serving();
     let endpoint = Endpoint::new().unwrap();
-    let control = soon("the first connection", endpoint.connect(&address)).await.unwrap();
+    let control = in_time("the first connection", endpoint.connect(&address)).await.unwrap();
 
     // What is set up once is there before anything is counted.
     let nothing = Both::now(&control).await;
@@ -84,13 +84,13 @@ impl Both {
 
 /// Waits until both ends have no more descriptors than `before`: things end in the background.
 async fn acked(control: &Connection, before: Both) -> Both {
-    let limit = Instant::now() + SOON;
+    let limit = Instant::now() + TIMEOUT;
     loop {
         let now = Both::now(control).await;
         if now.beside(before).iter().all(|(_, now, before)| now.descriptors <= before.descriptors) {
             return now;
         }
-        assert!(Instant::now() < limit, "still open after {SOON:?}: {now:?}, before {before:?}");
+        assert!(Instant::now() < limit, "still open after {TIMEOUT:?}: {now:?}, before {before:?}");
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -98,7 +98,7 @@ async fn acked(control: &Connection, before: Both) -> Both {
 async fn open(endpoint: &Endpoint, address: &Address, count: usize) -> Vec<Connection> {
     let connect = |_| {
         let (endpoint, address) = (endpoint.clone(), address.clone());
-        async move { soon("a connection", endpoint.connect(&address)).await.unwrap() }
+        async move { in_time("a connection", endpoint.connect(&address)).await.unwrap() }
     };
     some_at_once((0..count).map(connect)).await
 }
@@ -117,7 +117,7 @@ async fn echo_on(connections: Vec<Connection>) {
 
 async fn exchange(connection: &Connection, message: Message) -> Message {
     let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-    let (sent, answer) = soon("an echo", both).await;
+    let (sent, answer) = in_time("an echo", both).await;
     sent.unwrap();
     answer.unwrap()
 }

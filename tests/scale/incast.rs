@@ -3,7 +3,7 @@
 
 use tokio::task::JoinSet;
 use towline::{Connection, Endpoint, ErrorKind, Pool};
-use towline_tests::polls::soon;
+use towline_tests::polls::in_time;
 use towline_tests::usage;
 
 use crate::peer::Peer;
@@ -26,7 +26,7 @@ pub(crate) async fn crowd(len: usize) {
     let _peer = Peer::sending(listener.address(), SENDERS, messages, len);
     let mut connections = Vec::new();
     for _ in 0..SENDERS {
-        connections.push(soon("a sender", listener.accept()).await.unwrap());
+        connections.push(in_time("a sender", listener.accept()).await.unwrap());
     }
     let mut receivers = JoinSet::new();
     for connection in connections {
@@ -40,10 +40,10 @@ pub(crate) async fn crowd(len: usize) {
 /// Takes everything that one sender sends, in order and whole.
 async fn receive(connection: Connection, messages: usize, len: usize) {
     for number in 0..messages {
-        let message = soon("a message", connection.recv()).await.unwrap();
+        let message = in_time("a message", connection.recv()).await.unwrap();
         assert_eq!(message.header(), &number.to_le_bytes()[..]);
         assert_eq!(message.frames()[0].len(), len);
     }
-    let end = soon("the end", connection.recv()).await.unwrap_err();
+    let end = in_time("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
 }

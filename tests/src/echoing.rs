@@ -10,7 +10,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use towline::Address;
 
 use crate::over_ucx::{at, builder_with, run};
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// The address to listen at. Its presence makes a process a server.
 const SERVE: &str = "TOWLINE_UCX_SERVE";
@@ -52,9 +52,9 @@ pub fn serve_if_asked() -> Option<ExitCode> {
         let listener = endpoint.listen(&at(&address)).await.unwrap();
         println!("{}", listener.address());
         std::io::stdout().flush().unwrap();
-        let connection = soon("a peer", listener.accept()).await.unwrap();
-        while let Ok(message) = soon("a message", connection.recv()).await {
-            soon("an echo", connection.deliver(message)).await.unwrap();
+        let connection = in_time("a peer", listener.accept()).await.unwrap();
+        while let Ok(message) = in_time("a message", connection.recv()).await {
+            in_time("an echo", connection.deliver(message)).await.unwrap();
         }
     });
     Some(ExitCode::SUCCESS)

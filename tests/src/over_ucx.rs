@@ -9,7 +9,7 @@ use towline::backend::ucx::Ucx;
 use towline::{Address, Builder, Connection, Endpoint, Listener, Message};
 
 use crate::libraries::Installed;
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// Over loopback. `versions=any` admits the older UCX, which is refused otherwise.
 pub const TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo&versions=any";
@@ -56,7 +56,7 @@ pub async fn pair(installed: &Installed, address: &str) -> Pair {
 /// Opens one more connection from `near` to `listener`. Returns the connecting end and the accepting one.
 pub async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
     let both = async { tokio::join!(near.connect(listener.address()), listener.accept()) };
-    let (a, b) = soon("a connection", both).await;
+    let (a, b) = in_time("a connection", both).await;
     (a.unwrap(), b.unwrap())
 }
 
@@ -75,7 +75,7 @@ pub async fn assert_echoes(connection: &Connection, lens: &[usize]) {
         let sent = bytes(len);
         let message = Message::new("there and back").with_frame(sent.clone());
         let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
-        let (delivered, back) = soon("an echo", both).await;
+        let (delivered, back) = in_time("an echo", both).await;
         delivered.unwrap();
         assert!(back.unwrap().frames()[0].to_vec().unwrap() == sent, "{len} bytes were altered");
     }
@@ -88,7 +88,7 @@ pub async fn assert_goes_on(a: &Connection, b: &Connection) {
             let bytes = bytes(len);
             let message = Message::new(len.to_le_bytes().to_vec()).with_frame(bytes.clone());
             let both = async { tokio::join!(from.deliver(message), to.recv()) };
-            let (sent, taken) = soon("a message", both).await;
+            let (sent, taken) = in_time("a message", both).await;
             sent.unwrap();
             let taken = taken.unwrap();
             assert_eq!(taken.header()[..], len.to_le_bytes());

@@ -9,11 +9,11 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// Longer than anything takes that is not stuck, even on a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Returns the output of `future`. Panics if it does not end within [`SOON`].
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    within(SOON, what, future).await
+/// Returns the output of `future`. Panics if it does not end within [`TIMEOUT`].
+pub async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    within(TIMEOUT, what, future).await
 }
 
 /// Returns the output of `future`. Panics if it does not end within `limit`.
@@ -29,11 +29,11 @@ pub async fn pending<T: Debug>(what: &str, future: impl Future<Output = T>) {
     }
 }
 
-/// Waits until `condition` holds. Panics if that takes longer than [`SOON`].
+/// Waits until `condition` holds. Panics if that takes longer than [`TIMEOUT`].
 pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let limit = Instant::now() + SOON;
+    let limit = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < limit, "not within {SOON:?}: {what}");
+        assert!(Instant::now() < limit, "not within {TIMEOUT:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

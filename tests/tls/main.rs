@@ -13,7 +13,7 @@ use towline::{
 use towline_tests::certificates::{Authority, Certificate, Kind};
 
 /// Longer than anything here takes, handshakes that are given up included.
-const SOON: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 
 /// The authority of those who belong together.
@@ -42,8 +42,8 @@ fn endpoint(tls: Tls) -> Endpoint {
     Endpoint::builder().tls(tls).handshake_time(HANDSHAKE_TIME).build().unwrap()
 }
 
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(SOON, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(TIMEOUT, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
 /// A listener, and the endpoint that counts who was not let in.
@@ -73,7 +73,7 @@ impl Handshake {
 
     async fn meet(&self, near: &Endpoint, address: &Address) -> (Connection, Connection) {
         let both = async { tokio::join!(near.connect(address), self.listener.accept()) };
-        let (a, b) = soon("a connection", both).await;
+        let (a, b) = in_time("a connection", both).await;
         (a.unwrap(), b.unwrap())
     }
 
@@ -89,7 +89,7 @@ impl Handshake {
                 a.recv()
             )
         };
-        let (there, taken, back, heard) = soon("messages", both).await;
+        let (there, taken, back, heard) = in_time("messages", both).await;
         there.and(back).unwrap();
         assert_eq!(
             (&taken.unwrap().header()[..], &heard.unwrap().header()[..]),
@@ -105,14 +105,14 @@ impl Handshake {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let counted = tokio::time::timeout(SOON, counted).await;
+        let counted = tokio::time::timeout(TIMEOUT, counted).await;
         assert!(counted.is_ok(), "no {line} in {}", self.endpoint.metrics().text());
     }
 }
 
 /// Fails to connect there.
 async fn refused(near: &Endpoint, address: &Address) -> Error {
-    soon("a refusal", near.connect(address)).await.unwrap_err()
+    in_time("a refusal", near.connect(address)).await.unwrap_err()
 }
 
 #[track_caller]

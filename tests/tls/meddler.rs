@@ -44,10 +44,10 @@ async fn through_a_meddler(token: Option<&str>) -> towline::Result<Connection> {
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::new(Scheme::Tls, "127.0.0.1", between.local_addr().unwrap().port()).unwrap();
     let meddling = tokio::spawn(meddle(between, handshake.port()));
-    let result = soon("the attempt", endpoint(believing(&ours())).connect(&address)).await;
+    let result = in_time("the attempt", endpoint(believing(&ours())).connect(&address)).await;
     if token.is_some() {
         handshake.assert_refused("unauthenticated", 1).await;
-        soon("the meddler's end", meddling).await.unwrap();
+        in_time("the meddler's end", meddling).await.unwrap();
     }
     result
 }

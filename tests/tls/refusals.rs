@@ -128,7 +128,7 @@ async fn answer_to(handshake: &Handshake, words: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", handshake.port())).await.unwrap();
     stream.write_all(words).await.unwrap();
     let mut heard = Vec::new();
-    soon("the end of the stream", stream.read_to_end(&mut heard)).await.unwrap();
+    in_time("the end of the stream", stream.read_to_end(&mut heard)).await.unwrap();
     heard
 }
 

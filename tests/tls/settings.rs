@@ -132,7 +132,7 @@ async fn a_renewed_certificate_is_shown_to_whom_comes_next() {
     let others = Authority::new(9);
     let renewed = others.sign(&["127.0.0.1"], 4, Kind::Usual);
     handshake.endpoint.renew(None, Some(showing(&renewed, &others))).unwrap();
-    let error = soon("a refusal", friend.connect(handshake.listener.address())).await.unwrap_err();
+    let error = in_time("a refusal", friend.connect(handshake.listener.address())).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     friend.renew(None, Some(showing(&others.sign(&["worker"], 5, Kind::Usual), &others))).unwrap();
     handshake.meet(&friend, handshake.listener.address()).await;

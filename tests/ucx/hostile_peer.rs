@@ -13,7 +13,7 @@ use towline::Listener;
 use ucx_sys::{Library, UCP_AM_SEND_FLAG_EAGER, ucp_send_am_flags};
 
 use crate::node::{Node, Sending};
-use crate::polls::SOON;
+use crate::polls::TIMEOUT;
 use crate::wire::{MAGIC, hand, hello};
 
 /// What a message over UCX is, by its number.
@@ -117,13 +117,13 @@ impl Handshake {
 
     fn read(&mut self, len: usize, turn: &mut impl FnMut()) -> Vec<u8> {
         let (mut bytes, mut read) = (vec![0; len], 0);
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + TIMEOUT;
         while read < len {
             match self.0.read(&mut bytes[read..]) {
                 Ok(0) => panic!("the stream ended"),
                 Ok(more) => read += more,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    assert!(Instant::now() < deadline, "nothing was said within {SOON:?}");
+                    assert!(Instant::now() < deadline, "nothing was said within {TIMEOUT:?}");
                     turn();
                     sleep(Duration::from_millis(1));
                 }

@@ -21,7 +21,7 @@ use crate::echoing::Server;
 use crate::libraries::Installed;
 use crate::need;
 use crate::over_ucx::{assert_echoes, assert_goes_on, at, meet, run};
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// What this process does there: `serve`, `serve tcp`, or an address to connect to.
 const ROLE: &str = "TOWLINE_UCX_HOST";
@@ -183,12 +183,12 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
             serve(&endpoint).await;
         }
         if expected.is_empty() {
-            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            let connection = in_time("a connection", endpoint.connect(&at(&role))).await.unwrap();
             assert_untried(&connection, "the peer does not offer it");
             return assert_echoes(&connection, &[8, 100_000]).await;
         }
         if expected == REFUSED {
-            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            let connection = in_time("a connection", endpoint.connect(&at(&role))).await.unwrap();
             assert_eq!(connection.path().chosen(), "tcp", "{:?}", connection.path());
             let of_ucx = connection.path().candidates().iter().find(|it| it.name == "ucx").unwrap();
             assert_eq!(of_ucx.state, CandidateState::Refused);
@@ -197,10 +197,10 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
         }
         let mut reasons = Vec::new();
         for _ in 0..3 {
-            let connection = soon("a connection", endpoint.connect(&at(&role))).await.unwrap();
+            let connection = in_time("a connection", endpoint.connect(&at(&role))).await.unwrap();
             reasons.push(assert_explained(&connection, &expected).await);
             assert_echoes(&connection, &[8, 100_000]).await;
-            soon("the end", connection.close()).await.unwrap();
+            in_time("the end", connection.close()).await.unwrap();
         }
         // What is remembered has the figures of the one trial.
         assert!(reasons.iter().all(|reason| *reason == reasons[0]), "{reasons:?}");
@@ -209,7 +209,7 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
             tokio::spawn(async move { endpoint.connect(&address).await })
         });
         for connecting in many.collect::<Vec<_>>() {
-            let connection = soon("one of many", connecting).await.unwrap().unwrap();
+            let connection = in_time("one of many", connecting).await.unwrap().unwrap();
             assert_eq!(assert_explained(&connection, &expected).await, reasons[0]);
             assert_echoes(&connection, &[8, 100_000]).await;
         }

@@ -14,7 +14,7 @@ use ucx_sys::Library;
 use crate::echoing::Server;
 use crate::libraries::Installed;
 use crate::over_ucx::{POSIX, SHM, TCP, assert_goes_on, at, builder_with, endpoint, meet, pair, run};
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// Names the address to connect to, and makes a process a connector.
 const CONNECT: &str = "TOWLINE_UCX_CONNECT";
@@ -126,7 +126,7 @@ pub(crate) fn a_limit_on_file_size_ends_nobody(installed: &Installed) {
         // Made before, and used when the limit is lower.
         let listener = endpoint.listen(&at(POSIX)).await.unwrap();
         limit(Some(100 << 10));
-        let refused = soon("an answer", endpoint.connect(listener.address())).await.unwrap_err();
+        let refused = in_time("an answer", endpoint.connect(listener.address())).await.unwrap_err();
         assert!(refused.to_string().contains("RLIMIT_FSIZE"), "{refused}");
         assert!(endpoint.listen(&at(POSIX)).await.unwrap_err().to_string().contains("RLIMIT_FSIZE"));
         for address in [SHM, TCP, "ucx://127.0.0.1:0"] {

@@ -13,7 +13,7 @@ use ucx_sys::*;
 use crate::config::Config;
 
 /// The longest that anything here may take.
-const SOON: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const MESSAGE_ID: u32 = 7;
 /// Over loopback and nothing else.
 const LOOPBACK: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")];
@@ -198,14 +198,14 @@ impl Node {
     }
 
     fn until<T>(&self, what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
-        let deadline = Instant::now() + SOON;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(value) = ready() {
                 return value;
             }
             // SAFETY: L1: the worker lives as long as this, and one thread has it.
             unsafe { self.ucx.ucp_worker_progress(self.worker) };
-            assert!(Instant::now() < deadline, "no {what} within {SOON:?}");
+            assert!(Instant::now() < deadline, "no {what} within {TIMEOUT:?}");
         }
     }
 }

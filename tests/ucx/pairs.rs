@@ -8,7 +8,7 @@ use ucx_sys::Library;
 use crate::echoing::Server;
 use crate::libraries::Installed;
 use crate::over_ucx::{LENS, POSIX, SHM, TCP, assert_echoes, endpoint, run};
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// Long before any time-out would end it.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -18,9 +18,9 @@ pub(crate) fn the_same_version_in_another_process_is_a_peer(installed: &Installe
         let (mut server, address) = Server::start(&installed.libucp, address);
         run(async {
             let endpoint = endpoint(installed);
-            let connection = soon("a connection", endpoint.connect(&address)).await.unwrap();
+            let connection = in_time("a connection", endpoint.connect(&address)).await.unwrap();
             assert_echoes(&connection, &LENS).await;
-            soon("the end", connection.close()).await.unwrap();
+            in_time("the end", connection.close()).await.unwrap();
         });
         assert!(server.0.wait().unwrap().success());
     }

@@ -7,7 +7,7 @@ use ucx_sys::Library;
 
 use crate::libraries::Installed;
 use crate::over_ucx::{POSIX, SHM, TCP, at, endpoint, pair, run};
-use crate::polls::soon;
+use crate::polls::in_time;
 
 /// Long before any time-out would end it.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -63,7 +63,7 @@ pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed)
         let port = listener.address().port();
         let began = Instant::now();
         let posix = at(&format!("ucx://127.0.0.1:{port}?TLS=posix"));
-        let refused = soon("an answer", near.connect(&posix)).await.unwrap_err();
+        let refused = in_time("an answer", near.connect(&posix)).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
         let why = refused.to_string();
         assert!(why.contains("no transport of both ends leads to the peer"), "{why}");

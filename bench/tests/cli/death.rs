@@ -14,7 +14,7 @@ const LONG: [&str; 10] =
     ["bench", "--transport", "tcp", "--pattern", "bandwidth", "--size", "64K", "--duration", "60", "--json"];
 
 /// Ends of processes are noticed within this.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn signal(id: u32, signal: Signal) {
     kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
@@ -38,7 +38,7 @@ fn process(is: impl Fn(u32) -> bool) -> u32 {
         if let Some(id) = ids.find(|id| is(*id)) {
             return id;
         }
-        assert!(begin.elapsed() < SOON, "no such process was started");
+        assert!(begin.elapsed() < TIMEOUT, "no such process was started");
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -65,7 +65,7 @@ fn kept_process(bench: &Running, program: &str) -> u32 {
 pub(crate) fn ends(id: u32) {
     let begin = Instant::now();
     while parent(id).is_some() {
-        assert!(begin.elapsed() < SOON, "process {id} was left behind");
+        assert!(begin.elapsed() < TIMEOUT, "process {id} was left behind");
         thread::sleep(Duration::from_millis(10));
     }
 }
@@ -85,7 +85,7 @@ fn a_dead_serving_process_is_a_failed_run() {
     let begin = Instant::now();
     let finished = bench.finish();
     finished.exits_with(1);
-    assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < TIMEOUT, "{:?}", begin.elapsed());
     assert!(
         finished.err.contains(&format!("the serving process {child} died (signal: 9")),
         "{}",

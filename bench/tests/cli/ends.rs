@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Finished, Running, start, towline};
-use crate::death::{SOON, children, signal};
+use crate::death::{TIMEOUT, children, signal};
 use crate::schema::assert_fits;
 
 const QUICK: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0"];
@@ -46,7 +46,7 @@ fn a_case_that_fails_is_a_marked_row_and_the_rest_goes_on() {
     let child = loop {
         match children(&bench).first() {
             Some(child) => break *child,
-            None => assert!(begin.elapsed() < SOON, "no serving process"),
+            None => assert!(begin.elapsed() < TIMEOUT, "no serving process"),
         }
         thread::sleep(Duration::from_millis(2));
     };
@@ -78,7 +78,7 @@ fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
         // The second case is under way: the first is done.
         let begin = Instant::now();
         while children(&bench).is_empty() {
-            assert!(begin.elapsed() < SOON, "no serving process");
+            assert!(begin.elapsed() < TIMEOUT, "no serving process");
             thread::sleep(Duration::from_millis(2));
         }
         assert_eq!(fs::read_to_string(&json).unwrap(), "what was there", "until there is something better");

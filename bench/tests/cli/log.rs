@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::command::{Finished, Running, spawn, start, towline};
-use crate::death::{SOON, signal};
+use crate::death::{TIMEOUT, signal};
 
 const QUICK: &str = "bench --transport tcp --pattern connect --duration 0.02 --repeat 1 --warmup 0";
 
@@ -37,7 +37,7 @@ impl Lines {
     fn until(&self, words: &[&str]) -> String {
         let mut seen = Vec::new();
         loop {
-            let line = self.0.recv_timeout(SOON).unwrap_or_else(|_| panic!("wanted {words:?}: {seen:#?}"));
+            let line = self.0.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("wanted {words:?}: {seen:#?}"));
             if words.iter().all(|word| line.contains(word)) {
                 return line;
             }

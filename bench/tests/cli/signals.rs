@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::against::needs;
 use crate::command::{Running, spawn, start};
-use crate::death::{SOON, children, signal};
+use crate::death::{TIMEOUT, children, signal};
 
 /// A mask of `/proc/PID/status`, which has a bit for each signal.
 fn mask(id: u32, name: &str) -> u64 {
@@ -29,7 +29,7 @@ fn has(mask: u64, signal: Signal) -> bool {
 fn handles(id: u32, by: Signal) {
     let begin = Instant::now();
     while !has(mask(id, "SigCgt"), by) {
-        assert!(begin.elapsed() < SOON, "process {id} does not handle {by:?}");
+        assert!(begin.elapsed() < TIMEOUT, "process {id} does not handle {by:?}");
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -108,7 +108,7 @@ fn the_first_process_of_a_namespace_ends_by_a_signal_with_that_exit_code() {
                 needs("netns", &format!("unshare --pid: {}", outer.finish().err));
                 return None;
             }
-            assert!(begin.elapsed() < SOON, "unshare has no child");
+            assert!(begin.elapsed() < TIMEOUT, "unshare has no child");
             thread::sleep(Duration::from_millis(2));
         }
     });

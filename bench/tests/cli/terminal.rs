@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
 use crate::command::{LIMIT, Running, spawn, start, towline};
-use crate::death::SOON;
+use crate::death::TIMEOUT;
 
 const SUBCOMMANDS: [&str; 9] =
     ["info", "serve", "bench", "explain", "scheduler", "top", "token", "completions", "man"];
@@ -140,7 +140,7 @@ fn a_live_table_fits_the_terminal_and_q_ends_it() {
     });
     let (begin, mut text) = (Instant::now(), String::new());
     while text.matches("\u{1b}[H\u{1b}[J").count() < 3 {
-        text += &shown.recv_timeout(SOON).unwrap();
+        text += &shown.recv_timeout(TIMEOUT).unwrap();
         assert!(begin.elapsed() < LIMIT);
     }
     let modes = || tcgetattr(&theirs).unwrap().local_modes;

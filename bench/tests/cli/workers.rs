@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::bench::{bench, rows};
 use crate::command::{Running, spawn, start};
-use crate::death::{SOON, children, ends, signal};
+use crate::death::{TIMEOUT, children, ends, signal};
 use crate::metrics::{page, serve, value};
 use crate::readers::Format;
 
@@ -103,7 +103,7 @@ fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
         let bench = start(&line.split(' ').collect::<Vec<_>>());
         let begin = Instant::now();
         while value(&page(&at, Format::Plain), "towline_sent_bytes_count") < sent + 100.0 {
-            assert!(begin.elapsed() < SOON, "it does not send");
+            assert!(begin.elapsed() < TIMEOUT, "it does not send");
             thread::sleep(Duration::from_millis(2));
         }
         bench
@@ -114,7 +114,7 @@ fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
     let begin = Instant::now();
     let finished = bench.finish();
     finished.exits_with(1);
-    assert!(begin.elapsed() < SOON && finished.err.contains("worker "), "{}", finished.err);
+    assert!(begin.elapsed() < TIMEOUT && finished.err.contains("worker "), "{}", finished.err);
 }
 
 /// A run in the midst of its measurement, with all that it started.
@@ -125,7 +125,7 @@ fn busy(pattern: &str) -> (Running, Vec<u32>) {
     let begin = Instant::now();
     let all = if pattern == "incast" { 4 } else { 3 };
     while children(&bench).len() < all {
-        assert!(begin.elapsed() < SOON, "not all were started");
+        assert!(begin.elapsed() < TIMEOUT, "not all were started");
         thread::sleep(Duration::from_millis(2));
     }
     thread::sleep(Duration::from_millis(700));
@@ -155,7 +155,7 @@ fn a_dead_worker_or_receiver_is_a_failed_run_and_leaves_nobody() {
         let begin = Instant::now();
         let finished = bench.finish();
         finished.exits_with(1);
-        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < TIMEOUT, "{:?}", begin.elapsed());
         assert!(finished.err.contains(&says.replace("{}", &victim.to_string())), "{}", finished.err);
         all.into_iter().for_each(ends);
     }

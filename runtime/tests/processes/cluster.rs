@@ -13,7 +13,7 @@ pub(crate) type Case = (&'static str, fn());
 /// Bound for each test.
 const LONG: Duration = Duration::from_secs(100);
 /// Bound for each step of a test.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(crate) struct Cluster {
@@ -48,13 +48,13 @@ impl Cluster {
 
     /// Waits until the scheduler's statistics satisfy the condition.
     pub(crate) async fn eventually(&self, what: &str, condition: impl Fn(&Stats) -> bool) -> Stats {
-        let limit = Instant::now() + SOON;
+        let limit = Instant::now() + TIMEOUT;
         loop {
             let stats = self.client.stats().await.unwrap();
             if condition(&stats) {
                 return stats;
             }
-            assert!(Instant::now() < limit, "not within {SOON:?}: {what}: {stats:#?}");
+            assert!(Instant::now() < limit, "not within {TIMEOUT:?}: {what}: {stats:#?}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

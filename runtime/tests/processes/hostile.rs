@@ -10,7 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 use towline::{Address, Connection, Endpoint, ErrorKind, Message};
 use towline_runtime::StageCounts;
 
-use crate::cluster::{Case, Cluster, SOON, run};
+use crate::cluster::{Case, Cluster, TIMEOUT, run};
 use crate::functions::SLEEP;
 use crate::peer::endpoint;
 
@@ -250,7 +250,7 @@ fn floods() {
             );
             hostile.connection.abort();
             // The scheduler removes what the flood has left, and serves others meanwhile.
-            let limit = Instant::now() + SOON;
+            let limit = Instant::now() + TIMEOUT;
             while served(&cluster, what).await != (1, 0) {
                 assert!(Instant::now() < limit, "something is left: {what}");
             }

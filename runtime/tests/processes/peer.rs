@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use towline::{Address, Endpoint, Token};
 use towline_runtime::{Client, Scheduler, Worker};
 use towline_tests::guarded::Guarded;
-use towline_tests::polls::soon;
+use towline_tests::polls::in_time;
 
 use crate::functions::{BLOCK, MIX, SLEEP, registry};
 
@@ -67,7 +67,7 @@ impl Peer {
 
     /// Reads its next line.
     pub(crate) async fn line(&mut self) -> String {
-        soon("the peer's word", self.lines.recv()).await.expect("the peer lives")
+        in_time("the peer's word", self.lines.recv()).await.expect("the peer lives")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -86,7 +86,7 @@ impl Peer {
     /// Ends it in good order, and asserts that it prints nothing.
     pub(crate) async fn leave(mut self) {
         drop(self.child.stdin.take());
-        assert_eq!(soon("the peer's end", self.lines.recv()).await, None, "it should have said nothing");
+        assert_eq!(in_time("the peer's end", self.lines.recv()).await, None, "it should have said nothing");
         assert!(self.child.wait().unwrap().success());
     }
 }

@@ -126,7 +126,7 @@ mod tests {
 
     use super::*;
 
-    const SOON: Duration = Duration::from_secs(20);
+    const TIMEOUT: Duration = Duration::from_secs(20);
 
     #[test]
     fn blocked_reads_are_bounded_and_leave_other_threads_free() {
@@ -145,21 +145,21 @@ mod tests {
         };
         let stuck: Vec<_> = (1..THREADS_MAX).map(block).collect();
         for _ in 1..THREADS_MAX {
-            told.recv_timeout(SOON).expect("the read began");
+            told.recv_timeout(TIMEOUT).expect("the read began");
         }
         let read = |number| {
             let tell = tell.clone();
             run(move || tell.send(number).unwrap(), || {})
         };
         let last = read(100);
-        assert_eq!(told.recv_timeout(SOON), Ok(100), "one thread is free");
+        assert_eq!(told.recv_timeout(TIMEOUT), Ok(100), "one thread is free");
         let full = block(0);
-        told.recv_timeout(SOON).expect("the read began");
+        told.recv_timeout(TIMEOUT).expect("the read began");
         drop(read(200));
         let waits = read(300);
         assert!(told.recv_timeout(Duration::from_millis(50)).is_err(), "no thread is free");
         release.send(()).unwrap();
-        assert_eq!(told.recv_timeout(SOON), Ok(300), "a discarded read does not run");
+        assert_eq!(told.recv_timeout(TIMEOUT), Ok(300), "a discarded read does not run");
         drop((release, stuck, last, full, waits));
     }
 }
