@@ -32,6 +32,8 @@ impl Threaded {
     }
 }
 
+impl towline::backend::sealed::Sealed for Threaded {}
+
 impl Backend for Threaded {
     fn name(&self) -> &'static str {
         "mem"

@@ -49,6 +49,8 @@ impl Degraded {
     }
 }
 
+impl towline::backend::sealed::Sealed for Degraded {}
+
 impl Backend for Degraded {
     fn name(&self) -> &'static str {
         self.backend.name()

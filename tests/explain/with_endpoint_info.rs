@@ -22,6 +22,8 @@ pub(crate) struct WithEndpointInfo {
 /// What is made for one connection: where its other end finds it.
 struct Attach(Vec<u8>);
 
+impl towline::backend::sealed::Sealed for WithEndpointInfo {}
+
 impl Backend for WithEndpointInfo {
     fn name(&self) -> &'static str {
         self.backend.name()

@@ -31,6 +31,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl towline::backend::sealed::Sealed for Networked {}
+
 impl Backend for Networked {
     fn name(&self) -> &'static str {
         self.backend.name()

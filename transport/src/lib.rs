@@ -43,7 +43,7 @@
 //! | find out which path a connection takes, and why | [`Path`], [`Connection::explain`], [`Connection::measure`] |
 //! | count and export | [`Connection::stats`], [`Metrics`] |
 //! | run on another runtime, or in a simulation | [`environment`] |
-//! | add a transport | [`backend`] |
+//! | choose and order the backends of an endpoint | [`Builder::backends`], [`backend`] |
 //!
 //! # Cancel safety
 //!

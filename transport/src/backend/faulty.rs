@@ -52,6 +52,8 @@ impl Faulty {
     }
 }
 
+impl crate::backend::sealed::Sealed for Faulty {}
+
 impl Backend for Faulty {
     fn name(&self) -> &'static str {
         self.backend.name()

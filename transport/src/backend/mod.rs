@@ -58,7 +58,10 @@ pub use crate::transfer::region::{Regions, RemoteRegion};
 use crate::wire::record_budget::RecordBudget;
 
 /// One transport technology on this machine.
-pub trait Backend: Debug + Send + Sync + 'static {
+///
+/// The trait is sealed: only this repository implements it, since its methods still change between minor
+/// versions. An endpoint takes any list of the backends below.
+pub trait Backend: sealed::Sealed + Debug + Send + Sync + 'static {
     /// The backend's name, used as module, scheme, command argument and metric label.
     fn name(&self) -> &'static str;
 
@@ -141,6 +144,19 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// both are dropped and the connection takes another path. The first poll of the future completes
     /// everything that the peer relies on.
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a>;
+}
+
+/// Keeps [`Backend`] to this repository. Its tests implement the trait with the feature `internals`.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod sealed {
+    pub trait Sealed {}
+}
+
+#[cfg(not(feature = "internals"))]
+mod sealed {
+    #[expect(unnameable_types, reason = "so that no other crate implements `Backend`")]
+    pub trait Sealed {}
 }
 
 /// The future that opens one end of a data path. Dropping it at any await releases everything, as does

@@ -37,6 +37,8 @@ fn remove_waiting(name: &[u8]) {
     waiting().remove(name);
 }
 
+impl crate::backend::sealed::Sealed for Mem {}
+
 impl Backend for Mem {
     fn name(&self) -> &'static str {
         "mem"

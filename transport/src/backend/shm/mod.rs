@@ -69,6 +69,8 @@ impl Shm {
     }
 }
 
+impl crate::backend::sealed::Sealed for Shm {}
+
 impl Backend for Shm {
     fn name(&self) -> &'static str {
         "shm"

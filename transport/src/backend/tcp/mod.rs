@@ -32,6 +32,8 @@ const CAPS: Caps = Caps::ONE_SIDED
     .union(Caps::NAMED_DESTINATION)
     .union(Caps::FLOW_CONTROL);
 
+impl crate::backend::sealed::Sealed for Tcp {}
+
 impl Backend for Tcp {
     fn name(&self) -> &'static str {
         "tcp"

@@ -134,6 +134,8 @@ impl Ucx {
     }
 }
 
+impl crate::backend::sealed::Sealed for Ucx {}
+
 impl Backend for Ucx {
     fn name(&self) -> &'static str {
         "ucx"
