@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use towline::backend::{self, Backend, shm::Shm, ucx::Ucx};
+use towline::backend::{self, Backend, Shm, Ucx};
 use towline::{Address, Builder, Caps, Connection, Endpoint, Listener, Pool};
 use towline_tests::libraries;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use towline::backend::mem::Mem;
+use towline::backend::Mem;
 use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 
 use crate::backends::{Row, meet};

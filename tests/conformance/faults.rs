@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use towline::backend::faulty::{Faults, Faulty};
+use towline::backend::{Faults, Faulty};
 use towline::{BufferMut, Caps, Connection, Error, ErrorKind, Message, RemoteRegion, Result};
 
 use crate::backends::Row;

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use towline::backend::ucx::Ucx;
+use towline::backend::Ucx;
 use towline::{Address, Builder, Connection, Endpoint, Listener, Message};
 
 use crate::libraries::Installed;

@@ -10,9 +10,8 @@ async fn what_leaves_the_process_is_encrypted_and_what_stays_is_not() {
     assert_eq!((a.path().chosen(), a.path().encryption()), ("mem", "none"));
     assert_eq!((b.path().chosen(), b.path().encryption()), ("mem", "none"));
     // As between two processes.
-    let backends = || {
-        vec![std::sync::Arc::new(towline::backend::tcp::Tcp) as std::sync::Arc<dyn towline::backend::Backend>]
-    };
+    let backends =
+        || vec![std::sync::Arc::new(towline::backend::Tcp) as std::sync::Arc<dyn towline::backend::Backend>];
     let near = Endpoint::builder().tls(tls()).backends(backends()).build().unwrap();
     let (a, b) = handshake.meet(&near, handshake.listener.address()).await;
     assert_eq!((a.path().chosen(), a.path().encryption()), ("tcp", "tls"));

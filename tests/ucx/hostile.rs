@@ -6,8 +6,7 @@ use std::ffi::CStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use towline::backend::tcp::Tcp;
-use towline::backend::ucx::Ucx;
+use towline::backend::{Tcp, Ucx};
 use towline::{Connection, Endpoint, ErrorKind};
 use ucx_sys::{Library, UCP_AM_SEND_FLAG_RNDV};
 

@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use towline::backend::Backend;
-use towline::backend::tcp::Tcp;
-use towline::backend::ucx::Ucx;
+use towline::backend::{Backend, Tcp, Ucx};
 use towline::{CandidateState, Connection, Endpoint};
 
 use crate::echoing::Server;

@@ -2,7 +2,7 @@
 //! one-sided reads and writes.
 
 use towline::Address;
-use towline::backend::ucx::Ucx;
+use towline::backend::Ucx;
 
 use super::{Completion, Figures, Job, Session, Tool, words};
 use crate::bench::case::{Pattern, Transport, Wait};

@@ -1,6 +1,6 @@
 //! What carries the data: what is asked for, or every transport that is ready. What does not work here is refused with the reason.
 
-use towline::backend::ucx::Ucx;
+use towline::backend::Ucx;
 use towline::{Address, BackendReport, BackendState, Caps, Endpoint, ErrorKind, Scheme};
 
 use super::case::Transport;

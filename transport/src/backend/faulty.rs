@@ -13,6 +13,20 @@ use crate::platform::environment::Environment;
 
 /// Wraps a backend so that the `n`-th call into it, or into any of its links, fails. A test increases `n`
 /// until a run ends with [`fired`](Faults::fired) still false: then every call has failed once.
+///
+/// ```
+/// use std::sync::Arc;
+/// use towline::Endpoint;
+/// use towline::backend::{Faults, Faulty, Mem};
+///
+/// let faults = Faults::nth(3);
+/// let backend = Faulty::over(Arc::new(Mem), faults.clone());
+/// let endpoint = Endpoint::builder().backends(vec![backend]).build()?;
+/// // … use the endpoint …
+/// assert!(!faults.fired());
+/// # drop(endpoint);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Faulty {
     backend: Arc<dyn Backend>,

@@ -8,7 +8,7 @@
 //! ```
 //! use std::sync::Arc;
 //! use towline::Endpoint;
-//! use towline::backend::{Backend, Probe, mem::Mem, tcp::Tcp};
+//! use towline::backend::{Backend, Mem, Probe, Tcp};
 //!
 //! // An endpoint with its own list of backends, in order of preference.
 //! let backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Mem), Arc::new(Tcp)];
@@ -19,18 +19,18 @@
 //! ```
 
 pub(crate) mod caps;
-pub mod faulty;
+mod faulty;
 mod inbox;
 pub(crate) mod machine;
-pub mod mem;
+mod mem;
 mod opened;
 pub(crate) mod path;
-pub mod shm;
+pub(crate) mod shm;
 mod staging;
 mod streamed;
 mod submitted;
-pub mod tcp;
-pub mod ucx;
+mod tcp;
+mod ucx;
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -41,9 +41,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use faulty::{Faults, Faulty};
 pub use inbox::Inbox;
+pub use mem::Mem;
 pub use opened::Opened;
+pub use shm::Shm;
 pub(crate) use staging::Staging;
+pub use tcp::Tcp;
+pub use ucx::Ucx;
 
 use crate::address::Address;
 pub use crate::backend::caps::Caps;

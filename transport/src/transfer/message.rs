@@ -143,11 +143,14 @@ pub enum Delivery {
 /// A small message that the link may copy instead of an [`Op::Send`](crate::backend::Op::Send), whose fields
 /// these are.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "documented at `Op::Send`")]
 pub struct SmallSend {
+    /// The message.
     pub message: Message,
+    /// Resolved by the receiver's acknowledgement.
     pub receipt: Done<Delivery>,
+    /// Whether the sender waits for the acknowledgement, so that the receiver must not delay it.
     pub ack_now: bool,
+    /// Whether more may follow at once, so that the message need not leave before the next `progress`.
     pub more: bool,
 }
 

@@ -15,7 +15,15 @@ use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 use crate::platform::process::PerProcess;
 
-/// The in-process backend.
+/// The backend `mem`: inside one process. It hands buffers over and copies nothing.
+///
+/// ```
+/// use towline::backend::{Backend, Mem, Probe};
+/// use towline::Caps;
+///
+/// let Probe::Ready { caps, .. } = Mem.probe() else { unreachable!("mem works everywhere") };
+/// assert!(caps.contains(Caps::MOVES_OWNERSHIP) && !caps.contains(Caps::CROSS_PROCESS));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Mem;
 

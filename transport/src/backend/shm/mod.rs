@@ -30,7 +30,21 @@ use crate::memory::Segment;
 use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 
-/// The shared-memory backend.
+/// The backend `shm`: between processes of one host, through memory that both map.
+///
+/// Frames in an [arena](crate::Arena) are lent to trusted peers without a copy. Nothing has a name in a file
+/// system.
+///
+/// ```
+/// use std::sync::Arc;
+/// use towline::{Endpoint, backend::Shm};
+///
+/// // Reads large frames from the peer's memory, which costs the sender no time.
+/// let shm = Shm::default().reading_always();
+/// let endpoint = Endpoint::builder().backends(vec![Arc::new(shm)]).build()?;
+/// # drop(endpoint);
+/// # Ok::<(), towline::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Shm {
     reads_always: bool,

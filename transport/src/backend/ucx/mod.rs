@@ -57,7 +57,17 @@ const CAPS: Caps = Caps::ONE_SIDED
 /// The process that used UCX first. A fork of it lacks UCX's thread, and would wait for that thread for ever.
 static UCX_PROCESS: OnceLock<Process> = OnceLock::new();
 
-/// The UCX backend.
+/// The backend `ucx`: over the UCX library that is installed at run time, with all transports that it has.
+///
+/// ```
+/// use towline::backend::{Backend, Probe, Ucx};
+///
+/// // Names a library. Without one, the loader's `libucp` is used.
+/// let ucx = Ucx::default().library("/opt/ucx/lib/libucp.so.0");
+/// if let Probe::Unavailable { reason, remedy } = ucx.probe() {
+///     println!("no UCX: {reason}; {remedy}");
+/// }
+/// ```
 #[derive(Debug, Default)]
 pub struct Ucx {
     library: Option<PathBuf>,
