@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use towline::backend::{Announced, Arrival, Delivery};
-use towline::internals::{ModelArena, PendingReceive, PendingSend, Stream, decoded_and_encoded};
+use towline::internals::{FuzzArena, PendingAccept, PendingSend, Stream, decoded_and_encoded};
 use towline::{Buffer, BufferMut, Error, ErrorKind, Message};
 
 use crate::HeapMax;
@@ -64,7 +64,7 @@ fn records(bytes: &[u8]) {
 
 /// Feeds the input unchanged, in pieces.
 fn raw(input: &[u8], options: Options) {
-    let arenas = [ModelArena::default(), ModelArena::default()];
+    let arenas = [FuzzArena::default(), FuzzArena::default()];
     let mut end = StreamEnd::new(options, &arenas[0], &arenas[1]);
     let mut script = Script(input);
     end.stream.expect(script.byte() % 2 == 0);
@@ -76,13 +76,13 @@ fn raw(input: &[u8], options: Options) {
         end.leave();
     }
     end.finish(result);
-    arenas.iter().for_each(ModelArena::check);
+    arenas.iter().for_each(FuzzArena::check);
 }
 
 /// Feeds packets of a hostile peer that knows the protocol.
 fn hostile_packets(input: &[u8], options: Options) {
     let mut script = Script(input);
-    let arenas = [ModelArena::default(), ModelArena::default()];
+    let arenas = [FuzzArena::default(), FuzzArena::default()];
     let mut end = StreamEnd::new(options, &arenas[0], &arenas[1]);
     let Options { checked, lanes, lends } = options;
     let lend = |_| arenas[1].lend(&arenas[1].block(vec![0x33; LENT_LEN as usize]), &arenas[0]);
@@ -113,13 +113,13 @@ fn hostile_packets(input: &[u8], options: Options) {
         }
     }
     end.finish(result);
-    arenas.iter().for_each(ModelArena::check);
+    arenas.iter().for_each(FuzzArena::check);
 }
 
 /// Connects two correct ends and alters bytes between them.
 fn damage(input: &[u8], options: Options) {
     let mut script = Script(input);
-    let arenas = [BOUNCE_ARENA_BYTES, BOUNCE_ARENA_BYTES].map(ModelArena::with_bounce_arena);
+    let arenas = [BOUNCE_ARENA_BYTES, BOUNCE_ARENA_BYTES].map(FuzzArena::with_bounce_arena);
     let mut ends =
         [StreamEnd::new(options, &arenas[0], &arenas[1]), StreamEnd::new(options, &arenas[1], &arenas[0])];
     let mut result = Ok(());
@@ -148,7 +148,7 @@ fn damage(input: &[u8], options: Options) {
     let [first, second] = ends;
     first.finish(Ok(()));
     second.finish(result);
-    arenas.iter().for_each(ModelArena::check);
+    arenas.iter().for_each(FuzzArena::check);
 }
 
 /// One end, and the operations it started.
@@ -156,19 +156,19 @@ struct StreamEnd {
     stream: Stream,
     lanes: usize,
     /// The arena that frames are lent from, if this end lends.
-    arena: Option<ModelArena>,
+    arena: Option<FuzzArena>,
     announced: Vec<Announced>,
     /// The id of the next message.
     next: u64,
     sending: Vec<PendingSend>,
-    destination: Vec<(Vec<usize>, PendingReceive)>,
+    destination: Vec<(Vec<usize>, PendingAccept)>,
     /// Bytes accepted outside the pool.
     accepted_len: usize,
     closed: bool,
 }
 
 impl StreamEnd {
-    fn new(options: Options, ours: &ModelArena, theirs: &ModelArena) -> Self {
+    fn new(options: Options, ours: &FuzzArena, theirs: &FuzzArena) -> Self {
         let Options { checked, lanes, lends } = options;
         let stream = Stream::new(HEARTBEAT, checked, lanes);
         Self {

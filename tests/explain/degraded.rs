@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use towline::backend::{
     Backend, Caps, Identity, Link, LinkContext, LinkStats, Machine, Op, Opening, Prediction, Probe, Progress,
-    Role, Source,
+    Role, WaitSource,
 };
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
@@ -134,7 +134,7 @@ impl Link for Slow {
         self.0.progress()
     }
 
-    fn source(&self) -> Option<Source<'_>> {
+    fn source(&self) -> Option<WaitSource<'_>> {
         self.0.source()
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::io::{pread, pwrite};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-use towline::memory::{Access, Allocation, Fence, Source};
+use towline::memory::{Access, Allocation, Fence, MemorySource};
 use towline::{Buffer, BufferMut, Error, Place, Pool, Result};
 
 /// The source of a [`Pool`] of guarded memory.
@@ -75,7 +75,7 @@ impl Guarded {
     }
 }
 
-impl Source for Guarded {
+impl MemorySource for Guarded {
     fn place(&self) -> Place {
         Place::Guarded
     }

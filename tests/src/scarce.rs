@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use towline::memory::{Access, Allocation, Source};
+use towline::memory::{Access, Allocation, MemorySource};
 use towline::{Error, ErrorKind, Place, Pool, Result};
 
 /// The source of a [`Pool`] of scarce memory.
@@ -22,7 +22,7 @@ impl Scarce {
     }
 }
 
-impl Source for Scarce {
+impl MemorySource for Scarce {
     fn place(&self) -> Place {
         Place::Host
     }

@@ -99,10 +99,10 @@ impl fmt::Display for ErrorKind {
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Error(Arc<Inner>);
+pub struct Error(Arc<ErrorInner>);
 
 #[derive(Clone)]
-struct Inner {
+struct ErrorInner {
     kind: ErrorKind,
     backend: Option<&'static str>,
     doing: Option<Cow<'static, str>>,
@@ -118,7 +118,7 @@ pub(crate) const NO_DESCRIPTOR: &str =
 impl Error {
     /// Makes an error of `kind`. `detail` says what happened and, where there is a remedy, what to do.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ErrorInner {
             kind,
             backend: None,
             doing: None,
@@ -226,7 +226,7 @@ impl From<std::io::Error> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { kind, backend, doing, on, detail, source } = &*self.0;
+        let ErrorInner { kind, backend, doing, on, detail, source } = &*self.0;
         if let Some(backend) = backend {
             write!(f, "{backend}: ")?;
         }

@@ -22,14 +22,14 @@ const UNSET: &str = "UCX_LOG_FILE=";
 ///
 /// Does nothing for untested versions, whose log may start differently.
 pub(crate) fn to_standard_error(handle: &Handle, version: Version) -> Option<()> {
-    type Print = unsafe extern "C" fn(*mut FILE, ucs_config_print_flags_t);
+    type PrintGlobalOptions = unsafe extern "C" fn(*mut FILE, ucs_config_print_flags_t);
     type Set = unsafe extern "C" fn(*const c_char, *const c_char) -> ucs_status_t;
     type Act = unsafe extern "C" fn();
     if !version.is_proven() {
         return None;
     }
     // Reading the one setting would be simpler, but UCX confuses it with `LOG_FILE_FILTER`.
-    let print = function::<Print>(handle, c"ucs_global_opts_print")?;
+    let print = function::<PrintGlobalOptions>(handle, c"ucs_global_opts_print")?;
     let set = function::<Set>(handle, c"ucs_global_opts_set_value")?;
     let end = function::<Act>(handle, c"ucs_log_cleanup")?;
     let begin = function::<Act>(handle, c"ucs_log_init")?;

@@ -65,7 +65,7 @@ impl Library {
 
 type Query = unsafe extern "C" fn(*mut *mut c_void, *mut c_uint) -> ucs_status_t;
 type Release = unsafe extern "C" fn(*mut c_void);
-type Print = unsafe extern "C" fn(*mut FILE, *const c_char, ucs_config_print_flags_t, *mut c_void);
+type PrintSettings = unsafe extern "C" fn(*mut FILE, *const c_char, ucs_config_print_flags_t, *mut c_void);
 type PrintSome =
     unsafe extern "C" fn(*mut FILE, *const c_char, ucs_config_print_flags_t, *mut c_void, *const c_char);
 
@@ -88,7 +88,7 @@ fn listing(handle: &Handle, version: Version) -> Option<String> {
     }
     let tables = *function::<*mut c_void>(handle, c"ucs_config_global_list")?;
     if version < Version::FILTERS_SETTINGS {
-        let print = function::<Print>(handle, PRINT)?;
+        let print = function::<PrintSettings>(handle, PRINT)?;
         // SAFETY: L1: `ucs/config/parser.h` declares it so up to 1.18; L2: the stream and the constant live.
         return Some(text_of(|file| unsafe { print(file, PREFIX.as_ptr(), FLAGS, tables) }));
     }

@@ -108,12 +108,12 @@ impl fmt::Display for Scheme {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Address {
     scheme: Scheme,
-    place: Place,
+    place: Authority,
     options: Vec<(String, String)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Place {
+enum Authority {
     /// The host is in lower case. An IPv6 address is in its shortest form, without brackets.
     Port {
         host: String,
@@ -133,7 +133,7 @@ impl Address {
         }
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let host = if bare.contains(':') { parse::ipv6(bare)? } else { parse::host(host)? };
-        Self { scheme, place: Place::Port { host, port }, options: Vec::new() }.bounded()
+        Self { scheme, place: Authority::Port { host, port }, options: Vec::new() }.bounded()
     }
 
     /// Makes `mem://name`. The empty name lets the listener assign one.
@@ -143,7 +143,7 @@ impl Address {
     pub fn mem(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         parse::check_name(&name)?;
-        Self { scheme: Scheme::Mem, place: Place::Name(name), options: Vec::new() }.bounded()
+        Self { scheme: Scheme::Mem, place: Authority::Name(name), options: Vec::new() }.bounded()
     }
 
     /// Returns the scheme.
@@ -154,30 +154,30 @@ impl Address {
     /// Returns the host, without brackets. Empty for `mem`, and where it was omitted to mean every interface.
     pub fn host(&self) -> &str {
         match &self.place {
-            Place::Port { host, .. } => host,
-            Place::Name(_) => "",
+            Authority::Port { host, .. } => host,
+            Authority::Name(_) => "",
         }
     }
 
     /// Returns the port. 0 lets the operating system choose. Always 0 for `mem`.
     pub fn port(&self) -> u16 {
         match self.place {
-            Place::Port { port, .. } => port,
-            Place::Name(_) => 0,
+            Authority::Port { port, .. } => port,
+            Authority::Name(_) => 0,
         }
     }
 
     /// Returns the name within the process, for `mem` only. Empty to have one assigned.
     pub fn name(&self) -> Option<&str> {
         match &self.place {
-            Place::Port { .. } => None,
-            Place::Name(name) => Some(name),
+            Authority::Port { .. } => None,
+            Authority::Name(name) => Some(name),
         }
     }
 
     /// Returns whether the host means every interface, as for a listener: empty, `*`, `0.0.0.0` or `[::]`.
     pub fn is_wildcard(&self) -> bool {
-        matches!(&self.place, Place::Port { host, .. } if matches!(&**host, "" | "*" | "0.0.0.0" | "::"))
+        matches!(&self.place, Authority::Port { host, .. } if matches!(&**host, "" | "*" | "0.0.0.0" | "::"))
     }
 
     /// Returns the value of one option.
@@ -218,9 +218,9 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
         match &self.place {
-            Place::Port { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
-            Place::Port { host, port } => write!(f, "{host}:{port}")?,
-            Place::Name(name) => f.write_str(name)?,
+            Authority::Port { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
+            Authority::Port { host, port } => write!(f, "{host}:{port}")?,
+            Authority::Name(name) => f.write_str(name)?,
         }
         let mut before = '?';
         for (key, value) in &self.options {

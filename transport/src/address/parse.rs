@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use super::{Address, LEN_MAX, Place, Scheme, invalid};
+use super::{Address, Authority, LEN_MAX, Scheme, invalid};
 use crate::{Error, Result};
 
 /// The most bytes of a wrong address that an error quotes.
@@ -52,7 +52,7 @@ fn parse_scheme(text: &str) -> Result<Scheme> {
     })
 }
 
-fn host_and_port(scheme: Scheme, text: &str) -> Result<Place> {
+fn host_and_port(scheme: Scheme, text: &str) -> Result<Authority> {
     if let Some(extra) = text.find(['/', '#', '@']) {
         return Err(invalid(format!(
             "\"{}\" has no place here: write {scheme}://host:port, and options as ?key=value",
@@ -75,7 +75,7 @@ fn host_and_port(scheme: Scheme, text: &str) -> Result<Place> {
     let port = port.filter(|port| !port.is_empty()).ok_or_else(|| {
         invalid(format!("no port: write {scheme}://host:7000, or :0 to listen at any free port"))
     })?;
-    Ok(Place::Port { host, port: parse_port(port)? })
+    Ok(Authority::Port { host, port: parse_port(port)? })
 }
 
 fn parse_port(text: &str) -> Result<u16> {

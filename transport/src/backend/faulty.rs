@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
     Backend, Caps, Identity, Inventory, Link, LinkContext, LinkStats, Machine, Op, Opening, Prediction,
-    Preference, Probe, Progress, Role, Source,
+    Preference, Probe, Progress, Role, WaitSource,
 };
 use crate::address::Address;
 use crate::error::{Error, ErrorKind, Result};
@@ -177,7 +177,7 @@ impl Link for FaultyLink {
         progress
     }
 
-    fn source(&self) -> Option<Source<'_>> {
+    fn source(&self) -> Option<WaitSource<'_>> {
         self.link.source()
     }
 

@@ -13,13 +13,13 @@ use crate::transfer::message::Announced;
 /// Announced messages, oldest first, and then the link's end.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     /// Notified when the link drains or ends.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     queue: VecDeque<Announced>,
     draining: Option<Error>,
     end: Option<Error>,
@@ -77,7 +77,7 @@ impl Inbox {
         self.until(|state| state.end.as_ref().map(drop)).await;
     }
 
-    async fn until<T>(&self, found: impl Fn(&State) -> Option<T>) -> T {
+    async fn until<T>(&self, found: impl Fn(&InboxState) -> Option<T>) -> T {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -109,12 +109,12 @@ impl Inbox {
         Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock()
     }
 }
 
-fn wake(mut state: MutexGuard<'_, State>) {
+fn wake(mut state: MutexGuard<'_, InboxState>) {
     let waker = state.waker.take();
     drop(state);
     if let Some(waker) = waker {

@@ -306,7 +306,7 @@ pub trait Link: Debug + Send + Sync + 'static {
 
     /// Returns the descriptor to wait on until `progress` has work, or `None` for a link that moves by
     /// itself.
-    fn source(&self) -> Option<Source<'_>> {
+    fn source(&self) -> Option<WaitSource<'_>> {
         None
     }
 
@@ -347,7 +347,7 @@ pub enum Progress {
 
 /// A descriptor to wait on.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
+pub struct WaitSource<'a> {
     /// Readable when `progress` may have work.
     pub descriptor: BorrowedFd<'a>,
     /// Whether to wait for writability too, because output is blocked.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, SmallSend, Source};
+use super::{Caps, Link, LinkStats, Message, Op, Operation, Progress, SmallSend, WaitSource};
 use crate::error::{Error, Failed, Result};
 use crate::memory::{Access, Buffer, BufferMut, Pool};
 
@@ -158,7 +158,7 @@ impl Link for Staging {
         self.link.progress()
     }
 
-    fn source(&self) -> Option<Source<'_>> {
+    fn source(&self) -> Option<WaitSource<'_>> {
         self.link.source()
     }
 

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::submitted::Submitted;
-use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, SmallSend, Source};
+use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, SmallSend, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::BufferMut;
 use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
-use crate::wire::count::Counts;
-use crate::wire::session::{Session, Target, Urgency};
+use crate::wire::count::SessionCounts;
+use crate::wire::session::{DataTarget, Session, Urgency};
 
 /// The most slices offered to one vectored write.
 pub(super) const SLICES_MAX: usize = 512;
@@ -62,7 +62,7 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
     fn tear_down(&self, state: Self::State, session: Session, why: &Error);
 
     /// See [`Link::source`].
-    fn source(&self) -> Source<'_>;
+    fn source(&self) -> WaitSource<'_>;
 
     /// See [`Link::arm`].
     fn arm(&self, _: &mut Self::State) -> bool {
@@ -84,7 +84,7 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
 }
 
 /// One non-blocking stream of a byte stream.
-pub(super) trait Stream {
+pub(super) trait StreamIo {
     /// Writes from the front as many bytes as there is room for.
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome>;
 
@@ -129,7 +129,7 @@ pub(super) struct Streamed<L: ByteStream> {
     /// The poll lock. `None` once the link has ended.
     active: Mutex<Option<Active<L>>>,
     /// The session's counters, readable without the poll lock.
-    counts: Counts,
+    counts: SessionCounts,
     /// The last poll left work for the next one.
     paused: AtomicBool,
 }
@@ -318,10 +318,10 @@ impl<L: ByteStream> Link for Streamed<L> {
         self.with_poll_lock(None, Self::poll)
     }
 
-    fn source(&self) -> Option<Source<'_>> {
+    fn source(&self) -> Option<WaitSource<'_>> {
         let source = self.stream.source();
         // A paused poll is continued without its caller, as blocked output is.
-        Some(Source { writable: source.writable || self.paused.load(Ordering::Acquire), ..source })
+        Some(WaitSource { writable: source.writable || self.paused.load(Ordering::Acquire), ..source })
     }
 
     fn arm(&self) -> bool {
@@ -402,7 +402,11 @@ fn perform(op: Op, session: &mut Session) {
 
 /// Writes to the main stream until nothing as urgent as `least` is left, or there is no room. Returns whether
 /// any bytes were written, and whether there was room for all.
-pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgency) -> Result<(bool, bool)> {
+pub(super) fn write_to(
+    to: &mut impl StreamIo,
+    session: &mut Session,
+    least: Urgency,
+) -> Result<(bool, bool)> {
     let mut moved = false;
     while session.is_due(least) {
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
@@ -423,7 +427,7 @@ pub(super) fn write_to(to: &mut impl Stream, session: &mut Session, least: Urgen
 }
 
 /// Reads one of the connection's streams until nothing is left, up to a limit.
-pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: usize) -> Result<bool> {
+pub(super) fn read_from(from: &mut impl StreamIo, session: &mut Session, stream: usize) -> Result<bool> {
     SCRATCH.with_borrow_mut(|scratch| {
         for reads in 0..READS_MAX_BUFFERED {
             if reads >= READS_MAX && !from.has_buffered() {
@@ -447,7 +451,7 @@ pub(super) fn read_from(from: &mut impl Stream, session: &mut Session, stream: u
 /// Reads once into the session's current target. Returns the outcome and the number of bytes asked for.
 fn read_once(
     session: &mut Session,
-    from: &mut impl Stream,
+    from: &mut impl StreamIo,
     stream: usize,
     scratch: &mut [u8],
 ) -> Result<(IoOutcome, usize)> {
@@ -462,7 +466,7 @@ fn read_once(
         return Ok((moved, len));
     };
     let (moved, room, then, revoked) = match target {
-        Target::Buffers(mut buffers) => {
+        DataTarget::Buffers(mut buffers) => {
             let room = limit(&mut buffers, remaining);
             let then = if room == remaining { next_head_len } else { 0 };
             let moved = from.read_into(&mut buffers, &mut scratch[..then]);
@@ -471,7 +475,7 @@ fn read_once(
             }
             (moved, room, then, false)
         }
-        Target::Region(lease, at) => {
+        DataTarget::Region(lease, at) => {
             let read = |bytes: &mut [u8]| {
                 let bytes = &mut bytes[..remaining];
                 let moved = from.read_region(bytes, &mut scratch[..next_head_len]);

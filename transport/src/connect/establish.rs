@@ -25,7 +25,7 @@ use crate::handshake::{
 };
 use crate::memory::{BounceArena, Place, Pool};
 use crate::platform::environment::{Environment, within};
-use crate::progress::core::{OwnedCore, Parts};
+use crate::progress::core::{CoreParts, OwnedCore};
 use crate::progress::driver::Driver;
 use crate::progress::waiting::Wait;
 use crate::wire::record_budget::RecordBudget;
@@ -548,7 +548,7 @@ impl Establisher {
                 }
             }));
         }
-        OwnedCore::new(Parts {
+        OwnedCore::new(CoreParts {
             opened,
             inbox: context.inbox,
             regions: context.regions,

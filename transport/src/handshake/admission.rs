@@ -64,18 +64,18 @@ impl From<IpAddr> for Source {
 /// authenticate; a peer of the larger class, active or silent, so that neither class crowds out the other;
 /// one of the source with most places in that class; the one that advanced longest ago.
 #[derive(Clone, Debug)]
-pub struct Admission(Arc<Shared>);
+pub struct Admission(Arc<AdmissionShared>);
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct AdmissionShared {
+    state: Mutex<AdmissionState>,
     /// Notified if a place is free, or its peer has failed to authenticate.
     freed: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    peers: Vec<Entry>,
+struct AdmissionState {
+    peers: Vec<AdmittedPeer>,
     /// The number of peers of each source in each class, without zeros.
     counts: HashMap<(Class, Source), usize>,
     next: u64,
@@ -89,7 +89,7 @@ struct State {
 
 /// An admitted peer.
 #[derive(Debug)]
-struct Entry {
+struct AdmittedPeer {
     number: u64,
     source: Source,
     class: Class,
@@ -124,7 +124,7 @@ pub struct Admitted {
 impl Admission {
     /// Creates `capacity` places, at least one.
     pub fn new(capacity: usize) -> Self {
-        let state = State {
+        let state = AdmissionState {
             peers: Vec::new(),
             counts: HashMap::new(),
             next: 0,
@@ -133,7 +133,7 @@ impl Admission {
             evicted: None,
             failures: HashMap::new(),
         };
-        Self(Arc::new(Shared { state: Mutex::new(state), freed: Notify::new() }))
+        Self(Arc::new(AdmissionShared { state: Mutex::new(state), freed: Notify::new() }))
     }
 
     /// Admits a peer at time `now` of any monotonic clock, and evicts at most one other peer. If there is no
@@ -145,7 +145,13 @@ impl Admission {
         }
         let (number, evicted) = (state.next, Arc::new(Notify::new()));
         state.next += 1;
-        state.insert(Entry { number, source, class: Class::Silent, advanced: now, evicted: evicted.clone() });
+        state.insert(AdmittedPeer {
+            number,
+            source,
+            class: Class::Silent,
+            advanced: now,
+            evicted: evicted.clone(),
+        });
         Ok(Admitted { admission: self.clone(), number, source, evicted })
     }
 
@@ -204,12 +210,12 @@ impl Admission {
         state.peers.len() < before
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, AdmissionState> {
         self.0.state.lock()
     }
 }
 
-impl State {
+impl AdmissionState {
     fn capacity(&self, now: Duration) -> usize {
         self.scarce.map_or(self.capacity, |(since, left)| {
             let more = now.saturating_sub(since).as_millis() / SCARCE_TIME.as_millis();
@@ -226,7 +232,7 @@ impl State {
     fn evict(&mut self, now: Duration) -> Result<(), Duration> {
         let grace_time = self.grace_time(now);
         let due = |at: usize| {
-            let Entry { class, advanced, .. } = self.peers[at];
+            let AdmittedPeer { class, advanced, .. } = self.peers[at];
             advanced + if class == Class::Active { grace_time * 2 } else { grace_time }
         };
         let at = match self.victim(Class::Failed) {
@@ -267,12 +273,12 @@ impl State {
         of_sources.min_by_key(|(_, entry)| (entry.advanced, entry.number)).map(|(at, _)| at)
     }
 
-    fn insert(&mut self, entry: Entry) {
+    fn insert(&mut self, entry: AdmittedPeer) {
         *self.counts.entry((entry.class, entry.source)).or_default() += 1;
         self.peers.push(entry);
     }
 
-    fn remove(&mut self, at: usize) -> Entry {
+    fn remove(&mut self, at: usize) -> AdmittedPeer {
         let entry = self.peers.swap_remove(at);
         if let hash_map::Entry::Occupied(mut count) = self.counts.entry((entry.class, entry.source)) {
             *count.get_mut() -= 1;
@@ -292,7 +298,7 @@ impl State {
         if let Some(at) = self.position(number) {
             let entry = self.remove(at);
             let advanced = advanced.unwrap_or(entry.advanced);
-            self.insert(Entry { class, advanced, ..entry });
+            self.insert(AdmittedPeer { class, advanced, ..entry });
         }
     }
 

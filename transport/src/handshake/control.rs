@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::tls::{Session, Tls, TlsStream, secure_as_acceptor, secure_as_connector};
+use super::tls::{Tls, TlsSession, TlsStream, secure_as_acceptor, secure_as_connector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::environment::Environment;
 use crate::wire::handshake::{BINDING_LEN, Role};
@@ -51,7 +51,7 @@ impl Control {
     }
 
     /// Returns the socket, non-blocking, and the TLS session on it, if there is one.
-    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<Session>)> {
+    pub(crate) fn into_parts(self) -> Result<(std::net::TcpStream, Option<TlsSession>)> {
         match self.0 {
             Transport::Socket(stream) => Ok((stream.into_std().map_err(Error::io)?, None)),
             Transport::Tls(stream) => stream.into_parts().map(|(socket, tls)| (socket, Some(tls))),

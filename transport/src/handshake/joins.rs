@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::refusal::Refusal;
-use super::{Control, Stream, answer, encoded, out_of_turn, receive, send};
+use super::{Control, HandshakeStream, answer, encoded, out_of_turn, receive, send};
 use crate::platform::environment::{Environment, within};
 use crate::platform::mutex::Mutex;
 use crate::wire::handshake::{BINDING_LEN, HandshakeMessage, Join, JoinKey, NAME_LEN};
@@ -20,7 +20,7 @@ pub(crate) struct Joins(Mutex<HashMap<[u8; NAME_LEN], Waiting>>);
 struct Waiting {
     key: JoinKey,
     /// By number, from stream 1 on.
-    slots: Vec<Slot>,
+    slots: Vec<JoinSlot>,
     joined: Arc<Notify>,
 }
 
@@ -31,7 +31,7 @@ impl std::fmt::Debug for Waiting {
 }
 
 #[derive(Debug)]
-enum Slot {
+enum JoinSlot {
     Free,
     /// Its answer is being sent.
     Taken,
@@ -54,7 +54,7 @@ impl Joins {
     /// Registers a connection that waits for its additional streams.
     pub(crate) fn expect(&self, key: JoinKey) -> Expected<'_> {
         let (name, joined) = (key.name(), Arc::new(Notify::new()));
-        let slots = key.further().map(|_| Slot::Free).collect();
+        let slots = key.further().map(|_| JoinSlot::Free).collect();
         self.waiting().insert(name, Waiting { key, slots, joined: joined.clone() });
         Expected { joins: self, name, joined }
     }
@@ -70,8 +70,8 @@ impl Joins {
         // The connection may have stopped waiting: the stream is then dropped.
         if let Some(waiting) = self.waiting().get_mut(&join.connection) {
             waiting.slots[usize::from(join.stream) - 1] = match &answered {
-                Ok(()) => Slot::Joined(stream),
-                Err(_) => Slot::Free,
+                Ok(()) => JoinSlot::Joined(stream),
+                Err(_) => JoinSlot::Free,
             };
             waiting.joined.notify_one();
         }
@@ -86,10 +86,10 @@ impl Joins {
         };
         waiting.key.verify(join, binding)?;
         let slot = &mut waiting.slots[usize::from(join.stream) - 1];
-        if !matches!(slot, Slot::Free) {
+        if !matches!(slot, JoinSlot::Free) {
             return Err(Error::new(ErrorKind::Refused, format!("stream {} has joined already", join.stream)));
         }
-        *slot = Slot::Taken;
+        *slot = JoinSlot::Taken;
         Ok(())
     }
 }
@@ -100,26 +100,26 @@ impl Expected<'_> {
     /// `deadline` is a time of `env`'s clock, not a duration.
     pub(crate) async fn all(self, deadline: Duration, env: &dyn Environment) -> Result<Vec<Control>> {
         let all = within(env, deadline, async {
-            while !self.slots(|slots| slots.iter().all(|slot| matches!(slot, Slot::Joined(_)))) {
+            while !self.slots(|slots| slots.iter().all(|slot| matches!(slot, JoinSlot::Joined(_)))) {
                 self.joined.notified().await;
             }
         });
         if all.await.is_none() {
             let (joined, of) = self.slots(|slots| {
-                (slots.iter().filter(|slot| matches!(slot, Slot::Joined(_))).count(), slots.len())
+                (slots.iter().filter(|slot| matches!(slot, JoinSlot::Joined(_))).count(), slots.len())
             });
             let why = format!("only {joined} of {of} additional streams joined in time");
             return Err(Error::new(ErrorKind::TimedOut, why));
         }
         let slots = self.slots(std::mem::take);
         let joined = slots.into_iter().filter_map(|slot| match slot {
-            Slot::Joined(stream) => Some(stream),
-            Slot::Free | Slot::Taken => None,
+            JoinSlot::Joined(stream) => Some(stream),
+            JoinSlot::Free | JoinSlot::Taken => None,
         });
         Ok(joined.collect())
     }
 
-    fn slots<R>(&self, look: impl FnOnce(&mut Vec<Slot>) -> R) -> R {
+    fn slots<R>(&self, look: impl FnOnce(&mut Vec<JoinSlot>) -> R) -> R {
         match self.joins.waiting().get_mut(&self.name) {
             Some(waiting) => look(&mut waiting.slots),
             None => look(&mut Vec::new()),
@@ -136,7 +136,7 @@ impl Drop for Expected<'_> {
 /// Joins an additional stream to a connection whose acceptor waits for it.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration.
-pub(crate) async fn join<S: Stream>(
+pub(crate) async fn join<S: HandshakeStream>(
     stream: &mut S,
     join: Join,
     deadline: Duration,

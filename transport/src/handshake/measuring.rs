@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Stream, answer, cut_off, encoded, parse_answer, wait_for_reply};
+use super::{HandshakeStream, answer, cut_off, encoded, parse_answer, wait_for_reply};
 use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::HandshakeMessage;
 use crate::{Error, ErrorKind, Result};
@@ -24,7 +24,7 @@ pub(crate) enum ConnectorReply {
 /// Sends bytes on the stream, and waits until the acceptor has received them.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
-pub(crate) async fn measure<S: Stream>(
+pub(crate) async fn measure<S: HandshakeStream>(
     stream: &mut S,
     bytes: &[u8],
     deadline: Duration,
@@ -45,7 +45,7 @@ pub(crate) async fn measure<S: Stream>(
 }
 
 /// Waits for the connector's decision on `backend`, or for one of at most `measurements_left` measurements.
-pub(crate) async fn receive_measure_or_answer<S: Stream>(
+pub(crate) async fn receive_measure_or_answer<S: HandshakeStream>(
     stream: &mut S,
     backend: &str,
     measurements_left: usize,
@@ -60,7 +60,7 @@ pub(crate) async fn receive_measure_or_answer<S: Stream>(
 }
 
 /// Reads `len` bytes of a measurement and answers `Ready`.
-pub(crate) async fn receive_measurement<S: Stream>(
+pub(crate) async fn receive_measurement<S: HandshakeStream>(
     stream: &mut S,
     len: usize,
     deadline: Duration,

@@ -39,10 +39,10 @@ pub use control::Control;
 pub use identity::Identity;
 pub(crate) use joins::{Joins, join};
 pub(crate) use measuring::{ConnectorReply, measure, receive_measure_or_answer, receive_measurement};
-pub(crate) use tls::Session;
 pub use tls::Tls;
 #[cfg(feature = "tls")]
 pub use tls::TlsBuilder;
+pub(crate) use tls::TlsSession;
 #[cfg(feature = "tls")]
 pub(crate) use tls::tls_error;
 pub use token::Token;
@@ -51,9 +51,9 @@ pub use token::Token;
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 
 /// The stream of a handshake: a socket, or TLS over one.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait HandshakeStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> HandshakeStream for S {}
 
 /// The local parameters of a handshake.
 #[derive(Debug)]
@@ -128,7 +128,7 @@ pub(crate) enum Inbound {
 }
 
 /// Runs the connector's greeting. After an error the stream must be dropped.
-pub(crate) async fn greet_as_connector<S: Stream>(
+pub(crate) async fn greet_as_connector<S: HandshakeStream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
@@ -140,7 +140,7 @@ pub(crate) async fn greet_as_connector<S: Stream>(
 
 /// Runs the acceptor's greeting. After an error the stream must be dropped. `failed` is called with the
 /// current time when a peer fails to authenticate, and returns when to send the refusal.
-pub(crate) async fn greet_as_acceptor<S: Stream>(
+pub(crate) async fn greet_as_acceptor<S: HandshakeStream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
@@ -180,7 +180,7 @@ impl std::fmt::Debug for Proposal {
 /// had none. `Ok(Err(reason))` means that the acceptor cannot open it, and another may be proposed.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
-pub(crate) async fn propose<S: Stream>(
+pub(crate) async fn propose<S: HandshakeStream>(
     stream: &mut S,
     proposal: &Proposal,
     deadline: Duration,
@@ -206,7 +206,7 @@ pub(crate) async fn propose<S: Stream>(
 }
 
 /// Waits for the other end's answer on `backend`: ready, or why not. `deadline` is as for a proposal.
-pub(crate) async fn receive_answer<S: Stream>(
+pub(crate) async fn receive_answer<S: HandshakeStream>(
     stream: &mut S,
     backend: &str,
     deadline: Duration,
@@ -218,7 +218,7 @@ pub(crate) async fn receive_answer<S: Stream>(
 }
 
 /// Receives a message and parses it with `take`.
-async fn wait_for_reply<S: Stream, T>(
+async fn wait_for_reply<S: HandshakeStream, T>(
     stream: &mut S,
     backend: &str,
     take: impl FnOnce(HandshakeMessage) -> Result<T, Refusal>,
@@ -249,7 +249,7 @@ fn parse_answer(message: HandshakeMessage, may_be_info: bool) -> Result<Result<V
 /// Waits for the connector's next proposal. Returns `Closed` if the connector ends without one.
 ///
 /// `deadline` is a time of `env`'s clock, not a duration. After an error the stream must be dropped.
-pub(crate) async fn receive_proposal<S: Stream>(
+pub(crate) async fn receive_proposal<S: HandshakeStream>(
     stream: &mut S,
     deadline: Duration,
     env: &dyn Environment,
@@ -281,7 +281,7 @@ pub(crate) async fn receive_proposal<S: Stream>(
 }
 
 /// Answers a proposal. A reason is truncated to 1 KiB.
-pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -> Result<()> {
+pub(crate) async fn answer<S: HandshakeStream>(stream: &mut S, ready: Result<(), &str>) -> Result<()> {
     let message = match ready {
         Ok(()) => HandshakeMessage::Ready,
         Err(reason) => HandshakeMessage::NotReady { reason: reason.to_owned() },
@@ -291,7 +291,7 @@ pub(crate) async fn answer<S: Stream>(stream: &mut S, ready: Result<(), &str>) -
 }
 
 /// Answers a proposal that had endpoint info, with endpoint info or, if `info` is empty, without.
-pub(crate) async fn answer_with<S: Stream>(stream: &mut S, info: &[u8]) -> Result<()> {
+pub(crate) async fn answer_with<S: HandshakeStream>(stream: &mut S, info: &[u8]) -> Result<()> {
     if info.is_empty() {
         return answer(stream, Ok(())).await;
     }
@@ -300,7 +300,7 @@ pub(crate) async fn answer_with<S: Stream>(stream: &mut S, info: &[u8]) -> Resul
 }
 
 /// Converts the result of a greeting. Sends a refusal to the peer on an error.
-async fn finish_greeting<S: Stream, T>(
+async fn finish_greeting<S: HandshakeStream, T>(
     greeted: Option<Result<T, Refusal>>,
     role: Role,
     stream: &mut S,
@@ -328,7 +328,7 @@ fn timeout_hint(role: Role) -> &'static str {
     }
 }
 
-async fn run_connector<S: Stream>(
+async fn run_connector<S: HandshakeStream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
@@ -346,7 +346,7 @@ async fn run_connector<S: Stream>(
     Ok(greeting(&ours, theirs, version, transcript.secret(token)))
 }
 
-async fn run_acceptor<S: Stream>(
+async fn run_acceptor<S: HandshakeStream>(
     stream: &mut S,
     terms: &Terms,
     env: &dyn Environment,
@@ -393,7 +393,11 @@ fn greeting(ours: &Hello, theirs: Hello, version: u16, secret: [u8; 32]) -> Gree
 
 /// A peer that refuses may close before it has read everything. Its reason is then reported rather than the
 /// broken pipe.
-async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environment) -> Result<(), Refusal> {
+async fn send_hello<S: HandshakeStream>(
+    stream: &mut S,
+    bytes: &[u8],
+    env: &dyn Environment,
+) -> Result<(), Refusal> {
     let Err(broken) = send(stream, bytes).await else {
         return Ok(());
     };
@@ -404,7 +408,7 @@ async fn send_hello<S: Stream>(stream: &mut S, bytes: &[u8], env: &dyn Environme
 }
 
 /// Receives the first message of the other end. Fails at the first byte that no Towline endpoint would send.
-async fn receive_first<S: Stream>(
+async fn receive_first<S: HandshakeStream>(
     role: Role,
     stream: &mut S,
     env: &dyn Environment,
@@ -431,7 +435,7 @@ fn expect_hello((message, bytes): (HandshakeMessage, Vec<u8>)) -> Result<(Hello,
     }
 }
 
-async fn send_proof<S: Stream>(
+async fn send_proof<S: HandshakeStream>(
     stream: &mut S,
     transcript: &Transcript<'_>,
     token: Option<&[u8]>,
@@ -441,7 +445,7 @@ async fn send_proof<S: Stream>(
     Ok(send(stream, &proof).await?)
 }
 
-async fn check_proof<S: Stream>(
+async fn check_proof<S: HandshakeStream>(
     stream: &mut S,
     transcript: &Transcript<'_>,
     token: Option<&[u8]>,
@@ -453,7 +457,7 @@ async fn check_proof<S: Stream>(
     }
 }
 
-async fn receive<S: Stream>(stream: &mut S) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
+async fn receive<S: HandshakeStream>(stream: &mut S) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
     let mut head = [0; HEAD_LEN];
     fill(stream, &mut head).await?;
     receive_body(stream, head).await
@@ -461,7 +465,7 @@ async fn receive<S: Stream>(stream: &mut S) -> Result<(HandshakeMessage, Vec<u8>
 
 /// Receives the body of a message. Returns the message and its bytes, head included. A refusal of the peer is
 /// returned as an error.
-async fn receive_body<S: Stream>(
+async fn receive_body<S: HandshakeStream>(
     stream: &mut S,
     head_bytes: [u8; HEAD_LEN],
 ) -> Result<(HandshakeMessage, Vec<u8>), Refusal> {
@@ -476,7 +480,7 @@ async fn receive_body<S: Stream>(
 }
 
 /// Fills `out`, and reads nothing beyond.
-async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<(), Refusal> {
+async fn fill<S: HandshakeStream>(stream: &mut S, out: &mut [u8]) -> Result<(), Refusal> {
     let mut len = 0;
     while len < out.len() {
         match stream.read(&mut out[len..]).await? {
@@ -487,7 +491,7 @@ async fn fill<S: Stream>(stream: &mut S, out: &mut [u8]) -> Result<(), Refusal> 
     Ok(())
 }
 
-async fn send<S: Stream>(stream: &mut S, bytes: &[u8]) -> std::io::Result<()> {
+async fn send<S: HandshakeStream>(stream: &mut S, bytes: &[u8]) -> std::io::Result<()> {
     stream.write_all(bytes).await?;
     stream.flush().await
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::Stream;
+use super::HandshakeStream;
 use crate::platform::environment::{Environment, within};
 use crate::wire::handshake::{HandshakeMessage, Role, excerpt};
 use crate::{Error, ErrorKind};
@@ -43,12 +43,12 @@ impl Refusal {
 
     /// Sends the refusal, ends the stream, and returns the error for this end. Best effort, within
     /// [`DRAIN_TIME`].
-    pub(super) async fn deliver<S: Stream>(self, stream: &mut S, env: &dyn Environment) -> Error {
+    pub(super) async fn deliver<S: HandshakeStream>(self, stream: &mut S, env: &dyn Environment) -> Error {
         self.deliver_after(&[], stream, env).await
     }
 
     /// As [`deliver`](Self::deliver), after `bytes` of TLS.
-    pub(super) async fn deliver_after<S: Stream>(
+    pub(super) async fn deliver_after<S: HandshakeStream>(
         self,
         bytes: &[u8],
         stream: &mut S,
@@ -101,7 +101,7 @@ pub(super) fn from_peer(kind: ErrorKind, reason: &str) -> Refusal {
 }
 
 /// The refusal of a peer that is not a Towline endpoint and has sent `first`. `role` is this end's.
-pub(super) async fn of_unauthenticated_peer<S: Stream>(
+pub(super) async fn of_unauthenticated_peer<S: HandshakeStream>(
     role: Role,
     stream: &mut S,
     first: &[u8],
@@ -112,7 +112,7 @@ pub(super) async fn of_unauthenticated_peer<S: Stream>(
 
 /// The refusal of a connector that does not speak TLS to a TLS listener.
 #[cfg(feature = "tls")]
-pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+pub(super) async fn of_plain_connector<S: HandshakeStream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     let bytes = read_first_bytes(stream, &[], env).await;
     if !bytes.starts_with(&crate::wire::handshake::MAGIC) {
         return unauthenticated_peer(Role::Acceptor, &bytes);
@@ -123,7 +123,7 @@ pub(super) async fn of_plain_connector<S: Stream>(stream: &mut S, env: &dyn Envi
 
 /// The refusal of a listener that does not speak TLS to a TLS connector.
 #[cfg(feature = "tls")]
-pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Environment) -> Refusal {
+pub(super) async fn of_plain_listener<S: HandshakeStream>(stream: &mut S, env: &dyn Environment) -> Refusal {
     match super::receive_first(Role::Connector, stream, env).await.and_then(super::expect_hello) {
         Err(refusal) => Refusal::without_reply(refusal.error),
         Ok(_) => {
@@ -134,7 +134,11 @@ pub(super) async fn of_plain_listener<S: Stream>(stream: &mut S, env: &dyn Envir
 }
 
 /// Reads the first bytes of the other end, as far as they arrive within [`DRAIN_TIME`].
-async fn read_first_bytes<S: Stream>(stream: &mut S, first: &[u8], env: &dyn Environment) -> Vec<u8> {
+async fn read_first_bytes<S: HandshakeStream>(
+    stream: &mut S,
+    first: &[u8],
+    env: &dyn Environment,
+) -> Vec<u8> {
     let mut bytes = first.to_vec();
     let listening = async {
         let mut more = [0; FIRST_BYTES_MAX];
@@ -201,7 +205,7 @@ fn http_answer() -> Vec<u8> {
     .into_bytes()
 }
 
-async fn drain<S: Stream>(stream: &mut S) -> std::io::Result<()> {
+async fn drain<S: HandshakeStream>(stream: &mut S) -> std::io::Result<()> {
     let mut scrap = [0; 4096];
     let mut len = 0;
     while len < DRAIN_LEN_MAX {

@@ -45,7 +45,7 @@ impl Environment for TestEnvironment {
 
 /// A fault in the bytes that one end writes.
 #[derive(Clone, Copy)]
-enum Fault {
+enum HandshakeFault {
     Untouched,
     /// The byte at this position is flipped by this mask.
     Flipped(usize, u8),
@@ -53,13 +53,13 @@ enum Fault {
     Cut(usize),
 }
 
-struct Faulty<S> {
+struct FaultyStream<S> {
     inner: S,
-    fault: Fault,
+    fault: HandshakeFault,
     written: usize,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Faulty<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FaultyStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -69,18 +69,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Faulty<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Faulty<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FaultyStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut bytes = buf.to_vec();
         match self.fault {
-            Fault::Flipped(at, mask) if (self.written..self.written + buf.len()).contains(&at) => {
+            HandshakeFault::Flipped(at, mask) if (self.written..self.written + buf.len()).contains(&at) => {
                 bytes[at - self.written] ^= mask;
             }
-            Fault::Cut(at) if self.written >= at => {
+            HandshakeFault::Cut(at) if self.written >= at => {
                 ready!(Pin::new(&mut self.inner).poll_shutdown(cx))?;
                 return Poll::Ready(Ok(buf.len()));
             }
-            Fault::Cut(at) => bytes.truncate(at - self.written),
+            HandshakeFault::Cut(at) => bytes.truncate(at - self.written),
             _ => {}
         }
         let len = ready!(Pin::new(&mut self.inner).poll_write(cx, &bytes))?;
@@ -118,7 +118,11 @@ fn proposal(backend: &str) -> Proposal {
 }
 
 /// Greets as an acceptor, and expects a peer.
-async fn accept_peer<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environment) -> Result<Greeting> {
+async fn accept_peer<S: HandshakeStream>(
+    stream: &mut S,
+    terms: &Terms,
+    env: &dyn Environment,
+) -> Result<Greeting> {
     match greet_as_acceptor(stream, terms, env, |now| now).await? {
         Inbound::Peer(greeting) => Ok(greeting),
         Inbound::Lane(join) => panic!("{join:?} is no peer"),
@@ -127,13 +131,13 @@ async fn accept_peer<S: Stream>(stream: &mut S, terms: &Terms, env: &dyn Environ
 
 /// Runs a handshake in which each end closes its stream as soon as it is done.
 async fn greet_both(
-    (connector, connector_fate): (&Terms, Fault),
-    (acceptor, acceptor_fate): (&Terms, Fault),
+    (connector, connector_fate): (&Terms, HandshakeFault),
+    (acceptor, acceptor_fate): (&Terms, HandshakeFault),
 ) -> (Result<Greeting>, Result<Greeting>) {
     let environment = TestEnvironment::new();
     let (near, far) = duplex(256);
-    let mut near = Faulty { inner: near, fault: connector_fate, written: 0 };
-    let mut far = Faulty { inner: far, fault: acceptor_fate, written: 0 };
+    let mut near = FaultyStream { inner: near, fault: connector_fate, written: 0 };
+    let mut far = FaultyStream { inner: far, fault: acceptor_fate, written: 0 };
     let connecting = async {
         let result = greet_as_connector(&mut near, connector, &environment).await;
         drop(near);
@@ -148,7 +152,7 @@ async fn greet_both(
 }
 
 async fn greet_both_unchanged(connector: &Terms, acceptor: &Terms) -> (Result<Greeting>, Result<Greeting>) {
-    greet_both((connector, Fault::Untouched), (acceptor, Fault::Untouched)).await
+    greet_both((connector, HandshakeFault::Untouched), (acceptor, HandshakeFault::Untouched)).await
 }
 
 #[tokio::test]
@@ -229,14 +233,17 @@ fn conversation_len() -> usize {
 async fn a_handshake_cut_at_any_byte_fails() {
     let (ours, theirs) = (terms(Some("t")), terms(Some("t")));
     for at in 0..conversation_len() {
-        let (connected, accepted) = greet_both((&ours, Fault::Cut(at)), (&theirs, Fault::Untouched)).await;
+        let (connected, accepted) =
+            greet_both((&ours, HandshakeFault::Cut(at)), (&theirs, HandshakeFault::Untouched)).await;
         assert_eq!(accepted.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
         connected.unwrap_err();
-        let (connected, _) = greet_both((&ours, Fault::Untouched), (&theirs, Fault::Cut(at))).await;
+        let (connected, _) =
+            greet_both((&ours, HandshakeFault::Untouched), (&theirs, HandshakeFault::Cut(at))).await;
         assert_eq!(connected.unwrap_err().kind(), ErrorKind::PeerLost, "cut after {at}");
     }
     let len = conversation_len();
-    let (connected, accepted) = greet_both((&ours, Fault::Cut(len)), (&theirs, Fault::Cut(len))).await;
+    let (connected, accepted) =
+        greet_both((&ours, HandshakeFault::Cut(len)), (&theirs, HandshakeFault::Cut(len))).await;
     assert!(connected.is_ok() && accepted.is_ok());
 }
 
@@ -246,13 +253,13 @@ async fn a_flipped_byte_is_detected_with_a_token() {
     let (ours, theirs) = (short(), short());
     for at in 0..conversation_len() {
         for mask in [1 << (at % 8), 0xff] {
-            let flip = Fault::Flipped(at, mask);
-            let (connected, accepted) = greet_both((&ours, flip), (&theirs, Fault::Untouched)).await;
+            let flip = HandshakeFault::Flipped(at, mask);
+            let (connected, accepted) = greet_both((&ours, flip), (&theirs, HandshakeFault::Untouched)).await;
             let error = accepted.expect_err("authenticated content was changed");
             assert_ne!(error.kind(), ErrorKind::Io, "byte {at}: {error}");
             connected.unwrap_err();
             // The acceptor is done before its own proof arrives, so only the connector can detect this.
-            let (connected, _) = greet_both((&ours, Fault::Untouched), (&theirs, flip)).await;
+            let (connected, _) = greet_both((&ours, HandshakeFault::Untouched), (&theirs, flip)).await;
             connected.expect_err("authenticated content was changed");
         }
     }
@@ -263,8 +270,8 @@ async fn without_a_token_flipped_bytes_are_an_error_or_another_greeting() {
     let short = || Terms { time_left: Duration::from_millis(50), ..terms(None) };
     let (ours, theirs) = (short(), short());
     for at in 0..conversation_len() {
-        let flip = Fault::Flipped(at, 1 << (at % 8));
-        let (connected, accepted) = greet_both((&ours, flip), (&theirs, Fault::Untouched)).await;
+        let flip = HandshakeFault::Flipped(at, 1 << (at % 8));
+        let (connected, accepted) = greet_both((&ours, flip), (&theirs, HandshakeFault::Untouched)).await;
         if let (Ok(connected), Ok(accepted)) = (connected, accepted) {
             assert_ne!(connected.secret, accepted.secret, "byte {at}");
         }

@@ -17,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use crate::{Error, ErrorKind, Result};
 
 pub(crate) use errors::tls_error;
-pub(crate) use rustls::Connection as Session;
+pub(crate) use rustls::Connection as TlsSession;
 pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
 
 /// The ALPN protocol that both ends must agree on.
@@ -47,9 +47,9 @@ const ALPN: &[u8] = b"towline/1";
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
-pub struct Tls(Arc<Inner>);
+pub struct Tls(Arc<TlsInner>);
 
-struct Inner {
+struct TlsInner {
     client: Option<Arc<ClientConfig>>,
     server: Option<Arc<ServerConfig>>,
     server_name: Option<ServerName<'static>>,
@@ -117,7 +117,7 @@ impl Tls {
 /// Shows what the settings allow, and nothing of a key.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { client, server, server_name, knows_clients } = &*self.0;
+        let TlsInner { client, server, server_name, knows_clients } = &*self.0;
         f.debug_struct("Tls")
             .field("listens", &server.is_some())
             .field("connects", &client.is_some())
@@ -183,7 +183,7 @@ impl TlsBuilder {
             None => None,
         };
         let client = roots.map(|roots| client(certificate, roots)).transpose()?.map(Arc::new);
-        Ok(Tls(Arc::new(Inner { client, server, server_name, knows_clients })))
+        Ok(Tls(Arc::new(TlsInner { client, server, server_name, knows_clients })))
     }
 }
 

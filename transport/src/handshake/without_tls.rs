@@ -28,11 +28,11 @@ impl Tls {
         match *self {}
     }
 
-    pub(crate) fn server(&self) -> Result<Session> {
+    pub(crate) fn server(&self) -> Result<TlsSession> {
         match *self {}
     }
 
-    pub(crate) fn client(&self) -> Result<Session> {
+    pub(crate) fn client(&self) -> Result<TlsSession> {
         match *self {}
     }
 
@@ -42,13 +42,13 @@ impl Tls {
 }
 
 #[derive(Debug)]
-pub(crate) enum Session {}
+pub(crate) enum TlsSession {}
 
 #[derive(Debug)]
 pub(crate) enum TlsStream {}
 
 impl TlsStream {
-    pub(crate) fn into_parts(self) -> Result<(Socket, Session)> {
+    pub(crate) fn into_parts(self) -> Result<(Socket, TlsSession)> {
         match self {}
     }
 

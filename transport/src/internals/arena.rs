@@ -5,9 +5,9 @@ use crate::wire::lending::{LENT_FRAME_LEN, Lender, model};
 
 /// The shared memory of one process, which its peer can map.
 #[derive(Clone, Debug, Default)]
-pub struct ModelArena(model::ModelArena);
+pub struct FuzzArena(model::ModelArena);
 
-impl ModelArena {
+impl FuzzArena {
     /// Creates one with a bounce arena of `bytes_max` bytes.
     pub fn with_bounce_arena(bytes_max: usize) -> Self {
         Self(model::ModelArena::with_bounce_arena(bytes_max))

@@ -7,10 +7,10 @@ mod records;
 mod stream;
 
 pub use crate::backend::shm::lending_harness::{Exported, LendingHarness};
-pub use arena::ModelArena;
+pub use arena::FuzzArena;
 pub use handshake::{
     ControlOutcome, GreetingConfig, GreetingOutcome, Peer, PeerAction, attend, decode_greeting, greet,
     greeting_message, hello, proof,
 };
 pub use records::{Sample, decode, decoded_and_encoded};
-pub use stream::{PendingGet, PendingPut, PendingReceive, PendingSend, Stream};
+pub use stream::{PendingAccept, PendingGet, PendingPut, PendingSend, Stream};

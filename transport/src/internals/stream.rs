@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::arena::ModelArena;
+use super::arena::FuzzArena;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
@@ -13,7 +13,7 @@ use crate::platform::environment::Environment;
 use crate::platform::environment::clockwork::Clockwork;
 use crate::transfer::region::{Region, Regions, RemoteRegion};
 use crate::wire::fetching::{Fetcher, Part, PartEnd};
-use crate::wire::session::{Session, Target, Urgency};
+use crate::wire::session::{DataTarget, Session, Urgency};
 
 /// The most memory that its pool keeps for reuse, in bytes.
 const POOL_LEN: usize = 1 << 20;
@@ -76,7 +76,7 @@ impl Stream {
     /// Enables lending: frames of `ours` are lent, at most `leases_max` at a time, and those of `theirs` are
     /// borrowed.
     #[must_use]
-    pub fn lending(mut self, ours: &ModelArena, theirs: &ModelArena, leases_max: usize) -> Self {
+    pub fn lending(mut self, ours: &FuzzArena, theirs: &FuzzArena, leases_max: usize) -> Self {
         self.session = self.session.lending(ours.lender(theirs, leases_max));
         self
     }
@@ -115,7 +115,7 @@ impl Stream {
     ///
     /// # Panics
     /// Panics if fetched data is not confirmed.
-    pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> PendingReceive {
+    pub fn accept(&mut self, id: u64, destinations: Vec<Option<BufferMut>>) -> PendingAccept {
         let (destinations, landed) = Operation::new(destinations);
         self.session.accept(id, destinations);
         while self.session.fetch().expect("its peer's memory stays") {}
@@ -200,7 +200,7 @@ impl Stream {
             let mut landed = arriving.len();
             let mut revoked = false;
             match target {
-                Target::Buffers(buffers) => {
+                DataTarget::Buffers(buffers) => {
                     let mut rest = arriving;
                     for (buffer, room) in buffers {
                         let (part, more) = rest.split_at(rest.len().min(room));
@@ -210,7 +210,7 @@ impl Stream {
                     }
                     landed -= rest.len();
                 }
-                Target::Region(lease, at) => {
+                DataTarget::Region(lease, at) => {
                     sum.add(arriving);
                     revoked = lease.with(at, |to| to[..landed].copy_from_slice(arriving)).is_none();
                 }
@@ -268,7 +268,7 @@ impl Stream {
 /// Completes when the message's memory is free, and when it is acknowledged.
 pub type PendingSend = (Completion<Result<(), Failed<Message>>>, Completion<Result<Delivery>>);
 /// Completes when the frames of a message have been received.
-pub type PendingReceive = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
+pub type PendingAccept = Completion<Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>>;
 /// Completes when a get has ended.
 pub type PendingGet = Completion<Result<BufferMut, Failed<BufferMut>>>;
 /// Completes when a put has ended.

@@ -28,7 +28,7 @@ use lending::{BlockLeases, Lending};
 use wait_queue::{PendingTake, WaitQueue};
 
 use super::segment::Segment;
-use super::{Access, Allocation, Buffer, BufferMut, Place, Source, huge};
+use super::{Access, Allocation, Buffer, BufferMut, MemorySource, Place, huge};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
@@ -68,7 +68,7 @@ const FIRST_SEGMENT_BYTES: usize = 64 << 20;
 /// # Ok::<(), towline::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Arena(Arc<Inner>);
+pub struct Arena(Arc<ArenaInner>);
 
 /// A snapshot of an arena's size and use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,13 +122,13 @@ impl Arena {
                 format!("an arena of less than a page of {page} bytes"),
             ));
         }
-        let state = State {
+        let state = ArenaState {
             blocks: BlockAllocator::new(page),
             segments: Vec::new(),
             huge_bytes: 0,
             wait_queue: WaitQueue::default(),
         };
-        Ok(Self(Arc::new(Inner {
+        Ok(Self(Arc::new(ArenaInner {
             first_bytes,
             bytes_max,
             process: Process::current(),
@@ -258,7 +258,7 @@ impl fmt::Debug for Arena {
 
 /// A source of pool memory that can be lent to other processes: `Pool::with_source(Arc::new(arena), …)`. Idle
 /// blocks of the pool count as in use. The pool frees them when the arena has no memory for a new block.
-impl Source for Arena {
+impl MemorySource for Arena {
     fn place(&self) -> Place {
         Place::Arena
     }
@@ -272,7 +272,7 @@ impl Source for Arena {
     }
 }
 
-struct Inner {
+struct ArenaInner {
     first_bytes: usize,
     bytes_max: usize,
     /// The process that created the arena.
@@ -280,18 +280,18 @@ struct Inner {
     lending: Lending,
     /// Held while a segment is created, which is slow; `state` is not held meanwhile.
     growing: Mutex<()>,
-    state: Mutex<State>,
+    state: Mutex<ArenaState>,
 }
 
-struct State {
+struct ArenaState {
     blocks: BlockAllocator,
     segments: Vec<Arc<Segment>>,
     huge_bytes: usize,
     wait_queue: WaitQueue,
 }
 
-impl Inner {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl ArenaInner {
+    fn state(&self) -> MutexGuard<'_, ArenaState> {
         self.state.lock()
     }
 
@@ -399,7 +399,7 @@ pub(crate) struct ArenaMemory {
     len: usize,
     leases: BlockLeases,
     /// Weak, because buffers may outlive their arena: they keep only their segment alive.
-    arena: Weak<Inner>,
+    arena: Weak<ArenaInner>,
 }
 
 impl Drop for ArenaMemory {

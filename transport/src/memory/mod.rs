@@ -49,6 +49,6 @@ pub use bounce_arena::BounceArena;
 pub use buffer::Buffer;
 pub use buffer_mut::BufferMut;
 pub use place::Place;
-pub use pool::{Pool, PoolStats, Source};
+pub use pool::{MemorySource, Pool, PoolStats};
 pub(crate) use segment::{PeerSegment, Segment};
-pub(crate) use shared::{Shared, lines};
+pub(crate) use shared::{SharedBlock, lines};

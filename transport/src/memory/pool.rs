@@ -13,7 +13,7 @@ use std::sync::{Arc, MutexGuard, Weak};
 
 use super::class::SizeClass;
 use super::host::HostMemory;
-use super::shared::{SHARE_BELOW_BYTES, Shared, lines};
+use super::shared::{SHARE_BELOW_BYTES, SharedBlock, lines};
 use super::{Access, Allocation, BufferMut, Place, available};
 use crate::error::{Error, ErrorKind, Result};
 use crate::platform::mutex::Mutex;
@@ -40,10 +40,10 @@ use crate::platform::process::Process;
 /// # Ok::<(), towline::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Pool(Arc<Inner>);
+pub struct Pool(Arc<PoolInner>);
 
 /// Allocates a pool's memory when no idle block fits.
-pub trait Source: fmt::Debug + Send + Sync {
+pub trait MemorySource: fmt::Debug + Send + Sync {
     /// Returns the place of the memory.
     fn place(&self) -> Place;
 
@@ -81,10 +81,10 @@ impl Pool {
     }
 
     /// Creates a pool of the memory that `source` allocates.
-    pub fn with_source(source: Arc<dyn Source>, idle_bytes_max: usize) -> Self {
+    pub fn with_source(source: Arc<dyn MemorySource>, idle_bytes_max: usize) -> Self {
         let place = source.place();
         let free_lists = Mutex::new(FreeLists::new(idle_bytes_max));
-        Self(Arc::new(Inner { source, place, free_lists, process: Process::current() }))
+        Self(Arc::new(PoolInner { source, place, free_lists, process: Process::current() }))
     }
 
     /// Returns a buffer with this capacity, none of it filled. `take(0)` allocates nothing.
@@ -132,7 +132,7 @@ impl Pool {
     pub fn destinations(&self, lengths: impl Iterator<Item = usize> + Clone) -> Result<Vec<BufferMut>> {
         let small = |len: &usize| *len < SHARE_BELOW_BYTES;
         let mut small_bytes = lengths.clone().filter(small).map(lines).fold(0, usize::saturating_add);
-        let mut shared = Shared::default();
+        let mut shared = SharedBlock::default();
         let destination = |len: usize| {
             let destination = shared.destination(self, len, small_bytes.min(SHARED_BYTES_MAX));
             if small(&len) {
@@ -167,14 +167,14 @@ impl fmt::Debug for Pool {
     }
 }
 
-struct Inner {
-    source: Arc<dyn Source>,
+struct PoolInner {
+    source: Arc<dyn MemorySource>,
     place: Place,
     free_lists: Mutex<FreeLists>,
     process: Process,
 }
 
-impl Inner {
+impl PoolInner {
     /// Returns `None` in a process that inherited the pool: a thread of the parent may have held the lock at
     /// the fork.
     fn free_lists(&self) -> Option<MutexGuard<'_, FreeLists>> {
@@ -303,7 +303,7 @@ struct PooledBlock {
     block: Option<Arc<dyn Allocation>>,
     class: SizeClass,
     /// Weak, because buffers may outlive their pool and must not keep its idle blocks alive.
-    pool: Weak<Inner>,
+    pool: Weak<PoolInner>,
 }
 
 impl PooledBlock {
@@ -365,7 +365,7 @@ const CHECKED_FROM_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 struct HostSource;
 
-impl Source for HostSource {
+impl MemorySource for HostSource {
     fn place(&self) -> Place {
         Place::Host
     }

@@ -10,11 +10,11 @@ pub(super) const SHARE_BELOW_BYTES: usize = 16 << 10;
 
 /// Cuts small destinations from one block after another. Dropping it frees none of them.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
+pub(crate) struct SharedBlock {
     rest: BufferMut,
 }
 
-impl Shared {
+impl SharedBlock {
     /// Returns a buffer with capacity for `len` bytes. If it needs a new block, it takes one of `block_len`
     /// bytes, for later ones too.
     pub(crate) fn destination(&mut self, pool: &Pool, len: usize, block_len: usize) -> Result<BufferMut> {

@@ -13,7 +13,7 @@ use crate::platform::mutex::Mutex;
 
 /// The counters of one connection. Two relaxed additions per message and direction, and two per delivery.
 #[derive(Debug)]
-pub(crate) struct Counts {
+pub(crate) struct ConnectionCounts {
     link: Arc<dyn Link>,
     pub(crate) sent: Histogram,
     pub(crate) received: Histogram,
@@ -21,7 +21,7 @@ pub(crate) struct Counts {
     pub(crate) bytes_copied: AtomicU64,
 }
 
-impl Counts {
+impl ConnectionCounts {
     pub(crate) fn of(link: Arc<dyn Link>) -> Self {
         Self {
             link,
@@ -129,7 +129,7 @@ pub(crate) struct Meters {
 
 #[derive(Debug)]
 struct Connections {
-    living: BTreeMap<u64, (Arc<Counts>, Labels<3>)>,
+    living: BTreeMap<u64, (Arc<ConnectionCounts>, Labels<3>)>,
     /// The sum of the connections that have ended.
     retired: CountsSnapshot,
 }
@@ -146,13 +146,19 @@ impl Meters {
     }
 
     /// Adds an open connection.
-    pub(crate) fn adopt(&self, number: u64, counts: &Arc<Counts>, path: &'static str, peer: String) {
+    pub(crate) fn adopt(
+        &self,
+        number: u64,
+        counts: &Arc<ConnectionCounts>,
+        path: &'static str,
+        peer: String,
+    ) {
         let labels = [("connection", number.to_string()), ("path", path.to_owned()), ("peer", peer)];
         self.connections().living.insert(number, (counts.clone(), labels));
     }
 
     /// Removes a connection and adds its counters to the endpoint's. `end` is how it ended.
-    pub(crate) fn retire(&self, number: u64, counts: &Counts, end: Option<ErrorKind>) {
+    pub(crate) fn retire(&self, number: u64, counts: &ConnectionCounts, end: Option<ErrorKind>) {
         let counted = counts.read();
         let mut connections = self.connections();
         if let Some(kept) = connections.living.remove(&number) {
@@ -163,7 +169,7 @@ impl Meters {
         }
     }
 
-    /// Counts an attempt that took `time` and opened a connection over `path`, or failed.
+    /// ConnectionCounts an attempt that took `time` and opened a connection over `path`, or failed.
     pub(crate) fn established(
         &self,
         role: &'static str,

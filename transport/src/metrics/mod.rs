@@ -14,7 +14,7 @@ mod page;
 
 #[cfg(feature = "metrics")]
 pub use self::collector::Metrics;
-pub(crate) use self::meters::{Counts, Meters};
+pub(crate) use self::meters::{ConnectionCounts, Meters};
 
 /// The counters of one connection since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

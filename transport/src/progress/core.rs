@@ -17,7 +17,7 @@ use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, 
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::events;
 use crate::memory::{Place, Pool};
-use crate::metrics::Counts;
+use crate::metrics::ConnectionCounts;
 use crate::platform::environment::Environment;
 use crate::platform::process::{Inherited, Own};
 use crate::transfer::region::Regions;
@@ -38,7 +38,7 @@ pub(crate) struct Core {
     pub(super) flushing: AtomicBool,
     /// The message that a cancelled `recv` had begun to receive. Locked by the caller that receives.
     pub(crate) pending: tokio::sync::Mutex<Option<PendingReceive>>,
-    pub(crate) counts: Arc<Counts>,
+    pub(crate) counts: Arc<ConnectionCounts>,
     pub(crate) regions: Arc<Regions>,
     pub(crate) driver: Arc<Driver>,
     pub(crate) peer: Identity,
@@ -50,7 +50,7 @@ pub(crate) struct Core {
 }
 
 /// The parts that a connection is made of.
-pub(crate) struct Parts {
+pub(crate) struct CoreParts {
     pub(crate) opened: Opened,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) regions: Arc<Regions>,
@@ -68,11 +68,11 @@ pub(crate) struct OwnedCore(Own<Arc<Core>>);
 
 impl OwnedCore {
     /// Makes a connection of its parts, and registers its link with the driver.
-    pub(crate) fn new(parts: Parts) -> Result<Self> {
-        let Parts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
+    pub(crate) fn new(parts: CoreParts) -> Result<Self> {
+        let CoreParts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
         let (number, link) = (driver.number(), opened.link().clone());
         let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
-        let counts = Arc::new(Counts::of(link.clone()));
+        let counts = Arc::new(ConnectionCounts::of(link.clone()));
         driver.meters.adopt(number, &counts, path.chosen(), peer.to_string());
         let core = Arc::new(Core {
             number,

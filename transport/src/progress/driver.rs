@@ -22,7 +22,7 @@ use tokio::sync::{Notify, oneshot};
 
 use self::checks::{CHECKS_DUE, Checks};
 use super::core::Core;
-use crate::backend::{Progress, Source};
+use crate::backend::{Progress, WaitSource};
 use crate::error::{Error, Result};
 use crate::metrics::Meters;
 use crate::platform::environment::Environment;
@@ -141,22 +141,22 @@ impl Driver {
     }
 
     /// Arms a link: the driver sleeps on its source.
-    pub(crate) fn poll_by_driver(&self, number: u64, source: Source<'_>) {
+    pub(crate) fn poll_by_driver(&self, number: u64, source: WaitSource<'_>) {
         self.modify(number, source, interest(source));
     }
 
     /// Arms a link for one event: its leader sleeps, and the driver is notified once when the source is
     /// ready.
-    pub(crate) fn poll_once_ready(&self, number: u64, source: Source<'_>) {
+    pub(crate) fn poll_once_ready(&self, number: u64, source: WaitSource<'_>) {
         self.modify(number, source, interest(source) | epoll::EventFlags::ONESHOT);
     }
 
     /// Disarms a link: its leader polls it.
-    pub(crate) fn disarm(&self, number: u64, source: Source<'_>) {
+    pub(crate) fn disarm(&self, number: u64, source: WaitSource<'_>) {
         self.modify(number, source, epoll::EventFlags::empty());
     }
 
-    fn modify(&self, number: u64, source: Source<'_>, flags: epoll::EventFlags) {
+    fn modify(&self, number: u64, source: WaitSource<'_>, flags: epoll::EventFlags) {
         // This fails only for a link that was removed because it ended.
         let _ =
             epoll::modify(&self.driver_polled, source.descriptor, epoll::EventData::new_u64(number), flags);
@@ -383,14 +383,14 @@ async fn run_sweeps(driver: Weak<Driver>) {
 }
 
 /// Returns the events that show that a link can make progress.
-fn interest(source: Source<'_>) -> epoll::EventFlags {
+fn interest(source: WaitSource<'_>) -> epoll::EventFlags {
     let mut flags = epoll::EventFlags::IN;
     flags.set(epoll::EventFlags::OUT, source.writable && !source.doorbell);
     flags
 }
 
 /// Returns whether a source shows now that its link can make progress.
-pub(crate) fn is_ready(source: Source<'_>) -> bool {
+pub(crate) fn is_ready(source: WaitSource<'_>) -> bool {
     let mut flags = PollFlags::IN;
     flags.set(PollFlags::OUT, interest(source).contains(epoll::EventFlags::OUT));
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

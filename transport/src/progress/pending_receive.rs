@@ -23,19 +23,19 @@ pub(crate) struct PendingReceive {
     pub(crate) header: Bytes,
     pub(crate) frames: Table,
     ack_now: bool,
-    payload: Payload,
+    payload: PayloadState,
 }
 
 #[derive(Debug)]
-enum Payload {
+enum PayloadState {
     Complete(Vec<Buffer>),
     InProgress(Completion<Result<Vec<Buffer>>>),
     AtSender,
-    Accepted(Completion<Landed>),
+    Accepted(Completion<ReceiveResult>),
 }
 
 type DestinationBuffers = Vec<Option<BufferMut>>;
-type Landed = Result<Vec<Buffer>, Failed<DestinationBuffers>>;
+type ReceiveResult = Result<Vec<Buffer>, Failed<DestinationBuffers>>;
 
 impl Core {
     /// Receives the next message into pool memory. A receive that a dropped future had begun continues with
@@ -90,9 +90,9 @@ impl PendingReceive {
         let Announced { id, header, frames, arrival, ack_now } =
             announced.map_err(|error| core.placed(error, "recv"))?;
         let payload = match arrival {
-            Arrival::Complete(buffers) => Payload::Complete(buffers),
-            Arrival::InProgress(landed) => Payload::InProgress(landed),
-            Arrival::AtSender => Payload::AtSender,
+            Arrival::Complete(buffers) => PayloadState::Complete(buffers),
+            Arrival::InProgress(landed) => PayloadState::InProgress(landed),
+            Arrival::AtSender => PayloadState::AtSender,
         };
         Ok(Self { id, header, frames, ack_now, payload })
     }
@@ -104,12 +104,12 @@ impl PendingReceive {
     /// Starts to receive the payload into host memory, unless that has begun.
     pub(crate) fn land_in_pool(&mut self, core: &Core) -> Result<()> {
         match self.payload {
-            Payload::AtSender => {
+            PayloadState::AtSender => {
                 let pool = core.pool(Place::Host)?;
                 let buffers = pool.destinations(self.frames.iter().map(|frame| frame.len))?;
                 self.land_in(core, buffers.into_iter().map(Some).collect());
             }
-            Payload::Complete(_) | Payload::InProgress(_) | Payload::Accepted(_) => {}
+            PayloadState::Complete(_) | PayloadState::InProgress(_) | PayloadState::Accepted(_) => {}
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ impl PendingReceive {
         core: &Arc<Core>,
         buffers: DestinationBuffers,
     ) -> Result<Message, Failed<DestinationBuffers>> {
-        if !matches!(self.payload, Payload::AtSender) {
+        if !matches!(self.payload, PayloadState::AtSender) {
             return self.copied(core, buffers).await;
         }
         self.land_in(core, buffers);
@@ -130,13 +130,13 @@ impl PendingReceive {
     fn land_in(&mut self, core: &Core, buffers: DestinationBuffers) {
         let (destinations, landed) = Operation::new(buffers);
         core.submit(Op::Accept { id: self.id, destinations });
-        self.payload = Payload::Accepted(landed);
+        self.payload = PayloadState::Accepted(landed);
     }
 
     /// Waits for the payload and returns the whole message.
     pub(crate) async fn landed(&mut self, core: &Arc<Core>) -> Result<Message, Failed<DestinationBuffers>> {
         let frames = match &mut self.payload {
-            Payload::Accepted(landed) => match core.finish(landed).await {
+            PayloadState::Accepted(landed) => match core.finish(landed).await {
                 Ok(frames) => {
                     // The link holds the acknowledgement and may have nothing else to send.
                     core.poll_by_next_sweep();
@@ -148,12 +148,12 @@ impl PendingReceive {
                     return Err(core.failed(failed, "accept"));
                 }
             },
-            Payload::Complete(buffers) => {
+            PayloadState::Complete(buffers) => {
                 let buffers = std::mem::take(buffers);
                 self.send_ack(core, Delivery::Delivered);
                 buffers
             }
-            Payload::InProgress(landed) => match core.finish(landed).await {
+            PayloadState::InProgress(landed) => match core.finish(landed).await {
                 Ok(frames) => {
                     self.send_ack(core, Delivery::Delivered);
                     frames
@@ -162,7 +162,7 @@ impl PendingReceive {
                     return Err(Failed { error: core.placed(error, "accept"), returned: Vec::new() });
                 }
             },
-            Payload::AtSender => unreachable!("a destination was chosen before"),
+            PayloadState::AtSender => unreachable!("a destination was chosen before"),
         };
         core.counts.received.record(self.payload_len());
         Ok(Message::from_parts(std::mem::take(&mut self.header), frames))
@@ -242,7 +242,7 @@ impl PendingReceive {
 
     pub(crate) fn ack(self, core: &Arc<Core>, delivery: Delivery) {
         // An accept in progress ends by itself, and acknowledges the message itself.
-        if !matches!(self.payload, Payload::Accepted(_)) {
+        if !matches!(self.payload, PayloadState::Accepted(_)) {
             self.send_ack(core, delivery);
         }
     }

@@ -58,7 +58,7 @@ pub(crate) struct Waiters {
     /// The connection's number with the driver.
     number: u64,
     wait: Wait,
-    state: Mutex<State>,
+    state: Mutex<WaitersState>,
     /// The number of polls by waiters. It shows the driver a link that is not polled.
     polls: AtomicU64,
     /// The driver sleeps on the source.
@@ -68,7 +68,7 @@ pub(crate) struct Waiters {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WaitersState {
     next: u64,
     leader: Option<Leader>,
     /// Oldest first.
@@ -235,7 +235,7 @@ impl Waiters {
     }
 
     /// Leaves the link to its leader.
-    fn disarm(&self, state: &mut State) {
+    fn disarm(&self, state: &mut WaitersState) {
         if self.driver_polled.swap(false, Ordering::AcqRel)
             && let Some(source) = self.link.source()
         {
@@ -262,7 +262,7 @@ impl Waiters {
     }
 
     /// Makes the driver check the leader, if it has followers.
-    fn check_followed_leader(&self, state: &mut State) {
+    fn check_followed_leader(&self, state: &mut WaitersState) {
         if state.followers.is_empty()
             || !matches!(state.leader_check, LeaderCheck::None)
             || self.is_driver_polled()
@@ -273,7 +273,7 @@ impl Waiters {
         self.expect_poll(state, leader_polls);
     }
 
-    fn expect_poll(&self, state: &mut State, leader_polls: u64) {
+    fn expect_poll(&self, state: &mut WaitersState, leader_polls: u64) {
         if !matches!(state.leader_check, LeaderCheck::Pending { .. }) {
             state.leader_check = LeaderCheck::Pending { leader_polls };
             self.driver.check_soon(self.number);
@@ -281,7 +281,7 @@ impl Waiters {
     }
 
     /// Arms the doorbell again for a sleeping leader: another caller has polled the link, which disarms it.
-    fn rearm(&self, state: &mut State) {
+    fn rearm(&self, state: &mut WaitersState) {
         if let Some(leader) = state.leader.as_mut().filter(|leader| leader.asleep)
             && self.link.source().is_some_and(|source| source.doorbell)
             && !self.link.arm()
@@ -292,7 +292,7 @@ impl Waiters {
     }
 
     /// Makes a leader that sleeps on readability only sleep on writability too.
-    fn wake_for_writability(&self, state: &mut State) {
+    fn wake_for_writability(&self, state: &mut WaitersState) {
         let leader_polls = state.leader_polls;
         let Some(leader) = state.leader.as_mut().filter(|leader| !leader.writable) else { return };
         leader.asleep = false;
@@ -300,7 +300,7 @@ impl Waiters {
         self.expect_poll(state, leader_polls);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WaitersState> {
         self.state.lock()
     }
 
@@ -364,8 +364,12 @@ impl Waiters {
             };
             state.reactor = Some(Reactor { runtime: runtime.id(), descriptor });
         }
-        let State { reactor: Some(Reactor { descriptor, .. }), leader: Some(leader), leader_polls, .. } =
-            &mut *state
+        let WaitersState {
+            reactor: Some(Reactor { descriptor, .. }),
+            leader: Some(leader),
+            leader_polls,
+            ..
+        } = &mut *state
         else {
             return false;
         };
@@ -391,7 +395,7 @@ impl Waiters {
     }
 
     /// Makes the leader a follower of the driver, because it has no reactor.
-    fn follow_driver(&self, mut state: MutexGuard<'_, State>, me: u64, cx: &mut Context<'_>) {
+    fn follow_driver(&self, mut state: MutexGuard<'_, WaitersState>, me: u64, cx: &mut Context<'_>) {
         state.leader = None;
         state.follow(me, cx);
         drop(state);
@@ -432,7 +436,7 @@ impl Waiters {
     }
 }
 
-impl State {
+impl WaitersState {
     fn follow(&mut self, me: u64, cx: &mut Context<'_>) {
         self.followers
             .entry(me)

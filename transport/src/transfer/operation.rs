@@ -18,7 +18,7 @@ pub struct Done<T>(Option<Sink<Result<T>>>);
 impl<T> Done<T> {
     /// Makes the two halves of one result.
     pub fn new() -> (Self, Completion<Result<T>>) {
-        let slot = Arc::new(Slot::default());
+        let slot = Arc::new(CompletionSlot::default());
         (Self(Some(Sink::Slot(slot.clone()))), Completion(slot))
     }
 
@@ -61,7 +61,7 @@ pub struct Operation<M, T = ()> {
 impl<M, T> Operation<M, T> {
     /// Makes the two halves of one operation that owns `memory`.
     pub fn new(memory: M) -> (Self, Completion<Result<T, Failed<M>>>) {
-        let slot = Arc::new(Slot::default());
+        let slot = Arc::new(CompletionSlot::default());
         (Self { memory: Some(memory), sink: Some(Sink::Slot(slot.clone())) }, Completion(slot))
     }
 
@@ -117,23 +117,23 @@ fn dropped() -> Error {
 
 /// The caller's half of an operation. Dropping it detaches the operation, which runs on.
 #[must_use = "a completion does nothing unless it is awaited"]
-pub struct Completion<V>(Arc<Slot<V>>);
+pub struct Completion<V>(Arc<CompletionSlot<V>>);
 
 impl<V> Completion<V> {
     /// Returns the result, if there is one; otherwise registers the waker.
     pub fn poll_take(&self, cx: &mut Context<'_>) -> Poll<V> {
         let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Done(value) => Poll::Ready(value),
-            State::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => {
-                *state = State::Waiting(Some(waker));
+        match std::mem::replace(&mut *state, CompletionState::Taken) {
+            CompletionState::Done(value) => Poll::Ready(value),
+            CompletionState::Waiting(Some(waker)) if waker.will_wake(cx.waker()) => {
+                *state = CompletionState::Waiting(Some(waker));
                 Poll::Pending
             }
-            State::Waiting(_) => {
-                *state = State::Waiting(Some(cx.waker().clone()));
+            CompletionState::Waiting(_) => {
+                *state = CompletionState::Waiting(Some(cx.waker().clone()));
                 Poll::Pending
             }
-            State::Taken => Poll::Pending,
+            CompletionState::Taken => Poll::Pending,
         }
     }
 
@@ -141,17 +141,17 @@ impl<V> Completion<V> {
     /// thread holds it for ever.
     pub(crate) fn take_uncontended(&self) -> Option<V> {
         let mut state = self.0.0.try_lock()?;
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Done(value) => Some(value),
-            State::Waiting(_) | State::Taken => None,
+        match std::mem::replace(&mut *state, CompletionState::Taken) {
+            CompletionState::Done(value) => Some(value),
+            CompletionState::Waiting(_) | CompletionState::Taken => None,
         }
     }
 
     /// The result, if it is there.
     pub fn try_take(&self) -> Option<V> {
         let mut state = self.0.lock();
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Done(value) => Some(value),
+        match std::mem::replace(&mut *state, CompletionState::Taken) {
+            CompletionState::Done(value) => Some(value),
             other => {
                 *state = other;
                 None
@@ -175,7 +175,7 @@ impl<V> fmt::Debug for Completion<V> {
 }
 
 enum Sink<V> {
-    Slot(Arc<Slot<V>>),
+    Slot(Arc<CompletionSlot<V>>),
     Hook(Box<dyn FnOnce(V) + Send>),
 }
 
@@ -188,30 +188,30 @@ impl<V> Sink<V> {
     }
 }
 
-struct Slot<V>(Mutex<State<V>>);
+struct CompletionSlot<V>(Mutex<CompletionState<V>>);
 
-enum State<V> {
+enum CompletionState<V> {
     Waiting(Option<Waker>),
     Done(V),
     Taken,
 }
 
-impl<V> Slot<V> {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State<V>> {
+impl<V> CompletionSlot<V> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, CompletionState<V>> {
         self.0.lock()
     }
 
     fn end(&self, value: V) {
-        let before = std::mem::replace(&mut *self.lock(), State::Done(value));
-        if let State::Waiting(Some(waker)) = before {
+        let before = std::mem::replace(&mut *self.lock(), CompletionState::Done(value));
+        if let CompletionState::Waiting(Some(waker)) = before {
             waker.wake();
         }
     }
 }
 
-impl<V> Default for Slot<V> {
+impl<V> Default for CompletionSlot<V> {
     fn default() -> Self {
-        Self(Mutex::new(State::Waiting(None)))
+        Self(Mutex::new(CompletionState::Waiting(None)))
     }
 }
 

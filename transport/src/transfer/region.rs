@@ -55,12 +55,12 @@ pub enum RegionAccess {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RemoteRegion {
-    key: Key,
+    key: RegionKey,
     len: u64,
     access: RegionAccess,
 }
 
-type Key = [u8; 16];
+type RegionKey = [u8; 16];
 
 impl RemoteRegion {
     /// Returns the length in bytes.
@@ -74,7 +74,7 @@ impl RemoteRegion {
         self.access
     }
 
-    pub(crate) fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &RegionKey {
         &self.key
     }
 
@@ -218,7 +218,7 @@ impl<M> Drop for Region<M> {
 #[derive(Debug)]
 pub struct Regions {
     environment: Arc<dyn Environment>,
-    entries: Mutex<HashMap<Key, RegionEntry>>,
+    entries: Mutex<HashMap<RegionKey, RegionEntry>>,
 }
 
 #[derive(Debug)]
@@ -258,7 +258,7 @@ impl Regions {
         access: RegionAccess,
         kind: impl FnOnce(SharedRegion<M>) -> RegionMemory,
     ) -> Region<M> {
-        let mut key = Key::default();
+        let mut key = RegionKey::default();
         self.environment.random(&mut key);
         let memory = Arc::new(Mutex::new(RegionState { memory: Some(memory), readers: 0, revoker: None }));
         let expires = self.environment.now().saturating_add(lifetime);
@@ -267,7 +267,7 @@ impl Regions {
     }
 
     /// Serves a `get`: returns the bytes, held until the lease is dropped.
-    pub(crate) fn read(&self, key: &Key, offset: u64, len: u64) -> Result<ReadLease> {
+    pub(crate) fn read(&self, key: &RegionKey, offset: u64, len: u64) -> Result<ReadLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
             (entry, RegionMemory::Read(memory)) => (entry, memory),
@@ -282,7 +282,7 @@ impl Regions {
     }
 
     /// Serves a `put`: returns its destination.
-    pub(crate) fn write(&self, key: &Key, offset: u64, len: u64) -> Result<WriteLease> {
+    pub(crate) fn write(&self, key: &RegionKey, offset: u64, len: u64) -> Result<WriteLease> {
         let entries = self.entries();
         let (entry, memory) = match self.find(&entries, key)? {
             (entry, RegionMemory::Write(memory)) => (entry, memory),
@@ -294,8 +294,8 @@ impl Regions {
 
     fn find<'a>(
         &self,
-        entries: &'a HashMap<Key, RegionEntry>,
-        key: &Key,
+        entries: &'a HashMap<RegionKey, RegionEntry>,
+        key: &RegionKey,
     ) -> Result<(&'a RegionEntry, &'a RegionMemory)> {
         let entry = entries.get(key).ok_or_else(|| rejected(REVOKED))?;
         if self.environment.now() >= entry.expires {
@@ -304,11 +304,11 @@ impl Regions {
         Ok((entry, &entry.memory))
     }
 
-    fn forget(&self, key: &Key) {
+    fn forget(&self, key: &RegionKey) {
         self.entries().remove(key);
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<Key, RegionEntry>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<RegionKey, RegionEntry>> {
         self.entries.lock()
     }
 }

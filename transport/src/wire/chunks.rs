@@ -11,23 +11,23 @@ pub(crate) const CHUNK_LEN: usize = if cfg!(any(test, fuzzing)) { 16 << 10 } els
 
 /// The destination of one chunk: parts of buffers, each with the number of bytes to append. Empty if the
 /// chunk goes to a region.
-pub(crate) type Parts = Vec<(BufferMut, usize)>;
+pub(crate) type ChunkParts = Vec<(BufferMut, usize)>;
 
 /// A destination, split into chunks of one length; the last one may be shorter.
 #[derive(Debug)]
 pub(crate) struct Chunks {
     chunk_len: usize,
-    states: Vec<State>,
+    states: Vec<ChunkState>,
     len: u64,
     missing: u64,
 }
 
 #[derive(Debug)]
-enum State {
-    Free(Parts),
+enum ChunkState {
+    Free(ChunkParts),
     /// A stream is reading the chunk.
     Claimed,
-    Landed(Parts),
+    Landed(ChunkParts),
 }
 
 impl Chunks {
@@ -49,25 +49,25 @@ impl Chunks {
                 wanted -= part_len;
                 room -= part_len;
                 if room == 0 {
-                    states.push(State::Free(std::mem::take(&mut parts)));
+                    states.push(ChunkState::Free(std::mem::take(&mut parts)));
                     room = chunk_len;
                 }
             }
         }
         if !parts.is_empty() {
-            states.push(State::Free(parts));
+            states.push(ChunkState::Free(parts));
         }
         Self { chunk_len, states, len, missing: len }
     }
 
     /// Returns the chunks of a region range of `len` bytes.
     pub(crate) fn of_region(len: usize, chunk_len: usize) -> Self {
-        let states = (0..len.div_ceil(chunk_len)).map(|_| State::Free(Parts::new())).collect();
+        let states = (0..len.div_ceil(chunk_len)).map(|_| ChunkState::Free(ChunkParts::new())).collect();
         Self { chunk_len, states, len: len as u64, missing: len as u64 }
     }
 
     /// Claims a chunk. Fails if the offset and length are not those of a chunk, or if it was claimed before.
-    pub(crate) fn claim(&mut self, offset: u64, len: usize) -> Result<Parts> {
+    pub(crate) fn claim(&mut self, offset: u64, len: usize) -> Result<ChunkParts> {
         let fits = offset.is_multiple_of(self.chunk_len as u64)
             && offset < self.len
             && len as u64 == self.len_at(offset);
@@ -78,8 +78,8 @@ impl Chunks {
             )));
         }
         let state = self.state_at(offset);
-        match std::mem::replace(state, State::Claimed) {
-            State::Free(parts) => Ok(parts),
+        match std::mem::replace(state, ChunkState::Claimed) {
+            ChunkState::Free(parts) => Ok(parts),
             other => {
                 *state = other;
                 Err(corrupt(format!("the chunk at offset {offset} arrived twice")))
@@ -89,19 +89,19 @@ impl Chunks {
 
     /// Returns whether no chunk was claimed yet.
     pub(crate) fn are_untouched(&self) -> bool {
-        self.states.iter().all(|state| matches!(state, State::Free(_)))
+        self.states.iter().all(|state| matches!(state, ChunkState::Free(_)))
     }
 
     /// Completes a claimed chunk. Returns true if it was the last one.
-    pub(crate) fn landed(&mut self, offset: u64, parts: Parts) -> bool {
+    pub(crate) fn landed(&mut self, offset: u64, parts: ChunkParts) -> bool {
         self.missing -= self.len_at(offset);
         self.put_back(offset, parts);
         self.missing == 0
     }
 
     /// Returns the parts of a claimed chunk that will not arrive.
-    pub(crate) fn put_back(&mut self, offset: u64, parts: Parts) {
-        *self.state_at(offset) = State::Landed(parts);
+    pub(crate) fn put_back(&mut self, offset: u64, parts: ChunkParts) {
+        *self.state_at(offset) = ChunkState::Landed(parts);
     }
 
     /// Returns the length of the chunk at `offset`, a multiple of the chunk length.
@@ -109,7 +109,7 @@ impl Chunks {
         (self.len - offset).min(self.chunk_len as u64)
     }
 
-    fn state_at(&mut self, offset: u64) -> &mut State {
+    fn state_at(&mut self, offset: u64) -> &mut ChunkState {
         &mut self.states[(offset / self.chunk_len as u64) as usize]
     }
 
@@ -117,8 +117,8 @@ impl Chunks {
     pub(crate) fn join<'a>(self, buffers: impl Iterator<Item = (&'a mut BufferMut, usize)>) {
         let is_whole = self.missing == 0;
         let mut parts = self.states.into_iter().flat_map(|state| match state {
-            State::Free(parts) | State::Landed(parts) => parts,
-            State::Claimed => unreachable!("a claimed chunk is returned first"),
+            ChunkState::Free(parts) | ChunkState::Landed(parts) => parts,
+            ChunkState::Claimed => unreachable!("a claimed chunk is returned first"),
         });
         for (buffer, mut wanted) in buffers {
             while wanted > 0 {
@@ -141,7 +141,7 @@ pub(crate) struct Chunk {
     pub(crate) offset: u64,
     pub(crate) len: usize,
     pub(crate) remaining: usize,
-    pub(crate) parts: Parts,
+    pub(crate) parts: ChunkParts,
     /// The first part that is not full.
     first: usize,
     /// Some of its bytes were discarded because the region was revoked.
@@ -149,7 +149,7 @@ pub(crate) struct Chunk {
 }
 
 impl Chunk {
-    pub(crate) fn new(transfer: Transfer, offset: u64, len: usize, parts: Parts) -> Self {
+    pub(crate) fn new(transfer: Transfer, offset: u64, len: usize, parts: ChunkParts) -> Self {
         Self { transfer, offset, len, remaining: len, parts, first: 0, revoked: false }
     }
 

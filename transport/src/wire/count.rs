@@ -22,13 +22,13 @@ impl Count {
 
 /// The counters of a session.
 #[derive(Clone, Debug)]
-pub(crate) struct Counts {
+pub(crate) struct SessionCounts {
     pub(super) copied: [Count; 3],
     pub(super) bounced: Count,
     pub(super) stalls: Count,
 }
 
-impl Counts {
+impl SessionCounts {
     /// Returns the payload bytes copied: sent, received, and by one-sided operations.
     pub(crate) fn copied(&self) -> u64 {
         self.copied.iter().map(Count::get).sum()

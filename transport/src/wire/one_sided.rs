@@ -9,7 +9,7 @@ use crate::memory::{Buffer, BufferMut};
 use crate::transfer::message::EAGER_LEN_MAX;
 use crate::transfer::operation::Operation;
 use crate::transfer::region::{Regions, RemoteRegion, WriteLease};
-use crate::wire::chunks::{Chunk, Chunks, Parts};
+use crate::wire::chunks::{Chunk, ChunkParts, Chunks};
 use crate::wire::count::Count;
 use crate::wire::record::{Record, Transfer, corrupt, put, put_put};
 use crate::wire::send_queue::{DataOwner, DataSource, Ending, SendQueue};
@@ -391,7 +391,7 @@ impl OneSided {
     }
 
     /// Claims the buffers of an arriving chunk.
-    pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<Parts> {
+    pub(crate) fn claim(&mut self, transfer: Transfer, offset: u64, len: usize) -> Result<ChunkParts> {
         match self.chunks(transfer) {
             Some(chunks) => chunks.claim(offset, len),
             None => Err(corrupt(format!("{len} bytes of unexpected data ({transfer:?})"))),

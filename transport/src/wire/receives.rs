@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Buffer, BufferMut, Place, Pool, Shared, lines};
+use crate::memory::{Buffer, BufferMut, Place, Pool, SharedBlock, lines};
 use crate::transfer::message::{Announced, Arrival, Delivery, FrameInfo};
 use crate::transfer::operation::{Done, Operation};
 use crate::wire::chunks::Chunks;
@@ -32,7 +32,7 @@ const ACK_MESSAGES_AT: u64 = 16;
 pub(crate) struct Receives {
     pool: Pool,
     /// Pool blocks for the small messages of one batch of records.
-    shared: Shared,
+    shared: SharedBlock,
     messages: SequenceWindow<IncomingMessage>,
     bytes_in_use: u64,
     pregranted_in_use: u64,
@@ -66,11 +66,11 @@ struct IncomingMessage {
     ack_now: bool,
     /// The length of each frame, as long as they are needed.
     lens: Vec<usize>,
-    state: State,
+    state: ReceiveState,
 }
 
 #[derive(Debug)]
-enum State {
+enum ReceiveState {
     /// The application has the whole payload.
     Complete,
     /// The sender has the payload. The addresses are those of a fetchable message.
@@ -136,7 +136,7 @@ impl Receives {
     pub(crate) fn new(pool: Pool) -> Self {
         Self {
             pool,
-            shared: Shared::default(),
+            shared: SharedBlock::default(),
             messages: SequenceWindow::default(),
             bytes_in_use: 0,
             pregranted_in_use: 0,
@@ -206,7 +206,7 @@ impl Receives {
         let (state, arrival) = match message.payload {
             Payload::Eager(payload) => {
                 let lens = message.frames.iter().map(|frame| frame.len);
-                (State::Complete, Arrival::Complete(self.land_eager(lens, payload, behind)?))
+                (ReceiveState::Complete, Arrival::Complete(self.land_eager(lens, payload, behind)?))
             }
             Payload::Lent(scope, lent_frames, payload) => {
                 let lender =
@@ -220,7 +220,7 @@ impl Receives {
                     let place = if frame.place == Place::Arena { Place::Arena } else { Place::Host };
                     *buffer = lender.borrow(LentFrame::decode(lent_frame), frame.len, place)?;
                 }
-                (State::Complete, Arrival::Complete(buffers))
+                (ReceiveState::Complete, Arrival::Complete(buffers))
             }
             Payload::Waits | Payload::Fetchable(_) => {
                 if self.in_pool && self.pregranted == 0 {
@@ -232,7 +232,7 @@ impl Receives {
                     Payload::Fetchable(addresses) => addresses_in(addresses),
                     _ => Vec::new(),
                 };
-                (State::Waiting(addresses), Arrival::AtSender)
+                (ReceiveState::Waiting(addresses), Arrival::AtSender)
             }
             Payload::Streams => {
                 let buffers = self.destinations(lens.iter().copied())?.into_iter().map(Some).collect();
@@ -241,7 +241,7 @@ impl Receives {
                 let buffers = Buffers::FromPool(buffers, done);
                 let mut filling = Filling::new(buffers, payload_len);
                 filling.cut(&lens, self.chunk_len);
-                (State::Filling(filling), Arrival::InProgress(landed))
+                (ReceiveState::Filling(filling), Arrival::InProgress(landed))
             }
         };
         let id =
@@ -286,7 +286,7 @@ impl Receives {
 
     /// Ends a batch of records: later messages do not share its blocks.
     pub(crate) fn end_batch(&mut self) {
-        self.shared = Shared::default();
+        self.shared = SharedBlock::default();
     }
 
     /// Accepts a message into `destinations`. With `fetch`, the payload is fetched if the application names
@@ -302,15 +302,15 @@ impl Receives {
         let Some(incoming) = self.messages.at(id) else {
             return destinations.fail(wrong("that message is already acknowledged"));
         };
-        match std::mem::replace(&mut incoming.state, State::Complete) {
-            State::Waiting(addresses) => {
+        match std::mem::replace(&mut incoming.state, ReceiveState::Complete) {
+            ReceiveState::Waiting(addresses) => {
                 if let Err(error) = check(&incoming.lens, destinations.memory()) {
-                    incoming.state = State::Waiting(addresses);
+                    incoming.state = ReceiveState::Waiting(addresses);
                     return destinations.fail(error);
                 }
                 let (discarded, remaining) = discarded_and_remaining(&incoming.lens, destinations.memory());
                 if fetch && !self.in_pool && !addresses.is_empty() && remaining > 0 {
-                    incoming.state = State::Fetching(
+                    incoming.state = ReceiveState::Fetching(
                         Filling::new(Buffers::FromApplication(destinations), remaining),
                         addresses,
                     );
@@ -319,7 +319,7 @@ impl Receives {
                 put(records, &Record::Accept { id, discarded: &discarded });
                 let mut filling = Filling::new(Buffers::FromApplication(destinations), remaining);
                 filling.cut(&incoming.lens, self.chunk_len);
-                incoming.state = State::Filling(filling);
+                incoming.state = ReceiveState::Filling(filling);
                 self.filling += 1;
                 if remaining == 0 {
                     self.complete(id);
@@ -335,7 +335,7 @@ impl Receives {
     /// Acknowledges a message for the application.
     pub(crate) fn ack(&mut self, id: u64, delivery: Delivery, ack_now: bool) {
         let Some(incoming) = self.messages.at(id) else { return };
-        if let State::Filling(filling) | State::Fetching(filling, _) = &mut incoming.state {
+        if let ReceiveState::Filling(filling) | ReceiveState::Fetching(filling, _) = &mut incoming.state {
             // A transfer cannot be stopped: the message is rejected once it is complete.
             filling.rejected |= delivery == Delivery::Rejected;
             return;
@@ -380,7 +380,8 @@ impl Receives {
         room: &mut Vec<(&'a mut BufferMut, usize)>,
         room_max: usize,
     ) {
-        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
+        let Some(IncomingMessage { lens, state: ReceiveState::Filling(filling), .. }) = self.messages.at(id)
+        else {
             return;
         };
         let from = filling.frame;
@@ -401,7 +402,7 @@ impl Receives {
     /// Returns the frame that a message's next data belongs to, and the offset in it.
     pub(crate) fn position(&mut self, id: u64) -> (usize, u64) {
         match self.messages.at(id) {
-            Some(IncomingMessage { state: State::Filling(filling), .. }) => {
+            Some(IncomingMessage { state: ReceiveState::Filling(filling), .. }) => {
                 let frame = filling.frame;
                 let buffer = filling.buffers().get(frame).and_then(Option::as_ref);
                 (frame, buffer.map_or(0, |buffer| buffer.len() as u64))
@@ -413,14 +414,15 @@ impl Receives {
     /// Returns how much data of a message is missing.
     pub(crate) fn remaining(&mut self, id: u64) -> Option<u64> {
         match self.messages.at(id) {
-            Some(IncomingMessage { state: State::Filling(filling), .. }) => Some(filling.remaining),
+            Some(IncomingMessage { state: ReceiveState::Filling(filling), .. }) => Some(filling.remaining),
             _ => None,
         }
     }
 
     /// Records that `len` bytes of a message's data have arrived.
     pub(crate) fn landed(&mut self, id: u64, len: u64) {
-        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
+        let Some(IncomingMessage { lens, state: ReceiveState::Filling(filling), .. }) = self.messages.at(id)
+        else {
             return;
         };
         filling.remaining -= len;
@@ -440,7 +442,9 @@ impl Receives {
 
     fn complete(&mut self, id: u64) {
         let Some(incoming) = self.messages.at(id) else { return };
-        let State::Filling(mut filling) = std::mem::replace(&mut incoming.state, State::Complete) else {
+        let ReceiveState::Filling(mut filling) =
+            std::mem::replace(&mut incoming.state, ReceiveState::Complete)
+        else {
             return;
         };
         filling.join(&incoming.lens);
@@ -462,7 +466,7 @@ impl Receives {
             self.give_up_part(fetcher, why);
         }
         for IncomingMessage { lens, state, .. } in self.messages.drain() {
-            let (State::Filling(mut filling) | State::Fetching(mut filling, _)) = state else {
+            let (ReceiveState::Filling(mut filling) | ReceiveState::Fetching(mut filling, _)) = state else {
                 continue;
             };
             filling.join(&lens);

@@ -15,10 +15,10 @@ const FREE_LEN: usize = 64 << 10;
 
 /// The budget of an endpoint.
 #[derive(Clone, Debug)]
-pub(crate) struct RecordBudget(Arc<Mutex<State>>);
+pub(crate) struct RecordBudget(Arc<Mutex<RecordBudgetState>>);
 
 #[derive(Debug)]
-struct State {
+struct RecordBudgetState {
     bytes_max: u64,
     bytes: u64,
     next: u64,
@@ -44,19 +44,24 @@ pub(crate) struct BudgetShare {
 
 impl RecordBudget {
     pub(crate) fn new(bytes_max: u64) -> Self {
-        Self(Arc::new(Mutex::new(State { bytes_max, bytes: 0, next: 0, records: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(RecordBudgetState {
+            bytes_max,
+            bytes: 0,
+            next: 0,
+            records: BTreeMap::new(),
+        })))
     }
 
     pub(crate) fn share(&self) -> BudgetShare {
         BudgetShare { budget: self.clone(), number: None, is_evicted: Arc::default() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RecordBudgetState> {
         self.0.lock()
     }
 }
 
-impl State {
+impl RecordBudgetState {
     fn remove(&mut self, number: u64) -> Option<Records> {
         let records = self.records.remove(&number)?;
         self.bytes -= records.bytes;

@@ -23,7 +23,7 @@ const BATCH_PIECES_MAX: usize = 512;
 pub(crate) struct SendQueue {
     /// Heads and records encoded by this end; entries refer to ranges of it.
     encoded: Vec<u8>,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<QueueEntry>,
     len: usize,
     /// The open packet: the position of its head in `encoded`, and how many bytes of its records are payload.
     open: Option<(usize, usize)>,
@@ -38,7 +38,7 @@ pub(crate) struct SendQueue {
 }
 
 #[derive(Debug)]
-enum Entry {
+enum QueueEntry {
     Encoded(std::ops::Range<usize>),
     Bytes(Buffer),
     End(Ending),
@@ -106,14 +106,14 @@ impl SendQueue {
                 *payload += frame.len();
             }
             self.len += frame.len();
-            self.entries.push_back(Entry::Bytes(frame));
+            self.entries.push_back(QueueEntry::Bytes(frame));
         }
     }
 
     /// Adds an ending, to run after everything queued so far.
     pub(crate) fn end(&mut self, ending: Ending) {
         self.queue_encoded();
-        self.entries.push_back(Entry::End(ending));
+        self.entries.push_back(QueueEntry::End(ending));
     }
 
     /// Closes the packet with data of `transfer`. An empty packet is removed.
@@ -144,23 +144,25 @@ impl SendQueue {
             integrity::seal(&mut self.encoded[head..head + head_len], records, data);
         }
         self.len += data_len;
-        self.entries.extend(data.into_iter().map(Entry::Bytes));
+        self.entries.extend(data.into_iter().map(QueueEntry::Bytes));
     }
 
     /// Returns the records of the packet being closed, whose head is at `head`.
     fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
         let records = head + self.head_len();
         self.entries.range(self.earlier..).filter_map(move |entry| match entry {
-            Entry::Encoded(range) => Some(IoSlice::new(&self.encoded[range.start.max(records)..range.end])),
-            Entry::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
-            Entry::End(_) => None,
+            QueueEntry::Encoded(range) => {
+                Some(IoSlice::new(&self.encoded[range.start.max(records)..range.end]))
+            }
+            QueueEntry::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
+            QueueEntry::End(_) => None,
         })
     }
 
     fn queue_encoded(&mut self) {
         if self.queued < self.encoded.len() {
             self.len += self.encoded.len() - self.queued;
-            self.entries.push_back(Entry::Encoded(self.queued..self.encoded.len()));
+            self.entries.push_back(QueueEntry::Encoded(self.queued..self.encoded.len()));
             self.queued = self.encoded.len();
         }
     }
@@ -172,9 +174,9 @@ impl SendQueue {
                 return;
             }
             match entry {
-                Entry::Encoded(range) => slices.push(IoSlice::new(&self.encoded[range.clone()])),
-                Entry::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
-                Entry::End(_) => {}
+                QueueEntry::Encoded(range) => slices.push(IoSlice::new(&self.encoded[range.clone()])),
+                QueueEntry::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
+                QueueEntry::End(_) => {}
             }
         }
     }
@@ -183,20 +185,20 @@ impl SendQueue {
     pub(crate) fn advance(&mut self, mut written: usize, mut due: impl FnMut(Ending)) {
         while let Some(entry) = self.entries.front_mut() {
             let len = match entry {
-                Entry::Encoded(range) => range.len(),
-                Entry::Bytes(buffer) => buffer.len(),
-                Entry::End(_) => 0,
+                QueueEntry::Encoded(range) => range.len(),
+                QueueEntry::Bytes(buffer) => buffer.len(),
+                QueueEntry::End(_) => 0,
             };
             if written < len {
                 match entry {
-                    Entry::Encoded(range) => range.start += written,
-                    Entry::Bytes(buffer) => drop(buffer.split_to(written)),
-                    Entry::End(_) => {}
+                    QueueEntry::Encoded(range) => range.start += written,
+                    QueueEntry::Bytes(buffer) => drop(buffer.split_to(written)),
+                    QueueEntry::End(_) => {}
                 }
                 return;
             }
             written -= len;
-            if let Some(Entry::End(ending)) = self.entries.pop_front() {
+            if let Some(QueueEntry::End(ending)) = self.entries.pop_front() {
                 due(ending);
             }
         }
@@ -206,7 +208,7 @@ impl SendQueue {
     pub(crate) fn give_up(&mut self) -> impl Iterator<Item = Ending> + '_ {
         self.open = None;
         self.entries.drain(..).filter_map(|entry| match entry {
-            Entry::End(ending) => Some(ending),
+            QueueEntry::End(ending) => Some(ending),
             _ => None,
         })
     }

@@ -68,11 +68,11 @@ struct Unacked {
     receipt: Done<Delivery>,
     cost: u64,
     pregranted: u64,
-    state: State,
+    state: SendState,
 }
 
 #[derive(Debug)]
-enum State {
+enum SendState {
     /// The payload waits for the receiver's accept.
     Waiting(Operation<Message>),
     /// As `Waiting`, or for the acknowledgement: the receiver may have read the payload from our memory.
@@ -134,7 +134,7 @@ impl Sends {
         }
         self.copied.add(payload_len);
         self.bytes_in_use += cost;
-        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: State::Left });
+        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: SendState::Left });
     }
 
     /// Returns whether coalesced messages are pending.
@@ -172,7 +172,7 @@ impl Sends {
     pub(crate) fn are_done(&self) -> bool {
         self.queued.is_empty()
             && self.coalesced.is_empty()
-            && self.unacked.iter().all(|unacked| matches!(unacked.state, State::Left))
+            && self.unacked.iter().all(|unacked| matches!(unacked.state, SendState::Left))
     }
 
     fn has_credit(&self, message: &Message) -> bool {
@@ -288,7 +288,7 @@ impl Sends {
         let cost = cost(memory.header().len(), memory.frames().len(), len);
         self.bytes_in_use += cost;
         send_queue.end(Ending::Sent(id, message));
-        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: State::Moving });
+        self.unacked.push(Unacked { receipt, cost, pregranted: 0, state: SendState::Moving });
     }
 
     fn announce_one(
@@ -326,27 +326,28 @@ impl Sends {
         let state = if eager {
             send_queue.payload(memory.frames().iter().cloned());
             send_queue.end(Ending::Sent(id, message));
-            State::Moving
+            SendState::Moving
         } else if pregranted > 0 {
             data_queue.push_back(DataSource::new(
                 Transfer::Message(id),
                 DataOwner::Message(id, message, Vec::new()),
             ));
-            State::Moving
+            SendState::Moving
         } else if addresses.is_some() {
-            State::Fetchable(message)
+            SendState::Fetchable(message)
         } else {
-            State::Waiting(message)
+            SendState::Waiting(message)
         };
         self.unacked.push(Unacked { receipt, cost, pregranted, state });
     }
 
     /// Completes a message whose memory has been handed to the kernel.
     pub(crate) fn left(&mut self, id: u64, message: Operation<Message>) {
-        let before = self.unacked.at(id).map(|unacked| std::mem::replace(&mut unacked.state, State::Left));
+        let before =
+            self.unacked.at(id).map(|unacked| std::mem::replace(&mut unacked.state, SendState::Left));
         while self.unsent_leases.pop_front_if(|(lent, _)| *lent == id).is_some() {}
         message.finish(drop);
-        if let Some(State::Acked(delivery)) = before {
+        if let Some(SendState::Acked(delivery)) = before {
             self.ack(id, delivery);
         }
     }
@@ -354,8 +355,8 @@ impl Sends {
     /// Handles the receiver's accept of a message.
     pub(crate) fn accepted(&mut self, id: u64, discarded: &[u8]) -> Result<Option<DataSource>> {
         let unacked = self.unacked.at(id).ok_or_else(|| corrupt("an accept of an unknown message"))?;
-        let message = match std::mem::replace(&mut unacked.state, State::Moving) {
-            State::Waiting(message) | State::Fetchable(message) => message,
+        let message = match std::mem::replace(&mut unacked.state, SendState::Moving) {
+            SendState::Waiting(message) | SendState::Fetchable(message) => message,
             other => {
                 unacked.state = other;
                 return Err(corrupt("an accept of a message that does not wait for one"));
@@ -377,13 +378,13 @@ impl Sends {
         for id in first..end {
             let unacked =
                 self.unacked.at(id).ok_or_else(|| corrupt("an acknowledgement of an unknown message"))?;
-            match (delivery, std::mem::replace(&mut unacked.state, State::Left)) {
-                (_, State::Left) => {}
-                (Delivery::Rejected, State::Waiting(message)) | (_, State::Fetchable(message)) => {
+            match (delivery, std::mem::replace(&mut unacked.state, SendState::Left)) {
+                (_, SendState::Left) => {}
+                (Delivery::Rejected, SendState::Waiting(message)) | (_, SendState::Fetchable(message)) => {
                     message.finish(drop);
                 }
-                (_, State::Moving) if self.early_acks => {
-                    unacked.state = State::Acked(delivery);
+                (_, SendState::Moving) if self.early_acks => {
+                    unacked.state = SendState::Acked(delivery);
                     continue;
                 }
                 (_, other) => {
@@ -423,7 +424,7 @@ impl Sends {
         }
         for Unacked { receipt, state, .. } in self.unacked.drain() {
             receipt.resolve(Err(why.clone()));
-            if let State::Waiting(message) | State::Fetchable(message) = state {
+            if let SendState::Waiting(message) | SendState::Fetchable(message) = state {
                 message.fail(why.clone());
             }
         }

@@ -19,7 +19,7 @@ use crate::memory::{Buffer, BufferMut, Pool};
 use crate::transfer::message::{Announced, Delivery, Message, SmallSend};
 use crate::transfer::operation::{Done, Operation};
 use crate::transfer::region::{Regions, RemoteRegion};
-use crate::wire::count::{Count, Counts};
+use crate::wire::count::{Count, SessionCounts};
 use crate::wire::fetching::Fetcher;
 use crate::wire::lending::Lender;
 use crate::wire::liveness::{Due, Liveness};
@@ -34,7 +34,7 @@ use decoder::Decoder;
 use lanes::{Lanes, due};
 use packets::Packets;
 
-pub(crate) use destination::Target;
+pub(crate) use destination::DataTarget;
 pub(crate) use packets::{Packet, PacketArrival, PacketDestination};
 
 /// One end of a data stream.
@@ -222,8 +222,8 @@ impl Session {
     }
 
     /// Returns handles on the session's counters, which keep counting.
-    pub(crate) fn counts(&self) -> Counts {
-        Counts {
+    pub(crate) fn counts(&self) -> SessionCounts {
+        SessionCounts {
             copied: [&self.sends.copied, &self.receives.copied, &self.one_sided.copied].map(Count::clone),
             bounced: self.sends.bounced.clone(),
             stalls: self.sends.stalls.clone(),

@@ -22,7 +22,7 @@ use crate::transfer::region::Regions;
 use crate::wire::credit::{PREGRANT, WINDOW};
 use crate::wire::record::{self, Head, Payload, Record, Transfer};
 use crate::wire::sends::COALESCED_LEN;
-use crate::wire::session::{Session, Target, Urgency};
+use crate::wire::session::{DataTarget, Session, Urgency};
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
@@ -156,7 +156,7 @@ impl End {
         };
         let bytes = arrived(wire, len.min(remaining));
         let (landed, revoked) = match target {
-            Target::Buffers(buffers) => {
+            DataTarget::Buffers(buffers) => {
                 let mut rest = &bytes[..];
                 for (buffer, room) in buffers {
                     let (part, more) = rest.split_at(rest.len().min(room));
@@ -169,7 +169,7 @@ impl End {
                 }
                 (bytes.len() - rest.len(), false)
             }
-            Target::Region(lease, at) => {
+            DataTarget::Region(lease, at) => {
                 sum.add(&bytes);
                 (bytes.len(), lease.with(at, |to| to[..bytes.len()].copy_from_slice(&bytes)).is_none())
             }
@@ -219,11 +219,11 @@ fn arrived(wire: &mut VecDeque<u8>, len: usize) -> Vec<u8> {
 }
 
 type Sent = Completion<Result<(), Failed<Message>>>;
-type Landed = Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>;
+type AcceptResult = Result<Vec<Buffer>, Failed<Vec<Option<BufferMut>>>>;
 
 enum Taken {
     Here(Vec<Buffer>),
-    Pending(Completion<Landed>),
+    Pending(Completion<AcceptResult>),
 }
 
 impl Taken {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::ring::{BYTES_AT, Ring, RingMemory};
 use super::table::{LeaseTable, TABLE_LEN};
-use crate::backend::streamed::{IoOutcome, Stream};
+use crate::backend::streamed::{IoOutcome, StreamIo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::{BufferMut, PeerSegment, Segment};
 use crate::wire::count::Count;
@@ -105,7 +105,7 @@ impl Duplex {
     }
 }
 
-impl Stream for Duplex {
+impl StreamIo for Duplex {
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
         let (mut written, mut unpublished) = (0, 0);
         for slice in slices {

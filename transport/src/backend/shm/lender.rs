@@ -46,7 +46,7 @@ pub(super) struct ArenaLender {
 /// What this end has lent, and the table in which the peer returns it.
 #[derive(Debug)]
 struct Lent {
-    slots: Vec<Slot>,
+    slots: Vec<LeaseSlot>,
     free: Vec<u32>,
     /// Slots in use, oldest first.
     out: VecDeque<u32>,
@@ -61,7 +61,7 @@ struct Lent {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct LeaseSlot {
     generation: u64,
     lent: Option<(LentMemory, SegmentNumber)>,
 }
@@ -200,7 +200,7 @@ impl Lent {
         self.sweep(SWEPT_AT_ONCE);
         if self.free.is_empty() && self.slots.len() < LEASES {
             self.free.push(self.slots.len() as u32);
-            self.slots.push(Slot::default());
+            self.slots.push(LeaseSlot::default());
         }
         if self.free.is_empty() {
             self.sweep(LEASES);

@@ -14,7 +14,7 @@ use super::fetcher::{Canary, FetchStatus, VmFetcher};
 use super::lender::ArenaLender;
 use super::pipe::{self, NullSink};
 use crate::backend::streamed::{ByteStream, Streamed, read_from, write_to};
-use crate::backend::{Caps, Link, LinkContext, Opened, Source};
+use crate::backend::{Caps, Link, LinkContext, Opened, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Segment;
 use crate::platform::reactor::register;
@@ -121,7 +121,7 @@ pub(super) async fn open(
     };
     // The capabilities that the backend has and this link does not guarantee.
     let lacking = if trusted && !context.checked { Caps::empty() } else { Caps::LENDS };
-    let link = Streamed::open(stream, State { duplex, idle: 0 }, session, CAPS - lacking, context);
+    let link = Streamed::open(stream, ShmState { duplex, idle: 0 }, session, CAPS - lacking, context);
     let opened = Opened::new(link.clone());
     fetch_status.set_link(opened.link());
     if let Some(ended) = ended {
@@ -193,16 +193,16 @@ struct ShmByteStream {
 
 /// The parts that only the holder of the poll lock accesses.
 #[derive(Debug)]
-struct State {
+struct ShmState {
     duplex: Duplex,
     /// Polls since data arrived or the doorbell pipe was checked.
     idle: u32,
 }
 
 impl ByteStream for ShmByteStream {
-    type State = State;
+    type State = ShmState;
 
-    fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
+    fn write(&self, state: &mut ShmState, session: &mut Session, least: Urgency) -> Result<bool> {
         let (moved, had_room) = write_to(&mut state.duplex, session, least)?;
         self.blocked.store(!had_room, Ordering::Release);
         if self.violated.load(Ordering::Relaxed) {
@@ -211,7 +211,7 @@ impl ByteStream for ShmByteStream {
         Ok(moved)
     }
 
-    fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
+    fn read(&self, state: &mut ShmState, session: &mut Session) -> Result<bool> {
         if state.idle >= IDLE_MAX {
             state.idle = 0;
             state.duplex.peer_gone |= pipe::has_hung_up(&self.peer_doorbell);
@@ -229,7 +229,7 @@ impl ByteStream for ShmByteStream {
         self.blocked.load(Ordering::Acquire)
     }
 
-    fn tear_down(&self, mut state: State, mut session: Session, why: &Error) {
+    fn tear_down(&self, mut state: ShmState, mut session: Session, why: &Error) {
         self.count_calls(&mut state, 0);
         self.blocked.store(false, Ordering::Release);
         session.give_up(why);
@@ -237,13 +237,13 @@ impl ByteStream for ShmByteStream {
         drop(state);
     }
 
-    fn source(&self) -> Source<'_> {
-        Source { descriptor: self.peer_doorbell.as_fd(), writable: self.is_blocked(), doorbell: true }
+    fn source(&self) -> WaitSource<'_> {
+        WaitSource { descriptor: self.peer_doorbell.as_fd(), writable: self.is_blocked(), doorbell: true }
     }
 
     /// Only an end about to sleep may empty the doorbell pipe: otherwise a concurrent sleeper would miss its
     /// wake-up.
-    fn arm(&self, state: &mut State) -> bool {
+    fn arm(&self, state: &mut ShmState) -> bool {
         self.count_calls(state, 1);
         state.duplex.peer_gone |= self.sink.discard(&self.peer_doorbell);
         state.duplex.arm(self.is_blocked())
@@ -264,7 +264,7 @@ impl ByteStream for ShmByteStream {
 
 impl ShmByteStream {
     /// Counts system calls, including the writes to the doorbell.
-    fn count_calls(&self, state: &mut State, calls: u64) {
+    fn count_calls(&self, state: &mut ShmState, calls: u64) {
         self.calls.fetch_add(calls + std::mem::take(&mut state.duplex.rings), Ordering::Relaxed);
     }
 }

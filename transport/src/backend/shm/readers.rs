@@ -21,13 +21,13 @@ static READERS: PerProcess<Readers> = PerProcess::new(Readers::default);
 /// The reader threads of a process.
 #[derive(Default)]
 struct Readers {
-    state: Mutex<State>,
+    state: Mutex<ReadersState>,
     /// Notified when a read is queued.
     wanted: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ReadersState {
     reads: VecDeque<QueuedRead>,
     threads: usize,
     idle: usize,
@@ -115,7 +115,7 @@ impl QueuedRead {
 }
 
 impl Readers {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ReadersState> {
         self.state.lock()
     }
 }

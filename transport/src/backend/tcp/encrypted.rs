@@ -33,13 +33,13 @@ thread_local! {
 /// A TLS session over a link's socket.
 #[derive(Debug)]
 pub(super) struct Encrypted {
-    state: Mutex<State>,
+    state: Mutex<EncryptedState>,
     /// There is buffered plaintext.
     has_buffered: AtomicBool,
 }
 
 #[derive(Debug)]
-struct State {
+struct EncryptedState {
     tls: Connection,
     /// The ciphertext buffer, and the range of it that is not decrypted yet.
     ciphertext: Vec<u8>,
@@ -51,7 +51,10 @@ impl Encrypted {
         tls.set_buffer_limit(Some(UNSENT_LEN_MAX));
         // Data sent right after the TLS handshake may be buffered already.
         let has_buffered = AtomicBool::new(true);
-        Self { state: Mutex::new(State { tls, ciphertext: Vec::new(), undecrypted: 0..0 }), has_buffered }
+        Self {
+            state: Mutex::new(EncryptedState { tls, ciphertext: Vec::new(), undecrypted: 0..0 }),
+            has_buffered,
+        }
     }
 
     /// Returns true if a read would return data without reading the socket.
@@ -124,16 +127,16 @@ impl Encrypted {
         let _ = state.send(raw);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EncryptedState> {
         self.state.lock()
     }
 }
 
-impl State {
+impl EncryptedState {
     /// Sends ciphertext until none is left (true) or the socket is full (false).
     fn send(&mut self, raw: &Raw) -> io::Result<bool> {
         while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Sending(raw)) {
+            match self.tls.write_tls(&mut CiphertextSocket(raw)) {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(error),
@@ -210,9 +213,9 @@ impl State {
 }
 
 /// A socket that rustls writes ciphertext to.
-struct Sending<'a>(&'a Raw);
+struct CiphertextSocket<'a>(&'a Raw);
 
-impl Write for Sending<'_> {
+impl Write for CiphertextSocket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }

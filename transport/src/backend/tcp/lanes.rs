@@ -11,15 +11,15 @@ use rustix::event::{Timespec, epoll};
 
 use super::link::TcpByteStream;
 use super::socket::Socket;
-use crate::backend::Source;
-use crate::backend::streamed::{IoOutcome, SLICES_MAX, Stream, cut, end_of_stream, read_from};
+use crate::backend::WaitSource;
+use crate::backend::streamed::{IoOutcome, SLICES_MAX, StreamIo, cut, end_of_stream, read_from};
 use crate::error::{Error, Result};
 use crate::handshake::STREAMS_MAX;
 use crate::wire::session::{Session, Urgency};
 
 /// The lanes of one link. Streams are numbered from 0, the main one; a set of streams is a bit mask.
 #[derive(Debug)]
-pub(super) struct Lanes {
+pub(super) struct TcpLanes {
     sockets: Vec<Socket>,
     epoll: OwnedFd,
     /// Sockets that were full, until epoll reports room. This and the following fields change only under the
@@ -35,7 +35,7 @@ pub(super) struct Lanes {
 /// The number of successful reads of the main stream after which idle lanes are polled too.
 const UNASKED_MAX: u32 = 4;
 
-impl Lanes {
+impl TcpLanes {
     pub(super) fn new(main: &Socket, sockets: Vec<Socket>) -> Result<Self> {
         let failed = |errno: rustix::io::Errno| Error::io(errno.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
@@ -56,9 +56,9 @@ impl Lanes {
     }
 
     /// Returns the epoll descriptor, which is readable when a socket is ready for what is awaited of it.
-    pub(super) fn source(&self) -> Source<'_> {
+    pub(super) fn source(&self) -> WaitSource<'_> {
         let writable = self.awaits_room.load(Ordering::Acquire) != 0;
-        Source { descriptor: self.epoll.as_fd(), writable, doorbell: false }
+        WaitSource { descriptor: self.epoll.as_fd(), writable, doorbell: false }
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -87,7 +87,7 @@ impl Lanes {
     /// Asks epoll which streams are ready, and reads the lanes.
     fn read_lanes(&self, link: &TcpByteStream, session: &mut Session) -> Result<bool> {
         let mut moved = false;
-        let Ready { bytes, room, lost } = self.ready();
+        let ReadyStreams { bytes, room, lost } = self.ready();
         self.full.fetch_and(!room, Ordering::Relaxed);
         for stream in self.streams() {
             let (socket, bit) = (self.socket(link, stream), 1 << stream);
@@ -188,8 +188,8 @@ impl Lanes {
     }
 
     /// Returns which streams are ready, and for what.
-    fn ready(&self) -> Ready {
-        let (mut ready, mut events) = (Ready::default(), [MaybeUninit::uninit(); STREAMS_MAX]);
+    fn ready(&self) -> ReadyStreams {
+        let (mut ready, mut events) = (ReadyStreams::default(), [MaybeUninit::uninit(); STREAMS_MAX]);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         // An interrupted call reports nothing, and the next poll asks again.
         let Ok((events, _)) = epoll::wait(&self.epoll, &mut events, Some(&now)) else { return ready };
@@ -231,7 +231,7 @@ impl Lanes {
 
 /// Sets of streams.
 #[derive(Debug, Default)]
-struct Ready {
+struct ReadyStreams {
     bytes: u32,
     room: u32,
     /// Streams with an error.

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::CAPS;
-use super::lanes::Lanes;
+use super::lanes::TcpLanes;
 use super::socket::Socket;
-use crate::backend::streamed::{ByteStream, Stream, Streamed, cut, read_from, write_to};
-use crate::backend::{LinkContext, Opened, Source};
+use crate::backend::streamed::{ByteStream, StreamIo, Streamed, cut, read_from, write_to};
+use crate::backend::{LinkContext, Opened, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::session::{Session, Urgency};
 
@@ -15,7 +15,7 @@ use crate::wire::session::{Session, Urgency};
 pub(super) struct TcpByteStream {
     pub(super) socket: Socket,
     /// The further sockets of the connection.
-    lanes: Option<Box<Lanes>>,
+    lanes: Option<Box<TcpLanes>>,
     /// Output waits for a socket.
     pub(super) blocked: AtomicBool,
 }
@@ -26,7 +26,7 @@ pub(super) fn open(mut sockets: Vec<Socket>, context: &LinkContext) -> Result<Op
     let session = Streamed::<TcpByteStream>::session(context).striped(sockets.len());
     let lanes = match sockets.len() {
         0 => None,
-        _ => Some(Box::new(Lanes::new(&socket, sockets)?)),
+        _ => Some(Box::new(TcpLanes::new(&socket, sockets)?)),
     };
     let stream = TcpByteStream { socket, lanes, blocked: AtomicBool::new(false) };
     Ok(Opened::new(Streamed::open(stream, (), session, CAPS, context)))
@@ -71,13 +71,13 @@ impl ByteStream for TcpByteStream {
         session.give_up(why);
     }
 
-    fn source(&self) -> Source<'_> {
+    fn source(&self) -> WaitSource<'_> {
         if let Some(lanes) = &self.lanes {
             return lanes.source();
         }
         // The descriptor does not become readable for buffered data. Waiting for room wakes at once instead.
         let writable = self.is_blocked() || (&self.socket).has_buffered();
-        Source { descriptor: self.socket.descriptor(), writable, doorbell: false }
+        WaitSource { descriptor: self.socket.descriptor(), writable, doorbell: false }
     }
 
     fn calls(&self) -> u64 {

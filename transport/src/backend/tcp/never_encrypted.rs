@@ -4,13 +4,13 @@ use std::io::{self, IoSlice};
 
 use super::socket::Raw;
 use crate::backend::streamed::IoOutcome;
-use crate::handshake::Session;
+use crate::handshake::TlsSession;
 
 #[derive(Debug)]
 pub(super) enum Encrypted {}
 
 impl Encrypted {
-    pub(super) fn new(tls: Session) -> Self {
+    pub(super) fn new(tls: TlsSession) -> Self {
         match tls {}
     }
 

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 
 use super::encrypted::Encrypted;
-use crate::backend::streamed::{IoOutcome, Stream};
-use crate::handshake::Session;
+use crate::backend::streamed::{IoOutcome, StreamIo};
+use crate::handshake::TlsSession;
 use crate::memory::BufferMut;
 
 /// A connected, non-blocking socket, plain or over TLS.
@@ -33,7 +33,7 @@ pub(super) struct Raw {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, tls: Option<Session>) -> Self {
+    pub(super) fn new(stream: TcpStream, tls: Option<TlsSession>) -> Self {
         Self { raw: Raw { stream, calls: AtomicU64::new(0) }, tls: tls.map(Encrypted::new) }
     }
 
@@ -74,7 +74,7 @@ impl Socket {
     }
 }
 
-impl Stream for &Socket {
+impl StreamIo for &Socket {
     fn has_buffered(&self) -> bool {
         self.tls.as_ref().is_some_and(Encrypted::has_buffered)
     }

@@ -52,11 +52,11 @@ pub(super) struct Engine {
     endpoint: Option<ucp_ep_h>,
     /// Shared with UCX, whose callbacks write to it.
     events: NonNull<EventQueue>,
-    requests: Vec<Option<Box<Request>>>,
+    requests: Vec<Option<Box<UcxRequest>>>,
     free: Vec<usize>,
     /// Completed requests, kept for reuse.
     #[expect(clippy::vec_box, reason = "a request stays where it is while UCX has it")]
-    spare: Vec<Box<Request>>,
+    spare: Vec<Box<UcxRequest>>,
     /// The tokens of `requests`, which live as long as this.
     tokens: Vec<NonNull<RequestToken>>,
     /// Packets up to this length are sent eagerly, without a rendezvous.
@@ -81,7 +81,7 @@ pub(super) enum Operand {
 }
 
 /// One UCX request.
-struct Request {
+struct UcxRequest {
     header: Header,
     parts: Vec<ucp_dt_iov_t>,
     operand: Operand,
@@ -395,7 +395,7 @@ impl Engine {
         &mut self,
         header: &[u8],
         operand: Operand,
-        post: impl FnOnce(&Self, &Request, &mut ucp_request_param_t) -> ucs_status_ptr_t,
+        post: impl FnOnce(&Self, &UcxRequest, &mut ucp_request_param_t) -> ucs_status_ptr_t,
     ) -> PostResult {
         let gate = self.gate.clone();
         let Some(_call) = gate.enter() else { return PostResult::Failed(operand, process_exiting()) };
@@ -432,7 +432,7 @@ impl Engine {
     }
 
     /// Turns the completion of a request into its operand and result.
-    fn complete(&mut self, mut request: Box<Request>, status: ucs_status_t) -> (Operand, Result<()>) {
+    fn complete(&mut self, mut request: Box<UcxRequest>, status: ucs_status_t) -> (Operand, Result<()>) {
         let mut operand = std::mem::replace(&mut request.operand, Operand::Close);
         if self.spare.len() < SPARE_MAX {
             self.spare.push(request);
@@ -510,13 +510,13 @@ impl fmt::Debug for Engine {
     }
 }
 
-impl Default for Request {
+impl Default for UcxRequest {
     fn default() -> Self {
         Self { header: Header::new(), parts: Vec::new(), operand: Operand::Close, handle: None }
     }
 }
 
-impl Request {
+impl UcxRequest {
     /// Loads an operand, and lists the parts of its memory to send or to fill.
     fn load(&mut self, header: &[u8], operand: Operand) {
         self.header.clear();

@@ -25,7 +25,7 @@ pub(super) const HEADER_LEN_MAX: usize = 256;
 /// The longest header without records.
 const HEADER_LEN: usize = 64;
 /// The receiving end of one connection that a message is for. Only the two ends know it.
-pub(super) type Key = [u8; 16];
+pub(super) type ReceiverKey = [u8; 16];
 
 /// A header: the key, and more depending on the kind of message.
 pub(super) type Header = SmallVec<[u8; HEADER_LEN]>;
@@ -54,7 +54,7 @@ pub(super) struct EventBatch {
 #[derive(Debug)]
 pub(super) enum Received {
     /// The peer has opened its end.
-    Hello(Key),
+    Hello(ReceiverKey),
     /// Records: a range of `bytes` that starts with the key.
     Records(Range<usize>),
     /// Payload, which UCX still holds.

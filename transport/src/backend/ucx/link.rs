@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::context::{POSIX_NOTE, is_over_posix};
 use super::engine::{CLOSE_TIME, Operand, PostResult, SWEEP_EVERY};
-use super::events::{EventBatch, HEADER_LEN_MAX, Header, IncomingPacket, Key, Received};
+use super::events::{EventBatch, HEADER_LEN_MAX, Header, IncomingPacket, Received, ReceiverKey};
 use super::lingering::LingeringEngine;
 use crate::backend::streamed::ByteStream;
-use crate::backend::{Environment, Source};
+use crate::backend::{Environment, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::record::head_len;
 use crate::wire::session::{self, Packet, Session, Urgency};
@@ -32,7 +32,7 @@ const SLICES_MAX: usize = 512;
 const EARLY_MAX: usize = 1024;
 
 const _: () = assert!(
-    size_of::<Key>() + head_len(true, true) + size_of::<u64>() + COALESCED_LEN_MAX <= HEADER_LEN_MAX,
+    size_of::<ReceiverKey>() + head_len(true, true) + size_of::<u64>() + COALESCED_LEN_MAX <= HEADER_LEN_MAX,
     "the peer drops a header beyond that"
 );
 
@@ -50,12 +50,12 @@ pub(super) struct UcxByteStream {
 
 /// The parts that only the holder of the poll lock accesses.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct UcxState {
     engine: LingeringEngine,
     batch: EventBatch,
     /// This end's key, and the peer's.
-    key: Key,
-    peer_key: Key,
+    key: ReceiverKey,
+    peer_key: ReceiverKey,
     /// The peer's hello has arrived.
     hello_received: bool,
     /// Messages of records sent and received, and those that arrived out of order.
@@ -72,7 +72,7 @@ pub(super) struct State {
 }
 
 impl UcxByteStream {
-    pub(super) fn new(state: &mut State, environment: &Arc<dyn Environment>) -> Result<Self> {
+    pub(super) fn new(state: &mut UcxState, environment: &Arc<dyn Environment>) -> Result<Self> {
         let transports = state.engine.transports();
         let mut notes = vec![match &transports[..] {
             [] => "UCX does not report which transports it uses".to_owned(),
@@ -89,7 +89,7 @@ impl UcxByteStream {
     }
 
     /// Publishes to other threads whether requests are in flight.
-    fn update_pending(&self, state: &State, session: &Session) {
+    fn update_pending(&self, state: &UcxState, session: &Session) {
         let pending = !state.engine.is_idle() || session.has_packet();
         if self.pending.load(Ordering::Relaxed) != pending {
             self.pending.store(pending, Ordering::Release);
@@ -97,8 +97,8 @@ impl UcxByteStream {
     }
 }
 
-impl State {
-    pub(super) fn new(engine: LingeringEngine, (key, peer_key): (Key, Key)) -> Self {
+impl UcxState {
+    pub(super) fn new(engine: LingeringEngine, (key, peer_key): (ReceiverKey, ReceiverKey)) -> Self {
         Self {
             engine,
             batch: EventBatch::default(),
@@ -244,7 +244,7 @@ impl State {
 
     /// Handles a packet, after the records coalesced with it.
     fn take_with_coalesced(&mut self, mut incoming: IncomingPacket, session: &mut Session) -> Result<()> {
-        let own_len = size_of::<Key>() + session.packet_head_len();
+        let own_len = size_of::<ReceiverKey>() + session.packet_head_len();
         if let Some(records) = incoming.header.get(own_len..).filter(|records| !records.is_empty()) {
             if let Err(error) = self.take_records(records, session) {
                 self.engine.release(incoming);
@@ -257,7 +257,7 @@ impl State {
 
     /// Receives a packet into its destination, or keeps it until its message is announced.
     fn take_packet(&mut self, incoming: IncomingPacket, session: &mut Session) -> Result<()> {
-        let came = session.packet_arrived(&incoming.header[size_of::<Key>()..], incoming.len);
+        let came = session.packet_arrived(&incoming.header[size_of::<ReceiverKey>()..], incoming.len);
         let destination = match came {
             Ok(session::PacketArrival::Accepted(destination)) => destination,
             Ok(session::PacketArrival::Early) if self.early_packets.len() < EARLY_MAX => {
@@ -313,7 +313,7 @@ impl State {
             moved = true;
             let packet = if records_len <= COALESCED_LEN_MAX { self.next_packet(session) } else { None };
             if let Some(packet) = packet {
-                self.send_packet(session, packet, &bytes[size_of::<Key>()..])?;
+                self.send_packet(session, packet, &bytes[size_of::<ReceiverKey>()..])?;
                 self.recycle(bytes);
                 continue;
             }
@@ -366,18 +366,18 @@ impl State {
 }
 
 impl ByteStream for UcxByteStream {
-    type State = State;
+    type State = UcxState;
 
     const HAS_CONTROL_STREAM: bool = true;
 
-    fn write(&self, state: &mut State, session: &mut Session, least: Urgency) -> Result<bool> {
+    fn write(&self, state: &mut UcxState, session: &mut Session, least: Urgency) -> Result<bool> {
         let records = state.send_records(session, least)?;
         let packets = state.send_packets(session)?;
         self.update_pending(state, session);
         Ok(records || packets)
     }
 
-    fn read(&self, state: &mut State, session: &mut Session) -> Result<bool> {
+    fn read(&self, state: &mut UcxState, session: &mut Session) -> Result<bool> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let moved = state.progress(session)?;
         self.update_pending(state, session);
@@ -389,7 +389,7 @@ impl ByteStream for UcxByteStream {
     }
 
     /// UCX returns the memory in flight soon, on the driver; everything else waits for that too.
-    fn tear_down(&self, mut state: State, session: Session, why: &Error) {
+    fn tear_down(&self, mut state: UcxState, session: Session, why: &Error) {
         self.pending.store(false, Ordering::Release);
         state.early_packets.drain(..).for_each(|incoming| state.engine.release(incoming));
         state.engine.close();
@@ -406,13 +406,13 @@ impl ByteStream for UcxByteStream {
         }));
     }
 
-    fn source(&self) -> Source<'_> {
+    fn source(&self) -> WaitSource<'_> {
         // If a caller returns with requests in flight, the next caller or the driver's sweep polls them.
         // Arming the driver for them each time would make it poll concurrently with the callers.
-        Source { descriptor: self.descriptor.as_fd(), writable: false, doorbell: true }
+        WaitSource { descriptor: self.descriptor.as_fd(), writable: false, doorbell: true }
     }
 
-    fn arm(&self, state: &mut State) -> bool {
+    fn arm(&self, state: &mut UcxState) -> bool {
         state.engine.arm()
     }
 
@@ -428,7 +428,7 @@ impl ByteStream for UcxByteStream {
 /// A link that has ended, until UCX has returned all memory in flight.
 #[derive(Debug)]
 struct ClosingLink {
-    state: State,
+    state: UcxState,
     /// `None` once it has given up.
     session: Option<Session>,
     why: Error,

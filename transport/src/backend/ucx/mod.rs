@@ -25,10 +25,10 @@ use ucx_sys::Library;
 
 use self::context::Context;
 use self::engine::Engine;
-use self::events::Key;
+use self::events::ReceiverKey;
 use self::info::EndpointInfo;
 use self::lingering::LingeringEngine;
-use self::link::{PACKET_LEN, State, UcxByteStream};
+use self::link::{PACKET_LEN, UcxByteStream, UcxState};
 use super::streamed::Streamed;
 use super::{Backend, Caps, Identity, Inventory, LinkContext, Opened, Opening, Preference, Probe, Role};
 use crate::address::Address;
@@ -237,7 +237,7 @@ async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
     let missing = || Error::new(ErrorKind::Invalid, "this end was not prepared");
     let engine = engine.ok_or_else(missing)?.into_inner();
     let mut session = Streamed::<UcxByteStream>::session(context).in_packets(PACKET_LEN);
-    let mut state = State::new(LingeringEngine::new(engine, &context.environment), keys(context));
+    let mut state = UcxState::new(LingeringEngine::new(engine, &context.environment), keys(context));
     // The connector connects first: if both connect at the same time, UCX 1.13 may lose one direction over
     // tcp. If only the acceptor's direction works, the acceptor connects after a while.
     if context.role == Role::Acceptor {
@@ -253,7 +253,7 @@ async fn open(peer: &[u8], context: &mut LinkContext) -> Result<Opened> {
 
 /// Waits until the peer's hello has arrived.
 async fn wait_until_connected(
-    state: &mut State,
+    state: &mut UcxState,
     session: &mut Session,
     environment: &Arc<dyn Environment>,
 ) -> Result<()> {
@@ -284,7 +284,7 @@ fn settings_of(address: &Address) -> Settings {
 }
 
 /// Returns this end's key and the peer's, which only the two ends of the handshake know.
-fn keys(context: &LinkContext) -> (Key, Key) {
+fn keys(context: &LinkContext) -> (ReceiverKey, ReceiverKey) {
     let key = AttachKey::new(context.secret);
     let key_of = |role: Role| {
         let proof = key.proof(role, b"ucx");

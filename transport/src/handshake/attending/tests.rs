@@ -17,14 +17,14 @@ use crate::platform::environment::clockwork::Clockwork;
 const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// One end, with the link that its control stream belongs to.
-struct End {
+struct ControlEnd {
     inbox: Arc<Inbox>,
     attending: Task<Option<Error>>,
     /// The result of the control stream, once it has ended.
     outcome: Option<Option<Error>>,
 }
 
-impl End {
+impl ControlEnd {
     fn new(stream: impl Into<Control>, clock: &Clockwork) -> Self {
         let stream = stream.into();
         let (inbox, clock) = (Arc::<Inbox>::default(), clock.clone());
@@ -65,7 +65,7 @@ impl End {
 /// An end, and the other side of its stream in the hands of the test.
 struct TestControl {
     clock: Clockwork,
-    end: End,
+    end: ControlEnd,
     peer: Option<DuplexStream>,
 }
 
@@ -73,7 +73,7 @@ impl TestControl {
     fn with_room(room: usize) -> Self {
         let clock = Clockwork::default();
         let (near, far) = duplex(room);
-        Self { end: End::new(near, &clock), peer: Some(far), clock }
+        Self { end: ControlEnd::new(near, &clock), peer: Some(far), clock }
     }
 
     fn new() -> Self {
@@ -123,16 +123,16 @@ fn context() -> Context<'static> {
     Context::from_waker(Waker::noop())
 }
 
-fn pair() -> (Clockwork, [End; 2]) {
+fn pair() -> (Clockwork, [ControlEnd; 2]) {
     let clock = Clockwork::default();
     let (near, far) = duplex(64);
-    let ends = [near, far].map(|stream| End::new(stream, &clock));
+    let ends = [near, far].map(|stream| ControlEnd::new(stream, &clock));
     (clock, ends)
 }
 
-fn poll(ends: &mut [End; 2]) {
+fn poll(ends: &mut [ControlEnd; 2]) {
     for _ in 0..4 {
-        ends.iter_mut().for_each(End::poll);
+        ends.iter_mut().for_each(ControlEnd::poll);
     }
 }
 
@@ -155,7 +155,7 @@ fn the_first_end_to_drain_waits_for_the_other() {
     poll(&mut ends);
     clock.advance(DRAIN_TIME_MAX - Duration::from_millis(1));
     poll(&mut ends);
-    ends.iter().for_each(End::assert_pending);
+    ends.iter().for_each(ControlEnd::assert_pending);
     ends[1].drain("the second");
     poll(&mut ends);
     ends[0].assert_ended(ErrorKind::Closed, "the first");
@@ -315,7 +315,7 @@ fn a_peer_that_reads_nothing_delays_no_end() {
 }
 
 /// An end on one of two connected sockets.
-fn over_socket(clock: &Clockwork) -> io::Result<(End, TcpStream)> {
+fn over_socket(clock: &Clockwork) -> io::Result<(ControlEnd, TcpStream)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let peer = TcpStream::connect(listener.local_addr()?)?;
     let near = listener.accept()?.0;
@@ -323,7 +323,7 @@ fn over_socket(clock: &Clockwork) -> io::Result<(End, TcpStream)> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
     }
-    Ok((End::new(tokio::net::TcpStream::from_std(near)?, clock), peer))
+    Ok((ControlEnd::new(tokio::net::TcpStream::from_std(near)?, clock), peer))
 }
 
 /// Closes it as the kernel does for a process that is killed with unread bytes.
@@ -332,7 +332,7 @@ fn reset(socket: TcpStream) {
 }
 
 /// Polls `end` until `is_so`, for at most 5 s.
-async fn poll_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
+async fn poll_until(end: &mut ControlEnd, mut is_so: impl FnMut(&ControlEnd) -> bool) {
     let began = Instant::now();
     while !is_so(end) {
         assert!(began.elapsed() < Duration::from_secs(5), "the condition was never met: {:?}", end.outcome);
@@ -342,7 +342,7 @@ async fn poll_until(end: &mut End, mut is_so: impl FnMut(&End) -> bool) {
 }
 
 /// Has `end` answer a ping, so that its socket is known to be writable and to have nothing to read.
-async fn poll_until_answered(end: &mut End, peer: &mut TcpStream) {
+async fn poll_until_answered(end: &mut ControlEnd, peer: &mut TcpStream) {
     assert_eq!(peer.write(&[PING]).unwrap(), 1);
     poll_until(end, |_| peer.peek(&mut [0]).is_ok_and(|len| len == 1)).await;
     end.poll();

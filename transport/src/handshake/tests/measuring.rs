@@ -6,7 +6,10 @@ use crate::wire::handshake::MEASURE_LEN_MAX;
 /// More than the pipe and the read buffer hold.
 const LEN: usize = 200_000;
 
-async fn asked_in_time<S: Stream>(stream: &mut S, measurements_left: usize) -> Result<ConnectorReply> {
+async fn asked_in_time<S: HandshakeStream>(
+    stream: &mut S,
+    measurements_left: usize,
+) -> Result<ConnectorReply> {
     receive_measure_or_answer(stream, "ucx", measurements_left, LATER, &TestEnvironment::new()).await
 }
 

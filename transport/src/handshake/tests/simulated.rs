@@ -23,7 +23,7 @@ enum EndFault {
 }
 
 #[derive(Debug)]
-struct State {
+struct SimulationState {
     seed: u64,
     now: Duration,
     pipes: [Pipe; 2],
@@ -38,7 +38,7 @@ struct Pipe {
     closed: bool,
 }
 
-impl State {
+impl SimulationState {
     /// splitmix64.
     fn below(&mut self, bound: usize) -> usize {
         self.seed = self.seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -50,10 +50,10 @@ impl State {
 }
 
 #[derive(Clone, Debug)]
-struct Simulation(Arc<Mutex<State>>);
+struct Simulation(Arc<Mutex<SimulationState>>);
 
 impl Simulation {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, SimulationState> {
         self.0.lock()
     }
 
@@ -185,7 +185,7 @@ async fn acceptor(simulation: Simulation, terms: Terms) -> Result<[u8; 32]> {
 
 /// Runs one seed, and panics if a check fails. The same seed gives the same result.
 fn simulate(seed: u64) -> String {
-    let mut state = State { seed, now: Duration::ZERO, pipes: [(); 2].map(|()| Pipe::new()) };
+    let mut state = SimulationState { seed, now: Duration::ZERO, pipes: [(); 2].map(|()| Pipe::new()) };
     let calm = state.below(3) == 0;
     for way in 0..2 {
         let at = state.below(400);

@@ -139,7 +139,7 @@ impl TlsStream {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.socket.poll_read_ready(cx))?;
-            match self.tls.read_tls(&mut Ready(&self.socket)) {
+            match self.tls.read_tls(&mut ReadySocket(&self.socket)) {
                 Ok(len) => {
                     self.tls.process_new_packets().map_err(|error| errors::io_error(&self.tls, error))?;
                     return Poll::Ready(Ok(len));
@@ -154,7 +154,7 @@ impl TlsStream {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
             ready!(self.socket.poll_write_ready(cx))?;
-            match self.tls.write_tls(&mut Ready(&self.socket)) {
+            match self.tls.write_tls(&mut ReadySocket(&self.socket)) {
                 Err(error) if error.kind() != WouldBlock => return Poll::Ready(Err(error)),
                 _ => {}
             }
@@ -205,15 +205,15 @@ impl AsyncWrite for TlsStream {
 }
 
 /// A socket assumed to be ready, with the I/O traits that rustls uses.
-struct Ready<'a>(&'a TcpStream);
+struct ReadySocket<'a>(&'a TcpStream);
 
-impl Read for Ready<'_> {
+impl Read for ReadySocket<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         self.0.try_read(bytes)
     }
 }
 
-impl Write for Ready<'_> {
+impl Write for ReadySocket<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
     }

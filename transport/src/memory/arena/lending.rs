@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{ArenaMemory, Inner, reclaim};
+use super::{ArenaInner, ArenaMemory, reclaim};
 use crate::memory::Buffer;
 use crate::platform::mutex::Mutex;
 
@@ -85,7 +85,7 @@ impl Drop for FrameLease {
 
 /// Returns the block of a frame and its arena. `None` for other memory, and where the arena is gone, which
 /// then counts nothing.
-fn origin(frame: &Buffer) -> Option<(&ArenaMemory, Arc<Inner>)> {
+fn origin(frame: &Buffer) -> Option<(&ArenaMemory, Arc<ArenaInner>)> {
     let memory: &dyn Any = frame.allocation()?;
     let memory = memory.downcast_ref::<ArenaMemory>()?;
     Some((memory, memory.arena.upgrade()?))
@@ -93,7 +93,7 @@ fn origin(frame: &Buffer) -> Option<(&ArenaMemory, Arc<Inner>)> {
 
 impl Lending {
     /// Counts one more lease of a block, unless the bound forbids it. Returns true if it was counted.
-    fn lend(&self, memory: &ArenaMemory, arena: &Inner) -> bool {
+    fn lend(&self, memory: &ArenaMemory, arena: &ArenaInner) -> bool {
         let is_bounded = || self.quarantined.leases.load(Ordering::Relaxed) > 0;
         let mut bounded = None;
         if is_bounded() {
@@ -116,7 +116,7 @@ impl Lending {
         true
     }
 
-    fn refuse(&self, arena: &Inner) {
+    fn refuse(&self, arena: &ArenaInner) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         if self.warned.swap(true, Ordering::Relaxed) {
             return;

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use super::{ArenaMemory, Inner};
+use super::{ArenaInner, ArenaMemory};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How often the thread sweeps for memory that peers returned, and for leases while there are none.
@@ -52,7 +52,7 @@ impl WaitQueue {
         self.waiters.front().is_some_and(|waiter| waiter.number == number)
     }
 
-    fn join(&mut self, waker: Waker, deadline: Option<Instant>, arena: &Arc<Inner>) -> Result<u64> {
+    fn join(&mut self, waker: Waker, deadline: Option<Instant>, arena: &Arc<ArenaInner>) -> Result<u64> {
         match &self.thread_handle {
             Some(thread_handle) => thread_handle.unpark(),
             None => {
@@ -94,7 +94,7 @@ impl WaitQueue {
     }
 }
 
-fn wake_waiters(arena: &Weak<Inner>) {
+fn wake_waiters(arena: &Weak<ArenaInner>) {
     while let Some(arena) = arena.upgrade() {
         let mut state = arena.state();
         let Some((wakers, left)) = state.wait_queue.due() else {
@@ -111,7 +111,7 @@ fn wake_waiters(arena: &Weak<Inner>) {
 
 /// Waits for a block.
 pub(super) struct PendingTake<'a> {
-    arena: &'a Arc<Inner>,
+    arena: &'a Arc<ArenaInner>,
     len: usize,
     limit: Duration,
     deadline: Option<Instant>,
@@ -122,7 +122,7 @@ pub(super) struct PendingTake<'a> {
 }
 
 impl<'a> PendingTake<'a> {
-    pub(super) fn new(arena: &'a Arc<Inner>, len: usize, limit: Duration) -> Self {
+    pub(super) fn new(arena: &'a Arc<ArenaInner>, len: usize, limit: Duration) -> Self {
         let deadline = Instant::now().checked_add(limit);
         Self { arena, len, limit, deadline, number: None, has_grown: false }
     }

@@ -10,7 +10,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
 
 use super::bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Access, Allocation, Buffer, BufferMut, Place, Pool, Source};
+use crate::memory::{Access, Allocation, Buffer, BufferMut, MemorySource, Place, Pool};
 use crate::platform::mutex::Mutex;
 
 /// A mapping that has no permissions except during a copy.
@@ -123,7 +123,7 @@ unsafe impl Allocation for NoCopy {
 #[derive(Debug)]
 struct GuardedSource;
 
-impl Source for GuardedSource {
+impl MemorySource for GuardedSource {
     fn place(&self) -> Place {
         Place::Guarded
     }

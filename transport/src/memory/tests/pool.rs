@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Allocation, Buffer, BufferMut, Place, Pool, Source};
+use crate::memory::{Allocation, Buffer, BufferMut, MemorySource, Place, Pool};
 
 #[test]
 fn a_dropped_buffer_is_taken_again() {
@@ -140,7 +140,7 @@ fn many_small_destinations_take_bounded_blocks() {
 #[derive(Debug)]
 struct InvalidSource(Arc<dyn Allocation>, bool);
 
-impl Source for InvalidSource {
+impl MemorySource for InvalidSource {
     fn place(&self) -> Place {
         Place::Host
     }

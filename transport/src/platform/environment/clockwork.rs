@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::platform::environment::{Environment, Task};
 
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Clockwork(Arc<State>);
+pub(crate) struct Clockwork(Arc<ClockState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ClockState {
     nanoseconds: AtomicU64,
     drawn: AtomicU64,
 }

@@ -19,10 +19,10 @@ const BOUNCE_ARENA: u32 = 5;
 
 /// The arena of one process, which its peer can read.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ModelArena(Arc<Mutex<State>>);
+pub(crate) struct ModelArena(Arc<Mutex<ModelArenaState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ModelArenaState {
     /// Frames with live handles, by address, with their offsets in the segment.
     blocks: BTreeMap<usize, (Bytes, u64)>,
     /// The length of the segment.
@@ -57,7 +57,7 @@ impl ModelArena {
     /// Creates an arena with a bounce arena of `bytes_max` bytes.
     pub(crate) fn with_bounce_arena(bytes_max: usize) -> Self {
         let bounce_arena = memory::Arena::new(bytes_max).ok();
-        Self(Arc::new(Mutex::new(State { bounce_arena, ..State::default() })))
+        Self(Arc::new(Mutex::new(ModelArenaState { bounce_arena, ..ModelArenaState::default() })))
     }
 
     /// Returns a frame in the arena.
@@ -108,12 +108,12 @@ impl ModelArena {
         assert!(self.leases().out > 0 || self.bounced_bytes() == 0, "bounce copies remain without leases");
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ModelArenaState> {
         self.0.lock()
     }
 }
 
-impl State {
+impl ModelArenaState {
     /// Returns the block that contains these bytes, and their offset in it.
     fn block_of(&self, at: usize, len: usize) -> Option<(&(Bytes, u64), usize)> {
         let (start, block) = self.blocks.range(..=at).next_back()?;

@@ -1,7 +1,7 @@
 //! Payload that this end fetches from the sender's memory, one part at a time. The fetcher owns the
 //! destination memory of a part while it reads.
 
-use super::{Buffers, Filling, Receives, State, discarded_and_remaining};
+use super::{Buffers, Filling, ReceiveState, Receives, discarded_and_remaining};
 use crate::error::{Error, Result};
 use crate::memory::BufferMut;
 use crate::transfer::message::Delivery;
@@ -58,7 +58,7 @@ impl Receives {
                 return Err(why);
             }
             PartEnd::Stuck(why) => {
-                if let Some(State::Fetching(filling, _)) = self.replace(id, State::Complete)
+                if let Some(ReceiveState::Fetching(filling, _)) = self.replace(id, ReceiveState::Complete)
                     && let Buffers::FromApplication(operation) = filling.buffers
                 {
                     operation.fail(why);
@@ -72,7 +72,7 @@ impl Receives {
     /// Begins to read the next part of a message. Returns false if it cannot be read.
     fn begin_part(&mut self, id: u64, fetcher: &mut dyn Fetcher) -> bool {
         let Some(incoming) = self.messages.at(id) else { return false };
-        let State::Fetching(filling, addresses) = &mut incoming.state else { return false };
+        let ReceiveState::Fetching(filling, addresses) = &mut incoming.state else { return false };
         let part = filling.next_part(&incoming.lens, addresses);
         match fetcher.begin(part) {
             Ok(()) => self.part_in_flight = true,
@@ -83,18 +83,18 @@ impl Receives {
 
     /// Returns the memory of a part to its message.
     fn take_back(&mut self, id: u64, part: Part) -> Option<&mut Filling> {
-        let State::Fetching(filling, _) = &mut self.messages.at(id)?.state else { return None };
+        let ReceiveState::Fetching(filling, _) = &mut self.messages.at(id)?.state else { return None };
         filling.put_back(part);
         Some(filling)
     }
 
-    fn replace(&mut self, id: u64, state: State) -> Option<State> {
+    fn replace(&mut self, id: u64, state: ReceiveState) -> Option<ReceiveState> {
         Some(std::mem::replace(&mut self.messages.at(id)?.state, state))
     }
 
     /// Completes a message that was fetched.
     fn fetched(&mut self, id: u64) {
-        if let Some(State::Fetching(filling, _)) = self.replace(id, State::Complete)
+        if let Some(ReceiveState::Fetching(filling, _)) = self.replace(id, ReceiveState::Complete)
             && let Buffers::FromApplication(operation) = filling.buffers
         {
             operation.finish(super::freeze);
@@ -106,14 +106,16 @@ impl Receives {
     /// Requests the payload of a message that cannot be fetched.
     fn request_payload(&mut self, id: u64, records: &mut Vec<u8>) {
         let Some(incoming) = self.messages.at(id) else { return };
-        let State::Fetching(mut filling, _) = std::mem::replace(&mut incoming.state, State::Complete) else {
+        let ReceiveState::Fetching(mut filling, _) =
+            std::mem::replace(&mut incoming.state, ReceiveState::Complete)
+        else {
             return;
         };
         filling.buffers().iter_mut().flatten().for_each(BufferMut::clear);
         let (discarded, remaining) = discarded_and_remaining(&incoming.lens, filling.buffers());
         (filling.frame, filling.remaining) = (0, remaining);
         put(records, &Record::Accept { id, discarded: &discarded });
-        incoming.state = State::Filling(filling);
+        incoming.state = ReceiveState::Filling(filling);
         self.filling += 1;
     }
 
@@ -124,8 +126,10 @@ impl Receives {
         }
         let filling =
             self.fetching.front().and_then(|id| self.messages.at(*id)).map(|incoming| &mut incoming.state);
-        let Some(state @ State::Fetching(..)) = filling else { return };
-        let State::Fetching(mut filling, _) = std::mem::replace(state, State::Complete) else { return };
+        let Some(state @ ReceiveState::Fetching(..)) = filling else { return };
+        let ReceiveState::Fetching(mut filling, _) = std::mem::replace(state, ReceiveState::Complete) else {
+            return;
+        };
         let why = why.clone();
         fetcher.abandon(Box::new(move |part| {
             part.into_iter().for_each(|part| filling.put_back(part));

@@ -1,9 +1,9 @@
 //! Payload that arrives in chunks, in any order.
 
-use super::{Filling, IncomingMessage, Receives, State};
+use super::{Filling, IncomingMessage, ReceiveState, Receives};
 use crate::error::Result;
 use crate::memory::{BufferMut, Pool};
-use crate::wire::chunks::Parts;
+use crate::wire::chunks::ChunkParts;
 use crate::wire::credit::WINDOW;
 use crate::wire::record::corrupt;
 
@@ -24,18 +24,20 @@ impl Receives {
     }
 
     /// Claims the buffers of an arriving chunk.
-    pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<Parts> {
+    pub(crate) fn claim(&mut self, id: u64, offset: u64, len: usize) -> Result<ChunkParts> {
         match self.messages.at(id) {
-            Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) => {
-                chunks.claim(offset, len)
-            }
+            Some(IncomingMessage {
+                state: ReceiveState::Filling(Filling { chunks: Some(chunks), .. }),
+                ..
+            }) => chunks.claim(offset, len),
             _ => Err(corrupt(format!("{len} bytes of unexpected data for message {id}"))),
         }
     }
 
     /// Returns the frame that a message's payload at `at` belongs to, and the offset in it.
     pub(crate) fn frame_at(&mut self, id: u64, mut at: u64) -> (usize, u64) {
-        let Some(IncomingMessage { lens, state: State::Filling(filling), .. }) = self.messages.at(id) else {
+        let Some(IncomingMessage { lens, state: ReceiveState::Filling(filling), .. }) = self.messages.at(id)
+        else {
             return (0, at);
         };
         for (frame, (buffer, len)) in filling.buffers().iter().zip(lens).enumerate() {
@@ -49,8 +51,8 @@ impl Receives {
     }
 
     /// Completes a chunk.
-    pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: Parts) {
-        let Some(IncomingMessage { state: State::Filling(filling), .. }) = self.messages.at(id) else {
+    pub(crate) fn chunk_landed(&mut self, id: u64, offset: u64, parts: ChunkParts) {
+        let Some(IncomingMessage { state: ReceiveState::Filling(filling), .. }) = self.messages.at(id) else {
             return;
         };
         if filling.chunks.as_mut().is_some_and(|chunks| chunks.landed(offset, parts)) {
@@ -59,9 +61,11 @@ impl Receives {
     }
 
     /// Returns the buffers of a chunk that will not arrive.
-    pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: Parts) {
-        if let Some(IncomingMessage { state: State::Filling(Filling { chunks: Some(chunks), .. }), .. }) =
-            self.messages.at(id)
+    pub(crate) fn put_back(&mut self, id: u64, offset: u64, parts: ChunkParts) {
+        if let Some(IncomingMessage {
+            state: ReceiveState::Filling(Filling { chunks: Some(chunks), .. }),
+            ..
+        }) = self.messages.at(id)
         {
             chunks.put_back(offset, parts);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Lanes, Session};
 use crate::error::Result;
-use crate::wire::chunks::{Chunk, Parts};
+use crate::wire::chunks::{Chunk, ChunkParts};
 use crate::wire::integrity::Check;
 use crate::wire::record::{self, DATA_LEN_MAX, Head, Transfer, corrupt};
 
@@ -210,7 +210,7 @@ impl Session {
         self.decoder.check.begin(frame, offset);
         self.decoder.reading = match transfer {
             Transfer::Put(_) if self.decoder.check.is_on() => {
-                Reading::Chunk(self.staged(Chunk::new(transfer, offset, len, Parts::new()))?)
+                Reading::Chunk(self.staged(Chunk::new(transfer, offset, len, ChunkParts::new()))?)
             }
             _ => Reading::Data { remaining: len, transfer },
         };
@@ -246,7 +246,7 @@ impl Session {
         transfer: Transfer,
         offset: u64,
         len: usize,
-    ) -> Result<(Parts, (usize, u64))> {
+    ) -> Result<(ChunkParts, (usize, u64))> {
         Ok(match transfer {
             Transfer::Message(id) => {
                 let parts = self.receives.claim(id, offset, len)?;

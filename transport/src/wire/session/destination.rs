@@ -12,7 +12,7 @@ use crate::wire::record::{Transfer, corrupt};
 
 /// Where the next data is written.
 #[derive(Debug)]
-pub(crate) enum Target<'a> {
+pub(crate) enum DataTarget<'a> {
     /// These buffers, in order, each with the number of bytes it still takes.
     Buffers(Vec<(&'a mut BufferMut, usize)>),
     /// A region's range from this offset on; discarded if the region was revoked.
@@ -26,7 +26,7 @@ impl Session {
         &mut self,
         stream: usize,
         buffers_max: usize,
-    ) -> Option<(Target<'_>, usize, Sum<'_>)> {
+    ) -> Option<(DataTarget<'_>, usize, Sum<'_>)> {
         let Self { decoder, lanes, receives, one_sided, .. } = self;
         let Decoder { reading, check, .. } = Decoder::of(decoder, lanes, stream);
         let sum = check.sum();
@@ -34,22 +34,22 @@ impl Session {
             Reading::Data { remaining, transfer: Transfer::Message(id) } => {
                 let mut room = Vec::with_capacity(8);
                 receives.room(*id, &mut room, buffers_max);
-                (Target::Buffers(room), *remaining)
+                (DataTarget::Buffers(room), *remaining)
             }
             Reading::Data { remaining, transfer } => match one_sided.room(*transfer)? {
                 RequestTarget::Buffer(buffer, missing) => {
-                    (Target::Buffers(vec![(buffer, missing)]), *remaining)
+                    (DataTarget::Buffers(vec![(buffer, missing)]), *remaining)
                 }
-                RequestTarget::Region(lease, at) => (Target::Region(lease, at), *remaining),
+                RequestTarget::Region(lease, at) => (DataTarget::Region(lease, at), *remaining),
             },
             Reading::Chunk(chunk) => {
                 let (at, remaining) = (chunk.at(), chunk.remaining);
                 match chunk.transfer {
                     Transfer::Put(id) if chunk.parts.is_empty() => {
-                        (Target::Region(one_sided.lease(id)?, at), remaining)
+                        (DataTarget::Region(one_sided.lease(id)?, at), remaining)
                     }
                     Transfer::Put(_) | Transfer::Message(_) | Transfer::Get(_) => {
-                        (Target::Buffers(chunk.room(buffers_max)), remaining)
+                        (DataTarget::Buffers(chunk.room(buffers_max)), remaining)
                     }
                 }
             }
@@ -141,7 +141,7 @@ impl Session {
                 return Err(corrupt("data out of turn"));
             };
             let (len, revoked) = match target {
-                Target::Buffers(mut buffers) => {
+                DataTarget::Buffers(mut buffers) => {
                     let Some((buffer, missing)) = buffers.first_mut() else {
                         return Err(corrupt("more data than its frames hold"));
                     };
@@ -150,7 +150,7 @@ impl Session {
                     sum.add(&data[..len]);
                     (len, false)
                 }
-                Target::Region(lease, at) => {
+                DataTarget::Region(lease, at) => {
                     sum.add(data);
                     let write = |bytes: &mut [u8]| bytes[..data.len()].copy_from_slice(data);
                     (data.len(), lease.with(at, write).is_none())

@@ -12,7 +12,7 @@ const LARGE: usize = FETCH_LEN_MIN as usize;
 
 /// One end's memory, as its peer can read it.
 #[derive(Debug, Default)]
-struct PeerMemory {
+struct SenderMemory {
     frames: Vec<Buffer>,
     /// The memory was returned to its owners.
     retracted: bool,
@@ -35,8 +35,8 @@ enum Completes {
 
 #[derive(Debug)]
 struct ModelFetcher {
-    ours: Arc<Mutex<PeerMemory>>,
-    theirs: Arc<Mutex<PeerMemory>>,
+    ours: Arc<Mutex<SenderMemory>>,
+    theirs: Arc<Mutex<SenderMemory>>,
     broken: bool,
     fetched: Option<PartEnd>,
 }
@@ -125,13 +125,13 @@ impl Drop for ModelFetcher {
 struct FetchingPair {
     a: End,
     b: End,
-    memory: Arc<Mutex<PeerMemory>>,
+    memory: Arc<Mutex<SenderMemory>>,
 }
 
 impl FetchingPair {
     fn new() -> Self {
-        let (memory, other) = <[Arc<Mutex<PeerMemory>>; 2]>::default().into();
-        let end = |ours: &Arc<Mutex<PeerMemory>>, theirs: &Arc<Mutex<PeerMemory>>| {
+        let (memory, other) = <[Arc<Mutex<SenderMemory>>; 2]>::default().into();
+        let end = |ours: &Arc<Mutex<SenderMemory>>, theirs: &Arc<Mutex<SenderMemory>>| {
             let mut end = End::new();
             let model =
                 ModelFetcher { ours: ours.clone(), theirs: theirs.clone(), broken: false, fetched: None };
@@ -362,7 +362,7 @@ fn close_waits_for_fetches() {
 
 #[test]
 fn a_checksummed_session_sends_everything() {
-    let memory = Arc::<Mutex<PeerMemory>>::default();
+    let memory = Arc::<Mutex<SenderMemory>>::default();
     let (mut a, mut b) = (End::with(true), End::with(true));
     for end in [&mut a, &mut b] {
         let model =

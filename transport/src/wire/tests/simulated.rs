@@ -22,7 +22,7 @@ const TIME_MAX: Duration = Duration::from_secs(300);
 
 /// What happens to a connection.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-enum Fault {
+enum LinkFault {
     /// Delays and short stalls: nothing may fail.
     Calm,
     /// Both ends detect at once that it is cut.
@@ -39,7 +39,14 @@ enum Fault {
 fn simulate(number: u64) -> u64 {
     let mut seed = Seed(number);
     let mut trace = DefaultHasher::new();
-    let faults = [Fault::Calm, Fault::Calm, Fault::Cut, Fault::Silent, Fault::Stopped, Fault::Closed];
+    let faults = [
+        LinkFault::Calm,
+        LinkFault::Calm,
+        LinkFault::Cut,
+        LinkFault::Silent,
+        LinkFault::Stopped,
+        LinkFault::Closed,
+    ];
     let mut now = Duration::ZERO;
     // A connection, its fault, and the step at which the fault happens.
     let mut links: Vec<_> = (0..1 + seed.below(3))
@@ -72,19 +79,19 @@ fn simulate(number: u64) -> u64 {
         }
     }
     for (link, fault, _) in links {
-        link.check(fault == Fault::Calm);
+        link.check(fault == LinkFault::Calm);
     }
     now.hash(&mut trace);
     trace.finish()
 }
 
-fn inject(link: &mut SimulatedLink, fault: Fault, now: Duration, seed: &mut Seed) {
+fn inject(link: &mut SimulatedLink, fault: LinkFault, now: Duration, seed: &mut Seed) {
     match fault {
-        Fault::Calm => link.stop(seed.below(2), now + Duration::from_millis(seed.below(3000) as u64)),
-        Fault::Cut => link.cut(),
-        Fault::Silent => link.silence(now + LOST_MAX),
-        Fault::Stopped => link.stop(seed.below(2), now + HEARTBEAT * (4 + seed.below(4) as u32)),
-        Fault::Closed => link.close(seed.below(2)),
+        LinkFault::Calm => link.stop(seed.below(2), now + Duration::from_millis(seed.below(3000) as u64)),
+        LinkFault::Cut => link.cut(),
+        LinkFault::Silent => link.silence(now + LOST_MAX),
+        LinkFault::Stopped => link.stop(seed.below(2), now + HEARTBEAT * (4 + seed.below(4) as u32)),
+        LinkFault::Closed => link.close(seed.below(2)),
     }
 }
 

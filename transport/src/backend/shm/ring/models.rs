@@ -20,23 +20,23 @@ fn model(run: impl Fn() + Send + Sync + 'static) {
 }
 
 /// Two ends that ring each other's doorbell.
-fn ends(len: usize) -> (End, End) {
+fn ends(len: usize) -> (RingEnd, RingEnd) {
     let (one, other, _) = pair(len);
     let doorbells = [Arc::new(Notify::new()), Arc::new(Notify::new())];
     let [first, second] = doorbells.clone();
     (
-        End { ring: one, own: first.clone(), peers: second.clone() },
-        End { ring: other, own: second, peers: first },
+        RingEnd { ring: one, own: first.clone(), peers: second.clone() },
+        RingEnd { ring: other, own: second, peers: first },
     )
 }
 
-struct End {
+struct RingEnd {
     ring: Ring,
     own: Arc<Notify>,
     peers: Arc<Notify>,
 }
 
-impl End {
+impl RingEnd {
     /// Writes `bytes` in messages of at most `len`, waiting for room.
     fn write(&mut self, mut bytes: &[u8], len: usize) {
         while !bytes.is_empty() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use super::super::{End, HEARTBEAT, Landed, Seed};
+use super::super::{AcceptResult, End, HEARTBEAT, Seed};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, BufferMut, Pool};
 use crate::platform::environment::{Environment, Task};
@@ -94,7 +94,7 @@ struct SimulatedEnd {
     sending: Vec<Sending>,
     /// The acknowledgements that this end sent, in order.
     acks_sent: Vec<Delivery>,
-    receiving: Vec<(usize, Awaited<Landed>)>,
+    receiving: Vec<(usize, Awaited<AcceptResult>)>,
     closed: Option<Awaited<Result<()>>>,
 }
 
