@@ -73,9 +73,9 @@ impl fmt::Display for ErrorKind {
 ///
 /// A task that fails fails all its dependents with the same error, which names the task that failed first.
 #[derive(Clone)]
-pub struct Error(Arc<Inner>);
+pub struct Error(Arc<ErrorInner>);
 
-struct Inner {
+struct ErrorInner {
     failure: Failure,
     source: Option<towline::Error>,
 }
@@ -114,7 +114,7 @@ impl Error {
             Some(_) => Failure::new(ErrorKind::SchedulerLost, "the connection to the scheduler ended"),
             None => Failure::new(ErrorKind::SchedulerLost, self.to_string()),
         };
-        Self(Arc::new(Inner { failure, source: self.0.source.clone() }))
+        Self(Arc::new(ErrorInner { failure, source: self.0.source.clone() }))
     }
 
     /// The kind, for callers that handle errors.
@@ -235,7 +235,7 @@ impl fmt::Write for DetailWriter {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        Self(Arc::new(Inner { failure, source: None }))
+        Self(Arc::new(ErrorInner { failure, source: None }))
     }
 }
 
@@ -247,7 +247,7 @@ impl From<towline::Error> for Error {
             _ => ErrorKind::Transport,
         };
         let failure = Failure::new(kind, "the transport says");
-        Self(Arc::new(Inner { failure, source: Some(source) }))
+        Self(Arc::new(ErrorInner { failure, source: Some(source) }))
     }
 }
 

@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 use towline::Connection;
 
-use super::state::{State, TRIES_MAX};
+use super::state::{ClientState, TRIES_MAX};
 use crate::background::within;
 use crate::batch::{self, SendQueue};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,18 +26,18 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct ClientDriver {
     send_queue: SendQueue,
     peers: Peers,
-    inner: Mutex<Inner>,
+    inner: Mutex<ClientInner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: State,
+struct ClientInner {
+    state: ClientState,
     requests: FxHashMap<u64, oneshot::Sender<ToClient>>,
 }
 
 impl ClientDriver {
     pub(crate) fn new(number: ClientId, peers: Peers) -> Self {
-        let inner = Inner { state: State::new(number), requests: FxHashMap::default() };
+        let inner = ClientInner { state: ClientState::new(number), requests: FxHashMap::default() };
         Self { send_queue: SendQueue::default(), peers, inner: Mutex::new(inner) }
     }
 
@@ -148,7 +148,7 @@ impl ClientDriver {
         self.end(&error);
     }
 
-    fn on_message(&self, inner: &mut Inner, message: ToClient) {
+    fn on_message(&self, inner: &mut ClientInner, message: ToClient) {
         match message {
             ToClient::Joined { worker, address } => self.peers.joined(worker, address),
             ToClient::Left { worker } => self.peers.left(worker),
@@ -172,7 +172,7 @@ impl ClientDriver {
     }
 
     /// Changes the state, and sends the messages and wakes the tasks that it returns.
-    fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+    fn update<T>(&self, change: impl FnOnce(&mut ClientInner) -> T) -> T {
         let mut inner = self.lock();
         let changed = change(&mut inner);
         let mut has_messages = false;
@@ -189,7 +189,7 @@ impl ClientDriver {
         changed
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, ClientInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,7 +18,7 @@ pub use self::arguments::{Argument, Arguments};
 use self::driver::ClientDriver;
 pub use self::future::Future;
 #[cfg(test)]
-pub(crate) use self::state::{State, TRIES_MAX};
+pub(crate) use self::state::{ClientState, TRIES_MAX};
 use crate::background::{AtEnd, Background};
 use crate::batch;
 use crate::error::{Error, ErrorKind, Result};

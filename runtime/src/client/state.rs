@@ -13,7 +13,7 @@ use crate::protocol::{ClientId, FromClient, FunctionId, Key, TaskArguments, ToCl
 pub(crate) const TRIES_MAX: usize = 10;
 
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct ClientState {
     number: ClientId,
     tasks: FxHashMap<Key, Progress>,
     functions: FxHashMap<(&'static str, Types), FunctionId>,
@@ -32,7 +32,7 @@ enum Progress {
     Failed(Error),
 }
 
-impl State {
+impl ClientState {
     pub(crate) fn new(number: ClientId) -> Self {
         Self {
             number,

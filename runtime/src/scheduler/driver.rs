@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use towline::environment::Environment;
 use towline::{Address, Connection, Endpoint, Listener};
 
-use super::state::{Action, Departure, State, Violation};
+use super::state::{Departure, SchedulerAction, SchedulerState, Violation};
 use crate::address::{self, Locality};
 use crate::background::Background;
 use crate::batch::{self, Batch, Kind, SendQueue};
@@ -70,15 +70,15 @@ pub(super) struct SchedulerDriver {
     endpoint: Endpoint,
     /// The address of the listener.
     address: Address,
-    inner: Mutex<Inner>,
+    inner: Mutex<SchedulerInner>,
     /// Serializes state updates in arrival order. The inner mutex alone would favour the task that held it
     /// last.
     fair_lock: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
-pub(super) struct Inner {
-    pub(super) state: State,
+pub(super) struct SchedulerInner {
+    pub(super) state: SchedulerState,
     clients: BTreeMap<ClientId, Arc<SendQueue>>,
     workers: BTreeMap<WorkerId, Arc<SendQueue>>,
     /// The published address of each worker, and its locality.
@@ -231,7 +231,7 @@ impl SchedulerDriver {
         &self,
         connection: &Connection,
         send_queue: &SendQueue,
-        mut apply: impl FnMut(&mut State, M) -> Result<(), Violation>,
+        mut apply: impl FnMut(&mut SchedulerState, M) -> Result<(), Violation>,
     ) -> Result<()> {
         if self.lock().is_closed {
             send_queue.close();
@@ -273,27 +273,27 @@ impl SchedulerDriver {
     }
 
     /// As `update`, for a peer that has left.
-    fn update_unless_closed(&self, change: impl FnOnce(&mut Inner)) {
+    fn update_unless_closed(&self, change: impl FnOnce(&mut SchedulerInner)) {
         if !self.lock().is_closed {
             self.update(change);
         }
     }
 
     /// Changes the state, and queues the messages that it returns.
-    fn update<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+    fn update<T>(&self, change: impl FnOnce(&mut SchedulerInner) -> T) -> T {
         let mut inner = self.lock();
         let changed = change(&mut inner);
-        let Inner { state, clients, workers, .. } = &mut *inner;
+        let SchedulerInner { state, clients, workers, .. } = &mut *inner;
         let mut last: Option<&Arc<SendQueue>> = None;
         // In parts, since a queued message is smaller than its action.
         loop {
             let actions = state.take_actions();
             for action in &actions {
                 let send_queue = match action {
-                    Action::Client(id, message) => {
+                    SchedulerAction::Client(id, message) => {
                         clients.get(id).inspect(|send_queue| send_queue.push(message))
                     }
-                    Action::Worker(id, message) => {
+                    SchedulerAction::Worker(id, message) => {
                         workers.get(id).inspect(|send_queue| send_queue.push(message))
                     }
                 };
@@ -311,16 +311,16 @@ impl SchedulerDriver {
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, SchedulerInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Applies messages of a batch for one time slice. Returns whether some are left.
 fn apply_some<M: DeserializeOwned>(
-    state: &mut State,
+    state: &mut SchedulerState,
     batch: &mut Batch,
-    apply: &mut impl FnMut(&mut State, M) -> Result<(), Violation>,
+    apply: &mut impl FnMut(&mut SchedulerState, M) -> Result<(), Violation>,
 ) -> Result<bool> {
     let begun = Instant::now();
     let mut checked_at = batch.position();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::state::State;
+use super::state::SchedulerState;
 use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::protocol::{ClientId, WorkerId};
 use crate::stats::StageCounts;
@@ -11,7 +11,7 @@ use crate::stats::StageCounts;
 #[derive(Debug)]
 struct At<'a>(Index, &'a Task);
 
-impl State {
+impl SchedulerState {
     /// # Panics
     /// If an invariant is violated.
     pub(crate) fn check(&self) {

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::state::{Action, State};
+use super::state::{SchedulerAction, SchedulerState};
 use super::task::{Index, Origin, Stage, Task};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{Key, ToClient, ToWorker, WorkerId};
@@ -17,7 +17,7 @@ pub(crate) const DEATHS_MAX: u8 = 3;
 /// A task is failed after a worker has returned it this many times for lack of its inputs.
 const RETURNS_MAX: u8 = 10;
 
-impl State {
+impl SchedulerState {
     /// Starts a released task that is needed, and its inputs.
     pub(super) fn activate(&mut self, index: Index) {
         let mut stack = vec![index];
@@ -174,7 +174,7 @@ impl State {
     fn abandon(&mut self, index: Index) {
         let task = &self.tasks[index];
         if let Stage::Sent { worker, attempt, .. } = task.stage {
-            self.actions.push(Action::Worker(worker, ToWorker::Drop { key: task.key, attempt }));
+            self.actions.push(SchedulerAction::Worker(worker, ToWorker::Drop { key: task.key, attempt }));
         }
         self.detach(index);
     }
@@ -199,7 +199,7 @@ impl State {
             && worker.holds.remove(&index)
         {
             worker.bytes = worker.bytes.saturating_sub(task.bytes);
-            self.actions.push(Action::Worker(id, ToWorker::Free { key: task.key }));
+            self.actions.push(SchedulerAction::Worker(id, ToWorker::Free { key: task.key }));
         }
     }
 
@@ -214,7 +214,8 @@ impl State {
             return;
         }
         if task.wanted {
-            self.actions.push(Action::Client(task.key.client(), ToClient::Recomputing { key: task.key }));
+            self.actions
+                .push(SchedulerAction::Client(task.key.client(), ToClient::Recomputing { key: task.key }));
         }
         self.tasks.set_stage(index, Stage::Released);
         for dependent in self.tasks.dependents(index) {

@@ -26,7 +26,7 @@ use towline::{Address, AvailableMemory, Endpoint};
 use self::driver::{SchedulerDriver, accept};
 use self::stall_timeout::STALL_TIMEOUT;
 #[cfg(test)]
-pub(crate) use self::state::{Action, Departure, State};
+pub(crate) use self::state::{Departure, SchedulerAction, SchedulerState};
 use crate::background::{AtEnd, Background};
 use crate::error::Result;
 use crate::metrics::Metrics;
@@ -39,7 +39,7 @@ const CLIENT_BYTES_MAX: u64 = 2 << 30;
 
 /// Assigns tasks to workers, and tracks where results are. Only messages pass through it, no data.
 ///
-/// It runs on a thread of its own, or in [another environment](Builder::environment). Dropping it ends it:
+/// It runs on a thread of its own, or in [another environment](SchedulerBuilder::environment). Dropping it ends it:
 /// its workers and clients then get [`SchedulerLost`](crate::ErrorKind::SchedulerLost).
 ///
 /// ```
@@ -64,7 +64,7 @@ pub struct Scheduler {
 /// Settings of a [`Scheduler`]. [`start`](Self::start) starts it.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is started"]
-pub struct Builder {
+pub struct SchedulerBuilder {
     stall_timeout: Duration,
     client_bytes_max: Option<u64>,
     environment: Option<Arc<dyn Environment>>,
@@ -73,8 +73,8 @@ pub struct Builder {
 impl Scheduler {
     /// Returns the default settings: stalled tasks wait 60 s, and the tasks of one client take at most 2 GiB
     /// here, or a quarter of the memory [available](towline::AvailableMemory) to this process.
-    pub const fn builder() -> Builder {
-        Builder { stall_timeout: STALL_TIMEOUT, client_bytes_max: None, environment: None }
+    pub const fn builder() -> SchedulerBuilder {
+        SchedulerBuilder { stall_timeout: STALL_TIMEOUT, client_bytes_max: None, environment: None }
     }
 
     /// Starts a scheduler that listens at `address`.
@@ -115,7 +115,7 @@ impl Drop for Scheduler {
     }
 }
 
-impl Builder {
+impl SchedulerBuilder {
     /// Sets how long tasks wait in a stall: no worker has joined, or the memory of all workers is full of
     /// results that clients keep. After this time, and at the latest after twice that, they fail with
     /// [`TimedOut`](crate::ErrorKind::TimedOut).

@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::peers::WorkerEntry;
 use super::queue::Queue;
-use super::state::{Action, State};
+use super::state::{SchedulerAction, SchedulerState};
 use super::task::{Index, Origin, QueueId, Stage, Task};
 use crate::error::ErrorKind;
 use crate::protocol::{Assignment, Input, Priority, ToWorker, WorkerId};
@@ -24,7 +24,7 @@ fn fetch_micros(input: &Task) -> u64 {
     FETCH_MICROS + input.bytes / BYTES_PER_MICRO
 }
 
-impl State {
+impl SchedulerState {
     /// All inputs are done: puts the task into a queue until a worker has room.
     pub(super) fn ready(&mut self, index: Index) {
         let task = &self.tasks[index];
@@ -224,7 +224,7 @@ impl State {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         for function in self.functions.since(worker.functions) {
             let message = ToWorker::Function { name: function.name.to_string(), types: function.types };
-            self.actions.push(Action::Worker(id, message));
+            self.actions.push(SchedulerAction::Worker(id, message));
         }
         worker.functions = self.functions.len();
         worker.sent.insert(index);
@@ -235,7 +235,7 @@ impl State {
         }
         self.tasks.set_stage(index, Stage::Sent { worker: id, attempt, micros, recalled: false });
         tracing::trace!(key = ?assignment.key, attempt, worker = id, "given");
-        self.actions.push(Action::Worker(id, ToWorker::Assign(assignment)));
+        self.actions.push(SchedulerAction::Worker(id, ToWorker::Assign(assignment)));
     }
 
     /// Recalls tasks that cannot have begun at a busy worker and would be done earlier at an idle one.
@@ -280,7 +280,7 @@ impl State {
         let (key, Stage::Sent { attempt, recalled, .. }) = (task.key, &mut task.stage) else { return };
         *recalled = true;
         tracing::trace!(?key, attempt = *attempt, worker = id, "asked back");
-        self.actions.push(Action::Worker(id, ToWorker::Recall { key, attempt: *attempt }));
+        self.actions.push(SchedulerAction::Worker(id, ToWorker::Recall { key, attempt: *attempt }));
         if let Some(worker) = self.workers.get_mut(&id) {
             worker.recalled += 1;
         }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::state::State;
+use super::state::SchedulerState;
 use super::task::{Index, QueueId, Stage};
 use crate::error::ErrorKind;
 use crate::protocol::Attempt;
@@ -32,7 +32,7 @@ impl Default for StallTimeout {
     }
 }
 
-impl State {
+impl SchedulerState {
     pub(crate) fn set_stall_timeout(&mut self, limit: Duration) {
         self.stall_timeout.limit = limit;
     }

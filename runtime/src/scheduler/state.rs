@@ -30,7 +30,7 @@ const OUTPUT_BYTES_MAX: usize = 256 << 10;
 
 /// The state of the scheduler.
 #[derive(Debug, Default)]
-pub(crate) struct State {
+pub(crate) struct SchedulerState {
     pub(super) tasks: Tasks,
     pub(super) workers: BTreeMap<WorkerId, WorkerEntry>,
     pub(super) clients: BTreeMap<ClientId, ClientEntry>,
@@ -38,7 +38,7 @@ pub(crate) struct State {
     /// Ready tasks for any worker.
     pub(super) roots: Queue,
     pub(super) suspects: Queue,
-    pub(super) actions: Vec<Action>,
+    pub(super) actions: Vec<SchedulerAction>,
     pub(super) last_attempt: Attempt,
     pub(super) stall_timeout: StallTimeout,
     pub(super) counts: SchedulerCounts,
@@ -54,7 +54,7 @@ pub(crate) struct State {
 
 /// A message to send. Discard it if its peer has left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(crate) enum SchedulerAction {
     Client(ClientId, ToClient),
     Worker(WorkerId, ToWorker),
 }
@@ -90,10 +90,10 @@ pub(crate) enum Departure {
     Died,
 }
 
-impl State {
+impl SchedulerState {
     /// Places ready tasks, and takes the messages to send since the last call. Call it after all input is
     /// applied, and again while `has_more_output`.
-    pub(crate) fn take_actions(&mut self) -> Vec<Action> {
+    pub(crate) fn take_actions(&mut self) -> Vec<SchedulerAction> {
         self.has_more_output = !self.place_ready();
         if !self.has_more_output {
             self.rebalance();
@@ -135,7 +135,7 @@ impl State {
         self.clients.insert(client, ClientEntry::default());
         for (worker, WorkerEntry { offer, .. }) in &self.workers {
             let joined = ToClient::Joined { worker: *worker, address: offer.address.clone() };
-            self.actions.push(Action::Client(client, joined));
+            self.actions.push(SchedulerAction::Client(client, joined));
         }
         Ok(client)
     }
@@ -189,13 +189,13 @@ impl State {
                 let index = self.owned_task(client, key)?;
                 let workers = self.tasks[index].holders.clone();
                 self.output_bytes += workers.len() * size_of::<WorkerId>();
-                self.actions.push(Action::Client(client, ToClient::Holders { request, workers }));
+                self.actions.push(SchedulerAction::Client(client, ToClient::Holders { request, workers }));
                 Ok(())
             }
             FromClient::GetStats { request } => {
                 let stats = self.stats();
                 self.output_bytes += stats.len_bytes();
-                self.actions.push(Action::Client(client, ToClient::Stats { request, stats }));
+                self.actions.push(SchedulerAction::Client(client, ToClient::Stats { request, stats }));
                 Ok(())
             }
         }
@@ -298,7 +298,7 @@ impl State {
             }
             _ => return,
         };
-        self.actions.push(Action::Client(key.client(), message));
+        self.actions.push(SchedulerAction::Client(key.client(), message));
     }
 
     // ---- Workers ----
@@ -308,13 +308,13 @@ impl State {
         let id = self.next_worker;
         for (other, WorkerEntry { offer: theirs, .. }) in &self.workers {
             let here = ToWorker::Joined { worker: *other, address: theirs.address.clone() };
-            self.actions.push(Action::Worker(id, here));
+            self.actions.push(SchedulerAction::Worker(id, here));
             let there = ToWorker::Joined { worker: id, address: offer.address.clone() };
-            self.actions.push(Action::Worker(*other, there));
+            self.actions.push(SchedulerAction::Worker(*other, there));
         }
         for client in self.clients.keys() {
             let joined = ToClient::Joined { worker: id, address: offer.address.clone() };
-            self.actions.push(Action::Client(*client, joined));
+            self.actions.push(SchedulerAction::Client(*client, joined));
         }
         self.workers.insert(id, WorkerEntry::new(offer));
         id
@@ -326,10 +326,12 @@ impl State {
         self.counts.remove(id);
         let (given, results) = (worker.sent.len(), worker.holds.len());
         tracing::info!(worker = id, ?departure, given, results, "a worker is gone");
-        self.actions
-            .extend(self.clients.keys().map(|client| Action::Client(*client, ToClient::Left { worker: id })));
-        self.actions
-            .extend(self.workers.keys().map(|other| Action::Worker(*other, ToWorker::Left { worker: id })));
+        self.actions.extend(
+            self.clients.keys().map(|client| SchedulerAction::Client(*client, ToClient::Left { worker: id })),
+        );
+        self.actions.extend(
+            self.workers.keys().map(|other| SchedulerAction::Worker(*other, ToWorker::Left { worker: id })),
+        );
         let waiting = worker.queue.all(&self.tasks, super::task::QueueId::Worker(id));
         // First, since a result lost below may be an input of these tasks.
         for index in worker.sent.iter().chain(&waiting) {
@@ -411,7 +413,7 @@ impl State {
     fn free_unexpected(&mut self, id: WorkerId, key: Key) {
         let holds = self.tasks.find(key).is_some_and(|index| self.tasks[index].holders.contains(&id));
         if !holds {
-            self.actions.push(Action::Worker(id, ToWorker::Free { key }));
+            self.actions.push(SchedulerAction::Worker(id, ToWorker::Free { key }));
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::state::{State, Violation};
+use super::state::{SchedulerState, Violation};
 use crate::protocol::WorkerId;
 use crate::stats::{PairStats, Stats, WorkerStats};
 
@@ -36,7 +36,7 @@ impl SchedulerCounts {
     }
 }
 
-impl State {
+impl SchedulerState {
     /// Records that a worker fetched a value from another.
     pub(super) fn record_transfer(
         &mut self,

@@ -3,7 +3,7 @@
 mod bounds;
 mod stall_timeout;
 
-use super::state::{Action, Departure, State, Violation};
+use super::state::{Departure, SchedulerAction, SchedulerState, Violation};
 use crate::error::{Error, ErrorKind, Failure};
 use crate::protocol::{
     Assignment, ClientId, FromClient, FromWorker, Key, Offer, TaskArguments, ToClient, ToWorker, WorkerId,
@@ -11,7 +11,7 @@ use crate::protocol::{
 
 /// A scheduler with one client, and the messages that the test has not inspected yet.
 struct Harness {
-    state: State,
+    state: SchedulerState,
     client: ClientId,
     to_client: Vec<ToClient>,
     to_workers: Vec<(WorkerId, ToWorker)>,
@@ -21,7 +21,7 @@ struct Harness {
 
 impl Harness {
     fn new(workers: u32) -> Self {
-        let mut state = State::default();
+        let mut state = SchedulerState::default();
         let client = state.client_joined().unwrap();
         let function = FromClient::Function { name: "f".into(), types: 0 };
         state.on_client_message(client, function).unwrap();
@@ -47,8 +47,8 @@ impl Harness {
     fn collect(&mut self) {
         for action in self.state.take_actions() {
             match action {
-                Action::Client(_, message) => self.to_client.push(message),
-                Action::Worker(worker, message) => {
+                SchedulerAction::Client(_, message) => self.to_client.push(message),
+                SchedulerAction::Worker(worker, message) => {
                     if let ToWorker::Assign(assignment) = &message {
                         self.sent.push((worker, assignment.clone()));
                     }

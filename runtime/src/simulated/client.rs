@@ -7,14 +7,14 @@ use std::task::{Poll, Waker};
 use super::graph::{Behavior, Datum};
 use super::rng::Rng;
 use super::simulation::{Event, PeerId, Requester, Simulation};
-use crate::client::{State, TRIES_MAX};
+use crate::client::{ClientState, TRIES_MAX};
 use crate::error::{Error, ErrorKind};
 use crate::protocol::{ClientId, FromClient, Key, TaskArguments, ToClient, WorkerId};
 
 #[derive(Debug)]
 pub(super) struct SimulatedClient {
     pub(super) known: BTreeSet<WorkerId>,
-    state: State,
+    state: ClientState,
     shape: Shape,
     /// Actions left before it awaits the remaining tasks.
     actions_left: u64,
@@ -50,7 +50,7 @@ impl SimulatedClient {
         let shapes = [Shape::Chain, Shape::Tree, Shape::FanIn, Shape::Shared, Shape::Mixed];
         Self {
             known: BTreeSet::new(),
-            state: State::new(number),
+            state: ClientState::new(number),
             shape: shapes[rng.below(5) as usize],
             actions_left: 5 + rng.below(60),
             futures: BTreeMap::new(),

@@ -14,7 +14,7 @@ use super::graph::{Conditions, Datum, Graph, Outcomes};
 use super::rng::Rng;
 use super::worker::SimulatedWorker;
 use crate::protocol::{ClientId, FromClient, FromWorker, Key, Offer, ToClient, ToWorker, WorkerId};
-use crate::scheduler::{Action, Departure, State};
+use crate::scheduler::{Departure, SchedulerAction, SchedulerState};
 use crate::worker::Start;
 
 const MILLI: u64 = 1_000;
@@ -40,7 +40,7 @@ pub(super) struct Simulation {
     pub(super) conditions: Conditions,
     /// Prints each event.
     pub(super) prints_events: bool,
-    scheduler: State,
+    scheduler: SchedulerState,
     workers: BTreeMap<WorkerId, SimulatedWorker>,
     clients: BTreeMap<ClientId, SimulatedClient>,
     events: BTreeMap<(u64, u64), Event>,
@@ -101,7 +101,7 @@ impl Simulation {
             graph: Graph::default(),
             conditions,
             prints_events: false,
-            scheduler: State::default(),
+            scheduler: SchedulerState::default(),
             workers: BTreeMap::new(),
             clients: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -273,8 +273,8 @@ impl Simulation {
         let mut to_clients = BTreeMap::<_, Vec<_>>::new();
         for action in actions {
             match action {
-                Action::Worker(id, message) => to_workers.entry(id).or_default().push(message),
-                Action::Client(id, message) => to_clients.entry(id).or_default().push(message),
+                SchedulerAction::Worker(id, message) => to_workers.entry(id).or_default().push(message),
+                SchedulerAction::Client(id, message) => to_clients.entry(id).or_default().push(message),
             }
         }
         for (id, messages) in to_workers {

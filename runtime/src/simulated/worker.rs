@@ -6,11 +6,11 @@ use super::graph::{Behavior, Datum};
 use super::simulation::{Event, PeerId, Requester, Simulation};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{Key, ToWorker, WorkerId};
-use crate::worker::{Action, Start, State};
+use crate::worker::{Start, WorkerAction, WorkerState};
 
 #[derive(Debug)]
 pub(super) struct SimulatedWorker {
-    pub(super) state: State,
+    pub(super) state: WorkerState,
     pub(super) values: BTreeMap<Key, Datum>,
     pub(super) is_alive: bool,
     /// The worker is paused until this time.
@@ -21,7 +21,7 @@ pub(super) struct SimulatedWorker {
 impl SimulatedWorker {
     pub(super) fn new(slots: u32, bytes_max: u64) -> Self {
         Self {
-            state: State::new(slots as usize, bytes_max),
+            state: WorkerState::new(slots as usize, bytes_max),
             values: BTreeMap::new(),
             is_alive: true,
             stopped_until: 0,
@@ -106,10 +106,10 @@ impl Simulation {
         let mut messages = Vec::new();
         for action in actions {
             match action {
-                Action::Send(message) => messages.push(message),
-                Action::Discard(key) => _ = self.worker(id).values.remove(&key),
-                Action::Fetch { key, from, .. } => self.fetch(Requester::Worker(id), key, from),
-                Action::Begin(start) => self.begin(id, start),
+                WorkerAction::Send(message) => messages.push(message),
+                WorkerAction::Discard(key) => _ = self.worker(id).values.remove(&key),
+                WorkerAction::Fetch { key, from, .. } => self.fetch(Requester::Worker(id), key, from),
+                WorkerAction::Begin(start) => self.begin(id, start),
             }
         }
         let worker = self.worker(id);

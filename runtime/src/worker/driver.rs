@@ -10,7 +10,7 @@ use towline::{Connection, Endpoint, Listener};
 use super::Leaving;
 use super::metrics::{WorkerCounts, add};
 use super::serving;
-use super::state::{Action, Start, State};
+use super::state::{Start, WorkerAction, WorkerState};
 use super::threads::Threads;
 use crate::background::Background;
 use crate::batch::{self, SendQueue};
@@ -22,7 +22,7 @@ use crate::value::{Value, substitute};
 
 #[derive(Debug)]
 pub(super) struct WorkerDriver {
-    inner: Mutex<Inner>,
+    inner: Mutex<WorkerInner>,
     registry: Registry,
     send_queue: SendQueue,
     peers: Peers,
@@ -33,8 +33,8 @@ pub(super) struct WorkerDriver {
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: State,
+struct WorkerInner {
+    state: WorkerState,
     values: FxHashMap<Key, Value>,
     /// Functions by the scheduler's id.
     functions: Vec<(Arc<str>, Result<FunctionBody, Failure>)>,
@@ -58,9 +58,9 @@ impl WorkerDriver {
         memory_bytes_max: u64,
     ) -> Result<Arc<Self>> {
         let threads = Threads::start(slots).map_err(towline::Error::io)?;
-        let state = State::new(slots, memory_bytes_max);
+        let state = WorkerState::new(slots, memory_bytes_max);
         Ok(Arc::new(Self {
-            inner: Mutex::new(Inner {
+            inner: Mutex::new(WorkerInner {
                 state,
                 values: FxHashMap::default(),
                 functions: Vec::new(),
@@ -144,7 +144,7 @@ impl WorkerDriver {
         &self.counts
     }
 
-    fn on_message(&self, inner: &mut Inner, message: ToWorker) {
+    fn on_message(&self, inner: &mut WorkerInner, message: ToWorker) {
         match message {
             ToWorker::Joined { worker, address } => self.peers.joined(worker, address),
             ToWorker::Left { worker } => self.peers.left(worker),
@@ -184,19 +184,19 @@ impl WorkerDriver {
     // ---- Actions ----
 
     /// Changes the state, and performs its actions.
-    fn update(self: &Arc<Self>, change: impl FnOnce(&mut Inner)) {
+    fn update(self: &Arc<Self>, change: impl FnOnce(&mut WorkerInner)) {
         let mut discarded = Vec::new();
         let mut fetches = Vec::new();
         let mut ready_attempts = Vec::new();
         let mut inner = self.lock();
         change(&mut inner);
-        let Inner { state, values, functions, .. } = &mut *inner;
+        let WorkerInner { state, values, functions, .. } = &mut *inner;
         for action in state.take_actions() {
             match action {
-                Action::Send(message) => self.send_queue.push(&message),
-                Action::Discard(key) => discarded.extend(values.remove(&key)),
-                Action::Fetch { key, from, bytes } => fetches.push((key, from, bytes)),
-                Action::Begin(start) => {
+                WorkerAction::Send(message) => self.send_queue.push(&message),
+                WorkerAction::Discard(key) => discarded.extend(values.remove(&key)),
+                WorkerAction::Fetch { key, from, bytes } => fetches.push((key, from, bytes)),
+                WorkerAction::Begin(start) => {
                     let function = functions.get(start.function as usize).cloned();
                     let (name, body) = function.unwrap_or_else(|| ("".into(), Err(undeclared_function())));
                     let inputs = start.inputs.iter().map(|key| values.get(key).cloned().unwrap_or_default());
@@ -299,7 +299,7 @@ impl WorkerDriver {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, WorkerInner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,7 +16,7 @@ use towline::{Address, AvailableMemory, Endpoint, Scheme};
 
 use self::driver::WorkerDriver;
 #[cfg(test)]
-pub(crate) use self::state::{Action, Start, State};
+pub(crate) use self::state::{Start, WorkerAction, WorkerState};
 use crate::address;
 use crate::background::AtEnd;
 use crate::batch;
@@ -76,7 +76,7 @@ pub(crate) enum Leaving {
 /// Settings of a [`Worker`]. [`start`](Self::start) starts it.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is started"]
-pub struct Builder {
+pub struct WorkerBuilder {
     registry: Registry,
     slots: u32,
     memory_bytes_max: u64,
@@ -87,10 +87,10 @@ pub struct Builder {
 impl Worker {
     /// Returns the default settings of a worker with these functions: one slot for each processor, and 2 GiB
     /// of memory or half of what is [available](towline::AvailableMemory) to this process, whichever is less.
-    pub fn builder(registry: Registry) -> Builder {
+    pub fn builder(registry: Registry) -> WorkerBuilder {
         let slots = std::thread::available_parallelism().map_or(1, |count| count.get() as u32);
         let memory_bytes_max = AvailableMemory::bounded(MEMORY_BYTES_MAX, 2);
-        Builder { registry, slots, memory_bytes_max, listen: None, advertise: None }
+        WorkerBuilder { registry, slots, memory_bytes_max, listen: None, advertise: None }
     }
 
     /// Waits until the worker ends, and returns the reason. It runs as long as its scheduler lives.
@@ -137,7 +137,7 @@ impl Worker {
     }
 }
 
-impl Builder {
+impl WorkerBuilder {
     /// Sets how many tasks run at the same time, at most 4,096.
     pub fn slots(mut self, slots: u32) -> Self {
         self.slots = slots.max(1);

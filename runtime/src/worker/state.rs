@@ -19,7 +19,7 @@ use crate::protocol::{
 pub(crate) const FETCHES_MAX: usize = 16;
 
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct WorkerState {
     slots: usize,
     bytes_max: u64,
     /// Attempts that were not ended, dropped or returned. A sorted map, so that iteration is deterministic.
@@ -34,7 +34,7 @@ pub(crate) struct State {
     bytes: u64,
     /// Bytes reserved for values that clients are sending.
     reserved_bytes: u64,
-    actions: Vec<Action>,
+    actions: Vec<WorkerAction>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ enum Presence {
 
 /// An action for the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
+pub(crate) enum WorkerAction {
     Send(FromWorker),
     Fetch {
         key: Key,
@@ -94,7 +94,7 @@ pub(crate) struct Start {
     pub(crate) arguments: TaskArguments,
 }
 
-impl State {
+impl WorkerState {
     pub(crate) fn new(slots: usize, bytes_max: u64) -> Self {
         Self {
             slots: slots.max(1),
@@ -112,7 +112,7 @@ impl State {
     }
 
     /// Takes the actions since the last call. Call it after all input is applied.
-    pub(crate) fn take_actions(&mut self) -> Vec<Action> {
+    pub(crate) fn take_actions(&mut self) -> Vec<WorkerAction> {
         self.fetch();
         self.begin();
         std::mem::take(&mut self.actions)
@@ -188,7 +188,9 @@ impl State {
     /// A fetch ended with a value of this size, or with none.
     pub(crate) fn fetched(&mut self, key: Key, bytes: Option<u64>) {
         self.fetching -= 1;
-        let Some(entry) = self.values.get_mut(&key) else { return self.actions.push(Action::Discard(key)) };
+        let Some(entry) = self.values.get_mut(&key) else {
+            return self.actions.push(WorkerAction::Discard(key));
+        };
         let Presence::Fetching { holders, tried } = &mut entry.presence else { return };
         let (holders, tried) = (std::mem::take(holders), std::mem::take(tried));
         self.bytes -= entry.bytes;
@@ -199,7 +201,7 @@ impl State {
                 self.bytes += bytes;
                 if !entry.users.is_empty() {
                     entry.is_kept = true;
-                    self.actions.push(Action::Send(FromWorker::HasCopy { key }));
+                    self.actions.push(WorkerAction::Send(FromWorker::HasCopy { key }));
                     self.arrived(key);
                 }
                 self.discard_unused(key);
@@ -207,7 +209,7 @@ impl State {
             None if entry.users.is_empty() => {
                 self.values.remove(&key);
                 // A dropped attempt of this worker may have stored it meanwhile.
-                self.actions.push(Action::Discard(key));
+                self.actions.push(WorkerAction::Discard(key));
             }
             None if holders.iter().any(|holder| !tried.contains(holder)) => {
                 entry.presence = Presence::Missing { holders, tried };
@@ -240,11 +242,11 @@ impl State {
         match result {
             Ok(bytes) => {
                 self.keep(key, bytes);
-                self.actions.push(Action::Send(FromWorker::Done { key, attempt, bytes, micros }));
+                self.actions.push(WorkerAction::Send(FromWorker::Done { key, attempt, bytes, micros }));
             }
             Err(failure) => {
                 self.discard_unused(key);
-                self.actions.push(Action::Send(FromWorker::Failed { key, attempt, failure }));
+                self.actions.push(WorkerAction::Send(FromWorker::Failed { key, attempt, failure }));
             }
         }
         self.release_inputs(&state.assignment);
@@ -272,7 +274,7 @@ impl State {
     /// A client's value of this size was stored.
     pub(crate) fn stored(&mut self, key: Key, bytes: u64) {
         self.keep(key, bytes);
-        self.actions.push(Action::Send(FromWorker::Done { key, attempt: 0, bytes, micros: 0 }));
+        self.actions.push(WorkerAction::Send(FromWorker::Done { key, attempt: 0, bytes, micros: 0 }));
     }
 
     // ---- Internals ----
@@ -320,7 +322,11 @@ impl State {
     fn return_attempt(&mut self, attempt: Attempt, lacking: Vec<(Key, WorkerId)>) {
         let Some(state) = self.attempts.remove(&attempt) else { return };
         self.release_inputs(&state.assignment);
-        self.actions.push(Action::Send(FromWorker::Returned { key: state.assignment.key, attempt, lacking }));
+        self.actions.push(WorkerAction::Send(FromWorker::Returned {
+            key: state.assignment.key,
+            attempt,
+            lacking,
+        }));
     }
 
     fn release_inputs(&mut self, assignment: &Assignment) {
@@ -346,7 +352,7 @@ impl State {
             None => {}
         }
         self.values.remove(&key);
-        self.actions.push(Action::Discard(key));
+        self.actions.push(WorkerAction::Discard(key));
     }
 
     /// Queues a fetch with the priority of the most urgent attempt that waits for it.
@@ -386,7 +392,7 @@ impl State {
                     entry.presence = Presence::Fetching { holders, tried };
                     self.fetching += 1;
                     self.bytes += entry.bytes;
-                    self.actions.push(Action::Fetch { key, from, bytes: entry.bytes });
+                    self.actions.push(WorkerAction::Fetch { key, from, bytes: entry.bytes });
                 }
                 None => {
                     let lacking: Vec<_> = tried.iter().map(|holder| (key, *holder)).collect();
@@ -406,7 +412,7 @@ impl State {
             state.is_running = true;
             self.running += 1;
             let Assignment { key, attempt, function, inputs, arguments, .. } = &state.assignment;
-            self.actions.push(Action::Begin(Start {
+            self.actions.push(WorkerAction::Begin(Start {
                 key: *key,
                 attempt: *attempt,
                 function: *function,

@@ -1,6 +1,6 @@
 //! Tests of the state machine alone: the tests play the scheduler and the driver.
 
-use super::state::{Action, FETCHES_MAX, Start, State};
+use super::state::{FETCHES_MAX, Start, WorkerAction, WorkerState};
 use crate::error::{ErrorKind, Failure};
 use crate::protocol::{Assignment, Attempt, FromWorker, Input, Key, Priority, TaskArguments};
 
@@ -22,25 +22,25 @@ fn assignment(attempt: Attempt, inputs: &[Input]) -> Assignment {
     }
 }
 
-fn begun(actions: &[Action]) -> Vec<Attempt> {
-    let attempt = |action: &Action| match action {
-        Action::Begin(Start { attempt, .. }) => Some(*attempt),
+fn begun(actions: &[WorkerAction]) -> Vec<Attempt> {
+    let attempt = |action: &WorkerAction| match action {
+        WorkerAction::Begin(Start { attempt, .. }) => Some(*attempt),
         _ => None,
     };
     actions.iter().filter_map(attempt).collect()
 }
 
-fn fetches(actions: &[Action]) -> Vec<(Key, u32)> {
-    let fetch = |action: &Action| match action {
-        Action::Fetch { key, from, .. } => Some((*key, *from)),
+fn fetches(actions: &[WorkerAction]) -> Vec<(Key, u32)> {
+    let fetch = |action: &WorkerAction| match action {
+        WorkerAction::Fetch { key, from, .. } => Some((*key, *from)),
         _ => None,
     };
     actions.iter().filter_map(fetch).collect()
 }
 
-fn sent(actions: Vec<Action>) -> Vec<FromWorker> {
+fn sent(actions: Vec<WorkerAction>) -> Vec<FromWorker> {
     let message = |action| match action {
-        Action::Send(message) => Some(message),
+        WorkerAction::Send(message) => Some(message),
         _ => None,
     };
     actions.into_iter().filter_map(message).collect()
@@ -48,7 +48,7 @@ fn sent(actions: Vec<Action>) -> Vec<FromWorker> {
 
 #[test]
 fn slots_limit_concurrency_and_urgent_attempts_run_first() {
-    let mut state = State::new(2, 1000);
+    let mut state = WorkerState::new(2, 1000);
     for attempt in [3, 1, 2] {
         state.assigned(assignment(attempt, &[]));
     }
@@ -62,7 +62,7 @@ fn slots_limit_concurrency_and_urgent_attempts_run_first() {
 
 #[test]
 fn shared_input_is_fetched_once() {
-    let mut state = State::new(4, 1000);
+    let mut state = WorkerState::new(4, 1000);
     state.assigned(assignment(1, &[input(A, 10, &[7]), input(B, 10, &[8])]));
     state.assigned(assignment(2, &[input(A, 10, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(A, 7), (B, 8)]);
@@ -76,12 +76,12 @@ fn shared_input_is_fetched_once() {
 
 #[test]
 fn fetches_and_memory_are_bounded() {
-    let mut state = State::new(1, 100);
+    let mut state = WorkerState::new(1, 100);
     let inputs: Vec<_> = (0..40).map(|n| input(Key::new(1, n), 1, &[7])).collect();
     state.assigned(assignment(1, &inputs));
     assert_eq!(fetches(&state.take_actions()).len(), FETCHES_MAX);
 
-    let mut state = State::new(1, 100);
+    let mut state = WorkerState::new(1, 100);
     state.assigned(assignment(1, &[input(A, 80, &[7])]));
     state.assigned(assignment(2, &[input(B, 80, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(A, 7)]);
@@ -91,13 +91,13 @@ fn fetches_and_memory_are_bounded() {
     state.ended(1, Key::new(2, 1), Ok(0), 1);
     state.freed(A);
     let actions = state.take_actions();
-    assert!(actions.contains(&Action::Discard(A)));
+    assert!(actions.contains(&WorkerAction::Discard(A)));
     assert_eq!(fetches(&actions), [(B, 7)]);
 }
 
 #[test]
 fn full_worker_still_fetches_one_input() {
-    let mut state = State::new(1, 100);
+    let mut state = WorkerState::new(1, 100);
     state.stored(A, 90);
     state.assigned(assignment(1, &[input(B, 80, &[7])]));
     assert_eq!(fetches(&state.take_actions()), [(B, 7)], "nothing else could go on");
@@ -105,7 +105,7 @@ fn full_worker_still_fetches_one_input() {
 
 #[test]
 fn all_holders_are_tried_before_an_attempt_is_returned() {
-    let mut state = State::new(1, 1000);
+    let mut state = WorkerState::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 1, &[7, 8]), input(B, 1, &[9])]));
     state.take_actions();
     state.fetched(B, Some(1));
@@ -116,13 +116,13 @@ fn all_holders_are_tried_before_an_attempt_is_returned() {
     let returned = FromWorker::Returned { key: Key::new(2, 1), attempt: 1, lacking };
     assert_eq!(sent(state.take_actions()), [returned]);
     state.freed(B);
-    assert!(state.take_actions().contains(&Action::Discard(B)));
+    assert!(state.take_actions().contains(&WorkerAction::Discard(B)));
     assert_eq!(state.bytes(), 0);
 }
 
 #[test]
 fn recalled_attempts_are_returned_unless_begun() {
-    let mut state = State::new(1, 1000);
+    let mut state = WorkerState::new(1, 1000);
     state.assigned(assignment(1, &[]));
     state.assigned(assignment(2, &[]));
     state.take_actions();
@@ -136,7 +136,7 @@ fn recalled_attempts_are_returned_unless_begun() {
 
 #[test]
 fn result_of_a_dropped_attempt_is_discarded() {
-    let mut state = State::new(1, 1000);
+    let mut state = WorkerState::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7])]));
     state.take_actions();
     state.fetched(A, Some(5));
@@ -144,28 +144,28 @@ fn result_of_a_dropped_attempt_is_discarded() {
     state.freed(A);
     assert!(state.take_actions().is_empty(), "the run uses it");
     state.dropped(1);
-    assert_eq!(state.take_actions(), [Action::Discard(A)]);
+    assert_eq!(state.take_actions(), [WorkerAction::Discard(A)]);
     state.ended(1, Key::new(2, 1), Ok(9), 1);
-    assert_eq!(state.take_actions(), [Action::Discard(Key::new(2, 1))]);
+    assert_eq!(state.take_actions(), [WorkerAction::Discard(Key::new(2, 1))]);
     assert_eq!(state.bytes(), 0);
 }
 
 #[test]
 fn unneeded_fetch_leaves_nothing() {
-    let mut state = State::new(1, 1000);
+    let mut state = WorkerState::new(1, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7]), input(B, 5, &[7])]));
     state.take_actions();
     state.dropped(1);
     state.fetched(A, Some(5));
     state.fetched(B, None);
-    assert_eq!(state.take_actions(), [Action::Discard(A), Action::Discard(B)]);
+    assert_eq!(state.take_actions(), [WorkerAction::Discard(A), WorkerAction::Discard(B)]);
     assert_eq!(state.bytes(), 0);
 }
 
 /// Found by the simulation: seed 3409.
 #[test]
 fn dropped_attempt_and_fetch_of_one_key_leave_nothing() {
-    let mut state = State::new(2, 1000);
+    let mut state = WorkerState::new(2, 1000);
     state.assigned(assignment(1, &[input(A, 5, &[7])]));
     // The scheduler has lost the holder, computes the value here, and then releases it.
     state.assigned(Assignment { key: A, ..assignment(2, &[]) });
@@ -175,19 +175,19 @@ fn dropped_attempt_and_fetch_of_one_key_leave_nothing() {
     state.ended(2, A, Ok(5), 1);
     assert_eq!(state.take_actions(), [], "it is on its way here still");
     state.fetched(A, None);
-    assert_eq!(state.take_actions(), [Action::Discard(A)]);
+    assert_eq!(state.take_actions(), [WorkerAction::Discard(A)]);
     state.check_empty();
 }
 
 #[test]
 fn result_larger_than_memory_fails() {
-    let mut state = State::new(1, 100);
+    let mut state = WorkerState::new(1, 100);
     state.assigned(assignment(1, &[]));
     state.take_actions();
     let key = Key::new(2, 1);
     state.ended(1, key, Ok(101), 1);
     let actions = state.take_actions();
-    assert!(actions.contains(&Action::Discard(key)));
+    assert!(actions.contains(&WorkerAction::Discard(key)));
     let messages = sent(actions);
     let [FromWorker::Failed { failure: Failure { kind, detail, .. }, .. }] = &messages[..] else {
         panic!("{messages:?}")
@@ -198,7 +198,7 @@ fn result_larger_than_memory_fails() {
 
 #[test]
 fn client_values_have_reservations() {
-    let mut state = State::new(1, 100);
+    let mut state = WorkerState::new(1, 100);
     state.reserve(A, 60).unwrap();
     assert_eq!(state.reserve(B, 60).unwrap_err().kind, ErrorKind::TooLarge, "though nothing is here");
     state.release_reservation(60);

@@ -15,12 +15,12 @@ pub(crate) struct Threads(Arc<JobQueue>);
 
 #[derive(Default)]
 struct JobQueue {
-    state: Mutex<State>,
+    state: Mutex<ThreadsState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct ThreadsState {
     jobs: VecDeque<Job>,
     is_closed: bool,
 }
