@@ -1,5 +1,5 @@
-//! The project's own rules, which the compiler does not check: layers, sizes, leftovers, unsafe code and its
-//! proofs, dead files, links, retired words.
+//! The project's own rules, which the compiler does not check: layers, sizes, names, leftovers, unsafe code
+//! and its proofs, dead files, links, retired words.
 //!
 //! A check is a function from a [`Tree`] to the problems it found. Each check runs on this repository and on
 //! a planted fault, since a check that cannot fail proves nothing.
@@ -11,6 +11,7 @@ mod layers;
 mod leftovers;
 mod links;
 mod locks;
+mod names;
 mod paths;
 mod shape;
 mod tree;
