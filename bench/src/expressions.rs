@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::bench::assertion::Assertion;
-use crate::bench::case::{Case, Pattern, Transport, Wait};
-use crate::bench::row::Row;
-use crate::payload::Check;
-use crate::place::{Place, Places};
-use crate::units::{Size, Sizes, parse_pause};
+use crate::case::{Case, Pattern, Transport, Wait};
+use crate::data::payload::Check;
+use crate::data::place::{Place, Places};
+use crate::data::units::{Size, Sizes, parse_pause};
+use crate::report::assertion::Assertion;
+use crate::results::row::Row;
 
 /// `--assert`: as it will be printed. A good one is judged as well, on rows of which no two are alike.
 pub fn assertion(text: &str) -> Result<String, String> {

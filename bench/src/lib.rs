@@ -4,39 +4,21 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod against;
-mod bench;
+mod case;
 mod ceiling;
-mod child;
-mod ending;
-mod explain;
+mod commands;
+mod data;
 #[doc(hidden)]
 pub mod expressions;
 mod failure;
-mod fingerprint;
-mod host_load;
-mod html;
-mod info;
-mod listening;
-mod log;
-mod metrics;
-mod output;
-mod output_file;
-mod payload;
+mod machine;
+mod patterns;
 mod peer;
-mod place;
-mod progress;
-mod runtime_thread;
-mod scheduler;
-mod serve;
-mod shell;
-mod tasks;
-mod token;
-mod top;
-mod trust;
-mod units;
-mod version;
-mod wait_for;
-mod workers;
+mod process;
+mod report;
+mod results;
+mod security;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -44,11 +26,14 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::ending::Ending;
+use crate::commands::{bench, explain, info, scheduler, serve, shell, token, top};
 use crate::failure::Failure;
-use crate::log::Verbosity;
-use crate::output::say;
-use crate::output_file::OutputFile;
+use crate::machine::version;
+use crate::patterns::{tasks, workers};
+use crate::process::ending::{self, Ending};
+use crate::terminal::log::{self, Verbosity};
+use crate::terminal::output_file::OutputFile;
+use crate::terminal::print::say;
 
 const EXAMPLE: &str = "\
 Examples:

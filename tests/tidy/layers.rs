@@ -23,6 +23,26 @@ const LAYERS: [&str; 13] = [
     "api",
 ];
 
+/// The layers of the command, likewise: `commands` is the command line, `report` what prints, `patterns` what
+/// runs.
+const BENCH_LAYERS: [&str; 15] = [
+    "failure",
+    "data",
+    "case",
+    "terminal",
+    "process",
+    "machine",
+    "security",
+    "results",
+    "ceiling",
+    "peer",
+    "patterns",
+    "against",
+    "report",
+    "commands",
+    "expressions",
+];
+
 /// The types of the public interface, by their names in lib.rs.
 const PUBLIC_TYPES: [&str; 4] =
     ["crate::Endpoint", "crate::Listener", "crate::Connection", "crate::blocking"];
@@ -66,6 +86,9 @@ fn imports_point_downward() {
             ("transport/src/backend/tcp/bad.rs", "use crate::{error::Error, progress};"),
             ("transport/src/connect/bad.rs", "use crate::Connection;"),
             ("transport/src/memory/tests/good.rs", "use crate::api::blocking;"),
+            ("bench/src/results/bad.rs", "use crate::report::table;"),
+            ("bench/src/data/bad.rs", "fn f() -> super::super::case::Case;"),
+            ("bench/src/report/good.rs", "use crate::results::row::Row; use super::table;"),
         ],
     );
 }
@@ -112,16 +135,44 @@ fn users_see_only_the_public_crate() {
 
 fn upward_imports(tree: &Tree) -> Vec<String> {
     let mut problems = Vec::new();
-    for file in tree.with("rs").filter(|file| !is_unit_test(&file.path)) {
-        let layer = |name: &&str| is_in(&file.path, &format!("transport/src/{name}"));
-        let Some(own) = LAYERS.iter().position(layer) else { continue };
-        for (line, path) in paths(&file.path, &file.text) {
-            let is_above = |name: &&&str| is_below(&path, &format!("crate::{name}"));
-            let held = PUBLIC_TYPES.iter().any(|name| is_below(&path, name));
-            if LAYERS[own + 1..].iter().any(|name| is_above(&name)) || held && LAYERS[own] != "api" {
-                problems.push(format!("{}: {path} is above {}", file.at(line), LAYERS[own]));
+    for (folder, layers) in [("transport/src", &LAYERS[..]), ("bench/src", &BENCH_LAYERS[..])] {
+        for file in tree.with("rs").filter(|file| !is_unit_test(&file.path)) {
+            let layer = |name: &&str| is_in(&file.path, &format!("{folder}/{name}"));
+            let Some(own) = layers.iter().position(layer) else { continue };
+            for (line, path) in paths(&file.path, &file.text) {
+                let is_above = |name: &&str| is_below(&path, &format!("crate::{name}"));
+                if layers[own + 1..].iter().any(is_above) {
+                    problems.push(format!("{}: {path} is above {}", file.at(line), layers[own]));
+                }
             }
-            if LAYERS[own] == "wire" && NOT_IN_WIRE.iter().any(|name| is_below(&path, name)) {
+        }
+    }
+    problems.extend(uses_of_public_types(tree));
+    problems.extend(effects_in_wire(tree));
+    problems
+}
+
+/// Returns the uses of the public interface below the layer that defines it.
+fn uses_of_public_types(tree: &Tree) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in tree.with("rs").filter(|file| !is_unit_test(&file.path)) {
+        let layer = |name: &&&str| is_in(&file.path, &format!("transport/src/{name}"));
+        let Some(own) = LAYERS.iter().find(layer).filter(|own| **own != "api") else { continue };
+        for (line, path) in paths(&file.path, &file.text) {
+            if PUBLIC_TYPES.iter().any(|name| is_below(&path, name)) {
+                problems.push(format!("{}: {path} is above {own}", file.at(line)));
+            }
+        }
+    }
+    problems
+}
+
+/// Returns the uses of sockets, threads and clocks in the protocol.
+fn effects_in_wire(tree: &Tree) -> Vec<String> {
+    let mut problems = Vec::new();
+    for file in tree.with("rs").filter(|file| is_in(&file.path, "transport/src/wire")) {
+        for (line, path) in paths(&file.path, &file.text) {
+            if !is_unit_test(&file.path) && NOT_IN_WIRE.iter().any(|name| is_below(&path, name)) {
                 let reason = "wire is given bytes and time; it owns no socket, thread or clock";
                 problems.push(format!("{}: {path}: {reason}", file.at(line)));
             }

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Completion, Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
-use crate::bench::case::Pattern;
+use super::{Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
+use crate::case::Pattern;
+use crate::results::tool_row::Completion;
 
 const PROGRAM: &str = "dask_shuffle";
 

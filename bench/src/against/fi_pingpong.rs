@@ -1,7 +1,8 @@
 //! libfabric's ping pong, over its TCP provider on loopback.
 
-use super::{Completion, Figures, Job, Session, Tool, words};
-use crate::bench::case::{Pattern, Wait};
+use super::{Figures, Job, Session, Tool, words};
+use crate::case::{Pattern, Wait};
+use crate::results::tool_row::Completion;
 
 #[derive(Debug)]
 pub(super) struct FiPingpong;

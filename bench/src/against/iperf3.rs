@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 
-use super::{Completion, Figures, Job, Session, Tool, words};
-use crate::bench::case::Pattern;
-use crate::bench::row::CpuCost;
+use super::{Figures, Job, Session, Tool, words};
+use crate::case::Pattern;
+use crate::results::row::CpuCost;
+use crate::results::tool_row::Completion;
 
 /// The longest write that iperf3 makes.
 const WRITE_BYTES_MAX: usize = 1 << 20;

@@ -2,25 +2,26 @@
 
 mod child;
 mod dask;
-mod entry;
 mod fi_pingpong;
 mod iceoryx2;
 mod iperf3;
 pub(crate) mod keep;
 mod run;
+mod turn;
 mod ucx_perftest;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-pub(crate) use self::entry::Entry;
 pub(crate) use self::run::Peers;
 use serde::de::DeserializeOwned;
 
-use crate::bench::case::{Case, Pattern, Transport, Wait};
-use crate::bench::row::CpuCost;
+pub(crate) use self::turn::tool_rows;
+use crate::case::{Case, Pattern, Transport, Wait};
 use crate::failure::Failure;
+use crate::results::row::CpuCost;
+use crate::results::tool_row::{Completion, ToolRow};
 
 /// Every tool that can be asked for.
 const TOOLS: [&dyn Tool; 5] =
@@ -83,24 +84,6 @@ pub(crate) struct Session {
     pub(crate) note: String,
 }
 
-/// Whose word ends a transfer in the tool's figure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Completion {
-    /// The sending end's memory is free again: the bytes may still be under way.
-    Sender,
-    /// The receiving end has the bytes.
-    Receiver,
-}
-
-impl Completion {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Sender => "sender",
-            Self::Receiver => "receiver",
-        }
-    }
-}
-
 /// What a run of a tool gave, in the units of a row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Figures {
@@ -150,12 +133,12 @@ impl Asked {
     }
 
     /// The entry of a case that has not run yet. What `auto` will choose is not known then: whatever suits the tool may be it.
-    pub(crate) fn planned(self, case: &Case) -> Entry {
+    pub(crate) fn planned(self, case: &Case) -> ToolRow {
         let sessions = case.transport.paths().into_iter().map(|path| self.0.session(&Job::of(case, path)));
         match sessions.reduce(Result::or) {
-            Some(Ok(session)) => Entry::planned(self.0.name(), Some(session.completion), None),
-            Some(Err(why)) => Entry::planned(self.0.name(), None, Some(why)),
-            None => Entry::planned(self.0.name(), None, Some("nothing carries it".to_owned())),
+            Some(Ok(session)) => ToolRow::planned(self.0.name(), Some(session.completion), None),
+            Some(Err(why)) => ToolRow::planned(self.0.name(), None, Some(why)),
+            None => ToolRow::planned(self.0.name(), None, Some("nothing carries it".to_owned())),
         }
     }
 }
@@ -213,7 +196,7 @@ fn words(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::row::tests::case;
+    use crate::case::tests::case;
 
     /// A job that every tool's tests use.
     pub(super) fn job(pattern: Pattern, size_bytes: usize) -> Job<'static> {

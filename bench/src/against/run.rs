@@ -4,14 +4,15 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use super::child::Child;
-use super::entry::Turn;
 use super::keep::keeper;
+use super::turn::Turn;
 use super::ucx_perftest::UCX_PREFIX;
 use super::{Asked, Figures, Job, Session, Tool};
-use crate::bench::case::Case;
-use crate::bench::{Pace, Repeat};
+use crate::case::Case;
+use crate::case::Pace;
 use crate::failure::Failure;
-use crate::progress::Progress;
+use crate::results::sample::Repeat;
+use crate::terminal::progress::Progress;
 
 /// What a run may take beside its measurement, which may be slower than ours by [`SLOWER_MAX`].
 const GRACE: Duration = Duration::from_secs(60);
@@ -150,9 +151,10 @@ fn free_port() -> Result<u16, String> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::job;
-    use super::super::{Completion, words};
+    use super::super::words;
     use super::*;
-    use crate::bench::case::Pattern;
+    use crate::case::Pattern;
+    use crate::results::tool_row::Completion;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -208,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_a_tool_cannot_be_told_is_remarked() {
-        let mut case = crate::bench::row::tests::case("tcp", Pattern::Bandwidth, 8);
+        let mut case = crate::case::tests::case("tcp", Pattern::Bandwidth, 8);
         case.frames = 3;
         case.transport.options.insert("tls".into(), "on".into());
         let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();

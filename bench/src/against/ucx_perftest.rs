@@ -4,8 +4,9 @@
 use towline::Address;
 use towline::backend::Ucx;
 
-use super::{Completion, Figures, Job, Session, Tool, words};
-use crate::bench::case::{Pattern, Transport, Wait};
+use super::{Figures, Job, Session, Tool, words};
+use crate::case::{Pattern, Transport, Wait};
+use crate::results::tool_row::Completion;
 
 /// It prints megabytes of 2^20 bytes.
 const MEGABYTE: f64 = (1 << 20) as f64;

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use super::Ceiling;
-use crate::bench::Sample;
-use crate::child::Child;
 use crate::failure::Failure;
+use crate::process::child::Child;
+use crate::results::ceiling::Ceiling;
+use crate::results::sample::Sample;
 
 /// Give every word on standard input, which is an eventfd, back on standard output, which is another, for as long as the
 /// process lives that started this one

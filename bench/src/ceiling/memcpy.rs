@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::Ceiling;
-use crate::payload::Layout;
+use crate::data::payload::Layout;
+use crate::results::ceiling::Ceiling;
 
 /// Warm memory to copy into; grows to the largest window asked for.
 #[derive(Debug, Default)]
@@ -51,8 +51,8 @@ impl Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::payload::Payload;
-    use crate::place::Place;
+    use crate::data::payload::Payload;
+    use crate::data::place::Place;
 
     #[test]
     fn copies_have_a_rate_and_stay_inside() {

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::Ceiling;
 use super::tls_socket::Session;
-use crate::payload::Layout;
-use crate::trust::Certificate;
+use crate::data::payload::Layout;
+use crate::results::ceiling::Ceiling;
+use crate::security::trust::Certificate;
 
 /// The far half gives up when nobody connects in this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -334,10 +334,10 @@ fn accept_within(listener: &TcpListener, limit: Duration) -> io::Result<TcpStrea
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls_socket::certificate;
     use super::*;
-    use crate::ceiling::tls_socket::certificate;
-    use crate::payload::Payload;
-    use crate::place::Place;
+    use crate::data::payload::Payload;
+    use crate::data::place::Place;
 
     fn run(layout: Layout, ping_pong: bool, spin: bool, tls: bool) -> Ceiling {
         measure(Course { layout, ping_pong, spin, tls, duration_ms: 20 })

@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerConfig, ServerConnection};
 
-use crate::trust::{Certificate, throw_away_certificate};
+use crate::security::trust::{Certificate, throw_away_certificate};
 
 /// The name that both halves agree on, wherever they are.
 const NAME: &str = "bare.towline";

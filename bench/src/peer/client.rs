@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use towline::{CandidateState, Connection, ErrorKind, Explained, Explanation, Message, RemoteRegion};
 
-use super::{About, Answer, Candidate, CpuClock, Intake, Request, Speed, Usage, encode, is_conversation};
+use super::{About, Answer, Candidate, Intake, Request, Speed, Usage, encode, is_conversation};
 use crate::ceiling::blocking;
 use crate::ceiling::socket::{Course, Near};
+use crate::data::payload::Cargo;
 use crate::failure::Failure;
-use crate::payload::Cargo;
+use crate::process::cpu_clock::CpuClock;
 
 /// An answer takes less, unless the other end is no `towline serve`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use towline::{Connection, Destination, Error, Message, Pool};
 
-use crate::payload::Cargo;
-use crate::place::{Place, Places};
+use crate::data::payload::Cargo;
+use crate::data::place::{Place, Places};
 
 /// What takes messages. Every frame of theirs that is not empty lies in one place then.
 #[derive(Debug)]

@@ -9,21 +9,19 @@ mod sending;
 mod server;
 mod serving;
 mod taking;
-mod usage;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Peer;
 pub(crate) use intake::Intake;
-pub(crate) use server::{inspect, serve};
+pub(crate) use server::serve;
 pub(crate) use serving::Serving;
 pub(crate) use taking::Taking;
-pub(crate) use usage::CpuClock;
 
 use crate::ceiling::socket::Course;
-use crate::payload::{Cargo, Check, Layout};
-use crate::place::Place;
+use crate::data::payload::{Cargo, Check, Layout};
+use crate::data::place::Place;
 
 /// What the serving side is asked to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -165,27 +163,6 @@ pub(crate) struct Usage {
     pub(crate) problem: Option<String>,
 }
 
-/// The header of a data message: a mark and the message's number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp(pub(crate) u64);
-
-impl Stamp {
-    const MARK: u8 = b'#';
-
-    pub(crate) fn to_header(self) -> Bytes {
-        let mut header = [Self::MARK; 9];
-        header[1..].copy_from_slice(&self.0.to_le_bytes());
-        Bytes::copy_from_slice(&header)
-    }
-
-    pub(crate) fn from_header(header: &[u8]) -> Option<Self> {
-        match header.split_first() {
-            Some((&Self::MARK, number)) => Some(Self(u64::from_le_bytes(number.try_into().ok()?))),
-            _ => None,
-        }
-    }
-}
-
 /// Whether a header holds a request or an answer.
 pub(crate) fn is_conversation(header: &[u8]) -> bool {
     header.first() == Some(&b'{')
@@ -198,7 +175,8 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Bytes, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::Places;
+    use crate::data::messages::Stamp;
+    use crate::data::place::Places;
 
     #[test]
     fn a_stamp_is_told_from_a_conversation() {

@@ -8,8 +8,8 @@ use tokio::task::JoinSet;
 use towline::{Connection, Message};
 
 use super::{Answer, encode};
-use crate::bench::load::Load;
-use crate::payload::Layout;
+use crate::data::messages::Load;
+use crate::data::payload::Layout;
 
 /// Nobody is sent to for longer.
 const DURATION_MS_MAX: u64 = 3_600_000;

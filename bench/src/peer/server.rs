@@ -10,14 +10,18 @@ use tokio::sync::oneshot;
 use towline::{AvailableMemory, Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
 use super::sending::Sending;
-use super::{About, Answer, Candidate, CpuClock, Intake, Request, Stamp, Usage, encode, is_conversation};
-use crate::bench::load::Load;
-use crate::ceiling::socket::{self, Course};
+use super::{About, Answer, Candidate, Intake, Request, Usage, encode, is_conversation};
+use crate::ceiling::socket;
+use crate::ceiling::socket::Course;
 use crate::ceiling::tls_socket;
+use crate::data::messages::Load;
+use crate::data::messages::inspect;
+use crate::data::payload;
+use crate::data::payload::{Cargo, Check, Layout, Payload};
 use crate::failure::Failure;
-use crate::fingerprint;
-use crate::output::say;
-use crate::payload::{self, Cargo, Check, Layout, Payload};
+use crate::machine::fingerprint;
+use crate::process::cpu_clock::CpuClock;
+use crate::terminal::print::say;
 
 /// Connections served at once; more wait at the door until one ends.
 const CONNECTIONS_MAX: usize = 256;
@@ -298,34 +302,6 @@ impl Session {
     }
 }
 
-/// Is this message number `expected`, with the frames and the bytes that it should have?
-pub(crate) fn inspect(message: &Message, cargo: Cargo, expected: u64) -> Result<(), String> {
-    let Cargo { layout, frames, check, .. } = cargo;
-    let Some(Stamp(number)) = Stamp::from_header(message.header()) else {
-        return Err(format!("a message of {} header bytes without a stamp arrived", message.header().len()));
-    };
-    if number != expected {
-        return Err(format!("message {number} arrived where {expected} was due"));
-    }
-    if message.frames().len() != frames || message.payload_len() != layout.size_bytes as u64 {
-        return Err(format!(
-            "message {number} arrived with {} frames of {} bytes together, sent were {frames} of {}",
-            message.frames().len(),
-            message.payload_len(),
-            layout.size_bytes
-        ));
-    }
-    for (frame, range) in message.frames().iter().zip(payload::cuts(layout.size_bytes, frames)) {
-        let bytes =
-            frame.as_slice().ok_or_else(|| format!("message {number} arrived in unreadable memory"))?;
-        if bytes.len() != range.len() {
-            return Err(format!("message {number} arrived cut elsewhere"));
-        }
-        payload::check(layout, number, range.start, bytes, check)?;
-    }
-    Ok(())
-}
-
 /// A request may come from anybody who may connect: it gets at most half of the memory that is available.
 fn bounded(layout: Layout) -> Result<(), String> {
     if layout.size_bytes == 0 || layout.buffers == 0 {
@@ -381,31 +357,6 @@ fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::place::{Place, Places};
-
-    fn message(layout: Layout, number: u64, frames: usize) -> Message {
-        let memory = Payload::default().prepare(layout, Place::Host).unwrap();
-        let begin = layout.offset(number);
-        let cuts = payload::cuts(layout.size_bytes, frames);
-        let frames = cuts.map(|cut| memory.slice(begin + cut.start..begin + cut.end));
-        Message::from_parts(Stamp(number).to_header(), frames.collect())
-    }
-
-    #[test]
-    fn a_wrong_message_is_noticed() {
-        let layout = Layout::new(100, 3);
-        let cargo = Cargo { layout, frames: 2, check: Check::Whole, places: Places::default() };
-        let verdict = |message: &Message, expected| inspect(message, cargo, expected);
-        verdict(&message(layout, 7, 2), 7).unwrap();
-        assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was due"));
-        assert!(verdict(&message(layout, 7, 3), 7).unwrap_err().contains("3 frames"));
-        let (_, frames) = message(layout, 8, 2).into_parts();
-        let swapped = Message::from_parts(Stamp(7).to_header(), frames);
-        assert!(verdict(&swapped, 7).unwrap_err().contains("damaged"));
-        assert!(verdict(&Message::new("hello"), 0).unwrap_err().contains("without a stamp"));
-        let uneven = Message::from_parts(Stamp(0).to_header(), vec![vec![0; 99].into(), vec![0; 1].into()]);
-        assert!(verdict(&uneven, 0).unwrap_err().contains("cut elsewhere"));
-    }
 
     #[test]
     fn greed_is_refused() {

@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use towline::{Address, Endpoint};
 
-use super::{CpuClock, serve};
-use crate::bench::case::{Case, Wait};
-use crate::child::Child;
+use super::serve;
+use crate::case::{Case, Wait};
 use crate::failure::Failure;
-use crate::runtime_thread;
-use crate::trust::Trust;
+use crate::process::child::Child;
+use crate::process::cpu_clock::CpuClock;
+use crate::process::runtime_thread;
+use crate::security::trust::Trust;
 
 /// A child that has not said where it listens by then never will.
 const READY_WITHIN: Duration = Duration::from_secs(10);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use towline::Message;
 
-use super::{Answer, Intake, Peer, Request, inspect, is_conversation};
+use super::{Answer, Intake, Peer, Request, is_conversation};
+use crate::data::messages::inspect;
+use crate::data::payload::Cargo;
 use crate::failure::Failure;
-use crate::payload::Cargo;
 
 /// Messages that come from the serving half, of the kind that a [`Request::Sink`] told it.
 #[derive(Debug)]

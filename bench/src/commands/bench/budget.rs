@@ -1,0 +1,287 @@
+//! How long a run measures: what it plans, and which part of that each case gets.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::options::Options;
+use crate::case::{Case, Pace, Pattern, Wait};
+
+/// What a run without options plans to take, and after which time it measures nothing more. Between the two is what a busy host
+/// may cost; after that a few seconds are left to end in.
+const DEFAULT_RUN: Duration = Duration::from_secs(48);
+const DEFAULT_END: Duration = Duration::from_secs(56);
+
+/// What one repeat may take in such a run, so that a hang leaves time for the other cases.
+const DEFAULT_REPEAT_MAX: Duration = Duration::from_secs(10);
+
+/// How often a case is measured where `--repeat` does not say.
+const REPEATS: u32 = 3;
+
+/// What a repeat takes beside its measurements: a process is started, memory is warmed. And what each further process takes.
+const OVERHEAD: Duration = Duration::from_millis(250);
+const WORKER_OVERHEAD: Duration = Duration::from_millis(30);
+
+/// About what one repeat of `case` takes, with so many tools of others.
+fn repeat_time(pace: Pace, case: &Case, tools: u32) -> Duration {
+    let measuring = pace.warmup + pace.duration;
+    overhead(case) + measuring + ceilings(case) * pace.ceiling() + tools * (OVERHEAD + measuring)
+}
+
+fn overhead(case: &Case) -> Duration {
+    OVERHEAD + case.workers.saturating_sub(2) as u32 * WORKER_OVERHEAD
+}
+
+/// How many ceilings stand beside `case`, as far as it tells before it runs.
+fn ceilings(case: &Case) -> u32 {
+    let memcpy = matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put | Pattern::Shuffle);
+    let without_sockets = case.pattern.is_of_tasks()
+        || matches!(case.pattern, Pattern::Connect | Pattern::Bidirectional | Pattern::Alltoall);
+    let others = match case.transport.name {
+        "mem" => 0,
+        "shm" => u32::from(case.pattern == Pattern::Latency && case.wait != Wait::Spin),
+        _ if without_sockets => 0,
+        _ if case.transport.is_encrypted() => 4,
+        _ => 2,
+    };
+    u32::from(memcpy) + others
+}
+
+/// The time of a run, all of it counted from the run's start.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    pub(super) pace: Pace,
+    /// How often each case is measured, at most.
+    pub(super) repeats: u32,
+    /// About what all of it takes on a quiet host.
+    planned: Duration,
+    /// About what a repeat of each case takes.
+    each: Vec<Duration>,
+    /// Repeats are left out so that the run takes no longer. None where their number was asked for.
+    adapts_to: Option<Duration>,
+    /// Nothing is measured after this.
+    end: Option<Duration>,
+}
+
+impl Budget {
+    /// For `cases`, each with the number of tools that run beside it.
+    pub(super) fn of(options: &Options, cases: &[(&Case, u32)]) -> Self {
+        let repeats = options.repeat.unwrap_or(REPEATS);
+        let is_default = is_default(options);
+        let mut pace = pace(options, Duration::from_millis(500));
+        if is_default {
+            pace = pace_within(DEFAULT_RUN / repeats, cases);
+        }
+        let each: Vec<Duration> = cases.iter().map(|(case, tools)| repeat_time(pace, case, *tools)).collect();
+        let planned = each.iter().sum::<Duration>() * repeats;
+        let adapts_to = match (is_default, options.repeat) {
+            (true, _) => Some(DEFAULT_END),
+            // A host that is a little slower than planned is no reason to measure less.
+            (false, None) => Some(planned.mul_f64(1.5) + Duration::from_secs(2)),
+            (false, Some(_)) => None,
+        };
+        Self { pace, repeats, planned, each, adapts_to, end: is_default.then_some(DEFAULT_END) }
+    }
+
+    /// The repeats of the next of `left` cases, `now`: its share of the time left is its share of what is planned.
+    pub(super) fn case(&self, now: Duration, left: usize) -> Turns<'_> {
+        let planned = &self.each[self.each.len().saturating_sub(left)..];
+        let of_others: Duration = planned.iter().skip(1).sum();
+        let own = planned.first().copied().unwrap_or_default();
+        let share = own.as_secs_f64() / (own + of_others).as_secs_f64().max(f64::MIN_POSITIVE);
+        let until = self.adapts_to.map(|end| now + end.saturating_sub(now).mul_f64(share));
+        Turns { budget: self, share, of_others, until, done: 0, longest: Duration::ZERO }
+    }
+}
+
+impl fmt::Display for Budget {
+    /// `3 repeats each: about 9 s`, `up to 3 repeats each: about 45 s, at most a minute`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let up_to = if self.adapts_to.is_some() && self.repeats > 1 { "up to " } else { "" };
+        let repeats = if self.repeats == 1 { "repeat" } else { "repeats" };
+        write!(f, "{up_to}{} {repeats} each: about ", self.repeats)?;
+        match self.planned.as_secs_f64().ceil() as u64 {
+            seconds if seconds < 180 => write!(f, "{seconds} s")?,
+            seconds => write!(f, "{} min", seconds.div_ceil(60))?,
+        }
+        f.write_str(if self.end.is_some() { ", at most a minute" } else { "" })
+    }
+}
+
+/// The repeats of one case, as many as there is time for, and at least one.
+#[derive(Debug)]
+pub(super) struct Turns<'a> {
+    budget: &'a Budget,
+    /// This case's part of what is planned for it and the cases after it, and a repeat of each of those.
+    share: f64,
+    of_others: Duration,
+    until: Option<Duration>,
+    done: u32,
+    longest: Duration,
+}
+
+impl Turns<'_> {
+    /// Whether another repeat is to begin `now`.
+    pub(super) fn goes_on(&self, now: Duration) -> bool {
+        let has_time = || self.until.is_none_or(|until| now + self.longest <= until);
+        self.done < self.budget.repeats && (self.done == 0 || has_time())
+    }
+
+    /// What a repeat that begins `now` may take: its share of what is left, or all of it but a repeat for each other case.
+    pub(super) fn limit(&self, now: Duration) -> Option<Duration> {
+        let remaining = self.budget.end?.saturating_sub(now);
+        let lent = remaining.saturating_sub(self.of_others);
+        Some(remaining.mul_f64(self.share).max(lent).min(DEFAULT_REPEAT_MAX))
+    }
+
+    /// A repeat has ended.
+    pub(super) fn took(&mut self, time: Duration) {
+        self.done += 1;
+        self.longest = self.longest.max(time);
+    }
+
+    /// That repeats were left out, if so.
+    pub(super) fn note(&self) -> Option<String> {
+        let repeats = self.budget.repeats;
+        (self.done < repeats)
+            .then(|| format!("{} of {repeats} repeats: there was no time for more", self.done))
+    }
+}
+
+/// Whether nothing is asked for that says what is measured, or for how long.
+fn is_default(options: &Options) -> bool {
+    options.transport.is_empty()
+        && options.pattern.is_empty()
+        && options.size.is_empty()
+        && options.against.is_empty()
+        && options.duration.is_none()
+        && options.warmup.is_none()
+        && options.repeat.is_none()
+        && options.wait == [Wait::default()]
+}
+
+fn pace(options: &Options, duration: Duration) -> Pace {
+    let duration = options.duration.unwrap_or(duration);
+    Pace { warmup: options.warmup.unwrap_or(duration / 5), duration }
+}
+
+/// The pace of a run without options at which one repeat of all cases takes `round`, or less where that would be long.
+fn pace_within(round: Duration, cases: &[(&Case, u32)]) -> Pace {
+    let fixed: Duration = cases.iter().map(|(case, _)| overhead(case)).sum();
+    // In durations: the measurement, a fifth to warm up, a third for each ceiling.
+    let parts: f64 = cases.iter().map(|(case, _)| 1.2 + f64::from(ceilings(case)) / 3.0).sum();
+    let duration = round.saturating_sub(fixed).div_f64(parts.max(1.0));
+    let duration = duration.clamp(Duration::from_millis(20), Duration::from_millis(500));
+    Pace { warmup: duration / 5, duration }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::options;
+    use super::*;
+    use crate::case::tests::case;
+
+    fn cases(count: usize) -> Vec<Case> {
+        let kinds = [("tcp", Pattern::Bandwidth), ("shm", Pattern::Latency), ("mem", Pattern::Bandwidth)];
+        kinds.iter().cycle().take(count).map(|(name, pattern)| case(name, *pattern, 1 << 20)).collect()
+    }
+
+    fn budget(line: &str, cases: &[Case]) -> Budget {
+        Budget::of(&options(line), &cases.iter().map(|case| (case, 0)).collect::<Vec<_>>())
+    }
+
+    /// When a run of `count` cases ends, how many repeats each has, and how many were cut off, where repeats take what `takes`
+    /// says.
+    fn run(budget: &Budget, count: usize, takes: impl Fn(usize) -> Duration) -> (Duration, Vec<u32>, usize) {
+        let (mut now, mut repeats, mut cut_off) = (Duration::ZERO, Vec::new(), 0);
+        for at in 0..count {
+            let mut turns = budget.case(now, count - at);
+            while turns.goes_on(now) {
+                let limit = turns.limit(now);
+                let time = takes(at).min(limit.unwrap_or(Duration::MAX));
+                now += time;
+                if limit == Some(time) {
+                    cut_off += 1;
+                    break;
+                }
+                turns.took(time);
+            }
+            repeats.push(turns.done);
+        }
+        (now, repeats, cut_off)
+    }
+
+    #[test]
+    fn a_run_without_options_plans_less_than_a_minute() {
+        for count in [1, 8, 20, 40] {
+            let cases = cases(count);
+            let budget = budget("", &cases);
+            assert!(budget.planned <= Duration::from_secs(49), "{count}: {budget:?}");
+            let (end, repeats, cut_off) = run(&budget, count, |at| repeat_time(budget.pace, &cases[at], 0));
+            assert!(repeats.iter().all(|repeats| *repeats == 3) && cut_off == 0, "{repeats:?}");
+            assert!(end <= DEFAULT_RUN + Duration::from_secs(1), "{end:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_host_has_fewer_repeats_and_the_run_ends_in_time() {
+        let cases = cases(20);
+        let budget = budget("", &cases);
+        for slower in [1.5, 2.0, 2.9] {
+            let takes = |at: usize| repeat_time(budget.pace, &cases[at], 0).mul_f64(slower);
+            let (end, repeats, cut_off) = run(&budget, 20, takes);
+            assert!(end <= DEFAULT_END && cut_off == 0, "{slower}: {end:?}, {cut_off}");
+            assert!(repeats.iter().all(|repeats| (1..=3).contains(repeats)), "{slower}: {repeats:?}");
+            assert!(repeats.iter().any(|repeats| *repeats < 3), "{slower}: {repeats:?}");
+        }
+    }
+
+    #[test]
+    fn what_hangs_is_cut_off_and_leaves_time_for_the_others() {
+        let cases = cases(20);
+        let budget = budget("", &cases);
+        let takes = |at: usize| {
+            if at.is_multiple_of(10) { Duration::MAX } else { repeat_time(budget.pace, &cases[at], 0) }
+        };
+        let (end, repeats, cut_off) = run(&budget, 20, takes);
+        assert_eq!((end <= DEFAULT_END, cut_off), (true, 2), "{end:?}");
+        let measured =
+            repeats.iter().enumerate().all(|(at, repeats)| (*repeats > 0) != at.is_multiple_of(10));
+        assert!(measured, "{repeats:?}");
+        let (end, _, cut_off) = run(&budget, 20, |_| Duration::MAX);
+        assert_eq!((end <= DEFAULT_END, cut_off), (true, 20), "{end:?}");
+    }
+
+    #[test]
+    fn repeats_that_are_asked_for_are_made_whatever_they_take() {
+        let cases = cases(4);
+        let asked = budget("--size 1M --repeat 5", &cases);
+        let (_, repeats, cut_off) = run(&asked, 4, |_| Duration::from_secs(30));
+        assert_eq!((repeats, cut_off), (vec![5; 4], 0));
+        let (_, repeats, _) = run(&budget("--size 1M", &cases), 4, |_| Duration::from_secs(30));
+        assert_eq!(repeats, [1; 4], "nobody asked for more");
+    }
+
+    #[test]
+    fn a_run_announces_what_it_takes() {
+        let cases = cases(20);
+        let announced = budget("", &cases).to_string();
+        assert!(announced.starts_with("up to 3 repeats each: about 4"), "{announced}");
+        assert!(announced.ends_with(" s, at most a minute"), "{announced}");
+        assert_eq!(
+            budget("--size 8 --repeat 1 --duration 1", &cases[1..2]).to_string(),
+            "1 repeat each: about 2 s"
+        );
+        assert_eq!(
+            budget("--size 8 --duration 60 --warmup 0", &cases[2..3]).to_string(),
+            "up to 3 repeats each: about 5 min"
+        );
+    }
+
+    #[test]
+    fn what_is_asked_for_is_kept() {
+        let pace = |line| budget(line, &cases(1000)).pace;
+        assert_eq!(pace("--size 8").duration, Duration::from_millis(500));
+        assert_eq!(pace("--duration 2").duration, Duration::from_secs(2));
+        assert_eq!(pace("--duration 2 --warmup 1").warmup, Duration::from_secs(1));
+    }
+}

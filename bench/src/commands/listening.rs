@@ -1,0 +1,132 @@
+//! What the commands share that listen until they are interrupted.
+
+use std::io::Write;
+
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use towline::{Address, Endpoint, ErrorKind, Scheme};
+
+use super::metrics::{Exporter, Place};
+use crate::case::Wait;
+use crate::failure::Failure;
+use crate::security::trust::Trust;
+use crate::terminal::output::Output;
+use crate::terminal::print::say;
+
+/// Where to listen, for whom, and how that is told.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Listening {
+    /// Where to listen; port 0 takes any free one. The bound address is printed
+    pub(crate) address: Address,
+    /// Print this address for others in place of the bound one, where they find it by another: behind a translation of
+    /// addresses, or in a container whose port is published. Port 0 stands for the bound port
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<Address>,
+    /// How to wait for peers
+    #[arg(long, value_name = "HOW", default_value = "adaptive")]
+    wait: Wait,
+    /// Answer `GET /metrics` there, for Prometheus, such as 127.0.0.1:9100, localhost:9100, or :9100 for every interface:
+    /// whoever can reach it reads it. Port 0 takes any free one
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<Place>,
+    #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Serialize)]
+struct Document {
+    schema: u32,
+    complete: bool,
+    address: String,
+    /// Where the metrics are, if they are served.
+    metrics: Option<String>,
+}
+
+impl Listening {
+    /// What listens, once that is no wrong usage.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
+        self.output.check()?;
+        self.trust.check(&self.address)?;
+        if let Some(address) = &self.advertise
+            && (address.is_wildcard() || address.scheme() == Scheme::Mem)
+        {
+            let why = format!(
+                "--advertise {address}: it cannot be advertised: write the host and port where others find it"
+            );
+            return Err(Failure::usage(why));
+        }
+        self.trust.endpoint(self.wait)
+    }
+
+    /// Where others find what is bound there.
+    fn told(&self, bound: &Address) -> Result<Address, towline::Error> {
+        match &self.advertise {
+            None => Ok(bound.clone()),
+            Some(address) if address.port() == 0 => {
+                Address::new(address.scheme(), address.host(), bound.port())?.with_options_of(address)
+            }
+            Some(address) => Ok(address.clone()),
+        }
+    }
+
+    /// Says where it listens, and has the metrics of the endpoint, and `more`, answered where that was asked for.
+    pub(crate) async fn tell(
+        &self,
+        bound: &Address,
+        endpoint: &Endpoint,
+        more: impl FnOnce(&mut Registry),
+    ) -> Result<(), Failure> {
+        self.renew_at_hangups(endpoint)?;
+        let exporter = match &self.metrics {
+            Some(at) => {
+                let mut registry = Registry::default();
+                registry.register_collector(Box::new(endpoint.metrics()));
+                more(&mut registry);
+                Some(Exporter::bind(at, registry).await?)
+            }
+            None => None,
+        };
+        let metrics = exporter.as_ref().map(|(_, url)| url.clone());
+        let document =
+            Document { schema: 1, complete: true, address: self.told(bound)?.to_string(), metrics };
+        self.output.give(&document, |out: &mut dyn Write| {
+            writeln!(out, "{}", document.address)?;
+            document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))
+        })?;
+        if let Some((exporter, _)) = exporter {
+            tokio::spawn(exporter.serve());
+        }
+        Ok(())
+    }
+}
+
+impl Listening {
+    /// Has the files of certificates, keys and the token read anew at every SIGHUP.
+    fn renew_at_hangups(&self, endpoint: &Endpoint) -> Result<(), Failure> {
+        let mut hangups = signal(SignalKind::hangup())
+            .map_err(|error| Failure::run(format!("watching for SIGHUP: {error}")))?;
+        let (trust, endpoint) = (self.trust.clone(), endpoint.clone());
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                match trust.renew(&endpoint) {
+                    Ok(()) => say("SIGHUP: certificates and token were read anew, for connections to come"),
+                    Err(failure) => {
+                        say(format_args!("SIGHUP: certificates and token stay as they were: {failure}"))
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+/// An address that cannot be had is wrong usage; everything else is a failure.
+pub(crate) fn refused(error: towline::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,13 @@
+//! The command line: one module for each subcommand, and the options that several of them share.
+
+pub(crate) mod bench;
+pub(crate) mod explain;
+pub(crate) mod info;
+mod listening;
+mod metrics;
+pub(crate) mod scheduler;
+pub(crate) mod serve;
+pub(crate) mod shell;
+pub(crate) mod token;
+pub(crate) mod top;
+mod wait_for;

@@ -1,0 +1,46 @@
+//! `towline scheduler`: the scheduler of a task runtime's workers and clients.
+
+use prometheus_client::registry::Registry;
+use towline_runtime::Scheduler;
+
+use super::listening::{Listening, refused};
+use crate::failure::{Failure, transport};
+use crate::process::ending::{Ending, STOP_WITHIN};
+
+/// Where it listens, and where `towline top` connects, unless another address is given.
+pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7100";
+
+const EXAMPLE: &str = "\
+Examples:
+  towline scheduler    # at towline://127.0.0.1:7100, for this machine
+  towline scheduler 'towline://*:7100' --token-file secret    # workers and clients show the same secret
+  towline scheduler towline://127.0.0.1:7100 --metrics 127.0.0.1:9100
+  towline top towline://127.0.0.1:7100                        # in another terminal: how it is
+
+A worker is a program with functions of yours in it, in ten lines: examples/examples/worker.rs.
+It ends in good order when it is interrupted (exit code 130) or terminated (143). At SIGHUP it reads certificates, keys and
+the token anew, for connections to come.";
+
+/// Schedule the tasks of a task runtime: workers and clients find it here
+#[derive(Clone, Debug, clap::Args)]
+#[command(
+    after_help = EXAMPLE,
+    mut_arg("address", |address| address.required(false).default_value(ADDRESS))
+)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) listening: Listening,
+}
+
+pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
+    let listening = &options.listening;
+    let endpoint = listening.endpoint()?;
+    let started = Scheduler::start(&endpoint, &listening.address).await;
+    let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
+    let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
+    listening.tell(scheduler.address(), &endpoint, metrics).await?;
+    let interruption = ending.told().await;
+    // A peer that takes no part must not hold it up.
+    let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
+    Err(interruption)
+}

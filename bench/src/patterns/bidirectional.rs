@@ -1,0 +1,45 @@
+//! A window of messages in flight each way at once, each confirmed by its receiver.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::lanes::Lanes;
+use super::{Bench, Exercise};
+use crate::failure::Failure;
+use crate::peer::{Request, Taking};
+use crate::results::sample::Sample;
+
+#[derive(Debug)]
+pub(super) struct Bidirectional<'a> {
+    bench: Bench<'a>,
+    /// The number of the next message out.
+    out: Arc<AtomicU64>,
+    back: Taking,
+}
+
+impl<'a> Bidirectional<'a> {
+    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
+        let back = Taking::new(bench.peer.clone(), bench.case.cargo())?;
+        Ok(Self { bench, out: Arc::default(), back })
+    }
+}
+
+impl Exercise for Bidirectional<'_> {
+    async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
+        let message = self.bench.load.fresh_message(self.out.fetch_add(1, Ordering::Relaxed))?;
+        let sent = Instant::now();
+        self.bench.peer.connection.deliver(message).await?;
+        Ok(Some(sent.elapsed()))
+    }
+
+    async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        self.back.ask(until.saturating_duration_since(Instant::now())).await?;
+        let lanes = Lanes::delivering(self.bench, &self.out, until);
+        let taken = self.back.all(|_| ()).await?;
+        lanes.end(sample).await?;
+        sample.count(taken, taken * self.bench.case.size.0 as u64);
+        Ok(())
+    }
+}

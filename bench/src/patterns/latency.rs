@@ -1,0 +1,97 @@
+//! One message there and back, in turn: half a round trip; by a schedule whole ones, as many as are due.
+
+use std::time::{Duration, Instant};
+
+use towline::Message;
+
+use super::{Bench, Exercise, open};
+use crate::data::messages::inspect;
+use crate::data::payload::Check;
+use crate::data::place::Places;
+use crate::failure::Failure;
+use crate::peer::{Intake, Request};
+use crate::results::sample::Sample;
+
+#[derive(Debug)]
+pub(super) struct Latency<'a> {
+    bench: Bench<'a>,
+    intake: Intake,
+    number: u64,
+}
+
+impl<'a> Latency<'a> {
+    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+        let cargo = bench.case.cargo();
+        // Nothing is copied for an echo of what came, but it comes from where that landed: a place that was asked for is
+        // that of a message of the far end's own.
+        let echo = Request::Echo { read: cargo.check == Check::Read };
+        let request = if cargo.places == Places::default() { echo } else { Request::Reply(cargo) };
+        bench.peer.require(&request).await?;
+        Ok(Self { bench, intake: bench.peer.intake(cargo)?, number: 0 })
+    }
+
+    /// The time that `message` takes there and back; what comes back is checked outside of that time, unless reading is part
+    /// of it.
+    async fn round_trip(&mut self, message: Message) -> Result<Duration, Failure> {
+        let sent = Instant::now();
+        self.bench.peer.connection.send(message).await?;
+        let back = self.intake.next().await?;
+        let time = self.inspect(&back, self.number, sent)?;
+        self.number += 1;
+        Ok(time)
+    }
+
+    /// The time since `begin`, and whether what came back is right.
+    fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
+        let case = self.bench.case;
+        let came = begin.elapsed();
+        inspect(back, case.cargo(), number).map_err(Failure::run)?;
+        Ok(if case.check == Check::Read { begin.elapsed() } else { came })
+    }
+
+    /// By a schedule: half of what a message took from when it was due is no way of anything, so the whole counts.
+    async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let Bench { case, peer, load, .. } = self.bench;
+        let (mut out, mut back) = (self.number, self.number);
+        let send = async || {
+            let message = load.message(out);
+            out += 1;
+            peer.connection.send(message).await?;
+            Ok(())
+        };
+        let confirm = async |due: Instant, ()| {
+            let message = self.intake.next().await?;
+            sample.record(self.inspect(&message, back, due)?);
+            sample.count(1, 2 * case.size.0 as u64);
+            back += 1;
+            Ok(())
+        };
+        open::offer(case, rate, until, send, confirm).await?;
+        self.number = back;
+        Ok(())
+    }
+}
+
+impl Exercise for Latency<'_> {
+    async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
+        let message = self.bench.load.fresh_message(self.number)?;
+        let time = self.round_trip(message).await?;
+        Ok(Some(if self.bench.case.rate.is_some() { time } else { time / 2 }))
+    }
+
+    async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        if let Some(rate) = self.bench.case.rate {
+            return self.offer(rate, until, sample).await;
+        }
+        loop {
+            let message = self.bench.load.message(self.number);
+            let time = self.round_trip(message).await?;
+            sample.record(time / 2);
+            // There and back are two messages.
+            sample.count(2, 2 * self.bench.case.size.0 as u64);
+            if Instant::now() >= until {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! One-sided writes into the peer's memory, a window of them in flight.
+
+use std::time::{Duration, Instant};
+
+use towline::RemoteRegion;
+
+use super::lanes::Lanes;
+use super::{Bench, Exercise};
+use crate::failure::Failure;
+use crate::peer::Request;
+use crate::results::sample::Sample;
+
+#[derive(Debug)]
+pub(super) struct Put<'a> {
+    bench: Bench<'a>,
+    remote: RemoteRegion,
+    /// The number that each lane writes next, into its own slot.
+    next: Vec<u64>,
+}
+
+impl<'a> Put<'a> {
+    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+        let layout = bench.case.layout();
+        let remote = bench.peer.region(&Request::Borrow { layout, place: bench.case.places.to }).await?;
+        Ok(Self { bench, remote, next: (0..layout.window as u64).collect() })
+    }
+}
+
+impl Exercise for Put<'_> {
+    async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
+        let payload = self.bench.load.fresh_payload(0)?;
+        let begin = Instant::now();
+        self.bench.peer.connection.put(&self.remote, 0, payload).await?;
+        Ok(Some(begin.elapsed()))
+    }
+
+    async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
+        let layout = self.bench.case.layout();
+        let mut lanes = Lanes::new(layout.size_bytes);
+        for mut number in self.next.drain(..) {
+            let (connection, load) = (self.bench.peer.connection.clone(), self.bench.load.clone());
+            let (remote, tally) = (self.remote, lanes.tally());
+            lanes.spawn(async move {
+                let offset = (layout.slot(number) * layout.size_bytes) as u64;
+                loop {
+                    let payload = load.payload(number);
+                    let begin = Instant::now();
+                    connection.put(&remote, offset, payload).await?;
+                    tally.record(begin.elapsed());
+                    number += layout.window as u64;
+                    if Instant::now() >= until {
+                        return Ok(number);
+                    }
+                }
+            });
+        }
+        self.next = lanes.end(sample).await?;
+        Ok(())
+    }
+
+    /// The peer looks at the last message of each slot.
+    async fn finish(&mut self) -> Result<(), Failure> {
+        let layout = self.bench.case.layout();
+        let mut last = vec![None; layout.window];
+        for next in &self.next {
+            last[layout.slot(*next)] = next.checked_sub(layout.window as u64);
+        }
+        self.bench.peer.require(&Request::Withdraw { last, check: self.bench.case.check }).await
+    }
+}

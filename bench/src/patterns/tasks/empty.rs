@@ -1,0 +1,97 @@
+//! Empty tasks: how many a second go through one scheduler, and how long one takes by itself.
+//!
+//! The scheduler has one thread, the client and all workers have another: so a task's round trip needs [`WAKEUPS`] wake-ups.
+
+use std::time::Instant;
+
+use tokio::task::yield_now;
+use towline_runtime::{Client, Function, Future, Registry, TaskResult, Worker};
+
+use super::Cluster;
+use super::cores::Apart;
+use super::wakeups;
+use crate::case::Case;
+use crate::case::Pace;
+use crate::failure::Failure;
+use crate::process::cpu_clock::CpuClock;
+use crate::results::sample::{Repeat, Sample};
+
+const EMPTY: Function<(), ()> = Function::new("empty");
+
+/// From client to scheduler, to worker, to scheduler, to client. Worker and client share a thread, so fetching has none.
+const WAKEUPS: u32 = 4;
+/// Tasks that are submitted before others of this thread have their turn.
+const AT_ONCE: usize = 256;
+
+pub(super) async fn repeat(cluster: &Cluster, case: &Case, pace: Pace) -> Result<Repeat, Failure> {
+    let registry = Registry::new().with_async(EMPTY, || async { TaskResult::Ok(()) });
+    let mut workers = Vec::with_capacity(case.workers);
+    for _ in 0..case.workers {
+        let builder =
+            Worker::builder(registry.clone()).slots(1).listen(case.transport.local_address().parse()?);
+        workers.push(builder.start(&cluster.endpoint, cluster.address()).await?);
+    }
+    let client = Client::connect(&cluster.endpoint, cluster.address()).await?;
+    // From here on no thread is started, which would inherit it.
+    let _apart = Apart::keep(&cluster.beside).await?;
+    let load = Load { client: &client, tasks: case.window };
+    let begin = Instant::now();
+    while begin.elapsed() < pace.warmup {
+        load.run(&mut Sample::new(), case.window.min(AT_ONCE)).await?;
+    }
+
+    let mut sample = Sample::new();
+    let scheduler_before = scheduler_seconds(cluster).await?;
+    let begin = Instant::now();
+    loop {
+        load.run(&mut sample, load.tasks).await?;
+        sample.elapsed = begin.elapsed();
+        if sample.elapsed >= pace.duration {
+            break;
+        }
+    }
+    sample.scheduler_s = Some(scheduler_seconds(cluster).await? - scheduler_before);
+    let mut ceilings = Vec::new();
+    if case.window == 1 {
+        ceilings.push(wakeups::measure(&cluster.beside, WAKEUPS, pace.ceiling()).await?);
+    }
+    Ok(Repeat { path: cluster.path.clone(), sample, ceilings })
+}
+
+async fn scheduler_seconds(cluster: &Cluster) -> Result<f64, Failure> {
+    cluster.beside.run(async { CpuClock::Thread.seconds() }).await
+}
+
+struct Load<'a> {
+    client: &'a Client,
+    /// That the scheduler knows at the same time.
+    tasks: usize,
+}
+
+impl Load<'_> {
+    /// So many tasks, from the first word on them to the last. The time of each is its share of it, or where it is alone, its
+    /// round trip with its result.
+    async fn run(&self, sample: &mut Sample, tasks: usize) -> Result<(), Failure> {
+        let begin = Instant::now();
+        if tasks == 1 {
+            self.client.submit(EMPTY, ())?.result().await?;
+        } else {
+            let mut futures: Vec<Future<()>> = Vec::with_capacity(tasks);
+            for number in 0..tasks {
+                futures.push(self.client.submit(EMPTY, ())?);
+                if number % AT_ONCE == 0 {
+                    yield_now().await;
+                }
+            }
+            for future in &futures {
+                future.done().await?;
+            }
+            drop(futures);
+            // What was released is forgotten by the time that the next one is done.
+            self.client.submit(EMPTY, ())?.done().await?;
+        }
+        sample.record(begin.elapsed() / tasks as u32);
+        sample.count(tasks as u64, 0);
+        Ok(())
+    }
+}

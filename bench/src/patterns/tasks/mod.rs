@@ -1,0 +1,126 @@
+//! What the task runtime does: a scheduler on a thread of its own, with workers and a client beside it.
+
+mod cores;
+mod empty;
+mod shuffle;
+mod wakeups;
+mod work;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, yield_now};
+use towline::environment::System;
+use towline::{Address, Endpoint};
+use towline_runtime::Scheduler;
+
+pub(crate) use self::work::{Options, run};
+use crate::case::Pace;
+use crate::case::{Case, Pattern, Wait};
+use crate::ceiling::memcpy::Destination;
+use crate::failure::Failure;
+use crate::process::runtime_thread;
+use crate::results::sample::Repeat;
+use crate::security::trust::Trust;
+
+/// One repeat of a case of the runtime's.
+pub(crate) async fn repeat(
+    case: &Case,
+    pace: Pace,
+    trust: &Trust,
+    destination: &mut Destination,
+) -> Result<Repeat, Failure> {
+    let cluster = Cluster::start(case, trust).await?;
+    if case.pattern == Pattern::Shuffle {
+        return shuffle::repeat(&cluster, case, pace, trust, destination).await;
+    }
+    empty::repeat(&cluster, case, pace).await
+}
+
+/// A scheduler on a thread of its own, and what this thread needs to join it.
+#[derive(Debug)]
+struct Cluster {
+    beside: Beside,
+    scheduler: Scheduler,
+    endpoint: Endpoint,
+    /// What leads from this thread to the scheduler.
+    path: String,
+    /// Keeps this thread awake.
+    _awake: Option<Awake>,
+}
+
+impl Cluster {
+    async fn start(case: &Case, trust: &Trust) -> Result<Self, Failure> {
+        let spins = case.wait == Wait::Spin;
+        let beside = Beside::start("scheduler", spins)?;
+        let address: Address = case.transport.local_address().parse()?;
+        // Each endpoint works on the thread of its callers: what is measured wakes no thread besides.
+        let endpoint = |system: Arc<System>| -> Result<Endpoint, Failure> {
+            Ok(trust.builder(case.wait)?.environment(system).build()?)
+        };
+        let its_thread = Arc::new(System::on(beside.handle.clone()));
+        let theirs = endpoint(its_thread.clone())?;
+        let builder = Scheduler::builder().environment(its_thread);
+        let scheduler = beside.run(async move { builder.start(&theirs, &address).await }).await??;
+        let endpoint = endpoint(Arc::new(System::on(Handle::current())))?;
+        let probe = endpoint.connect(scheduler.address()).await?;
+        let path = probe.path().chosen().to_owned();
+        probe.abort();
+        let awake = spins.then(|| Awake(tokio::spawn(stay_awake())));
+        Ok(Self { beside, scheduler, endpoint, path, _awake: awake })
+    }
+
+    fn address(&self) -> &Address {
+        self.scheduler.address()
+    }
+}
+
+/// A thread with a runtime of its own, for as long as this lives.
+#[derive(Debug)]
+struct Beside {
+    handle: Handle,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Beside {
+    fn start(name: &str, spins: bool) -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::run(format!("the thread of the {name}: {error}"));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let work = move |runtime: &Runtime| {
+            runtime.block_on(async {
+                let _awake = spins.then(|| Awake(tokio::spawn(stay_awake())));
+                // It ends when its sender is dropped.
+                let _ = stopped.await;
+            });
+        };
+        let handle = runtime_thread::spawn(name, work).map_err(failed)?;
+        Ok(Self { handle, _stop: stop })
+    }
+
+    /// Runs it on that thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let running = self.handle.spawn(work);
+        running.await.map_err(|error| Failure::run(format!("a thread of the bench: {error}")))
+    }
+}
+
+/// A thread whose runtime has always something to do polls and never sleeps: it spins.
+async fn stay_awake() {
+    loop {
+        yield_now().await;
+    }
+}
+
+#[derive(Debug)]
+struct Awake(JoinHandle<()>);
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

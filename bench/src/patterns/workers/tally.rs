@@ -1,0 +1,140 @@
+//! What the lanes of one worker have in common: how much was confirmed one way, and whether to go on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+
+use super::Counted;
+use crate::results::sample::Sample;
+use crate::results::times::Times;
+
+/// Every lane writes its confirmations down here.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    state: Mutex<State>,
+    stopped: AtomicBool,
+    /// The first message was confirmed.
+    begun: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Messages since the beginning.
+    confirmed: u64,
+    count: Option<Count>,
+}
+
+/// Counting at work.
+#[derive(Debug)]
+struct Count {
+    duration: Duration,
+    /// When the first confirmation came, which is where the time begins.
+    begin: Option<Instant>,
+    messages: u64,
+    sample: Sample,
+    done: oneshot::Sender<Counted>,
+}
+
+impl Tally {
+    /// A message that was sent at `sent` is confirmed now.
+    pub(super) fn confirm(&self, sent: Instant, now: Instant) {
+        self.add(Some(now.saturating_duration_since(sent)), now);
+    }
+
+    /// A message that came is taken now, which confirms it.
+    pub(super) fn take(&self, now: Instant) {
+        self.add(None, now);
+    }
+
+    fn add(&self, time: Option<Duration>, now: Instant) {
+        let mut state = self.state();
+        state.confirmed += 1;
+        if state.confirmed == 1 {
+            self.begun.notify_one();
+        }
+        let Some(count) = &mut state.count else { return };
+        // From a confirmation to a confirmation: neither half a message more nor half a message less.
+        let Some(begin) = count.begin else {
+            count.begin = Some(now);
+            return;
+        };
+        count.messages += 1;
+        if let Some(time) = time {
+            count.sample.record(time);
+        }
+        let elapsed = now.saturating_duration_since(begin);
+        if elapsed >= count.duration
+            && let Some(Count { messages, sample, done, .. }) = state.count.take()
+        {
+            let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
+            // Who asked may be gone.
+            let _ = done.send(Counted { elapsed_ns, messages, times: Times::of(&sample.times) });
+        }
+    }
+
+    /// Counts from the next confirmation on, for `duration` and to the confirmation after it.
+    pub(super) fn count(&self, duration: Duration) -> oneshot::Receiver<Counted> {
+        let (done, counted) = oneshot::channel();
+        self.state().count = Some(Count { duration, begin: None, messages: 0, sample: Sample::new(), done });
+        counted
+    }
+
+    pub(super) async fn begun(&self) {
+        self.begun.notified().await;
+    }
+
+    pub(super) fn confirmed(&self) -> u64 {
+        self.state().confirmed
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_lasts_from_a_confirmation_to_a_confirmation() {
+        let (tally, begin) = (Tally::default(), Instant::now());
+        let at = |millis| begin + Duration::from_millis(millis);
+        tally.confirm(at(0), at(1));
+        let mut counted = tally.count(Duration::from_millis(20));
+        for millis in [5, 15, 24] {
+            tally.confirm(at(0), at(millis));
+            assert!(counted.try_recv().is_err(), "{millis}");
+        }
+        tally.confirm(at(1), at(35));
+        let Counted { elapsed_ns, messages, times } = counted.try_recv().unwrap();
+        assert_eq!((elapsed_ns, messages), (30_000_000, 3));
+        let times = times.to_histogram();
+        assert_eq!(times.len(), 3, "the first one begins the time, and is not in it");
+        assert!((times.max() as f64 - 34e6).abs() < 1e5);
+        tally.confirm(at(0), at(36));
+        assert_eq!(tally.confirmed(), 6);
+    }
+
+    #[test]
+    fn what_came_counts_without_a_time() {
+        let (tally, begin) = (Tally::default(), Instant::now());
+        let mut counted = tally.count(Duration::from_millis(20));
+        for millis in [5, 15, 25] {
+            assert!(counted.try_recv().is_err(), "{millis}");
+            tally.take(begin + Duration::from_millis(millis));
+        }
+        let Counted { elapsed_ns, messages, times } = counted.try_recv().unwrap();
+        assert_eq!((elapsed_ns, messages, times.to_histogram().len()), (20_000_000, 2, 0));
+    }
+}

@@ -1,0 +1,59 @@
+//! `towline work`: a worker that is a process of its own, for as long as standard input stays open.
+
+use std::io::{Write, stdin, stdout};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::worker::Worker;
+use super::{Answer, Order};
+use crate::case::Wait;
+use crate::failure::Failure;
+use crate::process::cpu_clock::CpuClock;
+use crate::security::trust::Trust;
+
+/// Send as a worker of `bench --pattern incast` or `alltoall`, by the orders on standard input
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// How to wait for the peers
+    #[arg(long, value_name = "HOW", default_value = "adaptive")]
+    wait: Wait,
+    #[command(flatten)]
+    trust: Trust,
+}
+
+pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
+    let endpoint = options.trust.endpoint(options.wait)?;
+    let (orders, ended) = orders();
+    tokio::select! {
+        () = Worker::new(endpoint, CpuClock::Process).work(orders, say) => {}
+        // Who gave the orders is gone: there is nobody to work for.
+        _ = ended => {}
+    }
+    Ok(())
+}
+
+/// Reads orders on a thread of its own, and tells when there will be none.
+fn orders() -> (mpsc::UnboundedReceiver<Order>, oneshot::Receiver<()>) {
+    let ((give, orders), (end, ended)) = (mpsc::unbounded_channel(), oneshot::channel());
+    std::thread::spawn(move || {
+        // It is dropped with this thread.
+        let _end: oneshot::Sender<()> = end;
+        for line in stdin().lines() {
+            let Ok(order) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
+            else {
+                return;
+            };
+            if give.send(order).is_err() {
+                return;
+            }
+        }
+    });
+    (orders, ended)
+}
+
+fn say(answer: Answer) {
+    if let Ok(line) = serde_json::to_string(&answer) {
+        // Nobody reads it any more where this fails, and then the input ends too.
+        let _ = writeln!(stdout(), "{line}");
+    }
+}

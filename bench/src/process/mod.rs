@@ -1,0 +1,6 @@
+//! Processes, threads and signals: child processes, threads with a runtime, CPU time, and the end by a signal.
+
+pub(crate) mod child;
+pub(crate) mod cpu_clock;
+pub(crate) mod ending;
+pub(crate) mod runtime_thread;

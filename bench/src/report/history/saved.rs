@@ -1,0 +1,44 @@
+//! A run as `--save-histograms` keeps it: the document, and beside each row its raw times.
+
+use serde::Serialize;
+
+use crate::machine::fingerprint::Fingerprint;
+use crate::report::Report;
+use crate::results::row::Row;
+use crate::results::times::Times;
+
+/// The document with histograms: whoever reads the document reads this too.
+#[derive(Debug, Serialize)]
+pub(super) struct Saved<'a> {
+    schema: u32,
+    complete: bool,
+    error: Option<&'a str>,
+    fingerprint: &'a Fingerprint,
+    warnings: &'a [String],
+    results: Vec<SavedRow<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct SavedRow<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    histogram: Option<Times>,
+}
+
+impl<'a> Saved<'a> {
+    pub(super) fn of(report: &'a Report) -> Self {
+        let saved = |row: &'a Row| SavedRow { row, histogram: row.times.as_ref().map(Times::of) };
+        Self {
+            schema: report.schema,
+            complete: report.complete,
+            error: report.error.as_deref(),
+            fingerprint: &report.fingerprint,
+            warnings: &report.warnings,
+            results: report.results.iter().map(saved).collect(),
+        }
+    }
+
+    pub(super) fn to_text(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string(self).map(|text| text + "\n")
+    }
+}

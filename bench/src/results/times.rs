@@ -1,0 +1,56 @@
+//! The times of messages as a document holds them.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use super::sample::Sample;
+
+/// Times of messages, without their order: what was counted, shortest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Times {
+    /// Digits that hold in each time.
+    significant_digits: u8,
+    /// Nanoseconds, and how many messages took so long.
+    counts_ns: Vec<(u64, u64)>,
+}
+
+impl Times {
+    pub(crate) fn of(times: &Histogram<u64>) -> Self {
+        let counted = times.iter_recorded();
+        Self {
+            significant_digits: times.sigfig(),
+            counts_ns: counted.map(|step| (step.value_iterated_to(), step.count_at_value())).collect(),
+        }
+    }
+
+    /// Back into a histogram, to ask for quantiles.
+    pub(crate) fn to_histogram(&self) -> Histogram<u64> {
+        let mut times = Sample::new().times;
+        for (time_ns, count) in &self.counts_ns {
+            times.saturating_record_n(*time_ns, *count);
+        }
+        times
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_being_kept() {
+        let mut times = Sample::new().times;
+        for time_ns in [1, 999, 1000, 12_345, 12_345, 1_234_567, 50_000_000_000] {
+            times.saturating_record(time_ns);
+        }
+        let kept = Times::of(&times);
+        let text = serde_json::to_string(&kept).unwrap();
+        let read: Times = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, kept);
+        assert_eq!(read.counts_ns.iter().map(|(_, count)| count).sum::<u64>(), 7);
+        let back = read.to_histogram();
+        for quantile in [0.0, 0.3, 0.5, 0.9, 1.0] {
+            assert_eq!(back.value_at_quantile(quantile), times.value_at_quantile(quantile), "{quantile}");
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Writes results to stdout and sentences to stderr, without a panic where nothing reads them.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::failure::Failure;
+
+/// Writes a result to stdout. Whoever reads may have seen enough, which is no failure.
+pub(crate) fn print(text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match text(&mut out).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.map_err(|error| Failure::run(format!("the result on stdout: {}", reason(&error)))),
+    }
+}
+
+/// Says a sentence on stderr. Whether anybody reads it is no concern of the command's: `eprintln!` would panic where stderr
+/// is a pipe without a reader, or a full disk.
+pub(crate) fn say(sentence: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "towline: {sentence}");
+}
+
+/// Why a write failed, with the limit where that is why.
+pub(crate) fn reason(error: &io::Error) -> String {
+    match getrlimit(Resource::Fsize).current {
+        Some(limit) if error.kind() == ErrorKind::FileTooLarge => {
+            format!("{error}: the limit on the size of files is {limit} bytes (`ulimit -f`)")
+        }
+        _ => error.to_string(),
+    }
+}
