@@ -14,6 +14,7 @@ mod backends;
 mod bounce_copies;
 mod callers;
 mod cancel;
+mod closed;
 mod connect;
 mod content;
 mod copies;
@@ -69,6 +70,7 @@ const GROUPS: &[&[Claims]] = &[
     flow::CASES,
     cancel::CASES,
     ending::CASES,
+    closed::CASES,
     one_sided::CASES,
     places::CASES,
     copies::CASES,

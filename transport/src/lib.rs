@@ -37,6 +37,7 @@
 //! | let a peer read or write memory | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
 //! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`], [`memory`] |
 //! | handle a failure | [`Error`], [`ErrorKind`], [`Failed`] |
+//! | learn that a connection has ended | [`Connection::closed`], [`Connection::close_reason`] |
 //! | use plain threads without async | [`blocking`] |
 //! | use another event loop (`asyncio`, `poll(2)`) | [`Wakeups`] |
 //! | authenticate and encrypt | [`Token`], [`Tls`] |
@@ -51,7 +52,7 @@
 //!
 //! | call | effect of dropping the future |
 //! |---|---|
-//! | [`Listener::accept`], [`Connection::recv`], [`Connection::incoming`] | nothing is lost: the next call returns the same |
+//! | [`Listener::accept`], [`Connection::recv`], [`Connection::incoming`], [`Connection::closed`] | nothing is lost: the next call returns the same |
 //! | [`Connection::recv_into`] | the message is kept; the buffer stays with a message that has begun to arrive |
 //! | [`Connection::send`], [`Connection::deliver`], [`Connection::put`] | detached: the bytes are still sent, then freed |
 //! | [`Connection::get`] | detached: the bytes are still received, then freed with their buffer |

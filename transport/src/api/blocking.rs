@@ -421,6 +421,19 @@ impl Connection {
         self.connection.abort();
     }
 
+    /// See [`Connection::closed`](crate::Connection::closed). Waits for the end, and returns why.
+    ///
+    /// # Errors
+    /// `TimedOut` after the deadline, `Invalid` inside an async runtime.
+    pub fn closed(&self) -> Result<Error> {
+        self.wait("wait for the end", async { Ok(self.connection.closed().await) })
+    }
+
+    /// See [`Connection::close_reason`](crate::Connection::close_reason). Never waits.
+    pub fn close_reason(&self) -> Option<Error> {
+        self.connection.close_reason()
+    }
+
     /// Returns the async connection behind this handle.
     pub fn as_async(&self) -> &crate::Connection {
         &self.connection

@@ -32,9 +32,11 @@ use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 /// | inspect | [`peer`](Self::peer), [`path`](Self::path), [`caps`](Self::caps), [`stats`](Self::stats) |
 /// | explain | [`explain`](Self::explain), [`measure`](Self::measure), [`be_measured`](Self::be_measured) |
 /// | end | [`close`](Self::close), [`abort`](Self::abort) |
+/// | learn of the end | [`closed`](Self::closed), [`close_reason`](Self::close_reason) |
 ///
 /// Clones are handles to the same connection. Dropping the last one closes it gracefully, in the background
-/// and within the endpoint's `linger`. [`close`](Self::close) does the same and waits for the end.
+/// and within the endpoint's `linger`. [`close`](Self::close) does the same and waits for the end. A handle to
+/// a connection that has ended holds no descriptor and no memory of the link.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -92,7 +94,7 @@ impl Connection {
 
     /// Returns the capabilities of this link.
     pub fn caps(&self) -> Caps {
-        self.core().link.caps()
+        self.core().link.load().caps()
     }
 
     /// Returns the counters so far. All are zero in a process that inherited the connection.
@@ -297,7 +299,52 @@ impl Connection {
         if !self.core().is_ours() {
             return;
         }
-        self.core().link.end(Error::new(ErrorKind::Closed, "this end aborted the connection"));
+        self.core().link.load().end(Error::new(ErrorKind::Closed, "this end aborted the connection"));
+    }
+
+    /// Waits until the connection has ended, and returns why. It receives no message: those that arrived
+    /// before the end can still be received.
+    ///
+    /// The end is noticed although nobody receives: at once where the peer closed, aborted or exited, within
+    /// 50 ms where a receiving task of this process is busy, and after three heartbeat intervals where the
+    /// peer is silent. The connection's descriptors are returned soon after, whoever still holds a handle.
+    /// Cancel-safe, and any number of tasks may wait.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> towline::Result<()> {
+    /// # use towline::{Endpoint, ErrorKind, Message};
+    /// # let endpoint = Endpoint::new()?;
+    /// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+    /// # let near = endpoint.connect(listener.address()).await?;
+    /// # let far = listener.accept().await?;
+    /// near.send(Message::new("the last one")).await?;
+    /// assert!(far.close_reason().is_none());
+    /// near.close().await?;
+    /// assert_eq!(far.closed().await.kind(), ErrorKind::Closed);
+    /// assert_eq!(far.recv().await?.header(), "the last one");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// The kind is `Closed` after a [`close`](Self::close) at either end and after an [`abort`](Self::abort)
+    /// at this one, `PeerLost` if the peer was lost or aborted, `TimedOut` if the peer did not take part in
+    /// this end's close, and another where this end gave the link up, as `Corrupt` after a protocol
+    /// violation. In a process that inherited the connection it is `Unsupported`, at once.
+    #[doc(alias = "ended")]
+    pub async fn closed(&self) -> Error {
+        let core = self.core();
+        let why = core.waiters.process.run(core.inbox.closed()).await;
+        core.ended(why.unwrap_or_else(|inherited| inherited))
+    }
+
+    /// Returns why the connection has ended, or `None` while it is open. Never waits. See
+    /// [`closed`](Self::closed).
+    #[doc(alias = "is_closed")]
+    pub fn close_reason(&self) -> Option<Error> {
+        let core = self.core();
+        let why = core.check().map_or_else(Some, |()| core.inbox.ended())?;
+        Some(core.ended(why))
     }
 
     /// Splits the connection into a sending and a receiving half, for two tasks. Both are handles to this

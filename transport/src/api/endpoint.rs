@@ -294,7 +294,7 @@ impl Endpoint {
         let closing = async {
             let cores = self.establisher.driver.living();
             for core in &cores {
-                core.link.submit(Op::Close(Done::with(|_| ())));
+                core.link.load().submit(Op::Close(Done::with(|_| ())));
                 core.end_after_linger();
             }
             for core in &cores {

@@ -117,7 +117,7 @@ impl Connection {
             predicted: path.predict(candidate, machine),
         };
         let candidates = path.candidates().iter().map(explained).collect();
-        Explanation { path, candidates, notes: self.core().link.notes(), measured: None }
+        Explanation { path, candidates, notes: self.core().link.load().notes(), measured: None }
     }
 
     /// As [`explain`](Self::explain), and measures the connection: 8 bytes there and back, then 1 MiB
@@ -232,7 +232,8 @@ impl Connection {
                 DONE => {
                     let copied = self.stats().bytes_copied - copied_before;
                     let mut result = copied.to_le_bytes().to_vec();
-                    let view = PeerView { notes: self.core().link.notes(), ..PeerView::of(self.path()) };
+                    let view =
+                        PeerView { notes: self.core().link.load().notes(), ..PeerView::of(self.path()) };
                     result.extend(view.encode());
                     return self.deliver(Message::new(DONE).with_frame(result)).await;
                 }

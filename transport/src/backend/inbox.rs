@@ -24,6 +24,8 @@ struct InboxState {
     draining: Option<Error>,
     end: Option<Error>,
     waker: Option<Waker>,
+    /// Woken at the end, and only then.
+    at_end: Option<Waker>,
 }
 
 impl Inbox {
@@ -59,8 +61,23 @@ impl Inbox {
     pub fn end(&self, why: Error) {
         let mut state = self.lock();
         state.end.get_or_insert(why);
+        let at_end = state.at_end.take();
         wake(state);
         self.changed.notify_waiters();
+        if let Some(at_end) = at_end {
+            at_end.wake();
+        }
+    }
+
+    /// Wakes `waker` at the end, or now if the link has ended. Replaces the last call's waker.
+    pub(crate) fn wake_at_end(&self, waker: Waker) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.at_end = Some(waker);
+            return;
+        }
+        drop(state);
+        waker.wake();
     }
 
     /// Waits until the link drains, and returns the reason; `None` if it ended instead.
@@ -74,7 +91,12 @@ impl Inbox {
 
     /// Waits for the end.
     pub(crate) async fn until_ended(&self) {
-        self.until(|state| state.end.as_ref().map(drop)).await;
+        self.closed().await;
+    }
+
+    /// Waits for the end, and returns its reason.
+    pub(crate) async fn closed(&self) -> Error {
+        self.until(|state| state.end.clone()).await
     }
 
     async fn until<T>(&self, found: impl Fn(&InboxState) -> Option<T>) -> T {

@@ -19,6 +19,7 @@
 //! ```
 
 pub(crate) mod caps;
+mod current;
 mod faulty;
 mod inbox;
 pub(crate) mod machine;
@@ -41,6 +42,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use current::CurrentLink;
 pub use faulty::{Faults, Faulty};
 pub use inbox::Inbox;
 pub use mem::Mem;
@@ -282,8 +284,8 @@ pub struct LinkContext {
 ///    gets and puts.
 /// 3. No method blocks: `submit` and `progress` may be called from any thread, at any time, and from `Drop`.
 /// 4. After [`end`](Self::end), or when the peer is lost, [`Inbox::end`] is called once and every later
-///    operation fails. A link alongside the handshake's stream may call [`Inbox::drain`] first; the handshake
-///    then ends the link.
+///    operation fails. The connection then drops the link. A link alongside the handshake's stream may call
+///    [`Inbox::drain`] first; the handshake then ends the link.
 /// 5. A receiver that acknowledges nothing bounds what the peer can have in flight.
 pub trait Link: Debug + Send + Sync + 'static {
     /// Returns the capabilities that this link guarantees.

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use super::Stats;
 use super::histogram::{Histogram, HistogramSnapshot};
-use crate::backend::Link;
+use crate::backend::CurrentLink;
 use crate::error::ErrorKind;
 use crate::platform::mutex::Mutex;
 
 /// The counters of one connection. Two relaxed additions per message and direction, and two per delivery.
 #[derive(Debug)]
 pub(crate) struct ConnectionCounts {
-    link: Arc<dyn Link>,
+    link: CurrentLink,
     pub(crate) sent: Histogram,
     pub(crate) received: Histogram,
     pub(crate) deliveries: Histogram,
@@ -22,7 +22,7 @@ pub(crate) struct ConnectionCounts {
 }
 
 impl ConnectionCounts {
-    pub(crate) fn of(link: Arc<dyn Link>) -> Self {
+    pub(crate) fn of(link: CurrentLink) -> Self {
         Self {
             link,
             sent: Histogram::of_bytes(),
@@ -37,7 +37,7 @@ impl ConnectionCounts {
     }
 
     fn read(&self) -> CountsSnapshot {
-        let link = self.link.stats();
+        let link = self.link.load().stats();
         CountsSnapshot {
             sent: self.sent.read(),
             received: self.received.read(),

@@ -16,7 +16,7 @@ impl Core {
         let follows = self.polls_at_send.load(Ordering::Relaxed) == polls;
         self.polls_at_send.store(polls, Ordering::Relaxed);
         follows
-            && self.link.source().is_some()
+            && self.link.load().source().is_some()
             && (self.flushing.load(Ordering::Relaxed) || Handle::try_current().is_ok())
     }
 

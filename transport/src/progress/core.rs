@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::sync::MutexGuard;
@@ -13,7 +13,7 @@ use super::driver::Driver;
 use super::pending_receive::PendingReceive;
 use super::waiting::{Wait, Waiters};
 use crate::backend::path::Path;
-use crate::backend::{Caps, Completion, Done, Identity, Inbox, Link, Op, Opened, SmallSend};
+use crate::backend::{Caps, Completion, CurrentLink, Done, Identity, Inbox, Op, Opened, SmallSend};
 use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::events;
 use crate::memory::{Place, Pool};
@@ -26,7 +26,7 @@ use crate::transfer::region::Regions;
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) number: u64,
-    pub(crate) link: Arc<dyn Link>,
+    pub(crate) link: CurrentLink,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) waiters: Waiters,
     pub(crate) pools: Arc<HashMap<Place, Pool>>,
@@ -70,7 +70,7 @@ impl OwnedCore {
     /// Makes a connection of its parts, and registers its link with the driver.
     pub(crate) fn new(parts: CoreParts) -> Result<Self> {
         let CoreParts { opened, inbox, regions, driver, pools, peer, path, wait, linger } = parts;
-        let (number, link) = (driver.number(), opened.link().clone());
+        let (number, link) = (driver.number(), CurrentLink::new(opened.link().clone()));
         let span = tracing::info_span!("connection", number, %peer, path = path.chosen());
         let counts = Arc::new(ConnectionCounts::of(link.clone()));
         driver.meters.adopt(number, &counts, path.chosen(), peer.to_string());
@@ -95,6 +95,9 @@ impl OwnedCore {
         });
         driver.adopt(&core)?;
         events::connected(number, &core.path);
+        let environment = driver.environment.clone();
+        core.inbox
+            .wake_at_end(Waker::from(Arc::new(ReleaseAtEnd { core: Arc::downgrade(&core), environment })));
         let handle = Self(Own::new(core));
         // From now on dropping the last handle ends the link.
         let _ = opened.take();
@@ -110,6 +113,15 @@ impl Core {
     /// Returns whether this process made the connection, and did not inherit it by a fork.
     pub(crate) fn is_ours(&self) -> bool {
         self.waiters.process.is_this()
+    }
+
+    /// Drops the link, which has ended, with its descriptors.
+    fn release(&self) {
+        if let Some(why) = self.inbox.ended() {
+            self.driver.forget(self);
+            self.link.release(why);
+            self.waiters.release();
+        }
     }
 
     /// Logs how the connection ended, if it has.
@@ -134,7 +146,7 @@ impl Core {
     /// link.
     pub(crate) fn submit(&self, op: Op) -> bool {
         match self.check() {
-            Ok(()) => self.link.submit(op),
+            Ok(()) => self.link.load().submit(op),
             Err(error) => {
                 op.fail(error);
                 return false;
@@ -149,7 +161,7 @@ impl Core {
             return Some(small);
         }
         let more = small.more;
-        let left = self.link.copy(small);
+        let left = self.link.load().copy(small);
         if more && left.is_none() {
             self.flush_on_yield();
         }
@@ -200,7 +212,7 @@ impl Core {
     /// Makes the driver poll the link within 50 ms, if nothing else polls it before.
     pub(crate) fn poll_by_next_sweep(self: &Arc<Self>) {
         let is_queued = &self.queued_for_poll;
-        if is_queued.load(Ordering::Acquire) || !self.is_ours() || self.link.source().is_none() {
+        if is_queued.load(Ordering::Acquire) || !self.is_ours() || self.link.load().source().is_none() {
             return;
         }
         if !is_queued.swap(true, Ordering::AcqRel) {
@@ -230,7 +242,7 @@ impl Core {
     pub(crate) fn check_one_sided(&self, on_host: bool) -> Result<()> {
         let refused = |why| Err(Error::new(ErrorKind::Unsupported, why).by(self.backend()));
         self.check().map_err(|error| error.by(self.backend()))?;
-        if !self.link.caps().contains(Caps::ONE_SIDED) {
+        if !self.link.load().caps().contains(Caps::ONE_SIDED) {
             return refused("this link has no get and put");
         }
         if !on_host {
@@ -250,8 +262,16 @@ impl Core {
     /// Adds the operation, the address and the connection's number, which spans and metrics use as well, to
     /// `error`.
     pub(crate) fn placed(&self, error: Error, doing: &'static str) -> Error {
-        let Self { number, path, .. } = self;
-        error.by(self.backend()).during(doing).on(format_args!("{} (connection {number})", path.address))
+        error.by(self.backend()).during(doing).on(self.named())
+    }
+
+    /// Adds the address and the connection's number to the reason of an end.
+    pub(crate) fn ended(&self, why: Error) -> Error {
+        why.by(self.backend()).on(self.named())
+    }
+
+    fn named(&self) -> impl std::fmt::Display {
+        format!("{} (connection {})", self.path.address, self.number)
     }
 
     pub(crate) fn failed<T>(&self, failed: Failed<T>, doing: &'static str) -> Failed<T> {
@@ -263,7 +283,7 @@ impl Core {
         if !self.is_ours() {
             return;
         }
-        if self.link.source().is_some() && self.inbox.ended().is_none() {
+        if self.link.load().source().is_some() && self.inbox.ended().is_none() {
             self.waiters.poll_by_driver();
         }
         let core = self.clone();
@@ -280,10 +300,29 @@ impl Core {
             })
             .await;
             if timed_out {
-                core.link
-                    .end(Error::new(ErrorKind::TimedOut, "the peer did not take part in closing in time"));
+                let why = "the peer did not take part in closing in time";
+                core.link.load().end(Error::new(ErrorKind::TimedOut, why));
             }
             core.driver.forget(&core);
+        }));
+    }
+}
+
+/// Releases a connection's link once it has ended, whoever holds a handle. It runs on the driver, because the
+/// link ends with its locks held.
+#[derive(Debug)]
+struct ReleaseAtEnd {
+    core: Weak<Core>,
+    environment: Arc<dyn Environment>,
+}
+
+impl Wake for ReleaseAtEnd {
+    fn wake(self: Arc<Self>) {
+        let core = self.core.clone();
+        self.environment.spawn(Box::pin(async move {
+            if let Some(core) = core.upgrade() {
+                core.release();
+            }
         }));
     }
 }
@@ -305,7 +344,7 @@ impl Drop for OwnedCore {
         if core.inbox.ended().is_some() {
             return core.driver.forget(core);
         }
-        core.link.submit(Op::Close(Done::with(|_| ())));
+        core.link.load().submit(Op::Close(Done::with(|_| ())));
         core.end_after_linger();
     }
 }

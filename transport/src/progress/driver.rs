@@ -109,11 +109,11 @@ impl Driver {
 
     /// Polls `core`'s link from now on, until it ends.
     pub(crate) fn adopt(self: &Arc<Self>, core: &Arc<Core>) -> Result<()> {
-        let has_doorbell = core.link.source().is_some_and(|source| source.doorbell);
+        let has_doorbell = core.link.load().source().is_some_and(|source| source.doorbell);
         let connected = DrivenConnection { core: Arc::downgrade(core), polls_when_ready: None, has_doorbell };
         self.connections().insert(core.number, connected);
         self.wanted.notify_one();
-        if let Some(source) = core.link.source() {
+        if let Some(source) = core.link.load().source() {
             let data = epoll::EventData::new_u64(core.number);
             let add = |to: &OwnedFd, flags| {
                 epoll::add(to, source.descriptor, data, flags).map_err(|errno| Error::io(errno.into()))
@@ -133,7 +133,7 @@ impl Driver {
             return;
         }
         core.log_end();
-        if let Some(source) = core.link.source() {
+        if let Some(source) = core.link.load().source() {
             // This fails only if the descriptor is not registered.
             let _ = epoll::delete(&self.driver_polled, source.descriptor);
             let _ = epoll::delete(&self.watched, source.descriptor);
@@ -266,7 +266,7 @@ impl Driver {
 
     /// Polls one link, a bounded number of times.
     fn drive(&self, core: &Arc<Core>) {
-        let mut polls = (0..POLLS_MAX).map(|_| core.link.progress());
+        let mut polls = (0..POLLS_MAX).map(|_| core.link.load().progress());
         let last = polls.find(|progress| *progress != Progress::Moved);
         if core.inbox.ended().is_some() {
             self.forget(core);
@@ -278,7 +278,7 @@ impl Driver {
 
     /// Ticks one link: it sends deferred work and pings.
     fn tick(&self, core: &Arc<Core>) {
-        core.link.tick();
+        core.link.load().tick();
         if core.inbox.ended().is_some() {
             self.forget(core);
         } else {

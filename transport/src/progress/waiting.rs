@@ -19,7 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 
 use self::until::Until;
-use crate::backend::{Link, Progress};
+use crate::backend::{CurrentLink, Link, Progress};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 use crate::platform::reactor::{Owner, register};
@@ -53,7 +53,7 @@ pub enum Wait {
 /// A link and the callers that wait for it to make progress.
 #[derive(Debug)]
 pub(crate) struct Waiters {
-    link: Arc<dyn Link>,
+    link: CurrentLink,
     driver: Arc<Driver>,
     /// The connection's number with the driver.
     number: u64,
@@ -122,7 +122,7 @@ impl AsFd for LinkSource {
 }
 
 impl Waiters {
-    pub(crate) fn new(link: Arc<dyn Link>, driver: Arc<Driver>, number: u64, wait: Wait) -> Self {
+    pub(crate) fn new(link: CurrentLink, driver: Arc<Driver>, number: u64, wait: Wait) -> Self {
         Self {
             link,
             driver,
@@ -153,15 +153,16 @@ impl Waiters {
     pub(crate) fn poll_link(&self) -> Progress {
         // Two concurrent polls may count once: the count only shows whether any waiter polled.
         self.polls.store(self.polls().wrapping_add(1), Ordering::Relaxed);
-        self.link.progress()
+        self.link.load().progress()
     }
 
     /// Arms the driver: it sleeps on the source.
     pub(crate) fn poll_by_driver(&self) {
-        if let Some(source) = self.link.source() {
+        let link = self.link.load();
+        if let Some(source) = link.source() {
             self.driver_polled.store(true, Ordering::Release);
             self.driver.poll_by_driver(self.number, source);
-            if !self.link.arm() {
+            if !link.arm() {
                 self.driver.drive_soon(self.number);
             }
         }
@@ -173,7 +174,8 @@ impl Waiters {
         if self.is_driver_polled() {
             return self.poll_by_driver();
         }
-        let Some(source) = self.link.source().filter(|source| source.writable || source.doorbell) else {
+        let link = self.link.load();
+        let Some(source) = link.source().filter(|source| source.writable || source.doorbell) else {
             return;
         };
         let mut state = self.state();
@@ -220,13 +222,14 @@ impl Waiters {
             self.check_followed_leader(&mut state);
             return false;
         }
-        let source = self.link.source();
+        let link = self.link.load();
+        let source = link.source();
         if state.followers.is_empty() && !source.is_some_and(|source| source.writable) {
             return false;
         }
         let asleep = state.leader.as_ref().is_some_and(|leader| leader.asleep);
         // A doorbell is armed until the next poll, which may have been a follower's. So arm it again.
-        if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && self.link.arm()) {
+        if let Some(source) = source.filter(|source| asleep && !is_ready(*source) && link.arm()) {
             state.leader_check = LeaderCheck::OnReady { leader_polls };
             self.driver.poll_once_ready(self.number, source);
             return false;
@@ -234,10 +237,17 @@ impl Waiters {
         true
     }
 
+    /// Drops the reactor's registration of a link that was released, and with it the link.
+    pub(crate) fn release(&self) {
+        let reactor = self.state().reactor.take();
+        // Without the lock: this may close the link's descriptors.
+        drop(reactor);
+    }
+
     /// Leaves the link to its leader.
     fn disarm(&self, state: &mut WaitersState) {
         if self.driver_polled.swap(false, Ordering::AcqRel)
-            && let Some(source) = self.link.source()
+            && let Some(source) = self.link.load().source()
         {
             self.driver.disarm(self.number, source);
             if matches!(state.leader_check, LeaderCheck::OnReady { .. }) {
@@ -283,8 +293,9 @@ impl Waiters {
     /// Arms the doorbell again for a sleeping leader: another caller has polled the link, which disarms it.
     fn rearm(&self, state: &mut WaitersState) {
         if let Some(leader) = state.leader.as_mut().filter(|leader| leader.asleep)
-            && self.link.source().is_some_and(|source| source.doorbell)
-            && !self.link.arm()
+            && let link = self.link.load()
+            && link.source().is_some_and(|source| source.doorbell)
+            && !link.arm()
         {
             leader.asleep = false;
             leader.waker.wake_by_ref();
@@ -336,7 +347,7 @@ impl Waiters {
         } else {
             state.follow(me, cx);
             self.rearm(&mut state);
-            if self.link.source().is_some_and(|source| source.writable) {
+            if self.link.load().source().is_some_and(|source| source.writable) {
                 self.wake_for_writability(&mut state);
             }
         }
@@ -349,7 +360,8 @@ impl Waiters {
     fn park(&self, me: u64, cx: &mut Context<'_>) -> bool {
         let mut state = self.state();
         let Some(leader) = state.leader.as_mut().filter(|leader| leader.waiter == me) else { return false };
-        let (Ok(runtime), Some(source)) = (Handle::try_current(), self.link.source()) else {
+        let link = self.link.load();
+        let (Ok(runtime), Some(source)) = (Handle::try_current(), link.source()) else {
             self.follow_driver(state, me, cx);
             return true;
         };
@@ -358,7 +370,7 @@ impl Waiters {
         if state.reactor.as_ref().is_none_or(|reactor| reactor.runtime != runtime.id()) {
             state.reactor = None;
             let interest = Interest::READABLE | Interest::WRITABLE;
-            let Some(descriptor) = register(LinkSource(self.link.clone()), interest) else {
+            let Some(descriptor) = register(LinkSource((**link).clone()), interest) else {
                 self.follow_driver(state, me, cx);
                 return true;
             };
@@ -373,7 +385,7 @@ impl Waiters {
         else {
             return false;
         };
-        if !self.link.arm() {
+        if !link.arm() {
             return false;
         }
         let mut asleep = self.sleep_until_ready(descriptor.poll_read_ready(cx));
@@ -410,7 +422,7 @@ impl Waiters {
             Poll::Pending => ParkOutcome::Parked,
             Poll::Ready(Ok(mut guard)) => {
                 // Readiness may be cleared only after a poll has found the link idle since.
-                if self.link.progress() == Progress::Idle {
+                if self.link.load().progress() == Progress::Idle {
                     guard.clear_ready();
                 }
                 ParkOutcome::Ready

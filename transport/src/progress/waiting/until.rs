@@ -85,7 +85,8 @@ impl<'a, F> Until<'a, F> {
                 return Poll::Pending;
             }
             // A link without a source makes progress by itself, and wakes its waiters.
-            let stops = waiters.link.source().is_none() || (!is_leader && !waiters.try_lead(waiter, cx));
+            let stops =
+                waiters.link.load().source().is_none() || (!is_leader && !waiters.try_lead(waiter, cx));
             is_leader = !stops;
             if !stops && waiters.wait != Wait::Sleep {
                 idle_polls += 1;
@@ -137,7 +138,7 @@ impl<F> Drop for Until<'_, F> {
             self.waiters.leave(waiter);
         }
         // Blocked output continues without its caller.
-        if self.waiters.link.source().is_some_and(|source| source.writable) {
+        if self.waiters.link.load().source().is_some_and(|source| source.writable) {
             self.waiters.watch();
         }
     }
