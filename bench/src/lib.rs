@@ -30,7 +30,7 @@ use crate::commands::{bench, explain, info, scheduler, serve, shell, token, top}
 use crate::failure::Failure;
 use crate::machine::version;
 use crate::patterns::{tasks, workers};
-use crate::process::ending::{self, Ending};
+use crate::process::shutdown::{self, Shutdown};
 use crate::terminal::log::{self, Verbosity};
 use crate::terminal::output_file::OutputFile;
 use crate::terminal::print::say;
@@ -124,25 +124,25 @@ impl Command {
     }
 
     /// Does its work until that ends, or somebody ends it.
-    async fn run(&self, ending: &Ending) -> Result<(), Failure> {
+    async fn run(&self, shutdown: &Shutdown) -> Result<(), Failure> {
         if matches!(self, Self::Scheduler(_) | Self::Bench(_)) {
             // One takes leave of its peers first, the other reports what it has.
-            return self.work(ending).await;
+            return self.work(shutdown).await;
         }
         tokio::select! {
             biased;
-            outcome = self.work(ending) => outcome,
-            interruption = ending.told() => Err(interruption),
+            outcome = self.work(shutdown) => outcome,
+            interruption = shutdown.told() => Err(interruption),
         }
     }
 
-    async fn work(&self, ending: &Ending) -> Result<(), Failure> {
+    async fn work(&self, shutdown: &Shutdown) -> Result<(), Failure> {
         match self {
             Self::Info(options) => info::run(options),
             Self::Serve(options) => serve::run(options).await,
-            Self::Bench(options) => bench::run(options, ending).await,
+            Self::Bench(options) => bench::run(options, shutdown).await,
             Self::Explain(options) => explain::run(options).await,
-            Self::Scheduler(options) => scheduler::run(options, ending).await,
+            Self::Scheduler(options) => scheduler::run(options, shutdown).await,
             Self::Top(options) => top::run(options).await,
             Self::Token(options) => token::run(options),
             Self::Completions(options) => shell::completions(options, &Arguments::command()),
@@ -158,7 +158,7 @@ impl Command {
 /// Does what the command line says.
 pub fn run() -> ExitCode {
     let outcome = match Arguments::try_parse() {
-        Ok(Arguments { command, verbosity }) => ending::keep_from_file_size_signal()
+        Ok(Arguments { command, verbosity }) => shutdown::keep_from_file_size_signal()
             .and_then(|()| verbosity.start(command.usual_log()))
             .and_then(|()| start(&command)),
         // `-V` prints the version alone; `--version` also looks for libraries.
@@ -188,8 +188,8 @@ fn start(command: &Command) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(wrong)?;
     let files = command.files();
     let fail = move |failure: &Failure| files.iter().for_each(|file| file.fail(failure));
-    let ending = Ending::watch(!command.renews_at_hangups(), fail.clone())?;
-    let outcome = runtime.block_on(command.run(&ending)).inspect_err(fail);
+    let shutdown = Shutdown::watch(!command.renews_at_hangups(), fail.clone())?;
+    let outcome = runtime.block_on(command.run(&shutdown)).inspect_err(fail);
     // Threads that are still at work on a ceiling end with the process.
     runtime.shutdown_background();
     outcome

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
+use super::{Job, Tool, ToolCommands, ToolFigures, built, on_search_path, printed, program_of};
 use crate::case::Pattern;
 use crate::results::tool_row::Completion;
 
 const PROGRAM: &str = "dask_shuffle";
 
-/// Where `cargo xtask install` has it, from the folder that this program was built in: with the library, in an environment of its own.
+/// Where `spec xtask install` has it, from the folder that this program was built in: with the library, in an environment of its own.
 const BUILT: &str = "compare/dask/bin";
 
 /// Rounds that are timed: it is to run about as long as ours.
@@ -21,7 +21,7 @@ pub(super) struct Dask;
 
 /// What the program prints.
 #[derive(Debug, Deserialize)]
-struct Printed {
+struct DaskOutput {
     gb_per_s: f64,
 }
 
@@ -46,7 +46,7 @@ impl Tool for Dask {
         Some(output.trim().strip_prefix("distributed ")?.to_owned())
     }
 
-    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         if job.path == "mem" {
             return Err("it runs between two processes, and ours over mem".to_owned());
         }
@@ -60,7 +60,7 @@ impl Tool for Dask {
         }
         let Job { size_bytes, window, messages, port, .. } = *job;
         let (part_bytes, rounds) = (size_bytes / (window * window), messages.min(ROUNDS_MAX));
-        Ok(Session {
+        Ok(ToolCommands {
             environment: Vec::new(),
             server: program_of(self, PROGRAM, &format!("serve {port}")),
             client: program_of(self, PROGRAM, &format!("run {port} {window} {part_bytes} {rounds}")),
@@ -69,9 +69,9 @@ impl Tool for Dask {
         })
     }
 
-    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
-        let Printed { gb_per_s } = printed(output)?;
-        Ok(Figures { gb_per_s: Some(gb_per_s), ..Figures::default() })
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
+        let DaskOutput { gb_per_s } = printed(output)?;
+        Ok(ToolFigures { gb_per_s: Some(gb_per_s), ..ToolFigures::default() })
     }
 }
 
@@ -83,11 +83,11 @@ mod tests {
     #[test]
     fn it_moves_as_many_bytes_in_as_many_parts() {
         let job = Job { messages: 3, ..job(Pattern::Shuffle, 1 << 20) };
-        let session = Dask.session(&job).unwrap();
-        assert_eq!(session.client[1..], ["run", "7000", "16", "4096", "3"]);
-        let refused = Dask.session(&Job { pattern: Pattern::Bandwidth, ..job }).unwrap_err();
+        let commands = Dask.commands(&job).unwrap();
+        assert_eq!(commands.client[1..], ["run", "7000", "16", "4096", "3"]);
+        let refused = Dask.commands(&Job { pattern: Pattern::Bandwidth, ..job }).unwrap_err();
         assert_eq!(refused, "it only shuffles");
-        assert!(Dask.session(&Job { path: "shm", ..job }).unwrap().note.ends_with("ours over shm"));
+        assert!(Dask.commands(&Job { path: "shm", ..job }).unwrap().note.ends_with("ours over shm"));
     }
 
     #[test]

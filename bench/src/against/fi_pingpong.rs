@@ -1,6 +1,6 @@
 //! libfabric's ping pong, over its TCP provider on loopback.
 
-use super::{Figures, Job, Session, Tool, words};
+use super::{Job, Tool, ToolCommands, ToolFigures, words};
 use crate::case::{Pattern, Wait};
 use crate::results::tool_row::Completion;
 
@@ -25,7 +25,7 @@ impl Tool for FiPingpong {
         Some(version.trim().to_owned())
     }
 
-    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         job.over_tcp()?;
         if job.pattern != Pattern::Latency {
             return Err("it only plays ping pong: it measures latency".to_owned());
@@ -36,7 +36,7 @@ impl Tool for FiPingpong {
         }
         let Job { size_bytes, messages, port, .. } = *job;
         let both = format!("-p tcp -d lo -e msg -I {messages} -S {size_bytes}");
-        Ok(Session {
+        Ok(ToolCommands {
             environment: Vec::new(),
             server: words(&format!("fi_pingpong {both} -B {port}")),
             client: words(&format!("fi_pingpong {both} -P {port} 127.0.0.1")),
@@ -45,7 +45,7 @@ impl Tool for FiPingpong {
         })
     }
 
-    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
         let mut lines = output.lines().skip_while(|line| !line.starts_with("bytes "));
         let names: Vec<&str> = lines.next().ok_or("it printed no table")?.split_whitespace().collect();
         let column =
@@ -54,7 +54,7 @@ impl Tool for FiPingpong {
         let values = values.into_iter().find(|values| values.len() == names.len());
         let mean_us = values.and_then(|values| values[column].parse::<f64>().ok());
         let mean_us = mean_us.filter(|mean_us| *mean_us > 0.0).ok_or("it printed no figures")?;
-        Ok(Figures { p50_us: Some(mean_us), ..Figures::default() })
+        Ok(ToolFigures { p50_us: Some(mean_us), ..ToolFigures::default() })
     }
 }
 
@@ -76,10 +76,10 @@ mod tests {
 
     #[test]
     fn it_plays_ping_pong_and_nothing_else() {
-        let session = FiPingpong.session(&job(Pattern::Latency, 64)).unwrap();
-        assert_eq!(session.server.join(" "), "fi_pingpong -p tcp -d lo -e msg -I 1000 -S 64 -B 7000");
+        let commands = FiPingpong.commands(&job(Pattern::Latency, 64)).unwrap();
+        assert_eq!(commands.server.join(" "), "fi_pingpong -p tcp -d lo -e msg -I 1000 -S 64 -B 7000");
         let client = "fi_pingpong -p tcp -d lo -e msg -I 1000 -S 64 -P 7000 127.0.0.1";
-        assert_eq!(session.client.join(" "), client);
-        assert!(FiPingpong.session(&job(Pattern::Rate, 64)).unwrap_err().contains("ping pong"));
+        assert_eq!(commands.client.join(" "), client);
+        assert!(FiPingpong.commands(&job(Pattern::Rate, 64)).unwrap_err().contains("ping pong"));
     }
 }

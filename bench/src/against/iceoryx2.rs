@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Figures, Job, Session, Tool, built, on_search_path, printed, program_of};
+use super::{Job, Tool, ToolCommands, ToolFigures, built, on_search_path, printed, program_of};
 use crate::case::{Pattern, Wait};
 use crate::results::tool_row::Completion;
 
 const PROGRAM: &str = "iceoryx2_pingpong";
 
-/// Where `cargo xtask install` builds it, from the folder that this program was built in.
+/// Where `spec xtask install` builds it, from the folder that this program was built in.
 const BUILT: &str = "compare/release";
 
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Iceoryx2;
 
 /// What the program prints.
 #[derive(Debug, Deserialize)]
-struct Printed {
+struct IceoryxOutput {
     p50_us: f64,
 }
 
@@ -43,7 +43,7 @@ impl Tool for Iceoryx2 {
         Some(output.trim().strip_prefix("iceoryx2 ")?.to_owned())
     }
 
-    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         if job.path == "mem" {
             return Err("it runs between two processes, and ours over mem".to_owned());
         }
@@ -58,7 +58,7 @@ impl Tool for Iceoryx2 {
             note.push_str("; it polls");
         }
         let Job { size_bytes, messages, warmup, port, .. } = *job;
-        Ok(Session {
+        Ok(ToolCommands {
             environment: Vec::new(),
             server: program_of(self, PROGRAM, &format!("serve {port}")),
             client: program_of(self, PROGRAM, &format!("ping {port} {size_bytes} {messages} {warmup}")),
@@ -67,9 +67,9 @@ impl Tool for Iceoryx2 {
         })
     }
 
-    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
-        let Printed { p50_us } = printed(output)?;
-        Ok(Figures { p50_us: Some(p50_us), ..Figures::default() })
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
+        let IceoryxOutput { p50_us } = printed(output)?;
+        Ok(ToolFigures { p50_us: Some(p50_us), ..ToolFigures::default() })
     }
 }
 
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn it_plays_ping_pong_between_processes_and_nothing_else() {
-        let asked = |path, wait| Iceoryx2.session(&Job { path, wait, ..job(Pattern::Latency, 64) }).unwrap();
-        let session = asked("shm", Wait::Spin);
-        assert_eq!(session.server[1..], ["serve", "7000"]);
-        assert_eq!(session.client[1..], ["ping", "7000", "64", "1000", "100"]);
-        assert!(session.client[0].ends_with(PROGRAM) && !session.note.contains("ours"), "{session:?}");
+        let asked = |path, wait| Iceoryx2.commands(&Job { path, wait, ..job(Pattern::Latency, 64) }).unwrap();
+        let commands = asked("shm", Wait::Spin);
+        assert_eq!(commands.server[1..], ["serve", "7000"]);
+        assert_eq!(commands.client[1..], ["ping", "7000", "64", "1000", "100"]);
+        assert!(commands.client[0].ends_with(PROGRAM) && !commands.note.contains("ours"), "{commands:?}");
         let other = asked("tcp", Wait::Sleep);
         assert!(other.note.ends_with("; over shared memory, ours over tcp; it polls"), "{}", other.note);
-        assert!(Iceoryx2.session(&job(Pattern::Bandwidth, 64)).unwrap_err().contains("ping pong"));
+        assert!(Iceoryx2.commands(&job(Pattern::Bandwidth, 64)).unwrap_err().contains("ping pong"));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Figures, Job, Session, Tool, words};
+use super::{Job, Tool, ToolCommands, ToolFigures, words};
 use crate::case::Pattern;
 use crate::results::row::CpuCost;
 use crate::results::tool_row::Completion;
@@ -34,7 +34,7 @@ impl Tool for Iperf3 {
         Some(output.strip_prefix("iperf ")?.split_whitespace().next()?.to_owned())
     }
 
-    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         job.over_tcp()?;
         let both_ways = match job.pattern {
             Pattern::Bandwidth => "",
@@ -50,7 +50,7 @@ impl Tool for Iperf3 {
         if write < job.size_bytes {
             note.push_str("; its writes are at most 1 MiB");
         }
-        Ok(Session {
+        Ok(ToolCommands {
             environment: Vec::new(),
             server: words(&format!("iperf3 -s -1 -B 127.0.0.1 -p {port}")),
             client: words(&format!(
@@ -61,7 +61,7 @@ impl Tool for Iperf3 {
         })
     }
 
-    fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+    fn read(&self, _: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
         let document: Value = serde_json::from_str(output).map_err(|error| format!("its JSON: {error}"))?;
         if let Some(error) = document["error"].as_str() {
             return Err(error.to_owned());
@@ -81,7 +81,7 @@ impl Tool for Iperf3 {
             Some(end["cpu_utilization_percent"][who].as_f64()? / 100.0 * seconds / (bytes / 1e9))
         };
         let sending = end["sum_sent"]["seconds"].as_f64().and_then(|seconds| busy("host_total", seconds));
-        Ok(Figures {
+        Ok(ToolFigures {
             gb_per_s: Some(bytes / 1e9 / seconds),
             p50_us: None,
             cpu_s_per_gb: sending
@@ -130,10 +130,10 @@ mod tests {
 
     #[test]
     fn as_many_bytes_as_ours_in_writes_of_the_size() {
-        let line = |size| Iperf3.session(&job(Pattern::Bandwidth, size)).unwrap().client.join(" ");
+        let line = |size| Iperf3.commands(&job(Pattern::Bandwidth, size)).unwrap().client.join(" ");
         assert_eq!(line(1 << 20), "iperf3 -c 127.0.0.1 -p 7000 -l 1048576 -k 1000 -i 0 -J");
         assert_eq!(line(64 << 20), "iperf3 -c 127.0.0.1 -p 7000 -l 1048576 -k 64000 -i 0 -J");
         assert_eq!(line(8), "iperf3 -c 127.0.0.1 -p 7000 -l 8 -k 4096 -i 0 -J");
-        assert!(Iperf3.session(&job(Pattern::Latency, 8)).unwrap_err().contains("only streams"));
+        assert!(Iperf3.commands(&job(Pattern::Latency, 8)).unwrap_err().contains("only streams"));
     }
 }

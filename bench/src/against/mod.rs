@@ -1,23 +1,23 @@
 //! The tools of others that `--against` runs in turn with ours: one file a tool, and one line in [`TOOLS`].
 
-mod child;
 mod dask;
 mod fi_pingpong;
 mod iceoryx2;
 mod iperf3;
 pub(crate) mod keep;
 mod run;
-mod turn;
+mod tool_process;
+mod tool_run;
 mod ucx_perftest;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-pub(crate) use self::run::Peers;
+pub(crate) use self::run::PeerTools;
 use serde::de::DeserializeOwned;
 
-pub(crate) use self::turn::tool_rows;
+pub(crate) use self::tool_run::tool_rows;
 use crate::case::{Case, Pattern, Transport, Wait};
 use crate::failure::Failure;
 use crate::results::row::CpuCost;
@@ -47,10 +47,10 @@ pub(crate) trait Tool: fmt::Debug + Sync {
     fn version(&self, output: &str) -> Option<String>;
 
     /// How it does `job`, or why it cannot.
-    fn session(&self, job: &Job<'_>) -> Result<Session, String>;
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String>;
 
     /// What its client's output says about `job`.
-    fn read(&self, job: &Job<'_>, output: &str) -> Result<Figures, String>;
+    fn read(&self, job: &Job<'_>, output: &str) -> Result<ToolFigures, String>;
 }
 
 /// What a tool is to do: what ours just did, as far as a tool can be told.
@@ -74,7 +74,7 @@ pub(crate) struct Job<'a> {
 
 /// The two commands of one run.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Session {
+pub(crate) struct ToolCommands {
     /// Of both.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) server: Vec<String>,
@@ -86,7 +86,7 @@ pub(crate) struct Session {
 
 /// What a run of a tool gave, in the units of a row.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Figures {
+pub(crate) struct ToolFigures {
     pub(crate) gb_per_s: Option<f64>,
     pub(crate) p50_us: Option<f64>,
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
@@ -110,9 +110,9 @@ impl<'a> Job<'a> {
 
 /// A tool that `--against` names.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Asked(&'static dyn Tool);
+pub(crate) struct RequestedTool(&'static dyn Tool);
 
-impl Asked {
+impl RequestedTool {
     /// Refuses a tool that is not here, with the line that installs it.
     pub(crate) fn check(self) -> Result<(), Failure> {
         match self.0.program() {
@@ -134,16 +134,16 @@ impl Asked {
 
     /// The entry of a case that has not run yet. What `auto` will choose is not known then: whatever suits the tool may be it.
     pub(crate) fn planned(self, case: &Case) -> ToolRow {
-        let sessions = case.transport.paths().into_iter().map(|path| self.0.session(&Job::of(case, path)));
-        match sessions.reduce(Result::or) {
-            Some(Ok(session)) => ToolRow::planned(self.0.name(), Some(session.completion), None),
+        let candidates = case.transport.paths().into_iter().map(|path| self.0.commands(&Job::of(case, path)));
+        match candidates.reduce(Result::or) {
+            Some(Ok(commands)) => ToolRow::planned(self.0.name(), Some(commands.completion), None),
             Some(Err(why)) => ToolRow::planned(self.0.name(), None, Some(why)),
             None => ToolRow::planned(self.0.name(), None, Some("nothing carries it".to_owned())),
         }
     }
 }
 
-impl FromStr for Asked {
+impl FromStr for RequestedTool {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -165,7 +165,7 @@ fn on_search_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|file| is_program(file))
 }
 
-/// What `cargo xtask install` made, in `folder` of one of those that this program lies in.
+/// What `spec xtask install` made, in `folder` of one of those that this program lies in.
 fn built(folder: &str, program: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     own.ancestors().map(|above| above.join(folder).join(program)).find(|file| is_program(file))
@@ -207,12 +207,13 @@ mod tests {
     #[test]
     fn a_tool_is_known_by_its_name() {
         for tool in TOOLS {
-            let Asked(found) = tool.name().parse().unwrap();
+            let RequestedTool(found) = tool.name().parse().unwrap();
             assert_eq!(found.name(), tool.name());
         }
-        assert!("netperf".parse::<Asked>().unwrap_err().contains("choose from iperf3, ucx_perftest"));
-        let twice: Vec<Asked> = ["iperf3", "fi_pingpong", "iperf3"].map(|name| name.parse().unwrap()).into();
-        assert_eq!(Asked::unique(&twice).len(), 2);
+        assert!("netperf".parse::<RequestedTool>().unwrap_err().contains("choose from iperf3, ucx_perftest"));
+        let twice: Vec<RequestedTool> =
+            ["iperf3", "fi_pingpong", "iperf3"].map(|name| name.parse().unwrap()).into();
+        assert_eq!(RequestedTool::unique(&twice).len(), 2);
     }
 
     #[test]
@@ -220,7 +221,7 @@ mod tests {
         for tool in TOOLS {
             for pattern in Pattern::OFFERED {
                 let job = Job { path: "mem", ..job(pattern, 8) };
-                assert!(!tool.session(&job).unwrap_err().is_empty(), "{tool:?} {pattern:?}");
+                assert!(!tool.commands(&job).unwrap_err().is_empty(), "{tool:?} {pattern:?}");
             }
         }
     }

@@ -3,11 +3,11 @@
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::child::Child;
 use super::keep::keeper;
-use super::turn::Turn;
+use super::tool_process::ToolProcess;
+use super::tool_run::ToolRun;
 use super::ucx_perftest::UCX_PREFIX;
-use super::{Asked, Figures, Job, Session, Tool};
+use super::{Job, RequestedTool, Tool, ToolCommands, ToolFigures};
 use crate::case::Case;
 use crate::case::Pace;
 use crate::failure::Failure;
@@ -29,20 +29,20 @@ const ATTEMPTS: u32 = 2;
 
 /// The tools that this run compares with, all of them found.
 #[derive(Debug)]
-pub(crate) struct Peers {
+pub(crate) struct PeerTools {
     tools: Vec<(&'static dyn Tool, Option<String>)>,
     keeper: Vec<String>,
 }
 
-impl Peers {
+impl PeerTools {
     /// Asks every tool for its version; one that is not there is refused.
-    pub(crate) async fn find(asked: &[Asked]) -> Result<Self, Failure> {
-        let asked = Asked::unique(asked);
+    pub(crate) async fn find(asked: &[RequestedTool]) -> Result<Self, Failure> {
+        let asked = RequestedTool::unique(asked);
         for tool in &asked {
             tool.check()?;
         }
         let mut found = Vec::new();
-        for Asked(tool) in asked {
+        for RequestedTool(tool) in asked {
             found.push((tool, version(tool).await));
         }
         Ok(Self { tools: found, keeper: keeper()? })
@@ -55,7 +55,7 @@ impl Peers {
         repeat: &Repeat,
         pace: Pace,
         progress: &mut Progress,
-    ) -> Result<Vec<Turn>, Failure> {
+    ) -> Result<Vec<ToolRun>, Failure> {
         let messages = repeat.sample.times.len().max(1);
         let share = pace.warmup.as_secs_f64() / pace.duration.as_secs_f64();
         let warmup = (messages as f64 * share).ceil() as u64;
@@ -64,39 +64,39 @@ impl Peers {
         let mut turns = Vec::with_capacity(self.tools.len());
         for (tool, version) in &self.tools {
             progress.tell(&format!("{case}, {}", tool.name()));
-            let outcome = match tool.session(&job) {
+            let outcome = match tool.commands(&job) {
                 Err(why) => Err(why),
                 Ok(_) => {
-                    let (mut session, figures) = several_attempts(*tool, job, &self.keeper, limit, progress)
+                    let (mut commands, figures) = several_attempts(*tool, job, &self.keeper, limit, progress)
                         .await
                         .map_err(|why| Failure::run(why).during(tool.name()))?;
-                    remark(&mut session, case);
-                    Ok((session, figures))
+                    remark(&mut commands, case);
+                    Ok((commands, figures))
                 }
             };
-            turns.push(Turn { tool: tool.name(), version: version.clone(), outcome });
+            turns.push(ToolRun { tool: tool.name(), version: version.clone(), outcome });
         }
         Ok(turns)
     }
 }
 
 /// What no tool can be told about our case.
-fn remark(session: &mut Session, case: &Case) {
+fn remark(commands: &mut ToolCommands, case: &Case) {
     if case.frames > 1 {
-        session.note.push_str("; one buffer a message, ours has more");
+        commands.note.push_str("; one buffer a message, ours has more");
     }
     let told =
-        |key: &str| session.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
+        |key: &str| commands.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
     let mut untold = case.transport.clone();
     // Which versions may meet changes nothing that is measured.
     untold.options.retain(|key, _| !told(key) && key != "versions");
     if !untold.options.is_empty() {
-        session.note.push_str(&format!("; without our {}", untold.options()));
+        commands.note.push_str(&format!("; without our {}", untold.options()));
     }
 }
 
 async fn version(tool: &dyn Tool) -> Option<String> {
-    let mut child = Child::start(&[], &tool.version_command(), &[]).ok()?;
+    let mut child = ToolProcess::start(&[], &tool.version_command(), &[]).ok()?;
     let ended = child.finish(Instant::now() + LISTENS_WITHIN).await.ok()?;
     tool.version(&ended.out)
 }
@@ -107,7 +107,7 @@ async fn several_attempts(
     keeper: &[String],
     limit: Duration,
     progress: &mut Progress,
-) -> Result<(Session, Figures), String> {
+) -> Result<(ToolCommands, ToolFigures), String> {
     let mut attempt = 1;
     loop {
         match attempt_once(tool, job, keeper, limit).await {
@@ -123,13 +123,13 @@ async fn attempt_once(
     job: Job<'_>,
     keeper: &[String],
     limit: Duration,
-) -> Result<(Session, Figures), String> {
+) -> Result<(ToolCommands, ToolFigures), String> {
     let job = Job { port: free_port()?, ..job };
-    let session = tool.session(&job)?;
-    let mut server = Child::start(keeper, &session.server, &session.environment)?;
+    let commands = tool.commands(&job)?;
+    let mut server = ToolProcess::start(keeper, &commands.server, &commands.environment)?;
     server.listens(job.port, Instant::now() + LISTENS_WITHIN).await?;
     let ended = {
-        let mut client = Child::start(keeper, &session.client, &session.environment)?;
+        let mut client = ToolProcess::start(keeper, &commands.client, &commands.environment)?;
         client.finish(Instant::now() + limit).await?
     };
     let figures = match tool.read(&job, &ended.out) {
@@ -139,7 +139,7 @@ async fn attempt_once(
     };
     // It has done its part: one that stays is killed with its handle.
     let _ = server.finish(Instant::now() + FOLLOWS_WITHIN).await;
-    Ok((session, figures))
+    Ok((commands, figures))
 }
 
 fn free_port() -> Result<u16, String> {
@@ -179,9 +179,9 @@ mod tests {
             Some(output.trim().to_owned())
         }
 
-        fn session(&self, _: &Job<'_>) -> Result<Session, String> {
+        fn commands(&self, _: &Job<'_>) -> Result<ToolCommands, String> {
             let script = |text: &str| vec!["sh".to_owned(), "-c".to_owned(), text.to_owned()];
-            Ok(Session {
+            Ok(ToolCommands {
                 environment: Vec::new(),
                 server: script(self.0),
                 client: script(self.1),
@@ -190,11 +190,11 @@ mod tests {
             })
         }
 
-        fn read(&self, _: &Job<'_>, output: &str) -> Result<Figures, String> {
+        fn read(&self, _: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
             output
                 .trim()
                 .parse()
-                .map(|rate| Figures { gb_per_s: Some(rate), ..Figures::default() })
+                .map(|rate| ToolFigures { gb_per_s: Some(rate), ..ToolFigures::default() })
                 .map_err(|_| "no figure".to_owned())
         }
     }
@@ -213,14 +213,14 @@ mod tests {
         let mut case = crate::case::tests::case("tcp", Pattern::Bandwidth, 8);
         case.frames = 3;
         case.transport.options.insert("tls".into(), "on".into());
-        let mut session = Scripts("", "").session(&job(Pattern::Bandwidth, 8)).unwrap();
-        remark(&mut session, &case);
-        assert_eq!(session.note, "; one buffer a message, ours has more; without our ?tls=on");
+        let mut commands = Scripts("", "").commands(&job(Pattern::Bandwidth, 8)).unwrap();
+        remark(&mut commands, &case);
+        assert_eq!(commands.note, "; one buffer a message, ours has more; without our ?tls=on");
         let options = [("TLS", "tcp"), ("integrity", "crc32c"), ("versions", "any")];
         case.transport.options = options.map(|(key, value)| (key.into(), value.into())).into();
-        (session.note, session.environment) = (String::new(), vec![("UCX_TLS".into(), "tcp".into())]);
-        remark(&mut session, &Case { frames: 1, ..case });
-        assert_eq!(session.note, "; without our ?integrity=crc32c", "the settings are told");
+        (commands.note, commands.environment) = (String::new(), vec![("UCX_TLS".into(), "tcp".into())]);
+        remark(&mut commands, &Case { frames: 1, ..case });
+        assert_eq!(commands.note, "; without our ?integrity=crc32c", "the settings are told");
         assert_eq!(words("a  b"), ["a", "b"]);
     }
 }

@@ -4,7 +4,7 @@
 use towline::Address;
 use towline::backend::Ucx;
 
-use super::{Figures, Job, Session, Tool, words};
+use super::{Job, Tool, ToolCommands, ToolFigures, words};
 use crate::case::{Pattern, Transport, Wait};
 use crate::results::tool_row::Completion;
 
@@ -45,7 +45,7 @@ impl Tool for UcxPerftest {
         Some(after.trim_start_matches([':', ' ']).split_whitespace().next()?.to_owned())
     }
 
-    fn session(&self, job: &Job<'_>) -> Result<Session, String> {
+    fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         let is_ucx = job.path == "ucx";
         let (told, untold) = if is_ucx { as_ours(job.transport)? } else { Default::default() };
         let environment = match job.path {
@@ -84,7 +84,7 @@ impl Tool for UcxPerftest {
         if job.pattern != Pattern::Latency {
             client.push_str(&format!(" -O {window}"));
         }
-        Ok(Session {
+        Ok(ToolCommands {
             environment,
             server: words(&format!("ucx_perftest -p {port}{peer_errors}")),
             client: words(&client),
@@ -93,7 +93,7 @@ impl Tool for UcxPerftest {
         })
     }
 
-    fn read(&self, job: &Job<'_>, output: &str) -> Result<Figures, String> {
+    fn read(&self, job: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
         // UCX warns on standard output too: the figures are under their names.
         let mut lines = output.lines().skip_while(|line| !line.starts_with("iterations,"));
         let names = lines.next().ok_or("it printed no table")?;
@@ -107,7 +107,7 @@ impl Tool for UcxPerftest {
             let found = at.and_then(|at| values[at].parse::<f64>().ok());
             found.filter(|value| *value > 0.0).ok_or_else(|| format!("it printed no {name}"))
         };
-        let mut figures = Figures::default();
+        let mut figures = ToolFigures::default();
         if job.pattern == Pattern::Latency {
             figures.p50_us = Some(figure("50.0_percentile_lat")?);
         } else {
@@ -145,7 +145,7 @@ mod tests {
     use super::super::tests::job;
     use super::*;
 
-    fn read(pattern: Pattern, size: usize, text: &str) -> Result<Figures, String> {
+    fn read(pattern: Pattern, size: usize, text: &str) -> Result<ToolFigures, String> {
         UcxPerftest.read(&job(pattern, size), text)
     }
 
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn it_goes_where_ours_went() {
         let told =
-            |path| UcxPerftest.session(&Job { path, ..job(Pattern::Latency, 8) }).map(|it| it.environment);
+            |path| UcxPerftest.commands(&Job { path, ..job(Pattern::Latency, 8) }).map(|it| it.environment);
         let variables = |pairs: &[(&str, &str)]| {
             Ok(pairs
                 .iter()
@@ -203,10 +203,10 @@ mod tests {
         let transport: Transport = "ucx?TLS=self%2Ctcp&NET_DEVICES=lo".parse().unwrap();
         let asked = |pattern| {
             let job = Job { path: "ucx", transport: &transport, ..job(pattern, 8) };
-            UcxPerftest.session(&job)
+            UcxPerftest.commands(&job)
         };
         let latency = match asked(Pattern::Latency) {
-            Ok(session) => session,
+            Ok(commands) => commands,
             Err(why) => {
                 // This machine has no UCX, and the reason names what to install.
                 assert!(why.contains("libucp") && why.contains("apt install libucx0"), "{why}");
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn each_pattern_has_its_test() {
-        let line = |pattern| UcxPerftest.session(&job(pattern, 8)).unwrap().client.join(" ");
+        let line = |pattern| UcxPerftest.commands(&job(pattern, 8)).unwrap().client.join(" ");
         let latency = "ucx_perftest 127.0.0.1 -p 7000 -t tag_lat -s 8 -n 1000 -w 100 -E poll -v -f";
         assert_eq!(line(Pattern::Latency), latency);
         assert!(
@@ -245,10 +245,10 @@ mod tests {
         );
         assert!(line(Pattern::Rate).contains("tag_bw") && line(Pattern::Put).contains("ucp_put_bw"));
         let asleep = |pattern| {
-            UcxPerftest.session(&Job { wait: Wait::Sleep, ..job(pattern, 8) }).unwrap().client.join(" ")
+            UcxPerftest.commands(&Job { wait: Wait::Sleep, ..job(pattern, 8) }).unwrap().client.join(" ")
         };
         assert!(asleep(Pattern::Put).contains("-E sleep") && asleep(Pattern::Get).contains("-E poll"));
-        let connect = UcxPerftest.session(&job(Pattern::Connect, 8)).unwrap_err();
+        let connect = UcxPerftest.commands(&job(Pattern::Connect, 8)).unwrap_err();
         assert_eq!(connect, "it has no test like connect");
     }
 }

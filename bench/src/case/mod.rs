@@ -11,7 +11,7 @@ pub(crate) use self::pace::Pace;
 pub(crate) use self::pattern::Pattern;
 pub(crate) use self::transport::Transport;
 pub(crate) use self::wait::Wait;
-use crate::data::payload::{Cargo, Check, Layout};
+use crate::data::payload::{Check, Layout, MessageSpec};
 use crate::data::place::Places;
 use crate::data::units::Size;
 
@@ -41,8 +41,8 @@ impl Case {
         Layout { buffers: self.buffers.unwrap_or(layout.buffers), ..layout }
     }
 
-    pub(crate) fn cargo(&self) -> Cargo {
-        Cargo { layout: self.layout(), frames: self.frames, check: self.check, places: self.places }
+    pub(crate) fn spec(&self) -> MessageSpec {
+        MessageSpec { layout: self.layout(), frames: self.frames, check: self.check, places: self.places }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::tls_socket::Session;
+use super::tls_socket::TlsSession;
 use crate::data::payload::Layout;
 use crate::results::ceiling::Ceiling;
 use crate::security::trust::Certificate;
@@ -30,7 +30,7 @@ static CONFIRMATIONS: [u8; BATCH_BYTES] = [1; BATCH_BYTES];
 
 /// What both halves agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Course {
+pub(crate) struct SocketTest {
     pub(crate) layout: Layout,
     pub(crate) ping_pong: bool,
     pub(crate) spin: bool,
@@ -38,7 +38,7 @@ pub(crate) struct Course {
     pub(crate) duration_ms: u64,
 }
 
-impl Course {
+impl SocketTest {
     /// The ceiling's name.
     pub(crate) fn kind(self) -> &'static str {
         if self.tls { "tls_socket" } else { "socket" }
@@ -60,11 +60,11 @@ impl Course {
 pub(crate) fn far(
     listener: &TcpListener,
     key: [u8; 16],
-    course: Course,
+    course: SocketTest,
     certificate: Option<&Certificate>,
 ) -> io::Result<()> {
     let stream = accept_within(listener, CONNECT_WITHIN)?;
-    let tls = certificate.map(Session::far).transpose()?;
+    let tls = certificate.map(TlsSession::far).transpose()?;
     let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE, tls)?;
     let mut presented = [0; 16];
     wire.read_exact(&mut presented)?;
@@ -82,21 +82,21 @@ pub(crate) fn far(
 
 /// The near half, connected.
 #[derive(Debug)]
-pub(crate) struct Near {
+pub(crate) struct SocketClient {
     wire: Wire,
-    course: Course,
+    course: SocketTest,
 }
 
-impl Near {
+impl SocketClient {
     /// Over TLS, `believed` is the far half's certificate.
     pub(crate) fn open(
         address: SocketAddr,
         key: [u8; 16],
-        course: Course,
+        course: SocketTest,
         believed: Option<&str>,
     ) -> io::Result<Self> {
         let stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN)?;
-        let tls = believed.map(Session::near).transpose()?;
+        let tls = believed.map(TlsSession::near).transpose()?;
         let mut wire = Wire::new(stream, course.spin, course.duration() + GRACE, tls)?;
         wire.write_all(&key)?;
         wire.read_exact(&mut [0])?;
@@ -118,7 +118,7 @@ fn message(layout: Layout, source: &[u8], number: u64) -> &[u8] {
 }
 
 /// Half round trips; the first tenth of the time warms up.
-fn ping(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
+fn ping(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceiling> {
     let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)
         .map_err(|why| io::Error::other(why.to_string()))?;
     let mut back = vec![1u8; course.layout.size_bytes];
@@ -139,7 +139,7 @@ fn ping(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
 }
 
 /// One direction, the window full, from the first send to the last confirmation; a shorter pass before warms up.
-fn pour(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
+fn pour(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceiling> {
     let mut sent = 0;
     pass(wire, course, source, &mut sent, course.duration() / 10)?;
     let (before, begin) = (sent, Instant::now());
@@ -151,7 +151,7 @@ fn pour(wire: &mut Wire, course: Course, source: &[u8]) -> io::Result<Ceiling> {
 /// Sends at least a window of messages, and for `duration`, and waits until all are confirmed.
 fn pass(
     wire: &mut Wire,
-    course: Course,
+    course: SocketTest,
     source: &[u8],
     sent: &mut u64,
     duration: Duration,
@@ -198,7 +198,7 @@ fn echo(wire: &mut Wire, message: &mut [u8]) -> io::Result<()> {
 }
 
 /// Reads each message into its slot, or many small ones at a time, and confirms.
-fn sink(wire: &mut Wire, window: &mut [u8], course: Course) -> io::Result<()> {
+fn sink(wire: &mut Wire, window: &mut [u8], course: SocketTest) -> io::Result<()> {
     let size = course.layout.size_bytes;
     let every = size as u64 * course.confirm_every();
     let mut batch = vec![1u8; if size < BATCH_BELOW_BYTES { BATCH_BYTES } else { 0 }];
@@ -227,7 +227,7 @@ fn sink(wire: &mut Wire, window: &mut [u8], course: Course) -> io::Result<()> {
 #[derive(Debug)]
 struct Wire {
     socket: Socket,
-    tls: Option<Session>,
+    tls: Option<TlsSession>,
 }
 
 /// A socket that sleeps or spins, and gives up in time.
@@ -239,7 +239,7 @@ struct Socket {
 }
 
 impl Wire {
-    fn new(stream: TcpStream, spin: bool, limit: Duration, mut tls: Option<Session>) -> io::Result<Self> {
+    fn new(stream: TcpStream, spin: bool, limit: Duration, mut tls: Option<TlsSession>) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(spin)?;
         stream.set_read_timeout(Some(limit))?;
@@ -340,10 +340,10 @@ mod tests {
     use crate::data::place::Place;
 
     fn run(layout: Layout, ping_pong: bool, spin: bool, tls: bool) -> Ceiling {
-        measure(Course { layout, ping_pong, spin, tls, duration_ms: 20 })
+        measure(SocketTest { layout, ping_pong, spin, tls, duration_ms: 20 })
     }
 
-    fn measure(course: Course) -> Ceiling {
+    fn measure(course: SocketTest) -> Ceiling {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let source = Payload::default().prepare(course.layout, Place::Host).unwrap();
@@ -352,7 +352,7 @@ mod tests {
             let certificate = course.tls.then(|| certificate().unwrap());
             let believed = certificate.as_ref().map(|certificate| certificate.chain.clone());
             let far = scope.spawn(move || far(&listener, [7; 16], course, certificate.as_ref()));
-            let near = Near::open(address, [7; 16], course, believed.as_deref()).unwrap();
+            let near = SocketClient::open(address, [7; 16], course, believed.as_deref()).unwrap();
             let ceiling = near.measure(source).unwrap();
             assert_eq!(ceiling.kind, course.kind());
             far.join().unwrap().unwrap();
@@ -376,20 +376,25 @@ mod tests {
     fn confirmations_that_come_at_once_are_no_speed() {
         for spin in [false, true] {
             let layout = Layout::new(8 << 20, 4);
-            let course = Course { layout, ping_pong: false, spin, tls: false, duration_ms: 1 };
+            let course = SocketTest { layout, ping_pong: false, spin, tls: false, duration_ms: 1 };
             assert!(measure(course).gb_per_s.is_some_and(|rate| rate < 100.0));
         }
     }
 
     #[test]
     fn a_stranger_is_turned_away() {
-        let course =
-            Course { layout: Layout::new(8, 1), ping_pong: true, spin: false, tls: false, duration_ms: 10 };
+        let course = SocketTest {
+            layout: Layout::new(8, 1),
+            ping_pong: true,
+            spin: false,
+            tls: false,
+            duration_ms: 10,
+        };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::scope(|scope| {
             let far = scope.spawn(|| far(&listener, [7; 16], course, None));
-            Near::open(address, [8; 16], course, None).unwrap_err();
+            SocketClient::open(address, [8; 16], course, None).unwrap_err();
             assert_eq!(far.join().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
         });
     }

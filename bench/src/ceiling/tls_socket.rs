@@ -20,7 +20,7 @@ const CIPHERTEXT_LEN: usize = 256 << 10;
 
 /// One half's TLS.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct TlsSession {
     tls: Connection,
     ciphertext: Vec<u8>,
     /// What of it is not decrypted yet.
@@ -32,7 +32,7 @@ pub(crate) fn certificate() -> io::Result<Certificate> {
     throw_away_certificate([NAME]).map_err(io::Error::other)
 }
 
-impl Session {
+impl TlsSession {
     pub(super) fn far(certificate: &Certificate) -> io::Result<Self> {
         let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).map_err(io::Error::other)?;
         let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);

@@ -15,8 +15,8 @@ use crate::data::payload::Check;
 use crate::data::place::Places;
 use crate::data::units::Size;
 use crate::failure::Failure;
-use crate::patterns::drive::Drive;
-use crate::peer::{About, Candidate, Peer, Speed};
+use crate::patterns::runner::CaseRunner;
+use crate::peer::{Candidate, Peer, PeerView, Speed};
 use crate::results::ceiling::Ceiling;
 use crate::results::sample::Repeat;
 use crate::security::trust::Trust;
@@ -64,7 +64,7 @@ struct Document {
     /// What became of the ways that the link may take or not.
     notes: Vec<String>,
     /// The other end's view; `null` if it is no `towline serve`.
-    peer: Option<About>,
+    peer: Option<PeerView>,
 }
 
 /// A candidate, and what the probe found if it is the chosen one.
@@ -84,7 +84,7 @@ struct Explained {
 
 /// What the probe found.
 #[derive(Debug)]
-struct Found {
+struct ProbeResult {
     speed: Speed,
     share: Option<f64>,
     copies: Option<f64>,
@@ -139,9 +139,13 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// A short measurement of latency and bandwidth, beside their ceilings.
-async fn probe(options: &Options, transport: Transport, progress: &mut Progress) -> Result<Found, Failure> {
+async fn probe(
+    options: &Options,
+    transport: Transport,
+    progress: &mut Progress,
+) -> Result<ProbeResult, Failure> {
     progress.tell("measuring");
-    let mut drive = Drive::new(PROBE, &options.trust, Some(&options.address), progress);
+    let mut runner = CaseRunner::new(PROBE, &options.trust, Some(&options.address), progress);
     let case = |pattern: Pattern, size, window| Case {
         transport: transport.clone(),
         pattern,
@@ -155,14 +159,14 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
         check: Check::Edges,
         places: Places::default(),
     };
-    let latency = drive.repeat(&case(Pattern::Latency, 8, 1)).await?;
-    let bandwidth = drive.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;
+    let latency = runner.repeat(&case(Pattern::Latency, 8, 1)).await?;
+    let bandwidth = runner.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;
     let Repeat { path, sample, ceilings } = bandwidth;
     // A copy is the ceiling of what stays in memory, the most alike of the bare sockets of what does not.
     let fits = |ceiling: &&Ceiling| !matches!(&path[..], "mem" | "shm") || ceiling.kind == "memcpy";
     let ceiling = ceilings.iter().rev().find(fits).and_then(|ceiling| ceiling.gb_per_s);
     let gb_per_s = sample.gb_per_s();
-    Ok(Found {
+    Ok(ProbeResult {
         speed: Speed { gb_per_s, p50_us: latency.sample.times.value_at_quantile(0.5) as f64 / 1e3 },
         share: ceiling.map(|ceiling| gb_per_s / ceiling),
         copies: sample.copies(),
@@ -171,7 +175,7 @@ async fn probe(options: &Options, transport: Transport, progress: &mut Progress)
 
 impl Explained {
     /// `path` is given for the chosen one.
-    fn new(candidate: Candidate, found: Option<&Found>, path: Option<&Path>) -> Self {
+    fn new(candidate: Candidate, found: Option<&ProbeResult>, path: Option<&Path>) -> Self {
         Self {
             candidate,
             measured: found.map(|found| found.speed),
@@ -215,7 +219,7 @@ impl Document {
             }
         }
         write_notes(out, &self.notes)?;
-        if let Some(About { version, host, process, chosen, candidates, notes }) = &self.peer {
+        if let Some(PeerView { version, host, process, chosen, candidates, notes }) = &self.peer {
             writeln!(out, "peer: process {process} on {host}, towline {version}, sees {chosen}")?;
             for Candidate { transport, state, reason, .. } in candidates {
                 writeln!(out, "  {transport:<6} {state:<10} {reason}")?;

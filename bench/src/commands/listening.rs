@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use towline::{Address, Endpoint, ErrorKind, Scheme};
 
-use super::metrics::{Exporter, Place};
+use super::metrics::{Exporter, MetricsAddress};
 use crate::case::Wait;
 use crate::failure::Failure;
 use crate::security::trust::Trust;
@@ -29,7 +29,7 @@ pub(crate) struct Listening {
     /// Answer `GET /metrics` there, for Prometheus, such as 127.0.0.1:9100, localhost:9100, or :9100 for every interface:
     /// whoever can reach it reads it. Port 0 takes any free one
     #[arg(long, value_name = "ADDR")]
-    metrics: Option<Place>,
+    metrics: Option<MetricsAddress>,
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]

@@ -1,6 +1,6 @@
 //! `--metrics`: what an endpoint and what runs on it count, for a Prometheus server that asks over HTTP.
 
-mod place;
+mod address;
 mod request;
 
 use std::io;
@@ -13,8 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use towline::Admission;
 
-pub(crate) use self::place::Place;
-use self::request::{Refusal, Request};
+pub(crate) use self::address::MetricsAddress;
+use self::request::{HttpRequest, Refusal};
 use crate::failure::Failure;
 
 /// A request takes less, or is dropped.
@@ -35,7 +35,7 @@ pub(crate) struct Exporter {
 
 impl Exporter {
     /// Listens for Prometheus, and tells where, as a URL.
-    pub(crate) async fn bind(at: &Place, registry: Registry) -> Result<(Self, String), Failure> {
+    pub(crate) async fn bind(at: &MetricsAddress, registry: Registry) -> Result<(Self, String), Failure> {
         let bind = async {
             let listener = at.bind().await?;
             let url = format!("http://{}/metrics", listener.local_addr()?);
@@ -67,7 +67,7 @@ impl Exporter {
 }
 
 async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
-    let Some(Request { asks_for, head_only }) = request(&mut stream).await? else { return Ok(()) };
+    let Some(HttpRequest { asks_for, head_only }) = request(&mut stream).await? else { return Ok(()) };
     let (status, kind, body) = match asks_for {
         Ok(format) => ("200 OK", format.content_type(), format.page(registry).map_err(io::Error::other)?),
         Err(refusal) => (refusal.status(), "text/plain; charset=utf-8", refusal.sentence().to_owned()),
@@ -89,16 +89,16 @@ async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
 }
 
 /// What a peer asks for; nothing if it goes before it has said so.
-async fn request(stream: &mut TcpStream) -> io::Result<Option<Request>> {
+async fn request(stream: &mut TcpStream) -> io::Result<Option<HttpRequest>> {
     let mut head = Vec::with_capacity(1024);
     while head.len() < HEAD_LEN_MAX {
         let room = (HEAD_LEN_MAX - head.len()) as u64;
         if (&mut *stream).take(room).read_buf(&mut head).await? == 0 {
             return Ok(None);
         }
-        if let Some(request) = Request::read(&head) {
+        if let Some(request) = HttpRequest::read(&head) {
             return Ok(Some(request));
         }
     }
-    Ok(Some(Request::refused(Refusal::TooLong)))
+    Ok(Some(HttpRequest::refused(Refusal::TooLong)))
 }

@@ -5,7 +5,7 @@ use towline_runtime::Scheduler;
 
 use super::listening::{Listening, refused};
 use crate::failure::{Failure, transport};
-use crate::process::ending::{Ending, STOP_WITHIN};
+use crate::process::shutdown::{STOP_WITHIN, Shutdown};
 
 /// Where it listens, and where `towline top` connects, unless another address is given.
 pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7100";
@@ -32,14 +32,14 @@ pub(crate) struct Options {
     pub(crate) listening: Listening,
 }
 
-pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
+pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Failure> {
     let listening = &options.listening;
     let endpoint = listening.endpoint()?;
     let started = Scheduler::start(&endpoint, &listening.address).await;
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
     let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
     listening.tell(scheduler.address(), &endpoint, metrics).await?;
-    let interruption = ending.told().await;
+    let interruption = shutdown.told().await;
     // A peer that takes no part must not hold it up.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
     Err(interruption)

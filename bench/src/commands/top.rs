@@ -66,12 +66,12 @@ struct Document {
     tasks_per_s: f64,
     moved_bytes: u64,
     moved_bytes_per_s: f64,
-    workers: Vec<Worker>,
+    workers: Vec<WorkerRow>,
     pairs: Vec<Pair>,
 }
 
 #[derive(Debug, Serialize)]
-struct Worker {
+struct WorkerRow {
     #[serde(flatten)]
     stats: WorkerStats,
     tasks_per_s: f64,
@@ -156,7 +156,7 @@ impl Document {
         let rate = |before: u64, now: u64| now.saturating_sub(before) as f64 / interval_s;
         let runs: BTreeMap<_, _> = before.workers.iter().map(|it| (it.number, it.runs_done)).collect();
         let bytes: BTreeMap<_, _> = before.pairs.iter().map(|it| ((it.from, it.to), it.bytes)).collect();
-        let worker = |stats: &WorkerStats| Worker {
+        let worker = |stats: &WorkerStats| WorkerRow {
             tasks_per_s: rate(runs.get(&stats.number).copied().unwrap_or_default(), stats.runs_done),
             stats: stats.clone(),
         };

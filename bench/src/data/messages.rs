@@ -3,23 +3,23 @@
 use bytes::Bytes;
 use towline::{Buffer, Message};
 
-use super::payload::{self, Cargo, cuts};
+use super::payload::{self, MessageSpec, cuts};
 
 /// Makes messages.
 #[derive(Clone, Debug)]
-pub(crate) struct Load {
+pub(crate) struct MessageSource {
     memory: Buffer,
-    cargo: Cargo,
+    spec: MessageSpec,
 }
 
-impl Load {
-    pub(crate) fn new(memory: Buffer, cargo: Cargo) -> Self {
-        Self { memory, cargo }
+impl MessageSource {
+    pub(crate) fn new(memory: Buffer, spec: MessageSpec) -> Self {
+        Self { memory, spec }
     }
 
     /// The payload of message `number`.
     pub(crate) fn payload(&self, number: u64) -> Buffer {
-        let layout = self.cargo.layout;
+        let layout = self.spec.layout;
         let begin = layout.offset(number);
         self.memory.slice(begin..begin + layout.size_bytes)
     }
@@ -31,7 +31,7 @@ impl Load {
 
     /// The payload of message `number` in memory that carried nothing before.
     pub(crate) fn fresh_payload(&self, number: u64) -> Result<Buffer, towline::Error> {
-        Ok(self.cargo.places.from.filled(self.payload(number).to_vec()?)?.freeze())
+        Ok(self.spec.places.from.filled(self.payload(number).to_vec()?)?.freeze())
     }
 
     /// Message `number`, in memory that carried nothing before.
@@ -40,20 +40,20 @@ impl Load {
     }
 
     fn cut(&self, number: u64, payload: Buffer) -> Message {
-        let header = Stamp(number).to_header();
-        if self.cargo.frames == 1 {
+        let header = DataHeader(number).to_header();
+        if self.spec.frames == 1 {
             return Message::new(header).with_frame(payload);
         }
-        let frames = cuts(self.cargo.layout.size_bytes, self.cargo.frames).map(|range| payload.slice(range));
+        let frames = cuts(self.spec.layout.size_bytes, self.spec.frames).map(|range| payload.slice(range));
         Message::from_parts(header, frames.collect())
     }
 }
 
 /// The header of a data message: a mark and the message's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stamp(pub(crate) u64);
+pub(crate) struct DataHeader(pub(crate) u64);
 
-impl Stamp {
+impl DataHeader {
     const MARK: u8 = b'#';
 
     pub(crate) fn to_header(self) -> Bytes {
@@ -71,9 +71,9 @@ impl Stamp {
 }
 
 /// Is this message number `expected`, with the frames and the bytes that it should have?
-pub(crate) fn inspect(message: &Message, cargo: Cargo, expected: u64) -> Result<(), String> {
-    let Cargo { layout, frames, check, .. } = cargo;
-    let Some(Stamp(number)) = Stamp::from_header(message.header()) else {
+pub(crate) fn inspect(message: &Message, spec: MessageSpec, expected: u64) -> Result<(), String> {
+    let MessageSpec { layout, frames, check, .. } = spec;
+    let Some(DataHeader(number)) = DataHeader::from_header(message.header()) else {
         return Err(format!("a message of {} header bytes without a stamp arrived", message.header().len()));
     };
     if number != expected {
@@ -110,11 +110,11 @@ mod tests {
         let layout = Layout::new(1000, 4);
         for (frames, from) in [(1, Place::Host), (3, Place::Host), (1, Place::Arena), (3, Place::Arena)] {
             let places = Places { from, to: Place::Host };
-            let cargo = Cargo { layout, frames, check: Check::Whole, places };
-            let load = Load::new(Payload::default().prepare(layout, from).unwrap(), cargo);
+            let spec = MessageSpec { layout, frames, check: Check::Whole, places };
+            let load = MessageSource::new(Payload::default().prepare(layout, from).unwrap(), spec);
             for number in [0, 5, 300] {
                 for message in [load.message(number), load.fresh_message(number).unwrap()] {
-                    inspect(&message, cargo, number).unwrap();
+                    inspect(&message, spec, number).unwrap();
                     assert!(message.frames().iter().all(|frame| frame.place() == from.of_library()));
                 }
             }
@@ -126,22 +126,23 @@ mod tests {
         let begin = layout.offset(number);
         let cuts = cuts(layout.size_bytes, frames);
         let frames = cuts.map(|cut| memory.slice(begin + cut.start..begin + cut.end));
-        Message::from_parts(Stamp(number).to_header(), frames.collect())
+        Message::from_parts(DataHeader(number).to_header(), frames.collect())
     }
 
     #[test]
     fn a_wrong_message_is_noticed() {
         let layout = Layout::new(100, 3);
-        let cargo = Cargo { layout, frames: 2, check: Check::Whole, places: Places::default() };
-        let verdict = |message: &Message, expected| inspect(message, cargo, expected);
+        let spec = MessageSpec { layout, frames: 2, check: Check::Whole, places: Places::default() };
+        let verdict = |message: &Message, expected| inspect(message, spec, expected);
         verdict(&message(layout, 7, 2), 7).unwrap();
         assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was due"));
         assert!(verdict(&message(layout, 7, 3), 7).unwrap_err().contains("3 frames"));
         let (_, frames) = message(layout, 8, 2).into_parts();
-        let swapped = Message::from_parts(Stamp(7).to_header(), frames);
+        let swapped = Message::from_parts(DataHeader(7).to_header(), frames);
         assert!(verdict(&swapped, 7).unwrap_err().contains("damaged"));
         assert!(verdict(&Message::new("hello"), 0).unwrap_err().contains("without a stamp"));
-        let uneven = Message::from_parts(Stamp(0).to_header(), vec![vec![0; 99].into(), vec![0; 1].into()]);
+        let uneven =
+            Message::from_parts(DataHeader(0).to_header(), vec![vec![0; 99].into(), vec![0; 1].into()]);
         assert!(verdict(&uneven, 0).unwrap_err().contains("cut elsewhere"));
     }
 }

@@ -64,7 +64,7 @@ impl Layout {
 
 /// The messages of one case: what they hold, where that lies, and what becomes of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Cargo {
+pub(crate) struct MessageSpec {
     pub(crate) layout: Layout,
     /// Frames of each.
     pub(crate) frames: usize,
@@ -106,7 +106,7 @@ fn pattern(length: usize) -> Vec<u8> {
     memory
 }
 
-impl Cargo {
+impl MessageSpec {
     /// The same for who has read every byte before.
     pub(crate) fn read_already(self) -> Self {
         let check = if self.check == Check::Read { Check::Edges } else { self.check };

@@ -6,28 +6,28 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 
-use super::lanes::Lanes;
-use super::{Bench, Exercise, open};
+use super::window_tasks::WindowTasks;
+use super::{ConnectionPattern, PatternContext, open};
 use crate::failure::Failure;
 use crate::peer::Request;
 use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Bandwidth<'a> {
-    bench: Bench<'a>,
+    bench: PatternContext<'a>,
     /// The next message's number.
     next: Arc<AtomicU64>,
 }
 
 impl<'a> Bandwidth<'a> {
-    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
+    pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
+        bench.peer.require(&Request::Sink(bench.case.spec())).await?;
         Ok(Self { bench, next: Arc::default() })
     }
 
     /// The same by a schedule. Tasks begin in the order in which they are spawned, so numbers leave in order.
     async fn offer(&self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        let Bench { case, peer, load, .. } = self.bench;
+        let PatternContext { case, peer, load, .. } = self.bench;
         let send = async || {
             let message = load.message(self.next.fetch_add(1, Ordering::Relaxed));
             let connection = peer.connection.clone();
@@ -45,7 +45,7 @@ impl<'a> Bandwidth<'a> {
     }
 }
 
-impl Exercise for Bandwidth<'_> {
+impl ConnectionPattern for Bandwidth<'_> {
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let message = self.bench.load.fresh_message(number)?;
@@ -58,7 +58,7 @@ impl Exercise for Bandwidth<'_> {
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         match self.bench.case.rate {
             Some(rate) => self.offer(rate, until, sample).await,
-            None => Lanes::delivering(self.bench, &self.next, until).end(sample).await.map(drop),
+            None => WindowTasks::delivering(self.bench, &self.next, until).end(sample).await.map(drop),
         }
     }
 }

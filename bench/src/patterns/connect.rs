@@ -2,23 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Bench, Exercise};
+use super::{ConnectionPattern, PatternContext};
 use crate::failure::Failure;
 use crate::peer::Peer;
 use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Connect<'a> {
-    bench: Bench<'a>,
+    bench: PatternContext<'a>,
 }
 
 impl<'a> Connect<'a> {
-    pub(super) fn new(bench: Bench<'a>) -> Self {
+    pub(super) fn new(bench: PatternContext<'a>) -> Self {
         Self { bench }
     }
 }
 
-impl Exercise for Connect<'_> {
+impl ConnectionPattern for Connect<'_> {
     /// Every connection here is a fresh one.
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         Ok(None)

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use towline::{BufferMut, RemoteRegion};
 
-use super::lanes::Lanes;
-use super::{Bench, Exercise};
+use super::window_tasks::WindowTasks;
+use super::{ConnectionPattern, PatternContext};
 use crate::data::payload::{Check, Layout, check};
 use crate::failure::Failure;
 use crate::peer::Request;
@@ -13,21 +13,21 @@ use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Get<'a> {
-    bench: Bench<'a>,
+    bench: PatternContext<'a>,
     remote: RemoteRegion,
     /// Where each lane reads to, and the number that it reads next.
-    lanes: Vec<(BufferMut, u64)>,
+    window_tasks: Vec<(BufferMut, u64)>,
 }
 
 impl<'a> Get<'a> {
-    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+    pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
         let layout = bench.case.layout();
         let remote = bench.peer.region(&Request::Lend { layout, place: bench.case.places.from }).await?;
-        Ok(Self { bench, remote, lanes: Vec::new() })
+        Ok(Self { bench, remote, window_tasks: Vec::new() })
     }
 }
 
-impl Exercise for Get<'_> {
+impl ConnectionPattern for Get<'_> {
     const GIVES: bool = false;
 
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
@@ -43,18 +43,18 @@ impl Exercise for Get<'_> {
         for lane in 0..layout.window as u64 {
             let mut warm = pool.take(layout.size_bytes)?;
             warm.extend_from_slice(&zeros)?;
-            self.lanes.push((warm, lane));
+            self.window_tasks.push((warm, lane));
         }
         Ok(Some(cold))
     }
 
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         let (layout, how) = (self.bench.case.layout(), self.bench.case.check);
-        let mut lanes = Lanes::new(layout.size_bytes);
-        for (mut memory, mut number) in self.lanes.drain(..) {
+        let mut window_tasks = WindowTasks::new(layout.size_bytes);
+        for (mut memory, mut number) in self.window_tasks.drain(..) {
             let (connection, remote) = (self.bench.peer.connection.clone(), self.remote);
-            let tally = lanes.tally();
-            lanes.spawn(async move {
+            let times = window_tasks.times();
+            window_tasks.spawn(async move {
                 loop {
                     memory.clear();
                     let begin = Instant::now();
@@ -62,7 +62,7 @@ impl Exercise for Get<'_> {
                     memory = connection.get(&remote, offset, memory).await?;
                     let came = begin.elapsed();
                     judge(&memory, layout, number, how)?;
-                    tally.record(if how == Check::Read { begin.elapsed() } else { came });
+                    times.record(if how == Check::Read { begin.elapsed() } else { came });
                     number += layout.window as u64;
                     if Instant::now() >= until {
                         return Ok((memory, number));
@@ -70,7 +70,7 @@ impl Exercise for Get<'_> {
                 }
             });
         }
-        self.lanes = lanes.end(sample).await?;
+        self.window_tasks = window_tasks.end(sample).await?;
         Ok(())
     }
 

@@ -4,30 +4,30 @@ use std::time::{Duration, Instant};
 
 use towline::Message;
 
-use super::{Bench, Exercise, open};
+use super::{ConnectionPattern, PatternContext, open};
 use crate::data::messages::inspect;
 use crate::data::payload::Check;
 use crate::data::place::Places;
 use crate::failure::Failure;
-use crate::peer::{Intake, Request};
+use crate::peer::{MessageReceiver, Request};
 use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Latency<'a> {
-    bench: Bench<'a>,
-    intake: Intake,
+    bench: PatternContext<'a>,
+    intake: MessageReceiver,
     number: u64,
 }
 
 impl<'a> Latency<'a> {
-    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        let cargo = bench.case.cargo();
+    pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
+        let spec = bench.case.spec();
         // Nothing is copied for an echo of what came, but it comes from where that landed: a place that was asked for is
         // that of a message of the far end's own.
-        let echo = Request::Echo { read: cargo.check == Check::Read };
-        let request = if cargo.places == Places::default() { echo } else { Request::Reply(cargo) };
+        let echo = Request::Echo { read: spec.check == Check::Read };
+        let request = if spec.places == Places::default() { echo } else { Request::Reply(spec) };
         bench.peer.require(&request).await?;
-        Ok(Self { bench, intake: bench.peer.intake(cargo)?, number: 0 })
+        Ok(Self { bench, intake: bench.peer.intake(spec)?, number: 0 })
     }
 
     /// The time that `message` takes there and back; what comes back is checked outside of that time, unless reading is part
@@ -45,13 +45,13 @@ impl<'a> Latency<'a> {
     fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
         let case = self.bench.case;
         let came = begin.elapsed();
-        inspect(back, case.cargo(), number).map_err(Failure::run)?;
+        inspect(back, case.spec(), number).map_err(Failure::run)?;
         Ok(if case.check == Check::Read { begin.elapsed() } else { came })
     }
 
     /// By a schedule: half of what a message took from when it was due is no way of anything, so the whole counts.
     async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        let Bench { case, peer, load, .. } = self.bench;
+        let PatternContext { case, peer, load, .. } = self.bench;
         let (mut out, mut back) = (self.number, self.number);
         let send = async || {
             let message = load.message(out);
@@ -72,7 +72,7 @@ impl<'a> Latency<'a> {
     }
 }
 
-impl Exercise for Latency<'_> {
+impl ConnectionPattern for Latency<'_> {
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let message = self.bench.load.fresh_message(self.number)?;
         let time = self.round_trip(message).await?;

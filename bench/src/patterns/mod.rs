@@ -1,17 +1,17 @@
-//! What is done with the messages: one file a pattern, each an [`Exercise`].
+//! What is done with the messages: one file a pattern, each an [`ConnectionPattern`].
 
 mod bandwidth;
 mod bidirectional;
 mod connect;
-mod crowd;
-pub(crate) mod drive;
 mod get;
-mod lanes;
+mod group;
 mod latency;
 mod open;
 mod put;
 mod rate;
+pub(crate) mod runner;
 pub(crate) mod tasks;
+mod window_tasks;
 pub(crate) mod workers;
 
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use towline::{Address, Endpoint};
 
 use crate::case::Pace;
 use crate::case::{Case, Pattern};
-use crate::data::messages::Load;
+use crate::data::messages::MessageSource;
 use crate::data::payload::Check;
 use crate::failure::Failure;
 use crate::peer::{Peer, Usage};
@@ -29,19 +29,19 @@ use crate::results::sample::Sample;
 
 /// What a pattern works with.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bench<'a> {
+pub(crate) struct PatternContext<'a> {
     pub(crate) case: &'a Case,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) address: &'a Address,
     /// A fresh connection.
     pub(crate) peer: &'a Peer,
-    pub(crate) load: &'a Load,
+    pub(crate) load: &'a MessageSource,
     /// Whose CPU time the near end is.
     pub(crate) clock: CpuClock,
 }
 
 /// A pattern at work on one connection.
-trait Exercise {
+trait ConnectionPattern {
     /// The near end gives the bytes; otherwise it takes them.
     const GIVES: bool = true;
 
@@ -58,7 +58,7 @@ trait Exercise {
 }
 
 /// One repeat of the case's pattern.
-pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Failure> {
+pub(crate) async fn measure(bench: PatternContext<'_>, pace: Pace) -> Result<Sample, Failure> {
     match bench.case.pattern {
         Pattern::Latency => exercise(bench, pace, latency::Latency::new(bench).await?).await,
         Pattern::Bandwidth => exercise(bench, pace, bandwidth::Bandwidth::new(bench).await?).await,
@@ -76,7 +76,11 @@ pub(crate) async fn measure(bench: Bench<'_>, pace: Pace) -> Result<Sample, Fail
 }
 
 /// Cold, warm up, measure, check.
-async fn exercise<E: Exercise>(bench: Bench<'_>, pace: Pace, mut exercise: E) -> Result<Sample, Failure> {
+async fn exercise<E: ConnectionPattern>(
+    bench: PatternContext<'_>,
+    pace: Pace,
+    mut exercise: E,
+) -> Result<Sample, Failure> {
     let cold = exercise.cold().await?;
     if !pace.warmup.is_zero() {
         exercise.run(Instant::now() + pace.warmup, &mut Sample::new()).await?;

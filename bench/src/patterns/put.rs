@@ -4,29 +4,29 @@ use std::time::{Duration, Instant};
 
 use towline::RemoteRegion;
 
-use super::lanes::Lanes;
-use super::{Bench, Exercise};
+use super::window_tasks::WindowTasks;
+use super::{ConnectionPattern, PatternContext};
 use crate::failure::Failure;
 use crate::peer::Request;
 use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Put<'a> {
-    bench: Bench<'a>,
+    bench: PatternContext<'a>,
     remote: RemoteRegion,
     /// The number that each lane writes next, into its own slot.
     next: Vec<u64>,
 }
 
 impl<'a> Put<'a> {
-    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
+    pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
         let layout = bench.case.layout();
         let remote = bench.peer.region(&Request::Borrow { layout, place: bench.case.places.to }).await?;
         Ok(Self { bench, remote, next: (0..layout.window as u64).collect() })
     }
 }
 
-impl Exercise for Put<'_> {
+impl ConnectionPattern for Put<'_> {
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let payload = self.bench.load.fresh_payload(0)?;
         let begin = Instant::now();
@@ -36,17 +36,17 @@ impl Exercise for Put<'_> {
 
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         let layout = self.bench.case.layout();
-        let mut lanes = Lanes::new(layout.size_bytes);
+        let mut window_tasks = WindowTasks::new(layout.size_bytes);
         for mut number in self.next.drain(..) {
             let (connection, load) = (self.bench.peer.connection.clone(), self.bench.load.clone());
-            let (remote, tally) = (self.remote, lanes.tally());
-            lanes.spawn(async move {
+            let (remote, times) = (self.remote, window_tasks.times());
+            window_tasks.spawn(async move {
                 let offset = (layout.slot(number) * layout.size_bytes) as u64;
                 loop {
                     let payload = load.payload(number);
                     let begin = Instant::now();
                     connection.put(&remote, offset, payload).await?;
-                    tally.record(begin.elapsed());
+                    times.record(begin.elapsed());
                     number += layout.window as u64;
                     if Instant::now() >= until {
                         return Ok(number);
@@ -54,7 +54,7 @@ impl Exercise for Put<'_> {
                 }
             });
         }
-        self.next = lanes.end(sample).await?;
+        self.next = window_tasks.end(sample).await?;
         Ok(())
     }
 

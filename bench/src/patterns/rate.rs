@@ -5,20 +5,20 @@ use std::time::{Duration, Instant};
 
 use towline::{Message, Receipt};
 
-use super::{Bench, Exercise, open};
+use super::{ConnectionPattern, PatternContext, open};
 use crate::failure::Failure;
 use crate::peer::Request;
 use crate::results::sample::Sample;
 
 #[derive(Debug)]
 pub(super) struct Rate<'a> {
-    bench: Bench<'a>,
+    bench: PatternContext<'a>,
     number: u64,
 }
 
 impl<'a> Rate<'a> {
-    pub(super) async fn new(bench: Bench<'a>) -> Result<Self, Failure> {
-        bench.peer.require(&Request::Sink(bench.case.cargo())).await?;
+    pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
+        bench.peer.require(&Request::Sink(bench.case.spec())).await?;
         Ok(Self { bench, number: 0 })
     }
 
@@ -30,7 +30,7 @@ impl<'a> Rate<'a> {
 
     /// The same by a schedule: each is confirmed as soon as its receipt says so.
     async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
-        let Bench { case, peer, .. } = self.bench;
+        let PatternContext { case, peer, .. } = self.bench;
         let send = async || Ok(peer.connection.send(self.message()).await?);
         let confirm = async |due: Instant, receipt: Receipt| {
             receipt.delivered().await?;
@@ -42,7 +42,7 @@ impl<'a> Rate<'a> {
     }
 }
 
-impl Exercise for Rate<'_> {
+impl ConnectionPattern for Rate<'_> {
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         let message = self.bench.load.fresh_message(self.number)?;
         self.number += 1;

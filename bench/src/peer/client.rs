@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use towline::{CandidateState, Connection, ErrorKind, Explained, Explanation, Message, RemoteRegion};
 
-use super::{About, Answer, Candidate, Intake, Request, Speed, Usage, encode, is_conversation};
+use super::{Answer, Candidate, MessageReceiver, PeerView, Request, Speed, Usage, encode, is_conversation};
 use crate::ceiling::blocking;
-use crate::ceiling::socket::{Course, Near};
-use crate::data::payload::Cargo;
+use crate::ceiling::socket::{SocketClient, SocketTest};
+use crate::data::payload::MessageSpec;
 use crate::failure::Failure;
 use crate::process::cpu_clock::CpuClock;
 
@@ -30,9 +30,9 @@ impl Peer {
         Self { connection, copied: Arc::default() }
     }
 
-    /// What takes messages of `cargo` from it.
-    pub(crate) fn intake(&self, cargo: Cargo) -> Result<Intake, Failure> {
-        Ok(Intake::new(&self.connection, cargo, &self.copied)?)
+    /// What takes messages of `spec` from it.
+    pub(crate) fn intake(&self, spec: MessageSpec) -> Result<MessageReceiver, Failure> {
+        Ok(MessageReceiver::new(&self.connection, spec, &self.copied)?)
     }
 
     /// Asks, and waits for the answer.
@@ -82,7 +82,7 @@ impl Peer {
         }
     }
 
-    pub(crate) async fn hello(&self) -> Result<About, Failure> {
+    pub(crate) async fn hello(&self) -> Result<PeerView, Failure> {
         match self.ask(&Request::Hello).await? {
             Answer::Hello(about) => Ok(about),
             other => Err(unexpected(&other)),
@@ -115,7 +115,7 @@ impl Peer {
     }
 
     /// A bare socket to the far end, which is at `host`.
-    pub(crate) async fn open_socket(&self, host: &str, course: Course) -> Result<Near, Failure> {
+    pub(crate) async fn open_socket(&self, host: &str, course: SocketTest) -> Result<SocketClient, Failure> {
         let (port, key, certificate) = match self.ask(&Request::Socket { course }).await? {
             Answer::Socket { port, key, certificate } => (port, key, certificate),
             other => return Err(unexpected(&other)),
@@ -124,7 +124,7 @@ impl Peer {
         let open = move || {
             let nowhere = || std::io::Error::other("the host has no address");
             let address = (host.as_str(), port).to_socket_addrs()?.next().ok_or_else(nowhere)?;
-            Near::open(address, key, course, certificate.as_deref())
+            SocketClient::open(address, key, course, certificate.as_deref())
         };
         blocking(open).await?.map_err(|error| Failure::run(error.to_string()))
     }

@@ -1,26 +1,26 @@
 //! The other half of a measurement: what is asked of it, and how it answers.
 //!
 //! A message whose header starts with `{` is a [`Request`] or its [`Answer`], as JSON. Every other message is data, and
-//! its header is [`Stamp`]; what happens to it follows from the last request. A fresh connection echoes.
+//! its header is [`DataHeader`]; what happens to it follows from the last request. A fresh connection echoes.
 
 mod client;
-mod intake;
+mod receiver;
+mod receiving;
 mod sending;
 mod server;
 mod serving;
-mod taking;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use client::Peer;
-pub(crate) use intake::Intake;
+pub(crate) use receiver::MessageReceiver;
+pub(crate) use receiving::Receiving;
 pub(crate) use server::serve;
 pub(crate) use serving::Serving;
-pub(crate) use taking::Taking;
 
-use crate::ceiling::socket::Course;
-use crate::data::payload::{Cargo, Check, Layout};
+use crate::ceiling::socket::SocketTest;
+use crate::data::payload::{Check, Layout, MessageSpec};
 use crate::data::place::Place;
 
 /// What the serving side is asked to do.
@@ -35,9 +35,9 @@ pub(crate) enum Request {
         read: bool,
     },
     /// Answer every message with the same one from memory of your own, and look at it then.
-    Reply(Cargo),
+    Reply(MessageSpec),
     /// Check every message and let it go.
-    Sink(Cargo),
+    Sink(MessageSpec),
     /// Beside a [`Request::Sink`]: send messages of its kind for a while. The only answer is [`Answer::Sent`], behind the
     /// last of them.
     Send {
@@ -74,7 +74,7 @@ pub(crate) enum Request {
     /// Be the far half of a bare socket.
     Socket {
         /// What both halves do.
-        course: Course,
+        course: SocketTest,
     },
 }
 
@@ -83,7 +83,7 @@ pub(crate) enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum Answer {
     /// Who it is.
-    Hello(About),
+    Hello(PeerView),
     /// Done.
     Ready,
     /// All was sent, and confirmed by the one who asked.
@@ -116,7 +116,7 @@ pub(crate) enum Answer {
 
 /// The serving side's view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct About {
+pub(crate) struct PeerView {
     pub(crate) version: String,
     pub(crate) host: String,
     pub(crate) process: u32,
@@ -175,20 +175,20 @@ pub(crate) fn encode(value: &impl Serialize) -> Result<Bytes, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::messages::Stamp;
+    use crate::data::messages::DataHeader;
     use crate::data::place::Places;
 
     #[test]
     fn a_stamp_is_told_from_a_conversation() {
         for number in [0, 1, u64::from(b'{'), u64::MAX] {
-            let header = Stamp(number).to_header();
-            assert_eq!(Stamp::from_header(&header), Some(Stamp(number)));
+            let header = DataHeader(number).to_header();
+            assert_eq!(DataHeader::from_header(&header), Some(DataHeader(number)));
             assert!(!is_conversation(&header));
         }
         let request = encode(&Request::Echo { read: false }).unwrap();
-        assert!(is_conversation(&request) && Stamp::from_header(&request).is_none());
+        assert!(is_conversation(&request) && DataHeader::from_header(&request).is_none());
         for header in [&b""[..], b"#", b"#1234567", b"#123456789"] {
-            assert_eq!(Stamp::from_header(header), None);
+            assert_eq!(DataHeader::from_header(header), None);
         }
     }
 
@@ -196,12 +196,12 @@ mod tests {
     fn requests_and_answers_survive_the_trip() {
         let layout = Layout::new(8, 2);
         let places = Places { from: Place::Host, to: Place::Arena };
-        let cargo = Cargo { layout, frames: 3, check: Check::Whole, places };
-        let course = Course { layout, ping_pong: true, spin: false, tls: true, duration_ms: 5 };
+        let spec = MessageSpec { layout, frames: 3, check: Check::Whole, places };
+        let course = SocketTest { layout, ping_pong: true, spin: false, tls: true, duration_ms: 5 };
         for request in [
             Request::Hello,
-            Request::Reply(cargo),
-            Request::Sink(cargo),
+            Request::Reply(spec),
+            Request::Sink(spec),
             Request::Borrow { layout, place: Place::Host },
             Request::Send { first: 7, duration_ms: 5 },
             Request::Enough,

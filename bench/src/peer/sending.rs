@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use towline::{Connection, Message};
 
 use super::{Answer, encode};
-use crate::data::messages::Load;
+use crate::data::messages::MessageSource;
 use crate::data::payload::Layout;
 
 /// Nobody is sent to for longer.
@@ -26,7 +26,7 @@ pub(super) struct Sending {
 
 impl Sending {
     /// Sends, and says behind the last message how many there were, or why there are no more.
-    pub(super) async fn run(self, load: Result<(Load, Layout), String>) {
+    pub(super) async fn run(self, load: Result<(MessageSource, Layout), String>) {
         let answer = match load {
             Ok((load, layout)) => self.send(&load, layout).await,
             Err(why) => Err(why),
@@ -38,7 +38,7 @@ impl Sending {
         }
     }
 
-    async fn send(&self, load: &Load, layout: Layout) -> Result<Answer, String> {
+    async fn send(&self, load: &MessageSource, layout: Layout) -> Result<Answer, String> {
         let until = Instant::now() + Duration::from_millis(self.duration_ms.min(DURATION_MS_MAX));
         // A lane takes a number in the same step as it sends, so numbers leave in order.
         let next = Arc::new(AtomicU64::new(self.first));

@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 use towline::{AvailableMemory, Buffer, BufferMut, Connection, ErrorKind, Listener, Message, Region};
 
 use super::sending::Sending;
-use super::{About, Answer, Candidate, Intake, Request, Usage, encode, is_conversation};
+use super::{Answer, Candidate, MessageReceiver, PeerView, Request, Usage, encode, is_conversation};
 use crate::ceiling::socket;
-use crate::ceiling::socket::Course;
+use crate::ceiling::socket::SocketTest;
 use crate::ceiling::tls_socket;
-use crate::data::messages::Load;
+use crate::data::messages::MessageSource;
 use crate::data::messages::inspect;
 use crate::data::payload;
-use crate::data::payload::{Cargo, Check, Layout, Payload};
+use crate::data::payload::{Check, Layout, MessageSpec, Payload};
 use crate::failure::Failure;
 use crate::machine::fingerprint;
 use crate::process::cpu_clock::CpuClock;
@@ -68,7 +68,7 @@ struct Session {
     host: Arc<str>,
     mode: Mode,
     /// Where messages are taken to, once that was said.
-    intake: Option<Intake>,
+    intake: Option<MessageReceiver>,
     /// Payload bytes copied here, beside what the connection counts.
     copied: Arc<AtomicU64>,
     messages: u64,
@@ -87,8 +87,8 @@ struct Session {
 #[derive(Debug)]
 enum Mode {
     Echo { read: bool },
-    Reply(Cargo, Load),
-    Sink(Cargo),
+    Reply(MessageSpec, MessageSource),
+    Sink(MessageSpec),
 }
 
 impl Session {
@@ -164,20 +164,20 @@ impl Session {
                 }
                 self.connection.send(message).await?;
             }
-            Mode::Reply(cargo, load) => {
-                if cargo.check == Check::Read {
+            Mode::Reply(spec, load) => {
+                if spec.check == Check::Read {
                     read(&message);
                 }
                 self.connection.send(load.message(self.messages)).await?;
-                if let Err(why) = inspect(&message, cargo.read_already(), self.messages) {
+                if let Err(why) = inspect(&message, spec.read_already(), self.messages) {
                     self.problem.get_or_insert(why);
                 }
             }
-            Mode::Sink(cargo) => {
-                if let Err(why) = inspect(&message, *cargo, self.messages) {
+            Mode::Sink(spec) => {
+                if let Err(why) = inspect(&message, *spec, self.messages) {
                     self.problem.get_or_insert(why);
                 }
-                if self.held.len() >= cargo.layout.window {
+                if self.held.len() >= spec.layout.window {
                     self.held.pop_front();
                 }
                 self.held.push_back(message);
@@ -192,14 +192,14 @@ impl Session {
         match request {
             Request::Hello => Ok(Answer::Hello(self.about().await)),
             Request::Echo { read } => Ok(self.begin(Mode::Echo { read }, None)),
-            Request::Reply(cargo) => {
-                let intake = self.intake(cargo)?;
-                let load = self.load(cargo)?;
-                Ok(self.begin(Mode::Reply(cargo, load), Some(intake)))
+            Request::Reply(spec) => {
+                let intake = self.intake(spec)?;
+                let load = self.load(spec)?;
+                Ok(self.begin(Mode::Reply(spec, load), Some(intake)))
             }
-            Request::Sink(cargo) => {
-                let intake = self.intake(cargo)?;
-                Ok(self.begin(Mode::Sink(cargo), Some(intake)))
+            Request::Sink(spec) => {
+                let intake = self.intake(spec)?;
+                Ok(self.begin(Mode::Sink(spec), Some(intake)))
             }
             Request::Send { .. } | Request::Enough => Err("that has no answer of its own".to_owned()),
             Request::Usage => Ok(Answer::Usage(Usage {
@@ -242,7 +242,7 @@ impl Session {
     fn start_sending(&mut self, first: u64, duration_ms: u64) {
         let load = match self.mode {
             Mode::Echo { .. } | Mode::Reply(..) => Err("nothing was said of what to send".to_owned()),
-            Mode::Sink(cargo) => self.load(cargo).map(|load| (load, cargo.layout)),
+            Mode::Sink(spec) => self.load(spec).map(|load| (load, spec.layout)),
         };
         self.enough = Arc::default();
         let (connection, enough) = (self.connection.clone(), self.enough.clone());
@@ -250,22 +250,22 @@ impl Session {
         tokio::spawn(sending.run(load));
     }
 
-    /// Returns the receiver of messages of `cargo`, whose bounds an unauthenticated peer may have chosen.
-    fn intake(&self, cargo: Cargo) -> Result<Intake, String> {
-        bounded(cargo.layout)?;
-        if cargo.frames == 0 {
+    /// Returns the receiver of messages of `spec`, whose bounds an unauthenticated peer may have chosen.
+    fn intake(&self, spec: MessageSpec) -> Result<MessageReceiver, String> {
+        bounded(spec.layout)?;
+        if spec.frames == 0 {
             return Err("messages without frames".to_owned());
         }
-        Intake::new(&self.connection, cargo, &self.copied).map_err(|error| error.to_string())
+        MessageReceiver::new(&self.connection, spec, &self.copied).map_err(|error| error.to_string())
     }
 
-    /// Messages of `cargo` from here.
-    fn load(&mut self, cargo: Cargo) -> Result<Load, String> {
-        let memory = self.payload.prepare(cargo.layout, cargo.places.from);
-        memory.map(|memory| Load::new(memory, cargo)).map_err(|error| error.to_string())
+    /// Messages of `spec` from here.
+    fn load(&mut self, spec: MessageSpec) -> Result<MessageSource, String> {
+        let memory = self.payload.prepare(spec.layout, spec.places.from);
+        memory.map(|memory| MessageSource::new(memory, spec)).map_err(|error| error.to_string())
     }
 
-    fn begin(&mut self, mode: Mode, intake: Option<Intake>) -> Answer {
+    fn begin(&mut self, mode: Mode, intake: Option<MessageReceiver>) -> Answer {
         self.mode = mode;
         self.intake = intake;
         self.messages = 0;
@@ -273,9 +273,9 @@ impl Session {
         Answer::Ready
     }
 
-    async fn about(&self) -> About {
+    async fn about(&self) -> PeerView {
         let explanation = self.connection.explain().await;
-        About {
+        PeerView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: fingerprint::host_name(),
             process: std::process::id(),
@@ -323,7 +323,7 @@ fn bounded(layout: Layout) -> Result<(), String> {
 }
 
 /// Starts the far half on a thread of its own, and tells when that ends.
-fn far_socket(host: &str, course: Course) -> Result<(Answer, oneshot::Receiver<()>), String> {
+fn far_socket(host: &str, course: SocketTest) -> Result<(Answer, oneshot::Receiver<()>), String> {
     bounded(course.layout)?;
     let listen = || match TcpListener::bind((host, 0)) {
         Err(_) if host == "::" => TcpListener::bind("0.0.0.0:0"),

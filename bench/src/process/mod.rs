@@ -2,5 +2,5 @@
 
 pub(crate) mod child;
 pub(crate) mod cpu_clock;
-pub(crate) mod ending;
 pub(crate) mod runtime_thread;
+pub(crate) mod shutdown;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
-use crate::against::Asked;
+use crate::against::RequestedTool;
 use crate::case::{Pattern, Transport};
 use crate::data::units::Size;
 use crate::results::row::Row;
@@ -259,7 +259,7 @@ fn split_brackets(rest: &str) -> Result<(Brackets, &str), String> {
 fn known_field(field: &str) -> Result<(), String> {
     if let Some(rest) = field.strip_prefix("against.") {
         let (tool, figure) = rest.split_once('.').unwrap_or((rest, ""));
-        tool.parse::<Asked>()?;
+        tool.parse::<RequestedTool>()?;
         if !AGAINST_FIELDS.contains(&figure) {
             return Err(format!("`{figure}` is no figure of a peer tool: {}", AGAINST_FIELDS.join(", ")));
         }

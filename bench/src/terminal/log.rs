@@ -105,22 +105,22 @@ where
 /// Stderr, for so many lines a second: peers that nobody knows must not fill a disk. What is left out is counted, and the
 /// next line says how many there were.
 #[derive(Debug, Default)]
-struct Bounded(Mutex<Budget>);
+struct Bounded(Mutex<LineLimit>);
 
 #[derive(Debug)]
-struct Budget {
+struct LineLimit {
     lines: f64,
     since: Instant,
     left_out: u64,
 }
 
-impl Default for Budget {
+impl Default for LineLimit {
     fn default() -> Self {
         Self { lines: LINES_MAX, since: Instant::now(), left_out: 0 }
     }
 }
 
-impl Budget {
+impl LineLimit {
     /// Takes a line at `now`. `None`: it is left out. Otherwise how many were, before it.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since).as_secs_f64();
@@ -136,17 +136,17 @@ impl Budget {
 }
 
 impl<'a> MakeWriter<'a> for Bounded {
-    type Writer = Line<'a>;
+    type Writer = LogLine<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(self)
+    fn make_writer(&'a self) -> LogLine<'a> {
+        LogLine(self)
     }
 }
 
 /// One line, which is written at once.
-struct Line<'a>(&'a Bounded);
+struct LogLine<'a>(&'a Bounded);
 
-impl Write for Line<'_> {
+impl Write for LogLine<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let taken = self.0.0.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
         let mut stderr = io::stderr().lock();
@@ -172,7 +172,7 @@ mod tests {
     #[test]
     fn lines_beyond_the_budget_are_counted_and_told_later() {
         let begin = Instant::now();
-        let mut budget = Budget { since: begin, ..Budget::default() };
+        let mut budget = LineLimit { since: begin, ..LineLimit::default() };
         let taken = (0..100).filter_map(|_| budget.take(begin)).count();
         assert_eq!(taken, LINES_MAX as usize);
         assert_eq!(budget.take(begin + Duration::from_millis(150)), Some(80));

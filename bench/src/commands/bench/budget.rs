@@ -83,13 +83,13 @@ impl Budget {
     }
 
     /// The repeats of the next of `left` cases, `now`: its share of the time left is its share of what is planned.
-    pub(super) fn case(&self, now: Duration, left: usize) -> Turns<'_> {
+    pub(super) fn case(&self, now: Duration, left: usize) -> CaseBudget<'_> {
         let planned = &self.each[self.each.len().saturating_sub(left)..];
         let of_others: Duration = planned.iter().skip(1).sum();
         let own = planned.first().copied().unwrap_or_default();
         let share = own.as_secs_f64() / (own + of_others).as_secs_f64().max(f64::MIN_POSITIVE);
         let until = self.adapts_to.map(|end| now + end.saturating_sub(now).mul_f64(share));
-        Turns { budget: self, share, of_others, until, done: 0, longest: Duration::ZERO }
+        CaseBudget { budget: self, share, of_others, until, done: 0, longest: Duration::ZERO }
     }
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for Budget {
 
 /// The repeats of one case, as many as there is time for, and at least one.
 #[derive(Debug)]
-pub(super) struct Turns<'a> {
+pub(super) struct CaseBudget<'a> {
     budget: &'a Budget,
     /// This case's part of what is planned for it and the cases after it, and a repeat of each of those.
     share: f64,
@@ -119,7 +119,7 @@ pub(super) struct Turns<'a> {
     longest: Duration,
 }
 
-impl Turns<'_> {
+impl CaseBudget<'_> {
     /// Whether another repeat is to begin `now`.
     pub(super) fn goes_on(&self, now: Duration) -> bool {
         let has_time = || self.until.is_none_or(|until| now + self.longest <= until);

@@ -2,9 +2,9 @@
 
 mod budget;
 mod memory;
-mod of_tasks;
 mod options;
 mod plan;
+mod task_cases;
 mod transports;
 
 use std::io::Write;
@@ -12,37 +12,37 @@ use std::time::Instant;
 
 use towline::{BackendState, Endpoint};
 
-use self::budget::Turns;
+use self::budget::CaseBudget;
 pub(crate) use self::options::Options;
 use self::plan::Plan;
 pub(crate) use self::transports::ready;
-use crate::against::{Peers, tool_rows};
+use crate::against::{PeerTools, tool_rows};
 use crate::case::{Case, Transport, Wait};
 use crate::failure::Failure;
 use crate::machine::fingerprint::Fingerprint;
-use crate::patterns::drive::Drive;
+use crate::patterns::runner::CaseRunner;
 use crate::peer::Peer;
-use crate::process::ending::Ending;
+use crate::process::shutdown::Shutdown;
 use crate::report::assertion::{Assertion, Verdict};
-use crate::report::history::Earlier;
+use crate::report::history::EarlierRun;
 use crate::report::{Report, table};
 use crate::results::row::Row;
 use crate::security::trust::Trust;
 use crate::terminal::print::say;
 use crate::terminal::progress::Progress;
 
-pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failure> {
+pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Failure> {
     let begin = Instant::now();
     let prepared = tokio::select! {
         biased;
         prepared = prepare(options) => prepared?,
-        interruption = ending.told() => return Err(interruption),
+        interruption = shutdown.told() => return Err(interruption),
     };
-    let Prepared { trust, plan, peers, earlier, fingerprint } = prepared;
+    let Prepared { trust, plan, peer_tools, earlier, fingerprint } = prepared;
     let told = fingerprint.warnings();
     told.iter().for_each(say);
     let told = told.len();
-    let (results, measured) = measure(options, &trust, (&plan, begin), &peers, ending).await;
+    let (results, measured) = measure(options, &trust, (&plan, begin), &peer_tools, shutdown).await;
     if matches!(measured, Err(Failure::Usage(_))) {
         return measured;
     }
@@ -72,8 +72,8 @@ pub(crate) async fn run(options: &Options, ending: &Ending) -> Result<(), Failur
 struct Prepared {
     trust: Trust,
     plan: Plan,
-    peers: Peers,
-    earlier: Option<Earlier>,
+    peer_tools: PeerTools,
+    earlier: Option<EarlierRun>,
     fingerprint: Fingerprint,
 }
 
@@ -106,7 +106,7 @@ async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     let endpoint = trust.endpoint(Wait::default())?;
     wait(options, &endpoint).await?;
     let plan = Plan::make(options, &endpoint).await?;
-    let peers = Peers::find(&options.against).await?;
+    let peer_tools = PeerTools::find(&options.against).await?;
     let planned: Vec<Row> = plan.cases.iter().map(Row::planned).collect();
     let earlier = options.history.open(&planned)?;
     let libraries = endpoint.backends().into_iter().filter_map(|backend| match backend.state {
@@ -114,7 +114,7 @@ async fn prepare(options: &Options) -> Result<Prepared, Failure> {
         _ => None,
     });
     let fingerprint = Fingerprint::read(libraries);
-    Ok(Prepared { trust, plan, peers, earlier, fingerprint })
+    Ok(Prepared { trust, plan, peer_tools, earlier, fingerprint })
 }
 
 /// Every case, each repeat in turn with its ceilings and with the peers' tools. Each row is told once it is there. A case that
@@ -123,27 +123,27 @@ async fn measure(
     options: &Options,
     trust: &Trust,
     (plan, begin): (&Plan, Instant),
-    peers: &Peers,
-    ending: &Ending,
+    peer_tools: &PeerTools,
+    shutdown: &Shutdown,
 ) -> (Vec<Row>, Result<(), Failure>) {
     let mut progress = Progress::start();
     let count = plan.cases.len();
     let cases = if count == 1 { "case" } else { "cases" };
     progress.keep(&format!("{count} {cases}, {}", plan.budget));
-    let mut drive = Drive::new(plan.budget.pace, trust, options.connect.as_ref(), &mut progress);
+    let mut runner = CaseRunner::new(plan.budget.pace, trust, options.connect.as_ref(), &mut progress);
     let mut rows = Vec::with_capacity(count);
     let (mut failed, mut refused) = (0, 0);
     for (index, case) in plan.cases.iter().enumerate() {
         let at = format!("{}/{count}", index + 1);
-        let turns = plan.budget.case(begin.elapsed(), count - index);
+        let budget = plan.budget.case(begin.elapsed(), count - index);
         let measured = tokio::select! {
             biased;
-            measured = measure_case(case, &at, (turns, begin), peers, &mut drive) => measured,
-            interruption = ending.told() => Err(interruption),
+            measured = measure_case(case, &at, (budget, begin), peer_tools, &mut runner) => measured,
+            interruption = shutdown.told() => Err(interruption),
         };
         let failure = match measured {
             Ok(row) => {
-                drive.progress.keep(&format!("{at} {}", table::line(&row)));
+                runner.progress.keep(&format!("{at} {}", table::line(&row)));
                 rows.push(row);
                 continue;
             }
@@ -155,7 +155,7 @@ async fn measure(
         }
         refused += usize::from(matches!(failure, Failure::Usage(_)));
         failed += 1;
-        drive.progress.keep(&format!("{at} {}", failure.during(case)));
+        runner.progress.keep(&format!("{at} {}", failure.during(case)));
     }
     let why = format!("{failed} of {count} cases failed");
     let outcome = match failed {
@@ -171,18 +171,18 @@ async fn measure(
 async fn measure_case(
     case: &Case,
     at: &str,
-    (mut turns, begin): (Turns<'_>, Instant),
-    peers: &Peers,
-    drive: &mut Drive<'_>,
+    (mut budget, begin): (CaseBudget<'_>, Instant),
+    peer_tools: &PeerTools,
+    runner: &mut CaseRunner<'_>,
 ) -> Result<Row, Failure> {
     let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
     let mut beside = Vec::new();
-    while turns.goes_on(begin.elapsed()) {
-        drive.progress.tell(&format!("{at} {case}, repeat {}", samples.len() + 1));
-        let (started, limit) = (Instant::now(), turns.limit(begin.elapsed()));
+    while budget.goes_on(begin.elapsed()) {
+        runner.progress.tell(&format!("{at} {case}, repeat {}", samples.len() + 1));
+        let (started, limit) = (Instant::now(), budget.limit(begin.elapsed()));
         let measured = async {
-            let repeat = drive.repeat(case).await?;
-            let tools = peers.turn(case, &repeat, drive.pace, drive.progress).await?;
+            let repeat = runner.repeat(case).await?;
+            let tools = peer_tools.turn(case, &repeat, runner.pace, runner.progress).await?;
             Ok((repeat, tools))
         };
         let measured = match limit {
@@ -197,7 +197,7 @@ async fn measure_case(
             },
         };
         let (repeat, tools) = measured?;
-        turns.took(started.elapsed());
+        budget.took(started.elapsed());
         path = repeat.path;
         samples.push(repeat.sample);
         ceilings.push(repeat.ceilings);
@@ -205,7 +205,7 @@ async fn measure_case(
     }
     let mut row = Row::measured(case, path, &samples, &ceilings);
     row.against = tool_rows(&row, &beside);
-    row.remark(turns.note());
+    row.remark(budget.note());
     Ok(row)
 }
 

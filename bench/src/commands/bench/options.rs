@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use towline::Address;
 
-use crate::against::Asked;
+use crate::against::RequestedTool;
 use crate::case::{Pattern, Transport, Wait};
 use crate::commands::wait_for::WaitFor;
 use crate::data::place::{Place, Places};
@@ -115,7 +115,7 @@ pub(crate) struct Options {
         conflicts_with = "connect",
         help_heading = "Comparison"
     )]
-    pub(crate) against: Vec<Asked>,
+    pub(crate) against: Vec<RequestedTool>,
     /// Check every byte at the receiver (length and edges are always checked)
     #[arg(long, help_heading = "Checks")]
     pub(crate) verify: bool,

@@ -4,10 +4,10 @@ use towline::Endpoint;
 
 use super::budget::Budget;
 use super::memory::{Memory, PROCESS_BYTES};
-use super::of_tasks;
 use super::options::{Options, unique};
+use super::task_cases;
 use super::transports::{set_streams, transports, try_options};
-use crate::against::Asked;
+use crate::against::RequestedTool;
 use crate::case::{Case, Pattern, Transport};
 use crate::data::payload::Check;
 use crate::data::place::Places;
@@ -47,7 +47,7 @@ impl Plan {
         from.check()?;
         to.check()?;
         let cases = expand(options, &transports, &Memory::now())?;
-        let against = Asked::unique(&options.against);
+        let against = RequestedTool::unique(&options.against);
         let planned = |case: &Case| {
             let entries = against.iter().map(|tool| tool.planned(case));
             Row { against: entries.collect(), ..Row::planned(case) }
@@ -129,7 +129,7 @@ pub(super) fn expand(
     for transport in transports {
         for pattern in unique(&patterns) {
             if pattern.is_of_tasks() {
-                of_tasks::expand(options, transport, pattern, memory, &mut cases)?;
+                task_cases::expand(options, transport, pattern, memory, &mut cases)?;
                 continue;
             }
             let defaults: Vec<Size> = pattern.default_sizes().iter().copied().map(Size).collect();
@@ -281,14 +281,14 @@ pub(super) mod tests {
     use super::super::memory::tests::memory;
 
     #[derive(Debug, Parser)]
-    struct Line {
+    struct CommandLine {
         #[command(flatten)]
         options: Options,
     }
 
     pub(in crate::commands::bench) fn options(line: &str) -> Options {
         let words = std::iter::once("bench").chain(line.split_whitespace());
-        Line::try_parse_from(words).unwrap().options
+        CommandLine::try_parse_from(words).unwrap().options
     }
 
     fn cases(line: &str) -> Result<Vec<Case>, String> {

@@ -10,7 +10,7 @@ const FIELDS_MAX: usize = 64;
 
 /// A request whose head has ended, or that cannot be one.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Request {
+pub(super) struct HttpRequest {
     pub(super) asks_for: Result<Format, Refusal>,
     /// The method is HEAD: the answer has no body.
     pub(super) head_only: bool,
@@ -45,7 +45,7 @@ impl Refusal {
     }
 }
 
-impl Request {
+impl HttpRequest {
     /// Reads a request from its first bytes. `None`: its head has not ended yet.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
@@ -156,8 +156,8 @@ impl<'a> Range<'a> {
 mod tests {
     use super::*;
 
-    fn asked(head: &str) -> Request {
-        Request::read(head.as_bytes()).unwrap()
+    fn asked(head: &str) -> HttpRequest {
+        HttpRequest::read(head.as_bytes()).unwrap()
     }
 
     #[test]
@@ -170,32 +170,36 @@ mod tests {
             "HTTP://[::1]:9100/metrics?x=http://y/z",
         ] {
             let request = asked(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"));
-            assert_eq!(request, Request { asks_for: Ok(Format::Plain), head_only: false }, "{target}");
+            assert_eq!(request, HttpRequest { asks_for: Ok(Format::Plain), head_only: false }, "{target}");
         }
         for target in
             ["/", "/metrics/", "/x?/metrics", "http://host", "http://host?/metrics", "ftp://x/metrics"]
         {
             let request = asked(&format!("HEAD {target} HTTP/1.1\r\n\r\n"));
-            assert_eq!(request, Request { asks_for: Err(Refusal::OtherPath), head_only: true }, "{target}");
+            assert_eq!(
+                request,
+                HttpRequest { asks_for: Err(Refusal::OtherPath), head_only: true },
+                "{target}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_request_is_refused_at_once() {
-        assert_eq!(asked("nonsense\r\n"), Request::refused(Refusal::Malformed));
+        assert_eq!(asked("nonsense\r\n"), HttpRequest::refused(Refusal::Malformed));
         assert_eq!(asked("PUT /metrics HTTP/1.1\r\n\r\n").asks_for, Err(Refusal::OtherMethod));
         let many = "a: b\r\n".repeat(FIELDS_MAX + 1);
         let request = asked(&format!("GET /metrics HTTP/1.1\r\n{many}\r\n"));
-        assert_eq!(request, Request::refused(Refusal::TooLong));
+        assert_eq!(request, HttpRequest::refused(Refusal::TooLong));
     }
 
     #[test]
     fn a_head_ends_with_its_empty_line() {
         let head = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
         for len in 0..head.len() {
-            assert_eq!(Request::read(&head[..len]), None, "{len}");
+            assert_eq!(HttpRequest::read(&head[..len]), None, "{len}");
         }
-        assert!(Request::read(head).is_some());
+        assert!(HttpRequest::read(head).is_some());
     }
 
     #[test]

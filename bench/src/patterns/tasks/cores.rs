@@ -3,18 +3,18 @@
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::Beside;
+use super::RuntimeThread;
 use crate::failure::Failure;
 
 /// This thread keeps to its core for as long as this lives.
 #[derive(Debug)]
-pub(super) struct Apart {
+pub(super) struct PinnedThreads {
     before: CpuSet,
 }
 
-impl Apart {
+impl PinnedThreads {
     /// `None` where this process has one core.
-    pub(super) async fn keep(beside: &Beside) -> Result<Option<Self>, Failure> {
+    pub(super) async fn keep(thread: &RuntimeThread) -> Result<Option<Self>, Failure> {
         let failed = |error: rustix::io::Errno| Failure::run(format!("a core for each thread: {error}"));
         let before = sched_getaffinity(None).map_err(failed)?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| before.is_set(*core)).map(|core| {
@@ -23,13 +23,13 @@ impl Apart {
             set
         });
         let (Some(ours), Some(theirs)) = (cores.next(), cores.next()) else { return Ok(None) };
-        beside.run(async move { sched_setaffinity(None, &theirs) }).await?.map_err(failed)?;
+        thread.run(async move { sched_setaffinity(None, &theirs) }).await?.map_err(failed)?;
         sched_setaffinity(None, &ours).map_err(failed)?;
         Ok(Some(Self { before }))
     }
 }
 
-impl Drop for Apart {
+impl Drop for PinnedThreads {
     fn drop(&mut self) {
         // It was allowed before.
         let _ = sched_setaffinity(None, &self.before);

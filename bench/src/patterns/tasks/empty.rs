@@ -8,7 +8,7 @@ use tokio::task::yield_now;
 use towline_runtime::{Client, Function, Future, Registry, TaskResult, Worker};
 
 use super::Cluster;
-use super::cores::Apart;
+use super::cores::PinnedThreads;
 use super::wakeups;
 use crate::case::Case;
 use crate::case::Pace;
@@ -33,8 +33,8 @@ pub(super) async fn repeat(cluster: &Cluster, case: &Case, pace: Pace) -> Result
     }
     let client = Client::connect(&cluster.endpoint, cluster.address()).await?;
     // From here on no thread is started, which would inherit it.
-    let _apart = Apart::keep(&cluster.beside).await?;
-    let load = Load { client: &client, tasks: case.window };
+    let _pinned = PinnedThreads::keep(&cluster.thread).await?;
+    let load = Batch { client: &client, tasks: case.window };
     let begin = Instant::now();
     while begin.elapsed() < pace.warmup {
         load.run(&mut Sample::new(), case.window.min(AT_ONCE)).await?;
@@ -53,22 +53,22 @@ pub(super) async fn repeat(cluster: &Cluster, case: &Case, pace: Pace) -> Result
     sample.scheduler_s = Some(scheduler_seconds(cluster).await? - scheduler_before);
     let mut ceilings = Vec::new();
     if case.window == 1 {
-        ceilings.push(wakeups::measure(&cluster.beside, WAKEUPS, pace.ceiling()).await?);
+        ceilings.push(wakeups::measure(&cluster.thread, WAKEUPS, pace.ceiling()).await?);
     }
     Ok(Repeat { path: cluster.path.clone(), sample, ceilings })
 }
 
 async fn scheduler_seconds(cluster: &Cluster) -> Result<f64, Failure> {
-    cluster.beside.run(async { CpuClock::Thread.seconds() }).await
+    cluster.thread.run(async { CpuClock::Thread.seconds() }).await
 }
 
-struct Load<'a> {
+struct Batch<'a> {
     client: &'a Client,
     /// That the scheduler knows at the same time.
     tasks: usize,
 }
 
-impl Load<'_> {
+impl Batch<'_> {
     /// So many tasks, from the first word on them to the last. The time of each is its share of it, or where it is alone, its
     /// round trip with its result.
     async fn run(&self, sample: &mut Sample, tasks: usize) -> Result<(), Failure> {

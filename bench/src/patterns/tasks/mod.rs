@@ -42,34 +42,34 @@ pub(crate) async fn repeat(
 /// A scheduler on a thread of its own, and what this thread needs to join it.
 #[derive(Debug)]
 struct Cluster {
-    beside: Beside,
+    thread: RuntimeThread,
     scheduler: Scheduler,
     endpoint: Endpoint,
     /// What leads from this thread to the scheduler.
     path: String,
     /// Keeps this thread awake.
-    _awake: Option<Awake>,
+    _busy: Option<BusyTask>,
 }
 
 impl Cluster {
     async fn start(case: &Case, trust: &Trust) -> Result<Self, Failure> {
         let spins = case.wait == Wait::Spin;
-        let beside = Beside::start("scheduler", spins)?;
+        let thread = RuntimeThread::start("scheduler", spins)?;
         let address: Address = case.transport.local_address().parse()?;
         // Each endpoint works on the thread of its callers: what is measured wakes no thread besides.
         let endpoint = |system: Arc<System>| -> Result<Endpoint, Failure> {
             Ok(trust.builder(case.wait)?.environment(system).build()?)
         };
-        let its_thread = Arc::new(System::on(beside.handle.clone()));
+        let its_thread = Arc::new(System::on(thread.handle.clone()));
         let theirs = endpoint(its_thread.clone())?;
         let builder = Scheduler::builder().environment(its_thread);
-        let scheduler = beside.run(async move { builder.start(&theirs, &address).await }).await??;
+        let scheduler = thread.run(async move { builder.start(&theirs, &address).await }).await??;
         let endpoint = endpoint(Arc::new(System::on(Handle::current())))?;
         let probe = endpoint.connect(scheduler.address()).await?;
         let path = probe.path().chosen().to_owned();
         probe.abort();
-        let awake = spins.then(|| Awake(tokio::spawn(stay_awake())));
-        Ok(Self { beside, scheduler, endpoint, path, _awake: awake })
+        let awake = spins.then(|| BusyTask(tokio::spawn(spin())));
+        Ok(Self { thread, scheduler, endpoint, path, _busy: awake })
     }
 
     fn address(&self) -> &Address {
@@ -79,18 +79,18 @@ impl Cluster {
 
 /// A thread with a runtime of its own, for as long as this lives.
 #[derive(Debug)]
-struct Beside {
+struct RuntimeThread {
     handle: Handle,
     _stop: oneshot::Sender<()>,
 }
 
-impl Beside {
+impl RuntimeThread {
     fn start(name: &str, spins: bool) -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::run(format!("the thread of the {name}: {error}"));
         let (stop, stopped) = oneshot::channel::<()>();
         let work = move |runtime: &Runtime| {
             runtime.block_on(async {
-                let _awake = spins.then(|| Awake(tokio::spawn(stay_awake())));
+                let _busy = spins.then(|| BusyTask(tokio::spawn(spin())));
                 // It ends when its sender is dropped.
                 let _ = stopped.await;
             });
@@ -110,16 +110,16 @@ impl Beside {
 }
 
 /// A thread whose runtime has always something to do polls and never sleeps: it spins.
-async fn stay_awake() {
+async fn spin() {
     loop {
         yield_now().await;
     }
 }
 
 #[derive(Debug)]
-struct Awake(JoinHandle<()>);
+struct BusyTask(JoinHandle<()>);
 
-impl Drop for Awake {
+impl Drop for BusyTask {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use towline_runtime::{Client, Data, Function, Future, Registry, TaskResult, Worker};
 
-use super::{Beside, Cluster};
+use super::{Cluster, RuntimeThread};
 use crate::case::Pace;
 use crate::case::{Case, Wait};
 use crate::ceiling::blocking;
@@ -22,7 +22,7 @@ use crate::security::trust::Trust;
 /// A block, as so many parts of so many bytes.
 const MAKE: Function<(u64, usize, usize), Vec<Part>> = Function::new("make");
 const PICK: Function<(Vec<Part>, usize), Part> = Function::new("pick");
-const SINK: Function<(Vec<Part>,), Taken> = Function::new("sink");
+const SINK: Function<(Vec<Part>,), Consumed> = Function::new("sink");
 
 /// One part of a block, and which worker made it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,7 +35,7 @@ struct Part {
 
 /// Bytes that a sink took, and those of them that another worker had made.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-struct Taken {
+struct Consumed {
     all: u64,
     crossed: u64,
 }
@@ -61,8 +61,8 @@ fn make(worker: u32, block: u64, parts: usize, part_bytes: usize) -> TaskResult<
     Ok((0..parts as u64).map(part).collect())
 }
 
-fn sink(worker: u32, parts: &[Part]) -> TaskResult<Taken> {
-    let mut taken = Taken { all: 0, crossed: 0 };
+fn sink(worker: u32, parts: &[Part]) -> TaskResult<Consumed> {
+    let mut taken = Consumed { all: 0, crossed: 0 };
     for Part { worker: maker, layout, number, bytes } in parts {
         let bytes = bytes.as_slice().ok_or("a part that is not in host memory")?;
         if bytes.len() != layout.size_bytes {
@@ -83,7 +83,7 @@ pub(super) async fn repeat(
     destination: &mut Destination,
 ) -> Result<Repeat, Failure> {
     let (blocks, part_bytes) = (case.window, part_bytes(case));
-    let mut workers = Workers::start(cluster, case, trust).await?;
+    let mut workers = ShuffleWorkers::start(cluster, case, trust).await?;
     let outcome = async {
         let client = Client::connect(&cluster.endpoint, cluster.address()).await?;
         // Both are there before the first block is: else one had all of them.
@@ -145,12 +145,12 @@ async fn round(client: &Client, made: &[Future<Vec<Part>>], sample: &mut Sample)
 
 /// Workers, each a process, or for `mem` a thread of this one.
 #[derive(Debug)]
-enum Workers {
+enum ShuffleWorkers {
     Processes(Vec<Child>),
-    Threads { _threads: Vec<(Worker, Beside)> },
+    Threads { _threads: Vec<(Worker, RuntimeThread)> },
 }
 
-impl Workers {
+impl ShuffleWorkers {
     async fn start(cluster: &Cluster, case: &Case, trust: &Trust) -> Result<Self, Failure> {
         let (scheduler, address) = (cluster.address(), case.transport.local_address());
         let memory_bytes = 4 * case.size.0 as u64 + (64 << 20);
@@ -174,11 +174,11 @@ impl Workers {
         }
         let mut threads = Vec::new();
         for number in 0..case.workers as u32 {
-            let beside = Beside::start("worker", case.wait == Wait::Spin)?;
+            let thread = RuntimeThread::start("worker", case.wait == Wait::Spin)?;
             let (endpoint, scheduler) = (trust.endpoint(case.wait)?, scheduler.clone());
             let builder = Worker::builder(registry(number)).slots(1).memory_bytes_max(memory_bytes);
-            let worker = beside.run(async move { builder.start(&endpoint, &scheduler).await }).await??;
-            threads.push((worker, beside));
+            let worker = thread.run(async move { builder.start(&endpoint, &scheduler).await }).await??;
+            threads.push((worker, thread));
         }
         Ok(Self::Threads { _threads: threads })
     }

@@ -6,16 +6,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::Beside;
+use super::RuntimeThread;
 use crate::failure::Failure;
 use crate::results::ceiling::Ceiling;
 use crate::results::sample::Sample;
 
 /// The time of so many wake-ups between this thread and the one beside it; the first tenth of the time warms up.
-pub(super) async fn measure(beside: &Beside, wakeups: u32, duration: Duration) -> Result<Ceiling, Failure> {
+pub(super) async fn measure(
+    thread: &RuntimeThread,
+    wakeups: u32,
+    duration: Duration,
+) -> Result<Ceiling, Failure> {
     let (there, back) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (called, answer) = (there.clone(), back.clone());
-    let far = beside.handle.spawn(async move {
+    let far = thread.handle.spawn(async move {
         loop {
             called.notified().await;
             answer.notify_one();

@@ -5,7 +5,7 @@ use std::io::{Write, stdin, stdout};
 use tokio::sync::{mpsc, oneshot};
 
 use super::worker::Worker;
-use super::{Answer, Order};
+use super::{WorkerCommand, WorkerReply};
 use crate::case::Wait;
 use crate::failure::Failure;
 use crate::process::cpu_clock::CpuClock;
@@ -33,7 +33,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 /// Reads orders on a thread of its own, and tells when there will be none.
-fn orders() -> (mpsc::UnboundedReceiver<Order>, oneshot::Receiver<()>) {
+fn orders() -> (mpsc::UnboundedReceiver<WorkerCommand>, oneshot::Receiver<()>) {
     let ((give, orders), (end, ended)) = (mpsc::unbounded_channel(), oneshot::channel());
     std::thread::spawn(move || {
         // It is dropped with this thread.
@@ -51,7 +51,7 @@ fn orders() -> (mpsc::UnboundedReceiver<Order>, oneshot::Receiver<()>) {
     (orders, ended)
 }
 
-fn say(answer: Answer) {
+fn say(answer: WorkerReply) {
     if let Ok(line) = serde_json::to_string(&answer) {
         // Nobody reads it any more where this fails, and then the input ends too.
         let _ = writeln!(stdout(), "{line}");

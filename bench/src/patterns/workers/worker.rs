@@ -8,13 +8,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use towline::{Address, Buffer, Endpoint};
 
-use super::back::Back;
-use super::tally::Tally;
-use super::{Answer, Counted, Order, Spent};
+use super::confirmations::ConfirmationCounter;
+use super::reverse::ReverseFlow;
+use super::{MessageCount, WorkerCommand, WorkerCost, WorkerReply};
 use crate::ceiling::blocking;
-use crate::ceiling::socket::{Course, Near};
-use crate::data::messages::Load;
-use crate::data::payload::{Cargo, Payload};
+use crate::ceiling::socket::{SocketClient, SocketTest};
+use crate::data::messages::MessageSource;
+use crate::data::payload::{MessageSpec, Payload};
 use crate::failure::Failure;
 use crate::peer;
 use crate::peer::{Peer, Request, Usage};
@@ -27,15 +27,15 @@ pub(super) struct Worker {
     flows: Vec<Flow>,
     /// What messages are made of.
     memory: Buffer,
-    tally: Arc<Tally>,
+    confirmations: Arc<ConfirmationCounter>,
     /// What the last peer sends, if it does.
-    back: Option<Back>,
-    lanes: JoinSet<Result<(), Failure>>,
+    reverse: Option<ReverseFlow>,
+    window_tasks: JoinSet<Result<(), Failure>>,
     /// What takes the others' messages.
     serving: JoinSet<Result<(), Failure>>,
     /// What this end had spent when it began.
     begun_cpu_s: f64,
-    bare: Option<Near>,
+    bare: Option<SocketClient>,
 }
 
 /// Messages to one peer.
@@ -43,7 +43,7 @@ pub(super) struct Worker {
 struct Flow {
     peer: Peer,
     host: String,
-    load: Load,
+    load: MessageSource,
     window: usize,
     /// What the far end had spent before.
     before: Usage,
@@ -56,9 +56,9 @@ impl Worker {
             clock,
             flows: Vec::new(),
             memory: Buffer::new(),
-            tally: Arc::default(),
-            back: None,
-            lanes: JoinSet::new(),
+            confirmations: Arc::default(),
+            reverse: None,
+            window_tasks: JoinSet::new(),
             serving: JoinSet::new(),
             begun_cpu_s: 0.0,
             bare: None,
@@ -66,7 +66,11 @@ impl Worker {
     }
 
     /// Until there are no more orders, or it cannot go on.
-    pub(super) async fn work(mut self, mut orders: mpsc::UnboundedReceiver<Order>, answer: impl Fn(Answer)) {
+    pub(super) async fn work(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<WorkerCommand>,
+        answer: impl Fn(WorkerReply),
+    ) {
         loop {
             let outcome = match self.unless_lost(orders.recv()).await {
                 Ok(None) => return,
@@ -75,7 +79,7 @@ impl Worker {
             };
             match outcome {
                 Ok(done) => answer(done),
-                Err(failure) => return answer(Answer::Failed { why: failure.to_string() }),
+                Err(failure) => return answer(WorkerReply::Failed { why: failure.to_string() }),
             }
         }
     }
@@ -86,112 +90,114 @@ impl Worker {
         loop {
             tokio::select! {
                 biased;
-                Some(end) = self.lanes.join_next() => ended(end)?,
+                Some(end) = self.window_tasks.join_next() => ended(end)?,
                 outcome = &mut awaited => return Ok(outcome),
             }
         }
     }
 
-    async fn follow(&mut self, order: Order) -> Result<Answer, Failure> {
+    async fn follow(&mut self, order: WorkerCommand) -> Result<WorkerReply, Failure> {
         match order {
-            Order::Listen { address } => self.listen(&address).await,
-            Order::Meet { addresses, mutual, cargo } => self.meet(&addresses, mutual.as_deref(), cargo).await,
-            Order::Run => self.run().await,
-            Order::Count { duration_us } => self.count(Duration::from_micros(duration_us)).await,
-            Order::Stop => self.stop().await,
-            Order::Open { course } => self.open(course).await,
-            Order::Pour => self.pour().await,
+            WorkerCommand::Listen { address } => self.listen(&address).await,
+            WorkerCommand::Connect { addresses, mutual, spec } => {
+                self.meet(&addresses, mutual.as_deref(), spec).await
+            }
+            WorkerCommand::Run => self.run().await,
+            WorkerCommand::Count { duration_us } => self.count(Duration::from_micros(duration_us)).await,
+            WorkerCommand::Stop => self.stop().await,
+            WorkerCommand::Open { course } => self.open(course).await,
+            WorkerCommand::Pour => self.pour().await,
         }
     }
 
-    async fn listen(&mut self, address: &str) -> Result<Answer, Failure> {
+    async fn listen(&mut self, address: &str) -> Result<WorkerReply, Failure> {
         let listener = self.endpoint.listen(&address.parse()?).await?;
         let address = listener.address().to_string();
         self.serving.spawn(peer::serve(listener, self.clock));
-        Ok(Answer::Listening { address })
+        Ok(WorkerReply::Listening { address })
     }
 
     async fn meet(
         &mut self,
         addresses: &[String],
         mutual: Option<&str>,
-        cargo: Cargo,
-    ) -> Result<Answer, Failure> {
-        let memory = Payload::default().prepare(cargo.layout, cargo.places.from)?;
-        let load = Load::new(memory.clone(), cargo);
+        spec: MessageSpec,
+    ) -> Result<WorkerReply, Failure> {
+        let memory = Payload::default().prepare(spec.layout, spec.places.from)?;
+        let load = MessageSource::new(memory.clone(), spec);
         for address in addresses.iter().map(String::as_str).chain(mutual) {
             let address: Address = address.parse()?;
             let peer = Peer::new(self.endpoint.connect(&address).await?);
-            peer.require(&Request::Sink(cargo)).await?;
+            peer.require(&Request::Sink(spec)).await?;
             let (host, load) = (address.host().to_owned(), load.clone());
-            self.flows.push(Flow { peer, host, load, window: cargo.layout.window, before: Usage::default() });
+            self.flows.push(Flow { peer, host, load, window: spec.layout.window, before: Usage::default() });
         }
         if mutual.is_some()
             && let Some(Flow { peer, .. }) = self.flows.last()
         {
-            self.back = Some(Back { peer: peer.clone(), cargo, tally: Arc::default() });
+            self.reverse = Some(ReverseFlow { peer: peer.clone(), spec, confirmations: Arc::default() });
         }
         self.memory = memory;
         let mut paths: Vec<&str> =
             self.flows.iter().map(|flow| flow.peer.connection.path().chosen()).collect();
         paths.dedup();
-        Ok(Answer::Met { path: paths.join("+") })
+        Ok(WorkerReply::Connected { path: paths.join("+") })
     }
 
-    async fn run(&mut self) -> Result<Answer, Failure> {
+    async fn run(&mut self) -> Result<WorkerReply, Failure> {
         for flow in &mut self.flows {
             flow.before = flow.peer.usage().await?;
         }
         self.begun_cpu_s = self.clock.seconds();
-        if let Some(back) = &self.back {
-            self.lanes.spawn(back.begin().await?);
+        if let Some(reverse) = &self.reverse {
+            self.window_tasks.spawn(reverse.begin().await?);
         }
         for flow in &self.flows {
             // A lane takes a number in the same step as it sends, so numbers leave in order.
             let next = Arc::new(AtomicU64::new(0));
             for _ in 0..flow.window {
                 let (connection, load) = (flow.peer.connection.clone(), flow.load.clone());
-                let (next, tally) = (next.clone(), self.tally.clone());
-                self.lanes.spawn(async move {
-                    while !tally.stopped() {
+                let (next, confirmations) = (next.clone(), self.confirmations.clone());
+                self.window_tasks.spawn(async move {
+                    while !confirmations.stopped() {
                         let message = load.message(next.fetch_add(1, Ordering::Relaxed));
                         let sent = Instant::now();
                         connection.deliver(message).await?;
-                        tally.confirm(sent, Instant::now());
+                        confirmations.confirm(sent, Instant::now());
                     }
                     Ok(())
                 });
             }
         }
-        let back = self.back.iter().map(|back| &back.tally);
-        let tallies: Vec<Arc<Tally>> = back.chain([&self.tally]).cloned().collect();
-        for tally in tallies {
-            self.unless_lost(tally.begun()).await?;
+        let reverse = self.reverse.iter().map(|reverse| &reverse.confirmations);
+        let tallies: Vec<Arc<ConfirmationCounter>> = reverse.chain([&self.confirmations]).cloned().collect();
+        for confirmations in tallies {
+            self.unless_lost(confirmations.begun()).await?;
         }
-        Ok(Answer::Running)
+        Ok(WorkerReply::Running)
     }
 
-    async fn count(&mut self, duration: Duration) -> Result<Answer, Failure> {
-        let back = self.back.as_ref().map(|back| back.tally.count(duration));
-        let out = self.tally.count(duration);
+    async fn count(&mut self, duration: Duration) -> Result<WorkerReply, Failure> {
+        let reverse = self.reverse.as_ref().map(|reverse| reverse.confirmations.count(duration));
+        let out = self.confirmations.count(duration);
         let out = self.counted(out).await?;
-        let back = match back {
-            Some(back) => Some(self.counted(back).await?),
+        let reverse = match reverse {
+            Some(reverse) => Some(self.counted(reverse).await?),
             None => None,
         };
-        Ok(Answer::Counted { out, back })
+        Ok(WorkerReply::Counted { out, reverse })
     }
 
-    async fn counted(&mut self, counted: oneshot::Receiver<Counted>) -> Result<Counted, Failure> {
+    async fn counted(&mut self, counted: oneshot::Receiver<MessageCount>) -> Result<MessageCount, Failure> {
         self.unless_lost(counted).await?.map_err(|_| Failure::run("it did not count"))
     }
 
-    async fn stop(&mut self) -> Result<Answer, Failure> {
-        self.tally.stop();
-        if let Some(back) = &self.back {
-            back.enough().await?;
+    async fn stop(&mut self) -> Result<WorkerReply, Failure> {
+        self.confirmations.stop();
+        if let Some(reverse) = &self.reverse {
+            reverse.enough().await?;
         }
-        while let Some(end) = self.lanes.join_next().await {
+        while let Some(end) = self.window_tasks.join_next().await {
             ended(end)?;
         }
         let cpu_s = self.clock.seconds() - self.begun_cpu_s;
@@ -201,23 +207,23 @@ impl Worker {
             far_cpu_s = (flow.before.cpu_s.min(far_cpu_s.0), after.cpu_s.max(far_cpu_s.1));
             bytes_copied += after.bytes_copied + flow.peer.own_usage(self.clock).bytes_copied;
         }
-        let came = self.back.as_ref().map_or(0, |back| back.tally.confirmed());
-        let messages = self.tally.confirmed() + came;
-        Ok(Answer::Stopped(Spent { messages, cpu_s, far_cpu_s, bytes_copied }))
+        let came = self.reverse.as_ref().map_or(0, |reverse| reverse.confirmations.confirmed());
+        let messages = self.confirmations.confirmed() + came;
+        Ok(WorkerReply::Stopped(WorkerCost { messages, cpu_s, far_cpu_s, bytes_copied }))
     }
 
-    async fn open(&mut self, course: Course) -> Result<Answer, Failure> {
+    async fn open(&mut self, course: SocketTest) -> Result<WorkerReply, Failure> {
         let flow = self.flows.first().ok_or_else(|| Failure::run("a bare socket to nobody"))?;
         self.bare = Some(flow.peer.open_socket(&flow.host, course).await?);
-        Ok(Answer::Opened)
+        Ok(WorkerReply::Opened)
     }
 
-    async fn pour(&mut self) -> Result<Answer, Failure> {
+    async fn pour(&mut self) -> Result<WorkerReply, Failure> {
         let near = self.bare.take().ok_or_else(|| Failure::run("no bare socket"))?;
         let memory = self.memory.clone();
         let ceiling = blocking(move || near.measure(memory.as_slice().unwrap_or_default())).await?;
         let ceiling = ceiling.map_err(|error| Failure::run(error.to_string()))?;
-        Ok(Answer::Poured { gb_per_s: ceiling.gb_per_s.unwrap_or_default() })
+        Ok(WorkerReply::Poured { gb_per_s: ceiling.gb_per_s.unwrap_or_default() })
     }
 }
 

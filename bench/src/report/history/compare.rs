@@ -6,8 +6,8 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value};
 
 use crate::machine::fingerprint::Fingerprint;
+use crate::results::histogram::HistogramCounts;
 use crate::results::row::Row;
-use crate::results::times::Times;
 
 /// What makes two rows the same case. What they measured, and how it was carried, may differ.
 const IDENTITY: [&str; 16] = [
@@ -37,7 +37,7 @@ const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
 
 /// An earlier run.
 #[derive(Debug)]
-pub(crate) struct Earlier {
+pub(crate) struct EarlierRun {
     fingerprint: Value,
     rows: Vec<EarlierRow>,
 }
@@ -61,7 +61,7 @@ pub(super) struct Comparison {
     longer_percent: Vec<(&'static str, f64)>,
 }
 
-impl Earlier {
+impl EarlierRun {
     /// A document, with or without histograms.
     pub(super) fn read(text: &str) -> Result<Self, String> {
         let document: Value =
@@ -79,7 +79,7 @@ impl Earlier {
             let times = match row.get("histogram") {
                 None | Some(Value::Null) => None,
                 Some(kept) => Some(
-                    serde_json::from_value::<Times>(kept.clone())
+                    serde_json::from_value::<HistogramCounts>(kept.clone())
                         .map_err(|error| format!("one of its histograms: {error}"))?
                         .to_histogram(),
                 ),
@@ -165,7 +165,7 @@ impl fmt::Display for Comparison {
 
 #[cfg(test)]
 mod tests {
-    use super::super::saved::Saved;
+    use super::super::saved::SavedRun;
     use super::*;
     use crate::report::Report;
     use crate::results::row::tests::bandwidth_row;
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_run_is_the_same_as_itself() {
         let report = report();
-        let earlier = Earlier::read(&Saved::of(&report).to_text().unwrap()).unwrap();
+        let earlier = EarlierRun::read(&SavedRun::of(&report).to_text().unwrap()).unwrap();
         assert!(earlier.measured_elsewhere(&report.fingerprint).is_none());
         let comparison = earlier.beside(&report.results[0]).unwrap();
         assert_eq!((comparison.figure, comparison.worse_percent), ("GB/s", 0.0));
@@ -192,7 +192,7 @@ mod tests {
     fn less_bandwidth_and_more_latency_are_worse() {
         // A document without histograms serves as well.
         let mut report = report();
-        let earlier = Earlier::read(&serde_json::to_string(&report).unwrap()).unwrap();
+        let earlier = EarlierRun::read(&serde_json::to_string(&report).unwrap()).unwrap();
         let row = &mut report.results[0];
         row.gb_per_s = Some(3.0);
         let slower = earlier.beside(row).unwrap();
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn only_the_same_case_is_compared() {
         let mut report = report();
-        let earlier = Earlier::read(&serde_json::to_string(&report).unwrap()).unwrap();
+        let earlier = EarlierRun::read(&serde_json::to_string(&report).unwrap()).unwrap();
         report.results[0].path = Some("elsewhere".into());
         assert!(earlier.has(&report.results[0]), "what carried the bytes may change");
         report.results[0].window = 3;
@@ -231,7 +231,7 @@ mod tests {
             ("{\"schema\":1,\"results\":[7]}", "no row"),
             ("{\"schema\":1,\"results\":[{\"histogram\":7}]}", "one of its histograms"),
         ] {
-            let why = Earlier::read(text).map(drop).unwrap_err();
+            let why = EarlierRun::read(text).map(drop).unwrap_err();
             assert!(why.contains(says), "{text}: {why}");
         }
     }

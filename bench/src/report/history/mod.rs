@@ -5,8 +5,8 @@ mod saved;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use self::compare::Earlier;
-use self::saved::Saved;
+pub(crate) use self::compare::EarlierRun;
+use self::saved::SavedRun;
 use super::Report;
 use crate::failure::Failure;
 use crate::results::row::Row;
@@ -44,11 +44,11 @@ impl History {
     }
 
     /// Before the run: the earlier run, which must have a row of this one.
-    pub(crate) fn open(&self, planned: &[Row]) -> Result<Option<Earlier>, Failure> {
+    pub(crate) fn open(&self, planned: &[Row]) -> Result<Option<EarlierRun>, Failure> {
         let Some(path) = &self.compare else { return Ok(None) };
         let wrong = |why: String| Failure::usage(format!("--compare {}: {why}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
-        let earlier = Earlier::read(&text).map_err(wrong)?;
+        let earlier = EarlierRun::read(&text).map_err(wrong)?;
         if !planned.iter().any(|row| earlier.has(row)) {
             return Err(wrong(format!("it has no row of this run: {}", earlier.names())));
         }
@@ -59,11 +59,11 @@ impl History {
     pub(crate) fn save(&self, report: &Report) -> Result<(), Failure> {
         let Some(file) = &self.save_histograms else { return Ok(()) };
         let wrong = |error| Failure::run(format!("--save-histograms: {error}"));
-        file.write(&Saved::of(report).to_text().map_err(wrong)?)
+        file.write(&SavedRun::of(report).to_text().map_err(wrong)?)
     }
 
     /// After the run: every row beside its earlier self, on stderr; a row that is worse beyond the threshold fails the run.
-    pub(crate) fn judge(&self, earlier: Option<&Earlier>, report: &Report) -> Result<(), Failure> {
+    pub(crate) fn judge(&self, earlier: Option<&EarlierRun>, report: &Report) -> Result<(), Failure> {
         let Some(earlier) = earlier else { return Ok(()) };
         if let Some(other) = earlier.measured_elsewhere(&report.fingerprint) {
             say(format_args!("the earlier run was measured on something else: {other}"));

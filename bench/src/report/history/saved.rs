@@ -4,12 +4,12 @@ use serde::Serialize;
 
 use crate::machine::fingerprint::Fingerprint;
 use crate::report::Report;
+use crate::results::histogram::HistogramCounts;
 use crate::results::row::Row;
-use crate::results::times::Times;
 
 /// The document with histograms: whoever reads the document reads this too.
 #[derive(Debug, Serialize)]
-pub(super) struct Saved<'a> {
+pub(super) struct SavedRun<'a> {
     schema: u32,
     complete: bool,
     error: Option<&'a str>,
@@ -22,12 +22,12 @@ pub(super) struct Saved<'a> {
 struct SavedRow<'a> {
     #[serde(flatten)]
     row: &'a Row,
-    histogram: Option<Times>,
+    histogram: Option<HistogramCounts>,
 }
 
-impl<'a> Saved<'a> {
+impl<'a> SavedRun<'a> {
     pub(super) fn of(report: &'a Report) -> Self {
-        let saved = |row: &'a Row| SavedRow { row, histogram: row.times.as_ref().map(Times::of) };
+        let saved = |row: &'a Row| SavedRow { row, histogram: row.times.as_ref().map(HistogramCounts::of) };
         Self {
             schema: report.schema,
             complete: report.complete,

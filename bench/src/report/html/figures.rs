@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 
 use super::axis::{Axis, QUANTILES, size_label};
-use super::plot::{Line, Plot, Point, Whose};
+use super::plot::{Curve, Plot, Point, Source};
 use crate::results::number::figure;
 use crate::results::row::Row;
 
@@ -29,24 +29,24 @@ enum Quantity {
 
 /// Every name that has a line somewhere: the same one looks the same on the whole page.
 #[derive(Debug, Default)]
-struct Cast(Vec<(Whose, String)>);
+struct Legend(Vec<(Source, String)>);
 
 pub(super) fn all(rows: &[Row]) -> Vec<Figures> {
-    let mut cast = Cast::default();
+    let mut legend = Legend::default();
     let patterns = unique(rows.iter().map(|row| row.pattern));
     let figures = patterns.into_iter().map(|pattern| {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.pattern == pattern).collect();
         let sizes = unique(rows.iter().map(|row| row.size_bytes));
-        let distributions = sizes.iter().filter_map(|size| distribution(&rows, *size, &mut cast));
+        let distributions = sizes.iter().filter_map(|size| distribution(&rows, *size, &mut legend));
         let distributions = distributions.collect();
-        Figures { pattern, over_size: over_size(&rows, sizes.len(), &mut cast), distributions }
+        Figures { pattern, over_size: over_size(&rows, sizes.len(), &mut legend), distributions }
     });
     figures.collect()
 }
 
-impl Cast {
-    fn look(&mut self, whose: Whose, name: &str) -> usize {
-        let known = |(other, known): &&(Whose, String)| *other == whose && known == name;
+impl Legend {
+    fn look(&mut self, whose: Source, name: &str) -> usize {
+        let known = |(other, known): &&(Source, String)| *other == whose && known == name;
         let before = self.0.iter().filter(|(other, _)| *other == whose);
         match before.clone().position(|entry| known(&entry)) {
             Some(look) => look,
@@ -59,12 +59,12 @@ impl Cast {
     }
 
     /// A line for every name among `points`, in the order in which the names come.
-    fn lines(&mut self, points: Vec<(Whose, String, Point)>) -> Vec<Line> {
-        let mut lines: Vec<Line> = Vec::new();
+    fn lines(&mut self, points: Vec<(Source, String, Point)>) -> Vec<Curve> {
+        let mut lines: Vec<Curve> = Vec::new();
         for (whose, name, point) in points {
             match lines.iter_mut().find(|line| line.whose == whose && line.name == name) {
                 Some(line) => line.points.push(point),
-                None => lines.push(Line { look: self.look(whose, &name), name, whose, points: vec![point] }),
+                None => lines.push(Curve { look: self.look(whose, &name), name, whose, points: vec![point] }),
             }
         }
         lines
@@ -96,14 +96,14 @@ impl Quantity {
 }
 
 /// Bandwidth over size; for a pattern without one the median time, where there are sizes to compare.
-fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
+fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     let quantity = match rows.iter().any(|row| row.reached_gb_per_s().is_some() && !row.handed_over) {
         true => Quantity::Bandwidth,
         false if sizes > 1 => Quantity::Median,
         false => return None,
     };
     let mut points = Vec::new();
-    let mut best: BTreeMap<(usize, Whose, String), (usize, f64)> = BTreeMap::new();
+    let mut best: BTreeMap<(usize, Source, String), (usize, f64)> = BTreeMap::new();
     // What was handed over has no bandwidth.
     let drawn = rows.iter().filter(|row| quantity == Quantity::Median || !row.handed_over);
     for row in drawn {
@@ -111,7 +111,7 @@ fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
         let range = row.gb_per_s_range.filter(|_| quantity == Quantity::Bandwidth);
         let told = format!("{} at {}", quantity.told(y), size_label(row.size_bytes));
         let point = Point { x: row.size_bytes as f64, y, range, told: Some(told) };
-        points.push((Whose::Ours, row.line_name(), point));
+        points.push((Source::Ours, row.line_name(), point));
         for (whose, name, value) in beside(row, quantity) {
             let order = best.len();
             let entry = best.entry((row.size_bytes, whose, name)).or_insert((order, value));
@@ -138,7 +138,7 @@ fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
     };
     let x = Axis::sizes(rows.iter().map(|row| row.size_bytes));
     let title = format!("{}: {title}", rows.first()?.pattern);
-    let mut lines = cast.lines(points);
+    let mut lines = legend.lines(points);
     for line in &mut lines {
         line.points.sort_by(|one, other| one.x.total_cmp(&other.x));
     }
@@ -146,12 +146,12 @@ fn over_size(rows: &[&Row], sizes: usize, cast: &mut Cast) -> Option<Plot> {
 }
 
 /// How long the messages of one size took.
-fn distribution(rows: &[&Row], size_bytes: usize, cast: &mut Cast) -> Option<Plot> {
+fn distribution(rows: &[&Row], size_bytes: usize, legend: &mut Legend) -> Option<Plot> {
     let mut points = Vec::new();
     let mut others = Vec::new();
     for row in rows.iter().filter(|row| row.size_bytes == size_bytes) {
         let Some(times) = row.times.as_ref().filter(|times| !times.is_empty()) else { continue };
-        points.extend(curve(times).into_iter().map(|point| (Whose::Ours, row.line_name(), point)));
+        points.extend(curve(times).into_iter().map(|point| (Source::Ours, row.line_name(), point)));
         for (whose, name, y) in beside(row, Quantity::Median) {
             let told = format!("median {}", Quantity::Median.told(y));
             let point = Point { x: QUANTILES[0].0, y, range: None, told: Some(told) };
@@ -165,8 +165,8 @@ fn distribution(rows: &[&Row], size_bytes: usize, cast: &mut Cast) -> Option<Plo
     points.append(&mut others);
     let y = Axis::times_us(points.iter().map(|(_, _, point)| point.y));
     let title = format!("{}, {}: time of a message", rows.first()?.pattern, size_label(size_bytes));
-    let mut lines = cast.lines(points);
-    for line in lines.iter_mut().filter(|line| line.whose != Whose::Ours) {
+    let mut lines = legend.lines(points);
+    for line in lines.iter_mut().filter(|line| line.whose != Source::Ours) {
         // Several rows had it beside them: the best one counts, as in the other plots.
         let best = line.points.iter().map(|point| point.y).fold(f64::INFINITY, f64::min);
         line.points.retain(|point| point.y <= best);
@@ -197,14 +197,14 @@ fn curve(times: &Histogram<u64>) -> Vec<Point> {
 }
 
 /// What stands beside `row` in terms of `quantity`.
-fn beside(row: &Row, quantity: Quantity) -> Vec<(Whose, String, f64)> {
+fn beside(row: &Row, quantity: Quantity) -> Vec<(Source, String, f64)> {
     let ceilings = row.ceilings.iter().filter_map(|ceiling| {
         let value = quantity.of(ceiling.gb_per_s, ceiling.p50_us)?;
-        Some((Whose::Ceiling, ceiling.kind.to_owned(), value))
+        Some((Source::Ceiling, ceiling.kind.to_owned(), value))
     });
     let peers = row.against.iter().filter_map(|entry| {
         let value = quantity.of(entry.gb_per_s, entry.p50_us)?;
-        Some((Whose::Peer, entry.name(), value))
+        Some((Source::Peer, entry.name(), value))
     });
     ceilings.chain(peers).collect()
 }
@@ -225,8 +225,8 @@ mod tests {
     use crate::results::row::tests::bandwidth_row;
 
     /// What the lines of a plot are, with the number of their marks.
-    fn lines(plot: &Plot) -> Vec<(Whose, &str, usize)> {
-        let marks = |line: &Line| line.points.iter().filter(|point| point.told.is_some()).count();
+    fn lines(plot: &Plot) -> Vec<(Source, &str, usize)> {
+        let marks = |line: &Curve| line.points.iter().filter(|point| point.told.is_some()).count();
         plot.lines.iter().map(|line| (line.whose, line.name.as_str(), marks(line))).collect()
     }
 
@@ -239,10 +239,10 @@ mod tests {
         other.ceilings[0].gb_per_s = Some(12.0);
         let figures = all(&[large, small, other]);
         let plot = figures[0].over_size.as_ref().unwrap();
-        let ours = Whose::Ours;
+        let ours = Source::Ours;
         assert_eq!(
             lines(plot),
-            [(ours, "tcp, adaptive", 2), (ours, "mem, adaptive", 1), (Whose::Ceiling, "memcpy", 2)]
+            [(ours, "tcp, adaptive", 2), (ours, "mem, adaptive", 1), (Source::Ceiling, "memcpy", 2)]
         );
         assert_eq!(plot.lines[0].points[0].x, 65_536.0, "smaller ones come first");
         assert_eq!(plot.lines[2].points[1].y, 12.0, "the best of both");
@@ -255,7 +255,7 @@ mod tests {
         let figures = all(std::slice::from_ref(&row));
         let plot = &figures[0].distributions[0];
         // Of 300 messages: 50, 90 and 99 %.
-        assert_eq!(lines(plot), [(Whose::Ours, "tcp, adaptive", 3)]);
+        assert_eq!(lines(plot), [(Source::Ours, "tcp, adaptive", 3)]);
         let points = &plot.lines[0].points;
         assert!(points.windows(2).all(|pair| pair[0].x <= pair[1].x && pair[0].y <= pair[1].y));
         assert!(points.last().unwrap().x < 0.999);
@@ -273,7 +273,7 @@ mod tests {
         let figures = all(&[row, larger]);
         let plot = figures[0].over_size.as_ref().unwrap();
         assert_eq!(plot.title, "latency: median time over size");
-        assert_eq!(lines(plot)[1], (Whose::Ceiling, "memcpy", 2));
-        assert_eq!(lines(&figures[0].distributions[0])[1], (Whose::Ceiling, "memcpy", 1));
+        assert_eq!(lines(plot)[1], (Source::Ceiling, "memcpy", 2));
+        assert_eq!(lines(&figures[0].distributions[0])[1], (Source::Ceiling, "memcpy", 1));
     }
 }

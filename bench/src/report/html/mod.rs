@@ -2,14 +2,14 @@
 
 mod axis;
 mod figures;
-mod moment;
 mod plot;
+mod utc_time;
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
 
 use self::figures::Figures;
-use self::moment::Moment;
+use self::utc_time::UtcTime;
 use super::Report;
 use super::headline::Headline;
 use super::table::HANDED_OVER;
@@ -52,7 +52,7 @@ impl Html {
     pub(crate) fn write(&self, report: &Report) -> Result<(), Failure> {
         let Some(file) = &self.html else { return Ok(()) };
         let arguments: Vec<String> = std::env::args().skip(1).collect();
-        let page = Page { report, arguments: &arguments, written: Moment::of(SystemTime::now()) };
+        let page = Page { report, arguments: &arguments, written: UtcTime::of(SystemTime::now()) };
         file.write(&page.to_string())
     }
 }
@@ -85,7 +85,7 @@ struct Page<'a> {
     report: &'a Report,
     /// What the command was given.
     arguments: &'a [String],
-    written: Moment,
+    written: UtcTime,
 }
 
 impl fmt::Display for Page<'_> {
@@ -260,7 +260,7 @@ fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     }
     writeln!(
         f,
-        "<p class=\"note\">GB is 10<sup>9</sup> bytes. Times run from a message's send to the receiver's confirmation; \
+        "<p class=\"note\">GB is 10<sup>9</sup> bytes. HistogramCounts run from a message's send to the receiver's confirmation; \
          a latency is half a round trip. At a rate they run from when a message was due, and a latency is a whole one. The share of a ceiling is ours over it, for a latency it over ours; a ratio is \
          ours over theirs: above 1 is better for bandwidth, below 1 for latency. Handed over: memory changed hands and \
          no byte was copied or read. A range spans the repeats; ! stands where they differ by half or more.</p>\n</section>"
@@ -383,7 +383,7 @@ mod tests {
 
     fn page(report: &Report, arguments: &[&str]) -> String {
         let arguments: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        Page { report, arguments: &arguments, written: Moment::of(SystemTime::UNIX_EPOCH) }.to_string()
+        Page { report, arguments: &arguments, written: UtcTime::of(SystemTime::UNIX_EPOCH) }.to_string()
     }
 
     #[test]

@@ -24,13 +24,13 @@ pub(super) struct Plot {
     pub(super) title: String,
     pub(super) x: Axis,
     pub(super) y: Axis,
-    pub(super) lines: Vec<Line>,
+    pub(super) lines: Vec<Curve>,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct Curve {
     pub(super) name: String,
-    pub(super) whose: Whose,
+    pub(super) whose: Source,
     /// Its number among the lines of the same kind, the same in all plots of a page.
     pub(super) look: usize,
     pub(super) points: Vec<Point>,
@@ -38,7 +38,7 @@ pub(super) struct Line {
 
 /// Whose figures a line shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Whose {
+pub(super) enum Source {
     Ours,
     Ceiling,
     Peer,
@@ -54,7 +54,7 @@ pub(super) struct Point {
     pub(super) told: Option<String>,
 }
 
-impl Whose {
+impl Source {
     fn class(self) -> &'static str {
         match self {
             Self::Ours => "ours",
@@ -64,7 +64,7 @@ impl Whose {
     }
 }
 
-impl Line {
+impl Curve {
     fn look(&self) -> String {
         format!("{} look{}", self.whose.class(), self.look % LOOKS)
     }
@@ -72,17 +72,17 @@ impl Line {
     /// A mark at (`x`, `y`), of a shape that tells whose it is.
     fn mark(&self, f: &mut fmt::Formatter<'_>, x: f64, y: f64, told: &str) -> fmt::Result {
         match self.whose {
-            Whose::Ours => write!(f, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.6">"#)?,
-            Whose::Ceiling => write!(f, r#"<path d="M{x:.1} {y:.1}m0 -5l5 5l-5 5l-5 -5z">"#)?,
-            Whose::Peer => {
+            Source::Ours => write!(f, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.6">"#)?,
+            Source::Ceiling => write!(f, r#"<path d="M{x:.1} {y:.1}m0 -5l5 5l-5 5l-5 -5z">"#)?,
+            Source::Peer => {
                 write!(f, r#"<rect x="{:.1}" y="{:.1}" width="7" height="7">"#, x - 3.5, y - 3.5)?;
             }
         }
         write!(f, "<title>{}</title>", Escaped(told))?;
         f.write_str(match self.whose {
-            Whose::Ours => "</circle>",
-            Whose::Ceiling => "</path>",
-            Whose::Peer => "</rect>",
+            Source::Ours => "</circle>",
+            Source::Ceiling => "</path>",
+            Source::Peer => "</rect>",
         })
     }
 
@@ -124,7 +124,7 @@ impl Plot {
         write!(f, r#"<text x="{right}" y="{below}" text-anchor="end">{}</text></g>"#, self.x.title)
     }
 
-    fn line(&self, f: &mut fmt::Formatter<'_>, line: &Line) -> fmt::Result {
+    fn line(&self, f: &mut fmt::Formatter<'_>, line: &Curve) -> fmt::Result {
         let marked = line.points.iter().filter(|point| point.told.is_some());
         write!(f, r#"<g class="{}" data-line="{}""#, line.look(), Escaped(&line.name))?;
         write!(f, r#" data-marks="{}">"#, marked.clone().count())?;
@@ -188,7 +188,7 @@ impl fmt::Display for Plot {
 mod tests {
     use super::*;
 
-    fn plot(lines: Vec<Line>) -> String {
+    fn plot(lines: Vec<Curve>) -> String {
         let plot = Plot {
             kind: "over-size",
             title: "a < b".into(),
@@ -208,7 +208,7 @@ mod tests {
         let silent = Point { told: None, ..point(12.0, 3.0) };
         let ranged = Point { range: Some([4.0, 5.0]), ..point(16.0, 5.0) };
         let points = vec![point(8.0, 0.0), silent, ranged];
-        let svg = plot(vec![Line { name: "<tcp>".into(), whose: Whose::Ours, look: 9, points }]);
+        let svg = plot(vec![Curve { name: "<tcp>".into(), whose: Source::Ours, look: 9, points }]);
         assert!(svg.contains(r#"<g class="ours look1" data-line="&lt;tcp&gt;" data-marks="2">"#), "{svg}");
         let (left, bottom) = (LEFT + PADDING, HEIGHT - BOTTOM);
         assert!(svg.contains(&format!(r#"<circle cx="{left:.1}" cy="{bottom:.1}" r="3.6">"#)), "{svg}");
@@ -219,8 +219,12 @@ mod tests {
 
     #[test]
     fn one_point_alone_is_no_line() {
-        let svg =
-            plot(vec![Line { name: "p".into(), whose: Whose::Peer, look: 0, points: vec![point(8.0, 1.0)] }]);
+        let svg = plot(vec![Curve {
+            name: "p".into(),
+            whose: Source::Peer,
+            look: 0,
+            points: vec![point(8.0, 1.0)],
+        }]);
         assert_eq!(svg.matches(r#"class="line""#).count(), 1, "only the legend's: {svg}");
         assert_eq!(svg.matches("<rect").count(), 2, "one in the plot, one in the legend");
     }

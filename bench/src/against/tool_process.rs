@@ -14,7 +14,7 @@ const KEEPER_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// A child process. It is ended and reaped when this is dropped, if it has not ended before.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(super) struct ToolProcess {
     program: String,
     process: std::process::Child,
     /// The process is a keeper, which ends the program when its input ends.
@@ -31,7 +31,7 @@ pub(super) struct Ended {
     pub(super) err: String,
 }
 
-impl Child {
+impl ToolProcess {
     /// Starts the program that the first of `words` names, with the others as its arguments; in the hands of
     /// `keeper`, if it is not empty.
     pub(super) fn start(
@@ -93,7 +93,7 @@ impl Child {
     }
 }
 
-impl Drop for Child {
+impl Drop for ToolProcess {
     fn drop(&mut self) {
         drop(self.process.stdin.take());
         let begin = Instant::now();
@@ -145,9 +145,9 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn shell(script: &str) -> Child {
+    fn shell(script: &str) -> ToolProcess {
         let words = ["sh", "-c", script].map(str::to_owned);
-        Child::start(&[], &words, &[("COLOUR".into(), "red".into())]).unwrap()
+        ToolProcess::start(&[], &words, &[("COLOUR".into(), "red".into())]).unwrap()
     }
 
     #[tokio::test]
@@ -158,7 +158,8 @@ mod tests {
         assert!(ended.says().ends_with(": wrong"), "{}", ended.says());
         let silent = shell("exit 4").finish(Instant::now() + LONG).await.unwrap();
         assert_eq!(silent.says(), "exit status: 4");
-        let missing = Child::start(&[], &["towline-no-such-program".to_owned()], &[]).map(drop).unwrap_err();
+        let missing =
+            ToolProcess::start(&[], &["towline-no-such-program".to_owned()], &[]).map(drop).unwrap_err();
         assert!(missing.contains("towline-no-such-program: cannot start"), "{missing}");
     }
 

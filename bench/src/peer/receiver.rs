@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use towline::{Connection, Destination, Error, Message, Pool};
 
-use crate::data::payload::Cargo;
+use crate::data::payload::MessageSpec;
 use crate::data::place::{Place, Places};
 
 /// What takes messages. Every frame of theirs that is not empty lies in one place then.
 #[derive(Debug)]
-pub(crate) struct Intake {
+pub(crate) struct MessageReceiver {
     connection: Connection,
     place: Place,
     pool: Pool,
@@ -20,19 +20,23 @@ pub(crate) struct Intake {
     copied: Arc<AtomicU64>,
 }
 
-impl Intake {
-    /// For messages of `cargo`. What it copies itself is added to `copied`.
+impl MessageReceiver {
+    /// For messages of `spec`. What it copies itself is added to `copied`.
     ///
     /// # Errors
     /// The place cannot be had here.
-    pub(crate) fn new(connection: &Connection, cargo: Cargo, copied: &Arc<AtomicU64>) -> Result<Self, Error> {
-        let Places { from, to } = cargo.places;
+    pub(crate) fn new(
+        connection: &Connection,
+        spec: MessageSpec,
+        copied: &Arc<AtomicU64>,
+    ) -> Result<Self, Error> {
+        let Places { from, to } = spec.places;
         // Memory that changes hands stays where it is.
         let stays = matches!(connection.path().chosen(), "mem" | "shm");
         let comes_to = if stays { from } else { Place::Host };
         // A window is held, and another message lands.
-        let frame_len = cargo.layout.size_bytes / cargo.frames + cargo.frames;
-        let pool = to.pool((cargo.layout.window + 2).saturating_mul(cargo.frames), frame_len)?;
+        let frame_len = spec.layout.size_bytes / spec.frames + spec.frames;
+        let pool = to.pool((spec.layout.window + 2).saturating_mul(spec.frames), frame_len)?;
         let (connection, copied) = (connection.clone(), copied.clone());
         Ok(Self { connection, place: to, pool, plain: comes_to == to, copied })
     }

@@ -5,11 +5,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `2026-11-25 06:37 UTC`
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Moment {
+pub(super) struct UtcTime {
     minutes: u64,
 }
 
-impl Moment {
+impl UtcTime {
     /// A clock before 1970 is taken for 1970.
     pub(super) fn of(time: SystemTime) -> Self {
         Self { minutes: time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60) }
@@ -28,7 +28,7 @@ impl Moment {
     }
 }
 
-impl fmt::Display for Moment {
+impl fmt::Display for UtcTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (year, month, day) = self.date();
         let (hour, minute) = (self.minutes / 60 % 24, self.minutes % 60);
@@ -52,7 +52,7 @@ mod tests {
             (1_795_588_620, "2026-11-25 06:37 UTC"),
             (4_107_542_400, "2100-03-01 00:00 UTC"),
         ] {
-            assert_eq!(Moment::of(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), told);
+            assert_eq!(UtcTime::of(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), told);
         }
     }
 }

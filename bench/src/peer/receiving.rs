@@ -5,27 +5,27 @@ use std::time::{Duration, Instant};
 
 use towline::Message;
 
-use super::{Answer, Intake, Peer, Request, is_conversation};
+use super::{Answer, MessageReceiver, Peer, Request, is_conversation};
 use crate::data::messages::inspect;
-use crate::data::payload::Cargo;
+use crate::data::payload::MessageSpec;
 use crate::failure::Failure;
 
 /// Messages that come from the serving half, of the kind that a [`Request::Sink`] told it.
 #[derive(Debug)]
-pub(crate) struct Taking {
+pub(crate) struct Receiving {
     peer: Peer,
-    cargo: Cargo,
-    intake: Intake,
+    spec: MessageSpec,
+    intake: MessageReceiver,
     /// The number of the next message.
     next: u64,
     /// The last window of messages: so much memory is landed in, in turn.
     held: VecDeque<Message>,
 }
 
-impl Taking {
-    pub(crate) fn new(peer: Peer, cargo: Cargo) -> Result<Self, Failure> {
-        let intake = peer.intake(cargo)?;
-        Ok(Self { peer, cargo, intake, next: 0, held: VecDeque::new() })
+impl Receiving {
+    pub(crate) fn new(peer: Peer, spec: MessageSpec) -> Result<Self, Failure> {
+        let intake = peer.intake(spec)?;
+        Ok(Self { peer, spec, intake, next: 0, held: VecDeque::new() })
     }
 
     /// Has the serving half send for so long; what comes must be taken, or it waits.
@@ -49,9 +49,9 @@ impl Taking {
                     ))),
                 };
             }
-            inspect(&message, self.cargo, self.next).map_err(Failure::run)?;
+            inspect(&message, self.spec, self.next).map_err(Failure::run)?;
             self.next += 1;
-            if self.held.len() >= self.cargo.layout.window {
+            if self.held.len() >= self.spec.layout.window {
                 self.held.pop_front();
             }
             self.held.push_back(message);

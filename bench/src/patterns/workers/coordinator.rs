@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
 
 use super::worker::Worker;
-use super::{Answer, Order};
+use super::{WorkerCommand, WorkerReply};
 use crate::case::{Case, Wait};
 use crate::failure::Failure;
 use crate::process::child::Child;
@@ -22,24 +22,24 @@ const DEATHS_SHOW_WITHIN: Duration = Duration::from_millis(50);
 /// Workers, for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Workers {
-    workers: Vec<Hand>,
+    workers: Vec<WorkerHandle>,
     /// By worker; `None` is its end.
-    answers: mpsc::UnboundedReceiver<(usize, Option<Answer>)>,
+    answers: mpsc::UnboundedReceiver<(usize, Option<WorkerReply>)>,
 }
 
 /// How one worker is held.
 #[derive(Debug)]
-enum Hand {
+enum WorkerHandle {
     Process(Child),
     Thread {
-        orders: mpsc::UnboundedSender<Order>,
+        orders: mpsc::UnboundedSender<WorkerCommand>,
         /// The thread ends when this is dropped.
         _stop: oneshot::Sender<()>,
     },
 }
 
 /// Where one worker's answers go.
-type Answers = mpsc::UnboundedSender<(usize, Option<Answer>)>;
+type Answers = mpsc::UnboundedSender<(usize, Option<WorkerReply>)>;
 
 impl Workers {
     /// Starts `count` of them, as `case` needs them.
@@ -60,8 +60,8 @@ impl Workers {
     /// Gives all of them the same order.
     pub(crate) async fn all<T>(
         &mut self,
-        order: Order,
-        read: impl Fn(Answer) -> Option<T>,
+        order: WorkerCommand,
+        read: impl Fn(WorkerReply) -> Option<T>,
     ) -> Result<Vec<T>, Failure> {
         self.each(vec![order; self.count()], read).await
     }
@@ -69,8 +69,8 @@ impl Workers {
     /// Gives each of them its order, and waits until all have answered.
     pub(crate) async fn each<T>(
         &mut self,
-        orders: Vec<Order>,
-        read: impl Fn(Answer) -> Option<T>,
+        orders: Vec<WorkerCommand>,
+        read: impl Fn(WorkerReply) -> Option<T>,
     ) -> Result<Vec<T>, Failure> {
         for (worker, order) in self.workers.iter_mut().zip(orders) {
             // One that has ended says so below.
@@ -98,9 +98,9 @@ impl Workers {
     }
 
     /// The next answer that is no failure.
-    async fn next(&mut self) -> Result<(usize, Answer), Failure> {
+    async fn next(&mut self) -> Result<(usize, WorkerReply), Failure> {
         match self.answers.recv().await {
-            Some((index, Some(Answer::Failed { why }))) => Err(self.failure(index, &why).await),
+            Some((index, Some(WorkerReply::Failed { why }))) => Err(self.failure(index, &why).await),
             Some((index, Some(answer))) => Ok((index, answer)),
             Some((index, None)) => Err(self.failure(index, "ended before its time").await),
             None => Err(Failure::run("no worker is left")),
@@ -111,7 +111,7 @@ impl Workers {
     async fn failure(&mut self, index: usize, why: &str) -> Failure {
         tokio::time::sleep(DEATHS_SHOW_WITHIN).await;
         for (index, worker) in self.workers.iter_mut().enumerate() {
-            if let Hand::Process(child) = worker
+            if let WorkerHandle::Process(child) = worker
                 && let Some(status) = child.status().filter(|status| !status.success())
             {
                 return Failure::run(format!("worker {index}, process {}, died ({status})", child.id()));
@@ -121,8 +121,8 @@ impl Workers {
     }
 }
 
-impl Hand {
-    fn tell(&mut self, order: Order) -> Result<(), Failure> {
+impl WorkerHandle {
+    fn tell(&mut self, order: WorkerCommand) -> Result<(), Failure> {
         let gone = |_| Failure::run("it has ended");
         match self {
             Self::Process(child) => {
@@ -134,7 +134,7 @@ impl Hand {
     }
 }
 
-fn process(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<Hand, Failure> {
+fn process(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<WorkerHandle, Failure> {
     let mut arguments = vec!["work".into(), "--wait".into(), wait.name().into()];
     arguments.extend(trust.arguments());
     let failed = |error| Failure::run(format!("start worker {index}: {error}"));
@@ -145,7 +145,7 @@ fn process(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<
         let _ = answers.send((index, None));
     };
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(read).map_err(failed)?;
-    Ok(Hand::Process(child))
+    Ok(WorkerHandle::Process(child))
 }
 
 /// Passes a process's answers on, until it ends or says what is none.
@@ -160,7 +160,7 @@ fn pass_on(index: usize, output: ChildStdout, answers: &Answers) {
     }
 }
 
-fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<Hand, Failure> {
+fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<WorkerHandle, Failure> {
     let failed = |error: std::io::Error| Failure::run(format!("start worker {index}: {error}"));
     let endpoint = trust.endpoint(wait)?;
     let (orders, given) = mpsc::unbounded_channel();
@@ -177,5 +177,5 @@ fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<H
         let _ = answers.send((index, None));
     };
     runtime_thread::spawn(&format!("worker-{index}"), work).map_err(failed)?;
-    Ok(Hand::Thread { orders, _stop: stop })
+    Ok(WorkerHandle::Thread { orders, _stop: stop })
 }

@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use towline::{Address, Buffer, Endpoint};
 
-use super::Bench;
-use super::crowd::Crowd;
+use super::PatternContext;
+use super::group::WorkerGroup;
 use super::tasks;
 use crate::case::Pace;
 use crate::case::{Case, Pattern, Wait};
 use crate::ceiling::memcpy::Destination;
-use crate::ceiling::socket::Course;
+use crate::ceiling::socket::SocketTest;
 use crate::ceiling::{blocking, eventfd};
-use crate::data::messages::Load;
+use crate::data::messages::MessageSource;
 use crate::data::payload::Payload;
 use crate::failure::Failure;
 use crate::patterns;
@@ -30,7 +30,7 @@ const FLOW_GRACE: Duration = Duration::from_millis(30);
 
 /// What is kept from repeat to repeat: warm memory, and where the other half is.
 #[derive(Debug)]
-pub(crate) struct Drive<'a> {
+pub(crate) struct CaseRunner<'a> {
     pub(crate) pace: Pace,
     pub(crate) trust: &'a Trust,
     /// The serving side that somebody else started.
@@ -40,7 +40,7 @@ pub(crate) struct Drive<'a> {
     destination: Destination,
 }
 
-impl<'a> Drive<'a> {
+impl<'a> CaseRunner<'a> {
     pub(crate) fn new(
         pace: Pace,
         trust: &'a Trust,
@@ -69,7 +69,7 @@ impl<'a> Drive<'a> {
             + flows * FLOW_GRACE;
         let hung = |_| Failure::run(format!("slow: no end within {:.0} s", limit.as_secs_f64()));
         if case.pattern == Pattern::Alltoall {
-            return tokio::time::timeout(limit, self.crowd(case, address.as_ref()))
+            return tokio::time::timeout(limit, self.group(case, address.as_ref()))
                 .await
                 .map_err(hung)
                 .flatten();
@@ -85,14 +85,14 @@ impl<'a> Drive<'a> {
 
     async fn measure(&mut self, case: &Case, serving: &Serving) -> Result<Repeat, Failure> {
         if case.pattern.takes_workers() {
-            return self.crowd(case, Some(serving.address())).await;
+            return self.group(case, Some(serving.address())).await;
         }
         let memory = self.payload.prepare(case.layout(), case.places.from)?;
-        let load = Load::new(memory.clone(), case.cargo());
+        let load = MessageSource::new(memory.clone(), case.spec());
         let endpoint = self.trust.endpoint(case.wait)?;
         let peer = self.connect(&endpoint, serving.address()).await?;
         let (address, clock) = (serving.address(), serving.near_clock());
-        let bench = Bench { case, endpoint: &endpoint, address, peer: &peer, load: &load, clock };
+        let bench = PatternContext { case, endpoint: &endpoint, address, peer: &peer, load: &load, clock };
         let sample = patterns::measure(bench, self.pace).await?;
         let ceilings = self.ceilings(case, &peer, address, &memory).await?;
         let path = peer.connection.path().chosen().to_owned();
@@ -101,15 +101,15 @@ impl<'a> Drive<'a> {
     }
 
     /// The same of many workers, with the one at `address`, if any.
-    async fn crowd(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
-        let mut crowd = Crowd::gather(case, self.trust, address).await?;
-        let sample = crowd.measure(case, self.pace).await?;
+    async fn group(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
+        let mut group = WorkerGroup::gather(case, self.trust, address).await?;
+        let sample = group.measure(case, self.pace).await?;
         let mut ceilings = Vec::new();
-        if case.pattern == Pattern::Incast && !matches!(crowd.path.as_str(), "mem" | "shm") {
-            let outcome = crowd.sockets(|spin| self.course(case, spin, false)).await;
+        if case.pattern == Pattern::Incast && !matches!(group.path.as_str(), "mem" | "shm") {
+            let outcome = group.sockets(|spin| self.course(case, spin, false)).await;
             ceilings.extend(self.bare(case, outcome)?);
         }
-        Ok(Repeat { path: crowd.path, sample, ceilings })
+        Ok(Repeat { path: group.path, sample, ceilings })
     }
 
     async fn connect(&self, endpoint: &Endpoint, address: &Address) -> Result<Peer, Failure> {
@@ -168,8 +168,8 @@ impl<'a> Drive<'a> {
     }
 
     /// What both halves of a bare socket do beside `case`.
-    fn course(&self, case: &Case, spin: bool, tls: bool) -> Course {
-        Course {
+    fn course(&self, case: &Case, spin: bool, tls: bool) -> SocketTest {
+        SocketTest {
             layout: case.layout(),
             ping_pong: case.pattern == Pattern::Latency,
             spin,

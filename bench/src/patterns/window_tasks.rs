@@ -6,37 +6,37 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::Bench;
+use super::PatternContext;
 use crate::failure::Failure;
 use crate::results::sample::Sample;
 
 /// A window of tasks, and what they measured together.
 #[derive(Debug)]
-pub(super) struct Lanes<T> {
+pub(super) struct WindowTasks<T> {
     tasks: JoinSet<Result<T, Failure>>,
-    tally: Tally,
+    times: SharedSample,
     size_bytes: u64,
 }
 
 /// Where every lane writes down its messages.
 #[derive(Clone, Debug)]
-pub(super) struct Tally(Arc<Mutex<Sample>>);
+pub(super) struct SharedSample(Arc<Mutex<Sample>>);
 
-impl Tally {
+impl SharedSample {
     pub(super) fn record(&self, time: Duration) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).record(time);
     }
 }
 
-impl<T: Send + 'static> Lanes<T> {
+impl<T: Send + 'static> WindowTasks<T> {
     /// Lanes for messages of `size_bytes`.
     pub(super) fn new(size_bytes: usize) -> Self {
-        let tally = Tally(Arc::new(Mutex::new(Sample::new())));
-        Self { tasks: JoinSet::new(), tally, size_bytes: size_bytes as u64 }
+        let times = SharedSample(Arc::new(Mutex::new(Sample::new())));
+        Self { tasks: JoinSet::new(), times, size_bytes: size_bytes as u64 }
     }
 
-    pub(super) fn tally(&self) -> Tally {
-        self.tally.clone()
+    pub(super) fn times(&self) -> SharedSample {
+        self.times.clone()
     }
 
     pub(super) fn spawn(&mut self, lane: impl Future<Output = Result<T, Failure>> + Send + 'static) {
@@ -49,34 +49,34 @@ impl<T: Send + 'static> Lanes<T> {
         while let Some(end) = self.tasks.join_next().await {
             ends.push(end.map_err(|error| Failure::run(format!("a lane of messages: {error}")))??);
         }
-        let tally = self.tally.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = self.times.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Both have the same bounds, so adding cannot fail.
-        let _ = sample.times.add(&tally.times);
-        sample.count(tally.times.len(), tally.times.len() * self.size_bytes);
+        let _ = sample.times.add(&times.times);
+        sample.count(times.times.len(), times.times.len() * self.size_bytes);
         Ok(ends)
     }
 }
 
-impl Lanes<()> {
+impl WindowTasks<()> {
     /// A window of lanes that deliver messages until `until`. Each takes the next number in the same step as it sends, so
     /// numbers leave in order.
-    pub(super) fn delivering(bench: Bench<'_>, next: &Arc<AtomicU64>, until: Instant) -> Self {
-        let mut lanes = Self::new(bench.case.size.0);
+    pub(super) fn delivering(bench: PatternContext<'_>, next: &Arc<AtomicU64>, until: Instant) -> Self {
+        let mut window_tasks = Self::new(bench.case.size.0);
         for _ in 0..bench.case.window {
             let (connection, load) = (bench.peer.connection.clone(), bench.load.clone());
-            let (next, tally) = (next.clone(), lanes.tally());
-            lanes.spawn(async move {
+            let (next, times) = (next.clone(), window_tasks.times());
+            window_tasks.spawn(async move {
                 loop {
                     let message = load.message(next.fetch_add(1, Ordering::Relaxed));
                     let sent = Instant::now();
                     connection.deliver(message).await?;
-                    tally.record(sent.elapsed());
+                    times.record(sent.elapsed());
                     if Instant::now() >= until {
                         return Ok(());
                     }
                 }
             });
         }
-        lanes
+        window_tasks
     }
 }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
-use super::Counted;
+use super::MessageCount;
+use crate::results::histogram::HistogramCounts;
 use crate::results::sample::Sample;
-use crate::results::times::Times;
 
 /// Every lane writes its confirmations down here.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ConfirmationCounter {
     state: Mutex<State>,
     stopped: AtomicBool,
     /// The first message was confirmed.
@@ -34,10 +34,10 @@ struct Count {
     begin: Option<Instant>,
     messages: u64,
     sample: Sample,
-    done: oneshot::Sender<Counted>,
+    done: oneshot::Sender<MessageCount>,
 }
 
-impl Tally {
+impl ConfirmationCounter {
     /// A message that was sent at `sent` is confirmed now.
     pub(super) fn confirm(&self, sent: Instant, now: Instant) {
         self.add(Some(now.saturating_duration_since(sent)), now);
@@ -70,12 +70,13 @@ impl Tally {
         {
             let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
             // Who asked may be gone.
-            let _ = done.send(Counted { elapsed_ns, messages, times: Times::of(&sample.times) });
+            let _ =
+                done.send(MessageCount { elapsed_ns, messages, times: HistogramCounts::of(&sample.times) });
         }
     }
 
     /// Counts from the next confirmation on, for `duration` and to the confirmation after it.
-    pub(super) fn count(&self, duration: Duration) -> oneshot::Receiver<Counted> {
+    pub(super) fn count(&self, duration: Duration) -> oneshot::Receiver<MessageCount> {
         let (done, counted) = oneshot::channel();
         self.state().count = Some(Count { duration, begin: None, messages: 0, sample: Sample::new(), done });
         counted
@@ -108,33 +109,33 @@ mod tests {
 
     #[test]
     fn a_count_lasts_from_a_confirmation_to_a_confirmation() {
-        let (tally, begin) = (Tally::default(), Instant::now());
+        let (confirmations, begin) = (ConfirmationCounter::default(), Instant::now());
         let at = |millis| begin + Duration::from_millis(millis);
-        tally.confirm(at(0), at(1));
-        let mut counted = tally.count(Duration::from_millis(20));
+        confirmations.confirm(at(0), at(1));
+        let mut counted = confirmations.count(Duration::from_millis(20));
         for millis in [5, 15, 24] {
-            tally.confirm(at(0), at(millis));
+            confirmations.confirm(at(0), at(millis));
             assert!(counted.try_recv().is_err(), "{millis}");
         }
-        tally.confirm(at(1), at(35));
-        let Counted { elapsed_ns, messages, times } = counted.try_recv().unwrap();
+        confirmations.confirm(at(1), at(35));
+        let MessageCount { elapsed_ns, messages, times } = counted.try_recv().unwrap();
         assert_eq!((elapsed_ns, messages), (30_000_000, 3));
         let times = times.to_histogram();
         assert_eq!(times.len(), 3, "the first one begins the time, and is not in it");
         assert!((times.max() as f64 - 34e6).abs() < 1e5);
-        tally.confirm(at(0), at(36));
-        assert_eq!(tally.confirmed(), 6);
+        confirmations.confirm(at(0), at(36));
+        assert_eq!(confirmations.confirmed(), 6);
     }
 
     #[test]
     fn what_came_counts_without_a_time() {
-        let (tally, begin) = (Tally::default(), Instant::now());
-        let mut counted = tally.count(Duration::from_millis(20));
+        let (confirmations, begin) = (ConfirmationCounter::default(), Instant::now());
+        let mut counted = confirmations.count(Duration::from_millis(20));
         for millis in [5, 15, 25] {
             assert!(counted.try_recv().is_err(), "{millis}");
-            tally.take(begin + Duration::from_millis(millis));
+            confirmations.take(begin + Duration::from_millis(millis));
         }
-        let Counted { elapsed_ns, messages, times } = counted.try_recv().unwrap();
+        let MessageCount { elapsed_ns, messages, times } = counted.try_recv().unwrap();
         assert_eq!((elapsed_ns, messages, times.to_histogram().len()), (20_000_000, 2, 0));
     }
 }

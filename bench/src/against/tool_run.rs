@@ -1,34 +1,35 @@
 //! The runs of a tool beside the repeats of a case, and the row that they give.
 
-use super::{Figures, Session};
+use super::{ToolCommands, ToolFigures};
 use crate::results::number::{median, round};
 use crate::results::row::{CpuCost, Row};
 use crate::results::tool_row::ToolRow;
 
 /// One run of a tool, after one repeat of ours.
 #[derive(Clone, Debug)]
-pub(crate) struct Turn {
+pub(crate) struct ToolRun {
     pub(super) tool: &'static str,
     pub(super) version: Option<String>,
     /// What was run and what it gave, or why it does not apply.
-    pub(super) outcome: Result<(Session, Figures), String>,
+    pub(super) outcome: Result<(ToolCommands, ToolFigures), String>,
 }
 
 /// Medians over the turns of every tool, in the order of the first repeat, with ours in `row` beside them.
-pub(crate) fn tool_rows(row: &Row, repeats: &[Vec<Turn>]) -> Vec<ToolRow> {
+pub(crate) fn tool_rows(row: &Row, repeats: &[Vec<ToolRun>]) -> Vec<ToolRow> {
     let tools = repeats.first().into_iter().flatten().map(|turn| turn.tool);
     let turns_of = |tool| repeats.iter().flatten().filter(move |turn| turn.tool == tool);
     tools.filter_map(|tool| of(row, &turns_of(tool).collect::<Vec<_>>())).collect()
 }
 
-fn of(row: &Row, turns: &[&Turn]) -> Option<ToolRow> {
+fn of(row: &Row, turns: &[&ToolRun]) -> Option<ToolRow> {
     let last = turns.last()?;
     let (completion, command, note) = match &last.outcome {
-        Ok((session, _)) => (Some(session.completion), Some(session.line()), session.note.clone()),
+        Ok((commands, _)) => (Some(commands.completion), Some(commands.line()), commands.note.clone()),
         Err(why) => (None, None, why.clone()),
     };
-    let ran: Vec<Figures> = turns.iter().filter_map(|turn| Some(turn.outcome.as_ref().ok()?.1)).collect();
-    let of = |value: fn(&Figures) -> Option<f64>| median(&ran.iter().filter_map(value).collect::<Vec<_>>());
+    let ran: Vec<ToolFigures> = turns.iter().filter_map(|turn| Some(turn.outcome.as_ref().ok()?.1)).collect();
+    let of =
+        |value: fn(&ToolFigures) -> Option<f64>| median(&ran.iter().filter_map(value).collect::<Vec<_>>());
     let (gb_per_s, p50_us) = (of(|figures| figures.gb_per_s), of(|figures| figures.p50_us));
     let send = of(|figures| figures.cpu_s_per_gb.map(|cost| cost.send));
     let recv = of(|figures| figures.cpu_s_per_gb.map(|cost| cost.recv));
@@ -47,7 +48,7 @@ fn of(row: &Row, turns: &[&Turn]) -> Option<ToolRow> {
     })
 }
 
-impl Session {
+impl ToolCommands {
     /// Both commands as a shell takes them.
     fn line(&self) -> String {
         let of = |words: &[String]| {
@@ -66,20 +67,20 @@ mod tests {
     use crate::case::Pattern;
     use crate::results::row::tests::bandwidth_row;
 
-    fn turn(tool: &dyn Tool, figures: Figures) -> Turn {
+    fn turn(tool: &dyn Tool, figures: ToolFigures) -> ToolRun {
         let job = job(Pattern::Bandwidth, 1 << 20);
-        let outcome = tool.session(&job).map(|session| (session, figures));
-        Turn { tool: tool.name(), version: Some("1.0".into()), outcome }
+        let outcome = tool.commands(&job).map(|commands| (commands, figures));
+        ToolRun { tool: tool.name(), version: Some("1.0".into()), outcome }
     }
 
-    fn repeat(gb_per_s: f64) -> Vec<Turn> {
-        let figures = Figures {
+    fn repeat(gb_per_s: f64) -> Vec<ToolRun> {
+        let figures = ToolFigures {
             gb_per_s: Some(gb_per_s),
             p50_us: None,
             cpu_s_per_gb: Some(CpuCost { send: gb_per_s / 10.0, recv: 0.5 }),
         };
-        let without_cpu = Figures { cpu_s_per_gb: None, ..figures };
-        let none = Figures::default();
+        let without_cpu = ToolFigures { cpu_s_per_gb: None, ..figures };
+        let none = ToolFigures::default();
         vec![
             turn(&iperf3::Iperf3, figures),
             turn(&ucx_perftest::UcxPerftest, without_cpu),
@@ -109,7 +110,7 @@ mod tests {
     fn a_latency_is_ours_over_theirs_too() {
         let mut row = bandwidth_row();
         (row.gb_per_s, row.p50_us) = (None, Some(6.0));
-        let figures = Figures { p50_us: Some(4.0), ..Figures::default() };
+        let figures = ToolFigures { p50_us: Some(4.0), ..ToolFigures::default() };
         let entries = tool_rows(&row, &[vec![turn(&iperf3::Iperf3, figures)]]);
         assert_eq!(entries[0].ratio, Some(1.5));
     }

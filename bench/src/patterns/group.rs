@@ -2,10 +2,10 @@
 
 use towline::Address;
 
-use super::workers::{Answer, Counted, Order, Spent, Workers};
+use super::workers::{MessageCount, WorkerCommand, WorkerCost, WorkerReply, Workers};
 use crate::case::Pace;
 use crate::case::{Case, Pattern};
-use crate::ceiling::socket::Course;
+use crate::ceiling::socket::SocketTest;
 use crate::failure::Failure;
 use crate::results::ceiling::Ceiling;
 use crate::results::sample::Sample;
@@ -13,12 +13,12 @@ use crate::security::trust::Trust;
 
 /// Workers that are connected to their peers.
 #[derive(Debug)]
-pub(super) struct Crowd {
+pub(super) struct WorkerGroup {
     workers: Workers,
     pub(super) path: String,
 }
 
-impl Crowd {
+impl WorkerGroup {
     /// Workers that send to the one at `address`, or to each other: then that one is one of all, if it is there.
     pub(super) async fn gather(
         case: &Case,
@@ -31,9 +31,10 @@ impl Crowd {
             Some(address) if case.pattern == Pattern::Incast => (vec![vec![address]; workers.count()], None),
             mutual => (others(&listen(&mut workers, case).await?), mutual),
         };
-        let meet = |addresses| Order::Meet { addresses, mutual: mutual.clone(), cargo: case.cargo() };
+        let meet =
+            |addresses| WorkerCommand::Connect { addresses, mutual: mutual.clone(), spec: case.spec() };
         let path = |answer| match answer {
-            Answer::Met { path } => Some(path),
+            WorkerReply::Connected { path } => Some(path),
             _ => None,
         };
         let mut paths = workers.each(peers.into_iter().map(meet).collect(), path).await?;
@@ -44,24 +45,24 @@ impl Crowd {
 
     /// All send, and count while all are sending.
     pub(super) async fn measure(&mut self, case: &Case, pace: Pace) -> Result<Sample, Failure> {
-        self.workers.all(Order::Run, |answer| (answer == Answer::Running).then_some(())).await?;
+        self.workers.all(WorkerCommand::Run, |answer| (answer == WorkerReply::Running).then_some(())).await?;
         self.workers.rest(pace.warmup).await?;
         let counted = |answer| match answer {
-            Answer::Counted { out, back } => Some((out, back)),
+            WorkerReply::Counted { out, reverse } => Some((out, reverse)),
             _ => None,
         };
         let duration_us = pace.duration.as_micros() as u64;
-        let counted = self.workers.all(Order::Count { duration_us }, counted).await?;
+        let counted = self.workers.all(WorkerCommand::Count { duration_us }, counted).await?;
         let spent = |answer| match answer {
-            Answer::Stopped(spent) => Some(spent),
+            WorkerReply::Stopped(spent) => Some(spent),
             _ => None,
         };
-        let spent = self.workers.all(Order::Stop, spent).await?;
+        let spent = self.workers.all(WorkerCommand::Stop, spent).await?;
         Ok(sample(case, &counted, &spent))
     }
 
     /// A bare socket each, all at once: blocking, and spinning too where every half of them has a core.
-    pub(super) async fn sockets(&mut self, course: impl Fn(bool) -> Course) -> Result<Ceiling, Failure> {
+    pub(super) async fn sockets(&mut self, course: impl Fn(bool) -> SocketTest) -> Result<Ceiling, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let blocking = self.pour(course(false)).await?;
         if 2 * self.workers.count() > cores {
@@ -70,13 +71,15 @@ impl Crowd {
         Ok(blocking.best(self.pour(course(true)).await?))
     }
 
-    async fn pour(&mut self, course: Course) -> Result<Ceiling, Failure> {
-        self.workers.all(Order::Open { course }, |answer| (answer == Answer::Opened).then_some(())).await?;
+    async fn pour(&mut self, course: SocketTest) -> Result<Ceiling, Failure> {
+        self.workers
+            .all(WorkerCommand::Open { course }, |answer| (answer == WorkerReply::Opened).then_some(()))
+            .await?;
         let rate = |answer| match answer {
-            Answer::Poured { gb_per_s } => Some(gb_per_s),
+            WorkerReply::Poured { gb_per_s } => Some(gb_per_s),
             _ => None,
         };
-        let rates = self.workers.all(Order::Pour, rate).await?;
+        let rates = self.workers.all(WorkerCommand::Pour, rate).await?;
         Ok(Ceiling::rate("socket", rates.iter().sum()))
     }
 }
@@ -85,8 +88,8 @@ impl Crowd {
 async fn listen(workers: &mut Workers, case: &Case) -> Result<Vec<String>, Failure> {
     let address = case.transport.local_address();
     workers
-        .all(Order::Listen { address }, |answer| match answer {
-            Answer::Listening { address } => Some(address),
+        .all(WorkerCommand::Listen { address }, |answer| match answer {
+            WorkerReply::Listening { address } => Some(address),
             _ => None,
         })
         .await
@@ -101,14 +104,14 @@ fn others(addresses: &[String]) -> Vec<Vec<String>> {
 
 /// What they did together. Each one's rate is of its own time, and all were sending in all of these times. What came to each
 /// from one that all met is the rate of that one.
-fn sample(case: &Case, counted: &[(Counted, Option<Counted>)], spent: &[Spent]) -> Sample {
+fn sample(case: &Case, counted: &[(MessageCount, Option<MessageCount>)], spent: &[WorkerCost]) -> Sample {
     let mut sample = Sample::new();
     let mut rates: Vec<f64> = counted.iter().map(|(out, _)| out.messages_per_s()).collect();
-    let came: Vec<&Counted> = counted.iter().filter_map(|(_, back)| back.as_ref()).collect();
+    let came: Vec<&MessageCount> = counted.iter().filter_map(|(_, reverse)| reverse.as_ref()).collect();
     if !came.is_empty() {
-        rates.push(came.iter().map(|back| back.messages_per_s()).sum());
+        rates.push(came.iter().map(|reverse| reverse.messages_per_s()).sum());
     }
-    for Counted { messages, times, .. } in counted.iter().map(|(out, _)| out).chain(came) {
+    for MessageCount { messages, times, .. } in counted.iter().map(|(out, _)| out).chain(came) {
         sample.count(*messages, messages * case.size.0 as u64);
         // All have the same bounds, so adding cannot fail.
         let _ = sample.times.add(times.to_histogram());
@@ -138,21 +141,25 @@ mod tests {
 
     use super::*;
     use crate::case::tests::case;
-    use crate::results::times::Times;
+    use crate::results::histogram::HistogramCounts;
 
-    fn counted(messages: u64, elapsed_ms: u64) -> Counted {
+    fn counted(messages: u64, elapsed_ms: u64) -> MessageCount {
         let mut sample = Sample::new();
         (0..messages).for_each(|_| sample.record(Duration::from_micros(10)));
-        Counted { elapsed_ns: elapsed_ms * 1_000_000, messages, times: Times::of(&sample.times) }
+        MessageCount {
+            elapsed_ns: elapsed_ms * 1_000_000,
+            messages,
+            times: HistogramCounts::of(&sample.times),
+        }
     }
 
-    fn came(messages: u64, elapsed_ms: u64) -> Counted {
-        Counted { messages, ..counted(0, elapsed_ms) }
+    fn came(messages: u64, elapsed_ms: u64) -> MessageCount {
+        MessageCount { messages, ..counted(0, elapsed_ms) }
     }
 
     #[test]
     fn rates_add_up_and_the_slowest_is_told() {
-        let spent = |begin, end| Spent {
+        let spent = |begin, end| WorkerCost {
             messages: 600,
             cpu_s: 0.25,
             far_cpu_s: (begin, end),
@@ -175,7 +182,8 @@ mod tests {
 
     #[test]
     fn what_comes_from_one_that_all_met_is_a_rate_of_its_own() {
-        let spent = Spent { messages: 1000, cpu_s: 0.25, far_cpu_s: (5.0, 6.0), bytes_copied: 1000 << 10 };
+        let spent =
+            WorkerCost { messages: 1000, cpu_s: 0.25, far_cpu_s: (5.0, 6.0), bytes_copied: 1000 << 10 };
         let case = case("tcp", Pattern::Alltoall, 1 << 10);
         // 2,000 and 3,000 a second of the two here, 400 and 600 of the one there.
         let counted = [(counted(200, 100), Some(came(80, 200))), (counted(600, 200), Some(came(60, 100)))];

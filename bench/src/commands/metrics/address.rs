@@ -16,13 +16,13 @@ const BACKLOG: u32 = 128;
 
 /// A host and a port, as `127.0.0.1:9100`, `[::1]:9100`, `localhost:9100` or `:9100`, which is every interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct MetricsAddress {
     /// `None`: every interface.
     host: Option<String>,
     port: u16,
 }
 
-impl FromStr for Place {
+impl FromStr for MetricsAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -42,7 +42,7 @@ impl FromStr for Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for MetricsAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = self.host.as_deref().unwrap_or_default();
         let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
@@ -50,7 +50,7 @@ impl fmt::Display for Place {
     }
 }
 
-impl Place {
+impl MetricsAddress {
     /// Listens there. Of several addresses the first that this machine has is taken, and no other where that one is in use.
     pub(super) async fn bind(&self) -> io::Result<TcpListener> {
         let mut failed = io::Error::other("the name has no address");
@@ -103,9 +103,9 @@ mod tests {
     #[test]
     fn a_place_is_written_as_it_is_read() {
         for text in ["127.0.0.1:9100", "[::1]:9100", "localhost:9100", "metrics.example:0", ":9100"] {
-            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<MetricsAddress>().unwrap().to_string(), text);
         }
-        assert_eq!("*:9100".parse::<Place>(), ":9100".parse());
+        assert_eq!("*:9100".parse::<MetricsAddress>(), ":9100".parse());
         for text in [
             "",
             "nowhere",
@@ -117,7 +117,7 @@ mod tests {
             "[x]:1",
             "x:65536",
         ] {
-            assert!(text.parse::<Place>().unwrap_err().contains("HOST:PORT"), "{text}");
+            assert!(text.parse::<MetricsAddress>().unwrap_err().contains("HOST:PORT"), "{text}");
         }
     }
 }

@@ -15,9 +15,9 @@ pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Tells a command that it is to end. Clones tell the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Ending(watch::Receiver<Option<Signal>>);
+pub(crate) struct Shutdown(watch::Receiver<Option<Signal>>);
 
-impl Ending {
+impl Shutdown {
     /// Watches from a thread of its own, which a spinning wait does not hold up. SIGINT and SIGTERM, and with `hangups` SIGHUP,
     /// are handled although their default is to end the process: the first process of a PID namespace, as of a container,
     /// has no such default. A SIGHUP that was ignored when the process started, as under `nohup`, stays ignored.

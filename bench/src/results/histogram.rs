@@ -7,14 +7,14 @@ use super::sample::Sample;
 
 /// Times of messages, without their order: what was counted, shortest first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Times {
+pub(crate) struct HistogramCounts {
     /// Digits that hold in each time.
     significant_digits: u8,
     /// Nanoseconds, and how many messages took so long.
     counts_ns: Vec<(u64, u64)>,
 }
 
-impl Times {
+impl HistogramCounts {
     pub(crate) fn of(times: &Histogram<u64>) -> Self {
         let counted = times.iter_recorded();
         Self {
@@ -43,9 +43,9 @@ mod tests {
         for time_ns in [1, 999, 1000, 12_345, 12_345, 1_234_567, 50_000_000_000] {
             times.saturating_record(time_ns);
         }
-        let kept = Times::of(&times);
+        let kept = HistogramCounts::of(&times);
         let text = serde_json::to_string(&kept).unwrap();
-        let read: Times = serde_json::from_str(&text).unwrap();
+        let read: HistogramCounts = serde_json::from_str(&text).unwrap();
         assert_eq!(read, kept);
         assert_eq!(read.counts_ns.iter().map(|(_, count)| count).sum::<u64>(), 7);
         let back = read.to_histogram();
