@@ -1,4 +1,4 @@
-//! An endpoint in a world of its own: the test owns clock, timers, randomness and tasks, through the public interface.
+//! An endpoint in a simulation of its own: the test owns clock, timers, randomness and tasks, through the public interface.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -12,7 +12,7 @@ use towline::{Endpoint, ErrorKind, Message};
 
 /// A clock that moves only when nothing else can, and one queue of tasks.
 #[derive(Default)]
-struct World {
+struct Simulation {
     state: Mutex<State>,
 }
 
@@ -25,17 +25,17 @@ struct State {
     next_timer: u64,
 }
 
-impl std::fmt::Debug for World {
+impl std::fmt::Debug for Simulation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("World")
+        f.write_str("Simulation")
     }
 }
 
 #[derive(Debug)]
-struct Shared(Arc<World>);
+struct SimulatedEnvironment(Arc<Simulation>);
 
 struct Timer {
-    world: Arc<World>,
+    simulation: Arc<Simulation>,
     at: Duration,
     entry: Option<u64>,
 }
@@ -44,8 +44,8 @@ impl Future for Timer {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let world = self.world.clone();
-        let mut state = world.state();
+        let simulation = self.simulation.clone();
+        let mut state = simulation.state();
         if state.now >= self.at {
             return Poll::Ready(());
         }
@@ -61,18 +61,18 @@ impl Future for Timer {
 impl Drop for Timer {
     fn drop(&mut self) {
         if let Some(entry) = self.entry {
-            self.world.state().timers.remove(&(self.at, entry));
+            self.simulation.state().timers.remove(&(self.at, entry));
         }
     }
 }
 
-impl Environment for Shared {
+impl Environment for SimulatedEnvironment {
     fn now(&self) -> Duration {
         self.0.state().now
     }
 
     fn sleep_until(&self, at: Duration) -> Task {
-        Box::pin(Timer { world: self.0.clone(), at, entry: None })
+        Box::pin(Timer { simulation: self.0.clone(), at, entry: None })
     }
 
     fn random(&self, out: &mut [u8]) {
@@ -88,20 +88,20 @@ impl Environment for Shared {
     }
 }
 
-struct Nobody;
+struct NoopWake;
 
-impl Wake for Nobody {
+impl Wake for NoopWake {
     fn wake(self: Arc<Self>) {}
 }
 
-impl World {
+impl Simulation {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics with it")
     }
 
     /// Runs `main` and every task, moving the clock to the next timer whenever two rounds in a row changed nothing.
     fn run<T>(&self, main: impl Future<Output = T>) -> T {
-        let waker = Waker::from(Arc::new(Nobody));
+        let waker = Waker::from(Arc::new(NoopWake));
         let mut cx = Context::from_waker(&waker);
         let mut main = std::pin::pin!(main);
         for round in 0.. {
@@ -133,9 +133,10 @@ fn threads() -> usize {
 #[test]
 fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
     let before = threads();
-    let world = Arc::new(World::default());
-    let endpoint = Endpoint::builder().environment(Arc::new(Shared(world.clone()))).build().unwrap();
-    let (a, b) = world.run(async {
+    let simulation = Arc::new(Simulation::default());
+    let endpoint =
+        Endpoint::builder().environment(Arc::new(SimulatedEnvironment(simulation.clone()))).build().unwrap();
+    let (a, b) = simulation.run(async {
         let listener = endpoint.listen(&"mem://simulated".parse().unwrap()).await.unwrap();
         let connecting = endpoint.connect(listener.address());
         let accepting = listener.accept();
@@ -143,7 +144,7 @@ fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
         (a.unwrap(), b.unwrap())
     });
     assert_eq!(threads(), before, "no thread was started");
-    let taken = world.run(async {
+    let taken = simulation.run(async {
         let (sent, taken) =
             tokio::join!(a.deliver(Message::new("hello").with_frame(vec![7; 100_000])), b.recv());
         sent.unwrap();
@@ -152,23 +153,24 @@ fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
     assert_eq!(taken.frames()[0].as_slice().unwrap(), [7; 100_000]);
 
     // An hour passes for these two in no time, with heartbeats in it.
-    let start = Shared(world.clone()).now();
-    world.run(Shared(world.clone()).sleep_until(start + Duration::from_secs(3600)));
-    let (sent, taken) = world.run(async { tokio::join!(a.deliver(Message::new("still there")), b.recv()) });
+    let start = SimulatedEnvironment(simulation.clone()).now();
+    simulation.run(SimulatedEnvironment(simulation.clone()).sleep_until(start + Duration::from_secs(3600)));
+    let (sent, taken) =
+        simulation.run(async { tokio::join!(a.deliver(Message::new("still there")), b.recv()) });
     sent.unwrap();
     assert_eq!(taken.unwrap().header(), "still there");
-    world.run(a.close()).unwrap();
-    assert_eq!(world.run(b.recv()).unwrap_err().kind(), ErrorKind::Closed);
+    simulation.run(a.close()).unwrap();
+    assert_eq!(simulation.run(b.recv()).unwrap_err().kind(), ErrorKind::Closed);
 
     // What is dropped leaves no task, though its environment lives on: not even those that wait for a next connection.
     let pass = |time| {
-        let now = Shared(world.clone()).now();
-        world.run(Shared(world.clone()).sleep_until(now + time));
+        let now = SimulatedEnvironment(simulation.clone()).now();
+        simulation.run(SimulatedEnvironment(simulation.clone()).sleep_until(now + time));
     };
     drop((a, b));
     pass(Duration::from_secs(10));
-    assert_ne!(world.state().tasks.len(), 0);
+    assert_ne!(simulation.state().tasks.len(), 0);
     drop(endpoint);
     pass(Duration::from_secs(10));
-    assert_eq!(world.state().tasks.len(), 0);
+    assert_eq!(simulation.state().tasks.len(), 0);
 }

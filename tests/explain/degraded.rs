@@ -1,4 +1,4 @@
-//! A backend in trouble: it is not there, cannot be opened, or is slow.
+//! A backend in fault: it is not there, cannot be opened, or is slow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ pub(crate) const DELAY: Duration = Duration::from_millis(2);
 
 /// What is wrong with a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum Fault {
     /// The machine lacks something.
     Missing,
     /// There is nothing to offer.
     NoOffer,
     /// It does not lead to the peer.
-    NoWay,
+    Unreachable,
     /// It cannot be prepared.
     NotPrepared,
     /// It fails when it is opened.
@@ -36,16 +36,16 @@ pub(crate) enum Trouble {
 #[derive(Debug)]
 pub(crate) struct Degraded {
     backend: Arc<dyn Backend>,
-    trouble: Trouble,
+    fault: Fault,
 }
 
 impl Degraded {
-    pub(crate) fn over(backend: Arc<dyn Backend>, trouble: Trouble) -> Arc<dyn Backend> {
-        Arc::new(Self { backend, trouble })
+    pub(crate) fn over(backend: Arc<dyn Backend>, fault: Fault) -> Arc<dyn Backend> {
+        Arc::new(Self { backend, fault })
     }
 
-    fn unless(&self, trouble: Trouble) -> Result<()> {
-        if self.trouble == trouble { Err(Error::new(ErrorKind::Unavailable, REASON)) } else { Ok(()) }
+    fn unless(&self, fault: Fault) -> Result<()> {
+        if self.fault == fault { Err(Error::new(ErrorKind::Unavailable, REASON)) } else { Ok(()) }
     }
 }
 
@@ -57,19 +57,19 @@ impl Backend for Degraded {
     }
 
     fn probe(&self) -> Probe {
-        match self.unless(Trouble::Missing) {
+        match self.unless(Fault::Missing) {
             Ok(()) => self.backend.probe(),
             Err(_) => Probe::Unavailable { reason: REASON.into(), remedy: REMEDY.into() },
         }
     }
 
     fn offer(&self, role: Role, address: &Address, environment: &Arc<dyn Environment>) -> Result<Vec<u8>> {
-        self.unless(Trouble::NoOffer)?;
+        self.unless(Fault::NoOffer)?;
         self.backend.offer(role, address, environment)
     }
 
     fn reach(&self, local: &Identity, peer: &Identity) -> Result<(), String> {
-        self.unless(Trouble::NoWay).map_err(|_| REASON.to_owned())?;
+        self.unless(Fault::Unreachable).map_err(|_| REASON.to_owned())?;
         self.backend.reach(local, peer)
     }
 
@@ -98,19 +98,15 @@ impl Backend for Degraded {
     }
 
     fn prepare(&self, context: &mut LinkContext) -> Result<()> {
-        self.unless(Trouble::NotPrepared)?;
+        self.unless(Fault::NotPrepared)?;
         self.backend.prepare(context)
     }
 
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async move {
-            self.unless(Trouble::NotOpened)?;
+            self.unless(Fault::NotOpened)?;
             let opened = self.backend.open(context).await?;
-            Ok(if self.trouble == Trouble::Slow {
-                opened.wrapped(|link| Arc::new(Slow(link)))
-            } else {
-                opened
-            })
+            Ok(if self.fault == Fault::Slow { opened.wrapped(|link| Arc::new(Slow(link))) } else { opened })
         })
     }
 }

@@ -8,7 +8,7 @@ use towline::{Arena, AvailableMemory, CandidateState, Endpoint, ErrorKind, Memor
 use towline_tests::polls::{eventually, in_time};
 use towline_tests::usage;
 
-use super::{endpoint, measure, meet, of, states, ways};
+use super::{backend_lists, endpoint, measure, meet, of, states};
 
 const LIMITED: &str = "TOWLINE_LIMITED";
 /// Descriptors that are left: a connection over sockets takes three of them, its listener included, and shared memory five more at
@@ -32,23 +32,23 @@ fn is_limited(test: &str) -> bool {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     let output = command.env(LIMITED, "1").args(["--exact", test, "--nocapture"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
+    let reported = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("1 passed"),
-        "{said}{}",
+        output.status.success() && reported.contains("1 passed"),
+        "{reported}{}",
         String::from_utf8_lossy(&output.stderr)
     );
     false
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_path_for_which_too_few_files_may_be_open_is_not_taken_and_the_figures_are_those_of_the_next() {
-    let name = "limited::a_path_for_which_too_few_files_may_be_open_is_not_taken_and_the_figures_are_those_of_the_next";
+async fn a_path_without_enough_descriptors_is_refused_and_the_next_is_reported() {
+    let name = "limited::a_path_without_enough_descriptors_is_refused_and_the_next_is_reported";
     if !is_limited(name) {
         return;
     }
-    let way = ways().into_iter().find(|way| way[0].name() == "shm").unwrap();
-    let (near, far) = (endpoint(way.clone()), endpoint(way));
+    let backends = backend_lists().into_iter().find(|backends| backends[0].name() == "shm").unwrap();
+    let (near, far) = (endpoint(backends.clone()), endpoint(backends));
     let mut chosen = Vec::new();
     for expected in ["shm", "tcp", "shm"] {
         let taken = if expected == "tcp" { all_but(LEFT) } else { Vec::new() };
@@ -107,8 +107,8 @@ async fn a_limit_on_file_size_is_read_whenever_a_segment_is_made() {
         return;
     }
     let before = signals();
-    let way = ways().into_iter().find(|way| way[0].name() == "shm").unwrap();
-    let end = || Endpoint::builder().trust_user(true).backends(way.clone()).build().unwrap();
+    let backends = backend_lists().into_iter().find(|backends| backends[0].name() == "shm").unwrap();
+    let end = || Endpoint::builder().trust_user(true).backends(backends.clone()).build().unwrap();
     let ends = [end(), end()];
     let [near, far] = &ends;
     // It begins with the limit, and has it later: neither is remembered.

@@ -15,26 +15,26 @@ use towline::{
 };
 use towline_tests::polls::in_time;
 
-use degraded::{DELAY, Degraded, REASON, REMEDY, Trouble};
-use with_endpoint_info::{NO_INFO, TOO_MUCH, WithEndpointInfo};
+use degraded::{DELAY, Degraded, Fault, REASON, REMEDY};
+use with_endpoint_info::{EXTRA_LEN, NO_INFO, WithEndpointInfo};
 
-const REFUSALS: [Trouble; 5] =
-    [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared, Trouble::NotOpened];
+const REFUSALS: [Fault; 5] =
+    [Fault::Missing, Fault::NoOffer, Fault::Unreachable, Fault::NotPrepared, Fault::NotOpened];
 
 type Backends = Vec<Arc<dyn Backend>>;
 
 /// For each backend that two ends may choose, it and those that come after it in the order of preference.
-fn ways() -> Vec<Backends> {
+fn backend_lists() -> Vec<Backends> {
     let all: Backends =
         backend::all().into_iter().filter(|it| it.preference() == Preference::Preferred).collect();
     (0..all.len()).map(|first| all[first..].to_vec()).collect()
 }
 
-/// The same, with trouble in the first of them.
-fn degraded(way: &Backends, trouble: Trouble) -> Backends {
-    let mut way = way.clone();
-    way[0] = Degraded::over(way[0].clone(), trouble);
-    way
+/// The same, with fault in the first of them.
+fn degraded(backends: &Backends, fault: Fault) -> Backends {
+    let mut backends = backends.clone();
+    backends[0] = Degraded::over(backends[0].clone(), fault);
+    backends
 }
 
 fn endpoint(backends: Backends) -> Endpoint {
@@ -68,49 +68,51 @@ fn of<'a>(path: &'a Path, name: &str) -> &'a Candidate {
 }
 
 #[tokio::test]
-async fn a_path_that_is_refused_falls_to_the_next_with_its_reason_kept() {
-    for way in ways() {
-        let [first, next, ..] = &way[..] else { continue };
+async fn a_refused_path_yields_to_the_next_and_keeps_its_reason() {
+    for backends in backend_lists() {
+        let [first, next, ..] = &backends[..] else { continue };
         let name = first.name();
-        for trouble in REFUSALS {
-            let ends = [endpoint(degraded(&way, trouble)), endpoint(way.clone())];
+        for fault in REFUSALS {
+            let ends = [endpoint(degraded(&backends, fault)), endpoint(backends.clone())];
             for (near, far, end) in [(&ends[0], &ends[1], 0), (&ends[1], &ends[0], 1)] {
-                let what = format!("{name} {trouble:?} at end {end}");
+                let what = format!("{name} {fault:?} at end {end}");
                 let (a, b) = meet(near, far, "towline://127.0.0.1:0").await;
                 for side in [&a, &b] {
                     assert_eq!(side.path().chosen(), next.name(), "{what}");
                     assert_eq!(of(side.path(), name).state, CandidateState::Refused, "{what}");
                 }
                 assert_eq!(states(a.path()), states(b.path()), "{what}");
-                let (troubled, other) = if end == 0 { (&a, &b) } else { (&b, &a) };
-                assert!(of(troubled.path(), name).reason.contains(REASON), "{what}");
-                let remedy = (trouble == Trouble::Missing).then_some(REMEDY);
-                assert_eq!(of(troubled.path(), name).remedy.as_deref(), remedy, "{what}");
+                let (faulty, other) = if end == 0 { (&a, &b) } else { (&b, &a) };
+                assert!(of(faulty.path(), name).reason.contains(REASON), "{what}");
+                let remedy = (fault == Fault::Missing).then_some(REMEDY);
+                assert_eq!(of(faulty.path(), name).remedy.as_deref(), remedy, "{what}");
                 // The other end tells what it was told, or that it was told nothing.
-                let said = &of(other.path(), name).reason;
-                let told = match trouble {
-                    Trouble::Missing | Trouble::NoOffer => said.contains("does not offer it"),
-                    Trouble::NoWay | Trouble::NotPrepared if end == 0 => said.contains("did not propose it"),
-                    _ => said.contains(REASON),
+                let reported = &of(other.path(), name).reason;
+                let told = match fault {
+                    Fault::Missing | Fault::NoOffer => reported.contains("does not offer it"),
+                    Fault::Unreachable | Fault::NotPrepared if end == 0 => {
+                        reported.contains("did not propose it")
+                    }
+                    _ => reported.contains(REASON),
                 };
-                assert!(told, "{what}: {said}");
+                assert!(told, "{what}: {reported}");
             }
         }
     }
 }
 
 #[tokio::test]
-async fn a_forced_path_that_is_refused_is_an_error_that_tells_why() {
+async fn a_refused_forced_path_is_an_error_with_the_reason() {
     // A name of mem is the process's own, and needs no port.
-    for way in ways().into_iter().filter(|way| way[0].name() != "mem") {
-        let name = way[0].name();
+    for backends in backend_lists().into_iter().filter(|backends| backends[0].name() != "mem") {
+        let name = backends[0].name();
         let address = format!("{name}://127.0.0.1:0");
-        for trouble in [Trouble::Missing, Trouble::NoOffer, Trouble::NoWay, Trouble::NotPrepared] {
-            let (near, far) = (endpoint(degraded(&way, trouble)), endpoint(way.clone()));
+        for fault in [Fault::Missing, Fault::NoOffer, Fault::Unreachable, Fault::NotPrepared] {
+            let (near, far) = (endpoint(degraded(&backends, fault)), endpoint(backends.clone()));
             let listener = far.listen(&address.parse().unwrap()).await.unwrap();
             let error = in_time("connect", near.connect(listener.address())).await.unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {trouble:?}: {error}");
-            assert!(error.to_string().contains(REASON), "{name} {trouble:?}: {error}");
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{name} {fault:?}: {error}");
+            assert!(error.to_string().contains(REASON), "{name} {fault:?}: {error}");
         }
     }
 }
@@ -124,7 +126,7 @@ fn with_endpoint_info(extra: usize) -> Backends {
 }
 
 #[tokio::test]
-async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
+async fn ends_can_attach_by_endpoint_info() {
     let (near, far) = (endpoint(with_endpoint_info(0)), endpoint(with_endpoint_info(0)));
     for _ in 0..3 {
         let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
@@ -139,9 +141,9 @@ async fn ends_may_meet_by_what_they_told_each_other_after_the_proofs() {
 }
 
 #[tokio::test]
-async fn a_card_that_is_missing_or_too_long_refuses_the_path_alone() {
+async fn missing_or_too_long_endpoint_info_refuses_only_its_path() {
     let (plain, right, long) =
-        (endpoint(backend::all()), endpoint(with_endpoint_info(0)), endpoint(with_endpoint_info(TOO_MUCH)));
+        (endpoint(backend::all()), endpoint(with_endpoint_info(0)), endpoint(with_endpoint_info(EXTRA_LEN)));
     for (near, far, [of_near, of_far]) in [
         (&plain, &right, [NO_INFO, NO_INFO]),
         (&long, &right, ["passes the limit", "did not propose it"]),
@@ -158,10 +160,10 @@ async fn a_card_that_is_missing_or_too_long_refuses_the_path_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_path_has_the_figures_of_a_slow_one() {
-    for way in ways() {
-        let name = way[0].name();
-        let (healthy, degraded) = (endpoint(way.clone()), endpoint(degraded(&way, Trouble::Slow)));
+async fn a_slow_path_is_measured_as_slow() {
+    for backends in backend_lists() {
+        let name = backends[0].name();
+        let (healthy, degraded) = (endpoint(backends.clone()), endpoint(degraded(&backends, Fault::Slow)));
         let mut found = Vec::new();
         for end in [&healthy, &degraded] {
             let (a, b) = meet(end, end, "towline://127.0.0.1:0").await;
@@ -190,7 +192,7 @@ async fn a_slow_path_has_the_figures_of_a_slow_one() {
 }
 
 #[tokio::test]
-async fn ends_that_prefer_different_ways_take_the_connectors_and_say_the_same() {
+async fn the_connectors_preference_wins_and_both_ends_report_the_same() {
     let order = |names: [&str; 2]| -> Backends {
         let named = |name| backend::all().into_iter().find(|backend| backend.name() == name);
         names.into_iter().filter_map(named).collect()
@@ -200,24 +202,24 @@ async fn ends_that_prefer_different_ways_take_the_connectors_and_say_the_same() 
         let what = format!("{:?} meets {:?}", orders[connectors], orders[acceptors]);
         let (near, far) = (endpoint(order(orders[connectors])), endpoint(order(orders[acceptors])));
         let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
-        let said = [&a, &b].map(|end| {
+        let reported = [&a, &b].map(|end| {
             let mut states = states(end.path());
             states.sort_by_key(|(name, _)| *name);
             (end.path().chosen(), states)
         });
-        assert_eq!(said[0], said[1], "{what}");
-        assert_eq!(said[0].0, orders[connectors][0], "{what}");
+        assert_eq!(reported[0], reported[1], "{what}");
+        assert_eq!(reported[0].0, orders[connectors][0], "{what}");
         assert_eq!(of(a.path(), orders[connectors][1]).state, CandidateState::Available, "{what}");
         let explanations = [a.explain().await, b.explain().await];
         let chosen = explanations.map(|explanation| explanation.chosen().unwrap().candidate.name);
-        assert_eq!(chosen, [said[0].0; 2], "{what}");
+        assert_eq!(chosen, [reported[0].0; 2], "{what}");
         let (_, measured) = measure(&a, &b).await;
-        assert_eq!(measured.peer.chosen(), Some(said[0].0), "{what}");
+        assert_eq!(measured.peer.chosen(), Some(reported[0].0), "{what}");
     }
 }
 
 #[tokio::test]
-async fn what_is_refused_has_a_prediction_only_where_it_would_lead_to_the_peer() {
+async fn only_paths_that_reach_the_peer_have_a_prediction() {
     let all = Endpoint::new().unwrap();
     let (a, b) = meet(&all, &all, "tcp://127.0.0.1:0").await;
     assert_eq!(states(a.path()), states(b.path()));
@@ -232,7 +234,7 @@ async fn what_is_refused_has_a_prediction_only_where_it_would_lead_to_the_peer()
 }
 
 #[tokio::test]
-async fn a_peer_that_says_something_else_is_no_measurement() {
+async fn a_message_in_place_of_a_pong_fails_the_measurement() {
     let all = Endpoint::new().unwrap();
     let (a, b) = meet(&all, &all, "mem://").await;
     b.send(Message::new("hello")).await.unwrap();

@@ -8,8 +8,8 @@ use towline::{Address, Error, ErrorKind, Result};
 
 /// What an end says that was told nothing.
 pub(crate) const NO_INFO: &str = "the peer brought no endpoint info";
-/// How much longer than its offer its endpoint info is, where it is in trouble.
-pub(crate) const TOO_MUCH: usize = 16 * 1024;
+/// How much longer than its offer its endpoint info is, where it is in fault.
+pub(crate) const EXTRA_LEN: usize = 16 * 1024;
 
 /// Another backend, whose offers become endpoint info.
 #[derive(Debug)]

@@ -15,13 +15,13 @@ use towline_tests::usage;
 pub(crate) type Case = (&'static str, fn());
 
 pub(crate) const CASES: [Case; 9] = [
-    ("its_transports_are_told_with_the_device", its_transports_are_told_with_the_device),
-    ("rc_carries_a_connection_and_says_so", rc_carries_a_connection_and_says_so),
+    ("transports_are_reported_with_the_device", transports_are_reported_with_the_device),
+    ("rc_carries_a_connection_and_explain_reports_it", rc_carries_a_connection_and_explain_reports_it),
     ("messages_come_back_as_they_left", messages_come_back_as_they_left),
     ("ud_carries_messages_too", ud_carries_messages_too),
     ("regions_are_read_and_written", regions_are_read_and_written),
     ("data_moves_by_rdma_and_not_by_sends", data_moves_by_rdma_and_not_by_sends),
-    ("memory_mapped_anew_is_registered_anew", memory_mapped_anew_is_registered_anew),
+    ("remapped_memory_is_registered_again", remapped_memory_is_registered_again),
     ("a_connection_ends_in_good_order", a_connection_ends_in_good_order),
     ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
 ];
@@ -54,14 +54,14 @@ fn counter(name: &str) -> u64 {
     fs::read_to_string(counter).unwrap().trim().parse().unwrap()
 }
 
-fn its_transports_are_told_with_the_device() {
+fn transports_are_reported_with_the_device() {
     let inventory = endpoint(&installed()).inventory("ucx").unwrap();
     for transport in ["rc_verbs/rxe0:1", "ud_verbs/rxe0:1"] {
         assert!(inventory.devices.iter().any(|device| device == transport), "{inventory:?}");
     }
 }
 
-fn rc_carries_a_connection_and_says_so() {
+fn rc_carries_a_connection_and_explain_reports_it() {
     run(async {
         let pair = pair(&installed(), RC).await;
         for end in [&pair.a, &pair.b] {
@@ -130,18 +130,18 @@ fn data_moves_by_rdma_and_not_by_sends() {
         let pair = pair(&installed(), RC).await;
         let region = pair.b.expose(bytes(LENS[2]).into(), Duration::from_secs(600)).unwrap();
         let remote = region.remote();
-        let (packets, said) = (packets_sent(), sends());
+        let (packets, sends_used) = (packets_sent(), sends());
         let got = in_time("a get", pair.a.get(&remote, 0, BufferMut::with_capacity(LENS[2]))).await.unwrap();
-        let (packets, said) = (packets_sent() - packets, sends() - said);
+        let (packets, sends_used) = (packets_sent() - packets, sends() - sends_used);
         assert_eq!(got.len(), LENS[2]);
-        println!("{packets} packets, {said} sends");
+        println!("{packets} packets, {sends_used} sends");
         assert!(packets >= LENS[2] as u64 / PACKET_LEN, "{packets} packets cannot have carried it");
-        assert!((1..20).contains(&said), "{said} sends among {packets} packets: it was not read");
+        assert!((1..20).contains(&sends_used), "{sends_used} sends among {packets} packets: it was not read");
     });
 }
 
 /// UCX keeps what it registered, and the device the pages that it had. Where others come to lie at that address, it must have heard.
-fn memory_mapped_anew_is_registered_anew() {
+fn remapped_memory_is_registered_again() {
     run(async {
         let pair = pair(&installed(), RC).await;
         let mut places = BTreeSet::new();

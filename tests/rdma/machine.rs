@@ -10,8 +10,8 @@ use towline_tests::provided;
 
 /// The longest that it may take, from its start to its end.
 const LIFETIME: Duration = Duration::from_secs(120);
-/// What the emulator ends with where the guest's script has said 0x10: that, twice, and one more.
-const HELD: i32 = 0x10 << 1 | 1;
+/// What the emulator ends with where the guest's script has lines 0x10: that, twice, and one more.
+const PASSED: i32 = 0x10 << 1 | 1;
 /// Nothing but what is needed, and a way to end with a status. Where the host is a virtual machine itself, KVM's node may open, and its
 /// guests stand still.
 const MACHINE: &str = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2048M -nodefaults -no-user-config \
@@ -29,9 +29,9 @@ pub(crate) struct Machine {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// Whether the program in it ended well.
-    pub(crate) held: bool,
+    pub(crate) passed: bool,
     /// What it printed.
-    pub(crate) said: Vec<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 impl Machine {
@@ -48,7 +48,7 @@ impl Machine {
         let mut emulator =
             Emulator(self.command(program, arguments)?.spawn().map_err(|error| format!("qemu: {error}"))?);
         let output = emulator.0.stdout.take().ok_or("qemu has no output")?;
-        let saying = thread::spawn(move || {
+        let reading = thread::spawn(move || {
             let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
             let lines = lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned());
             lines.inspect(|line| println!("  | {line}")).collect()
@@ -61,8 +61,8 @@ impl Machine {
             }
         };
         println!("the machine took {:.1} s, and qemu ended with {status}", begin.elapsed().as_secs_f64());
-        let said = saying.join().map_err(|_| "what the machine said was not read")?;
-        Ok(Outcome { held: status.code() == Some(HELD), said })
+        let lines = reading.join().map_err(|_| "what the machine lines was not read")?;
+        Ok(Outcome { passed: status.code() == Some(PASSED), lines })
     }
 
     fn command(&self, program: &Path, arguments: &[String]) -> Result<Command, String> {

@@ -18,17 +18,17 @@ use cases::CASES;
 use machine::{Machine, Outcome};
 
 /// This process runs in the machine, whose script says so.
-const HERE: &str = "TOWLINE_RDMA";
-/// What a case that held says, before its name.
-const HELD: &str = "held:";
+const GUEST: &str = "TOWLINE_RDMA";
+/// What a case that passed says, before its name.
+const PASSED: &str = "passed:";
 
 fn main() -> ExitCode {
     if let Some(outcome) = echoing::serve_if_asked() {
         return outcome;
     }
     let arguments = Arguments::from_args();
-    if env::var_os(HERE).is_some() {
-        return run_here(arguments);
+    if env::var_os(GUEST).is_some() {
+        return run_in_guest(arguments);
     }
     let (chosen, booted) = (Arc::new(chosen(&arguments)), Arc::new(OnceLock::new()));
     let trial = |name: &'static str, holds: fn(&str, &Outcome) -> bool| {
@@ -36,8 +36,8 @@ fn main() -> ExitCode {
         Trial::ignorable_test(name, move || match Machine::find() {
             Ok(machine) => {
                 let outcome = booted.get_or_init(|| machine.run(&env::current_exe().unwrap(), &chosen));
-                let held = holds(name, outcome.as_ref()?);
-                if held {
+                let passed = holds(name, outcome.as_ref()?);
+                if passed {
                     Ok(Completion::Completed)
                 } else {
                     Err("not in the machine, which says above why".into())
@@ -46,18 +46,18 @@ fn main() -> ExitCode {
             Err(reason) => need::skip("rdma", &reason),
         })
     };
-    let mut trials: Vec<_> = CASES.iter().map(|(name, _)| trial(name, said_to_hold)).collect();
+    let mut trials: Vec<_> = CASES.iter().map(|(name, _)| trial(name, has_passed)).collect();
     // Whatever became of the program after the last case.
-    trials.push(trial("the_machine_ends_well", |_, outcome| outcome.held));
+    trials.push(trial("the_machine_ends_well", |_, outcome| outcome.passed));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// In the machine: one after another.
-fn run_here(arguments: Arguments) -> ExitCode {
+fn run_in_guest(arguments: Arguments) -> ExitCode {
     let trials = CASES.map(|(name, case)| {
         Trial::test(name, move || {
             case();
-            println!("{HELD} {name}");
+            println!("{PASSED} {name}");
             Ok(())
         })
     });
@@ -72,8 +72,8 @@ fn chosen(arguments: &Arguments) -> Vec<String> {
     chosen
 }
 
-/// Whether the machine lived to say that a case held.
-fn said_to_hold(name: &str, outcome: &Outcome) -> bool {
-    let held = format!("{HELD} {name}");
-    outcome.said.iter().any(|line| line.ends_with(&held))
+/// Whether the machine lived to say that a case passed.
+fn has_passed(name: &str, outcome: &Outcome) -> bool {
+    let passed = format!("{PASSED} {name}");
+    outcome.lines.iter().any(|line| line.ends_with(&passed))
 }

@@ -28,16 +28,16 @@ pub(crate) async fn ten_thousand() {
     let control = in_time("the first connection", endpoint.connect(&address)).await.unwrap();
 
     // What is set up once is there before anything is counted.
-    let nothing = Both::now(&control).await;
+    let nothing = BothEnds::now(&control).await;
     let few = open(&endpoint, &address, 200).await;
     echo_on(few).await;
-    let before = acked(&control, nothing).await;
+    let before = until_closed(&control, nothing).await;
 
     let connections = open(&endpoint, &address, CONNECTIONS).await;
     echo_on(connections.clone()).await;
     sleep(IDLE).await;
-    let while_open = Both::now(&control).await;
-    for (end, now, before) in while_open.beside(before) {
+    let while_open = BothEnds::now(&control).await;
+    for (end, now, before) in while_open.paired_with(before) {
         assert_eq!(now.descriptors - before.descriptors, CONNECTIONS as u64, "descriptors of the {end} end");
         let each = now.memory.saturating_sub(before.memory) / CONNECTIONS as u64;
         println!("{each} bytes a connection at the {end} end");
@@ -47,12 +47,12 @@ pub(crate) async fn ten_thousand() {
     echo_on(connections.iter().skip(17).step_by(23).cloned().collect()).await;
 
     drop(connections);
-    acked(&control, before).await;
+    until_closed(&control, before).await;
     // What they used serves as many others: what was kept of each would come on top. (The allocator cuts it up anew.)
     let connections = open(&endpoint, &address, CONNECTIONS).await;
     echo_on(connections.clone()).await;
-    let again = Both::now(&control).await;
-    for (end, again, first) in again.beside(while_open) {
+    let again = BothEnds::now(&control).await;
+    for (end, again, first) in again.paired_with(while_open) {
         assert!(
             again.memory <= first.memory + first.memory / 4,
             "the {end} end: {} bytes, and {} with the first ones",
@@ -61,33 +61,33 @@ pub(crate) async fn ten_thousand() {
         );
     }
     drop(connections);
-    acked(&control, before).await;
+    until_closed(&control, before).await;
 }
 
 /// What both ends use.
 #[derive(Clone, Copy, Debug)]
-struct Both {
+struct BothEnds {
     near: Usage,
     far: Usage,
 }
 
-impl Both {
+impl BothEnds {
     async fn now(control: &Connection) -> Self {
         let answer = exchange(control, Message::new(USAGE)).await;
         Self { near: Usage::now(), far: Usage::from_bytes(answer.header()) }
     }
 
-    fn beside(self, other: Self) -> [(&'static str, Usage, Usage); 2] {
+    fn paired_with(self, other: Self) -> [(&'static str, Usage, Usage); 2] {
         [("connecting", self.near, other.near), ("accepting", self.far, other.far)]
     }
 }
 
 /// Waits until both ends have no more descriptors than `before`: things end in the background.
-async fn acked(control: &Connection, before: Both) -> Both {
+async fn until_closed(control: &Connection, before: BothEnds) -> BothEnds {
     let limit = Instant::now() + TIMEOUT;
     loop {
-        let now = Both::now(control).await;
-        if now.beside(before).iter().all(|(_, now, before)| now.descriptors <= before.descriptors) {
+        let now = BothEnds::now(control).await;
+        if now.paired_with(before).iter().all(|(_, now, before)| now.descriptors <= before.descriptors) {
             return now;
         }
         assert!(Instant::now() < limit, "still open after {TIMEOUT:?}: {now:?}, before {before:?}");
@@ -100,7 +100,7 @@ async fn open(endpoint: &Endpoint, address: &Address, count: usize) -> Vec<Conne
         let (endpoint, address) = (endpoint.clone(), address.clone());
         async move { in_time("a connection", endpoint.connect(&address)).await.unwrap() }
     };
-    some_at_once((0..count).map(connect)).await
+    run_limited((0..count).map(connect)).await
 }
 
 /// A message of its own there and back on each.
@@ -112,7 +112,7 @@ async fn echo_on(connections: Vec<Connection>) {
         assert_eq!(answer.header(), &number.to_le_bytes()[..]);
         assert_eq!(answer.frames()[0].as_slice().unwrap(), frame);
     };
-    some_at_once(connections.into_iter().enumerate().map(echo)).await;
+    run_limited(connections.into_iter().enumerate().map(echo)).await;
 }
 
 async fn exchange(connection: &Connection, message: Message) -> Message {
@@ -123,7 +123,7 @@ async fn exchange(connection: &Connection, message: Message) -> Message {
 }
 
 /// Runs all, [`AT_ONCE`] at a time, each in a task of its own; the outputs come as they end.
-async fn some_at_once<F>(tasks: impl Iterator<Item = F>) -> Vec<F::Output>
+async fn run_limited<F>(tasks: impl Iterator<Item = F>) -> Vec<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,
 {

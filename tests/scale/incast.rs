@@ -12,11 +12,11 @@ const SENDERS: usize = 64;
 /// What all send together: far more than they may have on its way at once.
 const BYTES: usize = 1 << 30;
 /// What one sender may have on its way beside the message that is being taken: payload ahead, and a window of small things.
-const ON_ITS_WAY: usize = 5 << 20;
+const IN_FLIGHT_MAX: usize = 5 << 20;
 /// What the pool keeps, and everything else.
-const BESIDES: usize = 128 << 20;
+const OTHER_BYTES_MAX: usize = 128 << 20;
 
-pub(crate) async fn crowd(len: usize) {
+pub(crate) async fn run(len: usize) {
     let endpoint = Endpoint::builder().pool(Pool::new(64 << 20)).build().unwrap();
     let listener = endpoint.listen(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let messages = BYTES / SENDERS / len;
@@ -34,7 +34,10 @@ pub(crate) async fn crowd(len: usize) {
     }
     receivers.join_all().await;
     let growth = (usage::peak() - before) as usize;
-    assert!(growth <= SENDERS * (ON_ITS_WAY + len) + BESIDES, "{growth} bytes for {SENDERS} senders");
+    assert!(
+        growth <= SENDERS * (IN_FLIGHT_MAX + len) + OTHER_BYTES_MAX,
+        "{growth} bytes for {SENDERS} senders"
+    );
 }
 
 /// Takes everything that one sender sends, in order and whole.

@@ -30,12 +30,8 @@ fn main() -> ExitCode {
             None => Trial::test(ten_thousand, || run(idle::ten_thousand())),
             Some(reason) => Trial::ignorable_test(ten_thousand, move || need::skip("files", &reason)),
         },
-        Trial::test("a_crowd_of_64_senders_of_64_kib_is_served_in_bounded_memory", || {
-            run(incast::crowd(64 << 10))
-        }),
-        Trial::test("a_crowd_of_64_senders_of_1_mib_is_served_in_bounded_memory", || {
-            run(incast::crowd(1 << 20))
-        }),
+        Trial::test("incast_of_64_senders_of_64_kib_uses_bounded_memory", || run(incast::run(64 << 10))),
+        Trial::test("incast_of_64_senders_of_1_mib_uses_bounded_memory", || run(incast::run(1 << 20))),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -150,7 +150,7 @@ impl Usage {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
-        let word = |at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
-        Self { descriptors: word(0), memory: word(8) }
+        let number = |at| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Self { descriptors: number(0), memory: number(8) }
     }
 }

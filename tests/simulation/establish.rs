@@ -4,61 +4,58 @@ use std::time::Duration;
 
 use towline::{Address, Connection, Endpoint, Listener, Message};
 
-use crate::dice::Dice;
-use crate::scene::{Mood, Scene, polled, until};
+use crate::rng::Rng;
+use crate::run::{Run, Scenario, poll_then_drop, until};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const ACCEPT_TIME: Duration = Duration::from_secs(5);
 
 /// Both ends of one connection, if nothing that may happen in this run prevents it.
 pub(crate) async fn pair(
-    scene: &Scene,
+    run: &Run,
     ends: &[(usize, Endpoint); 2],
     number: usize,
-    dice: &mut Dice,
+    rng: &mut Rng,
 ) -> Option<[Connection; 2]> {
     let [(_, from), (_, to)] = ends;
-    let address = Address::mem(format!("simulated-{}-{number}", scene.seed)).expect("a name");
+    let address = Address::mem(format!("simulated-{}-{number}", run.seed)).expect("a name");
     let listener = to.listen(&address).await.expect("nobody else has the name");
-    let mut turns = Dice::new(dice.next(), 0);
-    let accepting = until(accept(&listener, &mut turns), scene.world.sleep(PATIENCE));
-    let (connected, accepted) = tokio::join!(connect(scene, from, &address, dice), accepting);
+    let mut turns = Rng::new(rng.next(), 0);
+    let accepting = until(accept(&listener, &mut turns), run.simulation.sleep(ACCEPT_TIME));
+    let (connected, accepted) = tokio::join!(connect(run, from, &address, rng), accepting);
     match (connected, accepted) {
         (Some(connected), Some(accepted)) => Some([connected, accepted]),
         (connected, accepted) => {
             let what = format!("connected: {}, accepted: {}", connected.is_some(), accepted.is_some());
-            scene.may_fail(&what, towline::ErrorKind::TimedOut);
+            run.may_fail(&what, towline::ErrorKind::TimedOut);
             None
         }
     }
 }
 
-async fn connect(scene: &Scene, from: &Endpoint, to: &Address, dice: &mut Dice) -> Option<Connection> {
-    while dice.once_in(3) {
+async fn connect(run: &Run, from: &Endpoint, to: &Address, rng: &mut Rng) -> Option<Connection> {
+    while rng.one_in(3) {
         // What the cancelled attempt leaves, its peer must notice.
-        drop(polled(from.connect(to), 1 + dice.below(40)).await);
+        drop(poll_then_drop(from.connect(to), 1 + rng.below(40)).await);
     }
     loop {
         let connected =
-            from.connect(to).await.inspect_err(|error| scene.may_fail("connect", error.kind())).ok()?;
+            from.connect(to).await.inspect_err(|error| run.may_fail("connect", error.kind())).ok()?;
         match connected.recv().await {
             Ok(welcome) => assert_eq!(welcome.header(), "welcome"),
             // Turned away at once; or lost.
-            Err(_) if scene.mood == Mood::Calm => continue,
+            Err(_) if run.scenario == Scenario::NoFaults => continue,
             Err(_) => return None,
         }
         let sent = connected.send(Message::new("this one")).await;
-        return sent
-            .map(|_| connected)
-            .inspect_err(|failed| scene.may_fail("send", failed.error.kind()))
-            .ok();
+        return sent.map(|_| connected).inspect_err(|failed| run.may_fail("send", failed.error.kind())).ok();
     }
 }
 
 /// The first connection that is not turned away, and whose other end did not give up.
-async fn accept(listener: &Listener, dice: &mut Dice) -> Connection {
+async fn accept(listener: &Listener, rng: &mut Rng) -> Connection {
     loop {
         let connection = listener.accept().await.expect("the driver lives");
-        match dice.below(6) {
+        match rng.below(6) {
             0 => connection.abort(),
             1 => drop(connection),
             _ => {

@@ -1,17 +1,17 @@
-//! Simulates handshakes, connections and `mem`; a seed decides time, order and faults. See `scene.rs`.
+//! Simulates handshakes, connections and `mem`; a seed decides time, order and faults. See `run.rs`.
 //!
 //! A seed that fails is printed, and `TOWLINE_SEED=7 cargo test --package towline-tests --test simulation` runs it again, and
 //! it alone. `TOWLINE_SEEDS=10000` runs so many.
 
-mod dice;
 mod establish;
 mod flow;
 mod network;
 mod regions;
-mod scene;
+mod rng;
+mod run;
+mod simulation;
 mod stall;
 mod traffic;
-mod world;
 
 use std::ops::Range;
 use std::panic::catch_unwind;
@@ -23,15 +23,15 @@ const SEEDS: u64 = 1000;
 const THREADS: usize = 2;
 
 #[test]
-fn every_seed_keeps_the_promises_of_a_connection() {
+fn every_seed_upholds_the_guarantees_of_a_connection() {
     match asked("TOWLINE_SEED") {
-        Some(seed) => println!("seed {seed}: {:?}", scene::run(seed)),
-        None => run_all(|seed| _ = scene::run(seed), 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS)),
+        Some(seed) => println!("seed {seed}: {:?}", run::run(seed)),
+        None => run_all(|seed| _ = run::run(seed), 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS)),
     }
 }
 
 #[test]
-fn a_host_that_stands_still_for_ever_is_noticed_in_time() {
+fn peers_detect_a_host_that_stops_for_good_in_time() {
     match asked("TOWLINE_SEED") {
         Some(seed) => stall::run(seed),
         None => run_all(stall::run, 0..asked("TOWLINE_SEEDS").unwrap_or(SEEDS) / 10),
@@ -42,9 +42,9 @@ fn a_host_that_stands_still_for_ever_is_noticed_in_time() {
 fn a_seed_gives_the_same_trace_every_time() {
     // Far from the other test's, which run beside this one: names within the process follow from the seed.
     for seed in (1 << 40)..(1 << 40) + 20 {
-        assert_eq!(scene::run(seed), scene::run(seed), "seed {seed}");
+        assert_eq!(run::run(seed), run::run(seed), "seed {seed}");
     }
-    assert_ne!(scene::run(1 << 40), scene::run((1 << 40) + 1));
+    assert_ne!(run::run(1 << 40), run::run((1 << 40) + 1));
 }
 
 fn asked(name: &str) -> Option<u64> {

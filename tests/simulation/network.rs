@@ -1,4 +1,4 @@
-//! `mem` with a network between its ends: every connection has delays of its own, and one submission of a run may cut it.
+//! `mem` with a network between its shared: every connection has delays of its own, and one submission of a run may cut it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,20 +8,20 @@ use towline::backend::{Backend, Caps, Identity, Link, LinkContext, LinkStats, Op
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
 
-use crate::dice::Dice;
-use crate::world::Host;
+use crate::rng::Rng;
+use crate::simulation::Host;
 
 /// What the network of one run does.
 #[derive(Debug)]
 pub(crate) struct Network {
-    pub(crate) dice: Dice,
+    pub(crate) rng: Rng,
     /// Submissions until the one that costs its connection.
     pub(crate) cut_in: Option<u64>,
 }
 
 /// The in-process backend over that network, for one host.
 #[derive(Clone, Debug)]
-pub(crate) struct Networked {
+pub(crate) struct NetworkedBackend {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) host: Host,
     pub(crate) network: Arc<Mutex<Network>>,
@@ -31,9 +31,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl towline::backend::sealed::Sealed for Networked {}
+impl towline::backend::sealed::Sealed for NetworkedBackend {}
 
-impl Backend for Networked {
+impl Backend for NetworkedBackend {
     fn name(&self) -> &'static str {
         self.backend.name()
     }
@@ -56,13 +56,13 @@ impl Backend for Networked {
 
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         Box::pin(async {
-            let dice = Dice::new(lock(&self.network).dice.next(), 0);
-            let line = Line { queue: VecDeque::new(), carrying: false, ended: None, dice };
+            let rng = Rng::new(lock(&self.network).rng.next(), 0);
+            let queue = DelayQueue { ops: VecDeque::new(), is_draining: false, ended: None, rng };
             let (host, network) = (self.host.clone(), self.network.clone());
             let opened = self.backend.open(context).await?;
             let wrap = |link| {
-                let ends = Ends { link, line: Mutex::new(line), host, network };
-                Arc::new(Wire(Arc::new(ends))) as Arc<dyn Link>
+                let shared = DelayedLinkShared { link, queue: Mutex::new(queue), host, network };
+                Arc::new(DelayedLink(Arc::new(shared))) as Arc<dyn Link>
             };
             Ok(opened.wrapped(wrap))
         })
@@ -71,26 +71,26 @@ impl Backend for Networked {
 
 /// A link whose operations are under way for a while, in order.
 #[derive(Debug)]
-struct Wire(Arc<Ends>);
+struct DelayedLink(Arc<DelayedLinkShared>);
 
 #[derive(Debug)]
-struct Ends {
+struct DelayedLinkShared {
     link: Arc<dyn Link>,
-    line: Mutex<Line>,
+    queue: Mutex<DelayQueue>,
     host: Host,
     network: Arc<Mutex<Network>>,
 }
 
 #[derive(Debug)]
-struct Line {
-    queue: VecDeque<Op>,
+struct DelayQueue {
+    ops: VecDeque<Op>,
     /// A task carries what is queued.
-    carrying: bool,
+    is_draining: bool,
     ended: Option<Error>,
-    dice: Dice,
+    rng: Rng,
 }
 
-impl Link for Wire {
+impl Link for DelayedLink {
     fn caps(&self) -> Caps {
         self.0.link.caps()
     }
@@ -99,22 +99,22 @@ impl Link for Wire {
         if lock(&self.0.network).is_cut() {
             self.end(Error::new(ErrorKind::PeerLost, "the simulated network was cut"));
         }
-        let mut line = lock(&self.0.line);
-        if let Some(why) = line.ended.clone() {
-            drop(line);
+        let mut queue = lock(&self.0.queue);
+        if let Some(why) = queue.ended.clone() {
+            drop(queue);
             return op.fail(why);
         }
-        if line.carrying {
-            return line.queue.push_back(op);
+        if queue.is_draining {
+            return queue.ops.push_back(op);
         }
-        if !line.dice.once_in(4) {
-            drop(line);
+        if !queue.rng.one_in(4) {
+            drop(queue);
             return self.0.link.submit(op);
         }
-        line.queue.push_back(op);
-        line.carrying = true;
-        drop(line);
-        self.0.host.spawn(Box::pin(carry(self.0.clone())));
+        queue.ops.push_back(op);
+        queue.is_draining = true;
+        drop(queue);
+        self.0.host.spawn(Box::pin(drain(self.0.clone())));
     }
 
     fn tick(&self) {
@@ -122,12 +122,12 @@ impl Link for Wire {
     }
 
     fn end(&self, why: Error) {
-        let mut line = lock(&self.0.line);
-        line.ended.get_or_insert_with(|| why.clone());
-        let queue = std::mem::take(&mut line.queue);
-        drop(line);
+        let mut queue = lock(&self.0.queue);
+        queue.ended.get_or_insert_with(|| why.clone());
+        let ops = std::mem::take(&mut queue.ops);
+        drop(queue);
         self.0.link.end(why.clone());
-        queue.into_iter().for_each(|op| op.fail(why.clone()));
+        ops.into_iter().for_each(|op| op.fail(why.clone()));
     }
 
     fn stats(&self) -> LinkStats {
@@ -143,22 +143,22 @@ impl Network {
 }
 
 /// Hands queued operations on, in order, some at a time.
-async fn carry(ends: Arc<Ends>) {
+async fn drain(shared: Arc<DelayedLinkShared>) {
     loop {
         let (time_us, count) = {
-            let dice = &mut lock(&ends.line).dice;
-            (dice.below(3000), 1 + dice.below(64))
+            let rng = &mut lock(&shared.queue).rng;
+            (rng.below(3000), 1 + rng.below(64))
         };
-        ends.host.world.sleep(Duration::from_micros(time_us as u64)).await;
+        shared.host.simulation.sleep(Duration::from_micros(time_us as u64)).await;
         for _ in 0..count {
             let next = {
-                let mut line = lock(&ends.line);
-                let next = line.queue.pop_front();
-                line.carrying = next.is_some();
+                let mut queue = lock(&shared.queue);
+                let next = queue.ops.pop_front();
+                queue.is_draining = next.is_some();
                 next
             };
             match next {
-                Some(op) => ends.link.submit(op),
+                Some(op) => shared.link.submit(op),
                 None => return,
             }
         }

@@ -4,29 +4,29 @@ use std::time::Duration;
 
 use towline::{Buffer, BufferMut, Connection, ErrorKind};
 
-use crate::dice::Dice;
-use crate::scene::{Scene, polled};
+use crate::rng::Rng;
+use crate::run::{Run, poll_then_drop};
 
 const LEN: usize = 4096;
 
-pub(crate) async fn access(scene: Scene, user: Connection, owner: Connection, mut dice: Dice) {
+pub(crate) async fn access(run: Run, user: Connection, owner: Connection, mut rng: Rng) {
     let content: Vec<u8> = (0..LEN).map(|at| at as u8).collect();
     let readable = owner.expose(content.clone().into(), Duration::MAX).expect("mem is one-sided");
     let writable = owner.expose_mut(BufferMut::zeroed(LEN), Duration::MAX).expect("mem is one-sided");
     // What is there, where it is known: a put that was given up may or may not be done.
     let mut known = vec![Some(0); LEN];
-    for turn in 0..dice.below(8) {
-        if dice.once_in(3) {
-            scene.pause(&mut dice, 10).await;
+    for turn in 0..rng.below(8) {
+        if rng.one_in(3) {
+            run.pause(&mut rng, 10).await;
         }
-        let len = dice.of(&[0, 1, 500, LEN]);
-        let outside = dice.once_in(6);
-        let at = if outside { LEN - len + 1 } else { dice.below(LEN - len + 1) };
-        let polls = if dice.once_in(4) { 1 } else { usize::MAX };
-        let kind = if dice.once_in(2) {
+        let len = rng.choose(&[0, 1, 500, LEN]);
+        let outside = rng.one_in(6);
+        let at = if outside { LEN - len + 1 } else { rng.below(LEN - len + 1) };
+        let polls = if rng.one_in(4) { 1 } else { usize::MAX };
+        let kind = if rng.one_in(2) {
             let into = BufferMut::with_capacity(len);
             let region = readable.remote();
-            match given_up(user.get(&region, at as u64, into), polls).await {
+            match poll_or_drop(user.get(&region, at as u64, into), polls).await {
                 None => continue,
                 Some(Ok(got)) => {
                     assert!(got.as_slice().expect("host memory") == &content[at..at + len], "what was got");
@@ -40,7 +40,7 @@ pub(crate) async fn access(scene: Scene, user: Connection, owner: Connection, mu
         } else {
             let byte = turn as u8 + 1;
             let region = writable.remote();
-            let put = given_up(user.put(&region, at as u64, Buffer::from(vec![byte; len])), polls).await;
+            let put = poll_or_drop(user.put(&region, at as u64, Buffer::from(vec![byte; len])), polls).await;
             let is = matches!(put, Some(Ok(()))).then_some(byte);
             if !outside {
                 known[at..at + len].fill(is);
@@ -56,14 +56,14 @@ pub(crate) async fn access(scene: Scene, user: Connection, owner: Connection, mu
         if outside && kind == ErrorKind::Rejected {
             continue;
         }
-        scene.may_fail("an access", kind);
+        run.may_fail("an access", kind);
         break;
     }
     let key = readable.remote();
     assert!(readable.revoke().await.as_slice().expect("host memory") == content);
     let late = user.get(&key, 0, BufferMut::with_capacity(1)).await.expect_err("it was revoked");
     if late.error.kind() != ErrorKind::Rejected {
-        scene.may_fail("an access after the revocation", late.error.kind());
+        run.may_fail("an access after the revocation", late.error.kind());
     }
     let written = writable.revoke().await;
     let written = written.as_slice().expect("host memory");
@@ -71,6 +71,6 @@ pub(crate) async fn access(scene: Scene, user: Connection, owner: Connection, mu
     assert!(written.iter().zip(&known).all(same), "what was put is not there");
 }
 
-async fn given_up<T>(access: impl Future<Output = T>, polls: usize) -> Option<T> {
-    if polls == usize::MAX { Some(access.await) } else { polled(access, polls).await }
+async fn poll_or_drop<T>(access: impl Future<Output = T>, polls: usize) -> Option<T> {
+    if polls == usize::MAX { Some(access.await) } else { poll_then_drop(access, polls).await }
 }

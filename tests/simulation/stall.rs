@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use towline::{Address, Endpoint, ErrorKind, Listener, Message};
 
-use crate::dice::Dice;
 use crate::network::Network;
-use crate::scene::endpoint;
-use crate::world::World;
+use crate::rng::Rng;
+use crate::run::endpoint;
+use crate::simulation::Simulation;
 
 /// Three heartbeats of 0.4 s and a look; or a handshake's two steps of 1 s.
 const NOTICED_MAX: Duration = Duration::from_millis(2500);
 
 /// Runs one seed; panics if the other host does not notice.
 pub(crate) fn run(seed: u64) {
-    let mut dice = Dice::new(seed, 4);
-    let world = World::new(seed);
-    let network = Arc::new(Mutex::new(Network { dice: Dice::new(seed, 3), cut_in: None }));
-    let [user, server] = [0, 1].map(|host| endpoint(&world, host, &network));
+    let mut rng = Rng::new(seed, 4);
+    let simulation = Simulation::new(seed);
+    let network = Arc::new(Mutex::new(Network { rng: Rng::new(seed, 3), cut_in: None }));
+    let [user, server] = [0, 1].map(|host| endpoint(&simulation, host, &network));
     let address = Address::mem(format!("standing-still-{seed}")).expect("a name");
     let listening = Arc::new(Mutex::new(None));
     let (listens, at) = (listening.clone(), address.clone());
@@ -27,23 +27,23 @@ pub(crate) fn run(seed: u64) {
         let listener = server.listen(&at).await.expect("nobody else has the name");
         *listens.lock().expect("one thread") = Some(listener);
     };
-    world.spawn(1, Box::pin(listen));
-    assert!(world.run_until(Duration::ZERO, || listening.lock().expect("one thread").is_some()));
+    simulation.spawn(1, Box::pin(listen));
+    assert!(simulation.run_until(Duration::ZERO, || listening.lock().expect("one thread").is_some()));
     let listener = listening.lock().expect("one thread").take().expect("it listens");
-    world.spawn(1, Box::pin(serve(listener)));
+    simulation.spawn(1, Box::pin(serve(listener)));
     let noticed = Arc::new(AtomicBool::new(false));
     let told = noticed.clone();
-    world.spawn(
+    simulation.spawn(
         0,
         Box::pin(async move {
-            use_it(user, address).await;
+            exchange_until_lost(user, address).await;
             told.store(true, Ordering::Relaxed);
         }),
     );
     let stops =
-        Duration::from_micros(if dice.once_in(2) { dice.below(3000) } else { dice.below(300_000) } as u64);
-    let began = world.clone();
-    world.spawn(
+        Duration::from_micros(if rng.one_in(2) { rng.below(3000) } else { rng.below(300_000) } as u64);
+    let began = simulation.clone();
+    simulation.spawn(
         2,
         Box::pin(async move {
             began.sleep(stops).await;
@@ -51,7 +51,7 @@ pub(crate) fn run(seed: u64) {
         }),
     );
     let is_over = || noticed.load(Ordering::Relaxed);
-    assert!(world.run_until(stops + NOTICED_MAX, is_over), "stopped at {stops:?}, and not noticed");
+    assert!(simulation.run_until(stops + NOTICED_MAX, is_over), "stopped at {stops:?}, and not noticed");
 }
 
 /// Answers everything, on one connection after the other.
@@ -65,7 +65,7 @@ async fn serve(listener: Listener) {
     }
 }
 
-async fn use_it(endpoint: Endpoint, address: Address) {
+async fn exchange_until_lost(endpoint: Endpoint, address: Address) {
     let connection = match endpoint.connect(&address).await {
         Ok(connection) => connection,
         Err(error) => return assert_eq!(error.kind(), ErrorKind::TimedOut),

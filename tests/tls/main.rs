@@ -1,7 +1,7 @@
 //! Who comes in over TLS, who does not, and what both ends hear of it.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod meddler;
+mod interceptor;
 mod refusals;
 mod settings;
 
@@ -30,11 +30,11 @@ fn connectors() -> Certificate {
 }
 
 /// What shows `certificate`, and believes `authority`.
-fn showing(certificate: &Certificate, authority: &Authority) -> Tls {
-    certificate.shown_by(believing(authority)).build().unwrap()
+fn tls_with(certificate: &Certificate, authority: &Authority) -> Tls {
+    certificate.shown_by(trusting(authority)).build().unwrap()
 }
 
-fn believing(authority: &Authority) -> TlsBuilder {
+fn trusting(authority: &Authority) -> TlsBuilder {
     Tls::builder().authority(authority.pem())
 }
 
@@ -47,12 +47,12 @@ async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// A listener, and the endpoint that counts who was not let in.
-struct Handshake {
+struct Acceptor {
     endpoint: Endpoint,
     listener: Listener,
 }
 
-impl Handshake {
+impl Acceptor {
     async fn open(tls: Tls) -> Self {
         Self::at("tls://127.0.0.1:0", endpoint(tls)).await
     }
@@ -77,10 +77,10 @@ impl Handshake {
         (a.unwrap(), b.unwrap())
     }
 
-    /// A friend comes in, and both ends hear the other.
+    /// A honest comes in, and both ends hear the other.
     async fn assert_open(&self) {
-        let friend = endpoint(showing(&connectors(), &ours()));
-        let (a, b) = self.meet(&friend, self.listener.address()).await;
+        let honest = endpoint(tls_with(&connectors(), &ours()));
+        let (a, b) = self.meet(&honest, self.listener.address()).await;
         let both = async {
             tokio::join!(
                 a.deliver(Message::new("there")),
@@ -89,10 +89,10 @@ impl Handshake {
                 a.recv()
             )
         };
-        let (there, taken, back, heard) = in_time("messages", both).await;
+        let (there, received, back, answer) = in_time("messages", both).await;
         there.and(back).unwrap();
         assert_eq!(
-            (&taken.unwrap().header()[..], &heard.unwrap().header()[..]),
+            (&received.unwrap().header()[..], &answer.unwrap().header()[..]),
             (&b"there"[..], &b"back"[..])
         );
     }
@@ -116,7 +116,7 @@ async fn refused(near: &Endpoint, address: &Address) -> Error {
 }
 
 #[track_caller]
-fn assert_says(error: &Error, kind: ErrorKind, words: &[&str]) {
+fn assert_error(error: &Error, kind: ErrorKind, words: &[&str]) {
     assert_eq!(error.kind(), kind, "{error}");
     for words in words {
         assert!(error.to_string().contains(words), "{words:?} in: {error}");

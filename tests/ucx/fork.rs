@@ -12,7 +12,7 @@ use crate::polls::block_on;
 /// Long before any time-out would end it.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-pub(crate) fn a_fork_of_a_process_with_ucx_is_told_so(installed: &Installed) {
+pub(crate) fn a_fork_of_a_process_with_ucx_is_refused_with_the_reason(installed: &Installed) {
     for address in [TCP, SHM] {
         run(async {
             let pair = pair(installed, address).await;

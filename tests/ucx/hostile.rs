@@ -1,6 +1,6 @@
 //! A peer by hand that lies over UCX: about keys, numbers, lengths, and what it was granted.
 //!
-//! A lie costs its own connection at most; a friend of the same endpoint goes on.
+//! A lie costs its own connection at most; a honest of the same endpoint goes on.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -32,146 +32,144 @@ const LARGE: usize = 20_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// The connection ends: `Corrupt`.
-    Breach,
-    /// Nothing: the connection goes on.
-    Nothing,
+    Ends,
+    /// Continues: the connection goes on.
+    Continues,
 }
-use Outcome::{Breach, Nothing};
+use Outcome::{Continues, Ends};
 
 /// What it is called, what comes of it, and what the liar does.
 type Violation = (&'static str, Outcome, fn(&HostilePeer));
 
 const VIOLATIONS: &[Violation] = &[
-    ("records for somebody else", Nothing, |hostile_peer| {
-        hostile_peer.send(RECORDS, &[], [&[7; 24], &good()[..]].concat())
+    ("records for somebody else", Continues, |hostile_peer| {
+        hostile_peer.send(RECORDS, &[], [&[7; 24], &small_announcement()[..]].concat())
     }),
-    ("records for nobody", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], good())),
-    ("half a key", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.key[..8].to_vec())),
-    ("nothing at all", Nothing, |hostile_peer| hostile_peer.send(RECORDS, &[], vec![])),
-    ("records without a number", Breach, |hostile_peer| {
+    ("records for nobody", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], small_announcement())),
+    ("half a key", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.key[..8].to_vec())),
+    ("nothing at all", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], vec![])),
+    ("records without a number", Ends, |hostile_peer| {
         hostile_peer.send(RECORDS, &[], hostile_peer.key.to_vec())
     }),
-    ("half a number", Breach, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.header(&[0; 4]))),
-    ("records with a header", Nothing, |hostile_peer| {
+    ("half a number", Ends, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.header(&[0; 4]))),
+    ("records with a header", Continues, |hostile_peer| {
         hostile_peer.send(RECORDS, &hostile_peer.key, hostile_peer.header(&[0; 8]))
     }),
-    ("the last number there is", Breach, |hostile_peer| records(hostile_peer, u64::MAX, good())),
-    ("a number far ahead", Breach, |hostile_peer| records(hostile_peer, 5000, good())),
-    ("a number to come, twice", Breach, |hostile_peer| {
-        [5, 5].into_iter().for_each(|number| records(hostile_peer, number, good()))
+    ("the last number there is", Ends, |hostile_peer| records(hostile_peer, u64::MAX, small_announcement())),
+    ("a number far ahead", Ends, |hostile_peer| records(hostile_peer, 5000, small_announcement())),
+    ("a number to come, twice", Ends, |hostile_peer| {
+        [5, 5].into_iter().for_each(|number| records(hostile_peer, number, small_announcement()))
     }),
-    ("the first number, twice", Breach, |hostile_peer| {
-        [0, 0].into_iter().for_each(|number| records(hostile_peer, number, good()))
+    ("the first number, twice", Ends, |hostile_peer| {
+        [0, 0].into_iter().for_each(|number| records(hostile_peer, number, small_announcement()))
     }),
-    ("records that are garbage", Breach, |hostile_peer| records(hostile_peer, 0, vec![0xa5; 300])),
-    ("half a record, and another number", Breach, |hostile_peer| {
-        records(hostile_peer, 0, good()[..20].to_vec());
-        records(hostile_peer, 1, good());
+    ("records that are garbage", Ends, |hostile_peer| records(hostile_peer, 0, vec![0xa5; 300])),
+    ("half a record, and another number", Ends, |hostile_peer| {
+        records(hostile_peer, 0, small_announcement()[..20].to_vec());
+        records(hostile_peer, 1, small_announcement());
     }),
-    ("more records at once than anybody sends", Breach, |hostile_peer| {
+    ("more records at once than anybody sends", Ends, |hostile_peer| {
         records(hostile_peer, 0, vec![0; 200 << 10])
     }),
-    ("an unknown record", Breach, |hostile_peer| {
+    ("an unknown record", Ends, |hostile_peer| {
         records(hostile_peer, 0, packet(&record(13, 0, 0, &[]), 0, &[]))
     }),
-    ("data among records", Breach, |hostile_peer| records(hostile_peer, 0, packet(&[], 0, &[1; 100]))),
-    ("records that are yet to be fetched", Nothing, |hostile_peer| {
-        hostile_peer.send_so(
+    ("data among records", Ends, |hostile_peer| records(hostile_peer, 0, packet(&[], 0, &[1; 100]))),
+    ("records that are yet to be fetched", Continues, |hostile_peer| {
+        hostile_peer.send_with(
             RECORDS,
             &[],
             [&hostile_peer.key[..], &[0; 1 << 20]].concat(),
             UCP_AM_SEND_FLAG_RNDV,
         );
     }),
-    ("a packet for somebody else", Nothing, |hostile_peer| hostile_peer.send(PACKET, &[7; 40], vec![1; 100])),
-    ("a packet without a head", Breach, |hostile_peer| {
+    ("a packet for somebody else", Continues, |hostile_peer| {
+        hostile_peer.send(PACKET, &[7; 40], vec![1; 100])
+    }),
+    ("a packet without a head", Ends, |hostile_peer| {
         hostile_peer.send(PACKET, &hostile_peer.key, vec![1; 100])
     }),
-    ("a packet with half a head", Breach, |hostile_peer| {
+    ("a packet with half a head", Ends, |hostile_peer| {
         hostile_peer.send(PACKET, &hostile_peer.header(&[0; 12]), vec![1; 100])
     }),
-    ("a packet that says more than it is", Breach, |hostile_peer| {
-        data(hostile_peer, 101, 0, 0, vec![1; 100])
-    }),
-    ("a packet that says less than it is", Breach, |hostile_peer| data(hostile_peer, 99, 0, 0, vec![1; 100])),
-    ("a packet that says more than there can be", Breach, |hostile_peer| {
+    ("a packet that says more than it is", Ends, |hostile_peer| data(hostile_peer, 101, 0, 0, vec![1; 100])),
+    ("a packet that says less than it is", Ends, |hostile_peer| data(hostile_peer, 99, 0, 0, vec![1; 100])),
+    ("a packet that says more than there can be", Ends, |hostile_peer| {
         data(hostile_peer, u32::MAX, 0, 0, vec![1; 100])
     }),
-    ("a packet of records", Breach, |hostile_peer| {
+    ("a packet of records", Ends, |hostile_peer| {
         hostile_peer.send(
             PACKET,
             &hostile_peer.header(&[&100_u32.to_le_bytes()[..], &[0; 20]].concat()),
             vec![1; 100],
         );
     }),
-    ("a packet with a header beyond all of ours", Nothing, |hostile_peer| {
+    ("a packet with a header beyond all of ours", Continues, |hostile_peer| {
         hostile_peer.send(PACKET, &hostile_peer.header(&[0; 300]), vec![1; 100]);
     }),
-    ("a packet with half a number of records", Breach, |hostile_peer| {
-        with_records(hostile_peer, &[0; 4], &[])
-    }),
-    ("a packet with garbage for records", Breach, |hostile_peer| {
+    ("a packet with half a number of records", Ends, |hostile_peer| with_records(hostile_peer, &[0; 4], &[])),
+    ("a packet with garbage for records", Ends, |hostile_peer| {
         with_records(hostile_peer, &[0; 8], &[0xa5; 100])
     }),
-    ("a packet with records that came before", Breach, |hostile_peer| {
-        records(hostile_peer, 0, good());
-        with_records(hostile_peer, &[0; 8], &good());
+    ("a packet with records that came before", Ends, |hostile_peer| {
+        records(hostile_peer, 0, small_announcement());
+        with_records(hostile_peer, &[0; 8], &small_announcement());
     }),
-    ("a packet with records far ahead", Breach, |hostile_peer| {
-        with_records(hostile_peer, &5000_u64.to_le_bytes(), &good());
+    ("a packet with records far ahead", Ends, |hostile_peer| {
+        with_records(hostile_peer, &5000_u64.to_le_bytes(), &small_announcement());
     }),
-    ("a packet that was not asked for, with its announcement", Breach, |hostile_peer| {
+    ("a packet that was not asked for, with its announcement", Ends, |hostile_peer| {
         let head = head(LARGE as u32, 0, 0);
         hostile_peer.send(
             PACKET,
-            &hostile_peer.header(&[&head, &[0; 8][..], &large()].concat()),
+            &hostile_peer.header(&[&head, &[0; 8][..], &large_announcement()].concat()),
             vec![1; LARGE],
         );
     }),
-    ("an answer to no get", Breach, |hostile_peer| data(hostile_peer, 100, 1, 0, vec![1; 100])),
-    ("payload of no put", Breach, |hostile_peer| data(hostile_peer, 100, 2, 0, vec![1; 100])),
-    ("payload of a kind that is none", Breach, |hostile_peer| data(hostile_peer, 100, 3, 0, vec![1; 100])),
-    ("payload of a message beyond the window", Breach, |hostile_peer| {
+    ("an answer to no get", Ends, |hostile_peer| data(hostile_peer, 100, 1, 0, vec![1; 100])),
+    ("payload of no put", Ends, |hostile_peer| data(hostile_peer, 100, 2, 0, vec![1; 100])),
+    ("payload of a kind that is none", Ends, |hostile_peer| data(hostile_peer, 100, 3, 0, vec![1; 100])),
+    ("payload of a message beyond the window", Ends, |hostile_peer| {
         data(hostile_peer, 100, 5000 << 2, 0, vec![1; 100])
     }),
-    ("payload off its grid", Breach, |hostile_peer| {
-        records(hostile_peer, 0, large());
+    ("payload off its grid", Ends, |hostile_peer| {
+        records(hostile_peer, 0, large_announcement());
         data(hostile_peer, 100, 0, 50, vec![1; 100]);
     }),
-    ("payload of a small message", Breach, |hostile_peer| {
-        records(hostile_peer, 0, good());
+    ("payload of a small message", Ends, |hostile_peer| {
+        records(hostile_peer, 0, small_announcement());
         data(hostile_peer, 5, 0, 0, b"hello".to_vec());
     }),
-    ("payload that was not asked for", Breach, |hostile_peer| {
-        records(hostile_peer, 0, large());
+    ("payload that was not asked for", Ends, |hostile_peer| {
+        records(hostile_peer, 0, large_announcement());
         data(hostile_peer, LARGE as u32, 0, 0, vec![1; LARGE]);
     }),
-    ("large payload that is yet to be fetched, of nothing", Breach, |hostile_peer| {
+    ("large payload that is yet to be fetched, of nothing", Ends, |hostile_peer| {
         let head = head(1 << 20, 5000 << 2, 0);
-        hostile_peer.send_so(PACKET, &hostile_peer.header(&head), vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
+        hostile_peer.send_with(PACKET, &hostile_peer.header(&head), vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
     }),
-    ("two thousand packets of what may come", Breach, |hostile_peer| {
+    ("two thousand packets of what may come", Ends, |hostile_peer| {
         for number in 0..2000 {
             data(hostile_peer, 1, (number % 1000) << 2, number / 1000, vec![1]);
         }
     }),
-    ("one more hello", Nothing, |hostile_peer| hostile_peer.send(HELLO, &hostile_peer.key, vec![])),
-    ("hello with a book", Nothing, |hostile_peer| {
+    ("one more hello", Continues, |hostile_peer| hostile_peer.send(HELLO, &hostile_peer.key, vec![])),
+    ("hello with a book", Continues, |hostile_peer| {
         hostile_peer.send(HELLO, &hostile_peer.header(&[0; 80]), vec![7; 3000])
     }),
     // Not far beyond: UCX before 1.17 looks there before it looks how many there are (docs/gotchas.md).
-    ("what nobody listens for", Nothing, |hostile_peer| {
-        (3..32).for_each(|id| hostile_peer.send(id, &hostile_peer.key, good()))
+    ("what nobody listens for", Continues, |hostile_peer| {
+        (3..32).for_each(|id| hostile_peer.send(id, &hostile_peer.key, small_announcement()))
     }),
 ];
 
 /// A small message, the first.
-fn good() -> Vec<u8> {
+fn small_announcement() -> Vec<u8> {
     packet(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[])
 }
 
 /// A large one, which is to wait until it is accepted.
-fn large() -> Vec<u8> {
+fn large_announcement() -> Vec<u8> {
     packet(&announcement(0, 0, b"hi", LARGE as u64, b""), 0, &[])
 }
 
@@ -196,7 +194,7 @@ fn data(hostile_peer: &HostilePeer, len: u32, transfer: u64, offset: u64, bytes:
     hostile_peer.send(PACKET, &hostile_peer.header(&head(len, transfer, offset)), bytes);
 }
 
-pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
+pub(crate) fn a_violation_ends_its_own_connection_at_most(installed: &Installed) {
     let ways: [(&str, &[(&CStr, &CStr)]); 2] = [
         (TCP, &[(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")]),
         (SHM, &[(c"TLS", c"posix,sysv,cma"), (c"MM_ERROR_HANDLING", c"y")]),
@@ -206,24 +204,24 @@ pub(crate) fn a_lie_costs_its_own_connection_at_most(installed: &Installed) {
         run(async {
             let endpoint = builder(installed).heartbeat(Duration::from_secs(60)).build().unwrap();
             let listener = endpoint.listen(&at(address)).await.unwrap();
-            let (friend, owner) = meet(&endpoint, &listener).await;
+            let (honest, owner) = meet(&endpoint, &listener).await;
             for (nonce, (what, outcome, violation)) in VIOLATIONS.iter().enumerate() {
                 let hostile_peer = HostilePeer::connected(ucx, &listener, nonce as u8, settings);
                 let connection = within(LIMIT, what, listener.accept()).await.unwrap();
                 violation(&hostile_peer);
-                if *outcome == Nothing {
-                    records(&hostile_peer, 0, good());
+                if *outcome == Continues {
+                    records(&hostile_peer, 0, small_announcement());
                 }
-                let end = taking(&hostile_peer, what, *outcome, &connection).await;
+                let end = outcome_of(&hostile_peer, what, *outcome, &connection).await;
                 assert_eq!(end, *outcome, "{what}");
             }
-            assert_goes_on(&friend, &owner).await;
+            assert_goes_on(&honest, &owner).await;
         });
     }
 }
 
 /// What comes of a lie, as far as what comes over the connection tells.
-async fn taking(
+async fn outcome_of(
     hostile_peer: &HostilePeer,
     what: &str,
     expected: Outcome,
@@ -234,21 +232,21 @@ async fn taking(
         let mut announced = Vec::new();
         loop {
             match connection.incoming().await {
-                Ok(incoming) if expected == Nothing => {
+                Ok(incoming) if expected == Continues => {
                     assert_eq!(incoming.accept().await.unwrap().frames()[0].as_slice().unwrap(), b"hello");
-                    return Nothing;
+                    return Continues;
                 }
                 Ok(incoming) => announced.push(incoming),
                 Err(end) => {
                     assert_eq!(end.kind(), ErrorKind::Corrupt, "{what}: {end}");
-                    return Breach;
+                    return Ends;
                 }
             }
         }
     };
     let moving = async {
         loop {
-            hostile_peer.node.turn();
+            hostile_peer.node.progress();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -261,14 +259,14 @@ async fn taking(
     within(LIMIT, what, both).await
 }
 
-pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
+pub(crate) fn a_violation_before_the_path_is_open_is_refused(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();
     run(async {
         let endpoint = builder(installed).handshake_time(HANDSHAKE_TIME).build().unwrap();
         let listener = endpoint.listen(&at(TCP)).await.unwrap();
         // One that does not allow any version.
         let strict = endpoint.listen(&at(SHM)).await.unwrap();
-        let (friend, owner) = meet(&endpoint, &listener).await;
+        let (honest, owner) = meet(&endpoint, &listener).await;
         let silent = Node::new(ucx);
         let info = |address: &[u8]| propose(&info_of(ucx, address));
         let violations: [(&str, Vec<u8>, u8, &str); 7] = [
@@ -283,23 +281,23 @@ pub(crate) fn a_lie_before_the_path_is_open_is_refused(installed: &Installed) {
         for (nonce, (what, violation, answer, why)) in violations.into_iter().enumerate() {
             let listener = if what == "another version" { &strict } else { &listener };
             let (mut handshake, _) = Handshake::greeted(listener, nonce as u8);
-            handshake.say(&violation);
-            let (mut kind, mut reason) = handshake.hear(|| silent.turn());
+            handshake.send(&violation);
+            let (mut kind, mut reason) = handshake.receive(|| silent.progress());
             assert_eq!(kind, answer, "{what}");
             if answer == READY_INFO {
-                handshake.say(&hand(READY, b""));
-                (kind, reason) = handshake.hear(|| silent.turn());
+                handshake.send(&hand(READY, b""));
+                (kind, reason) = handshake.receive(|| silent.progress());
                 assert_eq!(kind, NOT_READY, "{what}");
             }
             let reason = String::from_utf8_lossy(&reason).into_owned();
             assert!(reason.contains(why), "{what}: {reason}");
         }
-        assert_goes_on(&friend, &owner).await;
+        assert_goes_on(&honest, &owner).await;
     });
 }
 
 /// The liar is of another host by what it says, so that it may try UCX against tcp.
-pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(installed: &Installed) {
+pub(crate) fn measurements_beyond_their_bounds_end_only_their_own_connection(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();
     run(async {
         let backend = Arc::new(Ucx::default().library(&installed.libucp));
@@ -310,8 +308,8 @@ pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(install
         if ucx.version().minor < 14 {
             // It may abort over tcp: there is no trial.
             let (mut handshake, _) = Handshake::greeted(&listener, 0);
-            handshake.say(&propose(&info_of(ucx, &silent.address())));
-            let (kind, reason) = handshake.hear(|| silent.turn());
+            handshake.send(&propose(&info_of(ucx, &silent.address())));
+            let (kind, reason) = handshake.receive(|| silent.progress());
             let reason = String::from_utf8_lossy(&reason);
             assert!(kind == NOT_READY && reason.contains("may abort this process"), "{kind} {reason}");
             let (a, b) = meet(&endpoint, &listener).await;
@@ -325,13 +323,13 @@ pub(crate) fn measurements_beyond_their_bounds_cost_their_own_connection(install
         ];
         for (nonce, (what, violation, ready, why)) in violations.into_iter().enumerate() {
             let (mut handshake, _) = Handshake::greeted(&listener, nonce as u8);
-            handshake.say(&propose(&info_of(ucx, &silent.address())));
-            assert_eq!(handshake.hear(|| silent.turn()).0, READY_INFO, "{what}");
-            handshake.say(&violation);
+            handshake.send(&propose(&info_of(ucx, &silent.address())));
+            assert_eq!(handshake.receive(|| silent.progress()).0, READY_INFO, "{what}");
+            handshake.send(&violation);
             for _ in 0..ready {
-                assert_eq!(handshake.hear(|| silent.turn()).0, READY, "{what}");
+                assert_eq!(handshake.receive(|| silent.progress()).0, READY, "{what}");
             }
-            let (kind, reason) = handshake.hear(|| silent.turn());
+            let (kind, reason) = handshake.receive(|| silent.progress());
             let reason = String::from_utf8_lossy(&reason);
             assert!(kind == REFUSE && reason.contains(why), "{what}: {kind} {reason}");
         }

@@ -54,25 +54,25 @@ impl HostilePeer {
         let mut met = None;
         let node = Node::attach(ucx, settings, |info| {
             let (mut handshake, key) = Handshake::greeted(listener, nonce);
-            handshake.say(&propose(&info_of(ucx, info)));
-            let (kind, theirs) = handshake.hear(|| ());
+            handshake.send(&propose(&info_of(ucx, info)));
+            let (kind, theirs) = handshake.receive(|| ());
             assert_eq!(kind, READY_INFO, "{}", String::from_utf8_lossy(&theirs));
             met = Some((handshake, key));
             theirs[INFO_HEAD_LEN..].to_vec()
         });
         let (mut handshake, key) = met.unwrap();
         let sent = RefCell::new(vec![node.send_as(HELLO, &key, (&[]).into(), UCP_AM_SEND_FLAG_EAGER)]);
-        handshake.say(&hand(READY, b""));
-        assert_eq!(handshake.hear(|| node.turn()), (READY, vec![]), "its end is open");
+        handshake.send(&hand(READY, b""));
+        assert_eq!(handshake.receive(|| node.progress()), (READY, vec![]), "its end is open");
         Self { node, sent, key, _handshake: handshake }
     }
 
     /// Sends at once, whatever its length.
     pub(crate) fn send(&self, id: u32, header: &[u8], body: Vec<u8>) {
-        self.send_so(id, header, body, UCP_AM_SEND_FLAG_EAGER);
+        self.send_with(id, header, body, UCP_AM_SEND_FLAG_EAGER);
     }
 
-    pub(crate) fn send_so(&self, id: u32, header: &[u8], body: Vec<u8>, flag: ucp_send_am_flags) {
+    pub(crate) fn send_with(&self, id: u32, header: &[u8], body: Vec<u8>, flag: ucp_send_am_flags) {
         self.sent.borrow_mut().push(self.node.send_as(id, header, body.into(), flag));
     }
 
@@ -90,11 +90,11 @@ impl Handshake {
         stream.set_nonblocking(true).unwrap();
         let mut handshake = Self(stream);
         let ours = hello([nonce; 32], &[nonce; 56], &[("ucx", &[])]);
-        handshake.say(&ours);
-        let (kind, theirs) = handshake.hear(|| ());
+        handshake.send(&ours);
+        let (kind, theirs) = handshake.receive(|| ());
         assert_eq!(kind, 1, "its Hello");
-        handshake.say(&hand(2, &[0; 32]));
-        assert_eq!(handshake.hear(|| ()), (2, vec![0; 32]), "its Proof");
+        handshake.send(&hand(2, &[0; 32]));
+        assert_eq!(handshake.receive(|| ()), (2, vec![0; 32]), "its Proof");
         let secret = Sha256::new().chain_update(b"towline session").chain_update(&ours);
         let secret = secret.chain_update(hand(1, &theirs)).finalize();
         let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&secret).unwrap();
@@ -102,20 +102,20 @@ impl Handshake {
         (handshake, std::array::from_fn(|at| mac[at]))
     }
 
-    pub(crate) fn say(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         // Far less than a socket has room for.
         self.0.write_all(bytes).unwrap();
     }
 
     /// The next message of the handshake, while whatever else turns.
-    pub(crate) fn hear(&mut self, mut turn: impl FnMut()) -> (u8, Vec<u8>) {
-        let head = self.read(16, &mut turn);
+    pub(crate) fn receive(&mut self, mut progress: impl FnMut()) -> (u8, Vec<u8>) {
+        let head = self.read(16, &mut progress);
         assert!(head.starts_with(MAGIC), "{head:?}");
         let len = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-        (head[8], self.read(len as usize, &mut turn))
+        (head[8], self.read(len as usize, &mut progress))
     }
 
-    fn read(&mut self, len: usize, turn: &mut impl FnMut()) -> Vec<u8> {
+    fn read(&mut self, len: usize, progress: &mut impl FnMut()) -> Vec<u8> {
         let (mut bytes, mut read) = (vec![0; len], 0);
         let deadline = Instant::now() + TIMEOUT;
         while read < len {
@@ -124,7 +124,7 @@ impl Handshake {
                 Ok(more) => read += more,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     assert!(Instant::now() < deadline, "nothing was said within {TIMEOUT:?}");
-                    turn();
+                    progress();
                     sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("{error}"),

@@ -261,7 +261,7 @@ fn assert_untried(connection: &Connection, why: &str) {
     assert!(!maps.contains("libucp"), "{maps}");
 }
 
-pub(crate) fn within_a_host_nobody_tries_it_nor_loads_it(installed: &Installed) {
+pub(crate) fn within_a_host_ucx_is_neither_probed_nor_loaded(installed: &Installed) {
     let ucx = Ucx::default().library(&installed.libucp);
     let builder = Endpoint::builder().backends(vec![Arc::new(ucx), Arc::new(Tcp)]);
     run(async {

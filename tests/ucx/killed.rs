@@ -52,7 +52,7 @@ fn kill_one(libucp: &Path, address: &Address, after: Duration) {
 }
 
 /// A failure ends this process.
-pub(crate) fn a_peer_killed_while_it_connects_costs_its_connection(installed: &Installed) {
+pub(crate) fn a_peer_killed_while_it_connects_ends_only_its_connection(installed: &Installed) {
     let is_sound = Library::open_at(&installed.libucp).unwrap().version().minor >= 14;
     let addresses: &[&str] = if is_sound { &[TCP, SHM] } else { &[SHM] };
     for address in addresses {
@@ -118,7 +118,7 @@ pub(crate) fn shared_memory_has_no_names_unless_asked_for(installed: &Installed)
     });
 }
 
-pub(crate) fn a_limit_on_file_size_ends_nobody(installed: &Installed) {
+pub(crate) fn a_limit_on_file_size_ends_no_process(installed: &Installed) {
     let Rlimit { maximum, .. } = getrlimit(Resource::Fsize);
     let limit = |current| setrlimit(Resource::Fsize, Rlimit { current, maximum }).unwrap();
     run(async {

@@ -26,8 +26,8 @@ pub(crate) fn headers_have_the_layout_that_is_bound(installed: &Installed) -> Re
     let mut command = Command::new("cc");
     command.args(["-std=gnu11", "-fsyntax-only", "-I"]).arg(&installed.headers).arg(&source);
     let output = command.output()?;
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() { Ok(Completion::Completed) } else { Err(complaints.into_owned().into()) }
+    let log_output = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() { Ok(Completion::Completed) } else { Err(log_output.into_owned().into()) }
 }
 
 /// The checks that bindgen wrote for Rust's compiler, for C's. A later header may have more fields and more names.

@@ -2,7 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod child;
-mod complaints;
 mod config;
 mod fork;
 mod hostile;
@@ -10,6 +9,7 @@ mod hostile_peer;
 mod hosts;
 mod killed;
 mod layout;
+mod log_output;
 mod messages;
 mod node;
 mod opening;
@@ -28,7 +28,10 @@ use child::{Check, Claim};
 const OF_EACH: &[(&str, Check)] = &[
     ("opens_by_its_path_once", opening::opens_by_its_path_once),
     ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
-    ("half_of_it_is_completed_by_its_other_half", opening::half_of_it_is_completed_by_its_other_half),
+    (
+        "a_loaded_libucs_is_completed_by_its_own_libucp",
+        opening::a_loaded_libucs_is_completed_by_its_own_libucp,
+    ),
     ("a_second_copy_is_refused", opening::a_second_copy_is_refused),
     ("two_copies_that_others_loaded_are_refused", opening::two_copies_that_others_loaded_are_refused),
     ("handlers_of_signals_stay_as_they_were", opening::handlers_of_signals_stay_as_they_were),
@@ -36,10 +39,13 @@ const OF_EACH: &[(&str, Check)] = &[
     ("a_rendezvous_with_oneself_arrives", messages::a_rendezvous_with_oneself_arrives),
     ("a_setting_is_known_if_it_can_be_set", settings::a_setting_is_known_if_it_can_be_set),
     ("a_setting_of_a_transport_has_its_effect", settings::a_setting_of_a_transport_has_its_effect),
-    ("transports_are_told_with_their_devices", settings::transports_are_told_with_their_devices),
-    ("complaints_leave_the_standard_output_alone", complaints::complaints_leave_the_standard_output_alone),
-    ("complaints_go_where_the_user_says", complaints::complaints_go_where_the_user_says),
-    ("a_log_that_others_began_is_theirs", complaints::a_log_that_others_began_is_theirs),
+    ("transports_are_reported_with_their_devices", settings::transports_are_reported_with_their_devices),
+    ("log_messages_do_not_go_to_standard_output", log_output::log_messages_do_not_go_to_standard_output),
+    (
+        "log_messages_go_to_the_file_that_the_user_set",
+        log_output::log_messages_go_to_the_file_that_the_user_set,
+    ),
+    ("a_log_opened_by_others_is_left_alone", log_output::a_log_opened_by_others_is_left_alone),
     ("the_same_version_in_another_process_is_a_peer", pairs::the_same_version_in_another_process_is_a_peer),
     ("another_version_is_refused_with_the_reason", pairs::another_version_is_refused_with_the_reason),
     ("a_setting_that_ucx_lacks_is_named", refusals::a_setting_that_ucx_lacks_is_named),
@@ -48,24 +54,33 @@ const OF_EACH: &[(&str, Check)] = &[
         refusals::a_setting_that_ucx_takes_from_the_environment_alone_is_refused,
     ),
     ("a_value_that_ucx_refuses_is_named", refusals::a_value_that_ucx_refuses_is_named),
-    ("ends_without_a_transport_in_common_are_told", refusals::ends_without_a_transport_in_common_are_told),
-    ("a_connection_tells_what_carries_it", refusals::a_connection_tells_what_carries_it),
-    ("an_endpoint_with_a_second_copy_is_refused", refusals::an_endpoint_with_a_second_copy_is_refused),
-    ("a_lie_costs_its_own_connection_at_most", hostile::a_lie_costs_its_own_connection_at_most),
-    ("a_lie_before_the_path_is_open_is_refused", hostile::a_lie_before_the_path_is_open_is_refused),
     (
-        "measurements_beyond_their_bounds_cost_their_own_connection",
-        hostile::measurements_beyond_their_bounds_cost_their_own_connection,
+        "ends_without_a_common_transport_are_refused_with_the_reason",
+        refusals::ends_without_a_common_transport_are_refused_with_the_reason,
     ),
-    ("within_a_host_nobody_tries_it_nor_loads_it", hosts::within_a_host_nobody_tries_it_nor_loads_it),
+    ("a_connection_reports_its_transport", refusals::a_connection_reports_its_transport),
+    ("an_endpoint_with_a_second_copy_is_refused", refusals::an_endpoint_with_a_second_copy_is_refused),
+    ("a_violation_ends_its_own_connection_at_most", hostile::a_violation_ends_its_own_connection_at_most),
     (
-        "a_peer_killed_while_it_connects_costs_its_connection",
-        killed::a_peer_killed_while_it_connects_costs_its_connection,
+        "a_violation_before_the_path_is_open_is_refused",
+        hostile::a_violation_before_the_path_is_open_is_refused,
+    ),
+    (
+        "measurements_beyond_their_bounds_end_only_their_own_connection",
+        hostile::measurements_beyond_their_bounds_end_only_their_own_connection,
+    ),
+    ("within_a_host_ucx_is_neither_probed_nor_loaded", hosts::within_a_host_ucx_is_neither_probed_nor_loaded),
+    (
+        "a_peer_killed_while_it_connects_ends_only_its_connection",
+        killed::a_peer_killed_while_it_connects_ends_only_its_connection,
     ),
     ("what_may_abort_over_tcp_is_refused", killed::what_may_abort_over_tcp_is_refused),
     ("shared_memory_has_no_names_unless_asked_for", killed::shared_memory_has_no_names_unless_asked_for),
-    ("a_limit_on_file_size_ends_nobody", killed::a_limit_on_file_size_ends_nobody),
-    ("a_fork_of_a_process_with_ucx_is_told_so", fork::a_fork_of_a_process_with_ucx_is_told_so),
+    ("a_limit_on_file_size_ends_no_process", killed::a_limit_on_file_size_ends_no_process),
+    (
+        "a_fork_of_a_process_with_ucx_is_refused_with_the_reason",
+        fork::a_fork_of_a_process_with_ucx_is_refused_with_the_reason,
+    ),
 ];
 
 /// What holds of files that are no UCX.

@@ -20,7 +20,7 @@ const LOOPBACK: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")
 
 /// A message as it was told of.
 #[derive(Debug)]
-pub(crate) struct Arrived {
+pub(crate) struct ArrivedMessage {
     pub(crate) header: Vec<u8>,
     pub(crate) len: usize,
     /// Whether its bytes are yet to be fetched.
@@ -37,7 +37,7 @@ pub(crate) struct Node {
     /// The longest header that a message takes.
     pub(crate) header_len_max: usize,
     /// Where the handler puts what it is told of: on the heap, since UCX has its address.
-    arrived: Box<RefCell<Vec<Arrived>>>,
+    arrived: Box<RefCell<Vec<ArrivedMessage>>>,
 }
 
 impl Node {
@@ -50,17 +50,17 @@ impl Node {
         Self::attach(ucx, settings, <[u8]>::to_vec)
     }
 
-    /// The same with an endpoint that leads to the worker whose address `meet` gives for its own.
+    /// The same with an endpoint that leads to the worker whose address `peer_address` gives for its own.
     pub(crate) fn attach(
         ucx: &'static Library,
         settings: &[(&CStr, &CStr)],
-        meet: impl FnOnce(&[u8]) -> Vec<u8>,
+        peer_address: impl FnOnce(&[u8]) -> Vec<u8>,
     ) -> Self {
         let context = context(ucx, settings).unwrap_or_else(|status| panic!("{}", ucx.describe(status)));
         let (worker, header_len_max) = worker(ucx, context);
         let arrived = Box::default();
         listen(ucx, worker, &arrived);
-        let endpoint = endpoint(ucx, worker, &meet(&address(ucx, worker)));
+        let endpoint = endpoint(ucx, worker, &peer_address(&address(ucx, worker)));
         Self { ucx, context, worker, endpoint, header_len_max, arrived }
     }
 
@@ -136,17 +136,17 @@ impl Node {
     }
 
     /// Waits until a message was told of.
-    pub(crate) fn next(&self) -> Arrived {
+    pub(crate) fn next(&self) -> ArrivedMessage {
         self.until("a message", || self.arrived.borrow_mut().pop())
     }
 
     /// Waits until the sender's memory is its own again.
     pub(crate) fn finish(&self, sending: &Sending<'_>) {
-        self.ack(sending.posted, &sending.done);
+        self.wait_for(sending.posted, &sending.done);
     }
 
     /// The bytes of a message, fetched or copied, and the descriptor given back.
-    pub(crate) fn take(&self, arrived: &Arrived) -> Vec<u8> {
+    pub(crate) fn take(&self, arrived: &ArrivedMessage) -> Vec<u8> {
         let mut body = vec![0; arrived.len];
         if !arrived.is_rendezvous {
             // SAFETY: L1: the descriptor is `len` bytes of the worker's until it is released, below.
@@ -164,7 +164,7 @@ impl Node {
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
         };
-        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `ack` has seen the end.
+        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `wait_for` has seen the end.
         let posted = unsafe {
             self.ucx.ucp_am_recv_data_nbx(
                 self.worker,
@@ -174,19 +174,19 @@ impl Node {
                 &raw const call,
             )
         };
-        self.ack(posted.into(), &done);
+        self.wait_for(posted.into(), &done);
         body
     }
 
     /// Lets it move for a moment.
-    pub(crate) fn turn(&self) {
+    pub(crate) fn progress(&self) {
         for _ in 0..100 {
             // SAFETY: L1: the worker lives as long as this, and one thread has it.
             unsafe { self.ucx.ucp_worker_progress(self.worker) };
         }
     }
 
-    fn ack(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
+    fn wait_for(&self, posted: Posted, done: &Cell<Option<ucs_status_t>>) {
         let request = match posted {
             Posted::Done => return,
             Posted::Failed(status) => panic!("{}", self.ucx.describe(status)),
@@ -223,7 +223,7 @@ impl Drop for Node {
         };
         // SAFETY: L1: nothing uses the endpoint after this.
         let posted = unsafe { self.ucx.ucp_ep_close_nbx(self.endpoint, &raw const call) };
-        self.ack(posted.into(), &done);
+        self.wait_for(posted.into(), &done);
         // SAFETY: L1: its only endpoint is closed.
         unsafe { self.ucx.ucp_worker_destroy(self.worker) };
         // SAFETY: L1: its only worker is gone.
@@ -291,12 +291,12 @@ fn worker(ucx: &Library, context: ucp_context_h) -> (ucp_worker_h, usize) {
     (worker, about.max_am_header)
 }
 
-fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<Arrived>>) {
+fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<ArrivedMessage>>) {
     // All up to it, the last one first, an even number: the older one calls what is in a place of its table that nobody filled.
     (0..=MESSAGE_ID).rev().for_each(|id| listen_to(ucx, worker, id, arrived));
 }
 
-fn listen_to(ucx: &Library, worker: ucp_worker_h, id: u32, arrived: &RefCell<Vec<Arrived>>) {
+fn listen_to(ucx: &Library, worker: ucp_worker_h, id: u32, arrived: &RefCell<Vec<ArrivedMessage>>) {
     let handler = ucp_am_handler_param_t {
         field_mask: (UCP_AM_HANDLER_PARAM_FIELD_ID
             | UCP_AM_HANDLER_PARAM_FIELD_FLAGS
@@ -305,7 +305,7 @@ fn listen_to(ucx: &Library, worker: ucp_worker_h, id: u32, arrived: &RefCell<Vec
             .into(),
         id,
         flags: UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA,
-        cb: Some(note),
+        cb: Some(on_message),
         arg: ptr::from_ref(arrived).cast_mut().cast(),
     };
     // SAFETY: L1: the worker lives, and is destroyed before what the handler is given; L2: it reads a local.
@@ -350,7 +350,7 @@ unsafe extern "C" fn fetched(request: *mut c_void, status: ucs_status_t, _: usiz
 }
 
 /// Keeps what UCX tells of, which is the descriptor in either case.
-unsafe extern "C" fn note(
+unsafe extern "C" fn on_message(
     arrived: *mut c_void,
     header: *const c_void,
     header_len: usize,
@@ -359,7 +359,7 @@ unsafe extern "C" fn note(
     about: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
     // SAFETY: L2: the node's, which is alive while its worker is.
-    let arrived = unsafe { &*arrived.cast::<RefCell<Vec<Arrived>>>() };
+    let arrived = unsafe { &*arrived.cast::<RefCell<Vec<ArrivedMessage>>>() };
     // SAFETY: L2: UCX's description of the message, for the time of the call.
     let about = unsafe { (*about).recv_attr };
     let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
@@ -367,6 +367,6 @@ unsafe extern "C" fn note(
     let header = unsafe { slice::from_raw_parts(header.cast::<u8>(), header_len) }.to_vec();
     let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
     assert!(is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA), "persistent data was asked for");
-    arrived.borrow_mut().push(Arrived { header, len, is_rendezvous, descriptor });
+    arrived.borrow_mut().push(ArrivedMessage { header, len, is_rendezvous, descriptor });
     UCS_INPROGRESS
 }

@@ -36,7 +36,7 @@ pub(crate) fn opens_whatever_name_it_was_loaded_by(installed: &Installed) {
     assert_eq!(copies(), 1);
 }
 
-pub(crate) fn half_of_it_is_completed_by_its_other_half(installed: &Installed) {
+pub(crate) fn a_loaded_libucs_is_completed_by_its_own_libucp(installed: &Installed) {
     let libucs = installed.libucp.with_file_name("libucs.so.0");
     load(&libucs);
     assert_refused(Library::open_at(&installed.other), &libucs, &installed.other);

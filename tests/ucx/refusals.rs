@@ -56,7 +56,7 @@ pub(crate) fn an_endpoint_with_a_second_copy_is_refused(installed: &Installed) {
     assert_refused(installed, TCP, ErrorKind::Unavailable, &[&loaded, &other, "a second copy of UCX"]);
 }
 
-pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed) {
+pub(crate) fn ends_without_a_common_transport_are_refused_with_the_reason(installed: &Installed) {
     run(async {
         let (near, far) = (endpoint(installed), endpoint(installed));
         let listener = far.listen(&at(TCP)).await.unwrap();
@@ -72,7 +72,7 @@ pub(crate) fn ends_without_a_transport_in_common_are_told(installed: &Installed)
     });
 }
 
-pub(crate) fn a_connection_tells_what_carries_it(installed: &Installed) {
+pub(crate) fn a_connection_reports_its_transport(installed: &Installed) {
     let told = [(TCP, "tcp/lo", false), (SHM, "sysv/memory", false), (POSIX, "posix/memory", true)];
     for (address, transport, leaves_segments) in told {
         run(async {

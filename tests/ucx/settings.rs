@@ -40,7 +40,7 @@ pub(crate) fn a_setting_is_known_if_it_can_be_set(installed: &Installed) {
     assert_eq!(config.set(c"NO_SUCH_SETTING", c"1"), expected);
 }
 
-pub(crate) fn transports_are_told_with_their_devices(installed: &Installed) {
+pub(crate) fn transports_are_reported_with_their_devices(installed: &Installed) {
     let node = Node::new(Library::open_at(&installed.libucp).unwrap());
     assert_eq!(node.transports(), ["tcp/lo"]);
     assert_eq!(node.transports_in_use(), ["tcp/lo"]);

@@ -12,21 +12,21 @@ use std::time::Duration;
 
 use towline::environment::{Environment, Task};
 
-use crate::dice::{Dice, Trace};
+use crate::rng::{Rng, Trace};
 
 /// Polls of one seed beyond which it is running in circles.
 const POLLS_MAX: u64 = 500_000;
 
 /// Clock, timers and tasks of all hosts.
 #[derive(Debug)]
-pub(crate) struct World {
+pub(crate) struct Simulation {
     state: Mutex<State>,
     ready: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 struct State {
     now: Duration,
-    dice: Dice,
+    rng: Rng,
     trace: Trace,
     /// By number; empty while its task is being polled.
     tasks: BTreeMap<u64, Entry>,
@@ -64,11 +64,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl World {
+impl Simulation {
     pub(crate) fn new(seed: u64) -> Arc<Self> {
         let state = State {
             now: Duration::ZERO,
-            dice: Dice::new(seed, 1),
+            rng: Rng::new(seed, 1),
             trace: Trace::EMPTY,
             tasks: BTreeMap::new(),
             next_task: 0,
@@ -115,7 +115,7 @@ impl World {
     }
 
     pub(crate) fn sleep(self: &Arc<Self>, time: Duration) -> Sleep {
-        Sleep { at: self.now() + time, world: self.clone(), entry: None }
+        Sleep { at: self.now() + time, simulation: self.clone(), entry: None }
     }
 
     /// Runs until `is_over`, or nothing can happen any more, or the clock passes `limit`; tells whether it is over.
@@ -143,7 +143,7 @@ impl World {
         if runnable.is_empty() {
             return false;
         }
-        let number = runnable[state.dice.below(runnable.len())];
+        let number = runnable[state.rng.below(runnable.len())];
         ready.remove(&number);
         drop(ready);
         state.trace.add(number);
@@ -183,7 +183,7 @@ impl World {
 /// Ends once the clock has reached its time.
 #[derive(Debug)]
 pub(crate) struct Sleep {
-    world: Arc<World>,
+    simulation: Arc<Simulation>,
     at: Duration,
     entry: Option<u64>,
 }
@@ -192,8 +192,8 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let world = self.world.clone();
-        let mut state = lock(&world.state);
+        let simulation = self.simulation.clone();
+        let mut state = lock(&simulation.state);
         if state.now >= self.at {
             return Poll::Ready(());
         }
@@ -209,35 +209,35 @@ impl Future for Sleep {
 impl Drop for Sleep {
     fn drop(&mut self) {
         if let Some(entry) = self.entry {
-            lock(&self.world.state).timers.remove(&(self.at, entry));
+            lock(&self.simulation.state).timers.remove(&(self.at, entry));
         }
     }
 }
 
-/// One host of the world: what an endpoint runs in.
+/// One host of the simulation: what an endpoint runs in.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
-    pub(crate) world: Arc<World>,
+    pub(crate) simulation: Arc<Simulation>,
     pub(crate) number: usize,
 }
 
 impl Environment for Host {
     fn now(&self) -> Duration {
-        self.world.now()
+        self.simulation.now()
     }
 
     fn sleep_until(&self, at: Duration) -> Task {
-        Box::pin(Sleep { world: self.world.clone(), at, entry: None })
+        Box::pin(Sleep { simulation: self.simulation.clone(), at, entry: None })
     }
 
     fn random(&self, out: &mut [u8]) {
-        let mut state = lock(&self.world.state);
+        let mut state = lock(&self.simulation.state);
         for byte in out {
-            *byte = state.dice.next() as u8;
+            *byte = state.rng.next() as u8;
         }
     }
 
     fn spawn(&self, task: Task) {
-        self.world.spawn(self.number, task);
+        self.simulation.spawn(self.number, task);
     }
 }

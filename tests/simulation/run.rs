@@ -9,16 +9,16 @@ use std::time::Duration;
 use towline::environment::Environment;
 use towline::{Connection, Endpoint, ErrorKind};
 
-use crate::dice::{Dice, Trace};
-use crate::network::{Network, Networked};
-use crate::world::{Host, World};
+use crate::network::{Network, NetworkedBackend};
+use crate::rng::{Rng, Trace};
+use crate::simulation::{Host, Simulation};
 use crate::{establish, traffic};
 
 /// What may go wrong in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mood {
+pub(crate) enum Scenario {
     /// Delays and short stalls: nothing may fail.
-    Calm,
+    NoFaults,
     /// Ends close and abort in the middle of everything.
     Ending,
     /// One connection is cut at some submission.
@@ -29,10 +29,10 @@ pub(crate) enum Mood {
 
 /// A run in progress. Clones are handles to it.
 #[derive(Clone, Debug)]
-pub(crate) struct Scene {
-    pub(crate) world: Arc<World>,
+pub(crate) struct Run {
+    pub(crate) simulation: Arc<Simulation>,
     pub(crate) seed: u64,
-    pub(crate) mood: Mood,
+    pub(crate) scenario: Scenario,
     busy: Arc<AtomicUsize>,
 }
 
@@ -41,50 +41,68 @@ const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Runs one seed; panics if something is wrong. The same seed gives the same trace.
 pub(crate) fn run(seed: u64) -> Trace {
-    let mut dice = Dice::new(seed, 0);
-    let world = World::new(seed);
-    let mood = dice.of(&[Mood::Calm, Mood::Calm, Mood::Ending, Mood::Cut, Mood::Stopped]);
-    let scene = Scene { world: world.clone(), seed, mood, busy: Arc::default() };
-    let cut_in = (mood == Mood::Cut).then(|| 1 + dice.below(120) as u64);
-    let network = Arc::new(Mutex::new(Network { dice: Dice::new(seed, 3), cut_in }));
-    let endpoints: Vec<_> = (0..2 + dice.below(2)).map(|number| endpoint(&world, number, &network)).collect();
+    let mut rng = Rng::new(seed, 0);
+    let simulation = Simulation::new(seed);
+    let scenario = rng.choose(&[
+        Scenario::NoFaults,
+        Scenario::NoFaults,
+        Scenario::Ending,
+        Scenario::Cut,
+        Scenario::Stopped,
+    ]);
+    let run = Run { simulation: simulation.clone(), seed, scenario, busy: Arc::default() };
+    let cut_in = (scenario == Scenario::Cut).then(|| 1 + rng.below(120) as u64);
+    let network = Arc::new(Mutex::new(Network { rng: Rng::new(seed, 3), cut_in }));
+    let endpoints: Vec<_> =
+        (0..2 + rng.below(2)).map(|number| endpoint(&simulation, number, &network)).collect();
 
-    for pair in 0..1 + dice.below(3) {
-        let (from, to) = (dice.below(endpoints.len()), dice.below(endpoints.len()));
+    for pair in 0..1 + rng.below(3) {
+        let (from, to) = (rng.below(endpoints.len()), rng.below(endpoints.len()));
         let ends = [(from, endpoints[from].clone()), (to, endpoints[to].clone())];
-        let (mut dice, of) = (Dice::new(dice.next(), 0), scene.clone());
-        scene.begin(from, async move {
-            if let Some(pair) = establish::pair(&of, &ends, pair, &mut dice).await {
-                traffic::run(&of, &ends, pair, &mut dice).await;
+        let (mut rng, of) = (Rng::new(rng.next(), 0), run.clone());
+        run.begin(from, async move {
+            if let Some(pair) = establish::pair(&of, &ends, pair, &mut rng).await {
+                traffic::run(&of, &ends, pair, &mut rng).await;
             }
         });
     }
-    scene.begin(usize::MAX, stand_still(scene.clone(), endpoints.len(), Dice::new(dice.next(), 0)));
-    let is_over = || scene.busy.load(Ordering::Relaxed) == 0;
-    assert!(world.run_until(TIME_MAX, is_over), "something never ended: {mood:?} at {:?}", world.now());
+    run.begin(usize::MAX, stop_hosts(run.clone(), endpoints.len(), Rng::new(rng.next(), 0)));
+    let is_over = || run.busy.load(Ordering::Relaxed) == 0;
+    assert!(
+        simulation.run_until(TIME_MAX, is_over),
+        "something never ended: {scenario:?} at {:?}",
+        simulation.now()
+    );
 
     let pools: Vec<_> = endpoints.iter().map(|endpoint| endpoint.pool().clone()).collect();
-    let of = scene.clone();
-    scene.begin(usize::MAX, async move {
+    let of = run.clone();
+    run.begin(usize::MAX, async move {
         for endpoint in endpoints {
             endpoint.close().await;
         }
         drop(of);
     });
-    let over = world.run_until(2 * TIME_MAX, || world.living() == 0);
-    assert!(over, "{} tasks are left after the last endpoint: {mood:?}", world.living());
+    let over = simulation.run_until(2 * TIME_MAX, || simulation.living() == 0);
+    assert!(over, "{} tasks are left after the last endpoint: {scenario:?}", simulation.living());
     for pool in pools {
         assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing in a pool");
     }
-    world.trace()
+    simulation.trace()
 }
 
 /// An endpoint of host `number`, whose heartbeat is 0.4 s and whose other times are 1 s.
-pub(crate) fn endpoint(world: &Arc<World>, number: usize, network: &Arc<Mutex<Network>>) -> Endpoint {
-    let host = Host { world: world.clone(), number };
+pub(crate) fn endpoint(
+    simulation: &Arc<Simulation>,
+    number: usize,
+    network: &Arc<Mutex<Network>>,
+) -> Endpoint {
+    let host = Host { simulation: simulation.clone(), number };
     let mem = towline::backend::all().into_iter().find(|backend| backend.name() == "mem");
-    let backend =
-        Networked { backend: mem.expect("the reference"), host: host.clone(), network: network.clone() };
+    let backend = NetworkedBackend {
+        backend: mem.expect("the reference"),
+        host: host.clone(),
+        network: network.clone(),
+    };
     let environment: Arc<dyn Environment> = Arc::new(host);
     Endpoint::builder()
         .environment(environment)
@@ -94,23 +112,23 @@ pub(crate) fn endpoint(world: &Arc<World>, number: usize, network: &Arc<Mutex<Ne
         .handshake_time(Duration::from_secs(1))
         .connect_time(Duration::from_secs(1))
         .build()
-        .expect("nothing of the real world is needed")
+        .expect("nothing of the real simulation is needed")
 }
 
 /// Stops hosts and lets them go on.
-async fn stand_still(scene: Scene, hosts: usize, mut dice: Dice) {
-    for _ in 0..dice.below(3) {
-        scene.pause(&mut dice, 100).await;
-        scene.world.stop(dice.below(hosts), Duration::from_millis(dice.below(250) as u64));
-        scene.world.sleep(Duration::from_millis(300)).await;
+async fn stop_hosts(run: Run, hosts: usize, mut rng: Rng) {
+    for _ in 0..rng.below(3) {
+        run.pause(&mut rng, 100).await;
+        run.simulation.stop(rng.below(hosts), Duration::from_millis(rng.below(250) as u64));
+        run.simulation.sleep(Duration::from_millis(300)).await;
     }
-    if scene.mood == Mood::Stopped {
-        scene.pause(&mut dice, 60).await;
-        scene.world.stop(dice.below(hosts), Duration::from_millis(1500 + dice.below(3000) as u64));
+    if run.scenario == Scenario::Stopped {
+        run.pause(&mut rng, 60).await;
+        run.simulation.stop(rng.below(hosts), Duration::from_millis(1500 + rng.below(3000) as u64));
     }
 }
 
-impl Scene {
+impl Run {
     /// Runs `work` on `host`; the run is over when all of it is.
     pub(crate) fn begin(&self, host: usize, work: impl Future<Output = ()> + Send + 'static) {
         let busy = self.busy.clone();
@@ -119,18 +137,22 @@ impl Scene {
             work.await;
             busy.fetch_sub(1, Ordering::Relaxed);
         };
-        self.world.spawn(host, Box::pin(counted));
+        self.simulation.spawn(host, Box::pin(counted));
     }
 
     /// Waits for a moment of at most so many milliseconds.
-    pub(crate) async fn pause(&self, dice: &mut Dice, ms_max: usize) {
-        self.world.sleep(Duration::from_micros(dice.below(1000 * ms_max) as u64)).await;
+    pub(crate) async fn pause(&self, rng: &mut Rng, ms_max: usize) {
+        self.simulation.sleep(Duration::from_micros(rng.below(1000 * ms_max) as u64)).await;
     }
 
     /// An operation failed: it may, where connections end; never in a calm run, and never with another reason.
     #[track_caller]
     pub(crate) fn may_fail(&self, what: &str, kind: ErrorKind) {
-        assert_ne!(self.mood, Mood::Calm, "{what}: {kind:?}, and nothing happened to the connection");
+        assert_ne!(
+            self.scenario,
+            Scenario::NoFaults,
+            "{what}: {kind:?}, and nothing happened to the connection"
+        );
         let expected = [ErrorKind::Closed, ErrorKind::PeerLost, ErrorKind::TimedOut];
         assert!(expected.contains(&kind), "{what}: {kind:?}");
     }
@@ -144,7 +166,7 @@ impl Scene {
 }
 
 /// Polls `future` at most so often, a turn of the others between; then drops it.
-pub(crate) async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
+pub(crate) async fn poll_then_drop<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut left = polls;
     std::future::poll_fn(|cx| {

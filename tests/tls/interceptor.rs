@@ -11,7 +11,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::*;
 
 /// Takes one connection, and carries what is said to the listener at `port` and back, decrypted and encrypted again.
-async fn meddle(between: TcpListener, port: u16) {
+async fn intercept(between: TcpListener, port: u16) {
     let Certificate { chain, key } = listeners();
     let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
@@ -32,7 +32,7 @@ async fn meddle(between: TcpListener, port: u16) {
 }
 
 /// How an attempt to connect through the meddler ends.
-async fn through_a_meddler(token: Option<&str>) -> towline::Result<Connection> {
+async fn through_an_interceptor(token: Option<&str>) -> towline::Result<Connection> {
     let endpoint = |tls: TlsBuilder| {
         let builder = Endpoint::builder().tls(tls.build().unwrap());
         match token {
@@ -40,22 +40,22 @@ async fn through_a_meddler(token: Option<&str>) -> towline::Result<Connection> {
             None => builder.build().unwrap(),
         }
     };
-    let handshake = Handshake::at("tls://127.0.0.1:0", endpoint(listeners().shown_by(Tls::builder()))).await;
+    let acceptor = Acceptor::at("tls://127.0.0.1:0", endpoint(listeners().shown_by(Tls::builder()))).await;
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = Address::new(Scheme::Tls, "127.0.0.1", between.local_addr().unwrap().port()).unwrap();
-    let meddling = tokio::spawn(meddle(between, handshake.port()));
-    let result = in_time("the attempt", endpoint(believing(&ours())).connect(&address)).await;
+    let intercepting = tokio::spawn(intercept(between, acceptor.port()));
+    let result = in_time("the attempt", endpoint(trusting(&ours())).connect(&address)).await;
     if token.is_some() {
-        handshake.assert_refused("unauthenticated", 1).await;
-        in_time("the meddler's end", meddling).await.unwrap();
+        acceptor.assert_refused("unauthenticated", 1).await;
+        in_time("the meddler's end", intercepting).await.unwrap();
     }
     result
 }
 
 #[tokio::test]
-async fn a_token_keeps_out_who_sits_in_the_middle() {
-    let error = through_a_meddler(Some("secret")).await.unwrap_err();
-    assert_says(&error, ErrorKind::Unauthenticated, &["the handshake was tampered with"]);
+async fn a_token_detects_an_interceptor() {
+    let error = through_an_interceptor(Some("secret")).await.unwrap_err();
+    assert_error(&error, ErrorKind::Unauthenticated, &["the handshake was tampered with"]);
     // Certificates alone cannot tell: whom the authority vouches for is believed.
-    through_a_meddler(None).await.unwrap();
+    through_an_interceptor(None).await.unwrap();
 }

@@ -12,13 +12,13 @@ use crate::config::Config;
 use crate::libraries::Installed;
 use crate::node::context;
 
-pub(crate) fn complaints_leave_the_standard_output_alone(installed: &Installed) {
+pub(crate) fn log_messages_do_not_go_to_standard_output(installed: &Installed) {
     let [output, error] = complain(installed);
     assert_eq!(output, "");
     assert!(error.contains("no-such-transport"), "{error}");
 }
 
-pub(crate) fn complaints_go_where_the_user_says(installed: &Installed) {
+pub(crate) fn log_messages_go_to_the_file_that_the_user_set(installed: &Installed) {
     // SAFETY: L2: this process has one thread.
     unsafe { env::set_var("UCX_LOG_FILE", "stdout") };
     let [output, error] = complain(installed);
@@ -26,7 +26,7 @@ pub(crate) fn complaints_go_where_the_user_says(installed: &Installed) {
     assert_eq!(error, "");
 }
 
-pub(crate) fn a_log_that_others_began_is_theirs(installed: &Installed) {
+pub(crate) fn a_log_opened_by_others_is_left_alone(installed: &Installed) {
     crate::opening::load(&installed.libucp);
     let [output, error] = complain(installed);
     assert!(output.contains("no-such-transport"), "{output}");
