@@ -1,4 +1,5 @@
-//! An endpoint in a simulation of its own: the test owns clock, timers, randomness and tasks, through the public interface.
+//! An endpoint in a simulated environment. The test owns the clock, timers, randomness and tasks, by the public
+//! interface alone.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use towline::environment::{Environment, Task};
 use towline::{Endpoint, ErrorKind, Message};
 
-/// A clock that moves only when nothing else can, and one queue of tasks.
+/// A clock that moves only when no task can run, and one queue of tasks.
 #[derive(Default)]
 struct Simulation {
     state: Mutex<State>,
@@ -96,10 +97,11 @@ impl Wake for NoopWake {
 
 impl Simulation {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics with it")
+        self.state.lock().expect("no holder panics")
     }
 
-    /// Runs `main` and every task, moving the clock to the next timer whenever two rounds in a row changed nothing.
+    /// Polls `main` and all tasks in rounds until `main` completes. Each third round moves the clock to the next
+    /// timer.
     fn run<T>(&self, main: impl Future<Output = T>) -> T {
         let waker = Waker::from(Arc::new(NoopWake));
         let mut cx = Context::from_waker(&waker);
@@ -122,7 +124,7 @@ impl Simulation {
                 }
             }
         }
-        unreachable!("bounded above")
+        unreachable!("the rounds are bounded above")
     }
 }
 
@@ -152,7 +154,7 @@ fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
     });
     assert_eq!(taken.frames()[0].as_slice().unwrap(), [7; 100_000]);
 
-    // An hour passes for these two in no time, with heartbeats in it.
+    // An hour passes on the simulated clock, with heartbeats.
     let start = SimulatedEnvironment(simulation.clone()).now();
     simulation.run(SimulatedEnvironment(simulation.clone()).sleep_until(start + Duration::from_secs(3600)));
     let (sent, taken) =
@@ -162,7 +164,7 @@ fn a_simulated_endpoint_works_without_a_thread_and_on_the_simulations_clock() {
     simulation.run(a.close()).unwrap();
     assert_eq!(simulation.run(b.recv()).unwrap_err().kind(), ErrorKind::Closed);
 
-    // What is dropped leaves no task, though its environment lives on: not even those that wait for a next connection.
+    // Dropped connections and endpoints leave no task, though their environment lives on.
     let pass = |time| {
         let now = SimulatedEnvironment(simulation.clone()).now();
         simulation.run(SimulatedEnvironment(simulation.clone()).sleep_until(now + time));

@@ -1,4 +1,4 @@
-//! A backend in fault: it is not there, cannot be opened, or is slow.
+//! A backend with a fault: it is unavailable, cannot be opened, or is slow.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,24 +10,24 @@ use towline::backend::{
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
 
-/// What every refusal says.
+/// The reason in every refusal.
 pub(crate) const REASON: &str = "a limit of this test is 0";
 pub(crate) const REMEDY: &str = "raise that limit";
-/// What each message waits where it is slow.
+/// The delay of each message of a slow backend.
 pub(crate) const DELAY: Duration = Duration::from_millis(2);
 
-/// What is wrong with a backend.
+/// The fault of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The machine lacks something.
     Missing,
-    /// There is nothing to offer.
+    /// The backend has no offer.
     NoOffer,
-    /// It does not lead to the peer.
+    /// It does not reach the peer.
     Unreachable,
     /// It cannot be prepared.
     NotPrepared,
-    /// It fails when it is opened.
+    /// It cannot be opened.
     NotOpened,
     /// Each message waits for [`DELAY`] before it leaves.
     Slow,

@@ -1,4 +1,5 @@
-//! A process that may open few files, or make small ones: each test is run by a process of its own, which sets its limit.
+//! Limits on open files, file size and address space. Each test runs in a process of its own, which sets the
+//! limit.
 
 use std::fs::{self, File};
 use std::process::Command;
@@ -11,11 +12,11 @@ use towline_tests::usage;
 use super::{backend_lists, endpoint, measure, meet, of, states};
 
 const LIMITED: &str = "TOWLINE_LIMITED";
-/// Descriptors that are left: a connection over sockets takes three of them, its listener included, and shared memory five more at
-/// either end.
+/// Descriptors that are left. A connection over sockets takes three of them, its listener included. Shared
+/// memory takes five more at either end.
 const LEFT: usize = 4;
 
-/// Takes all descriptors but so many.
+/// Opens files until only `left` descriptors are free.
 fn all_but(left: usize) -> Vec<File> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let current = Some((usage::descriptors() + 200) as u64);
@@ -25,7 +26,8 @@ fn all_but(left: usize) -> Vec<File> {
     taken
 }
 
-/// Whether this is the process that sets the limit; otherwise that has done so, and went well.
+/// Returns true in the process that sets the limit. Otherwise runs the test in such a process, and checks that
+/// it passed.
 fn is_limited(test: &str) -> bool {
     if std::env::var_os(LIMITED).is_some() {
         return true;
@@ -74,7 +76,7 @@ async fn a_path_without_enough_descriptors_is_refused_and_the_next_is_reported()
         eventually("its descriptors are closed", || usage::descriptors() < before).await;
     }
     assert_eq!(chosen[0], chosen[2]);
-    assert_ne!(chosen[0], chosen[1], "what is predicted is of another path");
+    assert_ne!(chosen[0], chosen[1], "each prediction is for its own path");
 }
 
 /// Sets the limit on the size of files, in bytes; `None` lifts it.
@@ -83,7 +85,7 @@ fn limit_files_to(current: Option<u64>) {
     setrlimit(Resource::Fsize, Rlimit { current, maximum }).unwrap();
 }
 
-/// What this process does with each signal.
+/// Returns the signals that this process ignores, and those that it handles.
 fn signals() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     status
@@ -93,7 +95,7 @@ fn signals() -> Vec<String> {
         .collect()
 }
 
-/// Sends `message`, and takes it there.
+/// Delivers `message` from `a` to `b`.
 async fn passes(a: &towline::Connection, b: &towline::Connection, message: Message) {
     let len = message.payload_len();
     let (delivered, taken) = in_time("a message", async { tokio::join!(a.deliver(message), b.recv()) }).await;
@@ -111,7 +113,7 @@ async fn a_limit_on_file_size_is_read_whenever_a_segment_is_made() {
     let end = || Endpoint::builder().trust_user(true).backends(backends.clone()).build().unwrap();
     let ends = [end(), end()];
     let [near, far] = &ends;
-    // It begins with the limit, and has it later: neither is remembered.
+    // The limit holds at the start and later. The library must not remember it.
     for (limit, expected) in [(Some(0), "tcp"), (None, "shm"), (Some(100 << 10), "tcp"), (None, "shm")] {
         limit_files_to(limit);
         let (a, b) = meet(near, far, "towline://127.0.0.1:0").await;
@@ -123,7 +125,7 @@ async fn a_limit_on_file_size_is_read_whenever_a_segment_is_made() {
             assert_eq!(shm.state, CandidateState::Refused);
             assert!(shm.reason.contains("RLIMIT_FSIZE"), "{}", shm.reason);
         }
-        // What was opened before a limit goes on, and makes no further segment; its bounce arena would be one.
+        // A connection opened before the limit works on, and makes no segment. A bounce arena would need one.
         limit_files_to(Some(0));
         for len in [1, 1 << 20, 4 << 20] {
             passes(&a, &b, Message::new("m").with_frame(vec![1; len])).await;
@@ -145,12 +147,12 @@ async fn an_arena_stays_within_the_limit_on_file_size() {
     let error = arena.take(4 << 20).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TooLarge);
     assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
-    // Many segments that are permitted, where one is not.
+    // Many small segments are permitted where a large one is not.
     let held: Vec<_> = (0..8).map(|_| arena.take(2 << 20).unwrap()).collect();
     assert!(arena.stats().segments >= 8, "{:?}", arena.stats());
     drop((small, held));
     limit_files_to(Some(0));
-    assert_eq!(arena.take(2 << 20).unwrap().capacity(), 2 << 20, "what is there is taken again");
+    assert_eq!(arena.take(2 << 20).unwrap().capacity(), 2 << 20, "existing segments are used again");
     assert_eq!(Arena::new(1 << 20).unwrap().take(1).unwrap_err().kind(), ErrorKind::TooLarge);
     limit_files_to(None);
     arena.take(4 << 20).unwrap();
@@ -174,7 +176,7 @@ fn memory_beyond_the_limit_on_address_space_is_refused_with_its_name() {
         assert_eq!(error.kind(), ErrorKind::TooLarge);
         assert!(error.to_string().contains("RLIMIT_AS"), "{error}");
     }
-    // A first segment leaves half of what there is, though the arena may have more.
+    // A first segment leaves half of the available memory, though the arena's limit is higher.
     arena.take(1 << 20).unwrap();
     assert!(arena.stats().bytes <= 48 << 20, "{:?}", arena.stats());
 }

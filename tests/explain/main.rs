@@ -1,6 +1,7 @@
-//! A path that gets worse is not taken, or is told to be worse: choice, reasons and figures follow, and both ends agree.
+//! Degraded paths: each is refused or reported as slow. Choice, reasons and measurements follow, and both ends
+//! agree.
 //!
-//! Each test goes over every backend of this build that reaches the own process: a new one joins by being there.
+//! Each test runs on every backend of this build that reaches its own process, new ones included.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 mod degraded;
@@ -23,14 +24,14 @@ const REFUSALS: [Fault; 5] =
 
 type Backends = Vec<Arc<dyn Backend>>;
 
-/// For each backend that two ends may choose, it and those that come after it in the order of preference.
+/// For each preferred backend, returns it and those after it in the order of preference.
 fn backend_lists() -> Vec<Backends> {
     let all: Backends =
         backend::all().into_iter().filter(|it| it.preference() == Preference::Preferred).collect();
     (0..all.len()).map(|first| all[first..].to_vec()).collect()
 }
 
-/// The same, with fault in the first of them.
+/// Returns the same list with a fault in the first backend.
 fn degraded(backends: &Backends, fault: Fault) -> Backends {
     let mut backends = backends.clone();
     backends[0] = Degraded::over(backends[0].clone(), fault);
@@ -41,7 +42,7 @@ fn endpoint(backends: Backends) -> Endpoint {
     Endpoint::builder().backends(backends).build().unwrap()
 }
 
-/// The connecting end, and the accepting one.
+/// Connects `near` to `far`. Returns the connecting and the accepting end.
 async fn meet(near: &Endpoint, far: &Endpoint, address: &str) -> (Connection, Connection) {
     let listener = far.listen(&address.parse().unwrap()).await.unwrap();
     let (a, b) =
@@ -86,16 +87,16 @@ async fn a_refused_path_yields_to_the_next_and_keeps_its_reason() {
                 assert!(of(faulty.path(), name).reason.contains(REASON), "{what}");
                 let remedy = (fault == Fault::Missing).then_some(REMEDY);
                 assert_eq!(of(faulty.path(), name).remedy.as_deref(), remedy, "{what}");
-                // The other end tells what it was told, or that it was told nothing.
+                // The other end reports the reason that it received, or that it received none.
                 let reported = &of(other.path(), name).reason;
-                let told = match fault {
+                let is_expected = match fault {
                     Fault::Missing | Fault::NoOffer => reported.contains("does not offer it"),
                     Fault::Unreachable | Fault::NotPrepared if end == 0 => {
                         reported.contains("did not propose it")
                     }
                     _ => reported.contains(REASON),
                 };
-                assert!(told, "{what}: {reported}");
+                assert!(is_expected, "{what}: {reported}");
             }
         }
     }
@@ -103,7 +104,7 @@ async fn a_refused_path_yields_to_the_next_and_keeps_its_reason() {
 
 #[tokio::test]
 async fn a_refused_forced_path_is_an_error_with_the_reason() {
-    // A name of mem is the process's own, and needs no port.
+    // A mem:// name is local to the process, and needs no port.
     for backends in backend_lists().into_iter().filter(|backends| backends[0].name() != "mem") {
         let name = backends[0].name();
         let address = format!("{name}://127.0.0.1:0");
@@ -117,7 +118,7 @@ async fn a_refused_forced_path_is_an_error_with_the_reason() {
     }
 }
 
-/// The in-process backend, whose twins meet by endpoint info so many bytes too long, before all the others.
+/// All backends; the in-process one attaches by endpoint info, with `extra` bytes appended.
 fn with_endpoint_info(extra: usize) -> Backends {
     let mut all = backend::all();
     assert_eq!(all[0].name(), "mem");
@@ -175,11 +176,11 @@ async fn a_slow_path_is_measured_as_slow() {
             let share = measured.speed.gb_per_s / predicted.speed.gb_per_s;
             assert_eq!(measured.share, Some(share), "{name}");
             assert!((0.0..=4.0).contains(&measured.copies), "{name}: {measured:?}");
-            // The other end tells what its own path tells.
+            // The peer's view is the peer's own path.
             assert_eq!(measured.peer.chosen(), Some(name));
-            let told: Vec<_> = measured.peer.candidates.iter().map(|it| (&it.name[..], it.state)).collect();
-            assert_eq!(told, states(b.path()));
-            assert_eq!(told, states(a.path()));
+            let view: Vec<_> = measured.peer.candidates.iter().map(|it| (&it.name[..], it.state)).collect();
+            assert_eq!(view, states(b.path()));
+            assert_eq!(view, states(a.path()));
             found.push(measured.speed);
         }
         let [_, degraded] = found[..] else { unreachable!() };
@@ -199,7 +200,7 @@ async fn the_connectors_preference_wins_and_both_ends_report_the_same() {
     };
     let orders = [["shm", "tcp"], ["tcp", "shm"]];
     for (connectors, acceptors) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
-        let what = format!("{:?} meets {:?}", orders[connectors], orders[acceptors]);
+        let what = format!("{:?} connects to {:?}", orders[connectors], orders[acceptors]);
         let (near, far) = (endpoint(order(orders[connectors])), endpoint(order(orders[acceptors])));
         let (a, b) = meet(&near, &far, "towline://127.0.0.1:0").await;
         let reported = [&a, &b].map(|end| {
@@ -240,8 +241,8 @@ async fn a_message_in_place_of_a_pong_fails_the_measurement() {
     b.send(Message::new("hello")).await.unwrap();
     let error = in_time("a measurement", a.measure()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    // It took a ping of the one that gives up now.
+    // The other end received a ping of the end that is dropped now.
     drop(a);
-    let error = in_time("the other part", b.be_measured()).await.unwrap_err();
+    let error = in_time("the peer's part", b.be_measured()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
 }

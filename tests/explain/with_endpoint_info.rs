@@ -1,4 +1,4 @@
-//! A backend whose twins meet by their endpoint info: it offers nothing to unauthenticated peers.
+//! A backend that attaches by endpoint info alone. Its offer to unauthenticated peers is empty.
 
 use std::sync::Arc;
 
@@ -6,20 +6,20 @@ use towline::backend::{Backend, Identity, LinkContext, Opening, Probe, Role};
 use towline::environment::Environment;
 use towline::{Address, Error, ErrorKind, Result};
 
-/// What an end says that was told nothing.
+/// The reason of an end whose peer sent no endpoint info.
 pub(crate) const NO_INFO: &str = "the peer brought no endpoint info";
-/// How much longer than its offer its endpoint info is, where it is in fault.
+/// The bytes to add to endpoint info so that it exceeds its limit.
 pub(crate) const EXTRA_LEN: usize = 16 * 1024;
 
-/// Another backend, whose offers become endpoint info.
+/// Wraps a backend, and sends its offer as endpoint info.
 #[derive(Debug)]
 pub(crate) struct WithEndpointInfo {
     pub(crate) backend: Arc<dyn Backend>,
-    /// Bytes that its endpoint info has too many.
+    /// Bytes appended to the endpoint info.
     pub(crate) extra: usize,
 }
 
-/// What is made for one connection: where its other end finds it.
+/// The offer prepared for one connection.
 struct Attach(Vec<u8>);
 
 impl towline::backend::sealed::Sealed for WithEndpointInfo {}
@@ -54,7 +54,7 @@ impl Backend for WithEndpointInfo {
     fn open<'a>(&'a self, context: &'a mut LinkContext) -> Opening<'a> {
         let prepared = context.prepared.take().and_then(|prepared| prepared.downcast().ok());
         let Some(Attach(offer)) = prepared.map(|attach| *attach) else {
-            panic!("it is opened unprepared");
+            panic!("the backend is opened unprepared");
         };
         assert_eq!(context.info, offer);
         (context.offer, context.peer_offer) = (offer, context.peer_info.clone());

@@ -1,4 +1,4 @@
-//! What holds over `rc_verbs`: in the machine, with the one UCX of the package that knows RDMA.
+//! The cases over `rc_verbs`, run in the machine with the packaged UCX, the only one here that supports RDMA.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use towline_tests::over_ucx::{assert_echoes, assert_goes_on, bytes, endpoint, pa
 use towline_tests::polls::{eventually, in_time, within};
 use towline_tests::usage;
 
-/// A claim, by its name.
+/// The name and the function of a case.
 pub(crate) type Case = (&'static str, fn());
 
 pub(crate) const CASES: [Case; 9] = [
@@ -26,25 +26,27 @@ pub(crate) const CASES: [Case; 9] = [
     ("killed_peers_are_lost_and_memory_comes_back", killed_peers_are_lost_and_memory_comes_back),
 ];
 
-/// Over the machine's device and nothing else. The check drops the first messages of UCX 1.13, where addresses are of IPv4.
+/// An address for the machine's device alone. With IPv4 addresses, the check that is disabled here drops the
+/// first messages of UCX 1.13.
 const RC: &str = "ucx://127.0.0.1:0?TLS=rc_v&NET_DEVICES=rxe0:1&UD_ETH_DGID_CHECK=n";
-/// Small, large, and a byte more than a packet.
+/// Small, large, and one byte more than a packet.
 const LENS: [usize; 3] = [8, 64 << 10, (1 << 20) + 1];
-/// What the device puts into one packet.
+/// The payload of one packet of the device, in bytes.
 const PACKET_LEN: u64 = 1024;
-/// What a killed peer is noticed in, on a machine that is emulated: ordinarily it takes milliseconds.
+/// The time limit for detecting a killed peer on an emulated machine. Real machines take milliseconds.
 const NOTICE_TIME: Duration = Duration::from_secs(5);
 
 fn installed() -> Installed {
     libraries::older().unwrap()
 }
 
-/// Packets that left the device.
+/// Returns the number of packets that the device sent.
 fn packets_sent() -> u64 {
     counter("sent_pkts")
 }
 
-/// Send operations that the device did, of which each takes a receive of the other end's: what is read or written is none.
+/// Returns the number of send operations of the device, each of which consumes a receive of the peer. Reads and
+/// writes are not counted.
 fn sends() -> u64 {
     counter("rdma_sends")
 }
@@ -124,7 +126,7 @@ fn regions_are_read_and_written() {
     });
 }
 
-/// UCX asks for the payload of a rendezvous by a read, once the owner of the memory has said where it lies.
+/// UCX reads the payload of a rendezvous once the owner has sent the address of the memory.
 fn data_moves_by_rdma_and_not_by_sends() {
     run(async {
         let pair = pair(&installed(), RC).await;
@@ -136,11 +138,15 @@ fn data_moves_by_rdma_and_not_by_sends() {
         assert_eq!(got.len(), LENS[2]);
         println!("{packets} packets, {sends_used} sends");
         assert!(packets >= LENS[2] as u64 / PACKET_LEN, "{packets} packets cannot have carried it");
-        assert!((1..20).contains(&sends_used), "{sends_used} sends among {packets} packets: it was not read");
+        assert!(
+            (1..20).contains(&sends_used),
+            "{sends_used} sends among {packets} packets: the data was sent, not read"
+        );
     });
 }
 
-/// UCX keeps what it registered, and the device the pages that it had. Where others come to lie at that address, it must have heard.
+/// UCX caches registrations, and the device keeps their pages. UCX must be notified if another mapping takes
+/// the address.
 fn remapped_memory_is_registered_again() {
     run(async {
         let pair = pair(&installed(), RC).await;
@@ -158,14 +164,14 @@ fn remapped_memory_is_registered_again() {
                 "other bytes arrived in round {round}"
             );
         }
-        assert!(places.len() < 6, "no place was used twice, which this is about");
+        assert!(places.len() < 6, "no address was used twice, as this case needs");
     });
 }
 
 fn a_connection_ends_in_good_order() {
     run(async {
         let pair = pair(&installed(), RC).await;
-        // What was sent before the end is not lost by it.
+        // A message sent before the close arrives.
         in_time("a message", pair.a.send(Message::new("the last"))).await.unwrap();
         let closing = async { tokio::join!(pair.a.close(), pair.b.recv()) };
         let (closed, last) = in_time("the end", closing).await;
@@ -184,7 +190,7 @@ fn killed_peers_are_lost_and_memory_comes_back() {
         for delay in [500, 0, 100] {
             let (mut server, address) = Server::start(&installed.libucp, RC);
             let connection = in_time("a connection", endpoint.connect(&address)).await.unwrap();
-            // In good order first, so that it dies amid messages.
+            // Exchange messages first, so that the peer is killed during traffic.
             assert_echoes(&connection, &LENS).await;
             let sending = tokio::spawn(send_on_and_on(connection.clone()));
             let taking = tokio::spawn(async move {
@@ -200,7 +206,7 @@ fn killed_peers_are_lost_and_memory_comes_back() {
             assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
             assert!(
                 returned.frames()[0].to_vec().unwrap() == bytes(LENS[2]),
-                "what did not leave is given back"
+                "the unsent message is returned"
             );
             eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
             eventually("no more descriptors than before", || usage::descriptors() <= descriptors).await;
@@ -209,7 +215,7 @@ fn killed_peers_are_lost_and_memory_comes_back() {
     });
 }
 
-/// Sends until that fails.
+/// Sends messages until a send fails.
 async fn send_on_and_on(connection: Connection) -> Failed<Message> {
     loop {
         let message = Message::new("on and on").with_frame(bytes(LENS[2]));

@@ -1,8 +1,8 @@
-# The first process of the machine, from when it sees its host's files: makes them its own, where what it writes stays in its memory,
-# makes an RDMA device over a network that leads nowhere (soft-RoCE), and runs a program, with which the machine ends.
-# Arguments: the program, and what that is given.
+# The first process of the machine once the host's files are mounted. It mounts a writable overlay over them, kept in
+# the machine's memory, makes an RDMA device (soft-RoCE) over a dummy network, and runs a program. The machine ends
+# with that program. Arguments: the program and its arguments.
 
-# Ends the machine with this word; `machine.rs` knows what qemu makes of it.
+# Ends the machine with this value; `machine.rs` has the exit status that qemu makes of it.
 end() {
     echo "machine: ends $(cut -d ' ' -f 1 /proc/uptime) s after its start"
     printf "\\x$1" | dd of=/dev/port bs=1 seek=244 count=1 2>/dev/null
@@ -13,7 +13,7 @@ trap 'end 01' EXIT
 
 mount -t tmpfs tmpfs /written
 mkdir /written/files /written/work
-# What the host lacks violations above what it has.
+# The files of the guest's packages lie above the host's.
 mount -t overlay -o lowerdir=/guest:/host,upperdir=/written/files,workdir=/written/work overlay /whole
 mount -t proc proc /whole/proc
 mount -t sysfs sysfs /whole/sys
@@ -25,7 +25,7 @@ ulimit -l unlimited
 
 in_whole() { chroot /whole /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "$@"; }
 in_whole ip link set lo up
-# A device over lo takes no connections.
+# A device over lo accepts no connections.
 in_whole ip link add cable type dummy
 in_whole ip address add 10.77.0.1/24 dev cable
 in_whole ip link set cable up

@@ -1,4 +1,4 @@
-//! The machine: Debian's kernel in an emulator, over the files of this host, which it cannot change.
+//! The virtual machine: Debian's kernel in an emulator, with the files of this host, mounted read-only.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -8,41 +8,41 @@ use std::time::{Duration, Instant};
 
 use towline_tests::provided;
 
-/// The longest that it may take, from its start to its end.
+/// The time limit from the machine's start to its end.
 const LIFETIME: Duration = Duration::from_secs(120);
-/// What the emulator ends with where the guest's script has lines 0x10: that, twice, and one more.
+/// The emulator's exit status after the guest's script wrote 0x10: twice that value, plus one.
 const PASSED: i32 = 0x10 << 1 | 1;
-/// Nothing but what is needed, and a way to end with a status. Where the host is a virtual machine itself, KVM's node may open, and its
-/// guests stand still.
+/// The devices that are needed, one of which ends the emulator with a status. KVM is not used: where the host
+/// is a virtual machine itself, KVM's device may open and its guests then hang.
 const MACHINE: &str = "-M q35 -accel tcg,thread=multi,tb-size=512 -cpu max -smp 2 -m 2048M -nodefaults -no-user-config \
                        -display none -no-reboot -serial stdio -device isa-debug-exit,iobase=0xf4,iosize=0x04";
 /// Where the emulator finds its firmware.
 const FIRMWARE: [&str; 3] = ["share/qemu", "share/seabios", "lib/ipxe/qemu"];
 
-/// What is booted.
+/// The files to boot.
 #[derive(Debug)]
 pub(crate) struct Machine {
     kit: PathBuf,
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// Whether the program in it ended well.
+    /// Whether the program in the machine succeeded.
     pub(crate) passed: bool,
-    /// What it printed.
+    /// The lines that it printed.
     pub(crate) lines: Vec<String>,
 }
 
 impl Machine {
-    /// The one that `cargo xtask install` made.
+    /// Finds the machine that `cargo xtask install` made.
     pub(crate) fn find() -> Result<Self, String> {
         let kit = provided::folder("rdma-vm");
         let recipe = kit.join("recipe");
         if recipe.is_file() { Ok(Self { kit }) } else { Err(format!("{} was not made", kit.display())) }
     }
 
-    /// Boots it and has it run a program of this host, whose words are printed as they come.
+    /// Boots the machine, which runs a program of this host. Prints its output as it arrives.
     pub(crate) fn run(&self, program: &Path, arguments: &[String]) -> Result<Outcome, String> {
         let begin = Instant::now();
         let mut emulator =
@@ -61,7 +61,7 @@ impl Machine {
             }
         };
         println!("the machine took {:.1} s, and qemu ended with {status}", begin.elapsed().as_secs_f64());
-        let lines = reading.join().map_err(|_| "what the machine lines was not read")?;
+        let lines = reading.join().map_err(|_| "the machine's output was not read")?;
         Ok(Outcome { passed: status.code() == Some(PASSED), lines })
     }
 
@@ -70,13 +70,13 @@ impl Machine {
         let mut words = vec![script.display().to_string(), program.display().to_string()];
         words.extend_from_slice(arguments);
         if let Some(word) = words.iter().find(|word| word.contains([' ', '"', ','])) {
-            return Err(format!("a kernel takes no such argument: {word}"));
+            return Err(format!("the kernel's command line cannot hold the argument {word}"));
         }
-        // A processor's own clock is compared with another at the start, wrongly if the host is busy then: once a minute was five.
+        // The kernel calibrates the TSC at its start, wrongly on a busy host (seen: factor 5). It uses the HPET.
         let boot = "console=ttyS0 panic=-1 quiet loglevel=3 mitigations=off nokaslr tsc=unstable clocksource=hpet random.trust_cpu=on rdinit=/init";
         let usr = self.kit.join("emulator/usr");
         let libraries = usr.join("lib/x86_64-linux-gnu");
-        // It ends with this process, however that ends.
+        // The emulator ends with this process in every case.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(usr.join("bin/qemu-system-x86_64"));
         command.env("LD_LIBRARY_PATH", &libraries).env("QEMU_MODULE_DIR", libraries.join("qemu"));
@@ -98,12 +98,12 @@ impl Machine {
     }
 }
 
-/// A process of the emulator, which ends with this handle.
+/// The emulator's process. It ends with this handle.
 struct Emulator(Child);
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

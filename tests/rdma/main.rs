@@ -1,7 +1,7 @@
-//! The ucx backend over RDMA verbs, without a device that has them: soft-RoCE in a virtual machine, emulated. Each case runs in
-//! there, in this program once more; the machine is booted once, for all of them.
+//! The ucx backend over RDMA verbs, emulated: soft-RoCE in a virtual machine. The machine is booted once, and
+//! runs this program again with all cases.
 //!
-//! What holds here holds of UCX's `rc_verbs`, and of our calls of it; nothing here says how fast anything is.
+//! The cases prove UCX's `rc_verbs` and our use of it. They measure no speed.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cases;
@@ -17,9 +17,9 @@ use towline_tests::{echoing, need};
 use cases::CASES;
 use machine::{Machine, Outcome};
 
-/// This process runs in the machine, whose script says so.
+/// Set by the machine's script: this process runs in the machine.
 const GUEST: &str = "TOWLINE_RDMA";
-/// What a case that passed says, before its name.
+/// Printed before the name of a case that passed.
 const PASSED: &str = "passed:";
 
 fn main() -> ExitCode {
@@ -40,19 +40,19 @@ fn main() -> ExitCode {
                 if passed {
                     Ok(Completion::Completed)
                 } else {
-                    Err("not in the machine, which says above why".into())
+                    Err("failed in the machine; its output is above".into())
                 }
             }
             Err(reason) => need::skip("rdma", &reason),
         })
     };
     let mut trials: Vec<_> = CASES.iter().map(|(name, _)| trial(name, has_passed)).collect();
-    // Whatever became of the program after the last case.
+    // The exit status of the program in the machine.
     trials.push(trial("the_machine_ends_well", |_, outcome| outcome.passed));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// In the machine: one after another.
+/// Runs the cases in the machine, one after another.
 fn run_in_guest(arguments: Arguments) -> ExitCode {
     let trials = CASES.map(|(name, case)| {
         Trial::test(name, move || {
@@ -64,7 +64,7 @@ fn run_in_guest(arguments: Arguments) -> ExitCode {
     libtest_mimic::run(&Arguments { test_threads: Some(1), ..arguments }, trials.into()).exit_code()
 }
 
-/// Which cases were asked for, as arguments.
+/// Returns the filter of the cases as arguments.
 fn chosen(arguments: &Arguments) -> Vec<String> {
     let mut chosen: Vec<String> = arguments.filter.iter().cloned().collect();
     chosen.extend(arguments.exact.then(|| "--exact".to_owned()));
@@ -72,7 +72,7 @@ fn chosen(arguments: &Arguments) -> Vec<String> {
     chosen
 }
 
-/// Whether the machine lived to say that a case passed.
+/// Returns true if the machine printed that the case passed.
 fn has_passed(name: &str, outcome: &Outcome) -> bool {
     let passed = format!("{PASSED} {name}");
     outcome.lines.iter().any(|line| line.ends_with(&passed))

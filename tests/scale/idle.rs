@@ -11,14 +11,14 @@ use towline_tests::polls::{TIMEOUT, in_time};
 use crate::peer::{Peer, USAGE, Usage, allow_files};
 
 const CONNECTIONS: usize = 10_000;
-/// What each process opens, with room for what it has besides.
+/// The descriptors that each process needs.
 pub(crate) const FILES: u64 = CONNECTIONS as u64 + 200;
-/// Memory of one connection at one end, all told: the session, its registrations with the driver and a reactor, what is
-/// counted, the application's task that waits for a message, and what the allocator loses between them.
+/// The memory of one connection at one end, in bytes: the session, its registrations with the driver and a
+/// reactor, its metrics, the application's task that waits for a message, and the allocator's overhead.
 const MEMORY_MAX: u64 = 20 << 10;
-/// Connections being made at once, and messages on their way.
+/// The limit on connections being opened at once, and on messages in flight.
 const AT_ONCE: usize = 64;
-/// Longer than a heartbeat: each connection is asked for a sign of life.
+/// Longer than a heartbeat, so that each connection sends a ping.
 const IDLE: Duration = Duration::from_secs(4);
 
 pub(crate) async fn ten_thousand() {
@@ -27,7 +27,7 @@ pub(crate) async fn ten_thousand() {
     let endpoint = Endpoint::new().unwrap();
     let control = in_time("the first connection", endpoint.connect(&address)).await.unwrap();
 
-    // What is set up once is there before anything is counted.
+    // Allocate everything that is made once per process before counting.
     let nothing = BothEnds::now(&control).await;
     let few = open(&endpoint, &address, 200).await;
     echo_on(few).await;
@@ -43,12 +43,12 @@ pub(crate) async fn ten_thousand() {
         println!("{each} bytes a connection at the {end} end");
         assert!(each <= MEMORY_MAX, "{each} bytes a connection at the {end} end");
     }
-    // Any of them is as good as new: every 23rd, wherever they lie.
+    // Idle connections still work: check every 23rd.
     echo_on(connections.iter().skip(17).step_by(23).cloned().collect()).await;
 
     drop(connections);
     until_closed(&control, before).await;
-    // What they used serves as many others: what was kept of each would come on top. (The allocator cuts it up anew.)
+    // As many new connections reuse the freed memory: a leak would add to it. The allocator may fragment it.
     let connections = open(&endpoint, &address, CONNECTIONS).await;
     echo_on(connections.clone()).await;
     let again = BothEnds::now(&control).await;
@@ -64,7 +64,7 @@ pub(crate) async fn ten_thousand() {
     until_closed(&control, before).await;
 }
 
-/// What both ends use.
+/// The resource usage of both ends.
 #[derive(Clone, Copy, Debug)]
 struct BothEnds {
     near: Usage,
@@ -82,7 +82,7 @@ impl BothEnds {
     }
 }
 
-/// Waits until both ends have no more descriptors than `before`: things end in the background.
+/// Waits until both ends have no more descriptors than `before`, since connections close in the background.
 async fn until_closed(control: &Connection, before: BothEnds) -> BothEnds {
     let limit = Instant::now() + TIMEOUT;
     loop {
@@ -103,7 +103,7 @@ async fn open(endpoint: &Endpoint, address: &Address, count: usize) -> Vec<Conne
     run_limited((0..count).map(connect)).await
 }
 
-/// A message of its own there and back on each.
+/// Sends a different message on each connection, and checks its echo.
 async fn echo_on(connections: Vec<Connection>) {
     let echo = |(number, connection): (usize, Connection)| async move {
         let frame = vec![number as u8; 100];
@@ -122,7 +122,8 @@ async fn exchange(connection: &Connection, message: Message) -> Message {
     answer.unwrap()
 }
 
-/// Runs all, [`AT_ONCE`] at a time, each in a task of its own; the outputs come as they end.
+/// Runs all futures, at most [`AT_ONCE`] at a time, each in its own task. Returns the outputs in the order of
+/// completion.
 async fn run_limited<F>(tasks: impl Iterator<Item = F>) -> Vec<F::Output>
 where
     F: Future<Output: Send + 'static> + Send + 'static,

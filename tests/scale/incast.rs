@@ -1,5 +1,5 @@
-//! A crowd of senders and one receiver: all are served, in memory that the windows bound. How alike they are served is a
-//! matter of time, which a busy machine shares out: `towline bench --pattern incast` judges it.
+//! Many senders and one receiver. All messages arrive, in memory bounded by the windows. Fairness depends on
+//! the load of the machine: `towline bench --pattern incast` measures it.
 
 use tokio::task::JoinSet;
 use towline::{Connection, Endpoint, ErrorKind, Pool};
@@ -9,11 +9,12 @@ use towline_tests::usage;
 use crate::peer::Peer;
 
 const SENDERS: usize = 64;
-/// What all send together: far more than they may have on its way at once.
+/// The bytes of all senders: far more than may be in flight at once.
 const BYTES: usize = 1 << 30;
-/// What one sender may have on its way beside the message that is being taken: payload ahead, and a window of small things.
+/// The bytes that one sender may have in flight besides the message being received: payload by pre-granted
+/// credit, and a window of small messages.
 const IN_FLIGHT_MAX: usize = 5 << 20;
-/// What the pool keeps, and everything else.
+/// The pool's idle memory, and all other memory.
 const OTHER_BYTES_MAX: usize = 128 << 20;
 
 pub(crate) async fn run(len: usize) {
@@ -40,7 +41,7 @@ pub(crate) async fn run(len: usize) {
     );
 }
 
-/// Takes everything that one sender sends, in order and whole.
+/// Receives all messages of one sender, and checks their order and length.
 async fn receive(connection: Connection, messages: usize, len: usize) {
     for number in 0..messages {
         let message = in_time("a message", connection.recv()).await.unwrap();

@@ -1,6 +1,7 @@
-//! Many connections at once: what each costs at either end, and that a crowd of senders is served alike.
+//! Many connections at once: the cost of each at either end, and many senders to one receiver.
 //!
-//! One test after the other, each with a peer that is a process of its own: they count what a process uses.
+//! The tests run one after another, each with a peer in a process of its own, since they measure the usage of a
+//! process.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod idle;
@@ -15,7 +16,7 @@ use rustix::process::{Resource, getrlimit};
 use towline_tests::need;
 use towline_tests::polls::within;
 
-/// The longest that a test may take.
+/// The time limit of a test.
 const TEST_TIME: Duration = Duration::from_secs(150);
 
 fn main() -> ExitCode {
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Why this machine cannot open as many descriptors as the tests need, if so.
+/// Returns the reason if this machine cannot open enough descriptors for the tests.
 fn lack_of_files() -> Option<String> {
     let most = getrlimit(Resource::Nofile).maximum?;
     (most < idle::FILES).then(|| format!("a process may open {most} files, and {} are needed", idle::FILES))

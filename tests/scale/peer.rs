@@ -1,4 +1,4 @@
-//! A peer in a process of its own: this program once more, in one of a few roles.
+//! A peer process: this program, started again in one of its roles.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
@@ -9,14 +9,14 @@ use tokio::task::JoinSet;
 use towline::{Address, Buffer, Connection, Endpoint, Message, Result};
 use towline_tests::usage;
 
-/// Names the role, and makes a process a peer.
+/// Names the role. A process with this variable is a peer.
 pub(crate) const ROLE: &str = "TOWLINE_PEER";
-/// What a sender is to do: an address, how many connections, how many messages each, of how many bytes.
+/// A sender's task: the address, the number of connections, messages for each, and bytes of a message.
 const TASK: &str = "TOWLINE_PEER_TASK";
-/// A message's header that asks what the peer uses; any other comes back.
+/// The header of a request for the peer's usage. The peer echoes messages with any other header.
 pub(crate) const USAGE: &str = "usage";
 
-/// A peer process. It dies with this handle, or with its parent.
+/// A peer process. It ends with this handle or with its parent.
 #[derive(Debug)]
 pub(crate) struct Peer {
     child: Child,
@@ -24,7 +24,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// A peer that echoes, and its address.
+    /// Starts a peer that echoes messages. Returns it and its address.
     pub(crate) fn serving() -> (Self, Address) {
         let mut peer = Self::start("serve", "");
         let mut address = String::new();
@@ -32,7 +32,7 @@ impl Peer {
         (peer, address.trim().parse().unwrap())
     }
 
-    /// A peer that sends as much as it can.
+    /// Starts a peer that sends as fast as it can.
     pub(crate) fn sending(address: &Address, connections: usize, messages: usize, len: usize) -> Self {
         Self::start("send", &format!("{address} {connections} {messages} {len}"))
     }
@@ -48,24 +48,24 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The process may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What an application would run in: both ends have the same.
+/// Creates the runtime of both ends, with two threads.
 pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// As many descriptors as this process may have.
+/// Raises the limit on descriptors to its maximum.
 pub(crate) fn allow_files() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
 }
 
-/// This process is a peer.
+/// Runs this process as a peer.
 pub(crate) fn run(role: &str) -> ExitCode {
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     match role {
@@ -85,7 +85,7 @@ async fn serve() {
     loop {
         let connection = listener.accept().await.unwrap();
         tokio::spawn(async move {
-            // However it ends: the other end is the one that looks.
+            // The other end checks how the connection ends.
             let _ = echo(connection).await;
         });
     }
@@ -102,7 +102,7 @@ async fn echo(connection: Connection) -> Result<()> {
     }
 }
 
-/// Sends on all connections at once, once all are there: each message's header is its number.
+/// Opens all connections, then sends on all at once. The header of a message is its number.
 async fn send() {
     let task = std::env::var(TASK).unwrap();
     let mut words = task.split(' ');
@@ -129,11 +129,11 @@ async fn send() {
     senders.join_all().await;
 }
 
-/// What a process uses.
+/// The resource usage of a process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
     pub(crate) descriptors: u64,
-    /// Memory of its own, in bytes.
+    /// Anonymous memory, in bytes.
     pub(crate) memory: u64,
 }
 

@@ -1,4 +1,5 @@
-//! From two endpoints to a connected pair, with attempts that are given up at any step of the handshake.
+//! Establishes a pair of connections between two endpoints. Some attempts are cancelled at any step of the
+//! handshake.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use crate::run::{Run, Scenario, poll_then_drop, until};
 
 const ACCEPT_TIME: Duration = Duration::from_secs(5);
 
-/// Both ends of one connection, if nothing that may happen in this run prevents it.
+/// Returns both ends of one connection, or `None` if a fault of this run prevented it.
 pub(crate) async fn pair(
     run: &Run,
     ends: &[(usize, Endpoint); 2],
@@ -18,7 +19,7 @@ pub(crate) async fn pair(
 ) -> Option<[Connection; 2]> {
     let [(_, from), (_, to)] = ends;
     let address = Address::mem(format!("simulated-{}-{number}", run.seed)).expect("a name");
-    let listener = to.listen(&address).await.expect("nobody else has the name");
+    let listener = to.listen(&address).await.expect("the name is free");
     let mut turns = Rng::new(rng.next(), 0);
     let accepting = until(accept(&listener, &mut turns), run.simulation.sleep(ACCEPT_TIME));
     let (connected, accepted) = tokio::join!(connect(run, from, &address, rng), accepting);
@@ -34,7 +35,7 @@ pub(crate) async fn pair(
 
 async fn connect(run: &Run, from: &Endpoint, to: &Address, rng: &mut Rng) -> Option<Connection> {
     while rng.one_in(3) {
-        // What the cancelled attempt leaves, its peer must notice.
+        // The peer must detect the end of the cancelled attempt.
         drop(poll_then_drop(from.connect(to), 1 + rng.below(40)).await);
     }
     loop {
@@ -42,7 +43,7 @@ async fn connect(run: &Run, from: &Endpoint, to: &Address, rng: &mut Rng) -> Opt
             from.connect(to).await.inspect_err(|error| run.may_fail("connect", error.kind())).ok()?;
         match connected.recv().await {
             Ok(welcome) => assert_eq!(welcome.header(), "welcome"),
-            // Turned away at once; or lost.
+            // The acceptor aborted or dropped it.
             Err(_) if run.scenario == Scenario::NoFaults => continue,
             Err(_) => return None,
         }
@@ -51,7 +52,7 @@ async fn connect(run: &Run, from: &Endpoint, to: &Address, rng: &mut Rng) -> Opt
     }
 }
 
-/// The first connection that is not turned away, and whose other end did not give up.
+/// Accepts connections, and returns the first that neither this end nor its peer ends early.
 async fn accept(listener: &Listener, rng: &mut Rng) -> Connection {
     loop {
         let connection = listener.accept().await.expect("the driver lives");

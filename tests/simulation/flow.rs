@@ -1,5 +1,5 @@
-//! The model: what one direction of a connection may do. Every message is taken at most once, in order, whole; every ack
-//! that its sender hears was acked.
+//! The model of one direction of a connection. Each message is received at most once, in order and complete.
+//! Each acknowledgement that the sender receives was sent by the receiver.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use towline::{Buffer, ErrorKind, Message};
 
 use crate::rng::Rng;
 
-/// One direction, as an onlooker sees both of its ends.
+/// The record of one direction, updated by both ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Flow(Arc<Mutex<State>>);
 
@@ -17,9 +17,9 @@ struct State {
     /// The longest frame.
     len_max: usize,
     submitted: u64,
-    /// Messages whose send ended well.
+    /// Messages whose send succeeded.
     sent: u64,
-    /// The receiver's words, in the messages' order: true if it took one.
+    /// The receiver's acknowledgements, in the order of messages: true for received, false for rejected.
     acked: Vec<bool>,
 }
 
@@ -32,7 +32,7 @@ impl Flow {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next message, about to be submitted.
+    /// Returns the number and the content of the next message to submit.
     pub(crate) fn next(&self) -> (u64, Message) {
         let mut state = self.state();
         let number = state.submitted;
@@ -44,21 +44,21 @@ impl Flow {
         self.state().sent += 1;
     }
 
-    /// How many messages were submitted, how many of them were sent, and how many the receiver has acked its ack on.
+    /// Returns how many messages were submitted, sent, and received or rejected.
     pub(crate) fn counts(&self) -> (u64, u64, u64) {
         let state = self.state();
         (state.submitted, state.sent, state.acked.len() as u64)
     }
 
-    /// The receiver sees a header: it must be the next message's.
+    /// Checks that a header at the receiver belongs to the next message.
     pub(crate) fn check_next(&self, header: &[u8]) {
         let state = self.state();
         let number = u64::from_le_bytes(header.try_into().expect("a header of eight bytes"));
         assert!(number < state.submitted, "message {number} was never sent");
-        assert_eq!(number, state.acked.len() as u64, "a message came twice, or out of order, or was lost");
+        assert_eq!(number, state.acked.len() as u64, "a message arrived twice, or out of order, or was lost");
     }
 
-    /// The receiver took the next message.
+    /// Records that the receiver received the next message, and checks its content.
     pub(crate) fn record_received(&self, taken: &Message, discarded: &[bool]) {
         self.check_next(taken.header());
         let mut state = self.state();
@@ -67,18 +67,18 @@ impl Flow {
         state.acked.push(true);
     }
 
-    /// The receiver did not want the next message.
+    /// Records that the receiver rejected the next message.
     pub(crate) fn record_rejected(&self) {
         self.state().acked.push(false);
     }
 
-    /// The sender heard the ack on message `number`; true if the connection lives.
+    /// Checks the acknowledgement of message `number` at the sender. Returns false if the connection has ended.
     pub(crate) fn record_ack(&self, number: u64, ack: Result<(), ErrorKind>) -> bool {
         let state = self.state();
         let acked = state.acked.get(number as usize);
         match ack {
             Ok(()) => {
-                assert_eq!(acked, Some(&true), "message {number} was not taken, and its sender heard so")
+                assert_eq!(acked, Some(&true), "message {number} was acknowledged and not received")
             }
             Err(ErrorKind::Rejected) => assert_eq!(acked, Some(&false), "message {number} was not rejected"),
             Err(_) => return false,
@@ -86,14 +86,14 @@ impl Flow {
         true
     }
 
-    /// A message came back: it must be what was given.
+    /// Checks that a message returned by a failed send is unchanged.
     pub(crate) fn check_returned(&self, number: u64, returned: &Message) {
         assert_same(returned, &self.state().message(number), &[]);
     }
 }
 
 impl State {
-    /// Message `number`, the same whenever it is asked for.
+    /// Returns message `number`, which is always the same.
     fn message(&self, number: u64) -> Message {
         let mut rng = Rng::new(self.seed, number + 2);
         let lens = [0, 1, 63, 1000, 5000, 16_384].map(|len| self.len_max.min(len));

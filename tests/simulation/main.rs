@@ -1,7 +1,7 @@
 //! Simulates handshakes, connections and `mem`; a seed decides time, order and faults. See `run.rs`.
 //!
-//! A seed that fails is printed, and `TOWLINE_SEED=7 cargo test --package towline-tests --test simulation` runs it again, and
-//! it alone. `TOWLINE_SEEDS=10000` runs so many.
+//! A failing seed is printed. `TOWLINE_SEED=7 cargo test --package towline-tests --test simulation` runs only
+//! that seed; `TOWLINE_SEEDS=10000` runs that many seeds.
 
 mod establish;
 mod flow;
@@ -17,9 +17,9 @@ use std::ops::Range;
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Seeds of a run that was not asked for more.
+/// The number of seeds unless `TOWLINE_SEEDS` sets it.
 const SEEDS: u64 = 1000;
-/// Seeds run on so many threads: each run is one thread's own.
+/// The number of threads that run seeds. One thread runs a whole seed.
 const THREADS: usize = 2;
 
 #[test]
@@ -40,7 +40,7 @@ fn peers_detect_a_host_that_stops_for_good_in_time() {
 
 #[test]
 fn a_seed_gives_the_same_trace_every_time() {
-    // Far from the other test's, which run beside this one: names within the process follow from the seed.
+    // The other tests run in this process at the same time, and names follow from the seed: use other seeds.
     for seed in (1 << 40)..(1 << 40) + 20 {
         assert_eq!(run::run(seed), run::run(seed), "seed {seed}");
     }
@@ -49,7 +49,7 @@ fn a_seed_gives_the_same_trace_every_time() {
 
 fn asked(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
 fn run_all(run: fn(u64), seeds: Range<u64>) {
@@ -71,7 +71,7 @@ fn run_all(run: fn(u64), seeds: Range<u64>) {
             }
         };
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().flat_map(|thread| thread.join().expect("it catches")).collect()
+        threads.into_iter().flat_map(|thread| thread.join().expect("the thread catches panics")).collect()
     });
     assert!(failed.is_empty(), "{} of {} seeds failed: {failed:?}", failed.len(), seeds.end - seeds.start);
 }

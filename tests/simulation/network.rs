@@ -1,4 +1,5 @@
-//! `mem` with a network between its shared: every connection has delays of its own, and one submission of a run may cut it.
+//! `mem` with a simulated network between its ends. Each connection has its own delays, and one submission of
+//! a run may cut its connection.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,15 +12,15 @@ use towline::{Address, Error, ErrorKind, Result};
 use crate::rng::Rng;
 use crate::simulation::Host;
 
-/// What the network of one run does.
+/// The network of one run.
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(crate) rng: Rng,
-    /// Submissions until the one that costs its connection.
+    /// Submissions left until one cuts its connection.
     pub(crate) cut_in: Option<u64>,
 }
 
-/// The in-process backend over that network, for one host.
+/// The in-process backend of one host over that network.
 #[derive(Clone, Debug)]
 pub(crate) struct NetworkedBackend {
     pub(crate) backend: Arc<dyn Backend>,
@@ -69,7 +70,7 @@ impl Backend for NetworkedBackend {
     }
 }
 
-/// A link whose operations are under way for a while, in order.
+/// A link that delays its operations and keeps their order.
 #[derive(Debug)]
 struct DelayedLink(Arc<DelayedLinkShared>);
 
@@ -84,7 +85,7 @@ struct DelayedLinkShared {
 #[derive(Debug)]
 struct DelayQueue {
     ops: VecDeque<Op>,
-    /// A task carries what is queued.
+    /// A task submits the queued operations.
     is_draining: bool,
     ended: Option<Error>,
     rng: Rng,
@@ -142,7 +143,7 @@ impl Network {
     }
 }
 
-/// Hands queued operations on, in order, some at a time.
+/// Submits queued operations in order, some at a time, until the queue is empty.
 async fn drain(shared: Arc<DelayedLinkShared>) {
     loop {
         let (time_us, count) = {

@@ -1,4 +1,5 @@
-//! Gets and puts of one end in regions of the other, some of them given up, and what the owner finds afterwards.
+//! Gets and puts of one end in regions of the other. Some are dropped before they end. The test then checks the
+//! owner's memory.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ pub(crate) async fn access(run: Run, user: Connection, owner: Connection, mut rn
     let content: Vec<u8> = (0..LEN).map(|at| at as u8).collect();
     let readable = owner.expose(content.clone().into(), Duration::MAX).expect("mem is one-sided");
     let writable = owner.expose_mut(BufferMut::zeroed(LEN), Duration::MAX).expect("mem is one-sided");
-    // What is there, where it is known: a put that was given up may or may not be done.
+    // The expected bytes; `None` after a put that was dropped or failed, which may have been written.
     let mut known = vec![Some(0); LEN];
     for turn in 0..rng.below(8) {
         if rng.one_in(3) {
@@ -29,7 +30,10 @@ pub(crate) async fn access(run: Run, user: Connection, owner: Connection, mut rn
             match poll_or_drop(user.get(&region, at as u64, into), polls).await {
                 None => continue,
                 Some(Ok(got)) => {
-                    assert!(got.as_slice().expect("host memory") == &content[at..at + len], "what was got");
+                    assert!(
+                        got.as_slice().expect("host memory") == &content[at..at + len],
+                        "the bytes that were read"
+                    );
                     continue;
                 }
                 Some(Err(failed)) => {
@@ -61,14 +65,14 @@ pub(crate) async fn access(run: Run, user: Connection, owner: Connection, mut rn
     }
     let key = readable.remote();
     assert!(readable.revoke().await.as_slice().expect("host memory") == content);
-    let late = user.get(&key, 0, BufferMut::with_capacity(1)).await.expect_err("it was revoked");
+    let late = user.get(&key, 0, BufferMut::with_capacity(1)).await.expect_err("the region was revoked");
     if late.error.kind() != ErrorKind::Rejected {
         run.may_fail("an access after the revocation", late.error.kind());
     }
     let written = writable.revoke().await;
     let written = written.as_slice().expect("host memory");
     let same = |(is, known): (&u8, &Option<u8>)| known.is_none_or(|known| known == *is);
-    assert!(written.iter().zip(&known).all(same), "what was put is not there");
+    assert!(written.iter().zip(&known).all(same), "the region lacks bytes that were written");
 }
 
 async fn poll_or_drop<T>(access: impl Future<Output = T>, polls: usize) -> Option<T> {

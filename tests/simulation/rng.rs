@@ -1,11 +1,11 @@
-//! A sequence that its seed decides (splitmix64), and the hash that tells two runs apart.
+//! A seeded random number generator (splitmix64), and the hash by which two runs are compared.
 
-/// The seed's sequence.
+/// The generator.
 #[derive(Clone, Debug)]
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    /// The sequence of one seed; `stream` separates those that must not disturb each other.
+    /// Creates a generator. Generators of one seed and different `stream`s are independent.
     pub(crate) fn new(seed: u64, stream: u64) -> Self {
         let mut rng = Self(seed ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93));
         rng.next();
@@ -24,7 +24,7 @@ impl Rng {
         (self.next() % end as u64) as usize
     }
 
-    /// True once in `count` times.
+    /// Returns true with a probability of 1 in `count`.
     pub(crate) fn one_in(&mut self, count: usize) -> bool {
         self.below(count) == 0
     }
@@ -34,15 +34,15 @@ impl Rng {
     }
 }
 
-/// FNV-1a over what happened.
+/// FNV-1a over the events of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Trace(u64);
 
 impl Trace {
     pub(crate) const EMPTY: Self = Self(0xcbf2_9ce4_8422_2325);
 
-    pub(crate) fn add(&mut self, what: u64) {
-        for byte in what.to_le_bytes() {
+    pub(crate) fn add(&mut self, event: u64) {
+        for byte in event.to_le_bytes() {
             self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
     }

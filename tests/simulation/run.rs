@@ -1,4 +1,4 @@
-//! One seed's run: hosts, connections and their traffic, and what must be true when it is over.
+//! The run of one seed: hosts, connections, their traffic, and the checks at the end.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +14,16 @@ use crate::rng::{Rng, Trace};
 use crate::simulation::{Host, Simulation};
 use crate::{establish, traffic};
 
-/// What may go wrong in a run.
+/// The faults of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
-    /// Delays and short stalls: nothing may fail.
+    /// Delays and short stops: no operation may fail.
     NoFaults,
-    /// Ends close and abort in the middle of everything.
+    /// Ends close and abort during traffic.
     Ending,
-    /// One connection is cut at some submission.
+    /// One submission cuts its connection.
     Cut,
-    /// A host stands still for longer than its peers wait.
+    /// A host stops for longer than its peers wait.
     Stopped,
 }
 
@@ -36,10 +36,13 @@ pub(crate) struct Run {
     busy: Arc<AtomicUsize>,
 }
 
-/// The application's work ends within this time of the simulated clock, and everything else in as much again.
+/// The limit on the application's work, on the simulated clock. Closing everything has as much again.
 const TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Runs one seed; panics if something is wrong. The same seed gives the same trace.
+/// Runs one seed, and returns its trace, which is the same for each run of that seed.
+///
+/// # Panics
+/// Panics if a check fails.
 pub(crate) fn run(seed: u64) -> Trace {
     let mut rng = Rng::new(seed, 0);
     let simulation = Simulation::new(seed);
@@ -70,7 +73,7 @@ pub(crate) fn run(seed: u64) -> Trace {
     let is_over = || run.busy.load(Ordering::Relaxed) == 0;
     assert!(
         simulation.run_until(TIME_MAX, is_over),
-        "something never ended: {scenario:?} at {:?}",
+        "work has not ended: {scenario:?} at {:?}",
         simulation.now()
     );
 
@@ -85,12 +88,12 @@ pub(crate) fn run(seed: u64) -> Trace {
     let over = simulation.run_until(2 * TIME_MAX, || simulation.living() == 0);
     assert!(over, "{} tasks are left after the last endpoint: {scenario:?}", simulation.living());
     for pool in pools {
-        assert_eq!(pool.stats().in_use_bytes, 0, "memory is missing in a pool");
+        assert_eq!(pool.stats().in_use_bytes, 0, "a pool has not got all memory back");
     }
     simulation.trace()
 }
 
-/// An endpoint of host `number`, whose heartbeat is 0.4 s and whose other times are 1 s.
+/// Creates an endpoint on host `number`. Its heartbeat is 0.4 s, and its other times are 1 s.
 pub(crate) fn endpoint(
     simulation: &Arc<Simulation>,
     number: usize,
@@ -99,7 +102,7 @@ pub(crate) fn endpoint(
     let host = Host { simulation: simulation.clone(), number };
     let mem = towline::backend::all().into_iter().find(|backend| backend.name() == "mem");
     let backend = NetworkedBackend {
-        backend: mem.expect("the reference"),
+        backend: mem.expect("every build has mem"),
         host: host.clone(),
         network: network.clone(),
     };
@@ -112,10 +115,10 @@ pub(crate) fn endpoint(
         .handshake_time(Duration::from_secs(1))
         .connect_time(Duration::from_secs(1))
         .build()
-        .expect("nothing of the real simulation is needed")
+        .expect("the endpoint needs no system resource")
 }
 
-/// Stops hosts and lets them go on.
+/// Stops hosts for a while.
 async fn stop_hosts(run: Run, hosts: usize, mut rng: Rng) {
     for _ in 0..rng.below(3) {
         run.pause(&mut rng, 100).await;
@@ -129,7 +132,7 @@ async fn stop_hosts(run: Run, hosts: usize, mut rng: Rng) {
 }
 
 impl Run {
-    /// Runs `work` on `host`; the run is over when all of it is.
+    /// Spawns `work` on `host`. The run ends when all such work has ended.
     pub(crate) fn begin(&self, host: usize, work: impl Future<Output = ()> + Send + 'static) {
         let busy = self.busy.clone();
         busy.fetch_add(1, Ordering::Relaxed);
@@ -140,24 +143,21 @@ impl Run {
         self.simulation.spawn(host, Box::pin(counted));
     }
 
-    /// Waits for a moment of at most so many milliseconds.
+    /// Sleeps for a random time of at most `ms_max` milliseconds.
     pub(crate) async fn pause(&self, rng: &mut Rng, ms_max: usize) {
         self.simulation.sleep(Duration::from_micros(rng.below(1000 * ms_max) as u64)).await;
     }
 
-    /// An operation failed: it may, where connections end; never in a calm run, and never with another reason.
+    /// Checks that an operation may fail with `kind`: not in a run without faults, and only for the end of a
+    /// connection or a time-out.
     #[track_caller]
     pub(crate) fn may_fail(&self, what: &str, kind: ErrorKind) {
-        assert_ne!(
-            self.scenario,
-            Scenario::NoFaults,
-            "{what}: {kind:?}, and nothing happened to the connection"
-        );
+        assert_ne!(self.scenario, Scenario::NoFaults, "{what}: {kind:?} without a fault of the connection");
         let expected = [ErrorKind::Closed, ErrorKind::PeerLost, ErrorKind::TimedOut];
         assert!(expected.contains(&kind), "{what}: {kind:?}");
     }
 
-    /// Closes in good order, and tells the run's opinion of the result.
+    /// Closes the connection, and checks the result.
     pub(crate) async fn close(&self, connection: &Connection) {
         if let Err(error) = connection.close().await {
             self.may_fail("close", error.kind());
@@ -165,7 +165,7 @@ impl Run {
     }
 }
 
-/// Polls `future` at most so often, a turn of the others between; then drops it.
+/// Polls `future` at most `polls` times, other tasks in between, and then drops it.
 pub(crate) async fn poll_then_drop<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut left = polls;
@@ -183,7 +183,7 @@ pub(crate) async fn poll_then_drop<T>(future: impl Future<Output = T>, polls: us
     .await
 }
 
-/// Polls `future` until `end`; then drops it.
+/// Polls `future` until `end` completes, and then drops it.
 pub(crate) async fn until<T>(future: impl Future<Output = T>, end: impl Future<Output = ()>) -> Option<T> {
     let (mut future, mut end) = (std::pin::pin!(future), std::pin::pin!(end));
     std::future::poll_fn(|cx| {

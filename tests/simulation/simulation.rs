@@ -1,7 +1,8 @@
-//! One thread, one clock, one order: whose turn it is, when time passes and which host stands still are the seed's choice.
+//! The simulated hosts: one thread, one clock, one order of tasks. The seed decides which task runs next, when
+//! time passes, and which host stops.
 //!
-//! The invariant: nothing but the seed decides. Ready tasks are a sorted set, so that the order of wake-ups, which may come
-//! from a hash map of the library, does not show.
+//! The invariant: only the seed decides. Ready tasks are a sorted set, so that the order of wake-ups, which may
+//! come from a hash map of the library, has no effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -14,10 +15,10 @@ use towline::environment::{Environment, Task};
 
 use crate::rng::{Rng, Trace};
 
-/// Polls of one seed beyond which it is running in circles.
+/// The limit on polls of one seed. A run beyond it is taken to loop.
 const POLLS_MAX: u64 = 500_000;
 
-/// Clock, timers and tasks of all hosts.
+/// The clock, timers and tasks of all hosts.
 #[derive(Debug)]
 pub(crate) struct Simulation {
     state: Mutex<State>,
@@ -28,12 +29,12 @@ struct State {
     now: Duration,
     rng: Rng,
     trace: Trace,
-    /// By number; empty while its task is being polled.
+    /// By number; without its task while the task is polled.
     tasks: BTreeMap<u64, Entry>,
     next_task: u64,
     timers: BTreeMap<(Duration, u64), Waker>,
     next_timer: u64,
-    /// Hosts that stand still, and until when.
+    /// Stopped hosts, each with the end of its stop.
     stopped: BTreeMap<usize, Duration>,
 }
 
@@ -87,17 +88,17 @@ impl Simulation {
         lock(&self.state).trace
     }
 
-    /// Adds to what two runs are compared by.
+    /// Adds an event to the trace.
     pub(crate) fn note(&self, what: u64) {
         lock(&self.state).trace.add(what);
     }
 
-    /// Tasks that have not ended.
+    /// Returns the number of tasks that have not ended.
     pub(crate) fn living(&self) -> usize {
         lock(&self.state).tasks.len()
     }
 
-    /// Lets none of `host`'s tasks run for `time`; then they go on as if nothing had been.
+    /// Runs no task of `host` for `time`.
     pub(crate) fn stop(&self, host: usize, time: Duration) {
         let mut state = lock(&self.state);
         let until = state.now + time;
@@ -118,7 +119,8 @@ impl Simulation {
         Sleep { at: self.now() + time, simulation: self.clone(), entry: None }
     }
 
-    /// Runs until `is_over`, or nothing can happen any more, or the clock passes `limit`; tells whether it is over.
+    /// Runs until `is_over` returns true, no task or timer is left, or the clock passes `limit`. Returns
+    /// `is_over()`.
     pub(crate) fn run_until(&self, limit: Duration, is_over: impl Fn() -> bool) -> bool {
         for _ in 0..POLLS_MAX {
             if is_over() {
@@ -128,10 +130,10 @@ impl Simulation {
                 return is_over();
             }
         }
-        panic!("{POLLS_MAX} polls, and no end");
+        panic!("the run has not ended after {POLLS_MAX} polls");
     }
 
-    /// Polls one task; false if none may run now.
+    /// Polls one task. Returns false if none may run now.
     fn turn(&self) -> bool {
         let mut state = lock(&self.state);
         let now = state.now;
@@ -147,8 +149,9 @@ impl Simulation {
         ready.remove(&number);
         drop(ready);
         state.trace.add(number);
-        let entry = state.tasks.get_mut(&number).expect("it is ready");
-        let (mut task, waker) = (entry.task.take().expect("nothing polls it"), entry.waker.clone());
+        let entry = state.tasks.get_mut(&number).expect("a ready task has an entry");
+        let (mut task, waker) =
+            (entry.task.take().expect("the task is not being polled"), entry.waker.clone());
         drop(state);
         if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
             if let Some(entry) = lock(&self.state).tasks.get_mut(&number) {
@@ -161,7 +164,8 @@ impl Simulation {
         true
     }
 
-    /// Moves the clock to the next timer, or to the end of the next stall.
+    /// Moves the clock to the next timer or the next end of a stop. Returns false if there is none before
+    /// `limit`.
     fn pass_time(&self, limit: Duration) -> bool {
         let mut state = lock(&self.state);
         let timer = state.timers.first_key_value().map(|((at, _), _)| *at);
@@ -180,7 +184,7 @@ impl Simulation {
     }
 }
 
-/// Ends once the clock has reached its time.
+/// Completes once the clock has reached its time.
 #[derive(Debug)]
 pub(crate) struct Sleep {
     simulation: Arc<Simulation>,
@@ -214,7 +218,7 @@ impl Drop for Sleep {
     }
 }
 
-/// One host of the simulation: what an endpoint runs in.
+/// One host of the simulation, the environment of an endpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct Host {
     pub(crate) simulation: Arc<Simulation>,

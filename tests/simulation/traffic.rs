@@ -1,4 +1,4 @@
-//! What the two ends of one connection do, all of it at random: send, take, read and write regions, give up, close.
+//! Random traffic of the two ends of one connection: send, receive, access regions, drop calls, close.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::regions;
 use crate::rng::Rng;
 use crate::run::{Run, Scenario, poll_then_drop};
 
-/// More messages than the receiver's window holds, sent before it takes the first.
+/// More messages than the receiver's window, sent before the receiver receives the first.
 const BURST: u64 = 1100;
 
-/// Traffic both ways; ends when all of it has, and the connection too.
+/// Runs traffic in both directions, and returns after it and the connection have ended.
 pub(crate) async fn run(run: &Run, ends: &[(usize, Endpoint); 2], pair: [Connection; 2], rng: &mut Rng) {
     let tasks = Tasks { run: run.clone(), busy: Arc::default() };
     let mut flows = Vec::new();
@@ -52,20 +52,20 @@ pub(crate) async fn run(run: &Run, ends: &[(usize, Endpoint); 2], pair: [Connect
     for flow in flows {
         let (submitted, sent, acked) = flow.counts();
         let whole = run.scenario != Scenario::NoFaults || (submitted == acked && sent <= acked);
-        assert!(whole, "{submitted} messages were submitted, {acked} came");
+        assert!(whole, "{submitted} messages were submitted, {acked} arrived");
         run.simulation.note(submitted ^ sent << 20 ^ acked << 40);
     }
-    // The first end closes or goes, the second sees its end.
+    // The first end closes or is dropped. The second must detect the end.
     let [first, second] = pair;
     if rng.one_in(2) {
         run.close(&first).await;
     }
     drop(first);
-    let error = second.recv().await.expect_err("everything was taken, or the connection had ended");
+    let error = second.recv().await.expect_err("every message was received, or the connection had ended");
     assert!(run.scenario != Scenario::NoFaults || error.kind() == ErrorKind::Closed, "{error}");
 }
 
-/// Everybody at work on one connection.
+/// The tasks of one connection.
 #[derive(Clone)]
 struct Tasks {
     run: Run,
@@ -87,7 +87,7 @@ fn fork(rng: &mut Rng) -> Rng {
     Rng::new(rng.next(), 0)
 }
 
-/// Sends messages, several at a time; some calls are dropped, some receipts too.
+/// Sends messages, several at a time. Some calls and some receipts are dropped.
 async fn send(tasks: Tasks, host: usize, from: Connection, flow: Flow, count: u64, mut rng: Rng) {
     let run = &tasks.run;
     for _ in 0..count {
@@ -117,7 +117,7 @@ async fn send(tasks: Tasks, host: usize, from: Connection, flow: Flow, count: u6
                 }
             }
         });
-        // The first poll submits it, in order; whatever becomes of the call then, the message leaves.
+        // The first poll submits the message in order. It is sent even if the call is dropped after that.
         let first = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx))).await;
         let waits_from = if count < BURST { 0 } else { 1 };
         let lives = match (first, waits_from + rng.below(3 - waits_from)) {
@@ -140,7 +140,7 @@ async fn send(tasks: Tasks, host: usize, from: Connection, flow: Flow, count: u6
     }
 }
 
-/// Whether the connection lives.
+/// Checks an acknowledgement. Returns false if the connection has ended.
 fn record_ack(run: &Run, flow: &Flow, number: u64, ack: Result<(), ErrorKind>) -> bool {
     let lives = flow.record_ack(number, ack);
     if let (false, Err(kind)) = (lives, ack) {
@@ -149,7 +149,7 @@ fn record_ack(run: &Run, flow: &Flow, number: u64, ack: Result<(), ErrorKind>) -
     lives
 }
 
-/// Takes every message, each in a way of its own, with calls dropped in between.
+/// Receives every message, each by a random method. Some calls are dropped.
 async fn take(run: Run, to: Connection, flow: Flow, count: u64, pool: Pool, mut rng: Rng) {
     if count == BURST {
         run.simulation.sleep(Duration::from_millis(200)).await;
@@ -173,7 +173,7 @@ async fn take(run: Run, to: Connection, flow: Flow, count: u64, pool: Pool, mut 
                         Ok(())
                     }
                     Err(failed) => {
-                        assert_eq!(failed.returned.capacity(), capacity, "the buffer comes back");
+                        assert_eq!(failed.returned.capacity(), capacity, "the buffer is returned");
                         match failed.error.kind() {
                             ErrorKind::TooLarge => Ok(()),
                             kind => Err(kind),
@@ -188,12 +188,12 @@ async fn take(run: Run, to: Connection, flow: Flow, count: u64, pool: Pool, mut 
             },
         };
         if let Some(Err(kind)) = ended {
-            return run.may_fail("a message to come", kind);
+            return run.may_fail("a receive", kind);
         }
     }
 }
 
-/// As often as it takes, or so often.
+/// Awaits `future`, or polls it at most `polls` times.
 async fn poll_up_to<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     if polls == usize::MAX { Some(future.await) } else { poll_then_drop(future, polls).await }
 }

@@ -1,4 +1,4 @@
-//! Somebody in the middle whose certificate is believed, since the authority signed it for another purpose or lost its key.
+//! An interceptor with a trusted certificate, which the authority signed for another purpose or whose key leaked.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 
-/// Takes one connection, and carries what is said to the listener at `port` and back, decrypted and encrypted again.
+/// Accepts one connection, and relays it to the listener at `port`, decrypting and encrypting all bytes.
 async fn intercept(between: TcpListener, port: u16) {
     let Certificate { chain, key } = listeners();
     let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
@@ -27,11 +27,11 @@ async fn intercept(between: TcpListener, port: u16) {
     let far = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
     let mut far = TlsConnector::from(Arc::new(asked)).connect(name, far).await.unwrap();
-    // Both ends hang up when they notice.
+    // Both ends close once they detect the interceptor.
     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
 }
 
-/// How an attempt to connect through the meddler ends.
+/// Connects through the interceptor.
 async fn through_an_interceptor(token: Option<&str>) -> towline::Result<Connection> {
     let endpoint = |tls: TlsBuilder| {
         let builder = Endpoint::builder().tls(tls.build().unwrap());
@@ -47,7 +47,7 @@ async fn through_an_interceptor(token: Option<&str>) -> towline::Result<Connecti
     let result = in_time("the attempt", endpoint(trusting(&ours())).connect(&address)).await;
     if token.is_some() {
         acceptor.assert_refused("unauthenticated", 1).await;
-        in_time("the meddler's end", intercepting).await.unwrap();
+        in_time("the interceptor's end", intercepting).await.unwrap();
     }
     result
 }
@@ -56,6 +56,6 @@ async fn through_an_interceptor(token: Option<&str>) -> towline::Result<Connecti
 async fn a_token_detects_an_interceptor() {
     let error = through_an_interceptor(Some("secret")).await.unwrap_err();
     assert_error(&error, ErrorKind::Unauthenticated, &["the handshake was tampered with"]);
-    // Certificates alone cannot tell: whom the authority vouches for is believed.
+    // Certificates alone do not detect it, since the authority signed the interceptor's.
     through_an_interceptor(None).await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Who comes in over TLS, who does not, and what both ends hear of it.
+//! TLS: which peers are accepted, which are refused, and the errors at both ends.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod interceptor;
@@ -12,11 +12,11 @@ use towline::{
 };
 use towline_tests::certificates::{Authority, Certificate, Kind};
 
-/// Longer than anything here takes, handshakes that are given up included.
+/// Longer than any step here, including handshakes that time out.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 
-/// The authority of those who belong together.
+/// The authority that both ends trust.
 fn ours() -> Authority {
     Authority::new(1)
 }
@@ -29,7 +29,7 @@ fn connectors() -> Certificate {
     ours().sign(&["worker"], 3, Kind::Usual)
 }
 
-/// What shows `certificate`, and believes `authority`.
+/// Returns settings that present `certificate` and trust `authority`.
 fn tls_with(certificate: &Certificate, authority: &Authority) -> Tls {
     certificate.shown_by(trusting(authority)).build().unwrap()
 }
@@ -46,7 +46,7 @@ async fn in_time<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(TIMEOUT, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
 }
 
-/// A listener, and the endpoint that counts who was not let in.
+/// A listener, and its endpoint, which counts refused peers.
 struct Acceptor {
     endpoint: Endpoint,
     listener: Listener,
@@ -66,7 +66,7 @@ impl Acceptor {
         self.listener.address().port()
     }
 
-    /// The same place by another scheme and host.
+    /// Returns the listener's port with another scheme and host.
     fn address(&self, scheme: Scheme, host: &str) -> Address {
         Address::new(scheme, host, self.port()).unwrap()
     }
@@ -77,7 +77,7 @@ impl Acceptor {
         (a.unwrap(), b.unwrap())
     }
 
-    /// A honest comes in, and both ends hear the other.
+    /// Checks that a trusted peer connects and exchanges messages.
     async fn assert_open(&self) {
         let honest = endpoint(tls_with(&connectors(), &ours()));
         let (a, b) = self.meet(&honest, self.listener.address()).await;
@@ -97,7 +97,7 @@ impl Acceptor {
         );
     }
 
-    /// Peers that failed to come in for this reason, as this end saw it.
+    /// Waits until the endpoint has counted `count` peers refused for this reason.
     async fn assert_refused(&self, why: &str, count: u64) {
         let line = format!("towline_connections_failed_total{{role=\"acceptor\",why=\"{why}\"}} {count}");
         let counted = async {
@@ -110,7 +110,7 @@ impl Acceptor {
     }
 }
 
-/// Fails to connect there.
+/// Connects to `address`, which must fail, and returns the error.
 async fn refused(near: &Endpoint, address: &Address) -> Error {
     in_time("a refusal", near.connect(address)).await.unwrap_err()
 }

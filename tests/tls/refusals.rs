@@ -1,4 +1,4 @@
-//! Certificates that are not believed, and other ends that speak something else.
+//! Certificates that are not trusted, and peers of other protocols.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -6,7 +6,8 @@ use towline_tests::certificates::self_signed;
 
 use super::*;
 
-/// Nobody comes in where `theirs` is shown, both ends know why, and the listener that shows it goes on.
+/// Checks that connectors refuse a listener that presents `theirs`, that both ends report the reason, and that
+/// the listener still works.
 async fn assert_listener_refused(theirs: &Certificate, host: &str, words: &[&str]) {
     let acceptor = Acceptor::open(tls_with(theirs, &ours())).await;
     let near = endpoint(tls_with(&connectors(), &ours()));
@@ -61,7 +62,8 @@ async fn server_name_replaces_the_host_in_the_check() {
     assert_error(&error, ErrorKind::Unauthenticated, &["is for another name", "nowhere"]);
 }
 
-/// A connector that shows this is not let in, both ends know why, and the listener lets a honest in.
+/// Checks that a connector that presents `theirs` is refused, that both ends report the reason, and that the
+/// listener still accepts a trusted peer.
 async fn assert_connector_refused(theirs: Option<&Certificate>, words: &[&str]) {
     let acceptor = Acceptor::open(tls_with(&listeners(), &ours())).await;
     let tls = match theirs {
@@ -129,10 +131,10 @@ async fn tls_to_a_plain_listener_is_refused() {
     }
 }
 
-/// What a listener answers who says this, until it ends the stream.
-async fn answer_to(acceptor: &Acceptor, words: &[u8]) -> Vec<u8> {
+/// Sends `bytes` to the listener, and returns its answer up to the end of the stream.
+async fn answer_to(acceptor: &Acceptor, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", acceptor.port())).await.unwrap();
-    stream.write_all(words).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     in_time("the end of the stream", stream.read_to_end(&mut answer)).await.unwrap();
     answer
@@ -152,7 +154,7 @@ async fn peers_of_other_protocols_get_an_answer_they_can_read() {
 #[tokio::test]
 async fn garbage_within_tls_is_answered_with_an_alert() {
     let acceptor = Acceptor::open(tls_with(&listeners(), &ours())).await;
-    // A handshake record: of nonsense, of a length that no record has, of another version of TLS altogether.
+    // A handshake record: garbage, a length beyond the limit, an unknown version of TLS.
     for record in
         [&[0x16, 3, 1, 0, 4, 0xff, 0, 0, 0][..], &[0x16, 3, 1, 0xff, 0xff, 0, 0], &[0x16, 9, 9, 0, 1, 1]]
     {
@@ -171,7 +173,7 @@ async fn half_a_tls_handshake_is_dropped_in_time() {
     }
     assert!(begin.elapsed() >= 3 * HANDSHAKE_TIME - Duration::from_millis(100), "{:?}", begin.elapsed());
     acceptor.assert_refused("timed_out", 3).await;
-    // And one that is cut off.
+    // The peer closes during the handshake.
     let mut stream = TcpStream::connect(("127.0.0.1", acceptor.port())).await.unwrap();
     stream.write_all(&[0x16, 3, 1, 1, 0, 1]).await.unwrap();
     drop(stream);
@@ -179,15 +181,15 @@ async fn half_a_tls_handshake_is_dropped_in_time() {
     acceptor.assert_open().await;
 }
 
-/// A server that reads a while, says this, and hangs up.
-async fn server(words: &'static [u8]) -> Address {
+/// Starts a server that reads once, sends `bytes`, and closes.
+async fn server(bytes: &'static [u8]) -> Address {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut hello = [0; 4096];
             let _ = stream.read(&mut hello).await;
-            let _ = stream.write_all(words).await;
+            let _ = stream.write_all(bytes).await;
         }
     });
     Address::new(Scheme::Tls, "127.0.0.1", port).unwrap()
@@ -196,17 +198,17 @@ async fn server(words: &'static [u8]) -> Address {
 #[tokio::test]
 async fn servers_of_another_kind_are_refused() {
     let near = endpoint(tls_with(&connectors(), &ours()));
-    for (words, kind, says) in [
+    for (bytes, kind, words) in [
         (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], ErrorKind::Refused, "not a Towline endpoint"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", ErrorKind::Refused, "SSH-2.0"),
         (b"", ErrorKind::PeerLost, "during the TLS handshake"),
         (b"\x16\x03\x03", ErrorKind::PeerLost, "during the TLS handshake"),
         (b"\x16\x03\x03\x00\x04\xff\xff\xff\xff", ErrorKind::Refused, "does not speak TLS"),
-        // handshake_failure, as a server of older TLS says it.
+        // The alerts of servers with older TLS: handshake_failure, protocol_version.
         (b"\x15\x03\x03\x00\x02\x02\x28", ErrorKind::Refused, "TLS 1.3 is needed"),
         (b"\x15\x03\x03\x00\x02\x02\x46", ErrorKind::Refused, "TLS 1.3 is needed"),
     ] {
-        let error = refused(&near, &server(words).await).await;
-        assert_error(&error, kind, &[says]);
+        let error = refused(&near, &server(bytes).await).await;
+        assert_error(&error, kind, &[words]);
     }
 }

@@ -1,4 +1,4 @@
-//! What an endpoint is told, and what it then does.
+//! The settings of TLS, and their effects.
 
 use super::*;
 
@@ -9,14 +9,14 @@ async fn only_links_that_leave_the_process_are_encrypted() {
     let (a, b) = acceptor.meet(&endpoint(tls()), acceptor.listener.address()).await;
     assert_eq!((a.path().chosen(), a.path().encryption()), ("mem", "none"));
     assert_eq!((b.path().chosen(), b.path().encryption()), ("mem", "none"));
-    // As between two processes.
+    // With tcp alone, as between two processes.
     let backends =
         || vec![std::sync::Arc::new(towline::backend::Tcp) as std::sync::Arc<dyn towline::backend::Backend>];
     let near = Endpoint::builder().tls(tls()).backends(backends()).build().unwrap();
     let (a, b) = acceptor.meet(&near, acceptor.listener.address()).await;
     assert_eq!((a.path().chosen(), a.path().encryption()), ("tcp", "tls"));
     assert_eq!((b.path().chosen(), b.path().encryption()), ("tcp", "tls"));
-    // And forced.
+    // With a scheme that requires TLS.
     let (a, b) = acceptor.meet(&near, &acceptor.address(Scheme::Tls, "localhost")).await;
     assert_eq!((a.path().encryption(), b.path().encryption()), ("tls", "tls"));
 }
@@ -26,7 +26,7 @@ async fn anonymous_connectors_are_accepted_where_permitted() {
     let tls = listeners().shown_by(trusting(&ours())).anonymous_clients(true).build().unwrap();
     let acceptor = Acceptor::open(tls).await;
     acceptor.meet(&endpoint(trusting(&ours()).build().unwrap()), acceptor.listener.address()).await;
-    // And where nobody could be believed anyway.
+    // And where the listener trusts no authority.
     let acceptor = Acceptor::open(listeners().shown_by(Tls::builder()).build().unwrap()).await;
     acceptor.meet(&endpoint(trusting(&ours()).build().unwrap()), acceptor.listener.address()).await;
 }
@@ -50,7 +50,7 @@ async fn a_listener_over_tls_needs_no_insecure_beyond_loopback() {
         for address in ["tls://*:0", "towlines://0.0.0.0:0"] {
             endpoint(tls.clone()).listen(&address.parse().unwrap()).await.unwrap();
         }
-        // The same endpoint without TLS in its address is as open as ever.
+        // The same endpoint refuses an address without TLS.
         let error = endpoint(tls).listen(&"tcp://*:0".parse().unwrap()).await.unwrap_err();
         assert_error(&error, ErrorKind::Invalid, &["accept anybody"]);
     }
@@ -120,7 +120,7 @@ async fn a_renewed_certificate_applies_to_later_connections() {
     let honest = endpoint(tls_with(&connectors(), &ours()));
     let (a, b) = acceptor.meet(&honest, acceptor.listener.address()).await;
 
-    // One that would let in whoever comes, and one that shows nothing.
+    // Settings that accept any peer, and settings without a certificate.
     let weaker = [listeners().shown_by(Tls::builder()).build().unwrap(), trusting(&ours()).build().unwrap()];
     for weaker in weaker {
         let error = acceptor.endpoint.renew(None, Some(weaker)).unwrap_err();
@@ -135,7 +135,7 @@ async fn a_renewed_certificate_applies_to_later_connections() {
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     honest.renew(None, Some(tls_with(&others.sign(&["worker"], 5, Kind::Usual), &others))).unwrap();
     acceptor.meet(&honest, acceptor.listener.address()).await;
-    // Who was there stays.
+    // The earlier connection still works.
     let (there, received) = tokio::join!(a.deliver(Message::new("there")), b.recv());
     there.unwrap();
     assert_eq!(&received.unwrap().header()[..], b"there");

@@ -1,4 +1,4 @@
-//! A claim in a process of its own: this program once more.
+//! Runs each claim in a process of its own, by starting this program again.
 
 use std::env;
 use std::process::{Command, ExitCode, Stdio};
@@ -9,24 +9,24 @@ use libtest_mimic::Failed;
 
 use towline_tests::libraries::{BOTH, Installed};
 
-/// A claim about a UCX.
+/// A claim about one installed UCX.
 pub(crate) type Check = fn(&Installed);
 
-/// What panics if it does not hold.
+/// A function that panics if the claim does not hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Claim {
     OfEach(Check),
     OfNone(fn()),
 }
 
-/// Names the claim, and makes a process a child.
+/// Names the claim. A process with this variable is a child.
 const CLAIM: &str = "TOWLINE_UCX_CLAIM";
-/// Names the UCX that it is about.
+/// Names the UCX of the claim.
 const WHICH: &str = "TOWLINE_UCX_WHICH";
-/// The longest that a claim may take; two copies of UCX hang.
+/// The time limit of a claim: two copies of UCX hang.
 const CLAIM_TIME: Duration = Duration::from_secs(60);
 
-/// This process is a child.
+/// Runs the claim if this process is a child.
 pub(crate) fn run_if_asked(mut claims: impl Iterator<Item = (&'static str, Claim)>) -> Option<ExitCode> {
     let name = env::var(CLAIM).ok()?;
     match claims.find(|(claim, _)| *claim == name).unwrap().1 {
@@ -40,10 +40,10 @@ pub(crate) fn run_if_asked(mut claims: impl Iterator<Item = (&'static str, Claim
     Some(ExitCode::SUCCESS)
 }
 
-/// Whether a claim holds, as a child finds it.
+/// Checks a claim in a child process.
 pub(crate) fn hold(claim: &str, which: &str) -> Result<(), Failed> {
     let mut command = Command::new(env::current_exe()?);
-    // It would print what is tried and refused.
+    // UCX would log the refused attempts.
     command.env(CLAIM, claim).env(WHICH, which).env("UCX_LOG_LEVEL", "fatal");
     let mut child = command.stdin(Stdio::null()).spawn()?;
     let deadline = Instant::now() + CLAIM_TIME;
@@ -55,7 +55,7 @@ pub(crate) fn hold(claim: &str, which: &str) -> Result<(), Failed> {
             None => {
                 child.kill()?;
                 child.wait()?;
-                return Err(format!("{claim}: not decided within {CLAIM_TIME:?}").into());
+                return Err(format!("{claim}: timed out after {CLAIM_TIME:?}").into());
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::libraries::Installed;
 use crate::over_ucx::{SHM, TCP, assert_goes_on, endpoint, pair, run};
 use crate::polls::block_on;
 
-/// Long before any time-out would end it.
+/// Far below any time-out.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn a_fork_of_a_process_with_ucx_is_refused_with_the_reason(installed: &Installed) {
@@ -27,7 +27,7 @@ pub(crate) fn a_fork_of_a_process_with_ucx_is_refused_with_the_reason(installed:
                     assert!(why.contains("open the first endpoint after the fork"), "{why}");
                 }
                 assert!(began.elapsed() < AT_ONCE, "it took {:?}", began.elapsed());
-                // And its children are no better off.
+                // A fork of the fork is refused too.
                 let child = Forked::new(|| {
                     let own = endpoint(installed);
                     let refused = block_on(own.connect(pair.listener.address())).unwrap_err();

@@ -1,6 +1,6 @@
-//! A peer by hand that lies over UCX: about keys, numbers, lengths, and what it was granted.
+//! A hostile peer over UCX: wrong keys, numbers and lengths, and payload without credit.
 //!
-//! A lie costs its own connection at most; a honest of the same endpoint goes on.
+//! A violation ends at most its own connection. Another connection of the same endpoint works on.
 
 use std::ffi::CStr;
 use std::sync::Arc;
@@ -20,32 +20,34 @@ use crate::over_ucx::{SHM, TCP, assert_goes_on, at, builder, meet, run};
 use crate::polls::within;
 use crate::wire::{announcement, hand, packet, record};
 
-/// How long our end may take to see through a lie.
+/// The time limit for detecting a violation.
 const LIMIT: Duration = Duration::from_secs(5);
-/// How long a handshake may take that is held up.
+/// The time limit of a handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 const EAGER: u8 = 4;
 /// A message that travels as packets.
 const LARGE: usize = 20_000;
 
-/// What comes of a lie.
+/// The effect of a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// The connection ends: `Corrupt`.
     Ends,
-    /// Continues: the connection goes on.
+    /// The message is ignored, and the connection works on.
     Continues,
 }
 use Outcome::{Continues, Ends};
 
-/// What it is called, what comes of it, and what the liar does.
+/// The name of a violation, its effect, and its code.
 type Violation = (&'static str, Outcome, fn(&HostilePeer));
 
 const VIOLATIONS: &[Violation] = &[
-    ("records for somebody else", Continues, |hostile_peer| {
+    ("records for another connection", Continues, |hostile_peer| {
         hostile_peer.send(RECORDS, &[], [&[7; 24], &small_announcement()[..]].concat())
     }),
-    ("records for nobody", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], small_announcement())),
+    ("records without a key", Continues, |hostile_peer| {
+        hostile_peer.send(RECORDS, &[], small_announcement())
+    }),
     ("half a key", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], hostile_peer.key[..8].to_vec())),
     ("nothing at all", Continues, |hostile_peer| hostile_peer.send(RECORDS, &[], vec![])),
     ("records without a number", Ends, |hostile_peer| {
@@ -55,9 +57,9 @@ const VIOLATIONS: &[Violation] = &[
     ("records with a header", Continues, |hostile_peer| {
         hostile_peer.send(RECORDS, &hostile_peer.key, hostile_peer.header(&[0; 8]))
     }),
-    ("the last number there is", Ends, |hostile_peer| records(hostile_peer, u64::MAX, small_announcement())),
+    ("the highest number", Ends, |hostile_peer| records(hostile_peer, u64::MAX, small_announcement())),
     ("a number far ahead", Ends, |hostile_peer| records(hostile_peer, 5000, small_announcement())),
-    ("a number to come, twice", Ends, |hostile_peer| {
+    ("a later number, twice", Ends, |hostile_peer| {
         [5, 5].into_iter().for_each(|number| records(hostile_peer, number, small_announcement()))
     }),
     ("the first number, twice", Ends, |hostile_peer| {
@@ -68,14 +70,14 @@ const VIOLATIONS: &[Violation] = &[
         records(hostile_peer, 0, small_announcement()[..20].to_vec());
         records(hostile_peer, 1, small_announcement());
     }),
-    ("more records at once than anybody sends", Ends, |hostile_peer| {
+    ("records beyond the limit of one message", Ends, |hostile_peer| {
         records(hostile_peer, 0, vec![0; 200 << 10])
     }),
     ("an unknown record", Ends, |hostile_peer| {
         records(hostile_peer, 0, packet(&record(13, 0, 0, &[]), 0, &[]))
     }),
     ("data among records", Ends, |hostile_peer| records(hostile_peer, 0, packet(&[], 0, &[1; 100]))),
-    ("records that are yet to be fetched", Continues, |hostile_peer| {
+    ("records by rendezvous", Continues, |hostile_peer| {
         hostile_peer.send_with(
             RECORDS,
             &[],
@@ -83,7 +85,7 @@ const VIOLATIONS: &[Violation] = &[
             UCP_AM_SEND_FLAG_RNDV,
         );
     }),
-    ("a packet for somebody else", Continues, |hostile_peer| {
+    ("a packet for another connection", Continues, |hostile_peer| {
         hostile_peer.send(PACKET, &[7; 40], vec![1; 100])
     }),
     ("a packet without a head", Ends, |hostile_peer| {
@@ -92,9 +94,11 @@ const VIOLATIONS: &[Violation] = &[
     ("a packet with half a head", Ends, |hostile_peer| {
         hostile_peer.send(PACKET, &hostile_peer.header(&[0; 12]), vec![1; 100])
     }),
-    ("a packet that says more than it is", Ends, |hostile_peer| data(hostile_peer, 101, 0, 0, vec![1; 100])),
-    ("a packet that says less than it is", Ends, |hostile_peer| data(hostile_peer, 99, 0, 0, vec![1; 100])),
-    ("a packet that says more than there can be", Ends, |hostile_peer| {
+    ("a packet shorter than its head states", Ends, |hostile_peer| {
+        data(hostile_peer, 101, 0, 0, vec![1; 100])
+    }),
+    ("a packet longer than its head states", Ends, |hostile_peer| data(hostile_peer, 99, 0, 0, vec![1; 100])),
+    ("a packet whose head states more than the limit", Ends, |hostile_peer| {
         data(hostile_peer, u32::MAX, 0, 0, vec![1; 100])
     }),
     ("a packet of records", Ends, |hostile_peer| {
@@ -104,21 +108,21 @@ const VIOLATIONS: &[Violation] = &[
             vec![1; 100],
         );
     }),
-    ("a packet with a header beyond all of ours", Continues, |hostile_peer| {
+    ("a packet with a header beyond the limit", Continues, |hostile_peer| {
         hostile_peer.send(PACKET, &hostile_peer.header(&[0; 300]), vec![1; 100]);
     }),
     ("a packet with half a number of records", Ends, |hostile_peer| with_records(hostile_peer, &[0; 4], &[])),
     ("a packet with garbage for records", Ends, |hostile_peer| {
         with_records(hostile_peer, &[0; 8], &[0xa5; 100])
     }),
-    ("a packet with records that came before", Ends, |hostile_peer| {
+    ("a packet with records received before", Ends, |hostile_peer| {
         records(hostile_peer, 0, small_announcement());
         with_records(hostile_peer, &[0; 8], &small_announcement());
     }),
     ("a packet with records far ahead", Ends, |hostile_peer| {
         with_records(hostile_peer, &5000_u64.to_le_bytes(), &small_announcement());
     }),
-    ("a packet that was not asked for, with its announcement", Ends, |hostile_peer| {
+    ("a packet without credit, with its announcement", Ends, |hostile_peer| {
         let head = head(LARGE as u32, 0, 0);
         hostile_peer.send(
             PACKET,
@@ -126,13 +130,13 @@ const VIOLATIONS: &[Violation] = &[
             vec![1; LARGE],
         );
     }),
-    ("an answer to no get", Ends, |hostile_peer| data(hostile_peer, 100, 1, 0, vec![1; 100])),
+    ("a response to no get", Ends, |hostile_peer| data(hostile_peer, 100, 1, 0, vec![1; 100])),
     ("payload of no put", Ends, |hostile_peer| data(hostile_peer, 100, 2, 0, vec![1; 100])),
-    ("payload of a kind that is none", Ends, |hostile_peer| data(hostile_peer, 100, 3, 0, vec![1; 100])),
+    ("payload of an unknown kind", Ends, |hostile_peer| data(hostile_peer, 100, 3, 0, vec![1; 100])),
     ("payload of a message beyond the window", Ends, |hostile_peer| {
         data(hostile_peer, 100, 5000 << 2, 0, vec![1; 100])
     }),
-    ("payload off its grid", Ends, |hostile_peer| {
+    ("payload at an unaligned offset", Ends, |hostile_peer| {
         records(hostile_peer, 0, large_announcement());
         data(hostile_peer, 100, 0, 50, vec![1; 100]);
     }),
@@ -140,15 +144,15 @@ const VIOLATIONS: &[Violation] = &[
         records(hostile_peer, 0, small_announcement());
         data(hostile_peer, 5, 0, 0, b"hello".to_vec());
     }),
-    ("payload that was not asked for", Ends, |hostile_peer| {
+    ("payload without credit", Ends, |hostile_peer| {
         records(hostile_peer, 0, large_announcement());
         data(hostile_peer, LARGE as u32, 0, 0, vec![1; LARGE]);
     }),
-    ("large payload that is yet to be fetched, of nothing", Ends, |hostile_peer| {
+    ("rendezvous payload of no message", Ends, |hostile_peer| {
         let head = head(1 << 20, 5000 << 2, 0);
         hostile_peer.send_with(PACKET, &hostile_peer.header(&head), vec![1; 1 << 20], UCP_AM_SEND_FLAG_RNDV);
     }),
-    ("two thousand packets of what may come", Ends, |hostile_peer| {
+    ("two thousand packets of later messages", Ends, |hostile_peer| {
         for number in 0..2000 {
             data(hostile_peer, 1, (number % 1000) << 2, number / 1000, vec![1]);
         }
@@ -157,18 +161,18 @@ const VIOLATIONS: &[Violation] = &[
     ("hello with a book", Continues, |hostile_peer| {
         hostile_peer.send(HELLO, &hostile_peer.header(&[0; 80]), vec![7; 3000])
     }),
-    // Not far beyond: UCX before 1.17 looks there before it looks how many there are (docs/gotchas.md).
-    ("what nobody listens for", Continues, |hostile_peer| {
+    // Ids just beyond the last: UCX before 1.17 reads its table before it checks the bound (docs/gotchas.md).
+    ("messages with ids without a handler", Continues, |hostile_peer| {
         (3..32).for_each(|id| hostile_peer.send(id, &hostile_peer.key, small_announcement()))
     }),
 ];
 
-/// A small message, the first.
+/// The announcement of a small message, the first.
 fn small_announcement() -> Vec<u8> {
     packet(&announcement(0, EAGER, b"hi", 5, b"hello"), 0, &[])
 }
 
-/// A large one, which is to wait until it is accepted.
+/// The announcement of a large message, whose payload waits for the accept.
 fn large_announcement() -> Vec<u8> {
     packet(&announcement(0, 0, b"hi", LARGE as u64, b""), 0, &[])
 }
@@ -177,7 +181,7 @@ fn records(hostile_peer: &HostilePeer, number: u64, bytes: Vec<u8>) {
     hostile_peer.send(RECORDS, &[], hostile_peer.header(&[&number.to_le_bytes()[..], &bytes].concat()));
 }
 
-/// A packet of a message to come, with records behind its head.
+/// Sends a packet of a later message, with records behind its head.
 fn with_records(hostile_peer: &HostilePeer, number: &[u8], records: &[u8]) {
     hostile_peer.send(
         PACKET,
@@ -220,15 +224,15 @@ pub(crate) fn a_violation_ends_its_own_connection_at_most(installed: &Installed)
     }
 }
 
-/// What comes of a lie, as far as what comes over the connection tells.
+/// Returns the effect of a violation on the connection.
 async fn outcome_of(
     hostile_peer: &HostilePeer,
     what: &str,
     expected: Outcome,
     connection: &Connection,
 ) -> Outcome {
-    let taking = async {
-        // What was announced before a breach is not accepted.
+    let receiving = async {
+        // Messages announced before the violation are not accepted.
         let mut announced = Vec::new();
         loop {
             match connection.incoming().await {
@@ -244,7 +248,7 @@ async fn outcome_of(
             }
         }
     };
-    let moving = async {
+    let progressing = async {
         loop {
             hostile_peer.node.progress();
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -252,8 +256,8 @@ async fn outcome_of(
     };
     let both = async {
         tokio::select! {
-            outcome = taking => outcome,
-            () = moving => unreachable!("it goes on"),
+            outcome = receiving => outcome,
+            () = progressing => unreachable!("it loops"),
         }
     };
     within(LIMIT, what, both).await
@@ -264,7 +268,7 @@ pub(crate) fn a_violation_before_the_path_is_open_is_refused(installed: &Install
     run(async {
         let endpoint = builder(installed).handshake_time(HANDSHAKE_TIME).build().unwrap();
         let listener = endpoint.listen(&at(TCP)).await.unwrap();
-        // One that does not allow any version.
+        // This listener does not allow other versions.
         let strict = endpoint.listen(&at(SHM)).await.unwrap();
         let (honest, owner) = meet(&endpoint, &listener).await;
         let silent = Node::new(ucx);
@@ -296,7 +300,7 @@ pub(crate) fn a_violation_before_the_path_is_open_is_refused(installed: &Install
     });
 }
 
-/// The liar is of another host by what it says, so that it may try UCX against tcp.
+/// The hostile peer claims to be on another host, so that it may measure UCX against tcp.
 pub(crate) fn measurements_beyond_their_bounds_end_only_their_own_connection(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();
     run(async {
@@ -306,7 +310,7 @@ pub(crate) fn measurements_beyond_their_bounds_end_only_their_own_connection(ins
         let listener = endpoint.listen(&at("towline://127.0.0.1:0")).await.unwrap();
         let silent = Node::new(ucx);
         if ucx.version().minor < 14 {
-            // It may abort over tcp: there is no trial.
+            // This version may abort over tcp, so there is no path probe.
             let (mut handshake, _) = Handshake::greeted(&listener, 0);
             handshake.send(&propose(&info_of(ucx, &silent.address())));
             let (kind, reason) = handshake.receive(|| silent.progress());

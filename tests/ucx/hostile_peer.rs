@@ -1,4 +1,4 @@
-//! A peer made by hand: it shakes hands as Towline does, and then says over UCX what it likes.
+//! A hostile peer: it performs the handshake as Towline does, and then sends any bytes over UCX.
 
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -16,12 +16,12 @@ use crate::node::{Node, Sending};
 use crate::polls::TIMEOUT;
 use crate::wire::{MAGIC, hand, hello};
 
-/// What a message over UCX is, by its number.
+// The ids of messages over UCX.
 pub(crate) const RECORDS: u32 = 0;
 pub(crate) const PACKET: u32 = 1;
 pub(crate) const HELLO: u32 = 2;
 
-/// What a message of the handshake is.
+// The types of handshake messages.
 pub(crate) const PROPOSE: u8 = 3;
 pub(crate) const READY: u8 = 4;
 pub(crate) const NOT_READY: u8 = 5;
@@ -30,12 +30,12 @@ const PROPOSE_INFO: u8 = 9;
 pub(crate) const READY_INFO: u8 = 10;
 pub(crate) const MEASURE: u8 = 11;
 
-/// A peer whose connection is open.
+/// A hostile peer whose connection is open.
 pub(crate) struct HostilePeer {
     pub(crate) node: Node,
-    /// Memory that UCX may have, for as long as the node lives.
+    /// Memory that UCX may read as long as the node lives.
     sent: RefCell<Vec<Sending<'static>>>,
-    /// What the other end goes by.
+    /// The key of the other end.
     pub(crate) key: [u8; 16],
     _handshake: Handshake,
 }
@@ -44,7 +44,7 @@ pub(crate) struct HostilePeer {
 pub(crate) struct Handshake(TcpStream);
 
 impl HostilePeer {
-    /// A connecting peer that has done all that an honest one does.
+    /// Connects as a correct peer does.
     pub(crate) fn connected(
         ucx: &'static Library,
         listener: &Listener,
@@ -63,11 +63,11 @@ impl HostilePeer {
         let (mut handshake, key) = met.unwrap();
         let sent = RefCell::new(vec![node.send_as(HELLO, &key, (&[]).into(), UCP_AM_SEND_FLAG_EAGER)]);
         handshake.send(&hand(READY, b""));
-        assert_eq!(handshake.receive(|| node.progress()), (READY, vec![]), "its end is open");
+        assert_eq!(handshake.receive(|| node.progress()), (READY, vec![]), "the acceptor is open");
         Self { node, sent, key, _handshake: handshake }
     }
 
-    /// Sends at once, whatever its length.
+    /// Sends a message eagerly, whatever its length.
     pub(crate) fn send(&self, id: u32, header: &[u8], body: Vec<u8>) {
         self.send_with(id, header, body, UCP_AM_SEND_FLAG_EAGER);
     }
@@ -76,14 +76,14 @@ impl HostilePeer {
         self.sent.borrow_mut().push(self.node.send_as(id, header, body.into(), flag));
     }
 
-    /// What is said to the other end, behind its key.
+    /// Returns a header for the other end: its key, then `rest`.
     pub(crate) fn header(&self, rest: &[u8]) -> Vec<u8> {
         [&self.key[..], rest].concat()
     }
 }
 
 impl Handshake {
-    /// A stream whose both ends have proved who they are, and what the listening end goes by.
+    /// Connects and exchanges proofs. Returns the stream, and the key of the listening end.
     pub(crate) fn greeted(listener: &Listener, nonce: u8) -> (Self, [u8; 16]) {
         let address = listener.address();
         let stream = TcpStream::connect((address.host(), address.port())).unwrap();
@@ -103,11 +103,11 @@ impl Handshake {
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        // Far less than a socket has room for.
+        // The bytes fit in the socket's buffer.
         self.0.write_all(bytes).unwrap();
     }
 
-    /// The next message of the handshake, while whatever else turns.
+    /// Receives the next handshake message, calling `progress` meanwhile.
     pub(crate) fn receive(&mut self, mut progress: impl FnMut()) -> (u8, Vec<u8>) {
         let head = self.read(16, &mut progress);
         assert!(head.starts_with(MAGIC), "{head:?}");
@@ -123,7 +123,7 @@ impl Handshake {
                 Ok(0) => panic!("the stream ended"),
                 Ok(more) => read += more,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    assert!(Instant::now() < deadline, "nothing was said within {TIMEOUT:?}");
+                    assert!(Instant::now() < deadline, "no message within {TIMEOUT:?}");
                     progress();
                     sleep(Duration::from_millis(1));
                 }
@@ -134,10 +134,10 @@ impl Handshake {
     }
 }
 
-/// What stands before the worker's address.
+/// The bytes before the worker's address.
 const INFO_HEAD_LEN: usize = 8;
 
-/// What an end with this UCX tells of itself.
+/// Returns the endpoint info of an end with this UCX.
 pub(crate) fn info_of(ucx: &Library, address: &[u8]) -> Vec<u8> {
     let version = ucx.version();
     let [major, minor, release] =
@@ -145,7 +145,7 @@ pub(crate) fn info_of(ucx: &Library, address: &[u8]) -> Vec<u8> {
     [&[1, 0][..], &major, &minor, &release, address].concat()
 }
 
-/// Asks for UCX, with this endpoint info.
+/// Returns a proposal of UCX with this endpoint info.
 pub(crate) fn propose(info: &[u8]) -> Vec<u8> {
     hand(PROPOSE_INFO, &[&[1, 3], &b"ucx"[..], info].concat())
 }

@@ -1,5 +1,5 @@
-//! Between two hosts in one: processes in network namespaces of their own, each of which has another kernel by its boot id. Two
-//! cables lead from one to the other: the addresses of listeners are on the first, UCX uses the second. Needs root, `ip` and `tc`.
+//! Two hosts on one: processes in two network namespaces, with different boot ids. Two veth cables connect them.
+//! Listeners have addresses on the first, and UCX uses the second. Needs root, `ip` and `tc`.
 
 use std::env;
 use std::fs;
@@ -21,20 +21,20 @@ use crate::need;
 use crate::over_ucx::{assert_echoes, assert_goes_on, at, meet, run};
 use crate::polls::in_time;
 
-/// What this process does there: `serve`, `serve tcp`, or an address to connect to.
+/// The role of this process: `serve`, `serve tcp`, or an address to connect to.
 const ROLE: &str = "TOWLINE_UCX_HOST";
 const LIBUCP: &str = "TOWLINE_UCX_HOST_LIBUCP";
-/// Which backend is to carry the connections.
+/// The backend that must carry the connections.
 const EXPECTED: &str = "TOWLINE_UCX_HOST_EXPECTED";
 const CABLES: [&str; 2] = ["eth0", "eth1"];
 const LISTENING: &str = "10.79.0.2";
-/// How much slower the one cable is made.
+/// The queueing discipline that slows a cable down.
 const SLOW: [&str; 7] = ["tbf", "rate", "100mbit", "burst", "32k", "latency", "50ms"];
 
-/// What is expected of a UCX that may abort a process over sockets.
+/// The expectation for a UCX that may abort a process over sockets.
 const REFUSED: &str = "refused";
 
-/// Which cable is slow, what the far end does, and who is to win a trial; nobody where there is to be none.
+/// The slow cable, the role of the far end, and the expected winner of the path probe, or none without a probe.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Case {
     slow: usize,
@@ -56,13 +56,13 @@ pub(crate) const CASES: [(&str, Case); 4] = [
 ];
 
 impl Case {
-    /// Whether it is about this UCX: the older one is refused where the newer one is tried.
+    /// Returns true if the case is for this UCX: the older one is refused where the newer one is probed.
     pub(crate) fn is_of(self, which: &str) -> bool {
         self.expected.is_empty() || (self.expected == REFUSED) == (which == "older")
     }
 }
 
-/// Two namespaces, which go with this handle.
+/// Two namespaces, deleted with this handle.
 struct Hosts([String; 2]);
 
 impl Hosts {
@@ -96,7 +96,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// UCX takes no device before the kernel says that its cable is in, which may take it a second.
+    /// Waits until both ends of the cables have a carrier, up to a second. UCX ignores devices without one.
     fn until_connected(&self) -> Result<(), String> {
         let deadline = Instant::now() + Duration::from_secs(10);
         for (host, cable) in self.0.iter().flat_map(|host| CABLES.map(|cable| (host, cable))) {
@@ -114,7 +114,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// This program once more, on one of them.
+    /// Starts this program on one of the hosts.
     fn start(&self, host: usize, role: &str, case: Case, installed: &Installed, boot_id: &Path) -> Child {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0[host], "unshare", "--mount", "sh", "-c"]);
@@ -129,13 +129,13 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         for host in &self.0 {
-            // There is nobody to tell.
+            // A destructor cannot report an error.
             let _ = command("ip", &["netns", "delete", host]);
         }
     }
 }
 
-/// Runs it, and hands out what it says.
+/// Runs a command, and returns its output.
 fn command(name: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(name).args(arguments).output().map_err(|error| format!("{name}: {error}"))?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -165,7 +165,7 @@ pub(crate) fn holds(number: usize, case: Case, installed: &Installed) -> Result<
     if connector.status.success() { Ok(Completion::Completed) } else { Err("see above".into()) }
 }
 
-/// This process is on a host.
+/// Runs the role of a process on one of the hosts.
 pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let role = env::var(ROLE).ok()?;
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
@@ -200,7 +200,7 @@ pub(crate) fn run_if_asked() -> Option<ExitCode> {
             assert_echoes(&connection, &[8, 100_000]).await;
             in_time("the end", connection.close()).await.unwrap();
         }
-        // What is remembered has the figures of the one trial.
+        // The remembered result has the figures of the one probe.
         assert!(reasons.iter().all(|reason| *reason == reasons[0]), "{reasons:?}");
         let many = (0..8).map(|_| {
             let (endpoint, address) = (endpoint.clone(), at(&role));
@@ -231,7 +231,7 @@ async fn serve(endpoint: &Endpoint) -> ! {
     }
 }
 
-/// Both candidates have their figures, and the choice is what the rule makes of them. The sentence that says so.
+/// Checks that both candidates have figures and that the choice follows the rule. Returns the reason.
 async fn assert_explained(connection: &Connection, expected: &str) -> String {
     let explanation = connection.explain().await;
     assert_eq!(connection.path().chosen(), expected, "{explanation:?}");
@@ -252,7 +252,7 @@ async fn assert_explained(connection: &Connection, expected: &str) -> String {
     reason.clone()
 }
 
-/// It goes over tcp, for this reason, and nobody has loaded a UCX for it.
+/// Checks that the connection uses tcp for this reason, and that no UCX was loaded.
 fn assert_untried(connection: &Connection, why: &str) {
     assert_eq!(connection.path().chosen(), "tcp", "{:?}", connection.path());
     let of_ucx = connection.path().candidates().iter().find(|it| it.name == "ucx").unwrap();

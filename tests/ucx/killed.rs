@@ -1,4 +1,4 @@
-//! Peers that are killed while they connect, and what would end a process by itself.
+//! Peers that are killed while they connect, and settings under which UCX would abort the process.
 
 use std::env;
 use std::io::{BufRead, BufReader, Write};
@@ -16,21 +16,21 @@ use crate::libraries::Installed;
 use crate::over_ucx::{POSIX, SHM, TCP, assert_goes_on, at, builder_with, endpoint, meet, pair, run};
 use crate::polls::in_time;
 
-/// Names the address to connect to, and makes a process a connector.
+/// Names the address to connect to. A process with this variable is a connector.
 const CONNECT: &str = "TOWLINE_UCX_CONNECT";
 const LIBUCP: &str = "TOWLINE_UCX_CONNECT_LIBUCP";
 const KILLED: u32 = 20;
-/// Kills spread over so long: an opening takes some milliseconds.
+/// The kills are spread over this time: opening takes some milliseconds.
 const SPAN_US: u32 = 12_000;
 
-/// This process connects, until it is killed.
+/// If this process is a connector, connects until it is killed.
 pub(crate) fn connect_if_asked() -> Option<ExitCode> {
     let address: Address = env::var(CONNECT).ok()?.parse().unwrap();
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let libucp = env::var(LIBUCP).unwrap();
     run(async {
         let endpoint = builder_with(Path::new(&libucp)).build().unwrap();
-        // What is made once is made before.
+        // Load UCX before connecting.
         let _ = endpoint.inventory("ucx");
         println!("connecting");
         std::io::stdout().flush().unwrap();
@@ -40,7 +40,7 @@ pub(crate) fn connect_if_asked() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// Kills a connector so long after it begins.
+/// Kills a connector `after` it starts.
 fn kill_one(libucp: &Path, address: &Address, after: Duration) {
     let mut command = Command::new(env::current_exe().unwrap());
     command.env(CONNECT, address.to_string()).env(LIBUCP, libucp).env("UCX_LOG_LEVEL", "fatal");
@@ -51,7 +51,7 @@ fn kill_one(libucp: &Path, address: &Address, after: Duration) {
     drop(connector);
 }
 
-/// A failure ends this process.
+/// UCX would abort this process if it failed.
 pub(crate) fn a_peer_killed_while_it_connects_ends_only_its_connection(installed: &Installed) {
     let is_sound = Library::open_at(&installed.libucp).unwrap().version().minor >= 14;
     let addresses: &[&str] = if is_sound { &[TCP, SHM] } else { &[SHM] };
@@ -61,7 +61,7 @@ pub(crate) fn a_peer_killed_while_it_connects_ends_only_its_connection(installed
             let listener = far.listen(&at(address)).await.unwrap();
             let at = listener.address().clone();
             let accepting = tokio::spawn(async move {
-                // What was opened in time ends with its peer.
+                // A connection that opened in time ends with its peer.
                 while let Ok(connection) = listener.accept().await {
                     drop(connection);
                 }
@@ -69,7 +69,7 @@ pub(crate) fn a_peer_killed_while_it_connects_ends_only_its_connection(installed
             let libucp = installed.libucp.clone();
             let killing = tokio::task::spawn_blocking(move || {
                 for number in 0..KILLED {
-                    // Every delay once, early and late ones in turn.
+                    // Use every delay once, early and late ones alternating.
                     let after = (number * 17 % KILLED) * SPAN_US / KILLED;
                     kill_one(&libucp, &at, Duration::from_micros(after.into()));
                 }
@@ -123,7 +123,7 @@ pub(crate) fn a_limit_on_file_size_ends_no_process(installed: &Installed) {
     let limit = |current| setrlimit(Resource::Fsize, Rlimit { current, maximum }).unwrap();
     run(async {
         let endpoint = endpoint(installed);
-        // Made before, and used when the limit is lower.
+        // The listener opens before the limit is lowered.
         let listener = endpoint.listen(&at(POSIX)).await.unwrap();
         limit(Some(100 << 10));
         let refused = in_time("an answer", endpoint.connect(listener.address())).await.unwrap_err();

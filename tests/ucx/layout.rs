@@ -1,4 +1,5 @@
-//! What is bound against the headers, as the C compiler reads them: where fields lie, how large structs are, what names stand for.
+//! Compares the bindings with the headers, as the C compiler reads them: offsets of fields, sizes of structs,
+//! values of names.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,9 +11,9 @@ use towline_tests::need;
 use towline_tests::libraries::Installed;
 
 const BINDINGS: &str = include_str!("../../ffi/ucx-sys/src/bindings.rs");
-/// What stands in the headers that they were made from.
+/// A line of the headers that the bindings were made from.
 const BOUND: &str = "\n#define UCP_API_MINOR    13\n";
-/// What a later version has other values for, and nobody may pass: the version, and two that mark the end of a list.
+/// Names whose values change in later versions, and which no call may pass: the version, and two list ends.
 const MOVES: [&str; 3] = ["UCP_API_MINOR", "UCS_MEMORY_TYPE_LAST", "UCS_MEMORY_TYPE_UNKNOWN"];
 
 pub(crate) fn headers_have_the_layout_that_is_bound(installed: &Installed) -> Result<Completion, Failed> {
@@ -30,7 +31,7 @@ pub(crate) fn headers_have_the_layout_that_is_bound(installed: &Installed) -> Re
     if output.status.success() { Ok(Completion::Completed) } else { Err(log_output.into_owned().into()) }
 }
 
-/// The checks that bindgen wrote for Rust's compiler, for C's. A later header may have more fields and more names.
+/// Translates bindgen's checks from Rust to C. A later header may have more fields and names.
 fn assertions(exact: bool) -> String {
     let mut text = String::from("#include <stddef.h>\n#include <ucp/api/ucp.h>\n");
     let mut checks = [0; 2];
@@ -62,7 +63,7 @@ fn assertions(exact: bool) -> String {
             checks[1] += 1;
         }
     }
-    // The reading above would otherwise pass by finding nothing.
+    // Fail if the parser above finds no checks.
     assert!(checks[0] > 100 && checks[1] > 100, "{checks:?}");
     text
 }

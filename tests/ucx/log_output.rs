@@ -1,5 +1,5 @@
-//! Where UCX's own log goes.
-#![expect(unsafe_code, reason = "changes what this process inherits")]
+//! The destination of UCX's log.
+#![expect(unsafe_code, reason = "redirects this process's standard output")]
 
 use std::env;
 use std::fs::{self, File};
@@ -33,25 +33,25 @@ pub(crate) fn a_log_opened_by_others_is_left_alone(installed: &Installed) {
     assert_eq!(error, "");
 }
 
-/// What UCX writes to the standard output and error when it is asked for a transport that does not exist.
+/// Requests a transport that does not exist. Returns what UCX writes to standard output and standard error.
 fn complain(installed: &Installed) -> [String; 2] {
     let folder = tempfile::tempdir().unwrap();
     let paths = ["output", "error"].map(|name| folder.path().join(name));
-    // A claim that fails says so there.
+    // A failed assertion prints to these descriptors.
     let saved = [1, 2].map(|descriptor| {
-        // SAFETY: L1: it is open in every test.
+        // SAFETY: L1: the descriptor is open in every test.
         unsafe { libc::dup(descriptor) }
     });
     for (descriptor, path) in [1, 2].into_iter().zip(&paths) {
         let file = File::create(path).unwrap();
-        // SAFETY: M7: nobody polls it.
+        // SAFETY: M7: no reactor polls the descriptor.
         assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), descriptor) }, descriptor);
     }
     let ucx = Library::open_at(&installed.libucp).unwrap();
-    // Our parent asked for quiet.
+    // The parent process set the level `fatal`.
     let is_set = Config::new(ucx).set(c"LOG_LEVEL", c"warn");
     let refused = context(ucx, &[(c"TLS", c"no-such-transport")]);
-    // SAFETY: L1: it writes what every stream holds.
+    // SAFETY: L1: a null pointer flushes every open stream.
     unsafe { libc::fflush(ptr::null_mut()) };
     for (descriptor, saved) in [1, 2].into_iter().zip(saved) {
         // SAFETY: M7: as above.

@@ -1,4 +1,5 @@
-//! The bindings to UCX and the backend over them, with an old and a new one, each claim in a process of its own: a process opens one UCX, once.
+//! The bindings to UCX and the ucx backend, with an old and a new UCX. Each claim runs in a process of its own,
+//! since a process opens only one UCX.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod child;
@@ -24,7 +25,7 @@ use towline_tests::{echoing, libraries, need, over_ucx, polls, wire};
 
 use child::{Check, Claim};
 
-/// What holds of each UCX.
+/// The claims about each UCX.
 const OF_EACH: &[(&str, Check)] = &[
     ("opens_by_its_path_once", opening::opens_by_its_path_once),
     ("opens_whatever_name_it_was_loaded_by", opening::opens_whatever_name_it_was_loaded_by),
@@ -83,7 +84,7 @@ const OF_EACH: &[(&str, Check)] = &[
     ),
 ];
 
-/// What holds of files that are no UCX.
+/// The claims about files other than UCX.
 const OF_NONE: [(&str, fn()); 4] = [
     ("a_missing_file_is_unavailable_with_its_path_and_the_remedy", opening::a_missing_file),
     ("what_is_no_library_is_unavailable_in_the_words_of_the_loader", opening::no_library),

@@ -1,4 +1,4 @@
-//! Active messages, from a worker to itself.
+//! Active messages from a worker to itself.
 
 use ucx_sys::{
     Library, UCP_AM_SEND_FLAG_EAGER, UCP_AM_SEND_FLAG_RNDV, UCS_ERR_BUSY, UCS_MEMORY_TYPE_HOST, UCS_OK,

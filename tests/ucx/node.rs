@@ -1,4 +1,4 @@
-//! A context, a worker and an endpoint that leads back to it, or to another.
+//! A UCX context, a worker, and an endpoint that leads to that worker or to another.
 #![expect(unsafe_code, reason = "every call is C")]
 
 use std::borrow::Cow;
@@ -12,18 +12,18 @@ use ucx_sys::*;
 
 use crate::config::Config;
 
-/// The longest that anything here may take.
+/// The time limit of each operation.
 const TIMEOUT: Duration = Duration::from_secs(20);
 const MESSAGE_ID: u32 = 7;
-/// Over loopback and nothing else.
+/// Settings for loopback alone.
 const LOOPBACK: [(&CStr, &CStr); 2] = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo")];
 
-/// A message as it was told of.
+/// A message that UCX announced.
 #[derive(Debug)]
 pub(crate) struct ArrivedMessage {
     pub(crate) header: Vec<u8>,
     pub(crate) len: usize,
-    /// Whether its bytes are yet to be fetched.
+    /// Whether the bytes are still at the sender.
     pub(crate) is_rendezvous: bool,
     descriptor: *mut c_void,
 }
@@ -34,9 +34,9 @@ pub(crate) struct Node {
     context: ucp_context_h,
     worker: ucp_worker_h,
     endpoint: ucp_ep_h,
-    /// The longest header that a message takes.
+    /// The limit on a message's header, in bytes.
     pub(crate) header_len_max: usize,
-    /// Where the handler puts what it is told of: on the heap, since UCX has its address.
+    /// The messages that the handler received; on the heap, since UCX has the address.
     arrived: Box<RefCell<Vec<ArrivedMessage>>>,
 }
 
@@ -45,12 +45,13 @@ impl Node {
         Self::with(ucx, &LOOPBACK)
     }
 
-    /// With settings of UCX.
+    /// Creates a node with settings of UCX.
     pub(crate) fn with(ucx: &'static Library, settings: &[(&CStr, &CStr)]) -> Self {
         Self::attach(ucx, settings, <[u8]>::to_vec)
     }
 
-    /// The same with an endpoint that leads to the worker whose address `peer_address` gives for its own.
+    /// Creates a node whose endpoint leads to another worker. `peer_address` gets this worker's address, and
+    /// returns the other's.
     pub(crate) fn attach(
         ucx: &'static Library,
         settings: &[(&CStr, &CStr)],
@@ -64,47 +65,47 @@ impl Node {
         Self { ucx, context, worker, endpoint, header_len_max, arrived }
     }
 
-    /// Where others find it.
+    /// Returns the worker's address.
     pub(crate) fn address(&self) -> Vec<u8> {
         address(self.ucx, self.worker)
     }
 
-    /// The kinds of memory that it takes, a bit each.
+    /// Returns the supported kinds of memory as a bit mask.
     pub(crate) fn memory_kinds(&self) -> u64 {
         let field_mask = UCP_ATTR_FIELD_MEMORY_TYPES.into();
         let mut about = ucp_context_attr_t { field_mask, ..Default::default() };
-        // SAFETY: L1: the context lives as long as this; L2: it writes to a local.
+        // SAFETY: L1: the context lives as long as `self`; L2: the call writes to a local.
         ok(self.ucx, unsafe { self.ucx.ucp_context_query(self.context, &raw mut about) });
         about.memory_types
     }
 
-    /// What it could use.
+    /// Returns the transports that the context could use.
     pub(crate) fn transports(&self) -> Vec<String> {
-        // SAFETY: L1: the context lives as long as this.
+        // SAFETY: L1: the context lives as long as `self`.
         unsafe { self.ucx.transports(self.context) }
     }
 
-    /// What it uses.
+    /// Returns the transports that the endpoint uses.
     pub(crate) fn transports_in_use(&self) -> Vec<String> {
-        // SAFETY: L1: the endpoint lives as long as this, and one thread has its worker.
+        // SAFETY: L1: the endpoint lives as long as `self`, and one thread uses its worker.
         unsafe { self.ucx.transports_of(self.endpoint) }
     }
 
-    /// A descriptor that tells of work, once armed.
+    /// Arms the worker. Returns the descriptor that becomes readable with work, and the status.
     pub(crate) fn arm(&self) -> (c_int, ucs_status_t) {
         let mut descriptor = -1;
-        // SAFETY: L1: the worker lives as long as this; L2: it writes to a local.
+        // SAFETY: L1: the worker lives as long as `self`; L2: the call writes to a local.
         ok(self.ucx, unsafe { self.ucx.ucp_worker_get_efd(self.worker, &raw mut descriptor) });
         // SAFETY: L1: as above.
         (descriptor, unsafe { self.ucx.ucp_worker_arm(self.worker) })
     }
 
-    /// Begins to send to itself; `finish` sees the end.
+    /// Posts a message to the endpoint's worker. [`finish`](Self::finish) completes it.
     pub(crate) fn send<'a>(&self, header: &[u8], body: &'a [u8], flag: ucp_send_am_flags) -> Sending<'a> {
         self.send_as(MESSAGE_ID, header, body.into(), flag)
     }
 
-    /// The same to whoever is at the other end, as what this number stands for there.
+    /// Posts a message with another id.
     pub(crate) fn send_as<'a>(
         &self,
         id: u32,
@@ -120,7 +121,7 @@ impl Node {
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
         };
-        // SAFETY: L1: the endpoint lives as long as this; M3: `Sending` holds header and body.
+        // SAFETY: L1: the endpoint lives as long as `self`; M3: `Sending` holds header and body.
         let posted = unsafe {
             self.ucx.ucp_am_send_nbx(
                 self.endpoint,
@@ -135,21 +136,21 @@ impl Node {
         Sending { posted: posted.into(), done, _header: header, _body: body }
     }
 
-    /// Waits until a message was told of.
+    /// Waits for a message.
     pub(crate) fn next(&self) -> ArrivedMessage {
         self.until("a message", || self.arrived.borrow_mut().pop())
     }
 
-    /// Waits until the sender's memory is its own again.
+    /// Waits until UCX has released the sender's memory.
     pub(crate) fn finish(&self, sending: &Sending<'_>) {
         self.wait_for(sending.posted, &sending.done);
     }
 
-    /// The bytes of a message, fetched or copied, and the descriptor given back.
+    /// Returns the bytes of a message, fetched or copied, and releases its descriptor.
     pub(crate) fn take(&self, arrived: &ArrivedMessage) -> Vec<u8> {
         let mut body = vec![0; arrived.len];
         if !arrived.is_rendezvous {
-            // SAFETY: L1: the descriptor is `len` bytes of the worker's until it is released, below.
+            // SAFETY: L1: the descriptor is `len` bytes of the worker until it is released, below.
             body.copy_from_slice(unsafe { slice::from_raw_parts(arrived.descriptor.cast(), arrived.len) });
             // SAFETY: L1: the handler kept it, and each is released once.
             unsafe { self.ucx.ucp_am_data_release(self.worker, arrived.descriptor) };
@@ -164,7 +165,7 @@ impl Node {
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
             ..Default::default()
         };
-        // SAFETY: L1: the handler kept the descriptor; M3: the body is held here until `wait_for` has seen the end.
+        // SAFETY: L1: the handler kept the descriptor; M3: the body lives until `wait_for` returns, below.
         let posted = unsafe {
             self.ucx.ucp_am_recv_data_nbx(
                 self.worker,
@@ -178,10 +179,10 @@ impl Node {
         body
     }
 
-    /// Lets it move for a moment.
+    /// Polls the worker 100 times.
     pub(crate) fn progress(&self) {
         for _ in 0..100 {
-            // SAFETY: L1: the worker lives as long as this, and one thread has it.
+            // SAFETY: L1: the worker lives as long as `self`, and one thread uses it.
             unsafe { self.ucx.ucp_worker_progress(self.worker) };
         }
     }
@@ -193,7 +194,7 @@ impl Node {
             Posted::Pending(request) => request,
         };
         ok(self.ucx, self.until("a callback", || done.get()));
-        // SAFETY: L1: it has been called back, and is freed once.
+        // SAFETY: L1: its callback has run, and it is freed once.
         unsafe { self.ucx.ucp_request_free(request.as_ptr()) };
     }
 
@@ -203,7 +204,7 @@ impl Node {
             if let Some(value) = ready() {
                 return value;
             }
-            // SAFETY: L1: the worker lives as long as this, and one thread has it.
+            // SAFETY: L1: the worker lives as long as `self`, and one thread uses it.
             unsafe { self.ucx.ucp_worker_progress(self.worker) };
             assert!(Instant::now() < deadline, "no {what} within {TIMEOUT:?}");
         }
@@ -215,7 +216,7 @@ impl Drop for Node {
         let done = Box::new(Cell::new(None));
         let call = ucp_request_param_t {
             op_attr_mask: UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_FLAGS,
-            // Whoever is at the other end may be gone.
+            // The peer may have ended.
             flags: UCP_EP_CLOSE_FLAG_FORCE,
             cb: ucp_request_param_t__bindgen_ty_1 { send: Some(sent) },
             user_data: ptr::from_ref(&*done).cast_mut().cast(),
@@ -226,12 +227,12 @@ impl Drop for Node {
         self.wait_for(posted.into(), &done);
         // SAFETY: L1: its only endpoint is closed.
         unsafe { self.ucx.ucp_worker_destroy(self.worker) };
-        // SAFETY: L1: its only worker is gone.
+        // SAFETY: L1: its only worker is destroyed.
         unsafe { self.ucx.ucp_cleanup(self.context) };
     }
 }
 
-/// A message that leaves. Its memory is lent until it is finished.
+/// A posted message. UCX may read its memory until it is finished.
 #[derive(Debug)]
 pub(crate) struct Sending<'a> {
     posted: Posted,
@@ -245,7 +246,7 @@ fn ok(ucx: &Library, status: ucs_status_t) {
     assert_eq!(status, UCS_OK, "{}", ucx.describe(status));
 }
 
-/// A context with settings, or why there is none with them.
+/// Creates a context with settings, or returns UCX's status.
 pub(crate) fn context(ucx: &Library, settings: &[(&CStr, &CStr)]) -> Result<ucp_context_h, ucs_status_t> {
     let config = Config::new(ucx);
     for (name, value) in settings {
@@ -257,7 +258,7 @@ pub(crate) fn context(ucx: &Library, settings: &[(&CStr, &CStr)]) -> Result<ucp_
         ..Default::default()
     };
     let mut context = ptr::null_mut();
-    // SAFETY: L1: the version is that of the bindings; L2: it reads locals and writes to one.
+    // SAFETY: L1: the version is that of the bindings; L2: the call reads locals and writes to one.
     let status = unsafe {
         ucx.ucp_init_version(
             UCP_API_MAJOR,
@@ -270,7 +271,7 @@ pub(crate) fn context(ucx: &Library, settings: &[(&CStr, &CStr)]) -> Result<ucp_
     if status == UCS_OK { Ok(context) } else { Err(status) }
 }
 
-/// A worker, and the longest header that it takes.
+/// Creates a worker. Returns it and its limit on headers.
 fn worker(ucx: &Library, context: ucp_context_h) -> (ucp_worker_h, usize) {
     let params = ucp_worker_params_t {
         field_mask: UCP_WORKER_PARAM_FIELD_THREAD_MODE.into(),
@@ -278,13 +279,13 @@ fn worker(ucx: &Library, context: ucp_context_h) -> (ucp_worker_h, usize) {
         ..Default::default()
     };
     let mut worker = ptr::null_mut();
-    // SAFETY: L1: the context lives; L2: it reads a local and writes to one.
+    // SAFETY: L1: the context lives; L2: the call reads a local and writes to one.
     ok(ucx, unsafe { ucx.ucp_worker_create(context, &raw const params, &raw mut worker) });
     let mut about = ucp_worker_attr_t {
         field_mask: (UCP_WORKER_ATTR_FIELD_THREAD_MODE | UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER).into(),
         ..Default::default()
     };
-    // SAFETY: L1: the worker lives; L2: it writes to a local.
+    // SAFETY: L1: the worker lives; L2: the call writes to a local.
     ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
     assert_eq!(about.thread_mode, UCS_THREAD_MODE_SERIALIZED);
     assert!((1024..1 << 20).contains(&about.max_am_header), "{}", about.max_am_header);
@@ -292,7 +293,8 @@ fn worker(ucx: &Library, context: ucp_context_h) -> (ucp_worker_h, usize) {
 }
 
 fn listen(ucx: &Library, worker: ucp_worker_h, arrived: &RefCell<Vec<ArrivedMessage>>) {
-    // All up to it, the last one first, an even number: the older one calls what is in a place of its table that nobody filled.
+    // Set all handlers up to the id, an even number of them, the last first: the older UCX calls entries of its
+    // table that were never set.
     (0..=MESSAGE_ID).rev().for_each(|id| listen_to(ucx, worker, id, arrived));
 }
 
@@ -308,20 +310,20 @@ fn listen_to(ucx: &Library, worker: ucp_worker_h, id: u32, arrived: &RefCell<Vec
         cb: Some(on_message),
         arg: ptr::from_ref(arrived).cast_mut().cast(),
     };
-    // SAFETY: L1: the worker lives, and is destroyed before what the handler is given; L2: it reads a local.
+    // SAFETY: L1: the worker lives, and is destroyed before the handler's argument; L2: the call reads a local.
     ok(ucx, unsafe { ucx.ucp_worker_set_am_recv_handler(worker, &raw const handler) });
 }
 
-/// Where others find the worker.
+/// Returns the worker's address.
 fn address(ucx: &Library, worker: ucp_worker_h) -> Vec<u8> {
     let mut about =
         ucp_worker_attr_t { field_mask: UCP_WORKER_ATTR_FIELD_ADDRESS.into(), ..Default::default() };
-    // SAFETY: L1: the worker lives; L2: it writes to a local.
+    // SAFETY: L1: the worker lives; L2: the call writes to a local.
     ok(ucx, unsafe { ucx.ucp_worker_query(worker, &raw mut about) });
     assert!(!about.address.is_null() && about.address_length > 0);
-    // SAFETY: L1: so many bytes are there until they are released, below.
+    // SAFETY: L1: the address has this length until it is released, below.
     let address = unsafe { slice::from_raw_parts(about.address.cast::<u8>(), about.address_length) }.to_vec();
-    // SAFETY: L1: the query gave it, and it is released once.
+    // SAFETY: L1: the query returned it, and it is released once.
     unsafe { ucx.ucp_worker_release_address(worker, about.address) };
     address
 }
@@ -334,22 +336,22 @@ fn endpoint(ucx: &Library, worker: ucp_worker_h, address: &[u8]) -> ucp_ep_h {
         ..Default::default()
     };
     let mut endpoint = ptr::null_mut();
-    // SAFETY: L1: worker and address live; L2: it reads a local and writes to one.
+    // SAFETY: L1: worker and address live; L2: the call reads a local and writes to one.
     ok(ucx, unsafe { ucx.ucp_ep_create(worker, &raw const params, &raw mut endpoint) });
     endpoint
 }
 
 unsafe extern "C" fn sent(_: *mut c_void, status: ucs_status_t, done: *mut c_void) {
-    // SAFETY: L2: whoever posted the operation holds the cell until this is called.
+    // SAFETY: L2: the poster of the operation holds the cell until this callback runs.
     unsafe { &*done.cast::<Cell<Option<ucs_status_t>>>() }.set(Some(status));
 }
 
 unsafe extern "C" fn fetched(request: *mut c_void, status: ucs_status_t, _: usize, done: *mut c_void) {
-    // SAFETY: L2: as there.
+    // SAFETY: L2: as in `sent`.
     unsafe { sent(request, status, done) };
 }
 
-/// Keeps what UCX tells of, which is the descriptor in either case.
+/// Stores an incoming message with its descriptor.
 unsafe extern "C" fn on_message(
     arrived: *mut c_void,
     header: *const c_void,
@@ -358,15 +360,15 @@ unsafe extern "C" fn on_message(
     len: usize,
     about: *const ucp_am_recv_param_t,
 ) -> ucs_status_t {
-    // SAFETY: L2: the node's, which is alive while its worker is.
+    // SAFETY: L2: the queue belongs to the node, which outlives its worker.
     let arrived = unsafe { &*arrived.cast::<RefCell<Vec<ArrivedMessage>>>() };
-    // SAFETY: L2: UCX's description of the message, for the time of the call.
+    // SAFETY: L2: UCX's description of the message is valid during the call.
     let about = unsafe { (*about).recv_attr };
     let is = |flag: ucp_am_recv_attr_t| about & u64::from(flag) != 0;
-    // SAFETY: L2: so is the header.
+    // SAFETY: L2: the header is valid during the call.
     let header = unsafe { slice::from_raw_parts(header.cast::<u8>(), header_len) }.to_vec();
     let is_rendezvous = is(UCP_AM_RECV_ATTR_FLAG_RNDV);
-    assert!(is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA), "persistent data was asked for");
+    assert!(is_rendezvous || is(UCP_AM_RECV_ATTR_FLAG_DATA), "the handler requires persistent data");
     arrived.borrow_mut().push(ArrivedMessage { header, len, is_rendezvous, descriptor });
     UCS_INPROGRESS
 }

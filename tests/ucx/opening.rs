@@ -1,5 +1,5 @@
-//! Finding a UCX, checking it, and refusing a second.
-#![expect(unsafe_code, reason = "loads libraries as others in a process do")]
+//! Finds and checks a UCX, and refuses a second copy.
+#![expect(unsafe_code, reason = "loads libraries as other code of a process may")]
 
 use std::ffi::CStr;
 use std::fs;
@@ -16,9 +16,9 @@ pub(crate) fn opens_by_its_path_once(installed: &Installed) {
     assert_eq!(ucx.path(), installed.libucp.canonicalize().unwrap());
     let version = ucx.version();
     assert!(version.is_proven() && installed.minor_versions.contains(&version.minor), "{version}");
-    // SAFETY: L1: takes nothing.
+    // SAFETY: L1: the call has no arguments.
     let words = unsafe { ucx.ucp_get_version_string() };
-    // SAFETY: L1: a constant of the library's.
+    // SAFETY: L1: the string is a constant of the library.
     let words = unsafe { CStr::from_ptr(words) }.to_str().unwrap();
     assert_eq!(words, version.to_string());
     assert_eq!(ucx.describe(ucx_sys::UCS_ERR_UNREACHABLE), "Destination is unreachable");
@@ -46,7 +46,7 @@ pub(crate) fn a_loaded_libucs_is_completed_by_its_own_libucp(installed: &Install
 }
 
 pub(crate) fn a_second_copy_is_refused(installed: &Installed) {
-    // One that somebody else loaded, and the same one once it is opened.
+    // A copy that other code loaded, and then the same copy once opened.
     load(&installed.other);
     assert_refused(Library::open_at(&installed.libucp), &installed.other, &installed.libucp);
     let ucx = Library::open().unwrap();
@@ -56,7 +56,7 @@ pub(crate) fn a_second_copy_is_refused(installed: &Installed) {
 }
 
 pub(crate) fn two_copies_that_others_loaded_are_refused(installed: &Installed) {
-    // As the wheels of others rename what they bundle.
+    // Python wheels rename the libraries that they bundle.
     let folder = tempfile::tempdir().unwrap();
     let bundled = folder.path().join("libucp-5a8d1f0c.so.0.0.0");
     fs::copy(&installed.libucp, &bundled).unwrap();
@@ -72,7 +72,7 @@ pub(crate) fn handlers_of_signals_stay_as_they_were(installed: &Installed) {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let caught = status.lines().find(|line| line.starts_with("SigCgt:")).unwrap().to_owned();
         let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
-        // SAFETY: L2: reads the alternate stack of this thread into a local.
+        // SAFETY: L2: the call reads this thread's alternate stack into a local.
         assert_eq!(unsafe { libc::sigaltstack(std::ptr::null(), stack.as_mut_ptr()) }, 0);
         // SAFETY: M4: the call wrote it.
         (caught, unsafe { stack.assume_init() }.ss_sp)
@@ -118,7 +118,7 @@ pub(crate) fn a_missing_function() {
         "{sentence}"
     );
 
-    // Whole, as far as can be told: what the two lack is what was refused.
+    // A library with all functions opens, so the two above are refused for the missing one.
     let whole = compile(folder.path(), "whole.so", (1, 17), &without(""));
     assert_eq!(Library::open_at(&whole).unwrap().path(), whole);
 }
@@ -129,18 +129,18 @@ pub(crate) fn an_old_version() {
     let sentence = Library::open_at(&old).unwrap_err().to_string();
     let expected = format!("{} is UCX 1.12.5, and 1.13.0 or newer is needed;", old.display());
     assert!(sentence.starts_with(&expected), "{sentence}");
-    // What was loaded stays, and is what is found.
+    // The loaded library stays, and a search finds it.
     assert_eq!(Library::open().unwrap_err().to_string(), sentence);
 }
 
-/// Loads a library for good, as whatever else is in a process might.
+/// Loads a library for good, as other code of a process may.
 pub(crate) fn load(path: &Path) {
-    // SAFETY: L1: it is one of the two UCX.
+    // SAFETY: L1: the path is one of the two UCX.
     let library = unsafe { libloading::Library::new(path) };
     std::mem::forget(library.unwrap());
 }
 
-/// How many files of `libucp` this process has mapped.
+/// Returns how many files of `libucp` this process has mapped.
 fn copies() -> usize {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mut files: Vec<_> = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).collect();
@@ -155,7 +155,7 @@ fn assert_refused(outcome: Result<&Library, Unavailable>, loaded: &Path, other: 
     assert_eq!(outcome.unwrap_err(), Unavailable::SecondCopy { loaded, other });
 }
 
-/// A library of functions that do nothing, but that the first tells a version.
+/// Compiles a library of empty functions; `ucp_get_version` returns `version`.
 fn compile(folder: &Path, name: &str, version: (u32, u32), functions: &[&str]) -> PathBuf {
     let (source, library) = (folder.join("source.c"), folder.join(name));
     let mut text = String::new();

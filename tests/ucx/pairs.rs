@@ -1,4 +1,4 @@
-//! Two processes, with the same UCX or with another version each.
+//! Two processes with the same or with different versions of UCX.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::libraries::Installed;
 use crate::over_ucx::{LENS, POSIX, SHM, TCP, assert_echoes, endpoint, run};
 use crate::polls::in_time;
 
-/// Long before any time-out would end it.
+/// Far below any time-out.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 pub(crate) fn the_same_version_in_another_process_is_a_peer(installed: &Installed) {
@@ -26,7 +26,7 @@ pub(crate) fn the_same_version_in_another_process_is_a_peer(installed: &Installe
     }
 }
 
-/// 1.13 and 1.22 find each other unreachable over `tcp`, and misread each other in shared memory.
+/// 1.13 and 1.22 report each other unreachable over `tcp`, and misread each other's shared memory.
 pub(crate) fn another_version_is_refused_with_the_reason(installed: &Installed) {
     for address in [SHM, POSIX] {
         let (_server, address) = Server::start(&installed.other, address);

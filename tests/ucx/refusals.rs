@@ -1,4 +1,4 @@
-//! What an endpoint over UCX says of itself, and of what it cannot do.
+//! The errors and notes of an endpoint over UCX.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use crate::libraries::Installed;
 use crate::over_ucx::{POSIX, SHM, TCP, at, endpoint, pair, run};
 use crate::polls::in_time;
 
-/// Long before any time-out would end it.
+/// Far below any time-out.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Whether listening and connecting at this address end at once, with this kind and these words.
+/// Checks that `listen` and `connect` with this address fail at once, with this kind and these words.
 fn assert_refused(installed: &Installed, address: &str, kind: ErrorKind, words: &[&str]) {
     run(async {
         let endpoint = endpoint(installed);
@@ -34,7 +34,7 @@ pub(crate) fn a_setting_that_ucx_lacks_is_named(installed: &Installed) {
     assert_refused(installed, &address, ErrorKind::Invalid, &["has no setting TYPO", "ucx_info -cf"]);
 }
 
-/// The older one takes what several transports have only for the whole process.
+/// The older UCX takes settings of several transports only from the environment.
 pub(crate) fn a_setting_that_ucx_takes_from_the_environment_alone_is_refused(installed: &Installed) {
     let address = format!("{TCP}&TCP_ALLOC=heap");
     let ucx = Library::open_at(&installed.libucp).unwrap();
@@ -73,8 +73,8 @@ pub(crate) fn ends_without_a_common_transport_are_refused_with_the_reason(instal
 }
 
 pub(crate) fn a_connection_reports_its_transport(installed: &Installed) {
-    let told = [(TCP, "tcp/lo", false), (SHM, "sysv/memory", false), (POSIX, "posix/memory", true)];
-    for (address, transport, leaves_segments) in told {
+    let expected = [(TCP, "tcp/lo", false), (SHM, "sysv/memory", false), (POSIX, "posix/memory", true)];
+    for (address, transport, leaves_segments) in expected {
         run(async {
             let pair = pair(installed, address).await;
             for end in [&pair.a, &pair.b] {

@@ -1,4 +1,4 @@
-//! Which settings there are, which of them have an effect, and what UCX says it uses.
+//! The settings of UCX, their effects, and the transports that UCX reports.
 
 use std::ffi::{CStr, CString};
 
@@ -12,7 +12,7 @@ pub(crate) fn a_setting_is_known_if_it_can_be_set(installed: &Installed) {
     let ucx = Library::open_at(&installed.libucp).unwrap();
     let config = Config::new(ucx);
     let of_all = [
-        // Of `ucp`, of all of UCX, of a transport, of several, of what connects them.
+        // Settings of `ucp`, of all of UCX, of one transport, of several, of the connection manager.
         (c"TLS", c"tcp"),
         (c"RNDV_THRESH", c"64k"),
         (c"LOG_LEVEL", c"fatal"),
@@ -33,7 +33,7 @@ pub(crate) fn a_setting_is_known_if_it_can_be_set(installed: &Installed) {
         assert_eq!(ucx.setting(name), Setting::Unknown, "{name}");
     }
     assert_eq!(config.set(c"RNDV_THRESH", c"much"), UCS_ERR_INVALID_PARAM);
-    // What asking first is for.
+    // Older versions accept unknown settings, hence the check of the name.
     let version = ucx.version();
     let accepts_all = (version.minor, version.release) < (20, 1);
     let expected = if accepts_all { UCS_OK } else { UCS_ERR_INVALID_PARAM };
@@ -56,9 +56,9 @@ pub(crate) fn a_setting_of_a_transport_has_its_effect(installed: &Installed) {
     };
     assert_eq!(in_use(c"n"), ["tcp/lo"]);
     assert!(in_use(c"y").contains(&"posix/memory".to_owned()));
-    // A value that does not parse is as none.
+    // A value that does not parse has the effect of none.
     assert_eq!(in_use(c"perhaps"), ["tcp/lo"]);
-    // The longest header follows from the length of a segment.
+    // The limit on headers follows from the segment length.
     let header_len_max = |segment_len| {
         let name = taken_as(ucx, c"TCP_TX_SEG_SIZE").unwrap();
         let tcp = [(c"TLS", c"tcp"), (c"NET_DEVICES", c"lo"), (&*name, segment_len)];
@@ -68,7 +68,7 @@ pub(crate) fn a_setting_of_a_transport_has_its_effect(installed: &Installed) {
     assert!(short < 4 << 10 && long > 16 << 10, "{short} {long}");
 }
 
-/// What a setting is called where it is set by name; nothing where it cannot be.
+/// Returns the name by which a setting is set, or `None` if it is set for the process only.
 fn taken_as(ucx: &Library, name: &CStr) -> Option<CString> {
     match ucx.setting(name.to_str().unwrap()) {
         Setting::Named(name) => Some(CString::new(name).unwrap()),
