@@ -22,7 +22,7 @@ const IN_FLIGHT_MAX: usize = 4;
 /// The consumer's time for a block.
 const WORK: Duration = Duration::from_millis(5);
 /// How long the producer waits for a stalled consumer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -51,7 +51,7 @@ async fn produce(connection: Connection) -> Result<()> {
     let mut waited = Duration::ZERO;
     for number in 0..BLOCKS {
         let begin = Instant::now();
-        let mut block = arena.take_within(BLOCK_BYTES, PATIENCE).await?;
+        let mut block = arena.take_within(BLOCK_BYTES, WAIT_MAX).await?;
         waited += begin.elapsed();
 
         block.resize(BLOCK_BYTES, number as u8)?;

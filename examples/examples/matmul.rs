@@ -73,13 +73,13 @@ async fn multiply_matrices(arguments: Arguments) -> Outcome {
         for (row, numbers) in numbers(bytes).chunks_exact(block).enumerate() {
             let begin = (top + row) * size + left;
             if numbers != &expected[begin..begin + block] {
-                return Err(format!("row {} is not that of three plain loops", top + row).into());
+                return Err(format!("row {} differs from that of three plain loops", top + row).into());
             }
             sum += numbers.iter().sum::<f64>();
         }
     }
     println!(
-        "{size} x {size} in blocks of {block}, in {took:.2?}; as three plain loops have it, in {alone:.2?}; its sum is {sum}"
+        "{size} x {size} in blocks of {block}, in {took:.2?}; three plain loops: {alone:.2?}; sum of the elements: {sum}"
     );
     Ok(())
 }

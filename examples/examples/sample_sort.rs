@@ -118,7 +118,7 @@ async fn sort_file(arguments: Arguments) -> Outcome {
     all_done("parts written", &written).await?;
     let took = begun.elapsed();
 
-    let (before, after) = (look_at(&file, record_bytes)?, look_at(&output, record_bytes)?);
+    let (before, after) = (summarize(&file, record_bytes)?, summarize(&output, record_bytes)?);
     if !after.is_sorted {
         return Err("the output is not in order".into());
     }
@@ -177,7 +177,7 @@ fn split(piece: Piece, splitters: Data) -> TaskResult<Vec<Data>> {
     File::open(&piece.file)?.read_exact_at(&mut read, piece.begin)?;
     let mut records: Vec<&[u8]> = read.chunks_exact(piece.record_bytes).collect();
     records.sort_unstable();
-    let sorted = together(&records)?;
+    let sorted = concat(&records)?;
     let mut begin = 0;
     let ends = bytes(&splitters).chunks_exact(piece.record_bytes);
     let ends = ends.map(|splitter| records.partition_point(|record| *record < splitter));
@@ -200,7 +200,7 @@ fn sort(pieces: Vec<Data>, record_bytes: usize) -> TaskResult<Data> {
         pieces.iter().flat_map(|piece| bytes(piece).chunks_exact(record_bytes)).collect();
     // The stable sort detects sorted runs and merges them.
     records.sort();
-    together(&records)
+    concat(&records)
 }
 
 fn length(part: Data) -> TaskResult<u64> {
@@ -212,7 +212,7 @@ fn write(file: PathBuf, at: u64, part: Data) -> TaskResult<()> {
     Ok(())
 }
 
-fn together(records: &[&[u8]]) -> Outcome<Data> {
+fn concat(records: &[&[u8]]) -> Outcome<Data> {
     let mut all = buffer(records.iter().map(|record| record.len()).sum())?;
     for record in records {
         all.extend_from_slice(record)?;
@@ -228,15 +228,15 @@ fn bytes(data: &Data) -> &[u8] {
 
 /// A summary of a file: its records in any order, and whether they are in order.
 #[derive(Debug, Default)]
-struct Looked {
+struct Summary {
     records: u64,
     /// The sum of the records' hashes.
     checksum: u64,
     is_sorted: bool,
 }
 
-fn look_at(file: &Path, record_bytes: usize) -> Outcome<Looked> {
-    let mut looked = Looked { is_sorted: true, ..Looked::default() };
+fn summarize(file: &Path, record_bytes: usize) -> Outcome<Summary> {
+    let mut looked = Summary { is_sorted: true, ..Summary::default() };
     let mut file = BufReader::with_capacity(1 << 20, File::open(file)?);
     let (mut before, mut record) = (vec![0; record_bytes], vec![0; record_bytes]);
     while !std::io::BufRead::fill_buf(&mut file)?.is_empty() {

@@ -85,7 +85,7 @@ async fn count_words(arguments: Arguments) -> Outcome {
     let alone = begun.elapsed();
     let total: u64 = words.iter().map(|(_, count)| count).sum();
     if words.len() != expected.len() || words.iter().any(|(word, count)| expected.get(word) != Some(count)) {
-        return Err("the count is not that of a plain loop over the files".into());
+        return Err("the count differs from that of a plain loop over the files".into());
     }
 
     words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
@@ -96,7 +96,7 @@ async fn count_words(arguments: Arguments) -> Outcome {
     let (files, different) = (files.len(), words.len());
     writeln!(
         out,
-        "{total} words in {files} files, {different} different, in {took:.2?}; as a plain loop has them, in {alone:.2?}"
+        "{total} words in {files} files, {different} different, in {took:.2?}; a plain loop: {alone:.2?}"
     )?;
     Ok(())
 }
@@ -143,7 +143,7 @@ fn entries(table: &Data) -> Outcome<impl Iterator<Item = (&str, u64)>> {
     Ok(lines.filter_map(|(word, count)| Some((word, count.parse().ok()?))))
 }
 
-/// Letters and digits in a row are a word, in lower case. What is not UTF-8 is between words.
+/// Words are runs of letters and digits, in lower case. Bytes that are not UTF-8 separate words.
 fn count_file(file: &Path, words: &mut HashMap<String, u64>) -> Outcome {
     let bytes = fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
     for chunk in bytes.utf8_chunks() {
@@ -155,7 +155,7 @@ fn count_file(file: &Path, words: &mut HashMap<String, u64>) -> Outcome {
     Ok(())
 }
 
-/// All files below the directory, as many together as make a task. Links are not followed.
+/// Returns all files below the directory, in batches of one task each. Links are not followed.
 fn batches(directory: &Path) -> Outcome<Vec<Vec<PathBuf>>> {
     let (mut batches, mut batch, mut batch_bytes) = (Vec::new(), Vec::new(), 0);
     let mut directories = vec![directory.canonicalize()?];

@@ -102,7 +102,7 @@ pub async fn all_done<T>(what: &str, futures: &[Future<T>]) -> Outcome {
     Ok(())
 }
 
-/// Takes memory for bulk data from an arena, which processes of a host can hand over without a copy.
+/// Takes memory for payload from an arena, which processes of a host hand over without a copy.
 pub fn buffer(len: usize) -> Outcome<BufferMut> {
     static ARENA: LazyLock<Option<Arena>> = LazyLock::new(|| Arena::new(ARENA_BYTES_MAX).ok());
     match &*ARENA {

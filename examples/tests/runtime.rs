@@ -29,13 +29,13 @@ fn example(name: &str, arguments: &[&str]) -> Command {
 /// Runs it to its end, which must be successful. Returns its output.
 fn run(name: &str, arguments: &[&str]) -> String {
     let Output { status, stdout, stderr } = finished(&mut example(name, arguments));
-    let said = String::from_utf8(stdout).unwrap();
-    assert!(status.success(), "{status}\n{said}\n{}", String::from_utf8_lossy(&stderr));
-    said
+    let printed = String::from_utf8(stdout).unwrap();
+    assert!(status.success(), "{status}\n{printed}\n{}", String::from_utf8_lossy(&stderr));
+    printed
 }
 
 fn finished(command: &mut Command) -> Output {
-    let mut child = Ended(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut child = KilledOnDrop(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let [out, err] = [read(child.0.stdout.take().unwrap()), read(child.0.stderr.take().unwrap())];
     let begun = Instant::now();
     let status = loop {
@@ -57,9 +57,9 @@ fn read(mut from: impl std::io::Read + Send + 'static) -> thread::JoinHandle<Vec
 }
 
 /// A process that is killed when this is dropped.
-struct Ended(Child);
+struct KilledOnDrop(Child);
 
-impl Drop for Ended {
+impl Drop for KilledOnDrop {
     fn drop(&mut self) {
         // Both calls fail if the process has ended already.
         let _ = self.0.kill();
@@ -76,7 +76,8 @@ fn with_workers(name: &str, work: impl FnOnce(&[&str])) {
         runtime.block_on(async { Scheduler::start(&Endpoint::new().unwrap(), &address).await.unwrap() });
     let address = scheduler.address().to_string();
     let options = ["--scheduler", &address];
-    let worker = || Ended(example(name, &options).arg("--work").stderr(Stdio::null()).spawn().unwrap());
+    let worker =
+        || KilledOnDrop(example(name, &options).arg("--work").stderr(Stdio::null()).spawn().unwrap());
     let _workers = [worker(), worker()];
     work(&options);
 }
@@ -102,14 +103,14 @@ fn words_below(directory: &Path, words: &mut HashMap<String, u64>) {
 
 fn counts_the_words_of_docs(cluster: &[&str]) {
     let docs = docs();
-    let said = run(
+    let printed = run(
         "word_count",
         &[cluster, &["--top", "1000000", "--partitions", "5", docs.to_str().unwrap()]].concat(),
     );
     let mut expected = HashMap::new();
     words_below(&docs, &mut expected);
     let (summary, counts) = {
-        let mut lines: Vec<_> = said.lines().collect();
+        let mut lines: Vec<_> = printed.lines().collect();
         (lines.pop().unwrap(), lines)
     };
     assert!(counts.len() > 1000 && counts.len() == expected.len(), "{summary}");
@@ -144,15 +145,18 @@ fn sorts_a_file(cluster: &[&str]) {
     let text = text.repeat((20 << 20) / text.len() + 1);
     let records = text.as_chunks::<16>().0;
     fs::write(path("records"), records.as_flattened()).unwrap();
-    let said = run(
+    let printed = run(
         "sample_sort",
         &[cluster, &["--record-bytes", "16", "--parts", "5", &path("records"), "--output", &path("sorted")]]
             .concat(),
     );
-    assert!(said.starts_with(&format!("sorted {} records, ", records.len())), "{said}");
+    assert!(printed.starts_with(&format!("sorted {} records, ", records.len())), "{printed}");
     let mut expected = records.to_vec();
     expected.sort();
-    assert!(fs::read(path("sorted")).unwrap() == expected.as_flattened(), "not what a plain sort gives");
+    assert!(
+        fs::read(path("sorted")).unwrap() == expected.as_flattened(),
+        "the output differs from a plain sort"
+    );
 }
 
 #[test]
@@ -166,30 +170,30 @@ fn a_file_is_sorted_by_workers_in_other_processes() {
 }
 
 #[test]
-fn a_file_to_sort_is_made_where_none_is_given() {
+fn a_file_to_sort_is_generated_unless_given() {
     assert!(run("sample_sort", &["--records", "1234"]).starts_with("sorted 1234 records, 123400 bytes "));
     assert!(run("sample_sort", &["--records", "0"]).starts_with("sorted 0 records, 0 bytes "));
 }
 
 #[test]
-fn what_is_no_file_of_records_is_refused() {
+fn a_file_of_partial_records_is_refused() {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let refused = finished(&mut example("sample_sort", &["--record-bytes", "65521", manifest]));
     assert_eq!(refused.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains("bytes are no records of 65521"), "{said}");
+    let printed = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(printed.contains("bytes are no records of 65521"), "{printed}");
 }
 
 #[test]
 fn matrices_are_multiplied_in_blocks() {
-    let said = run("matmul", &["--workers", "2", "--size", "192", "--block", "64"]);
-    assert!(said.starts_with("192 x 192 in blocks of 64, "), "{said}");
+    let printed = run("matmul", &["--workers", "2", "--size", "192", "--block", "64"]);
+    assert!(printed.starts_with("192 x 192 in blocks of 64, "), "{printed}");
 }
 
 #[test]
 fn matrices_are_multiplied_by_workers_in_other_processes() {
     with_workers("matmul", |cluster| {
-        let said = run("matmul", &[cluster, &["--size", "128", "--block", "32"]].concat());
-        assert!(said.starts_with("128 x 128 in blocks of 32, "), "{said}");
+        let printed = run("matmul", &[cluster, &["--size", "128", "--block", "32"]].concat());
+        assert!(printed.starts_with("128 x 128 in blocks of 32, "), "{printed}");
     });
 }

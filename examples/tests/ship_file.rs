@@ -65,7 +65,7 @@ impl Process {
     }
 
     /// Asserts that one line of its standard error contains all of these texts.
-    fn complains(&self, about: &[&str]) {
+    fn assert_stderr(&self, about: &[&str]) {
         let stderr = self.stderr();
         let said = stderr.lines().any(|line| about.iter().all(|word| line.contains(word)));
         assert!(said, "{about:?} is not in one line of:\n{stderr}");
@@ -168,17 +168,17 @@ fn connect(address: &str) -> Connection {
     Endpoint::new().unwrap().connect(&address.parse().unwrap()).unwrap().with_deadline(LONG)
 }
 
-fn say(connection: &Connection, header: &str, frame: Option<Vec<u8>>) {
+fn send(connection: &Connection, header: &str, frame: Option<Vec<u8>>) {
     let frames = frame.into_iter().map(Buffer::from).collect();
     connection.send(Message::from_parts(header.to_owned(), frames)).unwrap();
 }
 
-fn hear(connection: &Connection) -> String {
+fn receive(connection: &Connection) -> String {
     String::from_utf8(connection.recv().unwrap().header().to_vec()).unwrap()
 }
 
 #[test]
-fn files_travel_there_and_back() {
+fn files_are_sent_both_ways() {
     for len in [0, 1, 4096, CHUNK_LEN, CHUNK_LEN + 1, 5_000_000] {
         let [home, there, back] = [(); 3].map(|()| TempDir::new().unwrap());
         let original = file(&home, "original.bin", &bytes(len));
@@ -220,8 +220,8 @@ fn a_file_truncated_while_it_is_sent_leaves_nothing_behind() {
     begun(&there);
     File::options().write(true).open(&original).unwrap().set_len(1000).unwrap();
     let all = ENDLESS.to_string();
-    sending.end(1).complains(&["sparse", "shrank while it was sent", &all]);
-    receiving.end(1).complains(&["the sender gave up", "sparse", "shrank", &all]);
+    sending.end(1).assert_stderr(&["sparse", "shrank while it was sent", &all]);
+    receiving.end(1).assert_stderr(&["the sender gave up", "sparse", "shrank", &all]);
     assert!(listing(&there).is_empty());
 }
 
@@ -233,30 +233,30 @@ fn a_file_that_grows_is_sent_as_it_was() {
     let listener = endpoint.listen(&LOCAL.parse().unwrap()).unwrap().with_deadline(LONG);
     let mut sending = sender(&listener.address().to_string(), &original);
     let connection = listener.accept().unwrap().with_deadline(LONG);
-    assert_eq!(hear(&connection), "file 100000 log");
+    assert_eq!(receive(&connection), "file 100000 log");
     File::options().append(true).open(&original).unwrap().write_all(b"one more line").unwrap();
     let chunk = connection.recv().unwrap();
     assert_eq!(chunk.frames()[0].to_vec().unwrap(), bytes(100_000));
-    let end = hear(&connection);
-    say(&connection, &end.replace("end", "stored"), None);
-    sending.end(0).complains(&["log", "grew", "100000 bytes were stored"]);
+    let end = receive(&connection);
+    send(&connection, &end.replace("end", "stored"), None);
+    sending.end(0).assert_stderr(&["log", "grew", "100000 bytes were stored"]);
 }
 
 #[test]
-fn a_receiver_that_stored_something_else_is_not_believed() {
+fn a_receiver_with_another_checksum_is_reported() {
     let home = TempDir::new().unwrap();
     let original = file(&home, "x", b"x");
     let endpoint = Endpoint::new().unwrap();
     let listener = endpoint.listen(&LOCAL.parse().unwrap()).unwrap().with_deadline(LONG);
     let mut sending = sender(&listener.address().to_string(), &original);
     let connection = listener.accept().unwrap().with_deadline(LONG);
-    while !hear(&connection).starts_with("end ") {}
-    say(&connection, &format!("stored {:064}", 0), None);
-    sending.end(1).complains(&["did not confirm"]);
+    while !receive(&connection).starts_with("end ") {}
+    send(&connection, &format!("stored {:064}", 0), None);
+    sending.end(1).assert_stderr(&["did not confirm"]);
 }
 
 #[test]
-fn what_is_not_what_was_announced_is_not_stored() {
+fn a_file_that_differs_from_its_announcement_is_not_stored() {
     let there = TempDir::new().unwrap();
     let wrong = format!("end {:064}", 0);
     let cases: [(&[(&str, usize)], &str); 5] = [
@@ -266,16 +266,16 @@ fn what_is_not_what_was_announced_is_not_stored() {
         (&[("file many x", 0)], "another protocol"),
         (&[("hello", 0)], "another protocol"),
     ];
-    for (messages, complaint) in cases {
+    for (messages, reason) in cases {
         let (mut receiving, address) = receiver(&["--once"], there.path());
         let connection = connect(&address);
         for (header, len) in messages {
-            say(&connection, header, (*len > 0).then(|| bytes(*len)));
+            send(&connection, header, (*len > 0).then(|| bytes(*len)));
         }
-        let answer = hear(&connection);
-        assert!(answer.starts_with("failed ") && answer.contains(complaint), "{answer}");
+        let answer = receive(&connection);
+        assert!(answer.starts_with("failed ") && answer.contains(reason), "{answer}");
         connection.close().unwrap();
-        receiving.end(1).complains(&[complaint]);
+        receiving.end(1).assert_stderr(&[reason]);
         assert!(listing(&there).is_empty());
     }
 }
@@ -289,10 +289,10 @@ fn a_name_never_leads_out_of_the_directory() {
     for (name, stored) in [("../escaped", "escaped"), (&outsider, "outsider"), ("a/b/c", "c")] {
         let (mut receiving, address) = receiver(&["--once"], there.path());
         let connection = connect(&address);
-        say(&connection, &format!("file 0 {name}"), None);
+        send(&connection, &format!("file 0 {name}"), None);
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-        say(&connection, &format!("end {empty}"), None);
-        assert_eq!(hear(&connection), format!("stored {empty}"));
+        send(&connection, &format!("end {empty}"), None);
+        assert_eq!(receive(&connection), format!("stored {empty}"));
         connection.close().unwrap();
         receiving.end(0);
         assert!(there.path().join(stored).is_file());
@@ -301,11 +301,11 @@ fn a_name_never_leads_out_of_the_directory() {
     for name in ["..", "a/..", "/", "", "a\0b", &long] {
         let (mut receiving, address) = receiver(&["--once"], there.path());
         let connection = connect(&address);
-        say(&connection, &format!("file 0 {name}"), None);
-        let answer = hear(&connection);
+        send(&connection, &format!("file 0 {name}"), None);
+        let answer = receive(&connection);
         assert!(answer.starts_with("failed ") && answer.contains("is no file name"), "{answer}");
         connection.close().unwrap();
-        receiving.end(1).complains(&["is no file name"]);
+        receiving.end(1).assert_stderr(&["is no file name"]);
     }
     assert_eq!(listing(&there), ["c", "escaped", "outsider"]);
     assert_eq!(listing(&root), outside);
@@ -318,7 +318,7 @@ fn a_killed_sender_leaves_nothing_behind() {
     let sending = sender(&address, &sparse(&home, ENDLESS));
     begun(&there);
     sending.kill();
-    receiving.end(1).complains(&["peer lost"]);
+    receiving.end(1).assert_stderr(&["peer lost"]);
     assert!(listing(&there).is_empty());
 }
 
@@ -329,7 +329,7 @@ fn a_killed_receiver_is_reported() {
     let mut sending = sender(&address, &sparse(&home, ENDLESS));
     begun(&there);
     receiving.kill();
-    sending.end(1).complains(&["peer lost"]);
+    sending.end(1).assert_stderr(&["peer lost"]);
 }
 
 #[test]
@@ -356,19 +356,21 @@ fn a_full_disk_at_the_far_end_is_reported() {
     }
     let (mut receiving, address) = started(&mut command);
     let mut sending = sender(&address, &sparse(&home, ENDLESS));
-    sending.end(1).complains(&["the receiver failed", "No space left on device"]);
-    receiving.end(1).complains(&["cannot write", "No space left on device"]);
+    sending.end(1).assert_stderr(&["the receiver failed", "No space left on device"]);
+    receiving.end(1).assert_stderr(&["cannot write", "No space left on device"]);
     assert!(receiving.stdout().contains("left: 0"), "{}", receiving.stdout());
 }
 
 #[test]
-fn a_receiver_outlives_what_fails() {
+fn a_receiver_continues_after_failures() {
     let [home, there] = [(); 2].map(|()| TempDir::new().unwrap());
     let (receiving, address) = receiver(&[], there.path());
     fs::create_dir(there.path().join("taken")).unwrap();
-    sender(&address, &file(&home, "taken", b"x")).end(1).complains(&["receiver failed", "is a directory"]);
-    until("it complains", || receiving.stderr().ends_with('\n').then_some(()));
-    receiving.complains(&["taken", "is a directory"]);
+    sender(&address, &file(&home, "taken", b"x"))
+        .end(1)
+        .assert_stderr(&["receiver failed", "is a directory"]);
+    until("it assert_stderr", || receiving.stderr().ends_with('\n').then_some(()));
+    receiving.assert_stderr(&["taken", "is a directory"]);
     for contents in ["first", "second, which replaces it"] {
         sender(&address, &file(&home, "x", contents.as_bytes())).end(0);
         assert_eq!(fs::read_to_string(there.path().join("x")).unwrap(), contents);
@@ -377,34 +379,40 @@ fn a_receiver_outlives_what_fails() {
 }
 
 #[test]
-fn mistakes_are_named() {
+fn usage_errors_are_reported() {
     let home = TempDir::new().unwrap();
     let real = file(&home, "real", b"x");
     let (_receiving, address) = receiver(&[], home.path());
     let missing = home.path().join("missing");
-    sender(&address, &missing).end(1).complains(&["missing", "No such file"]);
-    sender(&address, home.path()).end(1).complains(&["is a directory"]);
-    sender(&address, Path::new("/dev/null")).end(1).complains(&["not a regular file"]);
-    sender("mem://nobody", &real).end(1).complains(&["mem://nobody", "refused", "nobody in this process"]);
-    sender("tcp://127.0.0.1:0", &real).end(1).complains(&["tcp://127.0.0.1:0", "names no single listener"]);
-    sender("127.0.0.1", &real).end(2).complains(&["invalid value", "127.0.0.1"]);
+    sender(&address, &missing).end(1).assert_stderr(&["missing", "No such file"]);
+    sender(&address, home.path()).end(1).assert_stderr(&["is a directory"]);
+    sender(&address, Path::new("/dev/null")).end(1).assert_stderr(&["not a regular file"]);
+    sender("mem://nobody", &real).end(1).assert_stderr(&[
+        "mem://nobody",
+        "refused",
+        "nobody in this process",
+    ]);
+    sender("tcp://127.0.0.1:0", &real)
+        .end(1)
+        .assert_stderr(&["tcp://127.0.0.1:0", "names no single listener"]);
+    sender("127.0.0.1", &real).end(2).assert_stderr(&["invalid value", "127.0.0.1"]);
 
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let address = format!("tcp://{unused}");
-    sender(&address, &real).end(1).complains(&[&address, "refused: nobody listens there"]);
+    sender(&address, &real).end(1).assert_stderr(&[&address, "refused: nobody listens there"]);
 
     let mut nowhere = Process::start(Command::new(program()).args(["receive", LOCAL]).arg(&missing));
-    nowhere.end(1).complains(&["missing", "is not a directory"]);
+    nowhere.end(1).assert_stderr(&["missing", "is not a directory"]);
 }
 
 #[test]
-fn a_token_is_asked_for() {
+fn a_token_is_required() {
     let [home, there] = [(); 2].map(|()| TempDir::new().unwrap());
     let original = file(&home, "x", b"x");
     let token = file(&home, "token", b"a secret of this test");
     let token = token.to_str().unwrap();
     let (mut receiving, address) = receiver(&["--once", "--token", token], there.path());
-    sender(&address, &original).end(1).complains(&["unauthenticated"]);
+    sender(&address, &original).end(1).assert_stderr(&["unauthenticated"]);
     let mut command = Command::new(program());
     Process::start(command.args(["send", "--token", token, &address]).arg(&original)).end(0);
     receiving.end(0);

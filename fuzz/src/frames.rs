@@ -16,7 +16,7 @@ const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
 /// Credit for messages, and for the bytes of headers, tables and eager payload.
 const WINDOW_MESSAGES: usize = 1024;
-/// Lanes beside the main stream, for inputs with several streams.
+/// Additional lanes, for inputs with several streams.
 const LANES: usize = 3;
 /// Upper bound on outstanding leases, for inputs that lend frames.
 const LEASES_MAX: usize = 3;
@@ -71,7 +71,7 @@ fn raw(input: &[u8], options: Options) {
     let piece = 1 + script.below(600);
     let mut result = Ok(());
     while result.is_ok() && !script.is_over() {
-        let stream = end.one_of_its_streams(&mut script);
+        let stream = end.any_stream(&mut script);
         result = end.stream.arrive(stream, script.take(piece)).map(|()| end.take(&mut Script(&[])));
         end.leave();
     }
@@ -99,7 +99,7 @@ fn hostile_packets(input: &[u8], options: Options) {
             60..110 => end.take(&mut script),
             110..118 => result = end.stream.pass(HEARTBEAT / 4),
             118..121 => {
-                let stream = end.one_of_its_streams(&mut script);
+                let stream = end.any_stream(&mut script);
                 if !end.stream.end(stream) {
                     result = Err(Error::new(ErrorKind::PeerLost, "the stream ended"));
                 }
@@ -135,7 +135,7 @@ fn damage(input: &[u8], options: Options) {
             50..80 => from.take(&mut script),
             _ => {
                 let mut bytes = Vec::new();
-                let stream = from.one_of_its_streams(&mut script);
+                let stream = from.any_stream(&mut script);
                 from.stream.leave(stream, &mut bytes);
                 if choice >= 240 && !bytes.is_empty() {
                     let at = script.below(bytes.len().min(200));
@@ -214,7 +214,7 @@ impl StreamEnd {
     }
 
     /// Returns the main stream or a lane.
-    fn one_of_its_streams(&self, script: &mut Script<'_>) -> usize {
+    fn any_stream(&self, script: &mut Script<'_>) -> usize {
         if self.lanes == 0 { 0 } else { usize::from(script.byte()) % (self.lanes + 1) }
     }
 
@@ -288,7 +288,7 @@ impl StreamEnd {
             match landed.try_take().expect("an accept ends") {
                 Ok(buffers) => {
                     for (buffer, len) in buffers.iter().zip(lens) {
-                        assert!(buffer.is_empty() || buffer.len() == len, "half a frame");
+                        assert!(buffer.is_empty() || buffer.len() == len, "a partial frame");
                     }
                 }
                 Err(failed) => assert_eq!(failed.returned.len(), lens.len()),

@@ -46,8 +46,8 @@ fn conversation(which: u8, script: &[u8]) {
         role: if role == Role::Connector { Role::Acceptor } else { Role::Connector },
         token,
         script: Script(script),
-        saying: Vec::new(),
-        heard: Vec::new(),
+        outgoing: Vec::new(),
+        received: Vec::new(),
         hello: Vec::new(),
         proved: false,
     };
@@ -55,7 +55,7 @@ fn conversation(which: u8, script: &[u8]) {
     let greeted = greet(&config, &mut unauthenticated_peer).expect("the terms are right");
     assert!(
         token.is_none() || unauthenticated_peer.proved || !greeted.greeted,
-        "it never proved that it knows the token"
+        "it sent no valid proof of the token"
     );
     assert!(greeted.greeted || greeted.outcome.is_err());
     assert!(greeted.offers_len < 64 << 10);
@@ -71,8 +71,8 @@ struct UnauthenticatedPeer<'a> {
     token: Option<&'a [u8]>,
     script: Script<'a>,
     /// Bytes that it has still to send.
-    saying: Vec<u8>,
-    heard: Vec<u8>,
+    outgoing: Vec<u8>,
+    received: Vec<u8>,
     hello: Vec<u8>,
     /// True once it sent a valid proof.
     proved: bool,
@@ -80,60 +80,59 @@ struct UnauthenticatedPeer<'a> {
 
 impl Peer for UnauthenticatedPeer<'_> {
     fn receive(&mut self, bytes: &[u8]) {
-        self.heard.extend_from_slice(bytes);
+        self.received.extend_from_slice(bytes);
     }
 
     fn send(&mut self, len_max: usize) -> PeerAction {
-        if self.saying.is_empty() {
+        if self.outgoing.is_empty() {
             if self.script.is_over() {
                 return PeerAction::End;
             }
             match self.script.byte() {
                 0..16 => {
                     let len = 1 + usize::from(self.script.byte());
-                    self.saying = self.script.take(len).to_vec();
+                    self.outgoing = self.script.take(len).to_vec();
                 }
                 16..48 => return PeerAction::Wait,
                 48..50 => return PeerAction::End,
                 50..52 => return PeerAction::Broken,
                 choice => self.message(choice),
             }
-            if self.saying.is_empty() {
+            if self.outgoing.is_empty() {
                 return PeerAction::Wait;
             }
         }
         let cut =
             [usize::MAX, usize::MAX, 1, 7][usize::from(self.script.0.first().copied().unwrap_or(0)) % 4];
-        let rest = self.saying.split_off(len_max.min(cut).min(self.saying.len()));
-        PeerAction::Bytes(std::mem::replace(&mut self.saying, rest))
+        let rest = self.outgoing.split_off(len_max.min(cut).min(self.outgoing.len()));
+        PeerAction::Bytes(std::mem::replace(&mut self.outgoing, rest))
     }
 }
 
 impl UnauthenticatedPeer<'_> {
     fn message(&mut self, choice: u8) {
         let script = &mut self.script;
-        let honest = !choice.is_multiple_of(8);
+        let valid = !choice.is_multiple_of(8);
         let (kind, body) = match choice {
-            52..120 => (1, hello(script, self.token.is_some(), honest)),
+            52..120 => (1, hello(script, self.token.is_some(), valid)),
             120..170 => {
-                let ours = self.heard.get(..HEAD_LEN).map_or(0, |head| {
+                let ours = self.received.get(..HEAD_LEN).map_or(0, |head| {
                     HEAD_LEN + u32::from_le_bytes([head[12], head[13], head[14], head[15]]) as usize
                 });
-                let ours = self.heard.get(..ours).unwrap_or_default();
+                let ours = self.received.get(..ours).unwrap_or_default();
                 let (connector, acceptor) = if self.role == Role::Connector {
                     (&self.hello[..], ours)
                 } else {
                     (ours, &self.hello[..])
                 };
-                self.proved |= honest;
+                self.proved |= valid;
                 let mac = proof(self.token, self.role, connector, acceptor);
-                (2, if honest { mac.to_vec() } else { script.take(32).to_vec() })
+                (2, if valid { mac.to_vec() } else { script.take(32).to_vec() })
             }
-            170..200 => (3, if honest { b"tcp".to_vec() } else { name(script) }),
-            200..210 => (
-                7,
-                [&[script.byte() % 20][..], &if honest { b"tcp".to_vec() } else { name(script) }].concat(),
-            ),
+            170..200 => (3, if valid { b"tcp".to_vec() } else { name(script) }),
+            200..210 => {
+                (7, [&[script.byte() % 20][..], &if valid { b"tcp".to_vec() } else { name(script) }].concat())
+            }
             210..230 => (4, Vec::new()),
             230..242 => (5, name(script)),
             242..250 => (6, name(script)),
@@ -151,17 +150,17 @@ impl UnauthenticatedPeer<'_> {
         if kind == 1 && self.hello.is_empty() {
             self.hello.clone_from(&message);
         }
-        self.saying = message;
+        self.outgoing = message;
     }
 }
 
-fn hello(script: &mut Script<'_>, authenticates: bool, honest: bool) -> Vec<u8> {
+fn hello(script: &mut Script<'_>, authenticates: bool, valid: bool) -> Vec<u8> {
     let mut hello = vec![1, 0, 1, 0, script.byte(), 0, 0, 0, 0, 0, 0, 0];
     hello.extend([script.byte(); 32]);
     hello.extend([9; 56]);
     hello.extend([authenticates.into(), 1]);
     hello.extend(b"\x03tcp\0\0");
-    if !honest {
+    if !valid {
         let changes = 1 + script.below(4);
         for _ in 0..changes {
             let at = script.below(hello.len());

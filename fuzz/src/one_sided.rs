@@ -14,7 +14,7 @@ use crate::wire::HostilePeer;
 
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const STEPS_MAX: usize = 100;
-/// Lanes beside the main stream, for inputs with several streams.
+/// Additional lanes, for inputs with several streams.
 const LANES: usize = 2;
 const HEAP_MAX: HeapMax = 32 << 20;
 /// Requests and their answers.
@@ -175,7 +175,7 @@ impl Owner {
             }
         }
         for guard in &self.guards {
-            assert!(all(guard.as_slice().expect("host"), SECRET), "a put wrote beside the region");
+            assert!(all(guard.as_slice().expect("host"), SECRET), "a put wrote outside the region");
         }
         for region in self.foreign.1.drain(..) {
             let buffer = now(region.revoke());

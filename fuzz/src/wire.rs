@@ -21,7 +21,7 @@ pub const PUT: u8 = 8;
 pub struct HostilePeer {
     /// Its packets carry checksums, mostly valid ones.
     pub checked: bool,
-    /// Number of lanes beside the main stream.
+    /// Number of additional lanes.
     pub lanes: usize,
     /// The id of its next message.
     pub messages: u64,

@@ -115,7 +115,7 @@ fn cluster_survives_the_runtime_that_started_it() {
         let starting = runtime();
         let (_scheduler, _workers, client, kept) = starting.block_on(start(address));
         // The starting runtime exists, but nothing drives it.
-        runtime().block_on(in_time("beside an idle runtime", all_calls(&client, &kept)));
+        runtime().block_on(in_time("next to an idle runtime", all_calls(&client, &kept)));
         drop(starting);
         runtime().block_on(in_time("after that runtime", all_calls(&client, &kept)));
     }

@@ -39,7 +39,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 /// The resources that a graph takes: task entries, values, their bytes, memory of the pool.
-fn held(cluster: &LocalCluster) -> (usize, usize, u64, usize) {
+fn resources_in_use(cluster: &LocalCluster) -> (usize, usize, u64, usize) {
     let values = cluster.workers().iter().map(Worker::values).sum();
     let bytes = cluster.workers().iter().map(Worker::memory_bytes).sum();
     (cluster.scheduler().tasks(), values, bytes, cluster.endpoint().pool().stats().in_use_bytes)
@@ -57,14 +57,14 @@ fn two_hundred_workers_share_the_work() {
         let used = cluster.workers().iter().filter(|worker| worker.values() > 0).count();
         assert_eq!(used, 200, "each of them has worked");
         drop((blocks, sums));
-        while held(&cluster) != (0, 0, 0, 0) {
+        while resources_in_use(&cluster) != (0, 0, 0, 0) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
 }
 
 /// A scheduler with a short stall timeout, and a client.
-async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
+async fn with_short_stall_timeout(endpoint: &Endpoint) -> (Scheduler, Client) {
     let address: Address = "mem://".parse().unwrap();
     let scheduler =
         Scheduler::builder().stall_timeout(STALL_TIMEOUT).start(endpoint, &address).await.unwrap();
@@ -76,7 +76,7 @@ async fn impatient(endpoint: &Endpoint) -> (Scheduler, Client) {
 fn task_without_a_worker_fails_after_the_stall_timeout() {
     run(async {
         let endpoint = Endpoint::new().unwrap();
-        let (scheduler, client) = impatient(&endpoint).await;
+        let (scheduler, client) = with_short_stall_timeout(&endpoint).await;
         let task = client.submit(ADD, (1, 2)).unwrap();
         let next = client.submit(ADD, (&task, 3)).unwrap();
         let error = next.result().await.unwrap_err();
@@ -94,7 +94,7 @@ fn task_without_a_worker_fails_after_the_stall_timeout() {
 fn full_workers_block_new_data_until_the_stall_timeout() {
     run(async {
         let endpoint = Endpoint::new().unwrap();
-        let (scheduler, client) = impatient(&endpoint).await;
+        let (scheduler, client) = with_short_stall_timeout(&endpoint).await;
         let builder = Worker::builder(registry()).slots(1).memory_bytes_max(10_000);
         let _worker = builder.start(&endpoint, scheduler.address()).await.unwrap();
         let kept = client.submit(BLOCK, (1, 9_000)).unwrap();

@@ -21,9 +21,9 @@ const ADD: Function<(u64, u64), u64> = Function::new("add");
 
 /// Panics with another instance of itself when it is dropped.
 #[derive(Debug)]
-struct Hydra;
+struct RepanickingPayload;
 
-impl Drop for Hydra {
+impl Drop for RepanickingPayload {
     fn drop(&mut self) {
         panic_any(Self);
     }
@@ -31,7 +31,7 @@ impl Drop for Hydra {
 
 /// The part of an error that panics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
+enum PanicAt {
     Display,
     Source,
     DisplayAndDrop,
@@ -40,40 +40,40 @@ enum At {
 }
 
 #[derive(Debug)]
-struct Nasty(At);
+struct PanickingError(PanicAt);
 
-impl fmt::Display for Nasty {
+impl fmt::Display for PanickingError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        assert!(!matches!(self.0, At::Display | At::DisplayAndDrop), "planned");
+        assert!(!matches!(self.0, PanicAt::Display | PanicAt::DisplayAndDrop), "planned");
         f.write_str("nasty")
     }
 }
 
-impl StdError for Nasty {
+impl StdError for PanickingError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        assert_ne!(self.0, At::Source, "planned");
-        (self.0 == At::Nowhere).then_some(self)
+        assert_ne!(self.0, PanicAt::Source, "planned");
+        (self.0 == PanicAt::Nowhere).then_some(self)
     }
 }
 
-impl Drop for Nasty {
+impl Drop for PanickingError {
     fn drop(&mut self) {
-        assert!(!matches!(self.0, At::Drop | At::DisplayAndDrop), "planned, at the end");
+        assert!(!matches!(self.0, PanicAt::Drop | PanicAt::DisplayAndDrop), "planned, at the end");
     }
 }
 
 /// A value whose destructor panics on a worker's threads; with `true`, its serialization panics too.
 #[derive(Debug, Deserialize)]
-struct Fragile(bool);
+struct PanickingValue(bool);
 
-impl Serialize for Fragile {
+impl Serialize for PanickingValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         assert!(!self.0, "planned");
         self.0.serialize(serializer)
     }
 }
 
-impl Drop for Fragile {
+impl Drop for PanickingValue {
     fn drop(&mut self) {
         let on_worker = thread::current().name().is_some_and(|name| name.starts_with("towline-"));
         assert!(!on_worker, "planned, at the end");
@@ -81,9 +81,9 @@ impl Drop for Fragile {
 }
 
 /// A future that is ready at once, and whose destructor panics.
-struct Careless;
+struct PanickingFuture;
 
-impl Future for Careless {
+impl Future for PanickingFuture {
     type Output = TaskResult<u64>;
 
     fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
@@ -91,7 +91,7 @@ impl Future for Careless {
     }
 }
 
-impl Drop for Careless {
+impl Drop for PanickingFuture {
     fn drop(&mut self) {
         panic!("planned, at the end");
     }
@@ -117,30 +117,31 @@ const PAYLOAD: Function<(), u64> = Function::new("payload");
 const PAYLOAD_ASYNC: Function<(), u64> = Function::new("payload_async");
 const FAIL: Function<(u8,), u64> = Function::new("fail");
 const FAIL_ASYNC: Function<(u8,), u64> = Function::new("fail_async");
-const RETURN: Function<(bool,), Fragile> = Function::new("return");
-const RETURN_ASYNC: Function<(bool,), Fragile> = Function::new("return_async");
-const TAKE: Function<(Fragile,), u64> = Function::new("take");
-const CARELESS: Function<(), u64> = Function::new("careless");
+const RETURN: Function<(bool,), PanickingValue> = Function::new("return");
+const RETURN_ASYNC: Function<(bool,), PanickingValue> = Function::new("return_async");
+const TAKE: Function<(PanickingValue,), u64> = Function::new("take");
+const FUTURE: Function<(), u64> = Function::new("future");
 const DATA: Function<(), Data> = Function::new("bulk");
 const LEN: Function<(Data,), u64> = Function::new("len");
 
-const ERRORS: [At; 5] = [At::Display, At::Source, At::DisplayAndDrop, At::Drop, At::Nowhere];
+const ERRORS: [PanicAt; 5] =
+    [PanicAt::Display, PanicAt::Source, PanicAt::DisplayAndDrop, PanicAt::Drop, PanicAt::Nowhere];
 
 fn nasty(at: u8) -> BoxError {
-    Box::new(Nasty(ERRORS[at as usize]))
+    Box::new(PanickingError(ERRORS[at as usize]))
 }
 
 fn registry() -> Registry {
     Registry::new()
         .with(ADD, |a, b| TaskResult::Ok(a + b))
-        .with(PAYLOAD, || panic_any(Hydra))
-        .with_async(PAYLOAD_ASYNC, || async { panic_any(Hydra) })
+        .with(PAYLOAD, || panic_any(RepanickingPayload))
+        .with_async(PAYLOAD_ASYNC, || async { panic_any(RepanickingPayload) })
         .with(FAIL, |at| TaskResult::Err(nasty(at)))
         .with_async(FAIL_ASYNC, |at| async move { TaskResult::Err(nasty(at)) })
-        .with(RETURN, |writing| TaskResult::Ok(Fragile(writing)))
-        .with_async(RETURN_ASYNC, |writing| async move { TaskResult::Ok(Fragile(writing)) })
-        .with(TAKE, |taken: Fragile| TaskResult::Ok(u64::from(taken.0)))
-        .with_async(CARELESS, || Careless)
+        .with(RETURN, |writing| TaskResult::Ok(PanickingValue(writing)))
+        .with_async(RETURN_ASYNC, |writing| async move { TaskResult::Ok(PanickingValue(writing)) })
+        .with(TAKE, |taken: PanickingValue| TaskResult::Ok(u64::from(taken.0)))
+        .with_async(FUTURE, || PanickingFuture)
         .with(DATA, || TaskResult::Ok(data()))
         .with(LEN, |data: Data| TaskResult::Ok(data.buffer().len() as u64))
 }
@@ -175,7 +176,7 @@ fn slot_survives_any_panic_payload() {
                 );
             }
         }
-        let error = fails(&cluster, client.submit(CARELESS, ()).unwrap()).await;
+        let error = fails(&cluster, client.submit(FUTURE, ()).unwrap()).await;
         assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, "planned, at the end"));
     });
 }
@@ -187,18 +188,20 @@ fn panicking_and_cyclic_errors_are_reported() {
             for (number, at) in ERRORS.iter().enumerate() {
                 let error =
                     fails(&cluster, cluster.client().submit(function, (number as u8,)).unwrap()).await;
-                let told = match at {
-                    At::Display | At::Source | At::DisplayAndDrop => (ErrorKind::Panicked, "planned"),
-                    At::Drop => (ErrorKind::Failed, "nasty"),
-                    At::Nowhere => {
+                let expected = match at {
+                    PanicAt::Display | PanicAt::Source | PanicAt::DisplayAndDrop => {
+                        (ErrorKind::Panicked, "planned")
+                    }
+                    PanicAt::Drop => (ErrorKind::Failed, "nasty"),
+                    PanicAt::Nowhere => {
                         assert_eq!(error.kind(), ErrorKind::Failed);
                         assert!(error.detail().starts_with("nasty: nasty: "), "{error}");
                         assert!(error.detail().len() < 1000, "{error}");
                         continue;
                     }
                 };
-                assert_eq!(error.kind(), told.0, "{at:?}: {error}");
-                assert!(error.detail().contains(told.1), "{at:?}: {error}");
+                assert_eq!(error.kind(), expected.0, "{at:?}: {error}");
+                assert!(error.detail().contains(expected.1), "{at:?}: {error}");
             }
         }
     });
@@ -215,7 +218,7 @@ fn panicking_results_and_arguments_fail_only_their_task() {
                 assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, detail));
             }
         }
-        let error = fails(&cluster, client.submit(TAKE, (Fragile(false),)).unwrap()).await;
+        let error = fails(&cluster, client.submit(TAKE, (PanickingValue(false),)).unwrap()).await;
         assert_eq!((error.kind(), error.detail()), (ErrorKind::Panicked, "planned, at the end"));
     });
 }

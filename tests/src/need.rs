@@ -38,7 +38,7 @@ pub fn skipped(need: &str, reason: &str) {
 fn record(need: &str, reason: &str) -> Result<(), String> {
     let required = std::env::var(REQUIRE).unwrap_or_default();
     if required.split(',').any(|word| word.trim() == need) {
-        return Err(format!("{REQUIRE} asks for {need}, and there is none: {reason}"));
+        return Err(format!("{REQUIRE} requires {need}, which is missing: {reason}"));
     }
     if let Some(record) = Record::of_this_run()
         && let Err(error) = record.add(need, reason)
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_counts_what_is_told_and_goes_with_those_that_are_over() {
+    fn a_record_counts_skips_and_is_removed_with_ended_runs() {
         let folder = tempfile::tempdir().unwrap();
         let record = Record(folder.path().join("1-0"));
         fs::write(folder.path().join("2-no process started then"), "left: behind\n").unwrap();

@@ -1,6 +1,6 @@
 //! Resource usage of this process, as the kernel counts it.
 
-#![expect(unsafe_code, reason = "the allocator's own words are C")]
+#![expect(unsafe_code, reason = "the allocator is C")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

@@ -28,7 +28,7 @@ struct State {
     polls_left: usize,
     /// True once the polls are used up and the task waits for the decision.
     is_reached: bool,
-    fate: Fate,
+    next_step: NextStep,
     /// True once the task has ended or was dropped.
     is_over: bool,
     waker: Option<Waker>,
@@ -36,7 +36,7 @@ struct State {
 
 /// How a task continues once its polls are used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum NextStep {
     Waits,
     GoesOn,
     IsDropped,
@@ -58,8 +58,13 @@ impl Watched {
 
     /// Stops the next spawned task after `polls` polls.
     pub fn stop_next(&self, polls: usize) -> Stop {
-        let state =
-            State { polls_left: polls, is_reached: false, fate: Fate::Waits, is_over: false, waker: None };
+        let state = State {
+            polls_left: polls,
+            is_reached: false,
+            next_step: NextStep::Waits,
+            is_over: false,
+            waker: None,
+        };
         let stop = Stop(Arc::new(Mutex::new(state)));
         *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop.clone());
         stop
@@ -101,17 +106,17 @@ impl Stop {
 
     /// Lets the task continue.
     pub fn let_go_on(&self) {
-        self.decide(Fate::GoesOn);
+        self.decide(NextStep::GoesOn);
     }
 
     /// Drops the task where it stopped.
     pub fn drop_task(&self) {
-        self.decide(Fate::IsDropped);
+        self.decide(NextStep::IsDropped);
     }
 
-    fn decide(&self, fate: Fate) {
+    fn decide(&self, next_step: NextStep) {
         let mut state = self.state();
-        state.fate = fate;
+        state.next_step = next_step;
         if let Some(waker) = state.waker.take() {
             waker.wake();
         }
@@ -122,13 +127,13 @@ impl Stop {
     }
 
     /// Returns how the task continues in this poll.
-    fn at_poll(&self, cx: &Context<'_>) -> Fate {
+    fn at_poll(&self, cx: &Context<'_>) -> NextStep {
         let mut state = self.state();
         if state.polls_left > 0 {
-            return Fate::GoesOn;
+            return NextStep::GoesOn;
         }
         state.wait(cx);
-        state.fate
+        state.next_step
     }
 
     /// Counts a poll that did not end the task.
@@ -168,13 +173,13 @@ impl Future for Observed {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        match self.stop.as_ref().map_or(Fate::GoesOn, |stop| stop.at_poll(cx)) {
-            Fate::Waits => Poll::Pending,
-            Fate::IsDropped => {
+        match self.stop.as_ref().map_or(NextStep::GoesOn, |stop| stop.at_poll(cx)) {
+            NextStep::Waits => Poll::Pending,
+            NextStep::IsDropped => {
                 self.task = None;
                 Poll::Ready(())
             }
-            Fate::GoesOn => {
+            NextStep::GoesOn => {
                 let polled = self.task.as_mut().map_or(Poll::Ready(()), |task| task.as_mut().poll(cx));
                 if polled.is_pending() {
                     self.stop.iter().for_each(|stop| stop.after_poll(cx));

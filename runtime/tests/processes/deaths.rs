@@ -11,8 +11,8 @@ use crate::functions::{ABORT, BLOCK, MIX, SLEEP, block, mix};
 use crate::peer::{HEARTBEAT, Peer};
 
 pub(crate) const CASES: &[Case] = &[
-    ("results_are_correct_when_workers_are_killed", killed_amid_graphs),
-    ("task_that_kills_three_workers_fails_and_others_succeed", three_deaths),
+    ("results_are_correct_when_workers_are_killed", killed_during_graphs),
+    ("task_that_kills_three_workers_fails_and_others_succeed", three_losses),
     ("stopped_worker_is_lost_and_its_work_is_repeated", stopped),
     ("killed_scheduler_ends_workers_and_clients_within_a_second", scheduler_killed),
     ("stopped_scheduler_ends_workers_and_clients_by_heartbeat", scheduler_stopped),
@@ -26,9 +26,9 @@ const LEN: usize = 20_000;
 
 /// Seeded random numbers (splitmix64).
 #[derive(Debug)]
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     fn below(&mut self, end: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -57,17 +57,17 @@ fn graph(client: &Client, round: u64) -> (Vec<Future<Data>>, Vec<Vec<u8>>) {
     (last, expected)
 }
 
-fn killed_amid_graphs() {
+fn killed_during_graphs() {
     let base: u64 = std::env::var("TOWLINE_SEED").map_or(1, |seed| seed.parse().unwrap());
     run(async {
         let mut cluster = Cluster::start(3, 2).await;
         for round in 0..ROUNDS {
-            let mut dice = Dice(base.wrapping_mul(ROUNDS) + round);
+            let mut rng = Rng(base.wrapping_mul(ROUNDS) + round);
             println!("round {round} of TOWLINE_SEED={base}");
             let (blocks, expected) = graph(&cluster.client, round);
             for _ in 0..2 {
-                tokio::time::sleep(Duration::from_millis(dice.below(40))).await;
-                let victim = dice.below(cluster.workers.len() as u64) as usize;
+                tokio::time::sleep(Duration::from_millis(rng.below(40))).await;
+                let victim = rng.below(cluster.workers.len() as u64) as usize;
                 cluster.workers.swap_remove(victim).signal(Signal::KILL);
                 cluster.join(2).await;
             }
@@ -84,7 +84,7 @@ fn killed_amid_graphs() {
     });
 }
 
-fn three_deaths() {
+fn three_losses() {
     run(async {
         let mut cluster = Cluster::start(4, 2).await;
         let beside = cluster.client.map(SLEEP, (0..8).map(|_| (20,))).unwrap();

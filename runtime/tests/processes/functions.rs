@@ -10,9 +10,9 @@ use towline_runtime::{Data, Function, Registry, TaskResult};
 use towline_tests::guarded::Guarded;
 
 /// (seed, bytes, kind of memory, duration in ms).
-pub(crate) const MAKE: Function<(u8, usize, Whereto, u64), Made> = Function::new("make");
+pub(crate) const MAKE: Function<(u8, usize, MemoryKind, u64), Made> = Function::new("make");
 /// Reports how its inputs arrived.
-pub(crate) const LOOK: Function<(Vec<Made>,), Vec<Look>> = Function::new("look");
+pub(crate) const INSPECT: Function<(Vec<Made>,), Vec<Inspection>> = Function::new("inspect");
 /// Sleeps for this many ms. Returns the worker's process and the bytes it has copied.
 pub(crate) const COPIED: Function<(u64,), (u32, u64)> = Function::new("copied");
 /// Makes a block of a graph, from (seed, bytes).
@@ -27,7 +27,7 @@ pub(crate) const ABORT: Function<(), ()> = Function::new("abort");
 const STEP: Duration = Duration::from_millis(3);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Whereto {
+pub(crate) enum MemoryKind {
     Host,
     Arena,
     Guarded,
@@ -42,10 +42,10 @@ pub(crate) struct Made {
 
 /// How a block arrived.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Look {
+pub(crate) struct Inspection {
     /// The processes that made it and received it.
     pub(crate) maker: u32,
-    pub(crate) looker: u32,
+    pub(crate) inspector: u32,
     pub(crate) place: String,
     /// All its bytes are intact.
     pub(crate) is_whole: bool,
@@ -56,7 +56,7 @@ pub(crate) fn registry(endpoint: &Endpoint) -> Registry {
     let endpoint = endpoint.clone();
     Registry::new()
         .with(MAKE, make)
-        .with(LOOK, |made: Vec<Made>| TaskResult::Ok(made.into_iter().map(Made::look).collect()))
+        .with(INSPECT, |made: Vec<Made>| TaskResult::Ok(made.into_iter().map(Made::inspect).collect()))
         .with(COPIED, move |millis| {
             sleep(Duration::from_millis(millis));
             TaskResult::Ok((std::process::id(), copied(&endpoint)))
@@ -91,7 +91,7 @@ pub(crate) fn mix(a: &[u8], b: &[u8]) -> Vec<u8> {
     a.iter().zip(b).map(|(a, b)| a.wrapping_mul(3).wrapping_add(*b)).collect()
 }
 
-fn make(seed: u8, len: usize, whereto: Whereto, millis: u64) -> TaskResult<Made> {
+fn make(seed: u8, len: usize, kind: MemoryKind, millis: u64) -> TaskResult<Made> {
     static ARENA: OnceLock<Arena> = OnceLock::new();
     sleep(Duration::from_millis(millis));
     let bytes = block(seed, len);
@@ -99,16 +99,16 @@ fn make(seed: u8, len: usize, whereto: Whereto, millis: u64) -> TaskResult<Made>
         buffer.extend_from_slice(&bytes)?;
         Ok(buffer.freeze())
     };
-    let buffer = match whereto {
-        Whereto::Host => Buffer::from(bytes),
-        Whereto::Arena => filled(ARENA.get_or_init(|| Arena::new(256 << 20).unwrap()).take(len)?)?,
-        Whereto::Guarded => filled(Guarded::buffer(len)?)?,
+    let buffer = match kind {
+        MemoryKind::Host => Buffer::from(bytes),
+        MemoryKind::Arena => filled(ARENA.get_or_init(|| Arena::new(256 << 20).unwrap()).take(len)?)?,
+        MemoryKind::Guarded => filled(Guarded::buffer(len)?)?,
     };
     Ok(Made { process: std::process::id(), data: buffer.into() })
 }
 
 impl Made {
-    fn look(self) -> Look {
+    fn inspect(self) -> Inspection {
         let buffer = self.data.into_buffer();
         let place = buffer.place();
         let bytes = match place {
@@ -116,6 +116,6 @@ impl Made {
             _ => buffer.as_slice().unwrap().to_vec(),
         };
         let is_whole = bytes == block(bytes[0], bytes.len());
-        Look { maker: self.process, looker: std::process::id(), place: place.to_string(), is_whole }
+        Inspection { maker: self.process, inspector: std::process::id(), place: place.to_string(), is_whole }
     }
 }

@@ -16,7 +16,7 @@ use crate::peer::endpoint;
 
 pub(crate) const CASES: &[Case] = &[
     ("scheduler_bounds_a_hostile_client_and_serves_others", floods),
-    ("invalid_worker_hello_is_refused_with_a_reason", absurd_workers),
+    ("invalid_worker_hello_is_refused_with_a_reason", invalid_workers),
 ];
 
 /// Time limit for replies to other clients meanwhile, on an otherwise idle machine.
@@ -41,82 +41,82 @@ const HOW_IS_IT: u8 = 7;
 struct Flood {
     what: &'static str,
     /// Returns a batch, given the client's number and the number of batches before.
-    words: fn(u64, u64) -> Vec<u8>,
+    batch: fn(u64, u64) -> Vec<u8>,
     /// The reason of the expected refusal. Without one, the scheduler stops receiving until the client
     /// receives its replies.
     refusal: Option<&'static str>,
     /// The client receives its replies.
-    listens: bool,
+    reads_replies: bool,
 }
 
 const FLOODS: [Flood; 10] = [
     Flood {
         what: "how everything is",
-        words: |_, _| batch(|_| vec![HOW_IS_IT, 0]),
+        batch: |_, _| batch(|_| vec![HOW_IS_IT, 0]),
         refusal: None,
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "tasks that are cancelled",
-        words: |me, _| {
+        batch: |me, _| {
             batch(|n| [submit(me, n, &[], 0), about(CANCEL, me, n), about(RELEASE, me, n)].concat())
         },
         refusal: None,
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "who has what",
-        words: |me, turn| {
+        batch: |me, turn| {
             let ask = [about(WHO_HAS, me, turn + 1), vec![0]].concat();
             [submit(me, turn + 1, &[], 0), batch(|_| ask.clone())].concat()
         },
         refusal: None,
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "data for nobody",
-        words: |me, turn| batch(|n| [about(SCATTER, me, turn << 24 | n), vec![99]].concat()),
+        batch: |me, turn| batch(|n| [about(SCATTER, me, turn << 24 | n), vec![99]].concat()),
         refusal: None,
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "tasks of many inputs",
-        words: |me, turn| {
+        batch: |me, turn| {
             let first = (turn << 24) + 1;
             [submit(me, first, &[], 0), batch(|n| submit(me, first + n, &[first; 60_000], 0))].concat()
         },
         refusal: Some("more memory than the scheduler gives"),
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "tasks of long arguments",
-        words: |me, turn| batch(|n| submit(me, turn << 24 | n, &[], 1 << 20)),
+        batch: |me, turn| batch(|n| submit(me, turn << 24 | n, &[], 1 << 20)),
         refusal: Some("more memory than the scheduler gives"),
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "functions",
-        words: |_, _| batch(|n| [&[FUNCTION, 8], format!("{n:08}").as_bytes(), &[0]].concat()),
+        batch: |_, _| batch(|n| [&[FUNCTION, 8], format!("{n:08}").as_bytes(), &[0]].concat()),
         refusal: Some("more functions"),
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "words that are none",
-        words: |_, _| vec![0xff; BATCH_LEN],
+        batch: |_, _| vec![0xff; BATCH_LEN],
         refusal: Some("do not decode"),
-        listens: false,
+        reads_replies: false,
     },
     Flood {
         what: "how everything is, and listens",
-        words: |_, _| batch(|_| vec![HOW_IS_IT, 0]),
+        batch: |_, _| batch(|_| vec![HOW_IS_IT, 0]),
         refusal: None,
-        listens: true,
+        reads_replies: true,
     },
     Flood {
-        what: "data for nobody, and listens",
-        words: |me, turn| batch(|n| [about(SCATTER, me, turn << 24 | n), vec![99]].concat()),
+        what: "data for no task, while reading replies",
+        batch: |me, turn| batch(|n| [about(SCATTER, me, turn << 24 | n), vec![99]].concat()),
         refusal: Some("more memory than the scheduler gives"),
-        listens: true,
+        reads_replies: true,
     },
 ];
 
@@ -143,27 +143,27 @@ impl Hostile {
 
     /// Sends the flood until the scheduler refuses it. Returns the reason.
     async fn flood(&self, me: u64, flood: &Flood) -> String {
-        let words = flood.words;
+        let batch = flood.batch;
         let flooding = async {
             for turn in 0.. {
                 // The other tasks of this process must not wait for this one.
-                let words = tokio::task::spawn_blocking(move || words(me, turn)).await.unwrap();
+                let words = tokio::task::spawn_blocking(move || batch(me, turn)).await.unwrap();
                 let message = Message::default().with_frame(words);
                 if self.connection.deliver(message).await.is_err() {
                     break;
                 }
             }
         };
-        if flood.listens {
-            tokio::join!(flooding, self.farewell()).1
+        if flood.reads_replies {
+            tokio::join!(flooding, self.last_message()).1
         } else {
             flooding.await;
-            self.farewell().await
+            self.last_message().await
         }
     }
 
     /// Returns the last message that arrives before the connection ends.
-    async fn farewell(&self) -> String {
+    async fn last_message(&self) -> String {
         let mut last = String::new();
         loop {
             match self.connection.recv().await {
@@ -289,7 +289,7 @@ async fn served(cluster: &Cluster, what: &str) -> (u32, u64) {
     (stats.clients, released + waiting + ready + sent + done + failed)
 }
 
-fn absurd_workers() {
+fn invalid_workers() {
     run(async {
         let cluster = Cluster::start(1, 1).await;
         let endpoint = endpoint();
@@ -300,10 +300,10 @@ fn absurd_workers() {
             ("address", worker(&long, 1, 1 << 30)),
         ] {
             let hostile = Hostile::join(&endpoint, &cluster.address, &hello).await;
-            assert!(hostile.welcome.len() < 5_000, "its own words do not come back");
+            assert!(hostile.welcome.len() < 5_000, "the reply does not repeat the hello");
             let welcome = String::from_utf8_lossy(&hostile.welcome);
             assert!(hostile.welcome[0] > 1 && welcome.contains(why), "{welcome:?} names {why}");
-            assert_eq!(hostile.farewell().await, "");
+            assert_eq!(hostile.last_message().await, "");
         }
         let tasks = cluster.client.map(SLEEP, (0..20).map(|_| (1,))).unwrap();
         assert_eq!(cluster.client.gather(&tasks).await.unwrap(), [1; 20]);

@@ -65,7 +65,10 @@ fn ip(arguments: &[&str]) -> Result<(), String> {
     Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
 }
 
-fn on_two_hosts<T: Future<Output = ()>>(name: &str, case: fn(Scene) -> T) -> Result<Completion, Failed> {
+fn on_two_hosts<T: Future<Output = ()>>(
+    name: &str,
+    case: fn(HostCluster) -> T,
+) -> Result<Completion, Failed> {
     let hosts = match Hosts::new(name) {
         Ok(hosts) => hosts,
         Err(reason) => return skip("netns", &reason),
@@ -74,19 +77,19 @@ fn on_two_hosts<T: Future<Output = ()>>(name: &str, case: fn(Scene) -> T) -> Res
         let anywhere = "tcp://*:0".parse().unwrap();
         let mut scheduler = Peer::on(&hosts.left, "scheduler", &anywhere, None);
         let bound: Address = scheduler.line().await.parse().unwrap();
-        case(Scene { port: bound.port(), _scheduler: scheduler, hosts }).await;
+        case(HostCluster { port: bound.port(), _scheduler: scheduler, hosts }).await;
     });
     Ok(Completion::Completed)
 }
 
 /// A scheduler on the left host that listens at every interface.
-struct Scene {
+struct HostCluster {
     hosts: Hosts,
     _scheduler: Peer,
     port: u16,
 }
 
-impl Scene {
+impl HostCluster {
     /// The scheduler's address at the given host.
     fn at(&self, host: &str) -> Address {
         format!("tcp://{host}:{}", self.port).parse().unwrap()
@@ -99,34 +102,34 @@ impl Scene {
     }
 }
 
-async fn found(scene: Scene) {
-    let Hosts { left, right } = &scene.hosts;
+async fn found(cluster: HostCluster) {
+    let Hosts { left, right } = &cluster.hosts;
     let workers = [
-        scene.worker(left, "127.0.0.1", Some("tcp://0.0.0.0:0")).await,
-        scene.worker(left, LEFT, Some("tcp://*:0")).await,
-        scene.worker(right, LEFT, None).await,
-        scene.worker(right, LEFT, Some("tcp://10.78.0.2:0")).await,
+        cluster.worker(left, "127.0.0.1", Some("tcp://0.0.0.0:0")).await,
+        cluster.worker(left, LEFT, Some("tcp://*:0")).await,
+        cluster.worker(right, LEFT, None).await,
+        cluster.worker(right, LEFT, Some("tcp://10.78.0.2:0")).await,
     ];
     for (_, line) in &workers {
         assert_eq!(line, "joined");
     }
     for (host, scheduler) in [(left, "127.0.0.1"), (left, LEFT), (right, LEFT)] {
-        let mut client = Peer::on(host, "asker", &scene.at(scheduler), None);
+        let mut client = Peer::on(host, "asker", &cluster.at(scheduler), None);
         assert_eq!(client.line().await, "answered by 4", "{host} by {scheduler}");
     }
 }
 
-async fn refused(scene: Scene) {
-    let Hosts { left, right } = &scene.hosts;
-    let (_worker, line) = scene.worker(right, LEFT, Some("tcp://127.0.0.1:0")).await;
+async fn refused(cluster: HostCluster) {
+    let Hosts { left, right } = &cluster.hosts;
+    let (_worker, line) = cluster.worker(right, LEFT, Some("tcp://127.0.0.1:0")).await;
     assert!(line.contains("only its own host reaches") && line.contains("advertise"), "{line}");
-    // Beside a worker that only the left host can reach, workers of other hosts are refused.
-    let (_near, line) = scene.worker(left, "127.0.0.1", None).await;
+    // While a worker that only the left host reaches is a member, workers of other hosts are refused.
+    let (_near, line) = cluster.worker(left, "127.0.0.1", None).await;
     assert_eq!(line, "joined");
-    let (_worker, line) = scene.worker(right, LEFT, None).await;
+    let (_worker, line) = cluster.worker(right, LEFT, None).await;
     assert!(line.contains("tcp://127.0.0.1:") && line.contains("advertise"), "{line}");
     // A client that needs this worker's results gets the error at once.
-    let mut client = Peer::on(right, "asker", &scene.at(LEFT), None);
+    let mut client = Peer::on(right, "asker", &cluster.at(LEFT), None);
     let line = client.line().await;
     assert!(line.contains("only its own host reaches"), "{line}");
 }

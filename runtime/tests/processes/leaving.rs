@@ -56,7 +56,7 @@ fn scheduler_closes() {
         let error = async { endless.result().await.unwrap_err() };
         let ((), error) = tokio::join!(scheduler.leave(), error);
         assert_eq!(error.kind(), ErrorKind::SchedulerLost, "{error}");
-        assert!(error.to_string().contains("closed"), "it said good-bye: {error}");
+        assert!(error.to_string().contains("closed"), "the scheduler closed the connection: {error}");
         assert_eq!(workers[0].line().await, "SchedulerLost");
     });
 }

@@ -67,7 +67,7 @@ impl Peer {
 
     /// Reads its next line.
     pub(crate) async fn line(&mut self) -> String {
-        in_time("the peer's word", self.lines.recv()).await.expect("the peer lives")
+        in_time("the peer's line", self.lines.recv()).await.expect("the peer lives")
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -86,7 +86,7 @@ impl Peer {
     /// Ends it in good order, and asserts that it prints nothing.
     pub(crate) async fn leave(mut self) {
         drop(self.child.stdin.take());
-        assert_eq!(in_time("the peer's end", self.lines.recv()).await, None, "it should have said nothing");
+        assert_eq!(in_time("the peer's end", self.lines.recv()).await, None, "it printed nothing");
         assert!(self.child.wait().unwrap().success());
     }
 }
@@ -128,7 +128,7 @@ pub(crate) fn run(role: &str) -> ExitCode {
 async fn schedule(address: &Address) {
     let builder = Scheduler::builder().client_bytes_max(CLIENT_BYTES_MAX);
     let scheduler = builder.start(&endpoint(), address).await.unwrap();
-    say(scheduler.address());
+    print_line(scheduler.address());
     input_ends().await;
     scheduler.close().await;
 }
@@ -141,14 +141,14 @@ async fn work(address: &Address, slots: u32) {
     }
     let mut worker = match builder.start(&endpoint, address).await {
         Ok(worker) => worker,
-        Err(error) => return say(error),
+        Err(error) => return print_line(error),
     };
-    say("joined");
+    print_line("joined");
     let error = tokio::select! {
         error = worker.ended() => error,
         () = input_ends() => return worker.close().await,
     };
-    say(format_args!("{:?}", error.kind()));
+    print_line(format_args!("{:?}", error.kind()));
 }
 
 async fn keep(address: &Address) {
@@ -157,10 +157,10 @@ async fn keep(address: &Address) {
     for block in &blocks {
         block.done().await.unwrap();
     }
-    say("made");
+    print_line("made");
     let endless = client.submit(SLEEP, (3_600_000,)).unwrap();
     let error = endless.done().await.unwrap_err();
-    say(format_args!("{:?}", error.kind()));
+    print_line(format_args!("{:?}", error.kind()));
 }
 
 /// Fetches results from all workers, and has them fetch from each other.
@@ -178,14 +178,14 @@ async fn ask(address: &Address) {
             assert_eq!(results.len(), 16);
             let stats = client.stats().await.unwrap();
             let worked = stats.workers.iter().filter(|worker| worker.results > 0).count();
-            say(format_args!("answered by {worked}"));
+            print_line(format_args!("answered by {worked}"));
         }
-        Err(error) => say(error),
+        Err(error) => print_line(error),
     }
 }
 
 /// Prints a line that the test reads.
-fn say(line: impl std::fmt::Display) {
+fn print_line(line: impl std::fmt::Display) {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{line}").unwrap();
     output.flush().unwrap();
