@@ -68,8 +68,6 @@ pub struct GreetingOutcome {
     pub offers_len: usize,
     /// How long it took.
     pub took: Duration,
-    /// Bytes that our end read from the stream.
-    pub read: usize,
 }
 
 /// Runs a greeting with `peer`, and agrees on a backend.
@@ -88,7 +86,7 @@ pub fn greet(config: &GreetingConfig<'_>, peer: &mut dyn Peer) -> Result<Greetin
         time_left: config.time,
         handshake_time: config.time,
     };
-    let mut stream = PeerStream { peer, read: 0 };
+    let mut stream = PeerStream { peer };
     let mut greeting = None;
     let outcome = {
         let mut conversation = pin!(converse(config, &terms, &mut stream, &clock, &mut greeting));
@@ -107,7 +105,6 @@ pub fn greet(config: &GreetingConfig<'_>, peer: &mut dyn Peer) -> Result<Greetin
         greeted: greeting.is_some(),
         offers_len: offers.map(|offer| offer.bytes.len()).sum(),
         took: clock.now(),
-        read: stream.read,
     })
 }
 
@@ -194,19 +191,13 @@ fn read(bytes: &[u8]) -> Result<Option<(HandshakeMessage, usize)>> {
 
 struct PeerStream<'a> {
     peer: &'a mut dyn Peer,
-    read: usize,
 }
 
 impl AsyncRead for PeerStream<'_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.peer.send(buf.remaining()) {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut().peer.send(buf.remaining()) {
             PeerAction::Bytes(bytes) => {
                 buf.put_slice(&bytes);
-                self.read += bytes.len();
                 Poll::Ready(Ok(()))
             }
             PeerAction::Wait => Poll::Pending,
