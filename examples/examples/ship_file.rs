@@ -36,7 +36,7 @@ const IN_FLIGHT_MAX: usize = 8;
 const QUEUED_MAX: usize = 4;
 const NAME_LEN_MAX: usize = 255;
 /// Time limit for the first message of a peer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const FIRST_MESSAGE_TIME: Duration = Duration::from_secs(30);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Sends a file from one process to another.
@@ -115,12 +115,12 @@ fn send(endpoint: &Endpoint, address: &Address, path: &Path) -> Outcome<()> {
     // The receiver's reply matters even where sending failed: it names the reason.
     let answer = connection.recv();
     if let Ok(answer) = &answer
-        && let ("failed", why) = hear(answer)
+        && let ("failed", why) = command(answer)
     {
         return Err(format!("the receiver failed: {}", readable(why)).into());
     }
     let sha = sent?;
-    if hear(&answer?) != ("stored", sha.as_bytes()) {
+    if command(&answer?) != ("stored", sha.as_bytes()) {
         return Err("the receiver did not confirm what was sent".into());
     }
     connection.close()?;
@@ -217,7 +217,7 @@ fn receive(endpoint: &Endpoint, address: &Address, directory: &Path, once: bool)
 
 /// Stores one file, and reports the result to the sender.
 fn serve(connection: &Connection, directory: &Path) -> Outcome<()> {
-    let connection = connection.clone().with_deadline(PATIENCE);
+    let connection = connection.clone().with_deadline(FIRST_MESSAGE_TIME);
     match store(&connection, directory) {
         Ok(sha) => {
             connection.deliver(say("stored ", sha.as_bytes()))?;
@@ -264,7 +264,7 @@ fn store(connection: &Connection, directory: &Path) -> Outcome<String> {
 }
 
 fn parse_offer(offer: &Message) -> Outcome<(u64, &[u8])> {
-    if let ("file", offer) = hear(offer)
+    if let ("file", offer) = command(offer)
         && let Some(space) = offer.iter().position(|byte| *byte == b' ')
         && let Ok(len) = str::from_utf8(&offer[..space]).unwrap_or_default().parse()
     {
@@ -285,7 +285,7 @@ fn base_name(name: &[u8]) -> Outcome<&OsStr> {
 fn take(connection: &Connection, queue: SyncSender<Buffer>, progress: &mut Progress) -> Outcome<String> {
     loop {
         let message = connection.recv()?;
-        match hear(&message) {
+        match command(&message) {
             ("chunk", _) => {
                 progress.add(message.payload_len());
                 for frame in message.into_parts().1 {
@@ -364,8 +364,8 @@ fn say(start: &str, rest: &[u8]) -> Message {
     Message::new([start.as_bytes(), rest].concat())
 }
 
-/// A header's command and argument.
-fn hear(message: &Message) -> (&str, &[u8]) {
+/// Returns the command and the argument of a header.
+fn command(message: &Message) -> (&str, &[u8]) {
     let header = &message.header()[..];
     let end = header.iter().position(|byte| *byte == b' ').unwrap_or(header.len());
     (str::from_utf8(&header[..end]).unwrap_or_default(), header.get(end + 1..).unwrap_or_default())

@@ -177,6 +177,6 @@ fn lent_frames() -> Vec<Vec<u8>> {
     let lent = [180, 180, 215, 0, 0, 180];
     let ours = [&shown[..], &borrowed, &dropped, &borrowed].concat();
     let both = [&ours[..], &lent, &borrowed].concat();
-    let lie = [&lent[..], &[240, 0, 0, 210]].concat();
-    vec![ours, both, lie, lent.to_vec()]
+    let violation = [&lent[..], &[240, 0, 0, 210]].concat();
+    vec![ours, both, violation, lent.to_vec()]
 }

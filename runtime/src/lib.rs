@@ -18,7 +18,7 @@
 //! ```
 //!
 //! A [`Function`] is a name with types that clients and workers share. A [`Registry`] maps it to the code
-//! that a worker runs. Arguments and results are serde types. Bulk data in them is [`Data`]: it never passes
+//! that a worker runs. Arguments and results are serde types. Large data in them is [`Data`]: it never passes
 //! through the scheduler, and is copied only where the path requires it. [`Client::submit`] returns a
 //! [`Future`], which can be passed as an argument of other tasks.
 //!

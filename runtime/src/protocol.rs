@@ -1,4 +1,4 @@
-//! The messages between scheduler, workers and clients. Bulk data is not part of them: it travels as frames.
+//! The messages between scheduler, workers and clients. Payload is not part of them: it travels as frames.
 //!
 //! A batch of messages is one transport message: see `batch.rs`. Each number is validated where it is used.
 

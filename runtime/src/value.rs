@@ -1,4 +1,4 @@
-//! Values of tasks: serde types, whose bulk data stays in its buffers.
+//! Values of tasks: serde types, whose `Data` stays in its buffers.
 //!
 //! Invariant: a value is bytes and frames, and the frames are in the order of their [`Data`] in the bytes. So
 //! substituting values into others keeps the frames in order.
@@ -158,7 +158,7 @@ pub(crate) fn substitute(
 /// State of an encoding that postcard cannot carry: frames, placeholders, and the position in the bytes.
 #[derive(Debug, Default)]
 struct Encoding {
-    /// Encodes arguments, in which futures are allowed and bulk data is not.
+    /// Encodes arguments, in which futures are allowed and `Data` is not.
     is_arguments: bool,
     written: usize,
     frames: Vec<Buffer>,
@@ -272,7 +272,7 @@ impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serialize_out_of_band(serializer, |encoding| {
             if encoding.is_arguments {
-                return Err("bulk data cannot be an argument: scatter it, and pass the future");
+                return Err("`Data` cannot be an argument: scatter it, and pass the future");
             }
             encoding.frames.push(self.0.clone());
             Ok(())

@@ -121,7 +121,7 @@ const RETURN: Function<(bool,), PanickingValue> = Function::new("return");
 const RETURN_ASYNC: Function<(bool,), PanickingValue> = Function::new("return_async");
 const TAKE: Function<(PanickingValue,), u64> = Function::new("take");
 const FUTURE: Function<(), u64> = Function::new("future");
-const DATA: Function<(), Data> = Function::new("bulk");
+const DATA: Function<(), Data> = Function::new("data");
 const LEN: Function<(Data,), u64> = Function::new("len");
 
 const ERRORS: [PanicAt; 5] =

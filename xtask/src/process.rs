@@ -89,21 +89,21 @@ fn describe(command: &Command) -> String {
 fn end_descendants() {
     // Children of a process that ends first become children of this one, and are found in the next round.
     let _ = set_child_subreaper(Some(getpid()));
-    let mut told = BTreeSet::new();
-    let patience = Instant::now() + TERMINATION_GRACE;
+    let mut terminated = BTreeSet::new();
+    let deadline = Instant::now() + TERMINATION_GRACE;
     loop {
         let alive = descendants();
-        let insist = Instant::now() >= patience;
+        let kill = Instant::now() >= deadline;
         for &process in &alive {
-            if insist || told.insert(process) {
-                let signal = if insist { Signal::KILL } else { Signal::TERM };
+            if kill || terminated.insert(process) {
+                let signal = if kill { Signal::KILL } else { Signal::TERM };
                 if let Some(process) = Pid::from_raw(process) {
                     let _ = kill_process(process, signal);
                 }
             }
         }
         // A process that survives a second of SIGKILL belongs to another user (through sudo).
-        if alive.is_empty() || Instant::now() >= patience + Duration::from_secs(1) {
+        if alive.is_empty() || Instant::now() >= deadline + Duration::from_secs(1) {
             return;
         }
         sleep(POLL_INTERVAL);

@@ -73,23 +73,23 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// A place to listen at or connect to, at most 1024 bytes as text.
+/// An address to listen at or connect to, at most 1024 bytes as text.
 ///
 /// `scheme://host:port`, or `mem://name` within a process (`mem://` lets the listener assign the name). The
 /// host is an IPv4 address, an IPv6 address in brackets (a link-local one with its zone, `[fe80::1%eth0]`),
-/// or a name; a listener may also write `*`, or nothing, for every interface. The port is TCP's whatever the
-/// scheme is: both ends meet there, and `shm` leads on into memory that they share. Options follow as a
-/// query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
+/// or a name; a listener may also write `*`, or nothing, for every interface. The port is a TCP
+/// port for every scheme: the handshake runs there, and `shm` then continues in shared memory. Options follow
+/// as a query, `?key=value&key=value`, with `%XX` for bytes that have a meaning here.
 ///
-/// `integrity=crc32c` (for all but `mem`): what travels carries checksums both ways, and damage on the way is
-/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before anything damaged is delivered. The connecting
-/// address asks for it; a listener grants it to whoever asks, and written at a listener it stands in the
-/// address that it reports. `towline` may choose `mem`, where nothing travels and nothing is checked; `mem`
-/// itself refuses it.
+/// `integrity=crc32c` (for all but `mem`): data carries checksums both ways, and damage on the way is
+/// [`ErrorKind::Corrupt`](crate::ErrorKind::Corrupt) before any damaged data is delivered. The connecting
+/// address requests it, and any listener grants it. A listener with this option repeats it in the address
+/// that it reports. `towline` may choose `mem`, which hands buffers over and checks nothing; `mem://`
+/// refuses the option.
 ///
 /// `streams=N` (for `tcp` and those that may choose it, 1 to 16): the connection spreads large payload over N
-/// sockets, for links that are faster than one TCP flow. It is asked for and granted like `integrity`;
-/// another path than `tcp` has one stream whatever `towline` is asked for.
+/// sockets, for links that are faster than one TCP flow. It is requested and granted like `integrity`.
+/// Paths other than `tcp` have one stream.
 ///
 /// Options in upper case (`TLS=tcp,self`, `NET_DEVICES=eth0`, `RNDV_THRESH=64k`; for `ucx` alone) are
 /// settings of UCX for this connection, or for this listener's, as they are: [`settings`](Self::settings).
@@ -108,7 +108,7 @@ impl fmt::Display for Scheme {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Address {
     scheme: Scheme,
-    place: Authority,
+    authority: Authority,
     options: Vec<(String, String)>,
 }
 
@@ -133,7 +133,7 @@ impl Address {
         }
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let host = if bare.contains(':') { parse::ipv6(bare)? } else { parse::host(host)? };
-        Self { scheme, place: Authority::Port { host, port }, options: Vec::new() }.bounded()
+        Self { scheme, authority: Authority::Port { host, port }, options: Vec::new() }.bounded()
     }
 
     /// Makes `mem://name`. The empty name lets the listener assign one.
@@ -143,7 +143,7 @@ impl Address {
     pub fn mem(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         parse::check_name(&name)?;
-        Self { scheme: Scheme::Mem, place: Authority::Name(name), options: Vec::new() }.bounded()
+        Self { scheme: Scheme::Mem, authority: Authority::Name(name), options: Vec::new() }.bounded()
     }
 
     /// Returns the scheme.
@@ -153,7 +153,7 @@ impl Address {
 
     /// Returns the host, without brackets. Empty for `mem`, and where it was omitted to mean every interface.
     pub fn host(&self) -> &str {
-        match &self.place {
+        match &self.authority {
             Authority::Port { host, .. } => host,
             Authority::Name(_) => "",
         }
@@ -161,7 +161,7 @@ impl Address {
 
     /// Returns the port. 0 lets the operating system choose. Always 0 for `mem`.
     pub fn port(&self) -> u16 {
-        match self.place {
+        match self.authority {
             Authority::Port { port, .. } => port,
             Authority::Name(_) => 0,
         }
@@ -169,7 +169,7 @@ impl Address {
 
     /// Returns the name within the process, for `mem` only. Empty to have one assigned.
     pub fn name(&self) -> Option<&str> {
-        match &self.place {
+        match &self.authority {
             Authority::Port { .. } => None,
             Authority::Name(name) => Some(name),
         }
@@ -177,7 +177,7 @@ impl Address {
 
     /// Returns whether the host means every interface, as for a listener: empty, `*`, `0.0.0.0` or `[::]`.
     pub fn is_wildcard(&self) -> bool {
-        matches!(&self.place, Authority::Port { host, .. } if matches!(&**host, "" | "*" | "0.0.0.0" | "::"))
+        matches!(&self.authority, Authority::Port { host, .. } if matches!(&**host, "" | "*" | "0.0.0.0" | "::"))
     }
 
     /// Returns the value of one option.
@@ -217,7 +217,7 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme)?;
-        match &self.place {
+        match &self.authority {
             Authority::Port { host, port } if host.contains(':') => write!(f, "[{host}]:{port}")?,
             Authority::Port { host, port } => write!(f, "{host}:{port}")?,
             Authority::Name(name) => f.write_str(name)?,

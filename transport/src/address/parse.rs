@@ -29,13 +29,13 @@ fn address(text: &str) -> Result<Address> {
         return Err(invalid("no \"://\": write tcp://host:port"));
     };
     let scheme = parse_scheme(scheme)?;
-    let (place, query) = match rest.split_once('?') {
-        Some((place, query)) => (place, Some(query)),
+    let (authority, query) = match rest.split_once('?') {
+        Some((authority, query)) => (authority, Some(query)),
         None => (rest, None),
     };
     let mut address = match scheme {
-        Scheme::Mem => Address::mem(place)?,
-        _ => Address { scheme, place: host_and_port(scheme, place)?, options: Vec::new() },
+        Scheme::Mem => Address::mem(authority)?,
+        _ => Address { scheme, authority: host_and_port(scheme, authority)?, options: Vec::new() },
     };
     if let Some(query) = query {
         address.options = options(query)?;

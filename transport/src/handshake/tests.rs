@@ -469,7 +469,7 @@ async fn invalid_terms_fail_before_sending() {
     let error = greet_as_connector(&mut near, &ours, &TestEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
     drop(near);
-    let mut heard = Vec::new();
-    { far }.read_to_end(&mut heard).await.unwrap();
-    assert!(heard.is_empty());
+    let mut answer = Vec::new();
+    { far }.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.is_empty());
 }

@@ -8,15 +8,15 @@ use super::*;
 async fn accept_bytes(words: &[u8]) -> (Error, Vec<u8>) {
     let environment = TestEnvironment::new();
     let (mut near, mut far) = duplex(64 * 1024);
-    let (ours, mut heard) = (terms(None), Vec::new());
+    let (ours, mut answer) = (terms(None), Vec::new());
     near.write_all(words).await.unwrap();
     let accepting = async {
         let result = accept_peer(&mut far, &ours, &environment).await;
         drop(far);
         result
     };
-    let (result, _) = tokio::join!(accepting, near.read_to_end(&mut heard));
-    (result.unwrap_err(), heard)
+    let (result, _) = tokio::join!(accepting, near.read_to_end(&mut answer));
+    (result.unwrap_err(), answer)
 }
 
 /// Connects to a server that sends `words` at once.
@@ -43,14 +43,14 @@ async fn versions_without_overlap_are_refused_by_name_at_both_ends() {
     hello[HEAD_LEN..HEAD_LEN + 4].copy_from_slice(&[5, 0, 7, 0]);
     let named = |text: &str| text.contains("speaks 1 to 1") && text.contains("the other end 5 to 7");
 
-    let (error, heard) = accept_bytes(&hello).await;
+    let (error, answer) = accept_bytes(&hello).await;
     assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
-    let (kind, reason) = refusal_in(&heard);
+    let (kind, reason) = refusal_in(&answer);
     assert!(kind == ErrorKind::Refused && named(&reason), "{reason}");
 
     let error = connect_to_bytes(&hello).await;
     assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
-    let error = connect_to_bytes(&heard).await;
+    let error = connect_to_bytes(&answer).await;
     assert!(error.detail().starts_with("the peer refused: no common protocol version"), "{error}");
 }
 
@@ -59,14 +59,14 @@ async fn a_browser_gets_a_displayable_answer() {
     for request in
         ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"]
     {
-        let (error, heard) = accept_bytes(request.as_bytes()).await;
+        let (error, answer) = accept_bytes(request.as_bytes()).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.detail().contains("HTTP"), "{error}");
-        let heard = String::from_utf8(heard).unwrap();
-        let (head, body) = heard.split_once("\r\n\r\n").unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(
             head.starts_with("HTTP/1.1 400 Bad Request\r\n") && body.contains("Towline endpoint"),
-            "{heard}"
+            "{answer}"
         );
         assert!(head.contains(&format!("Content-Length: {}", body.len())), "{head}");
     }
@@ -82,10 +82,10 @@ async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
         (b"\x00\xff\x1b[2J\x07 and so on, for longer than anyone wants to read", "\\x00\\xff\\x1b[2J"),
         (b"GETTING", "it sent \"GETTING\""),
     ] {
-        let (error, heard) = accept_bytes(words).await;
+        let (error, answer) = accept_bytes(words).await;
         assert_eq!(error.kind(), ErrorKind::Refused);
         assert!(error.detail().contains(expected), "{error}");
-        assert_eq!(refusal_in(&heard), (ErrorKind::Refused, error.detail().to_owned()));
+        assert_eq!(refusal_in(&answer), (ErrorKind::Refused, error.detail().to_owned()));
         assert!(!error.to_string().contains(char::is_control), "{error}");
     }
 }
@@ -182,8 +182,8 @@ async fn the_reason_reaches_a_peer_that_is_still_writing() {
         stream.write_all(&[0x55; 1024]).await.unwrap();
     }
     stream.shutdown().await.unwrap();
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
     let error = accepting.await.unwrap();
-    assert_eq!(refusal_in(&heard).1, error.detail());
+    assert_eq!(refusal_in(&answer).1, error.detail());
 }

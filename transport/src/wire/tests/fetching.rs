@@ -65,7 +65,7 @@ impl ModelFetcher {
     fn confirm(&mut self) -> Result<()> {
         match self.theirs.lock().unwrap().retracted {
             false => Ok(()),
-            true => Err(crate::Error::new(ErrorKind::PeerLost, "withdrawn")),
+            true => Err(crate::Error::new(ErrorKind::PeerLost, "retracted")),
         }
     }
 
