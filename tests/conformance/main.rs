@@ -42,6 +42,7 @@ mod network;
 mod one_sided;
 mod peer;
 mod places;
+mod prefetch;
 mod processes;
 mod raw_peer;
 mod receipts;
@@ -66,6 +67,7 @@ use suite::{Case, Claims, Need};
 const GROUPS: &[&[Claims]] = &[
     messages::CASES,
     taking::CASES,
+    prefetch::CASES,
     receipts::CASES,
     flow::CASES,
     cancel::CASES,

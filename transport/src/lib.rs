@@ -33,6 +33,7 @@
 //! |---|---|
 //! | listen and connect | [`Endpoint`], [`Listener`], [`Address`] |
 //! | send and receive, with or without an acknowledgement | [`Connection`], [`Message`], [`Receipt`] |
+//! | receive ahead of an event loop | [`Connection::prefetch`], [`Prefetch`] |
 //! | choose the memory of a received message, or reject it | [`Connection::recv_into`], [`Incoming`], [`Destination`] |
 //! | let a peer read or write memory | [`Connection::expose`], [`Region`], [`RemoteRegion`] |
 //! | produce and keep data | [`Buffer`], [`BufferMut`], [`Pool`], [`Arena`], [`memory`] |
@@ -130,6 +131,7 @@ pub use memory::{Arena, ArenaStats, AvailableMemory, Buffer, BufferMut, MemoryBo
 pub use metrics::Metrics;
 pub use metrics::Stats;
 pub use platform::environment;
+pub use progress::prefetch::Prefetch;
 pub use progress::waiting::Wait;
 pub use transfer::destination::Destination;
 pub use transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};

@@ -60,6 +60,7 @@ use crate::handshake::Identity;
 use crate::memory::{self, Buffer, BufferMut, Pool};
 use crate::metrics::Stats;
 use crate::platform::process::Own;
+use crate::progress::prefetch::Prefetch;
 use crate::transfer::destination::Destination;
 use crate::transfer::message::{FrameInfo, Message};
 use crate::transfer::region::{Region, RemoteRegion};
@@ -355,6 +356,16 @@ impl Connection {
     /// See [`Connection::recv`](crate::Connection::recv).
     pub fn recv(&self) -> Result<Message> {
         self.wait("recv", self.connection.recv())
+    }
+
+    /// See [`Connection::prefetch`](crate::Connection::prefetch).
+    pub fn prefetch(&self, prefetch: Prefetch) -> Result<()> {
+        self.connection.prefetch(prefetch)
+    }
+
+    /// See [`Connection::try_recv`](crate::Connection::try_recv).
+    pub fn try_recv(&self) -> Result<Option<Message>> {
+        self.connection.try_recv()
     }
 
     /// See [`Connection::recv_into`](crate::Connection::recv_into).

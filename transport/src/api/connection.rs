@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Access, Buffer, BufferMut};
 use crate::metrics::Stats;
 use crate::progress::core::{Core, OwnedCore};
+use crate::progress::prefetch::Prefetch;
 use crate::transfer::message::Message;
 use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 
@@ -27,6 +28,7 @@ use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 /// |---|---|
 /// | send | [`send`](Self::send), [`deliver`](Self::deliver) |
 /// | receive | [`recv`](Self::recv), [`recv_into`](Self::recv_into), [`incoming`](Self::incoming) |
+/// | receive ahead | [`prefetch`](Self::prefetch), [`try_recv`](Self::try_recv) |
 /// | share memory | [`expose`](Self::expose), [`expose_mut`](Self::expose_mut) |
 /// | access the peer's memory | [`get`](Self::get), [`put`](Self::put) |
 /// | inspect | [`peer`](Self::peer), [`path`](Self::path), [`caps`](Self::caps), [`stats`](Self::stats) |
@@ -178,6 +180,54 @@ impl Connection {
     pub async fn recv(&self) -> Result<Message> {
         let span = tracing::trace_span!(parent: &self.core().span, "recv");
         self.core().recv().instrument(span).await
+    }
+
+    /// Receives messages ahead of the caller, on the endpoint's driver, from now on: [`recv`](Self::recv) then
+    /// returns what has arrived already. For callers on an event loop: their polls copy no payload, and they
+    /// are woken once for each message.
+    ///
+    /// A message counts as delivered when it has arrived, before a caller takes it. What no caller took is
+    /// dropped with the last handle. [`incoming`](Self::incoming) and [`recv_into`](Self::recv_into) fail from
+    /// now on, since messages already have their memory.
+    ///
+    /// # Errors
+    /// `Invalid` if this connection prefetches already.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> towline::Result<()> {
+    /// # use towline::{Endpoint, Message};
+    /// use towline::Prefetch;
+    /// # let endpoint = Endpoint::new()?;
+    /// # let listener = endpoint.listen(&"mem://".parse()?).await?;
+    /// # let near = endpoint.connect(listener.address()).await?;
+    /// # let far = listener.accept().await?;
+    ///
+    /// far.prefetch(Prefetch::default().messages(16).writable(true))?;
+    /// near.send(Message::new("work").with_frame(vec![1; 100_000])).await?;
+    ///
+    /// let mut frames = far.recv().await?.into_parts().1;
+    /// let mut numbers = frames.remove(0).try_into_mut().expect("the frame is writable");
+    /// numbers.as_mut_slice().expect("in host memory")[0] = 2;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn prefetch(&self, prefetch: Prefetch) -> Result<()> {
+        self.core().prefetch(prefetch).map_err(|error| self.core().placed(error, "prefetch"))
+    }
+
+    /// Returns the next message that [`prefetch`](Self::prefetch) has received, if there is one. Does not
+    /// wait.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), and `Invalid` if this connection does not prefetch.
+    pub fn try_recv(&self) -> Result<Option<Message>> {
+        let core = self.core();
+        let prefetched = core.check().and_then(|()| {
+            let why = "this connection does not prefetch: call prefetch before, or use recv";
+            core.prefetched.get().ok_or_else(|| Error::new(ErrorKind::Invalid, why))
+        });
+        prefetched.map_err(|error| core.placed(error, "recv"))?.try_next()
     }
 
     /// Receives the next message into `buffer`, its frames one after another.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use tokio::sync::MutexGuard;
 
 use super::driver::Driver;
 use super::pending_receive::PendingReceive;
+use super::prefetch::Prefetched;
 use super::waiting::{Wait, Waiters};
 use crate::backend::path::Path;
 use crate::backend::{Caps, Completion, CurrentLink, Done, Identity, Inbox, Op, Opened, SmallSend};
@@ -38,6 +39,8 @@ pub(crate) struct Core {
     pub(super) flushing: AtomicBool,
     /// The message that a cancelled `recv` had begun to receive. Locked by the caller that receives.
     pub(crate) pending: tokio::sync::Mutex<Option<PendingReceive>>,
+    /// The messages received ahead of the callers, if a task receives.
+    pub(crate) prefetched: OnceLock<Arc<Prefetched>>,
     pub(crate) counts: Arc<ConnectionCounts>,
     pub(crate) regions: Arc<Regions>,
     pub(crate) driver: Arc<Driver>,
@@ -84,6 +87,7 @@ impl OwnedCore {
             polls_at_send: AtomicU64::new(u64::MAX),
             flushing: AtomicBool::new(false),
             pending: tokio::sync::Mutex::default(),
+            prefetched: OnceLock::new(),
             counts: counts.clone(),
             regions,
             driver: driver.clone(),
@@ -340,6 +344,9 @@ impl Drop for OwnedCore {
         let core = &self.0;
         if !core.is_ours() {
             return;
+        }
+        if let Some(prefetched) = core.prefetched.get() {
+            prefetched.stop();
         }
         if core.inbox.ended().is_some() {
             return core.driver.forget(core);

@@ -41,6 +41,9 @@ impl Core {
     /// Receives the next message into pool memory. A receive that a dropped future had begun continues with
     /// the next call.
     pub(crate) async fn recv(self: &Arc<Self>) -> Result<Message> {
+        if let Some(prefetched) = self.prefetched.get() {
+            return self.next_prefetched(prefetched).await;
+        }
         self.expect(true);
         let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
         if begun.is_none() {
@@ -57,6 +60,9 @@ impl Core {
 
     /// Receives the next message into `buffer`, its frames one after another.
     pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
+        if let Err(error) = self.check_not_prefetching() {
+            return Err(Failed { error: self.placed(error, "recv"), returned: buffer });
+        }
         self.expect(false);
         let mut begun = match self.begun().await {
             Ok(begun) => begun,
